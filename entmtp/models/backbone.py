@@ -1,0 +1,201 @@
+"""The frozen causal LM behind one narrow interface: prefill a prompt, verify a tree, turn hidden states into logits.
+
+Any ``transformers`` decoder-only model works unmodified: the tree is a 4D mask and position ids, the cache is a
+:class:`~entmtp.models.cache.TreeCache`. A self-test at construction compares a small tree with sequential runs and
+refuses a model that does not come out the same.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from entmtp.errors import EntMTPError
+from entmtp.models import attention
+from entmtp.models.cache import TreeCache
+from entmtp.trees.batch import TreeBatch
+
+PREFILL_CHUNK = 512
+PREFILL_MULTIPLE = 16
+
+
+class Backbone:
+    """A causal LM that verifies trees.
+
+    Raises:
+        EntMTPError: at construction, if the model's self-test fails; the message names the model type and the reason.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        from entmtp.models.selftest import prepare
+
+        self.model = model.eval().requires_grad_(False)
+        self.config: Any = model.config.get_text_config(decoder=True)
+        self.device, self.dtype = model.device, model.dtype
+        self.hidden_size: int = self.config.hidden_size
+        self.vocab_size: int = self.config.vocab_size
+        self.max_context: int = getattr(self.config, "max_position_embeddings", None) or 2**30
+        self._output = _output_replay(model)
+        prepare(self)
+
+    @property
+    def decoder(self) -> torch.nn.Module:
+        """The model without its output layer."""
+        return getattr(self.model, self.model.base_model_prefix)
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """Input embedding table ``[vocab_size, hidden_size]``."""
+        return self.model.get_input_embeddings().weight
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Token ids that end a generation, as the model's generation config says."""
+        config = getattr(self.model, "generation_config", None)
+        eos = getattr(config, "eos_token_id", None)
+        return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
+
+    def new_cache(self, slots: int, capacity: int) -> TreeCache:
+        """A cache for ``slots`` requests of up to ``capacity`` rows; allocated at the first pass."""
+        return TreeCache(self.config.num_hidden_layers, slots, capacity, self.device)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits ``[..., vocab_size]`` of decoder states ``[..., hidden_size]``, scaled and capped as the model does."""
+        flat = hidden.reshape(1, -1, hidden.shape[-1])
+        return self._output(inputs_embeds=flat, use_cache=False).logits.reshape(*hidden.shape[:-1], -1)
+
+    @torch.inference_mode()
+    def prefill(self, ids: Sequence[int], slot: int, cache: TreeCache) -> torch.Tensor:
+        """Appends ``ids`` to ``slot`` and returns their decoder states ``[len(ids), hidden_size]``."""
+        chunks = []
+        for begin in range(0, len(ids), PREFILL_CHUNK):
+            chunk = list(ids[begin : begin + PREFILL_CHUNK])
+            # Few distinct widths: kernels that are built per shape (oneDNN's, CUDA graphs) are built seldom.
+            padding = min(-len(chunk) % PREFILL_MULTIPLE, cache.capacity - cache.lengths[slot] - len(chunk))
+            tokens = torch.tensor([chunk + [0] * padding], device=self.device)
+            real = torch.arange(len(chunk) + padding, device=self.device)[None] < len(chunk)
+            chunks.append(self._chain(tokens, real, [slot], cache)[0, : len(chunk)])
+            cache.commit([range(len(chunk))])
+        return torch.cat(chunks)
+
+    @torch.inference_mode()
+    def extend(self, tokens: torch.Tensor, slots: Sequence[int], cache: TreeCache) -> torch.Tensor:
+        """Decoder states ``[batch, n, hidden_size]`` of chains ``tokens [batch, n]`` behind the slots' tokens.
+
+        The caller commits what it keeps.
+        """
+        return self._chain(tokens, torch.ones_like(tokens, dtype=torch.bool), slots, cache)
+
+    def _chain(
+        self, tokens: torch.Tensor, real: torch.Tensor, slots: Sequence[int], cache: TreeCache
+    ) -> torch.Tensor:
+        batch, width = tokens.shape
+        depth = torch.arange(width, device=self.device).expand(batch, width)
+        ancestors = torch.ones(width, width, dtype=torch.bool, device=self.device).tril().expand(batch, width, width)
+        return self._forward(tokens, depth, ancestors & real[:, :, None] & real[:, None, :], real, slots, cache)
+
+    @torch.inference_mode()
+    def verify(self, tokens: torch.Tensor, trees: TreeBatch, slots: Sequence[int], cache: TreeCache) -> torch.Tensor:
+        """Decoder states ``[batch, width, hidden_size]`` of every node of each request's tree, in one pass.
+
+        ``tokens [batch, width]`` holds the root first. The caller commits the accepted path.
+        """
+        return self._forward(tokens, trees.depth, trees.ancestors, trees.real, slots, cache)
+
+    def _forward(
+        self,
+        tokens: torch.Tensor,
+        depth: torch.Tensor,
+        ancestors: torch.Tensor,
+        real: torch.Tensor,
+        slots: Sequence[int],
+        cache: TreeCache,
+    ) -> torch.Tensor:
+        plan = cache.begin(slots, real)
+        start = torch.tensor([cache.lengths[slot] for slot in slots], device=self.device)
+        positions = start[:, None] + depth
+        visible = _visible(ancestors, real, start, plan.first, plan.last)
+        output = self.decoder(
+            input_ids=tokens,
+            attention_mask=self._masks(visible, positions, start, plan.first),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state
+
+    def _masks(
+        self, visible: torch.Tensor, positions: torch.Tensor, start: torch.Tensor, first: int
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """One additive mask ``[batch, 1, n, rows]``, or one per layer type where the model has several."""
+        window = getattr(self.config, "sliding_window", None)
+        layer_types = set(getattr(self.config, "layer_types", None) or [])
+        full = self._additive(visible)
+        if not layer_types:
+            uses_window = window is not None and getattr(self.config, "use_sliding_window", True)
+            return self._additive(_windowed(visible, positions, start, first, window)) if uses_window else full
+        masks = {}
+        for layer_type in layer_types:
+            windowed = layer_type == "sliding_attention" and window is not None
+            masks[layer_type] = (
+                self._additive(_windowed(visible, positions, start, first, window)) if windowed else full
+            )
+        return masks
+
+    def _additive(self, visible: torch.Tensor) -> torch.Tensor:
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
+        return mask.masked_fill_(~visible, torch.finfo(self.dtype).min)[:, None]
+
+
+def _visible(
+    ancestors: torch.Tensor, real: torch.Tensor, start: torch.Tensor, first: int, last: int
+) -> torch.Tensor:
+    """Which buffer rows each node may look at ``[batch, n, last - first]``: committed ones and its ancestors."""
+    batch, width = real.shape
+    rows = torch.arange(first, last, device=real.device)
+    committed = (rows >= 1) & (rows <= start[:, None])
+    visible = committed[:, None, :].repeat(1, width, 1)
+    columns = start[:, None] + 1 - first + torch.arange(width, device=real.device)
+    visible.scatter_(2, columns[:, None, :].expand(batch, width, width), ancestors)
+    if first == 0:
+        # A padded query must see one row, or its softmax is NaN; row 0 is there for that.
+        visible[:, :, 0] = ~real
+    return visible
+
+
+def _windowed(
+    visible: torch.Tensor, positions: torch.Tensor, start: torch.Tensor, first: int, window: int
+) -> torch.Tensor:
+    """``visible`` within a sliding window, measured in token positions (tree rows are not in position order)."""
+    batch, width, length = visible.shape
+    key_positions = (torch.arange(length, device=visible.device) + first - 1).repeat(batch, 1)
+    columns = start[:, None] + 1 - first + torch.arange(width, device=visible.device)
+    key_positions.scatter_(1, columns, positions)
+    near = positions[:, :, None] - key_positions[:, None, :] < window
+    if first == 0:
+        near[:, :, 0] = True
+    return visible & near
+
+
+class _Passthrough(torch.nn.Module):
+    """Stands in for the decoder: returns the states it is given."""
+
+    def forward(self, *args: object, inputs_embeds: torch.Tensor, **kwargs: object) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+
+
+def _output_replay(model: PreTrainedModel) -> PreTrainedModel:
+    """The model's own forward with the decoder taken out: exact logits wherever they are scaled, capped or biased."""
+    replay = copy.copy(model)
+    replay._modules = dict(model._modules)
+    replay._modules[model.base_model_prefix] = _Passthrough()
+    return replay
+
+
+__all__ = ["Backbone", "attention"]

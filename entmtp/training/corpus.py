@@ -1,0 +1,196 @@
+"""Training text that the model writes itself, kept together with the decoder states it was written from.
+
+Draft heads learn to guess the *model's* continuations, so the corpus is the model's own answer to each prompt
+(self-distillation, Medusa section 2.3.3). The generator already holds the decoder states; keeping them saves a second
+pass. A corpus is a folder of parts, each a safetensors file; an interrupted run continues after its last part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from entmtp.errors import EntMTPError
+from entmtp.models.backbone import Backbone
+from entmtp.models.cache import TreeCache
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How the corpus is written.
+
+    Attributes:
+        slots: prompts answered at once.
+        max_prompt_tokens, max_new_tokens: a longer prompt is left out; a longer answer is cut.
+        temperature: of the prompts that are sampled; the others are answered greedily.
+        sampled_share: share of prompts that are sampled.
+        part_tokens: tokens per file.
+        seed: of the sampling.
+    """
+
+    slots: int = 64
+    max_prompt_tokens: int = 256
+    max_new_tokens: int = 192
+    temperature: float = 0.7
+    sampled_share: float = 1 / 3
+    part_tokens: int = 16_384
+    seed: int = 0
+
+
+@dataclass
+class Answer:
+    """A prompt being answered: ``states[i]`` is the decoder state that ``tokens[i]`` was chosen from."""
+
+    prompt_id: str
+    sampled: bool
+    tokens: list[int] = field(default_factory=list)
+    states: list[torch.Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CorpusPart:
+    """Answers one after another: ``tokens [total]``, ``states [total, hidden_size]``, ``starts [answers + 1]``."""
+
+    tokens: torch.Tensor
+    states: torch.Tensor
+    starts: torch.Tensor
+    prompt_ids: list[str]
+
+
+def prompt_id(ids: Sequence[int]) -> str:
+    """A stable name of a tokenised prompt."""
+    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
+
+
+@torch.inference_mode()
+def write_corpus(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    folder: Path,
+    generation: Generation,
+    progress: Callable[[int, int], None] = lambda answers, tokens: None,
+) -> int:
+    """Answers ``prompts`` (token ids) into ``folder``; skips those that its parts hold already. Returns tokens written.
+
+    Raises:
+        EntMTPError: if no prompt is short enough.
+    """
+    fitting = [list(ids) for ids in prompts if 0 < len(ids) <= generation.max_prompt_tokens]
+    if not fitting:
+        raise EntMTPError(
+            f"prompts: none of {len(prompts)} has between 1 and {generation.max_prompt_tokens} tokens;"
+            " give shorter prompts or raise max_prompt_tokens"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    done = {name for path in part_paths(folder) for name in read_part(path, states=False).prompt_ids}
+    waiting = iter([ids for ids in fitting if prompt_id(ids) not in done])
+    pending: list[Answer] = []
+    answers, tokens = len(done), 0
+    for answer in _answers(backbone, waiting, generation):
+        pending.append(answer)
+        answers, tokens = answers + 1, tokens + len(answer.tokens)
+        if sum(len(one.tokens) for one in pending) >= generation.part_tokens:
+            _write_part(folder, pending)
+            pending = []
+        progress(answers, tokens)
+    if pending:
+        _write_part(folder, pending)
+    return tokens
+
+
+def _answers(backbone: Backbone, waiting: Iterator[list[int]], generation: Generation) -> Iterator[Answer]:
+    """Yields finished answers; a free slot takes the next prompt at once."""
+    cache = backbone.new_cache(generation.slots, generation.max_prompt_tokens + generation.max_new_tokens + 1)
+    randomness = torch.Generator().manual_seed(generation.seed)
+    running: dict[int, Answer] = {}
+    state = torch.zeros(generation.slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
+    while True:
+        for slot in range(generation.slots):
+            if slot not in running and (ids := next(waiting, None)) is not None:
+                running[slot] = Answer(prompt_id(ids), _is_sampled(ids, generation))
+                state[slot] = backbone.prefill(ids, slot, cache)[-1]
+        if not running:
+            return
+        slots = sorted(running)
+        chosen = _choose(backbone.logits(state[slots]), [running[slot] for slot in slots], generation, randomness)
+        yield from _record(backbone, cache, running, slots, state, chosen, generation)
+        slots_left = [slot for slot in slots if slot in running]
+        if slots_left:
+            tokens = torch.tensor([running[slot].tokens[-1:] for slot in slots_left], device=backbone.device)
+            state[slots_left] = backbone.extend(tokens, slots_left, cache)[:, 0]
+            cache.commit([[0]] * len(slots_left))
+
+
+def _is_sampled(ids: Sequence[int], generation: Generation) -> bool:
+    return int(prompt_id(ids)[:8], 16) / 0xFFFFFFFF < generation.sampled_share
+
+
+def _choose(
+    logits: torch.Tensor, answers: list[Answer], generation: Generation, randomness: torch.Generator
+) -> list[int]:
+    """The next token of each running answer: argmax, or a draw at the temperature."""
+    chosen = logits.argmax(-1)
+    sampled = torch.tensor([answer.sampled for answer in answers], device=logits.device)
+    if sampled.any():
+        probabilities = (logits[sampled].float() / generation.temperature).softmax(-1).cpu()
+        chosen[sampled] = torch.multinomial(probabilities, 1, generator=randomness)[:, 0].to(chosen.device)
+    return chosen.tolist()
+
+
+def _record(
+    backbone: Backbone,
+    cache: TreeCache,
+    running: dict[int, Answer],
+    slots: list[int],
+    state: torch.Tensor,
+    chosen: list[int],
+    generation: Generation,
+) -> Iterator[Answer]:
+    kept = state[slots].to("cpu", torch.bfloat16)
+    for row, (slot, token) in enumerate(zip(slots, chosen, strict=True)):
+        answer = running[slot]
+        answer.tokens.append(token)
+        answer.states.append(kept[row])
+        if token in backbone.eos_token_ids or len(answer.tokens) >= generation.max_new_tokens:
+            cache.release(slot)
+            yield running.pop(slot)
+
+
+def part_paths(folder: Path) -> list[Path]:
+    """The finished parts of a corpus, in order."""
+    return sorted(folder.glob("part-*.safetensors"))
+
+
+def _write_part(folder: Path, answers: list[Answer]) -> None:
+    path = folder / f"part-{len(part_paths(folder)):05d}.safetensors"
+    tensors = {
+        "tokens": torch.tensor([token for answer in answers for token in answer.tokens], dtype=torch.int32),
+        "states": torch.stack([state for answer in answers for state in answer.states]),
+        "starts": torch.tensor([0, *(len(answer.tokens) for answer in answers)]).cumsum(0),
+    }
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata={"prompt_ids": json.dumps([answer.prompt_id for answer in answers])})
+    os.replace(temporary, path)
+
+
+def read_part(path: Path, *, states: bool = True) -> CorpusPart:
+    """Reads one part; ``states=False`` leaves the (large) decoder states out.
+
+    Raises:
+        EntMTPError: if the file is not a corpus part.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            held = file.get_tensor("states") if states else torch.empty(0)
+            names = json.loads(file.metadata()["prompt_ids"])
+            return CorpusPart(file.get_tensor("tokens").long(), held, file.get_tensor("starts"), names)
+    except Exception as error:  # safetensors raises its own type, and a foreign file lacks any of the keys
+        raise EntMTPError(f"corpus: {path} is not a corpus part ({error}); write the corpus again") from error

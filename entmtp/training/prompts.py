@@ -1,0 +1,157 @@
+"""Training prompts for the bundled heads: chat turns, code to complete, word problems and story ideas.
+
+Chat turns come from a ShareGPT file; code prompts are signatures and docstrings of the installed Python libraries;
+word problems and story ideas are put together from parts written for this project. None of them is a benchmark
+prompt: :func:`without_benchmarks` drops everything that shares a run of words with one.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+OVERLAP_WORDS = 8
+_CODE_ASKS = (
+    "Complete the following Python function.\n\n```python\n{code}\n```",
+    "{code}",
+    "Write the body of this Python function:\n{code}",
+    "Please implement the function below in Python and return only the code.\n\n{code}",
+)
+
+
+def chat_prompts(sharegpt: Path) -> list[str]:
+    """The first human turn of every conversation of a ShareGPT file (JSON list, JSON lines, or a cut-off list)."""
+    turns = []
+    for record in _records(sharegpt):
+        human = (turn.get("value") for turn in record.get("conversations", []) if turn.get("from") == "human")
+        first = (next(human, None) or "").strip()
+        if 8 <= len(first) <= 900:
+            turns.append(first)
+    return turns
+
+
+def _records(path: Path) -> Iterator[dict]:
+    text = path.read_text(encoding="utf-8")
+    decoder, at = json.JSONDecoder(), 0
+    while (at := text.find("{", at)) >= 0:
+        try:
+            record, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError:
+            return  # the file ends in the middle of a record
+        yield record
+
+
+def code_prompts(sources: Iterable[Path], randomness: random.Random) -> list[str]:
+    """Functions with a docstring, asked to be completed from signature and docstring."""
+    asked = []
+    for source in sources:
+        try:
+            tree = ast.parse(source.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError, ValueError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and (code := _head(node)):
+                asked.append(randomness.choice(_CODE_ASKS).format(code=code))
+    return asked
+
+
+def _head(node: ast.FunctionDef) -> str | None:
+    document = ast.get_docstring(node)
+    arguments = [argument.arg for argument in node.args.args]
+    if not document or not 40 <= len(document) <= 500 or not arguments or "self" in arguments or node.name[0] == "_":
+        return None
+    body = document.replace("\n", "\n    ")
+    return f'def {node.name}({ast.unparse(node.args)}):\n    """{body}\n    """\n'
+
+
+_NAMES = "Ana Ben Carla Dmitri Elif Farid Grace Hugo Ines Jonas Kavya Liam Mei Noor Omar Priya Quinn Rosa Sven Tara".split()
+_THINGS = "apples marbles stickers pencils books cookies shells tickets stamps flowers eggs cards bottles candles".split()
+_PROBLEMS = (
+    "{a} has {x} {t}. {b} has {k} times as many. How many {t} do they have together?",
+    "A box holds {x} {t}. {a} fills {k} boxes and has {y} {t} left over. How many {t} did {a} have at the start?",
+    "{a} buys {x} {t} at ${k} each and pays with a ${big} note. How much change does {a} get?",
+    "Every day {a} sells {x} {t} in the morning and {y} in the afternoon. How many {t} are sold in {k} weeks?",
+    "{a} runs {k} miles a day, {b} runs {y} miles a day. After {x} days, how many miles farther has the faster one run?",
+    "A train goes {x} miles an hour for {k} hours and then {y} miles an hour for 2 hours. How far does it go in all?",
+    "{a} had {big} {t}, gave {x} to {b}, and lost {y}. Then {a} found {k} more. How many {t} does {a} have now?",
+    "There are {x} rows of chairs with {k} chairs each. {y} chairs are broken. How many people can sit down?",
+    "{a} is {k} years older than {b}. In {y} years their ages will add up to {big}. How old is {b} today?",
+    "A garden is {x} feet long and {k} feet wide. A fence costs ${y} a foot. What does a fence around it cost?",
+    "{a} reads {x} pages an hour. A book has {big} pages and {a} has read {y}. How many hours are left to read?",
+    "A recipe for {k} people needs {x} grams of flour. How many grams are needed for {y} people?",
+    "{a} earns ${x} an hour and works {k} hours on each of 5 days. {a} spends ${y} on food. How much is left?",
+    "A shop lowers the price of a ${big} coat by {k} percent and then takes off another ${y}. What is the new price?",
+    "{a} and {b} share {big} {t} so that {a} gets {x} more than {b}. How many does {b} get?",
+    "A tank with {big} liters loses {k} liters an hour. After {y} hours, {x} liters are added. How much is in it?",
+    "Half of the {big} pupils of a school walk, {x} come by bus and the rest cycle. How many cycle?",
+    "{a} baked {k} trays of {y} muffins and sold all but {x}. Each was sold for $2. How much money did {a} take?",
+)
+_MATH_ASKS = ("{problem}", "{problem} Think step by step.", "Solve this problem and explain each step: {problem}")
+
+
+def math_prompts(count: int, randomness: random.Random) -> list[str]:
+    """Word problems for grade school put together from parts."""
+    prompts = []
+    for _ in range(count):
+        first, second = randomness.sample(_NAMES, 2)
+        problem = randomness.choice(_PROBLEMS).format(
+            a=first,
+            b=second,
+            t=randomness.choice(_THINGS),
+            x=randomness.randint(5, 60),
+            y=randomness.randint(2, 25),
+            k=randomness.randint(2, 9),
+            big=randomness.randrange(100, 500, 10),
+        )
+        prompts.append(randomness.choice(_MATH_ASKS).format(problem=problem))
+    return prompts
+
+
+_HEROES = (
+    "a lighthouse keeper|a retired thief|twins who never speak|a robot gardener|a night-shift nurse|an exiled queen|"
+    "a boy who collects echoes|a mapmaker|the last librarian|a ghost who is afraid of people|a taxi driver|"
+    "a failed magician|an astronaut|a dragon's accountant|a beekeeper|a time traveller's mother|a village baker|"
+    "a detective with no memory|a street musician|a deaf pianist"
+).split("|")
+_EVENTS = (
+    "finds a door that was not there yesterday|receives a letter written by their future self|must keep a promise to an"
+    " enemy|loses the one thing that cannot be replaced|discovers that the town is built on a lie|has one day left|"
+    "hears a voice on the radio that knows their name|wakes up in someone else's life|is asked to bury a secret|"
+    "falls in love with a stranger's diary|learns that the moon is shrinking|has to choose between two truths|"
+    "inherits a house full of clocks|makes a bargain at midnight|meets the person they once betrayed|"
+    "is the only one who remembers the war|grows a garden that grants wishes|is mistaken for a hero"
+).split("|")
+_STORY_ASKS = (
+    "Write a short story about {hero} who {event}.",
+    "[WP] {Hero} {event}.",
+    "Write the opening scene of a novel in which {hero} {event}.",
+    "Tell a {mood} tale: {hero} {event}.",
+    "You are {hero}. One evening something changes: a person close to you {event}. Write about it.",
+)
+_MOODS = "funny sad eerie hopeful romantic bitter whimsical tense".split()
+
+
+def story_prompts(count: int, randomness: random.Random) -> list[str]:
+    """Ideas for stories put together from parts."""
+    prompts = []
+    for _ in range(count):
+        hero, event = randomness.choice(_HEROES), randomness.choice(_EVENTS)
+        ask, mood = randomness.choice(_STORY_ASKS), randomness.choice(_MOODS)
+        prompts.append(ask.format(hero=hero, Hero=hero[0].upper() + hero[1:], event=event, mood=mood))
+    return sorted(set(prompts))
+
+
+def without_benchmarks(prompts: Sequence[str], benchmark: Iterable[str]) -> list[str]:
+    """Drops every prompt that shares a run of eight words with a benchmark prompt, or is one (short prompts whole)."""
+    known = {run for text in benchmark for run in _runs(text)}
+    return [prompt for prompt in prompts if known.isdisjoint(_runs(prompt))]
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    width = min(OVERLAP_WORDS, max(len(words), 1))
+    return {tuple(words[at : at + width]) for at in range(len(words) - width + 1)}

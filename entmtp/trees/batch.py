@@ -1,0 +1,66 @@
+"""One topology per request, padded to a common node count, as the tensors that one forward pass needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from entmtp.trees.topology import Topology
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """Padded trees of a step; ``width`` is the padded node count with the root.
+
+    Attributes:
+        topologies: one per request, in batch order.
+        parent, depth, rank: ``[batch, width]`` int64; padding is 0.
+        ancestors: ``[batch, width, width]`` bool; a padded row or column is False everywhere.
+        real: ``[batch, width]`` bool; False on padding.
+    """
+
+    topologies: tuple[Topology, ...]
+    parent: torch.Tensor
+    depth: torch.Tensor
+    rank: torch.Tensor
+    ancestors: torch.Tensor
+    real: torch.Tensor
+
+    @classmethod
+    def of(cls, topologies: Sequence[Topology], device: torch.device | str = "cpu") -> TreeBatch:
+        """Pads ``topologies`` to the largest of them."""
+        width = 1 + max(topology.nodes for topology in topologies)
+        if all(topology is topologies[0] for topology in topologies):
+            return cls._uniform(topologies, device)
+        rows = len(topologies)
+        parent, depth, rank = (torch.zeros(rows, width, dtype=torch.int64) for _ in range(3))
+        ancestors = torch.zeros(rows, width, width, dtype=torch.bool)
+        real = torch.zeros(rows, width, dtype=torch.bool)
+        for row, topology in enumerate(topologies):
+            size = topology.nodes + 1
+            parent[row, :size], depth[row, :size], rank[row, :size] = topology.parent, topology.depth, topology.rank
+            ancestors[row, :size, :size] = topology.ancestors
+            real[row, :size] = True
+        tensors = (tensor.to(device) for tensor in (parent, depth, rank, ancestors, real))
+        return cls(tuple(topologies), *tensors)
+
+    @classmethod
+    def _uniform(cls, topologies: Sequence[Topology], device: torch.device | str) -> TreeBatch:
+        """The common case of one tree for all: views instead of copies."""
+        first, rows = topologies[0], len(topologies)
+        node_tensors = (first.parent, first.depth, first.rank, first.ancestors)
+        views = (tensor.to(device).expand(rows, *tensor.shape) for tensor in node_tensors)
+        real = torch.ones(rows, first.nodes + 1, dtype=torch.bool, device=device)
+        return cls(tuple(topologies), *views, real)
+
+    @property
+    def width(self) -> int:
+        """Padded node count, root included."""
+        return self.parent.shape[1]
+
+    @property
+    def max_depth(self) -> int:
+        """Depth of the deepest tree of the batch."""
+        return max(topology.max_depth for topology in self.topologies)

@@ -1,0 +1,113 @@
+"""Tree topologies: which continuations a step guesses, as child ranks from the root.
+
+A path is a tuple of child ranks: ``(0,)`` is the first head's best guess, ``(0, 1)`` the second-best continuation of
+it (Medusa, arXiv 2401.10774, section 2.1.2, calls the set of paths 'choices'). Node 0 of every derived tensor is the
+root, the token that the model itself chose last; the empty topology (root only) is plain decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from entmtp.errors import EntMTPError
+
+Path = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """An immutable prefix-closed set of paths in canonical order (by depth, then path).
+
+    Build one with :meth:`of`; a topology is *data* of a step and may differ between steps and requests.
+    """
+
+    paths: tuple[Path, ...]
+    name: str = ""
+
+    @classmethod
+    def of(cls, paths: Iterable[Sequence[int]], *, name: str = "", max_depth: int | None = None) -> Topology:
+        """Checks and orders ``paths``.
+
+        Raises:
+            EntMTPError: if there are none, one is malformed, one lacks its parent, or one is deeper than ``max_depth``
+                (the number of heads). The message names the path.
+        """
+        ordered = sorted({_checked(path) for path in paths}, key=lambda path: (len(path), path))
+        if not ordered:
+            raise EntMTPError("topology: it has no paths; give at least one, or use Topology.root_only()")
+        known = set(ordered)
+        for path in ordered:
+            if len(path) > 1 and path[:-1] not in known:
+                raise EntMTPError(f"topology: path {path} lacks its parent {path[:-1]}; add the parent or drop the path")
+        topology = cls(tuple(ordered), name or f"n{len(ordered)}")
+        if max_depth is not None:
+            topology.check_depth(max_depth)
+        return topology
+
+    @classmethod
+    def root_only(cls) -> Topology:
+        """Plain decoding: nothing is guessed."""
+        return cls((), "n0")
+
+    def check_depth(self, max_depth: int) -> None:
+        """Raises EntMTPError with the first path deeper than ``max_depth`` heads can reach."""
+        for path in self.paths:
+            if len(path) > max_depth:
+                raise EntMTPError(
+                    f"topology: path {path} has depth {len(path)} but there are only {max_depth} draft heads;"
+                    " shorten the path or use deeper heads"
+                )
+
+    @property
+    def nodes(self) -> int:
+        """Node budget: nodes without the root."""
+        return len(self.paths)
+
+    @property
+    def max_depth(self) -> int:
+        """Depth of the deepest path; 0 for plain decoding."""
+        return len(self.paths[-1]) if self.paths else 0
+
+    @cached_property
+    def index(self) -> dict[Path, int]:
+        """Node number of each path, the root ``()`` being 0."""
+        return {(): 0} | {path: number for number, path in enumerate(self.paths, start=1)}
+
+    @cached_property
+    def parent(self) -> torch.Tensor:
+        """Parent node ``[nodes + 1]``, int64; the root is its own parent."""
+        return torch.tensor([0] + [self.index[path[:-1]] for path in self.paths])
+
+    @cached_property
+    def depth(self) -> torch.Tensor:
+        """Depth ``[nodes + 1]``, int64; 0 for the root."""
+        return torch.tensor([0] + [len(path) for path in self.paths])
+
+    @cached_property
+    def rank(self) -> torch.Tensor:
+        """Child rank ``[nodes + 1]``, int64; 0 for the root."""
+        return torch.tensor([0] + [path[-1] for path in self.paths])
+
+    @cached_property
+    def ancestors(self) -> torch.Tensor:
+        """Ancestor mask ``[nodes + 1, nodes + 1]``, bool: ``[i, j]`` is True where j is i or an ancestor of i."""
+        mask = torch.eye(self.nodes + 1, dtype=torch.bool)
+        for node, path in enumerate(self.paths, start=1):
+            mask[node] |= mask[self.index[path[:-1]]]
+        return mask
+
+    @cached_property
+    def max_rank(self) -> tuple[int, ...]:
+        """The highest child rank asked for at depths 1, 2, ...: what the heads must rank."""
+        return tuple(max(path[-1] for path in self.paths if len(path) == d) for d in range(1, self.max_depth + 1))
+
+
+def _checked(path: Sequence[int]) -> Path:
+    ranks = tuple(path)
+    if not ranks or any(not isinstance(rank, int) or isinstance(rank, bool) or rank < 0 for rank in ranks):
+        raise EntMTPError(f"topology: path {path!r} is not a non-empty list of child ranks >= 0, such as [0, 1]")
+    return ranks
