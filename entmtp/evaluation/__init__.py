@@ -1,0 +1,1 @@
+"""Is it true: suites of prompts, task scores, paired comparisons and their reports."""

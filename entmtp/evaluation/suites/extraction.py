@@ -1,0 +1,78 @@
+"""The code in a chat model's answer, as a completion that can follow a function's signature and docstring."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+import warnings
+
+_FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+_CODE_START = re.compile(r"^(?:def|class|import|from|async|@)\b|^@")
+_INDENT = "    "
+# Closes the function that the prompt leaves open, so that a full definition in the answer replaces it.
+_CLOSE_OPEN_FUNCTION = "\n    pass\n\n\n"
+
+
+def completion(text: str, prompt: str, entry_point: str) -> str:
+    """The text to append to `prompt` to get a program: either a new definition of `entry_point`, or its body.
+
+    The answer may hold fenced blocks or bare code, the whole function or only its body, prose before and after, and
+    may be cut off in the middle; what does not parse at its end is left out. Returns '' where there is no code.
+    """
+    blocks = [textwrap.dedent(block) for block in _FENCE.findall(text)]
+    bare = _from_first_code_line(text)
+    definition = re.compile(rf"^(?:async )?def {re.escape(entry_point)}\b", re.MULTILINE)
+    for code in [*blocks, bare]:
+        if definition.search(code):
+            return _CLOSE_OPEN_FUNCTION + _longest_program("", code)
+    body = blocks[0] if blocks else text
+    return max(
+        (_longest_program(prompt, candidate) for candidate in _as_bodies(body)), key=lambda kept: kept.count("\n")
+    )
+
+
+def _from_first_code_line(text: str) -> str:
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        if _CODE_START.match(line):
+            return "".join(lines[number:])
+    return ""
+
+
+def _as_bodies(code: str) -> list[str]:
+    """Ways to indent a body, the likeliest first: as it is, or with the indent that its first line often loses, or
+    every line moved to one level."""
+    code = code.strip("\n") + "\n"
+    first, _, rest = code.partition("\n")
+    moved = "\n" + textwrap.indent(textwrap.dedent(code), _INDENT)
+    if first[:1].isspace():
+        return ["\n" + code, moved]
+    if all(line[:1].isspace() for line in rest.splitlines() if line):
+        return [f"\n{_INDENT}{code}", moved]
+    return [moved]
+
+
+def _longest_program(prefix: str, code: str) -> str:
+    """As many leading lines of `code` as parse behind `prefix`; '' where not even the first does."""
+    lines = code.splitlines(keepends=True)
+    offset = prefix.count("\n")
+    while lines:
+        wrong = _wrong_line(prefix + "".join(lines))
+        if wrong is None:
+            return "".join(lines)
+        lines = lines[: max(0, min(len(lines) - 1, wrong - offset - 1))]
+    return ""
+
+
+def _wrong_line(program: str) -> int | None:
+    """Number (from 1) of the line at which the program stops to parse; None where all of it does."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(program)
+    except SyntaxError as error:
+        return error.lineno or 1
+    except (ValueError, RecursionError, MemoryError):
+        return 1
+    return None

@@ -1,0 +1,92 @@
+"""From where a suite's prompts come: a given file, an installed package, the hub, or the project's own sample."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.suites.base import Prompt, Source, Suite, SuiteData, fingerprint
+from entmtp.evaluation.suites.files import Located, read_rows
+from entmtp.evaluation.suites.hub import HubUnavailableError, hub_rows
+from entmtp.evaluation.suites.splits import draw, text_key
+
+SAMPLES = Path(__file__).parent / "samples"
+
+logger = logging.getLogger(__name__)
+
+
+def load(suite: Suite[Any], data_file: Path | None, limit: int | None, seed: int) -> SuiteData:
+    """Read the suite's prompts from the first source that has them and draw `limit` of them.
+
+    Raises:
+        EntMTPError: `limit` is below 1, the file is unusable, or a row does not fit the suite's schema.
+    """
+    if limit is not None and limit < 1:
+        raise EntMTPError(f"limit {limit} for suite {suite.name} is below 1; give a positive number of prompts")
+    source, origin, rows = _open(suite, data_file)
+    prompts = _prompts(suite, rows, origin)
+    if limit is not None:
+        prompts = draw(prompts, limit, seed)
+    return SuiteData(suite.name, prompts, source, origin, fingerprint(prompts))
+
+
+def _open(suite: Suite[Any], data_file: Path | None) -> tuple[Source, str, Iterator[Located]]:
+    columns = frozenset(suite.row_type.model_fields)
+    if data_file is not None:
+        return "file", str(data_file), read_rows(data_file, columns)
+    package = suite.package_rows()
+    if package is not None:
+        name, rows = package
+        return "package", name, _located(name, rows)
+    origin = str(suite.hub)
+    try:
+        return "hub", origin, _located(origin, hub_rows(suite.hub, columns))
+    except HubUnavailableError as error:
+        logger.warning("%s: %s; using the project's own sample instead", suite.name, error)
+    sample = SAMPLES / f"{suite.name}.jsonl"
+    return "sample", f"EntMTP's own sample {sample.name}", read_rows(sample, columns)
+
+
+def _located(origin: str, rows: Iterable[Any]) -> Iterator[Located]:
+    for number, row in enumerate(rows, start=1):
+        yield f"{origin}, row {number}", row
+
+
+def _prompts(suite: Suite[Any], rows: Iterator[Located], origin: str) -> tuple[Prompt, ...]:
+    """Validate every row; rows without a usable prompt and repeated texts are left out, with one line that says so."""
+    prompts: dict[str, Prompt] = {}
+    ids: set[str] = set()
+    count = 0
+    for number, (where, row) in enumerate(rows):
+        count += 1
+        prompt = suite.prompt(_validate(suite, where, row), number)
+        if prompt is None:
+            continue
+        if prompt.id in ids:
+            raise EntMTPError(f"{where}: id {prompt.id!r} appears twice; give every row its own id")
+        ids.add(prompt.id)
+        prompts.setdefault(text_key(prompt.text), prompt)
+    if not prompts:
+        raise EntMTPError(f"{origin}: no usable prompt in {count} rows; suite {suite.name} needs at least one")
+    if len(prompts) < count:
+        logger.info("%s: %d of %d rows left out (no usable or a repeated prompt)", origin, count - len(prompts), count)
+    return tuple(prompts.values())
+
+
+def _validate(suite: Suite[Any], where: str, row: Any) -> BaseModel:
+    needs = f"suite {suite.name} needs the columns {', '.join(suite.row_type.model_fields)}"
+    if not isinstance(row, dict):
+        raise EntMTPError(f"{where}: expected an object, not {type(row).__name__}; {needs}")
+    try:
+        return suite.row_type.model_validate(row, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        column = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise EntMTPError(f"{where}: column {column!r} is missing; {needs}") from error
+        raise EntMTPError(f"{where}: column {column!r} is wrong: {first['msg']}; {needs}") from error
