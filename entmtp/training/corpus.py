@@ -21,28 +21,7 @@ from safetensors.torch import save_file
 from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import TreeCache
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How the corpus is written.
-
-    Attributes:
-        slots: prompts answered at once.
-        max_prompt_tokens, max_new_tokens: a longer prompt is left out; a longer answer is cut.
-        temperature: of the prompts that are sampled; the others are answered greedily.
-        sampled_share: share of prompts that are sampled.
-        part_tokens: tokens per file.
-        seed: of the sampling.
-    """
-
-    slots: int = 64
-    max_prompt_tokens: int = 256
-    max_new_tokens: int = 192
-    temperature: float = 0.7
-    sampled_share: float = 1 / 3
-    part_tokens: int = 16_384
-    seed: int = 0
+from entmtp.settings import CorpusSettings
 
 
 @dataclass
@@ -75,7 +54,7 @@ def write_corpus(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
     folder: Path,
-    generation: Generation,
+    settings: CorpusSettings,
     progress: Callable[[int, int], None] = lambda answers, tokens: None,
 ) -> int:
     """Answers ``prompts`` (token ids) into ``folder``; skips those that its parts hold already. Returns tokens written.
@@ -83,10 +62,10 @@ def write_corpus(
     Raises:
         EntMTPError: if no prompt is short enough.
     """
-    fitting = [list(ids) for ids in prompts if 0 < len(ids) <= generation.max_prompt_tokens]
+    fitting = [list(ids) for ids in prompts if 0 < len(ids) <= settings.max_prompt_tokens]
     if not fitting:
         raise EntMTPError(
-            f"prompts: none of {len(prompts)} has between 1 and {generation.max_prompt_tokens} tokens;"
+            f"prompts: none of {len(prompts)} has between 1 and {settings.max_prompt_tokens} tokens;"
             " give shorter prompts or raise max_prompt_tokens"
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,10 +73,10 @@ def write_corpus(
     waiting = iter([ids for ids in fitting if prompt_id(ids) not in done])
     pending: list[Answer] = []
     answers, tokens = len(done), 0
-    for answer in _answers(backbone, waiting, generation):
+    for answer in _answers(backbone, waiting, settings):
         pending.append(answer)
         answers, tokens = answers + 1, tokens + len(answer.tokens)
-        if sum(len(one.tokens) for one in pending) >= generation.part_tokens:
+        if sum(len(one.tokens) for one in pending) >= settings.part_tokens:
             _write_part(folder, pending)
             pending = []
         progress(answers, tokens)
@@ -106,22 +85,22 @@ def write_corpus(
     return tokens
 
 
-def _answers(backbone: Backbone, waiting: Iterator[list[int]], generation: Generation) -> Iterator[Answer]:
+def _answers(backbone: Backbone, waiting: Iterator[list[int]], settings: CorpusSettings) -> Iterator[Answer]:
     """Yields finished answers; a free slot takes the next prompt at once."""
-    cache = backbone.new_cache(generation.slots, generation.max_prompt_tokens + generation.max_new_tokens + 1)
-    randomness = torch.Generator().manual_seed(generation.seed)
+    cache = backbone.new_cache(settings.slots, settings.max_prompt_tokens + settings.max_new_tokens + 1)
+    randomness = torch.Generator().manual_seed(settings.seed)
     running: dict[int, Answer] = {}
-    state = torch.zeros(generation.slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
+    state = torch.zeros(settings.slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
     while True:
-        for slot in range(generation.slots):
+        for slot in range(settings.slots):
             if slot not in running and (ids := next(waiting, None)) is not None:
-                running[slot] = Answer(prompt_id(ids), _is_sampled(ids, generation))
+                running[slot] = Answer(prompt_id(ids), _is_sampled(ids, settings))
                 state[slot] = backbone.prefill(ids, slot, cache)[-1]
         if not running:
             return
         slots = sorted(running)
-        chosen = _choose(backbone.logits(state[slots]), [running[slot] for slot in slots], generation, randomness)
-        yield from _record(backbone, cache, running, slots, state, chosen, generation)
+        chosen = _choose(backbone.logits(state[slots]), [running[slot] for slot in slots], settings, randomness)
+        yield from _record(backbone, cache, running, slots, state, chosen, settings)
         slots_left = [slot for slot in slots if slot in running]
         if slots_left:
             tokens = torch.tensor([running[slot].tokens[-1:] for slot in slots_left], device=backbone.device)
@@ -129,18 +108,18 @@ def _answers(backbone: Backbone, waiting: Iterator[list[int]], generation: Gener
             cache.commit([[0]] * len(slots_left))
 
 
-def _is_sampled(ids: Sequence[int], generation: Generation) -> bool:
-    return int(prompt_id(ids)[:8], 16) / 0xFFFFFFFF < generation.sampled_share
+def _is_sampled(ids: Sequence[int], settings: CorpusSettings) -> bool:
+    return int(prompt_id(ids)[:8], 16) / 0xFFFFFFFF < settings.sampled_share
 
 
 def _choose(
-    logits: torch.Tensor, answers: list[Answer], generation: Generation, randomness: torch.Generator
+    logits: torch.Tensor, answers: list[Answer], settings: CorpusSettings, randomness: torch.Generator
 ) -> list[int]:
     """The next token of each running answer: argmax, or a draw at the temperature."""
     chosen = logits.argmax(-1)
     sampled = torch.tensor([answer.sampled for answer in answers], device=logits.device)
     if sampled.any():
-        probabilities = (logits[sampled].float() / generation.temperature).softmax(-1).cpu()
+        probabilities = (logits[sampled].float() / settings.temperature).softmax(-1).cpu()
         chosen[sampled] = torch.multinomial(probabilities, 1, generator=randomness)[:, 0].to(chosen.device)
     return chosen.tolist()
 
@@ -152,14 +131,14 @@ def _record(
     slots: list[int],
     state: torch.Tensor,
     chosen: list[int],
-    generation: Generation,
+    settings: CorpusSettings,
 ) -> Iterator[Answer]:
     kept = state[slots].to("cpu", torch.bfloat16)
     for row, (slot, token) in enumerate(zip(slots, chosen, strict=True)):
         answer = running[slot]
         answer.tokens.append(token)
         answer.states.append(kept[row])
-        if token in backbone.eos_token_ids or len(answer.tokens) >= generation.max_new_tokens:
+        if token in backbone.eos_token_ids or len(answer.tokens) >= settings.max_new_tokens:
             cache.release(slot)
             yield running.pop(slot)
 

@@ -4,10 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from entmtp.trees.topology import Topology
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The nodes of one depth that have children, over the whole batch, and where their children go.
+
+    Attributes:
+        request, node: ``[parents]`` int64, the batch row and node of each parent.
+        child_request, child: ``[children]`` int64, the batch row and node of each child.
+        child_of: ``[children]`` int64, the child's parent as an index into ``node``.
+        child_rank: ``[children]`` int64.
+        ranks: how many of the best guesses are needed.
+    """
+
+    request: torch.Tensor
+    node: torch.Tensor
+    child_request: torch.Tensor
+    child: torch.Tensor
+    child_of: torch.Tensor
+    child_rank: torch.Tensor
+    ranks: int
 
 
 @dataclass(frozen=True)
@@ -55,6 +77,11 @@ class TreeBatch:
         real = torch.ones(rows, first.nodes + 1, dtype=torch.bool, device=device)
         return cls(tuple(topologies), *views, real)
 
+    @cached_property
+    def expansions(self) -> tuple[Expansion, ...]:
+        """Per depth 0, 1, ... the nodes to expand: what heads that go level by level need."""
+        return tuple(_expansion(self.topologies, depth, self.parent.device) for depth in range(self.max_depth))
+
     @property
     def width(self) -> int:
         """Padded node count, root included."""
@@ -64,3 +91,17 @@ class TreeBatch:
     def max_depth(self) -> int:
         """Depth of the deepest tree of the batch."""
         return max(topology.max_depth for topology in self.topologies)
+
+
+def _expansion(topologies: Sequence[Topology], depth: int, device: torch.device) -> Expansion:
+    parents: dict[tuple[int, int], int] = {}
+    children: list[tuple[int, int, int, int]] = []
+    for row, topology in enumerate(topologies):
+        for node, path in enumerate(topology.paths, start=1):
+            if len(path) == depth + 1:
+                parent = parents.setdefault((row, topology.index[path[:-1]]), len(parents))
+                children.append((row, node, parent, path[-1]))
+    request, node = torch.tensor(list(parents), device=device).T
+    child_request, child, child_of, child_rank = torch.tensor(children, device=device).T
+    ranks = 1 + max(rank for *_, rank in children)
+    return Expansion(request, node, child_request, child, child_of, child_rank, ranks)

@@ -1,0 +1,155 @@
+"""What every kind of draft head is: a small model on a frozen one, guessing a tree of tokens for the next step.
+
+Heads guess within a *draft vocabulary*, the most frequent tokens in order of frequency (FR-Spec, arXiv 2502.14856):
+with a full vocabulary the heads' output layer would cost more than a small model's whole step. Their output layer is
+the model's own, frozen, restricted to those rows, so a checkpoint holds only what was trained.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from entmtp.errors import EntMTPError
+from entmtp.trees.batch import TreeBatch
+
+if TYPE_CHECKING:
+    from entmtp.models.backbone import Backbone
+
+
+class DraftHeadsConfig(PreTrainedConfig):
+    """Shape and origin of draft heads; ``model_fingerprint`` is that of the model they were trained for."""
+
+    model_type = "entmtp_draft_heads"
+
+    def __init__(
+        self,
+        hidden_size: int = 576,
+        vocab_size: int = 49_152,
+        num_heads: int = 4,
+        inner_size: int = 736,
+        draft_vocab_size: int = 16_384,
+        model_fingerprint: str = "",
+        **kwargs: Any,
+    ) -> None:
+        self.hidden_size = hidden_size
+        self.vocab_size = vocab_size
+        self.num_heads = num_heads
+        self.inner_size = inner_size
+        self.draft_vocab_size = draft_vocab_size
+        self.model_fingerprint = model_fingerprint
+        super().__init__(**kwargs)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The tokens of a step's trees.
+
+    Attributes:
+        tokens: ``[batch, width]`` int64, the root first, 0 on padding.
+        log_probs: ``[batch, width]`` float32, of each node given its parent under the heads; 0 for root and padding.
+    """
+
+    tokens: torch.Tensor
+    log_probs: torch.Tensor
+
+
+class DraftHeads(PreTrainedModel):
+    """Base of Medusa and Hydra heads. Attach them to a backbone before use."""
+
+    config_class = DraftHeadsConfig
+    base_model_prefix = ""
+    main_input_name = "hidden"
+    kind: str
+
+    def __init__(self, config: DraftHeadsConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("draft_vocab", torch.arange(config.draft_vocab_size, dtype=torch.int32))
+        self.output_weight = torch.empty(0)
+        self.output_bias: torch.Tensor | None = None
+        self.input_table = torch.empty(0)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Each head sets its own start in its constructor."""
+
+    @property
+    def num_heads(self) -> int:
+        """Depth of the deepest tree that these heads can fill."""
+        return self.config.num_heads
+
+    def attach(self, backbone: Backbone) -> DraftHeads:
+        """Binds the model's embeddings and output layer; moves the heads to its device and dtype.
+
+        Raises:
+            EntMTPError: if the heads were made for another model.
+        """
+        from entmtp.models.registry import model_fingerprint
+
+        for field in ("hidden_size", "vocab_size"):
+            ours, theirs = getattr(self.config, field), getattr(backbone, field)
+            if ours != theirs:
+                raise EntMTPError(f"heads: {field} is {ours} but the model's is {theirs}; use heads made for this model")
+        trained_for = self.config.model_fingerprint
+        if trained_for and trained_for != (found := model_fingerprint(backbone.model)):
+            raise EntMTPError(
+                f"heads: they were trained for the model with fingerprint {trained_for[:12]}, this one has {found[:12]};"
+                " use heads made for this model, or train some with 'entmtp train'"
+            )
+        self.to(backbone.device, backbone.dtype)
+        output = backbone.model.get_output_embeddings()
+        rows = self.draft_vocab.long()
+        self.output_weight = output.weight.detach()[rows].contiguous()
+        bias = getattr(output, "bias", None)
+        self.output_bias = None if bias is None else bias.detach()[rows]
+        self.input_table = backbone.embeddings.detach()
+        return self.eval()
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """RMS-normalised input embeddings ``[..., hidden_size]`` of tokens ``[...]``."""
+        return rms_norm(nn.functional.embedding(tokens, self.input_table))
+
+    def draft_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits over the draft vocabulary ``[..., draft_vocab_size]`` of head states ``[..., hidden_size]``."""
+        return nn.functional.linear(states, self.output_weight, self.output_bias)
+
+    def best(self, states: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ``count`` likeliest tokens of head states ``[..., hidden_size]`` and their log-probabilities."""
+        logits = self.draft_logits(states).float()
+        top = logits.topk(count, dim=-1)
+        return self.draft_vocab.long()[top.indices], top.values - logits.logsumexp(-1, keepdim=True)
+
+    def check_width(self, trees: TreeBatch) -> None:
+        """Raises EntMTPError if a tree is deeper than the heads or asks for more ranks than they have tokens."""
+        for topology in trees.topologies:
+            topology.check_depth(self.num_heads)
+            if topology.max_rank and max(topology.max_rank) >= self.config.draft_vocab_size:
+                raise EntMTPError(
+                    f"topology: {topology.name} asks for child rank {max(topology.max_rank)} but the draft vocabulary"
+                    f" has {self.config.draft_vocab_size} tokens; use lower ranks"
+                )
+
+    @abstractmethod
+    def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
+        """Head states where the true continuation is known, for training and rank traces.
+
+        ``hidden [n, hidden_size]`` chose ``tokens[:, 0]`` (the root); ``tokens [n, num_heads]`` are the root and the
+        tokens behind it. Entry ``[:, i]`` of the result ``[n, heads, hidden_size]`` guesses the token behind
+        ``tokens[:, i]``.
+        """
+
+    @abstractmethod
+    def propose(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
+        """Fills each request's topology with tokens.
+
+        ``hidden [batch, hidden_size]`` is the decoder state that chose ``root [batch]``.
+        """
+
+
+def rms_norm(states: torch.Tensor) -> torch.Tensor:
+    """Root-mean-square normalisation without a weight."""
+    return nn.functional.rms_norm(states, states.shape[-1:], eps=1e-6)

@@ -1,0 +1,74 @@
+"""Draft-head checkpoints: a folder or hub repository with ``config.json`` and ``model.safetensors``."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from entmtp.errors import EntMTPError
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.hydra import HydraHeads
+from entmtp.heads.medusa import MedusaHeads
+
+if TYPE_CHECKING:
+    from entmtp.models.backbone import Backbone
+
+KINDS: dict[str, type[DraftHeads]] = {heads.kind: heads for heads in (MedusaHeads, HydraHeads)}
+_BY_MODEL_TYPE = {heads.config_class.model_type: heads for heads in KINDS.values()}
+
+
+def bundled_heads(kind: str) -> Path:
+    """The folder of the heads that are shipped for the bundled model."""
+    if kind not in KINDS:
+        raise EntMTPError(f"heads: kind '{kind}' is unknown; choose one of {', '.join(KINDS)}")
+    return Path(str(files("entmtp") / "assets" / kind))
+
+
+def load_heads(source: str | Path, backbone: Backbone) -> DraftHeads:
+    """Loads heads from a local folder or a hub name and attaches them to ``backbone``.
+
+    Raises:
+        EntMTPError: if the checkpoint is absent, is not safetensors, is of an unknown kind, or is for another model.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _download(str(source))
+    heads_class = _class_of(folder)
+    if not (folder / "model.safetensors").is_file():
+        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise EntMTPError(
+            f"heads: {folder} has no model.safetensors (found {found}); only safetensors checkpoints are read,"
+            " convert others with save_pretrained"
+        )
+    try:
+        heads = heads_class.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except Exception as error:  # safetensors, transformers and torch each raise their own types for a bad file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EntMTPError(f"heads: {folder / 'model.safetensors'} can't be read ({reason}); save the heads again") from error
+    return heads.attach(backbone)
+
+
+def _class_of(folder: Path) -> type[DraftHeads]:
+    path = folder / "config.json"
+    try:
+        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise EntMTPError(f"heads: {path} is missing or not JSON; give a folder written by save_pretrained") from error
+    if model_type not in _BY_MODEL_TYPE:
+        known = ", ".join(_BY_MODEL_TYPE)
+        raise EntMTPError(f"heads: model_type '{model_type}' in {path} is unknown; it must be one of {known}")
+    return _BY_MODEL_TYPE[model_type]
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md"]))
+    except Exception as error:  # the hub client raises many types; each means that the heads can't be had
+        raise EntMTPError(
+            f"heads: '{name}' is neither a local folder nor a reachable hub repository ({type(error).__name__});"
+            " give a folder written by save_pretrained, or a hub name while online"
+        ) from error

@@ -1,0 +1,103 @@
+"""Hydra heads (arXiv 2402.05109, section 3): a head also sees the tokens guessed before it on its own path.
+
+Head i: ``scale_i * h + W2_i SiLU(A_i rmsnorm(h) + sum_j B_{i+1-j} rmsnorm(e_j))`` over the path's tokens ``e_0`` (the
+root) ... ``e_i``. The paper concatenates the inputs, which is the same sum with one matrix for each (head, token)
+pair; here a token's matrix depends on its *distance* to the guessed one, so that what is learnt about the previous
+token serves all heads, and a node's contributions are computed once for its whole subtree.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from entmtp.heads.base import DraftHeads, DraftHeadsConfig, Proposal, rms_norm
+from entmtp.trees.batch import TreeBatch
+
+
+class HydraConfig(DraftHeadsConfig):
+    """Configuration of Hydra heads."""
+
+    model_type = "entmtp_hydra"
+
+
+class HydraHeads(DraftHeads):
+    """Sequentially dependent heads; each level of the tree is one batched pass over the nodes that have children."""
+
+    config_class = HydraConfig
+    kind = "hydra"
+
+    def __init__(self, config: HydraConfig) -> None:
+        super().__init__(config)
+        heads, inner, hidden = config.num_heads, config.inner_size, config.hidden_size
+        self.scale = nn.Parameter(torch.ones(heads))
+        self.from_state = nn.Linear(hidden, heads * inner, bias=False)
+        self.from_token = nn.Linear(hidden, heads * inner, bias=False)
+        self.down = nn.Parameter(torch.zeros(heads, inner, hidden))
+        self.post_init()
+
+    def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
+        heads = heads or self.num_heads
+        lifted = self._from_state(hidden, heads)
+        contributions = self._from_token(tokens[:, :heads], heads)
+        rows = []
+        for head in range(heads):
+            seen = [contributions[:, at, head - at] for at in range(head + 1)]
+            rows.append(lifted[:, head] + torch.stack(seen).sum(0))
+        return self._states(hidden[:, None], torch.stack(rows, dim=1), slice(0, heads))
+
+    @torch.inference_mode()
+    def propose(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
+        self.check_width(trees)
+        batch, width = trees.depth.shape
+        tokens = torch.zeros(batch, width, dtype=torch.int64, device=root.device)
+        log_probs = torch.zeros(batch, width, device=root.device)
+        tokens[:, 0] = root
+        heads = trees.max_depth
+        if heads == 0:
+            return Proposal(tokens, log_probs)
+        # inputs[:, node, i] is what head i's hidden layer receives from the path that ends in node.
+        inputs = self._from_state(hidden, heads)[:, None].repeat(1, width, 1, 1)
+        for level in range(heads):
+            self._grow(level, hidden, tokens, log_probs, inputs, trees)
+        return Proposal(tokens, log_probs)
+
+    def _grow(
+        self,
+        level: int,
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+        log_probs: torch.Tensor,
+        inputs: torch.Tensor,
+        trees: TreeBatch,
+    ) -> None:
+        """Writes the tokens at depth ``level + 1``, in place, from the nodes at depth ``level`` that have children."""
+        expansion = trees.expansions[level]
+        request, node = expansion.request, expansion.node
+        heads = inputs.shape[2]
+        contributions = self._from_token(tokens[request, node], heads - level)
+        inherited = inputs[request, trees.parent[request, node]] if level else inputs[request, node]
+        grown = inherited.clone()
+        grown[:, level:] += contributions
+        inputs[request, node] = grown
+        states = self._states(hidden[request], grown[:, level], level)
+        best, best_log_probs = self.best(states, expansion.ranks)
+        tokens[expansion.child_request, expansion.child] = best[expansion.child_of, expansion.child_rank]
+        log_probs[expansion.child_request, expansion.child] = best_log_probs[expansion.child_of, expansion.child_rank]
+
+    def _from_state(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
+        """The decoder state's part of each head's hidden layer ``[n, heads, inner_size]``."""
+        weight = self.from_state.weight[: heads * self.config.inner_size]
+        return nn.functional.linear(rms_norm(hidden), weight).unflatten(-1, (heads, -1))
+
+    def _from_token(self, tokens: torch.Tensor, distances: int) -> torch.Tensor:
+        """A token's part of the hidden layer of the heads 1 ... ``distances`` behind it ``[..., distances, inner]``."""
+        weight = self.from_token.weight[: distances * self.config.inner_size]
+        return nn.functional.linear(self.embed(tokens), weight).unflatten(-1, (distances, -1))
+
+    def _states(self, hidden: torch.Tensor, inputs: torch.Tensor, heads: int | slice) -> torch.Tensor:
+        """Head states from hidden-layer inputs ``[n, inner_size]`` (one head) or ``[n, heads, inner_size]``."""
+        lifted = nn.functional.silu(inputs)
+        if isinstance(heads, int):
+            return self.scale[heads] * hidden + lifted @ self.down[heads]
+        return self.scale[heads, None] * hidden + torch.einsum("nki,kih->nkh", lifted, self.down[heads])

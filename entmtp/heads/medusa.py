@@ -1,0 +1,62 @@
+"""Medusa heads (arXiv 2401.10774, section 2.1.1): every head guesses from the same decoder state, independently.
+
+Head i: ``scale_i * h + W2_i SiLU(W1_i rmsnorm(h))``, then the model's output layer on the draft vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from entmtp.heads.base import DraftHeads, DraftHeadsConfig, Proposal, rms_norm
+from entmtp.trees.batch import TreeBatch
+
+
+class MedusaConfig(DraftHeadsConfig):
+    """Configuration of Medusa heads."""
+
+    model_type = "entmtp_medusa"
+
+
+class MedusaHeads(DraftHeads):
+    """Independent heads; the guesses at a depth are the same under every parent."""
+
+    config_class = MedusaConfig
+    kind = "medusa"
+
+    def __init__(self, config: MedusaConfig) -> None:
+        super().__init__(config)
+        heads, inner, hidden = config.num_heads, config.inner_size, config.hidden_size
+        self.scale = nn.Parameter(torch.ones(heads))
+        self.up = nn.Linear(hidden, heads * inner, bias=False)
+        self.down = nn.Parameter(torch.zeros(heads, inner, hidden))
+        self.post_init()
+
+    def head_states(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
+        """States ``[n, heads, hidden_size]`` of the first ``heads`` heads for decoder states ``[n, hidden_size]``."""
+        inner = self.config.inner_size
+        lifted = nn.functional.linear(rms_norm(hidden), self.up.weight[: heads * inner])
+        lifted = nn.functional.silu(lifted).view(-1, heads, inner)
+        change = torch.einsum("nki,kih->nkh", lifted, self.down[:heads])
+        return self.scale[:heads, None] * hidden[:, None] + change
+
+    def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
+        return self.head_states(hidden, heads or self.num_heads)
+
+    @torch.inference_mode()
+    def propose(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
+        self.check_width(trees)
+        batch, width = trees.depth.shape
+        tokens = torch.zeros(batch, width, dtype=torch.int64, device=root.device)
+        log_probs = torch.zeros(batch, width, device=root.device)
+        depth = trees.max_depth
+        if depth:
+            ranks = 1 + max(max(topology.max_rank, default=0) for topology in trees.topologies)
+            best, best_log_probs = self.best(self.head_states(hidden, depth), ranks)
+            rows = torch.arange(batch, device=root.device)[:, None]
+            guessed = trees.depth > 0
+            level = (trees.depth - 1).clamp(min=0)
+            tokens = best[rows, level, trees.rank] * guessed
+            log_probs = best_log_probs[rows, level, trees.rank] * guessed
+        tokens[:, 0] = root
+        return Proposal(tokens, log_probs)

@@ -1,0 +1,87 @@
+"""Every setting of the system, validated once, with its unit. This is the only place with defaults."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from entmtp.errors import EntMTPError
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, and a misspelt name is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def parse(cls: type[S], **values: Any) -> S:
+        """Validates ``values``; raises EntMTPError with one line that names the setting, the value and the rule."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"]) or cls.__name__
+            raise EntMTPError(f"{name}: {first['input']!r} is not accepted: {first['msg'].lower()}") from error
+
+
+class CorpusSettings(Settings):
+    """How the training text is written (:mod:`entmtp.training.corpus`)."""
+
+    slots: int = Field(64, ge=1, description="prompts answered at once")
+    max_prompt_tokens: int = Field(256, ge=1, description="a longer prompt is left out")
+    max_new_tokens: int = Field(192, ge=1, description="a longer answer is cut")
+    temperature: float = Field(0.7, gt=0, description="of the prompts that are sampled; the others are greedy")
+    sampled_share: float = Field(1 / 3, ge=0, le=1, description="share of prompts that are sampled")
+    part_tokens: int = Field(16_384, ge=1, description="tokens per file")
+    seed: int = Field(0, description="of the sampling")
+
+
+class TrainingSettings(Settings):
+    """How draft heads are trained (:mod:`entmtp.training.trainer`)."""
+
+    kind: Literal["medusa", "hydra"] = "hydra"
+    num_heads: int = Field(4, ge=1, le=16, description="depth of the deepest tree")
+    inner_size: int = Field(736, ge=1, description="width of each head's hidden layer")
+    draft_vocab_size: int = Field(16_384, ge=16, description="tokens that the heads can guess, the most frequent ones")
+    epochs: int = Field(5, ge=1)
+    batch_size: int = Field(512, ge=1, description="positions per optimizer step")
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_steps: int = Field(100, ge=0)
+    distillation: float = Field(0.5, ge=0, le=1, description="weight of the divergence from the model's distribution")
+    frequent_candidates: int = Field(1024, ge=1, description="most frequent tokens in every step's candidate set")
+    random_candidates: int = Field(1024, ge=1, description="random tokens in every step's candidate set")
+    held_out_share: float = Field(0.03, gt=0, lt=1, description="share of answers kept for the accuracy figures")
+    checkpoint_every: int = Field(200, ge=1, description="optimizer steps between checkpoints")
+    seed: int = 0
+
+
+class CalibrationSettings(Settings):
+    """How a tree bank is made (:mod:`entmtp.trees.bank`)."""
+
+    prompts: int = Field(24, ge=2, description="calibration prompts per task")
+    max_new_tokens: int = Field(128, ge=8, description="tokens per prompt's trace")
+    budgets: tuple[int, ...] = Field((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 63), description="node budgets of the bank")
+    entropy_window: int = Field(8, ge=1, description="steps of the entropy's moving average")
+    max_rungs: int = Field(4, ge=1, le=8, description="trees that the ladder climbs between, at most")
+    hysteresis: float = Field(0.05, ge=0, description="nats that the entropy must pass a threshold by")
+
+
+class BenchmarkSettings(Settings):
+    """What the main job runs (:mod:`entmtp.evaluation.runner`)."""
+
+    prompts: int = Field(4, ge=1, description="prompts per suite")
+    max_new_tokens: int = Field(48, ge=1, description="tokens per request")
+    repetitions: int = Field(3, ge=1, description="timed runs of each arm on each prompt")
+    shard_prompts: int = Field(2, ge=1, description="prompts per unit of work")
+    seed: int = 0
+
+
+PROFILES: dict[str, BenchmarkSettings] = {
+    "quick": BenchmarkSettings(),
+    "standard": BenchmarkSettings(prompts=10, max_new_tokens=128),
+    "full": BenchmarkSettings(prompts=80, max_new_tokens=256, shard_prompts=4),
+}

@@ -1,0 +1,202 @@
+"""Trains draft heads on a corpus: half cross-entropy on the next tokens, half divergence from the model's own view.
+
+The full vocabulary would dominate the cost, so each step scores a candidate set: the most frequent tokens, the batch's
+labels, and random others whose logits are raised by the log of how many tokens each stands for (sampled softmax,
+Jean et al. 2015).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from entmtp.errors import EntMTPError
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.checkpoint import KINDS
+from entmtp.models.backbone import Backbone
+from entmtp.models.registry import model_fingerprint
+from entmtp.settings import TrainingSettings
+from entmtp.training.dataset import Dataset
+from entmtp.training.evaluate import HeadAccuracy, accuracy
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One report of a running training."""
+
+    step: int
+    steps: int
+    loss: float
+    accuracy: HeadAccuracy | None = None
+
+
+def new_heads(backbone: Backbone, dataset: Dataset, settings: TrainingSettings) -> DraftHeads:
+    """Untrained heads for ``backbone``, with the corpus's most frequent tokens as draft vocabulary."""
+    heads_class = KINDS[settings.kind]
+    size = min(settings.draft_vocab_size, backbone.vocab_size)
+    config = heads_class.config_class(
+        hidden_size=backbone.hidden_size,
+        vocab_size=backbone.vocab_size,
+        num_heads=settings.num_heads,
+        inner_size=settings.inner_size,
+        draft_vocab_size=size,
+        model_fingerprint=model_fingerprint(backbone.model),
+    )
+    torch.manual_seed(settings.seed)
+    heads = heads_class(config)
+    heads.draft_vocab.copy_(dataset.frequent_tokens(size, backbone.vocab_size))
+    return heads
+
+
+class Trainer:
+    """Trains heads in place and keeps a checkpoint in ``folder``; a second run continues from it.
+
+    Raises:
+        EntMTPError: if the folder's checkpoint was made with other settings or another corpus.
+    """
+
+    def __init__(self, backbone: Backbone, dataset: Dataset, settings: TrainingSettings, folder: Path) -> None:
+        self.settings, self.dataset, self.folder = settings, dataset, folder
+        self.device = backbone.device
+        self.heads = new_heads(backbone, dataset, settings)
+        self.heads.attach(backbone)
+        # Attached for the model's frozen output layer; trained in float32 whatever the model's own type.
+        self.heads.float().train()
+        self.output = self.heads.output_weight.float()
+        self.heads.input_table = self.heads.input_table.float()
+        self.label_of = torch.full((backbone.vocab_size,), IGNORED)
+        self.label_of[self.heads.draft_vocab.long().cpu()] = torch.arange(len(self.heads.draft_vocab))
+        self.steps = settings.epochs * math.ceil(len(dataset.train) / settings.batch_size)
+        self.optimizer = torch.optim.AdamW(
+            self.heads.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.randomness = torch.Generator().manual_seed(settings.seed)
+        self.step = 0
+
+    def train(self, report: Callable[[Progress], None] = lambda progress: None) -> DraftHeads:
+        """Runs to the last step; reports every 20 steps, with held-out accuracy after every epoch."""
+        self._resume()
+        per_epoch = self.steps // self.settings.epochs
+        while self.step < self.steps:
+            epoch, at = divmod(self.step, per_epoch)
+            if at == 0 or not hasattr(self, "_order"):
+                self._order = self._shuffled(epoch)
+            positions = self._order[at * self.settings.batch_size : (at + 1) * self.settings.batch_size]
+            loss = self._optimize(positions)
+            self.step += 1
+            ended = self.step % per_epoch == 0
+            if self.step % self.settings.checkpoint_every == 0 or ended:
+                self._checkpoint()
+            if self.step % 20 == 0 or ended:
+                scores = accuracy(self.heads, self.dataset, self.dataset.held_out) if ended else None
+                report(Progress(self.step, self.steps, loss, scores))
+        return self.heads.eval()
+
+    def _shuffled(self, epoch: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.settings.seed + epoch)
+        return self.dataset.train[torch.randperm(len(self.dataset.train), generator=generator)]
+
+    def _optimize(self, positions: torch.Tensor) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * self._schedule()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=_fast_bfloat16(self.device)):
+            loss = self._loss(positions)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
+        self.optimizer.step()
+        return loss.item()
+
+    def _schedule(self) -> float:
+        """Linear warm-up, then a cosine to zero."""
+        warmup = min(self.settings.warmup_steps, self.steps // 10)
+        if self.step < warmup:
+            return (self.step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (self.step - warmup) / max(1, self.steps - warmup)))
+
+    def _loss(self, positions: torch.Tensor) -> torch.Tensor:
+        batch = self.dataset.batch(positions, self.settings.num_heads).to(self.device)
+        labels = self.label_of[batch.tokens[:, 1:].cpu()].masked_fill(~batch.valid.cpu(), IGNORED)
+        candidates, correction = self._candidates(labels)
+        states = self.heads.teacher_forced(batch.states[:, 0], batch.tokens[:, :-1])
+        rows = self.output[candidates]
+        logits = nn.functional.linear(states, rows).float() + correction
+        with torch.no_grad():
+            teacher = nn.functional.linear(batch.states[:, 1:], rows).float() + correction
+        weight = batch.valid.float()
+        total = weight.sum().clamp(min=1)
+        divergence = nn.functional.kl_div(
+            logits.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True
+        ).sum(-1)
+        entropy = nn.functional.cross_entropy(
+            logits.flatten(0, 1), _positions_in(candidates, labels).flatten().to(self.device), ignore_index=IGNORED
+        )
+        share = self.settings.distillation
+        return share * (divergence * weight).sum() / total + (1 - share) * entropy
+
+    def _candidates(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draft-vocabulary indices of the step's candidates, sorted, and what to add to their logits."""
+        size = len(self.heads.draft_vocab)
+        sure = torch.zeros(size, dtype=torch.bool)
+        sure[: self.settings.frequent_candidates] = True
+        sure[labels[labels != IGNORED]] = True
+        others = (~sure).nonzero()[:, 0]
+        drawn = others[torch.randperm(len(others), generator=self.randomness)[: self.settings.random_candidates]]
+        chosen = torch.cat([sure.nonzero()[:, 0], drawn]).sort().values
+        stands_for = math.log(len(others) / len(drawn)) if len(drawn) else 0.0
+        correction = torch.where(sure[chosen], 0.0, stands_for)
+        return chosen.to(self.device), correction.to(self.device)
+
+    def _checkpoint(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / "checkpoint.tmp"
+        torch.save(
+            {
+                "identity": self._identity(),
+                "step": self.step,
+                "heads": self.heads.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "randomness": self.randomness.get_state(),
+            },
+            temporary,
+        )
+        os.replace(temporary, self.folder / "checkpoint.pt")
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        saved = torch.load(path, map_location=self.device, weights_only=True)
+        if saved["identity"] != self._identity():
+            raise EntMTPError(
+                f"checkpoint: {path} was made with other settings or another corpus;"
+                " give another folder or remove the checkpoint"
+            )
+        self.heads.load_state_dict(saved["heads"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.randomness.set_state(saved["randomness"].cpu())
+        self.step = saved["step"]
+
+    def _identity(self) -> str:
+        text = f"{self.settings.model_dump_json()} {self.dataset.fingerprint}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _positions_in(candidates: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Where each label stands among the sorted candidates; ignored labels stay ignored."""
+    found = torch.searchsorted(candidates.cpu(), labels.clamp(min=0))
+    return found.masked_fill(labels == IGNORED, IGNORED)
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products are faster than float32 ones on this device."""
+    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
