@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -27,23 +27,12 @@ class DraftHeadsConfig(PreTrainedConfig):
 
     model_type = "entmtp_draft_heads"
 
-    def __init__(
-        self,
-        hidden_size: int = 576,
-        vocab_size: int = 49_152,
-        num_heads: int = 4,
-        inner_size: int = 736,
-        draft_vocab_size: int = 16_384,
-        model_fingerprint: str = "",
-        **kwargs: Any,
-    ) -> None:
-        self.hidden_size = hidden_size
-        self.vocab_size = vocab_size
-        self.num_heads = num_heads
-        self.inner_size = inner_size
-        self.draft_vocab_size = draft_vocab_size
-        self.model_fingerprint = model_fingerprint
-        super().__init__(**kwargs)
+    hidden_size: int = 576
+    vocab_size: int = 49_152
+    num_heads: int = 4
+    inner_size: int = 736
+    draft_vocab_size: int = 16_384
+    model_fingerprint: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,36 @@
+"""Times the parts of a step without adding a host-device synchronisation between them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+
+class Stopwatch:
+    """Marks the ends of consecutive parts; :meth:`split` gives their milliseconds once all are done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = []
+        self.mark("")
+
+    def mark(self, part: str) -> None:
+        """Ends a part."""
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((part, event))
+        else:
+            self._marks.append((part, time.perf_counter()))
+
+    def split(self) -> dict[str, float]:
+        """Milliseconds per part; on CUDA waits for the last mark."""
+        if self._cuda:
+            self._marks[-1][1].synchronize()
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        return {part: self._between(begin, end) for (_, begin), (part, end) in pairs}
+
+    def _between(self, begin: Any, end: Any) -> float:
+        return begin.elapsed_time(end) if self._cuda else (end - begin) * 1e3

@@ -1,0 +1,102 @@
+"""What a step costs on this machine: measured medians over node budgets, interpolated, cached per hardware.
+
+A step's time is verify(nodes) + draft(depth, nodes): the first covers the forward pass, acceptance and compaction; the
+second the heads, whose time grows with the levels they run (Hydra) and, less, with the nodes they fill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from entmtp.errors import EntMTPError
+from entmtp.trees.topology import Topology
+
+
+class StepCost(BaseModel):
+    """Milliseconds per step of one request.
+
+    Attributes:
+        nodes, verify_ms: the grid of node budgets (without the root), starting at 0, and the medians there.
+        narrow_draft_ms, wide_draft_ms: drafting medians at depths 1, 2, ... for a chain and for ``wide_nodes`` nodes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    nodes: list[int] = Field(min_length=2)
+    verify_ms: list[float]
+    narrow_draft_ms: list[float] = Field(min_length=1)
+    wide_draft_ms: list[float]
+    wide_nodes: int
+    hardware: str
+
+    @model_validator(mode="after")
+    def _complete(self) -> StepCost:
+        if self.nodes[0] != 0 or sorted(set(self.nodes)) != self.nodes:
+            raise ValueError("nodes must start at 0 and increase")
+        if len(self.verify_ms) != len(self.nodes) or len(self.wide_draft_ms) != len(self.narrow_draft_ms):
+            raise ValueError("every grid point needs its time")
+        if not all(np.isfinite(ms) and ms > 0 for ms in self.verify_ms):
+            raise ValueError("verify_ms must be positive numbers")
+        return self
+
+    def __call__(self, topology: Topology) -> float:
+        """Predicted milliseconds of a step with this tree."""
+        return float(np.interp(topology.nodes, self.nodes, self.verify_ms)) + self.draft(topology)
+
+    def draft(self, topology: Topology) -> float:
+        """Predicted milliseconds of filling this tree."""
+        depth = min(topology.max_depth, len(self.narrow_draft_ms))
+        if depth == 0:
+            return 0.0
+        ends = [self.narrow_draft_ms[depth - 1], self.wide_draft_ms[depth - 1]]
+        return float(np.interp(topology.nodes, [depth, max(self.wide_nodes, depth + 1)], ends))
+
+
+def hardware_name(device: torch.device) -> str:
+    """A readable fingerprint of what a measured time depends on."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def cost_file(folder: Path, hardware: str, model_fingerprint: str, heads_fingerprint: str, dtype: str) -> Path:
+    """Where the cost of this model with these heads on this hardware is cached."""
+    key = hashlib.sha256("|".join((hardware, model_fingerprint, heads_fingerprint, dtype)).encode()).hexdigest()[:16]
+    return folder / "costs" / f"{key}.json"
+
+
+def read_cost(path: Path) -> StepCost | None:
+    """The cached cost, or None if it is absent.
+
+    Raises:
+        EntMTPError: if the file is not a cost table or has holes.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return StepCost.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EntMTPError(f"cost: {path} is not a complete step-cost table; remove it to measure again") from error
+
+
+def write_cost(path: Path, cost: StepCost) -> None:
+    """Caches a measured cost; a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(cost.model_dump_json(indent=1), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,67 @@
+"""What a policy looks at: the entropy of the model's own choice and moving averages over the request's steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+class Ema:
+    """Bias-corrected exponential moving average with a window of ``window`` steps: ``beta = 1 - 1 / window``."""
+
+    def __init__(self, window: int) -> None:
+        self.beta = 1 - 1 / window
+        self._sum = 0.0
+        self._weight = 0.0
+
+    def update(self, value: float) -> float:
+        """Takes one more value; returns the average."""
+        self._sum = self.beta * self._sum + (1 - self.beta) * value
+        # The weight is 1 - beta^t without ever computing the power.
+        self._weight = self.beta * self._weight + (1 - self.beta)
+        return self.value
+
+    @property
+    def value(self) -> float:
+        """The average; 0 before the first value."""
+        return self._sum / self._weight if self._weight else 0.0
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats ``[...]`` of the next-token distributions ``logits [..., vocab_size]``, in float32."""
+    log_probs = logits.float().log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """One request at the start of a step.
+
+    Attributes:
+        position: tokens generated before this step, the root not counted.
+        entropy: nats, of the distribution that the root was chosen from.
+        entropy_ema: its moving average over the steps' starts.
+        accepted_ema: moving average of tokens gained per step, root included.
+    """
+
+    position: int
+    entropy: float
+    entropy_ema: float
+    accepted_ema: float
+
+
+class SignalTracker:
+    """Keeps a request's moving averages."""
+
+    def __init__(self, window: int) -> None:
+        self._entropy = Ema(window)
+        self._accepted = Ema(window)
+
+    def start_step(self, position: int, entropy_now: float) -> Signals:
+        """The signals of a step whose root was chosen at ``entropy_now`` nats."""
+        return Signals(position, entropy_now, self._entropy.update(entropy_now), self._accepted.value)
+
+    def end_step(self, gained: int) -> None:
+        """Records how many tokens the step gained, root included."""
+        self._accepted.update(gained)

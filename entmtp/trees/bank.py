@@ -1,0 +1,139 @@
+"""A tree bank: the Pareto-optimal trees of one task for one kind of heads, in general and per entropy bin.
+
+Trees are stored as *frontiers*: paths in the order in which to add them, so that the first n are the optimal tree of n
+nodes. Which n pays depends on the machine and is decided where the bank is used (:mod:`entmtp.scheduling.ladder`).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from entmtp.errors import EntMTPError
+from entmtp.trees.topology import Topology
+
+MAX_BANK_BYTES = 16 * 2**20
+
+
+class Frontier(BaseModel):
+    """Optimal trees of every size: ``paths[:n]`` with ``gain[n]`` expected tokens per step (root included)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    paths: list[tuple[int, ...]]
+    gain: list[float]
+    share: float = Field(ge=0, le=1, description="share of the calibration's steps that this frontier was made from")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.gain) != len(self.paths) + 1:
+            raise ValueError("gain needs one more entry than paths: that of plain decoding comes first")
+        for size in range(1, len(self.paths) + 1):
+            if len(path := self.paths[size - 1]) > 1 and path[:-1] not in self.paths[: size - 1]:
+                raise ValueError(f"path {path} comes before its parent {path[:-1]}")
+        return self
+
+    def tree(self, nodes: int) -> Topology:
+        """The optimal tree of at most ``nodes`` nodes."""
+        count = min(nodes, len(self.paths))
+        return Topology.of(self.paths[:count], name=f"n{count}") if count else Topology.root_only()
+
+    @cached_property
+    def trees(self) -> list[Topology]:
+        """All of them, plain decoding first."""
+        return [self.tree(nodes) for nodes in range(len(self.paths) + 1)]
+
+
+class Provenance(BaseModel):
+    """Where a bank comes from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str
+    heads_kind: str
+    model_fingerprint: str
+    heads_fingerprint: str
+    prompts: int
+    prompts_sha256: str
+    prompts_origin: str
+    tokens: int
+    hardware: str
+    versions: dict[str, str]
+    date: str
+
+
+class TreeBank(BaseModel):
+    """One JSON file.
+
+    Attributes:
+        entropy_window: steps of the entropy's moving average that the bins are about.
+        thresholds: nats between neighbouring entropy bins, increasing.
+        overall: the frontier over all steps, from which the best static tree is taken.
+        bins: one frontier per entropy bin, calmest first.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = Field(1, ge=1, le=1)
+    provenance: Provenance
+    entropy_window: int = Field(ge=1)
+    thresholds: list[float]
+    overall: Frontier
+    bins: list[Frontier] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if any(low >= high for low, high in zip(self.thresholds, self.thresholds[1:], strict=False)):
+            raise ValueError(f"thresholds {self.thresholds} must increase")
+        if len(self.bins) != len(self.thresholds) + 1:
+            raise ValueError(f"{len(self.thresholds)} thresholds need {len(self.thresholds) + 1} bins, not {len(self.bins)}")
+        return self
+
+    def save(self, path: Path) -> None:
+        """Writes the bank; a reader never sees half a file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    def check_heads(self, *, kind: str, model_fingerprint: str, heads_fingerprint: str) -> None:
+        """Raises EntMTPError if the bank was made with other heads or another model."""
+        made_with = self.provenance
+        for field, here in (
+            ("heads_kind", kind),
+            ("model_fingerprint", model_fingerprint),
+            ("heads_fingerprint", heads_fingerprint),
+        ):
+            if (there := getattr(made_with, field)) != here:
+                raise EntMTPError(
+                    f"bank: its {field} is {there[:12]}, yours is {here[:12]};"
+                    f" use a bank made with these heads, or make one with 'entmtp calibrate --task {made_with.task}'"
+                )
+
+
+def load_bank(path: Path) -> TreeBank:
+    """Reads a bank.
+
+    Raises:
+        EntMTPError: if the file is absent, too big, or not a valid bank; the message names the field.
+    """
+    if not path.is_file():
+        raise EntMTPError(f"bank: {path} does not exist; make one with 'entmtp calibrate'")
+    if path.stat().st_size > MAX_BANK_BYTES:
+        raise EntMTPError(f"bank: {path} is larger than {MAX_BANK_BYTES} bytes; it can't be a tree bank")
+    try:
+        return TreeBank.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise EntMTPError(f"bank: {path}: {where}: {first['msg']}; make it again with 'entmtp calibrate'") from error
+
+
+def bundled_bank(task: str, heads_kind: str) -> Path:
+    """The bank that is shipped for the bundled model."""
+    return Path(str(files("entmtp") / "assets" / "banks" / f"{task}-{heads_kind}.json"))

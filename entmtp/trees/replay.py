@@ -1,0 +1,56 @@
+"""Replay: what a tree, a schedule or perfect hindsight would have accepted on a rank trace, without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from entmtp.trees.topology import Topology
+from entmtp.trees.trace import RankTrace
+
+
+def accepted_lengths(trace: RankTrace, topology: Topology) -> np.ndarray:
+    """Accepted tokens (without the root) of a step that starts at each position ``[positions]`` int64."""
+    known = set(topology.paths)
+    ranks = trace.ranks.numpy()
+    lengths = np.zeros(len(trace), dtype=np.int64)
+    for at, row in enumerate(ranks.tolist()):
+        while lengths[at] < len(row) and tuple(row[: lengths[at] + 1]) in known:
+            lengths[at] += 1
+    return lengths
+
+
+def visits(lengths: np.ndarray) -> np.ndarray:
+    """Positions at which steps start, if a step at t accepts ``lengths[t]`` tokens beside its root."""
+    starts, at = [], 0
+    while at < len(lengths):
+        starts.append(at)
+        at += 1 + int(lengths[at])
+    return np.array(starts, dtype=np.int64)
+
+
+def replayed_tau(traces: Sequence[RankTrace], topology: Topology) -> float:
+    """Tokens per step, root included, of a static tree over whole texts."""
+    steps = sum(len(visits(accepted_lengths(trace, topology))) for trace in traces)
+    return sum(len(trace) for trace in traces) / steps
+
+
+def best_schedule(
+    trace: RankTrace, topologies: Sequence[Topology], cost: Callable[[Topology], float]
+) -> tuple[dict[int, Topology], float]:
+    """The oracle: the cheapest way through the text, by dynamic programming over positions.
+
+    ``time[t] = min over trees T of cost(T) + time[t + 1 + accepted_T(t)]``. Returns the tree of every position (a step
+    may start at any of them) and the time from the first, in the unit of ``cost``.
+    """
+    size = len(trace)
+    lengths = np.stack([accepted_lengths(trace, topology) for topology in topologies])
+    costs = np.array([cost(topology) for topology in topologies])
+    time = np.zeros(size + 1)
+    chosen = np.zeros(size, dtype=np.int64)
+    for at in range(size - 1, -1, -1):
+        ways = costs + time[np.minimum(at + 1 + lengths[:, at], size)]
+        chosen[at] = ways.argmin()
+        time[at] = ways[chosen[at]]
+    return {at: topologies[number] for at, number in enumerate(chosen.tolist())}, float(time[0])

@@ -1,0 +1,95 @@
+"""Rank traces: at every position of a greedy text, the rank that each head gave to the token that really came.
+
+With greedy acceptance the output does not depend on the tree, so one trace answers offline what any tree or policy
+would have accepted (see :mod:`entmtp.trees.replay`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from entmtp.errors import EntMTPError
+
+if TYPE_CHECKING:
+    from entmtp.heads.base import DraftHeads
+
+MISS = 2**31 - 1
+"""Rank of a token that a head can't guess: outside the draft vocabulary, or behind the end of the text."""
+
+_ROWS = 128
+
+
+@dataclass(frozen=True)
+class RankTrace:
+    """One greedy text.
+
+    Attributes:
+        ranks: ``[positions, heads]`` int32; entry ``[t, d]`` is the rank of token ``t + d + 1`` under head d when a
+            step starts with token t as its root, given the true tokens between.
+        entropy: ``[positions]`` float32, nats, of the distribution that token t was chosen from.
+    """
+
+    ranks: torch.Tensor
+    entropy: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+
+@torch.inference_mode()
+def rank_trace(heads: DraftHeads, tokens: torch.Tensor, states: torch.Tensor, entropy: torch.Tensor) -> RankTrace:
+    """Traces one text: ``tokens [positions]``, each chosen from ``states [positions, hidden_size]``."""
+    positions, depth = len(tokens), heads.num_heads
+    at = torch.arange(positions, device=tokens.device)[:, None] + torch.arange(depth + 1, device=tokens.device)
+    windows = tokens[at.clamp(max=positions - 1)]
+    index_of = torch.full((heads.config.vocab_size,), -1, device=tokens.device)
+    index_of[heads.draft_vocab.long()] = torch.arange(len(heads.draft_vocab), device=tokens.device)
+    ranks = torch.full((positions, depth), MISS, dtype=torch.int64, device=tokens.device)
+    for begin in range(0, positions, _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        logits = heads.draft_logits(heads.teacher_forced(states[rows], windows[rows, :-1]))
+        label = index_of[windows[rows, 1:]]
+        true = logits.gather(-1, label.clamp(min=0)[..., None])
+        rank = (logits > true).sum(-1)
+        ranks[rows] = torch.where((label >= 0) & (at[rows, 1:] < positions), rank, MISS)
+    return RankTrace(ranks.to("cpu", torch.int32), entropy.float().cpu())
+
+
+def save_traces(path: Path, traces: Sequence[RankTrace], provenance: dict[str, str]) -> None:
+    """Writes traces with their provenance (model and heads fingerprints, task, prompts' hash)."""
+    tensors = {
+        "ranks": torch.cat([trace.ranks for trace in traces]),
+        "entropy": torch.cat([trace.entropy for trace in traces]),
+        "lengths": torch.tensor([len(trace) for trace in traces]),
+    }
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata={"provenance": json.dumps(provenance)})
+    os.replace(temporary, path)
+
+
+def load_traces(path: Path) -> tuple[list[RankTrace], dict[str, str]]:
+    """Reads what :func:`save_traces` wrote.
+
+    Raises:
+        EntMTPError: if the file is absent, is not a trace, or holds none.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in ("ranks", "entropy", "lengths")}
+            provenance = json.loads(file.metadata()["provenance"])
+    except Exception as error:  # safetensors raises its own type, and a foreign file lacks any of the keys
+        raise EntMTPError(f"trace: {path} is not a rank trace ({error}); make one with 'entmtp calibrate'") from error
+    lengths = tensors["lengths"].tolist()
+    if not sum(lengths):
+        raise EntMTPError(f"trace: {path} is empty; make one from at least one prompt")
+    parts = zip(tensors["ranks"].split(lengths), tensors["entropy"].split(lengths), strict=True)
+    return [RankTrace(ranks, entropy) for ranks, entropy in parts], provenance
