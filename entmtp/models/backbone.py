@@ -41,6 +41,7 @@ class Backbone:
         self.vocab_size: int = self.config.vocab_size
         self.max_context: int = getattr(self.config, "max_position_embeddings", None) or 2**30
         self._output = _output_replay(model)
+        self.windowed = True  # whether the sliding window that the configuration names is applied; the self-test finds out
         prepare(self)
 
     @property
@@ -96,7 +97,8 @@ class Backbone:
         self, tokens: torch.Tensor, real: torch.Tensor, slots: Sequence[int], cache: TreeCache
     ) -> torch.Tensor:
         batch, width = tokens.shape
-        depth = torch.arange(width, device=self.device).expand(batch, width)
+        # Padding stays at the first position: one behind the context's end is an error where positions are learnt.
+        depth = torch.arange(width, device=self.device) * real
         ancestors = torch.ones(width, width, dtype=torch.bool, device=self.device).tril().expand(batch, width, width)
         return self._forward(tokens, depth, ancestors & real[:, :, None] & real[:, None, :], real, slots, cache)
 
@@ -134,19 +136,15 @@ class Backbone:
         self, visible: torch.Tensor, positions: torch.Tensor, start: torch.Tensor, first: int
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """One additive mask ``[batch, 1, n, rows]``, or one per layer type where the model has several."""
-        window = getattr(self.config, "sliding_window", None)
+        window: int | None = getattr(self.config, "sliding_window", None)
         layer_types = set(getattr(self.config, "layer_types", None) or [])
-        full = self._additive(visible)
+        if window is None or not self.windowed:
+            near = visible
+        else:
+            near = _windowed(visible, positions, start, first, window)
         if not layer_types:
-            uses_window = window is not None and getattr(self.config, "use_sliding_window", True)
-            return self._additive(_windowed(visible, positions, start, first, window)) if uses_window else full
-        masks = {}
-        for layer_type in layer_types:
-            windowed = layer_type == "sliding_attention" and window is not None
-            masks[layer_type] = (
-                self._additive(_windowed(visible, positions, start, first, window)) if windowed else full
-            )
-        return masks
+            return self._additive(near)
+        return {kind: self._additive(near if kind == "sliding_attention" else visible) for kind in layer_types}
 
     def _additive(self, visible: torch.Tensor) -> torch.Tensor:
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
@@ -183,11 +181,24 @@ def _windowed(
     return visible & near
 
 
+class _States(BaseModelOutputWithPast):
+    """A decoder's output that holds its states only; what a model's forward reads besides (router logits, ...) is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 class _Passthrough(torch.nn.Module):
     """Stands in for the decoder: returns the states it is given."""
 
-    def forward(self, *args: object, inputs_embeds: torch.Tensor, **kwargs: object) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+    @property
+    def decoder(self) -> _Passthrough:
+        """Some models call the decoder inside their base model."""
+        return self
+
+    def forward(self, *args: object, inputs_embeds: torch.Tensor, **kwargs: object) -> _States:
+        return _States(last_hidden_state=inputs_embeds)
 
 
 def _output_replay(model: PreTrainedModel) -> PreTrainedModel:

@@ -76,6 +76,7 @@ class TreeLayer(CacheLayerMixin):
             return buffer[plan.slots[0] : plan.slots[-1] + 1, :, plan.first : plan.last]
         return buffer[self.owner.slot_index(plan), :, plan.first : plan.last]
 
+    @torch.inference_mode()
     def move(self, slots: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> None:
         """Copies buffer rows ``source [batch, k]`` to ``target [batch, k]`` of each slot."""
         for buffer in (self.keys, self.values):

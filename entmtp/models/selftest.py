@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,32 +19,49 @@ if TYPE_CHECKING:
 
 _PATHS = Topology.of([(0,), (1,), (0, 0)])
 _PROMPT = 4
-_RECURRENT = "linear_attention", "mamba", "recurrent", "conv"
+_WINDOW = 3
+_RECURRENT = "linear_attention", "mamba", "recurrent", "conv", "hybrid"
+_MASKED = "full_attention", "sliding_attention"
 
 
 def prepare(backbone: Backbone) -> None:
-    """Chooses the fastest attention that passes the self-test.
+    """Chooses the fastest attention that passes the self-test, with the sliding window that the model really has.
 
     Raises:
         EntMTPError: if the model keeps recurrent state, is an encoder-decoder, or fails with every attention.
     """
-    _refuse_by_config(backbone)
-    expected = _sequential(backbone)
-    try:
-        failure = _try(backbone, attention.NAME, expected)
-    except attention.NeedsEagerAttention:
-        failure = _try(backbone, "eager", expected)
-    if failure:
-        _refuse(backbone, failure)
+    if reason := _known_obstacle(backbone):
+        _refuse(backbone, reason)
+    own_attention = backbone.model.config._attn_implementation
+    with _small_window(backbone):
+        try:
+            expected = _sequential(backbone)
+        except Exception as error:  # any type: the code that runs is the model's
+            _refuse(backbone, f"a plain pass raised {_in_one_line(error)}")
+        # Some models ignore a window that their configuration still names.
+        windows = (True, False) if getattr(backbone.config, "sliding_window", None) else (True,)
+        for backbone.windowed, implementation in product(windows, (attention.NAME, "eager")):
+            failure = _try(backbone, implementation, expected)
+            if failure is None:
+                return
+    backbone.model.set_attn_implementation(own_attention)
+    _refuse(backbone, str(failure))
 
 
-def _refuse_by_config(backbone: Backbone) -> None:
+def _known_obstacle(backbone: Backbone) -> str | None:
+    """What the model's classes and configuration say against it, or None."""
     config = backbone.config
-    if getattr(config, "is_encoder_decoder", False):
-        _refuse(backbone, "it is an encoder-decoder")
-    kinds = [kind for kind in getattr(config, "layer_types", None) or [] if kind.startswith(_RECURRENT)]
-    if kinds or hasattr(config, "ssm_cfg") or hasattr(config, "state_size"):
-        _refuse(backbone, f"its {kinds[0] if kinds else 'state-space'} layers keep a recurrent state, which a tree cannot branch")
+    if backbone.model.config.is_encoder_decoder:
+        return "it is an encoder-decoder"
+    kinds = dict.fromkeys(getattr(config, "layer_types", None) or [])
+    recurrent = next((kind for kind in kinds if kind.startswith(_RECURRENT)), None)
+    if recurrent or getattr(backbone.model, "_is_stateful", False):
+        return f"its {recurrent or 'state-space'} layers keep a recurrent state, which a tree cannot branch"
+    if unknown := [kind for kind in kinds if kind not in _MASKED]:
+        return f"its {unknown[0]} layers choose what they see in a way that no tree mask covers"
+    if "local" in (getattr(config, "attention_layers", None) or []):
+        return "its local attention layers count cache rows instead of token positions"
+    return None
 
 
 def _refuse(backbone: Backbone, reason: str) -> None:
@@ -49,6 +69,24 @@ def _refuse(backbone: Backbone, reason: str) -> None:
         f"model: type '{backbone.config.model_type}' is not supported because {reason};"
         " use a decoder-only attention model such as Llama, Qwen3, Mistral, Gemma or GPT-2"
     )
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+@contextmanager
+def _small_window(backbone: Backbone) -> Iterator[None]:
+    """Narrows a sliding window for the length of the test, so that a few tokens show whether it is applied rightly."""
+    window = getattr(backbone.config, "sliding_window", None)
+    if window is None:
+        yield
+        return
+    backbone.config.sliding_window = min(window, _WINDOW)
+    try:
+        yield
+    finally:
+        backbone.config.sliding_window = window
 
 
 def _tokens(backbone: Backbone) -> torch.Tensor:
@@ -81,8 +119,8 @@ def _try(backbone: Backbone, implementation: str, expected: torch.Tensor) -> str
         backbone.prefill(tokens[:_PROMPT].tolist(), 0, cache)
         hidden = backbone.verify(tokens[None, _PROMPT:], TreeBatch.of([_PATHS], backbone.device), [0], cache)
         logits = backbone.logits(hidden)[0].float()
-    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError, NotImplementedError) as error:
-        return f"a tree pass raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    except Exception as error:  # any type: the code that runs is the model's
+        return f"a tree pass raised {_in_one_line(error)}"
     tolerance = 1e-3 if backbone.dtype == torch.float32 else 0.08
     difference = ((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
     if not difference <= tolerance:
