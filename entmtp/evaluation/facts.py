@@ -1,0 +1,13 @@
+"""Facts: where numbers come from (model, heads, banks, hardware, versions, git commit, command, profile, date)."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested facts as (dotted name, text) pairs."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from flat_facts(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", "–" if value is None else str(value)

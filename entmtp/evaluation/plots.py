@@ -1,0 +1,167 @@
+"""The report's figures: speedup, tau, entropy against accepted tokens, and one prompt's trees over time."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from entmtp.evaluation.canvas import FAINT, INK, Plot, colour, house_style, panels, save, whiskers
+from entmtp.evaluation.intervals import FEWEST_PROMPTS, Estimate
+from entmtp.evaluation.summary import ALL_SUITES, AUTOREGRESSIVE, ENTMTP, SAMPLE, Summary
+
+
+def draw_plots(folder: Path, summary: Summary, steps: pa.Table) -> list[Plot]:
+    """Draw every figure that the rows allow into `folder`."""
+    with house_style():
+        plots = [
+            _draw_speedups(folder, summary),
+            _draw_taus(folder, summary),
+            _draw_entropy(folder, summary),
+            _draw_tree_choice(folder, summary, steps),
+        ]
+    return [plot for plot in plots if plot is not None]
+
+
+def _draw_speedups(folder: Path, summary: Summary) -> Plot | None:
+    suites = [*summary.suites, ALL_SUITES] if len(summary.suites) > 1 else summary.suites
+    shown: dict[str, dict[str, Estimate]] = {suite: {} for suite in suites}
+    for row in summary.speedups:
+        if row.baseline == AUTOREGRESSIVE and row.suite in shown:
+            shown[row.suite][row.arm] = row.ratio
+    if not any(shown.values()):
+        return None
+    figure = _bars(summary, shown, "times as fast as autoregressive decoding", bare_bars=False)
+    return save(
+        figure,
+        folder / "speedup.png",
+        "Speedup against autoregressive decoding" + _sample_mark(summary),
+        "Left of the line at 1 an arm is slower than autoregressive decoding. Whiskers are 95% intervals over prompts; "
+        f"with fewer than {FEWEST_PROMPTS} prompts there is no interval, and so no bar.",
+    )
+
+
+def _draw_taus(folder: Path, summary: Summary) -> Plot:
+    shown = {suite: {row.arm: row.tau for row in summary.arms if row.suite == suite} for suite in summary.suites}
+    figure = _bars(summary, shown, "tokens per step (tau, root included)", bare_bars=True)
+    return save(
+        figure,
+        folder / "tau.png",
+        "Accepted tokens per step" + _sample_mark(summary),
+        "Tokens gained per step, the root included, so autoregressive decoding is 1. A larger tree raises tau, and the "
+        f"time of a step with it. Whiskers are 95% intervals over prompts, absent with fewer than {FEWEST_PROMPTS}.",
+    )
+
+
+def _bars(summary: Summary, shown: Mapping[str, Mapping[str, Estimate]], label: str, *, bare_bars: bool) -> Figure:
+    """A panel of horizontal bars per suite, arms in the same places; `bare_bars` allows those without an interval."""
+    arms = list(dict.fromkeys(arm for estimates in shown.values() for arm in estimates))
+    figure, axes = panels(len(shown), height=0.7 + 0.3 * len(arms))
+    for axis, (suite, estimates) in zip(axes, shown.items(), strict=True):
+        for place, arm in enumerate(arms):
+            if arm in estimates:
+                _bar(axis, place, estimates[arm], colour(arm), bare_bars)
+        axis.set_title(summary.label(suite))
+        axis.axvline(1, color=INK, linewidth=1)
+        axis.set_yticks(range(len(arms)), arms)
+        axis.grid(visible=False, axis="y")
+    highest = max(row.high or row.value for estimates in shown.values() for row in estimates.values())
+    axes[0].set_xlim(0, max(1.2, 1.25 * highest))
+    axes[0].invert_yaxis()
+    figure.supxlabel(label, fontsize=10)
+    return figure
+
+
+def _bar(axis: Axes, place: int, estimate: Estimate, face: str, bare_bars: bool) -> None:
+    if not estimate.has_interval and not bare_bars:
+        axis.text(0, place, " no bar: too few prompts", va="center", fontsize=8, color=FAINT)
+        return
+    axis.barh(place, estimate.value, color=face, height=0.7)
+    axis.errorbar(estimate.value, place, xerr=whiskers([estimate]), color=INK, capsize=3, linewidth=1.2)
+    note = f"  {estimate.value:.2f}" + ("" if estimate.has_interval else " (no interval)")
+    axis.text(estimate.high or estimate.value, place, note, va="center", fontsize=8.5, color=INK)
+
+
+def _draw_entropy(folder: Path, summary: Summary) -> Plot | None:
+    suites = list(dict.fromkeys(row.suite for row in summary.entropy_bins))
+    if not suites:
+        return None
+    figure, axes = panels(len(suites), height=2.7)
+    for axis, suite in zip(axes, suites, strict=True):
+        bins = [row for row in summary.entropy_bins if row.suite == suite]
+        entropy, accepted = [row.entropy_mean for row in bins], [row.accepted for row in bins]
+        axis.errorbar(
+            entropy,
+            [row.value for row in accepted],
+            yerr=whiskers(accepted),
+            fmt="o-",
+            color=colour(bins[0].arm),
+            ecolor=INK,
+            capsize=3,
+            markersize=5,
+        )
+        axis.set_title(summary.label(suite))
+        axis.text(0.97, 0.96, _relation(summary, suite), ha="right", va="top", transform=axis.transAxes, fontsize=8.5)
+    axes[0].set_ylim(bottom=min(1.0, axes[0].get_ylim()[0]))
+    figure.supxlabel("entropy of the model's next token at the step (nats)", fontsize=10)
+    figure.supylabel("accepted tokens", fontsize=10)
+    return save(
+        figure,
+        folder / "entropy.png",
+        "Entropy against accepted tokens" + _sample_mark(summary),
+        "Steps of the named arm in bins of about equal size; accepted tokens count the root. Whiskers are 95% "
+        f"intervals over prompts, absent where fewer than {FEWEST_PROMPTS} prompts reach a bin. r is Pearson's.",
+    )
+
+
+def _relation(summary: Summary, suite: str) -> str:
+    """The corner note of an entropy panel: the arm, its correlation, and whether intervals are missing."""
+    row = next(row for row in summary.entropy_correlations if (row.suite, row.signal) == (suite, "entropy"))
+    found = row.correlation
+    interval = "no interval" if found.low is None or found.high is None else f"[{found.low:.2f}, {found.high:.2f}]"
+    return f"{row.arm}: r = {found.value:.2f} {interval}\n{row.steps} steps, {row.prompts} prompts"
+
+
+def _draw_tree_choice(folder: Path, summary: Summary, steps: pa.Table) -> Plot | None:
+    """Nodes per step, and the entropy average that chose them, for the prompt with the most changes of tree."""
+    table = steps.filter((pc.field("arm") == ENTMTP) & (pc.field("repetition") == pc.min(steps["repetition"])))
+    if table.num_rows == 0:
+        return None
+    suite, prompt = _liveliest(table)
+    table = table.filter((pc.field("suite") == suite) & (pc.field("prompt_id") == prompt)).sort_by("step")
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    number = table["step"].to_numpy()
+    above.step(number, table["nodes"].to_numpy(), where="mid", color=colour(ENTMTP), linewidth=1.6)
+    above.set_ylim(bottom=0)
+    above.set_ylabel("tree nodes")
+    below.plot(number, table["entropy"].to_numpy(), ".", color="#aaaaaa", markersize=5, label="entropy of the step")
+    below.plot(number, table["entropy_ema"].to_numpy(), color=colour("hydra-best"), label="its moving average")
+    below.set_ylabel("nats")
+    below.set_xlabel("step")
+    below.legend(loc="upper right", frameon=False, ncols=2, fontsize=8.5)
+    below.set_ylim(0, 1.25 * float(np.nanmax(table["entropy"].to_numpy(), initial=0.1)))
+    return save(
+        figure,
+        folder / "trees.png",
+        f"Trees that entmtp chose, {summary.label(suite)}, prompt {prompt}",
+        "The prompt on which entmtp changes its tree most often. Nodes do not count the root; 0 is a plain step.",
+    )
+
+
+def _liveliest(steps: pa.Table) -> tuple[str, str]:
+    """The (suite, prompt) whose tree changes most often from step to step."""
+    trees: dict[tuple[str, str], list[str]] = {}
+    for row in steps.select(["suite", "prompt_id", "step", "tree"]).sort_by("step").to_pylist():
+        trees.setdefault((row["suite"], row["prompt_id"]), []).append(row["tree"])
+    return max(sorted(trees), key=lambda key: sum(a != b for a, b in pairwise(trees[key])))
+
+
+def _sample_mark(summary: Summary) -> str:
+    """What a title adds when some suite's prompts are a sample."""
+    samples = [suite for suite, source in summary.sources.items() if SAMPLE in source]
+    return f" (sample: {', '.join(samples)})" if samples else ""

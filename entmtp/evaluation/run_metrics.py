@@ -1,0 +1,44 @@
+"""The numbers of a summary as flat names and values, for a tracking server."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from entmtp.evaluation.intervals import Estimate
+from entmtp.evaluation.summary import ALL_SUITES, ArmSummary, Summary
+from entmtp.evaluation.verdicts import caveats, verdicts
+
+
+def overall_metrics(summary: Summary) -> dict[str, float]:
+    """The comparisons over all suites, `<arm>/speedup_against_<baseline>`, with their intervals."""
+    metrics: dict[str, float] = {}
+    for row in summary.speedups:
+        if row.suite == ALL_SUITES:
+            metrics |= _with_interval(f"{row.arm}/speedup_against_{row.baseline}", row.ratio)
+    return metrics
+
+
+def arm_metrics(summary: Summary, row: ArmSummary) -> dict[str, float]:
+    """Everything measured of one arm on one suite."""
+    numbers = {name: value for name, value in asdict(row).items() if isinstance(value, int | float)}
+    metrics = numbers | {"tau": row.tau.value, "identical_share": row.identical / row.requests}
+    metrics |= _with_interval("tau", row.tau)
+    for depth in summary.depths:
+        if (depth.suite, depth.arm) == (row.suite, row.arm):
+            metrics[f"acceptance_depth_{depth.depth}"] = depth.rate
+    for speedup in summary.speedups:
+        if (speedup.suite, speedup.arm) == (row.suite, row.arm):
+            metrics |= _with_interval(f"speedup_against_{speedup.baseline}", speedup.ratio)
+    return metrics
+
+
+def _with_interval(name: str, estimate: Estimate) -> dict[str, float]:
+    """The estimate and its bounds as three metrics, or nothing where it has no interval."""
+    if estimate.low is None or estimate.high is None:
+        return {}
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def description(summary: Summary, facts: Mapping[str, Any]) -> str:
+    """The run's description in MLflow: verdicts, then caveats, as Markdown."""
+    return "\n".join(f"- {line}" for line in verdicts(summary) + [f"**{line}**" for line in caveats(summary, facts)])

@@ -1,0 +1,157 @@
+"""The numbers of a benchmark, in the shape that tables, plots and verdicts share."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from entmtp.evaluation.intervals import Estimate
+
+ALL_SUITES = "all suites"
+AUTOREGRESSIVE = "autoregressive"
+ENTMTP = "entmtp"
+ORACLE = "oracle"
+SAMPLE = "sample"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmSummary:
+    """One arm on one suite. `*_ms` are mean milliseconds per step; tau counts the root."""
+
+    suite: str
+    source: str
+    arm: str
+    prompts: int
+    requests: int
+    new_tokens: int  # of one repetition of every prompt
+    tokens_per_second: float
+    tau: Estimate
+    draft_ms: float
+    verify_ms: float
+    accept_ms: float
+    policy_ms: float
+    other_ms: float  # of the request's time after the prefill, what none of the four accounts for
+    prefill_ms: float  # per request
+    nodes: float  # drafted per step
+    identical: int  # requests with exactly the autoregressive tokens
+    ties: int  # differing requests whose first difference is a tie of the top two logits
+    score: float | None
+    scored: int  # prompts with a score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speedup:
+    """How much less time `arm` takes than `baseline` for the same tokens of the same prompts."""
+
+    suite: str  # or ALL_SUITES
+    suites: int
+    arm: str
+    baseline: str
+    prompts: int  # pairs
+    fewest_prompts: int  # pairs of the suite that has fewest
+    ratio: Estimate
+
+    @property
+    def verdict(self) -> str:
+        """'faster', 'slower', 'level' (the interval holds 1), or 'no claim' without an interval."""
+        if self.ratio.low is None or self.ratio.high is None:
+            return "no claim"
+        if self.ratio.low > 1:
+            return "faster"
+        return "slower" if self.ratio.high < 1 else "level"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepthAcceptance:
+    """Of the steps whose tree reaches `depth`, the share that kept a token of that depth (the root is depth 0)."""
+
+    suite: str
+    arm: str
+    depth: int
+    steps: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyBin:
+    """Mean accepted tokens (root included) of the steps whose entropy, in nats, falls into one bin."""
+
+    suite: str
+    arm: str
+    entropy_from: float
+    entropy_to: float
+    entropy_mean: float
+    steps: int
+    prompts: int
+    accepted: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyCorrelation:
+    """Pearson's correlation between a signal (`entropy` or `entropy_ema`) and the accepted tokens of its step."""
+
+    suite: str
+    arm: str
+    signal: str
+    steps: int
+    prompts: int
+    correlation: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Everything that tables, plots and verdicts are made from."""
+
+    arms: list[ArmSummary]
+    speedups: list[Speedup]
+    depths: list[DepthAcceptance]
+    entropy_bins: list[EntropyBin]
+    entropy_correlations: list[EntropyCorrelation]
+
+    @property
+    def suites(self) -> list[str]:
+        return list(dict.fromkeys(row.suite for row in self.arms))
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where each suite's prompts came from."""
+        return {row.suite: row.source for row in self.arms}
+
+    def speedup(self, suite: str, arm: str, baseline: str) -> Speedup | None:
+        """The comparison, or none where the two arms share no prompt."""
+        wanted = (suite, arm, baseline)
+        return next((row for row in self.speedups if (row.suite, row.arm, row.baseline) == wanted), None)
+
+    def label(self, suite: str) -> str:
+        """The suite's name as tables and plots show it: it says 'sample' where the prompts are a sample."""
+        sources = self.sources
+        if suite == ALL_SUITES:
+            samples = sum(SAMPLE in source for source in sources.values())
+            return f"{suite} ({samples} of {len(sources)} sample)" if samples else suite
+        return f"{suite} (sample)" if SAMPLE in sources[suite] else suite
+
+
+def tables(summary: Summary) -> dict[str, pa.Table]:
+    """The summary as flat tables by name; an estimate becomes three columns, the last two `_low` and `_high`."""
+    return {
+        "arms": _flat([asdict(row) for row in summary.arms]),
+        "speedups": _flat([asdict(row) | {"verdict": row.verdict} for row in summary.speedups]),
+        "acceptance": _flat([asdict(row) for row in summary.depths]),
+        "entropy": _flat([asdict(row) for row in summary.entropy_bins]),
+        "correlations": _flat([asdict(row) for row in summary.entropy_correlations]),
+    }
+
+
+def _flat(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist([_spread(row) for row in rows])
+
+
+def _spread(row: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):  # an Estimate
+            flat |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,326 @@
+"""Results in MLflow: the only place of the library that knows it.
+
+Everything goes through a client that is given its address, so no global state of MLflow changes.
+"""
+
+import math
+import os
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.facts import flat_facts
+from entmtp.evaluation.metrics import summarise
+from entmtp.evaluation.run_metrics import arm_metrics, description, overall_metrics
+from entmtp.evaluation.summary import tables
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SQLITE = "sqlite:///"
+_LONGEST_PARAM = 6000  # characters that MLflow stores of a parameter
+_PARAMS_AT_ONCE = 100  # that MLflow takes in one request
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}  # unless the user says otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedModel:
+    """Draft heads (a folder) or a tree bank (a file) to be kept with a run as a logged model."""
+
+    name: str
+    path: Path
+    kind: Literal["draft-heads", "tree-bank"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """Where a run went. `open_command` shows it."""
+
+    tracking_uri: str
+    experiment_id: str
+    run_id: str
+    model_ids: Mapping[str, str]  # by the name of the tracked model
+
+    @property
+    def open_command(self) -> str:
+        return open_command(self.tracking_uri)
+
+
+def default_tracking_uri(results: Path) -> str:
+    """The database file inside a results folder."""
+    return f"{_SQLITE}{results.resolve() / 'mlflow.db'}"
+
+
+def open_command(tracking_uri: str) -> str:
+    """What to type to see the page; with a tracking server, the server's address."""
+    if tracking_uri.startswith(("http://", "https://")):
+        return tracking_uri
+    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
+
+
+def check_tracking(tracking_uri: str) -> None:
+    """Fail now, and not after hours of work, if nothing can be tracked there.
+
+    Raises:
+        EntMTPError: MLflow is not installed, or it cannot use this address.
+    """
+    with _told_plainly(tracking_uri):
+        _connect(tracking_uri)
+
+
+def log_benchmark(
+    tracking_uri: str,
+    experiment: str,
+    facts: Mapping[str, Any],
+    requests: pa.Table,
+    steps: pa.Table,
+    report_folder: Path,
+    artifacts: Sequence[TrackedModel],
+) -> TrackedRun:
+    """Log a benchmark as a parent run with a nested run per arm and suite.
+
+    The parent holds the facts as parameters, the comparisons over all suites as metrics, the tables, the report and
+    the logged models; each nested run holds what its arm did on its suite.
+
+    Args:
+        tracking_uri: a database such as `default_tracking_uri(results)`, or a tracking server.
+        facts: as in the report; `git_commit` and `command` also become MLflow's own tags.
+        requests, steps: rows, as `rows.read_parts` gives them.
+        report_folder: what `report.write_report` filled.
+        artifacts: the heads and banks that were measured.
+
+    Raises:
+        EntMTPError: MLflow is missing, refuses the address, or a file of `artifacts` is missing.
+    """
+    _all_there(artifacts)
+    summary = summarise(requests, steps)
+    with _told_plainly(tracking_uri):
+        client = _connect(tracking_uri)
+        experiment_id = _experiment(client, tracking_uri, experiment)
+        tags = {
+            "mlflow.note.content": description(summary, facts),
+            "mlflow.source.git.commit": str(facts.get("git_commit") or ""),
+            "mlflow.source.name": str(facts.get("command") or ""),
+        }
+        with _run(client, experiment_id, "benchmark", {name: text for name, text in tags.items() if text}) as parent:
+            _log_batch(client, parent, overall_metrics(summary), dict(flat_facts(facts)))
+            _log_prompts(client, parent, requests)
+            for row in summary.arms:
+                nested = {"mlflow.parentRunId": parent}
+                with _run(client, experiment_id, f"{row.arm} {row.suite}", nested) as run:
+                    params = {"suite": row.suite, "arm": row.arm, "source": row.source}
+                    _log_batch(client, run, arm_metrics(summary, row), params)
+            for name, table in tables(summary).items():
+                client.log_table(parent, table.to_pydict(), f"tables/{name}.json")
+            client.log_artifacts(parent, str(report_folder), "report")
+            models = _log_models(client, experiment_id, parent, artifacts)
+    return TrackedRun(tracking_uri, experiment_id, parent, models)
+
+
+class TrainingRun:
+    """A training run in progress; as a context manager it ends as failed when its block does."""
+
+    def __init__(self, client: "MlflowClient", tracking_uri: str, experiment_id: str, run_id: str) -> None:
+        self._client = client
+        self._tracking_uri = tracking_uri
+        self._experiment_id = experiment_id
+        self._ended = False
+        self.run_id = run_id
+
+    def __enter__(self) -> "TrainingRun":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._ended:
+            self._end(_status(kind))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics of a step in one round trip."""
+        with _told_plainly(self._tracking_uri):
+            _log_batch(self._client, self.run_id, metrics, {}, step=step)
+
+    def finish(self, artifacts: Sequence[TrackedModel]) -> TrackedRun:
+        """Keep what was trained as logged models and end the run."""
+        _all_there(artifacts)
+        with _told_plainly(self._tracking_uri):
+            models = _log_models(self._client, self._experiment_id, self.run_id, artifacts)
+        self._end("FINISHED")
+        return TrackedRun(self._tracking_uri, self._experiment_id, self.run_id, models)
+
+    def _end(self, status: str) -> None:
+        with _told_plainly(self._tracking_uri):
+            self._client.set_terminated(self.run_id, status)
+        self._ended = True
+
+
+def start_training_run(
+    tracking_uri: str, experiment: str, params: Mapping[str, Any], run_id: str | None = None
+) -> TrainingRun:
+    """Start a training run, or go on with `run_id`.
+
+    A resumed run keeps the parameters that it began with; those that have changed since are kept as `resumed.*` tags.
+
+    Raises:
+        EntMTPError: MLflow is missing, refuses the address, or has no such run.
+    """
+    flat = dict(flat_facts(params))
+    with _told_plainly(tracking_uri):
+        client = _connect(tracking_uri)
+        if run_id is None:
+            experiment_id = _experiment(client, tracking_uri, experiment)
+            run = client.create_run(experiment_id, run_name="training")
+            _log_batch(client, run.info.run_id, {}, flat)
+        else:
+            run = client.get_run(run_id)
+            client.update_run(run_id, status="RUNNING")
+            begun = run.data.params
+            _log_batch(client, run_id, {}, {name: text for name, text in flat.items() if name not in begun})
+            for name, text in flat.items():
+                if begun.get(name, text) != text:
+                    client.set_tag(run_id, f"resumed.{name}", text)
+        return TrainingRun(client, tracking_uri, run.info.experiment_id, run.info.run_id)
+
+
+@contextmanager
+def _told_plainly(tracking_uri: str) -> Iterator[None]:
+    """Turn what MLflow and its database raise into one line."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError as error:
+        raise EntMTPError("tracking needs MLflow, which is not installed; pip install 'entmtp[mlflow]'") from error
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EntMTPError(
+            f"tracking URI '{tracking_uri}': MLflow says '{reason}'; "
+            f"give a database such as {_SQLITE}results/mlflow.db or a running server such as http://host:5000"
+        ) from error
+
+
+def _connect(tracking_uri: str) -> "MlflowClient":
+    """A client whose first request has been answered."""
+    from mlflow import MlflowClient
+
+    if not tracking_uri:
+        raise EntMTPError(f"tracking URI is empty; give a database such as {_SQLITE}results/mlflow.db")
+    client = MlflowClient(tracking_uri=tracking_uri)
+    with _few_retries():
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """A server that is not there is found out in a second, not after minutes of MLflow's patience."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _experiment(client: "MlflowClient", tracking_uri: str, name: str) -> str:
+    """The experiment's id; a new one keeps its files beside a SQLite database."""
+    known = client.get_experiment_by_name(name)
+    if known is None:
+        return client.create_experiment(name, artifact_location=_artifact_location(tracking_uri))
+    if known.lifecycle_stage == "deleted":
+        raise EntMTPError(f"experiment '{name}' is deleted at '{tracking_uri}'; restore it or give another name")
+    return str(known.experiment_id)
+
+
+def _artifact_location(tracking_uri: str) -> str | None:
+    if not tracking_uri.startswith(_SQLITE):
+        return None  # a server knows its own place
+    database = Path(tracking_uri.removeprefix(_SQLITE).partition("?")[0])
+    return (database.resolve().parent / "mlartifacts").as_uri()
+
+
+@contextmanager
+def _run(client: "MlflowClient", experiment_id: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """A run that ends as its block does; gives its id."""
+    run_id: str = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
+    try:
+        yield run_id
+    except BaseException as error:
+        client.set_terminated(run_id, _status(type(error)))
+        raise
+    client.set_terminated(run_id, "FINISHED")
+
+
+def _status(error: type[BaseException] | None) -> str:
+    if error is None:
+        return "FINISHED"
+    return "FAILED" if issubclass(error, Exception) else "KILLED"
+
+
+def _log_batch(
+    client: "MlflowClient", run_id: str, metrics: Mapping[str, float], params: Mapping[str, str], step: int = 0
+) -> None:
+    from mlflow.entities import Metric, Param
+
+    now = time.time_ns() // 1_000_000
+    measured = [Metric(name, float(value), now, step) for name, value in metrics.items() if math.isfinite(value)]
+    given = [Param(name, text[:_LONGEST_PARAM]) for name, text in params.items()]
+    client.log_batch(run_id, metrics=measured, params=given[:_PARAMS_AT_ONCE])
+    for start in range(_PARAMS_AT_ONCE, len(given), _PARAMS_AT_ONCE):
+        client.log_batch(run_id, params=given[start : start + _PARAMS_AT_ONCE])
+
+
+def _log_prompts(client: "MlflowClient", run_id: str, requests: pa.Table) -> None:
+    """The prompts of each suite as a data set that the run used."""
+    from mlflow.data.pandas_dataset import from_pandas
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    prompts = requests.select(["suite", "source", "prompt_id"]).to_pandas().drop_duplicates()
+    inputs = [
+        DatasetInput(
+            Dataset(**from_pandas(rows.reset_index(drop=True), name=str(suite)).to_dict()),
+            [InputTag("mlflow.data.context", "evaluation")],
+        )
+        for suite, rows in prompts.groupby("suite")
+    ]
+    client.log_inputs(run_id, datasets=inputs)
+
+
+def _log_models(
+    client: "MlflowClient", experiment_id: str, run_id: str, models: Sequence[TrackedModel]
+) -> dict[str, str]:
+    """Heads and banks as logged models that the run refers to."""
+    from mlflow.entities import LoggedModelInput
+
+    ids: dict[str, str] = {}
+    for model in models:
+        logged = client.create_logged_model(experiment_id, model.name, source_run_id=run_id, model_type=model.kind)
+        log = client.log_model_artifacts if model.path.is_dir() else client.log_model_artifact
+        log(logged.model_id, str(model.path))
+        client.finalize_logged_model(logged.model_id, "READY")
+        ids[model.name] = logged.model_id
+    if ids:
+        client.log_inputs(run_id, models=[LoggedModelInput(model_id) for model_id in ids.values()])
+    return ids
+
+
+def _all_there(models: Sequence[TrackedModel]) -> None:
+    for model in models:
+        if not model.path.exists():
+            raise EntMTPError(f"{model.kind} '{model.name}': '{model.path}' does not exist; give an existing path")

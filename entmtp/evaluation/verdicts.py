@@ -1,0 +1,96 @@
+"""What the numbers say, in sentences. A speedup is never told without its interval."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from entmtp.evaluation.intervals import FEWEST_PROMPTS, Estimate
+from entmtp.evaluation.summary import ALL_SUITES, AUTOREGRESSIVE, ENTMTP, ORACLE, SAMPLE, ArmSummary, Speedup, Summary
+
+_ENTMTP_AGAINST = ("medusa", "hydra", "medusa-best", "hydra-best", "random", AUTOREGRESSIVE)
+
+
+def verdicts(summary: Summary) -> list[str]:
+    """One sentence per comparison over all suites: entmtp against each arm, then the others against autoregressive."""
+    sentences = [_against(summary.speedup(ALL_SUITES, ENTMTP, baseline)) for baseline in _ENTMTP_AGAINST]
+    sentences.append(_share_of_oracle(summary.speedup(ALL_SUITES, ENTMTP, ORACLE)))
+    others = dict.fromkeys(row.arm for row in summary.arms if row.arm not in (ENTMTP, AUTOREGRESSIVE))
+    sentences += [_against(summary.speedup(ALL_SUITES, arm, AUTOREGRESSIVE)) for arm in others]
+    return [sentence for sentence in sentences if sentence] + _identity(summary.arms)
+
+
+def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    sentences = []
+    samples = [suite for suite, source in summary.sources.items() if SAMPLE in source]
+    if samples:
+        sentences.append(
+            f"{', '.join(samples)}: prompts are this project's own small sample of the kind, not the public data set."
+        )
+    if facts.get("profile") == "quick":
+        sentences.append("Profile quick: few prompts and short texts show that everything works; it is not a study.")
+    few = [f"{suite} ({count})" for suite, count in _prompts(summary).items() if count < FEWEST_PROMPTS]
+    if few:
+        sentences.append(f"No interval, and so no speedup, below {FEWEST_PROMPTS} prompts: {', '.join(few)}.")
+    if any(row.requests == row.prompts for row in summary.arms):
+        sentences.append("Some arms have a single repetition: their times carry the machine's noise.")
+    return sentences
+
+
+def interval(estimate: Estimate, digits: int = 2, unit: str = "") -> str:
+    """'[1.44, 1.60]', or a dash where there are too few prompts."""
+    if estimate.low is None or estimate.high is None:
+        return "–"
+    return f"[{estimate.low:.{digits}f}{unit}, {estimate.high:.{digits}f}{unit}]"
+
+
+def ratio(estimate: Estimate, unit: str = "x") -> str:
+    """'1.52x [1.44, 1.60]', or a dash: a speedup without an interval is not shown."""
+    return f"{estimate.value:.2f}{unit} {interval(estimate)}" if estimate.has_interval else "–"
+
+
+def _against(row: Speedup | None) -> str:
+    if row is None:
+        return ""
+    if not row.ratio.has_interval:
+        return f"{row.arm} against {row.baseline}: no claim, {_too_few(row)}"
+    words = {"faster": "is faster than", "slower": "is slower than", "level": "is level with"}
+    why = ", the interval holds 1" if row.verdict == "level" else ""
+    return f"{row.arm} {words[row.verdict]} {row.baseline}: {ratio(row.ratio)}{why} ({_extent(row)})"
+
+
+def _share_of_oracle(row: Speedup | None) -> str:
+    if row is None:
+        return ""
+    if row.ratio.low is None or row.ratio.high is None:
+        return f"share of oracle: no claim, {_too_few(row)}"
+    share = Estimate(100 * row.ratio.value, 100 * row.ratio.low, 100 * row.ratio.high)
+    return f"{row.arm} reaches {share.value:.0f}% {interval(share, 0, '%')} of oracle's speed ({_extent(row)})"
+
+
+def _too_few(row: Speedup) -> str:
+    return f"an interval needs at least {FEWEST_PROMPTS} prompts in each suite and one has {row.fewest_prompts}"
+
+
+def _extent(row: Speedup) -> str:
+    return f"{row.suites} suite{'s' * (row.suites > 1)}, {row.prompts} prompts"
+
+
+def _identity(arms: Sequence[ArmSummary]) -> list[str]:
+    """Whether the other arms wrote what autoregressive decoding writes."""
+    others = [row for row in arms if row.arm != AUTOREGRESSIVE]
+    requests, identical, ties = (
+        sum(getattr(row, field) for row in others) for field in ("requests", "identical", "ties")
+    )
+    if not requests:
+        return []
+    if identical == requests:
+        return [f"all {requests} requests of the other arms wrote exactly the tokens of autoregressive decoding"]
+    unexplained = requests - identical - ties
+    return [
+        f"{identical} of {requests} requests of the other arms wrote exactly the tokens of autoregressive decoding; "
+        f"{ties} first differ at a tie of the two best tokens, {unexplained} differ without one"
+    ]
+
+
+def _prompts(summary: Summary) -> dict[str, int]:
+    return {suite: max(row.prompts for row in summary.arms if row.suite == suite) for suite in summary.suites}

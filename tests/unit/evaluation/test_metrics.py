@@ -1,0 +1,221 @@
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from entmtp.evaluation.intervals import correlation, ratio_of_sums
+from entmtp.evaluation.metrics import summarise
+from entmtp.evaluation.rows import REQUEST_SCHEMA, STEP_SCHEMA, RequestRow, StepRow, as_table
+from entmtp.evaluation.summary import ALL_SUITES, Summary, tables
+from entmtp.evaluation.verdicts import caveats, verdicts
+from tests.unit.evaluation.synthetic import make_rows
+
+
+def summary_of(requests: list[RequestRow], steps: list[StepRow]) -> Summary:
+    return summarise(as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA))
+
+
+@pytest.fixture(scope="module")
+def summary() -> Summary:
+    return summary_of(*make_rows(prompts=6))
+
+
+def with_seconds(rows: list[RequestRow], seconds: dict[str, float]) -> list[RequestRow]:
+    """The same rows, every request of an arm taking the given time."""
+    return [replace(row, seconds=seconds[row.arm]) for row in rows]
+
+
+def test_speed_takes_the_median_of_repetitions_first() -> None:
+    requests, steps = make_rows(arms=("hydra",), suites=("gsm8k",), prompts=2, repetitions=3, new_tokens=50)
+    times = {("gsm8k-0", 0): 1.0, ("gsm8k-0", 1): 100.0, ("gsm8k-0", 2): 2.0}
+    requests = [replace(row, seconds=times.get((row.prompt_id, row.repetition), 3.0)) for row in requests]
+    (row,) = summary_of(requests, steps).arms
+    assert row.tokens_per_second == pytest.approx((50 + 50) / (2.0 + 3.0))
+    assert (row.new_tokens, row.prompts, row.requests) == (100, 2, 6)
+
+
+def test_speedup_is_the_ratio_of_total_times() -> None:
+    requests, steps = make_rows(arms=("autoregressive", "entmtp"), suites=("gsm8k",), prompts=4, new_tokens=50)
+    slow = {f"gsm8k-{number}": float(number + 1) for number in range(4)}
+    requests = [
+        replace(
+            row, seconds=slow[row.prompt_id] * (1.0 if row.arm == "autoregressive" else 0.5 + 0.1 * slow[row.prompt_id])
+        )
+        for row in requests
+    ]
+    found = summary_of(requests, steps).speedup("gsm8k", "entmtp", "autoregressive")
+    assert found is not None
+    assert found.ratio.value == pytest.approx((1 + 2 + 3 + 4) / (0.6 + 2 * 0.7 + 3 * 0.8 + 4 * 0.9))
+    assert found.ratio.low is not None
+    assert found.ratio.high is not None
+    assert 1 / 0.9 <= found.ratio.low < found.ratio.value < found.ratio.high <= 1 / 0.6
+    assert found.verdict == "faster"
+
+
+def test_speedup_compares_times_of_equal_work_after_a_tie() -> None:
+    requests, steps = make_rows(arms=("autoregressive", "hydra"), suites=("gsm8k",), prompts=3, new_tokens=40)
+    requests = [
+        replace(row, seconds=4.0) if row.arm == "autoregressive" else replace(row, seconds=1.0, new_tokens=20)
+        for row in requests
+    ]
+    found = summary_of(requests, steps).speedup("gsm8k", "hydra", "autoregressive")
+    assert found is not None
+    assert found.ratio.value == pytest.approx(2.0)  # half the tokens in a quarter of the time
+
+
+def test_only_shared_prompts_are_compared() -> None:
+    requests, steps = make_rows(arms=("autoregressive", "hydra"), suites=("gsm8k",), prompts=5)
+    requests = with_seconds(requests, {"autoregressive": 1.0, "hydra": 2.0})
+    requests = [
+        replace(row, seconds=1000.0) if (row.arm, row.prompt_id) == ("autoregressive", "gsm8k-4") else row
+        for row in requests
+        if (row.arm, row.prompt_id) != ("hydra", "gsm8k-4")
+    ]
+    found = summary_of(requests, steps).speedup("gsm8k", "hydra", "autoregressive")
+    assert found is not None
+    assert (found.prompts, found.verdict) == (4, "slower")
+    assert found.ratio.value == pytest.approx(0.5)
+
+
+def test_suites_are_averaged_geometrically() -> None:
+    requests, steps = make_rows(arms=("autoregressive", "entmtp"), suites=("gsm8k", "sharegpt"), prompts=3)
+    factor = {"gsm8k": 2.0, "sharegpt": 8.0}
+    requests = [replace(row, seconds=factor[row.suite] if row.arm == "autoregressive" else 1.0) for row in requests]
+    found = summary_of(requests, steps).speedup(ALL_SUITES, "entmtp", "autoregressive")
+    assert found is not None
+    assert (found.ratio.value, found.ratio.low, found.ratio.high) == pytest.approx((4.0, 4.0, 4.0))
+    assert (found.suites, found.prompts) == (2, 6)
+
+
+def test_tau_counts_the_root(summary: Summary) -> None:
+    taus = {(row.suite, row.arm): row.tau.value for row in summary.arms}
+    assert taus["gsm8k", "autoregressive"] == 1.0
+    assert taus["gsm8k", "hydra"] > 1.3
+
+
+def test_time_of_a_step_adds_up() -> None:
+    requests, steps = make_rows(arms=("hydra",), suites=("gsm8k",), prompts=3)
+    (row,) = summary_of(requests, steps).arms
+    total = sum(request.seconds for request in requests)
+    count = sum(request.steps for request in requests)
+    parts = row.draft_ms + row.verify_ms + row.accept_ms + row.policy_ms + row.other_ms
+    assert row.other_ms > 0
+    assert parts * count / 1000 + row.prefill_ms * len(requests) / 1000 == pytest.approx(total)
+
+
+def test_acceptance_counts_only_steps_that_reach_the_depth() -> None:
+    requests, steps = make_rows(arms=("hydra",), suites=("gsm8k",), prompts=1, repetitions=1)
+    shapes = [(1, 1), (1, 2), (2, 1), (2, 3)]  # (depth of the tree, accepted tokens)
+    steps = [
+        replace(step, depth=depth, accepted=accepted) for step, (depth, accepted) in zip(steps, shapes, strict=False)
+    ]
+    rates = {row.depth: (row.steps, row.rate) for row in summary_of(requests, steps).depths}
+    assert rates == {1: (4, 0.5), 2: (2, 0.5)}
+
+
+def test_scores_are_averaged_over_scored_prompts() -> None:
+    requests, steps = make_rows(arms=("hydra",), suites=("gsm8k",), prompts=3, repetitions=2)
+    scores = {"gsm8k-0": 1.0, "gsm8k-1": 0.0, "gsm8k-2": None}
+    (row,) = summary_of([replace(row, score=scores[row.prompt_id]) for row in requests], steps).arms
+    assert (row.score, row.scored) == (0.5, 2)
+
+
+def test_ties_are_told_from_real_differences() -> None:
+    requests, steps = make_rows(arms=("autoregressive", "hydra"), suites=("gsm8k",), prompts=3, repetitions=1)
+    margins = {"gsm8k-0": 1e-6, "gsm8k-1": 0.3}
+    requests = [
+        replace(row, identical=False, first_difference=5, tie_margin=margins[row.prompt_id])
+        if row.arm == "hydra" and row.prompt_id in margins
+        else row
+        for row in requests
+    ]
+    summary = summary_of(requests, steps)
+    assert [(row.identical, row.ties) for row in summary.arms if row.arm == "hydra"] == [(1, 1)]
+    assert "1 of 3 requests" in verdicts(summary)[-1]
+    assert "1 first differ at a tie of the two best tokens, 1 differ without one" in verdicts(summary)[-1]
+
+
+def test_intervals_are_the_same_every_time(summary: Summary) -> None:
+    again = summary_of(*make_rows(prompts=6))
+    assert tables(again)["speedups"] == tables(summary)["speedups"]
+
+
+def test_interval_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for number in range(200):
+        work = rng.gamma(20, 1, size=30)
+        found = ratio_of_sums(1.5 * work * rng.normal(1, 0.1, 30), work, f"trial {number}")
+        assert found.low is not None
+        assert found.high is not None
+        covered += found.low <= 1.5 <= found.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_correlation_is_pearsons() -> None:
+    rng = np.random.default_rng(2)
+    x = [rng.normal(size=size) for size in (20, 30, 40)]
+    y = [0.5 * part + rng.normal(size=len(part)) for part in x]
+    found = correlation(x, y, "x")
+    assert found.value == pytest.approx(stats.pearsonr(np.concatenate(x), np.concatenate(y)).statistic)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high
+
+
+def test_correlation_without_variation_has_no_interval() -> None:
+    found = correlation([np.ones(5)] * 4, [np.arange(5.0)] * 4, "x")
+    assert np.isnan(found.value)
+    assert not found.has_interval
+
+
+def test_accepted_tokens_fall_with_entropy(summary: Summary) -> None:
+    bins = [row for row in summary.entropy_bins if row.suite == "humaneval"]
+    assert {row.arm for row in bins} == {"hydra"}  # a constant tree
+    assert bins[0].accepted.value > bins[-1].accepted.value + 0.5
+    assert all(left.entropy_to <= right.entropy_from for left, right in pairwise(bins))
+    found = next(row for row in summary.entropy_correlations if row.suite == "humaneval" and row.signal == "entropy")
+    assert found.correlation.high is not None
+    assert found.correlation.high < 0
+    assert found.steps == sum(row.steps for row in bins)
+
+
+def test_verdicts_say_faster_slower_and_level() -> None:
+    requests, steps = make_rows(suites=("gsm8k", "litbench"), prompts=4)
+    seconds = {"autoregressive": 1.0, "medusa": 2.0, "hydra": 1.5, "medusa-best": 0.5, "hydra-best": 0.8}
+    requests = with_seconds(requests, seconds | {"entmtp": 0.8, "random": 0.9, "oracle": 0.6})
+    sentences = verdicts(summary_of(requests, steps))
+    assert "entmtp is faster than medusa: 2.50x [2.50, 2.50] (2 suites, 8 prompts)" in sentences
+    assert "entmtp is slower than medusa-best: 0.62x [0.62, 0.62] (2 suites, 8 prompts)" in sentences
+    assert (
+        "entmtp is level with hydra-best: 1.00x [1.00, 1.00], the interval holds 1 (2 suites, 8 prompts)" in sentences
+    )
+    assert "entmtp reaches 75% [75%, 75%] of oracle's speed (2 suites, 8 prompts)" in sentences
+    assert "hydra is slower than autoregressive: 0.67x [0.67, 0.67] (2 suites, 8 prompts)" in sentences
+    assert sentences[-1].startswith("all 168 requests of the other arms wrote exactly")
+
+
+def test_too_few_prompts_give_no_claim() -> None:
+    requests, steps = make_rows(arms=("autoregressive", "entmtp"), suites=("gsm8k", "litbench"), prompts=3)
+    requests = [row for row in requests if row.prompt_id != "litbench-2"]
+    summary = summary_of(requests, steps)
+    found = summary.speedup(ALL_SUITES, "entmtp", "autoregressive")
+    assert found is not None
+    assert (found.verdict, found.ratio.has_interval) == ("no claim", False)
+    sentence = verdicts(summary)[0]
+    assert sentence.startswith("entmtp against autoregressive: no claim, an interval needs at least 3 prompts")
+    assert f"{found.ratio.value:.2f}" not in sentence
+    assert any("litbench (2)" in caveat for caveat in caveats(summary, {}))
+
+
+def test_caveats_name_samples_quick_runs_and_single_repetitions() -> None:
+    summary = summary_of(*make_rows(arms=("autoregressive",), suites=("gsm8k", "litbench"), prompts=3, repetitions=1))
+    said = "\n".join(caveats(summary, {"profile": "quick"}))
+    assert "litbench: prompts are this project's own small sample" in said
+    assert "gsm8k: prompts" not in said
+    assert "not a study" in said
+    assert "single repetition" in said
+    full = summary_of(*make_rows(arms=("autoregressive",), suites=("gsm8k",), prompts=3))
+    assert caveats(full, {"profile": "full"}) == []
