@@ -5,7 +5,7 @@ requests file is written last and each file appears whole, so a shard is finishe
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -117,13 +117,18 @@ def write_part(
     return requests_file, steps_file
 
 
-def read_parts(folder: Path) -> tuple[pa.Table, pa.Table]:
-    """All finished shards of a folder as (requests, steps), in an order that does not depend on how they were made.
+def read_parts(folder: Path, keys: Collection[str] | None = None) -> tuple[pa.Table, pa.Table]:
+    """Finished shards of a folder as (requests, steps), in an order that does not depend on how they were made.
+
+    `keys` names the shards that are wanted; without it, all of them are read.
 
     Raises:
         EntMTPError: the folder has no finished shard, or a file is not a part of this version.
     """
     requests_files = sorted(folder.glob("requests-*.parquet"))
+    if keys is not None:
+        wanted = {part_files(folder / key)[0] for key in keys}
+        requests_files = [file for file in requests_files if file in wanted]
     if not requests_files:
         raise EntMTPError(f"results folder '{folder}' holds no finished part; run the benchmark into it first")
     steps_files = [file.with_name(file.name.replace("requests-", "steps-", 1)) for file in requests_files]
