@@ -64,6 +64,13 @@ def test_shard_without_its_requests_file_is_unfinished(tmp_path: Path) -> None:
     assert read_parts(tmp_path)[1].num_rows == len(steps)
 
 
+def test_chosen_shards_alone_are_read(tmp_path: Path) -> None:
+    for suite in ("gsm8k", "litbench"):
+        write_part(tmp_path / suite, *make_rows(arms=("hydra",), suites=(suite,), prompts=1), {})
+    requests, steps = read_parts(tmp_path, ["litbench"])
+    assert set(requests["suite"].to_pylist()) == set(steps["suite"].to_pylist()) == {"litbench"}
+
+
 def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
     requests, steps = make_rows(arms=("hydra",), suites=("gsm8k",), prompts=1)
     part_files(tmp_path / "k")[0].mkdir(parents=True)  # the requests file cannot take this name
