@@ -60,13 +60,19 @@ class TrainingSettings(Settings):
 
 
 class CalibrationSettings(Settings):
-    """How a tree bank is made (:mod:`entmtp.trees.bank`)."""
+    """How a tree bank is made (:mod:`entmtp.evaluation.calibration`)."""
 
-    prompts: int = Field(24, ge=2, description="calibration prompts per task")
+    prompts: int = Field(32, ge=2, description="calibration prompts per task")
+    max_prompt_tokens: int = Field(1024, ge=1, description="a longer prompt is left out")
     max_new_tokens: int = Field(128, ge=8, description="tokens per prompt's trace")
-    budgets: tuple[int, ...] = Field((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 63), description="node budgets of the bank")
+    max_nodes: int = Field(63, ge=1, le=255, description="size of the largest tree")
     entropy_window: int = Field(8, ge=1, description="steps of the entropy's moving average")
-    max_rungs: int = Field(4, ge=1, le=8, description="trees that the ladder climbs between, at most")
+    max_rungs: int = Field(4, ge=1, le=8, description="entropy bins, at most")
+
+
+class LadderSettings(Settings):
+    """How the ladder policy moves between its rungs (:mod:`entmtp.scheduling.policies`)."""
+
     hysteresis: float = Field(0.05, ge=0, description="nats that the entropy must pass a threshold by")
 
 

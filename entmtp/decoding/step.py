@@ -61,7 +61,5 @@ def decode_step(
     for request, seen, topology, path in zip(requests, signals, chosen, accepted, strict=True):
         ranks = topology.paths[path.nodes[-1] - 1] if len(path.nodes) > 1 else ()
         request.steps.append(
-            StepRecord(
-                seen.position, topology, ranks, seen, ms["draft"], ms["verify"], ms["accept"], ms["policy"]
-            )
+            StepRecord(seen.position, topology, ranks, seen, ms["draft"], ms["verify"], ms["accept"], ms["policy"])
         )

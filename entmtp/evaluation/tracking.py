@@ -7,7 +7,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.facts import flat_facts
+from entmtp.evaluation.files import write_text
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.run_metrics import arm_metrics, description, overall_metrics
 from entmtp.evaluation.summary import tables
@@ -189,6 +190,25 @@ def start_training_run(
                 if begun.get(name, text) != text:
                     client.set_tag(run_id, f"resumed.{name}", text)
         return TrainingRun(client, tracking_uri, run.info.experiment_id, run.info.run_id)
+
+
+@contextmanager
+def tracked_training(
+    tracking_uri: str | None, output: Path, settings: Mapping[str, Any]
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """Record a training in one run however often it is interrupted (its id is kept in `output`).
+
+    Without an address nothing is recorded.
+    """
+    if tracking_uri is None:
+        yield lambda step, metrics: None
+        return
+    kept = output / "mlflow-run-id"
+    run_id = kept.read_text(encoding="utf-8").strip() if kept.exists() else None
+    with start_training_run(tracking_uri, "entmtp-training", settings, run_id) as run:
+        write_text(kept, run.run_id)
+        yield run.log
+        run.finish([])
 
 
 @contextmanager

@@ -51,14 +51,16 @@ class Proposal:
 class DraftHeads(PreTrainedModel):
     """Base of Medusa and Hydra heads. Attach them to a backbone before use."""
 
-    config_class = DraftHeadsConfig
+    config_class: type[DraftHeadsConfig] = DraftHeadsConfig
     base_model_prefix = ""
     main_input_name = "hidden"
     kind: str
+    draft_vocab: torch.Tensor
 
     def __init__(self, config: DraftHeadsConfig) -> None:
         super().__init__(config)
         self.register_buffer("draft_vocab", torch.arange(config.draft_vocab_size, dtype=torch.int32))
+        self.fingerprint = ""  # of the checkpoint's weights, once loaded from one
         self.output_weight = torch.empty(0)
         self.output_bias: torch.Tensor | None = None
         self.input_table = torch.empty(0)
@@ -82,14 +84,21 @@ class DraftHeads(PreTrainedModel):
         for field in ("hidden_size", "vocab_size"):
             ours, theirs = getattr(self.config, field), getattr(backbone, field)
             if ours != theirs:
-                raise EntMTPError(f"heads: {field} is {ours} but the model's is {theirs}; use heads made for this model")
+                raise EntMTPError(
+                    f"heads: {field} is {ours} but the model's is {theirs}; use heads made for this model"
+                )
         trained_for = self.config.model_fingerprint
         if trained_for and trained_for != (found := model_fingerprint(backbone.model)):
             raise EntMTPError(
-                f"heads: they were trained for the model with fingerprint {trained_for[:12]}, this one has {found[:12]};"
+                f"heads: they were trained for the model with fingerprint {trained_for[:12]}, not {found[:12]};"
                 " use heads made for this model, or train some with 'entmtp train'"
             )
-        self.to(backbone.device, backbone.dtype)
+        if not 0 <= int(self.draft_vocab.min()) <= int(self.draft_vocab.max()) < backbone.vocab_size:
+            raise EntMTPError(
+                f"heads: their draft vocabulary has tokens outside the model's {backbone.vocab_size};"
+                " use heads made for this model"
+            )
+        nn.Module.to(self, backbone.device, backbone.dtype)
         output = backbone.model.get_output_embeddings()
         rows = self.draft_vocab.long()
         self.output_weight = output.weight.detach()[rows].contiguous()

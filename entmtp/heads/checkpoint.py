@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -43,11 +44,24 @@ def load_heads(source: str | Path, backbone: Backbone) -> DraftHeads:
             " convert others with save_pretrained"
         )
     try:
-        heads = heads_class.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        heads, report = heads_class.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        if wrong := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
+            raise ValueError(f"tensor {wrong[0]} is missing or does not belong to {heads_class.kind} heads")
     except Exception as error:  # safetensors, transformers and torch each raise their own types for a bad file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EntMTPError(f"heads: {folder / 'model.safetensors'} can't be read ({reason}); save the heads again") from error
+        raise EntMTPError(
+            f"heads: {folder / 'model.safetensors'} can't be read ({reason}); save the heads again"
+        ) from error
+    heads.fingerprint = file_hash(folder / "model.safetensors")
     return heads.attach(backbone)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _class_of(folder: Path) -> type[DraftHeads]:
@@ -56,7 +70,7 @@ def _class_of(folder: Path) -> type[DraftHeads]:
         model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise EntMTPError(f"heads: {path} is missing or not JSON; give a folder written by save_pretrained") from error
-    if model_type not in _BY_MODEL_TYPE:
+    if not isinstance(model_type, str) or model_type not in _BY_MODEL_TYPE:
         known = ", ".join(_BY_MODEL_TYPE)
         raise EntMTPError(f"heads: model_type '{model_type}' in {path} is unknown; it must be one of {known}")
     return _BY_MODEL_TYPE[model_type]

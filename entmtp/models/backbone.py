@@ -15,7 +15,6 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from entmtp.errors import EntMTPError
 from entmtp.models import attention
 from entmtp.models.cache import TreeCache
 from entmtp.trees.batch import TreeBatch
@@ -41,7 +40,9 @@ class Backbone:
         self.vocab_size: int = self.config.vocab_size
         self.max_context: int = getattr(self.config, "max_position_embeddings", None) or 2**30
         self._output = _output_replay(model)
-        self.windowed = True  # whether the sliding window that the configuration names is applied; the self-test finds out
+        self.windowed = (
+            True  # whether the sliding window that the configuration names is applied; the self-test finds out
+        )
         prepare(self)
 
     @property
@@ -78,7 +79,8 @@ class Backbone:
         for begin in range(0, len(ids), PREFILL_CHUNK):
             chunk = list(ids[begin : begin + PREFILL_CHUNK])
             # Few distinct widths: kernels that are built per shape (oneDNN's, CUDA graphs) are built seldom.
-            padding = min(-len(chunk) % PREFILL_MULTIPLE, cache.capacity - cache.lengths[slot] - len(chunk))
+            room = max(0, cache.capacity - cache.lengths[slot] - len(chunk))
+            padding = min(-len(chunk) % PREFILL_MULTIPLE, room)
             tokens = torch.tensor([chunk + [0] * padding], device=self.device)
             real = torch.arange(len(chunk) + padding, device=self.device)[None] < len(chunk)
             chunks.append(self._chain(tokens, real, [slot], cache)[0, : len(chunk)])
@@ -93,9 +95,7 @@ class Backbone:
         """
         return self._chain(tokens, torch.ones_like(tokens, dtype=torch.bool), slots, cache)
 
-    def _chain(
-        self, tokens: torch.Tensor, real: torch.Tensor, slots: Sequence[int], cache: TreeCache
-    ) -> torch.Tensor:
+    def _chain(self, tokens: torch.Tensor, real: torch.Tensor, slots: Sequence[int], cache: TreeCache) -> torch.Tensor:
         batch, width = tokens.shape
         # Padding stays at the first position: one behind the context's end is an error where positions are learnt.
         depth = torch.arange(width, device=self.device) * real
@@ -151,9 +151,7 @@ class Backbone:
         return mask.masked_fill_(~visible, torch.finfo(self.dtype).min)[:, None]
 
 
-def _visible(
-    ancestors: torch.Tensor, real: torch.Tensor, start: torch.Tensor, first: int, last: int
-) -> torch.Tensor:
+def _visible(ancestors: torch.Tensor, real: torch.Tensor, start: torch.Tensor, first: int, last: int) -> torch.Tensor:
     """Which buffer rows each node may look at ``[batch, n, last - first]``: committed ones and its ancestors."""
     batch, width = real.shape
     rows = torch.arange(first, last, device=real.device)

@@ -102,7 +102,8 @@ class TreeCache(Cache):
         self.device = torch.device(device)
         self.lengths = [0] * slots
         self.plan = StepPlan((0,), torch.zeros(1, 0, dtype=torch.int64), 0, 1)
-        super().__init__(layers=[TreeLayer(self) for _ in range(layers)])
+        self.tree_layers = [TreeLayer(self) for _ in range(layers)]
+        super().__init__(layers=list(self.tree_layers))
 
     def slot_index(self, plan: StepPlan) -> torch.Tensor:
         """The plan's slots as an index tensor ``[batch]``."""
@@ -151,7 +152,7 @@ class TreeCache(Cache):
             target[number, : len(nodes)] = torch.arange(len(nodes)) + start
         slots = torch.tensor([self.plan.slots[row] for row, _ in moves], device=self.device)
         source, target = source.to(self.device), target.to(self.device)
-        for layer in self.layers:
+        for layer in self.tree_layers:
             layer.move(slots, source, target)
 
     def release(self, slot: int) -> None:

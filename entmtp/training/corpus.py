@@ -60,8 +60,13 @@ def write_corpus(
     """Answers ``prompts`` (token ids) into ``folder``; skips those that its parts hold already. Returns tokens written.
 
     Raises:
-        EntMTPError: if no prompt is short enough.
+        EntMTPError: if no prompt is short enough, or prompt and answer do not fit the model's context.
     """
+    if settings.max_prompt_tokens + settings.max_new_tokens > backbone.max_context:
+        raise EntMTPError(
+            f"max_prompt_tokens: {settings.max_prompt_tokens} and max_new_tokens {settings.max_new_tokens} do not fit the"
+            f" model's context of {backbone.max_context} tokens; lower one of them"
+        )
     fitting = [list(ids) for ids in prompts if 0 < len(ids) <= settings.max_prompt_tokens]
     if not fitting:
         raise EntMTPError(
@@ -70,23 +75,24 @@ def write_corpus(
         )
     folder.mkdir(parents=True, exist_ok=True)
     done = {name for path in part_paths(folder) for name in read_part(path, states=False).prompt_ids}
-    waiting = iter([ids for ids in fitting if prompt_id(ids) not in done])
+    unique = {prompt_id(ids): ids for ids in fitting}
+    waiting = iter([ids for name, ids in unique.items() if name not in done])
     pending: list[Answer] = []
-    answers, tokens = len(done), 0
-    for answer in _answers(backbone, waiting, settings):
+    count, tokens = len(done), 0
+    for answer in answers(backbone, waiting, settings):
         pending.append(answer)
-        answers, tokens = answers + 1, tokens + len(answer.tokens)
+        count, tokens = count + 1, tokens + len(answer.tokens)
         if sum(len(one.tokens) for one in pending) >= settings.part_tokens:
             _write_part(folder, pending)
             pending = []
-        progress(answers, tokens)
+        progress(count, tokens)
     if pending:
         _write_part(folder, pending)
     return tokens
 
 
-def _answers(backbone: Backbone, waiting: Iterator[list[int]], settings: CorpusSettings) -> Iterator[Answer]:
-    """Yields finished answers; a free slot takes the next prompt at once."""
+def answers(backbone: Backbone, waiting: Iterator[list[int]], settings: CorpusSettings) -> Iterator[Answer]:
+    """Yields finished answers as they end; a free slot takes the next prompt at once."""
     cache = backbone.new_cache(settings.slots, settings.max_prompt_tokens + settings.max_new_tokens + 1)
     randomness = torch.Generator().manual_seed(settings.seed)
     running: dict[int, Answer] = {}
@@ -145,11 +151,13 @@ def _record(
 
 def part_paths(folder: Path) -> list[Path]:
     """The finished parts of a corpus, in order."""
-    return sorted(folder.glob("part-*.safetensors"))
+    return sorted(folder.glob("part-[0-9][0-9][0-9][0-9][0-9].safetensors"))
 
 
 def _write_part(folder: Path, answers: list[Answer]) -> None:
-    path = folder / f"part-{len(part_paths(folder)):05d}.safetensors"
+    # One behind the last, not the count: with a part removed, the count names one that exists.
+    number = max((int(path.stem.removeprefix("part-")) for path in part_paths(folder)), default=-1) + 1
+    path = folder / f"part-{number:05d}.safetensors"
     tensors = {
         "tokens": torch.tensor([token for answer in answers for token in answer.tokens], dtype=torch.int32),
         "states": torch.stack([state for answer in answers for state in answer.states]),

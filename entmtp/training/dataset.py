@@ -35,7 +35,8 @@ class Batch:
 class Dataset:
     """All parts of one or several corpus folders, held in memory (2 bytes per hidden unit and token).
 
-    Answers are split into training and held-out ones by a hash of their prompt, so that a prompt is never on both sides.
+    Answers are split into training and held-out ones by a hash of their prompt, so that none is on both
+    sides.
 
     Raises:
         EntMTPError: if there are no parts, or too little text to hold some out.
@@ -46,6 +47,8 @@ class Dataset:
         if not paths:
             raise EntMTPError(f"corpus: no part-*.safetensors in {', '.join(map(str, folders))}; write a corpus first")
         parts = [read_part(path) for path in paths]
+        if len(widths := sorted({part.states.shape[1] for part in parts})) > 1:
+            raise EntMTPError(f"corpus: its parts have hidden sizes {widths}; use folders written by one model")
         self.tokens = torch.cat([part.tokens for part in parts])
         self.states = torch.cat([part.states for part in parts])
         lengths = torch.cat([part.starts.diff() for part in parts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +36,7 @@ def accuracy(heads: DraftHeads, dataset: Dataset, positions: torch.Tensor, limit
 
     A true token outside the draft vocabulary counts as a miss.
     """
-    positions = positions[:: max(1, len(positions) // limit)]
+    positions = positions[:: max(1, math.ceil(len(positions) / limit))]
     hits = torch.zeros(heads.num_heads, len(TOP))
     seen = torch.zeros(heads.num_heads)
     for chunk in positions.split(_ROWS):

@@ -68,14 +68,18 @@ def _head(node: ast.FunctionDef) -> str | None:
     return f'def {node.name}({ast.unparse(node.args)}):\n    """{body}\n    """\n'
 
 
-_NAMES = "Ana Ben Carla Dmitri Elif Farid Grace Hugo Ines Jonas Kavya Liam Mei Noor Omar Priya Quinn Rosa Sven Tara".split()
-_THINGS = "apples marbles stickers pencils books cookies shells tickets stamps flowers eggs cards bottles candles".split()
+_NAMES = (
+    "Ana Ben Carla Dmitri Elif Farid Grace Hugo Ines Jonas Kavya Liam Mei Noor Omar Priya Quinn Rosa Sven Tara".split()
+)
+_THINGS = (
+    "apples marbles stickers pencils books cookies shells tickets stamps flowers eggs cards bottles candles".split()
+)
 _PROBLEMS = (
     "{a} has {x} {t}. {b} has {k} times as many. How many {t} do they have together?",
     "A box holds {x} {t}. {a} fills {k} boxes and has {y} {t} left over. How many {t} did {a} have at the start?",
     "{a} buys {x} {t} at ${k} each and pays with a ${big} note. How much change does {a} get?",
     "Every day {a} sells {x} {t} in the morning and {y} in the afternoon. How many {t} are sold in {k} weeks?",
-    "{a} runs {k} miles a day, {b} runs {y} miles a day. After {x} days, how many miles farther has the faster one run?",
+    "{a} runs {k} miles a day, {b} runs {y}. After {x} days, how many miles farther has the faster one run?",
     "A train goes {x} miles an hour for {k} hours and then {y} miles an hour for 2 hours. How far does it go in all?",
     "{a} had {big} {t}, gave {x} to {b}, and lost {y}. Then {a} found {k} more. How many {t} does {a} have now?",
     "There are {x} rows of chairs with {k} chairs each. {y} chairs are broken. How many people can sit down?",

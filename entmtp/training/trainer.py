@@ -61,18 +61,26 @@ class Trainer:
     """Trains heads in place and keeps a checkpoint in ``folder``; a second run continues from it.
 
     Raises:
-        EntMTPError: if the folder's checkpoint was made with other settings or another corpus.
+        EntMTPError: if the corpus is another model's; from :meth:`train`, if the folder's checkpoint can't be read or
+            was made with other settings, another corpus or another model.
     """
 
     def __init__(self, backbone: Backbone, dataset: Dataset, settings: TrainingSettings, folder: Path) -> None:
         self.settings, self.dataset, self.folder = settings, dataset, folder
         self.device = backbone.device
+        if (width := dataset.states.shape[1]) != backbone.hidden_size:
+            raise EntMTPError(
+                f"corpus: its states have {width} units but the model's have {backbone.hidden_size};"
+                " write the corpus with this model"
+            )
         self.heads = new_heads(backbone, dataset, settings)
         self.heads.attach(backbone)
         # Attached for the model's frozen output layer; trained in float32 whatever the model's own type.
         self.heads.float().train()
-        self.output = self.heads.output_weight.float()
+        self.heads.output_weight = self.heads.output_weight.float()
         self.heads.input_table = self.heads.input_table.float()
+        if self.heads.output_bias is not None:
+            self.heads.output_bias = self.heads.output_bias.float()
         self.label_of = torch.full((backbone.vocab_size,), IGNORED)
         self.label_of[self.heads.draft_vocab.long().cpu()] = torch.arange(len(self.heads.draft_vocab))
         self.steps = settings.epochs * math.ceil(len(dataset.train) / settings.batch_size)
@@ -86,11 +94,12 @@ class Trainer:
         """Runs to the last step; reports every 20 steps, with held-out accuracy after every epoch."""
         self._resume()
         per_epoch = self.steps // self.settings.epochs
+        order: torch.Tensor | None = None
         while self.step < self.steps:
             epoch, at = divmod(self.step, per_epoch)
-            if at == 0 or not hasattr(self, "_order"):
-                self._order = self._shuffled(epoch)
-            positions = self._order[at * self.settings.batch_size : (at + 1) * self.settings.batch_size]
+            if at == 0 or order is None:
+                order = self._shuffled(epoch)
+            positions = order[at * self.settings.batch_size : (at + 1) * self.settings.batch_size]
             loss = self._optimize(positions)
             self.step += 1
             ended = self.step % per_epoch == 0
@@ -128,20 +137,22 @@ class Trainer:
         labels = self.label_of[batch.tokens[:, 1:].cpu()].masked_fill(~batch.valid.cpu(), IGNORED)
         candidates, correction = self._candidates(labels)
         states = self.heads.teacher_forced(batch.states[:, 0], batch.tokens[:, :-1])
-        rows = self.output[candidates]
-        logits = nn.functional.linear(states, rows).float() + correction
+        rows, bias = self.heads.output_weight[candidates], self.heads.output_bias
+        raised = correction if bias is None else correction + bias[candidates]
+        logits = nn.functional.linear(states, rows).float() + raised
         with torch.no_grad():
-            teacher = nn.functional.linear(batch.states[:, 1:], rows).float() + correction
+            teacher = nn.functional.linear(batch.states[:, 1:], rows).float() + raised
         weight = batch.valid.float()
         total = weight.sum().clamp(min=1)
         divergence = nn.functional.kl_div(
             logits.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True
         ).sum(-1)
-        entropy = nn.functional.cross_entropy(
-            logits.flatten(0, 1), _positions_in(candidates, labels).flatten().to(self.device), ignore_index=IGNORED
-        )
+        places = _positions_in(candidates, labels).flatten().to(self.device)
+        entropy = nn.functional.cross_entropy(logits.flatten(0, 1), places, ignore_index=IGNORED, reduction="sum")
+        # A batch may hold no label at all: an answer's end, or tokens outside the draft vocabulary.
+        labelled = (places != IGNORED).sum().clamp(min=1)
         share = self.settings.distillation
-        return share * (divergence * weight).sum() / total + (1 - share) * entropy
+        return share * (divergence * weight).sum() / total + (1 - share) * entropy / labelled
 
     def _candidates(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Draft-vocabulary indices of the step's candidates, sorted, and what to add to their logits."""
@@ -175,10 +186,14 @@ class Trainer:
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return
-        saved = torch.load(path, map_location=self.device, weights_only=True)
-        if saved["identity"] != self._identity():
+        try:
+            saved = torch.load(path, map_location=self.device, weights_only=True)
+            identity = saved["identity"]
+        except Exception as error:  # torch, pickle and zipfile each raise their own types for a bad file
+            raise EntMTPError(f"checkpoint: {path} can't be read ({type(error).__name__}); remove it") from error
+        if identity != self._identity():
             raise EntMTPError(
-                f"checkpoint: {path} was made with other settings or another corpus;"
+                f"checkpoint: {path} was made with other settings, another corpus or another model;"
                 " give another folder or remove the checkpoint"
             )
         self.heads.load_state_dict(saved["heads"])
@@ -187,7 +202,8 @@ class Trainer:
         self.step = saved["step"]
 
     def _identity(self) -> str:
-        text = f"{self.settings.model_dump_json()} {self.dataset.fingerprint}"
+        made_for = self.heads.config.model_fingerprint
+        text = f"{self.settings.model_dump_json()} {self.dataset.fingerprint} {made_for}"
         return hashlib.sha256(text.encode()).hexdigest()
 
 

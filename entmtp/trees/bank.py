@@ -91,7 +91,9 @@ class TreeBank(BaseModel):
         if any(low >= high for low, high in zip(self.thresholds, self.thresholds[1:], strict=False)):
             raise ValueError(f"thresholds {self.thresholds} must increase")
         if len(self.bins) != len(self.thresholds) + 1:
-            raise ValueError(f"{len(self.thresholds)} thresholds need {len(self.thresholds) + 1} bins, not {len(self.bins)}")
+            raise ValueError(
+                f"{len(self.thresholds)} thresholds need {len(self.thresholds) + 1} bins, not {len(self.bins)}"
+            )
         return self
 
     def save(self, path: Path) -> None:

@@ -1,0 +1,126 @@
+"""The command line. Heavy libraries are imported inside the commands, so that help and mistakes answer at once."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from entmtp.cli_errors import told_plainly
+from entmtp.evaluation.command import Devices, benchmark_command
+
+app = typer.Typer(
+    help="Write faster with a large language model, token for token the same.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")]
+Device = Annotated[str, typer.Option(help="cpu or cuda")]
+
+
+def main() -> None:
+    """Entry point of the ``entmtp`` command."""
+    app()
+
+
+def _say(text: str) -> None:
+    print(f"entmtp: {text}", file=sys.stderr, flush=True)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="what to answer")],
+    method: Annotated[
+        str, typer.Option(help="an arm: autoregressive, medusa, hydra, medusa-best, hydra-best, entmtp")
+    ] = "entmtp",
+    task: Annotated[
+        str, typer.Option(help="whose tree bank to use: humaneval, gsm8k, sharegpt, litbench")
+    ] = "sharegpt",
+    model: Model = "bundled",
+    heads: Annotated[str | None, typer.Option(help="heads for another model: a folder or hub name")] = None,
+    bank: Annotated[Path | None, typer.Option(help="tree bank for other heads")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens at most")] = 256,
+    device: Device = "cpu",
+) -> None:
+    """Answer a prompt, streaming; then one line of statistics."""
+    with told_plainly("generate"):
+        from entmtp.session import open_session
+
+        session = open_session(method=method, task=task, model=model, heads=heads, bank=bank, device=device, say=_say)
+        for text in session.stream(prompt, max_new_tokens):
+            print(text, end="", flush=True)
+        print(f"\n\n{session.statistics()}", flush=True)
+
+
+@app.command()
+def calibrate(
+    task: Annotated[str, typer.Option(help="humaneval, gsm8k, sharegpt or litbench")],
+    output: Annotated[Path, typer.Option(help="folder for <task>-<heads>.json, traces and the calibration text")],
+    model: Model = "bundled",
+    heads: Annotated[
+        list[str], typer.Option(help="medusa=FOLDER and/or hydra=FOLDER (default: the bundled ones)")
+    ] = [],  # noqa: B006
+    data: Annotated[Path | None, typer.Option(help="prompts in the hub's schema instead of the hub")] = None,
+    prompts: Annotated[int | None, typer.Option(help="calibration prompts")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="tokens per prompt")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Make the tree bank of a task; continues where an interrupted run stopped."""
+    with told_plainly("calibrate"):
+        from entmtp.evaluation.calibrate_task import calibrate_task
+
+        calibrate_task(
+            task=task,
+            output=output,
+            model=model,
+            heads=heads,
+            data=data,
+            overrides={"prompts": prompts, "max_new_tokens": max_new_tokens},
+            device=device,
+            console=Console(),
+        )
+
+
+@app.command()
+def train(
+    prompts: Annotated[Path, typer.Option(help="JSON lines with a 'prompt' each")],
+    output: Annotated[Path, typer.Option(help="folder for the text, the checkpoints and the heads")],
+    kind: Annotated[str, typer.Option(help="medusa or hydra")] = "hydra",
+    model: Model = "bundled",
+    epochs: Annotated[int | None, typer.Option(help="passes over the text")] = None,
+    inner_size: Annotated[int | None, typer.Option(help="width of each head's hidden layer")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow address; without it nothing is tracked")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Train draft heads on text that the model writes itself; continues where an interrupted run stopped."""
+    with told_plainly("train"):
+        from entmtp.evaluation.tracking import tracked_training
+        from entmtp.training.train_heads import train_heads
+
+        train_heads(
+            prompts=prompts,
+            output=output,
+            model=model,
+            overrides={"kind": kind, "epochs": epochs, "inner_size": inner_size},
+            tracked=partial(tracked_training, tracking_uri, output),
+            device=device,
+            console=Console(),
+        )
+
+
+def _this_process() -> Devices:
+    from entmtp.evaluation.local import ThisProcess
+
+    return ThisProcess()
+
+
+app.command("benchmark")(benchmark_command(_this_process))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""How commands end: a user's mistake is one line and exit code 2, an interruption says how to go on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from entmtp.errors import EntMTPError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+@contextmanager
+def told_plainly(command: str) -> Iterator[None]:
+    """Turns an EntMTPError, also one that came from a Ray worker, into one line on standard error."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"entmtp {command}: interrupted; run the same command again to go on where it stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        mistake = error if isinstance(error, EntMTPError) else getattr(error, "cause", None)
+        if not isinstance(mistake, EntMTPError):
+            raise
+        print(f"entmtp {command}: {mistake}", file=sys.stderr)
+        sys.exit(USER_ERROR)

@@ -1,0 +1,106 @@
+"""The benchmark's arms: which heads and which policy each method is."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from entmtp.decoding.engine import Completion, Engine
+from entmtp.errors import EntMTPError
+from entmtp.heads.base import DraftHeads
+from entmtp.models.backbone import Backbone
+from entmtp.scheduling.cost import StepCost
+from entmtp.scheduling.ladder import best_static, build_ladder
+from entmtp.scheduling.policies import LadderPolicy, Policy, ScheduledPolicy, SequencePolicy, StaticPolicy
+from entmtp.settings import CalibrationSettings, LadderSettings
+from entmtp.trees.bank import TreeBank
+from entmtp.trees.published import published_tree
+from entmtp.trees.replay import best_schedule
+from entmtp.trees.topology import Topology
+from entmtp.trees.trace import RankTrace
+
+ARMS = ("autoregressive", "medusa", "hydra", "medusa-best", "hydra-best", "entmtp", "random", "oracle")
+NEEDS_HINDSIGHT = frozenset({"random", "oracle"})
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """What arms are made of for one suite: heads, the suite's banks and the machine's step costs, by kind of heads."""
+
+    backbone: Backbone
+    heads: Mapping[str, DraftHeads]
+    banks: Mapping[str, TreeBank]
+    costs: Mapping[str, StepCost]
+
+
+@dataclass(frozen=True)
+class Hindsight:
+    """What the controls know of a prompt beforehand: its rank trace, and the ladder's own run on it."""
+
+    trace: RankTrace
+    ladder_run: Completion
+    seed: str
+
+
+def check_arms(names: list[str]) -> list[str]:
+    """Raises EntMTPError for an unknown arm; returns ``names`` in the canonical order, each once."""
+    for name in names:
+        if name not in ARMS:
+            raise EntMTPError(f"arm: '{name}' is unknown; choose from {', '.join(ARMS)}")
+    return [name for name in ARMS if name in names]
+
+
+def make_engine(arm: str, tools: Toolbox, hindsight: Hindsight | None = None) -> Engine:
+    """The engine of an arm; the controls need the prompt's ``hindsight``."""
+    kind = "medusa" if arm.startswith("medusa") else "hydra"
+    heads = None if arm == "autoregressive" else tools.heads[kind]
+    return Engine(tools.backbone, heads, _POLICIES[arm](kind, tools, hindsight))
+
+
+def _window(tools: Toolbox) -> int:
+    """Every arm averages entropy over the same window; plain decoding alone needs no bank to say which."""
+    return next((bank.entropy_window for bank in tools.banks.values()), CalibrationSettings().entropy_window)
+
+
+def _plain(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+    return StaticPolicy(Topology.root_only(), _window(tools))
+
+
+def _published(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+    return StaticPolicy(published_tree(tools.heads[kind].num_heads), _window(tools))
+
+
+def _best(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+    return StaticPolicy(best_static(tools.banks[kind].overall, tools.costs[kind]), _window(tools))
+
+
+def _ladder(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+    return LadderPolicy(build_ladder(tools.banks[kind], tools.costs[kind]), LadderSettings().hysteresis)
+
+
+def _random(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+    assert hindsight is not None
+    trees = [step.topology for step in hindsight.ladder_run.steps]
+    random.Random(hindsight.seed).shuffle(trees)
+    return SequencePolicy(trees, _window(tools))
+
+
+def _oracle(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+    assert hindsight is not None
+    bank, cost = tools.banks[kind], tools.costs[kind]
+    candidates = {tree.paths: tree for one in (bank.overall, *bank.bins) for tree in one.trees}
+    schedule, _ = best_schedule(hindsight.trace, list(candidates.values()), cost)
+    return ScheduledPolicy(schedule, _window(tools))
+
+
+_POLICIES: dict[str, Callable[[str, Toolbox, Hindsight | None], Policy]] = {
+    "autoregressive": _plain,
+    "medusa": _published,
+    "hydra": _published,
+    "medusa-best": _best,
+    "hydra-best": _best,
+    "entmtp": _ladder,
+    "random": _random,
+    "oracle": _oracle,
+}

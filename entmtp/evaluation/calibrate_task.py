@@ -1,0 +1,87 @@
+"""``entmtp calibrate``: from a task's name to its tree banks on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.calibration import calibration_texts, make_bank, provenance_of, traces_of
+from entmtp.evaluation.suites import load_suite, split
+from entmtp.evaluation.suites.splits import draw
+from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.models.backbone import Backbone
+from entmtp.models.registry import encode_chat, load_model, model_fingerprint
+from entmtp.settings import CalibrationSettings
+from entmtp.trees.bank import TreeBank
+from entmtp.trees.trace import save_traces
+
+_SHOWN = (1, 2, 3, 4, 8, 16, 32, 63)
+
+
+def calibrate_task(
+    *,
+    task: str,
+    output: Path,
+    model: str,
+    heads: Sequence[str],
+    data: Path | None,
+    overrides: Mapping[str, int | None],
+    device: str,
+    console: Console,
+) -> None:
+    """Writes ``<task>-<kind>.json`` and ``<task>-<kind>.trace.safetensors`` into ``output`` for each kind of heads.
+
+    Only calibration prompts are used; the benchmark scores the others.
+    """
+    settings = CalibrationSettings.parse(**{name: value for name, value in overrides.items() if value is not None})
+    sources = _sources(model, heads)
+    suite = load_suite(task, data)
+    prompts = [prompt.text for prompt in draw(split(suite.prompts)[0], settings.prompts, seed=0)]
+    loaded, tokenizer = load_model(model, device=device)
+    backbone = Backbone(loaded)
+    folder = output / "text" / task
+    console.print(f"{task}: answering {len(prompts)} calibration prompts ({suite.source}: {suite.origin})")
+
+    def progress(answers: int, tokens: int) -> None:
+        console.print(
+            f"  {answers}/{len(prompts)} answered, {tokens} tokens", end="\r" if console.is_terminal else "\n"
+        )
+
+    calibration_texts(backbone, [encode_chat(tokenizer, prompt) for prompt in prompts], folder, settings, progress)
+    for kind, source in sources.items():
+        attached = load_heads(source, backbone)
+        traces = traces_of(folder, backbone, attached)
+        tokens = sum(len(trace) for trace in traces)
+        provenance = provenance_of(backbone, attached, task, suite.origin, prompts, tokens)
+        bank = make_bank(traces, provenance, settings)
+        path = output / f"{task}-{kind}.json"
+        bank.save(path)
+        marks = {
+            "task": task,
+            "heads": attached.fingerprint,
+            "model": model_fingerprint(backbone.model),
+            "prompts": provenance.prompts_sha256,
+        }
+        save_traces(output / f"{task}-{kind}.trace.safetensors", traces, marks)
+        console.print(f"{path}: {_summary(bank)}")
+
+
+def _summary(bank: TreeBank) -> str:
+    gain = bank.overall.gain
+    sizes = [size for size in _SHOWN if size < len(gain)]
+    return "tau by nodes " + ", ".join(f"{size}: {gain[size]:.2f}" for size in sizes)
+
+
+def _sources(model: str, heads: Sequence[str]) -> dict[str, str]:
+    if not heads:
+        if model != "bundled":
+            raise EntMTPError(f"heads: none are shipped for model '{model}'; give --heads hydra=FOLDER")
+        return {kind: str(bundled_heads(kind)) for kind in KINDS}
+    pairs = dict(text.partition("=")[::2] for text in heads)
+    for kind, source in pairs.items():
+        if kind not in KINDS or not source:
+            raise EntMTPError(f"heads: '{kind}={source}' is not KIND=FOLDER with KIND one of {', '.join(KINDS)}")
+    return pairs

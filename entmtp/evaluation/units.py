@@ -1,0 +1,64 @@
+"""The benchmark cut into units: a suite and a few of its prompts, named by everything that its result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from entmtp.evaluation.suites import Prompt, load_suite, split
+from entmtp.evaluation.suites.base import Source
+from entmtp.evaluation.suites.splits import draw
+from entmtp.settings import BenchmarkSettings
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Work that one worker does at a time; ``key`` names its Parquet part."""
+
+    key: str
+    suite: str
+    source: Source
+    prompts: tuple[Prompt, ...]
+
+
+def make_units(
+    suites: Sequence[str],
+    data_files: Mapping[str, str],
+    arms: Sequence[str],
+    settings: BenchmarkSettings,
+    identity: Mapping[str, str],
+) -> list[Unit]:
+    """Cuts every suite's scored prompts into units, suites taking turns so that an interrupted run has some of each.
+
+    ``identity`` names what else a result depends on: model, heads, banks.
+    """
+    by_suite = [_units_of(suite, data_files.get(suite), arms, settings, identity) for suite in suites]
+    longest = max(len(units) for units in by_suite)
+    return [units[at] for at in range(longest) for units in by_suite if at < len(units)]
+
+
+def _units_of(
+    suite: str, data_file: str | None, arms: Sequence[str], settings: BenchmarkSettings, identity: Mapping[str, str]
+) -> list[Unit]:
+    data = load_suite(suite, data_file)
+    _, scored = split(data.prompts)
+    chosen = draw(scored or data.prompts, settings.prompts, settings.seed)
+    size = settings.shard_prompts
+    units = []
+    for begin in range(0, len(chosen), size):
+        prompts = tuple(chosen[begin : begin + size])
+        depends_on = {
+            "suite": suite,
+            "source": data.source,
+            "arms": list(arms),
+            "prompts": [[prompt.id, prompt.text] for prompt in prompts],
+            "tokens": settings.max_new_tokens,
+            "repetitions": settings.repetitions,
+            "seed": settings.seed,
+            **identity,
+        }
+        digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+        units.append(Unit(f"{suite}-{begin // size:03d}-{digest[:16]}", suite, data.source, prompts))
+    return units

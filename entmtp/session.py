@@ -1,0 +1,89 @@
+"""A model with a decoding method, ready to answer prompts: what ``entmtp generate`` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers.decoders import DecodeStream
+from transformers import PreTrainedTokenizerBase
+
+from entmtp.decoding.engine import Completion, Engine
+from entmtp.decoding.measure import step_cost
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.arms import ARMS, NEEDS_HINDSIGHT, Toolbox, make_engine
+from entmtp.heads.checkpoint import bundled_heads, load_heads
+from entmtp.models.backbone import Backbone
+from entmtp.models.bundled import cache_folder
+from entmtp.models.registry import encode_chat, load_model, model_fingerprint
+from entmtp.trees.bank import bundled_bank, load_bank
+
+METHODS = tuple(arm for arm in ARMS if arm not in NEEDS_HINDSIGHT)
+
+
+@dataclass
+class Session:
+    """One loaded method."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    method: str
+    completion: Completion
+
+    def stream(self, prompt: str, max_new_tokens: int) -> Iterator[str]:
+        """Yields the answer's text as its tokens come; never half a character."""
+        self.completion = Completion()
+        decoder = DecodeStream(skip_special_tokens=True)
+        ids = encode_chat(self.tokenizer, prompt)
+        for tokens in self.engine.stream(ids, max_new_tokens, self.completion):
+            pieces = (decoder.step(self.tokenizer.backend_tokenizer, token) for token in tokens)
+            yield "".join(piece for piece in pieces if piece)
+
+    def statistics(self) -> str:
+        """One line about the last answer."""
+        done = self.completion
+        return (
+            f"{self.method}: {len(done.tokens)} tokens in {done.seconds:.2f} s"
+            f" ({len(done.tokens) / done.seconds:.1f} tokens/s, prompt {done.prefill_seconds:.2f} s),"
+            f" {len(done.steps)} steps, tau {done.tau:.2f}, {done.drafted / max(1, len(done.steps)):.1f} nodes per step"
+        )
+
+
+def open_session(
+    *,
+    method: str,
+    task: str,
+    model: str,
+    heads: str | None,
+    bank: Path | None,
+    device: str,
+    say: Callable[[str], None],
+) -> Session:
+    """Loads what the method needs, and only that.
+
+    Raises:
+        EntMTPError: for an unknown method, heads or bank of another model, or heads that are nowhere.
+    """
+    if method not in METHODS:
+        raise EntMTPError(f"method: '{method}' is unknown; choose one of {', '.join(METHODS)}")
+    kind = "medusa" if method.startswith("medusa") else "hydra"
+    if method != "autoregressive" and model != "bundled" and heads is None:
+        raise EntMTPError(f"heads: none are shipped for model '{model}'; give --heads, or --method autoregressive")
+    loaded, tokenizer = load_model(model, device=device)
+    backbone = Backbone(loaded)
+    tools = Toolbox(backbone, {}, {}, {})
+    if method != "autoregressive":
+        tools = _tools(backbone, kind, heads or str(bundled_heads(kind)), bank or bundled_bank(task, kind), say)
+    return Session(make_engine(method, tools), tokenizer, method, Completion())
+
+
+def _tools(backbone: Backbone, kind: str, source: str, bank_file: Path, say: Callable[[str], None]) -> Toolbox:
+    heads = load_heads(source, backbone)
+    if heads.kind != kind:
+        raise EntMTPError(f"heads: {source} holds {heads.kind} heads but the method needs {kind} heads")
+    bank = load_bank(bank_file)
+    fingerprint = model_fingerprint(backbone.model)
+    bank.check_heads(kind=kind, model_fingerprint=fingerprint, heads_fingerprint=heads.fingerprint)
+    cost = step_cost(backbone, heads, cache_folder(), say)
+    return Toolbox(backbone, {kind: heads}, {kind: bank}, {kind: cost})

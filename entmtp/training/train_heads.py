@@ -1,0 +1,98 @@
+"""``entmtp train``: from prompts to heads on disk, through the model's own text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from entmtp.errors import EntMTPError
+from entmtp.models.backbone import Backbone
+from entmtp.models.registry import encode_chat, load_model
+from entmtp.settings import CorpusSettings, TrainingSettings
+from entmtp.training.corpus import write_corpus
+from entmtp.training.dataset import Dataset
+from entmtp.training.model_card import write_card
+from entmtp.training.trainer import Progress, Trainer
+
+Log = Callable[[int, dict[str, float]], None]
+
+
+def train_heads(
+    *,
+    prompts: Path,
+    output: Path,
+    model: str,
+    overrides: Mapping[str, Any],
+    tracked: Callable[[Mapping[str, Any]], AbstractContextManager[Log]],
+    device: str,
+    console: Console,
+) -> Path:
+    """Writes the corpus into ``output/corpus`` and the heads into ``output/heads``; returns the latter.
+
+    ``tracked`` opens whatever records the loss and accuracies, given the settings.
+
+    Raises:
+        EntMTPError: for unusable prompts, settings or checkpoints.
+    """
+    settings = TrainingSettings.parse(**{name: value for name, value in overrides.items() if value is not None})
+    asked = read_prompts(prompts)
+    loaded, tokenizer = load_model(model, device=device)
+    backbone = Backbone(loaded)
+
+    def written(answers: int, tokens: int) -> None:
+        console.print(f"text: {answers}/{len(asked)} prompts answered, {tokens} new tokens", end=_end(console))
+
+    ids = [encode_chat(tokenizer, prompt) for prompt in asked]
+    write_corpus(backbone, ids, output / "corpus", CorpusSettings(), written)
+    dataset = Dataset([output / "corpus"], settings.held_out_share)
+    trainer = Trainer(backbone, dataset, settings, output / "checkpoint")
+    last: dict[str, float] = {}
+    with tracked(settings.model_dump()) as log:
+
+        def report(progress: Progress) -> None:
+            metrics = {"loss": progress.loss} | (progress.accuracy.metrics() if progress.accuracy else {})
+            last.update(metrics)
+            log(progress.step, metrics)
+            console.print(f"step {progress.step}/{progress.steps}, loss {progress.loss:.3f}", end=_end(console))
+
+        heads = trainer.train(report)
+    folder = output / "heads"
+    heads.half().save_pretrained(folder)
+    write_card(folder, settings, dataset, model, last)
+    console.print(f"heads: {folder}")
+    return folder
+
+
+def _end(console: Console) -> str:
+    return "\r" if console.is_terminal else "\n"
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The ``prompt`` of every JSON line.
+
+    Raises:
+        EntMTPError: names the line that is not a JSON object with a text ``prompt``.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EntMTPError(f"prompts: {path} can't be read ({error}); give a file of JSON lines") from error
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            prompt = json.loads(line)["prompt"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise EntMTPError(f'prompts: {path}, line {number} is not {{"prompt": "..."}}; mend the line') from error
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise EntMTPError(f"prompts: {path}, line {number}: prompt is empty or not text; mend the line")
+        prompts.append(prompt)
+    if not prompts:
+        raise EntMTPError(f"prompts: {path} holds none; give at least one JSON line")
+    return prompts
