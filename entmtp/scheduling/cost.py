@@ -42,13 +42,19 @@ class StepCost(BaseModel):
             raise ValueError("nodes must start at 0 and increase")
         if len(self.verify_ms) != len(self.nodes) or len(self.wide_draft_ms) != len(self.narrow_draft_ms):
             raise ValueError("every grid point needs its time")
-        if not all(np.isfinite(ms) and ms > 0 for ms in self.verify_ms):
-            raise ValueError("verify_ms must be positive numbers")
+        if not all(np.isfinite(ms) and ms > 0 for ms in self.verify_ms + self.narrow_draft_ms + self.wide_draft_ms):
+            raise ValueError("times must be positive numbers")
         return self
 
     def __call__(self, topology: Topology) -> float:
         """Predicted milliseconds of a step with this tree."""
-        return float(np.interp(topology.nodes, self.nodes, self.verify_ms)) + self.draft(topology)
+        return self._verify(topology.nodes) + self.draft(topology)
+
+    def _verify(self, nodes: int) -> float:
+        """Behind the grid's end the last slope goes on: a tree that was never measured must not look free."""
+        beyond = max(0, nodes - self.nodes[-1])
+        slope = (self.verify_ms[-1] - self.verify_ms[-2]) / (self.nodes[-1] - self.nodes[-2])
+        return float(np.interp(nodes, self.nodes, self.verify_ms)) + beyond * max(0.0, slope)
 
     def draft(self, topology: Topology) -> float:
         """Predicted milliseconds of filling this tree."""

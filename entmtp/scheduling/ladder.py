@@ -7,7 +7,7 @@ and lambda is raised to the new schedule's rate until it no longer grows. Plain 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from entmtp.errors import EntMTPError
@@ -43,18 +43,23 @@ def best_static(frontier: Frontier, cost: Cost) -> Topology:
 
 def build_ladder(bank: TreeBank, cost: Cost) -> Ladder:
     """The bank's best ladder under ``cost`` (milliseconds of a step with a tree)."""
-    start = best_static(bank.overall, cost)
-    rate = bank.overall.gain[start.nodes] / cost(start)
-    choice = [start.nodes] * len(bank.bins)
+    # Plain decoding in every bin: a rate that the bins themselves reach, so that it can only rise from there.
+    choice = [0] * len(bank.bins)
+    rate = _rate(bank.bins, choice, cost)
     while True:
         better = [_best_at(frontier, cost, rate) for frontier in bank.bins]
-        tokens = sum(one.share * one.gain[nodes] for one, nodes in zip(bank.bins, better, strict=True))
-        time = sum(one.share * cost(one.tree(nodes)) for one, nodes in zip(bank.bins, better, strict=True))
-        if better == choice or tokens / time <= rate:
+        if (raised := _rate(bank.bins, better, cost)) <= rate:
             break
-        choice, rate = better, tokens / time
-    rungs = tuple(frontier.tree(nodes) for frontier, nodes in zip(bank.bins, better, strict=True))
+        choice, rate = better, raised
+    rungs = tuple(frontier.trees[nodes] for frontier, nodes in zip(bank.bins, choice, strict=True))
     return Ladder(tuple(bank.thresholds), rungs, bank.entropy_window)
+
+
+def _rate(bins: Sequence[Frontier], choice: Sequence[int], cost: Cost) -> float:
+    """Tokens per millisecond with ``choice[i]`` nodes in bin i."""
+    tokens = sum(one.share * one.gain[nodes] for one, nodes in zip(bins, choice, strict=True))
+    time = sum(one.share * cost(one.trees[nodes]) for one, nodes in zip(bins, choice, strict=True))
+    return tokens / time
 
 
 def _best_at(frontier: Frontier, cost: Cost, rate: float) -> int:

@@ -51,14 +51,13 @@ class LadderPolicy:
         return [-1]
 
     def choose(self, signals: Signals, state: list[int]) -> Topology:
-        wanted = self.ladder.rung_of(signals.entropy_ema)
-        if state[0] < 0 or wanted == self.ladder.rung_of(signals.entropy_ema + self._away(wanted, state[0])):
-            state[0] = wanted
+        if state[0] < 0:
+            state[0] = self.ladder.rung_of(signals.entropy_ema)
+        # A threshold counts as passed only once the entropy is the hysteresis beyond it; then as many as that are.
+        lowest = self.ladder.rung_of(signals.entropy_ema - self.hysteresis)
+        highest = self.ladder.rung_of(signals.entropy_ema + self.hysteresis)
+        state[0] = min(max(state[0], lowest), highest)
         return self.ladder.rungs[state[0]]
-
-    def _away(self, wanted: int, current: int) -> float:
-        """The hysteresis, signed back towards the current rung: the wanted one must hold even after it."""
-        return self.hysteresis * ((current > wanted) - (current < wanted))
 
 
 class ScheduledPolicy:
