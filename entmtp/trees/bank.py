@@ -10,14 +10,16 @@ import os
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from entmtp.errors import EntMTPError
 from entmtp.trees.topology import Topology
 
 MAX_BANK_BYTES = 16 * 2**20
+MAX_NODES = 255
+"""Nodes of the largest tree that a bank may hold."""
 
 
 class Frontier(BaseModel):
@@ -25,17 +27,21 @@ class Frontier(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    paths: list[tuple[int, ...]]
-    gain: list[float]
+    paths: list[tuple[Annotated[int, Field(ge=0)], ...]] = Field(max_length=MAX_NODES)
+    gain: list[FiniteFloat]
     share: float = Field(ge=0, le=1, description="share of the calibration's steps that this frontier was made from")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(self.gain) != len(self.paths) + 1:
             raise ValueError("gain needs one more entry than paths: that of plain decoding comes first")
-        for size in range(1, len(self.paths) + 1):
-            if len(path := self.paths[size - 1]) > 1 and path[:-1] not in self.paths[: size - 1]:
+        known: set[tuple[int, ...]] = {()}
+        for path in self.paths:
+            if path in known:
+                raise ValueError(f"path {path} is empty or comes twice")
+            if path[:-1] not in known:
                 raise ValueError(f"path {path} comes before its parent {path[:-1]}")
+            known.add(path)
         return self
 
     def tree(self, nodes: int) -> Topology:
@@ -82,7 +88,7 @@ class TreeBank(BaseModel):
     format: int = Field(1, ge=1, le=1)
     provenance: Provenance
     entropy_window: int = Field(ge=1)
-    thresholds: list[float]
+    thresholds: list[FiniteFloat]
     overall: Frontier
     bins: list[Frontier] = Field(min_length=1)
 
@@ -94,6 +100,8 @@ class TreeBank(BaseModel):
             raise ValueError(
                 f"{len(self.thresholds)} thresholds need {len(self.thresholds) + 1} bins, not {len(self.bins)}"
             )
+        if not 0.99 < (total := sum(one.share for one in self.bins)) < 1.01:
+            raise ValueError(f"the bins' shares add up to {total:.3f}, not to 1")
         return self
 
     def save(self, path: Path) -> None:

@@ -86,10 +86,10 @@ def load_traces(path: Path) -> tuple[list[RankTrace], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in ("ranks", "entropy", "lengths")}
             provenance = json.loads(file.metadata()["provenance"])
+        lengths = tensors["lengths"].tolist()
+        parts = list(zip(tensors["ranks"].split(lengths), tensors["entropy"].split(lengths), strict=True))
     except Exception as error:  # safetensors raises its own type, and a foreign file lacks any of the keys
         raise EntMTPError(f"trace: {path} is not a rank trace ({error}); make one with 'entmtp calibrate'") from error
-    lengths = tensors["lengths"].tolist()
     if not sum(lengths):
         raise EntMTPError(f"trace: {path} is empty; make one from at least one prompt")
-    parts = zip(tensors["ranks"].split(lengths), tensors["entropy"].split(lengths), strict=True)
     return [RankTrace(ranks, entropy) for ranks, entropy in parts], provenance
