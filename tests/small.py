@@ -1,0 +1,109 @@
+"""Small cases with known answers: traces and banks made by hand, and models whose heads guess right now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.checkpoint import KINDS
+from entmtp.models.backbone import Backbone
+from entmtp.scheduling.signals import entropy
+from entmtp.trees.bank import Frontier, Provenance, TreeBank
+from entmtp.trees.topology import Path
+from entmtp.trees.trace import MISS, RankTrace, rank_trace
+from tests.tiny import random_tokens, tiny_model
+
+SMALL_VOCAB = 12
+"""So few tokens that random heads are right in one of twelve guesses, and trees of some width accept something."""
+
+
+def trace_of(rows: Sequence[Sequence[int]], entropies: Sequence[float] | None = None) -> RankTrace:
+    """A trace with these true ranks per position."""
+    values = [0.5] * len(rows) if entropies is None else list(entropies)
+    return RankTrace(torch.tensor(rows, dtype=torch.int32), torch.tensor(values))
+
+
+def drawn_trace(positions: int, chances: Sequence[float], heads: int, seed: int) -> RankTrace:
+    """Independent ranks: rank r with probability ``chances[r]``, a miss otherwise."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.tensor([*chances, 1 - sum(chances)])
+    ranks = torch.multinomial(weights, positions * heads, replacement=True, generator=generator)
+    ranks = ranks.masked_fill(ranks == len(chances), MISS).reshape(positions, heads)
+    return RankTrace(ranks.to(torch.int32), torch.rand(positions, generator=generator))
+
+
+def small_backbone(model_type: str = "llama", **changes: Any) -> Backbone:
+    """A tiny model over :data:`SMALL_VOCAB` tokens."""
+    return Backbone(tiny_model(model_type, vocab_size=SMALL_VOCAB, **changes))
+
+
+def small_heads(kind: str, backbone: Backbone, seed: int = 0) -> DraftHeads:
+    """Attached heads with random weights that can guess every token."""
+    config = KINDS[kind].config_class(
+        hidden_size=backbone.hidden_size,
+        vocab_size=SMALL_VOCAB,
+        num_heads=4,
+        inner_size=24,
+        draft_vocab_size=SMALL_VOCAB,
+    )
+    heads = KINDS[kind](config)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in heads.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+    heads.draft_vocab.copy_(torch.randperm(SMALL_VOCAB, generator=generator))
+    return heads.attach(backbone)
+
+
+def small_prompt(count: int, seed: int = 0) -> list[int]:
+    """Token ids without meaning, within the small vocabulary."""
+    return random_tokens(count, seed, vocab=SMALL_VOCAB)
+
+
+@torch.inference_mode()
+def traced(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text: Sequence[int]) -> RankTrace:
+    """The rank trace of a text that the model really wrote behind ``prompt``."""
+    cache = backbone.new_cache(slots=1, capacity=len(prompt) + len(text) + 16)
+    states = backbone.prefill([*prompt, *text[:-1]], 0, cache)[len(prompt) - 1 :]
+    return rank_trace(heads, torch.tensor(text), states, entropy(backbone.logits(states)))
+
+
+def provenance(**changes: str) -> Provenance:
+    """Provenance of a bank that nobody calibrated."""
+    texts = {
+        "task": "gsm8k",
+        "heads_kind": "hydra",
+        "model_fingerprint": "m" * 64,
+        "heads_fingerprint": "h" * 64,
+        "prompts_sha256": "0" * 64,
+        "prompts_origin": "test",
+        "hardware": "test",
+        "date": "2026-01-01",
+    }
+    return Provenance.model_validate(texts | changes | {"prompts": 2, "tokens": 100, "versions": {}})
+
+
+def frontier(steps: Sequence[tuple[Path, float]], share: float = 1.0) -> Frontier:
+    """A frontier from paths and the probability that each adds."""
+    gain = [1.0]
+    for _, probability in steps:
+        gain.append(gain[-1] + probability)
+    return Frontier(paths=[path for path, _ in steps], gain=gain, share=share)
+
+
+CALM = [((0,), 0.9), ((0, 0), 0.8), ((0, 0, 0), 0.6), ((1,), 0.05)]
+MIDDLE = [((0,), 0.6), ((0, 0), 0.3), ((1,), 0.2), ((0, 1), 0.1)]
+WILD = [((0,), 0.3), ((1,), 0.15), ((2,), 0.1), ((3,), 0.05)]
+
+
+def small_bank(**changes: str) -> TreeBank:
+    """Three entropy bins; the calmer, the deeper the trees that pay."""
+    return TreeBank(
+        provenance=provenance(**changes),
+        entropy_window=8,
+        thresholds=[0.4, 0.9],
+        overall=frontier(MIDDLE),
+        bins=[frontier(CALM, 0.5), frontier(MIDDLE, 0.3), frontier(WILD, 0.2)],
+    )

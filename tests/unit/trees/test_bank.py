@@ -1,0 +1,105 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entmtp.errors import EntMTPError
+from entmtp.trees.bank import MAX_BANK_BYTES, load_bank
+from tests.small import small_bank
+
+
+def write(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """The small bank's file with something wrong in it."""
+    content = small_bank().model_dump(mode="json")
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_it_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
+    bank = small_bank()
+    bank.save(tmp_path / "new" / "gsm8k-hydra.json")
+    assert load_bank(tmp_path / "new" / "gsm8k-hydra.json") == bank
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["gsm8k-hydra.json"]
+
+
+def test_a_frontier_gives_trees_of_every_size() -> None:
+    calm = small_bank().bins[0]
+    assert [tree.nodes for tree in calm.trees] == [0, 1, 2, 3, 4]
+    assert calm.tree(3).paths == ((0,), (0, 0), (0, 0, 0))
+    assert calm.tree(99) == calm.trees[-1]
+
+
+def set_in(*keys: str | int, value: Any) -> Callable[[dict[str, Any]], object]:
+    def change(content: dict[str, Any]) -> None:
+        at: Any = content
+        for key in keys[:-1]:
+            at = at[key]
+        at[keys[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (set_in("thresholds", value=[0.9, 0.4]), r"thresholds \[0.9, 0.4\] must increase"),
+        (set_in("thresholds", value=[0.4, 0.4]), "must increase"),
+        (set_in("thresholds", value=[0.4]), "1 thresholds need 2 bins, not 3"),
+        (set_in("thresholds", 0, value="NaN"), r"thresholds\.0: Input should be a finite number"),
+        (
+            set_in("overall", "paths", value=[[0], [1, 0], [1], [0, 0]]),
+            r"overall.*path \(1, 0\) comes before its parent",
+        ),
+        (set_in("overall", "paths", value=[[0], [0], [1], [2]]), r"overall.*path \(0,\) is empty or comes twice"),
+        (set_in("overall", "paths", value=[[], [0], [1], [2]]), r"path \(\) is empty"),
+        (set_in("overall", "paths", 1, value=[-1]), r"overall\.paths\.1.*greater than or equal to 0"),
+        (set_in("overall", "paths", value=[[rank] for rank in range(256)]), r"overall\.paths.*at most 255"),
+        (set_in("overall", "gain", value=[1.0]), "gain needs one more entry than paths"),
+        (set_in("overall", "gain", 1, value=float("nan")), r"overall\.gain\.1: Input should be a finite number"),
+        (set_in("bins", 0, "share", value=2), r"bins\.0\.share"),
+        (set_in("bins", 0, "share", value=0.1), "shares add up to 0.600"),
+        (set_in("format", value=2), "format"),
+        (set_in("extra", value=1), "extra: Extra inputs are not permitted"),
+        (lambda content: content.pop("provenance"), "provenance: Field required"),
+    ],
+)
+def test_a_wrong_bank_is_refused_by_field(
+    change: Callable[[dict[str, Any]], object], said: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "bank.json", change)
+    with pytest.raises(EntMTPError, match=said) as caught:
+        load_bank(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not JSON", b"\xff\xfe\x00", b"[1]", b"null"])
+def test_garbage_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "bank.json"
+    path.write_bytes(content)
+    with pytest.raises(EntMTPError, match=r"bank: .*bank\.json: file: "):
+        load_bank(path)
+
+
+def test_a_huge_file_is_not_even_read(tmp_path: Path) -> None:
+    path = tmp_path / "bank.json"
+    with path.open("wb") as file:
+        file.truncate(MAX_BANK_BYTES + 1)
+    with pytest.raises(EntMTPError, match="is larger than"):
+        load_bank(path)
+
+
+def test_an_absent_bank_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(EntMTPError, match="does not exist; make one with 'entmtp calibrate'"):
+        load_bank(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("field", ["heads_kind", "model_fingerprint", "heads_fingerprint"])
+def test_a_bank_of_other_heads_or_another_model_is_refused(field: str) -> None:
+    mine = {"kind": "hydra", "model_fingerprint": "m" * 64, "heads_fingerprint": "h" * 64}
+    small_bank().check_heads(**mine)
+    with pytest.raises(EntMTPError, match=f"bank: its {field} is other, yours is"):
+        small_bank(**{field: "other"}).check_heads(**mine)

@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from entmtp.errors import EntMTPError
+from entmtp.models.backbone import Backbone
+from entmtp.trees.batch import TreeBatch
+from entmtp.trees.topology import Topology
+from entmtp.trees.trace import MISS, load_traces, rank_trace, save_traces
+from tests.small import SMALL_VOCAB, small_backbone, small_heads, small_prompt, trace_of, traced
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return small_backbone()
+
+
+@pytest.mark.parametrize("kind", ["hydra", "medusa"])
+def test_a_rank_is_the_place_of_the_true_token_among_the_heads_proposals(kind: str, backbone: Backbone) -> None:
+    heads = small_heads(kind, backbone)
+    prompt, text = small_prompt(5), small_prompt(9, seed=1)
+    trace = traced(backbone, heads, prompt, text)
+    cache = backbone.new_cache(slots=1, capacity=64)
+    states = backbone.prefill([*prompt, *text[:-1]], 0, cache)[len(prompt) - 1 :]
+
+    for start in range(len(text)):
+        path: tuple[int, ...] = ()
+        for depth in range(4):
+            rank = int(trace.ranks[start, depth])
+            if start + depth + 1 >= len(text):
+                assert rank == MISS
+                break
+            # Under the true path so far, the heads' rank-th child must be the true next token.
+            chain = [path[:length] for length in range(1, len(path) + 1)]
+            tree = Topology.of([*chain, *((*path, sibling) for sibling in range(rank + 1))])
+            proposal = heads.propose(states[start : start + 1], torch.tensor([text[start]]), TreeBatch.of([tree]))
+            path += (rank,)
+            assert int(proposal.tokens[0, tree.index[path]]) == text[start + depth + 1]
+
+
+def test_a_token_that_the_heads_cannot_guess_is_a_miss(backbone: Backbone) -> None:
+    heads = small_heads("hydra", backbone)
+    unknown = int(heads.draft_vocab[0])
+    heads.draft_vocab[0] = int(heads.draft_vocab[1])
+    text = [int(token) for token in heads.draft_vocab[1:]]
+    text.insert(4, unknown)
+    trace = rank_trace(heads, torch.tensor(text), torch.zeros(len(text), backbone.hidden_size), torch.zeros(len(text)))
+    missed = {(start, depth) for start in range(len(text)) for depth in range(4) if trace.ranks[start, depth] == MISS}
+    behind = {(start, depth) for start in range(len(text)) for depth in range(4) if start + depth + 1 >= len(text)}
+    assert missed == behind | {(3 - depth, depth) for depth in range(4)}
+    assert len(text) == SMALL_VOCAB
+
+
+def test_long_texts_are_traced_in_pieces_without_a_seam(backbone: Backbone) -> None:
+    heads = small_heads("hydra", backbone)
+    text = torch.tensor(small_prompt(200, seed=3))
+    states = torch.randn(200, backbone.hidden_size)
+    whole = rank_trace(heads, text, states, torch.zeros(200)).ranks
+    tail = rank_trace(heads, text[120:], states[120:], torch.zeros(80)).ranks
+    assert torch.equal(whole[120:], tail)
+
+
+def test_traces_come_back_from_disk(tmp_path: Path) -> None:
+    traces = [trace_of([[0, 1], [2, MISS]], [0.1, 0.2]), trace_of([[3, 0]], [0.3])]
+    save_traces(tmp_path / "t.safetensors", traces, {"task": "gsm8k"})
+    back, provenance = load_traces(tmp_path / "t.safetensors")
+    assert provenance == {"task": "gsm8k"}
+    assert [len(trace) for trace in back] == [2, 1]
+    for ours, theirs in zip(traces, back, strict=True):
+        assert torch.equal(ours.ranks, theirs.ranks)
+        assert torch.equal(ours.entropy, theirs.entropy)
+    assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
+
+
+def test_what_is_no_trace_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    with pytest.raises(EntMTPError, match=r"t\.safetensors is not a rank trace"):
+        load_traces(path)
+    path.write_bytes(b"{}")
+    with pytest.raises(EntMTPError, match="is not a rank trace"):
+        load_traces(path)
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(EntMTPError, match="is not a rank trace"):
+        load_traces(path)
+    good = {"ranks": torch.zeros(3, 2, dtype=torch.int32), "entropy": torch.zeros(3), "lengths": torch.tensor([2])}
+    save_file(good, path, metadata={"provenance": "{}"})
+    with pytest.raises(EntMTPError, match="is not a rank trace"):
+        load_traces(path)
+    empty = {"ranks": torch.zeros(0, 2), "entropy": torch.zeros(0), "lengths": torch.tensor([0])}
+    save_file(empty, path, metadata={"provenance": "{}"})
+    with pytest.raises(EntMTPError, match="is empty; make one from at least one prompt"):
+        load_traces(path)
