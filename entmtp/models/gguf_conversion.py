@@ -1,9 +1,9 @@
 """Turn a GGUF file of a Llama model with a byte-level BPE vocabulary into a folder that loads in seconds."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from entmtp.models.loading import quiet_loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,17 +66,3 @@ def read_tokenizer(gguf: Path) -> "PreTrainedTokenizerBase":
         chat_template=field("chat_template"),
         clean_up_tokenization_spaces=False,
     )
-
-
-@contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Without transformers' progress bars, which are noise for a model that loads in a second."""
-    from transformers.utils import logging
-
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from entmtp.errors import EntMTPError
 from entmtp.models.bundled import bundled_model_folder
-from entmtp.models.gguf_conversion import quiet_loading
+from entmtp.models.loading import quiet_loading
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,38 @@
+# make benchmark   compare Medusa, Hydra and EntMTP on the bundled model, through a Ray job (PROFILE=full for a real study)
+# make test        lint, types and tests
+# make serve       the service
+# make clean       remove what was built; results stay
+VENV ?= .venv
+PROFILE ?= quick
+ARGS ?=
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DELETE_ON_ERROR:
+.PHONY: benchmark test serve clean
+
+benchmark: $(INSTALLED)
+	$(BIN)/python jobs/local.py jobs/benchmark.py --profile $(PROFILE) $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(ARGS)
+
+serve:
+	@echo "make serve: serving is not part of this version yet; use 'entmtp generate' instead" >&2
+	@exit 1
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	test ! -e $(INSTALLED) || rm -rf $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[benchmark,dev]'
+	touch $@

@@ -1,0 +1,27 @@
+"""Fixtures that several test files share."""
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Tests must not depend on a network, nor wait for one: only what lies on this machine is asked for.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    import torch
+
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def bundled() -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The bundled model in float32 and its tokenizer, loaded once for the whole run; treat both as read-only."""
+    from entmtp.models.registry import load_model
+
+    return load_model("bundled")
