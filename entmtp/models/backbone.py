@@ -121,7 +121,8 @@ class Backbone:
     ) -> torch.Tensor:
         plan = cache.begin(slots, real)
         start = torch.tensor([cache.lengths[slot] for slot in slots], device=self.device)
-        positions = start[:, None] + depth
+        # Guesses past the window are cut later; where positions are learnt there is no such row to look up.
+        positions = (start[:, None] + depth).clamp(max=self.max_context - 1)
         visible = _visible(ancestors, real, start, plan.first, plan.last)
         output = self.decoder(
             input_ids=tokens,
