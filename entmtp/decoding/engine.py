@@ -16,6 +16,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.cache import TreeCache
 from entmtp.scheduling.policies import Policy
 from entmtp.scheduling.signals import SignalTracker, entropy
+from entmtp.trees.bank import MAX_NODES
 
 
 @dataclass
@@ -101,8 +102,8 @@ class Engine:
             )
 
     def _cache_for(self, tokens: int) -> TreeCache:
-        # The last step may overshoot by a whole tree: 128 rows hold the largest.
-        capacity = -(-(tokens + 128) // 256) * 256
+        # The last step may overshoot by a whole tree.
+        capacity = -(-(tokens + MAX_NODES + 1) // 256) * 256
         if self._cache is None or self._cache.capacity < capacity:
             self._cache = self.backbone.new_cache(slots=1, capacity=capacity)
         self._cache.release(0)

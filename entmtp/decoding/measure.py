@@ -64,12 +64,11 @@ def measure_cost(backbone: Backbone, heads: DraftHeads, hardware: str) -> StepCo
 
 
 def _wide(depth: int, nodes: int) -> Topology:
-    """A tree of ``nodes`` nodes and this depth: the published one's shape above a wide first level."""
-    paths = [path for path in published_order() if len(path) <= depth]
-    spare = iter(range(10, nodes + 10))
-    while len(paths) < nodes:
-        paths.append((next(spare),))
-    return Topology.of(paths + [(0,) * at for at in range(1, depth + 1)])
+    """A tree of ``nodes`` nodes and this depth: a chain, the published tree's paths, then a wider first level."""
+    chain = [(0,) * at for at in range(1, depth + 1)]
+    published = [path for path in published_order() if len(path) <= depth]
+    wider = [(rank,) for rank in range(nodes)]
+    return Topology.of(list(dict.fromkeys([*chain, *published, *wider]))[:nodes])
 
 
 def _verify(backbone: Backbone, topology: Topology) -> Callable[[], None]:
