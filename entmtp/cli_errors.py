@@ -21,7 +21,8 @@ def told_plainly(command: str) -> Iterator[None]:
         print(f"entmtp {command}: interrupted; run the same command again to go on where it stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        mistake = error if isinstance(error, EntMTPError) else getattr(error, "cause", None)
+        # What Ray raises for a worker's EntMTPError is an EntMTPError too, but its text is the worker's traceback.
+        mistake = getattr(error, "cause", None) or error
         if not isinstance(mistake, EntMTPError):
             raise
         print(f"entmtp {command}: {mistake}", file=sys.stderr)

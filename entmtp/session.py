@@ -13,6 +13,7 @@ from entmtp.decoding.engine import Completion, Engine
 from entmtp.decoding.measure import step_cost
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import ARMS, NEEDS_HINDSIGHT, Toolbox, make_engine
+from entmtp.evaluation.suites import get_suite
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
@@ -63,10 +64,11 @@ def open_session(
     """Loads what the method needs, and only that.
 
     Raises:
-        EntMTPError: for an unknown method, heads or bank of another model, or heads that are nowhere.
+        EntMTPError: for an unknown method or task, heads or bank of another model, or heads that are nowhere.
     """
     if method not in METHODS:
         raise EntMTPError(f"method: '{method}' is unknown; choose one of {', '.join(METHODS)}")
+    get_suite(task)
     kind = "medusa" if method.startswith("medusa") else "hydra"
     if method != "autoregressive" and model != "bundled" and heads is None:
         raise EntMTPError(f"heads: none are shipped for model '{model}'; give --heads, or --method autoregressive")

@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,9 +59,9 @@ class Plan:
         return [unit for unit in self.units if not part_exists(self.parts / unit.key)]
 
 
-def validate(*, profile: str, suites: Sequence[str], arms: Sequence[str]) -> None:
+def validate(*, profile: str, suites: Sequence[str], arms: Sequence[str], overrides: Mapping[str, int | None]) -> None:
     """What can be told wrong before a cluster is asked for; raises EntMTPError."""
-    _settings(profile, {})
+    _settings(profile, overrides)
     check_arms(list(arms))
     for name in suites:
         get_suite(name)
@@ -76,7 +76,7 @@ def make_plan(
     heads: Sequence[str],
     banks: Path | None,
     data: Sequence[str],
-    overrides: dict[str, int | None],
+    overrides: Mapping[str, int | None],
     results: Path,
     tracking_uri: str | None,
     device: str,
@@ -90,7 +90,7 @@ def make_plan(
         EntMTPError: names the option, the value and the fix.
     """
     settings = _settings(profile, overrides)
-    chosen_suites = [get_suite(name).name for name in (suites or SUITES)]
+    chosen_suites = list(dict.fromkeys(get_suite(name).name for name in (suites or SUITES)))
     chosen_arms = check_arms(list(arms or ARMS))
     sources = _heads_sources(model, heads)
     files = {suite: {kind: str(_bank_path(suite, kind, model, banks)) for kind in sources} for suite in chosen_suites}
@@ -134,7 +134,7 @@ def finish(plan: Plan, hardware: str, console: Console) -> Path:
     return report
 
 
-def _settings(profile: str, overrides: dict[str, int | None]) -> BenchmarkSettings:
+def _settings(profile: str, overrides: Mapping[str, int | None]) -> BenchmarkSettings:
     if profile not in PROFILES:
         raise EntMTPError(f"profile: '{profile}' is unknown; choose one of {', '.join(PROFILES)}")
     given = {name: value for name, value in overrides.items() if value is not None}

@@ -40,6 +40,8 @@ def calibrate_task(
     sources = _sources(model, heads)
     suite = load_suite(task, data)
     prompts = [prompt.text for prompt in draw(split(suite.prompts)[0], settings.prompts, seed=0)]
+    if not prompts:
+        raise EntMTPError(f"data: {suite.origin} has no calibration prompt (half are kept for scoring); give more rows")
     loaded, tokenizer = load_model(model, device=device)
     backbone = Backbone(loaded)
     folder = output / "text" / task

@@ -83,9 +83,13 @@ def make_bank(traces: Sequence[RankTrace], provenance: Provenance, settings: Cal
     gains = [1.0] + [replayed_tau(traces, Topology.of(order[:size])) for size in range(1, len(order) + 1)]
     ema, rows = _step_starts(traces, order, settings.entropy_window)
     bins = max(1, min(settings.max_rungs, len(ema) // MIN_STEPS_PER_BIN))
+    # Where many steps share one entropy, quantiles coincide and there are fewer bins.
     thresholds = sorted({float(edge) for edge in np.quantile(ema, np.arange(1, bins) / bins).round(4)})
     member = np.searchsorted(thresholds, ema, side="right")
-    frontiers = [_frontier(rows[member == number], nodes, float((member == number).mean())) for number in range(bins)]
+    frontiers = [
+        _frontier(rows[member == number], nodes, float((member == number).mean()))
+        for number in range(len(thresholds) + 1)
+    ]
     return TreeBank(
         provenance=provenance,
         entropy_window=settings.entropy_window,

@@ -54,7 +54,8 @@ def benchmark_command(open_devices: Callable[[], Devices]) -> Callable[..., None
         with told_plainly("benchmark"):
             from entmtp.evaluation.benchmark import finish, make_plan, run_units, validate
 
-            validate(profile=profile, suites=suite or [], arms=arm or [])
+            overrides = {"prompts": prompts, "max_new_tokens": max_new_tokens, "repetitions": repetitions}
+            validate(profile=profile, suites=suite or [], arms=arm or [], overrides=overrides)
             console = Console()
             devices = open_devices()
             plan = make_plan(
@@ -65,7 +66,7 @@ def benchmark_command(open_devices: Callable[[], Devices]) -> Callable[..., None
                 heads=heads or [],
                 banks=banks,
                 data=data or [],
-                overrides={"prompts": prompts, "max_new_tokens": max_new_tokens, "repetitions": repetitions},
+                overrides=overrides,
                 results=results.absolute(),
                 tracking_uri=tracking_uri,
                 device=devices.device,

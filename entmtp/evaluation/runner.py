@@ -142,7 +142,10 @@ class Worker:
     @torch.inference_mode()
     def _reference(self, ids: list[int], max_new_tokens: int) -> Reference:
         prompt = torch.tensor([ids], device=self.backbone.device)
-        text = self.backbone.model.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)
+        # Without a mask generate() guesses one and hides every token of the prompt that is also the padding token.
+        text = self.backbone.model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max_new_tokens, do_sample=False
+        )
         tokens = text[0, len(ids) :].tolist()
         cache = self.backbone.new_cache(slots=1, capacity=len(ids) + len(tokens) + 16)
         states = self.backbone.prefill([*ids, *tokens[:-1]], 0, cache)[len(ids) - 1 :]
