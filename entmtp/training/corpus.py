@@ -60,18 +60,14 @@ def write_corpus(
     """Answers ``prompts`` (token ids) into ``folder``; skips those that its parts hold already. Returns tokens written.
 
     Raises:
-        EntMTPError: if no prompt is short enough, or prompt and answer do not fit the model's context.
+        EntMTPError: if no prompt is short enough for the settings and the model's context.
     """
-    if settings.max_prompt_tokens + settings.max_new_tokens > backbone.max_context:
-        raise EntMTPError(
-            f"max_prompt_tokens: {settings.max_prompt_tokens} and max_new_tokens {settings.max_new_tokens} do not fit the"
-            f" model's context of {backbone.max_context} tokens; lower one of them"
-        )
-    fitting = [list(ids) for ids in prompts if 0 < len(ids) <= settings.max_prompt_tokens]
+    longest = min(settings.max_prompt_tokens, backbone.max_context - settings.max_new_tokens)
+    fitting = [list(ids) for ids in prompts if 0 < len(ids) <= longest]
     if not fitting:
         raise EntMTPError(
-            f"prompts: none of {len(prompts)} has between 1 and {settings.max_prompt_tokens} tokens;"
-            " give shorter prompts or raise max_prompt_tokens"
+            f"prompts: none of {len(prompts)} has between 1 and {longest} tokens, what max_prompt_tokens and the model's"
+            " context leave; give shorter prompts, raise max_prompt_tokens or lower max_new_tokens"
         )
     folder.mkdir(parents=True, exist_ok=True)
     done = {name for path in part_paths(folder) for name in read_part(path, states=False).prompt_ids}

@@ -88,11 +88,16 @@ class Trainer:
             self.heads.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self.randomness = torch.Generator().manual_seed(settings.seed)
-        self.step = 0
+        self.step, self.loss = 0, math.nan
 
     def train(self, report: Callable[[Progress], None] = lambda progress: None) -> DraftHeads:
-        """Runs to the last step; reports every 20 steps, with held-out accuracy after every epoch."""
+        """Runs to the last step; reports every 20 steps, with held-out accuracy after every epoch.
+
+        A training that was finished before reports its end once more.
+        """
         self._resume()
+        if self.step == self.steps:
+            report(self._progress(ended=True))
         per_epoch = self.steps // self.settings.epochs
         order: torch.Tensor | None = None
         while self.step < self.steps:
@@ -100,15 +105,18 @@ class Trainer:
             if at == 0 or order is None:
                 order = self._shuffled(epoch)
             positions = order[at * self.settings.batch_size : (at + 1) * self.settings.batch_size]
-            loss = self._optimize(positions)
+            self.loss = self._optimize(positions)
             self.step += 1
             ended = self.step % per_epoch == 0
             if self.step % self.settings.checkpoint_every == 0 or ended:
                 self._checkpoint()
             if self.step % 20 == 0 or ended:
-                scores = accuracy(self.heads, self.dataset, self.dataset.held_out) if ended else None
-                report(Progress(self.step, self.steps, loss, scores))
+                report(self._progress(ended))
         return self.heads.eval()
+
+    def _progress(self, ended: bool) -> Progress:
+        scores = accuracy(self.heads, self.dataset, self.dataset.held_out) if ended else None
+        return Progress(self.step, self.steps, self.loss, scores)
 
     def _shuffled(self, epoch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.settings.seed + epoch)
@@ -174,6 +182,7 @@ class Trainer:
             {
                 "identity": self._identity(),
                 "step": self.step,
+                "loss": self.loss,
                 "heads": self.heads.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "randomness": self.randomness.get_state(),
@@ -199,7 +208,7 @@ class Trainer:
         self.heads.load_state_dict(saved["heads"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.randomness.set_state(saved["randomness"].cpu())
-        self.step = saved["step"]
+        self.step, self.loss = saved["step"], saved.get("loss", math.nan)
 
     def _identity(self) -> str:
         made_for = self.heads.config.model_fingerprint

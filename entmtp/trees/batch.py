@@ -65,17 +65,15 @@ class TreeBatch:
             parent[row, :size], depth[row, :size], rank[row, :size] = topology.parent, topology.depth, topology.rank
             ancestors[row, :size, :size] = topology.ancestors
             real[row, :size] = True
-        tensors = (tensor.to(device) for tensor in (parent, depth, rank, ancestors, real))
-        return cls(tuple(topologies), *tensors)
+        return cls(tuple(topologies), *(tensor.to(device) for tensor in (parent, depth, rank, ancestors, real)))
 
     @classmethod
     def _uniform(cls, topologies: Sequence[Topology], device: torch.device | str) -> TreeBatch:
         """The common case of one tree for all: views instead of copies."""
         first, rows = topologies[0], len(topologies)
-        node_tensors = (first.parent, first.depth, first.rank, first.ancestors)
-        views = (tensor.to(device).expand(rows, *tensor.shape) for tensor in node_tensors)
-        real = torch.ones(rows, first.nodes + 1, dtype=torch.bool, device=device)
-        return cls(tuple(topologies), *views, real)
+        real = torch.ones(first.nodes + 1, dtype=torch.bool)
+        node_tensors = (first.parent, first.depth, first.rank, first.ancestors, real)
+        return cls(tuple(topologies), *(tensor.to(device).expand(rows, *tensor.shape) for tensor in node_tensors))
 
     @cached_property
     def expansions(self) -> tuple[Expansion, ...]:

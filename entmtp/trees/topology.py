@@ -42,7 +42,9 @@ class Topology:
         known = set(ordered)
         for path in ordered:
             if len(path) > 1 and path[:-1] not in known:
-                raise EntMTPError(f"topology: path {path} lacks its parent {path[:-1]}; add the parent or drop the path")
+                raise EntMTPError(
+                    f"topology: path {path} lacks its parent {path[:-1]}; add the parent or drop the path"
+                )
         topology = cls(tuple(ordered), name or f"n{len(ordered)}")
         if max_depth is not None:
             topology.check_depth(max_depth)
@@ -107,7 +109,7 @@ class Topology:
 
 
 def _checked(path: Sequence[int]) -> Path:
-    ranks = tuple(path)
+    ranks = tuple(path) if isinstance(path, Iterable) else ()
     if not ranks or any(not isinstance(rank, int) or isinstance(rank, bool) or rank < 0 for rank in ranks):
         raise EntMTPError(f"topology: path {path!r} is not a non-empty list of child ranks >= 0, such as [0, 1]")
     return ranks

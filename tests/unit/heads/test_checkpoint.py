@@ -1,0 +1,164 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from entmtp.errors import EntMTPError
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.models.backbone import Backbone
+from entmtp.trees.batch import TreeBatch
+from tests.tiny import TREES, random_heads, random_tokens, tiny_model
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@pytest.fixture
+def folder(heads: DraftHeads, tmp_path: Path) -> Path:
+    heads.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_saved_checkpoint_loads_as_the_same_heads(heads: DraftHeads, folder: Path, backbone: Backbone) -> None:
+    loaded = load_heads(folder, backbone)
+
+    assert type(loaded) is type(heads)
+    assert not loaded.training
+    kept = load_file(folder / WEIGHTS)
+    assert set(kept) == set(heads.state_dict()), "the model's own output layer must not be saved"
+    for name, tensor in heads.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    hidden, root = torch.randn(2, backbone.hidden_size), torch.tensor(random_tokens(2))
+    trees = TreeBatch.of([TREES["bushy"], TREES["chain"]])
+    before, after = heads.propose(hidden, root, trees), loaded.propose(hidden, root, trees)
+    assert torch.equal(before.tokens, after.tokens)
+    assert torch.equal(before.log_probs, after.log_probs)
+
+
+def test_heads_take_the_models_type(folder: Path) -> None:
+    backbone = Backbone(tiny_model("llama", dtype=torch.bfloat16))
+    heads = load_heads(folder, backbone)
+    hidden = torch.randn(1, backbone.hidden_size, dtype=torch.bfloat16)
+    proposal = heads.propose(hidden, torch.tensor([3]), TreeBatch.of([TREES["bushy"]]))
+    assert proposal.log_probs.dtype == torch.float32
+    assert proposal.log_probs.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (lambda: tiny_model("llama", seed=1), "trained for the model with fingerprint"),
+        (lambda: tiny_model("llama", hidden_size=48), "hidden_size is 32 but the model's is 48"),
+        (lambda: tiny_model("llama", vocab_size=90), "vocab_size is 96 but the model's is 90"),
+    ],
+    ids=["weights", "hidden size", "vocabulary"],
+)
+def test_heads_of_another_model_are_refused(folder: Path, other: Callable[[], PreTrainedModel], named: str) -> None:
+    with pytest.raises(EntMTPError, match=named):
+        load_heads(folder, Backbone(other()))
+
+
+def _without_weights(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+
+
+def _garbage(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(b"\x80\x04not safetensors" * 10)
+
+
+def _cut_off(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-100])
+
+
+def _change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _without_a_tensor(folder: Path) -> None:
+    _change_tensors(folder, lambda tensors: tensors.pop("down"))
+
+
+def _with_a_foreign_tensor(folder: Path) -> None:
+    _change_tensors(folder, lambda tensors: tensors.update(extra=torch.ones(2)))
+
+
+def _with_a_short_tensor(folder: Path) -> None:
+    _change_tensors(folder, lambda tensors: tensors.update(scale=torch.ones(2)))
+
+
+def _with_tokens_outside(folder: Path) -> None:
+    _change_tensors(folder, lambda tensors: tensors["draft_vocab"].add_(90))
+
+
+def _without_config(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+
+
+def _with_config(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / CONFIG).write_text(text)
+
+
+def _with_text_as_size(folder: Path) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"inner_size": "wide"}))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "named"),
+    [
+        (_without_weights, "has no model.safetensors (found config.json, pytorch_model.bin)"),
+        (_garbage, "model.safetensors can't be read"),
+        (_cut_off, "model.safetensors can't be read"),
+        (_without_a_tensor, "tensor down is missing"),
+        (_with_a_foreign_tensor, "tensor extra is missing or does not belong to"),
+        (_with_a_short_tensor, "can't be read"),
+        (_with_tokens_outside, "tokens outside the model's 96"),
+        (_without_config, "config.json is missing or not JSON"),
+        (_with_config("{"), "config.json is missing or not JSON"),
+        (_with_config("[1]"), "config.json is missing or not JSON"),
+        (_with_config("{}"), "model_type 'None'"),
+        (_with_config('{"model_type": ["entmtp_hydra"]}'), "it must be one of entmtp_medusa, entmtp_hydra"),
+        (_with_config('{"model_type": "llama"}'), "model_type 'llama'"),
+        (_with_text_as_size, "can't be read"),
+    ],
+)
+def test_a_broken_checkpoint_is_one_line_that_names_it(
+    break_it: Callable[[Path], object], named: str, folder: Path, backbone: Backbone
+) -> None:
+    break_it(folder)
+    with pytest.raises(EntMTPError) as raised:
+        load_heads(folder, backbone)
+    assert named in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("source", ["no/such-heads", "/no/such/folder", "not a name"])
+def test_absent_heads_are_named(source: str, backbone: Backbone) -> None:
+    with pytest.raises(EntMTPError, match=f"'{source}' is neither a local folder nor a reachable hub repository"):
+        load_heads(source, backbone)
+
+
+def test_an_unknown_kind_is_named_with_the_known_ones() -> None:
+    with pytest.raises(EntMTPError, match="kind 'eagle' is unknown; choose one of medusa, hydra"):
+        bundled_heads("eagle")
+    assert {bundled_heads(kind).name for kind in KINDS} == set(KINDS)
+
+
+def test_the_config_says_what_was_saved(heads: DraftHeads, folder: Path) -> None:
+    saved = json.loads((folder / CONFIG).read_text())
+    assert saved["model_type"] == f"entmtp_{heads.kind}"
+    for field in ("hidden_size", "vocab_size", "num_heads", "inner_size", "draft_vocab_size", "model_fingerprint"):
+        assert saved[field] == getattr(heads.config, field)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_without_a_fingerprint_fit_any_model_of_their_shape(kind: str, tmp_path: Path) -> None:
+    backbone = Backbone(tiny_model("llama", seed=9))
+    random_heads(kind, backbone, model_fingerprint="").save_pretrained(tmp_path)
+    assert load_heads(str(tmp_path), backbone).kind == kind

@@ -1,0 +1,48 @@
+"""A tiny model's own text, written once for all tests of the training."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from entmtp.models.backbone import Backbone
+from entmtp.settings import CorpusSettings
+from entmtp.training.corpus import write_corpus
+from entmtp.training.dataset import Dataset
+from tests.tiny import random_tokens, tiny_model
+
+PROMPTS = [random_tokens(3 + number % 5, seed=number) for number in range(80)]
+
+
+def orderly_model(**changes: Any) -> PreTrainedModel:
+    """A model that writes text with a rule to learn: each token has a favourite successor."""
+    model = tiny_model("llama", initializer_range=0.02, **changes)
+    embeddings: Any = model.get_input_embeddings()
+    output: Any = model.get_output_embeddings()
+    torch.nn.init.normal_(embeddings.weight, generator=torch.Generator().manual_seed(0))
+    output.weight.data = 0.2 * embeddings.weight.data.roll(1, dims=0)
+    return model
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    return Backbone(orderly_model())
+
+
+@pytest.fixture
+def prompts() -> list[list[int]]:
+    return [list(ids) for ids in PROMPTS]
+
+
+@pytest.fixture(scope="session")
+def corpus(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(backbone, PROMPTS, folder, CorpusSettings(slots=40, max_new_tokens=32, part_tokens=700))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(corpus: Path) -> Dataset:
+    return Dataset([corpus], held_out_share=0.2)

@@ -1,0 +1,114 @@
+import ast
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from entmtp.training.prompts import chat_prompts, code_prompts, math_prompts, story_prompts, without_benchmarks
+
+BENCHMARK = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kept"),
+    [
+        (BENCHMARK, False),
+        ("Please solve: " + BENCHMARK.upper().replace(",", ";") + " Thanks!", False),
+        ("sold clips to 48 of her friends in", False),
+        ("She sold clips to 48 of her friends.", True),
+        ("Sing a song", False),
+        ("Sing a song of six pence for me and my friends today", True),
+        ("What is the capital of France and why is it so well known?", True),
+        ("", True),
+    ],
+)
+def test_prompts_that_share_a_run_of_words_with_a_benchmark_are_dropped(prompt: str, kept: bool) -> None:
+    assert without_benchmarks([prompt], [BENCHMARK, "sing a song!"]) == [prompt] * kept
+
+
+def test_the_order_of_what_is_kept_stays() -> None:
+    prompts = ["one two three", BENCHMARK, "four five six"]
+    assert without_benchmarks(prompts, [BENCHMARK]) == ["one two three", "four five six"]
+    assert without_benchmarks(prompts, []) == prompts
+
+
+def conversation(*turns: tuple[str, str]) -> dict[str, object]:
+    return {"id": "x", "conversations": [{"from": speaker, "value": text} for speaker, text in turns]}
+
+
+RECORDS = [
+    conversation(
+        ("system", "Be kind."), ("human", " How do I bake bread? "), ("gpt", "Mix {flour}."), ("human", "And?")
+    ),
+    conversation(("gpt", "Nobody asked me.")),
+    conversation(("human", "Hi")),
+    conversation(("human", "x" * 901)),
+    {"id": "empty"},
+    conversation(("human", 'Write {code} in "C", please.')),
+]
+FIRST_TURNS = ["How do I bake bread?", 'Write {code} in "C", please.']
+LIST = json.dumps(RECORDS, indent=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (LIST, FIRST_TURNS),
+        ("\n".join(map(json.dumps, RECORDS)), FIRST_TURNS),
+        (LIST[: LIST.rindex("please")], FIRST_TURNS[:1]),
+        (LIST[: LIST.rindex("]")], FIRST_TURNS),
+        ("[]", []),
+        ("", []),
+    ],
+    ids=["list", "lines", "cut within a record", "cut between records", "no records", "empty"],
+)
+def test_chat_prompts_are_the_first_human_turns(text: str, expected: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "sharegpt.json"
+    path.write_text(text, encoding="utf-8")
+    assert chat_prompts(path) == expected
+
+
+SOURCE = '''
+import os
+
+def area(width: float, height: float = 1.0) -> float:
+    """The area of a rectangle with the given width and height."""
+    return width * height
+
+def _hidden(width):
+    """A helper whose docstring is long enough to be asked for here."""
+
+def short(width):
+    """Too short."""
+
+def nothing():
+    """A function without arguments whose docstring is long enough."""
+
+class Shape:
+    def grow(self, factor):
+        """A method whose docstring is long enough, but that has a self."""
+'''
+
+
+def test_code_prompts_ask_for_documented_functions_without_their_bodies(tmp_path: Path) -> None:
+    good, bad, binary = (tmp_path / name for name in ("good.py", "bad.py", "binary.py"))
+    good.write_text(SOURCE, encoding="utf-8")
+    bad.write_text("def broken(:", encoding="utf-8")
+    binary.write_bytes(b"\xff\xfe\x00")
+    (prompt,) = code_prompts([bad, binary, good], random.Random(0))
+    assert "def area(width: float, height: float=1.0):" in prompt
+    assert "The area of a rectangle" in prompt
+    assert "return" not in prompt.replace("return only the code", "")
+    head = prompt[prompt.index("def area") :].removesuffix("\n```")
+    assert isinstance(ast.parse(head).body[0], ast.FunctionDef)
+
+
+@pytest.mark.parametrize("make", [math_prompts, story_prompts])
+def test_made_up_prompts_depend_on_the_seed_and_leave_no_gap(make: Callable[[int, random.Random], list[str]]) -> None:
+    prompts = make(30, random.Random(1))
+    assert prompts == make(30, random.Random(1))
+    assert prompts != make(30, random.Random(2))
+    assert len(set(prompts)) > 20
+    assert not any(sign in prompt for prompt in prompts for sign in "{}")
