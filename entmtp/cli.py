@@ -87,6 +87,20 @@ def calibrate(
 
 
 @app.command()
+def prompts(
+    sharegpt: Annotated[Path, typer.Option(help="a ShareGPT file")],
+    output: Annotated[Path, typer.Option(help="JSON lines to write, for 'entmtp train --prompts'")],
+    data: Annotated[list[str] | None, typer.Option(help="SUITE=FILE that the benchmark will use; may repeat")] = None,
+) -> None:
+    """Make the mix of training prompts that the bundled heads were trained on, free of benchmark prompts."""
+    with told_plainly("prompts"):
+        from entmtp.evaluation.training_prompts import write_training_prompts
+
+        count = write_training_prompts(sharegpt, output, data or [])
+        print(f"{count} prompts in {output}")
+
+
+@app.command()
 def train(
     prompts: Annotated[Path, typer.Option(help="JSON lines with a 'prompt' each")],
     output: Annotated[Path, typer.Option(help="folder for the text, the checkpoints and the heads")],

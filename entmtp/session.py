@@ -86,6 +86,8 @@ def _tools(backbone: Backbone, kind: str, source: str, bank_file: Path, say: Cal
         raise EntMTPError(f"heads: {source} holds {heads.kind} heads but the method needs {kind} heads")
     bank = load_bank(bank_file)
     fingerprint = model_fingerprint(backbone.model)
-    bank.check_heads(kind=kind, model_fingerprint=fingerprint, heads_fingerprint=heads.fingerprint)
+    bank.check_heads(
+        kind=kind, num_heads=heads.num_heads, model_fingerprint=fingerprint, heads_fingerprint=heads.fingerprint
+    )
     cost = step_cost(backbone, heads, cache_folder(), say)
     return Toolbox(backbone, {kind: heads}, {kind: bank}, {kind: cost})

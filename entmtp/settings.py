@@ -39,6 +39,16 @@ class CorpusSettings(Settings):
     seed: int = Field(0, description="of the sampling")
 
 
+class PromptMixSettings(Settings):
+    """How many prompts of each kind training text is written from (:mod:`entmtp.training.prompts`)."""
+
+    chat: int = Field(default=4500, ge=0)
+    code: int = Field(default=2000, ge=0)
+    math: int = Field(default=1800, ge=0, description="word problems, before doubles are dropped")
+    stories: int = Field(default=1800, ge=0, description="story ideas, before doubles are dropped")
+    seed: int = 0
+
+
 class TrainingSettings(Settings):
     """How draft heads are trained (:mod:`entmtp.training.trainer`)."""
 
@@ -79,15 +89,15 @@ class LadderSettings(Settings):
 class BenchmarkSettings(Settings):
     """What the main job runs (:mod:`entmtp.evaluation.runner`)."""
 
-    prompts: int = Field(4, ge=1, description="prompts per suite")
-    max_new_tokens: int = Field(48, ge=1, description="tokens per request")
+    prompts: int = Field(3, ge=1, description="prompts per suite; an interval needs three")
+    max_new_tokens: int = Field(32, ge=1, description="tokens per request")
     repetitions: int = Field(3, ge=1, description="timed runs of each arm on each prompt")
-    shard_prompts: int = Field(2, ge=1, description="prompts per unit of work")
+    shard_prompts: int = Field(1, ge=1, description="prompts per unit of work")
     seed: int = 0
 
 
 PROFILES: dict[str, BenchmarkSettings] = {
     "quick": BenchmarkSettings(),
-    "standard": BenchmarkSettings(prompts=10, max_new_tokens=128),
+    "standard": BenchmarkSettings(prompts=10, max_new_tokens=128, shard_prompts=2),
     "full": BenchmarkSettings(prompts=80, max_new_tokens=256, shard_prompts=4),
 }

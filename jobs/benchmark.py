@@ -34,7 +34,6 @@ from entmtp.settings import BenchmarkSettings
 MAX_RESTARTS = 3
 
 
-
 class Runner:
     """A benchmark worker on one device."""
 

@@ -129,7 +129,9 @@ def read_parts(folder: Path, keys: Collection[str] | None = None) -> tuple[pa.Ta
     if keys is not None:
         requests_files = sorted(part_files(folder / key)[0] for key in keys)
         if missing := [file for file in requests_files if not file.exists()]:
-            raise EntMTPError(f"results folder '{folder}' lacks {missing[0].name}; run the benchmark again to finish it")
+            raise EntMTPError(
+                f"results folder '{folder}' lacks {missing[0].name}; run the benchmark again to finish it"
+            )
     if not requests_files:
         raise EntMTPError(f"results folder '{folder}' holds no finished part; run the benchmark into it first")
     steps_files = [file.with_name(file.name.replace("requests-", "steps-", 1)) for file in requests_files]

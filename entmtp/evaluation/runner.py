@@ -86,7 +86,7 @@ class Worker:
         tools = self._toolbox(unit.suite)
         requests: list[RequestRow] = []
         steps: list[StepRow] = []
-        for number, prompt in enumerate(unit.prompts):
+        for number, prompt in enumerate(unit.prompts, start=unit.first):
             for row, its_steps in self._prompt(unit, prompt, number, arms, settings, tools):
                 requests.append(row)
                 steps += its_steps
@@ -98,6 +98,7 @@ class Worker:
         for kind, bank in banks.items():
             bank.check_heads(
                 kind=kind,
+                num_heads=self.heads[kind].num_heads,
                 model_fingerprint=model_fingerprint(self.backbone.model),
                 heads_fingerprint=self.heads[kind].fingerprint,
             )
@@ -117,7 +118,7 @@ class Worker:
         engines = self._engines(unit.suite, arms, tools, ids, reference, f"{settings.seed}-{prompt.id}")
         results = []
         for repetition in range(settings.repetitions):
-            shift = (number + repetition) % len(arms)
+            shift = (number * settings.repetitions + repetition) % len(arms)
             for order, arm in enumerate([*arms[shift:], *arms[:shift]]):
                 completion = engines[arm].generate(ids, settings.max_new_tokens)
                 row = self._row(unit, prompt, arm, repetition, order, len(ids), completion, reference)

@@ -15,9 +15,15 @@ from entmtp.settings import BenchmarkSettings
 
 @dataclass(frozen=True)
 class Unit:
-    """Work that one worker does at a time; ``key`` names its Parquet part."""
+    """Work that one worker does at a time.
+
+    Attributes:
+        key: names its Parquet part.
+        first: place of its first prompt among the suite's, from which the arms' rotation goes on.
+    """
 
     key: str
+    first: int
     suite: str
     source: Source
     prompts: tuple[Prompt, ...]
@@ -60,5 +66,5 @@ def _units_of(
             **identity,
         }
         digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
-        units.append(Unit(f"{suite}-{begin // size:03d}-{digest[:16]}", suite, data.source, prompts))
+        units.append(Unit(f"{suite}-{begin // size:03d}-{digest[:16]}", begin, suite, data.source, prompts))
     return units

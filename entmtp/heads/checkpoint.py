@@ -12,7 +12,6 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.hydra import HydraHeads
 from entmtp.heads.medusa import MedusaHeads
-from entmtp.models.loading import quiet_loading
 
 if TYPE_CHECKING:
     from entmtp.models.backbone import Backbone

@@ -11,10 +11,15 @@ import ast
 import json
 import random
 import re
+import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from entmtp.settings import PromptMixSettings
 
 OVERLAP_WORDS = 8
+_CODE_PACKAGES = ("numpy", "scipy", "torch", "pandas", "matplotlib", "networkx", "sympy")
 _CODE_ASKS = (
     "Complete the following Python function.\n\n```python\n{code}\n```",
     "{code}",
@@ -34,7 +39,7 @@ def chat_prompts(sharegpt: Path) -> list[str]:
     return turns
 
 
-def _records(path: Path) -> Iterator[dict]:
+def _records(path: Path) -> Iterator[dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
     decoder, at = json.JSONDecoder(), 0
     while (at := text.find("{", at)) >= 0:
@@ -159,3 +164,35 @@ def _runs(text: str) -> set[tuple[str, ...]]:
     words = re.findall(r"\w+", text.lower())
     width = min(OVERLAP_WORDS, max(len(words), 1))
     return {tuple(words[at : at + width]) for at in range(len(words) - width + 1)}
+
+
+def mixed_prompts(sharegpt: Path, benchmark: Iterable[str], settings: PromptMixSettings) -> list[str]:
+    """The mix that the bundled heads were trained on: chat, code, word problems and stories, shuffled.
+
+    Code comes from the standard library and the installed numerical packages. Nothing shares a run of eight words with
+    a text of ``benchmark``.
+    """
+    randomness = random.Random(settings.seed)
+    known = list(benchmark)
+    chat = [turn for turn in without_benchmarks(sorted(set(chat_prompts(sharegpt))), known) if _mostly_ascii(turn)]
+    code = without_benchmarks(sorted(set(code_prompts(_installed_sources(), randomness))), known)
+    math = without_benchmarks(sorted(set(math_prompts(settings.math, randomness))), known)
+    stories = without_benchmarks(story_prompts(settings.stories, randomness), known)
+    randomness.shuffle(chat)
+    randomness.shuffle(code)
+    mixed = chat[: settings.chat] + code[: settings.code] + math + stories
+    randomness.shuffle(mixed)
+    return mixed
+
+
+def _mostly_ascii(text: str) -> bool:
+    """The bundled model hardly knows other scripts; its answers there teach the heads nothing."""
+    return sum(character.isascii() for character in text) > 0.98 * len(text)
+
+
+def _installed_sources() -> Iterator[Path]:
+    paths = sysconfig.get_paths()
+    standard, installed = Path(paths["stdlib"]), Path(paths["purelib"])
+    yield from (path for path in sorted(standard.rglob("*.py")) if "site-packages" not in path.parts)
+    for package in _CODE_PACKAGES:
+        yield from sorted((installed / package).rglob("*.py"))

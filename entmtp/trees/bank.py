@@ -111,8 +111,8 @@ class TreeBank(BaseModel):
         temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
 
-    def check_heads(self, *, kind: str, model_fingerprint: str, heads_fingerprint: str) -> None:
-        """Raises EntMTPError if the bank was made with other heads or another model."""
+    def check_heads(self, *, kind: str, num_heads: int, model_fingerprint: str, heads_fingerprint: str) -> None:
+        """Raises EntMTPError if the bank was made with other heads or another model, or has a tree too deep for them."""
         made_with = self.provenance
         for field, here in (
             ("heads_kind", kind),
@@ -124,6 +124,8 @@ class TreeBank(BaseModel):
                     f"bank: its {field} is {there[:12]}, yours is {here[:12]};"
                     f" use a bank made with these heads, or make one with 'entmtp calibrate --task {made_with.task}'"
                 )
+        for one in (self.overall, *self.bins):
+            one.trees[-1].check_depth(num_heads)
 
 
 def load_bank(path: Path) -> TreeBank:

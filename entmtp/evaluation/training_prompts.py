@@ -1,0 +1,35 @@
+"""``entmtp prompts``: training prompts with every benchmark prompt kept out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.files import write_text
+from entmtp.evaluation.suites import SUITES, get_suite, load_suite
+from entmtp.settings import PromptMixSettings
+from entmtp.training.prompts import mixed_prompts
+
+
+def write_training_prompts(sharegpt: Path, output: Path, data: Sequence[str]) -> int:
+    """Writes the mix as JSON lines; returns how many.
+
+    All prompts of all suites are kept out, as the hub, the package or ``data`` (``SUITE=FILE``) gives them.
+
+    Raises:
+        EntMTPError: if the ShareGPT file or one of ``data`` can't be used.
+    """
+    if not sharegpt.is_file():
+        raise EntMTPError(f"sharegpt: {sharegpt} does not exist; give a ShareGPT JSON file")
+    files = {}
+    for text in data:
+        name, equals, path = text.partition("=")
+        if not equals:
+            raise EntMTPError(f"data: '{text}' is not SUITE=FILE with SUITE one of {', '.join(SUITES)}")
+        files[get_suite(name).name] = path
+    benchmark = [prompt.text for name in SUITES for prompt in load_suite(name, files.get(name)).prompts]
+    mixed = mixed_prompts(sharegpt, benchmark, PromptMixSettings())
+    write_text(output, "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in mixed))
+    return len(mixed)
