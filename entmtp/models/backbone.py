@@ -68,7 +68,7 @@ class Backbone:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits ``[..., vocab_size]`` of decoder states ``[..., hidden_size]``, scaled and capped as the model does."""
+        """Logits ``[..., vocab_size]`` of decoder states ``[..., hidden_size]``, scaled as the model does."""
         flat = hidden.reshape(1, -1, hidden.shape[-1])
         return self._output(inputs_embeds=flat, use_cache=False).logits.reshape(*hidden.shape[:-1], -1)
 
@@ -139,9 +139,8 @@ class Backbone:
         """One additive mask ``[batch, 1, n, rows]``, or one per layer type where the model has several."""
         window: int | None = getattr(self.config, "sliding_window", None)
         layer_types = set(getattr(self.config, "layer_types", None) or [])
-        if window is None or not self.windowed:
-            near = visible
-        else:
+        near = visible
+        if window is not None and self.windowed:
             near = _windowed(visible, positions, start, first, window)
         if not layer_types:
             return self._additive(near)
@@ -181,7 +180,7 @@ def _windowed(
 
 
 class _States(BaseModelOutputWithPast):
-    """A decoder's output that holds its states only; what a model's forward reads besides (router logits, ...) is None."""
+    """A decoder's output that holds its states only; what else a model's forward reads (router logits, ...) is None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):

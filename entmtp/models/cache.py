@@ -62,7 +62,8 @@ class TreeLayer(CacheLayerMixin):
         """Writes ``[batch, kv_heads, n, head_dim]`` at the plan's rows; returns all rows that attention may read."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         return self._write_read(self.keys, key_states), self._write_read(self.values, value_states)
 
     def _write_read(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:

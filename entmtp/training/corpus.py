@@ -66,8 +66,8 @@ def write_corpus(
     fitting = [list(ids) for ids in prompts if 0 < len(ids) <= longest]
     if not fitting:
         raise EntMTPError(
-            f"prompts: none of {len(prompts)} has between 1 and {longest} tokens, which is what max_prompt_tokens and the"
-            " model's context leave; give shorter prompts, raise max_prompt_tokens or lower max_new_tokens"
+            f"prompts: none of {len(prompts)} has between 1 and {longest} tokens, which is what max_prompt_tokens and"
+            " the model's context leave; give shorter prompts, raise max_prompt_tokens or lower max_new_tokens"
         )
     folder.mkdir(parents=True, exist_ok=True)
     done = {name for path in part_paths(folder) for name in read_part(path, states=False).prompt_ids}

@@ -112,7 +112,7 @@ class TreeBank(BaseModel):
         os.replace(temporary, path)
 
     def check_heads(self, *, kind: str, num_heads: int, model_fingerprint: str, heads_fingerprint: str) -> None:
-        """Raises EntMTPError if the bank was made with other heads or another model, or has a tree too deep for them."""
+        """Raises EntMTPError if the bank is of other heads or another model, or has a tree too deep for them."""
         made_with = self.provenance
         for field, here in (
             ("heads_kind", kind),
