@@ -45,6 +45,8 @@ def calibrate_task(
     loaded, tokenizer = load_model(model, device=device)
     backbone = Backbone(loaded)
     folder = output / "text" / task
+    # A bank travels: the name of a file says enough of where its prompts come from.
+    origin = Path(suite.origin).name if suite.source == "file" else suite.origin
     console.print(f"{task}: answering {len(prompts)} calibration prompts ({suite.source}: {suite.origin})")
 
     def progress(answers: int, tokens: int) -> None:
@@ -57,7 +59,7 @@ def calibrate_task(
         attached = load_heads(source, backbone)
         traces = traces_of(folder, backbone, attached)
         tokens = sum(len(trace) for trace in traces)
-        provenance = provenance_of(backbone, attached, task, suite.origin, prompts, tokens)
+        provenance = provenance_of(backbone, attached, task, origin, prompts, tokens)
         bank = make_bank(traces, provenance, settings)
         path = output / f"{task}-{kind}.json"
         bank.save(path)

@@ -97,9 +97,16 @@ def test_an_absent_bank_says_how_to_make_one(tmp_path: Path) -> None:
         load_bank(tmp_path / "none.json")
 
 
+HEADS = {"kind": "hydra", "model_fingerprint": "m" * 64, "heads_fingerprint": "h" * 64}
+
+
 @pytest.mark.parametrize("field", ["heads_kind", "model_fingerprint", "heads_fingerprint"])
 def test_a_bank_of_other_heads_or_another_model_is_refused(field: str) -> None:
-    mine = {"kind": "hydra", "model_fingerprint": "m" * 64, "heads_fingerprint": "h" * 64}
-    small_bank().check_heads(**mine)
+    small_bank().check_heads(**HEADS, num_heads=4)
     with pytest.raises(EntMTPError, match=f"bank: its {field} is other, yours is"):
-        small_bank(**{field: "other"}).check_heads(**mine)
+        small_bank(**{field: "other"}).check_heads(**HEADS, num_heads=4)
+
+
+def test_a_tree_deeper_than_the_heads_is_refused_even_if_it_would_never_be_chosen() -> None:
+    with pytest.raises(EntMTPError, match=r"path \(0, 0, 0\) has depth 3 but there are only 2 draft heads"):
+        small_bank().check_heads(**HEADS, num_heads=2)
