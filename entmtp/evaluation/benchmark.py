@@ -95,9 +95,9 @@ def make_plan(
     sources = _heads_sources(model, heads)
     files = {suite: {kind: str(_bank_path(suite, kind, model, banks)) for kind in sources} for suite in chosen_suites}
     place = Workplace(str(resolve_model(model)), sources, files, device, threads)
+    units = make_units(chosen_suites, _pairs("data", data, list(SUITES)), chosen_arms, settings, _identity(place))
     uri = tracking_uri or default_tracking_uri(results)
     check_tracking(uri)
-    units = make_units(chosen_suites, _pairs("data", data, list(SUITES)), chosen_arms, settings, _identity(place))
     return Plan(profile, settings, chosen_arms, place, units, results, uri)
 
 
