@@ -12,6 +12,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.hydra import HydraHeads
 from entmtp.heads.medusa import MedusaHeads
+from entmtp.models.loading import quiet_loading
 
 if TYPE_CHECKING:
     from entmtp.models.backbone import Backbone
@@ -44,9 +45,10 @@ def load_heads(source: str | Path, backbone: Backbone) -> DraftHeads:
             " convert others with save_pretrained"
         )
     try:
-        loaded: Any = heads_class.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        with quiet_loading():
+            loaded: Any = heads_class.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
         heads, report = loaded
         if wrong := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
             raise ValueError(f"tensor {wrong[0]} is missing or does not belong to {heads_class.kind} heads")

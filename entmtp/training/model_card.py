@@ -12,9 +12,9 @@ from entmtp.training.evaluate import TOP
 
 
 def write_card(
-    folder: Path, settings: TrainingSettings, dataset: Dataset, model: str, metrics: Mapping[str, float]
+    folder: Path, settings: TrainingSettings, dataset: Dataset, model: str, prompts: str, metrics: Mapping[str, float]
 ) -> None:
-    """Writes ``README.md`` beside the weights; ``metrics`` are the last held-out accuracies."""
+    """Writes ``README.md`` beside the weights; ``prompts`` says which, ``metrics`` are the last held-out accuracies."""
     rows = "\n".join(
         f"| {head} | " + " | ".join(f"{metrics[f'head{head}_top{top}']:.3f}" for top in TOP) + " |"
         for head in range(1, settings.num_heads + 1)
@@ -32,7 +32,7 @@ Draft heads for EntMTP: {settings.num_heads} heads, hidden layers {settings.inne
 Trained on text that the model wrote itself: {dataset.answers} answers, {len(dataset.tokens)} tokens, of which
 {len(dataset.train)} positions were trained on and {len(dataset.held_out)} held out (whole prompts).
 {settings.epochs} epochs of {settings.batch_size} positions a step, AdamW at {settings.learning_rate}; cross-entropy
-and divergence from the model's own distribution (share {settings.distillation}).
+and divergence from the model's own distribution (share {settings.distillation}). Prompts: {prompts}.
 
 Accuracy on the held-out text, true tokens before each guess:
 

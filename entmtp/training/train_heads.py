@@ -63,7 +63,7 @@ def train_heads(
         heads = trainer.train(report)
     folder = output / "heads"
     heads.half().save_pretrained(folder)
-    write_card(folder, settings, dataset, model, last)
+    write_card(folder, settings, dataset, model, f"{len(asked)} of {prompts.name}", last)
     console.print(f"heads: {folder}")
     return folder
 
