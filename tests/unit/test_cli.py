@@ -1,0 +1,249 @@
+"""Mistakes on the command line: exit code 2 and one line that names what is wrong. No command gets to work here."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from entmtp.cli import app
+from entmtp.evaluation.suites import load_suite, split
+from entmtp.evaluation.tracking import check_tracking, default_tracking_uri
+from entmtp.heads.checkpoint import KINDS
+from entmtp.models.backbone import Backbone
+from tests.saved import SUITES, VOCAB, Saved, save_heads, save_project
+from tests.tiny import random_heads, tiny_model
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    project = save_project(tmp_path_factory.mktemp("project"))
+    check_tracking(default_tracking_uri(project.folder))  # making a database takes seconds: once for all
+    return project
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path_factory.getbasetemp() / "entmtp-cache"  # one for all, so that step costs are measured once
+    monkeypatch.setenv("ENTMTP_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def benchmark(saved: Saved, *suites: str) -> list[str]:
+    """A benchmark that would run, to be given one wrong option more."""
+    return ["benchmark", *saved.options(suites or SUITES), "--tracking-uri", default_tracking_uri(saved.folder)]
+
+
+def refused(said: str, *arguments: str | Path) -> None:
+    """The command ends with exit code 2 and one line on standard error that holds ``said``."""
+    result = run(*arguments)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 2
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith(f"entmtp {arguments[0]}: ")
+    assert said in lines[0]
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--suite", "humanevil"], "unknown suite 'humanevil'; known suites are humaneval, gsm8k, sharegpt, litbench"),
+        (["--arm", "eagle"], "arm: 'eagle' is unknown; choose from autoregressive, medusa"),
+        (["--profile", "slow"], "profile: 'slow' is unknown; choose one of quick, standard, full"),
+        (["--max-new-tokens", "0"], "max_new_tokens: 0 is not accepted: input should be greater than or equal to 1"),
+        (["--prompts", "0"], "prompts: 0 is not accepted"),
+        (["--repetitions", "-1"], "repetitions: -1 is not accepted"),
+        (["--model", "nowhere"], "heads: none are shipped for model 'nowhere'"),
+    ],
+)
+def test_a_benchmark_that_cannot_be(arguments: list[str], said: str) -> None:
+    refused(said, "benchmark", *arguments)
+
+
+def test_a_benchmark_of_a_model_without_banks(saved: Saved) -> None:
+    heads = [f"--heads={kind}={saved.heads(kind)}" for kind in KINDS]
+    refused("banks: none are shipped for model", "benchmark", "--model", saved.model, *heads)
+    refused("gsm8k-medusa.json does not exist", *benchmark(saved), "--banks", saved.folder)
+
+
+@pytest.mark.parametrize("heads", ["medusa", "medusa=", "eagle=folder", "=folder"])
+def test_heads_that_are_not_a_pair(heads: str, saved: Saved) -> None:
+    refused(f"heads: '{heads}' is not NAME=PATH", *benchmark(saved), "--heads", heads)
+
+
+def test_heads_of_one_kind_only(saved: Saved) -> None:
+    one = ["--model", saved.model, "--banks", saved.banks, "--heads", f"hydra={saved.heads('hydra')}"]
+    refused("heads: kind 'medusa' is missing", "benchmark", *one)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is empty"),
+        ('{"question": "?"}\n', "column 'answer' is missing"),
+        ('{"question": "?", "answer": "#### 1"}\n{"question": \n', "line 2: broken JSON"),
+        ('{"question": "?", "answer": 1}\n', "column 'answer' is wrong"),
+    ],
+)
+def test_data_that_does_not_fit(content: str, said: str, saved: Saved, tmp_path: Path) -> None:
+    data = tmp_path / "mine.jsonl"
+    data.write_text(content)
+    refused(said, *benchmark(saved, "gsm8k"), "--data", f"gsm8k={data}")
+    refused(said, "calibrate", "--task=gsm8k", f"--output={tmp_path}", f"--model={saved.model}", f"--data={data}",
+            f"--heads=hydra={saved.heads('hydra')}")  # fmt: skip
+    assert not (tmp_path / "results" / "parts").exists()
+
+
+def test_data_of_no_suite_or_nowhere(saved: Saved) -> None:
+    refused("data: 'mbpp=x' is not NAME=PATH with NAME one of humaneval", *benchmark(saved), "--data=mbpp=x")
+    refused("nowhere.jsonl does not exist", *benchmark(saved), "--data=gsm8k=nowhere.jsonl")
+
+
+def other_model(folder: Path) -> None:
+    save_heads("hydra", Backbone(tiny_model("llama", seed=9, vocab_size=VOCAB)), folder)
+
+
+def other_width(folder: Path) -> None:
+    backbone = Backbone(tiny_model("llama", vocab_size=VOCAB, hidden_size=16))
+    random_heads("hydra", backbone, vocab_size=VOCAB, model_fingerprint="").save_pretrained(folder)
+
+
+def pickled(folder: Path) -> None:
+    other_model(folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def damaged(folder: Path) -> None:
+    other_model(folder)
+    (folder / "model.safetensors").write_bytes(b"PK\x03\x04 this is a zip")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (other_model, "heads: they were trained for the model with fingerprint"),
+        (other_width, "heads: hidden_size is 16 but the model's is 32"),
+        (pickled, "has no model.safetensors (found config.json, pytorch_model.bin)"),
+        (damaged, "model.safetensors can't be read"),
+        (lambda folder: None, "is neither a local folder nor a reachable hub repository"),
+    ],
+    ids=["other model", "other width", "pickled", "damaged", "absent"],
+)
+def test_heads_that_do_not_fit(make: Callable[[Path], None], said: str, saved: Saved, tmp_path: Path) -> None:
+    make(tmp_path / "mine")
+    refused(said, *benchmark(saved), "--heads", f"hydra={tmp_path / 'mine'}")
+    refused(said, "generate", "Hello", "--model", saved.model, "--heads", tmp_path / "mine",
+            "--bank", saved.banks / "gsm8k-hydra.json")  # fmt: skip
+
+
+def other_heads(bank: dict[str, Any]) -> None:
+    bank["provenance"]["heads_fingerprint"] = "0" * 64
+
+
+def too_deep(bank: dict[str, Any]) -> None:
+    bank["overall"] = {"paths": [[0] * depth for depth in range(1, 6)], "gain": [1.0] * 6, "share": 1.0}
+
+
+def not_closed(bank: dict[str, Any]) -> None:
+    bank["overall"] = {"paths": [[0, 1]], "gain": [1.0, 1.1], "share": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (other_heads, "bank: its heads_fingerprint is 000000000000, yours is"),
+        (too_deep, "path (0, 0, 0, 0, 0) has depth 5 but there are only 4 draft heads"),
+        (not_closed, "path (0, 1) comes before its parent (0,)"),
+    ],
+)
+def test_banks_that_do_not_fit(
+    spoil: Callable[[dict[str, Any]], None], said: str, saved: Saved, tmp_path: Path
+) -> None:
+    for path in saved.banks.glob("*.json"):
+        bank = json.loads(path.read_text())
+        if path.name == "gsm8k-hydra.json":
+            spoil(bank)
+        (tmp_path / path.name).write_text(json.dumps(bank))
+    refused(said, *benchmark(saved), "--banks", tmp_path)
+    refused(said, "generate", "Hello", "--model", saved.model, "--heads", saved.heads("hydra"),
+            "--bank", tmp_path / "gsm8k-hydra.json")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--method", "oracle"], "method: 'oracle' is unknown; choose one of autoregressive"),
+        (["--task", "chess"], "unknown suite 'chess'"),
+        (["--model", "nowhere"], "heads: none are shipped for model 'nowhere'"),
+        (["--model", "nowhere", "--method", "autoregressive"], "model 'nowhere': not found"),
+    ],
+)
+def test_an_answer_that_cannot_be_asked_for(arguments: list[str], said: str) -> None:
+    refused(said, "generate", "Hello", *arguments)
+
+
+def test_prompts_that_cannot_be_answered(saved: Saved) -> None:
+    plain = ["--model", saved.model, "--method", "autoregressive"]
+    refused("max_new_tokens: 0 is not accepted", "generate", "Hello", *plain, "--max-new-tokens=0")
+    refused("prompt '': is empty", "generate", "", *plain)
+    refused("600 tokens and max_new_tokens 256 exceed the model's window of 512", "generate", "x" * 600, *plain)
+    refused("device 'tpu-ish': unknown", "generate", "Hello", *plain, "--device=tpu-ish")
+
+
+def test_heads_of_the_wrong_kind_for_the_method(saved: Saved) -> None:
+    options = ["--model", saved.model, "--heads", saved.heads("medusa"), "--bank", saved.banks / "gsm8k-hydra.json"]
+    refused("holds medusa heads but the method needs hydra heads", "generate", "Hello", *options)
+
+
+def test_a_calibration_that_cannot_be(saved: Saved, tmp_path: Path) -> None:
+    options = [f"--output={tmp_path}", f"--model={saved.model}", f"--heads=hydra={saved.heads('hydra')}"]
+    refused("unknown suite 'chess'", "calibrate", "--task=chess", *options)
+    refused("prompts: 1 is not accepted", "calibrate", "--task=gsm8k", "--prompts=1", *options)
+    refused("heads: 'eagle=x' is not KIND=FOLDER", "calibrate", "--task=gsm8k", "--heads=eagle=x", *options)
+    _, scored = split(load_suite("gsm8k", saved.data("gsm8k")).prompts)
+    row = {"question": scored[0].text, "answer": scored[0].reference["answer"]}
+    (tmp_path / "scored.jsonl").write_text(json.dumps(row))
+    said = "has no calibration prompt (half are kept for scoring)"
+    refused(said, "calibrate", "--task=gsm8k", f"--data={tmp_path / 'scored.jsonl'}", *options)
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "said"),
+    [
+        ('{"prompt": "Hi"}', ["--kind=eagle"], "kind: 'eagle' is not accepted"),
+        ('{"prompt": "Hi"}', ["--epochs=0"], "epochs: 0 is not accepted"),
+        ('{"prompt": "Hi"}\n{"text": "Hi"}', [], 'line 2 is not {"prompt": "..."}'),
+        ('{"prompt": "Hi"}\n["prompt"', [], 'line 2 is not {"prompt": "..."}'),
+        ('{"prompt": " "}', [], "line 1: prompt is empty or not text"),
+        ("\n", [], "holds none"),
+    ],
+)
+def test_a_training_that_cannot_be(content: str, arguments: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text(content)
+    refused(said, "train", "--prompts=prompts.jsonl", "--output=out", *arguments)
+
+
+def test_training_prompts_that_are_nowhere() -> None:
+    refused("nowhere.jsonl can't be read", "train", "--prompts=nowhere.jsonl", "--output=out")
+
+
+def test_an_answer_streams_and_ends_in_a_line_of_statistics(saved: Saved) -> None:
+    options = ["--model", saved.model, "--heads", saved.heads("hydra"), "--bank", saved.banks / "gsm8k-hydra.json"]
+    fast = run("generate", "Hello", *options, "--max-new-tokens=24")
+    plain = run("generate", "Hello", "--model", saved.model, "--method=autoregressive", "--max-new-tokens=24")
+    assert (fast.exit_code, plain.exit_code) == (0, 0)
+    text, statistics = fast.stdout.rsplit("\n\n", 1)
+    assert text == plain.stdout.rsplit("\n\n", 1)[0]
+    assert statistics.startswith("entmtp: 24 tokens in ")
+    assert statistics.count("\n") == 1
+    assert "autoregressive: 24 tokens in" in plain.stdout
+    assert "24 steps, tau 1.00, 0.0 nodes per step" in plain.stdout
