@@ -123,7 +123,10 @@ def nodes_on(topology: Topology, node: int) -> list[int]:
     return topology.ancestors[node].nonzero()[:, 0].tolist()
 
 
+# Deeper than the window, with its rows far from position order.
+_SPINE = [(0,) * depth for depth in range(1, WINDOW + 3)]
 TREES: dict[str, Topology] = {
+    "deep": Topology.of(_SPINE + [(*path[:-1], rank) for path in _SPINE for rank in (1, 2)]),
     "root": Topology.root_only(),
     "chain": Topology.of([(0,), (0, 0), (0, 0, 0)]),
     "wide": Topology.of([(0,), (1,), (2,), (5,)]),

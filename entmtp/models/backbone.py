@@ -97,8 +97,7 @@ class Backbone:
 
     def _chain(self, tokens: torch.Tensor, real: torch.Tensor, slots: Sequence[int], cache: TreeCache) -> torch.Tensor:
         batch, width = tokens.shape
-        # Padding stays at the first position: one behind the context's end is an error where positions are learnt.
-        depth = torch.arange(width, device=self.device) * real
+        depth = torch.arange(width, device=self.device).expand(batch, width)
         ancestors = torch.ones(width, width, dtype=torch.bool, device=self.device).tril().expand(batch, width, width)
         return self._forward(tokens, depth, ancestors & real[:, :, None] & real[:, None, :], real, slots, cache)
 
@@ -121,7 +120,7 @@ class Backbone:
     ) -> torch.Tensor:
         plan = cache.begin(slots, real)
         start = torch.tensor([cache.lengths[slot] for slot in slots], device=self.device)
-        # Guesses past the window are cut later; where positions are learnt there is no such row to look up.
+        # Guesses past the context are cut later, padding is never read; where positions are learnt, no such row exists.
         positions = (start[:, None] + depth).clamp(max=self.max_context - 1)
         visible = _visible(ancestors, real, start, plan.first, plan.last)
         output = self.decoder(

@@ -126,6 +126,18 @@ def test_prefill_fills_the_context_to_its_end(model_type: str) -> None:
     assert_close(end, plain_logits(plain, text)[-3:])
 
 
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_a_tree_may_reach_past_the_context(model_type: str) -> None:
+    plain, backbone = pair(model_type)
+    text, tree = random_tokens(CONTEXT - 2), TREES["bushy"]
+    cache = backbone.new_cache(1, CONTEXT + 64)
+    backbone.prefill(text, 0, cache)
+    tokens, logits = verify(backbone, [tree], [0], cache, seed=1)
+    for node in (tree.depth <= 1).nonzero()[:, 0].tolist():
+        path = tokens[0, nodes_on(tree, node)].tolist()
+        assert_close(logits[0, node], plain_logits(plain, text + path)[-1])
+
+
 @every_model
 def test_a_batch_of_chains_equals_the_plain_pass(model_type: str) -> None:
     plain, backbone = pair(model_type)
@@ -209,6 +221,11 @@ def test_grouped_heads_read_the_cache_once_and_exotic_scores_fall_back_to_eager(
     used = {model_type: pair(model_type)[1].model.config._attn_implementation for model_type in SUPPORTED}
     assert {model_type for model_type, name in used.items() if name == "eager"} == {"gemma2", "gpt_oss"}
     assert {name for name in used.values() if name != "eager"} == {"entmtp_tree"}
+
+
+def test_a_cap_too_high_to_show_on_a_few_tokens_is_not_dropped() -> None:
+    backbone = Backbone(tiny_model("gemma2", attn_logit_softcapping=1e6))
+    assert backbone.model.config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize(("eos", "expected"), [(None, set()), (7, {7}), ([7, 9], {7, 9})])
