@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -69,7 +70,7 @@ def save_heads(kind: str, backbone: Backbone, folder: Path) -> None:
 
 def save_data(folder: Path) -> None:
     """Ten short prompts for each suite, in the hub's schema."""
-    rows = {
+    rows: dict[str, list[dict[str, Any]]] = {
         "gsm8k": [{"question": f"What is {n} + {n}?", "answer": f"#### {2 * n}"} for n in range(10)],
         "sharegpt": [{"conversations": [{"from": "human", "value": f"Tell me more about {n}."}]} for n in range(10)],
     }

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from entmtp.cli import app
 from entmtp.evaluation.suites import load_suite, split
@@ -32,7 +31,7 @@ def _own_folders(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monke
     monkeypatch.chdir(tmp_path)
 
 
-def run(*arguments: str | Path) -> Result:
+def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -41,7 +40,7 @@ def benchmark(saved: Saved, *suites: str) -> list[str]:
     return ["benchmark", *saved.options(suites or SUITES), "--tracking-uri", default_tracking_uri(saved.folder)]
 
 
-def refused(said: str, *arguments: str | Path) -> None:
+def refused(said: str, *arguments: object) -> None:
     """The command ends with exit code 2 and one line on standard error that holds ``said``."""
     result = run(*arguments)
     assert isinstance(result.exception, SystemExit), result.exception
@@ -200,7 +199,8 @@ def test_prompts_that_cannot_be_answered(saved: Saved) -> None:
 
 
 def test_heads_of_the_wrong_kind_for_the_method(saved: Saved) -> None:
-    options = ["--model", saved.model, "--heads", saved.heads("medusa"), "--bank", saved.banks / "gsm8k-hydra.json"]
+    bank = saved.banks / "gsm8k-hydra.json"
+    options = ["--model", saved.model, "--heads", saved.heads("medusa"), "--bank", bank]
     refused("holds medusa heads but the method needs hydra heads", "generate", "Hello", *options)
 
 

@@ -1,0 +1,98 @@
+"""On the bundled model every arm writes, token for token, what the model's own ``generate`` writes."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from entmtp.decoding.measure import step_cost
+from entmtp.evaluation.arms import ARMS, Hindsight, Toolbox, make_engine
+from entmtp.evaluation.runner import first_difference
+from entmtp.evaluation.suites import SUITES, draw, load_suite
+from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.models.backbone import Backbone
+from entmtp.models.bundled import cache_folder
+from entmtp.models.registry import encode_chat, model_fingerprint
+from entmtp.trees.bank import bundled_bank, load_bank
+from tests.small import traced
+from tests.tiny import greedy, plain_logits
+
+TIE = 1e-4
+"""Top-2 logits this close may change places between two ways to compute the same sum."""
+
+Bundled = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+Toolboxes = Mapping[str, Toolbox]
+
+
+@pytest.fixture(scope="module")
+def toolboxes(bundled: Bundled) -> Toolboxes:
+    """What each suite's arms are made of, as it is shipped."""
+    backbone = Backbone(bundled[0])
+    heads = {kind: load_heads(bundled_heads(kind), backbone) for kind in KINDS}
+    costs = {kind: step_cost(backbone, one, cache_folder(), print) for kind, one in heads.items()}
+    banks = {suite: {kind: load_bank(bundled_bank(suite, kind)) for kind in KINDS} for suite in SUITES}
+    return {suite: Toolbox(backbone, heads, banks[suite], costs) for suite in SUITES}
+
+
+def differences(ids: Sequence[int], tools: Toolbox, arms: Sequence[str], new_tokens: int) -> list[str]:
+    """One line per arm that leaves the model's own text where there is no tie."""
+    model = tools.backbone.model
+    text = greedy(model, ids, new_tokens)
+    ladder_run = make_engine("entmtp", tools).generate(ids, new_tokens)
+    hindsight = Hindsight(traced(tools.backbone, tools.heads["hydra"], ids, text), ladder_run, "test")
+    found = []
+    for arm in arms:
+        done = make_engine(arm, tools, hindsight).generate(ids, new_tokens)
+        place = first_difference(done.tokens, text)
+        if place >= 0 and (margin := _margin(model, [*ids, *text[:place]])) >= TIE:
+            found.append(f"{arm} at token {place}: the model's top two are {margin:.2g} apart")
+    return found
+
+
+def _margin(model: PreTrainedModel, ids: Sequence[int]) -> float:
+    first, second = plain_logits(model, ids)[-1].topk(2).values.tolist()
+    return float(first - second)
+
+
+def test_shipped_banks_belong_to_the_shipped_heads(toolboxes: Toolboxes) -> None:
+    for suite, tools in toolboxes.items():
+        for kind, bank in tools.banks.items():
+            assert bank.provenance.task == suite
+            heads = tools.heads[kind]
+            bank.check_heads(
+                kind=kind,
+                num_heads=heads.num_heads,
+                model_fingerprint=model_fingerprint(tools.backbone.model),
+                heads_fingerprint=heads.fingerprint,
+            )
+
+
+@pytest.mark.parametrize("suite", ["gsm8k", "sharegpt"])
+def test_a_prompt_of_a_suite_is_answered_alike_by_every_arm(suite: str, toolboxes: Toolboxes, bundled: Bundled) -> None:
+    (prompt,) = draw(load_suite(suite).prompts, 1, seed=1)
+    assert differences(encode_chat(bundled[1], prompt.text), toolboxes[suite], ARMS, 32) == []
+
+
+def test_the_end_of_text_comes_where_the_model_puts_it(toolboxes: Toolboxes, bundled: Bundled) -> None:
+    ids = encode_chat(bundled[1], "What is the capital of France? Answer in one sentence.")
+    tools = toolboxes["sharegpt"]
+    done = make_engine("hydra", tools).generate(ids, 64)
+    assert done.tokens == greedy(tools.backbone.model, ids, 64)
+    assert done.tokens[-1] in tools.backbone.eos_token_ids
+    assert done.tau > 1.2, "the shipped heads must be right now and then"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", sorted(SUITES))
+def test_ten_prompts_of_each_suite_are_answered_alike_by_every_arm(
+    suite: str, toolboxes: Toolboxes, bundled: Bundled
+) -> None:
+    """Forty prompts of 128 tokens over the four suites."""
+    prompts = draw(load_suite(suite).prompts, 10, seed=0)
+    assert len(prompts) == 10
+    found = {
+        prompt.id: lines
+        for prompt in prompts
+        if (lines := differences(encode_chat(bundled[1], prompt.text), toolboxes[suite], ARMS, 128))
+    }
+    assert found == {}

@@ -1,0 +1,101 @@
+from collections import Counter
+
+import pytest
+
+from entmtp.decoding.engine import Completion
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.arms import ARMS, Hindsight, Toolbox, check_arms, make_engine
+from entmtp.models.backbone import Backbone
+from entmtp.scheduling.cost import StepCost
+from entmtp.scheduling.ladder import best_static
+from entmtp.trees.published import published_tree
+from entmtp.trees.replay import best_schedule
+from entmtp.trees.topology import Topology
+from tests.small import small_bank, traced
+from tests.tiny import greedy, random_heads, random_tokens, tiny_model
+
+NEW_TOKENS = 40
+COST = StepCost(
+    nodes=[0, 4, 63],
+    verify_ms=[10.0, 12.0, 60.0],
+    narrow_draft_ms=[0.5, 1.0, 1.5, 2.0],
+    wide_draft_ms=[1.0, 2.0, 3.0, 4.0],
+    wide_nodes=63,
+    hardware="test",
+)
+PROMPT = random_tokens(9)
+
+
+@pytest.fixture(scope="module")
+def tools() -> Toolbox:
+    backbone = Backbone(tiny_model("llama"))
+    heads = {kind: random_heads(kind, backbone).attach(backbone) for kind in ("medusa", "hydra")}
+    banks = {kind: small_bank(heads_kind=kind) for kind in heads}
+    return Toolbox(backbone, heads, banks, dict.fromkeys(heads, COST))
+
+
+@pytest.fixture(scope="module")
+def hindsight(tools: Toolbox) -> Hindsight:
+    ladder_run = make_engine("entmtp", tools).generate(PROMPT, NEW_TOKENS)
+    trace = traced(tools.backbone, tools.heads["hydra"], PROMPT, ladder_run.tokens)
+    return Hindsight(trace, ladder_run, "0-gsm8k/1")
+
+
+@pytest.fixture(scope="module")
+def runs(tools: Toolbox, hindsight: Hindsight) -> dict[str, Completion]:
+    return {arm: make_engine(arm, tools, hindsight).generate(PROMPT, NEW_TOKENS) for arm in ARMS}
+
+
+def trees(run: Completion) -> list[Topology]:
+    return [step.topology for step in run.steps]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_writes_the_models_own_text(arm: str, runs: dict[str, Completion], tools: Toolbox) -> None:
+    assert runs[arm].tokens == greedy(tools.backbone.model, PROMPT, NEW_TOKENS)
+
+
+@pytest.mark.parametrize("kind", ["medusa", "hydra"])
+def test_static_arms_keep_one_tree(kind: str, runs: dict[str, Completion], tools: Toolbox) -> None:
+    assert set(trees(runs[kind])) == {published_tree()}
+    assert set(trees(runs[f"{kind}-best"])) == {best_static(tools.banks[kind].overall, COST)}
+    assert set(trees(runs["autoregressive"])) == {Topology.root_only()}
+
+
+def test_the_random_control_has_the_ladders_trees_in_another_order(
+    runs: dict[str, Completion], hindsight: Hindsight, tools: Toolbox
+) -> None:
+    bank = tools.banks["hydra"].model_copy(update={"thresholds": [1.5, 2.5]})  # about what this model's entropies are
+    shifted = Toolbox(tools.backbone, tools.heads, {"hydra": bank}, tools.costs)
+    ladder = make_engine("entmtp", shifted).generate(PROMPT, NEW_TOKENS)
+    seen = Hindsight(hindsight.trace, ladder, "seed")
+    control = make_engine("random", shifted, seen).policy
+    state = control.start()
+    shuffled = [control.choose(step.signals, state) for step in ladder.steps]
+    assert Counter(shuffled) == Counter(trees(ladder))
+    assert len(Counter(shuffled)) > 1
+    assert shuffled != trees(ladder)
+    again = make_engine("random", shifted, seen).generate(PROMPT, NEW_TOKENS)
+    assert trees(again) == trees(make_engine("random", shifted, seen).generate(PROMPT, NEW_TOKENS))
+
+
+def test_no_arm_of_the_same_heads_and_bank_beats_the_oracle(
+    runs: dict[str, Completion], hindsight: Hindsight, tools: Toolbox
+) -> None:
+    predicted = {arm: sum(COST(tree) for tree in trees(runs[arm])) for arm in ARMS}
+    bank = tools.banks["hydra"]
+    candidates = [tree for one in (bank.overall, *bank.bins) for tree in one.trees]
+    _, best = best_schedule(hindsight.trace, candidates, COST)
+    assert predicted["oracle"] == pytest.approx(best)
+    assert all(predicted["oracle"] <= predicted[arm] + 1e-9 for arm in ("hydra-best", "entmtp", "autoregressive"))
+
+
+def test_arms_come_in_their_order_and_once() -> None:
+    assert check_arms(["entmtp", "medusa", "entmtp", "autoregressive"]) == ["autoregressive", "medusa", "entmtp"]
+    with pytest.raises(EntMTPError, match="arm: 'eagle' is unknown; choose from autoregressive, medusa, hydra"):
+        check_arms(["medusa", "eagle"])
+
+
+def test_plain_decoding_needs_neither_heads_nor_banks(tools: Toolbox) -> None:
+    bare = Toolbox(tools.backbone, {}, {}, {})
+    assert make_engine("autoregressive", bare).generate(PROMPT, 5).tokens == greedy(tools.backbone.model, PROMPT, 5)

@@ -1,0 +1,112 @@
+"""The plan, and what is done of it: everything around the workers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.arms import ARMS
+from entmtp.evaluation.benchmark import Plan, make_plan, run_units, validate
+from entmtp.evaluation.rows import read_parts
+from entmtp.evaluation.tracking import check_tracking, default_tracking_uri
+from entmtp.evaluation.units import Unit
+from entmtp.heads.checkpoint import KINDS
+from tests.saved import SUITES, VOCAB, Saved, save_project, save_tiny_model
+from tests.tiny import random_heads
+from tests.unit.evaluation.synthetic import make_rows
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    project = save_project(tmp_path_factory.mktemp("project"))
+    check_tracking(default_tracking_uri(project.folder))
+    return project
+
+
+def plan_of(saved: Saved, results: Path, **changes: Any) -> Plan:
+    arguments: dict[str, Any] = {
+        "profile": "quick",
+        "suites": list(SUITES),
+        "arms": [],
+        "model": str(saved.model),
+        "heads": [f"{kind}={saved.heads(kind)}" for kind in KINDS],
+        "banks": saved.banks,
+        "data": [f"{suite}={saved.data(suite)}" for suite in SUITES],
+        "overrides": {"prompts": 2, "max_new_tokens": None, "repetitions": None},
+        "results": results,
+        "tracking_uri": default_tracking_uri(saved.folder),
+        "device": "cpu",
+        "threads": 1,
+    }
+    return make_plan(**(arguments | changes))
+
+
+def test_a_plan_says_everything_that_a_worker_needs(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved, tmp_path)
+    assert plan.arms == list(ARMS)
+    assert (plan.settings.prompts, plan.settings.repetitions) == (2, 3)
+    assert {unit.suite for unit in plan.units} == set(SUITES)
+    assert sum(len(unit.prompts) for unit in plan.units) == 4
+    assert set(plan.place.banks) == set(SUITES)
+    assert all(Path(path).is_file() for banks in plan.place.banks.values() for path in banks.values())
+    assert plan.waiting == plan.units
+
+
+def test_a_suite_named_twice_runs_once(saved: Saved, tmp_path: Path) -> None:
+    assert plan_of(saved, tmp_path, suites=["gsm8k", "gsm8k"]).units == plan_of(saved, tmp_path, suites=["gsm8k"]).units
+
+
+def test_other_heads_make_other_units(saved: Saved, tmp_path: Path) -> None:
+    before = {unit.key for unit in plan_of(saved, tmp_path).units}
+    backbone = save_tiny_model(tmp_path / "model")
+    random_heads("hydra", backbone, vocab_size=VOCAB, draft_vocab_size=64).save_pretrained(tmp_path / "hydra")
+    heads = [f"medusa={saved.heads('medusa')}", f"hydra={tmp_path / 'hydra'}"]
+    assert not before & {unit.key for unit in plan_of(saved, tmp_path, heads=heads).units}
+
+
+def fake(units: list[Unit], ran: list[str], until: int | None = None) -> Iterator[tuple[Unit, Any]]:
+    """Workers' results without workers; stops as if killed after ``until`` units."""
+    for number, unit in enumerate(units):
+        if number == until:
+            raise KeyboardInterrupt
+        ran.append(unit.key)
+        requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)
+        yield unit, (requests, steps, {"peak_memory_mib": 1.0})
+
+
+def test_an_interrupted_plan_goes_on_where_it_stopped(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved, tmp_path)
+    total = len(plan.units)
+    assert total > 2
+    ran: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_units(plan, lambda waiting: fake(waiting, ran, until=2), QUIET)
+    assert len(plan.waiting) == total - 2
+    written = {path: path.stat().st_mtime_ns for path in plan.parts.iterdir()}
+
+    run_units(plan_of(saved, tmp_path), lambda waiting: fake(waiting, ran), QUIET)
+    assert ran == [unit.key for unit in plan.units]
+    assert plan.waiting == []
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert len(list(plan.parts.iterdir())) == 2 * total
+    requests, _ = read_parts(plan.parts, [unit.key for unit in plan.units])
+    assert requests.num_rows == total
+
+    run_units(plan, lambda waiting: fake(waiting, ran), QUIET)
+    assert len(ran) == total
+
+
+def test_what_is_wrong_is_told_before_anything_runs(saved: Saved, tmp_path: Path) -> None:
+    validate(profile="full", suites=["gsm8k"], arms=["entmtp"], overrides={"prompts": None})
+    with pytest.raises(EntMTPError, match="repetitions: 0 is not accepted"):
+        validate(profile="full", suites=[], arms=[], overrides={"repetitions": 0})
+    with pytest.raises(EntMTPError, match=r"no such folder|not found"):
+        plan_of(saved, tmp_path, model=str(tmp_path / "nowhere"))
+    with pytest.raises(EntMTPError, match="does not exist; make one with 'entmtp calibrate'"):
+        plan_of(saved, tmp_path, banks=tmp_path)
+    assert not (tmp_path / "parts").exists()

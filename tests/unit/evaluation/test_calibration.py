@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from entmtp.decoding.engine import Engine
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.calibration import MIN_STEPS_PER_BIN, make_bank, provenance_of, traces_of
+from entmtp.evaluation.suites import load_suite, split
+from entmtp.evaluation.suites.splits import draw
+from entmtp.heads.checkpoint import load_heads
+from entmtp.models.backbone import Backbone
+from entmtp.models.registry import encode_chat, load_model
+from entmtp.scheduling.policies import StaticPolicy
+from entmtp.settings import CalibrationSettings
+from entmtp.trees.bank import load_bank
+from entmtp.trees.optimal import MAX_RANK
+from entmtp.trees.replay import replayed_tau
+from entmtp.trees.topology import Topology
+from entmtp.trees.trace import RankTrace
+from tests.saved import Saved, save_project
+from tests.small import drawn_trace, provenance, trace_of
+
+SETTINGS = CalibrationSettings(max_nodes=12)
+
+
+def moody_traces() -> list[RankTrace]:
+    """Calm texts on which long chains are right, and wild ones on which second guesses are."""
+    traces = []
+    for seed in range(6):
+        calm = drawn_trace(200, [0.9], heads=4, seed=seed)
+        wild = drawn_trace(200, [0.25, 0.25, 0.2], heads=4, seed=seed)
+        traces.append(RankTrace(calm.ranks, 0.2 * calm.entropy))
+        traces.append(RankTrace(wild.ranks, 2 + wild.entropy))
+    return traces
+
+
+def test_calm_bins_get_chains_and_wild_ones_get_width() -> None:
+    bank = make_bank(moody_traces(), provenance(), SETTINGS)
+    assert len(bank.bins) == SETTINGS.max_rungs
+    assert sum(one.share for one in bank.bins) == pytest.approx(1)
+    assert bank.bins[0].tree(4) == Topology.of([(0,) * depth for depth in range(1, 5)])
+    assert set(bank.bins[-1].tree(3).paths) == {(0,), (1,), (2,)}
+    assert bank.bins[0].gain[4] > bank.overall.gain[4] > bank.bins[-1].gain[4]
+    assert bank.thresholds[0] < 0.2 < 2 < bank.thresholds[-1], "calm text stays under 0.2 nats, wild text above 2"
+
+
+def test_gains_are_what_a_replay_gives_and_start_at_plain_decoding() -> None:
+    traces = moody_traces()
+    bank = make_bank(traces, provenance(), SETTINGS)
+    assert len(bank.overall.paths) == SETTINGS.max_nodes
+    assert bank.overall.gain[0] == 1.0
+    for nodes in (1, 5, 12):
+        assert bank.overall.gain[nodes] == pytest.approx(replayed_tau(traces, bank.overall.tree(nodes)))
+    for one in bank.bins:
+        assert one.gain[0] == 1.0
+        assert np.all(np.diff(np.diff(one.gain)) < 1e-4), "each node adds at most as much as the one before"
+
+
+def test_a_short_text_gets_one_bin() -> None:
+    bank = make_bank([drawn_trace(MIN_STEPS_PER_BIN // 2, [0.5], heads=2, seed=0)], provenance(), SETTINGS)
+    assert bank.thresholds == []
+    assert [one.share for one in bank.bins] == [1.0]
+
+
+def test_texts_of_one_entropy_make_fewer_bins_not_an_error() -> None:
+    drawn = drawn_trace(2000, [0.5], heads=2, seed=0)
+    bank = make_bank([RankTrace(drawn.ranks, drawn.entropy * 0)], provenance(), SETTINGS)
+    assert len(bank.bins) == len(bank.thresholds) + 1 == 2
+    assert [one.share for one in bank.bins] == [0.0, 1.0]
+
+
+def test_heads_that_are_never_right_get_no_bank() -> None:
+    with pytest.raises(EntMTPError, match="the heads guessed nothing right"):
+        make_bank([trace_of([[MAX_RANK, MAX_RANK]] * 9)], provenance(), SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    return save_project(tmp_path_factory.mktemp("project"))
+
+
+def test_traces_of_written_text_are_those_of_a_real_run(saved: Saved) -> None:
+    model, tokenizer = load_model(str(saved.model))
+    backbone = Backbone(model)
+    heads = load_heads(saved.heads("hydra"), backbone)
+    bank = load_bank(saved.banks / "gsm8k-hydra.json")
+    traces = traces_of(saved.banks / "text" / "gsm8k", backbone, heads)
+    prompts = [prompt.text for prompt in draw(split(load_suite("gsm8k", saved.data("gsm8k")).prompts)[0], 4, seed=0)]
+
+    tree = bank.overall.tree(12)
+    engine = Engine(backbone, heads, StaticPolicy(tree, 8))
+    done = [engine.generate(encode_chat(tokenizer, prompt), 48) for prompt in prompts]
+    steps = sum(len(one.steps) for one in done)
+    assert sum(len(trace) for trace in traces) == sum(len(one.tokens) for one in done) == bank.provenance.tokens
+    assert replayed_tau(traces, tree) == pytest.approx(bank.provenance.tokens / steps)
+
+    made = provenance_of(backbone, heads, "gsm8k", bank.provenance.prompts_origin, prompts, bank.provenance.tokens)
+    assert made == bank.provenance.model_copy(update={"date": made.date})

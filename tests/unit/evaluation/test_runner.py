@@ -1,0 +1,132 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from entmtp.evaluation.arms import ARMS
+from entmtp.evaluation.rows import RequestRow, StepRow
+from entmtp.evaluation.runner import Worker, Workplace, first_difference
+from entmtp.evaluation.units import Unit, make_units
+from entmtp.heads.checkpoint import KINDS
+from entmtp.models.registry import encode_chat
+from entmtp.settings import BenchmarkSettings
+from tests.saved import Saved, save_project
+from tests.tiny import greedy, plain_logits
+
+SETTINGS = BenchmarkSettings(prompts=2, max_new_tokens=24, repetitions=2, shard_prompts=1)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    return save_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def worker(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Worker:
+    banks = {suite: {kind: str(saved.banks / f"{suite}-{kind}.json") for kind in KINDS} for suite in ("gsm8k",)}
+    heads = {kind: str(saved.heads(kind)) for kind in KINDS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENTMTP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return Worker(Workplace(str(saved.model), heads, banks, "cpu", torch.get_num_threads()), say=lambda text: None)
+
+
+@pytest.fixture(scope="module")
+def units(saved: Saved) -> list[Unit]:
+    return make_units(["gsm8k"], {"gsm8k": str(saved.data("gsm8k"))}, ARMS, SETTINGS, {})
+
+
+Rows = tuple[list[RequestRow], list[StepRow], dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def rows(worker: Worker, units: list[Unit]) -> list[Rows]:
+    return [worker.run(unit, ARMS, SETTINGS) for unit in units]
+
+
+def test_every_arm_runs_every_prompt_as_often_as_asked(rows: list[Rows]) -> None:
+    for requests, _, measured in rows:
+        assert Counter(row.arm for row in requests) == dict.fromkeys(ARMS, SETTINGS.repetitions)
+        assert len({row.prompt_id for row in requests}) == 1
+        assert measured["peak_memory_mib"] > 10
+
+
+def test_each_round_starts_with_another_arm_across_units_too(rows: list[Rows]) -> None:
+    first = [row.arm for requests, _, _ in rows for row in requests if row.order == 0]
+    assert first == list(ARMS[: len(first)])
+    for requests, _, _ in rows:
+        for repetition in range(SETTINGS.repetitions):
+            assert [row.order for row in requests if row.repetition == repetition] == list(range(len(ARMS)))
+
+
+def test_texts_are_the_models_own(rows: list[Rows], worker: Worker, units: list[Unit]) -> None:
+    for unit, (requests, _, _) in zip(units, rows, strict=True):
+        ids = encode_chat(worker.tokenizer, unit.prompts[0].text)
+        text = greedy(worker.backbone.model, ids, SETTINGS.max_new_tokens)
+        for row in requests:
+            assert row.token_ids == text
+            assert (row.identical, row.first_difference) == (True, -1)
+            assert math.isnan(row.tie_margin)
+            assert (row.prompt_tokens, row.new_tokens, row.source) == (len(ids), len(text), "file")
+            assert row.score in (0.0, 1.0)
+
+
+def test_steps_add_up_to_their_request(rows: list[Rows]) -> None:
+    for requests, steps, _ in rows:
+        for row in requests:
+            own = [step for step in steps if (step.arm, step.repetition) == (row.arm, row.repetition)]
+            assert [step.step for step in own] == list(range(row.steps))
+            assert sum(step.accepted for step in own) == row.new_tokens
+            assert sum(step.nodes for step in own) == row.drafted
+            assert [step.position for step in own] == [sum(s.accepted for s in own[:at]) for at in range(len(own))]
+            assert sum(step.verify_ms for step in own) == pytest.approx(1e3 * row.verify_seconds)
+            parts = row.prefill_seconds + row.draft_seconds + row.verify_seconds + row.accept_seconds
+            assert parts + row.policy_seconds <= row.seconds
+            for step in own:
+                assert step.accepted <= 1 + len(step.accepted_path) <= 1 + step.depth
+
+
+def test_repetitions_differ_in_nothing_but_time(rows: list[Rows]) -> None:
+    for _, steps, _ in rows:
+        for arm in ARMS:
+            walks = [
+                [(step.tree, step.accepted_path) for step in steps if (step.arm, step.repetition) == (arm, repetition)]
+                for repetition in range(SETTINGS.repetitions)
+            ]
+            assert walks[0] == walks[1]
+
+
+def test_a_difference_is_told_with_its_place_and_margin(
+    worker: Worker, units: list[Unit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = worker._reference
+    wrong = 7
+
+    def reference(ids: list[int], max_new_tokens: int) -> object:
+        found = true(ids, max_new_tokens)
+        found.tokens[wrong] += 1
+        return found
+
+    monkeypatch.setattr(worker, "_reference", reference)
+    arms = ["autoregressive", "hydra"]
+    requests, _, _ = worker.run(units[0], arms, SETTINGS)
+    for row in requests:
+        assert (row.identical, row.first_difference) == (False, wrong)
+        assert row.tie_margin > 0
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "place"),
+    [([1, 2], [1, 2], -1), ([1, 2], [1, 3], 1), ([1], [1, 2], 1), ([1, 2], [1], 1), ([], [], -1), ([5], [6], 0)],
+)
+def test_the_first_difference(ours: list[int], theirs: list[int], place: int) -> None:
+    assert first_difference(ours, theirs) == place
+
+
+def test_margins_are_the_models_top_two(worker: Worker) -> None:
+    ids = encode_chat(worker.tokenizer, "Hello there")
+    reference = worker._reference(ids, 12)
+    logits = plain_logits(worker.backbone.model, [*ids, *reference.tokens[:-1]])[len(ids) - 1 :]
+    top = logits.topk(2, dim=-1)
+    assert top.indices[:, 0].tolist() == reference.tokens
+    assert (top.values[:, 0] - top.values[:, 1]).tolist() == pytest.approx(reference.margins, abs=1e-3)

@@ -1,0 +1,82 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entmtp.evaluation.suites import load_suite, split
+from entmtp.evaluation.units import Unit, make_units
+from entmtp.settings import BenchmarkSettings
+from tests.saved import SUITES, save_data
+
+SETTINGS = BenchmarkSettings(prompts=3, max_new_tokens=16, repetitions=2, shard_prompts=2)
+IDENTITY = {"model": "m", "heads-hydra": "1", "bank-gsm8k-hydra": "2"}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    save_data(tmp_path)
+    return {suite: str(tmp_path / f"{suite}.jsonl") for suite in SUITES}
+
+
+def units(files: dict[str, str], **changes: Any) -> list[Unit]:
+    arguments: dict[str, Any] = {
+        "suites": ["gsm8k", "sharegpt"],
+        "arms": ["autoregressive", "entmtp"],
+        "settings": SETTINGS,
+        "identity": IDENTITY,
+    }
+    return make_units(data_files=files, **(arguments | changes))
+
+
+def keys(made: Sequence[Unit]) -> set[str]:
+    return {unit.key for unit in made}
+
+
+def test_units_hold_each_scored_prompt_once_and_suites_take_turns(files: dict[str, str]) -> None:
+    made = units(files, settings=SETTINGS.model_copy(update={"prompts": 99}))
+    for suite in SUITES:
+        of_suite = [unit for unit in made if unit.suite == suite]
+        prompts = [prompt for unit in of_suite for prompt in unit.prompts]
+        assert prompts == list(split(load_suite(suite, files[suite]).prompts)[1])
+        assert [unit.first for unit in of_suite] == list(range(0, len(prompts), 2))
+        assert {unit.source for unit in of_suite} == {"file"}
+    assert [unit.suite for unit in made][:4] == ["gsm8k", "sharegpt", "gsm8k", "sharegpt"]
+    assert len(keys(made)) == len(made)
+
+
+def test_a_unit_is_named_alike_in_every_run(files: dict[str, str]) -> None:
+    assert units(files) == units(files)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arms": ["autoregressive"]},
+        {"identity": IDENTITY | {"heads-hydra": "other"}},
+        {"identity": IDENTITY | {"bank-gsm8k-hydra": "other"}},
+        {"settings": SETTINGS.model_copy(update={"max_new_tokens": 17})},
+        {"settings": SETTINGS.model_copy(update={"repetitions": 3})},
+        {"settings": SETTINGS.model_copy(update={"seed": 1})},
+    ],
+)
+def test_whatever_a_result_depends_on_changes_its_name(changes: dict[str, Any], files: dict[str, str]) -> None:
+    assert not keys(units(files)) & keys(units(files, **changes))
+
+
+def test_other_prompts_change_its_name(files: dict[str, str]) -> None:
+    before = units(files)
+    path = Path(files["gsm8k"])
+    path.write_text(path.read_text().replace("What", "Then what"))
+    after = units(files)
+    assert keys(before) & keys(after) == keys([unit for unit in before if unit.suite == "sharegpt"])
+
+
+def test_a_file_without_a_scored_prompt_is_used_all_the_same(files: dict[str, str]) -> None:
+    calibration, _ = split(load_suite("sharegpt", files["sharegpt"]).prompts)
+    lines = Path(files["sharegpt"]).read_text().splitlines(keepends=True)
+    keep = {int(prompt.id.rpartition("/")[2]) for prompt in calibration}
+    Path(files["sharegpt"]).write_text("".join(line for number, line in enumerate(lines) if number in keep))
+    chosen = {prompt.text for unit in units(files, suites=["sharegpt"]) for prompt in unit.prompts}
+    assert len(chosen) == min(SETTINGS.prompts, len(calibration))
+    assert chosen <= {prompt.text for prompt in calibration}
