@@ -90,7 +90,7 @@ class BenchmarkSettings(Settings):
     """What the main job runs (:mod:`entmtp.evaluation.runner`)."""
 
     prompts: int = Field(3, ge=1, description="prompts per suite; an interval needs three")
-    max_new_tokens: int = Field(32, ge=1, description="tokens per request")
+    max_new_tokens: int = Field(24, ge=1, description="tokens per request")
     repetitions: int = Field(3, ge=1, description="timed runs of each arm on each prompt")
     shard_prompts: int = Field(1, ge=1, description="prompts per unit of work")
     seed: int = 0

@@ -11,7 +11,9 @@ either: `--results results`, here), and every `PATH/…` or `NAME=PATH` that exi
 """
 
 import ctypes
+import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -83,8 +85,11 @@ def with_absolute_paths(arguments: list[str]) -> list[str]:
 def submit(job: list[str], environment: dict[str, str]) -> int:
     """Submit `job` to the cluster that `environment` names, and follow its log to its end."""
     name = f"entmtp-{Path(job[1]).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    command = [_ray(), "job", "submit", "--working-dir", ".", "--submission-id", name, "--", *job]
-    print("+ ray " + " ".join(command[1:]), flush=True)
+    command = [_ray(), "job", "submit", "--working-dir", ".", "--submission-id", name]
+    if commit := git_commit():
+        command += ["--runtime-env-json", json.dumps({"env_vars": {"ENTMTP_GIT_COMMIT": commit}})]
+    command += ["--", *job]
+    print("+ ray " + shlex.join(command[1:]), flush=True)
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as follower:
         try:
             return follower.wait()
@@ -102,6 +107,15 @@ def submit(job: list[str], environment: dict[str, str]) -> int:
                     check=False,
                 )
             raise
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, which the uploaded copy does not know; None where there is no git."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
 
 
 @contextmanager

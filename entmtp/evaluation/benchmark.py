@@ -22,7 +22,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import ARMS, check_arms
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.report import print_table, write_report
-from entmtp.evaluation.rows import RequestRow, StepRow, part_exists, read_parts, write_part
+from entmtp.evaluation.rows import RequestRow, StepRow, part_exists, read_metadata, read_parts, write_part
 from entmtp.evaluation.runner import Workplace
 from entmtp.evaluation.suites import SUITES, get_suite
 from entmtp.evaluation.tracking import TrackedModel, check_tracking, default_tracking_uri, log_benchmark
@@ -129,6 +129,7 @@ def finish(plan: Plan, hardware: str, console: Console) -> Path:
     folder = plan.results / "report"
     report = write_report(folder, requests, steps, facts)
     run = log_benchmark(plan.tracking_uri, "entmtp-benchmark", facts, requests, steps, folder, _tracked(plan))
+    console.print(f"\npeak memory of one worker: {facts['peak_memory_mib']} MiB")
     console.print(f"\nreport   {report}\nparts    {plan.parts}\nMLflow   {run.tracking_uri}")
     console.print(f"open it  {run.open_command}", soft_wrap=True)
     return report
@@ -207,13 +208,25 @@ def _facts(plan: Plan, hardware: str) -> dict[str, Any]:
         "settings": plan.settings.model_dump(),
         "command": plan.command,
         "model": plan.place.model,
-        "heads": dict(plan.place.heads),
+        "heads": {kind: _shown(source) for kind, source in plan.place.heads.items()},
+        "hashes": _identity(plan.place),
         "hardware": hardware,
+        "peak_memory_mib": max(_peak_memory(plan)),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in _VERSIONED} | {"python": platform.python_version()},
         "git_commit": os.environ.get("ENTMTP_GIT_COMMIT") or _git_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _shown(source: str) -> str:
+    """A job's copy of the package lies in a folder that is gone afterwards."""
+    return "bundled" if Path(source) in map(bundled_heads, KINDS) else source
+
+
+def _peak_memory(plan: Plan) -> list[int]:
+    """Of the workers, in MiB, as each finished unit tells it."""
+    return [round(read_metadata(plan.parts / unit.key)["peak_memory_mib"]) for unit in plan.units]
 
 
 def _version(package: str) -> str | None:

@@ -15,7 +15,7 @@ Names = NDArray[np.str_]
 # A constant tree shows the relation itself; an adaptive arm shows it mixed with its own choice of tree.
 _ARMS = ("hydra", "hydra-best", "medusa", "medusa-best", "entmtp")
 _MOST_BINS = 8
-_STEPS_PER_BIN = 30
+_STEPS_PER_BIN = 10
 _SIGNALS = ("entropy", "entropy_ema")
 
 

@@ -40,9 +40,10 @@ def summarise(requests: pa.Table, steps: pa.Table) -> Summary:
     intervals over prompts; those over all suites resample each suite by itself and average the suites geometrically.
     """
     runs = _group(requests)
+    trees = _different_trees(steps)
     bins, correlations = entropy_relation(steps, list(runs))
     return Summary(
-        arms=[_arm_summary(suite, arm, prompts) for (suite, arm), prompts in runs.items()],
+        arms=[_arm_summary(*key, prompts, trees.get(key, 0)) for key, prompts in runs.items()],
         speedups=[row for arm, baseline in _pairs(runs) for row in _speedups(runs, arm, baseline)],
         depths=[row for suite, arm in runs for row in _depth_acceptance(steps, suite, arm)],
         entropy_bins=bins,
@@ -72,7 +73,13 @@ def _seconds_per_token(repetitions: Sequence[_Request]) -> float:
     return median(request["seconds"] / max(1, request["new_tokens"]) for request in repetitions)
 
 
-def _arm_summary(suite: str, arm: str, prompts: Mapping[str, Sequence[_Request]]) -> ArmSummary:
+def _different_trees(steps: pa.Table) -> dict[tuple[str, str], int]:
+    """How many topologies the steps of each (suite, arm) used."""
+    counted = steps.group_by(["suite", "arm"]).aggregate([("tree", "count_distinct")]).to_pylist()
+    return {(row["suite"], row["arm"]): row["tree_count_distinct"] for row in counted}
+
+
+def _arm_summary(suite: str, arm: str, prompts: Mapping[str, Sequence[_Request]], trees: int) -> ArmSummary:
     requests = [request for repetitions in prompts.values() for request in repetitions]
     steps = max(1, sum(request["steps"] for request in requests))
 
@@ -100,6 +107,7 @@ def _arm_summary(suite: str, arm: str, prompts: Mapping[str, Sequence[_Request]]
         other_ms=per_step("seconds") - prefill - sum(parts.values()),
         prefill_ms=prefill * steps / len(requests),
         nodes=sum(request["drafted"] for request in requests) / steps,
+        trees=trees,
         identical=sum(request["identical"] for request in requests),
         ties=sum(not request["identical"] and request["tie_margin"] < TIE_MARGIN for request in requests),
         score=fmean(scores) if scores else None,

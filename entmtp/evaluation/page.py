@@ -122,6 +122,7 @@ def _times(summary: Summary) -> PageTable:
             "policy",
             "other",
             "nodes per step",
+            "different trees",
             "prefill per request",
         ),
         rows=[
@@ -130,6 +131,7 @@ def _times(summary: Summary) -> PageTable:
                 row.arm,
                 *(f"{part:.2f}" for part in (row.draft_ms, row.verify_ms, row.accept_ms, row.policy_ms, row.other_ms)),
                 f"{row.nodes:.1f}",
+                str(row.trees),
                 f"{row.prefill_ms:.1f}",
             ]
             for row in summary.arms

@@ -34,6 +34,7 @@ class ArmSummary:
     other_ms: float  # of the request's time after the prefill, what none of the four accounts for
     prefill_ms: float  # per request
     nodes: float  # drafted per step
+    trees: int  # different topologies that its steps used
     identical: int  # requests with exactly the autoregressive tokens
     ties: int  # differing requests whose first difference is a tie of the top two logits
     score: float | None

@@ -6,6 +6,7 @@ Everything goes through a client that is given its address, so no global state o
 import math
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,7 +65,9 @@ def open_command(tracking_uri: str) -> str:
     """What to type to see the page; with a tracking server, the server's address."""
     if tracking_uri.startswith(("http://", "https://")):
         return tracking_uri
-    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
+    mlflow = Path(sys.executable).with_name("mlflow")  # in a virtual environment that the user's shell need not know
+    command = shlex.quote(str(mlflow)) if mlflow.exists() else "mlflow"
+    return f"{command} ui --backend-store-uri {shlex.quote(tracking_uri)}"
 
 
 def check_tracking(tracking_uri: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.files import write_text
 from entmtp.evaluation.suites import SUITES, get_suite, load_suite
+from entmtp.evaluation.suites.overlap import contains_benchmark_prompt
 from entmtp.settings import PromptMixSettings
 from entmtp.training.prompts import mixed_prompts
 
@@ -29,7 +30,12 @@ def write_training_prompts(sharegpt: Path, output: Path, data: Sequence[str]) ->
         if not equals:
             raise EntMTPError(f"data: '{text}' is not SUITE=FILE with SUITE one of {', '.join(SUITES)}")
         files[get_suite(name).name] = path
-    benchmark = [prompt.text for name in SUITES for prompt in load_suite(name, files.get(name)).prompts]
-    mixed = mixed_prompts(sharegpt, benchmark, PromptMixSettings())
+    suites = [load_suite(name, files.get(name)) for name in SUITES]
+
+    def without_benchmarks(prompts: Sequence[str]) -> list[str]:
+        dropped = {overlap.text_index for overlap in contains_benchmark_prompt(prompts, suites)}
+        return [prompt for number, prompt in enumerate(prompts) if number not in dropped]
+
+    mixed = mixed_prompts(sharegpt, without_benchmarks, PromptMixSettings())
     write_text(output, "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in mixed))
     return len(mixed)

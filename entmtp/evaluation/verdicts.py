@@ -31,6 +31,12 @@ def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
     few = [f"{suite} ({count})" for suite, count in _prompts(summary).items() if count < FEWEST_PROMPTS]
     if few:
         sentences.append(f"No interval, and so no speedup, below {FEWEST_PROMPTS} prompts: {', '.join(few)}.")
+    constant = [row.suite for row in summary.arms if row.arm == ENTMTP and row.trees == 1]
+    if constant:
+        sentences.append(
+            f"{', '.join(constant)}: entmtp used one tree at every step, as no other pays at any entropy by this"
+            " machine's step costs; it is a static tree there."
+        )
     if any(row.requests == row.prompts for row in summary.arms):
         sentences.append("Some arms have a single repetition: their times carry the machine's noise.")
     return sentences

@@ -1,8 +1,8 @@
 """Training prompts for the bundled heads: chat turns, code to complete, word problems and story ideas.
 
 Chat turns come from a ShareGPT file; code prompts are signatures and docstrings of the installed Python libraries;
-word problems and story ideas are put together from parts written for this project. None of them is a benchmark
-prompt: :func:`without_benchmarks` drops everything that shares a run of words with one.
+word problems and story ideas are put together from parts written for this project. The caller says how benchmark
+prompts are kept out (:mod:`entmtp.evaluation.training_prompts`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ from __future__ import annotations
 import ast
 import json
 import random
-import re
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from entmtp.settings import PromptMixSettings
 
-OVERLAP_WORDS = 8
 _CODE_PACKAGES = ("numpy", "scipy", "torch", "pandas", "matplotlib", "networkx", "sympy")
 _CODE_ASKS = (
     "Complete the following Python function.\n\n```python\n{code}\n```",
@@ -154,30 +152,19 @@ def story_prompts(count: int, randomness: random.Random) -> list[str]:
     return sorted(set(prompts))
 
 
-def without_benchmarks(prompts: Sequence[str], benchmark: Iterable[str]) -> list[str]:
-    """Drops every prompt that shares a run of eight words with a benchmark prompt, or is one (short prompts whole)."""
-    known = {run for text in benchmark for run in _runs(text)}
-    return [prompt for prompt in prompts if known.isdisjoint(_runs(prompt))]
-
-
-def _runs(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
-    width = min(OVERLAP_WORDS, max(len(words), 1))
-    return {tuple(words[at : at + width]) for at in range(len(words) - width + 1)}
-
-
-def mixed_prompts(sharegpt: Path, benchmark: Iterable[str], settings: PromptMixSettings) -> list[str]:
+def mixed_prompts(
+    sharegpt: Path, without_benchmarks: Callable[[Sequence[str]], list[str]], settings: PromptMixSettings
+) -> list[str]:
     """The mix that the bundled heads were trained on: chat, code, word problems and stories, shuffled.
 
-    Code comes from the standard library and the installed numerical packages. Nothing shares a run of eight words with
-    a text of ``benchmark``.
+    Code comes from the standard library and the installed numerical packages. ``without_benchmarks`` returns those of
+    the prompts it is given that hold no benchmark prompt.
     """
     randomness = random.Random(settings.seed)
-    known = list(benchmark)
-    chat = [turn for turn in without_benchmarks(sorted(set(chat_prompts(sharegpt))), known) if _mostly_ascii(turn)]
-    code = without_benchmarks(sorted(set(code_prompts(_installed_sources(), randomness))), known)
-    math = without_benchmarks(sorted(set(math_prompts(settings.math, randomness))), known)
-    stories = without_benchmarks(story_prompts(settings.stories, randomness), known)
+    chat = [turn for turn in without_benchmarks(sorted(set(chat_prompts(sharegpt)))) if _mostly_ascii(turn)]
+    code = without_benchmarks(sorted(set(code_prompts(_installed_sources(), randomness))))
+    math = without_benchmarks(sorted(set(math_prompts(settings.math, randomness))))
+    stories = without_benchmarks(story_prompts(settings.stories, randomness))
     randomness.shuffle(chat)
     randomness.shuffle(code)
     mixed = chat[: settings.chat] + code[: settings.code] + math + stories

@@ -1,37 +1,13 @@
 import ast
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from entmtp.training.prompts import chat_prompts, code_prompts, math_prompts, story_prompts, without_benchmarks
-
-BENCHMARK = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
-
-
-@pytest.mark.parametrize(
-    ("prompt", "kept"),
-    [
-        (BENCHMARK, False),
-        ("Please solve: " + BENCHMARK.upper().replace(",", ";") + " Thanks!", False),
-        ("sold clips to 48 of her friends in", False),
-        ("She sold clips to 48 of her friends.", True),
-        ("Sing a song", False),
-        ("Sing a song of six pence for me and my friends today", True),
-        ("What is the capital of France and why is it so well known?", True),
-        ("", True),
-    ],
-)
-def test_prompts_that_share_a_run_of_words_with_a_benchmark_are_dropped(prompt: str, kept: bool) -> None:
-    assert without_benchmarks([prompt], [BENCHMARK, "sing a song!"]) == [prompt] * kept
-
-
-def test_the_order_of_what_is_kept_stays() -> None:
-    prompts = ["one two three", BENCHMARK, "four five six"]
-    assert without_benchmarks(prompts, [BENCHMARK]) == ["one two three", "four five six"]
-    assert without_benchmarks(prompts, []) == prompts
+from entmtp.settings import PromptMixSettings
+from entmtp.training.prompts import chat_prompts, code_prompts, math_prompts, mixed_prompts, story_prompts
 
 
 def conversation(*turns: tuple[str, str]) -> dict[str, object]:
@@ -112,3 +88,19 @@ def test_made_up_prompts_depend_on_the_seed_and_leave_no_gap(make: Callable[[int
     assert prompts != make(30, random.Random(2))
     assert len(set(prompts)) > 20
     assert not any(sign in prompt for prompt in prompts for sign in "{}")
+
+
+def test_the_mix_holds_every_kind_and_nothing_that_is_kept_out(tmp_path: Path) -> None:
+    path = tmp_path / "sharegpt.json"
+    path.write_text(LIST, encoding="utf-8")
+    settings = PromptMixSettings(chat=5, code=3, math=4, stories=4)
+
+    def without_bread(prompts: Sequence[str]) -> list[str]:
+        return [prompt for prompt in prompts if "bread" not in prompt]
+
+    mixed = mixed_prompts(path, without_bread, settings)
+    assert FIRST_TURNS[1] in mixed
+    assert not any("bread" in prompt for prompt in mixed)
+    assert sum("def " in prompt for prompt in mixed) == settings.code
+    assert len(mixed) > 1 + settings.code + settings.math
+    assert mixed == mixed_prompts(path, without_bread, settings)
