@@ -17,7 +17,7 @@ from entmtp.evaluation.suites import get_suite
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
-from entmtp.models.registry import encode_chat, load_model, model_fingerprint
+from entmtp.models.registry import encode_chat, load_model
 from entmtp.trees.bank import bundled_bank, load_bank
 
 METHODS = tuple(arm for arm in ARMS if arm not in NEEDS_HINDSIGHT)
@@ -85,7 +85,7 @@ def _tools(backbone: Backbone, kind: str, source: str, bank_file: Path, say: Cal
     if heads.kind != kind:
         raise EntMTPError(f"heads: {source} holds {heads.kind} heads but the method needs {kind} heads")
     bank = load_bank(bank_file)
-    fingerprint = model_fingerprint(backbone.model)
+    fingerprint = backbone.fingerprint
     bank.check_heads(
         kind=kind, num_heads=heads.num_heads, model_fingerprint=fingerprint, heads_fingerprint=heads.fingerprint
     )

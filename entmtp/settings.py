@@ -11,6 +11,10 @@ from entmtp.errors import EntMTPError
 S = TypeVar("S", bound="Settings")
 
 
+Kernels = Literal["auto", "eager"]
+"""How a model's linear layers run: the fastest way that is exact to rounding on this machine, or PyTorch's own."""
+
+
 class Settings(BaseModel):
     """Base of all settings: immutable, and a misspelt name is an error."""
 

@@ -13,7 +13,6 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import TreeCache
-from entmtp.models.registry import model_fingerprint
 from entmtp.trees.topology import Path, Topology
 
 VOCAB = 96
@@ -80,7 +79,7 @@ def random_heads(kind: str, backbone: Backbone, **changes: int | str) -> DraftHe
         "num_heads": HEADS,
         "inner_size": 24,
         "draft_vocab_size": DRAFT_VOCAB,
-        "model_fingerprint": model_fingerprint(backbone.model),
+        "model_fingerprint": backbone.fingerprint,
     }
     heads = KINDS[kind](KINDS[kind].config_class(**(shape | changes)))
     generator = torch.Generator().manual_seed(3)

@@ -13,7 +13,6 @@ from filelock import FileLock
 from entmtp.decoding.acceptance import greedy
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import model_fingerprint
 from entmtp.scheduling.cost import StepCost, cost_file, hardware_name, read_cost, write_cost
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.published import published_order
@@ -29,7 +28,8 @@ _REPETITIONS = 5
 def step_cost(backbone: Backbone, heads: DraftHeads, cache_folder: Path, say: Callable[[str], None]) -> StepCost:
     """The cached cost of this model and these heads on this hardware, measured now if there is none."""
     hardware = hardware_name(backbone.device)
-    path = cost_file(cache_folder, hardware, model_fingerprint(backbone.model), heads.fingerprint, str(backbone.dtype))
+    kernels = f"{backbone.kernels} {backbone.dtype}"
+    path = cost_file(cache_folder, hardware, backbone.fingerprint, heads.fingerprint, kernels)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         cost = read_cost(path)

@@ -13,7 +13,7 @@ from entmtp.evaluation.suites import load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import encode_chat, load_model, model_fingerprint
+from entmtp.models.registry import encode_chat, load_model
 from entmtp.settings import CalibrationSettings
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.trace import save_traces
@@ -66,7 +66,7 @@ def calibrate_task(
         marks = {
             "task": task,
             "heads": attached.fingerprint,
-            "model": model_fingerprint(backbone.model),
+            "model": backbone.fingerprint,
             "prompts": provenance.prompts_sha256,
         }
         save_traces(output / f"{task}-{kind}.trace.safetensors", traces, marks)

@@ -20,7 +20,6 @@ import torch
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import model_fingerprint
 from entmtp.scheduling.cost import hardware_name
 from entmtp.scheduling.signals import Ema, entropy
 from entmtp.settings import CalibrationSettings, CorpusSettings
@@ -127,7 +126,7 @@ def provenance_of(
     return Provenance(
         task=task,
         heads_kind=heads.kind,
-        model_fingerprint=model_fingerprint(backbone.model),
+        model_fingerprint=backbone.fingerprint,
         heads_fingerprint=heads.fingerprint,
         prompts=len(prompts),
         prompts_sha256=hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),

@@ -24,7 +24,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
-from entmtp.models.registry import encode_chat, load_model, model_fingerprint
+from entmtp.models.registry import encode_chat, load_model
 from entmtp.scheduling.signals import entropy
 from entmtp.settings import BenchmarkSettings
 from entmtp.trees.bank import load_bank
@@ -99,7 +99,7 @@ class Worker:
             bank.check_heads(
                 kind=kind,
                 num_heads=self.heads[kind].num_heads,
-                model_fingerprint=model_fingerprint(self.backbone.model),
+                model_fingerprint=self.backbone.fingerprint,
                 heads_fingerprint=self.heads[kind].fingerprint,
             )
         return Toolbox(self.backbone, self.heads, banks, self.costs)

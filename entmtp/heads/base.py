@@ -79,8 +79,6 @@ class DraftHeads(PreTrainedModel):
         Raises:
             EntMTPError: if the heads were made for another model.
         """
-        from entmtp.models.registry import model_fingerprint
-
         for field in ("hidden_size", "vocab_size"):
             ours, theirs = getattr(self.config, field), getattr(backbone, field)
             if ours != theirs:
@@ -88,7 +86,7 @@ class DraftHeads(PreTrainedModel):
                     f"heads: {field} is {ours} but the model's is {theirs}; use heads made for this model"
                 )
         trained_for = self.config.model_fingerprint
-        if trained_for and trained_for != (found := model_fingerprint(backbone.model)):
+        if trained_for and trained_for != (found := backbone.fingerprint):
             raise EntMTPError(
                 f"heads: they were trained for the model with fingerprint {trained_for[:12]}, not {found[:12]};"
                 " use heads made for this model, or train some with 'entmtp train'"

@@ -17,6 +17,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from entmtp.models import attention
 from entmtp.models.cache import TreeCache
+from entmtp.models.packing import can_pack, pack_linear_layers
+from entmtp.models.registry import model_fingerprint
+from entmtp.settings import Kernels
 from entmtp.trees.batch import TreeBatch
 
 PREFILL_CHUNK = 512
@@ -26,24 +29,32 @@ PREFILL_MULTIPLE = 16
 class Backbone:
     """A causal LM that verifies trees.
 
+    The model that is given stays as it is: the backbone works on a copy that shares its parameters and has faster
+    kernels where there are some (``kernels`` 'auto'), or its own ('eager').
+
     Raises:
         EntMTPError: at construction, if the model's self-test fails; the message names the model type and the reason.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        from entmtp.models.selftest import prepare
+    def __init__(self, model: PreTrainedModel, kernels: Kernels = "auto") -> None:
+        from entmtp.models.selftest import check_known_obstacles, choose_attention, sequential
 
-        self.model = model.eval().requires_grad_(False)
-        self.config: Any = model.config.get_text_config(decoder=True)
+        self.fingerprint = model_fingerprint(model)
+        self.model = _sharing_copy(model).eval().requires_grad_(False)
+        self.config: Any = self.model.config.get_text_config(decoder=True)
         self.device, self.dtype = model.device, model.dtype
         self.hidden_size: int = self.config.hidden_size
         self.vocab_size: int = self.config.vocab_size
         self.max_context: int = getattr(self.config, "max_position_embeddings", None) or 2**30
-        self._output = _output_replay(model)
-        self.windowed = (
-            True  # whether the sliding window that the configuration names is applied; the self-test finds out
-        )
-        prepare(self)
+        # Whether the sliding window that the configuration names is applied; the self-test finds out.
+        self.windowed = True
+        check_known_obstacles(self)
+        expected = sequential(self)
+        self.kernels = "packed" if kernels == "auto" and can_pack(model) else "eager"
+        if self.kernels == "packed":
+            pack_linear_layers(self.model, keep_weight=self.model.get_output_embeddings())
+        self._output = _output_replay(self.model)
+        choose_attention(self, expected)
 
     @property
     def decoder(self) -> torch.nn.Module:
@@ -196,6 +207,12 @@ class _Passthrough(torch.nn.Module):
 
     def forward(self, *args: object, inputs_embeds: torch.Tensor, **kwargs: object) -> _States:
         return _States(last_hidden_state=inputs_embeds)
+
+
+def _sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the modules around the same parameters and buffers."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def _output_replay(model: PreTrainedModel) -> PreTrainedModel:

@@ -24,27 +24,49 @@ _RECURRENT = "linear_attention", "mamba", "recurrent", "conv", "hybrid"
 _MASKED = "full_attention", "sliding_attention"
 
 
-def prepare(backbone: Backbone) -> None:
-    """Chooses the fastest attention that passes the self-test, with the sliding window that the model really has.
-
-    Raises:
-        EntMTPError: if the model keeps recurrent state, is an encoder-decoder, or fails with every attention.
-    """
+def check_known_obstacles(backbone: Backbone) -> None:
+    """Raises EntMTPError if the model keeps recurrent state, is an encoder-decoder, or masks in ways of its own."""
     if reason := _known_obstacle(backbone):
         _refuse(backbone, reason)
-    own_attention = backbone.model.config._attn_implementation
+
+
+@torch.inference_mode()
+def sequential(backbone: Backbone) -> torch.Tensor:
+    """Logits ``[nodes + 1, vocab]`` of each node at the end of its own path, by the model as it is.
+
+    Raises:
+        EntMTPError: if the model can't even do that.
+    """
+    tokens = _tokens(backbone)
+    prompt, nodes = tokens[:_PROMPT], tokens[_PROMPT:]
+    rows = []
     with _small_window(backbone):
-        try:
-            expected = _sequential(backbone)
-        except Exception as error:  # any type: the code that runs is the model's
-            _refuse(backbone, f"a plain pass raised {_in_one_line(error)}")
-        # Some models ignore a window that their configuration still names.
-        windows = (True, False) if getattr(backbone.config, "sliding_window", None) else (True,)
+        for node in range(_PATHS.nodes + 1):
+            path = nodes[_PATHS.ancestors[node].to(nodes.device)]
+            ids = torch.cat([prompt, path])[None]
+            try:
+                rows.append(backbone.model(input_ids=ids, use_cache=False).logits[0, -1])
+            except Exception as error:  # any type: the code that runs is the model's
+                _refuse(backbone, f"a plain pass raised {_in_one_line(error)}")
+    return torch.stack(rows).float()
+
+
+def choose_attention(backbone: Backbone, expected: torch.Tensor) -> None:
+    """Sets the fastest attention with which a tree comes out as ``expected`` (:func:`sequential`).
+
+    With it goes the sliding window that the model really has.
+
+    Raises:
+        EntMTPError: if every attention fails.
+    """
+    # Some models ignore a window that their configuration still names.
+    windows = (True, False) if getattr(backbone.config, "sliding_window", None) else (True,)
+    failure = None
+    with _small_window(backbone):
         for backbone.windowed, implementation in product(windows, (attention.NAME, "eager")):
             failure = _try(backbone, implementation, expected)
             if failure is None:
                 return
-    backbone.model.set_attn_implementation(own_attention)
     _refuse(backbone, str(failure))
 
 
@@ -94,19 +116,6 @@ def _tokens(backbone: Backbone) -> torch.Tensor:
     count = _PROMPT + _PATHS.nodes + 1
     spread = torch.arange(1, count + 1) * (backbone.vocab_size // (count + 2))
     return spread.to(backbone.device)
-
-
-@torch.inference_mode()
-def _sequential(backbone: Backbone) -> torch.Tensor:
-    """Logits ``[nodes + 1, vocab]`` of each node at the end of its own path, by the untouched model."""
-    tokens = _tokens(backbone)
-    prompt, nodes = tokens[:_PROMPT], tokens[_PROMPT:]
-    rows = []
-    for node in range(_PATHS.nodes + 1):
-        path = nodes[_PATHS.ancestors[node].to(nodes.device)]
-        ids = torch.cat([prompt, path])[None]
-        rows.append(backbone.model(input_ids=ids, use_cache=False).logits[0, -1])
-    return torch.stack(rows).float()
 
 
 @torch.inference_mode()

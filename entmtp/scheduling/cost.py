@@ -80,9 +80,9 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def cost_file(folder: Path, hardware: str, model_fingerprint: str, heads_fingerprint: str, dtype: str) -> Path:
-    """Where the cost of this model with these heads on this hardware is cached."""
-    key = hashlib.sha256("|".join((hardware, model_fingerprint, heads_fingerprint, dtype)).encode()).hexdigest()[:16]
+def cost_file(folder: Path, hardware: str, model_fingerprint: str, heads_fingerprint: str, kernels: str) -> Path:
+    """Where the cost of this model with these heads and ``kernels`` on this hardware is cached."""
+    key = hashlib.sha256("|".join((hardware, model_fingerprint, heads_fingerprint, kernels)).encode()).hexdigest()[:16]
     return folder / "costs" / f"{key}.json"
 
 

@@ -21,7 +21,6 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import model_fingerprint
 from entmtp.settings import TrainingSettings
 from entmtp.training.dataset import Dataset
 from entmtp.training.evaluate import HeadAccuracy, accuracy
@@ -49,7 +48,7 @@ def new_heads(backbone: Backbone, dataset: Dataset, settings: TrainingSettings) 
         num_heads=settings.num_heads,
         inner_size=settings.inner_size,
         draft_vocab_size=size,
-        model_fingerprint=model_fingerprint(backbone.model),
+        model_fingerprint=backbone.fingerprint,
     )
     torch.manual_seed(settings.seed)
     heads = heads_class(config)
