@@ -10,6 +10,7 @@ import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -71,8 +72,9 @@ class Worker:
     def __init__(self, place: Workplace, say: Callable[[str], None] = print) -> None:
         torch.set_num_threads(place.threads)
         self.place = place
-        model, self.tokenizer = load_model(place.model, device=place.device)
-        self.backbone = Backbone(model)
+        # The reference is written by the model as transformers loads it; the backbone works on a copy of its own.
+        self.model, self.tokenizer = load_model(place.model, device=place.device)
+        self.backbone = Backbone(self.model)
         self.heads: dict[str, DraftHeads] = {
             kind: load_heads(source, self.backbone) for kind, source in place.heads.items()
         }
@@ -144,7 +146,7 @@ class Worker:
     def _reference(self, ids: list[int], max_new_tokens: int) -> Reference:
         prompt = torch.tensor([ids], device=self.backbone.device)
         # Without a mask generate() guesses one and hides every token of the prompt that is also the padding token.
-        text = self.backbone.model.generate(
+        text = cast(Any, self.model).generate(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max_new_tokens, do_sample=False
         )
         tokens = text[0, len(ids) :].tolist()

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from entmtp.errors import EntMTPError
+from entmtp.models.packing import PackedLinear, can_pack
 from entmtp.trees.batch import TreeBatch
 
 if TYPE_CHECKING:
@@ -64,6 +65,24 @@ class DraftHeads(PreTrainedModel):
         self.output_weight = torch.empty(0)
         self.output_bias: torch.Tensor | None = None
         self.input_table = torch.empty(0)
+        self._packed: dict[tuple[str, int], PackedLinear] = {}
+
+    def train(self, mode: bool = True) -> Self:
+        """Packed weights would not see those that training changes."""
+        self._packed.clear()
+        return super().train(mode)
+
+    def linear(
+        self, name: str, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``states [..., in]`` times ``weight [out, in]``; at inference through the packed weight called ``name``."""
+        if self.training or not torch.is_inference_mode_enabled() or not can_pack(weight):
+            return nn.functional.linear(states, weight, bias)
+        key = name, weight.shape[0]
+        if key not in self._packed:
+            self._packed[key] = PackedLinear(weight, bias)
+        product: torch.Tensor = self._packed[key](states)
+        return product
 
     def _init_weights(self, module: nn.Module) -> None:
         """Each head sets its own start in its constructor."""
@@ -111,7 +130,7 @@ class DraftHeads(PreTrainedModel):
 
     def draft_logits(self, states: torch.Tensor) -> torch.Tensor:
         """Logits over the draft vocabulary ``[..., draft_vocab_size]`` of head states ``[..., hidden_size]``."""
-        return nn.functional.linear(states, self.output_weight, self.output_bias)
+        return self.linear("output", states, self.output_weight, self.output_bias)
 
     def best(self, states: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The ``count`` likeliest tokens of head states ``[..., hidden_size]`` and their log-probabilities."""

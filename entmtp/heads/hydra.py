@@ -88,16 +88,16 @@ class HydraHeads(DraftHeads):
     def _from_state(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
         """The decoder state's part of each head's hidden layer ``[n, heads, inner_size]``."""
         weight = self.from_state.weight[: heads * self.config.inner_size]
-        return nn.functional.linear(rms_norm(hidden), weight).unflatten(-1, (heads, -1))
+        return self.linear("state", rms_norm(hidden), weight).unflatten(-1, (heads, -1))
 
     def _from_token(self, tokens: torch.Tensor, distances: int) -> torch.Tensor:
         """A token's part of the hidden layer of the heads 1 ... ``distances`` behind it ``[..., distances, inner]``."""
         weight = self.from_token.weight[: distances * self.config.inner_size]
-        return nn.functional.linear(self.embed(tokens), weight).unflatten(-1, (distances, -1))
+        return self.linear("token", self.embed(tokens), weight).unflatten(-1, (distances, -1))
 
     def _states(self, hidden: torch.Tensor, inputs: torch.Tensor, heads: int | slice) -> torch.Tensor:
         """Head states from hidden-layer inputs ``[n, inner_size]`` (one head) or ``[n, heads, inner_size]``."""
         lifted = nn.functional.silu(inputs)
         if isinstance(heads, int):
-            return self.scale[heads] * hidden + lifted @ self.down[heads]
+            return self.scale[heads] * hidden + self.linear(f"down {heads}", lifted, self.down[heads].t())
         return self.scale[heads, None] * hidden + torch.einsum("nki,kih->nkh", lifted, self.down[heads])

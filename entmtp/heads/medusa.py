@@ -35,7 +35,7 @@ class MedusaHeads(DraftHeads):
     def head_states(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
         """States ``[n, heads, hidden_size]`` of the first ``heads`` heads for decoder states ``[n, hidden_size]``."""
         inner = self.config.inner_size
-        lifted = nn.functional.linear(rms_norm(hidden), self.up.weight[: heads * inner])
+        lifted = self.linear("up", rms_norm(hidden), self.up.weight[: heads * inner])
         lifted = nn.functional.silu(lifted).view(-1, heads, inner)
         change = torch.einsum("nki,kih->nkh", lifted, self.down[:heads])
         return self.scale[:heads, None] * hidden[:, None] + change

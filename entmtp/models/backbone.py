@@ -50,7 +50,7 @@ class Backbone:
         self.windowed = True
         check_known_obstacles(self)
         expected = sequential(self)
-        self.kernels = "packed" if kernels == "auto" and can_pack(model) else "eager"
+        self.kernels = "packed" if kernels == "auto" and can_pack(next(model.parameters())) else "eager"
         if self.kernels == "packed":
             pack_linear_layers(self.model, keep_weight=self.model.get_output_embeddings())
         self._output = _output_replay(self.model)

@@ -22,12 +22,12 @@ class PackedLinear(nn.Module):
         weight: the plain weight ``[out, in]`` where something else needs it (a tied embedding table), else None.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, keep_weight: bool) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, keep_weight: bool = False) -> None:
         super().__init__()
         self.weight = weight if keep_weight else None
         self.bias = bias
         # No batch size: the layout serves any number of rows.
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """``[..., in] -> [..., out]``."""
@@ -35,10 +35,9 @@ class PackedLinear(nn.Module):
         return product
 
 
-def can_pack(model: nn.Module) -> bool:
-    """Whether this machine and this model's device and type have packed layers."""
-    parameter = next(model.parameters())
-    return parameter.device.type == "cpu" and parameter.dtype in PACKABLE and torch.backends.mkldnn.is_available()
+def can_pack(weight: torch.Tensor) -> bool:
+    """Whether this machine has packed layers for weights of this device and type."""
+    return weight.device.type == "cpu" and weight.dtype in PACKABLE and torch.backends.mkldnn.is_available()
 
 
 @torch.inference_mode()
@@ -50,4 +49,4 @@ def pack_linear_layers(model: nn.Module, keep_weight: nn.Module | None) -> None:
             if type(layer) is nn.Linear:
                 setattr(parent, name, PackedLinear(layer.weight, layer.bias, layer is keep_weight))
             elif type(layer) is Conv1D:
-                setattr(parent, name, PackedLinear(layer.weight.t().contiguous(), layer.bias, layer is keep_weight))
+                setattr(parent, name, PackedLinear(layer.weight.t(), layer.bias, layer is keep_weight))

@@ -12,7 +12,7 @@ from entmtp.evaluation.suites import SUITES, draw, load_suite
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
-from entmtp.models.registry import encode_chat, model_fingerprint
+from entmtp.models.registry import encode_chat
 from entmtp.trees.bank import bundled_bank, load_bank
 from tests.small import traced
 from tests.tiny import greedy, plain_logits
@@ -34,9 +34,10 @@ def toolboxes(bundled: Bundled) -> Toolboxes:
     return {suite: Toolbox(backbone, heads, banks[suite], costs) for suite in SUITES}
 
 
-def differences(ids: Sequence[int], tools: Toolbox, arms: Sequence[str], new_tokens: int) -> list[str]:
+def differences(
+    model: PreTrainedModel, ids: Sequence[int], tools: Toolbox, arms: Sequence[str], new_tokens: int
+) -> list[str]:
     """One line per arm that leaves the model's own text where there is no tie."""
-    model = tools.backbone.model
     text = greedy(model, ids, new_tokens)
     ladder_run = make_engine("entmtp", tools).generate(ids, new_tokens)
     hindsight = Hindsight(traced(tools.backbone, tools.heads["hydra"], ids, text), ladder_run, "test")
@@ -62,7 +63,7 @@ def test_shipped_banks_belong_to_the_shipped_heads(toolboxes: Toolboxes) -> None
             bank.check_heads(
                 kind=kind,
                 num_heads=heads.num_heads,
-                model_fingerprint=model_fingerprint(tools.backbone.model),
+                model_fingerprint=tools.backbone.fingerprint,
                 heads_fingerprint=heads.fingerprint,
             )
 
@@ -70,14 +71,14 @@ def test_shipped_banks_belong_to_the_shipped_heads(toolboxes: Toolboxes) -> None
 @pytest.mark.parametrize("suite", ["gsm8k", "sharegpt"])
 def test_a_prompt_of_a_suite_is_answered_alike_by_every_arm(suite: str, toolboxes: Toolboxes, bundled: Bundled) -> None:
     (prompt,) = draw(load_suite(suite).prompts, 1, seed=1)
-    assert differences(encode_chat(bundled[1], prompt.text), toolboxes[suite], ARMS, 32) == []
+    assert differences(bundled[0], encode_chat(bundled[1], prompt.text), toolboxes[suite], ARMS, 32) == []
 
 
 def test_the_end_of_text_comes_where_the_model_puts_it(toolboxes: Toolboxes, bundled: Bundled) -> None:
     ids = encode_chat(bundled[1], "What is the capital of France? Answer in one sentence.")
     tools = toolboxes["sharegpt"]
     done = make_engine("hydra", tools).generate(ids, 64)
-    assert done.tokens == greedy(tools.backbone.model, ids, 64)
+    assert done.tokens == greedy(bundled[0], ids, 64)
     assert done.tokens[-1] in tools.backbone.eos_token_ids
     assert done.tau > 1.2, "the shipped heads must be right now and then"
 
@@ -93,6 +94,6 @@ def test_ten_prompts_of_each_suite_are_answered_alike_by_every_arm(
     found = {
         prompt.id: lines
         for prompt in prompts
-        if (lines := differences(encode_chat(bundled[1], prompt.text), toolboxes[suite], ARMS, 128))
+        if (lines := differences(bundled[0], encode_chat(bundled[1], prompt.text), toolboxes[suite], ARMS, 128))
     }
     assert found == {}

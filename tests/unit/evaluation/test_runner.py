@@ -62,7 +62,7 @@ def test_each_round_starts_with_another_arm_across_units_too(rows: list[Rows]) -
 def test_texts_are_the_models_own(rows: list[Rows], worker: Worker, units: list[Unit]) -> None:
     for unit, (requests, _, _) in zip(units, rows, strict=True):
         ids = encode_chat(worker.tokenizer, unit.prompts[0].text)
-        text = greedy(worker.backbone.model, ids, SETTINGS.max_new_tokens)
+        text = greedy(worker.model, ids, SETTINGS.max_new_tokens)
         for row in requests:
             assert row.token_ids == text
             assert (row.identical, row.first_difference) == (True, -1)
@@ -126,7 +126,7 @@ def test_the_first_difference(ours: list[int], theirs: list[int], place: int) ->
 def test_margins_are_the_models_top_two(worker: Worker) -> None:
     ids = encode_chat(worker.tokenizer, "Hello there")
     reference = worker._reference(ids, 12)
-    logits = plain_logits(worker.backbone.model, [*ids, *reference.tokens[:-1]])[len(ids) - 1 :]
+    logits = plain_logits(worker.model, [*ids, *reference.tokens[:-1]])[len(ids) - 1 :]
     top = logits.topk(2, dim=-1)
     assert top.indices[:, 0].tolist() == reference.tokens
     assert (top.values[:, 0] - top.values[:, 1]).tolist() == pytest.approx(reference.margins, abs=1e-3)
