@@ -129,3 +129,20 @@ def test_a_rank_beyond_the_draft_vocabulary_is_named(heads: DraftHeads, rank: in
         return
     with pytest.raises(EntMTPError, match=f"far asks for child rank {rank} but the draft vocabulary has {DRAFT_VOCAB}"):
         heads.propose(*arguments, trees)
+
+
+def test_weights_that_training_changed_are_seen(heads: DraftHeads) -> None:
+    hidden, root = hidden_and_root(1, heads.config.hidden_size)
+    trees = TreeBatch.of([TREES["chain"]])
+    before = heads.propose(hidden, root, trees).log_probs
+    kept = {name: weight.clone() for name, weight in heads.named_parameters()}
+    heads.train()
+    with torch.no_grad():
+        for weight in heads.parameters():
+            weight.add_(0.5)
+    heads.eval()
+    changed = heads.propose(hidden, root, trees).log_probs
+    heads.load_state_dict(kept, strict=False)
+    heads.train().eval()
+    assert not torch.allclose(changed, before, atol=1e-3)
+    assert torch.equal(heads.propose(hidden, root, trees).log_probs, before)
