@@ -32,15 +32,16 @@ def grouped_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attends ``query [batch, heads, n, head_dim]`` to ``key``, ``value [batch, kv_heads, length, head_dim]``.
 
-    ``attention_mask [batch, 1, n, length]`` is bool or additive. Returns ``[batch, n, heads, head_dim]``.
+    ``attention_mask [batch, 1, n, length]`` is bool or additive; repeated beforehand to ``[batch, 1, groups * n,
+    length]`` it serves all layers of a pass. Returns ``[batch, n, heads, head_dim]``.
     """
     if extras.get("softcap") is not None or extras.get("s_aux") is not None:
         raise NeedsEagerAttention
     batch, heads, rows, _ = query.shape
     groups = heads // key.shape[1]
     packed = query.reshape(batch, key.shape[1], groups * rows, query.shape[-1])
-    if attention_mask is not None and groups > 1:
-        attention_mask = attention_mask.repeat(1, 1, groups, 1)
+    if attention_mask is not None and attention_mask.shape[2] != groups * rows:
+        attention_mask = attention_mask[:, :, :rows].repeat(1, 1, groups, 1)
     attended = scaled_dot_product_attention(packed, key, value, attn_mask=attention_mask, scale=scaling)
     return attended.reshape(batch, heads, rows, value.shape[-1]).transpose(1, 2).contiguous(), None
 

@@ -158,7 +158,16 @@ class Backbone:
 
     def _additive(self, visible: torch.Tensor) -> torch.Tensor:
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
-        return mask.masked_fill_(~visible, torch.finfo(self.dtype).min)[:, None]
+        mask.masked_fill_(~visible, torch.finfo(self.dtype).min)
+        return mask[:, None].repeat(1, 1, self._query_groups, 1)
+
+    @property
+    def _query_groups(self) -> int:
+        """How many times the tree attention wants each row of a mask."""
+        if self.model.config._attn_implementation != attention.NAME:
+            return 1
+        heads: int = self.config.num_attention_heads
+        return heads // (getattr(self.config, "num_key_value_heads", None) or heads)
 
 
 def _visible(ancestors: torch.Tensor, real: torch.Tensor, start: torch.Tensor, first: int, last: int) -> torch.Tensor:
