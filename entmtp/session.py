@@ -17,7 +17,7 @@ from entmtp.evaluation.suites import get_suite
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
-from entmtp.models.registry import encode_chat, load_model
+from entmtp.models.registry import encode_chat, load_model, resolve_model
 from entmtp.trees.bank import bundled_bank, load_bank
 
 METHODS = tuple(arm for arm in ARMS if arm not in NEEDS_HINDSIGHT)
@@ -34,6 +34,8 @@ class Session:
 
     def stream(self, prompt: str, max_new_tokens: int) -> Iterator[str]:
         """Yields the answer's text as its tokens come; never half a character."""
+        if not prompt.strip():
+            raise EntMTPError(f"prompt: '{prompt}' is empty; give some text")
         self.completion = Completion()
         decoder = DecodeStream(skip_special_tokens=True)
         ids = encode_chat(self.tokenizer, prompt)
@@ -69,6 +71,7 @@ def open_session(
     if method not in METHODS:
         raise EntMTPError(f"method: '{method}' is unknown; choose one of {', '.join(METHODS)}")
     get_suite(task)
+    resolve_model(model)
     kind = "medusa" if method.startswith("medusa") else "hydra"
     if method != "autoregressive" and model != "bundled" and heads is None:
         raise EntMTPError(f"heads: none are shipped for model '{model}'; give --heads, or --method autoregressive")

@@ -98,18 +98,7 @@ class DraftHeads(PreTrainedModel):
         Raises:
             EntMTPError: if the heads were made for another model.
         """
-        for field in ("hidden_size", "vocab_size"):
-            ours, theirs = getattr(self.config, field), getattr(backbone, field)
-            if ours != theirs:
-                raise EntMTPError(
-                    f"heads: {field} is {ours} but the model's is {theirs}; use heads made for this model"
-                )
-        trained_for = self.config.model_fingerprint
-        if trained_for and trained_for != (found := backbone.fingerprint):
-            raise EntMTPError(
-                f"heads: they were trained for the model with fingerprint {trained_for[:12]}, not {found[:12]};"
-                " use heads made for this model, or train some with 'entmtp train'"
-            )
+        check_same_model(self.config, backbone)
         if not 0 <= int(self.draft_vocab.min()) <= int(self.draft_vocab.max()) < backbone.vocab_size:
             raise EntMTPError(
                 f"heads: their draft vocabulary has tokens outside the model's {backbone.vocab_size};"
@@ -163,6 +152,20 @@ class DraftHeads(PreTrainedModel):
 
         ``hidden [batch, hidden_size]`` is the decoder state that chose ``root [batch]``.
         """
+
+
+def check_same_model(config: DraftHeadsConfig, backbone: Backbone) -> None:
+    """Raises EntMTPError if heads of this configuration were made for another model than ``backbone``."""
+    for field in ("hidden_size", "vocab_size"):
+        ours, theirs = getattr(config, field), getattr(backbone, field)
+        if ours != theirs:
+            raise EntMTPError(f"heads: {field} is {ours} but the model's is {theirs}; use heads made for this model")
+    trained_for, found = config.model_fingerprint, backbone.fingerprint
+    if trained_for and trained_for != found:
+        raise EntMTPError(
+            f"heads: they were trained for the model with fingerprint {trained_for[:12]}, not {found[:12]};"
+            " use heads made for this model, or train some with 'entmtp train'"
+        )
 
 
 def rms_norm(states: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.base import DraftHeads
+from entmtp.heads.base import DraftHeads, check_same_model
 from entmtp.heads.hydra import HydraHeads
 from entmtp.heads.medusa import MedusaHeads
 from entmtp.models.loading import quiet_loading
@@ -44,6 +44,7 @@ def load_heads(source: str | Path, backbone: Backbone) -> DraftHeads:
             f"heads: {folder} has no model.safetensors (found {found}); only safetensors checkpoints are read,"
             " convert others with save_pretrained"
         )
+    check_same_model(heads_class.config_class.from_pretrained(folder), backbone)
     try:
         with quiet_loading():
             loaded: Any = heads_class.from_pretrained(
