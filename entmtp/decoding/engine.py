@@ -45,7 +45,7 @@ class Completion:
         return sum(step.topology.nodes for step in self.steps)
 
     def part_seconds(self, part: str) -> float:
-        """Seconds over all steps of 'draft', 'verify', 'accept' or 'policy'."""
+        """Seconds over all steps of 'draft', 'verify', 'accept', 'compact' or 'policy'."""
         return sum(getattr(step, f"{part}_ms") for step in self.steps) / 1e3
 
 

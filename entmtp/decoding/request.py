@@ -22,6 +22,7 @@ class StepRecord:
     draft_ms: float
     verify_ms: float
     accept_ms: float
+    compact_ms: float
     policy_ms: float
 
     @property

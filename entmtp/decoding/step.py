@@ -50,16 +50,17 @@ def decode_step(
 
     # 4. keep the longest accepted path; its rows stay in the cache, its last state chose the next root
     accepted = greedy(tokens, logits, trees)
+    watch.mark("accept")
     cache.commit([path.nodes for path in accepted])
     for row, (request, path) in enumerate(zip(requests, accepted, strict=True)):
         request.tokens += tokens[row, path.nodes].tolist()
         request.root, request.entropy, request.hidden = path.root, path.entropy, hidden[row, path.nodes[-1]]
         request.tracker.end_step(len(path.nodes))
-    watch.mark("accept")
+    watch.mark("compact")
 
     ms = watch.split()
     for request, seen, topology, path in zip(requests, signals, chosen, accepted, strict=True):
         ranks = topology.paths[path.nodes[-1] - 1] if len(path.nodes) > 1 else ()
         request.steps.append(
-            StepRecord(seen.position, topology, ranks, seen, ms["draft"], ms["verify"], ms["accept"], ms["policy"])
+            StepRecord(seen.position, topology, ranks, seen, **{f"{part}_ms": time for part, time in ms.items()})
         )

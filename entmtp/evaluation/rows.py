@@ -58,7 +58,7 @@ class RequestRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRow:
-    """One draft, verify and accept. Times are milliseconds, entropy is in nats."""
+    """One draft, verify and accept (the cache's compaction in it). Times are milliseconds, entropy is in nats."""
 
     suite: str
     arm: str

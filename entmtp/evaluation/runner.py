@@ -188,7 +188,7 @@ class Worker:
             prefill_seconds=done.prefill_seconds,
             draft_seconds=done.part_seconds("draft"),
             verify_seconds=done.part_seconds("verify"),
-            accept_seconds=done.part_seconds("accept"),
+            accept_seconds=done.part_seconds("accept") + done.part_seconds("compact"),
             policy_seconds=done.part_seconds("policy"),
             identical=difference < 0,
             first_difference=difference,
@@ -228,7 +228,7 @@ def _step_rows(row: RequestRow, done: Completion) -> list[StepRow]:
             entropy_ema=step.signals.entropy_ema,
             draft_ms=step.draft_ms,
             verify_ms=step.verify_ms,
-            accept_ms=step.accept_ms,
+            accept_ms=step.accept_ms + step.compact_ms,
             policy_ms=step.policy_ms,
             accepted_path=list(step.path),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -98,7 +98,8 @@ class DraftHeads(PreTrainedModel):
         Raises:
             EntMTPError: if the heads were made for another model.
         """
-        check_same_model(self.config, backbone)
+        config: Any = self.config
+        check_same_model(config, backbone)
         if not 0 <= int(self.draft_vocab.min()) <= int(self.draft_vocab.max()) < backbone.vocab_size:
             raise EntMTPError(
                 f"heads: their draft vocabulary has tokens outside the model's {backbone.vocab_size};"

@@ -44,7 +44,8 @@ def load_heads(source: str | Path, backbone: Backbone) -> DraftHeads:
             f"heads: {folder} has no model.safetensors (found {found}); only safetensors checkpoints are read,"
             " convert others with save_pretrained"
         )
-    check_same_model(heads_class.config_class.from_pretrained(folder), backbone)
+    config: Any = heads_class.config_class.from_pretrained(folder)
+    check_same_model(config, backbone)
     try:
         with quiet_loading():
             loaded: Any = heads_class.from_pretrained(

@@ -1,5 +1,6 @@
 """How models are loaded, whoever loads them."""
 
+import logging as levels
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ def quiet_loading() -> Iterator[None]:
 
     was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(levels.CRITICAL)
     try:
         yield
     finally:

@@ -143,7 +143,7 @@ def load_bank(path: Path) -> TreeBank:
     except (ValidationError, UnicodeDecodeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(str(part) for part in first["loc"]) or "file"
-        what = first["msg"].removeprefix("Value error, ")
+        what = str(first["msg"]).removeprefix("Value error, ")
         raise EntMTPError(f"bank: {path}: {where}: {what}; make it again with 'entmtp calibrate'") from error
 
 

@@ -123,6 +123,8 @@ def pickled(folder: Path) -> None:
 
 def damaged(folder: Path) -> None:
     other_model(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_fingerprint": ""}))
     (folder / "model.safetensors").write_bytes(b"PK\x03\x04 this is a zip")
 
 
@@ -182,18 +184,21 @@ def test_banks_that_do_not_fit(
     [
         (["--method", "oracle"], "method: 'oracle' is unknown; choose one of autoregressive"),
         (["--task", "chess"], "unknown suite 'chess'"),
-        (["--model", "nowhere"], "heads: none are shipped for model 'nowhere'"),
-        (["--model", "nowhere", "--method", "autoregressive"], "model 'nowhere': not found"),
+        (["--model", "nowhere"], "model 'nowhere': not found"),
     ],
 )
 def test_an_answer_that_cannot_be_asked_for(arguments: list[str], said: str) -> None:
     refused(said, "generate", "Hello", *arguments)
 
 
+def test_a_model_without_heads(saved: Saved) -> None:
+    refused(f"heads: none are shipped for model '{saved.model}'", "generate", "Hello", "--model", saved.model)
+
+
 def test_prompts_that_cannot_be_answered(saved: Saved) -> None:
     plain = ["--model", saved.model, "--method", "autoregressive"]
     refused("max_new_tokens: 0 is not accepted", "generate", "Hello", *plain, "--max-new-tokens=0")
-    refused("prompt '': is empty", "generate", "", *plain)
+    refused("prompt: '' is empty", "generate", "", *plain)
     refused("600 tokens and max_new_tokens 256 exceed the model's window of 512", "generate", "x" * 600, *plain)
     refused("device 'tpu-ish': unknown", "generate", "Hello", *plain, "--device=tpu-ish")
 
