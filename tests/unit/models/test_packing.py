@@ -1,3 +1,5 @@
+from typing import Any, cast
+
 import pytest
 import torch
 from hypothesis import given
@@ -51,8 +53,9 @@ def test_linear_layers_are_replaced_and_nothing_else() -> None:
     pack_linear_layers(model, keep_weight=layers["plain"])
     kinds = [type(layer).__name__ for layer in model.values()]
     assert kinds == ["PackedLinear", "PackedLinear", "Doubling", "LayerNorm"]
-    assert model["plain"].weight is layers["plain"].weight
-    assert model["transposed"].weight is None
+    plain, transposed = cast(Any, model["plain"]), cast(Any, model["transposed"])
+    assert plain.weight is layers["plain"].weight
+    assert transposed.weight is None
     states = torch.randn(3, 8)
     with torch.inference_mode():
         for name, layer in layers.items():
