@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -142,7 +142,7 @@ def count(module: torch.nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def multiplied(model: torch.nn.Module) -> int:
+def multiplied(model: Any) -> int:
     """Parameters of the model that a step multiplies by; of an untied embedding table it only looks up rows."""
     embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return count(model) - (0 if output is embedding else embedding.numel())

@@ -63,8 +63,8 @@ def calibrate(
     output: Annotated[Path, typer.Option(help="folder for <task>-<heads>.json, traces and the calibration text")],
     model: Model = "bundled",
     heads: Annotated[
-        list[str], typer.Option(help="medusa=FOLDER and/or hydra=FOLDER (default: the bundled ones)")
-    ] = [],  # noqa: B006
+        list[str] | None, typer.Option(help="medusa=FOLDER and/or hydra=FOLDER (default: the bundled ones)")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="prompts in the hub's schema instead of the hub")] = None,
     prompts: Annotated[int | None, typer.Option(help="calibration prompts")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="tokens per prompt")] = None,
@@ -78,7 +78,7 @@ def calibrate(
             task=task,
             output=output,
             model=model,
-            heads=heads,
+            heads=heads or [],
             data=data,
             overrides={"prompts": prompts, "max_new_tokens": max_new_tokens},
             device=device,
