@@ -116,7 +116,7 @@ class Bench:
             RunningRequest(slot, SignalTracker(8), None, 1, hidden, 1.0) for slot, hidden in enumerate(self.states)
         ]
         decode_step(self.backbone, self.heads, self.policy, self.cache, requests)
-        self.cache.lengths = [self.context] * self.batch
+        self.cache.lengths[:] = [self.context] * self.batch
         record = requests[0].steps[0]
         return {part: getattr(record, f"{part}_ms") for part in PARTS}
 

@@ -13,6 +13,7 @@ from filelock import FileLock
 from entmtp.decoding.acceptance import greedy
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
+from entmtp.models.cache import TreeCache
 from entmtp.scheduling.cost import StepCost, cost_file, hardware_name, read_cost, write_cost
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.published import published_order
@@ -43,8 +44,10 @@ def step_cost(backbone: Backbone, heads: DraftHeads, cache_folder: Path, say: Ca
 @torch.inference_mode()
 def measure_cost(backbone: Backbone, heads: DraftHeads, hardware: str) -> StepCost:
     """Medians of interleaved repetitions, so that a drift of the machine touches every size alike."""
-    verify = {nodes: _verify(backbone, Topology.of(published_order()[:nodes])) for nodes in NODES[1:]}
-    verify[0] = _verify(backbone, Topology.root_only())
+    cache = backbone.new_cache(slots=1, capacity=CONTEXT + NODES[-1] + 1)
+    backbone.prefill([1] * CONTEXT, 0, cache)
+    verify = {nodes: _verify(backbone, cache, Topology.of(published_order()[:nodes])) for nodes in NODES[1:]}
+    verify[0] = _verify(backbone, cache, Topology.root_only())
     depths = range(1, heads.num_heads + 1)
     narrow = {
         depth: _draft(backbone, heads, Topology.of([(0,) * at for at in range(1, depth + 1)])) for depth in depths
@@ -71,11 +74,9 @@ def _wide(depth: int, nodes: int) -> Topology:
     return Topology.of(list(dict.fromkeys([*chain, *published, *wider]))[:nodes])
 
 
-def _verify(backbone: Backbone, topology: Topology) -> Callable[[], None]:
+def _verify(backbone: Backbone, cache: TreeCache, topology: Topology) -> Callable[[], None]:
     trees = TreeBatch.of([topology], backbone.device)
     tokens = torch.arange(trees.width, device=backbone.device)[None] + 1
-    cache = backbone.new_cache(slots=1, capacity=256)
-    backbone.prefill([1] * CONTEXT, 0, cache)
 
     def step() -> None:
         logits = backbone.logits(backbone.verify(tokens, trees, [0], cache))

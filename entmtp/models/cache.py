@@ -37,14 +37,33 @@ class StepPlan:
         return self.slots == tuple(range(self.slots[0], self.slots[0] + len(self.slots)))
 
 
+class SlotTable:
+    """What a cache's layers have in common: the slots' lengths and the running step's plan.
+
+    An object of its own, so that layers and cache do not refer to each other: memory of a cache that is no longer used
+    is free at once, not at some later garbage collection.
+    """
+
+    def __init__(self, slots: int, capacity: int, device: torch.device) -> None:
+        self.slots = slots
+        self.capacity = capacity
+        self.device = device
+        self.lengths = [0] * slots
+        self.plan = StepPlan((0,), torch.zeros(1, 0, dtype=torch.int64), 0, 1)
+
+    def slot_index(self) -> torch.Tensor:
+        """The plan's slots as an index tensor ``[batch]``."""
+        return torch.tensor(self.plan.slots, device=self.device)
+
+
 class TreeLayer(CacheLayerMixin):
     """Keys and values of one layer ``[slots, kv_heads, capacity + 1, head_dim]``."""
 
     is_sliding = False
 
-    def __init__(self, owner: TreeCache) -> None:
+    def __init__(self, table: SlotTable) -> None:
         super().__init__()
-        self.owner = owner
+        self.table = table
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.keys = self._allocate(key_states)
@@ -54,7 +73,7 @@ class TreeLayer(CacheLayerMixin):
     def _allocate(self, states: torch.Tensor) -> torch.Tensor:
         _, heads, _, head_dim = states.shape
         # Zeros, not empty: a NaN in a masked row would leak through 0 * NaN.
-        return states.new_zeros(self.owner.slots, heads, self.owner.capacity + 1, head_dim)
+        return states.new_zeros(self.table.slots, heads, self.table.capacity + 1, head_dim)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
@@ -67,15 +86,15 @@ class TreeLayer(CacheLayerMixin):
         return self._write_read(self.keys, key_states), self._write_read(self.values, value_states)
 
     def _write_read(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        plan = self.owner.plan
+        plan = self.table.plan
         if len(plan.slots) == 1:
             slot = plan.slots[0]
             buffer[slot].index_copy_(1, plan.rows[0], states[0])
         else:
-            buffer[self.owner.slot_index(plan)[:, None], :, plan.rows] = states.transpose(1, 2)
+            buffer[self.table.slot_index()[:, None], :, plan.rows] = states.transpose(1, 2)
         if plan.contiguous:
             return buffer[plan.slots[0] : plan.slots[-1] + 1, :, plan.first : plan.last]
-        return buffer[self.owner.slot_index(plan), :, plan.first : plan.last]
+        return buffer[self.table.slot_index(), :, plan.first : plan.last]
 
     @torch.inference_mode()
     def move(self, slots: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> None:
@@ -85,30 +104,37 @@ class TreeLayer(CacheLayerMixin):
                 buffer[slots[:, None], :, target] = buffer[slots[:, None], :, source]
 
     def get_seq_length(self) -> int:
-        return max(self.owner.lengths[slot] for slot in self.owner.plan.slots)
+        return max(self.table.lengths[slot] for slot in self.table.plan.slots)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.owner.plan.last - self.owner.plan.first, 0
+        return self.table.plan.last - self.table.plan.first, 0
 
     def get_max_length(self) -> int:
-        return self.owner.capacity
+        return self.table.capacity
 
 
 class TreeCache(Cache):
     """``slots`` requests of up to ``capacity`` rows (committed tokens and the tree of the running step) each."""
 
     def __init__(self, layers: int, slots: int, capacity: int, device: torch.device | str = "cpu") -> None:
-        self.slots = slots
-        self.capacity = capacity
-        self.device = torch.device(device)
-        self.lengths = [0] * slots
-        self.plan = StepPlan((0,), torch.zeros(1, 0, dtype=torch.int64), 0, 1)
-        self.tree_layers = [TreeLayer(self) for _ in range(layers)]
+        self.table = SlotTable(slots, capacity, torch.device(device))
+        self.tree_layers = [TreeLayer(self.table) for _ in range(layers)]
         super().__init__(layers=list(self.tree_layers))
 
-    def slot_index(self, plan: StepPlan) -> torch.Tensor:
-        """The plan's slots as an index tensor ``[batch]``."""
-        return torch.tensor(plan.slots, device=self.device)
+    @property
+    def capacity(self) -> int:
+        """Rows that each slot has room for."""
+        return self.table.capacity
+
+    @property
+    def lengths(self) -> list[int]:
+        """Committed tokens of each slot."""
+        return self.table.lengths
+
+    @property
+    def plan(self) -> StepPlan:
+        """Where the running pass writes and what it reads."""
+        return self.table.plan
 
     def begin(self, slots: Sequence[int], real: torch.Tensor) -> StepPlan:
         """Plans a pass that writes ``real [batch, n]`` (False on padding) nodes behind the committed rows.
@@ -123,13 +149,13 @@ class TreeCache(Cache):
                 f"cache: {longest} tokens and a step of {width} nodes do not fit its {self.capacity} rows;"
                 " allow a longer context or ask for fewer tokens"
             )
-        start = torch.tensor([self.lengths[slot] for slot in slots], device=self.device)
-        rows = start[:, None] + 1 + torch.arange(width, device=self.device)
+        start = torch.tensor([self.lengths[slot] for slot in slots], device=self.table.device)
+        rows = start[:, None] + 1 + torch.arange(width, device=self.table.device)
         padded = not bool(real.all())
         if padded:
             rows = rows.masked_fill(~real, 0)
         ragged = len({self.lengths[slot] for slot in slots}) > 1
-        self.plan = StepPlan(tuple(slots), rows, 0 if padded or ragged else 1, longest + width + 1)
+        self.table.plan = StepPlan(tuple(slots), rows, 0 if padded or ragged else 1, longest + width + 1)
         return self.plan
 
     def commit(self, accepted: Sequence[Sequence[int]]) -> None:
@@ -151,8 +177,8 @@ class TreeCache(Cache):
             start = self.lengths[self.plan.slots[row]] + 1
             source[number, : len(nodes)] = torch.tensor(nodes) + start
             target[number, : len(nodes)] = torch.arange(len(nodes)) + start
-        slots = torch.tensor([self.plan.slots[row] for row, _ in moves], device=self.device)
-        source, target = source.to(self.device), target.to(self.device)
+        slots = torch.tensor([self.plan.slots[row] for row, _ in moves], device=self.table.device)
+        source, target = source.to(self.table.device), target.to(self.table.device)
         for layer in self.tree_layers:
             layer.move(slots, source, target)
 

@@ -118,7 +118,9 @@ def test_heads_banks_and_prompts_are_linked(client: MlflowClient, tracked: Track
 
 def test_open_command_is_one_that_a_shell_takes(tracked: TrackedRun) -> None:
     shown = subprocess.run(["bash", "-c", f"printf '%s\\n' {tracked.open_command}"], capture_output=True, check=True)
-    assert shown.stdout.decode().splitlines() == ["mlflow", "ui", "--backend-store-uri", tracked.tracking_uri]
+    command, *arguments = shown.stdout.decode().splitlines()
+    assert arguments == ["ui", "--backend-store-uri", tracked.tracking_uri]
+    subprocess.run([command, "--version"], check=True, capture_output=True)
 
 
 def test_global_state_of_mlflow_is_left_alone(tracked: TrackedRun) -> None:

@@ -1,3 +1,5 @@
+import gc
+import weakref
 from itertools import count
 
 import pytest
@@ -101,3 +103,17 @@ def test_a_step_that_does_not_fit_is_an_error_and_changes_nothing() -> None:
         cache.begin([0, 1], torch.ones(2, 2, dtype=torch.bool))
     assert _committed(cache, 1)[0] == [1, 2, 3]
     cache.begin([0], torch.ones(1, 4, dtype=torch.bool))
+
+
+def test_memory_of_a_dropped_cache_is_free_at_once() -> None:
+    cache = TreeCache(layers=2, slots=1, capacity=CAPACITY)
+    real = torch.ones(1, 3, dtype=torch.bool)
+    cache.begin([0], real)
+    _write(cache, torch.tensor([[1, 2, 3]]), real)
+    held = [weakref.ref(buffer) for buffer in buffers(cache)]
+    gc.disable()
+    try:
+        del cache
+        assert [reference() for reference in held] == [None] * 4
+    finally:
+        gc.enable()
