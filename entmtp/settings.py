@@ -11,8 +11,8 @@ from entmtp.errors import EntMTPError
 S = TypeVar("S", bound="Settings")
 
 
-Kernels = Literal["auto", "eager"]
-"""How a model's linear layers run: the fastest way that is exact to rounding on this machine, or PyTorch's own."""
+Kernels = Literal["auto", "packed", "eager"]
+"""How a model's linear layers run: the fastest way that this machine has, on packed weights, or PyTorch's own."""
 
 
 class Settings(BaseModel):

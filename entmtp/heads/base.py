@@ -76,7 +76,7 @@ class DraftHeads(PreTrainedModel):
         self, name: str, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """``states [..., in]`` times ``weight [out, in]``; at inference through the packed weight called ``name``."""
-        if self.training or not torch.is_inference_mode_enabled() or not can_pack(weight):
+        if self.training or not torch.is_inference_mode_enabled() or not can_pack(weight.dtype, weight.device):
             return nn.functional.linear(states, weight, bias)
         key = name, weight.shape[0]
         if key not in self._packed:

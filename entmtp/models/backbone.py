@@ -15,8 +15,10 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from entmtp.errors import EntMTPError
 from entmtp.models import attention
 from entmtp.models.cache import TreeCache
+from entmtp.models.joint import watched_siblings
 from entmtp.models.packing import can_pack, pack_linear_layers
 from entmtp.models.registry import model_fingerprint
 from entmtp.settings import Kernels
@@ -30,17 +32,18 @@ class Backbone:
     """A causal LM that verifies trees.
 
     The model that is given stays as it is: the backbone works on a copy that shares its parameters and has faster
-    kernels where there are some (``kernels`` 'auto'), or its own ('eager').
+    kernels where there are some (``kernels`` 'auto', see :mod:`entmtp.models.packing`), or its own ('eager').
 
     Raises:
         EntMTPError: at construction, if the model's self-test fails; the message names the model type and the reason.
+            If 'packed' kernels are asked for by name and can't be had.
     """
 
     def __init__(self, model: PreTrainedModel, kernels: Kernels = "auto") -> None:
         from entmtp.models.selftest import check_known_obstacles, choose_attention, sequential
 
         self.fingerprint = model_fingerprint(model)
-        self.model = _sharing_copy(model).eval().requires_grad_(False)
+        self._use(_sharing_copy(model))
         self.config: Any = self.model.config.get_text_config(decoder=True)
         self.device, self.dtype = model.device, model.dtype
         self.hidden_size: int = self.config.hidden_size
@@ -49,12 +52,24 @@ class Backbone:
         # Whether the sliding window that the configuration names is applied; the self-test finds out.
         self.windowed = True
         check_known_obstacles(self)
-        expected = sequential(self)
-        self.kernels = "packed" if kernels == "auto" and can_pack(next(model.parameters())) else "eager"
-        if self.kernels == "packed":
-            pack_linear_layers(self.model, keep_weight=self.model.get_output_embeddings())
+        with watched_siblings(self.model) as siblings:
+            expected = sequential(self)
+        self.kernels: Kernels = "eager"
+        if kernels != "eager" and can_pack(self.dtype, self.device, required=kernels == "packed"):
+            pack_linear_layers(self.model, siblings, keep_weight=self.model.get_output_embeddings())
+            self.kernels = "packed"
+        try:
+            choose_attention(self, expected)
+        except EntMTPError:
+            if self.kernels == kernels:
+                raise
+            self._use(_sharing_copy(model))
+            self.kernels = "eager"
+            choose_attention(self, expected)
+
+    def _use(self, model: PreTrainedModel) -> None:
+        self.model = model.eval().requires_grad_(False)
         self._output = _output_replay(self.model)
-        choose_attention(self, expected)
 
     @property
     def decoder(self) -> torch.nn.Module:

@@ -8,9 +8,14 @@ are float32 (or bfloat16) sums as before, in another order, so results agree to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from entmtp.errors import EntMTPError
+from entmtp.models.joint import join_linear_layers
 
 PACKABLE = (torch.float32, torch.bfloat16)
 
@@ -35,14 +40,30 @@ class PackedLinear(nn.Module):
         return product
 
 
-def can_pack(weight: torch.Tensor) -> bool:
-    """Whether this machine has packed layers for weights of this device and type."""
-    return weight.device.type == "cpu" and weight.dtype in PACKABLE and torch.backends.mkldnn.is_available()
+def can_pack(dtype: torch.dtype, device: torch.device, required: bool = False) -> bool:
+    """Whether this machine has packed layers for weights of this type and device.
+
+    Raises:
+        EntMTPError: if it has none although they are ``required``.
+    """
+    found = device.type == "cpu" and dtype in PACKABLE and torch.backends.mkldnn.is_available()
+    if required and not found:
+        raise EntMTPError(
+            "kernels: 'packed' needs float32 or bfloat16 weights on a CPU, and a PyTorch with oneDNN; these are"
+            f" {dtype} on {device}; use 'auto'"
+        )
+    return found
 
 
 @torch.inference_mode()
-def pack_linear_layers(model: nn.Module, keep_weight: nn.Module | None) -> None:
-    """Replaces the linear layers inside ``model``; that of ``keep_weight`` keeps its plain weight beside."""
+def pack_linear_layers(
+    model: nn.Module, siblings: Sequence[Sequence[nn.Linear]], keep_weight: nn.Module | None
+) -> None:
+    """Replaces the linear layers inside ``model``; that of ``keep_weight`` keeps its plain weight beside.
+
+    Each group of ``siblings``, layers that are given the same states, becomes one product.
+    """
+    join_linear_layers(model, siblings, PackedLinear)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             # Exact types only: a subclass may do more than multiply.

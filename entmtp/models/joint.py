@@ -1,0 +1,104 @@
+"""Sibling linear layers that are given the same states (query, key and value; gate and up), run as one product.
+
+One product over a taller weight costs less than several over short ones, and much less where the weights are small. The
+layers are found by watching a pass rather than by name, so this holds for any architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+
+Product = Callable[[torch.Tensor, torch.Tensor | None], nn.Module]
+"""Makes a layer from a weight ``[out, in]`` and a bias ``[out]`` or None."""
+
+
+class JointProduct:
+    """The common product: the first of the layers that is called computes for all, the others take their share."""
+
+    def __init__(self, layers: Sequence[nn.Linear], product: Product) -> None:
+        self._sizes = [layer.out_features for layer in layers]
+        self._linear = product(torch.cat([layer.weight for layer in layers]), _joint_bias(layers))
+        self._states: torch.Tensor | None = None
+        self._shares: dict[int, torch.Tensor] = {}
+
+    def share(self, number: int, states: torch.Tensor) -> torch.Tensor:
+        """The product of layer ``number``. Each share is given out once, so that none outlives its pass."""
+        if states is not self._states or number not in self._shares:
+            self._states = states
+            self._shares = dict(enumerate(self._linear(states).split(self._sizes, dim=-1)))
+        product = self._shares.pop(number)
+        if not self._shares:
+            self._states = None
+        return product
+
+
+class JointLinear(nn.Module):
+    """Stands where one of the layers of a :class:`JointProduct` stood; only for inference."""
+
+    weight = None
+
+    def __init__(self, joint: JointProduct, number: int) -> None:
+        super().__init__()
+        self._joint, self._number = joint, number
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """``[..., in] -> [..., out]``."""
+        return self._joint.share(self._number, states)
+
+
+def _joint_bias(layers: Sequence[nn.Linear]) -> torch.Tensor | None:
+    if all(layer.bias is None for layer in layers):
+        return None
+    zero = layers[0].weight.new_zeros
+    return torch.cat([zero(layer.out_features) if layer.bias is None else layer.bias for layer in layers])
+
+
+@contextmanager
+def watched_siblings(model: nn.Module) -> Iterator[list[list[nn.Linear]]]:
+    """Lists, while ``model`` runs inside the block, its groups of siblings that were given the very same tensor."""
+    groups: list[list[nn.Linear]] = []
+    seen: set[nn.Linear] = set()
+    last: list[tuple[nn.Module, torch.Tensor]] = []
+
+    def watch(parent: nn.Module, layer: nn.Linear, inputs: tuple[torch.Tensor, ...]) -> None:
+        if layer in seen:
+            return
+        seen.add(layer)
+        joins = bool(last) and last[0][0] is parent and last[0][1] is inputs[0]
+        last[:] = [(parent, inputs[0])]
+        if joins:
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+
+    hooks = [
+        layer.register_forward_pre_hook(partial(watch, parent))
+        for parent in model.modules()
+        for layer in parent.children()
+        # Exact type only: a subclass may do more than multiply.
+        if type(layer) is nn.Linear
+    ]
+    try:
+        yield groups
+    finally:
+        for hook in hooks:
+            hook.remove()
+        groups[:] = [group for group in groups if len(group) > 1]
+
+
+@torch.inference_mode()
+def join_linear_layers(model: nn.Module, groups: Sequence[Sequence[nn.Linear]], product: Product) -> None:
+    """Puts one joint product in the place of each of the ``groups`` of layers of ``model``."""
+    places: dict[nn.Module, JointLinear] = {}
+    for group in groups:
+        joint = JointProduct(group, product)
+        places |= {layer: JointLinear(joint, number) for number, layer in enumerate(group)}
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if layer in places:
+                setattr(parent, name, places[layer])
