@@ -11,10 +11,10 @@ the larger of the two; the last column says how near it comes.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -24,24 +24,19 @@ from rich.table import Table
 from torch.profiler import profile
 
 from entmtp.cli_errors import told_plainly
-from entmtp.decoding.request import RunningRequest
-from entmtp.decoding.step import decode_step
+from entmtp.decoding.measure import PARTS, StepBench, interleaved
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
-from entmtp.models.cache import TreeCache
 from entmtp.models.registry import load_model
 from entmtp.scheduling.cost import hardware_name
 from entmtp.scheduling.policies import StaticPolicy
-from entmtp.scheduling.signals import SignalTracker
 from entmtp.settings import Kernels
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology
 
-PARTS = ("policy", "draft", "verify", "accept", "compact")
 COPY_BYTES = 2**29
 MATRIX_SIZE = 1536
-WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,8 @@ def main(
         table = Table("nodes", *PARTS, "step ms", "bytes floor", "operations floor", "step / floor", title=title)
         budgets = nodes or [0, 1, 3, 7, 15, 31, 63]
         benches = {size: Bench(backbone, drafter, tree_of(size), batch, context) for size in budgets}
-        for size, parts in interleaved(benches, repetitions).items():
+        steps = {size: partial(bench.step, bench.policy) for size, bench in benches.items()}
+        for size, parts in interleaved(steps, repetitions).items():
             table.add_row(*_row(size, parts, benches[size].floors(machine, multiplied(loaded))))
         console.print(table)
         for size, bench in benches.items() if profiled else ():
@@ -99,26 +95,13 @@ def tree_of(nodes: int) -> Topology:
     return Topology.of(published_order()[:nodes]) if nodes else Topology.root_only()
 
 
-class Bench:
+class Bench(StepBench):
     """Steps of one size, always from the same state."""
 
     def __init__(self, backbone: Backbone, heads: DraftHeads, topology: Topology, batch: int, context: int) -> None:
+        super().__init__(backbone, heads, batch, context, topology.nodes)
         self.backbone, self.heads, self.topology = backbone, heads, topology
-        self.batch, self.context = batch, context
         self.policy = StaticPolicy(topology, entropy_window=8)
-        self.cache: TreeCache = backbone.new_cache(batch, context + topology.nodes + 1)
-        prompt = [1 + at % (backbone.vocab_size - 1) for at in range(context)]
-        self.states = [backbone.prefill(prompt, slot, self.cache)[-1] for slot in range(batch)]
-
-    def step(self) -> dict[str, float]:
-        """Milliseconds of each part of one step."""
-        requests = [
-            RunningRequest(slot, SignalTracker(8), None, 1, hidden, 1.0) for slot, hidden in enumerate(self.states)
-        ]
-        decode_step(self.backbone, self.heads, self.policy, self.cache, requests)
-        self.cache.lengths[:] = [self.context] * self.batch
-        record = requests[0].steps[0]
-        return {part: getattr(record, f"{part}_ms") for part in PARTS}
 
     def floors(self, machine: Machine, parameters: int) -> tuple[float, float]:
         """Least milliseconds that the step's bytes and its multiplications take.
@@ -126,14 +109,13 @@ class Bench:
         ``parameters`` are the model's that a step multiplies by: all, but for an embedding table of its own.
         """
         drafting = count(self.heads) + self.heads.output_weight.numel() if self.topology.nodes else 0
-        cached = sum(
-            layer.keys[:, :, : self.context].numel() for layer in self.cache.tree_layers if layer.keys is not None
-        )
+        cache = self.state.cache
+        cached = cache.bytes * self.context // (cache.capacity + 1)
         size = self.backbone.dtype.itemsize
         tokens = self.batch * (1 + self.topology.nodes)
         return (
-            size * (parameters + drafting + 2 * cached) / machine.bytes_per_ms,
-            tokens * (parameters + 2 * cached / self.batch) / machine.multiply_adds_per_ms,
+            (size * (parameters + drafting) + cached) / machine.bytes_per_ms,
+            tokens * (parameters + cached / size / self.batch) / machine.multiply_adds_per_ms,
         )
 
 
@@ -146,20 +128,6 @@ def multiplied(model: Any) -> int:
     """Parameters of the model that a step multiplies by; of an untied embedding table it only looks up rows."""
     embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return count(model) - (0 if output is embedding else embedding.numel())
-
-
-def interleaved(benches: dict[int, Bench], repetitions: int) -> dict[int, dict[str, float]]:
-    """Median milliseconds of each part by size; the sizes take turns, so that a drift touches all alike."""
-    times: dict[int, list[dict[str, float]]] = {nodes: [] for nodes in benches}
-    for repetition in range(WARM_UP + repetitions):
-        for nodes, bench in benches.items():
-            parts = bench.step()
-            if repetition >= WARM_UP:
-                times[nodes].append(parts)
-    return {
-        nodes: {part: statistics.median(parts[part] for parts in steps) for part in PARTS}
-        for nodes, steps in times.items()
-    }
 
 
 @torch.inference_mode()
@@ -192,7 +160,7 @@ def operators(bench: Bench, steps: int) -> str:
     """A table of the operators that took most time."""
     with profile() as profiler:
         for _ in range(steps):
-            bench.step()
+            bench.step(bench.policy)
     own_time = "self_cuda_time_total" if bench.backbone.device.type == "cuda" else "self_cpu_time_total"
     return str(profiler.key_averages().table(sort_by=own_time, row_limit=10, max_name_column_width=50))
 

@@ -13,6 +13,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import TreeCache
+from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Path, Topology
 
 VOCAB = 96
@@ -109,6 +110,23 @@ def greedy(model: PreTrainedModel, ids: Sequence[int], new_tokens: int, **option
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new_tokens, do_sample=False, **options
     )
     return output[0, len(ids) :].tolist()
+
+
+def keep(cache: TreeCache, accepted: Sequence[Sequence[int]]) -> None:
+    """Keeps, per batch row of the running plan, the nodes ``accepted``; tells the host too."""
+    slots = cache.plan.span.slots
+    counts = [len(nodes) for nodes in accepted]
+    padded = [[*nodes, *range(len(nodes), max(counts))] for nodes in accepted]
+    cache.keep(slots, torch.tensor(padded, dtype=torch.int64).reshape(len(slots), -1), torch.tensor(counts))
+    cache.learn(slots, counts)
+
+
+def verify(
+    backbone: Backbone, tokens: torch.Tensor, trees: TreeBatch, slots: Sequence[int], cache: TreeCache
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and states of the trees' nodes, with the least span."""
+    span = cache.span(slots, trees.width, padded=trees.shape.padded)
+    return backbone.verify(tokens, trees, span, cache)
 
 
 def buffers(cache: TreeCache) -> list[torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -11,38 +12,73 @@ from entmtp.trees.batch import TreeBatch
 
 
 @dataclass(frozen=True)
-class Accepted:
-    """The kept path of one request.
+class Outcome:
+    """A step of one request, as the host sees it.
 
     Attributes:
-        nodes: from the root (0) to the last accepted node.
+        tokens: of the kept path, the root first.
+        node: the path's last node.
         root: the model's own next token behind it: the next step's root.
         entropy: nats, of the distribution that the new root was chosen from.
     """
 
-    nodes: list[int]
+    tokens: list[int]
+    node: int
     root: int
     entropy: float
 
 
-def greedy(tokens: torch.Tensor, logits: torch.Tensor, trees: TreeBatch) -> list[Accepted]:
+class Accepted(NamedTuple):
+    """The kept paths of a batch, on the device.
+
+    Attributes:
+        nodes: ``[batch, depth + 1]`` the node at each depth of the path, the root first; behind the path any node of a
+            fitting number.
+        counts: ``[batch]`` nodes of the path, at least 1.
+        root: ``[batch]`` the model's own next token behind it.
+        report: ``[batch, depth + 5]`` int64, all that the host asks for: count, last node, root, the entropy's bits,
+            then the path's tokens.
+    """
+
+    nodes: torch.Tensor
+    counts: torch.Tensor
+    root: torch.Tensor
+    report: torch.Tensor
+
+    def read(self) -> list[Outcome]:
+        """Brings the outcome to the host: the one synchronisation of a step."""
+        report = self.report.cpu()
+        entropies = report[:, 3].view(torch.float64).tolist()
+        return [
+            Outcome(tokens[:count], node, root, nats)
+            for (count, node, root, _, *tokens), nats in zip(report.tolist(), entropies, strict=True)
+        ]
+
+
+def greedy(tokens: torch.Tensor, logits: torch.Tensor, trees: TreeBatch) -> Accepted:
     """Keeps the longest path on which every token is the model's argmax after its parent: exactly greedy decoding.
 
     ``tokens [batch, width]`` and ``logits [batch, width, vocab_size]`` belong to the trees' nodes, root first. Among
-    paths of equal length the one in canonical order first is taken (siblings never hold the same token). Costs one
-    host-device synchronisation.
+    paths of equal length the one in canonical order first is taken (siblings never hold the same token).
     """
     best = logits.argmax(-1)
-    right = (tokens == best.gather(1, trees.parent)) & trees.real
-    right[:, 0] = True
+    right = (tokens == best.gather(1, trees.parent)) | (trees.depth == 0)
     kept = trees.real & (right[:, None, :] | ~trees.ancestors).all(-1)
-    last = trees.depth.masked_fill(~kept, -1).argmax(-1)
-    rows = torch.arange(len(last), device=last.device)
-    on_path = trees.ancestors[rows, last]
-    answers = torch.cat([on_path, best[rows, last, None]], dim=1)
-    measured = entropy(logits[rows, last])
-    results = []
-    for row, uncertainty in zip(answers.tolist(), measured.tolist(), strict=True):
-        nodes = [node for node, kept_here in enumerate(row[:-1]) if kept_here]
-        results.append(Accepted(nodes, row[-1], uncertainty))
-    return results
+    last = torch.where(kept, trees.depth, -1).argmax(-1, keepdim=True)
+    nodes = _path_to(last, trees)
+    counts = trees.depth.gather(1, last)[:, 0] + 1
+    root = best.gather(1, last)
+    uncertainty = entropy(logits.gather(1, last[..., None].expand(-1, -1, logits.shape[-1]))[:, 0]).double()
+    report = [counts[:, None], last, root, uncertainty.view(torch.int64)[:, None], tokens.gather(1, nodes)]
+    return Accepted(nodes, counts, root[:, 0], torch.cat(report, dim=1))
+
+
+def _path_to(last: torch.Tensor, trees: TreeBatch) -> torch.Tensor:
+    """Nodes ``[batch, depth + 1]`` from the root to ``last [batch, 1]`` by their depth."""
+    depth = trees.shape.depth
+    on_path = trees.ancestors.gather(1, last[..., None].expand(-1, -1, trees.width))[:, 0]
+    # Nodes that are not on the path all go to one more column, which is cut off.
+    column = torch.where(on_path, trees.depth, depth + 1)
+    numbers = torch.arange(max(trees.width, depth + 2), device=last.device)
+    nodes = numbers[: depth + 2].repeat(len(last), 1)
+    return nodes.scatter(1, column, numbers[: trees.width].expand_as(column))[:, : depth + 1]

@@ -6,16 +6,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from entmtp.decoding.request import RunningRequest, StepRecord
+from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.models.cache import TreeCache
 from entmtp.scheduling.policies import Policy
-from entmtp.scheduling.signals import SignalTracker, entropy
+from entmtp.scheduling.signals import SignalTracker
 from entmtp.trees.bank import MAX_NODES
 
 
@@ -52,14 +50,14 @@ class Completion:
 class Engine:
     """Decodes one request at a time with one method (heads and policy) on one device.
 
-    The cache of the last request is kept and reused when the next one fits in it.
+    What the last request ran in, its memory and captured graphs, is kept and reused when the next one fits in it.
     """
 
     def __init__(self, backbone: Backbone, heads: DraftHeads | None, policy: Policy) -> None:
         self.backbone = backbone
         self.heads = heads
         self.policy = policy
-        self._cache: TreeCache | None = None
+        self._state: DecodingState | None = None
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Completion:
         """Completes ``prompt`` (token ids) greedily, to an end-of-text token or ``max_new_tokens``."""
@@ -76,11 +74,11 @@ class Engine:
         """
         self._check(prompt, max_new_tokens)
         began = time.perf_counter()
-        cache = self._cache_for(len(prompt) + max_new_tokens)
-        request = self._prefill(prompt, cache)
+        state = self._state_for(len(prompt) + max_new_tokens)
+        request = self._prefill(prompt, state)
         completion.prefill_seconds = time.perf_counter() - began
         while True:
-            decode_step(self.backbone, self.heads, self.policy, cache, [request])
+            decode_step(state, self.policy, [request])
             before = len(completion.tokens)
             completion.tokens, ended = self._cut(request.tokens, max_new_tokens, before)
             completion.steps = request.steps
@@ -101,21 +99,17 @@ class Engine:
                 f" {window}; shorten the prompt or ask for fewer tokens"
             )
 
-    def _cache_for(self, tokens: int) -> TreeCache:
-        # The last step may overshoot by a whole tree.
-        capacity = -(-(tokens + MAX_NODES + 1) // 256) * 256
-        if self._cache is None or self._cache.capacity < capacity:
-            self._cache = self.backbone.new_cache(slots=1, capacity=capacity)
-        self._cache.release(0)
-        return self._cache
+    def _state_for(self, tokens: int) -> DecodingState:
+        # The last step may overshoot by a whole tree. Powers of two, so that it seldom has to grow.
+        capacity = 1 << (tokens + MAX_NODES).bit_length()
+        if self._state is None or self._state.cache.capacity < capacity:
+            self._state = None  # its memory first
+            self._state = DecodingState(self.backbone, self.heads, slots=1, capacity=capacity)
+        return self._state
 
-    def _prefill(self, prompt: Sequence[int], cache: TreeCache) -> RunningRequest:
-        hidden = self.backbone.prefill(prompt, 0, cache)[-1]
-        with torch.inference_mode():
-            logits = self.backbone.logits(hidden)
-            root, uncertainty = int(logits.argmax()), float(entropy(logits))
-        tracker = SignalTracker(self.policy.entropy_window)
-        return RunningRequest(0, tracker, self.policy.start(), root, hidden, uncertainty)
+    def _prefill(self, prompt: Sequence[int], state: DecodingState) -> RunningRequest:
+        root, uncertainty = state.prefill(0, prompt)
+        return RunningRequest(0, SignalTracker(self.policy.entropy_window), self.policy.start(), root, uncertainty)
 
     def _cut(self, tokens: list[int], max_new_tokens: int, begin: int) -> tuple[list[int], bool]:
         """The tokens that count, and whether the request has ended, looking at those from ``begin`` on."""

@@ -3,27 +3,67 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
-import torch
 from filelock import FileLock
 
-from entmtp.decoding.acceptance import greedy
+from entmtp.decoding.request import RunningRequest, StepRecord
+from entmtp.decoding.state import DecodingState
+from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.models.cache import TreeCache
 from entmtp.scheduling.cost import StepCost, cost_file, hardware_name, read_cost, write_cost
-from entmtp.trees.batch import TreeBatch
+from entmtp.scheduling.policies import Policy, StaticPolicy
+from entmtp.scheduling.signals import SignalTracker
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology
+
+K = TypeVar("K")
 
 NODES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 63)
 CONTEXT = 160
 """Tokens before the measured step: about the middle of a short answer."""
 
+PARTS = ("policy", "draft", "verify", "accept", "compact")
 _REPETITIONS = 5
+_WARM_UP = 2
+
+
+class StepBench:
+    """Real steps, always from the same state: ``batch`` requests behind ``context`` tokens each."""
+
+    def __init__(self, backbone: Backbone, heads: DraftHeads, batch: int, context: int, max_nodes: int) -> None:
+        self.batch, self.context = batch, context
+        self.state = DecodingState(backbone, heads, batch, 1 << (context + max_nodes).bit_length())
+        prompt = [1 + at % (backbone.vocab_size - 1) for at in range(context)]
+        self._roots = [self.state.prefill(slot, prompt)[0] for slot in range(batch)]
+
+    def step(self, policy: Policy) -> StepRecord:
+        """Does one step and takes it back."""
+        requests = [
+            RunningRequest(slot, SignalTracker(policy.entropy_window), policy.start(), root, 1.0)
+            for slot, root in enumerate(self._roots)
+        ]
+        decode_step(self.state, policy, requests)
+        for slot in range(self.batch):
+            self.state.cache.rewind(slot, self.context)
+        return requests[0].steps[0]
+
+
+def interleaved(work: Mapping[K, Callable[[], StepRecord]], repetitions: int) -> dict[K, dict[str, float]]:
+    """Median milliseconds of each part of a step; all take turns, so that a drift of the machine touches all alike."""
+    records: dict[K, list[StepRecord]] = {key: [] for key in work}
+    for repetition in range(_WARM_UP + repetitions):
+        for key, step in work.items():
+            record = step()
+            if repetition >= _WARM_UP:
+                records[key].append(record)
+    return {
+        key: {part: statistics.median(getattr(step, f"{part}_ms") for step in steps) for part in PARTS}
+        for key, steps in records.items()
+    }
 
 
 def step_cost(backbone: Backbone, heads: DraftHeads, cache_folder: Path, say: Callable[[str], None]) -> StepCost:
@@ -41,71 +81,38 @@ def step_cost(backbone: Backbone, heads: DraftHeads, cache_folder: Path, say: Ca
     return cost
 
 
-@torch.inference_mode()
 def measure_cost(backbone: Backbone, heads: DraftHeads, hardware: str) -> StepCost:
-    """Medians of interleaved repetitions, so that a drift of the machine touches every size alike."""
-    cache = backbone.new_cache(slots=1, capacity=CONTEXT + NODES[-1] + 1)
-    backbone.prefill([1] * CONTEXT, 0, cache)
-    verify = {nodes: _verify(backbone, cache, Topology.of(published_order()[:nodes])) for nodes in NODES[1:]}
-    verify[0] = _verify(backbone, cache, Topology.root_only())
-    depths = range(1, heads.num_heads + 1)
-    narrow = {
-        depth: _draft(backbone, heads, Topology.of([(0,) * at for at in range(1, depth + 1)])) for depth in depths
-    }
+    """Medians of interleaved repetitions of whole steps with trees of each size, and of each depth."""
     wide_nodes = len(published_order())
-    wide = {depth: _draft(backbone, heads, _wide(depth, wide_nodes)) for depth in depths}
-    timed = [verify[nodes] for nodes in NODES] + [narrow[depth] for depth in depths] + [wide[depth] for depth in depths]
-    medians = _interleaved_medians(timed, backbone.device)
+    depths = range(1, heads.num_heads + 1)
+    trees = {("verify", nodes): _tree(nodes, heads.num_heads) for nodes in NODES}
+    trees |= {("narrow", depth): Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths}
+    trees |= {("wide", depth): _wide(depth, wide_nodes) for depth in depths}
+    bench = StepBench(backbone, heads, batch=1, context=CONTEXT, max_nodes=wide_nodes)
+
+    def one_step(tree: Topology) -> Callable[[], StepRecord]:
+        return lambda: bench.step(StaticPolicy(tree, entropy_window=8))
+
+    ms = interleaved({key: one_step(tree) for key, tree in trees.items()}, _REPETITIONS)
     return StepCost(
         nodes=list(NODES),
-        verify_ms=medians[: len(NODES)],
-        narrow_draft_ms=medians[len(NODES) : len(NODES) + len(depths)],
-        wide_draft_ms=medians[len(NODES) + len(depths) :],
+        verify_ms=[sum(ms["verify", nodes].values()) - ms["verify", nodes]["draft"] for nodes in NODES],
+        narrow_draft_ms=[ms["narrow", depth]["draft"] for depth in depths],
+        wide_draft_ms=[ms["wide", depth]["draft"] for depth in depths],
         wide_nodes=wide_nodes,
         hardware=hardware,
     )
 
 
-def _wide(depth: int, nodes: int) -> Topology:
-    """A tree of ``nodes`` nodes and this depth: a chain, the published tree's paths, then a wider first level."""
-    chain = [(0,) * at for at in range(1, depth + 1)]
-    published = [path for path in published_order() if len(path) <= depth]
+def _tree(nodes: int, max_depth: int) -> Topology:
+    """The first ``nodes`` of the published tree that so many heads reach, then a wider first level."""
+    published = [path for path in published_order() if len(path) <= max_depth]
     wider = [(rank,) for rank in range(nodes)]
-    return Topology.of(list(dict.fromkeys([*chain, *published, *wider]))[:nodes])
+    paths = list(dict.fromkeys([*published, *wider]))[:nodes]
+    return Topology.of(paths) if paths else Topology.root_only()
 
 
-def _verify(backbone: Backbone, cache: TreeCache, topology: Topology) -> Callable[[], None]:
-    trees = TreeBatch.of([topology], backbone.device)
-    tokens = torch.arange(trees.width, device=backbone.device)[None] + 1
-
-    def step() -> None:
-        logits = backbone.logits(backbone.verify(tokens, trees, [0], cache))
-        cache.commit([path.nodes for path in greedy(tokens, logits, trees)])
-        cache.lengths[0] = CONTEXT
-
-    return step
-
-
-def _draft(backbone: Backbone, heads: DraftHeads, topology: Topology) -> Callable[[], None]:
-    trees = TreeBatch.of([topology], backbone.device)
-    hidden = torch.ones(1, backbone.hidden_size, device=backbone.device, dtype=backbone.dtype)
-    root = torch.ones(1, dtype=torch.int64, device=backbone.device)
-
-    def draft() -> None:
-        # Read back, so that a device's queue is empty when the clock stops.
-        heads.propose(hidden, root, trees).tokens.sum().item()
-
-    return draft
-
-
-def _interleaved_medians(timed: list[Callable[[], None]], device: torch.device) -> list[float]:
-    times: list[list[float]] = [[] for _ in timed]
-    for repetition in range(_REPETITIONS + 1):
-        for number, run in enumerate(timed):
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            began = time.perf_counter()
-            run()
-            if repetition:  # the first round warms up
-                times[number].append((time.perf_counter() - began) * 1e3)
-    return [statistics.median(each) for each in times]
+def _wide(depth: int, nodes: int) -> Topology:
+    """A tree of ``nodes`` nodes and this depth: a chain, then as :func:`_tree`."""
+    chain = [(0,) * at for at in range(1, depth + 1)]
+    return Topology.of(list(dict.fromkeys([*chain, *_tree(nodes, depth).paths]))[:nodes])

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from entmtp.scheduling.signals import Signals, SignalTracker
 from entmtp.trees.topology import Path, Topology
 
@@ -35,15 +33,14 @@ class StepRecord:
 class RunningRequest:
     """A request in a cache slot.
 
-    ``tokens`` are those that came out so far. The *root* was chosen by the model from ``hidden [hidden_size]`` with
-    ``entropy`` nats, and comes out with the next step.
+    ``tokens`` are those that came out so far. The *root* was chosen by the model from a distribution of ``entropy``
+    nats, and comes out with the next step.
     """
 
     slot: int
     tracker: SignalTracker
     policy_state: Any
     root: int
-    hidden: torch.Tensor
     entropy: float
     tokens: list[int] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)

@@ -6,61 +6,62 @@ from collections.abc import Sequence
 
 import torch
 
-from entmtp.decoding.acceptance import greedy
+from entmtp.decoding.acceptance import Outcome, greedy
 from entmtp.decoding.request import RunningRequest, StepRecord
+from entmtp.decoding.state import DecodingState
 from entmtp.decoding.stopwatch import Stopwatch
-from entmtp.heads.base import DraftHeads
-from entmtp.models.backbone import Backbone
-from entmtp.models.cache import TreeCache
 from entmtp.scheduling.policies import Policy
 from entmtp.trees.batch import TreeBatch
 
 
-def decode_step(
-    backbone: Backbone,
-    heads: DraftHeads | None,
-    policy: Policy,
-    cache: TreeCache,
-    requests: Sequence[RunningRequest],
-) -> None:
+@torch.inference_mode()
+def decode_step(state: DecodingState, policy: Policy, requests: Sequence[RunningRequest]) -> None:
     """Moves every request on by its root and the accepted path of its tree; fills in the next root.
 
-    ``heads`` may be None if the policy only ever chooses plain decoding.
+    Each part runs through ``state.graphs`` under a key that says which kernels it needs. The host waits for the device
+    once, for the outcome.
     """
+    backbone, cache, run = state.backbone, state.cache, state.graphs.run
     watch = Stopwatch(backbone.device)
 
     # 1. signals -> policy -> topology
     signals = [request.tracker.start_step(len(request.tokens), request.entropy) for request in requests]
     chosen = [policy.choose(seen, request.policy_state) for seen, request in zip(signals, requests, strict=True)]
-    trees = TreeBatch.of(chosen, backbone.device)
+    slots = tuple(request.slot for request in requests)
+    if state.heads is not None:
+        state.heads.check_trees(chosen)
+    trees = state.graphs.load(TreeBatch.of(chosen, backbone.device, rounded=state.graphs.active))
+    span = cache.span(slots, trees.width, padded=trees.shape.padded, rounded=state.graphs.active)
+    key = trees.shape, span
     watch.mark("policy")
 
     # 2. the heads fill each topology with tokens, from the state that chose the root
-    root = torch.tensor([request.root for request in requests], device=backbone.device)
-    if heads is None or trees.width == 1:
-        tokens = root[:, None]
-    else:
-        tokens = heads.propose(torch.stack([request.hidden for request in requests]), root, trees).tokens
+    (tokens,) = run(("draft", trees.shape, slots), lambda trees: state.draft(slots, trees), trees)
     watch.mark("draft")
 
     # 3. one forward pass over all nodes of all trees
-    hidden = backbone.verify(tokens, trees, [request.slot for request in requests], cache)
-    logits = backbone.logits(hidden)
+    logits, hidden = run(("verify", *key), lambda trees: backbone.verify(tokens, trees, span, cache), trees)
     watch.mark("verify")
 
-    # 4. keep the longest accepted path; its rows stay in the cache, its last state chose the next root
-    accepted = greedy(tokens, logits, trees)
+    # 4. the longest accepted path is kept; its rows stay in the cache, its last state chose the next root
+    accepted = run(("accept", *key), lambda trees: greedy(tokens, logits, trees), trees)
     watch.mark("accept")
-    cache.commit([path.nodes for path in accepted])
-    for row, (request, path) in enumerate(zip(requests, accepted, strict=True)):
-        request.tokens += tokens[row, path.nodes].tolist()
-        request.root, request.entropy, request.hidden = path.root, path.entropy, hidden[row, path.nodes[-1]]
-        request.tracker.end_step(len(path.nodes))
+    run(("compact", *key), lambda _: state.keep(slots, hidden, accepted), trees)
     watch.mark("compact")
 
+    # 5. the host learns what came of it
+    outcomes = accepted.read()
+    cache.learn(slots, [len(outcome.tokens) for outcome in outcomes])
     ms = watch.split()
-    for request, seen, topology, path in zip(requests, signals, chosen, accepted, strict=True):
-        ranks = topology.paths[path.nodes[-1] - 1] if len(path.nodes) > 1 else ()
+    for request, seen, topology, outcome in zip(requests, signals, chosen, outcomes, strict=True):
+        ranks = topology.paths[outcome.node - 1] if outcome.node else ()
         request.steps.append(
             StepRecord(seen.position, topology, ranks, seen, **{f"{part}_ms": time for part, time in ms.items()})
         )
+        _move_on(request, outcome)
+
+
+def _move_on(request: RunningRequest, outcome: Outcome) -> None:
+    request.tokens += outcome.tokens
+    request.root, request.entropy = outcome.root, outcome.entropy
+    request.tracker.end_step(len(outcome.tokens))

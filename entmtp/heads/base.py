@@ -8,6 +8,7 @@ the model's own, frozen, restricted to those rows, so a checkpoint holds only wh
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from entmtp.errors import EntMTPError
 from entmtp.models.packing import PackedLinear, can_pack
 from entmtp.trees.batch import TreeBatch
+from entmtp.trees.topology import Topology
 
 if TYPE_CHECKING:
     from entmtp.models.backbone import Backbone
@@ -47,6 +49,11 @@ class Proposal:
 
     tokens: torch.Tensor
     log_probs: torch.Tensor
+
+    @classmethod
+    def of_roots(cls, root: torch.Tensor) -> Self:
+        """Nothing guessed behind the roots ``[batch]``."""
+        return cls(root[:, None], torch.zeros_like(root, dtype=torch.float32)[:, None])
 
 
 class DraftHeads(PreTrainedModel):
@@ -123,14 +130,17 @@ class DraftHeads(PreTrainedModel):
         return self.linear("output", states, self.output_weight, self.output_bias)
 
     def best(self, states: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The ``count`` likeliest tokens of head states ``[..., hidden_size]`` and their log-probabilities."""
+        """The likeliest tokens ``[..., count]`` of head states ``[..., hidden_size]`` and their log-probabilities.
+
+        No more of them than the draft vocabulary has.
+        """
         logits = self.draft_logits(states).float()
-        top = logits.topk(count, dim=-1)
+        top = logits.topk(min(count, logits.shape[-1]), dim=-1)
         return self.draft_vocab.long()[top.indices], top.values - logits.logsumexp(-1, keepdim=True)
 
-    def check_width(self, trees: TreeBatch) -> None:
+    def check_trees(self, topologies: Sequence[Topology]) -> None:
         """Raises EntMTPError if a tree is deeper than the heads or asks for more ranks than they have tokens."""
-        for topology in trees.topologies:
+        for topology in topologies:
             topology.check_depth(self.num_heads)
             if topology.max_rank and max(topology.max_rank) >= self.config.draft_vocab_size:
                 raise EntMTPError(
@@ -147,12 +157,21 @@ class DraftHeads(PreTrainedModel):
         ``tokens[:, i]``.
         """
 
-    @abstractmethod
+    @torch.inference_mode()
     def propose(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
         """Fills each request's topology with tokens.
 
         ``hidden [batch, hidden_size]`` is the decoder state that chose ``root [batch]``.
+
+        Raises:
+            EntMTPError: if a tree asks for more than these heads have (:meth:`check_trees`).
         """
+        self.check_trees(trees.topologies)
+        return self.fill(hidden, root, trees)
+
+    @abstractmethod
+    def fill(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
+        """:meth:`propose` for trees that were checked; needs nothing from the host but what ``trees.shape`` says."""
 
 
 def check_same_model(config: DraftHeadsConfig, backbone: Backbone) -> None:

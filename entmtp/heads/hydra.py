@@ -46,44 +46,25 @@ class HydraHeads(DraftHeads):
             rows.append(lifted[:, head] + torch.stack(seen).sum(0))
         return self._states(hidden[:, None], torch.stack(rows, dim=1), slice(0, heads))
 
-    @torch.inference_mode()
-    def propose(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
-        self.check_width(trees)
-        batch, width = trees.depth.shape
-        tokens = torch.zeros(batch, width, dtype=torch.int64, device=root.device)
-        log_probs = torch.zeros(batch, width, device=root.device)
+    def fill(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
+        depth = trees.shape.depth
+        if depth == 0:
+            return Proposal.of_roots(root)
+        tokens, log_probs = torch.zeros_like(trees.depth), torch.zeros_like(trees.depth, dtype=torch.float32)
         tokens[:, 0] = root
-        heads = trees.max_depth
-        if heads == 0:
-            return Proposal(tokens, log_probs)
-        # inputs[:, node, i] is what head i's hidden layer receives from the path that ends in node.
-        inputs = self._from_state(hidden, heads)[:, None].repeat(1, width, 1, 1)
-        for level in range(heads):
-            self._grow(level, hidden, tokens, log_probs, inputs, trees)
+        # What the hidden layers of the heads still to come receive from each path [paths, heads to come, inner_size].
+        inputs = self._from_state(hidden, depth)
+        for level in range(depth):
+            request, node = trees.inner(level)
+            inputs = inputs[trees.child_of[request, node], 1:] if level else inputs[request]
+            inputs = inputs + self._from_token(tokens[request, node], depth - level)
+            states = self._states(hidden[request], inputs[:, 0], level)
+            best, best_log_probs = self.best(states, trees.shape.ranks[level])
+            here = trees.depth == level + 1
+            guess = (trees.child_of * best.shape[1] + trees.rank) * here
+            tokens = torch.where(here, best.flatten()[guess], tokens)
+            log_probs = torch.where(here, best_log_probs.flatten()[guess], log_probs)
         return Proposal(tokens, log_probs)
-
-    def _grow(
-        self,
-        level: int,
-        hidden: torch.Tensor,
-        tokens: torch.Tensor,
-        log_probs: torch.Tensor,
-        inputs: torch.Tensor,
-        trees: TreeBatch,
-    ) -> None:
-        """Writes the tokens at depth ``level + 1``, in place, from the nodes at depth ``level`` that have children."""
-        expansion = trees.expansions[level]
-        request, node = expansion.request, expansion.node
-        heads = inputs.shape[2]
-        contributions = self._from_token(tokens[request, node], heads - level)
-        inherited = inputs[request, trees.parent[request, node]] if level else inputs[request, node]
-        grown = inherited.clone()
-        grown[:, level:] += contributions
-        inputs[request, node] = grown
-        states = self._states(hidden[request], grown[:, level], level)
-        best, best_log_probs = self.best(states, expansion.ranks)
-        tokens[expansion.child_request, expansion.child] = best[expansion.child_of, expansion.child_rank]
-        log_probs[expansion.child_request, expansion.child] = best_log_probs[expansion.child_of, expansion.child_rank]
 
     def _from_state(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
         """The decoder state's part of each head's hidden layer ``[n, heads, inner_size]``."""

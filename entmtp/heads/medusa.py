@@ -43,20 +43,15 @@ class MedusaHeads(DraftHeads):
     def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
         return self.head_states(hidden, heads or self.num_heads)
 
-    @torch.inference_mode()
-    def propose(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
-        self.check_width(trees)
-        batch, width = trees.depth.shape
-        tokens = torch.zeros(batch, width, dtype=torch.int64, device=root.device)
-        log_probs = torch.zeros(batch, width, device=root.device)
-        depth = trees.max_depth
-        if depth:
-            ranks = 1 + max(max(topology.max_rank, default=0) for topology in trees.topologies)
-            best, best_log_probs = self.best(self.head_states(hidden, depth), ranks)
-            rows = torch.arange(batch, device=root.device)[:, None]
-            guessed = trees.depth > 0
-            level = (trees.depth - 1).clamp(min=0)
-            tokens = best[rows, level, trees.rank] * guessed
-            log_probs = best_log_probs[rows, level, trees.rank] * guessed
+    def fill(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
+        depth = trees.shape.depth
+        if depth == 0:
+            return Proposal.of_roots(root)
+        best, best_log_probs = self.best(self.head_states(hidden, depth), max(trees.shape.ranks))
+        rows = torch.arange(len(root), device=root.device)[:, None]
+        guessed = trees.depth > 0
+        level = (trees.depth - 1).clamp(min=0)
+        tokens = torch.where(guessed, best[rows, level, trees.rank], 0)
+        log_probs = torch.where(guessed, best_log_probs[rows, level, trees.rank], 0.0)
         tokens[:, 0] = root
         return Proposal(tokens, log_probs)

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from entmtp.errors import EntMTPError
 from entmtp.models import attention
-from entmtp.models.cache import TreeCache
+from entmtp.models.cache import LayerShape, Span, TreeCache
 from entmtp.models.joint import watched_siblings
 from entmtp.models.packing import can_pack, pack_linear_layers
 from entmtp.models.registry import model_fingerprint
@@ -51,9 +51,10 @@ class Backbone:
         self.max_context: int = getattr(self.config, "max_position_embeddings", None) or 2**30
         # Whether the sliding window that the configuration names is applied; the self-test finds out.
         self.windowed = True
+        self.cache_shapes: list[LayerShape] = []
         check_known_obstacles(self)
         with watched_siblings(self.model) as siblings:
-            expected = sequential(self)
+            expected, self.cache_shapes = sequential(self)
         self.kernels: Kernels = "eager"
         if kernels != "eager" and can_pack(self.dtype, self.device, required=kernels == "packed"):
             pack_linear_layers(self.model, siblings, keep_weight=self.model.get_output_embeddings())
@@ -89,8 +90,8 @@ class Backbone:
         return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
 
     def new_cache(self, slots: int, capacity: int) -> TreeCache:
-        """A cache for ``slots`` requests of up to ``capacity`` rows; allocated at the first pass."""
-        return TreeCache(self.config.num_hidden_layers, slots, capacity, self.device)
+        """A cache for ``slots`` requests of up to ``capacity`` rows each."""
+        return TreeCache(self.cache_shapes, slots, capacity, self.device)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -109,31 +110,37 @@ class Backbone:
             padding = min(-len(chunk) % PREFILL_MULTIPLE, room)
             tokens = torch.tensor([chunk + [0] * padding], device=self.device)
             real = torch.arange(len(chunk) + padding, device=self.device)[None] < len(chunk)
-            chunks.append(self._chain(tokens, real, [slot], cache)[0, : len(chunk)])
-            cache.commit([range(len(chunk))])
+            span = cache.span([slot], tokens.shape[1], padded=padding > 0)
+            chunks.append(self._chain(tokens, real, span, cache)[0, : len(chunk)])
+            cache.append([slot], [len(chunk)])
         return torch.cat(chunks)
 
     @torch.inference_mode()
     def extend(self, tokens: torch.Tensor, slots: Sequence[int], cache: TreeCache) -> torch.Tensor:
         """Decoder states ``[batch, n, hidden_size]`` of chains ``tokens [batch, n]`` behind the slots' tokens.
 
-        The caller commits what it keeps.
+        The caller appends what it keeps.
         """
-        return self._chain(tokens, torch.ones_like(tokens, dtype=torch.bool), slots, cache)
+        span = cache.span(slots, tokens.shape[1], padded=False)
+        return self._chain(tokens, torch.ones_like(tokens, dtype=torch.bool), span, cache)
 
-    def _chain(self, tokens: torch.Tensor, real: torch.Tensor, slots: Sequence[int], cache: TreeCache) -> torch.Tensor:
+    def _chain(self, tokens: torch.Tensor, real: torch.Tensor, span: Span, cache: TreeCache) -> torch.Tensor:
         batch, width = tokens.shape
         depth = torch.arange(width, device=self.device).expand(batch, width)
         ancestors = torch.ones(width, width, dtype=torch.bool, device=self.device).tril().expand(batch, width, width)
-        return self._forward(tokens, depth, ancestors & real[:, :, None] & real[:, None, :], real, slots, cache)
+        return self._forward(tokens, depth, ancestors & real[:, :, None] & real[:, None, :], real, span, cache)
 
     @torch.inference_mode()
-    def verify(self, tokens: torch.Tensor, trees: TreeBatch, slots: Sequence[int], cache: TreeCache) -> torch.Tensor:
-        """Decoder states ``[batch, width, hidden_size]`` of every node of each request's tree, in one pass.
+    def verify(
+        self, tokens: torch.Tensor, trees: TreeBatch, span: Span, cache: TreeCache
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits ``[batch, width, vocab_size]`` and decoder states ``[batch, width, hidden_size]`` of all nodes.
 
-        ``tokens [batch, width]`` holds the root first. The caller commits the accepted path.
+        ``tokens [batch, width]`` holds the root first; ``span`` is :meth:`TreeCache.span` of the trees. The caller
+        keeps the accepted path. Needs nothing from the host but what ``trees.shape`` and ``span`` say.
         """
-        return self._forward(tokens, trees.depth, trees.ancestors, trees.real, slots, cache)
+        hidden = self._forward(tokens, trees.depth, trees.ancestors, trees.real, span, cache)
+        return self.logits(hidden), hidden
 
     def _forward(
         self,
@@ -141,17 +148,16 @@ class Backbone:
         depth: torch.Tensor,
         ancestors: torch.Tensor,
         real: torch.Tensor,
-        slots: Sequence[int],
+        span: Span,
         cache: TreeCache,
     ) -> torch.Tensor:
-        plan = cache.begin(slots, real)
-        start = torch.tensor([cache.lengths[slot] for slot in slots], device=self.device)
+        start = cache.begin(span, real).start
         # Guesses past the context are cut later, padding is never read; where positions are learnt, no such row exists.
         positions = (start[:, None] + depth).clamp(max=self.max_context - 1)
-        visible = _visible(ancestors, real, start, plan.first, plan.last)
+        visible = _visible(ancestors, real, start, span.first, span.last)
         output = self.decoder(
             input_ids=tokens,
-            attention_mask=self._masks(visible, positions, start, plan.first),
+            attention_mask=self._masks(visible, positions, start, span.first),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,

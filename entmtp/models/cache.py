@@ -1,8 +1,11 @@
 """The key/value cache of tree decoding: preallocated slots, a step's tree rows, accepted paths compacted in place.
 
 Each slot holds one request. Buffer row 0 is a trash row that padded nodes write to and look at; the token at position
-p lies in row p + 1. A step writes its nodes behind the committed rows, in node order; :meth:`TreeCache.commit` then
-moves the rows of the accepted path together. Buffer addresses never change.
+p lies in row p + 1. A step writes its nodes behind the committed rows, in node order; :meth:`TreeCache.keep` then moves
+the rows of the accepted path together. All memory is allocated at construction and never moves.
+
+The slots' lengths exist twice: on the device, where a step reads and advances them without the host, and on the host,
+which learns of them when a step's outcome arrives.
 """
 
 from __future__ import annotations
@@ -15,19 +18,38 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from entmtp.errors import EntMTPError
 
+ROUNDED_ROWS = 256
+"""Captured graphs read this many buffer rows or a multiple: a context grows that far before the next capture."""
 
-@dataclass
-class StepPlan:
-    """Where one forward pass writes and what it reads.
+
+@dataclass(frozen=True)
+class BufferShape:
+    """Of a layer's keys or values: heads, entries per head, and their type."""
+
+    heads: int
+    head_dim: int
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def of(cls, states: torch.Tensor) -> BufferShape:
+        """The shape that holds states ``[batch, heads, n, head_dim]``."""
+        return cls(states.shape[1], states.shape[3], states.dtype)
+
+
+LayerShape = tuple[BufferShape, BufferShape]
+"""Of a layer's keys and of its values."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """What one pass reads and writes, as far as it is fixed in a captured graph.
 
     Attributes:
         slots: one slot per batch row.
-        rows: buffer rows ``[batch, n]`` that the pass writes, 0 on padding.
         first, last: the half-open range of buffer rows that attention reads.
     """
 
     slots: tuple[int, ...]
-    rows: torch.Tensor
     first: int
     last: int
 
@@ -37,77 +59,85 @@ class StepPlan:
         return self.slots == tuple(range(self.slots[0], self.slots[0] + len(self.slots)))
 
 
+@dataclass(frozen=True)
+class StepPlan:
+    """One pass.
+
+    Attributes:
+        span: what it reads.
+        slots: its slots ``[batch]``, for indexing.
+        start: committed tokens of each ``[batch]``.
+        rows: buffer rows ``[batch, n]`` that it writes, 0 on padding.
+    """
+
+    span: Span
+    slots: torch.Tensor
+    start: torch.Tensor
+    rows: torch.Tensor
+
+
 class SlotTable:
-    """What a cache's layers have in common: the slots' lengths and the running step's plan.
+    """What a cache's layers have in common: the slots' lengths and the running pass's plan.
 
     An object of its own, so that layers and cache do not refer to each other: memory of a cache that is no longer used
     is free at once, not at some later garbage collection.
     """
 
     def __init__(self, slots: int, capacity: int, device: torch.device) -> None:
-        self.slots = slots
         self.capacity = capacity
         self.device = device
         self.lengths = [0] * slots
-        self.plan = StepPlan((0,), torch.zeros(1, 0, dtype=torch.int64), 0, 1)
+        self.device_lengths = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._indices: dict[tuple[int, ...], torch.Tensor] = {}
+        span = Span((0,), 0, 1)
+        self.plan = StepPlan(span, self.index(span.slots), self.device_lengths[:1], self.device_lengths.new_zeros(1, 0))
 
-    def slot_index(self) -> torch.Tensor:
-        """The plan's slots as an index tensor ``[batch]``."""
-        return torch.tensor(self.plan.slots, device=self.device)
+    def index(self, slots: tuple[int, ...]) -> torch.Tensor:
+        """Slots as a tensor ``[batch]``; made once, since a graph can't be captured while the host sends numbers."""
+        if slots not in self._indices:
+            self._indices[slots] = torch.tensor(slots, device=self.device)
+        return self._indices[slots]
 
 
 class TreeLayer(CacheLayerMixin):
-    """Keys and values of one layer ``[slots, kv_heads, capacity + 1, head_dim]``."""
+    """Keys and values of one layer ``[slots, kv_heads, capacity + 1, head_dim]``, views of the cache's pools."""
 
     is_sliding = False
 
-    def __init__(self, table: SlotTable) -> None:
+    def __init__(self, table: SlotTable, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
         self.table = table
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.keys = self._allocate(key_states)
-        self.values = self._allocate(value_states)
+        self.keys = keys
+        self.values = values
         self.is_initialized = True
 
-    def _allocate(self, states: torch.Tensor) -> torch.Tensor:
-        _, heads, _, head_dim = states.shape
-        # Zeros, not empty: a NaN in a masked row would leak through 0 * NaN.
-        return states.new_zeros(self.table.slots, heads, self.table.capacity + 1, head_dim)
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing is lazy here."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes ``[batch, kv_heads, n, head_dim]`` at the plan's rows; returns all rows that attention may read."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
         return self._write_read(self.keys, key_states), self._write_read(self.values, value_states)
 
     def _write_read(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         plan = self.table.plan
-        if len(plan.slots) == 1:
-            slot = plan.slots[0]
-            buffer[slot].index_copy_(1, plan.rows[0], states[0])
+        span = plan.span
+        if len(span.slots) == 1:
+            buffer[span.slots[0]].index_copy_(1, plan.rows[0], states[0])
         else:
-            buffer[self.table.slot_index()[:, None], :, plan.rows] = states.transpose(1, 2)
-        if plan.contiguous:
-            return buffer[plan.slots[0] : plan.slots[-1] + 1, :, plan.first : plan.last]
-        return buffer[self.table.slot_index(), :, plan.first : plan.last]
-
-    @torch.inference_mode()
-    def move(self, slots: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copies buffer rows ``source [batch, k]`` to ``target [batch, k]`` of each slot."""
-        for buffer in (self.keys, self.values):
-            if buffer is not None:
-                buffer[slots[:, None], :, target] = buffer[slots[:, None], :, source]
+            buffer[plan.slots[:, None], :, plan.rows] = states.transpose(1, 2)
+        if span.contiguous:
+            return buffer[span.slots[0] : span.slots[-1] + 1, :, span.first : span.last]
+        return buffer[plan.slots, :, span.first : span.last]
 
     def get_seq_length(self) -> int:
-        return max(self.table.lengths[slot] for slot in self.table.plan.slots)
+        return max(self.table.lengths[slot] for slot in self.table.plan.span.slots)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.table.plan.last - self.table.plan.first, 0
+        return self.table.plan.span.last - self.table.plan.span.first, 0
 
     def get_max_length(self) -> int:
         return self.table.capacity
@@ -116,9 +146,21 @@ class TreeLayer(CacheLayerMixin):
 class TreeCache(Cache):
     """``slots`` requests of up to ``capacity`` rows (committed tokens and the tree of the running step) each."""
 
-    def __init__(self, layers: int, slots: int, capacity: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, shapes: Sequence[LayerShape], slots: int, capacity: int, device: torch.device | str = "cpu"
+    ) -> None:
         self.table = SlotTable(slots, capacity, torch.device(device))
-        self.tree_layers = [TreeLayer(self.table) for _ in range(layers)]
+        # One block of memory for all buffers of a shape, so that a path moves in all of them at once.
+        flat = [shape for layer in shapes for shape in layer]
+        # Zeros, not empty: a NaN in a masked row would leak through 0 * NaN.
+        self.pools = {
+            shape: torch.zeros(
+                (flat.count(shape), slots, shape.heads, capacity + 1, shape.head_dim), dtype=shape.dtype, device=device
+            )
+            for shape in dict.fromkeys(flat)
+        }
+        free = {shape: iter(pool) for shape, pool in self.pools.items()}
+        self.tree_layers = [TreeLayer(self.table, next(free[keys]), next(free[values])) for keys, values in shapes]
         super().__init__(layers=list(self.tree_layers))
 
     @property
@@ -128,7 +170,7 @@ class TreeCache(Cache):
 
     @property
     def lengths(self) -> list[int]:
-        """Committed tokens of each slot."""
+        """Committed tokens of each slot, as far as the host knows."""
         return self.table.lengths
 
     @property
@@ -136,52 +178,70 @@ class TreeCache(Cache):
         """Where the running pass writes and what it reads."""
         return self.table.plan
 
-    def begin(self, slots: Sequence[int], real: torch.Tensor) -> StepPlan:
-        """Plans a pass that writes ``real [batch, n]`` (False on padding) nodes behind the committed rows.
+    @property
+    def bytes(self) -> int:
+        """Memory of all buffers."""
+        return sum(pool.nbytes for pool in self.pools.values())
+
+    def span(self, slots: Sequence[int], width: int, *, padded: bool, rounded: bool = False) -> Span:
+        """The span of a pass over ``width`` nodes for each of ``slots``; ``padded`` if some have fewer.
+
+        A ``rounded`` one reads more rows than needed, hidden by the mask, so that many steps have the same.
 
         Raises:
             EntMTPError: if a slot has too little room.
         """
-        width = real.shape[1]
-        longest = max(self.lengths[slot] for slot in slots)
-        if longest + width > self.capacity:
+        lengths = {self.lengths[slot] for slot in slots}
+        last = max(lengths) + width + 1
+        if last > self.capacity + 1:
             raise EntMTPError(
-                f"cache: {longest} tokens and a step of {width} nodes do not fit its {self.capacity} rows;"
+                f"cache: {max(lengths)} tokens and a step of {width} nodes do not fit its {self.capacity} rows;"
                 " allow a longer context or ask for fewer tokens"
             )
-        start = torch.tensor([self.lengths[slot] for slot in slots], device=self.table.device)
-        rows = start[:, None] + 1 + torch.arange(width, device=self.table.device)
-        padded = not bool(real.all())
-        if padded:
+        if rounded:
+            return Span(tuple(slots), 0, min(self.capacity + 1, -(-last // ROUNDED_ROWS) * ROUNDED_ROWS))
+        return Span(tuple(slots), 0 if padded or len(lengths) > 1 else 1, last)
+
+    def begin(self, span: Span, real: torch.Tensor) -> StepPlan:
+        """Plans a pass that writes ``real [batch, n]`` (False on padding) nodes behind the committed rows."""
+        slots = self.table.index(span.slots)
+        start = self.table.device_lengths[slots]
+        rows = start[:, None] + torch.arange(1, real.shape[1] + 1, device=real.device)
+        if span.first == 0:
             rows = rows.masked_fill(~real, 0)
-        ragged = len({self.lengths[slot] for slot in slots}) > 1
-        self.table.plan = StepPlan(tuple(slots), rows, 0 if padded or ragged else 1, longest + width + 1)
-        return self.plan
+        self.table.plan = StepPlan(span, slots, start, rows)
+        return self.table.plan
 
-    def commit(self, accepted: Sequence[Sequence[int]]) -> None:
-        """Keeps, per batch row of the running plan, the nodes ``accepted`` (ascending, from the step's first node).
+    @torch.inference_mode()
+    def keep(self, slots: tuple[int, ...], nodes: torch.Tensor, counts: torch.Tensor) -> None:
+        """Keeps the first ``counts [batch]`` of the nodes ``[batch, k]`` that the last pass wrote, node 0 first.
 
-        Rows are moved so that each slot's committed tokens stay contiguous; everything behind them is forgotten.
+        They ascend and are moved so that each slot's committed tokens stay contiguous; everything behind them is
+        forgotten. What ``nodes`` names behind its count is moved too and means nothing. On the device only:
+        :meth:`learn` tells the host.
         """
-        moves = [(row, list(nodes)) for row, nodes in enumerate(accepted) if list(nodes) != list(range(len(nodes)))]
-        if moves:
-            self._move(moves)
-        for slot, nodes in zip(self.plan.slots, accepted, strict=True):
-            self.lengths[slot] += len(nodes)
+        index = self.table.index(slots)
+        first = self.table.device_lengths[index][:, None] + 1
+        source, target = first + nodes, first + torch.arange(nodes.shape[1], device=nodes.device)
+        if nodes.shape[1] > 1:  # a root alone lies where it belongs
+            for pool in self.pools.values():
+                pool[:, index[:, None], :, target] = pool[:, index[:, None], :, source]
+        self.table.device_lengths.index_add_(0, index, counts)
 
-    def _move(self, moves: list[tuple[int, list[int]]]) -> None:
-        width = max(len(nodes) for _, nodes in moves)
-        source = torch.zeros(len(moves), width, dtype=torch.int64)
-        target = torch.zeros(len(moves), width, dtype=torch.int64)
-        for number, (row, nodes) in enumerate(moves):
-            start = self.lengths[self.plan.slots[row]] + 1
-            source[number, : len(nodes)] = torch.tensor(nodes) + start
-            target[number, : len(nodes)] = torch.arange(len(nodes)) + start
-        slots = torch.tensor([self.plan.slots[row] for row, _ in moves], device=self.table.device)
-        source, target = source.to(self.table.device), target.to(self.table.device)
-        for layer in self.tree_layers:
-            layer.move(slots, source, target)
+    def learn(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        """Tells the host how many nodes :meth:`keep` kept in each of ``slots``."""
+        for slot, count in zip(slots, counts, strict=True):
+            self.lengths[slot] += count
 
-    def release(self, slot: int) -> None:
-        """Forgets a slot's tokens; the memory stays."""
-        self.lengths[slot] = 0
+    @torch.inference_mode()
+    def append(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        """Keeps the first ``counts`` nodes of the last pass in each of ``slots``: a chain, nothing moves."""
+        self.learn(slots, counts)
+        for slot, count in zip(slots, counts, strict=True):
+            self.table.device_lengths[slot] += count
+
+    @torch.inference_mode()
+    def rewind(self, slot: int, length: int = 0) -> None:
+        """Forgets a slot's tokens behind the first ``length``; the memory stays."""
+        self.lengths[slot] = length
+        self.table.device_lengths[slot] = length

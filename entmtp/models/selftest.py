@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from entmtp.errors import EntMTPError
 from entmtp.models import attention
+from entmtp.models.cache import BufferShape, LayerShape
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 
@@ -31,8 +32,10 @@ def check_known_obstacles(backbone: Backbone) -> None:
 
 
 @torch.inference_mode()
-def sequential(backbone: Backbone) -> torch.Tensor:
+def sequential(backbone: Backbone) -> tuple[torch.Tensor, list[LayerShape]]:
     """Logits ``[nodes + 1, vocab]`` of each node at the end of its own path, by the model as it is.
+
+    Beside them what its layers cache.
 
     Raises:
         EntMTPError: if the model can't even do that.
@@ -45,10 +48,19 @@ def sequential(backbone: Backbone) -> torch.Tensor:
             path = nodes[_PATHS.ancestors[node].to(nodes.device)]
             ids = torch.cat([prompt, path])[None]
             try:
-                rows.append(backbone.model(input_ids=ids, use_cache=False).logits[0, -1])
+                output = backbone.model(input_ids=ids, use_cache=True)
             except Exception as error:  # any type: the code that runs is the model's
                 _refuse(backbone, f"a plain pass raised {_in_one_line(error)}")
-    return torch.stack(rows).float()
+            rows.append(output.logits[0, -1])
+    return torch.stack(rows).float(), _cache_shapes(backbone, output)
+
+
+def _cache_shapes(backbone: Backbone, output: Any) -> list[LayerShape]:
+    """What each layer keeps of a pass; layers that use another's keys and values keep none and are not listed."""
+    layers = getattr(output.past_key_values, "layers", None)
+    if not layers:
+        _refuse(backbone, "it keeps no keys and values of the tokens that it has seen")
+    return [(BufferShape.of(layer.keys), BufferShape.of(layer.values)) for layer in layers]
 
 
 def choose_attention(backbone: Backbone, expected: torch.Tensor) -> None:
@@ -86,7 +98,7 @@ def _known_obstacle(backbone: Backbone) -> str | None:
     return None
 
 
-def _refuse(backbone: Backbone, reason: str) -> None:
+def _refuse(backbone: Backbone, reason: str) -> NoReturn:
     raise EntMTPError(
         f"model: type '{backbone.config.model_type}' is not supported because {reason};"
         " use a decoder-only attention model such as Llama, Qwen3, Mistral, Gemma or GPT-2"
@@ -126,12 +138,13 @@ def _try(backbone: Backbone, implementation: str, expected: torch.Tensor) -> str
         backbone.model.set_attn_implementation(implementation)
         cache = backbone.new_cache(slots=1, capacity=_PROMPT + _PATHS.nodes + 1)
         backbone.prefill(tokens[:_PROMPT].tolist(), 0, cache)
-        hidden = backbone.verify(tokens[None, _PROMPT:], TreeBatch.of([_PATHS], backbone.device), [0], cache)
-        logits = backbone.logits(hidden)[0].float()
+        trees = TreeBatch.of([_PATHS], backbone.device, rounded=False)
+        span = cache.span([0], trees.width, padded=False)
+        logits, _ = backbone.verify(tokens[None, _PROMPT:], trees, span, cache)
     except Exception as error:  # any type: the code that runs is the model's
         return f"a tree pass raised {_in_one_line(error)}"
     tolerance = 1e-3 if backbone.dtype == torch.float32 else 0.08
-    difference = ((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
+    difference = ((logits[0].float() - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
     if not difference <= tolerance:
         return f"a tree in one pass differs from its paths run alone by {difference:.1e} of the largest logit"
     return None

@@ -107,7 +107,7 @@ def answers(backbone: Backbone, waiting: Iterator[list[int]], settings: CorpusSe
         if slots_left:
             tokens = torch.tensor([running[slot].tokens[-1:] for slot in slots_left], device=backbone.device)
             state[slots_left] = backbone.extend(tokens, slots_left, cache)[:, 0]
-            cache.commit([[0]] * len(slots_left))
+            cache.append(slots_left, [1] * len(slots_left))
 
 
 def _is_sampled(ids: Sequence[int], settings: CorpusSettings) -> bool:
@@ -141,7 +141,7 @@ def _record(
         answer.tokens.append(token)
         answer.states.append(kept[row])
         if token in backbone.eos_token_ids or len(answer.tokens) >= settings.max_new_tokens:
-            cache.release(slot)
+            cache.rewind(slot)
             yield running.pop(slot)
 
 

@@ -1,105 +1,183 @@
-"""One topology per request, padded to a common node count, as the tensors that one forward pass needs."""
+"""One topology per request, as what one step needs: sizes, and all numbers in one tensor.
+
+On a GPU the parts of a step are CUDA graphs, which fix the kernels and their sizes but not the numbers. So the two are
+kept apart: :class:`TreeShape` is all that kernels may depend on, :attr:`TreeBatch.packed` is everything else, one copy
+to the device. Any batch of trees replays the graphs of its shape, and shapes are rounded up so that they are few.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 
 from entmtp.trees.topology import Topology
 
+_NODE_FIELDS = 5
+_ROUNDED_RANKS = 16
+"""Up to here, asking a GPU for more of the best guesses costs next to nothing."""
+
 
 @dataclass(frozen=True)
-class Expansion:
-    """The nodes of one depth that have children, over the whole batch, and where their children go.
+class TreeShape:
+    """Padded sizes of a batch of trees.
 
     Attributes:
-        request, node: ``[parents]`` int64, the batch row and node of each parent.
-        child_request, child: ``[children]`` int64, the batch row and node of each child.
-        child_of: ``[children]`` int64, the child's parent as an index into ``node``.
-        child_rank: ``[children]`` int64.
-        ranks: how many of the best guesses are needed.
+        requests: batch rows.
+        width: nodes of each row, the root included.
+        parents: per depth 0, 1, ... nodes that have children, over the whole batch.
+        ranks: per depth 0, 1, ... how many of the best guesses their children need.
+        padded: whether a row may have fewer nodes than ``width``.
     """
 
-    request: torch.Tensor
-    node: torch.Tensor
-    child_request: torch.Tensor
-    child: torch.Tensor
-    child_of: torch.Tensor
-    child_rank: torch.Tensor
-    ranks: int
+    requests: int
+    width: int
+    parents: tuple[int, ...]
+    ranks: tuple[int, ...]
+    padded: bool
+
+    @classmethod
+    def of(cls, topologies: Sequence[Topology]) -> TreeShape:
+        """The least sizes that hold ``topologies``."""
+        depth = max(topology.max_depth for topology in topologies)
+        deep = [[topology for topology in topologies if topology.max_depth > level] for level in range(depth)]
+        return cls(
+            requests=len(topologies),
+            width=1 + max(topology.nodes for topology in topologies),
+            parents=tuple(sum(len(topology.inner[level]) for topology in deep[level]) for level in range(depth)),
+            ranks=tuple(1 + max(topology.max_rank[level] for topology in deep[level]) for level in range(depth)),
+            padded=len({topology.nodes for topology in topologies}) > 1,
+        )
+
+    def rounded(self) -> TreeShape:
+        """Sizes that follow from the row count, the next power of two of the width, the depth and little else."""
+        width, depth = _power_of_two(self.width), self.depth
+        # At depth 1 and below, a node with children is one of at most (width - 1) / 2: each has a child of its own.
+        parents = [self.requests * (width // 2 if level else 1) for level in range(depth)]
+        ranks = _power_of_two(max((_ROUNDED_RANKS, *self.ranks)))
+        return TreeShape(self.requests, width, tuple(parents), (ranks,) * depth, padded=True)
+
+    @property
+    def depth(self) -> int:
+        """Depth of the deepest tree."""
+        return len(self.parents)
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
 
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """Padded trees of a step; ``width`` is the padded node count with the root.
+    """Padded trees of a step.
 
     Attributes:
         topologies: one per request, in batch order.
-        parent, depth, rank: ``[batch, width]`` int64; padding is 0.
-        ancestors: ``[batch, width, width]`` bool; a padded row or column is False everywhere.
-        real: ``[batch, width]`` bool; False on padding.
+        shape: the padded sizes.
+        packed: int64, every tensor below, one behind the other; on the device.
     """
 
     topologies: tuple[Topology, ...]
-    parent: torch.Tensor
-    depth: torch.Tensor
-    rank: torch.Tensor
-    ancestors: torch.Tensor
-    real: torch.Tensor
+    shape: TreeShape
+    packed: torch.Tensor
 
     @classmethod
-    def of(cls, topologies: Sequence[Topology], device: torch.device | str = "cpu") -> TreeBatch:
-        """Pads ``topologies`` to the largest of them."""
-        width = 1 + max(topology.nodes for topology in topologies)
-        if all(topology is topologies[0] for topology in topologies):
-            return cls._uniform(topologies, device)
-        rows = len(topologies)
-        parent, depth, rank = (torch.zeros(rows, width, dtype=torch.int64) for _ in range(3))
-        ancestors = torch.zeros(rows, width, width, dtype=torch.bool)
-        real = torch.zeros(rows, width, dtype=torch.bool)
-        for row, topology in enumerate(topologies):
-            size = topology.nodes + 1
-            parent[row, :size], depth[row, :size], rank[row, :size] = topology.parent, topology.depth, topology.rank
-            ancestors[row, :size, :size] = topology.ancestors
-            real[row, :size] = True
-        return cls(tuple(topologies), *(tensor.to(device) for tensor in (parent, depth, rank, ancestors, real)))
+    def of(
+        cls, topologies: Sequence[Topology], device: torch.device | str = "cpu", rounded: bool | None = None
+    ) -> TreeBatch:
+        """Pads ``topologies`` to a common shape: a ``rounded`` one (by default on GPUs), or else the least.
 
-    @classmethod
-    def _uniform(cls, topologies: Sequence[Topology], device: torch.device | str) -> TreeBatch:
-        """The common case of one tree for all: views instead of copies."""
-        first, rows = topologies[0], len(topologies)
-        real = torch.ones(first.nodes + 1, dtype=torch.bool)
-        node_tensors = (first.parent, first.depth, first.rank, first.ancestors, real)
-        return cls(tuple(topologies), *(tensor.to(device).expand(rows, *tensor.shape) for tensor in node_tensors))
+        A batch that came before is the same object again, with its tensors already on the device.
+        """
+        place = torch.device(device)
+        return _batch(tuple(topologies), place, place.type == "cuda" if rounded is None else rounded)
 
-    @cached_property
-    def expansions(self) -> tuple[Expansion, ...]:
-        """Per depth 0, 1, ... the nodes to expand: what heads that go level by level need."""
-        return tuple(_expansion(self.topologies, depth, self.parent.device) for depth in range(self.max_depth))
+    def anew(self) -> TreeBatch:
+        """The same numbers, with nothing derived from them yet."""
+        return TreeBatch(self.topologies, self.shape, self.packed)
 
     @property
     def width(self) -> int:
         """Padded node count, root included."""
-        return self.parent.shape[1]
+        return self.shape.width
 
     @property
     def max_depth(self) -> int:
         """Depth of the deepest tree of the batch."""
-        return max(topology.max_depth for topology in self.topologies)
+        return self.shape.depth
+
+    @cached_property
+    def _nodes(self) -> torch.Tensor:
+        shape = self.shape
+        count = _NODE_FIELDS * shape.requests * shape.width
+        return self.packed[:count].view(_NODE_FIELDS, shape.requests, shape.width)
+
+    @cached_property
+    def parent(self) -> torch.Tensor:
+        """Parent node ``[batch, width]``; 0 on padding."""
+        return self._nodes[0]
+
+    @cached_property
+    def depth(self) -> torch.Tensor:
+        """Depth ``[batch, width]``; 0 for the root and on padding."""
+        return self._nodes[1]
+
+    @cached_property
+    def rank(self) -> torch.Tensor:
+        """Child rank ``[batch, width]``; 0 for the root and on padding."""
+        return self._nodes[2]
+
+    @cached_property
+    def child_of(self) -> torch.Tensor:
+        """Where in :meth:`inner` of its depth a node's parent is ``[batch, width]``; 0 for the root and on padding."""
+        return self._nodes[3]
+
+    @cached_property
+    def real(self) -> torch.Tensor:
+        """``[batch, width]`` bool; False on padding."""
+        return self._nodes[4].bool()
+
+    @cached_property
+    def ancestors(self) -> torch.Tensor:
+        """``[batch, width, width]`` bool: ``[b, i, j]`` where j is i or an ancestor of i; False on padding."""
+        rows, width = self.shape.requests, self.shape.width
+        begin = self._nodes.numel()
+        return self.packed[begin : begin + rows * width * width].view(rows, width, width).bool()
+
+    def inner(self, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Batch rows and nodes ``[shape.parents[level]]`` of those that have children at depth ``level``.
+
+        Padding repeats the last of them.
+        """
+        rows, width = self.shape.requests, self.shape.width
+        begin = self._nodes.numel() + rows * width * width + 2 * sum(self.shape.parents[:level])
+        count = self.shape.parents[level]
+        request, node = self.packed[begin : begin + 2 * count].view(2, count)
+        return request, node
 
 
-def _expansion(topologies: Sequence[Topology], depth: int, device: torch.device) -> Expansion:
-    parents: dict[tuple[int, int], int] = {}
-    children: list[tuple[int, int, int, int]] = []
+@lru_cache(maxsize=256)
+def _batch(topologies: tuple[Topology, ...], device: torch.device, rounded: bool) -> TreeBatch:
+    shape = TreeShape.of(topologies)
+    shape = shape.rounded() if rounded else shape
+    nodes = torch.zeros(_NODE_FIELDS, shape.requests, shape.width, dtype=torch.int64)
+    ancestors = torch.zeros(shape.requests, shape.width, shape.width, dtype=torch.int64)
+    inner: list[list[tuple[int, int]]] = [[] for _ in range(shape.depth)]
     for row, topology in enumerate(topologies):
-        for node, path in enumerate(topology.paths, start=1):
-            if len(path) == depth + 1:
-                parent = parents.setdefault((row, topology.index[path[:-1]]), len(parents))
-                children.append((row, node, parent, path[-1]))
-    request, node = torch.tensor(list(parents), device=device).T
-    child_request, child, child_of, child_rank = torch.tensor(children, device=device).T
-    ranks = 1 + max(rank for *_, rank in children)
-    return Expansion(request, node, child_request, child, child_of, child_rank, ranks)
+        size = topology.nodes + 1
+        # The rows' inner nodes follow one another, so a row's begin where those before it end.
+        before = torch.tensor([0, *(len(level) for level in inner)])
+        child_of = topology.child_of + before[topology.depth]
+        fields = (topology.parent, topology.depth, topology.rank, child_of, torch.ones(size, dtype=torch.int64))
+        nodes[:, row, :size] = torch.stack(fields)
+        ancestors[row, :size, :size] = topology.ancestors
+        for level, own in enumerate(topology.inner):
+            inner[level] += [(row, node) for node in own]
+    levels = [level + level[-1:] * (count - len(level)) for level, count in zip(inner, shape.parents, strict=True)]
+    parts = [nodes, ancestors, *(torch.tensor(level).T for level in levels)]
+    packed = torch.cat([part.reshape(-1) for part in parts])
+    if device.type == "cuda":
+        packed = packed.pin_memory().to(device, non_blocking=True)
+    return TreeBatch(topologies, shape, packed)

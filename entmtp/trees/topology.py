@@ -103,6 +103,20 @@ class Topology:
         return mask
 
     @cached_property
+    def inner(self) -> tuple[tuple[int, ...], ...]:
+        """Per depth 0, 1, ... the nodes that have children: those that the heads guess behind."""
+        levels: list[list[int]] = [[] for _ in range(self.max_depth)]
+        for node in sorted(set(self.parent[1:].tolist())):
+            levels[int(self.depth[node])].append(node)
+        return tuple(tuple(level) for level in levels)
+
+    @cached_property
+    def child_of(self) -> torch.Tensor:
+        """Where in :attr:`inner` of its depth each node's parent is ``[nodes + 1]``, int64; 0 for the root."""
+        place = {node: at for level in self.inner for at, node in enumerate(level)}
+        return torch.tensor([0] + [place[node] for node in self.parent[1:].tolist()])
+
+    @cached_property
     def max_rank(self) -> tuple[int, ...]:
         """The highest child rank asked for at depths 1, 2, ...: what the heads must rank."""
         return tuple(max(path[-1] for path in self.paths if len(path) == d) for d in range(1, self.max_depth + 1))

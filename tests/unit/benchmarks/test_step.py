@@ -1,6 +1,9 @@
 """The roofline's arithmetic, on a tiny model; its times are not tested."""
 
-from benchmarks.step import PARTS, Bench, Machine, interleaved, multiplied, tree_of
+from functools import partial
+
+from benchmarks.step import Bench, Machine, multiplied, tree_of
+from entmtp.decoding.measure import PARTS, interleaved
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from tests.tiny import random_heads, tiny_model
@@ -22,7 +25,8 @@ def test_operations_grow_with_tokens_and_bytes_do_not() -> None:
     assert tree_operations == 8 * plain_operations
     more_bytes, more_operations = bench(7, 3, 20).floors(UNIT, parameters)
     assert more_operations == 3 * tree_operations
-    cached = 2 * sum(layer.keys[:, :, :20].numel() for layer in tree.cache.tree_layers if layer.keys is not None)
+    config = tree.backbone.config
+    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 20
     assert more_bytes - tree_bytes == 4 * 2 * cached
 
 
@@ -33,7 +37,8 @@ def test_an_embedding_table_of_its_own_is_looked_up_not_multiplied() -> None:
 
 def test_steps_start_from_the_same_state_and_time_every_part() -> None:
     benches = {nodes: bench(nodes, 2, 9) for nodes in (0, 3)}
-    for parts in interleaved(benches, repetitions=3).values():
+    steps = {nodes: partial(one.step, one.policy) for nodes, one in benches.items()}
+    for parts in interleaved(steps, repetitions=3).values():
         assert set(parts) == set(PARTS)
         assert all(ms >= 0 for ms in parts.values())
-    assert all(one.cache.lengths == [9, 9] for one in benches.values())
+    assert all(one.state.cache.lengths == [9, 9] for one in benches.values())

@@ -6,13 +6,14 @@ from transformers import GenerationConfig
 
 from entmtp.decoding.engine import Completion, Engine
 from entmtp.decoding.request import RunningRequest
+from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.ladder import Ladder
 from entmtp.scheduling.policies import LadderPolicy, Policy, SequencePolicy, StaticPolicy
-from entmtp.scheduling.signals import Signals, SignalTracker, entropy
+from entmtp.scheduling.signals import Signals, SignalTracker
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology
 from tests.small import SMALL_VOCAB, small_backbone, small_heads, small_prompt
@@ -84,15 +85,13 @@ def running(
     backbone: Backbone, heads: DraftHeads, prompts: Sequence[Sequence[int]], trees: Sequence[list[Topology]], steps: int
 ) -> list[RunningRequest]:
     """Requests after ``steps`` steps in one batch."""
-    cache = backbone.new_cache(slots=len(prompts), capacity=200)
+    state = DecodingState(backbone, heads, slots=len(prompts), capacity=200)
     requests = []
     for slot, (prompt, own) in enumerate(zip(prompts, trees, strict=True)):
-        hidden = backbone.prefill(prompt, slot, cache)[-1]
-        logits = backbone.logits(hidden)
-        root, uncertainty = int(logits.argmax()), float(entropy(logits))
-        requests.append(RunningRequest(slot, SignalTracker(8), own, root, hidden, uncertainty))
+        root, uncertainty = state.prefill(slot, prompt)
+        requests.append(RunningRequest(slot, SignalTracker(8), own, root, uncertainty))
     for _ in range(steps):
-        decode_step(backbone, heads, PerRequest(), cache, requests)
+        decode_step(state, PerRequest(), requests)
     return requests
 
 

@@ -11,7 +11,19 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.cache import TreeCache
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
-from tests.tiny import CONTEXT, SUPPORTED, TREES, WINDOW, buffers, nodes_on, plain_logits, random_tokens, tiny_model
+from tests.tiny import (
+    CONTEXT,
+    SUPPORTED,
+    TREES,
+    WINDOW,
+    buffers,
+    keep,
+    nodes_on,
+    plain_logits,
+    random_tokens,
+    tiny_model,
+    verify,
+)
 
 every_model = pytest.mark.parametrize("model_type", SUPPORTED)
 assert_close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
@@ -23,13 +35,13 @@ def pair(model_type: str) -> tuple[PreTrainedModel, Backbone]:
     return tiny_model(model_type), Backbone(tiny_model(model_type))
 
 
-def verify(
+def verified(
     backbone: Backbone, trees: list[Topology], slots: list[int], cache: TreeCache, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Random node tokens ``[batch, width]`` and the logits that a tree pass gives them."""
     batch = TreeBatch.of(trees)
     tokens = torch.tensor([random_tokens(batch.width, seed + row) for row in range(len(trees))])
-    return tokens, backbone.logits(backbone.verify(tokens, batch, slots, cache))
+    return tokens, verify(backbone, tokens, batch, slots, cache)[0]
 
 
 def check_paths(
@@ -48,7 +60,7 @@ def test_a_tree_in_one_pass_equals_every_path_run_alone(model_type: str, tree: T
     prompt = random_tokens(3 * WINDOW + 1)
     cache = backbone.new_cache(1, CONTEXT)
     backbone.prefill(prompt, 0, cache)
-    tokens, logits = verify(backbone, [tree], [0], cache, seed=5)
+    tokens, logits = verified(backbone, [tree], [0], cache, seed=5)
     check_paths(plain, prompt, tree, tokens[0], logits[0])
 
 
@@ -61,10 +73,10 @@ def test_compaction_over_steps_equals_the_sequential_run_in_place(model_type: st
     addresses = [buffer.data_ptr() for buffer in buffers(cache)]
     # Each leaf is accepted behind others, so that every step but the first two moves rows.
     for step, (name, leaf) in enumerate([("root", 0), ("chain", 3), ("bushy", 8), ("wide", 4), ("bushy", 9)] * 2):
-        tokens, logits = verify(backbone, [TREES[name]], [1], cache, seed=step)
+        tokens, logits = verified(backbone, [TREES[name]], [1], cache, seed=step)
         check_paths(plain, text, TREES[name], tokens[0], logits[0])
         accepted = nodes_on(TREES[name], leaf)
-        cache.commit([accepted])
+        keep(cache, [accepted])
         text += tokens[0, accepted].tolist()
         assert cache.lengths == [0, len(text)]
     assert [buffer.data_ptr() for buffer in buffers(cache)] == addresses
@@ -80,22 +92,22 @@ def test_a_ragged_batch_equals_one_by_one(model_type: str, slots: list[int]) -> 
         backbone.prefill(text, slot, cache)
     for step, names in enumerate([("bushy", "root", "chain"), ("root", "wide", "bushy"), ("root", "root", "root")]):
         trees = [TREES[name] for name in names]
-        tokens, logits = verify(backbone, trees, slots, cache, seed=10 * step)
+        tokens, logits = verified(backbone, trees, slots, cache, seed=10 * step)
         accepted = [nodes_on(tree, tree.nodes) for tree in trees]
         for row, (text, tree) in enumerate(zip(texts, trees, strict=True)):
             check_paths(plain, text, tree, tokens[row], logits[row])
             text += tokens[row, accepted[row]].tolist()
-        cache.commit(accepted)
+        keep(cache, accepted)
 
 
 def test_a_released_slot_leaves_nothing_to_its_next_request() -> None:
     plain, backbone = pair("mistral")
     cache = backbone.new_cache(2, CONTEXT)
     backbone.prefill(random_tokens(40, seed=1), 0, cache)
-    cache.release(0)
+    cache.rewind(0)
     text = random_tokens(7)
     backbone.prefill(text, 0, cache)
-    tokens, logits = verify(backbone, [TREES["bushy"]], [0], cache, seed=3)
+    tokens, logits = verified(backbone, [TREES["bushy"]], [0], cache, seed=3)
     check_paths(plain, text, TREES["bushy"], tokens[0], logits[0])
 
 
@@ -132,7 +144,7 @@ def test_a_tree_may_reach_past_the_context(model_type: str) -> None:
     text, tree = random_tokens(CONTEXT - 2), TREES["bushy"]
     cache = backbone.new_cache(1, CONTEXT + 64)
     backbone.prefill(text, 0, cache)
-    tokens, logits = verify(backbone, [tree], [0], cache, seed=1)
+    tokens, logits = verified(backbone, [tree], [0], cache, seed=1)
     for node in (tree.depth <= 1).nonzero()[:, 0].tolist():
         path = tokens[0, nodes_on(tree, node)].tolist()
         assert_close(logits[0, node], plain_logits(plain, text + path)[-1])
@@ -213,7 +225,7 @@ def test_unusual_configurations(model_type: str, changes: dict[str, Any]) -> Non
     text = random_tokens(20)
     cache = backbone.new_cache(1, CONTEXT)
     backbone.prefill(text, 0, cache)
-    tokens, logits = verify(backbone, [TREES["bushy"]], [0], cache, seed=3)
+    tokens, logits = verified(backbone, [TREES["bushy"]], [0], cache, seed=3)
     check_paths(plain, text, TREES["bushy"], tokens[0], logits[0])
 
 

@@ -8,10 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entmtp.errors import EntMTPError
-from entmtp.models.cache import TreeCache
-from tests.tiny import buffers
+from entmtp.models.cache import BufferShape, StepPlan, TreeCache
+from tests.tiny import buffers, keep
 
 SLOTS, CAPACITY, HEADS, HEAD_DIM = 4, 12, 2, 3
+
+
+def _cache(layers: int, slots: int, capacity: int = CAPACITY) -> TreeCache:
+    shape = BufferShape(HEADS, HEAD_DIM)
+    return TreeCache([(shape, shape)] * layers, slots, capacity)
+
+
+def _begin(cache: TreeCache, slots: list[int], real: torch.Tensor) -> StepPlan:
+    span = cache.span(slots, real.shape[1], padded=not real.all())
+    return cache.begin(span, real)
 
 
 def _states(labels: torch.Tensor) -> torch.Tensor:
@@ -37,14 +47,14 @@ def _write(cache: TreeCache, labels: torch.Tensor, real: torch.Tensor) -> list[t
 
 @given(st.data())
 def test_any_sequence_of_steps_and_releases_equals_lists(data: st.DataObject) -> None:
-    cache = TreeCache(layers=2, slots=SLOTS, capacity=CAPACITY)
+    cache = _cache(layers=2, slots=SLOTS)
     kept: list[list[float]] = [[] for _ in range(SLOTS)]
     fresh = count(1)
     addresses: list[int] = []
     for _ in range(data.draw(st.integers(1, 8), "operations")):
         if data.draw(st.booleans(), "release"):
             slot = data.draw(st.integers(0, SLOTS - 1), "released")
-            cache.release(slot)
+            cache.rewind(slot)
             kept[slot] = []
             continue
         slots = data.draw(st.lists(st.integers(0, SLOTS - 1), min_size=1, unique=True), "slots")
@@ -54,18 +64,18 @@ def test_any_sequence_of_steps_and_releases_equals_lists(data: st.DataObject) ->
         sizes = [data.draw(st.integers(1, room), "nodes") for _ in slots]
         real = torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]
         labels = torch.tensor([[next(fresh) for _ in range(max(sizes))] for _ in slots])
-        plan = cache.begin(slots, real)
+        plan = _begin(cache, slots, real)
         for keys, values in _write(cache, labels, real):
             assert torch.equal(keys, -values)
             for row, (slot, size) in enumerate(zip(slots, sizes, strict=True)):
-                start = len(kept[slot]) + 1 - plan.first
+                start = len(kept[slot]) + 1 - plan.span.first
                 read = keys[row, 0, :, 0].tolist()
-                assert read[1 - plan.first : start + size] == kept[slot] + labels[row, :size].tolist()
-        accepted = [sorted(data.draw(st.sets(st.integers(0, size - 1)), "accepted")) for size in sizes]
-        cache.commit(accepted)
+                assert read[1 - plan.span.first : start + size] == kept[slot] + labels[row, :size].tolist()
+        accepted = [sorted({0} | data.draw(st.sets(st.integers(0, size - 1)), "accepted")) for size in sizes]
+        keep(cache, accepted)
         for row, slot in enumerate(slots):
             kept[slot] += labels[row, accepted[row]].tolist()
-        assert cache.lengths == [len(tokens) for tokens in kept]
+        assert cache.lengths == cache.table.device_lengths.tolist() == [len(tokens) for tokens in kept]
         for slot in range(SLOTS):
             assert all(held == kept[slot] for held in _committed(cache, slot))
         pointers = [buffer.data_ptr() for buffer in buffers(cache)]
@@ -74,41 +84,41 @@ def test_any_sequence_of_steps_and_releases_equals_lists(data: st.DataObject) ->
 
 
 def test_a_step_of_uniform_slots_reads_a_view() -> None:
-    cache = TreeCache(layers=1, slots=SLOTS, capacity=CAPACITY)
+    cache = _cache(layers=1, slots=SLOTS)
     labels = torch.arange(1, 7).view(2, 3)
-    plan = cache.begin([1, 2], torch.ones(2, 3, dtype=torch.bool))
+    plan = _begin(cache, [1, 2], torch.ones(2, 3, dtype=torch.bool))
     ((keys, _),) = _write(cache, labels, torch.ones(2, 3, dtype=torch.bool))
-    assert plan.contiguous
+    assert plan.span.contiguous
     assert keys.untyped_storage().data_ptr() == buffers(cache)[0].untyped_storage().data_ptr()
     assert keys[:, 0, :, 0].tolist() == labels.tolist()
 
 
 def test_commit_works_outside_the_inference_mode_that_wrote() -> None:
-    cache = TreeCache(layers=1, slots=1, capacity=CAPACITY)
+    cache = _cache(layers=1, slots=1)
     real = torch.ones(1, 3, dtype=torch.bool)
     with torch.inference_mode():
-        cache.begin([0], real)
+        _begin(cache, [0], real)
         _write(cache, torch.tensor([[1, 2, 3]]), real)
-    cache.commit([[0, 2]])
+    keep(cache, [[0, 2]])
     assert _committed(cache, 0)[0] == [1, 3]
 
 
 def test_a_step_that_does_not_fit_is_an_error_and_changes_nothing() -> None:
-    cache = TreeCache(layers=1, slots=2, capacity=4)
+    cache = _cache(layers=1, slots=2, capacity=4)
     real = torch.ones(1, 3, dtype=torch.bool)
-    cache.begin([1], real)
+    _begin(cache, [1], real)
     _write(cache, torch.tensor([[1, 2, 3]]), real)
-    cache.commit([[0, 1, 2]])
+    keep(cache, [[0, 1, 2]])
     with pytest.raises(EntMTPError, match="3 tokens and a step of 2 nodes do not fit its 4 rows"):
-        cache.begin([0, 1], torch.ones(2, 2, dtype=torch.bool))
+        _begin(cache, [0, 1], torch.ones(2, 2, dtype=torch.bool))
     assert _committed(cache, 1)[0] == [1, 2, 3]
-    cache.begin([0], torch.ones(1, 4, dtype=torch.bool))
+    _begin(cache, [0], torch.ones(1, 4, dtype=torch.bool))
 
 
 def test_memory_of_a_dropped_cache_is_free_at_once() -> None:
-    cache = TreeCache(layers=2, slots=1, capacity=CAPACITY)
+    cache = _cache(layers=2, slots=1)
     real = torch.ones(1, 3, dtype=torch.bool)
-    cache.begin([0], real)
+    _begin(cache, [0], real)
     _write(cache, torch.tensor([[1, 2, 3]]), real)
     held = [weakref.ref(buffer) for buffer in buffers(cache)]
     gc.disable()

@@ -57,7 +57,7 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
         "its chunked_attention layers",
     ),
     "gpt_neo": (_gpt_neo, "local attention layers count cache rows"),
-    "bert": (lambda: tiny_model("bert", is_decoder=False), "differs from its paths run alone by"),
+    "bert": (lambda: tiny_model("bert", is_decoder=False), "keeps no keys and values"),
     "bloom": (lambda: tiny_model("bloom", n_head=4), "a tree pass raised"),
     "llama": (_shifted_llama, "differs from its paths run alone by"),
 }

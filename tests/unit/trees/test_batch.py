@@ -2,16 +2,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entmtp.trees.batch import TreeBatch
+from entmtp.trees.batch import TreeBatch, TreeShape
 from entmtp.trees.topology import Topology
 from tests.tiny import topologies
 
 
-@given(st.lists(topologies(), min_size=1, max_size=4))
-def test_each_row_is_its_topology_and_padding_is_inert(trees: list[Topology]) -> None:
-    batch = TreeBatch.of(trees)
+@given(st.lists(topologies(), min_size=1, max_size=4), st.booleans())
+def test_each_row_is_its_topology_and_padding_is_inert(trees: list[Topology], rounded: bool) -> None:
+    batch = TreeBatch.of(trees, rounded=rounded)
 
-    assert batch.width == 1 + max(tree.nodes for tree in trees)
+    assert batch.width >= 1 + max(tree.nodes for tree in trees)
     assert batch.max_depth == max(tree.max_depth for tree in trees)
     for row, tree in enumerate(trees):
         size = tree.nodes + 1
@@ -24,27 +24,42 @@ def test_each_row_is_its_topology_and_padding_is_inert(trees: list[Topology]) ->
         assert not batch.ancestors[row, :, size:].any()
 
 
-@given(topologies(), st.integers(1, 4))
-def test_one_tree_for_all_equals_equal_trees(tree: Topology, rows: int) -> None:
-    shared = TreeBatch.of([tree] * rows)
-    separate = TreeBatch.of([Topology(tree.paths) for _ in range(rows)])
-    for field in ("parent", "depth", "rank", "ancestors", "real"):
-        assert torch.equal(getattr(shared, field), getattr(separate, field))
+@given(st.lists(topologies(), min_size=1, max_size=4), st.booleans())
+def test_every_child_hangs_on_an_inner_node_of_the_level_above(trees: list[Topology], rounded: bool) -> None:
+    batch = TreeBatch.of(trees, rounded=rounded)
+    for level in range(batch.max_depth):
+        request, node = batch.inner(level)
+        parents = list(zip(request.tolist(), node.tolist(), strict=True))
+        assert len(parents) == batch.shape.parents[level]
+        expected = [(row, at) for row, tree in enumerate(trees) if tree.max_depth > level for at in tree.inner[level]]
+        assert parents == expected + expected[-1:] * (len(parents) - len(expected))
+        children = (batch.depth == level + 1).nonzero().tolist()
+        for row, child in children:
+            assert parents[batch.child_of[row, child]] == (row, batch.parent[row, child])
+        ranks = [int(batch.rank[row, child]) for row, child in children]
+        assert max(ranks) < batch.shape.ranks[level]
+        assert rounded or batch.shape.ranks[level] == 1 + max(ranks)
 
 
 @given(st.lists(topologies(), min_size=1, max_size=4))
-def test_expansions_visit_every_child_once_level_by_level(trees: list[Topology]) -> None:
-    batch = TreeBatch.of(trees)
-    seen: list[tuple[int, int]] = []
-    assert len(batch.expansions) == batch.max_depth
-    for depth, expansion in enumerate(batch.expansions):
-        parents = list(zip(expansion.request.tolist(), expansion.node.tolist(), strict=True))
-        assert len(set(parents)) == len(parents)
-        assert all(batch.depth[parent] == depth for parent in parents)
-        children = list(zip(expansion.child_request.tolist(), expansion.child.tolist(), strict=True))
-        for child, at, rank in zip(children, expansion.child_of.tolist(), expansion.child_rank.tolist(), strict=True):
-            assert parents[at] == (child[0], batch.parent[child])
-            assert rank == batch.rank[child]
-        assert expansion.ranks == 1 + expansion.child_rank.max()
-        seen += children
-    assert sorted(seen) == [(row, node) for row, tree in enumerate(trees) for node in range(1, tree.nodes + 1)]
+def test_the_least_shape_has_no_room_to_spare(trees: list[Topology]) -> None:
+    shape = TreeShape.of(trees)
+    assert shape.width == 1 + max(tree.nodes for tree in trees)
+    assert shape.padded == any(tree.nodes + 1 < shape.width for tree in trees)
+
+
+@given(st.lists(topologies(), min_size=1, max_size=4))
+def test_rounded_shapes_are_few_and_hold_the_least(trees: list[Topology]) -> None:
+    least, rounded = TreeShape.of(trees), TreeShape.of(trees).rounded()
+    assert rounded.width in (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    assert least.width <= rounded.width < 2 * least.width
+    assert len(rounded.parents) == len(rounded.ranks) == least.depth
+    for small, large in zip(least.parents + least.ranks, rounded.parents + rounded.ranks, strict=True):
+        assert small <= large
+    # Nothing but the row count, the rounded width, the depth and very high ranks tells two rounded shapes apart.
+    assert rounded.ranks == (16,) * least.depth
+
+
+def test_the_same_trees_are_the_same_batch() -> None:
+    trees = [Topology.of([(0,), (1,)]), Topology.root_only()]
+    assert TreeBatch.of(trees) is TreeBatch.of([Topology.of([(1,), (0,)]), Topology.root_only()])

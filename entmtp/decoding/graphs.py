@@ -1,0 +1,109 @@
+"""Parts of a step as CUDA graphs: launched by one call each, whatever trees they are about.
+
+A captured graph repeats the same kernels on the same memory. So a part may read only tensors that stay where they are
+(model, cache, the outputs of earlier parts, the trees' numbers in a fixed buffer), and everything that decides *which*
+kernels run belongs in its key. On a CPU parts are plain calls.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from entmtp.trees.batch import TreeBatch, TreeShape
+
+Outputs = TypeVar("Outputs", bound=tuple[torch.Tensor, ...])
+Part = Callable[[TreeBatch], Outputs]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A captured part: ``replay`` runs it again, and its results appear in ``outputs``."""
+
+    replay: Callable[[], None]
+    outputs: tuple[torch.Tensor, ...]
+
+
+class Recorder:
+    """Captures work as CUDA graphs that share one memory pool."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Callable[[], tuple[torch.Tensor, ...]]) -> Recording:
+        """Captures ``work`` without running it."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            outputs = work()
+        return Recording(graph.replay, outputs)
+
+
+class Graphs:
+    """Runs the parts of a step; captures each once per key where there is a ``recorder``.
+
+    Attributes:
+        captures: how many times a part was captured.
+        refused: why capturing was given up, if it was; parts are plain calls since.
+    """
+
+    def __init__(self, recorder: Recorder | None) -> None:
+        self._recorder = recorder
+        self._recordings: dict[Hashable, Recording] = {}
+        self._loaded: dict[TreeShape, TreeBatch] = {}
+        self.captures = 0
+        self.refused: str | None = None
+
+    @classmethod
+    def on(cls, device: torch.device) -> Graphs:
+        """Graphs where the device has them."""
+        return cls(Recorder() if device.type == "cuda" else None)
+
+    @property
+    def active(self) -> bool:
+        """Whether parts are captured."""
+        return self._recorder is not None
+
+    def load(self, trees: TreeBatch) -> TreeBatch:
+        """``trees`` in the place from which captured parts of their shape read."""
+        if not self.active:
+            return trees
+        held = self._loaded.get(trees.shape)
+        packed = trees.packed.clone() if held is None else held.packed
+        if held is not None and held.topologies is not trees.topologies:
+            packed.copy_(trees.packed)
+        self._loaded[trees.shape] = TreeBatch(trees.topologies, trees.shape, packed)
+        return self._loaded[trees.shape]
+
+    def run(self, key: Hashable, part: Part[Outputs], trees: TreeBatch) -> Outputs:
+        """The part's outputs for loaded ``trees``; they stay until a part of this key runs again.
+
+        The first time it runs as it is, which is also the warm-up that a capture needs, and is then recorded.
+        """
+        if self._recorder is None:
+            return part(trees)
+        if (recording := self._recordings.get(key)) is None:
+            return self._first_run(self._recorder, key, part, trees)
+        recording.replay()
+        return recording.outputs  # type: ignore[return-value]
+
+    def _first_run(self, recorder: Recorder, key: Hashable, part: Part[Outputs], trees: TreeBatch) -> Outputs:
+        # Anew for each run: what one run has derived from the numbers, another must derive from other numbers.
+        results = part(trees.anew())
+        try:
+            recording = recorder.record(lambda: part(trees.anew()))
+        except RuntimeError as error:
+            self._recorder, self.refused = None, str(error).splitlines()[0]
+            self._recordings.clear()
+            _log.warning("steps run without CUDA graphs, since this model's can't be captured: %s", self.refused)
+            return results
+        for place, result in zip(recording.outputs, results, strict=True):
+            place.copy_(result)
+        self._recordings[key] = recording
+        self.captures += 1
+        return recording.outputs  # type: ignore[return-value]

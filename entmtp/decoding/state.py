@@ -1,0 +1,64 @@
+"""What the device holds of running requests between steps, so that a step needs nothing from the host but trees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from entmtp.decoding.acceptance import Accepted
+from entmtp.decoding.graphs import Graphs
+from entmtp.heads.base import DraftHeads
+from entmtp.models.backbone import Backbone
+from entmtp.models.cache import TreeCache
+from entmtp.scheduling.signals import entropy
+from entmtp.trees.batch import TreeBatch
+
+
+class DecodingState:
+    """Requests in the slots of a cache; all memory is allocated at construction.
+
+    Attributes:
+        root: ``[slots]`` the token that the model chose last.
+        hidden: ``[slots, hidden_size]`` the decoder state that it was chosen from.
+        cache: keys and values of everything before the root.
+        graphs: what the parts of a step run through.
+    """
+
+    def __init__(self, backbone: Backbone, heads: DraftHeads | None, slots: int, capacity: int) -> None:
+        self.backbone = backbone
+        self.heads = heads
+        self.cache: TreeCache = backbone.new_cache(slots, capacity)
+        self.root = torch.zeros(slots, dtype=torch.int64, device=backbone.device)
+        self.hidden = torch.zeros(slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
+        self.graphs = Graphs.on(backbone.device)
+
+    @torch.inference_mode()
+    def prefill(self, slot: int, prompt: Sequence[int]) -> tuple[int, float]:
+        """Fills ``slot`` with a prompt; returns the first root and the entropy (nats) that it was chosen at."""
+        self.cache.rewind(slot)
+        hidden = self.backbone.prefill(prompt, slot, self.cache)[-1]
+        logits = self.backbone.logits(hidden)
+        root = logits.argmax()
+        self.root[slot], self.hidden[slot] = root, hidden
+        return int(root), float(entropy(logits))
+
+    def draft(self, slots: tuple[int, ...], trees: TreeBatch) -> tuple[torch.Tensor]:
+        """The trees' tokens ``[batch, width]``, the roots first."""
+        rows = self.cache.table.index(slots)
+        root = self.root[rows]
+        if self.heads is None or trees.max_depth == 0:
+            return (root[:, None],)
+        return (self.heads.fill(self.hidden[rows], root, trees).tokens,)
+
+    def keep(self, slots: tuple[int, ...], hidden: torch.Tensor, accepted: Accepted) -> tuple[()]:
+        """Keeps the accepted paths: their rows in the cache, and what the next step starts from.
+
+        ``hidden [batch, width, hidden_size]`` are the trees' decoder states.
+        """
+        rows = self.cache.table.index(slots)
+        last = accepted.nodes.gather(1, accepted.counts[:, None] - 1)
+        self.cache.keep(slots, accepted.nodes, accepted.counts)
+        self.root[rows] = accepted.root
+        self.hidden[rows] = hidden[torch.arange(len(rows), device=rows.device), last[:, 0]]
+        return ()

@@ -1,0 +1,74 @@
+"""CUDA graphs' rules on a CPU: work is recorded operator by operator, and a replay repeats them on the same memory.
+
+As with a captured graph, Python does not run again at a replay, addresses stay, recording leaves no trace in the state,
+and whatever makes the host wait for the device or sends it numbers is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from entmtp.decoding.graphs import Recording
+
+HOST_SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero")
+
+
+class HostSync(RuntimeError):
+    """A captured part asked for something that only the host can answer."""
+
+
+class _Tape(TorchDispatchMode):
+    """Records each operator with its operands, and what the written ones held before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        if name.startswith(HOST_SYNCS) or _has_boolean_index(name, args):
+            raise HostSync(f"operation not permitted while recording: {name}")
+        for argument, value in zip(func._schema.arguments, args):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self.before.append((value, value.clone()))
+        results = func(*args, **kwargs)
+        self.calls.append((func, args, kwargs, results))
+        return results
+
+
+def _has_boolean_index(name: str, args: Any) -> bool:
+    indices = args[1] if name.startswith("index") and len(args) > 1 and isinstance(args[1], list | tuple) else ()
+    return any(index is not None and index.dtype == torch.bool for index in indices)
+
+
+class Taped:
+    """Stands in for :class:`entmtp.decoding.graphs.Recorder`."""
+
+    def record(self, work: Callable[[], tuple[torch.Tensor, ...]]) -> Recording:
+        """Runs ``work`` on a tape, then undoes what it wrote."""
+        with _Tape() as tape:
+            outputs = work()
+        for tensor, old in reversed(tape.before):
+            tensor.copy_(old)
+        for output in outputs:
+            output.copy_(torch.full_like(output, 77))  # a capture computes nothing: whoever reads it too early sees
+        return Recording(lambda: _replay(tape.calls), outputs)
+
+
+def _replay(calls: list[tuple[Any, Any, Any, Any]]) -> None:
+    for func, args, kwargs, results in calls:
+        again = func(*args, **kwargs)
+        for held, fresh in zip(_tensors(results), _tensors(again), strict=True):
+            if held.data_ptr() != fresh.data_ptr():
+                held.copy_(fresh)
+
+
+def _tensors(results: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(results) if isinstance(leaf, torch.Tensor)]

@@ -1,0 +1,158 @@
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from entmtp.decoding.graphs import Graphs
+from entmtp.decoding.request import RunningRequest
+from entmtp.decoding.state import DecodingState
+from entmtp.decoding.step import decode_step
+from entmtp.heads.base import DraftHeads
+from entmtp.models import cache as cache_module
+from entmtp.models.backbone import Backbone
+from entmtp.scheduling.policies import SequencePolicy
+from entmtp.scheduling.signals import SignalTracker
+from entmtp.trees.batch import TreeBatch
+from entmtp.trees.topology import Topology
+from tests.small import SMALL_VOCAB, small_backbone, small_heads, small_prompt
+from tests.taped import Taped
+from tests.tiny import TREES, greedy
+
+ARCHITECTURES = ("llama", "gpt2", "mistral", "gemma3_text")
+
+
+def drawn_tree(generator: random.Random) -> Topology:
+    """A random tree of up to 15 nodes, now and then none."""
+    paths: set[tuple[int, ...]] = set()
+    for _ in range(generator.choice((0, 1, 3, 6, 15))):
+        parent = generator.choice([(), *(path for path in sorted(paths) if len(path) < 4)])
+        free = [(*parent, rank) for rank in range(SMALL_VOCAB) if (*parent, rank) not in paths]
+        paths.add(generator.choice(free[:3]))
+    return Topology.of(paths) if paths else Topology.root_only()
+
+
+def taped_state(backbone: Backbone, heads: DraftHeads | None, slots: int) -> DecodingState:
+    state = DecodingState(backbone, heads, slots, capacity=512)
+    state.graphs = Graphs(Taped())  # type: ignore[arg-type]
+    return state
+
+
+def running(state: DecodingState, prompts: list[list[int]]) -> list[RunningRequest]:
+    started = [state.prefill(slot, prompt) for slot, prompt in enumerate(prompts)]
+    return [RunningRequest(slot, SignalTracker(8), [slot], *first) for slot, first in enumerate(started)]
+
+
+@pytest.mark.parametrize("kind", ["medusa", "hydra"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_thousand_trees_replay_the_graphs_of_a_few_shapes(architecture: str, kind: str) -> None:
+    backbone = small_backbone(architecture, max_position_embeddings=1024)
+    state = taped_state(backbone, small_heads(kind, backbone), slots=1)
+    generator = random.Random(0)
+    trees = [drawn_tree(generator) for _ in range(100)]
+    prompt = small_prompt(9)
+    text = greedy(backbone.model, prompt, 300)
+    captures = []
+    for _ in range(3):
+        (request,) = running(state, [prompt])
+        policy = SequencePolicy(trees, 8)
+        request.policy_state = policy.start()
+        while len(request.tokens) < 100:
+            decode_step(state, policy, [request])
+        assert request.tokens == text[: len(request.tokens)]
+        assert len({step.topology for step in request.steps}) > 20
+        assert any(step.path for step in request.steps), "nothing was accepted: compaction was never needed"
+        captures.append(state.graphs.captures)
+        generator.shuffle(trees)
+    assert captures[0] == captures[2] < 4 * 5 * 5
+    assert state.graphs.refused is None
+
+
+def test_a_batch_with_a_tree_each_replays_too() -> None:
+    backbone = small_backbone()
+    heads = small_heads("hydra", backbone)
+    prompts = [small_prompt(length, seed=length) for length in (3, 17, 9)]
+    generator = random.Random(1)
+    own = [[drawn_tree(generator) for _ in range(40)] for _ in prompts]
+
+    class PerRequest:
+        entropy_window = 8
+
+        def start(self) -> list[int]:
+            return []
+
+        def choose(self, signals: object, state: list[int]) -> Topology:
+            state.append(state[0])
+            return own[state[0]][len(state) % 40]
+
+    state = taped_state(backbone, heads, slots=3)
+    requests = running(state, prompts)
+    for _ in range(30):
+        decode_step(state, PerRequest(), requests)
+    for request, prompt in zip(requests, prompts, strict=True):
+        assert request.tokens == greedy(backbone.model, prompt, len(request.tokens))
+    assert state.graphs.captures < 60
+
+
+def test_a_growing_context_needs_a_capture_every_so_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "ROUNDED_ROWS", 16)
+    backbone = small_backbone()
+    state = taped_state(backbone, None, slots=1)
+    policy = SequencePolicy([Topology.root_only()], 8)
+    (request,) = running(state, [small_prompt(5)])
+    request.policy_state = policy.start()
+    captures = []
+    for _ in range(60):
+        decode_step(state, policy, [request])
+        captures.append(state.graphs.captures)
+    assert request.tokens == greedy(backbone.model, small_prompt(5), 60)
+    # A draft once; verify, accept and compact for each 16 rows of the 66.
+    assert captures[0] == 4
+    assert captures[-1] == 1 + 3 * 5
+    assert len(set(captures)) == 5
+
+
+def part_of(work: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[TreeBatch], tuple[torch.Tensor]]:
+    return lambda trees: (work(trees.rank),)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [lambda ranks: ranks + int(ranks.max()), lambda ranks: ranks[ranks > 0], lambda ranks: ranks.nonzero()],
+    ids=["item", "boolean index", "nonzero"],
+)
+def test_a_part_that_makes_the_host_wait_is_run_as_it_is(work: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    graphs = Graphs(Taped())  # type: ignore[arg-type]
+    trees = graphs.load(TreeBatch.of([TREES["wide"]], rounded=True))
+    (first,) = graphs.run("part", part_of(work), trees)
+    assert torch.equal(first, work(trees.rank))
+    assert graphs.refused is not None
+    assert graphs.refused.startswith("operation not permitted")
+    assert (graphs.active, graphs.captures) == (False, 0)
+
+
+def test_a_recorded_part_reads_the_trees_loaded_last_and_runs_no_python() -> None:
+    graphs = Graphs(Taped())  # type: ignore[arg-type]
+    runs = []
+
+    def part(trees: TreeBatch) -> tuple[torch.Tensor, ...]:
+        runs.append(trees)
+        return trees.rank.sum(1), trees.ancestors.sum((1, 2))
+
+    for name in ("wide", "chain", "wide", "chain"):
+        tree = Topology.of(sorted(TREES[name].paths, key=len)[:3])
+        trees = graphs.load(TreeBatch.of([tree], rounded=True))
+        ranks, ancestors = graphs.run(trees.shape, part, trees)
+        assert (int(ranks), int(ancestors)) == (int(tree.rank.sum()), int(tree.ancestors.sum()))
+    # Twice for each of the two shapes: the first time as it is, then for the record.
+    assert (len(runs), graphs.captures) == (4, 2)
+
+
+def test_without_a_recorder_parts_are_plain_calls() -> None:
+    graphs = Graphs.on(torch.device("cpu"))
+    trees = TreeBatch.of([TREES["wide"]])
+    assert graphs.load(trees) is trees
+    for _ in range(2):
+        (ranks,) = graphs.run("part", lambda trees: (trees.rank,), trees)
+        assert ranks is trees.rank
+    assert (graphs.captures, graphs.active) == (0, False)
