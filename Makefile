@@ -1,9 +1,11 @@
 # make benchmark   compare Medusa, Hydra and EntMTP on the bundled model, through a Ray job (PROFILE=full for a real study)
 # make test        lint, types and tests
+# make performance measure this machine again and render docs/performance.md (SET=cuda on a GPU)
 # make serve       the service
 # make clean       remove what was built; results stay
 VENV ?= .venv
 PROFILE ?= quick
+SET ?= cpu
 ARGS ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
@@ -11,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: benchmark test serve clean
+.PHONY: benchmark test performance serve clean
 
 benchmark: $(INSTALLED)
 	$(BIN)/python jobs/local.py jobs/benchmark.py --profile $(PROFILE) $(ARGS)
@@ -21,6 +23,9 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+performance: $(INSTALLED)
+	$(BIN)/python -m benchmarks.performance --run $(SET)
 
 serve:
 	@echo "make serve: serving is not part of this version yet; use 'entmtp generate' instead" >&2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
+from entmtp.models.cache import ROUNDED_ROWS
 from entmtp.scheduling.cost import StepCost, cost_file, hardware_name, read_cost, write_cost
 from entmtp.scheduling.policies import Policy, StaticPolicy
 from entmtp.scheduling.signals import SignalTracker
@@ -36,7 +37,10 @@ class StepBench:
 
     def __init__(self, backbone: Backbone, heads: DraftHeads, batch: int, context: int, max_nodes: int) -> None:
         self.batch, self.context = batch, context
-        self.state = DecodingState(backbone, heads, batch, 1 << (context + max_nodes).bit_length())
+        # Room for the tree even where its width is rounded up to the next power of two, and little more: with a long
+        # context and a large batch the cache is the largest thing in memory.
+        capacity = -(-(context + 2 * (1 + max_nodes)) // ROUNDED_ROWS) * ROUNDED_ROWS
+        self.state = DecodingState(backbone, heads, batch, capacity)
         prompt = [1 + at % (backbone.vocab_size - 1) for at in range(context)]
         self._roots = [self.state.prefill(slot, prompt)[0] for slot in range(batch)]
 
@@ -85,14 +89,12 @@ def measure_cost(backbone: Backbone, heads: DraftHeads, hardware: str) -> StepCo
     """Medians of interleaved repetitions of whole steps with trees of each size, and of each depth."""
     wide_nodes = len(published_order())
     depths = range(1, heads.num_heads + 1)
-    trees = {("verify", nodes): _tree(nodes, heads.num_heads) for nodes in NODES}
-    trees |= {("narrow", depth): Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths}
-    trees |= {("wide", depth): _wide(depth, wide_nodes) for depth in depths}
     bench = StepBench(backbone, heads, batch=1, context=CONTEXT, max_nodes=wide_nodes)
 
     def one_step(tree: Topology) -> Callable[[], StepRecord]:
         return lambda: bench.step(StaticPolicy(tree, entropy_window=8))
 
+    trees = grid_trees(heads.num_heads, NODES)
     ms = interleaved({key: one_step(tree) for key, tree in trees.items()}, _REPETITIONS)
     return StepCost(
         nodes=list(NODES),
@@ -104,7 +106,18 @@ def measure_cost(backbone: Backbone, heads: DraftHeads, hardware: str) -> StepCo
     )
 
 
-def _tree(nodes: int, max_depth: int) -> Topology:
+def grid_trees(max_depth: int, nodes: Sequence[int]) -> dict[tuple[str, int], Topology]:
+    """The trees whose steps make a :class:`StepCost`.
+
+    Under ('verify', n) one of n nodes; under ('narrow', d) and ('wide', d) a chain and a full tree of depth d.
+    """
+    depths = range(1, max_depth + 1)
+    trees = {("verify", size): sized_tree(size, max_depth) for size in nodes}
+    trees |= {("narrow", depth): Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths}
+    return trees | {("wide", depth): _wide(depth, len(published_order())) for depth in depths}
+
+
+def sized_tree(nodes: int, max_depth: int) -> Topology:
     """The first ``nodes`` of the published tree that so many heads reach, then a wider first level."""
     published = [path for path in published_order() if len(path) <= max_depth]
     wider = [(rank,) for rank in range(nodes)]
@@ -113,6 +126,6 @@ def _tree(nodes: int, max_depth: int) -> Topology:
 
 
 def _wide(depth: int, nodes: int) -> Topology:
-    """A tree of ``nodes`` nodes and this depth: a chain, then as :func:`_tree`."""
+    """A tree of ``nodes`` nodes and this depth: a chain, then as :func:`sized_tree`."""
     chain = [(0,) * at for at in range(1, depth + 1)]
-    return Topology.of(list(dict.fromkeys([*chain, *_tree(nodes, depth).paths]))[:nodes])
+    return Topology.of(list(dict.fromkeys([*chain, *sized_tree(nodes, depth).paths]))[:nodes])

@@ -1,0 +1,144 @@
+"""What a benchmark found, as it prints it and as it is kept: tables beside all that their numbers depend on."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rich.console import Console
+from rich.table import Table as Shown
+
+from entmtp.errors import EntMTPError
+
+WIDTH = 120
+_VERSIONED = ("torch", "transformers")
+Cell = str | int | float
+
+
+class Table(BaseModel):
+    """Rows of cells under ``columns``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    columns: list[str] = Field(min_length=1)
+    rows: list[list[Cell]]
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Self:
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(f"row {number} has {len(row)} cells for {len(self.columns)} columns")
+        return self
+
+
+class Record(BaseModel):
+    """One run of one benchmark.
+
+    Attributes:
+        command: what was typed, from the root of the checkout.
+        date: UTC, ISO 8601.
+        machine: :func:`entmtp.scheduling.cost.hardware_name` of where it ran.
+        commit: of the checkout, with ``+`` behind it if files differed; empty without git.
+        notes: sentences that say what the tables mean, bars and their verdicts among them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    title: str = Field(min_length=1)
+    command: str
+    date: str
+    machine: str
+    versions: dict[str, str]
+    commit: str
+    notes: list[str]
+    tables: list[Table] = Field(min_length=1)
+
+
+def made_record(name: str, title: str, machine: str, tables: Sequence[Table], notes: Sequence[str] = ()) -> Record:
+    """A record of what this process measured just now."""
+    return Record(
+        name=name,
+        title=title,
+        command=command_line(),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        machine=machine,
+        versions={"python": platform.python_version()} | {package: version(package) for package in _VERSIONED},
+        commit=_commit(),
+        notes=list(notes),
+        tables=list(tables),
+    )
+
+
+def show(record: Record) -> None:
+    """Prints the tables, then the notes."""
+    console = Console(width=WIDTH)
+    console.print(f"{record.title}\n{record.machine}")
+    for table in record.tables:
+        shown = Shown(*table.columns, title=table.title)
+        for row in table.rows:
+            shown.add_row(*map(str, row))
+        console.print(shown)
+    for note in record.notes:
+        console.print(f"- {note}", markup=False)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Writes a record; a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_record(path: Path) -> Record:
+    """Reads a record.
+
+    Raises:
+        EntMTPError: if the file is absent or not a record; the message names the field.
+    """
+    try:
+        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EntMTPError(f"record: {path} can't be read ({error.strerror}); write it with --record") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise EntMTPError(f"record: {path}: {where}: {first['msg']}; write it again with --record") from error
+
+
+def deliver(record: Record, path: Path | None) -> None:
+    """What a benchmark does last: prints its record, and keeps it where ``--record`` says."""
+    show(record)
+    if path is not None:
+        write_record(path, record)
+
+
+def command_line() -> str:
+    """How this process was started: ``python -m benchmarks.NAME ARGUMENTS``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    started = ["python", "-m", spec.name] if spec is not None else ["python", Path(sys.argv[0]).name]
+    return shlex.join([*started, *sys.argv[1:]])
+
+
+def _commit() -> str:
+    try:
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        return commit + "+" * bool(_git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(*words: str) -> str:
+    found = subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10)
+    return found.stdout.strip()

@@ -1,0 +1,85 @@
+"""Records and the page that they render to."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from pydantic import ValidationError
+
+from benchmarks import performance, record
+from benchmarks.record import Record, Table, made_record, read_record, write_record
+from entmtp.errors import EntMTPError
+
+TABLE = Table(title="times", columns=["nodes", "ms"], rows=[[0, 1.5], [63, "2 | 3"]])
+
+
+def kept(name: str = "step", machine: str = "a CPU", **changes: str) -> Record:
+    fields = made_record(name, f"title of {name}", machine, [TABLE], ["It is so.", "It is good."]).model_dump()
+    fixed = {"date": "2026-01-01T00:00:00+00:00", "commit": "abc", "command": "python -m benchmarks.step"}
+    return Record.model_validate(fields | fixed | changes)
+
+
+def test_it_says_where_it_comes_from() -> None:
+    fresh = made_record("step", "title", "a CPU", [TABLE])
+    assert set(fresh.versions) == {"python", "torch", "transformers"}
+    assert fresh.date.endswith("+00:00")
+    assert fresh.command.startswith("python ")
+
+
+def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "step.json"
+    write_record(path, kept())
+    assert read_record(path) == kept()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_rows_have_a_cell_for_each_column() -> None:
+    with pytest.raises(ValidationError, match="row 1 has 1 cells for 2 columns"):
+        Table(title="times", columns=["nodes", "ms"], rows=[[0, 1.5], [63]])
+
+
+def test_a_file_that_is_no_record_is_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "step.json"
+    with pytest.raises(EntMTPError, match=r"step\.json can't be read"):
+        read_record(path)
+    path.write_text(json.dumps(kept().model_dump() | {"tables": []}))
+    with pytest.raises(EntMTPError, match=r"step\.json: tables: List should have at least 1 item"):
+        read_record(path)
+
+
+def test_each_machine_has_its_section_with_command_and_date() -> None:
+    page = performance.render([kept("b", "Z"), kept("a", "A"), kept("c", "Z")])
+    heads = [line for line in page.splitlines() if line.startswith("##")]
+    assert heads == ["## A", "### title of a", "## Z", "### title of b", "### title of c"]
+    assert page.count("python -m benchmarks.step\n") == page.count("2026-01-01T00:00:00+00:00, commit abc") == 3
+    assert "| 63 | 2 \\| 3 |" in page
+    assert "- It is so.\n- It is good.\n" in page
+
+
+def test_the_committed_page_is_what_the_committed_records_render_to() -> None:
+    assert performance.PAGE.read_text(encoding="utf-8") == performance.render(performance.records())
+
+
+def test_an_unknown_set_is_an_error() -> None:
+    with pytest.raises(EntMTPError, match="set 'tpu' is unknown; choose one of cpu, cuda"):
+        performance.measure("tpu")
+
+
+@pytest.mark.parametrize("text", [text for kept in performance.COMMANDS.values() for text in kept.values()])
+def test_the_commands_name_options_that_exist(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    name, *options = text.split()
+    module = importlib.import_module(f"benchmarks.{name}")
+    app = typer.Typer()
+    app.command()(module.main)
+    command = typer.main.get_command(app)
+    context = command.make_context(name, [*options, "--record", "x.json"])
+    assert context.params["record"] == Path("x.json")
+
+
+def test_a_command_line_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record.sys, "argv", ["/somewhere/benchmarks/step.py", "--nodes", "3", "--model", "a b"])
+    assert record.command_line().endswith("--nodes 3 --model 'a b'")
+    assert "/somewhere" not in record.command_line()
