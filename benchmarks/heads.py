@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How good the bundled heads are where it counts: tau on prompts that neither training nor calibration has seen.
 
-    python benchmarks/heads.py --output results/heads
+    python -m benchmarks.heads --output results/heads
 
 The bundled model answers scored prompts of each suite greedily; the bank's trees (made on other prompts) are replayed
 on the heads' rank traces of those answers.
@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.record import Cell, Table, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.calibration import calibration_texts, traces_of
 from entmtp.evaluation.suites import SUITES, load_suite, split
@@ -23,26 +22,27 @@ from entmtp.evaluation.suites.splits import draw
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat, load_model
+from entmtp.scheduling.cost import hardware_name
 from entmtp.settings import CalibrationSettings
 from entmtp.trees.bank import bundled_bank, load_bank
 from entmtp.trees.replay import replayed_tau
 
 SIZES = (1, 2, 3, 4, 8, 16, 32, 63)
+NOTE = "Replayed on the heads' rank traces of the model's own greedy answers, from where steps start; nothing is timed."
 
 
 def main(
     output: Annotated[Path, typer.Option(help="folder that keeps the answers, so that a second run is quick")],
     prompts: Annotated[int, typer.Option(help="scored prompts per suite")] = 16,
     data: Annotated[list[str] | None, typer.Option(help="SUITE=FILE in the hub's schema; may repeat")] = None,
+    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
 ) -> None:
     """Print tau by node budget for both kinds of heads on every suite."""
     files = dict(text.split("=", 1) for text in data or [])
     with told_plainly("heads"):
         model, tokenizer = load_model("bundled")
         backbone = Backbone(model)
-        table = Table(
-            "suite", "source", "heads", "tokens", *(f"n={size}" for size in SIZES), title="tau, root included"
-        )
+        rows: list[list[Cell]] = []
         for name in SUITES:
             suite = load_suite(name, files.get(name))
             asked = draw(split(suite.prompts)[1], prompts, seed=0)
@@ -53,8 +53,12 @@ def main(
                 traces = traces_of(folder, backbone, load_heads(bundled_heads(kind), backbone))
                 frontier = load_bank(bundled_bank(name, kind)).overall
                 taus = [f"{replayed_tau(traces, frontier.tree(size)):.2f}" for size in SIZES]
-                table.add_row(name, suite.source, kind, str(sum(map(len, traces))), *taus)
-        Console(width=110).print(table)
+                rows.append([name, suite.source, kind, sum(map(len, traces)), *taus])
+        columns = ["suite", "source", "heads", "tokens", *(f"n={size}" for size in SIZES)]
+        table = Table(title="tau, root included", columns=columns, rows=rows)
+        notes = [f"{prompts} scored prompts per suite; the trees were made on other prompts.", NOTE]
+        title = "How much the bundled heads guess"
+        deliver(made_record("heads", title, hardware_name(backbone.device), [table], notes), record)
 
 
 if __name__ == "__main__":

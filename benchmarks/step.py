@@ -1,168 +1,234 @@
 #!/usr/bin/env python3
 """Where a step's time goes, beside what the machine could do at best.
 
-    python benchmarks/step.py
-    python benchmarks/step.py --nodes 15 --batch 4 --context 512 --profile
+    python -m benchmarks.step
+    python -m benchmarks.step --nodes 0 --nodes 15 --batch 1 --batch 4 --context 512 --profile
+    python -m benchmarks.step --shape vicuna-7b --dtype bfloat16 --churn 1000      # on a GPU: random weights
+    python -m benchmarks.step --shape tiny                                         # shows the same in seconds
 
-Two floors are measured in the same run: the bytes that a step must read (every weight it uses once, and the cache)
-over the machine's copy bandwidth, and its multiplications over the machine's matrix rate. A step can't be faster than
-the larger of the two; the last column says how near it comes.
+Two floors are measured in the same run: the bytes that a step must read over the machine's copy bandwidth, and its
+multiplications over the machine's matrix rate (:mod:`benchmarks.roofline`). One table for each batch and context; its
+sizes take turns. ``--save-profile FILE`` keeps the costs as a hardware profile (:mod:`entmtp.scheduling.profiles`).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 from torch.profiler import profile
 
+from benchmarks.bars import cpu_bars, cuda_bars
+from benchmarks.record import Cell, Record, Table, deliver, made_record
+from benchmarks.roofline import Work, measure_machine, step_work
+from benchmarks.shapes import SHAPES, random_heads, random_model, shape_of
+from benchmarks.timing import StepTime, churn, ladder_of, timed_steps
 from entmtp.cli_errors import told_plainly
-from entmtp.decoding.measure import PARTS, StepBench, interleaved
+from entmtp.decoding.measure import NODES, PARTS, StepBench, grid_trees
+from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.checkpoint import bundled_heads, load_heads
+from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import load_model
 from entmtp.scheduling.cost import hardware_name
-from entmtp.scheduling.policies import StaticPolicy
+from entmtp.scheduling.profiles import HardwareProfile, Measured, ProfilePoint
 from entmtp.settings import Kernels
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology
 
-COPY_BYTES = 2**29
-MATRIX_SIZE = 1536
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What this machine does at best, measured: bytes per ms (read and written) and multiply-adds per ms."""
-
-    bytes_per_ms: float
-    multiply_adds_per_ms: float
+SIZES = (0, 1, 3, 7, 15, 31, 63)
+CONTEXT = 160
+COLUMNS = ("nodes", *PARTS, "rest", "step ms", "over plain", "bytes floor", "operations floor", "step / floor")
+NOTES = (
+    "step ms is the wall clock around a whole step; rest is what it has beside its parts, the host's own work.",
+    "policy is a ladder's: signals, thresholds, the batch of trees and the cache rows that they may use.",
+)
+Times = Mapping[tuple[str, int], StepTime]
 
 
 def main(
     model: Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")] = "bundled",
-    heads: Annotated[str, typer.Option(help="folder or hub name of the model's heads")] = str(bundled_heads("hydra")),
-    nodes: Annotated[list[int] | None, typer.Option(help="node budgets, without the root; may repeat")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="requests in one step")] = 1,
-    context: Annotated[int, typer.Option(min=1, help="tokens of each request before the step")] = 160,
+    heads: Annotated[str, typer.Option(help="kind, for the bundled model or a shape; or folder or hub name")] = "hydra",
+    shape: Annotated[str | None, typer.Option(help=f"random weights instead: {', '.join(SHAPES)}")] = None,
+    nodes: Annotated[list[int] | None, typer.Option(min=0, help="node budgets, without the root; may repeat")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="requests in one step; may repeat")] = None,
+    context: Annotated[list[int] | None, typer.Option(min=1, help="tokens before the step; may repeat")] = None,
     repetitions: Annotated[int, typer.Option(min=3, help="timed steps of each size")] = 20,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
-    kernels: Annotated[str, typer.Option(help="auto, or eager for PyTorch's own")] = "auto",
+    kernels: Annotated[str, typer.Option(help="auto, packed, or eager for PyTorch's own")] = "auto",
+    churned: Annotated[int, typer.Option("--churn", min=0, help="steps with changing random trees at the end")] = 0,
     profiled: Annotated[bool, typer.Option("--profile", help="name each size's ten most expensive operators")] = False,
+    save_profile: Annotated[Path | None, typer.Option(help="write the costs there as a hardware profile")] = None,
+    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
 ) -> None:
-    """Print each part's median milliseconds by node budget, the two floors, and the step over the larger floor."""
-    console = Console(width=110)
-    chosen: Kernels = "eager" if kernels == "eager" else "auto"
+    """Print each part's median milliseconds by node budget, the two floors, and what the bars say."""
     with told_plainly("step"):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded, _ = load_model(model, dtype=dtype, device=device)
-        backbone = Backbone(loaded, chosen)
-        drafter = load_heads(heads, backbone)
+        loaded, backbone, drafter = subject(model, heads, shape, dtype, kernels)
+        sizes = sorted(set(nodes or (NODES if save_profile else SIZES)))
+        grid = list(itertools.product(sorted(set(batch or [1])), sorted(set(context or [CONTEXT]))))
+        _check(backbone, grid, sizes, save_profile)
+        trees = grid_trees(drafter.num_heads, sizes)
+        if save_profile is None:
+            trees = {key: tree for key, tree in trees.items() if key[0] == "verify"}
         machine = measure_machine(backbone.device, backbone.dtype)
-        title = (
-            f"one step, {batch} x {context} tokens of context, {backbone.dtype}, {backbone.kernels} kernels,"
-            f" {drafter.kind} heads\n{hardware_name(backbone.device)}: copies"
-            f" {machine.bytes_per_ms / 1e6:.1f} GB/s, multiplies {2 * machine.multiply_adds_per_ms / 1e9:.2f} TFLOP/s"
+        tables, notes, points = [], [f"This machine {machine.text}.", *NOTES], []
+        for requests, tokens in grid:
+            where = f"batch {requests}, context {tokens}"
+            bench = StepBench(backbone, drafter, requests, tokens, max(tree.nodes for tree in trees.values()))
+            times = timed_steps(bench, trees, repetitions)
+            plain = {size: times["verify", size] for size in sizes}
+            works = {size: work_of(bench, loaded, drafter, trees["verify", size]) for size in sizes}
+            floors = {size: work.floors(machine) for size, work in works.items()}
+            tables.append(table_of(where, plain, floors))
+            # The bars are about a single request; more of them are another load.
+            notes += [f"{where}: {sentence}" for sentence in _bars(backbone, plain, floors) if requests == 1]
+            if save_profile is not None:
+                points.append(_point(requests, tokens, sizes, drafter.num_heads, times))
+            if profiled:
+                tables += [operators(bench, size, trees["verify", size], repetitions) for size in sizes]
+            if churned:
+                notes.append(f"{where}: {churn(bench, max(sizes), drafter.num_heads, churned).text}")
+            notes += _peak(where)
+            del bench  # the next one's cache needs the room
+        what = f"{shape or model}, {drafter.kind} heads, {backbone.dtype}, {backbone.kernels} kernels"
+        measured = made_record("step", f"One step: {what}", hardware_name(backbone.device), tables, notes)
+        if save_profile is not None:
+            made = _profile(_origin(measured, backbone, drafter, shape or model), sizes, grid, points)
+            made.save(save_profile)
+        deliver(measured, record)
+
+
+def subject(model: str, heads: str, shape: str | None, dtype: str, kernels: str) -> tuple[Any, Backbone, DraftHeads]:
+    """The model as transformers has it, the same as a backbone, and its heads."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen: Kernels = "eager" if kernels == "eager" else "packed" if kernels == "packed" else "auto"
+    if shape is not None:
+        loaded = random_model(shape_of(shape), device, torch_type(dtype))
+        backbone = Backbone(loaded, chosen)
+        return loaded, backbone, random_heads(shape_of(shape), heads, backbone)
+    loaded, _ = load_model(model, dtype=dtype, device=str(device))
+    backbone = Backbone(loaded, chosen)
+    return loaded, backbone, load_heads(bundled_heads(heads) if heads in KINDS else heads, backbone)
+
+
+def torch_type(dtype: str) -> torch.dtype:
+    """Raises EntMTPError for a name that is no floating-point type of models."""
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in types:
+        raise EntMTPError(f"dtype: '{dtype}' is unknown; choose one of {', '.join(types)}")
+    return types[dtype]
+
+
+def _check(
+    backbone: Backbone, grid: Iterable[tuple[int, int]], sizes: Sequence[int], save_profile: Path | None
+) -> None:
+    """Raises EntMTPError before anything is measured in vain."""
+    if save_profile is not None and (sizes[0] != 0 or len(sizes) < 2):
+        raise EntMTPError(f"nodes: {sizes} make no profile; give 0 (plain decoding) and at least one more")
+    if (longest := max(tokens for _, tokens in grid) + max(sizes)) > backbone.max_context:
+        raise EntMTPError(
+            f"context: with its tree it takes {longest} of the model's {backbone.max_context} positions; ask for fewer"
         )
-        table = Table("nodes", *PARTS, "step ms", "bytes floor", "operations floor", "step / floor", title=title)
-        budgets = nodes or [0, 1, 3, 7, 15, 31, 63]
-        benches = {size: Bench(backbone, drafter, tree_of(size), batch, context) for size in budgets}
-        steps = {size: partial(bench.step, bench.policy) for size, bench in benches.items()}
-        for size, parts in interleaved(steps, repetitions).items():
-            table.add_row(*_row(size, parts, benches[size].floors(machine, multiplied(loaded))))
-        console.print(table)
-        for size, bench in benches.items() if profiled else ():
-            console.print(f"\n{size} nodes, ten most expensive operators of {repetitions} steps")
-            console.print(operators(bench, repetitions), soft_wrap=True)
 
 
-def _row(nodes: int, parts: dict[str, float], floors: tuple[float, float]) -> list[str]:
-    step = sum(parts.values())
-    times = [*(parts[part] for part in PARTS), step, *floors]
-    return [str(nodes), *(f"{ms:.2f}" for ms in times), f"{step / max(floors):.2f}"]
+def work_of(bench: StepBench, model: Any, heads: DraftHeads, tree: Topology) -> Work:
+    """What a step of ``bench`` with this tree can't do without."""
+    cache = bench.state.cache
+    values = sum(pool.numel() for pool in cache.pools.values()) * bench.context // (cache.capacity + 1)
+    return step_work(model, heads, tree, bench.batch, values)
 
 
-def tree_of(nodes: int) -> Topology:
-    """The first ``nodes`` of the published tree."""
-    return Topology.of(published_order()[:nodes]) if nodes else Topology.root_only()
+def table_of(where: str, times: Mapping[int, StepTime], floors: Mapping[int, tuple[float, float]]) -> Table:
+    """Milliseconds by node budget; 'over plain' needs plain decoding among the sizes."""
+    rows: list[list[Cell]] = []
+    for size, time in times.items():
+        over = f"{time.wall_ms / times[0].wall_ms:.2f}" if 0 in times else "–"
+        parts = [f"{time.parts[part]:.2f}" for part in PARTS]
+        bytes_ms, operations_ms = floors[size]
+        nearest = f"{time.wall_ms / max(floors[size]):.2f}"
+        ms = [f"{time.rest_ms:.2f}", f"{time.wall_ms:.2f}"]
+        rows.append([size, *parts, *ms, over, f"{bytes_ms:.2f}", f"{operations_ms:.2f}", nearest])
+    return Table(title=f"ms of a step by node budget, {where}", columns=list(COLUMNS), rows=rows)
 
 
-class Bench(StepBench):
-    """Steps of one size, always from the same state."""
-
-    def __init__(self, backbone: Backbone, heads: DraftHeads, topology: Topology, batch: int, context: int) -> None:
-        super().__init__(backbone, heads, batch, context, topology.nodes)
-        self.backbone, self.heads, self.topology = backbone, heads, topology
-        self.policy = StaticPolicy(topology, entropy_window=8)
-
-    def floors(self, machine: Machine, parameters: int) -> tuple[float, float]:
-        """Least milliseconds that the step's bytes and its multiplications take.
-
-        ``parameters`` are the model's that a step multiplies by: all, but for an embedding table of its own.
-        """
-        drafting = count(self.heads) + self.heads.output_weight.numel() if self.topology.nodes else 0
-        cache = self.state.cache
-        cached = cache.bytes * self.context // (cache.capacity + 1)
-        size = self.backbone.dtype.itemsize
-        tokens = self.batch * (1 + self.topology.nodes)
-        return (
-            (size * (parameters + drafting) + cached) / machine.bytes_per_ms,
-            tokens * (parameters + cached / size / self.batch) / machine.multiply_adds_per_ms,
-        )
+def _bars(
+    backbone: Backbone, times: Mapping[int, StepTime], floors: Mapping[int, tuple[float, float]]
+) -> Iterable[str]:
+    if backbone.device.type == "cuda":
+        return cuda_bars(times, {size: bytes_ms for size, (bytes_ms, _) in floors.items()})
+    return cpu_bars(times)
 
 
-def count(module: torch.nn.Module) -> int:
-    """Parameters of a module."""
-    return sum(weight.numel() for weight in module.parameters())
+def _peak(where: str) -> Iterable[str]:
+    if torch.cuda.is_available():
+        yield f"{where}: the allocator's peak was {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB."
 
 
-def multiplied(model: Any) -> int:
-    """Parameters of the model that a step multiplies by; of an untied embedding table it only looks up rows."""
-    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    return count(model) - (0 if output is embedding else embedding.numel())
-
-
-@torch.inference_mode()
-def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Copies and multiplies matrices that no cache holds."""
-    source = torch.ones(COPY_BYTES // dtype.itemsize, dtype=dtype, device=device)
-    target = torch.empty_like(source)
-    copy_ms = _best_ms(lambda: target.copy_(source), device)
-    left, right = (torch.ones(MATRIX_SIZE, MATRIX_SIZE, dtype=dtype, device=device) for _ in range(2))
-    product_ms = _best_ms(lambda: left @ right, device)
-    return Machine(2 * COPY_BYTES / copy_ms, MATRIX_SIZE**3 / product_ms)
-
-
-def _best_ms(work: Callable[[], object], device: torch.device, repetitions: int = 10) -> float:
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    times = []
-    for _ in range(repetitions):
-        wait()
-        began = time.perf_counter()
-        work()
-        wait()
-        times.append((time.perf_counter() - began) * 1e3)
-    return min(times)
-
-
-def operators(bench: Bench, steps: int) -> str:
-    """A table of the operators that took most time."""
+def operators(bench: StepBench, size: int, tree: Topology, steps: int) -> Table:
+    """The ten operators that took most time of their own."""
+    policy = ladder_of(tree)
     with profile() as profiler:
         for _ in range(steps):
-            bench.step(bench.policy)
-    own_time = "self_cuda_time_total" if bench.backbone.device.type == "cuda" else "self_cpu_time_total"
-    return str(profiler.key_averages().table(sort_by=own_time, row_limit=10, max_name_column_width=50))
+            bench.step(policy)
+    on_device = torch.cuda.is_available()
+    own = [
+        (event.self_device_time_total if on_device else event.self_cpu_time_total, event)
+        for event in profiler.key_averages()
+    ]
+    total = sum(time for time, _ in own) or 1.0
+    dearest = sorted(own, key=lambda item: item[0], reverse=True)[:10]
+    return Table(
+        title=f"most expensive operators with {size} nodes, batch {bench.batch}, context {bench.context}",
+        columns=["operator", "calls a step", "ms a step", "share"],
+        rows=[
+            [event.key[:60], f"{event.count / steps:.0f}", f"{time / steps / 1e3:.2f}", f"{time / total:.0%}"]
+            for time, event in dearest
+        ],
+    )
+
+
+def _point(batch: int, context: int, sizes: Sequence[int], heads: int, times: Times) -> ProfilePoint:
+    parts = {
+        f"{part}_ms": [times["verify", size].parts[part] for size in sizes]
+        for part in ("policy", "verify", "accept", "compact")
+    }
+    drafts = {
+        f"{kind}_draft_ms": [times[kind, depth].parts["draft"] for depth in range(1, heads + 1)]
+        for kind in ("narrow", "wide")
+    }
+    rest = [times["verify", size].rest_ms for size in sizes]
+    return ProfilePoint.model_validate({"batch": batch, "context": context, "rest_ms": rest} | parts | drafts)
+
+
+def _origin(measured: Record, backbone: Backbone, heads: DraftHeads, model: str) -> Measured:
+    return Measured(
+        hardware=measured.machine,
+        date=measured.date,
+        command=measured.command,
+        commit=measured.commit,
+        model=model,
+        heads_kind=heads.kind,
+        dtype=str(backbone.dtype).removeprefix("torch."),
+        kernels=backbone.kernels,
+        versions=measured.versions,
+    )
+
+
+def _profile(
+    origin: Measured, sizes: Sequence[int], grid: Sequence[tuple[int, int]], points: Sequence[ProfilePoint]
+) -> HardwareProfile:
+    return HardwareProfile(
+        measured=origin,
+        nodes=list(sizes),
+        batches=sorted({batch for batch, _ in grid}),
+        contexts=sorted({context for _, context in grid}),
+        wide_nodes=len(published_order()),
+        points=list(points),
+    )
 
 
 if __name__ == "__main__":

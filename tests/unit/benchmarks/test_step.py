@@ -1,44 +1,181 @@
-"""The roofline's arithmetic, on a tiny model; its times are not tested."""
+"""The roofline's arithmetic and the harness, on tiny models; its times are not tested."""
 
-from functools import partial
+import json
+import random
+from itertools import islice
+from pathlib import Path
 
-from benchmarks.step import Bench, Machine, multiplied, tree_of
-from entmtp.decoding.measure import PARTS, interleaved
-from entmtp.heads.base import DraftHeads
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import step, timing
+from benchmarks.bars import cpu_bars, cuda_bars
+from benchmarks.record import read_record
+from benchmarks.roofline import Machine, Work, multiplied, step_work
+from benchmarks.shapes import SHAPES, random_heads, random_model, shape_of
+from benchmarks.timing import StepTime, churn, ladder_of, random_tree, timed_steps
+from entmtp.decoding.graphs import Graphs
+from entmtp.decoding.measure import PARTS, StepBench, sized_tree
+from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
-from tests.tiny import random_heads, tiny_model
+from entmtp.scheduling.profiles import load_profile
+from entmtp.scheduling.signals import Signals
+from entmtp.trees.topology import Topology
+from tests import tiny
+from tests.taped import Taped
 
-UNIT = Machine(bytes_per_ms=1, multiply_adds_per_ms=1)
+UNIT = Machine(bytes_per_ms=1, multiply_adds_per_ms=1, cache_bytes=0)
+DEEP = Topology.of([(0,), (0, 0), (1,), (1, 0), (0, 0, 0)])
 
 
-def bench(nodes: int, batch: int, context: int) -> Bench:
-    backbone = Backbone(tiny_model("llama"))
-    heads: DraftHeads = random_heads("hydra", backbone).attach(backbone)
-    return Bench(backbone, heads, tree_of(nodes), batch, context)
+def work(kind: str, tree: Topology, batch: int = 1, cached: int = 0) -> Work:
+    model = tiny.tiny_model("llama")
+    backbone = Backbone(model)
+    return step_work(model, tiny.random_heads(kind, backbone).attach(backbone), tree, batch, cached)
+
+
+def bench(kind: str, batch: int, context: int, max_nodes: int = 20) -> StepBench:
+    backbone = Backbone(tiny.tiny_model("llama"))
+    return StepBench(backbone, tiny.random_heads(kind, backbone).attach(backbone), batch, context, max_nodes)
 
 
 def test_operations_grow_with_tokens_and_bytes_do_not() -> None:
-    parameters = 1000
-    plain, tree = bench(0, 1, 20), bench(7, 1, 20)
-    _, plain_operations = plain.floors(UNIT, parameters)
-    tree_bytes, tree_operations = tree.floors(UNIT, parameters)
-    assert tree_operations == 8 * plain_operations
-    more_bytes, more_operations = bench(7, 3, 20).floors(UNIT, parameters)
-    assert more_operations == 3 * tree_operations
-    config = tree.backbone.config
-    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 20
-    assert more_bytes - tree_bytes == 4 * 2 * cached
+    weights = multiplied(tiny.tiny_model("llama"))
+    plain = work("medusa", Topology.root_only(), cached=100)
+    assert plain == Work(4 * (weights + 100), (), weights + 100)
+    many = work("medusa", Topology.root_only(), batch=3, cached=300)
+    assert many == Work(4 * (weights + 300), (), 3 * (weights + 100))
+
+
+@pytest.mark.parametrize(("kind", "per_level"), [("medusa", 2), ("hydra", 3)])
+def test_only_the_levels_that_a_tree_reaches_are_read(kind: str, per_level: int) -> None:
+    level, output = per_level * 24 * 32, tiny.DRAFT_VOCAB * 32
+    weights = multiplied(tiny.tiny_model("llama"))
+    one, three = work(kind, Topology.of([(0,), (1,)])), work(kind, DEEP)
+    assert one.bytes == 4 * (weights + level + 1 + output)
+    assert three.bytes == 4 * (weights + 3 * (level + 1) + output)
+    assert one.again_bytes == ()
+    # Hydra's levels wait for each other: the output layer is read by each of them, for each node that has children.
+    assert three.again_bytes == ((4 * output,) * 2 if kind == "hydra" else ())
+    parents = {"medusa": 3, "hydra": 1 + 2 + 1}[kind]
+    assert three.multiply_adds == 6 * weights + parents * output
+
+
+def test_what_a_cache_holds_is_not_read_again() -> None:
+    twice = Work(bytes=100, again_bytes=(30, 30), multiply_adds=7)
+    assert twice.floors(UNIT) == (160, 7)
+    assert twice.floors(Machine(2, 7, cache_bytes=20)) == (60, 1)
+    assert twice.floors(Machine(1, 1, cache_bytes=50)) == (100, 7)
 
 
 def test_an_embedding_table_of_its_own_is_looked_up_not_multiplied() -> None:
-    tied, untied = (tiny_model("llama", tie_word_embeddings=tie) for tie in (True, False))
+    tied, untied = (tiny.tiny_model("llama", tie_word_embeddings=tie) for tie in (True, False))
     assert multiplied(tied) == multiplied(untied) == sum(weight.numel() for weight in tied.parameters())
 
 
+def test_the_cache_counts_as_far_as_it_is_read() -> None:
+    two = bench("hydra", 2, 9)
+    model = tiny.tiny_model("llama")
+    found = step.work_of(two, model, two.state.heads, Topology.root_only())  # type: ignore[arg-type]
+    config = two.state.backbone.config
+    cached = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 9
+    assert found.bytes == 4 * (multiplied(model) + cached)
+
+
 def test_steps_start_from_the_same_state_and_time_every_part() -> None:
-    benches = {nodes: bench(nodes, 2, 9) for nodes in (0, 3)}
-    steps = {nodes: partial(one.step, one.policy) for nodes, one in benches.items()}
-    for parts in interleaved(steps, repetitions=3).values():
-        assert set(parts) == set(PARTS)
-        assert all(ms >= 0 for ms in parts.values())
-    assert all(one.state.cache.lengths == [9, 9] for one in benches.values())
+    two = bench("hydra", 2, 9)
+    times = timed_steps(two, {nodes: sized_tree(nodes, 4) for nodes in (0, 3)}, repetitions=3)
+    for time in times.values():
+        assert set(time.parts) == set(PARTS)
+        assert time.wall_ms > time.parts["verify"] > 0
+        assert time.rest_ms >= 0
+    assert two.state.cache.lengths == [9, 9]
+
+
+def test_the_ladder_that_is_timed_takes_the_measured_tree_at_any_entropy() -> None:
+    policy = ladder_of(DEEP)
+    state = policy.start()
+    seen = {policy.choose(Signals(0, nats, nats, 1.0), state) for nats in (0.0, 0.3, 0.7, 3.0)}
+    assert seen == {DEEP}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_changing_trees_capture_nothing_after_the_warm_up(batch: int) -> None:
+    some = bench("hydra", batch, 20, max_nodes=12)
+    some.state.graphs = Graphs(Taped())  # type: ignore[arg-type]
+    found = churn(some, 12, 3, steps=30, warm_up=0)
+    assert (found.steps, found.graphs, found.captures) == (30, True, 0)
+    assert some.state.graphs.captures > 30
+
+
+def test_a_capture_in_the_counted_steps_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = bench("medusa", 1, 20, max_nodes=12)
+    some.state.graphs = Graphs(Taped())  # type: ignore[arg-type]
+    monkeypatch.setattr(timing, "_shapes", lambda nodes, depth: iter([(0, 0)]))
+    assert churn(some, 12, 3, steps=20, warm_up=0).captures > 0
+
+
+def test_random_trees_have_the_asked_sizes() -> None:
+    draw = random.Random(0)
+    for nodes, depth in [(0, 0), (1, 1), (16, 1), (63, 2), (63, 4), (4, 4)]:
+        tree = random_tree(draw, nodes, depth)
+        assert (tree.nodes, tree.max_depth) == (nodes, depth)
+    drawn = list(islice(timing._random_trees(draw, 63, 4), 200))
+    assert max(tree.nodes for tree in drawn) <= 63
+    assert {tree.max_depth for tree in drawn} == {0, 1, 2, 3, 4}
+
+
+def times_of(wall: float, draft: float = 0.0, accept: float = 0.0) -> StepTime:
+    return StepTime(dict.fromkeys(PARTS, 0.0) | {"draft": draft, "accept": accept}, 0.0, wall)
+
+
+def test_bars_say_what_passed_with_numbers() -> None:
+    found = list(cpu_bars({0: times_of(10), 3: times_of(13.5, accept=1.0), 15: times_of(23, draft=3)}))
+    assert found[:2] == [
+        "PASS: the 4-token step takes 1.35x of the one-token step (bar: 1.35x).",
+        "FAIL: the 16-token step takes 2.30x of the one-token step (bar: 2.20x).",
+    ]
+    assert "FAIL: policy, accept and compact take 7.4% of the 4-token step (bar: 5.0%)." in found
+    assert found[-1] == "PASS: the heads take 13.0% of the 16-token step (bar: 15.0%)."
+    assert len(found) == 6
+    assert list(cuda_bars({0: times_of(11.1), 32: times_of(12)}, {0: 10, 32: 10})) == [
+        "FAIL: the step with 0 nodes takes 1.11x of its bandwidth floor (bar: 1.10x).",
+        "PASS: the step with 32 nodes takes 1.20x of its bandwidth floor (bar: 1.25x).",
+    ]
+
+
+def test_a_shape_is_made_where_it_stays() -> None:
+    model = random_model(SHAPES["vicuna-7b"], torch.device("meta"), torch.bfloat16)
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+    assert multiplied(model) == 6_607_343_616
+    with pytest.raises(EntMTPError, match="shape: 'huge' is unknown; choose one of vicuna-7b, small, tiny"):
+        shape_of("huge")
+
+
+def test_a_shapes_heads_fill_trees() -> None:
+    backbone = Backbone(random_model(SHAPES["tiny"], torch.device("cpu"), torch.float32))
+    heads = random_heads(SHAPES["tiny"], "hydra", backbone)
+    assert (heads.num_heads, heads.config.draft_vocab_size) == (4, 512)
+    with pytest.raises(EntMTPError, match="heads: kind 'eagle' is unknown"):
+        random_heads(SHAPES["tiny"], "eagle", backbone)
+
+
+def test_one_command_prints_keeps_and_makes_a_profile(tmp_path: Path) -> None:
+    import typer
+
+    app = typer.Typer()
+    app.command()(step.main)
+    kept, made = tmp_path / "step.json", tmp_path / "here.json"
+    words = "--shape tiny --nodes 0 --nodes 3 --batch 1 --batch 2 --context 20 --repetitions 3 --profile --heads medusa"
+    run = CliRunner().invoke(app, [*words.split(), "--record", str(kept), "--save-profile", str(made)])
+    assert run.exit_code == 0, run.output
+    record = read_record(kept)
+    assert [len(table.rows) for table in record.tables] == [2, 10, 10, 2, 10, 10]
+    assert [row[0] for row in record.tables[0].rows] == [0, 3]
+    assert any("the 4-token step takes" in note for note in record.notes)
+    profile = load_profile(str(made))
+    assert profile.measured.heads_kind == "medusa"
+    assert profile.cost(2).verify_ms[0] == pytest.approx(profile.points[1].but_draft_ms[0])
+    assert json.loads(made.read_text())["nodes"] == [0, 3]
+    assert {path.name for path in tmp_path.iterdir()} == {"step.json", "here.json"}

@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+"""What the methods would gain on a machine that is not at hand: predicted, not measured.
+
+    python -m benchmarks.predict --profile xeon-2-cores --output results/heads
+    python -m benchmarks.predict --profile flat --output results/heads     # idealised: every tree costs one plain step
+
+The bundled model answers scored prompts of each suite greedily; the methods are replayed step by step on its heads' rank
+traces, each step at the cost that the machine's hardware profile names. How many tokens a step gains is the bundled
+model's; what it costs is the profile's, which may be about a larger model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks.record import Cell, Table, deliver, made_record
+from entmtp.cli_errors import told_plainly
+from entmtp.evaluation.calibration import calibration_texts, traces_of
+from entmtp.evaluation.suites import SUITES, load_suite, split
+from entmtp.evaluation.suites.splits import draw
+from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.models.backbone import Backbone
+from entmtp.models.registry import encode_chat, load_model
+from entmtp.scheduling.cost import hardware_name
+from entmtp.scheduling.ladder import Cost, best_static, build_ladder
+from entmtp.scheduling.policies import LadderPolicy, Policy, ScheduledPolicy, StaticPolicy
+from entmtp.scheduling.profiles import load_profile
+from entmtp.scheduling.replay import predicted
+from entmtp.settings import CalibrationSettings, LadderSettings
+from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
+from entmtp.trees.published import published_tree
+from entmtp.trees.replay import best_schedule
+from entmtp.trees.topology import Topology
+from entmtp.trees.trace import RankTrace
+
+FLAT = "flat"
+METHODS = ("published tree", "best static tree", "ladder", "oracle")
+NOTES = (
+    "Everything here is predicted by replay; nothing was timed on that machine in this run.",
+    "Speedups are over plain decoding at the profile's own cost of a plain step; tau counts the root.",
+    "Trees and ladders were chosen from banks that were calibrated on other prompts; only the oracle knows the text.",
+)
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="folder that keeps the answers, so that a second run is quick")],
+    profile: Annotated[str, typer.Option(help="name or file of a hardware profile, or 'flat'")] = FLAT,
+    batch: Annotated[int, typer.Option(min=1, help="requests in one step, all with the same tree")] = 1,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="tokens before a step; the profile's least if absent")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="scored prompts per suite")] = 16,
+    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+) -> None:
+    """Print predicted tau and speedup of each method, by suite and kind of heads."""
+    with told_plainly("predict"):
+        cost, where = _cost(profile, batch, context)
+        model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
+        backbone = Backbone(model)
+        rows: list[list[Cell]] = []
+        for name in SUITES:
+            suite = load_suite(name)
+            asked = draw(split(suite.prompts)[1], prompts, seed=0)
+            folder = output / name
+            ids = [encode_chat(tokenizer, prompt.text) for prompt in asked]
+            calibration_texts(backbone, ids, folder, CalibrationSettings())
+            for kind in KINDS:
+                traces = traces_of(folder, backbone, load_heads(bundled_heads(kind), backbone))
+                rows.append([name, suite.source, kind, *row(traces, load_bank(bundled_bank(name, kind)), cost)])
+        title = f"Predicted speedup over plain decoding, {where}"
+        table = Table(title="speedup (tau)", columns=["suite", "source", "heads", *METHODS], rows=rows)
+        notes = [*NOTES, f"Steps cost as in: {where}.", f"{prompts} prompts per suite."]
+        deliver(made_record("predict", title, hardware_name(backbone.device), [table], notes), record)
+
+
+def _cost(name: str, batch: int, context: int | None) -> tuple[Cost, str]:
+    """The cost of a step, and in words whose it is."""
+    if name == FLAT:
+        return flat, "idealised: no machine, a step with any tree costs as much as a plain one and drafting nothing"
+    profile = load_profile(name)
+    measured = profile.measured
+    length = profile.contexts[0] if context is None else context
+    where = (
+        f"{measured.hardware}, {measured.model}, {measured.heads_kind} heads, {measured.dtype}, batch {batch},"
+        f" context {length}, measured {measured.date[:10]}"
+    )
+    return profile.cost(batch, length), where
+
+
+def flat(topology: Topology) -> float:
+    """Every step costs the same."""
+    return 1.0
+
+
+def row(traces: list[RankTrace], bank: TreeBank, cost: Cost) -> list[str]:
+    """Speedup and tau of each of :data:`METHODS`."""
+    methods = policies(bank, cost, traces[0].ranks.shape[1])
+    found = [predicted(traces, methods[name], cost) for name in METHODS]
+    return [f"{one.speedup:.2f} ({one.tau:.2f})" for one in found]
+
+
+def policies(bank: TreeBank, cost: Cost, num_heads: int) -> Mapping[str, Callable[[RankTrace], Policy]]:
+    """Each method's policy for a text; only the oracle's depends on the text."""
+    window = bank.entropy_window
+    ladder = LadderPolicy(build_ladder(bank, cost), LadderSettings().hysteresis)
+    fixed: dict[str, Policy] = {
+        "published tree": StaticPolicy(published_tree(num_heads), window),
+        "best static tree": StaticPolicy(best_static(bank.overall, cost), window),
+        "ladder": ladder,
+    }
+    trees = list({tree.paths: tree for one in (bank.overall, *bank.bins) for tree in one.trees}.values())
+
+    def oracle(trace: RankTrace) -> Policy:
+        return ScheduledPolicy(best_schedule(trace, trees, cost)[0], window)
+
+    def always(policy: Policy) -> Callable[[RankTrace], Policy]:
+        return lambda trace: policy
+
+    return {name: always(policy) for name, policy in fixed.items()} | {"oracle": oracle}
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,131 @@
+"""What a step takes at least: its bytes over the machine's bandwidth, its multiplications over the machine's rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from entmtp.heads.base import DraftHeads
+from entmtp.trees.batch import TreeShape
+from entmtp.trees.topology import Topology
+
+_COPY_BYTES = 2**29
+_MATRIX_SIZE = {"cpu": 1536, "cuda": 8192}
+_SIZES = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine does at best, measured, and what its largest cache holds.
+
+    Attributes:
+        bytes_per_ms: read and written by a copy: the bandwidth of the floor.
+        multiply_adds_per_ms: of a large matrix product in the step's type.
+        cache_bytes: what may stay on the chip between two uses.
+    """
+
+    bytes_per_ms: float
+    multiply_adds_per_ms: float
+    cache_bytes: int
+
+    @property
+    def text(self) -> str:
+        """Its rates in the usual units."""
+        return (
+            f"copies {self.bytes_per_ms / 1e6:.1f} GB/s, multiplies"
+            f" {2 * self.multiply_adds_per_ms / 1e9:.2f} TFLOP/s, caches {self.cache_bytes / 2**20:.0f} MiB"
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step can't do without.
+
+    Attributes:
+        bytes: each weight that it multiplies by, once, and the cached keys and values that it attends to.
+        again_bytes: weights that one level of the heads needs after another; they need be read again only as far as
+            no cache holds them.
+        multiply_adds: of the model's layers and of the heads' output layer.
+    """
+
+    bytes: int
+    again_bytes: tuple[int, ...]
+    multiply_adds: int
+
+    def floors(self, machine: Machine) -> tuple[float, float]:
+        """Milliseconds that the bytes, and that the multiplications take at least."""
+        again = sum(max(0, size - machine.cache_bytes) for size in self.again_bytes)
+        return (self.bytes + again) / machine.bytes_per_ms, self.multiply_adds / machine.multiply_adds_per_ms
+
+
+def step_work(model: Any, heads: DraftHeads, topology: Topology, batch: int, cached_values: int) -> Work:
+    """The work of a step of ``batch`` requests with this tree each.
+
+    ``model`` is as transformers made it; ``cached_values`` are the numbers that the cache holds of all requests.
+    """
+    tree, depth = TreeShape.of([topology] * batch), topology.max_depth
+    tokens = batch * (1 + topology.nodes)
+    weights = multiplied(model)
+    output = heads.output_weight.numel() if depth else 0
+    # Every kind of heads has equal shares of weights per level; a level that the tree does not reach is not run.
+    drafting = count(heads) * depth // heads.num_heads + output
+    # Medusa's levels are one product. Hydra's wait for each other, and each is a product of its own.
+    one_by_one = heads.kind == "hydra"
+    ranked = sum(tree.parents) if one_by_one else batch * depth
+    size = model.dtype.itemsize
+    return Work(
+        bytes=size * (weights + drafting + cached_values),
+        again_bytes=(size * output,) * (depth - 1) if one_by_one else (),
+        multiply_adds=tokens * (weights + cached_values // batch) + ranked * output,
+    )
+
+
+def count(module: torch.nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def multiplied(model: Any) -> int:
+    """Parameters of the model that a step multiplies by; of an untied embedding table it only looks up rows."""
+    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return count(model) - (0 if output is embedding else embedding.numel())
+
+
+@torch.inference_mode()
+def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """Copies and multiplies matrices that no cache holds."""
+    source = torch.ones(_COPY_BYTES // dtype.itemsize, dtype=dtype, device=device)
+    target = torch.empty_like(source)
+    copy_ms = _best_ms(lambda: target.copy_(source), device)
+    size = _MATRIX_SIZE.get(device.type, 1536)
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    product_ms = _best_ms(lambda: left @ right, device)
+    return Machine(2 * _COPY_BYTES / copy_ms, size**3 / product_ms, cache_bytes(device))
+
+
+def cache_bytes(device: torch.device) -> int:
+    """The largest cache that the device tells of; 0 where it tells of none."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size[:-1]) * _SIZES[size[-1]] for size in sizes), default=0)
+
+
+def _best_ms(work: Callable[[], object], device: torch.device, repetitions: int = 10) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    times = []
+    for _ in range(repetitions):
+        wait()
+        began = time.perf_counter()
+        work()
+        wait()
+        times.append((time.perf_counter() - began) * 1e3)
+    return min(times)

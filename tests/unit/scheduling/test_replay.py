@@ -1,0 +1,69 @@
+"""Replay against real decoding, and against known answers."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from entmtp.decoding.engine import Engine
+from entmtp.scheduling.ladder import Ladder
+from entmtp.scheduling.policies import LadderPolicy, StaticPolicy
+from entmtp.scheduling.replay import predicted, replayed
+from entmtp.scheduling.signals import Signals
+from entmtp.trees.replay import accepted_lengths, replayed_tau, visits
+from entmtp.trees.topology import Topology
+from tests.small import drawn_trace, small_backbone, small_heads, small_prompt, traced
+from tests.tiny import TREES
+
+
+def one(tree: Topology) -> StaticPolicy:
+    return StaticPolicy(tree, entropy_window=8)
+
+
+def test_a_ladders_steps_are_those_of_real_decoding() -> None:
+    backbone = small_backbone()
+    heads = small_heads("hydra", backbone)
+    rungs = (TREES["bushy"], TREES["chain"], Topology.root_only())
+    prompt = small_prompt(6)
+    plain = Engine(backbone, None, one(Topology.root_only())).generate(prompt, 60)
+    trace = traced(backbone, heads, prompt, plain.tokens)
+    low, high = torch.quantile(trace.entropy, torch.tensor([0.4, 0.6])).tolist()
+    policy = LadderPolicy(Ladder((low, high), rungs, entropy_window=4), hysteresis=0.0)
+    real = Engine(backbone, heads, policy).generate(prompt, 60)
+    assert real.tokens == plain.tokens
+    steps = replayed(trace, policy)
+    assert len({step.topology for step in steps}) > 1
+    assert [(step.position, step.topology) for step in steps] == [(step.position, step.topology) for step in real.steps]
+    # The text's end is the trace's last token, which cuts what a real step guessed behind it.
+    assert [step.gained for step in steps[:-2]] == [step.gained for step in real.steps[:-2]]
+
+
+@pytest.mark.parametrize("name", ["root", "chain", "wide", "bushy"])
+def test_a_static_trees_steps_are_its_visits(name: str) -> None:
+    trace = drawn_trace(200, [0.5, 0.2], heads=4, seed=1)
+    starts = [step.position for step in replayed(trace, one(TREES[name]))]
+    assert starts == visits(accepted_lengths(trace, TREES[name])).tolist()
+
+
+def test_speedup_is_plain_time_over_the_steps_time() -> None:
+    traces = [drawn_trace(100, [0.6], heads=4, seed=seed) for seed in (1, 2)]
+    tau = replayed_tau(traces, TREES["chain"])
+    found = predicted(traces, lambda trace: one(TREES["chain"]), lambda tree: 1.0 + tree.nodes)
+    assert found.tau == pytest.approx(tau)
+    assert found.speedup == pytest.approx(tau / 4)
+    plain = predicted(traces, lambda trace: one(Topology.root_only()), lambda tree: 7.0)
+    assert (plain.tau, plain.speedup) == (1.0, 1.0)
+
+
+def test_a_policy_sees_what_steps_before_gained() -> None:
+    seen: list[Signals] = []
+
+    class Watching(StaticPolicy):
+        def choose(self, signals: Signals, state: Any) -> Topology:
+            seen.append(signals)
+            return super().choose(signals, state)
+
+    trace = drawn_trace(50, [0.7], heads=4, seed=3)
+    steps = replayed(trace, Watching(TREES["chain"], entropy_window=1))
+    assert [signals.accepted_ema for signals in seen[1:]] == pytest.approx([step.gained for step in steps[:-1]])
+    assert [signals.entropy for signals in seen] == trace.entropy[[step.position for step in steps]].tolist()
