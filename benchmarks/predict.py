@@ -4,14 +4,15 @@
     python -m benchmarks.predict --profile xeon-2-cores --output results/heads
     python -m benchmarks.predict --profile flat --output results/heads     # idealised: every tree costs one plain step
 
-The bundled model answers scored prompts of each suite greedily; the methods are replayed step by step on its heads' rank
-traces, each step at the cost that the machine's hardware profile names. How many tokens a step gains is the bundled
-model's; what it costs is the profile's, which may be about a larger model.
+The bundled model answers scored prompts of each suite greedily; the methods are replayed step by step on its heads'
+rank traces, each step at the cost that the machine's hardware profile names, with the kind of heads that it was
+measured with. How many tokens a step gains is the bundled model's; what it costs is the profile's, which may be about a
+larger model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +60,7 @@ def main(
 ) -> None:
     """Print predicted tau and speedup of each method, by suite and kind of heads."""
     with told_plainly("predict"):
-        cost, where = _cost(profile, batch, context)
+        cost, kinds, where = _cost(profile, batch, context)
         model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
         backbone = Backbone(model)
         rows: list[list[Cell]] = []
@@ -69,7 +70,7 @@ def main(
             folder = output / name
             ids = [encode_chat(tokenizer, prompt.text) for prompt in asked]
             calibration_texts(backbone, ids, folder, CalibrationSettings())
-            for kind in KINDS:
+            for kind in kinds:
                 traces = traces_of(folder, backbone, load_heads(bundled_heads(kind), backbone))
                 rows.append([name, suite.source, kind, *row(traces, load_bank(bundled_bank(name, kind)), cost)])
         title = f"Predicted speedup over plain decoding, {where}"
@@ -78,10 +79,14 @@ def main(
         deliver(made_record("predict", title, hardware_name(backbone.device), [table], notes), record)
 
 
-def _cost(name: str, batch: int, context: int | None) -> tuple[Cost, str]:
-    """The cost of a step, and in words whose it is."""
+def _cost(name: str, batch: int, context: int | None) -> tuple[Cost, Sequence[str], str]:
+    """The cost of a step, the kinds of heads that it holds for, and in words whose it is."""
     if name == FLAT:
-        return flat, "idealised: no machine, a step with any tree costs as much as a plain one and drafting nothing"
+        return (
+            flat,
+            list(KINDS),
+            "idealised: no machine, a step with any tree costs as much as a plain one and drafting nothing",
+        )
     profile = load_profile(name)
     measured = profile.measured
     length = profile.contexts[0] if context is None else context
@@ -89,7 +94,7 @@ def _cost(name: str, batch: int, context: int | None) -> tuple[Cost, str]:
         f"{measured.hardware}, {measured.model}, {measured.heads_kind} heads, {measured.dtype}, batch {batch},"
         f" context {length}, measured {measured.date[:10]}"
     )
-    return profile.cost(batch, length), where
+    return profile.cost(batch, length), [measured.heads_kind], where
 
 
 def flat(topology: Topology) -> float:

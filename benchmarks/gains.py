@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""What each optimisation gains: the whole system against itself with that one switched off.
+
+    python -m benchmarks.gains
+    python -m benchmarks.gains --dtype bfloat16 --repetitions 200      # on a GPU
+
+Real steps of all variants take turns at each size. A ratio above 1 is how many times as long a step takes without the
+optimisation; its interval is over repetitions, in pairs. The library has no switches for this: variants are built here,
+by replacing the function that applies an optimisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import typer
+
+from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.timing import Clock, ladder_of
+from entmtp.cli_errors import told_plainly
+from entmtp.decoding.graphs import Graphs
+from entmtp.decoding.measure import StepBench, interleaved, sized_tree
+from entmtp.evaluation.intervals import ratio_of_sums
+from entmtp.evaluation.verdicts import ratio
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.checkpoint import bundled_heads, load_heads
+from entmtp.models import backbone as backbones
+from entmtp.models.backbone import Backbone
+from entmtp.models.packing import pack_linear_layers
+from entmtp.models.registry import load_model
+from entmtp.scheduling.cost import hardware_name
+
+TOKENS = (1, 4, 16, 32)
+CONTEXT = 160
+FULL = "everything on"
+GRAPHS = "CUDA graphs"
+Build = Callable[[Any], tuple[Backbone, DraftHeads]]
+NOTES = (
+    "A ratio is a step's wall-clock time without the optimisation over that with everything on; 1.00 is no gain.",
+    "Intervals are 95%, over repetitions in pairs; one that holds 1 shows no gain at that size.",
+)
+
+
+def main(
+    heads: Annotated[str, typer.Option(help="kind of the bundled model's heads")] = "hydra",
+    repetitions: Annotated[int, typer.Option(min=3, help="timed steps of each variant and size")] = 20,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+) -> None:
+    """Print, for each optimisation, a step's time without it over that with everything on."""
+    with told_plainly("gains"):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, _ = load_model("bundled", dtype=dtype, device=device)
+        builders = on_cuda(heads) if device == "cuda" else on_cpu(heads)
+        benches = {name: make_bench(build, model) for name, build in builders.items()}
+        if GRAPHS in benches:
+            benches[GRAPHS].state.graphs = Graphs(None)
+        rows = gains(benches, repetitions)
+        columns = ["without", *(f"{tokens} token{'s' * (tokens > 1)}" for tokens in TOKENS)]
+        table = Table(title=f"step ms ({FULL}), then times as long without", columns=columns, rows=rows)
+        title = f"What each optimisation gains: bundled model, {heads} heads, {dtype}"
+        hardware = hardware_name(torch.device(device))
+        deliver(made_record("gains", title, hardware, [table], [*NOTES, f"{repetitions} repetitions."]), record)
+
+
+def gains(benches: Mapping[str, StepBench], repetitions: int) -> list[list[Cell]]:
+    """A row per variant with a cell per size; the variant :data:`FULL` comes first and gives milliseconds."""
+    columns = [_column(benches, tokens, repetitions) for tokens in TOKENS]
+    return [[name, *(column[name] for column in columns)] for name in benches]
+
+
+def _column(benches: Mapping[str, StepBench], tokens: int, repetitions: int) -> dict[str, str]:
+    clocks = {
+        name: Clock(lambda bench=bench, policy=ladder_of(_tree(bench, tokens)): bench.step(policy))
+        for name, bench in benches.items()
+    }
+    interleaved(clocks, repetitions)
+    walls = {name: np.array(clock.walls[-repetitions:]) for name, clock in clocks.items()}
+    return cells(walls, label=f"{tokens} tokens")
+
+
+def _tree(bench: StepBench, tokens: int) -> Any:
+    assert bench.state.heads is not None
+    return sized_tree(tokens - 1, bench.state.heads.num_heads)
+
+
+def cells(walls: Mapping[str, np.ndarray], label: str) -> dict[str, str]:
+    """From milliseconds by variant ``[repetitions]``: the median of the full system, and the others' ratios to it."""
+    full = walls[FULL]
+    ratios = {name: ratio(ratio_of_sums(wall, full, f"{label} {name}")) for name, wall in walls.items()}
+    return ratios | {FULL: f"{np.median(full):.1f} ms"}
+
+
+def make_bench(build: Build, model: Any) -> StepBench:
+    """The variant's steps."""
+    backbone, drafter = build(model)
+    return StepBench(backbone, drafter, 1, CONTEXT, max(TOKENS) - 1)
+
+
+def on_cpu(kind: str) -> dict[str, Build]:
+    """The full system and its variants on a CPU, by what they do without."""
+    return {
+        FULL: _backbone_by(_full, kind),
+        "packed layers (PyTorch's own)": _backbone_by(lambda model: Backbone(model, "eager"), kind),
+        "joint products of siblings": _backbone_by(_apart, kind),
+        "packed output layer": _backbone_by(_output_as_it_is, kind),
+        "packed grouped-query attention": _backbone_by(_own_attention, kind),
+        "packed products of the heads": lambda model: _unpacked_heads(*_backbone_by(_full, kind)(model)),
+    }
+
+
+def on_cuda(kind: str) -> dict[str, Build]:
+    """The same on a GPU, where layers are not packed and steps are captured."""
+    return {
+        FULL: _backbone_by(_full, kind),
+        "packed grouped-query attention": _backbone_by(_own_attention, kind),
+        GRAPHS: _backbone_by(_full, kind),
+    }
+
+
+def _backbone_by(make: Callable[[Any], Backbone], kind: str) -> Build:
+    def build(model: Any) -> tuple[Backbone, DraftHeads]:
+        backbone = make(model)
+        return backbone, load_heads(bundled_heads(kind), backbone)
+
+    return build
+
+
+def _full(model: Any) -> Backbone:
+    return Backbone(model)
+
+
+def _apart(model: Any) -> Backbone:
+    """Layers packed one by one."""
+
+    def pack(layers: Any, siblings: Sequence[Any], keep_weight: Any) -> None:
+        pack_linear_layers(layers, [], keep_weight)
+
+    with patch.object(backbones, "pack_linear_layers", pack):
+        return Backbone(model)
+
+
+def _output_as_it_is(model: Any) -> Backbone:
+    """Only the decoder's layers packed."""
+
+    def pack(layers: Any, siblings: Sequence[Any], keep_weight: Any) -> None:
+        pack_linear_layers(getattr(layers, layers.base_model_prefix), siblings, keep_weight)
+
+    with patch.object(backbones, "pack_linear_layers", pack):
+        return Backbone(model)
+
+
+def _own_attention(model: Any) -> Backbone:
+    """transformers' scaled_dot_product_attention, which repeats keys and values for each of their queries' heads."""
+    backbone = Backbone(model)
+    backbone.model.set_attn_implementation("sdpa")
+    return backbone
+
+
+def _unpacked_heads(backbone: Backbone, heads: DraftHeads) -> tuple[Backbone, DraftHeads]:
+    def linear(name: str, states: Any, weight: Any, bias: Any = None) -> Any:
+        return torch.nn.functional.linear(states, weight, bias)
+
+    heads.linear = linear  # type: ignore[method-assign]
+    return backbone, heads
+
+
+if __name__ == "__main__":
+    typer.run(main)
