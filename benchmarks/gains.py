@@ -12,6 +12,7 @@ by replacing the function that applies an optimisation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from unittest.mock import patch
@@ -34,6 +35,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.packing import pack_linear_layers
 from entmtp.models.registry import load_model
 from entmtp.scheduling.cost import hardware_name
+from entmtp.trees.topology import Topology
 
 TOKENS = (1, 4, 16, 32)
 CONTEXT = 160
@@ -75,16 +77,13 @@ def gains(benches: Mapping[str, StepBench], repetitions: int) -> list[list[Cell]
 
 
 def _column(benches: Mapping[str, StepBench], tokens: int, repetitions: int) -> dict[str, str]:
-    clocks = {
-        name: Clock(lambda bench=bench, policy=ladder_of(_tree(bench, tokens)): bench.step(policy))
-        for name, bench in benches.items()
-    }
+    clocks = {name: Clock(partial(bench.step, ladder_of(_tree(bench, tokens)))) for name, bench in benches.items()}
     interleaved(clocks, repetitions)
     walls = {name: np.array(clock.walls[-repetitions:]) for name, clock in clocks.items()}
     return cells(walls, label=f"{tokens} tokens")
 
 
-def _tree(bench: StepBench, tokens: int) -> Any:
+def _tree(bench: StepBench, tokens: int) -> Topology:
     assert bench.state.heads is not None
     return sized_tree(tokens - 1, bench.state.heads.num_heads)
 

@@ -124,15 +124,17 @@ class HardwareProfile(BaseModel):
                     f"{name}: {value} lies outside what the profile of {self.measured.hardware} measured,"
                     f" {grid[0]} to {grid[-1]}; choose one within"
                 )
-        weights = [
-            (point, _share(self.batches, point.batch, batch) * _share(self.contexts, point.context, context))
-            for point in self.points
-        ]
+        weights = np.array(
+            [
+                _share(self.batches, point.batch, batch) * _share(self.contexts, point.context, context)
+                for point in self.points
+            ]
+        )
         return StepCost(
             nodes=self.nodes,
-            verify_ms=sum(weight * point.but_draft_ms for point, weight in weights).tolist(),
-            narrow_draft_ms=sum(weight * np.array(point.narrow_draft_ms) for point, weight in weights).tolist(),
-            wide_draft_ms=sum(weight * np.array(point.wide_draft_ms) for point, weight in weights).tolist(),
+            verify_ms=(weights @ [point.but_draft_ms for point in self.points]).tolist(),
+            narrow_draft_ms=(weights @ [point.narrow_draft_ms for point in self.points]).tolist(),
+            wide_draft_ms=(weights @ [point.wide_draft_ms for point in self.points]).tolist(),
             wide_nodes=self.wide_nodes,
             hardware=self.measured.hardware,
         )

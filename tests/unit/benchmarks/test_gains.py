@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import gains
+from benchmarks.timing import ladder_of
 from entmtp.decoding.measure import StepBench
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
@@ -45,7 +46,7 @@ def test_all_variants_write_the_same_and_the_heads_pack_or_not(built: dict[str, 
     roots, packs = set(), {}
     for name, (backbone, heads) in built.items():
         bench = StepBench(backbone, heads, 1, 20, 15)
-        bench.step(gains.ladder_of(gains._tree(bench, 16)))
+        bench.step(ladder_of(gains._tree(bench, 16)))
         roots.add(int(bench.state.root[0]))
         packs[name] = bool(heads._packed)
     assert len(roots) == 1
@@ -54,7 +55,7 @@ def test_all_variants_write_the_same_and_the_heads_pack_or_not(built: dict[str, 
 
 
 def test_rows_name_milliseconds_first_then_ratios(built: dict[str, Any]) -> None:
-    benches = {name: StepBench(*pair, 1, 20, 31) for name, pair in built.items()}
+    benches = {name: StepBench(backbone, heads, 1, 20, 31) for name, (backbone, heads) in built.items()}
     first, *others = gains.gains(benches, repetitions=3)
     assert first[0] == gains.FULL
     assert all(str(cell).endswith(" ms") for cell in first[1:])

@@ -1,6 +1,8 @@
 """Records and the page that they render to."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,10 +68,8 @@ def test_an_unknown_set_is_an_error() -> None:
         performance.measure("tpu")
 
 
-@pytest.mark.parametrize("text", [text for kept in performance.COMMANDS.values() for text in kept.values()])
-def test_the_commands_name_options_that_exist(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib
-
+@pytest.mark.parametrize("text", [text for commands in performance.COMMANDS.values() for text in commands.values()])
+def test_the_commands_name_options_that_exist(text: str) -> None:
     name, *options = text.split()
     module = importlib.import_module(f"benchmarks.{name}")
     app = typer.Typer()
@@ -80,6 +80,6 @@ def test_the_commands_name_options_that_exist(text: str, monkeypatch: pytest.Mon
 
 
 def test_a_command_line_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record.sys, "argv", ["/somewhere/benchmarks/step.py", "--nodes", "3", "--model", "a b"])
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/step.py", "--nodes", "3", "--model", "a b"])
     assert record.command_line().endswith("--nodes 3 --model 'a b'")
     assert "/somewhere" not in record.command_line()
