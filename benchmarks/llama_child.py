@@ -2,9 +2,9 @@
 
     PYTHON llama_child.py MODEL.gguf CONTEXT THREADS
 
-needs llama-cpp-python and nothing else of this project. It says ``{"version": ...}`` once the model is loaded; then every
-line ``{"prompt": [...], "new_tokens": n}`` is answered with ``{"tokens": [...], "seconds": s}``. An end-of-text token
-does not end a text, so that its time is always that of n tokens. It goes when its input ends.
+needs llama-cpp-python and nothing else of this project. It says ``{"version": ...}`` once the model is loaded; then
+every line ``{"prompt": [...], "new_tokens": n}`` is answered with ``{"tokens": [...], "seconds": s}``. An end-of-text
+token does not end a text, so that its time is always that of n tokens. It goes when its input ends.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -48,16 +49,16 @@ class LlamaPeer:
                 start_new_session=True,
             )
         except OSError as error:
-            raise EntMTPError(f"llama-python: '{python}' is no interpreter ({error.strerror}); give its path") from error
+            raise EntMTPError(
+                f"llama-python: '{python}' is no interpreter ({error.strerror}); give its path"
+            ) from error
         self.version: str = self._answer()["version"]
 
     def write(self, prompt: list[int], new_tokens: int) -> tuple[list[int], float]:
         """``new_tokens`` greedy tokens behind ``prompt``, and the seconds that they took."""
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # the missing answer says why
             print(json.dumps({"prompt": prompt, "new_tokens": new_tokens}), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # the missing answer says why
         answer = self._answer()
         return answer["tokens"], answer["seconds"]
 
