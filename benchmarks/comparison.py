@@ -54,8 +54,8 @@ class Comparison:
         """New tokens per second."""
         if place == MEAN:
             return float(np.exp(np.mean([np.log(self.speed(suite, arm)) for suite in self.suites])))
-        rows = self.rows(place, arm)
-        return sum(row.tokens for row in rows) / sum(row.seconds for row in rows)
+        tokens = {row.prompt: row.tokens for row in self.rows(place, arm)}
+        return float(sum(tokens.values()) / self._seconds(place, arm).sum())
 
     def over(self, arm: str, peer: str) -> dict[str, Estimate]:
         """How many times as fast as ``peer`` the arm is, by place, prompts resampled in pairs."""
@@ -67,10 +67,10 @@ class Comparison:
         return found | {MEAN: mean_of_strata([each.value for each in found.values()], resamples)}
 
     def _seconds(self, suite: str, arm: str) -> Floats:
-        """Seconds of all repetitions, ``[prompts]``."""
+        """Median of the repetitions, ``[prompts]``: what else the machine did during one of them does not count."""
         rows = self.rows(suite, arm)
         numbers = sorted({row.prompt for row in rows})
-        return np.array([sum(row.seconds for row in rows if row.prompt == number) for number in numbers])
+        return np.array([np.median([row.seconds for row in rows if row.prompt == number]) for number in numbers])
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,10 @@ class Greedy:
         self.silence = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self.silence, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
-        model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
+        loading = llama_cpp.llama_model_default_params()
+        # Weights repacked for AMX crash some processors; on others these files are as fast without.
+        loading.use_extra_bufts = False
+        model = llama_cpp.llama_model_load_from_file(path.encode(), loading)
         if not model:
             raise ValueError(f"llama.cpp cannot load {path}")
         settings = llama_cpp.llama_context_default_params()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -83,6 +84,10 @@ def main(
                 "llama-python: llama.cpp is compared on the CPU only; set CUDA_VISIBLE_DEVICES= or leave it out"
             )
         model, tokenizer = load_model("bundled", device=device)
+        if (load := os.getloadavg()[0]) > torch.get_num_threads() / 2:
+            console.print(
+                f"the machine is busy (load {load:.1f}), which hurts methods unequally; better wait until it is quiet"
+            )
         asked = _scored(tokenizer, prompts)
         context = max(len(ids) for suite in asked for ids in suite.prompts) + max_new_tokens
         llamas = {name: stack.enter_context(peer) for name, peer in _llamas(llama_python, context)}

@@ -10,12 +10,12 @@ from benchmarks.comparison import MEAN, Bar, Comparison, Timed, table_rows, to_t
 SECONDS = {"slow": 4.0, "slower": 6.0, "fast": 2.0}
 
 
-def timed(prompts: int = 3, fast_b: float = 1.0) -> list[Timed]:
-    """Two repetitions on two suites; 'fast' is ``fast_b`` times as slow on the second. Prompts differ in length."""
+def timed(prompts: int = 3, repetitions: int = 2, fast_b: float = 1.0) -> list[Timed]:
+    """Texts of two suites; 'fast' is ``fast_b`` times as slow on the second. Prompts differ in length."""
     rows = []
     for suite, arm in itertools.product("ab", SECONDS):
         seconds = SECONDS[arm] * (fast_b if (suite, arm) == ("b", "fast") else 1)
-        for prompt in [*range(prompts)] * 2:
+        for prompt in [*range(prompts)] * repetitions:
             longer = prompt + 1
             rows.append(Timed(suite, arm, prompt, 10 * longer, seconds * longer, arm != "slower", 5, 15))
     return rows
@@ -32,6 +32,11 @@ def test_speeds_and_ratios_follow_from_the_times() -> None:
     # Every prompt has the same ratio, so resampling them in pairs changes nothing.
     assert over["a"].low == pytest.approx(2.0)
     assert over["a"].high == pytest.approx(2.0)
+
+
+def test_one_slow_repetition_does_not_count() -> None:
+    burst = [*timed(repetitions=3), *(Timed("a", "fast", prompt, 10, 1e3, True) for prompt in range(3))]
+    assert Comparison(burst).over("fast", "slow")["a"].value == pytest.approx(2.0)
 
 
 def test_no_interval_below_three_prompts() -> None:
@@ -62,7 +67,9 @@ def test_a_bar_stands_against_the_fastest_peer() -> None:
 def test_a_bar_makes_no_claim_without_intervals_and_says_when_the_interval_holds_it() -> None:
     bar = Bar("fast", ("slow",), "slow", 2.1, True)
     assert bar.judge(Comparison(timed(prompts=2))).startswith("no claim: ")
-    uneven = [*timed(), Timed("a", "fast", 0, 10, 1.0, True), Timed("a", "slow", 0, 10, 9.0, True)]
+    uneven = [row for row in timed() if row.prompt or row.suite == "b"] + [
+        Timed("a", arm, 0, 10, SECONDS[arm] * (1 + (arm == "slow")), True) for arm in SECONDS
+    ]
     assert "(the interval holds the bar)" in bar.judge(Comparison(uneven))
 
 
