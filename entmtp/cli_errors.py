@@ -13,12 +13,17 @@ INTERRUPTED = 130
 
 
 @contextmanager
-def told_plainly(command: str) -> Iterator[None]:
-    """Turns an EntMTPError, also one that came from a Ray worker, into one line on standard error."""
+def told_plainly(
+    command: str, interrupted: str = "run the same command again to go on where it stopped"
+) -> Iterator[None]:
+    """Turns an EntMTPError, also one that came from a Ray worker, into one line on standard error.
+
+    ``interrupted`` is what an interruption means.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        print(f"entmtp {command}: interrupted; run the same command again to go on where it stopped", file=sys.stderr)
+        print(f"entmtp {command}: interrupted; {interrupted}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         # What Ray raises for a worker's EntMTPError is an EntMTPError too, but its text is the worker's traceback.

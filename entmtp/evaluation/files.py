@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`, replacing an older one.
 
     The temporary name depends on `path` alone, so a run that was killed while writing leaves nothing behind once the

