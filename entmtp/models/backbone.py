@@ -57,6 +57,7 @@ class Backbone:
         self.kernels: Kernels = "eager"
         if kernels != "eager" and can_pack(self.dtype, self.device, required=kernels == "packed"):
             pack_linear_layers(self.model, siblings, keep_weight=self.model.get_output_embeddings())
+            self._use(self.model)  # the output layer's replay too has packed layers then
             self.kernels = "packed"
         try:
             choose_attention(self, expected)

@@ -77,6 +77,26 @@ def test_the_given_model_stays_as_it_is_and_shares_its_parameters(model_type: st
     assert greedy(backbone.model, random_tokens(6), 12) == greedy(model, random_tokens(6), 12)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_the_output_layer_that_decodes_is_packed_and_the_given_models_is_not(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(model_type)
+    backbone = Backbone(model)
+    multiplied: list[tuple[int, ...]] = []
+    forward = PackedLinear.forward
+
+    def counted(layer: PackedLinear, states: torch.Tensor) -> torch.Tensor:
+        product = forward(layer, states)
+        multiplied.append(tuple(product.shape))
+        return product
+
+    monkeypatch.setattr(PackedLinear, "forward", counted)
+    backbone.logits(torch.randn(3, backbone.hidden_size))
+    assert multiplied == [(1, 3, backbone.vocab_size)]
+    assert type(model.get_output_embeddings()) is nn.Linear
+
+
 def test_eager_keeps_the_models_own_layers() -> None:
     backbone = Backbone(tiny_model("llama"), kernels="eager")
     assert backbone.kernels == "eager"
