@@ -11,8 +11,12 @@ from entmtp.errors import EntMTPError
 S = TypeVar("S", bound="Settings")
 
 
-Kernels = Literal["auto", "packed", "eager"]
-"""How a model's linear layers run: the fastest way that this machine has, on packed weights, or PyTorch's own."""
+Kernels = Literal["auto", "packed", "eager", "bfloat16", "float16", "int8"]
+"""How a model's linear layers run (:mod:`entmtp.models.kernels`).
+
+The fastest way that keeps the loaded model's text, on packed weights, PyTorch's own, or in fewer bits: half or a
+quarter of the bytes, and the text of a slightly different model.
+"""
 
 
 class Settings(BaseModel):

@@ -19,7 +19,8 @@ from entmtp.errors import EntMTPError
 from entmtp.models import attention
 from entmtp.models.cache import TreeCache
 from entmtp.models.joint import watched_siblings
-from entmtp.models.packing import can_pack, pack_linear_layers
+from entmtp.models.kernels import CHOICES, available, in_words
+from entmtp.models.packing import replace_linear_layers
 from entmtp.models.registry import model_fingerprint
 from entmtp.settings import Kernels
 from entmtp.trees.batch import TreeBatch
@@ -31,16 +32,19 @@ PREFILL_MULTIPLE = 16
 class Backbone:
     """A causal LM that verifies trees.
 
-    The model that is given stays as it is: the backbone works on a copy that shares its parameters and has faster
-    kernels where there are some (``kernels`` 'auto', see :mod:`entmtp.models.packing`), or its own ('eager').
+    The model that is given stays as it is: the backbone works on a copy that shares its parameters and runs on the
+    ``kernels`` that are asked for (:mod:`entmtp.models.kernels`).
+
+    Attributes:
+        kernels: the choice in use, never 'auto'; ``kernels_in_words`` tells a user about it.
 
     Raises:
         EntMTPError: at construction, if the model's self-test fails; the message names the model type and the reason.
-            If 'packed' kernels are asked for by name and can't be had.
+            If kernels asked for by name can't be had, or are no good for lossless decoding of this model.
     """
 
     def __init__(self, model: PreTrainedModel, kernels: Kernels = "auto") -> None:
-        from entmtp.models.selftest import check_known_obstacles, choose_attention, sequential
+        from entmtp.models.selftest import check_kernels, check_known_obstacles, choose_attention, sequential
 
         self.fingerprint = model_fingerprint(model)
         self._use(_sharing_copy(model))
@@ -52,21 +56,25 @@ class Backbone:
         # Whether the sliding window that the configuration names is applied; the self-test finds out.
         self.windowed = True
         check_known_obstacles(self)
+        self.kernels: Kernels = available(kernels, self.dtype, self.device)
+        self.kernels_in_words = in_words(self.kernels, self.dtype)
         with watched_siblings(self.model) as siblings:
             expected = sequential(self)
-        self.kernels: Kernels = "eager"
-        if kernels != "eager" and can_pack(self.dtype, self.device, required=kernels == "packed"):
-            pack_linear_layers(self.model, siblings, keep_weight=self.model.get_output_embeddings())
-            self._use(self.model)  # the output layer's replay too has packed layers then
-            self.kernels = "packed"
+        choose_attention(self, expected)
+        make = CHOICES[self.kernels].make
+        if make is None:
+            return
+        replace_linear_layers(self.model, siblings, make, keep_weight=self.model.get_output_embeddings())
+        self._use(self.model)  # the output layer's replay too has the new layers then
         try:
-            choose_attention(self, expected)
-        except EntMTPError:
-            if self.kernels == kernels:
+            check_kernels(self, expected)
+        except EntMTPError as refusal:
+            if kernels != "auto":
                 raise
             self._use(_sharing_copy(model))
-            self.kernels = "eager"
             choose_attention(self, expected)
+            self.kernels = "eager"
+            self.kernels_in_words = f"{in_words('eager', self.dtype)}; {refusal}"
 
     def _use(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)

@@ -8,29 +8,39 @@ are float32 (or bfloat16) sums as before, in another order, so results agree to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from entmtp.errors import EntMTPError
 from entmtp.models.joint import join_linear_layers
 
 PACKABLE = (torch.float32, torch.bfloat16)
 
 
-class PackedLinear(nn.Module):
-    """A linear layer that holds its weight in oneDNN's layout; only for inference.
+class FixedLinear(nn.Module):
+    """A linear layer that holds its weight in a layout of its own; only for inference.
 
     Attributes:
         weight: the plain weight ``[out, in]`` where something else needs it (a tied embedding table), else None.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, keep_weight: bool = False) -> None:
+    def __init__(self, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self.weight = weight if keep_weight else None
+        self.weight: torch.Tensor | None = None
         self.bias = bias
+
+
+MakeLayer = Callable[[torch.Tensor, torch.Tensor | None], FixedLinear]
+"""Makes a layer from a weight ``[out, in]`` and a bias ``[out]`` or None."""
+
+
+class PackedLinear(FixedLinear):
+    """A linear layer that multiplies by its weight in oneDNN's layout, in the weight's own type."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(bias)
         # No batch size: the layout serves any number of rows.
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
 
@@ -40,34 +50,28 @@ class PackedLinear(nn.Module):
         return product
 
 
-def can_pack(dtype: torch.dtype, device: torch.device, required: bool = False) -> bool:
-    """Whether this machine has packed layers for weights of this type and device.
-
-    Raises:
-        EntMTPError: if it has none although they are ``required``.
-    """
-    found = device.type == "cpu" and dtype in PACKABLE and torch.backends.mkldnn.is_available()
-    if required and not found:
-        raise EntMTPError(
-            "kernels: 'packed' needs float32 or bfloat16 weights on a CPU, and a PyTorch with oneDNN; these are"
-            f" {dtype} on {device}; use 'auto'"
-        )
-    return found
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this machine has packed layers for weights of this type and device."""
+    return device.type == "cpu" and dtype in PACKABLE and torch.backends.mkldnn.is_available()
 
 
 @torch.inference_mode()
-def pack_linear_layers(
-    model: nn.Module, siblings: Sequence[Sequence[nn.Linear]], keep_weight: nn.Module | None
+def replace_linear_layers(
+    model: nn.Module, siblings: Sequence[Sequence[nn.Linear]], make: MakeLayer, keep_weight: nn.Module | None
 ) -> None:
-    """Replaces the linear layers inside ``model``; that of ``keep_weight`` keeps its plain weight beside.
+    """Puts layers that ``make`` makes in the place of ``model``'s; that of ``keep_weight`` keeps its weight beside.
 
     Each group of ``siblings``, layers that are given the same states, becomes one product.
     """
-    join_linear_layers(model, siblings, PackedLinear)
+    join_linear_layers(model, siblings, make)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             # Exact types only: a subclass may do more than multiply.
             if type(layer) is nn.Linear:
-                setattr(parent, name, PackedLinear(layer.weight, layer.bias, layer is keep_weight))
+                made = make(layer.weight, layer.bias)
             elif type(layer) is Conv1D:
-                setattr(parent, name, PackedLinear(layer.weight.t(), layer.bias, layer is keep_weight))
+                made = make(layer.weight.t(), layer.bias)
+            else:
+                continue
+            made.weight = layer.weight if layer is keep_weight else None
+            setattr(parent, name, made)

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from entmtp.models.backbone import Backbone
-from entmtp.models.packing import PackedLinear, can_pack, pack_linear_layers
+from entmtp.models.packing import PackedLinear, can_pack, replace_linear_layers
 from tests.tiny import greedy, random_tokens, tiny_model
 
 pytestmark = pytest.mark.skipif(
@@ -52,7 +52,7 @@ class Doubling(nn.Linear):
 def test_linear_layers_are_replaced_and_nothing_else() -> None:
     layers = {"plain": nn.Linear(8, 8), "transposed": Conv1D(8, 8), "own": Doubling(8, 8), "norm": nn.LayerNorm(8)}
     model = nn.ModuleDict(layers).requires_grad_(False)
-    pack_linear_layers(model, [], keep_weight=layers["plain"])
+    replace_linear_layers(model, [], PackedLinear, keep_weight=layers["plain"])
     kinds = [type(layer).__name__ for layer in model.values()]
     assert kinds == ["PackedLinear", "PackedLinear", "Doubling", "LayerNorm"]
     plain, transposed = cast(Any, model["plain"]), cast(Any, model["transposed"])
