@@ -32,7 +32,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models import backbone as backbones
 from entmtp.models.backbone import Backbone
-from entmtp.models.packing import pack_linear_layers
+from entmtp.models.packing import MakeLayer, Replaced, replace_linear_layers
 from entmtp.models.registry import load_model
 from entmtp.scheduling.cost import hardware_name
 from entmtp.trees.topology import Topology
@@ -106,6 +106,7 @@ def on_cpu(kind: str) -> dict[str, Build]:
     return {
         FULL: _backbone_by(_full, kind),
         "packed layers (PyTorch's own)": _backbone_by(lambda model: Backbone(model, "eager"), kind),
+        "the faster kind of layer for single rows": _backbone_by(_no_plain_rows, kind),
         "joint products of siblings": _backbone_by(_apart, kind),
         "packed output layer": _backbone_by(_output_as_it_is, kind),
         "packed grouped-query attention": _backbone_by(_own_attention, kind),
@@ -137,20 +138,26 @@ def _full(model: Any) -> Backbone:
 def _apart(model: Any) -> Backbone:
     """Layers packed one by one."""
 
-    def pack(layers: Any, siblings: Sequence[Any], keep_weight: Any) -> None:
-        pack_linear_layers(layers, [], keep_weight)
+    def replace(layers: Any, siblings: Sequence[Any], make: MakeLayer, keep_weight: Any) -> Replaced:
+        return replace_linear_layers(layers, [], make, keep_weight)
 
-    with patch.object(backbones, "pack_linear_layers", pack):
+    with patch.object(backbones, "replace_linear_layers", replace):
+        return Backbone(model)
+
+
+def _no_plain_rows(model: Any) -> Backbone:
+    """Packed layers for single rows too."""
+    with patch.object(backbones, "keep_plain_rows", lambda model, replaced: False):
         return Backbone(model)
 
 
 def _output_as_it_is(model: Any) -> Backbone:
     """Only the decoder's layers packed."""
 
-    def pack(layers: Any, siblings: Sequence[Any], keep_weight: Any) -> None:
-        pack_linear_layers(getattr(layers, layers.base_model_prefix), siblings, keep_weight)
+    def replace(layers: Any, siblings: Sequence[Any], make: MakeLayer, keep_weight: Any) -> Replaced:
+        return replace_linear_layers(getattr(layers, layers.base_model_prefix), siblings, make, keep_weight)
 
-    with patch.object(backbones, "pack_linear_layers", pack):
+    with patch.object(backbones, "replace_linear_layers", replace):
         return Backbone(model)
 
 

@@ -46,12 +46,26 @@ def generate(
     bank: Annotated[Path | None, typer.Option(help="tree bank for other heads")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens at most")] = 256,
     device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    kernels: Annotated[
+        str, typer.Option(help="auto, packed, compiled, eager, or in fewer bits on a CPU: bfloat16, float16, int8")
+    ] = "auto",
 ) -> None:
     """Answer a prompt, streaming; then one line of statistics."""
     with told_plainly("generate"):
         from entmtp.session import open_session
 
-        session = open_session(method=method, task=task, model=model, heads=heads, bank=bank, device=device, say=_say)
+        session = open_session(
+            method=method,
+            task=task,
+            model=model,
+            heads=heads,
+            bank=bank,
+            device=device,
+            dtype=dtype,
+            kernels=kernels,
+            say=_say,
+        )
         for text in session.stream(prompt, max_new_tokens):
             print(text, end="", flush=True)
         print(f"\n\n{session.statistics()}", flush=True)

@@ -17,6 +17,7 @@ from entmtp.evaluation.suites import get_suite
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
+from entmtp.models.kernels import check_name
 from entmtp.models.registry import encode_chat, load_model, resolve_model
 from entmtp.trees.bank import bundled_bank, load_bank
 
@@ -46,10 +47,12 @@ class Session:
     def statistics(self) -> str:
         """One line about the last answer."""
         done = self.completion
+        nodes = done.drafted / max(1, len(done.steps))
         return (
             f"{self.method}: {len(done.tokens)} tokens in {done.seconds:.2f} s"
             f" ({len(done.tokens) / done.seconds:.1f} tokens/s, prompt {done.prefill_seconds:.2f} s),"
-            f" {len(done.steps)} steps, tau {done.tau:.2f}, {done.drafted / max(1, len(done.steps)):.1f} nodes per step"
+            f" {len(done.steps)} steps, tau {done.tau:.2f}, {nodes:.1f} nodes per step,"
+            f" {self.engine.backbone.kernels_in_words}"
         )
 
 
@@ -61,22 +64,26 @@ def open_session(
     heads: str | None,
     bank: Path | None,
     device: str,
+    dtype: str,
+    kernels: str,
     say: Callable[[str], None],
 ) -> Session:
     """Loads what the method needs, and only that.
 
     Raises:
-        EntMTPError: for an unknown method or task, heads or bank of another model, or heads that are nowhere.
+        EntMTPError: for an unknown method, task, type or choice of kernels, heads or bank of another model, or heads
+            that are nowhere.
     """
     if method not in METHODS:
         raise EntMTPError(f"method: '{method}' is unknown; choose one of {', '.join(METHODS)}")
     get_suite(task)
+    chosen = check_name(kernels)
     resolve_model(model)
     kind = "medusa" if method.startswith("medusa") else "hydra"
     if method != "autoregressive" and model != "bundled" and heads is None:
         raise EntMTPError(f"heads: none are shipped for model '{model}'; give --heads, or --method autoregressive")
-    loaded, tokenizer = load_model(model, device=device)
-    backbone = Backbone(loaded)
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    backbone = Backbone(loaded, chosen)
     tools = Toolbox(backbone, {}, {}, {})
     if method != "autoregressive":
         tools = _tools(backbone, kind, heads or str(bundled_heads(kind)), bank or bundled_bank(task, kind), say)

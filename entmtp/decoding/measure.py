@@ -73,7 +73,7 @@ def interleaved(work: Mapping[K, Callable[[], StepRecord]], repetitions: int) ->
 def step_cost(backbone: Backbone, heads: DraftHeads, cache_folder: Path, say: Callable[[str], None]) -> StepCost:
     """The cached cost of this model and these heads on this hardware, measured now if there is none."""
     hardware = hardware_name(backbone.device)
-    kernels = f"{backbone.kernels} {backbone.dtype}"
+    kernels = f"{backbone.kernels_in_words}, {backbone.dtype}"
     path = cost_file(cache_folder, hardware, backbone.fingerprint, heads.fingerprint, kernels)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):

@@ -8,7 +8,7 @@ refuses a model that does not come out the same.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from entmtp.errors import EntMTPError
 from entmtp.models import attention
 from entmtp.models.cache import LayerShape, Span, TreeCache
+from entmtp.models.compiling import compiled
 from entmtp.models.joint import watched_siblings
-from entmtp.models.packing import can_pack, pack_linear_layers
+from entmtp.models.kernels import CHOICES, KernelChoice, available, in_words
+from entmtp.models.packing import keep_plain_rows, replace_linear_layers
 from entmtp.models.registry import model_fingerprint
 from entmtp.settings import Kernels
 from entmtp.trees.batch import TreeBatch
@@ -27,20 +29,26 @@ from entmtp.trees.batch import TreeBatch
 PREFILL_CHUNK = 512
 PREFILL_MULTIPLE = 16
 
+Masks = torch.Tensor | dict[str, torch.Tensor]
+"""One additive mask ``[batch, 1, n, rows]``, or one per layer type."""
+
 
 class Backbone:
     """A causal LM that verifies trees.
 
-    The model that is given stays as it is: the backbone works on a copy that shares its parameters and has faster
-    kernels where there are some (``kernels`` 'auto', see :mod:`entmtp.models.packing`), or its own ('eager').
+    The model that is given stays as it is: the backbone works on a copy that shares its parameters and runs on the
+    ``kernels`` that are asked for (:mod:`entmtp.models.kernels`).
+
+    Attributes:
+        kernels: the choice in use, never 'auto'; ``kernels_in_words`` tells a user about it.
 
     Raises:
         EntMTPError: at construction, if the model's self-test fails; the message names the model type and the reason.
-            If 'packed' kernels are asked for by name and can't be had.
+            If kernels asked for by name can't be had, or are no good for lossless decoding of this model.
     """
 
     def __init__(self, model: PreTrainedModel, kernels: Kernels = "auto") -> None:
-        from entmtp.models.selftest import check_known_obstacles, choose_attention, sequential
+        from entmtp.models.selftest import check_kernels, check_known_obstacles, choose_attention, sequential
 
         self.fingerprint = model_fingerprint(model)
         self._use(_sharing_copy(model))
@@ -53,25 +61,38 @@ class Backbone:
         self.windowed = True
         self.cache_shapes: list[LayerShape] = []
         check_known_obstacles(self)
+        self.kernels: Kernels = available(kernels, self.dtype, self.device)
+        self.kernels_in_words = in_words(self.kernels, self.dtype)
         with watched_siblings(self.model) as siblings:
             expected, self.cache_shapes = sequential(self)
-        self.kernels: Kernels = "eager"
-        if kernels != "eager" and can_pack(self.dtype, self.device, required=kernels == "packed"):
-            pack_linear_layers(self.model, siblings, keep_weight=self.model.get_output_embeddings())
-            self._use(self.model)  # the output layer's replay too has packed layers then
-            self.kernels = "packed"
+        choose_attention(self, expected)
+        if self.kernels == "eager":
+            return
+        self._take(CHOICES[self.kernels], siblings)
         try:
-            choose_attention(self, expected)
-        except EntMTPError:
-            if self.kernels == kernels:
+            check_kernels(self, expected)
+        except EntMTPError as refusal:
+            if kernels != "auto":
                 raise
             self._use(_sharing_copy(model))
-            self.kernels = "eager"
             choose_attention(self, expected)
+            self.kernels = "eager"
+            self.kernels_in_words = f"{in_words('eager', self.dtype)}; {refusal}"
 
     def _use(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
         self._output = _output_replay(self.model)
+        self._decode: Callable[..., torch.Tensor] = self._run_decoder
+
+    def _take(self, choice: KernelChoice, siblings: Sequence[Sequence[torch.nn.Linear]]) -> None:
+        if choice.make is not None and self.device.type == "cpu":
+            keep = self.model.get_output_embeddings()
+            replaced = replace_linear_layers(self.model, siblings, choice.make, keep_weight=keep)
+            if choice.exact and keep_plain_rows(self.model, replaced):
+                self.kernels_in_words += ", single rows plain"
+            self._use(self.model)  # the output layer's replay too has the new layers then
+        if choice.compiles:
+            self._decode = compiled(self._run_decoder)
 
     @property
     def decoder(self) -> torch.nn.Module:
@@ -156,18 +177,21 @@ class Backbone:
         # Guesses past the context are cut later, padding is never read; where positions are learnt, no such row exists.
         positions = (start[:, None] + depth).clamp(max=self.max_context - 1)
         visible = _visible(ancestors, real, start, span.first, span.last)
+        return self._decode(tokens, self._masks(visible, positions, start, span.first), positions, cache)
+
+    def _run_decoder(
+        self, tokens: torch.Tensor, masks: Masks, positions: torch.Tensor, cache: TreeCache
+    ) -> torch.Tensor:
         output = self.decoder(
             input_ids=tokens,
-            attention_mask=self._masks(visible, positions, start, span.first),
+            attention_mask=masks,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
         )
         return output.last_hidden_state
 
-    def _masks(
-        self, visible: torch.Tensor, positions: torch.Tensor, start: torch.Tensor, first: int
-    ) -> torch.Tensor | dict[str, torch.Tensor]:
+    def _masks(self, visible: torch.Tensor, positions: torch.Tensor, start: torch.Tensor, first: int) -> Masks:
         """One additive mask ``[batch, 1, n, rows]``, or one per layer type where the model has several."""
         window: int | None = getattr(self.config, "sliding_window", None)
         layer_types = set(getattr(self.config, "layer_types", None) or [])

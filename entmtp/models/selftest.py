@@ -1,4 +1,7 @@
-"""The self-test at load: a small tree in one pass must equal each of its paths run alone by the plain model."""
+"""The self-test at load: a small tree in one pass must equal each of its paths run alone by the plain model.
+
+Faster kernels must besides equal themselves, one token at a time: else what a tree verifies is not what they write.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch
 from entmtp.errors import EntMTPError
 from entmtp.models import attention
 from entmtp.models.cache import BufferShape, LayerShape
+from entmtp.models.kernels import CHOICES, HALF_TOLERANCE
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
     from entmtp.models.backbone import Backbone
 
 _PATHS = Topology.of([(0,), (1,), (0, 0)])
+_CHAIN = [0, 1, 3]
+"""The nodes of the deepest path."""
 _PROMPT = 4
 _WINDOW = 3
 _RECURRENT = "linear_attention", "mamba", "recurrent", "conv", "hybrid"
@@ -82,6 +88,31 @@ def choose_attention(backbone: Backbone, expected: torch.Tensor) -> None:
     _refuse(backbone, str(failure))
 
 
+@torch.inference_mode()
+def check_kernels(backbone: Backbone, expected: torch.Tensor) -> None:
+    """Checks that a token's logits depend on its own path alone, and are near ``expected`` (:func:`sequential`).
+
+    Raises:
+        EntMTPError: if the backbone's kernels are no good for lossless decoding.
+    """
+    choice = CHOICES[backbone.kernels]
+    reason = None
+    try:
+        with _small_window(backbone):
+            in_one_pass, one_at_a_time = _in_one_pass(backbone), _one_at_a_time(backbone)
+        spread = _difference(in_one_pass[_CHAIN], one_at_a_time)
+        error = _difference(in_one_pass, expected)
+    except Exception as failure:  # any type: the code that runs is the model's
+        reason = f"a pass raised {_in_one_line(failure)}"
+    else:
+        if not spread <= _tolerance(backbone, choice.spread):
+            reason = f"a token's logits depend on the tokens beside it, by {spread:.1e} of the largest"
+        elif not error <= _tolerance(backbone, choice.error):
+            reason = f"the logits differ from the model's own by {error:.1e} of the largest"
+    if reason:
+        raise EntMTPError(f"kernels: '{backbone.kernels}' are refused for lossless decoding: {reason}; use 'eager'")
+
+
 def _known_obstacle(backbone: Backbone) -> str | None:
     """What the model's classes and configuration say against it, or None."""
     config = backbone.config
@@ -133,18 +164,44 @@ def _tokens(backbone: Backbone) -> torch.Tensor:
 @torch.inference_mode()
 def _try(backbone: Backbone, implementation: str, expected: torch.Tensor) -> str | None:
     """Runs the tree with an attention implementation; returns what went wrong, or None."""
-    tokens = _tokens(backbone)
     try:
         backbone.model.set_attn_implementation(implementation)
-        cache = backbone.new_cache(slots=1, capacity=_PROMPT + _PATHS.nodes + 1)
-        backbone.prefill(tokens[:_PROMPT].tolist(), 0, cache)
-        trees = TreeBatch.of([_PATHS], backbone.device, rounded=False)
-        span = cache.span([0], trees.width, padded=False)
-        logits, _ = backbone.verify(tokens[None, _PROMPT:], trees, span, cache)
+        logits = _in_one_pass(backbone)
     except Exception as error:  # any type: the code that runs is the model's
         return f"a tree pass raised {_in_one_line(error)}"
-    tolerance = 1e-3 if backbone.dtype == torch.float32 else 0.08
-    difference = ((logits[0].float() - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
-    if not difference <= tolerance:
+    difference = _difference(logits, expected)
+    if not difference <= _tolerance(backbone, CHOICES["eager"].error):
         return f"a tree in one pass differs from its paths run alone by {difference:.1e} of the largest logit"
     return None
+
+
+def _in_one_pass(backbone: Backbone) -> torch.Tensor:
+    """Logits ``[nodes + 1, vocab]`` of the tree's nodes."""
+    tokens = _tokens(backbone)
+    cache = backbone.new_cache(slots=1, capacity=_PROMPT + _PATHS.nodes + 1)
+    backbone.prefill(tokens[:_PROMPT].tolist(), 0, cache)
+    trees = TreeBatch.of([_PATHS], backbone.device, rounded=False)
+    span = cache.span([0], trees.width, padded=False)
+    logits, _ = backbone.verify(tokens[None, _PROMPT:], trees, span, cache)
+    return logits[0].float()
+
+
+def _one_at_a_time(backbone: Backbone) -> torch.Tensor:
+    """Logits ``[len(_CHAIN), vocab]`` of the deepest path's nodes, decoded token by token."""
+    tokens = _tokens(backbone)
+    output = backbone.model(input_ids=tokens[None, :_PROMPT], use_cache=True)
+    rows = []
+    for node in _CHAIN:
+        token = tokens[None, _PROMPT + node, None]
+        output = backbone.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        rows.append(output.logits[0, -1])
+    return torch.stack(rows).float()
+
+
+def _difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, of the largest logit; NaN if there is one."""
+    return ((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
+
+
+def _tolerance(backbone: Backbone, of_float32: float) -> float:
+    return of_float32 if backbone.dtype == torch.float32 else HALF_TOLERANCE
