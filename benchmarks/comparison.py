@@ -126,9 +126,7 @@ def table_rows(comparison: Comparison, ours: Sequence[str]) -> list[dict[str, An
 
 def to_table(rows: Sequence[dict[str, Any]], ours: Sequence[str], title: str) -> Table:
     """The same rows for people."""
-    table = Table(
-        "", "arm", "tokens/s", "tau", "nodes", "same text", *(f"{arm} is … as fast" for arm in ours), title=title
-    )
+    table = Table("", "arm", "tokens/s", "tau", "nodes", "same text", *(f"{arm} over it" for arm in ours), title=title)
     place = ""
     for row in rows:
         if row["place"] != place:
