@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
+from benchmarks.record import Cell, Table
 from entmtp.evaluation.intervals import FEWEST_PROMPTS, Estimate, Floats, estimate, mean_of_strata, resampled_ratios
 from entmtp.evaluation.verdicts import ratio
 
@@ -126,20 +126,18 @@ def table_rows(comparison: Comparison, ours: Sequence[str]) -> list[dict[str, An
 
 def to_table(rows: Sequence[dict[str, Any]], ours: Sequence[str], title: str) -> Table:
     """The same rows for people."""
-    table = Table("", "arm", "tokens/s", "tau", "nodes", "same text", *(f"{arm} over it" for arm in ours), title=title)
-    place = ""
-    for row in rows:
-        if row["place"] != place:
-            table.add_section()
-        tau, nodes = row["tau"], row["nodes_per_step"]
-        table.add_row(
-            row["place"] if row["place"] != place else "",
-            row["arm"],
-            f"{row['tokens_per_s']:.1f}",
-            "" if tau is None else f"{tau:.2f}",
-            "" if nodes is None else f"{nodes:.1f}",
-            f"{row['identical']:.0%}",
-            *(ratio(Estimate(*row[f"{arm}_over"])) if row[f"{arm}_over"] else "" for arm in ours),
-        )
-        place = row["place"]
-    return table
+    columns = ["suite", "arm", "tokens/s", "tau", "nodes", "same text", *(f"{arm} over it" for arm in ours)]
+    return Table(title=title, columns=columns, rows=[_cells(row, ours) for row in rows])
+
+
+def _cells(row: dict[str, Any], ours: Sequence[str]) -> list[Cell]:
+    tau, nodes = row["tau"], row["nodes_per_step"]
+    return [
+        row["place"],
+        row["arm"],
+        f"{row['tokens_per_s']:.1f}",
+        "" if tau is None else f"{tau:.2f}",
+        "" if nodes is None else f"{nodes:.1f}",
+        f"{row['identical']:.0%}",
+        *(ratio(Estimate(*row[f"{arm}_over"])) if row[f"{arm}_over"] else "" for arm in ours),
+    ]

@@ -11,16 +11,9 @@ llama.cpp on the same weights. All but llama.cpp must write the same tokens. A r
 
 from __future__ import annotations
 
-import datetime
-import json
 import os
-import platform
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,11 +36,11 @@ from benchmarks.peer_arms import (
     measure,
     own_arm,
 )
+from benchmarks.record import deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.measure import step_cost
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import Toolbox, make_engine
-from entmtp.evaluation.files import write_text
 from entmtp.evaluation.suites import SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.evaluation.summary import SAMPLE
@@ -99,11 +92,11 @@ def main(
         machine = hardware_name(model.device)
         comparison = Comparison(timed)
         rows, verdicts = table_rows(comparison, OURS), [bar.judge(comparison) for bar in BARS]
-        console.print(to_table(rows, OURS, f"the bundled model, float32, {machine}"))
-        for sentence in verdicts if llama_python else [*verdicts, HOW_TO_ADD]:
-            console.print(sentence, highlight=False, soft_wrap=True)
-        if record is not None:
-            _record(record, machine, {name: peer.version for name, peer in llamas.items()}, rows, verdicts)
+        table = to_table(rows, OURS, f"the bundled model, float32, {max_new_tokens} tokens per text")
+        notes = verdicts if llama_python else [*verdicts, HOW_TO_ADD]
+        notes += [f"{name} is {peer.version}." for name, peer in llamas.items()]
+        title = "EntMTP and autoregressive decoding beside peers"
+        deliver(made_record("peers", title, machine, [table], notes), record)
 
 
 def _scored(tokenizer: Any, count: int) -> list[Asked]:
@@ -152,25 +145,6 @@ def _timed(
             progress.update(task, advance=1, description=what)
 
         return measure(asked, arms, max_new_tokens, repetitions, referee, advance)
-
-
-def _record(
-    path: Path, machine: str, versions: Mapping[str, str], rows: Sequence[dict[str, Any]], verdicts: Sequence[str]
-) -> None:
-    """Writes the numbers and where they come from."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    packages = {name: version(name) for name in ("entmtp", "torch", "transformers")}
-    facts = {
-        "name": "peers",
-        "command": shlex.join(["python", "-m", "benchmarks.peers", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine,
-        "versions": packages | {"python": platform.python_version()} | dict(versions),
-        "git_commit": commit or None,
-        "rows": list(rows),
-        "verdicts": list(verdicts),
-    }
-    write_text(path, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

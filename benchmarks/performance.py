@@ -33,6 +33,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "step": "step --nodes 0 --nodes 1 --nodes 3 --nodes 7 --nodes 15 --nodes 31 --nodes 63 --profile",
         "step-grid": "step --nodes 0 --nodes 3 --nodes 15 --batch 1 --batch 4 --context 160 --context 512"
         " --repetitions 10",
+        "peers": "peers --prompts 3 --max-new-tokens 48 --repetitions 2",
         "gains": "gains --repetitions 30",
         "heads": "heads --output results/heads --prompts 4",
         "predict": "predict --profile xeon-2-cores --output results/heads --prompts 4",
