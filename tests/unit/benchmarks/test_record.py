@@ -10,7 +10,7 @@ import typer
 from pydantic import ValidationError
 
 from benchmarks import performance, record
-from benchmarks.record import Record, Table, made_record, read_record, write_record
+from benchmarks.record import Record, Table, command_line, made_record, read_record, write_record
 from entmtp.errors import EntMTPError
 
 TABLE = Table(title="times", columns=["nodes", "ms"], rows=[[0, 1.5], [63, "2 | 3"]])
@@ -83,3 +83,10 @@ def test_a_command_line_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/step.py", "--nodes", "3", "--model", "a b"])
     assert record.command_line().endswith("--nodes 3 --model 'a b'")
     assert "/somewhere" not in record.command_line()
+
+
+def test_a_command_names_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["benchmarks/step.py", "--record", "docs/one.json", "--python", "/a/b/c/bin/python"]
+    )
+    assert command_line().endswith("--record docs/one.json --python .../c/bin/python")
