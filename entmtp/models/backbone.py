@@ -82,7 +82,8 @@ class Backbone:
     def _use(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
         self._output = _output_replay(self.model)
-        self._decode: Callable[..., torch.Tensor] = self._run_decoder
+        # Only set where the pass is compiled: a bound method kept here would keep the model alive with it.
+        self._compiled: Callable[..., torch.Tensor] | None = None
 
     def _take(self, choice: KernelChoice, siblings: Sequence[Sequence[torch.nn.Linear]]) -> None:
         if choice.make is not None and self.device.type == "cpu":
@@ -92,7 +93,7 @@ class Backbone:
                 self.kernels_in_words += ", single rows plain"
             self._use(self.model)  # the output layer's replay too has the new layers then
         if choice.compiles:
-            self._decode = compiled(self._run_decoder)
+            self._compiled = compiled(self._run_decoder)
 
     @property
     def decoder(self) -> torch.nn.Module:
@@ -177,7 +178,8 @@ class Backbone:
         # Guesses past the context are cut later, padding is never read; where positions are learnt, no such row exists.
         positions = (start[:, None] + depth).clamp(max=self.max_context - 1)
         visible = _visible(ancestors, real, start, span.first, span.last)
-        return self._decode(tokens, self._masks(visible, positions, start, span.first), positions, cache)
+        decode = self._compiled or self._run_decoder
+        return decode(tokens, self._masks(visible, positions, start, span.first), positions, cache)
 
     def _run_decoder(
         self, tokens: torch.Tensor, masks: Masks, positions: torch.Tensor, cache: TreeCache

@@ -21,7 +21,7 @@ from entmtp.models.joint import join_linear_layers
 
 PACKABLE = (torch.float32, torch.bfloat16)
 _LEAST_TIMED_BYTES, _MOST_TIMED_BYTES = 2**25, 2**30
-_TIMED_ROUNDS = 3
+_TIMED_ROUNDS = 5
 _CLEARLY = 0.95
 """Less than this share of the time is a difference, not noise."""
 
