@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from entmtp.scheduling.policies import Policy
 from entmtp.scheduling.signals import SignalTracker
+from entmtp.trees.replay import accepted_length
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
 
@@ -28,19 +29,11 @@ def replayed(trace: RankTrace, policy: Policy) -> list[ReplayedStep]:
     at = 0
     while at < len(trace):
         topology = policy.choose(tracker.start_step(at, entropy[at]), state)
-        gained = 1 + _accepted(topology, ranks[at])
+        gained = 1 + accepted_length(topology, ranks[at])
         tracker.end_step(gained)
         steps.append(ReplayedStep(at, topology, gained))
         at += gained
     return steps
-
-
-def _accepted(topology: Topology, ranks: Sequence[int]) -> int:
-    """Length of the longest beginning of the true ``ranks`` that is a path of the tree."""
-    length = 0
-    while length < len(ranks) and tuple(ranks[: length + 1]) in topology.index:
-        length += 1
-    return length
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,17 @@ from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
 
 
+def accepted_length(topology: Topology, ranks: Sequence[int]) -> int:
+    """Length of the longest beginning of the true ``ranks`` that is a path of the tree."""
+    length = 0
+    while length < len(ranks) and tuple(ranks[: length + 1]) in topology.index:
+        length += 1
+    return length
+
+
 def accepted_lengths(trace: RankTrace, topology: Topology) -> np.ndarray:
     """Accepted tokens (without the root) of a step that starts at each position ``[positions]`` int64."""
-    known = set(topology.paths)
-    ranks = trace.ranks.numpy()
-    lengths = np.zeros(len(trace), dtype=np.int64)
-    for at, row in enumerate(ranks.tolist()):
-        while lengths[at] < len(row) and tuple(row[: lengths[at] + 1]) in known:
-            lengths[at] += 1
-    return lengths
+    return np.array([accepted_length(topology, row) for row in trace.ranks.tolist()], dtype=np.int64)
 
 
 def visits(lengths: np.ndarray) -> np.ndarray:
