@@ -11,7 +11,7 @@ by replacing the function that applies an optimisation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,10 +31,13 @@ from entmtp.evaluation.verdicts import ratio
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models import backbone as backbones
+from entmtp.models import packing
 from entmtp.models.backbone import Backbone
-from entmtp.models.packing import MakeLayer, Replaced, replace_linear_layers
+from entmtp.models.kernels import check_name
+from entmtp.models.packing import replace_linear_layers
 from entmtp.models.registry import load_model
 from entmtp.scheduling.cost import hardware_name
+from entmtp.settings import Kernels
 from entmtp.trees.topology import Topology
 
 TOKENS = (1, 4, 16, 32)
@@ -51,6 +54,7 @@ NOTES = (
 def main(
     heads: Annotated[str, typer.Option(help="kind of the bundled model's heads")] = "hydra",
     repetitions: Annotated[int, typer.Option(min=3, help="timed steps of each variant and size")] = 20,
+    kernels: Annotated[str, typer.Option(help="auto, or packed: those without a compiler")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
 ) -> None:
@@ -58,14 +62,15 @@ def main(
     with told_plainly("gains"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model, _ = load_model("bundled", dtype=dtype, device=device)
-        builders = on_cuda(heads) if device == "cuda" else on_cpu(heads)
+        builders = on_cuda(heads) if device == "cuda" else on_cpu(heads, check_name(kernels))
         benches = {name: make_bench(build, model) for name, build in builders.items()}
         if GRAPHS in benches:
             benches[GRAPHS].state.graphs = Graphs(None)
         rows = gains(benches, repetitions)
         columns = ["without", *(f"{tokens} token{'s' * (tokens > 1)}" for tokens in TOKENS)]
         table = Table(title=f"step ms ({FULL}), then times as long without", columns=columns, rows=rows)
-        title = f"What each optimisation gains: bundled model, {heads} heads, {dtype}"
+        words = benches[FULL].state.backbone.kernels_in_words
+        title = f"What each optimisation gains: bundled model, {heads} heads, {words}"
         hardware = hardware_name(torch.device(device))
         deliver(made_record("gains", title, hardware, [table], [*NOTES, f"{repetitions} repetitions."]), record)
 
@@ -101,25 +106,33 @@ def make_bench(build: Build, model: Any) -> StepBench:
     return StepBench(backbone, drafter, 1, CONTEXT, max(TOKENS) - 1)
 
 
-def on_cpu(kind: str) -> dict[str, Build]:
+def on_cpu(kind: str, kernels: Kernels) -> dict[str, Build]:
     """The full system and its variants on a CPU, by what they do without."""
+    full = _backbone_by(lambda model: Backbone(model, kernels), kind)
+    layers = {
+        "fused layers": _backbone_by(_products_alone, kind),
+        "fused products (oneDNN's instead)": _backbone_by(lambda model: Backbone(model, "packed"), kind),
+    }
+    if kernels == "packed":
+        layers = {
+            "joint products of siblings": _backbone_by(_apart, kind),
+            "packed grouped-query attention": _backbone_by(_own_attention, kind),
+        }
     return {
-        FULL: _backbone_by(_full, kind),
-        "packed layers (PyTorch's own)": _backbone_by(lambda model: Backbone(model, "eager"), kind),
-        "the faster kind of layer for single rows": _backbone_by(_no_plain_rows, kind),
-        "joint products of siblings": _backbone_by(_apart, kind),
-        "packed output layer": _backbone_by(_output_as_it_is, kind),
-        "packed grouped-query attention": _backbone_by(_own_attention, kind),
-        "packed products of the heads": lambda model: _unpacked_heads(*_backbone_by(_full, kind)(model)),
+        FULL: full,
+        **layers,
+        "any of these (PyTorch's own)": _backbone_by(lambda model: Backbone(model, "eager"), kind),
+        "the output layer's product": _backbone_by(lambda model: _output_as_it_is(model, kernels), kind),
+        "the heads' products": lambda model: _plain_heads(*full(model)),
     }
 
 
 def on_cuda(kind: str) -> dict[str, Build]:
-    """The same on a GPU, where layers are not packed and steps are captured."""
+    """The same on a GPU, where products are PyTorch's and steps are captured."""
     return {
-        FULL: _backbone_by(_full, kind),
-        "packed grouped-query attention": _backbone_by(_own_attention, kind),
-        GRAPHS: _backbone_by(_full, kind),
+        FULL: _backbone_by(Backbone, kind),
+        "packed grouped-query attention": _backbone_by(lambda model: _own_attention(model, "auto"), kind),
+        GRAPHS: _backbone_by(Backbone, kind),
     }
 
 
@@ -131,44 +144,36 @@ def _backbone_by(make: Callable[[Any], Backbone], kind: str) -> Build:
     return build
 
 
-def _full(model: Any) -> Backbone:
-    return Backbone(model)
+def _products_alone(model: Any) -> Backbone:
+    """Fused products in the model's own layers."""
+    with patch.object(backbones, "with_fused_layers", lambda decoder, config: None):
+        return Backbone(model, "fused")
 
 
 def _apart(model: Any) -> Backbone:
     """Layers packed one by one."""
-
-    def replace(layers: Any, siblings: Sequence[Any], make: MakeLayer, keep_weight: Any) -> Replaced:
-        return replace_linear_layers(layers, [], make, keep_weight)
-
-    with patch.object(backbones, "replace_linear_layers", replace):
-        return Backbone(model)
+    with patch.object(packing, "join_linear_layers", lambda layers, groups, make: None):
+        return Backbone(model, "packed")
 
 
-def _no_plain_rows(model: Any) -> Backbone:
-    """Packed layers for single rows too."""
-    with patch.object(backbones, "keep_plain_rows", lambda model, replaced: False):
-        return Backbone(model)
+def _output_as_it_is(model: Any, kernels: Kernels) -> Backbone:
+    """Only the decoder's products."""
 
-
-def _output_as_it_is(model: Any) -> Backbone:
-    """Only the decoder's layers packed."""
-
-    def replace(layers: Any, siblings: Sequence[Any], make: MakeLayer, keep_weight: Any) -> Replaced:
-        return replace_linear_layers(getattr(layers, layers.base_model_prefix), siblings, make, keep_weight)
+    def replace(layers: Any, siblings: Any, make: Any, keep_weight: Any, leave: Any) -> None:
+        replace_linear_layers(getattr(layers, layers.base_model_prefix), siblings, make, keep_weight, leave)
 
     with patch.object(backbones, "replace_linear_layers", replace):
-        return Backbone(model)
+        return Backbone(model, kernels)
 
 
-def _own_attention(model: Any) -> Backbone:
+def _own_attention(model: Any, kernels: Kernels = "packed") -> Backbone:
     """transformers' scaled_dot_product_attention, which repeats keys and values for each of their queries' heads."""
-    backbone = Backbone(model)
+    backbone = Backbone(model, kernels)
     backbone.model.set_attn_implementation("sdpa")
     return backbone
 
 
-def _unpacked_heads(backbone: Backbone, heads: DraftHeads) -> tuple[Backbone, DraftHeads]:
+def _plain_heads(backbone: Backbone, heads: DraftHeads) -> tuple[Backbone, DraftHeads]:
     def linear(name: str, states: Any, weight: Any, bias: Any = None) -> Any:
         return torch.nn.functional.linear(states, weight, bias)
 

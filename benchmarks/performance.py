@@ -35,6 +35,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         " --repetitions 10",
         "peers": "peers --prompts 3 --max-new-tokens 48 --repetitions 2",
         "gains": "gains --repetitions 30",
+        "gains-packed": "gains --kernels packed --repetitions 30",
         "heads": "heads --output results/heads --prompts 4",
         "predict": "predict --profile xeon-2-cores --output results/heads --prompts 4",
         "predict-flat": "predict --profile flat --output results/heads --prompts 4",

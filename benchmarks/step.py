@@ -33,10 +33,10 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
+from entmtp.models.kernels import check_name
 from entmtp.models.registry import load_model
 from entmtp.scheduling.cost import hardware_name
 from entmtp.scheduling.profiles import HardwareProfile, Measured, ProfilePoint
-from entmtp.settings import Kernels
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology
 
@@ -59,7 +59,7 @@ def main(
     context: Annotated[list[int] | None, typer.Option(min=1, help="tokens before the step; may repeat")] = None,
     repetitions: Annotated[int, typer.Option(min=3, help="timed steps of each size")] = 20,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
-    kernels: Annotated[str, typer.Option(help="auto, packed, or eager for PyTorch's own")] = "auto",
+    kernels: Annotated[str, typer.Option(help="as of entmtp generate")] = "auto",
     churned: Annotated[int, typer.Option("--churn", min=0, help="steps with changing random trees at the end")] = 0,
     profiled: Annotated[bool, typer.Option("--profile", help="name each size's ten most expensive operators")] = False,
     save_profile: Annotated[Path | None, typer.Option(help="write the costs there as a hardware profile")] = None,
@@ -105,7 +105,7 @@ def main(
 def subject(model: str, heads: str, shape: str | None, dtype: str, kernels: str) -> tuple[Any, Backbone, DraftHeads]:
     """The model as transformers has it, the same as a backbone, and its heads."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen: Kernels = "eager" if kernels == "eager" else "packed" if kernels == "packed" else "auto"
+    chosen = check_name(kernels)
     if shape is not None:
         loaded = random_model(shape_of(shape), device, torch_type(dtype))
         backbone = Backbone(loaded, chosen)

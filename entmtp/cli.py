@@ -48,7 +48,8 @@ def generate(
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     kernels: Annotated[
-        str, typer.Option(help="auto, packed, compiled, eager, or in fewer bits on a CPU: bfloat16, float16, int8")
+        str,
+        typer.Option(help="auto, fused, packed, compiled, eager, or in fewer bits: bfloat16, float16, int8"),
     ] = "auto",
 ) -> None:
     """Answer a prompt, streaming; then one line of statistics."""

@@ -11,7 +11,7 @@ from entmtp.errors import EntMTPError
 S = TypeVar("S", bound="Settings")
 
 
-Kernels = Literal["auto", "packed", "compiled", "eager", "bfloat16", "float16", "int8"]
+Kernels = Literal["auto", "fused", "packed", "compiled", "eager", "bfloat16", "float16", "int8"]
 """How a model's linear layers run (:mod:`entmtp.models.kernels`).
 
 The fastest way that keeps the loaded model's text and starts at once, on packed weights, the same as one compiled

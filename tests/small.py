@@ -11,6 +11,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.signals import entropy
+from entmtp.settings import Kernels
 from entmtp.trees.bank import Frontier, Provenance, TreeBank
 from entmtp.trees.topology import Path
 from entmtp.trees.trace import MISS, RankTrace, rank_trace
@@ -35,9 +36,9 @@ def drawn_trace(positions: int, chances: Sequence[float], heads: int, seed: int)
     return RankTrace(ranks.to(torch.int32), torch.rand(positions, generator=generator))
 
 
-def small_backbone(model_type: str = "llama", **changes: Any) -> Backbone:
+def small_backbone(model_type: str = "llama", kernels: Kernels = "auto", **changes: Any) -> Backbone:
     """A tiny model over :data:`SMALL_VOCAB` tokens."""
-    return Backbone(tiny_model(model_type, vocab_size=SMALL_VOCAB, **changes))
+    return Backbone(tiny_model(model_type, vocab_size=SMALL_VOCAB, **changes), kernels)
 
 
 def small_heads(kind: str, backbone: Backbone, seed: int = 0) -> DraftHeads:

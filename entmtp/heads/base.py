@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from entmtp.errors import EntMTPError
-from entmtp.models.packing import PackedLinear, can_pack
+from entmtp.models.packing import FixedLinear, MakeLayer
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 
@@ -72,23 +72,24 @@ class DraftHeads(PreTrainedModel):
         self.output_weight = torch.empty(0)
         self.output_bias: torch.Tensor | None = None
         self.input_table = torch.empty(0)
-        self._packed: dict[tuple[str, int], PackedLinear] = {}
+        self._make_layer: MakeLayer | None = None
+        self._fixed: dict[tuple[str, int], FixedLinear] = {}
 
     def train(self, mode: bool = True) -> Self:
-        """Packed weights would not see those that training changes."""
-        self._packed.clear()
+        """Layers made for inference would not see what training changes."""
+        self._fixed.clear()
         return super().train(mode)
 
     def linear(
         self, name: str, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """``states [..., in]`` times ``weight [out, in]``; at inference through the packed weight called ``name``."""
-        if self.training or not torch.is_inference_mode_enabled() or not can_pack(weight.dtype, weight.device):
+        """``states [..., in]`` times ``weight [out, in]``; at inference as the model's layers, kept under ``name``."""
+        if self.training or not torch.is_inference_mode_enabled() or self._make_layer is None:
             return nn.functional.linear(states, weight, bias)
         key = name, weight.shape[0]
-        if key not in self._packed:
-            self._packed[key] = PackedLinear(weight, bias)
-        product: torch.Tensor = self._packed[key](states)
+        if key not in self._fixed:
+            self._fixed[key] = self._make_layer(weight, bias)
+        product: torch.Tensor = self._fixed[key](states)
         return product
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -100,7 +101,7 @@ class DraftHeads(PreTrainedModel):
         return self.config.num_heads
 
     def attach(self, backbone: Backbone) -> DraftHeads:
-        """Binds the model's embeddings and output layer; moves the heads to its device and dtype.
+        """Binds the model's embeddings and output layer; moves the heads to its device, dtype and kernels.
 
         Raises:
             EntMTPError: if the heads were made for another model.
@@ -119,6 +120,7 @@ class DraftHeads(PreTrainedModel):
         bias = getattr(output, "bias", None)
         self.output_bias = None if bias is None else bias.detach()[rows]
         self.input_table = backbone.embeddings.detach()
+        self._make_layer = backbone.make_layer
         return self.eval()
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -19,9 +19,10 @@ from entmtp.errors import EntMTPError
 from entmtp.models import attention
 from entmtp.models.cache import LayerShape, Span, TreeCache
 from entmtp.models.compiling import compiled
+from entmtp.models.fused_layers import with_fused_layers
 from entmtp.models.joint import watched_siblings
 from entmtp.models.kernels import CHOICES, KernelChoice, available, in_words
-from entmtp.models.packing import keep_plain_rows, replace_linear_layers
+from entmtp.models.packing import MakeLayer, replace_linear_layers
 from entmtp.models.registry import model_fingerprint
 from entmtp.settings import Kernels
 from entmtp.trees.batch import TreeBatch
@@ -61,39 +62,51 @@ class Backbone:
         self.windowed = True
         self.cache_shapes: list[LayerShape] = []
         check_known_obstacles(self)
-        self.kernels: Kernels = available(kernels, self.dtype, self.device)
-        self.kernels_in_words = in_words(self.kernels, self.dtype)
+        candidates = iter(available(kernels, self.dtype, self.device))
+        self.kernels: Kernels = next(candidates)
         with watched_siblings(self.model) as siblings:
             expected, self.cache_shapes = sequential(self)
         choose_attention(self, expected)
-        if self.kernels == "eager":
-            return
-        self._take(CHOICES[self.kernels], siblings)
-        try:
-            check_kernels(self, expected)
-        except EntMTPError as refusal:
-            if kernels != "auto":
-                raise
+        refusals = []
+        while self.kernels != "eager":
+            self._take(CHOICES[self.kernels], siblings)
+            try:
+                check_kernels(self, expected)
+                break
+            except EntMTPError as refusal:
+                if kernels != "auto":
+                    raise
+                refusals.append(str(refusal))
+            self.kernels = next(candidates)
             self._use(_sharing_copy(model))
             choose_attention(self, expected)
-            self.kernels = "eager"
-            self.kernels_in_words = f"{in_words('eager', self.dtype)}; {refusal}"
+        self.kernels_in_words = "; ".join([in_words(self.kernels, self.dtype), *refusals])
 
     def _use(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
         self._output = _output_replay(self.model)
+        self._fused_decoder: torch.nn.Module | None = None
         # Only set where the pass is compiled: a bound method kept here would keep the model alive with it.
         self._compiled: Callable[..., torch.Tensor] | None = None
 
     def _take(self, choice: KernelChoice, siblings: Sequence[Sequence[torch.nn.Linear]]) -> None:
-        if choice.make is not None and self.device.type == "cpu":
+        if self.make_layer is not None:
+            fused = None
+            if choice.fuses and self.model.config._attn_implementation == attention.NAME:
+                fused = with_fused_layers(self.decoder, self.config)
             keep = self.model.get_output_embeddings()
-            replaced = replace_linear_layers(self.model, siblings, choice.make, keep_weight=keep)
-            if choice.exact and keep_plain_rows(self.model, replaced):
-                self.kernels_in_words += ", single rows plain"
+            # Beside a decoder with fused layers the model keeps its own, which any caller may run with any cache.
+            leave = None if fused is None else self.decoder
+            replace_linear_layers(self.model, siblings, self.make_layer, keep, leave)
             self._use(self.model)  # the output layer's replay too has the new layers then
+            self._fused_decoder = fused
         if choice.compiles:
             self._compiled = compiled(self._run_decoder)
+
+    @property
+    def make_layer(self) -> MakeLayer | None:
+        """Makes linear layers of the kind in use; None where those are PyTorch's own."""
+        return CHOICES[self.kernels].make if self.device.type == "cpu" else None
 
     @property
     def decoder(self) -> torch.nn.Module:
@@ -184,7 +197,7 @@ class Backbone:
     def _run_decoder(
         self, tokens: torch.Tensor, masks: Masks, positions: torch.Tensor, cache: TreeCache
     ) -> torch.Tensor:
-        output = self.decoder(
+        output = (self._fused_decoder or self.decoder)(
             input_ids=tokens,
             attention_mask=masks,
             position_ids=positions,

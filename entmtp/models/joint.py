@@ -92,10 +92,8 @@ def watched_siblings(model: nn.Module) -> Iterator[list[list[nn.Linear]]]:
 
 
 @torch.inference_mode()
-def join_linear_layers(
-    model: nn.Module, groups: Sequence[Sequence[nn.Linear]], product: Product
-) -> dict[nn.Module, nn.Module]:
-    """Puts one joint product in the place of each of the ``groups`` of layers of ``model``; says what stood where."""
+def join_linear_layers(model: nn.Module, groups: Sequence[Sequence[nn.Linear]], product: Product) -> None:
+    """Puts one joint product in the place of each of the ``groups`` of layers of ``model``."""
     places: dict[nn.Module, JointLinear] = {}
     for group in groups:
         joint = JointProduct(group, product)
@@ -104,4 +102,3 @@ def join_linear_layers(
         for name, layer in list(parent.named_children()):
             if layer in places:
                 setattr(parent, name, places[layer])
-    return {joint: layer for layer, joint in places.items()}

@@ -12,6 +12,7 @@ from typing import get_args
 import torch
 
 from entmtp.errors import EntMTPError
+from entmtp.models import fused
 from entmtp.models.compiling import OpaquePackedLinear, no_compiler
 from entmtp.models.packing import PACKABLE, MakeLayer, PackedLinear, can_pack
 from entmtp.models.precision import Bfloat16Linear, Float16Linear, Int8Linear, int8_saturates
@@ -29,7 +30,7 @@ class KernelChoice:
         spread: how far, of the largest logit, a token may move with the number of tokens beside it: the rounding of
             what is multiplied. Float32 sums in another order, one step of bfloat16, one quantum of 8 bits.
         error: how far, of the largest logit, the model's own logits may be.
-        exact: whether it multiplies in the model's own type, so that some rows may as well run another way.
+        fuses: whether decoder layers of a known kind become a few sweeps each.
         compiles: whether the decoder around the layers becomes one compiled graph.
     """
 
@@ -38,12 +39,18 @@ class KernelChoice:
     obstacle: Callable[[torch.dtype, torch.device], str | None]
     spread: float
     error: float
-    exact: bool = False
+    fuses: bool = False
     compiles: bool = False
 
 
 def _none(dtype: torch.dtype, device: torch.device) -> str | None:
     return None
+
+
+def _unfusable(dtype: torch.dtype, device: torch.device) -> str | None:
+    if dtype != torch.float32 or device.type != "cpu":
+        return f"needs float32 weights on a CPU; these are {dtype} on {device}"
+    return fused.obstacle()
 
 
 def _unpackable(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -78,14 +85,16 @@ def _no_fbgemm() -> bool:
 
 CHOICES: dict[Kernels, KernelChoice] = {
     "eager": KernelChoice(None, "eager {dtype} (PyTorch)", _none, spread=1e-3, error=1e-3),
-    "packed": KernelChoice(PackedLinear, "packed {dtype} (oneDNN)", _unpackable, spread=1e-3, error=1e-3, exact=True),
+    "fused": KernelChoice(
+        fused.FusedLinear, "fused {dtype} (C++ for this CPU)", _unfusable, spread=1e-3, error=1e-3, fuses=True
+    ),
+    "packed": KernelChoice(PackedLinear, "packed {dtype} (oneDNN)", _unpackable, spread=1e-3, error=1e-3),
     "compiled": KernelChoice(
         OpaquePackedLinear,
         "compiled {dtype} (torch.compile)",
         _uncompilable,
         spread=1e-3,
         error=1e-3,
-        exact=True,
         compiles=True,
     ),
     "bfloat16": KernelChoice(
@@ -110,6 +119,8 @@ CHOICES: dict[Kernels, KernelChoice] = {
         error=0.3,
     ),
 }
+AUTOMATIC: tuple[Kernels, ...] = ("fused", "packed", "eager")
+"""What ``auto`` takes the first of that can be had: those in the model's own type, fastest first."""
 HALF_TOLERANCE = 0.08
 """Stands for ``spread`` and ``error`` where the model itself is in 16 bits: all of it rounds then, not its products."""
 
@@ -123,17 +134,17 @@ def check_name(kernels: str) -> Kernels:
     raise EntMTPError(f"kernels: '{kernels}' is unknown; choose one of {', '.join(known)}")
 
 
-def available(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> Kernels:
-    """The choice that ``kernels`` stands for on this device; says nothing yet about how a model fares with it.
+def available(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> list[Kernels]:
+    """The choices that ``kernels`` stands for on this device, best first; not every model may fare well with each.
 
     Raises:
         EntMTPError: if a choice asked for by name can't be had here.
     """
     if kernels == "auto":
-        return "packed" if can_pack(dtype, device) else "eager"
+        return [name for name in AUTOMATIC if CHOICES[name].obstacle(dtype, device) is None]
     if reason := CHOICES[kernels].obstacle(dtype, device):
         raise EntMTPError(f"kernels: '{kernels}' {reason}; use 'auto'")
-    return kernels
+    return [kernels]
 
 
 def in_words(kernels: Kernels, dtype: torch.dtype) -> str:

@@ -189,12 +189,13 @@ def _in_one_pass(backbone: Backbone) -> torch.Tensor:
 def _one_at_a_time(backbone: Backbone) -> torch.Tensor:
     """Logits ``[len(_CHAIN), vocab]`` of the deepest path's nodes, decoded token by token."""
     tokens = _tokens(backbone)
-    output = backbone.model(input_ids=tokens[None, :_PROMPT], use_cache=True)
+    cache = backbone.new_cache(slots=1, capacity=_PROMPT + len(_CHAIN))
+    backbone.prefill(tokens[:_PROMPT].tolist(), 0, cache)
     rows = []
     for node in _CHAIN:
-        token = tokens[None, _PROMPT + node, None]
-        output = backbone.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
-        rows.append(output.logits[0, -1])
+        hidden = backbone.extend(tokens[None, _PROMPT + node, None], [0], cache)
+        cache.append([0], [1])
+        rows.append(backbone.logits(hidden)[0, 0])
     return torch.stack(rows).float()
 
 

@@ -1,7 +1,5 @@
 """Each variant switches off what its name says and nothing else; its times are not tested."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -11,50 +9,84 @@ from benchmarks.timing import ladder_of
 from entmtp.decoding.measure import StepBench
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
+from entmtp.models.fused import FusedLinear
+from entmtp.models.fused_layers import FusedLayers
 from entmtp.models.joint import JointLinear
 from entmtp.models.packing import PackedLinear
+from entmtp.settings import Kernels
 from tests.tiny import random_heads, tiny_model
+
+LAYERS = torch.nn.Linear, JointLinear, PackedLinear, FusedLinear, FusedLayers
 
 
 def kinds(module: torch.nn.Module) -> set[type]:
-    return {type(layer) for layer in module.modules()} & {torch.nn.Linear, JointLinear, PackedLinear}
+    return {type(layer) for layer in module.modules()} & set(LAYERS)
 
 
-@pytest.fixture
-def built(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Backbone, DraftHeads]]:
-    monkeypatch.setattr(gains, "load_heads", lambda _, backbone: random_heads("hydra", backbone).attach(backbone))
+Built = dict[str, tuple[Backbone, DraftHeads]]
+
+
+def build(kernels: Kernels) -> Built:
     model = tiny_model("llama")
-    return {name: build(model) for name, build in gains.on_cpu("hydra").items()}
+    return {name: build(model) for name, build in gains.on_cpu("hydra", kernels).items()}
 
 
-def test_each_variant_lacks_one_thing(built: dict[str, Any]) -> None:
-    packed, output = {JointLinear, PackedLinear}, {name: type(b.model.lm_head) for name, (b, _) in built.items()}
-    layers = {name: kinds(backbone.decoder) for name, (backbone, _) in built.items()}
+@pytest.fixture(autouse=True)
+def heads_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gains, "load_heads", lambda _, backbone: random_heads("hydra", backbone).attach(backbone))
+
+
+def test_each_variant_of_the_fused_system_lacks_one_thing() -> None:
+    built = build("fused")
+    found = {
+        name: (kinds(backbone._fused_decoder or backbone.decoder), type(backbone.model.lm_head))
+        for name, (backbone, _) in built.items()
+    }
+    full = {FusedLayers}, FusedLinear
+    assert found == {
+        gains.FULL: full,
+        "fused layers": ({JointLinear, FusedLinear}, FusedLinear),
+        "fused products (oneDNN's instead)": ({JointLinear, PackedLinear}, PackedLinear),
+        "any of these (PyTorch's own)": ({torch.nn.Linear}, torch.nn.Linear),
+        "the output layer's product": ({FusedLayers}, torch.nn.Linear),
+        "the heads' products": full,
+    }
+
+
+def test_each_variant_of_the_packed_system_lacks_one_thing() -> None:
+    built = build("packed")
+    packed = {JointLinear, PackedLinear}
+    found = {
+        name: (kinds(backbone._fused_decoder or backbone.decoder), type(backbone.model.lm_head))
+        for name, (backbone, _) in built.items()
+    }
     attention = {name: backbone.model.config._attn_implementation for name, (backbone, _) in built.items()}
-    assert layers.pop("packed layers (PyTorch's own)") == {torch.nn.Linear}
-    assert layers.pop("joint products of siblings") == {PackedLinear}
-    assert set(map(frozenset, layers.values())) == {frozenset(packed)}
-    assert {name for name, kind in output.items() if kind is torch.nn.Linear} == {
-        "packed layers (PyTorch's own)",
-        "packed output layer",
+    assert found == {
+        gains.FULL: (packed, PackedLinear),
+        "joint products of siblings": ({PackedLinear}, PackedLinear),
+        "packed grouped-query attention": (packed, PackedLinear),
+        "any of these (PyTorch's own)": ({torch.nn.Linear}, torch.nn.Linear),
+        "the output layer's product": (packed, torch.nn.Linear),
+        "the heads' products": (packed, PackedLinear),
     }
     assert attention.pop("packed grouped-query attention") == "sdpa"
     assert set(attention.values()) == {"entmtp_tree"}
 
 
-def test_all_variants_write_the_same_and_the_heads_pack_or_not(built: dict[str, Any]) -> None:
-    roots, packs = set(), {}
-    for name, (backbone, heads) in built.items():
+@pytest.mark.parametrize("kernels", ["fused", "packed"])
+def test_all_variants_write_the_same_and_the_heads_have_layers_or_not(kernels: Kernels) -> None:
+    roots, made = set(), {}
+    for name, (backbone, heads) in build(kernels).items():
         bench = StepBench(backbone, heads, 1, 20, 15)
         bench.step(ladder_of(gains._tree(bench, 16)))
         roots.add(int(bench.state.root[0]))
-        packs[name] = bool(heads._packed)
+        made[name] = bool(heads._fixed)
     assert len(roots) == 1
-    assert not packs.pop("packed products of the heads")
-    assert all(packs.values())
+    assert {name for name, some in made.items() if not some} == {"the heads' products", "any of these (PyTorch's own)"}
 
 
-def test_rows_name_milliseconds_first_then_ratios(built: dict[str, Any]) -> None:
+def test_rows_name_milliseconds_first_then_ratios() -> None:
+    built = build("packed")
     benches = {name: StepBench(backbone, heads, 1, 20, 31) for name, (backbone, heads) in built.items()}
     first, *others = gains.gains(benches, repetitions=3)
     assert first[0] == gains.FULL

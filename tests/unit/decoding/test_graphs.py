@@ -32,6 +32,11 @@ def drawn_tree(generator: random.Random) -> Topology:
     return Topology.of(paths) if paths else Topology.root_only()
 
 
+def taped_backbone(architecture: str = "llama", **changes: int) -> Backbone:
+    """One that runs on operators alone: a tape, as a CUDA graph, knows of nothing else."""
+    return small_backbone(architecture, kernels="eager", **changes)
+
+
 def taped_state(backbone: Backbone, heads: DraftHeads | None, slots: int) -> DecodingState:
     state = DecodingState(backbone, heads, slots, capacity=512)
     state.graphs = Graphs(Taped())  # type: ignore[arg-type]
@@ -46,7 +51,7 @@ def running(state: DecodingState, prompts: list[list[int]]) -> list[RunningReque
 @pytest.mark.parametrize("kind", ["medusa", "hydra"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_thousand_trees_replay_the_graphs_of_a_few_shapes(architecture: str, kind: str) -> None:
-    backbone = small_backbone(architecture, max_position_embeddings=1024)
+    backbone = taped_backbone(architecture, max_position_embeddings=1024)
     state = taped_state(backbone, small_heads(kind, backbone), slots=1)
     generator = random.Random(0)
     trees = [drawn_tree(generator) for _ in range(100)]
@@ -69,7 +74,7 @@ def test_a_thousand_trees_replay_the_graphs_of_a_few_shapes(architecture: str, k
 
 
 def test_a_batch_with_a_tree_each_replays_too() -> None:
-    backbone = small_backbone()
+    backbone = taped_backbone()
     heads = small_heads("hydra", backbone)
     prompts = [small_prompt(length, seed=length) for length in (3, 17, 9)]
     generator = random.Random(1)
@@ -96,7 +101,7 @@ def test_a_batch_with_a_tree_each_replays_too() -> None:
 
 def test_a_growing_context_needs_a_capture_every_so_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "ROUNDED_ROWS", 16)
-    backbone = small_backbone()
+    backbone = taped_backbone()
     state = taped_state(backbone, None, slots=1)
     policy = SequencePolicy([Topology.root_only()], 8)
     (request,) = running(state, [small_prompt(5)])

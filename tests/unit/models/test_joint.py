@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from entmtp.errors import EntMTPError
+from entmtp.models import fused
 from entmtp.models.backbone import Backbone
 from entmtp.models.joint import JointLinear, JointProduct, join_linear_layers, watched_siblings
 from entmtp.models.packing import PackedLinear, can_pack
@@ -120,6 +121,7 @@ class TestBackbone:
 
     def test_kernels_that_fail_the_self_test_are_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.broken(monkeypatch)
+        monkeypatch.setattr(fused, "obstacle", lambda: "needs a C++ compiler")
         backbone = Backbone(tiny_model("llama"))
         assert backbone.kernels == "eager"
         assert backbone.kernels_in_words.startswith("eager float32 (PyTorch); kernels: 'packed' are refused")

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 HERE = [name for name, choice in CHOICES.items() if choice.obstacle(torch.float32, CPU) is None]
 LAYERS = [(name, choice.make) for name, choice in CHOICES.items() if name in HERE and choice.make is not None]
 each_layer = pytest.mark.parametrize(("name", "make"), LAYERS, ids=[name for name, _ in LAYERS])
-ROUNDING = {"packed": 1e-5, "compiled": 1e-5, "bfloat16": 1e-2, "float16": 1e-3, "int8": 3e-2}
+ROUNDING = {"fused": 1e-5, "packed": 1e-5, "compiled": 1e-5, "bfloat16": 1e-2, "float16": 1e-3, "int8": 3e-2}
 
 
 class SharedScale(Int8Linear):
@@ -62,6 +62,7 @@ def test_a_row_of_zeros_stays_zero_in_eight_bits() -> None:
 @pytest.mark.parametrize("name", HERE)
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
 def test_a_good_choice_is_accepted(model_type: str, name: Kernels) -> None:
+    torch._dynamo.reset()  # how often a function is compiled is limited, and all models count together
     backbone = Backbone(tiny_model(model_type, initializer_range=0.1), name)
     assert backbone.kernels == name
     assert backbone.kernels_in_words == in_words(name, torch.float32)
@@ -85,9 +86,9 @@ class TestKernelsWhoseRowsDependOnEachOther:
             Backbone(tiny_model(model_type), "int8")
 
     def test_auto_does_without_them_and_says_so(self, model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.replace("packed", monkeypatch)
+        self.replace("fused", monkeypatch)
         backbone = Backbone(tiny_model(model_type))
-        assert backbone.kernels == "eager"
+        assert backbone.kernels == "packed"
         assert "a token's logits depend on the tokens beside it" in backbone.kernels_in_words
         assert not any(isinstance(layer, SharedScale) for layer in backbone.model.modules())
 
@@ -134,10 +135,10 @@ def test_eight_bits_need_instructions_that_do_not_overflow(monkeypatch: pytest.M
 
 
 def test_auto_never_takes_fewer_bits() -> None:
-    assert available("auto", torch.float32, CPU) in ("packed", "eager")
-    assert available("auto", torch.float32, torch.device("cuda")) == "eager"
+    assert available("auto", torch.float32, CPU) == [name for name in ("fused", "packed", "eager") if name in HERE]
+    assert available("auto", torch.float32, torch.device("cuda")) == ["eager"]
 
 
 def test_an_unknown_name_is_told() -> None:
-    with pytest.raises(EntMTPError, match="kernels: 'fast' is unknown; choose one of auto, packed, compiled, eager"):
+    with pytest.raises(EntMTPError, match="kernels: 'fast' is unknown; choose one of auto, fused, packed,"):
         check_name("fast")

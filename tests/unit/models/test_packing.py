@@ -1,4 +1,3 @@
-import time
 from typing import Any, cast
 
 import pytest
@@ -8,12 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from entmtp.decoding.engine import Engine
-from entmtp.models import packing
 from entmtp.models.backbone import Backbone
-from entmtp.models.packing import ByRows, PackedLinear, can_pack, keep_plain_rows, replace_linear_layers
-from entmtp.scheduling.policies import StaticPolicy
-from tests.tiny import TREES, greedy, random_tokens, tiny_model
+from entmtp.models.packing import PackedLinear, can_pack, replace_linear_layers
+from tests.tiny import greedy, random_tokens, tiny_model
 
 pytestmark = pytest.mark.skipif(
     not can_pack(torch.float32, torch.device("cpu")), reason="this build of PyTorch has no oneDNN"
@@ -72,7 +68,7 @@ def test_linear_layers_are_replaced_and_nothing_else() -> None:
 def test_the_given_model_stays_as_it_is_and_shares_its_parameters(model_type: str) -> None:
     model = tiny_model(model_type)
     before = {name: type(module) for name, module in model.named_modules()}
-    backbone = Backbone(model)
+    backbone = Backbone(model, "packed")
     assert backbone.kernels == "packed"
     assert any(isinstance(module, PackedLinear) for module in backbone.model.modules())
     assert {name: type(module) for name, module in model.named_modules()} == before
@@ -86,7 +82,7 @@ def test_the_output_layer_that_decodes_is_packed_and_the_given_models_is_not(
     model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(model_type)
-    backbone = Backbone(model)
+    backbone = Backbone(model, "packed")
     multiplied: list[tuple[int, ...]] = []
     forward = PackedLinear.forward
 
@@ -105,56 +101,3 @@ def test_eager_keeps_the_models_own_layers() -> None:
     backbone = Backbone(tiny_model("llama"), kernels="eager")
     assert backbone.kernels == "eager"
     assert not any(isinstance(module, PackedLinear) for module in backbone.model.modules())
-
-
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text"])
-def test_single_rows_go_through_the_models_own_layers_where_those_are_faster(
-    model_type: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(packing, "_plain_rows_are_faster", lambda replaced: True)
-    model = tiny_model(model_type)
-    backbone = Backbone(model)
-    assert backbone.kernels_in_words.endswith(", single rows plain")
-    assert (backbone.kernels, backbone.embeddings) == ("packed", model.get_input_embeddings().weight)
-    switches = [module for module in backbone.model.modules() if isinstance(module, ByRows)]
-    owners = {id(weight) for weight in model.parameters()}
-    assert switches
-    assert all(id(switch.weight) in owners for switch in switches)
-    rows: dict[str, set[int]] = {"plain": set(), "packed": set()}
-
-    def note(kind: str) -> Any:
-        return lambda layer, inputs: rows[kind].add(inputs[0].numel() // inputs[0].shape[-1])
-
-    for switch in switches:
-        switch.plain.register_forward_pre_hook(note("plain"))
-        switch.packed.register_forward_pre_hook(note("packed"))
-    ids = random_tokens(6)
-    assert Engine(backbone, None, StaticPolicy(TREES["root"], 8)).generate(ids, 12).tokens == greedy(model, ids, 12)
-    assert rows["plain"] == {1}
-    assert min(rows["packed"]) > 1
-
-
-@pytest.mark.parametrize(("plain_ms", "kept"), [(0.0, True), (3.0, False)])
-def test_the_faster_kind_of_layer_gets_single_rows(
-    plain_ms: float, kept: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(packing, "_LEAST_TIMED_BYTES", 0)
-
-    class Slow(nn.Linear):
-        def forward(self, states: torch.Tensor) -> torch.Tensor:
-            time.sleep(plain_ms / 1e3)
-            return super().forward(states)
-
-    class Packed(nn.Linear):
-        def forward(self, states: torch.Tensor) -> torch.Tensor:
-            time.sleep(1.5e-3)
-            return super().forward(states)
-
-    packed = Packed(8, 8)
-    model = nn.ModuleDict({"layer": packed}).requires_grad_(False)
-    assert keep_plain_rows(model, {packed: Slow(8, 8)}) is kept
-    assert isinstance(model["layer"], ByRows) is kept
-
-
-def test_a_model_that_fits_in_a_cache_is_not_timed() -> None:
-    assert Backbone(tiny_model("llama")).kernels_in_words == "packed float32 (oneDNN)"
