@@ -30,9 +30,10 @@ PAGE = ROOT / "docs" / "performance.md"
 # `--record` behind it). Each names its model and sizes, so that two machines' numbers are about the same.
 COMMANDS: dict[str, dict[str, str]] = {
     "cpu": {
+        "startup": "startup",
         "step": "step --nodes 0 --nodes 1 --nodes 3 --nodes 7 --nodes 15 --nodes 31 --nodes 63 --profile",
-        "step-grid": "step --nodes 0 --nodes 3 --nodes 15 --batch 1 --batch 4 --context 160 --context 512"
-        " --repetitions 10",
+        "step-grid": "step --batch 1 --batch 4 --batch 16 --context 160 --context 512 --context 1536"
+        " --repetitions 5 --save-profile results/this-machine.json",
         "peers": "peers --prompts 3 --max-new-tokens 48 --repetitions 2",
         "gains": "gains --repetitions 30",
         "gains-packed": "gains --kernels packed --repetitions 30",

@@ -365,24 +365,31 @@ struct Decoder {
 
 extern "C" {
 
-int64_t entmtp_lanes() { return LANES; }
 int64_t entmtp_panel() { return PANEL; }
 
-// weight [out, in] -> packed [panels, in, PANEL], zeros behind the last output.
-void entmtp_pack(const float* weight, float* packed, int64_t out, int64_t in, int threads) {
+// weight [out, in] -> packed [panels, in, PANEL], zeros behind the last output. With values [out, in] beside it,
+// panels are turns of LANES outputs of each: what a gated product wants.
+void entmtp_pack(const float* weight, const float* values, float* packed, int64_t out, int64_t in, int threads) {
+  const int64_t width = values ? LANES : PANEL, panels = (out + width - 1) / width;
 #if defined(MADV_HUGEPAGE)
   // Weights are read from end to end: with small pages, a tenth of that time goes into looking up their addresses.
   constexpr uintptr_t huge = 1 << 21;
-  const int64_t bytes = (out + PANEL - 1) / PANEL * PANEL * in * sizeof(float);
   const uintptr_t first = (reinterpret_cast<uintptr_t>(packed) + huge - 1) / huge * huge;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(packed) + bytes) / huge * huge;
+  const uintptr_t last = reinterpret_cast<uintptr_t>(packed + panels * PANEL * in) / huge * huge;
   if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
+  const std::vector<float> zeros(in);
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t first = 0; first < out; first += PANEL)
+  for (int64_t panel = 0; panel < panels; panel++) {
+    const float* sources[PANEL];
+    for (int64_t i = 0; i < PANEL; i++) {
+      const int64_t row = panel * width + i % width;
+      sources[i] = row < out ? (i < width ? weight : values) + row * in : zeros.data();
+    }
+    float* target = packed + panel * PANEL * in;
     for (int64_t k = 0; k < in; k++)
-      for (int64_t i = 0; i < PANEL; i++)
-        packed[first * in + k * PANEL + i] = first + i < out ? weight[(first + i) * in + k] : 0.f;
+      for (int64_t i = 0; i < PANEL; i++) target[k * PANEL + i] = sources[i][k];
+  }
 }
 
 // y [rows, out] = x [rows, in] times the packed weight, + bias [out] where there is one.

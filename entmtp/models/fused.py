@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from torch.profiler import record_function
 
 from entmtp.errors import EntMTPError
 from entmtp.models.bundled import cache_folder
@@ -30,7 +31,7 @@ _FLAGS = (
 _COMPILE_SECONDS = 300
 _POINTER, _INT, _FLOAT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 _SIGNATURES = {
-    "entmtp_pack": [_POINTER] * 2 + [_INT] * 2 + [_THREADS],
+    "entmtp_pack": [_POINTER] * 3 + [_INT] * 2 + [_THREADS],
     "entmtp_linear": [_POINTER] * 4 + [_INT] * 3 + [_THREADS],
     "entmtp_layers": [_POINTER, _INT] + [_POINTER] * 3,
 }
@@ -111,35 +112,40 @@ class FusedLinear(FixedLinear):
         """``[..., in] -> [..., out]``."""
         states = states.contiguous()
         product = states.new_empty(*states.shape[:-1], self._out)
-        library().entmtp_linear(
-            states.data_ptr(),
-            self._packed.data_ptr(),
-            None if self.bias is None else self.bias.data_ptr(),
-            product.data_ptr(),
-            states.numel() // self._in,
-            self._out,
-            self._in,
-            torch.get_num_threads(),
-        )
+        with record_function("entmtp::linear"):
+            library().entmtp_linear(
+                states.data_ptr(),
+                self._packed.data_ptr(),
+                None if self.bias is None else self.bias.data_ptr(),
+                product.data_ptr(),
+                states.numel() // self._in,
+                self._out,
+                self._in,
+                torch.get_num_threads(),
+            )
         return product
 
 
-def packed(weight: torch.Tensor) -> torch.Tensor:
-    """A float32 weight ``[out, in]`` in the order in which it is read."""
+def packed(weight: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:
+    """A float32 weight ``[out, in]`` in the order in which it is read.
+
+    With ``values [out, in]`` it is that of a gated product, ``silu(weight x) * (values x)``.
+    """
     out, width = weight.shape
     panel = library().entmtp_panel()
-    result = torch.empty(-(-out // panel) * panel * width)
+    panels = -(-out // panel) if values is None else -(-out // (panel // 2))
+    result = torch.empty(panels * panel * width)
     weight = weight.detach().contiguous()
-    library().entmtp_pack(weight.data_ptr(), result.data_ptr(), out, width, torch.get_num_threads())
+    values = None if values is None else values.detach().contiguous()
+    library().entmtp_pack(
+        weight.data_ptr(),
+        None if values is None else values.data_ptr(),
+        result.data_ptr(),
+        out,
+        width,
+        torch.get_num_threads(),
+    )
     return result
-
-
-def packed_in_turns(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Two float32 weights ``[out, in]`` for a product of the form ``silu(gate x) * (value x)``."""
-    lanes = library().entmtp_lanes()
-    padding = (0, 0, 0, -gate.shape[0] % lanes)
-    turns = [torch.nn.functional.pad(each.detach(), padding).unflatten(0, (-1, lanes)) for each in (gate, value)]
-    return packed(torch.stack(turns, dim=1).flatten(0, 2))
 
 
 class Layer(ctypes.Structure):

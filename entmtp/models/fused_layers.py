@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 from transformers import Cache
 from transformers.activations import ACT2FN
 
 from entmtp.models.cache import TreeCache
-from entmtp.models.fused import LAYER_TENSORS, Layer, Pass, Sizes, library, packed, packed_in_turns
+from entmtp.models.fused import LAYER_TENSORS, Layer, Pass, Sizes, library, packed
 
 # By name: importing every model's code would take longer than loading one.
 KINDS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
@@ -76,7 +77,8 @@ class FusedLayers(nn.Module):
             capacity=pool.shape[-2],
             threads=torch.get_num_threads(),
         )
-        library().entmtp_layers(self._layers, len(self._layers), byref(self._sizes), byref(run), states.data_ptr())
+        with record_function("entmtp::layers"):
+            library().entmtp_layers(self._layers, len(self._layers), byref(self._sizes), byref(run), states.data_ptr())
         return states
 
 
@@ -98,7 +100,7 @@ def _layer_tensors(layer: Any) -> dict[str, torch.Tensor | None]:
         packed(attention.o_proj.weight),
         attention.o_proj.bias,
         layer.post_attention_layernorm.weight,
-        packed_in_turns(mlp.gate_proj.weight, mlp.up_proj.weight),
+        packed(mlp.gate_proj.weight, mlp.up_proj.weight),
         packed(mlp.down_proj.weight),
         mlp.down_proj.bias,
     )
