@@ -12,7 +12,7 @@ larger model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,25 +22,21 @@ import typer
 from benchmarks.record import Cell, Table, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.calibration import calibration_texts, traces_of
+from entmtp.evaluation.replay import FLAT, POLICIES, cost_of, policies, replay_policy
 from entmtp.evaluation.suites import SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
+from entmtp.evaluation.verdicts import ratio
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat, load_model
 from entmtp.scheduling.cost import hardware_name
-from entmtp.scheduling.ladder import Cost, best_static, build_ladder
-from entmtp.scheduling.policies import LadderPolicy, Policy, ScheduledPolicy, StaticPolicy
+from entmtp.scheduling.ladder import Cost
 from entmtp.scheduling.profiles import load_profile
-from entmtp.scheduling.replay import predicted
-from entmtp.settings import CalibrationSettings, LadderSettings
+from entmtp.settings import CalibrationSettings
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
-from entmtp.trees.published import published_tree
-from entmtp.trees.replay import best_schedule
-from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
 
-FLAT = "flat"
-METHODS = ("published tree", "best static tree", "ladder", "oracle")
+METHODS = tuple(name for name in POLICIES if name != "autoregressive")
 NOTES = (
     "Everything here is predicted by replay; nothing was timed on that machine in this run.",
     "Speedups are over plain decoding at the profile's own cost of a plain step; tau counts the root.",
@@ -81,12 +77,10 @@ def main(
 
 def _cost(name: str, batch: int, context: int | None) -> tuple[Cost, Sequence[str], str]:
     """The cost of a step, the kinds of heads that it holds for, and in words whose it is."""
+    cost = cost_of(name, batch, context)
     if name == FLAT:
-        return (
-            flat,
-            list(KINDS),
-            "idealised: no machine, a step with any tree costs as much as a plain one and drafting nothing",
-        )
+        words = "idealised: no machine, a step with any tree costs as much as a plain one and drafting nothing"
+        return cost, list(KINDS), words
     profile = load_profile(name)
     measured = profile.measured
     length = profile.contexts[0] if context is None else context
@@ -94,39 +88,14 @@ def _cost(name: str, batch: int, context: int | None) -> tuple[Cost, Sequence[st
         f"{measured.hardware}, {measured.model}, {measured.heads_kind} heads, {measured.dtype}, batch {batch},"
         f" context {length}, measured {measured.date[:10]}"
     )
-    return profile.cost(batch, length), [measured.heads_kind], where
-
-
-def flat(topology: Topology) -> float:
-    """Every step costs the same."""
-    return 1.0
+    return cost, [measured.heads_kind], where
 
 
 def row(traces: list[RankTrace], bank: TreeBank, cost: Cost) -> list[str]:
     """Speedup and tau of each of :data:`METHODS`."""
-    methods = policies(bank, cost, traces[0].ranks.shape[1])
-    found = [predicted(traces, methods[name], cost) for name in METHODS]
-    return [f"{one.speedup:.2f} ({one.tau:.2f})" for one in found]
-
-
-def policies(bank: TreeBank, cost: Cost, num_heads: int) -> Mapping[str, Callable[[RankTrace], Policy]]:
-    """Each method's policy for a text; only the oracle's depends on the text."""
-    window = bank.entropy_window
-    ladder = LadderPolicy(build_ladder(bank, cost), LadderSettings().hysteresis)
-    fixed: dict[str, Policy] = {
-        "published tree": StaticPolicy(published_tree(num_heads), window),
-        "best static tree": StaticPolicy(best_static(bank.overall, cost), window),
-        "ladder": ladder,
-    }
-    trees = list({tree.paths: tree for one in (bank.overall, *bank.bins) for tree in one.trees}.values())
-
-    def oracle(trace: RankTrace) -> Policy:
-        return ScheduledPolicy(best_schedule(trace, trees, cost)[0], window)
-
-    def always(policy: Policy) -> Callable[[RankTrace], Policy]:
-        return lambda trace: policy
-
-    return {name: always(policy) for name, policy in fixed.items()} | {"oracle": oracle}
+    made = policies(bank, cost, traces[0].ranks.shape[1])
+    found = [replay_policy(traces, made[name], cost) for name in METHODS]
+    return [f"{ratio(one.speedup)} ({one.tau:.2f})" for one in found]
 
 
 if __name__ == "__main__":

@@ -102,6 +102,30 @@ def calibrate(
 
 
 @app.command()
+def replay(
+    trace: Annotated[Path, typer.Argument(help="a <task>-<heads>.trace.safetensors of entmtp calibrate")],
+    bank: Annotated[Path, typer.Option(help="the tree bank that the policies choose from")],
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="autoregressive, published, best-static, ladder, goodput or oracle; may repeat"),
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="name or file of a hardware profile; flat: any step costs the same")
+    ] = "flat",
+    batch: Annotated[int, typer.Option(min=1, help="requests in one step")] = 1,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="tokens before a step; the profile's least if absent")
+    ] = None,
+) -> None:
+    """Say what policies would gain on a trace, at a machine's cost of steps; needs neither model nor machine."""
+    with told_plainly("replay"):
+        from entmtp.evaluation.replay import POLICIES, cost_of, replay_file, replay_table
+
+        found = replay_file(trace, bank, policy or POLICIES, cost_of(profile, batch, context))
+        Console().print(replay_table(found, profile))
+
+
+@app.command()
 def prompts(
     sharegpt: Annotated[Path, typer.Option(help="a ShareGPT file")],
     output: Annotated[Path, typer.Option(help="JSON lines to write, for 'entmtp train --prompts'")],

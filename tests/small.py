@@ -13,6 +13,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.scheduling.signals import entropy
 from entmtp.settings import Kernels
 from entmtp.trees.bank import Frontier, Provenance, TreeBank
+from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Path
 from entmtp.trees.trace import MISS, RankTrace, rank_trace
 from tests.tiny import random_tokens, tiny_model
@@ -24,7 +25,8 @@ SMALL_VOCAB = 12
 def trace_of(rows: Sequence[Sequence[int]], entropies: Sequence[float] | None = None) -> RankTrace:
     """A trace with these true ranks per position."""
     values = [0.5] * len(rows) if entropies is None else list(entropies)
-    return RankTrace(torch.tensor(rows, dtype=torch.int32), torch.tensor(values))
+    ranks = torch.tensor(rows, dtype=torch.int32)
+    return RankTrace(ranks, torch.tensor(values), torch.full(ranks.shape, -0.5))
 
 
 def drawn_trace(positions: int, chances: Sequence[float], heads: int, seed: int) -> RankTrace:
@@ -33,7 +35,8 @@ def drawn_trace(positions: int, chances: Sequence[float], heads: int, seed: int)
     weights = torch.tensor([*chances, 1 - sum(chances)])
     ranks = torch.multinomial(weights, positions * heads, replacement=True, generator=generator)
     ranks = ranks.masked_fill(ranks == len(chances), MISS).reshape(positions, heads)
-    return RankTrace(ranks.to(torch.int32), torch.rand(positions, generator=generator))
+    entropy = torch.rand(positions, generator=generator)
+    return RankTrace(ranks.to(torch.int32), entropy, -torch.rand(ranks.shape, generator=generator))
 
 
 def small_backbone(model_type: str = "llama", kernels: Kernels = "auto", **changes: Any) -> Backbone:
@@ -94,9 +97,24 @@ def frontier(steps: Sequence[tuple[Path, float]], share: float = 1.0) -> Frontie
     return Frontier(paths=[path for path, _ in steps], gain=gain, share=share)
 
 
-CALM = [((0,), 0.9), ((0, 0), 0.8), ((0, 0, 0), 0.6), ((1,), 0.05)]
-MIDDLE = [((0,), 0.6), ((0, 0), 0.3), ((1,), 0.2), ((0, 1), 0.1)]
-WILD = [((0,), 0.3), ((1,), 0.15), ((2,), 0.1), ((3,), 0.05)]
+CALM: list[tuple[Path, float]] = [((0,), 0.9), ((0, 0), 0.8), ((0, 0, 0), 0.6), ((1,), 0.05)]
+MIDDLE: list[tuple[Path, float]] = [((0,), 0.6), ((0, 0), 0.3), ((1,), 0.2), ((0, 1), 0.1)]
+WILD: list[tuple[Path, float]] = [((0,), 0.3), ((1,), 0.15), ((2,), 0.1), ((3,), 0.05)]
+
+
+def small_predictor() -> Predictor:
+    """Entropy alone tells; the centres are those of the bank's bins."""
+    bins: list[dict[Path, float]] = [dict(steps) for steps in (WILD, MIDDLE, CALM)]
+    paths = list({path: None for one in bins for path in one})
+    return Predictor(
+        features=["entropy"],
+        weights=[-1.0],
+        bias=0.0,
+        centres=[-1.2, -0.6, -0.2],
+        shares=[0.2, 0.3, 0.5],
+        paths=paths,
+        probabilities=[[one.get(path, 0.0) for path in paths] for one in bins],
+    )
 
 
 def small_bank(**changes: str) -> TreeBank:
@@ -107,4 +125,5 @@ def small_bank(**changes: str) -> TreeBank:
         thresholds=[0.4, 0.9],
         overall=frontier(MIDDLE),
         bins=[frontier(CALM, 0.5), frontier(MIDDLE, 0.3), frontier(WILD, 0.2)],
+        predictor=small_predictor(),
     )

@@ -18,15 +18,17 @@ import numpy as np
 import torch
 
 from entmtp.errors import EntMTPError
+from entmtp.evaluation.prediction import fit_predictor, step_rows
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.cost import hardware_name
-from entmtp.scheduling.signals import Ema, entropy
+from entmtp.scheduling.signals import entropy
 from entmtp.settings import CalibrationSettings, CorpusSettings
 from entmtp.training.corpus import part_paths, read_part, write_corpus
 from entmtp.trees.bank import Frontier, Provenance, TreeBank
 from entmtp.trees.optimal import most_probable_paths, optimal_order
-from entmtp.trees.replay import accepted_lengths, replayed_tau, visits
+from entmtp.trees.predictor import BEFORE_DRAFTING, FEATURES
+from entmtp.trees.replay import replayed_tau
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace, rank_trace
 
@@ -80,7 +82,8 @@ def make_bank(traces: Sequence[RankTrace], provenance: Provenance, settings: Cal
     if not order:
         raise EntMTPError("calibration: the heads guessed nothing right on these texts; train them longer")
     gains = [1.0] + [replayed_tau(traces, Topology.of(order[:size])) for size in range(1, len(order) + 1)]
-    ema, rows = _step_starts(traces, order, settings.entropy_window)
+    steps = step_rows(traces, [Topology.of(order[:size]) for size in _PROBES], settings.entropy_window)
+    ema, rows = steps.features[:, FEATURES.index("entropy_ema")], steps.ranks
     bins = max(1, min(settings.max_rungs, len(ema) // MIN_STEPS_PER_BIN))
     # Where many steps share one entropy, quantiles coincide and there are fewer bins.
     thresholds = sorted({float(edge) for edge in np.quantile(ema, np.arange(1, bins) / bins).round(4)})
@@ -95,22 +98,8 @@ def make_bank(traces: Sequence[RankTrace], provenance: Provenance, settings: Cal
         thresholds=thresholds,
         overall=Frontier(paths=order, gain=gains, share=1.0),
         bins=frontiers,
+        predictor=fit_predictor(steps, BEFORE_DRAFTING),
     )
-
-
-def _step_starts(
-    traces: Sequence[RankTrace], order: list[tuple[int, ...]], window: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Entropy EMA ``[steps]`` and true ranks ``[steps, heads]`` where the probe trees' steps start."""
-    averages: list[float] = []
-    rows = []
-    for trace in traces:
-        for size in _PROBES:
-            starts = visits(accepted_lengths(trace, Topology.of(order[:size])))
-            ema = Ema(window)
-            averages += [ema.update(float(trace.entropy[at])) for at in starts]
-            rows.append(trace.ranks.numpy()[starts])
-    return np.array(averages), np.concatenate(rows)
 
 
 def _frontier(rows: np.ndarray, nodes: int, share: float) -> Frontier:

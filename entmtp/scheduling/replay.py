@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from entmtp.scheduling.policies import Policy
-from entmtp.scheduling.signals import SignalTracker
+from entmtp.scheduling.signals import Signals, SignalTracker
 from entmtp.trees.replay import accepted_length
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
@@ -14,11 +13,16 @@ from entmtp.trees.trace import RankTrace
 
 @dataclass(frozen=True)
 class ReplayedStep:
-    """A step that starts at ``position`` and gains ``gained`` tokens, root included, the text's end not minded."""
+    """A step that gains ``gained`` tokens, root included, the text's end not minded."""
 
-    position: int
+    signals: Signals
     topology: Topology
     gained: int
+
+    @property
+    def position(self) -> int:
+        """Where it starts."""
+        return self.signals.position
 
 
 def replayed(trace: RankTrace, policy: Policy) -> list[ReplayedStep]:
@@ -28,32 +32,10 @@ def replayed(trace: RankTrace, policy: Policy) -> list[ReplayedStep]:
     ranks, entropy = trace.ranks.tolist(), trace.entropy.tolist()
     at = 0
     while at < len(trace):
-        topology = policy.choose(tracker.start_step(at, entropy[at]), state)
+        signals = tracker.start_step(at, entropy[at])
+        topology = policy.choose(signals, state)
         gained = 1 + accepted_length(topology, ranks[at])
         tracker.end_step(gained)
-        steps.append(ReplayedStep(at, topology, gained))
+        steps.append(ReplayedStep(signals, topology, gained))
         at += gained
     return steps
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What replay says of a policy over texts.
-
-    Attributes:
-        tau: tokens per step, root included.
-        speedup: over plain decoding at the same cost of steps.
-    """
-
-    tau: float
-    speedup: float
-
-
-def predicted(
-    traces: Sequence[RankTrace], policy_of: Callable[[RankTrace], Policy], cost: Callable[[Topology], float]
-) -> Prediction:
-    """Tau and speedup of the policy that each text gets, where a step with a tree costs ``cost`` milliseconds."""
-    steps = [step for trace in traces for step in replayed(trace, policy_of(trace))]
-    tokens = sum(map(len, traces))
-    plain = tokens * cost(Topology.root_only())
-    return Prediction(tokens / len(steps), plain / sum(cost(step.topology) for step in steps))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+from entmtp.trees.predictor import Feature
 
 
 class Ema:
@@ -43,12 +47,18 @@ class Signals:
         entropy: nats, of the distribution that the root was chosen from.
         entropy_ema: its moving average over the steps' starts.
         accepted_ema: moving average of tokens gained per step, root included.
+        confidence: the log-probability of the heads' first guess at this very step, once they have run; else 0.
     """
 
     position: int
     entropy: float
     entropy_ema: float
     accepted_ema: float
+    confidence: float = 0.0
+
+    def values(self, features: Sequence[Feature]) -> np.ndarray:
+        """What a predictor looks at ``[features]``."""
+        return np.array([getattr(self, feature) for feature in features], dtype=np.float64)
 
 
 class SignalTracker:

@@ -15,6 +15,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from entmtp.errors import EntMTPError
+from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
 
 MAX_BANK_BYTES = 16 * 2**20
@@ -81,19 +82,23 @@ class TreeBank(BaseModel):
         thresholds: nats between neighbouring entropy bins, increasing.
         overall: the frontier over all steps, from which the best static tree is taken.
         bins: one frontier per entropy bin, calmest first.
+        predictor: what a step can expect to gain from any tree, given its signals.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: int = Field(1, ge=1, le=1)
+    format: int = Field(2, ge=2, le=2)
     provenance: Provenance
     entropy_window: int = Field(ge=1)
     thresholds: list[FiniteFloat]
     overall: Frontier
     bins: list[Frontier] = Field(min_length=1)
+    predictor: Predictor
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
+        if not self.overall.paths:
+            raise ValueError("overall has one tree only, plain decoding: there is nothing to choose from")
         if any(low >= high for low, high in zip(self.thresholds, self.thresholds[1:], strict=False)):
             raise ValueError(f"thresholds {self.thresholds} must increase")
         if len(self.bins) != len(self.thresholds) + 1:

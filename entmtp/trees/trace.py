@@ -26,6 +26,7 @@ MISS = 2**31 - 1
 """Rank of a token that a head can't guess: outside the draft vocabulary, or behind the end of the text."""
 
 _ROWS = 128
+_ROWWISE = "ranks", "entropy", "confidence"
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,13 @@ class RankTrace:
         ranks: ``[positions, heads]`` int32; entry ``[t, d]`` is the rank of token ``t + d + 1`` under head d when a
             step starts with token t as its root, given the true tokens between.
         entropy: ``[positions]`` float32, nats, of the distribution that token t was chosen from.
+        confidence: ``[positions, heads]`` float32, the log-probability of each head's own first guess, given the true
+            tokens between. The first head's is the one that a step sees; a deeper head's is seen on the true path.
     """
 
     ranks: torch.Tensor
     entropy: torch.Tensor
+    confidence: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -54,6 +58,7 @@ def rank_trace(heads: DraftHeads, tokens: torch.Tensor, states: torch.Tensor, en
     index_of = torch.full((heads.config.vocab_size,), -1, device=tokens.device)
     index_of[heads.draft_vocab.long()] = torch.arange(len(heads.draft_vocab), device=tokens.device)
     ranks = torch.full((positions, depth), MISS, dtype=torch.int64, device=tokens.device)
+    confidence = torch.zeros(positions, depth, device=tokens.device)
     for begin in range(0, positions, _ROWS):
         rows = slice(begin, begin + _ROWS)
         logits = heads.draft_logits(heads.teacher_forced(states[rows], windows[rows, :-1]))
@@ -61,7 +66,8 @@ def rank_trace(heads: DraftHeads, tokens: torch.Tensor, states: torch.Tensor, en
         true = logits.gather(-1, label.clamp(min=0)[..., None])
         rank = (logits > true).sum(-1)
         ranks[rows] = torch.where((label >= 0) & (at[rows, 1:] < positions), rank, MISS)
-    return RankTrace(ranks.to("cpu", torch.int32), entropy.float().cpu())
+        confidence[rows] = logits.amax(-1).float() - logits.float().logsumexp(-1)
+    return RankTrace(ranks.to("cpu", torch.int32), entropy.float().cpu(), confidence.cpu())
 
 
 def save_traces(path: Path, traces: Sequence[RankTrace], provenance: dict[str, str]) -> None:
@@ -69,6 +75,7 @@ def save_traces(path: Path, traces: Sequence[RankTrace], provenance: dict[str, s
     tensors = {
         "ranks": torch.cat([trace.ranks for trace in traces]),
         "entropy": torch.cat([trace.entropy for trace in traces]),
+        "confidence": torch.cat([trace.confidence for trace in traces]),
         "lengths": torch.tensor([len(trace) for trace in traces]),
     }
     temporary = path.with_suffix(".tmp")
@@ -84,12 +91,12 @@ def load_traces(path: Path) -> tuple[list[RankTrace], dict[str, str]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in ("ranks", "entropy", "lengths")}
+            tensors = {name: file.get_tensor(name) for name in (*_ROWWISE, "lengths")}
             provenance = json.loads(file.metadata()["provenance"])
         lengths = tensors["lengths"].tolist()
-        parts = list(zip(tensors["ranks"].split(lengths), tensors["entropy"].split(lengths), strict=True))
+        parts = list(zip(*(tensors[name].split(lengths) for name in _ROWWISE), strict=True))
     except Exception as error:  # safetensors raises its own type, and a foreign file lacks any of the keys
         raise EntMTPError(f"trace: {path} is not a rank trace ({error}); make one with 'entmtp calibrate'") from error
     if not sum(lengths):
         raise EntMTPError(f"trace: {path} is empty; make one from at least one prompt")
-    return [RankTrace(ranks, entropy) for ranks, entropy in parts], provenance
+    return [RankTrace(*part) for part in parts], provenance

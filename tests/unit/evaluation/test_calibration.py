@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -28,8 +30,8 @@ def moody_traces() -> list[RankTrace]:
     for seed in range(6):
         calm = drawn_trace(200, [0.9], heads=4, seed=seed)
         wild = drawn_trace(200, [0.25, 0.25, 0.2], heads=4, seed=seed)
-        traces.append(RankTrace(calm.ranks, 0.2 * calm.entropy))
-        traces.append(RankTrace(wild.ranks, 2 + wild.entropy))
+        traces.append(replace(calm, entropy=0.2 * calm.entropy))
+        traces.append(replace(wild, entropy=2 + wild.entropy))
     return traces
 
 
@@ -63,7 +65,7 @@ def test_a_short_text_gets_one_bin() -> None:
 
 def test_texts_of_one_entropy_make_fewer_bins_not_an_error() -> None:
     drawn = drawn_trace(2000, [0.5], heads=2, seed=0)
-    bank = make_bank([RankTrace(drawn.ranks, drawn.entropy * 0)], provenance(), SETTINGS)
+    bank = make_bank([replace(drawn, entropy=drawn.entropy * 0)], provenance(), SETTINGS)
     assert len(bank.bins) == len(bank.thresholds) + 1 == 2
     assert [one.share for one in bank.bins] == [0.0, 1.0]
 

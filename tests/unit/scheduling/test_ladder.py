@@ -8,7 +8,7 @@ from entmtp.errors import EntMTPError
 from entmtp.scheduling.ladder import Cost, Ladder, best_static, build_ladder
 from entmtp.trees.bank import Frontier, TreeBank
 from entmtp.trees.topology import Topology
-from tests.small import MIDDLE, frontier, provenance, small_bank
+from tests.small import MIDDLE, frontier, provenance, small_bank, small_predictor
 
 CHAIN = [(0,) * depth for depth in range(1, 6)]
 
@@ -39,12 +39,15 @@ def banks(draw: st.DrawFn) -> TreeBank:
     bins = draw(st.lists(frontiers(), min_size=1, max_size=3))
     total = sum(one.share for one in bins)
     assume(total > 0.01)
+    overall = draw(frontiers())
+    assume(overall.paths)
     return TreeBank(
         provenance=provenance(),
         entropy_window=8,
         thresholds=[float(edge) for edge in range(1, len(bins))],
         # Its gains may be far from the bins', as a replay differs from a sum of chances.
-        overall=draw(frontiers()),
+        overall=overall,
+        predictor=small_predictor(),
         bins=[one.model_copy(update={"share": one.share / total}) for one in bins],
     )
 

@@ -8,9 +8,9 @@ import torch
 from entmtp.decoding.engine import Engine
 from entmtp.scheduling.ladder import Ladder
 from entmtp.scheduling.policies import LadderPolicy, StaticPolicy
-from entmtp.scheduling.replay import predicted, replayed
+from entmtp.scheduling.replay import replayed
 from entmtp.scheduling.signals import Signals
-from entmtp.trees.replay import accepted_lengths, replayed_tau, visits
+from entmtp.trees.replay import accepted_lengths, visits
 from entmtp.trees.topology import Topology
 from tests.small import drawn_trace, small_backbone, small_heads, small_prompt, traced
 from tests.tiny import TREES
@@ -43,16 +43,6 @@ def test_a_static_trees_steps_are_its_visits(name: str) -> None:
     trace = drawn_trace(200, [0.5, 0.2], heads=4, seed=1)
     starts = [step.position for step in replayed(trace, one(TREES[name]))]
     assert starts == visits(accepted_lengths(trace, TREES[name])).tolist()
-
-
-def test_speedup_is_plain_time_over_the_steps_time() -> None:
-    traces = [drawn_trace(100, [0.6], heads=4, seed=seed) for seed in (1, 2)]
-    tau = replayed_tau(traces, TREES["chain"])
-    found = predicted(traces, lambda trace: one(TREES["chain"]), lambda tree: 1.0 + tree.nodes)
-    assert found.tau == pytest.approx(tau)
-    assert found.speedup == pytest.approx(tau / 4)
-    plain = predicted(traces, lambda trace: one(Topology.root_only()), lambda tree: 7.0)
-    assert (plain.tau, plain.speedup) == (1.0, 1.0)
 
 
 def test_a_policy_sees_what_steps_before_gained() -> None:

@@ -84,11 +84,11 @@ def test_what_is_no_trace_is_refused_by_name(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(EntMTPError, match="is not a rank trace"):
         load_traces(path)
-    good = {"ranks": torch.zeros(3, 2, dtype=torch.int32), "entropy": torch.zeros(3), "lengths": torch.tensor([2])}
-    save_file(good, path, metadata={"provenance": "{}"})
+    rows = {"ranks": torch.zeros(3, 2, dtype=torch.int32), "entropy": torch.zeros(3), "confidence": torch.zeros(3, 2)}
+    save_file(rows | {"lengths": torch.tensor([2])}, path, metadata={"provenance": "{}"})
     with pytest.raises(EntMTPError, match="is not a rank trace"):
         load_traces(path)
-    empty = {"ranks": torch.zeros(0, 2), "entropy": torch.zeros(0), "lengths": torch.tensor([0])}
+    empty = {name: values[:0] for name, values in rows.items()} | {"lengths": torch.tensor([0])}
     save_file(empty, path, metadata={"provenance": "{}"})
     with pytest.raises(EntMTPError, match="is empty; make one from at least one prompt"):
         load_traces(path)

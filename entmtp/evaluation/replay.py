@@ -1,0 +1,133 @@
+"""``entmtp replay``: what policies would gain on a rank trace, at the cost of steps that a hardware profile names.
+
+With greedy acceptance the text does not depend on the trees, so a policy's steps through a trace are those that it
+would take in a real run; only their time is foretold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.intervals import Estimate, ratio_of_sums
+from entmtp.evaluation.verdicts import ratio
+from entmtp.scheduling.goodput import GoodputPolicy, candidates
+from entmtp.scheduling.ladder import Cost, best_static, build_ladder
+from entmtp.scheduling.policies import LadderPolicy, Policy, ScheduledPolicy, StaticPolicy
+from entmtp.scheduling.profiles import load_profile
+from entmtp.scheduling.replay import replayed
+from entmtp.settings import LadderSettings
+from entmtp.trees.bank import TreeBank, load_bank
+from entmtp.trees.published import published_tree
+from entmtp.trees.replay import best_schedule
+from entmtp.trees.topology import Topology
+from entmtp.trees.trace import RankTrace, load_traces
+
+FLAT = "flat"
+POLICIES = ("autoregressive", "published", "best-static", "ladder", "goodput", "oracle")
+PolicyOf = Callable[[RankTrace], Policy]
+"""A text's policy; only the oracle's depends on the text."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a policy did on texts.
+
+    Attributes:
+        tau: tokens per step, root included.
+        nodes: per step, the root not counted.
+        ms: of each text ``[texts]``.
+        speedup: over plain decoding at the same cost of steps, with its interval over texts.
+    """
+
+    tau: float
+    nodes: float
+    ms: np.ndarray
+    speedup: Estimate
+
+
+def policies(bank: TreeBank, cost: Cost, num_heads: int) -> Mapping[str, PolicyOf]:
+    """The policy of each of :data:`POLICIES`."""
+    window = bank.entropy_window
+    fixed: dict[str, Policy] = {
+        "autoregressive": StaticPolicy(Topology.root_only(), window),
+        "published": StaticPolicy(published_tree(num_heads), window),
+        "best-static": StaticPolicy(best_static(bank.overall, cost), window),
+        "ladder": LadderPolicy(build_ladder(bank, cost), LadderSettings().hysteresis),
+        "goodput": GoodputPolicy(bank.predictor, cost, window),
+    }
+    trees = all_trees(bank)
+
+    def oracle(trace: RankTrace) -> Policy:
+        return ScheduledPolicy(best_schedule(trace, trees, cost)[0], window)
+
+    def always(policy: Policy) -> PolicyOf:
+        return lambda trace: policy
+
+    return {name: always(policy) for name, policy in fixed.items()} | {"oracle": oracle}
+
+
+def all_trees(bank: TreeBank) -> list[Topology]:
+    """Every tree that any policy of a bank may choose: what the oracle chooses from."""
+    frontiers = [tree for one in (bank.overall, *bank.bins) for tree in one.trees]
+    return list({tree.paths: tree for tree in [*frontiers, *candidates(bank.predictor)]}.values())
+
+
+def replay_policy(traces: Sequence[RankTrace], policy_of: PolicyOf, cost: Cost) -> Replayed:
+    """Walks every text with its policy."""
+    runs = [replayed(trace, policy_of(trace)) for trace in traces]
+    ms = np.array([sum(cost(step.topology) for step in run) for run in runs])
+    plain = np.array([len(trace) for trace in traces]) * cost(Topology.root_only())
+    steps = sum(map(len, runs))
+    nodes = sum(step.topology.nodes for run in runs for step in run)
+    return Replayed(sum(map(len, traces)) / steps, nodes / steps, ms, ratio_of_sums(plain, ms, "replay"))
+
+
+def cost_of(profile: str, batch: int = 1, context: int | None = None) -> Cost:
+    """The cost of a step on the machine of a hardware profile; 'flat': every step costs the same."""
+    return _flat if profile == FLAT else load_profile(profile).cost(batch, context)
+
+
+def _flat(topology: Topology) -> float:
+    return 1.0
+
+
+def replay_file(path: Path, bank_path: Path, names: Sequence[str], cost: Cost) -> dict[str, Replayed]:
+    """Replays policies on a trace file.
+
+    Raises:
+        EntMTPError: for an unknown policy, an unreadable or empty trace or bank, or a trace of other heads than the
+            bank's.
+    """
+    for name in names:
+        if name not in POLICIES:
+            raise EntMTPError(f"policy: '{name}' is unknown; choose from {', '.join(POLICIES)}")
+    traces, marks = load_traces(path)
+    bank = load_bank(bank_path)
+    for field, there in (("heads", bank.provenance.heads_fingerprint), ("model", bank.provenance.model_fingerprint)):
+        if (here := marks.get(field, "")) != there:
+            raise EntMTPError(
+                f"trace: {path} is of {field} {here[:12] or 'unknown'}, the bank is of {there[:12]};"
+                " give a trace and a bank that were made together"
+            )
+    deepest = traces[0].ranks.shape[1]
+    for one in (bank.overall, *bank.bins):
+        one.trees[-1].check_depth(deepest)
+    made = policies(bank, cost, deepest)
+    return {name: replay_policy(traces, made[name], cost) for name in POLICIES if name in names}
+
+
+def replay_table(found: Mapping[str, Replayed], profile: str) -> Table:
+    """A row per policy."""
+    title = f"foretold at the cost of steps of '{profile}'"
+    table = Table("policy", "tau", "nodes a step", "over plain decoding", "share of the oracle", title=title)
+    oracle = found.get("oracle")
+    for name, one in found.items():
+        share = "" if oracle is None else f"{oracle.ms.sum() / one.ms.sum():.2f}"
+        table.add_row(name, f"{one.tau:.2f}", f"{one.nodes:.1f}", ratio(one.speedup), share)
+    return table

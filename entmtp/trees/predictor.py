@@ -1,0 +1,97 @@
+"""What a step can expect to gain: signals fused into the chance of every path, and so of any topology.
+
+A linear *score* of the signals says how easy the next tokens look. Between a few *centres* of that score the
+probability that the true ranks start with a path is interpolated, so that the expected accepted length of a topology
+is a sum over its nodes, as in the optimal trees, but for this very step. Fitted on rank traces by
+:mod:`entmtp.evaluation.prediction`, kept in the tree bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from entmtp.trees.topology import Path, Topology
+
+Feature = Literal["entropy", "entropy_ema", "accepted_ema", "confidence"]
+FEATURES: tuple[Feature, ...] = ("entropy", "entropy_ema", "accepted_ema", "confidence")
+BEFORE_DRAFTING: tuple[Feature, ...] = ("entropy", "entropy_ema", "accepted_ema")
+"""Those that are known when a tree is chosen before the heads run."""
+
+Probability = Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+
+class Predictor(BaseModel):
+    """The chance of each path at a step.
+
+    Attributes:
+        features: what the score looks at.
+        weights: of the features; ``bias`` is added.
+        centres: scores at which probabilities are known, increasing; ``shares`` of the steps were nearest to each.
+        paths: those that have a probability; any other has none.
+        probabilities: ``[centres][paths]`` that the true ranks start with the path.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    features: list[Feature] = Field(min_length=1)
+    weights: list[FiniteFloat]
+    bias: FiniteFloat
+    centres: list[FiniteFloat] = Field(min_length=1)
+    shares: list[Probability]
+    paths: list[Path]
+    probabilities: list[list[Probability]]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if len(self.weights) != len(self.features):
+            raise ValueError(f"{len(self.features)} features need as many weights, not {len(self.weights)}")
+        if any(low >= high for low, high in zip(self.centres, self.centres[1:], strict=False)):
+            raise ValueError(f"centres {self.centres} must increase")
+        if not len(self.shares) == len(self.probabilities) == len(self.centres) or {
+            len(row) for row in self.probabilities
+        } != {len(self.paths)}:
+            raise ValueError("every centre needs a share, and a probability for every path")
+        return self
+
+    @cached_property
+    def index(self) -> dict[Path, int]:
+        """Column of each path."""
+        return {path: column for column, path in enumerate(self.paths)}
+
+    @cached_property
+    def table(self) -> np.ndarray:
+        """Probabilities ``[centres, paths]``."""
+        return np.array(self.probabilities, dtype=np.float64).reshape(len(self.centres), len(self.paths))
+
+    def score(self, values: np.ndarray) -> np.ndarray:
+        """How easy the next tokens look ``[...]``, from the features' values ``[..., features]``.
+
+        Only its order and the centres give it a meaning.
+        """
+        score: np.ndarray = values @ np.array(self.weights) + self.bias
+        return score
+
+    def blend(self, score: float | np.ndarray) -> np.ndarray:
+        """How much each centre counts at ``score`` ``[centres]``: linear between two, the outermost beyond."""
+        return np.array([np.interp(score, self.centres, row) for row in np.eye(len(self.centres))])
+
+    def gains(self, topologies: Sequence[Topology]) -> np.ndarray:
+        """Expected tokens per step, root included, of topologies at each centre ``[centres, topologies]``."""
+        members = np.zeros((len(self.paths), len(topologies)))
+        for column, topology in enumerate(topologies):
+            members[[self.index[path] for path in topology.paths if path in self.index], column] = 1
+        return 1 + self.table @ members
+
+    def lengths(self, topology: Topology, score: float | np.ndarray) -> np.ndarray:
+        """The distribution of the accepted length ``[depth + 1]`` of a step with ``topology``."""
+        chances = self.blend(score) @ self.table
+        reach = np.zeros(topology.max_depth + 2)
+        reach[0] = 1
+        for path in topology.paths:
+            reach[len(path)] += chances[self.index[path]] if path in self.index else 0.0
+        return -np.diff(reach)

@@ -1,0 +1,86 @@
+"""Replayed policies on made-up traces."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from entmtp.cli import app
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.replay import POLICIES, cost_of, policies, replay_file, replay_policy
+from entmtp.scheduling.policies import StaticPolicy
+from entmtp.trees.replay import replayed_tau
+from entmtp.trees.topology import Topology
+from entmtp.trees.trace import save_traces
+from tests.small import drawn_trace, small_bank
+from tests.tiny import TREES
+
+TRACES = [drawn_trace(300, [0.5, 0.15], heads=4, seed=seed) for seed in (1, 2, 3)]
+FLAT = cost_of("flat")
+
+
+def steep(topology: Topology) -> float:
+    return 1.0 + 0.4 * topology.nodes
+
+
+def test_speedup_is_plain_time_over_the_steps_time() -> None:
+    tau = replayed_tau(TRACES, TREES["chain"])
+    found = replay_policy(TRACES, lambda trace: StaticPolicy(TREES["chain"], 8), lambda tree: 1.0 + tree.nodes)
+    assert found.tau == pytest.approx(tau)
+    assert found.nodes == 3
+    assert found.speedup.value == pytest.approx(tau / 4)
+
+
+@pytest.mark.parametrize("cost", [FLAT, steep])
+def test_nothing_beats_hindsight_and_plain_decoding_is_the_measure(cost: object) -> None:
+    assert callable(cost)
+    made = policies(small_bank(), cost, 4)
+    assert tuple(made) == POLICIES
+    found = {name: replay_policy(TRACES, made[name], cost) for name in POLICIES}
+    assert found["autoregressive"].speedup.value == pytest.approx(1)
+    for name in set(POLICIES) - {"published"}:  # its tree is not among the bank's
+        assert (found["oracle"].ms <= found[name].ms + 1e-6).all()
+
+
+def test_where_trees_are_free_a_speedup_is_tau() -> None:
+    for policy_of in policies(small_bank(), FLAT, 4).values():
+        found = replay_policy(TRACES, policy_of, FLAT)
+        assert found.speedup.value == pytest.approx(found.tau)
+
+
+class TestFile:
+    @pytest.fixture
+    def files(self, tmp_path: Path) -> tuple[Path, Path]:
+        bank = small_bank()
+        bank.save(tmp_path / "bank.json")
+        made = bank.provenance
+        marks = {"heads": made.heads_fingerprint, "model": made.model_fingerprint}
+        save_traces(tmp_path / "t.trace.safetensors", TRACES, marks)
+        return tmp_path / "t.trace.safetensors", tmp_path / "bank.json"
+
+    def test_a_file_is_replayed_in_the_policies_order(self, files: tuple[Path, Path]) -> None:
+        assert list(replay_file(*files, ["goodput", "best-static"], FLAT)) == ["best-static", "goodput"]
+
+    def test_the_command_prints_a_row_per_policy(self, files: tuple[Path, Path]) -> None:
+        done = CliRunner().invoke(app, ["replay", str(files[0]), "--bank", str(files[1])])
+        assert done.exit_code == 0, done.output
+        assert all(name in done.output for name in POLICIES)
+
+    def test_an_unknown_policy_is_told(self, files: tuple[Path, Path]) -> None:
+        with pytest.raises(EntMTPError, match="policy: 'luck' is unknown; choose from autoregressive, published"):
+            replay_file(*files, ["luck"], FLAT)
+
+    @pytest.mark.parametrize("field", ["heads", "model"])
+    def test_a_trace_of_others_is_refused(self, field: str, files: tuple[Path, Path]) -> None:
+        made = small_bank().provenance
+        marks = {"heads": made.heads_fingerprint, "model": made.model_fingerprint} | {field: "other" * 4}
+        save_traces(files[0], TRACES, marks)
+        with pytest.raises(EntMTPError, match=f"trace: .* is of {field} otherotherot, the bank is of"):
+            replay_file(*files, POLICIES, FLAT)
+
+    def test_a_bank_deeper_than_the_trace_is_refused(self, files: tuple[Path, Path]) -> None:
+        made = small_bank().provenance
+        marks = {"heads": made.heads_fingerprint, "model": made.model_fingerprint}
+        save_traces(files[0], [drawn_trace(20, [0.5], heads=2, seed=0)], marks)
+        with pytest.raises(EntMTPError, match="has depth 3 but there are only 2 draft heads"):
+            replay_file(*files, POLICIES, FLAT)
