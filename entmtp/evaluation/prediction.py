@@ -146,10 +146,8 @@ def quality(predictor: Predictor, rows: StepRows, topology: Topology, bins: int 
 
 def _calibration_error(foretold: np.ndarray, seen: np.ndarray, bins: int) -> float:
     """The mean over equally filled bins of |mean foretold - share seen|."""
-    parts = np.array_split(np.argsort(foretold, kind="stable"), bins)
-    return float(
-        sum(len(part) * abs(foretold[part].mean() - seen[part].mean()) for part in parts if len(part)) / len(seen)
-    )
+    parts = [part for part in np.array_split(np.argsort(foretold, kind="stable"), bins) if len(part)]
+    return float(sum(len(part) * abs(foretold[part].mean() - seen[part].mean()) for part in parts) / len(seen))
 
 
 def _within(foretold: np.ndarray, seen: np.ndarray, text: np.ndarray) -> float:

@@ -52,9 +52,8 @@ class Predictor(BaseModel):
             raise ValueError(f"{len(self.features)} features need as many weights, not {len(self.weights)}")
         if any(low >= high for low, high in zip(self.centres, self.centres[1:], strict=False)):
             raise ValueError(f"centres {self.centres} must increase")
-        if not len(self.shares) == len(self.probabilities) == len(self.centres) or {
-            len(row) for row in self.probabilities
-        } != {len(self.paths)}:
+        widths = {len(row) for row in self.probabilities}
+        if not len(self.shares) == len(self.probabilities) == len(self.centres) or widths != {len(self.paths)}:
             raise ValueError("every centre needs a share, and a probability for every path")
         return self
 
