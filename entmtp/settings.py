@@ -14,9 +14,9 @@ S = TypeVar("S", bound="Settings")
 Kernels = Literal["auto", "fused", "packed", "compiled", "eager", "bfloat16", "float16", "int8"]
 """How a model's linear layers run (:mod:`entmtp.models.kernels`).
 
-The fastest way that keeps the loaded model's text and starts at once, on packed weights, the same as one compiled
-graph (minutes at first, then seconds), PyTorch's own, or in fewer bits: half or a quarter of the bytes, and the text of
-a slightly different model.
+The fastest way that keeps the loaded model's text and starts at once, kernels compiled for this CPU, on packed weights,
+the same as one compiled graph (minutes at first, then seconds), PyTorch's own, or in fewer bits: half or a quarter of
+the bytes, and the text of a slightly different model.
 """
 
 

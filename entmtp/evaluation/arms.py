@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from entmtp.decoding.engine import Completion, Engine
 from entmtp.errors import EntMTPError
+from entmtp.evaluation.replay import all_trees
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.cost import StepCost
+from entmtp.scheduling.goodput import GoodputPolicy
 from entmtp.scheduling.ladder import best_static, build_ladder
 from entmtp.scheduling.policies import LadderPolicy, Policy, ScheduledPolicy, SequencePolicy, StaticPolicy
 from entmtp.settings import CalibrationSettings, LadderSettings
@@ -20,7 +22,10 @@ from entmtp.trees.replay import best_schedule
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
 
-ARMS = ("autoregressive", "medusa", "hydra", "medusa-best", "hydra-best", "entmtp", "random", "oracle")
+ARMS = (
+    *("autoregressive", "medusa", "hydra", "medusa-best", "hydra-best", "entmtp", "entmtp-goodput"),
+    *("always-big", "random", "oracle"),
+)
 NEEDS_HINDSIGHT = frozenset({"random", "oracle"})
 
 
@@ -79,6 +84,14 @@ def _ladder(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
     return LadderPolicy(build_ladder(tools.banks[kind], tools.costs[kind]), LadderSettings().hysteresis)
 
 
+def _goodput(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+    return GoodputPolicy(tools.banks[kind].predictor, tools.costs[kind], _window(tools))
+
+
+def _biggest(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+    return StaticPolicy(tools.banks[kind].overall.trees[-1], _window(tools))
+
+
 def _random(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
     assert hindsight is not None
     trees = [step.topology for step in hindsight.ladder_run.steps]
@@ -89,8 +102,7 @@ def _random(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
 def _oracle(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
     assert hindsight is not None
     bank, cost = tools.banks[kind], tools.costs[kind]
-    candidates = {tree.paths: tree for one in (bank.overall, *bank.bins) for tree in one.trees}
-    schedule, _ = best_schedule(hindsight.trace, list(candidates.values()), cost)
+    schedule, _ = best_schedule(hindsight.trace, all_trees(bank), cost)
     return ScheduledPolicy(schedule, _window(tools))
 
 
@@ -101,6 +113,8 @@ _POLICIES: dict[str, Callable[[str, Toolbox, Hindsight | None], Policy]] = {
     "medusa-best": _best,
     "hydra-best": _best,
     "entmtp": _ladder,
+    "entmtp-goodput": _goodput,
+    "always-big": _biggest,
     "random": _random,
     "oracle": _oracle,
 }

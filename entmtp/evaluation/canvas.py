@@ -23,6 +23,8 @@ _COLOURS: Mapping[str, str] = {
     "hydra": "#E69F00",
     "hydra-best": "#D55E00",
     "entmtp": "#009E73",
+    "entmtp-goodput": "#117733",
+    "always-big": "#332288",
     "random": "#CC79A7",
     "oracle": "#999933",
 }

@@ -13,7 +13,7 @@ from entmtp.evaluation.summary import EntropyBin, EntropyCorrelation
 Names = NDArray[np.str_]
 
 # A constant tree shows the relation itself; an adaptive arm shows it mixed with its own choice of tree.
-_ARMS = ("hydra", "hydra-best", "medusa", "medusa-best", "entmtp")
+_ARMS = ("hydra", "hydra-best", "medusa", "medusa-best", "entmtp", "entmtp-goodput")
 _MOST_BINS = 8
 _STEPS_PER_BIN = 10
 _SIGNALS = ("entropy", "entropy_ema")

@@ -25,7 +25,10 @@ from entmtp.evaluation.summary import (
 TIE_MARGIN = 1e-4  # top-2 logits closer than this are a tie: either token is the model's own greedy choice
 
 _SUITE_ORDER = ("humaneval", "gsm8k", "sharegpt", "litbench")
-_ARM_ORDER = (AUTOREGRESSIVE, "medusa", "medusa-best", "hydra", "hydra-best", ENTMTP, "random", ORACLE)
+_ARM_ORDER = (
+    *(AUTOREGRESSIVE, "medusa", "medusa-best", "hydra", "hydra-best", ENTMTP, "entmtp-goodput"),
+    *("always-big", "random", ORACLE),
+)
 _BASELINES = (AUTOREGRESSIVE, "medusa", "hydra")  # every arm is compared with these, entmtp with every arm
 _HEAVY = ("text", "token_ids")
 

@@ -15,6 +15,8 @@ ARMS: Mapping[str, tuple[float, int]] = {
     "hydra": (122.0, 63),
     "hydra-best": (40.0, 8),
     "entmtp": (39.0, 8),
+    "entmtp-goodput": (38.5, 8),
+    "always-big": (121.0, 63),
     "random": (39.0, 8),
     "oracle": (37.0, 8),
 }
