@@ -1,18 +1,20 @@
 """Replay against real decoding, and against known answers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from entmtp.decoding.engine import Engine
+from entmtp.scheduling.goodput import GoodputPolicy
 from entmtp.scheduling.ladder import Ladder
-from entmtp.scheduling.policies import LadderPolicy, StaticPolicy
+from entmtp.scheduling.policies import LadderPolicy, Policy, StaticPolicy
 from entmtp.scheduling.replay import replayed
 from entmtp.scheduling.signals import Signals
 from entmtp.trees.replay import accepted_lengths, visits
 from entmtp.trees.topology import Topology
-from tests.small import drawn_trace, small_backbone, small_heads, small_prompt, traced
+from tests.small import drawn_trace, small_backbone, small_heads, small_predictor, small_prompt, traced
 from tests.tiny import TREES
 
 
@@ -20,15 +22,28 @@ def one(tree: Topology) -> StaticPolicy:
     return StaticPolicy(tree, entropy_window=8)
 
 
-def test_a_ladders_steps_are_those_of_real_decoding() -> None:
+def ladder(entropy: torch.Tensor) -> Policy:
+    low, high = torch.quantile(entropy, torch.tensor([0.4, 0.6])).tolist()
+    rungs = (TREES["bushy"], TREES["chain"], Topology.root_only())
+    return LadderPolicy(Ladder((low, high), rungs, entropy_window=4), hysteresis=0.0)
+
+
+def goodput(entropy: torch.Tensor) -> Policy:
+    high, low = torch.quantile(entropy, torch.tensor([0.7, 0.3])).tolist()
+    seen = small_predictor().model_copy(
+        update={"features": ["entropy", "accepted_ema"], "weights": [-1.0, 0.1], "centres": [-high, -low, 0.0]}
+    )
+    return GoodputPolicy(seen, lambda tree: 10.0 + 2 * tree.nodes, entropy_window=4)
+
+
+@pytest.mark.parametrize("make", [ladder, goodput])
+def test_an_adaptive_policys_steps_are_those_of_real_decoding(make: Callable[[torch.Tensor], Policy]) -> None:
     backbone = small_backbone()
     heads = small_heads("hydra", backbone)
-    rungs = (TREES["bushy"], TREES["chain"], Topology.root_only())
     prompt = small_prompt(6)
     plain = Engine(backbone, None, one(Topology.root_only())).generate(prompt, 60)
     trace = traced(backbone, heads, prompt, plain.tokens)
-    low, high = torch.quantile(trace.entropy, torch.tensor([0.4, 0.6])).tolist()
-    policy = LadderPolicy(Ladder((low, high), rungs, entropy_window=4), hysteresis=0.0)
+    policy = make(trace.entropy)
     real = Engine(backbone, heads, policy).generate(prompt, 60)
     assert real.tokens == plain.tokens
     steps = replayed(trace, policy)
