@@ -13,9 +13,10 @@ from entmtp.models.backbone import Backbone
 from entmtp.scheduling.signals import entropy
 from entmtp.settings import Kernels
 from entmtp.trees.bank import Frontier, Provenance, TreeBank
+from entmtp.trees.chances import Chances
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Path
-from entmtp.trees.trace import MISS, RankTrace, rank_trace
+from entmtp.trees.trace import MISS, RANKED, RankTrace, rank_trace
 from tests.tiny import random_tokens, tiny_model
 
 SMALL_VOCAB = 12
@@ -26,7 +27,7 @@ def trace_of(rows: Sequence[Sequence[int]], entropies: Sequence[float] | None = 
     """A trace with these true ranks per position."""
     values = [0.5] * len(rows) if entropies is None else list(entropies)
     ranks = torch.tensor(rows, dtype=torch.int32)
-    return RankTrace(ranks, torch.tensor(values), torch.full(ranks.shape, -0.5))
+    return RankTrace(ranks, torch.tensor(values), torch.full((*ranks.shape, RANKED), -0.5))
 
 
 def drawn_trace(positions: int, chances: Sequence[float], heads: int, seed: int) -> RankTrace:
@@ -36,7 +37,7 @@ def drawn_trace(positions: int, chances: Sequence[float], heads: int, seed: int)
     ranks = torch.multinomial(weights, positions * heads, replacement=True, generator=generator)
     ranks = ranks.masked_fill(ranks == len(chances), MISS).reshape(positions, heads)
     entropy = torch.rand(positions, generator=generator)
-    return RankTrace(ranks.to(torch.int32), entropy, -torch.rand(ranks.shape, generator=generator))
+    return RankTrace(ranks.to(torch.int32), entropy, -torch.rand(*ranks.shape, RANKED, generator=generator))
 
 
 def small_backbone(model_type: str = "llama", kernels: Kernels = "auto", **changes: Any) -> Backbone:
@@ -117,6 +118,11 @@ def small_predictor() -> Predictor:
     )
 
 
+def small_chances() -> Chances:
+    """Heads of which half can be believed."""
+    return Chances(slope=[0.5] * 4, offset=[-0.5] * 4, follow=[[0.5, 0.2, 0.1, 0.05]] * 4)
+
+
 def small_bank(**changes: str) -> TreeBank:
     """Three entropy bins; the calmer, the deeper the trees that pay."""
     return TreeBank(
@@ -126,4 +132,5 @@ def small_bank(**changes: str) -> TreeBank:
         overall=frontier(MIDDLE),
         bins=[frontier(CALM, 0.5), frontier(MIDDLE, 0.3), frontier(WILD, 0.2)],
         predictor=small_predictor(),
+        chances=small_chances(),
     )

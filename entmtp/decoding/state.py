@@ -9,6 +9,7 @@ import torch
 from entmtp.decoding.acceptance import Accepted
 from entmtp.decoding.graphs import Graphs
 from entmtp.heads.base import DraftHeads
+from entmtp.heads.growth import Growth, LevelByLevel
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import TreeCache
 from entmtp.scheduling.signals import entropy
@@ -50,6 +51,19 @@ class DecodingState:
         if self.heads is None or trees.max_depth == 0:
             return (root[:, None],)
         return (self.heads.fill(self.hidden[rows], root, trees).tokens,)
+
+    def growth(self, slot: int) -> Growth:
+        """Begins to draft behind a slot's root, level by level."""
+        assert self.heads is not None
+        rows = self.cache.table.index((slot,))
+        return LevelByLevel(self.heads, self.hidden[rows], self.root[rows])
+
+    def grown(self, slots: tuple[int, ...], trees: TreeBatch, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Trees that were filled while they grew: tokens ``[batch, width]``, the roots first, 0 on padding."""
+        rows = [[0, *own, *[0] * (trees.width - 1 - len(own))] for own in tokens]
+        filled = torch.tensor(rows, device=self.root.device)
+        filled[:, 0] = self.root[self.cache.table.index(slots)]
+        return filled
 
     def keep(self, slots: tuple[int, ...], hidden: torch.Tensor, accepted: Accepted) -> tuple[()]:
         """Keeps the accepted paths: their rows in the cache, and what the next step starts from.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -10,12 +11,13 @@ from entmtp.decoding.acceptance import Outcome, greedy
 from entmtp.decoding.request import RunningRequest, StepRecord
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.stopwatch import Stopwatch
+from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.policies import Policy
 from entmtp.trees.batch import TreeBatch
 
 
 @torch.inference_mode()
-def decode_step(state: DecodingState, policy: Policy, requests: Sequence[RunningRequest]) -> None:
+def decode_step(state: DecodingState, policy: Policy | DynamicPolicy, requests: Sequence[RunningRequest]) -> None:
     """Moves every request on by its root and the accepted path of its tree; fills in the next root.
 
     Each part runs through ``state.graphs`` under a key that says which kernels it needs. The host waits for the device
@@ -26,8 +28,14 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
 
     # 1. signals -> policy -> topology
     signals = [request.tracker.start_step(len(request.tokens), request.entropy) for request in requests]
-    chosen = [policy.choose(seen, request.policy_state) for seen, request in zip(signals, requests, strict=True)]
     slots = tuple(request.slot for request in requests)
+    grown = None
+    if isinstance(policy, DynamicPolicy):
+        grown = [policy.grow(seen, partial(state.growth, slot)) for seen, slot in zip(signals, slots, strict=True)]
+        chosen = [one.topology for one in grown]
+        watch.mark("draft")
+    else:
+        chosen = [policy.choose(seen, request.policy_state) for seen, request in zip(signals, requests, strict=True)]
     if state.heads is not None:
         state.heads.check_trees(chosen)
     trees = state.graphs.load(TreeBatch.of(chosen, backbone.device, rounded=state.graphs.active))
@@ -36,8 +44,11 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     watch.mark("policy")
 
     # 2. the heads fill each topology with tokens, from the state that chose the root
-    (tokens,) = run(("draft", trees.shape, slots), lambda trees: state.draft(slots, trees), trees)
-    watch.mark("draft")
+    if grown is None:
+        (tokens,) = run(("draft", trees.shape, slots), lambda trees: state.draft(slots, trees), trees)
+        watch.mark("draft")
+    else:
+        tokens = state.grown(slots, trees, [one.tokens for one in grown])
 
     # 3. one forward pass over all nodes of all trees
     logits, hidden = run(("verify", *key), lambda trees: backbone.verify(tokens, trees, span, cache), trees)

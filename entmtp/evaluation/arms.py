@@ -12,6 +12,7 @@ from entmtp.evaluation.replay import all_trees
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.cost import StepCost
+from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.goodput import GoodputPolicy
 from entmtp.scheduling.ladder import best_static, build_ladder
 from entmtp.scheduling.policies import LadderPolicy, Policy, ScheduledPolicy, SequencePolicy, StaticPolicy
@@ -24,6 +25,7 @@ from entmtp.trees.trace import RankTrace
 
 ARMS = (
     *("autoregressive", "medusa", "hydra", "medusa-best", "hydra-best", "entmtp", "entmtp-goodput"),
+    "entmtp-dynamic",
     *("always-big", "random", "oracle"),
 )
 NEEDS_HINDSIGHT = frozenset({"random", "oracle"})
@@ -88,6 +90,11 @@ def _goodput(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
     return GoodputPolicy(tools.banks[kind].predictor, tools.costs[kind], _window(tools))
 
 
+def _dynamic(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> DynamicPolicy:
+    bank = tools.banks[kind]
+    return DynamicPolicy(bank.predictor, bank.chances, tools.costs[kind], _window(tools))
+
+
 def _biggest(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
     return StaticPolicy(tools.banks[kind].overall.trees[-1], _window(tools))
 
@@ -106,7 +113,7 @@ def _oracle(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
     return ScheduledPolicy(schedule, _window(tools))
 
 
-_POLICIES: dict[str, Callable[[str, Toolbox, Hindsight | None], Policy]] = {
+_POLICIES: dict[str, Callable[[str, Toolbox, Hindsight | None], Policy | DynamicPolicy]] = {
     "autoregressive": _plain,
     "medusa": _published,
     "hydra": _published,
@@ -114,6 +121,7 @@ _POLICIES: dict[str, Callable[[str, Toolbox, Hindsight | None], Policy]] = {
     "hydra-best": _best,
     "entmtp": _ladder,
     "entmtp-goodput": _goodput,
+    "entmtp-dynamic": _dynamic,
     "always-big": _biggest,
     "random": _random,
     "oracle": _oracle,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.prediction import fit_predictor, step_rows
+from entmtp.evaluation.prediction import fit_chances, fit_predictor, step_rows
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.cost import hardware_name
@@ -99,6 +99,7 @@ def make_bank(traces: Sequence[RankTrace], provenance: Provenance, settings: Cal
         overall=Frontier(paths=order, gain=gains, share=1.0),
         bins=frontiers,
         predictor=fit_predictor(steps, BEFORE_DRAFTING),
+        chances=fit_chances(traces),
     )
 
 

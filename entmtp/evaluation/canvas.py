@@ -24,6 +24,7 @@ _COLOURS: Mapping[str, str] = {
     "hydra-best": "#D55E00",
     "entmtp": "#009E73",
     "entmtp-goodput": "#117733",
+    "entmtp-dynamic": "#44AA99",
     "always-big": "#332288",
     "random": "#CC79A7",
     "oracle": "#999933",

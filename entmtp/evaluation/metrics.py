@@ -27,6 +27,7 @@ TIE_MARGIN = 1e-4  # top-2 logits closer than this are a tie: either token is th
 _SUITE_ORDER = ("humaneval", "gsm8k", "sharegpt", "litbench")
 _ARM_ORDER = (
     *(AUTOREGRESSIVE, "medusa", "medusa-best", "hydra", "hydra-best", ENTMTP, "entmtp-goodput"),
+    "entmtp-dynamic",
     *("always-big", "random", ORACLE),
 )
 _BASELINES = (AUTOREGRESSIVE, "medusa", "hydra")  # every arm is compared with these, entmtp with every arm

@@ -91,7 +91,8 @@ tend to be too narrow. Each holds for its own comparison: of twenty, one may mis
 included.</li>
 <li>medusa and hydra use the published tree of 63 nodes; medusa-best and hydra-best the best constant tree for the
 suite on this hardware; entmtp chooses a tree at each step by its entropy's moving average, entmtp-goodput the tree
-whose foretold tokens, less what its time is worth elsewhere, are most. always-big takes the bank's largest tree.
+whose foretold tokens, less what its time is worth elsewhere, are most; entmtp-dynamic builds its tree while the heads
+guess, from their own probabilities. always-big takes the bank's largest tree.
 random uses entmtp's trees in shuffled order: what entmtp gains over it comes from choosing at the right time. oracle
 chooses with hindsight.</li>
 </ul>

@@ -14,6 +14,7 @@ import numpy as np
 
 from entmtp.scheduling.policies import StaticPolicy
 from entmtp.scheduling.replay import replayed
+from entmtp.trees.chances import Chances, log_odds
 from entmtp.trees.optimal import most_probable_paths
 from entmtp.trees.predictor import FEATURES, Feature, Predictor
 from entmtp.trees.replay import accepted_length
@@ -58,7 +59,7 @@ def step_rows(traces: Sequence[RankTrace], trees: Sequence[Topology], window: in
     """The steps that each of ``trees`` would take through each text, with the signals that it would see."""
     features, ranks, text = [], [], []
     for number, trace in enumerate(traces):
-        table, confidence = trace.ranks.numpy(), trace.confidence[:, 0].tolist()
+        table, confidence = trace.ranks.numpy(), trace.confidence[:, 0, 0].tolist()
         for tree in trees:
             for step in replayed(trace, StaticPolicy(tree, window)):
                 seen = replace(step.signals, confidence=confidence[step.position])
@@ -113,6 +114,20 @@ def _logistic(features: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, floa
         beta = beta - np.linalg.solve(curvature, gradient)
     weights = beta[:-1] / spread
     return weights, float(beta[-1] - weights @ mean)
+
+
+def fit_chances(traces: Sequence[RankTrace]) -> Chances:
+    """How far each head's probabilities can be believed, over all positions."""
+    ranks = np.concatenate([trace.ranks.numpy() for trace in traces])
+    log_probs = np.concatenate([trace.confidence.numpy() for trace in traces])
+    right = ranks[:, :, None] == np.arange(log_probs.shape[2])
+    odds = np.vectorize(log_odds)(log_probs)
+    curves = [_logistic(odds[:, head].reshape(-1, 1), right[:, head].reshape(-1)) for head in range(ranks.shape[1])]
+    return Chances(
+        slope=[max(0.0, float(slope[0])) for slope, _ in curves],
+        offset=[offset for _, offset in curves],
+        follow=right.mean(0).round(5).tolist(),
+    )
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,16 @@ class DraftHeads(PreTrainedModel):
     def fill(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
         """:meth:`propose` for trees that were checked; needs nothing from the host but what ``trees.shape`` says."""
 
+    @abstractmethod
+    def level(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Head states ``[n, hidden_size]``, or one for all, behind ``tokens [n]`` at depth ``level`` of a growing tree.
+
+        ``hidden [1, hidden_size]`` chose the root. The second result is given back as ``carried`` at the next level;
+        ``rows [n]`` says which of its rows each token's path went through.
+        """
+
 
 def check_same_model(config: DraftHeadsConfig, backbone: Backbone) -> None:
     """Raises EntMTPError if heads of this configuration were made for another model than ``backbone``."""

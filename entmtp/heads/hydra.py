@@ -66,6 +66,13 @@ class HydraHeads(DraftHeads):
             log_probs = torch.where(here, best_log_probs.flatten()[guess], log_probs)
         return Proposal(tokens, log_probs)
 
+    def level(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = self._from_state(hidden, self.num_heads) if carried is None else carried[rows, 1:]
+        inputs = inputs + self._from_token(tokens, self.num_heads - level)
+        return self._states(hidden, inputs[:, 0], level), inputs
+
     def _from_state(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
         """The decoder state's part of each head's hidden layer ``[n, heads, inner_size]``."""
         weight = self.from_state.weight[: heads * self.config.inner_size]

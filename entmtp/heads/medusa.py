@@ -40,6 +40,12 @@ class MedusaHeads(DraftHeads):
         change = torch.einsum("nki,kih->nkh", lifted, self.down[:heads])
         return self.scale[:heads, None] * hidden[:, None] + change
 
+    def level(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        states = self.head_states(hidden, self.num_heads) if carried is None else carried
+        return states[:, level], states
+
     def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
         return self.head_states(hidden, heads or self.num_heads)
 

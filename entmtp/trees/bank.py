@@ -15,6 +15,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from entmtp.errors import EntMTPError
+from entmtp.trees.chances import Chances
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
 
@@ -83,6 +84,7 @@ class TreeBank(BaseModel):
         overall: the frontier over all steps, from which the best static tree is taken.
         bins: one frontier per entropy bin, calmest first.
         predictor: what a step can expect to gain from any tree, given its signals.
+        chances: how far the heads' own probabilities can be believed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -94,6 +96,7 @@ class TreeBank(BaseModel):
     overall: Frontier
     bins: list[Frontier] = Field(min_length=1)
     predictor: Predictor
+    chances: Chances
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MISS = 2**31 - 1
 """Rank of a token that a head can't guess: outside the draft vocabulary, or behind the end of the text."""
 
+RANKED = 4
+"""Guesses of each head whose probabilities are traced."""
+
 _ROWS = 128
 _ROWWISE = "ranks", "entropy", "confidence"
 
@@ -37,8 +40,8 @@ class RankTrace:
         ranks: ``[positions, heads]`` int32; entry ``[t, d]`` is the rank of token ``t + d + 1`` under head d when a
             step starts with token t as its root, given the true tokens between.
         entropy: ``[positions]`` float32, nats, of the distribution that token t was chosen from.
-        confidence: ``[positions, heads]`` float32, the log-probability of each head's own first guess, given the true
-            tokens between. The first head's is the one that a step sees; a deeper head's is seen on the true path.
+        confidence: ``[positions, heads, RANKED]`` float32, the log-probabilities of each head's likeliest guesses given
+            the true tokens between. A step sees the first head's; a deeper head's it sees on the true path.
     """
 
     ranks: torch.Tensor
@@ -58,7 +61,7 @@ def rank_trace(heads: DraftHeads, tokens: torch.Tensor, states: torch.Tensor, en
     index_of = torch.full((heads.config.vocab_size,), -1, device=tokens.device)
     index_of[heads.draft_vocab.long()] = torch.arange(len(heads.draft_vocab), device=tokens.device)
     ranks = torch.full((positions, depth), MISS, dtype=torch.int64, device=tokens.device)
-    confidence = torch.zeros(positions, depth, device=tokens.device)
+    confidence = torch.zeros(positions, depth, RANKED, device=tokens.device)
     for begin in range(0, positions, _ROWS):
         rows = slice(begin, begin + _ROWS)
         logits = heads.draft_logits(heads.teacher_forced(states[rows], windows[rows, :-1]))
@@ -66,7 +69,7 @@ def rank_trace(heads: DraftHeads, tokens: torch.Tensor, states: torch.Tensor, en
         true = logits.gather(-1, label.clamp(min=0)[..., None])
         rank = (logits > true).sum(-1)
         ranks[rows] = torch.where((label >= 0) & (at[rows, 1:] < positions), rank, MISS)
-        confidence[rows] = logits.amax(-1).float() - logits.float().logsumexp(-1)
+        confidence[rows] = logits.float().log_softmax(-1).topk(RANKED).values
     return RankTrace(ranks.to("cpu", torch.int32), entropy.float().cpu(), confidence.cpu())
 
 

@@ -16,6 +16,7 @@ ARMS: Mapping[str, tuple[float, int]] = {
     "hydra-best": (40.0, 8),
     "entmtp": (39.0, 8),
     "entmtp-goodput": (38.5, 8),
+    "entmtp-dynamic": (38.0, 8),
     "always-big": (121.0, 63),
     "random": (39.0, 8),
     "oracle": (37.0, 8),

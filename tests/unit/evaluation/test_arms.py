@@ -9,6 +9,7 @@ from entmtp.evaluation.replay import all_trees
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.cost import StepCost
 from entmtp.scheduling.ladder import best_static
+from entmtp.scheduling.policies import SequencePolicy
 from entmtp.trees.published import published_tree
 from entmtp.trees.replay import best_schedule
 from entmtp.trees.topology import Topology
@@ -71,6 +72,7 @@ def test_the_random_control_has_the_ladders_trees_in_another_order(
     ladder = make_engine("entmtp", shifted).generate(PROMPT, NEW_TOKENS)
     seen = Hindsight(hindsight.trace, ladder, "seed")
     control = make_engine("random", shifted, seen).policy
+    assert isinstance(control, SequencePolicy)
     state = control.start()
     shuffled = [control.choose(step.signals, state) for step in ladder.steps]
     assert Counter(shuffled) == Counter(trees(ladder))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from entmtp.evaluation.prediction import StepRows, fit_predictor, quality, step_rows
+from entmtp.evaluation.prediction import StepRows, fit_chances, fit_predictor, quality, step_rows
 from entmtp.trees.predictor import FEATURES
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
@@ -31,7 +31,9 @@ def mixed_traces(count: int, seed: int) -> list[RankTrace]:
 
 def test_rows_are_the_steps_of_each_tree_with_their_own_signals() -> None:
     trace = trace_of([[0, 0], [0, 5], [7, 7], [0, 0]], entropies=[0.1, 0.2, 0.3, 0.4])
-    rows = step_rows([replace(trace, confidence=torch.tensor([[-1.0], [-2.0], [-3.0], [-4.0]]))], TREES[:1], window=8)
+    rows = step_rows(
+        [replace(trace, confidence=torch.tensor([-1.0, -2.0, -3.0, -4.0])[:, None, None])], TREES[:1], window=8
+    )
     assert rows.features[:, FEATURES.index("entropy")].tolist() == pytest.approx([0.1, 0.4])
     assert rows.features[:, FEATURES.index("confidence")].tolist() == pytest.approx([-1.0, -4.0])
     assert rows.features[:, FEATURES.index("accepted_ema")].tolist() == pytest.approx([0.0, 3.0])
@@ -69,6 +71,25 @@ def test_quality_of_a_known_predictor_is_that_by_hand() -> None:
     found = quality(predictor, rows, Topology.of([(0,)]), bins=2)
     assert found.log_loss == pytest.approx(np.log(2))
     assert found.within_text == 0
+
+
+def test_chances_are_the_heads_own_where_those_can_be_believed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sure = 0.2 + 0.6 * torch.rand(4000, 1, generator=generator)
+    right = torch.rand(4000, 1, generator=generator) < sure
+    trace = RankTrace(torch.where(right, 0, 9).int(), torch.zeros(4000), sure[..., None].log())
+    chances = fit_chances([trace])
+    assert chances.follow[0] == pytest.approx([right.float().mean().item()], abs=1e-3)
+    for probability in (0.3, 0.5, 0.7):
+        assert chances.of(0, float(np.log(probability))) == pytest.approx(probability, abs=0.05)
+
+
+def test_overconfident_heads_are_believed_less() -> None:
+    generator = torch.Generator().manual_seed(1)
+    claimed = torch.full((2000, 1, 1), 0.95).log() + 0.01 * torch.rand(2000, 1, 1, generator=generator)
+    right = torch.rand(2000, 1, generator=generator) < 0.6
+    chances = fit_chances([RankTrace(torch.where(right, 0, 9).int(), torch.zeros(2000), claimed)])
+    assert chances.of(0, float(np.log(0.95))) == pytest.approx(0.6, abs=0.05)
 
 
 def test_rows_too_few_for_bins_give_one_centre() -> None:

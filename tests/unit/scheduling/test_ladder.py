@@ -8,7 +8,7 @@ from entmtp.errors import EntMTPError
 from entmtp.scheduling.ladder import Cost, Ladder, best_static, build_ladder
 from entmtp.trees.bank import Frontier, TreeBank
 from entmtp.trees.topology import Topology
-from tests.small import MIDDLE, frontier, provenance, small_bank, small_predictor
+from tests.small import MIDDLE, frontier, provenance, small_bank, small_chances, small_predictor
 
 CHAIN = [(0,) * depth for depth in range(1, 6)]
 
@@ -48,6 +48,7 @@ def banks(draw: st.DrawFn) -> TreeBank:
         # Its gains may be far from the bins', as a replay differs from a sum of chances.
         overall=overall,
         predictor=small_predictor(),
+        chances=small_chances(),
         bins=[one.model_copy(update={"share": one.share / total}) for one in bins],
     )
 

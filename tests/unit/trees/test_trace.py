@@ -84,7 +84,11 @@ def test_what_is_no_trace_is_refused_by_name(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(EntMTPError, match="is not a rank trace"):
         load_traces(path)
-    rows = {"ranks": torch.zeros(3, 2, dtype=torch.int32), "entropy": torch.zeros(3), "confidence": torch.zeros(3, 2)}
+    rows = {
+        "ranks": torch.zeros(3, 2, dtype=torch.int32),
+        "entropy": torch.zeros(3),
+        "confidence": torch.zeros(3, 2, 4),
+    }
     save_file(rows | {"lengths": torch.tensor([2])}, path, metadata={"provenance": "{}"})
     with pytest.raises(EntMTPError, match="is not a rank trace"):
         load_traces(path)

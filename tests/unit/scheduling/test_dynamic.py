@@ -1,0 +1,137 @@
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from entmtp.decoding.engine import Engine
+from entmtp.decoding.request import RunningRequest
+from entmtp.decoding.state import DecodingState
+from entmtp.decoding.step import decode_step
+from entmtp.scheduling.cost import StepCost
+from entmtp.scheduling.dynamic import PLAIN, DynamicPolicy, Grown
+from entmtp.scheduling.signals import Signals, SignalTracker
+from entmtp.trees.batch import TreeBatch
+from entmtp.trees.chances import Chances
+from entmtp.trees.predictor import Predictor
+from tests.small import small_backbone, small_chances, small_heads, small_prompt
+from tests.tiny import greedy
+
+EASY = Signals(0, 0.0, 0.0, 0.0)
+HARD = Signals(0, 9.0, 9.0, 0.0)
+BELIEVED = Chances(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.6, 0.2, 0.05, 0.02]] * 3)
+PREDICTOR = Predictor(
+    features=["entropy"],
+    weights=[-1.0],
+    bias=0.0,
+    centres=[-9.0, 0.0],
+    shares=[0.5, 0.5],
+    paths=[(0,), (0, 0)],
+    probabilities=[[0.01, 0.0], [0.8, 0.5]],
+)
+
+
+def cost_of(per_node: float, per_level: float) -> StepCost:
+    drafts = [per_level * depth for depth in (1, 2, 3)]
+    return StepCost(
+        nodes=[0, 63],
+        verify_ms=[20.0, 20.0 + 63 * per_node],
+        narrow_draft_ms=drafts,
+        wide_draft_ms=drafts,
+        wide_nodes=63,
+        hardware="test",
+    )
+
+
+class Scripted:
+    """Heads that give the probabilities of a script at each level and remember what they were asked."""
+
+    num_heads = 3
+
+    def __init__(self, *levels: Sequence[float]) -> None:
+        self.levels = levels
+        self.asked: list[list[int]] = []
+
+    def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        level = len(self.asked)
+        self.asked.append(list(parents))
+        tokens = 100 * level + torch.arange(len(parents) * count).reshape(len(parents), count)
+        return tokens, torch.tensor(self.levels[level]).log().expand(len(parents), -1)
+
+
+def grown(heads: Scripted, cost: StepCost, signals: Signals = EASY) -> Grown:
+    return DynamicPolicy(PREDICTOR, BELIEVED, cost, 8).grow(signals, lambda: heads)
+
+
+def test_hard_text_is_not_drafted_for_at_all() -> None:
+    heads = Scripted()
+    assert grown(heads, cost_of(1.0, 1.0), HARD) == PLAIN
+    assert heads.asked == []
+
+
+def test_sure_heads_grow_a_chain() -> None:
+    found = grown(Scripted(*[[0.97, 0.01, 0.005, 0.001]] * 3), cost_of(1.0, 1.0))
+    assert found.topology.paths == ((0,), (0, 0), (0, 0, 0))
+    assert found.tokens == [0, 100, 200]
+
+
+def test_unsure_heads_grow_a_wide_level_and_no_deeper_one() -> None:
+    heads = Scripted([0.16, 0.15, 0.14, 0.13])
+    found = grown(heads, cost_of(0.5, 8.0))
+    assert found.topology.paths == ((0,), (1,), (2,), (3,))
+    assert heads.asked == [[0]]
+
+
+def test_only_parents_worth_it_are_asked_for_children() -> None:
+    heads = Scripted([0.6, 0.3, 0.01, 0.01], [0.5, 0.3, 0.1, 0.05], [0.01, 0.01, 0.01, 0.01])
+    grown(heads, cost_of(0.5, 0.2))
+    assert heads.asked[1] == [0, 1]
+
+
+def test_hopeless_guesses_leave_plain_decoding() -> None:
+    assert grown(Scripted([0.001] * 4), cost_of(2.0, 1.0)) == PLAIN
+
+
+@pytest.mark.parametrize("kind", ["medusa", "hydra"])
+def test_growing_gives_the_tokens_that_filling_gives(kind: str) -> None:
+    backbone = small_backbone()
+    heads = small_heads(kind, backbone)
+    state = DecodingState(backbone, heads, 1, 256)
+    state.prefill(0, small_prompt(6))
+    policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(0.01, 0.01), 8)
+    with torch.inference_mode():
+        tree = policy.grow(EASY, lambda: state.growth(0))
+        filled = heads.propose(state.hidden[:1], state.root[:1], TreeBatch.of([tree.topology]))
+    assert tree.topology.max_depth > 1
+    assert filled.tokens[0, 1:].tolist() == tree.tokens
+
+
+@pytest.mark.parametrize("kind", ["medusa", "hydra"])
+def test_the_text_is_the_models_own(kind: str) -> None:
+    backbone = small_backbone()
+    policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(0.05, 0.05), 8)
+    done = Engine(backbone, small_heads(kind, backbone), policy).generate(small_prompt(6), 60)
+    assert done.tokens == greedy(backbone.model, small_prompt(6), 60)
+    assert len({step.topology for step in done.steps}) > 1
+    assert done.tau > 1
+
+
+def test_each_request_of_a_batch_grows_its_own_tree() -> None:
+    backbone = small_backbone()
+    policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(0.05, 0.05), 8)
+    state = DecodingState(backbone, small_heads("hydra", backbone), 3, 256)
+    prompts = [small_prompt(length, seed=length) for length in (4, 9, 14)]
+    started = [state.prefill(slot, prompt) for slot, prompt in enumerate(prompts)]
+    requests = [RunningRequest(slot, SignalTracker(8), None, *first) for slot, first in enumerate(started)]
+    for _ in range(12):
+        decode_step(state, policy, requests)
+    for request, prompt in zip(requests, prompts, strict=True):
+        assert request.tokens == greedy(backbone.model, prompt, len(request.tokens))
+    assert any(len({request.steps[at].topology for request in requests}) > 1 for at in range(12))
+
+
+def test_a_chance_multiplies_along_a_path() -> None:
+    policy = DynamicPolicy(PREDICTOR, BELIEVED, cost_of(0.01, 0.01), 8)
+    nodes = policy._guessed(Scripted(*[[0.5, 0.2, 0.1, 0.1]] * 3))
+    by_path = {node.path: node.chance for node in nodes}
+    assert by_path[0, 1] == pytest.approx(0.1, abs=1e-4)
+    assert by_path[0, 0, 0] == pytest.approx(0.125, abs=1e-4)
