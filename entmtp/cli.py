@@ -36,7 +36,7 @@ def _say(text: str) -> None:
 def generate(
     prompt: Annotated[str, typer.Argument(help="what to answer")],
     method: Annotated[
-        str, typer.Option(help="an arm: autoregressive, medusa, hydra, medusa-best, hydra-best, entmtp")
+        str, typer.Option(help="autoregressive, medusa(-best), hydra(-best), entmtp, entmtp-goodput or entmtp-dynamic")
     ] = "entmtp",
     task: Annotated[
         str, typer.Option(help="whose tree bank to use: humaneval, gsm8k, sharegpt, litbench")
