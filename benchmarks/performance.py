@@ -37,6 +37,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "peers": "peers --prompts 3 --max-new-tokens 48 --repetitions 2",
         "gains": "gains --repetitions 30",
         "gains-packed": "gains --kernels packed --repetitions 30",
+        "signals": "signals --output results/signals",
         "heads": "heads --output results/heads --prompts 4",
         "predict": "predict --profile xeon-2-cores --output results/heads --prompts 4",
         "predict-flat": "predict --profile flat --output results/heads --prompts 4",

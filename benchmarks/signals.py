@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""What each signal knows of the next accepted length: predictors fitted on calibration texts, judged on others.
+
+    python -m benchmarks.signals --output results/signals
+
+The bundled model answers calibration and scored prompts of each suite greedily (kept, so that a second run is quick). A
+predictor for each set of signals is fitted on the first and measured on the second, as a step with a 16-node tree
+would need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.record import Cell, Table, deliver, made_record
+from entmtp.cli_errors import told_plainly
+from entmtp.evaluation.calibration import calibration_texts, traces_of
+from entmtp.evaluation.prediction import fit_predictor, quality, step_rows
+from entmtp.evaluation.suites import SUITES, load_suite, split
+from entmtp.evaluation.suites.splits import draw
+from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.models.backbone import Backbone
+from entmtp.models.registry import encode_chat, load_model
+from entmtp.scheduling.cost import hardware_name
+from entmtp.settings import CalibrationSettings
+from entmtp.trees.optimal import optimal_order
+from entmtp.trees.predictor import FEATURES, Feature
+from entmtp.trees.topology import Topology
+from entmtp.trees.trace import RankTrace
+
+SIGNALS: dict[str, tuple[Feature, ...]] = {
+    "entropy": ("entropy", "entropy_ema"),
+    "history": ("accepted_ema",),
+    "path value": ("confidence",),
+    "fused": FEATURES,
+}
+_PROBES = (2, 8)
+_TREE = 16
+NOTES = (
+    f"Of a step with the {_TREE} likeliest nodes, where trees of {_PROBES[0]} and {_PROBES[1]} nodes start theirs.",
+    "log-loss: nats a step, of the accepted length's distribution. ECE: expected calibration error of 'anything is"
+    " accepted'. within: correlation of foretold and seen length within texts.",
+    "path value is the log-probability of the heads' first guess at this very step, known once the first head has run.",
+)
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="folder that keeps the answers, so that a second run is quick")],
+    prompts: Annotated[int, typer.Option(min=1, help="prompts per suite, to fit on and to judge on, each")] = 32,
+    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+) -> None:
+    """Print how well each set of signals foretells, by suite and kind of heads."""
+    with told_plainly("signals"):
+        model, tokenizer = load_model("bundled")
+        backbone = Backbone(model)
+        rows: list[list[Cell]] = []
+        for name in SUITES:
+            suite = load_suite(name)
+            halves = dict(zip(("fitted", "held-out"), split(suite.prompts), strict=True))
+            for half, of in halves.items():
+                ids = [encode_chat(tokenizer, prompt.text) for prompt in draw(of, prompts, seed=0)]
+                calibration_texts(backbone, ids, output / name / half, CalibrationSettings())
+            for kind in KINDS:
+                heads = load_heads(bundled_heads(kind), backbone)
+                fitted, held_out = (traces_of(output / name / half, backbone, heads) for half in halves)
+                rows += [[name, suite.source, kind, *row] for row in ablation(fitted, held_out)]
+        columns = ["suite", "source", "heads", "signals", "log-loss", "ECE", "within"]
+        table = Table(title="on held-out prompts", columns=columns, rows=rows)
+        title = "What each signal knows of the next accepted length"
+        notes = [*NOTES, f"Up to {prompts} prompts per suite for each purpose."]
+        deliver(made_record("signals", title, hardware_name(backbone.device), [table], notes), record)
+
+
+def ablation(fitted: Sequence[RankTrace], held_out: Sequence[RankTrace]) -> list[list[Cell]]:
+    """A row for each of :data:`SIGNALS`."""
+    order = optimal_order(fitted, _TREE)
+    probes = [Topology.of(order[:size]) for size in _PROBES]
+    window = CalibrationSettings().entropy_window
+    known, asked = (step_rows(traces, probes, window) for traces in (fitted, held_out))
+    found = {
+        name: quality(fit_predictor(known, features), asked, Topology.of(order)) for name, features in SIGNALS.items()
+    }
+    return [
+        [name, f"{one.log_loss:.3f}", f"{one.calibration_error:.3f}", f"{one.within_text:+.2f}"]
+        for name, one in found.items()
+    ]
+
+
+if __name__ == "__main__":
+    typer.run(main)
