@@ -18,7 +18,7 @@ import typer
 
 from benchmarks.record import Cell, Table, deliver, made_record
 from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.calibration import calibration_texts, traces_of
+from entmtp.evaluation.calibration import PROBES, calibration_texts, traces_of
 from entmtp.evaluation.prediction import fit_predictor, quality, step_rows
 from entmtp.evaluation.suites import SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
@@ -38,10 +38,9 @@ SIGNALS: dict[str, tuple[Feature, ...]] = {
     "path value": ("confidence",),
     "fused": FEATURES,
 }
-_PROBES = (2, 8)
 _TREE = 16
 NOTES = (
-    f"Of a step with the {_TREE} likeliest nodes, where trees of {_PROBES[0]} and {_PROBES[1]} nodes start theirs.",
+    f"Of a step with the {_TREE} likeliest nodes, where trees of {PROBES[0]} and {PROBES[1]} nodes start theirs.",
     "log-loss: nats a step, of the accepted length's distribution. ECE: expected calibration error of 'anything is"
     " accepted'. within: correlation of foretold and seen length within texts.",
     "path value is the log-probability of the heads' first guess at this very step, known once the first head has run.",
@@ -78,7 +77,7 @@ def main(
 def ablation(fitted: Sequence[RankTrace], held_out: Sequence[RankTrace]) -> list[list[Cell]]:
     """A row for each of :data:`SIGNALS`."""
     order = optimal_order(fitted, _TREE)
-    probes = [Topology.of(order[:size]) for size in _PROBES]
+    probes = [Topology.of(order[:size]) for size in PROBES]
     window = CalibrationSettings().entropy_window
     known, asked = (step_rows(traces, probes, window) for traces in (fitted, held_out))
     found = {

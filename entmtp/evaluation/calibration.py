@@ -35,7 +35,7 @@ from entmtp.trees.trace import RankTrace, rank_trace
 MIN_STEPS_PER_BIN = 100
 """Fewer steps say too little about which of the rarer paths are worth a node."""
 
-_PROBES = (2, 8)
+PROBES = (2, 8)
 """Sizes of the trees under whose steps the entropy bins are filled: where a ladder's steps start, small or medium."""
 
 _ENTROPY_ROWS = 64
@@ -82,7 +82,7 @@ def make_bank(traces: Sequence[RankTrace], provenance: Provenance, settings: Cal
     if not order:
         raise EntMTPError("calibration: the heads guessed nothing right on these texts; train them longer")
     gains = [1.0] + [replayed_tau(traces, Topology.of(order[:size])) for size in range(1, len(order) + 1)]
-    steps = step_rows(traces, [Topology.of(order[:size]) for size in _PROBES], settings.entropy_window)
+    steps = step_rows(traces, [Topology.of(order[:size]) for size in PROBES], settings.entropy_window)
     ema, rows = steps.features[:, FEATURES.index("entropy_ema")], steps.ranks
     bins = max(1, min(settings.max_rungs, len(ema) // MIN_STEPS_PER_BIN))
     # Where many steps share one entropy, quantiles coincide and there are fewer bins.

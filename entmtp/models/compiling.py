@@ -51,6 +51,9 @@ def compiled(decode: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     return graph
 
 
-def no_compiler() -> bool:
-    """Whether this machine lacks the C++ compiler that code for CPUs is made with."""
-    return not any(map(shutil.which, ("g++", "clang++", "c++")))
+NO_COMPILER = "needs a C++ compiler, such as g++"
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler that code for CPUs is made with; None if this machine has none."""
+    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)

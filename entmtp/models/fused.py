@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -21,9 +20,9 @@ from torch.profiler import record_function
 
 from entmtp.errors import EntMTPError
 from entmtp.models.bundled import cache_folder
+from entmtp.models.compiling import NO_COMPILER, find_compiler
 from entmtp.models.packing import FixedLinear
 
-COMPILERS = ("c++", "g++", "clang++")
 _SOURCE = Path(__file__).with_name("fused.cpp")
 _FLAGS = (
     "-std=c++17 -O3 -march=native -mprefer-vector-width=512 -ffp-contract=fast -fno-math-errno -fopenmp -shared -fPIC"
@@ -57,9 +56,9 @@ def library() -> ctypes.CDLL:
     Raises:
         EntMTPError: if there is no compiler, or it fails.
     """
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    compiler = find_compiler()
     if compiler is None:
-        raise EntMTPError("needs a C++ compiler, such as g++")
+        raise EntMTPError(NO_COMPILER)
     try:
         path = _compiled(compiler)
         loaded = ctypes.CDLL(str(path))

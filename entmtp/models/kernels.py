@@ -13,7 +13,7 @@ import torch
 
 from entmtp.errors import EntMTPError
 from entmtp.models import fused
-from entmtp.models.compiling import OpaquePackedLinear, no_compiler
+from entmtp.models.compiling import NO_COMPILER, OpaquePackedLinear, find_compiler
 from entmtp.models.packing import PACKABLE, MakeLayer, PackedLinear, can_pack
 from entmtp.models.precision import Bfloat16Linear, Float16Linear, Int8Linear, int8_saturates
 from entmtp.settings import Kernels
@@ -62,7 +62,7 @@ def _unpackable(dtype: torch.dtype, device: torch.device) -> str | None:
 
 def _uncompilable(dtype: torch.dtype, device: torch.device) -> str | None:
     if device.type == "cpu":
-        return _unpackable(dtype, device) or ("needs a C++ compiler, such as g++" if no_compiler() else None)
+        return _unpackable(dtype, device) or (None if find_compiler() else NO_COMPILER)
     return None
 
 

@@ -19,10 +19,9 @@ from entmtp.scheduling.signals import Signals
 from entmtp.trees.chances import Chances
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Path, Topology
+from entmtp.trees.trace import RANKED
 
 MAX_NODES = 63
-RANKS = 4
-"""Guesses per parent that may become nodes."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class DynamicPolicy:
             parents = [node for node in parents if node.chance * self.chances.follow[depth][0] > self._node_worth]
             if depth and self._expected(parents, depth) <= self._level_worth[depth]:
                 break
-            tokens, log_probs = growth.next([node.number for node in parents], RANKS)
+            tokens, log_probs = growth.next([node.number for node in parents], RANKED)
             children = self._children(parents, depth, tokens.tolist(), log_probs.tolist())
             found += children
             parents = children
@@ -89,14 +88,14 @@ class DynamicPolicy:
         return sum(
             max(0.0, node.chance * follow - self._node_worth)
             for node in parents
-            for follow in self.chances.follow[depth][:RANKS]
+            for follow in self.chances.follow[depth][:RANKED]
         )
 
     def _children(
         self, parents: Sequence[_Node], depth: int, tokens: list[list[int]], log_probs: list[list[float]]
     ) -> list[_Node]:
         return [
-            _Node((*parent.path, rank), token, parent.chance * self.chances.of(depth, log_prob), row * RANKS + rank)
+            _Node((*parent.path, rank), token, parent.chance * self.chances.of(depth, log_prob), row * RANKED + rank)
             for row, parent in enumerate(parents)
             for rank, (token, log_prob) in enumerate(zip(tokens[row], log_probs[row], strict=True))
         ]

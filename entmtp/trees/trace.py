@@ -26,7 +26,7 @@ MISS = 2**31 - 1
 """Rank of a token that a head can't guess: outside the draft vocabulary, or behind the end of the text."""
 
 RANKED = 4
-"""Guesses of each head whose probabilities are traced."""
+"""Guesses of each head whose probabilities are traced, and which a tree that grows by them may take."""
 
 _ROWS = 128
 _ROWWISE = "ranks", "entropy", "confidence"
