@@ -2,7 +2,8 @@
 """What the methods would gain on a machine that is not at hand: predicted, not measured.
 
     python -m benchmarks.predict --profile xeon-2-cores --output results/heads
-    python -m benchmarks.predict --profile flat --output results/heads     # idealised: every tree costs one plain step
+    python -m benchmarks.predict --profile flat --output results/heads        # idealised: any tree costs one step
+    python -m benchmarks.predict --profile gpu-like --output results/heads    # idealised: only drafting costs
 
 The bundled model answers scored prompts of each suite greedily; the methods are replayed step by step on its heads'
 rank traces, each step at the cost that the machine's hardware profile names, with the kind of heads that it was
@@ -22,7 +23,7 @@ import typer
 from benchmarks.record import Cell, Table, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.calibration import calibration_texts, traces_of
-from entmtp.evaluation.replay import FLAT, POLICIES, cost_of, policies, replay_policy
+from entmtp.evaluation.replay import FLAT, IDEAL, IDEAL_WORDS, POLICIES, cost_of, policies, replay_policy
 from entmtp.evaluation.suites import SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.evaluation.verdicts import ratio
@@ -30,8 +31,8 @@ from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat, load_model
 from entmtp.scheduling.cost import hardware_name
-from entmtp.scheduling.ladder import Cost
 from entmtp.scheduling.profiles import load_profile
+from entmtp.scheduling.rate import Cost
 from entmtp.settings import CalibrationSettings
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 from entmtp.trees.trace import RankTrace
@@ -46,7 +47,7 @@ NOTES = (
 
 def main(
     output: Annotated[Path, typer.Option(help="folder that keeps the answers, so that a second run is quick")],
-    profile: Annotated[str, typer.Option(help="name or file of a hardware profile, or 'flat'")] = FLAT,
+    profile: Annotated[str, typer.Option(help="name or file of a hardware profile, 'flat' or 'gpu-like'")] = FLAT,
     batch: Annotated[int, typer.Option(min=1, help="requests in one step, all with the same tree")] = 1,
     context: Annotated[
         int | None, typer.Option(min=1, help="tokens before a step; the profile's least if absent")
@@ -78,9 +79,8 @@ def main(
 def _cost(name: str, batch: int, context: int | None) -> tuple[Cost, Sequence[str], str]:
     """The cost of a step, the kinds of heads that it holds for, and in words whose it is."""
     cost = cost_of(name, batch, context)
-    if name == FLAT:
-        words = "idealised: no machine, a step with any tree costs as much as a plain one and drafting nothing"
-        return cost, list(KINDS), words
+    if name in IDEAL:
+        return cost, list(KINDS), f"idealised, no machine: {IDEAL_WORDS[name]}"
     profile = load_profile(name)
     measured = profile.measured
     length = profile.contexts[0] if context is None else context

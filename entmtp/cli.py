@@ -74,7 +74,7 @@ def generate(
 
 @app.command()
 def calibrate(
-    task: Annotated[str, typer.Option(help="humaneval, gsm8k, sharegpt or litbench")],
+    task: Annotated[str, typer.Option(help="humaneval, gsm8k, sharegpt or litbench; mixed: all")],
     output: Annotated[Path, typer.Option(help="folder for <task>-<heads>.json, traces and the calibration text")],
     model: Model = "bundled",
     heads: Annotated[
@@ -110,7 +110,10 @@ def replay(
         typer.Option(help="autoregressive, published, best-static, ladder, goodput or oracle; may repeat"),
     ] = None,
     profile: Annotated[
-        str, typer.Option(help="name or file of a hardware profile; flat: any step costs the same")
+        str,
+        typer.Option(
+            help="name or file of a hardware profile; flat: any step costs the same; gpu-like: only drafting costs"
+        ),
     ] = "flat",
     batch: Annotated[int, typer.Option(min=1, help="requests in one step")] = 1,
     context: Annotated[

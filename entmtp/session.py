@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from entmtp.decoding.engine import Completion, Engine
 from entmtp.decoding.measure import step_cost
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import ARMS, NEEDS_HINDSIGHT, Toolbox, make_engine
+from entmtp.evaluation.arms import METHODS, Toolbox, make_engine
 from entmtp.evaluation.suites import get_suite
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
@@ -20,8 +20,6 @@ from entmtp.models.bundled import cache_folder
 from entmtp.models.kernels import check_name
 from entmtp.models.registry import encode_chat, load_model, resolve_model
 from entmtp.trees.bank import bundled_bank, load_bank
-
-METHODS = tuple(arm for arm in ARMS if arm not in NEEDS_HINDSIGHT)
 
 
 @dataclass

@@ -105,8 +105,10 @@ class BenchmarkSettings(Settings):
     seed: int = 0
 
 
+STUDY = "study"
 PROFILES: dict[str, BenchmarkSettings] = {
     "quick": BenchmarkSettings(),
     "standard": BenchmarkSettings(prompts=10, max_new_tokens=128, shard_prompts=2),
+    STUDY: BenchmarkSettings(prompts=8, max_new_tokens=64, repetitions=3),
     "full": BenchmarkSettings(prompts=80, max_new_tokens=256, shard_prompts=4),
 }

@@ -130,6 +130,7 @@ def small_bank(**changes: str) -> TreeBank:
         entropy_window=8,
         thresholds=[0.4, 0.9],
         overall=frontier(MIDDLE),
+        shallower=[],
         bins=[frontier(CALM, 0.5), frontier(MIDDLE, 0.3), frontier(WILD, 0.2)],
         predictor=small_predictor(),
         chances=small_chances(),

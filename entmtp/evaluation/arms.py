@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from entmtp.decoding.engine import Completion, Engine
 from entmtp.errors import EntMTPError
@@ -23,30 +23,49 @@ from entmtp.trees.replay import best_schedule
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
 
-ARMS = (
-    *("autoregressive", "medusa", "hydra", "medusa-best", "hydra-best", "entmtp", "entmtp-goodput"),
-    "entmtp-dynamic",
-    *("always-big", "random", "oracle"),
+METHODS = (
+    *("autoregressive", "medusa", "hydra", "medusa-best", "hydra-best"),
+    *("entmtp", "entmtp-goodput", "entmtp-dynamic"),
 )
+CONTROLS = ("always-big", "random", "oracle")
+FOREIGN_BANKS = ("entmtp-transfer", "entmtp-mixed")
+"""Controls that choose by the bank of another suite, or by one bank for all."""
+
+ARMS = (*METHODS, *FOREIGN_BANKS, *CONTROLS)
+DEFAULT_ARMS = (*METHODS, *CONTROLS)
+"""What runs where nothing else is asked for; banks of other suites are a question for a study."""
+
 NEEDS_HINDSIGHT = frozenset({"random", "oracle"})
+TRANSFER = {"humaneval": "litbench", "gsm8k": "sharegpt", "sharegpt": "gsm8k", "litbench": "humaneval"}
+"""Whose bank ``entmtp-transfer`` uses on a suite: one of quite another kind of text."""
 
 
 @dataclass(frozen=True)
 class Toolbox:
-    """What arms are made of for one suite: heads, the suite's banks and the machine's step costs, by kind of heads."""
+    """What arms are made of for one suite.
+
+    Attributes:
+        heads, banks, costs: by kind of heads; the banks are the suite's, the costs this machine's.
+        foreign: the banks that each arm of :data:`FOREIGN_BANKS` uses instead, by kind of heads.
+    """
 
     backbone: Backbone
     heads: Mapping[str, DraftHeads]
     banks: Mapping[str, TreeBank]
     costs: Mapping[str, StepCost]
+    foreign: Mapping[str, Mapping[str, TreeBank]] = field(default_factory=dict)
+
+    def with_banks_of(self, arm: str) -> Toolbox:
+        """The same with the banks that the arm chooses by."""
+        return replace(self, banks=self.foreign[arm]) if arm in FOREIGN_BANKS else self
 
 
 @dataclass(frozen=True)
 class Hindsight:
-    """What the controls know of a prompt beforehand: its rank trace, and the ladder's own run on it."""
+    """What the controls know of a prompt beforehand: its rank trace, and the dynamic policy's own run on it."""
 
     trace: RankTrace
-    ladder_run: Completion
+    dynamic_run: Completion
     seed: str
 
 
@@ -62,7 +81,7 @@ def make_engine(arm: str, tools: Toolbox, hindsight: Hindsight | None = None) ->
     """The engine of an arm; the controls need the prompt's ``hindsight``."""
     kind = "medusa" if arm.startswith("medusa") else "hydra"
     heads = None if arm == "autoregressive" else tools.heads[kind]
-    return Engine(tools.backbone, heads, _POLICIES[arm](kind, tools, hindsight))
+    return Engine(tools.backbone, heads, _POLICIES[arm](kind, tools.with_banks_of(arm), hindsight))
 
 
 def _window(tools: Toolbox) -> int:
@@ -79,7 +98,7 @@ def _published(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy
 
 
 def _best(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
-    return StaticPolicy(best_static(tools.banks[kind].overall, tools.costs[kind]), _window(tools))
+    return StaticPolicy(best_static(tools.banks[kind], tools.costs[kind]), _window(tools))
 
 
 def _ladder(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
@@ -101,7 +120,7 @@ def _biggest(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
 
 def _random(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
     assert hindsight is not None
-    trees = [step.topology for step in hindsight.ladder_run.steps]
+    trees = [step.topology for step in hindsight.dynamic_run.steps]
     random.Random(hindsight.seed).shuffle(trees)
     return SequencePolicy(trees, _window(tools))
 
@@ -122,6 +141,8 @@ _POLICIES: dict[str, Callable[[str, Toolbox, Hindsight | None], Policy | Dynamic
     "entmtp": _ladder,
     "entmtp-goodput": _goodput,
     "entmtp-dynamic": _dynamic,
+    "entmtp-transfer": _dynamic,
+    "entmtp-mixed": _dynamic,
     "always-big": _biggest,
     "random": _random,
     "oracle": _oracle,

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import ARMS, check_arms
+from entmtp.evaluation.arms import ARMS, DEFAULT_ARMS, TRANSFER, check_arms
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.report import print_table, write_report
 from entmtp.evaluation.rows import RequestRow, StepRow, part_exists, read_metadata, read_parts, write_part
@@ -29,8 +29,8 @@ from entmtp.evaluation.tracking import TrackedModel, check_tracking, default_tra
 from entmtp.evaluation.units import Unit, make_units
 from entmtp.heads.checkpoint import KINDS, bundled_heads, file_hash
 from entmtp.models.registry import resolve_model
-from entmtp.settings import PROFILES, BenchmarkSettings
-from entmtp.trees.bank import bundled_bank, load_bank
+from entmtp.settings import PROFILES, STUDY, BenchmarkSettings
+from entmtp.trees.bank import MIXED, bundled_bank, load_bank
 
 _VERSIONED = ("entmtp", "torch", "transformers", "ray", "mlflow", "datasets", "numpy")
 
@@ -91,9 +91,10 @@ def make_plan(
     """
     settings = _settings(profile, overrides)
     chosen_suites = list(dict.fromkeys(get_suite(name).name for name in (suites or SUITES)))
-    chosen_arms = check_arms(list(arms or ARMS))
+    chosen_arms = check_arms(list(arms or (ARMS if profile == STUDY else DEFAULT_ARMS)))
     sources = _heads_sources(model, heads)
-    files = {suite: {kind: str(_bank_path(suite, kind, model, banks)) for kind in sources} for suite in chosen_suites}
+    tasks = [*chosen_suites, *_foreign_tasks(chosen_suites, chosen_arms)]
+    files = {task: {kind: str(_bank_path(task, kind, model, banks)) for kind in sources} for task in tasks}
     place = Workplace(str(resolve_model(model)), sources, files, device, threads)
     units = make_units(chosen_suites, _pairs("data", data, list(SUITES)), chosen_arms, settings, _identity(place))
     uri = tracking_uri or default_tracking_uri(results)
@@ -140,6 +141,12 @@ def _settings(profile: str, overrides: Mapping[str, int | None]) -> BenchmarkSet
         raise EntMTPError(f"profile: '{profile}' is unknown; choose one of {', '.join(PROFILES)}")
     given = {name: value for name, value in overrides.items() if value is not None}
     return BenchmarkSettings.parse(**(PROFILES[profile].model_dump() | given))
+
+
+def _foreign_tasks(suites: Sequence[str], arms: Sequence[str]) -> list[str]:
+    """Whose banks are needed beside the suites' own."""
+    transfer = [TRANSFER[suite] for suite in suites] if "entmtp-transfer" in arms else []
+    return transfer + [MIXED] * ("entmtp-mixed" in arms)
 
 
 def _heads_sources(model: str, given: Sequence[str]) -> dict[str, str]:

@@ -7,16 +7,18 @@ from pathlib import Path
 
 from rich.console import Console
 
+from entmtp.decoding.measure import step_cost
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.calibration import calibration_texts, make_bank, provenance_of, traces_of
-from entmtp.evaluation.suites import load_suite, split
+from entmtp.evaluation.calibration import calibration_texts, make_bank, mixed_provenance, provenance_of, traces_of
+from entmtp.evaluation.suites import SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
+from entmtp.models.bundled import cache_folder
 from entmtp.models.registry import encode_chat, load_model
 from entmtp.settings import CalibrationSettings
-from entmtp.trees.bank import TreeBank
-from entmtp.trees.trace import save_traces
+from entmtp.trees.bank import MIXED, TreeBank, load_bank
+from entmtp.trees.trace import RankTrace, load_traces, save_traces
 
 _SHOWN = (1, 2, 3, 4, 8, 16, 32, 63)
 
@@ -34,10 +36,17 @@ def calibrate_task(
 ) -> None:
     """Writes ``<task>-<kind>.json`` and ``<task>-<kind>.trace.safetensors`` into ``output`` for each kind of heads.
 
-    Only calibration prompts are used; the benchmark scores the others.
+    Only calibration prompts are used; the benchmark scores the others. The task 'mixed' makes one bank for all suites,
+    from the traces of those that were calibrated into ``output`` before.
+
+    Raises:
+        EntMTPError: names the option, the value and the fix.
     """
     settings = CalibrationSettings.parse(**{name: value for name, value in overrides.items() if value is not None})
     sources = _sources(model, heads)
+    if task == MIXED:
+        _calibrate_mixed(output, model, sources, settings, device, console)
+        return
     suite = load_suite(task, data)
     prompts = [prompt.text for prompt in draw(split(suite.prompts)[0], settings.prompts, seed=0)]
     if not prompts:
@@ -60,7 +69,8 @@ def calibrate_task(
         traces = traces_of(folder, backbone, attached)
         tokens = sum(len(trace) for trace in traces)
         provenance = provenance_of(backbone, attached, task, origin, prompts, tokens)
-        bank = make_bank(traces, provenance, settings)
+        cost = step_cost(backbone, attached, cache_folder(), console.print)
+        bank = make_bank(traces, provenance, settings, cost)
         path = output / f"{task}-{kind}.json"
         bank.save(path)
         marks = {
@@ -71,6 +81,43 @@ def calibrate_task(
         }
         save_traces(output / f"{task}-{kind}.trace.safetensors", traces, marks)
         console.print(f"{path}: {_summary(bank)}")
+
+
+def _calibrate_mixed(
+    output: Path, model: str, sources: Mapping[str, str], settings: CalibrationSettings, device: str, console: Console
+) -> None:
+    """One bank of each kind of heads for all suites."""
+    made = {kind: [_made(output, suite, kind) for suite in SUITES] for kind in sources}
+    loaded, _ = load_model(model, device=device)
+    backbone = Backbone(loaded)
+    for kind, parts in made.items():
+        attached = load_heads(sources[kind], backbone)
+        for bank, _ in parts:
+            bank.check_heads(
+                kind=kind,
+                num_heads=attached.num_heads,
+                model_fingerprint=backbone.fingerprint,
+                heads_fingerprint=attached.fingerprint,
+            )
+        traces = [trace for _, its in parts for trace in its]
+        provenance = mixed_provenance([bank.provenance for bank, _ in parts])
+        cost = step_cost(backbone, attached, cache_folder(), console.print)
+        bank = make_bank(traces, provenance, settings, cost)
+        path = output / f"{MIXED}-{kind}.json"
+        bank.save(path)
+        console.print(f"{path}: {_summary(bank)}")
+
+
+def _made(output: Path, suite: str, kind: str) -> tuple[TreeBank, list[RankTrace]]:
+    """What an earlier calibration wrote."""
+    bank, trace = output / f"{suite}-{kind}.json", output / f"{suite}-{kind}.trace.safetensors"
+    for path in (bank, trace):
+        if not path.is_file():
+            raise EntMTPError(
+                f"task: '{MIXED}' mixes all suites but {path} does not exist;"
+                f" run 'entmtp calibrate --task {suite}' first"
+            )
+    return load_bank(bank), load_traces(trace)[0]
 
 
 def _summary(bank: TreeBank) -> str:

@@ -19,15 +19,17 @@ import torch
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.prediction import fit_chances, fit_predictor, step_rows
+from entmtp.evaluation.tuning import frontier_of, tuned_thresholds
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.cost import hardware_name
+from entmtp.scheduling.rate import Cost
 from entmtp.scheduling.signals import entropy
-from entmtp.settings import CalibrationSettings, CorpusSettings
+from entmtp.settings import CalibrationSettings, CorpusSettings, LadderSettings
 from entmtp.training.corpus import part_paths, read_part, write_corpus
-from entmtp.trees.bank import Frontier, Provenance, TreeBank
-from entmtp.trees.optimal import most_probable_paths, optimal_order
-from entmtp.trees.predictor import BEFORE_DRAFTING, FEATURES
+from entmtp.trees.bank import MIXED, Frontier, Provenance, TreeBank
+from entmtp.trees.optimal import optimal_order
+from entmtp.trees.predictor import BEFORE_DRAFTING
 from entmtp.trees.replay import replayed_tau
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace, rank_trace
@@ -75,38 +77,46 @@ def traces_of(folder: Path, backbone: Backbone, heads: DraftHeads) -> list[RankT
     return traces
 
 
-def make_bank(traces: Sequence[RankTrace], provenance: Provenance, settings: CalibrationSettings) -> TreeBank:
-    """The frontiers over all steps and per entropy bin."""
-    nodes = settings.max_nodes
-    order = optimal_order(traces, nodes)
-    if not order:
-        raise EntMTPError("calibration: the heads guessed nothing right on these texts; train them longer")
-    gains = [1.0] + [replayed_tau(traces, Topology.of(order[:size])) for size in range(1, len(order) + 1)]
+def make_bank(
+    traces: Sequence[RankTrace], provenance: Provenance, settings: CalibrationSettings, cost: Cost
+) -> TreeBank:
+    """The frontiers over all steps and per entropy bin, the bins those of the fastest ladder at ``cost``."""
+    by_depth = [_static_frontier(traces, settings.max_nodes, depth) for depth in range(1, traces[0].ranks.shape[1] + 1)]
+    order = by_depth[-1].paths
     steps = step_rows(traces, [Topology.of(order[:size]) for size in PROBES], settings.entropy_window)
-    ema, rows = steps.features[:, FEATURES.index("entropy_ema")], steps.ranks
-    bins = max(1, min(settings.max_rungs, len(ema) // MIN_STEPS_PER_BIN))
-    # Where many steps share one entropy, quantiles coincide and there are fewer bins.
-    thresholds = sorted({float(edge) for edge in np.quantile(ema, np.arange(1, bins) / bins).round(4)})
-    member = np.searchsorted(thresholds, ema, side="right")
-    frontiers = [
-        _frontier(rows[member == number], nodes, float((member == number).mean()))
+    thresholds = tuned_thresholds(
+        traces,
+        steps,
+        cost,
+        window=settings.entropy_window,
+        hysteresis=LadderSettings().hysteresis,
+        most_rungs=settings.max_rungs,
+        fewest_steps=MIN_STEPS_PER_BIN,
+    )
+    member = np.searchsorted(thresholds, steps.entropy_ema, side="right")
+    bins = [
+        frontier_of(steps.ranks[member == number], settings.max_nodes, float((member == number).mean()))
         for number in range(len(thresholds) + 1)
     ]
     return TreeBank(
         provenance=provenance,
         entropy_window=settings.entropy_window,
         thresholds=thresholds,
-        overall=Frontier(paths=order, gain=gains, share=1.0),
-        bins=frontiers,
+        overall=by_depth[-1],
+        shallower=by_depth[:-1],
+        bins=bins,
         predictor=fit_predictor(steps, BEFORE_DRAFTING),
         chances=fit_chances(traces),
     )
 
 
-def _frontier(rows: np.ndarray, nodes: int, share: float) -> Frontier:
-    found = most_probable_paths(rows, nodes)
-    gain = np.cumsum([1.0] + [probability for _, probability in found])
-    return Frontier(paths=[path for path, _ in found], gain=gain.round(5).tolist(), share=share)
+def _static_frontier(traces: Sequence[RankTrace], nodes: int, depth: int) -> Frontier:
+    """Trees for every step alike, no deeper than ``depth``, with the tokens per step that they replay to."""
+    order = optimal_order(traces, nodes, depth)
+    if not order:
+        raise EntMTPError("calibration: the heads guessed nothing right on these texts; train them longer")
+    gains = [1.0] + [replayed_tau(traces, Topology.of(order[:size])) for size in range(1, len(order) + 1)]
+    return Frontier(paths=order, gain=gains, share=1.0)
 
 
 def provenance_of(
@@ -125,4 +135,19 @@ def provenance_of(
         hardware=hardware_name(backbone.device),
         versions={name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()},
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )
+
+
+def mixed_provenance(parts: Sequence[Provenance]) -> Provenance:
+    """What a bank of several tasks must say of itself, made from the texts of banks with these provenances."""
+    hashes = json.dumps([one.prompts_sha256 for one in parts])
+    return parts[0].model_copy(
+        update={
+            "task": MIXED,
+            "prompts": sum(one.prompts for one in parts),
+            "prompts_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+            "prompts_origin": ", ".join(f"{one.task}: {one.prompts_origin}" for one in parts),
+            "tokens": sum(one.tokens for one in parts),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        }
     )

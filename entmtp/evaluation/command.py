@@ -35,7 +35,7 @@ def benchmark_command(open_devices: Callable[[], Devices]) -> Callable[..., None
     """The command's function for ``typer``."""
 
     def benchmark(
-        profile: Annotated[str, typer.Option(help="quick, standard or full")] = "quick",
+        profile: Annotated[str, typer.Option(help="quick, standard, study or full")] = "quick",
         suite: Annotated[list[str] | None, typer.Option(help="repeat for several (default: all)")] = None,
         arm: Annotated[list[str] | None, typer.Option(help="repeat for several (default: all)")] = None,
         model: Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")] = "bundled",

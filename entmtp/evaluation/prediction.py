@@ -50,6 +50,11 @@ class StepRows:
     def __len__(self) -> int:
         return len(self.text)
 
+    @property
+    def entropy_ema(self) -> np.ndarray:
+        """``[rows]`` nats."""
+        return self.features[:, FEATURES.index("entropy_ema")]
+
     def of(self, rows: np.ndarray) -> StepRows:
         """Some of the rows."""
         return StepRows(self.features[rows], self.ranks[rows], self.text[rows])

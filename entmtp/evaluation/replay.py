@@ -17,9 +17,10 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.intervals import Estimate, ratio_of_sums
 from entmtp.evaluation.verdicts import ratio
 from entmtp.scheduling.goodput import GoodputPolicy, candidates
-from entmtp.scheduling.ladder import Cost, best_static, build_ladder
+from entmtp.scheduling.ladder import best_static, build_ladder
 from entmtp.scheduling.policies import LadderPolicy, Policy, ScheduledPolicy, StaticPolicy
 from entmtp.scheduling.profiles import load_profile
+from entmtp.scheduling.rate import Cost
 from entmtp.scheduling.replay import replayed
 from entmtp.settings import LadderSettings
 from entmtp.trees.bank import TreeBank, load_bank
@@ -29,6 +30,7 @@ from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace, load_traces
 
 FLAT = "flat"
+GPU_LIKE = "gpu-like"
 POLICIES = ("autoregressive", "published", "best-static", "ladder", "goodput", "oracle")
 PolicyOf = Callable[[RankTrace], Policy]
 """A text's policy; only the oracle's depends on the text."""
@@ -57,7 +59,7 @@ def policies(bank: TreeBank, cost: Cost, num_heads: int) -> Mapping[str, PolicyO
     fixed: dict[str, Policy] = {
         "autoregressive": StaticPolicy(Topology.root_only(), window),
         "published": StaticPolicy(published_tree(num_heads), window),
-        "best-static": StaticPolicy(best_static(bank.overall, cost), window),
+        "best-static": StaticPolicy(best_static(bank, cost), window),
         "ladder": LadderPolicy(build_ladder(bank, cost), LadderSettings().hysteresis),
         "goodput": GoodputPolicy(bank.predictor, cost, window),
     }
@@ -74,8 +76,9 @@ def policies(bank: TreeBank, cost: Cost, num_heads: int) -> Mapping[str, PolicyO
 
 def all_trees(bank: TreeBank) -> list[Topology]:
     """Every tree that any policy of a bank may choose: what the oracle chooses from."""
-    frontiers = [tree for one in (bank.overall, *bank.bins) for tree in one.trees]
-    return list({tree.paths: tree for tree in [*frontiers, *candidates(bank.predictor)]}.values())
+    static = [tree for one in bank.by_depth for tree in one.trees]
+    by_bin = [tree for one in bank.bins for tree, _ in one.choices]
+    return list({tree.paths: tree for tree in [*static, *by_bin, *candidates(bank.predictor)]}.values())
 
 
 def replay_policy(traces: Sequence[RankTrace], policy_of: PolicyOf, cost: Cost) -> Replayed:
@@ -89,12 +92,28 @@ def replay_policy(traces: Sequence[RankTrace], policy_of: PolicyOf, cost: Cost) 
 
 
 def cost_of(profile: str, batch: int = 1, context: int | None = None) -> Cost:
-    """The cost of a step on the machine of a hardware profile; 'flat': every step costs the same."""
-    return _flat if profile == FLAT else load_profile(profile).cost(batch, context)
+    """The cost of a step on the machine of a hardware profile, or one of the :data:`IDEAL` curves."""
+    return IDEAL[profile] if profile in IDEAL else load_profile(profile).cost(batch, context)
 
 
 def _flat(topology: Topology) -> float:
     return 1.0
+
+
+def _gpu_like(topology: Topology) -> float:
+    """Verifying up to 64 tokens takes as long as reading the weights; each level of heads, a part of that."""
+    return max(1.0, (1 + topology.nodes) / 64) + GPU_LIKE_LEVEL * topology.max_depth
+
+
+GPU_LIKE_LEVEL = 0.03
+"""Of a plain step: heads of a few hundred million weights, output layer included, on a model of 7 billion."""
+
+IDEAL: dict[str, Cost] = {FLAT: _flat, GPU_LIKE: _gpu_like}
+"""No machine's."""
+IDEAL_WORDS = {
+    FLAT: "a step with any tree costs as much as a plain one and drafting nothing",
+    GPU_LIKE: "verifying up to 64 tokens costs as much as one, and each level of heads 3% of a plain step",
+}
 
 
 def replay_file(path: Path, bank_path: Path, names: Sequence[str], cost: Cost) -> dict[str, Replayed]:
@@ -116,7 +135,7 @@ def replay_file(path: Path, bank_path: Path, names: Sequence[str], cost: Cost) -
                 " give a trace and a bank that were made together"
             )
     deepest = traces[0].ranks.shape[1]
-    for one in (bank.overall, *bank.bins):
+    for one in (*bank.by_depth, *bank.bins):
         one.trees[-1].check_depth(deepest)
     made = policies(bank, cost, deepest)
     return {name: replay_policy(traces, made[name], cost) for name in POLICIES if name in names}

@@ -6,6 +6,7 @@ know a prompt beforehand; that pass, and a first untimed run of every arm, are n
 
 from __future__ import annotations
 
+import random
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 
 from entmtp.decoding.engine import Completion, Engine
 from entmtp.decoding.measure import step_cost
-from entmtp.evaluation.arms import NEEDS_HINDSIGHT, Hindsight, Toolbox, make_engine
+from entmtp.evaluation.arms import NEEDS_HINDSIGHT, TRANSFER, Hindsight, Toolbox, make_engine
 from entmtp.evaluation.quality import score
 from entmtp.evaluation.rows import RequestRow, StepRow
 from entmtp.evaluation.suites import Prompt
@@ -28,7 +29,7 @@ from entmtp.models.bundled import cache_folder
 from entmtp.models.registry import encode_chat, load_model
 from entmtp.scheduling.signals import entropy
 from entmtp.settings import BenchmarkSettings
-from entmtp.trees.bank import load_bank
+from entmtp.trees.bank import MIXED, TreeBank, load_bank
 from entmtp.trees.trace import RankTrace, rank_trace
 
 
@@ -39,7 +40,7 @@ class Workplace:
     Attributes:
         model: a name as for ``--model``.
         heads: folder or hub name by kind.
-        banks: bank file by suite, then by kind of heads.
+        banks: bank file by suite (or 'mixed'), then by kind of heads.
         device: 'cpu' or 'cuda'.
         threads: CPU threads of the worker.
     """
@@ -85,7 +86,7 @@ class Worker:
         self, unit: Unit, arms: Sequence[str], settings: BenchmarkSettings
     ) -> tuple[list[RequestRow], list[StepRow], dict[str, float]]:
         """Rows of one unit, and the peak memory of this process in MiB."""
-        tools = self._toolbox(unit.suite)
+        tools = self._toolbox(unit.suite, arms)
         requests: list[RequestRow] = []
         steps: list[StepRow] = []
         for number, prompt in enumerate(unit.prompts, start=unit.first):
@@ -95,8 +96,13 @@ class Worker:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return requests, steps, {"peak_memory_mib": peak}
 
-    def _toolbox(self, suite: str) -> Toolbox:
-        banks = {kind: load_bank(Path(path)) for kind, path in self.place.banks[suite].items()}
+    def _toolbox(self, suite: str, arms: Sequence[str]) -> Toolbox:
+        sources = {"entmtp-transfer": TRANSFER[suite], "entmtp-mixed": MIXED}
+        foreign = {arm: self._banks(source) for arm, source in sources.items() if arm in arms}
+        return Toolbox(self.backbone, self.heads, self._banks(suite), self.costs, foreign)
+
+    def _banks(self, task: str) -> dict[str, TreeBank]:
+        banks = {kind: load_bank(Path(path)) for kind, path in self.place.banks[task].items()}
         for kind, bank in banks.items():
             bank.check_heads(
                 kind=kind,
@@ -104,7 +110,7 @@ class Worker:
                 model_fingerprint=self.backbone.fingerprint,
                 heads_fingerprint=self.heads[kind].fingerprint,
             )
-        return Toolbox(self.backbone, self.heads, banks, self.costs)
+        return banks
 
     def _prompt(
         self,
@@ -119,9 +125,12 @@ class Worker:
         reference = self._reference(ids, settings.max_new_tokens)
         engines = self._engines(unit.suite, arms, tools, ids, reference, f"{settings.seed}-{prompt.id}")
         results = []
+        # Rotating, so that each arm comes early and late; from an order of the prompt's own, so that none always
+        # follows the same other.
+        order_of_prompt = random.Random(f"{settings.seed}-{prompt.id}").sample(arms, len(arms))
         for repetition in range(settings.repetitions):
             shift = (number * settings.repetitions + repetition) % len(arms)
-            for order, arm in enumerate([*arms[shift:], *arms[:shift]]):
+            for order, arm in enumerate([*order_of_prompt[shift:], *order_of_prompt[:shift]]):
                 completion = engines[arm].generate(ids, settings.max_new_tokens)
                 row = self._row(unit, prompt, arm, repetition, order, len(ids), completion, reference)
                 results.append((row, _step_rows(row, completion)))
@@ -133,8 +142,8 @@ class Worker:
         hindsight = None
         if NEEDS_HINDSIGHT & set(arms):
             assert reference.trace is not None
-            ladder_run = make_engine("entmtp", tools).generate(ids, len(reference.tokens))
-            hindsight = Hindsight(reference.trace, ladder_run, seed)
+            dynamic_run = make_engine("entmtp-dynamic", tools).generate(ids, len(reference.tokens))
+            hindsight = Hindsight(reference.trace, dynamic_run, seed)
         engines = {arm: make_engine(arm, tools, hindsight) for arm in arms}
         for arm, engine in engines.items():
             if (suite, arm) not in self._warm:

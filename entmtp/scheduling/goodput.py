@@ -1,21 +1,20 @@
 """The goodput policy: at every step the tree with which the text gains most tokens per millisecond.
 
-Steps follow one another, so the tree that pays best is not the one with the largest ratio of its own gain to its own
-cost, but with the largest ``gain - rate * cost``, the rate being what the whole schedule reaches (a renewal-reward
-problem, Dinkelbach 1967): a millisecond is worth what other steps would make of it.
+That is the tree with the largest ``gain - rate * cost`` (:mod:`entmtp.scheduling.rate`), its gain foretold from the
+signals of this very step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from entmtp.scheduling.rate import Cost, best_choices
 from entmtp.scheduling.signals import Signals
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
 
-Cost = Callable[[Topology], float]
 SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 63)
 
 
@@ -34,17 +33,6 @@ def candidates(predictor: Predictor, sizes: Sequence[int] = SIZES) -> list[Topol
     return list(found.values())
 
 
-def best_rate(gains: np.ndarray, costs: np.ndarray, shares: np.ndarray) -> float:
-    """Tokens per millisecond of the best choice per centre: ``gains [centres, trees]``, ``costs [trees]``."""
-    rate = 0.0
-    while True:
-        choice = (gains - rate * costs).argmax(1)
-        raised = float(shares @ gains[np.arange(len(gains)), choice] / (shares @ costs[choice]))
-        if raised <= rate * (1 + 1e-9):
-            return rate
-        rate = raised
-
-
 class GoodputPolicy:
     """Chooses by expected gain and cost; nothing is remembered of a request but its moving averages."""
 
@@ -54,7 +42,8 @@ class GoodputPolicy:
         self.trees = candidates(predictor)
         self._gains = predictor.gains(self.trees)
         self._costs = np.array([cost(tree) for tree in self.trees])
-        self.rate = best_rate(self._gains, self._costs, np.array(predictor.shares))
+        per_centre = [self._costs] * len(predictor.shares)
+        self.rate = best_choices(list(self._gains), per_centre, np.array(predictor.shares))[1]
         self._worth = self._gains - self.rate * self._costs
 
     def start(self) -> None:

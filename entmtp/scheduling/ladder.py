@@ -1,20 +1,20 @@
 """Which trees of a bank pay on this machine: the best static tree, and the ladder's tree per entropy bin.
 
-A schedule is judged by tokens over time. For fixed bins the best one follows from a ratio problem (Dinkelbach 1967):
-with lambda the schedule's tokens per millisecond, each bin takes the tree with the largest ``gain - lambda * cost``,
-and lambda is raised to the new schedule's rate until it no longer grows. Plain decoding is always a candidate.
+A schedule is judged by tokens over time (:mod:`entmtp.scheduling.rate`). Plain decoding is always a candidate, and so
+are trees that stop before the heads' last level, whose time is then saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from entmtp.errors import EntMTPError
+from entmtp.scheduling.rate import Cost, best_choices
 from entmtp.trees.bank import Frontier, TreeBank
 from entmtp.trees.topology import Topology
-
-Cost = Callable[[Topology], float]
 
 
 @dataclass(frozen=True)
@@ -36,31 +36,21 @@ class Ladder:
         return sum(entropy >= threshold for threshold in self.thresholds)
 
 
-def best_static(frontier: Frontier, cost: Cost) -> Topology:
-    """The tree with the most expected tokens per millisecond."""
-    return max(enumerate(frontier.trees), key=lambda item: frontier.gain[item[0]] / cost(item[1]))[1]
+def best_static(bank: TreeBank, cost: Cost) -> Topology:
+    """The tree with the most expected tokens per millisecond at every step alike."""
+    choices = [pair for one in bank.by_depth for pair in zip(one.trees, one.gain, strict=True)]
+    return max(choices, key=lambda choice: choice[1] / cost(choice[0]))[0]
 
 
 def build_ladder(bank: TreeBank, cost: Cost) -> Ladder:
     """The bank's best ladder under ``cost`` (milliseconds of a step with a tree)."""
-    # Plain decoding in every bin: a rate that the bins themselves reach, so that it can only rise from there.
-    choice = [0] * len(bank.bins)
-    rate = _rate(bank.bins, choice, cost)
-    while True:
-        better = [_best_at(frontier, cost, rate) for frontier in bank.bins]
-        if (raised := _rate(bank.bins, better, cost)) <= rate:
-            break
-        choice, rate = better, raised
-    rungs = tuple(frontier.trees[nodes] for frontier, nodes in zip(bank.bins, choice, strict=True))
-    return Ladder(tuple(bank.thresholds), rungs, bank.entropy_window)
+    return Ladder(tuple(bank.thresholds), best_rungs(bank.bins, cost), bank.entropy_window)
 
 
-def _rate(bins: Sequence[Frontier], choice: Sequence[int], cost: Cost) -> float:
-    """Tokens per millisecond with ``choice[i]`` nodes in bin i."""
-    tokens = sum(one.share * one.gain[nodes] for one, nodes in zip(bins, choice, strict=True))
-    time = sum(one.share * cost(one.trees[nodes]) for one, nodes in zip(bins, choice, strict=True))
-    return tokens / time
-
-
-def _best_at(frontier: Frontier, cost: Cost, rate: float) -> int:
-    return max(range(len(frontier.trees)), key=lambda nodes: frontier.gain[nodes] - rate * cost(frontier.trees[nodes]))
+def best_rungs(bins: Sequence[Frontier], cost: Cost) -> tuple[Topology, ...]:
+    """The tree of each bin with which the text as a whole is fastest."""
+    choices = [one.choices for one in bins]
+    gains = [np.array([gain for _, gain in its]) for its in choices]
+    costs = [np.array([cost(tree) for tree, _ in its]) for its in choices]
+    chosen, _ = best_choices(gains, costs, np.array([one.share for one in bins]))
+    return tuple(its[at][0] for its, at in zip(choices, chosen, strict=True))

@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from entmtp.errors import EntMTPError
@@ -20,6 +21,9 @@ from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
 
 MAX_BANK_BYTES = 16 * 2**20
+MIXED = "mixed"
+"""The task of a bank for all suites together."""
+
 MAX_NODES = 255
 """Nodes of the largest tree that a bank may hold."""
 
@@ -56,6 +60,22 @@ class Frontier(BaseModel):
         """All of them, plain decoding first."""
         return [self.tree(nodes) for nodes in range(len(self.paths) + 1)]
 
+    @cached_property
+    def choices(self) -> list[tuple[Topology, float]]:
+        """The trees, and those that stop at a lesser depth, with their gains; plain decoding first.
+
+        Only where a gain is a sum of its paths' chances, as a bin's is.
+        """
+        found = dict(zip(self.trees, self.gain, strict=True))
+        chance = dict(zip(self.paths, np.diff(self.gain).tolist(), strict=True))
+        for depth in range(1, max(map(len, self.paths), default=0)):
+            paths = [path for path in self.paths if len(path) <= depth]
+            for nodes in range(1, len(paths) + 1):
+                found.setdefault(
+                    Topology.of(paths[:nodes], name=f"n{nodes}"), 1 + sum(map(chance.__getitem__, paths[:nodes]))
+                )
+        return list(found.items())
+
 
 class Provenance(BaseModel):
     """Where a bank comes from."""
@@ -81,7 +101,8 @@ class TreeBank(BaseModel):
     Attributes:
         entropy_window: steps of the entropy's moving average that the bins are about.
         thresholds: nats between neighbouring entropy bins, increasing.
-        overall: the frontier over all steps, from which the best static tree is taken.
+        overall: the frontier over all steps.
+        shallower: those of trees no deeper than 1, 2, ..., the last one level short of ``overall``.
         bins: one frontier per entropy bin, calmest first.
         predictor: what a step can expect to gain from any tree, given its signals.
         chances: how far the heads' own probabilities can be believed.
@@ -89,11 +110,12 @@ class TreeBank(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: int = Field(2, ge=2, le=2)
+    format: int = Field(3, ge=3, le=3)
     provenance: Provenance
     entropy_window: int = Field(ge=1)
     thresholds: list[FiniteFloat]
     overall: Frontier
+    shallower: list[Frontier]
     bins: list[Frontier] = Field(min_length=1)
     predictor: Predictor
     chances: Chances
@@ -111,6 +133,11 @@ class TreeBank(BaseModel):
         if not 0.99 < (total := sum(one.share for one in self.bins)) < 1.01:
             raise ValueError(f"the bins' shares add up to {total:.3f}, not to 1")
         return self
+
+    @property
+    def by_depth(self) -> list[Frontier]:
+        """Frontiers over all steps, from which the best static tree is taken."""
+        return [*self.shallower, self.overall]
 
     def save(self, path: Path) -> None:
         """Writes the bank; a reader never sees half a file."""
@@ -132,7 +159,7 @@ class TreeBank(BaseModel):
                     f"bank: its {field} is {there[:12]}, yours is {here[:12]};"
                     f" use a bank made with these heads, or make one with 'entmtp calibrate --task {made_with.task}'"
                 )
-        for one in (self.overall, *self.bins):
+        for one in (*self.by_depth, *self.bins):
             one.trees[-1].check_depth(num_heads)
 
 

@@ -24,26 +24,32 @@ MAX_RANK = 32
 _ROUNDS = 6
 
 
-def most_probable_paths(rows: np.ndarray, count: int) -> list[tuple[Path, float]]:
-    """The ``count`` most frequent rank prefixes of ``rows [positions, heads]`` with their probabilities."""
+def most_probable_paths(rows: np.ndarray, count: int, depth: int | None = None) -> list[tuple[Path, float]]:
+    """The ``count`` most frequent rank prefixes of ``rows [positions, heads]`` with their probabilities.
+
+    Prefixes longer than ``depth`` don't count, if it is given.
+    """
     prefixes: Counter[Path] = Counter()
-    for row in rows.tolist():
-        for depth, rank in enumerate(row, start=1):
+    for row in rows[:, :depth].tolist():
+        for length, rank in enumerate(row, start=1):
             if rank >= MAX_RANK:
                 break
-            prefixes[tuple(row[:depth])] += 1
+            prefixes[tuple(row[:length])] += 1
     # A parent is at least as frequent as its child, and comes first among equals because it is shorter.
     ordered = sorted(prefixes.items(), key=lambda item: (-item[1], len(item[0]), item[0]))[:count]
     return [(path, number / len(rows)) for path, number in ordered]
 
 
-def optimal_order(traces: Sequence[RankTrace], nodes: int) -> list[Path]:
-    """Paths in the order in which to add them, up to ``nodes``, for steps that start where such trees put them."""
+def optimal_order(traces: Sequence[RankTrace], nodes: int, depth: int | None = None) -> list[Path]:
+    """Paths in the order in which to add them, up to ``nodes``, for steps that start where such trees put them.
+
+    None is longer than ``depth``, if it is given.
+    """
     starts = [np.arange(len(trace)) for trace in traces]
     order: list[Path] = []
     for _ in range(_ROUNDS):
         rows = np.concatenate([trace.ranks.numpy()[at] for trace, at in zip(traces, starts, strict=True)])
-        found = [path for path, _ in most_probable_paths(rows, nodes)]
+        found = [path for path, _ in most_probable_paths(rows, nodes, depth)]
         if found == order or not found:
             break
         order = found

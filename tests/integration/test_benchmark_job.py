@@ -13,7 +13,7 @@ import pyarrow.csv as csv
 import pytest
 from mlflow import MlflowClient
 
-from entmtp.evaluation.arms import ARMS
+from entmtp.evaluation.arms import DEFAULT_ARMS
 from entmtp.evaluation.rows import read_parts
 from entmtp.evaluation.tracking import default_tracking_uri
 from tests.saved import SUITES, Saved, save_project
@@ -143,7 +143,7 @@ def test_an_uninterrupted_run_leaves_report_and_tracking(uninterrupted: tuple[Pa
     assert "mlflow ui --backend-store-uri" in output
     page = (results / "report" / "index.html").read_text()
     assert page.count("data:image/png;base64,") >= 4
-    for arm in ARMS:
+    for arm in DEFAULT_ARMS:
         assert arm in output
     _assert_tracked(results)
 
@@ -154,7 +154,7 @@ def _assert_tracked(results: Path) -> None:
     runs = client.search_runs([experiment.experiment_id])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 1
-    assert len(runs) == 1 + len(ARMS) * len(SUITES)
+    assert len(runs) == 1 + len(DEFAULT_ARMS) * len(SUITES)
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
@@ -175,5 +175,5 @@ def test_it_runs_as_a_ray_job(
     _assert_tracked(tmp_path)
     requests, _ = read_parts(tmp_path / "parts")
     expected, _ = read_parts(uninterrupted[0] / "parts")
-    assert requests["identical"].to_pylist() == [True] * UNITS * len(ARMS)
+    assert requests["identical"].to_pylist() == [True] * UNITS * len(DEFAULT_ARMS)
     assert requests["token_ids"].to_pylist() == expected["token_ids"].to_pylist()

@@ -6,14 +6,14 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.decoding.measure import step_cost
-from entmtp.evaluation.arms import ARMS, Hindsight, Toolbox, make_engine
+from entmtp.evaluation.arms import ARMS, TRANSFER, Hindsight, Toolbox, make_engine
 from entmtp.evaluation.runner import first_difference
 from entmtp.evaluation.suites import SUITES, draw, load_suite
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
 from entmtp.models.registry import encode_chat
-from entmtp.trees.bank import bundled_bank, load_bank
+from entmtp.trees.bank import MIXED, bundled_bank, load_bank
 from tests.small import traced
 from tests.tiny import greedy, plain_logits
 
@@ -31,7 +31,17 @@ def toolboxes(bundled: Bundled) -> Toolboxes:
     heads = {kind: load_heads(bundled_heads(kind), backbone) for kind in KINDS}
     costs = {kind: step_cost(backbone, one, cache_folder(), print) for kind, one in heads.items()}
     banks = {suite: {kind: load_bank(bundled_bank(suite, kind)) for kind in KINDS} for suite in SUITES}
-    return {suite: Toolbox(backbone, heads, banks[suite], costs) for suite in SUITES}
+    mixed = {kind: load_bank(bundled_bank(MIXED, kind)) for kind in KINDS}
+    return {
+        suite: Toolbox(
+            backbone,
+            heads,
+            banks[suite],
+            costs,
+            {"entmtp-transfer": banks[TRANSFER[suite]], "entmtp-mixed": mixed},
+        )
+        for suite in SUITES
+    }
 
 
 def differences(
@@ -39,8 +49,8 @@ def differences(
 ) -> list[str]:
     """One line per arm that leaves the model's own text where there is no tie."""
     text = greedy(model, ids, new_tokens)
-    ladder_run = make_engine("entmtp", tools).generate(ids, new_tokens)
-    hindsight = Hindsight(traced(tools.backbone, tools.heads["hydra"], ids, text), ladder_run, "test")
+    dynamic_run = make_engine("entmtp-dynamic", tools).generate(ids, new_tokens)
+    hindsight = Hindsight(traced(tools.backbone, tools.heads["hydra"], ids, text), dynamic_run, "test")
     found = []
     for arm in arms:
         done = make_engine(arm, tools, hindsight).generate(ids, new_tokens)

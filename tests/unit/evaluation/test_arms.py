@@ -4,7 +4,7 @@ import pytest
 
 from entmtp.decoding.engine import Completion
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import ARMS, Hindsight, Toolbox, check_arms, make_engine
+from entmtp.evaluation.arms import ARMS, FOREIGN_BANKS, Hindsight, Toolbox, check_arms, make_engine
 from entmtp.evaluation.replay import all_trees
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.cost import StepCost
@@ -33,14 +33,14 @@ def tools() -> Toolbox:
     backbone = Backbone(tiny_model("llama"))
     heads = {kind: random_heads(kind, backbone).attach(backbone) for kind in ("medusa", "hydra")}
     banks = {kind: small_bank(heads_kind=kind) for kind in heads}
-    return Toolbox(backbone, heads, banks, dict.fromkeys(heads, COST))
+    return Toolbox(backbone, heads, banks, dict.fromkeys(heads, COST), dict.fromkeys(FOREIGN_BANKS, banks))
 
 
 @pytest.fixture(scope="module")
 def hindsight(tools: Toolbox) -> Hindsight:
-    ladder_run = make_engine("entmtp", tools).generate(PROMPT, NEW_TOKENS)
-    trace = traced(tools.backbone, tools.heads["hydra"], PROMPT, ladder_run.tokens)
-    return Hindsight(trace, ladder_run, "0-gsm8k/1")
+    dynamic_run = make_engine("entmtp-dynamic", tools).generate(PROMPT, NEW_TOKENS)
+    trace = traced(tools.backbone, tools.heads["hydra"], PROMPT, dynamic_run.tokens)
+    return Hindsight(trace, dynamic_run, "0-gsm8k/1")
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +60,11 @@ def test_every_arm_writes_the_models_own_text(arm: str, runs: dict[str, Completi
 @pytest.mark.parametrize("kind", ["medusa", "hydra"])
 def test_static_arms_keep_one_tree(kind: str, runs: dict[str, Completion], tools: Toolbox) -> None:
     assert set(trees(runs[kind])) == {published_tree()}
-    assert set(trees(runs[f"{kind}-best"])) == {best_static(tools.banks[kind].overall, COST)}
+    assert set(trees(runs[f"{kind}-best"])) == {best_static(tools.banks[kind], COST)}
     assert set(trees(runs["autoregressive"])) == {Topology.root_only()}
 
 
-def test_the_random_control_has_the_ladders_trees_in_another_order(
+def test_the_random_control_has_a_policys_trees_in_another_order(
     runs: dict[str, Completion], hindsight: Hindsight, tools: Toolbox
 ) -> None:
     bank = tools.banks["hydra"].model_copy(update={"thresholds": [1.5, 2.5]})  # about what this model's entropies are

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import ARMS
+from entmtp.evaluation.arms import DEFAULT_ARMS
 from entmtp.evaluation.benchmark import Plan, make_plan, run_units, validate
 from entmtp.evaluation.rows import read_parts
 from entmtp.evaluation.tracking import check_tracking, default_tracking_uri
@@ -48,7 +48,7 @@ def plan_of(saved: Saved, results: Path, **changes: Any) -> Plan:
 
 def test_a_plan_says_everything_that_a_worker_needs(saved: Saved, tmp_path: Path) -> None:
     plan = plan_of(saved, tmp_path)
-    assert plan.arms == list(ARMS)
+    assert plan.arms == list(DEFAULT_ARMS)
     assert (plan.settings.prompts, plan.settings.repetitions) == (2, 3)
     assert {unit.suite for unit in plan.units} == set(SUITES)
     assert sum(len(unit.prompts) for unit in plan.units) == 4

@@ -24,6 +24,11 @@ from tests.small import drawn_trace, provenance, trace_of
 SETTINGS = CalibrationSettings(max_nodes=12)
 
 
+def small_steps(topology: Topology) -> float:
+    """Nodes are cheap."""
+    return 10 + 0.5 * topology.nodes
+
+
 def moody_traces() -> list[RankTrace]:
     """Calm texts on which long chains are right, and wild ones on which second guesses are."""
     traces = []
@@ -36,8 +41,8 @@ def moody_traces() -> list[RankTrace]:
 
 
 def test_calm_bins_get_chains_and_wild_ones_get_width() -> None:
-    bank = make_bank(moody_traces(), provenance(), SETTINGS)
-    assert len(bank.bins) == SETTINGS.max_rungs
+    bank = make_bank(moody_traces(), provenance(), SETTINGS, small_steps)
+    assert 2 <= len(bank.bins) <= SETTINGS.max_rungs
     assert sum(one.share for one in bank.bins) == pytest.approx(1)
     assert bank.bins[0].tree(4) == Topology.of([(0,) * depth for depth in range(1, 5)])
     assert set(bank.bins[-1].tree(3).paths) == {(0,), (1,), (2,)}
@@ -47,7 +52,7 @@ def test_calm_bins_get_chains_and_wild_ones_get_width() -> None:
 
 def test_gains_are_what_a_replay_gives_and_start_at_plain_decoding() -> None:
     traces = moody_traces()
-    bank = make_bank(traces, provenance(), SETTINGS)
+    bank = make_bank(traces, provenance(), SETTINGS, small_steps)
     assert len(bank.overall.paths) == SETTINGS.max_nodes
     assert bank.overall.gain[0] == 1.0
     for nodes in (1, 5, 12):
@@ -57,22 +62,35 @@ def test_gains_are_what_a_replay_gives_and_start_at_plain_decoding() -> None:
         assert np.all(np.diff(np.diff(one.gain)) < 1e-4), "each node adds at most as much as the one before"
 
 
+def test_shallower_frontiers_stop_at_their_depth_and_gain_what_they_replay_to() -> None:
+    traces = moody_traces()
+    bank = make_bank(traces, provenance(), SETTINGS, small_steps)
+    assert [one.trees[-1].max_depth for one in bank.by_depth] == [1, 2, 3, 4]
+    for one in bank.by_depth:
+        assert one.gain[3] == pytest.approx(replayed_tau(traces, one.tree(3)))
+
+
+def test_where_no_tree_pays_the_ladder_has_one_rung() -> None:
+    bank = make_bank(moody_traces(), provenance(), SETTINGS, lambda topology: 1 + 5 * topology.nodes)
+    assert bank.thresholds == []
+
+
 def test_a_short_text_gets_one_bin() -> None:
-    bank = make_bank([drawn_trace(MIN_STEPS_PER_BIN // 2, [0.5], heads=2, seed=0)], provenance(), SETTINGS)
+    bank = make_bank([drawn_trace(MIN_STEPS_PER_BIN // 2, [0.5], heads=2, seed=0)], provenance(), SETTINGS, small_steps)
     assert bank.thresholds == []
     assert [one.share for one in bank.bins] == [1.0]
 
 
 def test_texts_of_one_entropy_make_fewer_bins_not_an_error() -> None:
     drawn = drawn_trace(2000, [0.5], heads=2, seed=0)
-    bank = make_bank([replace(drawn, entropy=drawn.entropy * 0)], provenance(), SETTINGS)
-    assert len(bank.bins) == len(bank.thresholds) + 1 == 2
-    assert [one.share for one in bank.bins] == [0.0, 1.0]
+    bank = make_bank([replace(drawn, entropy=drawn.entropy * 0)], provenance(), SETTINGS, small_steps)
+    assert bank.thresholds == []
+    assert [one.share for one in bank.bins] == [1.0]
 
 
 def test_heads_that_are_never_right_get_no_bank() -> None:
     with pytest.raises(EntMTPError, match="the heads guessed nothing right"):
-        make_bank([trace_of([[MAX_RANK, MAX_RANK]] * 9)], provenance(), SETTINGS)
+        make_bank([trace_of([[MAX_RANK, MAX_RANK]] * 9)], provenance(), SETTINGS, small_steps)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from entmtp.evaluation.units import Unit, make_units
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.registry import encode_chat
 from entmtp.settings import BenchmarkSettings
+from entmtp.trees.bank import MIXED
 from tests.saved import Saved, save_project
 from tests.tiny import greedy, plain_logits
 
@@ -24,7 +25,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 @pytest.fixture(scope="module")
 def worker(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Worker:
-    banks = {suite: {kind: str(saved.banks / f"{suite}-{kind}.json") for kind in KINDS} for suite in ("gsm8k",)}
+    tasks = {"gsm8k": "gsm8k", "sharegpt": "sharegpt", MIXED: "gsm8k"}
+    banks = {task: {kind: str(saved.banks / f"{made}-{kind}.json") for kind in KINDS} for task, made in tasks.items()}
     heads = {kind: str(saved.heads(kind)) for kind in KINDS}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENTMTP_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -51,12 +53,19 @@ def test_every_arm_runs_every_prompt_as_often_as_asked(rows: list[Rows]) -> None
         assert measured["peak_memory_mib"] > 10
 
 
-def test_each_round_starts_with_another_arm_across_units_too(rows: list[Rows]) -> None:
-    first = [row.arm for requests, _, _ in rows for row in requests if row.order == 0]
-    assert first == list(ARMS[: len(first)])
+def test_arms_rotate_from_round_to_round_in_an_order_of_each_prompts_own(rows: list[Rows]) -> None:
+    neighbours = set()
     for requests, _, _ in rows:
-        for repetition in range(SETTINGS.repetitions):
-            assert [row.order for row in requests if row.repetition == repetition] == list(range(len(ARMS)))
+        rounds = [
+            [row.arm for row in sorted(requests, key=lambda row: row.order) if row.repetition == repetition]
+            for repetition in range(SETTINGS.repetitions)
+        ]
+        assert len({arms[0] for arms in rounds}) == SETTINGS.repetitions, "another arm comes first in each"
+        for arms in rounds:
+            turned = arms.index(rounds[0][0])
+            assert [*arms[turned:], *arms[:turned]] == rounds[0]
+        neighbours.add(tuple(rounds[0][(rounds[0].index("entmtp") + 1) % len(ARMS) :][:1]))
+    assert len(rows) == 1 or len(neighbours) > 1, "the arm after entmtp is not always the same"
 
 
 def test_texts_are_the_models_own(rows: list[Rows], worker: Worker, units: list[Unit]) -> None:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entmtp.scheduling.goodput import GoodputPolicy, best_rate, candidates
+from entmtp.scheduling.goodput import GoodputPolicy, candidates
+from entmtp.scheduling.rate import best_choices
 from entmtp.scheduling.signals import Signals
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
@@ -66,4 +67,6 @@ def test_no_choice_per_centre_has_a_better_rate(table: list[list[float]], costs:
         shares @ gain[np.arange(len(gain)), choice] / (shares @ cost[list(choice)])
         for choice in itertools.product(range(3), repeat=len(gain))
     )
-    assert best_rate(gain, cost, shares) == pytest.approx(best, rel=1e-6)
+    chosen, rate = best_choices(list(gain), [cost] * len(gain), shares)
+    assert rate == pytest.approx(best, rel=1e-6)
+    assert shares @ gain[np.arange(len(gain)), chosen] / (shares @ cost[chosen]) == pytest.approx(rate)

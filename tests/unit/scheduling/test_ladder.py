@@ -5,10 +5,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from entmtp.errors import EntMTPError
-from entmtp.scheduling.ladder import Cost, Ladder, best_static, build_ladder
+from entmtp.scheduling.ladder import Ladder, best_static, build_ladder
+from entmtp.scheduling.rate import Cost
 from entmtp.trees.bank import Frontier, TreeBank
 from entmtp.trees.topology import Topology
-from tests.small import MIDDLE, frontier, provenance, small_bank, small_chances, small_predictor
+from tests.small import frontier, provenance, small_bank, small_chances, small_predictor
 
 CHAIN = [(0,) * depth for depth in range(1, 6)]
 
@@ -47,6 +48,7 @@ def banks(draw: st.DrawFn) -> TreeBank:
         thresholds=[float(edge) for edge in range(1, len(bins))],
         # Its gains may be far from the bins', as a replay differs from a sum of chances.
         overall=overall,
+        shallower=[],
         predictor=small_predictor(),
         chances=small_chances(),
         bins=[one.model_copy(update={"share": one.share / total}) for one in bins],
@@ -62,12 +64,23 @@ def test_no_combination_of_rungs_is_faster(bank: TreeBank, plain: float, per_nod
     assert all(rung == one.trees[rung.nodes] for rung, one in zip(rungs, bank.bins, strict=True))
 
 
-@given(frontiers(), st.floats(0.1, 10), st.floats(0, 3))
-def test_no_other_static_tree_is_faster(one: Frontier, plain: float, per_node: float) -> None:
+@given(banks(), frontiers(), st.floats(0.1, 10), st.floats(0, 3))
+def test_no_other_static_tree_is_faster(bank: TreeBank, shallow: Frontier, plain: float, per_node: float) -> None:
     cost = linear(plain, per_node)
-    best = best_static(one, cost)
-    rates = [gain / cost(tree) for gain, tree in zip(one.gain, one.trees, strict=True)]
-    assert one.gain[best.nodes] / cost(best) == max(rates)
+    bank = bank.model_copy(update={"shallower": [shallow]})
+    best = best_static(bank, cost)
+    pairs = [pair for one in bank.by_depth for pair in zip(one.trees, one.gain, strict=True)]
+    assert max(gain / cost(tree) for tree, gain in pairs if tree == best) == max(g / cost(tree) for tree, g in pairs)
+
+
+def test_a_level_that_costs_more_than_it_gains_is_left_out() -> None:
+    bank = small_bank().model_copy(update={"shallower": [frontier([((0,), 0.6), ((1,), 0.2)])]})
+
+    def level_is_dear(topology: Topology) -> float:
+        return 10 + topology.nodes + 4 * topology.max_depth
+
+    assert best_static(bank, level_is_dear).max_depth == 1
+    assert build_ladder(small_bank(), level_is_dear).rungs[1].paths == ((0,), (1,))
 
 
 def test_calm_text_gets_the_deeper_tree() -> None:
@@ -78,7 +91,7 @@ def test_calm_text_gets_the_deeper_tree() -> None:
 
 
 def test_where_nodes_are_dear_nothing_is_guessed() -> None:
-    assert best_static(frontier(MIDDLE), linear(10, 10)) == Topology.root_only()
+    assert best_static(small_bank(), linear(10, 10)) == Topology.root_only()
     assert [rung.nodes for rung in build_ladder(small_bank(), linear(10, 10)).rungs] == [0, 0, 0]
 
 
