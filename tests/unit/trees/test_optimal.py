@@ -2,7 +2,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from entmtp.trees.optimal import MAX_RANK, is_nested, most_probable_paths, optimal_order, optimal_tree
@@ -45,7 +45,7 @@ def grown_by_rollout(trace: RankTrace, nodes: int) -> list[Path]:
     return order
 
 
-@pytest.mark.parametrize(
+DRAWN = pytest.mark.parametrize(
     ("chances", "expected"),
     [
         # Of the paths' chances: 0.7, 0.49, 0.34, 0.1, then 0.07
@@ -54,11 +54,31 @@ def grown_by_rollout(trace: RankTrace, nodes: int) -> list[Path]:
         ([0.5, 0.34], [(0,), (1,), (0, 0)]),
     ],
 )
+
+
+@DRAWN
 def test_it_agrees_with_greedy_growth_by_rollouts(chances: list[float], expected: list[Path]) -> None:
     trace = drawn_trace(4000, chances, heads=3, seed=0)
     assert optimal_order([trace], len(expected)) == grown_by_rollout(trace, len(expected)) == expected
     ours, theirs = Topology.of(optimal_order([trace], 6)), Topology.of(grown_by_rollout(trace, 6))
     assert replayed_tau([trace], ours) == pytest.approx(replayed_tau([trace], theirs), rel=0.01)
+
+
+@DRAWN
+def test_it_agrees_with_rollouts_of_every_tree(chances: list[float], expected: list[Path]) -> None:
+    trace = drawn_trace(4000, chances, heads=3, seed=0)
+    for size in range(1, len(expected) + 1):
+        best = max(closed_sets(size), key=lambda paths: replayed_tau([trace], Topology.of(paths)))
+        assert set(optimal_tree([trace], size).paths) == set(best) == set(expected[:size])
+
+
+@settings(deadline=None)
+@given(ROWS, st.integers(1, 4))
+@example([[1], [1], [MISS], [0]], 1)  # Of the steps of (1,) as many see 0, but (0,) gains nothing.
+def test_reweighting_never_makes_a_tree_worse(rows: list[list[int]], nodes: int) -> None:
+    trace = trace_of(rows)
+    if once := [path for path, _ in most_probable_paths(np.array(rows), nodes)]:
+        assert replayed_tau([trace], optimal_tree([trace], nodes)) >= replayed_tau([trace], Topology.of(once))
 
 
 def test_positions_count_as_often_as_steps_start_there() -> None:

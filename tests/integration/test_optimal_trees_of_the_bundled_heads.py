@@ -1,0 +1,45 @@
+"""No tree of as many nodes that was published does better than the optimal one on the traces that it was made from."""
+
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from entmtp.evaluation.calibration import calibration_texts, traces_of
+from entmtp.evaluation.suites import draw, load_suite, split
+from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.models.backbone import Backbone
+from entmtp.models.registry import encode_chat
+from entmtp.settings import CalibrationSettings
+from entmtp.trees.optimal import optimal_tree
+from entmtp.trees.published import published_order
+from entmtp.trees.replay import replayed_tau
+from entmtp.trees.topology import Topology
+
+Bundled = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+SETTINGS = CalibrationSettings(prompts=8, max_new_tokens=64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["gsm8k", "sharegpt"])
+def test_an_optimal_tree_of_any_size_beats_or_equals_the_published_one(
+    suite: str, bundled: Bundled, tmp_path: Path
+) -> None:
+    model, tokenizer = bundled
+    backbone = Backbone(model)
+    prompts = draw(split(load_suite(suite).prompts)[0], SETTINGS.prompts, seed=0)
+    calibration_texts(backbone, [encode_chat(tokenizer, prompt.text) for prompt in prompts], tmp_path, SETTINGS)
+    for kind in KINDS:
+        heads = load_heads(bundled_heads(kind), backbone)
+        traces = traces_of(tmp_path, backbone, heads)
+        assert len(traces) == SETTINGS.prompts
+        published = [path for path in published_order() if len(path) <= heads.num_heads]
+        assert len(published) == SETTINGS.max_nodes
+        worse = []
+        for nodes in range(1, SETTINGS.max_nodes + 1):
+            optimal = optimal_tree(traces, nodes)
+            assert optimal.nodes == nodes
+            ours, theirs = replayed_tau(traces, optimal), replayed_tau(traces, Topology.of(published[:nodes]))
+            if ours < theirs:
+                worse.append(f"{kind}, {nodes} nodes: tau {ours:.4f}, the published tree's {theirs:.4f}")
+        assert worse == []
