@@ -1,0 +1,86 @@
+"""On the bundled model, replay takes the very steps of a real run, from signals that are the same."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from entmtp.decoding.request import StepRecord
+from entmtp.evaluation.arms import Toolbox, make_engine
+from entmtp.evaluation.suites import SUITES, Prompt, draw, load_suite, split
+from entmtp.heads.checkpoint import bundled_heads, load_heads
+from entmtp.models.backbone import Backbone
+from entmtp.models.registry import encode_chat
+from entmtp.scheduling.dynamic import DynamicPolicy
+from entmtp.scheduling.profiles import load_profile
+from entmtp.scheduling.replay import ReplayedStep, replayed
+from entmtp.trees.bank import bundled_bank, load_bank
+from entmtp.trees.trace import RankTrace
+from tests.small import traced
+from tests.tiny import greedy
+
+PROMPTS, NEW_TOKENS = 6, 32
+
+Bundled = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+ToolsOf = Callable[[str], Toolbox]
+Texts = Mapping[str, list[tuple[list[int], list[int], RankTrace]]]
+
+
+@pytest.fixture(scope="module")
+def tools_of(bundled: Bundled) -> ToolsOf:
+    """A suite's toolbox as it is shipped; steps cost what a shipped profile says, so that every run is the same."""
+    backbone = Backbone(bundled[0])
+    heads = {"hydra": load_heads(bundled_heads("hydra"), backbone)}
+    costs = {"hydra": load_profile("xeon-2-cores").cost()}
+    return lambda suite: Toolbox(backbone, heads, {"hydra": load_bank(bundled_bank(suite, "hydra"))}, costs)
+
+
+@pytest.fixture(scope="module")
+def texts(bundled: Bundled, tools_of: ToolsOf) -> Texts:
+    """Of each suite's scored prompts: the prompt, the model's own greedy text, and the Hydra heads' trace of it."""
+    model, tokenizer = bundled
+
+    def read(prompt: Prompt, tools: Toolbox) -> tuple[list[int], list[int], RankTrace]:
+        ids = encode_chat(tokenizer, prompt.text)
+        text = greedy(model, ids, NEW_TOKENS)
+        return ids, text, traced(tools.backbone, tools.heads["hydra"], ids, text)
+
+    scored = {suite: draw(split(load_suite(suite).prompts)[1], PROMPTS, seed=0) for suite in SUITES}
+    return {suite: [read(prompt, tools_of(suite)) for prompt in prompts] for suite, prompts in scored.items()}
+
+
+def differences(real: Sequence[StepRecord], foretold: Sequence[ReplayedStep], trace: RankTrace) -> list[str]:
+    """One line per step that is not its replay's.
+
+    Behind the text's end the trace knows only misses, where a real run may accept more. A step that gets there is the
+    last, so all others are compared whole, and the last as far as the text goes.
+    """
+    found = [] if len(real) == len(foretold) else [f"{len(real)} real steps, {len(foretold)} replayed"]
+    for number, (ours, theirs) in enumerate(zip(real, foretold, strict=False)):
+        path = ours.path if number < len(real) - 1 else ours.path[: len(trace) - ours.position - 1]
+        here = ours.position, ours.topology, path
+        there = theirs.position, theirs.topology, tuple(trace.ranks[theirs.position, : theirs.gained - 1].tolist())
+        if here != there:
+            found.append(f"step {number}: {here}, replayed {there}")
+        if astuple(ours.signals) != pytest.approx(astuple(theirs.signals), abs=1e-3):
+            found.append(f"step {number}: {ours.signals}, replayed {theirs.signals}")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ["hydra-best", "entmtp", "entmtp-goodput"])
+def test_replay_takes_the_steps_of_real_runs(arm: str, tools_of: ToolsOf, texts: Texts) -> None:
+    """Twenty-four prompts of 32 tokens over the four suites."""
+    trees = set()
+    for suite, its_texts in texts.items():
+        assert len(its_texts) == PROMPTS
+        engine = make_engine(arm, tools_of(suite))
+        assert not isinstance(engine.policy, DynamicPolicy)
+        for ids, text, trace in its_texts:
+            real, foretold = engine.generate(ids, NEW_TOKENS), replayed(trace, engine.policy)
+            assert real.tokens == text
+            assert differences(real.steps, foretold, trace) == []
+            assert real.tau == len(trace) / len(foretold)
+            trees |= {(suite, step.topology) for step in real.steps}
+    assert (len(trees) > len(SUITES)) == (arm != "hydra-best"), "adaptive arms must adapt"
