@@ -96,7 +96,7 @@ def _main_table(summary: Summary) -> Iterator[str]:
     yield (
         "tau counts the root. A speedup is wall-clock time against the named arm on the same prompts, with its"
         f" {CONFIDENCE:.0%} interval over prompts; an empty cell was not compared, a dash has fewer than"
-        f" {FEWEST_PROMPTS} prompts."
+        f" {FEWEST_PROMPTS} prompts. Each interval holds for its own comparison: of twenty, one may miss."
     )
     yield ""
     columns = ["suite", "arm", "prompts", "tokens/s", "tau", *(f"over {baseline}" for baseline in _BASELINES)]

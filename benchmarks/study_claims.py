@@ -62,22 +62,27 @@ def _below_zero(estimate: Estimate) -> bool:
 def _published(summary: Summary, best: str) -> Iterator[str]:
     low, high = _PAPER_OVER_HYDRA
     for arm in dict.fromkeys((ENTMTP, best)):
-        for row in _by_suite(summary, arm, "hydra"):
-            yield f"{_compared(summary, row)} The paper has {low:.2f}x to {high:.2f}x; {_beside(row.ratio, low, high)}."
-        for row in _by_suite(summary, arm, "medusa"):
-            beside = _beside(row.ratio, 1.0, _PAPER_OVER_MEDUSA)
-            yield f"{_compared(summary, row)} The paper has up to {_PAPER_OVER_MEDUSA:.2f}x; {beside}."
+        yield from _beside_paper(summary, arm, "hydra", low, high, f"{low:.2f}x to {high:.2f}x")
+        yield from _beside_paper(summary, arm, "medusa", 1.0, _PAPER_OVER_MEDUSA, f"up to {_PAPER_OVER_MEDUSA:.2f}x")
     for tree in ("hydra", "medusa"):
         yield from _price(summary, tree)
 
 
-def _beside(found: Estimate, low: float, high: float) -> str:
-    """Where an interval lies beside the paper's range."""
+def _beside_paper(summary: Summary, arm: str, baseline: str, low: float, high: float, paper: str) -> Iterator[str]:
+    """All suites' speedups in one sentence, each with where its interval lies beside the paper's range."""
+    rows = _by_suite(summary, arm, baseline)
+    if not rows:
+        return
+    found = [f"{summary.label(row.suite)} {ratio(row.ratio)} ({_place(row.ratio, low, high)})" for row in rows]
+    yield f"{arm} against {baseline}, where the paper has {paper}: {', '.join(found)}."
+
+
+def _place(found: Estimate, low: float, high: float) -> str:
     if found.low is None or found.high is None:
-        return "too few prompts to compare"
+        return "too few prompts"
     if found.low > high:
-        return "ours lies above that"
-    return "ours lies below that" if found.high < low else "ours agrees with that"
+        return "above"
+    return "below" if found.high < low else "agrees"
 
 
 def _price(summary: Summary, arm: str) -> Iterator[str]:
@@ -89,15 +94,20 @@ def _price(summary: Summary, arm: str) -> Iterator[str]:
     prices = [_step_ms(row) / plain[row.suite] for row in trees]
     nodes = max(row.nodes for row in trees)
     verdict = (
-        "they cost several plain steps, as on any machine without arithmetic to spare, so this comparison is easy to"
-        " win; the best static tree is the one to beat"
+        "on a machine without arithmetic to spare, such as a CPU, this comparison is easy to win, and the best static"
+        " tree is the one to beat"
         if min(prices) > _EASY
-        else "they cost little more than plain steps, as the paper assumes, so this comparison is a fair one"
+        else "the tree costs little more than a plain step, so this comparison is a fair one"
     )
     yield (
-        f"A step of {arm}'s published tree ({nodes:.0f} nodes) takes as long as {min(prices):.1f} to "
-        f"{max(prices):.1f} plain steps on this machine, suite by suite: {verdict}."
+        f"A step of {arm}'s published tree ({nodes:.0f} nodes) takes as long as {_span(prices)} plain steps here: "
+        f"{verdict}."
     )
+
+
+def _span(values: list[float]) -> str:
+    """'4.5 to 4.6', or '4.5' where both ends read alike."""
+    return " to ".join(dict.fromkeys(f"{value:.1f}" for value in (min(values), max(values))))
 
 
 def _step_ms(row: ArmSummary) -> float:

@@ -40,15 +40,15 @@ def _draw_shares(folder: Path, summary: Summary) -> Plot | None:
     arms = list(dict.fromkeys(row.arm for row in summary.tree_shares))
     if not suites:
         return None
-    figure, axes = panels(len(suites), height=0.9 + 0.32 * len(arms))
+    figure, axes = panels(len(suites), height=1.1 + 0.32 * len(arms))
     for axis, suite in zip(axes, suites, strict=True):
         _stack(axis, summary, suite, arms)
         axis.set_title(summary.label(suite))
         axis.set_yticks(range(len(arms)), arms)
+        axis.set_xlabel("share of the arm's steps (%)")
         axis.grid(visible=False, axis="y")
     axes[0].set_xlim(0, 100)
     axes[0].invert_yaxis()
-    figure.supxlabel("share of the arm's steps (%)", fontsize=10)
     _legend(figure, axes[0], "nodes", columns=len(SIZES))
     return save(
         figure,
@@ -78,7 +78,7 @@ def _draw_entropies(folder: Path, summary: Summary, steps: pa.Table) -> Plot | N
         label = f"{summary.label(suite)}, {len(values)} positions"
         axis.ecdf(values, color=line_colour(number), linewidth=1.8, label=label)
     axis.set_xlim(0, 1.02 * max(float(values.max()) for values in found.values()) or 1)
-    axis.set_ylim(0, 1)
+    axis.set_ylim(0, 1.01)
     axis.set_xlabel("entropy of the model's next token (nats)")
     axis.set_ylabel("share of positions at most that")
     axis.legend(loc="lower right", frameon=False, fontsize=9)
@@ -93,6 +93,7 @@ def _draw_entropies(folder: Path, summary: Summary, steps: pa.Table) -> Plot | N
 
 def _draw_taus(folder: Path, summary: Summary, points: Sequence[ParetoPoint]) -> Plot:
     figure, axes = _frontiers(summary, points, lambda point: point.tau)
+    axes[0].set_ylim(bottom=1)
     figure.supylabel("tokens per step (tau)", fontsize=10)
     _legend(figure, axes[0], None, columns=2)
     return save(
@@ -109,6 +110,7 @@ def _draw_speeds(folder: Path, summary: Summary, points: Sequence[ParetoPoint]) 
     for axis, suite in zip(axes, suites, strict=True):
         for arm in (row for row in summary.arms if row.suite == suite and row.arm in _MEASURED):
             _measured(axis, arm)
+    axes[0].set_ylim(bottom=0)
     figure.supylabel("tokens per second", fontsize=10)
     _legend(figure, axes[0], None, columns=4)
     return save(
@@ -126,20 +128,20 @@ def _frontiers(
 ) -> tuple[Figure, list[Axes]]:
     """A panel per suite with a line per kind of heads, `height` over nodes."""
     suites = [suite for suite in summary.suites if any(point.suite == suite for point in points)]
-    figure, axes = panels(len(suites), height=3.0)
+    figure, axes = panels(len(suites), height=3.2)
     for axis, suite in zip(axes, suites, strict=True):
         for kind in dict.fromkeys(point.heads for point in points):
             line = [point for point in points if (point.suite, point.heads) == (suite, kind)]
             nodes, heights = [point.nodes for point in line], [height(point) for point in line]
             axis.plot(nodes, heights, _MARKS.get(kind, ("", "-"))[1], color=colour(kind), label=f"{kind} heads")
         axis.set_title(summary.label(suite))
+        axis.set_xlabel("nodes of the tree, without the root")
     most = max(point.nodes for point in points)
     ticks = [tick for tick in _NODE_TICKS if tick <= most + 1]
-    axes[0].set_xscale("symlog", linthresh=1)
+    axes[0].set_xscale("symlog", linthresh=1, linscale=0.5)
     axes[0].set_xlim(-0.15, 1.15 * most + 1)
     axes[0].set_xticks(ticks, list(map(str, ticks)))
-    axes[0].set_ylim(bottom=0)
-    figure.supxlabel("nodes of the tree, without the root", fontsize=10)
+    axes[0].minorticks_off()
     return figure, axes
 
 

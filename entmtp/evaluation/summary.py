@@ -103,7 +103,7 @@ class EntropyCorrelation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeShare:
-    """Of an arm's steps on a suite, the share (0 to 1) whose tree has `nodes_from` to `nodes_to` nodes beside its root."""
+    """Share (0 to 1) of an arm's steps on a suite whose tree has `nodes_from` to `nodes_to` nodes beside its root."""
 
     suite: str
     arm: str
