@@ -13,6 +13,7 @@ _PAPER_OVER_HYDRA = (1.09, 1.15)
 _PAPER_OVER_MEDUSA = 1.36
 _EASY = 1.5  # plain steps that a published tree must cost before we say that beating it is easy
 _OWN_BANK = "entmtp-dynamic"  # what the arms with other banks are, but for their bank
+_SHUFFLED = "entmtp-dynamic"  # whose own trees `random` uses in another order
 _OTHER_BANKS = {"entmtp-transfer": "the bank of another suite", "entmtp-mixed": "one bank for all suites"}
 _NOT_RUN = "Not measured: the study lacks an arm that this needs."
 
@@ -32,7 +33,7 @@ def claims(summary: Summary) -> list[Claim]:
         Claim("Entropy foretells the accepted length", list(_entropy(summary))),
         Claim("EntMTP beats the published trees of Hydra and Medusa", list(_published(summary, best))),
         Claim("Adaptive trees beat the best static tree of the suite", list(_against(summary, best, "hydra-best"))),
-        Claim("Choosing at the right time beats the same trees at random", list(_against(summary, best, "random"))),
+        Claim("Choosing in time beats the same trees at random", list(_against(summary, _SHUFFLED, "random"))),
         Claim("Never slower than autoregressive decoding", list(_never_slower(summary))),
         Claim("How much of the oracle's speed is reached", list(_oracle(summary, best))),
         Claim("A bank for the suite beats other banks", list(_banks(summary))),

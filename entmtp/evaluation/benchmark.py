@@ -222,13 +222,11 @@ def _facts(plan: Plan, hardware: str) -> dict[str, Any]:
 
 
 def _pareto(plan: Plan) -> list[ParetoPoint]:
-    """The banks' frontiers at the step costs that the first unit was run with; none if its part does not know them."""
+    """The frontiers of the suites' banks at the step costs that the first unit's part tells; none if it tells none."""
     known = read_metadata(plan.parts / plan.units[0].key).get("costs", {})
     costs = {kind: StepCost.model_validate(cost) for kind, cost in known.items()}
-    banks = {
-        suite: {kind: load_bank(Path(path)) for kind, path in files.items()}
-        for suite, files in plan.place.banks.items()
-    }
+    ran = dict.fromkeys(unit.suite for unit in plan.units)
+    banks = {suite: {kind: load_bank(Path(path)) for kind, path in plan.place.banks[suite].items()} for suite in ran}
     return pareto(banks, costs)
 
 

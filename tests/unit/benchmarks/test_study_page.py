@@ -1,5 +1,6 @@
 """The study's page, from a report of made-up rows."""
 
+import importlib
 import json
 import math
 import re
@@ -7,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 
+from benchmarks import study
 from benchmarks.record import Table, made_record, write_record
 from benchmarks.study import publish
 from benchmarks.study_claims import claims
@@ -72,9 +75,9 @@ def found(summary: Summary) -> list[str]:
 def test_a_report_is_read_back_as_it_was(report: Path) -> None:
     requests, steps = make_rows(prompts=4, repetitions=1)
     summary = summarise(as_table(timed(requests), REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA))
-    study = read_study(report)
-    assert study.facts == FACTS
-    assert {name: table.to_pylist() for name, table in tables(study.summary).items()} == {
+    held = read_study(report)
+    assert held.facts == FACTS
+    assert {name: table.to_pylist() for name, table in tables(held.summary).items()} == {
         name: table.to_pylist() for name, table in tables(summary).items()
     }
 
@@ -171,6 +174,26 @@ def test_what_is_missing_is_named_with_its_remedy(report: Path, tmp_path: Path) 
     with pytest.raises(EntMTPError, match="is not JSON"):
         publish(tmp_path, tmp_path / "study")
     assert not (tmp_path / "study.md").exists()
+
+
+def study_commands() -> list[str]:
+    """The benchmarks that `make study` runs, with their options."""
+    target = (study.ROOT / "Makefile").read_text(encoding="utf-8").split("\nstudy:")[1].split("\n\n")[0]
+    return re.findall(r"-m benchmarks\.(.+)", target)
+
+
+@pytest.mark.parametrize("text", study_commands())
+def test_make_study_names_options_that_exist(text: str) -> None:
+    name, *options = text.split()
+    app = typer.Typer()
+    app.command()(importlib.import_module(f"benchmarks.{name}").main)
+    context = typer.main.get_command(app).make_context(name, options)
+    record = context.params.get("record")
+    assert record is None or record.parent == study.FOLDER.relative_to(study.ROOT)
+
+
+def test_make_study_ends_with_the_page() -> None:
+    assert study_commands()[-1] == "study"
 
 
 def test_a_correlation_that_is_unknown_is_not_seen(report: Path) -> None:
