@@ -57,7 +57,7 @@ def publish(report: Path, folder: Path) -> Path:
     """
     study, records = read_study(report), read_records(folder)
     if missing := [figure.path for figure in study.figures if not figure.path.is_file()]:
-        raise EntMTPError(f"study: {missing[0]} does not exist; {REMEDY}")
+        raise EntMTPError(f"results: {missing[0]} does not exist; {REMEDY}")
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()

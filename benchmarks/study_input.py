@@ -77,14 +77,14 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise EntMTPError(f"study: {path} can't be read ({error.strerror}); {REMEDY}") from error
+        raise EntMTPError(f"results: {path} can't be read ({error.strerror}); {REMEDY}") from error
     except ValueError as error:
-        raise EntMTPError(f"study: {path} is not JSON ({error}); {REMEDY}") from error
+        raise EntMTPError(f"results: {path} is not JSON ({error}); {REMEDY}") from error
 
 
 def _part(held: Any, name: str, path: Path) -> Any:
     if not isinstance(held, dict) or name not in held:
-        raise EntMTPError(f"study: {path} has no '{name}'; {REMEDY}")
+        raise EntMTPError(f"results: {path} has no '{name}'; {REMEDY}")
     return held[name]
 
 
@@ -92,7 +92,7 @@ def _rows(row_type: type[Row], tables: Any, name: str, path: Path) -> list[Row]:
     try:
         return [_row(row_type, row) for row in _part(tables, name, path)]
     except KeyError as error:
-        raise EntMTPError(f"study: {path}: table '{name}' has no column {error}; {REMEDY}") from error
+        raise EntMTPError(f"results: {path}: table '{name}' has no column {error}; {REMEDY}") from error
 
 
 def _row(row_type: type[Row], row: Mapping[str, Any]) -> Row:
