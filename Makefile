@@ -1,6 +1,7 @@
 # make benchmark   compare Medusa, Hydra and EntMTP on the bundled model, through a Ray job (PROFILE=full for a real study)
 # make test        lint, types and tests
 # make performance measure this machine again and render docs/performance.md (SET=cuda on a GPU)
+# make study       the paper's experiment on this machine, and docs/study.md from it (most of an hour on two cores)
 # make serve       the service
 # make clean       remove what was built; results stay
 VENV ?= .venv
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: benchmark test performance serve clean
+.PHONY: benchmark test performance study serve clean
 
 benchmark: $(INSTALLED)
 	$(BIN)/python jobs/local.py jobs/benchmark.py --profile $(PROFILE) $(ARGS)
@@ -26,6 +27,14 @@ test: $(INSTALLED)
 
 performance: $(INSTALLED)
 	$(BIN)/python -m benchmarks.performance --run $(SET)
+
+study: $(INSTALLED)
+	$(BIN)/python jobs/local.py jobs/benchmark.py --profile study --results results/study $(ARGS)
+	$(BIN)/python -m benchmarks.signals --output results/signals --record docs/study/signals.json
+	$(BIN)/python -m benchmarks.predict --profile flat --output results/heads --prompts 12 --record docs/study/predict-flat.json
+	$(BIN)/python -m benchmarks.predict --profile gpu-like --output results/heads --prompts 12 --record docs/study/predict-gpu-like.json
+	$(BIN)/python -m benchmarks.predict --profile xeon-2-cores --output results/heads --prompts 12 --record docs/study/predict-xeon-2-cores.json
+	$(BIN)/python -m benchmarks.study
 
 serve:
 	@echo "make serve: serving is not part of this version yet; use 'entmtp generate' instead" >&2

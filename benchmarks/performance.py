@@ -12,13 +12,14 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.record import Record, Table, read_record
+from benchmarks.markdown import record_section
+from benchmarks.record import Record, read_records
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 
@@ -65,7 +66,7 @@ def main(
     with told_plainly("performance"):
         if run is not None:
             measure(run)
-        PAGE.write_text(render(records()), encoding="utf-8")
+        PAGE.write_text(render(read_records(RECORDS)), encoding="utf-8")
 
 
 def measure(name: str) -> None:
@@ -85,11 +86,6 @@ def measure(name: str) -> None:
             raise EntMTPError(f"run: '{text}' ended with exit code {code}; its message is above")
 
 
-def records(folder: Path = RECORDS) -> list[Record]:
-    """The kept records, in the order of their file names."""
-    return [read_record(path) for path in sorted(folder.glob("*.json"))]
-
-
 def render(kept: Sequence[Record]) -> str:
     """The page: machine by machine, in the order of the machines' names."""
     lines = [HEADER]
@@ -97,32 +93,8 @@ def render(kept: Sequence[Record]) -> str:
         lines += [f"## {machine}", ""]
         for record in kept:
             if record.machine == machine:
-                lines += _section(record)
+                lines += record_section(record)
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _section(record: Record) -> Iterable[str]:
-    versions = ", ".join(f"{name} {number}" for name, number in sorted(record.versions.items()))
-    commit = f", commit {record.commit}" if record.commit else ""
-    yield from (f"### {record.title}", "", "```", record.command, "```", "")
-    yield from (f"{record.machine}. {record.date}{commit}, {versions}.", "")
-    for table in record.tables:
-        yield from _markdown(table)
-    if record.notes:
-        yield from (*(f"- {note}" for note in record.notes), "")
-
-
-def _markdown(table: Table) -> Iterable[str]:
-    yield from (f"**{table.title}**", "")
-    yield _row(table.columns)
-    yield _row(["---"] * len(table.columns))
-    yield from map(_row, table.rows)
-    yield ""
-
-
-def _row(cells: Sequence[object]) -> str:
-    """One line; a bar inside a cell would begin another cell."""
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 if __name__ == "__main__":

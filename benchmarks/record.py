@@ -117,6 +117,11 @@ def read_record(path: Path) -> Record:
         raise EntMTPError(f"record: {path}: {where}: {first['msg']}; write it again with --record") from error
 
 
+def read_records(folder: Path) -> list[Record]:
+    """The records of a folder, in the order of their file names."""
+    return [read_record(path) for path in sorted(folder.glob("*.json"))]
+
+
 def deliver(record: Record, path: Path | None) -> None:
     """What a benchmark does last: prints its record, and keeps it where ``--record`` says."""
     show(record)

@@ -21,6 +21,7 @@ from rich.console import Console
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import ARMS, DEFAULT_ARMS, TRANSFER, check_arms
 from entmtp.evaluation.metrics import summarise
+from entmtp.evaluation.pareto import ParetoPoint, pareto
 from entmtp.evaluation.report import print_table, write_report
 from entmtp.evaluation.rows import RequestRow, StepRow, part_exists, read_metadata, read_parts, write_part
 from entmtp.evaluation.runner import Workplace
@@ -29,6 +30,7 @@ from entmtp.evaluation.tracking import TrackedModel, check_tracking, default_tra
 from entmtp.evaluation.units import Unit, make_units
 from entmtp.heads.checkpoint import KINDS, bundled_heads, file_hash
 from entmtp.models.registry import resolve_model
+from entmtp.scheduling.cost import StepCost
 from entmtp.settings import PROFILES, STUDY, BenchmarkSettings
 from entmtp.trees.bank import MIXED, bundled_bank, load_bank
 
@@ -115,7 +117,7 @@ def run_units(plan: Plan, run: Callable[[list[Unit]], Iterator[tuple[Unit, Any]]
 
 
 def save_unit(
-    plan: Plan, unit: Unit, requests: list[RequestRow], steps: list[StepRow], measured: dict[str, float]
+    plan: Plan, unit: Unit, requests: list[RequestRow], steps: list[StepRow], measured: dict[str, Any]
 ) -> None:
     """Writes a unit's part; it appears whole or not at all."""
     plan.parts.mkdir(parents=True, exist_ok=True)
@@ -128,7 +130,7 @@ def finish(plan: Plan, hardware: str, console: Console) -> Path:
     facts = _facts(plan, hardware)
     print_table(console, summarise(requests, steps), facts)
     folder = plan.results / "report"
-    report = write_report(folder, requests, steps, facts)
+    report = write_report(folder, requests, steps, facts, _pareto(plan))
     run = log_benchmark(plan.tracking_uri, "entmtp-benchmark", facts, requests, steps, folder, _tracked(plan))
     console.print(f"\npeak memory of one worker: {facts['peak_memory_mib']} MiB")
     console.print(f"\nreport   {report}\nparts    {plan.parts}\nMLflow   {run.tracking_uri}")
@@ -224,6 +226,15 @@ def _facts(plan: Plan, hardware: str) -> dict[str, Any]:
         "git_commit": os.environ.get("ENTMTP_GIT_COMMIT") or _git_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _pareto(plan: Plan) -> list[ParetoPoint]:
+    """The frontiers of the suites' banks at the step costs that the first unit's part tells; none if it tells none."""
+    known = read_metadata(plan.parts / plan.units[0].key).get("costs", {})
+    costs = {kind: StepCost.model_validate(cost) for kind, cost in known.items()}
+    ran = dict.fromkeys(unit.suite for unit in plan.units)
+    banks = {suite: {kind: load_bank(Path(path)) for kind, path in plan.place.banks[suite].items()} for suite in ran}
+    return pareto(banks, costs)
 
 
 def _shown(source: str) -> str:

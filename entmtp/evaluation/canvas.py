@@ -25,11 +25,14 @@ _COLOURS: Mapping[str, str] = {
     "entmtp": "#009E73",
     "entmtp-goodput": "#117733",
     "entmtp-dynamic": "#44AA99",
+    "entmtp-transfer": "#DDCC77",
+    "entmtp-mixed": "#661100",
     "always-big": "#332288",
     "random": "#CC79A7",
     "oracle": "#999933",
 }
 _OTHER_COLOUR = "#882255"
+_LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _PANELS_PER_ROW = 3
 _PANEL_INCHES = 4.0
 _DOTS_PER_INCH = 130
@@ -70,6 +73,11 @@ def house_style() -> AbstractContextManager[None]:
 def colour(arm: str) -> str:
     """The colour that an arm has in every figure."""
     return _COLOURS.get(arm, _OTHER_COLOUR)
+
+
+def line_colour(number: int) -> str:
+    """The colour of the line with this number in a figure whose lines are not arms."""
+    return _LINE_COLOURS[number % len(_LINE_COLOURS)]
 
 
 def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:

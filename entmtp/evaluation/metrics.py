@@ -11,7 +11,9 @@ import pyarrow.compute as pc
 
 from entmtp.evaluation.entropy import entropy_relation
 from entmtp.evaluation.intervals import Floats, estimate, mean_of_strata, ratio_of_sums, resampled_ratios
+from entmtp.evaluation.shares import entropy_quantiles, tree_shares
 from entmtp.evaluation.summary import (
+    ADAPTIVE,
     ALL_SUITES,
     AUTOREGRESSIVE,
     ENTMTP,
@@ -27,10 +29,10 @@ TIE_MARGIN = 1e-4  # top-2 logits closer than this are a tie: either token is th
 _SUITE_ORDER = ("humaneval", "gsm8k", "sharegpt", "litbench")
 _ARM_ORDER = (
     *(AUTOREGRESSIVE, "medusa", "medusa-best", "hydra", "hydra-best", ENTMTP, "entmtp-goodput"),
-    "entmtp-dynamic",
+    *("entmtp-dynamic", "entmtp-transfer", "entmtp-mixed"),
     *("always-big", "random", ORACLE),
 )
-_BASELINES = (AUTOREGRESSIVE, "medusa", "hydra")  # every arm is compared with these, entmtp with every arm
+_BASELINES = (AUTOREGRESSIVE, "medusa", "hydra")  # every arm is compared with these, adaptive ones with every arm
 _HEAVY = ("text", "token_ids")
 
 _Request = dict[str, Any]
@@ -52,6 +54,8 @@ def summarise(requests: pa.Table, steps: pa.Table) -> Summary:
         depths=[row for suite, arm in runs for row in _depth_acceptance(steps, suite, arm)],
         entropy_bins=bins,
         entropy_correlations=correlations,
+        tree_shares=tree_shares(steps, list(runs)),
+        entropy_quantiles=entropy_quantiles(steps, list(runs)),
     )
 
 
@@ -133,7 +137,8 @@ def _pairs(runs: _Runs) -> list[tuple[str, str]]:
     """Which (arm, baseline) are compared."""
     arms = sorted({arm for _, arm in runs}, key=lambda arm: _place(arm, _ARM_ORDER))
     pairs = [(arm, baseline) for baseline in _BASELINES if baseline in arms for arm in arms if arm != baseline]
-    return pairs + [(ENTMTP, arm) for arm in arms if ENTMTP in arms and arm not in (ENTMTP, *_BASELINES)]
+    adaptive = [arm for arm in ADAPTIVE if arm in arms]
+    return pairs + [(arm, other) for arm in adaptive for other in arms if other not in (arm, *_BASELINES)]
 
 
 def _speedups(runs: _Runs, arm: str, baseline: str) -> list[Speedup]:

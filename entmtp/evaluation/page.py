@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -10,40 +9,29 @@ from jinja2 import Environment, StrictUndefined
 from entmtp.evaluation.canvas import Plot
 from entmtp.evaluation.facts import flat_facts
 from entmtp.evaluation.intervals import CONFIDENCE, FEWEST_PROMPTS, RESAMPLES
+from entmtp.evaluation.page_table import PageTable
 from entmtp.evaluation.page_template import TEMPLATE
+from entmtp.evaluation.pareto import ParetoPoint
+from entmtp.evaluation.study_tables import study_tables
 from entmtp.evaluation.summary import ALL_SUITES, AUTOREGRESSIVE, ENTMTP, ArmSummary, Speedup, Summary
 from entmtp.evaluation.verdicts import caveats, interval, ratio, verdicts
 
 _TITLE = "EntMTP benchmark"
 
 
-@dataclass(frozen=True, slots=True)
-class PageTable:
-    """A table of the page.
-
-    The first `names` columns are words, the others numbers. `marks` has a CSS class per row, which colours the columns
-    whose indexes are in `claims`.
-    """
-
-    title: str
-    note: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    marks: Sequence[str]
-    names: int = 2
-    claims: Sequence[int] = ()
-
-
-def render_page(summary: Summary, facts: Mapping[str, Any], plots: Sequence[Plot]) -> str:
+def render_page(
+    summary: Summary, facts: Mapping[str, Any], plots: Sequence[Plot], pareto: Sequence[ParetoPoint] = ()
+) -> str:
     """The page's HTML. Everything that comes from rows or facts is escaped."""
     template = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(TEMPLATE)
+    tables = [_arms(summary), _speedups(summary), _times(summary), _acceptance(summary), _entropy(summary)]
     return template.render(
         title=_TITLE,
         verdicts=verdicts(summary),
         caveats=caveats(summary, facts),
-        tables=[_arms(summary), _speedups(summary), _times(summary), _acceptance(summary), _entropy(summary)],
+        tables=[*tables, *study_tables(summary, pareto)],
         plots=[(plot, base64.b64encode(plot.path.read_bytes()).decode()) for plot in plots],
         facts=list(flat_facts(facts)),
         confidence=f"{CONFIDENCE:.0%}",
@@ -94,10 +82,12 @@ def _arm_cells(summary: Summary, row: ArmSummary) -> list[str]:
 
 
 def _speedups(summary: Summary) -> PageTable:
-    rows = [row for row in summary.speedups if row.suite == ALL_SUITES or row.arm == ENTMTP]
+    shown = {ENTMTP, summary.best_adaptive}
+    rows = [row for row in summary.speedups if row.suite == ALL_SUITES or row.arm in shown]
     return PageTable(
         title="Paired comparisons",
-        note="All suites together for every arm; entmtp also suite by suite. 'level' means that the interval holds 1.",
+        note="All suites together for every arm; entmtp and the best adaptive arm also suite by suite. 'level' "
+        "means that the interval holds 1.",
         headings=("suite", "arm", "against", "speedup", "verdict", "prompts"),
         rows=[
             (summary.label(row.suite), row.arm, row.baseline, ratio(row.ratio), row.verdict, str(row.prompts))

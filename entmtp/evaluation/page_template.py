@@ -93,8 +93,11 @@ included.</li>
 suite on this hardware; entmtp chooses a tree at each step by its entropy's moving average, entmtp-goodput the tree
 whose foretold tokens, less what its time is worth elsewhere, are most; entmtp-dynamic builds its tree while the heads
 guess, from their own probabilities. always-big takes the bank's largest tree.
-random uses entmtp's trees in shuffled order: what entmtp gains over it comes from choosing at the right time. oracle
-chooses with hindsight.</li>
+entmtp-transfer has another suite's bank, entmtp-mixed one bank for all suites. random uses entmtp-dynamic's trees in
+shuffled order: what entmtp-dynamic gains over it comes from choosing at the right time. oracle chooses with
+hindsight.</li>
+<li>The best adaptive arm is the one of entmtp, entmtp-goodput and entmtp-dynamic that was fastest on these same
+prompts: as the best of up to three it looks a little better than it would on others.</li>
 </ul>
 {% for table in tables[:2] %}
 {{ show(table) }}

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from entmtp.evaluation.canvas import Plot
 from entmtp.evaluation.files import write_text, write_whole
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.page import render_page
+from entmtp.evaluation.pareto import ParetoPoint, pareto_table
 from entmtp.evaluation.plots import draw_plots
+from entmtp.evaluation.study_plots import draw_study_plots
 from entmtp.evaluation.summary import AUTOREGRESSIVE, ArmSummary, Speedup, Summary, tables
 from entmtp.evaluation.verdicts import caveats, ratio, verdicts
 
@@ -38,7 +41,13 @@ def print_table(console: Console, summary: Summary, facts: Mapping[str, Any]) ->
         console.print(Text(f"! {sentence}", style="yellow"), soft_wrap=not console.is_terminal)
 
 
-def write_report(folder: Path, requests: pa.Table, steps: pa.Table, facts: Mapping[str, Any]) -> Path:
+def write_report(
+    folder: Path,
+    requests: pa.Table,
+    steps: pa.Table,
+    facts: Mapping[str, Any],
+    pareto: Sequence[ParetoPoint] = (),
+) -> Path:
     """Write the report of benchmark rows into `folder` and return its page, `index.html`.
 
     Beside the page: `summary.json`, the figures as PNG, and each table as CSV and as Parquet under `tables/`.
@@ -46,14 +55,15 @@ def write_report(folder: Path, requests: pa.Table, steps: pa.Table, facts: Mappi
     Args:
         requests, steps: rows, as `rows.read_parts` gives them.
         facts: where the numbers come from (model, heads, hardware, versions, command, ...); values may be nested.
+        pareto: the trees that static arms were chosen from, to be drawn beside what was measured.
     """
     summary = summarise(requests, steps)
-    found = tables(summary)
+    found = tables(summary) | ({"pareto": pareto_table(pareto)} if pareto else {})
     for name, table in found.items():
         _write_table(folder / "tables" / name, table)
-    write_text(folder / "summary.json", _as_json(summary, found, facts))
-    plots = draw_plots(folder, summary, steps)
-    return write_text(folder / "index.html", render_page(summary, facts, plots))
+    plots = draw_plots(folder, summary, steps) + draw_study_plots(folder, summary, steps, pareto)
+    write_text(folder / "summary.json", _as_json(summary, found, facts, plots))
+    return write_text(folder / "index.html", render_page(summary, facts, plots, pareto))
 
 
 def _table(summary: Summary, *, wide: bool) -> Table:
@@ -104,11 +114,12 @@ def _write_table(stem: Path, table: pa.Table) -> None:
     write_whole(stem.with_suffix(".csv"), lambda unfinished: pa_csv.write_csv(table, unfinished))
 
 
-def _as_json(summary: Summary, found: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> str:
+def _as_json(summary: Summary, found: Mapping[str, pa.Table], facts: Mapping[str, Any], plots: Sequence[Plot]) -> str:
     held = {
         "facts": dict(facts),
         "verdicts": verdicts(summary),
         "caveats": caveats(summary, facts),
+        "figures": [{"file": plot.path.name, "title": plot.title, "caption": plot.caption} for plot in plots],
         "tables": {name: table.to_pylist() for name, table in found.items()},
     }
     return json.dumps(_finite(held), indent=1, ensure_ascii=False, default=str)

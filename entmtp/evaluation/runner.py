@@ -84,8 +84,8 @@ class Worker:
 
     def run(
         self, unit: Unit, arms: Sequence[str], settings: BenchmarkSettings
-    ) -> tuple[list[RequestRow], list[StepRow], dict[str, float]]:
-        """Rows of one unit, and the peak memory of this process in MiB."""
+    ) -> tuple[list[RequestRow], list[StepRow], dict[str, Any]]:
+        """Rows of one unit, and what was measured beside them: this process's peak memory in MiB and step costs."""
         tools = self._toolbox(unit.suite, arms)
         requests: list[RequestRow] = []
         steps: list[StepRow] = []
@@ -94,7 +94,8 @@ class Worker:
                 requests.append(row)
                 steps += its_steps
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return requests, steps, {"peak_memory_mib": peak}
+        costs = {kind: cost.model_dump() for kind, cost in self.costs.items()}
+        return requests, steps, {"peak_memory_mib": peak, "costs": costs}
 
     def _toolbox(self, suite: str, arms: Sequence[str]) -> Toolbox:
         sources = {"entmtp-transfer": TRANSFER[suite], "entmtp-mixed": MIXED}

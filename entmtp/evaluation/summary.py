@@ -11,6 +11,7 @@ from entmtp.evaluation.intervals import Estimate
 ALL_SUITES = "all suites"
 AUTOREGRESSIVE = "autoregressive"
 ENTMTP = "entmtp"
+ADAPTIVE = (ENTMTP, "entmtp-goodput", "entmtp-dynamic")  # with the suite's own bank
 ORACLE = "oracle"
 SAMPLE = "sample"
 
@@ -101,6 +102,31 @@ class EntropyCorrelation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TreeShare:
+    """Share (0 to 1) of an arm's steps on a suite whose tree has `nodes_from` to `nodes_to` nodes beside its root."""
+
+    suite: str
+    arm: str
+    nodes_from: int
+    nodes_to: int | None  # none: without an end
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyQuantile:
+    """How entropy, in nats, is spread over all positions of a suite's texts, as plain decoding visits them."""
+
+    suite: str
+    steps: int
+    mean: float
+    p10: float
+    p25: float
+    p50: float
+    p75: float
+    p90: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """Everything that tables, plots and verdicts are made from."""
 
@@ -109,6 +135,8 @@ class Summary:
     depths: list[DepthAcceptance]
     entropy_bins: list[EntropyBin]
     entropy_correlations: list[EntropyCorrelation]
+    tree_shares: list[TreeShare]
+    entropy_quantiles: list[EntropyQuantile]
 
     @property
     def suites(self) -> list[str]:
@@ -123,6 +151,12 @@ class Summary:
         """The comparison, or none where the two arms share no prompt."""
         wanted = (suite, arm, baseline)
         return next((row for row in self.speedups if (row.suite, row.arm, row.baseline) == wanted), None)
+
+    @property
+    def best_adaptive(self) -> str | None:
+        """Of the `ADAPTIVE` arms the one with the largest speedup over plain decoding on all suites together."""
+        rows = [row for arm in ADAPTIVE if (row := self.speedup(ALL_SUITES, arm, AUTOREGRESSIVE)) is not None]
+        return max(rows, key=lambda row: row.ratio.value).arm if rows else None
 
     def label(self, suite: str) -> str:
         """The suite's name as tables and plots show it: it says 'sample' where the prompts are a sample."""
@@ -141,6 +175,8 @@ def tables(summary: Summary) -> dict[str, pa.Table]:
         "acceptance": _flat([asdict(row) for row in summary.depths]),
         "entropy": _flat([asdict(row) for row in summary.entropy_bins]),
         "correlations": _flat([asdict(row) for row in summary.entropy_correlations]),
+        "tree_shares": _flat([asdict(row) for row in summary.tree_shares]),
+        "entropy_quantiles": _flat([asdict(row) for row in summary.entropy_quantiles]),
     }
 
 

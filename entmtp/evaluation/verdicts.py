@@ -7,15 +7,26 @@ from entmtp.evaluation.intervals import FEWEST_PROMPTS, Estimate
 from entmtp.evaluation.summary import ALL_SUITES, AUTOREGRESSIVE, ENTMTP, ORACLE, SAMPLE, ArmSummary, Speedup, Summary
 
 _ENTMTP_AGAINST = ("medusa", "hydra", "medusa-best", "hydra-best", "random", AUTOREGRESSIVE)
+_BEST_AGAINST = ("hydra", "medusa", "hydra-best", "random", AUTOREGRESSIVE)
 
 
 def verdicts(summary: Summary) -> list[str]:
-    """One sentence per comparison over all suites: entmtp against each arm, then the others against autoregressive."""
-    sentences = [_against(summary.speedup(ALL_SUITES, ENTMTP, baseline)) for baseline in _ENTMTP_AGAINST]
-    sentences.append(_share_of_oracle(summary.speedup(ALL_SUITES, ENTMTP, ORACLE)))
+    """One sentence per comparison over all suites, none of them twice.
+
+    First entmtp against each arm, then the best adaptive arm, then the others against autoregressive.
+    """
+    sentences = _of_arm(summary, ENTMTP, _ENTMTP_AGAINST)
+    if (best := summary.best_adaptive) is not None:
+        sentences += _of_arm(summary, best, _BEST_AGAINST)
     others = dict.fromkeys(row.arm for row in summary.arms if row.arm not in (ENTMTP, AUTOREGRESSIVE))
     sentences += [_against(summary.speedup(ALL_SUITES, arm, AUTOREGRESSIVE)) for arm in others]
-    return [sentence for sentence in sentences if sentence] + _identity(summary.arms)
+    return [sentence for sentence in dict.fromkeys(sentences) if sentence] + _identity(summary.arms)
+
+
+def _of_arm(summary: Summary, arm: str, baselines: Sequence[str]) -> list[str]:
+    """What one arm amounts to against others, and how much of the oracle's speed it reaches."""
+    against = [_against(summary.speedup(ALL_SUITES, arm, baseline)) for baseline in baselines]
+    return [*against, share_of_oracle(summary.speedup(ALL_SUITES, arm, ORACLE))]
 
 
 def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
@@ -64,7 +75,8 @@ def _against(row: Speedup | None) -> str:
     return f"{row.arm} {words[row.verdict]} {row.baseline}: {ratio(row.ratio)}{why} ({_extent(row)})"
 
 
-def _share_of_oracle(row: Speedup | None) -> str:
+def share_of_oracle(row: Speedup | None) -> str:
+    """How much of the oracle's speed an arm reaches, in percent, from its comparison with the oracle."""
     if row is None:
         return ""
     if row.ratio.low is None or row.ratio.high is None:

@@ -10,7 +10,7 @@ import typer
 from pydantic import ValidationError
 
 from benchmarks import performance, record
-from benchmarks.record import Record, Table, command_line, made_record, read_record, write_record
+from benchmarks.record import Record, Table, command_line, made_record, read_record, read_records, write_record
 from entmtp.errors import EntMTPError
 
 TABLE = Table(title="times", columns=["nodes", "ms"], rows=[[0, 1.5], [63, "2 | 3"]])
@@ -60,7 +60,7 @@ def test_each_machine_has_its_section_with_command_and_date() -> None:
 
 
 def test_the_committed_page_is_what_the_committed_records_render_to() -> None:
-    assert performance.PAGE.read_text(encoding="utf-8") == performance.render(performance.records())
+    assert performance.PAGE.read_text(encoding="utf-8") == performance.render(read_records(performance.RECORDS))
 
 
 def test_an_unknown_set_is_an_error() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from entmtp.evaluation.rows import RequestRow, Source, StepRow
+from entmtp.scheduling.cost import StepCost
 
 SUITES: Mapping[str, Source] = {"humaneval": "package", "gsm8k": "hub", "sharegpt": "file", "litbench": "sample"}
 # Milliseconds per step and the number of tree nodes of each arm; an entmtp step chooses by entropy.
@@ -17,11 +18,22 @@ ARMS: Mapping[str, tuple[float, int]] = {
     "entmtp": (39.0, 8),
     "entmtp-goodput": (38.5, 8),
     "entmtp-dynamic": (38.0, 8),
+    "entmtp-transfer": (38.5, 8),
+    "entmtp-mixed": (38.2, 8),
     "always-big": (121.0, 63),
     "random": (39.0, 8),
     "oracle": (37.0, 8),
 }
 DEPTH = 4
+COST = StepCost(
+    nodes=[0, 2, 63],
+    verify_ms=[30.0, 32.0, 120.0],
+    narrow_draft_ms=[1.0, 2.0, 3.0, 4.0],
+    wide_draft_ms=[2.0, 4.0, 6.0, 8.0],
+    wide_nodes=63,
+    hardware="synthetic",
+)
+"""About what the arms above take."""
 
 
 def make_rows(

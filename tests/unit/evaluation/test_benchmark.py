@@ -4,19 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import DEFAULT_ARMS
-from entmtp.evaluation.benchmark import Plan, make_plan, run_units, validate
+from entmtp.evaluation.benchmark import Plan, finish, make_plan, run_units, save_unit, validate
 from entmtp.evaluation.rows import read_parts
 from entmtp.evaluation.tracking import check_tracking, default_tracking_uri
 from entmtp.evaluation.units import Unit
 from entmtp.heads.checkpoint import KINDS
 from tests.saved import SUITES, VOCAB, Saved, save_project, save_tiny_model
 from tests.tiny import random_heads
-from tests.unit.evaluation.synthetic import make_rows
+from tests.unit.evaluation.synthetic import COST, make_rows
 
 QUIET = Console(quiet=True)
 
@@ -99,6 +100,21 @@ def test_an_interrupted_plan_goes_on_where_it_stopped(saved: Saved, tmp_path: Pa
 
     run_units(plan, lambda waiting: fake(waiting, ran), QUIET)
     assert len(ran) == total
+
+
+@pytest.mark.parametrize("costs", [{}, {"costs": {"hydra": COST.model_dump()}}], ids=["older parts", "costs"])
+def test_a_finished_plan_shows_what_static_trees_could_do(saved: Saved, tmp_path: Path, costs: dict[str, Any]) -> None:
+    plan = plan_of(saved, tmp_path)
+    for unit in plan.units:
+        requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)
+        save_unit(plan, unit, requests, steps, {"peak_memory_mib": 1.0, **costs})
+    finish(plan, "test", QUIET)
+    table = plan.results / "report" / "tables" / "pareto.parquet"
+    assert table.exists() == bool(costs)
+    if costs:
+        rows = pq.read_table(table).to_pylist()
+        assert {(row["suite"], row["heads"]) for row in rows} == {(suite, "hydra") for suite in SUITES}
+        assert {row["ms"] for row in rows if row["nodes"] == 0} == {30.0}
 
 
 def test_what_is_wrong_is_told_before_anything_runs(saved: Saved, tmp_path: Path) -> None:

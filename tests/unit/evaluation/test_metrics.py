@@ -188,7 +188,9 @@ def test_verdicts_say_faster_slower_and_level() -> None:
     others = {
         "entmtp": 0.8,
         "entmtp-goodput": 0.7,
-        "entmtp-dynamic": 0.7,
+        "entmtp-dynamic": 0.65,
+        "entmtp-transfer": 0.7,
+        "entmtp-mixed": 0.7,
         "always-big": 2.5,
         "random": 0.9,
         "oracle": 0.6,
@@ -202,7 +204,31 @@ def test_verdicts_say_faster_slower_and_level() -> None:
     )
     assert "entmtp reaches 75% [75%, 75%] of oracle's speed (2 suites, 8 prompts)" in sentences
     assert "hydra is slower than autoregressive: 0.67x [0.67, 0.67] (2 suites, 8 prompts)" in sentences
-    assert sentences[-1].startswith("all 240 requests of the other arms wrote exactly")
+    assert sentences[-1].startswith("all 288 requests of the other arms wrote exactly")
+
+
+def test_the_best_adaptive_arm_is_the_fastest_and_no_sentence_comes_twice() -> None:
+    requests, steps = make_rows(suites=("gsm8k", "litbench"), prompts=4)
+    seconds = dict.fromkeys({row.arm for row in requests}, 1.0) | {"entmtp": 0.9, "entmtp-goodput": 0.5}
+    summary = summary_of(with_seconds(requests, seconds | {"oracle": 0.4}), steps)
+    assert summary.best_adaptive == "entmtp-goodput"
+    sentences = verdicts(summary)
+    assert len(sentences) == len(set(sentences))
+    assert "entmtp-goodput is faster than random: 2.00x [2.00, 2.00] (2 suites, 8 prompts)" in sentences
+    assert "entmtp-goodput reaches 80% [80%, 80%] of oracle's speed (2 suites, 8 prompts)" in sentences
+    assert not any(sentence.startswith("entmtp-dynamic is level with random") for sentence in sentences)
+    assert sentences[0].startswith("entmtp is")
+    assert summary.speedup("gsm8k", "entmtp-dynamic", "entmtp-transfer") is not None
+
+
+def test_where_the_first_adaptive_arm_is_best_its_sentences_are_said_once() -> None:
+    summary = summary_of(*make_rows(arms=("autoregressive", "hydra", "entmtp"), suites=("gsm8k",), prompts=4))
+    assert summary.best_adaptive == "entmtp"
+    assert sum("entmtp is faster than hydra" in sentence for sentence in verdicts(summary)) == 1
+
+
+def test_without_plain_decoding_no_arm_is_best() -> None:
+    assert summary_of(*make_rows(arms=("entmtp",), suites=("gsm8k",), prompts=3)).best_adaptive is None
 
 
 def test_too_few_prompts_give_no_claim() -> None:

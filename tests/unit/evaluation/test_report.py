@@ -59,7 +59,7 @@ def test_page_holds_everything_and_refers_to_nothing(report: Path) -> None:
     elements = _Elements(page)
     assert elements.open == []
     assert "script" not in elements.count
-    assert elements.count["img"] == 4
+    assert elements.count["img"] == 6
     assert all(address.startswith("data:image/png;base64,") for address in elements.addresses)
     assert not re.search(r"https?://|url\(|@import", page)
 
@@ -79,7 +79,7 @@ def test_samples_and_quick_runs_are_named_on_the_page(report: Path) -> None:
 
 def test_figures_and_tables_are_files_too(report: Path) -> None:
     folder = report.parent
-    for name in ("speedup", "tau", "entropy", "trees"):
+    for name in ("speedup", "tau", "entropy", "trees", "shares", "entropy-distribution"):
         assert (folder / f"{name}.png").read_bytes().startswith(_PNG)
     arms = pq.read_table(folder / "tables" / "arms.parquet")
     assert arms.num_rows == len(ARMS) * len(SUITES)
@@ -106,7 +106,7 @@ def test_report_of_two_prompts_shows_no_speedup(tmp_path: Path) -> None:
 
 def test_report_of_one_arm_leaves_out_what_it_cannot_draw(tmp_path: Path) -> None:
     write_report(tmp_path, *make_tables(arms=("autoregressive",), suites=("gsm8k",), prompts=3), {})
-    assert {file.name for file in tmp_path.glob("*.png")} == {"tau.png"}
+    assert {file.name for file in tmp_path.glob("*.png")} == {"tau.png", "entropy-distribution.png"}
 
 
 def printed(width: int, **chosen: object) -> str:

@@ -1,5 +1,6 @@
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from entmtp.evaluation.runner import Worker, Workplace, first_difference
 from entmtp.evaluation.units import Unit, make_units
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.registry import encode_chat
+from entmtp.scheduling.cost import StepCost
 from entmtp.settings import BenchmarkSettings
 from entmtp.trees.bank import MIXED
 from tests.saved import Saved, save_project
@@ -38,7 +40,7 @@ def units(saved: Saved) -> list[Unit]:
     return make_units(["gsm8k"], {"gsm8k": str(saved.data("gsm8k"))}, ARMS, SETTINGS, {})
 
 
-Rows = tuple[list[RequestRow], list[StepRow], dict[str, float]]
+Rows = tuple[list[RequestRow], list[StepRow], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,7 @@ def test_every_arm_runs_every_prompt_as_often_as_asked(rows: list[Rows]) -> None
         assert Counter(row.arm for row in requests) == dict.fromkeys(ARMS, SETTINGS.repetitions)
         assert len({row.prompt_id for row in requests}) == 1
         assert measured["peak_memory_mib"] > 10
+        assert {kind: StepCost.model_validate(cost) for kind, cost in measured["costs"].items()}.keys() == set(KINDS)
 
 
 def test_arms_rotate_from_round_to_round_in_an_order_of_each_prompts_own(rows: list[Rows]) -> None:

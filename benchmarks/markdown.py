@@ -1,0 +1,33 @@
+"""Records and tables as Markdown, as the generated pages of `docs` show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks.record import Record
+
+
+def record_section(record: Record) -> Iterable[str]:
+    """A section with the record's command, machine, tables and notes, line by line."""
+    versions = ", ".join(f"{name} {number}" for name, number in sorted(record.versions.items()))
+    commit = f", commit {record.commit}" if record.commit else ""
+    yield from (f"### {record.title}", "", "```", record.command, "```", "")
+    yield from (f"{record.machine}. {record.date}{commit}, {versions}.", "")
+    for table in record.tables:
+        yield from (f"**{table.title}**", "")
+        yield from table_lines(table.columns, table.rows)
+    if record.notes:
+        yield from (*(f"- {note}" for note in record.notes), "")
+
+
+def table_lines(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterable[str]:
+    """A table and an empty line, line by line."""
+    yield _row(columns)
+    yield _row(["---"] * len(columns))
+    yield from map(_row, rows)
+    yield ""
+
+
+def _row(cells: Sequence[object]) -> str:
+    """One line; a bar inside a cell would begin another cell."""
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

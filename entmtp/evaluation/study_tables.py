@@ -1,0 +1,70 @@
+"""The page's tables of the study: tree sizes, entropy, and the best static trees as they were foretold."""
+
+from collections.abc import Sequence
+
+from entmtp.evaluation.page_table import PageTable
+from entmtp.evaluation.pareto import ParetoPoint, fastest
+from entmtp.evaluation.shares import SIZES
+from entmtp.evaluation.study_plots import size_name
+from entmtp.evaluation.summary import Summary
+
+
+def study_tables(summary: Summary, pareto: Sequence[ParetoPoint]) -> list[PageTable]:
+    """Those that the rows allow."""
+    made = [_shares(summary), _entropies(summary), _fastest(summary, pareto)]
+    return [table for table in made if table.rows]
+
+
+def _shares(summary: Summary) -> PageTable:
+    shares = {(row.suite, row.arm, row.nodes_from): row.share for row in summary.tree_shares}
+    runs = list(dict.fromkeys((row.suite, row.arm) for row in summary.tree_shares))
+    return PageTable(
+        title="Sizes of the chosen trees",
+        note="Share of the steps whose tree has so many nodes, without the root. First repetition of each prompt.",
+        headings=("suite", "arm", *(size_name(*size) for size in SIZES)),
+        rows=[
+            [summary.label(suite), arm, *(f"{shares[suite, arm, low]:.1%}" for low, _ in SIZES)] for suite, arm in runs
+        ],
+        marks=[""] * len(runs),
+    )
+
+
+def _entropies(summary: Summary) -> PageTable:
+    rows = summary.entropy_quantiles
+    return PageTable(
+        title="How entropy is spread",
+        note="Nats, over every position of the texts as plain decoding visits them.",
+        headings=("suite", "positions", "mean", "10%", "25%", "median", "75%", "90%"),
+        rows=[
+            [
+                summary.label(row.suite),
+                str(row.steps),
+                *(f"{value:.2f}" for value in (row.mean, row.p10, row.p25, row.p50, row.p75, row.p90)),
+            ]
+            for row in rows
+        ],
+        marks=[""] * len(rows),
+        names=1,
+    )
+
+
+def _fastest(summary: Summary, pareto: Sequence[ParetoPoint]) -> PageTable:
+    points = [point for point in fastest(pareto) if point.suite in summary.suites]
+    return PageTable(
+        title="Fastest static trees, as foretold",
+        note="Of the best tree of each size, the one with the most tokens per second by this machine's step cost, and "
+        "its expected tokens per step on the calibration's texts. The measured ones are medusa-best and hydra-best.",
+        headings=("suite", "heads", "nodes", "tau", "ms per step", "tokens/s"),
+        rows=[
+            (
+                summary.label(point.suite),
+                point.heads,
+                str(point.nodes),
+                f"{point.tau:.2f}",
+                f"{point.ms:.1f}",
+                f"{point.tokens_per_second:.1f}",
+            )
+            for point in points
+        ],
+        marks=[""] * len(points),
+    )

@@ -1,0 +1,205 @@
+"""The study's page, from a report of made-up rows."""
+
+import importlib
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer
+
+from benchmarks import study
+from benchmarks.record import Table, made_record, write_record
+from benchmarks.study import publish
+from benchmarks.study_claims import claims
+from benchmarks.study_input import read_study
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.metrics import summarise
+from entmtp.evaluation.report import write_report
+from entmtp.evaluation.rows import REQUEST_SCHEMA, STEP_SCHEMA, RequestRow, as_table
+from entmtp.evaluation.summary import Summary, tables
+from tests.unit.evaluation.synthetic import make_rows
+
+FACTS = {
+    "command": "jobs/benchmark.py --profile study",
+    "hardware": "a | CPU",
+    "model": "bundled",
+    "date": "2026-01-01",
+    "git_commit": "0123abc",
+    "settings": {"prompts": 4},
+    "hashes": {"model": "unshown"},
+}
+SECONDS = {
+    "autoregressive": 1.0,
+    "medusa": 2.0,
+    "hydra": 1.5,
+    "medusa-best": 0.8,
+    "hydra-best": 0.8,
+    "entmtp": 0.8,
+    "entmtp-goodput": 1.1,
+    "entmtp-dynamic": 0.5,
+    "entmtp-transfer": 0.55,
+    "entmtp-mixed": 0.5,
+    "always-big": 2.0,
+    "random": 0.6,
+    "oracle": 0.4,
+}
+
+
+def timed(rows: list[RequestRow]) -> list[RequestRow]:
+    return [replace(row, seconds=SECONDS[row.arm]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    requests, steps = make_rows(prompts=4, repetitions=1)
+    folder = tmp_path_factory.mktemp("results") / "report"
+    write_report(folder, as_table(timed(requests), REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), FACTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs") / "study"
+    table = Table(title="a table", columns=["signal", "loss"], rows=[["entropy", 0.5]])
+    write_record(folder / "signals.json", made_record("signals", "What each signal knows", "a CPU", [table], ["Note."]))
+    return publish(report, folder)
+
+
+def found(summary: Summary) -> list[str]:
+    return [" ".join(claim.found) for claim in claims(summary)]
+
+
+def test_a_report_is_read_back_as_it_was(report: Path) -> None:
+    requests, steps = make_rows(prompts=4, repetitions=1)
+    summary = summarise(as_table(timed(requests), REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA))
+    held = read_study(report)
+    assert held.facts == FACTS
+    assert {name: table.to_pylist() for name, table in tables(held.summary).items()} == {
+        name: table.to_pylist() for name, table in tables(summary).items()
+    }
+
+
+def test_the_page_has_its_sections_in_order(page: Path) -> None:
+    heads = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert heads[:4] == ["# Study", "## What was run", "## Speed", "## The paper's claims, and what was found"]
+    assert [head[:6] for head in heads[4:11]] == [f"### {number}." for number in range(1, 8)]
+    assert heads[11:] == ["## Figures", "## Beside the benchmark", "### What each signal knows"]
+
+
+def test_the_page_says_what_was_run(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "| command | jobs/benchmark.py --profile study |" in text
+    assert "| hardware | a \\| CPU |" in text
+    assert "| settings.prompts | 4 |" in text
+    assert "unshown" not in text
+    assert "litbench: prompts are this project's own small sample" in text
+
+
+def test_the_main_table_has_a_row_for_each_suite_and_arm(page: Path) -> None:
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if re.match(r"\| gsm8k \| ", line)]
+    assert len(rows) == len(SECONDS)
+    dynamic = next(row for row in rows if "| entmtp-dynamic |" in row).split(" | ")
+    assert dynamic[5:] == ["2.00x [2.00, 2.00]", "3.00x [3.00, 3.00]", "1.60x [1.60, 1.60]", "1.20x [1.20, 1.20] |"]
+
+
+def test_every_figure_lies_beside_the_page(page: Path, report: Path) -> None:
+    linked = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert {Path(link).name for link in linked} == {path.name for path in report.glob("*.png")}
+    assert all((page.parent / link).is_file() for link in linked)
+
+
+def test_records_are_on_the_page(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "| entropy | 0.5 |" in text
+    assert "- Note.\n" in text
+
+
+def test_claims_are_computed_from_the_tables(report: Path) -> None:
+    entropy, published, static, shuffled, slower, oracle, banks = found(read_study(report).summary)
+    assert entropy.startswith("Holds on 4 of 4 suites")
+    assert "entmtp-dynamic against hydra, where the paper has 1.09x to 1.15x: humaneval 3.00x [3.00, 3.00] (above)" in (
+        published
+    )
+    assert "entmtp against medusa, where the paper has up to 1.36x: " in published
+    assert "this comparison is easy to win" in published
+    assert static.startswith("entmtp-dynamic against hydra-best: faster in 4 of 4 comparisons.")
+    assert "gsm8k: entmtp-dynamic is 1.20x [1.20, 1.20] as fast as random: faster." in shuffled
+    assert slower.startswith(
+        "Does not hold. Adaptive arms, suite by suite: faster in 16, slower in 4 of 20 comparisons."
+    )
+    assert "gsm8k: entmtp-goodput is 0.91x [0.91, 0.91] as fast as autoregressive: slower." in slower
+    assert "gsm8k: entmtp-dynamic reaches 80% [80%, 80%] of oracle's speed" in oracle
+    assert "gsm8k: entmtp-dynamic is 1.10x [1.10, 1.10] as fast as entmtp-transfer: faster." in banks
+    assert "gsm8k: entmtp-dynamic is 1.00x [1.00, 1.00] as fast as entmtp-mixed: level." in banks
+
+
+def test_claims_without_their_arms_or_enough_prompts_are_not_made() -> None:
+    requests, steps = make_rows(arms=("autoregressive", "entmtp"), suites=("gsm8k",), prompts=2, repetitions=1)
+    summary = summarise(as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA))
+    entropy, published, static, shuffled, slower, oracle, banks = found(summary)
+    assert "gsm8k: not seen." in entropy
+    assert all(text.startswith("Not measured") for text in (published, static, shuffled, oracle, banks))
+    assert slower.startswith("Not known.")
+    assert "no claim, too few prompts (2)" in slower
+    assert not re.search(r"\d\.\d\dx", slower)
+
+
+def test_published_trees_that_cost_little_are_a_fair_comparison(report: Path) -> None:
+    summary = read_study(report).summary
+    cheap = [replace(row, verify_ms=30.0, draft_ms=1.0, other_ms=0.0) for row in summary.arms]
+    published = found(replace(summary, arms=cheap))[1]
+    assert "this comparison is a fair one" in published
+    assert "easy" not in published
+
+
+def test_what_is_missing_is_named_with_its_remedy(report: Path, tmp_path: Path) -> None:
+    with pytest.raises(EntMTPError, match=r"summary\.json can't be read .*make it with 'make study'"):
+        publish(tmp_path, tmp_path / "study")
+    held = json.loads((report / "summary.json").read_text(encoding="utf-8"))
+    path = tmp_path / "summary.json"
+    lacking = {"tables": {name: rows for name, rows in held["tables"].items() if name != "speedups"}}
+    path.write_text(json.dumps(held | lacking))
+    with pytest.raises(EntMTPError, match=r"summary\.json has no 'speedups'; make it with 'make study'"):
+        publish(tmp_path, tmp_path / "study")
+    path.write_text(json.dumps(held | {"tables": held["tables"] | {"arms": [{"suite": "gsm8k"}]}}))
+    with pytest.raises(EntMTPError, match="table 'arms' has no column 'source'"):
+        publish(tmp_path, tmp_path / "study")
+    path.write_text(json.dumps(held))
+    with pytest.raises(EntMTPError, match=r"speedup\.png does not exist"):
+        publish(tmp_path, tmp_path / "study")
+    path.write_text("{")
+    with pytest.raises(EntMTPError, match="is not JSON"):
+        publish(tmp_path, tmp_path / "study")
+    assert not (tmp_path / "study.md").exists()
+
+
+def study_commands() -> list[str]:
+    """The benchmarks that `make study` runs, with their options."""
+    target = (study.ROOT / "Makefile").read_text(encoding="utf-8").split("\nstudy:")[1].split("\n\n")[0]
+    return re.findall(r"-m benchmarks\.(.+)", target)
+
+
+@pytest.mark.parametrize("text", study_commands())
+def test_make_study_names_options_that_exist(text: str) -> None:
+    name, *options = text.split()
+    app = typer.Typer()
+    app.command()(importlib.import_module(f"benchmarks.{name}").main)
+    context = typer.main.get_command(app).make_context(name, options)
+    record = context.params.get("record")
+    assert record is None or record.parent == study.FOLDER.relative_to(study.ROOT)
+
+
+def test_make_study_ends_with_the_page() -> None:
+    assert study_commands()[-1] == "study"
+
+
+def test_a_correlation_that_is_unknown_is_not_seen(report: Path) -> None:
+    summary = read_study(report).summary
+    rows = [
+        replace(row, correlation=replace(row.correlation, value=math.nan, low=None, high=None))
+        for row in summary.entropy_correlations
+    ]
+    assert found(replace(summary, entropy_correlations=rows))[0].startswith("Holds on 0 of 4 suites")

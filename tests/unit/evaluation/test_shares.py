@@ -1,0 +1,65 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from entmtp.evaluation.metrics import summarise
+from entmtp.evaluation.rows import REQUEST_SCHEMA, STEP_SCHEMA, RequestRow, StepRow, as_table
+from entmtp.evaluation.shares import SIZES
+from entmtp.evaluation.summary import Summary, tables
+from tests.unit.evaluation.synthetic import make_rows
+
+
+def summary_of(requests: list[RequestRow], steps: list[StepRow]) -> Summary:
+    return summarise(as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA))
+
+
+def test_sizes_follow_each_other_without_gaps() -> None:
+    assert [low for low, _ in SIZES[1:]] == [(high or 0) + 1 for _, high in SIZES[:-1]]
+
+
+def test_shares_count_each_step_of_the_first_repetition_once() -> None:
+    requests, steps = make_rows(arms=("hydra", "entmtp"), suites=("gsm8k",), prompts=1, repetitions=2, new_tokens=64)
+    first = [step for step in steps if step.arm == "entmtp" and step.repetition == 0]
+    chosen = dict(enumerate([0, 1, 2, 3, 4, 5, 16, 32, 33, 200]))
+    steps = [
+        replace(step, nodes=chosen.get(step.step, 8) if step.repetition == 0 else 1)
+        for step in steps
+        if step.arm == "entmtp"
+    ]
+    counts = {(row.nodes_from, row.nodes_to): row.share * len(first) for row in summary_of(requests, steps).tree_shares}
+    assert sum(counts.values()) == pytest.approx(len(first))
+    others = len(first) - len(chosen)
+    assert list(counts.values()) == pytest.approx([1, 1, 1, 2, 1 + others, 1, 1, 2])
+    assert list(counts) == list(SIZES)
+
+
+def test_shares_are_of_adaptive_arms_and_the_oracle() -> None:
+    shares = summary_of(*make_rows(suites=("gsm8k",), prompts=1, repetitions=1)).tree_shares
+    adaptive = ["entmtp", "entmtp-goodput", "entmtp-dynamic", "entmtp-transfer", "entmtp-mixed", "oracle"]
+    assert list(dict.fromkeys(row.arm for row in shares)) == adaptive
+
+
+def test_entropy_is_described_at_every_position_of_plain_decoding() -> None:
+    requests, steps = make_rows(
+        arms=("autoregressive", "hydra"), suites=("gsm8k", "litbench"), prompts=2, new_tokens=50
+    )
+    found = summary_of(requests, steps).entropy_quantiles
+    assert [(row.suite, row.steps) for row in found] == [("gsm8k", 100), ("litbench", 100)]
+    values = [
+        step.entropy for step in steps if (step.suite, step.arm, step.repetition) == ("gsm8k", "autoregressive", 0)
+    ]
+    assert found[0].mean == pytest.approx(np.mean(values))
+    quantiles = [found[0].p10, found[0].p25, found[0].p50, found[0].p75, found[0].p90]
+    assert quantiles == pytest.approx(np.quantile(values, [0.1, 0.25, 0.5, 0.75, 0.9]).tolist())
+
+
+def test_they_are_tables_too() -> None:
+    found = tables(summary_of(*make_rows(suites=("gsm8k",), prompts=3, repetitions=1)))
+    assert found["tree_shares"].column_names == ["suite", "arm", "nodes_from", "nodes_to", "share"]
+    assert found["entropy_quantiles"].num_rows == 1
+
+
+def test_without_adaptive_arms_and_plain_decoding_both_are_empty() -> None:
+    summary = summary_of(*make_rows(arms=("hydra",), suites=("gsm8k",), prompts=3, repetitions=1))
+    assert (summary.tree_shares, summary.entropy_quantiles) == ([], [])
