@@ -15,7 +15,7 @@ import torch
 from entmtp.decoding.measure import PARTS, StepBench, interleaved
 from entmtp.decoding.request import StepRecord
 from entmtp.scheduling.ladder import Ladder
-from entmtp.scheduling.policies import LadderPolicy, StaticPolicy
+from entmtp.scheduling.policies import LadderPolicy, RequestPolicy, StaticPolicy
 from entmtp.scheduling.signals import Signals
 from entmtp.settings import CalibrationSettings, LadderSettings
 from entmtp.trees.topology import Path, Topology
@@ -127,17 +127,14 @@ def churn(bench: StepBench, max_nodes: int, max_depth: int, steps: int, warm_up:
     return Churn(steps, graphs.active, graphs.captures - captured, _peak() - peak)
 
 
-class _EachItsOwn:
+class _EachItsOwn(RequestPolicy):
     """The next tree for whoever asks."""
 
     def __init__(self, trees: Iterator[Topology]) -> None:
         self.entropy_window = _WINDOW
         self._trees = trees
 
-    def start(self) -> None:
-        """Nothing to remember."""
-
-    def choose(self, signals: Signals, state: None) -> Topology:
+    def choose_one(self, signals: Signals, state: None) -> Topology:
         return next(self._trees)
 
 

@@ -31,11 +31,11 @@ def decode_step(state: DecodingState, policy: Policy | DynamicPolicy, requests: 
     slots = tuple(request.slot for request in requests)
     grown = None
     if isinstance(policy, DynamicPolicy):
-        grown = [policy.grow(seen, partial(state.growth, slot)) for seen, slot in zip(signals, slots, strict=True)]
+        grown = policy.grow(signals, [partial(state.growth, slot) for slot in slots])
         chosen = [one.topology for one in grown]
         watch.mark("draft")
     else:
-        chosen = [policy.choose(seen, request.policy_state) for seen, request in zip(signals, requests, strict=True)]
+        chosen = policy.choose(signals, [request.policy_state for request in requests])
     if state.heads is not None:
         state.heads.check_trees(chosen)
     trees = state.graphs.load(TreeBatch.of(chosen, backbone.device, rounded=state.graphs.active))

@@ -106,12 +106,12 @@ def _ladder(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
 
 
 def _goodput(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
-    return GoodputPolicy(tools.banks[kind].predictor, tools.costs[kind], _window(tools))
+    return GoodputPolicy(tools.banks[kind].predictor, tools.costs[kind].of_batch, _window(tools))
 
 
 def _dynamic(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> DynamicPolicy:
     bank = tools.banks[kind]
-    return DynamicPolicy(bank.predictor, bank.chances, tools.costs[kind], _window(tools))
+    return DynamicPolicy(bank.predictor, bank.chances, tools.costs[kind].of_batch, _window(tools))
 
 
 def _biggest(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:

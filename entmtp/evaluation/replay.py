@@ -61,7 +61,7 @@ def policies(bank: TreeBank, cost: Cost, num_heads: int) -> Mapping[str, PolicyO
         "published": StaticPolicy(published_tree(num_heads), window),
         "best-static": StaticPolicy(best_static(bank, cost), window),
         "ladder": LadderPolicy(build_ladder(bank, cost), LadderSettings().hysteresis),
-        "goodput": GoodputPolicy(bank.predictor, cost, window),
+        "goodput": GoodputPolicy(bank.predictor, lambda batch: cost, window),
     }
     trees = all_trees(bank)
 

@@ -46,6 +46,19 @@ class StepCost(BaseModel):
             raise ValueError("times must be positive numbers")
         return self
 
+    def of_batch(self, batch: int) -> StepCost:
+        """This, where ``batch`` is 1.
+
+        Raises:
+            EntMTPError: for more, of which it knows nothing.
+        """
+        if batch != 1:
+            raise EntMTPError(
+                f"batch: the cost of a step is known for 1 request, not for {batch}; give a hardware profile that was"
+                " measured with such batches"
+            )
+        return self
+
     def __call__(self, topology: Topology) -> float:
         """Predicted milliseconds of a step with this tree."""
         return self._verify(topology.nodes) + self.draft(topology)

@@ -43,39 +43,72 @@ class _Node:
     number: int
 
 
+@dataclass(frozen=True)
+class _Worth:
+    """What a step's milliseconds are worth in tokens.
+
+    Attributes:
+        verify: ``[MAX_NODES + 1]`` of verifying trees of so many nodes for all ``batch`` requests.
+        levels: ``[heads]`` of running each level of heads, one request's part of it.
+    """
+
+    verify: np.ndarray
+    levels: np.ndarray
+    batch: int
+
+    @property
+    def node(self) -> float:
+        """Of one more node of one request."""
+        return float(self.verify[8] / 8) / self.batch
+
+
 class DynamicPolicy:
     """Builds a tree per step; nothing is remembered of a request but its moving averages."""
 
-    def __init__(self, predictor: Predictor, chances: Chances, cost: StepCost, entropy_window: int) -> None:
+    def __init__(
+        self, predictor: Predictor, chances: Chances, costs: Callable[[int], StepCost], entropy_window: int
+    ) -> None:
         self.chances = chances
         self.entropy_window = entropy_window
+        self._costs = costs
         # Whether to draft at all is decided by the signals that are there before the heads run.
-        self._before = GoodputPolicy(predictor, cost, entropy_window)
-        self.rate = self._before.rate
-        trees = [PLAIN.topology, *(Topology.of([(rank,) for rank in range(size)]) for size in range(1, MAX_NODES + 1))]
-        verify = np.array([cost(tree) - cost.draft(tree) for tree in trees])
-        self._worth = self.rate * (verify - verify[0])
-        chains = [Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in range(1, len(chances.slope) + 1)]
-        drafts = np.array([0.0, *(cost.draft(chain) for chain in chains)])
-        self._level_worth = self.rate * np.diff(drafts)
-        self._node_worth = float(self._worth[8] / 8)
+        self._before = GoodputPolicy(predictor, costs, entropy_window)
+        self._priced: dict[int, _Worth] = {}
 
     def start(self) -> None:
         """Nothing to remember."""
 
-    def grow(self, signals: Signals, growth_of: Callable[[], Growth]) -> Grown:
-        """This step's tree; ``growth_of`` begins to draft, if it is called at all."""
-        if not self._before.choose(signals, None).nodes:
-            return PLAIN
-        return self._best(self._guessed(growth_of()))
+    def grow(self, signals: Sequence[Signals], growths: Sequence[Callable[[], Growth]]) -> list[Grown]:
+        """This step's trees; each of ``growths`` begins to draft for its request, if it is called at all."""
+        worth = self._worth(len(signals))
+        before = self._before.choose(signals, [None] * len(signals))
+        guessed = [
+            self._guessed(growth_of(), worth) if tree.nodes else []
+            for growth_of, tree in zip(growths, before, strict=True)
+        ]
+        return self._best(guessed, worth)
 
-    def _guessed(self, growth: Growth) -> list[_Node]:
+    def _worth(self, batch: int) -> _Worth:
+        if batch not in self._priced:
+            cost, rate = self._costs(batch), self._before.rate(batch)
+            trees = [
+                Topology.root_only(),
+                *(Topology.of([(rank,) for rank in range(n)]) for n in range(1, MAX_NODES + 1)),
+            ]
+            verify = np.array([cost(tree) - cost.draft(tree) for tree in trees])
+            depths = range(1, len(self.chances.slope) + 1)
+            chains = [Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths]
+            drafts = np.array([0.0, *(cost.draft(chain) for chain in chains)])
+            self._priced[batch] = _Worth(rate * (verify - verify[0]), rate * np.diff(drafts) / batch, batch)
+        return self._priced[batch]
+
+    def _guessed(self, growth: Growth, worth: _Worth) -> list[_Node]:
         """All guesses of the levels that are worth running."""
         found: list[_Node] = []
         parents = [_Node((), 0, 1.0, 0)]
         for depth in range(min(growth.num_heads, len(self.chances.slope))):
-            parents = [node for node in parents if node.chance * self.chances.follow[depth][0] > self._node_worth]
-            if depth and self._expected(parents, depth) <= self._level_worth[depth]:
+            parents = [node for node in parents if node.chance * self.chances.follow[depth][0] > worth.node]
+            if depth and self._expected(parents, depth, worth.node) <= worth.levels[depth]:
                 break
             tokens, log_probs = growth.next([node.number for node in parents], RANKED)
             children = self._children(parents, depth, tokens.tolist(), log_probs.tolist())
@@ -83,10 +116,10 @@ class DynamicPolicy:
             parents = children
         return found
 
-    def _expected(self, parents: Sequence[_Node], depth: int) -> float:
+    def _expected(self, parents: Sequence[_Node], depth: int, node_worth: float) -> float:
         """Tokens that a level can be expected to add, less what verifying its nodes is worth."""
         return sum(
-            max(0.0, node.chance * follow - self._node_worth)
+            max(0.0, node.chance * follow - node_worth)
             for node in parents
             for follow in self.chances.follow[depth][:RANKED]
         )
@@ -100,13 +133,27 @@ class DynamicPolicy:
             for rank, (token, log_prob) in enumerate(zip(tokens[row], log_probs[row], strict=True))
         ]
 
-    def _best(self, guessed: Sequence[_Node]) -> Grown:
-        """The likeliest nodes, as many as pay. A parent is at least as likely as its children and comes before them."""
-        likeliest = sorted(guessed, key=lambda node: (-node.chance, len(node.path), node.path))[:MAX_NODES]
-        gains = np.concatenate([[0.0], np.cumsum([node.chance for node in likeliest])])
-        kept = likeliest[: int((gains - self._worth[: len(gains)]).argmax())]
-        if not kept:
-            return PLAIN
-        token_of = {node.path: node.token for node in kept}
-        topology = Topology.of(token_of)
-        return Grown(topology, [token_of[path] for path in topology.paths])
+    def _best(self, guessed: Sequence[Sequence[_Node]], worth: _Worth) -> list[Grown]:
+        """The likeliest nodes of each request, as many as pay for the width that all trees are padded to.
+
+        A parent is at least as likely as its children and comes before them.
+        """
+        likeliest = [
+            sorted(its, key=lambda node: (-node.chance, len(node.path), node.path))[:MAX_NODES] for its in guessed
+        ]
+        widest = max(map(len, likeliest))
+        gains = np.zeros(widest + 1)
+        for its in likeliest:
+            chances = np.zeros(widest)
+            chances[: len(its)] = [node.chance for node in its]
+            gains[1:] += chances.cumsum()
+        width = int((gains - worth.verify[: widest + 1]).argmax())
+        return [_grown(its[:width]) for its in likeliest]
+
+
+def _grown(nodes: Sequence[_Node]) -> Grown:
+    if not nodes:
+        return PLAIN
+    token_of = {node.path: node.token for node in nodes}
+    topology = Topology.of(token_of)
+    return Grown(topology, [token_of[path] for path in topology.paths])

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from entmtp.scheduling.rate import Cost, best_choices
+from entmtp.scheduling.policies import Policy
+from entmtp.scheduling.rate import BatchCosts, best_choices
 from entmtp.scheduling.signals import Signals
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
@@ -33,22 +34,53 @@ def candidates(predictor: Predictor, sizes: Sequence[int] = SIZES) -> list[Topol
     return list(found.values())
 
 
-class GoodputPolicy:
-    """Chooses by expected gain and cost; nothing is remembered of a request but its moving averages."""
+class GoodputPolicy(Policy):
+    """Chooses by expected gain and cost; nothing is remembered of a request but its moving averages.
 
-    def __init__(self, predictor: Predictor, cost: Cost, entropy_window: int) -> None:
+    The requests of a step are verified side by side, padded to the widest tree and drafted for to the deepest. So a
+    *shape*, so many nodes and levels, is chosen for all of them, and each takes its own best tree within it: never a
+    worse choice than plain decoding for all, which is among the shapes.
+    """
+
+    def __init__(self, predictor: Predictor, costs: BatchCosts, entropy_window: int) -> None:
         self.predictor = predictor
         self.entropy_window = entropy_window
         self.trees = candidates(predictor)
+        self._costs = costs
         self._gains = predictor.gains(self.trees)
-        self._costs = np.array([cost(tree) for tree in self.trees])
-        per_centre = [self._costs] * len(predictor.shares)
-        self.rate = best_choices(list(self._gains), per_centre, np.array(predictor.shares))[1]
-        self._worth = self._gains - self.rate * self._costs
+        sizes = sorted({(tree.nodes, tree.max_depth) for tree in self.trees})
+        # A shape's trees, and the one among them that costs as much as the shape.
+        self._within = np.array(
+            [[tree.nodes <= nodes and tree.max_depth <= depth for tree in self.trees] for nodes, depth in sizes]
+        )
+        by_size = {(tree.nodes, tree.max_depth): tree for tree in self.trees}
+        self._shapes = [by_size[size] for size in sizes]
+        self._priced: dict[int, tuple[np.ndarray, float]] = {}
 
-    def start(self) -> None:
-        """Nothing to remember."""
+    def rate(self, batch: int = 1) -> float:
+        """Tokens per millisecond that a schedule of steps of ``batch`` requests reaches."""
+        return self._price(batch)[1]
 
-    def choose(self, signals: Signals, state: None) -> Topology:
-        score = self.predictor.score(signals.values(self.predictor.features))
-        return self.trees[int((self.predictor.blend(score) @ self._worth).argmax())]
+    def choose(self, signals: Sequence[Signals], states: Sequence[None]) -> list[Topology]:
+        costs, rate = self._price(len(signals))
+        scores = [self.predictor.score(seen.values(self.predictor.features)) for seen in signals]
+        expected = np.stack([self.predictor.blend(score) for score in scores]) @ self._gains  # [batch, trees]
+        within = np.where(self._within[:, None], expected, -np.inf)  # [shapes, batch, trees]
+        shape = int((within.max(2).sum(1) - rate * costs).argmax())
+        return [self.trees[at] for at in within[shape].argmax(1)]
+
+    def _price(self, batch: int) -> tuple[np.ndarray, float]:
+        """The milliseconds of each shape ``[shapes]``, and the rate."""
+        if batch not in self._priced:
+            cost = self._costs(batch)
+            costs = np.array([cost(shape) for shape in self._shapes])
+            # [centres, shapes]: what a request at a centre of the score gains within a shape.
+            gains = np.where(self._within[None], self._gains[:, None], -np.inf).max(2)
+            shares = np.array(self.predictor.shares)
+            if batch == 1:
+                _, rate = best_choices(list(gains), [costs] * len(gains), shares)
+            else:
+                # Requests in different moods share a shape, so it can't follow the mood of one.
+                rate = float((batch * (shares @ gains) / costs).max())
+            self._priced[batch] = costs, rate
+        return self._priced[batch]

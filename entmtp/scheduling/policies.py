@@ -1,42 +1,53 @@
-"""Policies: which topology a step gets. A policy is stateless; what it remembers of a request lives in its state."""
+"""Policies: which topologies a step gets. A policy is stateless; what it remembers of a request lives in its state."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from entmtp.scheduling.ladder import Ladder
 from entmtp.scheduling.signals import Signals
 from entmtp.trees.topology import Topology
 
 
-class Policy(Protocol):
-    """Chooses the topology of a request's next step."""
+class Policy(ABC):
+    """Chooses the topologies of the running requests' next step, of all at once: they share its time."""
 
     entropy_window: int
 
     def start(self) -> Any:
-        """A fresh per-request state."""
+        """A fresh per-request state; None where nothing is remembered."""
+        return None
 
-    def choose(self, signals: Signals, state: Any) -> Topology:
-        """The tree of this step; may update ``state``."""
+    @abstractmethod
+    def choose(self, signals: Sequence[Signals], states: Sequence[Any]) -> list[Topology]:
+        """The tree of each request for this step; may update ``states``."""
 
 
-class StaticPolicy:
+class RequestPolicy(Policy):
+    """One that looks at each request by itself."""
+
+    def choose(self, signals: Sequence[Signals], states: Sequence[Any]) -> list[Topology]:
+        return [self.choose_one(seen, state) for seen, state in zip(signals, states, strict=True)]
+
+    @abstractmethod
+    def choose_one(self, signals: Signals, state: Any) -> Topology:
+        """The tree of one request; may update ``state``."""
+
+
+class StaticPolicy(RequestPolicy):
     """One tree for every step: plain decoding, the Medusa and Hydra arms."""
 
     def __init__(self, topology: Topology, entropy_window: int) -> None:
         self.topology = topology
         self.entropy_window = entropy_window
 
-    def start(self) -> None:
-        """Nothing to remember."""
-
-    def choose(self, signals: Signals, state: None) -> Topology:
+    def choose_one(self, signals: Signals, state: None) -> Topology:
         return self.topology
 
 
-class LadderPolicy:
+class LadderPolicy(RequestPolicy):
     """The paper's policy: entropy-EMA thresholds over the bank, with hysteresis so that noise does not flap the tree.
 
     The state is a one-element list with the current rung, or -1 before the first step.
@@ -50,7 +61,7 @@ class LadderPolicy:
     def start(self) -> list[int]:
         return [-1]
 
-    def choose(self, signals: Signals, state: list[int]) -> Topology:
+    def choose_one(self, signals: Signals, state: list[int]) -> Topology:
         if state[0] < 0:
             state[0] = self.ladder.rung_of(signals.entropy_ema)
         # A threshold counts as passed only once the entropy is the hysteresis beyond it; then as many as that are.
@@ -60,21 +71,18 @@ class LadderPolicy:
         return self.ladder.rungs[state[0]]
 
 
-class ScheduledPolicy:
+class ScheduledPolicy(RequestPolicy):
     """Trees fixed beforehand by text position: the hindsight oracle."""
 
     def __init__(self, by_position: Mapping[int, Topology], entropy_window: int) -> None:
         self.by_position = by_position
         self.entropy_window = entropy_window
 
-    def start(self) -> None:
-        """Nothing to remember."""
-
-    def choose(self, signals: Signals, state: None) -> Topology:
+    def choose_one(self, signals: Signals, state: None) -> Topology:
         return self.by_position.get(signals.position, Topology.root_only())
 
 
-class SequencePolicy:
+class SequencePolicy(RequestPolicy):
     """Trees one after another, whatever the text does: the control with another policy's shares, shuffled in time.
 
     The state is a one-element list with the number of steps taken; the sequence repeats when it ends.
@@ -87,6 +95,6 @@ class SequencePolicy:
     def start(self) -> list[int]:
         return [0]
 
-    def choose(self, signals: Signals, state: list[int]) -> Topology:
+    def choose_one(self, signals: Signals, state: list[int]) -> Topology:
         state[0] += 1
         return self.sequence[(state[0] - 1) % len(self.sequence)]

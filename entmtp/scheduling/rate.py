@@ -14,6 +14,10 @@ import numpy as np
 from entmtp.trees.topology import Topology
 
 Cost = Callable[[Topology], float]
+"""Milliseconds of a step with a tree."""
+
+BatchCosts = Callable[[int], Cost]
+"""The cost of a step of so many requests, all with the same tree."""
 
 
 def best_choices(

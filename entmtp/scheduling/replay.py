@@ -33,7 +33,7 @@ def replayed(trace: RankTrace, policy: Policy) -> list[ReplayedStep]:
     at = 0
     while at < len(trace):
         signals = tracker.start_step(at, entropy[at])
-        topology = policy.choose(signals, state)
+        (topology,) = policy.choose([signals], [state])
         gained = 1 + accepted_length(topology, ranks[at])
         tracker.end_step(gained)
         steps.append(ReplayedStep(signals, topology, gained))

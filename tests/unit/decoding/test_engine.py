@@ -12,7 +12,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.ladder import Ladder
-from entmtp.scheduling.policies import LadderPolicy, Policy, SequencePolicy, StaticPolicy
+from entmtp.scheduling.policies import LadderPolicy, Policy, RequestPolicy, SequencePolicy, StaticPolicy
 from entmtp.scheduling.signals import Signals, SignalTracker
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology
@@ -69,7 +69,7 @@ def test_a_step_without_heads_is_plain_decoding(backbone: Backbone) -> None:
     assert (done.tau, done.drafted, len(done.steps)) == (1.0, 0, 20)
 
 
-class PerRequest:
+class PerRequest(RequestPolicy):
     """Each request its own tree: the state says which."""
 
     entropy_window = 8
@@ -77,7 +77,7 @@ class PerRequest:
     def start(self) -> list[Topology]:
         return []
 
-    def choose(self, signals: Signals, state: list[Topology]) -> Topology:
+    def choose_one(self, signals: Signals, state: list[Topology]) -> Topology:
         return state[signals.position % len(state)]
 
 

@@ -11,7 +11,7 @@ from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
 from entmtp.models import cache as cache_module
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.policies import SequencePolicy
+from entmtp.scheduling.policies import RequestPolicy, SequencePolicy
 from entmtp.scheduling.signals import SignalTracker
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
@@ -80,13 +80,13 @@ def test_a_batch_with_a_tree_each_replays_too() -> None:
     generator = random.Random(1)
     own = [[drawn_tree(generator) for _ in range(40)] for _ in prompts]
 
-    class PerRequest:
+    class PerRequest(RequestPolicy):
         entropy_window = 8
 
         def start(self) -> list[int]:
             return []
 
-        def choose(self, signals: object, state: list[int]) -> Topology:
+        def choose_one(self, signals: object, state: list[int]) -> Topology:
             state.append(state[0])
             return own[state[0]][len(state) % 40]
 

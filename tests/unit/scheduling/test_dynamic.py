@@ -7,6 +7,7 @@ from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import RunningRequest
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
+from entmtp.errors import EntMTPError
 from entmtp.scheduling.cost import StepCost
 from entmtp.scheduling.dynamic import PLAIN, DynamicPolicy, Grown
 from entmtp.scheduling.signals import Signals, SignalTracker
@@ -59,7 +60,7 @@ class Scripted:
 
 
 def grown(heads: Scripted, cost: StepCost, signals: Signals = EASY) -> Grown:
-    return DynamicPolicy(PREDICTOR, BELIEVED, cost, 8).grow(signals, lambda: heads)
+    return DynamicPolicy(PREDICTOR, BELIEVED, cost.of_batch, 8).grow([signals], [lambda: heads])[0]
 
 
 def test_hard_text_is_not_drafted_for_at_all() -> None:
@@ -97,9 +98,9 @@ def test_growing_gives_the_tokens_that_filling_gives(kind: str) -> None:
     heads = small_heads(kind, backbone)
     state = DecodingState(backbone, heads, 1, 256)
     state.prefill(0, small_prompt(6))
-    policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(0.01, 0.01), 8)
+    policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(0.01, 0.01).of_batch, 8)
     with torch.inference_mode():
-        tree = policy.grow(EASY, lambda: state.growth(0))
+        (tree,) = policy.grow([EASY], [lambda: state.growth(0)])
         filled = heads.propose(state.hidden[:1], state.root[:1], TreeBatch.of([tree.topology]))
     assert tree.topology.max_depth > 1
     assert filled.tokens[0, 1:].tolist() == tree.tokens
@@ -108,7 +109,7 @@ def test_growing_gives_the_tokens_that_filling_gives(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["medusa", "hydra"])
 def test_the_text_is_the_models_own(kind: str) -> None:
     backbone = small_backbone()
-    policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(0.05, 0.05), 8)
+    policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(0.05, 0.05).of_batch, 8)
     done = Engine(backbone, small_heads(kind, backbone), policy).generate(small_prompt(6), 60)
     assert done.tokens == greedy(backbone.model, small_prompt(6), 60)
     assert len({step.topology for step in done.steps}) > 1
@@ -117,7 +118,7 @@ def test_the_text_is_the_models_own(kind: str) -> None:
 
 def test_each_request_of_a_batch_grows_its_own_tree() -> None:
     backbone = small_backbone()
-    policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(0.05, 0.05), 8)
+    policy = DynamicPolicy(PREDICTOR, small_chances(), lambda batch: cost_of(0.05 * batch, 0.05), 8)
     state = DecodingState(backbone, small_heads("hydra", backbone), 3, 256)
     prompts = [small_prompt(length, seed=length) for length in (4, 9, 14)]
     started = [state.prefill(slot, prompt) for slot, prompt in enumerate(prompts)]
@@ -129,9 +130,24 @@ def test_each_request_of_a_batch_grows_its_own_tree() -> None:
     assert any(len({request.steps[at].topology for request in requests}) > 1 for at in range(12))
 
 
+def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() -> None:
+    sure, unsure = Scripted(*[[0.97, 0.01, 0.005, 0.001]] * 3), Scripted([0.3, 0.25, 0.2, 0.1], [0.1] * 4, [0.1] * 4)
+    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch: cost_of(0.5 * batch, 0.2), 8)
+    found = policy.grow([EASY, EASY], [lambda: sure, lambda: unsure])
+    assert {tree.topology.nodes for tree in found} == {3}
+    assert found[0].topology.max_depth == 3
+    assert found[1].topology.paths == ((0,), (1,), (2,))
+
+
+def test_the_cost_of_one_request_says_nothing_of_four() -> None:
+    policy = DynamicPolicy(PREDICTOR, BELIEVED, cost_of(0.5, 0.2).of_batch, 8)
+    with pytest.raises(EntMTPError, match="known for 1 request, not for 4"):
+        policy.grow([EASY] * 4, [lambda: Scripted()] * 4)
+
+
 def test_a_chance_multiplies_along_a_path() -> None:
-    policy = DynamicPolicy(PREDICTOR, BELIEVED, cost_of(0.01, 0.01), 8)
-    nodes = policy._guessed(Scripted(*[[0.5, 0.2, 0.1, 0.1]] * 3))
+    policy = DynamicPolicy(PREDICTOR, BELIEVED, cost_of(0.01, 0.01).of_batch, 8)
+    nodes = policy._guessed(Scripted(*[[0.5, 0.2, 0.1, 0.1]] * 3), policy._worth(1))
     by_path = {node.path: node.chance for node in nodes}
     assert by_path[0, 1] == pytest.approx(0.1, abs=1e-4)
     assert by_path[0, 0, 0] == pytest.approx(0.125, abs=1e-4)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entmtp.scheduling.goodput import GoodputPolicy, candidates
-from entmtp.scheduling.rate import best_choices
+from entmtp.scheduling.rate import BatchCosts, best_choices
 from entmtp.scheduling.signals import Signals
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
@@ -24,31 +24,69 @@ PREDICTOR = Predictor(
 )
 
 
-def linear(per_node: float, per_level: float = 0.0) -> object:
-    return lambda tree: 10 + per_node * tree.nodes + per_level * tree.max_depth
+def linear(per_node: float, per_level: float = 0.0) -> BatchCosts:
+    """Nodes of all requests are verified one after another; levels are drafted side by side."""
+    return lambda batch: lambda tree: 10 + per_node * batch * tree.nodes + per_level * tree.max_depth
+
+
+def chosen_by(policy: GoodputPolicy, *signals: Signals) -> list[Topology]:
+    return policy.choose(signals, [None] * len(signals))
 
 
 def test_a_deep_tree_where_the_text_is_easy_and_plain_decoding_where_it_is_hard() -> None:
-    policy = GoodputPolicy(PREDICTOR, linear(2.0), 8)  # type: ignore[arg-type]
-    assert policy.choose(EASY, None).paths == ((0,), (0, 0), (0, 0, 0))
-    assert policy.choose(HARD, None) == Topology.root_only()
+    policy = GoodputPolicy(PREDICTOR, linear(2.0), 8)
+    assert chosen_by(policy, EASY)[0].paths == ((0,), (0, 0), (0, 0, 0))
+    assert chosen_by(policy, HARD)[0] == Topology.root_only()
 
 
 def test_everything_that_may_be_right_where_nodes_cost_nothing() -> None:
-    policy = GoodputPolicy(PREDICTOR, linear(0.0), 8)  # type: ignore[arg-type]
-    assert policy.choose(HARD, None).paths == ((0,), (1,))
-    assert policy.choose(EASY, None).nodes == 4
+    policy = GoodputPolicy(PREDICTOR, linear(0.0), 8)
+    assert chosen_by(policy, HARD)[0].paths == ((0,), (1,))
+    assert chosen_by(policy, EASY)[0].nodes == 4
 
 
 def test_plain_decoding_where_every_node_costs_a_step() -> None:
-    policy = GoodputPolicy(PREDICTOR, linear(10.0), 8)  # type: ignore[arg-type]
-    assert policy.choose(EASY, None) == Topology.root_only()
-    assert policy.rate == pytest.approx(0.1)
+    policy = GoodputPolicy(PREDICTOR, linear(10.0), 8)
+    assert chosen_by(policy, EASY)[0] == Topology.root_only()
+    assert policy.rate() == pytest.approx(0.1)
 
 
 def test_levels_have_a_price_too() -> None:
-    flat = GoodputPolicy(PREDICTOR, linear(0.0, per_level=9.0), 8)  # type: ignore[arg-type]
-    assert flat.choose(EASY, None).max_depth < 3
+    flat = GoodputPolicy(PREDICTOR, linear(0.0, per_level=9.0), 8)
+    assert chosen_by(flat, EASY)[0].max_depth < 3
+
+
+def test_one_shape_serves_a_batch_and_each_request_takes_its_best_tree_within_it() -> None:
+    policy = GoodputPolicy(PREDICTOR, linear(0.5), 8)
+    easy, hard = chosen_by(policy, EASY, HARD)
+    assert easy.paths == ((0,), (0, 0), (0, 0, 0))
+    assert hard.paths == ((0,), (1,)), "nodes that are padded anyway cost nothing"
+
+
+def test_a_batch_for_which_nodes_are_dear_decodes_plainly() -> None:
+    policy = GoodputPolicy(PREDICTOR, linear(1.0), 8)
+    assert chosen_by(policy, EASY)[0].nodes == 3
+    assert {tree.nodes for tree in chosen_by(policy, *[EASY] * 16)} == {0}
+    assert policy.rate(16) == pytest.approx(16 / 10)
+
+
+@given(st.lists(st.floats(0, 5), min_size=1, max_size=5), st.floats(0, 5), st.floats(0, 3))
+def test_no_shape_is_worth_more(nats: list[float], per_node: float, per_level: float) -> None:
+    policy = GoodputPolicy(PREDICTOR, linear(per_node, per_level), 8)
+    signals = [Signals(0, each, each, 0.0) for each in nats]
+    cost, rate = linear(per_node, per_level)(len(nats)), policy.rate(len(nats))
+
+    def worth(trees: list[Topology]) -> float:
+        widest = max(trees, key=lambda tree: (tree.nodes, tree.max_depth))
+        gain = sum(
+            float(PREDICTOR.blend(PREDICTOR.score(np.array([each]))) @ PREDICTOR.gains([tree])[:, 0])
+            for each, tree in zip(nats, trees, strict=True)
+        )
+        return gain - rate * cost(widest)
+
+    found = worth(chosen_by(policy, *signals))
+    for tree in policy.trees:
+        assert found >= worth([tree] * len(nats)) - 1e-9
 
 
 def test_candidates_are_the_likeliest_paths_of_each_centre_by_depth_and_size() -> None:

@@ -33,7 +33,7 @@ def goodput(entropy: torch.Tensor) -> Policy:
     seen = small_predictor().model_copy(
         update={"features": ["entropy", "accepted_ema"], "weights": [-1.0, 0.1], "centres": [-high, -low, 0.0]}
     )
-    return GoodputPolicy(seen, lambda tree: 10.0 + 2 * tree.nodes, entropy_window=4)
+    return GoodputPolicy(seen, lambda batch: lambda tree: 10.0 + 2 * tree.nodes, entropy_window=4)
 
 
 @pytest.mark.parametrize("make", [ladder, goodput])
@@ -64,9 +64,9 @@ def test_a_policy_sees_what_steps_before_gained() -> None:
     seen: list[Signals] = []
 
     class Watching(StaticPolicy):
-        def choose(self, signals: Signals, state: Any) -> Topology:
+        def choose_one(self, signals: Signals, state: Any) -> Topology:
             seen.append(signals)
-            return super().choose(signals, state)
+            return super().choose_one(signals, state)
 
     trace = drawn_trace(50, [0.7], heads=4, seed=3)
     steps = replayed(trace, Watching(TREES["chain"], entropy_window=1))
