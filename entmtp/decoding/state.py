@@ -8,6 +8,7 @@ import torch
 
 from entmtp.decoding.acceptance import Accepted
 from entmtp.decoding.graphs import Graphs
+from entmtp.decoding.stopwatch import Stopwatch
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.growth import Growth, LevelByLevel
 from entmtp.models.backbone import Backbone
@@ -52,11 +53,11 @@ class DecodingState:
             return (root[:, None],)
         return (self.heads.fill(self.hidden[rows], root, trees).tokens,)
 
-    def growth(self, slot: int) -> Growth:
-        """Begins to draft behind a slot's root, level by level."""
+    def growth(self, slot: int, watch: Stopwatch) -> Growth:
+        """Begins to draft behind a slot's root, level by level; what happens between levels is the policy's time."""
         assert self.heads is not None
         rows = self.cache.table.index((slot,))
-        return LevelByLevel(self.heads, self.hidden[rows], self.root[rows])
+        return _Watched(LevelByLevel(self.heads, self.hidden[rows], self.root[rows]), watch)
 
     def grown(self, slots: tuple[int, ...], trees: TreeBatch, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """Trees that were filled while they grew: tokens ``[batch, width]``, the roots first, 0 on padding."""
@@ -76,3 +77,17 @@ class DecodingState:
         self.root[rows] = accepted.root
         self.hidden[rows] = hidden[torch.arange(len(rows), device=rows.device), last[:, 0]]
         return ()
+
+
+class _Watched:
+    """A growth whose levels are timed as drafting."""
+
+    def __init__(self, growth: Growth, watch: Stopwatch) -> None:
+        self.num_heads = growth.num_heads
+        self._growth, self._watch = growth, watch
+
+    def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self._watch.mark("policy")
+        guessed = self._growth.next(parents, count)
+        self._watch.mark("draft")
+        return guessed

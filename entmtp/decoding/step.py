@@ -31,9 +31,8 @@ def decode_step(state: DecodingState, policy: Policy | DynamicPolicy, requests: 
     slots = tuple(request.slot for request in requests)
     grown = None
     if isinstance(policy, DynamicPolicy):
-        grown = policy.grow(signals, [partial(state.growth, slot) for slot in slots])
+        grown = policy.grow(signals, [partial(state.growth, slot, watch) for slot in slots])
         chosen = [one.topology for one in grown]
-        watch.mark("draft")
     else:
         chosen = policy.choose(signals, [request.policy_state for request in requests])
     if state.heads is not None:
@@ -46,9 +45,9 @@ def decode_step(state: DecodingState, policy: Policy | DynamicPolicy, requests: 
     # 2. the heads fill each topology with tokens, from the state that chose the root
     if grown is None:
         (tokens,) = run(("draft", trees.shape, slots), lambda trees: state.draft(slots, trees), trees)
-        watch.mark("draft")
     else:
         tokens = state.grown(slots, trees, [one.tokens for one in grown])
+    watch.mark("draft")
 
     # 3. one forward pass over all nodes of all trees
     logits, hidden = run(("verify", *key), lambda trees: backbone.verify(tokens, trees, span, cache), trees)

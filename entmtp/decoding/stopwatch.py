@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 
 class Stopwatch:
-    """Marks the ends of consecutive parts; :meth:`split` gives their milliseconds once all are done."""
+    """Marks the ends of consecutive parts; :meth:`split` gives their milliseconds once all are done.
+
+    A part may come several times; its times are added up.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -29,8 +33,10 @@ class Stopwatch:
         """Milliseconds per part; on CUDA waits for the last mark."""
         if self._cuda:
             self._marks[-1][1].synchronize()
-        pairs = zip(self._marks, self._marks[1:], strict=False)
-        return {part: self._between(begin, end) for (_, begin), (part, end) in pairs}
+        parts: dict[str, float] = {}
+        for (_, begin), (part, end) in pairwise(self._marks):
+            parts[part] = parts.get(part, 0.0) + self._between(begin, end)
+        return parts
 
     def _between(self, begin: Any, end: Any) -> float:
         return begin.elapsed_time(end) if self._cuda else (end - begin) * 1e3

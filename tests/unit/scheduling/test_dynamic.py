@@ -7,6 +7,7 @@ from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import RunningRequest
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
+from entmtp.decoding.stopwatch import Stopwatch
 from entmtp.errors import EntMTPError
 from entmtp.scheduling.cost import StepCost
 from entmtp.scheduling.dynamic import PLAIN, DynamicPolicy, Grown
@@ -100,7 +101,7 @@ def test_growing_gives_the_tokens_that_filling_gives(kind: str) -> None:
     state.prefill(0, small_prompt(6))
     policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(0.01, 0.01).of_batch, 8)
     with torch.inference_mode():
-        (tree,) = policy.grow([EASY], [lambda: state.growth(0)])
+        (tree,) = policy.grow([EASY], [lambda: state.growth(0, Stopwatch(backbone.device))])
         filled = heads.propose(state.hidden[:1], state.root[:1], TreeBatch.of([tree.topology]))
     assert tree.topology.max_depth > 1
     assert filled.tokens[0, 1:].tolist() == tree.tokens
@@ -114,6 +115,15 @@ def test_the_text_is_the_models_own(kind: str) -> None:
     assert done.tokens == greedy(backbone.model, small_prompt(6), 60)
     assert len({step.topology for step in done.steps}) > 1
     assert done.tau > 1
+    assert all(step.draft_ms > 0 and step.policy_ms > 0 for step in done.steps if step.topology.nodes)
+
+
+def test_a_step_that_drafts_nothing_is_timed_too() -> None:
+    backbone = small_backbone()
+    policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(50.0, 50.0).of_batch, 8)
+    done = Engine(backbone, small_heads("hydra", backbone), policy).generate(small_prompt(6), 5)
+    assert [step.topology.nodes for step in done.steps] == [0] * 5
+    assert all(step.policy_ms > 0 for step in done.steps)
 
 
 def test_each_request_of_a_batch_grows_its_own_tree() -> None:
