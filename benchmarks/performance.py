@@ -33,6 +33,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "cpu": {
         "startup": "startup",
         "step": "step --nodes 0 --nodes 1 --nodes 3 --nodes 7 --nodes 15 --nodes 31 --nodes 63 --profile",
+        "cost": "cost",
         "step-grid": "step --batch 1 --batch 4 --context 160 --context 512 --context 1536"
         " --repetitions 5 --save-profile results/this-machine.json",
         "peers": "peers --prompts 3 --max-new-tokens 48 --repetitions 2",

@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""How well the cost model foretells steps that it was not measured on: other trees, other lengths of context.
+
+    python -m benchmarks.cost
+
+The model of this machine is measured as at first use, then whole steps with trees of the bundled banks, of sizes
+between those of its grid and of each depth, behind contexts of several lengths; all interleaved.
+"""
+
+from __future__ import annotations
+
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.record import Cell, Table, deliver, made_record
+from entmtp.cli_errors import told_plainly
+from entmtp.decoding.measure import CONTEXT, NODES, StepBench, interleaved, measure_cost
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.models.backbone import Backbone
+from entmtp.models.registry import load_model
+from entmtp.scheduling.cost import StepCost, hardware_name
+from entmtp.scheduling.policies import StaticPolicy
+from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
+from entmtp.trees.topology import Topology
+
+SIZES = (0, 5, 10, 20, 40)
+CONTEXTS = (64, CONTEXT, 512)
+NOTES = (
+    f"The cost model: medians at {', '.join(map(str, NODES))} nodes and at each depth, behind {CONTEXT} tokens.",
+    "Trees are those of the bundled gsm8k bank, of each depth and of sizes that the model was not measured at.",
+    "error: (foretold - measured) / measured. A policy compares trees with each other: what counts is how errors differ"
+    " from tree to tree, not what all have in common; spread is the standard deviation of the errors.",
+)
+
+
+def main(
+    repetitions: Annotated[int, typer.Option(min=1, help="steps with each tree")] = 9,
+    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+) -> None:
+    """Print foretold and measured milliseconds of steps, and how far they differ."""
+    with told_plainly("cost"):
+        model, _ = load_model("bundled")
+        backbone = Backbone(model)
+        hardware = hardware_name(backbone.device)
+        steps: list[list[Cell]] = []
+        errors: list[list[Cell]] = []
+        for kind in KINDS:
+            heads = load_heads(bundled_heads(kind), backbone)
+            cost = measure_cost(backbone, heads, hardware)
+            trees = held_out(load_bank(bundled_bank("gsm8k", kind)))
+            for context in CONTEXTS:
+                measured = milliseconds(backbone, heads, trees, context, repetitions)
+                steps += rows(kind, context, cost, measured)
+                errors.append([kind, context, *summary(cost, measured)])
+        tables = [
+            Table(title="errors", columns=["heads", "context", "trees", "mean", "spread", "largest"], rows=errors),
+            Table(
+                title="steps",
+                columns=["heads", "context", "nodes", "depth", "foretold ms", "measured ms", "error"],
+                rows=steps,
+            ),
+        ]
+        title = "How well the cost of a step is foretold"
+        deliver(made_record("cost", title, hardware, tables, NOTES), record)
+
+
+def held_out(bank: TreeBank) -> list[Topology]:
+    """Trees of each depth of a bank, in :data:`SIZES`."""
+    trees = [one.tree(size) for size in SIZES for one in bank.by_depth]
+    # A frontier that ends earlier gives a smaller tree.
+    return list({tree.paths: tree for tree in trees if tree.nodes in SIZES}.values())
+
+
+def milliseconds(
+    backbone: Backbone, heads: DraftHeads, trees: list[Topology], context: int, repetitions: int
+) -> dict[Topology, float]:
+    """Whole steps behind ``context`` tokens."""
+    bench = StepBench(backbone, heads, 1, context, max(tree.nodes for tree in trees))
+    work = {tree: partial(bench.step, StaticPolicy(tree, entropy_window=8)) for tree in trees}
+    return {tree: sum(parts.values()) for tree, parts in interleaved(work, repetitions).items()}
+
+
+def rows(kind: str, context: int, cost: StepCost, measured: dict[Topology, float]) -> list[list[Cell]]:
+    """A row per tree."""
+    return [
+        [kind, context, tree.nodes, tree.max_depth, f"{cost(tree):.1f}", f"{ms:.1f}", f"{error(cost, tree, ms):+.1%}"]
+        for tree, ms in measured.items()
+    ]
+
+
+def summary(cost: StepCost, measured: dict[Topology, float]) -> list[Cell]:
+    """Of all trees: how many, and their errors' mean, spread and largest size."""
+    errors = [error(cost, tree, ms) for tree, ms in measured.items()]
+    largest = max(map(abs, errors))
+    return [len(errors), f"{statistics.mean(errors):+.1%}", f"{statistics.pstdev(errors):.1%}", f"{largest:.1%}"]
+
+
+def error(cost: StepCost, tree: Topology, ms: float) -> float:
+    """Relative, of the foretold time."""
+    return cost(tree) / ms - 1
+
+
+if __name__ == "__main__":
+    typer.run(main)
