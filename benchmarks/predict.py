@@ -22,22 +22,22 @@ import typer
 
 from benchmarks.record import Cell, Table, deliver, made_record
 from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.calibration import calibration_texts, traces_of
-from entmtp.evaluation.replay import FLAT, IDEAL, IDEAL_WORDS, POLICIES, cost_of, policies, replay_policy
+from entmtp.evaluation.calibration import calibration_texts, growths_of, traces_of
+from entmtp.evaluation.replay import DYNAMIC, FLAT, IDEAL, IDEAL_WORDS, POLICIES, cost_of, policies, replay_policy
 from entmtp.evaluation.suites import SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.evaluation.verdicts import ratio
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat, load_model
-from entmtp.scheduling.cost import hardware_name
+from entmtp.scheduling.cost import PartedCost, hardware_name
 from entmtp.scheduling.profiles import load_profile
-from entmtp.scheduling.rate import Cost
+from entmtp.scheduling.replay import GrowthAt
 from entmtp.settings import CalibrationSettings
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 from entmtp.trees.trace import RankTrace
 
-METHODS = tuple(name for name in POLICIES if name != "autoregressive")
+METHODS = (*(name for name in POLICIES if name not in ("autoregressive", "oracle")), DYNAMIC, "oracle")
 NOTES = (
     "Everything here is predicted by replay; nothing was timed on that machine in this run.",
     "Speedups are over plain decoding at the profile's own cost of a plain step; tau counts the root.",
@@ -68,15 +68,17 @@ def main(
             ids = [encode_chat(tokenizer, prompt.text) for prompt in asked]
             calibration_texts(backbone, ids, folder, CalibrationSettings())
             for kind in kinds:
-                traces = traces_of(folder, backbone, load_heads(bundled_heads(kind), backbone))
-                rows.append([name, suite.source, kind, *row(traces, load_bank(bundled_bank(name, kind)), cost)])
+                heads = load_heads(bundled_heads(kind), backbone)
+                traces, growths = traces_of(folder, backbone, heads), growths_of(folder, backbone, heads)
+                bank = load_bank(bundled_bank(name, kind))
+                rows.append([name, suite.source, kind, *row(traces, growths, bank, cost)])
         title = f"Predicted speedup over plain decoding, {where}"
         table = Table(title="speedup (tau)", columns=["suite", "source", "heads", *METHODS], rows=rows)
         notes = [*NOTES, f"Steps cost as in: {where}.", f"{prompts} prompts per suite."]
         deliver(made_record("predict", title, hardware_name(backbone.device), [table], notes), record)
 
 
-def _cost(name: str, batch: int, context: int | None) -> tuple[Cost, Sequence[str], str]:
+def _cost(name: str, batch: int, context: int | None) -> tuple[PartedCost, Sequence[str], str]:
     """The cost of a step, the kinds of heads that it holds for, and in words whose it is."""
     cost = cost_of(name, batch, context)
     if name in IDEAL:
@@ -91,10 +93,11 @@ def _cost(name: str, batch: int, context: int | None) -> tuple[Cost, Sequence[st
     return cost, [measured.heads_kind], where
 
 
-def row(traces: list[RankTrace], bank: TreeBank, cost: Cost) -> list[str]:
+@torch.inference_mode()
+def row(traces: list[RankTrace], growths: list[GrowthAt], bank: TreeBank, cost: PartedCost) -> list[str]:
     """Speedup and tau of each of :data:`METHODS`."""
     made = policies(bank, cost, traces[0].ranks.shape[1])
-    found = [replay_policy(traces, made[name], cost) for name in METHODS]
+    found = [replay_policy(traces, made[name], cost, growths) for name in METHODS]
     return [f"{ratio(one.speedup)} ({one.tau:.2f})" for one in found]
 
 

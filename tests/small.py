@@ -9,7 +9,9 @@ import torch
 
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
+from entmtp.heads.growth import LevelByLevel
 from entmtp.models.backbone import Backbone
+from entmtp.scheduling.replay import GrowthAt
 from entmtp.scheduling.signals import entropy
 from entmtp.settings import Kernels
 from entmtp.trees.bank import Frontier, Provenance, TreeBank
@@ -73,6 +75,14 @@ def traced(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text: S
     cache = backbone.new_cache(slots=1, capacity=len(prompt) + len(text) + 16)
     states = backbone.prefill([*prompt, *text[:-1]], 0, cache)[len(prompt) - 1 :]
     return rank_trace(heads, torch.tensor(text), states, entropy(backbone.logits(states)))
+
+
+def drafting(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text: Sequence[int]) -> GrowthAt:
+    """What the heads guess at each place of a text that the model wrote behind ``prompt``."""
+    cache = backbone.new_cache(slots=1, capacity=len(prompt) + len(text) + 16)
+    states = backbone.prefill([*prompt, *text[:-1]], 0, cache)[len(prompt) - 1 :]
+    tokens = torch.tensor(text)
+    return lambda at: LevelByLevel(heads, states[at : at + 1], tokens[at : at + 1])
 
 
 def provenance(**changes: str) -> Provenance:

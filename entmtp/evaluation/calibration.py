@@ -10,7 +10,8 @@ import datetime
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.prediction import fit_chances, fit_predictor, step_rows
 from entmtp.evaluation.tuning import frontier_of, tuned_thresholds
 from entmtp.heads.base import DraftHeads
+from entmtp.heads.growth import Growth, LevelByLevel
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.cost import hardware_name
 from entmtp.scheduling.rate import Cost
+from entmtp.scheduling.replay import GrowthAt
 from entmtp.scheduling.signals import entropy
 from entmtp.settings import CalibrationSettings, CorpusSettings, LadderSettings
 from entmtp.training.corpus import part_paths, read_part, write_corpus
@@ -65,16 +68,30 @@ def calibration_texts(
 def traces_of(folder: Path, backbone: Backbone, heads: DraftHeads) -> list[RankTrace]:
     """Rank traces of every answer in ``folder`` under ``heads``."""
     traces = []
-    for path in part_paths(folder):
-        part = read_part(path)
-        for begin, end in zip(part.starts[:-1].tolist(), part.starts[1:].tolist(), strict=True):
-            tokens = part.tokens[begin:end].to(backbone.device)
-            states = part.states[begin:end].to(backbone.device, backbone.dtype)
-            chunks = [entropy(backbone.logits(chunk)) for chunk in states.split(_ENTROPY_ROWS)]
-            traces.append(rank_trace(heads, tokens, states, torch.cat(chunks)))
+    for tokens, states in _answers(folder, backbone):
+        chunks = [entropy(backbone.logits(chunk)) for chunk in states.split(_ENTROPY_ROWS)]
+        traces.append(rank_trace(heads, tokens, states, torch.cat(chunks)))
     if not traces:
         raise EntMTPError(f"calibration: {folder} holds no answers; write some first")
     return traces
+
+
+def growths_of(folder: Path, backbone: Backbone, heads: DraftHeads) -> list[GrowthAt]:
+    """What ``heads`` guess in every answer in ``folder``, in the order of :func:`traces_of`."""
+
+    def growth_at(tokens: torch.Tensor, states: torch.Tensor, at: int) -> Growth:
+        return LevelByLevel(heads, states[at : at + 1], tokens[at : at + 1])
+
+    return [partial(growth_at, tokens, states) for tokens, states in _answers(folder, backbone)]
+
+
+def _answers(folder: Path, backbone: Backbone) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each answer, its tokens ``[positions]`` and the states ``[positions, hidden_size]`` that chose them."""
+    for path in part_paths(folder):
+        part = read_part(path)
+        for begin, end in zip(part.starts[:-1].tolist(), part.starts[1:].tolist(), strict=True):
+            states = part.states[begin:end].to(backbone.device, backbone.dtype)
+            yield part.tokens[begin:end].to(backbone.device), states
 
 
 def make_bank(

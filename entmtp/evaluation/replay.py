@@ -6,6 +6,7 @@ would take in a real run; only their time is foretold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ from rich.table import Table
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.intervals import Estimate, ratio_of_sums
 from entmtp.evaluation.verdicts import ratio
+from entmtp.scheduling.cost import PartedCost
+from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.goodput import GoodputPolicy, candidates
 from entmtp.scheduling.ladder import best_static, build_ladder
 from entmtp.scheduling.policies import LadderPolicy, Policy, ScheduledPolicy, StaticPolicy
 from entmtp.scheduling.profiles import load_profile
 from entmtp.scheduling.rate import Cost
-from entmtp.scheduling.replay import replayed
+from entmtp.scheduling.replay import GrowthAt, replayed
 from entmtp.settings import LadderSettings
 from entmtp.trees.bank import TreeBank, load_bank
 from entmtp.trees.published import published_tree
@@ -32,7 +35,10 @@ from entmtp.trees.trace import RankTrace, load_traces
 FLAT = "flat"
 GPU_LIKE = "gpu-like"
 POLICIES = ("autoregressive", "published", "best-static", "ladder", "goodput", "oracle")
-PolicyOf = Callable[[RankTrace], Policy]
+DYNAMIC = "dynamic"
+"""The policy that can only be replayed where the heads are loaded."""
+
+PolicyOf = Callable[[RankTrace], Policy | DynamicPolicy]
 """A text's policy; only the oracle's depends on the text."""
 
 
@@ -53,22 +59,23 @@ class Replayed:
     speedup: Estimate
 
 
-def policies(bank: TreeBank, cost: Cost, num_heads: int) -> Mapping[str, PolicyOf]:
-    """The policy of each of :data:`POLICIES`."""
+def policies(bank: TreeBank, cost: PartedCost, num_heads: int) -> Mapping[str, PolicyOf]:
+    """The policy of each of :data:`POLICIES`, and :data:`DYNAMIC`."""
     window = bank.entropy_window
-    fixed: dict[str, Policy] = {
+    fixed: dict[str, Policy | DynamicPolicy] = {
         "autoregressive": StaticPolicy(Topology.root_only(), window),
         "published": StaticPolicy(published_tree(num_heads), window),
         "best-static": StaticPolicy(best_static(bank, cost), window),
         "ladder": LadderPolicy(build_ladder(bank, cost), LadderSettings().hysteresis),
         "goodput": GoodputPolicy(bank.predictor, lambda batch: cost, window),
+        DYNAMIC: DynamicPolicy(bank.predictor, bank.chances, lambda batch: cost, window),
     }
     trees = all_trees(bank)
 
     def oracle(trace: RankTrace) -> Policy:
         return ScheduledPolicy(best_schedule(trace, trees, cost)[0], window)
 
-    def always(policy: Policy) -> PolicyOf:
+    def always(policy: Policy | DynamicPolicy) -> PolicyOf:
         return lambda trace: policy
 
     return {name: always(policy) for name, policy in fixed.items()} | {"oracle": oracle}
@@ -81,9 +88,12 @@ def all_trees(bank: TreeBank) -> list[Topology]:
     return list({tree.paths: tree for tree in [*static, *by_bin, *candidates(bank.predictor)]}.values())
 
 
-def replay_policy(traces: Sequence[RankTrace], policy_of: PolicyOf, cost: Cost) -> Replayed:
-    """Walks every text with its policy."""
-    runs = [replayed(trace, policy_of(trace)) for trace in traces]
+def replay_policy(
+    traces: Sequence[RankTrace], policy_of: PolicyOf, cost: Cost, growths: Sequence[GrowthAt] | None = None
+) -> Replayed:
+    """Walks every text with its policy; ``growths`` are the heads' guesses in each text, for :data:`DYNAMIC`."""
+    drafting = growths if growths is not None else [None] * len(traces)
+    runs = [replayed(trace, policy_of(trace), growth_at) for trace, growth_at in zip(traces, drafting, strict=True)]
     ms = np.array([sum(cost(step.topology) for step in run) for run in runs])
     plain = np.array([len(trace) for trace in traces]) * cost(Topology.root_only())
     steps = sum(map(len, runs))
@@ -91,32 +101,38 @@ def replay_policy(traces: Sequence[RankTrace], policy_of: PolicyOf, cost: Cost) 
     return Replayed(sum(map(len, traces)) / steps, nodes / steps, ms, ratio_of_sums(plain, ms, "replay"))
 
 
-def cost_of(profile: str, batch: int = 1, context: int | None = None) -> Cost:
+def cost_of(profile: str, batch: int = 1, context: int | None = None) -> PartedCost:
     """The cost of a step on the machine of a hardware profile, or one of the :data:`IDEAL` curves."""
     return IDEAL[profile] if profile in IDEAL else load_profile(profile).cost(batch, context)
 
 
-def _flat(topology: Topology) -> float:
-    return 1.0
+@dataclass(frozen=True)
+class IdealCost:
+    """No machine's: verifying up to ``free_tokens`` takes as long as one, then as long as there are tokens.
+
+    Attributes:
+        level: of a plain step, what each level of heads takes.
+    """
+
+    level: float
+    free_tokens: float
+
+    def __call__(self, topology: Topology) -> float:
+        return max(1.0, (1 + topology.nodes) / self.free_tokens) + self.draft(topology)
+
+    def draft(self, topology: Topology) -> float:
+        return self.level * topology.max_depth
 
 
-def _gpu_like(topology: Topology) -> float:
-    """Verifying up to 64 tokens takes as long as reading the weights; each level of heads, a part of that."""
-    return max(1.0, (1 + topology.nodes) / 64) + GPU_LIKE_LEVEL * topology.max_depth
-
-
-GPU_LIKE_LEVEL = 0.03
-"""Of a plain step: heads of a few hundred million weights, output layer included, on a model of 7 billion."""
-
-IDEAL: dict[str, Cost] = {FLAT: _flat, GPU_LIKE: _gpu_like}
-"""No machine's."""
+IDEAL = {FLAT: IdealCost(level=0.0, free_tokens=math.inf), GPU_LIKE: IdealCost(level=0.03, free_tokens=64)}
 IDEAL_WORDS = {
     FLAT: "a step with any tree costs as much as a plain one and drafting nothing",
+    # Heads of a few hundred million weights, output layer included, on a model of 7 billion.
     GPU_LIKE: "verifying up to 64 tokens costs as much as one, and each level of heads 3% of a plain step",
 }
 
 
-def replay_file(path: Path, bank_path: Path, names: Sequence[str], cost: Cost) -> dict[str, Replayed]:
+def replay_file(path: Path, bank_path: Path, names: Sequence[str], cost: PartedCost) -> dict[str, Replayed]:
     """Replays policies on a trace file.
 
     Raises:

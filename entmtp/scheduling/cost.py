@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from entmtp.errors import EntMTPError
 from entmtp.trees.topology import Topology
+
+
+class PartedCost(Protocol):
+    """Milliseconds of a step with a tree, and those of them that drafting takes."""
+
+    def __call__(self, topology: Topology) -> float: ...
+
+    def draft(self, topology: Topology) -> float:
+        """Of filling the tree."""
 
 
 class StepCost(BaseModel):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from entmtp.heads.growth import Growth
-from entmtp.scheduling.cost import StepCost
+from entmtp.scheduling.cost import PartedCost
 from entmtp.scheduling.goodput import GoodputPolicy
 from entmtp.scheduling.signals import Signals
 from entmtp.trees.chances import Chances
@@ -66,7 +66,7 @@ class DynamicPolicy:
     """Builds a tree per step; nothing is remembered of a request but its moving averages."""
 
     def __init__(
-        self, predictor: Predictor, chances: Chances, costs: Callable[[int], StepCost], entropy_window: int
+        self, predictor: Predictor, chances: Chances, costs: Callable[[int], PartedCost], entropy_window: int
     ) -> None:
         self.chances = chances
         self.entropy_window = entropy_window

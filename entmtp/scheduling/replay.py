@@ -1,9 +1,14 @@
-"""Replay of policies: the steps that one would have taken through a rank trace, without the model."""
+"""Replay of policies: the steps that one would have taken through a rank trace, without running the model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+from entmtp.errors import EntMTPError
+from entmtp.heads.growth import Growth
+from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.policies import Policy
 from entmtp.scheduling.signals import Signals, SignalTracker
 from entmtp.trees.replay import accepted_length
@@ -25,15 +30,31 @@ class ReplayedStep:
         return self.signals.position
 
 
-def replayed(trace: RankTrace, policy: Policy) -> list[ReplayedStep]:
-    """The policy's steps through one text, with the signals that it would have seen."""
+GrowthAt = Callable[[int], Growth]
+"""Begins to draft behind the token at a position of a text."""
+
+
+def replayed(trace: RankTrace, policy: Policy | DynamicPolicy, growth_at: GrowthAt | None = None) -> list[ReplayedStep]:
+    """The policy's steps through one text, with the signals that it would have seen.
+
+    A tree that grows by what the heads say needs them to say it again: ``growth_at``.
+
+    Raises:
+        EntMTPError: for such a policy without ``growth_at``.
+    """
     tracker, state = SignalTracker(policy.entropy_window), policy.start()
     steps: list[ReplayedStep] = []
     ranks, entropy = trace.ranks.tolist(), trace.entropy.tolist()
     at = 0
     while at < len(trace):
         signals = tracker.start_step(at, entropy[at])
-        (topology,) = policy.choose([signals], [state])
+        if not isinstance(policy, DynamicPolicy):
+            (topology,) = policy.choose([signals], [state])
+        elif growth_at is None:
+            raise EntMTPError("policy: 'dynamic' grows its trees with the heads; replay it where they are loaded")
+        else:
+            (grown,) = policy.grow([signals], [partial(growth_at, at)])
+            topology = grown.topology
         gained = 1 + accepted_length(topology, ranks[at])
         tracker.end_step(gained)
         steps.append(ReplayedStep(signals, topology, gained))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 
 import pytest
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.decoding.request import StepRecord
@@ -12,19 +13,19 @@ from entmtp.evaluation.suites import SUITES, Prompt, draw, load_suite, split
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat
-from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.profiles import load_profile
-from entmtp.scheduling.replay import ReplayedStep, replayed
+from entmtp.scheduling.replay import GrowthAt, ReplayedStep, replayed
 from entmtp.trees.bank import bundled_bank, load_bank
 from entmtp.trees.trace import RankTrace
-from tests.small import traced
+from tests.small import drafting, traced
 from tests.tiny import greedy
 
 PROMPTS, NEW_TOKENS = 6, 32
 
 Bundled = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ToolsOf = Callable[[str], Toolbox]
-Texts = Mapping[str, list[tuple[list[int], list[int], RankTrace]]]
+Text = tuple[list[int], list[int], RankTrace, GrowthAt]
+Texts = Mapping[str, list[Text]]
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +39,14 @@ def tools_of(bundled: Bundled) -> ToolsOf:
 
 @pytest.fixture(scope="module")
 def texts(bundled: Bundled, tools_of: ToolsOf) -> Texts:
-    """Of each suite's scored prompts: the prompt, the model's own greedy text, and the Hydra heads' trace of it."""
+    """Of each suite's scored prompts: the prompt, the model's own greedy text, the Hydra heads' trace and guesses."""
     model, tokenizer = bundled
 
-    def read(prompt: Prompt, tools: Toolbox) -> tuple[list[int], list[int], RankTrace]:
+    def read(prompt: Prompt, tools: Toolbox) -> Text:
         ids = encode_chat(tokenizer, prompt.text)
         text = greedy(model, ids, NEW_TOKENS)
-        return ids, text, traced(tools.backbone, tools.heads["hydra"], ids, text)
+        seen = tools.backbone, tools.heads["hydra"], ids, text
+        return ids, text, traced(*seen), drafting(*seen)
 
     scored = {suite: draw(split(load_suite(suite).prompts)[1], PROMPTS, seed=0) for suite in SUITES}
     return {suite: [read(prompt, tools_of(suite)) for prompt in prompts] for suite, prompts in scored.items()}
@@ -69,16 +71,17 @@ def differences(real: Sequence[StepRecord], foretold: Sequence[ReplayedStep], tr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["hydra-best", "entmtp", "entmtp-goodput"])
+@pytest.mark.parametrize("arm", ["hydra-best", "entmtp", "entmtp-goodput", "entmtp-dynamic"])
 def test_replay_takes_the_steps_of_real_runs(arm: str, tools_of: ToolsOf, texts: Texts) -> None:
     """Twenty-four prompts of 32 tokens over the four suites."""
     trees = set()
     for suite, its_texts in texts.items():
         assert len(its_texts) == PROMPTS
         engine = make_engine(arm, tools_of(suite))
-        assert not isinstance(engine.policy, DynamicPolicy)
-        for ids, text, trace in its_texts:
-            real, foretold = engine.generate(ids, NEW_TOKENS), replayed(trace, engine.policy)
+        for ids, text, trace, growth_at in its_texts:
+            real = engine.generate(ids, NEW_TOKENS)
+            with torch.inference_mode():
+                foretold = replayed(trace, engine.policy, growth_at)
             assert real.tokens == text
             assert differences(real.steps, foretold, trace) == []
             assert real.tau == len(trace) / len(foretold)

@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 from entmtp.cli import app
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.replay import POLICIES, cost_of, policies, replay_file, replay_policy
+from entmtp.evaluation.replay import DYNAMIC, POLICIES, cost_of, policies, replay_file, replay_policy
+from entmtp.scheduling.cost import PartedCost, StepCost
 from entmtp.scheduling.policies import StaticPolicy
 from entmtp.trees.replay import replayed_tau
 from entmtp.trees.topology import Topology
@@ -16,11 +17,22 @@ from tests.small import drawn_trace, small_bank
 from tests.tiny import TREES
 
 TRACES = [drawn_trace(300, [0.5, 0.15], heads=4, seed=seed) for seed in (1, 2, 3)]
-FLAT = cost_of("flat")
+FLAT, GPU_LIKE = cost_of("flat"), cost_of("gpu-like")
+STEEP = StepCost(
+    nodes=[0, 63],
+    verify_ms=[1.0, 26.2],
+    narrow_draft_ms=[0.01] * 4,
+    wide_draft_ms=[0.01] * 4,
+    wide_nodes=63,
+    hardware="test",
+)
 
 
-def steep(topology: Topology) -> float:
-    return 1.0 + 0.4 * topology.nodes
+def test_ideal_costs_are_what_their_words_say() -> None:
+    chain = Topology.of([(0,), (0, 0)])
+    wide = Topology.of([(rank,) for rank in range(127)])
+    assert [FLAT(tree) for tree in (Topology.root_only(), chain, wide)] == [1.0, 1.0, 1.0]
+    assert [GPU_LIKE(tree) for tree in (Topology.root_only(), chain, wide)] == pytest.approx([1.0, 1.06, 2.03])
 
 
 def test_speedup_is_plain_time_over_the_steps_time() -> None:
@@ -31,11 +43,10 @@ def test_speedup_is_plain_time_over_the_steps_time() -> None:
     assert found.speedup.value == pytest.approx(tau / 4)
 
 
-@pytest.mark.parametrize("cost", [FLAT, steep])
-def test_nothing_beats_hindsight_and_plain_decoding_is_the_measure(cost: object) -> None:
-    assert callable(cost)
+@pytest.mark.parametrize("cost", [FLAT, GPU_LIKE, STEEP])
+def test_nothing_beats_hindsight_and_plain_decoding_is_the_measure(cost: PartedCost) -> None:
     made = policies(small_bank(), cost, 4)
-    assert tuple(made) == POLICIES
+    assert set(made) == {*POLICIES, DYNAMIC}
     found = {name: replay_policy(TRACES, made[name], cost) for name in POLICIES}
     assert found["autoregressive"].speedup.value == pytest.approx(1)
     for name in set(POLICIES) - {"published"}:  # its tree is not among the bank's
@@ -43,9 +54,15 @@ def test_nothing_beats_hindsight_and_plain_decoding_is_the_measure(cost: object)
 
 
 def test_where_trees_are_free_a_speedup_is_tau() -> None:
-    for policy_of in policies(small_bank(), FLAT, 4).values():
-        found = replay_policy(TRACES, policy_of, FLAT)
+    made = policies(small_bank(), FLAT, 4)
+    for name in POLICIES:
+        found = replay_policy(TRACES, made[name], FLAT)
         assert found.speedup.value == pytest.approx(found.tau)
+
+
+def test_the_dynamic_policy_needs_the_heads() -> None:
+    with pytest.raises(EntMTPError, match="policy: 'dynamic' grows its trees with the heads"):
+        replay_policy(TRACES, policies(small_bank(), FLAT, 4)[DYNAMIC], FLAT)
 
 
 class TestFile:

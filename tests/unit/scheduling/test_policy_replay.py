@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from entmtp.decoding.engine import Engine
+from entmtp.scheduling.cost import StepCost
+from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.goodput import GoodputPolicy
 from entmtp.scheduling.ladder import Ladder
 from entmtp.scheduling.policies import LadderPolicy, Policy, StaticPolicy
@@ -14,7 +16,16 @@ from entmtp.scheduling.replay import replayed
 from entmtp.scheduling.signals import Signals
 from entmtp.trees.replay import accepted_lengths, visits
 from entmtp.trees.topology import Topology
-from tests.small import drawn_trace, small_backbone, small_heads, small_predictor, small_prompt, traced
+from tests.small import (
+    drafting,
+    drawn_trace,
+    small_backbone,
+    small_chances,
+    small_heads,
+    small_predictor,
+    small_prompt,
+    traced,
+)
 from tests.tiny import TREES
 
 
@@ -51,6 +62,29 @@ def test_an_adaptive_policys_steps_are_those_of_real_decoding(make: Callable[[to
     assert [(step.position, step.topology) for step in steps] == [(step.position, step.topology) for step in real.steps]
     # The text's end is the trace's last token, which cuts what a real step guessed behind it.
     assert [step.gained for step in steps[:-2]] == [step.gained for step in real.steps[:-2]]
+
+
+@pytest.mark.parametrize("kind", ["medusa", "hydra"])
+def test_growing_trees_are_those_of_real_decoding(kind: str) -> None:
+    backbone = small_backbone()
+    heads = small_heads(kind, backbone)
+    prompt = small_prompt(6)
+    predictor = small_predictor().model_copy(update={"centres": [-9.0, -8.0, 0.0]})
+    cost = StepCost(
+        nodes=[0, 63],
+        verify_ms=[20.0, 24.0],
+        narrow_draft_ms=[0.1, 0.2, 0.3, 0.4],
+        wide_draft_ms=[0.1, 0.2, 0.3, 0.4],
+        wide_nodes=63,
+        hardware="test",
+    )
+    policy = DynamicPolicy(predictor, small_chances(), cost.of_batch, entropy_window=8)
+    real = Engine(backbone, heads, policy).generate(prompt, 60)
+    trace = traced(backbone, heads, prompt, real.tokens)
+    with torch.inference_mode():
+        steps = replayed(trace, policy, drafting(backbone, heads, prompt, real.tokens))
+    assert len({step.topology for step in steps}) > 1
+    assert [(step.position, step.topology) for step in steps] == [(step.position, step.topology) for step in real.steps]
 
 
 @pytest.mark.parametrize("name", ["root", "chain", "wide", "bushy"])
