@@ -12,7 +12,6 @@ from entmtp.decoding.step import decode_step
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.policies import Policy
 from entmtp.scheduling.signals import SignalTracker
 from entmtp.trees.bank import MAX_NODES
@@ -54,7 +53,7 @@ class Engine:
     What the last request ran in, its memory and captured graphs, is kept and reused when the next one fits in it.
     """
 
-    def __init__(self, backbone: Backbone, heads: DraftHeads | None, policy: Policy | DynamicPolicy) -> None:
+    def __init__(self, backbone: Backbone, heads: DraftHeads | None, policy: Policy) -> None:
         self.backbone = backbone
         self.heads = heads
         self.policy = policy

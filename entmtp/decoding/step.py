@@ -11,13 +11,12 @@ from entmtp.decoding.acceptance import Outcome, greedy
 from entmtp.decoding.request import RunningRequest, StepRecord
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.stopwatch import Stopwatch
-from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.policies import Policy
 from entmtp.trees.batch import TreeBatch
 
 
 @torch.inference_mode()
-def decode_step(state: DecodingState, policy: Policy | DynamicPolicy, requests: Sequence[RunningRequest]) -> None:
+def decode_step(state: DecodingState, policy: Policy, requests: Sequence[RunningRequest]) -> None:
     """Moves every request on by its root and the accepted path of its tree; fills in the next root.
 
     Each part runs through ``state.graphs`` under a key that says which kernels it needs. The host waits for the device
@@ -29,24 +28,22 @@ def decode_step(state: DecodingState, policy: Policy | DynamicPolicy, requests: 
     # 1. signals -> policy -> topology
     signals = [request.tracker.start_step(len(request.tokens), request.entropy) for request in requests]
     slots = tuple(request.slot for request in requests)
-    grown = None
-    if isinstance(policy, DynamicPolicy):
-        grown = policy.grow(signals, [partial(state.growth, slot, watch) for slot in slots])
-        chosen = [one.topology for one in grown]
-    else:
-        chosen = policy.choose(signals, [request.policy_state for request in requests])
+    drafts = [partial(state.growth, slot, watch) for slot in slots]
+    chosen = policy.choose(signals, [request.policy_state for request in requests], drafts)
+    topologies = [choice.topology for choice in chosen]
     if state.heads is not None:
-        state.heads.check_trees(chosen)
-    trees = state.graphs.load(TreeBatch.of(chosen, backbone.device, rounded=state.graphs.active))
+        state.heads.check_trees(topologies)
+    trees = state.graphs.load(TreeBatch.of(topologies, backbone.device, rounded=state.graphs.active))
     span = cache.span(slots, trees.width, padded=trees.shape.padded, rounded=state.graphs.active)
     key = trees.shape, span
     watch.mark("policy")
 
-    # 2. the heads fill each topology with tokens, from the state that chose the root
-    if grown is None:
-        (tokens,) = run(("draft", trees.shape, slots), lambda trees: state.draft(slots, trees), trees)
+    # 2. the heads fill each topology with tokens, from the state that chose the root, if they did not as it grew
+    grown = [choice.tokens for choice in chosen if choice.tokens is not None]
+    if grown:
+        tokens = state.grown(slots, trees, grown)
     else:
-        tokens = state.grown(slots, trees, [one.tokens for one in grown])
+        (tokens,) = run(("draft", trees.shape, slots), lambda trees: state.draft(slots, trees), trees)
     watch.mark("draft")
 
     # 3. one forward pass over all nodes of all trees
@@ -63,7 +60,7 @@ def decode_step(state: DecodingState, policy: Policy | DynamicPolicy, requests: 
     outcomes = accepted.read()
     cache.learn(slots, [len(outcome.tokens) for outcome in outcomes])
     ms = watch.split()
-    for request, seen, topology, outcome in zip(requests, signals, chosen, outcomes, strict=True):
+    for request, seen, topology, outcome in zip(requests, signals, topologies, outcomes, strict=True):
         ranks = topology.paths[outcome.node - 1] if outcome.node else ()
         request.steps.append(
             StepRecord(seen.position, topology, ranks, seen, **{f"{part}_ms": time for part, time in ms.items()})

@@ -109,7 +109,7 @@ def _goodput(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
     return GoodputPolicy(tools.banks[kind].predictor, tools.costs[kind].of_batch, _window(tools))
 
 
-def _dynamic(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> DynamicPolicy:
+def _dynamic(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
     bank = tools.banks[kind]
     return DynamicPolicy(bank.predictor, bank.chances, tools.costs[kind].of_batch, _window(tools))
 
@@ -132,7 +132,7 @@ def _oracle(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
     return ScheduledPolicy(schedule, _window(tools))
 
 
-_POLICIES: dict[str, Callable[[str, Toolbox, Hindsight | None], Policy | DynamicPolicy]] = {
+_POLICIES: dict[str, Callable[[str, Toolbox, Hindsight | None], Policy]] = {
     "autoregressive": _plain,
     "medusa": _published,
     "hydra": _published,

@@ -24,7 +24,7 @@ from entmtp.scheduling.ladder import best_static, build_ladder
 from entmtp.scheduling.policies import LadderPolicy, Policy, ScheduledPolicy, StaticPolicy
 from entmtp.scheduling.profiles import load_profile
 from entmtp.scheduling.rate import Cost
-from entmtp.scheduling.replay import GrowthAt, replayed
+from entmtp.scheduling.replay import GrowthAt, no_heads, replayed
 from entmtp.settings import LadderSettings
 from entmtp.trees.bank import TreeBank, load_bank
 from entmtp.trees.published import published_tree
@@ -38,7 +38,7 @@ POLICIES = ("autoregressive", "published", "best-static", "ladder", "goodput", "
 DYNAMIC = "dynamic"
 """The policy that can only be replayed where the heads are loaded."""
 
-PolicyOf = Callable[[RankTrace], Policy | DynamicPolicy]
+PolicyOf = Callable[[RankTrace], Policy]
 """A text's policy; only the oracle's depends on the text."""
 
 
@@ -62,7 +62,7 @@ class Replayed:
 def policies(bank: TreeBank, cost: PartedCost, num_heads: int) -> Mapping[str, PolicyOf]:
     """The policy of each of :data:`POLICIES`, and :data:`DYNAMIC`."""
     window = bank.entropy_window
-    fixed: dict[str, Policy | DynamicPolicy] = {
+    fixed: dict[str, Policy] = {
         "autoregressive": StaticPolicy(Topology.root_only(), window),
         "published": StaticPolicy(published_tree(num_heads), window),
         "best-static": StaticPolicy(best_static(bank, cost), window),
@@ -75,7 +75,7 @@ def policies(bank: TreeBank, cost: PartedCost, num_heads: int) -> Mapping[str, P
     def oracle(trace: RankTrace) -> Policy:
         return ScheduledPolicy(best_schedule(trace, trees, cost)[0], window)
 
-    def always(policy: Policy | DynamicPolicy) -> PolicyOf:
+    def always(policy: Policy) -> PolicyOf:
         return lambda trace: policy
 
     return {name: always(policy) for name, policy in fixed.items()} | {"oracle": oracle}
@@ -89,10 +89,10 @@ def all_trees(bank: TreeBank) -> list[Topology]:
 
 
 def replay_policy(
-    traces: Sequence[RankTrace], policy_of: PolicyOf, cost: Cost, growths: Sequence[GrowthAt] | None = None
+    traces: Sequence[RankTrace], policy_of: PolicyOf, cost: Cost, growths: Sequence[GrowthAt] = ()
 ) -> Replayed:
     """Walks every text with its policy; ``growths`` are the heads' guesses in each text, for :data:`DYNAMIC`."""
-    drafting = growths if growths is not None else [None] * len(traces)
+    drafting = growths or [no_heads] * len(traces)
     runs = [replayed(trace, policy_of(trace), growth_at) for trace, growth_at in zip(traces, drafting, strict=True)]
     ms = np.array([sum(cost(step.topology) for step in run) for run in runs])
     plain = np.array([len(trace) for trace in traces]) * cost(Topology.root_only())
@@ -140,6 +140,11 @@ def replay_file(path: Path, bank_path: Path, names: Sequence[str], cost: PartedC
             bank's.
     """
     for name in names:
+        if name == DYNAMIC:
+            raise EntMTPError(
+                "policy: 'dynamic' grows its trees with the heads, which a trace file lacks;"
+                " replay it with 'python -m benchmarks.predict'"
+            )
         if name not in POLICIES:
             raise EntMTPError(f"policy: '{name}' is unknown; choose from {', '.join(POLICIES)}")
     traces, marks = load_traces(path)

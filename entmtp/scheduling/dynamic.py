@@ -15,6 +15,7 @@ import numpy as np
 from entmtp.heads.growth import Growth
 from entmtp.scheduling.cost import PartedCost
 from entmtp.scheduling.goodput import GoodputPolicy
+from entmtp.scheduling.policies import BeginDraft, Choice, Policy
 from entmtp.scheduling.signals import Signals
 from entmtp.trees.chances import Chances
 from entmtp.trees.predictor import Predictor
@@ -24,15 +25,7 @@ from entmtp.trees.trace import RANKED
 MAX_NODES = 63
 
 
-@dataclass(frozen=True)
-class Grown:
-    """A tree with its tokens, in the topology's order, the root's not among them."""
-
-    topology: Topology
-    tokens: list[int]
-
-
-PLAIN = Grown(Topology.root_only(), [])
+PLAIN = Choice(Topology.root_only(), [])
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ class _Worth:
         return float(self.verify[8] / 8) / self.batch
 
 
-class DynamicPolicy:
+class DynamicPolicy(Policy):
     """Builds a tree per step; nothing is remembered of a request but its moving averages."""
 
     def __init__(
@@ -75,16 +68,11 @@ class DynamicPolicy:
         self._before = GoodputPolicy(predictor, costs, entropy_window)
         self._priced: dict[int, _Worth] = {}
 
-    def start(self) -> None:
-        """Nothing to remember."""
-
-    def grow(self, signals: Sequence[Signals], growths: Sequence[Callable[[], Growth]]) -> list[Grown]:
-        """This step's trees; each of ``growths`` begins to draft for its request, if it is called at all."""
+    def choose(self, signals: Sequence[Signals], states: Sequence[None], drafts: Sequence[BeginDraft]) -> list[Choice]:
         worth = self._worth(len(signals))
-        before = self._before.choose(signals, [None] * len(signals))
+        before = self._before.best(signals)
         guessed = [
-            self._guessed(growth_of(), worth) if tree.nodes else []
-            for growth_of, tree in zip(growths, before, strict=True)
+            self._guessed(begin(), worth) if tree.nodes else [] for begin, tree in zip(drafts, before, strict=True)
         ]
         return self._best(guessed, worth)
 
@@ -133,7 +121,7 @@ class DynamicPolicy:
             for rank, (token, log_prob) in enumerate(zip(tokens[row], log_probs[row], strict=True))
         ]
 
-    def _best(self, guessed: Sequence[Sequence[_Node]], worth: _Worth) -> list[Grown]:
+    def _best(self, guessed: Sequence[Sequence[_Node]], worth: _Worth) -> list[Choice]:
         """The likeliest nodes of each request, as many as pay for the width that all trees are padded to.
 
         A parent is at least as likely as its children and comes before them.
@@ -151,9 +139,9 @@ class DynamicPolicy:
         return [_grown(its[:width]) for its in likeliest]
 
 
-def _grown(nodes: Sequence[_Node]) -> Grown:
+def _grown(nodes: Sequence[_Node]) -> Choice:
     if not nodes:
         return PLAIN
     token_of = {node.path: node.token for node in nodes}
     topology = Topology.of(token_of)
-    return Grown(topology, [token_of[path] for path in topology.paths])
+    return Choice(topology, [token_of[path] for path in topology.paths])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from entmtp.scheduling.policies import Policy
+from entmtp.scheduling.policies import BeginDraft, Choice, Policy
 from entmtp.scheduling.rate import BatchCosts, best_choices
 from entmtp.scheduling.signals import Signals
 from entmtp.trees.predictor import Predictor
@@ -61,7 +61,11 @@ class GoodputPolicy(Policy):
         """Tokens per millisecond that a schedule of steps of ``batch`` requests reaches."""
         return self._price(batch)[1]
 
-    def choose(self, signals: Sequence[Signals], states: Sequence[None]) -> list[Topology]:
+    def choose(self, signals: Sequence[Signals], states: Sequence[None], drafts: Sequence[BeginDraft]) -> list[Choice]:
+        return [Choice(tree) for tree in self.best(signals)]
+
+    def best(self, signals: Sequence[Signals]) -> list[Topology]:
+        """The trees of a step of these requests."""
         costs, rate = self._price(len(signals))
         scores = [self.predictor.score(seen.values(self.predictor.features)) for seen in signals]
         expected = np.stack([self.predictor.blend(score) for score in scores]) @ self._gains  # [batch, trees]

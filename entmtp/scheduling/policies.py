@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from entmtp.heads.growth import Growth
 from entmtp.scheduling.ladder import Ladder
 from entmtp.scheduling.signals import Signals
 from entmtp.trees.topology import Topology
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A request's tree for a step.
+
+    Attributes:
+        tokens: of its nodes in the topology's order, where heads guessed them while the tree was chosen; else None,
+            and the heads fill the tree afterwards.
+    """
+
+    topology: Topology
+    tokens: list[int] | None = None
+
+
+BeginDraft = Callable[[], Growth]
+"""Begins to draft behind a request's root, for trees that are chosen while they grow."""
 
 
 class Policy(ABC):
@@ -21,15 +40,18 @@ class Policy(ABC):
         return None
 
     @abstractmethod
-    def choose(self, signals: Sequence[Signals], states: Sequence[Any]) -> list[Topology]:
-        """The tree of each request for this step; may update ``states``."""
+    def choose(self, signals: Sequence[Signals], states: Sequence[Any], drafts: Sequence[BeginDraft]) -> list[Choice]:
+        """The tree of each request for this step; may update ``states``.
+
+        Either all of the trees are filled with tokens or none is.
+        """
 
 
 class RequestPolicy(Policy):
     """One that looks at each request by itself."""
 
-    def choose(self, signals: Sequence[Signals], states: Sequence[Any]) -> list[Topology]:
-        return [self.choose_one(seen, state) for seen, state in zip(signals, states, strict=True)]
+    def choose(self, signals: Sequence[Signals], states: Sequence[Any], drafts: Sequence[BeginDraft]) -> list[Choice]:
+        return [Choice(self.choose_one(seen, state)) for seen, state in zip(signals, states, strict=True)]
 
     @abstractmethod
     def choose_one(self, signals: Signals, state: Any) -> Topology:

@@ -8,7 +8,6 @@ from functools import partial
 
 from entmtp.errors import EntMTPError
 from entmtp.heads.growth import Growth
-from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.policies import Policy
 from entmtp.scheduling.signals import Signals, SignalTracker
 from entmtp.trees.replay import accepted_length
@@ -34,7 +33,16 @@ GrowthAt = Callable[[int], Growth]
 """Begins to draft behind the token at a position of a text."""
 
 
-def replayed(trace: RankTrace, policy: Policy | DynamicPolicy, growth_at: GrowthAt | None = None) -> list[ReplayedStep]:
+def no_heads(position: int) -> Growth:
+    """For policies that choose before the heads run.
+
+    Raises:
+        EntMTPError: whenever it is called.
+    """
+    raise EntMTPError("policy: 'dynamic' grows its trees with the heads; replay it where they are loaded")
+
+
+def replayed(trace: RankTrace, policy: Policy, growth_at: GrowthAt = no_heads) -> list[ReplayedStep]:
     """The policy's steps through one text, with the signals that it would have seen.
 
     A tree that grows by what the heads say needs them to say it again: ``growth_at``.
@@ -48,13 +56,8 @@ def replayed(trace: RankTrace, policy: Policy | DynamicPolicy, growth_at: Growth
     at = 0
     while at < len(trace):
         signals = tracker.start_step(at, entropy[at])
-        if not isinstance(policy, DynamicPolicy):
-            (topology,) = policy.choose([signals], [state])
-        elif growth_at is None:
-            raise EntMTPError("policy: 'dynamic' grows its trees with the heads; replay it where they are loaded")
-        else:
-            (grown,) = policy.grow([signals], [partial(growth_at, at)])
-            topology = grown.topology
+        (choice,) = policy.choose([signals], [state], [partial(growth_at, at)])
+        topology = choice.topology
         gained = 1 + accepted_length(topology, ranks[at])
         tracker.end_step(gained)
         steps.append(ReplayedStep(signals, topology, gained))

@@ -10,7 +10,8 @@ from entmtp.decoding.step import decode_step
 from entmtp.decoding.stopwatch import Stopwatch
 from entmtp.errors import EntMTPError
 from entmtp.scheduling.cost import StepCost
-from entmtp.scheduling.dynamic import PLAIN, DynamicPolicy, Grown
+from entmtp.scheduling.dynamic import PLAIN, DynamicPolicy
+from entmtp.scheduling.policies import Choice
 from entmtp.scheduling.signals import Signals, SignalTracker
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.chances import Chances
@@ -60,8 +61,8 @@ class Scripted:
         return tokens, torch.tensor(self.levels[level]).log().expand(len(parents), -1)
 
 
-def grown(heads: Scripted, cost: StepCost, signals: Signals = EASY) -> Grown:
-    return DynamicPolicy(PREDICTOR, BELIEVED, cost.of_batch, 8).grow([signals], [lambda: heads])[0]
+def grown(heads: Scripted, cost: StepCost, signals: Signals = EASY) -> Choice:
+    return DynamicPolicy(PREDICTOR, BELIEVED, cost.of_batch, 8).choose([signals], [None], [lambda: heads])[0]
 
 
 def test_hard_text_is_not_drafted_for_at_all() -> None:
@@ -101,7 +102,7 @@ def test_growing_gives_the_tokens_that_filling_gives(kind: str) -> None:
     state.prefill(0, small_prompt(6))
     policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(0.01, 0.01).of_batch, 8)
     with torch.inference_mode():
-        (tree,) = policy.grow([EASY], [lambda: state.growth(0, Stopwatch(backbone.device))])
+        (tree,) = policy.choose([EASY], [None], [lambda: state.growth(0, Stopwatch(backbone.device))])
         filled = heads.propose(state.hidden[:1], state.root[:1], TreeBatch.of([tree.topology]))
     assert tree.topology.max_depth > 1
     assert filled.tokens[0, 1:].tolist() == tree.tokens
@@ -143,7 +144,7 @@ def test_each_request_of_a_batch_grows_its_own_tree() -> None:
 def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() -> None:
     sure, unsure = Scripted(*[[0.97, 0.01, 0.005, 0.001]] * 3), Scripted([0.3, 0.25, 0.2, 0.1], [0.1] * 4, [0.1] * 4)
     policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch: cost_of(0.5 * batch, 0.2), 8)
-    found = policy.grow([EASY, EASY], [lambda: sure, lambda: unsure])
+    found = policy.choose([EASY, EASY], [None, None], [lambda: sure, lambda: unsure])
     assert {tree.topology.nodes for tree in found} == {3}
     assert found[0].topology.max_depth == 3
     assert found[1].topology.paths == ((0,), (1,), (2,))
@@ -152,7 +153,7 @@ def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() 
 def test_the_cost_of_one_request_says_nothing_of_four() -> None:
     policy = DynamicPolicy(PREDICTOR, BELIEVED, cost_of(0.5, 0.2).of_batch, 8)
     with pytest.raises(EntMTPError, match="known for 1 request, not for 4"):
-        policy.grow([EASY] * 4, [lambda: Scripted()] * 4)
+        policy.choose([EASY] * 4, [None] * 4, [lambda: Scripted()] * 4)
 
 
 def test_a_chance_multiplies_along_a_path() -> None:

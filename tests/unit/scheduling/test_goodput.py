@@ -30,7 +30,7 @@ def linear(per_node: float, per_level: float = 0.0) -> BatchCosts:
 
 
 def chosen_by(policy: GoodputPolicy, *signals: Signals) -> list[Topology]:
-    return policy.choose(signals, [None] * len(signals))
+    return policy.best(signals)
 
 
 def test_a_deep_tree_where_the_text_is_easy_and_plain_decoding_where_it_is_hard() -> None:
