@@ -12,13 +12,16 @@ from transformers import PreTrainedTokenizerBase
 from entmtp.decoding.engine import Completion, Engine
 from entmtp.decoding.measure import step_cost
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import METHODS, Toolbox, make_engine
+from entmtp.evaluation.arms import METHODS, Toolbox, kind_of, make_engine, make_policy
 from entmtp.evaluation.suites import get_suite
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
 from entmtp.models.kernels import check_name
 from entmtp.models.registry import encode_chat, load_model, resolve_model
+from entmtp.scheduling.correction import CorrectingPolicy
+from entmtp.scheduling.cost import MachineCost
+from entmtp.scheduling.policies import Policy
 from entmtp.trees.bank import bundled_bank, load_bank
 
 
@@ -77,18 +80,23 @@ def open_session(
     get_suite(task)
     chosen = check_name(kernels)
     resolve_model(model)
-    kind = "medusa" if method.startswith("medusa") else "hydra"
+    kind = kind_of(method)
     if method != "autoregressive" and model != "bundled" and heads is None:
         raise EntMTPError(f"heads: none are shipped for model '{model}'; give --heads, or --method autoregressive")
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     backbone = Backbone(loaded, chosen)
-    tools = Toolbox(backbone, {}, {}, {})
-    if method != "autoregressive":
-        tools = _tools(backbone, kind, heads or str(bundled_heads(kind)), bank or bundled_bank(task, kind), say)
-    return Session(make_engine(method, tools), tokenizer, method, Completion())
+    if method == "autoregressive":
+        engine = make_engine(method, Toolbox(backbone, {}, {}, {}))
+    else:
+        source, bank_file = heads or str(bundled_heads(kind)), bank or bundled_bank(task, kind)
+        engine = _drafting_engine(method, backbone, kind, source, bank_file, say)
+    return Session(engine, tokenizer, method, Completion())
 
 
-def _tools(backbone: Backbone, kind: str, source: str, bank_file: Path, say: Callable[[str], None]) -> Toolbox:
+def _drafting_engine(
+    method: str, backbone: Backbone, kind: str, source: str, bank_file: Path, say: Callable[[str], None]
+) -> Engine:
+    """An engine whose trees follow what steps really cost."""
     heads = load_heads(source, backbone)
     if heads.kind != kind:
         raise EntMTPError(f"heads: {source} holds {heads.kind} heads but the method needs {kind} heads")
@@ -98,4 +106,8 @@ def _tools(backbone: Backbone, kind: str, source: str, bank_file: Path, say: Cal
         kind=kind, num_heads=heads.num_heads, model_fingerprint=fingerprint, heads_fingerprint=heads.fingerprint
     )
     cost = step_cost(backbone, heads, cache_folder(), say)
-    return Toolbox(backbone, {kind: heads}, {kind: bank}, {kind: cost})
+
+    def policy_of(seen: MachineCost) -> Policy:
+        return make_policy(method, Toolbox(backbone, {kind: heads}, {kind: bank}, {kind: seen}))
+
+    return Engine(backbone, heads, CorrectingPolicy(policy_of, cost))

@@ -60,6 +60,7 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     outcomes = accepted.read()
     cache.learn(slots, [len(outcome.tokens) for outcome in outcomes])
     ms = watch.split()
+    policy.observe(topologies, ms)
     for request, seen, topology, outcome in zip(requests, signals, topologies, outcomes, strict=True):
         ranks = topology.paths[outcome.node - 1] if outcome.node else ()
         request.steps.append(

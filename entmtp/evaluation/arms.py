@@ -11,7 +11,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.replay import all_trees
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.cost import StepCost
+from entmtp.scheduling.cost import MachineCost
 from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.goodput import GoodputPolicy
 from entmtp.scheduling.ladder import best_static, build_ladder
@@ -52,7 +52,7 @@ class Toolbox:
     backbone: Backbone
     heads: Mapping[str, DraftHeads]
     banks: Mapping[str, TreeBank]
-    costs: Mapping[str, StepCost]
+    costs: Mapping[str, MachineCost]
     foreign: Mapping[str, Mapping[str, TreeBank]] = field(default_factory=dict)
 
     def with_banks_of(self, arm: str) -> Toolbox:
@@ -79,9 +79,18 @@ def check_arms(names: list[str]) -> list[str]:
 
 def make_engine(arm: str, tools: Toolbox, hindsight: Hindsight | None = None) -> Engine:
     """The engine of an arm; the controls need the prompt's ``hindsight``."""
-    kind = "medusa" if arm.startswith("medusa") else "hydra"
-    heads = None if arm == "autoregressive" else tools.heads[kind]
-    return Engine(tools.backbone, heads, _POLICIES[arm](kind, tools.with_banks_of(arm), hindsight))
+    heads = None if arm == "autoregressive" else tools.heads[kind_of(arm)]
+    return Engine(tools.backbone, heads, make_policy(arm, tools, hindsight))
+
+
+def kind_of(arm: str) -> str:
+    """The kind of heads that an arm drafts with, if it drafts."""
+    return "medusa" if arm.startswith("medusa") else "hydra"
+
+
+def make_policy(arm: str, tools: Toolbox, hindsight: Hindsight | None = None) -> Policy:
+    """The policy of an arm, as in :func:`make_engine`."""
+    return _POLICIES[arm](kind_of(arm), tools.with_banks_of(arm), hindsight)
 
 
 def _window(tools: Toolbox) -> int:

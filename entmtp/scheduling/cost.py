@@ -29,6 +29,13 @@ class PartedCost(Protocol):
         """Of filling the tree."""
 
 
+class MachineCost(PartedCost, Protocol):
+    """The cost of a step on a machine that was measured with some numbers of requests."""
+
+    def of_batch(self, batch: int) -> PartedCost:
+        """That of a step of ``batch`` requests; an EntMTPError where nothing is known of so many."""
+
+
 class StepCost(BaseModel):
     """Milliseconds per step of one request.
 

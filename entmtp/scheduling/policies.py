@@ -46,6 +46,10 @@ class Policy(ABC):
         Either all of the trees are filled with tokens or none is.
         """
 
+    def observe(self, topologies: Sequence[Topology], ms: Mapping[str, float]) -> None:
+        """Learns what a step with these trees took, by its parts; most policies need not know."""
+        return
+
 
 class RequestPolicy(Policy):
     """One that looks at each request by itself."""
