@@ -16,7 +16,7 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter, Keys, LlamaFileType
 from gguf.quants import dequantize
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.files import write_whole
+from entmtp.files import write_whole
 from entmtp.models.bundled import GGUF_NAME, find_gguf
 
 CHILD = Path(__file__).with_name("llama_child.py")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import platform
 import shlex
 import subprocess
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.table import Table as Shown
 
 from entmtp.errors import EntMTPError
+from entmtp.files import write_text
 
 WIDTH = 120
 _VERSIONED = ("torch", "transformers")
@@ -95,10 +95,7 @@ def show(record: Record) -> None:
 
 def write_record(path: Path, record: Record) -> None:
     """Writes a record; a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, record.model_dump_json(indent=1) + "\n")
 
 
 def read_record(path: Path) -> Record:

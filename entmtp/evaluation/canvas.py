@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from entmtp.evaluation.files import write_whole
 from entmtp.evaluation.intervals import Estimate
+from entmtp.files import write_whole
 
 INK = "#222222"
 FAINT = "#666666"

@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from entmtp.evaluation.canvas import Plot
-from entmtp.evaluation.files import write_text, write_whole
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.page import render_page
 from entmtp.evaluation.pareto import ParetoPoint, pareto_table
@@ -23,6 +22,7 @@ from entmtp.evaluation.plots import draw_plots
 from entmtp.evaluation.study_plots import draw_study_plots
 from entmtp.evaluation.summary import AUTOREGRESSIVE, ArmSummary, Speedup, Summary, tables
 from entmtp.evaluation.verdicts import caveats, ratio, verdicts
+from entmtp.files import write_text, write_whole
 
 WIDE = 110  # characters that the whole table takes
 _WIDE_HEADINGS = ("ms per step: draft\nverify accept policy", "score")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.files import write_whole
+from entmtp.files import write_whole
 
 Source = Literal["hub", "file", "package", "sample"]
 

@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.facts import flat_facts
-from entmtp.evaluation.files import write_text
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.run_metrics import arm_metrics, description, overall_metrics
 from entmtp.evaluation.summary import tables
+from entmtp.files import write_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.files import write_text
 from entmtp.evaluation.suites import SUITES, get_suite, load_suite
 from entmtp.evaluation.suites.overlap import contains_benchmark_prompt
+from entmtp.files import write_text
 from entmtp.settings import PromptMixSettings
 from entmtp.training.prompts import mixed_prompts
 

@@ -7,7 +7,6 @@ second the heads, whose time grows with the levels they run (Hydra) and, less, w
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from entmtp.errors import EntMTPError
+from entmtp.files import write_text
 from entmtp.trees.topology import Topology
 
 
@@ -132,7 +132,4 @@ def read_cost(path: Path) -> StepCost | None:
 
 def write_cost(path: Path, cost: StepCost) -> None:
     """Caches a measured cost; a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(cost.model_dump_json(indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, cost.model_dump_json(indent=1))

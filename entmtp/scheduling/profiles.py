@@ -10,7 +10,6 @@ Some are shipped (:func:`known_profiles`). The owner of a GPU adds one with one 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from entmtp.errors import EntMTPError
+from entmtp.files import write_text
 from entmtp.scheduling.cost import StepCost
 
 MAX_PROFILE_BYTES = 2**20
@@ -141,10 +141,7 @@ class HardwareProfile(BaseModel):
 
     def save(self, path: Path) -> None:
         """Writes the profile; a reader never sees half a file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, self.model_dump_json(indent=1) + "\n")
 
 
 def _share(grid: Sequence[int], here: int, value: int) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from entmtp.errors import EntMTPError
+from entmtp.files import write_whole
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import TreeCache
 from entmtp.settings import CorpusSettings
@@ -159,9 +159,8 @@ def _write_part(folder: Path, answers: list[Answer]) -> None:
         "states": torch.stack([state for answer in answers for state in answer.states]),
         "starts": torch.tensor([0, *(len(answer.tokens) for answer in answers)]).cumsum(0),
     }
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"prompt_ids": json.dumps([answer.prompt_id for answer in answers])})
-    os.replace(temporary, path)
+    marks = {"prompt_ids": json.dumps([answer.prompt_id for answer in answers])}
+    write_whole(path, lambda unfinished: save_file(tensors, unfinished, metadata=marks))
 
 
 def read_part(path: Path, *, states: bool = True) -> CorpusPart:

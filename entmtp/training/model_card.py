@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from entmtp.files import write_text
 from entmtp.settings import TrainingSettings
 from entmtp.training.dataset import Dataset
 from entmtp.training.evaluate import TOP
@@ -42,6 +42,4 @@ Accuracy on the held-out text, true tokens before each guess:
 
 Settings: `{settings.model_dump_json()}`
 """
-    temporary = folder / "README.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, folder / "README.md")
+    write_text(folder / "README.md", text)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from entmtp.errors import EntMTPError
+from entmtp.files import write_whole
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.backbone import Backbone
@@ -175,20 +175,15 @@ class Trainer:
         return chosen.to(self.device), correction.to(self.device)
 
     def _checkpoint(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / "checkpoint.tmp"
-        torch.save(
-            {
-                "identity": self._identity(),
-                "step": self.step,
-                "loss": self.loss,
-                "heads": self.heads.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "randomness": self.randomness.get_state(),
-            },
-            temporary,
-        )
-        os.replace(temporary, self.folder / "checkpoint.pt")
+        held = {
+            "identity": self._identity(),
+            "step": self.step,
+            "loss": self.loss,
+            "heads": self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "randomness": self.randomness.get_state(),
+        }
+        write_whole(self.folder / "checkpoint.pt", lambda unfinished: torch.save(held, unfinished))
 
     def _resume(self) -> None:
         path = self.folder / "checkpoint.pt"

@@ -6,7 +6,6 @@ nodes. Which n pays depends on the machine and is decided where the bank is used
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from entmtp.errors import EntMTPError
+from entmtp.files import write_text
 from entmtp.trees.chances import Chances
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
@@ -141,10 +141,7 @@ class TreeBank(BaseModel):
 
     def save(self, path: Path) -> None:
         """Writes the bank; a reader never sees half a file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, self.model_dump_json(indent=1) + "\n")
 
     def check_heads(self, *, kind: str, num_heads: int, model_fingerprint: str, heads_fingerprint: str) -> None:
         """Raises EntMTPError if the bank is of other heads or another model, or has a tree too deep for them."""

@@ -7,7 +7,6 @@ would have accepted (see :mod:`entmtp.trees.replay`).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from entmtp.errors import EntMTPError
+from entmtp.files import write_whole
 
 if TYPE_CHECKING:
     from entmtp.heads.base import DraftHeads
@@ -81,9 +81,8 @@ def save_traces(path: Path, traces: Sequence[RankTrace], provenance: dict[str, s
         "confidence": torch.cat([trace.confidence for trace in traces]),
         "lengths": torch.tensor([len(trace) for trace in traces]),
     }
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"provenance": json.dumps(provenance)})
-    os.replace(temporary, path)
+    marks = {"provenance": json.dumps(provenance)}
+    write_whole(path, lambda unfinished: save_file(tensors, unfinished, metadata=marks))
 
 
 def load_traces(path: Path) -> tuple[list[RankTrace], dict[str, str]]:

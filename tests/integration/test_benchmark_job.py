@@ -89,7 +89,7 @@ def without(table: pa.Table, names: set[str]) -> list[dict[str, object]]:
 
 
 def unfinished(results: Path) -> list[Path]:
-    return [path for path in results.rglob("*") if path.suffix == ".tmp" or "unfinished" in path.name]
+    return [path for path in results.rglob("*") if "unfinished" in path.name]
 
 
 def test_interrupted_and_killed_it_goes_on_and_ends_the_same(

@@ -32,7 +32,7 @@ def test_it_is_measured_once_then_read_back(backbone: Backbone, heads: DraftHead
     assert len(said) == 1
     (path,) = (tmp_path / "costs").glob("*.json")
     assert read_cost(path) == first
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.unfinished"))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 6])
