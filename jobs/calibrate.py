@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tree banks for several tasks at once, one Ray worker per task.
+"""Tree banks for several tasks at once, one Ray worker per task, and one bank for all.
 
 ray job submit --working-dir . -- python jobs/calibrate.py --output /shared/banks
 """
@@ -23,6 +23,7 @@ from rich.console import Console
 from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.calibrate_task import calibrate_task
 from entmtp.evaluation.suites import SUITES, get_suite
+from entmtp.trees.bank import MIXED
 
 
 @ray.remote
@@ -42,21 +43,31 @@ def calibrate_one(task: str, output: Path, model: str, heads: list[str], data: P
 
 def main(
     output: Annotated[Path, typer.Option(help="folder for the banks; on a cluster, one that every node sees")],
-    task: Annotated[list[str] | None, typer.Option(help="repeat for several (default: all)")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="repeat for several (default: all, and one bank for all, 'mixed')")
+    ] = None,
     model: Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")] = "bundled",
     heads: Annotated[list[str] | None, typer.Option(help="medusa=FOLDER and/or hydra=FOLDER")] = None,
     data: Annotated[list[str] | None, typer.Option(help="TASK=FILE in the hub's schema; may repeat")] = None,
 ) -> None:
     """Calibrate tasks over the cluster."""
     with told_plainly("calibrate"):
-        tasks = [get_suite(name).name for name in (task or SUITES)]
+        named = task or [*SUITES, MIXED]
+        tasks = [get_suite(name).name for name in named if name != MIXED]
         files = {name: Path(path).absolute() for name, _, path in (text.partition("=") for text in data or [])}
         ray.init(logging_level=logging.ERROR)
         gpu = ray.cluster_resources().get("GPU", 0) >= 1
         # A worker uses all cores of its node: two at once would only slow each other down.
         worker = calibrate_one.options(num_gpus=1) if gpu else calibrate_one.options(num_cpus=os.cpu_count() or 1)
         device = "cuda" if gpu else "cpu"
-        ray.get([worker.remote(name, output.absolute(), model, heads or [], files.get(name), device) for name in tasks])
+
+        def run(names: list[str]) -> None:
+            folder = output.absolute()
+            ray.get([worker.remote(name, folder, model, heads or [], files.get(name), device) for name in names])
+
+        run(tasks)
+        if MIXED in named:
+            run([MIXED])  # made from what the others wrote
 
 
 if __name__ == "__main__":

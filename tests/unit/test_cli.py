@@ -212,6 +212,8 @@ def test_heads_of_the_wrong_kind_for_the_method(saved: Saved) -> None:
 def test_a_calibration_that_cannot_be(saved: Saved, tmp_path: Path) -> None:
     options = [f"--output={tmp_path}", f"--model={saved.model}", f"--heads=hydra={saved.heads('hydra')}"]
     refused("unknown suite 'chess'", "calibrate", "--task=chess", *options)
+    said = "humaneval-hydra.json does not exist; run 'entmtp calibrate --task humaneval' first"
+    refused(said, "calibrate", "--task=mixed", *options)
     refused("prompts: 1 is not accepted", "calibrate", "--task=gsm8k", "--prompts=1", *options)
     refused("heads: 'eagle=x' is not KIND=FOLDER", "calibrate", "--task=gsm8k", "--heads=eagle=x", *options)
     _, scored = split(load_suite("gsm8k", saved.data("gsm8k")).prompts)

@@ -1,12 +1,16 @@
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
+from entmtp.evaluation.calibrate_task import calibrate_task
 from entmtp.evaluation.calibration import MIN_STEPS_PER_BIN, make_bank, provenance_of, traces_of
-from entmtp.evaluation.suites import load_suite, split
+from entmtp.evaluation.suites import SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.heads.checkpoint import load_heads
 from entmtp.models.backbone import Backbone
@@ -96,6 +100,30 @@ def test_heads_that_are_never_right_get_no_bank() -> None:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     return save_project(tmp_path_factory.mktemp("project"))
+
+
+def test_one_bank_for_all_suites_is_made_from_their_traces(saved: Saved, tmp_path: Path) -> None:
+    # A tiny project has two suites; the others' places are taken by theirs.
+    for suite in SUITES:
+        for ending in ("json", "trace.safetensors"):
+            made = suite if suite in ("gsm8k", "sharegpt") else "gsm8k"
+            shutil.copy(saved.banks / f"{made}-hydra.{ending}", tmp_path / f"{suite}-hydra.{ending}")
+    calibrate_task(
+        task="mixed",
+        output=tmp_path,
+        model=str(saved.model),
+        heads=[f"hydra={saved.heads('hydra')}"],
+        data=None,
+        overrides={},
+        device="cpu",
+        console=Console(quiet=True),
+    )
+    bank = load_bank(tmp_path / "mixed-hydra.json")
+    parts = [load_bank(tmp_path / f"{suite}-hydra.json").provenance for suite in SUITES]
+    assert bank.provenance.task == "mixed"
+    assert bank.provenance.tokens == sum(part.tokens for part in parts)
+    assert bank.provenance.heads_fingerprint == parts[0].heads_fingerprint
+    assert bank.overall.share == 1
 
 
 def test_traces_of_written_text_are_those_of_a_real_run(saved: Saved) -> None:
