@@ -130,10 +130,10 @@ def command_line() -> str:
     """How this process was started: ``python -m benchmarks.NAME ARGUMENTS``."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     started = ["python", "-m", spec.name] if spec is not None else ["python", Path(sys.argv[0]).name]
-    return shlex.join([*started, *map(_portable, sys.argv[1:])])
+    return shlex.join([*started, *map(portable, sys.argv[1:])])
 
 
-def _portable(argument: str) -> str:
+def portable(argument: str) -> str:
     """An absolute path is about one machine; its end says what it is."""
     path = Path(argument)
     return str(Path("...", *path.parts[-3:])) if path.is_absolute() else argument

@@ -25,7 +25,7 @@ from tests.unit.evaluation.synthetic import make_rows
 FACTS = {
     "command": "jobs/benchmark.py --profile study",
     "hardware": "a | CPU",
-    "model": "bundled",
+    "model": "/home/somebody/cache/models/tiny",
     "date": "2026-01-01",
     "git_commit": "0123abc",
     "settings": {"prompts": 4},
@@ -66,6 +66,12 @@ def page(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = Table(title="a table", columns=["signal", "loss"], rows=[["entropy", 0.5]])
     write_record(folder / "signals.json", made_record("signals", "What each signal knows", "a CPU", [table], ["Note."]))
     return publish(report, folder)
+
+
+def test_no_path_of_the_machine_is_told(page: Path) -> None:
+    told = page.read_text()
+    assert ".../cache/models/tiny" in told
+    assert "somebody" not in told
 
 
 def found(summary: Summary) -> list[str]:
