@@ -22,6 +22,7 @@ from benchmarks.markdown import record_section
 from benchmarks.record import Record, read_records
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
+from entmtp.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "docs" / "performance"
@@ -67,7 +68,7 @@ def main(
     with told_plainly("performance"):
         if run is not None:
             measure(run)
-        PAGE.write_text(render(read_records(RECORDS)), encoding="utf-8")
+        write_text(PAGE, render(read_records(RECORDS)))
 
 
 def measure(name: str) -> None:

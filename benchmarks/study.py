@@ -27,6 +27,7 @@ from entmtp.evaluation.facts import flat_facts
 from entmtp.evaluation.intervals import CONFIDENCE, FEWEST_PROMPTS
 from entmtp.evaluation.summary import ADAPTIVE, AUTOREGRESSIVE, ArmSummary, Summary
 from entmtp.evaluation.verdicts import interval, ratio
+from entmtp.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "study"
@@ -63,9 +64,7 @@ def publish(report: Path, folder: Path) -> Path:
         old.unlink()
     for figure in study.figures:
         shutil.copyfile(figure.path, folder / figure.path.name)
-    page = folder.with_suffix(".md")
-    page.write_text(render(study, records, folder.name), encoding="utf-8")
-    return page
+    return write_text(folder.with_suffix(".md"), render(study, records, folder.name))
 
 
 def render(study: Study, records: Sequence[Record], folder: str) -> str:

@@ -156,8 +156,7 @@ def replay_file(path: Path, bank_path: Path, names: Sequence[str], cost: PartedC
                 " give a trace and a bank that were made together"
             )
     deepest = traces[0].ranks.shape[1]
-    for one in (*bank.by_depth, *bank.bins):
-        one.trees[-1].check_depth(deepest)
+    bank.check_depth(deepest)
     made = policies(bank, cost, deepest)
     return {name: replay_policy(traces, made[name], cost) for name in POLICIES if name in names}
 

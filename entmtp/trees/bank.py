@@ -156,8 +156,12 @@ class TreeBank(BaseModel):
                     f"bank: its {field} is {there[:12]}, yours is {here[:12]};"
                     f" use a bank made with these heads, or make one with 'entmtp calibrate --task {made_with.task}'"
                 )
+        self.check_depth(num_heads)
+
+    def check_depth(self, num_heads: int) -> None:
+        """Raises EntMTPError if a tree is too deep for so many heads; the largest of a frontier holds all others."""
         for one in (*self.by_depth, *self.bins):
-            one.trees[-1].check_depth(num_heads)
+            one.tree(len(one.paths)).check_depth(num_heads)
 
 
 def load_bank(path: Path) -> TreeBank:
