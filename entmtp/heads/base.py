@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from entmtp.errors import EntMTPError
 from entmtp.models.packing import FixedLinear, MakeLayer
+from entmtp.models.precision import layers_for_guesses
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 
@@ -68,6 +69,8 @@ class DraftHeads(PreTrainedModel):
     def __init__(self, config: DraftHeadsConfig) -> None:
         super().__init__(config)
         self.register_buffer("draft_vocab", torch.arange(config.draft_vocab_size, dtype=torch.int32))
+        self.scale = nn.Parameter(torch.ones(config.num_heads))
+        self.down = nn.Parameter(torch.zeros(config.num_heads, config.inner_size, config.hidden_size))
         self.fingerprint = ""  # of the checkpoint's weights, once loaded from one
         self.output_weight = torch.empty(0)
         self.output_bias: torch.Tensor | None = None
@@ -120,12 +123,17 @@ class DraftHeads(PreTrainedModel):
         bias = getattr(output, "bias", None)
         self.output_bias = None if bias is None else bias.detach()[rows]
         self.input_table = backbone.embeddings.detach()
-        self._make_layer = backbone.make_layer
+        self._make_layer = layers_for_guesses(backbone.make_layer, backbone.dtype)
         return self.eval()
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """RMS-normalised input embeddings ``[..., hidden_size]`` of tokens ``[...]``."""
         return rms_norm(nn.functional.embedding(tokens, self.input_table))
+
+    def head_state(self, head: int, hidden: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """A head's state behind decoder states ``hidden [n, hidden_size]``; its hidden layer is given ``inputs``."""
+        change = self.linear(f"down {head}", nn.functional.silu(inputs), self.down[head].t())
+        return self.scale[head] * hidden + change
 
     def draft_logits(self, states: torch.Tensor) -> torch.Tensor:
         """Logits over the draft vocabulary ``[..., draft_vocab_size]`` of head states ``[..., hidden_size]``."""

@@ -30,21 +30,19 @@ class HydraHeads(DraftHeads):
     def __init__(self, config: HydraConfig) -> None:
         super().__init__(config)
         heads, inner, hidden = config.num_heads, config.inner_size, config.hidden_size
-        self.scale = nn.Parameter(torch.ones(heads))
         self.from_state = nn.Linear(hidden, heads * inner, bias=False)
         self.from_token = nn.Linear(hidden, heads * inner, bias=False)
-        self.down = nn.Parameter(torch.zeros(heads, inner, hidden))
         self.post_init()
 
     def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
         heads = heads or self.num_heads
         lifted = self._from_state(hidden, heads)
         contributions = self._from_token(tokens[:, :heads], heads)
-        rows = []
+        states = []
         for head in range(heads):
             seen = [contributions[:, at, head - at] for at in range(head + 1)]
-            rows.append(lifted[:, head] + torch.stack(seen).sum(0))
-        return self._states(hidden[:, None], torch.stack(rows, dim=1), slice(0, heads))
+            states.append(self.head_state(head, hidden, lifted[:, head] + torch.stack(seen).sum(0)))
+        return torch.stack(states, dim=1)
 
     def fill(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
         depth = trees.shape.depth
@@ -58,7 +56,7 @@ class HydraHeads(DraftHeads):
             request, node = trees.inner(level)
             inputs = inputs[trees.child_of[request, node], 1:] if level else inputs[request]
             inputs = inputs + self._from_token(tokens[request, node], depth - level)
-            states = self._states(hidden[request], inputs[:, 0], level)
+            states = self.head_state(level, hidden[request], inputs[:, 0])
             best, best_log_probs = self.best(states, trees.shape.ranks[level])
             here = trees.depth == level + 1
             guess = (trees.child_of * best.shape[1] + trees.rank) * here
@@ -71,7 +69,7 @@ class HydraHeads(DraftHeads):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = self._from_state(hidden, self.num_heads) if carried is None else carried[rows, 1:]
         inputs = inputs + self._from_token(tokens, self.num_heads - level)
-        return self._states(hidden, inputs[:, 0], level), inputs
+        return self.head_state(level, hidden, inputs[:, 0]), inputs
 
     def _from_state(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
         """The decoder state's part of each head's hidden layer ``[n, heads, inner_size]``."""
@@ -82,10 +80,3 @@ class HydraHeads(DraftHeads):
         """A token's part of the hidden layer of the heads 1 ... ``distances`` behind it ``[..., distances, inner]``."""
         weight = self.from_token.weight[: distances * self.config.inner_size]
         return self.linear("token", self.embed(tokens), weight).unflatten(-1, (distances, -1))
-
-    def _states(self, hidden: torch.Tensor, inputs: torch.Tensor, heads: int | slice) -> torch.Tensor:
-        """Head states from hidden-layer inputs ``[n, inner_size]`` (one head) or ``[n, heads, inner_size]``."""
-        lifted = nn.functional.silu(inputs)
-        if isinstance(heads, int):
-            return self.scale[heads] * hidden + self.linear(f"down {heads}", lifted, self.down[heads].t())
-        return self.scale[heads, None] * hidden + torch.einsum("nki,kih->nkh", lifted, self.down[heads])

@@ -27,18 +27,14 @@ class MedusaHeads(DraftHeads):
     def __init__(self, config: MedusaConfig) -> None:
         super().__init__(config)
         heads, inner, hidden = config.num_heads, config.inner_size, config.hidden_size
-        self.scale = nn.Parameter(torch.ones(heads))
         self.up = nn.Linear(hidden, heads * inner, bias=False)
-        self.down = nn.Parameter(torch.zeros(heads, inner, hidden))
         self.post_init()
 
     def head_states(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
         """States ``[n, heads, hidden_size]`` of the first ``heads`` heads for decoder states ``[n, hidden_size]``."""
         inner = self.config.inner_size
-        lifted = self.linear("up", rms_norm(hidden), self.up.weight[: heads * inner])
-        lifted = nn.functional.silu(lifted).view(-1, heads, inner)
-        change = torch.einsum("nki,kih->nkh", lifted, self.down[:heads])
-        return self.scale[:heads, None] * hidden[:, None] + change
+        inputs = self.linear("up", rms_norm(hidden), self.up.weight[: heads * inner]).unflatten(-1, (heads, inner))
+        return torch.stack([self.head_state(head, hidden, inputs[:, head]) for head in range(heads)], dim=1)
 
     def level(
         self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None, rows: torch.Tensor

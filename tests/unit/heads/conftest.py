@@ -14,5 +14,17 @@ def backbone() -> Backbone:
 
 
 @pytest.fixture(params=sorted(KINDS))
-def heads(request: pytest.FixtureRequest, backbone: Backbone) -> DraftHeads:
-    return random_heads(request.param, backbone).attach(backbone)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def heads(kind: str, backbone: Backbone) -> DraftHeads:
+    return random_heads(kind, backbone).attach(backbone)
+
+
+@pytest.fixture
+def exact_heads(kind: str) -> DraftHeads:
+    """Heads whose layers are the model's own, in float32 on every machine."""
+    exact = Backbone(tiny_model("llama"), kernels="eager")
+    return random_heads(kind, exact).attach(exact)

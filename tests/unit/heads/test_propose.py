@@ -7,6 +7,7 @@ from torch.nn.functional import silu
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
+from entmtp.models.precision import int8_saturates
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Path, Topology
 from tests.tiny import DRAFT_VOCAB, HEADS, TREES, random_heads, random_tokens, tiny_model
@@ -49,7 +50,8 @@ def draft_distribution(heads: Any, hidden: torch.Tensor, path: list[int]) -> tor
 
 
 @every_batch
-def test_each_node_is_the_guess_of_its_rank_behind_its_own_path(heads: DraftHeads, trees: list[Topology]) -> None:
+def test_each_node_is_the_guess_of_its_rank_behind_its_own_path(exact_heads: DraftHeads, trees: list[Topology]) -> None:
+    heads = exact_heads
     hidden, root = hidden_and_root(len(trees), heads.config.hidden_size)
     proposal = heads.propose(hidden, root, TreeBatch.of(trees))
     for row, tree in enumerate(trees):
@@ -66,6 +68,15 @@ def test_each_node_is_the_guess_of_its_rank_behind_its_own_path(heads: DraftHead
         assert not proposal.log_probs[row, tree.nodes + 1 :].any()
 
 
+def test_guesses_in_fewer_bits_are_nearly_the_exact_ones(heads: DraftHeads, exact_heads: DraftHeads) -> None:
+    hidden, _ = hidden_and_root(64, heads.config.hidden_size)
+    tokens = torch.tensor([random_tokens(HEADS, seed) for seed in range(64)])
+    with torch.inference_mode():
+        guessed, exact = (one.draft_logits(one.teacher_forced(hidden, tokens)) for one in (heads, exact_heads))
+    assert 0 < (guessed - exact).abs().max() < 0.1 * exact.std() or int8_saturates()
+
+
+@torch.inference_mode()
 @every_batch
 def test_teacher_forcing_along_a_path_gives_the_states_that_propose_guessed_from(
     heads: DraftHeads, trees: list[Topology]
