@@ -23,7 +23,7 @@ from entmtp.trees.topology import Topology
 
 K = TypeVar("K")
 
-NODES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 63)
+NODES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 16, 24, 32, 48, 63)
 CONTEXT = 160
 """Tokens before the measured step: about the middle of a short answer."""
 

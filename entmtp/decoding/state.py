@@ -53,10 +53,10 @@ class DecodingState:
             return (root[:, None],)
         return (self.heads.fill(self.hidden[rows], root, trees).tokens,)
 
-    def growth(self, slot: int, watch: Stopwatch) -> Growth:
-        """Begins to draft behind a slot's root, level by level; what happens between levels is the policy's time."""
+    def growth(self, slots: Sequence[int], watch: Stopwatch) -> Growth:
+        """Begins to draft behind the slots' roots, level by level; what happens between levels is the policy's time."""
         assert self.heads is not None
-        rows = self.cache.table.index((slot,))
+        rows = self.cache.table.index(tuple(slots))
         return _Watched(LevelByLevel(self.heads, self.hidden[rows], self.root[rows]), watch)
 
     def grown(self, slots: tuple[int, ...], trees: TreeBatch, tokens: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
@@ -28,8 +27,11 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     # 1. signals -> policy -> topology
     signals = [request.tracker.start_step(len(request.tokens), request.entropy) for request in requests]
     slots = tuple(request.slot for request in requests)
-    drafts = [partial(state.growth, slot, watch) for slot in slots]
-    chosen = policy.choose(signals, [request.policy_state for request in requests], drafts)
+    chosen = policy.choose(
+        signals,
+        [request.policy_state for request in requests],
+        lambda drafting: state.growth([slots[at] for at in drafting], watch),
+    )
     topologies = [choice.topology for choice in chosen]
     if state.heads is not None:
         state.heads.check_trees(topologies)

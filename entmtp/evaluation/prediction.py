@@ -24,6 +24,9 @@ from entmtp.trees.trace import RankTrace
 PATHS = 255
 """Paths that a predictor knows at most."""
 
+FOLLOWED = 16
+"""Ranks whose mean chance is kept: children that a node of a growing tree has at most."""
+
 _MOST_BINS = 8
 _ROWS_PER_BIN = 150
 _PRIOR_ROWS = 10.0
@@ -122,17 +125,20 @@ def _logistic(features: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, floa
 
 
 def fit_chances(traces: Sequence[RankTrace]) -> Chances:
-    """How far each head's probabilities can be believed, over all positions."""
+    """How far each head's probabilities can be believed, behind guesses of the heads before it that were right."""
     ranks = np.concatenate([trace.ranks.numpy() for trace in traces])
     log_probs = np.concatenate([trace.confidence.numpy() for trace in traces])
-    right = ranks[:, :, None] == np.arange(log_probs.shape[2])
-    odds = np.vectorize(log_odds)(log_probs)
-    curves = [_logistic(odds[:, head].reshape(-1, 1), right[:, head].reshape(-1)) for head in range(ranks.shape[1])]
-    return Chances(
-        slope=[max(0.0, float(slope[0])) for slope, _ in curves],
-        offset=[offset for _, offset in curves],
-        follow=right.mean(0).round(5).tolist(),
-    )
+    slopes, offsets, follow = [], [], []
+    for depth in range(ranks.shape[1]):
+        reached = (ranks[:, :depth] < FOLLOWED).all(1)
+        asked = reached if reached.any() else ~reached
+        right = ranks[asked, depth, None] == np.arange(FOLLOWED)
+        odds = log_odds(log_probs[asked, depth])
+        slope, offset = _logistic(odds.reshape(-1, 1), right[:, : odds.shape[1]].reshape(-1))
+        slopes.append(max(0.0, float(slope[0])))
+        offsets.append(offset)
+        follow.append(right.mean(0).round(5).tolist())
+    return Chances(slope=slopes, offset=offsets, follow=follow)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from entmtp.errors import EntMTPError
+from entmtp.models.kernels import layers_for_guesses
 from entmtp.models.packing import FixedLinear, MakeLayer
-from entmtp.models.precision import layers_for_guesses
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 
@@ -123,7 +123,7 @@ class DraftHeads(PreTrainedModel):
         bias = getattr(output, "bias", None)
         self.output_bias = None if bias is None else bias.detach()[rows]
         self.input_table = backbone.embeddings.detach()
-        self._make_layer = layers_for_guesses(backbone.make_layer, backbone.dtype)
+        self._make_layer = layers_for_guesses(backbone.make_layer)
         return self.eval()
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -185,12 +185,12 @@ class DraftHeads(PreTrainedModel):
 
     @abstractmethod
     def level(
-        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None, rows: torch.Tensor
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Head states ``[n, hidden_size]``, or one for all, behind ``tokens [n]`` at depth ``level`` of a growing tree.
+        """Head states ``[n, hidden_size]`` behind ``tokens [n]`` at depth ``level`` of growing trees.
 
-        ``hidden [1, hidden_size]`` chose the root. The second result is given back as ``carried`` at the next level;
-        ``rows [n]`` says which of its rows each token's path went through.
+        ``hidden [n, hidden_size]`` chose their roots. Of the second result ``[n, ...]`` the rows that the next tokens'
+        paths went through are given back as ``carried`` at the next level.
         """
 
 

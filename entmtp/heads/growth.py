@@ -11,9 +11,9 @@ from entmtp.heads.base import DraftHeads
 
 
 class Growth(Protocol):
-    """The guesses behind one root, a level at a time.
+    """The guesses behind the roots of a step's requests, a level of all of them at a time.
 
-    Each level's guesses are numbered ``parent * count + rank`` in the order of the parents that were asked for.
+    A level's guesses are numbered row by row: of each parent, in the order in which they were asked for, its ranks.
     """
 
     num_heads: int
@@ -21,29 +21,28 @@ class Growth(Protocol):
     def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The ``count`` likeliest tokens behind each of the last level's guesses ``parents``, with log-probabilities.
 
-        Both ``[parents, count]``. The first level's only parent is the root, 0.
+        Both ``[parents, count]``, fewer where the heads know no more tokens. The first level's parents are roots,
+        numbered as the requests.
         """
 
 
 class LevelByLevel:
     """One pass of the heads over the asked parents per level."""
 
-    def __init__(self, heads: DraftHeads, hidden: torch.Tensor, root: torch.Tensor) -> None:
-        """``hidden [1, hidden_size]`` is the decoder state that chose ``root [1]``."""
+    def __init__(self, heads: DraftHeads, hidden: torch.Tensor, roots: torch.Tensor) -> None:
+        """``hidden [requests, hidden_size]`` are the decoder states that chose ``roots [requests]``."""
         self.num_heads = heads.num_heads
         self._heads, self._hidden = heads, hidden
         self._carried: torch.Tensor | None = None
-        self._tokens = root[:, None]
+        self._tokens = roots[:, None]
         self._level = 0
 
     def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = torch.tensor(parents, device=self._tokens.device)
-        tokens = self._tokens.flatten()[rows]
-        states, self._carried = self._heads.level(
-            self._hidden, tokens, self._level, self._carried, rows // self._tokens.shape[1]
-        )
-        tokens, log_probs = self._heads.best(states, count)
+        asked = torch.tensor(parents, device=self._tokens.device)
+        rows = asked // self._tokens.shape[1]
+        self._hidden = self._hidden[rows]
+        carried = None if self._carried is None else self._carried[rows]
+        states, self._carried = self._heads.level(self._hidden, self._tokens.flatten()[asked], self._level, carried)
+        self._tokens, log_probs = self._heads.best(states, count)
         self._level += 1
-        # Heads that look at no tokens say the same behind every parent.
-        self._tokens = tokens.expand(len(parents), -1)
-        return self._tokens, log_probs.expand(len(parents), -1)
+        return self._tokens, log_probs

@@ -65,9 +65,9 @@ class HydraHeads(DraftHeads):
         return Proposal(tokens, log_probs)
 
     def level(
-        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None, rows: torch.Tensor
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = self._from_state(hidden, self.num_heads) if carried is None else carried[rows, 1:]
+        inputs = self._from_state(hidden, self.num_heads) if carried is None else carried[:, 1:]
         inputs = inputs + self._from_token(tokens, self.num_heads - level)
         return self.head_state(level, hidden, inputs[:, 0]), inputs
 

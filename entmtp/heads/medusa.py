@@ -37,7 +37,7 @@ class MedusaHeads(DraftHeads):
         return torch.stack([self.head_state(head, hidden, inputs[:, head]) for head in range(heads)], dim=1)
 
     def level(
-        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None, rows: torch.Tensor
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         states = self.head_states(hidden, self.num_heads) if carried is None else carried
         return states[:, level], states

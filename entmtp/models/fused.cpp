@@ -11,6 +11,9 @@
 #include <cstring>
 #include <limits>
 #include <vector>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -23,7 +26,7 @@ constexpr int LANES = 16, ROWS = 12;  // 24 sums, 2 weights and 1 input in 32 re
 constexpr int LANES = 8, ROWS = 6;  // 12 sums, 2 weights and 1 input in 16 registers
 #endif
 constexpr int PANEL = 2 * LANES;
-constexpr int64_t AHEAD = 2048;      // floats: how far ahead of its use a panel is fetched
+constexpr int64_t AHEAD = 8192;      // bytes: how far ahead of its use a panel is fetched
 constexpr int64_t SERIAL = 1 << 14;  // values: less work than this is not worth waking a thread for
 
 typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4)));
@@ -31,6 +34,18 @@ typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
 
 Vector& at(float* values) { return *reinterpret_cast<Vector*>(values); }
 const Vector& at(const float* values) { return *reinterpret_cast<const Vector*>(values); }
+Vector weights(const float* values) { return at(values); }
+Vector weights(const int8_t* values) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(values))));
+#else
+  Vector wide;
+  for (int lane = 0; lane < LANES; lane++) wide[lane] = values[lane];
+  return wide;
+#endif
+}
 Vector broadcast(float value) { return value - Vector{}; }
 Vector larger(const Vector& a, const Vector& b) { return a > b ? a : b; }
 
@@ -67,16 +82,18 @@ Vector exponential(Vector x) {
   return p * scale;
 }
 
-// What becomes of a row's sums over a panel: y = sums + bias [out] + residual [rows, out], where those are given.
+// What becomes of a row's sums over a panel: y = sums * scale [out] + bias [out] + residual [rows, out], where given.
 struct Linear {
   const float *bias, *residual;
   int64_t out;
+  const float* scale = nullptr;
 
   int64_t panels() const { return (out + PANEL - 1) / PANEL; }
 
   void keep(Vector sums[2], float* y, int64_t row, int64_t panel) const {
     for (int half = 0; half < 2; half++) {
       const int64_t first = panel * PANEL + half * LANES, count = out - first;
+      if (scale) sums[half] *= load(scale + first, count);
       if (bias) sums[half] += load(bias + first, count);
       if (residual) sums[half] += load(residual + row * out + first, count);
       store(sums[half], y + row * out + first, count);
@@ -97,25 +114,27 @@ struct Gated {
 };
 
 // Fetches weights into the second cache before their use: an input's share of a panel at every so many inputs.
+template <class Weight>
 struct Fetch {
-  const float* next;
+  const Weight* next;
   int64_t every, wait = 1;
 
   void operator()() {
     if (--wait) return;
-    for (int i = 0; i < PANEL; i += 16) __builtin_prefetch(next + i, 0, 2);
+    for (int i = 0; i < PANEL; i += 64 / sizeof(Weight)) __builtin_prefetch(next + i, 0, 2);
     next += PANEL;
     wait = every;
   }
 };
 
-template <int M, class Target>
-void sweep(const float* x, const float* weight, int64_t in, float* y, int64_t row, int64_t panel, Fetch fetch, Target target) {
+template <int M, class Weight, class Target>
+void sweep(const float* x, const Weight* weight, int64_t in, float* y, int64_t row, int64_t panel, Fetch<Weight> fetch,
+           Target target) {
   Vector sums[M][2] = {};
   for (int64_t k = 0; k < in; k++) {
-    const float* w = weight + k * PANEL;
+    const Weight* w = weight + k * PANEL;
     fetch();
-    const Vector first = at(w), second = at(w + LANES);
+    const Vector first = weights(w), second = weights(w + LANES);
     for (int m = 0; m < M; m++) {
       const Vector input = broadcast(x[m * in + k]);
       sums[m][0] += input * first;
@@ -125,24 +144,25 @@ void sweep(const float* x, const float* weight, int64_t in, float* y, int64_t ro
   for (int m = 0; m < M; m++) target.keep(sums[m], y, row + m, panel);
 }
 
-template <class Target, int M = ROWS>
-void sweep_rows(int64_t m, const float* x, const float* w, int64_t in, float* y, int64_t row, int64_t panel, Fetch fetch,
-                Target target) {
+template <class Weight, class Target, int M = ROWS>
+void sweep_rows(int64_t m, const float* x, const Weight* w, int64_t in, float* y, int64_t row, int64_t panel,
+                Fetch<Weight> fetch, Target target) {
   if constexpr (M > 0) {
     if (m == M) return sweep<M>(x, w, in, y, row, panel, fetch, target);
-    sweep_rows<Target, M - 1>(m, x, w, in, y, row, panel, fetch, target);
+    sweep_rows<Weight, Target, M - 1>(m, x, w, in, y, row, panel, fetch, target);
   }
 }
 
-template <class Target>
-void multiply(const float* x, const float* packed, float* y, int64_t rows, int64_t in, int threads, Target target) {
+template <class Weight, class Target>
+void multiply(const float* x, const Weight* packed, float* y, int64_t rows, int64_t in, int threads, Target target) {
   const int64_t panels = target.panels(), blocks = (rows + ROWS - 1) / ROWS, block = (rows + blocks - 1) / blocks;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t panel = 0; panel < panels; panel++)
     for (int64_t row = 0; row < rows; row += block) {
-      const float* weight = packed + panel * PANEL * in;
+      const Weight* weight = packed + panel * PANEL * in;
       // One sweep over a panel waits for memory; where there are several, each fetches its share of the next panel.
-      const Fetch fetch{weight + (blocks == 1 ? AHEAD : (in + row / block * (in / blocks)) * PANEL), blocks};
+      constexpr int64_t ahead = AHEAD / sizeof(Weight);
+      const Fetch<Weight> fetch{weight + (blocks == 1 ? ahead : (in + row / block * (in / blocks)) * PANEL), blocks};
       sweep_rows(std::min(block, rows - row), x + row * in, weight, in, y, row, panel, fetch, target);
     }
 }
@@ -390,6 +410,24 @@ void entmtp_pack(const float* weight, const float* values, float* packed, int64_
     for (int64_t k = 0; k < in; k++)
       for (int64_t i = 0; i < PANEL; i++) target[k * PANEL + i] = sources[i][k];
   }
+}
+
+// packed [panels, in, PANEL] -> narrow, the same in bytes: packed is about narrow * scale [out].
+void entmtp_narrow(const float* packed, const float* scale, int8_t* narrow, int64_t out, int64_t in, int threads) {
+  const int64_t panels = (out + PANEL - 1) / PANEL;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t panel = 0; panel < panels; panel++)
+    for (int64_t k = 0; k < in; k++)
+      for (int64_t i = 0; i < PANEL; i++) {
+        const int64_t row = panel * PANEL + i, at = (panel * in + k) * PANEL + i;
+        narrow[at] = row < out ? static_cast<int8_t>(std::lrintf(packed[at] / scale[row])) : 0;
+      }
+}
+
+// y [rows, out] = x [rows, in] times a weight in bytes * scale [out], + bias [out] where there is one.
+void entmtp_narrow_linear(const float* x, const int8_t* narrow, const float* scale, const float* bias, float* y,
+                          int64_t rows, int64_t out, int64_t in, int threads) {
+  multiply(x, narrow, y, rows, in, threads, Linear{bias, nullptr, out, scale});
 }
 
 // y [rows, out] = x [rows, in] times the packed weight, + bias [out] where there is one.

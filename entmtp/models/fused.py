@@ -22,6 +22,7 @@ from entmtp.errors import EntMTPError
 from entmtp.models.bundled import cache_folder
 from entmtp.models.compiling import NO_COMPILER, find_compiler
 from entmtp.models.packing import FixedLinear
+from entmtp.models.precision import row_scale
 
 _SOURCE = Path(__file__).with_name("fused.cpp")
 _FLAGS = (
@@ -31,7 +32,9 @@ _COMPILE_SECONDS = 300
 _POINTER, _INT, _FLOAT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 _SIGNATURES = {
     "entmtp_pack": [_POINTER] * 3 + [_INT] * 2 + [_THREADS],
+    "entmtp_narrow": [_POINTER] * 3 + [_INT] * 2 + [_THREADS],
     "entmtp_linear": [_POINTER] * 4 + [_INT] * 3 + [_THREADS],
+    "entmtp_narrow_linear": [_POINTER] * 5 + [_INT] * 3 + [_THREADS],
     "entmtp_layers": [_POINTER, _INT] + [_POINTER] * 3,
 }
 LAYER_TENSORS = (
@@ -115,6 +118,46 @@ class FusedLinear(FixedLinear):
             library().entmtp_linear(
                 states.data_ptr(),
                 self._packed.data_ptr(),
+                None if self.bias is None else self.bias.data_ptr(),
+                product.data_ptr(),
+                states.numel() // self._in,
+                self._out,
+                self._in,
+                torch.get_num_threads(),
+            )
+        return product
+
+
+class NarrowLinear(FixedLinear):
+    """A linear layer with its weight in 8 bits, a scale per output; states and sums in float32.
+
+    Unlike one that rounds the states too, it maps states that hardly differ to products that hardly differ.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(None if bias is None else bias.detach().contiguous())
+        self._out, self._in = weight.shape
+        self._scale = row_scale(weight.detach())[:, 0].contiguous()
+        wide = packed(weight)
+        self._narrow = torch.empty(len(wide), dtype=torch.int8)
+        library().entmtp_narrow(
+            wide.data_ptr(),
+            self._scale.data_ptr(),
+            self._narrow.data_ptr(),
+            self._out,
+            self._in,
+            torch.get_num_threads(),
+        )
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """``[..., in] -> [..., out]``."""
+        states = states.contiguous()
+        product = states.new_empty(*states.shape[:-1], self._out)
+        with record_function("entmtp::linear"):
+            library().entmtp_narrow_linear(
+                states.data_ptr(),
+                self._narrow.data_ptr(),
+                self._scale.data_ptr(),
                 None if self.bias is None else self.bias.data_ptr(),
                 product.data_ptr(),
                 states.numel() // self._in,

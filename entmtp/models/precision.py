@@ -1,16 +1,15 @@
-"""Linear layers that multiply in fewer bits than the model's float32, on CPUs.
+"""Linear layers that multiply in fewer bits than the model's float32, on CPUs: only where someone asks for them.
 
 A step of few rows reads every weight once, so half or a quarter of the bytes is nearly half or a quarter of the time.
-In the model only where someone asks for them: the text is then that of a slightly different model. It stays *one* text:
-a row's product never depends on the rows beside it, so that a tree is verified against exactly what plain decoding with
-the same layers writes. Draft heads always have them: a guess is verified, whatever it was made of.
+The text is then that of a slightly different model. It stays *one* text: a row's product never depends on the rows
+beside it, so that a tree is verified against exactly what plain decoding with the same layers writes.
 """
 
 from __future__ import annotations
 
 import torch
 
-from entmtp.models.packing import FixedLinear, MakeLayer
+from entmtp.models.packing import FixedLinear
 
 _QUANTA = 127
 _ZERO = 128
@@ -95,13 +94,3 @@ def int8_saturates() -> bool:
     """Whether this CPU's 8-bit sums overflow: without VNNI instructions pairs of products are added in 16 bits."""
     weight = torch.ones(64, 64)
     return not torch.allclose(Int8Linear(weight, None)(weight), weight @ weight)
-
-
-def layers_for_guesses(model_layers: MakeLayer | None, dtype: torch.dtype) -> MakeLayer | None:
-    """How the heads' layers are made beside a model whose own ``model_layers`` makes, in ``dtype``.
-
-    In a quarter of the bytes where this CPU can: a draft takes half the time, and hardly a guess changes.
-    """
-    if model_layers is None or dtype != torch.float32 or int8_saturates():
-        return model_layers
-    return Int8Linear

@@ -92,8 +92,8 @@ class CorrectingPolicy(Policy):
     def start(self) -> Any:
         return self.policy.start()
 
-    def choose(self, signals: Sequence[Signals], states: Sequence[Any], drafts: Sequence[BeginDraft]) -> list[Choice]:
-        return self.policy.choose(signals, states, drafts)
+    def choose(self, signals: Sequence[Signals], states: Sequence[Any], begin: BeginDraft) -> list[Choice]:
+        return self.policy.choose(signals, states, begin)
 
     def observe(self, topologies: Sequence[Topology], ms: Mapping[str, float]) -> None:
         if len(topologies) != 1:

@@ -1,4 +1,4 @@
-"""The dynamic policy: a step's tree is built while the heads guess, from what they say of this very step.
+"""The dynamic policy: a step's trees are built while the heads guess, from what they say of this very step.
 
 A millisecond is worth ``rate`` tokens, what the schedule reaches. A node pays if its chance of being accepted is more
 than the worth of the time that verifying it takes; a level of heads is run if the nodes that it can be expected to
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from entmtp.heads.growth import Growth
 from entmtp.scheduling.cost import PartedCost
@@ -20,16 +22,18 @@ from entmtp.scheduling.signals import Signals
 from entmtp.trees.chances import Chances
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Path, Topology
-from entmtp.trees.trace import RANKED
 
 MAX_NODES = 63
-
+MIN_CHILDREN = 4
+"""Guesses of a node that are looked at, however dear nodes are: how sure the heads are differs from step to step."""
 
 PLAIN = Choice(Topology.root_only(), [])
 
 
-@dataclass(frozen=True)
-class _Node:
+class _Node(NamedTuple):
+    """A guess; ``number`` as in :class:`Growth`."""
+
+    request: int
     path: Path
     token: int
     chance: float
@@ -41,22 +45,18 @@ class _Worth:
     """What a step's milliseconds are worth in tokens.
 
     Attributes:
-        verify: ``[MAX_NODES + 1]`` of verifying trees of so many nodes for all ``batch`` requests.
-        levels: ``[heads]`` of running each level of heads, one request's part of it.
+        verify: of verifying 0, 1, ... ``MAX_NODES`` nodes of every request.
+        levels: of running each level of heads.
+        node: of verifying one more node of one request, on average over small trees.
     """
 
-    verify: np.ndarray
-    levels: np.ndarray
-    batch: int
-
-    @property
-    def node(self) -> float:
-        """Of one more node of one request."""
-        return float(self.verify[8] / 8) / self.batch
+    verify: list[float]
+    levels: list[float]
+    node: float
 
 
 class DynamicPolicy(Policy):
-    """Builds a tree per step; nothing is remembered of a request but its moving averages."""
+    """Builds a tree per request and step; nothing is remembered of a request but its moving averages."""
 
     def __init__(
         self, predictor: Predictor, chances: Chances, costs: Callable[[int], PartedCost], entropy_window: int
@@ -68,12 +68,14 @@ class DynamicPolicy(Policy):
         self._before = GoodputPolicy(predictor, costs, entropy_window)
         self._priced: dict[int, _Worth] = {}
 
-    def choose(self, signals: Sequence[Signals], states: Sequence[None], drafts: Sequence[BeginDraft]) -> list[Choice]:
+    def choose(self, signals: Sequence[Signals], states: Sequence[None], begin: BeginDraft) -> list[Choice]:
+        drafting = [request for request, tree in enumerate(self._before.best(signals)) if tree.nodes]
+        if not drafting:
+            return [PLAIN] * len(signals)
         worth = self._worth(len(signals))
-        before = self._before.best(signals)
-        guessed = [
-            self._guessed(begin(), worth) if tree.nodes else [] for begin, tree in zip(drafts, before, strict=True)
-        ]
+        guessed: list[list[_Node]] = [[] for _ in signals]
+        for node in self._guessed(begin(drafting), drafting, worth):
+            guessed[node.request].append(node)
         return self._best(guessed, worth)
 
     def _worth(self, batch: int) -> _Worth:
@@ -83,65 +85,83 @@ class DynamicPolicy(Policy):
                 Topology.root_only(),
                 *(Topology.of([(rank,) for rank in range(n)]) for n in range(1, MAX_NODES + 1)),
             ]
-            verify = np.array([cost(tree) - cost.draft(tree) for tree in trees])
+            verify = rate * np.array([cost(tree) - cost.draft(tree) for tree in trees])
             depths = range(1, len(self.chances.slope) + 1)
             chains = [Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths]
-            drafts = np.array([0.0, *(cost.draft(chain) for chain in chains)])
-            self._priced[batch] = _Worth(rate * (verify - verify[0]), rate * np.diff(drafts) / batch, batch)
+            drafts = rate * np.array([0.0, *(cost.draft(chain) for chain in chains)])
+            node = float(verify[8] - verify[0]) / 8 / batch
+            self._priced[batch] = _Worth((verify - verify[0]).tolist(), np.diff(drafts).tolist(), node)
         return self._priced[batch]
 
-    def _guessed(self, growth: Growth, worth: _Worth) -> list[_Node]:
-        """All guesses of the levels that are worth running."""
+    def _guessed(self, growth: Growth, drafting: Sequence[int], worth: _Worth) -> list[_Node]:
+        """All guesses of the levels that are worth running, each request's in its trees' canonical order."""
         found: list[_Node] = []
-        parents = [_Node((), 0, 1.0, 0)]
+        nodes = [_Node(request, (), 0, 1.0, number) for number, request in enumerate(drafting)]
         for depth in range(min(growth.num_heads, len(self.chances.slope))):
-            parents = [node for node in parents if node.chance * self.chances.follow[depth][0] > worth.node]
-            if depth and self._expected(parents, depth, worth.node) <= worth.levels[depth]:
+            follow = self.chances.follow[depth]
+            parents = [node for node in nodes if node.chance * follow[0] > worth.node]
+            if not parents or (depth and self._expected(parents, depth, worth) <= worth.levels[depth]):
                 break
-            tokens, log_probs = growth.next([node.number for node in parents], RANKED)
-            children = self._children(parents, depth, tokens.tolist(), log_probs.tolist())
-            found += children
-            parents = children
+            likeliest = max(node.chance for node in parents)
+            count = max(MIN_CHILDREN, sum(likeliest * chance > worth.node for chance in follow))
+            nodes = self._children(parents, depth, *growth.next([node.number for node in parents], count))
+            found += nodes
         return found
 
-    def _expected(self, parents: Sequence[_Node], depth: int, node_worth: float) -> float:
+    def _expected(self, parents: Sequence[_Node], depth: int, worth: _Worth) -> float:
         """Tokens that a level can be expected to add, less what verifying its nodes is worth."""
         return sum(
-            max(0.0, node.chance * follow - node_worth)
-            for node in parents
-            for follow in self.chances.follow[depth][:RANKED]
+            max(0.0, node.chance * chance - worth.node) for node in parents for chance in self.chances.follow[depth]
         )
 
     def _children(
-        self, parents: Sequence[_Node], depth: int, tokens: list[list[int]], log_probs: list[list[float]]
+        self, parents: Sequence[_Node], depth: int, tokens: torch.Tensor, log_probs: torch.Tensor
     ) -> list[_Node]:
-        return [
-            _Node((*parent.path, rank), token, parent.chance * self.chances.of(depth, log_prob), row * RANKED + rank)
-            for row, parent in enumerate(parents)
-            for rank, (token, log_prob) in enumerate(zip(tokens[row], log_probs[row], strict=True))
+        """The guesses behind ``parents``, at most :data:`MAX_NODES` of each request."""
+        chances = self.chances.of(depth, log_probs.cpu().numpy()) * np.array([[node.chance] for node in parents])
+        count = chances.shape[1]
+        nodes = [
+            _Node(parent.request, (*parent.path, rank), token, chance, row * count + rank)
+            for row, (parent, row_tokens, row_chances) in enumerate(
+                zip(parents, tokens.tolist(), chances.tolist(), strict=True)
+            )
+            for rank, (token, chance) in enumerate(zip(row_tokens, row_chances, strict=True))
         ]
+        if len(nodes) <= MAX_NODES:
+            return nodes
+        kept = {node.number for its in _by_request(nodes).values() for node in _likeliest(its)}
+        return [node for node in nodes if node.number in kept]
 
     def _best(self, guessed: Sequence[Sequence[_Node]], worth: _Worth) -> list[Choice]:
-        """The likeliest nodes of each request, as many as pay for the width that all trees are padded to.
-
-        A parent is at least as likely as its children and comes before them.
-        """
-        likeliest = [
-            sorted(its, key=lambda node: (-node.chance, len(node.path), node.path))[:MAX_NODES] for its in guessed
-        ]
-        widest = max(map(len, likeliest))
-        gains = np.zeros(widest + 1)
-        for its in likeliest:
-            chances = np.zeros(widest)
-            chances[: len(its)] = [node.chance for node in its]
-            gains[1:] += chances.cumsum()
-        width = int((gains - worth.verify[: widest + 1]).argmax())
+        """The likeliest nodes of each request, as many as pay for the width that all trees are padded to."""
+        likeliest = [_likeliest(its) for its in guessed]
+        best, width, gain = 0.0, 0, 0.0
+        for at in range(max(map(len, likeliest))):
+            gain += sum(its[at].chance for its in likeliest if at < len(its))
+            if gain - worth.verify[at + 1] > best:
+                best, width = gain - worth.verify[at + 1], at + 1
         return [_grown(its[:width]) for its in likeliest]
+
+
+def _by_request(nodes: Sequence[_Node]) -> dict[int, list[_Node]]:
+    found: dict[int, list[_Node]] = {}
+    for node in nodes:
+        found.setdefault(node.request, []).append(node)
+    return found
+
+
+def _likeliest(nodes: Sequence[_Node]) -> list[_Node]:
+    """Of one request: the best beginning that a tree may have, likeliest first.
+
+    A parent is at least as likely as its children and comes before them in the canonical order, which decides between
+    equals.
+    """
+    return sorted(nodes, key=lambda node: -node.chance)[:MAX_NODES]
 
 
 def _grown(nodes: Sequence[_Node]) -> Choice:
     if not nodes:
         return PLAIN
-    token_of = {node.path: node.token for node in nodes}
-    topology = Topology.of(token_of)
-    return Choice(topology, [token_of[path] for path in topology.paths])
+    ordered = sorted(nodes, key=lambda node: (len(node.path), node.path))
+    topology = Topology(tuple(node.path for node in ordered), f"n{len(ordered)}")
+    return Choice(topology, [node.token for node in ordered])

@@ -55,20 +55,23 @@ class GoodputPolicy(Policy):
         )
         by_size = {(tree.nodes, tree.max_depth): tree for tree in self.trees}
         self._shapes = [by_size[size] for size in sizes]
+        self._shape_of = np.array([sizes.index((tree.nodes, tree.max_depth)) for tree in self.trees])
         self._priced: dict[int, tuple[np.ndarray, float]] = {}
 
     def rate(self, batch: int = 1) -> float:
         """Tokens per millisecond that a schedule of steps of ``batch`` requests reaches."""
         return self._price(batch)[1]
 
-    def choose(self, signals: Sequence[Signals], states: Sequence[None], drafts: Sequence[BeginDraft]) -> list[Choice]:
+    def choose(self, signals: Sequence[Signals], states: Sequence[None], begin: BeginDraft) -> list[Choice]:
         return [Choice(tree) for tree in self.best(signals)]
 
     def best(self, signals: Sequence[Signals]) -> list[Topology]:
         """The trees of a step of these requests."""
         costs, rate = self._price(len(signals))
-        scores = [self.predictor.score(seen.values(self.predictor.features)) for seen in signals]
+        scores = [float(self.predictor.score(seen.values(self.predictor.features))) for seen in signals]
         expected = np.stack([self.predictor.blend(score) for score in scores]) @ self._gains  # [batch, trees]
+        if len(signals) == 1:  # alone, a tree is its own shape
+            return [self.trees[int((expected[0] - rate * costs[self._shape_of]).argmax())]]
         within = np.where(self._within[:, None], expected, -np.inf)  # [shapes, batch, trees]
         shape = int((within.max(2).sum(1) - rate * costs).argmax())
         return [self.trees[at] for at in within[shape].argmax(1)]

@@ -26,8 +26,8 @@ class Choice:
     tokens: list[int] | None = None
 
 
-BeginDraft = Callable[[], Growth]
-"""Begins to draft behind a request's root, for trees that are chosen while they grow."""
+BeginDraft = Callable[[Sequence[int]], Growth]
+"""Begins to draft behind the roots of some of the step's requests, for trees that are chosen while they grow."""
 
 
 class Policy(ABC):
@@ -40,7 +40,7 @@ class Policy(ABC):
         return None
 
     @abstractmethod
-    def choose(self, signals: Sequence[Signals], states: Sequence[Any], drafts: Sequence[BeginDraft]) -> list[Choice]:
+    def choose(self, signals: Sequence[Signals], states: Sequence[Any], begin: BeginDraft) -> list[Choice]:
         """The tree of each request for this step; may update ``states``.
 
         Either all of the trees are filled with tokens or none is.
@@ -54,7 +54,7 @@ class Policy(ABC):
 class RequestPolicy(Policy):
     """One that looks at each request by itself."""
 
-    def choose(self, signals: Sequence[Signals], states: Sequence[Any], drafts: Sequence[BeginDraft]) -> list[Choice]:
+    def choose(self, signals: Sequence[Signals], states: Sequence[Any], begin: BeginDraft) -> list[Choice]:
         return [Choice(self.choose_one(seen, state)) for seen, state in zip(signals, states, strict=True)]
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,6 +42,10 @@ def no_heads(position: int) -> Growth:
     raise EntMTPError("policy: 'dynamic' grows its trees with the heads; replay it where they are loaded")
 
 
+def _begin(growth_at: GrowthAt, position: int, requests: Sequence[int]) -> Growth:
+    return growth_at(position)
+
+
 def replayed(trace: RankTrace, policy: Policy, growth_at: GrowthAt = no_heads) -> list[ReplayedStep]:
     """The policy's steps through one text, with the signals that it would have seen.
 
@@ -56,7 +60,7 @@ def replayed(trace: RankTrace, policy: Policy, growth_at: GrowthAt = no_heads) -
     at = 0
     while at < len(trace):
         signals = tracker.start_step(at, entropy[at])
-        (choice,) = policy.choose([signals], [state], [partial(growth_at, at)])
+        (choice,) = policy.choose([signals], [state], partial(_begin, growth_at, at))
         topology = choice.topology
         gained = 1 + accepted_length(topology, ranks[at])
         tracker.end_step(gained)

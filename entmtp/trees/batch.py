@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import numpy as np
 import torch
 
 from entmtp.trees.topology import Topology
@@ -162,22 +163,37 @@ class TreeBatch:
 def _batch(topologies: tuple[Topology, ...], device: torch.device, rounded: bool) -> TreeBatch:
     shape = TreeShape.of(topologies)
     shape = shape.rounded() if rounded else shape
-    nodes = torch.zeros(_NODE_FIELDS, shape.requests, shape.width, dtype=torch.int64)
-    ancestors = torch.zeros(shape.requests, shape.width, shape.width, dtype=torch.int64)
-    inner: list[list[tuple[int, int]]] = [[] for _ in range(shape.depth)]
-    for row, topology in enumerate(topologies):
-        size = topology.nodes + 1
-        # The rows' inner nodes follow one another, so a row's begin where those before it end.
-        before = torch.tensor([0, *(len(level) for level in inner)])
-        child_of = topology.child_of + before[topology.depth]
-        fields = (topology.parent, topology.depth, topology.rank, child_of, torch.ones(size, dtype=torch.int64))
-        nodes[:, row, :size] = torch.stack(fields)
-        ancestors[row, :size, :size] = topology.ancestors
-        for level, own in enumerate(topology.inner):
-            inner[level] += [(row, node) for node in own]
-    levels = [level + level[-1:] * (count - len(level)) for level, count in zip(inner, shape.parents, strict=True)]
-    parts = [nodes, ancestors, *(torch.tensor(level).T for level in levels)]
-    packed = torch.cat([part.reshape(-1) for part in parts])
+    packed = torch.from_numpy(_numbers(topologies, shape))
     if device.type == "cuda":
         packed = packed.pin_memory().to(device, non_blocking=True)
     return TreeBatch(topologies, shape, packed)
+
+
+def _numbers(topologies: Sequence[Topology], shape: TreeShape) -> np.ndarray:
+    """:attr:`TreeBatch.packed` on the host. On the path of every step, so no tensor is made of a single tree."""
+    node_count, width = shape.requests * shape.width, shape.width
+    mask_begin = _NODE_FIELDS * node_count
+    levels_begin = mask_begin + node_count * width
+    packed = np.zeros(levels_begin + 2 * sum(shape.parents), dtype=np.int64)
+    fields = packed[:mask_begin].reshape(_NODE_FIELDS, shape.requests, width)
+    looks_at: list[int] = []
+    inner: list[list[tuple[int, int]]] = [[] for _ in range(shape.depth)]
+    for row, topology in enumerate(topologies):
+        # The rows' inner nodes follow one another, so a row's begin where those before it end.
+        place = {
+            node: len(inner[at]) + own for at, level in enumerate(topology.inner) for own, node in enumerate(level)
+        }
+        ranks, depths = [path[-1] for path in topology.paths], [len(path) for path in topology.paths]
+        child_of = [place[parent] for parent in topology.parents[1:]]
+        fields[0, row, : topology.nodes + 1] = topology.parents
+        fields[1:4, row, 1 : topology.nodes + 1] = depths, ranks, child_of
+        fields[4, row, : topology.nodes + 1] = 1
+        for node, lineage in enumerate(topology.lineages):
+            begin = mask_begin + (row * width + node) * width
+            looks_at += [begin + ancestor for ancestor in lineage]
+        for at, level in enumerate(topology.inner):
+            inner[at] += [(row, node) for node in level]
+    packed[looks_at] = 1
+    padded = [level + level[-1:] * (count - len(level)) for level, count in zip(inner, shape.parents, strict=True)]
+    packed[levels_begin:] = [number for level in padded for pair in zip(*level, strict=True) for number in pair]
+    return packed

@@ -7,9 +7,9 @@ deeper heads will say is unknown before they run; the mean chance of each rank s
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 _MOST_ODDS = 30.0
@@ -27,7 +27,7 @@ class Chances(BaseModel):
 
     slope: list[Annotated[FiniteFloat, Field(ge=0)]] = Field(min_length=1)
     offset: list[FiniteFloat]
-    follow: list[list[Annotated[FiniteFloat, Field(ge=0, le=1)]]]
+    follow: list[Annotated[list[Annotated[FiniteFloat, Field(ge=0, le=1)]], Field(min_length=1)]]
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -35,13 +35,15 @@ class Chances(BaseModel):
             raise ValueError("every depth needs a slope, an offset and the mean chances of its ranks")
         return self
 
-    def of(self, depth: int, log_prob: float) -> float:
-        """The chance that a guess at ``depth`` (0 is the root's child) with this log-probability is right."""
-        odds = self.slope[depth] * log_odds(log_prob) + self.offset[depth]
-        return 1 / (1 + math.exp(-max(-_MOST_ODDS, min(_MOST_ODDS, odds))))
+    def of(self, depth: int, log_probs: np.ndarray) -> np.ndarray:
+        """The chances ``[...]`` that guesses with these log-probabilities hold; at depth 0 the root's children are."""
+        odds = self.slope[depth] * log_odds(log_probs) + self.offset[depth]
+        chances: np.ndarray = 1 / (1 + np.exp(-np.clip(odds, -_MOST_ODDS, _MOST_ODDS)))
+        return chances
 
 
-def log_odds(log_prob: float) -> float:
-    """Of a probability given by its logarithm, bounded."""
-    rest = -math.expm1(min(log_prob, 0.0))
-    return min(_MOST_ODDS, log_prob - math.log(rest)) if rest > 0 else _MOST_ODDS
+def log_odds(log_probs: np.ndarray) -> np.ndarray:
+    """Of probabilities given by their logarithms ``[...]``, bounded."""
+    below_one = np.minimum(log_probs, -1e-14)
+    odds: np.ndarray = np.minimum(_MOST_ODDS, below_one - np.log(-np.expm1(below_one)))
+    return odds

@@ -8,6 +8,7 @@ is a sum over its nodes, as in the optimal trees, but for this very step. Fitted
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Literal, Self
@@ -75,9 +76,15 @@ class Predictor(BaseModel):
         score: np.ndarray = values @ np.array(self.weights) + self.bias
         return score
 
-    def blend(self, score: float | np.ndarray) -> np.ndarray:
+    def blend(self, score: float) -> np.ndarray:
         """How much each centre counts at ``score`` ``[centres]``: linear between two, the outermost beyond."""
-        return np.array([np.interp(score, self.centres, row) for row in np.eye(len(self.centres))])
+        shares = np.zeros(len(self.centres))
+        above = bisect_left(self.centres, score)
+        low, high = max(0, above - 1), min(above, len(self.centres) - 1)
+        part = 1.0 if low == high else (score - self.centres[low]) / (self.centres[high] - self.centres[low])
+        shares[low] = 1 - part
+        shares[high] += part
+        return shares
 
     def gains(self, topologies: Sequence[Topology]) -> np.ndarray:
         """Expected tokens per step, root included, of topologies at each centre ``[centres, topologies]``."""
@@ -86,7 +93,7 @@ class Predictor(BaseModel):
             members[[self.index[path] for path in topology.paths if path in self.index], column] = 1
         return 1 + self.table @ members
 
-    def lengths(self, topology: Topology, score: float | np.ndarray) -> np.ndarray:
+    def lengths(self, topology: Topology, score: float) -> np.ndarray:
         """The distribution of the accepted length ``[depth + 1]`` of a step with ``topology``."""
         chances = self.blend(score) @ self.table
         reach = np.zeros(topology.max_depth + 2)

@@ -80,9 +80,30 @@ class Topology:
         return {(): 0} | {path: number for number, path in enumerate(self.paths, start=1)}
 
     @cached_property
+    def parents(self) -> tuple[int, ...]:
+        """Parent of each node ``[nodes + 1]``; the root is its own parent."""
+        return (0, *(self.index[path[:-1]] for path in self.paths))
+
+    @cached_property
+    def lineages(self) -> tuple[tuple[int, ...], ...]:
+        """Of each node ``[nodes + 1]`` itself and its ancestors, the root first."""
+        found: list[tuple[int, ...]] = [(0,)]
+        for node in range(1, self.nodes + 1):
+            found.append((*found[self.parents[node]], node))
+        return tuple(found)
+
+    @cached_property
+    def inner(self) -> tuple[tuple[int, ...], ...]:
+        """Per depth 0, 1, ... the nodes that have children: those that the heads guess behind."""
+        levels: list[list[int]] = [[] for _ in range(self.max_depth)]
+        for node in sorted(set(self.parents[1:])):
+            levels[len(self.lineages[node]) - 1].append(node)
+        return tuple(tuple(level) for level in levels)
+
+    @cached_property
     def parent(self) -> torch.Tensor:
-        """Parent node ``[nodes + 1]``, int64; the root is its own parent."""
-        return torch.tensor([0] + [self.index[path[:-1]] for path in self.paths])
+        """:attr:`parents` as int64."""
+        return torch.tensor(self.parents)
 
     @cached_property
     def depth(self) -> torch.Tensor:
@@ -97,29 +118,18 @@ class Topology:
     @cached_property
     def ancestors(self) -> torch.Tensor:
         """Ancestor mask ``[nodes + 1, nodes + 1]``, bool: ``[i, j]`` is True where j is i or an ancestor of i."""
-        mask = torch.eye(self.nodes + 1, dtype=torch.bool)
-        for node, path in enumerate(self.paths, start=1):
-            mask[node] |= mask[self.index[path[:-1]]]
+        mask = torch.zeros(self.nodes + 1, self.nodes + 1, dtype=torch.bool)
+        for node, lineage in enumerate(self.lineages):
+            mask[node, list(lineage)] = True
         return mask
-
-    @cached_property
-    def inner(self) -> tuple[tuple[int, ...], ...]:
-        """Per depth 0, 1, ... the nodes that have children: those that the heads guess behind."""
-        levels: list[list[int]] = [[] for _ in range(self.max_depth)]
-        for node in sorted(set(self.parent[1:].tolist())):
-            levels[int(self.depth[node])].append(node)
-        return tuple(tuple(level) for level in levels)
-
-    @cached_property
-    def child_of(self) -> torch.Tensor:
-        """Where in :attr:`inner` of its depth each node's parent is ``[nodes + 1]``, int64; 0 for the root."""
-        place = {node: at for level in self.inner for at, node in enumerate(level)}
-        return torch.tensor([0] + [place[node] for node in self.parent[1:].tolist()])
 
     @cached_property
     def max_rank(self) -> tuple[int, ...]:
         """The highest child rank asked for at depths 1, 2, ...: what the heads must rank."""
-        return tuple(max(path[-1] for path in self.paths if len(path) == d) for d in range(1, self.max_depth + 1))
+        highest = [0] * self.max_depth
+        for path in self.paths:
+            highest[len(path) - 1] = max(highest[len(path) - 1], path[-1])
+        return tuple(highest)
 
 
 def _checked(path: Sequence[int]) -> Path:

@@ -1,5 +1,6 @@
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import nn
 from entmtp.errors import EntMTPError
 from entmtp.models import fused
 from entmtp.models.backbone import Backbone
-from entmtp.models.fused import FusedLinear
+from entmtp.models.fused import FusedLinear, NarrowLinear
 from entmtp.models.fused_layers import FusedLayers, with_fused_layers
+from entmtp.models.packing import FixedLinear
 from entmtp.trees.batch import TreeBatch
 from tests.tiny import TREES, greedy, random_tokens, tiny_model
 
@@ -31,9 +33,26 @@ def test_a_fused_product_is_the_plain_one(rows: int, width: int, out: int, biase
     assert torch.allclose(found[0], nn.functional.linear(states, weight, bias), rtol=1e-5, atol=1e-4)
 
 
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 70), st.booleans(), st.integers(0, 2**16))
+def test_a_narrow_product_is_that_of_the_rounded_weight(
+    rows: int, width: int, out: int, biased: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    states, weight = (torch.randn(size, width, generator=generator) for size in (rows, out))
+    bias = torch.randn(out, generator=generator) if biased else None
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    with torch.inference_mode():
+        found = NarrowLinear(weight, bias)(states[None])
+    rounded = (weight / scale).round() * scale
+    assert torch.allclose(found[0], nn.functional.linear(states, rounded, bias), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [FusedLinear, NarrowLinear])
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
-def test_a_row_is_the_same_bits_alone_and_among_others(rows: int, width: int, out: int) -> None:
-    layer, states = FusedLinear(torch.randn(out, width), torch.randn(out)), torch.randn(rows, width)
+def test_a_row_is_the_same_bits_alone_and_among_others(
+    kind: Callable[..., FixedLinear], rows: int, width: int, out: int
+) -> None:
+    layer, states = kind(torch.randn(out, width), torch.randn(out)), torch.randn(rows, width)
     with torch.inference_mode():
         among = layer(states)
         alone = torch.cat([layer(states[row : row + 1]) for row in range(rows)])

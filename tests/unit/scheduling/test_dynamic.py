@@ -10,12 +10,13 @@ from entmtp.decoding.step import decode_step
 from entmtp.decoding.stopwatch import Stopwatch
 from entmtp.errors import EntMTPError
 from entmtp.scheduling.cost import StepCost
-from entmtp.scheduling.dynamic import PLAIN, DynamicPolicy
+from entmtp.scheduling.dynamic import MAX_NODES, PLAIN, DynamicPolicy
 from entmtp.scheduling.policies import Choice
 from entmtp.scheduling.signals import Signals, SignalTracker
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.chances import Chances
 from entmtp.trees.predictor import Predictor
+from entmtp.trees.topology import Topology
 from tests.small import small_backbone, small_chances, small_heads, small_prompt
 from tests.tiny import greedy
 
@@ -46,52 +47,60 @@ def cost_of(per_node: float, per_level: float) -> StepCost:
 
 
 class Scripted:
-    """Heads that give the probabilities of a script at each level and remember what they were asked."""
+    """Heads that give each request the probabilities of its script's levels, and remember what they were asked."""
 
     num_heads = 3
 
-    def __init__(self, *levels: Sequence[float]) -> None:
-        self.levels = levels
+    def __init__(self, *scripts: Sequence[Sequence[float]]) -> None:
+        self.scripts = scripts
         self.asked: list[list[int]] = []
+        self._requests = list(range(len(scripts)))
+        self._count = 1
 
     def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         level = len(self.asked)
         self.asked.append(list(parents))
+        self._requests = [self._requests[parent // self._count] for parent in parents]
+        self._count = count = min(count, len(self.scripts[0][level]))
         tokens = 100 * level + torch.arange(len(parents) * count).reshape(len(parents), count)
-        return tokens, torch.tensor(self.levels[level]).log().expand(len(parents), -1)
+        return tokens, torch.tensor([list(self.scripts[request][level])[:count] for request in self._requests]).log()
+
+
+def script(*levels: Sequence[float]) -> Scripted:
+    return Scripted(levels)
 
 
 def grown(heads: Scripted, cost: StepCost, signals: Signals = EASY) -> Choice:
-    return DynamicPolicy(PREDICTOR, BELIEVED, cost.of_batch, 8).choose([signals], [None], [lambda: heads])[0]
+    return DynamicPolicy(PREDICTOR, BELIEVED, cost.of_batch, 8).choose([signals], [None], lambda requests: heads)[0]
 
 
 def test_hard_text_is_not_drafted_for_at_all() -> None:
-    heads = Scripted()
+    heads = script()
     assert grown(heads, cost_of(1.0, 1.0), HARD) == PLAIN
     assert heads.asked == []
 
 
 def test_sure_heads_grow_a_chain() -> None:
-    found = grown(Scripted(*[[0.97, 0.01, 0.005, 0.001]] * 3), cost_of(1.0, 1.0))
+    found = grown(script(*[[0.97, 0.01, 0.005, 0.001]] * 3), cost_of(1.0, 1.0))
     assert found.topology.paths == ((0,), (0, 0), (0, 0, 0))
     assert found.tokens == [0, 100, 200]
 
 
 def test_unsure_heads_grow_a_wide_level_and_no_deeper_one() -> None:
-    heads = Scripted([0.16, 0.15, 0.14, 0.13])
+    heads = script([0.16, 0.15, 0.14, 0.13])
     found = grown(heads, cost_of(0.5, 8.0))
     assert found.topology.paths == ((0,), (1,), (2,), (3,))
     assert heads.asked == [[0]]
 
 
 def test_only_parents_worth_it_are_asked_for_children() -> None:
-    heads = Scripted([0.6, 0.3, 0.01, 0.01], [0.5, 0.3, 0.1, 0.05], [0.01, 0.01, 0.01, 0.01])
+    heads = script([0.6, 0.3, 0.01, 0.01], [0.5, 0.3, 0.1, 0.05], [0.01, 0.01, 0.01, 0.01])
     grown(heads, cost_of(0.5, 0.2))
     assert heads.asked[1] == [0, 1]
 
 
 def test_hopeless_guesses_leave_plain_decoding() -> None:
-    assert grown(Scripted([0.001] * 4), cost_of(2.0, 1.0)) == PLAIN
+    assert grown(script([0.001] * 4), cost_of(2.0, 1.0)) == PLAIN
 
 
 @pytest.mark.parametrize("kind", ["medusa", "hydra"])
@@ -102,7 +111,7 @@ def test_growing_gives_the_tokens_that_filling_gives(kind: str) -> None:
     state.prefill(0, small_prompt(6))
     policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(0.01, 0.01).of_batch, 8)
     with torch.inference_mode():
-        (tree,) = policy.choose([EASY], [None], [lambda: state.growth(0, Stopwatch(backbone.device))])
+        (tree,) = policy.choose([EASY], [None], lambda requests: state.growth(requests, Stopwatch(backbone.device)))
         filled = heads.propose(state.hidden[:1], state.root[:1], TreeBatch.of([tree.topology]))
     assert tree.topology.max_depth > 1
     assert filled.tokens[0, 1:].tolist() == tree.tokens
@@ -142,9 +151,9 @@ def test_each_request_of_a_batch_grows_its_own_tree() -> None:
 
 
 def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() -> None:
-    sure, unsure = Scripted(*[[0.97, 0.01, 0.005, 0.001]] * 3), Scripted([0.3, 0.25, 0.2, 0.1], [0.1] * 4, [0.1] * 4)
+    heads = Scripted([[0.97, 0.01, 0.005, 0.001]] * 3, [[0.3, 0.25, 0.2, 0.1], [0.1] * 4, [0.1] * 4])
     policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch: cost_of(0.5 * batch, 0.2), 8)
-    found = policy.choose([EASY, EASY], [None, None], [lambda: sure, lambda: unsure])
+    found = policy.choose([EASY, EASY], [None, None], lambda requests: heads)
     assert {tree.topology.nodes for tree in found} == {3}
     assert found[0].topology.max_depth == 3
     assert found[1].topology.paths == ((0,), (1,), (2,))
@@ -153,12 +162,37 @@ def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() 
 def test_the_cost_of_one_request_says_nothing_of_four() -> None:
     policy = DynamicPolicy(PREDICTOR, BELIEVED, cost_of(0.5, 0.2).of_batch, 8)
     with pytest.raises(EntMTPError, match="known for 1 request, not for 4"):
-        policy.choose([EASY] * 4, [None] * 4, [lambda: Scripted()] * 4)
+        policy.choose([EASY] * 4, [None] * 4, lambda requests: Scripted())
 
 
 def test_a_chance_multiplies_along_a_path() -> None:
     policy = DynamicPolicy(PREDICTOR, BELIEVED, cost_of(0.01, 0.01).of_batch, 8)
-    nodes = policy._guessed(Scripted(*[[0.5, 0.2, 0.1, 0.1]] * 3), policy._worth(1))
+    nodes = policy._guessed(script(*[[0.5, 0.2, 0.1, 0.1]] * 3), [0], policy._worth(1))
     by_path = {node.path: node.chance for node in nodes}
     assert by_path[0, 1] == pytest.approx(0.1, abs=1e-4)
     assert by_path[0, 0, 0] == pytest.approx(0.125, abs=1e-4)
+
+
+def test_each_level_is_one_pass_for_all_requests() -> None:
+    sure, unsure = [0.97, 0.01, 0.005, 0.001], [0.3, 0.2, 0.1, 0.1]
+    heads = Scripted([sure] * 3, [unsure, sure, sure])
+    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch: cost_of(0.2 * batch, 0.2), 8)
+    found = policy.choose([EASY, EASY], [None] * 2, lambda requests: heads)
+    assert heads.asked[0] == [0, 1]
+    assert heads.asked[1][:2] == [0, 4]
+    assert found[0].tokens is not None
+    assert found[0].tokens[0] == 0
+    assert found[1].tokens is not None
+    assert found[1].tokens[:2] == [4, 5]
+
+
+def test_where_nodes_cost_nothing_many_children_are_asked_for_and_the_tree_is_as_large_as_may_be() -> None:
+    generous = Chances(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.3, *[0.04] * 15]] * 3)
+    probabilities = [0.3, *[0.04] * 15]
+    policy = DynamicPolicy(PREDICTOR, generous, lambda batch: cost_of(0.0, 0.01), 8)
+    heads = script(*[probabilities] * 3)
+    (found,) = policy.choose([EASY], [None], lambda requests: heads)
+    assert found.topology.nodes == MAX_NODES
+    assert max(found.topology.max_rank) == 15
+    assert Topology.of(found.topology.paths).paths == found.topology.paths
+    assert len(found.tokens or []) == MAX_NODES
