@@ -133,7 +133,7 @@ def fit_chances(traces: Sequence[RankTrace]) -> Chances:
         reached = (ranks[:, :depth] < FOLLOWED).all(1)
         asked = reached if reached.any() else ~reached
         right = ranks[asked, depth, None] == np.arange(FOLLOWED)
-        odds = log_odds(log_probs[asked, depth])
+        odds = np.vectorize(log_odds)(log_probs[asked, depth])
         slope, offset = _logistic(odds.reshape(-1, 1), right[:, : odds.shape[1]].reshape(-1))
         slopes.append(max(0.0, float(slope[0])))
         offsets.append(offset)

@@ -118,14 +118,12 @@ class DynamicPolicy(Policy):
         self, parents: Sequence[_Node], depth: int, tokens: torch.Tensor, log_probs: torch.Tensor
     ) -> list[_Node]:
         """The guesses behind ``parents``, at most :data:`MAX_NODES` of each request."""
-        chances = self.chances.of(depth, log_probs.cpu().numpy()) * np.array([[node.chance] for node in parents])
-        count = chances.shape[1]
+        chance, count = self.chances.of, tokens.shape[1]
+        # Plain Python: between two passes over all weights everything that numpy would need is out of the CPU's caches.
         nodes = [
-            _Node(parent.request, (*parent.path, rank), token, chance, row * count + rank)
-            for row, (parent, row_tokens, row_chances) in enumerate(
-                zip(parents, tokens.tolist(), chances.tolist(), strict=True)
-            )
-            for rank, (token, chance) in enumerate(zip(row_tokens, row_chances, strict=True))
+            _Node(node.request, (*node.path, rank), token, node.chance * chance(depth, log_prob), row * count + rank)
+            for row, (node, *guesses) in enumerate(zip(parents, tokens.tolist(), log_probs.tolist(), strict=True))
+            for rank, (token, log_prob) in enumerate(zip(*guesses, strict=True))
         ]
         if len(nodes) <= MAX_NODES:
             return nodes

@@ -7,9 +7,11 @@ signals of this very step.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from entmtp.scheduling.envelope import Envelope, upper_envelope
 from entmtp.scheduling.policies import BeginDraft, Choice, Policy
 from entmtp.scheduling.rate import BatchCosts, best_choices
 from entmtp.scheduling.signals import Signals
@@ -34,6 +36,21 @@ def candidates(predictor: Predictor, sizes: Sequence[int] = SIZES) -> list[Topol
     return list(found.values())
 
 
+@dataclass(frozen=True)
+class _Price:
+    """Of the steps of so many requests.
+
+    Attributes:
+        costs: milliseconds of each shape ``[shapes]``.
+        rate: tokens per millisecond that a schedule reaches.
+        alone: the tree that is best for one request, by its score.
+    """
+
+    costs: np.ndarray
+    rate: float
+    alone: Envelope
+
+
 class GoodputPolicy(Policy):
     """Chooses by expected gain and cost; nothing is remembered of a request but its moving averages.
 
@@ -56,28 +73,27 @@ class GoodputPolicy(Policy):
         by_size = {(tree.nodes, tree.max_depth): tree for tree in self.trees}
         self._shapes = [by_size[size] for size in sizes]
         self._shape_of = np.array([sizes.index((tree.nodes, tree.max_depth)) for tree in self.trees])
-        self._priced: dict[int, tuple[np.ndarray, float]] = {}
+        self._priced: dict[int, _Price] = {}
 
     def rate(self, batch: int = 1) -> float:
         """Tokens per millisecond that a schedule of steps of ``batch`` requests reaches."""
-        return self._price(batch)[1]
+        return self._price(batch).rate
 
     def choose(self, signals: Sequence[Signals], states: Sequence[None], begin: BeginDraft) -> list[Choice]:
         return [Choice(tree) for tree in self.best(signals)]
 
     def best(self, signals: Sequence[Signals]) -> list[Topology]:
         """The trees of a step of these requests."""
-        costs, rate = self._price(len(signals))
-        scores = [float(self.predictor.score(seen.values(self.predictor.features))) for seen in signals]
-        expected = np.stack([self.predictor.blend(score) for score in scores]) @ self._gains  # [batch, trees]
+        price = self._price(len(signals))
+        scores = [self.predictor.score_of(seen.values(self.predictor.features)) for seen in signals]
         if len(signals) == 1:  # alone, a tree is its own shape
-            return [self.trees[int((expected[0] - rate * costs[self._shape_of]).argmax())]]
+            return [self.trees[price.alone.at(scores[0])]]
+        expected = np.stack([self.predictor.blend(score) for score in scores]) @ self._gains  # [batch, trees]
         within = np.where(self._within[:, None], expected, -np.inf)  # [shapes, batch, trees]
-        shape = int((within.max(2).sum(1) - rate * costs).argmax())
+        shape = int((within.max(2).sum(1) - price.rate * price.costs).argmax())
         return [self.trees[at] for at in within[shape].argmax(1)]
 
-    def _price(self, batch: int) -> tuple[np.ndarray, float]:
-        """The milliseconds of each shape ``[shapes]``, and the rate."""
+    def _price(self, batch: int) -> _Price:
         if batch not in self._priced:
             cost = self._costs(batch)
             costs = np.array([cost(shape) for shape in self._shapes])
@@ -89,5 +105,6 @@ class GoodputPolicy(Policy):
             else:
                 # Requests in different moods share a shape, so it can't follow the mood of one.
                 rate = float((batch * (shares @ gains) / costs).max())
-            self._priced[batch] = costs, rate
+            alone = upper_envelope(self.predictor.centres, self._gains - rate * costs[self._shape_of])
+            self._priced[batch] = _Price(costs, rate, alone)
         return self._priced[batch]

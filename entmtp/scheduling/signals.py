@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from entmtp.trees.predictor import Feature
@@ -56,9 +55,9 @@ class Signals:
     accepted_ema: float
     confidence: float = 0.0
 
-    def values(self, features: Sequence[Feature]) -> np.ndarray:
+    def values(self, features: Sequence[Feature]) -> list[float]:
         """What a predictor looks at ``[features]``."""
-        return np.array([getattr(self, feature) for feature in features], dtype=np.float64)
+        return [getattr(self, feature) for feature in features]
 
 
 class SignalTracker:

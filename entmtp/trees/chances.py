@@ -7,12 +7,13 @@ deeper heads will say is unknown before they run; the mean chance of each rank s
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Self
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 _MOST_ODDS = 30.0
+_NEARLY_ONE = -math.exp(-_MOST_ODDS)
 
 
 class Chances(BaseModel):
@@ -35,15 +36,13 @@ class Chances(BaseModel):
             raise ValueError("every depth needs a slope, an offset and the mean chances of its ranks")
         return self
 
-    def of(self, depth: int, log_probs: np.ndarray) -> np.ndarray:
-        """The chances ``[...]`` that guesses with these log-probabilities hold; at depth 0 the root's children are."""
-        odds = self.slope[depth] * log_odds(log_probs) + self.offset[depth]
-        chances: np.ndarray = 1 / (1 + np.exp(-np.clip(odds, -_MOST_ODDS, _MOST_ODDS)))
-        return chances
+    def of(self, depth: int, log_prob: float) -> float:
+        """The chance that a guess at ``depth`` (0 is the root's child) with this log-probability is right."""
+        odds = self.slope[depth] * log_odds(log_prob) + self.offset[depth]
+        return 1 / (1 + math.exp(-odds))
 
 
-def log_odds(log_probs: np.ndarray) -> np.ndarray:
-    """Of probabilities given by their logarithms ``[...]``, bounded."""
-    below_one = np.minimum(log_probs, -1e-14)
-    odds: np.ndarray = np.minimum(_MOST_ODDS, below_one - np.log(-np.expm1(below_one)))
-    return odds
+def log_odds(log_prob: float) -> float:
+    """Of a probability given by its logarithm, bounded."""
+    bounded = max(-_MOST_ODDS, min(log_prob, _NEARLY_ONE))
+    return bounded - math.log(-math.expm1(bounded))

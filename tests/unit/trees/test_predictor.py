@@ -25,7 +25,8 @@ def predictor(**changes: object) -> Predictor:
 
 def test_the_score_weighs_the_signals_by_name() -> None:
     found = predictor()
-    assert found.score(Signals(3, 2.0, 9.0, 4.0).values(found.features)) == pytest.approx(-2.0 + 2.0 + 0.25)
+    values = Signals(3, 2.0, 9.0, 4.0).values(found.features)
+    assert found.score_of(values) == found.score(np.array(values)) == pytest.approx(-2.0 + 2.0 + 0.25)
 
 
 @pytest.mark.parametrize(
