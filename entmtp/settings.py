@@ -109,6 +109,6 @@ STUDY = "study"
 PROFILES: dict[str, BenchmarkSettings] = {
     "quick": BenchmarkSettings(),
     "standard": BenchmarkSettings(prompts=10, max_new_tokens=128, shard_prompts=2),
-    STUDY: BenchmarkSettings(prompts=8, max_new_tokens=48),
+    STUDY: BenchmarkSettings(prompts=14, max_new_tokens=48),
     "full": BenchmarkSettings(prompts=80, max_new_tokens=256, shard_prompts=4),
 }

@@ -18,7 +18,7 @@ from entmtp.scheduling.signals import Signals
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
 
-SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 63)
+SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 63)
 
 
 def candidates(predictor: Predictor, sizes: Sequence[int] = SIZES) -> list[Topology]:
