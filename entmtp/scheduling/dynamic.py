@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from entmtp.heads.growth import Growth
+from entmtp.scheduling.belief import Belief
 from entmtp.scheduling.cost import PartedCost
 from entmtp.scheduling.goodput import GoodputPolicy
 from entmtp.scheduling.policies import BeginDraft, Choice, Policy
@@ -31,13 +32,14 @@ PLAIN = Choice(Topology.root_only(), [])
 
 
 class _Node(NamedTuple):
-    """A guess; ``number`` as in :class:`Growth`."""
+    """A guess; ``number`` as in :class:`Growth`, ``shift`` its request's :class:`Belief`."""
 
     request: int
     path: Path
     token: int
     chance: float
     number: int
+    shift: float
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class _Worth:
 
 
 class DynamicPolicy(Policy):
-    """Builds a tree per request and step; nothing is remembered of a request but its moving averages."""
+    """Builds a tree per request and step; of a request its moving averages and a :class:`Belief` are remembered."""
 
     def __init__(
         self, predictor: Predictor, chances: Chances, costs: Callable[[int], PartedCost], entropy_window: int
@@ -68,15 +70,25 @@ class DynamicPolicy(Policy):
         self._before = GoodputPolicy(predictor, costs, entropy_window)
         self._priced: dict[int, _Worth] = {}
 
-    def choose(self, signals: Sequence[Signals], states: Sequence[None], begin: BeginDraft) -> list[Choice]:
-        drafting = [request for request, tree in enumerate(self._before.best(signals)) if tree.nodes]
+    def start(self) -> Belief:
+        return Belief()
+
+    def choose(self, signals: Sequence[Signals], states: Sequence[Belief], begin: BeginDraft) -> list[Choice]:
+        for seen, belief in zip(signals, states, strict=True):
+            belief.learn(seen.gained)
+        before = self._before.best(signals, states)
+        drafting = [request for request, tree in enumerate(before) if self._before.trees[tree].nodes]
         if not drafting:
             return [PLAIN] * len(signals)
         worth = self._worth(len(signals))
         guessed: list[list[_Node]] = [[] for _ in signals]
-        for node in self._guessed(begin(drafting), drafting, worth):
+        roots = [_Node(request, (), 0, 1.0, number, states[request].shift) for number, request in enumerate(drafting)]
+        for node in self._guessed(begin(drafting), roots, worth):
             guessed[node.request].append(node)
-        return self._best(guessed, worth)
+        chosen = self._best(guessed, worth)
+        for nodes, belief in zip(chosen, states, strict=True):
+            belief.expected = sum(node.chance for node in nodes) if nodes else None
+        return [_grown(nodes) for nodes in chosen]
 
     def _worth(self, batch: int) -> _Worth:
         if batch not in self._priced:
@@ -93,10 +105,10 @@ class DynamicPolicy(Policy):
             self._priced[batch] = _Worth((verify - verify[0]).tolist(), np.diff(drafts).tolist(), node)
         return self._priced[batch]
 
-    def _guessed(self, growth: Growth, drafting: Sequence[int], worth: _Worth) -> list[_Node]:
+    def _guessed(self, growth: Growth, roots: list[_Node], worth: _Worth) -> list[_Node]:
         """All guesses of the levels that are worth running, each request's in its trees' canonical order."""
         found: list[_Node] = []
-        nodes = [_Node(request, (), 0, 1.0, number) for number, request in enumerate(drafting)]
+        nodes = roots
         for depth in range(min(growth.num_heads, len(self.chances.slope))):
             follow = self.chances.follow[depth]
             parents = [node for node in nodes if node.chance * follow[0] > worth.node]
@@ -121,7 +133,14 @@ class DynamicPolicy(Policy):
         chance, count = self.chances.of, tokens.shape[1]
         # Plain Python: between two passes over all weights everything that numpy would need is out of the CPU's caches.
         nodes = [
-            _Node(node.request, (*node.path, rank), token, node.chance * chance(depth, log_prob), row * count + rank)
+            _Node(
+                node.request,
+                (*node.path, rank),
+                token,
+                node.chance * chance(depth, log_prob, node.shift),
+                row * count + rank,
+                node.shift,
+            )
             for row, (node, *guesses) in enumerate(zip(parents, tokens.tolist(), log_probs.tolist(), strict=True))
             for rank, (token, log_prob) in enumerate(zip(*guesses, strict=True))
         ]
@@ -130,7 +149,7 @@ class DynamicPolicy(Policy):
         kept = {node.number for its in _by_request(nodes).values() for node in _likeliest(its)}
         return [node for node in nodes if node.number in kept]
 
-    def _best(self, guessed: Sequence[Sequence[_Node]], worth: _Worth) -> list[Choice]:
+    def _best(self, guessed: Sequence[Sequence[_Node]], worth: _Worth) -> list[list[_Node]]:
         """The likeliest nodes of each request, as many as pay for the width that all trees are padded to."""
         likeliest = [_likeliest(its) for its in guessed]
         best, width, gain = 0.0, 0, 0.0
@@ -138,7 +157,7 @@ class DynamicPolicy(Policy):
             gain += sum(its[at].chance for its in likeliest if at < len(its))
             if gain - worth.verify[at + 1] > best:
                 best, width = gain - worth.verify[at + 1], at + 1
-        return [_grown(its[:width]) for its in likeliest]
+        return [its[:width] for its in likeliest]
 
 
 def _by_request(nodes: Sequence[_Node]) -> dict[int, list[_Node]]:

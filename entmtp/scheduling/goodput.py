@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from entmtp.scheduling.belief import Belief
 from entmtp.scheduling.envelope import Envelope, upper_envelope
 from entmtp.scheduling.policies import BeginDraft, Choice, Policy
 from entmtp.scheduling.rate import BatchCosts, best_choices
@@ -52,7 +53,7 @@ class _Price:
 
 
 class GoodputPolicy(Policy):
-    """Chooses by expected gain and cost; nothing is remembered of a request but its moving averages.
+    """Chooses by expected gain and cost; of a request its moving averages and a :class:`Belief` are remembered.
 
     The requests of a step are verified side by side, padded to the widest tree and drafted for to the deepest. So a
     *shape*, so many nodes and levels, is chosen for all of them, and each takes its own best tree within it: never a
@@ -79,19 +80,33 @@ class GoodputPolicy(Policy):
         """Tokens per millisecond that a schedule of steps of ``batch`` requests reaches."""
         return self._price(batch).rate
 
-    def choose(self, signals: Sequence[Signals], states: Sequence[None], begin: BeginDraft) -> list[Choice]:
-        return [Choice(tree) for tree in self.best(signals)]
+    def start(self) -> Belief:
+        return Belief()
 
-    def best(self, signals: Sequence[Signals]) -> list[Topology]:
-        """The trees of a step of these requests."""
+    def choose(self, signals: Sequence[Signals], states: Sequence[Belief], begin: BeginDraft) -> list[Choice]:
+        for seen, belief in zip(signals, states, strict=True):
+            belief.learn(seen.gained)
+        chosen = self.best(signals, states)
+        for seen, belief, at in zip(signals, states, chosen, strict=True):
+            if self.trees[at].nodes:
+                shares = self.predictor.blend(self._score(seen, belief))
+                belief.expected = float(shares @ self._gains[:, at]) - 1
+        return [Choice(self.trees[at]) for at in chosen]
+
+    def _score(self, signals: Signals, belief: Belief) -> float:
+        return self.predictor.score_of(signals.values(self.predictor.features)) + belief.shift
+
+    def best(self, signals: Sequence[Signals], beliefs: Sequence[Belief]) -> list[int]:
+        """Which of the ``trees`` each request of a step gets."""
         price = self._price(len(signals))
-        scores = [self.predictor.score_of(seen.values(self.predictor.features)) for seen in signals]
+        scores = [self._score(seen, belief) for seen, belief in zip(signals, beliefs, strict=True)]
         if len(signals) == 1:  # alone, a tree is its own shape
-            return [self.trees[price.alone.at(scores[0])]]
+            return [price.alone.at(scores[0])]
         expected = np.stack([self.predictor.blend(score) for score in scores]) @ self._gains  # [batch, trees]
         within = np.where(self._within[:, None], expected, -np.inf)  # [shapes, batch, trees]
         shape = int((within.max(2).sum(1) - price.rate * price.costs).argmax())
-        return [self.trees[at] for at in within[shape].argmax(1)]
+        best: list[int] = within[shape].argmax(1).tolist()
+        return best
 
     def _price(self, batch: int) -> _Price:
         if batch not in self._priced:

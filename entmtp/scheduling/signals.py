@@ -46,6 +46,7 @@ class Signals:
         entropy: nats, of the distribution that the root was chosen from.
         entropy_ema: its moving average over the steps' starts.
         accepted_ema: moving average of tokens gained per step, root included.
+        gained: tokens that the last step gained, root included; 0 before the first.
         confidence: the log-probability of the heads' first guess at this very step, once they have run; else 0.
     """
 
@@ -53,6 +54,7 @@ class Signals:
     entropy: float
     entropy_ema: float
     accepted_ema: float
+    gained: int = 0
     confidence: float = 0.0
 
     def values(self, features: Sequence[Feature]) -> list[float]:
@@ -66,11 +68,13 @@ class SignalTracker:
     def __init__(self, window: int) -> None:
         self._entropy = Ema(window)
         self._accepted = Ema(window)
+        self._gained = 0
 
     def start_step(self, position: int, entropy_now: float) -> Signals:
         """The signals of a step whose root was chosen at ``entropy_now`` nats."""
-        return Signals(position, entropy_now, self._entropy.update(entropy_now), self._accepted.value)
+        return Signals(position, entropy_now, self._entropy.update(entropy_now), self._accepted.value, self._gained)
 
     def end_step(self, gained: int) -> None:
         """Records how many tokens the step gained, root included."""
+        self._gained = gained
         self._accepted.update(gained)

@@ -36,9 +36,12 @@ class Chances(BaseModel):
             raise ValueError("every depth needs a slope, an offset and the mean chances of its ranks")
         return self
 
-    def of(self, depth: int, log_prob: float) -> float:
-        """The chance that a guess at ``depth`` (0 is the root's child) with this log-probability is right."""
-        odds = self.slope[depth] * log_odds(log_prob) + self.offset[depth]
+    def of(self, depth: int, log_prob: float, shift: float = 0.0) -> float:
+        """The chance that a guess at ``depth`` (0 is the root's child) with this log-probability is right.
+
+        ``shift`` moves the corrected log-odds.
+        """
+        odds = self.slope[depth] * log_odds(log_prob) + self.offset[depth] + shift
         return 1 / (1 + math.exp(-odds))
 
 

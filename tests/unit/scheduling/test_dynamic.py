@@ -9,8 +9,9 @@ from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.decoding.stopwatch import Stopwatch
 from entmtp.errors import EntMTPError
+from entmtp.scheduling.belief import Belief
 from entmtp.scheduling.cost import StepCost
-from entmtp.scheduling.dynamic import MAX_NODES, PLAIN, DynamicPolicy
+from entmtp.scheduling.dynamic import MAX_NODES, PLAIN, DynamicPolicy, _Node
 from entmtp.scheduling.policies import Choice
 from entmtp.scheduling.signals import Signals, SignalTracker
 from entmtp.trees.batch import TreeBatch
@@ -71,7 +72,7 @@ def script(*levels: Sequence[float]) -> Scripted:
 
 
 def grown(heads: Scripted, cost: StepCost, signals: Signals = EASY) -> Choice:
-    return DynamicPolicy(PREDICTOR, BELIEVED, cost.of_batch, 8).choose([signals], [None], lambda requests: heads)[0]
+    return DynamicPolicy(PREDICTOR, BELIEVED, cost.of_batch, 8).choose([signals], [Belief()], lambda requests: heads)[0]
 
 
 def test_hard_text_is_not_drafted_for_at_all() -> None:
@@ -111,7 +112,7 @@ def test_growing_gives_the_tokens_that_filling_gives(kind: str) -> None:
     state.prefill(0, small_prompt(6))
     policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(0.01, 0.01).of_batch, 8)
     with torch.inference_mode():
-        (tree,) = policy.choose([EASY], [None], lambda requests: state.growth(requests, Stopwatch(backbone.device)))
+        (tree,) = policy.choose([EASY], [Belief()], lambda requests: state.growth(requests, Stopwatch(backbone.device)))
         filled = heads.propose(state.hidden[:1], state.root[:1], TreeBatch.of([tree.topology]))
     assert tree.topology.max_depth > 1
     assert filled.tokens[0, 1:].tolist() == tree.tokens
@@ -142,7 +143,7 @@ def test_each_request_of_a_batch_grows_its_own_tree() -> None:
     state = DecodingState(backbone, small_heads("hydra", backbone), 3, 256)
     prompts = [small_prompt(length, seed=length) for length in (4, 9, 14)]
     started = [state.prefill(slot, prompt) for slot, prompt in enumerate(prompts)]
-    requests = [RunningRequest(slot, SignalTracker(8), None, *first) for slot, first in enumerate(started)]
+    requests = [RunningRequest(slot, SignalTracker(8), policy.start(), *first) for slot, first in enumerate(started)]
     for _ in range(12):
         decode_step(state, policy, requests)
     for request, prompt in zip(requests, prompts, strict=True):
@@ -153,7 +154,7 @@ def test_each_request_of_a_batch_grows_its_own_tree() -> None:
 def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() -> None:
     heads = Scripted([[0.97, 0.01, 0.005, 0.001]] * 3, [[0.3, 0.25, 0.2, 0.1], [0.1] * 4, [0.1] * 4])
     policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch: cost_of(0.5 * batch, 0.2), 8)
-    found = policy.choose([EASY, EASY], [None, None], lambda requests: heads)
+    found = policy.choose([EASY, EASY], [Belief(), Belief()], lambda requests: heads)
     assert {tree.topology.nodes for tree in found} == {3}
     assert found[0].topology.max_depth == 3
     assert found[1].topology.paths == ((0,), (1,), (2,))
@@ -162,12 +163,12 @@ def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() 
 def test_the_cost_of_one_request_says_nothing_of_four() -> None:
     policy = DynamicPolicy(PREDICTOR, BELIEVED, cost_of(0.5, 0.2).of_batch, 8)
     with pytest.raises(EntMTPError, match="known for 1 request, not for 4"):
-        policy.choose([EASY] * 4, [None] * 4, lambda requests: Scripted())
+        policy.choose([EASY] * 4, [Belief() for _ in range(4)], lambda requests: Scripted())
 
 
 def test_a_chance_multiplies_along_a_path() -> None:
     policy = DynamicPolicy(PREDICTOR, BELIEVED, cost_of(0.01, 0.01).of_batch, 8)
-    nodes = policy._guessed(script(*[[0.5, 0.2, 0.1, 0.1]] * 3), [0], policy._worth(1))
+    nodes = policy._guessed(script(*[[0.5, 0.2, 0.1, 0.1]] * 3), [_Node(0, (), 0, 1.0, 0, 0.0)], policy._worth(1))
     by_path = {node.path: node.chance for node in nodes}
     assert by_path[0, 1] == pytest.approx(0.1, abs=1e-4)
     assert by_path[0, 0, 0] == pytest.approx(0.125, abs=1e-4)
@@ -177,7 +178,7 @@ def test_each_level_is_one_pass_for_all_requests() -> None:
     sure, unsure = [0.97, 0.01, 0.005, 0.001], [0.3, 0.2, 0.1, 0.1]
     heads = Scripted([sure] * 3, [unsure, sure, sure])
     policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch: cost_of(0.2 * batch, 0.2), 8)
-    found = policy.choose([EASY, EASY], [None] * 2, lambda requests: heads)
+    found = policy.choose([EASY, EASY], [Belief(), Belief()], lambda requests: heads)
     assert heads.asked[0] == [0, 1]
     assert heads.asked[1][:2] == [0, 4]
     assert found[0].tokens is not None
@@ -191,8 +192,21 @@ def test_where_nodes_cost_nothing_many_children_are_asked_for_and_the_tree_is_as
     probabilities = [0.3, *[0.04] * 15]
     policy = DynamicPolicy(PREDICTOR, generous, lambda batch: cost_of(0.0, 0.01), 8)
     heads = script(*[probabilities] * 3)
-    (found,) = policy.choose([EASY], [None], lambda requests: heads)
+    (found,) = policy.choose([EASY], [Belief()], lambda requests: heads)
     assert found.topology.nodes == MAX_NODES
     assert max(found.topology.max_rank) == 15
     assert Topology.of(found.topology.paths).paths == found.topology.paths
     assert len(found.tokens or []) == MAX_NODES
+
+
+def test_a_request_that_accepts_less_than_was_expected_of_it_is_believed_less() -> None:
+    policy = DynamicPolicy(PREDICTOR, BELIEVED, cost_of(0.3, 0.1).of_batch, 8)
+
+    def nodes_after(gained: int) -> int:
+        belief = Belief()
+        for _ in range(60):
+            seen = Signals(0, 0.0, 0.0, 0.0, gained)
+            (found,) = policy.choose([seen], [belief], lambda requests: script(*[[0.5, 0.2, 0.1, 0.1]] * 3))
+        return found.topology.nodes
+
+    assert nodes_after(1) < nodes_after(4)
