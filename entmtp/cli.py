@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from entmtp.cli_errors import told_plainly
+from entmtp.errors import EntMTPError
 from entmtp.evaluation.command import Devices, benchmark_command
 
 app = typer.Typer(
@@ -45,6 +46,10 @@ def generate(
     heads: Annotated[str | None, typer.Option(help="heads for another model: a folder or hub name")] = None,
     bank: Annotated[Path | None, typer.Option(help="tree bank for other heads")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens at most")] = 256,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token; 1: as the model would draw")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="draw only from the likeliest tokens with this much together")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="draw only from so many of the likeliest tokens; 0: all")] = 0,
+    seed: Annotated[int | None, typer.Option(help="the same seed draws the same text")] = None,
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     kernels: Annotated[
@@ -54,10 +59,17 @@ def generate(
 ) -> None:
     """Answer a prompt, streaming; then one line of statistics."""
     with told_plainly("generate"):
-        from entmtp.session import open_session
+        from entmtp.session import Method, open_session
+        from entmtp.settings import SamplingParams
 
-        session = open_session(
-            method=method,
+        if max_new_tokens < 1:
+            raise EntMTPError(f"max_new_tokens: {max_new_tokens} is not accepted; ask for at least 1")
+        params = SamplingParams.parse(
+            max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        )
+
+        chosen = Method(
+            name=method,
             task=task,
             model=model,
             heads=heads,
@@ -65,9 +77,9 @@ def generate(
             device=device,
             dtype=dtype,
             kernels=kernels,
-            say=_say,
         )
-        for text in session.stream(prompt, max_new_tokens):
+        session = open_session(chosen, _say)
+        for text in session.stream(prompt, params):
             print(text, end="", flush=True)
         print(f"\n\n{session.statistics()}", flush=True)
 

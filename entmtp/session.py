@@ -1,4 +1,4 @@
-"""A model with a decoding method, ready to answer prompts: what ``entmtp generate`` runs."""
+"""A model with a decoding method, ready to answer prompts: what ``entmtp generate`` and ``LLM`` run."""
 
 from __future__ import annotations
 
@@ -6,44 +6,64 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from entmtp.decoding.engine import Completion, Engine
-from entmtp.decoding.measure import step_cost
+from entmtp.decoding.completion import Completion
+from entmtp.decoding.engine import Engine
+from entmtp.decoding.measure import machine_cost
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import METHODS, Toolbox, kind_of, make_engine, make_policy
+from entmtp.evaluation.arms import METHODS, Toolbox, kind_of, make_policy
 from entmtp.evaluation.suites import get_suite
+from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
 from entmtp.models.kernels import check_name
 from entmtp.models.registry import encode_chat, load_model, resolve_model
 from entmtp.scheduling.correction import CorrectingPolicy
-from entmtp.scheduling.cost import MachineCost
+from entmtp.scheduling.cost import PolicyCost
 from entmtp.scheduling.policies import Policy
+from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.bank import bundled_bank, load_bank
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is to answer: names as on the command line.
+
+    Attributes:
+        name: one of :data:`METHODS`.
+        task: whose tree bank is used where ``bank`` names none.
+        heads: None for the bundled ones.
+    """
+
+    name: str
+    task: str = "sharegpt"
+    model: str = "bundled"
+    heads: str | None = None
+    bank: Path | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    kernels: str = "auto"
 
 
 @dataclass
 class Session:
-    """One loaded method."""
+    """One loaded method, for one prompt at a time."""
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
     method: str
     completion: Completion
 
-    def stream(self, prompt: str, max_new_tokens: int) -> Iterator[str]:
+    def stream(self, prompt: str, params: SamplingParams) -> Iterator[str]:
         """Yields the answer's text as its tokens come; never half a character."""
         if not prompt.strip():
             raise EntMTPError(f"prompt: '{prompt}' is empty; give some text")
         self.completion = Completion()
-        decoder = DecodeStream(skip_special_tokens=True)
         ids = encode_chat(self.tokenizer, prompt)
-        for tokens in self.engine.stream(ids, max_new_tokens, self.completion):
-            pieces = (decoder.step(self.tokenizer.backend_tokenizer, token) for token in tokens)
-            yield "".join(piece for piece in pieces if piece)
+        for progress in self.engine.stream(ids, params, self.completion):
+            yield progress.text
 
     def statistics(self) -> str:
         """One line about the last answer."""
@@ -57,57 +77,71 @@ class Session:
         )
 
 
-def open_session(
-    *,
-    method: str,
-    task: str,
-    model: str,
-    heads: str | None,
-    bank: Path | None,
-    device: str,
-    dtype: str,
-    kernels: str,
-    say: Callable[[str], None],
-) -> Session:
+def open_session(method: Method, say: Callable[[str], None]) -> Session:
     """Loads what the method needs, and only that.
+
+    Raises:
+        EntMTPError: as :func:`load_method`.
+    """
+    engine, tokenizer = load_method(method, say)
+    return Session(engine, tokenizer, method.name, Completion())
+
+
+def load_method(
+    method: Method, say: Callable[[str], None], settings: EngineSettings | None = None
+) -> tuple[Engine, PreTrainedTokenizerBase]:
+    """An engine for the method, for one request at a time where there are no ``settings``; and its tokenizer.
 
     Raises:
         EntMTPError: for an unknown method, task, type or choice of kernels, heads or bank of another model, or heads
             that are nowhere.
     """
-    if method not in METHODS:
-        raise EntMTPError(f"method: '{method}' is unknown; choose one of {', '.join(METHODS)}")
-    get_suite(task)
-    chosen = check_name(kernels)
-    resolve_model(model)
-    kind = kind_of(method)
-    if method != "autoregressive" and model != "bundled" and heads is None:
-        raise EntMTPError(f"heads: none are shipped for model '{model}'; give --heads, or --method autoregressive")
-    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    if method.name not in METHODS:
+        raise EntMTPError(f"method: '{method.name}' is unknown; choose one of {', '.join(METHODS)}")
+    get_suite(method.task)
+    chosen = check_name(method.kernels)
+    resolve_model(method.model)
+    drafts = method.name != "autoregressive"
+    if drafts and method.model != "bundled" and method.heads is None:
+        raise EntMTPError(
+            f"heads: none are shipped for model '{method.model}'; give --heads, or --method autoregressive"
+        )
+    loaded, tokenizer = load_model(method.model, dtype=method.dtype, device=method.device)
     backbone = Backbone(loaded, chosen)
-    if method == "autoregressive":
-        engine = make_engine(method, Toolbox(backbone, {}, {}, {}))
-    else:
-        source, bank_file = heads or str(bundled_heads(kind)), bank or bundled_bank(task, kind)
-        engine = _drafting_engine(method, backbone, kind, source, bank_file, say)
-    return Session(engine, tokenizer, method, Completion())
+    heads = _heads_of(method, backbone) if drafts else None
+    policy = (
+        make_policy(method.name, Toolbox(backbone, {}, {}, {}))
+        if heads is None
+        else _drafting_policy(method, backbone, heads, settings, say)
+    )
+    return Engine(backbone, heads, policy, settings, tokenizer.backend_tokenizer), tokenizer
 
 
-def _drafting_engine(
-    method: str, backbone: Backbone, kind: str, source: str, bank_file: Path, say: Callable[[str], None]
-) -> Engine:
-    """An engine whose trees follow what steps really cost."""
+def _heads_of(method: Method, backbone: Backbone) -> DraftHeads:
+    kind = kind_of(method.name)
+    source = method.heads or str(bundled_heads(kind))
     heads = load_heads(source, backbone)
     if heads.kind != kind:
         raise EntMTPError(f"heads: {source} holds {heads.kind} heads but the method needs {kind} heads")
-    bank = load_bank(bank_file)
+    return heads
+
+
+def _drafting_policy(
+    method: Method,
+    backbone: Backbone,
+    heads: DraftHeads,
+    settings: EngineSettings | None,
+    say: Callable[[str], None],
+) -> Policy:
+    """A policy whose trees follow what steps really cost."""
+    bank = load_bank(method.bank or bundled_bank(method.task, heads.kind))
     fingerprint = backbone.fingerprint
     bank.check_heads(
-        kind=kind, num_heads=heads.num_heads, model_fingerprint=fingerprint, heads_fingerprint=heads.fingerprint
+        kind=heads.kind, num_heads=heads.num_heads, model_fingerprint=fingerprint, heads_fingerprint=heads.fingerprint
     )
-    cost = step_cost(backbone, heads, cache_folder(), say)
+    cost = machine_cost(backbone, heads, cache_folder(), say, 1 if settings is None else settings.slots)
 
-    def policy_of(seen: MachineCost) -> Policy:
-        return make_policy(method, Toolbox(backbone, {kind: heads}, {kind: bank}, {kind: seen}))
+    def policy_of(seen: PolicyCost) -> Policy:
+        return make_policy(method.name, Toolbox(backbone, {heads.kind: heads}, {heads.kind: bank}, {heads.kind: seen}))
 
-    return Engine(backbone, heads, CorrectingPolicy(policy_of, cost))
+    return CorrectingPolicy(policy_of, cost)

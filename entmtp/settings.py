@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from entmtp.errors import EntMTPError
 
@@ -93,6 +93,48 @@ class LadderSettings(Settings):
     """How the ladder policy moves between its rungs (:mod:`entmtp.scheduling.policies`)."""
 
     hysteresis: float = Field(0.05, ge=0, description="nats that the entropy must pass a threshold by")
+
+
+Bias = Annotated[FiniteFloat, Field(ge=-100, le=100)]
+
+
+class SamplingParams(Settings):
+    """How one request's text is drawn (:mod:`entmtp.decoding.sampling`); names and defaults are vLLM's and OpenAI's.
+
+    What shapes the distribution comes in this order, as in transformers: penalties and bias, temperature, ``top_k``,
+    ``top_p``, ``min_p``.
+    """
+
+    max_tokens: int = Field(256, ge=1, description="new tokens at most")
+    min_tokens: int = Field(0, ge=0, description="new tokens before the text may end by itself")
+    temperature: FiniteFloat = Field(1.0, ge=0, le=100, description="0 takes the likeliest token")
+    top_k: int = Field(0, ge=0, description="only so many of the likeliest tokens; 0: all")
+    top_p: FiniteFloat = Field(1.0, gt=0, le=1, description="only the likeliest tokens that have this much together")
+    min_p: FiniteFloat = Field(0.0, ge=0, le=1, description="only tokens with this share of the likeliest one's chance")
+    repetition_penalty: FiniteFloat = Field(1.0, gt=0, le=100, description="divides the logits of all tokens seen")
+    presence_penalty: FiniteFloat = Field(0.0, ge=-2, le=2, description="taken from the logits of tokens written")
+    frequency_penalty: FiniteFloat = Field(0.0, ge=-2, le=2, description="the same, times how often they were")
+    logit_bias: dict[Annotated[int, Field(ge=0)], Bias] = Field(default_factory=dict, description="by token id")
+    seed: int | None = Field(None, ge=0, lt=2**64, description="the same seed draws the same text; None: any")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list, max_length=16, description="texts that end the answer; left out of it"
+    )
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, description="tokens that end it")
+    ignore_eos: bool = Field(default=False, description="the model's own end of text does not end it")
+    logprobs: int | None = Field(None, ge=0, le=20, description="so many likeliest tokens are told beside each token")
+    acceptance: Literal["rejection", "typical"] = Field(
+        "rejection", description="'rejection' keeps the distribution; 'typical' is Medusa's rule, which does not"
+    )
+
+
+class EngineSettings(Settings):
+    """How much an engine holds at once (:mod:`entmtp.decoding.engine`)."""
+
+    slots: int = Field(8, ge=1, description="requests that run at once")
+    context: int = Field(2048, ge=1, description="tokens of each, prompt and answer together")
+    prefill_tokens: int = Field(256, ge=1, description="prompt tokens that are read between two steps, at most")
+    prefix_reuse: bool = Field(default=True, description="prompts that begin as an earlier text are read from there")
+    max_waiting: int = Field(1024, ge=0, description="requests that wait for a slot, at most")
 
 
 class BenchmarkSettings(Settings):

@@ -11,6 +11,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
 from entmtp.heads.growth import LevelByLevel
 from entmtp.models.backbone import Backbone
+from entmtp.scheduling.cost import StepCost
 from entmtp.scheduling.replay import GrowthAt
 from entmtp.scheduling.signals import entropy
 from entmtp.settings import Kernels
@@ -144,4 +145,17 @@ def small_bank(**changes: str) -> TreeBank:
         bins=[frontier(CALM, 0.5), frontier(MIDDLE, 0.3), frontier(WILD, 0.2)],
         predictor=small_predictor(),
         chances=small_chances(),
+    )
+
+
+def small_cost(per_node: float = 0.05, per_level: float = 0.05) -> StepCost:
+    """Steps of 20 ms, and what their nodes and levels add."""
+    drafts = [per_level * depth for depth in (1, 2, 3, 4)]
+    return StepCost(
+        nodes=[0, 63],
+        verify_ms=[20.0, 20.0 + 63 * per_node],
+        narrow_draft_ms=drafts,
+        wide_draft_ms=drafts,
+        wide_nodes=63,
+        hardware="test",
     )

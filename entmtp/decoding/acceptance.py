@@ -1,14 +1,19 @@
-"""Which path of a verified tree is kept."""
+"""Which path of a verified tree is kept: the longest on which every guess is accepted."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from entmtp.decoding.sampling import Sampler, choose, shaped
 from entmtp.scheduling.signals import entropy
 from entmtp.trees.batch import TreeBatch
+
+TYPICAL_EPSILON, TYPICAL_ALPHA = 0.09, 0.3
+"""Medusa's own settings."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +61,55 @@ class Accepted(NamedTuple):
 
 
 def greedy(tokens: torch.Tensor, logits: torch.Tensor, trees: TreeBatch) -> Accepted:
-    """Keeps the longest path on which every token is the model's argmax after its parent: exactly greedy decoding.
+    """Accepts the model's likeliest token after each parent: exactly greedy decoding; arguments as :func:`longest`."""
+    best = logits.max(-1).indices  # as argmax, in a third of its time on a CPU
+    return longest(tokens, chosen(tokens, best, trees), best, logits, trees)
+
+
+def sampled(tokens: torch.Tensor, logits: torch.Tensor, trees: TreeBatch, samplers: Sequence[Sampler]) -> Accepted:
+    """Accepts what each request's sampler chooses, or what is typical for it; arguments as :func:`longest`."""
+    own = shaped(logits, tokens, trees, samplers)
+    choice = choose(own, trees, samplers)
+    accepted = chosen(tokens, choice, trees)
+    if any(sampler.typical for sampler in samplers):
+        temperature = [[sampler.params.temperature or 1.0] for sampler in samplers]
+        likely = typical(tokens, own / torch.tensor(temperature, device=own.device)[..., None], trees)
+        lossy = torch.tensor([sampler.typical for sampler in samplers], device=own.device)
+        accepted = torch.where(lossy[:, None], likely, accepted)
+    return longest(tokens, accepted, choice, logits, trees)
+
+
+def chosen(tokens: torch.Tensor, choice: torch.Tensor, trees: TreeBatch) -> torch.Tensor:
+    """Whether each node holds the token ``choice [batch, width]`` behind its parent ``[batch, width]``: lossless."""
+    return tokens == choice.gather(1, trees.parent)
+
+
+def typical(tokens: torch.Tensor, logits: torch.Tensor, trees: TreeBatch) -> torch.Tensor:
+    """Whether each node's token is likely enough where the model is unsure ``[batch, width]``: lossy.
+
+    Medusa (arXiv 2401.10774, section 2.3.1): its probability is above ``min(epsilon, alpha exp(-entropy))``.
+    """
+    log_probs = logits.float().log_softmax(-1)
+    parents = trees.parent[..., None].expand(-1, -1, logits.shape[-1])
+    chance = log_probs.gather(1, parents).gather(-1, tokens[..., None])[..., 0].exp()
+    least = (TYPICAL_ALPHA * (-entropy(logits)).exp()).clamp(max=TYPICAL_EPSILON)
+    return chance > least.gather(1, trees.parent)
+
+
+def longest(
+    tokens: torch.Tensor, accepted: torch.Tensor, choice: torch.Tensor, logits: torch.Tensor, trees: TreeBatch
+) -> Accepted:
+    """Keeps the longest path of ``accepted [batch, width]`` nodes; the model's ``choice`` behind it is the next root.
 
     ``tokens [batch, width]`` and ``logits [batch, width, vocab_size]`` belong to the trees' nodes, root first. Among
     paths of equal length the one in canonical order first is taken (siblings never hold the same token).
     """
-    best = logits.max(-1).indices  # as argmax, in a third of its time on a CPU
-    right = (tokens == best.gather(1, trees.parent)) | (trees.depth == 0)
+    right = accepted | (trees.depth == 0)
     kept = trees.real & (right[:, None, :] | ~trees.ancestors).all(-1)
     last = torch.where(kept, trees.depth, -1).argmax(-1, keepdim=True)
     nodes = _path_to(last, trees)
     counts = trees.depth.gather(1, last)[:, 0] + 1
-    root = best.gather(1, last)
+    root = choice.gather(1, last)
     uncertainty = entropy(logits.gather(1, last[..., None].expand(-1, -1, logits.shape[-1]))[:, 0]).double()
     report = [counts[:, None], last, root, uncertainty.view(torch.int64)[:, None], tokens.gather(1, nodes)]
     return Accepted(nodes, counts, root[:, 0], torch.cat(report, dim=1))

@@ -1,119 +1,361 @@
-"""The loop around the step: a prompt in, the model's own greedy text out, in chunks of accepted tokens."""
+"""The loop around the step: requests join and leave between steps, and all that run share each of them."""
 
 from __future__ import annotations
 
+import logging
+import math
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from entmtp.decoding.request import RunningRequest, StepRecord
+import torch
+from tokenizers import Tokenizer
+
+from entmtp.decoding.completion import Completion, FinishReason, cut
+from entmtp.decoding.logprobs import TokenLogprobs, logprobs_of
+from entmtp.decoding.request import Request, RunningRequest
+from entmtp.decoding.sampling import Sampler
+from entmtp.decoding.slots import Slots
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
+from entmtp.decoding.text import TextStream
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.policies import Policy
-from entmtp.scheduling.signals import SignalTracker
+from entmtp.scheduling.signals import Ema, SignalTracker
+from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.bank import MAX_NODES
+
+_log = logging.getLogger(__name__)
+_WINDOW = 64
+
+
+class EngineFullError(EntMTPError):
+    """As many requests wait as may; try again later."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step added to a request.
+
+    Attributes:
+        tokens, text, logprobs: new ones; text may lag behind the tokens.
+        finish_reason: why the request ended with this, if it did.
+        completion: the request as a whole; the engine may have gone on filling it since.
+    """
+
+    id: str
+    tokens: list[int]
+    text: str
+    logprobs: list[TokenLogprobs]
+    finish_reason: FinishReason | None
+    completion: Completion
+
+
+@dataclass(frozen=True)
+class EngineStatistics:
+    """How an engine fares.
+
+    Attributes:
+        running, waiting: requests.
+        cache_tokens, cache_capacity: tokens of running requests in the cache, and those that it has room for.
+        steps, tokens: since the start.
+        goodput, goodput_foretold: tokens per millisecond of the last steps, as seen and as the policy expected; 0 and
+            None before the first, None too where the policy does not say.
+    """
+
+    running: int
+    waiting: int
+    cache_tokens: int
+    cache_capacity: int
+    steps: int
+    tokens: int
+    goodput: float
+    goodput_foretold: float | None
 
 
 @dataclass
-class Completion:
-    """A finished request.
+class _Job:
+    """A request that waits for a slot, whose prompt is being read, or that runs."""
 
-    Attributes:
-        tokens: new tokens, the end-of-text token included where it came.
-        steps: one record per step; the tokens of the last may have been cut.
-        seconds: from the prompt to the last token; ``prefill_seconds`` of them went into the prompt.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    steps: list[StepRecord] = field(default_factory=list)
-    seconds: float = 0.0
-    prefill_seconds: float = 0.0
-
-    @property
-    def tau(self) -> float:
-        """New tokens per step, root included."""
-        return len(self.tokens) / max(1, len(self.steps))
-
-    @property
-    def drafted(self) -> int:
-        """Tree nodes over all steps."""
-        return sum(step.topology.nodes for step in self.steps)
-
-    def part_seconds(self, part: str) -> float:
-        """Seconds over all steps of 'draft', 'verify', 'accept', 'compact' or 'policy'."""
-        return sum(getattr(step, f"{part}_ms") for step in self.steps) / 1e3
+    request: Request
+    sampler: Sampler
+    text: TextStream | None
+    arrived: float
+    completion: Completion = field(default_factory=Completion)
+    slot: int = -1
+    read: int = 0
+    running: RunningRequest | None = None
 
 
 class Engine:
-    """Decodes one request at a time with one method (heads and policy) on one device.
+    """Decodes requests with one method (heads and policy) on one device; not safe to call from several threads.
 
-    What the last request ran in, its memory and captured graphs, is kept and reused when the next one fits in it.
+    All memory for ``settings.slots`` requests of ``settings.context`` tokens is allocated at construction. Without
+    settings one request runs at a time, in memory that grows with the longest.
     """
 
-    def __init__(self, backbone: Backbone, heads: DraftHeads | None, policy: Policy) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: DraftHeads | None,
+        policy: Policy,
+        settings: EngineSettings | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         self.backbone = backbone
         self.heads = heads
         self.policy = policy
+        self.settings = settings or EngineSettings(slots=1, context=backbone.max_context, prefix_reuse=False)
+        self.tokenizer = tokenizer
+        self._grows = settings is None
+        self._steps = self._tokens = 0
+        self._gained, self._busy = Ema(_WINDOW), Ema(_WINDOW)
+        self._waiting: deque[_Job] = deque()
+        self._jobs: list[_Job] = []
         self._state: DecodingState | None = None
+        self._slots: Slots | None = None
+        if not self._grows:
+            self._allocate(min(self.settings.context, backbone.max_context))
+
+    @property
+    def running(self) -> int:
+        """Requests that have a slot."""
+        return len(self._jobs)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have none yet."""
+        return len(self._waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._jobs and not self._waiting
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        """How it fares now."""
+        seconds = self._busy.value
+        return EngineStatistics(
+            running=self.running,
+            waiting=self.waiting,
+            cache_tokens=0 if self._slots is None else self._slots.tokens,
+            cache_capacity=0 if self._state is None else self.settings.slots * self._state.cache.capacity,
+            steps=self._steps,
+            tokens=self._tokens,
+            goodput=self._gained.value / seconds / 1e3 if seconds else 0.0,
+            goodput_foretold=self.policy.foretold,
+        )
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Completion:
         """Completes ``prompt`` (token ids) greedily, to an end-of-text token or ``max_new_tokens``."""
+        if max_new_tokens < 1:
+            raise EntMTPError(f"max_new_tokens: {max_new_tokens} is not accepted; ask for at least 1")
         completion = Completion()
-        for _ in self.stream(prompt, max_new_tokens, completion):
+        for _ in self.stream(prompt, SamplingParams(temperature=0.0, max_tokens=max_new_tokens), completion):
             pass
         return completion
 
-    def stream(self, prompt: Sequence[int], max_new_tokens: int, completion: Completion) -> Iterator[list[int]]:
-        """Yields each step's new tokens and fills in ``completion``.
+    def stream(self, prompt: Sequence[int], params: SamplingParams, completion: Completion) -> Iterator[Progress]:
+        """Completes ``prompt``, alone in the engine: yields what each step brings and fills in ``completion``.
 
         Raises:
-            EntMTPError: if the prompt is empty, ``max_new_tokens`` is below 1, or both exceed the model's window.
+            EntMTPError: as :meth:`submit`.
         """
-        self._check(prompt, max_new_tokens)
-        began = time.perf_counter()
-        state = self._state_for(len(prompt) + max_new_tokens)
-        request = self._prefill(prompt, state)
-        completion.prefill_seconds = time.perf_counter() - began
-        while True:
-            decode_step(state, self.policy, [request])
-            before = len(completion.tokens)
-            completion.tokens, ended = self._cut(request.tokens, max_new_tokens, before)
-            completion.steps = request.steps
-            completion.seconds = time.perf_counter() - began
-            yield completion.tokens[before:]
-            if ended:
-                return
+        self.submit(Request("stream", prompt, params), completion)
+        try:
+            while not self.idle:
+                for progress in self.step():
+                    if progress.completion is completion:
+                        yield progress
+        finally:
+            self.cancel("stream")
+        if completion.error:
+            raise EntMTPError(completion.error)
 
-    def _check(self, prompt: Sequence[int], max_new_tokens: int) -> None:
-        window = self.backbone.max_context
+    def submit(self, request: Request, completion: Completion | None = None) -> Completion:
+        """Queues a request; what comes of it is filled into the completion.
+
+        Raises:
+            EntMTPError: if it can't be served: its prompt is empty, it and its answer exceed the context, a parameter
+                does not fit the model.
+            EngineFullError: if too many wait already.
+        """
+        self.check(request)
+        if len(self._waiting) >= self.settings.max_waiting + self.settings.slots - len(self._jobs):
+            raise EngineFullError(f"engine: {len(self._waiting)} requests wait already; try again later")
+        params = request.params
+        eos = frozenset() if params.ignore_eos else self.backbone.eos_token_ids
+        sampler = Sampler(params, eos | frozenset(params.stop_token_ids), request.number)
+        text = None if self.tokenizer is None else TextStream(self.tokenizer, params.stop)
+        job = _Job(request, sampler, text, time.perf_counter(), completion or Completion())
+        self._waiting.append(job)
+        return job.completion
+
+    def check(self, request: Request) -> None:
+        """Raises EntMTPError as :meth:`submit`; may be called from any thread."""
+        prompt, params = request.prompt, request.params
         if not prompt:
             raise EntMTPError("prompt: it has no tokens; give some text")
-        if max_new_tokens < 1:
-            raise EntMTPError(f"max_new_tokens: {max_new_tokens} is not accepted; ask for at least 1")
-        if len(prompt) + max_new_tokens > window:
+        window = min(self.backbone.max_context, self.settings.context)
+        if len(prompt) + params.max_tokens > window:
             raise EntMTPError(
-                f"prompt: {len(prompt)} tokens and max_new_tokens {max_new_tokens} exceed the model's window of"
-                f" {window}; shorten the prompt or ask for fewer tokens"
+                f"prompt: {len(prompt)} tokens and {params.max_tokens} new ones exceed the context of {window};"
+                " shorten the prompt or ask for fewer tokens"
             )
+        vocab_size = self.backbone.vocab_size
+        ids = {"prompt": prompt, "logit_bias": list(params.logit_bias), "stop_token_ids": params.stop_token_ids}
+        for name, tokens in ids.items():
+            if (wrong := next((token for token in tokens if not 0 <= token < vocab_size), None)) is not None:
+                raise EntMTPError(f"{name}: token {wrong} is not one of the model's {vocab_size}; give others")
+        if params.min_tokens > params.max_tokens:
+            raise EntMTPError(
+                f"min_tokens: {params.min_tokens} is more than max_tokens {params.max_tokens}; ask for fewer"
+            )
+        if params.stop and self.tokenizer is None:
+            raise EntMTPError("stop: this engine has no tokenizer to find texts with; use stop_token_ids")
 
-    def _state_for(self, tokens: int) -> DecodingState:
-        # The last step may overshoot by a whole tree. Powers of two, so that it seldom has to grow.
-        capacity = 1 << (tokens + MAX_NODES).bit_length()
-        if self._state is None or self._state.cache.capacity < capacity:
-            self._state = None  # its memory first
-            self._state = DecodingState(self.backbone, self.heads, slots=1, capacity=capacity)
-        return self._state
+    def cancel(self, id: str) -> None:
+        """Forgets a request, if it is there; its slot is free at once."""
+        for job in [*self._waiting, *self._jobs]:
+            if job.request.id == id:
+                self._finish(job, "cancelled")
 
-    def _prefill(self, prompt: Sequence[int], state: DecodingState) -> RunningRequest:
-        root, uncertainty = state.prefill(0, prompt)
-        return RunningRequest(0, SignalTracker(self.policy.entropy_window), self.policy.start(), root, uncertainty)
+    def step(self) -> list[Progress]:
+        """Lets waiting requests in, reads prompts, and moves all that run on by one step."""
+        self._admit()
+        if not self._jobs:
+            return []
+        try:
+            failed = self._read_prompts()
+            running = [job for job in self._jobs if job.running is not None]
+            return failed + (self._decode(running) if running else [])
+        except (torch.OutOfMemoryError, MemoryError):
+            return [self._shed(self._jobs[-1])]
 
-    def _cut(self, tokens: list[int], max_new_tokens: int, begin: int) -> tuple[list[int], bool]:
-        """The tokens that count, and whether the request has ended, looking at those from ``begin`` on."""
-        for at in range(begin, min(len(tokens), max_new_tokens)):
-            if tokens[at] in self.backbone.eos_token_ids:
-                return tokens[: at + 1], True
-        return tokens[:max_new_tokens], len(tokens) >= max_new_tokens
+    def _allocate(self, tokens: int) -> None:
+        # The last step may overshoot by a whole tree.
+        capacity = tokens + MAX_NODES + 1
+        self._state = self._slots = None  # their memory first
+        self._state = DecodingState(self.backbone, self.heads, self.settings.slots, capacity)
+        self._slots = Slots(self._state.cache, self.settings.prefix_reuse)
+
+    def _admit(self) -> None:
+        """First come, first served."""
+        while self._waiting:
+            request = self._waiting[0].request
+            if self._grows and not self._jobs:
+                self._make_room(len(request.prompt) + request.params.max_tokens)
+            if self._slots is None or not self._slots.free:
+                return
+            job = self._waiting.popleft()
+            job.slot, job.read = self._slots.take(job.request.prompt)
+            job.completion.waiting_seconds = time.perf_counter() - job.arrived
+            job.completion.reused_tokens = job.read
+            self._jobs.append(job)
+
+    def _make_room(self, tokens: int) -> None:
+        # Powers of two, so that it seldom has to grow.
+        if self._state is None or self._state.cache.capacity < tokens + MAX_NODES + 1:
+            self._allocate((1 << (tokens + MAX_NODES).bit_length()) - MAX_NODES - 1)
+
+    def _read_prompts(self) -> list[Progress]:
+        """Reads as many prompt tokens as may come between two steps, of the oldest request first."""
+        state, slots = self._memory()
+        budget = self.settings.prefill_tokens
+        failed: list[Progress] = []
+        for job in [job for job in self._jobs if job.running is None]:
+            part = job.request.prompt[job.read : job.read + budget]
+            if not part:
+                break
+            state.read(job.slot, part)
+            slots.write(job.slot, part)
+            job.read += len(part)
+            budget -= len(part)
+            if job.read == len(job.request.prompt):
+                job.running = self._begun(job, state)
+                if math.isnan(job.running.entropy):
+                    failed.append(self._fail_on_nan(job))
+        return failed
+
+    def _begun(self, job: _Job, state: DecodingState) -> RunningRequest:
+        job.sampler.read(job.request.prompt, self.backbone.vocab_size, self.backbone.device)
+        root, uncertainty = state.begin(job.slot, job.sampler)
+        tracker = SignalTracker(self.policy.entropy_window)
+        running = RunningRequest(job.slot, tracker, self.policy.start(), root, uncertainty, job.sampler)
+        if (count := job.request.params.logprobs) is not None:
+            running.logprobs += logprobs_of(state.logits(job.slot)[None], [root], count)
+        job.completion.prefill_seconds = time.perf_counter() - job.arrived - job.completion.waiting_seconds
+        return running
+
+    def _memory(self) -> tuple[DecodingState, Slots]:
+        assert self._state is not None
+        assert self._slots is not None
+        return self._state, self._slots
+
+    def _decode(self, jobs: list[_Job]) -> list[Progress]:
+        state, slots = self._memory()
+        requests = [job.running for job in jobs if job.running is not None]
+        before = [len(request.tokens) for request in requests]
+        began = time.perf_counter()
+        decode_step(state, self.policy, requests)
+        self._steps += 1
+        gained = sum(map(len, (request.tokens[begin:] for request, begin in zip(requests, before, strict=True))))
+        self._gained.update(gained)
+        self._busy.update(time.perf_counter() - began)
+        self._tokens += gained
+        progress = []
+        for job, request, begin in zip(jobs, requests, before, strict=True):
+            slots.write(job.slot, request.tokens[begin:])
+            progress.append(self._fail_on_nan(job) if math.isnan(request.entropy) else self._progress(job, request))
+        return progress
+
+    def _progress(self, job: _Job, request: RunningRequest) -> Progress:
+        done, params = job.completion, job.request.params
+        begin = len(done.tokens)
+        count, reason = cut(request.tokens[begin:], params.max_tokens - begin, job.sampler.stops)
+        new = request.tokens[begin : begin + count]
+        text = ""
+        if job.text is not None:
+            for at, token in enumerate(new):
+                text += "" if token in job.sampler.stops else job.text.push(token)
+                if job.text.stopped:
+                    new, reason = new[: at + 1], "stop"
+                    break
+            text += job.text.finish() if reason else ""
+        done.tokens += new
+        done.text += text
+        logprobs = request.logprobs[begin : begin + len(new)]
+        done.logprobs += logprobs
+        done.steps = request.steps
+        done.seconds = time.perf_counter() - job.arrived
+        done.first_token_seconds = done.first_token_seconds or done.seconds
+        if reason:
+            self._finish(job, reason)
+        return Progress(job.request.id, new, text, logprobs, reason, done)
+
+    def _finish(self, job: _Job, reason: FinishReason, error: str | None = None) -> Progress:
+        job.completion.finish_reason, job.completion.error = reason, error
+        if job in self._jobs:
+            self._jobs.remove(job)
+            self._memory()[1].release(job.slot)
+        else:
+            self._waiting.remove(job)
+        return Progress(job.request.id, [], "", [], reason, job.completion)
+
+    def _fail_on_nan(self, job: _Job) -> Progress:
+        _log.error("request %s: the model's logits are not numbers", job.request.id)
+        return self._finish(
+            job, "error", "model: its logits are not numbers for this text; it or its weights are broken"
+        )
+
+    def _shed(self, job: _Job) -> Progress:
+        _log.error(
+            "request %s: given up, as the device is out of memory with %d requests", job.request.id, self.running
+        )
+        if self.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._finish(job, "error", "engine: out of memory; ask for less at once, or lower slots or context")

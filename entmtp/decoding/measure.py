@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import ROUNDED_ROWS
-from entmtp.scheduling.cost import StepCost, cost_file, hardware_name, read_cost, write_cost
+from entmtp.scheduling.cost import BatchedCost, StepCost, cost_file, hardware_name, read_cost, write_cost
 from entmtp.scheduling.policies import Policy, StaticPolicy
 from entmtp.scheduling.signals import SignalTracker
 from entmtp.trees.published import published_order
@@ -28,6 +29,9 @@ CONTEXT = 160
 """Tokens before the measured step: about the middle of a short answer."""
 
 PARTS = ("policy", "draft", "verify", "accept", "compact")
+MOST_NODES_OF_MANY = 16
+"""Larger trees are not measured for several requests: they pay where nodes are free, and are foretold well there."""
+
 _REPETITIONS = 5
 _WARM_UP = 2
 
@@ -70,35 +74,49 @@ def interleaved(work: Mapping[K, Callable[[], StepRecord]], repetitions: int) ->
     }
 
 
-def step_cost(backbone: Backbone, heads: DraftHeads, cache_folder: Path, say: Callable[[str], None]) -> StepCost:
+def machine_cost(
+    backbone: Backbone, heads: DraftHeads, cache_folder: Path, say: Callable[[str], None], slots: int
+) -> BatchedCost:
+    """The cost of steps of up to ``slots`` requests, each as :func:`step_cost`."""
+    doubled = itertools.takewhile(lambda batch: batch < slots, (2**power for power in itertools.count()))
+    return BatchedCost(
+        measured={batch: step_cost(backbone, heads, cache_folder, say, batch) for batch in [*doubled, slots]}
+    )
+
+
+def step_cost(
+    backbone: Backbone, heads: DraftHeads, cache_folder: Path, say: Callable[[str], None], batch: int = 1
+) -> StepCost:
     """The cached cost of this model and these heads on this hardware, measured now if there is none."""
     hardware = hardware_name(backbone.device)
     kernels = f"{backbone.kernels_in_words}, {backbone.dtype}"
-    path = cost_file(cache_folder, hardware, backbone.fingerprint, heads.fingerprint, kernels)
+    path = cost_file(cache_folder, hardware, backbone.fingerprint, heads.fingerprint, kernels, batch)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         cost = read_cost(path)
         if cost is None:
-            say(f"measuring the cost of a step with {heads.kind} heads on this machine (once, a few seconds)")
-            cost = measure_cost(backbone, heads, hardware)
+            whose = "" if batch == 1 else f" for {batch} requests"
+            say(f"measuring the cost of a step with {heads.kind} heads{whose} on this machine (once, a few seconds)")
+            cost = measure_cost(backbone, heads, hardware, batch)
             write_cost(path, cost)
     return cost
 
 
-def measure_cost(backbone: Backbone, heads: DraftHeads, hardware: str) -> StepCost:
+def measure_cost(backbone: Backbone, heads: DraftHeads, hardware: str, batch: int = 1) -> StepCost:
     """Medians of interleaved repetitions of whole steps with trees of each size, and of each depth."""
-    wide_nodes = len(published_order())
+    nodes = NODES if batch == 1 else tuple(size for size in NODES if size <= MOST_NODES_OF_MANY)
+    wide_nodes = len(published_order()) if batch == 1 else MOST_NODES_OF_MANY
     depths = range(1, heads.num_heads + 1)
-    bench = StepBench(backbone, heads, batch=1, context=CONTEXT, max_nodes=wide_nodes)
+    bench = StepBench(backbone, heads, batch=batch, context=CONTEXT, max_nodes=wide_nodes)
 
     def one_step(tree: Topology) -> Callable[[], StepRecord]:
         return lambda: bench.step(StaticPolicy(tree, entropy_window=8))
 
-    trees = grid_trees(heads.num_heads, NODES)
+    trees = grid_trees(heads.num_heads, nodes, wide_nodes)
     ms = interleaved({key: one_step(tree) for key, tree in trees.items()}, _REPETITIONS)
     return StepCost(
-        nodes=list(NODES),
-        verify_ms=[sum(ms["verify", nodes].values()) - ms["verify", nodes]["draft"] for nodes in NODES],
+        nodes=list(nodes),
+        verify_ms=[sum(ms["verify", size].values()) - ms["verify", size]["draft"] for size in nodes],
         narrow_draft_ms=[ms["narrow", depth]["draft"] for depth in depths],
         wide_draft_ms=[ms["wide", depth]["draft"] for depth in depths],
         wide_nodes=wide_nodes,
@@ -106,15 +124,17 @@ def measure_cost(backbone: Backbone, heads: DraftHeads, hardware: str) -> StepCo
     )
 
 
-def grid_trees(max_depth: int, nodes: Sequence[int]) -> dict[tuple[str, int], Topology]:
+def grid_trees(max_depth: int, nodes: Sequence[int], wide_nodes: int | None = None) -> dict[tuple[str, int], Topology]:
     """The trees whose steps make a :class:`StepCost`.
 
-    Under ('verify', n) one of n nodes; under ('narrow', d) and ('wide', d) a chain and a full tree of depth d.
+    Under ('verify', n) one of n nodes; under ('narrow', d) and ('wide', d) a chain and a tree of ``wide_nodes`` (as
+    many as the published tree has, if None) of depth d.
     """
+    widest = len(published_order()) if wide_nodes is None else wide_nodes
     depths = range(1, max_depth + 1)
     trees = {("verify", size): sized_tree(size, max_depth) for size in nodes}
     trees |= {("narrow", depth): Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths}
-    return trees | {("wide", depth): _wide(depth, len(published_order())) for depth in depths}
+    return trees | {("wide", depth): _wide(depth, widest) for depth in depths}
 
 
 def sized_tree(nodes: int, max_depth: int) -> Topology:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from entmtp.decoding.logprobs import TokenLogprobs
+from entmtp.decoding.sampling import GREEDY, Sampler
 from entmtp.scheduling.signals import Signals, SignalTracker
+from entmtp.settings import SamplingParams
 from entmtp.trees.topology import Path, Topology
 
 
@@ -29,12 +33,29 @@ class StepRecord:
         return 1 + len(self.path)
 
 
+@dataclass(frozen=True)
+class Request:
+    """What someone asks for.
+
+    Attributes:
+        id: names it in errors, logs and progress; unique among those that wait or run.
+        prompt: token ids.
+        number: which of several answers to one prompt with one seed this is.
+    """
+
+    id: str
+    prompt: Sequence[int]
+    params: SamplingParams
+    number: int = 0
+
+
 @dataclass
 class RunningRequest:
     """A request in a cache slot.
 
     ``tokens`` are those that came out so far. The *root* was chosen by the model from a distribution of ``entropy``
-    nats, and comes out with the next step.
+    nats, and comes out with the next step. ``sampler`` chooses, greedily where nothing else is said.
+    ``logprobs``, where they are asked for, are of ``tokens`` and of the root.
     """
 
     slot: int
@@ -42,5 +63,7 @@ class RunningRequest:
     policy_state: Any
     root: int
     entropy: float
+    sampler: Sampler = field(default_factory=lambda: Sampler(GREEDY))
     tokens: list[int] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)

@@ -8,6 +8,7 @@ import torch
 
 from entmtp.decoding.acceptance import Accepted
 from entmtp.decoding.graphs import Graphs
+from entmtp.decoding.sampling import GREEDY, Sampler, choose_first
 from entmtp.decoding.stopwatch import Stopwatch
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.growth import Growth, LevelByLevel
@@ -35,14 +36,27 @@ class DecodingState:
         self.hidden = torch.zeros(slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
         self.graphs = Graphs.on(backbone.device)
 
-    @torch.inference_mode()
     def prefill(self, slot: int, prompt: Sequence[int]) -> tuple[int, float]:
-        """Fills ``slot`` with a prompt; returns the first root and the entropy (nats) that it was chosen at."""
+        """Fills ``slot`` with a prompt; returns the likeliest first token and the entropy (nats) that it came from."""
         self.cache.rewind(slot)
-        hidden = self.backbone.prefill(prompt, slot, self.cache)[-1]
-        logits = self.backbone.logits(hidden)
-        root = logits.argmax()
-        self.root[slot], self.hidden[slot] = root, hidden
+        self.read(slot, prompt)
+        return self.begin(slot, Sampler(GREEDY))
+
+    @torch.inference_mode()
+    def read(self, slot: int, tokens: Sequence[int]) -> None:
+        """Appends a part of a prompt to ``slot``."""
+        self.hidden[slot] = self.backbone.prefill(tokens, slot, self.cache)[-1]
+
+    @torch.inference_mode()
+    def logits(self, slot: int) -> torch.Tensor:
+        """The model's logits ``[vocab_size]`` behind what was read."""
+        return self.backbone.logits(self.hidden[slot])
+
+    @torch.inference_mode()
+    def begin(self, slot: int, sampler: Sampler) -> tuple[int, float]:
+        """Chooses the first root behind the prompt that was read; with the entropy (nats) that it was chosen at."""
+        logits = self.logits(slot)
+        self.root[slot] = root = choose_first(logits, sampler)
         return int(root), float(entropy(logits))
 
     def draft(self, slots: tuple[int, ...], trees: TreeBatch) -> tuple[torch.Tensor]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from entmtp.decoding.acceptance import Outcome, greedy
+from entmtp.decoding.acceptance import Outcome, greedy, sampled
+from entmtp.decoding.logprobs import logprobs_of
 from entmtp.decoding.request import RunningRequest, StepRecord
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.stopwatch import Stopwatch
@@ -53,7 +54,11 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     watch.mark("verify")
 
     # 4. the longest accepted path is kept; its rows stay in the cache, its last state chose the next root
-    accepted = run(("accept", *key), lambda trees: greedy(tokens, logits, trees), trees)
+    samplers = [request.sampler for request in requests]
+    if all(sampler.plain for sampler in samplers):
+        accepted = run(("accept", *key), lambda trees: greedy(tokens, logits, trees), trees)
+    else:  # chance and penalties differ from step to step, which no captured graph may
+        accepted = sampled(tokens, logits, trees, samplers)
     watch.mark("accept")
     run(("compact", *key), lambda _: state.keep(slots, hidden, accepted), trees)
     watch.mark("compact")
@@ -63,15 +68,19 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     cache.learn(slots, [len(outcome.tokens) for outcome in outcomes])
     ms = watch.split()
     policy.observe(topologies, ms)
-    for request, seen, topology, outcome in zip(requests, signals, topologies, outcomes, strict=True):
+    for row, (request, seen, topology, outcome) in enumerate(zip(requests, signals, topologies, outcomes, strict=True)):
         ranks = topology.paths[outcome.node - 1] if outcome.node else ()
         request.steps.append(
             StepRecord(seen.position, topology, ranks, seen, **{f"{part}_ms": time for part, time in ms.items()})
         )
+        if (count := request.sampler.params.logprobs) is not None:
+            kept = accepted.nodes[row, : len(outcome.tokens)]
+            request.logprobs += logprobs_of(logits[row, kept], [*outcome.tokens[1:], outcome.root], count)
         _move_on(request, outcome)
 
 
 def _move_on(request: RunningRequest, outcome: Outcome) -> None:
     request.tokens += outcome.tokens
+    request.sampler.write(outcome.tokens)
     request.root, request.entropy = outcome.root, outcome.entropy
     request.tracker.end_step(len(outcome.tokens))

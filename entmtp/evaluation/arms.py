@@ -6,12 +6,13 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from entmtp.decoding.engine import Completion, Engine
+from entmtp.decoding.completion import Completion
+from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.replay import all_trees
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.cost import MachineCost
+from entmtp.scheduling.cost import PolicyCost
 from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.goodput import GoodputPolicy
 from entmtp.scheduling.ladder import best_static, build_ladder
@@ -52,7 +53,7 @@ class Toolbox:
     backbone: Backbone
     heads: Mapping[str, DraftHeads]
     banks: Mapping[str, TreeBank]
-    costs: Mapping[str, MachineCost]
+    costs: Mapping[str, PolicyCost]
     foreign: Mapping[str, Mapping[str, TreeBank]] = field(default_factory=dict)
 
     def with_banks_of(self, arm: str) -> Toolbox:

@@ -15,7 +15,8 @@ from typing import Any, cast
 
 import torch
 
-from entmtp.decoding.engine import Completion, Engine
+from entmtp.decoding.completion import Completion
+from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import step_cost
 from entmtp.evaluation.arms import NEEDS_HINDSIGHT, TRANSFER, Hindsight, Toolbox, make_engine
 from entmtp.evaluation.quality import score

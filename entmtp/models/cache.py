@@ -241,6 +241,13 @@ class TreeCache(Cache):
             self.table.device_lengths[slot] += count
 
     @torch.inference_mode()
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Begins ``target`` with the first ``length`` tokens of ``source``, whose own stay."""
+        for pool in self.pools.values():
+            pool[:, target, :, 1 : length + 1] = pool[:, source, :, 1 : length + 1]
+        self.rewind(target, length)
+
+    @torch.inference_mode()
     def rewind(self, slot: int, length: int = 0) -> None:
         """Forgets a slot's tokens behind the first ``length``; the memory stays."""
         self.lengths[slot] = length

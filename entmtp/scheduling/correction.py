@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from entmtp.scheduling.cost import MachineCost, StepCost
+from entmtp.scheduling.belief import Belief
+from entmtp.scheduling.cost import MachineCost, PolicyCost, StepCost
 from entmtp.scheduling.policies import BeginDraft, Choice, Policy
 from entmtp.scheduling.signals import Signals
 from entmtp.trees.topology import Topology
@@ -48,11 +49,6 @@ class CorrectedCost:
         """Corrected milliseconds of filling this tree."""
         return math.exp(self._draft) * self._cost.draft(topology)
 
-    def of_batch(self, batch: int) -> CorrectedCost:
-        """This, where ``batch`` is 1; else an EntMTPError."""
-        self._cost.of_batch(batch)
-        return self
-
     def observe(self, topology: Topology, verify_ms: float, draft_ms: float) -> None:
         """Learns from one step: the milliseconds of its drafting, and of all else."""
         place = np.interp(topology.nodes, self._cost.nodes, self._places)
@@ -74,31 +70,68 @@ def _log_ratio(seen: float, foretold: float) -> float:
     return max(-_MOST, min(_MOST, math.log(max(seen, 1e-6) / foretold)))
 
 
+class CorrectedMachine:
+    """The costs of steps of any number of requests, each corrected by the steps of so many."""
+
+    def __init__(self, machine: MachineCost) -> None:
+        self._machine = machine
+        self._costs: dict[int, CorrectedCost] = {}
+
+    def of_batch(self, batch: int) -> CorrectedCost:
+        """That of a step of ``batch`` requests; an EntMTPError where nothing is known of so many."""
+        if batch not in self._costs:
+            self._costs[batch] = CorrectedCost(self._machine.of_batch(batch))
+        return self._costs[batch]
+
+    def __call__(self, topology: Topology) -> float:
+        """Of one request."""
+        return self.of_batch(1)(topology)
+
+    def draft(self, topology: Topology) -> float:
+        """Of one request."""
+        return self.of_batch(1).draft(topology)
+
+
 class CorrectingPolicy(Policy):
     """Another policy, made anew when the costs that it was made from turn out to be others."""
 
-    def __init__(self, make: Callable[[MachineCost], Policy], cost: StepCost) -> None:
-        """``make`` makes the policy from a cost of steps."""
+    def __init__(self, make: Callable[[PolicyCost], Policy], machine: MachineCost) -> None:
+        """``make`` makes the policy from the costs of steps."""
         self._make = make
-        self._cost = CorrectedCost(cost)
+        self._machine = CorrectedMachine(machine)
         self._steps = 0
+        self._expected, self._foretold_ms = 0.0, 1.0
         self._renew()
 
     def _renew(self) -> None:
-        self.policy = self._make(self._cost)
+        self.policy = self._make(self._machine)
         self.entropy_window = self.policy.entropy_window
-        self._shape = self._cost.shape
+        self._shapes: dict[int, np.ndarray] = {}
 
     def start(self) -> Any:
         return self.policy.start()
 
     def choose(self, signals: Sequence[Signals], states: Sequence[Any], begin: BeginDraft) -> list[Choice]:
-        return self.policy.choose(signals, states, begin)
+        chosen = self.policy.choose(signals, states, begin)
+        beliefs = [state for state in states if isinstance(state, Belief)]
+        self._expected = len(beliefs) + sum(belief.expected or 0.0 for belief in beliefs)
+        self._foretold_ms = self._machine.of_batch(len(chosen))(_widest([choice.topology for choice in chosen]))
+        return chosen
+
+    @property
+    def foretold(self) -> float | None:
+        return self._expected / self._foretold_ms if self._expected else None
 
     def observe(self, topologies: Sequence[Topology], ms: Mapping[str, float]) -> None:
-        if len(topologies) != 1:
-            return  # the cost is one request's
-        self._cost.observe(topologies[0], sum(ms.values()) - ms["draft"], ms["draft"])
+        batch = len(topologies)
+        cost = self._machine.of_batch(batch)
+        self._shapes.setdefault(batch, cost.shape)
+        cost.observe(_widest(topologies), sum(ms.values()) - ms["draft"], ms["draft"])
         self._steps += 1
-        if self._steps % PERIOD == 0 and np.abs(self._cost.shape - self._shape).max() > TOLERANCE:
+        if self._steps % PERIOD == 0 and np.abs(cost.shape - self._shapes[batch]).max() > TOLERANCE:
             self._renew()
+
+
+def _widest(topologies: Sequence[Topology]) -> Topology:
+    """The tree that all of a step's are padded to."""
+    return max(topologies, key=lambda tree: (tree.nodes, tree.max_depth))

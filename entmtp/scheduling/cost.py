@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -29,10 +30,17 @@ class PartedCost(Protocol):
         """Of filling the tree."""
 
 
-class MachineCost(PartedCost, Protocol):
-    """The cost of a step on a machine that was measured with some numbers of requests."""
+class PolicyCost(PartedCost, Protocol):
+    """What policies are made from: the cost of a step of one request, and of steps of several."""
 
     def of_batch(self, batch: int) -> PartedCost:
+        """That of a step of ``batch`` requests; an EntMTPError where nothing is known of so many."""
+
+
+class MachineCost(Protocol):
+    """The cost of steps on a machine that was measured with some numbers of requests."""
+
+    def of_batch(self, batch: int) -> StepCost:
         """That of a step of ``batch`` requests; an EntMTPError where nothing is known of so many."""
 
 
@@ -78,10 +86,13 @@ class StepCost(BaseModel):
 
     def __call__(self, topology: Topology) -> float:
         """Predicted milliseconds of a step with this tree."""
-        return self._verify(topology.nodes) + self.draft(topology)
+        return self.but_draft(topology.nodes) + self.draft(topology)
 
-    def _verify(self, nodes: int) -> float:
-        """Behind the grid's end the last slope goes on: a tree that was never measured must not look free."""
+    def but_draft(self, nodes: int) -> float:
+        """Predicted milliseconds of a step with a tree of so many nodes, without drafting.
+
+        Behind the grid's end the last slope goes on: a tree that was never measured must not look free.
+        """
         beyond = max(0, nodes - self.nodes[-1])
         slope = (self.verify_ms[-1] - self.verify_ms[-2]) / (self.nodes[-1] - self.nodes[-2])
         return float(np.interp(nodes, self.nodes, self.verify_ms)) + beyond * max(0.0, slope)
@@ -93,6 +104,59 @@ class StepCost(BaseModel):
             return 0.0
         ends = [self.narrow_draft_ms[depth - 1], self.wide_draft_ms[depth - 1]]
         return float(np.interp(topology.nodes, [depth, max(self.wide_nodes, depth + 1)], ends))
+
+
+class BatchedCost(BaseModel):
+    """Milliseconds per step by the number of requests; linear between those that were measured.
+
+    Attributes:
+        measured: by number of requests, 1 among them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    measured: dict[int, StepCost]
+
+    @model_validator(mode="after")
+    def _complete(self) -> BatchedCost:
+        if 1 not in self.measured or min(self.measured) < 1:
+            raise ValueError("steps of one request must be among those measured")
+        return self
+
+    def of_batch(self, batch: int) -> StepCost:
+        """That of a step of ``batch`` requests.
+
+        Raises:
+            EntMTPError: for more than were measured, of which it knows nothing.
+        """
+        if batch in self.measured:
+            return self.measured[batch]
+        if batch > max(self.measured):
+            raise EntMTPError(
+                f"batch: the cost of a step is known for up to {max(self.measured)} requests, not for {batch};"
+                " measure with more slots"
+            )
+        low, high = (
+            max(each for each in self.measured if each < batch),
+            min(each for each in self.measured if each > batch),
+        )
+        return _between(self.measured[low], self.measured[high], (batch - low) / (high - low))
+
+
+def _between(low: StepCost, high: StepCost, part: float) -> StepCost:
+    nodes = sorted({*low.nodes, *high.nodes})
+
+    def blended(one: Sequence[float], other: Sequence[float]) -> list[float]:
+        return ((1 - part) * np.array(one) + part * np.array(other)).tolist()
+
+    return StepCost(
+        nodes=nodes,
+        verify_ms=blended([low.but_draft(each) for each in nodes], [high.but_draft(each) for each in nodes]),
+        narrow_draft_ms=blended(low.narrow_draft_ms, high.narrow_draft_ms),
+        wide_draft_ms=blended(low.wide_draft_ms, high.wide_draft_ms),
+        wide_nodes=max(low.wide_nodes, high.wide_nodes),
+        hardware=low.hardware,
+    )
 
 
 def hardware_name(device: torch.device) -> str:
@@ -110,9 +174,12 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def cost_file(folder: Path, hardware: str, model_fingerprint: str, heads_fingerprint: str, kernels: str) -> Path:
+def cost_file(
+    folder: Path, hardware: str, model_fingerprint: str, heads_fingerprint: str, kernels: str, batch: int = 1
+) -> Path:
     """Where the cost of this model with these heads and ``kernels`` on this hardware is cached."""
-    key = hashlib.sha256("|".join((hardware, model_fingerprint, heads_fingerprint, kernels)).encode()).hexdigest()[:16]
+    parts = (hardware, model_fingerprint, heads_fingerprint, kernels, str(batch))
+    key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
     return folder / "costs" / f"{key}.json"
 
 

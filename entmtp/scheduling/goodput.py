@@ -74,6 +74,11 @@ class GoodputPolicy(Policy):
         by_size = {(tree.nodes, tree.max_depth): tree for tree in self.trees}
         self._shapes = [by_size[size] for size in sizes]
         self._shape_of = np.array([sizes.index((tree.nodes, tree.max_depth)) for tree in self.trees])
+        self._by_shape = np.argsort(self._shape_of, kind="stable")
+        self._starts = np.searchsorted(self._shape_of[self._by_shape], np.arange(len(sizes)))
+        nodes, depths = (sorted(set(each)) for each in zip(*sizes, strict=True))
+        self._grid = len(nodes), len(depths)
+        self._cells = np.array([nodes.index(size) * len(depths) + depths.index(depth) for size, depth in sizes])
         self._priced: dict[int, _Price] = {}
 
     def rate(self, batch: int = 1) -> float:
@@ -103,9 +108,17 @@ class GoodputPolicy(Policy):
         if len(signals) == 1:  # alone, a tree is its own shape
             return [price.alone.at(scores[0])]
         expected = np.stack([self.predictor.blend(score) for score in scores]) @ self._gains  # [batch, trees]
-        within = np.where(self._within[:, None], expected, -np.inf)  # [shapes, batch, trees]
-        shape = int((within.max(2).sum(1) - price.rate * price.costs).argmax())
-        best: list[int] = within[shape].argmax(1).tolist()
+        shape = int((self._best_within(expected).sum(0) - price.rate * price.costs).argmax())
+        best: list[int] = np.where(self._within[shape], expected, -np.inf).argmax(1).tolist()
+        return best
+
+    def _best_within(self, expected: np.ndarray) -> np.ndarray:
+        """What the best tree within each shape gains ``[rows, shapes]``, of all trees' gains ``[rows, trees]``."""
+        cells = np.full((len(expected), self._grid[0] * self._grid[1]), -np.inf)
+        cells[:, self._cells] = np.maximum.reduceat(expected[:, self._by_shape], self._starts, axis=1)
+        # A shape holds all that are smaller and shallower.
+        grid = np.maximum.accumulate(np.maximum.accumulate(cells.reshape(-1, *self._grid), axis=1), axis=2)
+        best: np.ndarray = grid.reshape(len(expected), -1)[:, self._cells]
         return best
 
     def _price(self, batch: int) -> _Price:
@@ -113,7 +126,7 @@ class GoodputPolicy(Policy):
             cost = self._costs(batch)
             costs = np.array([cost(shape) for shape in self._shapes])
             # [centres, shapes]: what a request at a centre of the score gains within a shape.
-            gains = np.where(self._within[None], self._gains[:, None], -np.inf).max(2)
+            gains = self._best_within(self._gains)
             shares = np.array(self.predictor.shares)
             if batch == 1:
                 _, rate = best_choices(list(gains), [costs] * len(gains), shares)

@@ -46,6 +46,11 @@ class Policy(ABC):
         Either all of the trees are filled with tokens or none is.
         """
 
+    @property
+    def foretold(self) -> float | None:
+        """Tokens per millisecond that the last choice should gain; None where a policy does not say."""
+        return None
+
     def observe(self, topologies: Sequence[Topology], ms: Mapping[str, float]) -> None:
         """Learns what a step with these trees took, by its parts; most policies need not know."""
         return

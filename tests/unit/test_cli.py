@@ -199,7 +199,7 @@ def test_prompts_that_cannot_be_answered(saved: Saved) -> None:
     plain = ["--model", saved.model, "--method", "autoregressive"]
     refused("max_new_tokens: 0 is not accepted", "generate", "Hello", *plain, "--max-new-tokens=0")
     refused("prompt: '' is empty", "generate", "", *plain)
-    refused("600 tokens and max_new_tokens 256 exceed the model's window of 512", "generate", "x" * 600, *plain)
+    refused("600 tokens and 256 new ones exceed the context of 512", "generate", "x" * 600, *plain)
     refused("device 'tpu-ish': unknown", "generate", "Hello", *plain, "--device=tpu-ish")
 
 

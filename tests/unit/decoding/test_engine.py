@@ -4,7 +4,8 @@ from itertools import accumulate
 import pytest
 from transformers import GenerationConfig
 
-from entmtp.decoding.engine import Completion, Engine
+from entmtp.decoding.completion import Completion
+from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import RunningRequest
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
@@ -14,6 +15,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.scheduling.ladder import Ladder
 from entmtp.scheduling.policies import LadderPolicy, Policy, RequestPolicy, SequencePolicy, StaticPolicy
 from entmtp.scheduling.signals import Signals, SignalTracker
+from entmtp.settings import SamplingParams
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology
 from tests.small import SMALL_VOCAB, small_backbone, small_heads, small_prompt
@@ -131,7 +133,8 @@ def test_it_ends_at_the_asked_number_of_tokens(count: int, backbone: Backbone, h
 def test_the_stream_is_the_completion_in_chunks(backbone: Backbone, heads: DraftHeads) -> None:
     engine = Engine(backbone, heads, POLICIES["published"])
     streamed = Completion()
-    chunks = list(engine.stream(small_prompt(9), 40, streamed))
+    params = SamplingParams(temperature=0.0, max_tokens=40)
+    chunks = [progress.tokens for progress in engine.stream(small_prompt(9), params, streamed)]
     assert (
         [token for chunk in chunks for token in chunk] == streamed.tokens == engine.generate(small_prompt(9), 40).tokens
     )
@@ -172,7 +175,7 @@ def test_the_largest_tree_fits_the_cache(backbone: Backbone) -> None:
         ([], 5, "prompt: it has no tokens"),
         ([1], 0, "max_new_tokens: 0 is not accepted"),
         ([1], -3, "max_new_tokens: -3 is not accepted"),
-        ([1] * (CONTEXT - 4), 5, f"{CONTEXT - 4} tokens and max_new_tokens 5 exceed the model's window of {CONTEXT}"),
+        ([1] * (CONTEXT - 4), 5, f"{CONTEXT - 4} tokens and 5 new ones exceed the context of {CONTEXT}"),
     ],
 )
 def test_a_request_that_cannot_be_served_is_refused(

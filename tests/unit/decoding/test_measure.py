@@ -40,3 +40,16 @@ def test_the_wide_trees_have_the_size_and_depth_they_stand_for(depth: int) -> No
     tree = measure._wide(depth, 63)
     assert (tree.nodes, tree.max_depth) == (63, depth)
     assert tree == Topology.of(tree.paths)
+
+
+def test_several_requests_are_measured_at_doubling_numbers_each_once(
+    backbone: Backbone, heads: DraftHeads, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    cost = measure.machine_cost(backbone, heads, tmp_path, said.append, slots=3)
+    assert sorted(cost.measured) == [1, 2, 3]
+    assert cost.measured[1].nodes == list(measure.NODES)
+    assert max(cost.measured[3].nodes) == cost.measured[3].wide_nodes == measure.MOST_NODES_OF_MANY
+    assert "for 2 requests" in said[1]
+    assert measure.machine_cost(backbone, heads, tmp_path, said.append, slots=2).measured[2] == cost.measured[2]
+    assert len(said) == 3

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from entmtp.decoding.engine import Completion
+from entmtp.decoding.completion import Completion
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import ARMS, FOREIGN_BANKS, Hindsight, Toolbox, check_arms, make_engine
 from entmtp.evaluation.replay import all_trees

@@ -5,11 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entmtp.errors import EntMTPError
-from entmtp.scheduling.correction import PERIOD, CorrectedCost, CorrectingPolicy
-from entmtp.scheduling.cost import MachineCost, StepCost
+from entmtp.scheduling.correction import PERIOD, CorrectedCost, CorrectedMachine, CorrectingPolicy
+from entmtp.scheduling.cost import BatchedCost, PolicyCost, StepCost
+from entmtp.scheduling.goodput import GoodputPolicy
 from entmtp.scheduling.policies import Policy, StaticPolicy
+from entmtp.scheduling.signals import Signals
 from entmtp.trees.topology import Topology
+from tests.small import small_predictor
 
 SIZES = (0, 1, 2, 4, 8, 16)
 COST = StepCost(
@@ -79,7 +81,7 @@ class Remade:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self, cost: MachineCost) -> Policy:
+    def __call__(self, cost: PolicyCost) -> Policy:
         self.count += 1
         return StaticPolicy(min(map(wide, SIZES[1:]), key=lambda tree: cost(tree) / (1 + tree.nodes)), 8)
 
@@ -105,11 +107,22 @@ def test_a_policy_that_is_right_is_left_alone() -> None:
     assert made.count == 1
 
 
-def test_steps_of_more_requests_teach_nothing_of_one() -> None:
-    made = Remade()
-    policy = CorrectingPolicy(made, COST)
+def test_steps_of_two_requests_teach_of_two_alone() -> None:
+    machine = CorrectedMachine(BatchedCost(measured={1: COST, 2: COST}))
     for _ in range(2 * PERIOD):
-        policy.observe([wide(1)] * 2, {"verify": 500.0, "draft": 2.0})
-    assert made.count == 1
-    with pytest.raises(EntMTPError, match="known for 1 request, not for 3"):
-        CorrectedCost(COST).of_batch(3)
+        machine.of_batch(2).observe(wide(1), 500.0, 2.0)
+    assert machine.of_batch(2)(wide(1)) > 5 * machine(wide(1))
+    assert machine(wide(1)) == COST(wide(1))
+    assert machine.draft(wide(1)) == COST.draft(wide(1))
+
+
+def test_what_a_step_should_gain_is_told_where_the_policy_says() -> None:
+    policy = CorrectingPolicy(lambda cost: GoodputPolicy(small_predictor(), cost.of_batch, 8), COST)
+    assert policy.foretold is None
+    beliefs = [policy.start()]
+    (choice,) = policy.choose([Signals(0, 0.0, 0.0, 0.0)], beliefs, lambda requests: pytest.fail("it drafted"))
+    assert choice.topology.nodes
+    assert policy.foretold == pytest.approx((1 + beliefs[0].expected) / COST(choice.topology))
+    static = CorrectingPolicy(lambda cost: StaticPolicy(wide(2), 8), COST)
+    static.choose([Signals(0, 0.0, 0.0, 0.0)], [None], lambda requests: pytest.fail("it drafted"))
+    assert static.foretold is None

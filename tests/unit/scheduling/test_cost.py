@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from entmtp.errors import EntMTPError
-from entmtp.scheduling.cost import StepCost, cost_file, hardware_name, read_cost, write_cost
+from entmtp.scheduling.cost import BatchedCost, StepCost, cost_file, hardware_name, read_cost, write_cost
 from entmtp.trees.topology import Topology
 
 CHAIN = Topology.of([(0,) * depth for depth in range(1, 5)])
@@ -97,3 +97,21 @@ def test_hardware_says_how_many_threads_compute() -> None:
     torch.set_num_threads(before)
     assert names[0] != names[1]
     assert f"torch {torch.__version__}" in names[0]
+
+
+def test_between_measured_numbers_of_requests_it_is_linear() -> None:
+    double = table(nodes=[0, 6], verify_ms=[20.0, 60.0], narrow_draft_ms=[2.0, 4.0, 6.0, 8.0])
+    cost = BatchedCost(measured={1: table(), 3: double})
+    assert cost.of_batch(1) == table()
+    assert cost.of_batch(3) == double
+    between = cost.of_batch(2)
+    for nodes in (0, 1, 2, 5, 6, 9):
+        assert between.but_draft(nodes) == pytest.approx((table().but_draft(nodes) + double.but_draft(nodes)) / 2)
+    assert between.narrow_draft_ms == [1.5, 3.0, 4.5, 6.0]
+
+
+def test_of_more_requests_than_were_measured_nothing_is_known() -> None:
+    with pytest.raises(EntMTPError, match="known for up to 2 requests, not for 5; measure with more slots"):
+        BatchedCost(measured={1: table(), 2: table()}).of_batch(5)
+    with pytest.raises(ValueError, match="one request must be among"):
+        BatchedCost(measured={2: table()})

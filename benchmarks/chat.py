@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""What it is worth that a prompt which begins as an earlier text is read from there: the turns of a chat.
+
+    python -m benchmarks.chat
+
+A chat asks the same thing at every turn, so only what lies before it grows. Time to the first token (TTFT), with prefix
+reuse and without, in turn on every chat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from benchmarks.record import Cell, Table, deliver, made_record
+from entmtp.cli_errors import told_plainly
+from entmtp.decoding.completion import Completion
+from entmtp.decoding.engine import Engine
+from entmtp.decoding.request import Request
+from entmtp.evaluation.arms import Toolbox, make_policy
+from entmtp.evaluation.intervals import ratio_of_sums
+from entmtp.evaluation.suites import load_suite, split
+from entmtp.evaluation.suites.splits import draw
+from entmtp.evaluation.verdicts import ratio
+from entmtp.models.backbone import Backbone
+from entmtp.models.registry import load_model
+from entmtp.scheduling.cost import hardware_name
+from entmtp.settings import EngineSettings, SamplingParams
+
+ASKED = "Please say that once more in other words, with an example that a child would understand."
+
+
+def main(
+    chats: Annotated[int, typer.Option(min=3, help="chats; an interval needs three")] = 6,
+    turns: Annotated[int, typer.Option(min=2, help="turns of each")] = 5,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens per answer")] = 48,
+    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+) -> None:
+    """Print TTFT by turn with and without reuse, and their ratio with its 95% interval over chats."""
+    with told_plainly("chat", "nothing was recorded"):
+        model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
+        backbone = Backbone(model)
+        policy = make_policy("autoregressive", Toolbox(backbone, {}, {}, {}))
+        openings = [prompt.text for prompt in draw(split(load_suite("sharegpt").prompts)[1], chats, seed=0)]
+        found: dict[bool, list[list[Completion]]] = {True: [], False: []}
+        for number, opening in enumerate(openings):
+            for reuse in (True, False) if number % 2 else (False, True):
+                settings = EngineSettings(slots=2, context=4096, prefix_reuse=reuse)
+                engine = Engine(backbone, None, policy, settings, tokenizer.backend_tokenizer)
+                found[reuse].append(_chat(engine, tokenizer, opening, turns, max_new_tokens))
+        table = Table(title="time to first token", columns=_columns(), rows=_rows(found, turns))
+        notes = [
+            "The first turn is the opening, the others ask the same short question; answers are greedy.",
+            f"{chats} chats, whose answers must be the same with and without reuse.",
+        ]
+        deliver(made_record("chat", "Turns of a chat", hardware_name(backbone.device), [table], notes), record)
+
+
+def _chat(engine: Engine, tokenizer: Any, opening: str, turns: int, max_new_tokens: int) -> list[Completion]:
+    params = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
+    messages = [{"role": "user", "content": opening}]
+    answers = []
+    for turn in range(turns):
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        done = engine.submit(Request(str(turn), prompt, params))
+        while not engine.idle:
+            engine.step()
+        answers.append(done)
+        messages += [{"role": "assistant", "content": done.text}, {"role": "user", "content": ASKED}]
+    return answers
+
+
+def _columns() -> list[str]:
+    return ["turn", "TTFT with reuse, ms", "without, ms", "prompt read again", "without over with", "with: over turn 2"]
+
+
+def _rows(found: dict[bool, list[list[Completion]]], turns: int) -> list[list[Cell]]:
+    rows: list[list[Cell]] = []
+    for turn in range(turns):
+        with_reuse, without = (_ttft(found[reuse], turn) for reuse in (True, False))
+        reused = np.mean([chat[turn].reused_tokens for chat in found[True]])
+        rows.append(
+            [
+                turn + 1,
+                f"{1e3 * with_reuse.mean():.0f}",
+                f"{1e3 * without.mean():.0f}",
+                f"all but {reused:.0f} tokens",
+                ratio(ratio_of_sums(without, with_reuse, f"turn {turn}")),
+                ratio(ratio_of_sums(with_reuse, _ttft(found[True], 1), f"turn {turn} over 2")) if turn > 1 else "",
+            ]
+        )
+    return rows
+
+
+def _ttft(chats: Sequence[Sequence[Completion]], turn: int) -> np.ndarray:
+    return np.array([chat[turn].first_token_seconds for chat in chats])
+
+
+if __name__ == "__main__":
+    typer.run(main)

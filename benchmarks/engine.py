@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""How many tokens a second the engine writes for several users at once, by method.
+
+    python -m benchmarks.engine
+    python -m benchmarks.engine --concurrency 1 --concurrency 8 --figure engine.svg --record engine.json
+
+A closed loop: so many requests are always on their way, each from a scored prompt of the suites, greedy, prompts read
+included. The methods take turns on every round of requests in rotating order, and must write the same tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks.record import Cell, Table, deliver, made_record
+from entmtp.cli_errors import told_plainly
+from entmtp.decoding.completion import Completion
+from entmtp.decoding.engine import Engine
+from entmtp.decoding.measure import machine_cost
+from entmtp.decoding.request import Request
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.arms import Toolbox, kind_of, make_policy
+from entmtp.evaluation.intervals import Estimate, ratio_of_sums
+from entmtp.evaluation.suites import SUITES, load_suite, split
+from entmtp.evaluation.suites.splits import draw
+from entmtp.evaluation.verdicts import ratio
+from entmtp.files import write_whole
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.checkpoint import bundled_heads, load_heads
+from entmtp.models.backbone import Backbone
+from entmtp.models.bundled import cache_folder
+from entmtp.models.registry import encode_chat, load_model
+from entmtp.scheduling.correction import CorrectingPolicy
+from entmtp.scheduling.cost import MachineCost, hardware_name
+from entmtp.settings import EngineSettings, SamplingParams
+from entmtp.trees.bank import MIXED, TreeBank, bundled_bank, load_bank
+
+PLAIN = "autoregressive"
+PUBLISHED = "hydra"
+ARMS = (PLAIN, PUBLISHED, "hydra-best", "entmtp-goodput", "entmtp-dynamic")
+OURS = ARMS[-2:]
+LOADS = (1, 2, 4, 8, 16)
+SLACK = 0.98
+NOTES = (
+    "Each round is a closed loop over as many requests per user as asked for; tokens/s counts new tokens over the whole"
+    " round's time, prompts read included.",
+    "Intervals are over rounds, whose requests are the same for all methods.",
+    "All methods wrote the same tokens, or this would have ended with an error.",
+    "Trees come from the bank that was calibrated on all suites, costs from steps of each number of requests.",
+)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One arm's run through a round's requests."""
+
+    seconds: float
+    done: list[Completion]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(one.tokens) for one in self.done)
+
+
+def main(
+    concurrency: Annotated[list[int] | None, typer.Option(min=1, help="requests at once; may repeat")] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="rounds at each concurrency; an interval needs three")] = 8,
+    requests: Annotated[int, typer.Option(min=1, help="requests per user and round")] = 2,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens per request")] = 48,
+    arm: Annotated[list[str] | None, typer.Option(help="methods instead of the usual ones")] = None,
+    figure: Annotated[Path | None, typer.Option(help="plot tokens per second by concurrency there (SVG)")] = None,
+    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+) -> None:
+    """Print tokens per second by concurrency and method, and ratios with 95% intervals over rounds."""
+    console = Console(width=130)
+    with told_plainly("engine", "nothing was recorded"):
+        arms = [PLAIN, *(name for name in arm or ARMS if name != PLAIN)]
+        loads = sorted(set(concurrency or LOADS))
+        model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
+        backbone = Backbone(model)
+        heads = load_heads(bundled_heads("hydra"), backbone)
+        bank = load_bank(bundled_bank(MIXED, "hydra"))
+        cost = machine_cost(backbone, heads, cache_folder(), console.print, max(loads))
+        prompts = _prompts(tokenizer)
+        found: dict[int, dict[str, list[Round]]] = {}
+        with Progress(console=console) as bar:
+            task = bar.add_task("rounds", total=len(loads) * rounds)
+            for load in loads:
+                context = max(map(len, prompts)) + max_new_tokens
+                settings = EngineSettings(slots=load, context=context, prefix_reuse=False)
+                engines = {name: _engine(name, backbone, heads, bank, cost, settings) for name in arms}
+                found[load] = {name: [] for name in arms}
+                for number in range(-1, rounds):  # the first warms up
+                    first = (number + 1) * load * requests
+                    asked = [prompts[at % len(prompts)] for at in range(first, first + load * requests)]
+                    results = _round(engines, asked, max_new_tokens, number)
+                    if number >= 0:
+                        for name, result in results.items():
+                            found[load][name].append(result)
+                        bar.advance(task)
+        table = Table(title="tokens per second", columns=_columns(), rows=rows(found))
+        title = f"Throughput of the engine, {max_new_tokens} tokens per request"
+        if figure is not None:
+            write_whole(figure, lambda unfinished: drawn(found).savefig(unfinished, format="svg", bbox_inches="tight"))
+        notes = [*NOTES, *verdicts(found)]
+        deliver(made_record("engine", title, hardware_name(backbone.device), [table], notes), record)
+
+
+def _prompts(tokenizer: object) -> list[list[int]]:
+    """Scored prompts of all suites in turn."""
+    suites = [draw(split(load_suite(name).prompts)[1], 16, seed=0) for name in SUITES]
+    return [encode_chat(tokenizer, prompt.text) for turn in zip(*suites, strict=False) for prompt in turn]  # type: ignore[arg-type]
+
+
+def _engine(
+    name: str, backbone: Backbone, heads: DraftHeads, bank: TreeBank, cost: MachineCost, settings: EngineSettings
+) -> Engine:
+    if name == PLAIN:
+        return Engine(backbone, None, make_policy(name, Toolbox(backbone, {}, {}, {})), settings)
+    kind = kind_of(name)
+    policy = CorrectingPolicy(
+        lambda seen: make_policy(name, Toolbox(backbone, {kind: heads}, {kind: bank}, {kind: seen})), cost
+    )
+    return Engine(backbone, heads, policy, settings)
+
+
+def _round(
+    engines: Mapping[str, Engine], prompts: Sequence[list[int]], max_new_tokens: int, number: int
+) -> dict[str, Round]:
+    """All arms on the same requests; the one that begins changes with the round."""
+    names = list(engines)
+    shift = number % len(names)
+    results = {name: closed_loop(engines[name], prompts, max_new_tokens) for name in [*names[shift:], *names[:shift]]}
+    for name, result in results.items():
+        if [one.tokens for one in result.done] != [one.tokens for one in results[PLAIN].done]:
+            raise EntMTPError(f"engine: {name} wrote other tokens than {PLAIN}; these numbers would mean nothing")
+    return results
+
+
+def closed_loop(engine: Engine, prompts: Sequence[list[int]], max_new_tokens: int) -> Round:
+    """Serves all prompts, as many at once as there are slots."""
+    params = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
+    began = time.perf_counter()
+    done = [engine.submit(Request(str(at), prompt, params)) for at, prompt in enumerate(prompts)]
+    while not engine.idle:
+        engine.step()
+    return Round(time.perf_counter() - began, done)
+
+
+def _columns() -> list[str]:
+    return ["at once", "method", "tokens/s", "tau", "nodes/step", f"over {PLAIN}", f"over {PUBLISHED}"]
+
+
+def rows(found: Mapping[int, Mapping[str, Sequence[Round]]]) -> list[list[Cell]]:
+    """A row per concurrency and arm."""
+    table: list[list[Cell]] = []
+    for load, arms in found.items():
+        for name, its in arms.items():
+            done = [one for round_ in its for one in round_.done]
+            steps = sum(len(one.steps) for one in done)
+            tokens = sum(round_.tokens for round_ in its)
+            speed = f"{tokens / sum(round_.seconds for round_ in its):.1f}"
+            tau, nodes = f"{tokens / steps:.2f}", f"{sum(one.drafted for one in done) / steps:.1f}"
+            table.append([load, name, speed, tau, nodes, *(_over(arms, name, base) for base in (PLAIN, PUBLISHED))])
+    return table
+
+
+def _over(arms: Mapping[str, Sequence[Round]], name: str, base: str) -> str:
+    if base == name or base not in arms:
+        return ""
+    return ratio(_speedup(arms, name, base))
+
+
+def _speedup(arms: Mapping[str, Sequence[Round]], name: str, base: str) -> Estimate:
+    slow, fast = (np.array([round_.seconds for round_ in arms[each]]) for each in (base, name))
+    return ratio_of_sums(slow, fast, f"{name} over {base}")
+
+
+def verdicts(found: Mapping[int, Mapping[str, Sequence[Round]]]) -> list[str]:
+    """What the bars say: never slower than plain decoding or the published tree, at any load."""
+    sentences = []
+    for name in OURS:
+        for base in (PLAIN, PUBLISHED):
+            pairs = [(load, arms) for load, arms in found.items() if name in arms and base in arms]
+            lows = {load: _speedup(arms, name, base).low for load, arms in pairs}
+            slower = [str(load) for load, low in lows.items() if low is not None and low < SLACK]
+            if pairs:
+                said = f"missed at {', '.join(slower)}" if slower else "met"
+                sentences.append(
+                    f"Bar: {name} at least as fast as {base} (interval from {SLACK}) at every load: {said}."
+                )
+    return sentences
+
+
+def drawn(found: Mapping[int, Mapping[str, Sequence[Round]]]) -> Figure:
+    """Tokens per second of each arm by concurrency."""
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.add_subplot()
+    for name in next(iter(found.values())):
+        speeds = [
+            sum(one.tokens for one in arms[name]) / sum(one.seconds for one in arms[name]) for arms in found.values()
+        ]
+        axes.plot(list(found), speeds, marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(found), [str(load) for load in found])
+    axes.set_xlabel("requests at once")
+    axes.set_ylabel("tokens per second")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    typer.run(main)

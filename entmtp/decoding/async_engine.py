@@ -1,0 +1,139 @@
+"""The engine for an event loop: its steps run in a thread of their own, and what they bring arrives as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from entmtp.decoding.engine import Engine, Progress
+from entmtp.decoding.request import Request
+from entmtp.errors import EntMTPError
+
+_log = logging.getLogger(__name__)
+
+
+class EngineDeadError(EntMTPError):
+    """The engine's loop has ended with an error; nothing can be served any more."""
+
+
+class _Mailbox:
+    """Where one request's progress arrives."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Progress | EntMTPError] = asyncio.Queue()
+
+    def put(self, item: Progress | EntMTPError) -> None:
+        """From any thread; what comes after the event loop has closed is lost with its reader."""
+        try:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+        except RuntimeError:
+            _log.debug("an event loop closed before its request had ended")
+
+    async def get(self) -> Progress:
+        item = await self._queue.get()
+        if isinstance(item, EntMTPError):
+            raise item
+        return item
+
+
+class AsyncEngine:
+    """Runs an :class:`Engine` for any number of coroutines. Close it, or use it as an async context manager."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._mailboxes: dict[str, _Mailbox] = {}
+        self._orders: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="entmtp-engine", daemon=True)
+        self._thread.start()
+
+    async def __aenter__(self) -> AsyncEngine:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the loop runs: what a health check asks."""
+        return self._thread.is_alive() and self._error is None
+
+    def close(self) -> None:
+        """Ends the loop; requests that run are given up with an error."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    async def generate(self, request: Request) -> AsyncIterator[Progress]:
+        """Yields what each step brings, until the request has ended; a caller that stops listening cancels it.
+
+        Raises:
+            EntMTPError: if the request can't be served; others are not touched.
+            EngineFullError: if too many wait already.
+            EngineDeadError: if the loop has ended.
+        """
+        self.engine.check(request)
+        mailbox = _Mailbox()
+        if request.id in self._mailboxes:
+            raise EntMTPError(f"id: '{request.id}' is taken by a request that still runs; give each its own")
+        self._mailboxes[request.id] = mailbox
+        try:
+            self._order(lambda: self._submit(request, mailbox))
+            while True:
+                progress = await mailbox.get()
+                yield progress
+                if progress.finish_reason:
+                    if progress.finish_reason == "error":
+                        raise EntMTPError(progress.completion.error or "engine: the request failed")
+                    return
+        finally:
+            self._mailboxes.pop(request.id, None)
+            with contextlib.suppress(EngineDeadError):
+                self._order(lambda: self.engine.cancel(request.id))
+
+    def _order(self, order: Callable[[], None]) -> None:
+        """Has something done by the engine's thread, between two steps."""
+        with self._wake:
+            if not self.healthy or self._closing:
+                raise EngineDeadError(f"engine: it does not run any more ({self._error or 'closed'}); start it anew")
+            self._orders.append(order)
+            self._wake.notify()
+
+    def _submit(self, request: Request, mailbox: _Mailbox) -> None:
+        try:
+            self.engine.submit(request)
+        except EntMTPError as error:
+            mailbox.put(error)
+
+    def _run(self) -> None:
+        try:
+            while self._next_orders():
+                for progress in self.engine.step():
+                    if (mailbox := self._mailboxes.get(progress.id)) is not None:
+                        mailbox.put(progress)
+        except BaseException as error:  # whatever it is, those who wait must hear of it
+            self._error = error
+            _log.exception("the engine's loop has ended")
+        finally:
+            reason = self._error or "closed"
+            for mailbox in list(self._mailboxes.values()):
+                mailbox.put(EngineDeadError(f"engine: it ended while this request ran ({reason})"))
+
+    def _next_orders(self) -> bool:
+        """Waits until there is something to do, carries out what was ordered; False when it is time to end."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._closing or self._orders or not self.engine.idle)
+            if self._closing:
+                return False
+            orders, self._orders = self._orders, deque()
+        for order in orders:
+            order()
+        return True

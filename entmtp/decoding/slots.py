@@ -1,0 +1,70 @@
+"""Who has which slot of the cache, and what lies in it, so that what several prompts begin with is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from entmtp.models.cache import TreeCache
+
+
+@dataclass
+class _Slot:
+    """``tokens`` are those whose keys and values lie in the cache; ``used`` counts up, the last one used has most."""
+
+    tokens: list[int] = field(default_factory=list)
+    taken: bool = False
+    used: int = 0
+
+
+class Slots:
+    """The slots of a cache. What a request leaves in one stays until another needs the room."""
+
+    def __init__(self, cache: TreeCache, reuse: bool) -> None:
+        """``reuse`` lets prompts begin with what earlier requests left."""
+        self._cache = cache
+        self._reuse = reuse
+        self._slots = [_Slot() for _ in cache.lengths]
+        self._clock = 0
+
+    @property
+    def free(self) -> int:
+        """Slots that nobody has."""
+        return sum(not slot.taken for slot in self._slots)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that lie in slots that somebody has."""
+        return sum(len(slot.tokens) for slot in self._slots if slot.taken)
+
+    def take(self, prompt: Sequence[int]) -> tuple[int, int]:
+        """A free slot, and how many of the prompt's tokens lie in it already; its last one never does."""
+        shared = [self._shared(slot, prompt) for slot in self._slots]
+        free = [at for at, slot in enumerate(self._slots) if not slot.taken]
+        best = max(range(len(shared)), key=shared.__getitem__)
+        # The free slot that shares most; among equals the one that was used longest ago.
+        own = max(free, key=lambda at: (shared[at], -self._slots[at].used))
+        if shared[own] < shared[best]:
+            own = min(free, key=lambda at: self._slots[at].used)
+            self._cache.copy(best, own, shared[best])
+        else:
+            self._cache.rewind(own, shared[own])
+        self._slots[own].tokens = list(prompt[: shared[best]])
+        self._slots[own].taken = True
+        return own, shared[best]
+
+    def _shared(self, slot: _Slot, prompt: Sequence[int]) -> int:
+        if not self._reuse:
+            return 0
+        most = min(len(slot.tokens), len(prompt) - 1)
+        return next((at for at in range(most) if slot.tokens[at] != prompt[at]), most)
+
+    def write(self, number: int, tokens: Sequence[int]) -> None:
+        """Notes what was appended to a slot."""
+        self._slots[number].tokens += tokens
+
+    def release(self, number: int) -> None:
+        """Gives a slot back; its text stays for others to begin with."""
+        self._clock += 1
+        self._slots[number].taken = False
+        self._slots[number].used = self._clock

@@ -1,0 +1,126 @@
+"""``LLM``: a model with its draft heads, for scripts.
+
+from entmtp.llm import LLM, SamplingParams
+
+llm = LLM(model="bundled", policy="entmtp-dynamic")
+for answer in llm.generate(["Why is the sky blue?"], SamplingParams(temperature=0.7, seed=1)):
+    print(answer.text, answer.tau)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.progress import Progress
+
+from entmtp.decoding.completion import Completion
+from entmtp.decoding.request import Request
+from entmtp.errors import EntMTPError
+from entmtp.models.registry import encode_chat
+from entmtp.session import Method, load_method
+from entmtp.settings import EngineSettings, SamplingParams
+
+__all__ = ["LLM", "Completion", "EngineSettings", "SamplingParams"]
+
+
+def _say(text: str) -> None:
+    print(f"entmtp: {text}", file=sys.stderr, flush=True)
+
+
+class LLM:
+    """Answers prompts in batches."""
+
+    def __init__(
+        self,
+        model: str = "bundled",
+        *,
+        policy: str = "entmtp-dynamic",
+        heads: str | None = None,
+        bank: str | Path | None = None,
+        task: str = "sharegpt",
+        device: str = "cpu",
+        dtype: str = "float32",
+        kernels: str = "auto",
+        settings: EngineSettings | None = None,
+        say: Callable[[str], None] = _say,
+    ) -> None:
+        """``model`` and ``heads`` are 'bundled', a hub name or a folder; ``policy`` is a method's name.
+
+        Raises:
+            EntMTPError: for an unknown name, or parts that do not belong together.
+        """
+        method = Method(
+            name=policy,
+            task=task,
+            model=model,
+            heads=heads,
+            bank=None if bank is None else Path(bank),
+            device=device,
+            dtype=dtype,
+            kernels=kernels,
+        )
+        self.engine, self.tokenizer = load_method(method, say, settings or EngineSettings())
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        n: int = 1,
+        progress: bool = False,
+    ) -> list[Completion]:
+        """Answers each prompt ``n`` times: all answers to the first prompt, then those to the second, and so on.
+
+        A text is put into the model's chat template; token ids are taken as they are.
+
+        Raises:
+            EntMTPError: if a prompt can't be served; says which. Nothing is generated then.
+        """
+        asked: list[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else list(prompts)
+        each = [params or SamplingParams()] * len(asked) if not isinstance(params, Sequence) else list(params)
+        if len(each) != len(asked):
+            raise EntMTPError(f"params: {len(each)} are given for {len(asked)} prompts; give one, or one for each")
+        requests = [
+            Request(f"{at}.{number}", self._encoded(at, prompt), own, number)
+            for at, (prompt, own) in enumerate(zip(asked, each, strict=True))
+            for number in range(n)
+        ]
+        for request in requests:
+            self._checked(request)
+        return self._run(requests, progress)
+
+    def _encoded(self, at: int, prompt: str | Sequence[int]) -> Sequence[int]:
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if not prompt.strip():
+            raise EntMTPError(f"prompts[{at}]: '{prompt}' is empty; give some text")
+        return encode_chat(self.tokenizer, prompt)
+
+    def _checked(self, request: Request) -> None:
+        try:
+            self.engine.check(request)
+        except EntMTPError as error:
+            raise EntMTPError(f"prompts[{request.id.partition('.')[0]}]: {error}") from error
+
+    def _run(self, requests: Sequence[Request], progress: bool) -> list[Completion]:
+        waiting = iter(requests)
+        done: list[Completion] = []
+        ended = 0
+        with Progress(disable=not progress) as bar:
+            task = bar.add_task("answers", total=len(requests))
+            try:
+                while ended < len(requests):
+                    while self.engine.running + self.engine.waiting < self.engine.settings.slots:
+                        request = next(waiting, None)
+                        if request is None:
+                            break
+                        done.append(self.engine.submit(request))
+                    finished = sum(step.finish_reason is not None for step in self.engine.step())
+                    ended += finished
+                    bar.advance(task, finished)
+            finally:  # interrupted: nothing may go on running
+                for request in requests:
+                    self.engine.cancel(request.id)
+        return done

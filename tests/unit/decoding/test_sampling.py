@@ -1,0 +1,246 @@
+"""Sampling over trees draws from the model's own distribution: exact probabilities against counted texts."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from entmtp.decoding import acceptance, sampling
+from entmtp.decoding.request import RunningRequest
+from entmtp.decoding.sampling import Sampler, choose_first
+from entmtp.decoding.state import DecodingState
+from entmtp.decoding.step import decode_step
+from entmtp.heads.base import DraftHeads
+from entmtp.models.backbone import Backbone
+from entmtp.scheduling.dynamic import DynamicPolicy
+from entmtp.scheduling.goodput import GoodputPolicy
+from entmtp.scheduling.ladder import Ladder
+from entmtp.scheduling.policies import LadderPolicy, Policy, StaticPolicy
+from entmtp.scheduling.signals import SignalTracker
+from entmtp.settings import SamplingParams
+from entmtp.trees.batch import TreeBatch
+from entmtp.trees.topology import Topology
+from tests.small import small_backbone, small_chances, small_cost, small_heads, small_predictor, small_prompt
+from tests.tiny import TREES
+
+VOCAB = 12
+LENGTH = 3
+PROMPT = small_prompt(5, seed=3)
+SHAPED = SamplingParams(temperature=0.8, top_p=0.9, repetition_penalty=1.3, max_tokens=LENGTH)
+FREE = SamplingParams(max_tokens=LENGTH)
+WIDE = Topology.of([*((rank,) for rank in range(5)), (0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (0, 0, 0)])
+POLICIES: dict[str, Policy] = {
+    "plain": StaticPolicy(Topology.root_only(), 8),
+    "static": StaticPolicy(WIDE, 8),
+    "ladder": LadderPolicy(Ladder((1.0, 1.7), (TREES["chain"], WIDE, TREES["root"]), 8), 0.05),
+    "goodput": GoodputPolicy(small_predictor(), lambda batch: small_cost(), 8),
+    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(), 8),
+}
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return small_backbone()
+
+
+@pytest.fixture(scope="module")
+def heads(backbone: Backbone) -> DraftHeads:
+    return small_heads("hydra", backbone)
+
+
+@torch.inference_mode()
+def next_chances(backbone: Backbone, text: Sequence[int], params: SamplingParams) -> np.ndarray:
+    """The target behind ``text``, by transformers' processors on the model's own logits."""
+    ids = torch.tensor([list(text)])
+    scores = backbone.model(ids).logits[:, -1]
+    if params.repetition_penalty != 1:
+        scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(ids, scores)
+    if params.temperature != 1:
+        scores = TemperatureLogitsWarper(params.temperature)(ids, scores)
+    if params.top_p < 1:
+        scores = TopPLogitsWarper(params.top_p)(ids, scores)
+    chances: np.ndarray = scores.softmax(-1)[0].double().numpy()
+    return chances
+
+
+def exact(backbone: Backbone, params: SamplingParams) -> dict[tuple[int, ...], float]:
+    """The probability of every text of :data:`LENGTH` tokens."""
+    texts: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(LENGTH):
+        texts = {
+            (*text, token): chance * float(each)
+            for text, chance in texts.items()
+            for token, each in enumerate(next_chances(backbone, [*PROMPT, *text], params))
+            if each > 0
+        }
+    return texts
+
+
+def drawn(
+    backbone: Backbone, heads: DraftHeads, policy: Policy, params: SamplingParams, batch: int, draws: int
+) -> Counter[tuple[int, ...]]:
+    """Counts of texts, each of a request of its own."""
+    state = DecodingState(backbone, heads, batch, capacity=80)
+    for slot in range(batch):
+        state.prefill(slot, PROMPT)
+    behind = state.hidden.clone()
+    counts: Counter[tuple[int, ...]] = Counter()
+    for first in range(0, draws, batch):
+        requests = []
+        for slot in range(batch):
+            state.cache.rewind(slot, len(PROMPT))
+            state.hidden[slot] = behind[slot]
+            sampler = Sampler(params.model_copy(update={"seed": first + slot}))
+            sampler.read(PROMPT, VOCAB, backbone.device)
+            root, uncertainty = state.begin(slot, sampler)
+            requests.append(RunningRequest(slot, SignalTracker(8), policy.start(), root, uncertainty, sampler))
+        while min(len(request.tokens) for request in requests) < LENGTH:
+            decode_step(state, policy, requests)
+        counts.update(tuple(request.tokens[:LENGTH]) for request in requests)
+    return counts
+
+
+def p_value(counts: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
+    """Of the counts, if the texts had these probabilities; rare texts are counted together."""
+    draws = sum(counts.values())
+    assert set(counts) <= set(expected), "a text came out that can't"
+    often = [text for text, chance in expected.items() if chance * draws >= 8]
+    seen = [counts[text] for text in often]
+    wanted = [expected[text] * draws for text in often]
+    if draws - sum(wanted) >= 8:
+        seen, wanted = [*seen, draws - sum(seen)], [*wanted, draws - sum(wanted)]
+    else:
+        wanted = [each * sum(seen) / sum(wanted) for each in wanted]
+    return float(chisquare(seen, wanted).pvalue)
+
+
+@pytest.mark.parametrize("params", [FREE, SHAPED], ids=["free", "shaped"])
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_texts_come_as_often_as_the_model_would_write_them(
+    name: str, params: SamplingParams, backbone: Backbone, heads: DraftHeads
+) -> None:
+    counts = drawn(backbone, heads, POLICIES[name], params, batch=4, draws=2_000)
+    assert p_value(counts, exact(backbone, params)) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_fifty_thousand_texts_come_as_often_as_the_model_would_write_them(
+    name: str, batch: int, backbone: Backbone, heads: DraftHeads
+) -> None:
+    counts = drawn(backbone, heads, POLICIES[name], SHAPED, batch, draws=50_000)
+    assert p_value(counts, exact(backbone, SHAPED)) > 1e-3
+
+
+def test_a_root_by_argmax_would_be_noticed(
+    backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy_behind_trees(logits: torch.Tensor, trees: TreeBatch, samplers: Sequence[Sampler]) -> torch.Tensor:
+        return logits.argmax(-1)
+
+    monkeypatch.setattr(acceptance, "choose", greedy_behind_trees)
+    counts = drawn(backbone, heads, POLICIES["static"], FREE, batch=4, draws=2_000)
+    assert p_value(counts, exact(backbone, FREE)) < 1e-12
+
+
+def test_children_accepted_independently_would_be_noticed(
+    backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = acceptance.chosen
+    generator = torch.Generator().manual_seed(0)
+    seen: list[torch.Tensor] = []
+    shaped = sampling.shaped
+
+    def remembering(logits: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append(shaped(logits, *rest))  # type: ignore[arg-type]
+        return seen[-1]
+
+    def independently(tokens: torch.Tensor, choice: torch.Tensor, trees: TreeBatch) -> torch.Tensor:
+        assert real(tokens, choice, trees).shape == tokens.shape
+        parents = trees.parent[..., None].expand(-1, -1, VOCAB)
+        chance = seen[-1].softmax(-1).gather(1, parents).gather(-1, tokens[..., None])[..., 0]
+        return torch.rand(tokens.shape, generator=generator) < chance
+
+    monkeypatch.setattr(acceptance, "shaped", remembering)
+    monkeypatch.setattr(acceptance, "chosen", independently)
+    counts = drawn(backbone, heads, POLICIES["static"], FREE, batch=4, draws=2_000)
+    assert p_value(counts, exact(backbone, FREE)) < 1e-12
+
+
+@pytest.mark.parametrize("params", [FREE, SHAPED, SamplingParams(presence_penalty=1.0, frequency_penalty=0.5)])
+def test_one_seed_writes_one_text_with_every_policy_and_company(
+    params: SamplingParams, backbone: Backbone, heads: DraftHeads
+) -> None:
+    def text(policy: Policy, seeds: Sequence[int]) -> list[int]:
+        state = DecodingState(backbone, heads, len(seeds), capacity=120)
+        requests = []
+        for slot, seed in enumerate(seeds):
+            state.cache.rewind(slot)
+            state.read(slot, PROMPT)
+            sampler = Sampler(params.model_copy(update={"seed": seed}))
+            sampler.read(PROMPT, VOCAB, backbone.device)
+            root, uncertainty = state.begin(slot, sampler)
+            requests.append(RunningRequest(slot, SignalTracker(8), policy.start(), root, uncertainty, sampler))
+        while len(requests[0].tokens) < 30:
+            decode_step(state, policy, requests)
+        return requests[0].tokens[:30]
+
+    alone = text(POLICIES["plain"], [7])
+    for policy, company in itertools.product(POLICIES.values(), ([], [1, 2, 3])):
+        assert text(policy, [7, *company]) == alone
+    assert text(POLICIES["plain"], [8]) != alone
+
+
+def test_answers_to_one_seed_differ_by_their_number() -> None:
+    logits = torch.zeros(1000)
+    first = [int(choose_first(logits, Sampler(SamplingParams(seed=1), number=number))) for number in range(6)]
+    assert len(set(first)) == 6
+
+
+def test_penalties_count_what_was_written_and_what_stands_on_the_path(backbone: Backbone) -> None:
+    params = SamplingParams(temperature=0.0, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={2: 3.0})
+    sampler = Sampler(params)
+    sampler.read([0, 1], 4, backbone.device)
+    sampler.write([3, 3])
+    paths = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
+    found = sampler.shape(torch.zeros(1, 4), paths, torch.tensor([3]))
+    assert found[0].tolist() == pytest.approx([0.0, -0.75, 3.0, -(0.5 + 3 * 0.25)])
+
+
+def test_an_end_is_forbidden_at_each_node_by_its_own_place() -> None:
+    sampler = Sampler(SamplingParams(min_tokens=3), stops=frozenset({1}))
+    assert sampler.shapes
+    found = sampler.shape(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([1, 2, 3]))
+    assert (found[:, 1] == -torch.inf).tolist() == [True, True, False]
+    sampler.write([0, 0, 0])
+    assert not sampler.shapes
+
+
+def test_typical_acceptance_accepts_what_medusa_would() -> None:
+    logits = torch.full((1, 3, 4), -20.0)
+    logits[0, 0] = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    logits[0, 1:, 0] = 0.0
+    trees = TreeBatch.of([Topology.of([(0,), (1,)])])
+    sampler = Sampler(SamplingParams(acceptance="typical"))
+    # Entropy 1.14 nats: the bound is min(0.09, 0.3 exp(-1.14)) = 0.09; token 2 passes, token 3 does not.
+    for guessed, kept in ((2, 2), (3, 1)):
+        (outcome,) = acceptance.sampled(torch.tensor([[1, guessed, 3]]), logits, trees, [sampler]).read()
+        assert len(outcome.tokens) == kept
+
+
+def test_random_numbers_do_not_depend_on_when_they_are_asked_for() -> None:
+    one, other = (Sampler(SamplingParams(seed=5)) for _ in range(2))
+    assert [one.uniform(at) for at in (0, 1500, 3)] == [other.uniform(at) for at in (0, 1500, 3)]
+    assert sampling._BLOCK < 1500

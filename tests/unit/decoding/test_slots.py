@@ -1,0 +1,98 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from entmtp.decoding.slots import Slots
+from entmtp.models.cache import BufferShape, TreeCache
+
+SHAPE = BufferShape(1, 2)
+
+
+def cache(slots: int = 3) -> TreeCache:
+    return TreeCache([(SHAPE, SHAPE)], slots, 32)
+
+
+def fill(slots: Slots, memory: TreeCache, slot: int, tokens: list[int]) -> None:
+    """As reading a prompt would: each token's keys are its own number."""
+    begin = memory.lengths[slot]
+    for pool in memory.pools.values():
+        for at, token in enumerate(tokens):
+            pool[:, slot, :, begin + at + 1] = float(token)
+    memory.append([slot], [len(tokens)])
+    slots.write(slot, tokens)
+
+
+def held(memory: TreeCache, slot: int) -> list[int]:
+    (pool,) = memory.pools.values()
+    return pool[0, slot, 0, 1 : memory.lengths[slot] + 1, 0].long().tolist()
+
+
+def test_a_prompt_that_begins_as_an_earlier_text_goes_on_from_there() -> None:
+    memory = cache()
+    slots = Slots(memory, reuse=True)
+    slot, read = slots.take([1, 2, 3])
+    assert read == 0
+    fill(slots, memory, slot, [1, 2, 3, 4, 5])
+    slots.release(slot)
+    again, read = slots.take([1, 2, 3, 4, 9, 9])
+    assert (again, read) == (slot, 4)
+    assert held(memory, again) == [1, 2, 3, 4]
+
+
+def test_what_another_request_still_uses_is_copied() -> None:
+    memory = cache()
+    slots = Slots(memory, reuse=True)
+    first, _ = slots.take([1, 2, 3])
+    fill(slots, memory, first, [1, 2, 3])
+    second, read = slots.take([1, 2, 7])
+    assert second != first
+    assert read == 2
+    assert (held(memory, first), held(memory, second)) == ([1, 2, 3], [1, 2])
+
+
+def test_the_last_token_of_a_prompt_is_always_read_again() -> None:
+    memory = cache()
+    slots = Slots(memory, reuse=True)
+    slot, _ = slots.take([1, 2])
+    fill(slots, memory, slot, [1, 2])
+    slots.release(slot)
+    assert slots.take([1, 2])[1] == 1
+
+
+def test_without_reuse_every_prompt_is_read_whole() -> None:
+    memory = cache()
+    slots = Slots(memory, reuse=False)
+    slot, _ = slots.take([1, 2, 3])
+    fill(slots, memory, slot, [1, 2, 3])
+    slots.release(slot)
+    assert slots.take([1, 2, 3])[1] == 0
+
+
+def test_a_stranger_takes_the_slot_that_was_used_longest_ago() -> None:
+    memory = cache()
+    slots = Slots(memory, reuse=True)
+    taken = [slots.take([10 * at, 1])[0] for at in range(3)]
+    for at, slot in enumerate(taken):
+        fill(slots, memory, slot, [10 * at, 1])
+    for slot in (taken[1], taken[2], taken[0]):
+        slots.release(slot)
+    assert slots.take([99, 98])[0] == taken[1]
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12), st.randoms())
+def test_a_slot_always_holds_the_prompt_it_says(prompts: list[list[int]], random: object) -> None:
+    memory = cache()
+    slots = Slots(memory, reuse=True)
+    taken: list[int] = []
+    for prompt in prompts:
+        if not slots.free:
+            slots.release(taken.pop(random.randrange(len(taken))))  # type: ignore[attr-defined]
+        slot, read = slots.take(prompt)
+        assert slot not in taken
+        assert read < len(prompt)
+        assert held(memory, slot) == prompt[:read]
+        fill(slots, memory, slot, prompt[read:])
+        assert held(memory, slot) == prompt
+        taken.append(slot)
+    assert slots.tokens == sum(memory.lengths[slot] for slot in taken)
+    assert torch.equal(memory.table.device_lengths, torch.tensor(memory.lengths))

@@ -1,0 +1,81 @@
+"""Answers in batches, for scripts."""
+
+from __future__ import annotations
+
+import pytest
+
+from entmtp.errors import EntMTPError
+from entmtp.llm import LLM, EngineSettings, SamplingParams
+from tests.saved import Saved, save_project
+from tests.tiny import greedy
+
+SETTINGS = EngineSettings(slots=3, context=128)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    return save_project(tmp_path_factory.mktemp("llm"))
+
+
+@pytest.fixture(scope="module")
+def llm(saved: Saved) -> LLM:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENTMTP_CACHE", str(saved.folder / "cache"))
+        return LLM(
+            str(saved.model),
+            policy="entmtp-dynamic",
+            heads=str(saved.heads("hydra")),
+            bank=saved.banks / "gsm8k-hydra.json",
+            settings=SETTINGS,
+            say=lambda text: None,
+        )
+
+
+def test_answers_come_in_the_order_of_the_prompts(llm: LLM) -> None:
+    prompts = [[5 + at, 6, 7] for at in range(8)]
+    params = [SamplingParams(temperature=0, max_tokens=4 + at, ignore_eos=True) for at in range(8)]
+    for prompt, own, answer in zip(prompts, params, llm.generate(prompts, params), strict=True):
+        assert answer.tokens == greedy(llm.engine.backbone.model, prompt, own.max_tokens)
+        assert answer.finish_reason == "length"
+        # Random bytes may end in half a character, which is held back.
+        whole = llm.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        assert whole.startswith(answer.text)
+        assert set(whole[len(answer.text) :]) <= {"\ufffd"}
+
+
+def test_a_text_is_one_prompt(llm: LLM) -> None:
+    (answer,) = llm.generate("Hello", SamplingParams(max_tokens=5, seed=1))
+    assert len(answer.tokens) <= 5
+
+
+def test_several_answers_to_one_prompt_differ_and_come_again_with_the_seed(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=8, seed=4, ignore_eos=True)
+    answers = [answer.tokens for answer in llm.generate([[5, 6], [7]], params, n=3)]
+    assert len(answers) == 6
+    assert len({tuple(tokens) for tokens in answers[:3]}) == 3
+    assert answers == [answer.tokens for answer in llm.generate([[5, 6], [7]], params, n=3)]
+
+
+def test_a_stop_string_ends_an_answer_and_is_left_out(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    (whole,) = llm.generate([[5, 6, 7]], params)
+    stop = whole.text[3:5]
+    (answer,) = llm.generate([[5, 6, 7]], params.model_copy(update={"stop": [stop]}))
+    assert answer.finish_reason == "stop"
+    assert answer.text == whole.text[: whole.text.index(stop)]
+    assert whole.tokens[: len(answer.tokens)] == answer.tokens
+
+
+def test_the_prompt_that_can_not_be_served_is_named(llm: LLM) -> None:
+    with pytest.raises(EntMTPError, match=r"prompts\[1\]: prompt: it has no tokens"):
+        llm.generate([[5], []], SamplingParams(max_tokens=5))
+    with pytest.raises(EntMTPError, match=r"prompts\[0\]: ' ' is empty"):
+        llm.generate([" "])
+    with pytest.raises(EntMTPError, match="params: 1 are given for 2 prompts"):
+        llm.generate([[5], [6]], [SamplingParams()])
+    assert llm.engine.idle
+
+
+def test_an_unknown_policy_is_told(saved: Saved) -> None:
+    with pytest.raises(EntMTPError, match="method: 'best' is unknown"):
+        LLM(str(saved.model), policy="best")
