@@ -5,16 +5,18 @@
     python -m benchmarks.engine --concurrency 1 --concurrency 8 --figure engine.svg --record engine.json
 
 A closed loop: so many requests are always on their way, each from a scored prompt of the suites, greedy, prompts read
-included. The methods take turns on every round of requests in rotating order, and must write the same tokens.
+included. The methods, and the continuous batching of transformers on the same model, take turns on every round of
+requests in rotating order, and must write the same tokens.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ import typer
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from benchmarks.record import Cell, Table, deliver, made_record
 from entmtp.cli_errors import told_plainly
@@ -48,10 +51,12 @@ from entmtp.trees.bank import MIXED, TreeBank, bundled_bank, load_bank
 
 PLAIN = "autoregressive"
 PUBLISHED = "hydra"
+PEER = "transformers"
 ARMS = (PLAIN, PUBLISHED, "hydra-best", "entmtp-goodput", "entmtp-dynamic")
 OURS = ARMS[-2:]
 LOADS = (1, 2, 4, 8, 16)
 SLACK = 0.98
+PAGE = 64
 NOTES = (
     "Each round is a closed loop over as many requests per user as asked for; tokens/s counts new tokens over the whole"
     " round's time, prompts read included.",
@@ -59,6 +64,10 @@ NOTES = (
     "All methods wrote the same tokens, or this would have ended with an error.",
     "Trees come from the bank that was calibrated on all suites, costs from steps of each number of requests.",
 )
+
+
+Serve = Callable[[Sequence[list[int]]], "Round"]
+"""Answers a round's prompts."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +84,8 @@ class Round:
 
 def main(
     concurrency: Annotated[list[int] | None, typer.Option(min=1, help="requests at once; may repeat")] = None,
-    rounds: Annotated[int, typer.Option(min=3, help="rounds at each concurrency; an interval needs three")] = 8,
-    requests: Annotated[int, typer.Option(min=1, help="requests per user and round")] = 2,
+    rounds: Annotated[int, typer.Option(min=3, help="rounds at each concurrency; an interval needs three")] = 6,
+    requests: Annotated[int, typer.Option(min=1, help="requests per user and round")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens per request")] = 48,
     arm: Annotated[list[str] | None, typer.Option(help="methods instead of the usual ones")] = None,
     figure: Annotated[Path | None, typer.Option(help="plot tokens per second by concurrency there (SVG)")] = None,
@@ -88,6 +97,7 @@ def main(
         arms = [PLAIN, *(name for name in arm or ARMS if name != PLAIN)]
         loads = sorted(set(concurrency or LOADS))
         model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
+        peer, _ = load_model("bundled", device=str(model.device))  # it changes how the model attends
         backbone = Backbone(model)
         heads = load_heads(bundled_heads("hydra"), backbone)
         bank = load_bank(bundled_bank(MIXED, "hydra"))
@@ -99,12 +109,16 @@ def main(
             for load in loads:
                 context = max(map(len, prompts)) + max_new_tokens
                 settings = EngineSettings(slots=load, context=context, prefix_reuse=False)
-                engines = {name: _engine(name, backbone, heads, bank, cost, settings) for name in arms}
-                found[load] = {name: [] for name in arms}
+                serving: dict[str, Serve] = {
+                    name: partial(closed_loop, _engine(name, backbone, heads, bank, cost, settings), max_new_tokens)
+                    for name in arms
+                }
+                serving[PEER] = partial(_by_transformers, peer, load, max_new_tokens)
+                found[load] = {name: [] for name in serving}
                 for number in range(-1, rounds):  # the first warms up
                     first = (number + 1) * load * requests
                     asked = [prompts[at % len(prompts)] for at in range(first, first + load * requests)]
-                    results = _round(engines, asked, max_new_tokens, number)
+                    results = _round(serving, asked, number)
                     if number >= 0:
                         for name, result in results.items():
                             found[load][name].append(result)
@@ -135,20 +149,18 @@ def _engine(
     return Engine(backbone, heads, policy, settings)
 
 
-def _round(
-    engines: Mapping[str, Engine], prompts: Sequence[list[int]], max_new_tokens: int, number: int
-) -> dict[str, Round]:
+def _round(serving: Mapping[str, Serve], prompts: Sequence[list[int]], number: int) -> dict[str, Round]:
     """All arms on the same requests; the one that begins changes with the round."""
-    names = list(engines)
+    names = list(serving)
     shift = number % len(names)
-    results = {name: closed_loop(engines[name], prompts, max_new_tokens) for name in [*names[shift:], *names[:shift]]}
+    results = {name: serving[name](prompts) for name in [*names[shift:], *names[:shift]]}
     for name, result in results.items():
         if [one.tokens for one in result.done] != [one.tokens for one in results[PLAIN].done]:
             raise EntMTPError(f"engine: {name} wrote other tokens than {PLAIN}; these numbers would mean nothing")
     return results
 
 
-def closed_loop(engine: Engine, prompts: Sequence[list[int]], max_new_tokens: int) -> Round:
+def closed_loop(engine: Engine, max_new_tokens: int, prompts: Sequence[list[int]]) -> Round:
     """Serves all prompts, as many at once as there are slots."""
     params = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
     began = time.perf_counter()
@@ -156,6 +168,30 @@ def closed_loop(engine: Engine, prompts: Sequence[list[int]], max_new_tokens: in
     while not engine.idle:
         engine.step()
     return Round(time.perf_counter() - began, done)
+
+
+def _by_transformers(model: Any, load: int, max_new_tokens: int, prompts: Sequence[list[int]]) -> Round:
+    """The model's own ``generate_batch``."""
+    own = model.generation_config
+    greedy = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
+    blocks = load * (1 + (max(map(len, prompts)) + max_new_tokens) // PAGE)
+    batching = ContinuousBatchingConfig(
+        page_size=PAGE, num_blocks=blocks, max_batch_tokens=256, max_requests_per_batch=load, allow_block_sharing=False
+    )
+    began = time.perf_counter()
+    outputs = model.generate_batch(
+        inputs=list(prompts),
+        generation_config=greedy,
+        continuous_batching_config=batching,
+        persistent_manager=True,
+        warmup=False,
+    )
+    seconds = time.perf_counter() - began
+    # Numbered on from call to call, in the order of the prompts.
+    ordered = sorted(outputs, key=lambda id: int(id.rpartition("_")[2]))
+    return Round(seconds, [Completion(tokens=outputs[id].generated_tokens) for id in ordered])
 
 
 def _columns() -> list[str]:
@@ -171,7 +207,8 @@ def rows(found: Mapping[int, Mapping[str, Sequence[Round]]]) -> list[list[Cell]]
             steps = sum(len(one.steps) for one in done)
             tokens = sum(round_.tokens for round_ in its)
             speed = f"{tokens / sum(round_.seconds for round_ in its):.1f}"
-            tau, nodes = f"{tokens / steps:.2f}", f"{sum(one.drafted for one in done) / steps:.1f}"
+            tau = f"{tokens / steps:.2f}" if steps else ""
+            nodes = f"{sum(one.drafted for one in done) / steps:.1f}" if steps else ""
             table.append([load, name, speed, tau, nodes, *(_over(arms, name, base) for base in (PLAIN, PUBLISHED))])
     return table
 
