@@ -22,6 +22,7 @@ from entmtp.cli_errors import told_plainly
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import Request
+from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import Toolbox, make_policy
 from entmtp.evaluation.intervals import ratio_of_sums
 from entmtp.evaluation.suites import load_suite, split
@@ -53,10 +54,15 @@ def main(
                 settings = EngineSettings(slots=2, context=4096, prefix_reuse=reuse)
                 engine = Engine(backbone, None, policy, settings, tokenizer.backend_tokenizer)
                 found[reuse].append(_chat(engine, tokenizer, opening, turns, max_new_tokens))
+        for chat, other in zip(found[True], found[False], strict=True):
+            if [answer.tokens for answer in chat] != [answer.tokens for answer in other]:
+                raise EntMTPError(
+                    "chat: an answer is another with reuse than without; these numbers would mean nothing"
+                )
         table = Table(title="time to first token", columns=_columns(), rows=_rows(found, turns))
         notes = [
             "The first turn is the opening, the others ask the same short question; answers are greedy.",
-            f"{chats} chats, whose answers must be the same with and without reuse.",
+            f"{chats} chats; all answers were the same with and without reuse, or this would have ended with an error.",
         ]
         deliver(made_record("chat", "Turns of a chat", hardware_name(backbone.device), [table], notes), record)
 
@@ -76,7 +82,14 @@ def _chat(engine: Engine, tokenizer: Any, opening: str, turns: int, max_new_toke
 
 
 def _columns() -> list[str]:
-    return ["turn", "TTFT with reuse, ms", "without, ms", "prompt read again", "without over with", "with: over turn 2"]
+    return [
+        "turn",
+        "TTFT with reuse, ms",
+        "without, ms",
+        "of the prompt read",
+        "without over with",
+        "with: over turn 2",
+    ]
 
 
 def _rows(found: dict[bool, list[list[Completion]]], turns: int) -> list[list[Cell]]:
