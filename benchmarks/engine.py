@@ -33,7 +33,7 @@ from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import machine_cost
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import Toolbox, kind_of, make_policy
+from entmtp.evaluation.arms import Toolbox, make_correcting_policy, make_policy
 from entmtp.evaluation.intervals import Estimate, ratio_of_sums
 from entmtp.evaluation.suites import SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
@@ -44,7 +44,6 @@ from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
 from entmtp.models.registry import encode_chat, load_model
-from entmtp.scheduling.correction import CorrectingPolicy
 from entmtp.scheduling.cost import MachineCost, hardware_name
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.bank import MIXED, TreeBank, bundled_bank, load_bank
@@ -131,10 +130,10 @@ def main(
         deliver(made_record("engine", title, hardware_name(backbone.device), [table], notes), record)
 
 
-def _prompts(tokenizer: object) -> list[list[int]]:
-    """Scored prompts of all suites in turn."""
+def _prompts(tokenizer: Any) -> list[list[int]]:
+    """Scored prompts of all suites in turn, as many of each as the smallest has."""
     suites = [draw(split(load_suite(name).prompts)[1], 16, seed=0) for name in SUITES]
-    return [encode_chat(tokenizer, prompt.text) for turn in zip(*suites, strict=False) for prompt in turn]  # type: ignore[arg-type]
+    return [encode_chat(tokenizer, prompt.text) for turn in zip(*suites, strict=False) for prompt in turn]
 
 
 def _engine(
@@ -142,11 +141,8 @@ def _engine(
 ) -> Engine:
     if name == PLAIN:
         return Engine(backbone, None, make_policy(name, Toolbox(backbone, {}, {}, {})), settings)
-    kind = kind_of(name)
-    policy = CorrectingPolicy(
-        lambda seen: make_policy(name, Toolbox(backbone, {kind: heads}, {kind: bank}, {kind: seen})), cost
-    )
-    return Engine(backbone, heads, policy, settings)
+    tools = Toolbox(backbone, {heads.kind: heads}, {heads.kind: bank}, {})
+    return Engine(backbone, heads, make_correcting_policy(name, tools, cost), settings)
 
 
 def _round(serving: Mapping[str, Serve], prompts: Sequence[list[int]], number: int) -> dict[str, Round]:
@@ -206,11 +202,15 @@ def rows(found: Mapping[int, Mapping[str, Sequence[Round]]]) -> list[list[Cell]]
             done = [one for round_ in its for one in round_.done]
             steps = sum(len(one.steps) for one in done)
             tokens = sum(round_.tokens for round_ in its)
-            speed = f"{tokens / sum(round_.seconds for round_ in its):.1f}"
+            speed = f"{_tokens_per_second(its):.1f}"
             tau = f"{tokens / steps:.2f}" if steps else ""
             nodes = f"{sum(one.drafted for one in done) / steps:.1f}" if steps else ""
             table.append([load, name, speed, tau, nodes, *(_over(arms, name, base) for base in (PLAIN, PUBLISHED))])
     return table
+
+
+def _tokens_per_second(rounds: Sequence[Round]) -> float:
+    return sum(one.tokens for one in rounds) / sum(one.seconds for one in rounds)
 
 
 def _over(arms: Mapping[str, Sequence[Round]], name: str, base: str) -> str:
@@ -245,9 +245,7 @@ def drawn(found: Mapping[int, Mapping[str, Sequence[Round]]]) -> Figure:
     figure = Figure(figsize=(7, 4.5))
     axes = figure.add_subplot()
     for name in next(iter(found.values())):
-        speeds = [
-            sum(one.tokens for one in arms[name]) / sum(one.seconds for one in arms[name]) for arms in found.values()
-        ]
+        speeds = [_tokens_per_second(arms[name]) for arms in found.values()]
         axes.plot(list(found), speeds, marker="o", label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(found), [str(load) for load in found])

@@ -18,12 +18,11 @@ from entmtp.cli_errors import told_plainly
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import machine_cost
 from entmtp.decoding.request import Request
-from entmtp.evaluation.arms import Toolbox, make_policy
+from entmtp.evaluation.arms import Toolbox, make_correcting_policy
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
 from entmtp.models.registry import load_model
-from entmtp.scheduling.correction import CorrectingPolicy
 from entmtp.scheduling.cost import hardware_name
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.bank import MIXED, bundled_bank, load_bank
@@ -43,9 +42,8 @@ def main(
         heads = load_heads(bundled_heads("hydra"), backbone)
         bank = load_bank(bundled_bank(MIXED, "hydra"))
         cost = machine_cost(backbone, heads, cache_folder(), print, 8)
-        policy = CorrectingPolicy(
-            lambda seen: make_policy("entmtp-dynamic", Toolbox(backbone, {}, {"hydra": bank}, {"hydra": seen})), cost
-        )
+        tools = Toolbox(backbone, {heads.kind: heads}, {heads.kind: bank}, {})
+        policy = make_correcting_policy("entmtp-dynamic", tools, cost)
         columns = ["slots", "context", "cache as computed, MiB", "grown by, MiB"]
         sizes = Table(title="memory of an engine", columns=columns, rows=_sizes(backbone))
         settings = EngineSettings(slots=8, context=256, prefill_tokens=512, max_waiting=requests)

@@ -1,10 +1,10 @@
 """``LLM``: a model with its draft heads, for scripts.
 
-from entmtp.llm import LLM, SamplingParams
+    llm = LLM(model="bundled", policy="entmtp-dynamic")
+    for answer in llm.generate(["Why is the sky blue?"], SamplingParams(temperature=0.7, seed=1)):
+        print(answer.text, answer.tau)
 
-llm = LLM(model="bundled", policy="entmtp-dynamic")
-for answer in llm.generate(["Why is the sky blue?"], SamplingParams(temperature=0.7, seed=1)):
-    print(answer.text, answer.tau)
+What they need can all be imported from here.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import machine_cost
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import METHODS, Toolbox, kind_of, make_policy
+from entmtp.evaluation.arms import METHODS, Toolbox, kind_of, make_correcting_policy, make_policy
 from entmtp.evaluation.suites import get_suite
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
@@ -20,8 +20,6 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
 from entmtp.models.kernels import check_name
 from entmtp.models.registry import encode_chat, load_model, resolve_model
-from entmtp.scheduling.correction import CorrectingPolicy
-from entmtp.scheduling.cost import PolicyCost
 from entmtp.scheduling.policies import Policy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.bank import bundled_bank, load_bank
@@ -140,8 +138,4 @@ def _drafting_policy(
         kind=heads.kind, num_heads=heads.num_heads, model_fingerprint=fingerprint, heads_fingerprint=heads.fingerprint
     )
     cost = machine_cost(backbone, heads, cache_folder(), say, 1 if settings is None else settings.slots)
-
-    def policy_of(seen: PolicyCost) -> Policy:
-        return make_policy(method.name, Toolbox(backbone, {heads.kind: heads}, {heads.kind: bank}, {heads.kind: seen}))
-
-    return CorrectingPolicy(policy_of, cost)
+    return make_correcting_policy(method.name, Toolbox(backbone, {heads.kind: heads}, {heads.kind: bank}, {}), cost)

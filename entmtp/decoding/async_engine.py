@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from entmtp.decoding.engine import Engine, Progress
 from entmtp.decoding.request import Request
@@ -72,7 +72,7 @@ class AsyncEngine:
             self._wake.notify()
         self._thread.join()
 
-    async def generate(self, request: Request) -> AsyncIterator[Progress]:
+    async def generate(self, request: Request) -> AsyncGenerator[Progress]:
         """Yields what each step brings, until the request has ended; a caller that stops listening cancels it.
 
         Raises:

@@ -118,7 +118,7 @@ class Engine:
         self._state: DecodingState | None = None
         self._slots: Slots | None = None
         if not self._grows:
-            self._allocate(min(self.settings.context, backbone.max_context))
+            self._allocate(_rows(min(self.settings.context, backbone.max_context)))
 
     @property
     def running(self) -> int:
@@ -236,9 +236,7 @@ class Engine:
         except (torch.OutOfMemoryError, MemoryError):
             return [self._shed(self._jobs[-1])]
 
-    def _allocate(self, tokens: int) -> None:
-        # The last step may overshoot by a whole tree.
-        capacity = tokens + MAX_NODES + 1
+    def _allocate(self, capacity: int) -> None:
         self._state = self._slots = None  # their memory first
         self._state = DecodingState(self.backbone, self.heads, self.settings.slots, capacity)
         self._slots = Slots(self._state.cache, self.settings.prefix_reuse)
@@ -258,9 +256,9 @@ class Engine:
             self._jobs.append(job)
 
     def _make_room(self, tokens: int) -> None:
-        # Powers of two, so that it seldom has to grow.
-        if self._state is None or self._state.cache.capacity < tokens + MAX_NODES + 1:
-            self._allocate((1 << (tokens + MAX_NODES).bit_length()) - MAX_NODES - 1)
+        if self._state is None or self._state.cache.capacity < _rows(tokens):
+            # Powers of two, so that it seldom has to grow.
+            self._allocate(1 << (_rows(tokens) - 1).bit_length())
 
     def _read_prompts(self) -> list[Progress]:
         """Reads as many prompt tokens as may come between two steps, of the oldest request first."""
@@ -283,11 +281,12 @@ class Engine:
 
     def _begun(self, job: _Job, state: DecodingState) -> RunningRequest:
         job.sampler.read(job.request.prompt, self.backbone.vocab_size, self.backbone.device)
-        root, uncertainty = state.begin(job.slot, job.sampler)
+        logits = state.logits(job.slot)
+        root, uncertainty = state.begin(job.slot, logits, job.sampler)
         tracker = SignalTracker(self.policy.entropy_window)
         running = RunningRequest(job.slot, tracker, self.policy.start(), root, uncertainty, job.sampler)
         if (count := job.request.params.logprobs) is not None:
-            running.logprobs += logprobs_of(state.logits(job.slot)[None], [root], count)
+            running.logprobs += logprobs_of(logits[None], [root], count)
         job.completion.prefill_seconds = time.perf_counter() - job.arrived - job.completion.waiting_seconds
         return running
 
@@ -303,7 +302,7 @@ class Engine:
         began = time.perf_counter()
         decode_step(state, self.policy, requests)
         self._steps += 1
-        gained = sum(map(len, (request.tokens[begin:] for request, begin in zip(requests, before, strict=True))))
+        gained = sum(len(request.tokens) for request in requests) - sum(before)
         self._gained.update(gained)
         self._busy.update(time.perf_counter() - began)
         self._tokens += gained
@@ -359,3 +358,8 @@ class Engine:
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
         return self._finish(job, "error", "engine: out of memory; ask for less at once, or lower slots or context")
+
+
+def _rows(tokens: int) -> int:
+    """Of the cache, for so many tokens: the last step may overshoot by a whole tree."""
+    return tokens + MAX_NODES + 1

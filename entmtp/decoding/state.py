@@ -40,7 +40,7 @@ class DecodingState:
         """Fills ``slot`` with a prompt; returns the likeliest first token and the entropy (nats) that it came from."""
         self.cache.rewind(slot)
         self.read(slot, prompt)
-        return self.begin(slot, Sampler(GREEDY))
+        return self.begin(slot, self.logits(slot), Sampler(GREEDY))
 
     @torch.inference_mode()
     def read(self, slot: int, tokens: Sequence[int]) -> None:
@@ -53,9 +53,8 @@ class DecodingState:
         return self.backbone.logits(self.hidden[slot])
 
     @torch.inference_mode()
-    def begin(self, slot: int, sampler: Sampler) -> tuple[int, float]:
-        """Chooses the first root behind the prompt that was read; with the entropy (nats) that it was chosen at."""
-        logits = self.logits(slot)
+    def begin(self, slot: int, logits: torch.Tensor, sampler: Sampler) -> tuple[int, float]:
+        """Chooses the first root from the ``logits`` behind the prompt; with the entropy (nats) of that choice."""
         self.root[slot] = root = choose_first(logits, sampler)
         return int(root), float(entropy(logits))
 

@@ -76,8 +76,8 @@ def _least_ranked(scaled: torch.Tensor, filters: Filters, count: int) -> torch.T
     values = scaled.topk(count, dim=-1).values
     in_top_k = torch.arange(count, device=scaled.device) < filters.top_k
     whole = filters.top_k == vocab_size
-    total = torch.where(whole, scaled, -math.inf).logsumexp(-1, keepdim=True)
-    total = torch.where(whole, total, values.masked_fill(~in_top_k, -math.inf).logsumexp(-1, keepdim=True))
+    total_in_top_k = values.masked_fill(~in_top_k, -math.inf).logsumexp(-1, keepdim=True)
+    total = torch.where(whole, scaled.logsumexp(-1, keepdim=True), total_in_top_k)
     chances = (values - total).exp()
     kept = in_top_k & (chances.cumsum(-1) - chances < filters.top_p)
     unfiltered = whole & (filters.top_p == math.inf)

@@ -12,7 +12,8 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.replay import all_trees
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.cost import PolicyCost
+from entmtp.scheduling.correction import CorrectingPolicy
+from entmtp.scheduling.cost import MachineCost, PolicyCost
 from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.goodput import GoodputPolicy
 from entmtp.scheduling.ladder import best_static, build_ladder
@@ -92,6 +93,11 @@ def kind_of(arm: str) -> str:
 def make_policy(arm: str, tools: Toolbox, hindsight: Hindsight | None = None) -> Policy:
     """The policy of an arm, as in :func:`make_engine`."""
     return _POLICIES[arm](kind_of(arm), tools.with_banks_of(arm), hindsight)
+
+
+def make_correcting_policy(arm: str, tools: Toolbox, machine: MachineCost) -> Policy:
+    """The policy of an arm that drafts, by this machine's costs as its steps correct them; ``tools`` need none."""
+    return CorrectingPolicy(lambda seen: make_policy(arm, replace(tools, costs={kind_of(arm): seen})), machine)
 
 
 def _window(tools: Toolbox) -> int:

@@ -102,22 +102,21 @@ def _identity(compiler: str) -> str:
     return hashlib.sha256(repr((_SOURCE.read_text(), _FLAGS, compiler, sorted(kinds))).encode()).hexdigest()[:16]
 
 
-class FusedLinear(FixedLinear):
-    """A float32 linear layer that reads its weight as fast as the memory gives it, for one row and for several."""
+class _CompiledLinear(FixedLinear):
+    """A float32 linear layer whose product is one of :func:`library`'s."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(None if bias is None else bias.detach().contiguous())
         self._out, self._in = weight.shape
-        self._packed = packed(weight)
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """``[..., in] -> [..., out]``."""
+    def _product(self, kernel: str, states: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        """``[..., in] -> [..., out]`` by a kernel that is given the states, its weights and the bias."""
         states = states.contiguous()
         product = states.new_empty(*states.shape[:-1], self._out)
         with record_function("entmtp::linear"):
-            library().entmtp_linear(
+            getattr(library(), kernel)(
                 states.data_ptr(),
-                self._packed.data_ptr(),
+                *(weight.data_ptr() for weight in weights),
                 None if self.bias is None else self.bias.data_ptr(),
                 product.data_ptr(),
                 states.numel() // self._in,
@@ -128,15 +127,26 @@ class FusedLinear(FixedLinear):
         return product
 
 
-class NarrowLinear(FixedLinear):
+class FusedLinear(_CompiledLinear):
+    """A float32 linear layer that reads its weight as fast as the memory gives it, for one row and for several."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(weight, bias)
+        self._packed = packed(weight)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """``[..., in] -> [..., out]``."""
+        return self._product("entmtp_linear", states, self._packed)
+
+
+class NarrowLinear(_CompiledLinear):
     """A linear layer with its weight in 8 bits, a scale per output; states and sums in float32.
 
     Unlike one that rounds the states too, it maps states that hardly differ to products that hardly differ.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        super().__init__(None if bias is None else bias.detach().contiguous())
-        self._out, self._in = weight.shape
+        super().__init__(weight, bias)
         self._scale = row_scale(weight.detach())[:, 0].contiguous()
         wide = packed(weight)
         self._narrow = torch.empty(len(wide), dtype=torch.int8)
@@ -151,21 +161,7 @@ class NarrowLinear(FixedLinear):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """``[..., in] -> [..., out]``."""
-        states = states.contiguous()
-        product = states.new_empty(*states.shape[:-1], self._out)
-        with record_function("entmtp::linear"):
-            library().entmtp_narrow_linear(
-                states.data_ptr(),
-                self._narrow.data_ptr(),
-                self._scale.data_ptr(),
-                None if self.bias is None else self.bias.data_ptr(),
-                product.data_ptr(),
-                states.numel() // self._in,
-                self._out,
-                self._in,
-                torch.get_num_threads(),
-            )
-        return product
+        return self._product("entmtp_narrow_linear", states, self._narrow, self._scale)
 
 
 def packed(weight: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:

@@ -100,7 +100,8 @@ class CorrectingPolicy(Policy):
         self._make = make
         self._machine = CorrectedMachine(machine)
         self._steps = 0
-        self._expected, self._foretold_ms = 0.0, 1.0
+        self._expected = 0.0
+        self._last: list[Choice] = []
         self._renew()
 
     def _renew(self) -> None:
@@ -115,12 +116,14 @@ class CorrectingPolicy(Policy):
         chosen = self.policy.choose(signals, states, begin)
         beliefs = [state for state in states if isinstance(state, Belief)]
         self._expected = len(beliefs) + sum(belief.expected or 0.0 for belief in beliefs)
-        self._foretold_ms = self._machine.of_batch(len(chosen))(_widest([choice.topology for choice in chosen]))
+        self._last = chosen
         return chosen
 
     @property
     def foretold(self) -> float | None:
-        return self._expected / self._foretold_ms if self._expected else None
+        if not self._expected:
+            return None
+        return self._expected / self._machine.of_batch(len(self._last))(_widest([one.topology for one in self._last]))
 
     def observe(self, topologies: Sequence[Topology], ms: Mapping[str, float]) -> None:
         batch = len(topologies)

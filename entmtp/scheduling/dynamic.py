@@ -76,16 +76,14 @@ class DynamicPolicy(Policy):
     def choose(self, signals: Sequence[Signals], states: Sequence[Belief], begin: BeginDraft) -> list[Choice]:
         for seen, belief in zip(signals, states, strict=True):
             belief.learn(seen.gained)
-        before = self._before.best(signals, states)
+        before = self._before.best(self._before.scores(signals, states))
         drafting = [request for request, tree in enumerate(before) if self._before.trees[tree].nodes]
         if not drafting:
             return [PLAIN] * len(signals)
         worth = self._worth(len(signals))
-        guessed: list[list[_Node]] = [[] for _ in signals]
         roots = [_Node(request, (), 0, 1.0, number, states[request].shift) for number, request in enumerate(drafting)]
-        for node in self._guessed(begin(drafting), roots, worth):
-            guessed[node.request].append(node)
-        chosen = self._best(guessed, worth)
+        guessed = _by_request(self._guessed(begin(drafting), roots, worth))
+        chosen = self._best([guessed.get(request, []) for request in range(len(signals))], worth)
         for nodes, belief in zip(chosen, states, strict=True):
             belief.expected = sum(node.chance for node in nodes) if nodes else None
         return [_grown(nodes) for nodes in chosen]

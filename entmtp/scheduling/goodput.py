@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -44,12 +45,10 @@ class _Price:
     Attributes:
         costs: milliseconds of each shape ``[shapes]``.
         rate: tokens per millisecond that a schedule reaches.
-        alone: the tree that is best for one request, by its score.
     """
 
     costs: np.ndarray
     rate: float
-    alone: Envelope
 
 
 class GoodputPolicy(Policy):
@@ -91,26 +90,35 @@ class GoodputPolicy(Policy):
     def choose(self, signals: Sequence[Signals], states: Sequence[Belief], begin: BeginDraft) -> list[Choice]:
         for seen, belief in zip(signals, states, strict=True):
             belief.learn(seen.gained)
-        chosen = self.best(signals, states)
-        for seen, belief, at in zip(signals, states, chosen, strict=True):
+        scores = self.scores(signals, states)
+        chosen = self.best(scores)
+        for score, belief, at in zip(scores, states, chosen, strict=True):
             if self.trees[at].nodes:
-                shares = self.predictor.blend(self._score(seen, belief))
-                belief.expected = float(shares @ self._gains[:, at]) - 1
+                belief.expected = float(self.predictor.blend(score) @ self._gains[:, at]) - 1
         return [Choice(self.trees[at]) for at in chosen]
 
-    def _score(self, signals: Signals, belief: Belief) -> float:
-        return self.predictor.score_of(signals.values(self.predictor.features)) + belief.shift
+    def scores(self, signals: Sequence[Signals], beliefs: Sequence[Belief]) -> list[float]:
+        """How easy each request's next tokens look."""
+        return [
+            self.predictor.score_of(seen.values(self.predictor.features)) + belief.shift
+            for seen, belief in zip(signals, beliefs, strict=True)
+        ]
 
-    def best(self, signals: Sequence[Signals], beliefs: Sequence[Belief]) -> list[int]:
-        """Which of the ``trees`` each request of a step gets."""
-        price = self._price(len(signals))
-        scores = [self._score(seen, belief) for seen, belief in zip(signals, beliefs, strict=True)]
-        if len(signals) == 1:  # alone, a tree is its own shape
-            return [price.alone.at(scores[0])]
+    def best(self, scores: Sequence[float]) -> list[int]:
+        """Which of the ``trees`` each request of a step gets, by its score."""
+        if len(scores) == 1:  # alone, a tree is its own shape
+            return [self._alone.at(scores[0])]
+        price = self._price(len(scores))
         expected = np.stack([self.predictor.blend(score) for score in scores]) @ self._gains  # [batch, trees]
         shape = int((self._best_within(expected).sum(0) - price.rate * price.costs).argmax())
         best: list[int] = np.where(self._within[shape], expected, -np.inf).argmax(1).tolist()
         return best
+
+    @cached_property
+    def _alone(self) -> Envelope:
+        """The tree that is best for one request, by its score."""
+        price = self._price(1)
+        return upper_envelope(self.predictor.centres, self._gains - price.rate * price.costs[self._shape_of])
 
     def _best_within(self, expected: np.ndarray) -> np.ndarray:
         """What the best tree within each shape gains ``[rows, shapes]``, of all trees' gains ``[rows, trees]``."""
@@ -133,6 +141,5 @@ class GoodputPolicy(Policy):
             else:
                 # Requests in different moods share a shape, so it can't follow the mood of one.
                 rate = float((batch * (shares @ gains) / costs).max())
-            alone = upper_envelope(self.predictor.centres, self._gains - rate * costs[self._shape_of])
-            self._priced[batch] = _Price(costs, rate, alone)
+            self._priced[batch] = _Price(costs, rate)
         return self._priced[batch]

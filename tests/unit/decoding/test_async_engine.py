@@ -34,7 +34,7 @@ async def tokens_of(served: AsyncEngine, request: Request, leave_after: int | No
         tokens += progress.tokens
         if leave_after is not None and len(tokens) >= leave_after:
             break
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     return tokens
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from entmtp.decoding import engine as module
 from entmtp.decoding.engine import Engine, EngineFullError, Progress
-from entmtp.decoding.request import Request
+from entmtp.decoding.request import Request, RunningRequest
+from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
@@ -21,10 +22,8 @@ from entmtp.scheduling.policies import Policy, SequencePolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from tests.small import (
     SMALL_VOCAB,
-    small_backbone,
     small_chances,
     small_cost,
-    small_heads,
     small_predictor,
     small_prompt,
 )
@@ -35,16 +34,6 @@ POLICIES: dict[str, Policy] = {
     "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(), 8),
 }
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return small_backbone()
-
-
-@pytest.fixture(scope="module")
-def heads(backbone: Backbone) -> DraftHeads:
-    return small_heads("hydra", backbone)
 
 
 def engine_of(backbone: Backbone, heads: DraftHeads, policy: str = "sequence", **changes: int | bool) -> Engine:
@@ -203,10 +192,10 @@ def test_out_of_memory_sheds_the_newest_request_and_spares_the_others(
     engine = engine_of(backbone, heads)
     done = {name: engine.submit(Request(name, small_prompt(3), GREEDY)) for name in "abc"}
 
-    def small_device(state: object, policy: object, requests: list[object]) -> None:
+    def small_device(state: DecodingState, policy: Policy, requests: list[RunningRequest]) -> None:
         if len(requests) > 2:
             raise torch.OutOfMemoryError("too much")
-        decode_step(state, policy, requests)  # type: ignore[arg-type]
+        decode_step(state, policy, requests)
 
     monkeypatch.setattr(module, "decode_step", small_device)
     run(engine)

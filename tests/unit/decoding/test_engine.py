@@ -32,11 +32,6 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return small_backbone()
-
-
 @pytest.fixture(scope="module", params=["hydra", "medusa"])
 def heads(request: pytest.FixtureRequest, backbone: Backbone) -> DraftHeads:
     return small_heads(request.param, backbone)

@@ -31,7 +31,7 @@ from entmtp.scheduling.signals import SignalTracker
 from entmtp.settings import SamplingParams
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
-from tests.small import small_backbone, small_chances, small_cost, small_heads, small_predictor, small_prompt
+from tests.small import small_chances, small_cost, small_predictor, small_prompt
 from tests.tiny import TREES
 
 VOCAB = 12
@@ -47,16 +47,6 @@ POLICIES: dict[str, Policy] = {
     "goodput": GoodputPolicy(small_predictor(), lambda batch: small_cost(), 8),
     "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(), 8),
 }
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return small_backbone()
-
-
-@pytest.fixture(scope="module")
-def heads(backbone: Backbone) -> DraftHeads:
-    return small_heads("hydra", backbone)
 
 
 @torch.inference_mode()
@@ -103,7 +93,7 @@ def drawn(
             state.hidden[slot] = behind[slot]
             sampler = Sampler(params.model_copy(update={"seed": first + slot}))
             sampler.read(PROMPT, VOCAB, backbone.device)
-            root, uncertainty = state.begin(slot, sampler)
+            root, uncertainty = state.begin(slot, state.logits(slot), sampler)
             requests.append(RunningRequest(slot, SignalTracker(8), policy.start(), root, uncertainty, sampler))
         while min(len(request.tokens) for request in requests) < LENGTH:
             decode_step(state, policy, requests)
@@ -163,8 +153,10 @@ def test_children_accepted_independently_would_be_noticed(
     seen: list[torch.Tensor] = []
     shaped = sampling.shaped
 
-    def remembering(logits: torch.Tensor, *rest: object) -> torch.Tensor:
-        seen.append(shaped(logits, *rest))  # type: ignore[arg-type]
+    def remembering(
+        logits: torch.Tensor, tokens: torch.Tensor, trees: TreeBatch, samplers: Sequence[Sampler]
+    ) -> torch.Tensor:
+        seen.append(shaped(logits, tokens, trees, samplers))
         return seen[-1]
 
     def independently(tokens: torch.Tensor, choice: torch.Tensor, trees: TreeBatch) -> torch.Tensor:
@@ -191,7 +183,7 @@ def test_one_seed_writes_one_text_with_every_policy_and_company(
             state.read(slot, PROMPT)
             sampler = Sampler(params.model_copy(update={"seed": seed}))
             sampler.read(PROMPT, VOCAB, backbone.device)
-            root, uncertainty = state.begin(slot, sampler)
+            root, uncertainty = state.begin(slot, state.logits(slot), sampler)
             requests.append(RunningRequest(slot, SignalTracker(8), policy.start(), root, uncertainty, sampler))
         while len(requests[0].tokens) < 30:
             decode_step(state, policy, requests)

@@ -18,7 +18,7 @@ from entmtp.trees.batch import TreeBatch
 from entmtp.trees.chances import Chances
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
-from tests.small import small_backbone, small_chances, small_heads, small_prompt
+from tests.small import small_backbone, small_chances, small_cost, small_heads, small_prompt
 from tests.tiny import greedy
 
 EASY = Signals(0, 0.0, 0.0, 0.0)
@@ -33,18 +33,6 @@ PREDICTOR = Predictor(
     paths=[(0,), (0, 0)],
     probabilities=[[0.01, 0.0], [0.8, 0.5]],
 )
-
-
-def cost_of(per_node: float, per_level: float) -> StepCost:
-    drafts = [per_level * depth for depth in (1, 2, 3)]
-    return StepCost(
-        nodes=[0, 63],
-        verify_ms=[20.0, 20.0 + 63 * per_node],
-        narrow_draft_ms=drafts,
-        wide_draft_ms=drafts,
-        wide_nodes=63,
-        hardware="test",
-    )
 
 
 class Scripted:
@@ -77,31 +65,31 @@ def grown(heads: Scripted, cost: StepCost, signals: Signals = EASY) -> Choice:
 
 def test_hard_text_is_not_drafted_for_at_all() -> None:
     heads = script()
-    assert grown(heads, cost_of(1.0, 1.0), HARD) == PLAIN
+    assert grown(heads, small_cost(1.0, 1.0), HARD) == PLAIN
     assert heads.asked == []
 
 
 def test_sure_heads_grow_a_chain() -> None:
-    found = grown(script(*[[0.97, 0.01, 0.005, 0.001]] * 3), cost_of(1.0, 1.0))
+    found = grown(script(*[[0.97, 0.01, 0.005, 0.001]] * 3), small_cost(1.0, 1.0))
     assert found.topology.paths == ((0,), (0, 0), (0, 0, 0))
     assert found.tokens == [0, 100, 200]
 
 
 def test_unsure_heads_grow_a_wide_level_and_no_deeper_one() -> None:
     heads = script([0.16, 0.15, 0.14, 0.13])
-    found = grown(heads, cost_of(0.5, 8.0))
+    found = grown(heads, small_cost(0.5, 8.0))
     assert found.topology.paths == ((0,), (1,), (2,), (3,))
     assert heads.asked == [[0]]
 
 
 def test_only_parents_worth_it_are_asked_for_children() -> None:
     heads = script([0.6, 0.3, 0.01, 0.01], [0.5, 0.3, 0.1, 0.05], [0.01, 0.01, 0.01, 0.01])
-    grown(heads, cost_of(0.5, 0.2))
+    grown(heads, small_cost(0.5, 0.2))
     assert heads.asked[1] == [0, 1]
 
 
 def test_hopeless_guesses_leave_plain_decoding() -> None:
-    assert grown(script([0.001] * 4), cost_of(2.0, 1.0)) == PLAIN
+    assert grown(script([0.001] * 4), small_cost(2.0, 1.0)) == PLAIN
 
 
 @pytest.mark.parametrize("kind", ["medusa", "hydra"])
@@ -110,7 +98,7 @@ def test_growing_gives_the_tokens_that_filling_gives(kind: str) -> None:
     heads = small_heads(kind, backbone)
     state = DecodingState(backbone, heads, 1, 256)
     state.prefill(0, small_prompt(6))
-    policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(0.01, 0.01).of_batch, 8)
+    policy = DynamicPolicy(PREDICTOR, small_chances(), small_cost(0.01, 0.01).of_batch, 8)
     with torch.inference_mode():
         (tree,) = policy.choose([EASY], [Belief()], lambda requests: state.growth(requests, Stopwatch(backbone.device)))
         filled = heads.propose(state.hidden[:1], state.root[:1], TreeBatch.of([tree.topology]))
@@ -121,7 +109,7 @@ def test_growing_gives_the_tokens_that_filling_gives(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["medusa", "hydra"])
 def test_the_text_is_the_models_own(kind: str) -> None:
     backbone = small_backbone()
-    policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(0.05, 0.05).of_batch, 8)
+    policy = DynamicPolicy(PREDICTOR, small_chances(), small_cost(0.05, 0.05).of_batch, 8)
     done = Engine(backbone, small_heads(kind, backbone), policy).generate(small_prompt(6), 60)
     assert done.tokens == greedy(backbone.model, small_prompt(6), 60)
     assert len({step.topology for step in done.steps}) > 1
@@ -131,7 +119,7 @@ def test_the_text_is_the_models_own(kind: str) -> None:
 
 def test_a_step_that_drafts_nothing_is_timed_too() -> None:
     backbone = small_backbone()
-    policy = DynamicPolicy(PREDICTOR, small_chances(), cost_of(50.0, 50.0).of_batch, 8)
+    policy = DynamicPolicy(PREDICTOR, small_chances(), small_cost(50.0, 50.0).of_batch, 8)
     done = Engine(backbone, small_heads("hydra", backbone), policy).generate(small_prompt(6), 5)
     assert [step.topology.nodes for step in done.steps] == [0] * 5
     assert all(step.policy_ms > 0 for step in done.steps)
@@ -139,7 +127,7 @@ def test_a_step_that_drafts_nothing_is_timed_too() -> None:
 
 def test_each_request_of_a_batch_grows_its_own_tree() -> None:
     backbone = small_backbone()
-    policy = DynamicPolicy(PREDICTOR, small_chances(), lambda batch: cost_of(0.05 * batch, 0.05), 8)
+    policy = DynamicPolicy(PREDICTOR, small_chances(), lambda batch: small_cost(0.05 * batch, 0.05), 8)
     state = DecodingState(backbone, small_heads("hydra", backbone), 3, 256)
     prompts = [small_prompt(length, seed=length) for length in (4, 9, 14)]
     started = [state.prefill(slot, prompt) for slot, prompt in enumerate(prompts)]
@@ -153,7 +141,7 @@ def test_each_request_of_a_batch_grows_its_own_tree() -> None:
 
 def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() -> None:
     heads = Scripted([[0.97, 0.01, 0.005, 0.001]] * 3, [[0.3, 0.25, 0.2, 0.1], [0.1] * 4, [0.1] * 4])
-    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch: cost_of(0.5 * batch, 0.2), 8)
+    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch: small_cost(0.5 * batch, 0.2), 8)
     found = policy.choose([EASY, EASY], [Belief(), Belief()], lambda requests: heads)
     assert {tree.topology.nodes for tree in found} == {3}
     assert found[0].topology.max_depth == 3
@@ -161,13 +149,13 @@ def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() 
 
 
 def test_the_cost_of_one_request_says_nothing_of_four() -> None:
-    policy = DynamicPolicy(PREDICTOR, BELIEVED, cost_of(0.5, 0.2).of_batch, 8)
+    policy = DynamicPolicy(PREDICTOR, BELIEVED, small_cost(0.5, 0.2).of_batch, 8)
     with pytest.raises(EntMTPError, match="known for 1 request, not for 4"):
         policy.choose([EASY] * 4, [Belief() for _ in range(4)], lambda requests: Scripted())
 
 
 def test_a_chance_multiplies_along_a_path() -> None:
-    policy = DynamicPolicy(PREDICTOR, BELIEVED, cost_of(0.01, 0.01).of_batch, 8)
+    policy = DynamicPolicy(PREDICTOR, BELIEVED, small_cost(0.01, 0.01).of_batch, 8)
     nodes = policy._guessed(script(*[[0.5, 0.2, 0.1, 0.1]] * 3), [_Node(0, (), 0, 1.0, 0, 0.0)], policy._worth(1))
     by_path = {node.path: node.chance for node in nodes}
     assert by_path[0, 1] == pytest.approx(0.1, abs=1e-4)
@@ -177,7 +165,7 @@ def test_a_chance_multiplies_along_a_path() -> None:
 def test_each_level_is_one_pass_for_all_requests() -> None:
     sure, unsure = [0.97, 0.01, 0.005, 0.001], [0.3, 0.2, 0.1, 0.1]
     heads = Scripted([sure] * 3, [unsure, sure, sure])
-    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch: cost_of(0.2 * batch, 0.2), 8)
+    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch: small_cost(0.2 * batch, 0.2), 8)
     found = policy.choose([EASY, EASY], [Belief(), Belief()], lambda requests: heads)
     assert heads.asked[0] == [0, 1]
     assert heads.asked[1][:2] == [0, 4]
@@ -190,7 +178,7 @@ def test_each_level_is_one_pass_for_all_requests() -> None:
 def test_where_nodes_cost_nothing_many_children_are_asked_for_and_the_tree_is_as_large_as_may_be() -> None:
     generous = Chances(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.3, *[0.04] * 15]] * 3)
     probabilities = [0.3, *[0.04] * 15]
-    policy = DynamicPolicy(PREDICTOR, generous, lambda batch: cost_of(0.0, 0.01), 8)
+    policy = DynamicPolicy(PREDICTOR, generous, lambda batch: small_cost(0.0, 0.01), 8)
     heads = script(*[probabilities] * 3)
     (found,) = policy.choose([EASY], [Belief()], lambda requests: heads)
     assert found.topology.nodes == MAX_NODES
@@ -200,7 +188,7 @@ def test_where_nodes_cost_nothing_many_children_are_asked_for_and_the_tree_is_as
 
 
 def test_a_request_that_accepts_less_than_was_expected_of_it_is_believed_less() -> None:
-    policy = DynamicPolicy(PREDICTOR, BELIEVED, cost_of(0.3, 0.1).of_batch, 8)
+    policy = DynamicPolicy(PREDICTOR, BELIEVED, small_cost(0.3, 0.1).of_batch, 8)
 
     def nodes_after(gained: int) -> int:
         belief = Belief()

@@ -31,7 +31,7 @@ def linear(per_node: float, per_level: float = 0.0) -> BatchCosts:
 
 def chosen_by(policy: GoodputPolicy, *signals: Signals) -> list[Topology]:
     beliefs = [policy.start() for _ in signals]
-    return [policy.trees[at] for at in policy.best(signals, beliefs)]
+    return [policy.trees[at] for at in policy.best(policy.scores(signals, beliefs))]
 
 
 def test_a_deep_tree_where_the_text_is_easy_and_plain_decoding_where_it_is_hard() -> None:
