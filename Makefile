@@ -2,7 +2,8 @@
 # make test        lint, types and tests
 # make performance measure this machine again and render docs/performance.md (SET=cuda on a GPU)
 # make study       the paper's experiment on this machine, and docs/study.md from it (most of an hour on two cores)
-# make serve       the service
+# make serve       the bundled model behind an OpenAI-compatible API on http://127.0.0.1:8000 (ARGS="--port 9000")
+# make audit       known vulnerabilities of the tested set of dependencies
 # make clean       remove what was built; results stay
 VENV ?= .venv
 PROFILE ?= quick
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: benchmark test performance study serve clean
+.PHONY: benchmark test performance study serve audit clean
 
 benchmark: $(INSTALLED)
 	$(BIN)/python jobs/local.py jobs/benchmark.py --profile $(PROFILE) $(ARGS)
@@ -36,9 +37,12 @@ study: $(INSTALLED)
 	$(BIN)/python -m benchmarks.predict --profile xeon-2-cores --output results/heads --prompts 12 --record docs/study/predict-xeon-2-cores.json
 	$(BIN)/python -m benchmarks.study
 
-serve:
-	@echo "make serve: serving is not part of this version yet; use 'entmtp generate' instead" >&2
-	@exit 1
+serve: $(INSTALLED)
+	$(BIN)/python -m deployments.local $(ARGS)
+
+audit: $(INSTALLED)
+	$(BIN)/python -m pip install --progress-bar off pip-audit
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -48,5 +52,5 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[benchmark,dev]'
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[benchmark,serve,dev]'
 	touch $@

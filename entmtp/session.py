@@ -24,6 +24,8 @@ from entmtp.scheduling.policies import Policy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.bank import bundled_bank, load_bank
 
+_PLAIN = "autoregressive"
+
 
 @dataclass(frozen=True)
 class Method:
@@ -94,12 +96,10 @@ def load_method(
         EntMTPError: for an unknown method, task, type or choice of kernels, heads or bank of another model, or heads
             that are nowhere.
     """
-    if method.name not in METHODS:
-        raise EntMTPError(f"method: '{method.name}' is unknown; choose one of {', '.join(METHODS)}")
-    get_suite(method.task)
+    check_method(method)
     chosen = check_name(method.kernels)
     resolve_model(method.model)
-    drafts = method.name != "autoregressive"
+    drafts = method.name != _PLAIN
     if drafts and method.model != "bundled" and method.heads is None:
         raise EntMTPError(
             f"heads: none are shipped for model '{method.model}'; give --heads, or --method autoregressive"
@@ -107,12 +107,15 @@ def load_method(
     loaded, tokenizer = load_model(method.model, dtype=method.dtype, device=method.device)
     backbone = Backbone(loaded, chosen)
     heads = _heads_of(method, backbone) if drafts else None
-    policy = (
-        make_policy(method.name, Toolbox(backbone, {}, {}, {}))
-        if heads is None
-        else _drafting_policy(method, backbone, heads, settings, say)
-    )
+    policy = policy_of(method, backbone, heads, 1 if settings is None else settings.slots, say)
     return Engine(backbone, heads, policy, settings, tokenizer.backend_tokenizer), tokenizer
+
+
+def check_method(method: Method) -> None:
+    """Raises EntMTPError for a method or task that there is not."""
+    if method.name not in METHODS:
+        raise EntMTPError(f"method: '{method.name}' is unknown; choose one of {', '.join(METHODS)}")
+    get_suite(method.task)
 
 
 def _heads_of(method: Method, backbone: Backbone) -> DraftHeads:
@@ -124,18 +127,24 @@ def _heads_of(method: Method, backbone: Backbone) -> DraftHeads:
     return heads
 
 
-def _drafting_policy(
-    method: Method,
-    backbone: Backbone,
-    heads: DraftHeads,
-    settings: EngineSettings | None,
-    say: Callable[[str], None],
+def policy_of(
+    method: Method, backbone: Backbone, heads: DraftHeads | None, slots: int, say: Callable[[str], None]
 ) -> Policy:
-    """A policy whose trees follow what steps really cost."""
+    """The method's policy, whose trees follow what steps really cost, for up to ``slots`` requests in one step.
+
+    Raises:
+        EntMTPError: if the method needs other heads, or the bank was made for others.
+    """
+    if method.name == _PLAIN:
+        return make_policy(method.name, Toolbox(backbone, {}, {}, {}))
+    kind = kind_of(method.name)
+    if heads is None or heads.kind != kind:
+        loaded = "none" if heads is None else f"{heads.kind} heads"
+        raise EntMTPError(f"heads: method '{method.name}' needs {kind} heads but {loaded} are loaded; load others")
     bank = load_bank(method.bank or bundled_bank(method.task, heads.kind))
     fingerprint = backbone.fingerprint
     bank.check_heads(
         kind=heads.kind, num_heads=heads.num_heads, model_fingerprint=fingerprint, heads_fingerprint=heads.fingerprint
     )
-    cost = machine_cost(backbone, heads, cache_folder(), say, 1 if settings is None else settings.slots)
+    cost = machine_cost(backbone, heads, cache_folder(), say, slots)
     return make_correcting_policy(method.name, Toolbox(backbone, {heads.kind: heads}, {heads.kind: bank}, {}), cost)

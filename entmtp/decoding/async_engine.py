@@ -8,12 +8,15 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future, InvalidStateError
+from typing import Any, TypeVar
 
 from entmtp.decoding.engine import Engine, Progress
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class EngineDeadError(EntMTPError):
@@ -48,6 +51,7 @@ class AsyncEngine:
         self.engine = engine
         self._mailboxes: dict[str, _Mailbox] = {}
         self._orders: deque[Callable[[], None]] = deque()
+        self._asked: set[Future[Any]] = set()
         self._wake = threading.Condition()
         self._closing = False
         self._error: BaseException | None = None
@@ -99,6 +103,29 @@ class AsyncEngine:
             with contextlib.suppress(EngineDeadError):
                 self._order(lambda: self.engine.cancel(request.id))
 
+    async def ask(self, question: Callable[[Engine], T]) -> T:
+        """Has the engine asked, or changed, between two steps.
+
+        Raises:
+            EngineDeadError: if the loop has ended.
+        """
+        answer: Future[T] = Future()
+
+        def order() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
+            try:
+                answer.set_result(question(self.engine))
+            except Exception as error:  # it belongs to the one who asked
+                answer.set_exception(error)
+
+        self._asked.add(answer)
+        try:
+            self._order(order)
+            return await asyncio.wrap_future(answer)
+        finally:
+            self._asked.discard(answer)
+
     def _order(self, order: Callable[[], None]) -> None:
         """Has something done by the engine's thread, between two steps."""
         with self._wake:
@@ -123,9 +150,14 @@ class AsyncEngine:
             self._error = error
             _log.exception("the engine's loop has ended")
         finally:
-            reason = self._error or "closed"
+            with self._wake:
+                self._closing = True
+            gone = EngineDeadError(f"engine: it ended while this request ran ({self._error or 'closed'})")
             for mailbox in list(self._mailboxes.values()):
-                mailbox.put(EngineDeadError(f"engine: it ended while this request ran ({reason})"))
+                mailbox.put(gone)
+            for answer in list(self._asked):
+                with contextlib.suppress(InvalidStateError):  # it has been answered, or nobody waits any more
+                    answer.set_exception(gone)
 
     def _next_orders(self) -> bool:
         """Waits until there is something to do, carries out what was ordered; False when it is time to end."""

@@ -60,6 +60,7 @@ class EngineStatistics:
 
     Attributes:
         running, waiting: requests.
+        outstanding_tokens: that these requests may still take to read and write, at most.
         cache_tokens, cache_capacity: tokens of running requests in the cache, and those that it has room for.
         steps, tokens: since the start.
         goodput, goodput_foretold: tokens per millisecond of the last steps, as seen and as the policy expected; 0 and
@@ -68,6 +69,7 @@ class EngineStatistics:
 
     running: int
     waiting: int
+    outstanding_tokens: int
     cache_tokens: int
     cache_capacity: int
     steps: int
@@ -88,6 +90,12 @@ class _Job:
     slot: int = -1
     read: int = 0
     running: RunningRequest | None = None
+
+    @property
+    def outstanding(self) -> int:
+        """Tokens that it may still take."""
+        request = self.request
+        return len(request.prompt) - self.read + request.params.max_tokens - len(self.completion.tokens)
 
 
 class Engine:
@@ -142,6 +150,7 @@ class Engine:
         return EngineStatistics(
             running=self.running,
             waiting=self.waiting,
+            outstanding_tokens=sum(job.outstanding for job in [*self._jobs, *self._waiting]),
             cache_tokens=0 if self._slots is None else self._slots.tokens,
             cache_capacity=0 if self._state is None else self.settings.slots * self._state.cache.capacity,
             steps=self._steps,
@@ -218,6 +227,28 @@ class Engine:
         if params.stop and self.tokenizer is None:
             raise EntMTPError("stop: this engine has no tokenizer to find texts with; use stop_token_ids")
 
+    def change(self, policy: Policy, settings: EngineSettings) -> None:
+        """Goes on with another policy and other limits; requests that run keep their text and forget their history.
+
+        Raises:
+            EntMTPError: if the settings would need other memory.
+        """
+        for name in ("slots", "context"):
+            if (new := getattr(settings, name)) != (old := getattr(self.settings, name)):
+                raise EntMTPError(f"{name}: {new} needs other memory than {old}; start the engine anew for that")
+        if self._slots is not None:
+            self._slots.reuse = settings.prefix_reuse
+        self.policy, self.settings = policy, settings
+        for job in self._jobs:
+            if job.running is not None:
+                job.running.tracker = SignalTracker(policy.entropy_window)
+                job.running.policy_state = policy.start()
+
+    @property
+    def texts(self) -> list[list[int]]:
+        """What lies in the slots: a prompt that begins as one of them is read faster."""
+        return [] if self._slots is None else self._slots.texts
+
     def cancel(self, id: str) -> None:
         """Forgets a request, if it is there; its slot is free at once."""
         for job in [*self._waiting, *self._jobs]:
@@ -284,7 +315,15 @@ class Engine:
         logits = state.logits(job.slot)
         root, uncertainty = state.begin(job.slot, logits, job.sampler)
         tracker = SignalTracker(self.policy.entropy_window)
-        running = RunningRequest(job.slot, tracker, self.policy.start(), root, uncertainty, job.sampler)
+        running = RunningRequest(
+            job.slot,
+            tracker,
+            self.policy.start(),
+            root,
+            uncertainty,
+            job.sampler,
+            max_nodes=job.request.max_nodes,
+        )
         if (count := job.request.params.logprobs) is not None:
             running.logprobs += logprobs_of(logits[None], [root], count)
         job.completion.prefill_seconds = time.perf_counter() - job.arrived - job.completion.waiting_seconds

@@ -41,12 +41,14 @@ class Request:
         id: names it in errors, logs and progress; unique among those that wait or run.
         prompt: token ids.
         number: which of several answers to one prompt with one seed this is.
+        max_nodes: of its trees, at most, whatever the policy would choose; None leaves it to the policy.
     """
 
     id: str
     prompt: Sequence[int]
     params: SamplingParams
     number: int = 0
+    max_nodes: int | None = None
 
 
 @dataclass
@@ -55,7 +57,7 @@ class RunningRequest:
 
     ``tokens`` are those that came out so far. The *root* was chosen by the model from a distribution of ``entropy``
     nats, and comes out with the next step. ``sampler`` chooses, greedily where nothing else is said.
-    ``logprobs``, where they are asked for, are of ``tokens`` and of the root.
+    ``logprobs``, where they are asked for, are of ``tokens`` and of the root. ``max_nodes`` is the request's own.
     """
 
     slot: int
@@ -67,3 +69,4 @@ class RunningRequest:
     tokens: list[int] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    max_nodes: int | None = None

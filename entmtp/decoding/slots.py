@@ -22,8 +22,8 @@ class Slots:
 
     def __init__(self, cache: TreeCache, reuse: bool) -> None:
         """``reuse`` lets prompts begin with what earlier requests left."""
+        self.reuse = reuse
         self._cache = cache
-        self._reuse = reuse
         self._slots = [_Slot() for _ in cache.lengths]
         self._clock = 0
 
@@ -36,6 +36,11 @@ class Slots:
     def tokens(self) -> int:
         """Tokens that lie in slots that somebody has."""
         return sum(len(slot.tokens) for slot in self._slots if slot.taken)
+
+    @property
+    def texts(self) -> list[list[int]]:
+        """Token ids in each slot that has any."""
+        return [list(slot.tokens) for slot in self._slots if slot.tokens]
 
     def take(self, prompt: Sequence[int]) -> tuple[int, int]:
         """A free slot, and how many of the prompt's tokens lie in it already; its last one never does."""
@@ -54,7 +59,7 @@ class Slots:
         return own, shared[best]
 
     def _shared(self, slot: _Slot, prompt: Sequence[int]) -> int:
-        if not self._reuse:
+        if not self.reuse:
             return 0
         most = min(len(slot.tokens), len(prompt) - 1)
         return next((at for at in range(most) if slot.tokens[at] != prompt[at]), most)

@@ -27,6 +27,8 @@ from entmtp.files import write_text
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from entmtp.evaluation.load.load_summary import LoadSummary
+
 _SQLITE = "sqlite:///"
 _LONGEST_PARAM = 6000  # characters that MLflow stores of a parameter
 _PARAMS_AT_ONCE = 100  # that MLflow takes in one request
@@ -127,6 +129,26 @@ def log_benchmark(
             client.log_artifacts(parent, str(report_folder), "report")
             models = _log_models(client, experiment_id, parent, artifacts)
     return TrackedRun(tracking_uri, experiment_id, parent, models)
+
+
+def log_load(
+    tracking_uri: str, experiment: str, facts: Mapping[str, Any], summaries: Sequence["LoadSummary"], requests: pa.Table
+) -> TrackedRun:
+    """Log a load test as a parent run with a nested run per endpoint, and the table of all requests.
+
+    Raises:
+        EntMTPError: MLflow is missing, or refuses the address.
+    """
+    with _told_plainly(tracking_uri):
+        client = _connect(tracking_uri)
+        experiment_id = _experiment(client, tracking_uri, experiment)
+        with _run(client, experiment_id, "load", {}) as parent:
+            _log_batch(client, parent, {}, dict(flat_facts(facts)))
+            client.log_table(parent, requests.to_pydict(), "requests.json")
+            for summary in summaries:
+                with _run(client, experiment_id, summary.endpoint, {"mlflow.parentRunId": parent}) as run:
+                    _log_batch(client, run, summary.metrics(), {"endpoint": summary.endpoint})
+    return TrackedRun(tracking_uri, experiment_id, parent, {})
 
 
 class TrainingRun:

@@ -23,7 +23,7 @@ from entmtp.models.fused_layers import with_fused_layers
 from entmtp.models.joint import watched_siblings
 from entmtp.models.kernels import CHOICES, KernelChoice, available, in_words
 from entmtp.models.packing import MakeLayer, replace_linear_layers
-from entmtp.models.registry import model_fingerprint
+from entmtp.models.registry import model_fingerprint, positions_of
 from entmtp.settings import Kernels
 from entmtp.trees.batch import TreeBatch
 
@@ -57,7 +57,7 @@ class Backbone:
         self.device, self.dtype = model.device, model.dtype
         self.hidden_size: int = self.config.hidden_size
         self.vocab_size: int = self.config.vocab_size
-        self.max_context: int = getattr(self.config, "max_position_embeddings", None) or 2**30
+        self.max_context: int = positions_of(self.config)
         # Whether the sliding window that the configuration names is applied; the self-test finds out.
         self.windowed = True
         self.cache_shapes: list[LayerShape] = []

@@ -125,6 +125,40 @@ def load_model(
     return model.to(target).eval().requires_grad_(False), tokenizer
 
 
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of the model called `name`, without the model.
+
+    Raises:
+        EntMTPError: the model is nowhere, or has no tokenizer that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return cast(Any, AutoTokenizer).from_pretrained(resolve_model(name), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise EntMTPError(f"model {name!r}: its tokenizer cannot be read: {_first_line(error)}") from error
+
+
+def max_positions(name: str) -> int:
+    """Tokens that the model called `name` can look back on, by its configuration.
+
+    Raises:
+        EntMTPError: the model is nowhere, or its configuration can't be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise EntMTPError(f"model {name!r}: its configuration cannot be read: {_first_line(error)}") from error
+    return positions_of(config.get_text_config())
+
+
+def positions_of(config: "PretrainedConfig") -> int:
+    """Tokens that a model can look back on; practically unbounded where its configuration names no bound."""
+    return getattr(config, "max_position_embeddings", None) or 2**30
+
+
 def _dtype(dtype: "torch.dtype | str") -> "torch.dtype":
     import torch
 

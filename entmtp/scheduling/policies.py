@@ -25,6 +25,15 @@ class Choice:
     topology: Topology
     tokens: list[int] | None = None
 
+    def within(self, nodes: int | None) -> Choice:
+        """The same tree with at most ``nodes`` nodes, those whose guesses come first in the heads' rankings."""
+        if nodes is None or self.topology.nodes <= nodes:
+            return self
+        topology = self.topology.first(nodes)
+        if self.tokens is None:
+            return Choice(topology)
+        return Choice(topology, [self.tokens[self.topology.index[path] - 1] for path in topology.paths])
+
 
 BeginDraft = Callable[[Sequence[int]], Growth]
 """Begins to draft behind the roots of some of the step's requests, for trees that are chosen while they grow."""

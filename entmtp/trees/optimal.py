@@ -3,8 +3,8 @@
 The expected accepted length of a topology is the sum over its nodes of the probability that the true ranks start with
 that node's path. Probabilities never rise along a path, so over *given* positions the n most probable paths are
 prefix-closed and no tree of n nodes does better. But steps start more often where the text is hard, and where they
-start depends on the tree. So the tree grows node by node: of the paths that are likeliest where its own steps start, the
-one with which a replay of whole texts takes the fewest steps comes next.
+start depends on the tree. So the tree grows node by node: of the paths that are likeliest where its own steps start,
+the one with which a replay of whole texts takes the fewest steps comes next.
 """
 
 from __future__ import annotations

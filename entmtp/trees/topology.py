@@ -55,6 +55,11 @@ class Topology:
         """Plain decoding: nothing is guessed."""
         return cls((), "n0")
 
+    def first(self, nodes: int) -> Topology:
+        """The ``nodes`` paths with the smallest ranks, summed along the path from 1 on, so that parents come first."""
+        ordered = sorted(self.paths, key=lambda path: (sum(path) + len(path), path))
+        return Topology.of(ordered[:nodes]) if nodes else Topology.root_only()
+
     def check_depth(self, max_depth: int) -> None:
         """Raises EntMTPError with the first path deeper than ``max_depth`` heads can reach."""
         for path in self.paths:

@@ -1,0 +1,246 @@
+"""The HTTP API: OpenAI's paths, and a few of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Header, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from deployments.answers import Answer, ChatShape, CompletionShape, Shape
+from deployments.auth import Keys
+from deployments.body import BodyLimit
+from deployments.errors import ApiError, of_validation
+from deployments.messages import Delta
+from deployments.record import Record
+from deployments.schema import COMPLETION_TOKENS, ChatRequest, CompletionRequest, Generation, TokenizeRequest
+from deployments.service import Service, Work
+from deployments.usage import usage_of
+from entmtp import __version__
+
+_log = logging.getLogger("ray.serve")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": about, "content": {"application/json": {"schema": {"type": "object"}}}}
+    for status, about in {
+        400: "a field is wrong; the body names it",
+        401: "no key, or not one of this service's",
+        404: "no such model",
+        408: "the body came too slowly",
+        413: "the body is too large",
+        429: "try again after the header Retry-After",
+        500: "the engine failed on this text",
+        503: "no engine can be reached",
+        504: "the deadline has passed",
+    }.items()
+}
+
+
+def make_api(
+    service: Service, keys: Keys, ready: Callable[[], Awaitable[dict[str, bool]]], metrics: Callable[[], Awaitable[str]]
+) -> FastAPI:
+    """The application.
+
+    Args:
+        ready: says of each engine whether a replica of it runs.
+        metrics: the service's metrics as Prometheus reads them.
+    """
+    api = FastAPI(title="EntMTP", version=__version__, docs_url="/docs", redoc_url=None)
+    limits = service.args.limits
+    api.add_middleware(BodyLimit, size=limits.body_bytes, seconds=limits.body_seconds)
+
+    async def owner(authorization: Annotated[str | None, Header()] = None) -> str:
+        return keys.owner(authorization)
+
+    Owner = Annotated[str, Depends(owner)]  # noqa: N806  a type
+
+    @api.post("/v1/chat/completions", responses=_ERRORS)
+    async def chat(body: ChatRequest, request: Request, key: Owner) -> Response:
+        record = Record.begin(request_id(request), key, body, service.args.log_prompts)
+        with record.refusals():
+            engine = service.catalogue.find(body.model, body.speculation)
+            prompt = await service.encode_chat(engine, body.messages)
+            work = await service.prepare(record.id, key, engine, body, [prompt], None)
+            shape = ChatShape(f"chatcmpl-{record.id}", body.model, service.tokenizer(engine))
+        return await _answer(service, body, work, shape, record)
+
+    @api.post("/v1/completions", responses=_ERRORS)
+    async def completions(body: CompletionRequest, request: Request, key: Owner) -> Response:
+        record = Record.begin(request_id(request), key, body, service.args.log_prompts)
+        with record.refusals():
+            engine = service.catalogue.find(body.model, body.speculation)
+            prompts = [
+                await service.encode(engine, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts()
+            ]
+            work = await service.prepare(record.id, key, engine, body, prompts, COMPLETION_TOKENS)
+            shape = CompletionShape(f"cmpl-{record.id}", body.model, service.tokenizer(engine))
+        return await _answer(service, body, work, shape, record)
+
+    @api.post("/tokenize", responses=_ERRORS)
+    async def tokenize(body: TokenizeRequest, key: Owner) -> dict[str, Any]:
+        engine = service.catalogue.find(body.model, None)
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(400, "prompt: give either prompt or messages", param="prompt")
+        if body.messages is not None:
+            tokens = await service.encode_chat(engine, body.messages)
+        else:
+            tokens = await service.encode(engine, body.prompt or "")
+        return {"tokens": tokens, "count": len(tokens), "max_model_len": service.context(engine)}
+
+    @api.get("/v1/models", responses=_ERRORS)
+    async def models(key: Owner) -> dict[str, Any]:
+        return {"object": "list", "data": [_model(service, name) for name in service.catalogue.models]}
+
+    @api.get("/v1/models/{name}", responses=_ERRORS)
+    async def model(name: str, key: Owner) -> dict[str, Any]:
+        service.catalogue.find(name, None)
+        return _model(service, name)
+
+    @api.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether this ingress answers."""
+        return {"status": "ok"}
+
+    @api.get("/ready", responses={503: {"description": "an engine has no replica yet"}})
+    async def is_ready() -> JSONResponse:
+        """Whether every engine has a replica that runs."""
+        engines = await ready()
+        return JSONResponse({"engines": engines}, 200 if all(engines.values()) else 503)
+
+    @api.get("/metrics", response_class=PlainTextResponse, responses=_ERRORS)
+    async def all_metrics(key: Owner) -> str:
+        return await metrics()
+
+    @api.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @api.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        return of_validation(error.errors()).response()
+
+    @api.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return ApiError(error.status_code, message, headers=error.headers).response()
+
+    @api.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> JSONResponse:
+        _log.exception("an error that nobody expected")
+        return ApiError(500, f"service: {type(error).__name__}; the log says more").response()
+
+    return api
+
+
+def request_id(request: Request) -> str:
+    """The client's, if it is a harmless one, or a new one."""
+    given = request.headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+async def _answer(service: Service, body: Generation, work: Work, shape: Shape, record: Record) -> Response:
+    limit = min(body.timeout_s or service.args.limits.request_seconds, service.args.limits.request_seconds)
+    stream = _timely(service.run(work), limit)
+    headers = {"x-request-id": record.id}
+    if not body.stream:
+        with record.refusals():
+            answers = await _gathered(stream, work, record)
+        accounts = [one.account for one in answers if one.account is not None]
+        usage = usage_of(work.engine, work.prompt_tokens, sum(len(one.tokens) for one in answers), accounts)
+        record.end(200, work, answers)
+        return JSONResponse(shape.whole(answers, usage).model_dump(mode="json"), headers=headers)
+    with record.refusals():
+        # Before the response is begun, a refusal still has a status of its own.
+        first = await anext(stream)
+    options = body.stream_options
+    events = _events(first, stream, work, shape, record, usage=options is not None and options.include_usage)
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers | {"Cache-Control": "no-cache"})
+
+
+async def _gathered(stream: AsyncGenerator[Delta], work: Work, record: Record) -> list[Answer]:
+    answers = [Answer() for _ in range(work.answers)]
+    async with aclosing(stream):
+        async for delta in stream:
+            record.progress()
+            answers[delta.index].take(delta)
+    return answers
+
+
+async def _events(
+    first: Delta, rest: AsyncGenerator[Delta], work: Work, shape: Shape, record: Record, *, usage: bool
+) -> AsyncGenerator[str]:
+    answers = [Answer() for _ in range(work.answers)]
+    status = 499  # unless the stream comes to its end, the client has gone
+    try:
+        async with aclosing(rest):
+            for index in range(work.answers):
+                if (opening := shape.opening(index)) is not None:
+                    yield _event(opening)
+            async for delta in _with_first(first, rest):
+                record.progress()
+                answer = answers[delta.index]
+                yield _event(shape.chunk(delta.index, delta, len(answer.text)))
+                answer.take(delta)
+        if usage:
+            accounts = [one.account for one in answers if one.account is not None]
+            tokens = sum(len(one.tokens) for one in answers)
+            yield _event(shape.closing(usage_of(work.engine, work.prompt_tokens, tokens, accounts)))
+        yield "data: [DONE]\n\n"
+        status = 200
+    except ApiError as error:
+        status = error.status
+        yield f"data: {JSONResponse(error.body()).body.decode()}\n\n"
+    finally:
+        record.end(status, work, answers)
+
+
+async def _with_first(first: Delta, rest: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
+    yield first
+    async for delta in rest:
+        yield delta
+
+
+async def _timely(stream: AsyncGenerator[Delta], seconds: float) -> AsyncGenerator[Delta]:
+    """The stream until its deadline.
+
+    Raises:
+        ApiError: 504 when it has passed.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    async with aclosing(stream):
+        while True:
+            try:
+                async with asyncio.timeout_at(end):
+                    delta = await anext(stream)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise ApiError(
+                    504, f"timeout_s: the answer was not finished within {seconds:g} s; ask for fewer tokens"
+                ) from None
+            yield delta
+
+
+def _event(chunk: Any) -> str:
+    return f"data: {chunk.model_dump_json(exclude_unset=True)}\n\n"
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    engines = service.catalogue.models[name]
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "entmtp",
+        "max_model_len": max(service.context(one) for one in engines),
+        "engines": [{"method": one.method, "task": one.task} for one in engines],
+    }

@@ -1,0 +1,84 @@
+"""The application that `serve deploy deployments/config.yaml` starts: ingress, engines, limiter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.schema import LoggingConfig
+
+from deployments.autoscaling import TokensPolicy
+from deployments.ingress import Ingress
+from deployments.limiter import Limiter
+from deployments.replica import EngineReplica
+from deployments.router import PrefixRouter
+from deployments.settings import AppArgs, EngineArgs, LimitArgs, RoutingArgs
+
+_HEALTH_SECONDS = 2.0
+_INGRESS_REQUESTS = 10_000
+
+
+def build(args: AppArgs) -> serve.Application:
+    """Serve's builder: `args` come from the config file, and are checked before anything starts."""
+    engines = {one.name: _engine(one, args.routing, args.limits) for one in args.engines}
+    limits = args.limits
+    limited = limits.requests_per_minute is not None or limits.tokens_per_minute is not None
+    limiter = serve.deployment(Limiter).options(ray_actor_options={"num_cpus": 0}).bind(limits) if limited else None
+    ingress = serve.deployment(serve.ingress()(Ingress)).options(
+        name="ingress",
+        num_replicas=args.ingress_replicas,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=_INGRESS_REQUESTS,
+        health_check_period_s=_HEALTH_SECONDS,
+        graceful_shutdown_timeout_s=limits.request_seconds,
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
+    return ingress.bind(args, engines, limiter)
+
+
+def _engine(args: EngineArgs, routing: RoutingArgs, limits: LimitArgs) -> serve.Application:
+    scaling = args.autoscaling
+    autoscaling = AutoscalingConfig(
+        min_replicas=scaling.min_replicas,
+        initial_replicas=max(1, scaling.min_replicas),
+        max_replicas=scaling.max_replicas,
+        upscale_delay_s=scaling.upscale_delay_s,
+        downscale_delay_s=scaling.downscale_delay_s,
+        look_back_period_s=max(2.0, scaling.upscale_delay_s),
+        metrics_interval_s=1.0,
+        policy=AutoscalingPolicy(
+            policy_function=TokensPolicy, policy_kwargs={"target_seconds": scaling.target_seconds}
+        ),
+    )
+    router = RequestRouterConfig(
+        request_router_class=PrefixRouter,
+        request_router_kwargs={"imbalance_tokens": routing.imbalance_tokens},
+        request_routing_stats_period_s=routing.stats_period_s,
+    )
+    deployment = serve.deployment(EngineReplica).options(
+        name=args.name,
+        autoscaling_config=autoscaling,
+        request_router_config=router,
+        ray_actor_options=_resources(args),
+        # The engine's own queue is first come, first served; what is beyond it waits in the ingress.
+        max_ongoing_requests=args.engine.slots + args.engine.max_waiting,
+        max_queued_requests=limits.queued_requests,
+        health_check_period_s=_HEALTH_SECONDS,
+        graceful_shutdown_timeout_s=limits.request_seconds,
+        graceful_shutdown_wait_loop_s=0.5,
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
+    return deployment.bind(args)
+
+
+def _resources(args: EngineArgs) -> dict[str, Any]:
+    cpus = args.num_cpus or (1.0 if args.device == "cuda" else _smallest_node())
+    environment = {"OMP_NUM_THREADS": str(max(1, round(cpus))), "TOKENIZERS_PARALLELISM": "false"}
+    return {"num_cpus": cpus, "num_gpus": args.num_gpus, "runtime_env": {"env_vars": environment}}
+
+
+def _smallest_node() -> float:
+    """CPUs of the node that has fewest, of those that have any."""
+    return min((node["Resources"]["CPU"] for node in ray.nodes() if node["Resources"].get("CPU")), default=1.0)

@@ -1,0 +1,85 @@
+"""Errors as OpenAI's API tells them: a status, and a body that names the parameter and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    499: "cancelled_error",
+    500: "server_error",
+    503: "unavailable_error",
+    504: "timeout_error",
+}
+_SHOWN = 80
+
+
+class ApiError(Exception):
+    """Ends a request with ``status`` and a body that says why."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """What a client's library reads; also the payload of an error event in a stream."""
+        return {
+            "error": {
+                "message": printable(self.message),
+                "type": _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error"),
+                "param": None if self.param is None else printable(self.param),
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> JSONResponse:
+        """The whole answer."""
+        return JSONResponse(self.body(), self.status, self.headers)
+
+
+def of_validation(errors: Sequence[Any]) -> ApiError:
+    """The first thing that is wrong with a body, by the name of its field; ``errors`` are pydantic's."""
+    first = errors[0]
+    # A union names the branch that was tried too; only the path that stands in the body means something to a client.
+    param = ".".join(str(part) for part in first["loc"][1:] if not _is_branch(part)) or None
+    message = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"{param}: this field is unknown here; leave it out", param=param)
+    if first["type"] == "missing" and param:
+        return ApiError(400, f"{param}: this field is missing; give it", param=param)
+    if param is None or first["type"] == "json_invalid":
+        return ApiError(400, f"body: {message}; send a JSON object with content-type application/json")
+    return ApiError(400, f"{param}: {shown(first['input'])} is not accepted: {message}", param=param)
+
+
+def shown(value: Any) -> str:
+    """A value as an error may tell it: short."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def printable(text: str) -> str:
+    """Without what UTF-8 can't say: a client may have sent half a surrogate pair."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _is_branch(part: int | str) -> bool:
+    return isinstance(part, str) and ("[" in part or part in {"str", "int", "list", "dict"})

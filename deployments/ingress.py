@@ -1,0 +1,64 @@
+"""The ingress: HTTP in front of the engines. At least two run, so that one may die."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+
+from deployments.api import make_api
+from deployments.auth import load_keys
+from deployments.scrape import scraped
+from deployments.service import Service
+from deployments.settings import AppArgs
+from entmtp.errors import EntMTPError
+
+_STATUS_SECONDS = 1.0
+
+
+class Ingress:
+    """Has handles to all engines; Serve asks it for its ASGI application."""
+
+    def __init__(self, args: AppArgs, handles: dict[str, Any], limiter: Any | None) -> None:
+        self._keys = load_keys(args.api_keys_file)
+        if not self._keys and not args.allow_anonymous:
+            _refuse_strangers(serve.get_replica_context().app_name)
+        self._service = Service(args, handles, limiter)
+        self._app = serve.get_replica_context().app_name
+        self._known: tuple[float, dict[str, bool]] = (0.0, {})
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return make_api(self._service, self._keys, self._ready, scraped)
+
+    async def _ready(self) -> dict[str, bool]:
+        """Of each engine, whether a replica runs; asks Serve once a second at most."""
+        at, known = self._known
+        if time.monotonic() - at > _STATUS_SECONDS:
+            known = await asyncio.to_thread(self._engines_running)
+            self._known = (time.monotonic(), known)
+        return known
+
+    def _engines_running(self) -> dict[str, bool]:
+        deployments = serve.status().applications[self._app].deployments
+        running = {name: status.replica_states.get("RUNNING", 0) > 0 for name, status in deployments.items()}
+        return {one.name: running.get(one.name, False) for one in self._service.args.engines}
+
+
+def _refuse_strangers(app: str) -> None:
+    """Raises EntMTPError where other machines could reach a service that knows no keys."""
+    from ray.serve.context import _get_global_client
+
+    host = _get_global_client().http_config.host
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        raise EntMTPError(
+            f"api_keys_file: application '{app}' has no API keys but listens on {host}; make a key with"
+            " 'python -m deployments.auth NAME', or set allow_anonymous"
+        )

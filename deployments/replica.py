@@ -1,0 +1,139 @@
+"""An engine as a Serve deployment: one replica on one device, for calls from the ingress."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from deployments.autoscaling import OUTSTANDING, SPEED
+from deployments.merging import merged
+from deployments.messages import Account, Call, Delta, Failure
+from deployments.metrics import EngineMetrics
+from deployments.prefixes import block_hashes
+from deployments.settings import EngineArgs, EngineChanges
+from entmtp.decoding.async_engine import AsyncEngine, EngineDeadError
+from entmtp.decoding.engine import Engine, EngineFullError, EngineStatistics, Progress
+from entmtp.decoding.request import Request
+from entmtp.errors import EntMTPError
+from entmtp.session import Method, check_method, load_method, policy_of
+
+_log = logging.getLogger("ray.serve")
+_METRICS_SECONDS = 1.0
+
+
+class EngineReplica:
+    """Serves one model with one method."""
+
+    def __init__(self, args: EngineArgs) -> None:
+        self._args = args
+        self._method = Method(
+            name=args.method,
+            task=args.task,
+            model=args.model,
+            heads=args.heads,
+            bank=args.bank,
+            device=args.device,
+            dtype=args.dtype,
+            kernels=args.kernels,
+        )
+        engine, _ = load_method(self._method, _log.info, args.engine)
+        self._served = AsyncEngine(engine)
+        self._metrics = EngineMetrics(args.name)
+        self._speed = 0.0
+        self._reporting: asyncio.Task[None] | None = None
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes on another policy, bank or limits between two steps; calls that run go on.
+
+        Raises:
+            EntMTPError: names what can't be changed so; the deployment stays as it was.
+        """
+        changes = EngineChanges.parse(**user_config)
+        given = changes.model_dump(exclude_none=True)
+        renamed = {
+            "name" if name == "method" else name: given[name] for name in ("method", "task", "bank") if name in given
+        }
+        method = replace(self._method, **renamed)
+        check_method(method)
+        limits = {name: given[name] for name in ("prefill_tokens", "prefix_reuse", "max_waiting") if name in given}
+        settings = self._args.engine.model_copy(update=limits)
+        engine = self._served.engine
+        policy = await asyncio.to_thread(policy_of, method, engine.backbone, engine.heads, settings.slots, _log.info)
+        await self._served.ask(lambda engine: engine.change(policy, settings))
+        self._method = method
+
+    async def generate(self, call: Call) -> AsyncGenerator[Delta | Failure]:
+        """What each step adds to each of the call's answers; a failure ends it."""
+        self._begin_reporting()
+        requests = [
+            Request(f"{call.id}.{number}", call.prompt, call.params, number, call.max_nodes) for number in range(call.n)
+        ]
+        # Closed also when nobody listens any more: the slots are free at the next step.
+        async with aclosing(merged([self._answer(number, one) for number, one in enumerate(requests)])) as stream:
+            async for item in stream:
+                yield item
+                if isinstance(item, Failure):
+                    return
+
+    async def _answer(self, index: int, request: Request) -> AsyncGenerator[Delta | Failure]:
+        began = time.perf_counter()
+        try:
+            self._served.engine.check(request)
+        except EntMTPError as error:
+            yield Failure("invalid", str(error))
+            return
+        try:
+            async with aclosing(self._served.generate(request)) as stream:
+                async for progress in stream:
+                    self._metrics.progress(progress, began, len(request.prompt))
+                    yield _delta(index, progress)
+        except EngineFullError as error:
+            yield Failure("full", str(error))
+        except EngineDeadError as error:
+            yield Failure("dead", str(error))
+        except EntMTPError as error:
+            yield Failure("failed", str(error))
+
+    def check_health(self) -> None:
+        """Raises if the engine's loop has ended: Serve then replaces the replica."""
+        if not self._served.healthy:
+            raise RuntimeError(f"engine {self._args.name}: its loop has ended")
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """What routers need to know: how much there is to do, and which beginnings lie in the cache."""
+        statistics, texts = await self._served.ask(_statistics_and_texts)
+        prefixes = {one for text in texts for one in block_hashes(text)}
+        return {"at": time.time(), "outstanding_tokens": statistics.outstanding_tokens, "prefixes": sorted(prefixes)}
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the autoscaling policy needs to know."""
+        statistics = await self._served.ask(lambda engine: engine.statistics)
+        self._speed = 1e3 * statistics.goodput or self._speed
+        return {OUTSTANDING: float(statistics.outstanding_tokens), SPEED: self._speed}
+
+    def _begin_reporting(self) -> None:
+        if self._reporting is None or self._reporting.done():
+            self._reporting = asyncio.create_task(self._report())
+
+    async def _report(self) -> None:
+        while True:
+            self._metrics.engine(await self._served.ask(lambda engine: engine.statistics))
+            await asyncio.sleep(_METRICS_SECONDS)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_served"):
+            self._served.close()
+
+
+def _statistics_and_texts(engine: Engine) -> tuple[EngineStatistics, Sequence[Sequence[int]]]:
+    return engine.statistics, engine.texts if engine.settings.prefix_reuse else []
+
+
+def _delta(index: int, progress: Progress) -> Delta:
+    account = Account.of(progress.completion) if progress.finish_reason else None
+    return Delta(index, progress.tokens, progress.text, progress.logprobs, progress.finish_reason, account)

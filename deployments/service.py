@@ -1,0 +1,185 @@
+"""From a request that is well-formed to what the engines answer."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from deployments.catalogue import Catalogue
+from deployments.errors import ApiError
+from deployments.merging import merged
+from deployments.messages import Call, Delta, Failure
+from deployments.relay import relayed
+from deployments.schema import Generation, Message
+from deployments.settings import AppArgs, EngineArgs
+from entmtp.models.registry import load_tokenizer, max_positions
+
+_STATUS = {"invalid": 400, "full": 429, "failed": 500, "dead": 503}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A request as its engine sees it: one call for each prompt."""
+
+    engine: EngineArgs
+    calls: list[Call]
+
+    @property
+    def answers(self) -> int:
+        """Choices, over all prompts."""
+        return sum(call.n for call in self.calls)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Each prompt once, whatever the number of its answers."""
+        return sum(len(call.prompt) for call in self.calls)
+
+
+class Service:
+    """The engines, seen from an ingress."""
+
+    def __init__(self, args: AppArgs, handles: Mapping[str, Any], limiter: Any | None) -> None:
+        self.args = args
+        self.catalogue = Catalogue(args.engines)
+        self._handles = handles
+        self._limiter = limiter
+        sources = {one.model for one in args.engines}
+        self._tokenizers = {source: load_tokenizer(source) for source in sources}
+        self._positions = {source: max_positions(source) for source in sources}
+
+    def tokenizer(self, engine: EngineArgs) -> PreTrainedTokenizerBase:
+        """The engine's own."""
+        return self._tokenizers[engine.model]
+
+    def context(self, engine: EngineArgs) -> int:
+        """Tokens of prompt and answer together."""
+        return min(engine.engine.context, self._positions[engine.model])
+
+    async def encode(self, engine: EngineArgs, prompt: str) -> list[int]:
+        """Token ids of a text."""
+        return await asyncio.to_thread(lambda: [int(one) for one in self.tokenizer(engine)(prompt)["input_ids"]])
+
+    async def encode_chat(self, engine: EngineArgs, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a chat as the model's template writes it.
+
+        Raises:
+            ApiError: the model has no template, or it refuses the messages.
+        """
+        tokenizer = self.tokenizer(engine)
+        if tokenizer.chat_template is None:
+            raise ApiError(
+                400, f"model: '{engine.model_name}' has no chat template; use /v1/completions", param="model"
+            )
+        turns = [message.as_template() for message in messages]
+
+        def encoded() -> list[int]:
+            ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+            return [int(one) for one in ids]
+
+        try:
+            return await asyncio.to_thread(encoded)
+        except TemplateError as error:
+            raise ApiError(
+                400, f"messages: the model's chat template refuses them: {error}", param="messages"
+            ) from error
+
+    async def prepare(
+        self,
+        id: str,
+        key: str,
+        engine: EngineArgs,
+        body: Generation,
+        prompts: Sequence[Sequence[int]],
+        default_tokens: int | None,
+    ) -> Work:
+        """Checks what is asked for against the limits.
+
+        Raises:
+            ApiError: it is too long, too much, or too soon.
+        """
+        limits, n = self.args.limits, body.n or 1
+        if n * len(prompts) > limits.choices:
+            raise ApiError(
+                400,
+                f"n: {n} answers to {len(prompts)} prompts are more than {limits.choices}; ask for fewer",
+                param="n",
+            )
+        seed = secrets.randbelow(2**63)
+        calls = []
+        for number, prompt in enumerate(prompts):
+            params = body.sampling(self._room(engine, prompt, body), default_tokens)
+            if params.seed is None:
+                params = params.model_copy(update={"seed": seed})
+            max_nodes = None if body.speculation is None else body.speculation.max_nodes
+            calls.append(Call(f"{id}.{number}", list(prompt), params, n, max_nodes))
+        await self._take(key, sum(call.tokens for call in calls))
+        return Work(engine, calls)
+
+    async def run(self, work: Work) -> AsyncGenerator[Delta]:
+        """What each step adds to each answer; the answers to one prompt stand together.
+
+        Raises:
+            ApiError: an engine refuses or fails.
+        """
+        handle, attempts = self._handles[work.engine.name], self.args.limits.attempts
+        streams = [
+            _numbered(relayed(handle, call, attempts), number * call.n) for number, call in enumerate(work.calls)
+        ]
+        async with aclosing(merged(streams)) as stream:
+            async for offset, item in stream:
+                if isinstance(item, Failure):
+                    raise self._error(item)
+                yield Delta(
+                    offset + item.index, item.tokens, item.text, item.logprobs, item.finish_reason, item.account
+                )
+
+    def _room(self, engine: EngineArgs, prompt: Sequence[int], body: Generation) -> int:
+        context, asked = self.context(engine), body.asked_tokens() or 1
+        if not prompt:
+            raise ApiError(400, "prompt: it has no tokens; give some text", param="prompt")
+        if len(prompt) + asked > context:
+            raise ApiError(
+                400,
+                f"prompt: its {len(prompt)} tokens and {asked} new ones exceed the context of {context};"
+                " shorten it or ask for fewer tokens",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        return context - len(prompt)
+
+    async def _take(self, key: str, tokens: int) -> None:
+        if self._limiter is None:
+            return
+        wait = await self._limiter.take.remote(key, tokens)
+        if wait:
+            raise self._too_many("this key has asked for as much as it may in a minute", math.ceil(wait))
+
+    def _too_many(self, message: str, seconds: int) -> ApiError:
+        return ApiError(
+            429,
+            f"{message}; try again in {seconds} s",
+            code="rate_limit_exceeded",
+            headers={"Retry-After": str(seconds)},
+        )
+
+    def _error(self, failure: Failure) -> ApiError:
+        if failure.kind == "full":
+            return self._too_many("too many requests wait", self.args.limits.retry_after_s)
+        param = failure.message.partition(":")[0] if failure.kind == "invalid" else None
+        return ApiError(_STATUS[failure.kind], failure.message, param=param)
+
+
+async def _numbered(
+    stream: AsyncGenerator[Delta | Failure], offset: int
+) -> AsyncGenerator[tuple[int, Delta | Failure]]:
+    async with aclosing(stream):
+        async for item in stream:
+            yield offset, item

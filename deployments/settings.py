@@ -1,0 +1,116 @@
+"""Every setting of the service, validated once; `deployments/config.yaml` sets them under `args`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from entmtp.settings import EngineSettings, Kernels, Settings
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class AutoscalingArgs(Settings):
+    """How many replicas an engine has (:mod:`deployments.autoscaling`)."""
+
+    min_replicas: int = Field(1, ge=0, description="0 lets an idle engine go; the next request waits for its start")
+    max_replicas: int = Field(1, ge=1)
+    target_seconds: FiniteFloat = Field(
+        10.0, gt=0, description="outstanding tokens should take a replica so long at the speed that was measured"
+    )
+    upscale_delay_s: FiniteFloat = Field(5.0, ge=0, description="more are wanted for so long before more start")
+    downscale_delay_s: FiniteFloat = Field(120.0, ge=0, description="fewer are wanted for so long before some go")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AutoscalingArgs:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}")
+        return self
+
+
+class EngineArgs(Settings):
+    """One served model with one method: a deployment of its own."""
+
+    name: Name = Field(description="of the deployment; what clients ask for is `model`, with `speculation` beside it")
+    model_name: Name = Field(description="the `model` of requests; engines of one model differ in method or task")
+    model: str = Field("bundled", description="'bundled', a hub name or a folder")
+    method: str = Field("entmtp-dynamic", description="as of entmtp generate --method")
+    task: str = Field("sharegpt", description="whose tree bank is used")
+    heads: str | None = Field(None, description="None: the bundled ones")
+    bank: Path | None = Field(None, description="None: the bundled one of the task")
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    kernels: Kernels = "auto"
+    num_cpus: FiniteFloat | None = Field(
+        None, gt=0, description="of a replica, for Ray, and its threads on a CPU; None: a node's all, or 1 beside a GPU"
+    )
+    num_gpus: FiniteFloat = Field(0.0, ge=0, description="of a replica, for Ray")
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+    autoscaling: AutoscalingArgs = Field(default_factory=AutoscalingArgs)
+
+    @model_validator(mode="after")
+    def _pinned(self) -> EngineArgs:
+        if self.device == "cuda" and not self.num_gpus:
+            raise ValueError("num_gpus: 0 with device cuda; give each replica a GPU, or a share of one")
+        return self
+
+
+class EngineChanges(Settings):
+    """An engine's `user_config`: what `serve deploy` changes while it runs, without a restart."""
+
+    method: str | None = None
+    task: str | None = None
+    bank: Path | None = None
+    prefill_tokens: int | None = Field(None, ge=1)
+    prefix_reuse: bool | None = None
+    max_waiting: int | None = Field(None, ge=0)
+
+
+class RoutingArgs(Settings):
+    """Which replica of an engine gets a request (:mod:`deployments.router`)."""
+
+    imbalance_tokens: int = Field(
+        2048, ge=0, description="a replica with so many more outstanding tokens than the least loaded is passed over"
+    )
+    stats_period_s: FiniteFloat = Field(1.0, gt=0, description="how often replicas tell what they hold")
+
+
+class LimitArgs(Settings):
+    """What one request, and one key, may ask for."""
+
+    body_bytes: int = Field(2_000_000, ge=1024)
+    body_seconds: FiniteFloat = Field(10.0, gt=0, description="until the whole body must have come")
+    choices: int = Field(16, ge=1, description="n times prompts of one request")
+    request_seconds: FiniteFloat = Field(600.0, gt=0, description="until a request ends with an error")
+    queued_requests: int = Field(64, ge=0, description="that wait in one ingress for a replica; more get 429")
+    retry_after_s: int = Field(1, ge=1, description="what a 429 advises")
+    attempts: int = Field(4, ge=1, description="replicas that may die under one request before it fails")
+    requests_per_minute: int | None = Field(None, ge=1, description="of one key")
+    tokens_per_minute: int | None = Field(None, ge=1, description="of one key, prompt and most new ones together")
+
+
+class AppArgs(Settings):
+    """The application: engines behind one ingress."""
+
+    engines: list[EngineArgs] = Field(min_length=1)
+    ingress_replicas: int = Field(2, ge=1, description="two, so that one may die")
+    routing: RoutingArgs = Field(default_factory=RoutingArgs)
+    limits: LimitArgs = Field(default_factory=LimitArgs)
+    api_keys_file: Path | None = Field(None, description="lines NAME:SHA256; see `python -m deployments.auth`")
+    allow_anonymous: bool = Field(default=False, description="serve without keys on other addresses than loopback")
+    log_prompts: bool = Field(default=False, description="write prompts and answers to the log")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> AppArgs:
+        for key, names in {
+            "name": [one.name for one in self.engines],
+            "model_name, method and task": [(one.model_name, one.method, one.task) for one in self.engines],
+        }.items():
+            if double := next((name for name in names if names.count(name) > 1), None):
+                raise ValueError(f"engines: two have the same {key} {double}; give each its own")
+        for name in {one.model_name for one in self.engines}:
+            if len({one.model for one in self.engines if one.model_name == name}) > 1:
+                raise ValueError(f"engines: model_name '{name}' stands for different models; give each its own")
+        return self

@@ -1,0 +1,49 @@
+"""What an answer has cost, as OpenAI's ``usage`` with this service's extension ``speculation``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from openai.types import CompletionUsage
+from openai.types.completion_usage import PromptTokensDetails
+
+from deployments.messages import Account
+from deployments.settings import EngineArgs
+
+
+def usage_of(engine: EngineArgs, prompt_tokens: int, new_tokens: int, accounts: Sequence[Account]) -> CompletionUsage:
+    """Of all answers to a request together; ``tau`` counts the root's token, so plain decoding is 1."""
+    return CompletionUsage.model_validate(
+        {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": new_tokens,
+            "total_tokens": prompt_tokens + new_tokens,
+            "prompt_tokens_details": PromptTokensDetails(cached_tokens=sum(one.reused_tokens for one in accounts)),
+            "speculation": _speculation(engine, new_tokens, accounts),
+        }
+    )
+
+
+def _speculation(engine: EngineArgs, new_tokens: int, accounts: Sequence[Account]) -> dict[str, Any]:
+    steps = sum(one.steps for one in accounts)
+    deepest = max((len(one.accepted_by_depth) for one in accounts), default=0)
+    by_depth = [
+        sum(one.accepted_by_depth[depth] for one in accounts if depth < len(one.accepted_by_depth))
+        for depth in range(deepest)
+    ]
+    parts = accounts[0].part_ms if accounts else {}
+    return {
+        "method": engine.method,
+        "task": engine.task,
+        "tau": round(new_tokens / max(1, steps), 4),
+        "steps": steps,
+        "drafted": sum(one.drafted for one in accounts),
+        "accepted": sum(one.accepted for one in accounts),
+        "accepted_by_depth": by_depth,
+        "ms": {part: round(sum(one.part_ms[part] for one in accounts), 3) for part in parts}
+        | {
+            "waiting": round(max((one.waiting_ms for one in accounts), default=0.0), 3),
+            "first_token": round(min((one.first_token_ms for one in accounts), default=0.0), 3),
+        },
+    }

@@ -1,0 +1,270 @@
+"""`make serve` as its users meet it: the real command, real Ray, the bundled model, OpenAI's own client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from entmtp.models.registry import encode_chat
+from jobs.local import free_ports
+from tests.tiny import greedy
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "smollm2-135m"
+START_SECONDS = 300
+PROMPTS = ["Why is the sky blue?", "Name three rivers.", "Write a haiku about rain.", "What is 17 times 3?"]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """The address of a service that `python -m deployments.local` has started."""
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "deployments.local", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    lines: list[str] = []
+    deadline = time.monotonic() + START_SECONDS
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("ready: ") or time.monotonic() > deadline:
+                break
+        assert lines, "nothing was said"
+        assert lines[-1].startswith("ready: "), "".join(lines)
+        yield lines[-1].split()[1]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(120)
+    assert process.returncode == 130
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def expected_text(bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase], prompt: str, tokens: int) -> str:
+    model, tokenizer = bundled
+    found = greedy(model, encode_chat(tokenizer, prompt), tokens)
+    return str(tokenizer.decode(found, skip_special_tokens=True))
+
+
+def chat(client: openai.OpenAI, prompt: str, tokens: int = 24, **options: object) -> str:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": prompt}],
+        max_tokens=tokens,
+        temperature=0,
+        **options,  # type: ignore[call-overload]
+    )
+    return str(answer.choices[0].message.content)
+
+
+def test_the_text_is_the_models_own(
+    client: openai.OpenAI, bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase]
+) -> None:
+    for prompt in PROMPTS:
+        assert chat(client, prompt) == expected_text(bundled, prompt, 24)
+
+
+def test_users_at_once_get_what_each_gets_alone(client: openai.OpenAI, url: str) -> None:
+    alone = [chat(client, prompt) for prompt in PROMPTS]
+
+    async def together() -> list[str | None]:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as many:
+            answers = await asyncio.gather(
+                *(
+                    many.chat.completions.create(
+                        model=MODEL, messages=[{"role": "user", "content": prompt}], max_tokens=24, temperature=0
+                    )
+                    for prompt in PROMPTS * 2
+                )
+            )
+        return [answer.choices[0].message.content for answer in answers]
+
+    assert asyncio.run(together()) == alone * 2
+
+
+def test_usage_tells_how_it_was_written(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": PROMPTS[0]}], max_tokens=24, temperature=0
+    )
+    usage = answer.usage
+    assert usage is not None
+    assert usage.completion_tokens == 24
+    assert answer.choices[0].finish_reason == "length"
+    told = usage.speculation  # type: ignore[attr-defined]
+    assert told["method"] == "entmtp-dynamic"
+    assert told["tau"] == pytest.approx(24 / told["steps"], abs=1e-3)
+    assert 0 <= told["accepted"] <= told["drafted"]
+    assert sum(told["accepted_by_depth"]) == told["accepted"]
+    assert {"draft", "verify", "accept", "compact", "policy", "waiting", "first_token"} == set(told["ms"])
+
+
+def test_a_cap_of_no_nodes_is_plain_decoding(client: openai.OpenAI) -> None:
+    answers = [
+        client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": PROMPTS[0]}],
+            max_tokens=16,
+            temperature=0,
+            extra_body={"speculation": {"max_nodes": nodes}},
+        )
+        for nodes in (0, 2)
+    ]
+    plain, capped = (answer.usage.speculation for answer in answers)  # type: ignore[union-attr]
+    assert plain["drafted"] == 0
+    assert plain["tau"] == 1.0
+    assert capped["drafted"] <= 2 * capped["steps"]
+    assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
+
+
+def test_a_stream_says_the_same_and_its_usage(client: openai.OpenAI) -> None:
+    whole = chat(client, PROMPTS[1])
+    chunks = list(
+        client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": PROMPTS[1]}],
+            max_tokens=24,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] in {"stop", "length"}
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_stop_strings_end_the_text_before_them(client: openai.OpenAI) -> None:
+    whole = chat(client, PROMPTS[0], 40)
+    stop = whole[len(whole) // 2 :][:4]
+    assert chat(client, PROMPTS[0], 40, stop=[stop]) == whole[: whole.index(stop)]
+
+
+def test_logprobs_are_those_of_the_tokens(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": PROMPTS[1]}],
+        max_tokens=8,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=3,
+    )
+    told = answer.choices[0].logprobs
+    assert told is not None
+    assert told.content is not None
+    assert len(told.content) == 8
+    for token in told.content:
+        assert token.logprob <= 0
+        assert len(token.top_logprobs) == 3
+        assert token.token == token.top_logprobs[0].token  # greedy
+    assert "".join(token.token for token in told.content) == answer.choices[0].message.content
+
+
+def test_plain_completions_of_texts_and_tokens(client: openai.OpenAI, url: str) -> None:
+    text = "The capital of France is"
+    answer = client.completions.create(model=MODEL, prompt=[text, text], max_tokens=4, temperature=0, n=2, logprobs=1)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert len({choice.text for choice in answer.choices}) == 1
+    assert answer.choices[0].logprobs is not None
+    assert len(answer.choices[0].logprobs.tokens or []) == 4
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 16
+    request = urllib.request.Request(
+        f"{url}/tokenize",
+        data=f'{{"model": "{MODEL}", "prompt": "{text}"}}'.encode(),
+        headers={"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as response:
+        tokens = json.load(response)["tokens"]
+    by_tokens = client.completions.create(model=MODEL, prompt=tokens, max_tokens=4, temperature=0)
+    assert by_tokens.choices[0].text == answer.choices[0].text
+    streamed = client.completions.create(model=MODEL, prompt=text, max_tokens=4, temperature=0, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed if chunk.choices) == answer.choices[0].text
+
+
+def test_one_seed_draws_one_text(client: openai.OpenAI) -> None:
+    def drawn(seed: int | None, n: int = 1) -> list[str | None]:
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": PROMPTS[2]}],
+            max_tokens=16,
+            temperature=1,
+            seed=seed,
+            n=n,
+        )
+        return [choice.message.content for choice in answer.choices]
+
+    assert drawn(7, n=3) == drawn(7, n=3)
+    assert len(set(drawn(7, n=3))) > 1
+    assert drawn(7) == drawn(7, n=3)[:1]
+
+
+def test_mistakes_are_the_clients_own_exceptions(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="smollm2-135m"):
+        client.completions.create(model="gpt-5", prompt="x")
+    with pytest.raises(openai.BadRequestError) as refusal:
+        client.completions.create(model=MODEL, prompt="x", top_p=7)
+    assert refusal.value.param == "top_p"
+    with pytest.raises(openai.BadRequestError, match="unknown") as refusal:
+        client.completions.create(model=MODEL, prompt="x", extra_body={"beam_width": 4})
+    assert refusal.value.param == "beam_width"
+    with pytest.raises(openai.BadRequestError) as refusal:
+        client.completions.create(model=MODEL, prompt="word " * 3000)
+    assert refusal.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="choose entmtp-dynamic"):
+        client.completions.create(model=MODEL, prompt="x", extra_body={"speculation": {"method": "medusa"}})
+    with pytest.raises(openai.APIStatusError) as late:
+        client.completions.create(model=MODEL, prompt="x", max_tokens=1000, extra_body={"timeout_s": 0.2})
+    assert late.value.status_code == 504
+
+
+def test_a_client_that_goes_frees_its_slot(client: openai.OpenAI, url: str) -> None:
+    for _ in range(12):  # more than there are slots
+        stream = client.completions.create(model=MODEL, prompt="Once", max_tokens=1500, stream=True)
+        next(iter(stream))
+        stream.close()
+    began = time.monotonic()
+    assert chat(client, PROMPTS[3], 8)
+    assert time.monotonic() - began < 20  # with leaked slots it would wait for 1500 tokens
+
+
+def test_models_health_and_metrics(client: openai.OpenAI, url: str) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+    for path in ("/health", "/ready", "/openapi.json", "/docs"):
+        with urllib.request.urlopen(f"{url}{path}") as response:
+            assert response.status == 200
+    deadline = time.monotonic() + 60  # Ray exports every few seconds
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(f"{url}/metrics") as response:
+            text = response.read().decode()
+        if "ray_entmtp_spec_decode_num_accepted_tokens" in text and "ray_entmtp_num_requests_running" in text:
+            break
+        time.sleep(2)
+    for name in ("time_to_first_token_seconds_bucket", "generation_tokens", "goodput_tokens_per_second", "steps"):
+        assert f"ray_entmtp_{name}" in text
+
+
+def test_a_taken_port_is_told(url: str) -> None:
+    command = [sys.executable, "-m", "deployments.local", "--port", url.rpartition(":")[2]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ), check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("entmtp serve: port:")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,97 @@
+"""The service's settings, and the config files that come with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from deployments.catalogue import Catalogue
+from deployments.errors import ApiError
+from deployments.local import read_config
+from deployments.schema import Speculation
+from deployments.settings import AppArgs, EngineChanges
+from entmtp.errors import EntMTPError
+
+FOLDER = Path(__file__).resolve().parents[3] / "deployments"
+ENGINE = {"name": "a", "model_name": "m"}
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "config.cpu.yaml"])
+def test_the_config_files_say_what_serve_understands(name: str) -> None:
+    given = read_config(FOLDER / name)
+    schema = ServeDeploySchema.model_validate(given)
+    # Serve drops keys that it does not know without a word.
+    assert set(given) <= set(ServeDeploySchema.model_fields)
+    for application in given["applications"]:
+        assert set(application) <= set(type(schema.applications[0]).model_fields)
+        engines = {one.name for one in AppArgs.parse(**application["args"]).engines}
+        for deployment in application.get("deployments", []):
+            assert deployment["name"] in engines
+            EngineChanges.parse(**deployment["user_config"])
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        ({"engines": []}, "engines"),
+        ({"engines": [ENGINE], "ingres_replicas": 2}, "ingres_replicas"),
+        ({"engines": [ENGINE | {"name": "a/b"}]}, "engines.0.name"),
+        ({"engines": [ENGINE, ENGINE]}, "engines"),
+        ({"engines": [ENGINE, ENGINE | {"name": "b"}]}, "method"),
+        ({"engines": [ENGINE, ENGINE | {"name": "b", "model": "other", "method": "hydra"}]}, "model_name"),
+        ({"engines": [ENGINE | {"device": "cuda"}]}, "num_gpus"),
+        ({"engines": [ENGINE | {"autoscaling": {"min_replicas": 3, "max_replicas": 2}}]}, "max_replicas"),
+        ({"engines": [ENGINE | {"engine": {"slots": 0}}]}, "engines.0.engine.slots"),
+    ],
+)
+def test_wrong_settings_are_named(args: dict[str, Any], name: str) -> None:
+    with pytest.raises(EntMTPError, match=name.replace(".", r"\.")):
+        AppArgs.parse(**args)
+
+
+def test_a_file_that_is_no_config_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    for text in ("[", "a: 1", "applications: [1]", yaml.safe_dump({"applications": [{"args": {"engines": []}}]})):
+        path.write_text(text)
+        with pytest.raises(EntMTPError, match=r"config|engines"):
+            read_config(path)
+
+
+def test_a_request_finds_its_engine() -> None:
+    engines = [
+        {"name": "d", "model_name": "m", "method": "entmtp-dynamic"},
+        {"name": "h", "model_name": "m", "method": "hydra"},
+        {"name": "g", "model_name": "m", "method": "hydra", "task": "gsm8k"},
+        {"name": "o", "model_name": "other", "method": "medusa"},
+    ]
+    catalogue = Catalogue(AppArgs.parse(engines=engines).engines)
+    assert catalogue.find("m", None).name == "d"
+    assert catalogue.find("m", Speculation(method="hydra")).name == "h"
+    assert catalogue.find("m", Speculation(task="gsm8k")).name == "g"
+    assert catalogue.find("other", Speculation(max_nodes=3)).name == "o"
+    for model, wanted, status in (
+        ("none", None, 404),
+        ("m", Speculation(method="medusa"), 400),
+        ("m", Speculation(method="entmtp-dynamic", task="gsm8k"), 400),
+    ):
+        with pytest.raises(ApiError) as refusal:
+            catalogue.find(model, wanted)
+        assert refusal.value.status == status
+        assert "choose" in refusal.value.message
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    """Every name in the Grafana dashboard is one that a replica exports."""
+    from deployments import metrics
+
+    source = Path(metrics.__file__).read_text()
+    dashboard = (FOLDER / "grafana.json").read_text()
+    asked = set(re.findall(r"ray_entmtp_([a-z0-9_]+?)(?:_total|_bucket)?(?=[{\s,)\]\"])", dashboard))
+    assert len(asked) > 10
+    for name in asked:
+        assert f'"{name}"' in source, name
