@@ -14,6 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,8 +44,7 @@ def main(
         options["port"] = port or options.get("port", 8000)
         address = f"http://{options.setdefault('host', '127.0.0.1')}:{options['port']}"
         _refuse_taken(address)
-        # Ray's own processes must find this checkout, wherever it is called from.
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        os.environ |= node_environment(dict(os.environ))
         with local_cluster() as environment, tempfile.TemporaryDirectory() as scratch:
             path = write_text(Path(scratch) / "config.yaml", yaml.safe_dump(given))
             _deploy(path, environment)
@@ -52,6 +52,12 @@ def main(
             print(_greeting(address, given), flush=True)
             while True:
                 time.sleep(3600)
+
+
+def node_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """What Ray's processes must find: this checkout, wherever they are called from, and the door of the proxies."""
+    path = os.pathsep.join(filter(None, [str(ROOT), given.get("PYTHONPATH")]))
+    return {"PYTHONPATH": path, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.door.middlewares"}
 
 
 def read_config(path: Path) -> dict[str, Any]:

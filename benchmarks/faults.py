@@ -1,0 +1,337 @@
+#!/usr/bin/env python3
+"""What clients see when parts of the service die: replicas, nodes, ingresses; and when it is redeployed or made smaller.
+
+    python -m benchmarks.faults
+    python -m benchmarks.faults --repetitions 1 --fault ingress
+
+Two replicas of the bundled model, each on a node of its own (nodes of `ray.cluster_utils`, all on this machine), under
+as many clients at once as asked for, half of which stream. A request is *lost* if its client gets neither its whole
+answer nor a clear error; a text is *wrong* if it is not what the model writes when nothing dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import aiohttp
+import psutil
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks.record import Cell, Table, deliver, made_record
+from entmtp.cli_errors import told_plainly
+from entmtp.errors import EntMTPError
+from entmtp.scheduling.cost import hardware_name
+from jobs.local import LOCAL_SETTINGS, free_ports
+
+APP, ENGINE, MODEL = "entmtp", "dynamic", "smollm2-135m"
+PROMPTS = [f"{ask} {thing}." for ask in ("Describe", "Tell me about") for thing in ("rain", "bread", "ships", "trees")]
+_SETTLE_SECONDS = 2.0
+_RECOVERY_SECONDS = 180.0
+NOTES = (
+    "lost: neither a whole answer nor a clear error reached the client. wrong: a text that differs from the one without"
+    " faults. leaked: slots that are not free when all clients have gone. told: requests that ended with a clear error."
+    " recovery: from the fault until as many replicas run as should.",
+)
+
+
+@dataclass
+class Seen:
+    """What clients saw during one fault."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    recovery: float = 0.0
+    leaked: int = 0
+
+
+class Clients:
+    """So many at once, each of whom asks again when answered."""
+
+    def __init__(self, url: str, count: int, tokens: int) -> None:
+        self._url, self._count, self._tokens = url, count, tokens
+        self._expected: dict[str, str] = {}
+
+    async def learn(self) -> None:
+        """The texts as they are without faults."""
+        async with self._session() as session:
+            for prompt in PROMPTS:
+                kind, text = await self._whole(session, prompt)
+                if kind != "answered":
+                    raise EntMTPError(f"service: it does not answer before any fault ({kind}: {text})")
+                self._expected[prompt] = text
+
+    @contextlib.asynccontextmanager
+    async def asking(self) -> Any:
+        """Clients ask for as long as the block lasts, and end with their last answers; gives what they saw."""
+        outcomes: Counter[str] = Counter()
+        ended = asyncio.Event()
+
+        async def client(number: int) -> None:
+            at = number
+            async with self._session() as session:
+                while not ended.is_set():
+                    prompt = PROMPTS[at % len(PROMPTS)]
+                    kind, text = await (self._streamed if at % 2 else self._whole)(session, prompt)
+                    wrong = kind == "answered" and text != self._expected[prompt]
+                    outcomes["wrong" if wrong else kind] += 1
+                    at += 1
+
+        tasks = [asyncio.create_task(client(number)) for number in range(self._count)]
+        try:
+            yield outcomes
+        finally:
+            ended.set()
+            await asyncio.gather(*tasks)
+
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_RECOVERY_SECONDS))
+
+    def _body(self, prompt: str, stream: bool) -> dict[str, Any]:
+        messages = [{"role": "user", "content": prompt}]
+        return {
+            "model": MODEL,
+            "messages": messages,
+            "max_tokens": self._tokens,
+            "temperature": 0,
+            "stream": stream,
+        }
+
+    async def _whole(self, session: aiohttp.ClientSession, prompt: str) -> tuple[str, str]:
+        try:
+            async with session.post(f"{self._url}/v1/chat/completions", json=self._body(prompt, False)) as response:
+                answer = await response.json()
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            return "lost", repr(error)
+        if response.status == 200:
+            return "answered", answer["choices"][0]["message"]["content"]
+        return "told", answer["error"]["message"]
+
+    async def _streamed(self, session: aiohttp.ClientSession, prompt: str) -> tuple[str, str]:
+        text = ""
+        try:
+            async with session.post(f"{self._url}/v1/chat/completions", json=self._body(prompt, True)) as response:
+                if response.status != 200:
+                    return "told", (await response.json())["error"]["message"]
+                async for line in response.content:
+                    data = line.decode().removeprefix("data: ").strip()
+                    if data == "[DONE]":
+                        return "answered", text
+                    if not data:
+                        continue
+                    chunk = json.loads(data)
+                    if "error" in chunk:
+                        return "told", chunk["error"]["message"]
+                    text += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            return "lost", repr(error)
+        return "lost", "the stream ended without a word"
+
+
+class Stage:
+    """A cluster of this machine's own with the service on it."""
+
+    def __init__(self, port: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.port = port
+        self.slots = 8
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+
+    def deploy(self, replicas: int = 2) -> None:
+        """Starts the service, or changes it."""
+        from ray import serve
+
+        from deployments.app import build
+        from deployments.settings import AppArgs
+
+        scaling = {"min_replicas": replicas, "max_replicas": replicas, "downscale_delay_s": 0.0}
+        engine = {"name": ENGINE, "model_name": MODEL, "num_cpus": 1, "autoscaling": scaling}
+        engine |= {"engine": {"slots": self.slots, "context": 512, "max_waiting": 64}}
+        args = AppArgs.parse(engines=[engine])
+        serve.run(build(args), name=APP, route_prefix="/", blocking=False)
+
+    def running(self, name: str) -> int:
+        """Replicas of a deployment that run."""
+        from ray import serve
+
+        deployment = serve.status().applications[APP].deployments[name]
+        return int(deployment.replica_states.get("RUNNING", 0))
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Of a deployment's replicas."""
+        title = f"ray::ServeReplica:{APP}:{name}"
+        return [one for one in psutil.process_iter() if _title(one).startswith(title)]
+
+    async def wait(self, engines: int = 2, ingresses: int = 2) -> float:
+        """Until so many replicas run; returns the seconds it took."""
+        began = time.monotonic()
+        while (self.running(ENGINE), self.running("ingress")) != (engines, ingresses):
+            if time.monotonic() - began > _RECOVERY_SECONDS:
+                raise EntMTPError(f"service: it did not recover within {_RECOVERY_SECONDS:g} s")
+            await asyncio.sleep(0.1)
+        return time.monotonic() - began
+
+    async def leaked(self) -> int:
+        """Tokens that replicas still believe to be outstanding when nobody asks any more."""
+        from ray import serve
+
+        handle = serve.get_deployment_handle(ENGINE, APP)
+        await asyncio.sleep(_SETTLE_SECONDS)
+        told = [await handle.record_autoscaling_stats.remote() for _ in range(8)]
+        return sum(one["outstanding_tokens"] > 0 for one in told)
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+async def kill_replica(stage: Stage) -> float:
+    """kill -9."""
+    os.kill(stage.processes(ENGINE)[0].pid, signal.SIGKILL)
+    await asyncio.sleep(1.0)  # Serve must notice first
+    return 1.0 + await stage.wait()
+
+
+async def kill_ingress(stage: Stage) -> float:
+    """kill -9."""
+    os.kill(stage.processes("ingress")[0].pid, signal.SIGKILL)
+    await asyncio.sleep(1.0)
+    return 1.0 + await stage.wait()
+
+
+async def kill_node(stage: Stage) -> float:
+    """A node goes with all that runs on it, and another one comes."""
+    gone = stage.nodes.pop(0)
+    await asyncio.to_thread(stage.cluster.remove_node, gone, allow_graceful=False)
+    began = time.monotonic()
+    stage.nodes.append(await asyncio.to_thread(stage.cluster.add_node, num_cpus=1))
+    await asyncio.sleep(1.0)
+    await stage.wait()
+    return time.monotonic() - began
+
+
+async def redeploy(stage: Stage) -> float:
+    """Other slots: every replica is replaced, one after another."""
+    before = {one.pid for one in stage.processes(ENGINE)}
+    stage.slots = 15 - stage.slots
+    began = time.monotonic()
+    await asyncio.to_thread(stage.deploy)
+    while before & {one.pid for one in stage.processes(ENGINE)}:
+        await asyncio.sleep(0.5)
+    await stage.wait()
+    return time.monotonic() - began
+
+
+async def scale_down(stage: Stage) -> float:
+    """From two replicas to one, whose requests end first."""
+    began = time.monotonic()
+    await asyncio.to_thread(stage.deploy, 1)
+    await stage.wait(engines=1)
+    while len(stage.processes(ENGINE)) > 1:
+        await asyncio.sleep(0.2)
+    taken = time.monotonic() - began
+    await asyncio.to_thread(stage.deploy)
+    await stage.wait()
+    return taken
+
+
+FAULTS: dict[str, Callable[[Stage], Any]] = {
+    "replica": kill_replica,
+    "node": kill_node,
+    "ingress": kill_ingress,
+    "redeploy": redeploy,
+    "scale 2 to 1": scale_down,
+}
+
+
+@contextlib.contextmanager
+def staged() -> Iterator[Stage]:
+    """A stage whose service runs; nothing of it is left behind."""
+    import ray
+    from ray import serve
+
+    from deployments.local import node_environment
+
+    (port,) = free_ports(1)
+    os.environ |= LOCAL_SETTINGS | node_environment(dict(os.environ))
+    stage = Stage(port)
+    try:
+        ray.init(address=stage.cluster.address, logging_level="ERROR", log_to_driver=False)
+        serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
+        stage.deploy()
+        yield stage
+    finally:
+        with contextlib.suppress(Exception):
+            serve.shutdown()
+        ray.shutdown()
+        stage.cluster.shutdown()
+
+
+async def play(stage: Stage, faults: Sequence[str], repetitions: int, users: int, tokens: int) -> dict[str, list[Seen]]:
+    """Every fault so many times, under load."""
+    await stage.wait()
+    clients = Clients(f"http://127.0.0.1:{stage.port}", users, tokens)
+    await clients.learn()
+    found: dict[str, list[Seen]] = {fault: [] for fault in faults}
+    console = Console(stderr=True)
+    for fault in faults:
+        for number in range(repetitions):
+            seen = Seen()
+            async with clients.asking() as outcomes:
+                await asyncio.sleep(_SETTLE_SECONDS)
+                seen.recovery = await FAULTS[fault](stage)
+                await asyncio.sleep(_SETTLE_SECONDS)
+            seen.outcomes = outcomes
+            seen.leaked = await stage.leaked()
+            found[fault].append(seen)
+            console.print(f"{fault} {number + 1}/{repetitions}: {dict(outcomes)}, recovery {seen.recovery:.1f} s")
+    return found
+
+
+def main(
+    fault: Annotated[list[str] | None, typer.Option(help="replica, node, ingress, redeploy or 'scale 2 to 1'")] = None,
+    repetitions: Annotated[int, typer.Option(min=1, help="of each")] = 5,
+    users: Annotated[int, typer.Option(min=1, help="clients at once")] = 16,
+    tokens: Annotated[int, typer.Option(min=1, help="of each answer")] = 32,
+    record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+) -> None:
+    """Break things, and count."""
+    with told_plainly("faults", interrupted="nothing was recorded"):
+        faults = fault or list(FAULTS)
+        if unknown := [name for name in faults if name not in FAULTS]:
+            raise EntMTPError(f"fault: '{unknown[0]}' is unknown; choose from {', '.join(FAULTS)}")
+        with staged() as stage:
+            found = asyncio.run(play(stage, faults, repetitions, users, tokens))
+        machine = hardware_name(torch.device("cpu"))
+        deliver(made_record("faults", "Faults under load", machine, [_table(found, users)], NOTES), record)
+
+
+def _table(found: dict[str, list[Seen]], users: int) -> Table:
+    rows: list[list[Cell]] = []
+    for fault, times in found.items():
+        total: Counter[str] = sum((one.outcomes for one in times), Counter())
+        recovery = sorted(one.recovery for one in times)
+        counts = [total[kind] for kind in ("answered", "told", "lost", "wrong")]
+        rows.append(
+            [fault, len(times), *counts, sum(one.leaked for one in times), round(recovery[len(recovery) // 2], 1)]
+        )
+    columns = ["fault", "times", "answered", "told", "lost", "wrong", "leaked", "recovery, s"]
+    return Table(title=f"{users} clients, two replicas", columns=columns, rows=rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""What HTTP, Ray Serve and the API cost: the same prompts through the service and through the library, by turns.
+
+    python -m benchmarks.serving --url http://127.0.0.1:8000     # while `make serve` runs, on the same machine
+
+One request at a time, greedy, streamed. The texts must be the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.progress import track
+
+from benchmarks.record import Cell, Table, deliver, made_record
+from entmtp.cli_errors import told_plainly
+from entmtp.decoding.completion import Completion
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.intervals import Estimate, ratio_of_sums
+from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
+from entmtp.evaluation.suites import SUITES, load_suite, split
+from entmtp.evaluation.suites.splits import draw
+from entmtp.evaluation.verdicts import ratio
+from entmtp.models.registry import encode_chat
+from entmtp.scheduling.cost import hardware_name
+from entmtp.session import Method, load_method
+from entmtp.settings import EngineSettings, SamplingParams
+
+BAR = 1.10
+NOTES = (
+    "TPOT: ms per token behind the first, as the client sees it. TTFT: until the first text came. Both processes are on"
+    " one machine and take turns; the ratio's interval is over prompts.",
+)
+
+
+def main(
+    url: Annotated[str, typer.Option(help="of the service")] = "http://127.0.0.1:8000",
+    model: Annotated[str, typer.Option(help="that it serves, which is the bundled one")] = "smollm2-135m",
+    method: Annotated[str, typer.Option(help="that it serves it with")] = "entmtp-dynamic",
+    prompts: Annotated[int, typer.Option(min=3, help="of each suite")] = 5,
+    tokens: Annotated[int, typer.Option(min=2, help="of each answer")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="times that each prompt is asked both ways")] = 3,
+    record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+) -> None:
+    """Measure the overhead of serving."""
+    with told_plainly("serving", interrupted="nothing was recorded"):
+        texts = [one.text for name in SUITES for one in draw(split(load_suite(name).prompts)[1], prompts, seed=0)]
+        engine, tokenizer = load_method(Method(method), print, EngineSettings())
+        params = SamplingParams(temperature=0.0, max_tokens=tokens)
+        traffic = Traffic(Endpoint("service", f"{url}/v1", model), texts, tokens, 600.0)
+        served: list[list[Outcome]] = [[] for _ in texts]
+        alone: list[list[Completion]] = [[] for _ in texts]
+
+        async def measure() -> None:
+            for at in track(range(-1, rounds * len(texts)), "prompts"):
+                number = max(0, at) % len(texts)
+                (outcome,) = await traffic.closed([number], 1, lambda _: None)
+                if outcome.error is not None:
+                    raise EntMTPError(f"url: {url} fails ({outcome.error}); is the service running?")
+                await asyncio.sleep(0.2)  # the other process' threads must have stopped to wait for work
+                done = Completion()
+                for _ in engine.stream(encode_chat(tokenizer, texts[number]), params, done):
+                    pass
+                time.sleep(0.2)
+                if done.text != outcome.text:
+                    raise EntMTPError(f"text: the service and the library differ on prompt {number}")
+                if at >= 0:  # the first is the warm-up
+                    served[number].append(outcome)
+                    alone[number].append(done)
+
+        asyncio.run(measure())
+        machine = hardware_name(engine.backbone.device)
+        deliver(made_record("serving", "What serving costs", machine, [_table(served, alone)], NOTES), record)
+
+
+def _table(served: list[list[Outcome]], alone: list[list[Completion]]) -> Table:
+    http = {
+        "TPOT": np.array([np.median([one.tpot or 0.0 for one in each]) for each in served]),
+        "TTFT": np.array([np.median([one.ttft for one in each]) for each in served]),
+    }
+    library = {
+        "TPOT": np.array([np.median([one.seconds_per_token for one in each]) for each in alone]),
+        "TTFT": np.array([np.median([one.first_token_seconds for one in each]) for each in alone]),
+    }
+    rows: list[list[Cell]] = []
+    for name in http:
+        found: Estimate = ratio_of_sums(http[name], library[name], f"serving {name}")
+        verdict = "" if name != "TPOT" else f"≤ {BAR:g}: {'met' if found.value <= BAR else 'not met'}"
+        times = [f"{1e3 * float(np.mean(values[name])):.1f}" for values in (http, library)]
+        rows.append([name, *times, ratio(found), verdict])
+    return Table(
+        title="One request at a time", columns=["", "HTTP, ms", "library, ms", "HTTP / library", "bar"], rows=rows
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
