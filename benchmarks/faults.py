@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What clients see when parts of the service die: replicas, nodes, ingresses; and when it is redeployed or made smaller.
+"""What clients see when parts of the service die (replicas, nodes, ingresses), and when it is redeployed or shrinks.
 
     python -m benchmarks.faults
     python -m benchmarks.faults --repetitions 1 --fault ingress
@@ -326,9 +326,8 @@ def _table(found: dict[str, list[Seen]], users: int) -> Table:
         total: Counter[str] = sum((one.outcomes for one in times), Counter())
         recovery = sorted(one.recovery for one in times)
         counts = [total[kind] for kind in ("answered", "told", "lost", "wrong")]
-        rows.append(
-            [fault, len(times), *counts, sum(one.leaked for one in times), round(recovery[len(recovery) // 2], 1)]
-        )
+        leaked = sum(one.leaked for one in times)
+        rows.append([fault, len(times), *counts, leaked, round(recovery[len(recovery) // 2], 1)])
     columns = ["fault", "times", "answered", "told", "lost", "wrong", "leaked", "recovery, s"]
     return Table(title=f"{users} clients, two replicas", columns=columns, rows=rows)
 

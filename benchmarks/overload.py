@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""What happens when many times more is asked for than the service can do.
+
+    python -m benchmarks.overload --url http://127.0.0.1:8000     # while `make serve` runs, on the same machine
+
+First a closed loop with as many users as there are slots finds the capacity. Then requests come at random moments, so
+many times as often as that, for a while: those that are refused must be refused at once and with 429, those that are
+taken must be written nearly as fast as at capacity, and no process may grow. Then one asks until it is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import psutil
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks.record import Cell, Table, deliver, made_record
+from entmtp.cli_errors import told_plainly
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
+from entmtp.evaluation.suites import SUITES, load_suite, split
+from entmtp.evaluation.suites.splits import draw
+from entmtp.scheduling.cost import hardware_name
+
+REFUSED = "HTTP 429"
+REFUSAL_SECONDS, TPOT_RATIO, RECOVERY_SECONDS, GROWTH_MIB = 1.0, 1.5, 5.0, 64.0
+_PATIENCE_SECONDS = 120.0
+NOTES = (
+    "Memory is that of all Serve replicas and proxies of the machine, at the begin of the overload and at its highest."
+    " Recovery is from the last request of the overload until a new one is taken and its first token comes.",
+)
+
+
+def main(
+    url: Annotated[str, typer.Option(help="of the service")] = "http://127.0.0.1:8000",
+    model: Annotated[str, typer.Option(help="that it serves")] = "smollm2-135m",
+    users: Annotated[int, typer.Option(min=1, help="at capacity: as many as the engine has slots")] = 8,
+    times: Annotated[float, typer.Option(min=1, help="the capacity")] = 20.0,
+    seconds: Annotated[float, typer.Option(min=1, help="of overload")] = 60.0,
+    tokens: Annotated[int, typer.Option(min=2, help="of each answer")] = 32,
+    record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+) -> None:
+    """Overload the service."""
+    with told_plainly("overload", interrupted="nothing was recorded"):
+        console = Console(stderr=True)
+        texts = [one.text for name in SUITES for one in draw(split(load_suite(name).prompts)[1], 12, seed=0)]
+        traffic = Traffic(Endpoint("service", f"{url}/v1", model), texts, tokens, 600.0)
+        calm = asyncio.run(_calm(traffic, users))
+        if errors := {one.error for one in calm if one.error}:
+            raise EntMTPError(f"url: {url} fails before any overload ({', '.join(map(str, errors))}); is it running?")
+        capacity = len(calm) / max(one.ended for one in calm)
+        console.print(f"capacity {capacity:.2f} requests/s; {times:g} times as many for {seconds:g} s")
+        outcomes, memory, recovery = asyncio.run(_overload(traffic, capacity * times, seconds))
+        table = _table(calm, outcomes, memory, recovery)
+        note = f"Capacity {capacity:.2f} requests/s with {users} users; {times:g} times that for {seconds:g} s."
+        deliver(
+            made_record("overload", "Overload", hardware_name(torch.device("cpu")), [table], [note, *NOTES]), record
+        )
+
+
+async def _calm(traffic: Traffic, users: int) -> list[Outcome]:
+    await traffic.closed(range(users), users, lambda _: None)  # warm-up
+    return await traffic.closed(range(4 * users), users, lambda _: None)
+
+
+async def _overload(traffic: Traffic, rate: float, seconds: float) -> tuple[list[Outcome], list[float], float]:
+    memory = [_mebibytes()]
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            memory.append(await asyncio.to_thread(_mebibytes))
+
+    watching = asyncio.create_task(watch())
+    arrived = asyncio.create_task(traffic.open(range(int(rate * seconds)), rate, 0, lambda _: None))
+    await asyncio.sleep(seconds)
+    began = time.perf_counter()
+    probe = asyncio.create_task(_probe(traffic, began))
+    outcomes, recovery = await arrived, await probe
+    watching.cancel()
+    return outcomes, memory, recovery
+
+
+async def _probe(traffic: Traffic, began: float) -> float:
+    """Seconds until a new request has its first token; it asks again when refused."""
+    while time.perf_counter() - began < _PATIENCE_SECONDS:
+        asked = time.perf_counter()
+        probing = Traffic(traffic.endpoint, ["Say yes."], 8, 600.0)
+        (outcome,) = await probing.closed([0], 1, lambda _: None)
+        if outcome.error is None:
+            return asked + outcome.ttft - began
+        await asyncio.sleep(0.2)
+    return float("inf")
+
+
+def _mebibytes() -> float:
+    total = 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith(("ray::ServeReplica", "ray::ProxyActor")):
+                total += process.memory_info().rss
+    return total / 2**20
+
+
+def _table(calm: Sequence[Outcome], hot: Sequence[Outcome], memory: Sequence[float], recovery: float) -> Table:
+    taken = [one for one in hot if one.error is None]
+    refused = [one.seconds for one in hot if one.error == REFUSED]
+    others = sorted({str(one.error) for one in hot if one.error not in (None, REFUSED)})
+    before, after = (float(np.median([one.tpot or 0.0 for one in group])) for group in (calm, taken or calm))
+    slowest = max(refused, default=0.0)
+    growth = max(memory) - memory[0]
+    rows: list[list[Cell]] = [
+        ["requests", len(hot), ""],
+        ["taken and answered", len(taken), ""],
+        ["refused with 429", len(refused), ""],
+        ["other errors", ", ".join(others) or "none", _verdict(not others, "none")],
+        ["slowest refusal, s", round(slowest, 3), _verdict(slowest < REFUSAL_SECONDS, f"< {REFUSAL_SECONDS:g}")],
+        ["TPOT at capacity, ms", round(1e3 * before, 1), ""],
+        [
+            "TPOT under overload, ms",
+            round(1e3 * after, 1),
+            _verdict(after <= TPOT_RATIO * before, f"≤ {TPOT_RATIO:g}x"),
+        ],
+        ["memory at the begin, MiB", round(memory[0]), ""],
+        ["growth at most, MiB", round(growth), _verdict(growth < GROWTH_MIB, f"< {GROWTH_MIB:g}")],
+        ["recovery, s", round(recovery, 1), _verdict(recovery <= RECOVERY_SECONDS, f"≤ {RECOVERY_SECONDS:g}")],
+    ]
+    return Table(title="Overload", columns=["", "measured", "bar"], rows=rows)
+
+
+def _verdict(met: bool, bar: str) -> str:
+    return f"{bar}: {'met' if met else 'not met'}"
+
+
+if __name__ == "__main__":
+    typer.run(main)
