@@ -149,14 +149,15 @@ class Stage:
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
 
-    def deploy(self, replicas: int = 2) -> None:
-        """Starts the service, or changes it."""
+    def deploy(self, least: int = 2, most: int | None = None) -> None:
+        """Starts the service, or changes it, with so many engine replicas."""
         from ray import serve
 
         from deployments.app import build
         from deployments.settings import AppArgs
 
-        scaling = {"min_replicas": replicas, "max_replicas": replicas, "downscale_delay_s": 0.0}
+        scaling = {"min_replicas": least, "max_replicas": most or least, "target_seconds": 3.0}
+        scaling |= {"upscale_delay_s": 1.0, "downscale_delay_s": 3.0}
         engine = {"name": ENGINE, "model_name": MODEL, "num_cpus": 1, "autoscaling": scaling}
         engine |= {"engine": {"slots": self.slots, "context": 512, "max_waiting": 64}}
         args = AppArgs.parse(engines=[engine])

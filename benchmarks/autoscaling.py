@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Replicas that come and go with the load: one user, eight, and one again.
+
+    python -m benchmarks.autoscaling --figure autoscaling.png
+
+On the same stage as `benchmarks.faults`; no request may be lost when a replica goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from benchmarks.faults import ENGINE, Clients, Stage, staged
+from benchmarks.record import Cell, Table, deliver, made_record
+from entmtp.cli_errors import told_plainly
+from entmtp.evaluation.canvas import house_style, line_colour
+from entmtp.files import write_whole
+from entmtp.scheduling.cost import hardware_name
+
+USERS = (1, 8, 1)
+_TOKENS = 48
+_SAMPLE_SECONDS = 0.5
+NOTES = (
+    "Replicas are those that run, sampled twice a second. The two nodes of the stage share this machine's cores, so a"
+    " second replica shows that scaling works, and not what it gains.",
+)
+Samples = list[tuple[float, int, int]]
+
+
+def main(
+    seconds: Annotated[float, typer.Option(min=5, help="of each load")] = 40.0,
+    figure: Annotated[Path | None, typer.Option(help="picture to draw")] = None,
+    record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+) -> None:
+    """Change the load and watch the replicas."""
+    with told_plainly("autoscaling", interrupted="nothing was recorded"):
+        with staged() as stage:
+            samples, outcomes = asyncio.run(_play(stage, seconds))
+        if figure is not None:
+            write_whole(figure, lambda path: _drawn(samples).savefig(path, format=figure.suffix.lstrip(".")))
+        table = _table(samples, outcomes, seconds)
+        deliver(made_record("autoscaling", "Autoscaling", hardware_name(torch.device("cpu")), [table], NOTES), record)
+
+
+async def _play(stage: Stage, seconds: float) -> tuple[Samples, list[Counter[str]]]:
+    await stage.wait()
+    url = f"http://127.0.0.1:{stage.port}"
+    await Clients(url, 1, _TOKENS).learn()
+    await asyncio.to_thread(stage.deploy, 1, 2)
+    await stage.wait(engines=1)
+    samples: Samples = []
+    outcomes = []
+    began = time.monotonic()
+    for users in USERS:
+        clients = Clients(url, users, _TOKENS)
+        await clients.learn()
+        ends = time.monotonic() + seconds
+        async with clients.asking() as seen:
+            while time.monotonic() < ends:
+                running = await asyncio.to_thread(stage.running, ENGINE)
+                samples.append((time.monotonic() - began, users, running))
+                await asyncio.sleep(_SAMPLE_SECONDS)
+        outcomes.append(seen)
+        Console(stderr=True).print(f"{users} users: {dict(seen)}, {samples[-1][2]} replicas")
+    return samples, outcomes
+
+
+def _table(samples: Samples, outcomes: list[Counter[str]], seconds: float) -> Table:
+    rows: list[list[Cell]] = []
+    for number, (users, seen) in enumerate(zip(USERS, outcomes, strict=True)):
+        part = [replicas for at, _, replicas in samples if number <= at / seconds < number + 1]
+        counts = [seen[kind] for kind in ("answered", "told", "lost", "wrong")]
+        rows.append([users, min(part, default=0), max(part, default=0), part[-1] if part else 0, *counts])
+    columns = ["users", "replicas, least", "most", "at the end", "answered", "told", "lost", "wrong"]
+    return Table(title=f"{seconds:g} s of each load", columns=columns, rows=rows)
+
+
+def _drawn(samples: Samples) -> Figure:
+    with house_style():
+        figure = Figure(figsize=(8, 4), layout="constrained")
+        axes = figure.subplots()
+        times = [at for at, _, _ in samples]
+        for number, (name, values) in enumerate(
+            {"users": [users for _, users, _ in samples], "replicas": [count for _, _, count in samples]}.items()
+        ):
+            axes.step(times, values, where="post", label=name, color=line_colour(number))
+        axes.set_xlabel("seconds")
+        axes.set_ylabel("count")
+        axes.set_ylim(bottom=0)
+        axes.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    typer.run(main)
