@@ -64,7 +64,7 @@ def make_api(
 
     @api.post("/v1/chat/completions", responses=_ERRORS)
     async def chat(body: ChatRequest, request: Request, key: Owner) -> Response:
-        record = Record.begin(request_id(request), key, body, service.args.log_prompts)
+        record = Record.begin(request_id(request), key, body, service)
         with record.refusals():
             engine = service.catalogue.find(body.model, body.speculation)
             prompt = await service.encode_chat(engine, body.messages)
@@ -74,7 +74,7 @@ def make_api(
 
     @api.post("/v1/completions", responses=_ERRORS)
     async def completions(body: CompletionRequest, request: Request, key: Owner) -> Response:
-        record = Record.begin(request_id(request), key, body, service.args.log_prompts)
+        record = Record.begin(request_id(request), key, body, service)
         with record.refusals():
             engine = service.catalogue.find(body.model, body.speculation)
             prompts = [

@@ -14,7 +14,8 @@ from typing import Any
 from deployments.answers import Answer
 from deployments.errors import ApiError
 from deployments.schema import Generation
-from deployments.service import Work
+from deployments.service import Service, Work
+from deployments.tracing import Tracing
 
 _log = logging.getLogger("ray.serve")
 
@@ -27,16 +28,17 @@ class Record:
     key: str
     user: str | None
     model: str
+    tracing: Tracing
     prompt: Any
     began: float = field(default_factory=time.perf_counter)
     first_token_s: float | None = None
 
     @classmethod
-    def begin(cls, id: str, key: str, body: Generation, with_prompt: bool) -> Record:
+    def begin(cls, id: str, key: str, body: Generation, service: Service) -> Record:
         """Of a request that has just come."""
         user = None if body.user is None else hashlib.sha256(body.user.encode()).hexdigest()[:16]
-        prompt = body.model_dump(include={"messages", "prompt"}) if with_prompt else None
-        return cls(id, key, user, body.model, prompt)
+        prompt = body.model_dump(include={"messages", "prompt"}) if service.args.log_prompts else None
+        return cls(id, key, user, body.model, service.tracing, prompt)
 
     @contextmanager
     def refusals(self) -> Iterator[None]:
@@ -63,7 +65,7 @@ class Record:
         self._write(status, facts | ({} if self.prompt is None else {"answers": [one.text for one in answers]}))
 
     def _write(self, status: int, facts: dict[str, Any]) -> None:
-        line = {
+        line: dict[str, Any] = {
             "request_id": self.id,
             "status": status,
             "key": self.key,
@@ -73,6 +75,7 @@ class Record:
             "first_token_seconds": None if self.first_token_s is None else round(self.first_token_s, 4),
             **facts,
         }
+        self.tracing.ended(self.model, line["seconds"], status, line)
         if self.prompt is not None:
             line["prompt"] = self.prompt
         _log.info("request %s", json.dumps({name: value for name, value in line.items() if value is not None}))

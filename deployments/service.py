@@ -20,6 +20,7 @@ from deployments.messages import Call, Delta, Failure
 from deployments.relay import relayed
 from deployments.schema import Generation, Message
 from deployments.settings import AppArgs, EngineArgs
+from deployments.tracing import Tracing
 from entmtp.models.registry import load_tokenizer, max_positions
 
 _STATUS = {"invalid": 400, "full": 429, "failed": 500, "dead": 503}
@@ -49,6 +50,7 @@ class Service:
     def __init__(self, args: AppArgs, handles: Mapping[str, Any], limiter: Any | None) -> None:
         self.args = args
         self.catalogue = Catalogue(args.engines)
+        self.tracing = Tracing(args.trace_share)
         self._handles = handles
         self._limiter = limiter
         sources = {one.model for one in args.engines}

@@ -100,6 +100,7 @@ class AppArgs(Settings):
     limits: LimitArgs = Field(default_factory=LimitArgs)
     api_keys_file: Path | None = Field(None, description="lines NAME:SHA256; see `python -m deployments.auth`")
     allow_anonymous: bool = Field(default=False, description="serve without keys on other addresses than loopback")
+    trace_share: FiniteFloat = Field(0.0, ge=0, le=1, description="of the requests, as OpenTelemetry spans")
     log_prompts: bool = Field(default=False, description="write prompts and answers to the log")
 
     @model_validator(mode="after")
