@@ -1,8 +1,9 @@
 """The HTTP API: OpenAI's paths, and a few of its own."""
 
-from __future__ import annotations
+# FastAPI evaluates annotations, and those of the routes name what is local to their factory: they must not be strings.
 
 import asyncio
+import json
 import logging
 import re
 import uuid
@@ -135,9 +136,13 @@ def make_api(
     @api.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> JSONResponse:
         _log.exception("an error that nobody expected")
-        return ApiError(500, f"service: {type(error).__name__}; the log says more").response()
+        return _unexpected(error).response()
 
     return api
+
+
+def _unexpected(error: Exception) -> ApiError:
+    return ApiError(500, f"service: {type(error).__name__}; the log says more")
 
 
 def request_id(request: Request) -> str:
@@ -197,7 +202,11 @@ async def _events(
         status = 200
     except ApiError as error:
         status = error.status
-        yield f"data: {JSONResponse(error.body()).body.decode()}\n\n"
+        yield f"data: {json.dumps(error.body())}\n\n"
+    except Exception as error:  # the client must hear of it, whatever it is
+        status = 500
+        _log.exception("request %s: an error that nobody expected", record.id)
+        yield f"data: {json.dumps(_unexpected(error).body())}\n\n"
     finally:
         record.end(status, work, answers)
 
