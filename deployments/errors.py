@@ -82,4 +82,4 @@ def printable(text: str) -> str:
 
 
 def _is_branch(part: int | str) -> bool:
-    return isinstance(part, str) and ("[" in part or part in {"str", "int", "list", "dict"})
+    return isinstance(part, str) and ("[" in part or part in {"str", "constrained-str", "int"})

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import openai
@@ -27,11 +30,11 @@ START_SECONDS = 300
 PROMPTS = ["Why is the sky blue?", "Name three rivers.", "Write a haiku about rain.", "What is 17 times 3?"]
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+@contextmanager
+def started(*options: str) -> Iterator[str]:
     """The address of a service that `python -m deployments.local` has started."""
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "deployments.local", "--port", str(port)]
+    command = [sys.executable, "-m", "deployments.local", "--port", str(port), *options]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     lines: list[str] = []
@@ -48,6 +51,13 @@ def url() -> Iterator[str]:
         process.send_signal(signal.SIGINT)
         process.wait(120)
     assert process.returncode == 130
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """The bundled model's service."""
+    with started() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +270,73 @@ def test_models_health_and_metrics(client: openai.OpenAI, url: str) -> None:
         time.sleep(2)
     for name in ("time_to_first_token_seconds_bucket", "generation_tokens", "goodput_tokens_per_second", "steps"):
         assert f"ray_entmtp_{name}" in text
+
+
+def raw(url: str, *parts: bytes, pause: float = 0.0) -> tuple[int, bytes]:
+    """Sends bytes as they are; returns the status and what followed the head."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        for number, part in enumerate(parts):
+            time.sleep(pause if number else 0.0)
+            connection.sendall(part)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        return response.status, response.read()
+
+
+def post(path: str, body: bytes, *, length: int | None = None, headers: bytes = b"") -> bytes:
+    said = len(body) if length is None else length
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {said}\r\n"
+    return head.encode() + headers + b"Connection: close\r\n\r\n" + body
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"\xff\xfe{}", 400),
+        (b'{"model": "\xc3\x28"}', 400),
+        (b"[" * 200_000, 400),
+        (b'{"messages":' * 50_000, 400),
+        (b'{"model": "' + b"x" * 3_000_000 + b'"}', 413),
+        (b"", 400),
+        (b"null", 400),
+    ],
+)
+def test_bodies_that_nobody_should_send(url: str, body: bytes, status: int) -> None:
+    found, answer = raw(url, post("/v1/chat/completions", body))
+    assert found == status
+    assert json.loads(answer)["error"]["message"]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(url: str) -> None:
+    began = time.monotonic()
+    status, answer = raw(url, post("/v1/completions", b'{"model"', length=1000))
+    assert status == 408
+    assert json.loads(answer)["error"]["type"] == "timeout_error"
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("headers", "most"),
+    [
+        (b"X-Long: " + b"a" * 200_000 + b"\r\n", 499),
+        (b"".join(b"X-%d: a\r\n" % number for number in range(2000)), 499),
+        (b"X-Request-Id: \x01\x02\r\n", 499),
+        (b"Authorization: Bearer " + b"\xff" * 100 + b"\r\n", 499),
+        (b"Content-Type: text/plain\r\n", 499),
+    ],
+)
+def test_headers_that_nobody_should_send(url: str, headers: bytes, most: int) -> None:
+    body = f'{{"model": "{MODEL}", "prompt": "x", "max_tokens": 0}}'.encode()
+    status, _ = raw(url, post("/v1/completions", body, headers=headers))
+    assert 400 <= status <= most
+
+
+def test_other_paths_and_methods(url: str) -> None:
+    for request, status in ((b"GET /v1/nothing", 404), (b"DELETE /v1/models", 405), (b"GET /v1/completions", 405)):
+        found, answer = raw(url, request + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert found == status
+        assert json.loads(answer)["error"]["message"]
 
 
 def test_a_taken_port_is_told(url: str) -> None:

@@ -1,0 +1,58 @@
+"""The service's own OpenAPI document, and thousands of requests made from it: none may break the service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.integration.test_serving import MODEL, ROOT, started
+
+CASES = 2000
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service whose answers can only be short."""
+    config = yaml.safe_load((ROOT / "deployments" / "config.cpu.yaml").read_text())
+    engine = config["applications"][0]["args"]["engines"][0]
+    engine["engine"] = {"slots": 8, "context": 64, "max_waiting": 16}
+    path: Path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with started("--config", str(path)) as address:
+        yield address
+
+
+@pytest.mark.slow
+def test_no_request_breaks_the_service(url: str) -> None:
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    operations = [operation.ok() for operation in schema.get_all_operations()]
+    each = CASES // len(operations) + 1
+    statuses: dict[int, int] = {}
+
+    for operation in operations:
+
+        @settings(
+            max_examples=each,
+            deadline=None,
+            database=None,
+            phases=[Phase.explicit, Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(), known=st.booleans())
+        def sent(case: Any, known: bool) -> None:
+            if known and isinstance(case.body, dict):
+                case.body["model"] = MODEL
+            response = case.call(timeout=60)
+            statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
+            assert response.status_code < 500, (case.body, response.text)
+
+        sent()
+    assert sum(statuses.values()) >= CASES
+    assert statuses.get(200, 0) > 0
