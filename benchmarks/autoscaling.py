@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Replicas that come and go with the load: one user, eight, and one again.
 
-    python -m benchmarks.autoscaling --figure autoscaling.png
+    python -m benchmarks.autoscaling --figure autoscaling.svg
 
 On the same stage as `benchmarks.faults`; no request may be lost when a replica goes.
 """
@@ -48,7 +48,10 @@ def main(
         if figure is not None:
             write_whole(figure, lambda path: _drawn(samples).savefig(path, format=figure.suffix.lstrip(".")))
         table = _table(samples, outcomes, seconds)
-        deliver(made_record("autoscaling", "Autoscaling", hardware_name(torch.device("cpu")), [table], NOTES), record)
+        deliver(
+            made_record("autoscaling", "Autoscaling", hardware_name(torch.device("cpu")), [table], NOTES, figure),
+            record,
+        )
 
 
 async def _play(stage: Stage, seconds: float) -> tuple[Samples, list[Counter[str]]]:

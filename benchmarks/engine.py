@@ -127,7 +127,7 @@ def main(
         if figure is not None:
             write_whole(figure, lambda unfinished: drawn(found).savefig(unfinished, format="svg", bbox_inches="tight"))
         notes = [*NOTES, *verdicts(found)]
-        deliver(made_record("engine", title, hardware_name(backbone.device), [table], notes), record)
+        deliver(made_record("engine", title, hardware_name(backbone.device), [table], notes, figure), record)
 
 
 def _prompts(tokenizer: Any) -> list[list[int]]:

@@ -7,8 +7,11 @@ from collections.abc import Iterable, Sequence
 from benchmarks.record import Record
 
 
-def record_section(record: Record) -> Iterable[str]:
-    """A section with the record's command, machine, tables and notes, line by line."""
+def record_section(record: Record, folder: str) -> Iterable[str]:
+    """A section with the record's command, machine, tables, figures and notes, line by line.
+
+    ``folder`` is where its figures lie, seen from the page.
+    """
     versions = ", ".join(f"{name} {number}" for name, number in sorted(record.versions.items()))
     commit = f", commit {record.commit}" if record.commit else ""
     yield from (f"### {record.title}", "", "```", record.command, "```", "")
@@ -16,6 +19,8 @@ def record_section(record: Record) -> Iterable[str]:
     for table in record.tables:
         yield from (f"**{table.title}**", "")
         yield from table_lines(table.columns, table.rows)
+    for figure in record.figures:
+        yield from (f"![{record.title}]({folder}/{figure})", "")
     if record.notes:
         yield from (*(f"- {note}" for note in record.notes), "")
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What happens when many times more is asked for than the service can do.
 
-    python -m benchmarks.overload --url http://127.0.0.1:8000     # while `make serve` runs, on the same machine
+    python -m benchmarks.overload                                 # starts the service as `make serve` does
+    python -m benchmarks.overload --url http://127.0.0.1:8000    # while it runs, on the same machine
 
 First a closed loop with as many users as there are slots finds the capacity. Then requests come at random moments, so
 many times as often as that, for a while: those that are refused must be refused at once and with 429, those that are
@@ -24,6 +25,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.serving import running
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
@@ -41,7 +43,7 @@ NOTES = (
 
 
 def main(
-    url: Annotated[str, typer.Option(help="of the service")] = "http://127.0.0.1:8000",
+    url: Annotated[str | None, typer.Option(help="of a service that runs; else one is started")] = None,
     model: Annotated[str, typer.Option(help="that it serves")] = "smollm2-135m",
     users: Annotated[int, typer.Option(min=1, help="at capacity: as many as the engine has slots")] = 8,
     times: Annotated[float, typer.Option(min=1, help="the capacity")] = 20.0,
@@ -50,13 +52,15 @@ def main(
     record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
 ) -> None:
     """Overload the service."""
-    with told_plainly("overload", interrupted="nothing was recorded"):
+    with told_plainly("overload", interrupted="nothing was recorded"), running(url) as address:
         console = Console(stderr=True)
         texts = [one.text for name in SUITES for one in draw(split(load_suite(name).prompts)[1], 12, seed=0)]
-        traffic = Traffic(Endpoint("service", f"{url}/v1", model), texts, tokens, 600.0)
+        traffic = Traffic(Endpoint("service", f"{address}/v1", model), texts, tokens, 600.0)
         calm = asyncio.run(_calm(traffic, users))
         if errors := {one.error for one in calm if one.error}:
-            raise EntMTPError(f"url: {url} fails before any overload ({', '.join(map(str, errors))}); is it running?")
+            raise EntMTPError(
+                f"url: {address} fails before any overload ({', '.join(map(str, errors))}); is it running?"
+            )
         capacity = len(calm) / max(one.ended for one in calm)
         console.print(f"capacity {capacity:.2f} requests/s; {times:g} times as many for {seconds:g} s")
         outcomes, memory, recovery = asyncio.run(_overload(traffic, capacity * times, seconds))

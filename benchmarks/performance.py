@@ -40,13 +40,19 @@ COMMANDS: dict[str, dict[str, str]] = {
         "peers": "peers --prompts 3 --max-new-tokens 48 --repetitions 2",
         "gains": "gains --repetitions 30",
         "gains-packed": "gains --kernels packed --repetitions 30",
-        "engine": "engine",
+        "engine": "engine --figure docs/performance/cpu-engine.svg",
         "chat": "chat",
         "memory": "memory",
         "signals": "signals --output results/signals",
         "heads": "heads --output results/heads --prompts 4",
         "predict": "predict --profile xeon-2-cores --output results/heads --prompts 4",
         "predict-flat": "predict --profile flat --output results/heads --prompts 4",
+    },
+    "serving": {
+        "overhead": "serving",
+        "overload": "overload",
+        "faults": "faults",
+        "autoscaling": "autoscaling --figure docs/performance/serving-autoscaling.svg",
     },
     "cuda": {
         "step": "step --dtype bfloat16 --churn 1000 --profile",
@@ -98,7 +104,7 @@ def render(kept: Sequence[Record]) -> str:
         lines += [f"## {machine}", ""]
         for record in kept:
             if record.machine == machine:
-                lines += record_section(record)
+                lines += record_section(record, RECORDS.name)
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -50,6 +50,7 @@ class Record(BaseModel):
         machine: :func:`entmtp.scheduling.cost.hardware_name` of where it ran.
         commit: of the checkout, with ``+`` behind it if files differed; empty without git.
         notes: sentences that say what the tables mean, bars and their verdicts among them.
+        figures: names of pictures that lie beside the record.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,9 +64,17 @@ class Record(BaseModel):
     commit: str
     notes: list[str]
     tables: list[Table] = Field(min_length=1)
+    figures: list[str] = []
 
 
-def made_record(name: str, title: str, machine: str, tables: Sequence[Table], notes: Sequence[str] = ()) -> Record:
+def made_record(
+    name: str,
+    title: str,
+    machine: str,
+    tables: Sequence[Table],
+    notes: Sequence[str] = (),
+    figure: Path | None = None,
+) -> Record:
     """A record of what this process measured just now."""
     return Record(
         name=name,
@@ -77,6 +86,7 @@ def made_record(name: str, title: str, machine: str, tables: Sequence[Table], no
         commit=_commit(),
         notes=list(notes),
         tables=list(tables),
+        figures=[] if figure is None else [figure.name],
     )
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What HTTP, Ray Serve and the API cost: the same prompts through the service and through the library, by turns.
 
-    python -m benchmarks.serving --url http://127.0.0.1:8000     # while `make serve` runs, on the same machine
+    python -m benchmarks.serving                                  # starts the service as `make serve` does
+    python -m benchmarks.serving --url http://127.0.0.1:8000     # while it runs, on the same machine
 
 One request at a time, greedy, streamed. The texts must be the same.
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +21,7 @@ import typer
 from rich.progress import track
 
 from benchmarks.record import Cell, Table, deliver, made_record
+from deployments.local import service
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.completion import Completion
 from entmtp.errors import EntMTPError
@@ -30,6 +34,7 @@ from entmtp.models.registry import encode_chat
 from entmtp.scheduling.cost import hardware_name
 from entmtp.session import Method, load_method
 from entmtp.settings import EngineSettings, SamplingParams
+from jobs.local import free_ports
 
 BAR = 1.10
 NOTES = (
@@ -39,7 +44,7 @@ NOTES = (
 
 
 def main(
-    url: Annotated[str, typer.Option(help="of the service")] = "http://127.0.0.1:8000",
+    url: Annotated[str | None, typer.Option(help="of a service that runs; else one is started")] = None,
     model: Annotated[str, typer.Option(help="that it serves, which is the bundled one")] = "smollm2-135m",
     method: Annotated[str, typer.Option(help="that it serves it with")] = "entmtp-dynamic",
     prompts: Annotated[int, typer.Option(min=3, help="of each suite")] = 5,
@@ -48,11 +53,11 @@ def main(
     record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
 ) -> None:
     """Measure the overhead of serving."""
-    with told_plainly("serving", interrupted="nothing was recorded"):
+    with told_plainly("serving", interrupted="nothing was recorded"), running(url) as address:
         texts = [one.text for name in SUITES for one in draw(split(load_suite(name).prompts)[1], prompts, seed=0)]
         engine, tokenizer = load_method(Method(method), print, EngineSettings())
         params = SamplingParams(temperature=0.0, max_tokens=tokens)
-        traffic = Traffic(Endpoint("service", f"{url}/v1", model), texts, tokens, 600.0)
+        traffic = Traffic(Endpoint("service", f"{address}/v1", model), texts, tokens, 600.0)
         served: list[list[Outcome]] = [[] for _ in texts]
         alone: list[list[Completion]] = [[] for _ in texts]
 
@@ -61,7 +66,7 @@ def main(
                 number = max(0, at) % len(texts)
                 (outcome,) = await traffic.closed([number], 1, lambda _: None)
                 if outcome.error is not None:
-                    raise EntMTPError(f"url: {url} fails ({outcome.error}); is the service running?")
+                    raise EntMTPError(f"url: {address} fails ({outcome.error}); is the service running?")
                 await asyncio.sleep(0.2)  # the other process' threads must have stopped to wait for work
                 done = Completion()
                 for _ in engine.stream(encode_chat(tokenizer, texts[number]), params, done):
@@ -76,6 +81,17 @@ def main(
         asyncio.run(measure())
         machine = hardware_name(engine.backbone.device)
         deliver(made_record("serving", "What serving costs", machine, [_table(served, alone)], NOTES), record)
+
+
+@contextmanager
+def running(url: str | None) -> Iterator[str]:
+    """The address of the service at ``url``, or of one that lives as long as the block."""
+    if url is not None:
+        yield url
+        return
+    (port,) = free_ports(1)
+    with service(port=port) as address:
+        yield address
 
 
 def _table(served: list[list[Outcome]], alone: list[list[Completion]]) -> Table:

@@ -138,7 +138,7 @@ def _records(records: Sequence[Record]) -> Iterator[str]:
     if records:
         yield from ("## Beside the benchmark", "")
     for record in records:
-        yield from record_section(record)
+        yield from record_section(record, FOLDER.name)
 
 
 def _portable(words: str) -> str:

@@ -14,8 +14,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,29 +29,40 @@ from entmtp.files import write_text
 from jobs.local import local_cluster
 
 ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "deployments" / "config.cpu.yaml"
 _START_SECONDS = 600
 _POLL_SECONDS = 1.0
 
 
 def main(
-    config: Annotated[Path, typer.Option(help="a Serve config file")] = ROOT / "deployments" / "config.cpu.yaml",
+    config: Annotated[Path, typer.Option(help="a Serve config file")] = CONFIG,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="instead of the file's")] = None,
 ) -> None:
     """Start the service, say when it is ready, and stop it at Ctrl-C."""
-    with told_plainly("serve", interrupted="the service has stopped"):
-        given = read_config(config)
-        options = given.setdefault("http_options", {})
-        options["port"] = port or options.get("port", 8000)
-        address = f"http://{options.setdefault('host', '127.0.0.1')}:{options['port']}"
-        _refuse_taken(address)
-        os.environ |= node_environment(dict(os.environ))
-        with local_cluster() as environment, tempfile.TemporaryDirectory() as scratch:
-            path = write_text(Path(scratch) / "config.yaml", yaml.safe_dump(given))
-            _deploy(path, environment)
-            _wait_until_ready(environment["RAY_API_SERVER_ADDRESS"], address)
-            print(_greeting(address, given), flush=True)
-            while True:
-                time.sleep(3600)
+    with told_plainly("serve", interrupted="the service has stopped"), service(config, port) as address:
+        print(_greeting(address, read_config(config)), flush=True)
+        while True:
+            time.sleep(3600)
+
+
+@contextmanager
+def service(config: Path = CONFIG, port: int | None = None) -> Iterator[str]:
+    """Runs the service for as long as the block lasts; gives its address.
+
+    Raises:
+        EntMTPError: the file is wrong, the port is taken, or the service can't be started.
+    """
+    given = read_config(config)
+    options = given.setdefault("http_options", {})
+    options["port"] = port or options.get("port", 8000)
+    address = f"http://{options.setdefault('host', '127.0.0.1')}:{options['port']}"
+    _refuse_taken(address)
+    os.environ |= node_environment(dict(os.environ))
+    with local_cluster() as environment, tempfile.TemporaryDirectory() as scratch:
+        path = write_text(Path(scratch) / "config.yaml", yaml.safe_dump(given))
+        _deploy(path, environment)
+        _wait_until_ready(environment["RAY_API_SERVER_ADDRESS"], address)
+        yield address
 
 
 def node_environment(given: Mapping[str, str]) -> dict[str, str]:
