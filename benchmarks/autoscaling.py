@@ -48,10 +48,8 @@ def main(
         if figure is not None:
             write_whole(figure, lambda path: _drawn(samples).savefig(path, format=figure.suffix.lstrip(".")))
         table = _table(samples, outcomes, seconds)
-        deliver(
-            made_record("autoscaling", "Autoscaling", hardware_name(torch.device("cpu")), [table], NOTES, figure),
-            record,
-        )
+        machine = hardware_name(torch.device("cpu"))
+        deliver(made_record("autoscaling", "Autoscaling", machine, [table], NOTES, figure), record)
 
 
 async def _play(stage: Stage, seconds: float) -> tuple[Samples, list[Counter[str]]]:

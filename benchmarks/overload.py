@@ -58,9 +58,7 @@ def main(
         traffic = Traffic(Endpoint("service", f"{address}/v1", model), texts, tokens, 600.0)
         calm = asyncio.run(_calm(traffic, users))
         if errors := {one.error for one in calm if one.error}:
-            raise EntMTPError(
-                f"url: {address} fails before any overload ({', '.join(map(str, errors))}); is it running?"
-            )
+            raise EntMTPError(f"url: {address} fails before any overload ({', '.join(map(str, errors))}); does it run?")
         capacity = len(calm) / max(one.ended for one in calm)
         console.print(f"capacity {capacity:.2f} requests/s; {times:g} times as many for {seconds:g} s")
         outcomes, memory, recovery = asyncio.run(_overload(traffic, capacity * times, seconds))

@@ -121,7 +121,9 @@ class Service:
             if params.seed is None:
                 params = params.model_copy(update={"seed": seed})
             max_nodes = None if body.speculation is None else body.speculation.max_nodes
-            calls.append(Call(f"{id}.{number}", list(prompt), params, n, max_nodes))
+            # Two clients may have chosen the same id.
+            unique = f"{id}.{secrets.token_hex(4)}.{number}"
+            calls.append(Call(unique, list(prompt), params, n, max_nodes))
         await self._take(key, sum(call.tokens for call in calls))
         return Work(engine, calls)
 
