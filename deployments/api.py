@@ -12,14 +12,12 @@ from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.exceptions import HTTPException
 
 from deployments.answers import Answer, ChatShape, CompletionShape, Shape
 from deployments.auth import Keys
 from deployments.body import BodyLimit
-from deployments.errors import ApiError, of_validation
+from deployments.errors import ApiError, tell_errors, unexpected
 from deployments.messages import Delta
 from deployments.record import Record
 from deployments.schema import COMPLETION_TOKENS, ChatRequest, CompletionRequest, Generation, TokenizeRequest
@@ -120,29 +118,8 @@ def make_api(
     async def all_metrics(key: Owner) -> str:
         return await metrics()
 
-    @api.exception_handler(ApiError)
-    async def refused(_: Request, error: ApiError) -> JSONResponse:
-        return error.response()
-
-    @api.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        return of_validation(error.errors()).response()
-
-    @api.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
-        message = f"{request.method} {request.url.path}: {error.detail}"
-        return ApiError(error.status_code, message, headers=error.headers).response()
-
-    @api.exception_handler(Exception)
-    async def broken(_: Request, error: Exception) -> JSONResponse:
-        _log.exception("an error that nobody expected")
-        return _unexpected(error).response()
-
+    tell_errors(api)
     return api
-
-
-def _unexpected(error: Exception) -> ApiError:
-    return ApiError(500, f"service: {type(error).__name__}; the log says more")
 
 
 def request_id(request: Request) -> str:
@@ -161,7 +138,7 @@ async def _answer(service: Service, body: Generation, work: Work, shape: Shape, 
         accounts = [one.account for one in answers if one.account is not None]
         usage = usage_of(work.engine, work.prompt_tokens, sum(len(one.tokens) for one in answers), accounts)
         record.end(200, work, answers)
-        return JSONResponse(shape.whole(answers, usage).model_dump(mode="json"), headers=headers)
+        return JSONResponse(shape.whole(answers, usage).model_dump(mode="json", exclude_unset=True), headers=headers)
     with record.refusals():
         # Before the response is begun, a refusal still has a status of its own.
         first = await anext(stream)
@@ -206,7 +183,7 @@ async def _events(
     except Exception as error:  # the client must hear of it, whatever it is
         status = 500
         _log.exception("request %s: an error that nobody expected", record.id)
-        yield f"data: {json.dumps(_unexpected(error).body())}\n\n"
+        yield f"data: {json.dumps(unexpected(error).body())}\n\n"
     finally:
         record.end(status, work, answers)
 

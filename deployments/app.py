@@ -1,6 +1,6 @@
 """The application that `serve deploy deployments/config.yaml` starts: ingress, engines, limiter."""
 
-from __future__ import annotations
+# Serve reads the type of the builder's argument, which must not be a string.
 
 from typing import Any
 

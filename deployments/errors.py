@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
+_log = logging.getLogger("ray.serve")
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -53,6 +58,35 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """The whole answer."""
         return JSONResponse(self.body(), self.status, self.headers)
+
+
+def tell_errors(api: FastAPI) -> None:
+    """Has the application tell every error so, also those of FastAPI and those that nobody expected."""
+
+    @api.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @api.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        return of_validation(error.errors()).response()
+
+    @api.exception_handler(HTTPException)
+    async def unanswered(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # FastAPI's, for a body that no parser gets through
+            return ApiError(400, "body: it can't be read; send a JSON object").response()
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return ApiError(error.status_code, message, headers=error.headers).response()
+
+    @api.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> JSONResponse:
+        _log.exception("an error that nobody expected")
+        return unexpected(error).response()
+
+
+def unexpected(error: Exception) -> ApiError:
+    """What a client may know of an error that is ours."""
+    return ApiError(500, f"service: {type(error).__name__}; the log says more")
 
 
 def of_validation(errors: Sequence[Any]) -> ApiError:

@@ -109,6 +109,7 @@ def _wait_until_ready(dashboard: str, address: str) -> None:
     Raises:
         EntMTPError: one can't be started, with Serve's own reason, or it takes too long.
     """
+    print("the first start on a machine measures what its steps cost, which takes a minute", flush=True)
     told = ""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:

@@ -27,7 +27,7 @@ class Choice:
 
     def within(self, nodes: int | None) -> Choice:
         """The same tree with at most ``nodes`` nodes, those whose guesses come first in the heads' rankings."""
-        if nodes is None or self.topology.nodes <= nodes:
+        if nodes is None:
             return self
         topology = self.topology.first(nodes)
         if self.tokens is None:

@@ -57,6 +57,8 @@ class Topology:
 
     def first(self, nodes: int) -> Topology:
         """The ``nodes`` paths with the smallest ranks, summed along the path from 1 on, so that parents come first."""
+        if self.nodes <= nodes:
+            return self
         ordered = sorted(self.paths, key=lambda path: (sum(path) + len(path), path))
         return Topology.of(ordered[:nodes]) if nodes else Topology.root_only()
 

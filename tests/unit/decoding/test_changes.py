@@ -27,7 +27,7 @@ SETTINGS = EngineSettings(slots=2, context=CONTEXT, prefill_tokens=7)
 
 
 def dynamic() -> DynamicPolicy:
-    return DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(0.0, 0.0), 8)
+    return DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(1e-3, 1e-3), 8)
 
 
 def engine_of(backbone: Backbone, heads: DraftHeads, policy: Policy | None = None) -> Engine:

@@ -6,14 +6,11 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.requests import Request
 
-from deployments.errors import ApiError, of_validation
+from deployments.errors import tell_errors
 from deployments.schema import IGNORED, ChatRequest, CompletionRequest
 from entmtp.settings import SamplingParams
 
@@ -34,14 +31,7 @@ def client() -> TestClient:
     async def text(body: CompletionRequest) -> dict[str, Any]:
         return body.sampling(100, 16).model_dump() | {"prompts": body.prompts()}
 
-    @api.exception_handler(ApiError)
-    async def refused(_: Request, error: ApiError) -> JSONResponse:
-        return error.response()
-
-    @api.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        return of_validation(error.errors()).response()
-
+    tell_errors(api)
     return TestClient(api, raise_server_exceptions=False)
 
 
