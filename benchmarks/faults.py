@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import time
@@ -166,9 +167,10 @@ class Stage:
     def running(self, name: str) -> int:
         """Replicas of a deployment that run."""
         from ray import serve
+        from ray.serve._private.common import ReplicaState
 
         deployment = serve.status().applications[APP].deployments[name]
-        return int(deployment.replica_states.get("RUNNING", 0))
+        return int(deployment.replica_states.get(ReplicaState.RUNNING, 0))
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Of a deployment's replicas."""
@@ -271,7 +273,7 @@ def staged() -> Iterator[Stage]:
     os.environ |= LOCAL_SETTINGS | node_environment(dict(os.environ))
     stage = Stage(port)
     try:
-        ray.init(address=stage.cluster.address, logging_level="ERROR", log_to_driver=False)
+        ray.init(address=stage.cluster.address, logging_level=logging.ERROR, log_to_driver=False)
         serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
         stage.deploy()
         yield stage

@@ -60,7 +60,7 @@ class Shape(ABC):
         """The chunk without choices that tells the usage."""
 
     def _text(self, token: int) -> str:
-        return self._tokenizer.decode([token])
+        return str(self._tokenizer.decode([token]))
 
 
 class ChatShape(Shape):

@@ -25,8 +25,8 @@ def build(args: AppArgs) -> serve.Application:
     engines = {one.name: _engine(one, args.routing, args.limits) for one in args.engines}
     limits = args.limits
     limited = limits.requests_per_minute is not None or limits.tokens_per_minute is not None
-    limiter = serve.deployment(Limiter).options(ray_actor_options={"num_cpus": 0}).bind(limits) if limited else None
-    ingress = serve.deployment(serve.ingress()(Ingress)).options(
+    limiter = serve.deployment(ray_actor_options={"num_cpus": 0})(Limiter).bind(limits) if limited else None
+    ingress = serve.deployment(
         name="ingress",
         num_replicas=args.ingress_replicas,
         ray_actor_options={"num_cpus": 0},
@@ -34,7 +34,7 @@ def build(args: AppArgs) -> serve.Application:
         health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_timeout_s=limits.request_seconds,
         logging_config=LoggingConfig(enable_access_log=False),
-    )
+    )(serve.ingress()(Ingress))
     return ingress.bind(args, engines, limiter)
 
 
@@ -52,15 +52,15 @@ def _engine(args: EngineArgs, routing: RoutingArgs, limits: LimitArgs) -> serve.
             policy_function=TokensPolicy, policy_kwargs={"target_seconds": scaling.target_seconds}
         ),
     )
-    router = RequestRouterConfig(
-        request_router_class=PrefixRouter,
-        request_router_kwargs={"imbalance_tokens": routing.imbalance_tokens},
-        request_routing_stats_period_s=routing.stats_period_s,
-    )
-    deployment = serve.deployment(EngineReplica).options(
+    options: dict[str, Any] = {
+        "request_router_class": PrefixRouter,
+        "request_router_kwargs": {"imbalance_tokens": routing.imbalance_tokens},
+        "request_routing_stats_period_s": routing.stats_period_s,
+    }
+    deployment = serve.deployment(
         name=args.name,
         autoscaling_config=autoscaling,
-        request_router_config=router,
+        request_router_config=RequestRouterConfig(**options),
         ray_actor_options=_resources(args),
         # The engine's own queue is first come, first served; what is beyond it waits in the ingress.
         max_ongoing_requests=args.engine.slots + args.engine.max_waiting,
@@ -69,7 +69,7 @@ def _engine(args: EngineArgs, routing: RoutingArgs, limits: LimitArgs) -> serve.
         graceful_shutdown_timeout_s=limits.request_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         logging_config=LoggingConfig(enable_access_log=False),
-    )
+    )(EngineReplica)
     return deployment.bind(args)
 
 

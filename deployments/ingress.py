@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve._private.common import ReplicaState
 
 from deployments.api import make_api
 from deployments.auth import load_keys
@@ -44,7 +45,7 @@ class Ingress:
 
     def _engines_running(self) -> dict[str, bool]:
         deployments = serve.status().applications[self._app].deployments
-        running = {name: status.replica_states.get("RUNNING", 0) > 0 for name, status in deployments.items()}
+        running = {name: status.replica_states.get(ReplicaState.RUNNING, 0) > 0 for name, status in deployments.items()}
         return {one.name: running.get(one.name, False) for one in self._service.args.engines}
 
 
@@ -52,7 +53,8 @@ def _refuse_strangers(app: str) -> None:
     """Raises EntMTPError where other machines could reach a service that knows no keys."""
     from ray.serve.context import _get_global_client
 
-    host = _get_global_client().http_config.host
+    client: Any = _get_global_client()
+    host = client.http_config.host
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -21,6 +21,7 @@ from entmtp.decoding.engine import Engine, EngineFullError, EngineStatistics, Pr
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.session import Method, check_method, load_method, policy_of
+from entmtp.settings import EngineSettings
 
 _log = logging.getLogger("ray.serve")
 _METRICS_SECONDS = 1.0
@@ -60,7 +61,7 @@ class EngineReplica:
         }
         method = replace(self._method, **renamed)
         check_method(method)
-        limits = {name: given[name] for name in ("prefill_tokens", "prefix_reuse", "max_waiting") if name in given}
+        limits: dict[str, Any] = {name: given[name] for name in EngineSettings.model_fields if name in given}
         settings = self._args.engine.model_copy(update=limits)
         engine = self._served.engine
         policy = await asyncio.to_thread(policy_of, method, engine.backbone, engine.heads, settings.slots, _log.info)

@@ -64,8 +64,9 @@ def ranking(loads: Sequence[int], shared: Sequence[int], imbalance: int) -> list
 class PrefixRouter(RequestRouter):
     """Serve's request router for engines; every ingress has one per engine."""
 
-    def initialize_state(self, imbalance_tokens: int) -> None:
-        self._imbalance = imbalance_tokens
+    def initialize_state(self, **kwargs: Any) -> None:
+        """Serve's hook for what the deployment's configuration says: ``imbalance_tokens``."""
+        self._imbalance: int = kwargs["imbalance_tokens"]
         self._known: dict[ReplicaID, _Known] = {}
 
     async def choose_replicas(

@@ -183,8 +183,8 @@ class CompletionRequest(Generation):
         if not self.prompt:
             raise ApiError(400, "prompt: it is empty; give some text", param="prompt")
         if isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return list(self.prompt)  # type: ignore[arg-type]
+            return [self.prompt]
+        return list(self.prompt)
 
 
 class TokenizeRequest(Body):

@@ -83,8 +83,10 @@ class Service:
         turns = [message.as_template() for message in messages]
 
         def encoded() -> list[int]:
-            ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-            return [int(one) for one in ids]
+            found: Any = tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+            return [int(one) for one in found]
 
         try:
             return await asyncio.to_thread(encoded)

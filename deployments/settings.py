@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -105,13 +106,14 @@ class AppArgs(Settings):
 
     @model_validator(mode="after")
     def _distinct(self) -> AppArgs:
-        for key, names in {
-            "name": [one.name for one in self.engines],
-            "model_name, method and task": [(one.model_name, one.method, one.task) for one in self.engines],
-        }.items():
-            if double := next((name for name in names if names.count(name) > 1), None):
-                raise ValueError(f"engines: two have the same {key} {double}; give each its own")
+        _refuse_doubles("name", [one.name for one in self.engines])
+        _refuse_doubles("model_name, method and task", [(one.model_name, one.method, one.task) for one in self.engines])
         for name in {one.model_name for one in self.engines}:
             if len({one.model for one in self.engines if one.model_name == name}) > 1:
                 raise ValueError(f"engines: model_name '{name}' stands for different models; give each its own")
         return self
+
+
+def _refuse_doubles(key: str, values: Sequence[object]) -> None:
+    if double := next((value for value in values if values.count(value) > 1), None):
+        raise ValueError(f"engines: two have the same {key} {double}; give each its own")

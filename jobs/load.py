@@ -18,7 +18,7 @@ import itertools
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 # A submitted job runs from an uploaded copy of the checkout: that copy is the code that runs.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -81,7 +81,8 @@ def main(
         table = outcome_table(found)
         write_whole(results / "requests.parquet", lambda path: pq.write_table(table, path))
         _show(summaries, found, slo)
-        facts = {"model": model, "users": users, "rate": rate, "requests": requests, "rounds": rounds, "seed": seed}
+        facts: dict[str, Any] = {"model": model, "users": users, "rate": rate, "requests": requests}
+        facts |= {"rounds": rounds, "seed": seed}
         facts |= {"max_tokens": max_tokens, "slo.ttft": slo_ttft, "slo.tpot": slo_tpot, "suites": suite or list(SUITES)}
         facts |= {f"endpoint.{one.name}": one.url for one in endpoints}
         print(f"MLflow: {log_load(uri, 'entmtp-load', facts, summaries, table).open_command}")

@@ -58,7 +58,7 @@ class _Growth:
         prefixes = [[self._number.get(tuple(row[: end + 1]), -1) for end in range(len(row))] for row in ranks.tolist()]
         self._prefixes = np.array(prefixes)  # [positions, heads]: which path the true ranks begin with
         self._lengths = np.zeros(len(ranks), dtype=np.int64)
-        self._open = {path for path in self._paths if len(path) == 1}
+        self._open: set[Path] = {path for path in self._paths if len(path) == 1}
 
     def grow(self) -> bool:
         """Adds the best path; false if the traces know no more."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.exceptions import RayActorError
+from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from deployments import relay
@@ -64,9 +65,10 @@ class Handle:
         return self.responses[len(self.calls) - 1]
 
 
-def cut(tokens: Sequence[int], sizes: Sequence[int], index: int = 0) -> list[Delta]:
+def cut(tokens: Sequence[int], sizes: Sequence[int], index: int = 0) -> list[Item]:
     """A stream of these tokens in parts; every token's text is a letter, and comes one part late."""
-    parts, at, late = [], 0, ""
+    parts: list[Item] = []
+    at, late = 0, ""
     for size in sizes:
         part = list(tokens[at : at + size])
         at += len(part)
@@ -134,7 +136,7 @@ def test_another_text_is_an_error_and_not_a_mixture() -> None:
         (lambda: Failure("dead", "loop"), "dead", 3),
         (dead, "dead", 3),
         (lambda: BackPressureError(num_queued_requests=1, max_queued_requests=1), "full", 1),
-        (lambda: DeploymentUnavailableError(None), "dead", 1),
+        (lambda: DeploymentUnavailableError(DeploymentID("engine")), "dead", 1),
     ],
 )
 def test_what_ends_a_call(end: Callable[[], Item], kind: str, tries: int) -> None:
