@@ -48,17 +48,17 @@ COMMANDS: dict[str, dict[str, str]] = {
         "predict": "predict --profile xeon-2-cores --output results/heads --prompts 4",
         "predict-flat": "predict --profile flat --output results/heads --prompts 4",
     },
-    "serving": {
-        "overhead": "serving",
-        "overload": "overload",
-        "faults": "faults",
-        "autoscaling": "autoscaling --figure docs/performance/serving-autoscaling.svg",
-    },
     "cuda": {
         "step": "step --dtype bfloat16 --churn 1000 --profile",
         "step-vicuna-7b": "step --shape vicuna-7b --dtype bfloat16 --nodes 0 --nodes 1 --nodes 3 --nodes 7 --nodes 15"
         " --nodes 31 --nodes 32 --nodes 63 --batch 1 --batch 4 --batch 16 --context 512 --context 4096 --churn 1000",
         "gains": "gains --dtype bfloat16 --repetitions 200",
+    },
+    "serving": {
+        "overhead": "serving",
+        "overload": "overload",
+        "faults": "faults",
+        "autoscaling": "autoscaling --figure docs/performance/serving-autoscaling.svg",
     },
 }
 

@@ -17,16 +17,35 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.load.load_summary import Slo, outcome_table, speedup, summarise_load
 from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic, arrivals
 
-PAUSE = 0.02
+
+class Crowd:
+    """How many requests a service has had at once."""
+
+    def __init__(self, together: int) -> None:
+        self.barrier = asyncio.Barrier(together)
+        self.running = self.most = 0
+
+    def enter(self) -> None:
+        self.running += 1
+        self.most = max(self.most, self.running)
 
 
 @asynccontextmanager
-async def service() -> AsyncIterator[tuple[str, list[float]]]:
-    """A service on a socket that writes three words, two at first; 'fail', 'cut' and 'full' are what they say."""
-    arrived: list[float] = []
+async def service(together: int) -> AsyncIterator[tuple[str, Crowd]]:
+    """A service on a socket that writes three words, two at first; 'fail', 'cut' and 'full' are what they say.
+
+    'meet' waits until so many requests are there ``together``.
+    """
+    crowd = Crowd(together)
 
     async def chat(request: web.Request) -> web.StreamResponse:
-        arrived.append(asyncio.get_running_loop().time())
+        crowd.enter()
+        try:
+            return await answered(request)
+        finally:
+            crowd.running -= 1
+
+    async def answered(request: web.Request) -> web.StreamResponse:
         prompt = (await request.json())["messages"][0]["content"]
         if prompt == "full":
             return web.json_response({"error": {"message": "later", "type": "rate_limit_error"}}, status=429)
@@ -42,7 +61,9 @@ async def service() -> AsyncIterator[tuple[str, list[float]]]:
 
         await send(choices=delta(""))
         await send(choices=delta(f"{prompt} two"))
-        await asyncio.sleep(PAUSE)
+        if prompt == "meet":
+            await crowd.barrier.wait()
+        await asyncio.sleep(0.001)
         if prompt == "fail":
             await response.write(b'data: {"error": {"message": "died", "type": "unavailable_error"}}\n\n')
             return response
@@ -61,19 +82,19 @@ async def service() -> AsyncIterator[tuple[str, list[float]]]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1", arrived
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1", crowd
     finally:
         await runner.cleanup()
 
 
-def asked(*prompts: str, users: int | None = 1, rate: float = 0.0) -> tuple[list[Outcome], list[float]]:
-    async def scene() -> tuple[list[Outcome], list[float]]:
-        async with service() as (url, arrived):
-            traffic = Traffic(Endpoint("e", url, "m"), prompts, 3, 10.0)
+def asked(*prompts: str, users: int | None = 1, rate: float = 0.0, together: int = 1) -> tuple[list[Outcome], Crowd]:
+    async def scene() -> tuple[list[Outcome], Crowd]:
+        async with service(together) as (url, crowd):
+            traffic = Traffic(Endpoint("e", url, "m"), prompts, 3, 30.0)
             numbers = range(len(prompts))
             if users is not None:
-                return await traffic.closed(numbers, users, lambda _: None), arrived
-            return await traffic.open(numbers, rate, 0, lambda _: None), arrived
+                return await traffic.closed(numbers, users, lambda _: None), crowd
+            return await traffic.open(numbers, rate, 0, lambda _: None), crowd
 
     return asyncio.run(scene())
 
@@ -83,7 +104,7 @@ def test_a_request_is_taken_apart() -> None:
     assert outcome.error is None
     assert outcome.text == "one two three"
     assert (outcome.tokens, outcome.tau, len(outcome.chunks)) == (3, 1.5, 2)
-    assert outcome.itl[0] >= PAUSE
+    assert outcome.itl == [outcome.chunks[1] - outcome.chunks[0]]
     assert outcome.tpot == pytest.approx(outcome.itl[0] / 2)
     assert 0 < outcome.ttft < outcome.seconds
 
@@ -100,17 +121,18 @@ def test_nobody_there_is_an_error_too() -> None:
 
 
 def test_a_closed_loop_has_as_many_requests_as_users() -> None:
-    outcomes, _ = asked(*["a"] * 6, users=3)
-    for one in outcomes:
-        assert sum(other.began < one.ended and one.began < other.ended for other in outcomes) <= 6
-    first = sorted(one.began for one in outcomes)
-    assert first[2] < min(one.ended for one in outcomes) <= first[3]
+    outcomes, crowd = asked(*["meet"] * 6, users=3, together=3)
+    assert [one.error for one in outcomes] == [None] * 6
+    assert crowd.most == 3
 
 
-def test_an_open_loop_does_not_wait() -> None:
-    outcomes, arrived = asked(*["a"] * 10, users=None, rate=500.0)
-    assert len(outcomes) == 10
-    assert arrived[-1] - arrived[0] < 10 * PAUSE
+def test_an_open_loop_does_not_wait_for_answers() -> None:
+    outcomes, crowd = asked(*["meet"] * 10, users=None, rate=500.0, together=10)
+    assert [one.error for one in outcomes] == [None] * 10
+    assert crowd.most == 10
+
+
+def test_requests_leave_at_random_moments() -> None:
     moments = list(itertools.islice(arrivals(4.0, seed=1), 4000))
     assert moments == list(itertools.islice(arrivals(4.0, seed=1), 4000))
     gaps = np.diff(moments)
