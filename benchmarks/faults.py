@@ -204,24 +204,32 @@ def _title(process: psutil.Process) -> str:
 
 async def kill_replica(stage: Stage) -> float:
     """kill -9."""
-    os.kill(stage.processes(ENGINE)[0].pid, signal.SIGKILL)
-    await asyncio.sleep(1.0)  # Serve must notice first
-    return 1.0 + await stage.wait()
+    return await _kill(stage, ENGINE)
 
 
 async def kill_ingress(stage: Stage) -> float:
     """kill -9."""
-    os.kill(stage.processes("ingress")[0].pid, signal.SIGKILL)
-    await asyncio.sleep(1.0)
-    return 1.0 + await stage.wait()
+    return await _kill(stage, "ingress")
+
+
+async def _kill(stage: Stage, name: str) -> float:
+    gone = stage.processes(name)[0].pid
+    began = time.monotonic()
+    os.kill(gone, signal.SIGKILL)
+    # Serve calls a dead replica running until it has noticed.
+    while len(alive := {one.pid for one in stage.processes(name)}) < 2 or gone in alive:
+        await asyncio.sleep(0.1)
+    await stage.wait()
+    return time.monotonic() - began
 
 
 async def kill_node(stage: Stage) -> float:
     """A node goes with all that runs on it, and another one comes."""
     gone = stage.nodes.pop(0)
-    await asyncio.to_thread(stage.cluster.remove_node, gone, allow_graceful=False)
     began = time.monotonic()
-    stage.nodes.append(await asyncio.to_thread(stage.cluster.add_node, num_cpus=1))
+    # Ray starts and stops nodes in the main thread only; clients wait for that long, their requests do not.
+    stage.cluster.remove_node(gone, allow_graceful=False)
+    stage.nodes.append(stage.cluster.add_node(num_cpus=1))
     await asyncio.sleep(1.0)
     await stage.wait()
     return time.monotonic() - began
