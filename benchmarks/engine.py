@@ -112,7 +112,7 @@ def main(
                     name: partial(closed_loop, _engine(name, backbone, heads, bank, cost, settings), max_new_tokens)
                     for name in arms
                 }
-                serving[PEER] = partial(_by_transformers, peer, load, max_new_tokens)
+                serving[PEER] = partial(_by_transformers, peer, load, context, max_new_tokens)
                 found[load] = {name: [] for name in serving}
                 for number in range(-1, rounds):  # the first warms up
                     first = (number + 1) * load * requests
@@ -166,13 +166,13 @@ def closed_loop(engine: Engine, max_new_tokens: int, prompts: Sequence[list[int]
     return Round(time.perf_counter() - began, done)
 
 
-def _by_transformers(model: Any, load: int, max_new_tokens: int, prompts: Sequence[list[int]]) -> Round:
-    """The model's own ``generate_batch``."""
+def _by_transformers(model: Any, load: int, context: int, max_new_tokens: int, prompts: Sequence[list[int]]) -> Round:
+    """The model's own ``generate_batch``, whose manager lives on and so must have room for the longest request."""
     own = model.generation_config
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
     )
-    blocks = load * (1 + (max(map(len, prompts)) + max_new_tokens) // PAGE)
+    blocks = load * (1 + context // PAGE)
     batching = ContinuousBatchingConfig(
         page_size=PAGE, num_blocks=blocks, max_batch_tokens=256, max_requests_per_batch=load, allow_block_sharing=False
     )
