@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import os
 import re
 import secrets
@@ -73,6 +74,21 @@ def load_keys(path: Path | None) -> Keys:
             )
         found[match[1]] = match[2]
     return Keys(found)
+
+
+def refuse_strangers(host: str, keys: Keys, allow_anonymous: bool) -> None:
+    """Raises EntMTPError where other machines could reach a service that knows no keys."""
+    if keys or allow_anonymous:
+        return
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        raise EntMTPError(
+            f"api_keys_file: the service has no API keys but listens on {host}; make a key with"
+            " 'python -m deployments.auth NAME', or set allow_anonymous"
+        )
 
 
 def _digest(key: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from typing import Any
 
@@ -12,11 +11,10 @@ from ray import serve
 from ray.serve._private.common import ReplicaState
 
 from deployments.api import make_api
-from deployments.auth import load_keys
+from deployments.auth import load_keys, refuse_strangers
 from deployments.scrape import scraped
 from deployments.service import Service
 from deployments.settings import AppArgs
-from entmtp.errors import EntMTPError
 
 _STATUS_SECONDS = 1.0
 
@@ -26,8 +24,7 @@ class Ingress:
 
     def __init__(self, args: AppArgs, handles: dict[str, Any], limiter: Any | None) -> None:
         self._keys = load_keys(args.api_keys_file)
-        if not self._keys and not args.allow_anonymous:
-            _refuse_strangers(serve.get_replica_context().app_name)
+        refuse_strangers(_http_host(), self._keys, args.allow_anonymous)
         self._service = Service(args, handles, limiter)
         self._app = serve.get_replica_context().app_name
         self._known: tuple[float, dict[str, bool]] = (0.0, {})
@@ -49,18 +46,9 @@ class Ingress:
         return {one.name: running.get(one.name, False) for one in self._service.args.engines}
 
 
-def _refuse_strangers(app: str) -> None:
-    """Raises EntMTPError where other machines could reach a service that knows no keys."""
+def _http_host() -> str:
+    """The address that Serve's proxies listen on, which only Serve itself knows."""
     from ray.serve.context import _get_global_client
 
     client: Any = _get_global_client()
-    host = client.http_config.host
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if not loopback:
-        raise EntMTPError(
-            f"api_keys_file: application '{app}' has no API keys but listens on {host}; make a key with"
-            " 'python -m deployments.auth NAME', or set allow_anonymous"
-        )
+    return str(client.http_config.host)

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from deployments.auth import load_keys, refuse_strangers
 from deployments.settings import AppArgs
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
@@ -57,6 +58,9 @@ def service(config: Path = CONFIG, port: int | None = None) -> Iterator[str]:
     options["port"] = port or options.get("port", 8000)
     address = f"http://{options.setdefault('host', '127.0.0.1')}:{options['port']}"
     _refuse_taken(address)
+    for application in given["applications"]:
+        args = AppArgs.parse(**application["args"])
+        refuse_strangers(options["host"], load_keys(args.api_keys_file), args.allow_anonymous)
     os.environ |= node_environment(dict(os.environ))
     with local_cluster() as environment, tempfile.TemporaryDirectory() as scratch:
         path = write_text(Path(scratch) / "config.yaml", yaml.safe_dump(given))

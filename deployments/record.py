@@ -48,6 +48,9 @@ class Record:
         except ApiError as error:
             self._write(error.status, {"error": error.message})
             raise
+        except Exception as error:  # it is told to the client where all such errors are
+            self._write(500, {"error": type(error).__name__})
+            raise
 
     def progress(self) -> None:
         """A part of the answer came."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -20,6 +21,10 @@ import openai
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from entmtp.evaluation.load.traffic import Endpoint, Traffic
+from entmtp.evaluation.suites import SUITES, load_suite, split
+from entmtp.evaluation.suites.splits import draw
+from entmtp.llm import LLM, EngineSettings, SamplingParams
 from entmtp.models.registry import encode_chat
 from jobs.local import free_ports
 from tests.tiny import greedy
@@ -105,6 +110,21 @@ def test_users_at_once_get_what_each_gets_alone(client: openai.OpenAI, url: str)
         return [answer.choices[0].message.content for answer in answers]
 
     assert asyncio.run(together()) == alone * 2
+
+
+@pytest.mark.slow
+def test_a_hundred_answers_are_the_librarys(url: str) -> None:
+    each = [draw(split(load_suite(suite).prompts)[1], 40, seed=0) for suite in SUITES]
+    prompts = [prompt.text for row in itertools.zip_longest(*each) for prompt in row if prompt is not None]
+    assert len(prompts) >= 100
+    prompts = prompts[:100]
+    library = LLM(policy="entmtp-dynamic", settings=EngineSettings(slots=8, context=2048), say=lambda _: None)
+    params = SamplingParams(temperature=0.0, max_tokens=32)
+    expected = [done.text for done in library.generate(prompts, params)]
+    traffic = Traffic(Endpoint("service", f"{url}/v1", MODEL), prompts, 32, 600.0)
+    outcomes = asyncio.run(traffic.closed(range(100), 8, lambda _: None))
+    assert [outcome.error for outcome in outcomes] == [None] * 100
+    assert [outcome.text for outcome in outcomes] == expected
 
 
 def test_usage_tells_how_it_was_written(client: openai.OpenAI) -> None:

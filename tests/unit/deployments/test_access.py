@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from deployments import auth
-from deployments.auth import ANONYMOUS, VARIABLE, load_keys
+from deployments.auth import ANONYMOUS, VARIABLE, Keys, load_keys, refuse_strangers
 from deployments.body import BodyLimit
 from deployments.errors import ApiError
 from deployments.limiter import Limiter
@@ -52,6 +52,20 @@ def test_a_file_that_holds_no_hashes_is_refused_without_telling_them(tmp_path: P
     assert "secret" not in str(refusal.value)
     with pytest.raises(EntMTPError, match="can't be read"):
         load_keys(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("host", "open_to_strangers"),
+    [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True), ("10.0.0.7", True), ("", True)],
+)
+def test_without_keys_only_this_machine_may_ask(host: str, open_to_strangers: bool) -> None:
+    refuse_strangers(host, Keys({"alice": "0" * 64}), allow_anonymous=False)
+    refuse_strangers(host, Keys({}), allow_anonymous=True)
+    if open_to_strangers:
+        with pytest.raises(EntMTPError, match="allow_anonymous"):
+            refuse_strangers(host, Keys({}), allow_anonymous=False)
+    else:
+        refuse_strangers(host, Keys({}), allow_anonymous=False)
 
 
 def test_a_key_gets_so_much_in_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:

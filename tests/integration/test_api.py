@@ -1,0 +1,207 @@
+"""The HTTP API over an engine whose answers are written down here: keys, limits, refusals, errors in a stream, the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from deployments.api import make_api
+from deployments.auth import Keys, _digest
+from deployments.limiter import Limiter
+from deployments.messages import Account, Call, Delta, Failure
+from deployments.service import Service
+from deployments.settings import AppArgs
+
+ENGINE = {"name": "e", "model_name": "m", "engine": {"context": 256}}
+ACCOUNT = Account(2, 8, 2, [1, 1], {4: 1.0}, {"draft": 1.0, "verify": 2.0}, 0, 0.0, 3.0)
+GOOD = [Delta(0, [504, 253], " a b"), Delta(0, [28], " c", finish_reason="stop", account=ACCOUNT)]
+SECRET = "sk-secret"
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "a private question"}], "max_tokens": 8}
+
+
+class Answers:
+    """Stands for Serve's handle of an engine: every call is answered with what is given."""
+
+    def __init__(self, items: Sequence[Delta | Failure | Exception]) -> None:
+        self.items = items
+        self.calls: list[Call] = []
+
+    @property
+    def generate(self) -> Answers:
+        return self
+
+    def options(self, *, stream: bool) -> Answers:
+        return self
+
+    def remote(self, call: Call) -> Answers:
+        self.calls.append(call)
+        return self
+
+    def cancel(self) -> None:
+        pass
+
+    async def __aiter__(self) -> AsyncGenerator[Delta | Failure]:
+        for item in self.items:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+
+class Remote:
+    """Stands for Serve's handle of the limiter."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+
+    @property
+    def take(self) -> Remote:
+        return self
+
+    async def remote(self, key: str, tokens: int) -> float:
+        return self._limiter.take(key, tokens)
+
+
+def api(*items: Delta | Failure | Exception, keys: Keys | None = None, **args: Any) -> tuple[TestClient, Answers]:
+    settings = AppArgs.parse(engines=[ENGINE], **args)
+    answers = Answers(items or GOOD)
+
+    async def ready() -> dict[str, bool]:
+        return {"e": bool(items)}
+
+    async def metrics() -> str:
+        return "ray_entmtp_x 1\n"
+
+    service = Service(settings, {"e": answers}, Remote(Limiter(settings.limits)))
+    made = make_api(service, keys or Keys({}), ready, metrics)
+    return TestClient(made, raise_server_exceptions=False), answers
+
+
+def events(text: str) -> list[Any]:
+    found = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    return [one if one == "[DONE]" else json.loads(one) for one in found]
+
+
+def test_everything_but_probes_needs_the_key() -> None:
+    client, answers = api(keys=Keys({"alice": _digest(SECRET)}))
+    for method, path in (
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
+        ("POST", "/tokenize"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/m"),
+        ("GET", "/metrics"),
+    ):
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            answer = client.request(method, path, json=CHAT if method == "POST" else None, headers=headers)
+            assert answer.status_code == 401, path
+            assert answer.json()["error"]["type"] == "authentication_error"
+            assert answer.headers["www-authenticate"] == "Bearer"
+    assert client.get("/health").status_code == 200
+    assert client.get("/ready").status_code == 503
+    assert not answers.calls
+    headers = {"Authorization": f"Bearer {SECRET}"}
+    assert client.post("/v1/chat/completions", json=CHAT, headers=headers).status_code == 200
+    assert client.get("/metrics", headers=headers).text == "ray_entmtp_x 1\n"
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "kind"),
+    [
+        (Failure("invalid", "prompt: too long"), 400, "invalid_request_error"),
+        (Failure("full", "later"), 429, "rate_limit_error"),
+        (Failure("failed", "model: nan"), 500, "server_error"),
+        (ZeroDivisionError(), 500, "server_error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_an_engine_refuses_has_a_status(
+    failure: Failure | Exception, status: int, kind: str, stream: bool
+) -> None:
+    client, _ = api(failure)
+    answer = client.post("/v1/chat/completions", json=CHAT | {"stream": stream})
+    assert answer.status_code == status
+    assert answer.json()["error"]["type"] == kind
+    assert (answer.headers.get("retry-after") == "1") == (status == 429)
+
+
+@pytest.mark.parametrize("failure", [Failure("failed", "model: nan"), ZeroDivisionError()])
+def test_what_breaks_a_stream_is_its_last_event(failure: Failure | Exception) -> None:
+    client, _ = api(GOOD[0], failure)
+    answer = client.post("/v1/chat/completions", json=CHAT | {"stream": True})
+    assert answer.status_code == 200
+    *chunks, last = events(answer.text)
+    assert last["error"]["type"] == "server_error"
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == " a b"
+
+
+def test_usage_counts_prompt_and_answer() -> None:
+    client, answers = api()
+    body = client.post("/v1/chat/completions", json=CHAT).json()
+    (call,) = answers.calls
+    assert body["usage"]["prompt_tokens"] == len(call.prompt)
+    assert body["usage"]["completion_tokens"] == 3
+    assert body["usage"]["speculation"]["tau"] == 1.5
+    assert body["choices"][0]["message"]["content"] == " a b c"
+    assert body["choices"][0]["finish_reason"] == "stop"
+    streamed = client.post(
+        "/v1/chat/completions", json=CHAT | {"stream": True, "stream_options": {"include_usage": True}}
+    )
+    *_, usage, done = events(streamed.text)
+    assert usage["usage"] == body["usage"]
+    assert usage["choices"] == []
+    assert done == "[DONE]"
+
+
+def test_every_call_has_a_seed_and_an_id_of_its_own() -> None:
+    client, answers = api()
+    for _ in range(2):
+        client.post("/v1/chat/completions", json=CHAT, headers={"x-request-id": "same"})
+    first, second = answers.calls
+    assert first.params.seed is not None
+    assert first.params.seed != second.params.seed
+    assert first.id != second.id
+    assert first.id.startswith("same.")
+
+
+def test_a_key_that_asks_too_much_is_told_when_to_come_back() -> None:
+    client, _ = api(limits={"requests_per_minute": 1})
+    assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+    answer = client.post("/v1/chat/completions", json=CHAT)
+    assert answer.status_code == 429
+    assert 0 < int(answer.headers["retry-after"]) <= 60
+    assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"n": 17}, "n"),
+        ({"max_tokens": 250}, "prompt"),
+        ({"messages": [{"role": "user", "content": "word " * 300}]}, "prompt"),
+    ],
+)
+def test_what_is_too_much_is_refused_before_an_engine_sees_it(given: dict[str, Any], param: str) -> None:
+    client, answers = api()
+    answer = client.post("/v1/chat/completions", json=CHAT | given)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert not answers.calls
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_log_holds_texts_only_where_they_are_wanted(caplog: pytest.LogCaptureFixture, wanted: bool) -> None:
+    client, _ = api(log_prompts=wanted)
+    with caplog.at_level(logging.INFO, logger="ray.serve"):
+        client.post("/v1/chat/completions", json=CHAT | {"user": "alice@example.com"})
+        client.post("/v1/chat/completions", json=CHAT | {"n": 17})
+    lines = [json.loads(record.message.removeprefix("request ")) for record in caplog.records]
+    assert [line["status"] for line in lines] == [200, 400]
+    assert lines[0]["new_tokens"] == 3
+    assert "alice@example.com" not in caplog.text
+    assert ("a private question" in caplog.text) == wanted
+    assert (" a b c" in caplog.text) == wanted

@@ -1,0 +1,131 @@
+"""A replica with the bundled model: what it answers to calls, and what `user_config` changes while calls run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from deployments.autoscaling import OUTSTANDING, SPEED
+from deployments.messages import Call, Delta, Failure
+from deployments.prefixes import block_hashes
+from deployments.replica import EngineReplica
+from deployments.settings import EngineArgs
+from entmtp.errors import EntMTPError
+from entmtp.models.registry import encode_chat
+from entmtp.settings import SamplingParams
+from tests.tiny import greedy
+
+ARGS = EngineArgs.parse(
+    name="e", model_name="m", method="hydra-best", engine={"slots": 2, "context": 256, "max_waiting": 1}
+)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=16, seed=0)
+
+
+@pytest.fixture(scope="module")
+def replica() -> Iterator[EngineReplica]:
+    made = EngineReplica(ARGS)
+    yield made
+    made._served.close()
+
+
+@pytest.fixture(scope="module")
+def prompt(bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> list[int]:
+    return encode_chat(bundled[1], "Name three rivers of Europe, and say where each of them begins and where it ends.")
+
+
+async def answered(replica: EngineReplica, call: Call) -> list[Delta | Failure]:
+    return [item async for item in replica.generate(call)]
+
+
+def tokens(items: list[Delta | Failure], index: int = 0) -> list[int]:
+    return [token for item in items if isinstance(item, Delta) and item.index == index for token in item.tokens]
+
+
+def test_calls_are_answered_and_accounted_for(
+    replica: EngineReplica, prompt: list[int], bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase]
+) -> None:
+    async def scene() -> None:
+        items = await answered(replica, Call("a", prompt, GREEDY))
+        assert tokens(items) == greedy(bundled[0], prompt, 16)
+        last = items[-1]
+        assert isinstance(last, Delta)
+        assert last.finish_reason == "length"
+        assert last.account is not None
+        assert last.account.accepted == sum(last.account.accepted_by_depth)
+        told = await replica.record_autoscaling_stats()
+        assert told[OUTSTANDING] == 0
+        assert told[SPEED] > 0
+        assert set(block_hashes(prompt)) <= set((await replica.record_routing_stats())["prefixes"])
+
+    asyncio.run(scene())
+
+
+def test_several_answers_to_one_call_differ_by_their_number(replica: EngineReplica, prompt: list[int]) -> None:
+    drawn = GREEDY.model_copy(update={"temperature": 1.0})
+
+    async def scene() -> None:
+        items = await answered(replica, Call("n", prompt, drawn, n=2))
+        assert tokens(items, 0) != tokens(items, 1)
+        assert tokens(await answered(replica, Call("one", prompt, drawn))) == tokens(items, 0)
+
+    asyncio.run(scene())
+
+
+def test_failures_have_kinds(replica: EngineReplica, prompt: list[int]) -> None:
+    async def scene() -> None:
+        (long,) = await answered(replica, Call("long", prompt * 10, GREEDY))
+        assert isinstance(long, Failure)
+        assert long.kind == "invalid"
+        many = await asyncio.gather(*(answered(replica, Call(str(at), prompt, GREEDY)) for at in range(8)))
+        ends = [items[-1] for items in many]
+        assert any(isinstance(end, Failure) and end.kind == "full" for end in ends)
+        assert any(isinstance(end, Delta) and end.finish_reason == "length" for end in ends)
+
+    asyncio.run(scene())
+
+
+def test_a_caller_that_goes_leaves_nothing_behind(replica: EngineReplica, prompt: list[int]) -> None:
+    async def scene() -> None:
+        stream = replica.generate(Call("gone", prompt, GREEDY.model_copy(update={"max_tokens": 150}), n=2))
+        await anext(stream)
+        await stream.aclose()
+        while (await replica.record_autoscaling_stats())[OUTSTANDING]:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+def test_another_policy_takes_over_while_a_call_runs(
+    replica: EngineReplica, prompt: list[int], bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase]
+) -> None:
+    async def scene() -> None:
+        running = asyncio.create_task(answered(replica, Call("r", prompt, GREEDY)))
+        await asyncio.sleep(0)
+        await replica.reconfigure({"method": "entmtp-dynamic", "task": "gsm8k", "prefill_tokens": 32})
+        assert tokens(await running) == greedy(bundled[0], prompt, 16)
+        assert replica._served.engine.settings.prefill_tokens == 32
+        policy = replica._served.engine.policy
+        for wrong, name in (({"method": "medusa"}, "heads"), ({"slots": 9}, "slots"), ({"task": "chess"}, "chess")):
+            with pytest.raises(EntMTPError, match=name):
+                await replica.reconfigure(wrong)
+        assert replica._served.engine.policy is policy
+
+    asyncio.run(scene())
+
+
+def test_a_dead_loop_is_seen_and_told(prompt: list[int]) -> None:
+    replica = EngineReplica(ARGS)
+    replica.check_health()
+
+    async def scene() -> None:
+        replica._served.engine.step = None  # type: ignore[assignment, method-assign]
+        (failure,) = await answered(replica, Call("d", prompt, GREEDY))
+        assert isinstance(failure, Failure)
+        assert failure.kind == "dead"
+
+    asyncio.run(scene())
+    with pytest.raises(RuntimeError, match="loop has ended"):
+        replica.check_health()
