@@ -1,4 +1,4 @@
-"""The HTTP API over an engine whose answers are written down here: keys, limits, refusals, errors in a stream, the log."""
+"""The HTTP API over an engine with prepared answers: keys, limits, refusals, errors in a stream, the log."""
 
 from __future__ import annotations
 
