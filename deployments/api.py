@@ -123,7 +123,7 @@ def make_api(
 
 
 def request_id(request: Request) -> str:
-    """The client's, if it is a harmless one, or a new one."""
+    """The client's or Serve's, which the answer's header tells, if it is a harmless one; else a new one."""
     given = request.headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
@@ -131,20 +131,19 @@ def request_id(request: Request) -> str:
 async def _answer(service: Service, body: Generation, work: Work, shape: Shape, record: Record) -> Response:
     limit = min(body.timeout_s or service.args.limits.request_seconds, service.args.limits.request_seconds)
     stream = _timely(service.run(work), limit)
-    headers = {"x-request-id": record.id}
     if not body.stream:
         with record.refusals():
             answers = await _gathered(stream, work, record)
         accounts = [one.account for one in answers if one.account is not None]
         usage = usage_of(work.engine, work.prompt_tokens, sum(len(one.tokens) for one in answers), accounts)
         record.end(200, work, answers)
-        return JSONResponse(shape.whole(answers, usage).model_dump(mode="json", exclude_unset=True), headers=headers)
+        return JSONResponse(shape.whole(answers, usage).model_dump(mode="json", exclude_unset=True))
     with record.refusals():
         # Before the response is begun, a refusal still has a status of its own.
         first = await anext(stream)
     options = body.stream_options
     events = _events(first, stream, work, shape, record, usage=options is not None and options.include_usage)
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers | {"Cache-Control": "no-cache"})
+    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
 async def _gathered(stream: AsyncGenerator[Delta], work: Work, record: Record) -> list[Answer]:

@@ -33,7 +33,7 @@ class Ingress:
         return make_api(self._service, self._keys, self._ready, scraped)
 
     async def _ready(self) -> dict[str, bool]:
-        """Of each engine, whether a replica runs; asks Serve once a second at most."""
+        """Of each engine, whether it can be asked; asks Serve once a second at most."""
         at, known = self._known
         if time.monotonic() - at > _STATUS_SECONDS:
             known = await asyncio.to_thread(self._engines_running)
@@ -43,7 +43,9 @@ class Ingress:
     def _engines_running(self) -> dict[str, bool]:
         deployments = serve.status().applications[self._app].deployments
         running = {name: status.replica_states.get(ReplicaState.RUNNING, 0) > 0 for name, status in deployments.items()}
-        return {one.name: running.get(one.name, False) for one in self._service.args.engines}
+        engines = self._service.args.engines
+        # One that may have no replica starts one for the first request.
+        return {one.name: running.get(one.name, False) or not one.autoscaling.min_replicas for one in engines}
 
 
 def _http_host() -> str:
