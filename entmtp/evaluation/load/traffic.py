@@ -98,49 +98,48 @@ class Traffic:
         self.endpoint = endpoint
         self._prompts = prompts
         self._max_tokens = max_tokens
-        # What a client library retries would be counted as one slow request.
-        self._client = AsyncOpenAI(base_url=endpoint.url, api_key=endpoint.key, max_retries=0, timeout=timeout)
+        self._timeout = timeout
         self._began = 0.0
 
     async def closed(self, numbers: Sequence[int], users: int, told: Told) -> list[Outcome]:
         """``users`` ask for the prompts with these numbers, each the next when answered."""
         waiting = iter(numbers)
 
-        async def user(outcomes: list[Outcome]) -> None:
+        async def user(client: AsyncOpenAI, outcomes: list[Outcome]) -> None:
             for number in waiting:
-                outcomes.append(await self._ask(number))
+                outcomes.append(await self._ask(client, number))
                 told(outcomes[-1])
 
-        return await self._run(lambda outcomes: [user(outcomes) for _ in range(users)])
+        return await self._run(lambda client, outcomes: [user(client, outcomes) for _ in range(users)])
 
     async def open(self, numbers: Sequence[int], rate: float, seed: int, told: Told) -> list[Outcome]:
         """Asks for them at random moments, ``rate`` a second; the same seed means the same moments."""
 
-        async def request(number: int, moment: float, outcomes: list[Outcome]) -> None:
+        async def request(client: AsyncOpenAI, outcomes: list[Outcome], number: int, moment: float) -> None:
             await asyncio.sleep(moment)
-            outcomes.append(await self._ask(number))
+            outcomes.append(await self._ask(client, number))
             told(outcomes[-1])
 
-        moments = arrivals(rate, seed)
-        return await self._run(
-            lambda outcomes: [
-                request(number, moment, outcomes) for number, moment in zip(numbers, moments, strict=False)
-            ]
-        )
+        moments = list(zip(numbers, arrivals(rate, seed), strict=False))
+        return await self._run(lambda client, outcomes: [request(client, outcomes, *each) for each in moments])
 
-    async def _run(self, begun: Callable[[list[Outcome]], list[Awaitable[None]]]) -> list[Outcome]:
-        self._began = time.perf_counter()
+    async def _run(self, begun: Callable[[AsyncOpenAI, list[Outcome]], list[Awaitable[None]]]) -> list[Outcome]:
         outcomes: list[Outcome] = []
-        await asyncio.gather(*begun(outcomes))
+        # What a client library retries would be counted as one slow request.
+        async with AsyncOpenAI(
+            base_url=self.endpoint.url, api_key=self.endpoint.key, max_retries=0, timeout=self._timeout
+        ) as client:
+            self._began = time.perf_counter()
+            await asyncio.gather(*begun(client, outcomes))
         return sorted(outcomes, key=lambda one: one.number)
 
-    async def _ask(self, number: int) -> Outcome:
+    async def _ask(self, client: AsyncOpenAI, number: int) -> Outcome:
         outcome = Outcome(number, self._now())
         extra: dict[str, Any] = {}
         if self.endpoint.method is not None:
             extra["speculation"] = {"method": self.endpoint.method}
         try:
-            stream = await self._client.chat.completions.create(
+            stream = await client.chat.completions.create(
                 model=self.endpoint.model,
                 messages=[{"role": "user", "content": self._prompts[number % len(self._prompts)]}],
                 max_tokens=self._max_tokens,
