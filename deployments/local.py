@@ -27,7 +27,7 @@ from deployments.settings import AppArgs
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.files import write_text
-from jobs.local import local_cluster
+from jobs.local import interruptible, local_cluster
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "deployments" / "config.cpu.yaml"
@@ -39,7 +39,8 @@ def main(
     config: Annotated[Path, typer.Option(help="a Serve config file")] = CONFIG,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="instead of the file's")] = None,
 ) -> None:
-    """Start the service, say when it is ready, and stop it at Ctrl-C."""
+    """Start the service, say when it is ready, and stop it at Ctrl-C or SIGTERM."""
+    interruptible()
     with told_plainly("serve", interrupted="the service has stopped"), service(config, port) as address:
         print(_greeting(address, read_config(config)), flush=True)
         while True:

@@ -48,8 +48,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python jobs/local.py JOB.py [ARGUMENT …], from the folder that holds jobs/", file=sys.stderr)
         return 2
     job = ["python", arguments[0], *with_absolute_paths(arguments[1:])]
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    interruptible()
     try:
         if any(os.environ.get(name) for name in CLUSTER_VARIABLES):
             return submit(job, dict(os.environ))
@@ -61,6 +60,12 @@ def main(arguments: list[str]) -> int:
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def interruptible() -> None:
+    """Has SIGINT and SIGTERM end this process in order, also where a shell has told it to ignore the first."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
