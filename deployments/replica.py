@@ -42,8 +42,7 @@ class EngineReplica:
             dtype=args.dtype,
             kernels=args.kernels,
         )
-        engine, _ = load_method(self._method, _log.info, args.engine)
-        self._served = AsyncEngine(engine)
+        self._served = AsyncEngine(lambda: load_method(self._method, _log.info, args.engine)[0])
         self._metrics = EngineMetrics(args.name)
         self._speed = 0.0
         self._reporting: asyncio.Task[None] | None = None

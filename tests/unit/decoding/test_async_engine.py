@@ -50,7 +50,7 @@ def test_half_of_sixty_four_leave_and_the_others_do_not_notice(engine: Engine) -
         rng = random.Random(0)
         leaving = set(rng.sample(range(64), 32))
         prompts = [small_prompt(1 + at % 12, seed=at) for at in range(64)]
-        async with AsyncEngine(engine) as served:
+        async with AsyncEngine(lambda: engine) as served:
             texts = await asyncio.gather(
                 *(
                     tokens_of(served, Request(str(at), prompt, PARAMS), rng.randint(0, 25) if at in leaving else None)
@@ -72,7 +72,7 @@ def test_half_of_sixty_four_leave_and_the_others_do_not_notice(engine: Engine) -
 
 def test_a_task_that_is_cancelled_frees_its_slot(engine: Engine) -> None:
     async def scene() -> None:
-        async with AsyncEngine(engine) as served:
+        async with AsyncEngine(lambda: engine) as served:
             task = asyncio.create_task(tokens_of(served, Request("gone", small_prompt(3), PARAMS)))
             await asyncio.sleep(0.02)
             task.cancel()
@@ -93,7 +93,7 @@ def test_the_event_loop_goes_on_while_the_model_works(engine: Engine) -> None:
                 ticks += 1
                 await asyncio.sleep(0)
 
-        async with AsyncEngine(engine) as served:
+        async with AsyncEngine(lambda: engine) as served:
             ticking = asyncio.create_task(tick())
             await tokens_of(served, Request("one", small_prompt(3), PARAMS))
             ticking.cancel()
@@ -104,7 +104,7 @@ def test_the_event_loop_goes_on_while_the_model_works(engine: Engine) -> None:
 
 def test_a_bad_request_fails_alone(engine: Engine) -> None:
     async def scene() -> None:
-        async with AsyncEngine(engine) as served:
+        async with AsyncEngine(lambda: engine) as served:
             good = asyncio.create_task(tokens_of(served, Request("good", small_prompt(3), PARAMS)))
             with pytest.raises(EntMTPError, match="it has no tokens"):
                 await tokens_of(served, Request("bad", [], PARAMS))
@@ -116,7 +116,7 @@ def test_a_bad_request_fails_alone(engine: Engine) -> None:
 
 def test_one_name_is_for_one_request_at_a_time(engine: Engine) -> None:
     async def scene() -> None:
-        async with AsyncEngine(engine) as served:
+        async with AsyncEngine(lambda: engine) as served:
             first = asyncio.create_task(tokens_of(served, Request("same", small_prompt(3), PARAMS)))
             await asyncio.sleep(0)
             with pytest.raises(EntMTPError, match="'same' is taken"):
@@ -132,7 +132,7 @@ def test_a_dead_loop_is_seen_and_told_to_all(engine: Engine, monkeypatch: pytest
         raise RuntimeError("the device is gone")
 
     async def scene() -> None:
-        served = AsyncEngine(engine)
+        served = AsyncEngine(lambda: engine)
         monkeypatch.setattr(engine, "step", broken)
         with pytest.raises(EngineDeadError, match="the device is gone"):
             await asyncio.wait_for(tokens_of(served, Request("one", small_prompt(3), PARAMS)), 5)
@@ -146,7 +146,7 @@ def test_a_dead_loop_is_seen_and_told_to_all(engine: Engine, monkeypatch: pytest
 
 def test_closing_tells_those_who_still_wait(engine: Engine) -> None:
     async def scene() -> None:
-        served = AsyncEngine(engine)
+        served = AsyncEngine(lambda: engine)
         task = asyncio.create_task(tokens_of(served, Request("one", small_prompt(3), PARAMS)))
         await asyncio.sleep(0)
         await asyncio.to_thread(served.close)

@@ -100,7 +100,7 @@ def test_the_engine_answers_questions_between_steps(backbone: Backbone, heads: D
     engine = engine_of(backbone, heads)
 
     async def scene() -> None:
-        async with AsyncEngine(engine) as served:
+        async with AsyncEngine(lambda: engine) as served:
             assert (await served.ask(lambda engine: engine.statistics)).running == 0
             with pytest.raises(ZeroDivisionError):
                 await served.ask(lambda _: 1 // 0)
@@ -120,7 +120,7 @@ def test_a_question_to_a_dying_engine_is_answered(backbone: Backbone, heads: Dra
     engine = engine_of(backbone, heads)
 
     async def scene() -> None:
-        served = AsyncEngine(engine)
+        served = AsyncEngine(lambda: engine)
 
         def die(_: Engine) -> None:
             raise SystemExit("killed")
