@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -25,6 +26,7 @@ from entmtp.settings import EngineSettings
 
 _log = logging.getLogger("ray.serve")
 _METRICS_SECONDS = 1.0
+_SWITCH_SECONDS = 5e-4
 
 
 class EngineReplica:
@@ -42,6 +44,8 @@ class EngineReplica:
             dtype=args.dtype,
             kernels=args.kernels,
         )
+        # The engine's thread and the event loop share Python's lock; by default each would wait 5 ms for the other.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         self._served = AsyncEngine(lambda: load_method(self._method, _log.info, args.engine)[0])
         self._metrics = EngineMetrics(args.name)
         self._speed = 0.0
