@@ -7,15 +7,12 @@ import http.client
 import itertools
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import openai
 import pytest
@@ -26,36 +23,10 @@ from entmtp.evaluation.suites import SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.llm import LLM, EngineSettings, SamplingParams
 from entmtp.models.registry import encode_chat
-from jobs.local import free_ports
+from tests.served import MODEL, ROOT, started
 from tests.tiny import greedy
 
-ROOT = Path(__file__).resolve().parents[2]
-MODEL = "smollm2-135m"
-START_SECONDS = 300
 PROMPTS = ["Why is the sky blue?", "Name three rivers.", "Write a haiku about rain.", "What is 17 times 3?"]
-
-
-@contextmanager
-def started(*options: str) -> Iterator[str]:
-    """The address of a service that `python -m deployments.local` has started."""
-    (port,) = free_ports(1)
-    command = [sys.executable, "-m", "deployments.local", "--port", str(port), *options]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    lines: list[str] = []
-    deadline = time.monotonic() + START_SECONDS
-    try:
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith("ready: ") or time.monotonic() > deadline:
-                break
-        assert lines, "nothing was said"
-        assert lines[-1].startswith("ready: "), "".join(lines)
-        yield lines[-1].split()[1]
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(120)
-    assert process.returncode == 130
 
 
 @pytest.fixture(scope="module")
