@@ -154,3 +154,25 @@ def test_closing_tells_those_who_still_wait(engine: Engine) -> None:
             await asyncio.wait_for(task, 5)
 
     asyncio.run(scene())
+
+
+def test_an_engine_that_cannot_be_made_says_why_and_leaves_no_thread() -> None:
+    def make() -> Engine:
+        raise EntMTPError("model: it is nowhere")
+
+    with pytest.raises(EntMTPError, match="nowhere"):
+        AsyncEngine(make)
+    assert not [thread for thread in threading.enumerate() if thread.name == "entmtp-engine" and thread.is_alive()]
+
+
+def test_an_engine_is_made_where_it_runs() -> None:
+    threads: list[str] = []
+
+    def make() -> Engine:
+        threads.append(threading.current_thread().name)
+        backbone = small_backbone()
+        return Engine(backbone, None, StaticPolicy(TREES["root"], 8), EngineSettings(slots=1, context=CONTEXT))
+
+    served = AsyncEngine(make)
+    served.close()
+    assert threads == ["entmtp-engine"]
