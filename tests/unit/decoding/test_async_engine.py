@@ -162,7 +162,10 @@ def test_an_engine_that_cannot_be_made_says_why_and_leaves_no_thread() -> None:
 
     with pytest.raises(EntMTPError, match="nowhere"):
         AsyncEngine(make)
-    assert not [thread for thread in threading.enumerate() if thread.name == "entmtp-engine" and thread.is_alive()]
+    for thread in threading.enumerate():
+        if thread.name == "entmtp-engine":
+            thread.join(10)
+            assert not thread.is_alive()
 
 
 def test_an_engine_is_made_where_it_runs() -> None:
