@@ -33,12 +33,12 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         400: "a field is wrong; the body names it",
         401: "no key, or not one of this service's",
         404: "no such model",
-        408: "the body came too slowly",
+        408: "the body came too slowly, or the request's own deadline has passed",
         413: "the body is too large",
         429: "try again after the header Retry-After",
         500: "the engine failed on this text",
         503: "no engine can be reached",
-        504: "the deadline has passed",
+        504: "the service's deadline has passed",
     }.items()
 }
 
@@ -129,8 +129,7 @@ def request_id(request: Request) -> str:
 
 
 async def _answer(service: Service, body: Generation, work: Work, shape: Shape, record: Record) -> Response:
-    limit = min(body.timeout_s or service.args.limits.request_seconds, service.args.limits.request_seconds)
-    stream = _timely(service.run(work), limit)
+    stream = _timely(service.run(work), body.timeout_s, service.args.limits.request_seconds)
     if not body.stream:
         with record.refusals():
             answers = await _gathered(stream, work, record)
@@ -193,12 +192,13 @@ async def _with_first(first: Delta, rest: AsyncGenerator[Delta]) -> AsyncGenerat
         yield delta
 
 
-async def _timely(stream: AsyncGenerator[Delta], seconds: float) -> AsyncGenerator[Delta]:
-    """The stream until its deadline.
+async def _timely(stream: AsyncGenerator[Delta], own: float | None, most: float) -> AsyncGenerator[Delta]:
+    """The stream until the client's ``own`` deadline, or the service's.
 
     Raises:
-        ApiError: 504 when it has passed.
+        ApiError: when it has passed: 408 for the client's, 504 for the service's.
     """
+    seconds, status = (own, 408) if own is not None and own < most else (most, 504)
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     async with aclosing(stream):
@@ -209,9 +209,8 @@ async def _timely(stream: AsyncGenerator[Delta], seconds: float) -> AsyncGenerat
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                raise ApiError(
-                    504, f"timeout_s: the answer was not finished within {seconds:g} s; ask for fewer tokens"
-                ) from None
+                message = f"timeout_s: the answer was not finished within {seconds:g} s; ask for fewer tokens"
+                raise ApiError(status, message) from None
             yield delta
 
 

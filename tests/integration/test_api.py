@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Sequence
@@ -30,6 +31,7 @@ class Answers:
     def __init__(self, items: Sequence[Delta | Failure | Exception]) -> None:
         self.items = items
         self.calls: list[Call] = []
+        self.pause = 0.0
 
     @property
     def generate(self) -> Answers:
@@ -46,6 +48,7 @@ class Answers:
         pass
 
     async def __aiter__(self) -> AsyncGenerator[Delta | Failure]:
+        await asyncio.sleep(self.pause)
         for item in self.items:
             if isinstance(item, Exception):
                 raise item
@@ -191,6 +194,16 @@ def test_what_is_too_much_is_refused_before_an_engine_sees_it(given: dict[str, A
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
     assert not answers.calls
+
+
+@pytest.mark.parametrize(("own", "most", "status"), [(0.01, 600.0, 408), (None, 0.01, 504), (5.0, 0.01, 504)])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_has_a_deadline(own: float | None, most: float, status: int, stream: bool) -> None:
+    client, answers = api(limits={"request_seconds": most})
+    answers.pause = 3600.0
+    answer = client.post("/v1/chat/completions", json=CHAT | {"timeout_s": own, "stream": stream})
+    assert answer.status_code == status
+    assert answer.json()["error"]["type"] == "timeout_error"
 
 
 @pytest.mark.parametrize("wanted", [False, True])
