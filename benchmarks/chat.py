@@ -25,8 +25,7 @@ from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import Toolbox, make_policy
 from entmtp.evaluation.intervals import ratio_of_sums
-from entmtp.evaluation.suites import load_suite, split
-from entmtp.evaluation.suites.splits import draw
+from entmtp.evaluation.suites import scored_prompts
 from entmtp.evaluation.verdicts import ratio
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import load_model
@@ -47,7 +46,7 @@ def main(
         model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
         backbone = Backbone(model)
         policy = make_policy("autoregressive", Toolbox(backbone, {}, {}, {}))
-        openings = [prompt.text for prompt in draw(split(load_suite("sharegpt").prompts)[1], chats, seed=0)]
+        openings = [prompt.text for prompt in scored_prompts("sharegpt", chats)]
         found: dict[bool, list[list[Completion]]] = {True: [], False: []}
         for number, opening in enumerate(openings):
             for reuse in (True, False) if number % 2 else (False, True):

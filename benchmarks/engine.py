@@ -35,8 +35,7 @@ from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import Toolbox, make_correcting_policy, make_policy
 from entmtp.evaluation.intervals import Estimate, ratio_of_sums
-from entmtp.evaluation.suites import SUITES, load_suite, split
-from entmtp.evaluation.suites.splits import draw
+from entmtp.evaluation.suites import SUITES, scored_prompts
 from entmtp.evaluation.verdicts import ratio
 from entmtp.files import write_whole
 from entmtp.heads.base import DraftHeads
@@ -132,7 +131,7 @@ def main(
 
 def _prompts(tokenizer: Any) -> list[list[int]]:
     """Scored prompts of all suites in turn, as many of each as the smallest has."""
-    suites = [draw(split(load_suite(name).prompts)[1], 16, seed=0) for name in SUITES]
+    suites = [scored_prompts(name, 16) for name in SUITES]
     return [encode_chat(tokenizer, prompt.text) for turn in zip(*suites, strict=False) for prompt in turn]
 
 

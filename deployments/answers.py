@@ -152,10 +152,10 @@ class CompletionShape(Shape):
         logprobs: Sequence[TokenLogprobs],
         offset: int,
     ) -> dict[str, Any]:
-        texts = [self._text(token) for token in tokens]
-        offsets = [offset + sum(map(len, texts[:at])) for at in range(len(texts))]
         told = None
         if logprobs:
+            texts = [self._text(token) for token in tokens]
+            offsets = [offset + sum(map(len, texts[:at])) for at in range(len(texts))]
             told = {
                 "tokens": texts,
                 "token_logprobs": [one.chosen for one in logprobs],

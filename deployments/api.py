@@ -133,10 +133,8 @@ async def _answer(service: Service, body: Generation, work: Work, shape: Shape, 
     if not body.stream:
         with record.refusals():
             answers = await _gathered(stream, work, record)
-        accounts = [one.account for one in answers if one.account is not None]
-        usage = usage_of(work.engine, work.prompt_tokens, sum(len(one.tokens) for one in answers), accounts)
         record.end(200, work, answers)
-        return JSONResponse(shape.whole(answers, usage).model_dump(mode="json", exclude_unset=True))
+        return JSONResponse(shape.whole(answers, usage_of(work, answers)).model_dump(mode="json", exclude_unset=True))
     with record.refusals():
         # Before the response is begun, a refusal still has a status of its own.
         first = await anext(stream)
@@ -170,9 +168,7 @@ async def _events(
                 yield _event(shape.chunk(delta.index, delta, len(answer.text)))
                 answer.take(delta)
         if usage:
-            accounts = [one.account for one in answers if one.account is not None]
-            tokens = sum(len(one.tokens) for one in answers)
-            yield _event(shape.closing(usage_of(work.engine, work.prompt_tokens, tokens, accounts)))
+            yield _event(shape.closing(usage_of(work, answers)))
         yield "data: [DONE]\n\n"
         status = 200
     except ApiError as error:

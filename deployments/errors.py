@@ -13,18 +13,15 @@ from starlette.exceptions import HTTPException
 
 _log = logging.getLogger("ray.serve")
 _TYPES = {
-    400: "invalid_request_error",
     401: "authentication_error",
     404: "not_found_error",
-    405: "invalid_request_error",
     408: "timeout_error",
-    413: "invalid_request_error",
     429: "rate_limit_error",
-    499: "cancelled_error",
-    500: "server_error",
     503: "unavailable_error",
     504: "timeout_error",
 }
+"""Of statuses that are neither just a client's mistake nor just a server's."""
+
 _SHOWN = 80
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from entmtp.decoding.completion import Completion, FinishReason
 from entmtp.decoding.logprobs import TokenLogprobs
+from entmtp.decoding.measure import PARTS
 from entmtp.settings import SamplingParams
 
 
@@ -38,15 +39,13 @@ class Account:
     """How an answer's steps went; what the extension of ``usage`` tells.
 
     Attributes:
-        part_ms: of all steps together, by part: draft, verify, accept, compact, policy.
-        tree_shares: share of steps by their tree's nodes.
+        part_ms: of all steps together, by part.
     """
 
     steps: int
     drafted: int
     accepted: int
     accepted_by_depth: list[int]
-    tree_shares: dict[int, float]
     part_ms: dict[str, float]
     reused_tokens: int
     waiting_ms: float
@@ -55,14 +54,12 @@ class Account:
     @classmethod
     def of(cls, done: Completion) -> Account:
         """Of a finished completion."""
-        parts = ("draft", "verify", "accept", "compact", "policy")
         return cls(
             steps=len(done.steps),
             drafted=done.drafted,
             accepted=done.accepted,
             accepted_by_depth=done.accepted_by_depth,
-            tree_shares=done.tree_shares,
-            part_ms={part: 1e3 * done.part_seconds(part) for part in parts},
+            part_ms={part: 1e3 * done.part_seconds(part) for part in PARTS},
             reused_tokens=done.reused_tokens,
             waiting_ms=1e3 * done.waiting_seconds,
             first_token_ms=1e3 * done.first_token_seconds,

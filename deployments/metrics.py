@@ -7,12 +7,15 @@ gathers them.
 from __future__ import annotations
 
 import time
+from functools import partial
+from typing import Any, TypeVar
 
-from ray.util.metrics import Counter, Gauge, Histogram
+from ray.util.metrics import Counter, Gauge, Histogram, Metric
 
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import EngineStatistics, Progress
 
+M = TypeVar("M", bound=Metric)
 PREFIX = "entmtp_"
 _SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0]
 _TOKEN_SECONDS = [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0]
@@ -22,23 +25,15 @@ class EngineMetrics:
     """Those of one replica of an engine."""
 
     def __init__(self, engine: str) -> None:
-        tags = {"engine": engine}
-
-        def counter(name: str, about: str, *keys: str) -> Counter:
-            made = Counter(PREFIX + name, about, tag_keys=("engine", *keys))
-            made.set_default_tags(tags)
-            return made
-
-        def gauge(name: str, about: str) -> Gauge:
-            made = Gauge(PREFIX + name, about, tag_keys=("engine",))
-            made.set_default_tags(tags)
-            return made
+        def made(kind: type[M], name: str, about: str, *keys: str, **options: Any) -> M:
+            metric = kind(PREFIX + name, about, tag_keys=("engine", *keys), **options)
+            metric.set_default_tags({"engine": engine})
+            return metric
 
         def histogram(name: str, about: str, boundaries: list[float]) -> Histogram:
-            made = Histogram(PREFIX + name, about, boundaries=boundaries, tag_keys=("engine",))
-            made.set_default_tags(tags)
-            return made
+            return made(Histogram, name, about, boundaries=boundaries)
 
+        counter, gauge = partial(made, Counter), partial(made, Gauge)
         self._drafts = counter("spec_decode_num_drafts", "steps that verified a tree")
         self._draft_tokens = counter("spec_decode_num_draft_tokens", "tree nodes that were verified")
         self._accepted = counter("spec_decode_num_accepted_tokens", "tree nodes that were kept")
@@ -83,8 +78,8 @@ class EngineMetrics:
         _inc(self._accepted, done.accepted)
         for depth, count in enumerate(done.accepted_by_depth):
             _inc(self._accepted_at, count, position=str(depth))
-        for nodes, share in done.tree_shares.items():
-            _inc(self._steps, round(share * len(done.steps)), nodes=str(nodes))
+        for nodes, count in done.tree_counts.items():
+            _inc(self._steps, count, nodes=str(nodes))
 
     def engine(self, statistics: EngineStatistics) -> None:
         """Takes in how the engine fares."""

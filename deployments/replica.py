@@ -19,7 +19,7 @@ from deployments.prefixes import block_hashes
 from deployments.settings import EngineArgs, EngineChanges
 from entmtp.decoding.async_engine import AsyncEngine, EngineDeadError
 from entmtp.decoding.engine import Engine, EngineFullError, EngineStatistics, Progress
-from entmtp.decoding.request import Request
+from entmtp.decoding.request import InvalidRequestError, Request
 from entmtp.errors import EntMTPError
 from entmtp.session import Method, check_method, load_method, policy_of
 from entmtp.settings import EngineSettings
@@ -87,15 +87,12 @@ class EngineReplica:
     async def _answer(self, index: int, request: Request) -> AsyncGenerator[Delta | Failure]:
         began = time.perf_counter()
         try:
-            self._served.engine.check(request)
-        except EntMTPError as error:
-            yield Failure("invalid", str(error))
-            return
-        try:
             async with aclosing(self._served.generate(request)) as stream:
                 async for progress in stream:
                     self._metrics.progress(progress, began, len(request.prompt))
                     yield _delta(index, progress)
+        except InvalidRequestError as error:
+            yield Failure("invalid", str(error))
         except EngineFullError as error:
             yield Failure("full", str(error))
         except EngineDeadError as error:

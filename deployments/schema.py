@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
@@ -76,7 +77,7 @@ class Message(Body):
         return {"role": role, "content": content} | ({"name": self.name} if self.name else {})
 
 
-class Generation(Body):
+class Generation(Body, ABC):
     """What chat and plain completions have in common. Absent or null: the default of :class:`SamplingParams`."""
 
     model: Annotated[str, Field(max_length=256)]
@@ -131,9 +132,9 @@ class Generation(Body):
         """New tokens at most, if the client said."""
         return self.max_tokens
 
+    @abstractmethod
     def wanted_logprobs(self) -> int | None:
         """Alternatives beside each token; None: no logprobs."""
-        raise NotImplementedError
 
     @staticmethod
     def _biases(given: dict[str, float]) -> dict[int, float]:

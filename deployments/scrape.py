@@ -24,25 +24,17 @@ async def scraped() -> str:
 
 
 def merged_text(texts: list[str]) -> str:
-    """The lines of ours, those that say what a metric is once."""
-    lines: dict[str, None] = {}
+    """The lines of ours; those of a metric stand together, what says what it is once."""
+    metrics: dict[str, dict[str, None]] = {}
     for text in texts:
+        name = ""
         for line in text.splitlines():
-            name = line.split()[2] if line.startswith("#") and len(line.split()) > 2 else line
-            if name.startswith(f"ray_{PREFIX}"):
-                lines[line] = None
-    groups: dict[str, list[str]] = {}
-    current = ""
-    for line in lines:
-        if line.startswith("#"):
-            current = line.split()[2]
-        else:
-            current = current if line.startswith(current) and current else line.partition("{")[0]
-        groups.setdefault(current, []).append(line)
-    # A metric's lines must stand together.
-    return "".join(
-        f"{line}\n" for group in groups.values() for line in sorted(group, key=lambda one: not one.startswith("#"))
-    )
+            about = line.startswith("# ")
+            if about:
+                name = line.split()[2]
+            if name.startswith(f"ray_{PREFIX}") and (about or line.startswith(name)):
+                metrics.setdefault(name, {})[line] = None
+    return "".join(f"{line}\n" for lines in metrics.values() for line in lines)
 
 
 async def _of(session: aiohttp.ClientSession, address: str) -> str:

@@ -8,19 +8,23 @@ from typing import Any
 from openai.types import CompletionUsage
 from openai.types.completion_usage import PromptTokensDetails
 
+from deployments.answers import Answer
 from deployments.messages import Account
+from deployments.service import Work
 from deployments.settings import EngineArgs
 
 
-def usage_of(engine: EngineArgs, prompt_tokens: int, new_tokens: int, accounts: Sequence[Account]) -> CompletionUsage:
+def usage_of(work: Work, answers: Sequence[Answer]) -> CompletionUsage:
     """Of all answers to a request together; ``tau`` counts the root's token, so plain decoding is 1."""
+    accounts = [one.account for one in answers if one.account is not None]
+    prompt_tokens, new_tokens = work.prompt_tokens, sum(len(one.tokens) for one in answers)
     return CompletionUsage.model_validate(
         {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": new_tokens,
             "total_tokens": prompt_tokens + new_tokens,
             "prompt_tokens_details": PromptTokensDetails(cached_tokens=sum(one.reused_tokens for one in accounts)),
-            "speculation": _speculation(engine, new_tokens, accounts),
+            "speculation": _speculation(work.engine, new_tokens, accounts),
         }
     )
 

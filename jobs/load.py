@@ -33,8 +33,7 @@ from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.load.load_summary import LoadSummary, Slo, outcome_table, speedup, summarise_load
 from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
-from entmtp.evaluation.suites import SUITES, load_suite, split
-from entmtp.evaluation.suites.splits import draw
+from entmtp.evaluation.suites import SUITES, scored_prompts
 from entmtp.evaluation.tracking import check_tracking, default_tracking_uri, log_load
 from entmtp.evaluation.verdicts import ratio
 from entmtp.files import write_whole
@@ -90,7 +89,7 @@ def main(
 
 def _prompts(suites: list[str], seed: int) -> list[str]:
     """Scored prompts, the suites' by turns."""
-    each = [draw(split(load_suite(name).prompts)[1], _PROMPTS, seed) for name in suites]
+    each = [scored_prompts(name, _PROMPTS, seed) for name in suites]
     return [prompt.text for row in itertools.zip_longest(*each) for prompt in row if prompt is not None]
 
 

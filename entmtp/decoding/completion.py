@@ -63,10 +63,14 @@ class Completion:
         return [sum(len(step.path) > depth for step in self.steps) for depth in range(deepest)]
 
     @property
+    def tree_counts(self) -> dict[int, int]:
+        """Steps by their tree's nodes."""
+        return dict(sorted(Counter(step.topology.nodes for step in self.steps).items()))
+
+    @property
     def tree_shares(self) -> dict[int, float]:
         """The share of steps by their tree's nodes."""
-        sizes = Counter(step.topology.nodes for step in self.steps)
-        return {nodes: count / len(self.steps) for nodes, count in sorted(sizes.items())}
+        return {nodes: count / len(self.steps) for nodes, count in self.tree_counts.items()}
 
     @property
     def seconds_per_token(self) -> float:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from entmtp.decoding.completion import Completion, FinishReason, cut
 from entmtp.decoding.logprobs import TokenLogprobs, logprobs_of
-from entmtp.decoding.request import Request, RunningRequest
+from entmtp.decoding.request import InvalidRequestError, Request, RunningRequest
 from entmtp.decoding.sampling import Sampler
 from entmtp.decoding.slots import Slots
 from entmtp.decoding.state import DecodingState
@@ -189,8 +189,8 @@ class Engine:
         """Queues a request; what comes of it is filled into the completion.
 
         Raises:
-            EntMTPError: if it can't be served: its prompt is empty, it and its answer exceed the context, a parameter
-                does not fit the model.
+            InvalidRequestError: if it can't be served: its prompt is empty, it and its answer exceed the context, a
+                parameter does not fit the model.
             EngineFullError: if too many wait already.
         """
         self.check(request)
@@ -205,13 +205,13 @@ class Engine:
         return job.completion
 
     def check(self, request: Request) -> None:
-        """Raises EntMTPError as :meth:`submit`; may be called from any thread."""
+        """Raises InvalidRequestError as :meth:`submit`; may be called from any thread."""
         prompt, params = request.prompt, request.params
         if not prompt:
-            raise EntMTPError("prompt: it has no tokens; give some text")
+            raise InvalidRequestError("prompt: it has no tokens; give some text")
         window = min(self.backbone.max_context, self.settings.context)
         if len(prompt) + params.max_tokens > window:
-            raise EntMTPError(
+            raise InvalidRequestError(
                 f"prompt: {len(prompt)} tokens and {params.max_tokens} new ones exceed the context of {window};"
                 " shorten the prompt or ask for fewer tokens"
             )
@@ -219,13 +219,13 @@ class Engine:
         ids = {"prompt": prompt, "logit_bias": list(params.logit_bias), "stop_token_ids": params.stop_token_ids}
         for name, tokens in ids.items():
             if (wrong := next((token for token in tokens if not 0 <= token < vocab_size), None)) is not None:
-                raise EntMTPError(f"{name}: token {wrong} is not one of the model's {vocab_size}; give others")
+                raise InvalidRequestError(f"{name}: token {wrong} is not one of the model's {vocab_size}; give others")
         if params.min_tokens > params.max_tokens:
-            raise EntMTPError(
+            raise InvalidRequestError(
                 f"min_tokens: {params.min_tokens} is more than max_tokens {params.max_tokens}; ask for fewer"
             )
         if params.stop and self.tokenizer is None:
-            raise EntMTPError("stop: this engine has no tokenizer to find texts with; use stop_token_ids")
+            raise InvalidRequestError("stop: this engine has no tokenizer to find texts with; use stop_token_ids")
 
     def change(self, policy: Policy, settings: EngineSettings) -> None:
         """Goes on with another policy and other limits; requests that run keep their text and forget their history.

@@ -8,6 +8,7 @@ from typing import Any
 
 from entmtp.decoding.logprobs import TokenLogprobs
 from entmtp.decoding.sampling import GREEDY, Sampler
+from entmtp.errors import EntMTPError
 from entmtp.scheduling.signals import Signals, SignalTracker
 from entmtp.settings import SamplingParams
 from entmtp.trees.topology import Path, Topology
@@ -31,6 +32,10 @@ class StepRecord:
     def gained(self) -> int:
         """Tokens that the step kept: the root and the accepted path."""
         return 1 + len(self.path)
+
+
+class InvalidRequestError(EntMTPError):
+    """A request that can't be served as it is; says which part of it is at fault."""
 
 
 @dataclass(frozen=True)

@@ -100,12 +100,9 @@ def load_model(
     torch_dtype = _dtype(dtype)
     target = _device(device)
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise EntMTPError(f"model {name!r}: its configuration cannot be read: {_first_line(error)}") from error
+    config = _config(name, place)
     _check_decoder_only(name, config)
     try:
         # A local folder loads in seconds; only a download deserves progress bars.
@@ -145,13 +142,16 @@ def max_positions(name: str) -> int:
     Raises:
         EntMTPError: the model is nowhere, or its configuration can't be read.
     """
+    return positions_of(_config(name, resolve_model(name)).get_text_config())
+
+
+def _config(name: str, place: "Path | str") -> "PretrainedConfig":
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
+        return cast(Any, AutoConfig).from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise EntMTPError(f"model {name!r}: its configuration cannot be read: {_first_line(error)}") from error
-    return positions_of(config.get_text_config())
 
 
 def positions_of(config: "PretrainedConfig") -> int:

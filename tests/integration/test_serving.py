@@ -19,8 +19,7 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.evaluation.load.traffic import Endpoint, Traffic
-from entmtp.evaluation.suites import SUITES, load_suite, split
-from entmtp.evaluation.suites.splits import draw
+from entmtp.evaluation.suites import SUITES, scored_prompts
 from entmtp.llm import LLM, EngineSettings, SamplingParams
 from entmtp.models.registry import encode_chat
 from tests.served import MODEL, ROOT, started
@@ -85,7 +84,7 @@ def test_users_at_once_get_what_each_gets_alone(client: openai.OpenAI, url: str)
 
 @pytest.mark.slow
 def test_a_hundred_answers_are_the_librarys(url: str) -> None:
-    each = [draw(split(load_suite(suite).prompts)[1], 40, seed=0) for suite in SUITES]
+    each = [scored_prompts(suite, 40) for suite in SUITES]
     prompts = [prompt.text for row in itertools.zip_longest(*each) for prompt in row if prompt is not None]
     assert len(prompts) >= 100
     prompts = prompts[:100]

@@ -21,7 +21,18 @@ SUITES: dict[str, Suite[Any]] = {
     LitBench.name: LitBench(),
 }
 
-__all__ = ["SUITES", "Prompt", "Source", "Suite", "SuiteData", "draw", "get_suite", "load_suite", "split"]
+__all__ = [
+    "SUITES",
+    "Prompt",
+    "Source",
+    "Suite",
+    "SuiteData",
+    "draw",
+    "get_suite",
+    "load_suite",
+    "scored_prompts",
+    "split",
+]
 
 
 def get_suite(name: str) -> Suite[Any]:
@@ -41,3 +52,12 @@ def load_suite(name: str, data_file: str | Path | None = None, limit: int | None
         EntMTPError: unknown suite, limit below 1, unusable file, or a row that does not fit the schema.
     """
     return load(get_suite(name), None if data_file is None else Path(data_file), limit, seed)
+
+
+def scored_prompts(name: str, count: int, seed: int = 0) -> tuple[Prompt, ...]:
+    """Up to `count` prompts of a suite that no bank was calibrated on.
+
+    Raises:
+        EntMTPError: as :func:`load_suite` and :func:`draw`.
+    """
+    return draw(split(load_suite(name).prompts)[1], count, seed)
