@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.exceptions import RayActorError
+from ray.serve._private.utils import generate_request_id
+from ray.serve.context import _set_request_context
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from deployments.messages import Call, Delta, Failure
@@ -97,6 +99,9 @@ async def relayed(handle: Any, call: Call, attempts: int) -> AsyncGenerator[Delt
 
 async def _attempt(handle: Any, call: Call, number: int) -> AsyncGenerator[Delta | Failure]:
     """One replica's answer; closed, the replica hears of it."""
+    # Serve's router knows its pending requests by this id, and calls for one HTTP request would share it: of two that
+    # wait at once it would send off one, and leave the other waiting for ever.
+    _set_request_context(_internal_request_id=generate_request_id())
     response = handle.options(stream=True).generate.remote(replace(call, id=f"{call.id}.{number}"))
     try:
         async for item in response:

@@ -199,6 +199,14 @@ def test_plain_completions_of_texts_and_tokens(client: openai.OpenAI, url: str) 
     assert "".join(chunk.choices[0].text for chunk in streamed if chunk.choices) == answer.choices[0].text
 
 
+def test_many_prompts_at_once_are_each_answered(client: openai.OpenAI) -> None:
+    hurried = client.with_options(timeout=60, max_retries=0)
+    prompts = [f"{number} plus {number} is" for number in range(6)]
+    for _ in range(4):
+        answer = hurried.completions.create(model=MODEL, prompt=prompts, max_tokens=2, temperature=0)
+        assert len(answer.choices) == len(prompts)
+
+
 def test_one_seed_draws_one_text(client: openai.OpenAI) -> None:
     def drawn(seed: int | None, n: int = 1) -> list[str | None]:
         answer = client.chat.completions.create(
