@@ -1,7 +1,7 @@
 # make benchmark   compare Medusa, Hydra and EntMTP on the bundled model, through a Ray job (PROFILE=full for a real study)
 # make test        lint, types and tests
 # make performance measure this machine again and render docs/performance.md (SET=cuda on a GPU)
-# make study       the paper's experiment on this machine, and docs/study.md from it (most of an hour on two cores)
+# make study       the paper's experiment on this machine, and docs/study.md from it (an hour and a half on two cores)
 # make serve       the bundled model behind an OpenAI-compatible API on http://127.0.0.1:8000 (ARGS="--port 9000")
 # make audit       known vulnerabilities of the tested set of dependencies
 # make clean       remove what was built; results stay
@@ -31,6 +31,9 @@ performance: $(INSTALLED)
 
 study: $(INSTALLED)
 	$(BIN)/python jobs/local.py jobs/benchmark.py --profile study --results results/study $(ARGS)
+	$(BIN)/python jobs/local.py jobs/benchmark.py --profile study --results results/closer --prompts 20 --max-new-tokens 96 \
+		--arm autoregressive --arm hydra-best --arm entmtp-dynamic --arm random $(ARGS)
+	$(BIN)/python -m benchmarks.speedups --results results/closer --record docs/study/speedups.json
 	$(BIN)/python -m benchmarks.signals --output results/signals --record docs/study/signals.json
 	$(BIN)/python -m benchmarks.predict --profile flat --output results/heads --prompts 12 --record docs/study/predict-flat.json
 	$(BIN)/python -m benchmarks.predict --profile gpu-like --output results/heads --prompts 12 --record docs/study/predict-gpu-like.json

@@ -1,0 +1,45 @@
+"""The speedups of a benchmark as a record, from a report of made-up rows."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.speedups import main
+from entmtp.evaluation.report import write_report
+from entmtp.evaluation.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
+from tests.unit.evaluation.synthetic import make_rows
+
+SECONDS = {"autoregressive": 3.0, "hydra-best": 2.0}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    requests, steps = make_rows(prompts=4, repetitions=1)
+    timed = [replace(row, seconds=SECONDS.get(row.arm, 1.0)) for row in requests]
+    folder = tmp_path_factory.mktemp("results")
+    facts = {
+        "hardware": "a CPU",
+        "date": "2026-01-01",
+        "git_commit": "0123456789abc",
+        "settings": {"prompts": 4, "max_new_tokens": 8, "repetitions": 1},
+    }
+    write_report(folder / "report", as_table(timed, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), facts)
+    return folder
+
+
+def test_an_arm_is_told_against_each_other_on_each_suite_and_over_all(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(results, "entmtp-dynamic", tmp_path / "record.json")
+    told = (tmp_path / "record.json").read_text()
+    assert "3.00x [3.00, 3.00]" in told
+    assert "2.00x [2.00, 2.00]" in told
+    assert "commit 012345678:" in told
+    assert "all suites" in capsys.readouterr().out
+
+
+def test_an_arm_that_did_not_run_is_refused(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(results, "entmtp-dynamics")
+    assert "arm: 'entmtp-dynamics' was compared with none; choose one of" in capsys.readouterr().err
