@@ -28,6 +28,7 @@ constexpr int LANES = 8, ROWS = 6;  // 12 sums, 2 weights and 1 input in 16 regi
 constexpr int PANEL = 2 * LANES;
 constexpr int64_t AHEAD = 8192;      // bytes: how far ahead of its use a panel is fetched
 constexpr int64_t SERIAL = 1 << 14;  // values: less work than this is not worth waking a thread for
+constexpr int64_t PORTIONS = 8;      // of a product, for each thread
 
 typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
@@ -156,7 +157,9 @@ void sweep_rows(int64_t m, const float* x, const Weight* w, int64_t in, float* y
 template <class Weight, class Target>
 void multiply(const float* x, const Weight* packed, float* y, int64_t rows, int64_t in, int threads, Target target) {
   const int64_t panels = target.panels(), blocks = (rows + ROWS - 1) / ROWS, block = (rows + blocks - 1) / blocks;
-#pragma omp parallel for schedule(static) num_threads(threads)
+  // In small portions: a thread that another process interrupts must not keep the others waiting.
+  const int64_t portion = std::max<int64_t>(1, panels / (threads * PORTIONS));
+#pragma omp parallel for schedule(dynamic, portion) num_threads(threads)
   for (int64_t panel = 0; panel < panels; panel++)
     for (int64_t row = 0; row < rows; row += block) {
       const Weight* weight = packed + panel * PANEL * in;
