@@ -89,8 +89,8 @@ def running(url: str | None) -> Iterator[str]:
         yield url
         return
     (port,) = free_ports(1)
-    with service(port=port) as address:
-        yield address
+    with service(port=port) as started:
+        yield started.address
 
 
 def _table(served: list[list[Outcome]], alone: list[list[Completion]]) -> Table:

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 import yaml
@@ -41,15 +41,22 @@ def main(
 ) -> None:
     """Start the service, say when it is ready, and stop it at Ctrl-C or SIGTERM."""
     interruptible()
-    with told_plainly("serve", interrupted="the service has stopped"), service(config, port) as address:
-        print(_greeting(address, read_config(config)), flush=True)
+    with told_plainly("serve", interrupted="the service has stopped"), service(config, port) as running:
+        print(_greeting(running, read_config(config)), flush=True)
         while True:
             time.sleep(3600)
 
 
+class Running(NamedTuple):
+    """Where a service is: its own URL, and that of Ray's dashboard, which `serve deploy` and `serve status` talk to."""
+
+    address: str
+    dashboard: str
+
+
 @contextmanager
-def service(config: Path = CONFIG, port: int | None = None) -> Iterator[str]:
-    """Runs the service for as long as the block lasts; gives its address.
+def service(config: Path = CONFIG, port: int | None = None) -> Iterator[Running]:
+    """Runs the service for as long as the block lasts.
 
     Raises:
         EntMTPError: the file is wrong, the port is taken, or the service can't be started.
@@ -66,8 +73,9 @@ def service(config: Path = CONFIG, port: int | None = None) -> Iterator[str]:
     with local_cluster() as environment, tempfile.TemporaryDirectory() as scratch:
         path = write_text(Path(scratch) / "config.yaml", yaml.safe_dump(given))
         _deploy(path, environment)
-        _wait_until_ready(environment["RAY_API_SERVER_ADDRESS"], address)
-        yield address
+        running = Running(address, environment["RAY_API_SERVER_ADDRESS"])
+        _wait_until_ready(running)
+        yield running
 
 
 def node_environment(given: Mapping[str, str]) -> dict[str, str]:
@@ -108,7 +116,7 @@ def _deploy(config: Path, environment: dict[str, str]) -> None:
         raise EntMTPError(f"config: Ray Serve refuses it: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
 
 
-def _wait_until_ready(dashboard: str, address: str) -> None:
+def _wait_until_ready(running: Running) -> None:
     """Follows the applications until all run and every engine has a replica.
 
     Raises:
@@ -118,7 +126,7 @@ def _wait_until_ready(dashboard: str, address: str) -> None:
     told = ""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
-        applications = _get(f"{dashboard}/api/serve/applications/").get("applications", {})
+        applications = _get(f"{running.dashboard}/api/serve/applications/").get("applications", {})
         for name, application in applications.items():
             if application["status"] in {"DEPLOY_FAILED", "UNHEALTHY"}:
                 raise EntMTPError(f"application {name}: {_reason(application)}")
@@ -126,7 +134,7 @@ def _wait_until_ready(dashboard: str, address: str) -> None:
         if states != told:
             print(states, flush=True)
             told = states
-        if applications and _get(f"{address}/ready"):
+        if applications and _get(f"{running.address}/ready"):
             return
         time.sleep(_POLL_SECONDS)
     raise EntMTPError(f"service: it was not ready within {_START_SECONDS} s; the last that was heard: {told}")
@@ -146,7 +154,8 @@ def _reason(application: dict[str, Any]) -> str:
     return (mistakes or lines or ["it can't be started"])[-1]
 
 
-def _greeting(address: str, config: dict[str, Any]) -> str:
+def _greeting(running: Running, config: dict[str, Any]) -> str:
+    address = running.address
     model = config["applications"][0]["args"]["engines"][0]["model_name"]
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
     return f"""
@@ -154,7 +163,8 @@ ready: {address}
 
   curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
 
-Any OpenAI client works with base_url {address}/v1; {address}/docs lists everything. Ctrl-C stops the service."""
+Any OpenAI client works with base_url {address}/v1; {address}/docs lists everything. Ctrl-C stops the service.
+To change what is served meanwhile: serve deploy FILE --address {running.dashboard}"""
 
 
 if __name__ == "__main__":

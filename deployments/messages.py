@@ -9,6 +9,7 @@ from typing import Literal
 from entmtp.decoding.completion import Completion, FinishReason
 from entmtp.decoding.logprobs import TokenLogprobs
 from entmtp.decoding.measure import PARTS
+from entmtp.session import Method
 from entmtp.settings import SamplingParams
 
 
@@ -39,9 +40,12 @@ class Account:
     """How an answer's steps went; what the extension of ``usage`` tells.
 
     Attributes:
+        method, task: that it was written with; `user_config` may have changed what the engine began with.
         part_ms: of all steps together, by part.
     """
 
+    method: str
+    task: str
     steps: int
     drafted: int
     accepted: int
@@ -52,9 +56,11 @@ class Account:
     first_token_ms: float
 
     @classmethod
-    def of(cls, done: Completion) -> Account:
+    def of(cls, done: Completion, method: Method) -> Account:
         """Of a finished completion."""
         return cls(
+            method=method.name,
+            task=method.task,
             steps=len(done.steps),
             drafted=done.drafted,
             accepted=done.accepted,

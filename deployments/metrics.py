@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ray.util.metrics import Counter, Gauge, Histogram, Metric
 
 from entmtp.decoding.completion import Completion
-from entmtp.decoding.engine import EngineStatistics, Progress
+from entmtp.decoding.progress import EngineStatistics, Progress
 
 M = TypeVar("M", bound=Metric)
 PREFIX = "entmtp_"

@@ -18,7 +18,8 @@ from deployments.metrics import EngineMetrics
 from deployments.prefixes import block_hashes
 from deployments.settings import EngineArgs, EngineChanges
 from entmtp.decoding.async_engine import AsyncEngine, EngineDeadError
-from entmtp.decoding.engine import Engine, EngineFullError, EngineStatistics, Progress
+from entmtp.decoding.engine import Engine, EngineFullError
+from entmtp.decoding.progress import EngineStatistics, Progress
 from entmtp.decoding.request import InvalidRequestError, Request
 from entmtp.errors import EntMTPError
 from entmtp.session import Method, check_method, load_method, policy_of
@@ -90,7 +91,7 @@ class EngineReplica:
             async with aclosing(self._served.generate(request)) as stream:
                 async for progress in stream:
                     self._metrics.progress(progress, began, len(request.prompt))
-                    yield _delta(index, progress)
+                    yield self._delta(index, progress)
         except InvalidRequestError as error:
             yield Failure("invalid", str(error))
         except EngineFullError as error:
@@ -99,6 +100,10 @@ class EngineReplica:
             yield Failure("dead", str(error))
         except EntMTPError as error:
             yield Failure("failed", str(error))
+
+    def _delta(self, index: int, progress: Progress) -> Delta:
+        account = Account.of(progress.completion, self._method) if progress.finish_reason else None
+        return Delta(index, progress.tokens, progress.text, progress.logprobs, progress.finish_reason, account)
 
     def check_health(self) -> None:
         """Raises if the engine's loop has ended: Serve then replaces the replica."""
@@ -133,8 +138,3 @@ class EngineReplica:
 
 def _statistics_and_texts(engine: Engine) -> tuple[EngineStatistics, Sequence[Sequence[int]]]:
     return engine.statistics, engine.texts if engine.settings.prefix_reuse else []
-
-
-def _delta(index: int, progress: Progress) -> Delta:
-    account = Account.of(progress.completion) if progress.finish_reason else None
-    return Delta(index, progress.tokens, progress.text, progress.logprobs, progress.finish_reason, account)

@@ -38,8 +38,8 @@ def _speculation(engine: EngineArgs, new_tokens: int, accounts: Sequence[Account
     ]
     parts = accounts[0].part_ms if accounts else {}
     return {
-        "method": engine.method,
-        "task": engine.task,
+        "method": accounts[0].method if accounts else engine.method,
+        "task": accounts[0].task if accounts else engine.task,
         "tau": round(new_tokens / max(1, steps), 4),
         "steps": steps,
         "drafted": sum(one.drafted for one in accounts),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from jobs.local import free_ports
 
@@ -17,9 +18,16 @@ MODEL = "smollm2-135m"
 START_SECONDS = 300
 
 
+class Served(NamedTuple):
+    """Where a service is, and Ray's dashboard beside it."""
+
+    address: str
+    dashboard: str
+
+
 @contextmanager
-def started(*options: str) -> Iterator[str]:
-    """The address of a service that `python -m deployments.local` has started."""
+def started(*options: str) -> Iterator[Served]:
+    """A service that `python -m deployments.local` has started."""
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "deployments.local", "--port", str(port), *options]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -29,11 +37,11 @@ def started(*options: str) -> Iterator[str]:
     try:
         for line in process.stdout:
             lines.append(line)
-            if line.startswith("ready: ") or time.monotonic() > deadline:
+            if "--address" in line or time.monotonic() > deadline:
                 break
-        assert lines, "nothing was said"
-        assert lines[-1].startswith("ready: "), "".join(lines)
-        yield lines[-1].split()[1]
+        ready = [line for line in lines if line.startswith("ready: ")]
+        assert ready, "".join(lines)
+        yield Served(ready[0].split()[-1], lines[-1].split()[-1])
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(120)

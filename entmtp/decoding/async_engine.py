@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
-from entmtp.decoding.engine import Engine, Progress
+from entmtp.decoding.engine import Engine
+from entmtp.decoding.progress import Progress
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 

@@ -19,7 +19,7 @@ from deployments.service import Service
 from deployments.settings import AppArgs
 
 ENGINE = {"name": "e", "model_name": "m", "engine": {"context": 256}}
-ACCOUNT = Account(2, 8, 2, [1, 1], {"draft": 1.0, "verify": 2.0}, 0, 0.0, 3.0)
+ACCOUNT = Account("entmtp-dynamic", "sharegpt", 2, 8, 2, [1, 1], {"draft": 1.0, "verify": 2.0}, 0, 0.0, 3.0)
 GOOD = [Delta(0, [504, 253], " a b"), Delta(0, [28], " c", finish_reason="stop", account=ACCOUNT)]
 SECRET = "sk-secret"
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "a private question"}], "max_tokens": 8}

@@ -13,26 +13,35 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
+import psutil
 import pytest
+import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.evaluation.load.traffic import Endpoint, Traffic
 from entmtp.evaluation.suites import SUITES, scored_prompts
+from entmtp.files import write_text
 from entmtp.llm import LLM, EngineSettings, SamplingParams
 from entmtp.models.registry import encode_chat
-from tests.served import MODEL, ROOT, started
+from tests.served import MODEL, ROOT, Served, started
 from tests.tiny import greedy
 
 PROMPTS = ["Why is the sky blue?", "Name three rivers.", "Write a haiku about rain.", "What is 17 times 3?"]
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def served() -> Iterator[Served]:
     """The bundled model's service."""
-    with started() as address:
-        yield address
+    with started() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def url(served: Served) -> str:
+    return served.address
 
 
 @pytest.fixture(scope="module")
@@ -343,3 +352,32 @@ def test_a_taken_port_is_told(url: str) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("entmtp serve: port:")
     assert "Traceback" not in done.stderr
+
+
+def test_another_method_takes_over_without_a_restart(served: Served, client: openai.OpenAI, tmp_path: Path) -> None:
+    before, text = engine_processes(), chat(client, PROMPTS[0])
+    config = yaml.safe_load((ROOT / "deployments" / "config.cpu.yaml").read_text())
+    config["http_options"]["port"] = int(served.address.rpartition(":")[2])
+    (application,) = config["applications"]
+    application["deployments"] = [
+        {"name": application["args"]["engines"][0]["name"], "user_config": {"method": "autoregressive"}}
+    ]
+    path = write_text(tmp_path / "config.yaml", yaml.safe_dump(config))
+    command = [Path(sys.executable).with_name("serve"), "deploy", path, "--address", served.dashboard]
+    subprocess.run(command, capture_output=True, check=True)
+
+    def method() -> str:
+        answer = client.completions.create(model=MODEL, prompt="x", max_tokens=2, temperature=0)
+        return str(answer.usage.speculation["method"])  # type: ignore[union-attr]
+
+    deadline = time.monotonic() + 60
+    while method() != "autoregressive":
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert chat(client, PROMPTS[0]) == text
+    assert engine_processes() == before
+
+
+def engine_processes() -> set[int]:
+    title = "ray::ServeReplica:entmtp:smollm2"
+    return {one.pid for one in psutil.process_iter(["cmdline"]) if "".join(one.info["cmdline"] or []).startswith(title)}

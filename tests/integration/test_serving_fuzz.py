@@ -26,8 +26,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     engine["engine"] = {"slots": 8, "context": 64, "max_waiting": 16}
     path: Path = tmp_path_factory.mktemp("config") / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    with started("--config", str(path)) as address:
-        yield address
+    with started("--config", str(path)) as served:
+        yield served.address
 
 
 @pytest.mark.slow

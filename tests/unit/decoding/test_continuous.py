@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entmtp.decoding import engine as module
-from entmtp.decoding.engine import Engine, EngineFullError, Progress
+from entmtp.decoding.engine import Engine, EngineFullError
+from entmtp.decoding.progress import Progress
 from entmtp.decoding.request import Request, RunningRequest
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
