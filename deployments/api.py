@@ -222,5 +222,5 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "created": 0,
         "owned_by": "entmtp",
         "max_model_len": max(service.context(one) for one in engines),
-        "engines": [{"method": one.method, "task": one.task} for one in engines],
+        "engines": [{"method": one.method, "policy": one.policy, "task": one.task} for one in engines],
     }

@@ -1,4 +1,4 @@
-"""Which engine answers a request: its model, then the method and task that it asks for."""
+"""Which engine answers a request: its model, then the method, policy and task that it asks for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Catalogue:
         """The first engine of the model that fits.
 
         Raises:
-            ApiError: 404 for a model that is not served, 400 for a method or task that it is not served with.
+            ApiError: 404 for a model that is not served, 400 for a method, policy or task that it is not served with.
         """
         engines = self._of(model)
         if not engines:
@@ -32,7 +32,7 @@ class Catalogue:
             raise ApiError(
                 404, f"model: '{model}' is not served here; choose {names}", param="model", code="model_not_found"
             )
-        for field in ("method", "task"):
+        for field in ("method", "policy", "task"):
             value = None if wanted is None else getattr(wanted, field)
             if value is None:
                 continue

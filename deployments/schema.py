@@ -39,7 +39,8 @@ class Body(BaseModel):
 class Speculation(Body):
     """Which of a model's engines answers, and how far it may guess. An extension of this service."""
 
-    method: str | None = Field(None, description="entmtp-dynamic, hydra, autoregressive, …")
+    method: str | None = Field(None, description="heads and policy by one name: entmtp-dynamic, hydra-best, …")
+    policy: str | None = Field(None, description="the policy alone: dynamic, goodput, ladder, best-static, …")
     task: str | None = Field(None, description="whose tree bank: humaneval, gsm8k, sharegpt, litbench, mixed")
     max_nodes: int | None = Field(None, ge=0, le=255, description="of each step's tree; 0 is plain decoding")
 

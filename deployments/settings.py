@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
+from entmtp.evaluation.arms import POLICY_OF
+from entmtp.session import Method, check_method
 from entmtp.settings import EngineSettings, Kernels, Settings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -50,6 +52,16 @@ class EngineArgs(Settings):
     num_gpus: FiniteFloat = Field(0.0, ge=0, description="of a replica, for Ray")
     engine: EngineSettings = Field(default_factory=EngineSettings)
     autoscaling: AutoscalingArgs = Field(default_factory=AutoscalingArgs)
+
+    @property
+    def policy(self) -> str:
+        """How its method chooses trees, whatever the heads."""
+        return POLICY_OF[self.method]
+
+    @model_validator(mode="after")
+    def _known(self) -> EngineArgs:
+        check_method(Method(self.method, self.task))
+        return self
 
     @model_validator(mode="after")
     def _pinned(self) -> EngineArgs:

@@ -12,6 +12,7 @@ from deployments.answers import Answer
 from deployments.messages import Account
 from deployments.service import Work
 from deployments.settings import EngineArgs
+from entmtp.evaluation.arms import POLICY_OF
 
 
 def usage_of(work: Work, answers: Sequence[Answer]) -> CompletionUsage:
@@ -37,8 +38,10 @@ def _speculation(engine: EngineArgs, new_tokens: int, accounts: Sequence[Account
         for depth in range(deepest)
     ]
     parts = accounts[0].part_ms if accounts else {}
+    method = accounts[0].method if accounts else engine.method
     return {
-        "method": accounts[0].method if accounts else engine.method,
+        "method": method,
+        "policy": POLICY_OF[method],
         "task": accounts[0].task if accounts else engine.task,
         "tau": round(new_tokens / max(1, steps), 4),
         "steps": steps,

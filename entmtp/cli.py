@@ -40,7 +40,7 @@ def generate(
         str, typer.Option(help="autoregressive, medusa(-best), hydra(-best), entmtp, entmtp-goodput or entmtp-dynamic")
     ] = "entmtp",
     task: Annotated[
-        str, typer.Option(help="whose tree bank to use: humaneval, gsm8k, sharegpt, litbench")
+        str, typer.Option(help="whose tree bank to use: humaneval, gsm8k, sharegpt, litbench, mixed")
     ] = "sharegpt",
     model: Model = "bundled",
     heads: Annotated[str | None, typer.Option(help="heads for another model: a folder or hub name")] = None,

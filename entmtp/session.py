@@ -13,7 +13,7 @@ from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import machine_cost
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import METHODS, Toolbox, kind_of, make_correcting_policy, make_policy
-from entmtp.evaluation.suites import get_suite
+from entmtp.evaluation.suites import SUITES
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
@@ -22,7 +22,7 @@ from entmtp.models.kernels import check_name
 from entmtp.models.registry import encode_chat, load_model, resolve_model
 from entmtp.scheduling.policies import Policy
 from entmtp.settings import EngineSettings, SamplingParams
-from entmtp.trees.bank import bundled_bank, load_bank
+from entmtp.trees.bank import MIXED, bundled_bank, load_bank
 
 _PLAIN = "autoregressive"
 
@@ -33,7 +33,7 @@ class Method:
 
     Attributes:
         name: one of :data:`METHODS`.
-        task: whose tree bank is used where ``bank`` names none.
+        task: whose tree bank is used where ``bank`` names none; 'mixed' is one bank for all.
         heads: None for the bundled ones.
     """
 
@@ -115,7 +115,8 @@ def check_method(method: Method) -> None:
     """Raises EntMTPError for a method or task that there is not."""
     if method.name not in METHODS:
         raise EntMTPError(f"method: '{method.name}' is unknown; choose one of {', '.join(METHODS)}")
-    get_suite(method.task)
+    if method.task not in (tasks := (*SUITES, MIXED)):
+        raise EntMTPError(f"task: '{method.task}' is unknown; choose one of {', '.join(tasks)}")
 
 
 def _heads_of(method: Method, backbone: Backbone) -> DraftHeads:

@@ -25,10 +25,18 @@ from entmtp.trees.replay import best_schedule
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
 
-METHODS = (
-    *("autoregressive", "medusa", "hydra", "medusa-best", "hydra-best"),
-    *("entmtp", "entmtp-goodput", "entmtp-dynamic"),
-)
+POLICY_OF = {
+    "autoregressive": "autoregressive",
+    "medusa": "published",
+    "hydra": "published",
+    "medusa-best": "best-static",
+    "hydra-best": "best-static",
+    "entmtp": "ladder",
+    "entmtp-goodput": "goodput",
+    "entmtp-dynamic": "dynamic",
+}
+"""How each method chooses its trees, whatever its heads; the names are those of ``entmtp replay``."""
+METHODS = tuple(POLICY_OF)
 CONTROLS = ("always-big", "random", "oracle")
 FOREIGN_BANKS = ("entmtp-transfer", "entmtp-mixed")
 """Controls that choose by the bank of another suite, or by one bank for all."""
@@ -105,7 +113,7 @@ def _window(tools: Toolbox) -> int:
     return next((bank.entropy_window for bank in tools.banks.values()), CalibrationSettings().entropy_window)
 
 
-def _plain(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+def _autoregressive(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
     return StaticPolicy(Topology.root_only(), _window(tools))
 
 
@@ -113,7 +121,7 @@ def _published(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy
     return StaticPolicy(published_tree(tools.heads[kind].num_heads), _window(tools))
 
 
-def _best(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+def _best_static(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
     return StaticPolicy(best_static(tools.banks[kind], tools.costs[kind]), _window(tools))
 
 
@@ -130,7 +138,7 @@ def _dynamic(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
     return DynamicPolicy(bank.predictor, bank.chances, tools.costs[kind].of_batch, _window(tools))
 
 
-def _biggest(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+def _always_big(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
     return StaticPolicy(tools.banks[kind].overall.trees[-1], _window(tools))
 
 
@@ -149,17 +157,17 @@ def _oracle(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
 
 
 _POLICIES: dict[str, Callable[[str, Toolbox, Hindsight | None], Policy]] = {
-    "autoregressive": _plain,
+    "autoregressive": _autoregressive,
     "medusa": _published,
     "hydra": _published,
-    "medusa-best": _best,
-    "hydra-best": _best,
+    "medusa-best": _best_static,
+    "hydra-best": _best_static,
     "entmtp": _ladder,
     "entmtp-goodput": _goodput,
     "entmtp-dynamic": _dynamic,
     "entmtp-transfer": _dynamic,
     "entmtp-mixed": _dynamic,
-    "always-big": _biggest,
+    "always-big": _always_big,
     "random": _random,
     "oracle": _oracle,
 }

@@ -183,7 +183,7 @@ def test_banks_that_do_not_fit(
     ("arguments", "said"),
     [
         (["--method", "oracle"], "method: 'oracle' is unknown; choose one of autoregressive"),
-        (["--task", "chess"], "unknown suite 'chess'"),
+        (["--task", "chess"], "task: 'chess' is unknown"),
         (["--model", "nowhere"], "model 'nowhere': not found"),
     ],
 )

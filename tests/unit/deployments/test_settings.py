@@ -72,6 +72,7 @@ def test_a_request_finds_its_engine() -> None:
     catalogue = Catalogue(AppArgs.parse(engines=engines).engines)
     assert catalogue.find("m", None).name == "d"
     assert catalogue.find("m", Speculation(method="hydra")).name == "h"
+    assert catalogue.find("m", Speculation(policy="published")).name == "h"
     assert catalogue.find("m", Speculation(task="gsm8k")).name == "g"
     assert catalogue.find("other", Speculation(max_nodes=3)).name == "o"
     for model, wanted, status in (
