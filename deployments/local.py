@@ -23,7 +23,7 @@ import typer
 import yaml
 
 from deployments.auth import load_keys, refuse_strangers
-from deployments.settings import AppArgs
+from deployments.settings import AppArgs, EngineChanges
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.files import write_text
@@ -94,10 +94,17 @@ def read_config(path: Path) -> dict[str, Any]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         applications = found["applications"]
         arguments = [application["args"] for application in applications]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        changes = [
+            deployment.get("user_config") or {}
+            for application in applications
+            for deployment in application.get("deployments", [])
+        ]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise EntMTPError(f"config: {path} is not a Serve config with applications and args ({error})") from error
     for given in arguments:
         AppArgs.parse(**given)
+    for given in changes:
+        EngineChanges.parse(**given)
     return dict(found)
 
 

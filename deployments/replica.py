@@ -35,7 +35,7 @@ class EngineReplica:
 
     def __init__(self, args: EngineArgs) -> None:
         self._args = args
-        self._method = Method(
+        self._deployed = Method(
             name=args.method,
             task=args.task,
             model=args.model,
@@ -45,25 +45,37 @@ class EngineReplica:
             dtype=args.dtype,
             kernels=args.kernels,
         )
+        self._method = self._deployed
         # The engine's thread and the event loop share Python's lock; by default each would wait 5 ms for the other.
         sys.setswitchinterval(_SWITCH_SECONDS)
-        self._served = AsyncEngine(lambda: load_method(self._method, _log.info, args.engine)[0])
+        self._served = AsyncEngine(lambda: load_method(self._deployed, _log.info, args.engine)[0])
         self._metrics = EngineMetrics(args.name)
         self._speed = 0.0
         self._reporting: asyncio.Task[None] | None = None
+        self._started = False
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes on another policy, bank or limits between two steps; calls that run go on.
 
+        A mistake leaves everything as it was and is logged: Serve stops a replica whose change fails, and would stop
+        one after another, for a misspelt word.
+
         Raises:
-            EntMTPError: names what can't be changed so; the deployment stays as it was.
+            EntMTPError: names what is wrong with what the replica starts with.
         """
-        changes = EngineChanges.parse(**user_config)
+        try:
+            await self._change(EngineChanges.parse(**user_config))
+        except EntMTPError as error:
+            if not self._started:
+                raise
+            _log.error("engine %s: user_config is refused, and all stays as it was: %s", self._args.name, error)
+
+    async def _change(self, changes: EngineChanges) -> None:
         given = changes.model_dump(exclude_none=True)
         renamed = {
             "name" if name == "method" else name: given[name] for name in ("method", "task", "bank") if name in given
         }
-        method = replace(self._method, **renamed)
+        method = replace(self._deployed, **renamed)
         check_method(method)
         limits: dict[str, Any] = {name: given[name] for name in EngineSettings.model_fields if name in given}
         settings = self._args.engine.model_copy(update=limits)
@@ -107,6 +119,7 @@ class EngineReplica:
 
     def check_health(self) -> None:
         """Raises if the engine's loop has ended: Serve then replaces the replica."""
+        self._started = True
         if not self._served.healthy:
             raise RuntimeError(f"engine {self._args.name}: its loop has ended")
 

@@ -99,7 +99,10 @@ def test_a_caller_that_goes_leaves_nothing_behind(replica: EngineReplica, prompt
 
 
 def test_another_policy_takes_over_while_a_call_runs(
-    replica: EngineReplica, prompt: list[int], bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase]
+    replica: EngineReplica,
+    prompt: list[int],
+    bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scene() -> None:
         running = asyncio.create_task(answered(replica, Call("r", prompt, GREEDY)))
@@ -107,10 +110,15 @@ def test_another_policy_takes_over_while_a_call_runs(
         await replica.reconfigure({"method": "entmtp-dynamic", "task": "gsm8k", "prefill_tokens": 32})
         assert tokens(await running) == greedy(bundled[0], prompt, 16)
         assert replica._served.engine.settings.prefill_tokens == 32
+        await replica.reconfigure({})
+        assert replica._served.engine.settings.prefill_tokens == ARGS.engine.prefill_tokens
         policy = replica._served.engine.policy
         for wrong, name in (({"method": "medusa"}, "heads"), ({"slots": 9}, "slots"), ({"task": "chess"}, "chess")):
             with pytest.raises(EntMTPError, match=name):
                 await replica.reconfigure(wrong)
+        replica.check_health()  # Serve asks when a replica has started; from now on a mistake must not end it
+        await replica.reconfigure({"task": "chess"})
+        assert "chess" in caplog.text
         assert replica._served.engine.policy is policy
 
     asyncio.run(scene())

@@ -39,6 +39,8 @@ def test_the_config_files_say_what_serve_understands(name: str) -> None:
     ("args", "name"),
     [
         ({"engines": []}, "engines"),
+        ({"engines": [ENGINE | {"method": "entmtp-dynamo"}]}, "entmtp-dynamo"),
+        ({"engines": [ENGINE | {"task": "chess"}]}, "chess"),
         ({"engines": [ENGINE], "ingres_replicas": 2}, "ingres_replicas"),
         ({"engines": [ENGINE | {"name": "a/b"}]}, "engines.0.name"),
         ({"engines": [ENGINE, ENGINE]}, "engines"),
