@@ -5,7 +5,10 @@
 // stay in registers. Every sum is one chain of fused multiply-adds in the order of the inputs, whatever the number of
 // rows: a row's product is the same bits alone and among others.
 
+#include <omp.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -28,7 +31,6 @@ constexpr int LANES = 8, ROWS = 6;  // 12 sums, 2 weights and 1 input in 16 regi
 constexpr int PANEL = 2 * LANES;
 constexpr int64_t AHEAD = 8192;      // bytes: how far ahead of its use a panel is fetched
 constexpr int64_t SERIAL = 1 << 14;  // values: less work than this is not worth waking a thread for
-constexpr int64_t PORTIONS = 8;      // of a product, for each thread
 
 typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
@@ -154,13 +156,37 @@ void sweep_rows(int64_t m, const float* x, const Weight* w, int64_t in, float* y
   }
 }
 
+// Panels in order, a share for each thread; who has done his own helps others with theirs. A thread that another process
+// interrupts would else keep all waiting.
+class Shares {
+  struct alignas(64) Next {
+    std::atomic<int64_t> panel;
+  };
+  int64_t panels;
+  std::vector<Next> next;
+
+  int64_t begin(int64_t share) const { return panels * share / int64_t(next.size()); }
+
+ public:
+  Shares(int64_t panels, int threads) : panels(panels), next(threads) {
+    for (int share = 0; share < threads; share++) next[share].panel = begin(share);
+  }
+
+  template <class Work>
+  void run(int thread, Work work) {
+    for (size_t turn = 0; turn < next.size(); turn++) {
+      const int64_t share = (thread + turn) % next.size(), end = begin(share + 1);
+      for (int64_t panel; (panel = next[share].panel.fetch_add(1, std::memory_order_relaxed)) < end;) work(panel);
+    }
+  }
+};
+
 template <class Weight, class Target>
 void multiply(const float* x, const Weight* packed, float* y, int64_t rows, int64_t in, int threads, Target target) {
-  const int64_t panels = target.panels(), blocks = (rows + ROWS - 1) / ROWS, block = (rows + blocks - 1) / blocks;
-  // In small portions: a thread that another process interrupts must not keep the others waiting.
-  const int64_t portion = std::max<int64_t>(1, panels / (threads * PORTIONS));
-#pragma omp parallel for schedule(dynamic, portion) num_threads(threads)
-  for (int64_t panel = 0; panel < panels; panel++)
+  const int64_t blocks = (rows + ROWS - 1) / ROWS, block = (rows + blocks - 1) / blocks;
+  Shares shares(target.panels(), threads);
+#pragma omp parallel num_threads(threads)
+  shares.run(omp_get_thread_num(), [&](int64_t panel) {
     for (int64_t row = 0; row < rows; row += block) {
       const Weight* weight = packed + panel * PANEL * in;
       // One sweep over a panel waits for memory; where there are several, each fetches its share of the next panel.
@@ -168,6 +194,7 @@ void multiply(const float* x, const Weight* packed, float* y, int64_t rows, int6
       const Fetch<Weight> fetch{weight + (blocks == 1 ? ahead : (in + row / block * (in / blocks)) * PANEL), blocks};
       sweep_rows(std::min(block, rows - row), x + row * in, weight, in, y, row, panel, fetch, target);
     }
+  });
 }
 
 // y [width] = weight [width] * x / sqrt(mean(x^2) + eps)
