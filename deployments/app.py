@@ -56,6 +56,8 @@ def _engine(args: EngineArgs, routing: RoutingArgs, limits: LimitArgs) -> serve.
         "request_router_class": PrefixRouter,
         "request_router_kwargs": {"imbalance_tokens": routing.imbalance_tokens},
         "request_routing_stats_period_s": routing.stats_period_s,
+        # Each call in the queue asks replicas for room again and again, at their expense when they have least.
+        "initial_backoff_s": 0.1,
     }
     deployment = serve.deployment(
         name=args.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from deployments.schema import Generation, Message
 from deployments.settings import AppArgs, EngineArgs
 from deployments.tracing import Tracing
 from entmtp.models.registry import load_tokenizer, max_positions
+
+_FULL_SECONDS = 0.25
+"""Nobody else is sent to an engine for so long after it has refused one; less than a 429 tells clients to wait."""
 
 _STATUS = {"invalid": 400, "full": 429, "failed": 500, "dead": 503}
 
@@ -56,6 +60,19 @@ class Service:
         sources = {one.model for one in args.engines}
         self._tokenizers = {source: load_tokenizer(source) for source in sources}
         self._positions = {source: max_positions(source) for source in sources}
+        self._full_until: dict[str, float] = {}
+
+    def find(self, body: Generation) -> EngineArgs:
+        """The engine for a request.
+
+        Raises:
+            ApiError: there is none, or it has just refused another request for being full. Under overload a refusal
+                must cost nearly nothing, or those whose answers are being written pay for it.
+        """
+        engine = self.catalogue.find(body.model, body.speculation)
+        if time.monotonic() < self._full_until.get(engine.name, 0.0):
+            raise self._full()
+        return engine
 
     def tokenizer(self, engine: EngineArgs) -> PreTrainedTokenizerBase:
         """The engine's own."""
@@ -142,6 +159,8 @@ class Service:
         async with aclosing(merged(streams)) as stream:
             async for offset, item in stream:
                 if isinstance(item, Failure):
+                    if item.kind == "full":
+                        self._full_until[work.engine.name] = time.monotonic() + _FULL_SECONDS
                     raise self._error(item)
                 yield Delta(
                     offset + item.index, item.tokens, item.text, item.logprobs, item.finish_reason, item.account
@@ -176,9 +195,12 @@ class Service:
             headers={"Retry-After": str(seconds)},
         )
 
+    def _full(self) -> ApiError:
+        return self._too_many("too many requests wait", self.args.limits.retry_after_s)
+
     def _error(self, failure: Failure) -> ApiError:
         if failure.kind == "full":
-            return self._too_many("too many requests wait", self.args.limits.retry_after_s)
+            return self._full()
         param = failure.message.partition(":")[0] if failure.kind == "invalid" else None
         return ApiError(_STATUS[failure.kind], failure.message, param=param)
 

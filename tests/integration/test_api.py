@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -218,3 +219,13 @@ def test_the_log_holds_texts_only_where_they_are_wanted(caplog: pytest.LogCaptur
     assert "alice@example.com" not in caplog.text
     assert ("a private question" in caplog.text) == wanted
     assert (" a b c" in caplog.text) == wanted
+
+
+def test_who_comes_just_after_a_refusal_is_refused_at_once() -> None:
+    client, answers = api(Failure("full", "engine: full"))
+    assert client.post("/v1/chat/completions", json=CHAT).status_code == 429
+    assert client.post("/v1/chat/completions", json=CHAT).status_code == 429
+    assert len(answers.calls) == 1
+    answers.items = GOOD
+    time.sleep(1.0)  # as Retry-After says
+    assert client.post("/v1/chat/completions", json=CHAT).status_code == 200

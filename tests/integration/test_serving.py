@@ -363,7 +363,7 @@ def test_another_method_takes_over_without_a_restart(served: Served, client: ope
         {"name": application["args"]["engines"][0]["name"], "user_config": {"method": "autoregressive"}}
     ]
     path = write_text(tmp_path / "config.yaml", yaml.safe_dump(config))
-    command = [Path(sys.executable).with_name("serve"), "deploy", path, "--address", served.dashboard]
+    command = [str(Path(sys.executable).with_name("serve")), "deploy", str(path), "--address", served.dashboard]
     subprocess.run(command, capture_output=True, check=True)
 
     def method() -> str:

@@ -36,7 +36,8 @@ def test_an_arm_is_told_against_each_other_on_each_suite_and_over_all(
     assert "3.00x [3.00, 3.00]" in told
     assert "2.00x [2.00, 2.00]" in told
     assert "commit 012345678:" in told
-    assert "all suites" in capsys.readouterr().out
+    assert '"all suites' in told
+    assert "entmtp-dynamic over" in capsys.readouterr().out
 
 
 def test_an_arm_that_did_not_run_is_refused(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
