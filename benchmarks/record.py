@@ -149,6 +149,11 @@ def portable(argument: str) -> str:
     return str(Path("...", *path.parts[-3:])) if path.is_absolute() else argument
 
 
+def portable_words(words: str) -> str:
+    """A command line, or another text, whose absolute paths are made portable."""
+    return " ".join(portable(word) for word in words.split(" "))
+
+
 def _commit() -> str:
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")

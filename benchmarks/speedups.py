@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.record import Cell, Table, deliver, made_record, portable
+from benchmarks.record import Cell, Table, deliver, made_record, portable_words
 from benchmarks.study_input import read_study
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
@@ -33,7 +33,7 @@ def main(
     with told_plainly("speedups"):
         study = read_study(results / "report")
         settings = study.facts["settings"]
-        command = " ".join(portable(word) for word in study.facts["command"].split(" "))
+        command = portable_words(study.facts["command"])
         notes = [
             f"From `{command}` of {study.facts['date']}, commit {study.facts['git_commit'][:9]}: up to"
             f" {settings['prompts']} prompts a suite, {settings['max_new_tokens']} tokens each, the median of"

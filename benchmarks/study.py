@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.markdown import record_section, table_lines
-from benchmarks.record import Record, portable, read_records
+from benchmarks.record import Record, portable_words, read_records
 from benchmarks.study_claims import claims
 from benchmarks.study_input import REMEDY, Figure, Study, read_study
 from entmtp.cli_errors import told_plainly
@@ -83,7 +83,7 @@ def render(study: Study, records: Sequence[Record], folder: str) -> str:
 def _what_was_run(study: Study) -> Iterator[str]:
     facts = {name: study.facts[name] for name in _FACTS if name in study.facts}
     yield from ("## What was run", "")
-    yield from table_lines(["fact", "value"], [(name, _portable(str(value))) for name, value in flat_facts(facts)])
+    yield from table_lines(["fact", "value"], [(name, portable_words(str(value))) for name, value in flat_facts(facts)])
     sources = ", ".join(f"{suite} ({source})" for suite, source in study.summary.sources.items())
     yield from (f"Suites and where their prompts come from: {sources}.", "")
     if study.caveats:
@@ -139,11 +139,6 @@ def _records(records: Sequence[Record]) -> Iterator[str]:
         yield from ("## Beside the benchmark", "")
     for record in records:
         yield from record_section(record, FOLDER.name)
-
-
-def _portable(words: str) -> str:
-    """Absolute paths are about one machine; their ends say what they are."""
-    return " ".join(portable(word) for word in words.split(" "))
 
 
 if __name__ == "__main__":

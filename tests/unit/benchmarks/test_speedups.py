@@ -19,7 +19,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     timed = [replace(row, seconds=SECONDS.get(row.arm, 1.0)) for row in requests]
     folder = tmp_path_factory.mktemp("results")
     facts = {
-        "command": "jobs/benchmark.py --results /home/somebody/work/results/closer",
+        "command": f"jobs/benchmark.py --results {folder}",
         "hardware": "a CPU",
         "date": "2026-01-01",
         "git_commit": "0123456789abc",
@@ -38,7 +38,7 @@ def test_an_arm_is_told_against_each_other_on_each_suite_and_over_all(
     assert "2.00x [2.00, 2.00]" in told
     assert "commit 012345678:" in told
     assert "jobs/benchmark.py" in told
-    assert "/home" not in told
+    assert str(results) not in told
     assert '"all suites' in told
     assert "entmtp-dynamic over" in capsys.readouterr().out
 
