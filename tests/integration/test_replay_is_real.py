@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.decoding.request import StepRecord
 from entmtp.evaluation.arms import Toolbox, make_engine
-from entmtp.evaluation.suites import SUITES, Prompt, draw, load_suite, split
+from entmtp.evaluation.suites import SUITES, Prompt, scored_prompts
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat
@@ -48,7 +48,7 @@ def texts(bundled: Bundled, tools_of: ToolsOf) -> Texts:
         seen = tools.backbone, tools.heads["hydra"], ids, text
         return ids, text, traced(*seen), drafting(*seen)
 
-    scored = {suite: draw(split(load_suite(suite).prompts)[1], PROMPTS, seed=0) for suite in SUITES}
+    scored = {suite: scored_prompts(suite, PROMPTS) for suite in SUITES}
     return {suite: [read(prompt, tools_of(suite)) for prompt in prompts] for suite, prompts in scored.items()}
 
 
