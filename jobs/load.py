@@ -33,14 +33,17 @@ from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.load.load_summary import LoadSummary, Slo, outcome_table, speedup, summarise_load
 from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
+from entmtp.evaluation.load.turns import Rounds, in_turns, texts_of
 from entmtp.evaluation.suites import SUITES, scored_prompts
 from entmtp.evaluation.tracking import check_tracking, default_tracking_uri, log_load
 from entmtp.evaluation.verdicts import ratio
 from entmtp.files import write_whole
 
 _PROMPTS = 64
+_WIDTH = 150
+"""Of the table, where no terminal says how wide it may be."""
+
 KEY_VARIABLE = "OPENAI_API_KEY"
-Found = dict[str, list[list[Outcome]]]
 
 
 def main(
@@ -73,8 +76,7 @@ def main(
         prompts = _prompts(suite or list(SUITES), seed)
         traffic = [Traffic(one, prompts, max_tokens, timeout) for one in endpoints]
         found = asyncio.run(_run(traffic, users, rate, requests, rounds, seed))
-        first = found[endpoints[0].name]
-        texts = {(at, one.number): one.text for at, round_ in enumerate(first) for one in round_ if one.error is None}
+        texts = texts_of(found[endpoints[0].name])
         slo = Slo(slo_ttft, slo_tpot)
         summaries = [summarise_load(name, its, slo, texts) for name, its in found.items()]
         table = outcome_table(found)
@@ -95,25 +97,22 @@ def _prompts(suites: list[str], seed: int) -> list[str]:
 
 async def _run(
     traffic: list[Traffic], users: int | None, rate: float | None, requests: int, rounds: int, seed: int
-) -> Found:
-    found: Found = {one.endpoint.name: [] for one in traffic}
+) -> Rounds:
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("requests", total=requests * rounds * len(traffic))
-        for at in range(rounds):
+
+        async def send(one: Traffic, at: int) -> list[Outcome]:
             numbers = range(at * requests, (at + 1) * requests)
-            # Who comes first changes, so that a machine that drifts favours nobody.
-            for one in traffic if at % 2 == 0 else traffic[::-1]:
-                if users is not None:
-                    outcomes = await one.closed(numbers, users, lambda _: bar.advance(task))
-                else:
-                    assert rate is not None
-                    outcomes = await one.open(numbers, rate, seed + at, lambda _: bar.advance(task))
-                found[one.endpoint.name].append(outcomes)
-    return found
+            if users is not None:
+                return await one.closed(numbers, users, lambda _: bar.advance(task))
+            assert rate is not None
+            return await one.open(numbers, rate, seed + at, lambda _: bar.advance(task))
+
+        return await in_turns(traffic, rounds, send)
 
 
-def _show(summaries: list[LoadSummary], found: Found, slo: Slo) -> None:
-    console = Console()
+def _show(summaries: list[LoadSummary], found: Rounds, slo: Slo) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     table = Table(title=f"ms as p50 / p90 / p99; SLO: first token in {slo.ttft:g} s, others in {slo.tpot:g} s each")
     for column in (
         "endpoint",

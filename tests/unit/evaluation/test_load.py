@@ -16,6 +16,7 @@ from aiohttp import web
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.load.load_summary import Slo, outcome_table, speedup, summarise_load
 from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic, arrivals
+from entmtp.evaluation.load.turns import in_turns, texts_of
 
 
 class Crowd:
@@ -182,3 +183,16 @@ def test_an_endpoint_needs_a_name_and_an_address(text: str) -> None:
 def test_an_endpoint_may_name_a_method() -> None:
     found = Endpoint.parse("a=http://x/v1#hydra", "m", "k")
     assert (found.name, found.url, found.method) == ("a", "http://x/v1", "hydra")
+
+
+def test_endpoints_take_turns_and_who_is_first_changes() -> None:
+    traffic = [Traffic(Endpoint(name, "http://x", "m"), ["p"], 1, 1.0) for name in ("a", "b")]
+    order: list[tuple[str, int]] = []
+
+    async def send(one: Traffic, at: int) -> list[Outcome]:
+        order.append((one.endpoint.name, at))
+        return [Outcome(at, 0.0, text=one.endpoint.name)]
+
+    found = asyncio.run(in_turns(traffic, 3, send))
+    assert order == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
+    assert texts_of(found["b"]) == {(at, at): "b" for at in range(3)}
