@@ -65,7 +65,7 @@ def make_api(
     async def chat(body: ChatRequest, request: Request, key: Owner) -> Response:
         record = Record.begin(request_id(request), key, body, service)
         with record.refusals():
-            engine = service.find(body)
+            engine = service.catalogue.find(body.model, body.speculation)
             prompt = await service.encode_chat(engine, body.messages)
             work = await service.prepare(record.id, key, engine, body, [prompt], None)
             shape = ChatShape(f"chatcmpl-{record.id}", body.model, service.tokenizer(engine))
@@ -75,7 +75,7 @@ def make_api(
     async def completions(body: CompletionRequest, request: Request, key: Owner) -> Response:
         record = Record.begin(request_id(request), key, body, service)
         with record.refusals():
-            engine = service.find(body)
+            engine = service.catalogue.find(body.model, body.speculation)
             prompts = [
                 await service.encode(engine, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts()
             ]

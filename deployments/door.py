@@ -1,7 +1,9 @@
-"""What stands in Serve's HTTP proxy, so that a request outlives the ingress that serves it.
+"""What stands in Serve's HTTP proxy: requests outlive their ingress, and too many are refused for next to nothing.
 
 Serve's proxy cuts the connection when an ingress dies. Here the request is sent again if no answer has begun, and else
-an event stream ends with an error event. Ray reads where this is from the environment of the nodes:
+an event stream ends with an error event. And when an engine has refused a request for being full, the next ones of the
+same kind are refused here for a moment, before they cost what those whose answers are being written would pay for. Ray
+reads where this is from the environment of the nodes:
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deployments.door.middlewares
 """
@@ -10,16 +12,35 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from functools import cached_property
+from typing import NamedTuple
 
+from ray.util.metrics import Counter
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.errors import ApiError
+from deployments.errors import FULL_HEADER, ApiError, full_error
+from deployments.metrics import refusals
 
 _ATTEMPTS = 4
 _PAUSE_SECONDS = 0.5
 _REPLAYED_BYTES = 8_000_000
 """A body beyond this is not kept, and its request not sent again."""
+
+_FULL_SECONDS = 0.25
+"""So long an engine that was full counts as full; less than a 429 tells clients to wait."""
+
+_BEGINNING_SECONDS = 1.0
+"""So long the door waits for a body that it could refuse by; the ingress has a deadline of its own."""
+
+
+class Kind(NamedTuple):
+    """Of requests that the same engine serves."""
+
+    path: str
+    model: str
+    speculation: str
 
 
 def middlewares() -> list[Middleware]:
@@ -32,20 +53,57 @@ class Door:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._full_until: dict[Kind, tuple[float, int]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request, response = _Request(receive), _Response(send)
+        if self._full_until and (wait := self._full(kind_of(scope["path"], await request.beginning()))):
+            await response.refuse(full_error(wait))
+            return
         for attempt in range(_ATTEMPTS):
             await self._app(dict(scope), request.again(), response)
+            if response.retry_after:
+                self._remember(kind_of(scope["path"], await request.beginning()), response.retry_after)
             if response.ended or request.gone:
                 return
             if response.started or not request.whole:
                 break
             await asyncio.sleep(_PAUSE_SECONDS * attempt)
         await response.break_off()
+
+    @cached_property
+    def _refusals(self) -> Counter:
+        return refusals()
+
+    def _full(self, kind: Kind | None) -> int:
+        """Seconds that a request should wait whose engine has just refused another; 0: it may try."""
+        if kind is None or kind not in self._full_until:
+            return 0
+        until, wait = self._full_until[kind]
+        if time.monotonic() >= until:
+            return 0
+        self._refusals.inc(tags={"model": kind.model})
+        return wait
+
+    def _remember(self, kind: Kind | None, wait: int) -> None:
+        """The engine of such requests has refused one."""
+        now = time.monotonic()
+        self._full_until = {known: each for known, each in self._full_until.items() if each[0] > now}
+        if kind is not None:
+            self._full_until[kind] = (now + _FULL_SECONDS, wait)
+            self._refusals.inc(tags={"model": kind.model})
+
+
+def kind_of(path: str, body: bytes) -> Kind | None:
+    """What a request's engine is known by; None where that can't be told."""
+    try:
+        asked = json.loads(body)
+        return Kind(path, str(asked["model"]), json.dumps(asked.get("speculation"), sort_keys=True))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 class _Request:
@@ -72,6 +130,17 @@ class _Request:
 
         return receive
 
+    async def beginning(self) -> bytes:
+        """The body, if all of it comes at once, as nearly every one does; else nothing."""
+        if not self._kept and not self.gone:
+            try:
+                async with asyncio.timeout(_BEGINNING_SECONDS):
+                    await self._next()
+            except TimeoutError:
+                return b""
+        first = self._kept[0] if self._kept else {"more_body": True}
+        return b"" if first.get("more_body", False) else first.get("body", b"")
+
     async def _next(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect":
@@ -85,29 +154,42 @@ class _Request:
 
 
 class _Response:
-    """Goes to the client, and knows how far it has come."""
+    """Goes to the client, and knows how far it has come.
+
+    Attributes:
+        retry_after: what a refusal for a full engine advises, in seconds; 0 with any other response.
+    """
 
     def __init__(self, send: Send) -> None:
         self.started = self.ended = False
+        self.retry_after = 0
         self._send = send
         self._events = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
-            kind = next((value for name, value in message["headers"] if name.lower() == b"content-type"), b"")
-            self._events = kind.startswith(b"text/event-stream")
+            headers = {name.lower(): value for name, value in message["headers"]}
+            self._events = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+            if FULL_HEADER in headers:
+                self.retry_after = int(headers[b"retry-after"])
         elif message["type"] == "http.response.body":
             self.ended = not message.get("more_body", False)
         await self._send(message)
 
     async def break_off(self) -> None:
         """Says that there will be no more; a body that is no event stream can only be cut."""
-        error = ApiError(503, "service: the ingress that served this request died; send it again")
+        error = ApiError(
+            503, "service: the ingress that served this request died; send it again", headers={"Retry-After": "1"}
+        )
         if not self.started:
-            body = json.dumps(error.body()).encode()
-            headers = [(b"content-type", b"application/json"), (b"retry-after", b"1")]
-            await self._send({"type": "http.response.start", "status": error.status, "headers": headers})
-            await self._send({"type": "http.response.body", "body": body})
+            await self.refuse(error)
         elif self._events:
             await self._send({"type": "http.response.body", "body": f"data: {json.dumps(error.body())}\n\n".encode()})
+
+    async def refuse(self, error: ApiError) -> None:
+        """The whole response."""
+        given = {"Content-Type": "application/json"} | error.headers
+        headers = [(name.lower().encode(), value.encode()) for name, value in given.items()]
+        await self._send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": json.dumps(error.body()).encode()})

@@ -24,6 +24,9 @@ _TYPES = {
 
 _SHOWN = 80
 
+FULL_HEADER = b"x-engine-full"
+"""Of a 429: it is the engine that is full, and not this key that asked too often."""
+
 
 class ApiError(Exception):
     """Ends a request with ``status`` and a body that says why."""
@@ -55,6 +58,19 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """The whole answer."""
         return JSONResponse(self.body(), self.status, self.headers)
+
+
+def too_many(message: str, seconds: int) -> ApiError:
+    """A 429 that says when to try again."""
+    headers = {"Retry-After": str(seconds)}
+    return ApiError(429, f"{message}; try again in {seconds} s", code="rate_limit_exceeded", headers=headers)
+
+
+def full_error(seconds: int) -> ApiError:
+    """A 429 for a request whose engine has as many as may wait already."""
+    error = too_many("too many requests wait", seconds)
+    error.headers[FULL_HEADER.decode()] = "1"
+    return error
 
 
 def tell_errors(api: FastAPI) -> None:

@@ -91,6 +91,11 @@ class EngineMetrics:
         self._foretold.set(1e3 * (statistics.goodput_foretold or 0.0))
 
 
+def refusals() -> Counter:
+    """Requests of a ``model`` that got a 429 because its engine was full; counted where all of them pass."""
+    return Counter(PREFIX + "requests_refused", "requests whose engine was full", tag_keys=("model",))
+
+
 def _inc(counter: Counter, count: int, **tags: str) -> None:
     """Ray's counters refuse zero."""
     if count:

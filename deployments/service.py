@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from deployments.catalogue import Catalogue
-from deployments.errors import ApiError
+from deployments.errors import ApiError, full_error, too_many
 from deployments.merging import merged
 from deployments.messages import Call, Delta, Failure
 from deployments.relay import relayed
@@ -23,9 +22,6 @@ from deployments.schema import Generation, Message
 from deployments.settings import AppArgs, EngineArgs
 from deployments.tracing import Tracing
 from entmtp.models.registry import load_tokenizer, max_positions
-
-_FULL_SECONDS = 0.25
-"""Nobody else is sent to an engine for so long after it has refused one; less than a 429 tells clients to wait."""
 
 _STATUS = {"invalid": 400, "full": 429, "failed": 500, "dead": 503}
 
@@ -60,19 +56,6 @@ class Service:
         sources = {one.model for one in args.engines}
         self._tokenizers = {source: load_tokenizer(source) for source in sources}
         self._positions = {source: max_positions(source) for source in sources}
-        self._full_until: dict[str, float] = {}
-
-    def find(self, body: Generation) -> EngineArgs:
-        """The engine for a request.
-
-        Raises:
-            ApiError: there is none, or it has just refused another request for being full. Under overload a refusal
-                must cost nearly nothing, or those whose answers are being written pay for it.
-        """
-        engine = self.catalogue.find(body.model, body.speculation)
-        if time.monotonic() < self._full_until.get(engine.name, 0.0):
-            raise self._full()
-        return engine
 
     def tokenizer(self, engine: EngineArgs) -> PreTrainedTokenizerBase:
         """The engine's own."""
@@ -159,8 +142,6 @@ class Service:
         async with aclosing(merged(streams)) as stream:
             async for offset, item in stream:
                 if isinstance(item, Failure):
-                    if item.kind == "full":
-                        self._full_until[work.engine.name] = time.monotonic() + _FULL_SECONDS
                     raise self._error(item)
                 yield Delta(
                     offset + item.index, item.tokens, item.text, item.logprobs, item.finish_reason, item.account
@@ -185,22 +166,11 @@ class Service:
             return
         wait = await self._limiter.take.remote(key, tokens)
         if wait:
-            raise self._too_many("this key has asked for as much as it may in a minute", math.ceil(wait))
-
-    def _too_many(self, message: str, seconds: int) -> ApiError:
-        return ApiError(
-            429,
-            f"{message}; try again in {seconds} s",
-            code="rate_limit_exceeded",
-            headers={"Retry-After": str(seconds)},
-        )
-
-    def _full(self) -> ApiError:
-        return self._too_many("too many requests wait", self.args.limits.retry_after_s)
+            raise too_many("this key has asked for as much as it may in a minute", math.ceil(wait))
 
     def _error(self, failure: Failure) -> ApiError:
         if failure.kind == "full":
-            return self._full()
+            return full_error(self.args.limits.retry_after_s)
         param = failure.message.partition(":")[0] if failure.kind == "invalid" else None
         return ApiError(_STATUS[failure.kind], failure.message, param=param)
 

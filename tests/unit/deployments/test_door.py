@@ -12,6 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from deployments import door
 from deployments.door import Door
+from deployments.errors import FULL_HEADER
 
 App = Callable[[Scope, Receive, Send], Any]
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -28,6 +29,10 @@ def start(status: int = 200, headers: list[tuple[bytes, bytes]] | None = None) -
 
 def part(body: bytes, more: bool = False) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+FULL = [start(429, [(FULL_HEADER, b"1"), (b"retry-after", b"3")]), part(b"full")]
+DONE = [start(), part(b"done")]
 
 
 class Ingresses:
@@ -49,7 +54,7 @@ class Ingresses:
             await send(message)
 
 
-def asked(app: App, *received: Message) -> list[Message]:
+def asked(app: App, *received: Message, path: str = "/") -> list[Message]:
     """What a client gets that sends these messages."""
     sent: list[Message] = []
     messages = iter(received)
@@ -60,7 +65,8 @@ def asked(app: App, *received: Message) -> list[Message]:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    asyncio.run(Door(app)({"type": "http", "method": "POST", "path": "/"}, receive, send))
+    through = app if isinstance(app, Door) else Door(app)
+    asyncio.run(through({"type": "http", "method": "POST", "path": path}, receive, send))
     return sent
 
 
@@ -104,3 +110,67 @@ def test_a_body_too_large_to_keep_is_not_sent_again(monkeypatch: pytest.MonkeyPa
     app = Ingresses([], [start(), part(b"done")])
     assert asked(app, body(b"abcd"))[0]["status"] == 503
     assert len(app.bodies) == 1
+
+
+def test_a_full_engine_refuses_the_next_ones_at_the_door() -> None:
+    app = Ingresses(FULL, DONE)
+    at_the_door = Door(app)
+    chat, other = b'{"model": "a"}', b'{"model": "b"}'
+    assert asked(at_the_door, body(chat), path="/v1/completions")[0]["status"] == 429
+    refusal, payload = asked(at_the_door, body(chat), path="/v1/completions")
+    assert refusal["status"] == 429
+    assert dict(refusal["headers"])[b"retry-after"] == b"3"
+    assert json.loads(payload["body"])["error"]["code"] == "rate_limit_exceeded"
+    assert len(app.bodies) == 1
+    assert asked(at_the_door, body(other), path="/v1/completions")[-1]["body"] == b"done"
+
+
+@pytest.mark.parametrize(
+    ("path", "received"),
+    [
+        ("/tokenize", [body(b'{"model": "a"}')]),
+        ("/v1/completions", [body(b'{"model": "a", "speculation": {"method": "hydra"}}')]),
+        ("/v1/completions", [body(b'{"model":', more=True), body(b' "a"}')]),
+        ("/v1/completions", [body(b"not JSON")]),
+        ("/v1/completions", [body(b"[1]")]),
+    ],
+)
+def test_what_another_engine_may_serve_passes_the_door(path: str, received: list[Message]) -> None:
+    app = Ingresses(FULL, DONE)
+    at_the_door = Door(app)
+    asked(at_the_door, body(b'{"model": "a"}'), path="/v1/completions")
+    assert asked(at_the_door, *received, path=path)[-1]["body"] == b"done"
+    assert app.bodies[-1] == b"".join(message["body"] for message in received)
+
+
+def test_a_full_engine_is_asked_again_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "_FULL_SECONDS", 0.0)
+    at_the_door = Door(Ingresses(FULL, DONE))
+    asked(at_the_door, body(b'{"model": "a"}'))
+    assert asked(at_the_door, body(b'{"model": "a"}'))[-1]["body"] == b"done"
+
+
+def test_the_door_does_not_wait_for_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "_BEGINNING_SECONDS", 0.01)
+    app = Ingresses(FULL, DONE)
+    at_the_door = Door(app)
+    asked(at_the_door, body(b'{"model": "a"}'))
+    late = iter([body(b'{"model": "a"}')])
+    sent: list[Message] = []
+
+    waited: list[bool] = []
+
+    async def scene() -> None:
+        async def receive_late() -> Message:
+            if not waited:
+                waited.append(True)
+                await asyncio.sleep(10.0)
+            return next(late)
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await at_the_door({"type": "http", "method": "POST", "path": "/"}, receive_late, send)
+
+    asyncio.run(scene())
+    assert sent[-1]["body"] == b"done"
