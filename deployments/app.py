@@ -18,6 +18,7 @@ from deployments.settings import AppArgs, EngineArgs, LimitArgs, RoutingArgs
 
 _HEALTH_SECONDS = 2.0
 _INGRESS_REQUESTS = 10_000
+_ASK_SECONDS = 0.2
 
 
 def build(args: AppArgs) -> serve.Application:
@@ -54,10 +55,14 @@ def _engine(args: EngineArgs, routing: RoutingArgs, limits: LimitArgs) -> serve.
     )
     options: dict[str, Any] = {
         "request_router_class": PrefixRouter,
-        "request_router_kwargs": {"imbalance_tokens": routing.imbalance_tokens},
+        "request_router_kwargs": {
+            "imbalance_tokens": routing.imbalance_tokens,
+            "queue_seconds": limits.queue_seconds,
+        },
         "request_routing_stats_period_s": routing.stats_period_s,
-        # Each call in the queue asks replicas for room again and again, at their expense when they have least.
-        "initial_backoff_s": 0.1,
+        # Each call in the queue asks replicas for room so often, at their expense when they have least.
+        "initial_backoff_s": _ASK_SECONDS,
+        "max_backoff_s": _ASK_SECONDS,
     }
     deployment = serve.deployment(
         name=args.name,

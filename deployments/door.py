@@ -1,7 +1,7 @@
 """What stands in Serve's HTTP proxy: requests outlive their ingress, and too many are refused for next to nothing.
 
 Serve's proxy cuts the connection when an ingress dies. Here the request is sent again if no answer has begun, and else
-an event stream ends with an error event. And when an engine has refused a request for being full, the next ones of the
+an event stream ends with an error event. And when an engine has refused a request for being full, most others of the
 same kind are refused here for a moment, before they cost what those whose answers are being written would pay for. Ray
 reads where this is from the environment of the nodes:
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -28,8 +29,8 @@ _PAUSE_SECONDS = 0.5
 _REPLAYED_BYTES = 8_000_000
 """A body beyond this is not kept, and its request not sent again."""
 
-_FULL_SECONDS = 0.25
-"""So long an engine that was full counts as full; less than a 429 tells clients to wait."""
+_FULL_SECONDS, _PROBE_SECONDS = 1.0, 0.25
+"""So long an engine that was full counts as full, and so often one request may find out whether it still is."""
 
 _BEGINNING_SECONDS = 1.0
 """So long the door waits for a body that it could refuse by; the ingress has a deadline of its own."""
@@ -43,6 +44,15 @@ class Kind(NamedTuple):
     speculation: str
 
 
+@dataclass
+class _Full:
+    """An engine that has just refused a request; moments are of ``time.monotonic()``."""
+
+    until: float
+    next_probe: float
+    retry_after: int
+
+
 def middlewares() -> list[Middleware]:
     """What Ray Serve's callback asks for."""
     return [Middleware(Door)]
@@ -53,15 +63,15 @@ class Door:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._full_until: dict[Kind, tuple[float, int]] = {}
+        self._full: dict[Kind, _Full] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request, response = _Request(receive), _Response(send)
-        if self._full_until and (wait := self._full(kind_of(scope["path"], await request.beginning()))):
-            await response.refuse(full_error(wait))
+        if self._full and (full := self._refuses(kind_of(scope["path"], await request.beginning()))):
+            await response.refuse(full_error(full.retry_after))
             return
         for attempt in range(_ATTEMPTS):
             await self._app(dict(scope), request.again(), response)
@@ -78,22 +88,26 @@ class Door:
     def _refusals(self) -> Counter:
         return refusals()
 
-    def _full(self, kind: Kind | None) -> int:
-        """Seconds that a request should wait whose engine has just refused another; 0: it may try."""
-        if kind is None or kind not in self._full_until:
-            return 0
-        until, wait = self._full_until[kind]
-        if time.monotonic() >= until:
-            return 0
-        self._refusals.inc(tags={"model": kind.model})
-        return wait
-
-    def _remember(self, kind: Kind | None, wait: int) -> None:
-        """The engine of such requests has refused one."""
+    def _refuses(self, kind: Kind | None) -> _Full | None:
+        """Why a request may not even try; None: it may."""
         now = time.monotonic()
-        self._full_until = {known: each for known, each in self._full_until.items() if each[0] > now}
+        self._full = {known: each for known, each in self._full.items() if each.until > now}
+        full = None if kind is None else self._full.get(kind)
+        if kind is None or full is None:
+            return None
+        if now >= full.next_probe:
+            full.next_probe = now + _PROBE_SECONDS
+            return None
+        self._refusals.inc(tags={"model": kind.model})
+        return full
+
+    def _remember(self, kind: Kind | None, retry_after: int) -> None:
+        """The engine of such requests has refused one."""
         if kind is not None:
-            self._full_until[kind] = (now + _FULL_SECONDS, wait)
+            now = time.monotonic()
+            known = self._full.get(kind)
+            probe = now + _PROBE_SECONDS if known is None else known.next_probe
+            self._full[kind] = _Full(now + _FULL_SECONDS, probe, retry_after)
             self._refusals.inc(tags={"model": kind.model})
 
 
@@ -139,7 +153,7 @@ class _Request:
             except TimeoutError:
                 return b""
         first = self._kept[0] if self._kept else {"more_body": True}
-        return b"" if first.get("more_body", False) else first.get("body", b"")
+        return b"" if first.get("more_body", False) else bytes(first.get("body", b""))
 
     async def _next(self) -> Message:
         message = await self._receive()

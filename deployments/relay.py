@@ -25,9 +25,6 @@ _GONE = RayActorError, ReplicaUnavailableError
 """What Ray raises for a replica that died, or that can't be reached."""
 
 _PAUSE_SECONDS = 0.2
-_PATIENCE_SECONDS = 0.3
-"""So long a call waits for a place in the queue: Serve counts in it those too that are on their way to free replicas,
-of which many may come at once."""
 
 
 class TextDiffersError(Exception):
@@ -102,19 +99,12 @@ async def relayed(handle: Any, call: Call, attempts: int) -> AsyncGenerator[Delt
 
 async def _attempt(handle: Any, call: Call, number: int) -> AsyncGenerator[Delta | Failure]:
     """One replica's answer; closed, the replica hears of it."""
-    end = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
-    while True:
-        # Serve's router knows its pending requests by this id, and calls for one HTTP request would share it: of two
-        # that wait at once it would send off one, and leave the other waiting for ever.
-        _set_request_context(_internal_request_id=generate_request_id())
-        response = handle.options(stream=True).generate.remote(replace(call, id=f"{call.id}.{number}"))
-        try:
-            async for item in response:
-                yield item
-            return
-        except BackPressureError:
-            if asyncio.get_running_loop().time() >= end:
-                raise
-        finally:
-            response.cancel()
-        await asyncio.sleep(_PATIENCE_SECONDS / 6)
+    # Serve's router knows its pending requests by this id, and calls for one HTTP request would share it: of two that
+    # wait at once it would send off one, and leave the other waiting for ever.
+    _set_request_context(_internal_request_id=generate_request_id())
+    response = handle.options(stream=True).generate.remote(replace(call, id=f"{call.id}.{number}"))
+    try:
+        async for item in response:
+            yield item
+    finally:
+        response.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -28,6 +29,9 @@ from entmtp.settings import EngineSettings
 _log = logging.getLogger("ray.serve")
 _METRICS_SECONDS = 1.0
 _SWITCH_SECONDS = 5e-4
+_NICENESS = 4
+"""Of an engine's threads on a CPU, of which they take all that there is: who passes texts on, or refuses requests, needs
+little, and needs it at once."""
 
 
 class EngineReplica:
@@ -48,11 +52,17 @@ class EngineReplica:
         self._method = self._deployed
         # The engine's thread and the event loop share Python's lock; by default each would wait 5 ms for the other.
         sys.setswitchinterval(_SWITCH_SECONDS)
-        self._served = AsyncEngine(lambda: load_method(self._deployed, _log.info, args.engine)[0])
+        self._served = AsyncEngine(self._load)
         self._metrics = EngineMetrics(args.name)
         self._speed = 0.0
         self._reporting: asyncio.Task[None] | None = None
         self._started = False
+
+    def _load(self) -> Engine:
+        """Runs in the engine's own thread; those that it starts for its sums are as nice."""
+        if self._args.device == "cpu":
+            os.nice(_NICENESS)
+        return load_method(self._deployed, _log.info, self._args.engine)[0]
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes on another policy, bank or limits between two steps; calls that run go on.

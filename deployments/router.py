@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray.serve.exceptions import BackPressureError
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from deployments.messages import Call
@@ -65,15 +66,21 @@ class PrefixRouter(RequestRouter):
     """Serve's request router for engines; every ingress has one per engine."""
 
     def initialize_state(self, **kwargs: Any) -> None:
-        """Serve's hook for what the deployment's configuration says: ``imbalance_tokens``."""
+        """Serve's hook for what the deployment's configuration says: ``imbalance_tokens``, ``queue_seconds``."""
         self._imbalance: int = kwargs["imbalance_tokens"]
+        self._queue_seconds: float = kwargs["queue_seconds"]
         self._known: dict[ReplicaID, _Known] = {}
+        self._replicas_since = 0.0
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         if not candidate_replicas:
             return []
+        if pending_request is not None:
+            # Or Serve would ask replicas that are full for room again at once, for ever, at the cost of their engines.
+            pending_request.routing_context.should_backoff = True
+            self._refuse_late(pending_request)
         known = [self._of(replica) for replica in candidate_replicas]
         call = _call_of(pending_request)
         hashes = [] if call is None else block_hashes(call.prompt)
@@ -98,9 +105,17 @@ class PrefixRouter(RequestRouter):
         self._known.pop(replica_id, None)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        if not self.curr_replicas:
+            self._replicas_since = time.time()
         super().update_replicas(replicas)
         for gone in self._known.keys() - {replica.replica_id for replica in replicas}:
             del self._known[gone]
+
+    def _refuse_late(self, pending_request: PendingRequest) -> None:
+        """A call that has waited for room long enough is refused; for the start of a replica it may wait longer."""
+        waited = time.time() - max(pending_request.created_at, self._replicas_since)
+        if waited >= self._queue_seconds and not pending_request.future.done():
+            pending_request.future.set_exception(BackPressureError(num_queued_requests=1, max_queued_requests=1))
 
     def _of(self, replica: RunningReplica) -> _Known:
         known = self._known.setdefault(replica.replica_id, _Known())

@@ -97,7 +97,10 @@ class LimitArgs(Settings):
     body_seconds: FiniteFloat = Field(10.0, gt=0, description="until the whole body must have come")
     choices: int = Field(16, ge=1, description="n times prompts of one request")
     request_seconds: FiniteFloat = Field(600.0, gt=0, description="until a request ends with an error")
-    queued_requests: int = Field(64, ge=0, description="that wait in one ingress for a replica; more get 429")
+    queued_requests: int = Field(64, ge=1, description="that wait in one ingress for a replica; more get 429")
+    queue_seconds: FiniteFloat = Field(
+        0.25, ge=0, description="that a request waits for room while all replicas are full; then it gets 429"
+    )
     retry_after_s: int = Field(1, ge=1, description="what a 429 advises")
     attempts: int = Field(4, ge=1, description="replicas that may die under one request before it fails")
     requests_per_minute: int | None = Field(None, ge=1, description="of one key")

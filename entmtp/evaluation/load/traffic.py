@@ -2,22 +2,27 @@
 
 A *closed loop* has so many users, each of whom asks again when answered: it finds the throughput. An *open loop* sends
 at random moments (a Poisson process) whatever has been answered: it finds what users wait for, overload included.
+
+Requests are written and read by hand: OpenAI's client takes milliseconds for each, which a service on the same machine
+would lack.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncOpenAI
+import aiohttp
 
 from entmtp.errors import EntMTPError
 
 Told = Callable[["Outcome"], None]
+_LINE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -105,62 +110,82 @@ class Traffic:
         """``users`` ask for the prompts with these numbers, each the next when answered."""
         waiting = iter(numbers)
 
-        async def user(client: AsyncOpenAI, outcomes: list[Outcome]) -> None:
+        async def user(session: aiohttp.ClientSession, outcomes: list[Outcome]) -> None:
             for number in waiting:
-                outcomes.append(await self._ask(client, number))
+                outcomes.append(await self._ask(session, number))
                 told(outcomes[-1])
 
-        return await self._run(lambda client, outcomes: [user(client, outcomes) for _ in range(users)])
+        return await self._run(lambda session, outcomes: [user(session, outcomes) for _ in range(users)])
 
     async def open(self, numbers: Sequence[int], rate: float, seed: int, told: Told) -> list[Outcome]:
         """Asks for them at random moments, ``rate`` a second; the same seed means the same moments."""
 
-        async def request(client: AsyncOpenAI, outcomes: list[Outcome], number: int, moment: float) -> None:
+        async def request(session: aiohttp.ClientSession, outcomes: list[Outcome], number: int, moment: float) -> None:
             await asyncio.sleep(moment)
-            outcomes.append(await self._ask(client, number))
+            outcomes.append(await self._ask(session, number))
             told(outcomes[-1])
 
         moments = list(zip(numbers, arrivals(rate, seed), strict=False))
-        return await self._run(lambda client, outcomes: [request(client, outcomes, *each) for each in moments])
+        return await self._run(lambda session, outcomes: [request(session, outcomes, *each) for each in moments])
 
-    async def _run(self, begun: Callable[[AsyncOpenAI, list[Outcome]], list[Awaitable[None]]]) -> list[Outcome]:
+    async def _run(
+        self, begun: Callable[[aiohttp.ClientSession, list[Outcome]], list[Awaitable[None]]]
+    ) -> list[Outcome]:
         outcomes: list[Outcome] = []
-        # What a client library retries would be counted as one slow request.
-        async with AsyncOpenAI(
-            base_url=self.endpoint.url, api_key=self.endpoint.key, max_retries=0, timeout=self._timeout
-        ) as client:
+        headers = {"Authorization": f"Bearer {self.endpoint.key}"}
+        timeout = aiohttp.ClientTimeout(total=self._timeout)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(
+            headers=headers, timeout=timeout, connector=connector, read_bufsize=_LINE_BYTES
+        ) as session:
             self._began = time.perf_counter()
-            await asyncio.gather(*begun(client, outcomes))
+            await asyncio.gather(*begun(session, outcomes))
         return sorted(outcomes, key=lambda one: one.number)
 
-    async def _ask(self, client: AsyncOpenAI, number: int) -> Outcome:
+    async def _ask(self, session: aiohttp.ClientSession, number: int) -> Outcome:
         outcome = Outcome(number, self._now())
-        extra: dict[str, Any] = {}
-        if self.endpoint.method is not None:
-            extra["speculation"] = {"method": self.endpoint.method}
         try:
-            stream = await client.chat.completions.create(
-                model=self.endpoint.model,
-                messages=[{"role": "user", "content": self._prompts[number % len(self._prompts)]}],
-                max_tokens=self._max_tokens,
-                temperature=0,
-                stream=True,
-                stream_options={"include_usage": True},
-                extra_body=extra,
-            )
-            async for chunk in stream:
-                if chunk.choices and chunk.choices[0].delta.content:
-                    outcome.chunks.append(self._now())
-                    outcome.text += chunk.choices[0].delta.content
-                if chunk.usage is not None:
-                    outcome.tokens = chunk.usage.completion_tokens
-                    outcome.tau = (getattr(chunk.usage, "speculation", None) or {}).get("tau")
-            if not outcome.tokens:
-                outcome.error = "stream cut" if outcome.chunks else "no answer"
-        except APIError as error:
-            outcome.error = kind_of(error)
+            async with session.post(f"{self.endpoint.url}/chat/completions", json=self._body(number)) as response:
+                if response.status == 200:
+                    await self._read(response, outcome)
+                else:
+                    await response.read()
+                    outcome.error = f"HTTP {response.status}"
+        except TimeoutError:
+            outcome.error = "timeout"
+        except aiohttp.ClientError:
+            outcome.error = "stream cut" if outcome.chunks else "connection"
         outcome.ended = self._now()
         return outcome
+
+    def _body(self, number: int) -> dict[str, Any]:
+        body = {
+            "model": self.endpoint.model,
+            "messages": [{"role": "user", "content": self._prompts[number % len(self._prompts)]}],
+            "max_tokens": self._max_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        return body if self.endpoint.method is None else body | {"speculation": {"method": self.endpoint.method}}
+
+    async def _read(self, response: aiohttp.ClientResponse, outcome: Outcome) -> None:
+        """Takes in the events of an answer."""
+        async for line in response.content:
+            if not line.startswith(b"data:") or (event := line[5:].strip()) == b"[DONE]":
+                continue
+            chunk = json.loads(event)
+            if "error" in chunk:
+                outcome.error = f"stream: {chunk['error'].get('type') or 'error'}"
+                return
+            if text := _text_of(chunk):
+                outcome.chunks.append(self._now())
+                outcome.text += text
+            if usage := chunk.get("usage"):
+                outcome.tokens = usage["completion_tokens"]
+                outcome.tau = (usage.get("speculation") or {}).get("tau")
+        if not outcome.tokens:
+            outcome.error = "stream cut" if outcome.chunks else "no answer"
 
     def _now(self) -> float:
         return time.perf_counter() - self._began
@@ -175,12 +200,6 @@ def arrivals(rate: float, seed: int) -> Iterator[float]:
         yield at
 
 
-def kind_of(error: APIError) -> str:
-    """In a word or two: what a table of errors counts."""
-    if isinstance(error, APIStatusError):
-        return f"HTTP {error.status_code}"
-    if isinstance(error, APITimeoutError):
-        return "timeout"
-    if isinstance(error, APIConnectionError):
-        return "connection"
-    return f"stream: {error.type or 'error'}"
+def _text_of(chunk: dict[str, Any]) -> str:
+    choices = chunk.get("choices")
+    return (choices[0]["delta"].get("content") or "") if choices else ""

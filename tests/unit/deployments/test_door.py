@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -143,11 +144,23 @@ def test_what_another_engine_may_serve_passes_the_door(path: str, received: list
     assert app.bodies[-1] == b"".join(message["body"] for message in received)
 
 
-def test_a_full_engine_is_asked_again_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "_FULL_SECONDS", 0.0)
+@pytest.mark.parametrize("pause", ["_FULL_SECONDS", "_PROBE_SECONDS"])
+def test_a_full_engine_is_asked_again_after_a_moment(monkeypatch: pytest.MonkeyPatch, pause: str) -> None:
+    monkeypatch.setattr(door, pause, 0.0)
     at_the_door = Door(Ingresses(FULL, DONE))
     asked(at_the_door, body(b'{"model": "a"}'))
     assert asked(at_the_door, body(b'{"model": "a"}'))[-1]["body"] == b"done"
+
+
+def test_one_request_at_a_time_finds_out_whether_an_engine_is_still_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "_PROBE_SECONDS", 0.2)
+    app = Ingresses(FULL, FULL)
+    at_the_door = Door(app)
+    asked(at_the_door, body(b'{"model": "a"}'))
+    time.sleep(0.25)
+    for _ in range(5):
+        assert asked(at_the_door, body(b'{"model": "a"}'))[0]["status"] == 429
+    assert len(app.bodies) == 2
 
 
 def test_the_door_does_not_wait_for_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:

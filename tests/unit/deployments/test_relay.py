@@ -26,7 +26,6 @@ CALL = Call("r", [1, 2], SamplingParams(seed=0), n=1)
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(relay, "_PATIENCE_SECONDS", 0.0)
 
 
 class Response:
@@ -93,10 +92,6 @@ def dead() -> Exception:
     return RayActorError()
 
 
-def full() -> Exception:
-    return BackPressureError(num_queued_requests=1, max_queued_requests=1)
-
-
 SIZES = st.lists(st.integers(0, 4), min_size=12, max_size=20).map(lambda sizes: [*sizes, 12])
 
 
@@ -140,7 +135,7 @@ def test_another_text_is_an_error_and_not_a_mixture() -> None:
         (lambda: Failure("failed", "nan"), "failed", 1),
         (lambda: Failure("dead", "loop"), "dead", 3),
         (dead, "dead", 3),
-        (full, "full", 1),
+        (lambda: BackPressureError(num_queued_requests=1, max_queued_requests=1), "full", 1),
         (lambda: DeploymentUnavailableError(DeploymentID("engine")), "dead", 1),
     ],
 )
@@ -156,13 +151,6 @@ def test_what_ends_a_call(end: Callable[[], Item], kind: str, tries: int) -> Non
 
 def test_a_stream_that_ends_too_soon_is_tried_again() -> None:
     found = collected(Handle(cut(TOKENS, [3, 12])[:1], cut(TOKENS, [12])))
-    assert [token for item in found if isinstance(item, Delta) for token in item.tokens] == TOKENS
-
-
-def test_a_call_waits_a_moment_for_a_place_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "_PATIENCE_SECONDS", 0.3)
-    handle = Handle([full()], [full()], cut(TOKENS, [12]))
-    found = collected(handle, attempts=1)
     assert [token for item in found if isinstance(item, Delta) for token in item.tokens] == TOKENS
 
 

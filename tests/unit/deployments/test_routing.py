@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.serve._private.common import RequestMetadata
+from ray.serve.exceptions import BackPressureError
+from ray.serve.request_router import PendingRequest
 
 from deployments.messages import Call
 from deployments.prefixes import BLOCK, block_hashes, shared_tokens
@@ -52,12 +57,17 @@ def replica(name: str, **stats: Any) -> Any:
 
 
 def pending(prompt: list[int], tokens: int = 100) -> Any:
-    return SimpleNamespace(args=[Call("r", prompt, SamplingParams(max_tokens=tokens))])
+    return asked(Call("r", prompt, SamplingParams(max_tokens=tokens)))
+
+
+def asked(*args: Any) -> PendingRequest:
+    metadata = RequestMetadata(request_id="r", internal_request_id="r")
+    return PendingRequest(args=list(args), kwargs={}, metadata=metadata)
 
 
 def router() -> PrefixRouter:
     made = PrefixRouter.__new__(PrefixRouter)
-    made.initialize_state(imbalance_tokens=1000)
+    made.initialize_state(imbalance_tokens=1000, queue_seconds=60.0)
     return made
 
 
@@ -103,7 +113,34 @@ def test_an_overloaded_replica_is_passed_over_until_it_has_time() -> None:
 def test_other_calls_than_those_for_text_go_anywhere() -> None:
     async def scene() -> None:
         made = router()
-        assert await first(made, [replica("a")], SimpleNamespace(args=[])) == "a"
+        assert await first(made, [replica("a")], asked()) == "a"
         assert await made.choose_replicas([], None) == []
+
+    asyncio.run(scene())
+
+
+def test_a_call_waits_for_room_as_long_as_it_may_and_asks_with_pauses() -> None:
+    async def scene() -> None:
+        made = router()
+        call = pending(TEXT)
+        await first(made, [replica("a")], call)
+        assert call.routing_context.should_backoff
+        assert not call.future.done()
+        call.created_at -= 61.0
+        await first(made, [replica("a")], call)
+        with pytest.raises(BackPressureError):
+            await call.future
+
+    asyncio.run(scene())
+
+
+def test_the_start_of_the_first_replica_is_no_waiting_for_room() -> None:
+    async def scene() -> None:
+        made = router()
+        made._replicas_since = time.time()
+        call = pending(TEXT)
+        call.created_at -= 61.0
+        await first(made, [replica("a")], call)
+        assert not call.future.done()
 
     asyncio.run(scene())
