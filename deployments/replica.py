@@ -30,7 +30,7 @@ _log = logging.getLogger("ray.serve")
 _METRICS_SECONDS = 1.0
 _SWITCH_SECONDS = 5e-4
 _NICENESS = 4
-"""Of an engine's threads on a CPU, of which they take all that there is: who passes texts on, or refuses requests, needs
+"""Of the threads of an engine on a CPU, which take all there is of it: who passes texts on, or refuses requests, needs
 little, and needs it at once."""
 
 
