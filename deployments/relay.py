@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError
 from ray.serve._private.utils import generate_request_id
 from ray.serve.context import _set_request_context
@@ -21,8 +22,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from deployments.messages import Call, Delta, Failure
 
 _log = logging.getLogger("ray.serve")
-_GONE = RayActorError, ReplicaUnavailableError
-"""What Ray raises for a replica that died, or that can't be reached."""
+_GONE = RayActorError, ReplicaUnavailableError, AioRpcError
+"""What Ray raises for a replica that died, or that can't be reached; gRPC's own where a stream broke in another way."""
 
 _PAUSE_SECONDS = 0.2
 

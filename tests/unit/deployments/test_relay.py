@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.exceptions import RayActorError
@@ -135,6 +137,7 @@ def test_another_text_is_an_error_and_not_a_mixture() -> None:
         (lambda: Failure("failed", "nan"), "failed", 1),
         (lambda: Failure("dead", "loop"), "dead", 3),
         (dead, "dead", 3),
+        (lambda: AioRpcError(StatusCode.INTERNAL, Metadata(), Metadata()), "dead", 3),
         (lambda: BackPressureError(num_queued_requests=1, max_queued_requests=1), "full", 1),
         (lambda: DeploymentUnavailableError(DeploymentID("engine")), "dead", 1),
     ],
