@@ -57,7 +57,7 @@ def _unpackable(dtype: torch.dtype, device: torch.device) -> str | None:
     if can_pack(dtype, device):
         return None
     types = " or ".join(str(each).removeprefix("torch.") for each in PACKABLE)
-    return f"needs {types} weights on a CPU, and a PyTorch with oneDNN; these are {dtype} on {device}"
+    return f"needs {types} weights on a CPU, AVX-512 for bfloat16, and oneDNN in PyTorch; these are {dtype} on {device}"
 
 
 def _uncompilable(dtype: torch.dtype, device: torch.device) -> str | None:

@@ -52,7 +52,9 @@ class PackedLinear(FixedLinear):
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether this machine has packed layers for weights of this type and device."""
-    return device.type == "cpu" and dtype in PACKABLE and torch.backends.mkldnn.is_available()
+    if device.type != "cpu" or dtype not in PACKABLE or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @torch.inference_mode()

@@ -50,7 +50,9 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(name: str, make: MakeLayer,
     layer = make(torch.randn(96, 64), None)
     among = layer(states)
     for row in range(rows):
-        assert torch.allclose(layer(states[row : row + 1])[0], among[row], rtol=2**-7 if name == "bfloat16" else 1e-4)
+        # Sums that nearly cancel are as exact as their terms, not as themselves.
+        rtol, atol = 2**-7 if name == "bfloat16" else 0.0, 1e-5 * float(among[row].abs().max())
+        assert torch.allclose(layer(states[row : row + 1])[0], among[row], rtol=rtol, atol=atol)
 
 
 @torch.inference_mode()

@@ -26,6 +26,7 @@ def test_a_packed_layer_multiplies_like_a_plain_one(rows: int, width: int, out: 
     assert torch.allclose(found[0], nn.functional.linear(states, weight, bias), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(not can_pack(torch.bfloat16, torch.device("cpu")), reason="this CPU packs no bfloat16")
 def test_bfloat16_is_packed_too() -> None:
     states, weight = torch.randn(5, 64).bfloat16(), torch.randn(48, 64).bfloat16()
     with torch.inference_mode():
