@@ -76,7 +76,7 @@ def _unless(missing: Callable[[], bool], what: str) -> Callable[[torch.dtype, to
 
 
 def _no_bfloat16() -> bool:
-    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return not can_pack(torch.bfloat16, torch.device("cpu"))
 
 
 def _no_fbgemm() -> bool:
