@@ -74,13 +74,12 @@ async def _calm(traffic: Traffic, users: int) -> list[Outcome]:
 
 
 async def _overload(traffic: Traffic, rate: float, seconds: float) -> tuple[list[Outcome], list[float], float]:
-    processes = _processes()
-    memory = [_mebibytes(processes)]
+    memory = [_mebibytes()]
 
     async def watch() -> None:
         while True:
             await asyncio.sleep(1.0)
-            memory.append(_mebibytes(processes))
+            memory.append(_mebibytes())
 
     watching = asyncio.create_task(watch())
     arrived = asyncio.create_task(traffic.open(range(int(rate * seconds)), rate, 0, lambda _: None))
@@ -104,17 +103,14 @@ async def _probe(traffic: Traffic, began: float) -> float:
     return float("inf")
 
 
-def _processes() -> list[psutil.Process]:
-    found = []
+def _mebibytes() -> float:
+    """Of the replicas and proxies that run at this moment."""
+    total = 0
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if " ".join(process.cmdline()).startswith(("ray::ServeReplica", "ray::ProxyActor")):
-                found.append(process)
-    return found
-
-
-def _mebibytes(processes: Sequence[psutil.Process]) -> float:
-    return sum(process.memory_info().rss for process in processes) / 2**20
+                total += process.memory_info().rss
+    return total / 2**20
 
 
 def _table(calm: Sequence[Outcome], hot: Sequence[Outcome], memory: Sequence[float], recovery: float) -> Table:

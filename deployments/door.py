@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from ray.util.metrics import Counter
+from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,6 +33,8 @@ _REPLAYED_BYTES = 8_000_000
 
 _FULL_SECONDS, _PROBE_SECONDS = 1.0, 0.25
 """So long an engine that was full counts as full, and so often one request may find out whether it still is."""
+
+_ID_HEADER = "x-request-id"
 
 _BEGINNING_SECONDS = 1.0
 """So long the door waits for a body that it could refuse by; the ingress has a deadline of its own."""
@@ -69,7 +73,7 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request, response = _Request(receive), _Response(send)
+        request, response = _Request(receive), _Response(send, _request_id(scope))
         if self._full and (full := self._refuses(kind_of(scope["path"], await request.beginning()))):
             await response.refuse(full_error(full.retry_after))
             return
@@ -118,6 +122,12 @@ def kind_of(path: str, body: bytes) -> Kind | None:
         return Kind(path, str(asked["model"]), json.dumps(asked.get("speculation"), sort_keys=True))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's, or one that the request has from here on, with whichever ingress it is tried."""
+    headers = MutableHeaders(scope=scope)
+    return headers.setdefault(_ID_HEADER, uuid.uuid4().hex)
 
 
 class _Request:
@@ -174,10 +184,10 @@ class _Response:
         retry_after: what a refusal for a full engine advises, in seconds; 0 with any other response.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, request_id: str) -> None:
         self.started = self.ended = False
         self.retry_after = 0
-        self._send = send
+        self._send, self._request_id = send, request_id
         self._events = False
 
     async def __call__(self, message: Message) -> None:
@@ -203,7 +213,7 @@ class _Response:
 
     async def refuse(self, error: ApiError) -> None:
         """The whole response."""
-        given = {"Content-Type": "application/json"} | error.headers
+        given = {"Content-Type": "application/json", _ID_HEADER: self._request_id} | error.headers
         headers = [(name.lower().encode(), value.encode()) for name, value in given.items()]
         await self._send({"type": "http.response.start", "status": error.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": json.dumps(error.body()).encode()})

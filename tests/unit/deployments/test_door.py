@@ -42,6 +42,7 @@ class Ingresses:
     def __init__(self, *answers: list[Message]) -> None:
         self.answers = list(answers)
         self.bodies: list[bytes] = []
+        self.ids: list[bytes] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body, more = b"", True
@@ -51,11 +52,14 @@ class Ingresses:
                 return
             body, more = body + message["body"], message["more_body"]
         self.bodies.append(body)
+        self.ids.append(dict(scope["headers"])[b"x-request-id"])
         for message in self.answers[len(self.bodies) - 1]:
             await send(message)
 
 
-def asked(app: App, *received: Message, path: str = "/") -> list[Message]:
+def asked(
+    app: App, *received: Message, path: str = "/", headers: list[tuple[bytes, bytes]] | None = None
+) -> list[Message]:
     """What a client gets that sends these messages."""
     sent: list[Message] = []
     messages = iter(received)
@@ -67,7 +71,8 @@ def asked(app: App, *received: Message, path: str = "/") -> list[Message]:
         sent.append(message)
 
     through = app if isinstance(app, Door) else Door(app)
-    asyncio.run(through({"type": "http", "method": "POST", "path": path}, receive, send))
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers or []}
+    asyncio.run(through(scope, receive, send))
     return sent
 
 
@@ -98,6 +103,15 @@ def test_where_none_answers_the_client_hears_so() -> None:
 def test_an_answer_is_not_touched() -> None:
     answer = [start(), part(b"a", more=True), part(b"b")]
     assert asked(Ingresses(answer), body(b"")) == answer
+
+
+@pytest.mark.parametrize("given", [[], [(b"x-request-id", b"mine")]])
+def test_a_request_keeps_its_id_until_it_is_refused(given: list[tuple[bytes, bytes]]) -> None:
+    app = Ingresses([], [], [], [])
+    refusal = asked(app, body(b"a"), headers=given)[0]
+    (request_id,) = set(app.ids)
+    assert dict(refusal["headers"])[b"x-request-id"] == request_id
+    assert not given or request_id == b"mine"
 
 
 def test_nothing_is_sent_again_for_a_client_that_has_gone() -> None:
