@@ -197,7 +197,7 @@ def test_the_door_does_not_wait_for_a_body_that_does_not_come(monkeypatch: pytes
         async def send(message: Message) -> None:
             sent.append(message)
 
-        await at_the_door({"type": "http", "method": "POST", "path": "/"}, receive_late, send)
+        await at_the_door({"type": "http", "method": "POST", "path": "/", "headers": []}, receive_late, send)
 
     asyncio.run(scene())
     assert sent[-1]["body"] == b"done"
