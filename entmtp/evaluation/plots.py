@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from entmtp.evaluation.canvas import FAINT, INK, Plot, colour, house_style, panels, save, whiskers
 from entmtp.evaluation.intervals import FEWEST_PROMPTS, Estimate
-from entmtp.evaluation.summary import ALL_SUITES, AUTOREGRESSIVE, ENTMTP, SAMPLE, Summary
+from entmtp.evaluation.summary import ADAPTIVE, ALL_SUITES, AUTOREGRESSIVE, SAMPLE, Summary
 
 
 def draw_plots(folder: Path, summary: Summary, steps: pa.Table) -> list[Plot]:
@@ -105,7 +105,9 @@ def _draw_entropy(folder: Path, summary: Summary) -> Plot | None:
             markersize=5,
         )
         axis.set_title(summary.label(suite))
-        axis.text(0.97, 0.96, _relation(summary, suite), ha="right", va="top", transform=axis.transAxes, fontsize=8.5)
+        corner = {"boxstyle": "square,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+        note = _relation(summary, suite)
+        axis.text(0.97, 0.96, note, ha="right", va="top", transform=axis.transAxes, fontsize=8.5, bbox=corner)
     axes[0].set_ylim(bottom=min(1.0, axes[0].get_ylim()[0]))
     figure.supxlabel("entropy of the model's next token at the step (nats)", fontsize=10)
     figure.supylabel("accepted tokens", fontsize=10)
@@ -127,16 +129,18 @@ def _relation(summary: Summary, suite: str) -> str:
 
 
 def _draw_tree_choice(folder: Path, summary: Summary, steps: pa.Table) -> Plot | None:
-    """Nodes per step, and the entropy average that chose them, for the prompt with the most changes of tree."""
-    table = steps.filter((pc.field("arm") == ENTMTP) & (pc.field("repetition") == pc.min(steps["repetition"])))
-    if table.num_rows == 0:
+    """Nodes per step, and the entropy beside them, for the prompt with the most changes of tree."""
+    first = steps.filter(pc.field("repetition") == pc.min(steps["repetition"]))
+    shown = _liveliest(first)
+    if shown is None:
         return None
-    suite, prompt = _liveliest(table)
-    table = table.filter((pc.field("suite") == suite) & (pc.field("prompt_id") == prompt)).sort_by("step")
+    arm, suite, prompt = shown
+    of_prompt = (pc.field("arm") == arm) & (pc.field("suite") == suite) & (pc.field("prompt_id") == prompt)
+    table = first.filter(of_prompt).sort_by("step")
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     number = table["step"].to_numpy()
-    above.step(number, table["nodes"].to_numpy(), where="mid", color=colour(ENTMTP), linewidth=1.6)
+    above.step(number, table["nodes"].to_numpy(), where="mid", color=colour(arm), linewidth=1.6)
     above.set_ylim(bottom=0)
     above.set_ylabel("tree nodes")
     below.plot(number, table["entropy"].to_numpy(), ".", color="#aaaaaa", markersize=5, label="entropy of the step")
@@ -148,17 +152,28 @@ def _draw_tree_choice(folder: Path, summary: Summary, steps: pa.Table) -> Plot |
     return save(
         figure,
         folder / "trees.png",
-        f"Trees that entmtp chose, {summary.label(suite)}, prompt {prompt}",
-        "The prompt on which entmtp changes its tree most often. Nodes do not count the root; 0 is a plain step.",
+        f"Trees that {arm} chose, {summary.label(suite)}, prompt {prompt}",
+        f"The prompt on which {arm} changes its tree most often, the first of the adaptive arms that ever does. Nodes "
+        "do not count the root; 0 is a plain step.",
     )
 
 
-def _liveliest(steps: pa.Table) -> tuple[str, str]:
-    """The (suite, prompt) whose tree changes most often from step to step."""
-    trees: dict[tuple[str, str], list[str]] = {}
-    for row in steps.select(["suite", "prompt_id", "step", "tree"]).sort_by("step").to_pylist():
-        trees.setdefault((row["suite"], row["prompt_id"]), []).append(row["tree"])
-    return max(sorted(trees), key=lambda key: sum(a != b for a, b in pairwise(trees[key])))
+def _liveliest(steps: pa.Table) -> tuple[str, str, str] | None:
+    """Where a tree changes most often from step to step: (arm, suite, prompt) of the first adaptive arm that does."""
+    trees: dict[str, dict[tuple[str, str], list[str]]] = {}
+    columns = steps.select(["arm", "suite", "prompt_id", "step", "tree"]).sort_by("step")
+    for row in columns.to_pylist():
+        trees.setdefault(row["arm"], {}).setdefault((row["suite"], row["prompt_id"]), []).append(row["tree"])
+    present = [arm for arm in ADAPTIVE if arm in trees]
+    for arm in present:
+        key = max(sorted(trees[arm]), key=lambda key: _changes(trees[arm][key]))
+        if _changes(trees[arm][key]) or arm == present[-1]:
+            return arm, *key
+    return None
+
+
+def _changes(trees: list[str]) -> int:
+    return sum(a != b for a, b in pairwise(trees))
 
 
 def _sample_mark(summary: Summary) -> str:

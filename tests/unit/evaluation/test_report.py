@@ -1,6 +1,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -102,6 +103,16 @@ def test_report_of_two_prompts_shows_no_speedup(tmp_path: Path) -> None:
     page = write_report(tmp_path, *make_tables(arms=arms, suites=("gsm8k",), prompts=2), {}).read_text()
     assert "entmtp against autoregressive: no claim" in page
     assert not re.search(r"\d\.\d\dx", page)
+
+
+def test_the_trees_drawn_are_of_an_arm_that_changes_them(tmp_path: Path) -> None:
+    requests, steps = make_rows(prompts=4)
+    trees = {"entmtp": ["n8", "n8"], "entmtp-dynamic": ["n8", "n2"]}
+    steps = [replace(row, tree=trees[row.arm][row.step % 2]) if row.arm in trees else row for row in steps]
+    tables = as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA)
+    page = write_report(tmp_path, *tables, FACTS).read_text(encoding="utf-8")
+    assert "Trees that entmtp-dynamic chose" in page
+    assert "Trees that entmtp chose" not in page
 
 
 def test_report_of_one_arm_leaves_out_what_it_cannot_draw(tmp_path: Path) -> None:
