@@ -70,8 +70,8 @@ async def _play(stage: Stage, seconds: float) -> tuple[Samples, list[Counter[str
                 running = await asyncio.to_thread(stage.running, ENGINE)
                 samples.append((time.monotonic() - began, users, running))
                 await asyncio.sleep(_SAMPLE_SECONDS)
-        outcomes.append(seen)
-        Console(stderr=True).print(f"{users} users: {dict(seen)}, {samples[-1][2]} replicas")
+        outcomes.append(seen.outcomes)
+        Console(stderr=True).print(f"{users} users: {dict(seen.outcomes)}, {samples[-1][2]} replicas")
     return samples, outcomes
 
 

@@ -52,6 +52,7 @@ class Seen:
     """What clients saw during one fault."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
     recovery: float = 0.0
     leaked: int = 0
 
@@ -75,7 +76,7 @@ class Clients:
     @contextlib.asynccontextmanager
     async def asking(self) -> Any:
         """Clients ask for as long as the block lasts, and end with their last answers; gives what they saw."""
-        outcomes: Counter[str] = Counter()
+        seen = Seen()
         ended = asyncio.Event()
 
         async def client(number: int) -> None:
@@ -85,12 +86,14 @@ class Clients:
                     prompt = PROMPTS[at % len(PROMPTS)]
                     kind, text = await (self._streamed if at % 2 else self._whole)(session, prompt)
                     wrong = kind == "answered" and text != self._expected[prompt]
-                    outcomes["wrong" if wrong else kind] += 1
+                    seen.outcomes["wrong" if wrong else kind] += 1
+                    if kind != "answered":
+                        seen.errors[text] += 1
                     at += 1
 
         tasks = [asyncio.create_task(client(number)) for number in range(self._count)]
         try:
-            yield outcomes
+            yield seen
         finally:
             ended.set()
             await asyncio.gather(*tasks)
@@ -301,15 +304,14 @@ async def play(stage: Stage, faults: Sequence[str], repetitions: int, users: int
     console = Console(stderr=True)
     for fault in faults:
         for number in range(repetitions):
-            seen = Seen()
-            async with clients.asking() as outcomes:
+            async with clients.asking() as seen:
                 await asyncio.sleep(_SETTLE_SECONDS)
                 seen.recovery = await FAULTS[fault](stage)
                 await asyncio.sleep(_SETTLE_SECONDS)
-            seen.outcomes = outcomes
             seen.leaked = await stage.leaked()
             found[fault].append(seen)
-            console.print(f"{fault} {number + 1}/{repetitions}: {dict(outcomes)}, recovery {seen.recovery:.1f} s")
+            told = f"{dict(seen.outcomes)}, recovery {seen.recovery:.1f} s"
+            console.print(f"{fault} {number + 1}/{repetitions}: {told}", highlight=False)
     return found
 
 
@@ -328,7 +330,8 @@ def main(
         with staged() as stage:
             found = asyncio.run(play(stage, faults, repetitions, users, tokens))
         machine = hardware_name(torch.device("cpu"))
-        deliver(made_record("faults", "Faults under load", machine, [_table(found, users)], NOTES), record)
+        tables = [_table(found, users), _errors(found)]
+        deliver(made_record("faults", "Faults under load", machine, tables, NOTES), record)
 
 
 def _table(found: dict[str, list[Seen]], users: int) -> Table:
@@ -341,6 +344,14 @@ def _table(found: dict[str, list[Seen]], users: int) -> Table:
         rows.append([fault, len(times), *counts, leaked, round(recovery[len(recovery) // 2], 1)])
     columns = ["fault", "times", "answered", "told", "lost", "wrong", "leaked", "recovery, s"]
     return Table(title=f"{users} clients, two replicas", columns=columns, rows=rows)
+
+
+def _errors(found: dict[str, list[Seen]]) -> Table:
+    rows: list[list[Cell]] = []
+    for fault, times in found.items():
+        total: Counter[str] = sum((one.errors for one in times), Counter())
+        rows += [[fault, count, message] for message, count in total.most_common()]
+    return Table(title="What clients were told", columns=["fault", "times", "message"], rows=rows)
 
 
 if __name__ == "__main__":
