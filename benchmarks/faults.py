@@ -229,11 +229,14 @@ async def _kill(stage: Stage, name: str) -> float:
 async def kill_node(stage: Stage) -> float:
     """A node goes with all that runs on it, and another one comes."""
     gone = stage.nodes.pop(0)
+    before = {one.pid for one in stage.processes(ENGINE)}
     began = time.monotonic()
     # Ray starts and stops nodes in the main thread only; clients wait for that long, their requests do not.
     stage.cluster.remove_node(gone, allow_graceful=False)
     stage.nodes.append(stage.cluster.add_node(num_cpus=1))
-    await asyncio.sleep(1.0)
+    # Serve calls replicas of a dead node running until it has noticed.
+    while len(alive := {one.pid for one in stage.processes(ENGINE)}) < len(before) or alive == before:
+        await asyncio.sleep(0.1)
     await stage.wait()
     return time.monotonic() - began
 

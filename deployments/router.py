@@ -80,7 +80,8 @@ class PrefixRouter(RequestRouter):
         if pending_request is not None:
             # Or Serve would ask replicas that are full for room again at once, for ever, at the cost of their engines.
             pending_request.routing_context.should_backoff = True
-            self._refuse_late(pending_request)
+            if any(map(self._is_full, candidate_replicas)):
+                self._refuse_late(pending_request)
         known = [self._of(replica) for replica in candidate_replicas]
         call = _call_of(pending_request)
         hashes = [] if call is None else block_hashes(call.prompt)
@@ -110,6 +111,11 @@ class PrefixRouter(RequestRouter):
         super().update_replicas(replicas)
         for gone in self._known.keys() - {replica.replica_id for replica in replicas}:
             del self._known[gone]
+
+    def _is_full(self, replica: RunningReplica) -> bool:
+        """Whether it has said so; one whose node has died says nothing, and then a call waits for another replica."""
+        running = self.replica_queue_len_cache.get(replica.replica_id)
+        return running is not None and running >= replica.max_ongoing_requests
 
     def _refuse_late(self, pending_request: PendingRequest) -> None:
         """A call that has waited for room long enough is refused; for the start of a replica it may wait longer."""

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.serve._private.common import RequestMetadata
+from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 from ray.serve.exceptions import BackPressureError
 from ray.serve.request_router import PendingRequest
 
@@ -53,7 +54,7 @@ class Routed:
 
 
 def replica(name: str, **stats: Any) -> Any:
-    return SimpleNamespace(replica_id=name, routing_stats=stats)
+    return SimpleNamespace(replica_id=name, routing_stats=stats, max_ongoing_requests=4)
 
 
 def pending(prompt: list[int], tokens: int = 100) -> Any:
@@ -68,6 +69,7 @@ def asked(*args: Any) -> PendingRequest:
 def router() -> PrefixRouter:
     made = PrefixRouter.__new__(PrefixRouter)
     made.initialize_state(imbalance_tokens=1000, queue_seconds=60.0)
+    made._replica_queue_len_cache = ReplicaQueueLengthCache()
     return made
 
 
@@ -122,6 +124,7 @@ def test_other_calls_than_those_for_text_go_anywhere() -> None:
 def test_a_call_waits_for_room_as_long_as_it_may_and_asks_with_pauses() -> None:
     async def scene() -> None:
         made = router()
+        made.replica_queue_len_cache.update("a", 4)  # type: ignore[arg-type]
         call = pending(TEXT)
         await first(made, [replica("a")], call)
         assert call.routing_context.should_backoff
@@ -134,9 +137,24 @@ def test_a_call_waits_for_room_as_long_as_it_may_and_asks_with_pauses() -> None:
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("told", [None, 3])
+def test_a_call_waits_for_replicas_that_do_not_say_that_they_are_full(told: int | None) -> None:
+    async def scene() -> None:
+        made = router()
+        if told is not None:
+            made.replica_queue_len_cache.update("a", told)  # type: ignore[arg-type]
+        call = pending(TEXT)
+        call.created_at -= 61.0
+        await first(made, [replica("a"), replica("b")], call)
+        assert not call.future.done()
+
+    asyncio.run(scene())
+
+
 def test_the_start_of_the_first_replica_is_no_waiting_for_room() -> None:
     async def scene() -> None:
         made = router()
+        made.replica_queue_len_cache.update("a", 4)  # type: ignore[arg-type]
         made._replicas_since = time.time()
         call = pending(TEXT)
         call.created_at -= 61.0
