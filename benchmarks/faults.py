@@ -160,8 +160,9 @@ class Stage:
         from deployments.app import build
         from deployments.settings import AppArgs
 
-        scaling = {"min_replicas": least, "max_replicas": most or least, "target_seconds": 1.0}
-        scaling |= {"upscale_delay_s": 1.0, "downscale_delay_s": 3.0}
+        # One user keeps less than a second outstanding, eight keep several.
+        scaling = {"min_replicas": least, "max_replicas": most or least, "target_seconds": 2.5}
+        scaling |= {"upscale_delay_s": 1.0, "downscale_delay_s": 5.0}
         engine = {"name": ENGINE, "model_name": MODEL, "num_cpus": 1, "autoscaling": scaling}
         engine |= {"engine": {"slots": self.slots, "context": 512, "max_waiting": 64}}
         args = AppArgs.parse(engines=[engine])
