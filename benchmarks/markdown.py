@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from benchmarks.record import Record
+from entmtp.evaluation.flat_tables import markdown_table
 
 
 def record_section(record: Record, folder: str) -> Iterable[str]:
@@ -27,12 +28,5 @@ def record_section(record: Record, folder: str) -> Iterable[str]:
 
 def table_lines(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterable[str]:
     """A table and an empty line, line by line."""
-    yield _row(columns)
-    yield _row(["---"] * len(columns))
-    yield from map(_row, rows)
+    yield from markdown_table(columns, list(rows))
     yield ""
-
-
-def _row(cells: Sequence[object]) -> str:
-    """One line; a bar inside a cell would begin another cell."""
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -25,7 +25,8 @@ from entmtp.evaluation.pareto import ParetoPoint, pareto
 from entmtp.evaluation.report import print_table, write_report
 from entmtp.evaluation.rows import RequestRow, StepRow, part_exists, read_metadata, read_parts, write_part
 from entmtp.evaluation.runner import Workplace
-from entmtp.evaluation.suites import SUITES, get_suite
+from entmtp.evaluation.suites import SUITES, Prompt, get_suite
+from entmtp.evaluation.suites.base import fingerprint
 from entmtp.evaluation.tracking import TrackedModel, check_tracking, default_tracking_uri, log_benchmark
 from entmtp.evaluation.units import Unit, make_units
 from entmtp.heads.checkpoint import KINDS, bundled_heads, file_hash
@@ -219,6 +220,7 @@ def _facts(plan: Plan, hardware: str) -> dict[str, Any]:
         "model": plan.place.model,
         "heads": {kind: _shown(source) for kind, source in plan.place.heads.items()},
         "hashes": _identity(plan.place),
+        "prompts": _prompts(plan.units),
         "hardware": hardware,
         "peak_memory_mib": max(_peak_memory(plan)),
         "platform": platform.platform(),
@@ -226,6 +228,14 @@ def _facts(plan: Plan, hardware: str) -> dict[str, Any]:
         "git_commit": os.environ.get("ENTMTP_GIT_COMMIT") or _git_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _prompts(units: Sequence[Unit]) -> dict[str, str]:
+    """SHA-256 of each suite's prompts: runs with the same one have asked the same."""
+    by_suite: dict[str, list[Prompt]] = {}
+    for unit in units:
+        by_suite.setdefault(unit.suite, []).extend(unit.prompts)
+    return {suite: fingerprint(prompts) for suite, prompts in by_suite.items()}
 
 
 def _pareto(plan: Plan) -> list[ParetoPoint]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from rich import box
 from rich.console import Console
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from entmtp.evaluation.canvas import Plot
+from entmtp.evaluation.flat_tables import write_table
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.page import render_page
 from entmtp.evaluation.pareto import ParetoPoint, pareto_table
@@ -26,6 +26,7 @@ from entmtp.files import write_text, write_whole
 
 WIDE = 110  # characters that the whole table takes
 _WIDE_HEADINGS = ("ms per step: draft\nverify accept policy", "score")
+SUMMARY, REQUESTS = "summary.json", "requests.parquet"
 _COLOURS = {"faster": "green", "slower": "red"}
 
 
@@ -50,7 +51,8 @@ def write_report(
 ) -> Path:
     """Write the report of benchmark rows into `folder` and return its page, `index.html`.
 
-    Beside the page: `summary.json`, the figures as PNG, and each table as CSV and as Parquet under `tables/`.
+    Beside the page: `summary.json`, the figures as PNG, each table as CSV and as Parquet under `tables/`, and the
+    requests as they came (`REQUESTS`), so that another run can be compared with this one prompt by prompt.
 
     Args:
         requests, steps: rows, as `rows.read_parts` gives them.
@@ -60,9 +62,10 @@ def write_report(
     summary = summarise(requests, steps)
     found = tables(summary) | ({"pareto": pareto_table(pareto)} if pareto else {})
     for name, table in found.items():
-        _write_table(folder / "tables" / name, table)
+        write_table(folder / "tables" / name, table)
+    write_whole(folder / REQUESTS, lambda unfinished: pq.write_table(requests, unfinished))
     plots = draw_plots(folder, summary, steps) + draw_study_plots(folder, summary, steps, pareto)
-    write_text(folder / "summary.json", _as_json(summary, found, facts, plots))
+    write_text(folder / SUMMARY, _as_json(summary, found, facts, plots))
     return write_text(folder / "index.html", render_page(summary, facts, plots, pareto))
 
 
@@ -107,11 +110,6 @@ def _wide_cells(row: ArmSummary) -> list[Text]:
 
 def _comparison(row: Speedup | None) -> Text:
     return Text("") if row is None else Text(ratio(row.ratio, unit=""), style=_COLOURS.get(row.verdict, ""))
-
-
-def _write_table(stem: Path, table: pa.Table) -> None:
-    write_whole(stem.with_suffix(".parquet"), lambda unfinished: pq.write_table(table, unfinished))
-    write_whole(stem.with_suffix(".csv"), lambda unfinished: pa_csv.write_csv(table, unfinished))
 
 
 def _as_json(summary: Summary, found: Mapping[str, pa.Table], facts: Mapping[str, Any], plots: Sequence[Plot]) -> str:

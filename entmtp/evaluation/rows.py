@@ -141,6 +141,15 @@ def read_parts(folder: Path, keys: Collection[str] | None = None) -> tuple[pa.Ta
     return requests.sort_by(key), steps.sort_by([*key, ("step", "ascending")])
 
 
+def read_requests(path: Path) -> pa.Table:
+    """Request rows of one file, as a part or a report holds them.
+
+    Raises:
+        EntMTPError: the file can't be read, or holds other columns.
+    """
+    return _read(path, REQUEST_SCHEMA)
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata that the finished shard `path` = parts folder / key was written with."""
     held = pq.read_schema(part_files(path)[0]).metadata or {}
@@ -168,7 +177,12 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
         raise EntMTPError(
             f"part '{path}' has no column '{missing[0]}'; another version wrote it: delete it and run again"
         )
-    return table.select(schema.names).cast(schema).replace_schema_metadata(None)
+    try:
+        return table.select(schema.names).cast(schema).replace_schema_metadata(None)
+    except (ValueError, pa.ArrowException) as error:
+        raise EntMTPError(
+            f"part '{path}' holds other values ({_first_line(error)}); delete it and run again"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,11 +1,10 @@
 """The numbers of a benchmark, in the shape that tables, plots and verdicts share."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import pyarrow as pa
 
+from entmtp.evaluation.flat_tables import flat_table
 from entmtp.evaluation.intervals import Estimate
 
 ALL_SUITES = "all suites"
@@ -56,12 +55,16 @@ class Speedup:
 
     @property
     def verdict(self) -> str:
-        """'faster', 'slower', 'level' (the interval holds 1), or 'no claim' without an interval."""
-        if self.ratio.low is None or self.ratio.high is None:
-            return "no claim"
-        if self.ratio.low > 1:
-            return "faster"
-        return "slower" if self.ratio.high < 1 else "level"
+        return verdict(self.ratio)
+
+
+def verdict(ratio: Estimate) -> str:
+    """'faster', 'slower', 'level' (the interval holds 1), or 'no claim' without an interval."""
+    if ratio.low is None or ratio.high is None:
+        return "no claim"
+    if ratio.low > 1:
+        return "faster"
+    return "slower" if ratio.high < 1 else "level"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,25 +173,11 @@ class Summary:
 def tables(summary: Summary) -> dict[str, pa.Table]:
     """The summary as flat tables by name; an estimate becomes three columns, the last two `_low` and `_high`."""
     return {
-        "arms": _flat([asdict(row) for row in summary.arms]),
-        "speedups": _flat([asdict(row) | {"verdict": row.verdict} for row in summary.speedups]),
-        "acceptance": _flat([asdict(row) for row in summary.depths]),
-        "entropy": _flat([asdict(row) for row in summary.entropy_bins]),
-        "correlations": _flat([asdict(row) for row in summary.entropy_correlations]),
-        "tree_shares": _flat([asdict(row) for row in summary.tree_shares]),
-        "entropy_quantiles": _flat([asdict(row) for row in summary.entropy_quantiles]),
+        "arms": flat_table([asdict(row) for row in summary.arms]),
+        "speedups": flat_table([asdict(row) | {"verdict": row.verdict} for row in summary.speedups]),
+        "acceptance": flat_table([asdict(row) for row in summary.depths]),
+        "entropy": flat_table([asdict(row) for row in summary.entropy_bins]),
+        "correlations": flat_table([asdict(row) for row in summary.entropy_correlations]),
+        "tree_shares": flat_table([asdict(row) for row in summary.tree_shares]),
+        "entropy_quantiles": flat_table([asdict(row) for row in summary.entropy_quantiles]),
     }
-
-
-def _flat(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist([_spread(row) for row in rows])
-
-
-def _spread(row: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, dict):  # an Estimate
-            flat |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
-        else:
-            flat[name] = value
-    return flat

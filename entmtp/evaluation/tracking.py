@@ -5,6 +5,7 @@ Everything goes through a client that is given its address, so no global state o
 
 import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -26,13 +27,21 @@ from entmtp.files import write_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
     from entmtp.evaluation.load.load_summary import LoadSummary
 
 _SQLITE = "sqlite:///"
+_REPORT = "report"  # where a run keeps the report among its artifacts
 _LONGEST_PARAM = 6000  # characters that MLflow stores of a parameter
 _PARAMS_AT_ONCE = 100  # that MLflow takes in one request
-_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}  # unless the user says otherwise
+_RUN_ID = re.compile("[0-9a-f]{32}")
+_NAMESAKES = 5  # whose ids are told
+_QUIET = {  # unless the user says otherwise
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +135,36 @@ def log_benchmark(
                     _log_batch(client, run, arm_metrics(summary, row), params)
             for name, table in tables(summary).items():
                 client.log_table(parent, table.to_pydict(), f"tables/{name}.json")
-            client.log_artifacts(parent, str(report_folder), "report")
+            client.log_artifacts(parent, str(report_folder), _REPORT)
             models = _log_models(client, experiment_id, parent, artifacts)
     return TrackedRun(tracking_uri, experiment_id, parent, models)
+
+
+def fetch_report(tracking_uri: str, run: str, folder: Path, files: Sequence[str]) -> None:
+    """Copy `files` of a finished benchmark's report from MLflow into `folder`.
+
+    Args:
+        run: the id of the parent run, or its name where no other run has the same.
+
+    Raises:
+        EntMTPError: MLflow is missing or refuses the address, there is no such run, it has not finished, or it has no
+            such files.
+    """
+    _refuse_absent_database(tracking_uri)
+    with _told_plainly(tracking_uri):
+        client = _connect(tracking_uri)
+        found = _find_run(client, tracking_uri, run)
+        if found.info.status != "FINISHED":
+            raise EntMTPError(f"run '{run}' is {found.info.status.lower()}, not finished; finish it, or give another")
+        held = {Path(entry.path).name for entry in client.list_artifacts(found.info.run_id, _REPORT)}
+        if missing := [name for name in files if name not in held]:
+            raise EntMTPError(
+                f"run '{run}' holds no {_REPORT}/{missing[0]}: it is no benchmark of this version; run the same"
+                " benchmark again, which reads its finished parts and makes a new run of them"
+            )
+        for name in files:
+            copied = client.download_artifacts(found.info.run_id, f"{_REPORT}/{name}", str(folder))
+            Path(copied).replace(folder / name)  # stores differ in whether they keep the folders above a file
 
 
 def log_load(
@@ -294,10 +330,38 @@ def _experiment(client: "MlflowClient", tracking_uri: str, name: str) -> str:
 
 
 def _artifact_location(tracking_uri: str) -> str | None:
+    database = _database(tracking_uri)
+    return None if database is None else (database.resolve().parent / "mlartifacts").as_uri()
+
+
+def _database(tracking_uri: str) -> Path | None:
+    """The SQLite file; None with a server, which knows its own place."""
     if not tracking_uri.startswith(_SQLITE):
-        return None  # a server knows its own place
-    database = Path(tracking_uri.removeprefix(_SQLITE).partition("?")[0])
-    return (database.resolve().parent / "mlartifacts").as_uri()
+        return None
+    return Path(tracking_uri.removeprefix(_SQLITE).partition("?")[0])
+
+
+def _refuse_absent_database(tracking_uri: str) -> None:
+    """MLflow would make an empty one."""
+    if (database := _database(tracking_uri)) is not None and not database.exists():
+        raise EntMTPError(f"tracking URI '{tracking_uri}': there is no such database; give one that a benchmark filled")
+
+
+def _find_run(client: "MlflowClient", tracking_uri: str, run: str) -> "Run":
+    """The run with this id, or the only one with this name."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    if _RUN_ID.fullmatch(run):
+        wanted = f"attributes.run_id = '{run}'"
+    else:
+        quote = "'" if '"' in run else '"'
+        wanted = f"attributes.run_name = {quote}{run}{quote}"
+    found = list(client.search_runs(experiments, wanted))
+    if not found:
+        raise EntMTPError(f"run '{run}' is unknown at '{tracking_uri}'; give the id that MLflow's page shows")
+    if len(found) > 1:
+        ids = ", ".join(one.info.run_id for one in found[:_NAMESAKES])
+        raise EntMTPError(f"run '{run}': {len(found)} runs have this name; give an id, of the newest: {ids}")
+    return found[0]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from rich.console import Console
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import DEFAULT_ARMS
 from entmtp.evaluation.benchmark import Plan, finish, make_plan, run_units, save_unit, validate
+from entmtp.evaluation.finished import open_run
 from entmtp.evaluation.rows import read_parts
 from entmtp.evaluation.tracking import check_tracking, default_tracking_uri
 from entmtp.evaluation.units import Unit
@@ -115,6 +116,21 @@ def test_a_finished_plan_shows_what_static_trees_could_do(saved: Saved, tmp_path
         rows = pq.read_table(table).to_pylist()
         assert {(row["suite"], row["heads"]) for row in rows} == {(suite, "hydra") for suite in SUITES}
         assert {row["ms"] for row in rows if row["nodes"] == 0} == {30.0}
+
+
+def test_a_finished_plan_can_be_compared(saved: Saved, tmp_path: Path) -> None:
+    for folder, prompts in (("one", 2), ("same", 2), ("other", 1)):
+        overrides = {"prompts": prompts, "max_new_tokens": None, "repetitions": None}
+        plan = plan_of(saved, tmp_path / folder, overrides=overrides)
+        for unit in plan.units:
+            requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)
+            save_unit(plan, unit, requests, steps, {"peak_memory_mib": 1.0})
+        finish(plan, "test", QUIET)
+    one, same, other = (open_run(str(tmp_path / folder), None) for folder in ("one", "same", "other"))
+    assert one.requests.num_rows == 4
+    told = [f"prompts.{suite}" for suite in SUITES]
+    assert [one.facts[name] for name in told] == [same.facts[name] for name in told]
+    assert all(one.facts[name] != other.facts[name] for name in told)
 
 
 def test_what_is_wrong_is_told_before_anything_runs(saved: Saved, tmp_path: Path) -> None:
