@@ -34,9 +34,9 @@ def _refuse_other_lengths(runs: Sequence[FinishedRun]) -> None:
 
 def _refuse_other_prompts(first: str, ours: Mapping[Key, Prompts], name: str, theirs: Mapping[Key, Prompts]) -> None:
     """Prompts are named by their place in their source: another source has others of the same name."""
-    for suite, arm in ours.keys() & theirs.keys():
+    for suite, arm in sorted(ours.keys() & theirs.keys()):
         mine, other = ours[suite, arm], theirs[suite, arm]
-        for prompt in mine.keys() & other.keys():
+        for prompt in sorted(mine.keys() & other.keys()):
             for field, words in {"source": "source", "prompt_tokens": "number of tokens"}.items():
                 here, there = mine[prompt][0][field], other[prompt][0][field]
                 if here != there:

@@ -14,8 +14,9 @@ from deployments.catalogue import Catalogue
 from deployments.errors import ApiError
 from deployments.local import read_config
 from deployments.schema import Speculation
-from deployments.settings import AppArgs, EngineChanges
+from deployments.settings import AppArgs
 from entmtp.errors import EntMTPError
+from tests.unit.deployments.strict import engines_of, unknown_keys
 
 FOLDER = Path(__file__).resolve().parents[3] / "deployments"
 ENGINE = {"name": "a", "model_name": "m"}
@@ -23,16 +24,21 @@ ENGINE = {"name": "a", "model_name": "m"}
 
 @pytest.mark.parametrize("name", ["config.yaml", "config.cpu.yaml"])
 def test_the_config_files_say_what_serve_understands(name: str) -> None:
-    given = read_config(FOLDER / name)
-    schema = ServeDeploySchema.model_validate(given)
-    # Serve drops keys that it does not know without a word.
-    assert set(given) <= set(ServeDeploySchema.model_fields)
-    for application in given["applications"]:
-        assert set(application) <= set(type(schema.applications[0]).model_fields)
-        engines = {one.name for one in AppArgs.parse(**application["args"]).engines}
-        for deployment in application.get("deployments", []):
-            assert deployment["name"] in engines
-            EngineChanges.parse(**deployment["user_config"])
+    assert engines_of(read_config(FOLDER / name))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"proxy_locations": "HeadOnly"},
+        {"http_options": {"prot": 8000}},
+        {"applications": [{"import_path": "deployments.app:build", "args": {}, "route": "/"}]},
+        {"applications": [{"import_path": "a.b:c", "args": {}, "deployments": [{"name": "d", "replicas": 2}]}]},
+    ],
+)
+def test_a_word_that_serve_would_drop_is_found(change: dict[str, Any]) -> None:
+    ServeDeploySchema.model_validate({"applications": []} | change)
+    assert len(list(unknown_keys(ServeDeploySchema, change))) == 1
 
 
 @pytest.mark.parametrize(

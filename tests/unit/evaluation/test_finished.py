@@ -103,6 +103,7 @@ def grow(results: Path) -> None:
         (write_summary("{"), "not a report's summary"),
         (write_summary("[]"), "not a report's summary"),
         (write_summary("{}"), "not a report's summary"),
+        (write_summary("[" * 200_000), "not a report's summary"),
         (write_summary('{"facts": []}'), "holds no facts"),
         (grow, "more than 64 MiB"),
     ],
