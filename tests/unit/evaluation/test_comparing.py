@@ -26,7 +26,7 @@ def run(name: str, change: Change = lambda row: row, facts: Mapping[str, str] = 
     return FinishedRun(name, facts, as_table(changed, REQUEST_SCHEMA))
 
 
-def taking(factor: float) -> Change:
+def taking(factor: float) -> Callable[[RequestRow], RequestRow]:
     """Requests that take `factor` times as long."""
     return lambda row: replace(row, seconds=row.seconds * factor)
 
