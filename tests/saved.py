@@ -51,9 +51,9 @@ class Saved:
         return texts
 
 
-def save_tiny_model(folder: Path, seed: int = 0) -> Backbone:
-    """A random Llama over bytes that repeats itself, so that heads that start at the model's state guess well."""
-    model = tiny_model("llama", seed, vocab_size=VOCAB, max_position_embeddings=512, tie_word_embeddings=True)
+def save_tiny_model(folder: Path, seed: int = 0, model_type: str = "llama") -> Backbone:
+    """A random model over bytes that repeats itself, so that heads that start at the model's state guess well."""
+    model = tiny_model(model_type, seed, vocab_size=VOCAB, max_position_embeddings=512, tie_word_embeddings=True)
     model.save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     spelling = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
