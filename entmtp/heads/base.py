@@ -133,6 +133,11 @@ class DraftHeads(PreTrainedModel):
             weight, bias = weight[rows], None if bias is None else bias[rows]
         self.output_weight, self.output_bias = weight.contiguous(), bias
 
+    @property
+    def output_layers(self) -> Sequence[torch.Tensor]:
+        """What head states are multiplied by ``[draft_vocab_size, hidden_size]``: one for each head or one for all."""
+        return [self.output_weight]
+
     def draft_logits(self, states: torch.Tensor, head: int | None = None) -> torch.Tensor:
         """Logits over the draft vocabulary ``[..., draft_vocab_size]`` of head states ``[..., hidden_size]``.
 
