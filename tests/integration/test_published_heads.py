@@ -1,12 +1,13 @@
 """Published heads from their checkpoints to text and a benchmark, by the commands that a user would type."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.parquet as parquet
 import pytest
 from typer.testing import CliRunner
 
 from entmtp.cli import app
+from entmtp.evaluation.rows import read_parts
 from entmtp.models.backbone import Backbone
 from tests.published import Model, hydra, medusa
 from tests.saved import VOCAB, Saved, save_data, save_tiny_model
@@ -19,6 +20,13 @@ def run(*arguments: object) -> str:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENTMTP_CACHE", str(tmp_path_factory.getbasetemp() / "entmtp-cache"))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +44,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     run("calibrate", "--task=gsm8k", f"--output={saved.banks}", f"--model={saved.model}", *heads,
         f"--data={saved.data('gsm8k')}", "--prompts=4", "--max-new-tokens=48")  # fmt: skip
     return saved
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ENTMTP_CACHE", str(tmp_path_factory.getbasetemp() / "entmtp-cache"))
 
 
 def answer(saved: Saved, *options: str) -> str:
@@ -61,6 +64,6 @@ def test_a_benchmark_runs_their_arms(saved: Saved, tmp_path: Path) -> None:
     arms = ("autoregressive", "medusa", "hydra", "entmtp-dynamic")
     run("benchmark", *saved.options(["gsm8k"]), *(f"--arm={arm}" for arm in arms), f"--results={tmp_path}",
         "--prompts=1", "--repetitions=1", "--max-new-tokens=16")  # fmt: skip
-    rows = [row for part in tmp_path.rglob("*requests*.parquet") for row in parquet.read_table(part).to_pylist()]
+    rows = read_parts(tmp_path / "parts")[0].to_pylist()
     assert {row["arm"] for row in rows} == set(arms)
     assert all(row["identical"] for row in rows)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from pydantic import Field
 
 from entmtp.heads.importing.layout import Layout, Reading, assembled, counted, indices, stacked
@@ -57,9 +58,8 @@ def _read(reading: Reading) -> PublishedHeads:
         ),
     }
     if own:
-        parameters["own_weight"] = stacked([tensors.take(f"{i}.{layers}.weight", vocab, hidden)] for i in range(heads))[
-            :, 0
-        ]
+        rows = [tensors.take(f"{i}.{layers}.weight", vocab, hidden) for i in range(heads)]
+        parameters["own_weight"] = torch.stack(rows)
     return assembled(
         PublishedMedusaHeads,
         parameters,

@@ -28,7 +28,7 @@ _SHOWN = 80
 class ConfigFields(BaseModel):
     """Base of what a layout reads from ``config.json``; other fields, of which there are many, say nothing."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
 Fields = TypeVar("Fields", bound=ConfigFields)
@@ -67,7 +67,9 @@ def find_source(name: str) -> Source:
         folder = download(name, (CONFIG, *WEIGHTS))
     weights = [folder / known for known in WEIGHTS if (folder / known).is_file()]
     if not weights:
-        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        # A download of nothing makes no folder.
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        found = ", ".join(names) or "nothing"
         raise EntMTPError(
             f"heads: {folder} has none of {', '.join(WEIGHTS)} (found {found}); give a published checkpoint"
         )
