@@ -29,21 +29,26 @@ class PublishedHeadsConfig(DraftHeadsConfig):
     outputs: int = 0
     output_bias: bool = False
 
+    @property
+    def square_blocks(self) -> int:
+        """Blocks of each head with as many inputs as outputs."""
+        return self.num_layers
+
 
 class PublishedHeads(DraftHeads):
     """Residual blocks and output layers.
 
-    Parameters: ``block_weight [num_heads, blocks, hidden_size, hidden_size]`` and ``block_bias [num_heads, blocks,
-    hidden_size]``; with own output layers ``own_weight [outputs, draft_vocab_size, hidden_size]`` and, with a bias,
-    ``own_bias [outputs, draft_vocab_size]``.
+    Parameters: ``block_weight [num_heads, square_blocks, hidden_size, hidden_size]`` and ``block_bias [num_heads,
+    square_blocks, hidden_size]``; with own output layers ``own_weight [outputs, draft_vocab_size, hidden_size]`` and,
+    with a bias, ``own_bias [outputs, draft_vocab_size]``.
     """
 
     config_class: type[PublishedHeadsConfig] = PublishedHeadsConfig
 
-    def __init__(self, config: PublishedHeadsConfig, blocks: int) -> None:
-        """``blocks`` of each head have as many inputs as outputs."""
+    def __init__(self, config: PublishedHeadsConfig) -> None:
         super().__init__(config)
         heads, hidden, rows = config.num_heads, config.hidden_size, config.draft_vocab_size
+        blocks = config.square_blocks
         self.block_weight = nn.Parameter(torch.zeros(heads, blocks, hidden, hidden))
         self.block_bias = nn.Parameter(torch.zeros(heads, blocks, hidden))
         self.own_weight = nn.Parameter(torch.zeros(config.outputs, rows, hidden)) if config.outputs else None

@@ -7,6 +7,8 @@ and an output layer of its own follows.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -19,6 +21,10 @@ class PublishedHydraConfig(PublishedHeadsConfig):
 
     model_type = "entmtp_published_hydra"
 
+    @property
+    def square_blocks(self) -> int:
+        return self.num_layers - 1
+
 
 class PublishedHydraHeads(SequentialHeads, PublishedHeads):
     """Narrowing blocks before the square ones.
@@ -30,7 +36,7 @@ class PublishedHydraHeads(SequentialHeads, PublishedHeads):
     config_class = PublishedHydraConfig
 
     def __init__(self, config: PublishedHydraConfig) -> None:
-        super().__init__(config, config.num_layers - 1)
+        super().__init__(config)
         hidden = config.hidden_size
         self.first = nn.ModuleList(nn.Linear((head + 2) * hidden, 2 * hidden) for head in range(config.num_heads))
         self.post_init()
@@ -43,6 +49,6 @@ class PublishedHydraHeads(SequentialHeads, PublishedHeads):
         return torch.cat([hidden if carried is None else carried, embedded], dim=-1)
 
     def path_states(self, hidden: torch.Tensor, level: int, inputs: torch.Tensor) -> torch.Tensor:
-        first = self.first[level]
+        first: Any = self.first[level]
         kept, lifted = self.linear(f"first {level}", inputs, first.weight, first.bias).chunk(2, dim=-1)
         return self.residual(level, kept + nn.functional.silu(lifted))

@@ -20,7 +20,7 @@ class PublishedMedusaHeads(IndependentHeads, PublishedHeads):
     config_class = PublishedMedusaConfig
 
     def __init__(self, config: PublishedMedusaConfig) -> None:
-        super().__init__(config, config.num_layers)
+        super().__init__(config)
         self.post_init()
 
     def head_states(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:

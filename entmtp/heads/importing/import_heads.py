@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import check_sizes
@@ -46,8 +47,9 @@ def import_heads(source: str, output: Path, model: str | None, say: Callable[[st
         sizes = loaded.config.get_text_config()
         reading = Reading(found, tensors, sizes.vocab_size)
         heads = _read(layout, reading)
-        check_sizes(heads.config, sizes.hidden_size, sizes.vocab_size)
-        heads.config.model_fingerprint = model_fingerprint(loaded)
+        config: Any = heads.config
+        check_sizes(config, sizes.hidden_size, sizes.vocab_size)
+        config.model_fingerprint = model_fingerprint(loaded)
     for note in reading.notes:
         say(note)
     _write(heads, output)

@@ -1,6 +1,7 @@
 """Imported heads guess what the published formulas say, in every way in which the engine asks heads for guesses."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_trees_are_filled_and_grown_by_the_formula(published: Published, exact: 
     trees = [TREE, TREES["root"], TREES["chain"]]
     proposal = heads.propose(hidden, root, TreeBatch.of(trees))
     for row, tree in enumerate(trees):
-        tokens = {(): int(root[row])}
+        tokens: dict[tuple[int, ...], int] = {(): int(root[row])}
         for node, path in enumerate(tree.paths, start=1):
             taken = torch.tensor([[tokens[path[:depth]] for depth in range(len(path))]])
             log_probs = published.logits(len(path) - 1, hidden[row : row + 1], taken)[0].log_softmax(-1)
@@ -119,15 +120,16 @@ def test_a_trace_has_the_rank_that_the_formula_gives(layout: str, small: Backbon
             torch.testing.assert_close(trace.confidence[at, head], best, atol=1e-4, rtol=1e-4)
 
 
-def policies(depth: int) -> dict[str, Policy]:
+def policies() -> list[Policy]:
+    """A tree for every step, and trees that grow."""
     grows = DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(1e-3, 1e-3), 8)
-    return {"static": StaticPolicy(TREE, 8), "dynamic": grows}
+    return [StaticPolicy(TREE, 8), grows]
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_the_text_is_the_models_own(layout: str, small: Backbone, tmp_path: Path) -> None:
     heads = imported(LAYOUTS[layout](model_of(small)), small, tmp_path)
-    for policy in policies(heads.num_heads).values():
+    for policy in policies():
         done = Engine(small, heads, policy).generate(small_prompt(9), 50)
         assert done.tokens == greedy(small.model, small_prompt(9), 50)
         assert done.tau > 1, "nothing was accepted: the case shows nothing"
@@ -155,7 +157,7 @@ def test_they_keep_the_type_that_they_were_saved_in(
 ) -> None:
     published = LAYOUTS[layout](model_of(exact))
     published.tensors.update({name: tensor.to(dtype) for name, tensor in published.tensors.items()})
-    heads = imported(published, exact, tmp_path)
+    heads: Any = imported(published, exact, tmp_path)
     assert heads.block_bias.dtype == torch.float32, "the model's"
     saved = (tmp_path / "ours" / "model.safetensors").stat().st_size
     numbers = sum(weight.numel() for weight in heads.parameters())
