@@ -71,16 +71,19 @@ def step_work(model: Any, heads: DraftHeads, topology: Topology, batch: int, cac
     tree, depth = TreeShape.of([topology] * batch), topology.max_depth
     tokens = batch * (1 + topology.nodes)
     weights = multiplied(model)
-    output = heads.output_weight.numel() if depth else 0
-    # Every kind of heads has equal shares of weights per level; a level that the tree does not reach is not run.
-    drafting = count(heads) * depth // heads.num_heads + output
+    layers = heads.output_layers
+    output = layers[0].numel() if depth else 0
+    borrowed = heads.output_weight.numel() > 0  # the model's output layer, which is no parameter of the heads
+    hidden = count(heads) - (0 if borrowed else sum(layer.numel() for layer in layers))
+    # About equal shares of the hidden layers per level; a level that the tree does not reach is not run.
+    drafting = hidden * depth // heads.num_heads + output * min(depth, len(layers))
     # Medusa's levels are one product. Hydra's wait for each other, and each is a product of its own.
     one_by_one = heads.kind == "hydra"
     ranked = sum(tree.parents) if one_by_one else batch * depth
     size = model.dtype.itemsize
     return Work(
         bytes=size * (weights + drafting + cached_values),
-        again_bytes=(size * output,) * (depth - 1) if one_by_one else (),
+        again_bytes=(size * output,) * (depth - 1) if one_by_one and len(layers) == 1 else (),
         multiply_adds=tokens * (weights + cached_values // batch) + ranked * output,
     )
 

@@ -181,6 +181,21 @@ def train(
         )
 
 
+@app.command("import-heads")
+def import_published_heads(
+    source: Annotated[str, typer.Argument(help="a published checkpoint: a hub name or a local folder")],
+    output: Annotated[Path, typer.Option(help="folder for the converted heads")],
+    model: Annotated[
+        str | None, typer.Option(help="hub name or folder of the model that they are for; checks and binds them to it")
+    ] = None,
+) -> None:
+    """Convert published Medusa or Hydra heads (their authors', TGI's or vLLM's layout) for use with EntMTP."""
+    with told_plainly("import-heads"):
+        from entmtp.heads.importing.import_heads import import_heads
+
+        import_heads(source, output, model, print)
+
+
 def _this_process() -> Devices:
     from entmtp.evaluation.local import ThisProcess
 

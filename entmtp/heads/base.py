@@ -2,7 +2,8 @@
 
 Heads guess within a *draft vocabulary*, the most frequent tokens in order of frequency (FR-Spec, arXiv 2502.14856):
 with a full vocabulary the heads' output layer would cost more than a small model's whole step. Their output layer is
-the model's own, frozen, restricted to those rows, so a checkpoint holds only what was trained.
+the model's own, frozen, restricted to those rows, so that a checkpoint holds only what was trained; published heads
+may bring output layers of their own (:mod:`entmtp.heads.published`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ class DraftHeadsConfig(PreTrainedConfig):
     hidden_size: int = 576
     vocab_size: int = 49_152
     num_heads: int = 4
-    inner_size: int = 736
     draft_vocab_size: int = 16_384
     model_fingerprint: str = ""
 
@@ -58,7 +58,11 @@ class Proposal:
 
 
 class DraftHeads(PreTrainedModel):
-    """Base of Medusa and Hydra heads. Attach them to a backbone before use."""
+    """Base of all heads. Attach them to a backbone before use.
+
+    Attributes:
+        kind: the family, which says what they guess from and so which arms and banks are theirs.
+    """
 
     config_class: type[DraftHeadsConfig] = DraftHeadsConfig
     base_model_prefix = ""
@@ -69,8 +73,6 @@ class DraftHeads(PreTrainedModel):
     def __init__(self, config: DraftHeadsConfig) -> None:
         super().__init__(config)
         self.register_buffer("draft_vocab", torch.arange(config.draft_vocab_size, dtype=torch.int32))
-        self.scale = nn.Parameter(torch.ones(config.num_heads))
-        self.down = nn.Parameter(torch.zeros(config.num_heads, config.inner_size, config.hidden_size))
         self.fingerprint = ""  # of the checkpoint's weights, once loaded from one
         self.output_weight = torch.empty(0)
         self.output_bias: torch.Tensor | None = None
@@ -117,34 +119,38 @@ class DraftHeads(PreTrainedModel):
                 " use heads made for this model"
             )
         nn.Module.to(self, backbone.device, backbone.dtype)
-        output = backbone.model.get_output_embeddings()
-        rows = self.draft_vocab.long()
-        self.output_weight = output.weight.detach()[rows].contiguous()
-        bias = getattr(output, "bias", None)
-        self.output_bias = None if bias is None else bias.detach()[rows]
+        self.bind_output(backbone.model.get_output_embeddings())
         self.input_table = backbone.embeddings.detach()
         self._make_layer = layers_for_guesses(backbone.make_layer)
         return self.eval()
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """RMS-normalised input embeddings ``[..., hidden_size]`` of tokens ``[...]``."""
-        return rms_norm(nn.functional.embedding(tokens, self.input_table))
+    def bind_output(self, layer: Any) -> None:
+        """Takes the draft vocabulary's rows of the model's output ``layer``; of the whole vocabulary without a copy."""
+        rows = self.draft_vocab.long()
+        weight, bias = layer.weight.detach(), getattr(layer, "bias", None)
+        bias = None if bias is None else bias.detach()
+        if not torch.equal(rows, torch.arange(len(weight), device=rows.device)):
+            weight, bias = weight[rows], None if bias is None else bias[rows]
+        self.output_weight, self.output_bias = weight.contiguous(), bias
 
-    def head_state(self, head: int, hidden: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """A head's state behind decoder states ``hidden [n, hidden_size]``; its hidden layer is given ``inputs``."""
-        change = self.linear(f"down {head}", nn.functional.silu(inputs), self.down[head].t())
-        return self.scale[head] * hidden + change
+    @property
+    def output_layers(self) -> Sequence[torch.Tensor]:
+        """What head states are multiplied by ``[draft_vocab_size, hidden_size]``: one for each head or one for all."""
+        return [self.output_weight]
 
-    def draft_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits over the draft vocabulary ``[..., draft_vocab_size]`` of head states ``[..., hidden_size]``."""
+    def draft_logits(self, states: torch.Tensor, head: int | None = None) -> torch.Tensor:
+        """Logits over the draft vocabulary ``[..., draft_vocab_size]`` of head states ``[..., hidden_size]``.
+
+        All states are those of ``head``; without one they are the first heads' in turn, ``[..., heads, hidden_size]``.
+        """
         return self.linear("output", states, self.output_weight, self.output_bias)
 
-    def best(self, states: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The likeliest tokens ``[..., count]`` of head states ``[..., hidden_size]`` and their log-probabilities.
+    def best(self, states: torch.Tensor, count: int, head: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The likeliest tokens ``[..., count]`` of head states and their log-probabilities; states as above.
 
         No more of them than the draft vocabulary has.
         """
-        logits = self.draft_logits(states).float()
+        logits = self.draft_logits(states, head).float()
         top = logits.topk(min(count, logits.shape[-1]), dim=-1)
         return self.draft_vocab.long()[top.indices], top.values - logits.logsumexp(-1, keepdim=True)
 
@@ -196,10 +202,7 @@ class DraftHeads(PreTrainedModel):
 
 def check_same_model(config: DraftHeadsConfig, backbone: Backbone) -> None:
     """Raises EntMTPError if heads of this configuration were made for another model than ``backbone``."""
-    for field in ("hidden_size", "vocab_size"):
-        ours, theirs = getattr(config, field), getattr(backbone, field)
-        if ours != theirs:
-            raise EntMTPError(f"heads: {field} is {ours} but the model's is {theirs}; use heads made for this model")
+    check_sizes(config, backbone.hidden_size, backbone.vocab_size)
     trained_for, found = config.model_fingerprint, backbone.fingerprint
     if trained_for and trained_for != found:
         raise EntMTPError(
@@ -208,6 +211,8 @@ def check_same_model(config: DraftHeadsConfig, backbone: Backbone) -> None:
         )
 
 
-def rms_norm(states: torch.Tensor) -> torch.Tensor:
-    """Root-mean-square normalisation without a weight."""
-    return nn.functional.rms_norm(states, states.shape[-1:], eps=1e-6)
+def check_sizes(config: DraftHeadsConfig, hidden_size: int, vocab_size: int) -> None:
+    """Raises EntMTPError if heads of this configuration don't fit a model of these sizes."""
+    for field, theirs in (("hidden_size", hidden_size), ("vocab_size", vocab_size)):
+        if (ours := getattr(config, field)) != theirs:
+            raise EntMTPError(f"heads: {field} is {ours} but the model's is {theirs}; use heads made for this model")

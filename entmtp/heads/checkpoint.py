@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,19 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads, check_same_model
 from entmtp.heads.hydra import HydraHeads
 from entmtp.heads.medusa import MedusaHeads
+from entmtp.heads.published_hydra import PublishedHydraHeads
+from entmtp.heads.published_medusa import PublishedMedusaHeads
+from entmtp.heads.trained import TrainedHeads
 from entmtp.models.loading import quiet_loading
 
 if TYPE_CHECKING:
     from entmtp.models.backbone import Backbone
 
-KINDS: dict[str, type[DraftHeads]] = {heads.kind: heads for heads in (MedusaHeads, HydraHeads)}
-_BY_MODEL_TYPE = {heads.config_class.model_type: heads for heads in KINDS.values()}
+KINDS: dict[str, type[TrainedHeads]] = {heads.kind: heads for heads in (MedusaHeads, HydraHeads)}
+"""The families by name, each with its class for training."""
+
+_LOADABLE: tuple[type[DraftHeads], ...] = (*KINDS.values(), PublishedMedusaHeads, PublishedHydraHeads)
+_BY_MODEL_TYPE = {heads.config_class.model_type: heads for heads in _LOADABLE}
 
 
 def bundled_heads(kind: str) -> Path:
@@ -36,13 +43,13 @@ def load_heads(source: str | Path, backbone: Backbone) -> DraftHeads:
     """
     folder = Path(source)
     if not folder.is_dir():
-        folder = _download(str(source))
+        folder = download(str(source), ("*.json", "*.safetensors", "*.md"))
     heads_class = _class_of(folder)
     if not (folder / "model.safetensors").is_file():
         found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise EntMTPError(
-            f"heads: {folder} has no model.safetensors (found {found}); only safetensors checkpoints are read,"
-            " convert others with save_pretrained"
+            f"heads: {folder} has no model.safetensors (found {found}); only EntMTP's own"
+            " checkpoints are read, convert published ones with 'entmtp import-heads'"
         )
     config: Any = heads_class.config_class.from_pretrained(folder)
     check_same_model(config, backbone)
@@ -77,17 +84,25 @@ def _class_of(folder: Path) -> type[DraftHeads]:
         raise EntMTPError(f"heads: {path} is missing or not JSON; give a folder written by save_pretrained") from error
     if not isinstance(model_type, str) or model_type not in _BY_MODEL_TYPE:
         known = ", ".join(_BY_MODEL_TYPE)
-        raise EntMTPError(f"heads: model_type '{model_type}' in {path} is unknown; it must be one of {known}")
+        raise EntMTPError(
+            f"heads: model_type '{model_type}' in {path} is unknown; it must be one of {known}:"
+            " convert published heads with 'entmtp import-heads'"
+        )
     return _BY_MODEL_TYPE[model_type]
 
 
-def _download(name: str) -> Path:
+def download(name: str, patterns: Sequence[str]) -> Path:
+    """The local folder of a hub repository's files that match one of ``patterns``.
+
+    Raises:
+        EntMTPError: if they can't be had.
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md"]))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:  # the hub client raises many types; each means that the heads can't be had
         raise EntMTPError(
             f"heads: '{name}' is neither a local folder nor a reachable hub repository ({type(error).__name__});"
-            " give a folder written by save_pretrained, or a hub name while online"
+            " give a folder, or a hub name while online"
         ) from error

@@ -43,6 +43,6 @@ class LevelByLevel:
         self._hidden = self._hidden[rows]
         carried = None if self._carried is None else self._carried[rows]
         states, self._carried = self._heads.level(self._hidden, self._tokens.flatten()[asked], self._level, carried)
-        self._tokens, log_probs = self._heads.best(states, count)
+        self._tokens, log_probs = self._heads.best(states, count, self._level)
         self._level += 1
         return self._tokens, log_probs

@@ -11,21 +11,20 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from entmtp.heads.base import DraftHeads, DraftHeadsConfig, Proposal, rms_norm
-from entmtp.trees.batch import TreeBatch
+from entmtp.heads.sequential import SequentialHeads
+from entmtp.heads.trained import TrainedHeads, TrainedHeadsConfig, rms_norm
 
 
-class HydraConfig(DraftHeadsConfig):
+class HydraConfig(TrainedHeadsConfig):
     """Configuration of Hydra heads."""
 
     model_type = "entmtp_hydra"
 
 
-class HydraHeads(DraftHeads):
-    """Sequentially dependent heads; each level of the tree is one batched pass over the nodes that have children."""
+class HydraHeads(SequentialHeads, TrainedHeads):
+    """Sequentially dependent heads; what a token contributes to the heads behind it is one product."""
 
     config_class = HydraConfig
-    kind = "hydra"
 
     def __init__(self, config: HydraConfig) -> None:
         super().__init__(config)
@@ -35,6 +34,7 @@ class HydraHeads(DraftHeads):
         self.post_init()
 
     def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
+        """As the base's, with one product for all tokens: training runs it for every batch."""
         heads = heads or self.num_heads
         lifted = self._from_state(hidden, heads)
         contributions = self._from_token(tokens[:, :heads], heads)
@@ -44,32 +44,15 @@ class HydraHeads(DraftHeads):
             states.append(self.head_state(head, hidden, lifted[:, head] + torch.stack(seen).sum(0)))
         return torch.stack(states, dim=1)
 
-    def fill(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
-        depth = trees.shape.depth
-        if depth == 0:
-            return Proposal.of_roots(root)
-        tokens, log_probs = torch.zeros_like(trees.depth), torch.zeros_like(trees.depth, dtype=torch.float32)
-        tokens[:, 0] = root
-        # What the hidden layers of the heads still to come receive from each path [paths, heads to come, inner_size].
-        inputs = self._from_state(hidden, depth)
-        for level in range(depth):
-            request, node = trees.inner(level)
-            inputs = inputs[trees.child_of[request, node], 1:] if level else inputs[request]
-            inputs = inputs + self._from_token(tokens[request, node], depth - level)
-            states = self.head_state(level, hidden[request], inputs[:, 0])
-            best, best_log_probs = self.best(states, trees.shape.ranks[level])
-            here = trees.depth == level + 1
-            guess = (trees.child_of * best.shape[1] + trees.rank) * here
-            tokens = torch.where(here, best.flatten()[guess], tokens)
-            log_probs = torch.where(here, best_log_probs.flatten()[guess], log_probs)
-        return Proposal(tokens, log_probs)
+    def path_inputs(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, carried: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What the hidden layers of the heads still to come receive ``[paths, depth - level, inner_size]``."""
+        inputs = self._from_state(hidden, depth) if carried is None else carried[:, 1:]
+        return inputs + self._from_token(tokens, depth - level)
 
-    def level(
-        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = self._from_state(hidden, self.num_heads) if carried is None else carried[:, 1:]
-        inputs = inputs + self._from_token(tokens, self.num_heads - level)
-        return self.head_state(level, hidden, inputs[:, 0]), inputs
+    def path_states(self, hidden: torch.Tensor, level: int, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head_state(level, hidden, inputs[:, 0])
 
     def _from_state(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
         """The decoder state's part of each head's hidden layer ``[n, heads, inner_size]``."""

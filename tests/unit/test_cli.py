@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from entmtp.cli import app
@@ -13,6 +14,7 @@ from entmtp.evaluation.suites import load_suite, split
 from entmtp.evaluation.tracking import check_tracking, default_tracking_uri
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.backbone import Backbone
+from tests.published import Model, medusa
 from tests.saved import SUITES, VOCAB, Saved, save_heads, save_project
 from tests.tiny import random_heads, tiny_model
 
@@ -254,3 +256,12 @@ def test_an_answer_streams_and_ends_in_a_line_of_statistics(saved: Saved) -> Non
     assert statistics.count("\n") == 1
     assert "autoregressive: 24 tokens in" in plain.stdout
     assert "24 steps, tau 1.00, 0.0 nodes per step" in plain.stdout
+
+
+def test_heads_that_cannot_be_imported(saved: Saved, tmp_path: Path) -> None:
+    said = "'org/nowhere' is neither a local folder nor a reachable hub repository"
+    refused(said, "import-heads", "org/nowhere", "--output=ours")
+    refused("are of no known layout", "import-heads", saved.heads("hydra"), "--output=ours")
+    published = medusa(Model(torch.ones(VOCAB, 32), torch.ones(VOCAB, 32))).save(tmp_path / "published")
+    said = "convert published heads with 'entmtp import-heads'"
+    refused(said, "generate", "Hello", "--model", saved.model, "--heads", published)

@@ -18,6 +18,7 @@ from benchmarks.timing import StepTime, churn, ladder_of, random_tree, timed_ste
 from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.measure import PARTS, StepBench, sized_tree
 from entmtp.errors import EntMTPError
+from entmtp.heads.published_hydra import PublishedHydraConfig, PublishedHydraHeads
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.profiles import load_profile
 from entmtp.scheduling.signals import Signals
@@ -60,6 +61,22 @@ def test_only_the_levels_that_a_tree_reaches_are_read(kind: str, per_level: int)
     assert three.again_bytes == ((4 * output,) * 2 if kind == "hydra" else ())
     parents = {"medusa": 3, "hydra": 1 + 2 + 1}[kind]
     assert three.multiply_adds == 6 * weights + parents * output
+
+
+@pytest.mark.parametrize(("outputs", "layers_read", "read_again"), [(4, 3, 0), (1, 1, 2), (0, 1, 2)])
+def test_imported_heads_bring_output_layers_of_their_own(outputs: int, layers_read: int, read_again: int) -> None:
+    model = tiny.tiny_model("llama")
+    backbone = Backbone(model)
+    hidden, vocab = backbone.hidden_size, tiny.VOCAB
+    config = PublishedHydraConfig(
+        hidden_size=hidden, vocab_size=vocab, num_heads=4, num_layers=1, draft_vocab_size=vocab, outputs=outputs
+    )
+    heads = PublishedHydraHeads(config).attach(backbone)
+    found = step_work(model, heads, DEEP, 1, 0)
+    first_blocks = sum(2 * hidden * ((head + 2) * hidden + 1) for head in range(4))
+    drafted = first_blocks * 3 // 4 + layers_read * vocab * hidden
+    assert found.bytes == 4 * (multiplied(model) + drafted)
+    assert found.again_bytes == (4 * vocab * hidden,) * read_again
 
 
 def test_what_a_cache_holds_is_not_read_again() -> None:

@@ -1,0 +1,142 @@
+"""Hydra heads as their authors save them: ``hydra_lm_head.pt`` beside ``config.json``.
+
+The configuration has ``hydra_num_heads``, ``hydra_num_layers``, ``hydra_head_arch``, ``grounded_heads`` (whether a head
+sees the tokens guessed before it), ``hidden_state_offset`` (how many layers before the last one's the states are that
+the heads are given) and ``base_model_name_or_path``.
+
+Tensors of ``hydra_head_arch`` "mlp", for head i of n blocks:
+
+- ``hydra_mlp.{i}.0.linear.weight [hidden, (i + 2) * hidden]``, ``.bias [hidden]`` and the same of
+  ``hydra_mlp.{i}.0.res_connection``, the first block, over decoder state and embeddings; if not grounded
+  ``[hidden, hidden]`` without ``res_connection``, as the others;
+- ``hydra_mlp.{i}.{j}.linear.weight [hidden, hidden]`` and ``.bias [hidden]`` for j = 1 ... n - 1, the square blocks
+  (one block's weights under all these names, since the authors' code repeats one module);
+- ``hydra_lm_head.{i}.weight [vocab, hidden]`` and ``.bias [vocab]``, the head's output layer;
+- ``input_embed_fn.weight [vocab, hidden]``, a copy of the model's input embeddings, which is left out.
+
+Where dropout stands before each layer, the blocks' j are 1, 3, ... and the output layer is ``hydra_lm_head.{i}.1``.
+
+"prefix-mlp" (Hydra++, arXiv 2402.05109, section 4) has its tensors named with dropout and one decoder layer before the
+heads, over the model's decoder states in place of embeddings, with keys and values of its own for every token:
+``prefix_embeding_layer.`` (spelt so) with ``layers.0.self_attn.{q,k,v,o}_proj.weight``,
+``layers.0.mlp.{gate,up,down}_proj.weight``, ``layers.0.input_layernorm.weight``,
+``layers.0.post_attention_layernorm.weight`` and ``norm.weight``, in the shapes of a layer of the model, and an
+``embed_tokens.weight`` that is not used. The heads are given its normalised output in the decoder state's place.
+"cross-attn" has ``cross_attn.{q,k,v,o}_proj``, ``mlp``, two norms and a copy of the model's ``lm_head``; "eagle-attn"
+a decoder layer ``attn.`` behind ``fc.weight [hidden, 2 * hidden]``.
+
+Source: ``hydra/model`` and ``hydra/train/train.py`` in github.com/zankner/Hydra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from pydantic import Field
+
+from entmtp.errors import EntMTPError
+from entmtp.heads.importing.layout import Layout, Reading, assembled, counted, indices, stacked
+from entmtp.heads.importing.source import ConfigFields
+from entmtp.heads.importing.tensors import Tensors
+from entmtp.heads.published import PublishedHeads
+from entmtp.heads.published_hydra import PublishedHydraHeads
+from entmtp.heads.published_medusa import PublishedMedusaHeads
+
+_BLOCK = r"hydra_mlp\.(\d{1,3})\.(\d{1,3})\.linear\.weight"
+_EMBEDDINGS = "input_embed_fn.weight"
+_WITH_STATE = {"prefix_embeding_layer.": "prefix-mlp", "cross_attn.": "cross-attn", "attn.self_attn.": "eagle-attn"}
+"""Beginnings of names that only a stateful architecture has."""
+
+
+class HydraFields(ConfigFields):
+    hydra_num_heads: int | None = Field(None, ge=1)
+    hydra_num_layers: int | None = Field(None, ge=1)
+    hydra_head_arch: str = "mlp"
+    grounded_heads: bool | None = None
+    hidden_state_offset: int = 0
+
+
+def _recognises(names: Iterable[str]) -> bool:
+    return any(name.startswith(("hydra_mlp.", "hydra_lm_head.", *_WITH_STATE)) for name in names)
+
+
+def _read(reading: Reading) -> PublishedHeads:
+    tensors, said = reading.tensors, reading.source.fields(HydraFields)
+    _check_stateless(reading, said)
+    blocks = indices(tensors, _BLOCK)
+    if not blocks:
+        raise tensors.wrong("tensor 'hydra_mlp.0.0.linear.weight' is missing")
+    dropout = blocks[0][1] == 1
+    heads = reading.agree("hydra_num_heads", said.hydra_num_heads, counted(tensors, (i for i, _ in blocks), "heads"))
+    layers = counted(tensors, ((j - dropout) // (1 + dropout) for _, j in blocks), "blocks of a head")
+    layers = reading.agree("hydra_num_layers", said.hydra_num_layers, layers)
+    places = [2 * layer + 1 if dropout else layer for layer in range(layers)]
+    names = [[f"hydra_mlp.{i}.{place}" for place in places] for i in range(heads)]
+    hidden = tensors.size(f"{names[0][0]}.linear.weight", 0)
+    grounded = f"{names[0][0]}.res_connection.weight" in tensors
+    if said.grounded_heads not in (None, grounded):
+        raise tensors.wrong(f"grounded_heads is {said.grounded_heads} but the tensors are those of {grounded}")
+    outputs = [f"hydra_lm_head.{i}.1" if dropout else f"hydra_lm_head.{i}" for i in range(heads)]
+    vocab = tensors.size(f"{outputs[0]}.weight", 0)
+    if _EMBEDDINGS in tensors:
+        tensors.take(_EMBEDDINGS, vocab, hidden)
+    parameters = {
+        "own_weight": torch.stack([tensors.take(f"{name}.weight", vocab, hidden) for name in outputs]),
+        "own_bias": torch.stack([tensors.take(f"{name}.bias", vocab) for name in outputs]),
+    }
+    if grounded:
+        parameters |= _first_blocks(tensors, [row[0] for row in names], hidden)
+    parameters |= _square_blocks(tensors, [row[grounded:] for row in names], hidden)
+    return assembled(
+        PublishedHydraHeads if grounded else PublishedMedusaHeads,
+        parameters,
+        hidden_size=hidden,
+        vocab_size=vocab,
+        num_heads=heads,
+        num_layers=layers,
+        outputs=heads,
+        output_bias=True,
+    )
+
+
+def _check_stateless(reading: Reading, said: HydraFields) -> None:
+    found = {kind for name in reading.tensors for begin, kind in _WITH_STATE.items() if name.startswith(begin)}
+    if said.hydra_head_arch != "mlp" or found:
+        architecture = min(found, default=said.hydra_head_arch)
+        raise EntMTPError(
+            f"heads: {reading.source.weights} holds Hydra heads of architecture {architecture!r}; only 'mlp' can be"
+            " imported, since the others keep keys and values of their own for every token of a text"
+        )
+    if said.hidden_state_offset:
+        raise EntMTPError(
+            f"heads: {reading.source.config_path}: hidden_state_offset is {said.hidden_state_offset}; only heads that"
+            " are given the last layer's states can be imported"
+        )
+
+
+def _first_blocks(tensors: Tensors, names: list[str], hidden: int) -> dict[str, torch.Tensor]:
+    """The narrowing blocks, each as one product."""
+    parts = ("res_connection", "linear")
+    parameters = {}
+    for i, name in enumerate(names):
+        width = (i + 2) * hidden
+        weights = [tensors.take(f"{name}.{part}.weight", hidden, width) for part in parts]
+        parameters[f"first.{i}.weight"] = torch.cat(weights)
+        parameters[f"first.{i}.bias"] = torch.cat([tensors.take(f"{name}.{part}.bias", hidden) for part in parts])
+    return parameters
+
+
+def _square_blocks(tensors: Tensors, names: list[list[str]], hidden: int) -> dict[str, torch.Tensor]:
+    if not names[0]:
+        empty = torch.zeros(len(names), 0, hidden)
+        return {"block_weight": empty[..., None].expand(-1, -1, -1, hidden), "block_bias": empty}
+    return {
+        "block_weight": stacked(
+            (tensors.take(f"{name}.linear.weight", hidden, hidden) for name in row) for row in names
+        ),
+        "block_bias": stacked((tensors.take(f"{name}.linear.bias", hidden) for name in row) for row in names),
+    }
+
+
+HYDRA = Layout("Hydra's (tensors like hydra_mlp.0.0.linear.weight)", _recognises, _read)

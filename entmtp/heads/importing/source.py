@@ -1,0 +1,87 @@
+"""Where a published checkpoint lies: its weights' file and what its ``config.json`` says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from entmtp.errors import EntMTPError
+from entmtp.heads.checkpoint import download
+
+WEIGHTS = (
+    "medusa_lm_head.safetensors",
+    "medusa_lm_head.pt",
+    "hydra_lm_head.safetensors",
+    "hydra_lm_head.pt",
+    "model.safetensors",
+)
+"""Names of published weights; of two beside each other the first is taken."""
+CONFIG = "config.json"
+MAX_CONFIG_BYTES = 2**20
+_SHOWN = 80
+
+
+class ConfigFields(BaseModel):
+    """Base of what a layout reads from ``config.json``; other fields, of which there are many, say nothing."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+
+Fields = TypeVar("Fields", bound=ConfigFields)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint's files; ``config`` is the JSON object in ``config_path``."""
+
+    weights: Path
+    config_path: Path
+    config: dict[str, Any]
+
+    def fields(self, kind: type[Fields]) -> Fields:
+        """What the configuration says; raises EntMTPError naming the field whose value can't be."""
+        try:
+            return kind.model_validate(self.config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field, value = ".".join(str(part) for part in first["loc"]), repr(first["input"])[:_SHOWN]
+            raise EntMTPError(
+                f"heads: {self.config_path}: {field}: {value} is not accepted: {first['msg'].lower()}"
+            ) from error
+
+
+def find_source(name: str) -> Source:
+    """The published checkpoint in a local folder or a hub repository.
+
+    Raises:
+        EntMTPError: if there is none, or its configuration is no JSON object.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise EntMTPError(f"heads: {name} is a file; give the folder that holds it and its {CONFIG}")
+    if not folder.is_dir():
+        folder = download(name, (CONFIG, *WEIGHTS))
+    weights = [folder / known for known in WEIGHTS if (folder / known).is_file()]
+    if not weights:
+        # A download of nothing makes no folder.
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        found = ", ".join(names) or "nothing"
+        raise EntMTPError(
+            f"heads: {folder} has none of {', '.join(WEIGHTS)} (found {found}); give a published checkpoint"
+        )
+    return Source(weights[0], folder / CONFIG, _config(folder / CONFIG))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            config = json.loads(file.read(MAX_CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EntMTPError(f"heads: {path} is missing or not JSON; give the published checkpoint's own") from error
+    if not isinstance(config, dict):
+        raise EntMTPError(f"heads: {path} is not a JSON object; give the published checkpoint's own")
+    return config

@@ -1,0 +1,42 @@
+"""Heads of Medusa's family: each guesses from the decoder state alone, so a depth's guesses are alike everywhere."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+
+from entmtp.heads.base import DraftHeads, Proposal
+from entmtp.trees.batch import TreeBatch
+
+
+class IndependentHeads(DraftHeads):
+    """Heads that all run at once; the guesses at a depth are the same under every parent."""
+
+    kind = "medusa"
+
+    @abstractmethod
+    def head_states(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
+        """States ``[n, heads, hidden_size]`` of the first ``heads`` heads for decoder states ``[n, hidden_size]``."""
+
+    def level(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        states = self.head_states(hidden, self.num_heads) if carried is None else carried
+        return states[:, level], states
+
+    def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
+        return self.head_states(hidden, heads or self.num_heads)
+
+    def fill(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
+        depth = trees.shape.depth
+        if depth == 0:
+            return Proposal.of_roots(root)
+        best, best_log_probs = self.best(self.head_states(hidden, depth), max(trees.shape.ranks))
+        rows = torch.arange(len(root), device=root.device)[:, None]
+        guessed = trees.depth > 0
+        level = (trees.depth - 1).clamp(min=0)
+        tokens = torch.where(guessed, best[rows, level, trees.rank], 0)
+        log_probs = torch.where(guessed, best_log_probs[rows, level, trees.rank], 0.0)
+        tokens[:, 0] = root
+        return Proposal(tokens, log_probs)

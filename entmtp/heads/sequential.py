@@ -1,0 +1,63 @@
+"""Heads of Hydra's family: a head also sees the tokens guessed before it on its own path."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+
+from entmtp.heads.base import DraftHeads, Proposal
+from entmtp.trees.batch import TreeBatch
+
+
+class SequentialHeads(DraftHeads):
+    """Heads that wait for each other; a level of the tree is one batched pass over the nodes that have children."""
+
+    kind = "hydra"
+
+    @abstractmethod
+    def path_inputs(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, carried: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What heads ``level`` to ``depth`` receive of paths that end in ``tokens [n]`` at depth ``level``.
+
+        ``hidden [n, hidden_size]`` chose the paths' roots; ``carried [n, ...]`` is the result for the paths without
+        their last tokens, None where those are the roots.
+        """
+
+    @abstractmethod
+    def path_states(self, hidden: torch.Tensor, level: int, inputs: torch.Tensor) -> torch.Tensor:
+        """States ``[n, hidden_size]`` of head ``level``, given its paths' :meth:`path_inputs`."""
+
+    def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
+        heads = heads or self.num_heads
+        states, inputs = [], None
+        for level in range(heads):
+            inputs = self.path_inputs(hidden, tokens[:, level], level, heads, inputs)
+            states.append(self.path_states(hidden, level, inputs))
+        return torch.stack(states, dim=1)
+
+    def level(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = self.path_inputs(hidden, tokens, level, self.num_heads, carried)
+        return self.path_states(hidden, level, inputs), inputs
+
+    def fill(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
+        depth = trees.shape.depth
+        if depth == 0:
+            return Proposal.of_roots(root)
+        tokens, log_probs = torch.zeros_like(trees.depth), torch.zeros_like(trees.depth, dtype=torch.float32)
+        tokens[:, 0] = root
+        inputs: torch.Tensor | None = None
+        for level in range(depth):
+            request, node = trees.inner(level)
+            carried = None if inputs is None else inputs[trees.child_of[request, node]]
+            inputs = self.path_inputs(hidden[request], tokens[request, node], level, depth, carried)
+            states = self.path_states(hidden[request], level, inputs)
+            best, best_log_probs = self.best(states, trees.shape.ranks[level], level)
+            here = trees.depth == level + 1
+            guess = (trees.child_of * best.shape[1] + trees.rank) * here
+            tokens = torch.where(here, best.flatten()[guess], tokens)
+            log_probs = torch.where(here, best_log_probs.flatten()[guess], log_probs)
+        return Proposal(tokens, log_probs)

@@ -1,0 +1,45 @@
+"""What the heads that we train share: one hidden layer each, beside a scaled copy of the decoder state.
+
+Head i: ``scale_i * h + W2_i SiLU(inputs)``, then the model's own output layer. How the inputs arise is the kind's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from entmtp.heads.base import DraftHeads, DraftHeadsConfig
+
+
+class TrainedHeadsConfig(DraftHeadsConfig):
+    """Configuration of heads that ``entmtp train`` makes; ``inner_size`` is the width of each one's hidden layer."""
+
+    inner_size: int = 736
+
+
+class TrainedHeads(DraftHeads):
+    """Heads with a hidden layer each.
+
+    Parameters: ``scale [num_heads]``, ``down [num_heads, inner_size, hidden_size]``.
+    """
+
+    config_class: type[TrainedHeadsConfig] = TrainedHeadsConfig
+
+    def __init__(self, config: TrainedHeadsConfig) -> None:
+        super().__init__(config)
+        self.scale = nn.Parameter(torch.ones(config.num_heads))
+        self.down = nn.Parameter(torch.zeros(config.num_heads, config.inner_size, config.hidden_size))
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """RMS-normalised input embeddings ``[..., hidden_size]`` of tokens ``[...]``."""
+        return rms_norm(nn.functional.embedding(tokens, self.input_table))
+
+    def head_state(self, head: int, hidden: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """A head's state behind decoder states ``hidden [n, hidden_size]``; its hidden layer is given ``inputs``."""
+        change = self.linear(f"down {head}", nn.functional.silu(inputs), self.down[head].t())
+        return self.scale[head] * hidden + change
+
+
+def rms_norm(states: torch.Tensor) -> torch.Tensor:
+    """Root-mean-square normalisation without a weight."""
+    return nn.functional.rms_norm(states, states.shape[-1:], eps=1e-6)

@@ -1,0 +1,69 @@
+"""Published heads from their checkpoints to text and a benchmark, by the commands that a user would type."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from entmtp.cli import app
+from entmtp.evaluation.rows import read_parts
+from entmtp.models.backbone import Backbone
+from tests.published import Model, hydra, medusa
+from tests.saved import VOCAB, Saved, save_data, save_tiny_model
+
+KINDS = ("medusa", "hydra")
+PROMPT = "Tell me more about nothing."
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENTMTP_CACHE", str(tmp_path_factory.getbasetemp() / "entmtp-cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """A model, imported heads of both families, data and a bank for each family."""
+    saved = Saved(tmp_path_factory.mktemp("project"))
+    backbone: Backbone = save_tiny_model(saved.model)
+    seen = Model(backbone.model.get_output_embeddings().weight.detach(), backbone.embeddings.detach())
+    for published in (medusa(seen), hydra(seen)):
+        folder = published.save(saved.folder / f"published-{published.kind}")
+        said = run("import-heads", folder, f"--output={saved.heads(published.kind)}", f"--model={saved.model}")
+        assert f"output layer each, hidden size 32, vocabulary {VOCAB}, for that model" in said
+    save_data(saved.folder)
+    heads = [f"--heads={kind}={saved.heads(kind)}" for kind in KINDS]
+    run("calibrate", "--task=gsm8k", f"--output={saved.banks}", f"--model={saved.model}", *heads,
+        f"--data={saved.data('gsm8k')}", "--prompts=4", "--max-new-tokens=48")  # fmt: skip
+    return saved
+
+
+def answer(saved: Saved, *options: str) -> str:
+    """The answer's text, without the line of statistics."""
+    return run("generate", PROMPT, f"--model={saved.model}", "--max-new-tokens=24", *options).rsplit("\n\n", 1)[0]
+
+
+def test_every_method_writes_the_models_own_text(saved: Saved) -> None:
+    methods = {"medusa": "medusa", "medusa-best": "medusa", "entmtp": "hydra", "entmtp-dynamic": "hydra"}
+    texts = {
+        answer(saved, f"--method={method}", f"--heads={saved.heads(kind)}", f"--bank={saved.banks}/gsm8k-{kind}.json")
+        for method, kind in methods.items()
+    }
+    assert texts == {answer(saved, "--method=autoregressive")}
+
+
+def test_a_benchmark_runs_their_arms(saved: Saved, tmp_path: Path) -> None:
+    arms = ("autoregressive", "medusa", "hydra", "entmtp-dynamic")
+    run("benchmark", *saved.options(["gsm8k"]), *(f"--arm={arm}" for arm in arms), f"--results={tmp_path}",
+        "--prompts=1", "--repetitions=1", "--max-new-tokens=16")  # fmt: skip
+    rows = read_parts(tmp_path / "parts")[0].to_pylist()
+    assert {row["arm"] for row in rows} == set(arms)
+    assert all(row["identical"] for row in rows)
