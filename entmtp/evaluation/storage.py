@@ -1,4 +1,4 @@
-"""Where results lie: a folder on a disk or in an object store, named by a path or a URI, whose files are whole or absent.
+"""Where results lie: a folder on a disk or in an object store, named by path or URI, whose files are whole or absent.
 
 On a disk a file is written under a temporary name and renamed; in an object store a put is atomic by itself.
 """
@@ -114,7 +114,7 @@ class Store:
             yield
         except (OSError, pa.ArrowException) as error:
             raise EntMTPError(
-                f"results: can't {doing} '{self.uri}' ({_first_line(error)}); check the address, the rights and the room"
+                f"results: can't {doing} '{self.uri}' ({_first_line(error)}); check address, rights and room"
             ) from error
 
 

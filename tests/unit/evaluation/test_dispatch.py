@@ -24,7 +24,9 @@ def outcome(task: Unit, failing: frozenset[str] = frozenset(), memory: float = 1
     return Outcome(done, [], failures, 2.0, {"peak_memory_mib": memory})  # type: ignore[arg-type]
 
 
-def run_all(dispatch: Dispatch, raises: frozenset[str] = frozenset(), kills: frozenset[str] = frozenset()) -> list[Settled]:
+def run_all(
+    dispatch: Dispatch, raises: frozenset[str] = frozenset(), kills: frozenset[str] = frozenset()
+) -> list[Settled]:
     """One worker after another, until all is settled."""
     settled = []
     while (task := dispatch.next()) is not None:
@@ -86,7 +88,9 @@ def test_a_prompt_that_fails_less_often_is_done() -> None:
 def test_where_nothing_works_it_stops() -> None:
     units = [unit(str(number), 1) for number in range(3 * FUTILE)]
     everything = frozenset(prompt.id for each in units for prompt in each.prompts)
-    with pytest.raises(EntMTPError, match=f"the first {FUTILE} prompts all failed {TRIES} times, the last with 'it rais"):
+    with pytest.raises(
+        EntMTPError, match=f"the first {FUTILE} prompts all failed {TRIES} times, the last with 'it rais"
+    ):
         run_all(Dispatch(units), raises=everything)
 
 

@@ -147,7 +147,7 @@ class Full(fs.FileSystemHandler):  # type: ignore[misc]
 def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"older")
     full = Store(fs.PyFileSystem(Full(fs.LocalFileSystem())), str(tmp_path), "full://run")
-    with pytest.raises(EntMTPError, match="results: can't write a.txt in 'full://run' .*No space left"):
+    with pytest.raises(EntMTPError, match=r"results: can't write a.txt in 'full://run' .*No space left"):
         full.write("a.txt", b"newer and longer")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_bytes() == b"older"
@@ -173,5 +173,5 @@ def test_an_address_that_cannot_be(address: str, said: str, tmp_path: Path) -> N
 
 def test_a_folder_below_a_file_is_told_when_it_is_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EntMTPError, match="can't (write|reach)"):
+    with pytest.raises(EntMTPError, match=r"can't (write|reach)"):
         open_store(str(tmp_path / "file" / "run")).write("a", b"")
