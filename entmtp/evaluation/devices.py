@@ -25,11 +25,15 @@ class Usage:
     present: float = 0.0
     workers: int = 0
 
+    @property
+    def share(self) -> float:
+        """Of their time that workers were busy."""
+        return self.busy / self.present if self.present else 0.0
+
     def __str__(self) -> str:
-        share = self.busy / self.present if self.present else 0.0
         return (
-            f"workers were busy {share:.1%} of their time ({self.workers} at once, {self.present:.0f} s together); the"
-            " rest is this driver, storage, lost work and the wait for the last unit"
+            f"workers were busy {self.share:.1%} of their time ({self.workers} at once, {self.present:.0f} s together);"
+            " the rest is this driver, storage, lost work and the wait for the last unit"
         )
 
 
