@@ -35,9 +35,9 @@ def finish(plan: Plan, console: Console) -> int:
         EntMTPError: a part is missing, no prompt was done, or the parts come from different hardware.
     """
     keys = [unit.key for unit in plan.units]
+    requests, steps = read_parts(plan.parts, keys)
     held = read_metadata(plan.parts, keys)
     set_aside = [_in_words(prompt) for part in held for prompt in part.get("set_aside", [])]
-    requests, steps = read_parts(plan.parts, keys)
     if not requests.num_rows:
         raise EntMTPError(f"results: no prompt was done; {set_aside[0]}; mend that and run again with --retry")
     facts = _facts(plan, held, set_aside)

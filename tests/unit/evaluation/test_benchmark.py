@@ -38,7 +38,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     return project
 
 
-def plan_of(saved: Saved, results: Path, **changes: Any) -> Plan:
+def plan_of(saved: Saved, folder: Path, **changes: Any) -> Plan:
     arguments: dict[str, Any] = {
         "profile": "quick",
         "suites": list(SUITES),
@@ -48,7 +48,7 @@ def plan_of(saved: Saved, results: Path, **changes: Any) -> Plan:
         "banks": saved.banks,
         "data": [f"{suite}={saved.data(suite)}" for suite in SUITES],
         "overrides": {"prompts": 2, "max_new_tokens": None, "repetitions": None},
-        "results": open_store(str(results)),
+        "results": open_store(str(folder)),
         "tracking_uri": default_tracking_uri(saved.folder),
         "device": "cpu",
         "threads": 1,

@@ -37,11 +37,16 @@ def run_all(
     return settled
 
 
+def prompts_of(settled: Settled) -> list[str]:
+    """The prompts of its rows, sorted."""
+    return sorted(map(str, settled.requests))
+
+
 def test_units_go_out_in_order_and_are_settled_once() -> None:
     units = [unit("a", 2), unit("b", 1), unit("c", 3)]
     settled = run_all(Dispatch(units))
     assert [each.unit for each in settled] == units
-    assert [each.requests for each in settled] == [["a/0", "a/1"], ["b/0"], ["c/0", "c/1", "c/2"]]
+    assert [prompts_of(each) for each in settled] == [["a/0", "a/1"], ["b/0"], ["c/0", "c/1", "c/2"]]
     assert [each.busy_seconds for each in settled] == [2.0] * 3
     assert not any(each.set_aside for each in settled)
 
@@ -59,7 +64,7 @@ def test_a_lost_unit_is_cut_into_prompts_that_keep_their_places() -> None:
     ends = [dispatch.returned(task, outcome(task, memory=n)) for n, task in enumerate(tasks) if task]
     assert ends[:2] == [None, None]
     assert ends[2] is not None
-    assert sorted(map(str, ends[2].requests)) == ["a/0", "a/1", "a/2"]
+    assert prompts_of(ends[2]) == ["a/0", "a/1", "a/2"]
     assert ends[2].measured == {"peak_memory_mib": 2}
 
 
@@ -67,7 +72,7 @@ def test_a_lost_unit_is_cut_into_prompts_that_keep_their_places() -> None:
 def test_a_poisoned_prompt_is_set_aside_and_its_neighbours_are_done(deadly: bool) -> None:
     poison = frozenset({"a/1"})
     settled = run_all(Dispatch([unit("a", 3), unit("b", 1)]), **{"kills" if deadly else "raises": poison})
-    assert {each.unit.key: sorted(map(str, each.requests)) for each in settled} == {"a": ["a/0", "a/2"], "b": ["b/0"]}
+    assert {each.unit.key: prompts_of(each) for each in settled} == {"a": ["a/0", "a/2"], "b": ["b/0"]}
     (given_up,) = [prompt for each in settled for prompt in each.set_aside]
     assert given_up == SetAside("gsm8k", "a/1", TRIES, "it died" if deadly else "it raised")
 

@@ -73,7 +73,7 @@ def test_only_folders_on_this_machines_disks_are_local(tmp_path: Path) -> None:
     assert part_of_a_tree(tmp_path).local is in_memory(tmp_path).local is None
 
 
-class Full(fs.FileSystemHandler):  # type: ignore[misc]
+class Full(fs.FileSystemHandler):
     """A disk that takes half of what is written to it; everything else is the folder's."""
 
     def __init__(self, below: fs.FileSystem) -> None:
