@@ -146,7 +146,7 @@ def sleeping(
     pool: WorkerPool, waiting: list[Unit], seconds: float, worker: type[Sleeper] = Sleeper
 ) -> Iterator[Settled]:
     """Runs units on ``worker`` actors."""
-    actors = ray.remote(worker)
+    actors: Any = ray.remote(worker)
 
     def start(options: dict[str, Any]) -> tuple[Any, Any]:
         actor = actors.options(**options).remote()
@@ -184,14 +184,19 @@ def measure(units: int, seconds: float) -> dict[int, Usage]:
             while len(cluster.worker_nodes) < count:
                 cluster.add_node(num_cpus=1, num_gpus=1)
             cluster.wait_for_nodes()
-            pool = WorkerPool(_WISHES)
-            with tempfile.TemporaryDirectory() as results:
-                plan = made_plan(made_units(units), Path(results))
-                run_units(plan, lambda waiting, pool=pool: sleeping(pool, waiting, seconds), Console(quiet=True))
-                if plan.waiting:
-                    raise EntMTPError(f"fanout: {len(plan.waiting)} of {units} units have no part")
-            found[count] = pool.usage
+            found[count] = _measured(units, seconds)
     return found
+
+
+def _measured(units: int, seconds: float) -> Usage:
+    """On all workers that there are."""
+    pool = WorkerPool(_WISHES)
+    with tempfile.TemporaryDirectory() as results:
+        plan = made_plan(made_units(units), Path(results))
+        run_units(plan, lambda waiting: sleeping(pool, waiting, seconds), Console(quiet=True))
+        if plan.waiting:
+            raise EntMTPError(f"fanout: {len(plan.waiting)} of {units} units have no part")
+    return pool.usage
 
 
 def table_of(found: dict[int, Usage]) -> Table:

@@ -66,7 +66,7 @@ class Cluster:
         """Runs the units on actors; yields each as it is settled."""
         if not waiting:
             return
-        actors = ray.remote(Runner)
+        actors: Any = ray.remote(Runner)
         check = OneHardware(plan)
 
         def start(options: dict[str, Any]) -> tuple[Any, Any]:

@@ -101,7 +101,7 @@ def _tracked(plan: Plan) -> list[TrackedModel]:
 
 def _pareto(plan: Plan, held: Sequence[Mapping[str, Any]]) -> list[ParetoPoint]:
     """The frontiers of the suites' banks at the step costs that the first part tells; none if none does."""
-    known = next((part["costs"] for part in held if part.get("costs")), {})
+    known: dict[str, Any] = next((part["costs"] for part in held if part.get("costs")), {})
     costs = {kind: StepCost.model_validate(cost) for kind, cost in known.items()}
     ran = dict.fromkeys(unit.suite for unit in plan.units)
     banks = {suite: {kind: load_bank(Path(path)) for kind, path in plan.place.banks[suite].items()} for suite in ran}

@@ -62,7 +62,9 @@ class Progress:
 
     def line(self) -> str:
         """'12 of 40 units, 3 workers, 5.0 min gone, about 11.7 min left'."""
-        parts = [f"{self._done.total()} of {self._total.total()} units", f"{len(self._doing())} workers"]
+        parts = [f"{self._done.total()} of {self._total.total()} units"]
+        if workers := len(self._doing()):
+            parts.append(f"{workers} workers")
         if self._set_aside.total():
             parts.append(f"{self._set_aside.total()} prompts set aside")
         elapsed = time.monotonic() - self._began
