@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from benchmarks.fanout import Sleeper, fake_cluster, made_plan, made_units, sleeping
 from entmtp.evaluation.benchmark import run_units
@@ -138,26 +139,27 @@ def test_nodes_that_come_and_go_and_a_killed_driver_change_no_result(job: Job, c
     assert steps["accepted_path"].to_pylist() == expected_steps["accepted_path"].to_pylist()
 
 
-class Mortal(Sleeper):
-    """One prompt raises, another ends the process."""
+def mortal() -> type[Sleeper]:
+    """Workers for which one prompt raises and another ends the process; local, so that Ray sends the class itself."""
 
-    def run(self, task: Unit, seconds: float) -> Outcome:
-        ids = {prompt.id for prompt in task.prompts}
-        if "gsm8k/5" in ids:
-            os._exit(1)
-        outcome = super().run(task, seconds)
-        if "gsm8k/9" not in ids:
-            return outcome
-        rest = [row for row in outcome.requests if row.prompt_id != "gsm8k/9"]
-        return Outcome(rest, [], {"gsm8k/9": "ValueError: too much"}, outcome.busy_seconds, outcome.measured)
+    class Mortal(Sleeper):
+        def run(self, task: Unit, seconds: float) -> Outcome:
+            ids = {prompt.id for prompt in task.prompts}
+            if "gsm8k/5" in ids:
+                os._exit(1)
+            outcome = super().run(task, seconds)
+            if "gsm8k/9" not in ids:
+                return outcome
+            rest = [row for row in outcome.requests if row.prompt_id != "gsm8k/9"]
+            return Outcome(rest, [], {"gsm8k/9": "ValueError: too much"}, outcome.busy_seconds, outcome.measured)
+
+    return Mortal
 
 
 def test_prompts_that_raise_or_kill_are_set_aside_and_all_others_are_done(cluster: Any, tmp_path: Path) -> None:
-    from rich.console import Console
-
     plan = made_plan(made_units(8, prompts=2), tmp_path)
     pool = WorkerPool(Wishes(device="cpu", gpus_per_worker=1))
-    run_units(plan, lambda waiting: sleeping(pool, waiting, 0.01, Mortal), Console(quiet=True))
+    run_units(plan, lambda waiting: sleeping(pool, waiting, 0.01, mortal()), Console(quiet=True))
     assert plan.waiting == []
     held = read_metadata(plan.parts, [unit.key for unit in plan.units])
     set_aside = {prompt["prompt_id"]: prompt for part in held for prompt in part["set_aside"]}
