@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,8 +22,6 @@ LOOK_SECONDS = 2.0
 """Between two looks at which nodes there are."""
 FAILED_STARTS = 5
 """So many workers in a row that end before they have loaded the model: no further one would."""
-
-_LONGEST_REASON = 160  # characters
 
 Ask = Callable[[Any, Unit], Any]
 """Has an actor run a task; returns the reference of its :class:`Outcome`."""
@@ -206,4 +203,4 @@ class WorkerPool:
 def _reason(error: RayError) -> str:
     """The last line that says something: Ray tells the cause at the end of a worker's traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return textwrap.shorten(lines[-1], _LONGEST_REASON, placeholder=" …") if lines else type(error).__name__
+    return lines[-1] if lines else type(error).__name__

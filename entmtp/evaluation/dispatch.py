@@ -6,6 +6,7 @@ single prompts, and a prompt that fails :data:`TRIES` times, by an error or by a
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from entmtp.evaluation.units import Unit
 TRIES = 3
 FUTILE = 5
 """So many prompts set aside, and none done: it is not the prompts' fault, and trying all of them helps nobody."""
+
+_LONGEST_REASON = 160  # characters
 
 
 @dataclass(frozen=True)
@@ -125,13 +128,14 @@ class Dispatch:
         if self._failed[name] < self._tries:
             self._queue.append(task)
             return
-        given_up = SetAside(task.suite, task.prompts[0].id, self._failed[name], reason)
+        told = textwrap.shorten(reason, _LONGEST_REASON, placeholder=" …")
+        given_up = SetAside(task.suite, task.prompts[0].id, self._failed[name], told)
         self._settling[task.key].set_aside.append(given_up)
         self._open[task.key] -= 1
         self._given_up += 1
         if not self._done and self._given_up >= FUTILE:
             raise EntMTPError(
-                f"worker: the first {self._given_up} prompts all failed {self._tries} times, the last with '{reason}';"
+                f"worker: the first {self._given_up} prompts all failed {self._tries} times, the last with '{told}';"
                 " see the workers' logs"
             )
 
