@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.command import Devices, benchmark_command
+from entmtp.evaluation.command import benchmark_command
+
+if TYPE_CHECKING:
+    from entmtp.evaluation.devices import Devices
+    from entmtp.evaluation.placement import Wishes
 
 app = typer.Typer(
     help="Write faster with a large language model, token for token the same.",
@@ -196,10 +200,10 @@ def import_published_heads(
         import_heads(source, output, model, print)
 
 
-def _this_process() -> Devices:
+def _this_process(wishes: Wishes) -> Devices:
     from entmtp.evaluation.local import ThisProcess
 
-    return ThisProcess()
+    return ThisProcess(wishes)
 
 
 app.command("benchmark")(benchmark_command(_this_process))

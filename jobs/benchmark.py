@@ -24,73 +24,74 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 import typer
 
+from entmtp.errors import EntMTPError
 from entmtp.evaluation.benchmark import Plan
 from entmtp.evaluation.command import benchmark_command
+from entmtp.evaluation.dispatch import Dispatch, Outcome, Settled
+from entmtp.evaluation.placement import Wishes
 from entmtp.evaluation.runner import Worker, Workplace
 from entmtp.evaluation.units import Unit
-from entmtp.scheduling.cost import hardware_name
 from entmtp.settings import BenchmarkSettings
-
-MAX_RESTARTS = 3
+from jobs.pool import WorkerPool
 
 
 class Runner:
     """A benchmark worker on one device."""
 
-    def __init__(self, place: Workplace) -> None:
+    def load(self, place: Workplace) -> str:
+        """Loads the model; returns what this worker measures on."""
         self.worker = Worker(place)
+        return self.worker.hardware
 
-    def run(self, unit: Unit, arms: list[str], settings: BenchmarkSettings) -> Any:
-        """Rows of one unit."""
-        return self.worker.run(unit, arms, settings)
-
-    def hardware(self) -> str:
-        """What this worker measures on."""
-        return hardware_name(self.worker.backbone.device)
+    def run(self, task: Unit, arms: list[str], settings: BenchmarkSettings) -> Outcome:
+        """Rows of the task's prompts."""
+        return self.worker.run(task, arms, settings)
 
 
 class Cluster:
     """The Ray cluster that this driver belongs to, or one started for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, wishes: Wishes) -> None:
         ray.init(logging_level=logging.ERROR)
-        gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
-        self.workers = gpus or max(1, sum(node["Alive"] and "CPU" in node["Resources"] for node in ray.nodes()))
-        self.device = "cuda" if gpus else "cpu"
-        self.threads = max(1, cpus // self.workers)
-        self._hardware = ""
+        self.pool = WorkerPool(wishes)
+        placement = self.pool.placement
+        self.device, self.threads, self.gpus_per_worker = placement.device, placement.threads, placement.gpus
+        self.workers = self.pool.places
+        held = f"{placement.gpus:g} {placement.kind or 'GPU'} each" if placement.gpus else "a node each"
+        self.in_words = f"{self.workers} workers with {held}, on {placement.device}"
+        self.usage = self.pool.usage
+        self.doing = self.pool.doing
 
-    def run(self, plan: Plan, waiting: list[Unit]) -> Iterator[tuple[Unit, Any]]:
-        """Gives each actor its next unit when it has finished one; yields results as they come."""
-        runners = [self._runner(plan) for _ in range(min(self.workers, len(waiting)))]
-        queue = iter(waiting)
-        running: dict[Any, tuple[Unit, Any]] = {}
+    def run(self, plan: Plan, waiting: list[Unit]) -> Iterator[Settled]:
+        """Runs the units on actors; yields each as it is settled."""
+        if not waiting:
+            return
+        actors: Any = ray.remote(Runner)
+        check = OneHardware(plan)
 
-        def give(runner: Any) -> None:
-            if (unit := next(queue, None)) is not None:
-                running[runner.run.remote(unit, plan.arms, plan.settings)] = (unit, runner)
+        def start(options: dict[str, Any]) -> tuple[Any, Any]:
+            actor = actors.options(**options).remote()
+            return actor, actor.load.remote(plan.place)
 
-        for runner in runners:
-            give(runner)
-        while running:
-            (ready, *_), _ = ray.wait(list(running), num_returns=1)
-            unit, runner = running.pop(ready)
-            result = ray.get(ready)
-            self._hardware = self._hardware or ray.get(runner.hardware.remote())
-            give(runner)
-            yield unit, result
+        def ask(actor: Any, task: Unit) -> Any:
+            return actor.run.remote(task, plan.arms, plan.settings)
 
-    def _runner(self, plan: Plan) -> Any:
-        resources = {"num_gpus": 1, "num_cpus": 1} if self.device == "cuda" else {"num_cpus": self.threads}
-        # Ray sets OMP_NUM_THREADS to an actor's num_cpus only where it is whole; say it once for all cases.
-        environment = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
-        runner = ray.remote(Runner).options(
-            runtime_env={"env_vars": environment}, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS, **resources
-        )
-        return runner.remote(plan.place)
+        yield from self.pool.run(Dispatch(waiting), start, ask, check)
 
-    def hardware(self) -> str:
-        return self._hardware or "read from finished parts; no unit had to run"
+
+class OneHardware:
+    """Lets workers in whose hardware is that of the parts there are, or else of the first worker."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._hardware: str | None = None
+
+    def __call__(self, hardware: str) -> None:
+        if self._hardware is None:
+            self._plan.check_hardware(hardware)
+            self._hardware = hardware
+        if hardware != self._hardware:
+            raise EntMTPError(f"it has '{hardware}' and this run is on '{self._hardware}'; times are never mixed")
 
 
 if __name__ == "__main__":

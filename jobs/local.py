@@ -7,7 +7,7 @@ stops what it started, and ends with 0 exactly if the job succeeded. With RAY_AP
 the job goes to that cluster instead and nothing is started.
 
 The job runs in a copy of the working folder, so paths are made absolute: those of `--results` and `--output` (without
-either: `--results results`, here), and every `PATH/…` or `NAME=PATH` that exists.
+either: `--results results`, here), and every `PATH/…` or `NAME=PATH` that exists. A URI stays as it is.
 """
 
 import ctypes
@@ -79,6 +79,9 @@ def with_absolute_paths(arguments: list[str]) -> list[str]:
     made: list[str] = []
     for argument in arguments:
         name, equals, value = argument.rpartition("=")
+        if "://" in value:
+            made.append(argument)
+            continue
         is_result = name in RESULT_OPTIONS or (made and made[-1] in RESULT_OPTIONS)
         is_path = (equals or "/" in value) and Path(value).expanduser().exists()
         made.append(f"{name}{equals}{Path(value).expanduser().absolute()}" if is_result or is_path else argument)

@@ -1,65 +1,99 @@
-"""The main job without its workers: what to run, what is done already, and the report at the end.
+"""The main job without its workers: what to run, what is done already, and how what comes in is kept.
 
 ``jobs/benchmark.py`` runs the units on a Ray cluster and ``entmtp benchmark`` in this process; both use this file.
 """
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import ARMS, DEFAULT_ARMS, TRANSFER, check_arms
-from entmtp.evaluation.metrics import summarise
-from entmtp.evaluation.pareto import ParetoPoint, pareto
-from entmtp.evaluation.report import print_table, write_report
-from entmtp.evaluation.rows import RequestRow, StepRow, part_exists, read_metadata, read_parts, write_part
+from entmtp.evaluation.dispatch import Settled
+from entmtp.evaluation.progress import Doing, Progress
+from entmtp.evaluation.rows import finished_keys, read_metadata, write_part
 from entmtp.evaluation.runner import Workplace
-from entmtp.evaluation.suites import SUITES, Prompt, get_suite
-from entmtp.evaluation.suites.base import fingerprint
-from entmtp.evaluation.tracking import TrackedModel, check_tracking, default_tracking_uri, log_benchmark
+from entmtp.evaluation.storage import Store
+from entmtp.evaluation.suites import SUITES, get_suite
+from entmtp.evaluation.tracking import default_tracking_uri
 from entmtp.evaluation.units import Unit, make_units
 from entmtp.heads.checkpoint import KINDS, bundled_heads, file_hash
 from entmtp.models.registry import resolve_model
-from entmtp.scheduling.cost import StepCost
 from entmtp.settings import PROFILES, STUDY, BenchmarkSettings
 from entmtp.trees.bank import MIXED, bundled_bank, load_bank
 
-_VERSIONED = ("entmtp", "torch", "transformers", "ray", "mlflow", "datasets", "numpy")
+_WRITERS = 4
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A validated benchmark: every unit of work, and where its results go."""
+    """A validated benchmark: every unit of work, and where its results go.
+
+    Attributes:
+        depends_on: everything beside the prompts that all units' rows depend on, each as text.
+        retry: units of which prompts were set aside are run again.
+    """
 
     profile: str
     settings: BenchmarkSettings
     arms: list[str]
     place: Workplace
     units: list[Unit]
-    results: Path
+    results: Store
     tracking_uri: str
+    depends_on: dict[str, str]
+    retry: bool = False
     command: str = field(default_factory=lambda: " ".join(sys.argv))
 
     @property
-    def parts(self) -> Path:
+    def parts(self) -> Store:
         """The folder of Parquet parts; runs with other settings have other part names in it."""
-        return self.results / "parts"
+        return self.results.at("parts")
 
     @property
     def waiting(self) -> list[Unit]:
-        """Units whose part does not exist yet."""
-        return [unit for unit in self.units if not part_exists(self.parts / unit.key)]
+        """Units that are to be run: those whose part does not exist yet."""
+        finished = finished_keys(self.parts)
+        if self.retry and (done := [unit.key for unit in self.units if unit.key in finished]):
+            held = read_metadata(self.parts, done)
+            finished -= {key for key, part in zip(done, held, strict=True) if part.get("set_aside")}
+        return [unit for unit in self.units if unit.key not in finished]
+
+    def others(self) -> str:
+        """A sentence about parts of other settings in the same folder; empty where there are none."""
+        foreign = sorted(finished_keys(self.parts) - {unit.key for unit in self.units})
+        if not foreign:
+            return ""
+        theirs = read_metadata(self.parts, foreign[:1])[0].get("depends_on", {})
+        differs = [
+            f"{name} is {theirs.get(name, 'absent')} there and {self.depends_on.get(name, 'absent')} here"
+            for name in {**self.depends_on, **theirs}
+            if theirs.get(name) != self.depends_on.get(name)
+        ]
+        why = f" ({differs[0]})" if theirs and differs else ""
+        return f"{len(foreign)} parts in {self.parts} are of other prompts or settings{why}; they stay and are not used"
+
+    def check_hardware(self, hardware: str) -> None:
+        """Raises EntMTPError if this plan's units were measured on something else so far."""
+        if (before := self.hardware()) not in (None, hardware):
+            raise EntMTPError(
+                f"results: units in '{self.results}' were measured on '{before}' and here is '{hardware}';"
+                " times of both are never mixed: give another --results, or the hardware of before"
+            )
+
+    def hardware(self) -> str | None:
+        """What the units that are done were measured on; None where none is done."""
+        finished = finished_keys(self.parts)
+        for unit in self.units:
+            if unit.key in finished and (found := read_metadata(self.parts, [unit.key])[0].get("hardware")):
+                return str(found)
+        return None
 
 
 def validate(*, profile: str, suites: Sequence[str], arms: Sequence[str], overrides: Mapping[str, int | None]) -> None:
@@ -80,10 +114,11 @@ def make_plan(
     banks: Path | None,
     data: Sequence[str],
     overrides: Mapping[str, int | None],
-    results: Path,
+    results: Store,
     tracking_uri: str | None,
     device: str,
     threads: int,
+    retry: bool = False,
 ) -> Plan:
     """Validates everything before any work starts.
 
@@ -99,44 +134,51 @@ def make_plan(
     tasks = [*chosen_suites, *_foreign_tasks(chosen_suites, chosen_arms)]
     files = {task: {kind: str(_bank_path(task, kind, model, banks)) for kind in sources} for task in tasks}
     place = Workplace(str(resolve_model(model)), sources, files, device, threads)
-    units = make_units(chosen_suites, _pairs("data", data, list(SUITES)), chosen_arms, settings, _identity(place))
-    uri = tracking_uri or default_tracking_uri(results)
-    check_tracking(uri)
-    return Plan(profile, settings, chosen_arms, place, units, results, uri)
+    identity = identity_of(place)
+    units = make_units(chosen_suites, _pairs("data", data, list(SUITES)), chosen_arms, settings, identity)
+    depends_on = {"arms": ", ".join(chosen_arms)} | {
+        name: str(getattr(settings, name)) for name in ("max_new_tokens", "repetitions", "shard_prompts", "seed")
+    }
+    uri = tracking_uri or _default_tracking(results)
+    return Plan(profile, settings, chosen_arms, place, units, results, uri, depends_on | identity, retry)
 
 
-def run_units(plan: Plan, run: Callable[[list[Unit]], Iterator[tuple[Unit, Any]]], console: Console) -> None:
-    """Runs the waiting units through ``run`` and writes each one's part as it comes in."""
-    waiting, total = plan.waiting, len(plan.units)
-    done = total - len(waiting)
-    if done:
-        console.print(f"{done} of {total} units are in {plan.parts} already and are not run again")
-    for unit, (requests, steps, measured) in run(waiting):
-        save_unit(plan, unit, requests, steps, measured)
-        done += 1
-        console.print(f"unit {done}/{total}: {unit.suite}, {len(unit.prompts)} prompts, {len(requests)} requests")
-
-
-def save_unit(
-    plan: Plan, unit: Unit, requests: list[RequestRow], steps: list[StepRow], measured: dict[str, Any]
+def run_units(
+    plan: Plan, run: Callable[[list[Unit]], Iterator[Settled]], console: Console, doing: Doing = list
 ) -> None:
+    """Runs the waiting units through ``run`` and keeps each one's part as it comes in; ``doing`` is for the progress.
+
+    Parts are written beside the loop that hands out work: no worker waits for a storage that is far away.
+
+    Raises:
+        EntMTPError: nothing can be written there.
+    """
+    waiting, total = plan.waiting, len(plan.units)
+    if len(waiting) < total:
+        console.print(f"{total - len(waiting)} of {total} units are in {plan.parts} already and are not run again")
+    if others := plan.others():
+        console.print(others, soft_wrap=True)
+    writing: list[Future[None]] = []
+    with Progress(console, plan.units, waiting, doing) as progress, ThreadPoolExecutor(_WRITERS) as writers:
+        for settled in run(waiting):
+            writing.append(writers.submit(save_unit, plan, settled))
+            while writing and writing[0].done():
+                writing.pop(0).result()
+            progress.settled(settled)
+        for each in writing:
+            each.result()
+
+
+def save_unit(plan: Plan, settled: Settled) -> None:
     """Writes a unit's part; it appears whole or not at all."""
-    plan.parts.mkdir(parents=True, exist_ok=True)
-    write_part(plan.parts / unit.key, requests, steps, {"unit": unit.key, **measured})
-
-
-def finish(plan: Plan, hardware: str, console: Console) -> Path:
-    """Tables, plots, the HTML report and MLflow from the plan's parts; returns the report's path."""
-    requests, steps = read_parts(plan.parts, [unit.key for unit in plan.units])
-    facts = _facts(plan, hardware)
-    print_table(console, summarise(requests, steps), facts)
-    folder = plan.results / "report"
-    report = write_report(folder, requests, steps, facts, _pareto(plan))
-    run = log_benchmark(plan.tracking_uri, "entmtp-benchmark", facts, requests, steps, folder, _tracked(plan))
-    console.print(f"\npeak memory of one worker: {facts['peak_memory_mib']} MiB")
-    console.print(f"\nreport   {report}\nparts    {plan.parts}\nMLflow   {run.tracking_uri}")
-    console.print(f"open it  {run.open_command}", soft_wrap=True)
-    return report
+    metadata = {
+        "unit": settled.unit.key,
+        "depends_on": plan.depends_on,
+        "busy_seconds": settled.busy_seconds,
+        "set_aside": [asdict(prompt) for prompt in settled.set_aside],
+        **settled.measured,
+    }
+    write_part(plan.parts, settled.unit.key, settled.requests, settled.steps, metadata)
 
 
 def _settings(profile: str, overrides: Mapping[str, int | None]) -> BenchmarkSettings:
@@ -144,6 +186,15 @@ def _settings(profile: str, overrides: Mapping[str, int | None]) -> BenchmarkSet
         raise EntMTPError(f"profile: '{profile}' is unknown; choose one of {', '.join(PROFILES)}")
     given = {name: value for name, value in overrides.items() if value is not None}
     return BenchmarkSettings.parse(**(PROFILES[profile].model_dump() | given))
+
+
+def _default_tracking(results: Store) -> str:
+    if results.local is None:
+        raise EntMTPError(
+            f"tracking_uri: MLflow's database can't lie in '{results}'; give --tracking-uri http://HOST:PORT of a"
+            " tracking server, or sqlite:////FOLDER/mlflow.db on this machine"
+        )
+    return default_tracking_uri(results.local)
 
 
 def _foreign_tasks(suites: Sequence[str], arms: Sequence[str]) -> list[str]:
@@ -187,7 +238,7 @@ def _pairs(option: str, texts: Sequence[str], known: list[str]) -> dict[str, str
     return pairs
 
 
-def _identity(place: Workplace) -> dict[str, str]:
+def identity_of(place: Workplace) -> dict[str, str]:
     """Hashes of everything beside the prompts that a unit's rows depend on."""
     identity = {"model": place.model}
     for kind, source in place.heads.items():
@@ -196,78 +247,3 @@ def _identity(place: Workplace) -> dict[str, str]:
     for suite, files in place.banks.items():
         identity |= {f"bank-{suite}-{kind}": file_hash(Path(path)) for kind, path in files.items()}
     return identity
-
-
-def _tracked(plan: Plan) -> list[TrackedModel]:
-    heads = [
-        TrackedModel(f"{kind}-heads", Path(source), "draft-heads")
-        for kind, source in plan.place.heads.items()
-        if Path(source).is_dir()
-    ]
-    banks = [
-        TrackedModel(f"{suite}-{kind}-bank", Path(path), "tree-bank")
-        for suite, files in plan.place.banks.items()
-        for kind, path in files.items()
-    ]
-    return heads + banks
-
-
-def _facts(plan: Plan, hardware: str) -> dict[str, Any]:
-    return {
-        "profile": plan.profile,
-        "settings": plan.settings.model_dump(),
-        "command": plan.command,
-        "model": plan.place.model,
-        "heads": {kind: _shown(source) for kind, source in plan.place.heads.items()},
-        "hashes": _identity(plan.place),
-        "prompts": _prompts(plan.units),
-        "hardware": hardware,
-        "peak_memory_mib": max(_peak_memory(plan)),
-        "platform": platform.platform(),
-        "versions": {name: _version(name) for name in _VERSIONED} | {"python": platform.python_version()},
-        "git_commit": os.environ.get("ENTMTP_GIT_COMMIT") or _git_commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _prompts(units: Sequence[Unit]) -> dict[str, str]:
-    """SHA-256 of each suite's prompts: runs with the same one have asked the same."""
-    by_suite: dict[str, list[Prompt]] = {}
-    for unit in units:
-        by_suite.setdefault(unit.suite, []).extend(unit.prompts)
-    return {suite: fingerprint(prompts) for suite, prompts in by_suite.items()}
-
-
-def _pareto(plan: Plan) -> list[ParetoPoint]:
-    """The frontiers of the suites' banks at the step costs that the first unit's part tells; none if it tells none."""
-    known = read_metadata(plan.parts / plan.units[0].key).get("costs", {})
-    costs = {kind: StepCost.model_validate(cost) for kind, cost in known.items()}
-    ran = dict.fromkeys(unit.suite for unit in plan.units)
-    banks = {suite: {kind: load_bank(Path(path)) for kind, path in plan.place.banks[suite].items()} for suite in ran}
-    return pareto(banks, costs)
-
-
-def _shown(source: str) -> str:
-    """A job's copy of the package lies in a folder that is gone afterwards."""
-    return "bundled" if Path(source) in map(bundled_heads, KINDS) else source
-
-
-def _peak_memory(plan: Plan) -> list[int]:
-    """Of the workers, in MiB, as each finished unit tells it."""
-    return [round(read_metadata(plan.parts / unit.key)["peak_memory_mib"]) for unit in plan.units]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """The checkout's commit; None where the job runs from an uploaded copy or there is no git."""
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from entmtp.evaluation.units import Unit
+    from entmtp.evaluation.devices import Devices
+    from entmtp.evaluation.placement import Wishes
+
+SET_ASIDE = 3
+"""Exit code of a benchmark that is finished, but for prompts that failed in every try."""
 
 
-class Devices(Protocol):
-    """Where units run.
-
-    Attributes:
-        device: 'cpu' or 'cuda'.
-        threads: CPU threads of one worker.
-    """
-
-    device: str
-    threads: int
-
-    def run(self, plan: Any, waiting: list[Unit]) -> Iterator[tuple[Unit, Any]]:
-        """Yields each unit with its rows as it is done."""
-
-    def hardware(self) -> str:
-        """What the units ran on."""
-
-
-def benchmark_command(open_devices: Callable[[], Devices]) -> Callable[..., None]:
+def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[..., None]:
     """The command's function for ``typer``."""
 
     def benchmark(
@@ -45,19 +32,41 @@ def benchmark_command(open_devices: Callable[[], Devices]) -> Callable[..., None
         prompts: Annotated[int | None, typer.Option(help="prompts per suite")] = None,
         max_new_tokens: Annotated[int | None, typer.Option(help="tokens per request")] = None,
         repetitions: Annotated[int | None, typer.Option(help="timed runs of each arm on each prompt")] = None,
-        results: Annotated[Path, typer.Option(help="folder for parts, report and MLflow database")] = Path("results"),
+        results: Annotated[
+            str, typer.Option(help="folder or URI (file://, s3://, gs://) for parts, report and MLflow database")
+        ] = "results",
         tracking_uri: Annotated[str | None, typer.Option(help="MLflow (default: a database in results)")] = None,
+        device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+        gpus_per_worker: Annotated[
+            float | None, typer.Option(help="1, or a fraction such as 0.5 (default: 1 where there are GPUs)")
+        ] = None,
+        accelerator: Annotated[
+            str | None, typer.Option(help="kind of GPU, as the cluster names it (default: the most frequent)")
+        ] = None,
+        retry: Annotated[bool, typer.Option("--retry", help="try again prompts that were set aside")] = False,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and its length, run nothing")] = False,
+        tokens_per_second: Annotated[
+            float | None, typer.Option(help="of one worker, for the length that --dry-run foretells")
+        ] = None,
     ) -> None:
         """Compare autoregressive decoding, Medusa, Hydra and EntMTP."""
         from entmtp.cli_errors import told_plainly
 
         with told_plainly("benchmark"):
-            from entmtp.evaluation.benchmark import finish, make_plan, run_units, validate
+            from entmtp.evaluation.benchmark import make_plan, run_units, validate
+            from entmtp.evaluation.finish import finish
+            from entmtp.evaluation.forecast import show_plan
+            from entmtp.evaluation.placement import Wishes
+            from entmtp.evaluation.storage import open_store
+            from entmtp.evaluation.tracking import check_tracking
 
             overrides = {"prompts": prompts, "max_new_tokens": max_new_tokens, "repetitions": repetitions}
             validate(profile=profile, suites=suite or [], arms=arm or [], overrides=overrides)
+            wishes = Wishes(device, gpus_per_worker, accelerator)
+            wishes.check()
+            store = open_store(results)
             console = Console()
-            devices = open_devices()
+            devices = open_devices(wishes)
             plan = make_plan(
                 profile=profile,
                 suites=suite or [],
@@ -67,15 +76,24 @@ def benchmark_command(open_devices: Callable[[], Devices]) -> Callable[..., None
                 banks=banks,
                 data=data or [],
                 overrides=overrides,
-                results=results.absolute(),
+                results=store,
                 tracking_uri=tracking_uri,
                 device=devices.device,
                 threads=devices.threads,
+                retry=retry,
             )
+            if dry_run:
+                show_plan(plan, devices, tokens_per_second, console)
+                return
+            check_tracking(plan.tracking_uri)
             console.print(
                 f"{len(plan.units)} units, {len(plan.arms)} arms, profile {profile}; results in {plan.results}"
             )
-            run_units(plan, lambda waiting: devices.run(plan, waiting), console)
-            finish(plan, devices.hardware(), console)
+            run_units(plan, lambda waiting: devices.run(plan, waiting), console, devices.doing)
+            set_aside = finish(plan, console)
+            if devices.usage.present:
+                console.print(str(devices.usage), soft_wrap=True)
+            if set_aside:
+                sys.exit(SET_ASIDE)
 
     return benchmark

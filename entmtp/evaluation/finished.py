@@ -16,6 +16,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.facts import flat_facts
 from entmtp.evaluation.report import REQUESTS, SUMMARY
 from entmtp.evaluation.rows import read_requests
+from entmtp.evaluation.storage import open_store
 from entmtp.evaluation.tracking import fetch_report
 
 _LARGEST = {SUMMARY: 64 << 20, REQUESTS: 2 << 30}  # bytes of a file; of 13 arms on 100 prompts they have a thousandth
@@ -73,7 +74,7 @@ def read_run(name: str, report: Path) -> FinishedRun:
         if path.stat().st_size > largest:
             raise EntMTPError(f"run '{name}': {path} has more than {largest >> 20} MiB; no report has")
     try:
-        requests = read_requests(report / REQUESTS)
+        requests = read_requests(open_store(str(report)), REQUESTS)
     except EntMTPError as error:
         raise EntMTPError(f"run '{name}': {error}") from error
     if not requests.num_rows or not pc.all(_measured(requests)).as_py():

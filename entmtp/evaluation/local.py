@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
+from entmtp.errors import EntMTPError
 from entmtp.evaluation.benchmark import Plan
+from entmtp.evaluation.devices import Usage
+from entmtp.evaluation.dispatch import Dispatch, Settled
+from entmtp.evaluation.placement import Wishes
 from entmtp.evaluation.runner import Worker
 from entmtp.evaluation.units import Unit
-from entmtp.scheduling.cost import hardware_name
 
 
 class ThisProcess:
     """One device: the first GPU, or the CPU with all its cores."""
 
-    def __init__(self) -> None:
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+    workers = 1
+
+    def __init__(self, wishes: Wishes) -> None:
+        for name, wish in (("gpus_per_worker", wishes.gpus_per_worker), ("accelerator", wishes.accelerator)):
+            if wish is not None:
+                raise EntMTPError(f"{name}: {wish} is for the workers of a cluster; run jobs/benchmark.py there")
+        has_gpu = torch.cuda.is_available()
+        if wishes.device == "cuda" and not has_gpu:
+            raise EntMTPError("device: 'cuda' needs a GPU and PyTorch sees none; give --device cpu")
+        self.device = "cuda" if has_gpu and wishes.device != "cpu" else "cpu"
         self.threads = len(os.sched_getaffinity(0))
+        self.gpus_per_worker = float(self.device == "cuda")
+        self.in_words = "this process, on " + ("one GPU" if self.gpus_per_worker else f"{self.threads} CPU threads")
+        self.usage = Usage(workers=1)
+        self._task = "loads the model"
 
-    def run(self, plan: Plan, waiting: list[Unit]) -> Iterator[tuple[Unit, Any]]:
+    def run(self, plan: Plan, waiting: list[Unit]) -> Iterator[Settled]:
         """Loads the worker only if something waits."""
-        worker = Worker(plan.place) if waiting else None
-        for unit in waiting:
-            assert worker is not None
-            yield unit, worker.run(unit, plan.arms, plan.settings)
+        if not waiting:
+            return
+        dispatch = Dispatch(waiting)
+        worker = Worker(plan.place)
+        plan.check_hardware(worker.hardware)
+        began = time.perf_counter()
+        while (task := dispatch.next()) is not None:
+            self._task = task.key
+            outcome = worker.run(task, plan.arms, plan.settings)
+            settled = dispatch.returned(task, outcome)
+            self.usage.busy += outcome.busy_seconds
+            if settled is not None:
+                yield settled
+            self.usage.present = time.perf_counter() - began
 
-    def hardware(self) -> str:
-        return hardware_name(torch.device(self.device))
+    def doing(self) -> list[tuple[str, str]]:
+        return [("this process", self._task)]

@@ -6,19 +6,22 @@ requests file is written last and each file appears whole, so a shard is finishe
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entmtp.errors import EntMTPError
-from entmtp.files import write_whole
+from entmtp.evaluation.storage import Store
 
 Source = Literal["hub", "file", "package", "sample"]
 
 _METADATA_KEY = b"entmtp"
+_REQUESTS, _STEPS, _PARQUET = "requests-", "steps-", ".parquet"
+_READERS = 16  # files read at once: in an object store most of the time is waiting
 _ARROW_TYPES: Mapping[Any, pa.DataType] = {
     str: pa.string(),
     int: pa.int64(),
@@ -97,27 +100,27 @@ REQUEST_SCHEMA = _schema(RequestRow)
 STEP_SCHEMA = _schema(StepRow)
 
 
-def part_files(path: Path) -> tuple[Path, Path]:
-    """The requests and the steps file of the shard `path` = parts folder / key."""
-    return path.with_name(f"requests-{path.name}.parquet"), path.with_name(f"steps-{path.name}.parquet")
+def part_files(key: str) -> tuple[str, str]:
+    """Names of the requests and the steps file of the shard `key`."""
+    return f"{_REQUESTS}{key}{_PARQUET}", f"{_STEPS}{key}{_PARQUET}"
 
 
-def part_exists(path: Path) -> bool:
-    """Whether the shard `path` = parts folder / key is finished."""
-    return part_files(path)[0].exists()
+def finished_keys(parts: Store) -> set[str]:
+    """Keys of the finished shards in the folder of parts."""
+    names = [name for name in parts.names() if name.startswith(_REQUESTS) and name.endswith(_PARQUET)]
+    return {name.removeprefix(_REQUESTS).removesuffix(_PARQUET) for name in names}
 
 
 def write_part(
-    path: Path, requests: Sequence[RequestRow], steps: Sequence[StepRow], metadata: Mapping[str, Any]
-) -> tuple[Path, Path]:
-    """Write the shard `path` = parts folder / key; `metadata` (anything JSON can hold) goes into both files."""
-    requests_file, steps_file = part_files(path)
-    _write(steps_file, as_table(steps, STEP_SCHEMA), metadata)
-    _write(requests_file, as_table(requests, REQUEST_SCHEMA), metadata)
-    return requests_file, steps_file
+    parts: Store, key: str, requests: Sequence[RequestRow], steps: Sequence[StepRow], metadata: Mapping[str, Any]
+) -> None:
+    """Write the shard `key`; `metadata` (anything JSON can hold) goes into both files."""
+    requests_file, steps_file = part_files(key)
+    parts.write(steps_file, _as_parquet(as_table(steps, STEP_SCHEMA), metadata))
+    parts.write(requests_file, _as_parquet(as_table(requests, REQUEST_SCHEMA), metadata))
 
 
-def read_parts(folder: Path, keys: Collection[str] | None = None) -> tuple[pa.Table, pa.Table]:
+def read_parts(parts: Store, keys: Collection[str] | None = None) -> tuple[pa.Table, pa.Table]:
     """Finished shards of a folder as (requests, steps), in an order that does not depend on how they were made.
 
     `keys` names the shards that are wanted; without it, all of them are read.
@@ -125,65 +128,87 @@ def read_parts(folder: Path, keys: Collection[str] | None = None) -> tuple[pa.Ta
     Raises:
         EntMTPError: the folder has no finished shard, or a file is not a part of this version.
     """
-    requests_files = sorted(folder.glob("requests-*.parquet"))
-    if keys is not None:
-        requests_files = sorted(part_files(folder / key)[0] for key in keys)
-        if missing := [file for file in requests_files if not file.exists()]:
-            raise EntMTPError(
-                f"results folder '{folder}' lacks {missing[0].name}; run the benchmark again to finish it"
-            )
-    if not requests_files:
-        raise EntMTPError(f"results folder '{folder}' holds no finished part; run the benchmark into it first")
-    steps_files = [file.with_name(file.name.replace("requests-", "steps-", 1)) for file in requests_files]
-    requests = pa.concat_tables([_read(file, REQUEST_SCHEMA) for file in requests_files])
-    steps = pa.concat_tables([_read(file, STEP_SCHEMA) for file in steps_files])
+    finished = finished_keys(parts)
+    wanted = sorted(finished if keys is None else keys)
+    if missing := [key for key in wanted if key not in finished]:
+        raise EntMTPError(
+            f"results folder '{parts}' lacks {part_files(missing[0])[0]}; run the benchmark again to finish it"
+        )
+    if not wanted:
+        raise EntMTPError(f"results folder '{parts}' holds no finished part; run the benchmark into it first")
+    files = [part_files(key) for key in wanted]
+    with ThreadPoolExecutor(_READERS) as readers:
+        requests = pa.concat_tables(readers.map(partial(_read, parts, REQUEST_SCHEMA), [one for one, _ in files]))
+        steps = pa.concat_tables(readers.map(partial(_read, parts, STEP_SCHEMA), [other for _, other in files]))
     key = [(name, "ascending") for name in ("suite", "arm", "prompt_id", "repetition")]
     return requests.sort_by(key), steps.sort_by([*key, ("step", "ascending")])
 
 
-def read_requests(path: Path) -> pa.Table:
+def read_requests(folder: Store, name: str) -> pa.Table:
     """Request rows of one file, as a part or a report holds them.
 
     Raises:
         EntMTPError: the file can't be read, or holds other columns.
     """
-    return _read(path, REQUEST_SCHEMA)
+    return _read(folder, REQUEST_SCHEMA, name)
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata that the finished shard `path` = parts folder / key was written with."""
-    held = pq.read_schema(part_files(path)[0]).metadata or {}
-    metadata: dict[str, Any] = json.loads(held.get(_METADATA_KEY, b"{}"))
-    return metadata
+def read_metadata(parts: Store, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The metadata that each of these finished shards was written with.
+
+    Raises:
+        EntMTPError: a shard can't be read.
+    """
+    with ThreadPoolExecutor(_READERS) as readers:
+        return list(readers.map(partial(_read_metadata, parts), keys))
 
 
 def as_table(rows: Sequence[RequestRow] | Sequence[StepRow], schema: pa.Schema) -> pa.Table:
     """Rows as an Arrow table of `schema`."""
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+    # Column by column: a dictionary for each row would cost a driver of many workers more than all else it does.
+    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _write(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
-    described = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
-    write_whole(path, lambda unfinished: pq.write_table(described, unfinished))
+def _as_parquet(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()}), sink)
+    return sink.getvalue()
 
 
-def _read(path: Path, schema: pa.Schema) -> pa.Table:
+def _read_metadata(parts: Store, key: str) -> dict[str, Any]:
+    name = part_files(key)[0]
     try:
-        table = pq.read_table(path)
+        with parts.open(name) as file:
+            held = pq.read_schema(file).metadata or {}
+        metadata: dict[str, Any] = json.loads(held.get(_METADATA_KEY, b"{}"))
+    except (OSError, pa.ArrowInvalid, ValueError) as error:
+        raise _unreadable(parts, name, error) from error
+    return metadata
+
+
+def _read(parts: Store, schema: pa.Schema, name: str) -> pa.Table:
+    try:
+        with parts.open(name) as file:
+            table = pq.read_table(file)
     except (OSError, pa.ArrowInvalid) as error:
-        raise EntMTPError(f"part '{path}' cannot be read ({_first_line(error)}); delete it and run again") from error
-    missing = [name for name in schema.names if name not in table.column_names]
+        raise _unreadable(parts, name, error) from error
+    missing = [column for column in schema.names if column not in table.column_names]
     if missing:
         raise EntMTPError(
-            f"part '{path}' has no column '{missing[0]}'; another version wrote it: delete it and run again"
+            f"part '{parts}/{name}' has no column '{missing[0]}'; another version wrote it: delete it and run again"
         )
     try:
         return table.select(schema.names).cast(schema).replace_schema_metadata(None)
     except (ValueError, pa.ArrowException) as error:
         raise EntMTPError(
-            f"part '{path}' holds other values ({_first_line(error)}); delete it and run again"
+            f"part '{parts}/{name}' holds other values ({_first_line(error)}); delete it and run again"
         ) from error
 
 
+def _unreadable(parts: Store, name: str, error: Exception) -> EntMTPError:
+    return EntMTPError(f"part '{parts}/{name}' cannot be read ({_first_line(error)}); delete it and run again")
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return next(iter(str(error).splitlines()), type(error).__name__)

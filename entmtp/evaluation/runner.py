@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import resource
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import step_cost
 from entmtp.evaluation.arms import NEEDS_HINDSIGHT, TRANSFER, Hindsight, Toolbox, make_engine
+from entmtp.evaluation.dispatch import Outcome
 from entmtp.evaluation.quality import score
 from entmtp.evaluation.rows import RequestRow, StepRow
 from entmtp.evaluation.suites import Prompt
@@ -28,6 +30,7 @@ from entmtp.heads.checkpoint import load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
 from entmtp.models.registry import encode_chat, load_model
+from entmtp.scheduling.cost import hardware_name
 from entmtp.scheduling.signals import entropy
 from entmtp.settings import BenchmarkSettings
 from entmtp.trees.bank import MIXED, TreeBank, load_bank
@@ -83,20 +86,44 @@ class Worker:
         self.costs = {kind: step_cost(self.backbone, heads, cache_folder(), say) for kind, heads in self.heads.items()}
         self._warm: set[tuple[str, str]] = set()
 
-    def run(
-        self, unit: Unit, arms: Sequence[str], settings: BenchmarkSettings
-    ) -> tuple[list[RequestRow], list[StepRow], dict[str, Any]]:
-        """Rows of one unit, and what was measured beside them: this process's peak memory in MiB and step costs."""
-        tools = self._toolbox(unit.suite, arms)
+    @property
+    def hardware(self) -> str:
+        """What this worker's times depend on."""
+        return hardware_name(self.backbone.device)
+
+    def run(self, task: Unit, arms: Sequence[str], settings: BenchmarkSettings) -> Outcome:
+        """Rows of a unit's prompts; one that fails leaves no row and doesn't stop the others.
+
+        Raises:
+            EntMTPError: what fails is not a prompt but the run itself: a bank that doesn't fit the heads.
+            RuntimeError: the device no longer works, as after some CUDA errors; a new process may.
+        """
+        began = time.perf_counter()
+        tools = self._toolbox(task.suite, arms)
         requests: list[RequestRow] = []
         steps: list[StepRow] = []
-        for number, prompt in enumerate(unit.prompts, start=unit.first):
-            for row, its_steps in self._prompt(unit, prompt, number, arms, settings, tools):
+        failures: dict[str, str] = {}
+        for number, prompt in enumerate(task.prompts, start=task.first):
+            try:
+                rows = self._prompt(task, prompt, number, arms, settings, tools)
+            except Exception as error:
+                failures[prompt.id] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+                self._check_device()
+                continue
+            for row, its_steps in rows:
                 requests.append(row)
                 steps += its_steps
+        return Outcome(requests, steps, failures, time.perf_counter() - began, self._measured())
+
+    def _measured(self) -> dict[str, Any]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         costs = {kind: cost.model_dump() for kind, cost in self.costs.items()}
-        return requests, steps, {"peak_memory_mib": peak, "costs": costs}
+        return {"peak_memory_mib": peak, "costs": costs, "hardware": self.hardware}
+
+    def _check_device(self) -> None:
+        if self.backbone.device.type == "cuda":
+            torch.cuda.synchronize(self.backbone.device)
+            torch.cuda.empty_cache()
 
     def _toolbox(self, suite: str, arms: Sequence[str]) -> Toolbox:
         sources = {"entmtp-transfer": TRANSFER[suite], "entmtp-mixed": MIXED}

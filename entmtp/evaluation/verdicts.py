@@ -6,6 +6,7 @@ from typing import Any
 from entmtp.evaluation.intervals import FEWEST_PROMPTS, Estimate
 from entmtp.evaluation.summary import ALL_SUITES, AUTOREGRESSIVE, ENTMTP, ORACLE, SAMPLE, ArmSummary, Speedup, Summary
 
+_NAMED = 10  # prompts that were set aside; the report's facts name all
 _ENTMTP_AGAINST = ("medusa", "hydra", "medusa-best", "hydra-best", "random", AUTOREGRESSIVE)
 _BEST_AGAINST = ("hydra", "medusa", "hydra-best", "random", AUTOREGRESSIVE)
 
@@ -48,6 +49,10 @@ def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
             f"{', '.join(constant)}: entmtp used one tree at every step, as no other pays at any entropy by this"
             " machine's step costs; it is a static tree there."
         )
+    if set_aside := facts.get("set_aside"):
+        rest = [f"and {len(set_aside) - _NAMED} more"] * (len(set_aside) > _NAMED)
+        named = "; ".join([*set_aside[:_NAMED], *rest])
+        sentences.append(f"{len(set_aside)} prompts failed in every try and are in no number: {named}.")
     if any(row.requests == row.prompts for row in summary.arms):
         sentences.append("Some arms have a single repetition: their times carry the machine's noise.")
     return sentences

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 from entmtp.evaluation.arms import DEFAULT_ARMS
 from entmtp.evaluation.rows import read_parts
+from entmtp.evaluation.storage import open_store
 from entmtp.evaluation.tracking import default_tracking_uri
 from tests.saved import SUITES, Saved, save_project
 
@@ -120,7 +121,10 @@ def test_interrupted_and_killed_it_goes_on_and_ends_the_same(
     assert unfinished(tmp_path) == []
 
     for ours, theirs, times in zip(
-        read_parts(tmp_path / "parts"), read_parts(uninterrupted[0] / "parts"), (TIMES, STEP_TIMES), strict=True
+        read_parts(open_store(str(tmp_path / "parts"))),
+        read_parts(open_store(str(uninterrupted[0] / "parts"))),
+        (TIMES, STEP_TIMES),
+        strict=True,
     ):
         assert without(ours, times) == without(theirs, times)
     told, expected = (_table_without_times(folder) for folder in (tmp_path, uninterrupted[0]))
@@ -173,7 +177,7 @@ def test_it_runs_as_a_ray_job(
     assert (tmp_path / "report" / "index.html").is_file()
     assert unfinished(tmp_path) == []
     _assert_tracked(tmp_path)
-    requests, _ = read_parts(tmp_path / "parts")
-    expected, _ = read_parts(uninterrupted[0] / "parts")
+    requests, _ = read_parts(open_store(str(tmp_path / "parts")))
+    expected, _ = read_parts(open_store(str(uninterrupted[0] / "parts")))
     assert requests["identical"].to_pylist() == [True] * UNITS * len(DEFAULT_ARMS)
     assert requests["token_ids"].to_pylist() == expected["token_ids"].to_pylist()

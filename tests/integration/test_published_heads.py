@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from entmtp.cli import app
 from entmtp.evaluation.rows import read_parts
+from entmtp.evaluation.storage import open_store
 from entmtp.models.backbone import Backbone
 from tests.published import Model, hydra, medusa
 from tests.saved import VOCAB, Saved, save_data, save_tiny_model
@@ -64,6 +65,6 @@ def test_a_benchmark_runs_their_arms(saved: Saved, tmp_path: Path) -> None:
     arms = ("autoregressive", "medusa", "hydra", "entmtp-dynamic")
     run("benchmark", *saved.options(["gsm8k"]), *(f"--arm={arm}" for arm in arms), f"--results={tmp_path}",
         "--prompts=1", "--repetitions=1", "--max-new-tokens=16")  # fmt: skip
-    rows = read_parts(tmp_path / "parts")[0].to_pylist()
+    rows = read_parts(open_store(str(tmp_path / "parts")))[0].to_pylist()
     assert {row["arm"] for row in rows} == set(arms)
     assert all(row["identical"] for row in rows)

@@ -10,6 +10,8 @@ import torch
 from typer.testing import CliRunner, Result
 
 from entmtp.cli import app
+from entmtp.evaluation.rows import finished_keys, part_files, write_part
+from entmtp.evaluation.storage import open_store
 from entmtp.evaluation.suites import load_suite, split
 from entmtp.evaluation.tracking import check_tracking, default_tracking_uri
 from entmtp.heads.checkpoint import KINDS
@@ -64,6 +66,17 @@ def refused(said: str, *arguments: object) -> None:
         (["--prompts", "0"], "prompts: 0 is not accepted"),
         (["--repetitions", "-1"], "repetitions: -1 is not accepted"),
         (["--model", "nowhere"], "heads: none are shipped for model 'nowhere'"),
+        (
+            ["--results", "ftp://host/x"],
+            "results: scheme 'ftp' of 'ftp://host/x' is unknown; use a path, file://, s3://",
+        ),
+        (["--results", ""], "results: '' is empty"),
+        (["--results", __file__], "is a file; give a folder"),
+        (["--device", "tpu"], "device: 'tpu' is unknown; choose one of auto, cpu, cuda"),
+        (["--gpus-per-worker", "0"], "gpus_per_worker: 0 is not accepted"),
+        (["--gpus-per-worker", "2"], "gpus_per_worker: 2 would spread a model over several GPUs"),
+        (["--gpus-per-worker", "1"], "gpus_per_worker: 1.0 is for the workers of a cluster; run jobs/benchmark.py"),
+        (["--accelerator", "H100"], "accelerator: H100 is for the workers of a cluster"),
     ],
 )
 def test_a_benchmark_that_cannot_be(arguments: list[str], said: str) -> None:
@@ -74,6 +87,23 @@ def test_a_benchmark_of_a_model_without_banks(saved: Saved) -> None:
     heads = [f"--heads={kind}={saved.heads(kind)}" for kind in KINDS]
     refused("banks: none are shipped for model", "benchmark", "--model", saved.model, *heads)
     refused("gsm8k-medusa.json does not exist", *benchmark(saved), "--banks", saved.folder)
+
+
+def test_a_benchmark_whose_results_were_measured_elsewhere(saved: Saved, tmp_path: Path) -> None:
+    options = [*benchmark(saved, "gsm8k"), "--arm=hydra", "--prompts=2", "--results", str(tmp_path / "run")]
+    shown = run(*options, "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    assert "1 arms: hydra" in shown.stdout
+    assert not (tmp_path / "run").exists()
+    refused("tokens_per_second: 0 is not accepted", *options, "--dry-run", "--tokens-per-second=0")
+    done = run(*options)
+    assert done.exit_code == 0, done.output
+    assert "workers were busy" in done.stdout
+    parts = open_store(str(tmp_path / "run" / "parts"))
+    first, second = sorted(finished_keys(parts))
+    write_part(parts, first, [], [], {"hardware": "another machine"})
+    (tmp_path / "run" / "parts" / part_files(second)[0]).unlink()
+    refused("were measured on 'another machine' and here is '", *options)
 
 
 @pytest.mark.parametrize("heads", ["medusa", "medusa=", "eagle=folder", "=folder"])

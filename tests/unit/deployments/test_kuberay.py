@@ -182,7 +182,7 @@ def test_the_job_is_one_that_we_have_with_options_that_it_knows() -> None:
     assert python == "python"
     assert (ROOT / Path(script).relative_to("/app")).samefile(ROOT / "jobs" / "benchmark.py")
     app = typer.Typer()
-    app.command()(benchmark_command(lambda: pytest.fail("not run")))
+    app.command()(benchmark_command(lambda _: pytest.fail("not run")))
     with typer.main.get_command(app).make_context("benchmark", arguments) as context:
         assert str(context.params["results"]) in {
             mount["mountPath"]

@@ -1,18 +1,27 @@
 """The plan, and what is done of it: everything around the workers."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import DEFAULT_ARMS
-from entmtp.evaluation.benchmark import Plan, finish, make_plan, run_units, save_unit, validate
+from entmtp.evaluation.benchmark import Plan, make_plan, run_units, save_unit, validate
+from entmtp.evaluation.dispatch import SetAside, Settled
+from entmtp.evaluation.finish import finish
 from entmtp.evaluation.finished import open_run
-from entmtp.evaluation.rows import read_parts
+from entmtp.evaluation.forecast import forecast, show_plan, tokens_of
+from entmtp.evaluation.local import ThisProcess
+from entmtp.evaluation.placement import Wishes
+from entmtp.evaluation.rows import finished_keys, read_metadata, read_parts
+from entmtp.evaluation.storage import Store, open_store
 from entmtp.evaluation.tracking import check_tracking, default_tracking_uri
 from entmtp.evaluation.units import Unit
 from entmtp.heads.checkpoint import KINDS
@@ -30,7 +39,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     return project
 
 
-def plan_of(saved: Saved, results: Path, **changes: Any) -> Plan:
+def plan_of(saved: Saved, folder: Path, **changes: Any) -> Plan:
     arguments: dict[str, Any] = {
         "profile": "quick",
         "suites": list(SUITES),
@@ -40,7 +49,7 @@ def plan_of(saved: Saved, results: Path, **changes: Any) -> Plan:
         "banks": saved.banks,
         "data": [f"{suite}={saved.data(suite)}" for suite in SUITES],
         "overrides": {"prompts": 2, "max_new_tokens": None, "repetitions": None},
-        "results": results,
+        "results": open_store(str(folder)),
         "tracking_uri": default_tracking_uri(saved.folder),
         "device": "cpu",
         "threads": 1,
@@ -71,14 +80,19 @@ def test_other_heads_make_other_units(saved: Saved, tmp_path: Path) -> None:
     assert not before & {unit.key for unit in plan_of(saved, tmp_path, heads=heads).units}
 
 
-def fake(units: list[Unit], ran: list[str], until: int | None = None) -> Iterator[tuple[Unit, Any]]:
+def settled(unit: Unit, hardware: str = "test", **measured: Any) -> Settled:
+    """What a worker might have made of a unit."""
+    requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)
+    return Settled(unit, requests, steps, [], 6.0, {"peak_memory_mib": 1.0, "hardware": hardware, **measured})
+
+
+def fake(units: list[Unit], ran: list[str], until: int | None = None) -> Iterator[Settled]:
     """Workers' results without workers; stops as if killed after ``until`` units."""
     for number, unit in enumerate(units):
         if number == until:
             raise KeyboardInterrupt
         ran.append(unit.key)
-        requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)
-        yield unit, (requests, steps, {"peak_memory_mib": 1.0})
+        yield settled(unit)
 
 
 def test_an_interrupted_plan_goes_on_where_it_stopped(saved: Saved, tmp_path: Path) -> None:
@@ -89,13 +103,14 @@ def test_an_interrupted_plan_goes_on_where_it_stopped(saved: Saved, tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         run_units(plan, lambda waiting: fake(waiting, ran, until=2), QUIET)
     assert len(plan.waiting) == total - 2
-    written = {path: path.stat().st_mtime_ns for path in plan.parts.iterdir()}
+    folder = tmp_path / "parts"
+    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
     run_units(plan_of(saved, tmp_path), lambda waiting: fake(waiting, ran), QUIET)
     assert ran == [unit.key for unit in plan.units]
     assert plan.waiting == []
     assert {path: path.stat().st_mtime_ns for path in written} == written
-    assert len(list(plan.parts.iterdir())) == 2 * total
+    assert len(list(folder.iterdir())) == 2 * total
     requests, _ = read_parts(plan.parts, [unit.key for unit in plan.units])
     assert requests.num_rows == total
 
@@ -107,10 +122,9 @@ def test_an_interrupted_plan_goes_on_where_it_stopped(saved: Saved, tmp_path: Pa
 def test_a_finished_plan_shows_what_static_trees_could_do(saved: Saved, tmp_path: Path, costs: dict[str, Any]) -> None:
     plan = plan_of(saved, tmp_path)
     for unit in plan.units:
-        requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)
-        save_unit(plan, unit, requests, steps, {"peak_memory_mib": 1.0, **costs})
-    finish(plan, "test", QUIET)
-    table = plan.results / "report" / "tables" / "pareto.parquet"
+        save_unit(plan, settled(unit, **costs))
+    assert finish(plan, QUIET) == 0
+    table = tmp_path / "report" / "tables" / "pareto.parquet"
     assert table.exists() == bool(costs)
     if costs:
         rows = pq.read_table(table).to_pylist()
@@ -123,14 +137,127 @@ def test_a_finished_plan_can_be_compared(saved: Saved, tmp_path: Path) -> None:
         overrides = {"prompts": prompts, "max_new_tokens": None, "repetitions": None}
         plan = plan_of(saved, tmp_path / folder, overrides=overrides)
         for unit in plan.units:
-            requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)
-            save_unit(plan, unit, requests, steps, {"peak_memory_mib": 1.0})
-        finish(plan, "test", QUIET)
+            save_unit(plan, settled(unit))
+        finish(plan, QUIET)
     one, same, other = (open_run(str(tmp_path / folder), None) for folder in ("one", "same", "other"))
     assert one.requests.num_rows == 4
     told = [f"prompts.{suite}" for suite in SUITES]
     assert [one.facts[name] for name in told] == [same.facts[name] for name in told]
     assert all(one.facts[name] != other.facts[name] for name in told)
+
+
+def poisoned(unit: Unit) -> Settled:
+    """A unit of which no prompt was done."""
+    lost = [SetAside(unit.suite, prompt.id, 3, "its worker ended") for prompt in unit.prompts]
+    return replace(settled(unit), requests=[], steps=[], set_aside=lost, measured={})
+
+
+def told() -> Console:
+    """A console that keeps what it prints."""
+    return Console(file=StringIO(), width=200)
+
+
+def text_of(console: Console) -> str:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_prompts_that_were_set_aside_are_listed_and_tried_again_when_asked(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved, tmp_path)
+    bad, *good = plan.units
+    save_unit(plan, poisoned(bad))
+    with pytest.raises(EntMTPError, match=r"lacks requests-.*; run the benchmark again to finish it"):
+        finish(plan, QUIET)
+    for unit in good:
+        save_unit(plan, settled(unit))
+    console = told()
+    assert finish(plan, console) == 1
+    line = f"{bad.suite} prompt {bad.prompts[0].id}, 3 tries: its worker ended"
+    assert f"1 prompts failed in every try and are in no number: {line}." in text_of(console)
+    assert line in (tmp_path / "report" / "index.html").read_text()
+    assert plan.waiting == []
+    assert plan_of(saved, tmp_path, retry=True).waiting == [bad]
+
+
+def test_where_no_prompt_was_done_there_is_no_report(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved, tmp_path)
+    for unit in plan.units:
+        save_unit(plan, poisoned(unit))
+    with pytest.raises(EntMTPError, match=r"results: no prompt was done; gsm8k prompt .* with --retry"):
+        finish(plan, QUIET)
+
+
+def test_parts_of_other_settings_are_told_and_not_mixed(saved: Saved, tmp_path: Path) -> None:
+    before = plan_of(saved, tmp_path)
+    save_unit(before, settled(before.units[0]))
+    assert before.others() == ""
+    now = plan_of(saved, tmp_path, overrides={"prompts": 2, "max_new_tokens": 9, "repetitions": None})
+    assert now.waiting == now.units
+    assert "1 parts in" in now.others()
+    assert "max_new_tokens is 24 there and 9 here" in now.others()
+
+
+def test_times_of_other_hardware_are_refused(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved, tmp_path)
+    assert plan.hardware() is None
+    plan.check_hardware("anything")
+    save_unit(plan, settled(plan.units[0], hardware="A100"))
+    plan.check_hardware("A100")
+    with pytest.raises(EntMTPError, match="were measured on 'A100' and here is 'H100'; times of both are never mixed"):
+        plan.check_hardware("H100")
+    for unit in plan.units[1:]:
+        save_unit(plan, settled(unit, hardware="H100"))
+    with pytest.raises(EntMTPError, match=r"come from different hardware \(A100; H100\)"):
+        finish(plan, QUIET)
+
+
+def test_results_elsewhere_get_parts_and_report(saved: Saved, tmp_path: Path) -> None:
+    store = Store(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/run", "tree://bucket/run")
+    plan = plan_of(saved, tmp_path, results=store)
+    for unit in plan.units:
+        save_unit(plan, settled(unit))
+    assert finished_keys(plan.parts) == {unit.key for unit in plan.units}
+    assert read_metadata(plan.parts, [plan.units[0].key])[0]["depends_on"] == plan.depends_on
+    finish(plan, QUIET)
+    assert (tmp_path / "bucket" / "run" / "report" / "index.html").is_file()
+    with pytest.raises(EntMTPError, match="tracking_uri: MLflow's database can't lie in 'tree://bucket/run'"):
+        plan_of(saved, tmp_path, results=store, tracking_uri=None)
+
+
+def test_the_forecast_counts_tokens_and_says_what_it_rests_on(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved, tmp_path, arms=["autoregressive", "oracle"])
+    # Two prompts of each suite; three repetitions of two arms, the reference, and the look ahead of the oracle.
+    assert tokens_of(plan, plan.units) == 4 * (3 * 2 + 1 + 1) * 24
+    assert forecast(plan, plan.units, 8.0).seconds == pytest.approx(tokens_of(plan, plan.units) / 8)
+    assert "8 tokens/s of a worker, as stated" in forecast(plan, plan.units, 8.0).rests_on
+    assert "assumed; state yours" in forecast(plan, plan.units, None).rests_on
+    save_unit(plan, settled(plan.units[0]))
+    measured = forecast(plan, plan.waiting, None)
+    assert (measured.seconds, measured.rests_on) == (3 * 6.0, "the units that are done")
+    for speed in (0.0, -1.0, float("nan")):
+        with pytest.raises(EntMTPError, match=r"tokens_per_second: .* is not accepted"):
+            forecast(plan, plan.units, speed)
+
+
+def test_a_plan_can_be_shown_without_running_anything(saved: Saved, tmp_path: Path) -> None:
+    console = told()
+    plan = plan_of(saved, tmp_path / "run")
+    show_plan(plan, ThisProcess(Wishes(device="cpu")), 10.0, console)
+    for said in ("gsm8k", "sharegpt", f"{len(DEFAULT_ARMS)} arms: ", "3 repetitions", "worker-hours", "rests on"):
+        assert said in text_of(console)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        (Wishes(gpus_per_worker=0.5), "gpus_per_worker: 0.5 is for the workers of a cluster"),
+        (Wishes(accelerator="H100"), "accelerator: H100 is for the workers of a cluster"),
+    ],
+)
+def test_one_process_has_no_workers_to_place(wishes: Wishes, said: str) -> None:
+    with pytest.raises(EntMTPError, match=said):
+        ThisProcess(wishes)
 
 
 def test_what_is_wrong_is_told_before_anything_runs(saved: Saved, tmp_path: Path) -> None:

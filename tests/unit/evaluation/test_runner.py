@@ -1,17 +1,17 @@
 import math
 from collections import Counter
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
 
 from entmtp.evaluation.arms import ARMS
-from entmtp.evaluation.rows import RequestRow, StepRow
+from entmtp.evaluation.dispatch import Outcome
 from entmtp.evaluation.runner import Worker, Workplace, first_difference
 from entmtp.evaluation.units import Unit, make_units
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.registry import encode_chat
-from entmtp.scheduling.cost import StepCost
+from entmtp.scheduling.cost import StepCost, hardware_name
 from entmtp.settings import BenchmarkSettings
 from entmtp.trees.bank import MIXED
 from tests.saved import Saved, save_project
@@ -40,27 +40,28 @@ def units(saved: Saved) -> list[Unit]:
     return make_units(["gsm8k"], {"gsm8k": str(saved.data("gsm8k"))}, ARMS, SETTINGS, {})
 
 
-Rows = tuple[list[RequestRow], list[StepRow], dict[str, Any]]
-
-
 @pytest.fixture(scope="module")
-def rows(worker: Worker, units: list[Unit]) -> list[Rows]:
+def outcomes(worker: Worker, units: list[Unit]) -> list[Outcome]:
     return [worker.run(unit, ARMS, SETTINGS) for unit in units]
 
 
-def test_every_arm_runs_every_prompt_as_often_as_asked(rows: list[Rows]) -> None:
-    for requests, _, measured in rows:
-        assert Counter(row.arm for row in requests) == dict.fromkeys(ARMS, SETTINGS.repetitions)
-        assert len({row.prompt_id for row in requests}) == 1
+def test_every_arm_runs_every_prompt_as_often_as_asked(outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
+        assert Counter(row.arm for row in outcome.requests) == dict.fromkeys(ARMS, SETTINGS.repetitions)
+        assert len({row.prompt_id for row in outcome.requests}) == 1
+        measured = outcome.measured
         assert measured["peak_memory_mib"] > 10
+        assert measured["hardware"] == hardware_name(torch.device("cpu"))
         assert {kind: StepCost.model_validate(cost) for kind, cost in measured["costs"].items()}.keys() == set(KINDS)
+        assert outcome.busy_seconds > sum(row.seconds for row in outcome.requests)
+        assert not outcome.failures
 
 
-def test_arms_rotate_from_round_to_round_in_an_order_of_each_prompts_own(rows: list[Rows]) -> None:
+def test_arms_rotate_from_round_to_round_in_an_order_of_each_prompts_own(outcomes: list[Outcome]) -> None:
     neighbours = set()
-    for requests, _, _ in rows:
+    for outcome in outcomes:
         rounds = [
-            [row.arm for row in sorted(requests, key=lambda row: row.order) if row.repetition == repetition]
+            [row.arm for row in sorted(outcome.requests, key=lambda row: row.order) if row.repetition == repetition]
             for repetition in range(SETTINGS.repetitions)
         ]
         assert len({arms[0] for arms in rounds}) == SETTINGS.repetitions, "another arm comes first in each"
@@ -68,14 +69,14 @@ def test_arms_rotate_from_round_to_round_in_an_order_of_each_prompts_own(rows: l
             turned = arms.index(rounds[0][0])
             assert [*arms[turned:], *arms[:turned]] == rounds[0]
         neighbours.add(tuple(rounds[0][(rounds[0].index("entmtp") + 1) % len(ARMS) :][:1]))
-    assert len(rows) == 1 or len(neighbours) > 1, "the arm after entmtp is not always the same"
+    assert len(outcomes) == 1 or len(neighbours) > 1, "the arm after entmtp is not always the same"
 
 
-def test_texts_are_the_models_own(rows: list[Rows], worker: Worker, units: list[Unit]) -> None:
-    for unit, (requests, _, _) in zip(units, rows, strict=True):
+def test_texts_are_the_models_own(outcomes: list[Outcome], worker: Worker, units: list[Unit]) -> None:
+    for unit, outcome in zip(units, outcomes, strict=True):
         ids = encode_chat(worker.tokenizer, unit.prompts[0].text)
         text = greedy(worker.model, ids, SETTINGS.max_new_tokens)
-        for row in requests:
+        for row in outcome.requests:
             assert row.token_ids == text
             assert (row.identical, row.first_difference) == (True, -1)
             assert math.isnan(row.tie_margin)
@@ -83,10 +84,10 @@ def test_texts_are_the_models_own(rows: list[Rows], worker: Worker, units: list[
             assert row.score in (0.0, 1.0)
 
 
-def test_steps_add_up_to_their_request(rows: list[Rows]) -> None:
-    for requests, steps, _ in rows:
-        for row in requests:
-            own = [step for step in steps if (step.arm, step.repetition) == (row.arm, row.repetition)]
+def test_steps_add_up_to_their_request(outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
+        for row in outcome.requests:
+            own = [step for step in outcome.steps if (step.arm, step.repetition) == (row.arm, row.repetition)]
             assert [step.step for step in own] == list(range(row.steps))
             assert sum(step.accepted for step in own) == row.new_tokens
             assert sum(step.nodes for step in own) == row.drafted
@@ -98,11 +99,15 @@ def test_steps_add_up_to_their_request(rows: list[Rows]) -> None:
                 assert step.accepted <= 1 + len(step.accepted_path) <= 1 + step.depth
 
 
-def test_repetitions_differ_in_nothing_but_time(rows: list[Rows]) -> None:
-    for _, steps, _ in rows:
+def test_repetitions_differ_in_nothing_but_time(outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
         for arm in ARMS:
             walks = [
-                [(step.tree, step.accepted_path) for step in steps if (step.arm, step.repetition) == (arm, repetition)]
+                [
+                    (step.tree, step.accepted_path)
+                    for step in outcome.steps
+                    if (step.arm, step.repetition) == (arm, repetition)
+                ]
                 for repetition in range(SETTINGS.repetitions)
             ]
             assert walks[0] == walks[1]
@@ -121,10 +126,18 @@ def test_a_difference_is_told_with_its_place_and_margin(
 
     monkeypatch.setattr(worker, "_reference", reference)
     arms = ["autoregressive", "hydra"]
-    requests, _, _ = worker.run(units[0], arms, SETTINGS)
-    for row in requests:
+    for row in worker.run(units[0], arms, SETTINGS).requests:
         assert (row.identical, row.first_difference) == (False, wrong)
         assert row.tie_margin > 0
+
+
+def test_a_prompt_that_fails_leaves_no_row_and_stops_no_other(worker: Worker, units: list[Unit]) -> None:
+    endless = replace(units[0].prompts[0], id="endless", text="x" * 4096)
+    task = replace(units[0], prompts=(endless, *units[0].prompts))
+    outcome = worker.run(task, ["autoregressive", "hydra"], SETTINGS)
+    assert set(outcome.failures) == {"endless"}
+    assert outcome.failures["endless"].count("\n") == 0
+    assert {row.prompt_id for row in outcome.requests} == {units[0].prompts[0].id}
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from entmtp.evaluation.suites import load_suite, split
+from entmtp.evaluation.suites.splits import draw
 from entmtp.evaluation.units import Unit, make_units
 from entmtp.settings import BenchmarkSettings
 from tests.saved import SUITES, save_data
@@ -80,3 +83,32 @@ def test_a_file_without_a_scored_prompt_is_used_all_the_same(files: dict[str, st
     chosen = {prompt.text for unit in units(files, suites=["sharegpt"]) for prompt in unit.prompts}
     assert len(chosen) == min(SETTINGS.prompts, len(calibration))
     assert chosen <= {prompt.text for prompt in calibration}
+
+
+@pytest.fixture(scope="module")
+def kept_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("data")
+    save_data(folder)
+    return {suite: str(folder / f"{suite}.jsonl") for suite in SUITES}
+
+
+@given(
+    suites=st.lists(st.sampled_from(SUITES), min_size=1, unique=True),
+    prompts=st.integers(1, 12),
+    shard_prompts=st.integers(1, 5),
+    seed=st.integers(0, 3),
+)
+def test_each_drawn_prompt_is_in_one_unit_whose_key_is_its_own_and_stable(
+    kept_files: dict[str, str], suites: list[str], prompts: int, shard_prompts: int, seed: int
+) -> None:
+    chosen = SETTINGS.model_copy(update={"prompts": prompts, "shard_prompts": shard_prompts, "seed": seed})
+    made = units(kept_files, suites=suites, settings=chosen)
+    assert made == units(kept_files, suites=suites, settings=chosen)
+    assert len(keys(made)) == len(made)
+    for suite in suites:
+        scored = split(load_suite(suite, kept_files[suite]).prompts)[1]
+        own = [unit for unit in made if unit.suite == suite]
+        held = [prompt for unit in own for prompt in unit.prompts]
+        assert held == list(draw(scored, prompts, seed))
+        assert [unit.first for unit in own] == list(range(0, len(held), shard_prompts))
+    assert keys(made) == {key for suite in suites for key in keys(units(kept_files, suites=[suite], settings=chosen))}

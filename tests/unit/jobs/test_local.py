@@ -29,6 +29,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--output=b", "--model", "./data"], ["--output={here}/b", "--model", "{here}/data"]),
         (["--output=b", "--model", "org/name"], ["--output={here}/b", "--model", "org/name"]),
         (["--results", "/elsewhere"], ["--results", "/elsewhere"]),
+        (["--results", "s3://bucket/run"], ["--results", "s3://bucket/run"]),
+        (["--results=file:///elsewhere"], ["--results=file:///elsewhere"]),
     ],
 )
 def test_paths_become_absolute_and_nothing_else_changes(given: list[str], made: list[str], here: Path) -> None:

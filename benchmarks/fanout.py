@@ -1,0 +1,231 @@
+#!/usr/bin/env python3
+"""What the benchmark's fan-out costs: units whose decoding is a fixed sleep, on one, two and four workers.
+
+    python -m benchmarks.fanout
+    python -m benchmarks.fanout --units 400 --seconds 0.1 --record fanout.json
+
+The workers are real ones, each on a node of `ray.cluster_utils` with a GPU that it holds and doesn't use; their rows
+travel to this driver and are written as parts. With perfect scaling `n` workers take an `n`-th of the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import ray
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks.record import Cell, Table, deliver, made_record
+from entmtp.cli_errors import told_plainly
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.benchmark import Plan, run_units
+from entmtp.evaluation.devices import Usage
+from entmtp.evaluation.dispatch import Dispatch, Outcome, Settled
+from entmtp.evaluation.placement import Wishes
+from entmtp.evaluation.rows import RequestRow, StepRow
+from entmtp.evaluation.runner import Workplace
+from entmtp.evaluation.storage import open_store
+from entmtp.evaluation.suites import Prompt
+from entmtp.evaluation.units import Unit
+from entmtp.scheduling.cost import hardware_name
+from entmtp.settings import BenchmarkSettings
+from jobs.local import LOCAL_SETTINGS
+from jobs.pool import WorkerPool
+
+WORKERS = (1, 2, 4)
+BAR = 0.08
+_REQUESTS, _STEPS = 33, 40  # of a unit: eleven arms, three times each, 40 steps in a request
+_WISHES = Wishes(device="cpu", gpus_per_worker=1)
+NOTES = (
+    "seconds: from when a worker had started to the end, the mean over workers; perfect: the one worker's, divided by"
+    " their number. busy: share of the workers' time within units; the rest is this driver, Ray and storage.",
+)
+
+
+class Sleeper:
+    """A worker that sleeps instead of decoding, and returns as many rows as a unit of the quick profile has."""
+
+    def load(self) -> str:
+        """The name of its hardware."""
+        return "none"
+
+    def run(self, task: Unit, seconds: float) -> Outcome:
+        """Takes so long for each prompt."""
+        began = time.perf_counter()
+        requests: list[RequestRow] = []
+        steps: list[StepRow] = []
+        for prompt in task.prompts:
+            time.sleep(seconds)
+            for number in range(_REQUESTS):
+                requests.append(request_row(task, prompt, number, seconds))
+                steps += [step_row(task, prompt, number, step) for step in range(_STEPS)]
+        return Outcome(requests, steps, {}, time.perf_counter() - began, {"hardware": "none", "peak_memory_mib": 0.0})
+
+
+def request_row(task: Unit, prompt: Prompt, number: int, seconds: float) -> RequestRow:
+    """A request of an arm that gained two tokens with each step."""
+    return RequestRow(
+        suite=task.suite,
+        source=task.source,
+        arm=f"arm-{number // 3}",
+        prompt_id=prompt.id,
+        repetition=number % 3,
+        order=number // 3,
+        prompt_tokens=64,
+        new_tokens=2 * _STEPS,
+        steps=_STEPS,
+        drafted=8 * _STEPS,
+        seconds=seconds / _REQUESTS,
+        prefill_seconds=0.0,
+        draft_seconds=0.0,
+        verify_seconds=0.0,
+        accept_seconds=0.0,
+        policy_seconds=0.0,
+        identical=True,
+        first_difference=-1,
+        tie_margin=float("nan"),
+        score=None,
+        text="word " * 2 * _STEPS,
+        token_ids=list(range(2 * _STEPS)),
+    )
+
+
+def step_row(task: Unit, prompt: Prompt, number: int, step: int) -> StepRow:
+    """A step with a tree of eight nodes."""
+    return StepRow(
+        suite=task.suite,
+        arm=f"arm-{number // 3}",
+        prompt_id=prompt.id,
+        repetition=number % 3,
+        step=step,
+        position=2 * step,
+        tree="eight",
+        nodes=8,
+        depth=4,
+        accepted=2,
+        entropy=0.5,
+        entropy_ema=0.5,
+        draft_ms=1.0,
+        verify_ms=10.0,
+        accept_ms=0.1,
+        policy_ms=0.1,
+        accepted_path=[0],
+    )
+
+
+def made_units(count: int, prompts: int = 1) -> list[Unit]:
+    """Units that no suite has."""
+    return [
+        Unit(
+            f"gsm8k-{number:03d}",
+            number * prompts,
+            "gsm8k",
+            "sample",
+            tuple(Prompt(f"gsm8k/{number * prompts + place}", "gsm8k", "?", {}) for place in range(prompts)),
+        )
+        for number in range(count)
+    ]
+
+
+def made_plan(units: list[Unit], results: Path) -> Plan:
+    """A plan of these units for workers that need no model."""
+    place = Workplace("none", {}, {}, "cpu", 1)
+    return Plan("quick", BenchmarkSettings(), [], place, units, open_store(str(results)), "", {})
+
+
+def sleeping(
+    pool: WorkerPool, waiting: list[Unit], seconds: float, worker: type[Sleeper] = Sleeper
+) -> Iterator[Settled]:
+    """Runs units on ``worker`` actors."""
+    actors: Any = ray.remote(worker)
+
+    def start(options: dict[str, Any]) -> tuple[Any, Any]:
+        actor = actors.options(**options).remote()
+        return actor, actor.load.remote()
+
+    yield from pool.run(Dispatch(waiting), start, lambda actor, task: actor.run.remote(task, seconds), _any_hardware)
+
+
+def _any_hardware(hardware: str) -> None:
+    """All are of one kind here."""
+
+
+@contextlib.contextmanager
+def fake_cluster() -> Iterator[Any]:
+    """A Ray cluster of this machine's own, so far of a head that holds no worker; this process is its driver."""
+    from ray.cluster_utils import Cluster
+
+    os.environ |= LOCAL_SETTINGS
+    root = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def measure(units: int, seconds: float) -> dict[int, Usage]:
+    """How the time was used, by the number of workers."""
+    found = {}
+    with fake_cluster() as cluster:
+        for count in WORKERS:
+            while len(cluster.worker_nodes) < count:
+                cluster.add_node(num_cpus=1, num_gpus=1)
+            cluster.wait_for_nodes()
+            found[count] = _measured(units, seconds)
+    return found
+
+
+def _measured(units: int, seconds: float) -> Usage:
+    """On all workers that there are."""
+    pool = WorkerPool(_WISHES)
+    with tempfile.TemporaryDirectory() as results:
+        plan = made_plan(made_units(units), Path(results))
+        run_units(plan, lambda waiting: sleeping(pool, waiting, seconds), Console(quiet=True))
+        if plan.waiting:
+            raise EntMTPError(f"fanout: {len(plan.waiting)} of {units} units have no part")
+    return pool.usage
+
+
+def table_of(found: dict[int, Usage]) -> Table:
+    """Seconds, and how far from perfect scaling they are."""
+    one = found[WORKERS[0]].present / WORKERS[0]
+    rows: list[list[Cell]] = []
+    for count, usage in found.items():
+        seconds, perfect = usage.present / count, one / count
+        shares = [f"{share:.1%}" for share in (seconds / perfect - 1, usage.share)]
+        rows.append([count, round(seconds, 2), round(perfect, 2), *shares])
+    return Table(title="Fan-out", columns=["workers", "seconds", "perfect", "above perfect", "busy"], rows=rows)
+
+
+def main(
+    units: Annotated[int, typer.Option(min=4, help="of one prompt each")] = 200,
+    seconds: Annotated[float, typer.Option(min=0, help="that each sleeps")] = 0.25,
+    record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+) -> None:
+    """Measure one, two and four workers."""
+    with told_plainly("fanout", interrupted="nothing was recorded"):
+        found = measure(units, seconds)
+        last = WORKERS[-1]
+        above = found[last].present / found[WORKERS[0]].present - 1
+        verdict = "within" if above <= BAR else "NOT within"
+        notes = [*NOTES, f"{last} workers: {above:.1%} above perfect scaling, {verdict} the bar of {BAR:.0%}."]
+        machine = hardware_name(torch.device("cpu"))
+        title = f"{units} units of {seconds:g} s each"
+        deliver(made_record("fanout", title, machine, [table_of(found)], notes), record)
+
+
+if __name__ == "__main__":
+    typer.run(main)

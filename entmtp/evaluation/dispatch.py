@@ -1,0 +1,150 @@
+"""Which unit a free worker gets next, what came of each, and which prompts are given up: the fan-out without a cluster.
+
+A worker that dies says nothing about which of its unit's prompts killed it. So what is left of that unit is cut into
+single prompts, and a prompt that fails :data:`TRIES` times, by an error or by a death, is set aside.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.rows import RequestRow, StepRow
+from entmtp.evaluation.units import Unit
+
+TRIES = 3
+FUTILE = 5
+"""So many prompts set aside, and none done: it is not the prompts' fault, and trying all of them helps nobody."""
+
+_LONGEST_REASON = 160  # characters
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker made of a unit, or of some of its prompts.
+
+    Attributes:
+        failures: why it failed, by the id of each prompt that raised an error.
+        busy_seconds: that the worker spent on it.
+        measured: what else a part keeps: the worker's hardware, peak memory in MiB and step costs.
+    """
+
+    requests: list[RequestRow]
+    steps: list[StepRow]
+    failures: dict[str, str]
+    busy_seconds: float
+    measured: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A prompt that was given up."""
+
+    suite: str
+    prompt_id: str
+    tries: int
+    reason: str
+
+
+@dataclass
+class Settled:
+    """A unit whose every prompt is done or set aside."""
+
+    unit: Unit
+    requests: list[RequestRow] = field(default_factory=list)
+    steps: list[StepRow] = field(default_factory=list)
+    set_aside: list[SetAside] = field(default_factory=list)
+    busy_seconds: float = 0.0
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, outcome: Outcome) -> None:
+        """Takes in what one worker made of some of its prompts."""
+        self.requests += outcome.requests
+        self.steps += outcome.steps
+        self.busy_seconds += outcome.busy_seconds
+        self.measured = _largest_memory(self.measured, outcome.measured)
+
+
+class Dispatch:
+    """Hands out each unit until it is settled.
+
+    A task is a :class:`Unit` with all prompts of its unit or some of them. Whoever takes one tells what came of it:
+    :meth:`returned` or :meth:`lost`, both of which return the unit if that settled it.
+    """
+
+    def __init__(self, units: Iterable[Unit], tries: int = TRIES) -> None:
+        self._tries = tries
+        self._queue = deque(units)
+        self._settling = {unit.key: Settled(unit) for unit in self._queue}
+        self._open = {unit.key: len(unit.prompts) for unit in self._queue}
+        self._failed: Counter[tuple[str, str]] = Counter()
+        self._done = self._given_up = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether every unit is settled."""
+        return not self._open
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that no worker has."""
+        return len(self._queue)
+
+    def next(self) -> Unit | None:
+        """A task for a free worker; None where all are with workers or settled."""
+        return self._queue.popleft() if self._queue else None
+
+    def returned(self, task: Unit, outcome: Outcome) -> Settled | None:
+        """A worker has ended this task in order, whatever became of its prompts."""
+        self._settling[task.key].add(outcome)
+        done = len(task.prompts) - len(outcome.failures)
+        self._done += done
+        self._open[task.key] -= done
+        return self._after_failures(task, outcome.failures)
+
+    def lost(self, task: Unit, reason: str) -> Settled | None:
+        """The worker that had this task is gone, and nothing came of it."""
+        if len(task.prompts) > 1:
+            self._queue.extend(_single(task, place) for place in range(len(task.prompts)))
+            return None
+        return self._after_failures(task, {task.prompts[0].id: reason})
+
+    def _after_failures(self, task: Unit, failures: Mapping[str, str]) -> Settled | None:
+        for place, prompt in enumerate(task.prompts):
+            if prompt.id in failures:
+                self._try_again(_single(task, place), failures[prompt.id])
+        if self._open[task.key]:
+            return None
+        del self._open[task.key]
+        return self._settling.pop(task.key)
+
+    def _try_again(self, task: Unit, reason: str) -> None:
+        name = (task.key, task.prompts[0].id)
+        self._failed[name] += 1
+        if self._failed[name] < self._tries:
+            self._queue.append(task)
+            return
+        told = textwrap.shorten(reason, _LONGEST_REASON, placeholder=" …")
+        given_up = SetAside(task.suite, task.prompts[0].id, self._failed[name], told)
+        self._settling[task.key].set_aside.append(given_up)
+        self._open[task.key] -= 1
+        self._given_up += 1
+        if not self._done and self._given_up >= FUTILE:
+            raise EntMTPError(
+                f"worker: the first {self._given_up} prompts all failed {self._tries} times, the last with '{told}';"
+                " see the workers' logs"
+            )
+
+
+def _single(task: Unit, place: int) -> Unit:
+    """One of a task's prompts, as a task that keeps its place in the arms' rotation."""
+    return replace(task, first=task.first + place, prompts=(task.prompts[place],))
+
+
+def _largest_memory(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    peak = max(one.get("peak_memory_mib", 0.0), other.get("peak_memory_mib", 0.0))
+    return {**one, **other, "peak_memory_mib": peak}

@@ -1,0 +1,126 @@
+"""How many benchmark workers each node of a cluster holds, and on which kind of GPU a run takes place.
+
+Times of different hardware are never compared, so all workers of a run are on one kind of GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from entmtp.errors import EntMTPError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user asks of the devices; None where anything will do.
+
+    Attributes:
+        device: what the model runs on: 'cpu', 'cuda', or 'auto' for a GPU where there is one.
+        gpus_per_worker: that each worker holds, alone or a fraction of one, whatever its device.
+        accelerator: the kind of GPU, as the cluster names it ('H100').
+    """
+
+    device: str = "auto"
+    gpus_per_worker: float | None = None
+    accelerator: str | None = None
+
+    def check(self) -> None:
+        """Raises EntMTPError for what no cluster can give."""
+        if self.device not in DEVICES:
+            raise EntMTPError(f"device: '{self.device}' is unknown; choose one of {', '.join(DEVICES)}")
+        share = self.gpus_per_worker
+        if share is None:
+            return
+        if not (math.isfinite(share) and share > 0):
+            raise EntMTPError(f"gpus_per_worker: {share:g} is not accepted; give 1, or a fraction such as 0.5")
+        if share > 1:
+            raise EntMTPError(
+                f"gpus_per_worker: {share:g} would spread a model over several GPUs, but the tree cache and the CUDA"
+                " graphs of a step live on one; give 1 or a fraction, and GPUs that hold the model"
+            )
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster. ``kind`` is the cluster's name for its GPUs, '' where it has none."""
+
+    id: str
+    name: str
+    cpus: float
+    gpus: float
+    kind: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What each worker of a run takes.
+
+    Attributes:
+        device: 'cpu' or 'cuda'.
+        gpus: share of a GPU that it holds; 0: it holds none, and has a node to itself.
+        threads: CPU threads.
+        kind: of the GPUs; '' where the cluster doesn't tell, or there are none.
+    """
+
+    device: str
+    gpus: float
+    threads: int
+    kind: str
+
+    def workers_on(self, node: Node) -> int:
+        """How many workers a node holds."""
+        if not self.gpus:
+            return int(node.cpus >= self.threads)
+        return _workers(node, self.gpus) if node.kind == self.kind else 0
+
+
+def place(nodes: Sequence[Node], wishes: Wishes) -> Placement:
+    """Places workers on the nodes: one per GPU, or one per node where there are none, unless asked otherwise.
+
+    Raises:
+        EntMTPError: the nodes can't give what is asked for.
+    """
+    wishes.check()
+    with_gpus = any(node.gpus >= 1 for node in nodes)
+    gpus = wishes.gpus_per_worker or (1.0 if with_gpus and wishes.device != "cpu" else 0.0)
+    device = wishes.device if wishes.device != "auto" else "cuda" if gpus else "cpu"
+    if gpus:
+        kind = _chosen_kind(nodes, gpus, wishes.accelerator)
+        chosen = [node for node in nodes if node.kind == kind and _workers(node, gpus)]
+        threads = min(int(node.cpus) // _workers(node, gpus) for node in chosen)
+        return Placement(device, gpus, max(1, threads), kind)
+    if device == "cuda" or wishes.accelerator is not None:
+        asked = "device: 'cuda'" if device == "cuda" else f"accelerator: '{wishes.accelerator}'"
+        raise EntMTPError(f"{asked} needs a GPU and no node has one; add a node with a GPU, or give --device cpu")
+    cpus = [int(node.cpus) for node in nodes if node.cpus >= 1]
+    if not cpus:
+        raise EntMTPError("cluster: no node offers a CPU; start one with 'ray start --num-cpus N'")
+    # All workers have as many threads, or their times would not compare: so many that most CPUs have work.
+    threads = max(cpus, key=lambda count: (count * sum(own >= count for own in cpus), count))
+    return Placement(device, 0.0, threads, "")
+
+
+def _workers(node: Node, gpus: float) -> int:
+    # A share is of one GPU: 1 / 0.3 leaves a rest that no fourth worker can have. The small term is for 1 / 0.1.
+    return int(node.gpus) * int(1 / gpus + 1e-6)
+
+
+def _chosen_kind(nodes: Sequence[Node], gpus: float, asked: str | None) -> str:
+    """The kind of GPU that was asked for, or the one that most workers can have."""
+    workers: Counter[str] = Counter()
+    for node in nodes:
+        if _workers(node, gpus):
+            workers[node.kind] += _workers(node, gpus)
+    if not workers:
+        raise EntMTPError(f"gpus_per_worker: {gpus:g} is more than any node has; leave it out to run on CPUs")
+    if asked is None:
+        return min(workers, key=lambda kind: (-workers[kind], kind))
+    if asked not in workers:
+        known = ", ".join(sorted(kind or "unnamed" for kind in workers))
+        raise EntMTPError(f"accelerator: '{asked}' is on no node; the cluster's GPUs are {known}")
+    return asked

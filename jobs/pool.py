@@ -1,0 +1,206 @@
+"""Benchmark workers on a Ray cluster: one actor per share of a GPU, on nodes that may come and go while a run lasts."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.devices import Usage
+from entmtp.evaluation.dispatch import Dispatch, Outcome, Settled
+from entmtp.evaluation.placement import Node, Placement, Wishes, place
+from entmtp.evaluation.units import Unit
+
+LOOK_SECONDS = 2.0
+"""Between two looks at which nodes there are."""
+FAILED_STARTS = 5
+"""So many workers in a row that end before they have loaded the model: no further one would."""
+
+Ask = Callable[[Any, Unit], Any]
+"""Has an actor run a task; returns the reference of its :class:`Outcome`."""
+
+
+@dataclass
+class Seat:
+    """A worker.
+
+    Attributes:
+        owed: the reference of what it does now: the name of its hardware while it loads, then outcomes; None if idle.
+        task: what it runs; None while it loads, or is idle.
+        since: when it had loaded, on this process's clock; None before.
+    """
+
+    node: Node
+    actor: Any
+    owed: Any
+    task: Unit | None = None
+    since: float | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    def in_words(self) -> str:
+        """What it does at this moment, and for how long."""
+        doing = self.task.key if self.task is not None else "loads the model" if self.since is None else "waits"
+        return f"{doing}, {time.monotonic() - self.began:.0f} s"
+
+
+def alive_nodes() -> list[Node]:
+    """The cluster's nodes, with the name that Ray gives their GPUs."""
+    prefix = "accelerator_type:"
+    found = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            kind = next((name.removeprefix(prefix) for name in has if name.startswith(prefix)), "")
+            name = str(node["NodeManagerAddress"])
+            found.append(Node(node["NodeID"], name, has.get("CPU", 0.0), has.get("GPU", 0.0), kind))
+    return found
+
+
+class WorkerPool:
+    """Keeps every node that fits full of workers, and gives each its next task as soon as it is free.
+
+    Attributes:
+        placement: what each worker takes.
+        usage: of all that was done so far.
+    """
+
+    def __init__(self, wishes: Wishes) -> None:
+        nodes = alive_nodes()
+        self.placement: Placement = place(nodes, wishes)
+        self.places = sum(map(self.placement.workers_on, nodes))
+        self.usage = Usage()
+        self._seats: list[Seat] = []
+        self._foreign: set[str] = set()  # nodes with other hardware than the first worker's
+        self._failed_starts = 0
+        self._looked = float("-inf")
+
+    def run(
+        self, dispatch: Dispatch, start: Callable[[Any], tuple[Any, Any]], ask: Ask, check: Callable[[str], None]
+    ) -> Iterator[Settled]:
+        """Runs all tasks of ``dispatch``; yields each unit as it is settled.
+
+        ``start`` makes an actor with Ray's options that it is given, and returns it with the reference of its
+        hardware's name, which ``check`` may refuse by an EntMTPError.
+
+        Raises:
+            EntMTPError: as ``check``, if no node has hardware that passes; or workers that never come to load.
+        """
+        try:
+            while not dispatch.over:
+                self._fill(dispatch, start)
+                self._hand_out(dispatch, ask)
+                seat = self._next_to_answer()
+                if seat is not None and (settled := self._take(seat, dispatch, check)) is not None:
+                    self._hand_out(dispatch, ask)  # nobody waits for what the caller does with this unit
+                    yield settled
+        finally:
+            for seat in list(self._seats):
+                self._dismiss(seat)
+
+    def doing(self) -> list[tuple[str, str]]:
+        """Each worker's node and what it does."""
+        return [(seat.node.name, seat.in_words()) for seat in list(self._seats)]
+
+    def _fill(self, dispatch: Dispatch, start: Callable[[Any], tuple[Any, Any]]) -> None:
+        """Starts a worker wherever there is room for one and work."""
+        now = time.monotonic()
+        if now < self._looked + LOOK_SECONDS:
+            return
+        self._looked = now
+        taken = Counter(seat.node.id for seat in self._seats)
+        useful = dispatch.waiting - sum(seat.task is None for seat in self._seats)
+        for node in alive_nodes():
+            room = 0 if node.id in self._foreign else self.placement.workers_on(node) - taken[node.id]
+            for _ in range(min(room, useful)):
+                actor, owed = start(self._options(node))
+                self._seats.append(Seat(node, actor, owed))
+                useful -= 1
+
+    def _options(self, node: Node) -> dict[str, Any]:
+        threads = self.placement.threads
+        return {
+            "num_gpus": self.placement.gpus,
+            # A share of a GPU is what a worker waits for; it must not wait for a CPU of that node as well.
+            "num_cpus": 0 if self.placement.gpus else threads,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node.id, soft=False),
+            # Ray sets OMP_NUM_THREADS to an actor's num_cpus only where it is whole; say it once for all cases.
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}},
+        }
+
+    def _hand_out(self, dispatch: Dispatch, ask: Ask) -> None:
+        for seat in self._seats:
+            if seat.owed is None and (task := dispatch.next()) is not None:
+                seat.task, seat.owed, seat.began = task, ask(seat.actor, task), time.monotonic()
+
+    def _next_to_answer(self) -> Seat | None:
+        by_ref = {seat.owed: seat for seat in self._seats if seat.owed is not None}
+        if not by_ref:
+            time.sleep(LOOK_SECONDS)  # no node fits at this moment
+            return None
+        ready, _ = ray.wait(list(by_ref), num_returns=1, timeout=LOOK_SECONDS)
+        return by_ref[ready[0]] if ready else None
+
+    def _take(self, seat: Seat, dispatch: Dispatch, check: Callable[[str], None]) -> Settled | None:
+        """Takes in what a worker has answered, or that it is gone."""
+        task, owed = seat.task, seat.owed
+        seat.task = seat.owed = None
+        seat.began = time.monotonic()
+        try:
+            answer: str | Outcome = ray.get(owed)
+        except EntMTPError:
+            raise
+        except RayError as error:
+            self._dismiss(seat)
+            reason = f"its worker ended: {_reason(error)}"
+            if task is not None:
+                return dispatch.lost(task, reason)
+            self._count_failed_start(reason)
+            return None
+        if isinstance(answer, str):
+            self._welcome(seat, answer, check)
+            return None
+        assert task is not None
+        self.usage.busy += answer.busy_seconds
+        return dispatch.returned(task, answer)
+
+    def _welcome(self, seat: Seat, hardware: str, check: Callable[[str], None]) -> None:
+        """A worker has loaded its model: it stays if its hardware is the run's."""
+        self._failed_starts = 0
+        try:
+            check(hardware)
+        except EntMTPError as refusal:
+            self._dismiss(seat)
+            self._foreign.add(seat.node.id)
+            print(f"{seat.node.name} is left out: {refusal}", flush=True)
+            if not self._seats:
+                raise
+            return
+        seat.since = time.monotonic()
+        self.usage.workers = max(self.usage.workers, sum(each.since is not None for each in self._seats))
+
+    def _count_failed_start(self, reason: str) -> None:
+        self._failed_starts += 1
+        if self._failed_starts >= FAILED_STARTS:
+            raise EntMTPError(
+                f"worker: {self._failed_starts} in a row could not load the model, the last because {reason};"
+                " see its log, and that model and heads fit into the memory of one worker"
+            )
+
+    def _dismiss(self, seat: Seat) -> None:
+        if seat.since is not None:
+            self.usage.present += time.monotonic() - seat.since
+        self._seats.remove(seat)
+        ray.kill(seat.actor)
+
+
+def _reason(error: RayError) -> str:
+    """The last line that says something: Ray tells the cause at the end of a worker's traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
