@@ -19,13 +19,16 @@ from typing import Any
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import ARMS, DEFAULT_ARMS, TRANSFER, check_arms
+from entmtp.evaluation.answers import write_answers
+from entmtp.evaluation.arms import DEFAULT_ARMS, LOSSLESS, METHODS, TRANSFER, check_acceptance, check_arms
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.pareto import ParetoPoint, pareto
 from entmtp.evaluation.report import print_table, write_report
 from entmtp.evaluation.rows import RequestRow, StepRow, part_exists, read_metadata, read_parts, write_part
 from entmtp.evaluation.runner import Workplace
-from entmtp.evaluation.suites import SUITES, get_suite
+from entmtp.evaluation.suites import FAMILIES, get_suite, suite_names
+from entmtp.evaluation.suites.base import Message
+from entmtp.evaluation.summary import LOSSY
 from entmtp.evaluation.tracking import TrackedModel, check_tracking, default_tracking_uri, log_benchmark
 from entmtp.evaluation.units import Unit, make_units
 from entmtp.heads.checkpoint import KINDS, bundled_heads, file_hash
@@ -63,10 +66,8 @@ class Plan:
 
 def validate(*, profile: str, suites: Sequence[str], arms: Sequence[str], overrides: Mapping[str, int | None]) -> None:
     """What can be told wrong before a cluster is asked for; raises EntMTPError."""
-    _settings(profile, overrides)
-    check_arms(list(arms))
-    for name in suites:
-        get_suite(name)
+    check_acceptance(check_arms(list(arms)), _settings(profile, overrides).acceptance)
+    suite_names(suites)
 
 
 def make_plan(
@@ -92,16 +93,31 @@ def make_plan(
         EntMTPError: names the option, the value and the fix.
     """
     settings = _settings(profile, overrides)
-    chosen_suites = list(dict.fromkeys(get_suite(name).name for name in (suites or SUITES)))
-    chosen_arms = check_arms(list(arms or (ARMS if profile == STUDY else DEFAULT_ARMS)))
+    chosen_suites = suite_names(suites)
+    chosen_arms = check_arms(list(arms or _default_arms(profile, settings)))
+    check_acceptance(chosen_arms, settings.acceptance)
     sources = _heads_sources(model, heads)
     tasks = [*chosen_suites, *_foreign_tasks(chosen_suites, chosen_arms)]
     files = {task: {kind: str(_bank_path(task, kind, model, banks)) for kind in sources} for task in tasks}
     place = Workplace(str(resolve_model(model)), sources, files, device, threads)
-    units = make_units(chosen_suites, _pairs("data", data, list(SUITES)), chosen_arms, settings, _identity(place))
+    data_files = _pairs("data", data, list(FAMILIES))
+    uncalibrated = [suite for suite in chosen_suites if bank_task(place, suite) == MIXED]
+    units = make_units(chosen_suites, data_files, chosen_arms, settings, _identity(place), uncalibrated)
     uri = tracking_uri or default_tracking_uri(results)
     check_tracking(uri)
     return Plan(profile, settings, chosen_arms, place, units, results, uri)
+
+
+def describe(plan: Plan) -> Iterator[str]:
+    """A line about each suite: its prompts, its budget, and whose tree banks it uses."""
+    for suite in dict.fromkeys(unit.suite for unit in plan.units):
+        units = [unit for unit in plan.units if unit.suite == suite]
+        tokens = get_suite(suite).protocol.tokens(plan.settings.max_new_tokens)
+        count = sum(len(unit.prompts) for unit in units)
+        yield (
+            f"{suite}: {count} prompts ({units[0].source}), up to {tokens} new tokens,"
+            f" tree banks of '{bank_task(plan.place, suite)}'"
+        )
 
 
 def run_units(plan: Plan, run: Callable[[list[Unit]], Iterator[tuple[Unit, Any]]], console: Console) -> None:
@@ -131,6 +147,8 @@ def finish(plan: Plan, hardware: str, console: Console) -> Path:
     print_table(console, summarise(requests, steps), facts)
     folder = plan.results / "report"
     report = write_report(folder, requests, steps, facts, _pareto(plan))
+    prompts = [prompt for unit in plan.units for prompt in unit.prompts]
+    write_answers(folder / "answers.jsonl", prompts, _histories(plan), requests)
     run = log_benchmark(plan.tracking_uri, "entmtp-benchmark", facts, requests, steps, folder, _tracked(plan))
     console.print(f"\npeak memory of one worker: {facts['peak_memory_mib']} MiB")
     console.print(f"\nreport   {report}\nparts    {plan.parts}\nMLflow   {run.tracking_uri}")
@@ -145,9 +163,22 @@ def _settings(profile: str, overrides: Mapping[str, int | None]) -> BenchmarkSet
     return BenchmarkSettings.parse(**(PROFILES[profile].model_dump() | given))
 
 
+def _default_arms(profile: str, settings: BenchmarkSettings) -> Sequence[str]:
+    if settings.acceptance == "typical":
+        return METHODS
+    if settings.temperature > 0:
+        return (*DEFAULT_ARMS, *LOSSY)
+    return LOSSLESS if profile == STUDY else DEFAULT_ARMS
+
+
+def bank_task(place: Workplace, suite: str) -> str:
+    """The task whose tree banks a suite's arms choose by: its own, or the one that the table of protocols names."""
+    return " and ".join(sorted({Path(path).stem.rpartition("-")[0] for path in place.banks[suite].values()}))
+
+
 def _foreign_tasks(suites: Sequence[str], arms: Sequence[str]) -> list[str]:
     """Whose banks are needed beside the suites' own."""
-    transfer = [TRANSFER[suite] for suite in suites] if "entmtp-transfer" in arms else []
+    transfer = [TRANSFER[get_suite(suite).family] for suite in suites] if "entmtp-transfer" in arms else []
     return transfer + [MIXED] * ("entmtp-mixed" in arms)
 
 
@@ -171,7 +202,11 @@ def _bank_path(suite: str, kind: str, model: str, banks: Path | None) -> Path:
         raise EntMTPError(
             f"banks: none are shipped for model '{model}'; make some with 'entmtp calibrate', give --banks"
         )
-    path = bundled_bank(suite, kind) if banks is None else banks / f"{suite}-{kind}.json"
+    own, other = (
+        bundled_bank(task, kind) if banks is None else banks / f"{task}-{kind}.json"
+        for task in (suite, MIXED if suite == MIXED else get_suite(suite).protocol.bank)
+    )
+    path = own if own.is_file() else other
     load_bank(path)
     return path
 
@@ -219,6 +254,7 @@ def _facts(plan: Plan, hardware: str) -> dict[str, Any]:
         "model": plan.place.model,
         "heads": {kind: _shown(source) for kind, source in plan.place.heads.items()},
         "hashes": _identity(plan.place),
+        "banks": {suite: bank_task(plan.place, suite) for suite in dict.fromkeys(unit.suite for unit in plan.units)},
         "hardware": hardware,
         "peak_memory_mib": max(_peak_memory(plan)),
         "platform": platform.platform(),
@@ -235,6 +271,12 @@ def _pareto(plan: Plan) -> list[ParetoPoint]:
     ran = dict.fromkeys(unit.suite for unit in plan.units)
     banks = {suite: {kind: load_bank(Path(path)) for kind, path in plan.place.banks[suite].items()} for suite in ran}
     return pareto(banks, costs)
+
+
+def _histories(plan: Plan) -> dict[str, list[Message]]:
+    """The conversations before the prompts, as the finished units tell them."""
+    told = (read_metadata(plan.parts / unit.key).get("histories", {}) for unit in plan.units)
+    return {prompt: [(role, content) for role, content in its] for one in told for prompt, its in one.items()}
 
 
 def _shown(source: str) -> str:

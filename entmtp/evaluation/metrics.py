@@ -17,6 +17,7 @@ from entmtp.evaluation.summary import (
     ALL_SUITES,
     AUTOREGRESSIVE,
     ENTMTP,
+    LOSSY,
     ORACLE,
     ArmSummary,
     DepthAcceptance,
@@ -30,7 +31,7 @@ _SUITE_ORDER = ("humaneval", "gsm8k", "sharegpt", "litbench")
 _ARM_ORDER = (
     *(AUTOREGRESSIVE, "medusa", "medusa-best", "hydra", "hydra-best", ENTMTP, "entmtp-goodput"),
     *("entmtp-dynamic", "entmtp-transfer", "entmtp-mixed"),
-    *("always-big", "random", ORACLE),
+    *("always-big", "random", ORACLE, *LOSSY),
 )
 _BASELINES = (AUTOREGRESSIVE, "medusa", "hydra")  # every arm is compared with these, adaptive ones with every arm
 _HEAVY = ("text", "token_ids")
