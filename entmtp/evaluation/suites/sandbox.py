@@ -3,9 +3,9 @@
 The code is untrusted. It runs in a fresh interpreter (:mod:`entmtp.evaluation.suites.jail`) without this process's
 environment variables, with bounded time, memory, file size and number of processes, and behind the executor's guard
 against destructive calls. On Linux namespaces shut it in: no network, all files read-only but an empty folder in
-memory, no devices, no other process in sight, and what it starts ends with it. Where the kernel refuses that (as in many
-containers) or has none, a log line says so, and Python's audit hooks alone forbid the network and new processes. That
-stops accidents, not attacks: score models that you do not trust where nothing can be lost.
+memory, no devices, no other process in sight, and what it starts ends with it. Where the kernel refuses that, as in
+many containers, or has none, a log line says so, and Python's audit hooks alone forbid the network and new processes.
+That stops accidents, not attacks: score models that you do not trust where nothing can be lost.
 
 The verdict itself is the official one, with its one weakness: the tests run in the process of the code that they test.
 """
@@ -30,6 +30,7 @@ TIME_LIMIT_SECONDS = 10.0
 """Of the problem's tests; a correct answer takes milliseconds, the rest is for busy machines."""
 STARTUP_SECONDS = 30.0
 MAX_COMPLAINT_BYTES = 4096
+JAIL = Path(__file__).with_name("jail.py").resolve()
 KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH")
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def _run(job: str, folder: str) -> tuple[int, str]:
     # A file, which the child's limit bounds, and not a pipe, which it could fill without end.
     with tempfile.TemporaryFile() as complaints:
         child = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("jail.py").resolve()), folder],
+            [sys.executable, "-P", str(JAIL), folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=complaints,

@@ -170,7 +170,7 @@ def test_typical_acceptance_leaves_the_models_text_and_plain_decoding_does_not(
     lossless = SETTINGS.model_copy(update={"temperature": 1.0})
     typical = lossless.model_copy(update={"acceptance": "typical"})
     plain = worker.run(units[0], ["autoregressive"], lossless)[0][0].token_ids
-    requests, steps, _ = worker.run(units[0], ["autoregressive", "hydra"], typical)
+    requests, _, _ = worker.run(units[0], ["autoregressive", "hydra"], typical)
     by_arm = {row.arm: row for row in requests}
     assert by_arm["autoregressive"].token_ids == plain
     assert by_arm["autoregressive"].identical
