@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from entmtp.evaluation.arms import DEFAULT_ARMS, FOREIGN_BANKS, LOSSLESS, LOSSY
+from entmtp.evaluation.arms import DEFAULT_ARMS, FOREIGN_BANKS, LOSSLESS
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.rows import REQUEST_SCHEMA, STEP_SCHEMA, RequestRow, StepRow, as_table
 from entmtp.evaluation.runner import Worker, Workplace
-from entmtp.evaluation.summary import Summary
+from entmtp.evaluation.summary import LOSSY, Summary
 from entmtp.evaluation.units import make_units
 from entmtp.evaluation.verdicts import verdicts
 from entmtp.heads.checkpoint import KINDS, bundled_heads
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 SUITES = ("humaneval", "gsm8k")
 ARMS = (*LOSSLESS, *LOSSY)
-SETTINGS = BenchmarkSettings(prompts=4, max_new_tokens=160, repetitions=1)
+SETTINGS = BenchmarkSettings(prompts=3, max_new_tokens=96, repetitions=1)
 
 
 @pytest.fixture(scope="module")

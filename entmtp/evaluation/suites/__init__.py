@@ -23,15 +23,16 @@ from entmtp.evaluation.suites.sharegpt import ShareGpt
 from entmtp.evaluation.suites.spec_bench import TASKS, SpecBench
 from entmtp.evaluation.suites.splits import draw, split
 
-SUITES: dict[str, Suite[Any]] = {
-    suite.name: suite
-    for suite in (
-        *(HumanEval(), Gsm8k(), ShareGpt(), LitBench()),
-        MtBench(),
-        *(SpecBench(task) for task in TASKS),
-        Custom(),
-    )
-}
+_SUITES: tuple[Suite[Any], ...] = (
+    HumanEval(),
+    Gsm8k(),
+    ShareGpt(),
+    LitBench(),
+    MtBench(),
+    *(SpecBench(task) for task in TASKS),
+    Custom(),
+)
+SUITES = {suite.name: suite for suite in _SUITES}
 VARIANTS: dict[str, Callable[[int], Suite[Any]]] = {"gsm8k-N-shot": Gsm8k, "sharegpt-N-turns": ShareGpt}
 """Suites with a number in their name."""
 GROUPS: dict[str, tuple[str, ...]] = {"spec-bench": tuple(f"spec-bench-{task}" for task in TASKS)}

@@ -35,7 +35,7 @@ class SpecBenchRow(QuestionRow):
         return category
 
 
-class SpecBench(Suite[SpecBenchRow]):
+class SpecBench(Suite[QuestionRow]):
     """`spec-bench-TASK`: the questions of one task."""
 
     family: ClassVar[str] = "spec-bench"
@@ -47,6 +47,6 @@ class SpecBench(Suite[SpecBenchRow]):
         self.name: str = f"spec-bench-{task}"
         self._categories = TASKS[task]
 
-    def prompts(self, row: SpecBenchRow, number: int) -> list[Prompt]:
+    def prompts(self, row: QuestionRow, number: int) -> list[Prompt]:
         """The row's turns; none where it belongs to another task."""
         return prompts_of_turns(self, row) if row.category in self._categories else []

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import DEFAULT_ARMS, LOSSY, METHODS
+from entmtp.evaluation.arms import DEFAULT_ARMS, METHODS
 from entmtp.evaluation.benchmark import (
     Plan,
     bank_task,
@@ -24,6 +24,7 @@ from entmtp.evaluation.benchmark import (
     validate,
 )
 from entmtp.evaluation.rows import read_parts
+from entmtp.evaluation.summary import LOSSY
 from entmtp.evaluation.tracking import check_tracking, default_tracking_uri
 from entmtp.evaluation.units import Unit
 from entmtp.heads.checkpoint import KINDS

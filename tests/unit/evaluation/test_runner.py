@@ -7,10 +7,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from entmtp.evaluation.arms import LOSSLESS, LOSSY, Toolbox, params_of
+from entmtp.evaluation.arms import LOSSLESS, Toolbox, params_of
 from entmtp.evaluation.rows import RequestRow, StepRow
 from entmtp.evaluation.runner import Worker, Workplace, first_difference, text_params, up_to_stop
 from entmtp.evaluation.suites import Prompt, get_suite
+from entmtp.evaluation.summary import LOSSY
 from entmtp.evaluation.units import Unit, make_units
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.registry import encode_chat
