@@ -32,7 +32,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.load.load_summary import Slo, speedup, summarise_load
 from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
 from entmtp.evaluation.load.turns import Rounds, in_turns, texts_of
-from entmtp.evaluation.suites import SUITES, scored_prompts
+from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
 from entmtp.evaluation.verdicts import ratio
 from entmtp.scheduling.cost import hardware_name
 
@@ -61,7 +61,7 @@ def main(
         peer = Endpoint.parse(other, model, "none")
         if peer.name == OURS:
             raise EntMTPError(f"other: '{OURS}' is our own name in the table; name the other one otherwise")
-        texts = [one.text for name in SUITES for one in scored_prompts(name, 12)]
+        texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, 12)]
         loads = sorted(set(users or [1, 2, 4, 8]))
         with running(url) as address:
             endpoints = [Endpoint(OURS, f"{address}/v1", model), peer]

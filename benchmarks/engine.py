@@ -35,7 +35,7 @@ from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import Toolbox, make_correcting_policy, make_policy
 from entmtp.evaluation.intervals import Estimate, ratio_of_sums
-from entmtp.evaluation.suites import SUITES, scored_prompts
+from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
 from entmtp.evaluation.verdicts import ratio
 from entmtp.files import write_whole
 from entmtp.heads.base import DraftHeads
@@ -131,7 +131,7 @@ def main(
 
 def _prompts(tokenizer: Any) -> list[list[int]]:
     """Scored prompts of all suites in turn, as many of each as the smallest has."""
-    suites = [scored_prompts(name, 16) for name in SUITES]
+    suites = [scored_prompts(name, 16) for name in PAPER_SUITES]
     return [encode_chat(tokenizer, prompt.text) for turn in zip(*suites, strict=False) for prompt in turn]
 
 

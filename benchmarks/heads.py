@@ -17,7 +17,7 @@ import typer
 from benchmarks.record import Cell, Table, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.calibration import calibration_texts, traces_of
-from entmtp.evaluation.suites import SUITES, load_suite, split
+from entmtp.evaluation.suites import PAPER_SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
@@ -43,7 +43,7 @@ def main(
         model, tokenizer = load_model("bundled")
         backbone = Backbone(model)
         rows: list[list[Cell]] = []
-        for name in SUITES:
+        for name in PAPER_SUITES:
             suite = load_suite(name, files.get(name))
             asked = draw(split(suite.prompts)[1], prompts, seed=0)
             ids = [encode_chat(tokenizer, prompt.text) for prompt in asked]

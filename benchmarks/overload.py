@@ -29,7 +29,7 @@ from benchmarks.serving import running
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
-from entmtp.evaluation.suites import SUITES, scored_prompts
+from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
 from entmtp.scheduling.cost import hardware_name
 
 REFUSED = "HTTP 429"
@@ -53,7 +53,7 @@ def main(
     """Overload the service."""
     with told_plainly("overload", interrupted="nothing was recorded"), running(url) as address:
         console = Console(stderr=True)
-        texts = [one.text for name in SUITES for one in scored_prompts(name, 12)]
+        texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, 12)]
         traffic = Traffic(Endpoint("service", f"{address}/v1", model), texts, tokens, 600.0)
         calm = asyncio.run(_calm(traffic, users))
         if errors := {one.error for one in calm if one.error}:

@@ -41,7 +41,7 @@ from entmtp.cli_errors import told_plainly
 from entmtp.decoding.measure import step_cost
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import Toolbox, make_engine
-from entmtp.evaluation.suites import SUITES, load_suite, split
+from entmtp.evaluation.suites import PAPER_SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.evaluation.summary import SAMPLE
 from entmtp.heads.checkpoint import bundled_heads, load_heads
@@ -102,7 +102,7 @@ def main(
 def _scored(tokenizer: Any, count: int) -> list[Asked]:
     """Prompts that no bank was calibrated on."""
     found = []
-    for name in SUITES:
+    for name in PAPER_SUITES:
         suite = load_suite(name)
         ids = [encode_chat(tokenizer, prompt.text) for prompt in draw(split(suite.prompts)[1], count, seed=0)]
         found.append(Asked(name, f"{name} (sample)" if suite.source == SAMPLE else name, ids))
@@ -114,7 +114,7 @@ def _own(backbone: Backbone, console: Console) -> dict[str, dict[str, Arm]]:
     heads = load_heads(bundled_heads("hydra"), backbone)
     cost = step_cost(backbone, heads, cache_folder(), console.print)
     found = {}
-    for suite in SUITES:
+    for suite in PAPER_SUITES:
         tools = Toolbox(backbone, {"hydra": heads}, {"hydra": load_bank(bundled_bank(suite, "hydra"))}, {"hydra": cost})
         found[suite] = {arm: own_arm(make_engine(arm, tools)) for arm in OURS}
     return found

@@ -24,7 +24,7 @@ from benchmarks.record import Cell, Table, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.calibration import calibration_texts, growths_of, traces_of
 from entmtp.evaluation.replay import DYNAMIC, FLAT, IDEAL, IDEAL_WORDS, POLICIES, cost_of, policies, replay_policy
-from entmtp.evaluation.suites import SUITES, load_suite, split
+from entmtp.evaluation.suites import PAPER_SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.evaluation.verdicts import ratio
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
@@ -61,7 +61,7 @@ def main(
         model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
         backbone = Backbone(model)
         rows: list[list[Cell]] = []
-        for name in SUITES:
+        for name in PAPER_SUITES:
             suite = load_suite(name)
             asked = draw(split(suite.prompts)[1], prompts, seed=0)
             folder = output / name

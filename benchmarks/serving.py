@@ -27,7 +27,7 @@ from entmtp.decoding.completion import Completion
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.intervals import Estimate, ratio_of_sums
 from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
-from entmtp.evaluation.suites import SUITES, scored_prompts
+from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
 from entmtp.evaluation.verdicts import ratio
 from entmtp.models.registry import encode_chat
 from entmtp.scheduling.cost import hardware_name
@@ -53,7 +53,7 @@ def main(
 ) -> None:
     """Measure the overhead of serving."""
     with told_plainly("serving", interrupted="nothing was recorded"), running(url) as address:
-        texts = [one.text for name in SUITES for one in scored_prompts(name, prompts)]
+        texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, prompts)]
         engine, tokenizer = load_method(Method(method), print, EngineSettings())
         params = SamplingParams(temperature=0.0, max_tokens=tokens)
         traffic = Traffic(Endpoint("service", f"{address}/v1", model), texts, tokens, 600.0)

@@ -20,7 +20,7 @@ from benchmarks.record import Cell, Table, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.calibration import PROBES, calibration_texts, traces_of
 from entmtp.evaluation.prediction import fit_predictor, quality, step_rows
-from entmtp.evaluation.suites import SUITES, load_suite, split
+from entmtp.evaluation.suites import PAPER_SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
@@ -57,7 +57,7 @@ def main(
         model, tokenizer = load_model("bundled")
         backbone = Backbone(model)
         rows: list[list[Cell]] = []
-        for name in SUITES:
+        for name in PAPER_SUITES:
             suite = load_suite(name)
             halves = dict(zip(("fitted", "held-out"), split(suite.prompts), strict=True))
             for half, of in halves.items():

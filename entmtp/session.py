@@ -13,7 +13,7 @@ from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import machine_cost
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import METHODS, Toolbox, kind_of, make_correcting_policy, make_policy
-from entmtp.evaluation.suites import SUITES
+from entmtp.evaluation.suites import PAPER_SUITES
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
@@ -115,7 +115,7 @@ def check_method(method: Method) -> None:
     """Raises EntMTPError for a method or task that there is not."""
     if method.name not in METHODS:
         raise EntMTPError(f"method: '{method.name}' is unknown; choose one of {', '.join(METHODS)}")
-    if method.task not in (tasks := (*SUITES, MIXED)):
+    if method.task not in (tasks := (*PAPER_SUITES, MIXED)):
         raise EntMTPError(f"task: '{method.task}' is unknown; choose one of {', '.join(tasks)}")
 
 

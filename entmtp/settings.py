@@ -95,6 +95,7 @@ class LadderSettings(Settings):
     hysteresis: float = Field(0.05, ge=0, description="nats that the entropy must pass a threshold by")
 
 
+Acceptance = Literal["rejection", "typical"]
 Bias = Annotated[FiniteFloat, Field(ge=-100, le=100)]
 
 
@@ -122,7 +123,7 @@ class SamplingParams(Settings):
     stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, description="tokens that end it")
     ignore_eos: bool = Field(default=False, description="the model's own end of text does not end it")
     logprobs: int | None = Field(None, ge=0, le=20, description="so many likeliest tokens are told beside each token")
-    acceptance: Literal["rejection", "typical"] = Field(
+    acceptance: Acceptance = Field(
         "rejection", description="'rejection' keeps the distribution; 'typical' is Medusa's rule, which does not"
     )
 
@@ -144,13 +145,23 @@ class BenchmarkSettings(Settings):
     max_new_tokens: int = Field(24, ge=1, description="tokens per request")
     repetitions: int = Field(3, ge=1, description="timed runs of each arm on each prompt")
     shard_prompts: int = Field(1, ge=1, description="prompts per unit of work")
+    temperature: FiniteFloat = Field(0.0, ge=0, le=100, description="0 takes the likeliest token")
+    acceptance: Acceptance = Field("rejection", description="of all arms that draft, as in SamplingParams")
     seed: int = 0
 
 
 STUDY = "study"
+PAPER_TEMPERATURE = 0.7
+"""Of Medusa's, Hydra's and EntMTP's own measurements."""
+_PAPER = BenchmarkSettings(prompts=80, max_new_tokens=256, shard_prompts=4, temperature=PAPER_TEMPERATURE)
+_TYPICAL = _PAPER.model_copy(update={"acceptance": "typical"})
 PROFILES: dict[str, BenchmarkSettings] = {
     "quick": BenchmarkSettings(),
     "standard": BenchmarkSettings(prompts=10, max_new_tokens=128, shard_prompts=2),
     STUDY: BenchmarkSettings(prompts=14, max_new_tokens=48),
     "full": BenchmarkSettings(prompts=80, max_new_tokens=256, shard_prompts=4),
+    "paper": _TYPICAL,
+    "paper-long": _TYPICAL.model_copy(update={"max_new_tokens": 1024}),
+    "paper-lossless": _PAPER,
+    "paper-lossless-long": _PAPER.model_copy(update={"max_new_tokens": 1024}),
 }

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.calibrate_task import calibrate_task
-from entmtp.evaluation.suites import SUITES, get_suite
+from entmtp.evaluation.suites import PAPER_SUITES, get_suite
 from entmtp.trees.bank import MIXED
 
 
@@ -52,7 +52,7 @@ def main(
 ) -> None:
     """Calibrate tasks over the cluster."""
     with told_plainly("calibrate"):
-        named = task or [*SUITES, MIXED]
+        named = task or [*PAPER_SUITES, MIXED]
         tasks = [get_suite(name).name for name in named if name != MIXED]
         files = {name: Path(path).absolute() for name, _, path in (text.partition("=") for text in data or [])}
         ray.init(logging_level=logging.ERROR)

@@ -34,7 +34,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.load.load_summary import LoadSummary, Slo, outcome_table, speedup, summarise_load
 from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
 from entmtp.evaluation.load.turns import Rounds, in_turns, texts_of
-from entmtp.evaluation.suites import SUITES, scored_prompts
+from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
 from entmtp.evaluation.tracking import check_tracking, default_tracking_uri, log_load
 from entmtp.evaluation.verdicts import ratio
 from entmtp.files import write_whole
@@ -73,7 +73,7 @@ def main(
         uri = tracking_uri or default_tracking_uri(results)
         results.mkdir(parents=True, exist_ok=True)
         check_tracking(uri)
-        prompts = _prompts(suite or list(SUITES), seed)
+        prompts = _prompts(suite or list(PAPER_SUITES), seed)
         traffic = [Traffic(one, prompts, max_tokens, timeout) for one in endpoints]
         found = asyncio.run(_run(traffic, users, rate, requests, rounds, seed))
         texts = texts_of(found[endpoints[0].name])
@@ -84,7 +84,12 @@ def main(
         _show(summaries, found, slo)
         facts: dict[str, Any] = {"model": model, "users": users, "rate": rate, "requests": requests}
         facts |= {"rounds": rounds, "seed": seed}
-        facts |= {"max_tokens": max_tokens, "slo.ttft": slo_ttft, "slo.tpot": slo_tpot, "suites": suite or list(SUITES)}
+        facts |= {
+            "max_tokens": max_tokens,
+            "slo.ttft": slo_ttft,
+            "slo.tpot": slo_tpot,
+            "suites": suite or list(PAPER_SUITES),
+        }
         facts |= {f"endpoint.{one.name}": one.url for one in endpoints}
         print(f"MLflow: {log_load(uri, 'entmtp-load', facts, summaries, table).open_command}")
 

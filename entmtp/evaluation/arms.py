@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+from tokenizers import Tokenizer
 
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.replay import all_trees
+from entmtp.evaluation.summary import LOSSY
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.correction import CorrectingPolicy
@@ -18,7 +21,7 @@ from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.goodput import GoodputPolicy
 from entmtp.scheduling.ladder import best_static, build_ladder
 from entmtp.scheduling.policies import LadderPolicy, Policy, ScheduledPolicy, SequencePolicy, StaticPolicy
-from entmtp.settings import CalibrationSettings, LadderSettings
+from entmtp.settings import PAPER_TEMPERATURE, Acceptance, CalibrationSettings, LadderSettings, SamplingParams
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.published import published_tree
 from entmtp.trees.replay import best_schedule
@@ -41,13 +44,22 @@ CONTROLS = ("always-big", "random", "oracle")
 FOREIGN_BANKS = ("entmtp-transfer", "entmtp-mixed")
 """Controls that choose by the bank of another suite, or by one bank for all."""
 
-ARMS = (*METHODS, *FOREIGN_BANKS, *CONTROLS)
+LOSSLESS = (*METHODS, *FOREIGN_BANKS, *CONTROLS)
+ARMS = (*LOSSLESS, *LOSSY)
 DEFAULT_ARMS = (*METHODS, *CONTROLS)
 """What runs where nothing else is asked for; banks of other suites are a question for a study."""
 
 NEEDS_HINDSIGHT = frozenset({"random", "oracle"})
-TRANSFER = {"humaneval": "litbench", "gsm8k": "sharegpt", "sharegpt": "gsm8k", "litbench": "humaneval"}
-"""Whose bank ``entmtp-transfer`` uses on a suite: one of quite another kind of text."""
+TRANSFER = {
+    "humaneval": "litbench",
+    "gsm8k": "sharegpt",
+    "sharegpt": "gsm8k",
+    "litbench": "humaneval",
+    "mt-bench": "humaneval",
+    "spec-bench": "humaneval",
+    "custom": "humaneval",
+}
+"""Whose bank ``entmtp-transfer`` uses on a family of suites: one of quite another kind of text."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,7 @@ class Toolbox:
     Attributes:
         heads, banks, costs: by kind of heads; the banks are the suite's, the costs this machine's.
         foreign: the banks that each arm of :data:`FOREIGN_BANKS` uses instead, by kind of heads.
+        tokenizer: for suites whose answers end at a text; the others need none.
     """
 
     backbone: Backbone
@@ -64,6 +77,7 @@ class Toolbox:
     banks: Mapping[str, TreeBank]
     costs: Mapping[str, PolicyCost]
     foreign: Mapping[str, Mapping[str, TreeBank]] = field(default_factory=dict)
+    tokenizer: Tokenizer | None = None
 
     def with_banks_of(self, arm: str) -> Toolbox:
         """The same with the banks that the arm chooses by."""
@@ -87,10 +101,31 @@ def check_arms(names: list[str]) -> list[str]:
     return [name for name in ARMS if name in names]
 
 
+def check_acceptance(names: Sequence[str], acceptance: Acceptance) -> None:
+    """Raises EntMTPError for an arm that knows beforehand the text which typical acceptance would leave."""
+    if acceptance == "typical" and (wrong := [name for name in names if name in NEEDS_HINDSIGHT]):
+        raise EntMTPError(
+            f"arm: '{wrong[0]}' follows the model's own text, which typical acceptance does not write;"
+            " leave it out, or use a lossless profile"
+        )
+
+
 def make_engine(arm: str, tools: Toolbox, hindsight: Hindsight | None = None) -> Engine:
     """The engine of an arm; the controls need the prompt's ``hindsight``."""
     heads = None if arm == "autoregressive" else tools.heads[kind_of(arm)]
-    return Engine(tools.backbone, heads, make_policy(arm, tools, hindsight))
+    return Engine(tools.backbone, heads, make_policy(arm, tools, hindsight), tokenizer=tools.tokenizer)
+
+
+def params_of(arm: str, params: SamplingParams) -> SamplingParams:
+    """How an arm's text is drawn where a benchmark draws by ``params``.
+
+    Plain decoding has no guesses to accept, so it always draws from the model's own distribution. Medusa's rule needs a
+    temperature: where texts are greedy, ``medusa-typical`` takes the one that Medusa was published with.
+    """
+    if arm in LOSSY:
+        temperature = params.temperature or PAPER_TEMPERATURE
+        return params.model_copy(update={"acceptance": "typical", "temperature": temperature})
+    return params.model_copy(update={"acceptance": "rejection"}) if arm == "autoregressive" else params
 
 
 def kind_of(arm: str) -> str:
@@ -170,4 +205,5 @@ _POLICIES: dict[str, Callable[[str, Toolbox, Hindsight | None], Policy]] = {
     "always-big": _always_big,
     "random": _random,
     "oracle": _oracle,
+    "medusa-typical": _published,
 }

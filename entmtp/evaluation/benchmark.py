@@ -14,13 +14,14 @@ from pathlib import Path
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import ARMS, DEFAULT_ARMS, TRANSFER, check_arms
+from entmtp.evaluation.arms import DEFAULT_ARMS, LOSSLESS, METHODS, TRANSFER, check_acceptance, check_arms
 from entmtp.evaluation.dispatch import Settled
 from entmtp.evaluation.progress import Doing, Progress
 from entmtp.evaluation.rows import finished_keys, read_metadata, write_part
 from entmtp.evaluation.runner import Workplace
 from entmtp.evaluation.storage import Store
-from entmtp.evaluation.suites import SUITES, get_suite
+from entmtp.evaluation.suites import FAMILIES, get_suite, suite_names
+from entmtp.evaluation.summary import LOSSY
 from entmtp.evaluation.tracking import default_tracking_uri
 from entmtp.evaluation.units import Unit, make_units
 from entmtp.heads.checkpoint import KINDS, bundled_heads, file_hash
@@ -98,10 +99,8 @@ class Plan:
 
 def validate(*, profile: str, suites: Sequence[str], arms: Sequence[str], overrides: Mapping[str, int | None]) -> None:
     """What can be told wrong before a cluster is asked for; raises EntMTPError."""
-    _settings(profile, overrides)
-    check_arms(list(arms))
-    for name in suites:
-        get_suite(name)
+    check_acceptance(check_arms(list(arms)), _settings(profile, overrides).acceptance)
+    suite_names(suites)
 
 
 def make_plan(
@@ -128,19 +127,34 @@ def make_plan(
         EntMTPError: names the option, the value and the fix.
     """
     settings = _settings(profile, overrides)
-    chosen_suites = list(dict.fromkeys(get_suite(name).name for name in (suites or SUITES)))
-    chosen_arms = check_arms(list(arms or (ARMS if profile == STUDY else DEFAULT_ARMS)))
+    chosen_suites = suite_names(suites)
+    chosen_arms = check_arms(list(arms or _default_arms(profile, settings)))
+    check_acceptance(chosen_arms, settings.acceptance)
     sources = _heads_sources(model, heads)
     tasks = [*chosen_suites, *_foreign_tasks(chosen_suites, chosen_arms)]
     files = {task: {kind: str(_bank_path(task, kind, model, banks)) for kind in sources} for task in tasks}
     place = Workplace(str(resolve_model(model)), sources, files, device, threads)
     identity = identity_of(place)
-    units = make_units(chosen_suites, _pairs("data", data, list(SUITES)), chosen_arms, settings, identity)
+    data_files = _pairs("data", data, list(FAMILIES))
+    uncalibrated = [suite for suite in chosen_suites if bank_task(place, suite) == MIXED]
+    units = make_units(chosen_suites, data_files, chosen_arms, settings, identity, uncalibrated)
     depends_on = {"arms": ", ".join(chosen_arms)} | {
-        name: str(getattr(settings, name)) for name in ("max_new_tokens", "repetitions", "shard_prompts", "seed")
+        name: str(value) for name, value in settings.model_dump(exclude={"prompts"}).items()
     }
     uri = tracking_uri or _default_tracking(results)
     return Plan(profile, settings, chosen_arms, place, units, results, uri, depends_on | identity, retry)
+
+
+def describe(plan: Plan) -> Iterator[str]:
+    """A line about each suite: its prompts, its budget, and whose tree banks it uses."""
+    for suite in dict.fromkeys(unit.suite for unit in plan.units):
+        units = [unit for unit in plan.units if unit.suite == suite]
+        tokens = get_suite(suite).protocol.tokens(plan.settings.max_new_tokens)
+        count = sum(len(unit.prompts) for unit in units)
+        yield (
+            f"{suite}: {count} prompts ({units[0].source}), up to {tokens} new tokens,"
+            f" tree banks of '{bank_task(plan.place, suite)}'"
+        )
 
 
 def run_units(
@@ -197,9 +211,22 @@ def _default_tracking(results: Store) -> str:
     return default_tracking_uri(results.local)
 
 
+def _default_arms(profile: str, settings: BenchmarkSettings) -> Sequence[str]:
+    if settings.acceptance == "typical":
+        return METHODS
+    if settings.temperature > 0:
+        return (*DEFAULT_ARMS, *LOSSY)
+    return LOSSLESS if profile == STUDY else DEFAULT_ARMS
+
+
+def bank_task(place: Workplace, suite: str) -> str:
+    """The task whose tree banks a suite's arms choose by: its own, or the one that the table of protocols names."""
+    return " and ".join(sorted({Path(path).stem.rpartition("-")[0] for path in place.banks[suite].values()}))
+
+
 def _foreign_tasks(suites: Sequence[str], arms: Sequence[str]) -> list[str]:
     """Whose banks are needed beside the suites' own."""
-    transfer = [TRANSFER[suite] for suite in suites] if "entmtp-transfer" in arms else []
+    transfer = [TRANSFER[get_suite(suite).family] for suite in suites] if "entmtp-transfer" in arms else []
     return transfer + [MIXED] * ("entmtp-mixed" in arms)
 
 
@@ -223,7 +250,11 @@ def _bank_path(suite: str, kind: str, model: str, banks: Path | None) -> Path:
         raise EntMTPError(
             f"banks: none are shipped for model '{model}'; make some with 'entmtp calibrate', give --banks"
         )
-    path = bundled_bank(suite, kind) if banks is None else banks / f"{suite}-{kind}.json"
+    own, other = (
+        bundled_bank(task, kind) if banks is None else banks / f"{task}-{kind}.json"
+        for task in (suite, MIXED if suite == MIXED else get_suite(suite).protocol.bank)
+    )
+    path = own if own.is_file() else other
     load_bank(path)
     return path
 

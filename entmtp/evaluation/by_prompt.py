@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from entmtp.evaluation.intervals import Estimate, Floats, ratio_of_sums
-from entmtp.evaluation.summary import AUTOREGRESSIVE, ENTMTP, ORACLE
+from entmtp.evaluation.summary import AUTOREGRESSIVE, ENTMTP, LOSSY, ORACLE
 
 Request = dict[str, Any]
 Prompts = Mapping[str, Sequence[Request]]  # prompt -> its repetitions
@@ -21,7 +21,7 @@ _SUITE_ORDER = ("humaneval", "gsm8k", "sharegpt", "litbench")
 _ARM_ORDER = (
     *(AUTOREGRESSIVE, "medusa", "medusa-best", "hydra", "hydra-best", ENTMTP, "entmtp-goodput"),
     *("entmtp-dynamic", "entmtp-transfer", "entmtp-mixed"),
-    *("always-big", "random", ORACLE),
+    *("always-big", "random", ORACLE, *LOSSY),
 )
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from entmtp.decoding.measure import step_cost
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.calibration import calibration_texts, make_bank, mixed_provenance, provenance_of, traces_of
-from entmtp.evaluation.suites import SUITES, load_suite, split
+from entmtp.evaluation.suites import PAPER_SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
@@ -87,7 +87,7 @@ def _calibrate_mixed(
     output: Path, model: str, sources: Mapping[str, str], settings: CalibrationSettings, device: str, console: Console
 ) -> None:
     """One bank of each kind of heads for all suites."""
-    made = {kind: [_made(output, suite, kind) for suite in SUITES] for kind in sources}
+    made = {kind: [_made(output, suite, kind) for suite in PAPER_SUITES] for kind in sources}
     loaded, _ = load_model(model, device=device)
     backbone = Backbone(loaded)
     for kind, parts in made.items():

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from entmtp.settings import PROFILES
+
 if TYPE_CHECKING:
     from entmtp.evaluation.devices import Devices
     from entmtp.evaluation.placement import Wishes
@@ -22,13 +24,13 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
     """The command's function for ``typer``."""
 
     def benchmark(
-        profile: Annotated[str, typer.Option(help="quick, standard, study or full")] = "quick",
-        suite: Annotated[list[str] | None, typer.Option(help="repeat for several (default: all)")] = None,
+        profile: Annotated[str, typer.Option(help=f"one of {', '.join(PROFILES)}")] = "quick",
+        suite: Annotated[list[str] | None, typer.Option(help="repeat for several (default: the paper's four)")] = None,
         arm: Annotated[list[str] | None, typer.Option(help="repeat for several (default: all)")] = None,
         model: Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")] = "bundled",
         heads: Annotated[list[str] | None, typer.Option(help="medusa=FOLDER and hydra=FOLDER, or hub names")] = None,
         banks: Annotated[Path | None, typer.Option(help="folder with <suite>-<heads>.json tree banks")] = None,
-        data: Annotated[list[str] | None, typer.Option(help="SUITE=FILE in the hub's schema; may repeat")] = None,
+        data: Annotated[list[str] | None, typer.Option(help="SUITE=FILE in the suite's schema; may repeat")] = None,
         prompts: Annotated[int | None, typer.Option(help="prompts per suite")] = None,
         max_new_tokens: Annotated[int | None, typer.Option(help="tokens per request")] = None,
         repetitions: Annotated[int | None, typer.Option(help="timed runs of each arm on each prompt")] = None,
@@ -53,7 +55,7 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
         from entmtp.cli_errors import told_plainly
 
         with told_plainly("benchmark"):
-            from entmtp.evaluation.benchmark import make_plan, run_units, validate
+            from entmtp.evaluation.benchmark import describe, make_plan, run_units, validate
             from entmtp.evaluation.finish import finish
             from entmtp.evaluation.forecast import show_plan
             from entmtp.evaluation.placement import Wishes
@@ -89,6 +91,8 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
             console.print(
                 f"{len(plan.units)} units, {len(plan.arms)} arms, profile {profile}; results in {plan.results}"
             )
+            for line in describe(plan):
+                console.print(line)
             run_units(plan, lambda waiting: devices.run(plan, waiting), console, devices.doing)
             set_aside = finish(plan, console)
             if devices.usage.present:

@@ -30,7 +30,8 @@ class Outcome:
     Attributes:
         failures: why it failed, by the id of each prompt that raised an error.
         busy_seconds: that the worker spent on it.
-        measured: what else a part keeps: the worker's hardware, peak memory in MiB and step costs.
+        measured: what else a part keeps: the worker's hardware, peak memory in MiB and step costs, and by prompt the
+            messages before it, with the model's answers.
     """
 
     requests: list[RequestRow]
@@ -66,7 +67,7 @@ class Settled:
         self.requests += outcome.requests
         self.steps += outcome.steps
         self.busy_seconds += outcome.busy_seconds
-        self.measured = _largest_memory(self.measured, outcome.measured)
+        self.measured = _together(self.measured, outcome.measured)
 
 
 class Dispatch:
@@ -145,6 +146,8 @@ def _single(task: Unit, place: int) -> Unit:
     return replace(task, first=task.first + place, prompts=(task.prompts[place],))
 
 
-def _largest_memory(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def _together(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The largest memory, the conversations of both, and of all else the latter's."""
     peak = max(one.get("peak_memory_mib", 0.0), other.get("peak_memory_mib", 0.0))
-    return {**one, **other, "peak_memory_mib": peak}
+    histories = {**one.get("histories", {}), **other.get("histories", {})}
+    return {**one, **other, "peak_memory_mib": peak, "histories": histories}

@@ -14,12 +14,13 @@ from typing import Any
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.benchmark import Plan, identity_of
+from entmtp.evaluation.answers import write_answers
+from entmtp.evaluation.benchmark import Plan, bank_task, identity_of
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.pareto import ParetoPoint, pareto
 from entmtp.evaluation.report import print_table, write_report
 from entmtp.evaluation.rows import read_metadata, read_parts
-from entmtp.evaluation.suites.base import Prompt, fingerprint
+from entmtp.evaluation.suites.base import Message, Prompt, fingerprint
 from entmtp.evaluation.tracking import TrackedModel, log_benchmark
 from entmtp.evaluation.units import Unit
 from entmtp.heads.checkpoint import KINDS, bundled_heads
@@ -46,6 +47,8 @@ def finish(plan: Plan, console: Console) -> int:
     print_table(console, summarise(requests, steps), facts)
     with plan.results.folder(REPORT) as folder:
         write_report(folder, requests, steps, facts, _pareto(plan, held))
+        prompts = [prompt for unit in plan.units for prompt in unit.prompts]
+        write_answers(folder / "answers.jsonl", prompts, _histories(held), requests)
         run = log_benchmark(plan.tracking_uri, "entmtp-benchmark", facts, requests, steps, folder, _tracked(plan))
     console.print(f"\npeak memory of one worker: {facts['peak_memory_mib']} MiB")
     report = f"{plan.results}/{REPORT}/index.html"
@@ -63,6 +66,7 @@ def _facts(plan: Plan, held: Sequence[Mapping[str, Any]], set_aside: Sequence[st
         "heads": {kind: _shown(source) for kind, source in plan.place.heads.items()},
         "hashes": identity_of(plan.place),
         "prompts": _prompts(plan.units),
+        "banks": {suite: bank_task(plan.place, suite) for suite in dict.fromkeys(unit.suite for unit in plan.units)},
         "hardware": _hardware(plan, held),
         "peak_memory_mib": round(max(part.get("peak_memory_mib", 0.0) for part in held)),
         "set_aside": set_aside or None,
@@ -117,6 +121,12 @@ def _pareto(plan: Plan, held: Sequence[Mapping[str, Any]]) -> list[ParetoPoint]:
     ran = dict.fromkeys(unit.suite for unit in plan.units)
     banks = {suite: {kind: load_bank(Path(path)) for kind, path in plan.place.banks[suite].items()} for suite in ran}
     return pareto(banks, costs)
+
+
+def _histories(held: Sequence[Mapping[str, Any]]) -> dict[str, list[Message]]:
+    """The conversations before the prompts, as the finished units tell them."""
+    told = (part.get("histories", {}) for part in held)
+    return {prompt: [(role, content) for role, content in its] for one in told for prompt, its in one.items()}
 
 
 def _shown(source: str) -> str:

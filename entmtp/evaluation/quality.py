@@ -15,4 +15,4 @@ def score(prompt: Prompt, text: str) -> float | None:
 
 def metric(suite: str) -> str | None:
     """Name of the suite's score for tables ('pass@1', 'exact match'), or None where it has none."""
-    return get_suite(suite).metric
+    return get_suite(suite).protocol.score

@@ -25,7 +25,7 @@ from entmtp.evaluation.verdicts import caveats, ratio, verdicts
 from entmtp.files import write_text, write_whole
 
 WIDE = 110  # characters that the whole table takes
-_WIDE_HEADINGS = ("ms per step: draft\nverify accept policy", "score")
+_WIDE_HEADINGS = ("ms per step: draft\nverify accept policy", "score (of\nprompts)")
 SUMMARY, REQUESTS = "summary.json", "requests.parquet"
 _COLOURS = {"faster": "green", "slower": "red"}
 
@@ -104,7 +104,7 @@ def _wide_cells(row: ArmSummary) -> list[Text]:
     parts = (row.draft_ms, row.verify_ms, row.accept_ms, row.policy_ms)
     return [
         Text(" ".join(f"{part:.1f}" for part in parts)),
-        Text("" if row.score is None else f"{row.score:.2f}"),
+        Text("" if row.score is None else f"{row.score:.2f} ({row.scored})"),
     ]
 
 

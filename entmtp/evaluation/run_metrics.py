@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from entmtp.evaluation.intervals import Estimate
+from entmtp.evaluation.quality import metric
 from entmtp.evaluation.summary import ALL_SUITES, ArmSummary, Summary
 from entmtp.evaluation.verdicts import caveats, verdicts
 
@@ -19,9 +20,11 @@ def overall_metrics(summary: Summary) -> dict[str, float]:
 
 
 def arm_metrics(summary: Summary, row: ArmSummary) -> dict[str, float]:
-    """Everything measured of one arm on one suite."""
+    """Everything measured of one arm on one suite; its score also by the score's own name."""
     numbers = {name: value for name, value in asdict(row).items() if isinstance(value, int | float)}
     metrics = numbers | {"tau": row.tau.value, "identical_share": row.identical / row.requests}
+    if row.score is not None:
+        metrics[score_name(row.suite)] = row.score
     metrics |= _with_interval("tau", row.tau)
     for depth in summary.depths:
         if (depth.suite, depth.arm) == (row.suite, row.arm):
@@ -30,6 +33,11 @@ def arm_metrics(summary: Summary, row: ArmSummary) -> dict[str, float]:
         if (speedup.suite, speedup.arm) == (row.suite, row.arm):
             metrics |= _with_interval(f"speedup_against_{speedup.baseline}", speedup.ratio)
     return metrics
+
+
+def score_name(suite: str) -> str:
+    """'pass_at_1' or 'exact_match': what a tracking server takes as a name."""
+    return (metric(suite) or "score").replace("@", "_at_").replace(" ", "_")
 
 
 def _with_interval(name: str, estimate: Estimate) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Runs units of the benchmark on one device: every arm on every prompt, in rotating order, several times over.
 
-The reference of every request is the model's own ``generate``. Its text gives the rank trace from which the controls
-know a prompt beforehand; that pass, and a first untimed run of every arm, are not part of any measured time.
+The reference of every request is the model's own ``generate``; where texts are drawn, it is what plain decoding draws
+with the same seed. Its text gives the rank trace from which the controls know a prompt beforehand; that pass, and a
+first untimed run of every arm, are not part of any measured time.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from tokenizers import Tokenizer
 
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import step_cost
-from entmtp.evaluation.arms import NEEDS_HINDSIGHT, TRANSFER, Hindsight, Toolbox, make_engine
+from entmtp.decoding.text import TextStream
+from entmtp.evaluation.arms import NEEDS_HINDSIGHT, TRANSFER, Hindsight, Toolbox, make_engine, params_of
 from entmtp.evaluation.dispatch import Outcome
 from entmtp.evaluation.quality import score
 from entmtp.evaluation.rows import RequestRow, StepRow
-from entmtp.evaluation.suites import Prompt
+from entmtp.evaluation.suites import Prompt, get_suite
+from entmtp.evaluation.suites.base import Message
 from entmtp.evaluation.units import Unit
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import load_heads
@@ -32,7 +36,7 @@ from entmtp.models.bundled import cache_folder
 from entmtp.models.registry import encode_chat, load_model
 from entmtp.scheduling.cost import hardware_name
 from entmtp.scheduling.signals import entropy
-from entmtp.settings import BenchmarkSettings
+from entmtp.settings import BenchmarkSettings, SamplingParams
 from entmtp.trees.bank import MIXED, TreeBank, load_bank
 from entmtp.trees.trace import RankTrace, rank_trace
 
@@ -58,11 +62,11 @@ class Workplace:
 
 @dataclass(frozen=True)
 class Reference:
-    """The model's own greedy text for a prompt, by its own ``generate``.
+    """The model's own text for a prompt.
 
     Attributes:
         tokens: new tokens, the end-of-text token included.
-        margins: top-2 logit difference at each of them.
+        margins: top-2 logit difference at each of them; none where the text is drawn, which they don't decide.
         trace: the Hydra heads' rank trace of the text; None where they are not loaded.
     """
 
@@ -103,17 +107,21 @@ class Worker:
         requests: list[RequestRow] = []
         steps: list[StepRow] = []
         failures: dict[str, str] = {}
+        histories: dict[str, list[Message]] = {}
         for number, prompt in enumerate(task.prompts, start=task.first):
             try:
-                rows = self._prompt(task, prompt, number, arms, settings, tools)
+                history = self._answered(prompt.history, text_params(prompt, settings).max_tokens)
+                rows = self._prompt(task, prompt, history, number, arms, settings, tools)
             except Exception as error:
                 failures[prompt.id] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
                 self._check_device()
                 continue
+            histories[prompt.id] = history
             for row, its_steps in rows:
                 requests.append(row)
                 steps += its_steps
-        return Outcome(requests, steps, failures, time.perf_counter() - began, self._measured())
+        measured = {**self._measured(), "histories": histories}
+        return Outcome(requests, steps, failures, time.perf_counter() - began, measured)
 
     def _measured(self) -> dict[str, Any]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -126,9 +134,11 @@ class Worker:
             torch.cuda.empty_cache()
 
     def _toolbox(self, suite: str, arms: Sequence[str]) -> Toolbox:
-        sources = {"entmtp-transfer": TRANSFER[suite], "entmtp-mixed": MIXED}
+        of_suite = get_suite(suite)
+        sources = {"entmtp-transfer": TRANSFER[of_suite.family], "entmtp-mixed": MIXED}
         foreign = {arm: self._banks(source) for arm, source in sources.items() if arm in arms}
-        return Toolbox(self.backbone, self.heads, self._banks(suite), self.costs, foreign)
+        tokenizer = self.tokenizer.backend_tokenizer if of_suite.protocol.stop else None
+        return Toolbox(self.backbone, self.heads, self._banks(suite), self.costs, foreign, tokenizer)
 
     def _banks(self, task: str) -> dict[str, TreeBank]:
         banks = {kind: load_bank(Path(path)) for kind, path in self.place.banks[task].items()}
@@ -145,14 +155,16 @@ class Worker:
         self,
         unit: Unit,
         prompt: Prompt,
+        history: Sequence[Message],
         number: int,
         arms: Sequence[str],
         settings: BenchmarkSettings,
         tools: Toolbox,
     ) -> list[tuple[RequestRow, list[StepRow]]]:
-        ids = encode_chat(self.tokenizer, prompt.text)
-        reference = self._reference(ids, settings.max_new_tokens)
-        engines = self._engines(unit.suite, arms, tools, ids, reference, f"{settings.seed}-{prompt.id}")
+        params = text_params(prompt, settings)
+        ids = encode_chat(self.tokenizer, prompt.text, history)
+        reference = self._reference(ids, params, tools)
+        engines = self._engines(unit.suite, arms, tools, ids, reference, params, f"{settings.seed}-{prompt.id}")
         results = []
         # Rotating, so that each arm comes early and late; from an order of the prompt's own, so that none always
         # follows the same other.
@@ -160,43 +172,77 @@ class Worker:
         for repetition in range(settings.repetitions):
             shift = (number * settings.repetitions + repetition) % len(arms)
             for order, arm in enumerate([*order_of_prompt[shift:], *order_of_prompt[:shift]]):
-                completion = engines[arm].generate(ids, settings.max_new_tokens)
+                completion = _complete(engines[arm], ids, params_of(arm, params))
                 row = self._row(unit, prompt, arm, repetition, order, len(ids), completion, reference)
                 results.append((row, _step_rows(row, completion)))
         return results
 
     def _engines(
-        self, suite: str, arms: Sequence[str], tools: Toolbox, ids: list[int], reference: Reference, seed: str
+        self,
+        suite: str,
+        arms: Sequence[str],
+        tools: Toolbox,
+        ids: list[int],
+        reference: Reference,
+        params: SamplingParams,
+        seed: str,
     ) -> dict[str, Engine]:
         hindsight = None
         if NEEDS_HINDSIGHT & set(arms):
             assert reference.trace is not None
-            dynamic_run = make_engine("entmtp-dynamic", tools).generate(ids, len(reference.tokens))
+            whole = params.model_copy(update={"max_tokens": len(reference.tokens)})
+            dynamic_run = _complete(make_engine("entmtp-dynamic", tools), ids, whole)
             hindsight = Hindsight(reference.trace, dynamic_run, seed)
         engines = {arm: make_engine(arm, tools, hindsight) for arm in arms}
         for arm, engine in engines.items():
             if (suite, arm) not in self._warm:
-                engine.generate(ids, min(8, len(reference.tokens)))
+                few = params.model_copy(update={"max_tokens": min(8, len(reference.tokens))})
+                _complete(engine, ids, params_of(arm, few))
                 self._warm.add((suite, arm))
         return engines
 
+    def _answered(self, history: Sequence[Message], max_new_tokens: int) -> list[Message]:
+        """The messages, with the model's own greedy answer behind each of the user's that has none."""
+        messages: list[Message] = []
+        for at, (role, content) in enumerate(history):
+            messages.append((role, content))
+            following = history[at + 1][0] if at + 1 < len(history) else "user"
+            if role == following == "user":
+                tokens = self._generated(encode_chat(self.tokenizer, content, messages[:-1]), max_new_tokens)
+                messages.append(("assistant", str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()))
+        return messages
+
     @torch.inference_mode()
-    def _reference(self, ids: list[int], max_new_tokens: int) -> Reference:
+    def _generated(self, ids: list[int], max_new_tokens: int) -> list[int]:
+        """The model's own greedy text."""
         prompt = torch.tensor([ids], device=self.backbone.device)
         # Without a mask generate() guesses one and hides every token of the prompt that is also the padding token.
         text = cast(Any, self.model).generate(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max_new_tokens, do_sample=False
         )
-        tokens = text[0, len(ids) :].tolist()
+        tokens: list[int] = text[0, len(ids) :].tolist()
+        return tokens
+
+    @torch.inference_mode()
+    def _reference(self, ids: list[int], params: SamplingParams, tools: Toolbox) -> Reference:
+        drawn = params.temperature > 0
+        if drawn:
+            plain = params_of("autoregressive", params)
+            tokens = _complete(make_engine("autoregressive", tools), ids, plain).tokens
+        else:
+            tokens = self._generated(ids, params.max_tokens)
+            if tools.tokenizer is not None:
+                tokens = up_to_stop(tokens, tools.tokenizer, params.stop)
         cache = self.backbone.new_cache(slots=1, capacity=len(ids) + len(tokens) + 16)
         states = self.backbone.prefill([*ids, *tokens[:-1]], 0, cache)[len(ids) - 1 :]
         logits = self.backbone.logits(states).float()
         top = logits.topk(2, dim=-1).values
+        margins = [] if drawn else (top[:, 0] - top[:, 1]).tolist()
         trace = None
         if "hydra" in self.heads:
             on_device = torch.tensor(tokens, device=self.backbone.device)
             trace = rank_trace(self.heads["hydra"], on_device, states, entropy(logits))
-        return Reference(tokens, (top[:, 0] - top[:, 1]).tolist(), trace)
+        return Reference(tokens, margins, trace)
 
     def _row(
         self,
@@ -210,7 +256,9 @@ class Worker:
         reference: Reference,
     ) -> RequestRow:
         difference = first_difference(done.tokens, reference.tokens)
-        text = str(self.tokenizer.decode(done.tokens, skip_special_tokens=True))
+        text = done.text  # which an engine leaves empty that has no stop texts to look for
+        if not get_suite(prompt.suite).protocol.stop:
+            text = str(self.tokenizer.decode(done.tokens, skip_special_tokens=True))
         return RequestRow(
             suite=unit.suite,
             source=unit.source,
@@ -235,6 +283,35 @@ class Worker:
             text=text,
             token_ids=done.tokens,
         )
+
+
+def text_params(prompt: Prompt, settings: BenchmarkSettings) -> SamplingParams:
+    """How the text behind a prompt is written, by every arm and in every repetition: the seed is the prompt's own."""
+    protocol = get_suite(prompt.suite).protocol
+    return SamplingParams(
+        max_tokens=protocol.tokens(settings.max_new_tokens),
+        temperature=settings.temperature,
+        acceptance=settings.acceptance,
+        stop=list(protocol.stop),
+        seed=random.Random(f"{settings.seed}-{prompt.id}").getrandbits(63),
+    )
+
+
+def up_to_stop(tokens: Sequence[int], tokenizer: Tokenizer, stop: Sequence[str]) -> list[int]:
+    """The tokens up to the one that completes a stop text, as an engine ends them; all where none does."""
+    text = TextStream(tokenizer, stop)
+    for at, token in enumerate(tokens):
+        text.push(token)
+        if text.stopped:
+            return list(tokens[: at + 1])
+    return list(tokens)
+
+
+def _complete(engine: Engine, ids: list[int], params: SamplingParams) -> Completion:
+    completion = Completion()
+    for _ in engine.stream(ids, params, completion):
+        pass
+    return completion
 
 
 def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:

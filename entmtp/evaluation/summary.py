@@ -12,6 +12,7 @@ AUTOREGRESSIVE = "autoregressive"
 ENTMTP = "entmtp"
 ADAPTIVE = (ENTMTP, "entmtp-goodput", "entmtp-dynamic")  # with the suite's own bank
 ORACLE = "oracle"
+LOSSY = ("medusa-typical",)  # Medusa as it was published: its rule accepts what the model did not choose
 SAMPLE = "sample"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.suites import SUITES, get_suite, load_suite
+from entmtp.evaluation.suites import FAMILIES, PAPER_SUITES, load_suite, suite_names
 from entmtp.evaluation.suites.overlap import contains_benchmark_prompt
 from entmtp.files import write_text
 from entmtp.settings import PromptMixSettings
@@ -24,13 +24,13 @@ def write_training_prompts(sharegpt: Path, output: Path, data: Sequence[str]) ->
     """
     if not sharegpt.is_file():
         raise EntMTPError(f"sharegpt: {sharegpt} does not exist; give a ShareGPT JSON file")
-    files = {}
+    files: dict[str, str] = {}
     for text in data:
         name, equals, path = text.partition("=")
         if not equals:
-            raise EntMTPError(f"data: '{text}' is not SUITE=FILE with SUITE one of {', '.join(SUITES)}")
-        files[get_suite(name).name] = path
-    suites = [load_suite(name, files.get(name)) for name in SUITES]
+            raise EntMTPError(f"data: '{text}' is not SUITE=FILE with SUITE one of {', '.join(FAMILIES)}")
+        files |= dict.fromkeys(suite_names([name]), path)
+    suites = [load_suite(name, files.get(name)) for name in dict.fromkeys([*PAPER_SUITES, *files])]
 
     def without_benchmarks(prompts: Sequence[str]) -> list[str]:
         dropped = {overlap.text_index for overlap in contains_benchmark_prompt(prompts, suites)}

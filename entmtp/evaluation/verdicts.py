@@ -4,7 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from entmtp.evaluation.intervals import FEWEST_PROMPTS, Estimate
-from entmtp.evaluation.summary import ALL_SUITES, AUTOREGRESSIVE, ENTMTP, ORACLE, SAMPLE, ArmSummary, Speedup, Summary
+from entmtp.evaluation.quality import metric
+from entmtp.evaluation.summary import (
+    ALL_SUITES,
+    AUTOREGRESSIVE,
+    ENTMTP,
+    LOSSY,
+    ORACLE,
+    SAMPLE,
+    ArmSummary,
+    Speedup,
+    Summary,
+)
 
 _NAMED = 10  # prompts that were set aside; the report's facts name all
 _ENTMTP_AGAINST = ("medusa", "hydra", "medusa-best", "hydra-best", "random", AUTOREGRESSIVE)
@@ -14,14 +25,15 @@ _BEST_AGAINST = ("hydra", "medusa", "hydra-best", "random", AUTOREGRESSIVE)
 def verdicts(summary: Summary) -> list[str]:
     """One sentence per comparison over all suites, none of them twice.
 
-    First entmtp against each arm, then the best adaptive arm, then the others against autoregressive.
+    First entmtp against each arm, then the best adaptive arm, then the others against autoregressive. Behind them,
+    how good the answers are, and whether the arms wrote the same.
     """
     sentences = _of_arm(summary, ENTMTP, _ENTMTP_AGAINST)
     if (best := summary.best_adaptive) is not None:
         sentences += _of_arm(summary, best, _BEST_AGAINST)
     others = dict.fromkeys(row.arm for row in summary.arms if row.arm not in (ENTMTP, AUTOREGRESSIVE))
     sentences += [_against(summary.speedup(ALL_SUITES, arm, AUTOREGRESSIVE)) for arm in others]
-    return [sentence for sentence in dict.fromkeys(sentences) if sentence] + _identity(summary.arms)
+    return [sentence for sentence in dict.fromkeys(sentences) if sentence] + _quality(summary) + _identity(summary.arms)
 
 
 def _of_arm(summary: Summary, arm: str, baselines: Sequence[str]) -> list[str]:
@@ -43,6 +55,11 @@ def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
     few = [f"{suite} ({count})" for suite, count in _prompts(summary).items() if count < FEWEST_PROMPTS]
     if few:
         sentences.append(f"No interval, and so no speedup, below {FEWEST_PROMPTS} prompts: {', '.join(few)}.")
+    if facts.get("settings", {}).get("acceptance") == "typical":
+        sentences.append(
+            "Typical acceptance (Medusa's, arXiv 2401.10774) writes other texts than the model: only autoregressive is"
+            " lossless here. Profile paper-lossless is the same without it."
+        )
     constant = [row.suite for row in summary.arms if row.arm == ENTMTP and row.trees == 1]
     if constant:
         sentences.append(
@@ -100,7 +117,7 @@ def _extent(row: Speedup) -> str:
 
 def _identity(arms: Sequence[ArmSummary]) -> list[str]:
     """Whether the other arms wrote what autoregressive decoding writes."""
-    others = [row for row in arms if row.arm != AUTOREGRESSIVE]
+    others = [row for row in arms if row.arm not in (AUTOREGRESSIVE, *LOSSY)]
     requests, identical, ties = (
         sum(getattr(row, field) for row in others) for field in ("requests", "identical", "ties")
     )
@@ -113,6 +130,22 @@ def _identity(arms: Sequence[ArmSummary]) -> list[str]:
         f"{identical} of {requests} requests of the other arms wrote exactly the tokens of autoregressive decoding; "
         f"{ties} first differ at a tie of the two best tokens, {unexplained} differ without one"
     ]
+
+
+def _quality(summary: Summary) -> list[str]:
+    """The score of each suite that has one, by arms that share it."""
+    sentences = []
+    for suite in summary.suites:
+        rows = [row for row in summary.arms if row.suite == suite and row.score is not None]
+        by_score: dict[str, list[str]] = {}
+        for row in rows:
+            by_score.setdefault(f"{row.score:.3f}", []).append(row.arm)
+        if rows:
+            shared = len(by_score) == 1
+            found = [f"{score} with {'every arm' if shared else ', '.join(arms)}" for score, arms in by_score.items()]
+            prompts = max(row.scored for row in rows)
+            sentences.append(f"{suite} {metric(suite)} over {prompts} prompts: {'; '.join(found)}")
+    return sentences
 
 
 def _prompts(summary: Summary) -> dict[str, int]:

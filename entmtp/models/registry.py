@@ -5,11 +5,13 @@ torch and transformers are imported inside the functions: naming a model must no
 
 import contextlib
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from entmtp.errors import EntMTPError
 from entmtp.models.bundled import bundled_model_folder
+from entmtp.models.chat_templates import give_template
 from entmtp.models.loading import quiet_loading
 
 if TYPE_CHECKING:
@@ -119,6 +121,7 @@ def load_model(
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise EntMTPError(f"model {name!r}: cannot be loaded: {_first_line(error)}") from error
     _check_all_loaded(name, loading["missing_keys"])
+    give_template(name, tokenizer)
     return model.to(target).eval().requires_grad_(False), tokenizer
 
 
@@ -131,9 +134,11 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        return cast(Any, AutoTokenizer).from_pretrained(resolve_model(name), trust_remote_code=False)
+        tokenizer = cast(Any, AutoTokenizer).from_pretrained(resolve_model(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise EntMTPError(f"model {name!r}: its tokenizer cannot be read: {_first_line(error)}") from error
+    give_template(name, tokenizer)
+    return tokenizer
 
 
 def max_positions(name: str) -> int:
@@ -204,17 +209,23 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def encode_chat(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Token ids of `text` as a user's turn in the tokenizer's chat template; without a template, of the plain text.
+def encode_chat(tokenizer: "PreTrainedTokenizerBase", text: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
+    """Token ids of `text` as a user's turn in the tokenizer's chat template, behind the messages of `history` (role and
+    content); without a template, of the plain texts with an empty line between them.
 
     Raises:
-        EntMTPError: there is nothing to continue (empty text and no template).
+        EntMTPError: there is nothing to continue (empty text and no template), or the template refuses the messages.
     """
+    from jinja2 import TemplateError
+
+    messages = [{"role": role, "content": content} for role, content in (*history, ("user", text))]
     if tokenizer.chat_template is None:
-        ids = tokenizer(text)["input_ids"]
+        ids = tokenizer("\n\n".join(message["content"] for message in messages))["input_ids"]
     else:
-        turn = [{"role": "user", "content": text}]
-        ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=False)
+        try:
+            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        except TemplateError as error:
+            raise EntMTPError(f"prompt: the model's chat template refuses it: {_first_line(error)}") from error
     if not ids:
         raise EntMTPError("prompt '': is empty; give some text")
     return [int(token) for token in ids]

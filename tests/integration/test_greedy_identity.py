@@ -6,9 +6,9 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.decoding.measure import step_cost
-from entmtp.evaluation.arms import ARMS, TRANSFER, Hindsight, Toolbox, make_engine
+from entmtp.evaluation.arms import LOSSLESS, TRANSFER, Hindsight, Toolbox, make_engine
 from entmtp.evaluation.runner import first_difference
-from entmtp.evaluation.suites import SUITES, draw, load_suite
+from entmtp.evaluation.suites import PAPER_SUITES, draw, load_suite
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
@@ -30,7 +30,7 @@ def toolboxes(bundled: Bundled) -> Toolboxes:
     backbone = Backbone(bundled[0])
     heads = {kind: load_heads(bundled_heads(kind), backbone) for kind in KINDS}
     costs = {kind: step_cost(backbone, one, cache_folder(), print) for kind, one in heads.items()}
-    banks = {suite: {kind: load_bank(bundled_bank(suite, kind)) for kind in KINDS} for suite in SUITES}
+    banks = {suite: {kind: load_bank(bundled_bank(suite, kind)) for kind in KINDS} for suite in PAPER_SUITES}
     mixed = {kind: load_bank(bundled_bank(MIXED, kind)) for kind in KINDS}
     return {
         suite: Toolbox(
@@ -40,7 +40,7 @@ def toolboxes(bundled: Bundled) -> Toolboxes:
             costs,
             {"entmtp-transfer": banks[TRANSFER[suite]], "entmtp-mixed": mixed},
         )
-        for suite in SUITES
+        for suite in PAPER_SUITES
     }
 
 
@@ -81,7 +81,7 @@ def test_shipped_banks_belong_to_the_shipped_heads(toolboxes: Toolboxes) -> None
 @pytest.mark.parametrize("suite", ["gsm8k", "sharegpt"])
 def test_a_prompt_of_a_suite_is_answered_alike_by_every_arm(suite: str, toolboxes: Toolboxes, bundled: Bundled) -> None:
     (prompt,) = draw(load_suite(suite).prompts, 1, seed=1)
-    assert differences(bundled[0], encode_chat(bundled[1], prompt.text), toolboxes[suite], ARMS, 32) == []
+    assert differences(bundled[0], encode_chat(bundled[1], prompt.text), toolboxes[suite], LOSSLESS, 32) == []
 
 
 def test_the_end_of_text_comes_where_the_model_puts_it(toolboxes: Toolboxes, bundled: Bundled) -> None:
@@ -94,7 +94,7 @@ def test_the_end_of_text_comes_where_the_model_puts_it(toolboxes: Toolboxes, bun
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", sorted(SUITES))
+@pytest.mark.parametrize("suite", sorted(PAPER_SUITES))
 def test_ten_prompts_of_each_suite_are_answered_alike_by_every_arm(
     suite: str, toolboxes: Toolboxes, bundled: Bundled
 ) -> None:
@@ -104,6 +104,6 @@ def test_ten_prompts_of_each_suite_are_answered_alike_by_every_arm(
     found = {
         prompt.id: lines
         for prompt in prompts
-        if (lines := differences(bundled[0], encode_chat(bundled[1], prompt.text), toolboxes[suite], ARMS, 128))
+        if (lines := differences(bundled[0], encode_chat(bundled[1], prompt.text), toolboxes[suite], LOSSLESS, 128))
     }
     assert found == {}

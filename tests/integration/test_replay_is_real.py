@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.decoding.request import StepRecord
 from entmtp.evaluation.arms import Toolbox, make_engine
-from entmtp.evaluation.suites import SUITES, Prompt, scored_prompts
+from entmtp.evaluation.suites import PAPER_SUITES, Prompt, scored_prompts
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat
@@ -48,7 +48,7 @@ def texts(bundled: Bundled, tools_of: ToolsOf) -> Texts:
         seen = tools.backbone, tools.heads["hydra"], ids, text
         return ids, text, traced(*seen), drafting(*seen)
 
-    scored = {suite: scored_prompts(suite, PROMPTS) for suite in SUITES}
+    scored = {suite: scored_prompts(suite, PROMPTS) for suite in PAPER_SUITES}
     return {suite: [read(prompt, tools_of(suite)) for prompt in prompts] for suite, prompts in scored.items()}
 
 
@@ -86,4 +86,4 @@ def test_replay_takes_the_steps_of_real_runs(arm: str, tools_of: ToolsOf, texts:
             assert differences(real.steps, foretold, trace) == []
             assert real.tau == len(trace) / len(foretold)
             trees |= {(suite, step.topology) for step in real.steps}
-    assert (len(trees) > len(SUITES)) == (arm != "hydra-best"), "adaptive arms must adapt"
+    assert (len(trees) > len(PAPER_SUITES)) == (arm != "hydra-best"), "adaptive arms must adapt"

@@ -22,7 +22,7 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.evaluation.load.traffic import Endpoint, Traffic
-from entmtp.evaluation.suites import SUITES, scored_prompts
+from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
 from entmtp.files import write_text
 from entmtp.llm import LLM, EngineSettings, SamplingParams
 from entmtp.models.registry import encode_chat
@@ -93,7 +93,7 @@ def test_users_at_once_get_what_each_gets_alone(client: openai.OpenAI, url: str)
 
 @pytest.mark.slow
 def test_a_hundred_answers_are_the_librarys(url: str) -> None:
-    each = [scored_prompts(suite, 50) for suite in SUITES]
+    each = [scored_prompts(suite, 50) for suite in PAPER_SUITES]
     prompts = [prompt.text for row in itertools.zip_longest(*each) for prompt in row if prompt is not None]
     assert len(prompts) >= 100
     prompts = prompts[:100]

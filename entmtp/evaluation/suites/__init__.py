@@ -1,27 +1,50 @@
-"""The suites: where their prompts come from and how an answer is scored. A new suite is one file and one line here."""
+"""The suites: where their prompts come from and how an answer is scored.
+
+A new suite is one file, one line here and one row in the table of :mod:`entmtp.evaluation.suites.protocols`.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.suites.base import Prompt, Source, Suite, SuiteData
+from entmtp.evaluation.suites.custom import Custom
 from entmtp.evaluation.suites.gsm8k import Gsm8k
 from entmtp.evaluation.suites.humaneval import HumanEval
 from entmtp.evaluation.suites.litbench import LitBench
 from entmtp.evaluation.suites.load import load
+from entmtp.evaluation.suites.mt_bench import MtBench
 from entmtp.evaluation.suites.sharegpt import ShareGpt
+from entmtp.evaluation.suites.spec_bench import TASKS, SpecBench
 from entmtp.evaluation.suites.splits import draw, split
 
-SUITES: dict[str, Suite[Any]] = {
-    HumanEval.name: HumanEval(),
-    Gsm8k.name: Gsm8k(),
-    ShareGpt.name: ShareGpt(),
-    LitBench.name: LitBench(),
-}
+_SUITES: tuple[Suite[Any], ...] = (
+    HumanEval(),
+    Gsm8k(),
+    ShareGpt(),
+    LitBench(),
+    MtBench(),
+    *(SpecBench(task) for task in TASKS),
+    Custom(),
+)
+SUITES = {suite.name: suite for suite in _SUITES}
+VARIANTS: dict[str, Callable[[int], Suite[Any]]] = {"gsm8k-N-shot": Gsm8k, "sharegpt-N-turns": ShareGpt}
+"""Suites with a number in their name."""
+GROUPS: dict[str, tuple[str, ...]] = {"spec-bench": tuple(f"spec-bench-{task}" for task in TASKS)}
+"""Names that stand for several suites."""
+PAPER_SUITES = (HumanEval.name, "gsm8k", "sharegpt", LitBench.name)
+"""The paper's four: each has prompts without a file, and a tree bank. They run where nothing else is asked for."""
+FAMILIES = tuple(dict.fromkeys(suite.family for suite in SUITES.values()))
+"""The names that data files go by."""
 
 __all__ = [
+    "FAMILIES",
+    "PAPER_SUITES",
     "SUITES",
     "Prompt",
     "Source",
@@ -32,14 +55,32 @@ __all__ = [
     "load_suite",
     "scored_prompts",
     "split",
+    "suite_names",
 ]
 
 
 def get_suite(name: str) -> Suite[Any]:
     """The suite of that name; EntMTPError with the known names where there is none."""
-    if name not in SUITES:
-        raise EntMTPError(f"unknown suite {name!r}; known suites are {', '.join(SUITES)}")
-    return SUITES[name]
+    return SUITES[name] if name in SUITES else _variant(name)
+
+
+@cache
+def _variant(name: str) -> Suite[Any]:
+    for pattern, make in VARIANTS.items():
+        if found := re.fullmatch(pattern.replace("N", "([1-9][0-9]{0,2})"), name):
+            return make(int(found[1]))
+    known = ", ".join([*SUITES, *VARIANTS, *GROUPS])
+    raise EntMTPError(f"unknown suite {name!r}; known suites are {known}")
+
+
+def suite_names(asked: Sequence[str]) -> list[str]:
+    """The suites that are meant, each once: those of a group, and the paper's where nothing is asked for.
+
+    Raises:
+        EntMTPError: unknown suite.
+    """
+    names = [name for one in asked or PAPER_SUITES for name in GROUPS.get(one, (one,))]
+    return list(dict.fromkeys(get_suite(name).name for name in names))
 
 
 def load_suite(name: str, data_file: str | Path | None = None, limit: int | None = None, seed: int = 0) -> SuiteData:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from entmtp.errors import EntMTPError
 
 MAX_FILE_BYTES = 2 * 1024**3
+MAX_LINE_CHARACTERS = 16 * 1024**2
 PARQUET_BATCH_ROWS = 256
 
 Located = tuple[str, Any]
@@ -25,7 +26,8 @@ def read_rows(path: Path, columns: frozenset[str]) -> Iterator[Located]:
     `columns` are the ones worth reading; only Parquet can leave the others out.
 
     Raises:
-        EntMTPError: the file is missing, too big, empty, of an unknown kind, not UTF-8, or broken at a named line.
+        EntMTPError: the file is missing, too big, empty, of an unknown kind, not UTF-8, or broken or too long at a
+            named line.
     """
     _check_file(path)
     kind = path.suffix.lower()
@@ -72,10 +74,12 @@ def _first_character(path: Path) -> str:
 
 def _line_rows(path: Path) -> Iterator[Located]:
     with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_CHARACTERS + 1), ""), start=1):
+            where = f"{path}, line {number}"
+            if len(line) > MAX_LINE_CHARACTERS:
+                raise EntMTPError(f"{where}: is longer than {MAX_LINE_CHARACTERS} characters; put one row on each line")
             if not line.strip():
                 continue
-            where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:

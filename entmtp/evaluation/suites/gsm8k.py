@@ -1,14 +1,24 @@
-"""GSM8K: grade-school word problems, scored by exact match of the final number."""
+"""GSM8K: grade-school word problems, scored by exact match of the final number, with or without worked examples.
+
+The worked examples are the project's own, in GSM8K's form: they are in no data set, so none of them is ever scored.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from decimal import Decimal
+from functools import cache
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, StringConstraints, field_validator
 
+from entmtp.errors import EntMTPError
 from entmtp.evaluation.suites.base import HubDataset, Prompt, Suite
+from entmtp.evaluation.suites.protocols import PROTOCOLS, SHOT, Protocol
+
+_EXAMPLES = Path(__file__).parent / "samples" / "gsm8k_shots.jsonl"
 
 # A minus is a sign only where nothing stands before it ('16-3' ends in 3), a comma only between groups of three digits.
 _NUMBER = (
@@ -44,14 +54,34 @@ class Gsm8kRow(BaseModel):
         return answer
 
 
-class Gsm8k(Suite[Gsm8kRow]):
-    name: ClassVar[str] = "gsm8k"
-    hub: ClassVar[HubDataset] = HubDataset("openai/gsm8k", "test", config="main")
-    row_type: ClassVar[type[BaseModel]] = Gsm8kRow
-    metric: ClassVar[str | None] = "exact match"
+@cache
+def _shots(count: int) -> str:
+    """The first worked examples, as text before a question."""
+    rows = [json.loads(line) for line in _EXAMPLES.read_text(encoding="utf-8").splitlines()]
+    if not 1 <= count <= len(rows):
+        raise EntMTPError(
+            f"suite gsm8k-{count}-shot: there are {len(rows)} worked examples; ask for gsm8k-1-shot to"
+            f" gsm8k-{len(rows)}-shot, or gsm8k for none"
+        )
+    return "".join(SHOT.format(**row) for row in rows[:count])
 
-    def prompt(self, row: Gsm8kRow, number: int) -> Prompt:
-        return Prompt(f"{self.name}/{number}", self.name, row.question.strip(), {"answer": row.answer})
+
+class Gsm8k(Suite[Gsm8kRow]):
+    """`gsm8k` asks the question alone, `gsm8k-N-shot` behind N worked examples."""
+
+    family: ClassVar[str] = "gsm8k"
+    hub: ClassVar[HubDataset | None] = HubDataset("openai/gsm8k", "test", config="main")
+    row_type: ClassVar[type[BaseModel]] = Gsm8kRow
+
+    def __init__(self, shots: int | None = None) -> None:
+        self.name: str = "gsm8k" if shots is None else f"gsm8k-{shots}-shot"
+        self.protocol: Protocol = PROTOCOLS["gsm8k" if shots is None else "gsm8k-N-shot"]
+        self._shots = "" if shots is None else _shots(shots)
+
+    def prompts(self, row: Gsm8kRow, number: int) -> list[Prompt]:
+        question = row.question.strip()
+        text = self.protocol.template.format(question=question, shots=self._shots)
+        return [Prompt(f"{self.name}/{number}", self.name, text, {"answer": row.answer}, key=question)]
 
     def score(self, prompt: Prompt, text: str) -> float:
         """1.0 where the answer's final number equals the reference's, else 0.0."""

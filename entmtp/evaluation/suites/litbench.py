@@ -1,4 +1,4 @@
-"""LitBench: prompts for creative writing; no automatic score."""
+"""LitBench: prompts for creative writing; no automatic score, the texts are kept for judges."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import BaseModel
 
 from entmtp.evaluation.suites.base import HubDataset, Prompt, Suite
+from entmtp.evaluation.suites.protocols import PROTOCOLS, Protocol
 
 
 class LitBenchRow(BaseModel):
@@ -17,13 +18,15 @@ class LitBenchRow(BaseModel):
 
 
 class LitBench(Suite[LitBenchRow]):
-    name: ClassVar[str] = "litbench"
-    hub: ClassVar[HubDataset] = HubDataset("SAA-Lab/LitBench-Train", "train")
+    name: str = "litbench"
+    family: ClassVar[str] = "litbench"
+    protocol: Protocol = PROTOCOLS["litbench"]
+    hub: ClassVar[HubDataset | None] = HubDataset("SAA-Lab/LitBench-Train", "train")
     row_type: ClassVar[type[BaseModel]] = LitBenchRow
 
-    def prompt(self, row: LitBenchRow, number: int) -> Prompt | None:
-        """The writing prompt; None where it is blank. The preferred story is kept for calibration texts."""
-        text = row.prompt.strip()
-        if not text:
-            return None
-        return Prompt(f"{self.name}/{number}", self.name, text, {"chosen_story": row.chosen_story})
+    def prompts(self, row: LitBenchRow, number: int) -> list[Prompt]:
+        """The writing prompt; none where it is blank. The preferred story is kept for calibration texts and judges."""
+        if not (prompt := row.prompt.strip()):
+            return []
+        text = self.protocol.template.format(prompt=prompt)
+        return [Prompt(f"{self.name}/{number}", self.name, text, {"chosen_story": row.chosen_story})]

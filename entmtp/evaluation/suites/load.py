@@ -39,6 +39,11 @@ def _open(suite: Suite[Any], data_file: Path | None) -> tuple[Source, str, Itera
     columns = frozenset(suite.row_type.model_fields)
     if data_file is not None:
         return "file", str(data_file), read_rows(data_file, columns)
+    if suite.hub is None:
+        raise EntMTPError(
+            f"suite {suite.name} comes with no prompts: its file must be given (for a benchmark by --data"
+            f" {suite.family}=FILE): {suite.file}"
+        )
     package = suite.package_rows()
     if package is not None:
         name, rows = package
@@ -48,7 +53,7 @@ def _open(suite: Suite[Any], data_file: Path | None) -> tuple[Source, str, Itera
         return "hub", origin, _located(origin, hub_rows(suite.hub, columns))
     except HubUnavailableError as error:
         logger.warning("%s: %s; using the project's own sample instead", suite.name, error)
-    sample = SAMPLES / f"{suite.name}.jsonl"
+    sample = SAMPLES / f"{suite.family}.jsonl"
     return "sample", f"EntMTP's own sample {sample.name}", read_rows(sample, columns)
 
 
@@ -59,34 +64,37 @@ def _located(origin: str, rows: Iterable[Any]) -> Iterator[Located]:
 
 def _prompts(suite: Suite[Any], rows: Iterator[Located], origin: str) -> tuple[Prompt, ...]:
     """Validate every row; rows without a usable prompt and repeated texts are left out, with one line that says so."""
-    prompts: dict[str, Prompt] = {}
+    prompts: dict[tuple[Any, str], Prompt] = {}
     ids: set[str] = set()
-    count = 0
+    count = unused = 0
     for number, (where, row) in enumerate(rows):
         count += 1
-        prompt = suite.prompt(_validate(suite, where, row), number)
-        if prompt is None:
-            continue
-        if prompt.id in ids:
-            raise EntMTPError(f"{where}: id {prompt.id!r} appears twice; give every row its own id")
-        ids.add(prompt.id)
-        prompts.setdefault(text_key(prompt.text), prompt)
+        found = suite.prompts(_validate(suite, where, row), number)
+        new = [prompt for prompt in found if (prompt.history, text_key(prompt.text)) not in prompts]
+        unused += not new
+        for prompt in found:
+            if prompt.id in ids:
+                raise EntMTPError(f"{where}: id {prompt.id!r} appears twice; give every row its own id")
+            ids.add(prompt.id)
+        for prompt in new:
+            prompts.setdefault((prompt.history, text_key(prompt.text)), prompt)
     if not prompts:
         raise EntMTPError(f"{origin}: no usable prompt in {count} rows; suite {suite.name} needs at least one")
-    if len(prompts) < count:
-        logger.info("%s: %d of %d rows left out (no usable or a repeated prompt)", origin, count - len(prompts), count)
+    if unused:
+        logger.info("%s: %d of %d rows left out (no usable or a repeated prompt)", origin, unused, count)
     return tuple(prompts.values())
 
 
 def _validate(suite: Suite[Any], where: str, row: Any) -> BaseModel:
-    needs = f"suite {suite.name} needs the columns {', '.join(suite.row_type.model_fields)}"
     if not isinstance(row, dict):
-        raise EntMTPError(f"{where}: expected an object, not {type(row).__name__}; {needs}")
+        raise EntMTPError(f"{where}: expected an object, not {type(row).__name__}; {suite.needs}")
     try:
         return suite.row_type.model_validate(row, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         column = ".".join(str(part) for part in first["loc"])
+        if not column:
+            raise EntMTPError(f"{where}: {first['msg'].removeprefix('Value error, ')}; {suite.needs}") from error
         if first["type"] == "missing":
-            raise EntMTPError(f"{where}: column {column!r} is missing; {needs}") from error
-        raise EntMTPError(f"{where}: column {column!r} is wrong: {first['msg']}; {needs}") from error
+            raise EntMTPError(f"{where}: column {column!r} is missing; {suite.needs}") from error
+        raise EntMTPError(f"{where}: column {column!r} is wrong: {first['msg']}; {suite.needs}") from error

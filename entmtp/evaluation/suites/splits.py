@@ -17,8 +17,8 @@ def text_key(text: str) -> str:
 def split(prompts: Sequence[Prompt]) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
     """Part prompts into (calibration, scored), about half each, order kept.
 
-    A prompt's side depends on nothing but its text: a bank calibrated on any subset of a suite can be scored on any
-    other subset, in another run and from another file, and no prompt is ever on both sides.
+    A prompt's side depends on nothing but its text (its key where it has one): a bank calibrated on any subset of a
+    suite can be scored on any other subset, in another run and from another file, and no prompt is ever on both sides.
     """
     calibration = tuple(prompt for prompt in prompts if _calibrates(prompt))
     scored = tuple(prompt for prompt in prompts if not _calibrates(prompt))
@@ -32,12 +32,16 @@ def draw(prompts: Sequence[Prompt], count: int, seed: int) -> tuple[Prompt, ...]
     """
     if count < 1:
         raise EntMTPError(f"count {count} is below 1; draw at least one prompt")
-    ranked = sorted(range(len(prompts)), key=lambda index: _hash(f"{seed}\n{text_key(prompts[index].text)}"))
+    ranked = sorted(range(len(prompts)), key=lambda index: _hash(f"{seed}\n{_key(prompts[index])}"))
     return tuple(prompts[index] for index in sorted(ranked[:count]))
 
 
 def _calibrates(prompt: Prompt) -> bool:
-    return _hash(text_key(prompt.text)) % 2 == 0
+    return _hash(_key(prompt)) % 2 == 0
+
+
+def _key(prompt: Prompt) -> str:
+    return text_key(prompt.key or prompt.text)
 
 
 def _hash(text: str) -> int:

@@ -4,7 +4,15 @@ import pytest
 
 from entmtp.decoding.completion import Completion
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import ARMS, FOREIGN_BANKS, Hindsight, Toolbox, check_arms, make_engine
+from entmtp.evaluation.arms import (
+    FOREIGN_BANKS,
+    LOSSLESS,
+    Hindsight,
+    Toolbox,
+    check_acceptance,
+    check_arms,
+    make_engine,
+)
 from entmtp.evaluation.replay import all_trees
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.cost import StepCost
@@ -45,14 +53,14 @@ def hindsight(tools: Toolbox) -> Hindsight:
 
 @pytest.fixture(scope="module")
 def runs(tools: Toolbox, hindsight: Hindsight) -> dict[str, Completion]:
-    return {arm: make_engine(arm, tools, hindsight).generate(PROMPT, NEW_TOKENS) for arm in ARMS}
+    return {arm: make_engine(arm, tools, hindsight).generate(PROMPT, NEW_TOKENS) for arm in LOSSLESS}
 
 
 def trees(run: Completion) -> list[Topology]:
     return [step.topology for step in run.steps]
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", LOSSLESS)
 def test_every_arm_writes_the_models_own_text(arm: str, runs: dict[str, Completion], tools: Toolbox) -> None:
     assert runs[arm].tokens == greedy(tools.backbone.model, PROMPT, NEW_TOKENS)
 
@@ -85,7 +93,7 @@ def test_the_random_control_has_a_policys_trees_in_another_order(
 def test_no_arm_of_the_same_heads_and_bank_beats_the_oracle(
     runs: dict[str, Completion], hindsight: Hindsight, tools: Toolbox
 ) -> None:
-    predicted = {arm: sum(COST(tree) for tree in trees(runs[arm])) for arm in ARMS}
+    predicted = {arm: sum(COST(tree) for tree in trees(runs[arm])) for arm in LOSSLESS}
     bank = tools.banks["hydra"]
     _, best = best_schedule(hindsight.trace, all_trees(bank), COST)
     assert predicted["oracle"] == pytest.approx(best)
@@ -103,3 +111,10 @@ def test_arms_come_in_their_order_and_once() -> None:
 def test_plain_decoding_needs_neither_heads_nor_banks(tools: Toolbox) -> None:
     bare = Toolbox(tools.backbone, {}, {}, {})
     assert make_engine("autoregressive", bare).generate(PROMPT, 5).tokens == greedy(tools.backbone.model, PROMPT, 5)
+
+
+def test_controls_that_know_the_models_text_beforehand_are_refused_where_it_is_left() -> None:
+    check_acceptance(["hydra", "oracle"], "rejection")
+    check_acceptance(["hydra", "medusa-typical"], "typical")
+    with pytest.raises(EntMTPError, match="arm: 'oracle' follows the model's own text"):
+        check_acceptance(["hydra", "oracle"], "typical")

@@ -1,5 +1,7 @@
 """The plan, and what is done of it: everything around the workers."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
@@ -12,8 +14,8 @@ from pyarrow import fs
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import DEFAULT_ARMS
-from entmtp.evaluation.benchmark import Plan, make_plan, run_units, save_unit, validate
+from entmtp.evaluation.arms import DEFAULT_ARMS, METHODS
+from entmtp.evaluation.benchmark import Plan, bank_task, describe, make_plan, run_units, save_unit, validate
 from entmtp.evaluation.dispatch import SetAside, Settled
 from entmtp.evaluation.finish import finish
 from entmtp.evaluation.finished import open_run
@@ -22,6 +24,7 @@ from entmtp.evaluation.local import ThisProcess
 from entmtp.evaluation.placement import Wishes
 from entmtp.evaluation.rows import finished_keys, read_metadata, read_parts
 from entmtp.evaluation.storage import Store, open_store
+from entmtp.evaluation.summary import LOSSY
 from entmtp.evaluation.tracking import check_tracking, default_tracking_uri
 from entmtp.evaluation.units import Unit
 from entmtp.heads.checkpoint import KINDS
@@ -258,6 +261,73 @@ def test_a_plan_can_be_shown_without_running_anything(saved: Saved, tmp_path: Pa
 def test_one_process_has_no_workers_to_place(wishes: Wishes, said: str) -> None:
     with pytest.raises(EntMTPError, match=said):
         ThisProcess(wishes)
+
+
+@pytest.fixture
+def banks(saved: Saved, tmp_path: Path) -> Path:
+    """The project's banks, and one for all."""
+    folder = tmp_path / "banks"
+    folder.mkdir()
+    for kind in KINDS:
+        for suite in SUITES:
+            shutil.copy(saved.banks / f"{suite}-{kind}.json", folder)
+        shutil.copy(saved.banks / f"gsm8k-{kind}.json", folder / f"mixed-{kind}.json")
+    return folder
+
+
+def custom_plan(saved: Saved, results: Path, banks: Path, **changes: Any) -> Plan:
+    file = results / "own.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"Tell me more about {n}."}) + "\n" for n in range(9)))
+    data = [f"custom={file}", f"gsm8k={saved.data('gsm8k')}"]
+    arguments = {"suites": ["custom", "gsm8k-2-shot"], "banks": banks, "data": data}
+    return plan_of(saved, results, **(arguments | changes))
+
+
+def test_a_suite_uses_the_mixed_bank_unless_there_is_one_of_its_name(saved: Saved, tmp_path: Path, banks: Path) -> None:
+    many = {"prompts": 99, "max_new_tokens": None, "repetitions": None}
+    plan = custom_plan(saved, tmp_path, banks, overrides=many)
+    assert {suite: bank_task(plan.place, suite) for suite in plan.place.banks} == {
+        "custom": "mixed",
+        "gsm8k-2-shot": "gsm8k",
+    }
+    told = list(describe(plan))
+    assert told[0] == "custom: 9 prompts (file), up to 24 new tokens, tree banks of 'mixed'"
+    assert told[1].endswith("tree banks of 'gsm8k'")
+
+    for kind in KINDS:
+        shutil.copy(banks / f"mixed-{kind}.json", banks / f"custom-{kind}.json")
+    own = custom_plan(saved, tmp_path, banks, overrides=many)
+    assert bank_task(own.place, "custom") == "custom"
+    assert 0 < sum(len(unit.prompts) for unit in own.units if unit.suite == "custom") < 9, "half may have calibrated it"
+
+
+def test_answers_are_written_for_judges(saved: Saved, tmp_path: Path, banks: Path) -> None:
+    plan = custom_plan(saved, tmp_path, banks, suites=["gsm8k-2-shot"])
+    for unit in plan.units:
+        requests, steps = make_rows(arms=["hydra"], suites=["gsm8k"], prompts=1, repetitions=2, new_tokens=8)
+        (prompt,) = unit.prompts
+        rows = [replace(row, suite=unit.suite, prompt_id=prompt.id, text="Four.") for row in requests]
+        its_steps = [replace(step, suite=unit.suite, prompt_id=prompt.id) for step in steps]
+        histories = {prompt.id: [("user", "Hm."), ("assistant", "Yes?")]}
+        measured = {"peak_memory_mib": 1.0, "histories": histories}
+        save_unit(plan, Settled(unit, rows, its_steps, measured=measured))
+    finish(plan, QUIET)
+    lines = (tmp_path / "report" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    answers = {line["prompt_id"]: line for line in map(json.loads, lines)}
+    assert len(lines) == len(answers) == len(plan.units)
+    for unit in plan.units:
+        line = answers[unit.prompts[0].id]
+        assert [message["content"] for message in line["messages"]] == ["Hm.", "Yes?", unit.prompts[0].text]
+        assert (line["arm"], line["answer"]) == ("hydra", "Four.")
+        assert line["reference"] == dict(unit.prompts[0].reference)
+
+
+def test_profiles_that_draw_have_arms_that_can(saved: Saved, tmp_path: Path) -> None:
+    paper = plan_of(saved, tmp_path, profile="paper")
+    assert (paper.arms, paper.settings.acceptance, paper.settings.temperature) == (list(METHODS), "typical", 0.7)
+    assert plan_of(saved, tmp_path, profile="paper-lossless").arms == [*DEFAULT_ARMS, *LOSSY]
+    with pytest.raises(EntMTPError, match="arm: 'random' follows the model's own text"):
+        validate(profile="paper", suites=[], arms=["random"], overrides={})
 
 
 def test_what_is_wrong_is_told_before_anything_runs(saved: Saved, tmp_path: Path) -> None:

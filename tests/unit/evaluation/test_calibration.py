@@ -10,7 +10,7 @@ from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.calibrate_task import calibrate_task
 from entmtp.evaluation.calibration import MIN_STEPS_PER_BIN, make_bank, provenance_of, traces_of
-from entmtp.evaluation.suites import SUITES, load_suite, split
+from entmtp.evaluation.suites import PAPER_SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.heads.checkpoint import load_heads
 from entmtp.models.backbone import Backbone
@@ -104,7 +104,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 def test_one_bank_for_all_suites_is_made_from_their_traces(saved: Saved, tmp_path: Path) -> None:
     # A tiny project has two suites; the others' places are taken by theirs.
-    for suite in SUITES:
+    for suite in PAPER_SUITES:
         for ending in ("json", "trace.safetensors"):
             made = suite if suite in ("gsm8k", "sharegpt") else "gsm8k"
             shutil.copy(saved.banks / f"{made}-hydra.{ending}", tmp_path / f"{suite}-hydra.{ending}")
@@ -119,7 +119,7 @@ def test_one_bank_for_all_suites_is_made_from_their_traces(saved: Saved, tmp_pat
         console=Console(quiet=True),
     )
     bank = load_bank(tmp_path / "mixed-hydra.json")
-    parts = [load_bank(tmp_path / f"{suite}-hydra.json").provenance for suite in SUITES]
+    parts = [load_bank(tmp_path / f"{suite}-hydra.json").provenance for suite in PAPER_SUITES]
     assert bank.provenance.task == "mixed"
     assert bank.provenance.tokens == sum(part.tokens for part in parts)
     assert bank.provenance.heads_fingerprint == parts[0].heads_fingerprint

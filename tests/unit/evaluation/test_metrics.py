@@ -8,6 +8,7 @@ from scipy import stats
 from entmtp.evaluation.intervals import correlation, ratio_of_sums
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.rows import REQUEST_SCHEMA, STEP_SCHEMA, RequestRow, StepRow, as_table
+from entmtp.evaluation.run_metrics import arm_metrics
 from entmtp.evaluation.summary import ALL_SUITES, Summary, tables
 from entmtp.evaluation.verdicts import caveats, verdicts
 from tests.unit.evaluation.synthetic import make_rows
@@ -120,6 +121,39 @@ def test_scores_are_averaged_over_scored_prompts() -> None:
     scores = {"gsm8k-0": 1.0, "gsm8k-1": 0.0, "gsm8k-2": None}
     (row,) = summary_of([replace(row, score=scores[row.prompt_id]) for row in requests], steps).arms
     assert (row.score, row.scored) == (0.5, 2)
+
+
+def test_scores_are_told_by_name_with_their_count_and_who_differs() -> None:
+    requests, steps = make_rows(arms=("autoregressive", "hydra"), suites=("humaneval", "litbench"), prompts=4)
+    same = [replace(row, score=1.0 if row.suite == "humaneval" else None) for row in requests]
+    summary = summary_of(same, steps)
+    assert "humaneval pass@1 over 4 prompts: 1.000 with every arm" in verdicts(summary)
+    rows = {(row.suite, row.arm): arm_metrics(summary, row) for row in summary.arms}
+    assert (rows["humaneval", "hydra"]["pass_at_1"], rows["humaneval", "hydra"]["scored"]) == (1.0, 4)
+    assert not {"pass_at_1", "exact_match", "score"} & set(rows["litbench", "hydra"])
+
+    worse = [replace(row, score=0.5) if row.score and row.arm == "hydra" else row for row in same]
+    told = "humaneval pass@1 over 4 prompts: 1.000 with autoregressive; 0.500 with hydra"
+    assert told in verdicts(summary_of(worse, steps))
+
+
+def test_a_lossy_arm_is_not_counted_among_those_that_should_write_the_same() -> None:
+    requests, steps = make_rows(arms=("autoregressive", "medusa"), suites=("gsm8k",), prompts=4, repetitions=1)
+    lossy = [
+        replace(row, arm="medusa-typical", identical=False, first_difference=3)
+        for row in requests
+        if row.arm == "medusa"
+    ]
+    lossy_steps = [replace(step, arm="medusa-typical") for step in steps if step.arm == "medusa"]
+    sentences = verdicts(summary_of(requests + lossy, steps + lossy_steps))
+    assert sentences[-1].startswith("all 4 requests of the other arms wrote exactly")
+
+
+def test_typical_acceptance_is_a_caveat() -> None:
+    summary = summary_of(*make_rows(arms=("autoregressive", "hydra"), suites=("gsm8k",), prompts=4))
+    typical = {"settings": {"acceptance": "typical"}}
+    assert any(line.startswith("Typical acceptance") for line in caveats(summary, typical))
+    assert not any(line.startswith("Typical acceptance") for line in caveats(summary, {}))
 
 
 def test_ties_are_told_from_real_differences() -> None:

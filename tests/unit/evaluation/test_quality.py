@@ -9,7 +9,7 @@ import pytest
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.quality import metric, score
-from entmtp.evaluation.suites import Prompt, load_suite, sandbox
+from entmtp.evaluation.suites import Prompt, jail, load_suite, sandbox
 from entmtp.evaluation.suites.extraction import completion
 from entmtp.evaluation.suites.gsm8k import final_number
 from entmtp.evaluation.suites.sandbox import passes
@@ -180,6 +180,65 @@ def test_code_sees_neither_this_processs_environment_nor_its_folder(
     look = "assert 'HF_TOKEN' not in os.environ and os.listdir('.') == []"
     body = f"    import os\n    {look}\n    return max([0, *values])\n"
     assert passes(HEAD, body, TEST, "biggest") is True
+
+
+OUTSIDE = ["socket.create_connection(('127.0.0.1', 9), 1)", "socket.getaddrinfo('localhost', 80)"]
+OUTSIDE += ["posix.fork()", "subprocess.run(['true'])", "os.posix_spawn('/bin/true', ['true'], {})"]
+OUTSIDE += ["ctypes.CDLL(None)", "open(os.path.expanduser('~') + '/../gone', 'w')", "open('/dev/shm/gone', 'w')"]
+
+
+@pytest.mark.parametrize("attempt", OUTSIDE)
+def test_code_reaches_nothing_outside(attempt: str) -> None:
+    """It would return a right answer if the attempt went well."""
+    body = f"    import ctypes, os, posix, socket, subprocess\n    {attempt}\n    return max([0, *values])\n"
+    assert passes(HEAD, body, TEST, "biggest") is False
+    harmless = body.replace(attempt, "open('mine', 'w').write('x')")
+    assert passes(HEAD, harmless, TEST, "biggest") is True
+
+
+def test_code_sees_no_other_process_and_leaves_none_behind() -> None:
+    spawn = "_posixsubprocess.fork_exec([b'sleep', b'987.5'], [b'/bin/sleep'], True, (), None, None, *[-1] * 6"
+    rest = "read, write, False, True, -1, None, None, None, -1, None, True)"
+    body = (
+        "    import os, _posixsubprocess\n"
+        "    assert os.listdir('/proc') == []\n"
+        "    read, write = os.pipe()\n"
+        f"    {spawn}, {rest}\n"
+        "    return max([0, *values])\n"
+    )
+    assert passes(HEAD, body, TEST, "biggest") is True
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"987.5" in _read(path)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended
+        return b""
+
+
+def test_endless_output_and_files_end_with_the_answer() -> None:
+    for flood in ("os.write(2, b'x' * 10**6)", "open(str(number), 'wb').write(b'x' * 8 * 10**6)"):
+        body = f"    import os\n    for number in range(200):\n        {flood}\n    return max([0, *values])\n"
+        assert passes(HEAD, body, TEST, "biggest") is False
+
+
+def test_where_the_kernel_refuses_namespaces_a_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a container without namespaces: the jail still keeps the network out."""
+    sandbox._warn_of_open_jail.cache_clear()
+    source = Path(jail.__file__).read_text(encoding="utf-8")
+    (tmp_path / "jail.py").write_text(
+        source.replace('return f"{platform.system()} has', 'return f"here it has').replace(
+            'if sys.platform != "linux":', "if True:"
+        )
+    )
+    monkeypatch.setattr(sandbox, "JAIL", tmp_path / "jail.py")
+    connect = "    import socket\n    socket.create_connection(('127.0.0.1', 9), 1)\n"
+    assert passes(HEAD, "    return max([0, *values])  # open\n", TEST, "biggest") is True
+    assert passes(HEAD, f"{connect}    return max([0, *values])\n", TEST, "biggest") is False
+    assert "runs without namespaces: here it has no namespaces" in caplog.text
 
 
 def test_a_test_process_that_cannot_start_gives_no_score(

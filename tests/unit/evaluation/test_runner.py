@@ -4,15 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
-from entmtp.evaluation.arms import ARMS
+from entmtp.evaluation.arms import LOSSLESS, Toolbox, params_of
 from entmtp.evaluation.dispatch import Outcome
-from entmtp.evaluation.runner import Worker, Workplace, first_difference
+from entmtp.evaluation.runner import Worker, Workplace, first_difference, text_params, up_to_stop
+from entmtp.evaluation.suites import Prompt, get_suite
+from entmtp.evaluation.summary import LOSSY
 from entmtp.evaluation.units import Unit, make_units
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.registry import encode_chat
 from entmtp.scheduling.cost import StepCost, hardware_name
-from entmtp.settings import BenchmarkSettings
+from entmtp.settings import PAPER_TEMPERATURE, BenchmarkSettings, SamplingParams
 from entmtp.trees.bank import MIXED
 from tests.saved import Saved, save_project
 from tests.tiny import greedy, plain_logits
@@ -27,7 +30,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 @pytest.fixture(scope="module")
 def worker(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Worker:
-    tasks = {"gsm8k": "gsm8k", "sharegpt": "sharegpt", MIXED: "gsm8k"}
+    tasks = dict.fromkeys(("gsm8k", "gsm8k-2-shot", "custom", MIXED), "gsm8k") | {"sharegpt": "sharegpt"}
     banks = {task: {kind: str(saved.banks / f"{made}-{kind}.json") for kind in KINDS} for task, made in tasks.items()}
     heads = {kind: str(saved.heads(kind)) for kind in KINDS}
     with pytest.MonkeyPatch.context() as patch:
@@ -37,17 +40,17 @@ def worker(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Worker:
 
 @pytest.fixture(scope="module")
 def units(saved: Saved) -> list[Unit]:
-    return make_units(["gsm8k"], {"gsm8k": str(saved.data("gsm8k"))}, ARMS, SETTINGS, {})
+    return make_units(["gsm8k"], {"gsm8k": str(saved.data("gsm8k"))}, LOSSLESS, SETTINGS, {})
 
 
 @pytest.fixture(scope="module")
 def outcomes(worker: Worker, units: list[Unit]) -> list[Outcome]:
-    return [worker.run(unit, ARMS, SETTINGS) for unit in units]
+    return [worker.run(unit, LOSSLESS, SETTINGS) for unit in units]
 
 
 def test_every_arm_runs_every_prompt_as_often_as_asked(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
-        assert Counter(row.arm for row in outcome.requests) == dict.fromkeys(ARMS, SETTINGS.repetitions)
+        assert Counter(row.arm for row in outcome.requests) == dict.fromkeys(LOSSLESS, SETTINGS.repetitions)
         assert len({row.prompt_id for row in outcome.requests}) == 1
         measured = outcome.measured
         assert measured["peak_memory_mib"] > 10
@@ -68,7 +71,7 @@ def test_arms_rotate_from_round_to_round_in_an_order_of_each_prompts_own(outcome
         for arms in rounds:
             turned = arms.index(rounds[0][0])
             assert [*arms[turned:], *arms[:turned]] == rounds[0]
-        neighbours.add(tuple(rounds[0][(rounds[0].index("entmtp") + 1) % len(ARMS) :][:1]))
+        neighbours.add(tuple(rounds[0][(rounds[0].index("entmtp") + 1) % len(LOSSLESS) :][:1]))
     assert len(outcomes) == 1 or len(neighbours) > 1, "the arm after entmtp is not always the same"
 
 
@@ -101,7 +104,7 @@ def test_steps_add_up_to_their_request(outcomes: list[Outcome]) -> None:
 
 def test_repetitions_differ_in_nothing_but_time(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
-        for arm in ARMS:
+        for arm in LOSSLESS:
             walks = [
                 [
                     (step.tree, step.accepted_path)
@@ -119,8 +122,8 @@ def test_a_difference_is_told_with_its_place_and_margin(
     true = worker._reference
     wrong = 7
 
-    def reference(ids: list[int], max_new_tokens: int) -> object:
-        found = true(ids, max_new_tokens)
+    def reference(ids: list[int], params: SamplingParams, tools: Toolbox) -> object:
+        found = true(ids, params, tools)
         found.tokens[wrong] += 1
         return found
 
@@ -150,8 +153,83 @@ def test_the_first_difference(ours: list[int], theirs: list[int], place: int) ->
 
 def test_margins_are_the_models_top_two(worker: Worker) -> None:
     ids = encode_chat(worker.tokenizer, "Hello there")
-    reference = worker._reference(ids, 12)
+    params = SamplingParams(temperature=0.0, max_tokens=12)
+    reference = worker._reference(ids, params, worker._toolbox("gsm8k", []))
     logits = plain_logits(worker.model, [*ids, *reference.tokens[:-1]])[len(ids) - 1 :]
     top = logits.topk(2, dim=-1)
     assert top.indices[:, 0].tolist() == reference.tokens
     assert (top.values[:, 0] - top.values[:, 1]).tolist() == pytest.approx(reference.margins, abs=1e-3)
+
+
+def prompts_unit(*prompts: Prompt) -> Unit:
+    return Unit("key", 0, prompts[0].suite, "file", prompts)
+
+
+def test_drawn_texts_are_one_text_for_all_lossless_arms(worker: Worker, units: list[Unit]) -> None:
+    settings = SETTINGS.model_copy(update={"temperature": 1.0})
+    greedy_text = worker.run(units[0], ["autoregressive"], SETTINGS).requests[0].token_ids
+    requests = worker.run(units[0], [*LOSSLESS, *LOSSY], settings).requests
+    plain = next(row.token_ids for row in requests if row.arm == "autoregressive")
+    assert plain != greedy_text
+    assert {row.arm for row in requests if row.token_ids == plain} >= set(LOSSLESS)
+    assert all(row.identical for row in requests if row.arm in LOSSLESS)
+    again = worker.run(units[0], ["autoregressive"], settings).requests
+    assert again[0].token_ids == plain, "the seed is the prompt's own"
+
+
+def test_typical_acceptance_leaves_the_models_text_and_plain_decoding_does_not(
+    worker: Worker, units: list[Unit]
+) -> None:
+    lossless = SETTINGS.model_copy(update={"temperature": 1.0})
+    typical = lossless.model_copy(update={"acceptance": "typical"})
+    plain = worker.run(units[0], ["autoregressive"], lossless).requests[0].token_ids
+    requests = worker.run(units[0], ["autoregressive", "hydra"], typical).requests
+    by_arm = {row.arm: row for row in requests}
+    assert by_arm["autoregressive"].token_ids == plain
+    assert by_arm["autoregressive"].identical
+    assert not by_arm["hydra"].identical
+    assert math.isnan(by_arm["hydra"].tie_margin), "a drawn text has no ties"
+
+
+def test_the_seed_is_a_prompts_own_and_the_published_temperature_stands_in() -> None:
+    settings = SETTINGS.model_copy(update={"temperature": 1.0})
+    one, other = (text_params(Prompt(id, "gsm8k", "Hi", {}), settings) for id in ("a", "b"))
+    assert one.seed != other.seed
+    assert params_of("medusa-typical", one).temperature == 1.0
+    medusa = params_of("medusa-typical", text_params(Prompt("a", "gsm8k", "Hi", {}), SETTINGS))
+    assert (medusa.acceptance, medusa.temperature) == ("typical", PAPER_TEMPERATURE)
+    assert params_of("hydra", one) == one
+
+
+def test_earlier_turns_are_answered_by_the_model_itself(worker: Worker) -> None:
+    given = (("user", "One."), ("assistant", "Two."), ("user", "Three."))
+    prompt = Prompt("custom/0", "custom", "Four.", {}, given)
+    outcome = worker.run(prompts_unit(prompt), ["autoregressive", "hydra"], SETTINGS)
+    ids = encode_chat(worker.tokenizer, "Three.", given[:2])
+    answer = worker.tokenizer.decode(greedy(worker.model, ids, SETTINGS.max_new_tokens), skip_special_tokens=True)
+    history = [*given, ("assistant", str(answer).strip())]
+    assert outcome.measured["histories"] == {"custom/0": history}
+    whole = encode_chat(worker.tokenizer, "Four.", history)
+    for row in outcome.requests:
+        assert row.prompt_tokens == len(whole)
+        assert row.token_ids == greedy(worker.model, whole, SETTINGS.max_new_tokens)
+
+
+def test_a_stop_text_ends_every_arm_and_the_reference(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = Prompt("gsm8k-2-shot/0", "gsm8k-2-shot", "What is 2 + 2?", {"answer": "#### 4"}, key="What is 2 + 2?")
+    ids = encode_chat(worker.tokenizer, prompt.text)
+    whole = greedy(worker.model, ids, SETTINGS.max_new_tokens)
+    text = str(worker.tokenizer.decode(whole))
+    stop = text[6:8]
+    protocol = get_suite("gsm8k-2-shot").protocol
+    monkeypatch.setattr(get_suite("gsm8k-2-shot"), "protocol", replace(protocol, stop=(stop,)))
+    requests = worker.run(prompts_unit(prompt), LOSSLESS, SETTINGS).requests
+    assert len({len(row.token_ids) for row in requests}) == 1
+    for row in requests:
+        assert row.identical
+        assert row.text == text[: text.index(stop)]
+        assert row.token_ids == whole[: len(row.token_ids)] != whole
+
+
+def test_no_stop_text_no_end() -> None:
+    assert up_to_stop([1, 2], Tokenizer(models.BPE()), ("x",)) == [1, 2]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.suites import SUITES, Prompt, draw, load_suite, split
+from entmtp.evaluation.suites import PAPER_SUITES, Prompt, draw, load_suite, split
 from entmtp.evaluation.suites.base import HubDataset
 from entmtp.evaluation.suites.files import MAX_FILE_BYTES
 from entmtp.evaluation.suites.hub import HubUnavailableError, hub_rows
@@ -152,7 +152,11 @@ def test_without_a_hub_the_sample_is_used_and_one_line_says_so(tmp_path: Path, v
 
 
 def test_unknown_suite_lists_the_known_ones() -> None:
-    assert error_of("gsm9k", None) == "unknown suite 'gsm9k'; known suites are humaneval, gsm8k, sharegpt, litbench"
+    message = error_of("gsm9k", None)
+    assert message.startswith(
+        "unknown suite 'gsm9k'; known suites are humaneval, gsm8k, sharegpt, litbench, mt-bench, "
+    )
+    assert message.endswith(", custom, gsm8k-N-shot, sharegpt-N-turns, spec-bench")
 
 
 def test_missing_file_folder_and_unknown_ending(tmp_path: Path) -> None:
@@ -283,7 +287,7 @@ def test_a_prompts_side_depends_on_its_text_alone() -> None:
 
 
 def test_every_sample_leaves_enough_prompts_on_both_sides() -> None:
-    for name in SUITES:
+    for name in PAPER_SUITES:
         sides = split(load_suite(name, SAMPLES / f"{name}.jsonl").prompts)
         assert min(len(side) for side in sides) >= sum(len(side) for side in sides) // 3
 
@@ -307,7 +311,7 @@ def test_limit_draws_from_the_whole_file(tmp_path: Path) -> None:
 
 
 def test_samples_have_their_size_and_no_repeated_prompt() -> None:
-    sizes = {name: len(load_suite(name, SAMPLES / f"{name}.jsonl").prompts) for name in SUITES}
+    sizes = {name: len(load_suite(name, SAMPLES / f"{name}.jsonl").prompts) for name in PAPER_SUITES}
     assert sizes == {"humaneval": 12, "gsm8k": 40, "sharegpt": 40, "litbench": 40}
     for name, size in sizes.items():
         assert len((SAMPLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()) == size

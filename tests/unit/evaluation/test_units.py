@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entmtp.evaluation.suites import load_suite, split
+from entmtp.evaluation.suites import get_suite, load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.evaluation.units import Unit, make_units
 from entmtp.settings import BenchmarkSettings
@@ -112,3 +112,28 @@ def test_each_drawn_prompt_is_in_one_unit_whose_key_is_its_own_and_stable(
         assert held == list(draw(scored, prompts, seed))
         assert [unit.first for unit in own] == list(range(0, len(held), shard_prompts))
     assert keys(made) == {key for suite in suites for key in keys(units(kept_files, suites=[suite], settings=chosen))}
+
+
+def test_a_suite_that_calibrated_nothing_is_scored_whole(files: dict[str, str]) -> None:
+    made = units(files, suites=["gsm8k"], settings=SETTINGS.model_copy(update={"prompts": 99}), uncalibrated=["gsm8k"])
+    assert [prompt for unit in made for prompt in unit.prompts] == list(load_suite("gsm8k", files["gsm8k"]).prompts)
+
+
+def test_drawn_texts_and_variants_have_other_names_and_the_same_prompts(files: dict[str, str]) -> None:
+    def numbers(made: Sequence[Unit]) -> list[str]:
+        return [prompt.id.rpartition("/")[2] for unit in made for prompt in unit.prompts]
+
+    plain = units(files, suites=["gsm8k"])
+    shots = units(files, suites=["gsm8k-2-shot"])
+    drawn = [
+        units(files, suites=["gsm8k"], settings=SETTINGS.model_copy(update=changes))
+        for changes in ({"temperature": 0.7}, {"temperature": 0.7, "acceptance": "typical"})
+    ]
+    assert numbers(plain) == numbers(shots) == numbers(drawn[0])
+    assert len({key for made in (plain, shots, *drawn) for key in keys(made)}) == 4 * len(plain)
+
+
+def test_a_budget_above_the_suites_own_changes_nothing(files: dict[str, str]) -> None:
+    budget = get_suite("gsm8k").protocol.max_new_tokens
+    at, above = (SETTINGS.model_copy(update={"max_new_tokens": most}) for most in (budget, budget + 1))
+    assert units(files, suites=["gsm8k"], settings=at) == units(files, suites=["gsm8k"], settings=above)

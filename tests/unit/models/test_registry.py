@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from entmtp.errors import EntMTPError
+from entmtp.models.chat_templates import give_template
 from entmtp.models.registry import encode_chat, load_model, model_fingerprint, resolve_model
 
 TEMPLATE = (
@@ -134,6 +135,44 @@ def test_unknown_dtype_and_device_are_refused(llama_folder: Path) -> None:
 def test_chat_template_is_used_where_there_is_one() -> None:
     assert encode_chat(tiny_tokenizer(), "hello world") == [3, 4]
     assert encode_chat(tiny_tokenizer(TEMPLATE), "hello world") == [1, 3, 4, 2]
+
+
+def test_earlier_messages_come_first_with_and_without_a_template() -> None:
+    history = (("user", "world"), ("bot", "hello"))
+    assert encode_chat(tiny_tokenizer(), "hello world", history) == [4, 3, 3, 4]
+    assert encode_chat(tiny_tokenizer(TEMPLATE), "hello", history) == [1, 4, 2, 3, 1, 3, 2]
+
+
+def test_a_template_that_refuses_the_messages_is_one_line() -> None:
+    picky = tiny_tokenizer("{{ raise_exception('Roles must\nalternate') }}")
+    assert_refused(lambda: encode_chat(picky, "hello"), "chat template refuses it: Roles must$")
+
+
+def test_vicuna_gets_the_format_that_it_was_trained_on() -> None:
+    tokenizer = tiny_tokenizer()
+    give_template("lmsys/Vicuna-7b-v1.3", tokenizer)
+    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    messages = [
+        {"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Yo."), ("user", "Why?"))
+    ]
+
+    def rendered(messages: list[dict[str, str]]) -> object:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    system = (
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    )
+    assert rendered(messages) == f"<s>{system} USER: Hi ASSISTANT: Yo.</s>USER: Why? ASSISTANT:"
+    other = [{"role": "system", "content": "Be brief."}, messages[0]]
+    assert rendered(other) == "<s>Be brief. USER: Hi ASSISTANT:"
+
+
+def test_other_models_and_models_with_a_template_keep_what_they_have() -> None:
+    plain, templated = tiny_tokenizer(), tiny_tokenizer(TEMPLATE)
+    give_template("meta-llama/llama-7b", plain)
+    give_template("lmsys/vicuna-7b-v1.3", templated)
+    assert (plain.chat_template, templated.chat_template) == (None, TEMPLATE)
 
 
 def test_an_empty_prompt_without_a_template_is_refused() -> None:
