@@ -80,12 +80,13 @@ class Graphs:
         self._loaded[trees.shape] = TreeBatch(trees.topologies, trees.shape, packed)
         return self._loaded[trees.shape]
 
-    def run(self, key: Hashable, part: Part[Outputs], trees: TreeBatch) -> Outputs:
+    def run(self, key: Hashable | None, part: Part[Outputs], trees: TreeBatch) -> Outputs:
         """The part's outputs for loaded ``trees``; they stay until a part of this key runs again.
 
-        The first time it runs as it is, which is also the warm-up that a capture needs, and is then recorded.
+        The first time it runs as it is, which is also the warm-up that a capture needs, and is then recorded. Without a
+        key it is never recorded.
         """
-        if self._recorder is None:
+        if self._recorder is None or key is None:
             return part(trees)
         if (recording := self._recordings.get(key)) is None:
             return self._first_run(self._recorder, key, part, trees)

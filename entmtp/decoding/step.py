@@ -19,8 +19,8 @@ from entmtp.trees.batch import TreeBatch
 def decode_step(state: DecodingState, policy: Policy, requests: Sequence[RunningRequest]) -> None:
     """Moves every request on by its root and the accepted path of its tree; fills in the next root.
 
-    Each part runs through ``state.graphs`` under a key that says which kernels it needs. The host waits for the device
-    once, for the outcome.
+    Each part runs through ``state.graphs`` under a key that says which kernels it needs; heads with a memory have none,
+    since the shapes of what they do change with every step. The host waits for the device once, for the outcome.
     """
     backbone, cache, run = state.backbone, state.cache, state.graphs.run
     watch = Stopwatch(backbone.device)
@@ -47,7 +47,8 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     if grown:
         tokens = state.grown(slots, trees, grown)
     else:
-        (tokens,) = run(("draft", trees.shape, slots), lambda trees: state.draft(slots, trees), trees)
+        drafting = ("draft", trees.shape, slots) if state.memory is None else None
+        (tokens,) = run(drafting, lambda trees: state.draft(slots, trees), trees)
     watch.mark("draft")
 
     # 3. one forward pass over all nodes of all trees
@@ -62,6 +63,7 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
         accepted = sampled(tokens, logits, trees, samplers)
     watch.mark("accept")
     run(("compact", *key), lambda _: state.keep(slots, hidden, accepted), trees)
+    state.remember(slots, tokens, hidden, accepted)
     watch.mark("compact")
 
     # 5. the host learns what came of it
