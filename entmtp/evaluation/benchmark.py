@@ -19,16 +19,18 @@ from typing import Any
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import ARMS, DEFAULT_ARMS, TRANSFER, check_arms
+from entmtp.evaluation.arms import ARMS, DEFAULT_ARMS, TRANSFER, check_arms, kind_of, with_native
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.pareto import ParetoPoint, pareto
 from entmtp.evaluation.report import print_table, write_report
 from entmtp.evaluation.rows import RequestRow, StepRow, part_exists, read_metadata, read_parts, write_part
 from entmtp.evaluation.runner import Workplace
 from entmtp.evaluation.suites import SUITES, get_suite
+from entmtp.evaluation.summary import AUTOREGRESSIVE
 from entmtp.evaluation.tracking import TrackedModel, check_tracking, default_tracking_uri, log_benchmark
 from entmtp.evaluation.units import Unit, make_units
 from entmtp.heads.checkpoint import KINDS, bundled_heads, file_hash
+from entmtp.heads.native import NATIVE
 from entmtp.models.registry import resolve_model
 from entmtp.scheduling.cost import StepCost
 from entmtp.settings import PROFILES, STUDY, BenchmarkSettings
@@ -93,8 +95,10 @@ def make_plan(
     """
     settings = _settings(profile, overrides)
     chosen_suites = list(dict.fromkeys(get_suite(name).name for name in (suites or SUITES)))
-    chosen_arms = check_arms(list(arms or (ARMS if profile == STUDY else DEFAULT_ARMS)))
     sources = _heads_sources(model, heads)
+    usual = ARMS if profile == STUDY else DEFAULT_ARMS
+    chosen_arms = check_arms(list(arms or (with_native(usual) if list(sources) == [NATIVE] else usual)))
+    _check_kinds(chosen_arms, sources)
     tasks = [*chosen_suites, *_foreign_tasks(chosen_suites, chosen_arms)]
     files = {task: {kind: str(_bank_path(task, kind, model, banks)) for kind in sources} for task in tasks}
     place = Workplace(str(resolve_model(model)), sources, files, device, threads)
@@ -153,17 +157,25 @@ def _foreign_tasks(suites: Sequence[str], arms: Sequence[str]) -> list[str]:
 
 def _heads_sources(model: str, given: Sequence[str]) -> dict[str, str]:
     if given:
-        sources = _pairs("heads", given, list(KINDS))
+        sources = _pairs("heads", given, [*KINDS, NATIVE])
     elif model == "bundled":
         sources = {kind: str(bundled_heads(kind)) for kind in KINDS}
     else:
         raise EntMTPError(
             f"heads: none are shipped for model '{model}'; give --heads medusa=FOLDER and --heads hydra=FOLDER,"
-            " or train some with 'entmtp train'"
+            f" --heads {NATIVE}={NATIVE} if it has multi-token-prediction layers, or train some with 'entmtp train'"
         )
-    if missing := [kind for kind in KINDS if kind not in sources]:
+    if sources.get(NATIVE, NATIVE) != NATIVE:
+        raise EntMTPError(f"heads: {NATIVE} ones are the model's own, not '{sources[NATIVE]}'; give {NATIVE}={NATIVE}")
+    if list(sources) != [NATIVE] and (missing := [kind for kind in KINDS if kind not in sources]):
         raise EntMTPError(f"heads: kind '{missing[0]}' is missing; give --heads {missing[0]}=FOLDER")
     return sources
+
+
+def _check_kinds(arms: Sequence[str], sources: Mapping[str, str]) -> None:
+    for arm in arms:
+        if arm != AUTOREGRESSIVE and (kind := kind_of(arm, sources)) not in sources:
+            raise EntMTPError(f"arm: '{arm}' drafts with {kind} heads; give --heads {kind}=… or leave it out")
 
 
 def _bank_path(suite: str, kind: str, model: str, banks: Path | None) -> Path:

@@ -28,7 +28,8 @@ TIE_MARGIN = 1e-4  # top-2 logits closer than this are a tie: either token is th
 
 _SUITE_ORDER = ("humaneval", "gsm8k", "sharegpt", "litbench")
 _ARM_ORDER = (
-    *(AUTOREGRESSIVE, "medusa", "medusa-best", "hydra", "hydra-best", ENTMTP, "entmtp-goodput"),
+    *(AUTOREGRESSIVE, "medusa", "medusa-best", "hydra", "hydra-best", "native", "native-best"),
+    *(ENTMTP, "entmtp-goodput"),
     *("entmtp-dynamic", "entmtp-transfer", "entmtp-mixed"),
     *("always-big", "random", ORACLE),
 )
