@@ -24,6 +24,7 @@ class DecodingState:
     Attributes:
         root: ``[slots]`` the token that the model chose last.
         hidden: ``[slots, hidden_size]`` the decoder state that it was chosen from.
+        capacity: rows of each slot for a text and a tree; the heads may have more of their own.
         cache: keys and values of everything before the root.
         memory: the heads' part of the cache, if they have one.
         graphs: what the parts of a step run through.
@@ -32,6 +33,7 @@ class DecodingState:
     def __init__(self, backbone: Backbone, heads: DraftHeads | None, slots: int, capacity: int) -> None:
         self.backbone = backbone
         self.heads = heads
+        self.capacity = capacity
         self.cache: TreeCache = backbone.new_cache(slots, capacity, NO_ROWS if heads is None else heads.rows)
         self.memory = None if heads is None else heads.memory(self.cache)
         self.root = torch.zeros(slots, dtype=torch.int64, device=backbone.device)

@@ -34,7 +34,7 @@ from entmtp.heads.native_text import NativeText
 from entmtp.models.cache import BufferShape, HeadsRows, LayerShape, Span, TreeCache
 from entmtp.models.loading import quiet_loading
 from entmtp.models.masks import View, additive
-from entmtp.models.registry import model_fingerprint
+from entmtp.models.registry import sampled_fingerprint
 from entmtp.trees.batch import TreeBatch
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ NATIVE = "native"
 
 DEPTH = 4
 """Tokens that are guessed ahead, or one per layer where the model has more of them: as deep as trained heads go."""
+
+_SHARED = "embed_tokens", "shared_head", "rotary_emb"
 
 _ASKED = 64
 """Nodes of one request and level that a policy may go on behind."""
@@ -78,11 +80,16 @@ class NativeHeads(DraftHeads):
         )
         super().__init__(config)
         self.mtp = layers
-        self.fingerprint = model_fingerprint(layers)
+        # Of the layers alone: embeddings and output layer are the model's, and lie as its kernels want them.
+        own = [(name, value) for name, value in layers.named_parameters() if not name.startswith(_SHARED)]
+        self.fingerprint = sampled_fingerprint((NATIVE, config.hidden_size, self.layers), own)
         self._window = getattr(layers.config, "sliding_window", None) if backbone.windowed else None
         self._kinds: list[str] = getattr(layers.config, "layer_types", None) or ["full_attention"] * self.layers
         self._last_position = backbone.max_context - 1
-        nn.Module.to(self, backbone.device, backbone.dtype)
+        self.states_dtype = backbone.dtype
+        for name, module in layers.named_children():
+            if name not in _SHARED:
+                nn.Module.to(module, backbone.device, backbone.dtype)
         self.eval().requires_grad_(False)
         self._shapes = tuple(self._shape_of(layer) for layer in range(self.layers))
         self._masks = _GivenMask()
@@ -91,7 +98,7 @@ class NativeHeads(DraftHeads):
     @property
     def rows(self) -> HeadsRows:
         """Each layer's keys and values, and the states that it is given: ``h_{k-1}`` of every token, for layer k."""
-        states = BufferShape(1, self.config.hidden_size, self.mtp.dtype)
+        states = BufferShape(1, self.config.hidden_size, self.states_dtype)
         return HeadsRows(self._shapes, (states,) * self.layers, spare=_ASKED * (self.num_heads - 1))
 
     def memory(self, cache: TreeCache) -> NativeMemory:
@@ -127,7 +134,7 @@ class NativeHeads(DraftHeads):
         place = self.mtp.embed_tokens.weight.device
         cache: Any = MtpCache(config=self.mtp.config)
         one = torch.zeros(1, 1, dtype=torch.int64, device=place)
-        state = torch.zeros(1, 1, self.config.hidden_size, dtype=self.mtp.dtype, device=place)
+        state = torch.zeros(1, 1, self.config.hidden_size, dtype=self.states_dtype, device=place)
         self.mtp.forward_layer(layer, state, one + layer + 1, cache, input_ids=one)
         keys, values = getattr(cache.layers[layer], "keys", None), getattr(cache.layers[layer], "values", None)
         if keys is None or values is None or self._kinds[layer] not in ("full_attention", "sliding_attention"):

@@ -37,7 +37,7 @@ class NativeMemory(HeadsMemory):
         self.heads, self.cache = heads, cache
         self._layers = Cache(layers=list(cache.tree_layers[-heads.layers :]))
         shape = len(cache.lengths), heads.layers, heads.config.hidden_size
-        self.states = torch.zeros(shape, dtype=heads.mtp.dtype, device=cache.table.device)
+        self.states = torch.zeros(shape, dtype=heads.states_dtype, device=cache.table.device)
 
     def read(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> None:
         for _ in self.taken_in(slot, hidden, tokens):
