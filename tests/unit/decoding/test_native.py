@@ -69,33 +69,39 @@ def test_a_layer_that_knows_the_model_is_right_at_every_depth() -> None:
     model = mtp_model("mellum")
     backbone, heads = sure_heads(model)
     prompt = small_prompt(9)
+    expected = greedy(model, prompt, 60)
     chain = Topology.of([(0,) * depth for depth in range(1, heads.num_heads + 1)])
-    for policy in (StaticPolicy(chain, 8), POLICIES["dynamic"]):
-        done = Engine(backbone, heads, policy).generate(prompt, 60)
-        assert done.tokens == greedy(model, prompt, 60)
-        assert all(step.gained == 1 + step.topology.max_depth for step in done.steps)
-    engine = Engine(backbone, heads, StaticPolicy(chain, 8))
-    assert engine.generate(prompt, 60).tau == 1 + heads.num_heads
+    done = Engine(backbone, heads, StaticPolicy(chain, 8)).generate(prompt, 60)
+    assert done.tokens == expected
+    assert done.tau == 1 + heads.num_heads
+    grown = Engine(backbone, heads, POLICIES["dynamic"]).generate(prompt, 60)
+    assert grown.tokens == expected
+    assert [step.path for step in grown.steps] == [likeliest(step.topology) for step in grown.steps]
+
+
+def likeliest(topology: Topology) -> tuple[int, ...]:
+    """The longest of the tree's paths along the likeliest guesses."""
+    return max((path for path in topology.paths if not any(path)), key=len, default=())
 
 
 @given(st.randoms(use_true_random=False), st.sampled_from(["wide", "sequence", "dynamic"]), st.booleans())
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_requests_that_come_and_go_write_what_each_writes_alone(
     model: PreTrainedModel, backbone: Backbone, heads: NativeHeads, rng: random.Random, policy: str, reuse: bool
 ) -> None:
     sizes: dict[str, Any] = {"slots": 3, "context": CONTEXT, "prefill_tokens": 7, "prefix_reuse": reuse}
     engine = Engine(backbone, heads, POLICIES[policy], EngineSettings.parse(**sizes))
     shared = small_prompt(8, seed=50)
-    prompts = [[*(shared if rng.random() < 0.6 else []), *small_prompt(rng.randint(1, 15), seed=at)] for at in range(8)]
+    prompts = [[*(shared if rng.random() < 0.6 else []), *small_prompt(rng.randint(1, 15), seed=at)] for at in range(6)]
     lengths = [rng.randint(1, 14) for _ in prompts]
-    done, waiting = {}, list(range(8))
+    done, waiting = {}, list(range(6))
     while waiting or not engine.idle:
         while waiting and rng.random() < 0.5:
             at = waiting.pop(0)
             params = SamplingParams(temperature=0.0, max_tokens=lengths[at])
             done[at] = engine.submit(Request(str(at), prompts[at], params))
         if rng.random() < 0.15:
-            engine.cancel(str(rng.randrange(8)))  # the text that it leaves in its slot may be begun with
+            engine.cancel(str(rng.randrange(6)))  # the text that it leaves in its slot may be begun with
         engine.step()
     for at, completion in done.items():
         expected = greedy(model, prompts[at], lengths[at])
