@@ -128,7 +128,7 @@ def _source(method: Method) -> str | None:
 
 def _heads_of(method: Method, backbone: Backbone) -> DraftHeads:
     given = _source(method)
-    kind = kind_of(method.name, (given,))
+    kind = kind_of(method.name, () if given is None else (given,))
     source = given or str(bundled_heads(kind))
     heads = load_heads(source, backbone)
     if heads.kind != kind:
