@@ -41,13 +41,18 @@ def _say(text: str) -> None:
 def generate(
     prompt: Annotated[str, typer.Argument(help="what to answer")],
     method: Annotated[
-        str, typer.Option(help="autoregressive, medusa(-best), hydra(-best), entmtp, entmtp-goodput or entmtp-dynamic")
+        str,
+        typer.Option(
+            help="autoregressive, medusa(-best), hydra(-best), native(-best), entmtp, entmtp-goodput or entmtp-dynamic"
+        ),
     ] = "entmtp",
     task: Annotated[
         str, typer.Option(help="whose tree bank to use: humaneval, gsm8k, sharegpt, litbench, mixed")
     ] = "sharegpt",
     model: Model = "bundled",
-    heads: Annotated[str | None, typer.Option(help="heads for another model: a folder or hub name")] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="heads for another model: a folder or hub name, or native: its own")
+    ] = None,
     bank: Annotated[Path | None, typer.Option(help="tree bank for other heads")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens at most")] = 256,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token; 1: as the model would draw")] = 0.0,
@@ -94,7 +99,8 @@ def calibrate(
     output: Annotated[Path, typer.Option(help="folder for <task>-<heads>.json, traces and the calibration text")],
     model: Model = "bundled",
     heads: Annotated[
-        list[str] | None, typer.Option(help="medusa=FOLDER and/or hydra=FOLDER (default: the bundled ones)")
+        list[str] | None,
+        typer.Option(help="medusa=FOLDER and/or hydra=FOLDER, or native=native (default: the bundled ones)"),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="prompts in the hub's schema instead of the hub")] = None,
     prompts: Annotated[int | None, typer.Option(help="calibration prompts")] = None,

@@ -12,10 +12,11 @@ from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import machine_cost
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import METHODS, Toolbox, kind_of, make_correcting_policy, make_policy
+from entmtp.evaluation.arms import METHODS, OF_NATIVE, Toolbox, kind_of, make_correcting_policy, make_policy
 from entmtp.evaluation.suites import PAPER_SUITES
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
+from entmtp.heads.native import NATIVE
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
 from entmtp.models.kernels import check_name
@@ -34,7 +35,7 @@ class Method:
     Attributes:
         name: one of :data:`METHODS`.
         task: whose tree bank is used where ``bank`` names none; 'mixed' is one bank for all.
-        heads: None for the bundled ones.
+        heads: None for the bundled ones; 'native' for the model's own multi-token-prediction layers.
     """
 
     name: str
@@ -100,9 +101,10 @@ def load_method(
     chosen = check_name(method.kernels)
     resolve_model(method.model)
     drafts = method.name != _PLAIN
-    if drafts and method.model != "bundled" and method.heads is None:
+    if drafts and method.model != "bundled" and _source(method) is None:
         raise EntMTPError(
-            f"heads: none are shipped for model '{method.model}'; give --heads, or --method autoregressive"
+            f"heads: none are shipped for model '{method.model}'; give --heads, --heads {NATIVE} if it has"
+            " multi-token-prediction layers, or --method autoregressive"
         )
     loaded, tokenizer = load_model(method.model, dtype=method.dtype, device=method.device)
     backbone = Backbone(loaded, chosen)
@@ -119,9 +121,15 @@ def check_method(method: Method) -> None:
         raise EntMTPError(f"task: '{method.task}' is unknown; choose one of {', '.join(tasks)}")
 
 
+def _source(method: Method) -> str | None:
+    """Where its heads come from, unless they are bundled."""
+    return method.heads or (NATIVE if method.name in OF_NATIVE else None)
+
+
 def _heads_of(method: Method, backbone: Backbone) -> DraftHeads:
-    kind = kind_of(method.name)
-    source = method.heads or str(bundled_heads(kind))
+    given = _source(method)
+    kind = kind_of(method.name, () if given is None else (given,))
+    source = given or str(bundled_heads(kind))
     heads = load_heads(source, backbone)
     if heads.kind != kind:
         raise EntMTPError(f"heads: {source} holds {heads.kind} heads but the method needs {kind} heads")
@@ -138,10 +146,15 @@ def policy_of(
     """
     if method.name == _PLAIN:
         return make_policy(method.name, Toolbox(backbone, {}, {}, {}))
-    kind = kind_of(method.name)
+    kind = kind_of(method.name, () if heads is None else (heads.kind,))
     if heads is None or heads.kind != kind:
         loaded = "none" if heads is None else f"{heads.kind} heads"
         raise EntMTPError(f"heads: method '{method.name}' needs {kind} heads but {loaded} are loaded; load others")
+    if method.bank is None and kind == NATIVE:
+        raise EntMTPError(
+            f"bank: none is shipped for {NATIVE} heads; make one with 'entmtp calibrate --heads {NATIVE}={NATIVE}' and"
+            " give it as --bank"
+        )
     bank = load_bank(method.bank or bundled_bank(method.task, heads.kind))
     fingerprint = backbone.fingerprint
     bank.check_heads(

@@ -55,12 +55,17 @@ def save_tiny_model(folder: Path, seed: int = 0, model_type: str = "llama") -> B
     """A random model over bytes that repeats itself, so that heads that start at the model's state guess well."""
     model = tiny_model(model_type, seed, vocab_size=VOCAB, max_position_embeddings=512, tie_word_embeddings=True)
     model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return Backbone(model)
+
+
+def save_tokenizer(folder: Path) -> None:
+    """One token for every byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     spelling = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
     spelling.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     spelling.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=spelling, eos_token="<end>").save_pretrained(folder)
-    return Backbone(model)
 
 
 def save_heads(kind: str, backbone: Backbone, folder: Path) -> None:

@@ -111,7 +111,7 @@ class Engine:
             waiting=self.waiting,
             outstanding_tokens=sum(job.outstanding for job in [*self._jobs, *self._waiting]),
             cache_tokens=0 if self._slots is None else self._slots.tokens,
-            cache_capacity=0 if self._state is None else self.settings.slots * self._state.cache.capacity,
+            cache_capacity=0 if self._state is None else self.settings.slots * self._state.capacity,
             steps=self._steps,
             tokens=self._tokens,
             goodput=self._gained.value / seconds / 1e3 if seconds else 0.0,
@@ -246,7 +246,7 @@ class Engine:
             self._jobs.append(job)
 
     def _make_room(self, tokens: int) -> None:
-        if self._state is None or self._state.cache.capacity < _rows(tokens):
+        if self._state is None or self._state.capacity < _rows(tokens):
             # Powers of two, so that it seldom has to grow.
             self._allocate(1 << (_rows(tokens) - 1).bit_length())
 

@@ -56,6 +56,7 @@ class Graphs:
         self._recorder = recorder
         self._recordings: dict[Hashable, Recording] = {}
         self._loaded: dict[TreeShape, TreeBatch] = {}
+        self._held: dict[torch.Size, torch.Tensor] = {}
         self.captures = 0
         self.refused: str | None = None
 
@@ -79,6 +80,13 @@ class Graphs:
             packed.copy_(trees.packed)
         self._loaded[trees.shape] = TreeBatch(trees.topologies, trees.shape, packed)
         return self._loaded[trees.shape]
+
+    def hold(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What no part has made, in a place from which captured parts can read: one for all tensors of a shape."""
+        if not self.active:
+            return tensor
+        held = self._held.setdefault(tensor.shape, tensor)
+        return held if held is tensor else held.copy_(tensor)
 
     def run(self, key: Hashable, part: Part[Outputs], trees: TreeBatch) -> Outputs:
         """The part's outputs for loaded ``trees``; they stay until a part of this key runs again.

@@ -13,7 +13,7 @@ from entmtp.decoding.stopwatch import Stopwatch
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.growth import Growth, LevelByLevel
 from entmtp.models.backbone import Backbone
-from entmtp.models.cache import TreeCache
+from entmtp.models.cache import NO_ROWS, TreeCache
 from entmtp.scheduling.signals import entropy
 from entmtp.trees.batch import TreeBatch
 
@@ -24,14 +24,18 @@ class DecodingState:
     Attributes:
         root: ``[slots]`` the token that the model chose last.
         hidden: ``[slots, hidden_size]`` the decoder state that it was chosen from.
+        capacity: rows of each slot for a text and a tree; the heads may have more of their own.
         cache: keys and values of everything before the root.
+        memory: the heads' part of the cache, if they have one.
         graphs: what the parts of a step run through.
     """
 
     def __init__(self, backbone: Backbone, heads: DraftHeads | None, slots: int, capacity: int) -> None:
         self.backbone = backbone
         self.heads = heads
-        self.cache: TreeCache = backbone.new_cache(slots, capacity)
+        self.capacity = capacity
+        self.cache: TreeCache = backbone.new_cache(slots, capacity, NO_ROWS if heads is None else heads.rows)
+        self.memory = None if heads is None else heads.memory(self.cache)
         self.root = torch.zeros(slots, dtype=torch.int64, device=backbone.device)
         self.hidden = torch.zeros(slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
         self.graphs = Graphs.on(backbone.device)
@@ -45,7 +49,10 @@ class DecodingState:
     @torch.inference_mode()
     def read(self, slot: int, tokens: Sequence[int]) -> None:
         """Appends a part of a prompt to ``slot``."""
-        self.hidden[slot] = self.backbone.prefill(tokens, slot, self.cache)[-1]
+        states = self.backbone.prefill(tokens, slot, self.cache)
+        self.hidden[slot] = states[-1]
+        if self.memory is not None:
+            self.memory.read(slot, states, tokens)
 
     @torch.inference_mode()
     def logits(self, slot: int) -> torch.Tensor:
@@ -56,6 +63,8 @@ class DecodingState:
     def begin(self, slot: int, logits: torch.Tensor, sampler: Sampler) -> tuple[int, float]:
         """Chooses the first root from the ``logits`` behind the prompt; with the entropy (nats) of that choice."""
         self.root[slot] = root = choose_first(logits, sampler)
+        if self.memory is not None:
+            self.memory.begin(slot, root)
         return int(root), float(entropy(logits))
 
     def draft(self, slots: tuple[int, ...], trees: TreeBatch) -> tuple[torch.Tensor]:
@@ -64,12 +73,16 @@ class DecodingState:
         root = self.root[rows]
         if self.heads is None or trees.max_depth == 0:
             return (root[:, None],)
+        if self.memory is not None:
+            return (self.memory.fill(slots, root, trees).tokens,)
         return (self.heads.fill(self.hidden[rows], root, trees).tokens,)
 
     def growth(self, slots: Sequence[int], watch: Stopwatch) -> Growth:
         """Begins to draft behind the slots' roots, level by level; what happens between levels is the policy's time."""
         assert self.heads is not None
         rows = self.cache.table.index(tuple(slots))
+        if self.memory is not None:
+            return _Watched(self.memory.growth(tuple(slots), self.root[rows]), watch)
         return _Watched(LevelByLevel(self.heads, self.hidden[rows], self.root[rows]), watch)
 
     def grown(self, slots: tuple[int, ...], trees: TreeBatch, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -90,6 +103,18 @@ class DecodingState:
         self.root[rows] = accepted.root
         self.hidden[rows] = hidden[torch.arange(len(rows), device=rows.device), last[:, 0]]
         return ()
+
+    def remember(self, slots: tuple[int, ...], tokens: torch.Tensor, hidden: torch.Tensor, accepted: Accepted) -> None:
+        """Behind :meth:`keep`: the heads take in what was accepted, if they remember anything.
+
+        ``tokens [batch, width]`` and ``hidden [batch, width, hidden_size]`` are the trees'.
+        """
+        if self.memory is None:
+            return
+        nodes, last = accepted.nodes, accepted.counts[:, None] - 1
+        behind = tokens.gather(1, nodes).roll(-1, dims=1).scatter(1, last, accepted.root[:, None])
+        path = hidden.gather(1, nodes[..., None].expand(-1, -1, hidden.shape[-1]))
+        self.memory.extend(slots, path, behind, accepted.counts)
 
 
 class _Watched:

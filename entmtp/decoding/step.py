@@ -19,8 +19,9 @@ from entmtp.trees.batch import TreeBatch
 def decode_step(state: DecodingState, policy: Policy, requests: Sequence[RunningRequest]) -> None:
     """Moves every request on by its root and the accepted path of its tree; fills in the next root.
 
-    Each part runs through ``state.graphs`` under a key that says which kernels it needs. The host waits for the device
-    once, for the outcome.
+    Each part runs through ``state.graphs`` under a key that says which kernels it needs and where it reads. What heads
+    with a memory do is never captured, since its shapes change with every step. The host waits for the device once, for
+    the outcome.
     """
     backbone, cache, run = state.backbone, state.cache, state.graphs.run
     watch = Stopwatch(backbone.device)
@@ -39,15 +40,17 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
         state.heads.check_trees(topologies)
     trees = state.graphs.load(TreeBatch.of(topologies, backbone.device, rounded=state.graphs.active))
     span = cache.span(slots, trees.width, padded=trees.shape.padded, rounded=state.graphs.active)
-    key = trees.shape, span
     watch.mark("policy")
 
     # 2. the heads fill each topology with tokens, from the state that chose the root, if they did not as it grew
     grown = [choice.tokens for choice in chosen if choice.tokens is not None]
     if grown:
-        tokens = state.grown(slots, trees, grown)
+        tokens = state.graphs.hold(state.grown(slots, trees, grown))
+    elif state.memory is not None:
+        tokens = state.graphs.hold(*state.draft(slots, trees))
     else:
         (tokens,) = run(("draft", trees.shape, slots), lambda trees: state.draft(slots, trees), trees)
+    key = trees.shape, span, tokens.data_ptr()
     watch.mark("draft")
 
     # 3. one forward pass over all nodes of all trees
@@ -62,6 +65,7 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
         accepted = sampled(tokens, logits, trees, samplers)
     watch.mark("accept")
     run(("compact", *key), lambda _: state.keep(slots, hidden, accepted), trees)
+    state.remember(slots, tokens, hidden, accepted)
     watch.mark("compact")
 
     # 5. the host learns what came of it

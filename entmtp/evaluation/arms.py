@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tokenizers import Tokenizer
@@ -14,6 +14,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.replay import all_trees
 from entmtp.evaluation.summary import LOSSY
 from entmtp.heads.base import DraftHeads
+from entmtp.heads.native import NATIVE
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.correction import CorrectingPolicy
 from entmtp.scheduling.cost import MachineCost, PolicyCost
@@ -37,16 +38,22 @@ POLICY_OF = {
     "entmtp": "ladder",
     "entmtp-goodput": "goodput",
     "entmtp-dynamic": "dynamic",
+    "native": "published",
+    "native-best": "best-static",
 }
 """How each method chooses its trees, whatever its heads; the names are those of ``entmtp replay``."""
 METHODS = tuple(POLICY_OF)
+OF_NATIVE = ("native", "native-best")
+"""Need a model with multi-token-prediction layers of its own."""
 CONTROLS = ("always-big", "random", "oracle")
 FOREIGN_BANKS = ("entmtp-transfer", "entmtp-mixed")
 """Controls that choose by the bank of another suite, or by one bank for all."""
 
-LOSSLESS = (*METHODS, *FOREIGN_BANKS, *CONTROLS)
+OF_TRAINED = tuple(name for name in METHODS if name not in OF_NATIVE)
+LOSSLESS = (*OF_TRAINED, *FOREIGN_BANKS, *CONTROLS)
 ARMS = (*LOSSLESS, *LOSSY)
-DEFAULT_ARMS = (*METHODS, *CONTROLS)
+"""Of trained heads; with native ones alone, those named after trained ones give way to :data:`OF_NATIVE`."""
+DEFAULT_ARMS = (*OF_TRAINED, *CONTROLS)
 """What runs where nothing else is asked for; banks of other suites are a question for a study."""
 
 NEEDS_HINDSIGHT = frozenset({"random", "oracle"})
@@ -95,10 +102,16 @@ class Hindsight:
 
 def check_arms(names: list[str]) -> list[str]:
     """Raises EntMTPError for an unknown arm; returns ``names`` in the canonical order, each once."""
+    known = (*ARMS, *OF_NATIVE)
     for name in names:
-        if name not in ARMS:
-            raise EntMTPError(f"arm: '{name}' is unknown; choose from {', '.join(ARMS)}")
-    return [name for name in ARMS if name in names]
+        if name not in known:
+            raise EntMTPError(f"arm: '{name}' is unknown; choose from {', '.join(known)}")
+    return [name for name in known if name in names]
+
+
+def with_native(arms: Sequence[str]) -> list[str]:
+    """``arms`` as they are where native heads alone are loaded."""
+    return [*(name for name in arms if not name.startswith(("medusa", "hydra"))), *OF_NATIVE]
 
 
 def check_acceptance(names: Sequence[str], acceptance: Acceptance) -> None:
@@ -112,7 +125,7 @@ def check_acceptance(names: Sequence[str], acceptance: Acceptance) -> None:
 
 def make_engine(arm: str, tools: Toolbox, hindsight: Hindsight | None = None) -> Engine:
     """The engine of an arm; the controls need the prompt's ``hindsight``."""
-    heads = None if arm == "autoregressive" else tools.heads[kind_of(arm)]
+    heads = None if arm == "autoregressive" else tools.heads[kind_of(arm, tools.heads)]
     return Engine(tools.backbone, heads, make_policy(arm, tools, hindsight), tokenizer=tools.tokenizer)
 
 
@@ -128,19 +141,26 @@ def params_of(arm: str, params: SamplingParams) -> SamplingParams:
     return params.model_copy(update={"acceptance": "rejection"}) if arm == "autoregressive" else params
 
 
-def kind_of(arm: str) -> str:
-    """The kind of heads that an arm drafts with, if it drafts."""
-    return "medusa" if arm.startswith("medusa") else "hydra"
+def kind_of(arm: str, loaded: Container[str] = ()) -> str:
+    """The kind of heads that an arm drafts with, if it drafts: its name's, else Hydra's, or native ones without those.
+
+    ``loaded`` are the kinds to choose from.
+    """
+    own = arm.partition("-")[0]
+    if own in ("medusa", "hydra", NATIVE):
+        return own
+    return NATIVE if NATIVE in loaded and "hydra" not in loaded else "hydra"
 
 
 def make_policy(arm: str, tools: Toolbox, hindsight: Hindsight | None = None) -> Policy:
     """The policy of an arm, as in :func:`make_engine`."""
-    return _POLICIES[arm](kind_of(arm), tools.with_banks_of(arm), hindsight)
+    return _POLICIES[arm](kind_of(arm, tools.heads), tools.with_banks_of(arm), hindsight)
 
 
 def make_correcting_policy(arm: str, tools: Toolbox, machine: MachineCost) -> Policy:
     """The policy of an arm that drafts, by this machine's costs as its steps correct them; ``tools`` need none."""
-    return CorrectingPolicy(lambda seen: make_policy(arm, replace(tools, costs={kind_of(arm): seen})), machine)
+    kind = kind_of(arm, tools.heads)
+    return CorrectingPolicy(lambda seen: make_policy(arm, replace(tools, costs={kind: seen})), machine)
 
 
 def _window(tools: Toolbox) -> int:
@@ -203,6 +223,8 @@ _POLICIES: dict[str, Callable[[str, Toolbox, Hindsight | None], Policy]] = {
     "entmtp-transfer": _dynamic,
     "entmtp-mixed": _dynamic,
     "always-big": _always_big,
+    "native": _published,
+    "native-best": _best_static,
     "random": _random,
     "oracle": _oracle,
     "medusa-typical": _published,

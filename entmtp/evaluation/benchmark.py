@@ -14,17 +14,27 @@ from pathlib import Path
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import DEFAULT_ARMS, LOSSLESS, METHODS, TRANSFER, check_acceptance, check_arms
+from entmtp.evaluation.arms import (
+    DEFAULT_ARMS,
+    LOSSLESS,
+    OF_TRAINED,
+    TRANSFER,
+    check_acceptance,
+    check_arms,
+    kind_of,
+    with_native,
+)
 from entmtp.evaluation.dispatch import Settled
 from entmtp.evaluation.progress import Doing, Progress
 from entmtp.evaluation.rows import finished_keys, read_metadata, write_part
 from entmtp.evaluation.runner import Workplace
 from entmtp.evaluation.storage import Store
 from entmtp.evaluation.suites import FAMILIES, get_suite, suite_names
-from entmtp.evaluation.summary import LOSSY
+from entmtp.evaluation.summary import AUTOREGRESSIVE, LOSSY
 from entmtp.evaluation.tracking import default_tracking_uri
 from entmtp.evaluation.units import Unit, make_units
 from entmtp.heads.checkpoint import KINDS, bundled_heads, file_hash
+from entmtp.heads.native import NATIVE
 from entmtp.models.registry import resolve_model
 from entmtp.settings import PROFILES, STUDY, BenchmarkSettings
 from entmtp.trees.bank import MIXED, bundled_bank, load_bank
@@ -128,9 +138,10 @@ def make_plan(
     """
     settings = _settings(profile, overrides)
     chosen_suites = suite_names(suites)
-    chosen_arms = check_arms(list(arms or _default_arms(profile, settings)))
-    check_acceptance(chosen_arms, settings.acceptance)
     sources = _heads_sources(model, heads)
+    chosen_arms = check_arms(list(arms or _default_arms(profile, settings, sources)))
+    check_acceptance(chosen_arms, settings.acceptance)
+    _check_kinds(chosen_arms, sources)
     tasks = [*chosen_suites, *_foreign_tasks(chosen_suites, chosen_arms)]
     files = {task: {kind: str(_bank_path(task, kind, model, banks)) for kind in sources} for task in tasks}
     place = Workplace(str(resolve_model(model)), sources, files, device, threads)
@@ -211,9 +222,15 @@ def _default_tracking(results: Store) -> str:
     return default_tracking_uri(results.local)
 
 
-def _default_arms(profile: str, settings: BenchmarkSettings) -> Sequence[str]:
+def _default_arms(profile: str, settings: BenchmarkSettings, sources: Mapping[str, str]) -> list[str]:
+    """What is compared where nothing else is asked for, as far as there are heads for it."""
+    usual = with_native(_usual_arms(profile, settings)) if list(sources) == [NATIVE] else _usual_arms(profile, settings)
+    return [arm for arm in usual if arm == AUTOREGRESSIVE or kind_of(arm, sources) in sources]
+
+
+def _usual_arms(profile: str, settings: BenchmarkSettings) -> Sequence[str]:
     if settings.acceptance == "typical":
-        return METHODS
+        return OF_TRAINED
     if settings.temperature > 0:
         return (*DEFAULT_ARMS, *LOSSY)
     return LOSSLESS if profile == STUDY else DEFAULT_ARMS
@@ -232,17 +249,23 @@ def _foreign_tasks(suites: Sequence[str], arms: Sequence[str]) -> list[str]:
 
 def _heads_sources(model: str, given: Sequence[str]) -> dict[str, str]:
     if given:
-        sources = _pairs("heads", given, list(KINDS))
+        sources = _pairs("heads", given, [*KINDS, NATIVE])
     elif model == "bundled":
         sources = {kind: str(bundled_heads(kind)) for kind in KINDS}
     else:
         raise EntMTPError(
             f"heads: none are shipped for model '{model}'; give --heads medusa=FOLDER and --heads hydra=FOLDER,"
-            " or train some with 'entmtp train'"
+            f" --heads {NATIVE}={NATIVE} if it has multi-token-prediction layers, or train some with 'entmtp train'"
         )
-    if missing := [kind for kind in KINDS if kind not in sources]:
-        raise EntMTPError(f"heads: kind '{missing[0]}' is missing; give --heads {missing[0]}=FOLDER")
+    if sources.get(NATIVE, NATIVE) != NATIVE:
+        raise EntMTPError(f"heads: {NATIVE} ones are the model's own, not '{sources[NATIVE]}'; give {NATIVE}={NATIVE}")
     return sources
+
+
+def _check_kinds(arms: Sequence[str], sources: Mapping[str, str]) -> None:
+    for arm in arms:
+        if arm != AUTOREGRESSIVE and (kind := kind_of(arm, sources)) not in sources:
+            raise EntMTPError(f"arm: '{arm}' drafts with {kind} heads; give --heads {kind}=… or leave it out")
 
 
 def _bank_path(suite: str, kind: str, model: str, banks: Path | None) -> Path:

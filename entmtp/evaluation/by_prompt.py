@@ -19,7 +19,8 @@ Prompts = Mapping[str, Sequence[Request]]  # prompt -> its repetitions
 
 _SUITE_ORDER = ("humaneval", "gsm8k", "sharegpt", "litbench")
 _ARM_ORDER = (
-    *(AUTOREGRESSIVE, "medusa", "medusa-best", "hydra", "hydra-best", ENTMTP, "entmtp-goodput"),
+    *(AUTOREGRESSIVE, "medusa", "medusa-best", "hydra", "hydra-best", "native", "native-best"),
+    *(ENTMTP, "entmtp-goodput"),
     *("entmtp-dynamic", "entmtp-transfer", "entmtp-mixed"),
     *("always-big", "random", ORACLE, *LOSSY),
 )

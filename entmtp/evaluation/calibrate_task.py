@@ -13,6 +13,7 @@ from entmtp.evaluation.calibration import calibration_texts, make_bank, mixed_pr
 from entmtp.evaluation.suites import PAPER_SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.heads.native import NATIVE
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
 from entmtp.models.registry import encode_chat, load_model
@@ -63,10 +64,11 @@ def calibrate_task(
             f"  {answers}/{len(prompts)} answered, {tokens} tokens", end="\r" if console.is_terminal else "\n"
         )
 
-    calibration_texts(backbone, [encode_chat(tokenizer, prompt) for prompt in prompts], folder, settings, progress)
+    ids = [encode_chat(tokenizer, prompt) for prompt in prompts]
+    calibration_texts(backbone, ids, folder, settings, progress)
     for kind, source in sources.items():
         attached = load_heads(source, backbone)
-        traces = traces_of(folder, backbone, attached)
+        traces = traces_of(folder, backbone, attached, ids)
         tokens = sum(len(trace) for trace in traces)
         provenance = provenance_of(backbone, attached, task, origin, prompts, tokens)
         cost = step_cost(backbone, attached, cache_folder(), console.print)
@@ -129,10 +131,16 @@ def _summary(bank: TreeBank) -> str:
 def _sources(model: str, heads: Sequence[str]) -> dict[str, str]:
     if not heads:
         if model != "bundled":
-            raise EntMTPError(f"heads: none are shipped for model '{model}'; give --heads hydra=FOLDER")
+            raise EntMTPError(
+                f"heads: none are shipped for model '{model}'; give --heads hydra=FOLDER, or --heads {NATIVE}={NATIVE}"
+                " if the model has multi-token-prediction layers"
+            )
         return {kind: str(bundled_heads(kind)) for kind in KINDS}
     pairs = dict(text.partition("=")[::2] for text in heads)
     for kind, source in pairs.items():
-        if kind not in KINDS or not source:
-            raise EntMTPError(f"heads: '{kind}={source}' is not KIND=FOLDER with KIND one of {', '.join(KINDS)}")
+        if (kind not in KINDS or not source) and (kind, source) != (NATIVE, NATIVE):
+            raise EntMTPError(
+                f"heads: '{kind}={source}' is not KIND=FOLDER with KIND one of {', '.join(KINDS)},"
+                f" and not {NATIVE}={NATIVE}"
+            )
     return pairs

@@ -11,6 +11,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,13 +24,15 @@ from entmtp.evaluation.prediction import fit_chances, fit_predictor, step_rows
 from entmtp.evaluation.tuning import frontier_of, tuned_thresholds
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.growth import Growth, LevelByLevel
+from entmtp.heads.memory import HeadsText
 from entmtp.models.backbone import Backbone
+from entmtp.models.cache import NO_ROWS
 from entmtp.scheduling.cost import hardware_name
 from entmtp.scheduling.rate import Cost
 from entmtp.scheduling.replay import GrowthAt
 from entmtp.scheduling.signals import entropy
 from entmtp.settings import CalibrationSettings, CorpusSettings, LadderSettings
-from entmtp.training.corpus import part_paths, read_part, write_corpus
+from entmtp.training.corpus import part_paths, prompt_id, read_part, write_corpus
 from entmtp.trees.bank import MIXED, Frontier, Provenance, TreeBank
 from entmtp.trees.optimal import optimal_order
 from entmtp.trees.predictor import BEFORE_DRAFTING
@@ -65,33 +68,70 @@ def calibration_texts(
 
 
 @torch.inference_mode()
-def traces_of(folder: Path, backbone: Backbone, heads: DraftHeads) -> list[RankTrace]:
-    """Rank traces of every answer in ``folder`` under ``heads``."""
+def traces_of(
+    folder: Path, backbone: Backbone, heads: DraftHeads, prompts: Sequence[Sequence[int]] = ()
+) -> list[RankTrace]:
+    """Rank traces of every answer in ``folder`` under ``heads``; those with a memory need the ``prompts`` too."""
     traces = []
-    for tokens, states in _answers(folder, backbone):
-        chunks = [entropy(backbone.logits(chunk)) for chunk in states.split(_ENTROPY_ROWS)]
-        traces.append(rank_trace(heads, tokens, states, torch.cat(chunks)))
+    for answer in _answers(folder, backbone, prompts):
+        chunks = [entropy(backbone.logits(chunk)) for chunk in answer.states.split(_ENTROPY_ROWS)]
+        traces.append(rank_trace(heads, answer.tokens, answer.states, torch.cat(chunks), answer.text(backbone, heads)))
     if not traces:
         raise EntMTPError(f"calibration: {folder} holds no answers; write some first")
     return traces
 
 
-def growths_of(folder: Path, backbone: Backbone, heads: DraftHeads) -> list[GrowthAt]:
-    """What ``heads`` guess in every answer in ``folder``, in the order of :func:`traces_of`."""
+def growths_of(
+    folder: Path, backbone: Backbone, heads: DraftHeads, prompts: Sequence[Sequence[int]] = ()
+) -> list[GrowthAt]:
+    """What ``heads`` guess in every answer in ``folder``, in the order and with the arguments of :func:`traces_of`."""
 
-    def growth_at(tokens: torch.Tensor, states: torch.Tensor, at: int) -> Growth:
-        return LevelByLevel(heads, states[at : at + 1], tokens[at : at + 1])
+    def growth_at(answer: _Answer, text: HeadsText | None, at: int) -> Growth:
+        if text is not None:
+            return text.growth(at)
+        return LevelByLevel(heads, answer.states[at : at + 1], answer.tokens[at : at + 1])
 
-    return [partial(growth_at, tokens, states) for tokens, states in _answers(folder, backbone)]
+    return [partial(growth_at, answer, answer.text(backbone, heads)) for answer in _answers(folder, backbone, prompts)]
 
 
-def _answers(folder: Path, backbone: Backbone) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Of each answer, its tokens ``[positions]`` and the states ``[positions, hidden_size]`` that chose them."""
+@dataclass(frozen=True)
+class _Answer:
+    """Its ``tokens [positions]`` and the ``states [positions, hidden_size]`` that chose them.
+
+    ``prompt`` is None where nobody gave it.
+    """
+
+    prompt: Sequence[int] | None
+    tokens: torch.Tensor
+    states: torch.Tensor
+
+    def text(self, backbone: Backbone, heads: DraftHeads) -> HeadsText | None:
+        """The answer as heads with a memory read it, behind its prompt."""
+        if heads.rows != NO_ROWS and self.prompt is None:
+            raise EntMTPError(
+                f"calibration: {heads.kind} heads look back on the prompts too; give those of the answers"
+            )
+        return read_text(backbone, heads, self.prompt or (), self.tokens)
+
+
+@torch.inference_mode()
+def read_text(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], answer: torch.Tensor) -> HeadsText | None:
+    """The text of a ``prompt`` and its ``answer [positions]`` under heads with a memory; None under others."""
+    if heads.rows == NO_ROWS:
+        return None
+    tokens = torch.cat([torch.tensor(prompt, dtype=answer.dtype, device=answer.device), answer])
+    cache = backbone.new_cache(slots=1, capacity=len(tokens))
+    return heads.text(backbone.prefill(tokens.tolist(), 0, cache), tokens, begin=len(prompt))
+
+
+def _answers(folder: Path, backbone: Backbone, prompts: Sequence[Sequence[int]]) -> Iterator[_Answer]:
+    named = {prompt_id(ids): ids for ids in prompts}
     for path in part_paths(folder):
         part = read_part(path)
-        for begin, end in zip(part.starts[:-1].tolist(), part.starts[1:].tolist(), strict=True):
-            states = part.states[begin:end].to(backbone.device, backbone.dtype)
-            yield part.tokens[begin:end].to(backbone.device), states
+        places = zip(part.prompt_ids, part.starts[:-1].tolist(), part.starts[1:].tolist(), strict=True)
+        for name, begin, end in places:
+            tokens, states = part.tokens[begin:end], part.states[begin:end]
+            yield _Answer(named.get(name), tokens.to(backbone.device), states.to(backbone.device, backbone.dtype))
 
 
 def make_bank(

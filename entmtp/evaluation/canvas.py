@@ -22,6 +22,8 @@ _COLOURS: Mapping[str, str] = {
     "medusa-best": "#0072B2",
     "hydra": "#E69F00",
     "hydra-best": "#D55E00",
+    "native": "#88CCEE",
+    "native-best": "#AA4499",
     "entmtp": "#009E73",
     "entmtp-goodput": "#117733",
     "entmtp-dynamic": "#44AA99",

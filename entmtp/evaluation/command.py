@@ -28,7 +28,9 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
         suite: Annotated[list[str] | None, typer.Option(help="repeat for several (default: the paper's four)")] = None,
         arm: Annotated[list[str] | None, typer.Option(help="repeat for several (default: all)")] = None,
         model: Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")] = "bundled",
-        heads: Annotated[list[str] | None, typer.Option(help="medusa=FOLDER and hydra=FOLDER, or hub names")] = None,
+        heads: Annotated[
+            list[str] | None, typer.Option(help="medusa=FOLDER and hydra=FOLDER, or hub names, or native=native")
+        ] = None,
         banks: Annotated[Path | None, typer.Option(help="folder with <suite>-<heads>.json tree banks")] = None,
         data: Annotated[list[str] | None, typer.Option(help="SUITE=FILE in the suite's schema; may repeat")] = None,
         prompts: Annotated[int | None, typer.Option(help="prompts per suite")] = None,

@@ -22,7 +22,8 @@ from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import step_cost
 from entmtp.decoding.text import TextStream
-from entmtp.evaluation.arms import NEEDS_HINDSIGHT, TRANSFER, Hindsight, Toolbox, make_engine, params_of
+from entmtp.evaluation.arms import NEEDS_HINDSIGHT, TRANSFER, Hindsight, Toolbox, kind_of, make_engine, params_of
+from entmtp.evaluation.calibration import read_text
 from entmtp.evaluation.dispatch import Outcome
 from entmtp.evaluation.quality import score
 from entmtp.evaluation.rows import RequestRow, StepRow
@@ -67,7 +68,7 @@ class Reference:
     Attributes:
         tokens: new tokens, the end-of-text token included.
         margins: top-2 logit difference at each of them; none where the text is drawn, which they don't decide.
-        trace: the Hydra heads' rank trace of the text; None where they are not loaded.
+        trace: the rank trace of the text under the heads that the controls draft with; None where they are not loaded.
     """
 
     tokens: list[int]
@@ -239,9 +240,10 @@ class Worker:
         top = logits.topk(2, dim=-1).values
         margins = [] if drawn else (top[:, 0] - top[:, 1]).tolist()
         trace = None
-        if "hydra" in self.heads:
+        if (heads := self.heads.get(kind_of("oracle", self.heads))) is not None:
             on_device = torch.tensor(tokens, device=self.backbone.device)
-            trace = rank_trace(self.heads["hydra"], on_device, states, entropy(logits))
+            read = read_text(self.backbone, heads, ids, on_device)
+            trace = rank_trace(heads, on_device, states, entropy(logits), read)
         return Reference(tokens, margins, trace)
 
     def _row(

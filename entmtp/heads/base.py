@@ -18,6 +18,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from entmtp.errors import EntMTPError
+from entmtp.heads.memory import HeadsMemory, HeadsText
+from entmtp.models.cache import NO_ROWS, HeadsRows, TreeCache
 from entmtp.models.kernels import layers_for_guesses
 from entmtp.models.packing import FixedLinear, MakeLayer
 from entmtp.trees.batch import TreeBatch
@@ -104,6 +106,22 @@ class DraftHeads(PreTrainedModel):
     def num_heads(self) -> int:
         """Depth of the deepest tree that these heads can fill."""
         return self.config.num_heads
+
+    @property
+    def rows(self) -> HeadsRows:
+        """What they keep of every token; nothing where they guess from a state alone."""
+        return NO_ROWS
+
+    def memory(self, cache: TreeCache) -> HeadsMemory | None:
+        """Their part of a cache that has room for :attr:`rows`; they guess through it where it is not None."""
+        return None
+
+    def text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> HeadsText | None:
+        """For rank traces, where they have a :meth:`memory`: a text of which ``tokens[begin:]`` are an answer.
+
+        ``hidden [n, hidden_size]`` are the decoder states of ``tokens [n]``.
+        """
+        return None
 
     def attach(self, backbone: Backbone) -> DraftHeads:
         """Binds the model's embeddings and output layer; moves the heads to its device, dtype and kernels.

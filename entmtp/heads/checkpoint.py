@@ -13,6 +13,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads, check_same_model
 from entmtp.heads.hydra import HydraHeads
 from entmtp.heads.medusa import MedusaHeads
+from entmtp.heads.native import NATIVE, load_native
 from entmtp.heads.published_hydra import PublishedHydraHeads
 from entmtp.heads.published_medusa import PublishedMedusaHeads
 from entmtp.heads.trained import TrainedHeads
@@ -36,11 +37,14 @@ def bundled_heads(kind: str) -> Path:
 
 
 def load_heads(source: str | Path, backbone: Backbone) -> DraftHeads:
-    """Loads heads from a local folder or a hub name and attaches them to ``backbone``.
+    """Loads heads from a local folder or a hub name and attaches them to ``backbone``; 'native' are the model's own.
 
     Raises:
-        EntMTPError: if the checkpoint is absent, is not safetensors, is of an unknown kind, or is for another model.
+        EntMTPError: if the checkpoint is absent, is not safetensors, is of an unknown kind, or is for another model; if
+            the model has no heads of its own.
     """
+    if source == NATIVE:
+        return load_native(backbone)
     folder = Path(source)
     if not folder.is_dir():
         folder = download(str(source), ("*.json", "*.safetensors", "*.md"))

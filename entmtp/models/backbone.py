@@ -17,11 +17,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from entmtp.errors import EntMTPError
 from entmtp.models import attention
-from entmtp.models.cache import LayerShape, Span, TreeCache
+from entmtp.models.cache import NO_ROWS, HeadsRows, LayerShape, Span, TreeCache
 from entmtp.models.compiling import compiled
 from entmtp.models.fused_layers import with_fused_layers
 from entmtp.models.joint import watched_siblings
 from entmtp.models.kernels import CHOICES, KernelChoice, available, in_words
+from entmtp.models.masks import View, additive
 from entmtp.models.packing import MakeLayer, replace_linear_layers
 from entmtp.models.registry import model_fingerprint, positions_of
 from entmtp.settings import Kernels
@@ -125,9 +126,10 @@ class Backbone:
         eos = getattr(config, "eos_token_id", None)
         return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
 
-    def new_cache(self, slots: int, capacity: int) -> TreeCache:
-        """A cache for ``slots`` requests of up to ``capacity`` rows each."""
-        return TreeCache(self.cache_shapes, slots, capacity, self.device)
+    def new_cache(self, slots: int, capacity: int, heads: HeadsRows = NO_ROWS) -> TreeCache:
+        """A cache for ``slots`` requests of up to ``capacity`` rows each, and for what ``heads`` keep beside them."""
+        layers = [*self.cache_shapes, *heads.layers]
+        return TreeCache(layers, slots, capacity + heads.spare, self.device, heads.notes)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -190,9 +192,9 @@ class Backbone:
         start = cache.begin(span, real).start
         # Guesses past the context are cut later, padding is never read; where positions are learnt, no such row exists.
         positions = (start[:, None] + depth).clamp(max=self.max_context - 1)
-        visible = _visible(ancestors, real, start, span.first, span.last)
+        view = View(start[:, None], start, ancestors, positions, positions, real)
         decode = self._compiled or self._run_decoder
-        return decode(tokens, self._masks(visible, positions, start, span.first), positions, cache)
+        return decode(tokens, self._masks(view, span), positions, cache)
 
     def _run_decoder(
         self, tokens: torch.Tensor, masks: Masks, positions: torch.Tensor, cache: TreeCache
@@ -206,21 +208,19 @@ class Backbone:
         )
         return output.last_hidden_state
 
-    def _masks(self, visible: torch.Tensor, positions: torch.Tensor, start: torch.Tensor, first: int) -> Masks:
+    def _masks(self, view: View, span: Span) -> Masks:
         """One additive mask ``[batch, 1, n, rows]``, or one per layer type where the model has several."""
         window: int | None = getattr(self.config, "sliding_window", None)
         layer_types = set(getattr(self.config, "layer_types", None) or [])
-        near = visible
+        visible = near = view.visible(span)
         if window is not None and self.windowed:
-            near = _windowed(visible, positions, start, first, window)
+            near = visible & view.near(span, window)
         if not layer_types:
             return self._additive(near)
         return {kind: self._additive(near if kind == "sliding_attention" else visible) for kind in layer_types}
 
     def _additive(self, visible: torch.Tensor) -> torch.Tensor:
-        mask = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
-        mask.masked_fill_(~visible, torch.finfo(self.dtype).min)
-        return mask[:, None].repeat(1, 1, self._query_groups, 1)
+        return additive(visible, self.dtype).repeat(1, 1, self._query_groups, 1)
 
     @property
     def _query_groups(self) -> int:
@@ -229,34 +229,6 @@ class Backbone:
             return 1
         heads: int = self.config.num_attention_heads
         return heads // (getattr(self.config, "num_key_value_heads", None) or heads)
-
-
-def _visible(ancestors: torch.Tensor, real: torch.Tensor, start: torch.Tensor, first: int, last: int) -> torch.Tensor:
-    """Which buffer rows each node may look at ``[batch, n, last - first]``: committed ones and its ancestors."""
-    batch, width = real.shape
-    rows = torch.arange(first, last, device=real.device)
-    committed = (rows >= 1) & (rows <= start[:, None])
-    visible = committed[:, None, :].repeat(1, width, 1)
-    columns = start[:, None] + 1 - first + torch.arange(width, device=real.device)
-    visible.scatter_(2, columns[:, None, :].expand(batch, width, width), ancestors)
-    if first == 0:
-        # A padded query must see one row, or its softmax is NaN; row 0 is there for that.
-        visible[:, :, 0] = ~real
-    return visible
-
-
-def _windowed(
-    visible: torch.Tensor, positions: torch.Tensor, start: torch.Tensor, first: int, window: int
-) -> torch.Tensor:
-    """``visible`` within a sliding window, measured in token positions (tree rows are not in position order)."""
-    batch, width, length = visible.shape
-    key_positions = (torch.arange(length, device=visible.device) + first - 1).repeat(batch, 1)
-    columns = start[:, None] + 1 - first + torch.arange(width, device=visible.device)
-    key_positions.scatter_(1, columns, positions)
-    near = positions[:, :, None] - key_positions[:, None, :] < window
-    if first == 0:
-        near[:, :, 0] = True
-    return visible & near
 
 
 class _States(BaseModelOutputWithPast):

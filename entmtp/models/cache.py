@@ -41,6 +41,25 @@ LayerShape = tuple[BufferShape, BufferShape]
 
 
 @dataclass(frozen=True)
+class HeadsRows:
+    """What draft heads keep of each token, in the rows of the model's own keys and values, which it moves with.
+
+    Attributes:
+        layers: of their own attention layers.
+        notes: of anything else, such as states that are needed again.
+        spare: rows beyond those of a step's tree that guessing it may need.
+    """
+
+    layers: tuple[LayerShape, ...] = ()
+    notes: tuple[BufferShape, ...] = ()
+    spare: int = 0
+
+
+NO_ROWS = HeadsRows()
+"""Heads that guess from a state alone."""
+
+
+@dataclass(frozen=True)
 class Span:
     """What one pass reads and writes, as far as it is fixed in a captured graph.
 
@@ -147,11 +166,17 @@ class TreeCache(Cache):
     """``slots`` requests of up to ``capacity`` rows (committed tokens and the tree of the running step) each."""
 
     def __init__(
-        self, shapes: Sequence[LayerShape], slots: int, capacity: int, device: torch.device | str = "cpu"
+        self,
+        shapes: Sequence[LayerShape],
+        slots: int,
+        capacity: int,
+        device: torch.device | str = "cpu",
+        notes: Sequence[BufferShape] = (),
     ) -> None:
+        """``notes`` are buffers ``[slots, heads, capacity + 1, head_dim]`` that are nobody's keys or values."""
         self.table = SlotTable(slots, capacity, torch.device(device))
         # One block of memory for all buffers of a shape, so that a path moves in all of them at once.
-        flat = [shape for layer in shapes for shape in layer]
+        flat = [*(shape for layer in shapes for shape in layer), *notes]
         # Zeros, not empty: a NaN in a masked row would leak through 0 * NaN.
         self.pools = {
             shape: torch.zeros(
@@ -161,6 +186,7 @@ class TreeCache(Cache):
         }
         free = {shape: iter(pool) for shape, pool in self.pools.items()}
         self.tree_layers = [TreeLayer(self.table, next(free[keys]), next(free[values])) for keys, values in shapes]
+        self.notes = [next(free[shape]) for shape in notes]
         super().__init__(layers=list(self.tree_layers))
 
     @property
@@ -204,12 +230,14 @@ class TreeCache(Cache):
 
     def begin(self, span: Span, real: torch.Tensor) -> StepPlan:
         """Plans a pass that writes ``real [batch, n]`` (False on padding) nodes behind the committed rows."""
-        slots = self.table.index(span.slots)
-        start = self.table.device_lengths[slots]
+        return self.place(span, real, self.table.device_lengths[self.table.index(span.slots)])
+
+    def place(self, span: Span, real: torch.Tensor, start: torch.Tensor) -> StepPlan:
+        """Plans a pass as :meth:`begin` does, that writes behind the first ``start [batch]`` rows."""
         rows = start[:, None] + torch.arange(1, real.shape[1] + 1, device=real.device)
         if span.first == 0:
             rows = rows.masked_fill(~real, 0)
-        self.table.plan = StepPlan(span, slots, start, rows)
+        self.table.plan = StepPlan(span, self.table.index(span.slots), start, rows)
         return self.table.plan
 
     @torch.inference_mode()

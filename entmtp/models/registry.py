@@ -15,6 +15,8 @@ from entmtp.models.chat_templates import give_template
 from entmtp.models.loading import quiet_loading
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -239,8 +241,12 @@ def model_fingerprint(model: "PreTrainedModel") -> str:
     """
     config = model.config.get_text_config()
     shape = (config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size)
+    return sampled_fingerprint(shape, list(model.named_parameters()))
+
+
+def sampled_fingerprint(shape: tuple[object, ...], parameters: "Sequence[tuple[str, torch.Tensor]]") -> str:
+    """As :func:`model_fingerprint`, of these ``parameters`` and what else tells their owner from others."""
     digest = hashlib.sha256(repr(shape).encode())
-    parameters = list(model.named_parameters())
     last = len(parameters) - 1
     for place in sorted({i * last // (SAMPLED_PARAMETERS - 1) for i in range(SAMPLED_PARAMETERS)}):
         name, values = parameters[place]

@@ -21,6 +21,7 @@ from entmtp.files import write_whole
 
 if TYPE_CHECKING:
     from entmtp.heads.base import DraftHeads
+    from entmtp.heads.memory import HeadsText
 
 MISS = 2**31 - 1
 """Rank of a token that a head can't guess: outside the draft vocabulary, or behind the end of the text."""
@@ -53,8 +54,13 @@ class RankTrace:
 
 
 @torch.inference_mode()
-def rank_trace(heads: DraftHeads, tokens: torch.Tensor, states: torch.Tensor, entropy: torch.Tensor) -> RankTrace:
-    """Traces one text: ``tokens [positions]``, each chosen from ``states [positions, hidden_size]``."""
+def rank_trace(
+    heads: DraftHeads, tokens: torch.Tensor, states: torch.Tensor, entropy: torch.Tensor, text: HeadsText | None = None
+) -> RankTrace:
+    """Traces one text: ``tokens [positions]``, each chosen from ``states [positions, hidden_size]``.
+
+    Heads with a memory have read it, with what came before, as ``text``.
+    """
     positions, depth = len(tokens), heads.num_heads
     at = torch.arange(positions, device=tokens.device)[:, None] + torch.arange(depth + 1, device=tokens.device)
     windows = tokens[at.clamp(max=positions - 1)]
@@ -64,7 +70,11 @@ def rank_trace(heads: DraftHeads, tokens: torch.Tensor, states: torch.Tensor, en
     confidence = torch.zeros(positions, depth, RANKED, device=tokens.device)
     for begin in range(0, positions, _ROWS):
         rows = slice(begin, begin + _ROWS)
-        logits = heads.draft_logits(heads.teacher_forced(states[rows], windows[rows, :-1]))
+        if text is None:
+            forced = heads.teacher_forced(states[rows], windows[rows, :-1])
+        else:
+            forced = text.teacher_forced(at[rows, 0], windows[rows, :-1])
+        logits = heads.draft_logits(forced)
         label = index_of[windows[rows, 1:]]
         true = logits.gather(-1, label.clamp(min=0)[..., None])
         rank = (logits > true).sum(-1)

@@ -11,11 +11,20 @@ from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
 from entmtp.models import cache as cache_module
 from entmtp.models.backbone import Backbone
+from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.policies import RequestPolicy, SequencePolicy
 from entmtp.scheduling.signals import SignalTracker
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
-from tests.small import SMALL_VOCAB, small_backbone, small_heads, small_prompt
+from tests.small import (
+    SMALL_VOCAB,
+    small_backbone,
+    small_chances,
+    small_cost,
+    small_heads,
+    small_predictor,
+    small_prompt,
+)
 from tests.taped import Taped
 from tests.tiny import TREES, greedy
 
@@ -71,6 +80,21 @@ def test_a_thousand_trees_replay_the_graphs_of_a_few_shapes(architecture: str, k
         generator.shuffle(trees)
     assert captures[0] == captures[2] < 4 * 5 * 5
     assert state.graphs.refused is None
+
+
+def test_tokens_that_no_graph_has_made_are_verified_by_graphs() -> None:
+    backbone = taped_backbone()
+    state = taped_state(backbone, small_heads("hydra", backbone), slots=1)
+    policy = DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(0.01, 0.01), 8)
+    prompt = small_prompt(9)
+    (request,) = running(state, [prompt])
+    request.policy_state = policy.start()
+    while len(request.tokens) < 60:
+        decode_step(state, policy, [request])
+    assert request.tokens == greedy(backbone.model, prompt, len(request.tokens))
+    assert any(step.path for step in request.steps)
+    assert state.graphs.refused is None
+    assert state.graphs.captures < len(request.steps)
 
 
 def test_a_batch_with_a_tree_each_replays_too() -> None:

@@ -14,7 +14,7 @@ from pyarrow import fs
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import DEFAULT_ARMS, METHODS
+from entmtp.evaluation.arms import DEFAULT_ARMS, OF_TRAINED
 from entmtp.evaluation.benchmark import Plan, bank_task, describe, make_plan, run_units, save_unit, validate
 from entmtp.evaluation.dispatch import SetAside, Settled
 from entmtp.evaluation.finish import finish
@@ -324,7 +324,7 @@ def test_answers_are_written_for_judges(saved: Saved, tmp_path: Path, banks: Pat
 
 def test_profiles_that_draw_have_arms_that_can(saved: Saved, tmp_path: Path) -> None:
     paper = plan_of(saved, tmp_path, profile="paper")
-    assert (paper.arms, paper.settings.acceptance, paper.settings.temperature) == (list(METHODS), "typical", 0.7)
+    assert (paper.arms, paper.settings.acceptance, paper.settings.temperature) == (list(OF_TRAINED), "typical", 0.7)
     assert plan_of(saved, tmp_path, profile="paper-lossless").arms == [*DEFAULT_ARMS, *LOSSY]
     with pytest.raises(EntMTPError, match="arm: 'random' follows the model's own text"):
         validate(profile="paper", suites=[], arms=["random"], overrides={})
