@@ -113,7 +113,7 @@ def test_heads_that_are_not_a_pair(heads: str, saved: Saved) -> None:
 
 def test_heads_of_one_kind_only(saved: Saved) -> None:
     one = ["--model", saved.model, "--banks", saved.banks, "--heads", f"hydra={saved.heads('hydra')}"]
-    refused("heads: kind 'medusa' is missing", "benchmark", *one)
+    refused("arm: 'medusa' drafts with medusa heads; give --heads medusa=", "benchmark", *one, "--arm", "medusa")
 
 
 @pytest.mark.parametrize(

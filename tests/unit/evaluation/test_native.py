@@ -15,6 +15,7 @@ from entmtp.evaluation.benchmark import make_plan
 from entmtp.evaluation.calibrate_task import calibrate_task
 from entmtp.evaluation.calibration import growths_of, traces_of
 from entmtp.evaluation.runner import Worker
+from entmtp.evaluation.storage import open_store
 from entmtp.evaluation.suites import load_suite, split
 from entmtp.evaluation.suites.splits import draw
 from entmtp.heads.checkpoint import load_heads
@@ -122,7 +123,7 @@ def test_a_benchmark_of_native_heads_alone_has_the_arms_that_they_can_do(folder:
         "banks": folder / "banks",
         "data": [f"gsm8k={folder / 'gsm8k.jsonl'}"],
         "overrides": {"prompts": 1, "max_new_tokens": 12, "repetitions": 1},
-        "results": tmp_path,
+        "results": open_store(str(tmp_path)),
         "tracking_uri": None,
         "device": "cpu",
         "threads": 1,
