@@ -59,8 +59,6 @@ class NativeConfig(DraftHeadsConfig):
 
     model_type = "entmtp_native"
 
-    inner_size: int = 0
-
 
 class NativeHeads(DraftHeads):
     """Heads that are part of the model; they guess through their :meth:`memory` alone, within the whole vocabulary."""
