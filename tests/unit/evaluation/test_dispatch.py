@@ -21,7 +21,8 @@ def outcome(task: Unit, failing: frozenset[str] = frozenset(), memory: float = 1
     """What a worker would return: here the ids of the prompts stand for their rows."""
     done = [prompt.id for prompt in task.prompts if prompt.id not in failing]
     failures = {prompt.id: "it raised" for prompt in task.prompts if prompt.id in failing}
-    return Outcome(done, [], failures, 2.0, {"peak_memory_mib": memory})  # type: ignore[arg-type]
+    measured = {"peak_memory_mib": memory, "histories": {name: [("user", "Hm.")] for name in done}}
+    return Outcome(done, [], failures, 2.0, measured)  # type: ignore[arg-type]
 
 
 def run_all(
@@ -65,7 +66,8 @@ def test_a_lost_unit_is_cut_into_prompts_that_keep_their_places() -> None:
     assert ends[:2] == [None, None]
     assert ends[2] is not None
     assert prompts_of(ends[2]) == ["a/0", "a/1", "a/2"]
-    assert ends[2].measured == {"peak_memory_mib": 2}
+    assert ends[2].measured["peak_memory_mib"] == 2
+    assert list(ends[2].measured["histories"]) == ["a/0", "a/1", "a/2"], "of all its parts"
 
 
 @pytest.mark.parametrize("deadly", [True, False])
