@@ -24,6 +24,8 @@ COMPLETION_TOKENS = 16
 
 Count = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(max_length=1_000_000)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+"""An id of any vocabulary: the engine knows the model's own, but until there it must be a number that fits."""
 
 
 def _as_list(value: Any) -> Any:
@@ -94,7 +96,7 @@ class Generation(Body, ABC):
     logit_bias: dict[str, FiniteFloat] | None = Field(None, max_length=1024, description="by token id")
     seed: int | None = None
     stop: Annotated[list[str], BeforeValidator(_as_list)] | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[Token] | None = None
     ignore_eos: bool | None = None
     acceptance: Literal["rejection", "typical"] | None = Field(None, description="'typical' changes the distribution")
     n: Annotated[int, Field(ge=1)] | None = None
@@ -166,7 +168,7 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """POST /v1/completions."""
 
-    prompt: Text | list[Text] | list[int] | list[list[int]]
+    prompt: Text | list[Text] | list[Token] | list[list[Token]]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None

@@ -34,7 +34,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_no_request_breaks_the_service(url: str) -> None:
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
-    each = CASES // len(operations) + 1
+    # What takes nothing has but one case.
+    each = CASES // sum(bool(operation.body or operation.path_parameters) for operation in operations) + 1
     statuses: dict[int, int] = {}
 
     for operation in operations:

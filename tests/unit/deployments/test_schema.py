@@ -147,7 +147,7 @@ def test_prompts_are_texts_or_token_ids(client: TestClient, prompt: Any, expecte
     assert client.post("/text", json=TEXT | {"prompt": prompt}).json()["prompts"] == expected
 
 
-@pytest.mark.parametrize("prompt", [[], {}, 7, [1, "a"], [[1], "a"], [[1.5]]])
+@pytest.mark.parametrize("prompt", [[], {}, 7, [1, "a"], [[1], "a"], [[1.5]], [-1], [2**31], [[10**30]]])
 def test_other_prompts_are_refused(client: TestClient, prompt: Any) -> None:
     refused(client, "/text", TEXT | {"prompt": prompt}, "prompt")
 
