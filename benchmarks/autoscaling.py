@@ -37,7 +37,7 @@ Samples = list[tuple[float, int, int]]
 
 
 def main(
-    seconds: Annotated[float, typer.Option(min=5, help="of each load")] = 40.0,
+    seconds: Annotated[float, typer.Option(min=5, help="of each load")] = 80.0,
     figure: Annotated[Path | None, typer.Option(help="picture to draw")] = None,
     record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
 ) -> None:
