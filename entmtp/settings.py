@@ -112,7 +112,7 @@ class SamplingParams(Settings):
     top_k: int = Field(0, ge=0, description="only so many of the likeliest tokens; 0: all")
     top_p: FiniteFloat = Field(1.0, gt=0, le=1, description="only the likeliest tokens that have this much together")
     min_p: FiniteFloat = Field(0.0, ge=0, le=1, description="only tokens with this share of the likeliest one's chance")
-    repetition_penalty: FiniteFloat = Field(1.0, gt=0, le=100, description="divides the logits of all tokens seen")
+    repetition_penalty: FiniteFloat = Field(1.0, ge=0.01, le=100, description="divides the logits of all tokens seen")
     presence_penalty: FiniteFloat = Field(0.0, ge=-2, le=2, description="taken from the logits of tokens written")
     frequency_penalty: FiniteFloat = Field(0.0, ge=-2, le=2, description="the same, times how often they were")
     logit_bias: dict[Annotated[int, Field(ge=0)], Bias] = Field(default_factory=dict, description="by token id")

@@ -185,7 +185,8 @@ def _drawn(logits: torch.Tensor, filters: Filters, uniforms: torch.Tensor) -> to
     total = mass[:, -1:]
     # Just below the total at most, so that what is found always has a mass of its own.
     wanted = torch.minimum(uniforms.flatten()[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(mass, wanted, right=True).view(batch, width)
+    # No mass can be found where logits are not numbers, and whatever comes of such a request must be a token.
+    return torch.searchsorted(mass, wanted, right=True).clamp(max=mass.shape[-1] - 1).view(batch, width)
 
 
 def _on_path(row: int, tokens: torch.Tensor, trees: TreeBatch, vocab_size: int) -> torch.Tensor:

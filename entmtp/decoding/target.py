@@ -18,6 +18,10 @@ CANDIDATES = 1024
 """Likeliest tokens that are ranked at first on a CPU, where sorting a vocabulary takes longer than a small model."""
 
 
+_COLDEST = 1e-4
+"""Of temperatures above 0: the likeliest token has all the mass at it, and logits over less could overflow."""
+
+
 @dataclass(frozen=True)
 class Filters:
     """Of rows of logits.
@@ -46,7 +50,7 @@ class Filters:
         if any(one.top_p < 1 for one in params):
             fewest = max(fewest, CANDIDATES)
         return cls(
-            temperature=column([one.temperature or 1.0 for one in params]),
+            temperature=column([max(one.temperature, _COLDEST) if one.temperature else 1.0 for one in params]),
             top_k=column([float(count) for count in top_k]).long(),
             # The mass of everything is not exactly 1.
             top_p=column([one.top_p if one.top_p < 1 else math.inf for one in params]),
@@ -83,5 +87,6 @@ def _least_ranked(scaled: torch.Tensor, filters: Filters, count: int) -> torch.T
     unfiltered = whole & (filters.top_p == math.inf)
     if count < vocab_size and bool((kept[:, -1:] & whole & ~unfiltered).any()):
         return _least_ranked(scaled, filters, vocab_size)
-    least = values.gather(-1, kept.sum(-1, keepdim=True) - 1)
+    # The likeliest passes in any case, also a top_p that is 0 in float32.
+    least = values.gather(-1, (kept.sum(-1, keepdim=True) - 1).clamp(min=0))
     return least.masked_fill(unfiltered, -math.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -241,7 +242,7 @@ FIELDS = {
     "top_k": st.sampled_from([-1, 1.5]),
     "top_p": st.sampled_from([0.0, 1.1, float("nan")]),
     "min_p": st.sampled_from([-0.1, 1.5]),
-    "repetition_penalty": st.sampled_from([0.0, -1.0, float("inf")]),
+    "repetition_penalty": st.sampled_from([0.0, -1.0, 1e-133, float("inf")]),
     "presence_penalty": st.sampled_from([-2.1, 3.0]),
     "frequency_penalty": st.sampled_from([-9.0, "x"]),
     "logit_bias": st.sampled_from([{-1: 1.0}, {1: 101.0}, {1: float("nan")}, [1]]),
@@ -258,6 +259,29 @@ FIELDS = {
 def test_a_bad_parameter_is_named(data: st.DataObject, field: str) -> None:
     with pytest.raises(EntMTPError, match=f"^{field}"):
         SamplingParams.parse(**{field: data.draw(FIELDS[field])})
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"temperature": 1e-300},
+        {"temperature": 100.0, "top_k": 1},
+        {"repetition_penalty": 0.01},
+        {"repetition_penalty": 100.0, "presence_penalty": -2.0, "frequency_penalty": -2.0},
+        {"logit_bias": {3: 100.0, 4: -100.0}, "min_p": 1.0},
+        {"top_p": 1e-300},
+    ],
+)
+def test_no_allowed_parameter_ends_the_engine(extreme: dict[str, Any], backbone: Backbone, heads: DraftHeads) -> None:
+    engine = engine_of(backbone, heads)
+    params = SamplingParams.parse(**({"temperature": 1.0, "seed": 1, "max_tokens": 8} | extreme))
+    engine.submit(Request("extreme", small_prompt(4), params))
+    engine.submit(Request("other", small_prompt(3), GREEDY))
+    written: dict[str, list[int]] = {"extreme": [], "other": []}
+    for progress in run(engine):
+        written[progress.id] += progress.tokens
+    assert len(written["extreme"]) == 8
+    assert len(written["other"]) == 12
 
 
 def test_statistics_say_how_the_engine_fares(backbone: Backbone, heads: DraftHeads) -> None:
