@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 from rich.console import Console
@@ -80,7 +81,7 @@ def show_plan(plan: Plan, devices: Devices, tokens_per_second: float | None, con
         table.add_row(suite, units[0].source, str(prompts), str(len(units)), str(left))
     console.print(table)
     settings = plan.settings
-    say = lambda text: console.print(text, soft_wrap=True, markup=False, highlight=False)  # noqa: E731
+    say = partial(console.print, soft_wrap=True, markup=False, highlight=False)
     say(f"{len(plan.arms)} arms: {', '.join(plan.arms)}")
     say(f"{settings.repetitions} repetitions of each arm on each prompt, up to {settings.max_new_tokens} tokens each")
     say(f"model {plan.place.model}; results in {plan.results}; {devices.in_words}")

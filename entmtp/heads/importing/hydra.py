@@ -36,7 +36,7 @@ import torch
 from pydantic import Field
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.importing.layout import Layout, Reading, assembled, counted, indices, stacked
+from entmtp.heads.importing.layout import Layout, Reading, assembled, counted, indices, square_blocks
 from entmtp.heads.importing.source import ConfigFields
 from entmtp.heads.importing.tensors import Tensors
 from entmtp.heads.published import PublishedHeads
@@ -131,12 +131,7 @@ def _square_blocks(tensors: Tensors, names: list[list[str]], hidden: int) -> dic
     if not names[0]:
         empty = torch.zeros(len(names), 0, hidden)
         return {"block_weight": empty[..., None].expand(-1, -1, -1, hidden), "block_bias": empty}
-    return {
-        "block_weight": stacked(
-            (tensors.take(f"{name}.linear.weight", hidden, hidden) for name in row) for row in names
-        ),
-        "block_bias": stacked((tensors.take(f"{name}.linear.bias", hidden) for name in row) for row in names),
-    }
+    return square_blocks(tensors, [[f"{name}.linear" for name in row] for row in names], hidden)
 
 
 HYDRA = Layout("Hydra's (tensors like hydra_mlp.0.0.linear.weight)", _recognises, _read)

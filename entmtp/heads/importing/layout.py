@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +100,14 @@ def counted(tensors: Tensors, numbers: Iterable[int], what: str) -> int:
 def stacked(rows: Iterable[Iterable[torch.Tensor]]) -> torch.Tensor:
     """``[rows, columns, ...]``."""
     return torch.stack([torch.stack(list(row)) for row in rows])
+
+
+def square_blocks(tensors: Tensors, names: Sequence[Sequence[str]], hidden: int) -> dict[str, torch.Tensor]:
+    """The parameters of square blocks, of which ``names`` has a row for each head; weights come before biases."""
+    return {
+        "block_weight": stacked((tensors.take(f"{name}.weight", hidden, hidden) for name in row) for row in names),
+        "block_bias": stacked((tensors.take(f"{name}.bias", hidden) for name in row) for row in names),
+    }
 
 
 def assembled(

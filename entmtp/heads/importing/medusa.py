@@ -21,7 +21,7 @@ from collections.abc import Iterable
 import torch
 from pydantic import Field
 
-from entmtp.heads.importing.layout import Layout, Reading, assembled, counted, indices, stacked
+from entmtp.heads.importing.layout import Layout, Reading, assembled, counted, indices, square_blocks
 from entmtp.heads.importing.source import ConfigFields
 from entmtp.heads.published import PublishedHeads
 from entmtp.heads.published_medusa import PublishedMedusaHeads
@@ -49,14 +49,8 @@ def _read(reading: Reading) -> PublishedHeads:
     hidden = tensors.size("0.0.linear.weight", 0)
     own = bool(indices(tensors, _OUTPUT))
     vocab = tensors.size(f"0.{layers}.weight", 0) if own else reading.vocabulary(said.vocab_size)
-    parameters = {
-        "block_weight": stacked(
-            (tensors.take(f"{i}.{j}.linear.weight", hidden, hidden) for j in range(layers)) for i in range(heads)
-        ),
-        "block_bias": stacked(
-            (tensors.take(f"{i}.{j}.linear.bias", hidden) for j in range(layers)) for i in range(heads)
-        ),
-    }
+    names = [[f"{i}.{j}.linear" for j in range(layers)] for i in range(heads)]
+    parameters = square_blocks(tensors, names, hidden)
     if own:
         rows = [tensors.take(f"{i}.{layers}.weight", vocab, hidden) for i in range(heads)]
         parameters["own_weight"] = torch.stack(rows)
