@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
 
-from entmtp.decoding.state import DecodingState
 from entmtp.heads.native import NativeHeads
 from entmtp.models.backbone import Backbone
 from tests.small import SMALL_VOCAB
@@ -116,24 +115,3 @@ def sure_heads(model: PreTrainedModel) -> tuple[Backbone, NativeHeads]:
     layer.enorm.weight.data.fill_(1)
     layer.post_norm.weight.data = model.get_decoder().norm.weight.data.clone()
     return backbone, heads
-
-
-def remembered(state: DecodingState, slot: int, length: int) -> list[torch.Tensor]:
-    """All that native heads keep of the first ``length`` tokens of a slot and may look at again."""
-    assert isinstance(state.heads, NativeHeads)
-    count = state.heads.layers
-    kept = []
-    for layer, rows in enumerate(state.cache.tree_layers[-count:]):
-        for buffer in (rows.keys, rows.values):
-            assert buffer is not None
-            kept.append(buffer[slot, :, layer + 2 : length + 1])
-        kept.append(state.cache.notes[layer][slot, :, layer + 1 : length + 1])
-    return kept
-
-
-def check_memory(state: DecodingState, slot: int, text: Sequence[int]) -> None:
-    """What the heads remember of a slot is what they would of ``text``, had they read it at once."""
-    fresh = DecodingState(state.backbone, state.heads, slots=1, capacity=len(text) + 1)
-    fresh.read(0, text)
-    for ours, expected in zip(remembered(state, slot, len(text)), remembered(fresh, 0, len(text)), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=0, atol=2e-4)

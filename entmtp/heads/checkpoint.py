@@ -16,6 +16,7 @@ from entmtp.heads.medusa import MedusaHeads
 from entmtp.heads.native import NATIVE, load_native
 from entmtp.heads.published_hydra import PublishedHydraHeads
 from entmtp.heads.published_medusa import PublishedMedusaHeads
+from entmtp.heads.published_prefix import PrefixHydraHeads
 from entmtp.heads.trained import TrainedHeads
 from entmtp.models.loading import quiet_loading
 
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
 KINDS: dict[str, type[TrainedHeads]] = {heads.kind: heads for heads in (MedusaHeads, HydraHeads)}
 """The families by name, each with its class for training."""
 
-_LOADABLE: tuple[type[DraftHeads], ...] = (*KINDS.values(), PublishedMedusaHeads, PublishedHydraHeads)
+_LOADABLE: tuple[type[DraftHeads], ...] = (
+    *KINDS.values(),
+    PublishedMedusaHeads,
+    PublishedHydraHeads,
+    PrefixHydraHeads,
+)
 _BY_MODEL_TYPE = {heads.config_class.model_type: heads for heads in _LOADABLE}
 
 

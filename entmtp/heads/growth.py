@@ -37,6 +37,7 @@ class LevelByLevel:
         self._tokens = roots[:, None]
         self._level = 0
 
+    @torch.inference_mode()
     def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         asked = torch.tensor(parents, device=self._tokens.device)
         rows = asked // self._tokens.shape[1]

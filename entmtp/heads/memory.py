@@ -8,8 +8,8 @@ tokens that became certain: a part of a prompt, the first root, an accepted path
 The entry of the token at position p may need the decoder state of the token before it, so that the root, which the
 model has not seen yet, has an entry already: heads are one token ahead of the model. Multi-token-prediction layers are
 of that kind (:mod:`entmtp.heads.native`). Heads that only want a decoder state that has looked back once more, such as
-Hydra's prefix attention (arXiv 2402.05109), extend their layer in the same calls, and guess from what it
-says of the last position instead of from the state itself.
+Hydra++'s (:mod:`entmtp.heads.published_prefix`), extend their layer in the same calls, and guess from what it says of
+the last token instead of from the state itself.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from entmtp.heads.base import Proposal
     from entmtp.heads.growth import Growth
     from entmtp.trees.batch import TreeBatch
+
+
+READ_TOGETHER = 512
+"""Tokens that are taken in at once, as the model reads them."""
 
 
 class HeadsMemory(ABC):

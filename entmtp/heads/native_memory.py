@@ -13,7 +13,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from entmtp.heads.base import Proposal
-from entmtp.heads.memory import HeadsMemory
+from entmtp.heads.memory import READ_TOGETHER, HeadsMemory
 from entmtp.heads.native_growth import NativeGrowth, fill
 from entmtp.models.cache import Span, TreeCache
 from entmtp.models.masks import View
@@ -21,9 +21,6 @@ from entmtp.trees.batch import TreeBatch
 
 if TYPE_CHECKING:
     from entmtp.heads.native import NativeHeads
-
-_CHUNK = 512
-"""Tokens that are taken in together, as the model reads them."""
 
 
 class NativeMemory(HeadsMemory):
@@ -49,8 +46,8 @@ class NativeMemory(HeadsMemory):
         begin = end - len(tokens)
         self.cache.notes[0][slot, 0, begin + 1 : end + 1] = hidden
         parts = []
-        for first in range(max(begin, 1), end, _CHUNK):  # nothing comes before token 0, so that it has no entry
-            part = list(tokens[first - begin : first - begin + _CHUNK])
+        for first in range(max(begin, 1), end, READ_TOGETHER):  # nothing comes before token 0, so that it has no entry
+            part = list(tokens[first - begin : first - begin + READ_TOGETHER])
             ids = torch.tensor([part], device=hidden.device)
             span = Span((slot,), 0, first + len(part) + 1)
             start = torch.tensor([first], device=hidden.device)
@@ -87,16 +84,12 @@ class NativeMemory(HeadsMemory):
 
         The states before layer 0 are noted already. Returns the layers' states ``[batch, n, layers, hidden_size]``.
         """
-        width = tokens.shape[1]
-        at = torch.arange(width, device=tokens.device)
-        positions = first[:, None] + at
-        chain = (at <= at[:, None]) & real[:, :, None] & real[:, None, :]
-        view = View(first[:, None], first, chain, positions, positions, real)
+        view = View.of_chains(first, real)
         rows = self.cache.place(span, real, first).rows
         index = self.cache.table.index(span.slots)[:, None]
         made = []
         for layer in range(self.heads.layers):
-            before = self.cache.notes[layer][index, 0, positions]  # of the token before, in the row before its own
+            before = self.cache.notes[layer][index, 0, view.positions]  # of the token before, in the row before its own
             made.append(self.heads.run(layer, tokens, before, view, span, self._layers))
             if layer + 1 < self.heads.layers:
                 self.cache.notes[layer + 1][index, 0, rows] = made[-1]

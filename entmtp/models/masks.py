@@ -6,6 +6,7 @@ The token at position p lies in buffer row p + 1; row 0 is the trash row (:mod:`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 
@@ -31,6 +32,14 @@ class View:
     positions: torch.Tensor
     own_positions: torch.Tensor
     real: torch.Tensor
+
+    @classmethod
+    def of_chains(cls, first: torch.Tensor, real: torch.Tensor) -> Self:
+        """Tokens one behind the other, from position ``first [batch]`` on, ``real [batch, n]`` where they are some."""
+        at = torch.arange(real.shape[1], device=real.device)
+        positions = first[:, None] + at
+        chain = (at <= at[:, None]) & real[:, :, None] & real[:, None, :]
+        return cls(first[:, None], first, chain, positions, positions, real)
 
     def visible(self, span: Span, least: int = 1) -> torch.Tensor:
         """``[batch, n, rows of the span]`` bool; the rows before the ``least`` hold nothing."""

@@ -10,6 +10,8 @@ from entmtp.cli import app
 from entmtp.evaluation.rows import read_parts
 from entmtp.evaluation.storage import open_store
 from entmtp.models.backbone import Backbone
+from entmtp.models.registry import load_model
+from tests.prefix import PrefixShape, prefix_hydra
 from tests.published import Model, hydra, medusa
 from tests.saved import VOCAB, Saved, save_data, save_tiny_model
 
@@ -58,6 +60,19 @@ def test_every_method_writes_the_models_own_text(saved: Saved) -> None:
         answer(saved, f"--method={method}", f"--heads={saved.heads(kind)}", f"--bank={saved.banks}/gsm8k-{kind}.json")
         for method, kind in methods.items()
     }
+    assert texts == {answer(saved, "--method=autoregressive")}
+
+
+def test_heads_that_look_back_go_the_same_way(saved: Saved, tmp_path: Path) -> None:
+    backbone = Backbone(load_model(str(saved.model))[0])
+    seen = Model(backbone.model.get_output_embeddings().weight.detach(), backbone.embeddings.detach())
+    published = prefix_hydra(seen, PrefixShape.of(backbone.model)).save(tmp_path / "published")
+    run("import-heads", published, f"--output={tmp_path / 'ours'}", f"--model={saved.model}")
+    run("calibrate", "--task=gsm8k", f"--output={tmp_path}", f"--model={saved.model}",
+        f"--heads=hydra={tmp_path / 'ours'}", f"--data={saved.data('gsm8k')}", "--prompts=4",
+        "--max-new-tokens=48")  # fmt: skip
+    theirs = f"--heads={tmp_path / 'ours'}", f"--bank={tmp_path}/gsm8k-hydra.json"
+    texts = {answer(saved, f"--method={method}", *theirs) for method in ("hydra", "entmtp", "entmtp-dynamic")}
     assert texts == {answer(saved, "--method=autoregressive")}
 
 

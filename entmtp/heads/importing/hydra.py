@@ -16,14 +16,9 @@ Tensors of ``hydra_head_arch`` "mlp", for head i of n blocks:
 
 Where dropout stands before each layer, the blocks' j are 1, 3, ... and the output layer is ``hydra_lm_head.{i}.1``.
 
-"prefix-mlp" (Hydra++, arXiv 2402.05109, section 4) has its tensors named with dropout and one decoder layer before the
-heads, over the model's decoder states in place of embeddings, with keys and values of its own for every token:
-``prefix_embeding_layer.`` (spelt so) with ``layers.0.self_attn.{q,k,v,o}_proj.weight``,
-``layers.0.mlp.{gate,up,down}_proj.weight``, ``layers.0.input_layernorm.weight``,
-``layers.0.post_attention_layernorm.weight`` and ``norm.weight``, in the shapes of a layer of the model, and an
-``embed_tokens.weight`` that is not used. The heads are given its normalised output in the decoder state's place.
-"cross-attn" has ``cross_attn.{q,k,v,o}_proj``, ``mlp``, two norms and a copy of the model's ``lm_head``; "eagle-attn"
-a decoder layer ``attn.`` behind ``fc.weight [hidden, 2 * hidden]``.
+"prefix-mlp" (Hydra++) has the same with the names of dropout, and a decoder layer
+(:mod:`entmtp.heads.importing.hydra_prefix`). "cross-attn" has ``cross_attn.{q,k,v,o}_proj``, ``mlp``, two norms and a
+copy of the model's ``lm_head``; "eagle-attn" a decoder layer ``attn.`` behind ``fc.weight [hidden, 2 * hidden]``.
 
 Source: ``hydra/model`` and ``hydra/train/train.py`` in github.com/zankner/Hydra.
 """
@@ -31,21 +26,24 @@ Source: ``hydra/model`` and ``hydra/train/train.py`` in github.com/zankner/Hydra
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from pydantic import Field
 
 from entmtp.errors import EntMTPError
+from entmtp.heads.importing.hydra_prefix import PREFIX, layer_config, prefix_layer
 from entmtp.heads.importing.layout import Layout, Reading, assembled, counted, indices, square_blocks
 from entmtp.heads.importing.source import ConfigFields
 from entmtp.heads.importing.tensors import Tensors
 from entmtp.heads.published import PublishedHeads
 from entmtp.heads.published_hydra import PublishedHydraHeads
 from entmtp.heads.published_medusa import PublishedMedusaHeads
+from entmtp.heads.published_prefix import PrefixHydraHeads
 
 _BLOCK = r"hydra_mlp\.(\d{1,3})\.(\d{1,3})\.linear\.weight"
 _EMBEDDINGS = "input_embed_fn.weight"
-_WITH_STATE = {"prefix_embeding_layer.": "prefix-mlp", "cross_attn.": "cross-attn", "attn.self_attn.": "eagle-attn"}
+_WITH_STATE = {PREFIX: "prefix-mlp", "cross_attn.": "cross-attn", "attn.self_attn.": "eagle-attn"}
 """Beginnings of names that only a stateful architecture has."""
 
 
@@ -63,7 +61,7 @@ def _recognises(names: Iterable[str]) -> bool:
 
 def _read(reading: Reading) -> PublishedHeads:
     tensors, said = reading.tensors, reading.source.fields(HydraFields)
-    _check_stateless(reading, said)
+    architecture = _architecture(reading, said)
     blocks = indices(tensors, _BLOCK)
     if not blocks:
         raise tensors.wrong("tensor 'hydra_mlp.0.0.linear.weight' is missing")
@@ -77,6 +75,11 @@ def _read(reading: Reading) -> PublishedHeads:
     grounded = f"{names[0][0]}.res_connection.weight" in tensors
     if said.grounded_heads not in (None, grounded):
         raise tensors.wrong(f"grounded_heads is {said.grounded_heads} but the tensors are those of {grounded}")
+    if architecture == "prefix-mlp" and not grounded:
+        raise EntMTPError(
+            f"heads: {reading.source.weights} holds Hydra heads of architecture 'prefix-mlp' that do not see the tokens"
+            " guessed before them; only grounded ones can be imported"
+        )
     outputs = [f"hydra_lm_head.{i}.1" if dropout else f"hydra_lm_head.{i}" for i in range(heads)]
     vocab = tensors.size(f"{outputs[0]}.weight", 0)
     if _EMBEDDINGS in tensors:
@@ -88,8 +91,14 @@ def _read(reading: Reading) -> PublishedHeads:
     if grounded:
         parameters |= _first_blocks(tensors, [row[0] for row in names], hidden)
     parameters |= _square_blocks(tensors, [row[grounded:] for row in names], hidden)
+    kind: type[PublishedHeads] = PublishedHydraHeads if grounded else PublishedMedusaHeads
+    layer: dict[str, Any] = {}
+    if architecture == "prefix-mlp":
+        kind = PrefixHydraHeads
+        layer = {"layer": layer_config(reading)}
+        parameters |= prefix_layer(tensors, layer["layer"], vocab)
     return assembled(
-        PublishedHydraHeads if grounded else PublishedMedusaHeads,
+        kind,
         parameters,
         hidden_size=hidden,
         vocab_size=vocab,
@@ -97,22 +106,29 @@ def _read(reading: Reading) -> PublishedHeads:
         num_layers=layers,
         outputs=heads,
         output_bias=True,
+        **layer,
     )
 
 
-def _check_stateless(reading: Reading, said: HydraFields) -> None:
+def _architecture(reading: Reading, said: HydraFields) -> str:
+    """ "mlp" or "prefix-mlp", on which configuration and tensors agree."""
     found = {kind for name in reading.tensors for begin, kind in _WITH_STATE.items() if name.startswith(begin)}
-    if said.hydra_head_arch != "mlp" or found:
-        architecture = min(found, default=said.hydra_head_arch)
+    architecture = min(found, default=said.hydra_head_arch)
+    if architecture not in ("mlp", "prefix-mlp"):
         raise EntMTPError(
-            f"heads: {reading.source.weights} holds Hydra heads of architecture {architecture!r}; only 'mlp' can be"
-            " imported, since the others keep keys and values of their own for every token of a text"
+            f"heads: {reading.source.weights} holds Hydra heads of architecture {architecture!r}; only 'mlp' and"
+            " 'prefix-mlp' can be imported, since the others run an attention layer on every guess"
+        )
+    if said.hydra_head_arch != architecture or len(found) > 1:
+        raise reading.tensors.wrong(
+            f"hydra_head_arch is {said.hydra_head_arch!r} but there are tensors of {', '.join(sorted(found))}"
         )
     if said.hidden_state_offset:
         raise EntMTPError(
             f"heads: {reading.source.config_path}: hidden_state_offset is {said.hidden_state_offset}; only heads that"
             " are given the last layer's states can be imported"
         )
+    return architecture
 
 
 def _first_blocks(tensors: Tensors, names: list[str], hidden: int) -> dict[str, torch.Tensor]:

@@ -45,7 +45,7 @@ def import_heads(source: str, output: Path, model: str | None, say: Callable[[st
         # In 16 bits, which tell one model from another as well: a fingerprint is made of so many of its values.
         loaded, _ = load_model(model, dtype="bfloat16")
         sizes = loaded.config.get_text_config()
-        reading = Reading(found, tensors, sizes.vocab_size)
+        reading = Reading(found, tensors, sizes)
         heads = _read(layout, reading)
         config: Any = heads.config
         check_sizes(config, sizes.hidden_size, sizes.vocab_size)

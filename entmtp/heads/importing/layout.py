@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from entmtp.errors import EntMTPError
 from entmtp.heads.importing.source import Source
@@ -23,13 +24,13 @@ class Reading:
     """One import.
 
     Attributes:
-        vocab_size: of the model that the heads are for, None where none was given.
+        model: configuration of the model that the heads are for, None where none was given.
         notes: what the user should know of how the checkpoint was read.
     """
 
     source: Source
     tensors: Tensors
-    vocab_size: int | None
+    model: PreTrainedConfig | None
     notes: list[str] = field(default_factory=list)
 
     def agree(self, name: str, said: int | None, found: int) -> int:
@@ -57,15 +58,24 @@ class Reading:
         Raises:
             EntMTPError: if nothing else tells it either.
         """
-        known = self.vocab_size if said is None else said
-        if known is None:
+        if said is not None:
+            return said
+        size: int = self.model_config("these heads end in the model's own output layer", "its vocabulary").vocab_size
+        return size
+
+    def model_config(self, why: str, what: str) -> Any:
+        """The model's configuration, without which nothing tells ``what``.
+
+        Raises:
+            EntMTPError: if no model was given, and ``why`` it is needed.
+        """
+        if self.model is None:
             base = self.source.config.get("base_model_name_or_path")
             named = f", here probably {base!r}" if isinstance(base, str) else ""
             raise EntMTPError(
-                "model: these heads end in the model's own output layer and nothing tells its vocabulary;"
-                f" give --model with the model that they are for{named}"
+                f"model: {why} and nothing tells {what}; give --model with the model that they are for{named}"
             )
-        return known
+        return self.model
 
 
 @dataclass(frozen=True)

@@ -314,11 +314,11 @@ BROKEN: dict[str, tuple[Published, str]] = {
     "hydra, earlier states": (hydra(MODEL, hidden_state_offset=1), "hidden_state_offset is 1; only heads"),
     "hydra, other architecture": (
         hydra(MODEL, hydra_head_arch="new\narch"),
-        "of architecture 'new\\narch'; only 'mlp' can be imported",
+        "of architecture 'new\\narch'; only 'mlp' and 'prefix-mlp' can be imported",
     ),
-    "hydra, prefix": (
+    "hydra, said to be of another architecture": (
         changed(hydra(MODEL, dropout=True, layers=4), **{"prefix_embeding_layer.norm.weight": torch.ones(HIDDEN)}),
-        "of architecture 'prefix-mlp'; only 'mlp' can be imported, since the others keep keys and values",
+        "hydra_head_arch is 'mlp' but there are tensors of prefix-mlp",
     ),
     "hydra, cross attention": (
         only("hydra_lm_head.pt", "cross_attn.q_proj.weight", "input_embed_fn.weight"),

@@ -13,14 +13,15 @@ from transformers import PreTrainedModel
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.request import Request
-from entmtp.heads.native import NativeHeads
+from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.ladder import Ladder
 from entmtp.scheduling.policies import LadderPolicy, Policy, SequencePolicy, StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.topology import Topology
-from tests.native import MTP_TYPES, check_memory, mtp_model, native_heads, sure_heads
+from tests.memory import REMEMBERING, check_memory, remembering_heads, remembering_model
+from tests.native import mtp_model, native_heads, sure_heads
 from tests.small import small_chances, small_cost, small_predictor, small_prompt
 from tests.taped import Taped
 from tests.tiny import CONTEXT, TREES, greedy
@@ -38,9 +39,14 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-@pytest.fixture(scope="module", params=MTP_TYPES)
-def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return mtp_model(request.param)
+@pytest.fixture(scope="module", params=REMEMBERING)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(kind: str) -> PreTrainedModel:
+    return remembering_model(kind)
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +55,13 @@ def backbone(model: PreTrainedModel) -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def heads(backbone: Backbone) -> NativeHeads:
-    return native_heads(backbone)
+def heads(kind: str, backbone: Backbone) -> DraftHeads:
+    return remembering_heads(kind, backbone)
 
 
 @pytest.mark.parametrize("name", list(POLICIES))
 def test_the_output_is_the_models_own_greedy_text(
-    name: str, model: PreTrainedModel, backbone: Backbone, heads: NativeHeads
+    name: str, model: PreTrainedModel, backbone: Backbone, heads: DraftHeads
 ) -> None:
     prompt = small_prompt(9)
     done = Engine(backbone, heads, POLICIES[name]).generate(prompt, 50)
@@ -87,7 +93,7 @@ def likeliest(topology: Topology) -> tuple[int, ...]:
 @given(st.randoms(use_true_random=False), st.sampled_from(["wide", "sequence", "dynamic"]), st.booleans())
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_requests_that_come_and_go_write_what_each_writes_alone(
-    model: PreTrainedModel, backbone: Backbone, heads: NativeHeads, rng: random.Random, policy: str, reuse: bool
+    model: PreTrainedModel, backbone: Backbone, heads: DraftHeads, rng: random.Random, policy: str, reuse: bool
 ) -> None:
     sizes: dict[str, Any] = {"slots": 3, "context": CONTEXT, "prefill_tokens": 7, "prefix_reuse": reuse}
     engine = Engine(backbone, heads, POLICIES[policy], EngineSettings.parse(**sizes))
@@ -115,7 +121,7 @@ def test_requests_that_come_and_go_write_what_each_writes_alone(
         check_memory(state, slot, text)
 
 
-def test_chance_draws_the_text_that_plain_sampling_draws(backbone: Backbone, heads: NativeHeads) -> None:
+def test_chance_draws_the_text_that_plain_sampling_draws(backbone: Backbone, heads: DraftHeads) -> None:
     params = SamplingParams(temperature=0.8, seed=5, max_tokens=30)
     settings_ = EngineSettings(slots=1, context=CONTEXT)
     texts = []

@@ -1,0 +1,58 @@
+"""Heads that remember the text before, of every kind, and what there is to compare of their memories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from entmtp.decoding.state import DecodingState
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.native import NativeHeads
+from entmtp.heads.prefix_memory import PrefixMemory
+from entmtp.models.backbone import Backbone
+from tests.native import MTP_TYPES, mtp_model, native_heads
+from tests.prefix import prefix_heads
+from tests.small import SMALL_VOCAB
+from tests.tiny import tiny_model
+
+PREFIX = "prefix-mlp"
+REMEMBERING = (*MTP_TYPES, PREFIX)
+"""Native heads by their models' types, and Hydra++'s."""
+
+
+def remembering_model(kind: str) -> PreTrainedModel:
+    """A tiny model over few tokens for heads of a kind."""
+    return tiny_model("llama", vocab_size=SMALL_VOCAB) if kind == PREFIX else mtp_model(kind)
+
+
+def remembering_heads(kind: str, backbone: Backbone) -> DraftHeads:
+    """Random heads for such a model."""
+    return prefix_heads(backbone) if kind == PREFIX else native_heads(backbone)
+
+
+def remembered(state: DecodingState, slot: int, length: int) -> list[torch.Tensor]:
+    """All that heads keep of the first ``length`` tokens of a slot and may look at again."""
+    if isinstance(state.memory, PrefixMemory):
+        rows = state.cache.tree_layers[-1]
+        assert rows.keys is not None
+        assert rows.values is not None
+        return [buffer[slot, :, 1 : length + 1] for buffer in (rows.keys, rows.values)] + [state.memory.states[slot]]
+    assert isinstance(state.heads, NativeHeads)
+    count = state.heads.layers
+    kept = []
+    for layer, rows in enumerate(state.cache.tree_layers[-count:]):
+        for buffer in (rows.keys, rows.values):
+            assert buffer is not None
+            kept.append(buffer[slot, :, layer + 2 : length + 1])
+        kept.append(state.cache.notes[layer][slot, :, layer + 1 : length + 1])
+    return kept
+
+
+def check_memory(state: DecodingState, slot: int, text: Sequence[int]) -> None:
+    """What the heads remember of a slot is what they would of ``text``, had they read it at once."""
+    fresh = DecodingState(state.backbone, state.heads, slots=1, capacity=len(text) + 1)
+    fresh.read(0, text)
+    for ours, expected in zip(remembered(state, slot, len(text)), remembered(fresh, 0, len(text)), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=2e-4)
