@@ -26,6 +26,7 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")]
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def generate(
     top_k: Annotated[int, typer.Option(help="draw only from so many of the likeliest tokens; 0: all")] = 0,
     seed: Annotated[int | None, typer.Option(help="the same seed draws the same text")] = None,
     device: Device = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    dtype: Dtype = "float32",
     kernels: Annotated[
         str,
         typer.Option(help="auto, fused, packed, compiled, eager, or in fewer bits: bfloat16, float16, int8"),
@@ -106,6 +107,7 @@ def calibrate(
     prompts: Annotated[int | None, typer.Option(help="calibration prompts")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="tokens per prompt")] = None,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
 ) -> None:
     """Make the tree bank of a task; continues where an interrupted run stopped."""
     with told_plainly("calibrate"):
@@ -119,6 +121,7 @@ def calibrate(
             data=data,
             overrides={"prompts": prompts, "max_new_tokens": max_new_tokens},
             device=device,
+            dtype=dtype,
             console=Console(),
         )
 

@@ -35,7 +35,7 @@ from entmtp.evaluation.tracking import default_tracking_uri
 from entmtp.evaluation.units import Unit, make_units
 from entmtp.heads.checkpoint import KINDS, bundled_heads, file_hash
 from entmtp.heads.native import NATIVE
-from entmtp.models.registry import resolve_model
+from entmtp.models.registry import checked_dtype, resolve_model
 from entmtp.settings import PROFILES, STUDY, BenchmarkSettings
 from entmtp.trees.bank import MIXED, bundled_bank, load_bank
 
@@ -127,6 +127,7 @@ def make_plan(
     tracking_uri: str | None,
     device: str,
     threads: int,
+    dtype: str = "float32",
     retry: bool = False,
 ) -> Plan:
     """Validates everything before any work starts.
@@ -144,7 +145,8 @@ def make_plan(
     _check_kinds(chosen_arms, sources)
     tasks = [*chosen_suites, *_foreign_tasks(chosen_suites, chosen_arms)]
     files = {task: {kind: str(_bank_path(task, kind, model, banks)) for kind in sources} for task in tasks}
-    place = Workplace(str(resolve_model(model)), sources, files, device, threads)
+    checked_dtype(dtype)
+    place = Workplace(str(resolve_model(model)), sources, files, device, threads, dtype)
     identity = identity_of(place)
     data_files = _pairs("data", data, list(FAMILIES))
     uncalibrated = [suite for suite in chosen_suites if bank_task(place, suite) == MIXED]
@@ -294,7 +296,7 @@ def _pairs(option: str, texts: Sequence[str], known: list[str]) -> dict[str, str
 
 def identity_of(place: Workplace) -> dict[str, str]:
     """Hashes of everything beside the prompts that a unit's rows depend on."""
-    identity = {"model": place.model}
+    identity = {"model": place.model, "dtype": place.dtype}
     for kind, source in place.heads.items():
         weights = Path(source) / "model.safetensors"
         identity[f"heads-{kind}"] = file_hash(weights) if weights.is_file() else source

@@ -16,7 +16,7 @@ from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.heads.native import NATIVE
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
-from entmtp.models.registry import encode_chat, load_model
+from entmtp.models.registry import checked_dtype, encode_chat, load_model
 from entmtp.settings import CalibrationSettings
 from entmtp.trees.bank import MIXED, TreeBank, load_bank
 from entmtp.trees.trace import RankTrace, load_traces, save_traces
@@ -33,6 +33,7 @@ def calibrate_task(
     data: Path | None,
     overrides: Mapping[str, int | None],
     device: str,
+    dtype: str = "float32",
     console: Console,
 ) -> None:
     """Writes ``<task>-<kind>.json`` and ``<task>-<kind>.trace.safetensors`` into ``output`` for each kind of heads.
@@ -45,14 +46,15 @@ def calibrate_task(
     """
     settings = CalibrationSettings.parse(**{name: value for name, value in overrides.items() if value is not None})
     sources = _sources(model, heads)
+    checked_dtype(dtype)
     if task == MIXED:
-        _calibrate_mixed(output, model, sources, settings, device, console)
+        _calibrate_mixed(output, model, sources, settings, device, dtype, console)
         return
     suite = load_suite(task, data)
     prompts = [prompt.text for prompt in draw(split(suite.prompts)[0], settings.prompts, seed=0)]
     if not prompts:
         raise EntMTPError(f"data: {suite.origin} has no calibration prompt (half are kept for scoring); give more rows")
-    loaded, tokenizer = load_model(model, device=device)
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     backbone = Backbone(loaded)
     folder = output / "text" / task
     # A bank travels: the name of a file says enough of where its prompts come from.
@@ -86,11 +88,17 @@ def calibrate_task(
 
 
 def _calibrate_mixed(
-    output: Path, model: str, sources: Mapping[str, str], settings: CalibrationSettings, device: str, console: Console
+    output: Path,
+    model: str,
+    sources: Mapping[str, str],
+    settings: CalibrationSettings,
+    device: str,
+    dtype: str,
+    console: Console,
 ) -> None:
     """One bank of each kind of heads for all suites."""
     made = {kind: [_made(output, suite, kind) for suite in PAPER_SUITES] for kind in sources}
-    loaded, _ = load_model(model, device=device)
+    loaded, _ = load_model(model, dtype=dtype, device=device)
     backbone = Backbone(loaded)
     for kind, parts in made.items():
         attached = load_heads(sources[kind], backbone)

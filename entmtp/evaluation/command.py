@@ -41,6 +41,9 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
         ] = "results",
         tracking_uri: Annotated[str | None, typer.Option(help="MLflow (default: a database in results)")] = None,
         device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+        dtype: Annotated[
+            str, typer.Option(help="float32, bfloat16 or float16; in 16 bits arms may differ where tokens are close")
+        ] = "float32",
         gpus_per_worker: Annotated[
             float | None, typer.Option(help="1, or a fraction such as 0.5 (default: 1 where there are GPUs)")
         ] = None,
@@ -84,6 +87,7 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
                 tracking_uri=tracking_uri,
                 device=devices.device,
                 threads=devices.threads,
+                dtype=dtype,
                 retry=retry,
             )
             if dry_run:

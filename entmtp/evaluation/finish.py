@@ -63,6 +63,7 @@ def _facts(plan: Plan, held: Sequence[Mapping[str, Any]], set_aside: Sequence[st
         "settings": plan.settings.model_dump(),
         "command": plan.command,
         "model": plan.place.model,
+        "dtype": plan.place.dtype,
         "heads": {kind: _shown(source) for kind, source in plan.place.heads.items()},
         "hashes": identity_of(plan.place),
         "prompts": _prompts(plan.units),

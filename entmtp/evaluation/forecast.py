@@ -84,7 +84,7 @@ def show_plan(plan: Plan, devices: Devices, tokens_per_second: float | None, con
     say = partial(console.print, soft_wrap=True, markup=False, highlight=False)
     say(f"{len(plan.arms)} arms: {', '.join(plan.arms)}")
     say(f"{settings.repetitions} repetitions of each arm on each prompt, up to {settings.max_new_tokens} tokens each")
-    say(f"model {plan.place.model}; results in {plan.results}; {devices.in_words}")
+    say(f"model {plan.place.model} in {plan.place.dtype}; results in {plan.results}; {devices.in_words}")
     expected = forecast(plan, waiting, tokens_per_second)
     hours = expected.seconds / 3600
     unit = "GPU-hours" if devices.gpus_per_worker else "worker-hours"

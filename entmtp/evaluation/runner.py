@@ -52,6 +52,7 @@ class Workplace:
         banks: bank file by suite (or 'mixed'), then by kind of heads.
         device: 'cpu' or 'cuda'.
         threads: CPU threads of the worker.
+        dtype: in which the model and its heads run; texts are surely the model's own in float32 alone.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Workplace:
     banks: Mapping[str, Mapping[str, str]]
     device: str
     threads: int
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Worker:
         torch.set_num_threads(place.threads)
         self.place = place
         # The reference is written by the model as transformers loads it; the backbone works on a copy of its own.
-        self.model, self.tokenizer = load_model(place.model, device=place.device)
+        self.model, self.tokenizer = load_model(place.model, dtype=place.dtype, device=place.device)
         self.backbone = Backbone(self.model)
         self.heads: dict[str, DraftHeads] = {
             kind: load_heads(source, self.backbone) for kind, source in place.heads.items()

@@ -60,6 +60,11 @@ def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
             "Typical acceptance (Medusa's, arXiv 2401.10774) writes other texts than the model: only autoregressive is"
             " lossless here. Profile paper-lossless is the same without it."
         )
+    if (dtype := facts.get("dtype", "float32")) != "float32":
+        sentences.append(
+            f"All ran in {dtype}: which of two close tokens is the likelier then changes with how many are computed"
+            " beside them, for plain decoding too. Whether a method keeps the text, only float32 shows."
+        )
     constant = [row.suite for row in summary.arms if row.arm == ENTMTP and row.trees == 1]
     if constant:
         sentences.append(

@@ -101,7 +101,7 @@ def load_model(
         EntMTPError: the model is absent, is not a decoder-only language model, or cannot be loaded as asked.
     """
     place = resolve_model(name)
-    torch_dtype = _dtype(dtype)
+    torch_dtype = checked_dtype(dtype)
     target = _device(device)
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -166,7 +166,8 @@ def positions_of(config: "PretrainedConfig") -> int:
     return getattr(config, "max_position_embeddings", None) or 2**30
 
 
-def _dtype(dtype: "torch.dtype | str") -> "torch.dtype":
+def checked_dtype(dtype: "torch.dtype | str") -> "torch.dtype":
+    """The type of a name; raises EntMTPError for one that models don't run in."""
     import torch
 
     if isinstance(dtype, torch.dtype):

@@ -70,16 +70,19 @@ def test_heads_that_look_back_go_the_same_way(saved: Saved, tmp_path: Path) -> N
     run("import-heads", published, f"--output={tmp_path / 'ours'}", f"--model={saved.model}")
     run("calibrate", "--task=gsm8k", f"--output={tmp_path}", f"--model={saved.model}",
         f"--heads=hydra={tmp_path / 'ours'}", f"--data={saved.data('gsm8k')}", "--prompts=4",
-        "--max-new-tokens=48")  # fmt: skip
+        "--max-new-tokens=48", "--dtype=bfloat16")  # fmt: skip
     theirs = f"--heads={tmp_path / 'ours'}", f"--bank={tmp_path}/gsm8k-hydra.json"
     texts = {answer(saved, f"--method={method}", *theirs) for method in ("hydra", "entmtp", "entmtp-dynamic")}
     assert texts == {answer(saved, "--method=autoregressive")}
 
 
-def test_a_benchmark_runs_their_arms(saved: Saved, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_benchmark_runs_their_arms(dtype: str, saved: Saved, tmp_path: Path) -> None:
     arms = ("autoregressive", "medusa", "hydra", "entmtp-dynamic")
-    run("benchmark", *saved.options(["gsm8k"]), *(f"--arm={arm}" for arm in arms), f"--results={tmp_path}",
-        "--prompts=1", "--repetitions=1", "--max-new-tokens=16")  # fmt: skip
+    said = run("benchmark", *saved.options(["gsm8k"]), *(f"--arm={arm}" for arm in arms), f"--results={tmp_path}",
+               "--prompts=1", "--repetitions=1", "--max-new-tokens=16", f"--dtype={dtype}")  # fmt: skip
     rows = read_parts(open_store(str(tmp_path / "parts")))[0].to_pylist()
     assert {row["arm"] for row in rows} == set(arms)
-    assert all(row["identical"] for row in rows)
+    if dtype == "float32":
+        assert all(row["identical"] for row in rows)
+    assert (f"All ran in {dtype}" in said) == (dtype != "float32")

@@ -83,6 +83,14 @@ def test_other_heads_make_other_units(saved: Saved, tmp_path: Path) -> None:
     assert not before & {unit.key for unit in plan_of(saved, tmp_path, heads=heads).units}
 
 
+def test_another_type_makes_other_units(saved: Saved, tmp_path: Path) -> None:
+    whole, half = plan_of(saved, tmp_path), plan_of(saved, tmp_path, dtype="bfloat16")
+    assert half.place.dtype == "bfloat16"
+    assert not {unit.key for unit in whole.units} & {unit.key for unit in half.units}
+    with pytest.raises(EntMTPError, match="dtype 'int8': unknown; use float32, bfloat16 or float16"):
+        plan_of(saved, tmp_path, dtype="int8")
+
+
 def settled(unit: Unit, hardware: str = "test", **measured: Any) -> Settled:
     """What a worker might have made of a unit."""
     requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)

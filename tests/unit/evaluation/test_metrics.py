@@ -156,6 +156,12 @@ def test_typical_acceptance_is_a_caveat() -> None:
     assert not any(line.startswith("Typical acceptance") for line in caveats(summary, {}))
 
 
+def test_sixteen_bits_are_a_caveat() -> None:
+    summary = summary_of(*make_rows(arms=("autoregressive", "hydra"), suites=("gsm8k",), prompts=4))
+    assert any(line.startswith("All ran in bfloat16") for line in caveats(summary, {"dtype": "bfloat16"}))
+    assert not any(line.startswith("All ran in") for line in caveats(summary, {"dtype": "float32"}))
+
+
 def test_ties_are_told_from_real_differences() -> None:
     requests, steps = make_rows(arms=("autoregressive", "hydra"), suites=("gsm8k",), prompts=3, repetitions=1)
     margins = {"gsm8k-0": 1e-6, "gsm8k-1": 0.3}
