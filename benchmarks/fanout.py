@@ -47,7 +47,9 @@ _REQUESTS, _STEPS = 33, 40  # of a unit: eleven arms, three times each, 40 steps
 _WISHES = Wishes(device="cpu", gpus_per_worker=1)
 NOTES = (
     "seconds: from when a worker had started to the end, the mean over workers; perfect: the one worker's, divided by"
-    " their number. busy: share of the workers' time within units; the rest is this driver, Ray and storage.",
+    " their number. busy: share of the workers' time within units. beside a unit: what a worker waits for this driver,"
+    " Ray and storage with each, on a machine that they share with all workers; a real unit takes seconds to minutes,"
+    " and the main job prints how busy its workers were.",
 )
 
 
@@ -159,14 +161,19 @@ def _any_hardware(hardware: str) -> None:
     """All are of one kind here."""
 
 
+def driver_settings() -> None:
+    """What workers on nodes of `ray.cluster_utils` need of this process, which is their driver."""
+    os.environ |= LOCAL_SETTINGS
+    root = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+
+
 @contextlib.contextmanager
 def fake_cluster() -> Iterator[Any]:
     """A Ray cluster of this machine's own, so far of a head that holds no worker; this process is its driver."""
     from ray.cluster_utils import Cluster
 
-    os.environ |= LOCAL_SETTINGS
-    root = str(Path(__file__).resolve().parents[1])
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    driver_settings()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
@@ -199,15 +206,17 @@ def _measured(units: int, seconds: float) -> Usage:
     return pool.usage
 
 
-def table_of(found: dict[int, Usage]) -> Table:
-    """Seconds, and how far from perfect scaling they are."""
+def table_of(found: dict[int, Usage], units: int) -> Table:
+    """Seconds, how far from perfect scaling they are, and what each of the units cost beside its own time."""
     one = found[WORKERS[0]].present / WORKERS[0]
     rows: list[list[Cell]] = []
     for count, usage in found.items():
         seconds, perfect = usage.present / count, one / count
         shares = [f"{share:.1%}" for share in (seconds / perfect - 1, usage.share)]
-        rows.append([count, round(seconds, 2), round(perfect, 2), *shares])
-    return Table(title="Fan-out", columns=["workers", "seconds", "perfect", "above perfect", "busy"], rows=rows)
+        beside = round(1000 * (usage.present - usage.busy) / units)
+        rows.append([count, round(seconds, 2), round(perfect, 2), *shares, f"{beside} ms"])
+    columns = ["workers", "seconds", "perfect", "above perfect", "busy", "beside a unit"]
+    return Table(title="Fan-out", columns=columns, rows=rows)
 
 
 def main(
@@ -224,7 +233,7 @@ def main(
         notes = [*NOTES, f"{last} workers: {above:.1%} above perfect scaling, {verdict} the bar of {BAR:.0%}."]
         machine = hardware_name(torch.device("cpu"))
         title = f"{units} units of {seconds:g} s each"
-        deliver(made_record("fanout", title, machine, [table_of(found)], notes), record)
+        deliver(made_record("fanout", title, machine, [table_of(found, units)], notes), record)
 
 
 if __name__ == "__main__":

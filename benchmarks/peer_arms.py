@@ -15,7 +15,7 @@ from benchmarks.llama_peer import LlamaPeer
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.metrics import TIE_MARGIN
-from entmtp.evaluation.runner import first_difference
+from entmtp.evaluation.reference import first_difference
 
 ENTMTP, AUTOREGRESSIVE = "entmtp", "autoregressive"
 REFERENCE = "generate, dynamic cache"

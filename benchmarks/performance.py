@@ -54,6 +54,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         " --nodes 31 --nodes 32 --nodes 63 --batch 1 --batch 4 --batch 16 --context 512 --context 4096 --churn 1000",
         "gains": "gains --dtype bfloat16 --repetitions 200",
     },
+    "cluster": {"fanout": "fanout"},
     "serving": {
         "overhead": "serving",
         "overload": "overload",

@@ -81,7 +81,7 @@ def _engine(args: EngineArgs, routing: RoutingArgs, limits: LimitArgs) -> serve.
 
 
 def _resources(args: EngineArgs) -> dict[str, Any]:
-    cpus = args.num_cpus or (1.0 if args.device == "cuda" else _smallest_node())
+    cpus = args.num_cpus or (_smallest_node() if args.device == "cpu" else 1.0)
     environment = {"OMP_NUM_THREADS": str(max(1, round(cpus))), "TOKENIZERS_PARALLELISM": "false"}
     return {"num_cpus": cpus, "num_gpus": args.num_gpus, "runtime_env": {"env_vars": environment}}
 

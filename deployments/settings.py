@@ -43,7 +43,9 @@ class EngineArgs(Settings):
     task: str = Field("sharegpt", description="whose tree bank is used")
     heads: str | None = Field(None, description="None: the bundled ones")
     bank: Path | None = Field(None, description="None: the bundled one of the task")
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["cpu", "cuda", "balanced"] = Field(
+        "cpu", description="balanced: spread over the replica's GPUs, for a model that one can't hold"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     kernels: Kernels = "auto"
     num_cpus: FiniteFloat | None = Field(
@@ -67,6 +69,8 @@ class EngineArgs(Settings):
     def _pinned(self) -> EngineArgs:
         if self.device == "cuda" and not self.num_gpus:
             raise ValueError("num_gpus: 0 with device cuda; give each replica a GPU, or a share of one")
+        if self.device == "balanced" and not (self.num_gpus > 1 and self.num_gpus.is_integer()):
+            raise ValueError(f"num_gpus: {self.num_gpus:g} with device balanced; give each replica 2 GPUs or more")
         return self
 
 

@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")]
-Device = Annotated[str, typer.Option(help="cpu or cuda")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or balanced: over all GPUs, for a model that one can't hold")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]
 
 

@@ -48,6 +48,8 @@ class LLM:
     ) -> None:
         """``model`` and ``heads`` are 'bundled', a hub name or a folder; ``policy`` is a method's name.
 
+        ``device`` is 'cpu', 'cuda', or 'balanced' for a model spread over all GPUs.
+
         Raises:
             EntMTPError: for an unknown name, or parts that do not belong together.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,9 +18,13 @@ from entmtp.evaluation.devices import Usage
 from entmtp.evaluation.dispatch import Dispatch, Outcome, Settled
 from entmtp.evaluation.placement import Node, Placement, Wishes, place
 from entmtp.evaluation.units import Unit
+from jobs.demand import Demand
 
 LOOK_SECONDS = 2.0
 """Between two looks at which nodes there are."""
+WAIT_SECONDS = 1200.0
+"""For the first node that fits, where nodes are started by an autoscaler."""
+SAY_SECONDS = 60.0
 FAILED_STARTS = 5
 """So many workers in a row that end before they have loaded the model: no further one would."""
 
@@ -72,14 +77,38 @@ class WorkerPool:
     """
 
     def __init__(self, wishes: Wishes) -> None:
-        nodes = alive_nodes()
-        self.placement: Placement = place(nodes, wishes)
-        self.places = sum(map(self.placement.workers_on, nodes))
+        """Where workers are wished for and no node fits yet, waits for the first that does.
+
+        Raises:
+            EntMTPError: no node fits, or comes to fit.
+        """
+        self._demand = Demand(wishes.share)
+        self._most = wishes.workers
+        self.placement: Placement = place(self._first_nodes(wishes), wishes)
+        self.places = min(sum(map(self.placement.workers_on, alive_nodes())), self._most or sys.maxsize)
         self.usage = Usage()
         self._seats: list[Seat] = []
         self._foreign: set[str] = set()  # nodes with other hardware than the first worker's
         self._failed_starts = 0
         self._looked = float("-inf")
+
+    def _first_nodes(self, wishes: Wishes) -> list[Node]:
+        began = said = time.monotonic()
+        while True:
+            nodes = alive_nodes()
+            try:
+                place(nodes, wishes)
+                return nodes
+            except EntMTPError:
+                wishes.check()
+                now = time.monotonic()
+                if wishes.workers is None or now > began + WAIT_SECONDS:
+                    raise
+            self._demand.keep(wishes.workers)
+            if now >= said:
+                print(f"no node fits yet; the cluster is asked for {wishes.workers} workers' GPUs", flush=True)
+                said = now + SAY_SECONDS
+            time.sleep(LOOK_SECONDS)
 
     def run(
         self, dispatch: Dispatch, start: Callable[[Any], tuple[Any, Any]], ask: Ask, check: Callable[[str], None]
@@ -101,6 +130,7 @@ class WorkerPool:
                     self._hand_out(dispatch, ask)  # nobody waits for what the caller does with this unit
                     yield settled
         finally:
+            self._demand.keep(0)
             for seat in list(self._seats):
                 self._dismiss(seat)
 
@@ -116,12 +146,16 @@ class WorkerPool:
         self._looked = now
         taken = Counter(seat.node.id for seat in self._seats)
         useful = dispatch.waiting - sum(seat.task is None for seat in self._seats)
+        if self._most is not None:
+            useful = min(useful, self._most - len(self._seats))
         for node in alive_nodes():
             room = 0 if node.id in self._foreign else self.placement.workers_on(node) - taken[node.id]
             for _ in range(min(room, useful)):
                 actor, owed = start(self._options(node))
                 self._seats.append(Seat(node, actor, owed))
                 useful -= 1
+        if self._most is not None and self.placement.gpus:
+            self._demand.keep(max(0, useful))
 
     def _options(self, node: Node) -> dict[str, Any]:
         threads = self.placement.threads

@@ -88,7 +88,7 @@ def step_cost(
     backbone: Backbone, heads: DraftHeads, cache_folder: Path, say: Callable[[str], None], batch: int = 1
 ) -> StepCost:
     """The cached cost of this model and these heads on this hardware, measured now if there is none."""
-    hardware = hardware_name(backbone.device)
+    hardware = hardware_name(backbone.device, len(backbone.devices))
     kernels = f"{backbone.kernels_in_words}, {backbone.dtype}"
     path = cost_file(cache_folder, hardware, backbone.fingerprint, heads.fingerprint, kernels, batch)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,8 @@ class DecodingState:
         self.memory = None if heads is None else heads.memory(self.cache)
         self.root = torch.zeros(slots, dtype=torch.int64, device=backbone.device)
         self.hidden = torch.zeros(slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
-        self.graphs = Graphs.on(backbone.device)
+        # What flows between devices can't be captured in the graph of one.
+        self.graphs = Graphs(None) if backbone.spread else Graphs.on(backbone.device)
 
     def prefill(self, slot: int, prompt: Sequence[int]) -> tuple[int, float]:
         """Fills ``slot`` with a prompt; returns the likeliest first token and the entropy (nats) that it came from."""

@@ -189,7 +189,7 @@ def provenance_of(
         prompts_sha256=hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
         prompts_origin=origin,
         tokens=tokens,
-        hardware=hardware_name(backbone.device),
+        hardware=hardware_name(backbone.device, len(backbone.devices)),
         versions={name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()},
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,10 +46,15 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
             str, typer.Option(help="float32, bfloat16 or float16; in 16 bits arms may differ where tokens are close")
         ] = "float32",
         gpus_per_worker: Annotated[
-            float | None, typer.Option(help="1, or a fraction such as 0.5 (default: 1 where there are GPUs)")
+            float | None,
+            typer.Option(help="1, a fraction such as 0.5, or 2 for a model that one can't hold (default: 1 if any)"),
         ] = None,
         accelerator: Annotated[
             str | None, typer.Option(help="kind of GPU, as the cluster names it (default: the most frequent)")
+        ] = None,
+        workers: Annotated[
+            int | None,
+            typer.Option(help="at most so many; a cluster that scales by itself is asked for GPUs for them"),
         ] = None,
         retry: Annotated[bool, typer.Option("--retry", help="try again prompts that were set aside")] = False,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and its length, run nothing")] = False,
@@ -69,11 +75,12 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
 
             overrides = {"prompts": prompts, "max_new_tokens": max_new_tokens, "repetitions": repetitions}
             validate(profile=profile, suites=suite or [], arms=arm or [], overrides=overrides)
-            wishes = Wishes(device, gpus_per_worker, accelerator)
+            wishes = Wishes(device, gpus_per_worker, accelerator, workers)
             wishes.check()
             store = open_store(results)
             console = Console()
-            devices = open_devices(wishes)
+            # A plan that is only shown starts no nodes.
+            devices = open_devices(replace(wishes, workers=None) if dry_run else wishes)
             plan = make_plan(
                 profile=profile,
                 suites=suite or [],
@@ -91,7 +98,7 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
                 retry=retry,
             )
             if dry_run:
-                show_plan(plan, devices, tokens_per_second, console)
+                show_plan(plan, devices, workers or devices.workers, tokens_per_second, console)
                 return
             check_tracking(plan.tracking_uri)
             console.print(

@@ -70,8 +70,8 @@ def _seconds_per_prompt(plan: Plan) -> float | None:
     return fmean(part.get("busy_seconds", 0.0) / len(unit.prompts) for part, unit in zip(held, done, strict=True))
 
 
-def show_plan(plan: Plan, devices: Devices, tokens_per_second: float | None, console: Console) -> None:
-    """Prints the plan: what would run, where, and about how long."""
+def show_plan(plan: Plan, devices: Devices, workers: int, tokens_per_second: float | None, console: Console) -> None:
+    """Prints the plan: what would run, where, and about how long with so many ``workers``."""
     waiting = plan.waiting
     table = Table("suite", "prompts from", "prompts", "units", "units that wait")
     for suite in dict.fromkeys(unit.suite for unit in plan.units):
@@ -89,7 +89,7 @@ def show_plan(plan: Plan, devices: Devices, tokens_per_second: float | None, con
     hours = expected.seconds / 3600
     unit = "GPU-hours" if devices.gpus_per_worker else "worker-hours"
     used = hours * (devices.gpus_per_worker or 1)
-    say(f"about {used:.2g} {unit}, {_time(expected.seconds / devices.workers)} on {devices.workers} workers")
+    say(f"about {used:.2g} {unit}, {_time(expected.seconds / workers)} on {workers} workers")
     say(f"that rests on {expected.rests_on}")
 
 

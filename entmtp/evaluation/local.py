@@ -23,8 +23,8 @@ class ThisProcess:
     workers = 1
 
     def __init__(self, wishes: Wishes) -> None:
-        for name, wish in (("gpus_per_worker", wishes.gpus_per_worker), ("accelerator", wishes.accelerator)):
-            if wish is not None:
+        for name in ("gpus_per_worker", "accelerator", "workers"):
+            if (wish := getattr(wishes, name)) is not None:
                 raise EntMTPError(f"{name}: {wish} is for the workers of a cluster; run jobs/benchmark.py there")
         has_gpu = torch.cuda.is_available()
         if wishes.device == "cuda" and not has_gpu:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from entmtp.errors import EntMTPError
+from entmtp.models.spreading import BALANCED
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -21,28 +22,36 @@ class Wishes:
 
     Attributes:
         device: what the model runs on: 'cpu', 'cuda', or 'auto' for a GPU where there is one.
-        gpus_per_worker: that each worker holds, alone or a fraction of one, whatever its device.
+        gpus_per_worker: that each worker holds, whatever its device: a fraction of one, one, or several, over which
+            its model is spread.
         accelerator: the kind of GPU, as the cluster names it ('H100').
+        workers: at most so many; a cluster that scales by itself is asked for GPUs for them.
     """
 
     device: str = "auto"
     gpus_per_worker: float | None = None
     accelerator: str | None = None
+    workers: int | None = None
 
     def check(self) -> None:
         """Raises EntMTPError for what no cluster can give."""
         if self.device not in DEVICES:
             raise EntMTPError(f"device: '{self.device}' is unknown; choose one of {', '.join(DEVICES)}")
+        if self.workers is not None and self.workers < 1:
+            raise EntMTPError(f"workers: {self.workers} is not accepted; give at least 1")
         share = self.gpus_per_worker
         if share is None:
             return
         if not (math.isfinite(share) and share > 0):
             raise EntMTPError(f"gpus_per_worker: {share:g} is not accepted; give 1, or a fraction such as 0.5")
-        if share > 1:
-            raise EntMTPError(
-                f"gpus_per_worker: {share:g} would spread a model over several GPUs, but the tree cache and the CUDA"
-                " graphs of a step live on one; give 1 or a fraction, and GPUs that hold the model"
-            )
+        if share > 1 and share != int(share):
+            raise EntMTPError(f"gpus_per_worker: {share:g} is not accepted; give a whole number, or less than 1")
+
+    @property
+    def share(self) -> dict[str, float]:
+        """What a worker takes of a node with GPUs, by Ray's names, where nothing of the nodes is known yet."""
+        kind = {} if self.accelerator is None else {f"accelerator_type:{self.accelerator}": 0.001}
+        return {"GPU": self.gpus_per_worker or 1.0, **kind}
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,8 @@ class Placement:
     """What each worker of a run takes.
 
     Attributes:
-        device: 'cpu' or 'cuda'.
-        gpus: share of a GPU that it holds; 0: it holds none, and has a node to itself.
+        device: 'cpu', 'cuda', or 'balanced' for a model over several GPUs.
+        gpus: that it holds; 0: it holds none, and has a node to itself.
         threads: CPU threads.
         kind: of the GPUs; '' where the cluster doesn't tell, or there are none.
     """
@@ -90,6 +99,7 @@ def place(nodes: Sequence[Node], wishes: Wishes) -> Placement:
     gpus = wishes.gpus_per_worker or (1.0 if with_gpus and wishes.device != "cpu" else 0.0)
     device = wishes.device if wishes.device != "auto" else "cuda" if gpus else "cpu"
     if gpus:
+        device = BALANCED if gpus > 1 and device == "cuda" else device
         kind = _chosen_kind(nodes, gpus, wishes.accelerator)
         chosen = [node for node in nodes if node.kind == kind and _workers(node, gpus)]
         threads = min(int(node.cpus) // _workers(node, gpus) for node in chosen)
@@ -106,6 +116,8 @@ def place(nodes: Sequence[Node], wishes: Wishes) -> Placement:
 
 
 def _workers(node: Node, gpus: float) -> int:
+    if gpus > 1:
+        return int(node.gpus) // int(gpus)
     # A share is of one GPU: 1 / 0.3 leaves a rest that no fourth worker can have. The small term is for 1 / 0.1.
     return int(node.gpus) * int(1 / gpus + 1e-6)
 

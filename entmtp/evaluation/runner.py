@@ -13,19 +13,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import step_cost
-from entmtp.decoding.text import TextStream
 from entmtp.evaluation.arms import NEEDS_HINDSIGHT, TRANSFER, Hindsight, Toolbox, kind_of, make_engine, params_of
-from entmtp.evaluation.calibration import read_text
 from entmtp.evaluation.dispatch import Outcome
-from entmtp.evaluation.quality import score
+from entmtp.evaluation.measured import Turn, request_row, step_rows
+from entmtp.evaluation.reference import Reference, answered, greedy_text, traced, up_to_stop
 from entmtp.evaluation.rows import RequestRow, StepRow
 from entmtp.evaluation.suites import Prompt, get_suite
 from entmtp.evaluation.suites.base import Message
@@ -36,10 +34,8 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
 from entmtp.models.registry import encode_chat, load_model
 from entmtp.scheduling.cost import hardware_name
-from entmtp.scheduling.signals import entropy
 from entmtp.settings import BenchmarkSettings, SamplingParams
 from entmtp.trees.bank import MIXED, TreeBank, load_bank
-from entmtp.trees.trace import RankTrace, rank_trace
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Workplace:
         model: a name as for ``--model``.
         heads: folder or hub name by kind.
         banks: bank file by suite (or 'mixed'), then by kind of heads.
-        device: 'cpu' or 'cuda'.
+        device: 'cpu', 'cuda' or 'balanced'.
         threads: CPU threads of the worker.
         dtype: in which the model and its heads run; texts are surely the model's own in float32 alone.
     """
@@ -61,21 +57,6 @@ class Workplace:
     device: str
     threads: int
     dtype: str = "float32"
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The model's own text for a prompt.
-
-    Attributes:
-        tokens: new tokens, the end-of-text token included.
-        margins: top-2 logit difference at each of them; none where the text is drawn, which they don't decide.
-        trace: the rank trace of the text under the heads that the controls draft with; None where they are not loaded.
-    """
-
-    tokens: list[int]
-    margins: list[float]
-    trace: RankTrace | None
 
 
 class Worker:
@@ -96,7 +77,7 @@ class Worker:
     @property
     def hardware(self) -> str:
         """What this worker's times depend on."""
-        return hardware_name(self.backbone.device)
+        return hardware_name(self.backbone.device, len(self.backbone.devices))
 
     def run(self, task: Unit, arms: Sequence[str], settings: BenchmarkSettings) -> Outcome:
         """Rows of a unit's prompts; one that fails leaves no row and doesn't stop the others.
@@ -113,7 +94,8 @@ class Worker:
         histories: dict[str, list[Message]] = {}
         for number, prompt in enumerate(task.prompts, start=task.first):
             try:
-                history = self._answered(prompt.history, text_params(prompt, settings).max_tokens)
+                most = text_params(prompt, settings).max_tokens
+                history = answered(self.model, self.tokenizer, prompt.history, most)
                 rows = self._prompt(task, prompt, history, number, arms, settings, tools)
             except Exception as error:
                 failures[prompt.id] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
@@ -176,8 +158,9 @@ class Worker:
             shift = (number * settings.repetitions + repetition) % len(arms)
             for order, arm in enumerate([*order_of_prompt[shift:], *order_of_prompt[:shift]]):
                 completion = _complete(engines[arm], ids, params_of(arm, params))
-                row = self._row(unit, prompt, arm, repetition, order, len(ids), completion, reference)
-                results.append((row, _step_rows(row, completion)))
+                turn, text = Turn(unit, prompt, arm, repetition, order), self._text(prompt.suite, completion)
+                row = request_row(turn, len(ids), completion, text, reference)
+                results.append((row, step_rows(row, completion)))
         return results
 
     def _engines(
@@ -204,89 +187,22 @@ class Worker:
                 self._warm.add((suite, arm))
         return engines
 
-    def _answered(self, history: Sequence[Message], max_new_tokens: int) -> list[Message]:
-        """The messages, with the model's own greedy answer behind each of the user's that has none."""
-        messages: list[Message] = []
-        for at, (role, content) in enumerate(history):
-            messages.append((role, content))
-            following = history[at + 1][0] if at + 1 < len(history) else "user"
-            if role == following == "user":
-                tokens = self._generated(encode_chat(self.tokenizer, content, messages[:-1]), max_new_tokens)
-                messages.append(("assistant", str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()))
-        return messages
-
-    @torch.inference_mode()
-    def _generated(self, ids: list[int], max_new_tokens: int) -> list[int]:
-        """The model's own greedy text."""
-        prompt = torch.tensor([ids], device=self.backbone.device)
-        # Without a mask generate() guesses one and hides every token of the prompt that is also the padding token.
-        text = cast(Any, self.model).generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max_new_tokens, do_sample=False
-        )
-        tokens: list[int] = text[0, len(ids) :].tolist()
-        return tokens
-
-    @torch.inference_mode()
     def _reference(self, ids: list[int], params: SamplingParams, tools: Toolbox) -> Reference:
         drawn = params.temperature > 0
         if drawn:
             plain = params_of("autoregressive", params)
             tokens = _complete(make_engine("autoregressive", tools), ids, plain).tokens
         else:
-            tokens = self._generated(ids, params.max_tokens)
+            tokens = greedy_text(self.model, ids, params.max_tokens)
             if tools.tokenizer is not None:
                 tokens = up_to_stop(tokens, tools.tokenizer, params.stop)
-        cache = self.backbone.new_cache(slots=1, capacity=len(ids) + len(tokens) + 16)
-        states = self.backbone.prefill([*ids, *tokens[:-1]], 0, cache)[len(ids) - 1 :]
-        logits = self.backbone.logits(states).float()
-        top = logits.topk(2, dim=-1).values
-        margins = [] if drawn else (top[:, 0] - top[:, 1]).tolist()
-        trace = None
-        if (heads := self.heads.get(kind_of("oracle", self.heads))) is not None:
-            on_device = torch.tensor(tokens, device=self.backbone.device)
-            read = read_text(self.backbone, heads, ids, on_device)
-            trace = rank_trace(heads, on_device, states, entropy(logits), read)
-        return Reference(tokens, margins, trace)
+        return traced(self.backbone, self.heads.get(kind_of("oracle", self.heads)), ids, tokens, drawn)
 
-    def _row(
-        self,
-        unit: Unit,
-        prompt: Prompt,
-        arm: str,
-        repetition: int,
-        order: int,
-        prompt_tokens: int,
-        done: Completion,
-        reference: Reference,
-    ) -> RequestRow:
-        difference = first_difference(done.tokens, reference.tokens)
-        text = done.text  # which an engine leaves empty that has no stop texts to look for
-        if not get_suite(prompt.suite).protocol.stop:
-            text = str(self.tokenizer.decode(done.tokens, skip_special_tokens=True))
-        return RequestRow(
-            suite=unit.suite,
-            source=unit.source,
-            arm=arm,
-            prompt_id=prompt.id,
-            repetition=repetition,
-            order=order,
-            prompt_tokens=prompt_tokens,
-            new_tokens=len(done.tokens),
-            steps=len(done.steps),
-            drafted=done.drafted,
-            seconds=done.seconds,
-            prefill_seconds=done.prefill_seconds,
-            draft_seconds=done.part_seconds("draft"),
-            verify_seconds=done.part_seconds("verify"),
-            accept_seconds=done.part_seconds("accept") + done.part_seconds("compact"),
-            policy_seconds=done.part_seconds("policy"),
-            identical=difference < 0,
-            first_difference=difference,
-            tie_margin=float("nan") if difference < 0 else _margin_at(reference, difference),
-            score=score(prompt, text),
-            text=text,
-            token_ids=done.tokens,
-        )
+    def _text(self, suite: str, done: Completion) -> str:
+        # An engine leaves it empty that has no stop texts to look for.
+        if get_suite(suite).protocol.stop:
+            return done.text
+        return str(self.tokenizer.decode(done.tokens, skip_special_tokens=True))
 
 
 def text_params(prompt: Prompt, settings: BenchmarkSettings) -> SamplingParams:
@@ -301,55 +217,8 @@ def text_params(prompt: Prompt, settings: BenchmarkSettings) -> SamplingParams:
     )
 
 
-def up_to_stop(tokens: Sequence[int], tokenizer: Tokenizer, stop: Sequence[str]) -> list[int]:
-    """The tokens up to the one that completes a stop text, as an engine ends them; all where none does."""
-    text = TextStream(tokenizer, stop)
-    for at, token in enumerate(tokens):
-        text.push(token)
-        if text.stopped:
-            return list(tokens[: at + 1])
-    return list(tokens)
-
-
 def _complete(engine: Engine, ids: list[int], params: SamplingParams) -> Completion:
     completion = Completion()
     for _ in engine.stream(ids, params, completion):
         pass
     return completion
-
-
-def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """Index of the first differing token (the shorter one's end counts), or -1."""
-    for at, (one, other) in enumerate(zip(ours, theirs, strict=False)):
-        if one != other:
-            return at
-    return -1 if len(ours) == len(theirs) else min(len(ours), len(theirs))
-
-
-def _margin_at(reference: Reference, position: int) -> float:
-    return reference.margins[position] if position < len(reference.margins) else float("nan")
-
-
-def _step_rows(row: RequestRow, done: Completion) -> list[StepRow]:
-    return [
-        StepRow(
-            suite=row.suite,
-            arm=row.arm,
-            prompt_id=row.prompt_id,
-            repetition=row.repetition,
-            step=number,
-            position=step.position,
-            tree=step.topology.name,
-            nodes=step.topology.nodes,
-            depth=step.topology.max_depth,
-            accepted=min(step.gained, row.new_tokens - step.position),
-            entropy=step.signals.entropy,
-            entropy_ema=step.signals.entropy_ema,
-            draft_ms=step.draft_ms,
-            verify_ms=step.verify_ms,
-            accept_ms=step.accept_ms + step.compact_ms,
-            policy_ms=step.policy_ms,
-            accepted_path=list(step.path),
-        )
-        for number, step in enumerate(done.steps)
-    ]

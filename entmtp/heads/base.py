@@ -145,8 +145,9 @@ class DraftHeads(PreTrainedModel):
     def bind_output(self, layer: Any) -> None:
         """Takes the draft vocabulary's rows of the model's output ``layer``; of the whole vocabulary without a copy."""
         rows = self.draft_vocab.long()
-        weight, bias = layer.weight.detach(), getattr(layer, "bias", None)
-        bias = None if bias is None else bias.detach()
+        # The last layers of a spread model lie elsewhere.
+        weight, bias = layer.weight.detach().to(rows.device), getattr(layer, "bias", None)
+        bias = None if bias is None else bias.detach().to(rows.device)
         if not torch.equal(rows, torch.arange(len(weight), device=rows.device)):
             weight, bias = weight[rows], None if bias is None else bias[rows]
         self.output_weight, self.output_bias = weight.contiguous(), bias

@@ -179,6 +179,11 @@ def load_native(backbone: Backbone) -> NativeHeads:
             f"heads: model type '{kind}' has no multi-token-prediction layers of its own;"
             " train heads with 'entmtp train' and give their folder"
         )
+    if backbone.spread:
+        raise EntMTPError(
+            f"heads: {NATIVE} ones run on one device and the model is spread over {len(backbone.devices)};"
+            " train heads with 'entmtp train', or use GPUs that hold the model"
+        )
     try:
         with quiet_loading():
             layers = MtpModel.from_pretrained(backbone.model)

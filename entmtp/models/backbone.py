@@ -25,6 +25,7 @@ from entmtp.models.kernels import CHOICES, KernelChoice, available, in_words
 from entmtp.models.masks import View, additive
 from entmtp.models.packing import MakeLayer, replace_linear_layers
 from entmtp.models.registry import model_fingerprint, positions_of
+from entmtp.models.spreading import devices_of, without_carrying
 from entmtp.settings import Kernels
 from entmtp.trees.batch import TreeBatch
 
@@ -43,6 +44,8 @@ class Backbone:
 
     Attributes:
         kernels: the choice in use, never 'auto'; ``kernels_in_words`` tells a user about it.
+        device: where trees, heads and all that the caller is given lie.
+        devices: where the model's layers lie, :attr:`device` first.
 
     Raises:
         EntMTPError: at construction, if the model's self-test fails; the message names the model type and the reason.
@@ -56,6 +59,7 @@ class Backbone:
         self._use(_sharing_copy(model))
         self.config: Any = self.model.config.get_text_config(decoder=True)
         self.device, self.dtype = model.device, model.dtype
+        self.devices = devices_of(model)
         self.hidden_size: int = self.config.hidden_size
         self.vocab_size: int = self.config.vocab_size
         self.max_context: int = positions_of(self.config)
@@ -63,7 +67,7 @@ class Backbone:
         self.windowed = True
         self.cache_shapes: list[LayerShape] = []
         check_known_obstacles(self)
-        candidates = iter(available(kernels, self.dtype, self.device))
+        candidates = iter(available(_of_spread(kernels) if self.spread else kernels, self.dtype, self.device))
         self.kernels: Kernels = next(candidates)
         with watched_siblings(self.model) as siblings:
             expected, self.cache_shapes = sequential(self)
@@ -81,7 +85,8 @@ class Backbone:
             self.kernels = next(candidates)
             self._use(_sharing_copy(model))
             choose_attention(self, expected)
-        self.kernels_in_words = "; ".join([in_words(self.kernels, self.dtype), *refusals])
+        spread = [f"spread over {len(self.devices)} devices"] * self.spread
+        self.kernels_in_words = "; ".join([in_words(self.kernels, self.dtype), *spread, *refusals])
 
     def _use(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -110,6 +115,11 @@ class Backbone:
         return CHOICES[self.kernels].make if self.device.type == "cpu" else None
 
     @property
+    def spread(self) -> bool:
+        """Whether the model's layers lie on several devices."""
+        return len(self.devices) > 1
+
+    @property
     def decoder(self) -> torch.nn.Module:
         """The model without its output layer."""
         return getattr(self.model, self.model.base_model_prefix)
@@ -135,7 +145,8 @@ class Backbone:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits ``[..., vocab_size]`` of decoder states ``[..., hidden_size]``, scaled as the model does."""
         flat = hidden.reshape(1, -1, hidden.shape[-1])
-        return self._output(inputs_embeds=flat, use_cache=False).logits.reshape(*hidden.shape[:-1], -1)
+        logits = self._output(inputs_embeds=flat, use_cache=False).logits
+        return logits.reshape(*hidden.shape[:-1], -1).to(self.device)
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int], slot: int, cache: TreeCache) -> torch.Tensor:
@@ -206,7 +217,7 @@ class Backbone:
             past_key_values=cache,
             use_cache=True,
         )
-        return output.last_hidden_state
+        return output.last_hidden_state.to(self.device)
 
     def _masks(self, view: View, span: Span) -> Masks:
         """One additive mask ``[batch, 1, n, rows]``, or one per layer type where the model has several."""
@@ -251,6 +262,13 @@ class _Passthrough(torch.nn.Module):
         return _States(last_hidden_state=inputs_embeds)
 
 
+def _of_spread(kernels: Kernels) -> Kernels:
+    """PyTorch's own, where the layers of a model lie on several devices."""
+    if kernels not in ("auto", "eager"):
+        raise EntMTPError(f"kernels: '{kernels}' are for a model on one device; use 'auto'")
+    return "eager"
+
+
 def _sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of the modules around the same parameters and buffers."""
     tensors = [*model.parameters(), *model.buffers()]
@@ -262,6 +280,7 @@ def _output_replay(model: PreTrainedModel) -> PreTrainedModel:
     replay = copy.copy(model)
     replay._modules = dict(model._modules)
     replay._modules[model.base_model_prefix] = _Passthrough()
+    without_carrying(replay)
     return replay
 
 

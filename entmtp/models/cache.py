@@ -11,7 +11,7 @@ which learns of them when a step's outcome arrives.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -24,16 +24,21 @@ ROUNDED_ROWS = 256
 
 @dataclass(frozen=True)
 class BufferShape:
-    """Of a layer's keys or values: heads, entries per head, and their type."""
+    """Of a layer's keys or values: heads, entries per head, their type, and where they lie if not with all else."""
 
     heads: int
     head_dim: int
     dtype: torch.dtype = torch.float32
+    device: torch.device | None = None
 
     @classmethod
     def of(cls, states: torch.Tensor) -> BufferShape:
         """The shape that holds states ``[batch, heads, n, head_dim]``."""
-        return cls(states.shape[1], states.shape[3], states.dtype)
+        return cls(states.shape[1], states.shape[3], states.dtype, states.device)
+
+    def on(self, device: torch.device) -> BufferShape:
+        """On ``device``, if it lies nowhere yet."""
+        return replace(self, device=self.device or device)
 
 
 LayerShape = tuple[BufferShape, BufferShape]
@@ -144,13 +149,14 @@ class TreeLayer(CacheLayerMixin):
     def _write_read(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         plan = self.table.plan
         span = plan.span
+        slots, rows = plan.slots.to(buffer.device), plan.rows.to(buffer.device)
         if len(span.slots) == 1:
-            buffer[span.slots[0]].index_copy_(1, plan.rows[0], states[0])
+            buffer[span.slots[0]].index_copy_(1, rows[0], states[0])
         else:
-            buffer[plan.slots[:, None], :, plan.rows] = states.transpose(1, 2)
+            buffer[slots[:, None], :, rows] = states.transpose(1, 2)
         if span.contiguous:
             return buffer[span.slots[0] : span.slots[-1] + 1, :, span.first : span.last]
-        return buffer[plan.slots, :, span.first : span.last]
+        return buffer[slots, :, span.first : span.last]
 
     def get_seq_length(self) -> int:
         return max(self.table.lengths[slot] for slot in self.table.plan.span.slots)
@@ -176,11 +182,15 @@ class TreeCache(Cache):
         """``notes`` are buffers ``[slots, heads, capacity + 1, head_dim]`` that are nobody's keys or values."""
         self.table = SlotTable(slots, capacity, torch.device(device))
         # One block of memory for all buffers of a shape, so that a path moves in all of them at once.
+        shapes = [(keys.on(self.table.device), values.on(self.table.device)) for keys, values in shapes]
+        notes = [shape.on(self.table.device) for shape in notes]
         flat = [*(shape for layer in shapes for shape in layer), *notes]
         # Zeros, not empty: a NaN in a masked row would leak through 0 * NaN.
         self.pools = {
             shape: torch.zeros(
-                (flat.count(shape), slots, shape.heads, capacity + 1, shape.head_dim), dtype=shape.dtype, device=device
+                (flat.count(shape), slots, shape.heads, capacity + 1, shape.head_dim),
+                dtype=shape.dtype,
+                device=shape.device,
             )
             for shape in dict.fromkeys(flat)
         }
@@ -253,7 +263,8 @@ class TreeCache(Cache):
         source, target = first + nodes, first + torch.arange(nodes.shape[1], device=nodes.device)
         if nodes.shape[1] > 1:  # a root alone lies where it belongs
             for pool in self.pools.values():
-                pool[:, index[:, None], :, target] = pool[:, index[:, None], :, source]
+                slot, to, of = (place.to(pool.device) for place in (index[:, None], target, source))
+                pool[:, slot, :, to] = pool[:, slot, :, of]
         self.table.device_lengths.index_add_(0, index, counts)
 
     def learn(self, slots: Sequence[int], counts: Sequence[int]) -> None:

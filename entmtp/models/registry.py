@@ -97,12 +97,19 @@ def load_model(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model called `name`, in evaluation mode with frozen weights on `device`, and its tokenizer.
 
+    'balanced' for a device spreads it over all GPUs.
+
     Raises:
         EntMTPError: the model is absent, is not a decoder-only language model, or cannot be loaded as asked.
     """
+    from entmtp.models.spreading import BALANCED, check_all_on_gpus, check_gpus
+
     place = resolve_model(name)
     torch_dtype = checked_dtype(dtype)
-    target = _device(device)
+    spread = device == BALANCED
+    if spread:
+        check_gpus()
+    target = None if spread else _device(device)
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -117,14 +124,16 @@ def load_model(
                 config=config,
                 dtype=torch_dtype,
                 attn_implementation=attn_implementation,
+                device_map=BALANCED if spread else None,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise EntMTPError(f"model {name!r}: cannot be loaded: {_first_line(error)}") from error
     _check_all_loaded(name, loading["missing_keys"])
+    check_all_on_gpus(name, model)
     give_template(name, tokenizer)
-    return model.to(target).eval().requires_grad_(False), tokenizer
+    return (model if target is None else model.to(target)).eval().requires_grad_(False), tokenizer
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
@@ -184,7 +193,7 @@ def _device(device: str) -> "torch.device":
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise EntMTPError(f"device {device!r}: unknown; use 'cpu', 'cuda' or 'cuda:N'") from None
+        raise EntMTPError(f"device {device!r}: unknown; use 'cpu', 'cuda', 'cuda:N' or 'balanced'") from None
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise EntMTPError(f"device {device!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices; use 'cpu'")
     return found

@@ -159,10 +159,11 @@ def _between(low: StepCost, high: StepCost, part: float) -> StepCost:
     )
 
 
-def hardware_name(device: torch.device) -> str:
-    """A readable fingerprint of what a measured time depends on."""
+def hardware_name(device: torch.device, devices: int = 1) -> str:
+    """A readable fingerprint of what a measured time depends on; ``devices`` of the kind hold one model."""
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+        several = f"{devices} x " if devices > 1 else ""
+        return f"{several}{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     return f"{_cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.decoding.measure import step_cost
 from entmtp.evaluation.arms import LOSSLESS, TRANSFER, Hindsight, Toolbox, make_engine
-from entmtp.evaluation.runner import first_difference
+from entmtp.evaluation.reference import first_difference
 from entmtp.evaluation.suites import PAPER_SUITES, draw, load_suite
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone

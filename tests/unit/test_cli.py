@@ -74,7 +74,7 @@ def refused(said: str, *arguments: object) -> None:
         (["--results", __file__], "is a file; give a folder"),
         (["--device", "tpu"], "device: 'tpu' is unknown; choose one of auto, cpu, cuda"),
         (["--gpus-per-worker", "0"], "gpus_per_worker: 0 is not accepted"),
-        (["--gpus-per-worker", "2"], "gpus_per_worker: 2 would spread a model over several GPUs"),
+        (["--gpus-per-worker", "1.5"], "gpus_per_worker: 1.5 is not accepted; give a whole number, or less than 1"),
         (["--gpus-per-worker", "1"], "gpus_per_worker: 1.0 is for the workers of a cluster; run jobs/benchmark.py"),
         (["--accelerator", "H100"], "accelerator: H100 is for the workers of a cluster"),
     ],

@@ -53,6 +53,7 @@ def test_a_word_that_serve_would_drop_is_found(change: dict[str, Any]) -> None:
         ({"engines": [ENGINE, ENGINE | {"name": "b"}]}, "method"),
         ({"engines": [ENGINE, ENGINE | {"name": "b", "model": "other", "method": "hydra"}]}, "model_name"),
         ({"engines": [ENGINE | {"device": "cuda"}]}, "num_gpus"),
+        ({"engines": [ENGINE | {"device": "balanced", "num_gpus": 1}]}, "num_gpus"),
         ({"engines": [ENGINE | {"autoscaling": {"min_replicas": 3, "max_replicas": 2}}]}, "max_replicas"),
         ({"engines": [ENGINE | {"engine": {"slots": 0}}]}, "engines.0.engine.slots"),
     ],

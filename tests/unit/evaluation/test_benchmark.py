@@ -253,7 +253,7 @@ def test_the_forecast_counts_tokens_and_says_what_it_rests_on(saved: Saved, tmp_
 def test_a_plan_can_be_shown_without_running_anything(saved: Saved, tmp_path: Path) -> None:
     console = told()
     plan = plan_of(saved, tmp_path / "run")
-    show_plan(plan, ThisProcess(Wishes(device="cpu")), 10.0, console)
+    show_plan(plan, ThisProcess(Wishes(device="cpu")), 1, 10.0, console)
     for said in ("gsm8k", "sharegpt", f"{len(DEFAULT_ARMS)} arms: ", "3 repetitions", "worker-hours", "rests on"):
         assert said in text_of(console)
     assert not (tmp_path / "run").exists()

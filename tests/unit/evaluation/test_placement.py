@@ -28,6 +28,14 @@ def test_a_fraction_is_of_one_gpu(share: float, count: int) -> None:
     assert workers(place([EIGHT], Wishes(gpus_per_worker=share)), EIGHT) == [count]
 
 
+def test_a_model_that_no_gpu_holds_is_spread_over_several_of_a_node() -> None:
+    placement = place([ONE, EIGHT], Wishes(gpus_per_worker=3))
+    assert placement == Placement("balanced", 3, 32, "H100")
+    assert workers(placement, ONE, EIGHT) == [0, 2]
+    with pytest.raises(EntMTPError, match="gpus_per_worker: 9 is more than any node has"):
+        place([ONE, EIGHT], Wishes(gpus_per_worker=9))
+
+
 def test_without_gpus_each_node_has_a_worker_with_as_many_threads_as_keep_most_cpus_at_work() -> None:
     nodes = [node("head", 2), node("a", 16), node("b", 16), node("c", 24)]
     placement = place(nodes, Wishes())
@@ -55,7 +63,7 @@ def test_kinds_of_gpu_are_never_mixed() -> None:
         (Wishes(gpus_per_worker=0), "gpus_per_worker: 0 is not accepted; give 1, or a fraction"),
         (Wishes(gpus_per_worker=-1), "gpus_per_worker: -1 is not accepted"),
         (Wishes(gpus_per_worker=float("nan")), "gpus_per_worker: nan is not accepted"),
-        (Wishes(gpus_per_worker=2), "gpus_per_worker: 2 would spread a model over several GPUs"),
+        (Wishes(gpus_per_worker=1.5), "gpus_per_worker: 1.5 is not accepted; give a whole number, or less than 1"),
         (Wishes(gpus_per_worker=1), "gpus_per_worker: 1 is more than any node has"),
         (Wishes(device="tpu"), "device: 'tpu' is unknown; choose one of auto, cpu, cuda"),
         (Wishes(device="cuda"), "device: 'cuda' needs a GPU and no node has one|more than any node has"),

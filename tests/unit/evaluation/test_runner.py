@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models
 
 from entmtp.evaluation.arms import LOSSLESS, Toolbox, params_of
 from entmtp.evaluation.dispatch import Outcome
-from entmtp.evaluation.runner import Worker, Workplace, first_difference, text_params, up_to_stop
+from entmtp.evaluation.reference import first_difference, up_to_stop
+from entmtp.evaluation.runner import Worker, Workplace, text_params
 from entmtp.evaluation.suites import Prompt, get_suite
 from entmtp.evaluation.summary import LOSSY
 from entmtp.evaluation.units import Unit, make_units
