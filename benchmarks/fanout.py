@@ -27,10 +27,11 @@ from rich.console import Console
 from benchmarks.record import Cell, Table, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.benchmark import Plan, run_units
+from entmtp.evaluation.benchmark import run_units
 from entmtp.evaluation.devices import Usage
 from entmtp.evaluation.dispatch import Dispatch, Outcome, Settled
 from entmtp.evaluation.placement import Wishes
+from entmtp.evaluation.plan import Plan
 from entmtp.evaluation.rows import RequestRow, StepRow
 from entmtp.evaluation.runner import Workplace
 from entmtp.evaluation.storage import open_store

@@ -25,10 +25,10 @@ import ray
 import typer
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.benchmark import Plan
 from entmtp.evaluation.command import benchmark_command
 from entmtp.evaluation.dispatch import Dispatch, Outcome, Settled
 from entmtp.evaluation.placement import Wishes
+from entmtp.evaluation.plan import Plan
 from entmtp.evaluation.runner import Worker, Workplace
 from entmtp.evaluation.units import Unit
 from entmtp.settings import BenchmarkSettings

@@ -66,10 +66,11 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
         from entmtp.cli_errors import told_plainly
 
         with told_plainly("benchmark"):
-            from entmtp.evaluation.benchmark import describe, make_plan, run_units, validate
+            from entmtp.evaluation.benchmark import describe, run_units
             from entmtp.evaluation.finish import finish
             from entmtp.evaluation.forecast import show_plan
             from entmtp.evaluation.placement import Wishes
+            from entmtp.evaluation.planning import make_plan, validate
             from entmtp.evaluation.storage import open_store
             from entmtp.evaluation.tracking import check_tracking
 

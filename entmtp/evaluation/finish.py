@@ -15,9 +15,9 @@ from rich.console import Console
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.answers import write_answers
-from entmtp.evaluation.benchmark import Plan, bank_task, identity_of
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.pareto import ParetoPoint, pareto
+from entmtp.evaluation.plan import Plan, bank_task, identity_of
 from entmtp.evaluation.report import print_table, write_report
 from entmtp.evaluation.rows import read_metadata, read_parts
 from entmtp.evaluation.suites.base import Message, Prompt, fingerprint

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import NEEDS_HINDSIGHT
-from entmtp.evaluation.benchmark import Plan
 from entmtp.evaluation.devices import Devices
+from entmtp.evaluation.plan import Plan
 from entmtp.evaluation.rows import finished_keys, read_metadata
 from entmtp.evaluation.units import Unit
 

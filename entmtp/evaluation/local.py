@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import torch
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.benchmark import Plan
 from entmtp.evaluation.devices import Usage
 from entmtp.evaluation.dispatch import Dispatch, Settled
 from entmtp.evaluation.placement import Wishes
+from entmtp.evaluation.plan import Plan
 from entmtp.evaluation.runner import Worker
 from entmtp.evaluation.units import Unit
 

@@ -15,13 +15,15 @@ from rich.console import Console
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import DEFAULT_ARMS, OF_TRAINED
-from entmtp.evaluation.benchmark import Plan, bank_task, describe, make_plan, run_units, save_unit, validate
+from entmtp.evaluation.benchmark import describe, run_units, save_unit
 from entmtp.evaluation.dispatch import SetAside, Settled
 from entmtp.evaluation.finish import finish
 from entmtp.evaluation.finished import open_run
 from entmtp.evaluation.forecast import forecast, show_plan, tokens_of
 from entmtp.evaluation.local import ThisProcess
 from entmtp.evaluation.placement import Wishes
+from entmtp.evaluation.plan import Plan, bank_task
+from entmtp.evaluation.planning import make_plan, validate
 from entmtp.evaluation.rows import finished_keys, read_metadata, read_parts
 from entmtp.evaluation.storage import Store, open_store
 from entmtp.evaluation.summary import LOSSY

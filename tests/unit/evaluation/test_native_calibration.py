@@ -11,9 +11,9 @@ from rich.console import Console
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import DEFAULT_ARMS, OF_NATIVE, with_native
-from entmtp.evaluation.benchmark import make_plan
 from entmtp.evaluation.calibrate_task import calibrate_task
 from entmtp.evaluation.calibration import growths_of, traces_of
+from entmtp.evaluation.planning import make_plan
 from entmtp.evaluation.runner import Worker
 from entmtp.evaluation.storage import open_store
 from entmtp.evaluation.suites import load_suite, split
