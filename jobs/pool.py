@@ -103,6 +103,7 @@ class WorkerPool:
                 wishes.check()
                 now = time.monotonic()
                 if wishes.workers is None or now > began + WAIT_SECONDS:
+                    self._demand.keep(0)
                     raise
             self._demand.keep(wishes.workers)
             if now >= said:
