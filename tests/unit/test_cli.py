@@ -77,6 +77,9 @@ def refused(said: str, *arguments: object) -> None:
         (["--gpus-per-worker", "1.5"], "gpus_per_worker: 1.5 is not accepted; give a whole number, or less than 1"),
         (["--gpus-per-worker", "1"], "gpus_per_worker: 1.0 is for the workers of a cluster; run jobs/benchmark.py"),
         (["--accelerator", "H100"], "accelerator: H100 is for the workers of a cluster"),
+        (["--workers", "0"], "workers: 0 is not accepted; give at least 1"),
+        (["--workers", "8"], "workers: 8 is for the workers of a cluster; run jobs/benchmark.py there"),
+        (["--dtype", "int8"], "dtype 'int8': unknown; use float32, bfloat16 or float16"),
     ],
 )
 def test_a_benchmark_that_cannot_be(arguments: list[str], said: str) -> None:
