@@ -1,9 +1,12 @@
-"""A second device, where there is only a CPU: its tensors have values, and what mixes them with others' fails."""
+"""A second device: a GPU where there is one, or else a device of these tests' making.
+
+Its tensors have values, and what mixes them with others' fails.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,9 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-# PyTorch's place for devices that it does not know; a process has one.
-_setup_privateuseone_for_python_backend("elsewhere")
-ELSEWHERE = torch.device("elsewhere", 0)
+_REAL = torch.cuda.is_available()
+if not _REAL:
+    # PyTorch's place for devices that it does not know; a process has one.
+    _setup_privateuseone_for_python_backend("elsewhere")
+ELSEWHERE = torch.device("cuda" if _REAL else "elsewhere", 0)
 
 _CARRIERS = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
@@ -44,7 +49,10 @@ class Placed(torch.Tensor):
 @contextmanager
 def second_device() -> Iterator[None]:
     """While it lasts, tensors can be made on :data:`ELSEWHERE` and be carried there."""
-    with _Literals(), _Operations():
+    with ExitStack() as stack:
+        if not _REAL:
+            stack.enter_context(_Literals())
+            stack.enter_context(_Operations())
         yield
 
 

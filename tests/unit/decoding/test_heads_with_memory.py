@@ -114,11 +114,25 @@ def test_requests_that_come_and_go_write_what_each_writes_alone(
         if completion.finish_reason == "cancelled":
             expected = expected[: len(completion.tokens)]
         assert completion.tokens == expected
-    if reuse and policy == "wide":
-        assert any(completion.reused_tokens for completion in done.values())
     state, slots = engine._memory()
     for slot, text in zip([at for at, held in enumerate(state.cache.lengths) if held], slots.texts, strict=True):
         check_memory(state, slot, text)
+
+
+def test_a_prompt_that_begins_like_another_is_begun_with_what_the_heads_remember(
+    model: PreTrainedModel, backbone: Backbone, heads: DraftHeads
+) -> None:
+    engine = Engine(backbone, heads, POLICIES["wide"], EngineSettings(slots=2, context=CONTEXT))
+    shared, completions = small_prompt(12, seed=50), []
+    for seed in range(3):
+        params = SamplingParams(temperature=0.0, max_tokens=20)
+        prompt = [*shared, *small_prompt(4, seed=seed)]
+        completions.append((prompt, engine.submit(Request(str(seed), prompt, params))))
+        while not engine.idle:
+            engine.step()
+    for prompt, completion in completions:
+        assert completion.tokens == greedy(model, prompt, 20)
+    assert [completion.reused_tokens >= len(shared) for _, completion in completions] == [False, True, True]
 
 
 def test_chance_draws_the_text_that_plain_sampling_draws(backbone: Backbone, heads: DraftHeads) -> None:

