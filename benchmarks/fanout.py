@@ -32,7 +32,7 @@ from entmtp.evaluation.devices import Usage
 from entmtp.evaluation.dispatch import Dispatch, Outcome, Settled
 from entmtp.evaluation.placement import Wishes
 from entmtp.evaluation.plan import Plan
-from entmtp.evaluation.rows import RequestRow, StepRow
+from entmtp.evaluation.rows import RequestRow, StepRow, tables_of
 from entmtp.evaluation.runner import Workplace
 from entmtp.evaluation.storage import open_store
 from entmtp.evaluation.suites import Prompt
@@ -71,7 +71,8 @@ class Sleeper:
             for number in range(_REQUESTS):
                 requests.append(request_row(task, prompt, number, seconds))
                 steps += [step_row(task, prompt, number, step) for step in range(_STEPS)]
-        return Outcome(requests, steps, {}, time.perf_counter() - began, {"hardware": "none", "peak_memory_mib": 0.0})
+        tables = tables_of(requests, steps)
+        return Outcome(*tables, {}, time.perf_counter() - began, {"hardware": "none", "peak_memory_mib": 0.0})
 
 
 def request_row(task: Unit, prompt: Prompt, number: int, seconds: float) -> RequestRow:

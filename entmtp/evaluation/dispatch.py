@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyarrow as pa
+
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.rows import RequestRow, StepRow
+from entmtp.evaluation.rows import REQUEST_SCHEMA, STEP_SCHEMA
 from entmtp.evaluation.units import Unit
 
 TRIES = 3
@@ -28,14 +30,15 @@ class Outcome:
     """What a worker made of a unit, or of some of its prompts.
 
     Attributes:
+        requests, steps: rows, as tables: a driver of many workers has no time to unpack them one by one.
         failures: why it failed, by the id of each prompt that raised an error.
         busy_seconds: that the worker spent on it.
         measured: what else a part keeps: the worker's hardware, peak memory in MiB and step costs, and by prompt the
             messages before it, with the model's answers.
     """
 
-    requests: list[RequestRow]
-    steps: list[StepRow]
+    requests: pa.Table
+    steps: pa.Table
     failures: dict[str, str]
     busy_seconds: float
     measured: dict[str, Any]
@@ -56,16 +59,16 @@ class Settled:
     """A unit whose every prompt is done or set aside."""
 
     unit: Unit
-    requests: list[RequestRow] = field(default_factory=list)
-    steps: list[StepRow] = field(default_factory=list)
+    requests: pa.Table = field(default_factory=REQUEST_SCHEMA.empty_table)
+    steps: pa.Table = field(default_factory=STEP_SCHEMA.empty_table)
     set_aside: list[SetAside] = field(default_factory=list)
     busy_seconds: float = 0.0
     measured: dict[str, Any] = field(default_factory=dict)
 
     def add(self, outcome: Outcome) -> None:
         """Takes in what one worker made of some of its prompts."""
-        self.requests += outcome.requests
-        self.steps += outcome.steps
+        self.requests = pa.concat_tables([self.requests, outcome.requests])
+        self.steps = pa.concat_tables([self.steps, outcome.steps])
         self.busy_seconds += outcome.busy_seconds
         self.measured = _together(self.measured, outcome.measured)
 

@@ -111,13 +111,11 @@ def finished_keys(parts: Store) -> set[str]:
     return {name.removeprefix(_REQUESTS).removesuffix(_PARQUET) for name in names}
 
 
-def write_part(
-    parts: Store, key: str, requests: Sequence[RequestRow], steps: Sequence[StepRow], metadata: Mapping[str, Any]
-) -> None:
-    """Write the shard `key`; `metadata` (anything JSON can hold) goes into both files."""
+def write_part(parts: Store, key: str, requests: pa.Table, steps: pa.Table, metadata: Mapping[str, Any]) -> None:
+    """Write the shard `key` of rows (:func:`tables_of`); `metadata`, anything JSON can hold, goes into both files."""
     requests_file, steps_file = part_files(key)
-    parts.write(steps_file, _as_parquet(as_table(steps, STEP_SCHEMA), metadata))
-    parts.write(requests_file, _as_parquet(as_table(requests, REQUEST_SCHEMA), metadata))
+    parts.write(steps_file, _as_parquet(steps, metadata))
+    parts.write(requests_file, _as_parquet(requests, metadata))
 
 
 def read_parts(parts: Store, keys: Collection[str] | None = None) -> tuple[pa.Table, pa.Table]:
@@ -168,6 +166,11 @@ def as_table(rows: Sequence[RequestRow] | Sequence[StepRow], schema: pa.Schema) 
     # Column by column: a dictionary for each row would cost a driver of many workers more than all else it does.
     columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def tables_of(requests: Sequence[RequestRow], steps: Sequence[StepRow]) -> tuple[pa.Table, pa.Table]:
+    """Rows of both kinds as Arrow tables."""
+    return as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA)
 
 
 def _as_parquet(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Buffer:

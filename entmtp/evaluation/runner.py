@@ -24,7 +24,7 @@ from entmtp.evaluation.arms import NEEDS_HINDSIGHT, TRANSFER, Hindsight, Toolbox
 from entmtp.evaluation.dispatch import Outcome
 from entmtp.evaluation.measured import Turn, request_row, step_rows
 from entmtp.evaluation.reference import Reference, answered, greedy_text, traced, up_to_stop
-from entmtp.evaluation.rows import RequestRow, StepRow
+from entmtp.evaluation.rows import RequestRow, StepRow, tables_of
 from entmtp.evaluation.suites import Prompt, get_suite
 from entmtp.evaluation.suites.base import Message
 from entmtp.evaluation.units import Unit
@@ -106,7 +106,7 @@ class Worker:
                 requests.append(row)
                 steps += its_steps
         measured = {**self._measured(), "histories": histories}
-        return Outcome(requests, steps, failures, time.perf_counter() - began, measured)
+        return Outcome(*tables_of(requests, steps), failures, time.perf_counter() - began, measured)
 
     def _measured(self) -> dict[str, Any]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 
@@ -150,8 +151,9 @@ def mortal() -> type[Sleeper]:
             outcome = super().run(task, seconds)
             if "gsm8k/9" not in ids:
                 return outcome
-            rest = [row for row in outcome.requests if row.prompt_id != "gsm8k/9"]
-            return Outcome(rest, [], {"gsm8k/9": "ValueError: too much"}, outcome.busy_seconds, outcome.measured)
+            rest = outcome.requests.filter(pc.field("prompt_id") != "gsm8k/9")
+            failures = {"gsm8k/9": "ValueError: too much"}
+            return Outcome(rest, outcome.steps.slice(0, 0), failures, outcome.busy_seconds, outcome.measured)
 
     return Mortal
 

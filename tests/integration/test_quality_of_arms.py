@@ -1,11 +1,11 @@
 """Every lossless arm is exactly as good as plain decoding, on the bundled model; Medusa's own rule is told beside."""
 
+import pyarrow as pa
 import pytest
 import torch
 
 from entmtp.evaluation.arms import DEFAULT_ARMS, FOREIGN_BANKS, LOSSLESS
 from entmtp.evaluation.metrics import summarise
-from entmtp.evaluation.rows import REQUEST_SCHEMA, STEP_SCHEMA, RequestRow, StepRow, as_table
 from entmtp.evaluation.runner import Worker, Workplace
 from entmtp.evaluation.summary import LOSSY, Summary
 from entmtp.evaluation.units import make_units
@@ -31,13 +31,9 @@ def worker() -> Worker:
 
 @pytest.fixture(scope="module")
 def summary(worker: Worker) -> Summary:
-    requests: list[RequestRow] = []
-    steps: list[StepRow] = []
-    for unit in make_units(SUITES, {}, ARMS, SETTINGS, {}):
-        outcome = worker.run(unit, ARMS, SETTINGS)
-        requests += outcome.requests
-        steps += outcome.steps
-    return summarise(as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA))
+    outcomes = [worker.run(unit, ARMS, SETTINGS) for unit in make_units(SUITES, {}, ARMS, SETTINGS, {})]
+    requests = pa.concat_tables([outcome.requests for outcome in outcomes])
+    return summarise(requests, pa.concat_tables([outcome.steps for outcome in outcomes]))
 
 
 @pytest.mark.parametrize("suite", SUITES)

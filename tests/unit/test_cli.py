@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from entmtp.cli import app
-from entmtp.evaluation.rows import finished_keys, part_files, write_part
+from entmtp.evaluation.rows import finished_keys, part_files, tables_of, write_part
 from entmtp.evaluation.storage import open_store
 from entmtp.evaluation.suites import load_suite, split
 from entmtp.evaluation.tracking import check_tracking, default_tracking_uri
@@ -104,7 +104,7 @@ def test_a_benchmark_whose_results_were_measured_elsewhere(saved: Saved, tmp_pat
     assert "workers were busy" in done.stdout
     parts = open_store(str(tmp_path / "run" / "parts"))
     first, second = sorted(finished_keys(parts))
-    write_part(parts, first, [], [], {"hardware": "another machine"})
+    write_part(parts, first, *tables_of([], []), {"hardware": "another machine"})
     (tmp_path / "run" / "parts" / part_files(second)[0]).unlink()
     refused("were measured on 'another machine' and here is '", *options)
 

@@ -24,7 +24,7 @@ from entmtp.evaluation.local import ThisProcess
 from entmtp.evaluation.placement import Wishes
 from entmtp.evaluation.plan import Plan, bank_task
 from entmtp.evaluation.planning import make_plan, validate
-from entmtp.evaluation.rows import finished_keys, read_metadata, read_parts
+from entmtp.evaluation.rows import finished_keys, read_metadata, read_parts, tables_of
 from entmtp.evaluation.storage import Store, open_store
 from entmtp.evaluation.summary import LOSSY
 from entmtp.evaluation.tracking import check_tracking, default_tracking_uri
@@ -96,7 +96,9 @@ def test_another_type_makes_other_units(saved: Saved, tmp_path: Path) -> None:
 def settled(unit: Unit, hardware: str = "test", **measured: Any) -> Settled:
     """What a worker might have made of a unit."""
     requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)
-    return Settled(unit, requests, steps, [], 6.0, {"peak_memory_mib": 1.0, "hardware": hardware, **measured})
+    return Settled(
+        unit, *tables_of(requests, steps), [], 6.0, {"peak_memory_mib": 1.0, "hardware": hardware, **measured}
+    )
 
 
 def fake(units: list[Unit], ran: list[str], until: int | None = None) -> Iterator[Settled]:
@@ -162,7 +164,7 @@ def test_a_finished_plan_can_be_compared(saved: Saved, tmp_path: Path) -> None:
 def poisoned(unit: Unit) -> Settled:
     """A unit of which no prompt was done."""
     lost = [SetAside(unit.suite, prompt.id, 3, "its worker ended") for prompt in unit.prompts]
-    return replace(settled(unit), requests=[], steps=[], set_aside=lost, measured={})
+    return Settled(unit, set_aside=lost)
 
 
 def told() -> Console:
@@ -320,7 +322,7 @@ def test_answers_are_written_for_judges(saved: Saved, tmp_path: Path, banks: Pat
         its_steps = [replace(step, suite=unit.suite, prompt_id=prompt.id) for step in steps]
         histories = {prompt.id: [("user", "Hm."), ("assistant", "Yes?")]}
         measured = {"peak_memory_mib": 1.0, "histories": histories}
-        save_unit(plan, Settled(unit, rows, its_steps, measured=measured))
+        save_unit(plan, Settled(unit, *tables_of(rows, its_steps), measured=measured))
     finish(plan, QUIET)
     lines = (tmp_path / "report" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     answers = {line["prompt_id"]: line for line in map(json.loads, lines)}

@@ -1,6 +1,7 @@
 """The scheduling of the fan-out without a cluster: every prompt once, whatever dies, and bounded tries."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,8 +9,10 @@ from hypothesis import strategies as st
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.dispatch import FUTILE, TRIES, Dispatch, Outcome, SetAside, Settled
+from entmtp.evaluation.rows import tables_of
 from entmtp.evaluation.suites import Prompt
 from entmtp.evaluation.units import Unit
+from tests.unit.evaluation.synthetic import make_rows
 
 
 def unit(name: str, prompts: int, first: int = 0) -> Unit:
@@ -18,11 +21,13 @@ def unit(name: str, prompts: int, first: int = 0) -> Unit:
 
 
 def outcome(task: Unit, failing: frozenset[str] = frozenset(), memory: float = 1.0) -> Outcome:
-    """What a worker would return: here the ids of the prompts stand for their rows."""
+    """What a worker would return: a request for each prompt."""
     done = [prompt.id for prompt in task.prompts if prompt.id not in failing]
     failures = {prompt.id: "it raised" for prompt in task.prompts if prompt.id in failing}
     measured = {"peak_memory_mib": memory, "histories": {name: [("user", "Hm.")] for name in done}}
-    return Outcome(done, [], failures, 2.0, measured)  # type: ignore[arg-type]
+    (row,), _ = make_rows(arms=["hydra"], suites=["gsm8k"], prompts=1, repetitions=1, new_tokens=8)
+    rows = [replace(row, prompt_id=name) for name in done]
+    return Outcome(*tables_of(rows, []), failures, 2.0, measured)
 
 
 def run_all(
@@ -40,7 +45,7 @@ def run_all(
 
 def prompts_of(settled: Settled) -> list[str]:
     """The prompts of its rows, sorted."""
-    return sorted(map(str, settled.requests))
+    return sorted(settled.requests["prompt_id"].to_pylist())
 
 
 def test_units_go_out_in_order_and_are_settled_once() -> None:
@@ -130,7 +135,7 @@ def test_every_prompt_is_done_once_whatever_order_workers_answer_or_die_in(
         settled += [done] if done is not None else []
     assert running == []
     assert Counter(each.unit.key for each in settled) == dict.fromkeys((each.key for each in units), 1)
-    rows = Counter(str(row) for each in settled for row in each.requests)
+    rows = Counter(name for each in settled for name in prompts_of(each))
     assert rows == dict.fromkeys(set(prompts) - poison, 1)
     assert {prompt.prompt_id for each in settled for prompt in each.set_aside} == poison
     assert tasks <= len(units) + len(prompts) + TRIES * (len(poison) + TRIES)

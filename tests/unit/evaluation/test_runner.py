@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models
 from entmtp.evaluation.arms import LOSSLESS, Toolbox, params_of
 from entmtp.evaluation.dispatch import Outcome
 from entmtp.evaluation.reference import first_difference, up_to_stop
+from entmtp.evaluation.rows import RequestRow, StepRow
 from entmtp.evaluation.runner import Worker, Workplace, text_params
 from entmtp.evaluation.suites import Prompt, get_suite
 from entmtp.evaluation.summary import LOSSY
@@ -49,15 +50,23 @@ def outcomes(worker: Worker, units: list[Unit]) -> list[Outcome]:
     return [worker.run(unit, LOSSLESS, SETTINGS) for unit in units]
 
 
+def requests_of(outcome: Outcome) -> list[RequestRow]:
+    return [RequestRow(**row) for row in outcome.requests.to_pylist()]
+
+
+def steps_of(outcome: Outcome) -> list[StepRow]:
+    return [StepRow(**row) for row in outcome.steps.to_pylist()]
+
+
 def test_every_arm_runs_every_prompt_as_often_as_asked(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
-        assert Counter(row.arm for row in outcome.requests) == dict.fromkeys(LOSSLESS, SETTINGS.repetitions)
-        assert len({row.prompt_id for row in outcome.requests}) == 1
+        assert Counter(row.arm for row in requests_of(outcome)) == dict.fromkeys(LOSSLESS, SETTINGS.repetitions)
+        assert len({row.prompt_id for row in requests_of(outcome)}) == 1
         measured = outcome.measured
         assert measured["peak_memory_mib"] > 10
         assert measured["hardware"] == hardware_name(torch.device("cpu"))
         assert {kind: StepCost.model_validate(cost) for kind, cost in measured["costs"].items()}.keys() == set(KINDS)
-        assert outcome.busy_seconds > sum(row.seconds for row in outcome.requests)
+        assert outcome.busy_seconds > sum(row.seconds for row in requests_of(outcome))
         assert not outcome.failures
 
 
@@ -65,7 +74,7 @@ def test_arms_rotate_from_round_to_round_in_an_order_of_each_prompts_own(outcome
     neighbours = set()
     for outcome in outcomes:
         rounds = [
-            [row.arm for row in sorted(outcome.requests, key=lambda row: row.order) if row.repetition == repetition]
+            [row.arm for row in sorted(requests_of(outcome), key=lambda row: row.order) if row.repetition == repetition]
             for repetition in range(SETTINGS.repetitions)
         ]
         assert len({arms[0] for arms in rounds}) == SETTINGS.repetitions, "another arm comes first in each"
@@ -80,7 +89,7 @@ def test_texts_are_the_models_own(outcomes: list[Outcome], worker: Worker, units
     for unit, outcome in zip(units, outcomes, strict=True):
         ids = encode_chat(worker.tokenizer, unit.prompts[0].text)
         text = greedy(worker.model, ids, SETTINGS.max_new_tokens)
-        for row in outcome.requests:
+        for row in requests_of(outcome):
             assert row.token_ids == text
             assert (row.identical, row.first_difference) == (True, -1)
             assert math.isnan(row.tie_margin)
@@ -90,8 +99,8 @@ def test_texts_are_the_models_own(outcomes: list[Outcome], worker: Worker, units
 
 def test_steps_add_up_to_their_request(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
-        for row in outcome.requests:
-            own = [step for step in outcome.steps if (step.arm, step.repetition) == (row.arm, row.repetition)]
+        for row in requests_of(outcome):
+            own = [step for step in steps_of(outcome) if (step.arm, step.repetition) == (row.arm, row.repetition)]
             assert [step.step for step in own] == list(range(row.steps))
             assert sum(step.accepted for step in own) == row.new_tokens
             assert sum(step.nodes for step in own) == row.drafted
@@ -109,7 +118,7 @@ def test_repetitions_differ_in_nothing_but_time(outcomes: list[Outcome]) -> None
             walks = [
                 [
                     (step.tree, step.accepted_path)
-                    for step in outcome.steps
+                    for step in steps_of(outcome)
                     if (step.arm, step.repetition) == (arm, repetition)
                 ]
                 for repetition in range(SETTINGS.repetitions)
@@ -130,7 +139,7 @@ def test_a_difference_is_told_with_its_place_and_margin(
 
     monkeypatch.setattr(worker, "_reference", reference)
     arms = ["autoregressive", "hydra"]
-    for row in worker.run(units[0], arms, SETTINGS).requests:
+    for row in requests_of(worker.run(units[0], arms, SETTINGS)):
         assert (row.identical, row.first_difference) == (False, wrong)
         assert row.tie_margin > 0
 
@@ -141,7 +150,7 @@ def test_a_prompt_that_fails_leaves_no_row_and_stops_no_other(worker: Worker, un
     outcome = worker.run(task, ["autoregressive", "hydra"], SETTINGS)
     assert set(outcome.failures) == {"endless"}
     assert outcome.failures["endless"].count("\n") == 0
-    assert {row.prompt_id for row in outcome.requests} == {units[0].prompts[0].id}
+    assert {row.prompt_id for row in requests_of(outcome)} == {units[0].prompts[0].id}
 
 
 @pytest.mark.parametrize(
@@ -168,13 +177,13 @@ def prompts_unit(*prompts: Prompt) -> Unit:
 
 def test_drawn_texts_are_one_text_for_all_lossless_arms(worker: Worker, units: list[Unit]) -> None:
     settings = SETTINGS.model_copy(update={"temperature": 1.0})
-    greedy_text = worker.run(units[0], ["autoregressive"], SETTINGS).requests[0].token_ids
-    requests = worker.run(units[0], [*LOSSLESS, *LOSSY], settings).requests
+    greedy_text = requests_of(worker.run(units[0], ["autoregressive"], SETTINGS))[0].token_ids
+    requests = requests_of(worker.run(units[0], [*LOSSLESS, *LOSSY], settings))
     plain = next(row.token_ids for row in requests if row.arm == "autoregressive")
     assert plain != greedy_text
     assert {row.arm for row in requests if row.token_ids == plain} >= set(LOSSLESS)
     assert all(row.identical for row in requests if row.arm in LOSSLESS)
-    again = worker.run(units[0], ["autoregressive"], settings).requests
+    again = requests_of(worker.run(units[0], ["autoregressive"], settings))
     assert again[0].token_ids == plain, "the seed is the prompt's own"
 
 
@@ -183,8 +192,8 @@ def test_typical_acceptance_leaves_the_models_text_and_plain_decoding_does_not(
 ) -> None:
     lossless = SETTINGS.model_copy(update={"temperature": 1.0})
     typical = lossless.model_copy(update={"acceptance": "typical"})
-    plain = worker.run(units[0], ["autoregressive"], lossless).requests[0].token_ids
-    requests = worker.run(units[0], ["autoregressive", "hydra"], typical).requests
+    plain = requests_of(worker.run(units[0], ["autoregressive"], lossless))[0].token_ids
+    requests = requests_of(worker.run(units[0], ["autoregressive", "hydra"], typical))
     by_arm = {row.arm: row for row in requests}
     assert by_arm["autoregressive"].token_ids == plain
     assert by_arm["autoregressive"].identical
@@ -211,7 +220,7 @@ def test_earlier_turns_are_answered_by_the_model_itself(worker: Worker) -> None:
     history = [*given, ("assistant", str(answer).strip())]
     assert outcome.measured["histories"] == {"custom/0": history}
     whole = encode_chat(worker.tokenizer, "Four.", history)
-    for row in outcome.requests:
+    for row in requests_of(outcome):
         assert row.prompt_tokens == len(whole)
         assert row.token_ids == greedy(worker.model, whole, SETTINGS.max_new_tokens)
 
@@ -224,7 +233,7 @@ def test_a_stop_text_ends_every_arm_and_the_reference(worker: Worker, monkeypatc
     stop = text[6:8]
     protocol = get_suite("gsm8k-2-shot").protocol
     monkeypatch.setattr(get_suite("gsm8k-2-shot"), "protocol", replace(protocol, stop=(stop,)))
-    requests = worker.run(prompts_unit(prompt), LOSSLESS, SETTINGS).requests
+    requests = requests_of(worker.run(prompts_unit(prompt), LOSSLESS, SETTINGS))
     assert len({len(row.token_ids) for row in requests}) == 1
     for row in requests:
         assert row.identical

@@ -7,7 +7,7 @@ import pytest
 from pyarrow import fs
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.rows import finished_keys, read_metadata, read_parts, write_part
+from entmtp.evaluation.rows import finished_keys, read_metadata, read_parts, tables_of, write_part
 from entmtp.evaluation.storage import Store, open_store
 from tests.unit.evaluation.synthetic import make_rows
 
@@ -52,7 +52,7 @@ def test_what_is_written_is_there_and_may_be_replaced(store: Store) -> None:
 
 def test_parts_go_through_any_filesystem(store: Store) -> None:
     requests, steps = make_rows(arms=("hydra",), suites=("gsm8k",), prompts=2)
-    write_part(store.at("parts"), "one", requests, steps, {"hardware": "x"})
+    write_part(store.at("parts"), "one", *tables_of(requests, steps), {"hardware": "x"})
     assert finished_keys(store.at("parts")) == {"one"}
     read_requests, read_steps = read_parts(store.at("parts"))
     assert (read_requests.num_rows, read_steps.num_rows) == (len(requests), len(steps))
