@@ -12,6 +12,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.native import NativeHeads
 from entmtp.heads.prefix_memory import PrefixMemory
 from entmtp.models.backbone import Backbone
+from entmtp.trees.topology import Topology
 from tests.native import MTP_TYPES, mtp_model, native_heads
 from tests.prefix import prefix_heads
 from tests.small import SMALL_VOCAB
@@ -20,6 +21,12 @@ from tests.tiny import tiny_model
 PREFIX = "prefix-mlp"
 REMEMBERING = (*MTP_TYPES, PREFIX)
 """Native heads by their models' types, and Hydra++'s."""
+
+CLOSE = 2e-4
+"""How far two ways to the same number may lie apart, in float32 on any machine."""
+
+BUSHY = Topology.of([(0,), (1,), (3,), (0, 0), (0, 2), (1, 0), (0, 2, 0), (0, 2, 1), (1, 0, 0), (1, 0, 0, 1)])
+"""A tree with brothers, gaps between their ranks, and paths of every length up to four."""
 
 
 def remembering_model(kind: str) -> PreTrainedModel:
@@ -55,4 +62,4 @@ def check_memory(state: DecodingState, slot: int, text: Sequence[int]) -> None:
     fresh = DecodingState(state.backbone, state.heads, slots=1, capacity=len(text) + 1)
     fresh.read(0, text)
     for ours, expected in zip(remembered(state, slot, len(text)), remembered(fresh, 0, len(text)), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=0, atol=2e-4)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=CLOSE)

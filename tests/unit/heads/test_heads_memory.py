@@ -11,13 +11,9 @@ from entmtp.decoding.state import DecodingState
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.trees.batch import TreeBatch
-from entmtp.trees.topology import Topology
-from tests.memory import REMEMBERING, check_memory, remembering_heads, remembering_model
+from tests.memory import BUSHY, CLOSE, REMEMBERING, check_memory, remembering_heads, remembering_model
 from tests.small import SMALL_VOCAB, small_prompt
 from tests.tiny import topologies
-
-CLOSE = 2e-4
-BUSHY = Topology.of([(0,), (1,), (3,), (0, 0), (0, 2), (1, 0), (0, 2, 0), (0, 2, 1), (1, 0, 0), (1, 0, 0, 1)])
 
 
 @pytest.fixture(scope="module", params=REMEMBERING)

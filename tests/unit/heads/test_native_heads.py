@@ -14,12 +14,10 @@ from entmtp.heads.native import NativeHeads
 from entmtp.models.backbone import Backbone
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
+from tests.memory import BUSHY, CLOSE
 from tests.native import MTP_TYPES, Chain, mtp_model, native_heads, save_native
 from tests.small import small_backbone, small_prompt
 from tests.tiny import TREES
-
-CLOSE = 2e-4
-BUSHY = Topology.of([(0,), (1,), (3,), (0, 0), (0, 2), (1, 0), (0, 2, 0), (0, 2, 1), (1, 0, 0), (1, 0, 0, 1)])
 
 
 @pytest.fixture(scope="module", params=MTP_TYPES)

@@ -14,18 +14,17 @@ from entmtp.evaluation.calibration import read_text
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import load_heads
 from entmtp.heads.importing.import_heads import import_heads
+from entmtp.heads.prefix_memory import PrefixMemory
 from entmtp.heads.published_prefix import PrefixHydraHeads
 from entmtp.models.backbone import Backbone
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
+from tests.memory import BUSHY, CLOSE
 from tests.prefix import PREFIX, PrefixShape, prefix_hydra, prefix_states
 from tests.published import Model, Published
 from tests.saved import save_tokenizer
 from tests.small import SMALL_VOCAB, small_prompt
 from tests.tiny import TREES, tiny_model
-
-CLOSE = 2e-4
-BUSHY = Topology.of([(0,), (1,), (3,), (0, 0), (0, 2), (1, 0), (0, 2, 0), (0, 2, 1), (1, 0, 0), (1, 0, 0, 1)])
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +147,9 @@ def test_a_long_prompt_is_taken_in_in_parts(
     parts = DecodingState(backbone, heads, slots=1, capacity=64)
     parts.read(0, prompt[:7])
     parts.read(0, prompt[7:])
-    torch.testing.assert_close(parts.memory.states, whole.memory.states, rtol=0, atol=CLOSE)  # type: ignore[union-attr]
+    assert isinstance(parts.memory, PrefixMemory)
+    assert isinstance(whole.memory, PrefixMemory)
+    torch.testing.assert_close(parts.memory.states, whole.memory.states, rtol=0, atol=CLOSE)
 
 
 def test_their_angles_stay_exact_in_sixteen_bits(folder: Path, published: Published, tmp_path: Path) -> None:
