@@ -58,7 +58,7 @@ def main(
         texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, 12)]
         random.Random(0).shuffle(texts)  # at any time the suites' shares are the same, as their texts are not as fast
         traffic = Traffic(Endpoint("service", f"{address}/v1", model), texts, tokens, 600.0)
-        calm, capacity = asyncio.run(_at_capacity(traffic, users, max(2 * len(texts), 4 * users)))
+        calm, capacity = at_capacity(asyncio.run(_calm(traffic, users, max(2 * len(texts), 4 * users))))
         if errors := {one.error for one in calm if one.error}:
             raise EntMTPError(f"url: {address} fails before any overload ({', '.join(map(str, errors))}); does it run?")
         console.print(f"capacity {capacity:.2f} requests/s; {times:g} times as many for {seconds:g} s")
@@ -70,11 +70,17 @@ def main(
         )
 
 
-async def _at_capacity(traffic: Traffic, users: int, requests: int) -> tuple[list[Outcome], float]:
-    """What was answered while every user was there, and how many of these a second."""
+async def _calm(traffic: Traffic, users: int, requests: int) -> list[Outcome]:
     await traffic.closed(range(users), users, lambda _: None)  # warm-up
-    outcomes = await traffic.closed(range(requests), users, lambda _: None)
-    first_goes = max(one.began for one in outcomes)  # when the last request is sent, nothing is left for the others
+    return await traffic.closed(range(requests), users, lambda _: None)
+
+
+def at_capacity(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], float]:
+    """What a closed loop's users were answered while all of them were there, and how many of these a second.
+
+    When the last request is sent there is none left for the others, and who is alone is answered faster.
+    """
+    first_goes = max(one.began for one in outcomes)
     answered = [one for one in outcomes if one.ended <= first_goes]
     return answered, len(answered) / first_goes
 
