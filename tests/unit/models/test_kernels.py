@@ -16,6 +16,12 @@ from tests.tiny import tiny_model
 CPU = torch.device("cpu")
 HERE = [name for name, choice in CHOICES.items() if choice.obstacle(torch.float32, CPU) is None]
 LAYERS = [(name, choice.make) for name, choice in CHOICES.items() if name in HERE and choice.make is not None]
+MODELS_AND_NAMES = [
+    # To compile one takes half a minute and more.
+    pytest.param(model_type, name, marks=pytest.mark.slow if name == "compiled" and model_type != "llama" else ())
+    for model_type in ("llama", "gpt2", "gemma2")
+    for name in HERE
+]
 each_layer = pytest.mark.parametrize(("name", "make"), LAYERS, ids=[name for name, _ in LAYERS])
 ROUNDING = {"fused": 1e-5, "packed": 1e-5, "compiled": 1e-5, "bfloat16": 1e-2, "float16": 1e-3, "int8": 3e-2}
 
@@ -61,8 +67,7 @@ def test_a_row_of_zeros_stays_zero_in_eight_bits() -> None:
     assert layer(torch.zeros(2, 16)).abs().max() == 0
 
 
-@pytest.mark.parametrize("name", HERE)
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize(("model_type", "name"), MODELS_AND_NAMES)
 def test_a_good_choice_is_accepted(model_type: str, name: Kernels) -> None:
     torch._dynamo.reset()  # how often a function is compiled is limited, and all models count together
     backbone = Backbone(tiny_model(model_type, initializer_range=0.1), name)
