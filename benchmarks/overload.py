@@ -58,9 +58,12 @@ def main(
         texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, 12)]
         random.Random(0).shuffle(texts)  # at any time the suites' shares are the same, as their texts are not as fast
         traffic = Traffic(Endpoint("service", f"{address}/v1", model), texts, tokens, 600.0)
-        calm, capacity = at_capacity(asyncio.run(_calm(traffic, users, max(2 * len(texts), 4 * users))))
-        if errors := {one.error for one in calm if one.error}:
+        closed = asyncio.run(_calm(traffic, users, max(2 * len(texts), 4 * users)))
+        if errors := {one.error for one in closed if one.error}:
             raise EntMTPError(f"url: {address} fails before any overload ({', '.join(map(str, errors))}); does it run?")
+        calm, capacity = at_capacity(closed)
+        if not _usual_tpot(calm):
+            raise EntMTPError(f"url: {address} sends answers in one part; the time per token needs a stream")
         console.print(f"capacity {capacity:.2f} requests/s; {times:g} times as many for {seconds:g} s")
         outcomes, memory, recovery = asyncio.run(_overload(traffic, capacity * times, seconds))
         table = _table(calm, outcomes, memory, recovery)
@@ -129,7 +132,7 @@ def _table(calm: Sequence[Outcome], hot: Sequence[Outcome], memory: Sequence[flo
     taken = [one for one in hot if one.error is None]
     refused = [one.seconds for one in hot if one.error == REFUSED]
     others = sorted({str(one.error) for one in hot if one.error not in (None, REFUSED)})
-    before, after = (float(np.median([one.tpot or 0.0 for one in group])) for group in (calm, taken or calm))
+    before, after = _usual_tpot(calm), _usual_tpot(taken or calm)
     slowest = max(refused, default=0.0)
     growth = max(memory) - memory[0]
     rows: list[list[Cell]] = [
@@ -146,6 +149,10 @@ def _table(calm: Sequence[Outcome], hot: Sequence[Outcome], memory: Sequence[flo
         ["recovery, s", round(recovery, 1), _verdict(recovery <= RECOVERY_SECONDS, f"≤ {RECOVERY_SECONDS:g}")],
     ]
     return Table(title="Overload", columns=["", "measured", "bar"], rows=rows)
+
+
+def _usual_tpot(outcomes: Sequence[Outcome]) -> float:
+    return float(np.median([one.tpot or 0.0 for one in outcomes]))
 
 
 def _verdict(met: bool, bar: str) -> str:
