@@ -5,16 +5,18 @@
     python -m benchmarks.engine --concurrency 1 --concurrency 8 --figure engine.svg --record engine.json
 
 A closed loop: so many requests are always on their way, each from a scored prompt of the suites, greedy, prompts read
-included. The methods, and the continuous batching of transformers on the same model, take turns on every round of
-requests in rotating order, and must write the same tokens.
+included. Each method has an engine of its own, and all engines take turns at every step: what disturbs the machine
+meets all of them alike. The continuous batching of transformers on the same model answers each round by itself. All
+must write the same tokens.
 """
 
 from __future__ import annotations
 
+import logging
+import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,16 +58,13 @@ LOADS = (1, 2, 4, 8, 16)
 SLACK = 0.98
 PAGE = 64
 NOTES = (
-    "Each round is a closed loop over as many requests per user as asked for; tokens/s counts new tokens over the whole"
-    " round's time, prompts read included.",
+    "Each round is a closed loop over as many requests per user as asked for; tokens/s counts new tokens over the time"
+    " of all steps of a round, prompts read included.",
+    f"Our methods take turns at every step, in an order that is drawn anew for each; {PEER} answers a whole round.",
     "Intervals are over rounds, whose requests are the same for all methods.",
     "All methods wrote the same tokens, or this would have ended with an error.",
     "Trees come from the bank that was calibrated on all suites, costs from steps of each number of requests.",
 )
-
-
-Serve = Callable[[Sequence[list[int]]], "Round"]
-"""Answers a round's prompts."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,7 @@ def main(
     with told_plainly("engine", "nothing was recorded"):
         arms = [PLAIN, *(name for name in arm or ARMS if name != PLAIN)]
         loads = sorted(set(concurrency or LOADS))
+        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)  # it warns with every round
         model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
         peer, _ = load_model("bundled", device=str(model.device))  # it changes how the model attends
         backbone = Backbone(model)
@@ -107,16 +107,14 @@ def main(
             for load in loads:
                 context = max(map(len, prompts)) + max_new_tokens
                 settings = EngineSettings(slots=load, context=context, prefix_reuse=False)
-                serving: dict[str, Serve] = {
-                    name: partial(closed_loop, _engine(name, backbone, heads, bank, cost, settings), max_new_tokens)
-                    for name in arms
-                }
-                serving[PEER] = partial(_by_transformers, peer, load, context, max_new_tokens)
-                found[load] = {name: [] for name in serving}
+                engines = {name: _engine(name, backbone, heads, bank, cost, settings) for name in arms}
+                found[load] = {name: [] for name in (*arms, PEER)}
                 for number in range(-1, rounds):  # the first warms up
                     first = (number + 1) * load * requests
                     asked = [prompts[at % len(prompts)] for at in range(first, first + load * requests)]
-                    results = _round(serving, asked, number)
+                    results = in_turns(engines, max_new_tokens, asked, random.Random(number))
+                    results[PEER] = _by_transformers(peer, load, context, max_new_tokens, asked)
+                    _check_same(results)
                     if number >= 0:
                         for name, result in results.items():
                             found[load][name].append(result)
@@ -144,25 +142,31 @@ def _engine(
     return Engine(backbone, heads, make_correcting_policy(name, tools, cost), settings)
 
 
-def _round(serving: Mapping[str, Serve], prompts: Sequence[list[int]], number: int) -> dict[str, Round]:
-    """All arms on the same requests; the one that begins changes with the round."""
-    names = list(serving)
-    shift = number % len(names)
-    results = {name: serving[name](prompts) for name in [*names[shift:], *names[:shift]]}
+def _check_same(results: Mapping[str, Round]) -> None:
     for name, result in results.items():
         if [one.tokens for one in result.done] != [one.tokens for one in results[PLAIN].done]:
             raise EntMTPError(f"engine: {name} wrote other tokens than {PLAIN}; these numbers would mean nothing")
-    return results
 
 
-def closed_loop(engine: Engine, max_new_tokens: int, prompts: Sequence[list[int]]) -> Round:
-    """Serves all prompts, as many at once as there are slots."""
+def in_turns(
+    engines: Mapping[str, Engine], max_new_tokens: int, prompts: Sequence[list[int]], chance: random.Random
+) -> dict[str, Round]:
+    """Serves all prompts with every engine, as many at once as it has slots.
+
+    A turn is a step of each engine that is not done yet, in an order that ``chance`` draws.
+    """
     params = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
-    began = time.perf_counter()
-    done = [engine.submit(Request(str(at), prompt, params)) for at, prompt in enumerate(prompts)]
-    while not engine.idle:
-        engine.step()
-    return Round(time.perf_counter() - began, done)
+    done = {
+        name: [engine.submit(Request(str(at), prompt, params)) for at, prompt in enumerate(prompts)]
+        for name, engine in engines.items()
+    }
+    seconds = dict.fromkeys(engines, 0.0)
+    while busy := [name for name, engine in engines.items() if not engine.idle]:
+        for name in chance.sample(busy, len(busy)):
+            began = time.perf_counter()
+            engines[name].step()
+            seconds[name] += time.perf_counter() - began
+    return {name: Round(seconds[name], done[name]) for name in engines}
 
 
 def _by_transformers(model: Any, load: int, context: int, max_new_tokens: int, prompts: Sequence[list[int]]) -> Round:

@@ -1,8 +1,9 @@
 """The cost of a step, corrected by what steps really take.
 
-Machines drift, contexts grow, and the first measurement may have been disturbed. Each step moves the foretold time of
-trees of its size towards what was seen, in logarithms and by little, so that one disturbed step says little; trees of
-other sizes follow the less the farther they are. When trees no longer compare as before, the policy is made anew.
+Machines drift, contexts grow, and the first measurement may have been disturbed. What a step took says something of the
+whole machine's pace, which comes and goes with what else runs there, and something of trees of its size, which were
+measured wrong or not: a Kalman filter (Kalman 1960) over logarithms of factors tells the two apart. Trees of other
+sizes follow the less the farther they are. When trees no longer compare as before, the policy takes it in.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.linalg import block_diag
 
 from entmtp.scheduling.belief import Belief
 from entmtp.scheduling.cost import MachineCost, PolicyCost, StepCost
@@ -19,16 +21,25 @@ from entmtp.scheduling.policies import BeginDraft, Choice, Policy
 from entmtp.scheduling.signals import Signals
 from entmtp.trees.topology import Topology
 
-WINDOW = 32
-"""Steps that a correction averages over."""
-
-PERIOD = 64
+PERIOD = 16
 """Steps between looks at whether the policy is still right."""
 
 TOLERANCE = 0.05
 """Relative change of one size's cost against another's that is worth a new policy."""
 
-_MOST = math.log(4)
+NOISE = 0.1
+"""Standard deviation of one step's time, of its logarithm."""
+
+MOST_PER_STEP = 0.05
+"""What one step may change of the logarithm of its own time at most, however disturbed it was."""
+
+WINDOW = 16
+"""Steps that drafting's own factor averages over."""
+
+_PACE, _SIZES = 0, 1
+# Standard deviations of the pace and of a size's own factor: at first, and of their change in a step.
+_AT_FIRST = (0.2, 0.1)
+_PER_STEP = (0.02, 0.001)
 
 
 class CorrectedCost:
@@ -36,38 +47,62 @@ class CorrectedCost:
 
     def __init__(self, cost: StepCost) -> None:
         self._cost = cost
-        self._places = np.arange(len(cost.nodes))
-        self._verify = np.zeros(len(cost.nodes))  # logarithms of factors, per node budget of the grid
-        self._draft = 0.0
+        places = np.arange(len(cost.nodes))
+        near = 0.5 ** np.abs(np.subtract.outer(places, places))
+        # Logarithms of factors: of all times, and of each node budget of the grid; and how far they may be off.
+        self._logs = np.zeros(_SIZES + len(places))
+        self._covariance, self._drift = (block_diag(pace**2, size**2 * near) for pace, size in (_AT_FIRST, _PER_STEP))
+        self._draft = 0.0  # of drafting, besides that of all times
+        self._of_sizes: dict[int, np.ndarray] = {}
 
     def __call__(self, topology: Topology) -> float:
         """Corrected milliseconds of a step with this tree."""
-        factor = math.exp(float(np.interp(topology.nodes, self._cost.nodes, self._verify)))
-        return factor * self._verify_ms(topology) + self.draft(topology)
+        factor = math.exp(float(self._of_size(topology.nodes) @ self._logs))
+        return factor * self._cost.but_draft(topology.nodes) + self.draft(topology)
 
     def draft(self, topology: Topology) -> float:
         """Corrected milliseconds of filling this tree."""
-        return math.exp(self._draft) * self._cost.draft(topology)
+        return math.exp(self._logs[_PACE] + self._draft) * self._cost.draft(topology)
 
     def observe(self, topology: Topology, verify_ms: float, draft_ms: float) -> None:
         """Learns from one step: the milliseconds of its drafting, and of all else."""
-        place = np.interp(topology.nodes, self._cost.nodes, self._places)
-        seen = _log_ratio(verify_ms, self(topology) - self.draft(topology))
-        self._verify += 0.5 ** np.abs(self._places - place) * seen / WINDOW
+        self._learn(self._of_size(topology.nodes), verify_ms / self._cost.but_draft(topology.nodes))
         if topology.nodes:
-            self._draft += _log_ratio(draft_ms, self.draft(topology)) / WINDOW
+            surprise = _log(draft_ms / self._cost.draft(topology)) - self._logs[_PACE] - self._draft
+            self._draft += _little(surprise / WINDOW)
 
     @property
     def shape(self) -> np.ndarray:
         """Logarithms of all factors relative to plain decoding's: what a choice between trees depends on."""
-        return np.append(self._verify, self._draft) - self._verify[0]
+        return np.append(self._logs[_SIZES:], self._draft) - self._logs[_SIZES]
 
-    def _verify_ms(self, topology: Topology) -> float:
-        return self._cost(topology) - self._cost.draft(topology)
+    def _of_size(self, nodes: int) -> np.ndarray:
+        """How much of each logarithm is in that of a tree's time but drafting."""
+        if nodes not in self._of_sizes:
+            grid = self._cost.nodes
+            place = float(np.interp(nodes, grid, np.arange(len(grid))))
+            low = min(int(place), len(grid) - 2)
+            self._of_sizes[nodes] = row = np.zeros(len(self._logs))
+            row[_PACE] = 1.0
+            row[_SIZES + low : _SIZES + low + 2] = low + 1 - place, place - low
+        return self._of_sizes[nodes]
+
+    def _learn(self, row: np.ndarray, factor: float) -> None:
+        """Takes in that ``row @ logs`` was seen to be the logarithm of ``factor``."""
+        self._covariance += self._drift
+        with_row = self._covariance @ row
+        own = float(row @ with_row)
+        surprise = _log(factor) - float(row @ self._logs)
+        self._logs += with_row / own * _little(surprise * own / (own + NOISE**2))
+        self._covariance -= np.outer(with_row, with_row) / (own + NOISE**2)
 
 
-def _log_ratio(seen: float, foretold: float) -> float:
-    return max(-_MOST, min(_MOST, math.log(max(seen, 1e-6) / foretold)))
+def _log(factor: float) -> float:
+    return math.log(max(factor, 1e-6))
+
+
+def _little(change: float) -> float:
+    return max(-MOST_PER_STEP, min(MOST_PER_STEP, change))
 
 
 class CorrectedMachine:
@@ -93,7 +128,7 @@ class CorrectedMachine:
 
 
 class CorrectingPolicy(Policy):
-    """Another policy, made anew when the costs that it was made from turn out to be others."""
+    """Another policy, which follows when the costs that it was made from turn out to be others."""
 
     def __init__(self, make: Callable[[PolicyCost], Policy], machine: MachineCost) -> None:
         """``make`` makes the policy from the costs of steps."""
@@ -102,12 +137,12 @@ class CorrectingPolicy(Policy):
         self._steps = 0
         self._expected = 0.0
         self._last: list[Choice] = []
+        self._shapes: dict[int, np.ndarray] = {}
         self._renew()
 
     def _renew(self) -> None:
         self.policy = self._make(self._machine)
         self.entropy_window = self.policy.entropy_window
-        self._shapes: dict[int, np.ndarray] = {}
 
     def start(self) -> Any:
         return self.policy.start()
@@ -128,10 +163,16 @@ class CorrectingPolicy(Policy):
     def observe(self, topologies: Sequence[Topology], ms: Mapping[str, float]) -> None:
         batch = len(topologies)
         cost = self._machine.of_batch(batch)
-        self._shapes.setdefault(batch, cost.shape)
+        if batch not in self._shapes:
+            self._shapes[batch] = cost.shape
         cost.observe(_widest(topologies), sum(ms.values()) - ms["draft"], ms["draft"])
         self._steps += 1
         if self._steps % PERIOD == 0 and np.abs(cost.shape - self._shapes[batch]).max() > TOLERANCE:
+            self._reprice()
+
+    def _reprice(self) -> None:
+        self._shapes.clear()
+        if not self.policy.reprice():
             self._renew()
 
 

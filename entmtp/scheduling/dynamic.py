@@ -73,6 +73,10 @@ class DynamicPolicy(Policy):
     def start(self) -> Belief:
         return Belief()
 
+    def reprice(self) -> bool:
+        self._priced.clear()
+        return self._before.reprice()
+
     def choose(self, signals: Sequence[Signals], states: Sequence[Belief], begin: BeginDraft) -> list[Choice]:
         for seen, belief in zip(signals, states, strict=True):
             belief.learn(seen.gained)

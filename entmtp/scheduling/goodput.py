@@ -44,10 +44,12 @@ class _Price:
 
     Attributes:
         costs: milliseconds of each shape ``[shapes]``.
+        gains: tokens that a request gains at each centre of the score within each shape ``[centres, shapes]``.
         rate: tokens per millisecond that a schedule reaches.
     """
 
     costs: np.ndarray
+    gains: np.ndarray
     rate: float
 
 
@@ -71,7 +73,8 @@ class GoodputPolicy(Policy):
             [[tree.nodes <= nodes and tree.max_depth <= depth for tree in self.trees] for nodes, depth in sizes]
         )
         by_size = {(tree.nodes, tree.max_depth): tree for tree in self.trees}
-        self._shapes = [by_size[size] for size in sizes]
+        self._shapes = [by_size[size] for size in sizes]  # plain decoding first
+        self._plain = self.trees.index(Topology.root_only())
         self._shape_of = np.array([sizes.index((tree.nodes, tree.max_depth)) for tree in self.trees])
         self._by_shape = np.argsort(self._shape_of, kind="stable")
         self._starts = np.searchsorted(self._shape_of[self._by_shape], np.arange(len(sizes)))
@@ -86,6 +89,11 @@ class GoodputPolicy(Policy):
 
     def start(self) -> Belief:
         return Belief()
+
+    def reprice(self) -> bool:
+        self._priced.clear()
+        self.__dict__.pop("_alone", None)  # made again when it is asked for
+        return True
 
     def choose(self, signals: Sequence[Signals], states: Sequence[Belief], begin: BeginDraft) -> list[Choice]:
         for seen, belief in zip(signals, states, strict=True):
@@ -109,7 +117,11 @@ class GoodputPolicy(Policy):
         if len(scores) == 1:  # alone, a tree is its own shape
             return [self._alone.at(scores[0])]
         price = self._price(len(scores))
-        expected = np.stack([self.predictor.blend(score) for score in scores]) @ self._gains  # [batch, trees]
+        blends = self.predictor.blends(scores)
+        # Between two centres no tree gains more than the best at each: where even so plain decoding is best, it is.
+        if not (blends.sum(0) @ price.gains - price.rate * price.costs).argmax():
+            return [self._plain] * len(scores)
+        expected = blends @ self._gains  # [batch, trees]
         shape = int((self._best_within(expected).sum(0) - price.rate * price.costs).argmax())
         best: list[int] = np.where(self._within[shape], expected, -np.inf).argmax(1).tolist()
         return best
@@ -133,7 +145,6 @@ class GoodputPolicy(Policy):
         if batch not in self._priced:
             cost = self._costs(batch)
             costs = np.array([cost(shape) for shape in self._shapes])
-            # [centres, shapes]: what a request at a centre of the score gains within a shape.
             gains = self._best_within(self._gains)
             shares = np.array(self.predictor.shares)
             if batch == 1:
@@ -141,5 +152,5 @@ class GoodputPolicy(Policy):
             else:
                 # Requests in different moods share a shape, so it can't follow the mood of one.
                 rate = float((batch * (shares @ gains) / costs).max())
-            self._priced[batch] = _Price(costs, rate)
+            self._priced[batch] = _Price(costs, gains, rate)
         return self._priced[batch]

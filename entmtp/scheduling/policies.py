@@ -64,6 +64,10 @@ class Policy(ABC):
         """Learns what a step with these trees took, by its parts; most policies need not know."""
         return
 
+    def reprice(self) -> bool:
+        """Takes in that the costs which it was made from have changed; False where it has to be made anew for that."""
+        return False
+
 
 class RequestPolicy(Policy):
     """One that looks at each request by itself."""

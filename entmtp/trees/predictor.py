@@ -83,12 +83,18 @@ class Predictor(BaseModel):
 
     def blend(self, score: float) -> np.ndarray:
         """How much each centre counts at ``score`` ``[centres]``: linear between two, the outermost beyond."""
-        shares = np.zeros(len(self.centres))
-        above = bisect_left(self.centres, score)
-        low, high = max(0, above - 1), min(above, len(self.centres) - 1)
-        part = 1.0 if low == high else (score - self.centres[low]) / (self.centres[high] - self.centres[low])
-        shares[low] = 1 - part
-        shares[high] += part
+        return self.blends([score])[0]
+
+    def blends(self, scores: Sequence[float]) -> np.ndarray:
+        """:meth:`blend` of each of the ``scores`` ``[scores, centres]``."""
+        centres = self.centres
+        shares = np.zeros((len(scores), len(centres)))
+        for row, score in enumerate(scores):
+            above = bisect_left(centres, score)
+            low, high = max(0, above - 1), min(above, len(centres) - 1)
+            part = 1.0 if low == high else (score - centres[low]) / (centres[high] - centres[low])
+            shares[row, low] = 1 - part
+            shares[row, high] += part
         return shares
 
     def gains(self, topologies: Sequence[Topology]) -> np.ndarray:

@@ -50,6 +50,23 @@ def test_sizes_that_were_measured_wrong_are_put_right() -> None:
         assert cost(wide(nodes)) - cost.draft(wide(nodes)) == pytest.approx(expected, rel=0.05)
 
 
+def test_a_machine_that_slows_down_while_it_decodes_plainly_compares_trees_as_before() -> None:
+    cost = CorrectedCost(COST)
+    watch(cost, lambda nodes: 1.0, 600)
+    for _ in range(200):
+        cost.observe(wide(0), 1.5 * COST(wide(0)), 0.0)
+    assert cost(wide(0)) == pytest.approx(1.5 * COST(wide(0)), rel=0.01)
+    assert np.abs(cost.shape).max() < 0.1 * np.log(1.5)
+
+
+def test_sizes_that_were_measured_wrong_are_put_right_within_some_steps() -> None:
+    cost = CorrectedCost(COST)
+    for at in range(32):
+        tree = wide((0, 1)[at % 2])
+        cost.observe(tree, (0.93 if tree.nodes == 0 else 1.05) * (COST(tree) - COST.draft(tree)), COST.draft(tree))
+    assert cost.shape[1] == pytest.approx(np.log(1.05 / 0.93), rel=0.25)
+
+
 def test_sizes_that_never_come_follow_their_neighbours() -> None:
     cost = CorrectedCost(COST)
     for _ in range(200):
@@ -107,9 +124,23 @@ def test_a_policy_that_is_right_is_left_alone() -> None:
     assert made.count == 1
 
 
+def test_a_policy_that_can_take_other_costs_in_is_not_made_anew() -> None:
+    made: list[GoodputPolicy] = []
+
+    def make(cost: PolicyCost) -> Policy:
+        made.append(GoodputPolicy(small_predictor(), cost.of_batch, 8))
+        return made[-1]
+
+    policy = CorrectingPolicy(make, COST)
+    before = made[0].rate()
+    run(policy, lambda nodes: 1.0 if nodes == 0 else 4.0, 40 * PERIOD)
+    assert len(made) == 1
+    assert made[0].rate() < before
+
+
 def test_steps_of_two_requests_teach_of_two_alone() -> None:
     machine = CorrectedMachine(BatchedCost(measured={1: COST, 2: COST}))
-    for _ in range(2 * PERIOD):
+    for _ in range(8 * PERIOD):
         machine.of_batch(2).observe(wide(1), 500.0, 2.0)
     assert machine.of_batch(2)(wide(1)) > 5 * machine(wide(1))
     assert machine(wide(1)) == COST(wide(1))

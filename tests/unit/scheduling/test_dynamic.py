@@ -92,6 +92,21 @@ def test_hopeless_guesses_leave_plain_decoding() -> None:
     assert grown(script([0.001] * 4), small_cost(2.0, 1.0)) == PLAIN
 
 
+def test_other_costs_count_once_the_policy_takes_them_in() -> None:
+    costs = [small_cost(1.0, 1.0)]
+    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch: costs[0].of_batch(batch), 8)
+
+    def nodes() -> int:
+        heads = script(*[[0.97, 0.01, 0.005, 0.001]] * 3)
+        return policy.choose([EASY], [Belief()], lambda requests: heads)[0].topology.nodes
+
+    assert nodes() == 3
+    costs[0] = small_cost(50.0, 1.0)
+    assert nodes() == 3
+    assert policy.reprice()
+    assert nodes() == 0
+
+
 @pytest.mark.parametrize("kind", ["medusa", "hydra"])
 def test_growing_gives_the_tokens_that_filling_gives(kind: str) -> None:
     backbone = small_backbone()

@@ -71,6 +71,20 @@ def test_a_batch_for_which_nodes_are_dear_decodes_plainly() -> None:
     assert policy.rate(16) == pytest.approx(16 / 10)
 
 
+def test_other_costs_count_once_the_policy_takes_them_in() -> None:
+    costs = linear(0.5)
+    policy = GoodputPolicy(PREDICTOR, lambda batch: costs(batch), 8)
+    batches = [EASY], [EASY, EASY]
+    cheap = [chosen_by(policy, *batch) for batch in batches]
+    costs = linear(10.0)
+    assert [chosen_by(policy, *batch) for batch in batches] == cheap
+    assert policy.reprice()
+    assert [chosen_by(policy, *batch) for batch in batches] == [
+        [Topology.root_only()] * len(batch) for batch in batches
+    ]
+    assert policy.rate(2) == pytest.approx(0.2)
+
+
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=5), st.floats(0, 5), st.floats(0, 3))
 def test_no_shape_is_worth_more(nats: list[float], per_node: float, per_level: float) -> None:
     policy = GoodputPolicy(PREDICTOR, linear(per_node, per_level), 8)
