@@ -3,6 +3,7 @@
 
     python -m benchmarks.engine
     python -m benchmarks.engine --concurrency 1 --concurrency 8 --figure engine.svg --record engine.json
+    python -m benchmarks.engine --arm entmtp-dynamic --requests 3  # a user's next request follows, as with a service
 
 A closed loop: so many requests are always on their way, each from a scored prompt of the suites, greedy, prompts read
 included. Each method has an engine of its own, and all engines take turns at every step: what disturbs the machine
@@ -52,8 +53,9 @@ from entmtp.trees.bank import MIXED, TreeBank, bundled_bank, load_bank
 PLAIN = "autoregressive"
 PUBLISHED = "hydra"
 PEER = "transformers"
-ARMS = (PLAIN, PUBLISHED, "hydra-best", "entmtp-goodput", "entmtp-dynamic")
-OURS = ARMS[-2:]
+OURS = ("entmtp-goodput", "entmtp-dynamic")
+ARMS = (PLAIN, PUBLISHED, "hydra-best", *OURS, PEER)
+KNOWN = (*ARMS, "entmtp")
 LOADS = (1, 2, 4, 8, 16)
 SLACK = 0.98
 PAGE = 64
@@ -61,6 +63,8 @@ NOTES = (
     "Each round is a closed loop over as many requests per user as asked for; tokens/s counts new tokens over the time"
     " of all steps of a round, prompts read included.",
     f"Our methods take turns at every step, in an order that is drawn anew for each; {PEER} answers a whole round.",
+    "At a round's end, when no user has a next request, fewer are on their way: a large part of a round of one request"
+    " per user, which hits methods whose requests end at different times.",
     "Intervals are over rounds, whose requests are the same for all methods.",
     "All methods wrote the same tokens, or this would have ended with an error.",
     "Trees come from the bank that was calibrated on all suites, costs from steps of each number of requests.",
@@ -91,7 +95,7 @@ def main(
     """Print tokens per second by concurrency and method, and ratios with 95% intervals over rounds."""
     console = Console(width=130)
     with told_plainly("engine", "nothing was recorded"):
-        arms = [PLAIN, *(name for name in arm or ARMS if name != PLAIN)]
+        arms = _checked([PLAIN, *(name for name in arm or ARMS if name != PLAIN)])
         loads = sorted(set(concurrency or LOADS))
         logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)  # it warns with every round
         model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
@@ -107,24 +111,32 @@ def main(
             for load in loads:
                 context = max(map(len, prompts)) + max_new_tokens
                 settings = EngineSettings(slots=load, context=context, prefix_reuse=False)
-                engines = {name: _engine(name, backbone, heads, bank, cost, settings) for name in arms}
-                found[load] = {name: [] for name in (*arms, PEER)}
+                engines = {name: _engine(name, backbone, heads, bank, cost, settings) for name in arms if name != PEER}
+                found[load] = {name: [] for name in arms}
                 for number in range(-1, rounds):  # the first warms up
                     first = (number + 1) * load * requests
                     asked = [prompts[at % len(prompts)] for at in range(first, first + load * requests)]
                     results = in_turns(engines, max_new_tokens, asked, random.Random(number))
-                    results[PEER] = _by_transformers(peer, load, context, max_new_tokens, asked)
+                    if PEER in arms:
+                        results[PEER] = _by_transformers(peer, load, context, max_new_tokens, asked)
                     _check_same(results)
                     if number >= 0:
                         for name, result in results.items():
                             found[load][name].append(result)
                         bar.advance(task)
         table = Table(title="tokens per second", columns=_columns(), rows=rows(found))
-        title = f"Throughput of the engine, {max_new_tokens} tokens per request"
+        title = f"Throughput of the engine, {max_new_tokens} tokens per request, {requests} per user and round"
         if figure is not None:
             write_whole(figure, lambda unfinished: drawn(found).savefig(unfinished, format="svg", bbox_inches="tight"))
         notes = [*NOTES, *verdicts(found)]
         deliver(made_record("engine", title, hardware_name(backbone.device), [table], notes, figure), record)
+
+
+def _checked(arms: list[str]) -> list[str]:
+    for name in arms:
+        if name not in KNOWN:
+            raise EntMTPError(f"arm: '{name}' is unknown; choose from {', '.join(KNOWN)}")
+    return arms
 
 
 def _prompts(tokenizer: Any) -> list[list[int]]:
