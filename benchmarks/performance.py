@@ -41,7 +41,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "gains": "gains --repetitions 30",
         "gains-packed": "gains --kernels packed --repetitions 30",
         "engine": "engine --figure docs/performance/cpu-engine.svg",
-        "engine-steady": "engine --requests 3 --rounds 4 --arm entmtp-goodput --arm entmtp-dynamic",
+        "engine-steady": "engine --requests 3 --rounds 8 --arm entmtp-goodput --arm entmtp-dynamic",
         "chat": "chat",
         "memory": "memory",
         "signals": "signals --output results/signals",
