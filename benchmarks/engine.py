@@ -99,7 +99,8 @@ def main(
         loads = sorted(set(concurrency or LOADS))
         logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)  # it warns with every round
         model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
-        peer, _ = load_model("bundled", device=str(model.device))  # it changes how the model attends
+        # A model of its own, since it changes how the model attends.
+        peer = load_model("bundled", device=str(model.device))[0] if PEER in arms else None
         backbone = Backbone(model)
         heads = load_heads(bundled_heads("hydra"), backbone)
         bank = load_bank(bundled_bank(MIXED, "hydra"))

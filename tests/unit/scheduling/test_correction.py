@@ -120,7 +120,7 @@ def test_the_policy_is_made_anew_when_trees_compare_otherwise() -> None:
 
 def test_a_policy_that_is_right_is_left_alone() -> None:
     made = Remade()
-    run(CorrectingPolicy(made, COST), lambda nodes: 1.0, 5 * PERIOD)
+    run(CorrectingPolicy(made, COST), lambda nodes: 1.0, 20 * PERIOD)
     assert made.count == 1
 
 
