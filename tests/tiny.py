@@ -98,13 +98,14 @@ def random_tokens(count: int, seed: int = 0, vocab: int = VOCAB) -> list[int]:
 @torch.inference_mode()
 def plain_logits(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
     """Logits ``[len(ids), vocab]`` of the model run alone, without a cache."""
-    return torch.nn.Module.__call__(model, input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
+    prompt = torch.tensor([list(ids)], device=model.device)
+    return torch.nn.Module.__call__(model, input_ids=prompt, use_cache=False).logits[0]
 
 
 @torch.inference_mode()
 def greedy(model: PreTrainedModel, ids: Sequence[int], new_tokens: int, **options: Any) -> list[int]:
     """The model's own greedy continuation."""
-    prompt = torch.tensor([list(ids)])
+    prompt = torch.tensor([list(ids)], device=model.device)
     generate: Any = model.generate
     output = generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new_tokens, do_sample=False, **options

@@ -50,6 +50,12 @@ class _Job:
     read: int = 0
     running: RunningRequest | None = None
 
+    def move(self, slot: int) -> None:
+        """Notes that it lies in another slot."""
+        self.slot = slot
+        if self.running is not None:
+            self.running.slot = slot
+
     @property
     def outstanding(self) -> int:
         """Tokens that it may still take."""
@@ -295,6 +301,7 @@ class Engine:
 
     def _decode(self, jobs: list[_Job]) -> list[Progress]:
         state, slots = self._memory()
+        jobs = self._in_front(jobs)
         requests = [job.running for job in jobs if job.running is not None]
         before = [len(request.tokens) for request in requests]
         began = time.perf_counter()
@@ -309,6 +316,19 @@ class Engine:
             slots.write(job.slot, request.tokens[begin:])
             progress.append(self._fail_on_nan(job) if math.isnan(request.entropy) else self._progress(job, request))
         return progress
+
+    def _in_front(self, running: Sequence[_Job]) -> list[_Job]:
+        """Moves the ``running`` into the first slots, in whose order they come back.
+
+        A step reads slots that follow one another where they lie, and needs graphs by their number alone.
+        """
+        state, slots = self._memory()
+        for one, other in slots.to_front([job.slot for job in running]):
+            state.swap(one, other)
+            slots.swap(one, other)
+            for job in self._jobs:
+                job.move({one: other, other: one}.get(job.slot, job.slot))
+        return sorted(running, key=lambda job: job.slot)
 
     def _progress(self, job: _Job, request: RunningRequest) -> Progress:
         done, params = job.completion, job.request.params

@@ -56,7 +56,7 @@ class Graphs:
         self._recorder = recorder
         self._recordings: dict[Hashable, Recording] = {}
         self._loaded: dict[TreeShape, TreeBatch] = {}
-        self._held: dict[torch.Size, torch.Tensor] = {}
+        self._held: dict[tuple[str, torch.Size], torch.Tensor] = {}
         self.captures = 0
         self.refused: str | None = None
 
@@ -81,11 +81,11 @@ class Graphs:
         self._loaded[trees.shape] = TreeBatch(trees.topologies, trees.shape, packed)
         return self._loaded[trees.shape]
 
-    def hold(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What no part has made, in a place from which captured parts can read: one for all tensors of a shape."""
+    def hold(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What no part has made, in a place from which captured parts can read: one for each name and shape."""
         if not self.active:
             return tensor
-        held = self._held.setdefault(tensor.shape, tensor)
+        held = self._held.setdefault((name, tensor.shape), tensor)
         return held if held is tensor else held.copy_(tensor)
 
     def run(self, key: Hashable, part: Part[Outputs], trees: TreeBatch) -> Outputs:

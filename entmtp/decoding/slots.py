@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from entmtp.models.cache import TreeCache
@@ -63,6 +63,15 @@ class Slots:
             return 0
         most = min(len(slot.tokens), len(prompt) - 1)
         return next((at for at in range(most) if slot.tokens[at] != prompt[at]), most)
+
+    def to_front(self, running: Collection[int]) -> list[tuple[int, int]]:
+        """Pairs of slots whose exchange makes the ``running`` ones the first."""
+        behind = [slot for slot in running if slot >= len(running)]
+        return list(zip(behind, (slot for slot in range(len(running)) if slot not in running)))
+
+    def swap(self, one: int, other: int) -> None:
+        """Notes that two slots were exchanged."""
+        self._slots[one], self._slots[other] = self._slots[other], self._slots[one]
 
     def write(self, number: int, tokens: Sequence[int]) -> None:
         """Notes what was appended to a slot."""

@@ -48,6 +48,13 @@ class DecodingState:
         return self.begin(slot, self.logits(slot), Sampler(GREEDY))
 
     @torch.inference_mode()
+    def swap(self, one: int, other: int) -> None:
+        """Exchanges all that two slots hold."""
+        self.cache.swap(one, other)
+        for held in (self.root, self.hidden, *([] if self.memory is None else [self.memory.states])):
+            held[[one, other]] = held[[other, one]]
+
+    @torch.inference_mode()
     def read(self, slot: int, tokens: Sequence[int]) -> None:
         """Appends a part of a prompt to ``slot``."""
         states = self.backbone.prefill(tokens, slot, self.cache)

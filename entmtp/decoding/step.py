@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from entmtp.decoding.acceptance import Outcome, greedy, sampled
+from entmtp.decoding.acceptance import Accepted, Outcome, greedy, sampled
 from entmtp.decoding.logprobs import logprobs_of
 from entmtp.decoding.request import RunningRequest, StepRecord
 from entmtp.decoding.state import DecodingState
@@ -23,7 +23,8 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     with a memory do is never captured, since its shapes change with every step. The host waits for the device once, for
     the outcome.
     """
-    backbone, cache, run = state.backbone, state.cache, state.graphs.run
+    backbone, cache = state.backbone, state.cache
+    run, hold = state.graphs.run, state.graphs.hold
     watch = Stopwatch(backbone.device)
 
     # 1. signals -> policy -> topology
@@ -45,9 +46,9 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     # 2. the heads fill each topology with tokens, from the state that chose the root, if they did not as it grew
     grown = [choice.tokens for choice in chosen if choice.tokens is not None]
     if grown:
-        tokens = state.graphs.hold(state.grown(slots, trees, grown))
+        tokens = hold("tokens", state.grown(slots, trees, grown))
     elif state.memory is not None:
-        tokens = state.graphs.hold(*state.draft(slots, trees))
+        tokens = hold("tokens", *state.draft(slots, trees))
     else:
         (tokens,) = run(("draft", trees.shape, slots), lambda trees: state.draft(slots, trees), trees)
     key = trees.shape, span, tokens.data_ptr()
@@ -62,9 +63,10 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     if all(sampler.plain for sampler in samplers):
         accepted = run(("accept", *key), lambda trees: greedy(tokens, logits, trees), trees)
     else:  # chance and penalties differ from step to step, which no captured graph may
-        accepted = sampled(tokens, logits, trees, samplers)
+        found = sampled(tokens, logits, trees, samplers)
+        accepted = Accepted(**{name: hold(name, tensor) for name, tensor in found._asdict().items()})
     watch.mark("accept")
-    run(("compact", *key), lambda _: state.keep(slots, hidden, accepted), trees)
+    run(("compact", *key, accepted.nodes.data_ptr()), lambda _: state.keep(slots, hidden, accepted), trees)
     state.remember(slots, tokens, hidden, accepted)
     watch.mark("compact")
 

@@ -31,7 +31,13 @@ READ_TOGETHER = 512
 
 
 class HeadsMemory(ABC):
-    """The heads' part of one cache. Runs under inference mode."""
+    """The heads' part of one cache. Runs under inference mode.
+
+    Attributes:
+        states: ``[slots, ...]`` what guessing behind each slot's root starts from.
+    """
+
+    states: torch.Tensor
 
     @abstractmethod
     def read(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> None:

@@ -287,6 +287,18 @@ class TreeCache(Cache):
         self.rewind(target, length)
 
     @torch.inference_mode()
+    def swap(self, one: int, other: int) -> None:
+        """Exchanges the texts of two slots, with the entry of the root that some heads have behind them."""
+        rows = slice(1, 2 + max(self.lengths[one], self.lengths[other]))
+        for pool in self.pools.values():
+            kept = pool[:, one, :, rows].clone()
+            pool[:, one, :, rows] = pool[:, other, :, rows]
+            pool[:, other, :, rows] = kept
+        length = self.lengths[one]
+        self.rewind(one, self.lengths[other])
+        self.rewind(other, length)
+
+    @torch.inference_mode()
     def rewind(self, slot: int, length: int = 0) -> None:
         """Forgets a slot's tokens behind the first ``length``; the memory stays."""
         self.lengths[slot] = length

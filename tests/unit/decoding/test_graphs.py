@@ -6,16 +6,19 @@ import torch
 
 from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.request import RunningRequest
+from entmtp.decoding.sampling import Sampler
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
 from entmtp.models import cache as cache_module
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.dynamic import DynamicPolicy
-from entmtp.scheduling.policies import RequestPolicy, SequencePolicy
+from entmtp.scheduling.policies import RequestPolicy, SequencePolicy, StaticPolicy
 from entmtp.scheduling.signals import SignalTracker
+from entmtp.settings import SamplingParams
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
+from tests.prefix import prefix_heads
 from tests.small import (
     SMALL_VOCAB,
     small_backbone,
@@ -121,6 +124,27 @@ def test_a_batch_with_a_tree_each_replays_too() -> None:
     for request, prompt in zip(requests, prompts, strict=True):
         assert request.tokens == greedy(backbone.model, prompt, len(request.tokens))
     assert state.graphs.captures < 60
+
+
+@pytest.mark.parametrize("kind", ["hydra", "prefix"])
+def test_what_is_sampled_between_graphs_is_kept_by_them(kind: str) -> None:
+    backbone = taped_backbone()
+    heads = small_heads("hydra", backbone) if kind == "hydra" else prefix_heads(backbone)
+    prompts = [small_prompt(length, seed=length) for length in (3, 9)]
+    policy = StaticPolicy(TREES["bushy"], 8)
+
+    def texts(state: DecodingState) -> list[list[int]]:
+        requests = running(state, prompts)
+        for turn in range(40):
+            if turn == 5:  # greedily at first, so that there are graphs that know of nothing else
+                for seed, request in enumerate(requests):
+                    request.sampler = Sampler(SamplingParams(seed=seed, top_p=0.9))
+            decode_step(state, policy, requests)
+        return [request.tokens for request in requests]
+
+    taped = taped_state(backbone, heads, slots=2)
+    assert texts(taped) == texts(DecodingState(backbone, heads, slots=2, capacity=512))
+    assert taped.graphs.refused is None
 
 
 def test_a_growing_context_needs_a_capture_every_so_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

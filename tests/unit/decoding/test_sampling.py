@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
-from transformers import (
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from entmtp.decoding import acceptance, sampling
 from entmtp.decoding.request import RunningRequest
@@ -31,13 +23,10 @@ from entmtp.scheduling.signals import SignalTracker
 from entmtp.settings import SamplingParams
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
-from tests.small import small_chances, small_cost, small_predictor, small_prompt
+from tests.drawing import LENGTH, PROMPT, SHAPED, drawn, exact, p_value
+from tests.small import SMALL_VOCAB, small_chances, small_cost, small_predictor
 from tests.tiny import TREES
 
-VOCAB = 12
-LENGTH = 3
-PROMPT = small_prompt(5, seed=3)
-SHAPED = SamplingParams(temperature=0.8, top_p=0.9, repetition_penalty=1.3, max_tokens=LENGTH)
 FREE = SamplingParams(max_tokens=LENGTH)
 WIDE = Topology.of([*((rank,) for rank in range(5)), (0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (0, 0, 0)])
 POLICIES: dict[str, Policy] = {
@@ -47,72 +36,6 @@ POLICIES: dict[str, Policy] = {
     "goodput": GoodputPolicy(small_predictor(), lambda batch: small_cost(), 8),
     "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(), 8),
 }
-
-
-@torch.inference_mode()
-def next_chances(backbone: Backbone, text: Sequence[int], params: SamplingParams) -> np.ndarray:
-    """The target behind ``text``, by transformers' processors on the model's own logits."""
-    ids = torch.tensor([list(text)])
-    scores = backbone.model(ids).logits[:, -1]
-    if params.repetition_penalty != 1:
-        scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(ids, scores)
-    if params.temperature != 1:
-        scores = TemperatureLogitsWarper(params.temperature)(ids, scores)
-    if params.top_p < 1:
-        scores = TopPLogitsWarper(params.top_p)(ids, scores)
-    chances: np.ndarray = scores.softmax(-1)[0].double().numpy()
-    return chances
-
-
-def exact(backbone: Backbone, params: SamplingParams) -> dict[tuple[int, ...], float]:
-    """The probability of every text of :data:`LENGTH` tokens."""
-    texts: dict[tuple[int, ...], float] = {(): 1.0}
-    for _ in range(LENGTH):
-        texts = {
-            (*text, token): chance * float(each)
-            for text, chance in texts.items()
-            for token, each in enumerate(next_chances(backbone, [*PROMPT, *text], params))
-            if each > 0
-        }
-    return texts
-
-
-def drawn(
-    backbone: Backbone, heads: DraftHeads, policy: Policy, params: SamplingParams, batch: int, draws: int
-) -> Counter[tuple[int, ...]]:
-    """Counts of texts, each of a request of its own."""
-    state = DecodingState(backbone, heads, batch, capacity=80)
-    for slot in range(batch):
-        state.prefill(slot, PROMPT)
-    behind = state.hidden.clone()
-    counts: Counter[tuple[int, ...]] = Counter()
-    for first in range(0, draws, batch):
-        requests = []
-        for slot in range(batch):
-            state.cache.rewind(slot, len(PROMPT))
-            state.hidden[slot] = behind[slot]
-            sampler = Sampler(params.model_copy(update={"seed": first + slot}))
-            sampler.read(PROMPT, VOCAB, backbone.device)
-            root, uncertainty = state.begin(slot, state.logits(slot), sampler)
-            requests.append(RunningRequest(slot, SignalTracker(8), policy.start(), root, uncertainty, sampler))
-        while min(len(request.tokens) for request in requests) < LENGTH:
-            decode_step(state, policy, requests)
-        counts.update(tuple(request.tokens[:LENGTH]) for request in requests)
-    return counts
-
-
-def p_value(counts: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
-    """Of the counts, if the texts had these probabilities; rare texts are counted together."""
-    draws = sum(counts.values())
-    assert set(counts) <= set(expected), "a text came out that can't"
-    often = [text for text, chance in expected.items() if chance * draws >= 8]
-    seen = [counts[text] for text in often]
-    wanted = [expected[text] * draws for text in often]
-    if draws - sum(wanted) >= 8:
-        seen, wanted = [*seen, draws - sum(seen)], [*wanted, draws - sum(wanted)]
-    else:
-        wanted = [each * sum(seen) / sum(wanted) for each in wanted]
-    return float(chisquare(seen, wanted).pvalue)
 
 
 @pytest.mark.parametrize("params", [FREE, SHAPED], ids=["free", "shaped"])
@@ -161,7 +84,7 @@ def test_children_accepted_independently_would_be_noticed(
 
     def independently(tokens: torch.Tensor, choice: torch.Tensor, trees: TreeBatch) -> torch.Tensor:
         assert real(tokens, choice, trees).shape == tokens.shape
-        parents = trees.parent[..., None].expand(-1, -1, VOCAB)
+        parents = trees.parent[..., None].expand(-1, -1, SMALL_VOCAB)
         chance = seen[-1].softmax(-1).gather(1, parents).gather(-1, tokens[..., None])[..., 0]
         return torch.rand(tokens.shape, generator=generator) < chance
 
@@ -182,7 +105,7 @@ def test_one_seed_writes_one_text_with_every_policy_and_company(
             state.cache.rewind(slot)
             state.read(slot, PROMPT)
             sampler = Sampler(params.model_copy(update={"seed": seed}))
-            sampler.read(PROMPT, VOCAB, backbone.device)
+            sampler.read(PROMPT, SMALL_VOCAB, backbone.device)
             root, uncertainty = state.begin(slot, state.logits(slot), sampler)
             requests.append(RunningRequest(slot, SignalTracker(8), policy.start(), root, uncertainty, sampler))
         while len(requests[0].tokens) < 30:

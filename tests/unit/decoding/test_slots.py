@@ -101,3 +101,28 @@ def test_a_slot_always_holds_the_prompt_it_says(prompts: list[list[int]], rng: r
         taken.append(slot)
     assert slots.tokens == sum(memory.lengths[slot] for slot in taken)
     assert torch.equal(memory.table.device_lengths, torch.tensor(memory.lengths))
+
+
+@given(st.sets(st.integers(0, 7)))
+def test_exchanges_bring_the_running_slots_to_the_front(running: set[int]) -> None:
+    slots = Slots(cache(8), reuse=True)
+    order = list(range(8))
+    exchanges = slots.to_front(sorted(running))
+    for one, other in exchanges:
+        order[one], order[other] = order[other], order[one]
+    assert set(order[: len(running)]) == running
+    assert len(exchanges) == len(running - set(range(len(running))))
+
+
+def test_texts_are_found_where_they_were_exchanged_to() -> None:
+    memory = cache()
+    slots = Slots(memory, reuse=True)
+    texts = [[1, 2, 3], [4, 5, 6, 7, 8]]
+    for text in texts:
+        fill(slots, memory, slots.take(text)[0], text)
+    memory.swap(0, 1)
+    slots.swap(0, 1)
+    assert [held(memory, slot) for slot in (1, 0)] == texts
+    assert memory.table.device_lengths.tolist()[:2] == [5, 3]
+    slots.release(0)
+    assert slots.take([4, 5, 6, 9]) == (0, 3)

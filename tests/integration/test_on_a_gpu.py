@@ -1,0 +1,174 @@
+"""What only a GPU runs: real captured graphs, its own kernels, pinned copies, events."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from entmtp.decoding.engine import Engine
+from entmtp.decoding.measure import PARTS, machine_cost
+from entmtp.decoding.request import Request
+from entmtp.decoding.state import DecodingState
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.models.backbone import Backbone
+from entmtp.models.registry import encode_chat, load_model
+from entmtp.scheduling.dynamic import DynamicPolicy
+from entmtp.scheduling.policies import Policy, SequencePolicy, StaticPolicy
+from entmtp.settings import EngineSettings, SamplingParams
+from entmtp.trees.published import published_tree
+from entmtp.trees.topology import Topology
+from tests.drawing import PROMPT, SHAPED, drawn, exact, p_value
+from tests.memory import REMEMBERING, check_memory, remembering_heads, remembering_model
+from tests.small import SMALL_VOCAB, small_chances, small_cost, small_heads, small_predictor, small_prompt
+from tests.tiny import SUPPORTED, TREES, VOCAB, greedy, random_heads, tiny_model
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
+
+GPU = "cuda"
+CONTEXT = 1024
+POLICIES: dict[str, Policy] = {
+    "static": StaticPolicy(TREES["bushy"], 8),
+    "sequence": SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8),
+    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(0.01, 0.01), 8),
+}
+
+
+def on_gpu(model: PreTrainedModel) -> PreTrainedModel:
+    torch.nn.Module.to(model, GPU)
+    return model
+
+
+def small_model(architecture: str = "llama") -> PreTrainedModel:
+    return on_gpu(tiny_model(architecture, vocab_size=SMALL_VOCAB, max_position_embeddings=CONTEXT))
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return Backbone(small_model())
+
+
+@pytest.fixture(scope="module")
+def heads(backbone: Backbone) -> DraftHeads:
+    return small_heads("hydra", backbone)
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("architecture", SUPPORTED)
+def test_the_output_is_the_models_own_greedy_text(architecture: str, kind: str, policy: str) -> None:
+    model = small_model(architecture)
+    backbone = Backbone(model)
+    engine = Engine(backbone, small_heads(kind, backbone), POLICIES[policy])
+    prompt = small_prompt(9)
+    for _ in range(2):  # the second time everything is replayed
+        done = engine.generate(prompt, 120)
+        assert done.tokens == greedy(model, prompt, 120)
+    assert done.tau > 1.05, "nothing was accepted: the case shows nothing"
+    state, _ = engine._memory()
+    assert state.graphs.refused is None
+
+
+def test_graphs_are_captured_once_per_shape(backbone: Backbone, heads: DraftHeads) -> None:
+    engine = Engine(backbone, heads, POLICIES["sequence"])
+    captures = []
+    for _ in range(3):
+        engine.generate(small_prompt(9), 60)
+        state, _ = engine._memory()
+        captures.append(state.graphs.captures)
+    assert 0 < captures[0] == captures[2]
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+@pytest.mark.parametrize("seed", range(3))
+def test_sixteen_requests_that_come_and_go_write_what_each_writes_alone(
+    seed: int, policy: str, backbone: Backbone, heads: DraftHeads
+) -> None:
+    rng = random.Random(seed)
+    sizes = {"slots": 4, "context": 128, "prefill_tokens": 7}
+    engine = Engine(backbone, heads, POLICIES[policy], EngineSettings.parse(**sizes))
+    shared = small_prompt(6, seed=50)
+    prompts = [
+        [*(shared if rng.random() < 0.5 else []), *small_prompt(rng.randint(1, 25), seed=at)] for at in range(16)
+    ]
+    lengths = [rng.randint(1, 20) for _ in prompts]
+    done, waiting = {}, list(range(16))
+    while waiting or not engine.idle:
+        while waiting and rng.random() < 0.5:
+            at = waiting.pop(0)
+            params = SamplingParams(temperature=0.0, max_tokens=lengths[at])
+            done[at] = engine.submit(Request(str(at), prompts[at], params))
+        engine.step()
+    for at, completion in done.items():
+        assert completion.tokens == greedy(backbone.model, prompts[at], lengths[at])
+    state, _ = engine._memory()
+    assert state.graphs.refused is None
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+def test_sampled_texts_come_as_often_as_the_model_would_write_them(
+    policy: str, backbone: Backbone, heads: DraftHeads
+) -> None:
+    counts = drawn(backbone, heads, POLICIES[policy], SHAPED, batch=4, draws=2_000)
+    assert p_value(counts, exact(backbone, SHAPED)) > 1e-3
+
+
+def test_one_seed_writes_one_text_alone_and_in_company(backbone: Backbone, heads: DraftHeads) -> None:
+    def text(others: int) -> list[int]:
+        engine = Engine(backbone, heads, POLICIES["dynamic"], EngineSettings(slots=4, context=128))
+        params = SHAPED.model_copy(update={"seed": 7, "max_tokens": 40})
+        first = engine.submit(Request("first", PROMPT, params))
+        for at in range(others):
+            engine.submit(Request(str(at), small_prompt(4, seed=at), params.model_copy(update={"seed": at})))
+        while not engine.idle:
+            engine.step()
+        return list(first.tokens)
+
+    assert text(0) == text(3)
+
+
+@pytest.mark.parametrize("kind", REMEMBERING)
+@pytest.mark.parametrize("policy", list(POLICIES))
+def test_heads_that_remember_write_the_models_text_and_remember_what_was_kept(kind: str, policy: str) -> None:
+    model = on_gpu(remembering_model(kind))
+    backbone = Backbone(model)
+    engine = Engine(backbone, remembering_heads(kind, backbone), POLICIES[policy])
+    prompt = small_prompt(9)
+    assert engine.generate(prompt, 50).tokens == greedy(model, prompt, 50)
+    state, slots = engine._memory()
+    assert state.graphs.refused is None
+    check_memory(state, 0, slots.texts[0])
+
+
+def test_the_cost_of_steps_is_measured_with_events(tmp_path: Path) -> None:
+    backbone = Backbone(on_gpu(tiny_model("llama")))
+    heads = random_heads("hydra", backbone, draft_vocab_size=VOCAB).attach(backbone)
+    cost = machine_cost(backbone, heads, tmp_path, lambda text: None, slots=2)
+    assert torch.cuda.get_device_name() in cost.measured[1].hardware
+    done = Engine(backbone, heads, StaticPolicy(TREES["bushy"], 8)).generate(small_prompt(9), 20)
+    assert all(getattr(step, f"{part}_ms") > 0 for step in done.steps for part in PARTS)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_bundled_model_writes_its_own_text(kind: str) -> None:
+    model, tokenizer = load_model("bundled", device=GPU)
+    backbone = Backbone(model)
+    heads = load_heads(bundled_heads(kind), backbone)
+    deep = Topology.of([(0,) * depth for depth in range(1, heads.num_heads + 1)])
+    policy = SequencePolicy([published_tree(), Topology.root_only(), deep], 8)
+    engine = Engine(backbone, heads, policy)
+    for question in ("What is the capital of France?", "Write a Python function that adds two numbers."):
+        ids = encode_chat(tokenizer, question)
+        assert engine.generate(ids, 64).tokens == greedy(model, ids, 64)
+    state, _ = engine._memory()
+    assert state.graphs.refused is None
+
+
+def test_the_state_lies_on_the_gpu_alone(backbone: Backbone, heads: DraftHeads) -> None:
+    state = DecodingState(backbone, heads, slots=2, capacity=64)
+    assert {pool.device.type for pool in state.cache.pools.values()} == {GPU}
+    assert {state.root.device.type, state.hidden.device.type} == {GPU}
