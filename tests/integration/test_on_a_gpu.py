@@ -31,6 +31,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch s
 
 GPU = "cuda"
 CONTEXT = 1024
+ROUTED = ("mixtral", "gpt_oss")
+"""Mixtures of experts, whose passes may ask the host where tokens go: they run without graphs then."""
 POLICIES: dict[str, Policy] = {
     "static": StaticPolicy(TREES["bushy"], 8),
     "sequence": SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8),
@@ -70,7 +72,7 @@ def test_the_output_is_the_models_own_greedy_text(architecture: str, kind: str, 
         assert done.tokens == greedy(model, prompt, 120)
     assert done.tau > 1.05, "nothing was accepted: the case shows nothing"
     state, _ = engine._memory()
-    assert state.graphs.refused is None
+    assert state.graphs.refused is None or architecture in ROUTED
 
 
 def test_graphs_are_captured_once_per_shape(backbone: Backbone, heads: DraftHeads) -> None:
