@@ -45,11 +45,12 @@ class Recorder:
 
 
 class Graphs:
-    """Runs the parts of a step; captures each once per key where there is a ``recorder``.
+    """Runs the parts of a step; captures each that comes again, once per key, where there is a ``recorder``.
 
     Attributes:
         captures: how many times a part was captured.
         refused: why capturing was given up, if it was; parts are plain calls since.
+        settled: whether all parts since the last :meth:`load` cost what they always will.
     """
 
     def __init__(self, recorder: Recorder | None) -> None:
@@ -57,6 +58,8 @@ class Graphs:
         self._recordings: dict[Hashable, Recording] = {}
         self._loaded: dict[TreeShape, TreeBatch] = {}
         self._held: dict[tuple[str, torch.Size], torch.Tensor] = {}
+        self._warm: set[Hashable] = set()
+        self.settled = True
         self.captures = 0
         self.refused: str | None = None
 
@@ -72,6 +75,7 @@ class Graphs:
 
     def load(self, trees: TreeBatch) -> TreeBatch:
         """``trees`` in the place from which captured parts of their shape read."""
+        self.settled = True
         if not self.active:
             return trees
         held = self._loaded.get(trees.shape)
@@ -91,27 +95,31 @@ class Graphs:
     def run(self, key: Hashable, part: Part[Outputs], trees: TreeBatch) -> Outputs:
         """The part's outputs for loaded ``trees``; they stay until a part of this key runs again.
 
-        The first time it runs as it is, which is also the warm-up that a capture needs, and is then recorded.
+        The first time it runs as it is, which is also the warm-up that a capture needs: many a choice of trees and
+        requests never comes again, and a capture costs more than a step. The second time it is recorded.
         """
         if self._recorder is None:
             return part(trees)
         if (recording := self._recordings.get(key)) is None:
-            return self._first_run(self._recorder, key, part, trees)
+            self.settled = False
+            # Anew for each run: what one run has derived from the numbers, another must derive from other numbers.
+            recording = self._recorded(self._recorder, key, lambda: part(trees.anew()))
+        if recording is None:
+            return part(trees.anew())
         recording.replay()
         return recording.outputs  # type: ignore[return-value]
 
-    def _first_run(self, recorder: Recorder, key: Hashable, part: Part[Outputs], trees: TreeBatch) -> Outputs:
-        # Anew for each run: what one run has derived from the numbers, another must derive from other numbers.
-        results = part(trees.anew())
+    def _recorded(self, recorder: Recorder, key: Hashable, work: Callable[[], Outputs]) -> Recording | None:
+        if key not in self._warm:
+            self._warm.add(key)
+            return None
         try:
-            recording = recorder.record(lambda: part(trees.anew()))
+            recording = recorder.record(work)
         except RuntimeError as error:
             self._recorder, self.refused = None, str(error).splitlines()[0]
             self._recordings.clear()
             _log.warning("steps run without CUDA graphs, since this model's can't be captured: %s", self.refused)
-            return results
-        for place, result in zip(recording.outputs, results, strict=True):
-            place.copy_(result)
+            return None
         self._recordings[key] = recording
         self.captures += 1
-        return recording.outputs  # type: ignore[return-value]
+        return recording

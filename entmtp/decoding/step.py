@@ -46,12 +46,13 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     # 2. the heads fill each topology with tokens, from the state that chose the root, if they did not as it grew
     grown = [choice.tokens for choice in chosen if choice.tokens is not None]
     if grown:
-        tokens = hold("tokens", state.grown(slots, trees, grown))
+        tokens = state.grown(slots, trees, grown)
     elif state.memory is not None:
-        tokens = hold("tokens", *state.draft(slots, trees))
+        (tokens,) = state.draft(slots, trees)
     else:
         (tokens,) = run(("draft", trees.shape, slots), lambda trees: state.draft(slots, trees), trees)
-    key = trees.shape, span, tokens.data_ptr()
+    tokens = hold("tokens", tokens)
+    key = trees.shape, span
     watch.mark("draft")
 
     # 3. one forward pass over all nodes of all trees
@@ -63,10 +64,10 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     if all(sampler.plain for sampler in samplers):
         accepted = run(("accept", *key), lambda trees: greedy(tokens, logits, trees), trees)
     else:  # chance and penalties differ from step to step, which no captured graph may
-        found = sampled(tokens, logits, trees, samplers)
-        accepted = Accepted(**{name: hold(name, tensor) for name, tensor in found._asdict().items()})
+        accepted = sampled(tokens, logits, trees, samplers)
+    accepted = Accepted(*map(hold, Accepted._fields, accepted))
     watch.mark("accept")
-    run(("compact", *key, accepted.nodes.data_ptr()), lambda _: state.keep(slots, hidden, accepted), trees)
+    run(("compact", *key), lambda _: state.keep(slots, hidden, accepted), trees)
     state.remember(slots, tokens, hidden, accepted)
     watch.mark("compact")
 
@@ -74,7 +75,8 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     outcomes = accepted.read()
     cache.learn(slots, [len(outcome.tokens) for outcome in outcomes])
     ms = watch.split()
-    policy.observe(topologies, ms)
+    if state.graphs.settled:  # what is done for the first times costs what it never will again
+        policy.observe(topologies, ms)
     for row, (request, seen, topology, outcome) in enumerate(zip(requests, signals, topologies, outcomes, strict=True)):
         ranks = topology.paths[outcome.node - 1] if outcome.node else ()
         request.steps.append(

@@ -77,6 +77,7 @@ class NativeHeads(DraftHeads):
             model_fingerprint=backbone.fingerprint,
         )
         super().__init__(config)
+        self.draft_vocab = self.draft_vocab.to(backbone.device)
         self.mtp = layers
         # Of the layers alone: embeddings and output layer are the model's, and lie as its kernels want them.
         own = [(name, value) for name, value in layers.named_parameters() if not name.startswith(_SHARED)]

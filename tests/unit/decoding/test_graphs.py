@@ -1,5 +1,5 @@
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def test_a_thousand_trees_replay_the_graphs_of_a_few_shapes(architecture: str, k
     prompt = small_prompt(9)
     text = greedy(backbone.model, prompt, 300)
     captures = []
-    for _ in range(3):
+    for _ in range(4):
         (request,) = running(state, [prompt])
         policy = SequencePolicy(trees, 8)
         request.policy_state = policy.start()
@@ -81,7 +81,7 @@ def test_a_thousand_trees_replay_the_graphs_of_a_few_shapes(architecture: str, k
         assert any(step.path for step in request.steps), "nothing was accepted: compaction was never needed"
         captures.append(state.graphs.captures)
         generator.shuffle(trees)
-    assert captures[0] == captures[2] < 4 * 5 * 5
+    assert captures[2] == captures[3] < 4 * 5 * 5
     assert state.graphs.refused is None
 
 
@@ -159,10 +159,29 @@ def test_a_growing_context_needs_a_capture_every_so_many_tokens(monkeypatch: pyt
         decode_step(state, policy, [request])
         captures.append(state.graphs.captures)
     assert request.tokens == greedy(backbone.model, small_prompt(5), 60)
-    # A draft once; verify, accept and compact for each 16 rows of the 66.
-    assert captures[0] == 4
+    # When they come again: a draft once; verify, accept and compact for each 16 rows of the 66.
+    assert captures[:2] == [0, 4]
     assert captures[-1] == 1 + 3 * 5
-    assert len(set(captures)) == 5
+    assert len(set(captures)) == 1 + 5
+
+
+def test_only_replayed_steps_tell_what_steps_cost() -> None:
+    class Watching(SequencePolicy):
+        observed = 0
+
+        def observe(self, topologies: Sequence[Topology], ms: Mapping[str, float]) -> None:
+            self.observed += 1
+
+    backbone = taped_backbone()
+    seen = []
+    for state in (taped_state(backbone, None, slots=1), DecodingState(backbone, None, slots=1, capacity=512)):
+        policy = Watching([Topology.root_only()], 8)
+        (request,) = running(state, [small_prompt(5)])
+        request.policy_state = policy.start()
+        for _ in range(6):
+            decode_step(state, policy, [request])
+        seen.append(policy.observed)
+    assert seen == [4, 6]
 
 
 def part_of(work: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[TreeBatch], tuple[torch.Tensor]]:
@@ -177,8 +196,10 @@ def part_of(work: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[TreeBatch
 def test_a_part_that_makes_the_host_wait_is_run_as_it_is(work: Callable[[torch.Tensor], torch.Tensor]) -> None:
     graphs = Graphs(Taped())  # type: ignore[arg-type]
     trees = graphs.load(TreeBatch.of([TREES["wide"]], rounded=True))
-    (first,) = graphs.run("part", part_of(work), trees)
-    assert torch.equal(first, work(trees.rank))
+    for refused in (False, True, True):
+        (result,) = graphs.run("part", part_of(work), trees)
+        assert torch.equal(result, work(trees.rank))
+        assert (graphs.refused is not None) == refused
     assert graphs.refused is not None
     assert graphs.refused.startswith("operation not permitted")
     assert (graphs.active, graphs.captures) == (False, 0)
@@ -192,12 +213,12 @@ def test_a_recorded_part_reads_the_trees_loaded_last_and_runs_no_python() -> Non
         runs.append(trees)
         return trees.rank.sum(1), trees.ancestors.sum((1, 2))
 
-    for name in ("wide", "chain", "wide", "chain"):
+    for name in ("wide", "chain") * 3:
         tree = Topology.of(sorted(TREES[name].paths, key=len)[:3])
         trees = graphs.load(TreeBatch.of([tree], rounded=True))
         ranks, ancestors = graphs.run(trees.shape, part, trees)
         assert (int(ranks), int(ancestors)) == (int(tree.rank.sum()), int(tree.ancestors.sum()))
-    # Twice for each of the two shapes: the first time as it is, then for the record.
+    # Twice for each of the two shapes: the first time as it is, the second for the record.
     assert (len(runs), graphs.captures) == (4, 2)
 
 
