@@ -25,6 +25,8 @@ from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Path, Topology
 
 MAX_NODES = 63
+SMALL = 8
+"""Nodes of a tree that is no larger than what chance in the measurement may say of a single node."""
 MIN_CHILDREN = 4
 """Guesses of a node that are looked at, however dear nodes are: how sure the heads are differs from step to step."""
 
@@ -49,7 +51,8 @@ class _Worth:
     Attributes:
         verify: of verifying 0, 1, ... ``MAX_NODES`` nodes of every request.
         levels: of running each level of heads.
-        node: of verifying one more node of one request, on average over small trees.
+        node: of verifying one more node of one request, on average over the trees where that is least: on a CPU small
+            ones, on a GPU, where the first node costs most, large ones.
     """
 
     verify: list[float]
@@ -103,7 +106,7 @@ class DynamicPolicy(Policy):
             depths = range(1, len(self.chances.slope) + 1)
             chains = [Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths]
             drafts = rate * np.array([0.0, *(cost.draft(chain) for chain in chains)])
-            node = float(verify[8] - verify[0]) / 8 / batch
+            node = float(min((verify[SMALL:] - verify[0]) / np.arange(SMALL, MAX_NODES + 1))) / batch
             self._priced[batch] = _Worth((verify - verify[0]).tolist(), np.diff(drafts).tolist(), node)
         return self._priced[batch]
 

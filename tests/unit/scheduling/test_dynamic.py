@@ -202,6 +202,21 @@ def test_where_nodes_cost_nothing_many_children_are_asked_for_and_the_tree_is_as
     assert len(found.tokens or []) == MAX_NODES
 
 
+def test_where_the_first_node_costs_most_and_others_little_trees_are_large() -> None:
+    generous = Chances(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.3, *[0.04] * 15]] * 3)
+    gpu = StepCost(
+        nodes=[0, 1, 63],
+        verify_ms=[20.0, 22.0, 22.5],
+        narrow_draft_ms=[0.1, 0.2, 0.3],
+        wide_draft_ms=[0.1, 0.2, 0.3],
+        wide_nodes=63,
+        hardware="test",
+    )
+    policy = DynamicPolicy(PREDICTOR, generous, gpu.of_batch, 8)
+    (found,) = policy.choose([EASY], [Belief()], lambda requests: script(*[[0.3, *[0.04] * 15]] * 3))
+    assert found.topology.nodes > 40
+
+
 def test_a_request_that_accepts_less_than_was_expected_of_it_is_believed_less() -> None:
     policy = DynamicPolicy(PREDICTOR, BELIEVED, small_cost(0.3, 0.1).of_batch, 8)
 
