@@ -86,7 +86,7 @@ class Graphs:
         return self._loaded[trees.shape]
 
     def hold(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """What no part has made, in a place from which captured parts can read: one for each name and shape."""
+        """``tensor`` in a place from which captured parts can read: one for each name and shape."""
         if not self.active:
             return tensor
         held = self._held.setdefault((name, tensor.shape), tensor)

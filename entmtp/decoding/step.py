@@ -19,9 +19,9 @@ from entmtp.trees.batch import TreeBatch
 def decode_step(state: DecodingState, policy: Policy, requests: Sequence[RunningRequest]) -> None:
     """Moves every request on by its root and the accepted path of its tree; fills in the next root.
 
-    Each part runs through ``state.graphs`` under a key that says which kernels it needs and where it reads. What heads
-    with a memory do is never captured, since its shapes change with every step. The host waits for the device once, for
-    the outcome.
+    Each part runs through ``state.graphs`` under a key that says which kernels it needs; what may have been made
+    outside of them is held where they read. What heads with a memory do is never captured, since its shapes change with
+    every step. The host waits for the device once, for the outcome.
     """
     backbone, cache = state.backbone, state.cache
     run, hold = state.graphs.run, state.graphs.hold

@@ -26,7 +26,7 @@ from entmtp.trees.topology import Path, Topology
 
 MAX_NODES = 63
 SMALL = 8
-"""Nodes of a tree that is no larger than what chance in the measurement may say of a single node."""
+"""Nodes of the smallest tree that is asked what a node costs: over fewer, noise in the measurement says too much."""
 MIN_CHILDREN = 4
 """Guesses of a node that are looked at, however dear nodes are: how sure the heads are differs from step to step."""
 

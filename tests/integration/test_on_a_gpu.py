@@ -19,13 +19,14 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat, load_model
 from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.policies import Policy, SequencePolicy, StaticPolicy
-from entmtp.settings import EngineSettings, SamplingParams
+from entmtp.settings import EngineSettings
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
 from tests.drawing import PROMPT, SHAPED, drawn, exact, p_value
 from tests.memory import REMEMBERING, check_memory, remembering_heads, remembering_model
 from tests.small import SMALL_VOCAB, small_chances, small_cost, small_heads, small_predictor, small_prompt
 from tests.tiny import SUPPORTED, TREES, VOCAB, greedy, random_heads, tiny_model
+from tests.traffic import come_and_go
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
 
@@ -98,13 +99,7 @@ def test_sixteen_requests_that_come_and_go_write_what_each_writes_alone(
         [*(shared if rng.random() < 0.5 else []), *small_prompt(rng.randint(1, 25), seed=at)] for at in range(16)
     ]
     lengths = [rng.randint(1, 20) for _ in prompts]
-    done, waiting = {}, list(range(16))
-    while waiting or not engine.idle:
-        while waiting and rng.random() < 0.5:
-            at = waiting.pop(0)
-            params = SamplingParams(temperature=0.0, max_tokens=lengths[at])
-            done[at] = engine.submit(Request(str(at), prompts[at], params))
-        engine.step()
+    done = come_and_go(engine, prompts, lengths, rng)
     for at, completion in done.items():
         assert completion.tokens == greedy(backbone.model, prompts[at], lengths[at])
     state, _ = engine._memory()

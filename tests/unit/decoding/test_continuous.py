@@ -30,6 +30,7 @@ from tests.small import (
     small_prompt,
 )
 from tests.tiny import CONTEXT, TREES, greedy
+from tests.traffic import come_and_go
 
 POLICIES: dict[str, Policy] = {
     "sequence": SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8),
@@ -62,15 +63,12 @@ def test_sixteen_requests_that_come_and_go_write_what_each_writes_alone(
     ]
     lengths = [rng.randint(1, 20) for _ in prompts]
     cancelled = {at for at in range(16) if rng.random() < 0.25}
-    done, waiting = {}, list(range(16))
-    while waiting or not engine.idle:
-        while waiting and rng.random() < 0.5:
-            at = waiting.pop(0)
-            params = SamplingParams(temperature=0.0, max_tokens=lengths[at])
-            done[at] = engine.submit(Request(str(at), prompts[at], params))
+
+    def cancel_now_and_then() -> None:
         if rng.random() < 0.2:
             engine.cancel(str(rng.choice(sorted(cancelled))) if cancelled else "nobody")
-        engine.step()
+
+    done = come_and_go(engine, prompts, lengths, rng, cancel_now_and_then)
     for at, completion in done.items():
         expected = greedy(backbone.model, prompts[at], lengths[at])
         if completion.finish_reason == "cancelled":

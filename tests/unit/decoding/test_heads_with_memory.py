@@ -25,6 +25,7 @@ from tests.native import mtp_model, native_heads, sure_heads
 from tests.small import small_chances, small_cost, small_predictor, small_prompt
 from tests.taped import Taped
 from tests.tiny import CONTEXT, TREES, greedy
+from tests.traffic import come_and_go
 
 _WIDE = [(rank,) for rank in range(6)]
 WIDE = Topology.of([*_WIDE, *((rank, child) for rank in range(4) for child in range(4)), (0, 0, 0), (0, 0, 0, 0)])
@@ -100,15 +101,12 @@ def test_requests_that_come_and_go_write_what_each_writes_alone(
     shared = small_prompt(8, seed=50)
     prompts = [[*(shared if rng.random() < 0.6 else []), *small_prompt(rng.randint(1, 15), seed=at)] for at in range(6)]
     lengths = [rng.randint(1, 14) for _ in prompts]
-    done, waiting = {}, list(range(6))
-    while waiting or not engine.idle:
-        while waiting and rng.random() < 0.5:
-            at = waiting.pop(0)
-            params = SamplingParams(temperature=0.0, max_tokens=lengths[at])
-            done[at] = engine.submit(Request(str(at), prompts[at], params))
+
+    def cancel_now_and_then() -> None:
         if rng.random() < 0.15:
             engine.cancel(str(rng.randrange(6)))  # the text that it leaves in its slot may be begun with
-        engine.step()
+
+    done = come_and_go(engine, prompts, lengths, rng, cancel_now_and_then)
     for at, completion in done.items():
         expected = greedy(model, prompts[at], lengths[at])
         if completion.finish_reason == "cancelled":
