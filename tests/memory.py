@@ -40,12 +40,15 @@ def remembering_heads(kind: str, backbone: Backbone) -> DraftHeads:
 
 
 def remembered(state: DecodingState, slot: int, length: int) -> list[torch.Tensor]:
-    """All that heads keep of the first ``length`` tokens of a slot and may look at again."""
+    """All that heads keep of the first ``length`` tokens of a slot and may look at again.
+
+    What they guess from is not of it: a slot that was only begun with an earlier text has none of its own yet.
+    """
     if isinstance(state.memory, PrefixMemory):
         rows = state.cache.tree_layers[-1]
         assert rows.keys is not None
         assert rows.values is not None
-        return [buffer[slot, :, 1 : length + 1] for buffer in (rows.keys, rows.values)] + [state.memory.states[slot]]
+        return [buffer[slot, :, 1 : length + 1] for buffer in (rows.keys, rows.values)]
     assert isinstance(state.heads, NativeHeads)
     count = state.heads.layers
     kept = []

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
+from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.request import Request
@@ -19,7 +20,7 @@ from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.ladder import Ladder
 from entmtp.scheduling.policies import LadderPolicy, Policy, SequencePolicy, StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
-from entmtp.trees.topology import Topology
+from entmtp.trees.topology import Path, Topology
 from tests.memory import REMEMBERING, check_memory, remembering_heads, remembering_model
 from tests.native import mtp_model, native_heads, sure_heads
 from tests.small import small_chances, small_cost, small_predictor, small_prompt
@@ -112,9 +113,49 @@ def test_requests_that_come_and_go_write_what_each_writes_alone(
         if completion.finish_reason == "cancelled":
             expected = expected[: len(completion.tokens)]
         assert completion.tokens == expected
+        if policy != "dynamic":  # which grows its trees for all that run
+            alone = Engine(backbone, heads, POLICIES[policy]).generate(prompts[at], lengths[at])
+            assert _paths(completion) == _paths(alone)[: len(completion.steps)]
     state, slots = engine._memory()
     for slot, text in zip([at for at, held in enumerate(state.cache.lengths) if held], slots.texts, strict=True):
         check_memory(state, slot, text)
+
+
+def _paths(completion: Completion) -> list[Path]:
+    """What was accepted in each step: it shows what the heads guessed from."""
+    return [step.path for step in completion.steps]
+
+
+def test_a_prompt_that_was_let_in_and_cancelled_before_it_was_read_leaves_what_it_was_begun_with(
+    backbone: Backbone, heads: DraftHeads
+) -> None:
+    engine = Engine(backbone, heads, POLICIES["wide"], EngineSettings(slots=2, context=CONTEXT, prefill_tokens=7))
+    shared = small_prompt(8, seed=50)
+
+    def submit(id: str, prompt: list[int]) -> Completion:
+        return engine.submit(Request(id, prompt, SamplingParams(temperature=0.0, max_tokens=6)))
+
+    def finish() -> None:
+        while not engine.idle:
+            engine.step()
+
+    submit("earlier", [*shared, *small_prompt(3, seed=1)])
+    finish()
+    submit("long", small_prompt(15, seed=7))
+    cancelled = submit("cancelled", [*shared, *small_prompt(5, seed=3)])
+    engine.step()
+    engine.cancel("cancelled")
+    assert cancelled.reused_tokens == len(shared)
+    finish()
+    state, slots = engine._memory()
+    assert shared in slots.texts
+    for slot, text in enumerate(slots.texts):
+        check_memory(state, slot, text)
+    prompt = [*shared, *small_prompt(4, seed=4)]
+    again = submit("again", prompt)
+    finish()
+    assert again.reused_tokens == len(shared)
+    assert _paths(again) == _paths(Engine(backbone, heads, POLICIES["wide"]).generate(prompt, 6))
 
 
 def test_a_prompt_that_begins_like_another_is_begun_with_what_the_heads_remember(
