@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import torch
 
-from entmtp.decoding.sampling import Sampler, choose, shaped
+from entmtp.decoding.sampling import GREEDY, Sampler, choose, shaped
 from entmtp.scheduling.signals import entropy
 from entmtp.trees.batch import TreeBatch
 
 TYPICAL_EPSILON, TYPICAL_ALPHA = 0.09, 0.3
 """Medusa's own settings."""
+
+_IDLE = Sampler(GREEDY)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Accepted(NamedTuple):
     Attributes:
         nodes: ``[batch, depth + 1]`` the node at each depth of the path, the root first; behind the path any node of a
             fitting number.
-        counts: ``[batch]`` nodes of the path, at least 1.
+        counts: ``[batch]`` nodes of the path, at least 1; 0 on idle rows.
         root: ``[batch]`` the model's own next token behind it.
         report: ``[batch, depth + 5]`` int64, all that the host asks for: count, last node, root, the entropy's bits,
             then the path's tokens.
@@ -68,6 +70,7 @@ def greedy(tokens: torch.Tensor, logits: torch.Tensor, trees: TreeBatch) -> Acce
 
 def sampled(tokens: torch.Tensor, logits: torch.Tensor, trees: TreeBatch, samplers: Sequence[Sampler]) -> Accepted:
     """Accepts what each request's sampler chooses, or what is typical for it; arguments as :func:`longest`."""
+    samplers = [*samplers, *[_IDLE] * (len(tokens) - len(samplers))]
     own = shaped(logits, tokens, trees, samplers)
     choice = choose(own, trees, samplers)
     accepted = chosen(tokens, choice, trees)
@@ -108,7 +111,7 @@ def longest(
     kept = trees.real & (right[:, None, :] | ~trees.ancestors).all(-1)
     last = torch.where(kept, trees.depth, -1).argmax(-1, keepdim=True)
     nodes = _path_to(last, trees)
-    counts = trees.depth.gather(1, last)[:, 0] + 1
+    counts = (trees.depth.gather(1, last)[:, 0] + 1) * trees.real[:, 0]
     root = choice.gather(1, last)
     uncertainty = entropy(logits.gather(1, last[..., None].expand(-1, -1, logits.shape[-1]))[:, 0]).double()
     report = [counts[:, None], last, root, uncertainty.view(torch.int64)[:, None], tokens.gather(1, nodes)]

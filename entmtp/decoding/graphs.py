@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from entmtp.trees.batch import TreeBatch, TreeShape
+from entmtp.trees.batch import TreeBatch
 
 Outputs = TypeVar("Outputs", bound=tuple[torch.Tensor, ...])
 Part = Callable[[TreeBatch], Outputs]
@@ -56,7 +56,6 @@ class Graphs:
     def __init__(self, recorder: Recorder | None) -> None:
         self._recorder = recorder
         self._recordings: dict[Hashable, Recording] = {}
-        self._loaded: dict[TreeShape, TreeBatch] = {}
         self._held: dict[tuple[str, torch.Size], torch.Tensor] = {}
         self._warm: set[Hashable] = set()
         self.settled = True
@@ -74,16 +73,13 @@ class Graphs:
         return self._recorder is not None
 
     def load(self, trees: TreeBatch) -> TreeBatch:
-        """``trees`` in the place from which captured parts of their shape read."""
+        """``trees`` in the places from which captured parts read."""
         self.settled = True
         if not self.active:
             return trees
-        held = self._loaded.get(trees.shape)
-        packed = trees.packed.clone() if held is None else held.packed
-        if held is not None and held.topologies is not trees.topologies:
-            packed.copy_(trees.packed)
-        self._loaded[trees.shape] = TreeBatch(trees.topologies, trees.shape, packed)
-        return self._loaded[trees.shape]
+        # Copies, since a batch that comes again is the same one.
+        nodes, levels = self.hold("nodes", trees.nodes.clone()), self.hold("levels", trees.levels.clone())
+        return TreeBatch(trees.topologies, trees.shape, nodes, levels)
 
     def hold(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """``tensor`` in a place from which captured parts can read: one for each name and shape."""

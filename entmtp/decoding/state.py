@@ -75,6 +75,16 @@ class DecodingState:
             self.memory.begin(slot, root)
         return int(root), float(entropy(logits))
 
+    def rows(self, slots: tuple[int, ...]) -> tuple[int, ...]:
+        """The slots of a step's batch rows: these, and behind them idle ones where graphs are captured for few sizes.
+
+        What heads with a memory do is never captured, and they would write into idle slots.
+        """
+        if not self.graphs.active or self.memory is not None:
+            return slots
+        others = [slot for slot in range(len(self.cache.lengths)) if slot not in slots]
+        return (*slots, *others[: rounded_rows(len(slots)) - len(slots)])
+
     def draft(self, slots: tuple[int, ...], trees: TreeBatch) -> tuple[torch.Tensor]:
         """The trees' tokens ``[batch, width]``, the roots first."""
         rows = self.cache.table.index(slots)
@@ -95,7 +105,7 @@ class DecodingState:
 
     def grown(self, slots: tuple[int, ...], trees: TreeBatch, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """Trees that were filled while they grew: tokens ``[batch, width]``, the roots first, 0 on padding."""
-        rows = [[0, *own, *[0] * (trees.width - 1 - len(own))] for own in tokens]
+        rows = [[0, *own, *[0] * (trees.width - 1 - len(own))] for own in [*tokens, *[[]] * (len(slots) - len(tokens))]]
         filled = torch.tensor(rows, device=self.root.device)
         filled[:, 0] = self.root[self.cache.table.index(slots)]
         return filled
@@ -103,13 +113,14 @@ class DecodingState:
     def keep(self, slots: tuple[int, ...], hidden: torch.Tensor, accepted: Accepted) -> tuple[()]:
         """Keeps the accepted paths: their rows in the cache, and what the next step starts from.
 
-        ``hidden [batch, width, hidden_size]`` are the trees' decoder states.
+        ``hidden [batch, width, hidden_size]`` are the trees' decoder states. Idle rows change nothing of their slots.
         """
-        rows = self.cache.table.index(slots)
-        last = accepted.nodes.gather(1, accepted.counts[:, None] - 1)
+        rows, busy = self.cache.table.index(slots), accepted.counts > 0
+        last = accepted.nodes.gather(1, (accepted.counts[:, None] - 1).clamp(min=0))[:, 0]
         self.cache.keep(slots, accepted.nodes, accepted.counts)
-        self.root[rows] = accepted.root
-        self.hidden[rows] = hidden[torch.arange(len(rows), device=rows.device), last[:, 0]]
+        self.root[rows] = torch.where(busy, accepted.root, self.root[rows])
+        behind = hidden[torch.arange(len(rows), device=rows.device), last]
+        self.hidden[rows] = torch.where(busy[:, None], behind, self.hidden[rows])
         return ()
 
     def remember(self, slots: tuple[int, ...], tokens: torch.Tensor, hidden: torch.Tensor, accepted: Accepted) -> None:
@@ -123,6 +134,11 @@ class DecodingState:
         behind = tokens.gather(1, nodes).roll(-1, dims=1).scatter(1, last, accepted.root[:, None])
         path = hidden.gather(1, nodes[..., None].expand(-1, -1, hidden.shape[-1]))
         self.memory.extend(slots, path, behind, accepted.counts)
+
+
+def rounded_rows(requests: int) -> int:
+    """Batch rows of a captured step: a power of two, or a multiple of eight."""
+    return 1 << (requests - 1).bit_length() if requests <= 8 else -(-requests // 8) * 8
 
 
 class _Watched:

@@ -30,6 +30,7 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     # 1. signals -> policy -> topology
     signals = [request.tracker.start_step(len(request.tokens), request.entropy) for request in requests]
     slots = tuple(request.slot for request in requests)
+    rows = state.rows(slots)
     chosen = policy.choose(
         signals,
         [request.policy_state for request in requests],
@@ -39,40 +40,41 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     topologies = [choice.topology for choice in chosen]
     if state.heads is not None:
         state.heads.check_trees(topologies)
-    trees = state.graphs.load(TreeBatch.of(topologies, backbone.device, rounded=state.graphs.active))
-    span = cache.span(slots, trees.width, padded=trees.shape.padded, rounded=state.graphs.active)
+    trees = state.graphs.load(TreeBatch.of(topologies, backbone.device, rounded=state.graphs.active, rows=len(rows)))
+    idle = rows[len(slots) :]
+    span = cache.span(slots, trees.width, padded=trees.shape.padded, rounded=state.graphs.active, idle=idle)
     watch.mark("policy")
 
     # 2. the heads fill each topology with tokens, from the state that chose the root, if they did not as it grew
     grown = [choice.tokens for choice in chosen if choice.tokens is not None]
     if grown:
-        tokens = state.grown(slots, trees, grown)
+        tokens = state.grown(rows, trees, grown)
     elif state.memory is not None:
-        (tokens,) = state.draft(slots, trees)
+        (tokens,) = state.draft(rows, trees)
     else:
-        (tokens,) = run(("draft", trees.shape, slots), lambda trees: state.draft(slots, trees), trees)
+        (tokens,) = run(("draft", trees.shape, rows), lambda trees: state.draft(rows, trees), trees)
     tokens = hold("tokens", tokens)
-    key = trees.shape, span
     watch.mark("draft")
 
     # 3. one forward pass over all nodes of all trees
-    logits, hidden = run(("verify", *key), lambda trees: backbone.verify(tokens, trees, span, cache), trees)
+    key = "verify", trees.width, span
+    logits, hidden = run(key, lambda trees: backbone.verify(tokens, trees, span, cache), trees)
     watch.mark("verify")
 
     # 4. the longest accepted path is kept; its rows stay in the cache, its last state chose the next root
     samplers = [request.sampler for request in requests]
     if all(sampler.plain for sampler in samplers):
-        accepted = run(("accept", *key), lambda trees: greedy(tokens, logits, trees), trees)
+        accepted = run(("accept", trees.shape, span), lambda trees: greedy(tokens, logits, trees), trees)
     else:  # chance and penalties differ from step to step, which no captured graph may
         accepted = sampled(tokens, logits, trees, samplers)
     accepted = Accepted(*map(hold, Accepted._fields, accepted))
     watch.mark("accept")
-    run(("compact", *key), lambda _: state.keep(slots, hidden, accepted), trees)
-    state.remember(slots, tokens, hidden, accepted)
+    run(("compact", trees.shape, span), lambda _: state.keep(rows, hidden, accepted), trees)
+    state.remember(rows, tokens, hidden, accepted)
     watch.mark("compact")
 
     # 5. the host learns what came of it
-    outcomes = accepted.read()
+    outcomes = accepted.read()[: len(requests)]
     cache.learn(slots, [len(outcome.tokens) for outcome in outcomes])
     ms = watch.split()
     if state.graphs.settled:  # what is done for the first times costs what it never will again

@@ -19,7 +19,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from entmtp.errors import EntMTPError
 
 ROUNDED_ROWS = 256
-"""Captured graphs read this many buffer rows or a multiple: a context grows that far before the next capture."""
+"""Captured graphs read this many buffer rows or a multiple: a context grows that far before the next capture.
+
+Behind eight times as many, that is an eighth to a quarter of its own length.
+"""
 
 
 @dataclass(frozen=True)
@@ -219,10 +222,13 @@ class TreeCache(Cache):
         """Memory of all buffers."""
         return sum(pool.nbytes for pool in self.pools.values())
 
-    def span(self, slots: Sequence[int], width: int, *, padded: bool, rounded: bool = False) -> Span:
+    def span(
+        self, slots: Sequence[int], width: int, *, padded: bool, rounded: bool = False, idle: Sequence[int] = ()
+    ) -> Span:
         """The span of a pass over ``width`` nodes for each of ``slots``; ``padded`` if some have fewer.
 
-        A ``rounded`` one reads more rows than needed, hidden by the mask, so that many steps have the same.
+        A ``rounded`` one reads more rows than needed, hidden by the mask, so that many steps have the same. ``idle``
+        slots, whose text is of no account, stand in batch rows behind the others that are all padding.
 
         Raises:
             EntMTPError: if a slot has too little room.
@@ -235,12 +241,16 @@ class TreeCache(Cache):
                 " allow a longer context or ask for fewer tokens"
             )
         if rounded:
-            return Span(tuple(slots), 0, min(self.capacity + 1, -(-last // ROUNDED_ROWS) * ROUNDED_ROWS))
+            unit = max(ROUNDED_ROWS, 1 << last.bit_length() - 3)
+            return Span((*slots, *idle), 0, min(self.capacity + 1, -(-last // unit) * unit))
         return Span(tuple(slots), 0 if padded or len(lengths) > 1 else 1, last)
 
     def begin(self, span: Span, real: torch.Tensor) -> StepPlan:
-        """Plans a pass that writes ``real [batch, n]`` (False on padding) nodes behind the committed rows."""
-        return self.place(span, real, self.table.device_lengths[self.table.index(span.slots)])
+        """Plans a pass that writes ``real [batch, n]`` (False on padding) nodes behind the committed rows.
+
+        Idle rows stand at the beginning, whatever lies in their slots: it need not fit the span.
+        """
+        return self.place(span, real, self.table.device_lengths[self.table.index(span.slots)] * real[:, 0])
 
     def place(self, span: Span, real: torch.Tensor, start: torch.Tensor) -> StepPlan:
         """Plans a pass as :meth:`begin` does, that writes behind the first ``start [batch]`` rows."""
@@ -254,12 +264,13 @@ class TreeCache(Cache):
     def keep(self, slots: tuple[int, ...], nodes: torch.Tensor, counts: torch.Tensor) -> None:
         """Keeps the first ``counts [batch]`` of the nodes ``[batch, k]`` that the last pass wrote, node 0 first.
 
+        Of idle rows there are none, and their nodes are 0, 1, ..., whose rows stay where they are.
         They ascend and are moved so that each slot's committed tokens stay contiguous; everything behind them is
         forgotten. What ``nodes`` names behind its count is moved too and means nothing. On the device only:
         :meth:`learn` tells the host.
         """
         index = self.table.index(slots)
-        first = self.table.device_lengths[index][:, None] + 1
+        first = (self.table.device_lengths[index] * (counts > 0))[:, None] + 1
         source, target = first + nodes, first + torch.arange(nodes.shape[1], device=nodes.device)
         if nodes.shape[1] > 1:  # a root alone lies where it belongs
             for pool in self.pools.values():

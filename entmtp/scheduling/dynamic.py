@@ -106,7 +106,9 @@ class DynamicPolicy(Policy):
             depths = range(1, len(self.chances.slope) + 1)
             chains = [Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths]
             drafts = rate * np.array([0.0, *(cost.draft(chain) for chain in chains)])
-            node = float(min((verify[SMALL:] - verify[0]) / np.arange(SMALL, MAX_NODES + 1))) / batch
+            # Kernels may do badly with few rows, so that a larger tree takes less time: nodes are not free for that.
+            added = verify - np.minimum.accumulate(verify)
+            node = float(min(added[SMALL:] / np.arange(SMALL, MAX_NODES + 1))) / batch
             self._priced[batch] = _Worth((verify - verify[0]).tolist(), np.diff(drafts).tolist(), node)
         return self._priced[batch]
 

@@ -1,8 +1,9 @@
-"""One topology per request, as what one step needs: sizes, and all numbers in one tensor.
+"""One topology per request, as what one step needs: sizes, and all numbers in two tensors.
 
 On a GPU the parts of a step are CUDA graphs, which fix the kernels and their sizes but not the numbers. So the two are
-kept apart: :class:`TreeShape` is all that kernels may depend on, :attr:`TreeBatch.packed` is everything else, one copy
-to the device. Any batch of trees replays the graphs of its shape, and shapes are rounded up so that they are few.
+kept apart: :class:`TreeShape` is all that kernels may depend on, :attr:`TreeBatch.nodes` and :attr:`TreeBatch.levels`
+are everything else, one copy to the device. Any batch of trees replays the graphs of its shape, and shapes are rounded
+up so that they are few. Only drafting asks for levels, so that verifying depends on rows and width alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class TreeShape:
     """Padded sizes of a batch of trees.
 
     Attributes:
-        requests: batch rows.
+        requests: batch rows, idle ones included.
         width: nodes of each row, the root included.
         parents: per depth 0, 1, ... nodes that have children, over the whole batch.
         ranks: per depth 0, 1, ... how many of the best guesses their children need.
@@ -52,13 +53,13 @@ class TreeShape:
             padded=len({topology.nodes for topology in topologies}) > 1,
         )
 
-    def rounded(self) -> TreeShape:
-        """Sizes that follow from the row count, the next power of two of the width, the depth and little else."""
+    def rounded(self, rows: int) -> TreeShape:
+        """Sizes that follow from ``rows``, the next power of two of the width, the depth and little else."""
         width, depth = _power_of_two(self.width), self.depth
         # At depth 1 and below, a node with children is one of at most (width - 1) / 2: each has a child of its own.
-        parents = [self.requests * (width // 2 if level else 1) for level in range(depth)]
+        parents = [rows * (width // 2 if level else 1) for level in range(depth)]
         ranks = _power_of_two(max((_ROUNDED_RANKS, *self.ranks)))
-        return TreeShape(self.requests, width, tuple(parents), (ranks,) * depth, padded=True)
+        return TreeShape(rows, width, tuple(parents), (ranks,) * depth, padded=True)
 
     @property
     def depth(self) -> int:
@@ -75,29 +76,37 @@ class TreeBatch:
     """Padded trees of a step.
 
     Attributes:
-        topologies: one per request, in batch order.
+        topologies: one per request, in batch order; rows behind theirs are idle, all padding.
         shape: the padded sizes.
-        packed: int64, every tensor below, one behind the other; on the device.
+        nodes: int64, of the tensors below those of a row's nodes, one behind the other; on the device.
+        levels: int64, all that :meth:`inner` returns, likewise.
     """
 
     topologies: tuple[Topology, ...]
     shape: TreeShape
-    packed: torch.Tensor
+    nodes: torch.Tensor
+    levels: torch.Tensor
 
     @classmethod
     def of(
-        cls, topologies: Sequence[Topology], device: torch.device | str = "cpu", rounded: bool | None = None
+        cls,
+        topologies: Sequence[Topology],
+        device: torch.device | str = "cpu",
+        rounded: bool | None = None,
+        rows: int | None = None,
     ) -> TreeBatch:
         """Pads ``topologies`` to a common shape: a ``rounded`` one (by default on GPUs), or else the least.
 
-        A batch that came before is the same object again, with its tensors already on the device.
+        A rounded one may have more ``rows`` than trees. A batch that came before is the same object again, with its
+        tensors already on the device.
         """
         place = torch.device(device)
-        return _batch(tuple(topologies), place, place.type == "cuda" if rounded is None else rounded)
+        rounded = place.type == "cuda" if rounded is None else rounded
+        return _batch(tuple(topologies), place, (rows or len(topologies)) if rounded else None)
 
     def anew(self) -> TreeBatch:
         """The same numbers, with nothing derived from them yet."""
-        return TreeBatch(self.topologies, self.shape, self.packed)
+        return TreeBatch(self.topologies, self.shape, self.nodes, self.levels)
 
     @property
     def width(self) -> int:
@@ -110,67 +119,65 @@ class TreeBatch:
         return self.shape.depth
 
     @cached_property
-    def _nodes(self) -> torch.Tensor:
+    def _fields(self) -> torch.Tensor:
         shape = self.shape
         count = _NODE_FIELDS * shape.requests * shape.width
-        return self.packed[:count].view(_NODE_FIELDS, shape.requests, shape.width)
+        return self.nodes[:count].view(_NODE_FIELDS, shape.requests, shape.width)
 
     @cached_property
     def parent(self) -> torch.Tensor:
         """Parent node ``[batch, width]``; 0 on padding."""
-        return self._nodes[0]
+        return self._fields[0]
 
     @cached_property
     def depth(self) -> torch.Tensor:
         """Depth ``[batch, width]``; 0 for the root and on padding."""
-        return self._nodes[1]
+        return self._fields[1]
 
     @cached_property
     def rank(self) -> torch.Tensor:
         """Child rank ``[batch, width]``; 0 for the root and on padding."""
-        return self._nodes[2]
+        return self._fields[2]
 
     @cached_property
     def child_of(self) -> torch.Tensor:
         """Where in :meth:`inner` of its depth a node's parent is ``[batch, width]``; 0 for the root and on padding."""
-        return self._nodes[3]
+        return self._fields[3]
 
     @cached_property
     def real(self) -> torch.Tensor:
         """``[batch, width]`` bool; False on padding."""
-        return self._nodes[4].bool()
+        return self._fields[4].bool()
 
     @cached_property
     def ancestors(self) -> torch.Tensor:
         """``[batch, width, width]`` bool: ``[b, i, j]`` where j is i or an ancestor of i; False on padding."""
         rows, width = self.shape.requests, self.shape.width
-        begin = self._nodes.numel()
-        return self.packed[begin : begin + rows * width * width].view(rows, width, width).bool()
+        return self.nodes[self._fields.numel() :].view(rows, width, width).bool()
 
     def inner(self, level: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Batch rows and nodes ``[shape.parents[level]]`` of those that have children at depth ``level``.
 
         Padding repeats the last of them.
         """
-        rows, width = self.shape.requests, self.shape.width
-        begin = self._nodes.numel() + rows * width * width + 2 * sum(self.shape.parents[:level])
-        count = self.shape.parents[level]
-        request, node = self.packed[begin : begin + 2 * count].view(2, count)
+        begin, count = 2 * sum(self.shape.parents[:level]), self.shape.parents[level]
+        request, node = self.levels[begin : begin + 2 * count].view(2, count)
         return request, node
 
 
 @lru_cache(maxsize=256)
-def _batch(topologies: tuple[Topology, ...], device: torch.device, rounded: bool) -> TreeBatch:
+def _batch(topologies: tuple[Topology, ...], device: torch.device, rounded_rows: int | None) -> TreeBatch:
     shape = TreeShape.of(topologies)
-    shape = shape.rounded() if rounded else shape
+    shape = shape if rounded_rows is None else shape.rounded(rounded_rows)
     packed = torch.from_numpy(_numbers(topologies, shape))
     if device.type == "cuda":
         packed = packed.pin_memory().to(device, non_blocking=True)
-    return TreeBatch(topologies, shape, packed)
+    levels = 2 * sum(shape.parents)
+    return TreeBatch(topologies, shape, *packed.split([len(packed) - levels, levels]))
 
 
 def _numbers(topologies: Sequence[Topology], shape: TreeShape) -> np.ndarray:
-    """:attr:`TreeBatch.packed` on the host. On the path of every step, so no tensor is made of a single tree."""
+    """Nodes, then levels, on the host. On the path of every step, so no tensor is made of a single tree."""
     node_count, width = shape.requests * shape.width, shape.width
     mask_begin = _NODE_FIELDS * node_count
     levels_begin = mask_begin + node_count * width

@@ -3,9 +3,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from entmtp.decoding.engine import Engine
 from entmtp.decoding.graphs import Graphs
-from entmtp.decoding.request import RunningRequest
+from entmtp.decoding.request import Request, RunningRequest
 from entmtp.decoding.sampling import Sampler
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
@@ -15,7 +18,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.policies import RequestPolicy, SequencePolicy, StaticPolicy
 from entmtp.scheduling.signals import SignalTracker
-from entmtp.settings import SamplingParams
+from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from tests.prefix import prefix_heads
@@ -30,6 +33,7 @@ from tests.small import (
 )
 from tests.taped import Taped
 from tests.tiny import TREES, greedy
+from tests.traffic import come_and_go
 
 ARCHITECTURES = ("llama", "gpt2", "mistral", "gemma3_text")
 
@@ -58,6 +62,12 @@ def taped_state(backbone: Backbone, heads: DraftHeads | None, slots: int) -> Dec
 def running(state: DecodingState, prompts: list[list[int]]) -> list[RunningRequest]:
     started = [state.prefill(slot, prompt) for slot, prompt in enumerate(prompts)]
     return [RunningRequest(slot, SignalTracker(8), [slot], *first) for slot, first in enumerate(started)]
+
+
+def rows_of_graphs(state: DecodingState) -> set[int]:
+    """Numbers of batch rows that forward passes were captured for."""
+    keys = [key for key in state.graphs._recordings if isinstance(key, tuple)]
+    return {len(span.slots) for part, *_, span in keys if part == "verify"}
 
 
 @pytest.mark.parametrize("kind", ["medusa", "hydra"])
@@ -124,6 +134,50 @@ def test_a_batch_with_a_tree_each_replays_too() -> None:
     for request, prompt in zip(requests, prompts, strict=True):
         assert request.tokens == greedy(backbone.model, prompt, len(request.tokens))
     assert state.graphs.captures < 60
+
+
+def test_rows_without_a_request_change_nothing_of_their_slots() -> None:
+    backbone = taped_backbone()
+    state = taped_state(backbone, small_heads("hydra", backbone), slots=4)
+    prompts = [small_prompt(length, seed=length) for length in (3, 17, 9)]
+    policy = SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8)
+    state.prefill(3, small_prompt(state.capacity))  # no tree would fit behind it, nor it into the others' span
+
+    def held() -> list[torch.Tensor]:
+        return [state.root[3], state.hidden[3], *(pool[:, 3, :, 1:] for pool in state.cache.pools.values())]
+
+    before = [each.clone() for each in held()]
+    requests = running(state, prompts)
+    for request in requests:
+        request.policy_state = policy.start()
+    for _ in range(30):
+        decode_step(state, policy, requests)
+    for request, prompt in zip(requests, prompts, strict=True):
+        assert request.tokens == greedy(backbone.model, prompt, len(request.tokens))
+        assert any(step.path for step in request.steps)
+    assert all(map(torch.equal, held(), before))
+    assert state.cache.lengths[3] == int(state.cache.table.device_lengths[3]) == state.capacity
+    assert state.graphs.refused is None
+    assert rows_of_graphs(state) == {4}
+
+
+@given(st.randoms(use_true_random=False), st.booleans())
+@settings(max_examples=8, deadline=None)
+def test_requests_that_come_and_go_replay_the_graphs_of_few_numbers(rng: random.Random, drawing: bool) -> None:
+    backbone = taped_backbone()
+    sizes = {"slots": 6, "context": 128, "prefill_tokens": 7}
+    policy = SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8)
+    engine = Engine(backbone, small_heads("hydra", backbone), policy, EngineSettings.parse(**sizes))
+    state, _ = engine._memory()
+    state.graphs = Graphs(Taped())  # type: ignore[arg-type]
+    if drawing:
+        engine.submit(Request("drawn", small_prompt(5), SamplingParams(seed=1, max_tokens=20)))
+    prompts = [small_prompt(rng.randint(1, 25), seed=at) for at in range(12)]
+    lengths = [rng.randint(1, 20) for _ in prompts]
+    for at, completion in come_and_go(engine, prompts, lengths, rng).items():
+        assert completion.tokens == greedy(backbone.model, prompts[at], lengths[at])
+    assert state.graphs.refused is None
+    assert rows_of_graphs(state) <= {1, 2, 4, 6}
 
 
 @pytest.mark.parametrize("kind", ["hydra", "prefix"])

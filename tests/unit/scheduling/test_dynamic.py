@@ -202,6 +202,20 @@ def test_where_nodes_cost_nothing_many_children_are_asked_for_and_the_tree_is_as
     assert len(found.tokens or []) == MAX_NODES
 
 
+def test_a_plain_step_that_takes_longer_than_one_with_a_tree_makes_no_guess_worth_asking_for() -> None:
+    cost = StepCost(
+        nodes=[0, 1, 63],
+        verify_ms=[40.0, 20.0, 20.0 + 62],
+        narrow_draft_ms=[0.1, 0.2, 0.3],
+        wide_draft_ms=[0.1, 0.2, 0.3],
+        wide_nodes=63,
+        hardware="test",
+    )
+    heads = script(*[[0.6, 0.2, 0.001, 0.001]] * 3)
+    grown(heads, cost)
+    assert heads.asked == [[0], [0, 1], [0, 1, 4]]
+
+
 def test_where_the_first_node_costs_most_and_others_little_trees_are_large() -> None:
     generous = Chances(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.3, *[0.04] * 15]] * 3)
     gpu = StepCost(

@@ -7,10 +7,13 @@ from entmtp.trees.topology import Topology
 from tests.tiny import topologies
 
 
-@given(st.lists(topologies(), min_size=1, max_size=4), st.booleans())
-def test_each_row_is_its_topology_and_padding_is_inert(trees: list[Topology], rounded: bool) -> None:
-    batch = TreeBatch.of(trees, rounded=rounded)
+@given(st.lists(topologies(), min_size=1, max_size=4), st.booleans(), st.integers(0, 3))
+def test_each_row_is_its_topology_and_padding_is_inert(trees: list[Topology], rounded: bool, idle: int) -> None:
+    batch = TreeBatch.of(trees, rounded=rounded, rows=len(trees) + idle)
 
+    assert len(batch.real) == len(trees) + (idle if rounded else 0)
+    assert not batch.real[len(trees) :].any()
+    assert not batch.ancestors[len(trees) :].any()
     assert batch.width >= 1 + max(tree.nodes for tree in trees)
     assert batch.max_depth == max(tree.max_depth for tree in trees)
     for row, tree in enumerate(trees):
@@ -50,7 +53,7 @@ def test_the_least_shape_has_no_room_to_spare(trees: list[Topology]) -> None:
 
 @given(st.lists(topologies(), min_size=1, max_size=4))
 def test_rounded_shapes_are_few_and_hold_the_least(trees: list[Topology]) -> None:
-    least, rounded = TreeShape.of(trees), TreeShape.of(trees).rounded()
+    least, rounded = TreeShape.of(trees), TreeShape.of(trees).rounded(len(trees))
     assert rounded.width in (1, 2, 4, 8, 16, 32, 64, 128, 256)
     assert least.width <= rounded.width < 2 * least.width
     assert len(rounded.parents) == len(rounded.ranks) == least.depth
