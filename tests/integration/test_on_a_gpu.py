@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch s
 GPU = "cuda"
 CONTEXT = 1024
 ROUTED = ("mixtral", "gpt_oss", *MTP_TYPES)
-"""Mixtures of experts, whose passes may ask the host where tokens go: they run without graphs then."""
+"""Mixtures of experts: in float32 PyTorch's products of many experts ask the host, so that they run without graphs."""
 POLICIES: dict[str, Policy] = {
     "static": StaticPolicy(TREES["bushy"], 8),
     "sequence": SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8),
@@ -75,6 +75,16 @@ def test_the_output_is_the_models_own_greedy_text(architecture: str, kind: str, 
     assert done.tau > 1.05, "nothing was accepted: the case shows nothing"
     state, _ = engine._memory()
     assert state.graphs.refused is None or architecture in ROUTED
+
+
+def test_experts_are_captured_in_bfloat16() -> None:
+    backbone = Backbone(small_model("mixtral").bfloat16())
+    engine = Engine(backbone, None, StaticPolicy(Topology.root_only(), 8))
+    for _ in range(3):
+        engine.generate(small_prompt(9), 20)
+    state, _ = engine._memory()
+    assert state.graphs.refused is None
+    assert state.graphs.captures > 0
 
 
 def test_graphs_are_captured_once_per_shape(backbone: Backbone, heads: DraftHeads) -> None:
