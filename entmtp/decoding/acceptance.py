@@ -113,7 +113,8 @@ def longest(
     nodes = _path_to(last, trees)
     counts = (trees.depth.gather(1, last)[:, 0] + 1) * trees.real[:, 0]
     root = choice.gather(1, last)
-    uncertainty = entropy(logits.gather(1, last[..., None].expand(-1, -1, logits.shape[-1]))[:, 0]).double()
+    behind = logits[torch.arange(len(last), device=last.device), last[:, 0]]
+    uncertainty = entropy(behind).double()
     report = [counts[:, None], last, root, uncertainty.view(torch.int64)[:, None], tokens.gather(1, nodes)]
     return Accepted(nodes, counts, root[:, 0], torch.cat(report, dim=1))
 
