@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from entmtp.decoding.graphs import Recording
+from entmtp.decoding.graphs import Recorder, Recording
 
 HOST_SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero")
 
@@ -48,8 +48,11 @@ def _has_boolean_index(name: str, args: Any) -> bool:
     return any(index is not None and index.dtype == torch.bool for index in indices)
 
 
-class Taped:
-    """Stands in for :class:`entmtp.decoding.graphs.Recorder`."""
+class Taped(Recorder):
+    """Needs no GPU."""
+
+    def __init__(self) -> None:
+        """Without the memory pool, which only a GPU has."""
 
     def record(self, work: Callable[[], tuple[torch.Tensor, ...]]) -> Recording:
         """Runs ``work`` on a tape, then undoes what it wrote."""

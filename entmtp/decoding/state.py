@@ -15,7 +15,7 @@ from entmtp.heads.growth import Growth, LevelByLevel
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import NO_ROWS, TreeCache
 from entmtp.scheduling.signals import entropy
-from entmtp.trees.batch import TreeBatch
+from entmtp.trees.batch import TreeBatch, rounded_rows
 
 
 class DecodingState:
@@ -105,7 +105,8 @@ class DecodingState:
 
     def grown(self, slots: tuple[int, ...], trees: TreeBatch, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """Trees that were filled while they grew: tokens ``[batch, width]``, the roots first, 0 on padding."""
-        rows = [[0, *own, *[0] * (trees.width - 1 - len(own))] for own in [*tokens, *[[]] * (len(slots) - len(tokens))]]
+        idle: list[list[int]] = [[]] * (len(slots) - len(tokens))
+        rows = [[0, *own, *[0] * (trees.width - 1 - len(own))] for own in [*tokens, *idle]]
         filled = torch.tensor(rows, device=self.root.device)
         filled[:, 0] = self.root[self.cache.table.index(slots)]
         return filled
@@ -134,11 +135,6 @@ class DecodingState:
         behind = tokens.gather(1, nodes).roll(-1, dims=1).scatter(1, last, accepted.root[:, None])
         path = hidden.gather(1, nodes[..., None].expand(-1, -1, hidden.shape[-1]))
         self.memory.extend(slots, path, behind, accepted.counts)
-
-
-def rounded_rows(requests: int) -> int:
-    """Batch rows of a captured step: a power of two, or a multiple of eight."""
-    return 1 << (requests - 1).bit_length() if requests <= 8 else -(-requests // 8) * 8
 
 
 class _Watched:

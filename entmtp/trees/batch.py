@@ -67,6 +67,11 @@ class TreeShape:
         return len(self.parents)
 
 
+def rounded_rows(requests: int) -> int:
+    """Batch rows of a captured step: a power of two, or a multiple of eight."""
+    return _power_of_two(requests) if requests <= 8 else -(-requests // 8) * 8
+
+
 def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 

@@ -120,7 +120,7 @@ def test_the_ladder_that_is_timed_takes_the_measured_tree_at_any_entropy() -> No
 @pytest.mark.parametrize("batch", [1, 3])
 def test_changing_trees_capture_nothing_after_the_warm_up(batch: int) -> None:
     some = bench("hydra", batch, 20, max_nodes=12)
-    some.state.graphs = Graphs(Taped())  # type: ignore[arg-type]
+    some.state.graphs = Graphs(Taped())
     found = churn(some, 12, 3, steps=30, warm_up=0)
     assert (found.steps, found.graphs, found.captures) == (30, True, 0)
     assert some.state.graphs.captures > 30
@@ -128,7 +128,7 @@ def test_changing_trees_capture_nothing_after_the_warm_up(batch: int) -> None:
 
 def test_a_capture_in_the_counted_steps_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     some = bench("medusa", 1, 20, max_nodes=12)
-    some.state.graphs = Graphs(Taped())  # type: ignore[arg-type]
+    some.state.graphs = Graphs(Taped())
     monkeypatch.setattr(timing, "_shapes", lambda nodes, depth: iter([(0, 0)]))
     assert churn(some, 12, 3, steps=20, warm_up=0).captures > 0
 

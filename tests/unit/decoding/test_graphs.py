@@ -55,7 +55,7 @@ def taped_backbone(architecture: str = "llama", **changes: int) -> Backbone:
 
 def taped_state(backbone: Backbone, heads: DraftHeads | None, slots: int) -> DecodingState:
     state = DecodingState(backbone, heads, slots, capacity=512)
-    state.graphs = Graphs(Taped())  # type: ignore[arg-type]
+    state.graphs = Graphs(Taped())
     return state
 
 
@@ -169,7 +169,7 @@ def test_requests_that_come_and_go_replay_the_graphs_of_few_numbers(rng: random.
     policy = SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8)
     engine = Engine(backbone, small_heads("hydra", backbone), policy, EngineSettings.parse(**sizes))
     state, _ = engine._memory()
-    state.graphs = Graphs(Taped())  # type: ignore[arg-type]
+    state.graphs = Graphs(Taped())
     if drawing:
         engine.submit(Request("drawn", small_prompt(5), SamplingParams(seed=1, max_tokens=20)))
     prompts = [small_prompt(rng.randint(1, 25), seed=at) for at in range(12)]
@@ -248,7 +248,7 @@ def part_of(work: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[TreeBatch
     ids=["item", "boolean index", "nonzero"],
 )
 def test_a_part_that_makes_the_host_wait_is_run_as_it_is(work: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    graphs = Graphs(Taped())  # type: ignore[arg-type]
+    graphs = Graphs(Taped())
     trees = graphs.load(TreeBatch.of([TREES["wide"]], rounded=True))
     for refused in (False, True, True):
         (result,) = graphs.run("part", part_of(work), trees)
@@ -260,7 +260,7 @@ def test_a_part_that_makes_the_host_wait_is_run_as_it_is(work: Callable[[torch.T
 
 
 def test_a_recorded_part_reads_the_trees_loaded_last_and_runs_no_python() -> None:
-    graphs = Graphs(Taped())  # type: ignore[arg-type]
+    graphs = Graphs(Taped())
     runs = []
 
     def part(trees: TreeBatch) -> tuple[torch.Tensor, ...]:

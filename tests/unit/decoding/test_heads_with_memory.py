@@ -192,7 +192,7 @@ def test_where_parts_are_captured_the_draft_is_not() -> None:
     backbone = Backbone(model, kernels="eager")
     engine = Engine(backbone, native_heads(backbone), POLICIES["sequence"], EngineSettings(slots=1, context=CONTEXT))
     state, _ = engine._memory()
-    state.graphs = Graphs(Taped())  # type: ignore[arg-type]
+    state.graphs = Graphs(Taped())
     prompt = small_prompt(9)
     done = engine.generate(prompt, 40)
     assert done.tokens == greedy(model, prompt, 40)

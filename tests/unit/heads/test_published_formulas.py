@@ -138,7 +138,7 @@ def test_the_text_is_the_models_own(layout: str, small: Backbone, tmp_path: Path
 @pytest.mark.parametrize("layout", ["medusa, two layers", "vLLM, one output", "hydra, four layers"])
 def test_steps_replay_as_graphs(layout: str, small: Backbone, tmp_path: Path) -> None:
     state = DecodingState(small, imported(LAYOUTS[layout](model_of(small)), small, tmp_path), slots=1, capacity=128)
-    state.graphs = Graphs(Taped())  # type: ignore[arg-type]
+    state.graphs = Graphs(Taped())
     prompt = small_prompt(9)
     root, entropy = state.prefill(0, prompt)
     policy = SequencePolicy([TREE, TREES["chain"], TREES["wide"], TREES["root"]], 8)
