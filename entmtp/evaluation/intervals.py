@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Floats = NDArray[np.float64]
 
@@ -113,6 +112,8 @@ def _pearson(*moments: Floats, axis: int) -> Floats:
 
 
 def _bootstrap(samples: tuple[Floats, ...], statistic: Callable[..., Any], label: str) -> Floats:
+    from scipy import stats  # which takes most of a second: those who only generate text must not wait for it
+
     result = stats.bootstrap(
         samples,
         statistic,

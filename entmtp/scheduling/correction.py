@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.linalg import block_diag
 
 from entmtp.scheduling.belief import Belief
 from entmtp.scheduling.cost import MachineCost, PolicyCost, StepCost
@@ -51,7 +50,7 @@ class CorrectedCost:
         near = 0.5 ** np.abs(np.subtract.outer(places, places))
         # Logarithms of factors: of all times, and of each node budget of the grid; and how far they may be off.
         self._logs = np.zeros(_SIZES + len(places))
-        self._covariance, self._drift = (block_diag(pace**2, size**2 * near) for pace, size in (_AT_FIRST, _PER_STEP))
+        self._covariance, self._drift = (_covariance(*deviations, near) for deviations in (_AT_FIRST, _PER_STEP))
         self._draft = 0.0  # of drafting, besides that of all times
         self._of_sizes: dict[int, np.ndarray] = {}
 
@@ -95,6 +94,17 @@ class CorrectedCost:
         surprise = _log(factor) - float(row @ self._logs)
         self._logs += with_row / own * _little(surprise * own / (own + NOISE**2))
         self._covariance -= np.outer(with_row, with_row) / (own + NOISE**2)
+
+
+def _covariance(pace: float, size: float, near: np.ndarray) -> np.ndarray:
+    """Covariance ``[1 + sizes, 1 + sizes]`` of the pace and the sizes' own factors, from standard deviations.
+
+    The pace is independent of the sizes; ``near [sizes, sizes]`` is how the sizes correlate.
+    """
+    covariance = np.zeros((_SIZES + len(near),) * 2)
+    covariance[_PACE, _PACE] = pace**2
+    covariance[_SIZES:, _SIZES:] = size**2 * near
+    return covariance
 
 
 def _log(factor: float) -> float:
