@@ -134,7 +134,7 @@ class _EachItsOwn(RequestPolicy):
         self.entropy_window = _WINDOW
         self._trees = trees
 
-    def choose_one(self, signals: Signals, state: None) -> Topology:
+    def choose_one(self, signals: Signals, state: None, limit: int) -> Topology:
         return next(self._trees)
 
 

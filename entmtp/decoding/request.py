@@ -11,6 +11,7 @@ from entmtp.decoding.sampling import GREEDY, Sampler
 from entmtp.errors import EntMTPError
 from entmtp.scheduling.signals import Signals, SignalTracker
 from entmtp.settings import SamplingParams
+from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.topology import Path, Topology
 
 
@@ -46,7 +47,8 @@ class Request:
         id: names it in errors, logs and progress; unique among those that wait or run.
         prompt: token ids.
         number: which of several answers to one prompt with one seed this is.
-        max_nodes: of its trees, at most, whatever the policy would choose; None leaves it to the policy.
+        max_nodes: of its trees, at most; the policy chooses within that. 0 is plain decoding: the heads don't run. None
+            leaves it to the policy.
     """
 
     id: str
@@ -75,3 +77,8 @@ class RunningRequest:
     steps: list[StepRecord] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     max_nodes: int | None = None
+
+    @property
+    def node_limit(self) -> int:
+        """Nodes that each of its trees may have: its own limit, or that of all trees."""
+        return MAX_NODES if self.max_nodes is None else self.max_nodes

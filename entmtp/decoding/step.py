@@ -34,9 +34,9 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     chosen = policy.choose(
         signals,
         [request.policy_state for request in requests],
+        [request.node_limit for request in requests],
         lambda drafting: state.growth([slots[at] for at in drafting], watch),
     )
-    chosen = [choice.within(request.max_nodes) for choice, request in zip(chosen, requests, strict=True)]
     topologies = [choice.topology for choice in chosen]
     if state.heads is not None:
         state.heads.check_trees(topologies)

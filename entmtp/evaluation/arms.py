@@ -20,8 +20,14 @@ from entmtp.scheduling.correction import CorrectingPolicy
 from entmtp.scheduling.cost import MachineCost, PolicyCost
 from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.goodput import GoodputPolicy
-from entmtp.scheduling.ladder import best_static, build_ladder
-from entmtp.scheduling.policies import LadderPolicy, Policy, ScheduledPolicy, SequencePolicy, StaticPolicy
+from entmtp.scheduling.policies import (
+    Policy,
+    ScheduledPolicy,
+    SequencePolicy,
+    StaticPolicy,
+    best_static_policy,
+    ladder_policy,
+)
 from entmtp.settings import PAPER_TEMPERATURE, Acceptance, CalibrationSettings, LadderSettings, SamplingParams
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.published import published_tree
@@ -177,11 +183,11 @@ def _published(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy
 
 
 def _best_static(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
-    return StaticPolicy(best_static(tools.banks[kind], tools.costs[kind]), _window(tools))
+    return best_static_policy(tools.banks[kind], tools.costs[kind], _window(tools))
 
 
 def _ladder(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
-    return LadderPolicy(build_ladder(tools.banks[kind], tools.costs[kind]), LadderSettings().hysteresis)
+    return ladder_policy(tools.banks[kind], tools.costs[kind], LadderSettings().hysteresis)
 
 
 def _goodput(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:

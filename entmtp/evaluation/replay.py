@@ -20,8 +20,7 @@ from entmtp.evaluation.verdicts import ratio
 from entmtp.scheduling.cost import PartedCost
 from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.goodput import GoodputPolicy, candidates
-from entmtp.scheduling.ladder import best_static, build_ladder
-from entmtp.scheduling.policies import LadderPolicy, Policy, ScheduledPolicy, StaticPolicy
+from entmtp.scheduling.policies import Policy, ScheduledPolicy, StaticPolicy, best_static_policy, ladder_policy
 from entmtp.scheduling.profiles import load_profile
 from entmtp.scheduling.rate import Cost
 from entmtp.scheduling.replay import GrowthAt, no_heads, replayed
@@ -65,8 +64,8 @@ def policies(bank: TreeBank, cost: PartedCost, num_heads: int) -> Mapping[str, P
     fixed: dict[str, Policy] = {
         "autoregressive": StaticPolicy(Topology.root_only(), window),
         "published": StaticPolicy(published_tree(num_heads), window),
-        "best-static": StaticPolicy(best_static(bank, cost), window),
-        "ladder": LadderPolicy(build_ladder(bank, cost), LadderSettings().hysteresis),
+        "best-static": best_static_policy(bank, cost, window),
+        "ladder": ladder_policy(bank, cost, LadderSettings().hysteresis),
         "goodput": GoodputPolicy(bank.predictor, lambda batch: cost, window),
         DYNAMIC: DynamicPolicy(bank.predictor, bank.chances, lambda batch: cost, window),
     }

@@ -32,8 +32,9 @@ class IndependentHeads(DraftHeads):
         depth = trees.shape.depth
         if depth == 0:
             return Proposal.of_roots(root)
-        best, best_log_probs = self.best(self.head_states(hidden, depth), max(trees.shape.ranks))
-        rows = torch.arange(len(root), device=root.device)[:, None]
+        drafting, _ = trees.inner(0)  # the others, whose trees are empty, aren't guessed for
+        best, best_log_probs = self.best(self.head_states(hidden[drafting], depth), max(trees.shape.ranks))
+        rows = torch.zeros_like(root).scatter(0, drafting, torch.arange(len(drafting), device=root.device))[:, None]
         guessed = trees.depth > 0
         level = (trees.depth - 1).clamp(min=0)
         tokens = torch.where(guessed, best[rows, level, trees.rank], 0)

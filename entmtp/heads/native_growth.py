@@ -109,8 +109,11 @@ class NativeGrowth:
         return torch.tensor(numbers, device=self._seen.device)
 
 
-def fill(growth: Growth, roots: torch.Tensor, trees: TreeBatch) -> Proposal:
-    """Fills trees behind ``roots [batch]`` that were decided before."""
+def fill(growth: Growth, drafting: Sequence[int], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
+    """Fills trees behind ``roots [batch]`` that were decided before.
+
+    ``growth`` is that of the batch rows ``drafting``, which are all whose trees have nodes.
+    """
     tokens, log_probs = torch.zeros_like(trees.depth), torch.zeros_like(trees.depth, dtype=torch.float32)
     tokens[:, 0] = roots
     place: dict[tuple[int, int], int] = {}
@@ -123,7 +126,7 @@ def fill(growth: Growth, roots: torch.Tensor, trees: TreeBatch) -> Proposal:
             for node in topology.inner[level]
         ]
         asked = [
-            place[row, topology.parents[node]] * count + topology.paths[node - 1][-1] if level else row
+            place[row, topology.parents[node]] * count + topology.paths[node - 1][-1] if level else drafting.index(row)
             for row, node in inner
             for topology in [trees.topologies[row]]
         ]

@@ -72,7 +72,9 @@ class NativeMemory(HeadsMemory):
         self.states[index] = made[torch.arange(len(slots), device=index.device), counts - 1]
 
     def fill(self, slots: tuple[int, ...], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
-        return fill(self.growth(slots, roots), roots, trees)
+        drafting = [row for row, topology in enumerate(trees.topologies) if topology.nodes]
+        growth = self.growth(tuple(slots[row] for row in drafting), roots[drafting])
+        return fill(growth, drafting, roots, trees)
 
     def growth(self, slots: tuple[int, ...], roots: torch.Tensor) -> NativeGrowth:
         index = self.cache.table.index(slots)

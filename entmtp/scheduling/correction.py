@@ -157,8 +157,10 @@ class CorrectingPolicy(Policy):
     def start(self) -> Any:
         return self.policy.start()
 
-    def choose(self, signals: Sequence[Signals], states: Sequence[Any], begin: BeginDraft) -> list[Choice]:
-        chosen = self.policy.choose(signals, states, begin)
+    def choose(
+        self, signals: Sequence[Signals], states: Sequence[Any], limits: Sequence[int], begin: BeginDraft
+    ) -> list[Choice]:
+        chosen = self.policy.choose(signals, states, limits, begin)
         beliefs = [state for state in states if isinstance(state, Belief)]
         self._expected = len(beliefs) + sum(belief.expected or 0.0 for belief in beliefs)
         self._last = chosen

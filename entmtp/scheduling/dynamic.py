@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,9 @@ SMALL = 8
 """Nodes of the smallest tree that is asked what a node costs: over fewer, noise in the measurement says too much."""
 MIN_CHILDREN = 4
 """Guesses of a node that are looked at, however dear nodes are: how sure the heads are differs from step to step."""
+
+_REMEMBERED = 256
+"""Combinations of limits whose prices are remembered."""
 
 PLAIN = Choice(Topology.root_only(), [])
 
@@ -71,75 +75,91 @@ class DynamicPolicy(Policy):
         self._costs = costs
         # Whether to draft at all is decided by the signals that are there before the heads run.
         self._before = GoodputPolicy(predictor, costs, entropy_window)
-        self._priced: dict[int, _Worth] = {}
+        self._worth = lru_cache(_REMEMBERED)(self._priced)
 
     def start(self) -> Belief:
         return Belief()
 
     def reprice(self) -> bool:
-        self._priced.clear()
+        self._worth.cache_clear()
         return self._before.reprice()
 
-    def choose(self, signals: Sequence[Signals], states: Sequence[Belief], begin: BeginDraft) -> list[Choice]:
+    def choose(
+        self, signals: Sequence[Signals], states: Sequence[Belief], limits: Sequence[int], begin: BeginDraft
+    ) -> list[Choice]:
         for seen, belief in zip(signals, states, strict=True):
             belief.learn(seen.gained)
-        before = self._before.best(self._before.scores(signals, states))
+        limits = [min(limit, MAX_NODES) for limit in limits]
+        before = self._before.best(self._before.scores(signals, states), limits)
         drafting = [request for request, tree in enumerate(before) if self._before.trees[tree].nodes]
         if not drafting:
-            return [PLAIN] * len(signals)
-        worth = self._worth(len(signals))
+            return [Choice(Topology.root_only())] * len(signals)  # as plain decoding's: there is nothing to fill
+        worth = self._worth(tuple(sorted(limits)))
         roots = [_Node(request, (), 0, 1.0, number, states[request].shift) for number, request in enumerate(drafting)]
-        guessed = _by_request(self._guessed(begin(drafting), roots, worth))
+        guessed = _by_request(self._guessed(begin(drafting), roots, worth, limits))
         chosen = self._best([guessed.get(request, []) for request in range(len(signals))], worth)
         for nodes, belief in zip(chosen, states, strict=True):
             belief.expected = sum(node.chance for node in nodes) if nodes else None
         return [_grown(nodes) for nodes in chosen]
 
-    def _worth(self, batch: int) -> _Worth:
-        if batch not in self._priced:
-            cost, rate = self._costs(batch), self._before.rate(batch)
-            trees = [
-                Topology.root_only(),
-                *(Topology.of([(rank,) for rank in range(n)]) for n in range(1, MAX_NODES + 1)),
-            ]
-            verify = rate * np.array([cost(tree) - cost.draft(tree) for tree in trees])
-            depths = range(1, len(self.chances.slope) + 1)
-            chains = [Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths]
-            drafts = rate * np.array([0.0, *(cost.draft(chain) for chain in chains)])
-            # Kernels may do badly with few rows, so that a larger tree takes less time: nodes are not free for that.
-            added = verify - np.minimum.accumulate(verify)
-            node = float(min(added[SMALL:] / np.arange(SMALL, MAX_NODES + 1))) / batch
-            self._priced[batch] = _Worth((verify - verify[0]).tolist(), np.diff(drafts).tolist(), node)
-        return self._priced[batch]
+    def _priced(self, limits: tuple[int, ...]) -> _Worth:
+        batch = len(limits)
+        cost, rate = self._costs(batch), self._before.rate(limits)
+        trees = [Topology.root_only(), *(Topology.of([(rank,) for rank in range(n)]) for n in range(1, MAX_NODES + 1))]
+        verify = rate * np.array([cost(tree) - cost.draft(tree) for tree in trees])
+        depths = range(1, len(self.chances.slope) + 1)
+        chains = [Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths]
+        drafts = rate * np.array([0.0, *(cost.draft(chain) for chain in chains)])
+        # Kernels may do badly with few rows, so that a larger tree takes less time: nodes are not free for that.
+        added = verify - np.minimum.accumulate(verify)
+        node = float(min(added[SMALL:] / np.arange(SMALL, MAX_NODES + 1))) / batch
+        return _Worth((verify - verify[0]).tolist(), np.diff(drafts).tolist(), node)
 
-    def _guessed(self, growth: Growth, roots: list[_Node], worth: _Worth) -> list[_Node]:
-        """All guesses of the levels that are worth running, each request's in its trees' canonical order."""
+    def _guessed(self, growth: Growth, roots: list[_Node], worth: _Worth, limits: Sequence[int]) -> list[_Node]:
+        """The likeliest guesses of the levels that are worth running, as many of each request as it may have.
+
+        Each request's come in its trees' canonical order.
+        """
         found: list[_Node] = []
         nodes = roots
         for depth in range(min(growth.num_heads, len(self.chances.slope))):
             follow = self.chances.follow[depth]
             parents = [node for node in nodes if node.chance * follow[0] > worth.node]
-            if not parents or (depth and self._expected(parents, depth, worth) <= worth.levels[depth]):
+            if not parents or (depth and self._expected(parents, found, worth, limits) <= worth.levels[depth]):
                 break
             likeliest = max(node.chance for node in parents)
-            count = max(MIN_CHILDREN, sum(likeliest * chance > worth.node for chance in follow))
-            nodes = self._children(parents, depth, *growth.next([node.number for node in parents], count))
-            found += nodes
+            wanted = max(MIN_CHILDREN, sum(likeliest * chance > worth.node for chance in follow))
+            count = min(wanted, max(limits[node.request] for node in parents))
+            found += self._children(parents, depth, *growth.next([node.number for node in parents], count))
+            found = _within(found, limits)
+            nodes = [node for node in found if len(node.path) > depth]
         return found
 
-    def _expected(self, parents: Sequence[_Node], depth: int, worth: _Worth) -> float:
-        """Tokens that a level can be expected to add, less what verifying its nodes is worth."""
-        return sum(
-            max(0.0, node.chance * chance - worth.node) for node in parents for chance in self.chances.follow[depth]
-        )
+    def _expected(
+        self, parents: Sequence[_Node], found: Sequence[_Node], worth: _Worth, limits: Sequence[int]
+    ) -> float:
+        """Tokens that a level behind ``parents`` can be expected to add, less what verifying its nodes is worth.
+
+        Where a request has no room for them, likely ones take the places of less likely ones that were ``found``.
+        """
+        follow = self.chances.follow[len(parents[0].path)]
+        own, gain = _by_request(found), 0.0
+        for request, its in _by_request(parents).items():
+            added = [node.chance * chance - worth.node for node in its for chance in follow]
+            gain += sum(value for value in added if value > 0)
+            if len(own[request]) + len(added) > limits[request]:
+                there = [node.chance - worth.node for node in own[request]]
+                both = sorted((value for value in (*there, *added) if value > 0), reverse=True)
+                gain -= sum(both[limits[request] :])
+        return gain
 
     def _children(
         self, parents: Sequence[_Node], depth: int, tokens: torch.Tensor, log_probs: torch.Tensor
     ) -> list[_Node]:
-        """The guesses behind ``parents``, at most :data:`MAX_NODES` of each request."""
+        """The guesses behind ``parents``."""
         chance, count = self.chances.of, tokens.shape[1]
         # Plain Python: between two passes over all weights everything that numpy would need is out of the CPU's caches.
-        nodes = [
+        return [
             _Node(
                 node.request,
                 (*node.path, rank),
@@ -151,10 +171,6 @@ class DynamicPolicy(Policy):
             for row, (node, *guesses) in enumerate(zip(parents, tokens.tolist(), log_probs.tolist(), strict=True))
             for rank, (token, log_prob) in enumerate(zip(*guesses, strict=True))
         ]
-        if len(nodes) <= MAX_NODES:
-            return nodes
-        kept = {node.number for its in _by_request(nodes).values() for node in _likeliest(its)}
-        return [node for node in nodes if node.number in kept]
 
     def _best(self, guessed: Sequence[Sequence[_Node]], worth: _Worth) -> list[list[_Node]]:
         """The likeliest nodes of each request, as many as pay for the width that all trees are padded to."""
@@ -175,12 +191,21 @@ def _by_request(nodes: Sequence[_Node]) -> dict[int, list[_Node]]:
 
 
 def _likeliest(nodes: Sequence[_Node]) -> list[_Node]:
-    """Of one request: the best beginning that a tree may have, likeliest first.
+    """One request's guesses, likeliest first: each beginning is the best tree of its size.
 
     A parent is at least as likely as its children and comes before them in the canonical order, which decides between
     equals.
     """
-    return sorted(nodes, key=lambda node: -node.chance)[:MAX_NODES]
+    return sorted(nodes, key=lambda node: -node.chance)
+
+
+def _within(nodes: list[_Node], limits: Sequence[int]) -> list[_Node]:
+    """The likeliest of each request, as many as it may have, in the order in which they came."""
+    if len(nodes) <= min(limits[node.request] for node in nodes):
+        return nodes
+    best = {request: _likeliest(its)[: limits[request]] for request, its in _by_request(nodes).items()}
+    kept = {(node.request, node.path) for its in best.values() for node in its}
+    return [node for node in nodes if (node.request, node.path) in kept]
 
 
 def _grown(nodes: Sequence[_Node]) -> Choice:

@@ -6,9 +6,10 @@ signals of this very step.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,10 +18,14 @@ from entmtp.scheduling.envelope import Envelope, upper_envelope
 from entmtp.scheduling.policies import BeginDraft, Choice, Policy
 from entmtp.scheduling.rate import BatchCosts, best_choices
 from entmtp.scheduling.signals import Signals
+from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
 
 SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 63)
+
+_REMEMBERED = 256
+"""Combinations of limits whose prices are remembered."""
 
 
 def candidates(predictor: Predictor, sizes: Sequence[int] = SIZES) -> list[Topology]:
@@ -40,16 +45,14 @@ def candidates(predictor: Predictor, sizes: Sequence[int] = SIZES) -> list[Topol
 
 @dataclass(frozen=True)
 class _Price:
-    """Of the steps of so many requests.
+    """Costs and rate of steps of requests with certain limits.
 
     Attributes:
-        costs: milliseconds of each shape ``[shapes]``.
-        gains: tokens that a request gains at each centre of the score within each shape ``[centres, shapes]``.
+        costs: milliseconds of each shape ``[shapes]``; infinite where it is larger than every limit.
         rate: tokens per millisecond that a schedule reaches.
     """
 
     costs: np.ndarray
-    gains: np.ndarray
     rate: float
 
 
@@ -79,27 +82,33 @@ class GoodputPolicy(Policy):
         self._by_shape = np.argsort(self._shape_of, kind="stable")
         self._starts = np.searchsorted(self._shape_of[self._by_shape], np.arange(len(sizes)))
         nodes, depths = (sorted(set(each)) for each in zip(*sizes, strict=True))
+        self._nodes = np.array([tree.nodes for tree in self.trees])
+        self._sizes = nodes
         self._grid = len(nodes), len(depths)
         self._cells = np.array([nodes.index(size) * len(depths) + depths.index(depth) for size, depth in sizes])
-        self._priced: dict[int, _Price] = {}
+        self._most = self._gains_within(nodes[-1])
+        self._price = lru_cache(_REMEMBERED)(self._priced)
+        self._alone = lru_cache(_REMEMBERED)(self._best_alone)
 
-    def rate(self, batch: int = 1) -> float:
-        """Tokens per millisecond that a schedule of steps of ``batch`` requests reaches."""
-        return self._price(batch).rate
+    def rate(self, limits: Sequence[int] = (MAX_NODES,)) -> float:
+        """Tokens per millisecond that a schedule of steps of requests with these limits reaches."""
+        return self._price(self._rounded(limits)).rate
 
     def start(self) -> Belief:
         return Belief()
 
     def reprice(self) -> bool:
-        self._priced.clear()
-        self.__dict__.pop("_alone", None)  # made again when it is asked for
+        self._price.cache_clear()
+        self._alone.cache_clear()
         return True
 
-    def choose(self, signals: Sequence[Signals], states: Sequence[Belief], begin: BeginDraft) -> list[Choice]:
+    def choose(
+        self, signals: Sequence[Signals], states: Sequence[Belief], limits: Sequence[int], begin: BeginDraft
+    ) -> list[Choice]:
         for seen, belief in zip(signals, states, strict=True):
             belief.learn(seen.gained)
         scores = self.scores(signals, states)
-        chosen = self.best(scores)
+        chosen = self.best(scores, limits)
         for score, belief, at in zip(scores, states, chosen, strict=True):
             if self.trees[at].nodes:
                 belief.expected = float(self.predictor.blend(score) @ self._gains[:, at]) - 1
@@ -112,25 +121,30 @@ class GoodputPolicy(Policy):
             for seen, belief in zip(signals, beliefs, strict=True)
         ]
 
-    def best(self, scores: Sequence[float]) -> list[int]:
-        """Which of the ``trees`` each request of a step gets, by its score."""
+    def best(self, scores: Sequence[float], limits: Sequence[int]) -> list[int]:
+        """Which of the ``trees`` each request of a step gets, by its score and within its limit."""
         if len(scores) == 1:  # alone, a tree is its own shape
-            return [self._alone.at(scores[0])]
-        price = self._price(len(scores))
+            return [self._alone(*self._rounded(limits)).at(scores[0])]
+        price = self._price(self._rounded(limits))
         blends = self.predictor.blends(scores)
         # Between two centres no tree gains more than the best at each: where even so plain decoding is best, it is.
-        if not (blends.sum(0) @ price.gains - price.rate * price.costs).argmax():
+        if not (blends.sum(0) @ self._most - price.rate * price.costs).argmax():
             return [self._plain] * len(scores)
-        expected = blends @ self._gains  # [batch, trees]
+        expected = np.where(self._nodes <= np.array(limits)[:, None], blends @ self._gains, -np.inf)  # [batch, trees]
         shape = int((self._best_within(expected).sum(0) - price.rate * price.costs).argmax())
         best: list[int] = np.where(self._within[shape], expected, -np.inf).argmax(1).tolist()
         return best
 
-    @cached_property
-    def _alone(self) -> Envelope:
+    def _rounded(self, limits: Sequence[int]) -> tuple[int, ...]:
+        """The limits, increasing, each as the largest size of any tree within it: what a price depends on."""
+        return tuple(sorted(self._sizes[bisect_right(self._sizes, limit) - 1] for limit in limits))
+
+    def _best_alone(self, limit: int) -> Envelope:
         """The tree that is best for one request, by its score."""
-        price = self._price(1)
-        return upper_envelope(self.predictor.centres, self._gains - price.rate * price.costs[self._shape_of])
+        price, allowed = self._price((limit,)), np.flatnonzero(self._nodes <= limit)
+        values = self._gains[:, allowed] - price.rate * price.costs[self._shape_of[allowed]]
+        found = upper_envelope(self.predictor.centres, values)
+        return Envelope(found.breaks, allowed[found.lines].tolist())
 
     def _best_within(self, expected: np.ndarray) -> np.ndarray:
         """What the best tree within each shape gains ``[rows, shapes]``, of all trees' gains ``[rows, trees]``."""
@@ -141,16 +155,19 @@ class GoodputPolicy(Policy):
         best: np.ndarray = grid.reshape(len(expected), -1)[:, self._cells]
         return best
 
-    def _price(self, batch: int) -> _Price:
-        if batch not in self._priced:
-            cost = self._costs(batch)
-            costs = np.array([cost(shape) for shape in self._shapes])
-            gains = self._best_within(self._gains)
-            shares = np.array(self.predictor.shares)
-            if batch == 1:
-                _, rate = best_choices(list(gains), [costs] * len(gains), shares)
-            else:
-                # Requests in different moods share a shape, so it can't follow the mood of one.
-                rate = float((batch * (shares @ gains) / costs).max())
-            self._priced[batch] = _Price(costs, gains, rate)
-        return self._priced[batch]
+    def _gains_within(self, limit: int) -> np.ndarray:
+        """Gains ``[centres, shapes]`` of the best tree of at most ``limit`` nodes within each shape."""
+        return self._best_within(np.where(self._nodes <= limit, self._gains, -np.inf))
+
+    def _priced(self, limits: tuple[int, ...]) -> _Price:
+        cost = self._costs(len(limits))
+        costs = np.array([cost(shape) if shape.nodes <= limits[-1] else np.inf for shape in self._shapes])
+        shares = np.array(self.predictor.shares)
+        if len(limits) == 1:
+            gains = self._gains_within(*limits)
+            _, rate = best_choices(list(gains), [costs] * len(gains), shares)
+        else:
+            # Requests in different states share a shape, so it can't follow the state of one.
+            gained = {limit: shares @ self._gains_within(limit) for limit in set(limits)}
+            rate = float((sum(map(gained.__getitem__, limits)) / costs).max())
+        return _Price(costs, rate)

@@ -7,13 +7,13 @@ are trees that stop before the heads' last level, whose time is then saved.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from entmtp.errors import EntMTPError
 from entmtp.scheduling.rate import Cost, best_choices
-from entmtp.trees.bank import Frontier, TreeBank
+from entmtp.trees.bank import MAX_NODES, Frontier, TreeBank
 from entmtp.trees.topology import Topology
 
 
@@ -35,21 +35,30 @@ class Ladder:
         """The rung that an entropy EMA belongs to."""
         return sum(entropy >= threshold for threshold in self.thresholds)
 
+    def first(self, nodes: int) -> Ladder:
+        """The same ladder with each rung cut to its first ``nodes`` nodes (:meth:`Topology.first`)."""
+        return replace(self, rungs=tuple(rung.first(nodes) for rung in self.rungs))
 
-def best_static(bank: TreeBank, cost: Cost) -> Topology:
-    """The tree with the most expected tokens per millisecond at every step alike."""
-    choices = [pair for one in bank.by_depth for pair in zip(one.trees, one.gain, strict=True)]
+
+def best_static(bank: TreeBank, cost: Cost, nodes: int = MAX_NODES) -> Topology:
+    """The tree of at most ``nodes`` nodes with the most expected tokens per millisecond at every step alike."""
+    choices = [
+        (tree, gain)
+        for one in bank.by_depth
+        for tree, gain in zip(one.trees, one.gain, strict=True)
+        if tree.nodes <= nodes
+    ]
     return max(choices, key=lambda choice: choice[1] / cost(choice[0]))[0]
 
 
-def build_ladder(bank: TreeBank, cost: Cost) -> Ladder:
-    """The bank's best ladder under ``cost`` (milliseconds of a step with a tree)."""
-    return Ladder(tuple(bank.thresholds), best_rungs(bank.bins, cost), bank.entropy_window)
+def build_ladder(bank: TreeBank, cost: Cost, nodes: int = MAX_NODES) -> Ladder:
+    """The bank's best ladder under ``cost`` (milliseconds of a step with a tree), of at most ``nodes`` nodes each."""
+    return Ladder(tuple(bank.thresholds), best_rungs(bank.bins, cost, nodes), bank.entropy_window)
 
 
-def best_rungs(bins: Sequence[Frontier], cost: Cost) -> tuple[Topology, ...]:
-    """The tree of each bin with which the text as a whole is fastest."""
-    choices = [one.choices for one in bins]
+def best_rungs(bins: Sequence[Frontier], cost: Cost, nodes: int = MAX_NODES) -> tuple[Topology, ...]:
+    """The tree of each bin, of at most ``nodes`` nodes, with which the text as a whole is fastest."""
+    choices = [[(tree, gain) for tree, gain in one.choices if tree.nodes <= nodes] for one in bins]
     gains = [np.array([gain for _, gain in its]) for its in choices]
     costs = [np.array([cost(tree) for tree, _ in its]) for its in choices]
     chosen, _ = best_choices(gains, costs, np.array([one.share for one in bins]))

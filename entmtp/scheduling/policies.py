@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from entmtp.heads.growth import Growth
-from entmtp.scheduling.ladder import Ladder
+from entmtp.scheduling.ladder import Ladder, best_static, build_ladder
+from entmtp.scheduling.rate import Cost
 from entmtp.scheduling.signals import Signals
+from entmtp.trees.bank import TreeBank
 from entmtp.trees.topology import Topology
 
 
@@ -24,15 +27,6 @@ class Choice:
 
     topology: Topology
     tokens: list[int] | None = None
-
-    def within(self, nodes: int | None) -> Choice:
-        """The same tree with at most ``nodes`` nodes, those whose guesses come first in the heads' rankings."""
-        if nodes is None:
-            return self
-        topology = self.topology.first(nodes)
-        if self.tokens is None:
-            return Choice(topology)
-        return Choice(topology, [self.tokens[self.topology.index[path] - 1] for path in topology.paths])
 
 
 BeginDraft = Callable[[Sequence[int]], Growth]
@@ -49,10 +43,13 @@ class Policy(ABC):
         return None
 
     @abstractmethod
-    def choose(self, signals: Sequence[Signals], states: Sequence[Any], begin: BeginDraft) -> list[Choice]:
+    def choose(
+        self, signals: Sequence[Signals], states: Sequence[Any], limits: Sequence[int], begin: BeginDraft
+    ) -> list[Choice]:
         """The tree of each request for this step; may update ``states``.
 
-        Either all of the trees are filled with tokens or none is.
+        ``limits`` are the most nodes that each request's tree may have: its best tree within that is chosen. The heads
+        don't run for a request with limit 0. Either all of the trees are filled with tokens or none is.
         """
 
     @property
@@ -72,23 +69,29 @@ class Policy(ABC):
 class RequestPolicy(Policy):
     """One that looks at each request by itself."""
 
-    def choose(self, signals: Sequence[Signals], states: Sequence[Any], begin: BeginDraft) -> list[Choice]:
-        return [Choice(self.choose_one(seen, state)) for seen, state in zip(signals, states, strict=True)]
+    def choose(
+        self, signals: Sequence[Signals], states: Sequence[Any], limits: Sequence[int], begin: BeginDraft
+    ) -> list[Choice]:
+        return [Choice(self.choose_one(*request)) for request in zip(signals, states, limits, strict=True)]
 
     @abstractmethod
-    def choose_one(self, signals: Signals, state: Any) -> Topology:
-        """The tree of one request; may update ``state``."""
+    def choose_one(self, signals: Signals, state: Any, limit: int) -> Topology:
+        """The tree of one request, of at most ``limit`` nodes; may update ``state``."""
 
 
 class StaticPolicy(RequestPolicy):
     """One tree for every step: plain decoding, the Medusa and Hydra arms."""
 
-    def __init__(self, topology: Topology, entropy_window: int) -> None:
+    def __init__(
+        self, topology: Topology, entropy_window: int, within: Callable[[int], Topology] | None = None
+    ) -> None:
+        """``within`` finds the best tree of at most so many nodes; by default it is :meth:`Topology.first`."""
         self.topology = topology
         self.entropy_window = entropy_window
+        self._within = cache(within or topology.first)
 
-    def choose_one(self, signals: Signals, state: None) -> Topology:
-        return self.topology
+    def choose_one(self, signals: Signals, state: None, limit: int) -> Topology:
+        return self.topology if self.topology.nodes <= limit else self._within(limit)
 
 
 class LadderPolicy(RequestPolicy):
@@ -97,22 +100,29 @@ class LadderPolicy(RequestPolicy):
     The state is a one-element list with the current rung, or -1 before the first step.
     """
 
-    def __init__(self, ladder: Ladder, hysteresis: float) -> None:
+    def __init__(self, ladder: Ladder, hysteresis: float, within: Callable[[int], Ladder] | None = None) -> None:
+        """``within`` finds the best ladder of trees of at most so many nodes, with the same thresholds.
+
+        By default it is :meth:`Ladder.first`.
+        """
         self.ladder = ladder
         self.hysteresis = hysteresis
         self.entropy_window = ladder.entropy_window
+        self._most = max(rung.nodes for rung in ladder.rungs)
+        self._within = cache(within or ladder.first)
 
     def start(self) -> list[int]:
         return [-1]
 
-    def choose_one(self, signals: Signals, state: list[int]) -> Topology:
+    def choose_one(self, signals: Signals, state: list[int], limit: int) -> Topology:
         if state[0] < 0:
             state[0] = self.ladder.rung_of(signals.entropy_ema)
         # A threshold counts as passed only once the entropy is the hysteresis beyond it; then as many as that are.
         lowest = self.ladder.rung_of(signals.entropy_ema - self.hysteresis)
         highest = self.ladder.rung_of(signals.entropy_ema + self.hysteresis)
         state[0] = min(max(state[0], lowest), highest)
-        return self.ladder.rungs[state[0]]
+        ladder = self.ladder if self._most <= limit else self._within(limit)
+        return ladder.rungs[state[0]]
 
 
 class ScheduledPolicy(RequestPolicy):
@@ -122,8 +132,8 @@ class ScheduledPolicy(RequestPolicy):
         self.by_position = by_position
         self.entropy_window = entropy_window
 
-    def choose_one(self, signals: Signals, state: None) -> Topology:
-        return self.by_position.get(signals.position, Topology.root_only())
+    def choose_one(self, signals: Signals, state: None, limit: int) -> Topology:
+        return self.by_position.get(signals.position, Topology.root_only()).first(limit)
 
 
 class SequencePolicy(RequestPolicy):
@@ -139,6 +149,16 @@ class SequencePolicy(RequestPolicy):
     def start(self) -> list[int]:
         return [0]
 
-    def choose_one(self, signals: Signals, state: list[int]) -> Topology:
+    def choose_one(self, signals: Signals, state: list[int], limit: int) -> Topology:
         state[0] += 1
-        return self.sequence[(state[0] - 1) % len(self.sequence)]
+        return self.sequence[(state[0] - 1) % len(self.sequence)].first(limit)
+
+
+def best_static_policy(bank: TreeBank, cost: Cost, entropy_window: int) -> StaticPolicy:
+    """The bank's best tree at every step; under a limit, its best tree within that."""
+    return StaticPolicy(best_static(bank, cost), entropy_window, lambda nodes: best_static(bank, cost, nodes))
+
+
+def ladder_policy(bank: TreeBank, cost: Cost, hysteresis: float) -> LadderPolicy:
+    """The bank's best ladder; under a limit, its best ladder of trees within that."""
+    return LadderPolicy(build_ladder(bank, cost), hysteresis, lambda nodes: build_ladder(bank, cost, nodes))

@@ -10,6 +10,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.growth import Growth
 from entmtp.scheduling.policies import Policy
 from entmtp.scheduling.signals import Signals, SignalTracker
+from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.replay import accepted_length
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
@@ -60,7 +61,7 @@ def replayed(trace: RankTrace, policy: Policy, growth_at: GrowthAt = no_heads) -
     at = 0
     while at < len(trace):
         signals = tracker.start_step(at, entropy[at])
-        (choice,) = policy.choose([signals], [state], partial(_begin, growth_at, at))
+        (choice,) = policy.choose([signals], [state], [MAX_NODES], partial(_begin, growth_at, at))
         topology = choice.topology
         gained = 1 + accepted_length(topology, ranks[at])
         tracker.end_step(gained)

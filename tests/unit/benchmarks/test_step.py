@@ -113,7 +113,7 @@ def test_steps_start_from_the_same_state_and_time_every_part() -> None:
 def test_the_ladder_that_is_timed_takes_the_measured_tree_at_any_entropy() -> None:
     policy = ladder_of(DEEP)
     state = policy.start()
-    seen = {policy.choose_one(Signals(0, nats, nats, 1.0), state) for nats in (0.0, 0.3, 0.7, 3.0)}
+    seen = {policy.choose_one(Signals(0, nats, nats, 1.0), state, 63) for nats in (0.0, 0.3, 0.7, 3.0)}
     assert seen == {DEEP}
 
 

@@ -74,7 +74,7 @@ class PerRequest(RequestPolicy):
     def start(self) -> list[Topology]:
         return []
 
-    def choose_one(self, signals: Signals, state: list[Topology]) -> Topology:
+    def choose_one(self, signals: Signals, state: list[Topology], limit: int) -> Topology:
         return state[signals.position % len(state)]
 
 

@@ -123,7 +123,7 @@ def test_a_batch_with_a_tree_each_replays_too() -> None:
         def start(self) -> list[int]:
             return []
 
-        def choose_one(self, signals: object, state: list[int]) -> Topology:
+        def choose_one(self, signals: object, state: list[int], limit: int) -> Topology:
             state.append(state[0])
             return own[state[0]][len(state) % 40]
 

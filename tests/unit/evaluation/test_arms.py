@@ -82,7 +82,7 @@ def test_the_random_control_has_a_policys_trees_in_another_order(
     control = make_engine("random", shifted, seen).policy
     assert isinstance(control, SequencePolicy)
     state = control.start()
-    shuffled = [control.choose_one(step.signals, state) for step in ladder.steps]
+    shuffled = [control.choose_one(step.signals, state, 63) for step in ladder.steps]
     assert Counter(shuffled) == Counter(trees(ladder))
     assert len(Counter(shuffled)) > 1
     assert shuffled != trees(ladder)

@@ -151,9 +151,9 @@ def test_what_a_step_should_gain_is_told_where_the_policy_says() -> None:
     policy = CorrectingPolicy(lambda cost: GoodputPolicy(small_predictor(), cost.of_batch, 8), COST)
     assert policy.foretold is None
     beliefs = [policy.start()]
-    (choice,) = policy.choose([Signals(0, 0.0, 0.0, 0.0)], beliefs, lambda requests: pytest.fail("it drafted"))
+    (choice,) = policy.choose([Signals(0, 0.0, 0.0, 0.0)], beliefs, [63], lambda requests: pytest.fail("it drafted"))
     assert choice.topology.nodes
     assert policy.foretold == pytest.approx((1 + beliefs[0].expected) / COST(choice.topology))
     static = CorrectingPolicy(lambda cost: StaticPolicy(wide(2), 8), COST)
-    static.choose([Signals(0, 0.0, 0.0, 0.0)], [None], lambda requests: pytest.fail("it drafted"))
+    static.choose([Signals(0, 0.0, 0.0, 0.0)], [None], [63], lambda requests: pytest.fail("it drafted"))
     assert static.foretold is None

@@ -31,7 +31,7 @@ def linear(per_node: float, per_level: float = 0.0) -> BatchCosts:
 
 def chosen_by(policy: GoodputPolicy, *signals: Signals) -> list[Topology]:
     beliefs = [policy.start() for _ in signals]
-    return [policy.trees[at] for at in policy.best(policy.scores(signals, beliefs))]
+    return [policy.trees[at] for at in policy.best(policy.scores(signals, beliefs), [63] * len(signals))]
 
 
 def test_a_deep_tree_where_the_text_is_easy_and_plain_decoding_where_it_is_hard() -> None:
@@ -68,7 +68,7 @@ def test_a_batch_for_which_nodes_are_dear_decodes_plainly() -> None:
     policy = GoodputPolicy(PREDICTOR, linear(1.0), 8)
     assert chosen_by(policy, EASY)[0].nodes == 3
     assert {tree.nodes for tree in chosen_by(policy, *[EASY] * 16)} == {0}
-    assert policy.rate(16) == pytest.approx(16 / 10)
+    assert policy.rate([63] * 16) == pytest.approx(16 / 10)
 
 
 def test_other_costs_count_once_the_policy_takes_them_in() -> None:
@@ -82,14 +82,14 @@ def test_other_costs_count_once_the_policy_takes_them_in() -> None:
     assert [chosen_by(policy, *batch) for batch in batches] == [
         [Topology.root_only()] * len(batch) for batch in batches
     ]
-    assert policy.rate(2) == pytest.approx(0.2)
+    assert policy.rate([63, 63]) == pytest.approx(0.2)
 
 
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=5), st.floats(0, 5), st.floats(0, 3))
 def test_no_shape_is_worth_more(nats: list[float], per_node: float, per_level: float) -> None:
     policy = GoodputPolicy(PREDICTOR, linear(per_node, per_level), 8)
     signals = [Signals(0, each, each, 0.0) for each in nats]
-    cost, rate = linear(per_node, per_level)(len(nats)), policy.rate(len(nats))
+    cost, rate = linear(per_node, per_level)(len(nats)), policy.rate([63] * len(nats))
 
     def worth(trees: list[Topology]) -> float:
         widest = max(trees, key=lambda tree: (tree.nodes, tree.max_depth))

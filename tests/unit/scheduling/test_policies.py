@@ -19,7 +19,7 @@ def climbed(averages: list[float]) -> list[int]:
     """The rung of every step."""
     policy = LadderPolicy(LADDER, HYSTERESIS)
     state = policy.start()
-    return [RUNGS.index(policy.choose_one(seen(average), state)) for average in averages]
+    return [RUNGS.index(policy.choose_one(seen(average), state, 63)) for average in averages]
 
 
 def test_the_first_step_takes_the_rung_of_its_entropy() -> None:
@@ -51,24 +51,24 @@ def test_it_is_never_further_off_than_the_hysteresis(averages: list[float]) -> N
 def test_requests_do_not_share_their_rung() -> None:
     policy = LadderPolicy(LADDER, HYSTERESIS)
     calm, wild = policy.start(), policy.start()
-    assert policy.choose_one(seen(0.1), calm) == RUNGS[0]
-    assert policy.choose_one(seen(0.9), wild) == RUNGS[3]
-    assert policy.choose_one(seen(0.22), calm) == RUNGS[0]
+    assert policy.choose_one(seen(0.1), calm, 63) == RUNGS[0]
+    assert policy.choose_one(seen(0.9), wild, 63) == RUNGS[3]
+    assert policy.choose_one(seen(0.22), calm, 63) == RUNGS[0]
 
 
 def test_a_static_policy_never_changes_its_mind() -> None:
     policy = StaticPolicy(RUNGS[1], 8)
-    assert {policy.choose_one(seen(average), None) for average in (0.0, 1.0)} == {RUNGS[1]}
+    assert {policy.choose_one(seen(average), None, 63) for average in (0.0, 1.0)} == {RUNGS[1]}
 
 
 def test_a_schedule_goes_by_position_and_guesses_nothing_where_it_is_silent() -> None:
     policy = ScheduledPolicy({0: RUNGS[0], 5: RUNGS[1]}, 8)
-    chosen = [policy.choose_one(seen(0.5, position), None) for position in (5, 0, 3)]
+    chosen = [policy.choose_one(seen(0.5, position), None, 63) for position in (5, 0, 3)]
     assert chosen == [RUNGS[1], RUNGS[0], Topology.root_only()]
 
 
 def test_a_sequence_goes_by_step_and_starts_over_at_its_end_and_per_request() -> None:
     policy = SequencePolicy(RUNGS[:3], 8)
     state = policy.start()
-    assert [policy.choose_one(seen(0.5), state) for _ in range(4)] == [RUNGS[0], RUNGS[1], RUNGS[2], RUNGS[0]]
-    assert policy.choose_one(seen(0.5), policy.start()) == RUNGS[0]
+    assert [policy.choose_one(seen(0.5), state, 63) for _ in range(4)] == [RUNGS[0], RUNGS[1], RUNGS[2], RUNGS[0]]
+    assert policy.choose_one(seen(0.5), policy.start(), 63) == RUNGS[0]

@@ -98,9 +98,9 @@ def test_a_policy_sees_what_steps_before_gained() -> None:
     seen: list[Signals] = []
 
     class Watching(StaticPolicy):
-        def choose_one(self, signals: Signals, state: Any) -> Topology:
+        def choose_one(self, signals: Signals, state: Any, limit: int) -> Topology:
             seen.append(signals)
-            return super().choose_one(signals, state)
+            return super().choose_one(signals, state, limit)
 
     trace = drawn_trace(50, [0.7], heads=4, seed=3)
     steps = replayed(trace, Watching(TREES["chain"], entropy_window=1))
