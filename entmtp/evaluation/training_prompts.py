@@ -10,6 +10,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.suites import FAMILIES, PAPER_SUITES, load_suite, suite_names
 from entmtp.evaluation.suites.overlap import contains_benchmark_prompt
 from entmtp.files import write_text
+from entmtp.json_lines import check_file
 from entmtp.settings import PromptMixSettings
 from entmtp.training.prompts import mixed_prompts
 
@@ -22,8 +23,7 @@ def write_training_prompts(sharegpt: Path, output: Path, data: Sequence[str]) ->
     Raises:
         EntMTPError: if the ShareGPT file or one of ``data`` can't be used.
     """
-    if not sharegpt.is_file():
-        raise EntMTPError(f"sharegpt: {sharegpt} does not exist; give a ShareGPT JSON file")
+    check_file(sharegpt, "sharegpt:", "a ShareGPT JSON file")
     files: dict[str, str] = {}
     for text in data:
         name, equals, path = text.partition("=")

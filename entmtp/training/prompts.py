@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from entmtp.errors import EntMTPError
+from entmtp.json_lines import Located, read_text
 from entmtp.settings import PromptMixSettings
 
 _CODE_PACKAGES = ("numpy", "scipy", "torch", "pandas", "matplotlib", "networkx", "sympy")
@@ -27,25 +29,42 @@ _CODE_ASKS = (
 
 
 def chat_prompts(sharegpt: Path) -> list[str]:
-    """The first human turn of every conversation of a ShareGPT file (JSON list, JSON lines, or a cut-off list)."""
+    """The first human turn of every conversation of a ShareGPT file (JSON list, JSON lines, or a cut-off list).
+
+    Raises:
+        EntMTPError: the file can't be read, is too big, or a record of it is no conversation.
+    """
     turns = []
-    for record in _records(sharegpt):
-        human = (turn.get("value") for turn in record.get("conversations", []) if turn.get("from") == "human")
-        first = (next(human, None) or "").strip()
+    for where, record in _records(sharegpt):
+        first = _first_human_turn(record, where).strip()
         if 8 <= len(first) <= 900:
             turns.append(first)
     return turns
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    decoder, at = json.JSONDecoder(), 0
+def _records(path: Path) -> Iterator[Located]:
+    text = read_text(path)
+    decoder, at, number = json.JSONDecoder(), 0, 0
     while (at := text.find("{", at)) >= 0:
+        number += 1
         try:
             record, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError:
             return  # the file ends in the middle of a record
-        yield record
+        except (ValueError, RecursionError) as error:
+            raise EntMTPError(f"sharegpt: {path}, record {number}: broken JSON ({error}); mend the record") from error
+        yield f"{path}, record {number}", record
+
+
+def _first_human_turn(record: dict[str, Any], where: str) -> str:
+    """'' where no human speaks."""
+    conversation = record.get("conversations", [])
+    if not isinstance(conversation, list) or not all(isinstance(turn, dict) for turn in conversation):
+        raise EntMTPError(f"sharegpt: {where}: 'conversations' is no list of objects; mend the record")
+    first = next((turn.get("value") for turn in conversation if turn.get("from") == "human"), None) or ""
+    if not isinstance(first, str):
+        raise EntMTPError(f"sharegpt: {where}: the 'value' of its first human turn is not text; mend the record")
+    return first
 
 
 def code_prompts(sources: Iterable[Path], randomness: random.Random) -> list[str]:

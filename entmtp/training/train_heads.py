@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
+from entmtp.json_lines import check_file, read_json_lines
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat, load_model
 from entmtp.settings import CorpusSettings, TrainingSettings
@@ -73,26 +73,28 @@ def _end(console: Console) -> str:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The ``prompt`` of every JSON line.
+    """Read the ``prompt`` of every JSON line.
 
     Raises:
         EntMTPError: names the line that is not a JSON object with a text ``prompt``.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EntMTPError(f"prompts: {path} can't be read ({error}); give a file of JSON lines") from error
+    check_file(path, "prompts:", "a file of JSON lines")
     prompts = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            prompt = json.loads(line)["prompt"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise EntMTPError(f'prompts: {path}, line {number} is not {{"prompt": "..."}}; mend the line') from error
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise EntMTPError(f"prompts: {path}, line {number}: prompt is empty or not text; mend the line")
-        prompts.append(prompt)
+    for where, row in read_json_lines(path):
+        if not isinstance(row, dict) or "prompt" not in row:
+            raise EntMTPError(f'prompts: {where} is not {{"prompt": "..."}}; mend the line')
+        prompts.append(_checked(row["prompt"], where))
     if not prompts:
         raise EntMTPError(f"prompts: {path} holds none; give at least one JSON line")
     return prompts
+
+
+def _checked(prompt: object, where: str) -> str:
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise EntMTPError(f"prompts: {where}: prompt is empty or not text; mend the line")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(prompt[error.start])
+        raise EntMTPError(f"prompts: {where}: prompt holds {half}, half of a character; mend the line") from error
+    return prompt

@@ -264,9 +264,12 @@ def test_a_calibration_that_cannot_be(saved: Saved, tmp_path: Path) -> None:
         ('{"prompt": "Hi"}', ["--kind=eagle"], "kind: 'eagle' is not accepted"),
         ('{"prompt": "Hi"}', ["--epochs=0"], "epochs: 0 is not accepted"),
         ('{"prompt": "Hi"}\n{"text": "Hi"}', [], 'line 2 is not {"prompt": "..."}'),
-        ('{"prompt": "Hi"}\n["prompt"', [], 'line 2 is not {"prompt": "..."}'),
+        ('{"prompt": "Hi"}\n["prompt"]', [], 'line 2 is not {"prompt": "..."}'),
+        ('{"prompt": "Hi"}\n["prompt"', [], "prompts.jsonl, line 2: broken JSON ("),
+        ('{"prompt": "Hi \\ud83d"}', [], "line 1: prompt holds '\\ud83d', half of a character"),
         ('{"prompt": " "}', [], "line 1: prompt is empty or not text"),
         ("\n", [], "holds none"),
+        ("", [], "prompts.jsonl is empty"),
     ],
 )
 def test_a_training_that_cannot_be(content: str, arguments: list[str], said: str, tmp_path: Path) -> None:
@@ -275,7 +278,12 @@ def test_a_training_that_cannot_be(content: str, arguments: list[str], said: str
 
 
 def test_training_prompts_that_are_nowhere() -> None:
-    refused("nowhere.jsonl can't be read", "train", "--prompts=nowhere.jsonl", "--output=out")
+    refused(
+        "prompts: nowhere.jsonl does not exist; give the path of a file of JSON lines",
+        "train",
+        "--prompts=nowhere.jsonl",
+        "--output=out",
+    )
 
 
 def test_an_answer_streams_and_ends_in_a_line_of_statistics(saved: Saved) -> None:

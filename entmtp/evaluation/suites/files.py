@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entmtp.errors import EntMTPError
+from entmtp.json_lines import MAX_LINE_BYTES, Located, check_file, check_size, read_json_lines, read_text, unreadable
 
-MAX_FILE_BYTES = 2 * 1024**3
-MAX_LINE_CHARACTERS = 16 * 1024**2
 PARQUET_BATCH_ROWS = 256
-
-Located = tuple[str, Any]
-"""A row, not validated yet, after the words that say where it is."""
+_FIELD = "data file"
 
 
 def read_rows(path: Path, columns: frozenset[str]) -> Iterator[Located]:
@@ -29,71 +26,39 @@ def read_rows(path: Path, columns: frozenset[str]) -> Iterator[Located]:
         EntMTPError: the file is missing, too big, empty, of an unknown kind, not UTF-8, or broken or too long at a
             named line.
     """
-    _check_file(path)
+    check_file(path, _FIELD, "a .jsonl, .json or .parquet file")
+    _check_ending(path)
     kind = path.suffix.lower()
     try:
         if kind == ".parquet":
             yield from _parquet_rows(path, columns)
-        elif kind == ".json" and _first_character(path) == "[":
+        elif kind == ".json" and _starts_a_list(path):
             yield from _list_rows(path)
         else:
-            yield from _line_rows(path)
-    except UnicodeDecodeError as error:
-        raise EntMTPError(f"{path}: not UTF-8 text at byte {error.start}; save the file as UTF-8") from error
+            yield from read_json_lines(path)
     except OSError as error:
-        raise EntMTPError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
+        raise unreadable(path, error) from error
 
 
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        reason = "is not a regular file" if path.exists() else "does not exist"
-        raise EntMTPError(f"data file {path} {reason}; give the path of a .jsonl, .json or .parquet file")
+def _check_ending(path: Path) -> None:
     if path.suffix.lower() not in (".jsonl", ".json", ".parquet"):
         raise EntMTPError(f"data file {path} has the unknown ending {path.suffix!r}; use .jsonl, .json or .parquet")
-    size = path.stat().st_size
-    if size == 0:
-        raise EntMTPError(f"data file {path} is empty; it needs at least one row")
-    if size > MAX_FILE_BYTES:
-        raise EntMTPError(_too_big(path, size))
 
 
-def _too_big(path: Path, size: int) -> str:
-    limit = MAX_FILE_BYTES // 1024**3
-    return (
-        f"data file {path} holds {size / 1024**3:.1f} GiB, more than the {limit} GiB allowed; give a smaller part of it"
-    )
-
-
-def _first_character(path: Path) -> str:
-    with path.open(encoding="utf-8-sig") as file:
-        for line in file:
+def _starts_a_list(path: Path) -> bool:
+    with path.open("rb") as file:
+        for line in iter(lambda: file.readline(MAX_LINE_BYTES).removeprefix(codecs.BOM_UTF8), b""):
             if line.strip():
-                return line.strip()[0]
-    return ""
-
-
-def _line_rows(path: Path) -> Iterator[Located]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_CHARACTERS + 1), ""), start=1):
-            where = f"{path}, line {number}"
-            if len(line) > MAX_LINE_CHARACTERS:
-                raise EntMTPError(f"{where}: is longer than {MAX_LINE_CHARACTERS} characters; put one row on each line")
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise EntMTPError(f"{where}: broken JSON ({error}); put one JSON object on each line") from error
-            yield where, row
+                return line.lstrip().startswith(b"[")
+    return False
 
 
 def _list_rows(path: Path) -> Iterator[Located]:
+    text = read_text(path)
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise EntMTPError(f"{path}, line {error.lineno}: broken JSON ({error.msg}); give a list of objects") from error
-    except UnicodeDecodeError:
-        raise
     except (ValueError, RecursionError) as error:
         raise EntMTPError(f"{path}: broken JSON ({error}); give a list of objects") from error
     for number, row in enumerate(rows, start=1):
@@ -105,8 +70,7 @@ def _parquet_rows(path: Path, columns: frozenset[str]) -> Iterator[Located]:
         with pq.ParquetFile(path) as file:
             groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
             unpacked = sum(group.total_byte_size for group in groups)
-            if unpacked > MAX_FILE_BYTES:
-                raise EntMTPError(_too_big(path, unpacked))
+            check_size(path, _FIELD, unpacked)
             present = [name for name in file.schema_arrow.names if name in columns]
             number = 0
             for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=present):

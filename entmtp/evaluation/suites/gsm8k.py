@@ -5,7 +5,6 @@ The worked examples are the project's own, in GSM8K's form: they are in no data 
 
 from __future__ import annotations
 
-import json
 import re
 from decimal import Decimal
 from functools import cache
@@ -17,6 +16,7 @@ from pydantic import BaseModel, StringConstraints, field_validator
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.suites.base import HubDataset, Prompt, Suite
 from entmtp.evaluation.suites.protocols import PROTOCOLS, SHOT, Protocol
+from entmtp.json_lines import read_json_lines
 
 _EXAMPLES = Path(__file__).parent / "samples" / "gsm8k_shots.jsonl"
 
@@ -57,7 +57,7 @@ class Gsm8kRow(BaseModel):
 @cache
 def _shots(count: int) -> str:
     """The first worked examples, as text before a question."""
-    rows = [json.loads(line) for line in _EXAMPLES.read_text(encoding="utf-8").splitlines()]
+    rows = [row for _, row in read_json_lines(_EXAMPLES)]
     if not 1 <= count <= len(rows):
         raise EntMTPError(
             f"suite gsm8k-{count}-shot: there are {len(rows)} worked examples; ask for gsm8k-1-shot to"

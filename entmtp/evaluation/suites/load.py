@@ -11,9 +11,10 @@ from pydantic import BaseModel, ValidationError
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.suites.base import Prompt, Source, Suite, SuiteData, fingerprint
-from entmtp.evaluation.suites.files import Located, read_rows
+from entmtp.evaluation.suites.files import read_rows
 from entmtp.evaluation.suites.hub import HubUnavailableError, hub_rows
 from entmtp.evaluation.suites.splits import draw, text_key
+from entmtp.json_lines import Located
 
 SAMPLES = Path(__file__).parent / "samples"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from entmtp import json_lines
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.suites import (
     FAMILIES,
@@ -15,7 +16,6 @@ from entmtp.evaluation.suites import (
     SUITES,
     Prompt,
     draw,
-    files,
     get_suite,
     load_suite,
     split,
@@ -268,13 +268,13 @@ MALFORMED = {
     "no usable prompt": ("custom", b'{"prompt": " "}\n', "no usable prompt in 1 rows"),
     "not an object": ("custom", b'"prompt"\n', "line 1: expected an object, not str"),
     "not UTF-8": ("custom", b'{"prompt": "caf\xe9"}\n', "not UTF-8 text at byte 15"),
-    "a line too long": ("custom", b'{"prompt": "' + b"a" * 5000 + b'"}\n', "line 1: is longer than 4096 characters"),
+    "a line too long": ("custom", b'{"prompt": "' + b"a" * 5000 + b'"}\n', "line 1: is longer than 4096 bytes"),
 }
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
 def test_a_malformed_file_is_one_clear_error(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MAX_LINE_CHARACTERS", 4096)
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 4096)
     name, content, told = MALFORMED[kind]
     file = tmp_path / "q.jsonl"
     file.write_bytes(content)
@@ -286,7 +286,7 @@ def test_a_malformed_file_is_one_clear_error(kind: str, tmp_path: Path, monkeypa
 
 def test_a_line_of_the_greatest_length_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = json.dumps({"prompt": "a" * 80}) + "\n"
-    monkeypatch.setattr(files, "MAX_LINE_CHARACTERS", len(line))
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", len(line))
     file = tmp_path / "q.jsonl"
     file.write_text(line + line.replace("aa", "ab"))
     assert len(load_suite("custom", file).prompts) == 2

@@ -15,10 +15,10 @@ import pytest
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.suites import PAPER_SUITES, Prompt, draw, load_suite, split
 from entmtp.evaluation.suites.base import HubDataset
-from entmtp.evaluation.suites.files import MAX_FILE_BYTES
 from entmtp.evaluation.suites.hub import HubUnavailableError, hub_rows
 from entmtp.evaluation.suites.load import SAMPLES
 from entmtp.evaluation.suites.overlap import contains_benchmark_prompt
+from entmtp.json_lines import MAX_FILE_BYTES
 
 QUESTIONS = [{"question": f"What is {n} and one?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(5)]
 
