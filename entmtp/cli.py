@@ -180,9 +180,11 @@ def train(
 ) -> None:
     """Train draft heads on text that the model writes itself; continues where an interrupted run stopped."""
     with told_plainly("train"):
-        from entmtp.evaluation.tracking import tracked_training
+        from entmtp.evaluation.tracking import TRAINING_EXPERIMENT, check_tracking, tracked_training
         from entmtp.training.train_heads import train_heads
 
+        if tracking_uri is not None:
+            check_tracking(tracking_uri, TRAINING_EXPERIMENT)
         train_heads(
             prompts=prompts,
             output=output,

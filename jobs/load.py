@@ -35,7 +35,8 @@ from entmtp.evaluation.load.load_summary import LoadSummary, Slo, outcome_table,
 from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
 from entmtp.evaluation.load.turns import Rounds, in_turns, texts_of
 from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
-from entmtp.evaluation.tracking import check_tracking, default_tracking_uri, log_load
+from entmtp.evaluation.tracking import LOAD_EXPERIMENT, check_tracking, default_tracking_uri, log_load
+from entmtp.evaluation.tracking_names import check_names
 from entmtp.evaluation.verdicts import ratio
 from entmtp.files import write_whole
 
@@ -70,9 +71,24 @@ def main(
         endpoints = [Endpoint.parse(text, model, key) for text in endpoint]
         if len(endpoints) > 2 or len({one.name for one in endpoints}) < len(endpoints):
             raise EntMTPError("endpoint: give one, or two with different names")
+        facts: dict[str, Any] = {
+            "model": model,
+            "users": users,
+            "rate": rate,
+            "requests": requests,
+            "rounds": rounds,
+            "seed": seed,
+            "max_tokens": max_tokens,
+            "slo.ttft": slo_ttft,
+            "slo.tpot": slo_tpot,
+            "suites": suite or list(PAPER_SUITES),
+        }
+        keys = {one.name: f"endpoint.{one.name}" for one in endpoints}
+        check_names("endpoint", keys)
+        facts |= {keys[one.name]: one.url for one in endpoints}
         uri = tracking_uri or default_tracking_uri(results)
         results.mkdir(parents=True, exist_ok=True)
-        check_tracking(uri)
+        check_tracking(uri, LOAD_EXPERIMENT)
         prompts = _prompts(suite or list(PAPER_SUITES), seed)
         traffic = [Traffic(one, prompts, max_tokens, timeout) for one in endpoints]
         found = asyncio.run(_run(traffic, users, rate, requests, rounds, seed))
@@ -82,16 +98,7 @@ def main(
         table = outcome_table(found)
         write_whole(results / "requests.parquet", lambda path: pq.write_table(table, path))
         _show(summaries, found, slo)
-        facts: dict[str, Any] = {"model": model, "users": users, "rate": rate, "requests": requests}
-        facts |= {"rounds": rounds, "seed": seed}
-        facts |= {
-            "max_tokens": max_tokens,
-            "slo.ttft": slo_ttft,
-            "slo.tpot": slo_tpot,
-            "suites": suite or list(PAPER_SUITES),
-        }
-        facts |= {f"endpoint.{one.name}": one.url for one in endpoints}
-        print(f"MLflow: {log_load(uri, 'entmtp-load', facts, summaries, table).open_command}")
+        print(f"MLflow: {log_load(uri, LOAD_EXPERIMENT, facts, summaries, table).open_command}")
 
 
 def _prompts(suites: list[str], seed: int) -> list[str]:

@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 
 from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.tracking import tracked_training
+from entmtp.evaluation.tracking import TRAINING_EXPERIMENT, check_tracking, tracked_training
 from entmtp.heads.checkpoint import KINDS
 from entmtp.training.train_heads import train_heads
 
@@ -54,6 +54,8 @@ def main(
 ) -> None:
     """Train draft heads over the cluster."""
     with told_plainly("train"):
+        if tracking_uri is not None:
+            check_tracking(tracking_uri, TRAINING_EXPERIMENT)
         ray.init(logging_level=logging.ERROR)
         gpu = ray.cluster_resources().get("GPU", 0) >= 1
         worker = train_one.options(num_gpus=1) if gpu else train_one.options(num_cpus=os.cpu_count() or 1)

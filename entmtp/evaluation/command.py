@@ -72,7 +72,7 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
             from entmtp.evaluation.placement import Wishes
             from entmtp.evaluation.planning import make_plan, validate
             from entmtp.evaluation.storage import open_store
-            from entmtp.evaluation.tracking import check_tracking
+            from entmtp.evaluation.tracking import BENCHMARK_EXPERIMENT, check_tracking
 
             overrides = {"prompts": prompts, "max_new_tokens": max_new_tokens, "repetitions": repetitions}
             validate(profile=profile, suites=suite or [], arms=arm or [], overrides=overrides)
@@ -101,7 +101,7 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
             if dry_run:
                 show_plan(plan, devices, workers or devices.workers, tokens_per_second, console)
                 return
-            check_tracking(plan.tracking_uri)
+            check_tracking(plan.tracking_uri, BENCHMARK_EXPERIMENT)
             console.print(
                 f"{len(plan.units)} units, {len(plan.arms)} arms, profile {profile}; results in {plan.results}"
             )

@@ -21,7 +21,7 @@ from entmtp.evaluation.plan import Plan, bank_task, identity_of
 from entmtp.evaluation.report import print_table, write_report
 from entmtp.evaluation.rows import read_metadata, read_parts
 from entmtp.evaluation.suites.base import Message, Prompt, fingerprint
-from entmtp.evaluation.tracking import TrackedModel, log_benchmark
+from entmtp.evaluation.tracking import BENCHMARK_EXPERIMENT, TrackedModel, log_benchmark
 from entmtp.evaluation.units import Unit
 from entmtp.heads.checkpoint import KINDS, bundled_heads
 from entmtp.scheduling.cost import StepCost
@@ -49,7 +49,7 @@ def finish(plan: Plan, console: Console) -> int:
         write_report(folder, requests, steps, facts, _pareto(plan, held))
         prompts = [prompt for unit in plan.units for prompt in unit.prompts]
         write_answers(folder / "answers.jsonl", prompts, _histories(held), requests)
-        run = log_benchmark(plan.tracking_uri, "entmtp-benchmark", facts, requests, steps, folder, _tracked(plan))
+        run = log_benchmark(plan.tracking_uri, BENCHMARK_EXPERIMENT, facts, requests, steps, folder, _tracked(plan))
     console.print(f"\npeak memory of one worker: {facts['peak_memory_mib']} MiB")
     report = f"{plan.results}/{REPORT}/index.html"
     console.print(f"\nreport   {report}\nparts    {plan.parts}\nMLflow   {run.tracking_uri}", soft_wrap=True)

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
     from entmtp.evaluation.load.load_summary import LoadSummary
 
+BENCHMARK_EXPERIMENT = "entmtp-benchmark"
+LOAD_EXPERIMENT = "entmtp-load"
+TRAINING_EXPERIMENT = "entmtp-training"
+
 _SQLITE = "sqlite:///"
 _REPORT = "report"  # where a run keeps the report among its artifacts
 _LONGEST_PARAM = 6000  # characters that MLflow stores of a parameter
@@ -81,14 +85,14 @@ def open_command(tracking_uri: str) -> str:
     return f"{command} ui --backend-store-uri {shlex.quote(tracking_uri)}"
 
 
-def check_tracking(tracking_uri: str) -> None:
+def check_tracking(tracking_uri: str, experiment: str) -> None:
     """Fail now, and not after hours of work, if nothing can be tracked there.
 
     Raises:
-        EntMTPError: MLflow is not installed, or it cannot use this address.
+        EntMTPError: MLflow is not installed, it cannot use this address, or its experiment is deleted.
     """
     with _told_plainly(tracking_uri):
-        _connect(tracking_uri)
+        _known_experiment(_connect(tracking_uri), tracking_uri, experiment)
 
 
 def log_benchmark(
@@ -266,7 +270,7 @@ def tracked_training(
         return
     kept = output / "mlflow-run-id"
     run_id = kept.read_text(encoding="utf-8").strip() if kept.exists() else None
-    with start_training_run(tracking_uri, "entmtp-training", settings, run_id) as run:
+    with start_training_run(tracking_uri, TRAINING_EXPERIMENT, settings, run_id) as run:
         write_text(kept, run.run_id)
         yield run.log
         run.finish([])
@@ -321,12 +325,19 @@ def _few_retries() -> Iterator[None]:
 
 def _experiment(client: "MlflowClient", tracking_uri: str, name: str) -> str:
     """The experiment's id; a new one keeps its files beside a SQLite database."""
+    known = _known_experiment(client, tracking_uri, name)
+    return known or client.create_experiment(name, artifact_location=_artifact_location(tracking_uri))
+
+
+def _known_experiment(client: "MlflowClient", tracking_uri: str, name: str) -> str | None:
+    """The experiment's id; None if it is not there yet."""
     known = client.get_experiment_by_name(name)
-    if known is None:
-        return client.create_experiment(name, artifact_location=_artifact_location(tracking_uri))
-    if known.lifecycle_stage == "deleted":
-        raise EntMTPError(f"experiment '{name}' is deleted at '{tracking_uri}'; restore it or give another name")
-    return str(known.experiment_id)
+    if known is not None and known.lifecycle_stage == "deleted":
+        raise EntMTPError(
+            f"experiment '{name}' is deleted at '{tracking_uri}'; restore it there ('mlflow experiments restore"
+            f" --experiment-id {known.experiment_id}'), or give another --tracking-uri"
+        )
+    return None if known is None else str(known.experiment_id)
 
 
 def _artifact_location(tracking_uri: str) -> str | None:

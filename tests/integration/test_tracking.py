@@ -36,7 +36,7 @@ FACTS = {
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder whose name needs quoting in a shell; its database is made once."""
     folder = tmp_path_factory.mktemp("results of today")
-    check_tracking(default_tracking_uri(folder))
+    check_tracking(default_tracking_uri(folder), "benchmarks")
     return folder
 
 
@@ -170,8 +170,15 @@ def test_failed_training_run_is_marked(results: Path, client: MlflowClient) -> N
 )
 def test_bad_address_is_one_line(uri: str) -> None:
     with pytest.raises(EntMTPError, match="tracking URI") as caught:
-        check_tracking(uri)
+        check_tracking(uri, "benchmarks")
     assert "\n" not in str(caught.value)
+
+
+def test_a_deleted_experiment_is_told_before_any_work(results: Path, client: MlflowClient) -> None:
+    uri = default_tracking_uri(results)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(EntMTPError, match="experiment 'gone' is deleted at"):
+        check_tracking(uri, "gone")
 
 
 def test_unknown_run_is_one_line(results: Path) -> None:

@@ -13,7 +13,7 @@ from entmtp.cli import app
 from entmtp.evaluation.rows import finished_keys, part_files, tables_of, write_part
 from entmtp.evaluation.storage import open_store
 from entmtp.evaluation.suites import load_suite, split
-from entmtp.evaluation.tracking import check_tracking, default_tracking_uri
+from entmtp.evaluation.tracking import BENCHMARK_EXPERIMENT, check_tracking, default_tracking_uri
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.backbone import Backbone
 from tests.published import Model, medusa
@@ -24,7 +24,9 @@ from tests.tiny import random_heads, tiny_model
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     project = save_project(tmp_path_factory.mktemp("project"))
-    check_tracking(default_tracking_uri(project.folder))  # making a database takes seconds: once for all
+    check_tracking(
+        default_tracking_uri(project.folder), BENCHMARK_EXPERIMENT
+    )  # making a database takes seconds: once for all
     return project
 
 
@@ -284,6 +286,13 @@ def test_training_prompts_that_are_nowhere() -> None:
         "--prompts=nowhere.jsonl",
         "--output=out",
     )
+
+
+def test_a_training_that_cannot_be_tracked_is_refused_before_any_text_is_written(saved: Saved) -> None:
+    Path("prompts.jsonl").write_text('{"prompt": "Hi"}')
+    options = ["--prompts=prompts.jsonl", "--output=out", f"--model={saved.model}"]
+    refused("tracking URI 'nonsense://x': MLflow says", "train", *options, "--tracking-uri=nonsense://x")
+    assert not Path("out").exists()
 
 
 def test_an_answer_streams_and_ends_in_a_line_of_statistics(saved: Saved) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from entmtp.evaluation.intervals import Estimate, ratio_of_sums
 from entmtp.evaluation.load.traffic import Outcome
+from entmtp.evaluation.tracking_names import key_part
 
 PERCENTILES = (50, 90, 99)
 
@@ -58,7 +59,9 @@ class LoadSummary:
             "errors": float(sum(self.errors.values())),
             "differing_texts": float(self.differing),
         }
-        found |= {f"errors.{kind.replace(':', '')}": float(count) for kind, count in self.errors.items()}
+        for kind, count in self.errors.items():
+            name = f"errors.{key_part(kind)}"  # services name kinds as they like
+            found[name] = found.get(name, 0.0) + count
         for quantity, values in self.percentiles.items():
             found |= {f"{quantity}.p{percentile}": value for percentile, value in values.items()}
         return found | ({} if self.tau is None else {"tau": self.tau})

@@ -176,7 +176,7 @@ class Traffic:
                 continue
             chunk = json.loads(event)
             if "error" in chunk:
-                outcome.error = f"stream: {chunk['error'].get('type') or 'error'}"
+                outcome.error = f"stream: {_type_of(chunk['error'])}"
                 return
             if text := _text_of(chunk):
                 outcome.chunks.append(self._now())
@@ -198,6 +198,11 @@ def arrivals(rate: float, seed: int) -> Iterator[float]:
     while True:
         at += rng.expovariate(rate)
         yield at
+
+
+def _type_of(error: Any) -> str:
+    """The type that OpenAI's errors name; 'error' where another service sends something else."""
+    return str((error.get("type") if isinstance(error, dict) else None) or "error")
 
 
 def _text_of(chunk: dict[str, Any]) -> str:

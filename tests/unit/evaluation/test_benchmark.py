@@ -27,7 +27,7 @@ from entmtp.evaluation.planning import make_plan, validate
 from entmtp.evaluation.rows import finished_keys, read_metadata, read_parts, tables_of
 from entmtp.evaluation.storage import Store, open_store
 from entmtp.evaluation.summary import LOSSY
-from entmtp.evaluation.tracking import check_tracking, default_tracking_uri
+from entmtp.evaluation.tracking import BENCHMARK_EXPERIMENT, check_tracking, default_tracking_uri
 from entmtp.evaluation.units import Unit
 from entmtp.heads.checkpoint import KINDS
 from tests.saved import SUITES, VOCAB, Saved, save_project, save_tiny_model
@@ -40,7 +40,7 @@ QUIET = Console(quiet=True)
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     project = save_project(tmp_path_factory.mktemp("project"))
-    check_tracking(default_tracking_uri(project.folder))
+    check_tracking(default_tracking_uri(project.folder), BENCHMARK_EXPERIMENT)
     return project
 
 

@@ -33,7 +33,7 @@ class Crowd:
 
 @asynccontextmanager
 async def service(together: int) -> AsyncIterator[tuple[str, Crowd]]:
-    """A service on a socket that writes three words, two at first; 'fail', 'cut' and 'full' are what they say.
+    """A service on a socket that writes three words, two at first; 'fail', 'odd', 'cut' and 'full' are what they say.
 
     'meet' waits until so many requests are there ``together``.
     """
@@ -67,6 +67,9 @@ async def service(together: int) -> AsyncIterator[tuple[str, Crowd]]:
         await asyncio.sleep(0.001)
         if prompt == "fail":
             await response.write(b'data: {"error": {"message": "died", "type": "unavailable_error"}}\n\n')
+            return response
+        if prompt == "odd":
+            await response.write(b'data: {"error": "died"}\n\n')
             return response
         if prompt == "cut":
             return response
@@ -111,8 +114,9 @@ def test_a_request_is_taken_apart() -> None:
 
 
 def test_errors_have_kinds() -> None:
-    outcomes, _ = asked("full", "fail", "cut", "good", users=2)
-    assert [one.error for one in outcomes] == ["HTTP 429", "stream: unavailable_error", "stream cut", None]
+    outcomes, _ = asked("full", "fail", "odd", "cut", "good", users=2)
+    kinds = ["HTTP 429", "stream: unavailable_error", "stream: error", "stream cut", None]
+    assert [one.error for one in outcomes] == kinds
 
 
 def test_nobody_there_is_an_error_too() -> None:
