@@ -30,7 +30,10 @@ class Ingress:
         self._known: tuple[float, dict[str, bool]] = (0.0, {})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_api(self._service, self._keys, self._ready, scraped)
+        return make_api(self._service, self._keys, self._ready, self._metrics)
+
+    async def _metrics(self) -> str:
+        return await scraped([one.name for one in self._service.args.engines], list(self._service.catalogue.models))
 
     async def _ready(self) -> dict[str, bool]:
         """Of each engine, whether it can be asked; asks Serve once a second at most."""

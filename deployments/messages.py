@@ -15,24 +15,25 @@ from entmtp.settings import SamplingParams
 
 @dataclass(frozen=True)
 class Call:
-    """One prompt, to be answered ``n`` times.
+    """One answer to one prompt.
 
     Attributes:
-        id: of the HTTP request; its prompts count up behind it.
+        id: the HTTP request's, then the numbers of the prompt and of the answer.
         prompt: token ids.
         params: always with a seed, so that another replica can write the same text.
+        number: which of several answers to the prompt.
     """
 
     id: str
     prompt: Sequence[int]
     params: SamplingParams
-    n: int = 1
+    number: int = 0
     max_nodes: int | None = None
 
     @property
     def tokens(self) -> int:
         """That it may take to read and write, at most."""
-        return len(self.prompt) + self.n * self.params.max_tokens
+        return len(self.prompt) + self.params.max_tokens
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,13 @@ class Account:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """A replica has taken a call: its engine sees it next."""
+
+
+@dataclass(frozen=True)
 class Delta:
-    """What a step added to answer number ``index`` of a call; ``account`` comes with the last."""
+    """Tokens that a step added to answer ``index`` of a request; ``account`` comes with the last."""
 
     index: int
     tokens: list[int]
@@ -86,11 +92,12 @@ class Delta:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a replica does not go on with a call.
+    """The end of a call that was not answered.
 
-    'invalid': the request is at fault; 'full': try again later; 'failed': this text can't be written; 'dead': this
-    replica can't go on but another may.
+    'invalid': the request is at fault; 'full': try again later; 'failed': no replica can write this text;
+    'unavailable': the replica never took the call; 'dead': the replica ended while it ran the call; 'fatal': so did one
+    replica too many.
     """
 
-    kind: Literal["invalid", "full", "failed", "dead"]
+    kind: Literal["invalid", "full", "failed", "unavailable", "dead", "fatal"]
     message: str

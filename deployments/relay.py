@@ -1,14 +1,21 @@
-"""A call to an engine that outlives the replicas that serve it.
+"""A call to an engine that outlives the replica that serves it.
 
 A seed and a prompt decide a text (see :mod:`entmtp.decoding.sampling`), so when a replica dies another one writes the
 same answer again, and what the client has already is left out.
+
+The same determinism makes a second try dangerous: a call that ended its replica is likely to end the next one too. From
+outside, the call that a replica died of and those that only ran alongside look alike. So every call that ran there is
+tried once more and no more than once: one call ends two replicas at most, and the others survive one death. A call that
+has seen two is given up, innocent or not, because only the death of a third replica could tell. Deaths that are known
+to be no call's fault do not count (:mod:`deployments.deaths`): a node that is drained or lost takes its replicas along.
+A replica that had ended before it took the call proves nothing either.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,22 +26,54 @@ from ray.serve._private.utils import generate_request_id
 from ray.serve.context import _set_request_context
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
-from deployments.messages import Call, Delta, Failure
+from deployments.deaths import died_with_its_node
+from deployments.messages import Call, Delta, Failure, Placed
 
 _log = logging.getLogger("ray.serve")
-_GONE = RayActorError, ReplicaUnavailableError, AioRpcError
-"""What Ray raises for a replica that died, or that can't be reached; gRPC's own where a stream broke in another way."""
+
+RETRIES = 1
+"""Deaths that one request may see and still be tried again."""
 
 _PAUSE_SECONDS = 0.2
+_ROOM_SECONDS = 0.25
+"""A call that may wait for room asks for it so often."""
 
 
 class TextDiffersError(Exception):
     """Another replica does not write what the client has been sent already."""
 
 
+class _NotPlacedError(Exception):
+    """The replica had ended before it took the call."""
+
+
+class _DiedError(Exception):
+    """The replica ended while it ran the call, and could say so itself."""
+
+
+class _FullError(Exception):
+    """The engine has as many calls as may wait."""
+
+
+_NOT_PLACED = _NotPlacedError, ReplicaUnavailableError
+_DIED = _DiedError, RayActorError, AioRpcError
+"""Serve's router tries replica after replica until one has taken a call: what it raises later is of a call that ran."""
+
+_FULL = _FullError, BackPressureError
+
+_PASSED_ON: dict[str, type[Exception]] = {"unavailable": _NotPlacedError, "dead": _DiedError, "full": _FullError}
+"""Failures of a replica after which another one may be tried, or the same one later."""
+
+_FATAL = Failure(
+    "fatal",
+    "service: two processes ended while they served this request, so it is not tried again; if it is sent again,"
+    " change it first, for it may be what ends them",
+)
+
+
 @dataclass
 class _Answer:
-    """One answer: what went out of it, and how far the present attempt has come."""
+    """What went out of an answer, and how far the present attempt has come."""
 
     tokens: list[int] = field(default_factory=list)
     text: str = ""
@@ -66,39 +105,76 @@ class _Answer:
         return fresh
 
 
-async def relayed(handle: Any, call: Call, attempts: int) -> AsyncGenerator[Delta | Failure]:
-    """What a replica of the engine behind ``handle`` answers; a failure ends it, other replicas having been tried."""
-    answers = [_Answer() for _ in range(call.n)]
-    for attempt in range(attempts):
-        for answer in answers:
-            answer.begin_again()
+class _Deaths:
+    """Deaths of replicas that ran one call."""
+
+    def __init__(self, call: Call, allowed: int) -> None:
+        self._call, self._allowed = call, allowed
+        self._seen: list[BaseException] = []
+        self.any = False
+
+    async def too_many(self, error: BaseException) -> bool:
+        """Takes note of one more; True if the call may have brought about more than are allowed."""
+        self.any = True
+        self._seen.append(error)
+        _log.warning("request %s: a replica died while it ran this (%s)", self._call.id, type(error).__name__)
+        if len(self._seen) > self._allowed:
+            known = await asyncio.gather(*map(died_with_its_node, self._seen))
+            self._seen = [death for death, blameless in zip(self._seen, known, strict=True) if not blameless]
+        return len(self._seen) > self._allowed
+
+
+async def relayed(
+    handle: Any, call: Call, attempts: int, retries: int = RETRIES, refused: Callable[[], bool] = lambda: False
+) -> AsyncGenerator[Placed | Delta | Failure]:
+    """The answer of a replica that ``handle`` leads to; a failure ends it.
+
+    Args:
+        attempts: replicas that may be lost, for whatever reason, before the call is given up.
+        retries: replicas that may die of the call before it is given up.
+        refused: hears that the engine is full; says whether the call waits for room. After a death it always does.
+    """
+    answer, deaths, attempt = _Answer(), _Deaths(call, retries), 0
+    while attempt < attempts:
+        answer.begin_again()
         try:
             async with aclosing(_attempt(handle, call, attempt)) as stream:
                 async for item in stream:
                     if isinstance(item, Failure):
-                        if item.kind == "dead":
-                            break
+                        if (error := _PASSED_ON.get(item.kind)) is not None:
+                            raise error
                         yield item
                         return
-                    if (fresh := answers[item.index].news(item)) is not None:
+                    if isinstance(item, Placed):
+                        yield item
+                    elif (fresh := answer.news(item)) is not None:
                         yield fresh
-            if all(answer.ended for answer in answers):
+            if answer.ended:
                 return
-        except _GONE as error:
-            _log.warning("request %s: attempt %d lost its replica (%s)", call.id, attempt + 1, type(error).__name__)
-        except BackPressureError:
-            yield Failure("full", "service: too many requests wait; try again later")
-            return
+            raise _DiedError
+        except _FULL:
+            if not (refused() or deaths.any):
+                yield Failure("full", "service: too many requests wait; try again later")
+                return
+            await asyncio.sleep(_ROOM_SECONDS)
+            continue
+        except _DIED as error:
+            if await deaths.too_many(error):
+                yield _FATAL
+                return
+        except _NOT_PLACED:
+            pass
         except DeploymentUnavailableError:
             break
         except TextDiffersError:
-            yield Failure("failed", "service: the replica died, and another one would write another text; ask again")
+            yield Failure("dead", "service: the replica died, and another one would write another text; ask again")
             return
         await asyncio.sleep(_PAUSE_SECONDS * attempt)
+        attempt += 1
     yield Failure("dead", "service: no replica of this engine could be reached; try again later")
 
 
-async def _attempt(handle: Any, call: Call, number: int) -> AsyncGenerator[Delta | Failure]:
+async def _attempt(handle: Any, call: Call, number: int) -> AsyncGenerator[Placed | Delta | Failure]:
     """One replica's answer; closed, the replica hears of it."""
     # Serve's router knows its pending requests by this id, and calls for one HTTP request would share it: of two that
     # wait at once it would send off one, and leave the other waiting for ever.

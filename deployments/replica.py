@@ -13,8 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from deployments.autoscaling import OUTSTANDING, SPEED
-from deployments.merging import merged
-from deployments.messages import Account, Call, Delta, Failure
+from deployments.messages import Account, Call, Delta, Failure, Placed
 from deployments.metrics import EngineMetrics
 from deployments.prefixes import block_hashes
 from deployments.settings import EngineArgs, EngineChanges
@@ -94,26 +93,20 @@ class EngineReplica:
         await self._served.ask(lambda engine: engine.change(policy, settings))
         self._method = method
 
-    async def generate(self, call: Call) -> AsyncGenerator[Delta | Failure]:
-        """What each step adds to each of the call's answers; a failure ends it."""
-        self._begin_reporting()
-        requests = [
-            Request(f"{call.id}.{number}", call.prompt, call.params, number, call.max_nodes) for number in range(call.n)
-        ]
-        # Closed also when nobody listens any more: the slots are free at the next step.
-        async with aclosing(merged([self._answer(number, one) for number, one in enumerate(requests)])) as stream:
-            async for item in stream:
-                yield item
-                if isinstance(item, Failure):
-                    return
-
-    async def _answer(self, index: int, request: Request) -> AsyncGenerator[Delta | Failure]:
-        began = time.perf_counter()
+    async def generate(self, call: Call) -> AsyncGenerator[Placed | Delta | Failure]:
+        """Yields what each step adds to the answer; a failure ends it."""
+        if not self._served.healthy:
+            yield Failure("unavailable", f"engine {self._args.name}: its loop has ended")
+            return
+        yield Placed()
+        metrics = self._metrics.request(len(call.prompt))
+        request = Request(call.id, call.prompt, call.params, call.number, call.max_nodes)
         try:
+            # Closed also when nobody listens any more: the slot is free at the next step.
             async with aclosing(self._served.generate(request)) as stream:
                 async for progress in stream:
-                    self._metrics.progress(progress, began, len(request.prompt))
-                    yield self._delta(index, progress)
+                    metrics.progress(progress)
+                    yield self._delta(progress)
         except InvalidRequestError as error:
             yield Failure("invalid", str(error))
         except EngineFullError as error:
@@ -121,11 +114,11 @@ class EngineReplica:
         except EngineDeadError as error:
             yield Failure("dead", str(error))
         except EntMTPError as error:
-            yield Failure("failed", str(error))
+            yield Failure("failed", f"{error}; the same request would fail again: change it")
 
-    def _delta(self, index: int, progress: Progress) -> Delta:
+    def _delta(self, progress: Progress) -> Delta:
         account = Account.of(progress.completion, self._method) if progress.finish_reason else None
-        return Delta(index, progress.tokens, progress.text, progress.logprobs, progress.finish_reason, account)
+        return Delta(0, progress.tokens, progress.text, progress.logprobs, progress.finish_reason, account)
 
     def check_health(self) -> None:
         """Raises if the engine's loop has ended: Serve then replaces the replica."""
@@ -134,7 +127,11 @@ class EngineReplica:
             raise RuntimeError(f"engine {self._args.name}: its loop has ended")
 
     async def record_routing_stats(self) -> dict[str, Any]:
-        """What routers need to know: how much there is to do, and which beginnings lie in the cache."""
+        """What routers need to know: how much there is to do, and which beginnings lie in the cache.
+
+        Serve asks from the replica's start on, so that its metrics begin then too.
+        """
+        self._begin_reporting()
         statistics, texts = await self._served.ask(_statistics_and_texts)
         prefixes = {one for text in texts for one in block_hashes(text)}
         return {"at": time.time(), "outstanding_tokens": statistics.outstanding_tokens, "prefixes": sorted(prefixes)}

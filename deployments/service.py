@@ -7,28 +7,32 @@ import math
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from deployments.admission import Admission
 from deployments.catalogue import Catalogue
 from deployments.errors import ApiError, full_error, too_many
 from deployments.merging import merged
 from deployments.messages import Call, Delta, Failure
-from deployments.relay import relayed
+from deployments.relay import RETRIES, relayed
 from deployments.schema import Generation, Message
 from deployments.settings import AppArgs, EngineArgs
 from deployments.tracing import Tracing
 from entmtp.models.registry import load_tokenizer, max_positions
 
-_STATUS = {"invalid": 400, "full": 429, "failed": 500, "dead": 503}
+_STATUS = {"invalid": 400, "full": 429, "failed": 500, "fatal": 500, "dead": 503}
+_NO_RETRY = {"x-should-retry": "false"}
+"""OpenAI's clients send a request again by themselves after a 500, unless this header says that it is of no use."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A request as its engine sees it: one call for each prompt."""
+    """A request as its engine sees it: one call for each answer; the answers to one prompt stand together."""
 
     engine: EngineArgs
     calls: list[Call]
@@ -36,12 +40,17 @@ class Work:
     @property
     def answers(self) -> int:
         """Choices, over all prompts."""
-        return sum(call.n for call in self.calls)
+        return len(self.calls)
 
     @property
     def prompt_tokens(self) -> int:
         """Each prompt once, whatever the number of its answers."""
-        return sum(len(call.prompt) for call in self.calls)
+        return sum(len(call.prompt) for call in self.calls if call.number == 0)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it may take to read and write, at most."""
+        return self.prompt_tokens + sum(call.params.max_tokens for call in self.calls)
 
 
 class Service:
@@ -125,27 +134,31 @@ class Service:
             max_nodes = None if body.speculation is None else body.speculation.max_nodes
             # Two clients may have chosen the same id.
             unique = f"{id}.{secrets.token_hex(4)}.{number}"
-            calls.append(Call(unique, list(prompt), params, n, max_nodes))
-        await self._take(key, sum(call.tokens for call in calls))
-        return Work(engine, calls)
+            calls += [Call(f"{unique}.{at}", list(prompt), params, at, max_nodes) for at in range(n)]
+        work = Work(engine, calls)
+        await self._take(key, work.tokens)
+        return work
 
-    async def run(self, work: Work) -> AsyncGenerator[Delta]:
-        """What each step adds to each answer; the answers to one prompt stand together.
+    async def run(self, work: Work, retries: int = RETRIES) -> AsyncGenerator[Delta]:
+        """Tokens of each step of each answer, as they come.
+
+        Args:
+            retries: processes that may still die of the request before it is given up.
 
         Raises:
             ApiError: an engine refuses or fails.
         """
         handle, attempts = self._handles[work.engine.name], self.args.limits.attempts
+        admission = Admission(work.engine.engine.slots)
         streams = [
-            _numbered(relayed(handle, call, attempts), number * call.n) for number, call in enumerate(work.calls)
+            admission.answered(number, partial(relayed, handle, call, attempts, retries))
+            for number, call in enumerate(work.calls)
         ]
         async with aclosing(merged(streams)) as stream:
-            async for offset, item in stream:
+            async for number, item in stream:
                 if isinstance(item, Failure):
                     raise self._error(item)
-                yield Delta(
-                    offset + item.index, item.tokens, item.text, item.logprobs, item.finish_reason, item.account
-                )
+                yield replace(item, index=number)
 
     def _room(self, engine: EngineArgs, prompt: Sequence[int], body: Generation) -> int:
         context, asked = self.context(engine), body.asked_tokens() or 1
@@ -172,12 +185,5 @@ class Service:
         if failure.kind == "full":
             return full_error(self.args.limits.retry_after_s)
         param = failure.message.partition(":")[0] if failure.kind == "invalid" else None
-        return ApiError(_STATUS[failure.kind], failure.message, param=param)
-
-
-async def _numbered(
-    stream: AsyncGenerator[Delta | Failure], offset: int
-) -> AsyncGenerator[tuple[int, Delta | Failure]]:
-    async with aclosing(stream):
-        async for item in stream:
-            yield offset, item
+        headers = _NO_RETRY if failure.kind in {"failed", "fatal"} else None
+        return ApiError(_STATUS[failure.kind], failure.message, param=param, headers=headers)

@@ -106,7 +106,7 @@ class LimitArgs(Settings):
         0.25, ge=0, description="that a request waits for room while all replicas are full; then it gets 429"
     )
     retry_after_s: int = Field(1, ge=1, description="what a 429 advises")
-    attempts: int = Field(4, ge=1, description="replicas that may die under one request before it fails")
+    attempts: int = Field(4, ge=1, description="replicas that may be lost under one request before it fails")
     requests_per_minute: int | None = Field(None, ge=1, description="of one key")
     tokens_per_minute: int | None = Field(None, ge=1, description="of one key, prompt and most new ones together")
 

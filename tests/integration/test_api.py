@@ -119,6 +119,8 @@ def test_everything_but_probes_needs_the_key() -> None:
         (Failure("invalid", "prompt: too long"), 400, "invalid_request_error"),
         (Failure("full", "later"), 429, "rate_limit_error"),
         (Failure("failed", "model: nan"), 500, "server_error"),
+        (Failure("fatal", "service: two"), 500, "server_error"),
+        (Failure("unavailable", "loop"), 503, "unavailable_error"),
         (ZeroDivisionError(), 500, "server_error"),
     ],
 )
@@ -131,6 +133,9 @@ def test_what_an_engine_refuses_has_a_status(
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == kind
     assert (answer.headers.get("retry-after") == "1") == (status == 429)
+    # OpenAI's clients would send what can't succeed twice more.
+    hopeless = isinstance(failure, Failure) and failure.kind in {"failed", "fatal"}
+    assert answer.headers.get("x-should-retry") == ("false" if hopeless else None)
 
 
 @pytest.mark.parametrize("failure", [Failure("failed", "model: nan"), ZeroDivisionError()])
@@ -159,6 +164,28 @@ def test_usage_counts_prompt_and_answer() -> None:
     assert usage["usage"] == body["usage"]
     assert usage["choices"] == []
     assert done == "[DONE]"
+
+
+def test_every_answer_is_a_call_of_its_own_and_comes_in_its_place() -> None:
+    client, answers = api()
+    body = client.post("/v1/completions", json={"model": "m", "prompt": ["a", "b c d e"], "n": 8}).json()
+    assert [choice["index"] for choice in body["choices"]] == list(range(16))
+    assert [call.number for call in answers.calls] == [*range(8), *range(8)]
+    assert len({call.id for call in answers.calls}) == 16
+    assert len({call.params.seed for call in answers.calls}) == 1
+    lengths = [len(answers.calls[0].prompt), len(answers.calls[-1].prompt)]
+    assert lengths[0] < lengths[1]
+    assert body["usage"]["prompt_tokens"] == sum(lengths)  # each prompt once
+    assert body["usage"]["completion_tokens"] == 16 * 3
+
+
+def test_what_never_fits_is_told_so() -> None:
+    client, answers = api()
+    answer = client.post("/v1/completions", json={"model": "m", "prompt": ["a"] * 17})
+    assert answer.status_code == 400
+    assert "17 prompts are more than 16" in answer.json()["error"]["message"]
+    assert FULL_HEADER.decode() not in answer.headers
+    assert not answers.calls
 
 
 def test_every_call_has_a_seed_and_an_id_of_its_own() -> None:

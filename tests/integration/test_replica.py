@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deployments.autoscaling import OUTSTANDING, SPEED
-from deployments.messages import Call, Delta, Failure
+from deployments.messages import Call, Delta, Failure, Placed
 from deployments.prefixes import block_hashes
 from deployments.replica import EngineReplica
 from deployments.settings import EngineArgs
@@ -37,11 +37,13 @@ def prompt(bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> list[int
 
 
 async def answered(replica: EngineReplica, call: Call) -> list[Delta | Failure]:
-    return [item async for item in replica.generate(call)]
+    first, *items = [item async for item in replica.generate(call)]
+    assert isinstance(first, Placed)
+    return [item for item in items if not isinstance(item, Placed)]
 
 
-def tokens(items: list[Delta | Failure], index: int = 0) -> list[int]:
-    return [token for item in items if isinstance(item, Delta) and item.index == index for token in item.tokens]
+def tokens(items: list[Delta | Failure]) -> list[int]:
+    return [token for item in items if isinstance(item, Delta) for token in item.tokens]
 
 
 def test_calls_are_answered_and_accounted_for(
@@ -67,9 +69,10 @@ def test_several_answers_to_one_call_differ_by_their_number(replica: EngineRepli
     drawn = GREEDY.model_copy(update={"temperature": 1.0})
 
     async def scene() -> None:
-        items = await answered(replica, Call("n", prompt, drawn, n=2))
-        assert tokens(items, 0) != tokens(items, 1)
-        assert tokens(await answered(replica, Call("one", prompt, drawn))) == tokens(items, 0)
+        calls = [Call(f"n{number}", prompt, drawn, number) for number in range(2)]
+        first, second = [tokens(items) for items in await asyncio.gather(*(answered(replica, one) for one in calls))]
+        assert first != second
+        assert tokens(await answered(replica, calls[0])) == first
 
     asyncio.run(scene())
 
@@ -89,7 +92,8 @@ def test_failures_have_kinds(replica: EngineReplica, prompt: list[int]) -> None:
 
 def test_a_caller_that_goes_leaves_nothing_behind(replica: EngineReplica, prompt: list[int]) -> None:
     async def scene() -> None:
-        stream = replica.generate(Call("gone", prompt, GREEDY.model_copy(update={"max_tokens": 150}), n=2))
+        stream = replica.generate(Call("gone", prompt, GREEDY.model_copy(update={"max_tokens": 150})))
+        await anext(stream)  # it is placed
         await anext(stream)
         await stream.aclose()
         while (await replica.record_autoscaling_stats())[OUTSTANDING]:
@@ -133,6 +137,9 @@ def test_a_dead_loop_is_seen_and_told(prompt: list[int]) -> None:
         (failure,) = await answered(replica, Call("d", prompt, GREEDY))
         assert isinstance(failure, Failure)
         assert failure.kind == "dead"
+        late = [item async for item in replica.generate(Call("late", prompt, GREEDY))]
+        assert [item.kind for item in late if isinstance(item, Failure)] == ["unavailable"]
+        assert len(late) == 1
 
     asyncio.run(scene())
     with pytest.raises(RuntimeError, match="loop has ended"):

@@ -13,21 +13,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.exceptions import RayActorError
 from ray.serve._private.common import DeploymentID
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from deployments import relay
-from deployments.messages import Call, Delta, Failure
+from deployments.messages import Call, Delta, Failure, Placed
 from deployments.relay import relayed
 from entmtp.settings import SamplingParams
 
-Item = Delta | Failure | Exception
+Item = Placed | Delta | Failure | Exception
 TOKENS = list(range(100, 112))
-CALL = Call("r", [1, 2], SamplingParams(seed=0), n=1)
+CALL = Call("r", [1, 2], SamplingParams(seed=0))
+
+
+class NodeDiedError(RayActorError):
+    """Serve's error for a replica whose node the cluster knows to be gone."""
 
 
 @pytest.fixture(autouse=True)
-def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+def _known_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def known(error: BaseException) -> bool:
+        return isinstance(error, NodeDiedError)
+
+    monkeypatch.setattr(relay, "died_with_its_node", known)
     monkeypatch.setattr(relay, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(relay, "_ROOM_SECONDS", 0.0)
 
 
 class Response:
@@ -40,7 +49,7 @@ class Response:
     def cancel(self) -> None:
         self.cancelled = True
 
-    async def __aiter__(self) -> AsyncGenerator[Delta | Failure]:
+    async def __aiter__(self) -> AsyncGenerator[Placed | Delta | Failure]:
         for item in self.items:
             if isinstance(item, Exception):
                 raise item
@@ -83,9 +92,10 @@ def cut(tokens: Sequence[int], sizes: Sequence[int], index: int = 0) -> list[Ite
     return parts
 
 
-def collected(handle: Handle, call: Call = CALL, attempts: int = 4) -> list[Delta | Failure]:
+def collected(handle: Handle, attempts: int = 4, **options: Any) -> list[Delta | Failure]:
     async def scene() -> list[Delta | Failure]:
-        return [item async for item in relayed(handle, call, attempts)]
+        items = [item async for item in relayed(handle, CALL, attempts, **options)]
+        return [item for item in items if not isinstance(item, Placed)]
 
     return asyncio.run(scene())
 
@@ -97,35 +107,86 @@ def dead() -> Exception:
 SIZES = st.lists(st.integers(0, 4), min_size=12, max_size=20).map(lambda sizes: [*sizes, 12])
 
 
+def one_text(found: Sequence[Delta | Failure]) -> bool:
+    deltas = [item for item in found if isinstance(item, Delta)]
+    return (
+        [token for item in deltas for token in item.tokens] == TOKENS
+        and "".join(item.text for item in deltas) == "abcdefghijkl"
+        and [item.finish_reason for item in deltas][-1] == "length"
+        and len(deltas) == len(found)
+    )
+
+
 @settings(deadline=None)
 @given(st.lists(SIZES, min_size=1, max_size=4), st.data())
 def test_one_text_comes_of_many_attempts(attempts: list[list[int]], data: Any) -> None:
+    """Nodes may go one after another."""
     streams: list[list[Item]] = []
     for sizes in attempts[:-1]:
         whole = cut(TOKENS, sizes)
-        streams.append([*whole[: data.draw(st.integers(0, len(whole) - 1))], dead()])
+        streams.append([*whole[: data.draw(st.integers(0, len(whole) - 1))], NodeDiedError()])
     streams.append(list(cut(TOKENS, attempts[-1])))
-    found = collected(Handle(*streams))
-    assert [token for item in found if isinstance(item, Delta) for token in item.tokens] == TOKENS
-    assert "".join(item.text for item in found if isinstance(item, Delta)) == "abcdefghijkl"
-    assert [item.finish_reason for item in found if isinstance(item, Delta)][-1] == "length"
-    assert not any(isinstance(item, Failure) for item in found)
+    assert one_text(collected(Handle(*streams)))
 
 
-def test_answers_of_one_call_are_kept_apart() -> None:
-    call = Call("r", [1], SamplingParams(seed=0), n=2)
-    first = [cut(TOKENS, [3, 12])[0], *cut(TOKENS, [12], index=1), dead()]
-    second = [*cut(TOKENS, [12], index=1), *cut(TOKENS, [5, 12])]
-    found = [item for item in collected(Handle(first, second), call) if isinstance(item, Delta)]
-    for index in range(2):
-        assert [token for item in found if item.index == index for token in item.tokens] == TOKENS
-    assert sum(item.finish_reason is not None for item in found) == 2
+@settings(deadline=None)
+@given(SIZES, SIZES, st.data())
+def test_one_death_harms_no_call(first: list[int], second: list[int], data: Any) -> None:
+    whole = cut(TOKENS, first)
+    seen = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    end = data.draw(st.sampled_from([[dead()], [Failure("dead", "loop")], []]))
+    assert one_text(collected(Handle([Placed(), *seen, *end], [Placed(), *cut(TOKENS, second)])))
+
+
+@pytest.mark.parametrize("places", [(0, 0), (3, 3), (2, 9)])
+def test_a_call_that_ends_its_replicas_ends_two(places: tuple[int, int]) -> None:
+    handle = Handle(*[[Placed(), *cut(TOKENS, [1] * 12)[:place], dead()] for place in (*places, 0, 0)])
+    failure = collected(handle)[-1]
+    assert isinstance(failure, Failure)
+    assert failure.kind == "fatal"
+    assert "not tried again" in failure.message
+    assert len(handle.calls) == 2
+
+
+def test_a_request_that_has_seen_a_death_elsewhere_ends_one_replica() -> None:
+    handle = Handle([dead()], cut(TOKENS, [12]))
+    (failure,) = collected(handle, retries=0)
+    assert isinstance(failure, Failure)
+    assert failure.kind == "fatal"
+    assert len(handle.calls) == 1
+
+
+def test_a_death_with_a_node_leaves_the_second_chance() -> None:
+    assert one_text(collected(Handle([NodeDiedError()], [dead()], [NodeDiedError()], cut(TOKENS, [12]))))
+    handle = Handle([NodeDiedError()], [dead()], [dead()], cut(TOKENS, [12]))
+    assert isinstance(collected(handle)[-1], Failure)
+    assert len(handle.calls) == 3
+
+
+def test_a_replica_that_never_took_the_call_proves_nothing() -> None:
+    gone = Failure("unavailable", "loop")
+    assert one_text(collected(Handle([gone], [gone], [dead()], cut(TOKENS, [12]))))
+    assert one_text(collected(Handle([ReplicaUnavailableError("r")], [dead()], cut(TOKENS, [12]))))
+
+
+@pytest.mark.parametrize("full", [BackPressureError(1, 1), Failure("full", "engine")])
+def test_a_call_that_lost_its_replica_waits_for_room_on_another(full: Item) -> None:
+    assert one_text(collected(Handle([Placed(), dead()], *[[full] for _ in range(9)], cut(TOKENS, [12]))))
+
+
+def test_a_call_waits_for_room_where_its_request_has_been_taken() -> None:
+    said = iter([True, True, False])
+    handle = Handle(*[[Failure("full", "engine")] for _ in range(4)])
+    (failure,) = collected(handle, refused=lambda: next(said))
+    assert isinstance(failure, Failure)
+    assert failure.kind == "full"
+    assert len(handle.calls) == 3
 
 
 def test_another_text_is_an_error_and_not_a_mixture() -> None:
     found = collected(Handle([*cut(TOKENS, [3, 12])[:1], dead()], cut([7, 8, 9], [3])))
     assert isinstance(found[-1], Failure)
-    assert found[-1].kind == "failed"
+    assert found[-1].kind == "dead"
     assert [item.tokens for item in found[:-1] if isinstance(item, Delta)] == [TOKENS[:3]]
 
 
@@ -135,9 +196,11 @@ def test_another_text_is_an_error_and_not_a_mixture() -> None:
         (lambda: Failure("invalid", "prompt: no"), "invalid", 1),
         (lambda: Failure("full", "later"), "full", 1),
         (lambda: Failure("failed", "nan"), "failed", 1),
-        (lambda: Failure("dead", "loop"), "dead", 3),
-        (dead, "dead", 3),
-        (lambda: AioRpcError(StatusCode.INTERNAL, Metadata(), Metadata()), "dead", 3),
+        (lambda: Failure("unavailable", "loop"), "dead", 3),
+        (lambda: Failure("dead", "loop"), "fatal", 2),
+        (dead, "fatal", 2),
+        (lambda: AioRpcError(StatusCode.INTERNAL, Metadata(), Metadata()), "fatal", 2),
+        (NodeDiedError, "dead", 3),
         (lambda: BackPressureError(num_queued_requests=1, max_queued_requests=1), "full", 1),
         (lambda: DeploymentUnavailableError(DeploymentID("engine")), "dead", 1),
     ],

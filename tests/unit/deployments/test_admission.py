@@ -1,0 +1,97 @@
+"""The calls of one request: how many at once, and who waits for room."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+
+import pytest
+
+from deployments.admission import Admission
+from deployments.merging import merged
+from deployments.messages import Delta, Failure, Placed
+
+
+class Engine:
+    """Has ``room``; a call that finds none asks whether to wait."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.running = self.most = self.placing = self.most_placing = self.refused = 0
+
+    async def answer(self, refused: Callable[[], bool]) -> AsyncGenerator[Placed | Delta | Failure]:
+        self.placing += 1
+        self.most_placing = max(self.most_placing, self.placing)
+        await asyncio.sleep(0)
+        while self.running >= self.room:
+            self.refused += 1
+            if not refused():
+                self.placing -= 1
+                yield Failure("full", "engine")
+                return
+            await asyncio.sleep(0)
+        self.placing -= 1
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            yield Placed()
+            for _ in range(200):
+                await asyncio.sleep(0)
+            yield Delta(0, [1], "a", finish_reason="stop")
+        finally:
+            self.running -= 1
+
+
+def answers(engine: Engine, calls: int, most: int) -> list[tuple[int, Delta | Failure]]:
+    async def scene() -> list[tuple[int, Delta | Failure]]:
+        admission = Admission(most)
+        streams = [admission.answered(number, engine.answer) for number in range(calls)]
+        return [item async for item in merged(streams)]
+
+    return asyncio.run(asyncio.wait_for(scene(), 10))
+
+
+@pytest.mark.parametrize(("room", "most"), [(8, 8), (3, 8), (1, 8), (8, 2), (1, 1)])
+def test_every_call_is_answered_whatever_the_room(room: int, most: int) -> None:
+    engine = Engine(room)
+    found = answers(engine, 16, most)
+    assert sorted(number for number, _ in found) == list(range(16))
+    assert all(isinstance(item, Delta) for _, item in found)
+    assert engine.most == min(room, most)
+    assert engine.most_placing == 1
+    assert engine.running == 0
+
+
+def test_a_request_is_refused_while_none_of_its_calls_is_taken() -> None:
+    engine = Engine(0)
+    found = answers(engine, 3, 8)
+    assert [item.kind for _, item in found if isinstance(item, Failure)] == ["full"] * 3
+    assert engine.refused == 3
+
+
+def test_a_call_that_is_sent_back_does_not_count_as_taken() -> None:
+    async def scene() -> list[bool]:
+        admission = Admission(2)
+        said: list[bool] = []
+
+        async def sent_back(refused: Callable[[], bool]) -> AsyncGenerator[Placed | Delta | Failure]:
+            yield Placed()
+            said.append(refused())
+            yield Failure("full", "engine")
+
+        async for _ in admission.answered(0, sent_back):
+            break
+        return said
+
+    assert asyncio.run(scene()) == [False]
+
+
+def test_a_client_that_goes_takes_all_calls_along() -> None:
+    async def scene() -> Engine:
+        engine, admission = Engine(2), Admission(2)
+        stream = merged([admission.answered(number, engine.answer) for number in range(6)])
+        await anext(stream)
+        await stream.aclose()
+        return engine
+
+    assert asyncio.run(scene()).running == 0
