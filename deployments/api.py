@@ -5,28 +5,26 @@
 import asyncio
 import json
 import logging
-import re
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from deployments.access_log import AccessLog, Entry, Log
 from deployments.answers import Answer, ChatShape, CompletionShape, Shape
 from deployments.auth import Keys
 from deployments.body import BodyLimit
+from deployments.deaths import retries
 from deployments.errors import ApiError, tell_errors, unexpected
 from deployments.messages import Delta
-from deployments.record import Record
 from deployments.schema import COMPLETION_TOKENS, ChatRequest, CompletionRequest, Generation, TokenizeRequest
 from deployments.service import Service, Work
 from deployments.usage import usage_of
 from entmtp import __version__
 
 _log = logging.getLogger("ray.serve")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": about, "content": {"application/json": {"schema": {"type": "object"}}}}
     for status, about in {
@@ -44,44 +42,51 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def make_api(
-    service: Service, keys: Keys, ready: Callable[[], Awaitable[dict[str, bool]]], metrics: Callable[[], Awaitable[str]]
+    service: Service,
+    keys: Keys,
+    ready: Callable[[], Awaitable[dict[str, bool]]],
+    metrics: Callable[[], Awaitable[str]],
+    log: Log,
 ) -> FastAPI:
     """The application.
 
     Args:
         ready: says of each engine whether a replica of it runs.
         metrics: the service's metrics as Prometheus reads them.
+        log: takes a line for each request.
     """
     api = FastAPI(title="EntMTP", version=__version__, docs_url="/docs", redoc_url=None)
     limits = service.args.limits
     api.add_middleware(BodyLimit, size=limits.body_bytes, seconds=limits.body_seconds)
 
-    async def owner(authorization: Annotated[str | None, Header()] = None) -> str:
-        return keys.owner(authorization)
+    async def owner(request: Request, authorization: Annotated[str | None, Header()] = None) -> str:
+        key = keys.owner(authorization)
+        request.state.entry.key = key
+        return key
 
     Owner = Annotated[str, Depends(owner)]  # noqa: N806  a type
 
     @api.post("/v1/chat/completions", responses=_ERRORS)
     async def chat(body: ChatRequest, request: Request, key: Owner) -> Response:
-        record = Record.begin(request_id(request), key, body, service)
-        with record.refusals():
-            engine = service.catalogue.find(body.model, body.speculation)
-            prompt = await service.encode_chat(engine, body.messages)
-            work = await service.prepare(record.id, key, engine, body, [prompt], None)
-            shape = ChatShape(f"chatcmpl-{record.id}", body.model, service.tokenizer(engine))
-        return await _answer(service, body, work, shape, record)
+        entry: Entry = request.state.entry
+        entry.asks(body)
+        engine = service.catalogue.find(body.model, body.speculation)
+        prompt = await service.encode_chat(engine, body.messages)
+        work = await service.prepare(entry.id, key, engine, body, [prompt], None)
+        shape = ChatShape(f"chatcmpl-{entry.id}", body.model, service.tokenizer(engine))
+        return await _answer(service, body, work, shape, request)
 
     @api.post("/v1/completions", responses=_ERRORS)
     async def completions(body: CompletionRequest, request: Request, key: Owner) -> Response:
-        record = Record.begin(request_id(request), key, body, service)
-        with record.refusals():
-            engine = service.catalogue.find(body.model, body.speculation)
-            prompts = [
-                await service.encode(engine, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts()
-            ]
-            work = await service.prepare(record.id, key, engine, body, prompts, COMPLETION_TOKENS)
-            shape = CompletionShape(f"cmpl-{record.id}", body.model, service.tokenizer(engine))
-        return await _answer(service, body, work, shape, record)
+        entry: Entry = request.state.entry
+        entry.asks(body)
+        engine = service.catalogue.find(body.model, body.speculation)
+        prompts = [
+            await service.encode(engine, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts()
+        ]
+        work = await service.prepare(entry.id, key, engine, body, prompts, COMPLETION_TOKENS)
+        shape = CompletionShape(f"cmpl-{entry.id}", body.model, service.tokenizer(engine))
+        return await _answer(service, body, work, shape, request)
 
     @api.post("/tokenize", responses=_ERRORS)
     async def tokenize(body: TokenizeRequest, key: Owner) -> dict[str, Any]:
@@ -119,67 +124,63 @@ def make_api(
         return await metrics()
 
     tell_errors(api)
+    api.add_middleware(AccessLog, log=log, tracing=service.tracing)  # the last one is outside of all others
     return api
 
 
-def request_id(request: Request) -> str:
-    """The client's or Serve's, which the answer's header tells, if it is a harmless one; else a new one."""
-    given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-async def _answer(service: Service, body: Generation, work: Work, shape: Shape, record: Record) -> Response:
-    stream = _timely(service.run(work), body.timeout_s, service.args.limits.request_seconds)
+async def _answer(service: Service, body: Generation, work: Work, shape: Shape, request: Request) -> Response:
+    entry: Entry = request.state.entry
+    answers = [Answer() for _ in range(work.answers)]
+    entry.answering(work, answers)
+    stream = _timely(service.run(work, retries(request.scope)), body.timeout_s, service.args.limits.request_seconds)
     if not body.stream:
-        with record.refusals():
-            answers = await _gathered(stream, work, record)
-        record.end(200, work, answers)
+        await _gather(stream, answers, entry)
         return JSONResponse(shape.whole(answers, usage_of(work, answers)).model_dump(mode="json", exclude_unset=True))
-    with record.refusals():
-        # Before the response is begun, a refusal still has a status of its own.
-        first = await anext(stream)
+    # Before the response is begun, a refusal still has a status of its own.
+    first = await anext(stream)
     options = body.stream_options
-    events = _events(first, stream, work, shape, record, usage=options is not None and options.include_usage)
+    events = _events(first, stream, work, answers, shape, entry, usage=options is not None and options.include_usage)
     return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
-async def _gathered(stream: AsyncGenerator[Delta], work: Work, record: Record) -> list[Answer]:
-    answers = [Answer() for _ in range(work.answers)]
+async def _gather(stream: AsyncGenerator[Delta], answers: Sequence[Answer], entry: Entry) -> None:
     async with aclosing(stream):
         async for delta in stream:
-            record.progress()
+            entry.progress()
             answers[delta.index].take(delta)
-    return answers
 
 
 async def _events(
-    first: Delta, rest: AsyncGenerator[Delta], work: Work, shape: Shape, record: Record, *, usage: bool
+    first: Delta,
+    rest: AsyncGenerator[Delta],
+    work: Work,
+    answers: Sequence[Answer],
+    shape: Shape,
+    entry: Entry,
+    *,
+    usage: bool,
 ) -> AsyncGenerator[str]:
-    answers = [Answer() for _ in range(work.answers)]
-    status = 499  # unless the stream comes to its end, the client has gone
     try:
         async with aclosing(rest):
             for index in range(work.answers):
                 if (opening := shape.opening(index)) is not None:
                     yield _event(opening)
             async for delta in _with_first(first, rest):
-                record.progress()
+                entry.progress()
                 answer = answers[delta.index]
                 yield _event(shape.chunk(delta.index, delta, len(answer.text)))
                 answer.take(delta)
         if usage:
             yield _event(shape.closing(usage_of(work, answers)))
         yield "data: [DONE]\n\n"
-        status = 200
     except ApiError as error:
-        status = error.status
+        entry.fails(error)
         yield f"data: {json.dumps(error.body())}\n\n"
     except Exception as error:  # the client must hear of it, whatever it is
-        status = 500
-        _log.exception("request %s: an error that nobody expected", record.id)
-        yield f"data: {json.dumps(unexpected(error).body())}\n\n"
-    finally:
-        record.end(status, work, answers)
+        _log.exception("request %s: an error that nobody expected", entry.id)
+        told = unexpected(error)
+        entry.fails(told)
+        yield f"data: {json.dumps(told.body())}\n\n"
 
 
 async def _with_first(first: Delta, rest: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:

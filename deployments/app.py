@@ -2,6 +2,7 @@
 
 # Serve reads the type of the builder's argument, which must not be a string.
 
+import secrets
 from typing import Any
 
 import ray
@@ -36,7 +37,9 @@ def build(args: AppArgs) -> serve.Application:
         graceful_shutdown_timeout_s=limits.request_seconds,
         logging_config=LoggingConfig(enable_access_log=False),
     )(serve.ingress()(Ingress))
-    return ingress.bind(args, engines, limiter)
+    # All ingresses of this start share it, and nothing keeps it: the hashes of one start can't be told from another's.
+    secret = secrets.token_bytes(32)
+    return ingress.bind(args, engines, limiter, secret)
 
 
 def _engine(args: EngineArgs, routing: RoutingArgs, limits: LimitArgs) -> serve.Application:

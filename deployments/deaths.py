@@ -1,4 +1,4 @@
-"""Why a replica died, as far as the cluster knows."""
+"""How many deaths of processes one request may see, and why a replica died as far as the cluster knows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,32 @@ import time
 from typing import Any
 
 from ray._private.state import actors
+from starlette.types import Scope
 
 _log = logging.getLogger("ray.serve")
+
+RETRIES = 1
+"""Processes that may end while they serve a request before it is given up: one that ends them ends two at most."""
+
+RETRIED_HEADER = b"x-request-retried"
+"""The proxy tells an ingress so that the request's second chance has gone, with another ingress."""
+
+GIVEN_UP = (
+    "service: two processes ended while they served this request, so it is not tried again; if it is sent again,"
+    " change it first, for it may be what ends them"
+)
+NO_RETRY = {"x-should-retry": "false"}
+"""OpenAI's clients send a request again by themselves after a 500, unless this header says that it is of no use."""
 
 _VERDICT_SECONDS = 20.0
 """A process that ends is reported at once; that a whole node is gone shows only when it misses its heartbeats."""
 
 _POLL_SECONDS = 0.5
+
+
+def retries(scope: Scope) -> int:
+    """Processes that may still end while they serve the request of ``scope``."""
+    return RETRIES - any(name == RETRIED_HEADER for name, _ in scope["headers"])
 
 
 async def died_with_its_node(error: BaseException) -> bool:

@@ -1,9 +1,12 @@
 """What stands in Serve's HTTP proxy: requests outlive their ingress, and too many are refused for next to nothing.
 
 Serve's proxy cuts the connection when an ingress dies. Here the request is sent again if no answer has begun, and else
-an event stream ends with an error event. And when an engine has refused a request for being full, most others of the
-same kind are refused here for a moment, before they cost what those whose answers are being written would pay for. Ray
-reads where this is from the environment of the nodes:
+an event stream ends with an error event. It is sent again once, and the next ingress hears so: whatever ends processes
+ends two at most, replicas included (:mod:`deployments.relay`).
+
+When an engine has refused a request for being full, most others for the same engine are refused here for a moment,
+before they cost what those whose answers are being written would pay for. What no ingress has logged is logged here.
+Ray reads where this is from the environment of the nodes:
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deployments.door.middlewares
 """
@@ -12,40 +15,55 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
+import socket
 import time
-import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ray.util.metrics import Counter
-from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.deaths import GIVEN_UP, NO_RETRY, RETRIED_HEADER, RETRIES
 from deployments.errors import FULL_HEADER, ApiError, full_error
+from deployments.log_file import LOGGED_HEADER, LONGEST_PATH, LogFile, announced
 from deployments.metrics import refusals
+from deployments.request_ids import ID_HEADER, request_id
+from entmtp.errors import EntMTPError
 
-_ATTEMPTS = 4
-_PAUSE_SECONDS = 0.5
+_logger = logging.getLogger("ray.serve")
+
+_PATHS = "/v1/chat/completions", "/v1/completions"
+"""Of the requests that engines answer, after the application's prefix."""
+
+_SERVES_OWN = "/-/"
+"""Paths that Serve's proxy answers itself: its health and its routes."""
+
 _REPLAYED_BYTES = 8_000_000
 """A body beyond this is not kept, and its request not sent again."""
 
 _FULL_SECONDS, _PROBE_SECONDS = 1.0, 0.25
 """So long an engine that was full counts as full, and so often one request may find out whether it still is."""
 
-_ID_HEADER = "x-request-id"
-
 _BEGINNING_SECONDS = 1.0
 """So long the door waits for a body that it could refuse by; the ingress has a deadline of its own."""
 
 
-class Kind(NamedTuple):
-    """Of requests that the same engine serves."""
+_DIED = ApiError(503, "service: the ingress that served this request died; send it again", headers={"Retry-After": "1"})
 
-    path: str
+
+class Kind(NamedTuple):
+    """What chooses the engine of a request, and nothing else of it: who varies the rest is refused all the same."""
+
+    prefix: str
     model: str
-    speculation: str
+    method: str | None
+    policy: str | None
+    task: str | None
 
 
 @dataclass
@@ -73,20 +91,44 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request, response = _Request(receive), _Response(send, _request_id(scope))
+        came, id = time.perf_counter(), request_id(scope)
+        request, response = _Request(receive), _Response(send, id)
+        await self._answer(scope, request, response)
+        if response.unlogged and not scope["path"].startswith(_SERVES_OWN):
+            kind = kind_of(scope["path"], request.known())
+            self._log.write(
+                {
+                    "request_id": id,
+                    "status": response.status,
+                    "method": scope["method"],
+                    "path": scope["path"][:LONGEST_PATH],
+                    "model": None if kind is None else kind.model,
+                    "seconds": round(time.perf_counter() - came, 4),
+                    "error": response.error,
+                }
+            )
+
+    async def _answer(self, scope: Scope, request: _Request, response: _Response) -> None:
         if self._full and (full := self._refuses(kind_of(scope["path"], await request.beginning()))):
             await response.refuse(full_error(full.retry_after))
             return
-        for attempt in range(_ATTEMPTS):
-            await self._app(dict(scope), request.again(), response)
+        for attempt in range(1 + RETRIES):
+            await self._app(_for_attempt(scope, attempt), request.again(), response)
             if response.retry_after:
                 self._remember(kind_of(scope["path"], await request.beginning()), response.retry_after)
             if response.ended or request.gone:
                 return
-            if response.started or not request.whole:
-                break
-            await asyncio.sleep(_PAUSE_SECONDS * attempt)
-        await response.break_off()
+            if response.started:
+                await response.cut(_DIED)
+                return
+            if not request.whole:
+                await response.refuse(_DIED)
+                return
+        await response.refuse(ApiError(500, GIVEN_UP, headers=NO_RETRY))
+
+    @cached_property
+    def _log(self) -> _Log:
+        return _Log()
 
     @cached_property
     def _refusals(self) -> Counter:
@@ -116,18 +158,38 @@ class Door:
 
 
 def kind_of(path: str, body: bytes) -> Kind | None:
-    """What a request's engine is known by; None where that can't be told."""
+    """The engine's marks in a request; None where it goes to no engine, or is not well-formed."""
+    suffix = next((known for known in _PATHS if path.endswith(known)), None)
+    if suffix is None:
+        return None
     try:
         asked = json.loads(body)
-        return Kind(path, str(asked["model"]), json.dumps(asked.get("speculation"), sort_keys=True))
+        wanted = asked.get("speculation") or {}
+        kind = Kind(path.removesuffix(suffix), asked["model"], *(wanted.get(name) for name in Kind._fields[2:]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    return kind if all(mark is None or isinstance(mark, str) for mark in kind) else None
 
 
-def _request_id(scope: Scope) -> str:
-    """The client's, or one that the request has from here on, with whichever ingress it is tried."""
-    headers = MutableHeaders(scope=scope)
-    return headers.setdefault(_ID_HEADER, uuid.uuid4().hex)
+def _for_attempt(scope: Scope, attempt: int) -> Scope:
+    """The scope of a request that goes to an ingress for the first or a further time."""
+    headers = [pair for pair in scope["headers"] if pair[0].lower() != RETRIED_HEADER]
+    return {**scope, "headers": [*headers, (RETRIED_HEADER, b"1")] if attempt else headers}
+
+
+class _Log:
+    """The file of this proxy, made when there is something to write."""
+
+    def __init__(self) -> None:
+        self._file: LogFile | None = None
+        try:
+            self._file = LogFile(announced(), f"proxy-{socket.gethostname()}-{os.getpid()}")
+        except EntMTPError as error:  # a proxy serves requests of which there is no line, rather than none
+            _logger.error("the requests that this proxy refuses are not logged: %s", error)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(line)
 
 
 class _Request:
@@ -162,6 +224,10 @@ class _Request:
                     await self._next()
             except TimeoutError:
                 return b""
+        return self.known()
+
+    def known(self) -> bytes:
+        """The body, if all of it has come and in one piece; else nothing."""
         first = self._kept[0] if self._kept else {"more_body": True}
         return b"" if first.get("more_body", False) else bytes(first.get("body", b""))
 
@@ -181,39 +247,47 @@ class _Response:
     """Goes to the client, and knows how far it has come.
 
     Attributes:
+        status: that it began with, or that it should have had.
+        error: of a response that was made here.
         retry_after: what a refusal for a full engine advises, in seconds; 0 with any other response.
+        unlogged: nobody but the proxy knows of it.
     """
 
     def __init__(self, send: Send, request_id: str) -> None:
-        self.started = self.ended = False
-        self.retry_after = 0
+        self.started = self.ended = self.unlogged = False
+        self.status = self.retry_after = 0
+        self.error: dict[str, Any] | None = None
         self._send, self._request_id = send, request_id
         self._events = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
+            self.started, self.status = True, message["status"]
             headers = {name.lower(): value for name, value in message["headers"]}
             self._events = headers.get(b"content-type", b"").startswith(b"text/event-stream")
             if FULL_HEADER in headers:
                 self.retry_after = int(headers[b"retry-after"])
+            self.unlogged = LOGGED_HEADER not in headers
+            told = [pair for pair in message["headers"] if pair[0].lower() != LOGGED_HEADER]
+            message = {**message, "headers": told}
         elif message["type"] == "http.response.body":
             self.ended = not message.get("more_body", False)
         await self._send(message)
 
-    async def break_off(self) -> None:
-        """Says that there will be no more; a body that is no event stream can only be cut."""
-        error = ApiError(
-            503, "service: the ingress that served this request died; send it again", headers={"Retry-After": "1"}
-        )
-        if not self.started:
-            await self.refuse(error)
-        elif self._events:
+    async def cut(self, error: ApiError) -> None:
+        """Says why there will be no more; a body that is no event stream can only be cut."""
+        self._note(error)
+        if self._events:
             await self._send({"type": "http.response.body", "body": f"data: {json.dumps(error.body())}\n\n".encode()})
 
     async def refuse(self, error: ApiError) -> None:
         """The whole response."""
-        given = {"Content-Type": "application/json", _ID_HEADER: self._request_id} | error.headers
+        self._note(error)
+        given = {"Content-Type": "application/json", ID_HEADER: self._request_id} | error.headers
         headers = [(name.lower().encode(), value.encode()) for name, value in given.items()]
         await self._send({"type": "http.response.start", "status": error.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": json.dumps(error.body()).encode()})
+
+    def _note(self, error: ApiError) -> None:
+        self.unlogged = True
+        self.status, self.error = error.status, error.body()["error"]

@@ -10,8 +10,10 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve._private.common import ReplicaState
 
+from deployments.access_log import Log
 from deployments.api import make_api
 from deployments.auth import load_keys, refuse_strangers
+from deployments.log_file import LogFile, announce
 from deployments.scrape import scraped
 from deployments.service import Service
 from deployments.settings import AppArgs
@@ -22,15 +24,20 @@ _STATUS_SECONDS = 1.0
 class Ingress:
     """Has handles to all engines; Serve asks it for its ASGI application."""
 
-    def __init__(self, args: AppArgs, handles: dict[str, Any], limiter: Any | None) -> None:
+    def __init__(self, args: AppArgs, handles: dict[str, Any], limiter: Any | None, secret: bytes) -> None:
         self._keys = load_keys(args.api_keys_file)
         refuse_strangers(_http_host(), self._keys, args.allow_anonymous)
         self._service = Service(args, handles, limiter)
-        self._app = serve.get_replica_context().app_name
+        context = serve.get_replica_context()
+        self._app = context.app_name
+        self._log = LogFile(args.log_folder, f"ingress-{context.replica_id.unique_id}")
+        self._secret = secret
+        announce(args.log_folder)
         self._known: tuple[float, dict[str, bool]] = (0.0, {})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_api(self._service, self._keys, self._ready, self._metrics)
+        log = Log(self._log.write, self._secret, self._service.args.log_prompts)
+        return make_api(self._service, self._keys, self._ready, self._metrics, log)
 
     async def _metrics(self) -> str:
         return await scraped([one.name for one in self._service.args.engines], list(self._service.catalogue.models))

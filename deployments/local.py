@@ -176,7 +176,8 @@ def _reason(application: dict[str, Any]) -> str:
 
 def _greeting(running: Running, config: dict[str, Any]) -> str:
     address = running.address
-    model = config["applications"][0]["args"]["engines"][0]["model_name"]
+    given = config["applications"][0]["args"]
+    model, logs = given["engines"][0]["model_name"], AppArgs.parse(**given).log_folder.expanduser()
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
     return f"""
 ready: {address}
@@ -184,6 +185,7 @@ ready: {address}
   curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
 
 Any OpenAI client works with base_url {address}/v1; {address}/docs lists everything. Ctrl-C stops the service.
+Every request has a line in {logs}, which is kept.
 To change what is served meanwhile: serve deploy FILE --address {running.dashboard}"""
 
 

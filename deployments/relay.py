@@ -26,13 +26,10 @@ from ray.serve._private.utils import generate_request_id
 from ray.serve.context import _set_request_context
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
-from deployments.deaths import died_with_its_node
+from deployments.deaths import GIVEN_UP, RETRIES, died_with_its_node
 from deployments.messages import Call, Delta, Failure, Placed
 
 _log = logging.getLogger("ray.serve")
-
-RETRIES = 1
-"""Deaths that one request may see and still be tried again."""
 
 _PAUSE_SECONDS = 0.2
 _ROOM_SECONDS = 0.25
@@ -63,12 +60,6 @@ _FULL = _FullError, BackPressureError
 
 _PASSED_ON: dict[str, type[Exception]] = {"unavailable": _NotPlacedError, "dead": _DiedError, "full": _FullError}
 """Failures of a replica after which another one may be tried, or the same one later."""
-
-_FATAL = Failure(
-    "fatal",
-    "service: two processes ended while they served this request, so it is not tried again; if it is sent again,"
-    " change it first, for it may be what ends them",
-)
 
 
 @dataclass
@@ -160,7 +151,7 @@ async def relayed(
             continue
         except _DIED as error:
             if await deaths.too_many(error):
-                yield _FATAL
+                yield Failure("fatal", GIVEN_UP)
                 return
         except _NOT_PLACED:
             pass

@@ -16,18 +16,17 @@ from transformers import PreTrainedTokenizerBase
 
 from deployments.admission import Admission
 from deployments.catalogue import Catalogue
+from deployments.deaths import NO_RETRY, RETRIES
 from deployments.errors import ApiError, full_error, too_many
 from deployments.merging import merged
 from deployments.messages import Call, Delta, Failure
-from deployments.relay import RETRIES, relayed
+from deployments.relay import relayed
 from deployments.schema import Generation, Message
 from deployments.settings import AppArgs, EngineArgs
 from deployments.tracing import Tracing
 from entmtp.models.registry import load_tokenizer, max_positions
 
 _STATUS = {"invalid": 400, "full": 429, "failed": 500, "fatal": 500, "dead": 503}
-_NO_RETRY = {"x-should-retry": "false"}
-"""OpenAI's clients send a request again by themselves after a 500, unless this header says that it is of no use."""
 
 
 @dataclass(frozen=True)
@@ -185,5 +184,5 @@ class Service:
         if failure.kind == "full":
             return full_error(self.args.limits.retry_after_s)
         param = failure.message.partition(":")[0] if failure.kind == "invalid" else None
-        headers = _NO_RETRY if failure.kind in {"failed", "fatal"} else None
+        headers = NO_RETRY if failure.kind in {"failed", "fatal"} else None
         return ApiError(_STATUS[failure.kind], failure.message, param=param, headers=headers)

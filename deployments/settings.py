@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
+from deployments.log_file import FOLDER
 from entmtp.evaluation.arms import POLICY_OF
 from entmtp.session import Method, check_method
 from entmtp.settings import EngineSettings, Kernels, Settings
@@ -121,7 +122,14 @@ class AppArgs(Settings):
     api_keys_file: Path | None = Field(None, description="lines NAME:SHA256; see `python -m deployments.auth`")
     allow_anonymous: bool = Field(default=False, description="serve without keys on other addresses than loopback")
     trace_share: FiniteFloat = Field(0.0, ge=0, le=1, description="of the requests, as OpenTelemetry spans")
+    log_folder: Path = Field(FOLDER, description="of the request log, on every node; '~' is the home there")
     log_prompts: bool = Field(default=False, description="write prompts and answers to the log")
+
+    @model_validator(mode="after")
+    def _rooted(self) -> AppArgs:
+        if not (self.log_folder.is_absolute() or self.log_folder.parts[:1] == ("~",)):
+            raise ValueError(f"log_folder: {self.log_folder} depends on where a process runs; begin it with / or ~/")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> AppArgs:

@@ -6,22 +6,37 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from deployments import door
+from deployments.deaths import RETRIED_HEADER, retries
 from deployments.door import Door
 from deployments.errors import FULL_HEADER
+from deployments.log_file import LOGGED_HEADER
 
 App = Callable[[Scope, Receive, Send], Any]
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
 
 @pytest.fixture(autouse=True)
-def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "_PAUSE_SECONDS", 0.0)
+def logs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder where the ingresses log."""
+    monkeypatch.setattr(door, "announced", lambda: tmp_path)
+    return tmp_path
+
+
+def lines(folder: Path, count: int) -> list[dict[str, Any]]:
+    """All lines of the log, of which there are to be so many within a second."""
+    end = time.monotonic() + 1.0
+    while True:
+        found = [json.loads(line) for path in folder.glob("proxy-*.jsonl") for line in path.read_text().splitlines()]
+        if len(found) >= count or time.monotonic() > end:
+            return found
+        time.sleep(0.01)
 
 
 def start(status: int = 200, headers: list[tuple[bytes, bytes]] | None = None) -> Message:
@@ -32,8 +47,10 @@ def part(body: bytes, more: bool = False) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": more}
 
 
-FULL = [start(429, [(FULL_HEADER, b"1"), (b"retry-after", b"3")]), part(b"full")]
-DONE = [start(), part(b"done")]
+LOGGED = (LOGGED_HEADER, b"1")
+FULL = [start(429, [(FULL_HEADER, b"1"), (b"retry-after", b"3"), LOGGED]), part(b"full")]
+DONE = [start(headers=[LOGGED]), part(b"done")]
+PATH = "/v1/completions"
 
 
 class Ingresses:
@@ -42,7 +59,7 @@ class Ingresses:
     def __init__(self, *answers: list[Message]) -> None:
         self.answers = list(answers)
         self.bodies: list[bytes] = []
-        self.ids: list[bytes] = []
+        self.headers: list[dict[bytes, bytes]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body, more = b"", True
@@ -52,13 +69,13 @@ class Ingresses:
                 return
             body, more = body + message["body"], message["more_body"]
         self.bodies.append(body)
-        self.ids.append(dict(scope["headers"])[b"x-request-id"])
+        self.headers.append(dict(scope["headers"]))
         for message in self.answers[len(self.bodies) - 1]:
             await send(message)
 
 
 def asked(
-    app: App, *received: Message, path: str = "/", headers: list[tuple[bytes, bytes]] | None = None
+    app: App, *received: Message, path: str = PATH, headers: list[tuple[bytes, bytes]] | None = None
 ) -> list[Message]:
     """What a client gets that sends these messages."""
     sent: list[Message] = []
@@ -81,37 +98,68 @@ def body(text: bytes, more: bool = False) -> Message:
 
 
 def test_a_request_without_an_answer_goes_to_another_ingress() -> None:
-    app = Ingresses([], [], [start(), part(b"done")])
-    assert asked(app, body(b"ab", more=True), body(b"cd"))[-1]["body"] == b"done"
-    assert app.bodies == [b"abcd"] * 3
+    app = Ingresses([], DONE)
+    given = [(RETRIED_HEADER, b"1")]  # a client's word does not count
+    assert asked(app, body(b"ab", more=True), body(b"cd"), headers=given)[-1]["body"] == b"done"
+    assert app.bodies == [b"abcd"] * 2
+    assert [RETRIED_HEADER in headers for headers in app.headers] == [False, True]
+    assert [retries({"headers": list(headers.items())}) for headers in app.headers] == [1, 0]
 
 
-def test_a_stream_that_was_cut_ends_with_an_error_event() -> None:
-    app = Ingresses([start(headers=EVENTS), part(b"data: 1\n\n", more=True)])
+def test_a_stream_that_was_cut_ends_with_an_error_event(logs: Path) -> None:
+    app = Ingresses([start(headers=[*EVENTS, LOGGED]), part(b"data: 1\n\n", more=True)])
     sent = asked(app, body(b""))
     assert len(app.bodies) == 1
+    (line,) = lines(logs, 1)
+    assert line["status"] == 503
+    assert line["error"]["type"] == "unavailable_error"
     assert not sent[-1].get("more_body", False)
     assert json.loads(sent[-1]["body"].removeprefix(b"data: "))["error"]["type"] == "unavailable_error"
 
 
-def test_where_none_answers_the_client_hears_so() -> None:
-    sent = asked(Ingresses([], [], [], []), body(b""))
-    assert sent[0]["status"] == 503
-    assert "send it again" in json.loads(sent[1]["body"])["error"]["message"]
+def test_a_request_that_ends_its_ingresses_ends_two(logs: Path) -> None:
+    app = Ingresses([], [], [], [])
+    sent = asked(app, body(b'{"model": "a"}'), headers=[(b"x-request-id", b"mine")])
+    assert sent[0]["status"] == 500
+    assert dict(sent[0]["headers"])[b"x-should-retry"] == b"false"
+    assert "not tried again" in json.loads(sent[1]["body"])["error"]["message"]
+    assert len(app.bodies) == 2
+    (line,) = lines(logs, 1)
+    assert line["request_id"] == "mine"
+    assert line["status"] == 500
+    assert line["model"] == "a"
+    assert line["path"] == PATH
+    assert line["error"]["type"] == "server_error"
 
 
 def test_an_answer_is_not_touched() -> None:
     answer = [start(), part(b"a", more=True), part(b"b")]
-    assert asked(Ingresses(answer), body(b"")) == answer
+    assert asked(Ingresses([start(headers=[LOGGED]), *answer[1:]]), body(b"")) == answer
 
 
-@pytest.mark.parametrize("given", [[], [(b"x-request-id", b"mine")]])
-def test_a_request_keeps_its_id_until_it_is_refused(given: list[tuple[bytes, bytes]]) -> None:
-    app = Ingresses([], [], [], [])
-    refusal = asked(app, body(b"a"), headers=given)[0]
-    (request_id,) = set(app.ids)
+@pytest.mark.parametrize("given", [b"", b"mine", b"not\nharmless", b"x" * 200])
+def test_a_request_keeps_its_id_until_it_is_refused(given: bytes) -> None:
+    app = Ingresses([], [])
+    refusal = asked(app, body(b"a"), headers=[(b"x-request-id", given)] if given else [])[0]
+    (request_id,) = {headers[b"x-request-id"] for headers in app.headers}
     assert dict(refusal["headers"])[b"x-request-id"] == request_id
-    assert not given or request_id == b"mine"
+    assert (request_id == given) == (given == b"mine")
+
+
+def test_what_serve_answers_itself_is_logged_here_and_what_an_ingress_answers_is_not(logs: Path) -> None:
+    through = Door(Ingresses(DONE, [start(503), part(b"no application")], DONE, [start(), part(b"success")]))
+    asked(through, body(b""))
+    asked(through, body(b""), path="/nothing")
+    asked(through, body(b""))
+    asked(through, body(b""), path="/-/healthz")
+    (line,) = lines(logs, 2)
+    assert (line["status"], line["path"]) == (503, "/nothing")
+
+
+def test_a_folder_that_can_not_be_written_ends_no_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(door, "announced", lambda: tmp_path / "file")
+    assert asked(Ingresses([], []), body(b""))[0]["status"] == 500
 
 
 def test_nothing_is_sent_again_for_a_client_that_has_gone() -> None:
@@ -122,29 +170,55 @@ def test_nothing_is_sent_again_for_a_client_that_has_gone() -> None:
 
 def test_a_body_too_large_to_keep_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "_REPLAYED_BYTES", 3)
-    app = Ingresses([], [start(), part(b"done")])
+    app = Ingresses([], DONE)
     assert asked(app, body(b"abcd"))[0]["status"] == 503
     assert len(app.bodies) == 1
 
 
-def test_a_full_engine_refuses_the_next_ones_at_the_door() -> None:
+def test_a_full_engine_refuses_the_next_ones_at_the_door(logs: Path) -> None:
     app = Ingresses(FULL, DONE)
     at_the_door = Door(app)
     chat, other = b'{"model": "a"}', b'{"model": "b"}'
-    assert asked(at_the_door, body(chat), path="/v1/completions")[0]["status"] == 429
-    refusal, payload = asked(at_the_door, body(chat), path="/v1/completions")
+    assert asked(at_the_door, body(chat))[0]["status"] == 429
+    refusal, payload = asked(at_the_door, body(chat))
     assert refusal["status"] == 429
     assert dict(refusal["headers"])[b"retry-after"] == b"3"
     assert json.loads(payload["body"])["error"]["code"] == "rate_limit_exceeded"
     assert len(app.bodies) == 1
-    assert asked(at_the_door, body(other), path="/v1/completions")[-1]["body"] == b"done"
+    assert asked(at_the_door, body(other))[-1]["body"] == b"done"
+    (line,) = lines(logs, 1)  # the ingress has logged what it answered
+    assert (line["status"], line["model"], line["error"]["code"]) == (429, "a", "rate_limit_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("path", "varied"),
+    [
+        (PATH, {"speculation": {"max_nodes": 3}}),
+        (PATH, {"speculation": {"max_nodes": 4, "method": None}}),
+        (PATH, {"speculation": None, "user": "someone else"}),
+        (PATH, {"speculation": {}, "temperature": 1}),
+        ("/v1/chat/completions", {}),
+    ],
+)
+def test_what_does_not_choose_the_engine_does_not_pass_the_door(path: str, varied: dict[str, Any]) -> None:
+    app = Ingresses(FULL)
+    at_the_door = Door(app)
+    asked(at_the_door, body(b'{"model": "a"}'))
+    assert asked(at_the_door, body(json.dumps({"model": "a"} | varied).encode()), path=path)[0]["status"] == 429
+    assert len(app.bodies) == 1
 
 
 @pytest.mark.parametrize(
     ("path", "received"),
     [
         ("/tokenize", [body(b'{"model": "a"}')]),
+        ("/other/v1/completions", [body(b'{"model": "a"}')]),
         ("/v1/completions", [body(b'{"model": "a", "speculation": {"method": "hydra"}}')]),
+        ("/v1/completions", [body(b'{"model": "a", "speculation": {"policy": "static"}}')]),
+        ("/v1/completions", [body(b'{"model": "a", "speculation": {"task": "gsm8k"}}')]),
+        ("/v1/completions", [body(b'{"model": "a", "speculation": {"task": ["gsm8k"]}}')]),
+        ("/v1/completions", [body(b'{"model": "a", "speculation": 3}')]),
+        ("/v1/completions", [body(b'{"model": ["a"]}')]),
         ("/v1/completions", [body(b'{"model":', more=True), body(b' "a"}')]),
         ("/v1/completions", [body(b"not JSON")]),
         ("/v1/completions", [body(b"[1]")]),
@@ -153,7 +227,7 @@ def test_a_full_engine_refuses_the_next_ones_at_the_door() -> None:
 def test_what_another_engine_may_serve_passes_the_door(path: str, received: list[Message]) -> None:
     app = Ingresses(FULL, DONE)
     at_the_door = Door(app)
-    asked(at_the_door, body(b'{"model": "a"}'), path="/v1/completions")
+    asked(at_the_door, body(b'{"model": "a"}'))
     assert asked(at_the_door, *received, path=path)[-1]["body"] == b"done"
     assert app.bodies[-1] == b"".join(message["body"] for message in received)
 
@@ -197,7 +271,7 @@ def test_the_door_does_not_wait_for_a_body_that_does_not_come(monkeypatch: pytes
         async def send(message: Message) -> None:
             sent.append(message)
 
-        await at_the_door({"type": "http", "method": "POST", "path": "/", "headers": []}, receive_late, send)
+        await at_the_door({"type": "http", "method": "POST", "path": PATH, "headers": []}, receive_late, send)
 
     asyncio.run(scene())
     assert sent[-1]["body"] == b"done"

@@ -1,0 +1,86 @@
+"""Files of JSON lines, one for each process that serves requests, in one folder of each node that is kept.
+
+The ingresses write most lines, Serve's proxies the rest. A proxy is configured by no file of ours: it asks the cluster
+where the ingresses write.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import queue
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
+from pathlib import Path
+from typing import Any
+
+from entmtp.errors import EntMTPError
+
+LOGGED_HEADER = b"x-request-logged"
+"""In the responses of ingresses: the proxy need not log this request, and takes the header out."""
+
+FOLDER = Path("~/.local/state/entmtp/requests")
+LONGEST_PATH = 200
+"""Of a request's path, in characters; the rest is not logged."""
+
+_FILE_BYTES, _FILES = 50_000_000, 10
+"""A process keeps so much: the file it writes, and the last ones that became full."""
+
+_KEY = b"entmtp:log_folder"
+
+
+class LogFile:
+    """Writes lines from a thread of its own, as they come: a slow disk holds up no request."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """A file ``name``.jsonl in ``folder``, which is made if need be; the file is made with its first line.
+
+        Raises:
+            EntMTPError: nothing can be written there.
+        """
+        self.path = folder.expanduser() / f"{name}.jsonl"
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            probe = self.path.with_suffix(".probe")
+            probe.touch()
+            probe.unlink()
+        except (OSError, RuntimeError) as error:
+            raise EntMTPError(f"log_folder: {folder} can't be written ({error}); give another folder") from error
+        waiting: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+        file = RotatingFileHandler(
+            self.path, maxBytes=_FILE_BYTES, backupCount=_FILES - 1, encoding="utf-8", delay=True
+        )
+        self._logger = logging.Logger(name, logging.INFO)
+        self._logger.addHandler(QueueHandler(waiting))
+        self._listener = QueueListener(waiting, file)
+        self._listener.start()
+        atexit.register(self.close)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Adds a line, with the time; what is None is left out."""
+        facts = {"time": datetime.now(UTC).isoformat(timespec="milliseconds")} | dict(line)
+        self._logger.info("%s", json.dumps({name: value for name, value in facts.items() if value is not None}))
+
+    def close(self) -> None:
+        """Writes what was not written yet."""
+        atexit.unregister(self.close)
+        self._listener.stop()
+        for handler in self._listener.handlers:
+            handler.close()
+
+
+def announce(folder: Path) -> None:
+    """Says to the cluster's proxies where the log is."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(_KEY, str(folder).encode(), overwrite=True)
+
+
+def announced() -> Path:
+    """The folder that an ingress has announced; `FOLDER` where none has."""
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_initialized
+
+    known = _internal_kv_get(_KEY) if _internal_kv_initialized() else None
+    return Path(known.decode()) if known else FOLDER

@@ -1,0 +1,77 @@
+"""Lines of the request log: on disk at once, kept, and bounded."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from deployments import log_file
+from deployments.log_file import LogFile
+from deployments.settings import AppArgs
+from entmtp.errors import EntMTPError
+
+ENGINE = {"name": "a", "model_name": "m"}
+
+
+def wait_for(path: Path, count: int) -> list[str]:
+    end = time.monotonic() + 1.0
+    while not path.exists() or len(path.read_text().splitlines()) < count:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    return path.read_text().splitlines()
+
+
+def test_a_line_is_on_disk_within_a_second(tmp_path: Path) -> None:
+    file = LogFile(tmp_path / "new" / "folder", "ingress-1")
+    assert list(file.path.parent.iterdir()) == []  # no file without a line
+    for number in range(3):
+        file.write({"status": 200, "user": None, "text": "über\n\ud800"})
+        line = json.loads(wait_for(file.path, number + 1)[-1])
+        assert line.keys() == {"time", "status", "text"}
+        assert abs((datetime.now(UTC) - datetime.fromisoformat(line["time"])).total_seconds()) < 5
+        assert line["text"] == "über\n\ud800"
+    file.close()
+
+
+def test_what_a_process_leaves_is_on_disk_when_it_ends(tmp_path: Path) -> None:
+    file = LogFile(tmp_path, "ingress-1")
+    for number in range(2000):
+        file.write({"number": number})
+    file.close()
+    assert [json.loads(line)["number"] for line in file.path.read_text().splitlines()] == list(range(2000))
+    LogFile(tmp_path, "ingress-1").close()
+    assert len(file.path.read_text().splitlines()) == 2000  # kept
+
+
+def test_a_process_keeps_a_bounded_number_of_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(log_file, "_FILE_BYTES", 1000)
+    monkeypatch.setattr(log_file, "_FILES", 3)
+    file = LogFile(tmp_path, "ingress-1")
+    for number in range(200):
+        file.write({"number": number})
+    file.close()
+    kept = sorted(tmp_path.iterdir())
+    assert len(kept) == 3
+    assert all(path.stat().st_size <= 1000 for path in kept)
+    assert json.loads(file.path.read_text().splitlines()[-1])["number"] == 199
+
+
+def test_a_folder_that_can_not_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EntMTPError, match=r"log_folder: .*file.* can't be written"):
+        LogFile(tmp_path / "file", "ingress-1")
+
+
+@pytest.mark.parametrize("folder", ["results", "./logs", "~someone/logs"])
+def test_a_folder_that_depends_on_the_process_is_refused(folder: str) -> None:
+    with pytest.raises(EntMTPError, match="log_folder"):
+        AppArgs.parse(engines=[ENGINE], log_folder=folder)
+
+
+@pytest.mark.parametrize("folder", ["/var/log/entmtp", "~/logs"])
+def test_a_folder_is_the_same_for_every_process_of_a_node(folder: str) -> None:
+    assert AppArgs.parse(engines=[ENGINE], log_folder=folder).log_folder == Path(folder)
