@@ -98,6 +98,8 @@ def test_a_nodes_image_starts_the_service(stage: str) -> None:
     (engine,) = engines_of(config)
     assert engine.device == ("cuda" if stage == "cuda" else "cpu")
     assert config["http_options"] == {"host": "0.0.0.0", "port": int(the(stage, "EXPOSE"))}
+    (application,) = config["applications"]
+    assert Path(application["args"].pop("log_folder")).parts[:2] == ("/", "cache")  # the volume that is kept
     if stage == "cpu":
         assert config["applications"] == load(FOLDER / "config.cpu.yaml")["applications"]
 
