@@ -1,0 +1,141 @@
+"""Requests that bound their own trees, with real heads of every kind: what is drafted for them, and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from entmtp.decoding.completion import Completion
+from entmtp.decoding.engine import Engine
+from entmtp.decoding.request import Request
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.native_memory import NativeMemory
+from entmtp.models.backbone import Backbone
+from entmtp.scheduling.dynamic import DynamicPolicy
+from entmtp.scheduling.goodput import GoodputPolicy
+from entmtp.scheduling.policies import Policy, StaticPolicy, ladder_policy
+from entmtp.settings import EngineSettings, SamplingParams
+from tests.memory import REMEMBERING, check_memory, remembering_heads, remembering_model
+from tests.small import (
+    small_backbone,
+    small_bank,
+    small_chances,
+    small_cost,
+    small_heads,
+    small_predictor,
+    small_prompt,
+)
+from tests.tiny import CONTEXT, TREES, greedy
+
+KINDS = ("medusa", "hydra", REMEMBERING[0], REMEMBERING[-1])
+"""Heads that guess from a state alone, native ones and Hydra++'s."""
+
+CHEAP = small_cost(1e-3, 1e-3)
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "static": lambda: StaticPolicy(TREES["bushy"], 8),
+    "ladder": lambda: ladder_policy(small_bank(), CHEAP, 0.05),
+    "goodput": lambda: GoodputPolicy(small_predictor(), lambda batch: CHEAP, 8),
+    "dynamic": lambda: DynamicPolicy(small_predictor(), small_chances(), lambda batch: CHEAP, 8),
+}
+NEW_TOKENS = 16
+PROMPTS = [small_prompt(7, seed=1), small_prompt(5, seed=2)]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def heads(request: pytest.FixtureRequest) -> tuple[Backbone, DraftHeads]:
+    kind = str(request.param)
+    if kind in REMEMBERING:
+        backbone = Backbone(remembering_model(kind), kernels="eager")
+        return backbone, remembering_heads(kind, backbone)
+    backbone = small_backbone()
+    return backbone, small_heads(kind, backbone)
+
+
+class Spy:
+    """Notes of how many states heads are asked for guesses at once."""
+
+    def __init__(self, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[int] = []
+        real = heads.best
+
+        def best(states: torch.Tensor, count: int, head: int | None = None) -> Any:
+            self.rows.append(len(states))
+            return real(states, count, head)
+
+        monkeypatch.setattr(heads, "best", best)
+
+
+def served(engine: Engine, *limits: int | None) -> list[Completion]:
+    """The answers to the first prompts, in one batch, each with its limit."""
+    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS)
+    done = [engine.submit(Request(str(at), PROMPTS[at], params, max_nodes=limit)) for at, limit in enumerate(limits)]
+    while not engine.idle:
+        engine.step()
+    return done
+
+
+def engine_of(backbone: Backbone, heads: DraftHeads, policy: str) -> Engine:
+    return Engine(backbone, heads, POLICIES[policy](), EngineSettings(slots=2, context=CONTEXT))
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+def test_the_heads_are_not_run_for_requests_that_may_have_no_tree(
+    heads: tuple[Backbone, DraftHeads], policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = Spy(heads[1], monkeypatch)
+    for limits in ((0,), (0, 0)):
+        for done in served(engine_of(*heads, policy), *limits):
+            assert len(done.steps) == NEW_TOKENS
+    assert spy.rows == []
+
+
+def test_in_a_batch_a_request_that_may_have_no_tree_is_not_guessed_for(
+    heads: tuple[Backbone, DraftHeads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = Spy(heads[1], monkeypatch)
+    served(engine_of(*heads, "static"), None)
+    alone = set(spy.rows)
+    spy.rows.clear()
+    plain, free = served(engine_of(*heads, "static"), 0, None)
+    assert {step.topology.nodes for step in plain.steps} == {0}
+    assert {step.topology for step in free.steps} == {TREES["bushy"]}
+    assert set(spy.rows) == alone
+
+
+def test_native_layers_run_on_the_guesses_of_drafting_requests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = Backbone(remembering_model(REMEMBERING[0]), kernels="eager")
+    real = NativeMemory.descend
+    batches: list[int] = []
+
+    def descend(memory: NativeMemory, level: int, slots: tuple[int, ...], *args: Any) -> torch.Tensor:
+        batches.append(len(slots))
+        return real(memory, level, slots, *args)
+
+    monkeypatch.setattr(NativeMemory, "descend", descend)
+    served(engine_of(backbone, remembering_heads(REMEMBERING[0], backbone), "static"), 0, None)
+    assert set(batches) == {1}
+
+
+@pytest.mark.parametrize("limits", [(0, None), (1, 3), (0, 0), (2, None)])
+@pytest.mark.parametrize("policy", list(POLICIES))
+def test_limits_hold_and_the_text_is_the_models_own(
+    heads: tuple[Backbone, DraftHeads], policy: str, limits: tuple[int | None, int | None]
+) -> None:
+    for done, prompt, limit in zip(served(engine_of(*heads, policy), *limits), PROMPTS, limits, strict=True):
+        assert done.tokens == greedy(heads[0].model, prompt, NEW_TOKENS)
+        assert all(limit is None or step.topology.nodes <= limit for step in done.steps)
+
+
+@pytest.mark.parametrize("kind", [REMEMBERING[0], REMEMBERING[-1]])
+def test_a_draft_cache_stays_right_where_nothing_is_drafted(kind: str) -> None:
+    """Another request may begin with the text, and have trees."""
+    backbone = Backbone(remembering_model(kind), kernels="eager")
+    engine = engine_of(backbone, remembering_heads(kind, backbone), "dynamic")
+    state, _ = engine._memory()
+    (done,) = served(engine, 0)
+    (slot,) = [at for at, length in enumerate(state.cache.lengths) if length]
+    text = [*PROMPTS[0], *done.tokens]
+    check_memory(state, slot, text[: state.cache.lengths[slot]])
