@@ -22,6 +22,7 @@ class Call:
         prompt: token ids.
         params: always with a seed, so that another replica can write the same text.
         number: which of several answers to the prompt.
+        prompt_number: which of the body's prompts; it and ``number`` choose the seed's random stream.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Call:
     params: SamplingParams
     number: int = 0
     max_nodes: int | None = None
+    prompt_number: int = 0
 
     @property
     def tokens(self) -> int:

@@ -100,7 +100,7 @@ class EngineReplica:
             return
         yield Placed()
         metrics = self._metrics.request(len(call.prompt))
-        request = Request(call.id, call.prompt, call.params, call.number, call.max_nodes)
+        request = Request(call.id, call.prompt, call.params, call.number, call.max_nodes, call.prompt_number)
         try:
             # Closed also when nobody listens any more: the slot is free at the next step.
             async with aclosing(self._served.generate(request)) as stream:

@@ -133,7 +133,7 @@ class Service:
             max_nodes = None if body.speculation is None else body.speculation.max_nodes
             # Two clients may have chosen the same id.
             unique = f"{id}.{secrets.token_hex(4)}.{number}"
-            calls += [Call(f"{unique}.{at}", list(prompt), params, at, max_nodes) for at in range(n)]
+            calls += [Call(f"{unique}.{at}", list(prompt), params, at, max_nodes, number) for at in range(n)]
         work = Work(engine, calls)
         await self._take(key, work.tokens)
         return work

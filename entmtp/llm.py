@@ -75,17 +75,20 @@ class LLM:
     ) -> list[Completion]:
         """Answers each prompt ``n`` times: all answers to the first prompt, then those to the second, and so on.
 
-        A text is put into the model's chat template; token ids are taken as they are.
+        A text is put into the model's chat template; token ids are taken as they are. With one ``params`` for all, each
+        prompt draws from a random stream of its own, with a seed too. With one for each, a prompt gets the texts that
+        it would get in a call of its own.
 
         Raises:
             EntMTPError: if a prompt can't be served; says which. Nothing is generated then.
         """
         asked: list[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else list(prompts)
-        each = [params or SamplingParams()] * len(asked) if not isinstance(params, Sequence) else list(params)
+        shared = not isinstance(params, Sequence)
+        each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(asked)
         if len(each) != len(asked):
             raise EntMTPError(f"params: {len(each)} are given for {len(asked)} prompts; give one, or one for each")
         requests = [
-            Request(f"{at}.{number}", self._encoded(at, prompt), own, number)
+            Request(f"{at}.{number}", self._encoded(at, prompt), own, number, prompt_number=at if shared else 0)
             for at, (prompt, own) in enumerate(zip(asked, each, strict=True))
             for number in range(n)
         ]

@@ -104,6 +104,9 @@ class SamplingParams(Settings):
 
     What shapes the distribution comes in this order, as in transformers: penalties and bias, temperature, ``top_k``,
     ``top_p``, ``min_p``.
+
+    With a ``seed``, answer j to prompt i of one call draws from the random stream that seed, i and j name: equal
+    prompts get independent texts, and the same call gets the same ones again. The only prompt of a call is prompt 0.
     """
 
     max_tokens: int = Field(256, ge=1, description="new tokens at most")
@@ -116,7 +119,7 @@ class SamplingParams(Settings):
     presence_penalty: FiniteFloat = Field(0.0, ge=-2, le=2, description="taken from the logits of tokens written")
     frequency_penalty: FiniteFloat = Field(0.0, ge=-2, le=2, description="the same, times how often they were")
     logit_bias: dict[Annotated[int, Field(ge=0)], Bias] = Field(default_factory=dict, description="by token id")
-    seed: int | None = Field(None, ge=0, lt=2**64, description="the same seed draws the same text; None: any")
+    seed: int | None = Field(None, ge=0, lt=2**64, description="the same seed draws the same texts; None: any")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list, max_length=16, description="texts that end the answer; left out of it"
     )

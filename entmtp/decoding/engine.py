@@ -163,7 +163,7 @@ class Engine:
             raise EngineFullError(f"engine: {len(self._waiting)} requests wait already; try again later")
         params = request.params
         eos = frozenset() if params.ignore_eos else self.backbone.eos_token_ids
-        sampler = Sampler(params, eos | frozenset(params.stop_token_ids), request.number)
+        sampler = Sampler(params, eos | frozenset(params.stop_token_ids), request.number, request.prompt_number)
         text = None if self.tokenizer is None else TextStream(self.tokenizer, params.stop)
         job = _Job(request, sampler, text, time.perf_counter(), completion or Completion())
         self._waiting.append(job)

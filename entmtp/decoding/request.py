@@ -47,6 +47,8 @@ class Request:
         id: names it in errors, logs and progress; unique among those that wait or run.
         prompt: token ids.
         number: which of several answers to one prompt with one seed this is.
+        prompt_number: which of several prompts with one seed this is. Each pair of numbers draws from a random stream
+            of its own, so that equal prompts get different texts.
         max_nodes: of its trees, at most; the policy chooses within that. 0 is plain decoding: the heads don't run. None
             leaves it to the policy.
     """
@@ -56,6 +58,7 @@ class Request:
     params: SamplingParams
     number: int = 0
     max_nodes: int | None = None
+    prompt_number: int = 0
 
 
 @dataclass

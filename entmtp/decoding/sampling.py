@@ -34,12 +34,14 @@ class Sampler:
 
     Attributes:
         number: which of the ``n`` answers to one prompt this is; each draws from a stream of its own.
+        prompt_number: which of several prompts with one seed it answers; the same holds for each of them.
         stops: tokens that end the text, which may not come before ``min_tokens``.
     """
 
     params: SamplingParams
     stops: frozenset[int] = frozenset()
     number: int = 0
+    prompt_number: int = 0
     written: int = 0
     _numbers: list[float] = field(default_factory=list)
     _seen: torch.Tensor | None = None
@@ -78,7 +80,9 @@ class Sampler:
     @cached_property
     def _stream(self) -> np.random.Generator:
         seed = secrets.randbits(64) if self.params.seed is None else self.params.seed
-        return np.random.Generator(np.random.Philox(key=[seed, self.number]))
+        # As numpy's own integers: a list with one of 2^63 or more would become floats, and neighbours one seed.
+        key = np.array([seed, self.prompt_number << 32 | self.number], dtype=np.uint64)
+        return np.random.Generator(np.random.Philox(key=key))
 
     def uniform(self, place: int) -> float:
         """The random number in [0, 1) of a place in the answer, whenever it is asked for."""

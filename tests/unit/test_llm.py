@@ -56,6 +56,25 @@ def test_several_answers_to_one_prompt_differ_and_come_again_with_the_seed(llm: 
     assert answers == [answer.tokens for answer in llm.generate([[5, 6], [7]], params, n=3)]
 
 
+def test_equal_prompts_of_one_call_get_texts_of_their_own(llm: LLM) -> None:
+    for params in (
+        SamplingParams(max_tokens=8, ignore_eos=True),
+        SamplingParams(max_tokens=8, seed=4, ignore_eos=True),
+    ):
+        answers = llm.generate([[5, 6]] * 8, params)
+        assert len({tuple(answer.tokens) for answer in answers}) == 8
+
+
+def test_a_seed_draws_for_a_prompt_alone_what_it_draws_for_the_first_of_several(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=8, seed=4, ignore_eos=True)
+    (alone,) = llm.generate([[5, 6]], params)
+    several = [answer.tokens for answer in llm.generate([[5, 6]] * 3, params)]
+    assert several[0] == alone.tokens
+    assert several == [answer.tokens for answer in llm.generate([[5, 6]] * 3, params)]
+    given_each = [answer.tokens for answer in llm.generate([[5, 6]] * 3, [params] * 3)]
+    assert given_each == [alone.tokens] * 3
+
+
 def test_a_stop_string_ends_an_answer_and_is_left_out(llm: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
     (whole,) = llm.generate([[5, 6, 7]], params)

@@ -124,6 +124,35 @@ def test_answers_to_one_seed_differ_by_their_number() -> None:
     assert len(set(first)) == 6
 
 
+FIRST_NUMBERS = {
+    (0, 0): ("0x1.7a5d3204726c0p-7", "0x1.eeb1585ce5460p-3"),
+    (1, 5): ("0x1.99038601fb0a9p-1", "0x1.584a1c391002ap-1"),
+    (7, 1): ("0x1.c3d2b13f7efedp-1", "0x1.79e52f699b24ap-2"),
+    (2**53, 0): ("0x1.966ae898ee710p-4", "0x1.223c5b9622e90p-5"),
+    (2**62 + 1, 0): ("0x1.0f3ff482286b8p-1", "0x1.ab90d6aebe000p-7"),
+    (2**63 - 1, 1): ("0x1.6c4b621fac380p-4", "0x1.aadd6f0afa95ap-2"),
+}
+"""The first two random numbers by seed and answer: stored seeds go on drawing the texts that they drew."""
+
+
+@pytest.mark.parametrize(("seed", "number"), list(FIRST_NUMBERS))
+def test_a_seed_draws_what_it_always_drew(seed: int, number: int) -> None:
+    sampler = Sampler(SamplingParams(seed=seed), number=number)
+    assert tuple(sampler.uniform(at).hex() for at in (0, 1)) == FIRST_NUMBERS[seed, number]
+
+
+def test_every_seed_of_64_bits_draws_numbers_of_its_own() -> None:
+    seeds = [0, 1, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1]
+    assert len({Sampler(SamplingParams(seed=seed)).uniform(0) for seed in seeds}) == len(seeds)
+
+
+def test_every_prompt_and_answer_draws_from_a_stream_of_its_own() -> None:
+    streams = list(itertools.product(range(20), range(20)))
+    params = SamplingParams(seed=3)
+    drawn = {Sampler(params, number=number, prompt_number=prompt).uniform(0) for prompt, number in streams}
+    assert len(drawn) == len(streams)
+
+
 def test_penalties_count_what_was_written_and_what_stands_on_the_path(backbone: Backbone) -> None:
     params = SamplingParams(temperature=0.0, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={2: 3.0})
     sampler = Sampler(params)

@@ -32,7 +32,7 @@ from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.chances import Chances
 from entmtp.trees.published import published_tree
 from entmtp.trees.replay import accepted_length
-from entmtp.trees.topology import Topology
+from entmtp.trees.topology import Path, Topology
 from tests.small import frontier, small_bank, small_chances, small_cost, small_predictor
 from tests.tiny import TREES
 
@@ -213,7 +213,7 @@ def test_the_dynamic_policy_takes_the_likeliest_guesses_within_a_limit(limit: in
     easy = [Signals(0, 0.1, 0.1, 1.0)]
     (free,) = chosen(dynamic(believed), easy, [Belief()], [MAX_NODES])
     (found,) = chosen(dynamic(believed), easy, [Belief()], [limit])
-    chance = {(rank,): share for rank, share in enumerate((0.5, 0.2, 0.1, 0.05))}
+    chance: dict[Path, float] = {(rank,): share for rank, share in enumerate((0.5, 0.2, 0.1, 0.05))}
     for path in free.paths:
         chance.setdefault(path, chance.get(path[:-1], 1.0) * chance[path[-1:]])
     best = sorted(free.paths, key=lambda path: (-round(chance[path], 9), len(path), path))[:limit]
