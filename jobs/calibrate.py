@@ -22,11 +22,14 @@ from rich.console import Console
 
 from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.calibrate_task import calibrate_task
+from entmtp.evaluation.placement import Wishes, place
+from entmtp.evaluation.storage import check_lasting
 from entmtp.evaluation.suites import PAPER_SUITES, get_suite
 from entmtp.trees.bank import MIXED
+from jobs.pool import alive_nodes
+from jobs.workers import call_each
 
 
-@ray.remote
 def calibrate_one(task: str, output: Path, model: str, heads: list[str], data: Path | None, device: str) -> None:
     """One task's banks, written to a folder that every node sees."""
     calibrate_task(
@@ -49,21 +52,23 @@ def main(
     model: Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")] = "bundled",
     heads: Annotated[list[str] | None, typer.Option(help="medusa=FOLDER and/or hydra=FOLDER, or native=native")] = None,
     data: Annotated[list[str] | None, typer.Option(help="TASK=FILE in the hub's schema; may repeat")] = None,
+    cpus_per_worker: Annotated[
+        int | None, typer.Option(help="of a worker without a GPU, where a service holds others (default: a node's)")
+    ] = None,
 ) -> None:
     """Calibrate tasks over the cluster."""
     with told_plainly("calibrate"):
         named = task or [*PAPER_SUITES, MIXED]
         tasks = [get_suite(name).name for name in named if name != MIXED]
         files = {name: Path(path).absolute() for name, _, path in (text.partition("=") for text in data or [])}
+        check_lasting("output", output, "--output an absolute path that every node sees")
         ray.init(logging_level=logging.ERROR)
-        gpu = ray.cluster_resources().get("GPU", 0) >= 1
-        # A worker uses all cores of its node: two at once would only slow each other down.
-        worker = calibrate_one.options(num_gpus=1) if gpu else calibrate_one.options(num_cpus=os.cpu_count() or 1)
-        device = "cuda" if gpu else "cpu"
+        placement = place(alive_nodes(), Wishes(cpus_per_worker=cpus_per_worker))
 
         def run(names: list[str]) -> None:
-            folder = output.absolute()
-            ray.get([worker.remote(name, folder, model, heads or [], files.get(name), device) for name in names])
+            folder, given = output.absolute(), heads or []
+            calls = [(name, folder, model, given, files.get(name), placement.device) for name in names]
+            call_each(calibrate_one, calls, placement)
 
         run(tasks)
         if MIXED in named:

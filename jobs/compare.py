@@ -27,6 +27,7 @@ from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.comparing import compare, regressions
 from entmtp.evaluation.comparison_report import print_comparison, write_comparison
 from entmtp.evaluation.finished import open_run
+from entmtp.evaluation.storage import check_lasting
 
 REGRESSION = 1
 _WIDTH = 120
@@ -41,6 +42,8 @@ def main(
 ) -> None:
     """Compare finished benchmark runs with the first of them."""
     with told_plainly("compare", interrupted="nothing was written"):
+        if output is not None:
+            check_lasting("output", output, "--output an absolute path")
         comparison = compare([open_run(run, tracking_uri) for run in runs])
         print_comparison(Console() if sys.stdout.isatty() else Console(width=_WIDTH), comparison)
         if output is not None:

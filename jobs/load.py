@@ -34,6 +34,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.load.load_summary import LoadSummary, Slo, outcome_table, speedup, summarise_load
 from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
 from entmtp.evaluation.load.turns import Rounds, in_turns, texts_of
+from entmtp.evaluation.storage import check_lasting
 from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
 from entmtp.evaluation.tracking import LOAD_EXPERIMENT, check_tracking, default_tracking_uri, log_load
 from entmtp.evaluation.tracking_names import check_names
@@ -86,6 +87,7 @@ def main(
         keys = {one.name: f"endpoint.{one.name}" for one in endpoints}
         check_names("endpoint", keys)
         facts |= {keys[one.name]: one.url for one in endpoints}
+        check_lasting("results", results, "--results an absolute path")
         uri = tracking_uri or default_tracking_uri(results)
         results.mkdir(parents=True, exist_ok=True)
         check_tracking(uri, LOAD_EXPERIMENT)

@@ -19,6 +19,7 @@ from entmtp.evaluation.dispatch import Dispatch, Outcome, Settled
 from entmtp.evaluation.placement import Node, Placement, Wishes, place
 from entmtp.evaluation.units import Unit
 from jobs.demand import Demand
+from jobs.waiting import Waiting
 
 LOOK_SECONDS = 2.0
 """Between two looks at which nodes there are."""
@@ -40,6 +41,7 @@ class Seat:
         owed: the reference of what it does now: the name of its hardware while it loads, then outcomes; None if idle.
         task: what it runs; None while it loads, or is idle.
         since: when it had loaded, on this process's clock; None before.
+        lack: what it waits for that the node has not free; None once it has that.
     """
 
     node: Node
@@ -48,11 +50,16 @@ class Seat:
     task: Unit | None = None
     since: float | None = None
     began: float = field(default_factory=time.monotonic)
+    lack: str | None = None
 
     def in_words(self) -> str:
         """What it does at this moment, and for how long."""
-        doing = self.task.key if self.task is not None else "loads the model" if self.since is None else "waits"
-        return f"{doing}, {time.monotonic() - self.began:.0f} s"
+        seconds = f"{time.monotonic() - self.began:.0f} s"
+        if self.task is not None:
+            return f"{self.task.key}, {seconds}"
+        if self.since is not None:
+            return f"waits, {seconds}"
+        return f"loads the model, {seconds}" if self.lack is None else f"waits for {self.lack}, {seconds}"
 
 
 def alive_nodes() -> list[Node]:
@@ -66,6 +73,17 @@ def alive_nodes() -> list[Node]:
             name = str(node["NodeManagerAddress"])
             found.append(Node(node["NodeID"], name, has.get("CPU", 0.0), has.get("GPU", 0.0), kind))
     return found
+
+
+def worker_options(placement: Placement) -> dict[str, Any]:
+    """Ray's options of an actor that takes what ``placement`` says of whichever node has it."""
+    return {
+        "num_gpus": placement.gpus,
+        # A share of a GPU is what a worker waits for; it must not wait for a CPU of that node as well.
+        "num_cpus": 0 if placement.gpus else placement.threads,
+        # Ray sets OMP_NUM_THREADS to an actor's num_cpus only where it is whole; say it once for all cases.
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(placement.threads), "TOKENIZERS_PARALLELISM": "false"}},
+    }
 
 
 class WorkerPool:
@@ -91,6 +109,7 @@ class WorkerPool:
         self._foreign: set[str] = set()  # nodes with other hardware than the first worker's
         self._failed_starts = 0
         self._looked = float("-inf")
+        self._waiting = Waiting(self.placement)
 
     def _first_nodes(self, wishes: Wishes) -> list[Node]:
         began = said = time.monotonic()
@@ -145,6 +164,7 @@ class WorkerPool:
         if now < self._looked + LOOK_SECONDS:
             return
         self._looked = now
+        self._say_what_they_wait_for()
         taken = Counter(seat.node.id for seat in self._seats)
         useful = dispatch.waiting - sum(seat.task is None for seat in self._seats)
         if self._most is not None:
@@ -159,15 +179,14 @@ class WorkerPool:
             self._demand.keep(max(0, useful))
 
     def _options(self, node: Node) -> dict[str, Any]:
-        threads = self.placement.threads
-        return {
-            "num_gpus": self.placement.gpus,
-            # A share of a GPU is what a worker waits for; it must not wait for a CPU of that node as well.
-            "num_cpus": 0 if self.placement.gpus else threads,
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(node.id, soft=False),
-            # Ray sets OMP_NUM_THREADS to an actor's num_cpus only where it is whole; say it once for all cases.
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}},
-        }
+        strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        return worker_options(self.placement) | {"scheduling_strategy": strategy}
+
+    def _say_what_they_wait_for(self) -> None:
+        for seat in self._seats:
+            starting = seat.since is None
+            seat.lack = self._waiting.lack(seat.actor, [seat.node], seat.began) if starting else None
+        self._waiting.say([seat.lack for seat in self._seats if seat.lack is not None])
 
     def _hand_out(self, dispatch: Dispatch, ask: Ask) -> None:
         for seat in self._seats:

@@ -22,12 +22,15 @@ import typer
 from rich.console import Console
 
 from entmtp.cli_errors import told_plainly
+from entmtp.evaluation.placement import Wishes, place
+from entmtp.evaluation.storage import check_lasting
 from entmtp.evaluation.tracking import TRAINING_EXPERIMENT, check_tracking, tracked_training
 from entmtp.heads.checkpoint import KINDS
 from entmtp.training.train_heads import train_heads
+from jobs.pool import alive_nodes
+from jobs.workers import call_each
 
 
-@ray.remote
 def train_one(kind: str, prompts: Path, output: Path, model: str, device: str, tracking_uri: str | None) -> str:
     """One kind of heads, written to a folder that every node sees."""
     folder = output / kind
@@ -51,20 +54,19 @@ def main(
     kind: Annotated[list[str] | None, typer.Option(help="medusa, hydra; repeat for several (default: both)")] = None,
     model: Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")] = "bundled",
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow address; without it nothing is tracked")] = None,
+    cpus_per_worker: Annotated[
+        int | None, typer.Option(help="of a worker without a GPU, where a service holds others (default: a node's)")
+    ] = None,
 ) -> None:
     """Train draft heads over the cluster."""
     with told_plainly("train"):
         if tracking_uri is not None:
             check_tracking(tracking_uri, TRAINING_EXPERIMENT)
+        check_lasting("output", output, "--output an absolute path that every node sees")
         ray.init(logging_level=logging.ERROR)
-        gpu = ray.cluster_resources().get("GPU", 0) >= 1
-        worker = train_one.options(num_gpus=1) if gpu else train_one.options(num_cpus=os.cpu_count() or 1)
-        device = "cuda" if gpu else "cpu"
-        work = [
-            worker.remote(each, prompts.absolute(), output.absolute(), model, device, tracking_uri)
-            for each in (kind or list(KINDS))
-        ]
-        print("\n".join(ray.get(work)))
+        placement = place(alive_nodes(), Wishes(cpus_per_worker=cpus_per_worker))
+        given = prompts.absolute(), output.absolute(), model, placement.device, tracking_uri
+        print("\n".join(call_each(train_one, [(each, *given) for each in kind or KINDS], placement)))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,9 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
             int | None,
             typer.Option(help="at most so many; a cluster that scales by itself is asked for GPUs for them"),
         ] = None,
+        cpus_per_worker: Annotated[
+            int | None, typer.Option(help="of a worker without a GPU, where a service holds others (default: a node's)")
+        ] = None,
         retry: Annotated[bool, typer.Option("--retry", help="try again prompts that were set aside")] = False,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and its length, run nothing")] = False,
         tokens_per_second: Annotated[
@@ -71,14 +74,16 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
             from entmtp.evaluation.forecast import show_plan
             from entmtp.evaluation.placement import Wishes
             from entmtp.evaluation.planning import make_plan, validate
-            from entmtp.evaluation.storage import open_store
+            from entmtp.evaluation.storage import check_lasting, open_store
             from entmtp.evaluation.tracking import BENCHMARK_EXPERIMENT, check_tracking
 
             overrides = {"prompts": prompts, "max_new_tokens": max_new_tokens, "repetitions": repetitions}
             validate(profile=profile, suites=suite or [], arms=arm or [], overrides=overrides)
-            wishes = Wishes(device, gpus_per_worker, accelerator, workers)
+            wishes = Wishes(device, gpus_per_worker, accelerator, workers, cpus_per_worker)
             wishes.check()
             store = open_store(results)
+            if store.local is not None and not dry_run:
+                check_lasting("results", store.local, "--results an absolute path or a URI such as s3://BUCKET/FOLDER")
             console = Console()
             # A plan that is only shown starts no nodes.
             devices = open_devices(replace(wishes, workers=None) if dry_run else wishes)

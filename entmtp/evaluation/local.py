@@ -23,7 +23,7 @@ class ThisProcess:
     workers = 1
 
     def __init__(self, wishes: Wishes) -> None:
-        for name in ("gpus_per_worker", "accelerator", "workers"):
+        for name in ("gpus_per_worker", "accelerator", "workers", "cpus_per_worker"):
             if (wish := getattr(wishes, name)) is not None:
                 raise EntMTPError(f"{name}: {wish} is for the workers of a cluster; run jobs/benchmark.py there")
         has_gpu = torch.cuda.is_available()

@@ -26,12 +26,15 @@ class Wishes:
             its model is spread.
         accelerator: the kind of GPU, as the cluster names it ('H100').
         workers: at most so many; a cluster that scales by itself is asked for GPUs for them.
+        cpus_per_worker: CPUs, and threads, of each worker without a GPU: fewer than a node has where a service holds
+            the rest.
     """
 
     device: str = "auto"
     gpus_per_worker: float | None = None
     accelerator: str | None = None
     workers: int | None = None
+    cpus_per_worker: int | None = None
 
     def check(self) -> None:
         """Raises EntMTPError for what no cluster can give."""
@@ -39,6 +42,8 @@ class Wishes:
             raise EntMTPError(f"device: '{self.device}' is unknown; choose one of {', '.join(DEVICES)}")
         if self.workers is not None and self.workers < 1:
             raise EntMTPError(f"workers: {self.workers} is not accepted; give at least 1")
+        if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
+            raise EntMTPError(f"cpus_per_worker: {self.cpus_per_worker} is not accepted; give at least 1")
         share = self.gpus_per_worker
         if share is None:
             return
@@ -71,7 +76,7 @@ class Placement:
 
     Attributes:
         device: 'cpu', 'cuda', or 'balanced' for a model over several GPUs.
-        gpus: that it holds; 0: it holds none, and has a node to itself.
+        gpus: that it holds; 0: it holds none, and is the node's only worker.
         threads: CPU threads.
         kind: of the GPUs; '' where the cluster doesn't tell, or there are none.
     """
@@ -99,6 +104,11 @@ def place(nodes: Sequence[Node], wishes: Wishes) -> Placement:
     gpus = wishes.gpus_per_worker or (1.0 if with_gpus and wishes.device != "cpu" else 0.0)
     device = wishes.device if wishes.device != "auto" else "cuda" if gpus else "cpu"
     if gpus:
+        if wishes.cpus_per_worker is not None:
+            raise EntMTPError(
+                f"cpus_per_worker: {wishes.cpus_per_worker} is for workers without a GPU; leave it out, or give"
+                " --device cpu"
+            )
         device = BALANCED if gpus > 1 and device == "cuda" else device
         kind = _chosen_kind(nodes, gpus, wishes.accelerator)
         chosen = [node for node in nodes if node.kind == kind and _workers(node, gpus)]
@@ -110,6 +120,10 @@ def place(nodes: Sequence[Node], wishes: Wishes) -> Placement:
     cpus = [int(node.cpus) for node in nodes if node.cpus >= 1]
     if not cpus:
         raise EntMTPError("cluster: no node offers a CPU; start one with 'ray start --num-cpus N'")
+    if (wanted := wishes.cpus_per_worker) is not None:
+        if wanted > max(cpus):
+            raise EntMTPError(f"cpus_per_worker: {wanted} is more than any node has; give at most {max(cpus)}")
+        return Placement(device, 0.0, wanted, "")
     # All workers have as many threads, or their times would not compare: so many that most CPUs have work.
     threads = max(cpus, key=lambda count: (count * sum(own >= count for own in cpus), count))
     return Placement(device, 0.0, threads, "")

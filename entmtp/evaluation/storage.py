@@ -5,6 +5,7 @@ On a disk a file is written under a temporary name and renamed; in an object sto
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from pyarrow import fs
 from entmtp.errors import EntMTPError
 
 SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+_UPLOADS = ("runtime_resources", "working_dir_files")
+"""Where Ray unpacks what a job is submitted with, as two folders that follow each other in a path."""
 _OBJECT_STORES = {"s3", "gcs", "abfs"}
 
 
@@ -132,6 +135,24 @@ def open_store(address: str) -> Store:
     store = _opened(address) if marks else _local(address)
     store.check()
     return store
+
+
+def check_lasting(option: str, path: Path, instead: str = "an absolute path") -> None:
+    """Refuse a path inside the temporary copy of the checkout that a submitted Ray job runs from.
+
+    Args:
+        option: what the path was given by, for the error.
+        instead: what to give, for the error.
+
+    Raises:
+        EntMTPError: it lies there, so it would be deleted some time after the job.
+    """
+    parts = path.expanduser().absolute().parts
+    if _UPLOADS in itertools.pairwise(parts):
+        raise EntMTPError(
+            f"{option}: '{path}' would lie in the temporary copy of the checkout that this job runs from, and be lost"
+            f" with it; give {instead}"
+        )
 
 
 def _local(address: str) -> Store:

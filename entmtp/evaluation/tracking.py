@@ -22,6 +22,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.facts import flat_facts
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.run_metrics import arm_metrics, description, overall_metrics
+from entmtp.evaluation.storage import check_lasting
 from entmtp.evaluation.summary import tables
 from entmtp.files import write_text
 
@@ -89,8 +90,11 @@ def check_tracking(tracking_uri: str, experiment: str) -> None:
     """Fail now, and not after hours of work, if nothing can be tracked there.
 
     Raises:
-        EntMTPError: MLflow is not installed, it cannot use this address, or its experiment is deleted.
+        EntMTPError: MLflow is not installed, it cannot use this address, its experiment is deleted, or its database
+            would be lost with a job.
     """
+    if (database := _database(tracking_uri)) is not None:
+        check_lasting("tracking_uri", database, f"{_SQLITE}/FOLDER/mlflow.db with an absolute path, or a server")
     with _told_plainly(tracking_uri):
         _known_experiment(_connect(tracking_uri), tracking_uri, experiment)
 

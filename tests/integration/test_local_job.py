@@ -9,6 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.storage import check_lasting
+
 REPOSITORY = Path(__file__).parents[2]
 JOB = """
 import json, os, sys
@@ -20,7 +25,7 @@ def doubled(number):
     return 2 * number
 folder = Path(sys.argv[sys.argv.index("--results") + 1])
 folder.mkdir()
-seen = {"here": sorted(os.listdir(".")), "entmtp": entmtp.__file__, "python": sys.executable}
+seen = {"here": sorted(os.listdir(".")), "entmtp": entmtp.__file__, "python": sys.executable, "folder": os.getcwd()}
 (folder / "seen.json").write_text(json.dumps(seen))
 print("the answer is", ray.get(doubled.remote(21)))
 sys.exit("--fail" in sys.argv)
@@ -55,6 +60,9 @@ def test_a_job_runs_in_an_upload_writes_here_and_its_failure_is_ours(tmp_path: P
     assert {"entmtp", "jobs"} <= set(seen["here"])
     assert not Path(seen["entmtp"]).is_relative_to(REPOSITORY)
     assert seen["python"] == sys.executable
+    with pytest.raises(EntMTPError, match="would lie in the temporary copy"):
+        check_lasting("results", Path(seen["folder"]) / "results")
+    check_lasting("results", tmp_path / "results")
     port = re.search(r"local Ray cluster \(http://127\.0\.0\.1:(\d+)\)", done.stdout)
     assert port is not None
     with socket.socket() as probe:

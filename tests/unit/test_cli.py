@@ -81,6 +81,8 @@ def refused(said: str, *arguments: object) -> None:
         (["--accelerator", "H100"], "accelerator: H100 is for the workers of a cluster"),
         (["--workers", "0"], "workers: 0 is not accepted; give at least 1"),
         (["--workers", "8"], "workers: 8 is for the workers of a cluster; run jobs/benchmark.py there"),
+        (["--cpus-per-worker", "0"], "cpus_per_worker: 0 is not accepted; give at least 1"),
+        (["--cpus-per-worker", "1"], "cpus_per_worker: 1 is for the workers of a cluster; run jobs/benchmark.py there"),
         (["--dtype", "int8"], "dtype 'int8': unknown; use float32, bfloat16 or float16"),
     ],
 )

@@ -44,6 +44,13 @@ def test_without_gpus_each_node_has_a_worker_with_as_many_threads_as_keep_most_c
     assert workers(place([node("alone", 2)], Wishes()), node("alone", 2)) == [1]
 
 
+def test_workers_may_have_fewer_cpus_than_a_node() -> None:
+    nodes = [node("head", 2), node("a", 16)]
+    placement = place(nodes, Wishes(cpus_per_worker=3))
+    assert placement == Placement("cpu", 0.0, 3, "")
+    assert workers(placement, *nodes) == [0, 1]
+
+
 def test_a_model_may_run_on_the_cpu_of_a_worker_that_holds_a_gpu() -> None:
     placement = place([HEAD, ONE], Wishes(device="cpu", gpus_per_worker=1))
     assert (placement.device, placement.gpus, workers(placement, HEAD, ONE)) == ("cpu", 1, [0, 1])
@@ -64,6 +71,8 @@ def test_kinds_of_gpu_are_never_mixed() -> None:
         (Wishes(gpus_per_worker=-1), "gpus_per_worker: -1 is not accepted"),
         (Wishes(gpus_per_worker=float("nan")), "gpus_per_worker: nan is not accepted"),
         (Wishes(gpus_per_worker=1.5), "gpus_per_worker: 1.5 is not accepted; give a whole number, or less than 1"),
+        (Wishes(cpus_per_worker=0), "cpus_per_worker: 0 is not accepted; give at least 1"),
+        (Wishes(cpus_per_worker=5), "cpus_per_worker: 5 is more than any node has; give at most 4"),
         (Wishes(gpus_per_worker=1), "gpus_per_worker: 1 is more than any node has"),
         (Wishes(device="tpu"), "device: 'tpu' is unknown; choose one of auto, cpu, cuda"),
         (Wishes(device="cuda"), "device: 'cuda' needs a GPU and no node has one|more than any node has"),
@@ -73,6 +82,12 @@ def test_kinds_of_gpu_are_never_mixed() -> None:
 def test_what_a_cluster_without_gpus_cannot_give(wishes: Wishes, said: str) -> None:
     with pytest.raises(EntMTPError, match=said):
         place([HEAD], wishes)
+
+
+def test_cpus_are_not_chosen_for_workers_with_gpus() -> None:
+    with pytest.raises(EntMTPError, match="cpus_per_worker: 2 is for workers without a GPU; leave it out, or give"):
+        place([ONE], Wishes(cpus_per_worker=2))
+    assert place([ONE], Wishes(device="cpu", cpus_per_worker=2)).threads == 2
 
 
 def test_an_accelerator_that_is_nowhere() -> None:

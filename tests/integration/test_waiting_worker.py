@@ -1,0 +1,109 @@
+"""Jobs on a cluster whose CPUs another one holds say what they wait for, and go on when it lets them go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from rich.console import Console
+
+from benchmarks.fanout import fake_cluster, made_plan, made_units, sleeping
+from entmtp.evaluation.benchmark import run_units
+from entmtp.evaluation.placement import Wishes, place
+from jobs import waiting
+from jobs.pool import WorkerPool, alive_nodes
+from jobs.workers import call_each
+
+SECONDS = 60
+LINE = (
+    "the worker waits for 2 CPUs: 0 of 2 are free; stop what holds them ('ray status -v' shows it), or give a service"
+    " fewer by num_cpus in its configuration and the worker the rest by --cpus-per-worker\n"
+)
+
+
+def held(cpus: int) -> Any:
+    """An actor that holds CPUs as long as it lives, as an engine does."""
+
+    class Holder:  # local, so that Ray sends the class itself
+        def ready(self) -> bool:
+            return True
+
+    actor: Any = ray.remote(num_cpus=cpus)(Holder).remote()
+    assert ray.get(actor.ready.remote())
+    return actor
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with fake_cluster() as made:
+        made.add_node(num_cpus=2)
+        made.wait_for_nodes()
+        yield made
+
+
+@pytest.fixture
+def holder(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What holds all CPUs, as a service does."""
+    monkeypatch.setattr(waiting, "PATIENCE_SECONDS", 0.0)
+    return held(cpus=2)
+
+
+def let_go_when(said: Callable[[], bool], holder: Any, work: Callable[[], Any]) -> Any:
+    """The result of work that gets its CPUs once it has said that it waits for them."""
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(work)
+        deadline = time.monotonic() + SECONDS
+        try:
+            while not said():
+                assert not running.done(), running.result()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        finally:
+            ray.kill(holder)
+        return running.result(timeout=SECONDS)
+
+
+def test_a_benchmark_says_and_shows_that_its_worker_waits(
+    holder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = WorkerPool(Wishes())
+    plan = made_plan(made_units(2), tmp_path)
+
+    def shown() -> bool:
+        return any("waits for 2 CPUs: 0 of 2 are free, " in doing for _, doing in pool.doing())
+
+    def work() -> None:
+        run_units(plan, lambda units: sleeping(pool, units, 0.01), Console(quiet=True), pool.doing)
+
+    let_go_when(shown, holder, work)
+    assert plan.waiting == []
+    assert capsys.readouterr().out == LINE, "it is repeated sparsely"
+
+
+def test_calls_in_workers_of_their_own_say_so_too_and_follow_each_other(
+    holder: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    placement = place(alive_nodes(), Wishes())
+    told: list[str] = []
+
+    def doubled(number: int) -> int:
+        return 2 * number
+
+    def said() -> bool:
+        told.append(capsys.readouterr().out)
+        return any(told)
+
+    assert let_go_when(said, holder, lambda: call_each(doubled, [(1,), (2,), (3,)], placement)) == [2, 4, 6]
+    assert "".join(told) + capsys.readouterr().out == LINE.replace("the worker waits", "3 workers wait, one of them")
+
+
+def test_a_worker_with_fewer_cpus_runs_next_to_a_service_that_leaves_some(cluster: Any, tmp_path: Path) -> None:
+    service = held(cpus=1)
+    pool = WorkerPool(Wishes(cpus_per_worker=1))
+    assert len(list(sleeping(pool, made_units(1), 0.01))) == 1
+    ray.kill(service)
