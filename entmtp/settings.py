@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from entmtp.errors import EntMTPError
+from entmtp.errors import EntMTPError, validation_message
 
 S = TypeVar("S", bound="Settings")
 
@@ -32,8 +32,7 @@ class Settings(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"]) or cls.__name__
-            raise EntMTPError(f"{name}: {first['input']!r} is not accepted: {first['msg'].lower()}") from error
+            raise EntMTPError(validation_message(first, ".".join(str(part) for part in first["loc"]))) from error
 
 
 class CorpusSettings(Settings):

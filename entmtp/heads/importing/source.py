@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from entmtp.errors import EntMTPError
+from entmtp.errors import EntMTPError, validation_message
 from entmtp.heads.checkpoint import download
 
 WEIGHTS = (
@@ -22,7 +22,6 @@ WEIGHTS = (
 """Names of published weights; of two beside each other the first is taken."""
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 2**20
-_SHOWN = 80
 
 
 class ConfigFields(BaseModel):
@@ -48,10 +47,8 @@ class Source:
             return kind.model_validate(self.config)
         except ValidationError as error:
             first = error.errors()[0]
-            field, value = ".".join(str(part) for part in first["loc"]), repr(first["input"])[:_SHOWN]
-            raise EntMTPError(
-                f"heads: {self.config_path}: {field}: {value} is not accepted: {first['msg'].lower()}"
-            ) from error
+            field = ".".join(str(part) for part in first["loc"])
+            raise EntMTPError(f"heads: {self.config_path}: {validation_message(first, field)}") from error
 
 
 def find_source(name: str) -> Source:
