@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API tells them: a status, and a body that names the parameter and the fix."""
+"""Errors as OpenAI's API reports them: a status, and a body that names the parameter and the fix."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.compatibility import UNSUPPORTED
+from entmtp.errors import SHOWN, uncapitalised, validation_message
 
 _log = logging.getLogger("ray.serve")
 _TYPES = {
@@ -22,7 +26,7 @@ _TYPES = {
 }
 """Of statuses that are neither just a client's mistake nor just a server's."""
 
-_SHOWN = 80
+_UNKNOWN = "unknown_parameter"
 
 FULL_HEADER = b"x-engine-full"
 """Of a 429: it is the engine that is full, and not this key that asked too often."""
@@ -73,8 +77,19 @@ def full_error(seconds: int) -> ApiError:
     return error
 
 
+def context_error(context: int, needed: str, fix: str, param: str) -> ApiError:
+    """A request that doesn't fit into ``context`` tokens.
+
+    Gateways and frameworks know it by OpenAI's first sentence, or by the code, for which some read the message only.
+    """
+    code = "context_length_exceeded"
+    message = f"This model's maximum context length is {context} tokens. However, {needed}. Please {fix}. ({code})"
+    return ApiError(400, message, param=param, code=code)
+
+
 def tell_errors(api: FastAPI) -> None:
-    """Has the application tell every error so, also those of FastAPI and those that nobody expected."""
+    """Has the application report every error so, also those of FastAPI and unexpected ones."""
+    api.add_middleware(_Unexpected)
 
     @api.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> JSONResponse:
@@ -87,14 +102,35 @@ def tell_errors(api: FastAPI) -> None:
     @api.exception_handler(HTTPException)
     async def unanswered(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 400:  # FastAPI's, for a body that no parser gets through
-            return ApiError(400, "body: it can't be read; send a JSON object").response()
-        message = f"{request.method} {request.url.path}: {error.detail}"
+            return ApiError(400, "body: it can't be read; send a JSON object", code="invalid_json").response()
+        message = f"{request.method} {_shortened(request.url.path)}: {error.detail}"
         return ApiError(error.status_code, message, headers=error.headers).response()
 
-    @api.exception_handler(Exception)
-    async def broken(_: Request, error: Exception) -> JSONResponse:
-        _log.exception("an error that nobody expected")
-        return unexpected(error).response()
+
+class _Unexpected:
+    """ASGI middleware that answers for exceptions that nothing else answers for.
+
+    Starlette's own handler of them stands outside of all middlewares, and browsers would not get its answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def sent(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sent)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            _log.exception("an error that nobody expected")
+            await unexpected(error).response()(scope, receive, send)
 
 
 def unexpected(error: Exception) -> ApiError:
@@ -105,22 +141,32 @@ def unexpected(error: Exception) -> ApiError:
 def of_validation(errors: Sequence[Any]) -> ApiError:
     """The first thing that is wrong with a body, by the name of its field; ``errors`` are pydantic's."""
     first = errors[0]
+    if first["type"] == "json_invalid":
+        problem, at = uncapitalised(first["ctx"]["error"]), first["loc"][-1]
+        message = f"body: it is not valid JSON at character {at}: {problem}; send a JSON object"
+        return ApiError(400, message, code="invalid_json")
     # A union names the branch that was tried too; only the path that stands in the body means something to a client.
-    param = ".".join(str(part) for part in first["loc"][1:] if not _is_branch(part)) or None
-    message = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+    path = [str(part) for part in first["loc"][1:] if not _is_branch(part)]
+    if first["type"] == UNSUPPORTED:
+        context = first["ctx"]
+        param = ".".join([*path, context["field"]])
+        message = f"{param}: {context['value']} requests what this service doesn't have; {context['fix']}"
+        return ApiError(400, message, param=param, code=UNSUPPORTED)
+    param = _shortened(".".join(path))
+    if not param:
+        message = f"body: {uncapitalised(first['msg'])}; send a JSON object with content-type application/json"
+        return ApiError(400, message, code="invalid_type")
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"{param}: this field is unknown here; leave it out", param=param)
-    if first["type"] == "missing" and param:
-        return ApiError(400, f"{param}: this field is missing; give it", param=param)
-    if param is None or first["type"] == "json_invalid":
-        return ApiError(400, f"body: {message}; send a JSON object with content-type application/json")
-    return ApiError(400, f"{param}: {shown(first['input'])} is not accepted: {message}", param=param)
+        return ApiError(400, f"{param}: this field is unknown here; leave it out", param=param, code=_UNKNOWN)
+    if first["type"] == "missing":
+        message = f"{param}: this field is missing; give it"
+        return ApiError(400, message, param=param, code="missing_required_parameter")
+    return invalid(validation_message(first, param), param)
 
 
-def shown(value: Any) -> str:
-    """A value as an error may tell it: short."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+def invalid(message: str, param: str) -> ApiError:
+    """A 400 for a value that can't be."""
+    return ApiError(400, message, param=param, code="invalid_value")
 
 
 def printable(text: str) -> str:
@@ -128,5 +174,9 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def _shortened(name: str) -> str:
+    return name if len(name) <= SHOWN else f"{name[: SHOWN - 1]}…"
+
+
 def _is_branch(part: int | str) -> bool:
-    return isinstance(part, str) and ("[" in part or part in {"str", "constrained-str", "int"})
+    return isinstance(part, str) and "[" in part

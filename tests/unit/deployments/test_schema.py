@@ -10,8 +10,9 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deployments.compatibility import IGNORED
 from deployments.errors import tell_errors
-from deployments.schema import IGNORED, ChatRequest, CompletionRequest
+from deployments.schema import ChatRequest, CompletionRequest
 from entmtp.settings import SamplingParams
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
@@ -56,6 +57,10 @@ def test_what_is_absent_or_null_is_the_default(client: TestClient) -> None:
     ("given", "expected"),
     [
         ({"stop": "end"}, {"stop": ["end"]}),
+        ({"seed": -1}, {"seed": None}),
+        ({"seed": -2}, {"seed": 2**64 - 2}),
+        ({"top_p": 0, "temperature": 1.5}, {"top_p": 1.0, "temperature": 0.0}),
+        ({"top_logprobs": 0}, {"logprobs": None}),
         ({"top_k": -1}, {"top_k": 0}),
         ({"logit_bias": {"7": -100}}, {"logit_bias": {"7": -100.0}}),
         ({"max_completion_tokens": 7, "max_tokens": 9}, {"max_tokens": 7}),
@@ -76,13 +81,13 @@ def test_names_of_openai_and_vllm(client: TestClient, given: dict[str, Any], exp
     ("given", "param"),
     [
         ({"temprature": 1}, "temprature"),
-        ({"tools": []}, "tools"),
         ({"temperature": "1"}, "temperature"),
         ({"temperature": -1}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -(2**63) - 1}, "seed"),
+        ({"seed": 2**64}, "seed"),
         ({"n": 0}, "n"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": [""]}, "stop"),
@@ -147,9 +152,24 @@ def test_prompts_are_texts_or_token_ids(client: TestClient, prompt: Any, expecte
     assert client.post("/text", json=TEXT | {"prompt": prompt}).json()["prompts"] == expected
 
 
-@pytest.mark.parametrize("prompt", [[], {}, 7, [1, "a"], [[1], "a"], [[1.5]], [-1], [2**31], [[10**30]]])
-def test_other_prompts_are_refused(client: TestClient, prompt: Any) -> None:
-    refused(client, "/text", TEXT | {"prompt": prompt}, "prompt")
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [
+        ([], "prompt"),
+        ({}, "prompt"),
+        (7, "prompt"),
+        ([None], "prompt.0"),
+        ([1, "a"], "prompt.1"),
+        (["a", 1], "prompt.1"),
+        ([[1], "a"], "prompt.1"),
+        ([[1.5]], "prompt.0.0"),
+        ([-1], "prompt.0"),
+        ([2**31], "prompt.0"),
+        ([[10**30]], "prompt.0.0"),
+    ],
+)
+def test_other_prompts_are_refused(client: TestClient, prompt: Any, param: str) -> None:
+    refused(client, "/text", TEXT | {"prompt": prompt}, param)
 
 
 VALUES = st.recursive(

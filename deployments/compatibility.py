@@ -1,0 +1,160 @@
+"""Fields of OpenAI's and vLLM's requests that this service has no use for.
+
+Clients send many of them with values that request nothing: null, empty lists, their defaults. Those are taken. A value
+that requests what this service doesn't have is refused by its field's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from pydantic_core import PydanticCustomError
+
+from entmtp.errors import shown
+
+UNSUPPORTED: Final = "unsupported_parameter"
+"""Type of the validation error, whose context has the ``field``, its ``value``, shortened, and the ``fix``."""
+
+IGNORED = frozenset(
+    {
+        *("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+        *("safety_identifier", "service_tier", "store"),
+    }
+)
+"""OpenAI's own fields that change nothing about the text, whatever their value."""
+
+NoEffect = Mapping[str, tuple[object, ...]]
+"""Values that request nothing, by field; null is always one of them."""
+
+_BOTH: dict[str, tuple[object, ...]] = {
+    # OpenAI's
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    # vLLM's
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "cache_salt": (),
+    "ec_transfer_params": (),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_whitespace_pattern": (),
+    "include_stop_str_in_output": (False,),
+    "kv_transfer_params": (),
+    "length_penalty": (1.0,),
+    "logits_processors": ([],),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "repetition_detection": (),
+    "request_id": (),
+    "return_token_ids": (False,),
+    "return_token_offsets": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),  # there are no special tokens in the text
+    "structural_tag": (),
+    "structured_outputs": (),
+    "thinking_token_budget": (-1,),
+    "truncate_prompt_tokens": (),
+    "truncation_side": ("left", "right"),  # nothing is truncated
+    "use_beam_search": (False,),
+    "vllm_xargs": ({},),
+}
+
+# A client that sends tools also chooses among them, and it is the tools that can't be had: they come first.
+_CHAT: dict[str, tuple[object, ...]] = {
+    # OpenAI's
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "audio": (),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    # vLLM's
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "include_reasoning": (True, False),  # there is none
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "return_assistant_tokens_mask": (False,),
+    "return_prompt_text": (False,),
+}
+
+
+class Foreign(NamedTuple):
+    """What a body may have beyond its own fields."""
+
+    no_effect: NoEffect
+    ignored: frozenset[str] = frozenset()
+
+    def removed_from(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The body's other fields.
+
+        Raises:
+            PydanticCustomError: a value requests what this service doesn't have.
+        """
+        for field, values in self.no_effect.items():
+            if field in body and not _requests_nothing(body[field], values):
+                raise _unsupported(field, body[field], values)
+        return {
+            field: value for field, value in body.items() if field not in self.no_effect and field not in self.ignored
+        }
+
+
+NOTHING = Foreign({})
+CHAT = Foreign(_CHAT | _BOTH, IGNORED)
+COMPLETION = Foreign(_BOTH | {"add_special_tokens": (True,), "prompt_embeds": ()}, IGNORED)
+TOKENIZE = Foreign(
+    {
+        "tools": ([],),
+        "add_generation_prompt": (True,),
+        "add_special_tokens": (),
+        "chat_template": (),
+        "chat_template_kwargs": ({},),
+        "continue_final_message": (False,),
+        "media_io_kwargs": ({},),
+        "mm_processor_kwargs": ({},),
+        "return_token_strs": (False,),
+    }
+)
+MESSAGE = Foreign(
+    {
+        "tool_calls": ([],),
+        "function_call": (),
+        "audio": (),
+        "annotations": ([],),
+        "refusal": ("",),
+        "reasoning": ("",),
+        "reasoning_content": ("",),
+    },
+    frozenset({"tool_call_id"}),  # of the role 'tool', which is refused by its name
+)
+"""An answer's message has these fields, and comes back with the next turn of its chat."""
+
+PART = Foreign({}, frozenset({"prompt_cache_breakpoint"}))
+
+
+def _requests_nothing(given: Any, values: tuple[object, ...]) -> bool:
+    # In Python False is 0, and True is 1.
+    return given is None or any(
+        given == value and isinstance(given, bool) == isinstance(value, bool) for value in values
+    )
+
+
+def _unsupported(field: str, value: Any, values: tuple[object, ...]) -> PydanticCustomError:
+    taken = f", or send {' or '.join(shown(one) for one in values)}" if values else ""
+    context = {"field": field, "value": shown(value), "fix": f"leave it out{taken}"}
+    return PydanticCustomError(UNSUPPORTED, "this service doesn't have it; {fix}", context)
