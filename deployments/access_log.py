@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +65,9 @@ class Entry:
         self._answers: Sequence[Answer] = ()
         self._failure: ApiError | None = None
 
-    def asks(self, body: Generation) -> None:
-        """The request is well-formed."""
-        self._model = body.model
+    def asks(self, body: Generation, served: Container[str]) -> None:
+        """The request is well-formed; ``served`` are the models that there are, as others' names may be any text."""
+        self._model = body.model if body.model in served else None
         self._user = None if body.user is None else self._log.pseudonym(body.user)
         if self._log.texts:
             self._prompt = body.model_dump(include={"messages", "prompt"})

@@ -5,40 +5,51 @@
 import asyncio
 import json
 import logging
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
-from fastapi import Depends, FastAPI, Header, Request
+from fastapi import Depends, FastAPI, Request, Security
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from openai.types import CompletionUsage
+from pydantic import BaseModel
 
 from deployments.access_log import AccessLog, Entry, Log
 from deployments.answers import Answer, ChatShape, CompletionShape, Shape
 from deployments.auth import Keys
 from deployments.body import BodyLimit
 from deployments.deaths import retries
-from deployments.errors import ApiError, tell_errors, unexpected
+from deployments.errors import ApiError, invalid, tell_errors, unexpected
+from deployments.http_methods import HeadAndOptions
 from deployments.messages import Delta
-from deployments.schema import COMPLETION_TOKENS, ChatRequest, CompletionRequest, Generation, TokenizeRequest
+from deployments.openapi import (
+    BEARER,
+    CHAT_ANSWERS,
+    COMPLETION_ANSWERS,
+    ERRORS,
+    Health,
+    ModelCard,
+    ModelList,
+    Readiness,
+    ServedEngine,
+    TokenIds,
+    described_api,
+)
+from deployments.schema import (
+    COMPLETION_TOKENS,
+    ChatRequest,
+    CompletionRequest,
+    Generation,
+    StreamOptions,
+    TokenizeRequest,
+)
 from deployments.service import Service, Work
-from deployments.usage import usage_of
-from entmtp import __version__
+from deployments.usage import usage_of, usage_so_far
 
 _log = logging.getLogger("ray.serve")
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": about, "content": {"application/json": {"schema": {"type": "object"}}}}
-    for status, about in {
-        400: "a field is wrong; the body names it",
-        401: "no key, or not one of this service's",
-        404: "no such model",
-        408: "the body came too slowly, or the request's own deadline has passed",
-        413: "the body is too large",
-        429: "try again after the header Retry-After",
-        500: "the engine failed on this text",
-        503: "no engine can be reached",
-        504: "the service's deadline has passed",
-    }.items()
-}
 
 
 def make_api(
@@ -55,77 +66,100 @@ def make_api(
         metrics: the service's metrics as Prometheus reads them.
         log: takes a line for each request.
     """
-    api = FastAPI(title="EntMTP", version=__version__, docs_url="/docs", redoc_url=None)
-    limits = service.args.limits
-    api.add_middleware(BodyLimit, size=limits.body_bytes, seconds=limits.body_seconds)
+    api = described_api()
+    _add_middlewares(api, service, log)
 
-    async def owner(request: Request, authorization: Annotated[str | None, Header()] = None) -> str:
-        key = keys.owner(authorization)
-        request.state.entry.key = key
-        return key
+    async def owner(request: Request, _: Annotated[object, Security(BEARER)]) -> str:
+        entry: Entry = request.state.entry
+        entry.key = keys.owner(request.headers.get("authorization"))
+        return entry.key
 
     Owner = Annotated[str, Depends(owner)]  # noqa: N806  a type
 
-    @api.post("/v1/chat/completions", responses=_ERRORS)
+    @api.post("/v1/chat/completions", tags=["text"], responses=CHAT_ANSWERS)
     async def chat(body: ChatRequest, request: Request, key: Owner) -> Response:
+        """Answer the last message of a chat."""
         entry: Entry = request.state.entry
-        entry.asks(body)
+        entry.asks(body, service.catalogue.models)
         engine = service.catalogue.find(body.model, body.speculation)
         prompt = await service.encode_chat(engine, body.messages)
         work = await service.prepare(entry.id, key, engine, body, [prompt], None)
-        shape = ChatShape(f"chatcmpl-{entry.id}", body.model, service.tokenizer(engine))
+        shape = ChatShape(f"chatcmpl-{uuid.uuid4().hex}", body.model, service.tokenizer(engine))
         return await _answer(service, body, work, shape, request)
 
-    @api.post("/v1/completions", responses=_ERRORS)
+    @api.post("/v1/completions", tags=["text"], responses=COMPLETION_ANSWERS)
     async def completions(body: CompletionRequest, request: Request, key: Owner) -> Response:
+        """Continue a text, or several."""
         entry: Entry = request.state.entry
-        entry.asks(body)
+        entry.asks(body, service.catalogue.models)
         engine = service.catalogue.find(body.model, body.speculation)
-        prompts = [
-            await service.encode(engine, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts()
-        ]
+        prompts = await service.encode_prompts(engine, body)
         work = await service.prepare(entry.id, key, engine, body, prompts, COMPLETION_TOKENS)
-        shape = CompletionShape(f"cmpl-{entry.id}", body.model, service.tokenizer(engine))
+        shape = CompletionShape(f"cmpl-{uuid.uuid4().hex}", body.model, service.tokenizer(engine))
         return await _answer(service, body, work, shape, request)
 
-    @api.post("/tokenize", responses=_ERRORS)
-    async def tokenize(body: TokenizeRequest, key: Owner) -> dict[str, Any]:
+    @api.post("/tokenize", tags=["text"], responses=ERRORS)
+    async def tokenize(body: TokenizeRequest, key: Owner) -> TokenIds:
+        """Show the token ids of a prompt, or of a chat as the model's template writes it."""
         engine = service.catalogue.find(body.model, None)
         if (body.prompt is None) == (body.messages is None):
-            raise ApiError(400, "prompt: give either prompt or messages", param="prompt")
+            raise invalid("prompt: give either prompt or messages", "prompt")
         if body.messages is not None:
             tokens = await service.encode_chat(engine, body.messages)
         else:
             tokens = await service.encode(engine, body.prompt or "")
-        return {"tokens": tokens, "count": len(tokens), "max_model_len": service.context(engine)}
+        return TokenIds(tokens=tokens, count=len(tokens), max_model_len=service.context(engine))
 
-    @api.get("/v1/models", responses=_ERRORS)
-    async def models(key: Owner) -> dict[str, Any]:
-        return {"object": "list", "data": [_model(service, name) for name in service.catalogue.models]}
+    @api.get("/v1/models", tags=["models"], responses=ERRORS)
+    async def models(key: Owner) -> ModelList:
+        """List the served models."""
+        return ModelList(data=[_model(service, name) for name in service.catalogue.models])
 
-    @api.get("/v1/models/{name}", responses=_ERRORS)
-    async def model(name: str, key: Owner) -> dict[str, Any]:
+    @api.get("/v1/models/{name:path}", tags=["models"], responses=ERRORS)
+    async def model(name: str, key: Owner) -> ModelCard:
+        """Describe one model."""
         service.catalogue.find(name, None)
         return _model(service, name)
 
-    @api.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether this ingress answers."""
-        return {"status": "ok"}
+    @api.get("/health", tags=["operation"])
+    async def health() -> Health:
+        """Say that this ingress answers."""
+        return Health()
 
-    @api.get("/ready", responses={503: {"description": "an engine has no replica yet"}})
+    @api.get(
+        "/ready",
+        tags=["operation"],
+        response_model=Readiness,
+        responses={503: {"description": "an engine has no replica yet", "model": Readiness}},
+    )
     async def is_ready() -> JSONResponse:
-        """Whether every engine has a replica that runs."""
+        """Say whether every engine has a replica that runs."""
         engines = await ready()
         return JSONResponse({"engines": engines}, 200 if all(engines.values()) else 503)
 
-    @api.get("/metrics", response_class=PlainTextResponse, responses=_ERRORS)
+    @api.get("/metrics", tags=["operation"], response_class=PlainTextResponse, responses=ERRORS)
     async def all_metrics(key: Owner) -> str:
+        """Export the service's metrics for Prometheus."""
         return await metrics()
 
-    tell_errors(api)
-    api.add_middleware(AccessLog, log=log, tracing=service.tracing)  # the last one is outside of all others
     return api
+
+
+def _add_middlewares(api: FastAPI, service: Service, log: Log) -> None:
+    """The last one that is added is the first that a request meets."""
+    tell_errors(api)
+    args = service.args
+    api.add_middleware(BodyLimit, size=args.limits.body_bytes, seconds=args.limits.body_seconds)
+    api.add_middleware(HeadAndOptions, routes=lambda: api.routes)
+    if args.cors_origins:
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=args.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "X-Request-Id"],
+        )
+    api.add_middleware(AccessLog, log=log, tracing=service.tracing)
 
 
 async def _answer(service: Service, body: Generation, work: Work, shape: Shape, request: Request) -> Response:
@@ -138,8 +172,7 @@ async def _answer(service: Service, body: Generation, work: Work, shape: Shape, 
         return JSONResponse(shape.whole(answers, usage_of(work, answers)).model_dump(mode="json", exclude_unset=True))
     # Before the response is begun, a refusal still has a status of its own.
     first = await anext(stream)
-    options = body.stream_options
-    events = _events(first, stream, work, answers, shape, entry, usage=options is not None and options.include_usage)
+    events = _events(first, stream, work, answers, shape, entry, body.stream_options or StreamOptions())
     return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
@@ -157,20 +190,22 @@ async def _events(
     answers: Sequence[Answer],
     shape: Shape,
     entry: Entry,
-    *,
-    usage: bool,
+    options: StreamOptions,
 ) -> AsyncGenerator[str]:
+    continuous = options.include_usage and options.continuous_usage_stats
+    usage = partial(usage_so_far, work, answers) if continuous else None
     try:
         async with aclosing(rest):
             for index in range(work.answers):
                 if (opening := shape.opening(index)) is not None:
-                    yield _event(opening)
+                    yield _event(opening, usage)
             async for delta in _with_first(first, rest):
                 entry.progress()
                 answer = answers[delta.index]
-                yield _event(shape.chunk(delta.index, delta, len(answer.text)))
+                chunk = shape.chunk(delta.index, delta, len(answer.text))
                 answer.take(delta)
-        if usage:
+                yield _event(chunk, usage)
+        if options.include_usage:
             yield _event(shape.closing(usage_of(work, answers)))
         yield "data: [DONE]\n\n"
     except ApiError as error:
@@ -193,9 +228,9 @@ async def _timely(stream: AsyncGenerator[Delta], own: float | None, most: float)
     """The stream until the client's ``own`` deadline, or the service's.
 
     Raises:
-        ApiError: when it has passed: 408 for the client's, 504 for the service's.
+        ApiError: when it has passed.
     """
-    seconds, status = (own, 408) if own is not None and own < most else (most, 504)
+    seconds, field = (own, "timeout_s") if own is not None and own < most else (most, "service")
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     async with aclosing(stream):
@@ -206,22 +241,21 @@ async def _timely(stream: AsyncGenerator[Delta], own: float | None, most: float)
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                message = f"timeout_s: the answer was not finished within {seconds:g} s; ask for fewer tokens"
-                raise ApiError(status, message) from None
+                message = f"{field}: the answer was not finished within {seconds:g} s; ask for fewer tokens"
+                raise ApiError(504, message, code="deadline_exceeded") from None
             yield delta
 
 
-def _event(chunk: Any) -> str:
+def _event(chunk: BaseModel, usage: Callable[[], CompletionUsage] | None = None) -> str:
+    if usage is not None:
+        chunk = chunk.model_copy(update={"usage": usage()})
     return f"data: {chunk.model_dump_json(exclude_unset=True)}\n\n"
 
 
-def _model(service: Service, name: str) -> dict[str, Any]:
+def _model(service: Service, name: str) -> ModelCard:
     engines = service.catalogue.models[name]
-    return {
-        "id": name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "entmtp",
-        "max_model_len": max(service.context(one) for one in engines),
-        "engines": [{"method": one.method, "policy": one.policy, "task": one.task} for one in engines],
-    }
+    return ModelCard(
+        id=name,
+        max_model_len=max(service.context(one) for one in engines),
+        engines=[ServedEngine(method=one.method, policy=one.policy, task=one.task) for one in engines],
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.errors import ApiError
@@ -20,6 +21,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         try:
+            self._check_size(_announced(scope))
             async with asyncio.timeout(self._seconds):
                 body = await self._read(receive)
         except TimeoutError:
@@ -40,10 +42,19 @@ class BodyLimit:
             if message["type"] == "http.disconnect":
                 return None
             body += message.get("body", b"")
-            if len(body) > self._size:
-                raise ApiError(413, f"body: it is larger than {self._size} bytes; send less")
+            self._check_size(len(body))
             if not message.get("more_body", False):
                 return bytes(body)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._size:
+            raise ApiError(413, f"body: it is larger than {self._size} bytes; send less")
+
+
+def _announced(scope: Scope) -> int:
+    """Size that the headers give; 0 where they don't."""
+    length = Headers(scope=scope).get("content-length", "")
+    return int(length[:20]) if length.isascii() and length.isdigit() else 0
 
 
 class _Replay:

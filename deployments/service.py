@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from deployments.admission import Admission
 from deployments.catalogue import Catalogue
 from deployments.deaths import NO_RETRY, RETRIES
-from deployments.errors import ApiError, full_error, too_many
+from deployments.errors import ApiError, context_error, full_error, invalid, too_many
 from deployments.merging import merged
 from deployments.messages import Call, Delta, Failure
 from deployments.relay import relayed
-from deployments.schema import Generation, Message
+from deployments.schema import CompletionRequest, Generation, Message
 from deployments.settings import AppArgs, EngineArgs
+from deployments.tokenizing import Encoder, too_long
 from deployments.tracing import Tracing
 from entmtp.models.registry import load_tokenizer, max_positions
 
+_TOKENIZER_THREADS = 2
 _STATUS = {"invalid": 400, "full": 429, "failed": 500, "fatal": 500, "dead": 503}
 
 
@@ -62,46 +63,46 @@ class Service:
         self._handles = handles
         self._limiter = limiter
         sources = {one.model for one in args.engines}
-        self._tokenizers = {source: load_tokenizer(source) for source in sources}
+        threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._encoders = {source: Encoder(load_tokenizer(source), threads) for source in sources}
         self._positions = {source: max_positions(source) for source in sources}
 
     def tokenizer(self, engine: EngineArgs) -> PreTrainedTokenizerBase:
         """The engine's own."""
-        return self._tokenizers[engine.model]
+        return self._encoders[engine.model].tokenizer
 
     def context(self, engine: EngineArgs) -> int:
         """Tokens of prompt and answer together."""
         return min(engine.engine.context, self._positions[engine.model])
 
     async def encode(self, engine: EngineArgs, prompt: str) -> list[int]:
-        """Token ids of a text."""
-        return await asyncio.to_thread(lambda: [int(one) for one in self.tokenizer(engine)(prompt)["input_ids"]])
+        """Token ids of a text.
+
+        Raises:
+            ApiError: it can't fit into the context.
+        """
+        return await self._encoders[engine.model].text(prompt, self.context(engine))
+
+    async def encode_prompts(self, engine: EngineArgs, body: CompletionRequest) -> list[list[int]]:
+        """Token ids of each prompt.
+
+        Raises:
+            ApiError: there are none or too many, or one can't fit into the context.
+        """
+        prompts = body.prompts()
+        self._check_choices(body, len(prompts))
+        return [await self.encode(engine, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
     async def encode_chat(self, engine: EngineArgs, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat as the model's template writes it.
 
         Raises:
-            ApiError: the model has no template, or it refuses the messages.
+            ApiError: the model has no template, it refuses the messages, or they can't fit into the context.
         """
-        tokenizer = self.tokenizer(engine)
-        if tokenizer.chat_template is None:
-            raise ApiError(
-                400, f"model: '{engine.model_name}' has no chat template; use /v1/completions", param="model"
-            )
-        turns = [message.as_template() for message in messages]
-
-        def encoded() -> list[int]:
-            found: Any = tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-            return [int(one) for one in found]
-
-        try:
-            return await asyncio.to_thread(encoded)
-        except TemplateError as error:
-            raise ApiError(
-                400, f"messages: the model's chat template refuses them: {error}", param="messages"
-            ) from error
+        encoder = self._encoders[engine.model]
+        if encoder.tokenizer.chat_template is None:
+            raise invalid(f"model: '{engine.model_name}' has no chat template; use /v1/completions", "model")
+        return await encoder.chat(messages, self.context(engine))
 
     async def prepare(
         self,
@@ -117,13 +118,8 @@ class Service:
         Raises:
             ApiError: it is too long, too much, or too soon.
         """
-        limits, n = self.args.limits, body.n or 1
-        if n * len(prompts) > limits.choices:
-            raise ApiError(
-                400,
-                f"n: {n} answers to {len(prompts)} prompts are more than {limits.choices}; ask for fewer",
-                param="n",
-            )
+        n = body.n or 1
+        self._check_choices(body, len(prompts))
         seed = secrets.randbelow(2**63)
         calls = []
         for number, prompt in enumerate(prompts):
@@ -159,19 +155,29 @@ class Service:
                     raise self._error(item)
                 yield replace(item, index=number)
 
-    def _room(self, engine: EngineArgs, prompt: Sequence[int], body: Generation) -> int:
-        context, asked = self.context(engine), body.asked_tokens() or 1
-        if not prompt:
-            raise ApiError(400, "prompt: it has no tokens; give some text", param="prompt")
-        if len(prompt) + asked > context:
-            raise ApiError(
-                400,
-                f"prompt: its {len(prompt)} tokens and {asked} new ones exceed the context of {context};"
-                " shorten it or ask for fewer tokens",
-                param="prompt",
-                code="context_length_exceeded",
+    def _check_choices(self, body: Generation, prompts: int) -> None:
+        n, most = body.n or 1, self.args.limits.choices
+        if prompts > most:
+            raise invalid(
+                f"prompt: {prompts} prompts are more than {most}, the most of one request; send fewer", "prompt"
             )
-        return context - len(prompt)
+        if n * prompts > most:
+            of_each = "answers" if prompts == 1 else f"answers to each of {prompts} prompts"
+            raise invalid(f"n: {n} {of_each} are more than {most}, the most of one request; ask for fewer", "n")
+
+    def _room(self, engine: EngineArgs, prompt: Sequence[int], body: Generation) -> int:
+        """Tokens of the context that the prompt leaves."""
+        context, asked, field = self.context(engine), body.asked_tokens() or 1, body.prompt_field
+        if not prompt:
+            raise invalid(f"{field}: it has no tokens; give some text", field)
+        room = context - len(prompt)
+        if room < 1:
+            raise too_long(context, str(len(prompt)), field)
+        if asked > room:
+            needed = f"you requested {len(prompt) + asked} tokens ({len(prompt)} in the {field}, {asked} new ones)"
+            fix = f"reduce {body.tokens_field} to {room}, or the length of the {field}"
+            raise context_error(context, needed, fix, body.tokens_field)
+        return room
 
     async def _take(self, key: str, tokens: int) -> None:
         if self._limiter is None:
@@ -183,6 +189,7 @@ class Service:
     def _error(self, failure: Failure) -> ApiError:
         if failure.kind == "full":
             return full_error(self.args.limits.retry_after_s)
-        param = failure.message.partition(":")[0] if failure.kind == "invalid" else None
+        if failure.kind == "invalid":
+            return invalid(failure.message, failure.message.partition(":")[0])
         headers = NO_RETRY if failure.kind in {"failed", "fatal"} else None
-        return ApiError(_STATUS[failure.kind], failure.message, param=param, headers=headers)
+        return ApiError(_STATUS[failure.kind], failure.message, headers=headers)

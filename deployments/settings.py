@@ -15,6 +15,12 @@ from entmtp.settings import EngineSettings, Kernels, Settings
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
+_PART = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,95}"
+ModelName = Annotated[str, Field(pattern=rf"^{_PART}(/{_PART}){{0,2}}$")]
+"""As models are named on hubs: NAME or ORG/NAME."""
+
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s*]+)$")]
+
 
 class AutoscalingArgs(Settings):
     """How many replicas an engine has (:mod:`deployments.autoscaling`)."""
@@ -38,7 +44,7 @@ class EngineArgs(Settings):
     """One served model with one method: a deployment of its own."""
 
     name: Name = Field(description="of the deployment; what clients ask for is `model`, with `speculation` beside it")
-    model_name: Name = Field(description="the `model` of requests; engines of one model differ in method or task")
+    model_name: ModelName = Field(description="the `model` of requests; engines of one model differ in method or task")
     model: str = Field("bundled", description="'bundled', a hub name or a folder")
     method: str = Field("entmtp-dynamic", description="as of entmtp generate --method")
     task: str = Field("sharegpt", description="whose tree bank is used")
@@ -122,6 +128,9 @@ class AppArgs(Settings):
     api_keys_file: Path | None = Field(None, description="lines NAME:SHA256; see `python -m deployments.auth`")
     allow_anonymous: bool = Field(default=False, description="serve without keys on other addresses than loopback")
     trace_share: FiniteFloat = Field(0.0, ge=0, le=1, description="of the requests, as OpenTelemetry spans")
+    cors_origins: list[Origin] = Field(
+        default_factory=list, description="whose pages may send requests from a browser, as https://HOST; '*': all"
+    )
     log_folder: Path = Field(FOLDER, description="of the request log, on every node; '~' is the home there")
     log_prompts: bool = Field(default=False, description="write prompts and answers to the log")
 

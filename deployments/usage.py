@@ -30,6 +30,14 @@ def usage_of(work: Work, answers: Sequence[Answer]) -> CompletionUsage:
     )
 
 
+def usage_so_far(work: Work, answers: Sequence[Answer]) -> CompletionUsage:
+    """Tokens alone, while the answers are still written."""
+    prompt_tokens, new_tokens = work.prompt_tokens, sum(len(one.tokens) for one in answers)
+    return CompletionUsage(
+        prompt_tokens=prompt_tokens, completion_tokens=new_tokens, total_tokens=prompt_tokens + new_tokens
+    )
+
+
 def _speculation(engine: EngineArgs, new_tokens: int, accounts: Sequence[Account]) -> dict[str, Any]:
     steps = sum(one.steps for one in accounts)
     deepest = max((len(one.accepted_by_depth) for one in accounts), default=0)

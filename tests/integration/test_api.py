@@ -83,7 +83,7 @@ Lines = list[dict[str, Any]]
 def api(
     *items: Delta | Failure | Exception, keys: Keys | None = None, lines: Lines | None = None, **args: Any
 ) -> tuple[TestClient, Answers]:
-    settings = AppArgs.parse(engines=[ENGINE], **args)
+    settings = AppArgs.parse(**{"engines": [ENGINE]} | args)
     answers = Answers(items or GOOD)
 
     async def ready() -> dict[str, bool]:
@@ -228,8 +228,10 @@ def test_a_key_that_asks_too_much_is_told_when_to_come_back() -> None:
     ("given", "param"),
     [
         ({"n": 17}, "n"),
-        ({"max_tokens": 250}, "prompt"),
-        ({"messages": [{"role": "user", "content": "word " * 300}]}, "prompt"),
+        ({"max_tokens": 250}, "max_tokens"),
+        ({"max_completion_tokens": 250}, "max_completion_tokens"),
+        ({"messages": [{"role": "user", "content": "word " * 300}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "word " * 100_000}]}, "messages"),
     ],
 )
 def test_what_is_too_much_is_refused_before_an_engine_sees_it(given: dict[str, Any], param: str) -> None:
@@ -240,7 +242,7 @@ def test_what_is_too_much_is_refused_before_an_engine_sees_it(given: dict[str, A
     assert not answers.calls
 
 
-@pytest.mark.parametrize(("own", "most", "status"), [(0.01, 600.0, 408), (None, 0.01, 504), (5.0, 0.01, 504)])
+@pytest.mark.parametrize(("own", "most", "status"), [(0.01, 600.0, 504), (None, 0.01, 504), (5.0, 0.01, 504)])
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_has_a_deadline(own: float | None, most: float, status: int, stream: bool) -> None:
     client, answers = api(limits={"request_seconds": most})

@@ -1,1 +1,0 @@
-"""The service: Ray Serve deployments, and how they are started."""
