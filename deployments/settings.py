@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
 from deployments.log_file import FOLDER
 from entmtp.evaluation.arms import POLICY_OF
 from entmtp.session import Method, check_method
-from entmtp.settings import EngineSettings, Kernels, Settings
+from entmtp.settings import DEFAULT_METHOD, EngineSettings, Kernels, Settings, default_method
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -46,12 +46,14 @@ class EngineArgs(Settings):
     name: Name = Field(description="of the deployment; what clients ask for is `model`, with `speculation` beside it")
     model_name: ModelName = Field(description="the `model` of requests; engines of one model differ in method or task")
     model: str = Field("bundled", description="'bundled', a hub name or a folder")
-    method: str = Field("entmtp-dynamic", description="as of entmtp generate --method")
     task: str = Field("sharegpt", description="whose tree bank is used")
     heads: str | None = Field(None, description="None: the bundled ones")
     bank: Path | None = Field(None, description="None: the bundled one of the task")
     device: Literal["cpu", "cuda", "balanced"] = Field(
         "cpu", description="balanced: spread over the replica's GPUs, for a model that one can't hold"
+    )
+    method: str = Field(
+        None, validate_default=True, description=f"as of entmtp generate --method; None: {DEFAULT_METHOD}"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     kernels: Kernels = "auto"
@@ -66,6 +68,11 @@ class EngineArgs(Settings):
     def policy(self) -> str:
         """How its method chooses trees, whatever the heads."""
         return POLICY_OF[self.method]
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _by_device(cls, given: Any, others: ValidationInfo) -> Any:
+        return default_method(others.data.get("device", "cpu")) if given is None else given
 
     @model_validator(mode="after")
     def _known(self) -> EngineArgs:

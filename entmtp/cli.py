@@ -13,6 +13,7 @@ from rich.console import Console
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.command import benchmark_command
+from entmtp.settings import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from entmtp.evaluation.devices import Devices
@@ -42,11 +43,12 @@ def _say(text: str) -> None:
 def generate(
     prompt: Annotated[str, typer.Argument(help="what to answer")],
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="autoregressive, medusa(-best), hydra(-best), native(-best), entmtp, entmtp-goodput or entmtp-dynamic"
+            f" (default: {DEFAULT_METHOD})"
         ),
-    ] = "entmtp",
+    ] = None,
     task: Annotated[
         str, typer.Option(help="whose tree bank to use: humaneval, gsm8k, sharegpt, litbench, mixed")
     ] = "sharegpt",
@@ -70,7 +72,7 @@ def generate(
     """Answer a prompt, streaming; then one line of statistics."""
     with told_plainly("generate"):
         from entmtp.session import Method, open_session
-        from entmtp.settings import SamplingParams
+        from entmtp.settings import SamplingParams, default_method
 
         if max_new_tokens < 1:
             raise EntMTPError(f"max_new_tokens: {max_new_tokens} is not accepted; ask for at least 1")
@@ -79,7 +81,7 @@ def generate(
         )
 
         chosen = Method(
-            name=method,
+            name=method or default_method(device),
             task=task,
             model=model,
             heads=heads,

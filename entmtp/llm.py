@@ -1,6 +1,6 @@
 """``LLM``: a model with its draft heads, for scripts.
 
-    llm = LLM(model="bundled", policy="entmtp-dynamic")
+    llm = LLM(model="bundled")
     for answer in llm.generate(["Why is the sky blue?"], SamplingParams(temperature=0.7, seed=1)):
         print(answer.text, answer.tau)
 
@@ -20,7 +20,7 @@ from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.models.registry import encode_chat
 from entmtp.session import Method, load_method
-from entmtp.settings import EngineSettings, SamplingParams
+from entmtp.settings import EngineSettings, SamplingParams, default_method
 
 __all__ = ["LLM", "Completion", "EngineSettings", "SamplingParams"]
 
@@ -36,7 +36,7 @@ class LLM:
         self,
         model: str = "bundled",
         *,
-        policy: str = "entmtp-dynamic",
+        policy: str | None = None,
         heads: str | None = None,
         bank: str | Path | None = None,
         task: str = "sharegpt",
@@ -48,13 +48,14 @@ class LLM:
     ) -> None:
         """``model`` and ``heads`` are 'bundled', a hub name or a folder; ``policy`` is a method's name.
 
-        ``device`` is 'cpu', 'cuda', or 'balanced' for a model spread over all GPUs.
+        Without a name it is the device's :func:`~entmtp.settings.default_method`. ``device`` is 'cpu', 'cuda', or
+        'balanced' for a model spread over all GPUs.
 
         Raises:
             EntMTPError: for an unknown name, or parts that do not belong together.
         """
         method = Method(
-            name=policy,
+            name=policy or default_method(device),
             task=task,
             model=model,
             heads=heads,

@@ -14,6 +14,7 @@ from entmtp.decoding.measure import machine_cost
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import METHODS, OF_NATIVE, Toolbox, kind_of, make_correcting_policy, make_policy
 from entmtp.evaluation.suites import PAPER_SUITES
+from entmtp.evaluation.summary import ADAPTIVE
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.heads.native import NATIVE
@@ -106,6 +107,8 @@ def load_method(
             f"heads: none are shipped for model '{method.model}'; give --heads, --heads {NATIVE} if it has"
             " multi-token-prediction layers, or --method autoregressive"
         )
+    if drafts and method.model != "bundled":
+        _bank_path(method, NATIVE if _source(method) == NATIVE else None)
     loaded, tokenizer = load_model(method.model, dtype=method.dtype, device=method.device)
     backbone = Backbone(loaded, chosen)
     heads = _heads_of(method, backbone) if drafts else None
@@ -127,12 +130,14 @@ def _source(method: Method) -> str | None:
 
 
 def _heads_of(method: Method, backbone: Backbone) -> DraftHeads:
-    given = _source(method)
-    kind = kind_of(method.name, () if given is None else (given,))
-    source = given or str(bundled_heads(kind))
+    source = _source(method) or str(bundled_heads(kind_of(method.name)))
     heads = load_heads(source, backbone)
+    kind = kind_of(method.name, (heads.kind,))  # heads that are given decide, unless the method is named after others
     if heads.kind != kind:
-        raise EntMTPError(f"heads: {source} holds {heads.kind} heads but the method needs {kind} heads")
+        raise EntMTPError(
+            f"heads: {source} holds {heads.kind} heads but the method needs {kind} heads; give such, or a"
+            f" method that runs with any: {', '.join(ADAPTIVE)}"
+        )
     return heads
 
 
@@ -150,15 +155,27 @@ def policy_of(
     if heads is None or heads.kind != kind:
         loaded = "none" if heads is None else f"{heads.kind} heads"
         raise EntMTPError(f"heads: method '{method.name}' needs {kind} heads but {loaded} are loaded; load others")
-    if method.bank is None and kind == NATIVE:
-        raise EntMTPError(
-            f"bank: none is shipped for {NATIVE} heads; make one with 'entmtp calibrate --heads {NATIVE}={NATIVE}' and"
-            " give it as --bank"
-        )
-    bank = load_bank(method.bank or bundled_bank(method.task, heads.kind))
+    bank = load_bank(_bank_path(method, kind))
     fingerprint = backbone.fingerprint
     bank.check_heads(
         kind=heads.kind, num_heads=heads.num_heads, model_fingerprint=fingerprint, heads_fingerprint=heads.fingerprint
     )
     cost = machine_cost(backbone, heads, cache_folder(), say, slots)
     return make_correcting_policy(method.name, Toolbox(backbone, {heads.kind: heads}, {heads.kind: bank}, {}), cost)
+
+
+def _bank_path(method: Method, kind: str | None) -> Path:
+    """Its bank for heads of a ``kind``, which is None where they are not loaded yet.
+
+    Raises:
+        EntMTPError: if none is given or shipped; some are shipped for the bundled model's trained heads.
+    """
+    shipped = bundled_bank(method.task, kind or "")
+    if method.bank is not None or (method.model == "bundled" and shipped.is_file()):
+        return method.bank or shipped
+    whose = f"{kind} heads of model" if kind else "model"
+    heads = f"{kind or 'KIND'}={NATIVE if kind == NATIVE else 'FOLDER'}"
+    raise EntMTPError(
+        f"bank: none is shipped for {whose} '{method.model}'; make one with 'entmtp calibrate --task {method.task}"
+        f" --model {method.model} --heads {heads} --output banks' and give it as --bank"
+    )

@@ -130,6 +130,20 @@ class SamplingParams(Settings):
     )
 
 
+CPU_METHOD, GPU_METHOD = "entmtp-dynamic", "entmtp-goodput"
+"""The methods that were measured fastest on the two kinds of devices (``docs/performance.md``).
+
+Trees that grow with the heads ask the host between their levels, which on a GPU takes longer than the levels.
+"""
+DEFAULT_METHOD = f"{CPU_METHOD} on a CPU, {GPU_METHOD} on a GPU"
+"""What help texts say of :func:`default_method`."""
+
+
+def default_method(device: str) -> str:
+    """The method where none is named, for ``device`` 'cpu', 'cuda' or 'balanced'."""
+    return CPU_METHOD if device == "cpu" else GPU_METHOD
+
+
 class EngineSettings(Settings):
     """How much an engine holds at once (:mod:`entmtp.decoding.engine`)."""
 

@@ -51,6 +51,8 @@ POLICY_OF = {
 METHODS = tuple(POLICY_OF)
 OF_NATIVE = ("native", "native-best")
 """Need a model with multi-token-prediction layers of its own."""
+KINDS = ("hydra", NATIVE, "medusa")
+"""Kinds of heads, in the order in which arms that are named after none prefer them."""
 CONTROLS = ("always-big", "random", "oracle")
 FOREIGN_BANKS = ("entmtp-transfer", "entmtp-mixed")
 """Controls that choose by the bank of another suite, or by one bank for all."""
@@ -148,14 +150,12 @@ def params_of(arm: str, params: SamplingParams) -> SamplingParams:
 
 
 def kind_of(arm: str, loaded: Container[str] = ()) -> str:
-    """The kind of heads that an arm drafts with, if it drafts: its name's, else Hydra's, or native ones without those.
+    """The kind of heads that an arm drafts with, if it drafts: its name's, else the first of :data:`KINDS` ``loaded``.
 
-    ``loaded`` are the kinds to choose from.
+    Where none are loaded it is the first of them all.
     """
     own = arm.partition("-")[0]
-    if own in ("medusa", "hydra", NATIVE):
-        return own
-    return NATIVE if NATIVE in loaded and "hydra" not in loaded else "hydra"
+    return own if own in KINDS else next((kind for kind in KINDS if kind in loaded), KINDS[0])
 
 
 def make_policy(arm: str, tools: Toolbox, hindsight: Hindsight | None = None) -> Policy:

@@ -9,11 +9,14 @@ from typer.testing import CliRunner
 from entmtp.cli import app
 from entmtp.evaluation.rows import read_parts
 from entmtp.evaluation.storage import open_store
+from entmtp.evaluation.summary import ADAPTIVE
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import load_model
+from entmtp.models.registry import encode_chat, load_model
+from entmtp.session import Method, load_method
 from tests.prefix import PrefixShape, prefix_hydra
 from tests.published import Model, hydra, medusa
 from tests.saved import VOCAB, Saved, save_data, save_tiny_model
+from tests.tiny import greedy
 
 KINDS = ("medusa", "hydra")
 PROMPT = "Tell me more about nothing."
@@ -61,6 +64,18 @@ def test_every_method_writes_the_models_own_text(saved: Saved) -> None:
         for method, kind in methods.items()
     }
     assert texts == {answer(saved, "--method=autoregressive")}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_heads_of_each_kind_run_every_policy(saved: Saved, name: str, kind: str) -> None:
+    bank = saved.banks / f"gsm8k-{kind}.json"
+    method = Method(name, model=str(saved.model), heads=str(saved.heads(kind)), bank=bank)
+    engine, tokenizer = load_method(method, lambda text: None)
+    assert engine.heads is not None
+    assert engine.heads.kind == kind
+    prompt = encode_chat(tokenizer, PROMPT)
+    assert engine.generate(prompt, 24).tokens == greedy(load_model(str(saved.model))[0], prompt, 24)
 
 
 def test_heads_that_look_back_go_the_same_way(saved: Saved, tmp_path: Path) -> None:

@@ -65,13 +65,14 @@ def test_calls_are_answered_and_accounted_for(
     asyncio.run(scene())
 
 
-def test_several_answers_to_one_call_differ_by_their_number(replica: EngineReplica, prompt: list[int]) -> None:
+def test_several_answers_to_one_seed_differ_by_their_numbers(replica: EngineReplica, prompt: list[int]) -> None:
     drawn = GREEDY.model_copy(update={"temperature": 1.0})
 
     async def scene() -> None:
-        calls = [Call(f"n{number}", prompt, drawn, number) for number in range(2)]
-        first, second = [tokens(items) for items in await asyncio.gather(*(answered(replica, one) for one in calls))]
-        assert first != second
+        numbers = [(0, 0), (1, 0), (0, 1)]  # of answers and prompts
+        calls = [Call(f"n{at}", prompt, drawn, one, prompt_number=other) for at, (one, other) in enumerate(numbers)]
+        first, *more = [tokens(items) for items in await asyncio.gather(*(answered(replica, one) for one in calls))]
+        assert len({tuple(text) for text in (first, *more)}) == 3
         assert tokens(await answered(replica, calls[0])) == first
 
     asyncio.run(scene())
