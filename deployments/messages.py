@@ -23,6 +23,7 @@ class Call:
         params: always with a seed, so that another replica can write the same text.
         number: which of several answers to the prompt.
         prompt_number: which of the body's prompts; it and ``number`` choose the seed's random stream.
+        cache_salt: whose earlier texts the prompt may begin with.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Call:
     number: int = 0
     max_nodes: int | None = None
     prompt_number: int = 0
+    cache_salt: str = ""
 
     @property
     def tokens(self) -> int:

@@ -12,10 +12,13 @@ BLOCK = 32
 """Tokens that one hash stands for, with all those before it."""
 
 
-def block_hashes(tokens: Sequence[int]) -> list[int]:
-    """A hash of every beginning whose length is a multiple of :data:`BLOCK`, shortest first."""
+def block_hashes(tokens: Sequence[int], salt: str) -> list[int]:
+    """A hash of every beginning whose length is a multiple of :data:`BLOCK`, shortest first.
+
+    Texts of another ``salt`` have other hashes: no prompt begins with them.
+    """
     hashes: list[int] = []
-    digest = b""
+    digest = salt.encode()
     whole = np.asarray(tokens, dtype="<i8")
     for begin in range(0, len(whole) - BLOCK + 1, BLOCK):
         digest = hashlib.blake2b(digest + whole[begin : begin + BLOCK].tobytes(), digest_size=8).digest()

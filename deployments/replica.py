@@ -100,7 +100,9 @@ class EngineReplica:
             return
         yield Placed()
         metrics = self._metrics.request(len(call.prompt))
-        request = Request(call.id, call.prompt, call.params, call.number, call.max_nodes, call.prompt_number)
+        request = Request(
+            call.id, call.prompt, call.params, call.number, call.max_nodes, call.prompt_number, call.cache_salt
+        )
         try:
             # Closed also when nobody listens any more: the slot is free at the next step.
             async with aclosing(self._served.generate(request)) as stream:
@@ -133,7 +135,7 @@ class EngineReplica:
         """
         self._begin_reporting()
         statistics, texts = await self._served.ask(_statistics_and_texts)
-        prefixes = {one for text in texts for one in block_hashes(text)}
+        prefixes = {one for salt, text in texts for one in block_hashes(text, salt)}
         return {"at": time.time(), "outstanding_tokens": statistics.outstanding_tokens, "prefixes": sorted(prefixes)}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -156,5 +158,5 @@ class EngineReplica:
             self._served.close()
 
 
-def _statistics_and_texts(engine: Engine) -> tuple[EngineStatistics, Sequence[Sequence[int]]]:
+def _statistics_and_texts(engine: Engine) -> tuple[EngineStatistics, Sequence[tuple[str, Sequence[int]]]]:
     return engine.statistics, engine.texts if engine.settings.prefix_reuse else []

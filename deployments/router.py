@@ -84,7 +84,7 @@ class PrefixRouter(RequestRouter):
                 self._refuse_late(pending_request)
         known = [self._of(replica) for replica in candidate_replicas]
         call = _call_of(pending_request)
-        hashes = [] if call is None else block_hashes(call.prompt)
+        hashes = [] if call is None else block_hashes(call.prompt, call.cache_salt)
         shared = [max(shared_tokens(hashes, one.held), shared_tokens(hashes, frozenset(one.recent))) for one in known]
         best = ranking([one.load for one in known], shared, self._imbalance)
         return [[candidate_replicas[at]] for at in best]
@@ -94,7 +94,7 @@ class PrefixRouter(RequestRouter):
         if call is None:
             return
         known = self._known.setdefault(replica_id, _Known())
-        known.remember(block_hashes(call.prompt))
+        known.remember(block_hashes(call.prompt, call.cache_salt))
         ticket = object()
         known.sent[ticket] = (time.time(), call.tokens)
         loop = asyncio.get_running_loop()

@@ -129,7 +129,8 @@ class Service:
             max_nodes = None if body.speculation is None else body.speculation.max_nodes
             # Two clients may have chosen the same id.
             unique = f"{id}.{secrets.token_hex(4)}.{number}"
-            calls += [Call(f"{unique}.{at}", list(prompt), params, at, max_nodes, number) for at in range(n)]
+            salt = "" if self.args.shared_prefixes else key
+            calls += [Call(f"{unique}.{at}", list(prompt), params, at, max_nodes, number, salt) for at in range(n)]
         work = Work(engine, calls)
         await self._take(key, work.tokens)
         return work

@@ -134,6 +134,10 @@ class AppArgs(Settings):
     limits: LimitArgs = Field(default_factory=LimitArgs)
     api_keys_file: Path | None = Field(None, description="lines NAME:SHA256; see `python -m deployments.auth`")
     allow_anonymous: bool = Field(default=False, description="serve without keys on other addresses than loopback")
+    shared_prefixes: bool = Field(
+        default=False,
+        description="prompts are read from texts of other keys too: faster, but its timing tells what others asked",
+    )
     trace_share: FiniteFloat = Field(0.0, ge=0, le=1, description="of the requests, as OpenTelemetry spans")
     cors_origins: list[Origin] = Field(
         default_factory=list, description="whose pages may send requests from a browser, as https://HOST; '*': all"

@@ -56,10 +56,13 @@ class Taped(Recorder):
 
     def record(self, work: Callable[[], tuple[torch.Tensor, ...]]) -> Recording:
         """Runs ``work`` on a tape, then undoes what it wrote."""
-        with _Tape() as tape:
-            outputs = work()
-        for tensor, old in reversed(tape.before):
-            tensor.copy_(old)
+        tape = _Tape()
+        try:
+            with tape:
+                outputs = work()
+        finally:
+            for tensor, old in reversed(tape.before):
+                tensor.copy_(old)
         for output in outputs:
             output.copy_(torch.full_like(output, 77))  # a capture computes nothing: whoever reads it too early sees
         return Recording(lambda: _replay(tape.calls), outputs)

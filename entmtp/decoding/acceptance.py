@@ -27,12 +27,14 @@ class Outcome:
         node: the path's last node.
         root: the model's own next token behind it: the next step's root.
         entropy: nats, of the distribution that the new root was chosen from.
+        finite: whether all that the pass wrote for this request are numbers, rejected nodes included.
     """
 
     tokens: list[int]
     node: int
     root: int
     entropy: float
+    finite: bool
 
 
 class Accepted(NamedTuple):
@@ -43,8 +45,8 @@ class Accepted(NamedTuple):
             fitting number.
         counts: ``[batch]`` nodes of the path, at least 1; 0 on idle rows.
         root: ``[batch]`` the model's own next token behind it.
-        report: ``[batch, depth + 5]`` int64, all that the host asks for: count, last node, root, the entropy's bits,
-            then the path's tokens.
+        report: ``[batch, depth + 6]`` int64, all that the host asks for: whether all states are finite, count, last
+            node, root, the entropy's bits, then the path's tokens.
     """
 
     nodes: torch.Tensor
@@ -55,11 +57,20 @@ class Accepted(NamedTuple):
     def read(self) -> list[Outcome]:
         """Brings the outcome to the host: the one synchronisation of a step."""
         report = self.report.cpu()
-        entropies = report[:, 3].view(torch.float64).tolist()
+        entropies = report[:, 4].view(torch.float64).tolist()
         return [
-            Outcome(tokens[:count], node, root, nats)
-            for (count, node, root, _, *tokens), nats in zip(report.tolist(), entropies, strict=True)
+            Outcome(tokens[:count], node, root, nats, bool(finite))
+            for (finite, count, node, root, _, *tokens), nats in zip(report.tolist(), entropies, strict=True)
         ]
+
+    def checked(self, hidden: torch.Tensor) -> Accepted:
+        """The same, its report telling of decoder states ``[batch, width, hidden_size]`` that are not numbers.
+
+        A cache row that holds one makes the state of its own node one, as each node attends to itself.
+        """
+        report = self.report.clone()
+        report[:, 0] = hidden.isfinite().flatten(1).all(-1)
+        return self._replace(report=report)
 
 
 def greedy(tokens: torch.Tensor, logits: torch.Tensor, trees: TreeBatch) -> Accepted:
@@ -115,7 +126,8 @@ def longest(
     root = choice.gather(1, last)
     behind = logits[torch.arange(len(last), device=last.device), last[:, 0]]
     uncertainty = entropy(behind).double()
-    report = [counts[:, None], last, root, uncertainty.view(torch.int64)[:, None], tokens.gather(1, nodes)]
+    unchecked = torch.ones_like(last)
+    report = [unchecked, counts[:, None], last, root, uncertainty.view(torch.int64)[:, None], tokens.gather(1, nodes)]
     return Accepted(nodes, counts, root[:, 0], torch.cat(report, dim=1))
 
 

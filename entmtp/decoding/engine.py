@@ -13,9 +13,10 @@ import torch
 from tokenizers import Tokenizer
 
 from entmtp.decoding.completion import Completion, FinishReason, cut
+from entmtp.decoding.faults import description, is_out_of_memory
 from entmtp.decoding.logprobs import logprobs_of
 from entmtp.decoding.progress import EngineStatistics, Progress
-from entmtp.decoding.request import InvalidRequestError, Request, RunningRequest
+from entmtp.decoding.request import InvalidRequestError, Request, RunningRequest, check_request
 from entmtp.decoding.sampling import Sampler
 from entmtp.decoding.slots import Slots
 from entmtp.decoding.state import DecodingState
@@ -24,10 +25,11 @@ from entmtp.decoding.text import TextStream
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.policies import Policy
+from entmtp.scheduling.policies import Policy, StaticPolicy
 from entmtp.scheduling.signals import Ema, SignalTracker
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.bank import MAX_NODES
+from entmtp.trees.topology import Topology
 
 _log = logging.getLogger(__name__)
 _WINDOW = 64
@@ -84,6 +86,7 @@ class Engine:
         self.settings = settings or EngineSettings(slots=1, context=backbone.max_context, prefix_reuse=False)
         self.tokenizer = tokenizer
         self._grows = settings is None
+        self._plain = StaticPolicy(Topology.root_only(), policy.entropy_window)
         self._steps = self._tokens = 0
         self._gained, self._busy = Ema(_WINDOW), Ema(_WINDOW)
         self._waiting: deque[_Job] = deque()
@@ -171,25 +174,8 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raises InvalidRequestError as :meth:`submit`; may be called from any thread."""
-        prompt, params = request.prompt, request.params
-        if not prompt:
-            raise InvalidRequestError("prompt: it has no tokens; give some text")
-        window = min(self.backbone.max_context, self.settings.context)
-        if len(prompt) + params.max_tokens > window:
-            raise InvalidRequestError(
-                f"prompt: {len(prompt)} tokens and {params.max_tokens} new ones exceed the context of {window};"
-                " shorten the prompt or ask for fewer tokens"
-            )
-        vocab_size = self.backbone.vocab_size
-        ids = {"prompt": prompt, "logit_bias": list(params.logit_bias), "stop_token_ids": params.stop_token_ids}
-        for name, tokens in ids.items():
-            if (wrong := next((token for token in tokens if not 0 <= token < vocab_size), None)) is not None:
-                raise InvalidRequestError(f"{name}: token {wrong} is not one of the model's {vocab_size}; give others")
-        if params.min_tokens > params.max_tokens:
-            raise InvalidRequestError(
-                f"min_tokens: {params.min_tokens} is more than max_tokens {params.max_tokens}; ask for fewer"
-            )
-        if params.stop and self.tokenizer is None:
+        check_request(request, self.backbone.vocab_size, min(self.backbone.max_context, self.settings.context))
+        if request.params.stop and self.tokenizer is None:
             raise InvalidRequestError("stop: this engine has no tokenizer to find texts with; use stop_token_ids")
 
     def change(self, policy: Policy, settings: EngineSettings) -> None:
@@ -210,8 +196,8 @@ class Engine:
                 job.running.policy_state = policy.start()
 
     @property
-    def texts(self) -> list[list[int]]:
-        """What lies in the slots: a prompt that begins as one of them is read faster."""
+    def texts(self) -> list[tuple[str, list[int]]]:
+        """Salt and tokens of what lies in the slots: a prompt that begins as one of them is read faster."""
         return [] if self._slots is None else self._slots.texts
 
     def cancel(self, id: str) -> None:
@@ -221,35 +207,44 @@ class Engine:
                 self._finish(job, "cancelled")
 
     def step(self) -> list[Progress]:
-        """Lets waiting requests in, reads prompts, and moves all that run on by one step."""
-        self._admit()
-        if not self._jobs:
-            return []
-        try:
-            failed = self._read_prompts()
-            running = [job for job in self._jobs if job.running is not None]
-            return failed + (self._decode(running) if running else [])
-        except (torch.OutOfMemoryError, MemoryError):
-            return [self._shed(self._jobs[-1])]
+        """Lets waiting requests in, reads prompts, and moves all that run on by one step.
+
+        What goes wrong with one request ends that one with an error and touches no other. What can't be told from a
+        fault of the model or the device is raised: nothing can be served any more then.
+        """
+        failed = self._admit()
+        failed += self._read_prompts()
+        running = [job for job in self._jobs if job.running is not None]
+        return failed + (self._decode(running) if running else [])
 
     def _allocate(self, capacity: int) -> None:
         self._state = self._slots = None  # their memory first
         self._state = DecodingState(self.backbone, self.heads, self.settings.slots, capacity)
         self._slots = Slots(self._state.cache, self.settings.prefix_reuse)
 
-    def _admit(self) -> None:
+    def _admit(self) -> list[Progress]:
         """First come, first served."""
-        while self._waiting:
-            request = self._waiting[0].request
-            if self._grows and not self._jobs:
-                self._make_room(len(request.prompt) + request.params.max_tokens)
-            if self._slots is None or not self._slots.free:
-                return
-            job = self._waiting.popleft()
-            job.slot, job.read = self._slots.take(job.request.prompt)
-            job.completion.waiting_seconds = time.perf_counter() - job.arrived
-            job.completion.reused_tokens = job.read
-            self._jobs.append(job)
+        failed = []
+        while self._waiting and self._has_room:
+            job = self._waiting[0]
+            try:
+                self._enter(job)
+            except Exception as error:
+                failed.append(self._fail(job, error, "finding room for it"))
+        return failed
+
+    @property
+    def _has_room(self) -> bool:
+        return not self._jobs if self._grows else self._slots is not None and self._slots.free > 0
+
+    def _enter(self, job: _Job) -> None:
+        request = job.request
+        if self._grows:
+            self._make_room(len(request.prompt) + request.params.max_tokens)
+        job.slot, job.read = self._memory()[1].take(request.prompt, request.cache_salt)
+        job.completion.waiting_seconds = time.perf_counter() - job.arrived
+        job.completion.reused_tokens = job.read
+        self._jobs.append(self._waiting.popleft())
 
     def _make_room(self, tokens: int) -> None:
         if self._state is None or self._state.capacity < _rows(tokens):
@@ -258,22 +253,30 @@ class Engine:
 
     def _read_prompts(self) -> list[Progress]:
         """Reads as many prompt tokens as may come between two steps, of the oldest request first."""
-        state, slots = self._memory()
         budget = self.settings.prefill_tokens
         failed: list[Progress] = []
         for job in [job for job in self._jobs if job.running is None]:
             part = job.request.prompt[job.read : job.read + budget]
             if not part:
                 break
-            state.read(job.slot, part)
-            slots.write(job.slot, part)
-            job.read += len(part)
             budget -= len(part)
-            if job.read == len(job.request.prompt):
-                job.running = self._begun(job, state)
-                if math.isnan(job.running.entropy):
-                    failed.append(self._fail_on_nan(job))
+            try:
+                self._read(job, part)
+            except Exception as error:
+                failed.append(self._fail(job, error, "reading its prompt"))
+                self._check_alive(error)
+                continue
+            if job.running is not None and math.isnan(job.running.entropy):
+                failed.append(self._fail_on_nan(job))
         return failed
+
+    def _read(self, job: _Job, part: Sequence[int]) -> None:
+        state, slots = self._memory()
+        state.read(job.slot, part)
+        slots.write(job.slot, part)
+        job.read += len(part)
+        if job.read == len(job.request.prompt):
+            job.running = self._begun(job, state)
 
     def _begun(self, job: _Job, state: DecodingState) -> RunningRequest:
         job.sampler.read(job.request.prompt, self.backbone.vocab_size, self.backbone.device)
@@ -300,35 +303,75 @@ class Engine:
         return self._state, self._slots
 
     def _decode(self, jobs: list[_Job]) -> list[Progress]:
-        state, slots = self._memory()
-        jobs = self._in_front(jobs)
+        slots = self._memory()[1]
+        progress = self._compact_slots(jobs)
+        jobs = sorted((job for job in jobs if job in self._jobs), key=lambda job: job.slot)
+        if not jobs:
+            return progress
         requests = [job.running for job in jobs if job.running is not None]
         before = [len(request.tokens) for request in requests]
         began = time.perf_counter()
-        decode_step(state, self.policy, requests)
+        self._take_step(requests)
         self._steps += 1
         gained = sum(len(request.tokens) for request in requests) - sum(before)
         self._gained.update(gained)
         self._busy.update(time.perf_counter() - began)
         self._tokens += gained
-        progress = []
         for job, request, begin in zip(jobs, requests, before, strict=True):
             slots.write(job.slot, request.tokens[begin:])
-            progress.append(self._fail_on_nan(job) if math.isnan(request.entropy) else self._progress(job, request))
+            progress.append(self._outcome(job, request))
+        for request in requests:
+            self._check_alive(request.failure)
         return progress
 
-    def _in_front(self, running: Sequence[_Job]) -> list[_Job]:
-        """Moves the ``running`` into the first slots, in whose order they come back.
+    def _take_step(self, requests: Sequence[RunningRequest]) -> None:
+        """One step of all requests together, or, where that fails, of each alone.
+
+        So who fails alone is known to be the one at fault, and a step that needs too much memory is taken in parts,
+        which are as small as can be.
+        """
+        state = self._memory()[0]
+        try:
+            decode_step(state, self.policy, requests)
+            return
+        except Exception as error:
+            _log.warning("a step of %d requests failed, each takes its own: %s", len(requests), error, exc_info=True)
+            self._free_memory(error)
+            policy = self._plain if is_out_of_memory(error) else self.policy
+        for request in requests:
+            try:
+                decode_step(state, policy, [request])
+            except Exception as error:
+                request.failure = error
+
+    def _compact_slots(self, running: Sequence[_Job]) -> list[Progress]:
+        """Moves the ``running`` into the first slots.
 
         A step reads slots that follow one another where they lie, and needs graphs by their number alone.
         """
         state, slots = self._memory()
         for one, other in slots.to_front([job.slot for job in running]):
-            state.swap(one, other)
+            try:
+                state.swap(one, other)
+            except Exception as error:
+                if is_out_of_memory(error):  # before anything has moved, and it is for speed only
+                    self._free_memory(error)
+                    return []
+                return [self._fail(job, error, "moving it") for job in [*self._jobs] if job.slot in (one, other)]
             slots.swap(one, other)
             for job in self._jobs:
                 job.move({one: other, other: one}.get(job.slot, job.slot))
-        return sorted(running, key=lambda job: job.slot)
+        return []
+
+    def _outcome(self, job: _Job, request: RunningRequest) -> Progress:
+        if request.failure is not None:
+            return self._fail(job, request.failure, "a step of it")
+        if math.isnan(request.entropy):
+            return self._fail_on_nan(job)
+        try:
+            return self._progress(job, request)
+        except Exception as error:
+            return self._fail(job, error, "making its text")
 
     def _progress(self, job: _Job, request: RunningRequest) -> Progress:
         done, params = job.completion, job.request.params
@@ -358,10 +401,24 @@ class Engine:
         job.completion.finish_reason, job.completion.error = reason, error
         if job in self._jobs:
             self._jobs.remove(job)
-            self._memory()[1].release(job.slot)
+            self._memory()[1].release(job.slot, dirty=error is not None or not self._is_finite(job))
         else:
             self._waiting.remove(job)
         return Progress(job.request.id, [], "", [], reason, job.completion)
+
+    def _is_finite(self, job: _Job) -> bool:
+        """Whether all rows of its slot are numbers, as far as that can be told."""
+        if job.running is not None:
+            return job.running.finite
+        try:
+            return job.read == job.completion.reused_tokens or self._memory()[0].is_finite(job.slot)
+        except RuntimeError:
+            return False
+
+    def _fail(self, job: _Job, error: Exception, doing: str) -> Progress:
+        _log.error("request %s: %s failed", job.request.id, doing, exc_info=error)
+        self._free_memory(error)
+        return self._finish(job, "error", description(error, doing))
 
     def _fail_on_nan(self, job: _Job) -> Progress:
         _log.error("request %s: the model's logits are not numbers", job.request.id)
@@ -369,13 +426,27 @@ class Engine:
             job, "error", "model: its logits are not numbers for this text; it or its weights are broken"
         )
 
-    def _shed(self, job: _Job) -> Progress:
-        _log.error(
-            "request %s: given up, as the device is out of memory with %d requests", job.request.id, self.running
-        )
-        if self.backbone.device.type == "cuda":
+    def _free_memory(self, error: Exception) -> None:
+        if is_out_of_memory(error) and self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._finish(job, "error", "engine: out of memory; ask for less at once, or lower slots or context")
+
+    def _check_alive(self, error: Exception | None) -> None:
+        """Raises the error that a request has ended with, if a trivial text can't be written after it either.
+
+        Then the fault is not the request's: model, policy or device are broken. Too little memory may come back.
+        """
+        if error is None or is_out_of_memory(error):
+            return
+        state, slots = self._memory()
+        slot, _ = slots.take([0])
+        try:
+            root, uncertainty = state.prefill(slot, [0])
+            tracker = SignalTracker(self.policy.entropy_window)
+            decode_step(state, self.policy, [RunningRequest(slot, tracker, self.policy.start(), root, uncertainty)])
+        except Exception as broken:
+            raise error from broken
+        finally:
+            slots.release(slot, dirty=True)
 
 
 def _rows(tokens: int) -> int:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 
+from entmtp.decoding.faults import is_out_of_memory
 from entmtp.trees.batch import TreeBatch
 
 Outputs = TypeVar("Outputs", bound=tuple[torch.Tensor, ...])
@@ -58,6 +59,7 @@ class Graphs:
         self._recordings: dict[Hashable, Recording] = {}
         self._held: dict[tuple[str, torch.Size], torch.Tensor] = {}
         self._warm: set[Hashable] = set()
+        self._too_large: set[Hashable] = set()
         self.settled = True
         self.captures = 0
         self.refused: str | None = None
@@ -109,9 +111,15 @@ class Graphs:
         if key not in self._warm:
             self._warm.add(key)
             return None
+        if key in self._too_large:
+            return None
         try:
             recording = recorder.record(work)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):  # says nothing of other parts, nor of what is captured already
+                self._too_large.add(key)
+                _log.warning("a part of the step runs without a CUDA graph: no memory is left for it")
+                return None
             self._recorder, self.refused = None, str(error).splitlines()[0]
             self._recordings.clear()
             _log.warning("steps run without CUDA graphs, since this model's can't be captured: %s", self.refused)

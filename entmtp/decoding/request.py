@@ -51,6 +51,7 @@ class Request:
             of its own, so that equal prompts get different texts.
         max_nodes: of its trees, at most; the policy chooses within that. 0 is plain decoding: the heads don't run. None
             leaves it to the policy.
+        cache_salt: prompts begin only with texts of the same salt, so that one user can't time another's.
     """
 
     id: str
@@ -59,6 +60,31 @@ class Request:
     number: int = 0
     max_nodes: int | None = None
     prompt_number: int = 0
+    cache_salt: str = ""
+
+
+def check_request(request: Request, vocab_size: int, window: int) -> None:
+    """Checks a request against a model of ``vocab_size`` tokens and a context of ``window``.
+
+    Raises:
+        InvalidRequestError: its prompt is empty, it and its answer exceed the context, a parameter does not fit.
+    """
+    prompt, params = request.prompt, request.params
+    if not prompt:
+        raise InvalidRequestError("prompt: it has no tokens; give some text")
+    if len(prompt) + params.max_tokens > window:
+        raise InvalidRequestError(
+            f"prompt: {len(prompt)} tokens and {params.max_tokens} new ones exceed the context of {window};"
+            " shorten the prompt or ask for fewer tokens"
+        )
+    ids = {"prompt": prompt, "logit_bias": list(params.logit_bias), "stop_token_ids": params.stop_token_ids}
+    for name, tokens in ids.items():
+        if (wrong := next((token for token in tokens if not 0 <= token < vocab_size), None)) is not None:
+            raise InvalidRequestError(f"{name}: token {wrong} is not one of the model's {vocab_size}; give others")
+    if params.min_tokens > params.max_tokens:
+        raise InvalidRequestError(
+            f"min_tokens: {params.min_tokens} is more than max_tokens {params.max_tokens}; ask for fewer"
+        )
 
 
 @dataclass
@@ -68,6 +94,7 @@ class RunningRequest:
     ``tokens`` are those that came out so far. The *root* was chosen by the model from a distribution of ``entropy``
     nats, and comes out with the next step. ``sampler`` chooses, greedily where nothing else is said.
     ``logprobs``, where they are asked for, are of ``tokens`` and of the root. ``max_nodes`` is the request's own.
+    ``finite`` says whether all that was written to its cache rows were numbers, and ``failure`` why it can't go on.
     """
 
     slot: int
@@ -80,6 +107,8 @@ class RunningRequest:
     steps: list[StepRecord] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     max_nodes: int | None = None
+    finite: bool = True
+    failure: Exception | None = None
 
     @property
     def node_limit(self) -> int:

@@ -10,10 +10,15 @@ from entmtp.models.cache import TreeCache
 
 @dataclass
 class _Slot:
-    """``tokens`` are those whose keys and values lie in the cache; ``used`` counts up, the last one used has most."""
+    """``tokens`` are those whose keys and values lie in the cache; ``used`` counts up, the last one used has most.
+
+    Only prompts of the same ``salt`` may begin with them. The rows of a ``dirty`` slot may hold what is not a number.
+    """
 
     tokens: list[int] = field(default_factory=list)
+    salt: str = ""
     taken: bool = False
+    dirty: bool = False
     used: int = 0
 
 
@@ -38,28 +43,33 @@ class Slots:
         return sum(len(slot.tokens) for slot in self._slots if slot.taken)
 
     @property
-    def texts(self) -> list[list[int]]:
-        """Token ids in each slot that has any."""
-        return [list(slot.tokens) for slot in self._slots if slot.tokens]
+    def texts(self) -> list[tuple[str, list[int]]]:
+        """Salt and token ids of each slot that has any."""
+        return [(slot.salt, list(slot.tokens)) for slot in self._slots if slot.tokens]
 
-    def take(self, prompt: Sequence[int]) -> tuple[int, int]:
+    def take(self, prompt: Sequence[int], salt: str = "") -> tuple[int, int]:
         """A free slot, and how many of the prompt's tokens lie in it already; its last one never does."""
-        shared = [self._shared(slot, prompt) for slot in self._slots]
+        shared = [self._shared(slot, prompt, salt) for slot in self._slots]
         free = [at for at, slot in enumerate(self._slots) if not slot.taken]
         best = max(range(len(shared)), key=shared.__getitem__)
         # The free slot that shares most; among equals the one that was used longest ago.
         own = max(free, key=lambda at: (shared[at], -self._slots[at].used))
         if shared[own] < shared[best]:
             own = min(free, key=lambda at: self._slots[at].used)
+        slot = self._slots[own]
+        if slot.dirty:
+            self._cache.clear(own)
+            slot.dirty = False
+        if shared[own] < shared[best]:
+            slot.tokens = []  # whatever comes of the copy, what lay there is gone
             self._cache.copy(best, own, shared[best])
         else:
             self._cache.rewind(own, shared[own])
-        self._slots[own].tokens = list(prompt[: shared[best]])
-        self._slots[own].taken = True
+        slot.tokens, slot.salt, slot.taken = list(prompt[: shared[best]]), salt, True
         return own, shared[best]
 
-    def _shared(self, slot: _Slot, prompt: Sequence[int]) -> int:
-        if not self.reuse:
+    def _shared(self, slot: _Slot, prompt: Sequence[int], salt: str) -> int:
+        if not self.reuse or slot.salt != salt:
             return 0
         most = min(len(slot.tokens), len(prompt) - 1)
         return next((at for at in range(most) if slot.tokens[at] != prompt[at]), most)
@@ -77,8 +87,10 @@ class Slots:
         """Notes what was appended to a slot."""
         self._slots[number].tokens += tokens
 
-    def release(self, number: int) -> None:
-        """Gives a slot back; its text stays for others to begin with."""
+    def release(self, number: int, *, dirty: bool = False) -> None:
+        """Gives a slot back; its text stays for others to begin with, unless its rows are ``dirty``."""
         self._clock += 1
-        self._slots[number].taken = False
-        self._slots[number].used = self._clock
+        slot = self._slots[number]
+        slot.taken, slot.used, slot.dirty = False, self._clock, dirty
+        if dirty:
+            slot.tokens = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -38,6 +39,8 @@ class DecodingState:
         self.memory = None if heads is None else heads.memory(self.cache)
         self.root = torch.zeros(slots, dtype=torch.int64, device=backbone.device)
         self.hidden = torch.zeros(slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
+        self._start = [self.root, self.hidden, *([] if self.memory is None else [self.memory.states])]
+        self._backup = [torch.empty_like(each) for each in self._start]
         # What flows between devices can't be captured in the graph of one.
         self.graphs = Graphs(None) if backbone.spread else Graphs.on(backbone.device)
 
@@ -47,12 +50,35 @@ class DecodingState:
         self.read(slot, prompt)
         return self.begin(slot, self.logits(slot), Sampler(GREEDY))
 
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Restores what a step starts from if an exception ends it.
+
+        What it has written to the cache lies after the committed rows and is written again by the next step.
+        """
+        for backup, each in zip(self._backup, self._start, strict=True):
+            backup.copy_(each)
+        try:
+            yield
+        except BaseException:
+            for backup, each in zip(self._backup, self._start, strict=True):
+                each.copy_(backup)
+            self.cache.restore_lengths()
+            raise
+
     @torch.inference_mode()
     def swap(self, one: int, other: int) -> None:
-        """Exchanges all that two slots hold."""
+        """Exchanges all that two slots hold; runs out of memory only before anything has moved."""
+        exchanged = [each[[other, one]] for each in self._start]
         self.cache.swap(one, other)
-        for held in (self.root, self.hidden, *([] if self.memory is None else [self.memory.states])):
-            held[[one, other]] = held[[other, one]]
+        for each, rows in zip(self._start, exchanged, strict=True):
+            each[one].copy_(rows[0])
+            each[other].copy_(rows[1])
+
+    @torch.inference_mode()
+    def is_finite(self, slot: int) -> bool:
+        """Whether what was read into a slot are numbers: the last token has attended to all before it."""
+        return bool(self.hidden[slot].isfinite().all())
 
     @torch.inference_mode()
     def read(self, slot: int, tokens: Sequence[int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -12,7 +12,9 @@ from entmtp.decoding.request import RunningRequest, StepRecord
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.stopwatch import Stopwatch
 from entmtp.scheduling.policies import Policy
+from entmtp.scheduling.signals import Signals
 from entmtp.trees.batch import TreeBatch
+from entmtp.trees.topology import Topology
 
 
 @torch.inference_mode()
@@ -22,76 +24,92 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     Each part runs through ``state.graphs`` under a key that says which kernels it needs; what may have been made
     outside of them is held where they read. What heads with a memory do is never captured, since its shapes change with
     every step. The host waits for the device once, for the outcome.
+
+    All or nothing: where an exception ends it, out-of-memory too, every request is as it was and the step can be taken
+    again. What is made of one request's outcome is fenced: an exception there becomes its ``failure`` alone.
     """
     backbone, cache = state.backbone, state.cache
     run, hold = state.graphs.run, state.graphs.hold
     watch = Stopwatch(backbone.device)
-
-    # 1. signals -> policy -> topology
-    signals = [request.tracker.start_step(len(request.tokens), request.entropy) for request in requests]
-    slots = tuple(request.slot for request in requests)
-    rows = state.rows(slots)
-    chosen = policy.choose(
-        signals,
-        [request.policy_state for request in requests],
-        [request.node_limit for request in requests],
-        lambda drafting: state.growth([slots[at] for at in drafting], watch),
-    )
-    topologies = [choice.topology for choice in chosen]
-    if state.heads is not None:
-        state.heads.check_trees(topologies)
-    trees = state.graphs.load(TreeBatch.of(topologies, backbone.device, rounded=state.graphs.active, rows=len(rows)))
-    idle = rows[len(slots) :]
-    span = cache.span(slots, trees.width, padded=trees.shape.padded, rounded=state.graphs.active, idle=idle)
-    watch.mark("policy")
-
-    # 2. the heads fill each topology with tokens, from the state that chose the root, if they did not as it grew
-    grown = [choice.tokens for choice in chosen if choice.tokens is not None]
-    if grown:
-        tokens = state.grown(rows, trees, grown)
-    elif state.memory is not None:
-        (tokens,) = state.draft(rows, trees)
-    else:
-        (tokens,) = run(("draft", trees.shape, rows), lambda trees: state.draft(rows, trees), trees)
-    tokens = hold("tokens", tokens)
-    watch.mark("draft")
-
-    # 3. one forward pass over all nodes of all trees
-    key = "verify", trees.width, span
-    logits, hidden = run(key, lambda trees: backbone.verify(tokens, trees, span, cache), trees)
-    watch.mark("verify")
-
-    # 4. the longest accepted path is kept; its rows stay in the cache, its last state chose the next root
-    samplers = [request.sampler for request in requests]
-    if all(sampler.plain for sampler in samplers):
-        accepted = run(("accept", trees.shape, span), lambda trees: greedy(tokens, logits, trees), trees)
-    else:  # chance and penalties differ from step to step, which no captured graph may
-        accepted = sampled(tokens, logits, trees, samplers)
-    accepted = Accepted(*map(hold, Accepted._fields, accepted))
-    watch.mark("accept")
-    run(("compact", trees.shape, span), lambda _: state.keep(rows, hidden, accepted), trees)
-    state.remember(rows, tokens, hidden, accepted)
-    watch.mark("compact")
-
-    # 5. the host learns what came of it
-    outcomes = accepted.read()[: len(requests)]
-    cache.learn(slots, [len(outcome.tokens) for outcome in outcomes])
-    ms = watch.split()
-    if state.graphs.settled:  # what is done for the first times costs what it never will again
-        policy.observe(topologies, ms)
-    for row, (request, seen, topology, outcome) in enumerate(zip(requests, signals, topologies, outcomes, strict=True)):
-        ranks = topology.paths[outcome.node - 1] if outcome.node else ()
-        request.steps.append(
-            StepRecord(seen.position, topology, ranks, seen, **{f"{part}_ms": time for part, time in ms.items()})
+    with state.all_or_nothing():
+        # 1. signals -> policy -> topology
+        signals = [request.tracker.start_step(len(request.tokens), request.entropy) for request in requests]
+        slots = tuple(request.slot for request in requests)
+        rows = state.rows(slots)
+        chosen = policy.choose(
+            signals,
+            [request.policy_state for request in requests],
+            [request.node_limit for request in requests],
+            lambda drafting: state.growth([slots[at] for at in drafting], watch),
         )
-        if (count := request.sampler.params.logprobs) is not None:
-            kept = accepted.nodes[row, : len(outcome.tokens)]
-            request.logprobs += logprobs_of(logits[row, kept], [*outcome.tokens[1:], outcome.root], count)
-        _move_on(request, outcome)
+        topologies = [choice.topology for choice in chosen]
+        if state.heads is not None:
+            state.heads.check_trees(topologies)
+        trees = state.graphs.load(
+            TreeBatch.of(topologies, backbone.device, rounded=state.graphs.active, rows=len(rows))
+        )
+        idle = rows[len(slots) :]
+        span = cache.span(slots, trees.width, padded=trees.shape.padded, rounded=state.graphs.active, idle=idle)
+        watch.mark("policy")
+
+        # 2. the heads fill each topology with tokens, from the state that chose the root, if they did not as it grew
+        grown = [choice.tokens for choice in chosen if choice.tokens is not None]
+        if grown:
+            tokens = state.grown(rows, trees, grown)
+        elif state.memory is not None:
+            (tokens,) = state.draft(rows, trees)
+        else:
+            (tokens,) = run(("draft", trees.shape, rows), lambda trees: state.draft(rows, trees), trees)
+        tokens = hold("tokens", tokens)
+        watch.mark("draft")
+
+        # 3. one forward pass over all nodes of all trees
+        key = "verify", trees.width, span
+        logits, hidden = run(key, lambda trees: backbone.verify(tokens, trees, span, cache), trees)
+        watch.mark("verify")
+
+        # 4. the longest accepted path is kept; its rows stay in the cache, its last state chose the next root
+        samplers = [request.sampler for request in requests]
+        if all(sampler.plain for sampler in samplers):
+            key = "accept", trees.shape, span
+            accepted = run(key, lambda trees: greedy(tokens, logits, trees).checked(hidden), trees)
+        else:  # chance and penalties differ from step to step, which no captured graph may
+            accepted = sampled(tokens, logits, trees, samplers).checked(hidden)
+        accepted = Accepted(*map(hold, Accepted._fields, accepted))
+        watch.mark("accept")
+        run(("compact", trees.shape, span), lambda _: state.keep(rows, hidden, accepted), trees)
+        state.remember(rows, tokens, hidden, accepted)
+        watch.mark("compact")
+
+        # 5. the host learns what came of it
+        outcomes = accepted.read()[: len(requests)]
+        ms = watch.split()
+        if state.graphs.settled:  # what is done for the first times costs what it never will again
+            policy.observe(topologies, ms)
+    cache.learn(slots, [len(outcome.tokens) for outcome in outcomes])
+
+    # 6. each request takes in its own
+    for row, (request, seen, topology, outcome) in enumerate(zip(requests, signals, topologies, outcomes, strict=True)):
+        try:
+            if (count := request.sampler.params.logprobs) is not None:
+                kept = accepted.nodes[row, : len(outcome.tokens)]
+                request.logprobs += logprobs_of(logits[row, kept], [*outcome.tokens[1:], outcome.root], count)
+            if not outcome.finite:
+                request.finite = False
+                cache.scrub(request.slot)
+            _move_on(request, outcome, _record(topology, seen, outcome, ms))
+        except Exception as error:  # whatever it is, it is this request's own
+            request.failure = error
 
 
-def _move_on(request: RunningRequest, outcome: Outcome) -> None:
-    request.tokens += outcome.tokens
+def _record(topology: Topology, seen: Signals, outcome: Outcome, ms: Mapping[str, float]) -> StepRecord:
+    path = topology.paths[outcome.node - 1] if outcome.node else ()
+    return StepRecord(seen.position, topology, path, seen, **{f"{part}_ms": time for part, time in ms.items()})
+
+
+def _move_on(request: RunningRequest, outcome: Outcome, record: StepRecord) -> None:
     request.sampler.write(outcome.tokens)
+    request.steps.append(record)
+    request.tokens += outcome.tokens
     request.root, request.entropy = outcome.root, outcome.entropy
     request.tracker.end_step(len(outcome.tokens))

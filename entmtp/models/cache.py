@@ -241,7 +241,7 @@ class TreeCache(Cache):
                 " allow a longer context or ask for fewer tokens"
             )
         if rounded:
-            unit = max(ROUNDED_ROWS, 1 << last.bit_length() - 3)
+            unit = max(ROUNDED_ROWS, 1 << max(0, last.bit_length() - 3))
             return Span((*slots, *idle), 0, min(self.capacity + 1, -(-last // unit) * unit))
         return Span(tuple(slots), 0 if padded or len(lengths) > 1 else 1, last)
 
@@ -299,10 +299,13 @@ class TreeCache(Cache):
 
     @torch.inference_mode()
     def swap(self, one: int, other: int) -> None:
-        """Exchanges the texts of two slots, with the entry of the root that some heads have behind them."""
+        """Exchanges the texts of two slots, with the entry of the root that some heads have behind them.
+
+        All memory that it needs is taken before anything moves.
+        """
         rows = slice(1, 2 + max(self.lengths[one], self.lengths[other]))
-        for pool in self.pools.values():
-            kept = pool[:, one, :, rows].clone()
+        first = [pool[:, one, :, rows].clone() for pool in self.pools.values()]
+        for pool, kept in zip(self.pools.values(), first, strict=True):
             pool[:, one, :, rows] = pool[:, other, :, rows]
             pool[:, other, :, rows] = kept
         length = self.lengths[one]
@@ -314,3 +317,22 @@ class TreeCache(Cache):
         """Forgets a slot's tokens behind the first ``length``; the memory stays."""
         self.lengths[slot] = length
         self.table.device_lengths[slot] = length
+
+    @torch.inference_mode()
+    def clear(self, slot: int) -> None:
+        """Empties a slot and its rows: in a row that a mask hides, a NaN would leak through 0 * NaN."""
+        for pool in self.pools.values():
+            pool[:, slot].zero_()
+        self.rewind(slot)
+
+    @torch.inference_mode()
+    def scrub(self, slot: int) -> None:
+        """Empties the rows that hold no committed token, nor the root's entry of some heads, which follows them."""
+        free = self.lengths[slot] + 2
+        for pool in self.pools.values():
+            pool[:, slot, :, :1].zero_()
+            pool[:, slot, :, free:].zero_()
+
+    def restore_lengths(self) -> None:
+        """Forgets on the device what the host has not learnt: a step that did not come to its end."""
+        self.table.device_lengths.copy_(torch.tensor(self.lengths))

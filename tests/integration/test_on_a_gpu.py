@@ -149,7 +149,7 @@ def test_heads_that_remember_write_the_models_text_and_remember_what_was_kept(ki
     assert engine.generate(prompt, 50).tokens == greedy(model, prompt, 50)
     state, slots = engine._memory()
     assert state.graphs.refused is None or kind in ROUTED
-    check_memory(state, 0, slots.texts[0])
+    check_memory(state, 0, slots.texts[0][1])
 
 
 def test_the_cost_of_steps_is_measured_with_events(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_calls_are_answered_and_accounted_for(
         told = await replica.record_autoscaling_stats()
         assert told[OUTSTANDING] == 0
         assert told[SPEED] > 0
-        assert set(block_hashes(prompt)) <= set((await replica.record_routing_stats())["prefixes"])
+        assert set(block_hashes(prompt, "")) <= set((await replica.record_routing_stats())["prefixes"])
 
     asyncio.run(scene())
 

@@ -108,7 +108,7 @@ def test_the_engine_answers_questions_between_steps(backbone: Backbone, heads: D
             stream = served.generate(Request("r", small_prompt(5), GREEDY))
             await anext(stream)
             texts = await served.ask(lambda engine: engine.texts)
-            assert small_prompt(5) in [text[:5] for text in texts]
+            assert small_prompt(5) in [text[:5] for _, text in texts]
             await stream.aclose()
         with pytest.raises(EngineDeadError):
             await served.ask(lambda engine: engine.statistics)

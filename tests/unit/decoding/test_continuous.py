@@ -186,7 +186,7 @@ def test_too_many_waiting_requests_are_refused(backbone: Backbone, heads: DraftH
     run(engine)
 
 
-def test_out_of_memory_sheds_the_newest_request_and_spares_the_others(
+def test_a_step_that_needs_too_much_memory_is_taken_one_by_one(
     backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(backbone, heads)
@@ -199,9 +199,9 @@ def test_out_of_memory_sheds_the_newest_request_and_spares_the_others(
 
     monkeypatch.setattr(module, "decode_step", small_device)
     run(engine)
-    assert [done[name].finish_reason for name in "abc"] == ["length", "length", "error"]
-    assert "out of memory" in str(done["c"].error)
-    assert done["a"].tokens == greedy(backbone.model, small_prompt(3), 12)
+    assert [done[name].finish_reason for name in "abc"] == ["length"] * 3
+    assert all(one.tokens == greedy(backbone.model, small_prompt(3), 12) for one in done.values())
+    assert all(step.topology == TREES["root"] for one in done.values() for step in one.steps)
 
 
 def test_logits_that_are_not_numbers_fail_their_own_request(

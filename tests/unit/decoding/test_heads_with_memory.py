@@ -117,7 +117,7 @@ def test_requests_that_come_and_go_write_what_each_writes_alone(
             alone = Engine(backbone, heads, POLICIES[policy]).generate(prompts[at], lengths[at])
             assert _paths(completion) == _paths(alone)[: len(completion.steps)]
     state, slots = engine._memory()
-    for slot, text in zip([at for at, held in enumerate(state.cache.lengths) if held], slots.texts, strict=True):
+    for slot, (_, text) in zip([at for at, held in enumerate(state.cache.lengths) if held], slots.texts, strict=True):
         check_memory(state, slot, text)
 
 
@@ -148,8 +148,8 @@ def test_a_prompt_that_was_let_in_and_cancelled_before_it_was_read_leaves_what_i
     assert cancelled.reused_tokens == len(shared)
     finish()
     state, slots = engine._memory()
-    assert shared in slots.texts
-    for slot, text in enumerate(slots.texts):
+    assert ("", shared) in slots.texts
+    for slot, (_, text) in enumerate(slots.texts):
         check_memory(state, slot, text)
     prompt = [*shared, *small_prompt(4, seed=4)]
     again = submit("again", prompt)

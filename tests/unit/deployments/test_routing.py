@@ -27,13 +27,14 @@ TOKENS = st.lists(st.integers(0, 3), max_size=4 * BLOCK)
 @given(TOKENS, TOKENS)
 def test_hashes_say_how_much_two_texts_share(a: list[int], b: list[int]) -> None:
     same = next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    assert shared_tokens(block_hashes(a), frozenset(block_hashes(b))) == same // BLOCK * BLOCK
+    assert shared_tokens(block_hashes(a, ""), frozenset(block_hashes(b, ""))) == same // BLOCK * BLOCK
 
 
 def test_a_block_counts_only_behind_the_same_beginning() -> None:
     moved = [7, *TEXT]
-    assert shared_tokens(block_hashes(moved[1:]), frozenset(block_hashes(TEXT))) == len(TEXT)
-    assert shared_tokens(block_hashes(moved), frozenset(block_hashes(TEXT))) == 0
+    assert shared_tokens(block_hashes(moved[1:], "key"), frozenset(block_hashes(TEXT, "key"))) == len(TEXT)
+    assert shared_tokens(block_hashes(moved, "key"), frozenset(block_hashes(TEXT, "key"))) == 0
+    assert shared_tokens(block_hashes(TEXT, "other"), frozenset(block_hashes(TEXT, "key"))) == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 9000), st.integers(0, 500)), min_size=1, max_size=6), st.integers(0, 4000))
@@ -92,7 +93,7 @@ def test_a_second_turn_goes_where_the_first_went() -> None:
 
 def test_what_replicas_tell_counts_where_another_ingress_sent_the_text() -> None:
     async def scene() -> None:
-        held = replica("b", at=1.0, outstanding_tokens=0, prefixes=block_hashes(TEXT))
+        held = replica("b", at=1.0, outstanding_tokens=0, prefixes=block_hashes(TEXT, ""))
         assert await first(router(), [replica("a"), held], pending(TEXT)) == "b"
 
     asyncio.run(scene())

@@ -1,0 +1,31 @@
+"""Faults of a step: which are memory's, and what a request that ends with one is told."""
+
+from __future__ import annotations
+
+import torch
+
+from entmtp.errors import EntMTPError
+
+_OUT_OF_MEMORY = (
+    "can't allocate memory",  # PyTorch's allocator for CPUs, which raises a plain RuntimeError
+    "not enough memory",
+    "out of memory",  # CUDA's own calls, such as the launch of a graph
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the host or the device had too little memory; on a CPU PyTorch has no exception type for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def description(error: BaseException, doing: str) -> str:
+    """What is reported to the user of a request that failed while ``doing`` something; never any of its text."""
+    if is_out_of_memory(error):
+        return "engine: out of memory; ask for less at once, or lower slots or context"
+    if isinstance(error, EntMTPError):
+        return str(error)
+    return f"request: {doing} failed ({type(error).__name__}); other parameters may avoid it, the engine's log has more"

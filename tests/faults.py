@@ -1,0 +1,35 @@
+"""Faults that are injected into tensor operations, one at a time, at any point that a program passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class FaultAt(TorchDispatchMode):
+    """Raises ``error`` at operation number ``at`` of those that run under it; counts them.
+
+    Out of memory is raised only where memory is taken: neither by views nor by what writes in place.
+    """
+
+    def __init__(self, at: int | None = None, error: Exception | None = None) -> None:
+        super().__init__()
+        self.count = 0
+        self.where = ""
+        self._at, self._error = at, error
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not isinstance(self._error, torch.OutOfMemoryError) or _allocates(func):
+            if self.count == self._at and self._error is not None:
+                self.where = str(func)
+                self.count += 1
+                raise self._error
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _allocates(func: Any) -> bool:
+    """Whether an operation takes memory; writing by index copies its indices."""
+    return func._schema.name.startswith("aten::index") or any(out.alias_info is None for out in func._schema.returns)
