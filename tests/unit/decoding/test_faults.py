@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
 from entmtp.decoding import engine as engine_module
 from entmtp.decoding import step as step_module
+from entmtp.decoding.acceptance import Accepted, Outcome
+from entmtp.decoding.acceptance import greedy as accept_greedily
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.faults import is_out_of_memory
-from entmtp.decoding.graphs import Graphs
+from entmtp.decoding.graphs import Graphs, Recording
+from entmtp.decoding.logprobs import logprobs_of
 from entmtp.decoding.progress import Progress
 from entmtp.decoding.request import Request
 from entmtp.decoding.sampling import Sampler
+from entmtp.decoding.text import TextStream
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.dynamic import DynamicPolicy
@@ -25,10 +31,18 @@ from entmtp.scheduling.goodput import GoodputPolicy
 from entmtp.scheduling.ladder import Ladder
 from entmtp.scheduling.policies import LadderPolicy, Policy, SequencePolicy, StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
-from entmtp.trees.topology import Topology
+from entmtp.trees.batch import TreeBatch
 from tests.faults import FaultAt
 from tests.prefix import prefix_heads
-from tests.small import small_backbone, small_chances, small_cost, small_heads, small_predictor, small_prompt
+from tests.small import (
+    SMALL_VOCAB,
+    small_backbone,
+    small_chances,
+    small_cost,
+    small_heads,
+    small_predictor,
+    small_prompt,
+)
 from tests.taped import Taped
 from tests.tiny import TREES, greedy
 
@@ -96,7 +110,9 @@ def check(engine: Engine, done: Sequence[Completion], expected: Sequence[Complet
             assert one.tokens == right.tokens[: len(one.tokens)], where
         else:
             assert one.tokens == right.tokens, where
-            assert [each.chosen for each in one.logprobs] == pytest.approx([each.chosen for each in right.logprobs], abs=1e-4)
+            assert [each.chosen for each in one.logprobs] == pytest.approx(
+                [each.chosen for each in right.logprobs], abs=1e-4
+            )
     assert engine._memory()[1].free == SLOTS
     return sum(one.finish_reason == "error" for one in done)
 
@@ -127,7 +143,7 @@ def _count(backbone: Backbone, heads: DraftHeads, policy: str, error: str, captu
 
 
 def some(count: int) -> list[int]:
-    return sorted(random.Random(count).sample(range(count), 24))
+    return sorted(random.Random(count).sample(range(count), 10))
 
 
 def every(count: int) -> list[int]:
@@ -151,3 +167,204 @@ def test_a_fault_at_every_point_harms_no_other(
     policy: str, error: str, captured: bool, backbone: Backbone, heads: DraftHeads
 ) -> None:
     assert max(walk(backbone, heads, policy, error, captured, every)) <= 2
+
+
+MARKED = SamplingParams(temperature=0.5, seed=3, max_tokens=9, logprobs=7, repetition_penalty=1.3, stop=["never"])
+"""Of the request at fault: its text is drawn, its logits are shaped, its log-probabilities are reported."""
+
+
+class BrokenText:
+    """The text of the request at fault; that of others is real."""
+
+    def __new__(cls, tokenizer: Tokenizer, stop: Sequence[str], *args: Any) -> Any:
+        return super().__new__(cls) if list(stop) == MARKED.stop else TextStream(tokenizer, stop, *args)
+
+    stopped = None
+
+    def push(self, token: int) -> str:
+        raise Exception("Invalid prefix encountered while decoding stream")
+
+
+def broken_sampler(name: str, error: Exception) -> Callable[..., Any]:
+    real = getattr(Sampler, name)
+
+    def broken(self: Sampler, *args: Any) -> Any:
+        if self.params == MARKED:
+            raise error
+        return real(self, *args)
+
+    return broken
+
+
+def broken_logprobs(error: Exception) -> Callable[..., Any]:
+    def broken(logits: torch.Tensor, tokens: Sequence[int], count: int) -> Any:
+        if count == MARKED.logprobs:
+            raise error
+        return logprobs_of(logits, tokens, count)
+
+    return broken
+
+
+FENCED: dict[str, tuple[Any, str, Callable[[Exception], Any]]] = {
+    "random numbers": (Sampler, "uniform", lambda error: broken_sampler("uniform", error)),
+    "penalties": (Sampler, "read", lambda error: broken_sampler("read", error)),
+    "shaping": (Sampler, "shape", lambda error: broken_sampler("shape", error)),
+    "what was written": (Sampler, "write", lambda error: broken_sampler("write", error)),
+    "first logprobs": (engine_module, "logprobs_of", broken_logprobs),
+    "logprobs": (step_module, "logprobs_of", broken_logprobs),
+    "text": (engine_module, "TextStream", lambda error: BrokenText),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("where", FENCED)
+def test_what_fails_in_one_request_ends_it_alone(
+    where: str, error: str, backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer(models.WordLevel({str(at): at for at in range(SMALL_VOCAB)}, unk_token="0"))
+    expected = serve(engine_of(backbone, heads, "sequence"))
+    engine = engine_of(backbone, heads, "sequence")
+    engine.tokenizer = tokenizer
+    owner, name, broken = FENCED[where]
+    monkeypatch.setattr(owner, name, broken(ERRORS[error]()))
+    marked = engine.submit(Request("marked", small_prompt(5, seed=9), MARKED))
+    done = serve(engine)
+    assert marked.finish_reason == "error"
+    assert ("out of memory" if error == "memory" and where != "text" else "failed") in str(marked.error)
+    assert check(engine, done, expected, where) == 0
+    assert all(len(one.text.split()) == len(one.tokens) for one in done)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("kind", ["hydra", "prefix"])
+def test_a_slot_that_held_what_is_not_a_number_is_clean_for_the_next(
+    kind: str, captured: bool, backbone: Backbone
+) -> None:
+    heads = small_heads("hydra", backbone) if kind == "hydra" else prefix_heads(backbone)
+    engine = engine_of(backbone, heads, "sequence", captured)
+    expected = serve(engine)
+    state, _ = engine._memory()
+    for _ in range(SLOTS):
+        bad = engine.submit(Request("bad", small_prompt(30), SamplingParams(temperature=0.0, max_tokens=9)))
+        engine.submit(Request("good", small_prompt(3), SamplingParams(temperature=0.0, max_tokens=9)))
+        while not any(job.running for job in engine._jobs if job.request.id == "bad"):
+            engine.step()
+        (job,) = [job for job in engine._jobs if job.request.id == "bad"]
+        for pool in state.cache.pools.values():
+            pool[:, job.slot] = torch.nan
+        run(engine)
+        assert bad.finish_reason == "error"
+        assert "not numbers" in str(bad.error)
+    for _ in range(2):
+        assert check(engine, serve(engine), expected, "used again") == 0
+
+
+def test_a_cancelled_prompt_whose_states_are_not_numbers_leaves_a_clean_slot(
+    backbone: Backbone, heads: DraftHeads
+) -> None:
+    engine = engine_of(backbone, heads, "sequence")
+    expected = serve(engine)
+    engine.submit(Request("long", small_prompt(30), SamplingParams(max_tokens=3)))
+    engine.step()
+    (job,) = engine._jobs
+    state, _ = engine._memory()
+    for pool in state.cache.pools.values():
+        pool[:, job.slot] = torch.nan
+    engine.step()
+    engine.cancel("long")
+    assert check(engine, serve(engine), expected, "used again") == 0
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_rejected_guess_that_is_not_a_number_leaves_no_trace(
+    captured: bool, backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = serve(engine_of(backbone, heads, "sequence", captured))
+    engine = engine_of(backbone, heads, "sequence", captured)
+    state, _ = engine._memory()
+    poisoned = 0
+    read = Accepted.read
+
+    def poisoned_read(accepted: Accepted) -> list[Outcome]:
+        """As if the pass had written it: the last node that was not accepted, in each slot that has one."""
+        nonlocal poisoned
+        outcomes = read(accepted)
+        for row, outcome in enumerate(outcomes):
+            slot = state.cache.plan.span.slots[row]
+            width = state.cache.plan.rows.shape[1]
+            if outcome.tokens and outcome.node < width - 1:
+                for pool in state.cache.pools.values():
+                    pool[:, slot, :, state.cache.lengths[slot] + width :] = torch.nan
+                    pool[:, slot, :, 0] = torch.nan
+                outcomes[row] = replace(outcome, finite=False)
+                poisoned += 1
+        return outcomes
+
+    monkeypatch.setattr(Accepted, "read", poisoned_read)
+    assert check(engine, serve(engine), expected, "poisoned") == 0
+    assert poisoned > 5
+    monkeypatch.undo()
+    assert check(engine, serve(engine), expected, "used again") == 0
+
+
+def test_a_pass_reports_states_that_are_not_numbers(backbone: Backbone, heads: DraftHeads) -> None:
+    hidden = torch.zeros(3, 4, backbone.hidden_size)
+    hidden[1, 3, 5] = torch.nan
+    hidden[2, 0, 0] = torch.inf
+    trees = TreeBatch.of([TREES["chain"]] * 3)
+    accepted = accept_greedily(torch.zeros(3, 4, dtype=torch.int64), torch.zeros(3, 4, SMALL_VOCAB), trees)
+    assert [outcome.finite for outcome in accepted.checked(hidden).read()] == [True, False, False]
+
+
+def test_a_capture_that_runs_out_of_memory_leaves_graphs_on(backbone: Backbone, heads: DraftHeads) -> None:
+    expected = serve(engine_of(backbone, heads, "sequence", captured=True))
+    engine = engine_of(backbone, heads, "sequence")
+
+    class Small(Taped):
+        refused = 0
+
+        def record(self, work: Callable[[], tuple[torch.Tensor, ...]]) -> Recording:
+            if self.refused < 3:
+                self.refused += 1
+                raise RuntimeError("CUDA error: out of memory")
+            return super().record(work)
+
+    graphs = engine._memory()[0].graphs = Graphs(Small())
+    assert check(engine, serve(engine), expected, "capture") == 0
+    assert graphs.refused is None
+    assert graphs.active
+    assert graphs.captures > 0
+    assert len(graphs._too_large) == 3
+
+
+def test_a_broken_model_ends_the_engine(backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(backbone, heads, "sequence")
+    serve(engine)
+
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(engine._memory()[0].backbone, "verify", broken)
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        serve(engine)
+
+
+def test_too_little_memory_on_a_cpu_is_told_from_other_faults() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**58, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("the device is lost"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_prompts_begin_with_texts_of_the_same_salt_alone(backbone: Backbone, heads: DraftHeads) -> None:
+    engine = engine_of(backbone, heads, "sequence")
+    prompt, params = small_prompt(12), SamplingParams(temperature=0.0, max_tokens=2)
+    reused = []
+    for salt in ("alice", "bob", "alice", "", "bob"):
+        done = engine.submit(Request("one", prompt, params, cache_salt=salt))
+        run(engine)
+        reused.append(done.reused_tokens)
+        assert done.tokens == greedy(backbone.model, prompt, 2)
+    assert reused == [0, 0, 11, 0, 11]
