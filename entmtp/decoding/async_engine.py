@@ -12,6 +12,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
 from entmtp.decoding.engine import Engine
+from entmtp.decoding.faults import description
 from entmtp.decoding.progress import Progress
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
@@ -151,6 +152,9 @@ class AsyncEngine:
             self.engine.submit(request)
         except EntMTPError as error:
             mailbox.put(error)
+        except Exception as error:  # whatever it is, it is this request's own
+            _log.exception("request %s could not be queued", request.id)
+            mailbox.put(EntMTPError(description(error, "queueing it")))
 
     def _live(self, make: Callable[[], Engine], made: Future[None]) -> None:
         try:

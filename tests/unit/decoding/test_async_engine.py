@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from typing import Any
 
 import pytest
 
@@ -108,6 +109,31 @@ def test_a_bad_request_fails_alone(engine: Engine) -> None:
             good = asyncio.create_task(tokens_of(served, Request("good", small_prompt(3), PARAMS)))
             with pytest.raises(EntMTPError, match="it has no tokens"):
                 await tokens_of(served, Request("bad", [], PARAMS))
+            assert await good == greedy(engine.backbone.model, small_prompt(3), 30)
+            assert served.healthy
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("where", ["submit", "_progress"])
+def test_a_request_that_the_engine_stumbles_over_fails_alone(
+    where: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(engine, where)
+
+    def stumbling(*args: Any) -> Any:
+        request = args[0] if isinstance(args[0], Request) else args[0].request
+        if request.id == "bad":
+            raise Exception("Invalid prefix encountered")
+        return real(*args)
+
+    monkeypatch.setattr(engine, where, stumbling)
+
+    async def scene() -> None:
+        async with AsyncEngine(lambda: engine) as served:
+            good = asyncio.create_task(tokens_of(served, Request("good", small_prompt(3), PARAMS)))
+            with pytest.raises(EntMTPError, match="failed"):
+                await tokens_of(served, Request("bad", small_prompt(4), PARAMS))
             assert await good == greedy(engine.backbone.model, small_prompt(3), 30)
             assert served.healthy
 
