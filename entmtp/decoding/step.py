@@ -71,8 +71,9 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
         # 4. the longest accepted path is kept; its rows stay in the cache, its last state chose the next root
         samplers = [request.sampler for request in requests]
         if all(sampler.plain for sampler in samplers):
-            key = "accept", trees.shape, span
-            accepted = run(key, lambda trees: greedy(tokens, logits, trees).checked(hidden), trees)
+            accepted = run(
+                ("accept", trees.shape, span), lambda trees: greedy(tokens, logits, trees).checked(hidden), trees
+            )
         else:  # chance and penalties differ from step to step, which no captured graph may
             accepted = sampled(tokens, logits, trees, samplers).checked(hidden)
         accepted = Accepted(*map(hold, Accepted._fields, accepted))
