@@ -15,11 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import os
-import socket
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -30,12 +26,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.deaths import GIVEN_UP, NO_RETRY, RETRIED_HEADER, RETRIES
 from deployments.errors import FULL_HEADER, ApiError, full_error
-from deployments.log_file import LOGGED_HEADER, LONGEST_PATH, LogFile, announced
+from deployments.log_file import LOGGED_HEADER, LONGEST_PATH, ProxyLog
 from deployments.metrics import refusals
 from deployments.request_ids import ID_HEADER, request_id
-from entmtp.errors import EntMTPError
-
-_logger = logging.getLogger("ray.serve")
 
 _PATHS = "/v1/chat/completions", "/v1/completions"
 """Of the requests that engines answer, after the application's prefix."""
@@ -86,6 +79,7 @@ class Door:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._full: dict[Kind, _Full] = {}
+        self._log = ProxyLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -125,10 +119,6 @@ class Door:
                 await response.refuse(_DIED)
                 return
         await response.refuse(ApiError(500, GIVEN_UP, headers=NO_RETRY))
-
-    @cached_property
-    def _log(self) -> _Log:
-        return _Log()
 
     @cached_property
     def _refusals(self) -> Counter:
@@ -175,21 +165,6 @@ def _for_attempt(scope: Scope, attempt: int) -> Scope:
     """The scope of a request that goes to an ingress for the first or a further time."""
     headers = [pair for pair in scope["headers"] if pair[0].lower() != RETRIED_HEADER]
     return {**scope, "headers": [*headers, (RETRIED_HEADER, b"1")] if attempt else headers}
-
-
-class _Log:
-    """The file of this proxy, made when there is something to write."""
-
-    def __init__(self) -> None:
-        self._file: LogFile | None = None
-        try:
-            self._file = LogFile(announced(), f"proxy-{socket.gethostname()}-{os.getpid()}")
-        except EntMTPError as error:  # a proxy serves requests of which there is no line, rather than none
-            _logger.error("the requests that this proxy refuses are not logged: %s", error)
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(line)
 
 
 class _Request:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import os
 import queue
+import socket
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
@@ -17,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from entmtp.errors import EntMTPError
+
+_log = logging.getLogger("ray.serve")
 
 LOGGED_HEADER = b"x-request-logged"
 """In the responses of ingresses: the proxy need not log this request, and takes the header out."""
@@ -27,6 +32,9 @@ LONGEST_PATH = 200
 
 _FILE_BYTES, _FILES = 50_000_000, 10
 """A process keeps so much: the file it writes, and the last ones that became full."""
+
+_SETTLED_SECONDS, _UNSETTLED_SECONDS = 60.0, 1.0
+"""So often a proxy asks where the log is, when it knows and when it does not yet."""
 
 _KEY = b"entmtp:log_folder"
 
@@ -71,6 +79,36 @@ class LogFile:
             handler.close()
 
 
+class ProxyLog:
+    """The file of a proxy, in the folder that an ingress announced last. Before the first ingress nothing is logged."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._file: LogFile | None = None
+        self._next_look = 0.0
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Adds a line. A proxy whose folder can't be written serves all the same, and says so in Serve's own log."""
+        if time.monotonic() >= self._next_look:
+            self._look()
+        if self._file is not None:
+            self._file.write(line)
+
+    def _look(self) -> None:
+        """A new configuration may have named another folder."""
+        folder = announced()
+        self._next_look = time.monotonic() + (_SETTLED_SECONDS if folder else _UNSETTLED_SECONDS)
+        if folder is None or folder == self._folder:
+            return
+        if self._file is not None:
+            self._file.close()
+        self._folder, self._file = folder, None
+        try:
+            self._file = LogFile(folder, f"proxy-{socket.gethostname()}-{os.getpid()}")
+        except EntMTPError as error:
+            _log.error("what this proxy refuses is not logged: %s", error)
+
+
 def announce(folder: Path) -> None:
     """Says to the cluster's proxies where the log is."""
     from ray.experimental.internal_kv import _internal_kv_put
@@ -78,9 +116,9 @@ def announce(folder: Path) -> None:
     _internal_kv_put(_KEY, str(folder).encode(), overwrite=True)
 
 
-def announced() -> Path:
-    """The folder that an ingress has announced; `FOLDER` where none has."""
+def announced() -> Path | None:
+    """The folder that an ingress has announced last."""
     from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_initialized
 
     known = _internal_kv_get(_KEY) if _internal_kv_initialized() else None
-    return Path(known.decode()) if known else FOLDER
+    return Path(known.decode()) if known else None

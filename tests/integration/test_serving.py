@@ -14,13 +14,16 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import openai
 import psutil
 import pytest
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from deployments.metrics import ENGINE_METRICS
 from entmtp.evaluation.load.traffic import Endpoint, Traffic
 from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
 from entmtp.files import write_text
@@ -33,10 +36,25 @@ PROMPTS = ["Why is the sky blue?", "Name three rivers.", "Write a haiku about ra
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the request log."""
+    return tmp_path_factory.mktemp("requests")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Path:
+    """What `make serve` serves, with that folder."""
+    given = yaml.safe_load((ROOT / "deployments" / "config.cpu.yaml").read_text())
+    given["applications"][0]["args"]["log_folder"] = str(logs)
+    return write_text(tmp_path_factory.mktemp("config") / "config.yaml", yaml.safe_dump(given))
+
+
+@pytest.fixture(scope="module")
+def served(config: Path, logs: Path) -> Iterator[Served]:
     """The bundled model's service."""
-    with started() as found:
+    with started("--config", str(config)) as found:
         yield found
+    assert logged(logs)  # it is kept
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +65,19 @@ def url(served: Served) -> str:
 @pytest.fixture(scope="module")
 def client(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """All lines of the request log."""
+    return [json.loads(line) for path in folder.iterdir() for line in path.read_text().splitlines()]
+
+
+def test_every_metric_is_there_before_the_first_request(url: str) -> None:
+    with urllib.request.urlopen(f"{url}/metrics") as response:
+        text = response.read().decode()
+    for one in ENGINE_METRICS:
+        assert any(line.startswith(f"ray_entmtp_{one.name}") for line in text.splitlines()), one.name
+    assert 'requests_refused_total{model="smollm2-135m"} 0.0' in text
 
 
 def expected_text(bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase], prompt: str, tokens: int) -> str:
@@ -216,6 +247,64 @@ def test_many_prompts_at_once_are_each_answered(client: openai.OpenAI) -> None:
         assert len(answer.choices) == len(prompts)
 
 
+def test_more_answers_than_there_is_room_for_come_one_after_another(client: openai.OpenAI) -> None:
+    """8 run at once, 4 may wait in the engine, 8 in the ingress."""
+    for prompts, n in ((9, 1), (16, 1), (1, 16), (4, 4)):
+        answer = client.completions.create(
+            model=MODEL, prompt=[f"{number} plus {number} is" for number in range(prompts)], n=n, max_tokens=2
+        )
+        assert [choice.index for choice in answer.choices] == list(range(prompts * n))
+        assert chat(client, PROMPTS[3], 2)  # the engine is not taken for full
+    with pytest.raises(openai.BadRequestError, match="ask for fewer"):
+        client.completions.create(model=MODEL, prompt=["x"] * 17, max_tokens=2)
+    assert chat(client, PROMPTS[3], 2)
+
+
+def test_every_request_is_in_the_log_within_a_second(url: str, logs: Path) -> None:
+    good = json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 2}).encode()
+    given = [
+        (good, 200),
+        (b'{"model": 3}', 400),
+        (b"{", 400),
+        (good.replace(MODEL.encode(), b"other"), 404),
+        (b'{"model": "' + b"x" * 3_000_000 + b'"}', 413),
+    ]
+    for number, (body, status) in enumerate(given):
+        request_id = f"one-line-{number}"
+        found, _ = raw(url, post("/v1/completions", body, headers=f"X-Request-Id: {request_id}\r\n".encode()))
+        time.sleep(1.0)
+        assert [line["status"] for line in logged(logs) if line["request_id"] == request_id] == [found] == [status]
+
+
+def test_what_the_proxy_refuses_is_in_the_log(url: str, logs: Path) -> None:
+    async def burst(session: aiohttp.ClientSession, wave: str, count: int, tokens: int) -> list[int]:
+        async def ask(number: int) -> int:
+            body = {"model": MODEL, "prompt": "Once", "max_tokens": tokens}
+            body |= {"speculation": {"max_nodes": number}}
+            headers = {"x-request-id": f"{wave}-{number}"}
+            async with session.post(f"{url}/v1/completions", json=body, headers=headers) as response:
+                await response.read()
+                return response.status
+
+        return await asyncio.gather(*(ask(number) for number in range(count)))
+
+    async def scene() -> list[int]:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session:
+            first = asyncio.create_task(burst(session, "first", 40, 40))
+            await asyncio.sleep(1.0)  # by now some have been refused
+            return [*await burst(session, "second", 20, 2), *await first]
+
+    statuses = asyncio.run(scene())
+    assert set(statuses) == {200, 429}
+    time.sleep(1.0)
+    lines = [line for line in logged(logs) if line["request_id"].startswith(("first-", "second-"))]
+    assert sorted(line["status"] for line in lines) == sorted(statuses)
+    assert len({line["request_id"] for line in lines}) == 60
+    by_proxy = [json.loads(line) for path in logs.glob("proxy-*") for line in path.read_text().splitlines()]
+    assert len([line for line in by_proxy if line["request_id"].startswith("second-")]) >= 10
+    assert {line["model"] for line in by_proxy} == {MODEL}
+
+
 def test_one_seed_draws_one_text(client: openai.OpenAI) -> None:
     def drawn(seed: int | None, n: int = 1) -> list[str | None]:
         answer = client.chat.completions.create(
@@ -354,15 +443,17 @@ def test_a_taken_port_is_told(url: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_another_method_takes_over_without_a_restart(served: Served, client: openai.OpenAI, tmp_path: Path) -> None:
+def test_another_method_takes_over_without_a_restart(
+    served: Served, client: openai.OpenAI, config: Path, tmp_path: Path
+) -> None:
     before, text = engine_processes(), chat(client, PROMPTS[0])
-    config = yaml.safe_load((ROOT / "deployments" / "config.cpu.yaml").read_text())
-    config["http_options"]["port"] = int(served.address.rpartition(":")[2])
-    (application,) = config["applications"]
+    given = yaml.safe_load(config.read_text())
+    given["http_options"]["port"] = int(served.address.rpartition(":")[2])
+    (application,) = given["applications"]
     application["deployments"] = [
         {"name": application["args"]["engines"][0]["name"], "user_config": {"method": "autoregressive"}}
     ]
-    path = write_text(tmp_path / "config.yaml", yaml.safe_dump(config))
+    path = write_text(tmp_path / "config.yaml", yaml.safe_dump(given))
     command = [str(Path(sys.executable).with_name("serve")), "deploy", str(path), "--address", served.dashboard]
     subprocess.run(command, capture_output=True, check=True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deployments import log_file
-from deployments.log_file import LogFile
+from deployments.log_file import LogFile, ProxyLog
 from deployments.settings import AppArgs
 from entmtp.errors import EntMTPError
 
@@ -64,6 +64,36 @@ def test_a_folder_that_can_not_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EntMTPError, match=r"log_folder: .*file.* can't be written"):
         LogFile(tmp_path / "file", "ingress-1")
+
+
+def test_a_proxy_follows_what_the_ingresses_announce(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: list[Path | None] = [None, None, tmp_path / "one", tmp_path / "one", tmp_path / "two"]
+    monkeypatch.setattr(log_file, "_SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(log_file, "_UNSETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(log_file, "announced", lambda: told.pop(0))
+    log = ProxyLog()
+    for number in range(5):
+        log.write({"number": number})
+    for name, numbers in (("one", [2, 3]), ("two", [4])):
+        (path,) = _written(tmp_path / name)
+        assert [json.loads(line)["number"] for line in wait_for(path, len(numbers))] == numbers
+
+
+def test_a_proxy_asks_seldom_where_the_log_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: list[Path] = [tmp_path]
+    monkeypatch.setattr(log_file, "announced", lambda: told.pop(0))
+    log = ProxyLog()
+    for _ in range(3):
+        log.write({})
+    (path,) = _written(tmp_path)
+    assert len(wait_for(path, 3)) == 3
+
+
+def _written(folder: Path) -> list[Path]:
+    end = time.monotonic() + 1.0
+    while not (found := list(folder.glob("proxy-*.jsonl"))) and time.monotonic() < end:
+        time.sleep(0.005)
+    return found
 
 
 @pytest.mark.parametrize("folder", ["results", "./logs", "~someone/logs"])
