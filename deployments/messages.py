@@ -24,6 +24,7 @@ class Call:
         number: which of several answers to the prompt.
         prompt_number: which of the body's prompts; it and ``number`` choose the seed's random stream.
         cache_salt: whose earlier texts the prompt may begin with.
+        continues_text: whether the answer's text goes on from the prompt's, as in /v1/completions.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Call:
     max_nodes: int | None = None
     prompt_number: int = 0
     cache_salt: str = ""
+    continues_text: bool = False
 
     @property
     def tokens(self) -> int:

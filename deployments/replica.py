@@ -101,7 +101,14 @@ class EngineReplica:
         yield Placed()
         metrics = self._metrics.request(len(call.prompt))
         request = Request(
-            call.id, call.prompt, call.params, call.number, call.max_nodes, call.prompt_number, call.cache_salt
+            call.id,
+            call.prompt,
+            call.params,
+            call.number,
+            call.max_nodes,
+            call.prompt_number,
+            call.cache_salt,
+            call.continues_text,
         )
         try:
             # Closed also when nobody listens any more: the slot is free at the next step.

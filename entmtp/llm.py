@@ -76,7 +76,8 @@ class LLM:
     ) -> list[Completion]:
         """Answers each prompt ``n`` times: all answers to the first prompt, then those to the second, and so on.
 
-        A text is put into the model's chat template; token ids are taken as they are. With one ``params`` for all, each
+        A text is put into the model's chat template. Token ids are taken as they are, and the answer's text goes on
+        from theirs: after "the capital is" comes " Paris", with its space. With one ``params`` for all, each
         prompt draws from a random stream of its own, with a seed too. With one for each, a prompt gets the texts that
         it would get in a call of its own.
 
@@ -89,7 +90,14 @@ class LLM:
         if len(each) != len(asked):
             raise EntMTPError(f"params: {len(each)} are given for {len(asked)} prompts; give one, or one for each")
         requests = [
-            Request(f"{at}.{number}", self._encoded(at, prompt), own, number, prompt_number=at if shared else 0)
+            Request(
+                f"{at}.{number}",
+                self._encoded(at, prompt),
+                own,
+                number,
+                prompt_number=at if shared else 0,
+                continues_text=not isinstance(prompt, str),
+            )
             for at, (prompt, own) in enumerate(zip(asked, each, strict=True))
             for number in range(n)
         ]

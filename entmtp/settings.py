@@ -109,7 +109,7 @@ class SamplingParams(Settings):
     """
 
     max_tokens: int = Field(256, ge=1, description="new tokens at most")
-    min_tokens: int = Field(0, ge=0, description="new tokens before the text may end by itself")
+    min_tokens: int = Field(0, ge=0, description="new tokens before an end of text or a stop string may end it")
     temperature: FiniteFloat = Field(1.0, ge=0, le=100, description="0 takes the likeliest token")
     top_k: int = Field(0, ge=0, description="only so many of the likeliest tokens; 0: all")
     top_p: FiniteFloat = Field(1.0, gt=0, le=1, description="only the likeliest tokens that have this much together")

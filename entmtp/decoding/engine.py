@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from entmtp.decoding.completion import Completion, FinishReason, cut
+from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.faults import description, is_out_of_memory
 from entmtp.decoding.logprobs import logprobs_of
 from entmtp.decoding.progress import EngineStatistics, Progress
@@ -84,7 +85,7 @@ class Engine:
         self.heads = heads
         self.policy = policy
         self.settings = settings or EngineSettings(slots=1, context=backbone.max_context, prefix_reuse=False)
-        self.tokenizer = tokenizer
+        self.detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
         self._grows = settings is None
         self._plain = StaticPolicy(Topology.root_only(), policy.entropy_window)
         self._steps = self._tokens = 0
@@ -167,16 +168,21 @@ class Engine:
         params = request.params
         eos = frozenset() if params.ignore_eos else self.backbone.eos_token_ids
         sampler = Sampler(params, eos | frozenset(params.stop_token_ids), request.number, request.prompt_number)
-        text = None if self.tokenizer is None else TextStream(self.tokenizer, params.stop)
-        job = _Job(request, sampler, text, time.perf_counter(), completion or Completion())
+        job = _Job(request, sampler, self._text(request), time.perf_counter(), completion or Completion())
         self._waiting.append(job)
         return job.completion
 
     def check(self, request: Request) -> None:
         """Raises InvalidRequestError as :meth:`submit`; may be called from any thread."""
         check_request(request, self.backbone.vocab_size, min(self.backbone.max_context, self.settings.context))
-        if request.params.stop and self.tokenizer is None:
+        if request.params.stop and self.detokenizer is None:
             raise InvalidRequestError("stop: this engine has no tokenizer to find texts with; use stop_token_ids")
+
+    def _text(self, request: Request) -> TextStream | None:
+        if self.detokenizer is None:
+            return None
+        prompt = request.prompt if request.continues_text else ()
+        return TextStream(self.detokenizer, request.params.stop, request.params.min_tokens, prompt)
 
     def change(self, policy: Policy, settings: EngineSettings) -> None:
         """Goes on with another policy and other limits; requests that run keep their text and forget their history.

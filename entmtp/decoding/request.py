@@ -52,6 +52,8 @@ class Request:
         max_nodes: of its trees, at most; the policy chooses within that. 0 is plain decoding: the heads don't run. None
             leaves it to the policy.
         cache_salt: prompts begin only with texts of the same salt, so that one user can't time another's.
+        continues_text: whether the answer's text goes on from the prompt's, so that a space between the two is part of
+            it. Otherwise, as in a chat, it is a text of its own.
     """
 
     id: str
@@ -61,6 +63,7 @@ class Request:
     max_nodes: int | None = None
     prompt_number: int = 0
     cache_salt: str = ""
+    continues_text: bool = False
 
 
 def check_request(request: Request, vocab_size: int, window: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.text import TextStream
 from entmtp.evaluation.calibration import read_text
 from entmtp.evaluation.suites.base import Message
@@ -83,7 +84,7 @@ def traced(backbone: Backbone, heads: DraftHeads | None, ids: list[int], tokens:
 
 def up_to_stop(tokens: Sequence[int], tokenizer: Tokenizer, stop: Sequence[str]) -> list[int]:
     """The tokens up to the one that completes a stop text, as an engine ends them; all where none does."""
-    text = TextStream(tokenizer, stop)
+    text = TextStream(Detokenizer(tokenizer), stop)
     for at, token in enumerate(tokens):
         text.push(token)
         if text.stopped:

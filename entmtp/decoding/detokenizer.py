@@ -1,0 +1,168 @@
+"""What the tokens of a tokenizer spell, and how far back a new token may change the text before it.
+
+:class:`tokenizers.Tokenizer` decodes whole sequences. Text that is sent while it is written needs to know more: which
+part of it no later token can change. The tokenizer's decoder decides that, see :data:`Reach`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import dropwhile, islice, takewhile
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+
+REPLACEMENT = "\ufffd"
+"""Stands in a decoded text for bytes that are no character."""
+
+Reach = Literal["token", "character", "bytes", "text"]
+"""How far back a new token may change the decoded text.
+
+'token': not at all (WordPiece, Metaspace, plain words).
+'character': to the start of an unfinished character (byte-level vocabularies).
+'bytes': to the start of the byte tokens (``<0x0A>``) at the end (byte fallback: Llama 2, Mistral, Gemma). One byte among
+    them that belongs to no character makes each of them a replacement character.
+'text': to the first token. The decoder edits the text as a whole, or is not known here.
+"""
+
+CONTEXT = 8
+"""Tokens that are decoded again before new ones. The start of a character is at most 3 tokens back."""
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_PRINTABLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+_UNPRINTABLE = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF_SIGN = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + at): byte for at, byte in enumerate(_UNPRINTABLE)}
+"""The alphabet in which byte-level vocabularies (GPT-2's and most since) write bytes."""
+
+
+class Detokenizer:
+    """The decoding side of one tokenizer. Special tokens and ids beyond the vocabulary have no text.
+
+    Attributes:
+        reach: how far back a new token may change the text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._special = {added.content for added in tokenizer.get_added_tokens_decoder().values() if added.special}
+        self._spelt: dict[tuple[int, bool], bytes] = {}
+        self.reach = _reach(tokenizer)
+        self._anchor = next(self._anchors(), None)
+        self._anchor_text = "" if self._anchor is None else self.decode([self._anchor])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of a sequence, special tokens left out."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def name(self, token: int) -> str:
+        """The token as the vocabulary writes it; empty for an id beyond the vocabulary."""
+        return str(self._tokenizer.id_to_token(token) or "")
+
+    def has_text(self, token: int) -> bool:
+        """Whether a token takes part in decoding at all."""
+        name = self._tokenizer.id_to_token(token)
+        return name is not None and name not in self._special and (name != "" or self.reach != "character")
+
+    def byte(self, token: int) -> int | None:
+        """The byte that a byte token (``<0x0A>``) stands for; None for any other token."""
+        name = self.name(token) if self.reach == "bytes" else ""
+        return int(name[3:5], 16) if _BYTE_TOKEN.fullmatch(name) else None
+
+    def spelling(self, token: int, first: bool = False) -> bytes:
+        """The bytes that a token adds to a text, maybe a part of a character; of its ``first`` token, if so.
+
+        Many tokenizers leave out the space before a text's first word.
+        """
+        if (token, first) not in self._spelt:
+            self._spelt[token, first] = self._spell(token, first) if self.has_text(token) else b""
+        return self._spelt[token, first]
+
+    def context(self, tokens: Sequence[int]) -> list[int]:
+        """Few tokens that text which follows ``tokens`` can be decoded after as well as after all of them.
+
+        An unfinished character at the end is among them; finished ones that byte tokens spell are not, as no later
+        token can be meant to undo them.
+        """
+        if self.reach == "text" or self._anchor is None:
+            return list(filter(self.has_text, tokens))
+        tail = list(islice(filter(self.has_text, reversed(tokens)), CONTEXT + 1))
+        if not tail or (len(tail) <= CONTEXT and self.byte(tail[0]) is None):
+            return tail[::-1]
+        run = list(takewhile(lambda token: self.byte(token) is not None, tail))[::-1]
+        words = dropwhile(lambda token: self.byte(token) is not None, tail[len(run) : CONTEXT][::-1])
+        return [self._anchor, *words, *self._unfinished(run)]
+
+    def _unfinished(self, run: list[int]) -> list[int]:
+        """Byte tokens at the end of a ``run`` of them that may still become a character."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(bytes(byte for token in run if (byte := self.byte(token)) is not None))
+        return run[len(run) - len(decoder.getstate()[0]) :]
+
+    def _anchors(self) -> Iterator[int]:
+        """Tokens that a text may begin with so that the next one is not its first."""
+        for token in range(self._tokenizer.get_vocab_size()):
+            if self.has_text(token) and self.byte(token) is None:
+                text = self.decode([token])
+                if text.strip() and REPLACEMENT not in text:
+                    yield token
+
+    def _spell(self, token: int, first: bool) -> bytes:
+        text = self.decode([token])
+        if not first and self._anchor is not None:
+            after = self.decode([self._anchor, token])
+            text = after[len(self._anchor_text) :] if after.startswith(self._anchor_text) else text
+        if REPLACEMENT not in text:
+            return text.encode()
+        name, byte = self.name(token), self.byte(token)
+        if byte is not None:
+            return bytes([byte])
+        if self.reach == "character" and all(sign in _BYTE_OF_SIGN for sign in name):
+            return bytes(_BYTE_OF_SIGN[sign] for sign in name)
+        return text.encode()
+
+
+def _reach(tokenizer: Tokenizer) -> Reach:
+    if tokenizer.decoder is None:
+        return "token"
+    try:
+        state = json.loads(tokenizer.decoder.__getstate__())
+    except Exception:  # of a type that only the library knows: a decoder written in Python has no state
+        return "text"
+    found: Reach = "token"
+    fused = False
+    for part in _parts(state):
+        kind = part["type"]
+        if not fused and kind == "ByteLevel" and found == "token":
+            found, fused = "character", True
+        elif not fused and kind == "ByteFallback" and found == "token":
+            found = "bytes"
+        elif not (_keeps_texts(part) if fused else _keeps_tokens(part)):
+            return "text"
+        fused = fused or kind == "Fuse"
+    return found
+
+
+def _parts(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if state["type"] != "Sequence":
+        yield state
+        return
+    for part in state["decoders"]:
+        yield from _parts(part)
+
+
+def _keeps_tokens(part: dict[str, Any]) -> bool:
+    """Whether a decoder that sees single tokens never changes one because of a later one."""
+    return part["type"] in {"Fuse", "Strip", "Replace", "Metaspace", "WordPiece", "BPEDecoder"}
+
+
+def _keeps_texts(part: dict[str, Any]) -> bool:
+    """Whether a decoder that sees the whole text never changes its beginning because of what follows."""
+    kind = part["type"]
+    if kind == "Strip":
+        return part["stop"] == 0
+    if kind == "Replace":
+        return len(part["pattern"].get("String", "")) == 1
+    return kind in {"Fuse", "Metaspace"}
