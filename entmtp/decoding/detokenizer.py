@@ -23,7 +23,7 @@ Reach = Literal["token", "character", "bytes", "text"]
 
 'token': not at all (WordPiece, Metaspace, plain words).
 'character': to the start of an unfinished character (byte-level vocabularies).
-'bytes': to the start of the byte tokens (``<0x0A>``) at the end (byte fallback: Llama 2, Mistral, Gemma). One byte among
+'bytes': to the start of the byte tokens (``<0x0A>``) at the end (byte fallback: Llama 2, Mistral, Gemma). One byte in
     them that belongs to no character makes each of them a replacement character.
 'text': to the first token. The decoder edits the text as a whole, or is not known here.
 """

@@ -16,6 +16,7 @@ from entmtp.decoding import step as step_module
 from entmtp.decoding.acceptance import Accepted, Outcome
 from entmtp.decoding.acceptance import greedy as accept_greedily
 from entmtp.decoding.completion import Completion
+from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.faults import is_out_of_memory
 from entmtp.decoding.graphs import Graphs, Recording
@@ -176,8 +177,8 @@ MARKED = SamplingParams(temperature=0.5, seed=3, max_tokens=9, logprobs=7, repet
 class BrokenText:
     """The text of the request at fault; that of others is real."""
 
-    def __new__(cls, tokenizer: Tokenizer, stop: Sequence[str], *args: Any) -> Any:
-        return super().__new__(cls) if list(stop) == MARKED.stop else TextStream(tokenizer, stop, *args)
+    def __new__(cls, detokenizer: Detokenizer, stop: Sequence[str], *args: Any) -> Any:
+        return super().__new__(cls) if list(stop) == MARKED.stop else TextStream(detokenizer, stop, *args)
 
     stopped = None
 
@@ -224,7 +225,7 @@ def test_what_fails_in_one_request_ends_it_alone(
     tokenizer = Tokenizer(models.WordLevel({str(at): at for at in range(SMALL_VOCAB)}, unk_token="0"))
     expected = serve(engine_of(backbone, heads, "sequence"))
     engine = engine_of(backbone, heads, "sequence")
-    engine.tokenizer = tokenizer
+    engine.detokenizer = Detokenizer(tokenizer)
     owner, name, broken = FENCED[where]
     monkeypatch.setattr(owner, name, broken(ERRORS[error]()))
     marked = engine.submit(Request("marked", small_prompt(5, seed=9), MARKED))
