@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -12,16 +13,17 @@ from entmtp.evaluation.arms import (
     check_acceptance,
     check_arms,
     make_engine,
+    make_policy,
 )
 from entmtp.evaluation.replay import all_trees
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.cost import StepCost
 from entmtp.scheduling.ladder import best_static
-from entmtp.scheduling.policies import SequencePolicy
+from entmtp.scheduling.policies import ScheduledPolicy, SequencePolicy
 from entmtp.trees.published import published_tree
 from entmtp.trees.replay import best_schedule
 from entmtp.trees.topology import Topology
-from tests.small import small_bank, traced
+from tests.small import small_bank, trace_of, traced
 from tests.tiny import greedy, random_heads, random_tokens, tiny_model
 
 NEW_TOKENS = 40
@@ -100,6 +102,14 @@ def test_no_arm_of_the_same_heads_and_bank_beats_the_oracle(
     assert all(
         predicted["oracle"] <= predicted[arm] + 1e-9 for arm in ("hydra-best", "entmtp", "entmtp-goodput", "always-big")
     )
+
+
+def test_the_oracle_chooses_from_all_trees_of_its_bank(hindsight: Hindsight, tools: Toolbox) -> None:
+    trace = trace_of([[at % 5, at // 5 % 3, at // 15 % 2, 0] for at in range(60)])  # several trees are best somewhere
+    oracle = make_policy("oracle", tools, replace(hindsight, trace=trace))
+    assert isinstance(oracle, ScheduledPolicy)
+    assert oracle.by_position == best_schedule(trace, all_trees(tools.banks["hydra"]), COST)[0]
+    assert len(set(oracle.by_position.values())) > 2
 
 
 def test_arms_come_in_their_order_and_once() -> None:

@@ -7,10 +7,14 @@ from typer.testing import CliRunner
 
 from entmtp.cli import app
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.replay import DYNAMIC, POLICIES, cost_of, policies, replay_file, replay_policy
+from entmtp.evaluation.replay import DYNAMIC, POLICIES, all_trees, cost_of, policies, replay_file, replay_policy
 from entmtp.scheduling.cost import PartedCost, StepCost
+from entmtp.scheduling.goodput import candidates
 from entmtp.scheduling.policies import StaticPolicy
-from entmtp.trees.replay import replayed_tau
+from entmtp.scheduling.replay import replayed
+from entmtp.trees import topology
+from entmtp.trees.bank import TreeBank
+from entmtp.trees.replay import best_schedule, replayed_tau
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import save_traces
 from tests.small import drawn_trace, small_bank
@@ -51,6 +55,28 @@ def test_nothing_beats_hindsight_and_plain_decoding_is_the_measure(cost: PartedC
     assert found["autoregressive"].speedup.value == pytest.approx(1)
     for name in set(POLICIES) - {"published"}:  # its tree is not among the bank's
         assert (found["oracle"].ms <= found[name].ms + 1e-6).all()
+
+
+def every_tree_of(bank: TreeBank) -> set[tuple[topology.Path, ...]]:
+    """What best-static, ladder and goodput choose from, told without their code."""
+    frontiers = [*bank.shallower, bank.overall, *bank.bins]
+    found = {tuple(sorted(one.paths[:size], key=lambda path: (len(path), path))) for one in frontiers
+             for size in range(len(one.paths) + 1)}  # fmt: skip
+    return found | {tree.paths for tree in candidates(bank.predictor)}
+
+
+def test_the_oracle_chooses_from_every_tree_that_a_policy_may_choose() -> None:
+    bank = small_bank()
+    expected = every_tree_of(bank)
+    assert len(expected) > 8
+    assert expected <= {tree.paths for tree in all_trees(bank)}
+    trees = [Topology.of(paths) if paths else Topology.root_only() for paths in expected]
+    oracle = policies(bank, STEEP, 4)["oracle"]
+    for trace in TRACES:
+        _, best = best_schedule(trace, trees, STEEP)
+        found = replay_policy([trace], oracle, STEEP)
+        assert found.ms[0] <= best + 1e-6
+        assert len({step.topology for step in replayed(trace, oracle(trace))}) > 2
 
 
 def test_where_trees_are_free_a_speedup_is_tau() -> None:

@@ -6,11 +6,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
+from entmtp.decoding.completion import Completion
+from entmtp.decoding.engine import Engine
+from entmtp.evaluation import runner
 from entmtp.evaluation.arms import LOSSLESS, Toolbox, params_of
 from entmtp.evaluation.dispatch import Outcome
 from entmtp.evaluation.reference import first_difference, up_to_stop
 from entmtp.evaluation.rows import RequestRow, StepRow
-from entmtp.evaluation.runner import Worker, Workplace, text_params
+from entmtp.evaluation.runner import Worker, Workplace, _complete, text_params
 from entmtp.evaluation.suites import Prompt, get_suite
 from entmtp.evaluation.summary import LOSSY
 from entmtp.evaluation.units import Unit, make_units
@@ -68,6 +71,26 @@ def test_every_arm_runs_every_prompt_as_often_as_asked(outcomes: list[Outcome]) 
         assert {kind: StepCost.model_validate(cost) for kind, cost in measured["costs"].items()}.keys() == set(KINDS)
         assert outcome.busy_seconds > sum(row.seconds for row in requests_of(outcome))
         assert not outcome.failures
+
+
+def test_every_arm_runs_once_for_warming_up_before_its_first_measured_run(
+    worker: Worker, units: list[Unit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[tuple[int, int]] = []
+
+    def complete(engine: Engine, ids: list[int], params: SamplingParams) -> Completion:
+        runs.append((id(engine), params.max_tokens))
+        return _complete(engine, ids, params)
+
+    monkeypatch.setattr(runner, "_complete", complete)
+    monkeypatch.setattr(worker, "_warm", set())
+    arms = ["autoregressive", "hydra", "entmtp"]
+    measured = len(arms) * SETTINGS.repetitions
+    for unit, warming in ((units[0], 3), (units[1], 0)):  # once for each suite
+        runs.clear()
+        assert len(requests_of(worker.run(unit, arms, SETTINGS))) == measured
+        assert [tokens for _, tokens in runs] == [8] * warming + [SETTINGS.max_new_tokens] * measured
+        assert {engine for engine, _ in runs[:warming]} == ({engine for engine, _ in runs} if warming else set())
 
 
 def test_arms_rotate_from_round_to_round_in_an_order_of_each_prompts_own(outcomes: list[Outcome]) -> None:

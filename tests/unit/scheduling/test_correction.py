@@ -147,6 +147,18 @@ def test_steps_of_two_requests_teach_of_two_alone() -> None:
     assert machine.draft(wide(1)) == COST.draft(wide(1))
 
 
+@pytest.mark.parametrize("trees", [(0, 16), (16, 0), (1, 0, 16)])
+def test_a_step_of_several_trees_teaches_of_the_widest_to_which_all_are_padded(trees: tuple[int, ...]) -> None:
+    machine = BatchedCost(measured={1: COST, len(trees): COST})
+    policy = CorrectingPolicy(lambda cost: StaticPolicy(wide(2), 8), machine)
+    cost = policy._machine.of_batch(len(trees))
+    draft = COST.draft(wide(16))
+    for _ in range(8 * PERIOD):
+        took = {"policy": 0.0, "verify": COST(wide(16)) - draft, "draft": draft}
+        policy.observe([wide(nodes) for nodes in trees], took)
+    assert [cost(wide(nodes)) for nodes in SIZES] == pytest.approx([COST(wide(nodes)) for nodes in SIZES])
+
+
 def test_what_a_step_should_gain_is_told_where_the_policy_says() -> None:
     policy = CorrectingPolicy(lambda cost: GoodputPolicy(small_predictor(), cost.of_batch, 8), COST)
     assert policy.foretold is None

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from entmtp.scheduling.belief import Belief
 from entmtp.scheduling.goodput import GoodputPolicy, candidates
 from entmtp.scheduling.rate import BatchCosts, best_choices
 from entmtp.scheduling.signals import Signals
@@ -44,6 +45,13 @@ def test_everything_that_may_be_right_where_nodes_cost_nothing() -> None:
     policy = GoodputPolicy(PREDICTOR, linear(0.0), 8)
     assert chosen_by(policy, HARD)[0].paths == ((0,), (1,))
     assert chosen_by(policy, EASY)[0].nodes == 4
+
+
+def test_guesses_are_expected_to_gain_the_chances_of_their_paths_the_root_not_counted() -> None:
+    policy, beliefs = GoodputPolicy(PREDICTOR, linear(0.0), 8), [Belief()]
+    (choice,) = policy.choose([EASY], beliefs, [63], lambda requests: pytest.fail("it drafted"))
+    assert choice.topology.nodes == 4
+    assert beliefs[0].expected == pytest.approx(0.9 + 0.8 + 0.7 + 0.05)
 
 
 def test_plain_decoding_where_every_node_costs_a_step() -> None:
