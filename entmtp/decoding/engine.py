@@ -7,14 +7,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from tokenizers import Tokenizer
 
-from entmtp.decoding.completion import Completion, FinishReason, cut
+from entmtp.decoding.completion import Completion, FinishReason
 from entmtp.decoding.detokenizer import Detokenizer
-from entmtp.decoding.faults import description, is_out_of_memory
+from entmtp.decoding.faults import NotNumbersError, description, is_out_of_memory
+from entmtp.decoding.job import Job
 from entmtp.decoding.logprobs import logprobs_of
 from entmtp.decoding.progress import EngineStatistics, Progress
 from entmtp.decoding.request import InvalidRequestError, Request, RunningRequest, check_request
@@ -38,32 +38,6 @@ _WINDOW = 64
 
 class EngineFullError(EntMTPError):
     """As many requests wait as may; try again later."""
-
-
-@dataclass
-class _Job:
-    """A request that waits for a slot, whose prompt is being read, or that runs."""
-
-    request: Request
-    sampler: Sampler
-    text: TextStream | None
-    arrived: float
-    completion: Completion = field(default_factory=Completion)
-    slot: int = -1
-    read: int = 0
-    running: RunningRequest | None = None
-
-    def move(self, slot: int) -> None:
-        """Notes that it lies in another slot."""
-        self.slot = slot
-        if self.running is not None:
-            self.running.slot = slot
-
-    @property
-    def outstanding(self) -> int:
-        """Tokens that it may still take."""
-        request = self.request
-        return len(request.prompt) - self.read + request.params.max_tokens - len(self.completion.tokens)
 
 
 class Engine:
@@ -90,8 +64,8 @@ class Engine:
         self._plain = StaticPolicy(Topology.root_only(), policy.entropy_window)
         self._steps = self._tokens = 0
         self._gained, self._busy = Ema(_WINDOW), Ema(_WINDOW)
-        self._waiting: deque[_Job] = deque()
-        self._jobs: list[_Job] = []
+        self._waiting: deque[Job] = deque()
+        self._jobs: list[Job] = []
         self._state: DecodingState | None = None
         self._slots: Slots | None = None
         if not self._grows:
@@ -168,7 +142,7 @@ class Engine:
         params = request.params
         eos = frozenset() if params.ignore_eos else self.backbone.eos_token_ids
         sampler = Sampler(params, eos | frozenset(params.stop_token_ids), request.number, request.prompt_number)
-        job = _Job(request, sampler, self._text(request), time.perf_counter(), completion or Completion())
+        job = Job(request, sampler, self._text(request), time.perf_counter(), completion or Completion())
         self._waiting.append(job)
         return job.completion
 
@@ -218,8 +192,7 @@ class Engine:
         What goes wrong with one request ends that one with an error and touches no other. What can't be told from a
         fault of the model or the device is raised: nothing can be served any more then.
         """
-        failed = self._admit()
-        failed += self._read_prompts()
+        failed = self._admit() + self._read_prompts()
         running = [job for job in self._jobs if job.running is not None]
         return failed + (self._decode(running) if running else [])
 
@@ -243,7 +216,7 @@ class Engine:
     def _has_room(self) -> bool:
         return not self._jobs if self._grows else self._slots is not None and self._slots.free > 0
 
-    def _enter(self, job: _Job) -> None:
+    def _enter(self, job: Job) -> None:
         request = job.request
         if self._grows:
             self._make_room(len(request.prompt) + request.params.max_tokens)
@@ -273,10 +246,10 @@ class Engine:
                 self._check_alive(error)
                 continue
             if job.running is not None and math.isnan(job.running.entropy):
-                failed.append(self._fail_on_nan(job))
+                failed.append(self._fail(job, NotNumbersError(), "reading its prompt"))
         return failed
 
-    def _read(self, job: _Job, part: Sequence[int]) -> None:
+    def _read(self, job: Job, part: Sequence[int]) -> None:
         state, slots = self._memory()
         state.read(job.slot, part)
         slots.write(job.slot, part)
@@ -284,31 +257,27 @@ class Engine:
         if job.read == len(job.request.prompt):
             job.running = self._begun(job, state)
 
-    def _begun(self, job: _Job, state: DecodingState) -> RunningRequest:
+    def _begun(self, job: Job, state: DecodingState) -> RunningRequest:
         job.sampler.read(job.request.prompt, self.backbone.vocab_size, self.backbone.device)
         logits = state.logits(job.slot)
         root, uncertainty = state.begin(job.slot, logits, job.sampler)
-        tracker = SignalTracker(self.policy.entropy_window)
-        running = RunningRequest(
-            job.slot,
-            tracker,
-            self.policy.start(),
-            root,
-            uncertainty,
-            job.sampler,
-            max_nodes=job.request.max_nodes,
-        )
+        running = self._running(job.slot, root, uncertainty)
+        running.sampler, running.max_nodes = job.sampler, job.request.max_nodes
         if (count := job.request.params.logprobs) is not None:
             running.logprobs += logprobs_of(logits[None], [root], count)
         job.completion.prefill_seconds = time.perf_counter() - job.arrived - job.completion.waiting_seconds
         return running
+
+    def _running(self, slot: int, root: int, uncertainty: float) -> RunningRequest:
+        tracker = SignalTracker(self.policy.entropy_window)
+        return RunningRequest(slot, tracker, self.policy.start(), root, uncertainty)
 
     def _memory(self) -> tuple[DecodingState, Slots]:
         assert self._state is not None
         assert self._slots is not None
         return self._state, self._slots
 
-    def _decode(self, jobs: list[_Job]) -> list[Progress]:
+    def _decode(self, jobs: list[Job]) -> list[Progress]:
         slots = self._memory()[1]
         progress = self._compact_slots(jobs)
         jobs = sorted((job for job in jobs if job in self._jobs), key=lambda job: job.slot)
@@ -350,7 +319,7 @@ class Engine:
             except Exception as error:
                 request.failure = error
 
-    def _compact_slots(self, running: Sequence[_Job]) -> list[Progress]:
+    def _compact_slots(self, running: Sequence[Job]) -> list[Progress]:
         """Moves the ``running`` into the first slots.
 
         A step reads slots that follow one another where they lie, and needs graphs by their number alone.
@@ -369,41 +338,20 @@ class Engine:
                 job.move({one: other, other: one}.get(job.slot, job.slot))
         return []
 
-    def _outcome(self, job: _Job, request: RunningRequest) -> Progress:
+    def _outcome(self, job: Job, request: RunningRequest) -> Progress:
         if request.failure is not None:
             return self._fail(job, request.failure, "a step of it")
         if math.isnan(request.entropy):
-            return self._fail_on_nan(job)
+            return self._fail(job, NotNumbersError(), "a step of it")
         try:
-            return self._progress(job, request)
+            progress = job.take_in(request)
         except Exception as error:
             return self._fail(job, error, "making its text")
+        if progress.finish_reason:
+            self._finish(job, progress.finish_reason)
+        return progress
 
-    def _progress(self, job: _Job, request: RunningRequest) -> Progress:
-        done, params = job.completion, job.request.params
-        begin = len(done.tokens)
-        count, reason = cut(request.tokens[begin:], params.max_tokens - begin, job.sampler.stops)
-        new = request.tokens[begin : begin + count]
-        text = ""
-        if job.text is not None:
-            for at, token in enumerate(new):
-                text += "" if token in job.sampler.stops else job.text.push(token)
-                if job.text.stopped:
-                    new, reason = new[: at + 1], "stop"
-                    break
-            text += job.text.finish() if reason else ""
-        done.tokens += new
-        done.text += text
-        logprobs = request.logprobs[begin : begin + len(new)]
-        done.logprobs += logprobs
-        done.steps = request.steps
-        done.seconds = time.perf_counter() - job.arrived
-        done.first_token_seconds = done.first_token_seconds or done.seconds
-        if reason:
-            self._finish(job, reason)
-        return Progress(job.request.id, new, text, logprobs, reason, done)
-
-    def _finish(self, job: _Job, reason: FinishReason, error: str | None = None) -> Progress:
+    def _finish(self, job: Job, reason: FinishReason, error: str | None = None) -> Progress:
         job.completion.finish_reason, job.completion.error = reason, error
         if job in self._jobs:
             self._jobs.remove(job)
@@ -412,7 +360,7 @@ class Engine:
             self._waiting.remove(job)
         return Progress(job.request.id, [], "", [], reason, job.completion)
 
-    def _is_finite(self, job: _Job) -> bool:
+    def _is_finite(self, job: Job) -> bool:
         """Whether all rows of its slot are numbers, as far as that can be told."""
         if job.running is not None:
             return job.running.finite
@@ -421,16 +369,10 @@ class Engine:
         except RuntimeError:
             return False
 
-    def _fail(self, job: _Job, error: Exception, doing: str) -> Progress:
+    def _fail(self, job: Job, error: Exception, doing: str) -> Progress:
         _log.error("request %s: %s failed", job.request.id, doing, exc_info=error)
         self._free_memory(error)
         return self._finish(job, "error", description(error, doing))
-
-    def _fail_on_nan(self, job: _Job) -> Progress:
-        _log.error("request %s: the model's logits are not numbers", job.request.id)
-        return self._finish(
-            job, "error", "model: its logits are not numbers for this text; it or its weights are broken"
-        )
 
     def _free_memory(self, error: Exception) -> None:
         if is_out_of_memory(error) and self.backbone.device.type == "cuda":
@@ -446,9 +388,7 @@ class Engine:
         state, slots = self._memory()
         slot, _ = slots.take([0])
         try:
-            root, uncertainty = state.prefill(slot, [0])
-            tracker = SignalTracker(self.policy.entropy_window)
-            decode_step(state, self.policy, [RunningRequest(slot, tracker, self.policy.start(), root, uncertainty)])
+            decode_step(state, self.policy, [self._running(slot, *state.prefill(slot, [0]))])
         except Exception as broken:
             raise error from broken
         finally:

@@ -15,6 +15,13 @@ _OUT_OF_MEMORY = (
 )
 
 
+class NotNumbersError(EntMTPError):
+    """The model computes NaN for a text."""
+
+    def __init__(self) -> None:
+        super().__init__("model: its logits are not numbers for this text; it or its weights are broken")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the host or the device had too little memory; on a CPU PyTorch has no exception type for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

@@ -11,6 +11,7 @@ import pytest
 
 from entmtp.decoding.async_engine import AsyncEngine, EngineDeadError
 from entmtp.decoding.engine import Engine
+from entmtp.decoding.job import Job
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.scheduling.policies import StaticPolicy
@@ -115,19 +116,19 @@ def test_a_bad_request_fails_alone(engine: Engine) -> None:
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize("where", ["submit", "_progress"])
+@pytest.mark.parametrize(("owner", "name"), [(Engine, "submit"), (Job, "take_in")])
 def test_a_request_that_the_engine_stumbles_over_fails_alone(
-    where: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    owner: type, name: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = getattr(engine, where)
+    real = getattr(owner, name)
 
-    def stumbling(*args: Any) -> Any:
-        request = args[0] if isinstance(args[0], Request) else args[0].request
+    def stumbling(self: Any, argument: Any) -> Any:
+        request = argument if isinstance(argument, Request) else self.request
         if request.id == "bad":
             raise Exception("Invalid prefix encountered")
-        return real(*args)
+        return real(self, argument)
 
-    monkeypatch.setattr(engine, where, stumbling)
+    monkeypatch.setattr(owner, name, stumbling)
 
     async def scene() -> None:
         async with AsyncEngine(lambda: engine) as served:
