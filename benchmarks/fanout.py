@@ -37,9 +37,9 @@ from entmtp.evaluation.runner import Workplace
 from entmtp.evaluation.storage import open_store
 from entmtp.evaluation.suites import Prompt
 from entmtp.evaluation.units import Unit
+from entmtp.ray_head import LOCAL_SETTINGS
 from entmtp.scheduling.cost import hardware_name
 from entmtp.settings import BenchmarkSettings
-from jobs.local import LOCAL_SETTINGS
 from jobs.pool import WorkerPool
 
 WORKERS = (1, 2, 4)

@@ -33,8 +33,8 @@ from rich.console import Console
 from benchmarks.record import Cell, Table, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
+from entmtp.ray_head import LOCAL_SETTINGS, free_ports
 from entmtp.scheduling.cost import hardware_name
-from jobs.local import LOCAL_SETTINGS, free_ports
 
 APP, ENGINE, MODEL = "entmtp", "dynamic", "smollm2-135m"
 PROMPTS = [f"{ask} {thing}." for ask in ("Describe", "Tell me about") for thing in ("rain", "bread", "ships", "trees")]
@@ -170,11 +170,9 @@ class Stage:
 
     def running(self, name: str) -> int:
         """Replicas of a deployment that run."""
-        from ray import serve
-        from ray.serve._private.common import ReplicaState
+        from deployments.ray_internals import running_replicas
 
-        deployment = serve.status().applications[APP].deployments[name]
-        return int(deployment.replica_states.get(ReplicaState.RUNNING, 0))
+        return running_replicas(APP)[name]
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Of a deployment's replicas."""

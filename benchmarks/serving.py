@@ -30,10 +30,10 @@ from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
 from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
 from entmtp.evaluation.verdicts import ratio
 from entmtp.models.registry import encode_chat
+from entmtp.ray_head import free_ports
 from entmtp.scheduling.cost import hardware_name
 from entmtp.session import Method, load_method
 from entmtp.settings import EngineSettings, SamplingParams
-from jobs.local import free_ports
 
 BAR = 1.10
 NOTES = (

@@ -13,6 +13,7 @@ from ray.serve.schema import LoggingConfig
 from deployments.autoscaling import TokensPolicy
 from deployments.ingress import Ingress
 from deployments.limiter import Limiter
+from deployments.ray_internals import NodeBound
 from deployments.replica import EngineReplica
 from deployments.router import PrefixRouter
 from deployments.settings import AppArgs, EngineArgs, LimitArgs, RoutingArgs
@@ -20,6 +21,19 @@ from deployments.settings import AppArgs, EngineArgs, LimitArgs, RoutingArgs
 _HEALTH_SECONDS = 2.0
 _INGRESS_REQUESTS = 10_000
 _ASK_SECONDS = 0.2
+_DRAIN_SECONDS = 0.5
+
+
+class _Ingress(NodeBound, Ingress):
+    pass
+
+
+class _Engine(NodeBound, EngineReplica):
+    pass
+
+
+class _Limiter(NodeBound, Limiter):
+    pass
 
 
 def build(args: AppArgs) -> serve.Application:
@@ -27,7 +41,9 @@ def build(args: AppArgs) -> serve.Application:
     engines = {one.name: _engine(one, args.routing, args.limits) for one in args.engines}
     limits = args.limits
     limited = limits.requests_per_minute is not None or limits.tokens_per_minute is not None
-    limiter = serve.deployment(ray_actor_options={"num_cpus": 0})(Limiter).bind(limits) if limited else None
+    limiter = (
+        serve.deployment(name="Limiter", ray_actor_options={"num_cpus": 0})(_Limiter).bind(limits) if limited else None
+    )
     ingress = serve.deployment(
         name="ingress",
         num_replicas=args.ingress_replicas,
@@ -35,8 +51,9 @@ def build(args: AppArgs) -> serve.Application:
         max_ongoing_requests=_INGRESS_REQUESTS,
         health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_timeout_s=limits.request_seconds,
+        graceful_shutdown_wait_loop_s=_DRAIN_SECONDS,
         logging_config=LoggingConfig(enable_access_log=False),
-    )(serve.ingress()(Ingress))
+    )(serve.ingress()(_Ingress))
     # All ingresses of this start share it, and nothing keeps it: the hashes of one start can't be told from another's.
     secret = secrets.token_bytes(32)
     return ingress.bind(args, engines, limiter, secret)
@@ -77,9 +94,9 @@ def _engine(args: EngineArgs, routing: RoutingArgs, limits: LimitArgs) -> serve.
         max_queued_requests=limits.queued_requests,
         health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_timeout_s=limits.request_seconds,
-        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_wait_loop_s=_DRAIN_SECONDS,
         logging_config=LoggingConfig(enable_access_log=False),
-    )(EngineReplica)
+    )(_Engine)
     return deployment.bind(args)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import os
 import re
 import secrets
@@ -18,6 +17,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from deployments.addresses import is_loopback
 from deployments.errors import ApiError
 from entmtp.errors import EntMTPError
 
@@ -78,13 +78,7 @@ def load_keys(path: Path | None) -> Keys:
 
 def refuse_strangers(host: str, keys: Keys, allow_anonymous: bool) -> None:
     """Raises EntMTPError where other machines could reach a service that knows no keys."""
-    if keys or allow_anonymous:
-        return
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if not loopback:
+    if not (keys or allow_anonymous or is_loopback(host)):
         raise EntMTPError(
             f"api_keys_file: the service has no API keys but listens on {host}; make a key with"
             " 'python -m deployments.auth NAME', or set allow_anonymous"

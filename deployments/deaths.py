@@ -7,8 +7,9 @@ import logging
 import time
 from typing import Any
 
-from ray._private.state import actors
 from starlette.types import Scope
+
+from deployments.ray_internals import actors
 
 _log = logging.getLogger("ray.serve")
 

@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 
 from ray.util.metrics import Counter
 from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.addresses import ONGOING_PATH
 from deployments.deaths import GIVEN_UP, NO_RETRY, RETRIED_HEADER, RETRIES
 from deployments.errors import FULL_HEADER, ApiError, full_error
 from deployments.log_file import LOGGED_HEADER, LONGEST_PATH, ProxyLog
@@ -80,11 +82,22 @@ class Door:
         self._app = app
         self._full: dict[Kind, _Full] = {}
         self._log = ProxyLog()
+        self._ongoing = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-            return
+        elif scope["path"] == ONGOING_PATH:
+            await JSONResponse({"requests": self._ongoing})(scope, receive, send)
+        else:
+            counted = scope["path"].endswith(_PATHS)
+            self._ongoing += counted
+            try:
+                await self._answer_and_log(scope, receive, send)
+            finally:
+                self._ongoing -= counted
+
+    async def _answer_and_log(self, scope: Scope, receive: Receive, send: Send) -> None:
         came, id = time.perf_counter(), request_id(scope)
         request, response = _Request(receive), _Response(send, id)
         await self._answer(scope, request, response)

@@ -8,12 +8,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.serve._private.common import ReplicaState
 
 from deployments.access_log import Log
 from deployments.api import make_api
 from deployments.auth import load_keys, refuse_strangers
 from deployments.log_file import LogFile, announce
+from deployments.ray_internals import http_host, running_replicas
 from deployments.scrape import scraped
 from deployments.service import Service
 from deployments.settings import AppArgs
@@ -26,7 +26,7 @@ class Ingress:
 
     def __init__(self, args: AppArgs, handles: dict[str, Any], limiter: Any | None, secret: bytes) -> None:
         self._keys = load_keys(args.api_keys_file)
-        refuse_strangers(_http_host(), self._keys, args.allow_anonymous)
+        refuse_strangers(http_host(), self._keys, args.allow_anonymous)
         self._service = Service(args, handles, limiter)
         context = serve.get_replica_context()
         self._app = context.app_name
@@ -51,16 +51,7 @@ class Ingress:
         return known
 
     def _engines_running(self) -> dict[str, bool]:
-        deployments = serve.status().applications[self._app].deployments
-        running = {name: status.replica_states.get(ReplicaState.RUNNING, 0) > 0 for name, status in deployments.items()}
+        running = running_replicas(self._app)
         engines = self._service.args.engines
         # One that may have no replica starts one for the first request.
-        return {one.name: running.get(one.name, False) or not one.autoscaling.min_replicas for one in engines}
-
-
-def _http_host() -> str:
-    """The address that Serve's proxies listen on, which only Serve itself knows."""
-    from ray.serve.context import _get_global_client
-
-    client: Any = _get_global_client()
-    return str(client.http_config.host)
+        return {one.name: running.get(one.name, 0) > 0 or not one.autoscaling.min_replicas for one in engines}

@@ -1,4 +1,4 @@
-"""Serve on this machine, on a Ray cluster of its own that lives as long as it: what `make serve` runs.
+"""Serve on this machine, on a Ray cluster of its own that lives as long as it: what `entmtp serve` runs.
 
 python -m deployments.local                                   # the bundled model on http://127.0.0.1:8000
 python -m deployments.local --config deployments/config.cpu.yaml --port 9000
@@ -6,31 +6,32 @@ python -m deployments.local --config deployments/config.cpu.yaml --port 9000
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
+import sysconfig
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 import yaml
 
+from deployments.addresses import ONGOING_PATH, check_free, exposed_sockets, is_loopback, url
 from deployments.auth import load_keys, refuse_strangers
+from deployments.progress import VARIABLE, Lines
+from deployments.ready import Running, ready_message
+from deployments.serve_rest import ServeRest, get_json
 from deployments.settings import AppArgs, EngineChanges
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
-from entmtp.files import write_text
-from jobs.local import interruptible, local_cluster
+from entmtp.models.registry import resolve_model
+from entmtp.ray_head import Head, interruptible, local_head
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ROOT / "deployments" / "config.cpu.yaml"
+CONFIG = Path(__file__).resolve().with_name("config.cpu.yaml")
 FAST = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -41,26 +42,25 @@ FAST = {
 store, and in each of them through one event loop. `python -m benchmarks.serving` says what they are worth."""
 
 _START_SECONDS = 600
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 0.25
+_WATCH_SECONDS = 1.0
+_LEAVE_SECONDS = 5.0
+"""Replicas without requests end in so long, and write the rest of their logs."""
+
+Say = Callable[[str], None]
 
 
 def main(
     config: Annotated[Path, typer.Option(help="a Serve config file")] = CONFIG,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="instead of the file's")] = None,
 ) -> None:
-    """Start the service, say when it is ready, and stop it at Ctrl-C or SIGTERM."""
+    """Serve models on this machine behind an OpenAI-compatible API until Ctrl-C or SIGTERM."""
     interruptible()
-    with told_plainly("serve", interrupted="the service has stopped"), service(config, port) as running:
-        print(_greeting(running, read_config(config)), flush=True)
+    with told_plainly("serve", interrupted="the service has stopped"), _started(config, port) as (running, head):
+        print(ready_message(running, read_config(config)), flush=True)
         while True:
-            time.sleep(3600)
-
-
-class Running(NamedTuple):
-    """Where a service is: its own URL, and that of Ray's dashboard, which `serve deploy` and `serve status` talk to."""
-
-    address: str
-    dashboard: str
+            head.check()
+            time.sleep(_WATCH_SECONDS)
 
 
 @contextmanager
@@ -70,31 +70,45 @@ def service(config: Path = CONFIG, port: int | None = None) -> Iterator[Running]
     Raises:
         EntMTPError: the file is wrong, the port is taken, or the service can't be started.
     """
-    given = read_config(config)
-    options = given.setdefault("http_options", {})
-    options["port"] = port or options.get("port", 8000)
-    address = f"http://{options.setdefault('host', '127.0.0.1')}:{options['port']}"
-    _refuse_taken(address)
-    for application in given["applications"]:
-        args = AppArgs.parse(**application["args"])
-        refuse_strangers(options["host"], load_keys(args.api_keys_file), args.allow_anonymous)
-    os.environ |= node_environment(dict(os.environ))
-    with local_cluster() as environment, tempfile.TemporaryDirectory() as scratch:
-        path = write_text(Path(scratch) / "config.yaml", yaml.safe_dump(given))
-        _deploy(path, environment)
-        running = Running(address, environment["RAY_API_SERVER_ADDRESS"])
-        _wait_until_ready(running)
+    with _started(config, port) as (running, _):
         yield running
 
 
-def node_environment(given: Mapping[str, str]) -> dict[str, str]:
-    """What Ray's processes must find: this checkout, wherever they are called from, the proxies' door, and `FAST`.
+@contextmanager
+def _started(config: Path, port: int | None) -> Iterator[tuple[Running, Head]]:
+    given = read_config(config)
+    options = given.setdefault("http_options", {})
+    options["port"] = port or options.get("port", 8000)
+    host, port = options.setdefault("host", "127.0.0.1"), options["port"]
+    has_keys = _check_applications(given, host)
+    check_free(host, port)
+    say = partial(print, flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        progress = Path(scratch) / "progress"
+        settings = node_environment(dict(os.environ)) | {VARIABLE: str(progress)}
+        with local_head(say, settings) as head:
+            say(f"Ray runs (dashboard: {head.address}); starting the service")
+            rest = ServeRest(head.address)
+            rest.deploy(given)
+            running = Running(url(host, port), head.address, head.logs, has_keys)
+            _wait_until_ready(running, rest, head, Lines(progress), say)
+            _refuse_exposed(head, None if is_loopback(host) else port)
+            try:
+                yield running, head
+            finally:
+                _finish_requests(running, rest, head, given, say)
 
-    What is ``given`` goes before.
+
+def node_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """Environment of Ray's processes: where this code is, the proxies' door, and `FAST`; what is ``given`` wins.
+
+    Installed packages are found without; to name their folder would put it before Python's own modules.
     """
-    path = os.pathsep.join(filter(None, [str(ROOT), given.get("PYTHONPATH")]))
     door = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.door.middlewares"}
-    return FAST | {name: given[name] for name in FAST if name in given} | door | {"PYTHONPATH": path}
+    made = FAST | {name: given[name] for name in FAST if name in given} | door
+    if str(ROOT) not in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        made["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), given.get("PYTHONPATH")]))
+    return made
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -112,81 +126,92 @@ def read_config(path: Path) -> dict[str, Any]:
             for application in applications
             for deployment in application.get("deployments", [])
         ]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        options = dict(found.get("http_options") or {})
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise EntMTPError(f"config: {path} is not a Serve config with applications and args ({error})") from error
+    if not arguments:
+        raise EntMTPError(f"config: {path} names no application; see {CONFIG.name}")
     for given in arguments:
         AppArgs.parse(**given)
     for given in changes:
         EngineChanges.parse(**given)
-    return dict(found)
+    _check_options(options)
+    return dict(found) | {"http_options": options}
 
 
-def _refuse_taken(address: str) -> None:
-    with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=2):
-        raise EntMTPError(f"port: something answers on {address} already; stop it, or give another --port")
+def _check_options(options: Mapping[str, Any]) -> None:
+    port, host = options.get("port", 8000), options.get("host", "127.0.0.1")
+    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+        raise EntMTPError(f"http_options.port: {port!r} is not accepted; give a number from 1 to 65535")
+    if not isinstance(host, str) or not host:
+        raise EntMTPError(f"http_options.host: {host!r} is not accepted; give an address, such as 127.0.0.1")
 
 
-def _deploy(config: Path, environment: dict[str, str]) -> None:
-    command = [str(Path(sys.executable).with_name("serve")), "deploy", str(config)]
-    command += ["--address", environment["RAY_API_SERVER_ADDRESS"]]
-    done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise EntMTPError(f"config: Ray Serve refuses it: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+def _check_applications(given: Mapping[str, Any], host: str) -> bool:
+    """Looks for what can be known to fail before Ray starts; returns whether clients need keys."""
+    has_keys = False
+    for application in given["applications"]:
+        args = AppArgs.parse(**application["args"])
+        keys = load_keys(args.api_keys_file)
+        refuse_strangers(host, keys, args.allow_anonymous)
+        has_keys = has_keys or bool(keys)
+        for model in {one.model for one in args.engines}:
+            resolve_model(model)
+    return has_keys
 
 
-def _wait_until_ready(running: Running) -> None:
-    """Follows the applications until all run and every engine has a replica.
+def _wait_until_ready(running: Running, rest: ServeRest, head: Head, progress: Lines, say: Say) -> None:
+    """Says what happens until every engine has a replica.
 
     Raises:
-        EntMTPError: one can't be started, with Serve's own reason, or it takes too long.
+        EntMTPError: an application can't be started, with Serve's own reason, or it takes too long.
     """
-    print("the first start on a machine measures what its steps cost, which takes a minute", flush=True)
-    told = ""
+    known: dict[str, str] = {}
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
-        applications = _get(f"{running.dashboard}/api/serve/applications/").get("applications", {})
-        for name, application in applications.items():
-            if application["status"] in {"DEPLOY_FAILED", "UNHEALTHY"}:
-                raise EntMTPError(f"application {name}: {_reason(application)}")
-        states = ", ".join(f"{name} {one['status'].lower()}" for name, one in applications.items())
-        if states != told:
-            print(states, flush=True)
-            told = states
-        if applications and _get(f"{running.address}/ready"):
+        head.check()
+        for line in progress.new():
+            say(line)
+        states = rest.states()
+        for name in states.keys() | known.keys():
+            if states.get(name) != known.get(name):
+                say(f"application {name}: {states.get(name, 'gone')}")
+        known = states
+        if states and get_json(f"{running.address}/ready"):
             return
         time.sleep(_POLL_SECONDS)
-    raise EntMTPError(f"service: it was not ready within {_START_SECONDS} s; the last that was heard: {told}")
+    raise EntMTPError(f"service: it was not ready within {_START_SECONDS} s; the last that was heard: {known}")
 
 
-def _get(url: str) -> dict[str, Any]:
-    with suppress(urllib.error.URLError, OSError, ValueError), urllib.request.urlopen(url, timeout=10) as response:
-        return dict(json.load(response))
-    return {}
+def _refuse_exposed(head: Head, public: int | None) -> None:
+    """Raises EntMTPError where other machines could reach more than the service's own port."""
+    for one in exposed_sockets(head.process.pid):
+        if one.port != public:
+            raise EntMTPError(
+                f"ray: its process {one.process} listens on {one.host}:{one.port}, where other machines may run code;"
+                " install the version of constraints.txt"
+            )
 
 
-def _reason(application: dict[str, Any]) -> str:
-    """The last line of what Serve knows, which is the error itself."""
-    messages = [application.get("message", ""), *(one["message"] for one in application["deployments"].values())]
-    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    mistakes = [line for line in lines if "EntMTPError" in line]
-    return (mistakes or lines or ["it can't be started"])[-1]
+def _finish_requests(running: Running, rest: ServeRest, head: Head, config: Mapping[str, Any], say: Say) -> None:
+    """Takes the applications down when their requests have ended; what goes wrong must not keep Ray from stopping."""
+    with suppress(EntMTPError):
+        head.check()
+        ongoing = _ongoing(running)
+        say(f"stopping: finishing {ongoing} requests; Ctrl-C again stops at once" if ongoing else "stopping")
+        rest.deploy(dict(config) | {"applications": []})
+        idle_since = time.monotonic()
+        while rest.states() and time.monotonic() - idle_since < _LEAVE_SECONDS:
+            before, ongoing = ongoing, _ongoing(running)
+            if ongoing:
+                idle_since = time.monotonic()
+            if ongoing != before:
+                say(f"stopping: {ongoing} requests left")
+            time.sleep(_POLL_SECONDS)
 
 
-def _greeting(running: Running, config: dict[str, Any]) -> str:
-    address = running.address
-    given = config["applications"][0]["args"]
-    model, logs = given["engines"][0]["model_name"], AppArgs.parse(**given).log_folder.expanduser()
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
-    return f"""
-ready: {address}
-
-  curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
-
-Any OpenAI client works with base_url {address}/v1; {address}/docs lists everything. Ctrl-C stops the service.
-Every request has a line in {logs}, which is kept.
-To change what is served meanwhile: serve deploy FILE --address {running.dashboard}"""
+def _ongoing(running: Running) -> int:
+    return int(get_json(running.address + ONGOING_PATH).get("requests", 0))
 
 
 if __name__ == "__main__":

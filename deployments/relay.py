@@ -22,12 +22,11 @@ from typing import Any
 
 from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError
-from ray.serve._private.utils import generate_request_id
-from ray.serve.context import _set_request_context
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from deployments.deaths import GIVEN_UP, RETRIES, died_with_its_node
 from deployments.messages import Call, Delta, Failure, Placed
+from deployments.ray_internals import generate_request_id, set_request_context
 
 _log = logging.getLogger("ray.serve")
 
@@ -169,7 +168,7 @@ async def _attempt(handle: Any, call: Call, number: int) -> AsyncGenerator[Place
     """One replica's answer; closed, the replica hears of it."""
     # Serve's router knows its pending requests by this id, and calls for one HTTP request would share it: of two that
     # wait at once it would send off one, and leave the other waiting for ever.
-    _set_request_context(_internal_request_id=generate_request_id())
+    set_request_context(_internal_request_id=generate_request_id())
     response = handle.options(stream=True).generate.remote(replace(call, id=f"{call.id}.{number}"))
     try:
         async for item in response:

@@ -10,12 +10,14 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from deployments.autoscaling import OUTSTANDING, SPEED
 from deployments.messages import Account, Call, Delta, Failure, Placed
 from deployments.metrics import EngineMetrics
 from deployments.prefixes import block_hashes
+from deployments.progress import tell
 from deployments.settings import EngineArgs, EngineChanges
 from entmtp.decoding.async_engine import AsyncEngine, EngineDeadError
 from entmtp.decoding.engine import Engine, EngineFullError
@@ -61,7 +63,11 @@ class EngineReplica:
         """Runs in the engine's own thread; those that it starts for its sums are as nice."""
         if self._args.device == "cpu":
             os.nice(_NICENESS)
-        return load_method(self._deployed, _log.info, self._args.engine)[0]
+        say = partial(tell, self._args.name)
+        say(f"loading model {self._args.model} for {self._args.method}")
+        engine = load_method(self._deployed, say, self._args.engine)[0]
+        say(f"loaded ({engine.backbone.kernels_in_words})")
+        return engine
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes on another policy, bank or limits between two steps; calls that run go on.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import require_extra, told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.command import benchmark_command
 from entmtp.settings import DEFAULT_METHOD
@@ -211,6 +211,19 @@ def import_published_heads(
         from entmtp.heads.importing.import_heads import import_heads
 
         import_heads(source, output, model, print)
+
+
+@app.command()
+def serve(
+    config: Annotated[Path | None, typer.Option(help="a Serve config file (default: the bundled model)")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="instead of the file's")] = None,
+) -> None:
+    """Serve models on this machine behind an OpenAI-compatible API until Ctrl-C or SIGTERM."""
+    with told_plainly("serve"):
+        require_extra("serve", "ray", "fastapi", "aiohttp", "grpc", "psutil", "yaml")
+    from deployments.local import CONFIG, main
+
+    main(config or CONFIG, port)
 
 
 def _this_process(wishes: Wishes) -> Devices:

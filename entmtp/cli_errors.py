@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,13 @@ def told_plainly(
             raise
         print(f"entmtp {command}: {mistake}", file=sys.stderr)
         sys.exit(USER_ERROR)
+
+
+def require_extra(extra: str, *packages: str) -> None:
+    """Raises EntMTPError if one of the packages that an extra brings is not installed; imports none."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise EntMTPError(f"{package} is not installed; pip install 'entmtp[{extra}]'")
 
 
 def _missing_extra(error: Exception) -> Exception:

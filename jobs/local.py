@@ -10,36 +10,24 @@ The job runs in a copy of the working folder, so paths are made absolute: those 
 either: `--results results`, here), and every `PATH/…` or `NAME=PATH` that exists. A URI stays as it is.
 """
 
-import ctypes
 import json
 import os
 import shlex
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
-START_SECONDS = 180
-STOP_SECONDS = 60  # a head whose job still runs takes half of that
-# Results travel as files, not as objects: a small store spares /dev/shm.
-OBJECT_STORE_BYTES = 200_000_000
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from entmtp.errors import EntMTPError
+from entmtp.ray_head import interruptible, local_head, ray_command
+
+STOP_SECONDS = 60
 RESULT_OPTIONS = ("--results", "--output")
 CLUSTER_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-LOCAL_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "disabled",  # nothing but this machine can connect
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray replaces 127.0.0.1 by the network card's address
-}
 
 
 def main(arguments: list[str]) -> int:
@@ -52,26 +40,14 @@ def main(arguments: list[str]) -> int:
     try:
         if any(os.environ.get(name) for name in CLUSTER_VARIABLES):
             return submit(job, dict(os.environ))
-        with local_cluster() as environment:
-            return submit(job, environment)
+        with local_head(partial(print, flush=True)) as head:
+            return submit(job, head.environment)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
-    except RuntimeError as error:
+    except EntMTPError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-
-
-def interruptible() -> None:
-    """Has SIGINT and SIGTERM end this process in order, also where a shell has told it to ignore the first."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, signal.SIG_IGN)  # an impatient second Ctrl-C must not leave half a cluster behind
-    raise KeyboardInterrupt
 
 
 def with_absolute_paths(arguments: list[str]) -> list[str]:
@@ -93,7 +69,7 @@ def with_absolute_paths(arguments: list[str]) -> list[str]:
 def submit(job: list[str], environment: dict[str, str]) -> int:
     """Submit `job` to the cluster that `environment` names, and follow its log to its end."""
     name = f"entmtp-{Path(job[1]).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    command = [_ray(), "job", "submit", "--working-dir", ".", "--submission-id", name]
+    command = [ray_command(), "job", "submit", "--working-dir", ".", "--submission-id", name]
     if commit := git_commit():
         command += ["--runtime-env-json", json.dumps({"env_vars": {"ENTMTP_GIT_COMMIT": commit}})]
     command += ["--", *job]
@@ -105,7 +81,7 @@ def submit(job: list[str], environment: dict[str, str]) -> int:
             print("stopping the job", flush=True)
             follower.terminate()
             with suppress(subprocess.TimeoutExpired):
-                stop = [_ray(), "job", "stop", name]
+                stop = [ray_command(), "job", "stop", name]
                 subprocess.run(
                     stop,
                     env=environment,
@@ -124,89 +100,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()
-
-
-@contextmanager
-def local_cluster() -> Iterator[dict[str, str]]:
-    """A head node on loopback; gives the environment in which `ray job submit` finds it, and stops it at the end."""
-    scratch = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's socket paths must stay under 107 characters
-    gcs, dashboard, agent, client = free_ports(4)
-    address = f"http://127.0.0.1:{dashboard}"
-    environment = os.environ | LOCAL_SETTINGS | {"RAY_TMPDIR": str(scratch), "RAY_API_SERVER_ADDRESS": address}
-    # The job's `python` is the one that runs this file.
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    command = [_ray(), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-    command += [f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"]
-    command += [f"--object-store-memory={OBJECT_STORE_BYTES}"]
-    print(f"starting a local Ray cluster ({address})", flush=True)
-    log = scratch / "start.log"
-    with log.open("w") as output:
-        head = subprocess.Popen(
-            command,
-            env=environment | {"RAY_API_SERVER_ADDRESS": ""},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C must reach us alone: we stop the head ourselves, after its job
-            preexec_fn=_end_with_parent,
-        )
-    try:
-        _wait_until_up(head, address, log)
-        yield environment
-    finally:
-        print("stopping the local Ray cluster", flush=True)
-        _stop(head)
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def free_ports(count: int) -> list[int]:
-    """Different TCP ports of the loopback interface that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
-def _end_with_parent() -> None:
-    """Have Linux send the head a SIGTERM if we die without a chance to stop it (`kill -9`)."""
-    set_parent_death_signal = 1
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-
-
-def _wait_until_up(head: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if head.poll() is not None:
-            break
-        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{address}/api/version", timeout=5):
-            return
-        time.sleep(0.5)
-    last = [line for line in log.read_text().splitlines() if line.strip()][-10:]
-    raise RuntimeError(f"the local Ray cluster did not start within {START_SECONDS} s:\n" + "\n".join(last))
-
-
-def _stop(head: subprocess.Popen[bytes]) -> None:
-    """`ray start --block` takes its processes down with it, and only its own, unlike `ray stop`."""
-    head.terminate()
-    try:
-        head.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(head.pid, signal.SIGKILL)  # the head leads its own session
-        head.wait()
-
-
-def _ray() -> str:
-    """The `ray` command beside this interpreter."""
-    command = Path(sys.executable).with_name("ray")
-    if not command.exists():
-        raise RuntimeError(f"{command} is missing; run `pip install 'entmtp[ray]'`")
-    return str(command)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs.local import free_ports
+from entmtp.ray_head import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "smollm2-135m"
@@ -37,12 +37,17 @@ def started(*options: str) -> Iterator[Served]:
     try:
         for line in process.stdout:
             lines.append(line)
-            if "--address" in line or time.monotonic() > deadline:
+            if line.startswith("Ctrl-C") or time.monotonic() > deadline:
                 break
-        ready = [line for line in lines if line.startswith("ready: ")]
-        assert ready, "".join(lines)
-        yield Served(ready[0].split()[-1], lines[-1].split()[-1])
+        yield Served(_told("ready", lines), _told("dashboard", lines))
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(120)
     assert process.returncode == 130
+
+
+def _told(name: str, lines: list[str]) -> str:
+    """What a line of the ready message says."""
+    found = [line.partition(": ")[2].strip() for line in lines if line.startswith(f"{name}: ")]
+    assert found, "".join(lines)
+    return found[0]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.local import free_ports
+from entmtp.ray_head import free_ports
 from tests.saved import save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from deployments import door, log_file
+from deployments.addresses import ONGOING_PATH
 from deployments.deaths import RETRIED_HEADER, retries
 from deployments.door import Door
 from deployments.errors import FULL_HEADER
@@ -275,3 +277,40 @@ def test_the_door_does_not_wait_for_a_body_that_does_not_come(monkeypatch: pytes
 
     asyncio.run(scene())
     assert sent[-1]["body"] == b"done"
+
+
+def test_it_says_how_many_requests_it_passes_on() -> None:
+    counts: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        counts.append(ongoing())
+        for message in DONE:
+            await send(message)
+
+    passing = Door(app)
+
+    def ongoing() -> int:
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        asking = passing({"type": "http", "path": ONGOING_PATH, "headers": []}, receive, send)
+        with pytest.raises(StopIteration):
+            asking.send(None)
+        return int(json.loads(sent[-1]["body"])["requests"])
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def lost(message: Message) -> None:
+        raise OSError("the client has gone")
+
+    async def told(message: Message) -> None:
+        pass
+
+    for path, send in (("/v1/completions", told), ("/metrics", told), ("/v1/completions", lost)):
+        with contextlib.suppress(OSError):
+            asyncio.run(passing({"type": "http", "path": path, "headers": []}, receive, send))
+    assert counts == [1, 0, 1]
+    assert ongoing() == 0

@@ -71,6 +71,33 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path) -> None:
             read_config(path)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"port": 0}, "http_options.port: 0 is not accepted"),
+        ({"port": "8000"}, "http_options.port: '8000' is not accepted"),
+        ({"port": 70000}, "http_options.port: 70000 is not accepted"),
+        ({"port": True}, "http_options.port: True is not accepted"),
+        ({"host": ""}, "http_options.host: '' is not accepted"),
+        ({"host": 127}, "http_options.host: 127 is not accepted"),
+        ("8000", "is not a Serve config"),
+    ],
+)
+def test_where_a_service_listens_is_checked_before_ray_starts(options: Any, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    config = yaml.safe_load((FOLDER / "config.cpu.yaml").read_text())
+    path.write_text(yaml.safe_dump(config | {"http_options": options}))
+    with pytest.raises(EntMTPError, match=re.escape(said)):
+        read_config(path)
+
+
+def test_a_service_without_an_application_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("applications: []")
+    with pytest.raises(EntMTPError, match="names no application"):
+        read_config(path)
+
+
 def test_a_request_finds_its_engine() -> None:
     engines = [
         {"name": "d", "model_name": "m", "method": "entmtp-dynamic"},

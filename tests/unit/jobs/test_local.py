@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.local import free_ports, main, with_absolute_paths
+from jobs.local import main, with_absolute_paths
 
 
 @pytest.fixture
@@ -35,10 +35,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_paths_become_absolute_and_nothing_else_changes(given: list[str], made: list[str], here: Path) -> None:
     assert with_absolute_paths(given) == [argument.format(here=here) for argument in made]
-
-
-def test_free_ports_are_different() -> None:
-    assert len(set(free_ports(8))) == 8
 
 
 def test_without_a_job_it_says_how_to_call_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""The service: Ray Serve deployments, and how they are started."""

@@ -1,0 +1,67 @@
+"""What is printed when the service is ready: what to type next."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deployments.settings import AppArgs
+
+_TOKENS = 64
+
+
+class Running(NamedTuple):
+    """A service that runs.
+
+    Attributes:
+        address: its own URL.
+        dashboard: URL of Ray's dashboard, which jobs and other configurations are sent to.
+        logs: folder of Ray's logs, those of the engines among them.
+        has_keys: whether clients must send one.
+    """
+
+    address: str
+    dashboard: str
+    logs: Path
+    has_keys: bool
+
+
+def ready_message(running: Running, config: Mapping[str, Any]) -> str:
+    """Several lines, of which the first holds the service's address."""
+    address, dashboard = running.address, running.dashboard
+    args = AppArgs.parse(**config["applications"][0]["args"])
+    full = [one.name for one in args.engines if one.num_cpus is None and one.device == "cpu"]
+    job = f"{_installed('ray')} job submit --address {dashboard} --working-dir . -- python jobs/benchmark.py"
+    waits = f"\n       its workers wait for CPUs while engine {full[0]} has them all: give it num_cpus" if full else ""
+    return f"""
+ready: {address}
+
+{_curl(running, args.engines[0].model_name)}
+
+Any OpenAI client works with base_url {address}/v1; {address}/docs lists everything.
+dashboard: {dashboard}
+logs: {running.logs}; of requests, {args.log_folder.expanduser()}
+change what is served: {_installed("serve")} deploy FILE --address {dashboard}
+run a job of a checkout on the same cluster, from its root:
+       {job}{waits}
+Ctrl-C stops the service when the requests that run are finished; twice, it stops at once."""
+
+
+def _curl(running: Running, model: str) -> str:
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+    body |= {"max_tokens": _TOKENS, "stream": True}
+    key = "  -H 'Authorization: Bearer KEY' \\\n" if running.has_keys else ""
+    return (
+        f"curl -N {running.address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"{key}  -d {shlex.quote(json.dumps(body))}"
+    )
+
+
+def _installed(name: str) -> str:
+    """A command that was installed with this interpreter, as it is called from here."""
+    path, here = Path(sys.executable).with_name(name), Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

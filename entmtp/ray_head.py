@@ -1,0 +1,231 @@
+"""A Ray head of this machine's own, on loopback, that lives as long as a block of code."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+import psutil
+
+from entmtp.errors import EntMTPError
+from entmtp.models.bundled import cache_folder
+
+START_SECONDS = 180
+# Results travel as files, not as objects: a small store spares /dev/shm.
+OBJECT_STORE_BYTES = 200_000_000
+LOCAL_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",  # nothing but this machine can connect
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray replaces 127.0.0.1 by the network card's address
+}
+KEPT_LOGS = 5
+"""Runs whose logs are kept; older ones make room."""
+
+_POLL_SECONDS = 0.2
+_KILL_SECONDS = 10
+_KILL_POLL_SECONDS = 0.02
+
+
+class Head(NamedTuple):
+    """A running head.
+
+    Attributes:
+        address: URL of the dashboard, which jobs are submitted to.
+        environment: variables with which Ray's commands find it.
+        logs: folder of Ray's logs while the head runs.
+        process: ``ray start``, from which all other processes of the head descend.
+    """
+
+    address: str
+    environment: dict[str, str]
+    logs: Path
+    process: subprocess.Popen[bytes]
+
+    def check(self) -> None:
+        """Raises EntMTPError if the head has ended by itself."""
+        if self.process.poll() is not None:
+            raise EntMTPError(
+                f"ray: the local cluster has ended with exit code {self.process.returncode}; see its logs"
+            )
+
+
+@contextmanager
+def local_head(say: Callable[[str], None], settings: Mapping[str, str] | None = None) -> Iterator[Head]:
+    """Starts a head on loopback; stops it at the end of the block, at once, and keeps its logs.
+
+    Args:
+        say: takes one line for each thing that happens.
+        settings: further environment variables for all of the head's processes.
+
+    Raises:
+        EntMTPError: Ray is not installed, or the head does not start.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's socket paths must stay under 107 characters
+    ports = dict(zip(("gcs", "dashboard", "agent", "client", "autoscaler", "metrics"), free_ports(6)))
+    address = f"http://127.0.0.1:{ports['dashboard']}"
+    environment = os.environ | LOCAL_SETTINGS | {"RAY_TMPDIR": str(scratch), "RAY_API_SERVER_ADDRESS": address}
+    environment |= {"AUTOSCALER_METRIC_PORT": str(ports["autoscaler"]), "DASHBOARD_METRIC_PORT": str(ports["metrics"])}
+    # The `python` of jobs is the one that runs this file.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    environment |= settings or {}
+    say(f"starting a local Ray cluster ({address})")
+    log = scratch / "start.log"
+    with log.open("w") as output:
+        head = subprocess.Popen(
+            _start_command(ports),
+            env=environment | {"RAY_API_SERVER_ADDRESS": ""},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C must reach us alone: we stop the head ourselves
+            preexec_fn=_end_with_parent,
+        )
+    logs = scratch / "ray" / "session_latest" / "logs"
+    try:
+        _wait_until_up(head, address, log)
+        yield Head(address, environment, logs, head)
+    finally:
+        with _uninterrupted():
+            say("stopping the local Ray cluster")
+            kill_tree(head.pid)
+            head.wait()
+            say(f"stopped; the logs of Ray are in {keep_logs([log, logs.resolve()])}")
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _start_command(ports: Mapping[str, int]) -> list[str]:
+    command = [ray_command(), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={ports['gcs']}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={ports['dashboard']}"]
+    command += [f"--dashboard-agent-listen-port={ports['agent']}", f"--ray-client-server-port={ports['client']}"]
+    command += ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={OBJECT_STORE_BYTES}"]
+    return command
+
+
+def ray_command() -> str:
+    """Path of the ``ray`` command that belongs to this interpreter.
+
+    Raises:
+        EntMTPError: Ray is not installed.
+    """
+    command = Path(sys.executable).with_name("ray")
+    if not command.exists():
+        raise EntMTPError(f"ray: {command} is missing; run pip install 'entmtp[ray]'")
+    return str(command)
+
+
+def interruptible() -> None:
+    """Has SIGINT and SIGTERM raise KeyboardInterrupt, also where a shell has told this process to ignore the first.
+
+    The first means to stop in order, the second to stop at once; further ones are ignored, so that an impatient user
+    leaves nothing behind.
+    """
+    left = 2
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        nonlocal left
+        left -= 1
+        if not left:
+            for one in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignores SIGINT and SIGTERM for as long as the block lasts."""
+    given = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in given.items():
+            signal.signal(number, handler)
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports of the loopback interface on which nothing listens."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def kill_tree(pid: int) -> None:
+    """Kills a process and all that descend from it.
+
+    Ray itself would wait half a minute for processes that have nothing left to do. All are suspended first, so that
+    none starts another meanwhile.
+    """
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        suspended: set[psutil.Process] = set()
+        while found := {root, *root.children(recursive=True)} - suspended:
+            for one in found:
+                with suppress(psutil.NoSuchProcess):
+                    one.suspend()
+            suspended |= found
+        for one in suspended:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        deadline = time.monotonic() + _KILL_SECONDS
+        while any(_runs(one) for one in suspended) and time.monotonic() < deadline:
+            time.sleep(_KILL_POLL_SECONDS)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it still does; one that has ended may stay known for ever where nothing reaps orphans."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def keep_logs(sources: list[Path]) -> Path:
+    """Moves log files and folders to a new folder in the cache, of which the latest :data:`KEPT_LOGS` stay."""
+    folder = cache_folder() / "logs"
+    kept = folder / f"ray-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    kept.mkdir(parents=True)
+    for source in sources:
+        if source.exists():
+            shutil.move(source, kept / source.name)
+    for old in sorted(folder.glob("ray-*"))[:-KEPT_LOGS]:
+        shutil.rmtree(old, ignore_errors=True)
+    return kept
+
+
+def _end_with_parent() -> None:
+    """Have Linux send the head a SIGTERM if we die without a chance to stop it (`kill -9`)."""
+    set_parent_death_signal = 1
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def _wait_until_up(head: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and head.poll() is None:
+        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{address}/api/version", timeout=5):
+            return
+        time.sleep(_POLL_SECONDS)
+    how = f"was not ready in {START_SECONDS} s" if head.poll() is None else f"ended with exit code {head.returncode}"
+    last = [line.strip() for line in log.read_text().splitlines() if line.strip()][-1:]
+    raise EntMTPError(f"ray: the local cluster {how} ({''.join(last) or 'it said nothing'}); see its logs")

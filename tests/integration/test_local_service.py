@@ -1,0 +1,211 @@
+"""A service on this machine from its start to its end: what it tells, who can reach it, and that nothing is left."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from entmtp.files import write_text
+from entmtp.ray_head import free_ports
+from tests.served import MODEL, ROOT
+
+START_SECONDS = 300
+LISTEN = "0A"
+TOKENS = 200
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Service:
+    """`entmtp serve`, the lines that it has written, and all processes that were seen to descend from it."""
+
+    def __init__(self, folder: Path) -> None:
+        (self.port,) = free_ports(1)
+        config = yaml.safe_load((ROOT / "deployments" / "config.cpu.yaml").read_text())
+        (application,) = config["applications"]
+        application["args"]["engines"][0] |= {"method": "autoregressive"}
+        path = write_text(folder / "config.yaml", yaml.safe_dump(config))
+        command = [sys.executable, "-m", "entmtp.cli", "serve", "--config", str(path), "--port", str(self.port)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.lines: list[str] = []
+        self.family: set[psutil.Process] = set()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+    def wait_for(self, beginning: str, seconds: float = START_SECONDS) -> str:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            ended = self.process.poll() is not None
+            for line in self.lines:
+                if line.startswith(beginning):
+                    return line
+            assert not ended, "\n".join(self.lines)
+            time.sleep(0.1)
+        raise AssertionError("\n".join(self.lines))
+
+    def look(self) -> set[psutil.Process]:
+        self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
+        return self.family
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def ended(self, seconds: float) -> int:
+        code = self.process.wait(seconds)
+        self._reader.join(10)
+        return code
+
+    def left(self) -> list[psutil.Process]:
+        """Processes of it that run although it has ended."""
+        return [one for one in self.family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def started(folder: Path) -> Iterator[Service]:
+    service = Service(folder)
+    try:
+        yield service
+    finally:
+        if service.process.poll() is None:
+            service.interrupt()
+            service.interrupt()
+            service.ended(60)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    for made in started(tmp_path_factory.mktemp("service")):
+        made.wait_for("Ctrl-C")
+        yield made
+
+
+def listening_sockets(pid: int) -> Iterator[tuple[Address, int]]:
+    """Addresses and ports on which a process listens by TCP, as Linux itself tells."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found = re.fullmatch(r"socket:\[(\d+)\]", str(link.readlink()))
+        except FileNotFoundError:
+            continue
+        if found:
+            inodes.add(found[1])
+    for table in ("tcp", "tcp6"):
+        for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = row.split()
+            if state == LISTEN and rest[5] in inodes:
+                host, port = local.split(":")
+                words = [int(host[at : at + 8], 16) for at in range(0, len(host), 8)]
+                packed = struct.pack(f"={len(words)}I", *words)
+                yield ipaddress.ip_address(packed), int(port, 16)
+
+
+def test_it_tells_what_it_does_in_order(service: Service) -> None:
+    engine = "smollm2-dynamic"
+    expected = [
+        "starting a local Ray cluster (http://127.0.0.1:",
+        "Ray runs (dashboard: http://127.0.0.1:",
+        f"{engine}: loading model bundled for autoregressive",
+        f"{engine}: loaded (",
+        f"ready: http://127.0.0.1:{service.port}",
+        "dashboard: http://127.0.0.1:",
+    ]
+    at = [next(n for n, line in enumerate(service.lines) if line.startswith(one)) for one in expected]
+    assert at == sorted(at)
+    assert not any("measur" in line for line in service.lines)  # plain decoding has nothing to measure
+
+
+def test_nothing_of_it_listens_for_other_machines(service: Service) -> None:
+    found: dict[tuple[str, Address, int], psutil.Process] = {}
+    for process in service.look():
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            found |= {(process.name(), host, port): process for host, port in listening_sockets(process.pid)}
+    assert any(port == service.port for _, _, port in found)
+    replicas = {process.pid for (name, _, _), process in found.items() if name.startswith("ray::ServeRepl")}
+    assert len(replicas) == 3  # an engine and two ingresses, each with Ray's port and Serve's
+    reachable = [
+        (name, str(host), port)
+        for name, host, port in found
+        if not (getattr(host, "ipv4_mapped", None) or host).is_loopback
+    ]
+    assert reachable == []
+
+
+def test_the_request_of_the_ready_message_is_answered(service: Service) -> None:
+    text = "\n".join(service.lines).replace("\\\n", " ")
+    (line,) = [one for one in text.splitlines() if one.startswith("curl ")]
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=120, check=True)
+    events = [one for one in done.stdout.splitlines() if one.startswith("data: ")]
+    assert len(events) > 2
+    assert events[-1] == "data: [DONE]"
+
+
+def test_a_port_on_which_it_listens_is_refused_at_once(service: Service, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "entmtp.cli", "serve", "--port", str(service.port)]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    said = f"entmtp serve: port: {service.port} on 127.0.0.1 is taken by another program; stop that, or give another"
+    assert done.stderr.startswith(said)
+    assert done.stdout == ""  # Ray was not even started
+
+
+def test_it_finishes_its_requests_and_leaves_nothing(service: Service) -> None:
+    body = {"model": MODEL, "prompt": "Once", "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{service.port}/v1/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    service.look()
+    with urllib.request.urlopen(request, timeout=300) as response:
+        response.readline()
+        service.interrupt()
+        text = response.read().decode()
+    assert text.strip().endswith("data: [DONE]")
+    began = time.monotonic()
+    assert service.ended(60) == 130
+    assert time.monotonic() - began < 30  # Ray alone would take longer
+    assert any(line.startswith("stopping: finishing 1 request") for line in service.lines)
+    (stopped,) = [line for line in service.lines if line.startswith("stopped; ")]
+    kept = Path(stopped.split()[-1])
+    assert "loaded (" in "".join(one.read_text() for one in kept.glob("logs/serve/replica_*dynamic*"))
+    assert service.left() == []
+
+
+def test_a_second_interrupt_stops_it_at_once_even_while_it_starts(tmp_path: Path) -> None:
+    for service in started(tmp_path):
+        service.wait_for("application entmtp: deploying")
+        assert len(service.look()) > 5
+        service.interrupt()
+        service.interrupt()
+        assert service.ended(20) == 130
+        assert service.lines[-1] == "entmtp serve: interrupted; the service has stopped"
+        assert service.left() == []

@@ -1,0 +1,43 @@
+"""Lines that engines tell while they start."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+from pathlib import Path
+
+import pytest
+
+from deployments.progress import VARIABLE, Lines, tell
+
+
+def test_lines_come_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "progress"
+    lines = Lines(path)
+    assert lines.new() == []
+    monkeypatch.setenv(VARIABLE, str(path))
+    tell("a", "loading")
+    tell("b", "loading")
+    with path.open("a") as file:
+        file.write("a: half")
+    assert lines.new() == ["a: loading", "b: loading"]
+    assert lines.new() == []
+    with path.open("a") as file:
+        file.write(" and whole\n")
+    assert lines.new() == ["a: half and whole"]
+
+
+def test_a_line_is_in_the_log_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    written: list[str] = []
+
+    class Target(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            written.append(record.getMessage())
+
+    log = logging.getLogger("ray.serve")
+    buffer = logging.handlers.MemoryHandler(1000, target=Target())
+    monkeypatch.setattr(log, "handlers", [buffer])
+    monkeypatch.setattr(log, "level", logging.INFO)
+    tell("a", "loading")
+    assert written == ["a: loading"]
