@@ -41,7 +41,7 @@ study: $(INSTALLED)
 	$(BIN)/python -m benchmarks.study
 
 serve: $(INSTALLED)
-	$(BIN)/python -m deployments.local $(ARGS)
+	$(BIN)/entmtp serve $(ARGS)
 
 audit: $(INSTALLED)
 	$(BIN)/python -m pip install --progress-bar off pip-audit

@@ -13,6 +13,7 @@ from ray.serve.schema import LoggingConfig
 from deployments.autoscaling import TokensPolicy
 from deployments.ingress import Ingress
 from deployments.limiter import Limiter
+from deployments.progress import tell
 from deployments.ray_internals import NodeBound
 from deployments.replica import EngineReplica
 from deployments.router import PrefixRouter
@@ -38,6 +39,7 @@ class _Limiter(NodeBound, Limiter):
 
 def build(args: AppArgs) -> serve.Application:
     """Serve's builder: `args` come from the config file, and are checked before anything starts."""
+    tell("application", f"starting {', '.join(one.name for one in args.engines)}")
     engines = {one.name: _engine(one, args.routing, args.limits) for one in args.engines}
     limits = args.limits
     limited = limits.requests_per_minute is not None or limits.tokens_per_minute is not None

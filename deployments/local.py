@@ -1,6 +1,6 @@
 """Serve on this machine, on a Ray cluster of its own that lives as long as it: what `entmtp serve` runs.
 
-python -m deployments.local                                   # the bundled model on http://127.0.0.1:8000
+entmtp serve                                              # the bundled model on http://127.0.0.1:8000
 python -m deployments.local --config deployments/config.cpu.yaml --port 9000
 """
 
@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from deployments import TESTED_RAY
 from deployments.addresses import ONGOING_PATH, check_free, exposed_sockets, is_loopback, url
 from deployments.auth import load_keys, refuse_strangers
 from deployments.progress import VARIABLE, Lines
@@ -189,7 +190,7 @@ def _refuse_exposed(head: Head, public: int | None) -> None:
         if one.port != public:
             raise EntMTPError(
                 f"ray: its process {one.process} listens on {one.host}:{one.port}, where other machines may run code;"
-                " install the version of constraints.txt"
+                f" pip install 'ray=={TESTED_RAY}'"
             )
 
 
@@ -198,7 +199,7 @@ def _finish_requests(running: Running, rest: ServeRest, head: Head, config: Mapp
     with suppress(EntMTPError):
         head.check()
         ongoing = _ongoing(running)
-        say(f"stopping: finishing {ongoing} requests; Ctrl-C again stops at once" if ongoing else "stopping")
+        say(f"stopping: finishing {_requests(ongoing)}; Ctrl-C again stops at once" if ongoing else "stopping")
         rest.deploy(dict(config) | {"applications": []})
         idle_since = time.monotonic()
         while rest.states() and time.monotonic() - idle_since < _LEAVE_SECONDS:
@@ -206,8 +207,12 @@ def _finish_requests(running: Running, rest: ServeRest, head: Head, config: Mapp
             if ongoing:
                 idle_since = time.monotonic()
             if ongoing != before:
-                say(f"stopping: {ongoing} requests left")
+                say(f"stopping: {_requests(ongoing)} left")
             time.sleep(_POLL_SECONDS)
+
+
+def _requests(count: int) -> str:
+    return f"{count} request{'s' * (count != 1)}"
 
 
 def _ongoing(running: Running) -> int:

@@ -7,16 +7,18 @@ from typing import Any
 import ray
 from ray import serve
 
+from deployments import TESTED_RAY
 from deployments.progress import flush_log
 from entmtp.errors import EntMTPError
 
-TESTED = "2.60.0"
 _OPENER = "add_port_to_grpc_server"
 """Opens a replica's gRPC port; Serve's module of replicas finds it in its own globals."""
 
 
 def _unsupported(why: object) -> EntMTPError:
-    return EntMTPError(f"ray: version {ray.__version__} does not suit the service ({why}); pip install ray=={TESTED}")
+    return EntMTPError(
+        f"ray: version {ray.__version__} does not suit the service ({why}); pip install 'ray=={TESTED_RAY}'"
+    )
 
 
 try:

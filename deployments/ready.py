@@ -34,9 +34,8 @@ def ready_message(running: Running, config: Mapping[str, Any]) -> str:
     """Several lines, of which the first holds the service's address."""
     address, dashboard = running.address, running.dashboard
     args = AppArgs.parse(**config["applications"][0]["args"])
-    full = [one.name for one in args.engines if one.num_cpus is None and one.device == "cpu"]
-    job = f"{_installed('ray')} job submit --address {dashboard} --working-dir . -- python jobs/benchmark.py"
-    waits = f"\n       its workers wait for CPUs while engine {full[0]} has them all: give it num_cpus" if full else ""
+    job = f"{_installed('ray')} job submit --address {dashboard} --working-dir . --"
+    job += ' python jobs/benchmark.py --results "$PWD/results"'
     return f"""
 ready: {address}
 
@@ -47,8 +46,19 @@ dashboard: {dashboard}
 logs: {running.logs}; of requests, {args.log_folder.expanduser()}
 change what is served: {_installed("serve")} deploy FILE --address {dashboard}
 run a job of a checkout on the same cluster, from its root:
-       {job}{waits}
+       {job}{_shortage(args)}
 Ctrl-C stops the service when the requests that run are finished; twice, it stops at once."""
+
+
+def _shortage(args: AppArgs) -> str:
+    """Says that a job would wait, where an engine takes all CPUs."""
+    greedy = [one.name for one in args.engines if one.num_cpus is None and one.device == "cpu"]
+    if not greedy:
+        return ""
+    return (
+        f"\n       it waits for CPUs, which engine {greedy[0]} has all of: give that num_cpus in a --config, and the"
+        " job --cpus-per-worker"
+    )
 
 
 def _curl(running: Running, model: str) -> str:

@@ -125,6 +125,7 @@ def test_it_tells_what_it_does_in_order(service: Service) -> None:
     expected = [
         "starting a local Ray cluster (http://127.0.0.1:",
         "Ray runs (dashboard: http://127.0.0.1:",
+        f"application: starting {engine}",
         f"{engine}: loading model bundled for autoregressive",
         f"{engine}: loaded (",
         f"ready: http://127.0.0.1:{service.port}",
@@ -193,7 +194,7 @@ def test_it_finishes_its_requests_and_leaves_nothing(service: Service) -> None:
     began = time.monotonic()
     assert service.ended(60) == 130
     assert time.monotonic() - began < 30  # Ray alone would take longer
-    assert any(line.startswith("stopping: finishing 1 request") for line in service.lines)
+    assert any(line.startswith("stopping: finishing 1 request;") for line in service.lines)
     (stopped,) = [line for line in service.lines if line.startswith("stopped; ")]
     kept = Path(stopped.split()[-1])
     assert "loaded (" in "".join(one.read_text() for one in kept.glob("logs/serve/replica_*dynamic*"))

@@ -1,5 +1,6 @@
 """Mistakes on the command line: exit code 2 and one line that names what is wrong. No command gets to work here."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -317,3 +318,13 @@ def test_heads_that_cannot_be_imported(saved: Saved, tmp_path: Path) -> None:
     published = medusa(Model(torch.ones(VOCAB, 32), torch.ones(VOCAB, 32))).save(tmp_path / "published")
     said = "convert published heads with 'entmtp import-heads'"
     refused(said, "generate", "Hello", "--model", saved.model, "--heads", published)
+
+
+def test_serving_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    for absent in ("ray", "fastapi", "psutil"):
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, absent=absent: None if name == absent else found(name)
+        )
+        refused(f"{absent} is not installed; pip install 'entmtp[serve]'", "serve")
+    assert "--port" in run("serve", "--help").stdout

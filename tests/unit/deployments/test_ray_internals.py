@@ -9,9 +9,9 @@ import pytest
 import ray
 from ray.serve._private import replica
 
-from deployments import ray_internals
+from deployments import TESTED_RAY, ray_internals
 from deployments.app import _Engine, _Ingress, _Limiter
-from deployments.ray_internals import TESTED, NodeBound
+from deployments.ray_internals import NodeBound
 from entmtp.errors import EntMTPError
 from tests.unit.deployments.strict import constraint
 
@@ -71,7 +71,7 @@ def test_a_replica_listens_on_its_nodes_address(node: str, expected: str, monkey
 @pytest.mark.parametrize("kind", [BoundPlain, BoundChecked])
 def test_a_port_that_was_opened_in_another_way_ends_the_replica(kind: Any) -> None:
     made = kind(3)
-    with pytest.raises(EntMTPError, match=rf"its replicas may listen on all interfaces.*ray=={TESTED}"):
+    with pytest.raises(EntMTPError, match=rf"its replicas may listen on all interfaces.*ray=={TESTED_RAY}"):
         made.check_health()
     as_serve_does(Server())
     made.check_health()
@@ -84,4 +84,4 @@ def test_every_deployment_is_bound_before_it_is_made() -> None:
 
 
 def test_the_version_that_is_advised_is_the_tested_one() -> None:
-    assert constraint("ray") == TESTED
+    assert constraint("ray") == TESTED_RAY

@@ -54,11 +54,11 @@ def test_it_names_the_dashboard_and_commands_that_exist() -> None:
     command = shlex.split(job)
     assert Path(command[0]).resolve() == Path(sys.executable).with_name("ray").resolve()
     assert command[1:5] == ["job", "submit", "--address", "http://127.0.0.1:8265"]
-    assert command[-2:] == ["python", "jobs/benchmark.py"]
+    assert command[-4:] == ["python", "jobs/benchmark.py", "--results", "$PWD/results"]
 
 
 def test_it_says_that_a_job_waits_where_an_engine_has_all_cpus() -> None:
-    assert "while engine smollm2-dynamic has them all: give it num_cpus" in message()
+    assert "which engine smollm2-dynamic has all of: give that num_cpus" in message()
     config = read_config(CONFIG)
     config["applications"][0]["args"]["engines"][0]["num_cpus"] = 1
     assert "wait" not in message(config=config).partition("job submit")[2].partition("Ctrl-C")[0]
