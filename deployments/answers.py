@@ -12,10 +12,11 @@ from openai.types import Completion, CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionTokenLogprob
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from pydantic import BaseModel
-from transformers import PreTrainedTokenizerBase
 
-from deployments.messages import Account, Delta
+from deployments.messages import Account, Call, Delta
+from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.logprobs import TokenLogprobs
+from entmtp.decoding.token_texts import Position, TokenText, TokenTexts
 
 
 @dataclass
@@ -39,8 +40,8 @@ class Answer:
 class Shape(ABC):
     """How one endpoint tells its answers."""
 
-    def __init__(self, id: str, model: str, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, id: str, model: str, detokenizer: Detokenizer, calls: Sequence[Call]) -> None:
+        self._token_texts = [TokenTexts(detokenizer, _goes_on(detokenizer, call)) for call in calls]
         self._base: dict[str, Any] = {"id": id, "model": model, "created": int(time.time())}
 
     @abstractmethod
@@ -52,15 +53,21 @@ class Shape(ABC):
         """What a choice's stream begins with, before its first token."""
 
     @abstractmethod
-    def chunk(self, index: int, delta: Delta, offset: int) -> BaseModel:
-        """A part of a choice behind ``offset`` characters."""
+    def chunk(self, index: int, delta: Delta) -> BaseModel:
+        """The next part of a choice."""
 
     @abstractmethod
     def closing(self, usage: CompletionUsage) -> BaseModel:
         """The chunk without choices that tells the usage."""
 
-    def _text(self, token: int) -> str:
-        return str(self._tokenizer.decode([token]))
+    def _positions(self, index: int, part: Answer | Delta) -> list[Position]:
+        """The next tokens of a choice, where their log-probabilities were asked for."""
+        return self._token_texts[index].take(part.tokens, part.logprobs) if part.logprobs else []
+
+
+def _goes_on(detokenizer: Detokenizer, call: Call) -> bool:
+    """Whether there is text before the answer's."""
+    return call.continues_text and bool(detokenizer.context(call.prompt))
 
 
 class ChatShape(Shape):
@@ -72,7 +79,7 @@ class ChatShape(Shape):
                 "index": index,
                 "finish_reason": answer.finish_reason,
                 "message": {"role": "assistant", "content": answer.text},
-                "logprobs": self._logprobs(answer.tokens, answer.logprobs),
+                "logprobs": _chat_logprobs(self._positions(index, answer)),
             }
             for index, answer in enumerate(answers)
         ]
@@ -83,12 +90,12 @@ class ChatShape(Shape):
     def opening(self, index: int) -> ChatCompletionChunk:
         return self._chunk([{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
 
-    def chunk(self, index: int, delta: Delta, offset: int) -> ChatCompletionChunk:
+    def chunk(self, index: int, delta: Delta) -> ChatCompletionChunk:
         choice = {
             "index": index,
             "delta": {"content": delta.text},
             "finish_reason": delta.finish_reason,
-            "logprobs": self._logprobs(delta.tokens, delta.logprobs),
+            "logprobs": _chat_logprobs(self._positions(index, delta)),
         }
         return self._chunk([choice])
 
@@ -100,40 +107,35 @@ class ChatShape(Shape):
             {**self._base, "object": "chat.completion.chunk", "choices": choices, "usage": usage}
         )
 
-    def _logprobs(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
-        if not logprobs:
-            return None
-        content = [
-            ChatCompletionTokenLogprob(
-                **self._told(token, one.chosen), top_logprobs=[TopLogprob(**self._told(*pair)) for pair in one.top]
-            )
-            for token, one in zip(tokens, logprobs, strict=True)
-        ]
-        return {"content": content}
 
-    def _told(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._text(token)
-        # A token may be a part of a character, which no text says.
-        return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
+def _chat_logprobs(positions: Sequence[Position]) -> dict[str, Any] | None:
+    if not positions:
+        return None
+    content = [
+        ChatCompletionTokenLogprob(
+            **_chat_token(one.chosen), top_logprobs=[TopLogprob(**_chat_token(each)) for each in one.top]
+        )
+        for one in positions
+    ]
+    return {"content": content}
+
+
+def _chat_token(one: TokenText) -> dict[str, Any]:
+    return {"token": one.text, "logprob": one.logprob, "bytes": list(one.bytes)}
 
 
 class CompletionShape(Shape):
     """/v1/completions: a stream has the shape of the whole."""
 
     def whole(self, answers: Sequence[Answer], usage: CompletionUsage) -> Completion:
-        choices = [
-            self._choice(index, answer.text, answer.finish_reason, answer.tokens, answer.logprobs, 0)
-            for index, answer in enumerate(answers)
-        ]
+        choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
         return self._completion(choices, usage)
 
     def opening(self, index: int) -> None:
         return None
 
-    def chunk(self, index: int, delta: Delta, offset: int) -> Completion:
-        return self._completion(
-            [self._choice(index, delta.text, delta.finish_reason, delta.tokens, delta.logprobs, offset)]
-        )
+    def chunk(self, index: int, delta: Delta) -> Completion:
+        return self._completion([self._choice(index, delta)])
 
     def closing(self, usage: CompletionUsage) -> Completion:
         return self._completion([], usage)
@@ -143,23 +145,17 @@ class CompletionShape(Shape):
         made = {**self._base, "object": "text_completion", "choices": choices, "usage": usage}
         return Completion.construct(**made)
 
-    def _choice(
-        self,
-        index: int,
-        text: str,
-        finish_reason: str | None,
-        tokens: Sequence[int],
-        logprobs: Sequence[TokenLogprobs],
-        offset: int,
-    ) -> dict[str, Any]:
-        told = None
-        if logprobs:
-            texts = [self._text(token) for token in tokens]
-            offsets = [offset + sum(map(len, texts[:at])) for at in range(len(texts))]
-            told = {
-                "tokens": texts,
-                "token_logprobs": [one.chosen for one in logprobs],
-                "top_logprobs": [{self._text(token): value for token, value in one.top} for one in logprobs],
-                "text_offset": offsets,
-            }
-        return {"index": index, "text": text, "finish_reason": finish_reason, "logprobs": told}
+    def _choice(self, index: int, part: Answer | Delta) -> dict[str, Any]:
+        logprobs = _completion_logprobs(self._positions(index, part))
+        return {"index": index, "text": part.text, "finish_reason": part.finish_reason, "logprobs": logprobs}
+
+
+def _completion_logprobs(positions: Sequence[Position]) -> dict[str, Any] | None:
+    if not positions:
+        return None
+    return {
+        "tokens": [one.chosen.text for one in positions],
+        "token_logprobs": [one.chosen.logprob for one in positions],
+        "top_logprobs": [{each.text: each.logprob for each in one.top} for one in positions],
+        "text_offset": [one.offset for one in positions],
+    }

@@ -84,7 +84,7 @@ def make_api(
         engine = service.catalogue.find(body.model, body.speculation)
         prompt = await service.encode_chat(engine, body.messages)
         work = await service.prepare(entry.id, key, engine, body, [prompt], None)
-        shape = ChatShape(f"chatcmpl-{uuid.uuid4().hex}", body.model, service.tokenizer(engine))
+        shape = ChatShape(f"chatcmpl-{uuid.uuid4().hex}", body.model, service.detokenizer(engine), work.calls)
         return await _answer(service, body, work, shape, request)
 
     @api.post("/v1/completions", tags=["text"], responses=COMPLETION_ANSWERS)
@@ -95,7 +95,7 @@ def make_api(
         engine = service.catalogue.find(body.model, body.speculation)
         prompts = await service.encode_prompts(engine, body)
         work = await service.prepare(entry.id, key, engine, body, prompts, COMPLETION_TOKENS)
-        shape = CompletionShape(f"cmpl-{uuid.uuid4().hex}", body.model, service.tokenizer(engine))
+        shape = CompletionShape(f"cmpl-{uuid.uuid4().hex}", body.model, service.detokenizer(engine), work.calls)
         return await _answer(service, body, work, shape, request)
 
     @api.post("/tokenize", tags=["text"], responses=ERRORS)
@@ -201,9 +201,8 @@ async def _events(
                     yield _event(opening, usage)
             async for delta in _with_first(first, rest):
                 entry.progress()
-                answer = answers[delta.index]
-                chunk = shape.chunk(delta.index, delta, len(answer.text))
-                answer.take(delta)
+                chunk = shape.chunk(delta.index, delta)
+                answers[delta.index].take(delta)
                 yield _event(chunk, usage)
         if options.include_usage:
             yield _event(shape.closing(usage_of(work, answers)))

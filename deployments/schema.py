@@ -143,13 +143,15 @@ class Generation(Body, ABC):
 
     Attributes:
         prompt_field: name of the field that has the prompt.
+        continues_text: whether an answer's text goes on from the prompt's.
     """
 
     prompt_field: ClassVar[str]
+    continues_text: ClassVar[bool]
 
     model: Annotated[str, Field(max_length=256)] = Field(description="one of those that /v1/models lists")
     max_tokens: Positive | None = Field(None, description="new tokens, at most")
-    min_tokens: Count | None = Field(None, description="new tokens before the text may end by itself")
+    min_tokens: Count | None = Field(None, description="new tokens before an end of text or a stop string may end it")
     temperature: FiniteFloat | None = Field(None, description="0 takes the likeliest token")
     top_p: FiniteFloat | None = Field(
         None, description="only the likeliest tokens that have this much together; 0 takes the likeliest one"
@@ -227,6 +229,7 @@ class ChatRequest(Generation):
 
     foreign: ClassVar[Foreign] = CHAT
     prompt_field: ClassVar[str] = "messages"
+    continues_text: ClassVar[bool] = False
 
     messages: list[Message] = Field(min_length=1, max_length=_ITEMS, fail_fast=True)
     max_completion_tokens: Positive | None = Field(None, description="new name of max_tokens")
@@ -260,6 +263,7 @@ class CompletionRequest(Generation):
 
     foreign: ClassVar[Foreign] = COMPLETION
     prompt_field: ClassVar[str] = "prompt"
+    continues_text: ClassVar[bool] = True
 
     prompt: Annotated[
         Annotated[Text, Tag("[text]")]

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from deployments.admission import Admission
 from deployments.catalogue import Catalogue
 from deployments.deaths import NO_RETRY, RETRIES
@@ -24,7 +22,9 @@ from deployments.schema import CompletionRequest, Generation, Message
 from deployments.settings import AppArgs, EngineArgs
 from deployments.tokenizing import Encoder, too_long
 from deployments.tracing import Tracing
-from entmtp.models.registry import load_tokenizer, max_positions
+from entmtp.decoding.detokenizer import Detokenizer
+from entmtp.models.end_of_turn import end_of_turn_ids, ending_turns
+from entmtp.models.registry import load_tokenizer, max_positions, vocabulary_size
 
 _TOKENIZER_THREADS = 2
 _STATUS = {"invalid": 400, "full": 429, "failed": 500, "fatal": 500, "dead": 503}
@@ -66,10 +66,14 @@ class Service:
         threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self._encoders = {source: Encoder(load_tokenizer(source), threads) for source in sources}
         self._positions = {source: max_positions(source) for source in sources}
+        self._turn_ends = {
+            source: end_of_turn_ids(encoder.tokenizer, vocabulary_size(source))
+            for source, encoder in self._encoders.items()
+        }
 
-    def tokenizer(self, engine: EngineArgs) -> PreTrainedTokenizerBase:
-        """The engine's own."""
-        return self._encoders[engine.model].tokenizer
+    def detokenizer(self, engine: EngineArgs) -> Detokenizer:
+        """The texts of the engine's tokens."""
+        return self._encoders[engine.model].detokenizer
 
     def context(self, engine: EngineArgs) -> int:
         """Tokens of prompt and answer together."""
@@ -126,11 +130,16 @@ class Service:
             params = body.sampling(self._room(engine, prompt, body), default_tokens)
             if params.seed is None:
                 params = params.model_copy(update={"seed": seed})
+            if not body.continues_text:
+                params = ending_turns(params, self._turn_ends[engine.model])
             max_nodes = None if body.speculation is None else body.speculation.max_nodes
             # Two clients may have chosen the same id.
             unique = f"{id}.{secrets.token_hex(4)}.{number}"
             salt = "" if self.args.shared_prefixes else key
-            calls += [Call(f"{unique}.{at}", list(prompt), params, at, max_nodes, number, salt) for at in range(n)]
+            calls += [
+                Call(f"{unique}.{at}", list(prompt), params, at, max_nodes, number, salt, body.continues_text)
+                for at in range(n)
+            ]
         work = Work(engine, calls)
         await self._take(key, work.tokens)
         return work

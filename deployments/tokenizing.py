@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from deployments.errors import ApiError, context_error
 from deployments.schema import Message
+from entmtp.decoding.detokenizer import Detokenizer
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, executor: Executor) -> None:
         self.tokenizer = tokenizer
+        self.detokenizer = Detokenizer(tokenizer.backend_tokenizer)
         self._executor = executor
         self._longest = longest_token(tokenizer)
 

@@ -24,7 +24,7 @@ def usage_of(work: Work, answers: Sequence[Answer]) -> CompletionUsage:
             "prompt_tokens": prompt_tokens,
             "completion_tokens": new_tokens,
             "total_tokens": prompt_tokens + new_tokens,
-            "prompt_tokens_details": PromptTokensDetails(cached_tokens=sum(one.reused_tokens for one in accounts)),
+            "prompt_tokens_details": PromptTokensDetails(cached_tokens=_cached_tokens(work, answers)),
             "speculation": _speculation(work.engine, new_tokens, accounts),
         }
     )
@@ -36,6 +36,16 @@ def usage_so_far(work: Work, answers: Sequence[Answer]) -> CompletionUsage:
     return CompletionUsage(
         prompt_tokens=prompt_tokens, completion_tokens=new_tokens, total_tokens=prompt_tokens + new_tokens
     )
+
+
+def _cached_tokens(work: Work, answers: Sequence[Answer]) -> int:
+    """Prompt tokens that were read for none of the answers; each prompt counts once, as in ``prompt_tokens``."""
+    fewest: dict[int, int] = {}
+    for call, answer in zip(work.calls, answers, strict=True):
+        if answer.account is not None:
+            reused = answer.account.reused_tokens
+            fewest[call.prompt_number] = min(reused, fewest.get(call.prompt_number, reused))
+    return sum(fewest.values())
 
 
 def _speculation(engine: EngineArgs, new_tokens: int, accounts: Sequence[Account]) -> dict[str, Any]:

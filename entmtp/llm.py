@@ -18,6 +18,7 @@ from rich.progress import Progress
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
+from entmtp.models.end_of_turn import end_of_turn_ids, ending_turns
 from entmtp.models.registry import encode_chat
 from entmtp.session import Method, load_method
 from entmtp.settings import EngineSettings, SamplingParams, default_method
@@ -65,6 +66,7 @@ class LLM:
             kernels=kernels,
         )
         self.engine, self.tokenizer = load_method(method, say, settings or EngineSettings())
+        self._turn_ends = end_of_turn_ids(self.tokenizer, self.engine.backbone.vocab_size)
 
     def generate(
         self,
@@ -93,10 +95,10 @@ class LLM:
             Request(
                 f"{at}.{number}",
                 self._encoded(at, prompt),
-                own,
+                ending_turns(own, self._turn_ends) if isinstance(prompt, str) else own,
                 number,
                 prompt_number=at if shared else 0,
-                continues_text=not isinstance(prompt, str),
+                continues_text=not isinstance(prompt, str) or self.tokenizer.chat_template is None,
             )
             for at, (prompt, own) in enumerate(zip(asked, each, strict=True))
             for number in range(n)

@@ -20,6 +20,7 @@ from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.heads.native import NATIVE
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
+from entmtp.models.end_of_turn import end_of_turn_ids, ending_turns, turn_notice
 from entmtp.models.kernels import check_name
 from entmtp.models.registry import encode_chat, load_model, resolve_model
 from entmtp.scheduling.policies import Policy
@@ -64,7 +65,8 @@ class Session:
             raise EntMTPError(f"prompt: '{prompt}' is empty; give some text")
         self.completion = Completion()
         ids = encode_chat(self.tokenizer, prompt)
-        for progress in self.engine.stream(ids, params, self.completion):
+        ends = end_of_turn_ids(self.tokenizer, self.engine.backbone.vocab_size)
+        for progress in self.engine.stream(ids, ending_turns(params, ends), self.completion):
             yield progress.text
 
     def statistics(self) -> str:
@@ -111,6 +113,9 @@ def load_method(
         _bank_path(method, NATIVE if _source(method) == NATIVE else None)
     loaded, tokenizer = load_model(method.model, dtype=method.dtype, device=method.device)
     backbone = Backbone(loaded, chosen)
+    ends = end_of_turn_ids(tokenizer, backbone.vocab_size)
+    if (notice := turn_notice(tokenizer, ends, backbone.eos_token_ids)) is not None:
+        say(notice)
     heads = _heads_of(method, backbone) if drafts else None
     policy = policy_of(method, backbone, heads, 1 if settings is None else settings.slots, say)
     return Engine(backbone, heads, policy, settings, tokenizer.backend_tokenizer), tokenizer

@@ -161,6 +161,15 @@ def max_positions(name: str) -> int:
     return positions_of(_config(name, resolve_model(name)).get_text_config())
 
 
+def vocabulary_size(name: str) -> int:
+    """Tokens that the model called `name` can write, by its configuration.
+
+    Raises:
+        EntMTPError: the model is nowhere, or its configuration can't be read.
+    """
+    return int(_config(name, resolve_model(name)).get_text_config().vocab_size)
+
+
 def _config(name: str, place: "Path | str") -> "PretrainedConfig":
     from transformers import AutoConfig
 

@@ -37,10 +37,7 @@ def test_answers_come_in_the_order_of_the_prompts(llm: LLM) -> None:
     for prompt, own, answer in zip(prompts, params, llm.generate(prompts, params), strict=True):
         assert answer.tokens == greedy(llm.engine.backbone.model, prompt, own.max_tokens)
         assert answer.finish_reason == "length"
-        # Random bytes may end in half a character, which is held back.
-        whole = str(llm.tokenizer.decode(answer.tokens, skip_special_tokens=True))
-        assert whole.startswith(answer.text)
-        assert set(whole[len(answer.text) :]) <= {"\ufffd"}
+        assert answer.text == str(llm.tokenizer.decode(answer.tokens, skip_special_tokens=True))
 
 
 def test_a_text_is_one_prompt(llm: LLM) -> None:

@@ -1,0 +1,45 @@
+"""Usage of any number of answers to any number of prompts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.answers import Answer
+from deployments.messages import Account, Call
+from deployments.service import Work
+from deployments.settings import EngineArgs
+from deployments.usage import usage_of
+from entmtp.settings import SamplingParams
+
+ACCOUNT = Account("entmtp-dynamic", "sharegpt", 2, 8, 2, [1, 1], {"draft": 1.0}, 0, 0.0, 3.0)
+ENGINE = EngineArgs(name="e", model_name="m")
+
+
+def usage(prompts: list[int], reused: list[list[int]]) -> tuple[int, int]:
+    """Prompt tokens, and those that lay in the cache; ``reused`` has a number for each answer to each prompt."""
+    calls = [
+        Call(f"{at}.{number}", [1] * length, SamplingParams(seed=0), number, prompt_number=at)
+        for at, length in enumerate(prompts)
+        for number in range(len(reused[at]))
+    ]
+    answers = [Answer(account=replace(ACCOUNT, reused_tokens=own)) for each in reused for own in each]
+    told = usage_of(Work(ENGINE, calls), answers)
+    assert told.prompt_tokens_details is not None
+    return told.prompt_tokens, told.prompt_tokens_details.cached_tokens or 0
+
+
+def test_answers_to_one_prompt_do_not_count_it_again() -> None:
+    assert usage([155], [[0, 154, 154, 154]]) == (155, 0)
+    assert usage([155], [[154, 154, 154, 154]]) == (155, 154)
+    assert usage([155, 40], [[154, 154], [16, 39]]) == (195, 170)
+
+
+@given(st.data(), st.lists(st.integers(1, 60), min_size=1, max_size=5), st.integers(1, 5))
+def test_no_more_tokens_are_cached_than_there_are(data: st.DataObject, prompts: list[int], n: int) -> None:
+    reused = [[data.draw(st.integers(0, length - 1)) for _ in range(n)] for length in prompts]
+    prompt_tokens, cached = usage(prompts, reused)
+    assert prompt_tokens == sum(prompts)
+    assert cached == sum(map(min, reused)) <= prompt_tokens
