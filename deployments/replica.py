@@ -129,7 +129,7 @@ class EngineReplica:
         except EngineDeadError as error:
             yield Failure("dead", str(error))
         except EntMTPError as error:
-            yield Failure("failed", f"{error}; the same request would fail again: change it")
+            yield Failure("failed", str(error))
 
     def _delta(self, progress: Progress) -> Delta:
         account = Account.of(progress.completion, self._method) if progress.finish_reason else None
