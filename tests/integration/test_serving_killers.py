@@ -18,7 +18,7 @@ import psutil
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from jobs.local import LOCAL_SETTINGS, free_ports
+from entmtp.ray_head import LOCAL_SETTINGS, free_ports
 from tests.tiny import tiny_model
 from tests.vocabularies import ids, made
 
