@@ -23,6 +23,7 @@ BENCHMARK = {"entmtp.evaluation.local"}
 
 IMPLIED = {
     "starlette": "fastapi is made of it",
+    "pydantic_core": "the errors of pydantic",
     "opentelemetry": "a namespace of several packages, of which `serve` and `tracing` name one each",
     "sqlalchemy": "the errors of mlflow's own database",
     "pandas": "the data sets of mlflow",
