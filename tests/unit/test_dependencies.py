@@ -25,7 +25,6 @@ IMPLIED = {
     "starlette": "fastapi is made of it",
     "pydantic_core": "the errors of pydantic",
     "opentelemetry": "a namespace of several packages, of which `serve` and `tracing` name one each",
-    "pydantic_core": "the errors that pydantic raises",
     "sqlalchemy": "the errors of mlflow's own database",
     "pandas": "the data sets of mlflow",
 }
