@@ -101,7 +101,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def _answers(model: type[BaseModel], about: str) -> dict[int | str, dict[str, Any]]:
-    events = {"schema": {"type": "string", "description": "server-sent events, where `stream` is true"}}
+    event: dict[str, Any] = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+    event["description"] = (
+        "an event where `stream` is true; its data is a chunk in JSON, an error, or at the end [DONE]"
+    )
+    events = {"schema": event}
     return {200: {"description": about, "model": model, "content": {"text/event-stream": events}}, **ERRORS}
 
 

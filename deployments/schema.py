@@ -170,7 +170,7 @@ class Generation(Body, ABC):
     stop: (
         Annotated[
             list[Annotated[str, Field(max_length=_STOP_CHARACTERS)]],
-            Field(max_length=16, fail_fast=True),
+            Field(max_length=16),
             BeforeValidator(_as_list),
         ]
         | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
@@ -18,6 +19,9 @@ T = TypeVar("T")
 
 _PROBES = (" ", "\n", "a", "e\u0301", "\U000f0000")
 """Text that normalisers drop or join, or that vocabularies lack."""
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]+")
+"""Vocabularies of bytes lack some of these, and tokenizers then drop them."""
 
 
 class Encoder:
@@ -39,7 +43,7 @@ class Encoder:
         Raises:
             ApiError: it is longer than ``context`` tokens can be.
         """
-        self._refuse_too_long(len(prompt), context, "prompt")
+        self._refuse_too_long(prompt, context, "prompt")
         return await self._run(lambda: _ids(self.tokenizer(prompt)["input_ids"]))
 
     async def chat(self, messages: Sequence[Message], context: int) -> list[int]:
@@ -56,11 +60,13 @@ class Encoder:
         except TemplateError as error:
             message = f"messages: the model's chat template refuses them: {error}"
             raise ApiError(400, message, param="messages", code="invalid_value") from error
-        self._refuse_too_long(len(text), context, "messages")
+        self._refuse_too_long(text, context, "messages")
         return await self._run(lambda: _ids(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
-    def _refuse_too_long(self, characters: int, context: int, field: str) -> None:
-        tokens = 0 if self._longest is None else -(-characters // self._longest)
+    def _refuse_too_long(self, text: str, context: int, field: str) -> None:
+        if self._longest is None or len(text) <= context * self._longest:
+            return
+        tokens = -(-len(_CONTROLS.sub("", text)) // self._longest)
         if tokens > context:
             raise too_long(context, f"at least {tokens}", field)
 
@@ -76,7 +82,10 @@ def too_long(context: int, tokens: str, field: str) -> ApiError:
 
 
 def longest_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Characters that one token stands for, at most; None if a tokenizer may drop or join any number of them."""
+    """Characters that one token stands for, at most, control characters apart.
+
+    None if a tokenizer may drop or join any number of them.
+    """
     longest = max(map(len, tokenizer.get_vocab()))
     for probe in _PROBES:
         text = probe * 8 * longest

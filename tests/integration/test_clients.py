@@ -12,8 +12,17 @@ from typing import Any, cast
 import httpx2
 import openai
 import pytest
+import schemathesis
 import uvicorn
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from deployments.auth import Keys, _digest
 from deployments.tokenizing import Encoder
@@ -72,6 +81,9 @@ def test_a_prompt_that_is_too_long_is_known_for_it(client: openai.OpenAI) -> Non
     with pytest.raises(openai.BadRequestError) as refusal:
         client.completions.create(model=MODEL, prompt="word " * 300)
     assert (refusal.value.code, refusal.value.param) == ("context_length_exceeded", "prompt")
+    with pytest.raises(openai.BadRequestError, match="your prompt resulted in 256 tokens"):
+        client.completions.create(model=MODEL, prompt=[504] * 256)
+    client.completions.create(model=MODEL, prompt=[504] * 255, max_tokens=1)
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
@@ -135,7 +147,8 @@ def test_usage_is_streamed_as_the_options_say(
     assert usages(text) == rest
 
 
-def test_what_can_be_read_has_a_head(url: str) -> None:
+def test_what_can_be_read_has_a_head(url: str, asgi: TestClient) -> None:
+    assert asgi.head("/health").content == b""  # the application's own doing, and not the server's
     for path in ("/health", "/v1/models", "/v1/models/org/m", "/metrics", "/docs", "/openapi.json"):
         head, whole = httpx2.head(f"{url}{path}"), httpx2.get(f"{url}{path}")
         assert head.status_code == whole.status_code == 200, path
@@ -206,6 +219,7 @@ MISTAKES: list[tuple[str, Any]] = [
     ("/v1/chat/completions", CHAT | {"logit_bias": {"private": 1}}),
     ("/v1/chat/completions", CHAT | {"model": "private"}),
     ("/v1/chat/completions", CHAT | {"model": MEGABYTE}),
+    ("/v1/chat/completions", CHAT | {"model": "x" * 256}),
     ("/v1/chat/completions", CHAT | {"speculation": {"method": MEGABYTE}}),
     ("/v1/chat/completions", CHAT | {MEGABYTE: 1}),
     ("/v1/chat/completions", CHAT | {"tools": [MEGABYTE]}),
@@ -233,6 +247,7 @@ def test_mistakes_of_any_size_are_told_shortly_and_not_to_the_log(caplog: pytest
             assert answer.status_code in {400, 404}, answer.text[:200]
             error = answer.json()["error"]
             assert len(answer.content) < 1000, error
+            assert "x" * 81 not in answer.text
             assert error["type"] in {"invalid_request_error", "not_found_error"}
             assert error["code"], error
     assert not answers.calls
@@ -324,3 +339,36 @@ def test_the_api_describes_itself_without_other_hosts() -> None:
     fields = document["components"]["schemas"]["ChatRequest"]["properties"]
     assert all("description" in fields[name] for name in ("max_tokens", "temperature", "stop", "seed", "n", "stream"))
     assert json.dumps(document).count("http") < 5
+
+
+def operations(app: Any) -> list[Any]:
+    """What the application's own document says that it can do."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    return [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
+
+
+def test_answers_are_as_the_document_says(asgi: TestClient) -> None:
+    seen: set[int] = set()
+    for operation in operations(asgi.app):
+
+        @settings(
+            max_examples=25,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(), known=st.booleans())
+        def sent(case: Any, known: bool) -> None:
+            if known and isinstance(case.body, dict):
+                case.body["model"] = MODEL
+            answer = case.call()
+            seen.add(answer.status_code)
+            case.validate_response(
+                answer, checks=[response_schema_conformance, content_type_conformance, status_code_conformance]
+            )
+            assert answer.status_code < 500 or case.operation.path == "/ready"
+
+        sent()
+    assert seen >= {200, 400, 404}

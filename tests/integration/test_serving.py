@@ -86,13 +86,12 @@ def expected_text(bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase], prom
     return str(tokenizer.decode(found, skip_special_tokens=True))
 
 
-def chat(client: openai.OpenAI, prompt: str, tokens: int = 24, **options: object) -> str:
+def chat(client: openai.OpenAI, prompt: str, tokens: int = 24, **options: Any) -> str:
     answer = client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": prompt}],
         max_tokens=tokens,
-        temperature=0,
-        **options,  # type: ignore[call-overload]
+        **({"temperature": 0} | options),
     )
     return str(answer.choices[0].message.content)
 
@@ -339,6 +338,19 @@ def test_mistakes_are_the_clients_own_exceptions(client: openai.OpenAI) -> None:
     with pytest.raises(openai.APIStatusError) as late:
         client.completions.create(model=MODEL, prompt="x", max_tokens=1000, extra_body={"timeout_s": 0.2})
     assert late.value.status_code == 504
+
+
+def test_a_chat_goes_on_with_the_answers_own_message(client: openai.OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": PROMPTS[0]}]
+    for _ in range(2):
+        answer = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=8, seed=-1, top_p=0)
+        messages += [answer.choices[0].message.model_dump(), {"role": "user", "content": "Go on."}]
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens > 40
+
+
+def test_the_likeliest_token_is_drawn_from_no_share_of_the_others(client: openai.OpenAI) -> None:
+    assert chat(client, PROMPTS[1], temperature=1.0, top_p=0) == chat(client, PROMPTS[1])
 
 
 def test_a_client_that_goes_frees_its_slot(client: openai.OpenAI, url: str) -> None:

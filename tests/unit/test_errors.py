@@ -14,8 +14,9 @@ from entmtp.errors import SHOWN, EntMTPError, shown
 from entmtp.settings import SamplingParams, Settings
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=100),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=100), inner, max_size=6),
+    max_leaves=10,
 )
 
 

@@ -63,6 +63,32 @@ def test_wrong_settings_are_named(args: dict[str, Any], name: str) -> None:
         AppArgs.parse(**args)
 
 
+@pytest.mark.parametrize("name", ["m", "org/m", "Qwen/Qwen2.5-7B-Instruct", "team/org/m", "llama3.2:1b"])
+def test_a_model_may_be_named_as_on_a_hub(name: str) -> None:
+    assert AppArgs.parse(engines=[ENGINE | {"model_name": name}]).engines[0].model_name == name
+
+
+@pytest.mark.parametrize("name", ["", "/m", "m/", "a//b", "a/../b", "a b", "a/b/c/d", "m?x", "é"])
+def test_a_model_has_no_name_that_no_path_can_hold(name: str) -> None:
+    with pytest.raises(EntMTPError, match=r"engines\.0\.model_name"):
+        AppArgs.parse(engines=[ENGINE | {"model_name": name}])
+
+
+def test_origins_are_addresses_without_paths() -> None:
+    assert AppArgs.parse(engines=[ENGINE]).cors_origins == []
+    for origin in ("*", "https://chat.example", "http://localhost:3000"):
+        assert AppArgs.parse(engines=[ENGINE], cors_origins=[origin]).cors_origins == [origin]
+    for origin in ("chat.example", "https://chat.example/", "https://*.example", "null", ""):
+        with pytest.raises(EntMTPError, match=r"cors_origins\.0"):
+            AppArgs.parse(engines=[ENGINE], cors_origins=[origin])
+
+
+def test_what_a_validator_says_names_its_field_once() -> None:
+    with pytest.raises(EntMTPError) as refusal:
+        AppArgs.parse(engines=[ENGINE | {"method": "entmtp-dynamo"}])
+    assert str(refusal.value).startswith("engines.0.method: 'entmtp-dynamo' is unknown; choose one of ")
+
+
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     for text in ("[", "a: 1", "applications: [1]", yaml.safe_dump({"applications": [{"args": {"engines": []}}]})):
