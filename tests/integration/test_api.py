@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from deployments.access_log import Log
 from deployments.api import make_api
 from deployments.auth import Keys, _digest
+from deployments.deaths import RETRIED_HEADER
 from deployments.errors import FULL_HEADER
 from deployments.limiter import Limiter
 from deployments.log_file import LOGGED_HEADER
@@ -382,6 +383,15 @@ def test_a_client_that_goes_has_a_line_with_what_it_got(stream: bool) -> None:
     (line,) = lines
     assert line["status"] == 499
     assert line["new_tokens"] == 2
+
+
+@pytest.mark.parametrize(("headers", "tries"), [({}, 2), ({RETRIED_HEADER.decode(): "1"}, 1)])
+def test_a_request_whose_ingress_died_has_had_its_second_chance(headers: dict[str, str], tries: int) -> None:
+    client, answers = api(Failure("dead", "loop"))
+    answer = client.post("/v1/chat/completions", json=CHAT, headers=headers)
+    assert answer.status_code == 500
+    assert "not tried again" in answer.json()["error"]["message"]
+    assert len(answers.calls) == tries
 
 
 def test_the_refusal_of_a_full_engine_says_so_to_the_door() -> None:
