@@ -10,7 +10,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator, Sequence
-from itertools import dropwhile, islice, takewhile
+from itertools import islice, takewhile
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
@@ -92,7 +92,7 @@ class Detokenizer:
         if not tail or (len(tail) <= CONTEXT and self.byte(tail[0]) is None):
             return tail[::-1]
         run = list(takewhile(lambda token: self.byte(token) is not None, tail))[::-1]
-        words = dropwhile(lambda token: self.byte(token) is not None, tail[len(run) : CONTEXT][::-1])
+        words = tail[len(run) : CONTEXT][::-1]
         return [self._anchor, *words, *self._unfinished(run)]
 
     def _unfinished(self, run: list[int]) -> list[int]:

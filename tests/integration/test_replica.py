@@ -78,6 +78,28 @@ def test_several_answers_to_one_seed_differ_by_their_numbers(replica: EngineRepl
     asyncio.run(scene())
 
 
+def test_a_stop_text_ends_an_answer_after_min_tokens_alone(
+    replica: EngineReplica, bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase]
+) -> None:
+    prompt = bundled[1]("1, 2, 3, 4,")["input_ids"]
+    params = GREEDY.model_copy(update={"max_tokens": 40, "stop": ["7"]})
+
+    async def text(call: Call) -> tuple[str, int]:
+        items = [item for item in await answered(replica, call) if isinstance(item, Delta)]
+        return "".join(item.text for item in items), len(tokens(list(items)))
+
+    async def scene() -> None:
+        early, few = await text(Call("early", prompt, params, continues_text=True))
+        assert (early, few < 30) == (" 5, 6, ", True)
+        late, count = await text(
+            Call("late", prompt, params.model_copy(update={"min_tokens": 30}), continues_text=True)
+        )
+        assert 30 <= count <= 40
+        assert late.startswith(early + "7")
+
+    asyncio.run(scene())
+
+
 def test_failures_have_kinds(replica: EngineReplica, prompt: list[int]) -> None:
     async def scene() -> None:
         (long,) = await answered(replica, Call("long", prompt * 10, GREEDY))
