@@ -326,5 +326,5 @@ def test_serving_without_its_extra_says_what_to_install(monkeypatch: pytest.Monk
         monkeypatch.setattr(
             importlib.util, "find_spec", lambda name, absent=absent: None if name == absent else found(name)
         )
-        refused(f"{absent} is not installed; pip install 'entmtp[serve]'", "serve")
+        refused(f"{absent} is not installed; pip install 'entmtp[serve]'", "serve", "--config=nowhere.yaml")
     assert "--port" in run("serve", "--help").stdout

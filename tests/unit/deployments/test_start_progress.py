@@ -27,7 +27,7 @@ def test_lines_come_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert lines.new() == ["a: half and whole"]
 
 
-def test_a_line_is_in_the_log_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_is_in_the_log_at_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     written: list[str] = []
 
@@ -38,6 +38,6 @@ def test_a_line_is_in_the_log_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     log = logging.getLogger("ray.serve")
     buffer = logging.handlers.MemoryHandler(1000, target=Target())
     monkeypatch.setattr(log, "handlers", [buffer])
-    monkeypatch.setattr(log, "level", logging.INFO)
+    caplog.set_level(logging.INFO, log.name)
     tell("a", "loading")
     assert written == ["a: loading"]
