@@ -147,8 +147,7 @@ def test_usage_is_streamed_as_the_options_say(
     assert usages(text) == rest
 
 
-def test_what_can_be_read_has_a_head(url: str, asgi: TestClient) -> None:
-    assert asgi.head("/health").content == b""  # the application's own doing, and not the server's
+def test_what_can_be_read_has_a_head(url: str) -> None:
     for path in ("/health", "/v1/models", "/v1/models/org/m", "/metrics", "/docs", "/openapi.json"):
         head, whole = httpx2.head(f"{url}{path}"), httpx2.get(f"{url}{path}")
         assert head.status_code == whole.status_code == 200, path
