@@ -95,7 +95,7 @@ _CHAT: dict[str, tuple[object, ...]] = {
 
 
 class Foreign(NamedTuple):
-    """What a body may have beyond its own fields."""
+    """Base of bodies: the fields that one may have beyond its own."""
 
     no_effect: NoEffect
     ignored: frozenset[str] = frozenset()

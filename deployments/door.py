@@ -33,7 +33,7 @@ from deployments.metrics import refusals
 from deployments.request_ids import ID_HEADER, request_id
 
 _PATHS = "/v1/chat/completions", "/v1/completions"
-"""Of the requests that engines answer, after the application's prefix."""
+"""Paths of the requests that engines answer, after the application's prefix."""
 
 _SERVES_OWN = "/-/"
 """Paths that Serve's proxy answers itself: its health and its routes."""
@@ -52,7 +52,7 @@ _DIED = ApiError(503, "service: the ingress that served this request died; send 
 
 
 class Kind(NamedTuple):
-    """What chooses the engine of a request, and nothing else of it: who varies the rest is refused all the same."""
+    """Fields that choose the engine of a request, and no others: varying the rest changes no refusal."""
 
     prefix: str
     model: str

@@ -28,7 +28,7 @@ LOGGED_HEADER = b"x-request-logged"
 
 FOLDER = Path("~/.local/state/entmtp/requests")
 LONGEST_PATH = 200
-"""Of a request's path, in characters; the rest is not logged."""
+"""Characters of a request's path that are logged."""
 
 _FILE_BYTES, _FILES = 50_000_000, 10
 """A process keeps so much: the file it writes, and the last ones that became full."""

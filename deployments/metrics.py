@@ -123,7 +123,7 @@ class EngineMetrics:
 
 
 class RequestMetrics:
-    """What one request adds to its engine's metrics."""
+    """One request's share in its engine's metrics."""
 
     def __init__(self, metrics: EngineMetrics, prompt_tokens: int) -> None:
         self._metrics, self._prompt_tokens = metrics, prompt_tokens

@@ -1,4 +1,4 @@
-"""What the service says of its own API: /openapi.json, and /docs, a page that needs no other host."""
+"""The API's own documents: /openapi.json, and /docs, a page that needs no other host."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BEARER = HTTPBearer(
 
 
 class ErrorDetails(BaseModel):
-    """What is wrong, and how to put it right."""
+    """The mistake, and how to put it right."""
 
     message: str
     type: str
@@ -73,7 +73,7 @@ class TokenIds(BaseModel):
 
 
 class Health(BaseModel):
-    """That this ingress answers."""
+    """A sign that this ingress answers."""
 
     status: Literal["ok"] = "ok"
 

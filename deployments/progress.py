@@ -1,4 +1,4 @@
-"""What engines do while they start, told to whoever starts them.
+"""Progress of engines while they start, reported to the process that starts them.
 
 They append lines to a file, where an environment variable names one: where the service's log is and how its lines look
 depends on the configuration.

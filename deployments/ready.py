@@ -1,4 +1,4 @@
-"""What is printed when the service is ready: what to type next."""
+"""The message of a service that is ready: what to type next."""
 
 from __future__ import annotations
 

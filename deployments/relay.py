@@ -63,7 +63,7 @@ _PASSED_ON: dict[str, type[Exception]] = {"unavailable": _NotPlacedError, "dead"
 
 @dataclass
 class _Answer:
-    """What went out of an answer, and how far the present attempt has come."""
+    """An answer's parts that went out, and how far the present attempt has come."""
 
     tokens: list[int] = field(default_factory=list)
     text: str = ""

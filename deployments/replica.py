@@ -142,7 +142,7 @@ class EngineReplica:
             raise RuntimeError(f"engine {self._args.name}: its loop has ended")
 
     async def record_routing_stats(self) -> dict[str, Any]:
-        """What routers need to know: how much there is to do, and which beginnings lie in the cache.
+        """Facts that routers need: how much there is to do, and which beginnings lie in the cache.
 
         Serve asks from the replica's start on, so that its metrics begin then too.
         """

@@ -1,4 +1,4 @@
-"""What a request is called on its whole way: in headers, logs and calls."""
+"""Ids of requests, the same in headers, logs and calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients may request: OpenAI's bodies, with vLLM's names where OpenAI has none, and ``speculation``."""
+"""Bodies that clients may send: OpenAI's, with vLLM's names where OpenAI has none, and ``speculation``."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Message(Body):
 
 
 class Generation(Body, ABC):
-    """What chat and plain completions have in common. Absent or null: the default of :class:`SamplingParams`.
+    """Fields that chat and plain completions share. Absent or null: the default of :class:`SamplingParams`.
 
     Attributes:
         prompt_field: name of the field that has the prompt.

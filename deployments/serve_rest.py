@@ -60,7 +60,7 @@ def get_json(url: str) -> dict[str, Any]:
 
 
 def _in_one_line(text: str) -> str:
-    """What Serve answers, which is a validation error of many lines or a traceback in JSON."""
+    """Serve's answer, a validation error of many lines or a traceback in JSON."""
     with suppress(ValueError, TypeError, KeyError):
         text = str(json.loads(text)["msg"]).strip().splitlines()[-1]
     lines = [line.strip() for line in text.splitlines()]

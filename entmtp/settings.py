@@ -136,7 +136,7 @@ CPU_METHOD, GPU_METHOD = "entmtp-dynamic", "entmtp-goodput"
 Trees that grow with the heads ask the host between their levels, which on a GPU takes longer than the levels.
 """
 DEFAULT_METHOD = f"{CPU_METHOD} on a CPU, {GPU_METHOD} on a GPU"
-"""What help texts say of :func:`default_method`."""
+"""Description of :func:`default_method` in help texts."""
 
 
 def default_method(device: str) -> str:

@@ -33,7 +33,7 @@ class Waiting:
         self._next_line = 0.0
 
     def lack(self, actor: Any, nodes: Sequence[Node], since: float) -> str | None:
-        """What an actor waits for on one of ``nodes``: '2 CPUs: 0 of 2 are free'.
+        """Resources that an actor waits for on one of ``nodes``: '2 CPUs: 0 of 2 are free'.
 
         None where it has started or can start, and within the patience: ``since`` is when it was requested, on this
         process's clock.

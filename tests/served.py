@@ -47,7 +47,7 @@ def started(*options: str) -> Iterator[Served]:
 
 
 def _told(name: str, lines: list[str]) -> str:
-    """What a line of the ready message says."""
+    """The rest of a line of the ready message."""
     found = [line.partition(": ")[2].strip() for line in lines if line.startswith(f"{name}: ")]
     assert found, "".join(lines)
     return found[0]

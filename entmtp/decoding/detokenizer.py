@@ -1,4 +1,4 @@
-"""What the tokens of a tokenizer spell, and how far back a new token may change the text before it.
+"""Bytes that a tokenizer's tokens spell, and how far back a new token may change the text before it.
 
 :class:`tokenizers.Tokenizer` decodes whole sequences. Text that is sent while it is written needs to know more: which
 part of it no later token can change. The tokenizer's decoder decides that, see :data:`Reach`.

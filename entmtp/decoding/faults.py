@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def description(error: BaseException, doing: str) -> str:
-    """What is reported to the user of a request that failed while ``doing`` something; never any of its text."""
+    """Error message for the user of a request that failed while ``doing`` something; never any of its text."""
     if is_out_of_memory(error):
         return "engine: out of memory; ask for less at once, or lower slots or context"
     if isinstance(error, EntMTPError):

@@ -49,7 +49,7 @@ class TextStream:
         return self._give(len(self._held) - self._begun())
 
     def finish(self) -> str:
-        """What was held back, because a stop string or a character might have gone on."""
+        """Returns the text held back because a stop string or a character might have gone on."""
         if self.stopped:
             return ""
         text = self._held + self._decoder.rest()

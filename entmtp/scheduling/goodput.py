@@ -122,7 +122,7 @@ class GoodputPolicy(Policy):
         ]
 
     def best(self, scores: Sequence[float], limits: Sequence[int]) -> list[int]:
-        """Which of the ``trees`` each request of a step gets, by its score and within its limit."""
+        """Indices of the ``trees`` that a step's requests get, by their scores and within their limits."""
         if len(scores) == 1:  # alone, a tree is its own shape
             return [self._alone(*self._rounded(limits)).at(scores[0])]
         price = self._price(self._rounded(limits))

@@ -341,7 +341,7 @@ def test_the_api_describes_itself_without_other_hosts() -> None:
 
 
 def operations(app: Any) -> list[Any]:
-    """What the application's own document says that it can do."""
+    """The application's own document."""
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     return [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
 

@@ -43,7 +43,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Path:
-    """What `make serve` serves, with that folder."""
+    """The configuration of `make serve`, with that folder."""
     given = yaml.safe_load((ROOT / "deployments" / "config.cpu.yaml").read_text())
     given["applications"][0]["args"]["log_folder"] = str(logs)
     return write_text(tmp_path_factory.mktemp("config") / "config.yaml", yaml.safe_dump(given))

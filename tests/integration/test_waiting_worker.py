@@ -48,7 +48,7 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture
 def holder(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What holds all CPUs, as a service does."""
+    """An actor that holds all CPUs, as a service does."""
     monkeypatch.setattr(waiting, "PATIENCE_SECONDS", 0.0)
     return held(cpus=2)
 

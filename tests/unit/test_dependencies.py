@@ -1,4 +1,4 @@
-"""What is imported is what is declared: the core runs with the core's dependencies, and extras say what they add."""
+"""Imports and declarations agree: the core runs on its own dependencies, and extras say what they add."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What surrounds a local Ray head: ports, interrupts, the end of all its processes, and its logs. No Ray runs here."""
+"""Parts around a local Ray head: ports, interrupts, the end of its processes, logs. No Ray runs here."""
 
 from __future__ import annotations
 

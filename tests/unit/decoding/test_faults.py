@@ -171,7 +171,7 @@ def test_a_fault_at_every_point_harms_no_other(
 
 
 MARKED = SamplingParams(temperature=0.5, seed=3, max_tokens=9, logprobs=7, repetition_penalty=1.3, stop=["never"])
-"""Of the request at fault: its text is drawn, its logits are shaped, its log-probabilities are reported."""
+"""Parameters of the request at fault: it is drawn, its logits are shaped, its log-probabilities are reported."""
 
 
 class BrokenText:

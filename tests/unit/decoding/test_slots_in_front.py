@@ -25,7 +25,7 @@ def params(tokens: int) -> SamplingParams:
 
 
 def check_swap(state: DecodingState) -> None:
-    """What is drafted from two slots changes places with them."""
+    """The states that two slots draft from are exchanged with them."""
     for slot, prompt in enumerate((small_prompt(9, seed=1), small_prompt(6, seed=2))):
         state.prefill(slot, prompt)
     trees = TreeBatch.of([TREES["bushy"]])

@@ -1,4 +1,4 @@
-"""Which deaths of replicas are known to be no call's fault."""
+"""Deaths of replicas that are known to be no call's fault."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def verdict(monkeypatch: pytest.MonkeyPatch, *told: Any, error: BaseException = GONE) -> bool:
-    """What follows from what the cluster tells, again and again."""
+    """The verdict on what the cluster reports, again and again."""
     answers = list(told)
 
     def actors(actor: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a request adds to its engine's metrics, and what they are before anything has happened."""
+"""A request's share in its engine's metrics, and their values before anything has happened."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def as_serve_does(server: Server) -> int:
-    """What Serve calls after a deployment's ``__init__``."""
+    """Serve's call after a deployment's ``__init__``."""
     opened: int = vars(replica)["add_port_to_grpc_server"](server, "[::]:0")
     return opened
 

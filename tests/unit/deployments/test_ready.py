@@ -1,4 +1,4 @@
-"""What is printed when the service is ready can be typed as it stands."""
+"""The ready message's commands can be typed as they stand."""
 
 from __future__ import annotations
 

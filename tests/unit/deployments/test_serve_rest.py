@@ -1,4 +1,4 @@
-"""What Ray Serve's REST API answers, and what is made of it."""
+"""Answers of Ray Serve's REST API, and what is made of them."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_nothing_beats_hindsight_and_plain_decoding_is_the_measure(cost: PartedC
 
 
 def every_tree_of(bank: TreeBank) -> set[tuple[topology.Path, ...]]:
-    """What best-static, ladder and goodput choose from, told without their code."""
+    """The choices of best-static, ladder and goodput, written without their code."""
     frontiers = [*bank.shallower, bank.overall, *bank.bins]
     found = {tuple(sorted(one.paths[:size], key=lambda path: (len(path), path))) for one in frontiers
              for size in range(len(one.paths) + 1)}  # fmt: skip

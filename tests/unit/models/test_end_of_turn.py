@@ -1,4 +1,4 @@
-"""What ends a chat answer where the generation config does not name it."""
+"""Ends of a chat answer that the generation config does not name."""
 
 from __future__ import annotations
 
