@@ -4,12 +4,17 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Tests must not depend on a network, nor wait for one: only what lies on this machine is asked for.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A busy machine is no fault of the code: no property is judged by its time.
+settings.register_profile("untimed", settings(deadline=None))
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
