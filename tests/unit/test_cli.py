@@ -246,7 +246,8 @@ def test_prompts_that_cannot_be_answered(saved: Saved) -> None:
 def test_heads_of_the_wrong_kind_for_the_method(saved: Saved) -> None:
     bank = saved.banks / "gsm8k-hydra.json"
     options = ["--model", saved.model, "--heads", saved.heads("medusa"), "--bank", bank]
-    refused("holds medusa heads but the method needs hydra heads", "generate", "Hello", *options)
+    refused("holds medusa heads but the method needs hydra heads", "generate", "Hello", "--method=hydra", *options)
+    refused("bank: its heads_kind is hydra, yours is medusa", "generate", "Hello", *options)
 
 
 def test_a_calibration_that_cannot_be(saved: Saved, tmp_path: Path) -> None:
@@ -305,7 +306,7 @@ def test_an_answer_streams_and_ends_in_a_line_of_statistics(saved: Saved) -> Non
     assert (fast.exit_code, plain.exit_code) == (0, 0)
     text, statistics = fast.stdout.rsplit("\n\n", 1)
     assert text == plain.stdout.rsplit("\n\n", 1)[0]
-    assert statistics.startswith("entmtp: 24 tokens in ")
+    assert statistics.startswith("entmtp-dynamic: 24 tokens in ")
     assert statistics.count("\n") == 1
     assert "autoregressive: 24 tokens in" in plain.stdout
     assert "24 steps, tau 1.00, 0.0 nodes per step" in plain.stdout
@@ -317,7 +318,8 @@ def test_heads_that_cannot_be_imported(saved: Saved, tmp_path: Path) -> None:
     refused("are of no known layout", "import-heads", saved.heads("hydra"), "--output=ours")
     published = medusa(Model(torch.ones(VOCAB, 32), torch.ones(VOCAB, 32))).save(tmp_path / "published")
     said = "convert published heads with 'entmtp import-heads'"
-    refused(said, "generate", "Hello", "--model", saved.model, "--heads", published)
+    options = ["--model", saved.model, "--bank", saved.banks / "gsm8k-hydra.json"]
+    refused(said, "generate", "Hello", *options, "--heads", published)
 
 
 def test_serving_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
