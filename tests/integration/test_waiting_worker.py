@@ -19,7 +19,7 @@ from jobs import waiting
 from jobs.pool import WorkerPool, alive_nodes
 from jobs.workers import call_each
 
-SECONDS = 60
+SECONDS = 300.0
 LINE = (
     "the worker waits for 2 CPUs: 0 of 2 are free; stop what holds them ('ray status -v' shows it), or give a service"
     " fewer by num_cpus in its configuration and the worker the rest by --cpus-per-worker\n"
