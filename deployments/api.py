@@ -211,7 +211,7 @@ async def _events(
         entry.fails(error)
         yield f"data: {json.dumps(error.body())}\n\n"
     except Exception as error:  # the client must hear of it, whatever it is
-        _log.exception("request %s: an error that nobody expected", entry.id)
+        _log.exception("request %s: an unexpected error", entry.id)
         told = unexpected(error)
         entry.fails(told)
         yield f"data: {json.dumps(told.body())}\n\n"

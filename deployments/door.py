@@ -238,7 +238,7 @@ class _Response:
         status: that it began with, or that it should have had.
         error: of a response that was made here.
         retry_after: what a refusal for a full engine advises, in seconds; 0 with any other response.
-        unlogged: nobody but the proxy knows of it.
+        unlogged: only the proxy knows of it.
     """
 
     def __init__(self, send: Send, request_id: str) -> None:

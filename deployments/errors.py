@@ -129,7 +129,7 @@ class _Unexpected:
         except Exception as error:
             if started or scope["type"] != "http":
                 raise
-            _log.exception("an error that nobody expected")
+            _log.exception("an unexpected error")
             await unexpected(error).response()(scope, receive, send)
 
 
