@@ -43,6 +43,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "engine": "engine --figure docs/performance/cpu-engine.svg",
         "engine-steady": "engine --requests 3 --rounds 8 --arm entmtp-goodput --arm entmtp-dynamic",
         "chat": "chat",
+        "undrafted": "undrafted",
         "memory": "memory",
         "signals": "signals --output results/signals",
         "heads": "heads --output results/heads --prompts 4",

@@ -248,7 +248,7 @@ def test_a_slot_that_held_what_is_not_a_number_is_clean_for_the_next(
     for _ in range(SLOTS):
         bad = engine.submit(Request("bad", small_prompt(30), SamplingParams(temperature=0.0, max_tokens=9)))
         engine.submit(Request("good", small_prompt(3), SamplingParams(temperature=0.0, max_tokens=9)))
-        while not any(job.running for job in engine._jobs if job.request.id == "bad"):
+        while not engine.idle and not any(job.running for job in engine._jobs if job.request.id == "bad"):
             engine.step()
         (job,) = [job for job in engine._jobs if job.request.id == "bad"]
         for pool in state.cache.pools.values():
@@ -287,15 +287,16 @@ def test_a_rejected_guess_that_is_not_a_number_leaves_no_trace(
     read = Accepted.read
 
     def poisoned_read(accepted: Accepted) -> list[Outcome]:
-        """As if the pass had written it: the last node that was not accepted, in each slot that has one."""
+        """As if the pass had written it: all rows behind the accepted ones, in each slot that has any."""
         nonlocal poisoned
         outcomes = read(accepted)
         for row, outcome in enumerate(outcomes):
             slot = state.cache.plan.span.slots[row]
             width = state.cache.plan.rows.shape[1]
             if outcome.tokens and outcome.node < width - 1:
+                behind = state.cache.lengths[slot] + len(outcome.tokens) + 1
                 for pool in state.cache.pools.values():
-                    pool[:, slot, :, state.cache.lengths[slot] + width :] = torch.nan
+                    pool[:, slot, :, behind:] = torch.nan
                     pool[:, slot, :, 0] = torch.nan
                 outcomes[row] = replace(outcome, finite=False)
                 poisoned += 1
@@ -306,6 +307,43 @@ def test_a_rejected_guess_that_is_not_a_number_leaves_no_trace(
     assert poisoned > 5
     monkeypatch.undo()
     assert check(engine, serve(engine), expected, "used again") == 0
+
+
+def test_an_exchange_of_slots_that_breaks_off_ends_those_two(
+    backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = serve(engine_of(backbone, heads, "sequence"))
+    engine = engine_of(backbone, heads, "sequence")
+    state, _ = engine._memory()
+
+    def broken(one: int, other: int) -> None:
+        state.cache.swap(one, other)
+        raise ValueError("broken off")
+
+    monkeypatch.setattr(state, "swap", broken)
+    assert 1 <= check(engine, serve(engine), expected, "exchange") <= 2
+    monkeypatch.undo()
+    assert check(engine, serve(engine), expected, "used again") == 0
+
+
+def test_a_request_that_no_room_can_be_found_for_ends_alone(
+    backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = serve(engine_of(backbone, heads, "sequence"))
+    engine = engine_of(backbone, heads, "sequence")
+    _, slots = engine._memory()
+    take, refused = slots.take, small_prompt(6, seed=7)
+
+    def broken(prompt: Sequence[int], salt: str = "") -> tuple[int, int]:
+        if prompt == refused:
+            raise ValueError("broken")
+        return take(prompt, salt)
+
+    monkeypatch.setattr(slots, "take", broken)
+    marked = engine.submit(Request("marked", refused, SamplingParams(max_tokens=3)))
+    assert check(engine, serve(engine), expected, "finding room") == 0
+    assert marked.finish_reason == "error"
+    assert "finding room for it failed" in str(marked.error)
 
 
 def test_a_pass_reports_states_that_are_not_numbers(backbone: Backbone, heads: DraftHeads) -> None:

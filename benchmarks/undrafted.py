@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""What a request that forbids drafting (``max_nodes: 0``) costs beside plain decoding, which has no heads at all.
+
+    python -m benchmarks.undrafted
+
+The same prompts through an engine of each method and through one without heads, by turns. The texts must be the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.progress import track
+
+from benchmarks.record import Cell, Table, deliver, made_record
+from entmtp.cli_errors import told_plainly
+from entmtp.decoding.completion import Completion
+from entmtp.decoding.engine import Engine
+from entmtp.decoding.request import Request
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.intervals import ratio_of_sums
+from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
+from entmtp.evaluation.verdicts import ratio
+from entmtp.models.registry import encode_chat
+from entmtp.scheduling.cost import hardware_name
+from entmtp.session import Method, load_method
+from entmtp.settings import SamplingParams
+
+PLAIN = "autoregressive"
+METHODS = ("entmtp-dynamic", "entmtp-goodput", "hydra")
+NOTES = (
+    "ms per token behind the first, the median of an answer's rounds; the ratio's interval is over prompts. A method's"
+    " requests forbid drafting.",
+)
+
+
+def main(
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--method", help=f"whose requests forbid it; repeatable; else {', '.join(METHODS)}"),
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=3, help="of each suite")] = 3,
+    tokens: Annotated[int, typer.Option(min=2, help="of each answer")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="times that each prompt is asked of each")] = 3,
+    record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+) -> None:
+    """Measure what is left of drafting where a request forbids it."""
+    with told_plainly("undrafted", interrupted="nothing was recorded"):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        loaded = {name: load_method(Method(name, device=device), print) for name in (PLAIN, *(methods or METHODS))}
+        engines = {name: engine for name, (engine, _) in loaded.items()}
+        _, tokenizer = loaded[PLAIN]
+        texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, prompts)]
+        ids = [encode_chat(tokenizer, text) for text in texts]
+        found = measure(engines, ids, tokens, rounds)
+        columns = ["method", "ms per token", "over plain"]
+        table = Table(title="Requests without drafting", columns=columns, rows=rows(found))
+        hardware = hardware_name(engines[PLAIN].backbone.device)
+        deliver(made_record("undrafted", "What forbidding to draft costs", hardware, [table], NOTES), record)
+
+
+def measure(
+    engines: Mapping[str, Engine], prompts: Sequence[Sequence[int]], tokens: int, rounds: int
+) -> dict[str, np.ndarray]:
+    """Seconds per token of each engine's answers without drafting ``[prompts]``, medians over rounds.
+
+    Raises:
+        EntMTPError: if two engines answer differently.
+    """
+    taken: dict[str, list[list[float]]] = {name: [[] for _ in prompts] for name in engines}
+    for at in track(range(-1, rounds * len(prompts)), "prompts"):
+        number = max(0, at) % len(prompts)
+        order = list(engines)
+        turn = at % len(order)
+        answers = {name: _answer(engines[name], prompts[number], tokens) for name in order[turn:] + order[:turn]}
+        for name, done in answers.items():
+            if done.tokens != answers[order[0]].tokens:
+                raise EntMTPError(f"text: {name} and {order[0]} differ on prompt {number}")
+            if at >= 0:  # the first is the warm-up
+                taken[name][number].append(done.seconds_per_token)
+    return {name: np.array([np.median(each) for each in times]) for name, times in taken.items()}
+
+
+def _answer(engine: Engine, prompt: Sequence[int], tokens: int) -> Completion:
+    params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+    done = engine.submit(Request("one", prompt, params, max_nodes=0))
+    while not engine.idle:
+        engine.step()
+    return done
+
+
+def rows(found: Mapping[str, np.ndarray]) -> list[list[Cell]]:
+    """A row per engine, plain decoding first, with the others' ratios to it."""
+    plain = found[PLAIN]
+    return [
+        [name, f"{1e3 * times.mean():.2f}", "" if name == PLAIN else ratio(ratio_of_sums(times, plain, name))]
+        for name, times in found.items()
+    ]
+
+
+if __name__ == "__main__":
+    typer.run(main)
