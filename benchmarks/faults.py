@@ -174,18 +174,15 @@ class Stage:
 
         return running_replicas(APP)[name]
 
-    def processes(self, name: str) -> list[psutil.Process]:
-        """Of a deployment's replicas."""
+    def pids(self, name: str) -> set[int]:
+        """Processes of a deployment's replicas."""
         title = f"ray::ServeReplica:{APP}:{name}"
-        return [one for one in psutil.process_iter() if _title(one).startswith(title)]
+        return {one.pid for one in psutil.process_iter() if _title(one).startswith(title)}
 
     async def wait(self, engines: int = 2, ingresses: int = 2) -> float:
         """Until so many replicas run; returns the seconds it took."""
         began = time.monotonic()
-        while (self.running(ENGINE), self.running("ingress")) != (engines, ingresses):
-            if time.monotonic() - began > _RECOVERY_SECONDS:
-                raise EntMTPError(f"service: it did not recover within {_RECOVERY_SECONDS:g} s")
-            await asyncio.sleep(0.1)
+        await _until(lambda: (self.running(ENGINE), self.running("ingress")) == (engines, ingresses))
         return time.monotonic() - began
 
     async def leaked(self) -> int:
@@ -196,6 +193,15 @@ class Stage:
         await asyncio.sleep(_SETTLE_SECONDS)
         told = [await handle.record_autoscaling_stats.remote() for _ in range(8)]
         return sum(one["outstanding_tokens"] > 0 for one in told)
+
+
+async def _until(recovered: Callable[[], bool]) -> None:
+    """Waits, but not for ever."""
+    began = time.monotonic()
+    while not recovered():
+        if time.monotonic() - began > _RECOVERY_SECONDS:
+            raise EntMTPError(f"service: it did not recover within {_RECOVERY_SECONDS:g} s; Ray's logs may say why")
+        await asyncio.sleep(0.1)
 
 
 def _title(process: psutil.Process) -> str:
@@ -215,12 +221,11 @@ async def kill_ingress(stage: Stage) -> float:
 
 
 async def _kill(stage: Stage, name: str) -> float:
-    gone = stage.processes(name)[0].pid
+    gone = min(stage.pids(name))
     began = time.monotonic()
     os.kill(gone, signal.SIGKILL)
     # Serve calls a dead replica running until it has noticed.
-    while len(alive := {one.pid for one in stage.processes(name)}) < 2 or gone in alive:
-        await asyncio.sleep(0.1)
+    await _until(lambda: len(alive := stage.pids(name)) >= 2 and gone not in alive)
     await stage.wait()
     return time.monotonic() - began
 
@@ -228,26 +233,24 @@ async def _kill(stage: Stage, name: str) -> float:
 async def kill_node(stage: Stage) -> float:
     """A node goes with all that runs on it, and another one comes."""
     gone = stage.nodes.pop(0)
-    before = {one.pid for one in stage.processes(ENGINE)}
+    before = stage.pids(ENGINE)
     began = time.monotonic()
     # Ray starts and stops nodes in the main thread only; clients wait for that long, their requests do not.
     stage.cluster.remove_node(gone, allow_graceful=False)
     stage.nodes.append(stage.cluster.add_node(num_cpus=1))
     # Serve calls replicas of a dead node running until it has noticed.
-    while len(alive := {one.pid for one in stage.processes(ENGINE)}) < len(before) or alive == before:
-        await asyncio.sleep(0.1)
+    await _until(lambda: len(alive := stage.pids(ENGINE)) >= len(before) and alive != before)
     await stage.wait()
     return time.monotonic() - began
 
 
 async def redeploy(stage: Stage) -> float:
     """Other slots: every replica is replaced, one after another."""
-    before = {one.pid for one in stage.processes(ENGINE)}
+    before = stage.pids(ENGINE)
     stage.slots = 15 - stage.slots
     began = time.monotonic()
     await asyncio.to_thread(stage.deploy)
-    while before & {one.pid for one in stage.processes(ENGINE)}:
-        await asyncio.sleep(0.5)
+    await _until(lambda: not before & stage.pids(ENGINE))
     await stage.wait()
     return time.monotonic() - began
 
@@ -257,8 +260,7 @@ async def scale_down(stage: Stage) -> float:
     began = time.monotonic()
     await asyncio.to_thread(stage.deploy, 1)
     await stage.wait(engines=1)
-    while len(stage.processes(ENGINE)) > 1:
-        await asyncio.sleep(0.2)
+    await _until(lambda: len(stage.pids(ENGINE)) == 1)
     taken = time.monotonic() - began
     await asyncio.to_thread(stage.deploy)
     await stage.wait()
