@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class FaultAt(TorchDispatchMode):
     """Raises ``error`` at operation number ``at`` of those that run under it; counts them.
 
+    ``where`` it was raised is the operation, ``callers`` the names of the functions that ran.
+
     Out of memory is raised only where memory is taken: neither by views nor by what writes in place.
     """
 
@@ -18,12 +21,14 @@ class FaultAt(TorchDispatchMode):
         super().__init__()
         self.count = 0
         self.where = ""
+        self.callers: frozenset[str] = frozenset()
         self._at, self._error = at, error
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not isinstance(self._error, torch.OutOfMemoryError) or _allocates(func):
             if self.count == self._at and self._error is not None:
                 self.where = str(func)
+                self.callers = frozenset(frame.name for frame in traceback.extract_stack())
                 self.count += 1
                 raise self._error
             self.count += 1

@@ -63,13 +63,13 @@ class Accepted(NamedTuple):
             for (finite, count, node, root, _, *tokens), nats in zip(report.tolist(), entropies, strict=True)
         ]
 
-    def checked(self, hidden: torch.Tensor) -> Accepted:
-        """The same, its report telling of decoder states ``[batch, width, hidden_size]`` that are not numbers.
+    def checked(self, states: torch.Tensor) -> Accepted:
+        """The same, its report telling of ``states [batch, ..., hidden_size]`` that are not numbers, too.
 
         A cache row that holds one makes the state of its own node one, as each node attends to itself.
         """
         report = self.report.clone()
-        report[:, 0] = hidden.isfinite().flatten(1).all(-1)
+        report[:, 0] &= states.isfinite().flatten(1).all(-1)
         return self._replace(report=report)
 
 

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-import torch
 from tokenizers import Tokenizer
 
 from entmtp.decoding.completion import Completion, FinishReason
@@ -22,15 +21,15 @@ from entmtp.decoding.sampling import Sampler
 from entmtp.decoding.slots import Slots
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
+from entmtp.decoding.step_retry import StepRetry
 from entmtp.decoding.text import TextStream
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.policies import Policy, StaticPolicy
+from entmtp.scheduling.policies import Policy
 from entmtp.scheduling.signals import Ema, SignalTracker
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.bank import MAX_NODES
-from entmtp.trees.topology import Topology
 
 _log = logging.getLogger(__name__)
 _WINDOW = 64
@@ -61,7 +60,7 @@ class Engine:
         self.settings = settings or EngineSettings(slots=1, context=backbone.max_context, prefix_reuse=False)
         self.detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
         self._grows = settings is None
-        self._plain = StaticPolicy(Topology.root_only(), policy.entropy_window)
+        self._retry = StepRetry()
         self._steps = self._tokens = 0
         self._gained, self._busy = Ema(_WINDOW), Ema(_WINDOW)
         self._waiting: deque[Job] = deque()
@@ -286,7 +285,7 @@ class Engine:
         requests = [job.running for job in jobs if job.running is not None]
         before = [len(request.tokens) for request in requests]
         began = time.perf_counter()
-        self._take_step(requests)
+        self._retry.step(self._memory()[0], self.policy, requests)
         self._steps += 1
         gained = sum(len(request.tokens) for request in requests) - sum(before)
         self._gained.update(gained)
@@ -299,26 +298,6 @@ class Engine:
             self._check_alive(request.failure)
         return progress
 
-    def _take_step(self, requests: Sequence[RunningRequest]) -> None:
-        """One step of all requests together, or, where that fails, of each alone.
-
-        So who fails alone is known to be the one at fault, and a step that needs too much memory is taken in parts,
-        which are as small as can be.
-        """
-        state = self._memory()[0]
-        try:
-            decode_step(state, self.policy, requests)
-            return
-        except Exception as error:
-            _log.warning("a step of %d requests failed, each takes its own: %s", len(requests), error, exc_info=True)
-            self._free_memory(error)
-            policy = self._plain if is_out_of_memory(error) else self.policy
-        for request in requests:
-            try:
-                decode_step(state, policy, [request])
-            except Exception as error:
-                request.failure = error
-
     def _compact_slots(self, running: Sequence[Job]) -> list[Progress]:
         """Moves the ``running`` into the first slots.
 
@@ -330,9 +309,11 @@ class Engine:
                 state.swap(one, other)
             except Exception as error:
                 if is_out_of_memory(error):  # before anything has moved, and it is for speed only
-                    self._free_memory(error)
                     return []
-                return [self._fail(job, error, "moving it") for job in [*self._jobs] if job.slot in (one, other)]
+                ended = [self._fail(job, error, "moving it") for job in [*self._jobs] if job.slot in (one, other)]
+                slots.spoil(one)
+                slots.spoil(other)
+                return ended
             slots.swap(one, other)
             for job in self._jobs:
                 job.move({one: other, other: one}.get(job.slot, job.slot))
@@ -371,12 +352,7 @@ class Engine:
 
     def _fail(self, job: Job, error: Exception, doing: str) -> Progress:
         _log.error("request %s: %s failed", job.request.id, doing, exc_info=error)
-        self._free_memory(error)
         return self._finish(job, "error", description(error, doing))
-
-    def _free_memory(self, error: Exception) -> None:
-        if is_out_of_memory(error) and self.backbone.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _check_alive(self, error: Exception | None) -> None:
         """Raises the error that a request has ended with, if a trivial text can't be written after it either.
@@ -385,12 +361,18 @@ class Engine:
         """
         if error is None or is_out_of_memory(error):
             return
+        try:
+            self._probe()
+        except Exception as broken:
+            if not is_out_of_memory(broken):
+                raise error from broken
+
+    def _probe(self) -> None:
+        """Writes a trivial text."""
         state, slots = self._memory()
         slot, _ = slots.take([0])
         try:
             decode_step(state, self.policy, [self._running(slot, *state.prefill(slot, [0]))])
-        except Exception as broken:
-            raise error from broken
         finally:
             slots.release(slot, dirty=True)
 

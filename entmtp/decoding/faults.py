@@ -23,10 +23,15 @@ class NotNumbersError(EntMTPError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the host or the device had too little memory; on a CPU PyTorch has no exception type for it."""
+    """Whether the host or the device had too little memory; on a CPU PyTorch has no exception type for it.
+
+    An error that was raised while such a one was handled counts: a capture that breaks off fails to end, too.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY):
+        return True
+    return error.__context__ is not None and is_out_of_memory(error.__context__)
 
 
 def description(error: BaseException, doing: str) -> str:

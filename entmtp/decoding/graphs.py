@@ -90,14 +90,19 @@ class Graphs:
         held = self._held.setdefault((name, tensor.shape), tensor)
         return held if held is tensor else held.copy_(tensor)
 
-    def run(self, key: Hashable, part: Part[Outputs], trees: TreeBatch) -> Outputs:
+    def run(self, key: Hashable, part: Part[Outputs], trees: TreeBatch, reads: Hashable = None) -> Outputs:
         """The part's outputs for loaded ``trees``; they stay until a part of this key runs again.
+
+        ``reads`` is the key of an earlier part whose outputs it reads where they lie. They lie elsewhere in each step
+        if that part can't be captured, and then this one isn't either.
 
         The first time it runs as it is, which is also the warm-up that a capture needs: many a choice of trees and
         requests never comes again, and a capture costs more than a step. The second time it is recorded.
         """
         if self._recorder is None:
             return part(trees)
+        if key in self._too_large or reads in self._too_large:
+            return part(trees.anew())
         if (recording := self._recordings.get(key)) is None:
             self.settled = False
             # Anew for each run: what one run has derived from the numbers, another must derive from other numbers.
@@ -110,8 +115,6 @@ class Graphs:
     def _recorded(self, recorder: Recorder, key: Hashable, work: Callable[[], Outputs]) -> Recording | None:
         if key not in self._warm:
             self._warm.add(key)
-            return None
-        if key in self._too_large:
             return None
         try:
             recording = recorder.record(work)

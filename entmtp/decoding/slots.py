@@ -83,6 +83,10 @@ class Slots:
         """Notes that two slots were exchanged."""
         self._slots[one], self._slots[other] = self._slots[other], self._slots[one]
 
+    def spoil(self, number: int) -> None:
+        """Notes that the rows of a slot that nobody has may hold anything."""
+        self._slots[number].tokens, self._slots[number].dirty = [], True
+
     def write(self, number: int, tokens: Sequence[int]) -> None:
         """Notes what was appended to a slot."""
         self._slots[number].tokens += tokens
@@ -91,6 +95,6 @@ class Slots:
         """Gives a slot back; its text stays for others to begin with, unless its rows are ``dirty``."""
         self._clock += 1
         slot = self._slots[number]
-        slot.taken, slot.used, slot.dirty = False, self._clock, dirty
+        slot.taken, slot.used = False, self._clock
         if dirty:
-            slot.tokens = []
+            self.spoil(number)

@@ -150,17 +150,21 @@ class DecodingState:
         self.hidden[rows] = torch.where(busy[:, None], behind, self.hidden[rows])
         return ()
 
-    def remember(self, slots: tuple[int, ...], tokens: torch.Tensor, hidden: torch.Tensor, accepted: Accepted) -> None:
+    def remember(
+        self, slots: tuple[int, ...], tokens: torch.Tensor, hidden: torch.Tensor, accepted: Accepted
+    ) -> Accepted:
         """Behind :meth:`keep`: the heads take in what was accepted, if they remember anything.
 
-        ``tokens [batch, width]`` and ``hidden [batch, width, hidden_size]`` are the trees'.
+        ``tokens [batch, width]`` and ``hidden [batch, width, hidden_size]`` are the trees'. The report of what is
+        returned tells of heads' states that are not numbers, too.
         """
         if self.memory is None:
-            return
+            return accepted
         nodes, last = accepted.nodes, accepted.counts[:, None] - 1
         behind = tokens.gather(1, nodes).roll(-1, dims=1).scatter(1, last, accepted.root[:, None])
         path = hidden.gather(1, nodes[..., None].expand(-1, -1, hidden.shape[-1]))
         self.memory.extend(slots, path, behind, accepted.counts)
+        return accepted.checked(self.memory.states[self.cache.table.index(slots)])
 
 
 class _Watched:

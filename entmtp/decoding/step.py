@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any
 
 import torch
 
 from entmtp.decoding.acceptance import Accepted, Outcome, greedy, sampled
-from entmtp.decoding.logprobs import logprobs_of
+from entmtp.decoding.logprobs import TokenLogprobs, logprobs_of
 from entmtp.decoding.request import RunningRequest, StepRecord
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.stopwatch import Stopwatch
@@ -26,7 +28,8 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     every step. The host waits for the device once, for the outcome.
 
     All or nothing: where an exception ends it, out-of-memory too, every request is as it was and the step can be taken
-    again. What is made of one request's outcome is fenced: an exception there becomes its ``failure`` alone.
+    again; so policies work on copies of what they remember. What is made of one request's outcome is fenced: an
+    exception there becomes its ``failure`` alone.
     """
     backbone, cache = state.backbone, state.cache
     run, hold = state.graphs.run, state.graphs.hold
@@ -36,9 +39,10 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
         signals = [request.tracker.start_step(len(request.tokens), request.entropy) for request in requests]
         slots = tuple(request.slot for request in requests)
         rows = state.rows(slots)
+        remembered = [copy(request.policy_state) for request in requests]
         chosen = policy.choose(
             signals,
-            [request.policy_state for request in requests],
+            remembered,
             [request.node_limit for request in requests],
             lambda drafting: state.growth([slots[at] for at in drafting], watch),
         )
@@ -72,14 +76,14 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
         samplers = [request.sampler for request in requests]
         if all(sampler.plain for sampler in samplers):
             accepted = run(
-                ("accept", trees.shape, span), lambda trees: greedy(tokens, logits, trees).checked(hidden), trees
+                ("accept", trees.shape, span), lambda trees: greedy(tokens, logits, trees).checked(hidden), trees, key
             )
         else:  # chance and penalties differ from step to step, which no captured graph may
             accepted = sampled(tokens, logits, trees, samplers).checked(hidden)
         accepted = Accepted(*map(hold, Accepted._fields, accepted))
         watch.mark("accept")
-        run(("compact", trees.shape, span), lambda _: state.keep(rows, hidden, accepted), trees)
-        state.remember(rows, tokens, hidden, accepted)
+        run(("compact", trees.shape, span), lambda _: state.keep(rows, hidden, accepted), trees, key)
+        accepted = state.remember(rows, tokens, hidden, accepted)
         watch.mark("compact")
 
         # 5. the host learns what came of it
@@ -90,17 +94,22 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     cache.learn(slots, [len(outcome.tokens) for outcome in outcomes])
 
     # 6. each request takes in its own
-    for row, (request, seen, topology, outcome) in enumerate(zip(requests, signals, topologies, outcomes, strict=True)):
+    for row, (request, outcome) in enumerate(zip(requests, outcomes, strict=True)):
         try:
             if (count := request.sampler.params.logprobs) is not None:
-                kept = accepted.nodes[row, : len(outcome.tokens)]
-                request.logprobs += logprobs_of(logits[row, kept], [*outcome.tokens[1:], outcome.root], count)
+                request.logprobs += _logprobs(logits, accepted, row, outcome, count)
             if not outcome.finite:
                 request.finite = False
                 cache.scrub(request.slot)
-            _move_on(request, outcome, _record(topology, seen, outcome, ms))
+            _move_on(request, outcome, remembered[row], _record(topologies[row], signals[row], outcome, ms))
         except Exception as error:  # whatever it is, it is this request's own
             request.failure = error
+
+
+def _logprobs(logits: torch.Tensor, accepted: Accepted, row: int, outcome: Outcome, count: int) -> list[TokenLogprobs]:
+    """Log-probabilities of the kept tokens after the root, and of the next root."""
+    kept = accepted.nodes[row, : len(outcome.tokens)]
+    return logprobs_of(logits[row, kept], [*outcome.tokens[1:], outcome.root], count)
 
 
 def _record(topology: Topology, seen: Signals, outcome: Outcome, ms: Mapping[str, float]) -> StepRecord:
@@ -108,7 +117,8 @@ def _record(topology: Topology, seen: Signals, outcome: Outcome, ms: Mapping[str
     return StepRecord(seen.position, topology, path, seen, **{f"{part}_ms": time for part, time in ms.items()})
 
 
-def _move_on(request: RunningRequest, outcome: Outcome, record: StepRecord) -> None:
+def _move_on(request: RunningRequest, outcome: Outcome, policy_state: Any, record: StepRecord) -> None:
+    request.policy_state = policy_state
     request.sampler.write(outcome.tokens)
     request.steps.append(record)
     request.tokens += outcome.tokens

@@ -39,7 +39,7 @@ class Policy(ABC):
     entropy_window: int
 
     def start(self) -> Any:
-        """A fresh per-request state; None where nothing is remembered."""
+        """A fresh per-request state, which a shallow copy separates; None where nothing is remembered."""
         return None
 
     @abstractmethod
@@ -77,6 +77,19 @@ class RequestPolicy(Policy):
     @abstractmethod
     def choose_one(self, signals: Signals, state: Any, limit: int) -> Topology:
         """The tree of one request, of at most ``limit`` nodes; may update ``state``."""
+
+
+class UndraftedPolicy(Policy):
+    """Another policy in a step in which nothing may be drafted, which it takes in as its own choice."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.entropy_window = policy.entropy_window
+
+    def choose(
+        self, signals: Sequence[Signals], states: Sequence[Any], limits: Sequence[int], begin: BeginDraft
+    ) -> list[Choice]:
+        return self._policy.choose(signals, states, [0] * len(limits), begin)
 
 
 class StaticPolicy(RequestPolicy):

@@ -20,10 +20,17 @@ class Ema:
 
     def update(self, value: float) -> float:
         """Takes one more value; returns the average."""
-        self._sum = self.beta * self._sum + (1 - self.beta) * value
-        # The weight is 1 - beta^t without ever computing the power.
-        self._weight = self.beta * self._weight + (1 - self.beta)
+        self._sum, self._weight = self._with(value)
         return self.value
+
+    def peek(self, value: float) -> float:
+        """The average as it would be with one more value."""
+        total, weight = self._with(value)
+        return total / weight
+
+    def _with(self, value: float) -> tuple[float, float]:
+        # The weight is 1 - beta^t without ever computing the power.
+        return self.beta * self._sum + (1 - self.beta) * value, self.beta * self._weight + (1 - self.beta)
 
     @property
     def value(self) -> float:
@@ -68,13 +75,16 @@ class SignalTracker:
     def __init__(self, window: int) -> None:
         self._entropy = Ema(window)
         self._accepted = Ema(window)
+        self._entropy_now = 0.0
         self._gained = 0
 
     def start_step(self, position: int, entropy_now: float) -> Signals:
-        """The signals of a step whose root was chosen at ``entropy_now`` nats."""
-        return Signals(position, entropy_now, self._entropy.update(entropy_now), self._accepted.value, self._gained)
+        """The signals of a step whose root was chosen at ``entropy_now`` nats; remembered when the step ends."""
+        self._entropy_now = entropy_now
+        return Signals(position, entropy_now, self._entropy.peek(entropy_now), self._accepted.value, self._gained)
 
     def end_step(self, gained: int) -> None:
         """Records how many tokens the step gained, root included."""
         self._gained = gained
+        self._entropy.update(self._entropy_now)
         self._accepted.update(gained)
