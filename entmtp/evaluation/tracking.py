@@ -1,4 +1,4 @@
-"""Results in MLflow: the only place of the library that knows it.
+"""Results in MLflow, which nothing else of the library reads or writes; `tracking_names` asks only for its rules.
 
 Everything goes through a client that is given its address, so no global state of MLflow changes.
 """
@@ -21,6 +21,7 @@ import pyarrow as pa
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.facts import flat_facts
 from entmtp.evaluation.metrics import summarise
+from entmtp.evaluation.quiet_mlflow import quieten_mlflow
 from entmtp.evaluation.run_metrics import arm_metrics, description, overall_metrics
 from entmtp.evaluation.storage import check_lasting
 from entmtp.evaluation.summary import tables
@@ -42,11 +43,6 @@ _LONGEST_PARAM = 6000  # characters that MLflow stores of a parameter
 _PARAMS_AT_ONCE = 100  # that MLflow takes in one request
 _RUN_ID = re.compile("[0-9a-f]{32}")
 _NAMESAKES = 5  # whose ids are told
-_QUIET = {  # unless the user says otherwise
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,8 +279,7 @@ def tracked_training(
 @contextmanager
 def _told_plainly(tracking_uri: str) -> Iterator[None]:
     """Turn what MLflow and its database raise into one line."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    quieten_mlflow()
     try:
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError

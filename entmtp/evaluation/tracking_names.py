@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from entmtp.errors import EntMTPError
+from entmtp.evaluation.quiet_mlflow import quieten_mlflow
 
 _REFUSED = re.compile(r"[^\w .-]")
 _LONGEST_PART = 200  # characters; MLflow takes 250, and what precedes a part has its own
@@ -22,6 +23,7 @@ def check_names(field: str, keys: Mapping[str, str]) -> None:
     Raises:
         EntMTPError: MLflow would refuse one; says the field, the name and MLflow's rule.
     """
+    quieten_mlflow()
     from mlflow.exceptions import MlflowException
     from mlflow.utils.validation import _validate_metric, _validate_param
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from entmtp.evaluation.tracking_names import check_names, key_part
 from entmtp.heads.checkpoint import KINDS
 from jobs.load import main
 
+ROOT = Path(__file__).resolve().parents[3]
 ALL = dict.fromkeys([*METHODS, *ARMS])
 
 
@@ -30,6 +34,38 @@ def test_a_name_that_mlflow_refuses_is_named(name: str) -> None:
     assert name[:60] in message
     assert len(message) < 400
     assert message.endswith("give another name")
+
+
+SEEN = """
+import os, sys
+
+class Watch:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "mlflow":
+            print(os.environ.get("MLFLOW_DISABLE_TELEMETRY"), os.environ.get("MLFLOW_LOGGING_LEVEL"))
+            raise SystemExit
+
+sys.meta_path.insert(0, Watch)
+"""
+"""Ends a program where it begins to import MLflow, and tells what MLflow would find."""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "from entmtp.evaluation.tracking_names import check_names; check_names('arm', {'a': 'a'})",
+        "from entmtp.evaluation.tracking import check_tracking; check_tracking('http://127.0.0.1:9', 'a')",
+    ],
+    ids=["names", "tracking"],
+)
+@pytest.mark.parametrize(("given", "seen"), [({}, "true WARNING"), ({"MLFLOW_LOGGING_LEVEL": "INFO"}, "true INFO")])
+def test_mlflow_is_quiet_before_it_is_imported(call: str, given: dict[str, str], seen: str) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    done = subprocess.run(
+        [sys.executable, "-c", SEEN + call], cwd=ROOT, env=kept | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{seen}\n"
 
 
 def test_names_that_mlflow_takes_pass() -> None:
