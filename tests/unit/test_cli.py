@@ -324,7 +324,7 @@ def test_heads_that_cannot_be_imported(saved: Saved, tmp_path: Path) -> None:
 
 def test_serving_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
-    for absent in ("ray", "fastapi", "psutil"):
+    for absent in ("ray", "fastapi", "psutil", "openai", "fastapi_offline"):
         monkeypatch.setattr(
             importlib.util, "find_spec", lambda name, absent=absent: None if name == absent else found(name)
         )

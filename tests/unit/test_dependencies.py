@@ -44,9 +44,9 @@ for module in modules:
 """
 
 
-def core_distributions() -> set[str]:
-    """The core's dependencies and theirs, by normalised name."""
-    waiting = [(Requirement(text), "") for text in PROJECT["dependencies"]]
+def distributions(texts: Iterable[str]) -> set[str]:
+    """Everything that requirements bring, and that this requires, by normalised name."""
+    waiting = [(Requirement(text), "") for text in texts]
     seen: set[tuple[str, str]] = set()
     while waiting:
         requirement, extra = waiting.pop()
@@ -72,11 +72,12 @@ def normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def beyond_the_core() -> set[str]:
-    """Names by which packages are imported that the core's dependencies don't bring."""
-    core = core_distributions() | {"entmtp", "pip", "setuptools"}
+def beyond(*extras: str) -> set[str]:
+    """Names by which packages are imported that neither the core's dependencies nor these extras bring."""
+    texts = PROJECT["dependencies"] + [text for extra in extras for text in declared(extra)]
+    brought = distributions(texts) | {"entmtp", "pip", "setuptools"}
     owners = metadata.packages_distributions()
-    return {module for module, names in owners.items() if not core & {normalised(name) for name in names}}
+    return {module for module, names in owners.items() if not brought & {normalised(name) for name in names}}
 
 
 def imported_by_the_command_line() -> set[str]:
@@ -85,13 +86,15 @@ def imported_by_the_command_line() -> set[str]:
     return {name for name in found if name.startswith("entmtp.")}
 
 
-def run_without(blocked: Iterable[str], modules: Iterable[str]) -> subprocess.CompletedProcess[str]:
-    code = BLOCKED_RUN.format(blocked=sorted(blocked), modules=sorted(modules))
+def run_without(
+    blocked: Iterable[str], modules: Iterable[str] = (), then: str = ""
+) -> subprocess.CompletedProcess[str]:
+    code = BLOCKED_RUN.format(blocked=sorted(blocked), modules=sorted(modules)) + then
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_every_command_but_the_benchmark_imports_with_the_core_alone() -> None:
-    blocked = beyond_the_core()
+    blocked = beyond()
     assert {"ray", "mlflow", "matplotlib", "datasets", "aiohttp", "fastapi"} <= blocked
     modules = (imported_by_the_command_line() - BENCHMARK) | {"entmtp.llm", "entmtp.decoding.async_engine"}
     assert {"entmtp.session", "entmtp.training.train_heads", "entmtp.evaluation.replay"} <= modules
@@ -147,6 +150,31 @@ def test_a_package_that_an_extra_brings_is_missed_in_one_line(capsys: pytest.Cap
     assert ended.value.code == 2
     told = "entmtp benchmark: matplotlib is not installed; pip install 'entmtp[benchmark]'\n"
     assert capsys.readouterr().err == told
+
+
+SERVING = "import sys; from entmtp.cli import app; app(['serve', '--config=nowhere.yaml'])"
+LOADING = """
+import runpy, sys
+sys.argv = ["jobs/load.py", "--endpoint=a=http://127.0.0.1:9/v1", "--model=m", "--users=1", "--results=/dev/null/run"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("has", "program", "command", "lacks"),
+    [
+        ([], SERVING, "serve", "serve"),
+        (["benchmark"], SERVING, "serve", "serve"),
+        ([], LOADING, "load", "benchmark"),
+        (["ray"], LOADING, "load", "mlflow"),
+    ],
+)
+def test_a_command_without_its_extra_says_so_in_one_line(
+    has: list[str], program: str, command: str, lacks: str
+) -> None:
+    done = run_without(beyond(*has), then=program)
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(rf"entmtp {command}: \w+ is not installed; pip install 'entmtp\[{lacks}\]'\n", done.stderr)
 
 
 def test_a_module_that_no_extra_brings_is_a_fault_of_ours() -> None:
