@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import ray
@@ -19,7 +20,7 @@ from jobs import calibrate, compare, load, train_heads
 LOAD = ["--endpoint=a=http://127.0.0.1:9/v1", "--model=m", "--users=1"]
 
 
-def never(wishes: object) -> None:
+def never(*args: object, **kwargs: object) -> NoReturn:
     raise AssertionError("no cluster is to be asked for")
 
 
@@ -36,8 +37,8 @@ def upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("main", "arguments", "option"),
     [
-        (benchmark_command(never), [], "results"),  # type: ignore[arg-type]
-        (benchmark_command(never), ["--results=out"], "results"),  # type: ignore[arg-type]
+        (benchmark_command(never), [], "results"),
+        (benchmark_command(never), ["--results=out"], "results"),
         (load.main, LOAD, "results"),
         (load.main, [*LOAD, "--results=out"], "results"),
         (train_heads.main, ["--prompts=p.jsonl", "--output=out"], "output"),
