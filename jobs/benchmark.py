@@ -2,7 +2,7 @@
 """The main job: every arm on every suite over the cluster's devices.
 
     python jobs/benchmark.py --profile quick
-    ray job submit --working-dir . -- python jobs/benchmark.py --profile quick
+    ray job submit --working-dir . -- python jobs/benchmark.py --profile quick --results /shared/results
 
 One actor per GPU, or one per node where there are none; each takes the next unit (a suite, some prompts) when it is
 free. A unit's rows come back to this driver, which writes them as one part; run again, it skips the parts that exist.

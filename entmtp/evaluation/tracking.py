@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pyarrow as pa
 
@@ -38,6 +40,7 @@ LOAD_EXPERIMENT = "entmtp-load"
 TRAINING_EXPERIMENT = "entmtp-training"
 
 _SQLITE = "sqlite:///"
+_SERVERS = ("databricks", "databricks-uc", "uc")  # addresses that look like folders
 _REPORT = "report"  # where a run keeps the report among its artifacts
 _LONGEST_PARAM = 6000  # characters that MLflow stores of a parameter
 _PARAMS_AT_ONCE = 100  # that MLflow takes in one request
@@ -87,10 +90,10 @@ def check_tracking(tracking_uri: str, experiment: str) -> None:
 
     Raises:
         EntMTPError: MLflow is not installed, it cannot use this address, its experiment is deleted, or its database
-            would be lost with a job.
+            or folder would be lost with a job.
     """
-    if (database := _database(tracking_uri)) is not None:
-        check_lasting("tracking_uri", database, f"{_SQLITE}/FOLDER/mlflow.db with an absolute path, or a server")
+    if (kept := _on_disk(tracking_uri)) is not None:
+        check_lasting("tracking_uri", kept, f"{_SQLITE}/FOLDER/mlflow.db with an absolute path, or a server")
     with _told_plainly(tracking_uri):
         _known_experiment(_connect(tracking_uri), tracking_uri, experiment)
 
@@ -349,6 +352,16 @@ def _database(tracking_uri: str) -> Path | None:
     if not tracking_uri.startswith(_SQLITE):
         return None
     return Path(tracking_uri.removeprefix(_SQLITE).partition("?")[0])
+
+
+def _on_disk(tracking_uri: str) -> Path | None:
+    """The SQLite file, or the folder that `./mlruns` or `file:mlruns` names; None with a server."""
+    if (database := _database(tracking_uri)) is not None:
+        return database
+    address = urlsplit(tracking_uri)
+    if not tracking_uri or tracking_uri in _SERVERS or address.scheme not in ("", "file"):
+        return None
+    return Path(url2pathname(address.path))
 
 
 def _refuse_absent_database(tracking_uri: str) -> None:

@@ -12,6 +12,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from entmtp.errors import EntMTPError
+from entmtp.evaluation import tracking
 from entmtp.evaluation.command import benchmark_command
 from entmtp.evaluation.storage import check_lasting
 from entmtp.evaluation.tracking import check_tracking
@@ -60,12 +61,62 @@ def test_results_that_would_be_lost_are_refused_before_any_work(
     assert list(upload.iterdir()) == []
 
 
-def test_a_tracking_database_that_would_be_lost_is_refused(upload: Path) -> None:
-    with pytest.raises(EntMTPError, match=r"tracking_uri: 'mlflow\.db' would lie in the temporary copy"):
-        check_tracking("sqlite:///mlflow.db", "entmtp-load")
+@pytest.mark.parametrize(
+    ("uri", "kept"),
+    [
+        ("sqlite:///mlflow.db", "mlflow.db"),
+        ("mlruns", "mlruns"),
+        ("./mlruns", "mlruns"),
+        ("file:mlruns", "mlruns"),
+        ("file:./ml%20runs", "ml runs"),
+    ],
+)
+def test_tracking_that_would_be_lost_is_refused(uri: str, kept: str, upload: Path) -> None:
+    with pytest.raises(EntMTPError, match=f"tracking_uri: '{kept}' would lie in the temporary copy"):
+        check_tracking(uri, "entmtp-load")
+    with pytest.raises(EntMTPError, match="would lie in the temporary copy"):
+        check_tracking((upload / kept).as_uri(), "entmtp-load")
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "http://host:5000", "databricks", "databricks://mine", "uc", "postgresql://host/a"]
+)
+def test_tracking_by_a_server_lies_on_no_disk_here(uri: str) -> None:
+    assert tracking._on_disk(uri) is None
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/run", "gs://bucket", "file:///shared/run"])
+@pytest.mark.parametrize(
+    ("main", "arguments", "option"),
+    [
+        (load.main, LOAD, "results"),
+        (train_heads.main, ["--prompts=p.jsonl"], "output"),
+        (calibrate.main, [], "output"),
+        (compare.main, ["a", "b"], "output"),
+    ],
+)
+def test_a_job_that_writes_to_a_disk_refuses_a_uri(
+    main: Callable[..., None],
+    arguments: list[str],
+    option: str,
+    uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ray, "init", never)
+    program = Typer()
+    program.command()(main)
+    done = CliRunner().invoke(program, [*arguments, f"--{option}={uri}"])
+    assert done.exit_code == 2, done.output + repr(done.exception)
+    (line,) = done.stderr.splitlines()
+    scheme = uri.partition(":")[0]
+    assert f": {option}: a URI ({scheme}://…) is not accepted here, only a folder; give --{option} an absolute" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_paths_that_last_pass(upload: Path, tmp_path: Path) -> None:
     check_lasting("results", tmp_path / "results")
     check_lasting("results", Path("~/results"))
     check_lasting("results", tmp_path / "working_dir_files" / "runtime_resources")
+    check_lasting("results", tmp_path / "s3:" / "results")
