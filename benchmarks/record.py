@@ -115,7 +115,7 @@ def read_record(path: Path) -> Record:
         EntMTPError: if the file is absent or not a record; the message names the field.
     """
     try:
-        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+        return Record.model_validate_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise EntMTPError(f"record: {path} can't be read ({error.strerror}); write it with --record") from error
     except (ValidationError, UnicodeDecodeError) as error:

@@ -75,7 +75,7 @@ def read_study(report: Path) -> Study:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise EntMTPError(f"results: {path} can't be read ({error.strerror}); {REMEDY}") from error
     except ValueError as error:

@@ -55,25 +55,29 @@ class Keys:
 
 
 def load_keys(path: Path | None) -> Keys:
-    """Reads the keys' file and the environment variable.
+    """Reads the keys' file and the environment variable; where both have a name, the file's key is its.
 
     Raises:
-        EntMTPError: the file can't be read, or a line is not NAME:SHA256.
+        EntMTPError: the file can't be read, or an entry is not NAME:SHA256.
     """
-    lines = os.environ.get(VARIABLE, "").split()
+    found = _hashes(os.environ.get(VARIABLE, ""), f"{VARIABLE}: entry")
     if path is not None:
         try:
-            lines += path.read_text(encoding="utf-8").split()
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise EntMTPError(f"api_keys_file: {path} can't be read ({error}); give a file of NAME:SHA256") from error
-    found = {}
-    for number, line in enumerate(lines, start=1):
-        if (match := _LINE.fullmatch(line)) is None:
-            raise EntMTPError(
-                f"api_keys_file: entry {number} is not NAME:SHA256; make one with 'python -m deployments.auth NAME'"
-            )
-        found[match[1]] = match[2]
+        found |= _hashes(text, f"api_keys_file: {path}, entry")
     return Keys(found)
+
+
+def _hashes(text: str, place: str) -> dict[str, str]:
+    """Hashes by name; `place` is what an error names before an entry's number, and never what the entry holds."""
+    found = {}
+    for number, entry in enumerate(text.split(), start=1):
+        if (match := _LINE.fullmatch(entry)) is None:
+            raise EntMTPError(f"{place} {number} is not NAME:SHA256; make one with 'python -m deployments.auth NAME'")
+        found[match[1]] = match[2]
+    return found
 
 
 def refuse_strangers(host: str, keys: Keys, allow_anonymous: bool) -> None:

@@ -119,7 +119,7 @@ def read_config(path: Path) -> dict[str, Any]:
         EntMTPError: names the file and what is wrong with it.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
         applications = found["applications"]
         arguments = [application["args"] for application in applications]
         changes = [

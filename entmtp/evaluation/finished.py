@@ -91,7 +91,7 @@ def _measured(requests: pa.Table) -> Any:
 
 def _facts(name: str, path: Path) -> Mapping[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))["facts"]
+        facts = json.loads(path.read_text(encoding="utf-8-sig"))["facts"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise EntMTPError(
             f"run '{name}': {path} is not a report's summary ({error}); run the benchmark again"

@@ -89,7 +89,7 @@ def file_hash(path: Path) -> str:
 def _class_of(folder: Path) -> type[DraftHeads]:
     path = folder / "config.json"
     try:
-        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        model_type = json.loads(path.read_text(encoding="utf-8-sig")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise EntMTPError(f"heads: {path} is missing or not JSON; give a folder written by save_pretrained") from error
     if not isinstance(model_type, str) or model_type not in _BY_MODEL_TYPE:

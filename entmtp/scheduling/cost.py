@@ -193,7 +193,7 @@ def read_cost(path: Path) -> StepCost | None:
     if not path.is_file():
         return None
     try:
-        return StepCost.model_validate_json(path.read_text(encoding="utf-8"))
+        return StepCost.model_validate_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise EntMTPError(f"cost: {path} is not a complete step-cost table; remove it to measure again") from error
 

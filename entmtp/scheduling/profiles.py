@@ -167,7 +167,7 @@ def load_profile(name: str) -> HardwareProfile:
     if path.stat().st_size > MAX_PROFILE_BYTES:
         raise EntMTPError(f"profile: {path} is larger than {MAX_PROFILE_BYTES} bytes; it can't be a profile")
     try:
-        return HardwareProfile.model_validate_json(path.read_text(encoding="utf-8"))
+        return HardwareProfile.model_validate_json(path.read_text(encoding="utf-8-sig"))
     except (ValidationError, UnicodeDecodeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(map(str, first["loc"])) or "file"

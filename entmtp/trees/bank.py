@@ -175,7 +175,7 @@ def load_bank(path: Path) -> TreeBank:
     if path.stat().st_size > MAX_BANK_BYTES:
         raise EntMTPError(f"bank: {path} is larger than {MAX_BANK_BYTES} bytes; it can't be a tree bank")
     try:
-        return TreeBank.model_validate_json(path.read_text(encoding="utf-8"))
+        return TreeBank.model_validate_json(path.read_text(encoding="utf-8-sig"))
     except (ValidationError, UnicodeDecodeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(str(part) for part in first["loc"]) or "file"

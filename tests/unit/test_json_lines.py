@@ -1,24 +1,29 @@
-"""Every reader of JSON lines takes what editors and other programs write: odd characters, byte order marks, CRLF."""
+"""Every reader of users' files takes what editors and other programs write: odd characters, byte order marks, CRLF."""
 
 from __future__ import annotations
 
 import importlib
 import json
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deployments.auth import load_keys
 from entmtp import json_lines
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.suites import gsm8k, load_suite
 from entmtp.evaluation.suites.hub import HubUnavailableError
 from entmtp.evaluation.training_prompts import write_training_prompts
 from entmtp.json_lines import MAX_FILE_BYTES, read_json_lines, read_text
+from entmtp.scheduling.profiles import known_profiles, load_profile
 from entmtp.training.prompts import chat_prompts
 from entmtp.training.train_heads import read_prompts
+from entmtp.trees.bank import load_bank
+from tests.small import small_bank
 
 ODD = "one\u2028two\u2029three\x85four\x0bfive\x0csix\x1cseven"
 """All that ends a line for `str.splitlines`, but for the two that JSON writes as escapes."""
@@ -139,3 +144,25 @@ def test_a_conversation_that_is_none_is_named(record: dict[str, object], said: s
 def test_a_sharegpt_file_that_is_nowhere_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(EntMTPError, match=r"sharegpt: .*x\.json does not exist; give the path of a ShareGPT JSON file"):
         write_training_prompts(tmp_path / "x.json", tmp_path / "out.jsonl", [])
+
+
+def bank_with_a_mark(path: Path) -> object:
+    path.write_bytes(BOM + small_bank().model_dump_json().encode())
+    return load_bank(path) == small_bank()
+
+
+def profile_with_a_mark(path: Path) -> object:
+    path.write_bytes(BOM + (files("entmtp") / "assets" / "hardware" / f"{known_profiles()[0]}.json").read_bytes())
+    return load_profile(str(path)) == load_profile(known_profiles()[0])
+
+
+def keys_with_a_mark(path: Path) -> object:
+    path.write_bytes(BOM + f"alice:{'0' * 64}\r\n".encode())
+    return load_keys(path)
+
+
+@pytest.mark.parametrize("read", [bank_with_a_mark, profile_with_a_mark, keys_with_a_mark])
+def test_other_files_that_users_edit_may_begin_with_a_byte_order_mark(
+    read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    assert read(tmp_path / "mine.json")

@@ -54,6 +54,17 @@ def test_a_file_that_holds_no_hashes_is_refused_without_telling_them(tmp_path: P
         load_keys(tmp_path / "absent")
 
 
+def test_an_entry_that_is_none_is_counted_where_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, path = f"bob:{auth._digest('secret')}", tmp_path / "keys.txt"
+    monkeypatch.setenv(VARIABLE, f"{good} {good}")
+    path.write_text(f"{good}\nalice:secret\n")
+    with pytest.raises(EntMTPError, match=rf"^api_keys_file: {path}, entry 2 is not NAME:SHA256; make one"):
+        load_keys(path)
+    monkeypatch.setenv(VARIABLE, f"{good} {good} alice:secret")
+    with pytest.raises(EntMTPError, match=rf"^{VARIABLE}: entry 3 is not NAME:SHA256; make one"):
+        load_keys(path)
+
+
 @pytest.mark.parametrize(
     ("host", "open_to_strangers"),
     [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True), ("10.0.0.7", True), ("", True)],
