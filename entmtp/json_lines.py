@@ -21,8 +21,11 @@ Located = tuple[str, Any]
 """A value, not validated yet, after the words that say where it is: 'FILE, line 3'."""
 
 
-def read_json_lines(path: Path) -> Iterator[Located]:
+def read_json_lines(path: Path, field: str = "") -> Iterator[Located]:
     """Yield the value of each line that is not blank, with one line in memory at a time.
+
+    Args:
+        field: as of `check_file`; without it an error begins with the file's name.
 
     Raises:
         EntMTPError: the file can't be read, or a named line is too long, no UTF-8 or no JSON.
@@ -30,11 +33,12 @@ def read_json_lines(path: Path) -> Iterator[Located]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
-                text = _text_of(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, f"{path}, line {number}")
+                place = f"{_named(path, field)}, line {number}"
+                text = _text_of(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, place)
                 if text.strip():
-                    yield f"{path}, line {number}", _value_of(text, f"{path}, line {number}")
+                    yield f"{path}, line {number}", _value_of(text, place)
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, field) from error
 
 
 def check_file(path: Path, field: str, kinds: str) -> None:
@@ -69,24 +73,33 @@ def check_size(path: Path, field: str, size: int) -> None:
         )
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, field: str = "") -> str:
     """Read a whole UTF-8 file, without its byte order mark.
+
+    Args:
+        field: as of `check_file`; without it an error begins with the file's name.
 
     Raises:
         EntMTPError: the file can't be read, is too big, or is no UTF-8.
     """
     try:
-        check_size(path, "file", path.stat().st_size)
+        check_size(path, field or "file", path.stat().st_size)
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise EntMTPError(f"{path}: {_not_utf8(error)}") from error
+        raise EntMTPError(f"{_named(path, field)}: {_not_utf8(error)}") from error
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, field) from error
 
 
-def unreadable(path: Path, error: OSError) -> EntMTPError:
+def unreadable(path: Path, error: OSError, field: str = "") -> EntMTPError:
     """The error to raise for a file that the system won't let us read."""
-    return EntMTPError(f"{path}: cannot be read ({error.strerror or error}); check its permissions")
+    reason = error.strerror or error
+    return EntMTPError(f"{_named(path, field)}: cannot be read ({reason}); check its permissions")
+
+
+def _named(path: Path, field: str) -> str:
+    """The file as an error names it."""
+    return f"{field} {path}" if field else str(path)
 
 
 def _text_of(line: bytes, where: str) -> str:

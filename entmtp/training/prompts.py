@@ -43,7 +43,7 @@ def chat_prompts(sharegpt: Path) -> list[str]:
 
 
 def _records(path: Path) -> Iterator[Located]:
-    text = read_text(path)
+    text = read_text(path, "sharegpt:")
     decoder, at, number = json.JSONDecoder(), 0, 0
     while (at := text.find("{", at)) >= 0:
         number += 1

@@ -80,7 +80,7 @@ def read_prompts(path: Path) -> list[str]:
     """
     check_file(path, "prompts:", "a file of JSON lines")
     prompts = []
-    for where, row in read_json_lines(path):
+    for where, row in read_json_lines(path, "prompts:"):
         if not isinstance(row, dict) or "prompt" not in row:
             raise EntMTPError(f'prompts: {where} is not {{"prompt": "..."}}; mend the line')
         prompts.append(_checked(row["prompt"], where))

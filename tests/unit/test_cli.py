@@ -271,7 +271,7 @@ def test_a_calibration_that_cannot_be(saved: Saved, tmp_path: Path) -> None:
         ('{"prompt": "Hi"}', ["--epochs=0"], "epochs: 0 is not accepted"),
         ('{"prompt": "Hi"}\n{"text": "Hi"}', [], 'line 2 is not {"prompt": "..."}'),
         ('{"prompt": "Hi"}\n["prompt"]', [], 'line 2 is not {"prompt": "..."}'),
-        ('{"prompt": "Hi"}\n["prompt"', [], "prompts.jsonl, line 2: broken JSON ("),
+        ('{"prompt": "Hi"}\n["prompt"', [], "train: prompts: prompts.jsonl, line 2: broken JSON ("),
         ('{"prompt": "Hi \\ud83d"}', [], "line 1: prompt holds '\\ud83d', half of a character"),
         ('{"prompt": " "}', [], "line 1: prompt is empty or not text"),
         ("\n", [], "holds none"),

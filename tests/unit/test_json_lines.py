@@ -112,9 +112,19 @@ def test_an_error_names_file_line_and_what_is_wrong(
     monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 64)
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
-    with pytest.raises(EntMTPError) as refused:
-        list(read_json_lines(path))
-    assert str(refused.value).startswith(f"{path}, {said}")
+    for field, begin in (("", str(path)), ("prompts:", f"prompts: {path}")):
+        with pytest.raises(EntMTPError) as refused:
+            list(read_json_lines(path, field))
+        assert str(refused.value).startswith(f"{begin}, {said}")
+
+
+def test_an_error_of_a_whole_file_names_its_field(tmp_path: Path) -> None:
+    latin, absent = tmp_path / "latin.json", tmp_path / "absent.json"
+    latin.write_bytes(b"caf\xe9")
+    for path, said in ((latin, "not UTF-8 text at byte 3"), (absent, "cannot be read (No such file")):
+        with pytest.raises(EntMTPError) as refused:
+            chat_prompts(path)
+        assert str(refused.value).startswith(f"sharegpt: {path}: {said}")
 
 
 @pytest.mark.parametrize("read", [read_prompts, read_text, chat_prompts])
