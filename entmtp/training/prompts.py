@@ -8,8 +8,10 @@ prompts are kept out (:mod:`entmtp.evaluation.training_prompts`).
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import random
+import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +20,12 @@ from typing import Any
 from entmtp.errors import EntMTPError
 from entmtp.json_lines import Located, read_text
 from entmtp.settings import PromptMixSettings
+
+_KEY = re.compile(r'"conversations"\s*:')
+"""Once in each record: texts have their quotes escaped."""
+
+_MORE = re.compile(r'["{}\[\],:]|\s\S')
+"""Signs that a text does not end within the word or number that begins here."""
 
 _CODE_PACKAGES = ("numpy", "scipy", "torch", "pandas", "matplotlib", "networkx", "sympy")
 _CODE_ASKS = (
@@ -32,7 +40,8 @@ def chat_prompts(sharegpt: Path) -> list[str]:
     """The first human turn of every conversation of a ShareGPT file (JSON list, JSON lines, or a cut-off list).
 
     Raises:
-        EntMTPError: the file can't be read, is too big, or a record of it is no conversation.
+        EntMTPError: the file can't be read, is too big, or a record of it is broken, and not just cut off by the end
+            of the file, or is no conversation.
     """
     turns = []
     for where, record in _records(sharegpt):
@@ -49,11 +58,24 @@ def _records(path: Path) -> Iterator[Located]:
         number += 1
         try:
             record, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError:
-            return  # the file ends in the middle of a record
         except (ValueError, RecursionError) as error:
-            raise EntMTPError(f"sharegpt: {path}, record {number}: broken JSON ({error}); mend the record") from error
+            if isinstance(error, json.JSONDecodeError) and _cut_off(error, at):
+                return
+            line = text.count("\n", 0, at) + 1
+            raise EntMTPError(
+                f"sharegpt: {path}, record {number}, line {line}: broken JSON ({error}); mend the record"
+            ) from error
         yield f"{path}, record {number}", record
+
+
+def _cut_off(error: json.JSONDecodeError, at: int) -> bool:
+    """Whether the file just ends in the middle of the record that begins at ``at``.
+
+    A record that is broken has at least its own end behind the fault, or has taken the next record for a part of it.
+    """
+    keys = itertools.islice(_KEY.finditer(error.doc, at), 2)
+    ends = error.msg.startswith("Unterminated string") or _MORE.search(error.doc, error.pos) is None
+    return ends and len(list(keys)) < 2
 
 
 def _first_human_turn(record: dict[str, Any], where: str) -> str:

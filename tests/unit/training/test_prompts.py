@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from entmtp.errors import EntMTPError
 from entmtp.settings import PromptMixSettings
 from entmtp.training import prompts as module
 from entmtp.training.prompts import chat_prompts, code_prompts, math_prompts, mixed_prompts, story_prompts
@@ -46,6 +47,52 @@ def test_chat_prompts_are_the_first_human_turns(text: str, expected: list[str], 
     path = tmp_path / "sharegpt.json"
     path.write_text(text, encoding="utf-8")
     assert chat_prompts(path) == expected
+
+
+ODD = conversation(("human", "Is \\ an escape, or \u00e9 or \U0001f600?"))
+ODD |= {"score": -1.5e-07, "good": True, "no": None}
+
+
+@pytest.mark.parametrize("after", ["", "\n"], ids=["nothing", "a line's end"])
+@pytest.mark.parametrize(
+    "text",
+    [json.dumps([ODD, ODD], indent=1), json.dumps([ODD, ODD]), 2 * f"{json.dumps(ODD)}\n"],
+    ids=["list", "list on one line", "lines"],
+)
+def test_a_file_may_end_anywhere(text: str, after: str, tmp_path: Path) -> None:
+    path = tmp_path / "sharegpt.json"
+    found = []
+    for end in range(len(text) + 1):
+        path.write_text(text[:end] + after, encoding="utf-8")
+        found.append(len(chat_prompts(path)))
+    assert found == sorted(found)
+    assert set(found) == {0, 1, 2}
+
+
+GOOD = json.dumps(RECORDS[0])
+BROKEN = {
+    "cut off within a text": f"{GOOD[: GOOD.index('Be kind')]}\n{GOOD}",
+    "cut off before a value": f"{GOOD[: GOOD.index('[')]}\n{GOOD}",
+    "cut off before its end": f"{GOOD[:-1]}\n{GOOD}",
+    "no end of its list": f"{GOOD[:-2]},\n{GOOD}]",
+    "no quote before a text": GOOD.replace('"human"', 'human"', 1),
+    "no quote behind a text": GOOD.replace('"human"', '"human', 1),
+    "a line's end in a text": GOOD.replace("And?", "And\n?"),
+    "no value": GOOD.replace('"x"', "tru"),
+    "a comma too many": f"{GOOD[:-1]},}}",
+    "an endless number": f'{{"id": {"1" * 5000}}}',
+}
+
+
+@pytest.mark.parametrize("after", ["", f"\n{GOOD}\n"], ids=["last", "in the middle"])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_record_is_named(kind: str, after: str, tmp_path: Path) -> None:
+    path = tmp_path / "sharegpt.json"
+    path.write_text(f"{GOOD}\n\n{BROKEN[kind]}{after}", encoding="utf-8")
+    with pytest.raises(EntMTPError) as refused:
+        chat_prompts(path)
+    assert str(refused.value).startswith(f"sharegpt: {path}, record 2, line 3: broken JSON (")
+    assert str(refused.value).endswith("; mend the record")
 
 
 SOURCE = '''
