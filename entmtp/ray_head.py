@@ -74,8 +74,9 @@ def local_head(say: Callable[[str], None], settings: Mapping[str, str] | None = 
     Raises:
         EntMTPError: Ray is not installed, or the head does not start.
     """
-    scratch = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's socket paths must stay under 107 characters
     ports = dict(zip(("gcs", "dashboard", "agent", "client", "autoscaler", "metrics"), free_ports(6)))
+    command = _start_command(ports)
+    scratch = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's socket paths must stay under 107 characters
     address = f"http://127.0.0.1:{ports['dashboard']}"
     environment = os.environ | LOCAL_SETTINGS | {"RAY_TMPDIR": str(scratch), "RAY_API_SERVER_ADDRESS": address}
     environment |= {"AUTOSCALER_METRIC_PORT": str(ports["autoscaler"]), "DASHBOARD_METRIC_PORT": str(ports["metrics"])}
@@ -86,7 +87,7 @@ def local_head(say: Callable[[str], None], settings: Mapping[str, str] | None = 
     log = scratch / "start.log"
     with log.open("w") as output:
         head = subprocess.Popen(
-            _start_command(ports),
+            command,
             env=environment | {"RAY_API_SERVER_ADDRESS": ""},
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -106,8 +106,8 @@ def place(nodes: Sequence[Node], wishes: Wishes) -> Placement:
     if gpus:
         if wishes.cpus_per_worker is not None:
             raise EntMTPError(
-                f"cpus_per_worker: {wishes.cpus_per_worker} is for workers without a GPU; leave it out, or give"
-                " --device cpu"
+                f"cpus_per_worker: {wishes.cpus_per_worker} is for workers without a GPU; leave it out"
+                " (jobs/benchmark.py takes it with --device cpu)"
             )
         device = BALANCED if gpus > 1 and device == "cuda" else device
         kind = _chosen_kind(nodes, gpus, wishes.accelerator)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pytest
@@ -85,6 +87,16 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(EntMTPError, match=r"pip install 'entmtp\[ray\]'"):
         ray_head.ray_command()
+
+
+def test_without_ray_a_head_leaves_no_folder_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def made(**options: str) -> NoReturn:
+        raise AssertionError("no folder is to be made")
+
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(tempfile, "mkdtemp", made)
+    with pytest.raises(EntMTPError, match=r"pip install 'entmtp\[ray\]'"), local_head(print):
+        pass
 
 
 @pytest.mark.usefixtures("_handlers")

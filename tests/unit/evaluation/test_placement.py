@@ -85,7 +85,7 @@ def test_what_a_cluster_without_gpus_cannot_give(wishes: Wishes, said: str) -> N
 
 
 def test_cpus_are_not_chosen_for_workers_with_gpus() -> None:
-    with pytest.raises(EntMTPError, match="cpus_per_worker: 2 is for workers without a GPU; leave it out, or give"):
+    with pytest.raises(EntMTPError, match="cpus_per_worker: 2 is for workers without a GPU; leave it out \\(jobs"):
         place([ONE], Wishes(cpus_per_worker=2))
     assert place([ONE], Wishes(device="cpu", cpus_per_worker=2)).threads == 2
 
