@@ -38,7 +38,7 @@ class Waiting:
         None where it has started or can start, and within the patience: ``since`` is when it was requested, on this
         process's clock.
         """
-        if time.monotonic() < since + PATIENCE_SECONDS or _has_a_process(actor):
+        if time.monotonic() < since + PATIENCE_SECONDS or has_a_process(actor):
             return None
         free = state.available_resources_per_node()
         each = [(free.get(node.id, {}).get(self._resource, 0.0), self._total(node)) for node in nodes]
@@ -60,7 +60,7 @@ class Waiting:
         return node.gpus if self._resource == "GPU" else node.cpus
 
 
-def _has_a_process(actor: Any) -> bool:
+def has_a_process(actor: Any) -> bool:
     """Whether Ray has given the actor what it asked for; its process may still be starting."""
     return bool(state.actors(actor._actor_id.hex()).get("Pid"))
 

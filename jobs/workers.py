@@ -8,9 +8,9 @@ from typing import Any
 
 import ray
 
-from entmtp.evaluation.placement import Placement
+from entmtp.evaluation.placement import Node, Placement
 from jobs.pool import LOOK_SECONDS, alive_nodes, worker_options
-from jobs.waiting import Waiting
+from jobs.waiting import Waiting, has_a_process
 
 
 class Caller:
@@ -24,7 +24,7 @@ class Caller:
 def call_each(function: Callable[..., Any], calls: Sequence[Sequence[Any]], placement: Placement) -> list[Any]:
     """Calls ``function`` once with each of ``calls``' arguments; returns what it returned, in their order.
 
-    Says what the workers wait for as long as none of them has begun.
+    Says what the workers wait for that have not begun, unless it is only for these calls' own end.
 
     Raises:
         RayError: a call failed, or its worker died.
@@ -39,8 +39,25 @@ def call_each(function: Callable[..., Any], calls: Sequence[Sequence[Any]], plac
         for one in done:
             ray.get(one)
             ray.kill(of_call.pop(one))  # what it holds is the next one's
-        nodes = [node for node in alive_nodes() if placement.workers_on(node)]
-        lacks = [waiting.lack(worker, nodes, began) for worker in of_call.values()]
-        waiting.say([lack for lack in lacks if lack is not None] if len(of_call) == len(owed) and all(lacks) else [])
+        waiting.say(held_by_others(list(of_call.values()), placement, waiting, began))
     results: list[Any] = ray.get(owed)
     return results
+
+
+def held_by_others(workers: Sequence[Any], placement: Placement, waiting: Waiting, began: float) -> list[str]:
+    """Lacks of the workers that have not begun.
+
+    None where one of them can begin, and where those that have begun fill the cluster: the others are next then.
+    """
+    nodes = [node for node in alive_nodes() if placement.workers_on(node)]
+    idle = [worker for worker in workers if not has_a_process(worker)]
+    if len(workers) - len(idle) >= sum(_places(node, placement) for node in nodes):
+        return []
+    lacks = [waiting.lack(worker, nodes, began) for worker in idle]
+    found = [lack for lack in lacks if lack is not None]
+    return found if len(found) == len(lacks) else []
+
+
+def _places(node: Node, placement: Placement) -> int:
+    """How many calls a node holds at once: Ray counts nothing but what each takes."""
+    return placement.workers_on(node) if placement.gpus else int(node.cpus // placement.threads)
