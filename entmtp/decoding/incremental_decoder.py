@@ -24,8 +24,8 @@ class IncrementalDecoder:
         self._given = len(self._prompt)
         self._bytes = _ByteRun()
         for token in self._window:
-            if (byte := detokenizer.byte(token)) is not None:
-                self._bytes.add(byte)
+            self._follow(detokenizer.byte(token))
+        self._bytes.text = ""  # what the prompt finishes is its own
 
     def push(self, token: int) -> str:
         """Takes one more token; returns the text that is now final."""
@@ -33,11 +33,8 @@ class IncrementalDecoder:
         if not detokenizer.has_text(token):
             return ""
         self._window.append(token)
-        if (byte := detokenizer.byte(token)) is not None:
-            self._bytes.add(byte)
-            return ""
-        self._bytes = _ByteRun()
-        if detokenizer.reach == "text":
+        self._follow(byte := detokenizer.byte(token))
+        if byte is not None or detokenizer.reach == "text":
             return ""
         text = detokenizer.decode(self._window)
         unfinished = detokenizer.reach == "character" and text.endswith(REPLACEMENT)
@@ -51,6 +48,13 @@ class IncrementalDecoder:
         """Text that would still come if this were the last token."""
         text = self._detokenizer.decode(self._window)
         return text[self._begin(text) :]
+
+    def _follow(self, byte: int | None) -> None:
+        """Takes the next token's byte into the run of byte tokens; any other token, without a byte, ends it."""
+        if byte is None:
+            self._bytes = _ByteRun()
+        else:
+            self._bytes.add(byte)
 
     def _begin(self, text: str) -> int:
         """Where, in the window's text, that part begins which was not given out."""

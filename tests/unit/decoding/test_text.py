@@ -1,15 +1,18 @@
 """The text of an answer as it comes, and what ends it."""
 
 import random
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from entmtp.decoding.detokenizer import Detokenizer
+from entmtp.decoding.incremental_decoder import IncrementalDecoder
 from entmtp.decoding.text import TextStream
-from tests.vocabularies import KINDS, SPACE, byte_level, ids, made, random_tokens
+from tests.vocabularies import BYTES, DECODERS, KINDS, SPACE, byte_level, ids, made, random_tokens
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +59,19 @@ def test_text_that_may_become_a_stop_string_is_held_back(tokenizer: Tokenizer) -
     assert pieces[4:6] == ["", ""]
 
 
-def ended(tokenizer: Tokenizer, tokens: list[int], stop: list[str], min_tokens: int) -> tuple[str, str | None, int]:
+def decoded_after(detokenizer: Detokenizer, prompt: list[int], tokens: list[int]) -> str:
+    """The text of the tokens where it goes on from a prompt's."""
+    decoder = IncrementalDecoder(detokenizer, prompt)
+    return "".join([*(decoder.push(token) for token in tokens), decoder.rest()])
+
+
+def ended(
+    decode: Callable[[list[int]], str], tokens: list[int], stop: list[str], min_tokens: int
+) -> tuple[str, str | None, int]:
     """The text that should come, what should stop it, and with how many tokens: by decoding every prefix."""
-    before = tokenizer.decode(tokens[:min_tokens])
+    before = decode(tokens[:min_tokens])
     for count in range(min_tokens + 1, len(tokens) + 1):
-        text = tokenizer.decode(tokens[:count])
+        text = decode(tokens[:count])
         known = next(
             (at for at, signs in enumerate(zip(before, text)) if len(set(signs)) > 1), min(len(before), len(text))
         )
@@ -69,7 +80,23 @@ def ended(tokenizer: Tokenizer, tokens: list[int], stop: list[str], min_tokens: 
             at, stopped = min(complete)
             return text[:at], stopped, count
         before = text
-    return tokenizer.decode(tokens), None, len(tokens)
+    return decode(tokens), None, len(tokens)
+
+
+def pushed(stream: TextStream, tokens: list[int]) -> tuple[str, str | None, int]:
+    """The text that comes, what stops it, and with how many tokens."""
+    given, count = "", 0
+    while count < len(tokens) and not stream.stopped:
+        given += stream.push(tokens[count])
+        count += 1
+    return given + stream.finish(), stream.stopped, count
+
+
+def random_stops(rng: random.Random, text: str) -> tuple[list[str], int]:
+    """Stop strings of which most are in the text, and ``min_tokens``."""
+    cuts = [rng.randrange(len(text)) for _ in range(rng.randint(0, 3))] if text else []
+    stop = [one for at in cuts if "\ufffd" not in (one := text[at : at + rng.randint(1, 4)])]
+    return stop, rng.choice([0, 0, rng.randint(0, 25)])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,19 +106,49 @@ def test_stop_strings_end_random_tokens_where_their_text_has_them_first(kind: st
     stops = 0
     for _ in range(200):
         tokens = random_tokens(kind, rng, rng.randint(1, 25))
-        text = tokenizer.decode(tokens)
-        cuts = [rng.randrange(len(text)) for _ in range(rng.randint(0, 3))] if text else []
-        stop = [one for at in cuts if "\ufffd" not in (one := text[at : at + rng.randint(1, 4)])]
-        min_tokens = rng.choice([0, 0, rng.randint(0, 25)])
-        stream = TextStream(detokenizer, stop, min_tokens)
-        given, count = "", 0
-        while count < len(tokens) and not stream.stopped:
-            given += stream.push(tokens[count])
-            count += 1
-        given += stream.finish()
-        assert (given, stream.stopped, count) == ended(tokenizer, tokens, stop, min_tokens), (tokens, stop, min_tokens)
-        stops += stream.stopped is not None
+        stop, least = random_stops(rng, tokenizer.decode(tokens))
+        found = pushed(TextStream(detokenizer, stop, least), tokens)
+        assert found == ended(tokenizer.decode, tokens, stop, least), (tokens, stop, least)
+        stops += found[1] is not None
     assert stops > 40
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stop_strings_end_random_tokens_after_any_prompt(kind: str) -> None:
+    detokenizer, rng = Detokenizer(made(kind)), random.Random(6)
+    stops = 0
+    for _ in range(300):
+        prompt = random_tokens(kind, rng, rng.randint(1, 12))
+        tokens = random_tokens(kind, rng, rng.randint(1, 15))
+        decode = partial(decoded_after, detokenizer, prompt)
+        stop, least = random_stops(rng, decode(tokens))
+        found = pushed(TextStream(detokenizer, stop, least, prompt), tokens)
+        assert found == ended(decode, tokens, stop, least), (prompt, tokens, stop, least)
+        stops += found[1] is not None
+    assert stops > 60
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        (("<0xE2>", f"{SPACE}a"), ("<0x0A>", "<0x41>")),
+        (("<0x41>", f"{SPACE}a"), ("<0x0A>", "<0x41>")),
+        (("<0x41>", f"{SPACE}a"), ("<0x42>", "<0x0A>", "<0x41>")),
+        ((f"{SPACE}a", "<0xE2>", "<0x82>"), ("<0xAC>", "<0x0A>", "<0x41>")),
+    ],
+)
+def test_byte_tokens_of_a_prompt_hide_no_stop_string(prompt: tuple[str, ...], answer: tuple[str, ...]) -> None:
+    tokenizer = made("byte fallback, strip")
+    stream = TextStream(Detokenizer(tokenizer), ["\n"], prompt=ids(tokenizer, *prompt))
+    _, stopped, count = pushed(stream, ids(tokenizer, *answer))
+    assert (stopped, count) == ("\n", len(answer) - 1)
+
+
+def test_a_prompt_of_byte_tokens_hides_no_stop_string_where_there_are_no_others() -> None:
+    tokenizer = Tokenizer(models.BPE({name: at for at, name in enumerate(BYTES)}, []))
+    tokenizer.decoder = DECODERS["byte fallback"]
+    stream = TextStream(Detokenizer(tokenizer), ["AAA"], min_tokens=2, prompt=[*b"A"])
+    assert pushed(stream, [*b"AAAB"]) == ("", "AAA", 3)
 
 
 @pytest.mark.parametrize("kind", ["byte fallback, strip", "Mistral's SentencePiece"])
