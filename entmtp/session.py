@@ -60,13 +60,17 @@ class Session:
     completion: Completion
 
     def stream(self, prompt: str, params: SamplingParams) -> Iterator[str]:
-        """Yields the answer's text as its tokens come; never half a character."""
+        """Yields the answer's text as its tokens come; never half a character.
+
+        Without a chat template it goes on from the prompt's: after "the capital is" comes " Paris", with its space.
+        """
         if not prompt.strip():
             raise EntMTPError(f"prompt: '{prompt}' is empty; give some text")
         self.completion = Completion()
         ids = encode_chat(self.tokenizer, prompt)
         ends = end_of_turn_ids(self.tokenizer, self.engine.backbone.vocab_size)
-        for progress in self.engine.stream(ids, ending_turns(params, ends), self.completion):
+        goes_on = self.tokenizer.chat_template is None
+        for progress in self.engine.stream(ids, ending_turns(params, ends), self.completion, goes_on):
             yield progress.text
 
     def statistics(self) -> str:

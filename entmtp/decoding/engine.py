@@ -110,13 +110,15 @@ class Engine:
             pass
         return completion
 
-    def stream(self, prompt: Sequence[int], params: SamplingParams, completion: Completion) -> Iterator[Progress]:
+    def stream(
+        self, prompt: Sequence[int], params: SamplingParams, completion: Completion, continues_text: bool = False
+    ) -> Iterator[Progress]:
         """Completes ``prompt``, alone in the engine: yields what each step brings and fills in ``completion``.
 
         Raises:
             EntMTPError: as :meth:`submit`.
         """
-        self.submit(Request("stream", prompt, params), completion)
+        self.submit(Request("stream", prompt, params, continues_text=continues_text), completion)
         try:
             while not self.idle:
                 for progress in self.step():

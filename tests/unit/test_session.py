@@ -18,10 +18,12 @@ from entmtp.evaluation.storage import open_store
 from entmtp.evaluation.summary import ADAPTIVE
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.registry import encode_chat, load_model
-from entmtp.session import Method, load_method
-from entmtp.settings import CPU_METHOD, GPU_METHOD, default_method
+from entmtp.session import Method, load_method, open_session
+from entmtp.settings import CPU_METHOD, GPU_METHOD, SamplingParams, default_method
+from tests.chained import save_chained
 from tests.saved import Saved, save_project
 from tests.tiny import greedy
+from tests.vocabularies import DECODERS, SPACE, ids, with_decoder
 
 NEW_TOKENS = 16
 
@@ -115,6 +117,22 @@ def test_the_default_method_is_the_one_that_was_measured_fastest_on_the_device(
     with pytest.raises(EntMTPError, match="opened"):
         llm.LLM(device=device)
     assert [method.name for method in opened] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"), [(None, " Paris the capital"), ("{{ messages[0]['content'] }}", "Paris the capital")]
+)
+def test_only_without_a_chat_template_an_answer_goes_on_from_the_prompts_text(
+    template: str | None, expected: str, tmp_path: Path
+) -> None:
+    tokenizer = with_decoder(DECODERS["byte fallback, strip"])
+    chain = ids(tokenizer, "a", f"{SPACE}Paris", f"{SPACE}the", f"{SPACE}capital", "</s>")
+    folder = str(save_chained(tmp_path, tokenizer, chain, template=template))
+    params = SamplingParams(temperature=0, max_tokens=5)
+    session = open_session(Method("autoregressive", model=folder), print)
+    assert "".join(session.stream("a", params)) == session.completion.text == expected
+    (answer,) = llm.LLM(folder, policy="autoregressive").generate("a", params)
+    assert answer.text == expected
 
 
 def test_help_and_docs_say_which_method_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
