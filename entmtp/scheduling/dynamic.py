@@ -18,21 +18,19 @@ import torch
 from entmtp.heads.growth import Growth
 from entmtp.scheduling.belief import Belief
 from entmtp.scheduling.cost import PartedCost
-from entmtp.scheduling.goodput import GoodputPolicy
+from entmtp.scheduling.goodput import REMEMBERED, GoodputPolicy
 from entmtp.scheduling.policies import BeginDraft, Choice, Policy
 from entmtp.scheduling.signals import Signals
 from entmtp.trees.chances import Chances
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Path, Topology
 
-MAX_NODES = 63
+MOST_GROWN = 63
+"""Nodes of the largest tree that it grows, whatever a request allows."""
 SMALL = 8
 """Nodes of the smallest tree that is asked what a node costs: over fewer, noise in the measurement says too much."""
 MIN_CHILDREN = 4
 """Guesses of a node that are looked at, however dear nodes are: how sure the heads are differs from step to step."""
-
-_REMEMBERED = 256
-"""Combinations of limits whose prices are remembered."""
 
 PLAIN = Choice(Topology.root_only(), [])
 
@@ -53,7 +51,7 @@ class _Worth:
     """What a step's milliseconds are worth in tokens.
 
     Attributes:
-        verify: of verifying 0, 1, ... ``MAX_NODES`` nodes of every request.
+        verify: of verifying 0, 1, ... ``MOST_GROWN`` nodes of every request.
         levels: of running each level of heads.
         node: of verifying one more node of one request, on average over the trees where that is least: on a CPU small
             ones, on a GPU, where the first node costs most, large ones.
@@ -75,7 +73,7 @@ class DynamicPolicy(Policy):
         self._costs = costs
         # Whether to draft at all is decided by the signals that are there before the heads run.
         self._before = GoodputPolicy(predictor, costs, entropy_window)
-        self._worth = lru_cache(_REMEMBERED)(self._priced)
+        self._worth = lru_cache(REMEMBERED)(self._priced)
 
     def start(self) -> Belief:
         return Belief()
@@ -89,7 +87,7 @@ class DynamicPolicy(Policy):
     ) -> list[Choice]:
         for seen, belief in zip(signals, states, strict=True):
             belief.learn(seen.gained)
-        limits = [min(limit, MAX_NODES) for limit in limits]
+        limits = [min(limit, MOST_GROWN) for limit in limits]
         before = self._before.best(self._before.scores(signals, states), limits)
         drafting = [request for request, tree in enumerate(before) if self._before.trees[tree].nodes]
         if not drafting:
@@ -105,14 +103,14 @@ class DynamicPolicy(Policy):
     def _priced(self, limits: tuple[int, ...]) -> _Worth:
         batch = len(limits)
         cost, rate = self._costs(batch), self._before.rate(limits)
-        trees = [Topology.root_only(), *(Topology.of([(rank,) for rank in range(n)]) for n in range(1, MAX_NODES + 1))]
+        trees = [Topology.root_only(), *(Topology.of([(rank,) for rank in range(n)]) for n in range(1, MOST_GROWN + 1))]
         verify = rate * np.array([cost(tree) - cost.draft(tree) for tree in trees])
         depths = range(1, len(self.chances.slope) + 1)
         chains = [Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths]
         drafts = rate * np.array([0.0, *(cost.draft(chain) for chain in chains)])
         # Kernels may do badly with few rows, so that a larger tree takes less time: nodes are not free for that.
         added = verify - np.minimum.accumulate(verify)
-        node = float(min(added[SMALL:] / np.arange(SMALL, MAX_NODES + 1))) / batch
+        node = float(min(added[SMALL:] / np.arange(SMALL, MOST_GROWN + 1))) / batch
         return _Worth((verify - verify[0]).tolist(), np.diff(drafts).tolist(), node)
 
     def _guessed(self, growth: Growth, roots: list[_Node], worth: _Worth, limits: Sequence[int]) -> list[_Node]:

@@ -24,7 +24,7 @@ from entmtp.trees.topology import Topology
 
 SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 63)
 
-_REMEMBERED = 256
+REMEMBERED = 256
 """Combinations of limits whose prices are remembered."""
 
 
@@ -87,8 +87,8 @@ class GoodputPolicy(Policy):
         self._grid = len(nodes), len(depths)
         self._cells = np.array([nodes.index(size) * len(depths) + depths.index(depth) for size, depth in sizes])
         self._most = self._gains_within(nodes[-1])
-        self._price = lru_cache(_REMEMBERED)(self._priced)
-        self._alone = lru_cache(_REMEMBERED)(self._best_alone)
+        self._price = lru_cache(REMEMBERED)(self._priced)
+        self._alone = lru_cache(REMEMBERED)(self._best_alone)
 
     def rate(self, limits: Sequence[int] = (MAX_NODES,)) -> float:
         """Tokens per millisecond that a schedule of steps of requests with these limits reaches."""

@@ -11,9 +11,10 @@ from entmtp.decoding.stopwatch import Stopwatch
 from entmtp.errors import EntMTPError
 from entmtp.scheduling.belief import Belief
 from entmtp.scheduling.cost import StepCost
-from entmtp.scheduling.dynamic import MAX_NODES, PLAIN, DynamicPolicy, _Node
+from entmtp.scheduling.dynamic import MOST_GROWN, PLAIN, DynamicPolicy, _Node
 from entmtp.scheduling.policies import Choice
 from entmtp.scheduling.signals import Signals, SignalTracker
+from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.chances import Chances
 from entmtp.trees.predictor import Predictor
@@ -201,11 +202,11 @@ def test_where_nodes_cost_nothing_many_children_are_asked_for_and_the_tree_is_as
     probabilities = [0.3, *[0.04] * 15]
     policy = DynamicPolicy(PREDICTOR, generous, lambda batch: small_cost(0.0, 0.01), 8)
     heads = script(*[probabilities] * 3)
-    (found,) = policy.choose([EASY], [Belief()], [63], lambda requests: heads)
-    assert found.topology.nodes == MAX_NODES
+    (found,) = policy.choose([EASY], [Belief()], [MAX_NODES], lambda requests: heads)
+    assert found.topology.nodes == MOST_GROWN
     assert max(found.topology.max_rank) == 15
     assert Topology.of(found.topology.paths).paths == found.topology.paths
-    assert len(found.tokens or []) == MAX_NODES
+    assert len(found.tokens or []) == MOST_GROWN
 
 
 def test_a_plain_step_that_takes_longer_than_one_with_a_tree_makes_no_guess_worth_asking_for() -> None:
