@@ -78,10 +78,13 @@ class LLM:
     ) -> list[Completion]:
         """Answers each prompt ``n`` times: all answers to the first prompt, then those to the second, and so on.
 
-        A text is put into the model's chat template. Token ids are taken as they are, and the answer's text goes on
-        from theirs: after "the capital is" comes " Paris", with its space. With one ``params`` for all, each
-        prompt draws from a random stream of its own, with a seed too. With one for each, a prompt gets the texts that
-        it would get in a call of its own.
+        A text is put into the model's chat template. Token ids are taken as they are, and so is a text where there is
+        no template; the answer's text goes on from theirs: after "the capital is" comes " Paris", with its space. With
+        one ``params`` for all, each prompt draws from a random stream of its own, with a seed too. With one for each, a
+        prompt gets the texts that it would get in a call of its own.
+
+        An answer that fails while it is written comes back with what there is of it, ``finish_reason`` 'error', and
+        what went wrong in ``error``; the others are whole.
 
         Raises:
             EntMTPError: if a prompt can't be served; says which. Nothing is generated then.

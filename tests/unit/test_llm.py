@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from entmtp.decoding.job import Job
+from entmtp.decoding.progress import Progress
+from entmtp.decoding.request import RunningRequest
 from entmtp.errors import EntMTPError
 from entmtp.llm import LLM, EngineSettings, SamplingParams
 from tests.saved import Saved, save_project
@@ -90,6 +93,23 @@ def test_the_prompt_that_can_not_be_served_is_named(llm: LLM) -> None:
     with pytest.raises(EntMTPError, match="params: 1 are given for 2 prompts"):
         llm.generate([[5], [6]], [SamplingParams()])
     assert llm.engine.idle
+
+
+def test_an_answer_that_fails_comes_back_with_its_error_beside_whole_ones(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_in = Job.take_in
+
+    def fail_one(job: Job, running: RunningRequest) -> Progress:
+        if job.request.id == "1.0":
+            raise ValueError("no text")
+        return take_in(job, running)
+
+    monkeypatch.setattr(Job, "take_in", fail_one)
+    answers = llm.generate([[5], [6], [7]], SamplingParams(max_tokens=4, ignore_eos=True))
+    assert [answer.finish_reason for answer in answers] == ["length", "error", "length"]
+    assert "making its text failed (ValueError)" in (answers[1].error or "")
+    assert [len(answer.tokens) for answer in answers[::2]] == [4, 4]
 
 
 def test_an_unknown_policy_is_told(saved: Saved) -> None:
