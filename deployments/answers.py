@@ -41,7 +41,11 @@ class Shape(ABC):
     """How one endpoint tells its answers."""
 
     def __init__(self, id: str, model: str, detokenizer: Detokenizer, calls: Sequence[Call]) -> None:
-        self._token_texts = [TokenTexts(detokenizer, _goes_on(detokenizer, call)) for call in calls]
+        self._token_texts = {
+            index: TokenTexts(detokenizer, call.prompt if call.continues_text else ())
+            for index, call in enumerate(calls)
+            if call.params.logprobs is not None
+        }
         self._base: dict[str, Any] = {"id": id, "model": model, "created": int(time.time())}
 
     @abstractmethod
@@ -62,12 +66,9 @@ class Shape(ABC):
 
     def _positions(self, index: int, part: Answer | Delta) -> list[Position]:
         """The next tokens of a choice, where their log-probabilities were asked for."""
-        return self._token_texts[index].take(part.tokens, part.logprobs) if part.logprobs else []
-
-
-def _goes_on(detokenizer: Detokenizer, call: Call) -> bool:
-    """Whether there is text before the answer's."""
-    return call.continues_text and bool(detokenizer.context(call.prompt))
+        if not part.logprobs:
+            return []
+        return self._token_texts[index].take(part.tokens, part.logprobs, part.finish_reason is not None)
 
 
 class ChatShape(Shape):

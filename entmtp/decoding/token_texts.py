@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.logprobs import TokenLogprobs
+from entmtp.decoding.offsets import offsets_after
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class Position:
     """One token of an answer, and the likeliest ones at its position.
 
     Attributes:
-        top: the likeliest tokens, likeliest first. No two different tokens of a position have one text: the less likely
-            one is named ``token_id:7``.
-        offset: characters of the answer's text before this token.
+        top: the likeliest tokens, likeliest first. Of different tokens of a position that have one text, the chosen one
+            keeps it, or the likeliest where none of them is chosen; any other is named ``token_id:7``.
+        offset: characters of the answer's text before it, or before the character that it is a part of. A byte token
+            (``<0x0A>``) counts as a part of a character until another byte shows that it is none.
     """
 
     chosen: TokenText
@@ -43,24 +44,28 @@ class Position:
 class TokenTexts:
     """The tokens of one answer, in order."""
 
-    def __init__(self, detokenizer: Detokenizer, continues_text: bool = False) -> None:
-        """``continues_text`` if text is before the answer: it keeps the space before its first word."""
+    def __init__(self, detokenizer: Detokenizer, prompt: Sequence[int] = ()) -> None:
+        """``prompt`` are tokens whose text the answer's goes on from: it keeps the space before its first word."""
         self._detokenizer = detokenizer
-        self._first = not continues_text
-        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
-        self._offset = 0
+        self._first = not detokenizer.context(prompt)
+        self._offsets = offsets_after(detokenizer, prompt)
 
-    def take(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> list[Position]:
-        """Describes the next tokens of the answer; ``logprobs`` has one entry for each."""
-        return [self._take(token, each) for token, each in zip(tokens, logprobs, strict=True)]
+    def take(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs], ended: bool = False) -> list[Position]:
+        """Describes the next tokens of the answer; ``logprobs`` has one entry for each.
 
-    def _take(self, token: int, logprobs: TokenLogprobs) -> Position:
+        ``ended`` if they are its last: a part of a character that they end with is known to be none then.
+        """
+        described = [self._describe(token, each) for token, each in zip(tokens, logprobs, strict=True)]
+        spelt = [(token, chosen.bytes) for token, (chosen, _) in zip(tokens, described, strict=True)]
+        offsets = self._offsets.take(spelt, ended)
+        return [Position(*texts, offset) for texts, offset in zip(described, offsets, strict=True)]
+
+    def _describe(self, token: int, logprobs: TokenLogprobs) -> tuple[TokenText, list[TokenText]]:
         names: dict[str, int] = {}
         chosen = self._text(token, logprobs.chosen, names)
-        position = Position(chosen, [self._text(*one, names) for one in logprobs.top], self._offset)
-        self._offset += len(self._characters.decode(chosen.bytes))
+        top = [self._text(*one, names) for one in logprobs.top]
         self._first = self._first and not self._detokenizer.has_text(token)
-        return position
+        return chosen, top
 
     def _text(self, token: int, logprob: float, names: dict[str, int]) -> TokenText:
         spelling = self._detokenizer.spelling(token, self._first)

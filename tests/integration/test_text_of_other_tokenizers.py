@@ -130,6 +130,19 @@ def test_a_stream_has_the_offsets_of_the_whole(client: TestClient) -> None:
         assert [one for part in parts for one in part[field]] == pytest.approx(whole[field])
 
 
+def test_offsets_count_the_replacement_characters_of_the_text(client: TestClient) -> None:
+    body = {"prompt": tokens("zz|"), "logprobs": 0}
+    (choice,) = completion(client, max_tokens=4, **body)["choices"]
+    assert choice["text"] == "true\ufffd\ufffd日"
+    assert choice["logprobs"]["text_offset"] == [0, 4, 5, 6]
+    (choice,) = completion(client, max_tokens=3, **body)["choices"]
+    assert choice["text"] == "true\ufffd\ufffd"
+    assert choice["logprobs"]["text_offset"] == [0, 4, 5]
+    (choice,) = completion(client, max_tokens=5, prompt=tokens("<s>", *EMOJI[:2]), logprobs=0)["choices"]
+    assert choice["text"].startswith("😀 a")
+    assert choice["logprobs"]["text_offset"][:3] == [0, 0, 1]
+
+
 def test_half_a_character_of_a_prompt_does_not_leak_into_the_answer(client: TestClient) -> None:
     (choice,) = completion(client, prompt=tokens(f"{SPACE}the", *EMOJI[:2]), max_tokens=3)["choices"]
     assert choice["text"] == "😀 a"
