@@ -8,6 +8,7 @@ from functools import cache
 from itertools import groupby
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.incremental_decoder import IncrementalDecoder
@@ -170,6 +171,15 @@ def test_offsets_around_bytes_that_make_no_character(
 ) -> None:
     positions = described(kind, ids(made(kind), *names), ids(made(kind), *prompt))
     assert [one.offset for one in positions] == expected
+
+
+def test_a_token_that_is_shorter_than_it_was_spelt_begins_where_its_text_does() -> None:
+    tokenizer = Tokenizer(models.BPE({"x</w>": 0, "a": 1, "b": 2}, []))
+    tokenizer.decoder = decoders.BPEDecoder()
+    detokenizer = Detokenizer(tokenizer)
+    assert (detokenizer.decode([1, 2]), detokenizer.spelling(2)) == ("ab", b" b")
+    positions = TokenTexts(detokenizer).take([1, 2], [TokenLogprobs(-1.0, [])] * 2)
+    assert [one.offset for one in positions] == [0, 1]
 
 
 def test_a_stream_takes_byte_tokens_for_parts_of_characters_until_one_is_none() -> None:
