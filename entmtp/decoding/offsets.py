@@ -1,4 +1,4 @@
-"""Where in an answer's text its tokens begin."""
+"""Offsets of tokens in the text of an answer."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _last_bytes(detokenizer: Detokenizer, prompt: Sequence[int]) -> bytes:
 
 
 def _characters(spelling: bytes) -> tuple[int, bytes] | None:
-    """How many characters bytes finish, and the part of another behind them; None if they are no text."""
+    """The number of characters that bytes finish, and the part of one behind them; None if they are no text."""
     try:
         text, used = codecs.utf_8_decode(spelling, "strict", False)
     except UnicodeDecodeError:
