@@ -1,5 +1,6 @@
 # make benchmark   compare Medusa, Hydra and EntMTP on the bundled model, through a Ray job (PROFILE=full for a real study)
 # make test        lint, types and tests
+# make test-slow   what takes long: every point at which a fault may come, fuzzing, killing, large samples
 # make performance measure this machine again and render docs/performance.md (SET=cuda on a GPU)
 # make study       the paper's experiment on this machine, and docs/study.md from it (an hour and a half on two cores)
 # make serve       the bundled model behind an OpenAI-compatible API on http://127.0.0.1:8000 (ARGS="--port 9000")
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: benchmark test performance study serve audit clean
+.PHONY: benchmark test test-slow performance study serve audit clean
 
 benchmark: $(INSTALLED)
 	$(BIN)/python jobs/local.py jobs/benchmark.py --profile $(PROFILE) $(ARGS)
@@ -25,6 +26,9 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 performance: $(INSTALLED)
 	$(BIN)/python -m benchmarks.performance --run $(SET)
