@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import shutil
 import signal
@@ -109,23 +110,22 @@ def local_head(say: Callable[[str], None], settings: Mapping[str, str] | None = 
 
 
 def _start_command(ports: Mapping[str, int]) -> list[str]:
-    command = [ray_command(), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={ports['gcs']}"]
+    command = [*ray_command(), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={ports['gcs']}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={ports['dashboard']}"]
     command += [f"--dashboard-agent-listen-port={ports['agent']}", f"--ray-client-server-port={ports['client']}"]
     command += ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={OBJECT_STORE_BYTES}"]
     return command
 
 
-def ray_command() -> str:
-    """Path of the ``ray`` command that belongs to this interpreter.
+def ray_command() -> list[str]:
+    """Words that begin a call of Ray's command with this interpreter, wherever its packages lie.
 
     Raises:
         EntMTPError: Ray is not installed.
     """
-    command = Path(sys.executable).with_name("ray")
-    if not command.exists():
-        raise EntMTPError(f"ray: {command} is missing; run pip install 'entmtp[ray]'")
-    return str(command)
+    if importlib.util.find_spec("ray") is None:
+        raise EntMTPError("ray: it is not installed; run pip install 'entmtp[ray]'")
+    return [sys.executable, "-P", "-m", "ray.scripts.scripts"]
 
 
 def interruptible() -> None:

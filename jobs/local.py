@@ -69,7 +69,7 @@ def with_absolute_paths(arguments: list[str]) -> list[str]:
 def submit(job: list[str], environment: dict[str, str]) -> int:
     """Submit `job` to the cluster that `environment` names, and follow its log to its end."""
     name = f"entmtp-{Path(job[1]).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    command = [ray_command(), "job", "submit", "--working-dir", ".", "--submission-id", name]
+    command = [*ray_command(), "job", "submit", "--working-dir", ".", "--submission-id", name]
     if commit := git_commit():
         command += ["--runtime-env-json", json.dumps({"env_vars": {"ENTMTP_GIT_COMMIT": commit}})]
     command += ["--", *job]
@@ -81,7 +81,7 @@ def submit(job: list[str], environment: dict[str, str]) -> int:
             print("stopping the job", flush=True)
             follower.terminate()
             with suppress(subprocess.TimeoutExpired):
-                stop = [ray_command(), "job", "stop", name]
+                stop = [*ray_command(), "job", "stop", name]
                 subprocess.run(
                     stop,
                     env=environment,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def test_a_head_that_ends_at_once_is_told_with_its_last_line_and_its_logs_are_ke
     program = tmp_path / "ray"
     program.write_text("#!/bin/sh\necho a line\necho no room; echo\nexit 3\n")
     program.chmod(0o755)
-    monkeypatch.setattr(ray_head, "ray_command", lambda: str(program))
+    monkeypatch.setattr(ray_head, "ray_command", lambda: [str(program)])
     said: list[str] = []
     began = time.monotonic()
     with pytest.raises(EntMTPError, match=r"ended with exit code 3 \(no room\)"), local_head(said.append):
@@ -83,17 +84,17 @@ def test_a_head_that_ends_at_once_is_told_with_its_last_line_and_its_logs_are_ke
     assert "no room" in (Path(said[-1].split()[-1]) / "start.log").read_text()
 
 
-def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EntMTPError, match=r"pip install 'entmtp\[ray\]'"):
         ray_head.ray_command()
 
 
-def test_without_ray_a_head_leaves_no_folder_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_ray_a_head_leaves_no_folder_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     def made(**options: str) -> NoReturn:
         raise AssertionError("no folder is to be made")
 
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(tempfile, "mkdtemp", made)
     with pytest.raises(EntMTPError, match=r"pip install 'entmtp\[ray\]'"), local_head(print):
         pass
