@@ -24,7 +24,7 @@ from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import Toolbox, make_policy
-from entmtp.evaluation.intervals import ratio_of_sums
+from entmtp.evaluation.intervals import paired_ratio
 from entmtp.evaluation.suites import scored_prompts
 from entmtp.evaluation.verdicts import ratio
 from entmtp.models.backbone import Backbone
@@ -102,8 +102,8 @@ def _rows(found: dict[bool, list[list[Completion]]], turns: int) -> list[list[Ce
                 f"{1e3 * with_reuse.mean():.0f}",
                 f"{1e3 * without.mean():.0f}",
                 f"all but {reused:.0f} tokens",
-                ratio(ratio_of_sums(without, with_reuse, f"turn {turn}")),
-                ratio(ratio_of_sums(with_reuse, _ttft(found[True], 1), f"turn {turn} over 2")) if turn > 1 else "",
+                ratio(paired_ratio(without, with_reuse).estimate()),
+                ratio(paired_ratio(with_reuse, _ttft(found[True], 1)).estimate()) if turn > 1 else "",
             ]
         )
     return rows

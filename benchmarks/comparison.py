@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import Cell, Table
-from entmtp.evaluation.intervals import FEWEST_PROMPTS, Estimate, Floats, estimate, mean_of_strata, resampled_ratios
+from entmtp.evaluation.intervals import FEWEST_PROMPTS, Estimate, Floats, mean_of_suites, paired_ratio
 from entmtp.evaluation.verdicts import ratio
 
 MEAN = "mean of suites"
@@ -58,13 +58,10 @@ class Comparison:
         return float(sum(tokens.values()) / self._seconds(place, arm).sum())
 
     def over(self, arm: str, peer: str) -> dict[str, Estimate]:
-        """How many times as fast as ``peer`` the arm is, by place, prompts resampled in pairs."""
-        found, resamples = {}, []
-        for suite in self.suites:
-            theirs, ours = self._seconds(suite, peer), self._seconds(suite, arm)
-            resamples.append(resampled_ratios(theirs, ours, f"{suite} {arm} over {peer}"))
-            found[suite] = estimate(float(theirs.sum() / ours.sum()), resamples[-1])
-        return found | {MEAN: mean_of_strata([each.value for each in found.values()], resamples)}
+        """How many times as fast as ``peer`` the arm is, by place, over prompts in pairs."""
+        found = {suite: paired_ratio(self._seconds(suite, peer), self._seconds(suite, arm)) for suite in self.suites}
+        found |= {MEAN: mean_of_suites(list(found.values()))}
+        return {place: each.estimate() for place, each in found.items()}
 
     def _seconds(self, suite: str, arm: str) -> Floats:
         """Median of the repetitions, ``[prompts]``: what else the machine did during one of them does not count."""

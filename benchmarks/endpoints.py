@@ -97,7 +97,7 @@ def _rows(users: int, found: Rounds, peer: str) -> list[list[Cell]]:
             raise EntMTPError(f"{name}: {its.errors} with {users} users; every request must be answered to compare")
         times = [f"{1e3 * its.percentiles[quantity][50]:.0f}" for quantity in ("ttft", "tpot")]
         tau = "" if its.tau is None else f"{its.tau:.2f}"
-        faster = speedup(found[OURS], found[peer], "e2e", f"endpoints {users}") if name == OURS else None
+        faster = speedup(found[OURS], found[peer], "e2e") if name == OURS else None
         ours = "" if faster is None else ratio(faster)
         rows.append([users, name, f"{its.tokens_per_second:.1f}", *times, tau, ours, f"{its.differing}/{its.requests}"])
     return rows

@@ -37,7 +37,7 @@ from entmtp.decoding.measure import machine_cost
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import Toolbox, make_correcting_policy, make_policy
-from entmtp.evaluation.intervals import Estimate, ratio_of_sums
+from entmtp.evaluation.intervals import Estimate, paired_ratio
 from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
 from entmtp.evaluation.verdicts import ratio
 from entmtp.files import write_whole
@@ -237,7 +237,7 @@ def _over(arms: Mapping[str, Sequence[Round]], name: str, base: str) -> str:
 
 def _speedup(arms: Mapping[str, Sequence[Round]], name: str, base: str) -> Estimate:
     slow, fast = (np.array([round_.seconds for round_ in arms[each]]) for each in (base, name))
-    return ratio_of_sums(slow, fast, f"{name} over {base}")
+    return paired_ratio(slow, fast).estimate()
 
 
 def verdicts(found: Mapping[int, Mapping[str, Sequence[Round]]]) -> list[str]:

@@ -26,7 +26,7 @@ from benchmarks.timing import Clock, ladder_of
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.measure import StepBench, interleaved, sized_tree
-from entmtp.evaluation.intervals import ratio_of_sums
+from entmtp.evaluation.intervals import paired_ratio
 from entmtp.evaluation.verdicts import ratio
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
@@ -85,7 +85,7 @@ def _column(benches: Mapping[str, StepBench], tokens: int, repetitions: int) -> 
     clocks = {name: Clock(partial(bench.step, ladder_of(_tree(bench, tokens)))) for name, bench in benches.items()}
     interleaved(clocks, repetitions)
     walls = {name: np.array(clock.walls[-repetitions:]) for name, clock in clocks.items()}
-    return cells(walls, label=f"{tokens} tokens")
+    return cells(walls)
 
 
 def _tree(bench: StepBench, tokens: int) -> Topology:
@@ -93,10 +93,10 @@ def _tree(bench: StepBench, tokens: int) -> Topology:
     return sized_tree(tokens - 1, bench.state.heads.num_heads)
 
 
-def cells(walls: Mapping[str, np.ndarray], label: str) -> dict[str, str]:
+def cells(walls: Mapping[str, np.ndarray]) -> dict[str, str]:
     """From milliseconds by variant ``[repetitions]``: the median of the full system, and the others' ratios to it."""
     full = walls[FULL]
-    ratios = {name: ratio(ratio_of_sums(wall, full, f"{label} {name}")) for name, wall in walls.items()}
+    ratios = {name: ratio(paired_ratio(wall, full).estimate()) for name, wall in walls.items()}
     return ratios | {FULL: f"{np.median(full):.1f} ms"}
 
 

@@ -25,7 +25,7 @@ from deployments.local import service
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.completion import Completion
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.intervals import Estimate, ratio_of_sums
+from entmtp.evaluation.intervals import Estimate, paired_ratio
 from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
 from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
 from entmtp.evaluation.verdicts import ratio
@@ -104,7 +104,7 @@ def _table(served: list[list[Outcome]], alone: list[list[Completion]]) -> Table:
     }
     rows: list[list[Cell]] = []
     for name in http:
-        found: Estimate = ratio_of_sums(http[name], library[name], f"serving {name}")
+        found: Estimate = paired_ratio(http[name], library[name]).estimate()
         verdict = "" if name != "TPOT" else f"≤ {BAR:g}: {'met' if found.value <= BAR else 'not met'}"
         times = [f"{1e3 * float(np.mean(values[name])):.1f}" for values in (http, library)]
         rows.append([name, *times, ratio(found), verdict])

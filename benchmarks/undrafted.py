@@ -23,7 +23,7 @@ from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.intervals import ratio_of_sums
+from entmtp.evaluation.intervals import paired_ratio
 from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
 from entmtp.evaluation.verdicts import ratio
 from entmtp.models.registry import encode_chat
@@ -98,7 +98,7 @@ def rows(found: Mapping[str, np.ndarray]) -> list[list[Cell]]:
     """A row per engine, plain decoding first, with the others' ratios to it."""
     plain = found[PLAIN]
     return [
-        [name, f"{1e3 * times.mean():.2f}", "" if name == PLAIN else ratio(ratio_of_sums(times, plain, name))]
+        [name, f"{1e3 * times.mean():.2f}", "" if name == PLAIN else ratio(paired_ratio(times, plain).estimate())]
         for name, times in found.items()
     ]
 

@@ -170,7 +170,7 @@ def _show(summaries: list[LoadSummary], found: Rounds, slo: Slo) -> None:
     if len(summaries) == 2:
         (a, mine), (b, theirs) = found.items()
         for quantity, words in {"e2e": "whole answers", "ttft": "first tokens"}.items():
-            if (found_ratio := speedup(mine, theirs, quantity, f"{a} {b} {quantity}")) is not None:
+            if (found_ratio := speedup(mine, theirs, quantity)) is not None:
                 console.print(f"{a} over {b}, {words}: {ratio(found_ratio)}")
         console.print(f"texts that differ: {summaries[1].differing} of {summaries[1].requests}")
 

@@ -1,4 +1,4 @@
-"""Requests by prompt, the unit that intervals resample, and what is measured of an arm's prompts.
+"""Requests by prompt, the unit of every interval, and what is measured of an arm's prompts.
 
 Repetitions of a prompt count by their median: what else the machine did during one of them does not count.
 """
@@ -61,9 +61,9 @@ def tokens_per_second(prompts: Prompts) -> float:
     return sum(map(tokens, prompts.values())) / sum(seconds)
 
 
-def accepted_per_step(prompts: Prompts, label: str) -> Estimate:
-    """tau, the root included; `label` seeds the resampling."""
-    return ratio_of_sums(_totals(prompts, "new_tokens"), _totals(prompts, "steps"), f"tau {label}")
+def accepted_per_step(prompts: Prompts) -> Estimate:
+    """tau, the root included."""
+    return ratio_of_sums(_totals(prompts, "new_tokens"), _totals(prompts, "steps"))
 
 
 def _totals(prompts: Prompts, field: str) -> Floats:

@@ -29,8 +29,8 @@ def entropy_relation(
         runs: the (suite, arm) pairs there are; of each suite the first of the static arms is looked at.
 
     Returns:
-        Bins of about equal step counts, and one correlation per signal. Intervals resample whole prompts. Only the
-        first repetition counts: greedy repetitions are copies.
+        Bins of about equal step counts, and one correlation per signal. Intervals are over prompts. Only the first
+        repetition counts: greedy repetitions are copies.
     """
     bins: list[EntropyBin] = []
     correlations: list[EntropyCorrelation] = []
@@ -74,7 +74,6 @@ def _bins(suite: str, arm: str, entropy: Floats, accepted: Floats, prompts: Name
                 accepted=ratio_of_sums(
                     np.array([part.sum() for part in tokens]),
                     np.array([len(part) for part in tokens], dtype=np.float64),
-                    f"entropy {suite} {arm} {index}",
                 ),
             )
         )
@@ -88,7 +87,7 @@ def _correlation(suite: str, arm: str, signal: str, x: Floats, y: Floats, prompt
         signal=signal,
         steps=len(x),
         prompts=len(np.unique(prompts)),
-        correlation=correlation(_by_prompt(x, prompts), _by_prompt(y, prompts), f"{signal} {suite} {arm}"),
+        correlation=correlation(_by_prompt(x, prompts), _by_prompt(y, prompts)),
     )
 
 

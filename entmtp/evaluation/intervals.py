@@ -1,12 +1,12 @@
-"""Estimates with bootstrap intervals over prompts.
+"""Estimates with intervals that cover as often as they say, from three prompts on.
 
-The prompt is the unit that is resampled: steps and repetitions of one prompt resemble each other, prompts do not.
+The prompt is the unit: steps and repetitions of one prompt resemble each other, prompts do not. A bootstrap would be
+too narrow here: resampled percentiles of 3 prompts cover in 74% of cases, of 30 in 93%.
 """
 
-import zlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 FEWEST_PROMPTS = 3  # with fewer, an interval would be a decoration
-RESAMPLES = 10_000
 CONFIDENCE = 0.95
-_DRAWS_AT_ONCE = 2_000_000  # bounds the memory of one bootstrap to some tens of MB
+METHOD = (
+    "Student's t over prompts on the logs of paired ratios; a speedup is the geometric mean of its prompts' ratios,"
+    " several suites weigh alike and have Welch and Satterthwaite's degrees of freedom"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,96 +34,99 @@ class Estimate:
         return self.low is not None and self.high is not None
 
 
-def estimate(value: float, resampled: Floats | None) -> Estimate:
-    """`value` with the middle 95% of its resamples, or without an interval where there are none."""
-    if resampled is None:
-        return Estimate(value, None, None)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(resampled, [tail, 1 - tail])
-    return Estimate(value, float(low), float(high))
+@dataclass(frozen=True, slots=True)
+class LogMean:
+    """Mean of logarithms, of which an interval can be made.
 
-
-def ratio_of_sums(numerators: Floats, denominators: Floats, label: str) -> Estimate:
-    """sum(numerators) / sum(denominators), resampling prompts in pairs.
-
-    Args:
-        numerators, denominators: `[prompts]`, one value per prompt.
-        label: names the estimate; it seeds the resampling, so that the same rows always give the same interval.
+    Attributes:
+        mean: natural logarithm of the geometric mean.
+        error: standard error of the mean; none where there are too few prompts.
+        freedom: degrees of freedom of the error.
     """
-    value = float(numerators.sum() / denominators.sum())
-    return estimate(value, resampled_ratios(numerators, denominators, label))
+
+    mean: float
+    error: float | None
+    freedom: float
+
+    def estimate(self, comparisons: int = 1) -> Estimate:
+        """The geometric mean; intervals of so many `comparisons` hold all together with 95% (Bonferroni)."""
+        half = _half_width(self.error, self.freedom, comparisons)
+        if half is None:
+            return Estimate(math.exp(self.mean), None, None)
+        return Estimate(math.exp(self.mean), math.exp(self.mean - half), math.exp(self.mean + half))
 
 
-def resampled_ratios(numerators: Floats, denominators: Floats, label: str) -> Floats | None:
-    """The ratio of sums in each of the resamples, `[RESAMPLES]`, or none where there are too few prompts."""
-    if len(numerators) < FEWEST_PROMPTS:
+def _half_width(error: float | None, freedom: float, comparisons: int = 1) -> float | None:
+    if error is None:
         return None
+    if error == 0:  # whatever the degrees of freedom, which can't be told then
+        return 0.0
+    from scipy.special import stdtrit  # those who only generate text must not wait for it
 
-    def ratio(numerator: Floats, denominator: Floats, axis: int) -> Floats:
-        return np.asarray(numerator.sum(axis=axis) / denominator.sum(axis=axis))
-
-    return _bootstrap((numerators, denominators), ratio, label)
+    return error * float(stdtrit(freedom, 1 - (1 - CONFIDENCE) / (2 * comparisons)))
 
 
-def mean_of_strata(values: Sequence[float], resamples: Sequence[Floats | None]) -> Estimate:
-    """Geometric mean over strata (suites), each resampled by itself.
+def paired_ratio(numerators: Floats, denominators: Floats) -> LogMean:
+    """The geometric mean of `numerators / denominators`, both positive, `[prompts]`."""
+    logs = np.log(numerators) - np.log(denominators)
+    count = len(logs)
+    error = float(logs.std(ddof=1)) / math.sqrt(count) if count >= FEWEST_PROMPTS else None
+    return LogMean(float(logs.mean()), error, count - 1)
 
-    Args:
-        values: one ratio per stratum.
-        resamples: `[RESAMPLES]` per stratum, or none where the stratum has too few prompts: then no interval at all.
+
+def mean_of_suites(ratios: Sequence[LogMean]) -> LogMean:
+    """The geometric mean of suites, which weigh alike; without an error if one of them has none."""
+    mean = math.fsum(ratio.mean for ratio in ratios) / len(ratios)
+    if any(ratio.error is None for ratio in ratios):
+        return LogMean(mean, None, 0)
+    variances = [(ratio.error or 0.0) ** 2 for ratio in ratios]
+    total = math.fsum(variances)
+    # Welch (1947) and Satterthwaite (1946).
+    parts = math.fsum(variance**2 / ratio.freedom for variance, ratio in zip(variances, ratios, strict=True))
+    freedom = total**2 / parts if parts else math.fsum(ratio.freedom for ratio in ratios)
+    return LogMean(mean, math.sqrt(total) / len(ratios), freedom)
+
+
+def ratio_of_sums(numerators: Floats, denominators: Floats) -> Estimate:
+    """sum(numerators) / sum(denominators), both `[prompts]` and positive in sum, by the jackknife over prompts.
+
+    For what is a mean over steps, such as tokens per step, in which long texts count more.
     """
-    value = float(np.exp(np.mean(np.log(values))))
-    known = [ratios for ratios in resamples if ratios is not None]
-    if len(known) < len(resamples):
-        return estimate(value, None)
-    return estimate(value, np.exp(np.mean(np.log(np.stack(known)), axis=0)))
+
+    def logs(kept: NDArray[np.bool_]) -> float:
+        return float(np.log(numerators[kept].sum()) - np.log(denominators[kept].sum()))
+
+    return _jackknife(len(numerators), logs).estimate()
 
 
-def correlation(x: Sequence[Floats], y: Sequence[Floats], label: str) -> Estimate:
-    """Pearson's correlation over all points, resampling whole prompts.
+def correlation(x: Sequence[Floats], y: Sequence[Floats]) -> Estimate:
+    """Pearson's correlation over all points; its interval leaves out whole prompts in turn, on Fisher's scale.
 
     Args:
         x, y: per prompt, its points `[points of that prompt]`.
-        label: seeds the resampling.
 
     Returns:
         The correlation; nan where x or y does not vary.
     """
-    moments = tuple(
-        np.array([function(a, b) for a, b in zip(x, y, strict=True)], dtype=np.float64)
-        for function in (
-            lambda a, b: len(a),
-            lambda a, b: a.sum(),
-            lambda a, b: b.sum(),
-            lambda a, b: (a * a).sum(),
-            lambda a, b: (b * b).sum(),
-            lambda a, b: (a * b).sum(),
-        )
-    )
-    value = float(_pearson(*moments, axis=0))
-    if len(x) < FEWEST_PROMPTS or np.isnan(value):
-        return estimate(value, None)
-    return estimate(value, _bootstrap(moments, _pearson, label))
+
+    def fisher(kept: NDArray[np.bool_]) -> float:
+        ours = [np.concatenate([part for part, here in zip(all_of, kept, strict=True) if here]) for all_of in (x, y)]
+        if min(map(len, ours)) < 2 or not all(one.std() > 0 for one in ours):
+            return math.nan
+        return math.atanh(min(max(float(np.corrcoef(*ours)[0, 1]), -1 + 1e-12), 1 - 1e-12))
+
+    found = _jackknife(len(x), fisher)
+    half = None if math.isnan(found.error or 0.0) else _half_width(found.error, found.freedom)
+    if half is None or math.isnan(found.mean):
+        return Estimate(math.tanh(found.mean), None, None)
+    return Estimate(math.tanh(found.mean), math.tanh(found.mean - half), math.tanh(found.mean + half))
 
 
-def _pearson(*moments: Floats, axis: int) -> Floats:
-    n, sx, sy, sxx, syy, sxy = (moment.sum(axis=axis) for moment in moments)
-    spread = (n * sxx - sx**2) * (n * syy - sy**2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(spread > 0, (n * sxy - sx * sy) / np.sqrt(spread), np.nan)
-
-
-def _bootstrap(samples: tuple[Floats, ...], statistic: Callable[..., Any], label: str) -> Floats:
-    from scipy import stats  # which takes most of a second: those who only generate text must not wait for it
-
-    result = stats.bootstrap(
-        samples,
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=max(1, _DRAWS_AT_ONCE // len(samples[0])),
-        method="percentile",
-        rng=np.random.default_rng(zlib.crc32(label.encode())),
-    )
-    return np.asarray(result.bootstrap_distribution)
+def _jackknife(count: int, statistic: Callable[[NDArray[np.bool_]], float]) -> LogMean:
+    """A statistic of the prompts that are kept `[count]`, and its error by leaving out each in turn."""
+    everything = np.ones(count, dtype=np.bool_)
+    if count < FEWEST_PROMPTS:
+        return LogMean(statistic(everything), None, 0)
+    without = np.array([statistic(np.arange(count) != one) for one in range(count)])
+    error = math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
+    return LogMean(statistic(everything), error, count - 1)

@@ -1,6 +1,6 @@
 """From rows to numbers: what each arm did on each suite, and how arms compare on the same prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from entmtp.evaluation.by_prompt import (
     tokens_per_second,
 )
 from entmtp.evaluation.entropy import entropy_relation
-from entmtp.evaluation.intervals import Floats, estimate, mean_of_strata, resampled_ratios
+from entmtp.evaluation.intervals import mean_of_suites, paired_ratio
 from entmtp.evaluation.shares import entropy_quantiles, tree_shares
 from entmtp.evaluation.summary import (
     ADAPTIVE,
@@ -40,8 +40,8 @@ _Runs = Mapping[tuple[str, str], Prompts]  # by (suite, arm)
 def summarise(requests: pa.Table, steps: pa.Table) -> Summary:
     """Summarise benchmark rows (`rows.read_parts`).
 
-    Tokens per second and speedups take the median over repetitions of each prompt first. Intervals are 95% bootstrap
-    intervals over prompts; those over all suites resample each suite by itself and average the suites geometrically.
+    Tokens per second and speedups take the median over repetitions of each prompt first. Intervals are those of
+    `entmtp.evaluation.intervals`, over prompts.
     """
     runs = by_arm(requests.drop_columns(_HEAVY))
     trees = _different_trees(steps)
@@ -81,7 +81,7 @@ def _arm_summary(suite: str, arm: str, prompts: Prompts, trees: int) -> ArmSumma
         requests=len(requests),
         new_tokens=round(sum(map(tokens, prompts.values()))),
         tokens_per_second=tokens_per_second(prompts),
-        tau=accepted_per_step(prompts, f"{suite} {arm}"),
+        tau=accepted_per_step(prompts),
         draft_ms=parts["draft"],
         verify_ms=parts["verify"],
         accept_ms=parts["accept"],
@@ -107,38 +107,20 @@ def _pairs(runs: _Runs) -> list[tuple[str, str]]:
 
 def _speedups(runs: _Runs, arm: str, baseline: str) -> list[Speedup]:
     """One comparison per suite in which both arms wrote the same prompts, and one over these suites."""
-    rows = []
-    resamples = []
-    for suite in dict.fromkeys(suite for suite, _ in runs):
-        ours, theirs = runs.get((suite, arm), {}), runs.get((suite, baseline), {})
-        ours_seconds, their_seconds = paired_seconds(ours, theirs)
-        if not len(ours_seconds):
-            continue
-        resamples.append(resampled_ratios(their_seconds, ours_seconds, f"speedup {suite} {arm} {baseline}"))
-        rows.append(
-            Speedup(
-                suite=suite,
-                suites=1,
-                arm=arm,
-                baseline=baseline,
-                prompts=len(ours_seconds),
-                fewest_prompts=len(ours_seconds),
-                ratio=estimate(float(their_seconds.sum() / ours_seconds.sum()), resamples[-1]),
-            )
-        )
-    return [*rows, _over_all(rows, resamples)] if rows else []
-
-
-def _over_all(rows: Sequence[Speedup], resamples: Sequence[Floats | None]) -> Speedup:
-    return Speedup(
-        suite=ALL_SUITES,
-        suites=len(rows),
-        arm=rows[0].arm,
-        baseline=rows[0].baseline,
-        prompts=sum(row.prompts for row in rows),
-        fewest_prompts=min(row.prompts for row in rows),
-        ratio=mean_of_strata([row.ratio.value for row in rows], resamples),
-    )
+    pairs = {
+        suite: paired_seconds(runs.get((suite, arm), {}), runs.get((suite, baseline), {}))
+        for suite in dict.fromkeys(suite for suite, _ in runs)
+    }
+    ratios = {suite: paired_ratio(theirs, ours) for suite, (ours, theirs) in pairs.items() if len(ours)}
+    if not ratios:
+        return []
+    prompts = [len(pairs[suite][0]) for suite in ratios]
+    rows = [
+        Speedup.of(ratio, suite=suite, arm=arm, baseline=baseline, prompts=[count])
+        for (suite, ratio), count in zip(ratios.items(), prompts, strict=True)
+    ]
+    overall = mean_of_suites(list(ratios.values()))
+    return [*rows, Speedup.of(overall, suite=ALL_SUITES, arm=arm, baseline=baseline, prompts=prompts)]
 
 
 def _depth_acceptance(steps: pa.Table, suite: str, arm: str) -> list[DepthAcceptance]:

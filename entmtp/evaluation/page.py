@@ -8,7 +8,7 @@ from jinja2 import Environment, StrictUndefined
 
 from entmtp.evaluation.canvas import Plot
 from entmtp.evaluation.facts import flat_facts
-from entmtp.evaluation.intervals import CONFIDENCE, FEWEST_PROMPTS, RESAMPLES
+from entmtp.evaluation.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD
 from entmtp.evaluation.page_table import PageTable
 from entmtp.evaluation.page_template import TEMPLATE
 from entmtp.evaluation.pareto import ParetoPoint
@@ -35,7 +35,7 @@ def render_page(
         plots=[(plot, base64.b64encode(plot.path.read_bytes()).decode()) for plot in plots],
         facts=list(flat_facts(facts)),
         confidence=f"{CONFIDENCE:.0%}",
-        resamples=f"{RESAMPLES:,}",
+        method=METHOD,
         fewest=FEWEST_PROMPTS,
     )
 

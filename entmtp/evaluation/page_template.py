@@ -81,12 +81,11 @@ figure { margin: 1rem 0 2rem; } figure img { width: 100%; background: #fff; bord
 <h2>How to read it</h2>
 <ul>
 <li>Every arm wrote the same prompts in the same run, one after another in rotating order. The speedup of
-an arm against another is the other's time over its own for the same tokens: the median over repetitions of each
-prompt, then the ratio of sums.</li>
-<li>Intervals are {{ confidence }} bootstrap intervals over prompts ({{ resamples }} resamples, the two arms in
-pairs). Over all suites, each suite is resampled by itself and the suites are averaged geometrically. With fewer than
-{{ fewest }} prompts there is no interval, and a speedup without one is not shown; with a handful of prompts intervals
-tend to be too narrow. Each holds for its own comparison: of twenty, one may miss.</li>
+an arm against another is the other's time over its own for the same tokens, after the median over repetitions of each
+prompt.</li>
+<li>Intervals are {{ confidence }}: {{ method }}. With fewer than {{ fewest }} prompts there is no interval, and a
+speedup without one is not shown. Those of tables and figures each hold for their own comparison: of twenty, one may
+miss. Those of the sentences above hold all together.</li>
 <li>tau counts the root, so autoregressive decoding is 1. Tokens per second count the whole request, prefill
 included.</li>
 <li>medusa and hydra use the published tree of 63 nodes; medusa-best and hydra-best the best constant tree for the
@@ -97,7 +96,7 @@ entmtp-transfer has another suite's bank, entmtp-mixed one bank for all suites. 
 shuffled order: what entmtp-dynamic gains over it comes from choosing at the right time. oracle chooses with
 hindsight.</li>
 <li>The best adaptive arm is the one of entmtp, entmtp-goodput and entmtp-dynamic that was fastest on these same
-prompts: as the best of up to three it looks a little better than it would on others.</li>
+prompts; the sentences' intervals allow for that choice.</li>
 </ul>
 {% for table in tables[:2] %}
 {{ show(table) }}

@@ -15,7 +15,7 @@ import numpy as np
 from rich.table import Table
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.intervals import Estimate, ratio_of_sums
+from entmtp.evaluation.intervals import Estimate, paired_ratio
 from entmtp.evaluation.verdicts import ratio
 from entmtp.scheduling.cost import PartedCost
 from entmtp.scheduling.dynamic import DynamicPolicy
@@ -97,7 +97,7 @@ def replay_policy(
     plain = np.array([len(trace) for trace in traces]) * cost(Topology.root_only())
     steps = sum(map(len, runs))
     nodes = sum(step.topology.nodes for run in runs for step in run)
-    return Replayed(sum(map(len, traces)) / steps, nodes / steps, ms, ratio_of_sums(plain, ms, "replay"))
+    return Replayed(sum(map(len, traces)) / steps, nodes / steps, ms, paired_ratio(plain, ms).estimate())
 
 
 def cost_of(profile: str, batch: int = 1, context: int | None = None) -> PartedCost:

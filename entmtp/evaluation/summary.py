@@ -1,11 +1,14 @@
 """The numbers of a benchmark, in the shape that tables, plots and verdicts share."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Self
 
 import pyarrow as pa
 
 from entmtp.evaluation.flat_tables import flat_table
-from entmtp.evaluation.intervals import Estimate
+from entmtp.evaluation.intervals import Estimate, LogMean
 
 ALL_SUITES = "all suites"
 AUTOREGRESSIVE = "autoregressive"
@@ -53,6 +56,27 @@ class Speedup:
     prompts: int  # pairs
     fewest_prompts: int  # pairs of the suite that has fewest
     ratio: Estimate
+    log_error: float | None  # standard error of the ratio's logarithm
+    freedom: float  # degrees of freedom of that error
+
+    @classmethod
+    def of(cls, log_ratio: LogMean, *, suite: str, arm: str, baseline: str, prompts: Sequence[int]) -> Self:
+        """From the ratio's logarithm, over so many `prompts` of each suite."""
+        return cls(
+            suite=suite,
+            suites=len(prompts),
+            arm=arm,
+            baseline=baseline,
+            prompts=sum(prompts),
+            fewest_prompts=min(prompts),
+            ratio=log_ratio.estimate(),
+            log_error=log_ratio.error,
+            freedom=log_ratio.freedom,
+        )
+
+    def among(self, comparisons: int) -> Estimate:
+        """The ratio, with an interval that holds together with those of all `comparisons` that it is one of."""
+        return LogMean(math.log(self.ratio.value), self.log_error, self.freedom).estimate(comparisons)
 
     @property
     def verdict(self) -> str:

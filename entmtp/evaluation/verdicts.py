@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from entmtp.evaluation.intervals import FEWEST_PROMPTS, Estimate
+from entmtp.evaluation.intervals import CONFIDENCE, FEWEST_PROMPTS, Estimate
 from entmtp.evaluation.quality import metric
 from entmtp.evaluation.summary import (
+    ADAPTIVE,
     ALL_SUITES,
     AUTOREGRESSIVE,
     ENTMTP,
@@ -15,6 +16,7 @@ from entmtp.evaluation.summary import (
     ArmSummary,
     Speedup,
     Summary,
+    verdict,
 )
 
 _NAMED = 10  # prompts that were set aside; the report's facts name all
@@ -23,23 +25,36 @@ _BEST_AGAINST = ("hydra", "medusa", "hydra-best", "random", AUTOREGRESSIVE)
 
 
 def verdicts(summary: Summary) -> list[str]:
-    """One sentence per comparison over all suites, none of them twice.
+    """One sentence per comparison over all suites, none of them twice, and one that says how many there were.
 
     First entmtp against each arm, then the best adaptive arm, then the others against autoregressive. Behind them,
     how good the answers are, and whether the arms wrote the same.
     """
-    sentences = _of_arm(summary, ENTMTP, _ENTMTP_AGAINST)
+    told = [(ENTMTP, other) for other in (*_ENTMTP_AGAINST, ORACLE)]
     if (best := summary.best_adaptive) is not None:
-        sentences += _of_arm(summary, best, _BEST_AGAINST)
-    others = dict.fromkeys(row.arm for row in summary.arms if row.arm not in (ENTMTP, AUTOREGRESSIVE))
-    sentences += [_against(summary.speedup(ALL_SUITES, arm, AUTOREGRESSIVE)) for arm in others]
-    return [sentence for sentence in dict.fromkeys(sentences) if sentence] + _quality(summary) + _identity(summary.arms)
+        told += [(best, other) for other in (*_BEST_AGAINST, ORACLE)]
+    told += [(row.arm, AUTOREGRESSIVE) for row in summary.arms]
+    rows = [row for pair in dict.fromkeys(told) if (row := summary.speedup(ALL_SUITES, *pair)) is not None]
+    compared = comparisons(summary)
+    sentences = [share_of_oracle(row, compared) if row.baseline == ORACLE else _against(row, compared) for row in rows]
+    return [*sentences, *_corrected(rows, compared), *_quality(summary), *_identity(summary.arms)]
 
 
-def _of_arm(summary: Summary, arm: str, baselines: Sequence[str]) -> list[str]:
-    """What one arm amounts to against others, and how much of the oracle's speed it reaches."""
-    against = [_against(summary.speedup(ALL_SUITES, arm, baseline)) for baseline in baselines]
-    return [*against, share_of_oracle(summary.speedup(ALL_SUITES, arm, ORACLE))]
+def comparisons(summary: Summary) -> int:
+    """How many comparisons over all suites may be told, those of each arm that might have been the best included."""
+    told = {(ENTMTP, other) for other in (*_ENTMTP_AGAINST, ORACLE)}
+    told |= {(arm, other) for arm in ADAPTIVE for other in (*_BEST_AGAINST, ORACLE)}
+    told |= {(row.arm, AUTOREGRESSIVE) for row in summary.arms}
+    return sum((row.arm, row.baseline) in told for row in summary.speedups if row.suite == ALL_SUITES)
+
+
+def _corrected(rows: Sequence[Speedup], compared: int) -> list[str]:
+    if not any(row.ratio.has_interval for row in rows) or compared < 2:
+        return []
+    return [
+        f"these intervals are wide enough to hold all together with {CONFIDENCE:.0%}: {compared} comparisons were"
+        " possible, those of every adaptive arm that might have been the best included (Bonferroni)"
+    ]
 
 
 def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
@@ -92,23 +107,21 @@ def ratio(estimate: Estimate, unit: str = "x") -> str:
     return f"{estimate.value:.2f}{unit} {interval(estimate)}" if estimate.has_interval else "–"
 
 
-def _against(row: Speedup | None) -> str:
-    if row is None:
-        return ""
-    if not row.ratio.has_interval:
+def _against(row: Speedup, compared: int) -> str:
+    found = row.among(compared)
+    if not found.has_interval:
         return f"{row.arm} against {row.baseline}: no claim, {_too_few(row)}"
     words = {"faster": "is faster than", "slower": "is slower than", "level": "is level with"}
-    why = ", the interval holds 1" if row.verdict == "level" else ""
-    return f"{row.arm} {words[row.verdict]} {row.baseline}: {ratio(row.ratio)}{why} ({_extent(row)})"
+    why = ", the interval holds 1" if verdict(found) == "level" else ""
+    return f"{row.arm} {words[verdict(found)]} {row.baseline}: {ratio(found)}{why} ({_extent(row)})"
 
 
-def share_of_oracle(row: Speedup | None) -> str:
+def share_of_oracle(row: Speedup, compared: int = 1) -> str:
     """How much of the oracle's speed an arm reaches, in percent, from its comparison with the oracle."""
-    if row is None:
-        return ""
-    if row.ratio.low is None or row.ratio.high is None:
+    found = row.among(compared)
+    if found.low is None or found.high is None:
         return f"share of oracle: no claim, {_too_few(row)}"
-    share = Estimate(100 * row.ratio.value, 100 * row.ratio.low, 100 * row.ratio.high)
+    share = Estimate(100 * found.value, 100 * found.low, 100 * found.high)
     return f"{row.arm} reaches {share.value:.0f}% {interval(share, 0, '%')} of oracle's speed ({_extent(row)})"
 
 

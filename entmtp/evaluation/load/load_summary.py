@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from entmtp.evaluation.intervals import Estimate, ratio_of_sums
+from entmtp.evaluation.intervals import Estimate, paired_ratio
 from entmtp.evaluation.load.traffic import Outcome
 from entmtp.evaluation.tracking_names import key_part
 
@@ -102,9 +102,7 @@ def summarise_load(
     )
 
 
-def speedup(
-    rounds: Sequence[Sequence[Outcome]], others: Sequence[Sequence[Outcome]], quantity: str, label: str
-) -> Estimate | None:
+def speedup(rounds: Sequence[Sequence[Outcome]], others: Sequence[Sequence[Outcome]], quantity: str) -> Estimate | None:
     """How many times as fast the first is as the other, over requests that both answered; ``quantity`` is e2e or ttft.
 
     None where there is no such request.
@@ -118,7 +116,7 @@ def speedup(
     def seconds(found: Mapping[tuple[int, int], Outcome]) -> np.ndarray:
         return np.array([found[key].seconds if quantity == "e2e" else found[key].ttft for key in both])
 
-    return ratio_of_sums(seconds(theirs), seconds(mine), label)
+    return paired_ratio(seconds(theirs), seconds(mine)).estimate()
 
 
 def outcome_table(found: Mapping[str, Sequence[Sequence[Outcome]]]) -> pa.Table:

@@ -97,5 +97,5 @@ def test_rows_name_milliseconds_first_then_ratios() -> None:
 
 def test_a_ratio_is_that_of_pairs() -> None:
     full = np.array([10.0, 20.0, 30.0])
-    found = gains.cells({gains.FULL: full, "it": 1.5 * full}, "4 tokens")
+    found = gains.cells({gains.FULL: full, "it": 1.5 * full})
     assert found == {gains.FULL: "20.0 ms", "it": "1.50x [1.50, 1.50]"}

@@ -169,13 +169,13 @@ def test_what_users_saw_in_numbers() -> None:
 def test_two_endpoints_are_compared_on_what_both_answered() -> None:
     fast = [[outcome(at, 0.0, 0.1, 1.0) for at in range(4)]]
     slow = [[outcome(at, 0.0, 0.3, 2.0) for at in range(3)] + [outcome(3, 0.0, error="timeout")]]
-    found = speedup(fast, slow, "e2e", "x")
+    found = speedup(fast, slow, "e2e")
     assert found is not None
     assert found.value == pytest.approx(2.0)
-    first = speedup(fast, slow, "ttft", "x")
+    first = speedup(fast, slow, "ttft")
     assert first is not None
     assert first.value == pytest.approx(3.0)
-    assert speedup(fast, [[outcome(0, 0.0, error="x")]], "e2e", "x") is None
+    assert speedup(fast, [[outcome(0, 0.0, error="x")]], "e2e") is None
 
 
 @pytest.mark.parametrize("text", ["", "a", "=http://x", "a=x", "a=ftp://x"])
