@@ -20,6 +20,7 @@ from entmtp.evaluation.summary import (
     Speedup,
     Summary,
     TreeShare,
+    TreeUse,
 )
 
 REMEDY = "make it with 'make study'"
@@ -65,6 +66,7 @@ def read_study(report: Path) -> Study:
         entropy_bins=_rows(EntropyBin, tables, "entropy", path),
         entropy_correlations=_rows(EntropyCorrelation, tables, "correlations", path),
         tree_shares=_rows(TreeShare, tables, "tree_shares", path),
+        tree_uses=_rows(TreeUse, tables, "tree_uses", path),
         entropy_quantiles=_rows(EntropyQuantile, tables, "entropy_quantiles", path),
     )
     figures = [

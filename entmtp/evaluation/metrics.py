@@ -18,7 +18,7 @@ from entmtp.evaluation.by_prompt import (
 )
 from entmtp.evaluation.entropy import entropy_relation
 from entmtp.evaluation.intervals import mean_of_suites, paired_ratio
-from entmtp.evaluation.shares import entropy_quantiles, tree_shares
+from entmtp.evaluation.shares import entropy_quantiles, tree_shares, tree_uses
 from entmtp.evaluation.summary import (
     ADAPTIVE,
     ALL_SUITES,
@@ -53,6 +53,7 @@ def summarise(requests: pa.Table, steps: pa.Table) -> Summary:
         entropy_bins=bins,
         entropy_correlations=correlations,
         tree_shares=tree_shares(steps, list(runs)),
+        tree_uses=tree_uses(steps, list(runs)),
         entropy_quantiles=entropy_quantiles(steps, list(runs)),
     )
 

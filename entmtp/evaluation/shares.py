@@ -1,5 +1,6 @@
 """What adaptive arms choose, and what they choose by: shares of tree sizes, and how entropy is spread."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,13 +8,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from entmtp.evaluation.intervals import Floats
-from entmtp.evaluation.summary import AUTOREGRESSIVE, ENTMTP, ORACLE, EntropyQuantile, TreeShare
+from entmtp.evaluation.summary import AUTOREGRESSIVE, ENTMTP, ORACLE, EntropyQuantile, TreeShare, TreeUse
 
 SIZES: tuple[tuple[int, int | None], ...] = (
     *((0, 0), (1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32)),
     (33, None),
 )
 """Tree sizes that are counted together, in nodes without the root; the last one has no end."""
+
+SHOWN = 5
+"""Topologies of an arm that are told by name."""
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -28,7 +32,7 @@ def tree_shares(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[TreeSh
     first = _first_repetition(steps)
     rows: list[TreeShare] = []
     for suite, arm in runs:
-        if not (arm.startswith(ENTMTP) or arm == ORACLE):
+        if not _chooses(arm):
             continue
         nodes = first.filter((pc.field("suite") == suite) & (pc.field("arm") == arm))["nodes"].to_numpy()
         rows += [
@@ -37,6 +41,25 @@ def tree_shares(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[TreeSh
             if len(nodes)
         ]
     return rows
+
+
+def tree_uses(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[TreeUse]:
+    """The `SHOWN` topologies that each adaptive arm, and the oracle, took most; arguments as `tree_shares`."""
+    first = _first_repetition(steps)
+    rows: list[TreeUse] = []
+    for suite, arm in runs:
+        if not _chooses(arm):
+            continue
+        taken = Counter(first.filter((pc.field("suite") == suite) & (pc.field("arm") == arm))["tree"].to_pylist())
+        rows += [
+            TreeUse(suite=suite, arm=arm, tree=tree, share=count / taken.total())
+            for tree, count in taken.most_common(SHOWN)
+        ]
+    return rows
+
+
+def _chooses(arm: str) -> bool:
+    return arm.startswith(ENTMTP) or arm == ORACLE
 
 
 def entropy_quantiles(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[EntropyQuantile]:

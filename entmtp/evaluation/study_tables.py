@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from entmtp.evaluation.page_table import PageTable
 from entmtp.evaluation.pareto import ParetoPoint, fastest
-from entmtp.evaluation.shares import SIZES
+from entmtp.evaluation.shares import SHOWN, SIZES
 from entmtp.evaluation.study_plots import size_name
 from entmtp.evaluation.summary import Summary
 
 
 def study_tables(summary: Summary, pareto: Sequence[ParetoPoint]) -> list[PageTable]:
     """Those that the rows allow."""
-    made = [_shares(summary), _entropies(summary), _fastest(summary, pareto)]
+    made = [_shares(summary), _uses(summary), _entropies(summary), _fastest(summary, pareto)]
     return [table for table in made if table.rows]
 
 
@@ -26,6 +26,20 @@ def _shares(summary: Summary) -> PageTable:
             [summary.label(suite), arm, *(f"{shares[suite, arm, low]:.1%}" for low, _ in SIZES)] for suite, arm in runs
         ],
         marks=[""] * len(runs),
+    )
+
+
+def _uses(summary: Summary) -> PageTable:
+    uses: dict[tuple[str, str], list[str]] = {}
+    for row in summary.tree_uses:
+        uses.setdefault((row.suite, row.arm), []).append(f"{row.tree} {row.share:.1%}")
+    return PageTable(
+        title="Trees that were chosen most",
+        note="n: nodes without the root, d: depth, w: most nodes of one level; the last part tells trees of one shape "
+        "apart. Shares of the arm's steps, first repetition of each prompt.",
+        headings=("suite", "arm", *(f"{place + 1}." for place in range(SHOWN))),
+        rows=[[summary.label(suite), arm, *(own + [""] * SHOWN)[:SHOWN]] for (suite, arm), own in uses.items()],
+        marks=[""] * len(uses),
     )
 
 

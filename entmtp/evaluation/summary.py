@@ -141,6 +141,16 @@ class TreeShare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TreeUse:
+    """Share (0 to 1) of an arm's steps on a suite that took one topology, of those that it took most."""
+
+    suite: str
+    arm: str
+    tree: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EntropyQuantile:
     """How entropy, in nats, is spread over all positions of a suite's texts, as plain decoding visits them."""
 
@@ -164,6 +174,7 @@ class Summary:
     entropy_bins: list[EntropyBin]
     entropy_correlations: list[EntropyCorrelation]
     tree_shares: list[TreeShare]
+    tree_uses: list[TreeUse]
     entropy_quantiles: list[EntropyQuantile]
 
     @property
@@ -204,5 +215,6 @@ def tables(summary: Summary) -> dict[str, pa.Table]:
         "entropy": flat_table([asdict(row) for row in summary.entropy_bins]),
         "correlations": flat_table([asdict(row) for row in summary.entropy_correlations]),
         "tree_shares": flat_table([asdict(row) for row in summary.tree_shares]),
+        "tree_uses": flat_table([asdict(row) for row in summary.tree_uses]),
         "entropy_quantiles": flat_table([asdict(row) for row in summary.entropy_quantiles]),
     }

@@ -210,5 +210,5 @@ def _grown(nodes: Sequence[_Node]) -> Choice:
     if not nodes:
         return PLAIN
     ordered = sorted(nodes, key=lambda node: (len(node.path), node.path))
-    topology = Topology(tuple(node.path for node in ordered), f"n{len(ordered)}")
+    topology = Topology(tuple(node.path for node in ordered))
     return Choice(topology, [node.token for node in ordered])

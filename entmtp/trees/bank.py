@@ -53,7 +53,7 @@ class Frontier(BaseModel):
     def tree(self, nodes: int) -> Topology:
         """The optimal tree of at most ``nodes`` nodes."""
         count = min(nodes, len(self.paths))
-        return Topology.of(self.paths[:count], name=f"n{count}") if count else Topology.root_only()
+        return Topology.of(self.paths[:count]) if count else Topology.root_only()
 
     @cached_property
     def trees(self) -> list[Topology]:
@@ -71,9 +71,7 @@ class Frontier(BaseModel):
         for depth in range(1, max(map(len, self.paths), default=0)):
             paths = [path for path in self.paths if len(path) <= depth]
             for nodes in range(1, len(paths) + 1):
-                found.setdefault(
-                    Topology.of(paths[:nodes], name=f"n{nodes}"), 1 + sum(map(chance.__getitem__, paths[:nodes]))
-                )
+                found.setdefault(Topology.of(paths[:nodes]), 1 + sum(map(chance.__getitem__, paths[:nodes])))
         return list(found.items())
 
 

@@ -111,7 +111,7 @@ def optimal_order(traces: Sequence[RankTrace], nodes: int, depth: int | None = N
 def optimal_tree(traces: Sequence[RankTrace], nodes: int) -> Topology:
     """The best static tree of at most ``nodes`` nodes (fewer if the traces know no more paths)."""
     order = optimal_order(traces, nodes)
-    return Topology.of(order, name=f"n{len(order)}") if order else Topology.root_only()
+    return Topology.of(order) if order else Topology.root_only()
 
 
 def is_nested(trees: Sequence[Topology]) -> bool:

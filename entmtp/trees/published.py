@@ -19,4 +19,4 @@ def published_order() -> list[Path]:
 def published_tree(max_depth: int = 4) -> Topology:
     """The published tree, without the paths that ``max_depth`` heads can't reach."""
     paths = [path for path in published_order() if len(path) <= max_depth]
-    return Topology.of(paths, name=f"published-{len(paths)}")
+    return Topology.of(paths)

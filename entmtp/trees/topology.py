@@ -7,6 +7,8 @@ root, the token that the model itself chose last; the empty topology (root only)
 
 from __future__ import annotations
 
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,10 +28,9 @@ class Topology:
     """
 
     paths: tuple[Path, ...]
-    name: str = ""
 
     @classmethod
-    def of(cls, paths: Iterable[Sequence[int]], *, name: str = "", max_depth: int | None = None) -> Topology:
+    def of(cls, paths: Iterable[Sequence[int]], *, max_depth: int | None = None) -> Topology:
         """Checks and orders ``paths``.
 
         Raises:
@@ -45,7 +46,7 @@ class Topology:
                 raise EntMTPError(
                     f"topology: path {path} lacks its parent {path[:-1]}; add the parent or drop the path"
                 )
-        topology = cls(tuple(ordered), name or f"n{len(ordered)}")
+        topology = cls(tuple(ordered))
         if max_depth is not None:
             topology.check_depth(max_depth)
         return topology
@@ -53,7 +54,7 @@ class Topology:
     @classmethod
     def root_only(cls) -> Topology:
         """Plain decoding: nothing is guessed."""
-        return cls((), "n0")
+        return cls(())
 
     def first(self, nodes: int) -> Topology:
         """The ``nodes`` paths with the smallest ranks, summed along the path from 1 on, so that parents come first."""
@@ -70,6 +71,14 @@ class Topology:
                     f"topology: path {path} has depth {len(path)} but there are only {max_depth} draft heads;"
                     " shorten the path or use deeper heads"
                 )
+
+    @cached_property
+    def name(self) -> str:
+        """Nodes, depth and most nodes of a level, and a checksum that tells trees of one shape apart."""
+        if not self.paths:
+            return "n0"
+        width = max(Counter(map(len, self.paths)).values())
+        return f"n{self.nodes}-d{self.max_depth}-w{width}-{zlib.crc32(repr(self.paths).encode()):08x}"
 
     @property
     def nodes(self) -> int:

@@ -34,6 +34,17 @@ def test_shares_count_each_step_of_the_first_repetition_once() -> None:
     assert list(counts) == list(SIZES)
 
 
+def test_trees_of_one_size_are_counted_apart() -> None:
+    requests, steps = make_rows(arms=("entmtp",), suites=("gsm8k",), prompts=1, repetitions=2)
+    names = {0: "n8-d4-w3-aaaaaaaa", 1: "n8-d4-w3-bbbbbbbb"}
+    first = [step for step in steps if step.repetition == 0]
+    steps = [replace(step, nodes=8, tree=names[int(step.step < 3)]) for step in steps]
+    summary = summary_of(requests, steps)
+    found = {row.tree: row.share for row in summary.tree_uses}
+    assert found == pytest.approx({names[0]: 1 - 3 / len(first), names[1]: 3 / len(first)})
+    assert [row.trees for row in summary.arms] == [2]
+
+
 def test_shares_are_of_adaptive_arms_and_the_oracle() -> None:
     shares = summary_of(*make_rows(suites=("gsm8k",), prompts=1, repetitions=1)).tree_shares
     adaptive = ["entmtp", "entmtp-goodput", "entmtp-dynamic", "entmtp-transfer", "entmtp-mixed", "oracle"]

@@ -6,7 +6,7 @@ from entmtp.trees.topology import Topology
 
 def test_it_has_the_published_shape() -> None:
     tree = published_tree()
-    assert (tree.nodes, tree.max_depth, tree.name) == (63, 4, "published-63")
+    assert (tree.nodes, tree.max_depth, tree.name[:11]) == (63, 4, "n63-d4-w28-")
     by_depth = [sum(len(path) == depth for path in tree.paths) for depth in (1, 2, 3, 4)]
     assert by_depth == [10, 28, 23, 2]
     assert tree.max_rank == (9, 9, 9, 1)

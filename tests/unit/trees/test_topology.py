@@ -20,7 +20,7 @@ def test_order_is_canonical_and_independent_of_the_input(paths: list[Path]) -> N
     assert sorted(topology.paths) == sorted(paths)
     assert all((len(a), a) < (len(b), b) for a, b in pairwise(topology.paths))
     assert topology.nodes == len(paths)
-    assert topology.name == f"n{len(paths)}"
+    assert topology.name.startswith(f"n{len(paths)}-d{max(map(len, paths))}-w")
 
 
 @given(topologies())
@@ -48,6 +48,13 @@ def test_ancestor_mask_is_the_transitive_closure_of_the_parents(topology: Topolo
         assert set(mask[node].nonzero()[:, 0].tolist()) == expected
     assert torch.equal(mask, (mask.float() @ mask.float()) > 0)
     assert torch.equal(mask.sum(1), topology.depth + 1)
+
+
+def test_trees_of_one_shape_have_names_of_their_own() -> None:
+    first, second = Topology.of([(0,), (1,), (0, 0)]), Topology.of([(0,), (1,), (1, 0)])
+    assert first.name[:9] == second.name[:9] == "n3-d2-w2-"
+    assert first.name != second.name
+    assert first.name == Topology.of([(0, 0), (1,), (0,)]).name
 
 
 @given(path_sets(), st.data())
