@@ -110,10 +110,10 @@ def correlation(x: Sequence[Floats], y: Sequence[Floats]) -> Estimate:
     """
 
     def fisher(kept: NDArray[np.bool_]) -> float:
-        ours = [np.concatenate([part for part, here in zip(all_of, kept, strict=True) if here]) for all_of in (x, y)]
-        if min(map(len, ours)) < 2 or not all(one.std() > 0 for one in ours):
+        a, b = (np.concatenate([part for part, here in zip(all_of, kept, strict=True) if here]) for all_of in (x, y))
+        if len(a) < 2 or not (a.std() > 0 and b.std() > 0):
             return math.nan
-        return math.atanh(min(max(float(np.corrcoef(*ours)[0, 1]), -1 + 1e-12), 1 - 1e-12))
+        return math.atanh(min(max(float(np.corrcoef(a, b)[0, 1]), -1 + 1e-12), 1 - 1e-12))
 
     found = _jackknife(len(x), fisher)
     half = None if math.isnan(found.error or 0.0) else _half_width(found.error, found.freedom)
