@@ -76,7 +76,7 @@ def measure(
     for at in track(range(-1, rounds * len(prompts)), "prompts"):
         number = max(0, at) % len(prompts)
         order = list(engines)
-        turn = at % len(order)
+        turn = (at + at // len(prompts)) % len(order)  # another engine comes first in each round of a prompt
         answers = {name: _answer(engines[name], prompts[number], tokens) for name in order[turn:] + order[:turn]}
         for name, done in answers.items():
             if done.tokens != answers[order[0]].tokens:

@@ -100,20 +100,22 @@ class Door:
     async def _answer_and_log(self, scope: Scope, receive: Receive, send: Send) -> None:
         came, id = time.perf_counter(), request_id(scope)
         request, response = _Request(receive), _Response(send, id)
-        await self._answer(scope, request, response)
-        if response.unlogged and not scope["path"].startswith(_SERVES_OWN):
-            kind = kind_of(scope["path"], request.known())
-            self._log.write(
-                {
-                    "request_id": id,
-                    "status": response.status,
-                    "method": scope["method"],
-                    "path": scope["path"][:LONGEST_PATH],
-                    "model": None if kind is None else kind.model,
-                    "seconds": round(time.perf_counter() - came, 4),
-                    "error": response.error,
-                }
-            )
+        try:
+            await self._answer(scope, request, response)
+        finally:
+            if response.unlogged and not scope["path"].startswith(_SERVES_OWN):
+                kind = kind_of(scope["path"], request.known())
+                self._log.write(
+                    {
+                        "request_id": id,
+                        "status": response.status,
+                        "method": scope["method"],
+                        "path": scope["path"][:LONGEST_PATH],
+                        "model": None if kind not in self._full else kind.model,  # other names may be any text
+                        "seconds": round(time.perf_counter() - came, 4),
+                        "error": response.error,
+                    }
+                )
 
     async def _answer(self, scope: Scope, request: _Request, response: _Response) -> None:
         if self._full and (full := self._refuses(kind_of(scope["path"], await request.beginning()))):

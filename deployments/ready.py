@@ -51,14 +51,20 @@ Ctrl-C stops the service when the requests that run are finished; twice, it stop
 
 
 def _shortage(args: AppArgs) -> str:
-    """Says that a job would wait, where an engine takes all CPUs."""
-    greedy = [one.name for one in args.engines if one.num_cpus is None and one.device == "cpu"]
-    if not greedy:
-        return ""
-    return (
-        f"\n       it waits for CPUs, which engine {greedy[0]} has all of: give that num_cpus in a --config, and the"
-        " job --cpus-per-worker"
-    )
+    """Says what a job would wait for, and how it needn't."""
+    on_gpus = [one.name for one in args.engines if one.device != "cpu"]
+    greedy = [one.name for one in args.engines if one.device == "cpu" and one.num_cpus is None]
+    if on_gpus:
+        remedy = f"it wants whole GPUs and waits for those that engine {on_gpus[0]} has; --device cpu needs none"
+    elif greedy:
+        remedy = (
+            f"it waits for CPUs, which engine {greedy[0]} has all of: give that num_cpus in a --config, and the"
+            " job --cpus-per-worker"
+        )
+    else:
+        held = sum((one.num_cpus or 0) * one.autoscaling.max_replicas for one in args.engines)
+        remedy = f"it wants all CPUs of a node: give it --cpus-per-worker, as engines may hold {held:g}"
+    return f"\n       {remedy}"
 
 
 def _curl(running: Running, model: str) -> str:

@@ -57,11 +57,18 @@ def test_it_names_the_dashboard_and_commands_that_exist() -> None:
     assert command[-4:] == ["python", "jobs/benchmark.py", "--results", "$PWD/results"]
 
 
-def test_it_says_that_a_job_waits_where_an_engine_has_all_cpus() -> None:
-    assert "which engine smollm2-dynamic has all of: give that num_cpus" in message()
+def engines(**changes: Any) -> dict[str, Any]:
     config = read_config(CONFIG)
-    config["applications"][0]["args"]["engines"][0]["num_cpus"] = 1
-    assert "wait" not in message(config=config).partition("job submit")[2].partition("Ctrl-C")[0]
+    config["applications"][0]["args"]["engines"][0] |= changes
+    return config
+
+
+def test_it_says_what_a_job_waits_for() -> None:
+    assert "which engine smollm2-dynamic has all of: give that num_cpus" in message()
+    scaled = engines(num_cpus=1, autoscaling={"max_replicas": 3})
+    assert "give it --cpus-per-worker, as engines may hold 3" in message(config=scaled)
+    on_gpu = engines(device="cuda", num_gpus=1)
+    assert "waits for those that engine smollm2-dynamic has; --device cpu" in message(config=on_gpu)
 
 
 def test_commands_of_a_folder_below_are_called_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
