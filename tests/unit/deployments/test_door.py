@@ -129,9 +129,31 @@ def test_a_request_that_ends_its_ingresses_ends_two(logs: Path) -> None:
     (line,) = lines(logs, 1)
     assert line["request_id"] == "mine"
     assert line["status"] == 500
-    assert line["model"] == "a"
+    assert "model" not in line  # no engine has refused it, so it may be any text
     assert line["path"] == PATH
     assert line["error"]["type"] == "server_error"
+
+
+def test_a_name_that_no_engine_has_is_not_logged(logs: Path) -> None:
+    asked(Ingresses([], []), body(json.dumps({"model": "a long text " * 5000}).encode()))
+    assert len(lines(logs, 1)) == 1
+    (path,) = logs.glob("proxy-*.jsonl")
+    assert "a long text" not in path.read_text()
+    assert path.stat().st_size < 1000
+
+
+def test_a_client_that_goes_before_its_refusal_has_a_line(logs: Path) -> None:
+    async def receive() -> Message:
+        return body(b"{}")
+
+    async def send(message: Message) -> None:
+        raise OSError("the client has gone")
+
+    scope = {"type": "http", "method": "POST", "path": PATH, "headers": [(b"x-request-id", b"mine")]}
+    with pytest.raises(OSError, match="gone"):
+        asyncio.run(Door(Ingresses([], []))(scope, receive, send))
+    (line,) = lines(logs, 1)
+    assert (line["request_id"], line["status"]) == ("mine", 500)
 
 
 def test_an_answer_is_not_touched() -> None:
