@@ -121,7 +121,8 @@ class EngineReplica:
             async with aclosing(self._served.generate(request)) as stream:
                 async for progress in stream:
                     metrics.progress(progress)
-                    yield self._delta(progress)
+                    if progress.finish_reason != "error":  # the engine raises the error itself next
+                        yield self._delta(progress)
         except InvalidRequestError as error:
             yield Failure("invalid", str(error))
         except EngineFullError as error:

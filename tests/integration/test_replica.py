@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import json
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from deployments.access_log import Log
+from deployments.api import make_api
+from deployments.auth import Keys
 from deployments.autoscaling import OUTSTANDING, SPEED
 from deployments.messages import Call, Delta, Failure, Placed
 from deployments.prefixes import block_hashes
 from deployments.replica import EngineReplica
-from deployments.settings import EngineArgs
+from deployments.service import Service
+from deployments.settings import AppArgs, EngineArgs
+from entmtp.decoding import engine as engine_module
 from entmtp.errors import EntMTPError
 from entmtp.models.registry import encode_chat
 from entmtp.settings import SamplingParams
@@ -167,3 +175,80 @@ def test_a_dead_loop_is_seen_and_told(prompt: list[int]) -> None:
     asyncio.run(scene())
     with pytest.raises(RuntimeError, match="loop has ended"):
         replica.check_health()
+
+
+class Handle:
+    """Stands for Serve's handle of an engine: its calls go to a replica in this process."""
+
+    def __init__(self, replica: EngineReplica) -> None:
+        self._replica = replica
+
+    @property
+    def generate(self) -> Handle:
+        return self
+
+    def options(self, *, stream: bool) -> Handle:
+        return self
+
+    def remote(self, call: Call) -> Stream:
+        return Stream(self._replica.generate(call))
+
+
+class Stream:
+    """Stands for Serve's response."""
+
+    def __init__(self, items: AsyncGenerator[Placed | Delta | Failure]) -> None:
+        self._items = items
+
+    def __aiter__(self) -> AsyncGenerator[Placed | Delta | Failure]:
+        return self._items
+
+    def cancel(self) -> None:
+        pass
+
+
+def api_of(replica: EngineReplica, lines: list[dict[str, Any]]) -> TestClient:
+    """The HTTP API over one replica."""
+
+    async def ready() -> dict[str, bool]:
+        return {}
+
+    async def metrics() -> str:
+        return ""
+
+    service = Service(AppArgs(engines=[ARGS]), {"e": Handle(replica)}, None)
+    log = Log(lambda line: lines.append(dict(line)), b"secret")
+    return TestClient(make_api(service, Keys({}), ready, metrics, log), raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("good", [0, 2])
+def test_a_request_that_fails_tells_why(
+    path: str, stream: bool, good: int, replica: EngineReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(engine_module.TextStream):
+        """Breaks after ``good`` tokens."""
+
+        taken = 0
+
+        def push(self, token: int) -> str:
+            self.taken += 1
+            if self.taken > good:
+                raise ValueError("no text")
+            return super().push(token)
+
+    monkeypatch.setattr(engine_module, "TextStream", Broken)
+    asked: dict[str, Any] = {"model": "m", "stream": stream, "max_tokens": 16, "temperature": 0, "ignore_eos": True}
+    asked |= {"prompt": "Once"} if path == "completions" else {"messages": [{"role": "user", "content": "Hello"}]}
+    lines: list[dict[str, Any]] = []
+    answer = api_of(replica, lines).post(f"/v1/{path}", json=asked)
+    begun = stream and good > 0
+    assert answer.status_code == (200 if begun else 500)
+    last = answer.text.strip().splitlines()[-1].removeprefix("data: ")
+    error = json.loads(last)["error"]
+    assert error["type"] == "server_error"
+    assert "making its text failed (ValueError)" in error["message"]
+    assert "data: [DONE]" not in answer.text
+    assert lines[0]["status"] == 500
+    assert lines[0]["error"]["message"] == error["message"]
