@@ -143,7 +143,8 @@ async def relayed(
                 return
             raise _DiedError
         except _FULL:
-            if not (refused() or deaths.any):
+            # Asked after a death, it would no longer count this call as taken, and refuse the request's other calls.
+            if not (deaths.any or refused()):
                 yield Failure("full", "service: too many requests wait; try again later")
                 return
             await asyncio.sleep(_ROOM_SECONDS)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 
 import pytest
+from ray.exceptions import RayActorError
 
+from deployments import relay
 from deployments.admission import Admission
 from deployments.merging import merged
-from deployments.messages import Delta, Failure, Placed
+from deployments.messages import Call, Delta, Failure, Placed
+from entmtp.settings import SamplingParams
 
 
 class Engine:
@@ -95,3 +99,66 @@ def test_a_client_that_goes_takes_all_calls_along() -> None:
         return engine
 
     assert asyncio.run(scene()).running == 0
+
+
+class Replicas:
+    """Stands for Serve's handle: the first replica dies of the first call's second token; the other has room later."""
+
+    def __init__(self, refusals: int) -> None:
+        self.left = refusals
+        self.asked: list[str] = []
+
+    @property
+    def generate(self) -> Replicas:
+        return self
+
+    def options(self, *, stream: bool) -> Replicas:
+        return self
+
+    def remote(self, call: Call) -> Replica:
+        self.asked.append(call.id)
+        return Replica(self, call.id)
+
+
+class Replica:
+    """One attempt."""
+
+    def __init__(self, all: Replicas, call: str) -> None:
+        self._all, self._call = all, call
+
+    def cancel(self) -> None:
+        pass
+
+    async def __aiter__(self) -> AsyncGenerator[Placed | Delta | Failure]:
+        await asyncio.sleep(0)
+        if self._call == "first.0":
+            yield Placed()
+            yield Delta(0, [1], "a")
+            raise RayActorError
+        if self._all.left:
+            self._all.left -= 1
+            yield Failure("full", "engine")
+            return
+        yield Placed()
+        yield Delta(0, [1, 2], "ab", finish_reason="length")
+
+
+def test_a_request_with_text_waits_for_room_when_its_replica_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def innocent(error: BaseException) -> bool:
+        return False
+
+    monkeypatch.setattr(relay, "died_with_its_node", innocent)
+    monkeypatch.setattr(relay, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(relay, "_ROOM_SECONDS", 0.0)
+    replicas = Replicas(refusals=20)
+
+    async def scene() -> list[tuple[int, Delta | Failure]]:
+        admission, params = Admission(2), SamplingParams(seed=0)
+        calls = [partial(relay.relayed, replicas, Call(id, [1], params), 4, 1) for id in ("first", "second")]
+        return [item async for item in merged(admission.answered(at, call) for at, call in enumerate(calls))]
+
+    found = asyncio.run(asyncio.wait_for(scene(), 10))
+    assert not [item for _, item in found if isinstance(item, Failure)]
+    texts = ["".join(item.text for at, item in found if at == call and isinstance(item, Delta)) for call in (0, 1)]
+    assert texts == ["ab", "ab"]
+    assert {"first.1", "second.0"} <= set(replicas.asked)
