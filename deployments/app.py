@@ -92,14 +92,24 @@ def _engine(args: EngineArgs, routing: RoutingArgs, limits: LimitArgs) -> serve.
         request_router_config=RequestRouterConfig(**options),
         ray_actor_options=_resources(args),
         # The engine's own queue is first come, first served; what is beyond it waits in the ingress.
-        max_ongoing_requests=args.engine.slots + args.engine.max_waiting,
-        max_queued_requests=limits.queued_requests,
+        max_ongoing_requests=_room(args),
+        max_queued_requests=_queued(args, limits),
         health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_timeout_s=limits.request_seconds,
         graceful_shutdown_wait_loop_s=_DRAIN_SECONDS,
         logging_config=LoggingConfig(enable_access_log=False),
     )(_Engine)
     return deployment.bind(args)
+
+
+def _room(args: EngineArgs) -> int:
+    """Calls that one replica takes, those that wait in its engine among them."""
+    return args.engine.slots + args.engine.max_waiting
+
+
+def _queued(args: EngineArgs, limits: LimitArgs) -> int:
+    """Calls that an ingress holds back at once: Serve counts each until a replica is chosen, be there room or not."""
+    return max(limits.queued_requests, args.autoscaling.max_replicas * _room(args))
 
 
 def _resources(args: EngineArgs) -> dict[str, Any]:

@@ -115,7 +115,12 @@ class LimitArgs(Settings):
     body_seconds: FiniteFloat = Field(10.0, gt=0, description="until the whole body must have come")
     choices: int = Field(16, ge=1, description="n times prompts of one request")
     request_seconds: FiniteFloat = Field(600.0, gt=0, description="until a request ends with an error")
-    queued_requests: int = Field(64, ge=1, description="that wait in one ingress for a replica; more get 429")
+    queued_requests: int = Field(
+        64,
+        ge=1,
+        description="that wait in one ingress for a replica; more get 429. As many as an engine's replicas have room for"
+        " may always, as each waits for a moment until a replica is chosen",
+    )
     queue_seconds: FiniteFloat = Field(
         0.25, ge=0, description="that a request waits for room while all replicas are full; then it gets 429"
     )

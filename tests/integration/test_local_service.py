@@ -14,7 +14,9 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -64,6 +66,12 @@ class Service:
             assert not ended, "\n".join(self.lines)
             time.sleep(0.1)
         raise AssertionError("\n".join(self.lines))
+
+    def request(self, **fields: Any) -> urllib.request.Request:
+        """A plain completion with these fields."""
+        body = json.dumps({"model": MODEL} | fields).encode()
+        url = f"http://127.0.0.1:{self.port}/v1/completions"
+        return urllib.request.Request(url, body, {"Content-Type": "application/json"})
 
     def look(self) -> set[psutil.Process]:
         self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
@@ -178,13 +186,19 @@ def test_a_port_on_which_it_listens_is_refused_at_once(service: Service, tmp_pat
     assert done.stdout == ""  # Ray was not even started
 
 
+def test_a_burst_on_an_idle_engine_is_answered_as_far_as_there_is_room(service: Service) -> None:
+    def ask(number: int) -> int:
+        request = service.request(prompt=f"{number} plus {number} is", max_tokens=2)
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return int(response.status)
+
+    with ThreadPoolExecutor(12) as users:
+        for _ in range(4):
+            assert list(users.map(ask, range(12))) == [200] * 12  # 8 run, and 4 wait
+
+
 def test_it_finishes_its_requests_and_leaves_nothing(service: Service) -> None:
-    body = {"model": MODEL, "prompt": "Once", "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{service.port}/v1/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
+    request = service.request(prompt="Once", max_tokens=TOKENS, ignore_eos=True, stream=True)
     service.look()
     with urllib.request.urlopen(request, timeout=300) as response:
         response.readline()

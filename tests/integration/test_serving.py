@@ -247,7 +247,7 @@ def test_many_prompts_at_once_are_each_answered(client: openai.OpenAI) -> None:
 
 
 def test_more_answers_than_there_is_room_for_come_one_after_another(client: openai.OpenAI) -> None:
-    """8 run at once, 4 may wait in the engine, 8 in the ingress."""
+    """8 run at once, and 4 may wait in the engine."""
     for prompts, n in ((9, 1), (16, 1), (1, 16), (4, 4)):
         answer = client.completions.create(
             model=MODEL, prompt=[f"{number} plus {number} is" for number in range(prompts)], n=n, max_tokens=2
