@@ -5,7 +5,8 @@ an event stream ends with an error event. It is sent again once, and the next in
 ends two at most, replicas included (:mod:`deployments.relay`).
 
 When an engine has refused a request for being full, most others for the same engine are refused here for a moment,
-before they cost what those whose answers are being written would pay for. What no ingress has logged is logged here.
+before they cost what those whose answers are being written would pay for. So are all when the service stops, and those
+that Serve itself would refuse in words that no client's library reads. What no ingress has logged is logged here.
 Ray reads where this is from the environment of the nodes:
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deployments.door.middlewares
@@ -31,6 +32,7 @@ from deployments.errors import FULL_HEADER, ApiError, full_error
 from deployments.log_file import LOGGED_HEADER, LONGEST_PATH, ProxyLog
 from deployments.metrics import refusals
 from deployments.request_ids import ID_HEADER, request_id
+from deployments.stop_file import stopping
 
 _PATHS = "/v1/chat/completions", "/v1/completions"
 """Paths of the requests that engines answer, after the application's prefix."""
@@ -47,8 +49,11 @@ _FULL_SECONDS, _PROBE_SECONDS = 1.0, 0.25
 _BEGINNING_SECONDS = 1.0
 """So long the door waits for a body that it could refuse by; the ingress has a deadline of its own."""
 
-
-_DIED = ApiError(503, "service: the ingress that served this request died; send it again", headers={"Retry-After": "1"})
+_AGAIN = {"Retry-After": "1"}
+_DIED = ApiError(503, "service: the ingress that served this request died; send it again", headers=_AGAIN)
+_UNSERVED = ApiError(503, "service: it is starting or stopping; try again", headers=_AGAIN)
+_OF_SERVE = {404, 503}
+"""Statuses with which Serve refuses, in plain text, what it has no application or no ingress for."""
 
 
 class Kind(NamedTuple):
@@ -90,7 +95,7 @@ class Door:
         elif scope["path"] == ONGOING_PATH:
             await JSONResponse({"requests": self._ongoing})(scope, receive, send)
         else:
-            counted = scope["path"].endswith(_PATHS)
+            counted = _is_for_text(scope)
             self._ongoing += counted
             try:
                 await self._answer_and_log(scope, receive, send)
@@ -99,7 +104,7 @@ class Door:
 
     async def _answer_and_log(self, scope: Scope, receive: Receive, send: Send) -> None:
         came, id = time.perf_counter(), request_id(scope)
-        request, response = _Request(receive), _Response(send, id)
+        request, response = _Request(receive), _Response(send, id, _is_for_text(scope))
         try:
             await self._answer(scope, request, response)
         finally:
@@ -118,6 +123,9 @@ class Door:
                 )
 
     async def _answer(self, scope: Scope, request: _Request, response: _Response) -> None:
+        if stopping() and _is_for_text(scope) and scope["method"] == "POST":
+            await response.refuse(_UNSERVED)
+            return
         if self._full and (full := self._refuses(kind_of(scope["path"], await request.beginning()))):
             await response.refuse(full_error(full.retry_after))
             return
@@ -125,6 +133,9 @@ class Door:
             await self._app(_for_attempt(scope, attempt), request.again(), response)
             if response.retry_after:
                 self._remember(kind_of(scope["path"], await request.beginning()), response.retry_after)
+            if response.unserved:
+                await response.refuse(_UNSERVED)
+                return
             if response.ended or request.gone:
                 return
             if response.started:
@@ -160,6 +171,10 @@ class Door:
             probe = now + _PROBE_SECONDS if known is None else known.next_probe
             self._full[kind] = _Full(now + _FULL_SECONDS, probe, retry_after)
             self._refusals.inc(tags={"model": kind.model})
+
+
+def _is_for_text(scope: Scope) -> bool:
+    return str(scope["path"]).endswith(_PATHS)
 
 
 def kind_of(path: str, body: bytes) -> Kind | None:
@@ -241,13 +256,14 @@ class _Response:
         error: of a response that was made here.
         retry_after: what a refusal for a full engine advises, in seconds; 0 with any other response.
         unlogged: only the proxy knows of it.
+        unserved: it was Serve's own refusal of a request ``for_text``, and was kept back.
     """
 
-    def __init__(self, send: Send, request_id: str) -> None:
-        self.started = self.ended = self.unlogged = False
+    def __init__(self, send: Send, request_id: str, for_text: bool) -> None:
+        self.started = self.ended = self.unlogged = self.unserved = False
         self.status = self.retry_after = 0
         self.error: dict[str, Any] | None = None
-        self._send, self._request_id = send, request_id
+        self._send, self._request_id, self._for_text = send, request_id, for_text
         self._events = False
 
     async def __call__(self, message: Message) -> None:
@@ -258,11 +274,13 @@ class _Response:
             if FULL_HEADER in headers:
                 self.retry_after = int(headers[b"retry-after"])
             self.unlogged = LOGGED_HEADER not in headers
+            self.unserved = self.unlogged and self._for_text and self.status in _OF_SERVE
             told = [pair for pair in message["headers"] if pair[0].lower() != LOGGED_HEADER]
             message = {**message, "headers": told}
         elif message["type"] == "http.response.body":
             self.ended = not message.get("more_body", False)
-        await self._send(message)
+        if not self.unserved:
+            await self._send(message)
 
     async def cut(self, error: ApiError) -> None:
         """Says why there will be no more; a body that is no event stream can only be cut."""

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from deployments import TESTED_RAY
+from deployments import TESTED_RAY, stop_file
 from deployments.addresses import ONGOING_PATH, check_free, exposed_sockets, is_loopback, url
 from deployments.auth import load_keys, refuse_strangers
 from deployments.progress import VARIABLE, Lines
@@ -47,6 +47,9 @@ _POLL_SECONDS = 0.25
 _WATCH_SECONDS = 1.0
 _LEAVE_SECONDS = 5.0
 """Replicas without requests end in so long, and write the rest of their logs."""
+
+_SILENT_SECONDS = 30.0
+"""A proxy that says nothing for so long is not waited for."""
 
 Say = Callable[[str], None]
 
@@ -85,8 +88,8 @@ def _started(config: Path, port: int | None) -> Iterator[tuple[Running, Head]]:
     check_free(host, port)
     say = partial(print, flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        progress = Path(scratch) / "progress"
-        settings = node_environment(dict(os.environ)) | {VARIABLE: str(progress)}
+        progress, stop = Path(scratch) / "progress", Path(scratch) / "stopping"
+        settings = node_environment(dict(os.environ)) | {VARIABLE: str(progress), stop_file.VARIABLE: str(stop)}
         with local_head(say, settings) as head:
             say(f"Ray runs (dashboard: {head.address}); starting the service")
             rest = ServeRest(head.address)
@@ -97,7 +100,7 @@ def _started(config: Path, port: int | None) -> Iterator[tuple[Running, Head]]:
             try:
                 yield running, head
             finally:
-                _finish_requests(running, rest, head, given, say)
+                _finish_requests(running, rest, head, given, stop, say)
 
 
 def node_environment(given: Mapping[str, str]) -> dict[str, str]:
@@ -194,29 +197,54 @@ def _refuse_exposed(head: Head, public: int | None) -> None:
             )
 
 
-def _finish_requests(running: Running, rest: ServeRest, head: Head, config: Mapping[str, Any], say: Say) -> None:
-    """Takes the applications down when their requests have ended; what goes wrong must not keep Ray from stopping."""
+def _finish_requests(
+    running: Running, rest: ServeRest, head: Head, config: Mapping[str, Any], stop: Path, say: Say
+) -> None:
+    """Takes the applications down when their requests have ended; what goes wrong must not keep Ray from stopping.
+
+    Not before: a request may have answers whose turn has not come, and they need the engines.
+    """
     with suppress(EntMTPError):
         head.check()
-        ongoing = _ongoing(running)
-        say(f"stopping: finishing {_requests(ongoing)}; Ctrl-C again stops at once" if ongoing else "stopping")
+        stop.touch()
+        _wait_for_requests(running, head, _longest_seconds(config), say)
         rest.deploy(dict(config) | {"applications": []})
-        idle_since = time.monotonic()
-        while rest.states() and time.monotonic() - idle_since < _LEAVE_SECONDS:
-            before, ongoing = ongoing, _ongoing(running)
-            if ongoing:
-                idle_since = time.monotonic()
-            if ongoing != before:
-                say(f"stopping: {_requests(ongoing)} left")
+        end = time.monotonic() + _LEAVE_SECONDS
+        while not rest.nothing_runs() and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
+
+
+def _wait_for_requests(running: Running, head: Head, most: float, say: Say) -> None:
+    """Returns when the proxy passes none on any more, has been silent for long, or after ``most`` seconds."""
+    known: int | None = None
+    begun = heard = time.monotonic()
+    while time.monotonic() - begun < most and time.monotonic() - heard < _SILENT_SECONDS:
+        head.check()
+        ongoing = _ongoing(running)
+        if ongoing is not None:
+            heard = time.monotonic()
+            if known is None:
+                say(f"stopping: finishing {_requests(ongoing)}; Ctrl-C again stops at once" if ongoing else "stopping")
+            elif ongoing != known:
+                say(f"stopping: {_requests(ongoing)} left")
+            if not ongoing:
+                return
+            known = ongoing
+        time.sleep(_POLL_SECONDS)
+
+
+def _longest_seconds(config: Mapping[str, Any]) -> float:
+    """Deadline of the requests that may take longest."""
+    return max(AppArgs.parse(**one["args"]).limits.request_seconds for one in config["applications"])
 
 
 def _requests(count: int) -> str:
     return f"{count} request{'s' * (count != 1)}"
 
 
-def _ongoing(running: Running) -> int:
-    return int(get_json(running.address + ONGOING_PATH).get("requests", 0))
+def _ongoing(running: Running) -> int | None:
+    """Requests for text that the proxy is passing on; None where it does not answer."""
+    return get_json(running.address + ONGOING_PATH).get("requests")
 
 
 if __name__ == "__main__":

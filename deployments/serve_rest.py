@@ -51,6 +51,10 @@ class ServeRest:
                 raise EntMTPError(f"application {name}: {_reason(application)}")
         return {name: application["status"].lower() for name, application in applications.items()}
 
+    def nothing_runs(self) -> bool:
+        """Whether Serve says that no application is left; a dashboard that does not answer doesn't say so."""
+        return get_json(self._url).get("applications") == {}
+
 
 def get_json(url: str) -> dict[str, Any]:
     """The JSON object that is found there; empty where there is none."""

@@ -118,8 +118,8 @@ class LimitArgs(Settings):
     queued_requests: int = Field(
         64,
         ge=1,
-        description="that wait in one ingress for a replica; more get 429. As many as an engine's replicas have room for"
-        " may always, as each waits for a moment until a replica is chosen",
+        description="that wait in one ingress for a replica; more get 429. As many as an engine's replicas have room"
+        " for may always wait, as each does for a moment until its replica is chosen",
     )
     queue_seconds: FiniteFloat = Field(
         0.25, ge=0, description="that a request waits for room while all replicas are full; then it gets 429"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,9 @@ from tests.served import MODEL, ROOT
 START_SECONDS = 300
 LISTEN = "0A"
 TOKENS = 200
+ANSWERS = 16
+"""More than run at once."""
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -198,17 +202,26 @@ def test_a_burst_on_an_idle_engine_is_answered_as_far_as_there_is_room(service: 
 
 
 def test_it_finishes_its_requests_and_leaves_nothing(service: Service) -> None:
-    request = service.request(prompt="Once", max_tokens=TOKENS, ignore_eos=True, stream=True)
+    streamed = service.request(prompt="Once", max_tokens=TOKENS, ignore_eos=True, stream=True)
+    many = service.request(prompt=[f"{number}," for number in range(ANSWERS)], max_tokens=TOKENS, ignore_eos=True)
     service.look()
-    with urllib.request.urlopen(request, timeout=300) as response:
+    with ThreadPoolExecutor(1) as other, urllib.request.urlopen(streamed, timeout=300) as response:
+        whole = other.submit(lambda: json.load(urllib.request.urlopen(many, timeout=300)))
         response.readline()
+        time.sleep(1.0)  # by now it is being written, but most of it is not begun
         service.interrupt()
+        service.wait_for("stopping: finishing 2 requests;", 30)
+        with pytest.raises(urllib.error.HTTPError) as late:
+            urllib.request.urlopen(service.request(prompt="Once"), timeout=30)
         text = response.read().decode()
+        answers = whole.result()
     assert text.strip().endswith("data: [DONE]")
+    assert [one["finish_reason"] for one in answers["choices"]] == ["length"] * ANSWERS
+    assert (late.value.code, late.value.headers["Retry-After"]) == (503, "1")
+    assert json.load(late.value)["error"]["type"] == "unavailable_error"
     began = time.monotonic()
     assert service.ended(60) == 130
     assert time.monotonic() - began < 30  # Ray alone would take longer
-    assert any(line.startswith("stopping: finishing 1 request;") for line in service.lines)
     (stopped,) = [line for line in service.lines if line.startswith("stopped; ")]
     kept = Path(stopped.split()[-1])
     assert "loaded (" in "".join(one.read_text() for one in kept.glob("logs/serve/replica_*dynamic*"))

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ from deployments.addresses import ONGOING_PATH
 from deployments.deaths import RETRIED_HEADER, retries
 from deployments.door import Door
 from deployments.errors import FULL_HEADER
-from deployments.log_file import LOGGED_HEADER
+from tests.unit.deployments.doorway import DONE, LOGGED, PATH, Ingresses, asked, body, lines, part, start
 
-App = Callable[[Scope, Receive, Send], Any]
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
 
@@ -31,72 +29,7 @@ def logs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def lines(folder: Path, count: int) -> list[dict[str, Any]]:
-    """All lines of the log, of which there are to be so many within a second."""
-    end = time.monotonic() + 1.0
-    while True:
-        found = [json.loads(line) for path in folder.glob("proxy-*.jsonl") for line in path.read_text().splitlines()]
-        if len(found) >= count or time.monotonic() > end:
-            return found
-        time.sleep(0.01)
-
-
-def start(status: int = 200, headers: list[tuple[bytes, bytes]] | None = None) -> Message:
-    return {"type": "http.response.start", "status": status, "headers": headers or []}
-
-
-def part(body: bytes, more: bool = False) -> Message:
-    return {"type": "http.response.body", "body": body, "more_body": more}
-
-
-LOGGED = (LOGGED_HEADER, b"1")
 FULL = [start(429, [(FULL_HEADER, b"1"), (b"retry-after", b"3"), LOGGED]), part(b"full")]
-DONE = [start(headers=[LOGGED]), part(b"done")]
-PATH = "/v1/completions"
-
-
-class Ingresses:
-    """The first ones die after a part of their answer."""
-
-    def __init__(self, *answers: list[Message]) -> None:
-        self.answers = list(answers)
-        self.bodies: list[bytes] = []
-        self.headers: list[dict[bytes, bytes]] = []
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body, more = b"", True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body, more = body + message["body"], message["more_body"]
-        self.bodies.append(body)
-        self.headers.append(dict(scope["headers"]))
-        for message in self.answers[len(self.bodies) - 1]:
-            await send(message)
-
-
-def asked(
-    app: App, *received: Message, path: str = PATH, headers: list[tuple[bytes, bytes]] | None = None
-) -> list[Message]:
-    """What a client gets that sends these messages."""
-    sent: list[Message] = []
-    messages = iter(received)
-
-    async def receive() -> Message:
-        return next(messages)
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    through = app if isinstance(app, Door) else Door(app)
-    scope = {"type": "http", "method": "POST", "path": path, "headers": headers or []}
-    asyncio.run(through(scope, receive, send))
-    return sent
-
-
-def body(text: bytes, more: bool = False) -> Message:
-    return {"type": "http.request", "body": text, "more_body": more}
 
 
 def test_a_request_without_an_answer_goes_to_another_ingress() -> None:

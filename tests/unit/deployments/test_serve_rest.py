@@ -82,6 +82,13 @@ def test_a_dashboard_that_is_not_there() -> None:
     with pytest.raises(EntMTPError, match="Serve can't be started"):
         rest.deploy({})
     assert rest.states() == {}
+    assert not rest.nothing_runs()
+
+
+def test_a_dashboard_says_when_nothing_runs() -> None:
+    for text, nothing in ((application("DELETING"), False), ('{"applications": {}}', True), ("not JSON", False)):
+        with answering(200, text) as (rest, _):
+            assert rest.nothing_runs() == nothing
 
 
 def test_states_are_told_by_application() -> None:
