@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -61,7 +62,7 @@ def _text_only(kind: Any) -> Any:
 
 
 class Body(BaseModel):
-    """A JSON body: an unknown field is an error, and so is a number in quotes."""
+    """A JSON body: an unknown field is an error, the first one at least, and so is a number in quotes."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     foreign: ClassVar[Foreign] = NOTHING
@@ -69,7 +70,16 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _own_fields(cls, body: Any) -> Any:
-        return cls.foreign.removed_from(body) if isinstance(body, dict) else body
+        if not isinstance(body, dict):
+            return body
+        own = cls._foreign_of(body).removed_from(body)
+        # Each unknown field would be an error of its own, and a body has room for a great many.
+        unknown = next((name for name in own if name not in cls.model_fields), None)
+        return {name: value for name, value in own.items() if name in cls.model_fields or name == unknown}
+
+    @classmethod
+    def _foreign_of(cls, body: Mapping[str, Any]) -> Foreign:
+        return cls.foreign
 
 
 class Speculation(Body):

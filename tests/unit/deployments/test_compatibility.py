@@ -220,6 +220,24 @@ def test_a_list_of_a_million_mistakes_has_one_error(items: list[Any]) -> None:
         assert refusal.value.error_count() == 1
 
 
+def test_many_unknown_fields_have_one_error() -> None:
+    many = {f"unknown {number}": number for number in range(10**5)}
+    message = CHAT_BODY["messages"][0]
+    part = {"type": "text", "text": "Hello"}
+    for given in (
+        many,
+        {"messages": [message | many] * 3},
+        {"messages": [message | {"content": [part | many] * 3}]},
+        {"stream_options": many},
+        {"speculation": many},
+        {"response_format": {"type": "text"} | many},
+    ):
+        with pytest.raises(ValidationError) as refusal:
+            ChatRequest.model_validate(CHAT_BODY | given)
+        assert refusal.value.error_count() == 1
+        assert refusal.value.errors()[0]["loc"][-1] == "unknown 0"
+
+
 def test_tokenizing_takes_what_requests_nothing() -> None:
     nulls = dict.fromkeys(TokenizeRequest.foreign.no_effect)
     assert TokenizeRequest.model_validate(TEXT_BODY | nulls | {"add_generation_prompt": True})
