@@ -36,13 +36,14 @@ def url(host: str, port: int) -> str:
 
 
 def check_free(host: str, port: int) -> None:
-    """Tries to listen there.
+    """Tries to listen there, with the kind of address that Serve takes.
 
     Raises:
         EntMTPError: the port is taken, or must not be listened on, or the host is not this machine.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        (family, kind, _, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        (_, kind, _, _, address), *_ = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
     except OSError as error:
         raise EntMTPError(f"host: '{host}' is unknown ({error}); give an address of this machine") from error
     try:

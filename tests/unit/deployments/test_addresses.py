@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,26 @@ def test_a_port_that_anything_listens_on_is_taken(taken: str) -> None:
         with pytest.raises(EntMTPError, match=rf"^port: {port} on 127\.0\.0\.1 is taken .* give another --port$"):
             check_free("127.0.0.1", port)
     check_free("127.0.0.1", port)
+
+
+def test_a_name_stands_for_the_address_that_serve_listens_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve = socket.getaddrinfo
+
+    def newer_first(host: str, port: int, family: int = 0, *rest: int) -> list[Any]:
+        """As on most machines, where 'localhost' is ::1 first."""
+        families = [one for one in (socket.AF_INET6, socket.AF_INET) if family in (0, one)]
+        hosts = {socket.AF_INET6: "::1", socket.AF_INET: "127.0.0.1"}
+        return [found for one in families for found in resolve(hosts[one], port, one, socket.SOCK_STREAM)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", newer_first)
+    with closing(listening("127.0.0.1")) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(EntMTPError, match=rf"^port: {port} on localhost is taken"):
+            check_free("localhost", port)
+    with closing(listening("::1")) as other:
+        check_free("localhost", other.getsockname()[1])
+        with pytest.raises(EntMTPError, match="is taken"):
+            check_free("::1", other.getsockname()[1])
 
 
 def test_a_port_whose_last_server_has_just_closed_its_connections_is_free() -> None:
