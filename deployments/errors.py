@@ -26,7 +26,8 @@ _TYPES = {
 }
 """Of statuses that are neither just a client's mistake nor just a server's."""
 
-_UNKNOWN = "unknown_parameter"
+_UNKNOWN, _EXTRA = "unknown_parameter", "extra_forbidden"
+"""Our name, and pydantic's, of a field that is unknown here."""
 
 FULL_HEADER = b"x-engine-full"
 """Of a 429: it is the engine that is full, and not this key that asked too often."""
@@ -146,7 +147,10 @@ def of_validation(errors: Sequence[Any]) -> ApiError:
         message = f"body: it is not valid JSON at character {at}: {problem}; send a JSON object"
         return ApiError(400, message, code="invalid_json")
     # A union names the branch that was tried too; only the path that stands in the body means something to a client.
-    path = [str(part) for part in first["loc"][1:] if not _is_branch(part)]
+    parts = first["loc"][1:]
+    path = [str(part) for part in parts if not _is_branch(part)]
+    if first["type"] == _EXTRA and _is_branch(parts[-1]):  # a client may call a field so
+        path.append(str(parts[-1]))
     if first["type"] == UNSUPPORTED:
         context = first["ctx"]
         param = ".".join([*path, context["field"]])
@@ -156,7 +160,7 @@ def of_validation(errors: Sequence[Any]) -> ApiError:
     if not param:
         message = f"body: {uncapitalised(first['msg'])}; send a JSON object with content-type application/json"
         return ApiError(400, message, code="invalid_type")
-    if first["type"] == "extra_forbidden":
+    if first["type"] == _EXTRA:
         return ApiError(400, f"{param}: this field is unknown here; leave it out", param=param, code=_UNKNOWN)
     if first["type"] == "missing":
         message = f"{param}: this field is missing; give it"
@@ -179,4 +183,4 @@ def _shortened(name: str) -> str:
 
 
 def _is_branch(part: int | str) -> bool:
-    return isinstance(part, str) and "[" in part
+    return isinstance(part, str) and part.startswith("[")

@@ -202,6 +202,9 @@ def test_special_tokens_are_as_each_endpoint_has_them(special: bool) -> None:
         ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias", "1024"),
         ({"stop": ["x" * 1025]}, "stop.0", "1024 characters"),
         ({"x" * 10**6: 1}, "x" * 79 + "…", "unknown here; leave it out"),
+        ({"a[0]": 1}, "a[0]", "unknown here; leave it out"),
+        ({"[0]": 1}, "[0]", "unknown here; leave it out"),
+        ({"messages": [CHAT_BODY["messages"][0] | {"a[0]": 1}]}, "messages.0.a[0]", "unknown here; leave it out"),
     ],
 )
 def test_a_mistake_is_named_where_it_is(given: dict[str, Any], param: str, words: str) -> None:
