@@ -71,8 +71,8 @@ _CHAT: dict[str, tuple[object, ...]] = {
     "tools": ([],),
     "functions": ([],),
     "tool_choice": ("none", "auto"),
-    "function_call": ("none", "auto"),
-    "audio": (),
+    "function_call": ("none", "auto", {}),
+    "audio": ({},),
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
@@ -121,7 +121,7 @@ TOKENIZE = Foreign(
     {
         "tools": ([],),
         "add_generation_prompt": (True,),
-        "add_special_tokens": (),
+        "add_special_tokens": (True,),
         "chat_template": (),
         "chat_template_kwargs": ({},),
         "continue_final_message": (False,),
@@ -130,11 +130,14 @@ TOKENIZE = Foreign(
         "return_token_strs": (False,),
     }
 )
+TOKENIZE_CHAT = Foreign({**TOKENIZE.no_effect, "add_special_tokens": (False,)})
+"""The template of a chat writes the special tokens."""
+
 MESSAGE = Foreign(
     {
         "tool_calls": ([],),
-        "function_call": (),
-        "audio": (),
+        "function_call": ({},),
+        "audio": ({},),
         "annotations": ([],),
         "refusal": ("",),
         "reasoning": ("",),

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from deployments.compatibility import CHAT, COMPLETION, MESSAGE, NOTHING, PART, TOKENIZE, Foreign
+from deployments.compatibility import CHAT, COMPLETION, MESSAGE, NOTHING, PART, TOKENIZE, TOKENIZE_CHAT, Foreign
 from deployments.errors import invalid
 from entmtp.errors import EntMTPError
 from entmtp.settings import SamplingParams
@@ -312,3 +312,7 @@ class TokenizeRequest(Body):
     model: Annotated[str, Field(max_length=256)]
     prompt: Text | None = None
     messages: list[Message] | None = Field(None, min_length=1, max_length=_ITEMS, fail_fast=True)
+
+    @classmethod
+    def _foreign_of(cls, body: Mapping[str, Any]) -> Foreign:
+        return cls.foreign if body.get("messages") is None else TOKENIZE_CHAT

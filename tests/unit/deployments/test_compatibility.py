@@ -120,6 +120,7 @@ def test_defaults_of_vllm_request_nothing(
         {"tool_choice": "auto", "tools": []},
         {"functions": []},
         {"function_call": "none"},
+        {"function_call": {}, "audio": {}},
         {"modalities": ["text"]},
         {"verbosity": "medium"},
         {"reasoning_effort": "none"},
@@ -132,6 +133,7 @@ def test_defaults_of_vllm_request_nothing(
         {"metadata": {"a": "b"}, "store": True, "prompt_cache_options": {"mode": "explicit"}},
         {"messages": [{"role": "assistant", "content": None, "tool_calls": None, "refusal": None}]},
         {"messages": [{"role": "assistant", "content": "Hi", "tool_calls": [], "annotations": [], "audio": None}]},
+        {"messages": [{"role": "assistant", "content": "Hi", "function_call": {}, "audio": {}}]},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "prompt_cache_breakpoint": {}}]}]},
     ],
 )
@@ -145,6 +147,8 @@ def test_values_that_request_nothing_are_taken(given: dict[str, Any]) -> None:
         ({"tool_choice": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"function_call": "auto", "functions": [{"name": "f"}]}, "functions"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"function_call": {"name": "f"}}, "function_call"),
+        ({"audio": {"voice": "ash", "format": "mp3"}}, "audio"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
@@ -244,3 +248,10 @@ def test_many_unknown_fields_have_one_error() -> None:
 def test_tokenizing_takes_what_requests_nothing() -> None:
     nulls = dict.fromkeys(TokenizeRequest.foreign.no_effect)
     assert TokenizeRequest.model_validate(TEXT_BODY | nulls | {"add_generation_prompt": True})
+
+
+@pytest.mark.parametrize(("good", "special"), [(TEXT_BODY, True), (CHAT_BODY, False)])
+def test_tokenizing_takes_the_special_tokens_that_it_writes(good: dict[str, Any], special: bool) -> None:
+    assert TokenizeRequest.model_validate(good | {"add_special_tokens": special})
+    found, code, _ = mistake(TokenizeRequest, good | {"add_special_tokens": not special})
+    assert (found, code) == ("add_special_tokens", UNSUPPORTED)
