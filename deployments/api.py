@@ -21,6 +21,7 @@ from deployments.access_log import AccessLog, Entry, Log
 from deployments.answers import Answer, ChatShape, CompletionShape, Shape
 from deployments.auth import Keys
 from deployments.body import BodyLimit
+from deployments.cors import EXPOSED
 from deployments.deaths import retries
 from deployments.errors import ApiError, invalid, tell_errors, unexpected
 from deployments.http_methods import HeadAndOptions
@@ -157,7 +158,7 @@ def _add_middlewares(api: FastAPI, service: Service, log: Log) -> None:
             allow_origins=args.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["Retry-After", "X-Request-Id"],
+            expose_headers=EXPOSED,
         )
     api.add_middleware(AccessLog, log=log, tracing=service.tracing)
 

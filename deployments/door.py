@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.addresses import ONGOING_PATH
+from deployments.announcement import Announced
+from deployments.cors import cors_headers
 from deployments.deaths import GIVEN_UP, NO_RETRY, RETRIED_HEADER, RETRIES
 from deployments.errors import FULL_HEADER, ApiError, full_error
 from deployments.log_file import LOGGED_HEADER, LONGEST_PATH, ProxyLog
@@ -86,7 +89,8 @@ class Door:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._full: dict[Kind, _Full] = {}
-        self._log = ProxyLog()
+        self._announced = Announced()
+        self._log = ProxyLog(self._announced)
         self._ongoing = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,17 +128,17 @@ class Door:
 
     async def _answer(self, scope: Scope, request: _Request, response: _Response) -> None:
         if stopping() and _is_for_text(scope) and scope["method"] == "POST":
-            await response.refuse(_UNSERVED)
+            await self._refuse(scope, response, _UNSERVED)
             return
         if self._full and (full := self._refuses(kind_of(scope["path"], await request.beginning()))):
-            await response.refuse(full_error(full.retry_after))
+            await self._refuse(scope, response, full_error(full.retry_after))
             return
         for attempt in range(1 + RETRIES):
             await self._app(_for_attempt(scope, attempt), request.again(), response)
             if response.retry_after:
                 self._remember(kind_of(scope["path"], await request.beginning()), response.retry_after)
             if response.unserved:
-                await response.refuse(_UNSERVED)
+                await self._refuse(scope, response, _UNSERVED)
                 return
             if response.ended or request.gone:
                 return
@@ -142,9 +146,14 @@ class Door:
                 await response.cut(_DIED)
                 return
             if not request.whole:
-                await response.refuse(_DIED)
+                await self._refuse(scope, response, _DIED)
                 return
-        await response.refuse(ApiError(500, GIVEN_UP, headers=NO_RETRY))
+        await self._refuse(scope, response, ApiError(500, GIVEN_UP, headers=NO_RETRY))
+
+    async def _refuse(self, scope: Scope, response: _Response, error: ApiError) -> None:
+        """Answers as the ingress would, so that pages of allowed origins can read it too."""
+        known = self._announced.latest()
+        await response.refuse(error, cors_headers(scope, known.origins) if known else {})
 
     @cached_property
     def _refusals(self) -> Counter:
@@ -288,10 +297,10 @@ class _Response:
         if self._events:
             await self._send({"type": "http.response.body", "body": f"data: {json.dumps(error.body())}\n\n".encode()})
 
-    async def refuse(self, error: ApiError) -> None:
+    async def refuse(self, error: ApiError, more_headers: Mapping[str, str]) -> None:
         """The whole response."""
         self._note(error)
-        given = {"Content-Type": "application/json", ID_HEADER: self._request_id} | error.headers
+        given = {"Content-Type": "application/json", ID_HEADER: self._request_id, **error.headers, **more_headers}
         headers = [(name.lower().encode(), value.encode()) for name, value in given.items()]
         await self._send({"type": "http.response.start", "status": error.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": json.dumps(error.body()).encode()})

@@ -10,9 +10,10 @@ from fastapi import FastAPI
 from ray import serve
 
 from deployments.access_log import Log
+from deployments.announcement import Announcement, announce
 from deployments.api import make_api
 from deployments.auth import load_keys, refuse_strangers
-from deployments.log_file import LogFile, announce
+from deployments.log_file import LogFile
 from deployments.ray_internals import http_host, running_replicas
 from deployments.scrape import scraped
 from deployments.service import Service
@@ -32,7 +33,7 @@ class Ingress:
         self._app = context.app_name
         self._log = LogFile(args.log_folder, f"ingress-{context.replica_id.unique_id}")
         self._secret = secret
-        announce(args.log_folder)
+        announce(Announcement(args.log_folder, tuple(args.cors_origins)))
         self._known: tuple[float, dict[str, bool]] = (0.0, {})
 
     def __serve_build_asgi_app__(self) -> FastAPI:

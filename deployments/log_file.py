@@ -1,7 +1,6 @@
 """Files of JSON lines, one for each process that serves requests, in one folder of each node that is kept.
 
-The ingresses write most lines, Serve's proxies the rest. A proxy is configured by no file of ours: it asks the cluster
-where the ingresses write.
+The ingresses write most lines, Serve's proxies the rest, where an ingress has announced that it writes.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ import logging
 import os
 import queue
 import socket
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from deployments.announcement import Announced
 from entmtp.errors import EntMTPError
 
 _log = logging.getLogger("ray.serve")
@@ -32,11 +31,6 @@ LONGEST_PATH = 200
 
 _FILE_BYTES, _FILES = 50_000_000, 10
 """A process keeps so much: the file it writes, and the last ones that became full."""
-
-_SETTLED_SECONDS, _UNSETTLED_SECONDS = 60.0, 1.0
-"""So often a proxy asks where the log is, when it knows and when it does not yet."""
-
-_KEY = b"entmtp:log_folder"
 
 
 class LogFile:
@@ -80,26 +74,22 @@ class LogFile:
 
 
 class ProxyLog:
-    """The file of a proxy, in the folder that an ingress announced last. Before the first ingress nothing is logged."""
+    """The file of a proxy, in the folder that was announced last. Before the first announcement nothing is logged."""
 
-    def __init__(self) -> None:
+    def __init__(self, announced: Announced) -> None:
+        self._announced = announced
         self._folder: Path | None = None
         self._file: LogFile | None = None
-        self._next_look = 0.0
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Adds a line. A proxy whose folder can't be written serves all the same, and says so in Serve's own log."""
-        if time.monotonic() >= self._next_look:
-            self._look()
+        known = self._announced.latest()
+        if known is not None and known.log_folder != self._folder:
+            self._open(known.log_folder)
         if self._file is not None:
             self._file.write(line)
 
-    def _look(self) -> None:
-        """A new configuration may have named another folder."""
-        folder = announced()
-        self._next_look = time.monotonic() + (_SETTLED_SECONDS if folder else _UNSETTLED_SECONDS)
-        if folder is None or folder == self._folder:
-            return
+    def _open(self, folder: Path) -> None:
         if self._file is not None:
             self._file.close()
         self._folder, self._file = folder, None
@@ -107,18 +97,3 @@ class ProxyLog:
             self._file = LogFile(folder, f"proxy-{socket.gethostname()}-{os.getpid()}")
         except EntMTPError as error:
             _log.error("what this proxy refuses is not logged: %s", error)
-
-
-def announce(folder: Path) -> None:
-    """Says to the cluster's proxies where the log is."""
-    from ray.experimental.internal_kv import _internal_kv_put
-
-    _internal_kv_put(_KEY, str(folder).encode(), overwrite=True)
-
-
-def announced() -> Path | None:
-    """The folder that an ingress has announced last."""
-    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_initialized
-
-    known = _internal_kv_get(_KEY) if _internal_kv_initialized() else None
-    return Path(known.decode()) if known else None

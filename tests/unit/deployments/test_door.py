@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from deployments import door, log_file
+from deployments import announcement, door
 from deployments.addresses import ONGOING_PATH
+from deployments.announcement import Announcement
 from deployments.deaths import RETRIED_HEADER, retries
 from deployments.door import Door
 from deployments.errors import FULL_HEADER
@@ -25,7 +26,7 @@ EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 @pytest.fixture(autouse=True)
 def logs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The folder where the ingresses log."""
-    monkeypatch.setattr(log_file, "announced", lambda: tmp_path)
+    monkeypatch.setattr(announcement, "announced", lambda: Announcement(tmp_path))
     return tmp_path
 
 
@@ -115,7 +116,7 @@ def test_what_serve_answers_itself_is_logged_here_and_what_an_ingress_answers_is
 
 def test_a_folder_that_can_not_be_written_ends_no_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(log_file, "announced", lambda: tmp_path / "file")
+    monkeypatch.setattr(announcement, "announced", lambda: Announcement(tmp_path / "file"))
     assert asked(Ingresses([], []), body(b""))[0]["status"] == 500
 
 

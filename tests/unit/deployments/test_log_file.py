@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments import log_file
+from deployments import announcement, log_file
+from deployments.announcement import Announced, Announcement
 from deployments.log_file import LogFile, ProxyLog
 from deployments.settings import AppArgs
 from entmtp.errors import EntMTPError
@@ -67,11 +68,12 @@ def test_a_folder_that_can_not_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_a_proxy_follows_what_the_ingresses_announce(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    told: list[Path | None] = [None, None, tmp_path / "one", tmp_path / "one", tmp_path / "two"]
-    monkeypatch.setattr(log_file, "_SETTLED_SECONDS", 0.0)
-    monkeypatch.setattr(log_file, "_UNSETTLED_SECONDS", 0.0)
-    monkeypatch.setattr(log_file, "announced", lambda: told.pop(0))
-    log = ProxyLog()
+    one, two = (Announcement(tmp_path / name) for name in ("one", "two"))
+    told: list[Announcement | None] = [None, None, one, one, two]
+    monkeypatch.setattr(announcement, "_SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(announcement, "_UNSETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(announcement, "announced", lambda: told.pop(0))
+    log = ProxyLog(Announced())
     for number in range(5):
         log.write({"number": number})
     for name, numbers in (("one", [2, 3]), ("two", [4])):
@@ -80,9 +82,9 @@ def test_a_proxy_follows_what_the_ingresses_announce(monkeypatch: pytest.MonkeyP
 
 
 def test_a_proxy_asks_seldom_where_the_log_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    told: list[Path] = [tmp_path]
-    monkeypatch.setattr(log_file, "announced", lambda: told.pop(0))
-    log = ProxyLog()
+    told = [Announcement(tmp_path)]
+    monkeypatch.setattr(announcement, "announced", lambda: told.pop(0))
+    log = ProxyLog(Announced())
     for _ in range(3):
         log.write({})
     (path,) = _written(tmp_path)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from deployments import local, log_file, stop_file
+from deployments import announcement, local, stop_file
+from deployments.announcement import Announcement
 from deployments.door import Door
 from deployments.ready import Running
 from tests.unit.deployments.doorway import DONE, LOGGED, Ingresses, asked, body, lines, part, start
@@ -21,7 +22,7 @@ CONFIG = {"applications": [{"args": {"engines": [{"name": "e", "model_name": "m"
 @pytest.fixture(autouse=True)
 def logs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The folder where the ingresses log."""
-    monkeypatch.setattr(log_file, "announced", lambda: tmp_path)
+    monkeypatch.setattr(announcement, "announced", lambda: Announcement(tmp_path))
     return tmp_path
 
 
