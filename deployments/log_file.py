@@ -6,13 +6,16 @@ The ingresses write most lines, Serve's proxies the rest, where an ingress has a
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
 import logging
 import os
 import queue
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,12 @@ LONGEST_PATH = 200
 _FILE_BYTES, _FILES = 50_000_000, 10
 """A process keeps so much: the file it writes, and the last ones that became full."""
 
+_KEPT_BYTES, _KEPT_FILES = 2_000_000_000, 500
+"""So much stays in a folder, besides what is being written, when a process begins a file there."""
+
+_OURS = "ingress-*.jsonl*", "proxy-*.jsonl*"
+"""Names of files that may go; a folder may hold others' files too."""
+
 
 class LogFile:
     """Writes lines from a thread of its own, as they come: a slow disk holds up no request."""
@@ -50,10 +59,9 @@ class LogFile:
             probe.unlink()
         except (OSError, RuntimeError) as error:
             raise EntMTPError(f"log_folder: {folder} can't be written ({error}); give another folder") from error
+        _make_room(self.path.parent)
         waiting: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-        file = RotatingFileHandler(
-            self.path, maxBytes=_FILE_BYTES, backupCount=_FILES - 1, encoding="utf-8", delay=True
-        )
+        file = _HeldFile(self.path, maxBytes=_FILE_BYTES, backupCount=_FILES - 1, encoding="utf-8", delay=True)
         self._logger = logging.Logger(name, logging.INFO)
         self._logger.addHandler(QueueHandler(waiting))
         self._listener = QueueListener(waiting, file)
@@ -71,6 +79,38 @@ class LogFile:
         self._listener.stop()
         for handler in self._listener.handlers:
             handler.close()
+
+
+class _HeldFile(RotatingFileHandler):
+    """Shows other processes that the file is being written; the lock goes with whoever holds it."""
+
+    def _open(self) -> TextIOWrapper:
+        file = super()._open()
+        with suppress(OSError):  # a file system that has no locks
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return file
+
+
+def _make_room(folder: Path) -> None:
+    """Deletes the oldest files that are more than a folder keeps; what can't be deleted stays."""
+    found = []
+    for path in {path for pattern in _OURS for path in folder.glob(pattern)}:
+        with suppress(OSError):
+            facts = path.stat()
+            found.append((facts.st_mtime, facts.st_size, path))
+    kept = 0
+    for number, (_, size, path) in enumerate(sorted(found, reverse=True)):
+        kept += size
+        if kept > _KEPT_BYTES or number >= _KEPT_FILES:
+            with suppress(OSError):
+                _delete_unless_written(path)
+
+
+def _delete_unless_written(path: Path) -> None:
+    """Raises OSError if another process writes it."""
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
 
 
 class ProxyLog:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,6 +60,42 @@ def test_a_process_keeps_a_bounded_number_of_bytes(monkeypatch: pytest.MonkeyPat
     assert len(kept) == 3
     assert all(path.stat().st_size <= 1000 for path in kept)
     assert json.loads(file.path.read_text().splitlines()[-1])["number"] == 199
+
+
+def grown(folder: Path, monkeypatch: pytest.MonkeyPatch, **most: int) -> set[str]:
+    """Names that are left of ten files of 100 bytes when another process begins a file."""
+    for name, value in most.items():
+        monkeypatch.setattr(log_file, name, value)
+    for number in range(10):
+        name = f"proxy-host-{number}.jsonl" if number % 2 else f"ingress-{number}.jsonl.1"
+        (folder / name).write_bytes(b"x" * 100)
+        os.utime(folder / name, (number, number))
+    LogFile(folder, "ingress-new").close()
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("most", [{"_KEPT_BYTES": 399}, {"_KEPT_FILES": 3}])
+def test_a_folder_keeps_a_bounded_number_of_bytes_and_files(
+    most: dict[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("other.jsonl", "proxy-notes.txt"):
+        (tmp_path / name).write_bytes(b"x" * 1000)
+        os.utime(tmp_path / name, (0, 0))
+    newest = {"proxy-host-9.jsonl", "ingress-8.jsonl.1", "proxy-host-7.jsonl"}
+    assert grown(tmp_path, monkeypatch, **most) == newest | {"other.jsonl", "proxy-notes.txt"}
+
+
+def test_a_file_that_is_being_written_is_kept_however_old(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written = LogFile(tmp_path, "ingress-old")
+    written.write({"number": 1})
+    wait_for(written.path, 1)
+    os.utime(written.path, (0, 0))
+    assert grown(tmp_path, monkeypatch, _KEPT_BYTES=0) == {"ingress-old.jsonl"}
+    written.write({"number": 2})
+    wait_for(written.path, 2)
+    written.close()
+    LogFile(tmp_path, "ingress-new").close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_can_not_be_written_is_told(tmp_path: Path) -> None:
