@@ -21,6 +21,7 @@ from deployments.replica import EngineReplica
 from deployments.service import Service
 from deployments.settings import AppArgs, EngineArgs
 from entmtp.decoding import engine as engine_module
+from entmtp.decoding.text import TextStream
 from entmtp.errors import EntMTPError
 from entmtp.models.registry import encode_chat
 from entmtp.settings import SamplingParams
@@ -227,7 +228,7 @@ def api_of(replica: EngineReplica, lines: list[dict[str, Any]]) -> TestClient:
 def test_a_request_that_fails_tells_why(
     path: str, stream: bool, good: int, replica: EngineReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken(engine_module.TextStream):
+    class Broken(TextStream):
         """Breaks after ``good`` tokens."""
 
         taken = 0

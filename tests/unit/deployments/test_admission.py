@@ -155,7 +155,8 @@ def test_a_request_with_text_waits_for_room_when_its_replica_dies(monkeypatch: p
     async def scene() -> list[tuple[int, Delta | Failure]]:
         admission, params = Admission(2), SamplingParams(seed=0)
         calls = [partial(relay.relayed, replicas, Call(id, [1], params), 4, 1) for id in ("first", "second")]
-        return [item async for item in merged(admission.answered(at, call) for at, call in enumerate(calls))]
+        streams = [admission.answered(at, call) for at, call in enumerate(calls)]
+        return [item async for item in merged(streams)]
 
     found = asyncio.run(asyncio.wait_for(scene(), 10))
     assert not [item for _, item in found if isinstance(item, Failure)]
