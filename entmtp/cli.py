@@ -134,7 +134,7 @@ def replay(
     bank: Annotated[Path, typer.Option(help="the tree bank that the policies choose from")],
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="autoregressive, published, best-static, ladder, goodput or oracle; may repeat"),
+        typer.Option(help="autoregressive, published, best-static, ladder, goodput, oracle or hindsight; may repeat"),
     ] = None,
     profile: Annotated[
         str,

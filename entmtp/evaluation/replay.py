@@ -15,7 +15,7 @@ import numpy as np
 from rich.table import Table
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.intervals import Estimate, paired_ratio
+from entmtp.evaluation.intervals import Estimate, ratio_of_sums
 from entmtp.evaluation.verdicts import ratio
 from entmtp.scheduling.cost import PartedCost
 from entmtp.scheduling.dynamic import DynamicPolicy
@@ -27,18 +27,18 @@ from entmtp.scheduling.replay import GrowthAt, no_heads, replayed
 from entmtp.settings import LadderSettings
 from entmtp.trees.bank import TreeBank, load_bank
 from entmtp.trees.published import published_tree
-from entmtp.trees.replay import best_schedule
+from entmtp.trees.replay import best_schedule, right_path_schedule
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace, load_traces
 
 FLAT = "flat"
 GPU_LIKE = "gpu-like"
-POLICIES = ("autoregressive", "published", "best-static", "ladder", "goodput", "oracle")
+POLICIES = ("autoregressive", "published", "best-static", "ladder", "goodput", "oracle", "hindsight")
 DYNAMIC = "dynamic"
 """The policy that can only be replayed where the heads are loaded."""
 
 PolicyOf = Callable[[RankTrace], Policy]
-"""A text's policy; only the oracle's depends on the text."""
+"""A text's policy; those of the oracle and of hindsight depend on the text."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,15 @@ def policies(bank: TreeBank, cost: PartedCost, num_heads: int) -> Mapping[str, P
     def oracle(trace: RankTrace) -> Policy:
         return ScheduledPolicy(best_schedule(trace, trees, cost)[0], window)
 
+    ranks = 1 + max(max(tree.max_rank, default=0) for tree in [*trees, published_tree(num_heads)])
+
+    def hindsight(trace: RankTrace) -> Policy:
+        return ScheduledPolicy(right_path_schedule(trace, cost, ranks)[0], window)
+
     def always(policy: Policy) -> PolicyOf:
         return lambda trace: policy
 
-    return {name: always(policy) for name, policy in fixed.items()} | {"oracle": oracle}
+    return {name: always(policy) for name, policy in fixed.items()} | {"oracle": oracle, "hindsight": hindsight}
 
 
 def all_trees(bank: TreeBank) -> list[Topology]:
@@ -97,7 +102,7 @@ def replay_policy(
     plain = np.array([len(trace) for trace in traces]) * cost(Topology.root_only())
     steps = sum(map(len, runs))
     nodes = sum(step.topology.nodes for run in runs for step in run)
-    return Replayed(sum(map(len, traces)) / steps, nodes / steps, ms, paired_ratio(plain, ms).estimate())
+    return Replayed(sum(map(len, traces)) / steps, nodes / steps, ms, ratio_of_sums(plain, ms))
 
 
 def cost_of(profile: str, batch: int = 1, context: int | None = None) -> PartedCost:

@@ -56,3 +56,27 @@ def best_schedule(
         chosen[at] = ways.argmin()
         time[at] = ways[chosen[at]]
     return {at: topologies[number] for at, number in enumerate(chosen.tolist())}, float(time[0])
+
+
+def right_path_schedule(
+    trace: RankTrace, cost: Callable[[Topology], float], ranks: int
+) -> tuple[dict[int, Topology], float]:
+    """The most that drafting can gain: every step verifies the right path alone, as far as it pays.
+
+    Dynamic programming as :func:`best_schedule`, and returns the same. At each position it chooses among the beginnings
+    of the true path of which each token is among the first ``ranks`` guesses: a tree with wrong guesses costs more.
+    """
+    size = len(trace)
+    time = np.zeros(size + 1)
+    schedule: dict[int, Topology] = {}
+    rows = trace.ranks.tolist()
+    for at in range(size - 1, -1, -1):
+        trees = [Topology.root_only()]
+        for depth, rank in enumerate(rows[at], start=1):
+            if rank >= ranks:  # a miss too
+                break
+            trees.append(Topology.of([rows[at][:length] for length in range(1, depth + 1)]))
+        ways = [cost(tree) + time[min(at + 1 + tree.nodes, size)] for tree in trees]
+        best = int(np.argmin(ways))
+        schedule[at], time[at] = trees[best], ways[best]
+    return schedule, float(time[0])

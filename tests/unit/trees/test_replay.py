@@ -9,10 +9,17 @@ from entmtp.decoding.engine import Engine
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.policies import ScheduledPolicy, StaticPolicy
 from entmtp.trees.published import published_tree
-from entmtp.trees.replay import accepted_lengths, best_schedule, replayed_tau, visits
+from entmtp.trees.replay import (
+    accepted_length,
+    accepted_lengths,
+    best_schedule,
+    replayed_tau,
+    right_path_schedule,
+    visits,
+)
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import MISS, RankTrace
-from tests.small import small_backbone, small_heads, small_prompt, trace_of, traced
+from tests.small import drawn_trace, small_backbone, small_heads, small_prompt, trace_of, traced
 from tests.tiny import TREES
 
 RANKS = st.sampled_from([0, 0, 1, 2, MISS])
@@ -78,6 +85,24 @@ def test_replay_foretells_a_real_run_step_by_step(kind: str, tree: Topology, bac
         assert done.tau > 1.1, "the case must accept something, or it shows nothing"
     seen = np.array([step.signals.entropy for step in done.steps])
     np.testing.assert_allclose(seen, trace.entropy.numpy()[visits(lengths)], atol=1e-4)
+
+
+@given(seed=st.integers(0, 1000))
+def test_the_right_path_alone_is_never_slower_than_any_schedule_of_trees(seed: int) -> None:
+    trace = drawn_trace(30, [0.5, 0.2, 0.1], heads=3, seed=seed)
+    trees = [TREES["root"], TREES["chain"], TREES["wide"], TREES["bushy"]]
+    ranks = 1 + max(max(tree.max_rank, default=0) for tree in trees)
+    schedule, time = right_path_schedule(trace, cost, ranks)
+    assert time <= best_schedule(trace, trees, cost)[1] + 1e-9
+    at, spent = 0, 0.0
+    while at < len(trace):  # it accepts all that it verifies
+        tree = schedule[at]
+        assert accepted_length(tree, trace.ranks[at].tolist()) == tree.nodes == tree.max_depth
+        assert all(rank < ranks for path in tree.paths for rank in path)
+        spent += cost(tree)
+        at += 1 + tree.nodes
+    assert spent == pytest.approx(time)
+    assert right_path_schedule(trace, cost, 0)[1] == pytest.approx(len(trace) * cost(TREES["root"]))
 
 
 def test_a_hindsight_schedule_runs_as_computed(backbone: Backbone) -> None:
