@@ -85,8 +85,10 @@ def _accept(state: DecodingState, slots: tuple[int, ...], trees: TreeBatch, data
     nodes = torch.tensor([[*path, *range(path[-1] + 1, path[-1] + 1 + width)][:width] for path in paths])
     nodes = nodes.clamp(max=trees.width - 1)
     roots = torch.tensor([data.draw(st.integers(0, SMALL_VOCAB - 1), "root") for _ in slots])
-    accepted = Accepted(nodes, torch.tensor([len(path) for path in paths]), roots, torch.empty(0))
+    report = torch.ones(len(slots), 6 + trees.max_depth, dtype=torch.int64)
+    accepted = Accepted(nodes, torch.tensor([len(path) for path in paths]), roots, report)
     state.keep(slots, hidden, accepted)
-    state.remember(slots, tokens, hidden, accepted)
+    accepted = state.remember(slots, tokens, hidden, accepted)
+    assert accepted.report[:, 0].all()
     state.cache.learn(slots, [len(path) for path in paths])
     return [tokens[row, list(path)].tolist() for row, path in enumerate(paths)]
