@@ -56,6 +56,10 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "goodput": lambda: GoodputPolicy(small_predictor(), lambda batch: small_cost(), 8),
     "dynamic": lambda: DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(), 8),
 }
+Points = list[list[int]]
+"""Numbers of the operations that each place of the code makes, as it is passed again and again."""
+
+Draw = Callable[[Points], list[int]]
 SLOTS = 3
 REQUESTS: list[tuple[list[int], dict[str, Any]]] = [
     (small_prompt(3, seed=1), {"max_tokens": 3}),  # the first to end: the others move to the front
@@ -120,12 +124,17 @@ def check(engine: Engine, done: Sequence[Completion], expected: Sequence[Complet
 
 
 def walk(
-    backbone: Backbone, heads: DraftHeads, policy: str, error: str, captured: bool, points: Callable[[int], list[int]]
+    backbone: Backbone,
+    heads: DraftHeads,
+    policy: str,
+    error: str,
+    captured: bool,
+    points: Callable[[Points], list[int]],
 ) -> None:
     """Serves the requests once for each point, with the fault there."""
     expected = serve(engine_of(backbone, heads, policy, captured))
     assert [one.finish_reason for one in expected] == ["length"] * len(REQUESTS)
-    for at in points(_count(backbone, heads, policy, error, captured)):
+    for at in points(_points(backbone, heads, policy, error, captured)):
         engine = engine_of(backbone, heads, policy, captured)
         with FaultAt(at, ERRORS[error]()) as fault:
             done = serve(engine)
@@ -144,19 +153,23 @@ def most_ended(error: str, callers: frozenset[str]) -> int:
     return int(bool(own & callers))  # a step that all take together is taken again
 
 
-def _count(backbone: Backbone, heads: DraftHeads, policy: str, error: str, captured: bool) -> int:
+def _points(backbone: Backbone, heads: DraftHeads, policy: str, error: str, captured: bool) -> Points:
     engine = engine_of(backbone, heads, policy, captured)
     with FaultAt(None, ERRORS[error]()) as fault:
         serve(engine)
-    return fault.count
+    return list(fault.places.values())
 
 
-def some(count: int) -> list[int]:
-    return sorted(random.Random(count).sample(range(count), 10))
+def some(points: Points) -> list[int]:
+    """Ten of all."""
+    numbers = sorted(number for place in points for number in place)
+    return sorted(random.Random(len(numbers)).sample(numbers, 10))
 
 
-def every(count: int) -> list[int]:
-    return list(range(count))
+def every(points: Points) -> list[int]:
+    """One of each place of the code, whichever time it is passed."""
+    drawn = random.Random(len(points))
+    return [drawn.choice(place) for place in points]
 
 
 CASES = [(policy, error, captured) for policy in POLICIES for error in ERRORS for captured in (False, True)]
