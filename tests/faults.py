@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Hashable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -45,11 +46,11 @@ class FaultAt(TorchDispatchMode):
 def _lines() -> tuple[tuple[str, int], ...]:
     """Lines of the package that are being run, innermost first."""
     found = []
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if f"{os.sep}entmtp{os.sep}" in frame.f_code.co_filename:
             found.append((frame.f_code.co_filename, frame.f_lineno))
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return tuple(found)
 
 
