@@ -53,7 +53,9 @@ def test_no_request_breaks_the_service(url: str) -> None:
                 case.body["model"] = MODEL
             response = case.call(timeout=60)
             statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
-            assert response.status_code < 500, (case.body, response.text)
+            # Whoever gives a deadline may miss it.
+            late = response.status_code == 504 and isinstance(case.body, dict) and case.body.get("timeout_s")
+            assert response.status_code < 500 or late, (case.body, response.text)
 
         sent()
     assert sum(statuses.values()) >= CASES
