@@ -23,12 +23,15 @@ from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
+from entmtp.evaluation.arms import kind_of
 from entmtp.evaluation.intervals import paired_ratio
 from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
 from entmtp.evaluation.verdicts import ratio
+from entmtp.heads.checkpoint import bundled_heads, load_heads
+from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat
 from entmtp.scheduling.cost import hardware_name
-from entmtp.session import Method, load_method
+from entmtp.session import Method, check_method, load_method, policy_of
 from entmtp.settings import SamplingParams
 
 PLAIN = "autoregressive"
@@ -52,16 +55,27 @@ def main(
     """Measure what is left of drafting where a request forbids it."""
     with told_plainly("undrafted", interrupted="nothing was recorded"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded = {name: load_method(Method(name, device=device), print) for name in (PLAIN, *(methods or METHODS))}
-        engines = {name: engine for name, (engine, _) in loaded.items()}
-        _, tokenizer = loaded[PLAIN]
+        plain, tokenizer = load_method(Method(PLAIN, device=device), print)
+        engines = {PLAIN: plain} | {name: engine_of(name, plain.backbone) for name in methods or METHODS}
         texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, prompts)]
         ids = [encode_chat(tokenizer, text) for text in texts]
         found = measure(engines, ids, tokens, rounds)
         columns = ["method", "ms per token", "over plain"]
         table = Table(title="Requests without drafting", columns=columns, rows=rows(found))
-        hardware = hardware_name(engines[PLAIN].backbone.device)
+        hardware = hardware_name(plain.backbone.device)
         deliver(made_record("undrafted", "What forbidding to draft costs", hardware, [table], NOTES), record)
+
+
+def engine_of(name: str, backbone: Backbone) -> Engine:
+    """The method with the same weights in memory: two copies of them differ by some percent in how fast they are read.
+
+    Raises:
+        EntMTPError: for an unknown method.
+    """
+    method = Method(name)
+    check_method(method)
+    heads = load_heads(bundled_heads(kind_of(name)), backbone)
+    return Engine(backbone, heads, policy_of(method, backbone, heads, 1, print))
 
 
 def measure(
