@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a request that forbids drafting (``max_nodes: 0``) costs beside plain decoding, which has no heads at all.
+"""Cost of requests that forbid drafting (``max_nodes: 0``), over plain decoding, which has no heads at all.
 
     python -m benchmarks.undrafted
 
@@ -37,7 +37,7 @@ from entmtp.settings import SamplingParams
 PLAIN = "autoregressive"
 METHODS = ("entmtp-dynamic", "entmtp-goodput", "hydra")
 NOTES = (
-    "ms per token behind the first, the median of an answer's rounds; the ratio's interval is over prompts. A method's"
+    "ms per token after the first, the median of an answer's rounds; the ratio's interval is over prompts. A method's"
     " requests forbid drafting.",
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -19,7 +18,7 @@ from entmtp.evaluation.by_prompt import (
 from entmtp.evaluation.comparable import Held, Key, differences, left_out, notes, refuse_other_work
 from entmtp.evaluation.finished import FinishedRun
 from entmtp.evaluation.intervals import FEWEST_PROMPTS, Estimate, LogMean, mean_of_suites, paired_ratio
-from entmtp.evaluation.summary import ALL_SUITES, verdict
+from entmtp.evaluation.summary import ALL_SUITES, Compared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +36,7 @@ class RunArm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunRatio:
+class RunRatio(Compared):
     """How much less time an arm takes in `run` than in `baseline`, for the baseline's tokens of the same prompts."""
 
     suite: str  # or ALL_SUITES
@@ -49,14 +48,6 @@ class RunRatio:
     ratio: Estimate
     log_error: float | None  # standard error of the ratio's logarithm
     freedom: float  # degrees of freedom of that error
-
-    def among(self, comparisons: int) -> Estimate:
-        """The ratio, with an interval that holds together with those of all `comparisons` that it is one of."""
-        return LogMean(math.log(self.ratio.value), self.log_error, self.freedom).estimate(comparisons)
-
-    @property
-    def verdict(self) -> str:
-        return verdict(self.ratio)
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,25 @@ class ArmSummary:
     scored: int  # prompts with a score
 
 
+class Compared:
+    """A row with a ratio of times, which can be judged alone or as one of many."""
+
+    __slots__ = ()
+    ratio: Estimate
+    log_error: float | None  # standard error of the ratio's logarithm
+    freedom: float  # degrees of freedom of that error
+
+    def among(self, comparisons: int) -> Estimate:
+        """The ratio, with an interval that holds together with those of all `comparisons` that it is one of."""
+        return LogMean(math.log(self.ratio.value), self.log_error, self.freedom).estimate(comparisons)
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.ratio)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speedup:
+class Speedup(Compared):
     """How much less time `arm` takes than `baseline` for the same tokens of the same prompts."""
 
     suite: str  # or ALL_SUITES
@@ -73,14 +90,6 @@ class Speedup:
             log_error=log_ratio.error,
             freedom=log_ratio.freedom,
         )
-
-    def among(self, comparisons: int) -> Estimate:
-        """The ratio, with an interval that holds together with those of all `comparisons` that it is one of."""
-        return LogMean(math.log(self.ratio.value), self.log_error, self.freedom).estimate(comparisons)
-
-    @property
-    def verdict(self) -> str:
-        return verdict(self.ratio)
 
 
 def verdict(ratio: Estimate) -> str:

@@ -1,4 +1,4 @@
-"""What is compared with plain decoding never drafts, and writes the same; its times are not tested."""
+"""Requests that forbid drafting never draft, and write what plain decoding does; times are not tested."""
 
 import numpy as np
 import pytest

@@ -58,7 +58,7 @@ def asked(
     headers: list[tuple[bytes, bytes]] | None = None,
     method: str = "POST",
 ) -> list[Message]:
-    """What a client gets that sends these messages."""
+    """The answer to a client that sends these messages."""
     sent: list[Message] = []
     messages = iter(received)
 
