@@ -1,4 +1,4 @@
-# make benchmark   compare Medusa, Hydra and EntMTP on the bundled model, through a Ray job (PROFILE=full for a real study)
+# make benchmark   compare Medusa, Hydra and EntMTP on the bundled model, through a Ray job (PROFILE=standard for controls)
 # make test        lint, types and tests
 # make test-slow   what takes long: every point at which a fault may come, fuzzing, killing, large samples
 # make performance measure this machine again and render docs/performance.md (SET=cuda on a GPU)

@@ -55,7 +55,7 @@ NOTES = (
 
 
 class Sleeper:
-    """A worker that sleeps instead of decoding, and returns as many rows as a unit of the quick profile has."""
+    """A worker that sleeps instead of decoding, and returns as many rows as a prompt of the standard profile has."""
 
     def load(self) -> str:
         """The name of its hardware."""

@@ -157,7 +157,7 @@ class EngineSettings(Settings):
 class BenchmarkSettings(Settings):
     """What the main job runs (:mod:`entmtp.evaluation.runner`)."""
 
-    prompts: int = Field(3, ge=1, description="prompts per suite; an interval needs three")
+    prompts: int = Field(6, ge=1, description="prompts per suite; an interval needs three")
     max_new_tokens: int = Field(24, ge=1, description="tokens per request")
     repetitions: int = Field(3, ge=1, description="timed runs of each arm on each prompt")
     shard_prompts: int = Field(1, ge=1, description="prompts per unit of work")
@@ -166,14 +166,14 @@ class BenchmarkSettings(Settings):
     seed: int = 0
 
 
-STUDY = "study"
+QUICK, STUDY = "quick", "study"
 PAPER_TEMPERATURE = 0.7
 """Of Medusa's, Hydra's and EntMTP's own measurements."""
 _PAPER = BenchmarkSettings(prompts=80, max_new_tokens=256, shard_prompts=4, temperature=PAPER_TEMPERATURE)
 _TYPICAL = _PAPER.model_copy(update={"acceptance": "typical"})
 PROFILES: dict[str, BenchmarkSettings] = {
-    "quick": BenchmarkSettings(),
-    "standard": BenchmarkSettings(prompts=10, max_new_tokens=128, shard_prompts=2),
+    QUICK: BenchmarkSettings(),
+    "standard": BenchmarkSettings(prompts=10, max_new_tokens=128),
     STUDY: BenchmarkSettings(prompts=14, max_new_tokens=48),
     "full": BenchmarkSettings(prompts=80, max_new_tokens=256, shard_prompts=4),
     "paper": _TYPICAL,

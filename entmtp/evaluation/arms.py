@@ -61,6 +61,8 @@ OF_TRAINED = tuple(name for name in METHODS if name not in OF_NATIVE)
 LOSSLESS = (*OF_TRAINED, *FOREIGN_BANKS, *CONTROLS)
 ARMS = (*LOSSLESS, *LOSSY)
 """Of trained heads; with native ones alone, those named after trained ones give way to :data:`OF_NATIVE`."""
+QUICK_ARMS = ("autoregressive", "medusa", "hydra", "hydra-best", "entmtp", "entmtp-dynamic")
+"""The question itself, for minutes: plain decoding, the published methods, the best static tree, and EntMTP."""
 DEFAULT_ARMS = (*OF_TRAINED, *CONTROLS)
 """What runs where nothing else is asked for; banks of other suites are a question for a study."""
 

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from rich.console import Console
 
 from entmtp.evaluation.dispatch import Settled
+from entmtp.evaluation.interim import InterimResults
 from entmtp.evaluation.plan import Plan, bank_task
 from entmtp.evaluation.progress import Doing, Progress
 from entmtp.evaluation.rows import write_part
@@ -36,7 +37,9 @@ def describe(plan: Plan) -> Iterator[str]:
 def run_units(
     plan: Plan, run: Callable[[list[Unit]], Iterator[Settled]], console: Console, doing: Doing = list
 ) -> None:
-    """Runs the waiting units through ``run`` and keeps each one's part as it comes in; ``doing`` is for the progress.
+    """Runs the waiting units through ``run``, keeps each one's part as it comes in, and prints what they say so far.
+
+    ``doing`` is for the progress.
 
     Parts are written beside the loop that hands out work: no worker waits for a storage that is far away.
 
@@ -48,6 +51,7 @@ def run_units(
         console.print(f"{total - len(waiting)} of {total} units are in {plan.parts} already and are not run again")
     if others := plan.others():
         console.print(others, soft_wrap=True)
+    interim = InterimResults(waiting)
     writing: list[Future[None]] = []
     with Progress(console, plan.units, waiting, doing) as progress, ThreadPoolExecutor(_WRITERS) as writers:
         for settled in run(waiting):
@@ -55,6 +59,8 @@ def run_units(
             while writing and writing[0].done():
                 writing.pop(0).result()
             progress.settled(settled)
+            if line := interim.add(settled):
+                console.print(line, soft_wrap=True, markup=False, highlight=False)
         for each in writing:
             each.result()
 

@@ -36,7 +36,7 @@ _COLOURS: Mapping[str, str] = {
 _OTHER_COLOUR = "#882255"
 _LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _PANELS_PER_ROW = 3
-_PANEL_INCHES = 4.0
+_WIDTH_INCHES = 12.0  # of a figure of several panels: all have letters of one size where they are shown alike
 _DOTS_PER_INCH = 130
 
 
@@ -86,7 +86,7 @@ def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels of `height` inches with common axes, at most three in a row."""
     columns = 2 if count == 4 else min(count, _PANELS_PER_ROW)
     rows = -(-count // columns)
-    figure = Figure(figsize=(max(6.0, _PANEL_INCHES * columns), height * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(_WIDTH_INCHES, height * rows + 0.9), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for unused in grid[count:]:
         unused.remove()

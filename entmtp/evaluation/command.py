@@ -27,7 +27,9 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
     def benchmark(
         profile: Annotated[str, typer.Option(help=f"one of {', '.join(PROFILES)}")] = "quick",
         suite: Annotated[list[str] | None, typer.Option(help="repeat for several (default: the paper's four)")] = None,
-        arm: Annotated[list[str] | None, typer.Option(help="repeat for several (default: all)")] = None,
+        arm: Annotated[
+            list[str] | None, typer.Option(help="repeat for several (default: those of the profile)")
+        ] = None,
         model: Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")] = "bundled",
         heads: Annotated[
             list[str] | None, typer.Option(help="medusa=FOLDER and hydra=FOLDER, or hub names, or native=native")

@@ -2,6 +2,8 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -9,94 +11,76 @@ from jinja2 import Environment, StrictUndefined
 from entmtp.evaluation.canvas import Plot
 from entmtp.evaluation.facts import flat_facts
 from entmtp.evaluation.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD
+from entmtp.evaluation.page_matrix import NOTE, comparison_matrices
+from entmtp.evaluation.page_style import STYLE
+from entmtp.evaluation.page_suites import suite_tables
 from entmtp.evaluation.page_table import PageTable
 from entmtp.evaluation.page_template import TEMPLATE
 from entmtp.evaluation.pareto import ParetoPoint
 from entmtp.evaluation.study_tables import study_tables
-from entmtp.evaluation.summary import ALL_SUITES, AUTOREGRESSIVE, ENTMTP, ArmSummary, Speedup, Summary
-from entmtp.evaluation.verdicts import caveats, interval, ratio, verdicts
+from entmtp.evaluation.summary import Summary
+from entmtp.evaluation.verdicts import caveats, headline, interval, method, verdicts
 
 _TITLE = "EntMTP benchmark"
 
 
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A folded part of the page: its title says what is inside. `kind` is a CSS class of its tables."""
+
+    title: str
+    note: str
+    tables: Sequence[PageTable] = ()
+    plots: Sequence[Plot] = ()
+    kind: str = ""
+
+
 def render_page(
-    summary: Summary, facts: Mapping[str, Any], plots: Sequence[Plot], pareto: Sequence[ParetoPoint] = ()
+    summary: Summary,
+    facts: Mapping[str, Any],
+    plots: Sequence[Plot],
+    study_plots: Sequence[Plot] = (),
+    pareto: Sequence[ParetoPoint] = (),
 ) -> str:
-    """The page's HTML. Everything that comes from rows or facts is escaped."""
-    template = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(TEMPLATE)
-    tables = [_arms(summary), _speedups(summary), _times(summary), _acceptance(summary), _entropy(summary)]
-    return template.render(
+    """The page's HTML: verdicts, `plots` and a table per suite are open, all else is folded.
+
+    Everything that comes from rows or facts is escaped.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["image"] = lambda plot: base64.b64encode(plot.path.read_bytes()).decode()
+    return environment.from_string(TEMPLATE).render(
         title=_TITLE,
+        run=_run(facts),
+        style=STYLE,
+        headline=headline(summary),
+        method=method(summary),
         verdicts=verdicts(summary),
         caveats=caveats(summary, facts),
-        tables=[*tables, *study_tables(summary, pareto)],
-        plots=[(plot, base64.b64encode(plot.path.read_bytes()).decode()) for plot in plots],
+        plots=plots,
+        suites=suite_tables(summary),
+        sections=_sections(summary, study_plots, pareto),
         facts=list(flat_facts(facts)),
         confidence=f"{CONFIDENCE:.0%}",
-        method=METHOD,
+        how=METHOD,
         fewest=FEWEST_PROMPTS,
     )
 
 
-def _arms(summary: Summary) -> PageTable:
-    marks = [_mark(summary.speedup(row.suite, row.arm, AUTOREGRESSIVE)) for row in summary.arms]
-    return PageTable(
-        title="Suites and arms",
-        note="Identical: requests that wrote exactly the tokens of autoregressive decoding. A tie: the first different "
-        "token was as good as the other to the model. Score: pass@1 or exact match, the mean over scored prompts.",
-        headings=(
-            "suite",
-            "arm",
-            "prompts",
-            "tokens/s",
-            "tau",
-            "95%",
-            "× autoregressive",
-            "× hydra",
-            "identical",
-            "ties",
-            "score",
-        ),
-        rows=[_arm_cells(summary, row) for row in summary.arms],
-        marks=marks,
-        claims=(6,),
-    )
+def _run(facts: Mapping[str, Any]) -> str:
+    """The run in a line, as far as the facts tell: profile, model (without its folder), hardware, day."""
+    profile, model, day = (str(facts.get(name, "")) for name in ("profile", "model", "date"))
+    told = [profile and f"profile {profile}", Path(model).name, facts.get("hardware"), day[:10]]
+    return " · ".join(filter(None, told))
 
 
-def _arm_cells(summary: Summary, row: ArmSummary) -> list[str]:
-    return [
-        summary.label(row.suite),
-        row.arm,
-        str(row.prompts),
-        f"{row.tokens_per_second:.1f}",
-        f"{row.tau.value:.2f}",
-        interval(row.tau),
-        _ratio_cell(summary.speedup(row.suite, row.arm, AUTOREGRESSIVE)),
-        _ratio_cell(summary.speedup(row.suite, row.arm, "hydra")),
-        f"{row.identical} of {row.requests}",
-        str(row.ties),
-        "" if row.score is None else f"{row.score:.3f} ({row.scored})",
+def _sections(summary: Summary, plots: Sequence[Plot], pareto: Sequence[ParetoPoint]) -> list[Section]:
+    tables = [_times(summary), _acceptance(summary), _entropy(summary), *study_tables(summary, pareto)]
+    found = [
+        Section("Paired comparisons of all arms", NOTE, comparison_matrices(summary), kind="matrix"),
+        Section("More figures: " + ", ".join(plot.title for plot in plots), "", plots=plots),
+        *(Section(table.title, table.note, [table]) for table in tables if table.rows),
     ]
-
-
-def _speedups(summary: Summary) -> PageTable:
-    shown = {ENTMTP, summary.best_adaptive}
-    rows = [row for row in summary.speedups if row.suite == ALL_SUITES or row.arm in shown]
-    return PageTable(
-        title="Paired comparisons",
-        note="All suites together for every arm; entmtp and the best adaptive arm also suite by suite. 'level' "
-        "means that the interval holds 1.",
-        headings=("suite", "arm", "against", "speedup", "verdict", "prompts"),
-        rows=[
-            (summary.label(row.suite), row.arm, row.baseline, ratio(row.ratio), row.verdict, str(row.prompts))
-            for row in rows
-        ],
-        marks=[_mark(row) for row in rows],
-        names=3,
-        claims=(3, 4),
-    )
+    return [section for section in found if section.tables or section.plots]
 
 
 def _times(summary: Summary) -> PageTable:
@@ -126,7 +110,6 @@ def _times(summary: Summary) -> PageTable:
             ]
             for row in summary.arms
         ],
-        marks=[""] * len(summary.arms),
     )
 
 
@@ -149,7 +132,6 @@ def _acceptance(summary: Summary) -> PageTable:
             ]
             for suite, arm in runs
         ],
-        marks=[""] * len(runs),
     )
 
 
@@ -171,16 +153,5 @@ def _entropy(summary: Summary) -> PageTable:
             )
             for row in rows
         ],
-        marks=[""] * len(rows),
         names=3,
     )
-
-
-def _ratio_cell(row: Speedup | None) -> str:
-    if row is None:
-        return ""
-    return ratio(row.ratio) + (" slower" if row.verdict == "slower" else "")
-
-
-def _mark(row: Speedup | None) -> str:
-    return row.verdict if row is not None and row.verdict in ("faster", "slower") else ""

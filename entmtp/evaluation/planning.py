@@ -10,6 +10,7 @@ from entmtp.evaluation.arms import (
     DEFAULT_ARMS,
     LOSSLESS,
     OF_TRAINED,
+    QUICK_ARMS,
     TRANSFER,
     check_acceptance,
     check_arms,
@@ -26,7 +27,7 @@ from entmtp.evaluation.units import make_units
 from entmtp.heads.checkpoint import KINDS, bundled_heads
 from entmtp.heads.native import NATIVE
 from entmtp.models.registry import checked_dtype, resolve_model
-from entmtp.settings import PROFILES, STUDY, BenchmarkSettings
+from entmtp.settings import PROFILES, QUICK, STUDY, BenchmarkSettings
 from entmtp.trees.bank import MIXED, bundled_bank, load_bank
 
 
@@ -108,7 +109,7 @@ def _usual_arms(profile: str, settings: BenchmarkSettings) -> Sequence[str]:
         return OF_TRAINED
     if settings.temperature > 0:
         return (*DEFAULT_ARMS, *LOSSY)
-    return LOSSLESS if profile == STUDY else DEFAULT_ARMS
+    return {QUICK: QUICK_ARMS, STUDY: LOSSLESS}.get(profile, DEFAULT_ARMS)
 
 
 def _foreign_tasks(suites: Sequence[str], arms: Sequence[str]) -> list[str]:

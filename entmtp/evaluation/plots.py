@@ -1,4 +1,4 @@
-"""The report's figures: speedup, tau, entropy against accepted tokens, and one prompt's trees over time."""
+"""The report's figures: speedup, tau, trees over time, and entropy against accepted tokens."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -21,14 +21,14 @@ def draw_plots(folder: Path, summary: Summary, steps: pa.Table) -> list[Plot]:
         plots = [
             _draw_speedups(folder, summary),
             _draw_taus(folder, summary),
-            _draw_entropy(folder, summary),
             _draw_tree_choice(folder, summary, steps),
+            _draw_entropy(folder, summary),
         ]
     return [plot for plot in plots if plot is not None]
 
 
 def _draw_speedups(folder: Path, summary: Summary) -> Plot | None:
-    suites = [*summary.suites, ALL_SUITES] if len(summary.suites) > 1 else summary.suites
+    suites = [ALL_SUITES, *summary.suites] if len(summary.suites) > 1 else summary.suites
     shown: dict[str, dict[str, Estimate]] = {suite: {} for suite in suites}
     for row in summary.speedups:
         if row.baseline == AUTOREGRESSIVE and row.suite in shown:
@@ -129,47 +129,48 @@ def _relation(summary: Summary, suite: str) -> str:
 
 
 def _draw_tree_choice(folder: Path, summary: Summary, steps: pa.Table) -> Plot | None:
-    """Nodes per step, and the entropy beside them, for the prompt with the most changes of tree."""
+    """Nodes of each step's tree, coloured by entropy, for the prompt of each suite on which trees change most often."""
     first = steps.filter(pc.field("repetition") == pc.min(steps["repetition"]))
     shown = _liveliest(first)
     if shown is None:
         return None
-    arm, suite, prompt = shown
-    of_prompt = (pc.field("arm") == arm) & (pc.field("suite") == suite) & (pc.field("prompt_id") == prompt)
-    table = first.filter(of_prompt).sort_by("step")
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
-    number = table["step"].to_numpy()
-    above.step(number, table["nodes"].to_numpy(), where="mid", color=colour(arm), linewidth=1.6)
-    above.set_ylim(bottom=0)
-    above.set_ylabel("tree nodes")
-    below.plot(number, table["entropy"].to_numpy(), ".", color="#aaaaaa", markersize=5, label="entropy of the step")
-    below.plot(number, table["entropy_ema"].to_numpy(), color=colour("hydra-best"), label="its moving average")
-    below.set_ylabel("nats")
-    below.set_xlabel("step")
-    below.legend(loc="upper right", frameon=False, ncols=2, fontsize=8.5)
-    below.set_ylim(0, 1.25 * float(np.nanmax(table["entropy"].to_numpy(), initial=0.1)))
+    arm, prompts = shown
+    suites = [suite for suite in summary.suites if suite in prompts]
+    figure, axes = panels(len(suites), height=2.3)
+    of_arm = first.filter(pc.field("arm") == arm).sort_by("step")
+    highest = 1.25 * float(np.nanmax(of_arm["entropy_ema"].to_numpy(), initial=0.1))
+    for axis, suite in zip(axes, suites, strict=True):
+        table = of_arm.filter((pc.field("suite") == suite) & (pc.field("prompt_id") == prompts[suite]))
+        number, nodes = table["step"].to_numpy(), table["nodes"].to_numpy()
+        axis.vlines(number, 0, nodes, color="#bbbbbb", linewidth=1.2)
+        entropies = table["entropy_ema"].to_numpy()
+        points = axis.scatter(number, nodes, c=entropies, cmap="viridis_r", vmin=0, vmax=highest, s=28, zorder=3)
+        axis.set_title(summary.label(suite))
+    axes[0].set_ylim(bottom=-0.5)
+    figure.supxlabel("step of the answer", fontsize=10)
+    figure.supylabel("nodes of the step's tree", fontsize=10)
+    figure.colorbar(points, ax=axes, label="entropy's moving average (nats)", aspect=30)
     return save(
         figure,
         folder / "trees.png",
-        f"Trees that {arm} chose, {summary.label(suite)}, prompt {prompt}",
-        f"The prompt on which {arm} changes its tree most often, the first of the adaptive arms that ever does. Nodes "
-        "do not count the root; 0 is a plain step.",
+        f"Trees that {arm} chose over time",
+        f"On the prompt of each suite on which {arm}, which does so most of the adaptive arms, changes its tree most "
+        "often. Nodes do not count the root; 0 is a plain step. Dark: the text is hard to predict there.",
     )
 
 
-def _liveliest(steps: pa.Table) -> tuple[str, str, str] | None:
-    """Where a tree changes most often from step to step: (arm, suite, prompt) of the first adaptive arm that does."""
+def _liveliest(steps: pa.Table) -> tuple[str, dict[str, str]] | None:
+    """The adaptive arm that changes its tree most often, and by suite the prompt on which it does so most."""
     trees: dict[str, dict[tuple[str, str], list[str]]] = {}
     columns = steps.select(["arm", "suite", "prompt_id", "step", "tree"]).sort_by("step")
     for row in columns.to_pylist():
         trees.setdefault(row["arm"], {}).setdefault((row["suite"], row["prompt_id"]), []).append(row["tree"])
-    present = [arm for arm in ADAPTIVE if arm in trees]
-    for arm in present:
-        key = max(sorted(trees[arm]), key=lambda key: _changes(trees[arm][key]))
-        if _changes(trees[arm][key]) or arm == present[-1]:
-            return arm, *key
-    return None
+    changes = {arm: {key: _changes(names) for key, names in trees[arm].items()} for arm in ADAPTIVE if arm in trees}
+    if not changes:
+        return None
+    arm = max(changes, key=lambda arm: sum(changes[arm].values()))
+    # In ascending order, so that of each suite's prompts the liveliest stays.
+    return arm, dict(sorted(changes[arm], key=lambda key: (changes[arm][key], key)))
 
 
 def _changes(trees: list[str]) -> int:

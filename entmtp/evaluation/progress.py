@@ -32,6 +32,7 @@ class Progress:
         self._total = Counter(unit.suite for unit in units)
         self._done = self._total - Counter(unit.suite for unit in waiting)
         self._waiting = len(waiting)
+        self._busy_seconds = 0.0
         self._set_aside: Counter[str] = Counter()
         self._began = time.monotonic()
         self._ended = threading.Event()
@@ -59,6 +60,7 @@ class Progress:
         """Counts a unit that is done."""
         self._done[done.unit.suite] += 1
         self._set_aside[done.unit.suite] += len(done.set_aside)
+        self._busy_seconds += done.busy_seconds
 
     def line(self) -> str:
         """'12 of 40 units, 3 workers, 5.0 min gone, about 11.7 min left'."""
@@ -71,7 +73,8 @@ class Progress:
         parts.append(f"{_minutes(elapsed)} gone")
         left = self._total.total() - self._done.total()
         if left and (here := self._waiting - left):
-            parts.append(f"about {_minutes(elapsed * left / here)} left")
+            # Loading the model is no part of a unit, so the first one already tells how long the others take.
+            parts.append(f"about {_minutes(self._busy_seconds / here * left / max(1, workers))} left")
         return ", ".join(parts)
 
     def table(self) -> RenderableType:

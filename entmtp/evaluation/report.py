@@ -64,9 +64,9 @@ def write_report(
     for name, table in found.items():
         write_table(folder / "tables" / name, table)
     write_whole(folder / REQUESTS, lambda unfinished: pq.write_table(requests, unfinished))
-    plots = draw_plots(folder, summary, steps) + draw_study_plots(folder, summary, steps, pareto)
-    write_text(folder / SUMMARY, _as_json(summary, found, facts, plots))
-    return write_text(folder / "index.html", render_page(summary, facts, plots, pareto))
+    plots, study_plots = draw_plots(folder, summary, steps), draw_study_plots(folder, summary, steps, pareto)
+    write_text(folder / SUMMARY, _as_json(summary, found, facts, plots + study_plots))
+    return write_text(folder / "index.html", render_page(summary, facts, plots, study_plots, pareto))
 
 
 def _table(summary: Summary, *, wide: bool) -> Table:

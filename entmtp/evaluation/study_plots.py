@@ -72,7 +72,7 @@ def _draw_entropies(folder: Path, summary: Summary, steps: pa.Table) -> Plot | N
     found = plain_entropies(steps, summary.suites)
     if not found:
         return None
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     axis = figure.subplots()
     for number, (suite, values) in enumerate(found.items()):
         label = f"{summary.label(suite)}, {len(values)} positions"

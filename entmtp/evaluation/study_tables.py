@@ -25,7 +25,6 @@ def _shares(summary: Summary) -> PageTable:
         rows=[
             [summary.label(suite), arm, *(f"{shares[suite, arm, low]:.1%}" for low, _ in SIZES)] for suite, arm in runs
         ],
-        marks=[""] * len(runs),
     )
 
 
@@ -39,7 +38,6 @@ def _uses(summary: Summary) -> PageTable:
         "apart. Shares of the arm's steps, first repetition of each prompt.",
         headings=("suite", "arm", *(f"{place + 1}." for place in range(SHOWN))),
         rows=[[summary.label(suite), arm, *(own + [""] * SHOWN)[:SHOWN]] for (suite, arm), own in uses.items()],
-        marks=[""] * len(uses),
     )
 
 
@@ -57,7 +55,6 @@ def _entropies(summary: Summary) -> PageTable:
             ]
             for row in rows
         ],
-        marks=[""] * len(rows),
         names=1,
     )
 
@@ -80,5 +77,4 @@ def _fastest(summary: Summary, pareto: Sequence[ParetoPoint]) -> PageTable:
             )
             for point in points
         ],
-        marks=[""] * len(points),
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from entmtp.evaluation.intervals import CONFIDENCE, FEWEST_PROMPTS, Estimate
+from entmtp.evaluation.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD, Estimate
 from entmtp.evaluation.quality import metric
 from entmtp.evaluation.summary import (
     ADAPTIVE,
@@ -21,23 +21,38 @@ from entmtp.evaluation.summary import (
 
 _NAMED = 10  # prompts that were set aside; the report's facts name all
 _ENTMTP_AGAINST = ("medusa", "hydra", "medusa-best", "hydra-best", "random", AUTOREGRESSIVE)
+_HEADLINE_AGAINST = (AUTOREGRESSIVE, "medusa", "hydra", "hydra-best")
 _BEST_AGAINST = ("hydra", "medusa", "hydra-best", "random", AUTOREGRESSIVE)
 
 
 def verdicts(summary: Summary) -> list[str]:
     """One sentence per comparison over all suites, none of them twice, and one that says how many there were.
 
-    First entmtp against each arm, then the best adaptive arm, then the others against autoregressive. Behind them,
+    First entmtp against each arm, then the best adaptive arm, then the others against autoregressive. After them,
     how good the answers are, and whether the arms wrote the same.
     """
     told = [(ENTMTP, other) for other in (*_ENTMTP_AGAINST, ORACLE)]
     if (best := summary.best_adaptive) is not None:
         told += [(best, other) for other in (*_BEST_AGAINST, ORACLE)]
     told += [(row.arm, AUTOREGRESSIVE) for row in summary.arms]
-    rows = [row for pair in dict.fromkeys(told) if (row := summary.speedup(ALL_SUITES, *pair)) is not None]
+    return [*_compared(summary, told), *method(summary), *_quality(summary), *_identity(summary.arms)]
+
+
+def headline(summary: Summary) -> list[str]:
+    """The sentences to read first: the best adaptive arm against the usual methods, and whether the text is the same.
+
+    All of them are among `verdicts`.
+    """
+    best = summary.best_adaptive
+    told = [] if best is None else [(best, other) for other in _HEADLINE_AGAINST]
+    return [*_compared(summary, told), *_identity(summary.arms)]
+
+
+def _compared(summary: Summary, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """A sentence per pair (arm, baseline) that was compared over all suites, none of them twice."""
+    rows = [row for pair in dict.fromkeys(pairs) if (row := summary.speedup(ALL_SUITES, *pair)) is not None]
     compared = comparisons(summary)
-    sentences = [share_of_oracle(row, compared) if row.baseline == ORACLE else _against(row, compared) for row in rows]
-    return [*sentences, *_corrected(rows, compared), *_quality(summary), *_identity(summary.arms)]
+    return [share_of_oracle(row, compared) if row.baseline == ORACLE else _against(row, compared) for row in rows]
 
 
 def comparisons(summary: Summary) -> int:
@@ -48,13 +63,16 @@ def comparisons(summary: Summary) -> int:
     return sum((row.arm, row.baseline) in told for row in summary.speedups if row.suite == ALL_SUITES)
 
 
-def _corrected(rows: Sequence[Speedup], compared: int) -> list[str]:
-    if not any(row.ratio.has_interval for row in rows) or compared < 2:
+def method(summary: Summary) -> list[str]:
+    """How the intervals of the sentences were made; empty where there are none."""
+    if not any(row.ratio.has_interval for row in summary.speedups if row.suite == ALL_SUITES):
         return []
-    return [
-        f"these intervals are wide enough to hold all together with {CONFIDENCE:.0%}: {compared} comparisons were"
-        " possible, those of every adaptive arm that might have been the best included (Bonferroni)"
-    ]
+    compared = comparisons(summary)
+    together = (
+        f"; wide enough to hold all together with {CONFIDENCE:.0%}: {compared} comparisons were possible, those of"
+        " every adaptive arm that might have been the best included (Bonferroni)"
+    )
+    return [f"intervals: {METHOD}{together if compared > 1 else ''}"]
 
 
 def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
@@ -130,7 +148,7 @@ def _too_few(row: Speedup) -> str:
 
 
 def _extent(row: Speedup) -> str:
-    return f"{row.suites} suite{'s' * (row.suites > 1)}, {row.prompts} prompts"
+    return f"{row.suites} suite{'s' * (row.suites > 1)}, {row.prompts} prompts, paired t"
 
 
 def _identity(arms: Sequence[ArmSummary]) -> list[str]:

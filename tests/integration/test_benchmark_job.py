@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 SECONDS = 600
 UNITS = 6
-SIZE = ["--prompts=3", "--max-new-tokens=24", "--repetitions=1"]
+SIZE = ["--profile=standard", "--prompts=3", "--max-new-tokens=24", "--repetitions=1"]
 TIMES = {"order", "seconds", "prefill_seconds", "draft_seconds", "verify_seconds", "accept_seconds", "policy_seconds"}
 STEP_TIMES = {"draft_ms", "verify_ms", "accept_ms", "policy_ms"}
 

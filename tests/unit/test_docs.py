@@ -13,6 +13,8 @@ import pytest
 import typer
 
 from entmtp.cli import app
+from entmtp.evaluation.arms import QUICK_ARMS
+from entmtp.settings import PROFILES, QUICK
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -112,3 +114,19 @@ def _parse(command: Any, arguments: list[str]) -> None:
     if hasattr(command, "resolve_command"):
         _, chosen, rest = command.resolve_command(context, [*context._protected_args, *context.args])
         _parse(chosen, rest)
+
+
+def test_the_table_of_profiles_is_that_of_the_settings() -> None:
+    page = (ROOT / "docs" / "suites.md").read_text(encoding="utf-8")
+    rows = {cells[0].strip("`"): cells[1:] for cells in map(_cells, page.splitlines()) if cells}
+    for name, settings in PROFILES.items():
+        numbers = {cell.replace(",", "") for cell in rows[name]}
+        assert str(settings.max_new_tokens) in numbers, name
+        assert settings.repetitions == 3
+        assert str(settings.prompts) in (numbers if settings.temperature == 0 else page)
+    assert re.findall(r"`([\w-]+)`", rows[QUICK][2]) == list(QUICK_ARMS)
+
+
+def _cells(line: str) -> list[str]:
+    """A Markdown table's row, cell by cell; empty for another line."""
+    return [cell.strip() for cell in line.strip("| ").split("|")] if line.startswith("|") else []

@@ -77,7 +77,7 @@ def test_a_benchmark_of_medusa_heads_alone_has_all_policies(saved: Saved, tmp_pa
     plan = make_plan(
         arms=[],
         heads=[f"medusa={saved.heads('medusa')}"],
-        profile="quick",
+        profile="standard",
         suites=["gsm8k"],
         model=str(saved.model),
         banks=saved.banks,

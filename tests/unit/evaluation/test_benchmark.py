@@ -14,12 +14,13 @@ from pyarrow import fs
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import DEFAULT_ARMS, OF_TRAINED
+from entmtp.evaluation.arms import DEFAULT_ARMS, LOSSLESS, OF_TRAINED, QUICK_ARMS
 from entmtp.evaluation.benchmark import describe, run_units, save_unit
 from entmtp.evaluation.dispatch import SetAside, Settled
 from entmtp.evaluation.finish import finish
 from entmtp.evaluation.finished import open_run
 from entmtp.evaluation.forecast import forecast, show_plan, tokens_of
+from entmtp.evaluation.intervals import FEWEST_PROMPTS
 from entmtp.evaluation.local import ThisProcess
 from entmtp.evaluation.placement import Wishes
 from entmtp.evaluation.plan import Plan, bank_task
@@ -64,7 +65,7 @@ def plan_of(saved: Saved, folder: Path, **changes: Any) -> Plan:
 
 def test_a_plan_says_everything_that_a_worker_needs(saved: Saved, tmp_path: Path) -> None:
     plan = plan_of(saved, tmp_path)
-    assert plan.arms == list(DEFAULT_ARMS)
+    assert plan.arms == list(QUICK_ARMS)
     assert (plan.settings.prompts, plan.settings.repetitions) == (2, 3)
     assert {unit.suite for unit in plan.units} == set(SUITES)
     assert sum(len(unit.prompts) for unit in plan.units) == 4
@@ -258,7 +259,7 @@ def test_a_plan_can_be_shown_without_running_anything(saved: Saved, tmp_path: Pa
     console = told()
     plan = plan_of(saved, tmp_path / "run")
     show_plan(plan, ThisProcess(Wishes(device="cpu")), 1, 10.0, console)
-    for said in ("gsm8k", "sharegpt", f"{len(DEFAULT_ARMS)} arms: ", "3 repetitions", "worker-hours", "rests on"):
+    for said in ("gsm8k", "sharegpt", f"{len(QUICK_ARMS)} arms: ", "3 repetitions", "worker-hours", "rests on"):
         assert said in text_of(console)
     assert not (tmp_path / "run").exists()
 
@@ -332,6 +333,27 @@ def test_answers_are_written_for_judges(saved: Saved, tmp_path: Path, banks: Pat
         assert [message["content"] for message in line["messages"]] == ["Hm.", "Yes?", unit.prompts[0].text]
         assert (line["arm"], line["answer"]) == ("hydra", "Four.")
         assert line["reference"] == dict(unit.prompts[0].reference)
+
+
+def test_controls_and_variants_are_for_longer_profiles(saved: Saved, tmp_path: Path) -> None:
+    def arms(profile: str) -> list[str]:
+        return plan_of(saved, tmp_path, profile=profile).arms
+
+    assert {"autoregressive", "medusa", "hydra", "hydra-best", "entmtp", "entmtp-dynamic"} == set(arms("quick"))
+    assert arms("standard") == arms("full") == list(DEFAULT_ARMS)
+    assert set(QUICK_ARMS) < set(DEFAULT_ARMS) < set(LOSSLESS)
+
+
+def test_a_quick_run_has_prompts_enough_and_tells_its_first_result_after_one(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved, tmp_path, overrides={"prompts": None, "max_new_tokens": None, "repetitions": None})
+    assert plan.settings.prompts >= 2 * FEWEST_PROMPTS
+    assert {len(unit.prompts) for unit in plan.units} == {1}
+    console = told()
+    ran: list[str] = []
+    run_units(plan, lambda waiting: fake(waiting, ran), console)
+    suite = plan.units[0].suite
+    first = f"{suite}, 1 of {sum(unit.suite == suite for unit in plan.units)} prompts, tokens/s: hydra "
+    assert first in text_of(console)
 
 
 def test_profiles_that_draw_have_arms_that_can(saved: Saved, tmp_path: Path) -> None:

@@ -227,13 +227,14 @@ def test_verdicts_say_faster_slower_and_level() -> None:
     }
     requests = with_seconds(requests, seconds | others)
     sentences = verdicts(summary_of(requests, steps))
-    assert "entmtp is faster than medusa: 2.50x [2.50, 2.50] (2 suites, 8 prompts)" in sentences
-    assert "entmtp is slower than medusa-best: 0.62x [0.62, 0.62] (2 suites, 8 prompts)" in sentences
+    assert "entmtp is faster than medusa: 2.50x [2.50, 2.50] (2 suites, 8 prompts, paired t)" in sentences
+    assert "entmtp is slower than medusa-best: 0.62x [0.62, 0.62] (2 suites, 8 prompts, paired t)" in sentences
     assert (
-        "entmtp is level with hydra-best: 1.00x [1.00, 1.00], the interval holds 1 (2 suites, 8 prompts)" in sentences
+        "entmtp is level with hydra-best: 1.00x [1.00, 1.00], the interval holds 1 (2 suites, 8 prompts, paired t)"
+        in sentences
     )
-    assert "entmtp reaches 75% [75%, 75%] of oracle's speed (2 suites, 8 prompts)" in sentences
-    assert "hydra is slower than autoregressive: 0.67x [0.67, 0.67] (2 suites, 8 prompts)" in sentences
+    assert "entmtp reaches 75% [75%, 75%] of oracle's speed (2 suites, 8 prompts, paired t)" in sentences
+    assert "hydra is slower than autoregressive: 0.67x [0.67, 0.67] (2 suites, 8 prompts, paired t)" in sentences
     assert sentences[-1].startswith("all 288 requests of the other arms wrote exactly")
 
 
@@ -244,8 +245,8 @@ def test_the_best_adaptive_arm_is_the_fastest_and_no_sentence_comes_twice() -> N
     assert summary.best_adaptive == "entmtp-goodput"
     sentences = verdicts(summary)
     assert len(sentences) == len(set(sentences))
-    assert "entmtp-goodput is faster than random: 2.00x [2.00, 2.00] (2 suites, 8 prompts)" in sentences
-    assert "entmtp-goodput reaches 80% [80%, 80%] of oracle's speed (2 suites, 8 prompts)" in sentences
+    assert "entmtp-goodput is faster than random: 2.00x [2.00, 2.00] (2 suites, 8 prompts, paired t)" in sentences
+    assert "entmtp-goodput reaches 80% [80%, 80%] of oracle's speed (2 suites, 8 prompts, paired t)" in sentences
     assert not any(sentence.startswith("entmtp-dynamic is level with random") for sentence in sentences)
     assert sentences[0].startswith("entmtp is")
     assert summary.speedup("gsm8k", "entmtp-dynamic", "entmtp-transfer") is not None

@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_told(folder: Path) -> None:
 
 def test_a_benchmark_of_native_heads_alone_has_the_arms_that_they_can_do(folder: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
-        "profile": "quick",
+        "profile": "standard",
         "suites": ["gsm8k"],
         "model": str(folder / "model"),
         "banks": folder / "banks",

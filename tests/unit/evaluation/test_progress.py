@@ -23,12 +23,12 @@ def progress(log: StringIO) -> Iterator[Progress]:
     doing = [("10.0.0.7", "gsm8k-1, 4 s"), ("10.0.0.8", "loads the model, 9 s")]
     with Progress(Console(file=log, width=100), UNITS, UNITS[1:], lambda: doing) as made:
         for unit in UNITS[1:4]:
-            made.settled(Settled(unit, set_aside=[LOST] * (unit is UNITS[1])))
+            made.settled(Settled(unit, set_aside=[LOST] * (unit is UNITS[1]), busy_seconds=30.0))
         yield made
 
 
 def test_a_line_says_how_far_it_is(progress: Progress, log: StringIO) -> None:
-    assert progress.line().startswith("4 of 6 units, 2 workers, 1 prompts set aside, 0 s gone, about 0 s left")
+    assert progress.line().startswith("4 of 6 units, 2 workers, 1 prompts set aside, 0 s gone, about 30 s left")
     assert log.getvalue() == "", "nothing is printed within the first minute"
 
 
