@@ -49,7 +49,7 @@ class Shape(ABC):
         self._base: dict[str, Any] = {"id": id, "model": model, "created": int(time.time())}
 
     @abstractmethod
-    def whole(self, answers: Sequence[Answer], usage: CompletionUsage) -> BaseModel:
+    def whole(self, answers: Sequence[Answer], usage: CompletionUsage, metrics: dict[str, Any] | None) -> BaseModel:
         """All answers at once."""
 
     @abstractmethod
@@ -61,8 +61,8 @@ class Shape(ABC):
         """The next part of a choice."""
 
     @abstractmethod
-    def closing(self, usage: CompletionUsage) -> BaseModel:
-        """The chunk without choices that tells the usage."""
+    def closing(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> BaseModel:
+        """The chunk without choices that tells the usage and vLLM's metrics."""
 
     def _positions(self, index: int, part: Answer | Delta) -> list[Position]:
         """The next tokens of a choice, where their log-probabilities were asked for."""
@@ -74,7 +74,9 @@ class Shape(ABC):
 class ChatShape(Shape):
     """/v1/chat/completions."""
 
-    def whole(self, answers: Sequence[Answer], usage: CompletionUsage) -> ChatCompletion:
+    def whole(
+        self, answers: Sequence[Answer], usage: CompletionUsage, metrics: dict[str, Any] | None
+    ) -> ChatCompletion:
         choices = [
             {
                 "index": index,
@@ -85,7 +87,7 @@ class ChatShape(Shape):
             for index, answer in enumerate(answers)
         ]
         return ChatCompletion.model_validate(
-            {**self._base, "object": "chat.completion", "choices": choices, "usage": usage}
+            {**self._base, "object": "chat.completion", "choices": choices, "usage": usage, "metrics": metrics}
         )
 
     def opening(self, index: int) -> ChatCompletionChunk:
@@ -100,13 +102,12 @@ class ChatShape(Shape):
         }
         return self._chunk([choice])
 
-    def closing(self, usage: CompletionUsage) -> ChatCompletionChunk:
-        return self._chunk([], usage)
+    def closing(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> ChatCompletionChunk:
+        return self._chunk([], usage=usage, metrics=metrics)
 
-    def _chunk(self, choices: list[dict[str, Any]], usage: CompletionUsage | None = None) -> ChatCompletionChunk:
-        return ChatCompletionChunk.model_validate(
-            {**self._base, "object": "chat.completion.chunk", "choices": choices, "usage": usage}
-        )
+    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> ChatCompletionChunk:
+        made = {**self._base, "object": "chat.completion.chunk", "choices": choices, "usage": None, **more}
+        return ChatCompletionChunk.model_validate(made)
 
 
 def _chat_logprobs(positions: Sequence[Position]) -> dict[str, Any] | None:
@@ -128,9 +129,9 @@ def _chat_token(one: TokenText) -> dict[str, Any]:
 class CompletionShape(Shape):
     """/v1/completions: a stream has the shape of the whole."""
 
-    def whole(self, answers: Sequence[Answer], usage: CompletionUsage) -> Completion:
+    def whole(self, answers: Sequence[Answer], usage: CompletionUsage, metrics: dict[str, Any] | None) -> Completion:
         choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
-        return self._completion(choices, usage)
+        return self._completion(choices, usage=usage, metrics=metrics)
 
     def opening(self, index: int) -> None:
         return None
@@ -138,12 +139,12 @@ class CompletionShape(Shape):
     def chunk(self, index: int, delta: Delta) -> Completion:
         return self._completion([self._choice(index, delta)])
 
-    def closing(self, usage: CompletionUsage) -> Completion:
-        return self._completion([], usage)
+    def closing(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> Completion:
+        return self._completion([], usage=usage, metrics=metrics)
 
-    def _completion(self, choices: list[dict[str, Any]], usage: CompletionUsage | None = None) -> Completion:
+    def _completion(self, choices: list[dict[str, Any]], **more: Any) -> Completion:
         # A chunk has no reason to finish yet, which the type of a whole completion can't say.
-        made = {**self._base, "object": "text_completion", "choices": choices, "usage": usage}
+        made = {**self._base, "object": "text_completion", "choices": choices, "usage": None, **more}
         return Completion.construct(**made)
 
     def _choice(self, index: int, part: Answer | Delta) -> dict[str, Any]:

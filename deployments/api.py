@@ -48,6 +48,7 @@ from deployments.schema import (
     TokenizeRequest,
 )
 from deployments.service import Service, Work
+from deployments.speculative_metrics import metrics_of
 from deployments.usage import usage_of, usage_so_far
 
 _log = logging.getLogger("ray.serve")
@@ -170,7 +171,8 @@ async def _answer(service: Service, body: Generation, work: Work, shape: Shape, 
     stream = _timely(service.run(work, retries(request.scope)), body.timeout_s, service.args.limits.request_seconds)
     if not body.stream:
         await _gather(stream, answers, entry)
-        return JSONResponse(shape.whole(answers, usage_of(work, answers)).model_dump(mode="json", exclude_unset=True))
+        whole = shape.whole(answers, usage_of(work, answers), metrics_of(answers))
+        return JSONResponse(whole.model_dump(mode="json", exclude_unset=True))
     # Before the response is begun, a refusal still has a status of its own.
     first = await anext(stream)
     events = _events(first, stream, work, answers, shape, entry, body.stream_options or StreamOptions())
@@ -206,7 +208,7 @@ async def _events(
                 answers[delta.index].take(delta)
                 yield _event(chunk, usage)
         if options.include_usage:
-            yield _event(shape.closing(usage_of(work, answers)))
+            yield _event(shape.closing(usage_of(work, answers), metrics_of(answers)))
         yield "data: [DONE]\n\n"
     except ApiError as error:
         entry.fails(error)

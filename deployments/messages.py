@@ -48,6 +48,7 @@ class Account:
 
     Attributes:
         method, task: that it was written with; `user_config` may have changed what the engine began with.
+        deepest: levels of the deepest tree of a step.
         part_ms: of all steps together, by part.
     """
 
@@ -57,6 +58,7 @@ class Account:
     drafted: int
     accepted: int
     accepted_by_depth: list[int]
+    deepest: int
     part_ms: dict[str, float]
     reused_tokens: int
     waiting_ms: float
@@ -72,6 +74,7 @@ class Account:
             drafted=done.drafted,
             accepted=done.accepted,
             accepted_by_depth=done.accepted_by_depth,
+            deepest=max((step.topology.max_depth for step in done.steps), default=0),
             part_ms={part: 1e3 * done.part_seconds(part) for part in PARTS},
             reused_tokens=done.reused_tokens,
             waiting_ms=1e3 * done.waiting_seconds,

@@ -11,12 +11,15 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, Field
 
+from deployments.speculative_metrics import RequestMetrics
 from entmtp import __version__
 
 _ABOUT = """Text from a large language model, faster, token for token the same.
 
 The paths under `/v1` are OpenAI's, and its clients work with them. Parameters that OpenAI doesn't have go by vLLM's
-names. `speculation` is an extension of this service, in requests and in `usage`."""
+names. `speculation` is an extension of this service, in requests and in `usage`; `metrics.speculative_decoding` of an
+answer has vLLM's names for the same."""
+_METRICS = "how one answer's steps went; null for several answers, and where nothing was drafted"
 
 BEARER = HTTPBearer(
     auto_error=False, scheme_name="API key", description="Needed where the service has keys; `sk-…`, as it was given"
@@ -109,8 +112,20 @@ def _answers(model: type[BaseModel], about: str) -> dict[int | str, dict[str, An
     return {200: {"description": about, "model": model, "content": {"text/event-stream": events}}, **ERRORS}
 
 
-CHAT_ANSWERS = _answers(ChatCompletion, "the answers, with their usage")
-COMPLETION_ANSWERS = _answers(Completion, "the continuations, with their usage")
+class ChatAnswer(ChatCompletion):
+    """OpenAI's answer to a chat, with vLLM's `metrics`."""
+
+    metrics: RequestMetrics | None = Field(None, description=_METRICS)
+
+
+class CompletionAnswer(Completion):
+    """OpenAI's continuation of texts, with vLLM's `metrics`."""
+
+    metrics: RequestMetrics | None = Field(None, description=_METRICS)
+
+
+CHAT_ANSWERS = _answers(ChatAnswer, "the answers, with their usage")
+COMPLETION_ANSWERS = _answers(CompletionAnswer, "the continuations, with their usage")
 
 
 def described_api() -> FastAPI:

@@ -4,11 +4,14 @@
     python jobs/load.py --endpoint entmtp=http://127.0.0.1:8000/v1 --model smollm2-135m --users 4
     python jobs/load.py --endpoint dynamic=http://HOST/v1#entmtp-dynamic --endpoint hydra=http://HOST/v1#hydra \\
         --model vicuna-7b --rate 3 --requests 200
+    python jobs/load.py --endpoint here=http://127.0.0.1:8000/v1 --model smollm2-135m --suite speed-bench-1k \\
+        --data speed-bench-1k=throughput_1k.jsonl
     ray job submit --working-dir . -- python jobs/load.py --endpoint … --results /shared/results
 
 `--users` is a closed loop: so many ask again when answered. `--rate` is an open loop: requests at random moments, so
-many a second, whatever has been answered. Two endpoints take turns, round by round, with the same prompts at the same
-moments, and their texts are compared.
+many a second, whatever has been answered. Either takes several numbers, with commas between; without both there are 1,
+2, 4 … 64 users. A table and a figure show throughput against latency. Two endpoints take turns, round by round, with
+the same prompts at the same moments, and their texts are compared.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import asyncio
 import itertools
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,18 +29,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 
 if TYPE_CHECKING:
-    from entmtp.evaluation.load.load_summary import LoadSummary, Slo
-    from entmtp.evaluation.load.traffic import Outcome, Traffic
+    from entmtp.evaluation.load.levels import Level
+    from entmtp.evaluation.load.traffic import Traffic
     from entmtp.evaluation.load.turns import Rounds
 
-_PROMPTS = 64
 _WIDTH = 150
 """Of the table, where no terminal says how wide it may be."""
 
@@ -46,11 +48,16 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 def main(
     endpoint: Annotated[list[str], typer.Option(help="NAME=URL or NAME=URL#METHOD; at most two")],
     model: Annotated[str, typer.Option(help="the model to ask for")],
-    users: Annotated[int | None, typer.Option(min=1, help="closed loop: so many at once")] = None,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="open loop: requests a second")] = None,
-    requests: Annotated[int, typer.Option(min=1, help="in each round")] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="turns of each endpoint")] = 3,
-    suite: Annotated[list[str] | None, typer.Option(help="prompts of these; default: all")] = None,
+    users: Annotated[
+        str | None, typer.Option(help="closed loops: so many at once, such as 4 or 1,8,64 (default: 1,2,4,8,16,32,64)")
+    ] = None,
+    rate: Annotated[str | None, typer.Option(help="open loops: requests a second, such as 2 or 0.5,1,2")] = None,
+    requests: Annotated[int, typer.Option(min=1, help="in each round, or two for each user if that is more")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="turns of each endpoint at each load")] = 3,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="prompts of these, see docs/suites.md (default: the paper's four)")
+    ] = None,
+    data: Annotated[list[str] | None, typer.Option(help="SUITE=FILE in the suite's schema; may repeat")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="new tokens of each request")] = 64,
     slo_ttft: Annotated[float, typer.Option(min=0, help="seconds until the first token that are promised")] = 1.0,
     slo_tpot: Annotated[float, typer.Option(min=0, help="seconds for each other token that are promised")] = 0.1,
@@ -61,34 +68,35 @@ def main(
 ) -> None:
     """Send load, and say what users saw."""
     with told_plainly("load", interrupted="nothing was recorded"):
-        import pyarrow.parquet as pq
-
-        from entmtp.evaluation.load.load_summary import Slo, outcome_table, summarise_load
+        from entmtp.evaluation.flat_tables import write_table
+        from entmtp.evaluation.load.levels import levels_of
+        from entmtp.evaluation.load.load_plot import draw_load
+        from entmtp.evaluation.load.load_summary import Slo, level_table, outcome_table, summarise_load
+        from entmtp.evaluation.load.load_table import comparison_lines, terminal_table
         from entmtp.evaluation.load.traffic import Endpoint, Traffic
         from entmtp.evaluation.load.turns import texts_of
+        from entmtp.evaluation.options import named_paths
         from entmtp.evaluation.storage import check_lasting
-        from entmtp.evaluation.suites import PAPER_SUITES
+        from entmtp.evaluation.suites import FAMILIES, suite_names
         from entmtp.evaluation.tracking import LOAD_EXPERIMENT, check_tracking, default_tracking_uri, log_load
         from entmtp.evaluation.tracking_names import check_names
-        from entmtp.files import write_whole
 
-        if (users is None) == (rate is None):
-            raise EntMTPError("users: give either --users (closed loop) or --rate (open loop)")
+        levels, suites = levels_of(users, rate), suite_names(suite or [])
+        files = named_paths("data", data or [], FAMILIES)
         key = os.environ.get(KEY_VARIABLE, "none")
         endpoints = [Endpoint.parse(text, model, key) for text in endpoint]
         if len(endpoints) > 2 or len({one.name for one in endpoints}) < len(endpoints):
             raise EntMTPError("endpoint: give one, or two with different names")
         facts: dict[str, Any] = {
             "model": model,
-            "users": users,
-            "rate": rate,
+            "levels": ", ".join(map(str, levels)),
             "requests": requests,
             "rounds": rounds,
             "seed": seed,
             "max_tokens": max_tokens,
             "slo.ttft": slo_ttft,
             "slo.tpot": slo_tpot,
-            "suites": suite or list(PAPER_SUITES),
+            "suites": suites,
         }
         keys = {one.name: f"endpoint.{one.name}" for one in endpoints}
         check_names("endpoint", keys)
@@ -97,82 +105,55 @@ def main(
         uri = tracking_uri or default_tracking_uri(results)
         results.mkdir(parents=True, exist_ok=True)
         check_tracking(uri, LOAD_EXPERIMENT)
-        prompts = _prompts(suite or list(PAPER_SUITES), seed)
+        sent = rounds * sum(level.requests(requests) for level in levels)
+        prompts = _prompts(suites, files, sent, seed)
         traffic = [Traffic(one, prompts, max_tokens, timeout) for one in endpoints]
-        found = asyncio.run(_run(traffic, users, rate, requests, rounds, seed))
-        texts = texts_of(found[endpoints[0].name])
+        found = asyncio.run(_run(traffic, levels, requests, rounds, seed))
         slo = Slo(slo_ttft, slo_tpot)
-        summaries = [summarise_load(name, its, slo, texts) for name, its in found.items()]
-        table = outcome_table(found)
-        write_whole(results / "requests.parquet", lambda path: pq.write_table(table, path))
-        _show(summaries, found, slo)
-        print(f"MLflow: {log_load(uri, LOAD_EXPERIMENT, facts, summaries, table).open_command}")
+        summaries = {
+            level: [summarise_load(name, its, slo, texts_of(each[endpoints[0].name])) for name, its in each.items()]
+            for level, each in found.items()
+        }
+        tables = {"requests": outcome_table(found), "levels": level_table(summaries)}
+        for name, table in tables.items():
+            write_table(results / name, table)
+        plot = draw_load(results / "throughput.png", summaries)
+        console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+        console.print(terminal_table(summaries, slo))
+        for level, each in found.items():
+            for line in comparison_lines(level, each, summaries[level]):
+                console.print(line)
+        console.print(f"Throughput against latency: {plot.path}", soft_wrap=True)
+        print(f"MLflow: {log_load(uri, LOAD_EXPERIMENT, facts, summaries, tables, plot.path).open_command}")
 
 
-def _prompts(suites: list[str], seed: int) -> list[str]:
-    """Scored prompts, the suites' by turns."""
-    from entmtp.evaluation.suites import scored_prompts
+def _prompts(suites: list[str], files: Mapping[str, str], count: int, seed: int) -> list[str]:
+    """Scored prompts without earlier messages, the suites' by turns, as many as there are requests if there are."""
+    from entmtp.evaluation.suites import get_suite, scored_prompts
 
-    each = [scored_prompts(name, _PROMPTS, seed) for name in suites]
-    return [prompt.text for row in itertools.zip_longest(*each) for prompt in row if prompt is not None]
+    of_each = -(-count // len(suites))
+    each = [scored_prompts(name, of_each, seed, files.get(get_suite(name).family)) for name in suites]
+    return [one.text for row in itertools.zip_longest(*each) for one in row if one is not None and not one.history]
 
 
 async def _run(
-    traffic: list[Traffic], users: int | None, rate: float | None, requests: int, rounds: int, seed: int
-) -> Rounds:
-    from entmtp.evaluation.load.turns import in_turns
+    traffic: list[Traffic], levels: list[Level], requests: int, rounds: int, seed: int
+) -> dict[Level, Rounds]:
+    from entmtp.evaluation.load.turns import sweep
 
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("requests", total=requests * rounds * len(traffic))
-
-        async def send(one: Traffic, at: int) -> list[Outcome]:
-            numbers = range(at * requests, (at + 1) * requests)
-            if users is not None:
-                return await one.closed(numbers, users, lambda _: bar.advance(task))
-            assert rate is not None
-            return await one.open(numbers, rate, seed + at, lambda _: bar.advance(task))
-
-        return await in_turns(traffic, rounds, send)
-
-
-def _show(summaries: list[LoadSummary], found: Rounds, slo: Slo) -> None:
-    from entmtp.evaluation.load.load_summary import speedup
-    from entmtp.evaluation.verdicts import ratio
-
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
-    table = Table(title=f"ms as p50 / p90 / p99; SLO: first token in {slo.ttft:g} s, others in {slo.tpot:g} s each")
-    for column in (
-        "endpoint",
-        "requests",
-        "tokens/s",
-        "tau",
-        "TTFT",
-        "TPOT",
-        "ITL",
-        "E2E",
-        "in SLO",
-        "good/s",
-        "errors",
-    ):
-        table.add_column(column)
-    for one in summaries:
-        times = [
-            " / ".join(f"{1e3 * value:.0f}" for value in one.percentiles[name].values())
-            if name in one.percentiles
-            else "–"
-            for name in ("ttft", "tpot", "itl", "e2e")
-        ]
-        errors = ", ".join(f"{kind}: {count}" for kind, count in one.errors.items()) or "none"
-        tau = "–" if one.tau is None else f"{one.tau:.2f}"
-        cells = [one.endpoint, str(one.requests), f"{one.tokens_per_second:.1f}", tau, *times]
-        table.add_row(*cells, f"{one.kept:.0%}", f"{one.goodput:.2f}", errors)
-    console.print(table)
-    if len(summaries) == 2:
-        (a, mine), (b, theirs) = found.items()
-        for quantity, words in {"e2e": "whole answers", "ttft": "first tokens"}.items():
-            if (found_ratio := speedup(mine, theirs, quantity)) is not None:
-                console.print(f"{a} over {b}, {words}: {ratio(found_ratio)}")
-        console.print(f"texts that differ: {summaries[1].differing} of {summaries[1].requests}")
+    total = rounds * len(traffic) * sum(level.requests(requests) for level in levels)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("requests", total=total)
+        return await sweep(
+            traffic,
+            levels,
+            rounds,
+            requests,
+            seed,
+            lambda what: bar.update(task, description=what),
+            lambda _: bar.advance(task),
+        )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.replay import all_trees
+from entmtp.evaluation.suites.speed_bench import FAMILIES as SPEED_BENCH_FAMILIES
 from entmtp.evaluation.summary import LOSSY
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.native import NATIVE
@@ -72,9 +73,9 @@ TRANSFER = {
     "gsm8k": "sharegpt",
     "sharegpt": "gsm8k",
     "litbench": "humaneval",
-    "mt-bench": "humaneval",
-    "spec-bench": "humaneval",
-    "custom": "humaneval",
+    "math500": "sharegpt",
+    "mbpp": "litbench",
+    **dict.fromkeys(("mt-bench", "spec-bench", *SPEED_BENCH_FAMILIES, "custom"), "humaneval"),
 }
 """Whose bank ``entmtp-transfer`` uses on a family of suites: one of quite another kind of text."""
 

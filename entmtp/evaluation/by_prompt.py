@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from entmtp.evaluation.intervals import Estimate, Floats, ratio_of_sums
+from entmtp.evaluation.suites import SUITES
 from entmtp.evaluation.summary import AUTOREGRESSIVE, ENTMTP, LOSSY, ORACLE
 
 Request = dict[str, Any]
 Prompts = Mapping[str, Sequence[Request]]  # prompt -> its repetitions
 
-_SUITE_ORDER = ("humaneval", "gsm8k", "sharegpt", "litbench")
+_SUITE_ORDER = tuple(SUITES)
 _ARM_ORDER = (
     *(AUTOREGRESSIVE, "medusa", "medusa-best", "hydra", "hydra-best", "native", "native-best"),
     *(ENTMTP, "entmtp-goodput"),

@@ -26,7 +26,9 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
 
     def benchmark(
         profile: Annotated[str, typer.Option(help=f"one of {', '.join(PROFILES)}")] = "quick",
-        suite: Annotated[list[str] | None, typer.Option(help="repeat for several (default: the paper's four)")] = None,
+        suite: Annotated[
+            list[str] | None, typer.Option(help="repeat for several, see docs/suites.md (default: the paper's four)")
+        ] = None,
         arm: Annotated[
             list[str] | None, typer.Option(help="repeat for several (default: those of the profile)")
         ] = None,

@@ -127,13 +127,18 @@ def _speedups(runs: _Runs, arm: str, baseline: str) -> list[Speedup]:
 def _depth_acceptance(steps: pa.Table, suite: str, arm: str) -> list[DepthAcceptance]:
     table = steps.filter((pc.field("suite") == suite) & (pc.field("arm") == arm))
     reach, kept = table["depth"].to_numpy(), table["accepted"].to_numpy() - 1
-    return [
-        DepthAcceptance(
-            suite=suite,
-            arm=arm,
-            depth=depth,
-            steps=int((reach >= depth).sum()),
-            rate=float((kept[reach >= depth] >= depth).mean()),
+    rows = []
+    for depth in range(1, int(reach.max(initial=0)) + 1):
+        reaching = kept[reach >= depth]
+        there, parents = int((reaching >= depth).sum()), int((reaching >= depth - 1).sum())
+        rows.append(
+            DepthAcceptance(
+                suite=suite,
+                arm=arm,
+                depth=depth,
+                steps=len(reaching),
+                rate=there / len(reaching),
+                conditional=there / parents if parents else None,
+            )
         )
-        for depth in range(1, int(reach.max(initial=0)) + 1)
-    ]
+    return rows

@@ -18,7 +18,7 @@ from entmtp.evaluation.page_table import PageTable
 from entmtp.evaluation.page_template import TEMPLATE
 from entmtp.evaluation.pareto import ParetoPoint
 from entmtp.evaluation.study_tables import study_tables
-from entmtp.evaluation.summary import Summary
+from entmtp.evaluation.summary import DepthAcceptance, Summary
 from entmtp.evaluation.verdicts import caveats, headline, interval, method, verdicts
 
 _TITLE = "EntMTP benchmark"
@@ -119,20 +119,25 @@ def _acceptance(summary: Summary) -> PageTable:
     runs = list(dict.fromkeys((row.suite, row.arm) for row in summary.depths))
     return PageTable(
         title="Acceptance by depth",
-        note="Of the steps whose tree reaches a depth, the share that kept a token of that depth.",
+        note="Of the steps whose tree reaches a depth, the share that kept a token of that depth: joint, of them all, "
+        "and in brackets conditional, of those that kept a token of the depth before.",
         headings=("suite", "arm", *(f"depth {depth}" for depth in range(1, deepest + 1))),
         rows=[
             [
                 summary.label(suite),
                 arm,
                 *(
-                    f"{rates[suite, arm, depth].rate:.1%}" if (suite, arm, depth) in rates else ""
+                    _depth_cell(rates[suite, arm, depth]) if (suite, arm, depth) in rates else ""
                     for depth in range(1, deepest + 1)
                 ),
             ]
             for suite, arm in runs
         ],
     )
+
+
+def _depth_cell(row: DepthAcceptance) -> str:
+    return f"{row.rate:.1%}" + ("" if row.conditional is None else f" ({row.conditional:.1%})")
 
 
 def _entropy(summary: Summary) -> PageTable:

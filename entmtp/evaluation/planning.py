@@ -17,6 +17,7 @@ from entmtp.evaluation.arms import (
     kind_of,
     with_native,
 )
+from entmtp.evaluation.options import named_paths
 from entmtp.evaluation.plan import Plan, bank_task, identity_of
 from entmtp.evaluation.runner import Workplace
 from entmtp.evaluation.storage import Store
@@ -72,7 +73,7 @@ def make_plan(
     checked_dtype(dtype)
     place = Workplace(str(resolve_model(model)), sources, files, device, threads, dtype)
     identity = identity_of(place)
-    data_files = _pairs("data", data, list(FAMILIES))
+    data_files = named_paths("data", data, FAMILIES)
     uncalibrated = [suite for suite in chosen_suites if bank_task(place, suite) == MIXED]
     units = make_units(chosen_suites, data_files, chosen_arms, settings, identity, uncalibrated)
     depends_on = {"arms": ", ".join(chosen_arms)} | {
@@ -120,7 +121,7 @@ def _foreign_tasks(suites: Sequence[str], arms: Sequence[str]) -> list[str]:
 
 def _heads_sources(model: str, given: Sequence[str]) -> dict[str, str]:
     if given:
-        sources = _pairs("heads", given, [*KINDS, NATIVE])
+        sources = named_paths("heads", given, [*KINDS, NATIVE])
     elif model == "bundled":
         sources = {kind: str(bundled_heads(kind)) for kind in KINDS}
     else:
@@ -151,13 +152,3 @@ def _bank_path(suite: str, kind: str, model: str, banks: Path | None) -> Path:
     path = own if own.is_file() else other
     load_bank(path)
     return path
-
-
-def _pairs(option: str, texts: Sequence[str], known: list[str]) -> dict[str, str]:
-    pairs = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not value or name not in known:
-            raise EntMTPError(f"{option}: '{text}' is not NAME=PATH with NAME one of {', '.join(known)}")
-        pairs[name] = value
-    return pairs

@@ -29,6 +29,8 @@ def arm_metrics(summary: Summary, row: ArmSummary) -> dict[str, float]:
     for depth in summary.depths:
         if (depth.suite, depth.arm) == (row.suite, row.arm):
             metrics[f"acceptance_depth_{depth.depth}"] = depth.rate
+            if depth.conditional is not None:
+                metrics[f"conditional_acceptance_depth_{depth.depth}"] = depth.conditional
     for speedup in summary.speedups:
         if (speedup.suite, speedup.arm) == (row.suite, row.arm):
             metrics |= _with_interval(f"speedup_against_{speedup.baseline}", speedup.ratio)

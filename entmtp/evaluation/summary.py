@@ -103,13 +103,14 @@ def verdict(ratio: Estimate) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DepthAcceptance:
-    """Of the steps whose tree reaches `depth`, the share that kept a token of that depth (the root is depth 0)."""
+    """Shares of the steps whose tree reaches `depth` (the root is depth 0) that kept a token of that depth."""
 
     suite: str
     arm: str
     depth: int
     steps: int
-    rate: float
+    rate: float  # joint: of them all
+    conditional: float | None  # of those that kept a token of every depth before; none where there is none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+    from entmtp.evaluation.load.levels import Level
     from entmtp.evaluation.load.load_summary import LoadSummary
 
 BENCHMARK_EXPERIMENT = "entmtp-benchmark"
@@ -175,9 +176,16 @@ def fetch_report(tracking_uri: str, run: str, folder: Path, files: Sequence[str]
 
 
 def log_load(
-    tracking_uri: str, experiment: str, facts: Mapping[str, Any], summaries: Sequence["LoadSummary"], requests: pa.Table
+    tracking_uri: str,
+    experiment: str,
+    facts: Mapping[str, Any],
+    summaries: Mapping["Level", Sequence["LoadSummary"]],
+    tables: Mapping[str, pa.Table],
+    plot: Path,
 ) -> TrackedRun:
-    """Log a load test as a parent run with a nested run per endpoint, and the table of all requests.
+    """Log a load test as a parent run with a nested run per level and endpoint.
+
+    The parent holds the facts as parameters, the tables and the figure of throughput against latency.
 
     Raises:
         EntMTPError: MLflow is missing, or refuses the address.
@@ -187,10 +195,15 @@ def log_load(
         experiment_id = _experiment(client, tracking_uri, experiment)
         with _run(client, experiment_id, "load", {}) as parent:
             _log_batch(client, parent, {}, dict(flat_facts(facts)))
-            client.log_table(parent, requests.to_pydict(), "requests.json")
-            for summary in summaries:
-                with _run(client, experiment_id, summary.endpoint, {"mlflow.parentRunId": parent}) as run:
-                    _log_batch(client, run, summary.metrics(), {"endpoint": summary.endpoint})
+            for name, table in tables.items():
+                client.log_table(parent, table.to_pydict(), f"{name}.json")
+            client.log_artifact(parent, str(plot))
+            for level, found in summaries.items():
+                given = {name: str(value) for name, value in asdict(level).items() if value is not None}
+                for one in found:
+                    nested = {"mlflow.parentRunId": parent}
+                    with _run(client, experiment_id, f"{one.endpoint}, {level}", nested) as run:
+                        _log_batch(client, run, one.metrics(), {"endpoint": one.endpoint, **given})
     return TrackedRun(tracking_uri, experiment_id, parent, {})
 
 

@@ -23,7 +23,7 @@ from deployments.service import Service
 from deployments.settings import AppArgs
 
 ENGINE = {"name": "e", "model_name": "m", "engine": {"context": 256}}
-ACCOUNT = Account("entmtp-dynamic", "sharegpt", 2, 8, 2, [1, 1], {"draft": 1.0, "verify": 2.0}, 0, 0.0, 3.0)
+ACCOUNT = Account("entmtp-dynamic", "sharegpt", 2, 8, 2, [1, 1], 3, {"draft": 1.0, "verify": 2.0}, 0, 0.0, 3.0)
 GOOD = [Delta(0, [504, 253], " a b"), Delta(0, [28], " c", finish_reason="stop", account=ACCOUNT)]
 SECRET = "sk-secret"
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "a private question"}], "max_tokens": 8}
@@ -170,6 +170,7 @@ def test_usage_counts_prompt_and_answer() -> None:
     assert body["usage"]["prompt_tokens"] == len(call.prompt)
     assert body["usage"]["completion_tokens"] == 3
     assert body["usage"]["speculation"]["tau"] == 1.5
+    assert body["metrics"]["speculative_decoding"]["mean_acceptance_length"] == 2.0
     assert body["choices"][0]["message"]["content"] == " a b c"
     assert body["choices"][0]["finish_reason"] == "stop"
     streamed = client.post(
@@ -177,6 +178,7 @@ def test_usage_counts_prompt_and_answer() -> None:
     )
     *_, usage, done = events(streamed.text)
     assert usage["usage"] == body["usage"]
+    assert usage["metrics"] == body["metrics"]
     assert usage["choices"] == []
     assert done == "[DONE]"
 
@@ -193,6 +195,18 @@ def test_every_answer_is_a_call_of_its_own_and_comes_in_its_place() -> None:
     assert lengths[0] < lengths[1]
     assert body["usage"]["prompt_tokens"] == sum(lengths)  # each prompt once
     assert body["usage"]["completion_tokens"] == 16 * 3
+    assert body["metrics"] is None
+
+
+def test_a_continuation_has_vllms_metrics_whole_and_at_the_end_of_a_stream() -> None:
+    client, _ = api()
+    asked = {"model": "m", "prompt": "a"}
+    whole = client.post("/v1/completions", json=asked).json()
+    assert whole["metrics"]["speculative_decoding"]["acceptance_histogram"] == [1, 0, 1, 0]
+    streamed = client.post("/v1/completions", json=asked | {"stream": True, "stream_options": {"include_usage": True}})
+    *chunks, last, _ = events(streamed.text)
+    assert last["metrics"] == whole["metrics"]
+    assert all("metrics" not in chunk for chunk in chunks)
 
 
 def test_what_never_fits_is_told_so() -> None:

@@ -333,7 +333,7 @@ def test_the_api_describes_itself_without_other_hosts() -> None:
             schema = next(iter(operation["responses"]["200"]["content"].values()))["schema"]
             assert schema, path
     chat = document["paths"]["/v1/chat/completions"]["post"]["responses"]
-    assert chat["200"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ChatCompletion"}
+    assert chat["200"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ChatAnswer"}
     assert chat["400"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
     fields = document["components"]["schemas"]["ChatRequest"]["properties"]
     assert all("description" in fields[name] for name in ("max_tokens", "temperature", "stop", "seed", "n", "stream"))

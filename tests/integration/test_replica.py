@@ -66,6 +66,7 @@ def test_calls_are_answered_and_accounted_for(
         assert last.finish_reason == "length"
         assert last.account is not None
         assert last.account.accepted == sum(last.account.accepted_by_depth)
+        assert last.account.deepest >= len(last.account.accepted_by_depth) > 0
         told = await replica.record_autoscaling_stats()
         assert told[OUTSTANDING] == 0
         assert told[SPEED] > 0

@@ -143,7 +143,7 @@ def test_data_that_does_not_fit(content: str, said: str, saved: Saved, tmp_path:
 
 
 def test_data_of_no_suite_or_nowhere(saved: Saved) -> None:
-    refused("data: 'mbpp=x' is not NAME=PATH with NAME one of humaneval", *benchmark(saved), "--data=mbpp=x")
+    refused("data: 'nosuch=x' is not NAME=PATH with NAME one of humaneval", *benchmark(saved), "--data=nosuch=x")
     refused("nowhere.jsonl does not exist", *benchmark(saved), "--data=gsm8k=nowhere.jsonl")
 
 

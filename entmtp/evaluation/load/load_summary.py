@@ -10,10 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from entmtp.evaluation.intervals import Estimate, paired_ratio
+from entmtp.evaluation.load.levels import Level
 from entmtp.evaluation.load.traffic import Outcome
 from entmtp.evaluation.tracking_names import key_part
 
 PERCENTILES = (50, 90, 99)
+QUANTITIES = ("ttft", "tpot", "itl", "e2e")
+"""Of latency: until the first token, per token after it, between parts that came, of the whole answer."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class LoadSummary:
     """Of one endpoint; times in seconds.
 
     Attributes:
-        percentiles: by quantity (ttft, tpot, itl, e2e), then by percentile.
+        percentiles: by quantity (:data:`QUANTITIES`), then by percentile.
         goodput: requests a second that kept the promise.
         differing: answers that are not, character for character, those of the first endpoint.
     """
@@ -119,11 +122,13 @@ def speedup(rounds: Sequence[Sequence[Outcome]], others: Sequence[Sequence[Outco
     return paired_ratio(seconds(theirs), seconds(mine)).estimate()
 
 
-def outcome_table(found: Mapping[str, Sequence[Sequence[Outcome]]]) -> pa.Table:
+def outcome_table(found: Mapping[Level, Mapping[str, Sequence[Sequence[Outcome]]]]) -> pa.Table:
     """A row for each request."""
     rows = [
         {
             "endpoint": endpoint,
+            "users": level.users,
+            "rate": level.rate,
             "round": at,
             "number": one.number,
             "began": one.began,
@@ -134,9 +139,35 @@ def outcome_table(found: Mapping[str, Sequence[Sequence[Outcome]]]) -> pa.Table:
             "tau": one.tau,
             "error": one.error,
         }
-        for endpoint, rounds in found.items()
+        for level, endpoints in found.items()
+        for endpoint, rounds in endpoints.items()
         for at, round_ in enumerate(rounds)
         for one in round_
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def level_table(summaries: Mapping[Level, Sequence[LoadSummary]]) -> pa.Table:
+    """A row for each endpoint at each level: throughput, and the percentiles of latency in seconds."""
+    rows = [
+        {
+            "endpoint": one.endpoint,
+            "users": level.users,
+            "rate": level.rate,
+            "requests": one.requests,
+            "errors": sum(one.errors.values()),
+            "tokens_per_second": one.tokens_per_second,
+            "goodput_requests_per_second": one.goodput,
+            "slo_share": one.kept,
+            "tau": one.tau,
+            **{
+                f"{quantity}_p{percentile}": one.percentiles.get(quantity, {}).get(percentile)
+                for quantity in QUANTITIES
+                for percentile in PERCENTILES
+            },
+        }
+        for level, found in summaries.items()
+        for one in found
     ]
     return pa.Table.from_pylist(rows)
 

@@ -18,9 +18,18 @@ from entmtp.evaluation.suites.gsm8k import Gsm8k
 from entmtp.evaluation.suites.humaneval import HumanEval
 from entmtp.evaluation.suites.litbench import LitBench
 from entmtp.evaluation.suites.load import load
+from entmtp.evaluation.suites.math500 import Math500
+from entmtp.evaluation.suites.mbpp import Mbpp
 from entmtp.evaluation.suites.mt_bench import MtBench
 from entmtp.evaluation.suites.sharegpt import ShareGpt
 from entmtp.evaluation.suites.spec_bench import TASKS, SpecBench
+from entmtp.evaluation.suites.speed_bench import (
+    CATEGORIES,
+    ENTROPIES,
+    LENGTHS,
+    SpeedBenchCategory,
+    SpeedBenchThroughput,
+)
 from entmtp.evaluation.suites.splits import draw, split
 
 _SUITES: tuple[Suite[Any], ...] = (
@@ -28,6 +37,10 @@ _SUITES: tuple[Suite[Any], ...] = (
     Gsm8k(),
     ShareGpt(),
     LitBench(),
+    Math500(),
+    Mbpp(),
+    *(SpeedBenchCategory(category) for category in CATEGORIES),
+    *(SpeedBenchThroughput(length, entropy) for length in LENGTHS for entropy in ENTROPIES),
     MtBench(),
     *(SpecBench(task) for task in TASKS),
     Custom(),
@@ -35,7 +48,13 @@ _SUITES: tuple[Suite[Any], ...] = (
 SUITES = {suite.name: suite for suite in _SUITES}
 VARIANTS: dict[str, Callable[[int], Suite[Any]]] = {"gsm8k-N-shot": Gsm8k, "sharegpt-N-turns": ShareGpt}
 """Suites with a number in their name."""
-GROUPS: dict[str, tuple[str, ...]] = {"spec-bench": tuple(f"spec-bench-{task}" for task in TASKS)}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "speed-bench": tuple(f"speed-bench-{category}" for category in CATEGORIES),
+    **{
+        f"speed-bench-{length}": tuple(f"speed-bench-{length}-{entropy}" for entropy in ENTROPIES) for length in LENGTHS
+    },
+    "spec-bench": tuple(f"spec-bench-{task}" for task in TASKS),
+}
 """Names that stand for several suites."""
 PAPER_SUITES = (HumanEval.name, "gsm8k", "sharegpt", LitBench.name)
 """The paper's four: each has prompts without a file, and a tree bank. They run where nothing else is asked for."""
@@ -69,8 +88,9 @@ def _variant(name: str) -> Suite[Any]:
     for pattern, make in VARIANTS.items():
         if found := re.fullmatch(pattern.replace("N", "([1-9][0-9]{0,2})"), name):
             return make(int(found[1]))
-    known = ", ".join([*SUITES, *VARIANTS, *GROUPS])
-    raise EntMTPError(f"unknown suite {name!r}; known suites are {known}")
+    grouped = {member: group for group, members in GROUPS.items() for member in members}
+    known = ", ".join(dict.fromkeys(grouped.get(suite, suite) for suite in [*SUITES, *VARIANTS]))
+    raise EntMTPError(f"unknown suite {name!r}; known suites are {known} (docs/suites.md)")
 
 
 def suite_names(asked: Sequence[str]) -> list[str]:
@@ -95,10 +115,10 @@ def load_suite(name: str, data_file: str | Path | None = None, limit: int | None
     return load(get_suite(name), None if data_file is None else Path(data_file), limit, seed)
 
 
-def scored_prompts(name: str, count: int, seed: int = 0) -> tuple[Prompt, ...]:
+def scored_prompts(name: str, count: int, seed: int = 0, data_file: str | Path | None = None) -> tuple[Prompt, ...]:
     """Up to `count` prompts of a suite that no bank was calibrated on.
 
     Raises:
         EntMTPError: as :func:`load_suite` and :func:`draw`.
     """
-    return draw(split(load_suite(name).prompts)[1], count, seed)
+    return draw(split(load_suite(name, data_file).prompts)[1], count, seed)

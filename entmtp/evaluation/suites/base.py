@@ -76,15 +76,15 @@ class Suite(ABC, Generic[Row]):
     protocols."""
 
     name: str
-    family: ClassVar[str]
+    family: str
     """The name under which `--data` gives its file; variants of a suite share it."""
     protocol: Protocol
     row_type: ClassVar[type[BaseModel]]
     """Columns that every row must have, in the public data set's schema; other columns are ignored."""
-    hub: ClassVar[HubDataset | None] = None
+    hub: HubDataset | None = None
     """Where the prompts are, unless a file is given; without it a file must be."""
-    file: ClassVar[str] = ""
-    """What file to give, where there must be one."""
+    file: str = ""
+    """What file to give, where the project has no sample of its own."""
 
     @abstractmethod
     def prompts(self, row: Row, number: int) -> list[Prompt]:

@@ -40,10 +40,10 @@ class CustomRow(BaseModel):
 
 class Custom(Suite[CustomRow]):
     name: str = "custom"
-    family: ClassVar[str] = "custom"
+    family: str = "custom"
     protocol: Protocol = PROTOCOLS["custom"]
     row_type: ClassVar[type[BaseModel]] = CustomRow
-    file: ClassVar[str] = 'JSON lines with a "prompt" or "messages", and an "id" if you like'
+    file: str = 'JSON lines with a "prompt" or "messages", and an "id" if you like'
 
     @property
     def needs(self) -> str:

@@ -20,16 +20,25 @@ def completion(text: str, prompt: str, entry_point: str) -> str:
     The answer may hold fenced blocks or bare code, the whole function or only its body, prose before and after, and
     may be cut off in the middle; what does not parse at its end is left out. Returns '' where there is no code.
     """
-    blocks = [textwrap.dedent(block) for block in _FENCE.findall(text)]
-    bare = _from_first_code_line(text)
-    definition = re.compile(rf"^(?:async )?def {re.escape(entry_point)}\b", re.MULTILINE)
-    for code in [*blocks, bare]:
-        if definition.search(code):
-            return _CLOSE_OPEN_FUNCTION + _longest_program("", code)
-    body = blocks[0] if blocks else text
+    if (code := definition(text, entry_point)) is not None:
+        return _CLOSE_OPEN_FUNCTION + code
+    body = next(iter(_blocks(text)), text)
     return max(
         (_longest_program(prompt, candidate) for candidate in _as_bodies(body)), key=lambda kept: kept.count("\n")
     )
+
+
+def definition(text: str, entry_point: str) -> str | None:
+    """The program in the answer `text` that defines `entry_point`, as far as it parses; None where none does."""
+    starts = re.compile(rf"^(?:async )?def {re.escape(entry_point)}\b", re.MULTILINE)
+    for code in [*_blocks(text), _from_first_code_line(text)]:
+        if starts.search(code):
+            return _longest_program("", code)
+    return None
+
+
+def _blocks(text: str) -> list[str]:
+    return [textwrap.dedent(block) for block in _FENCE.findall(text)]
 
 
 def _from_first_code_line(text: str) -> str:

@@ -69,8 +69,8 @@ def _shots(count: int) -> str:
 class Gsm8k(Suite[Gsm8kRow]):
     """`gsm8k` asks the question alone, `gsm8k-N-shot` behind N worked examples."""
 
-    family: ClassVar[str] = "gsm8k"
-    hub: ClassVar[HubDataset | None] = HubDataset("openai/gsm8k", "test", config="main")
+    family: str = "gsm8k"
+    hub: HubDataset | None = HubDataset("openai/gsm8k", "test", config="main")
     row_type: ClassVar[type[BaseModel]] = Gsm8kRow
 
     def __init__(self, shots: int | None = None) -> None:

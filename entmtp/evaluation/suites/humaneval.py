@@ -27,9 +27,9 @@ class HumanEvalRow(BaseModel):
 
 class HumanEval(Suite[HumanEvalRow]):
     name: str = "humaneval"
-    family: ClassVar[str] = "humaneval"
+    family: str = "humaneval"
     protocol: Protocol = PROTOCOLS["humaneval"]
-    hub: ClassVar[HubDataset | None] = HubDataset("openai/openai_humaneval", "test")
+    hub: HubDataset | None = HubDataset("openai/openai_humaneval", "test")
     row_type: ClassVar[type[BaseModel]] = HumanEvalRow
 
     def prompts(self, row: HumanEvalRow, number: int) -> list[Prompt]:

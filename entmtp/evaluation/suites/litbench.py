@@ -19,9 +19,9 @@ class LitBenchRow(BaseModel):
 
 class LitBench(Suite[LitBenchRow]):
     name: str = "litbench"
-    family: ClassVar[str] = "litbench"
+    family: str = "litbench"
     protocol: Protocol = PROTOCOLS["litbench"]
-    hub: ClassVar[HubDataset | None] = HubDataset("SAA-Lab/LitBench-Train", "train")
+    hub: HubDataset | None = HubDataset("SAA-Lab/LitBench-Train", "train")
     row_type: ClassVar[type[BaseModel]] = LitBenchRow
 
     def prompts(self, row: LitBenchRow, number: int) -> list[Prompt]:

@@ -41,10 +41,7 @@ def _open(suite: Suite[Any], data_file: Path | None) -> tuple[Source, str, Itera
     if data_file is not None:
         return "file", str(data_file), read_rows(data_file, columns)
     if suite.hub is None:
-        raise EntMTPError(
-            f"suite {suite.name} comes with no prompts: its file must be given (for a benchmark by --data"
-            f" {suite.family}=FILE): {suite.file}"
-        )
+        raise _no_prompts(suite, "comes with no prompts")
     package = suite.package_rows()
     if package is not None:
         name, rows = package
@@ -53,9 +50,17 @@ def _open(suite: Suite[Any], data_file: Path | None) -> tuple[Source, str, Itera
     try:
         return "hub", origin, _located(origin, hub_rows(suite.hub, columns))
     except HubUnavailableError as error:
+        if not (sample := SAMPLES / f"{suite.family}.jsonl").is_file():
+            raise _no_prompts(suite, f"finds no prompts ({error})") from error
         logger.warning("%s: %s; using the project's own sample instead", suite.name, error)
-    sample = SAMPLES / f"{suite.family}.jsonl"
     return "sample", f"EntMTP's own sample {sample.name}", read_rows(sample, columns)
+
+
+def _no_prompts(suite: Suite[Any], why: str) -> EntMTPError:
+    return EntMTPError(
+        f"suite {suite.name} {why}: its file must be given (for a benchmark by --data"
+        f" {suite.family}=FILE): {suite.file}"
+    )
 
 
 def _located(origin: str, rows: Iterable[Any]) -> Iterator[Located]:

@@ -43,10 +43,10 @@ def _at(references: list[str | None] | str | None, turn: int) -> str | None:
 
 class MtBench(Suite[QuestionRow]):
     name: str = "mt-bench"
-    family: ClassVar[str] = "mt-bench"
+    family: str = "mt-bench"
     protocol: Protocol = PROTOCOLS["mt-bench"]
     row_type: ClassVar[type[BaseModel]] = QuestionRow
-    file: ClassVar[str] = "FastChat's fastchat/llm_judge/data/mt_bench/question.jsonl"
+    file: str = "FastChat's fastchat/llm_judge/data/mt_bench/question.jsonl"
 
     def prompts(self, row: QuestionRow, number: int) -> list[Prompt]:
         return prompts_of_turns(self, row)

@@ -35,6 +35,8 @@ class Protocol:
 
 
 _CODE = "Complete this Python function:\n\n```python\n{prompt}\n```"
+_TASK = "Write a Python function for this task:\n\n{task}\n\nIt must pass these tests:\n\n```python\n{tests}\n```"
+_BOXED = "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 _SHOTS = "{shots}Question: {question}\nAnswer:"
 
 # fmt: off
@@ -45,6 +47,9 @@ PROTOCOLS: dict[str, Protocol] = {
     "gsm8k-N-shot": Protocol(_SHOTS,         1024,   ("Question:",), "exact match", "gsm8k"),
     "sharegpt":     Protocol("{value}",      1024,   (),             None,          "sharegpt"),
     "litbench":     Protocol("{prompt}",     2048,   (),             None,          "litbench"),
+    "math500":      Protocol(_BOXED,         2048,   (),             "exact match", MIXED),
+    "mbpp":         Protocol(_TASK,          1024,   (),             "pass@1",      MIXED),
+    "speed-bench":  Protocol("{turn}",       4096,   (),             None,          MIXED),
     "mt-bench":     Protocol("{turn}",       1024,   (),             None,          MIXED),
     "spec-bench":   Protocol("{turn}",       1024,   (),             None,          MIXED),
     "custom":       Protocol("{prompt}",     4096,   (),             None,          MIXED),

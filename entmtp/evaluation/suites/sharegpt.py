@@ -35,9 +35,9 @@ class ShareGptRow(BaseModel):
 class ShareGpt(Suite[ShareGptRow]):
     """`sharegpt` asks what people asked first, `sharegpt-N-turns` their N-th message behind the turns before it."""
 
-    family: ClassVar[str] = "sharegpt"
+    family: str = "sharegpt"
     protocol: Protocol = PROTOCOLS["sharegpt"]
-    hub: ClassVar[HubDataset | None] = HubDataset(
+    hub: HubDataset | None = HubDataset(
         "anon8231489123/ShareGPT_Vicuna_unfiltered", "train", data_files="ShareGPT_V3_unfiltered_cleaned_split.json"
     )
     row_type: ClassVar[type[BaseModel]] = ShareGptRow

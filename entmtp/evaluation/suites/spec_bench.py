@@ -38,10 +38,10 @@ class SpecBenchRow(QuestionRow):
 class SpecBench(Suite[QuestionRow]):
     """`spec-bench-TASK`: the questions of one task."""
 
-    family: ClassVar[str] = "spec-bench"
+    family: str = "spec-bench"
     protocol: Protocol = PROTOCOLS["spec-bench"]
     row_type: ClassVar[type[BaseModel]] = SpecBenchRow
-    file: ClassVar[str] = "Spec-Bench's data/spec_bench/question.jsonl"
+    file: str = "Spec-Bench's data/spec_bench/question.jsonl"
 
     def __init__(self, task: str) -> None:
         self.name: str = f"spec-bench-{task}"

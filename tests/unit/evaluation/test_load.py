@@ -4,91 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
-from aiohttp import web
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.load.load_summary import Slo, outcome_table, speedup, summarise_load
+from entmtp.evaluation.load.levels import SWEEP, Level, levels_of
+from entmtp.evaluation.load.load_plot import draw_load
+from entmtp.evaluation.load.load_summary import Slo, level_table, outcome_table, speedup, summarise_load
+from entmtp.evaluation.load.load_table import comparison_lines
 from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic, arrivals
-from entmtp.evaluation.load.turns import in_turns, texts_of
-
-
-class Crowd:
-    """How many requests a service has had at once."""
-
-    def __init__(self, together: int) -> None:
-        self.barrier = asyncio.Barrier(together)
-        self.running = self.most = 0
-
-    def enter(self) -> None:
-        self.running += 1
-        self.most = max(self.most, self.running)
-
-
-@asynccontextmanager
-async def service(together: int) -> AsyncIterator[tuple[str, Crowd]]:
-    """A service on a socket that writes three words, two at first; 'fail', 'odd', 'cut' and 'full' are what they say.
-
-    'meet' waits until so many requests are there ``together``.
-    """
-    crowd = Crowd(together)
-
-    async def chat(request: web.Request) -> web.StreamResponse:
-        crowd.enter()
-        try:
-            return await answered(request)
-        finally:
-            crowd.running -= 1
-
-    async def answered(request: web.Request) -> web.StreamResponse:
-        prompt = (await request.json())["messages"][0]["content"]
-        if prompt == "full":
-            return web.json_response({"error": {"message": "later", "type": "rate_limit_error"}}, status=429)
-        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
-        await response.prepare(request)
-
-        async def send(**changes: Any) -> None:
-            base = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": []}
-            await response.write(f"data: {json.dumps(base | changes)}\n\n".encode())
-
-        def delta(text: str) -> list[dict[str, Any]]:
-            return [{"index": 0, "delta": {"content": text}, "finish_reason": None}]
-
-        await send(choices=delta(""))
-        await send(choices=delta(f"{prompt} two"))
-        if prompt == "meet":
-            await crowd.barrier.wait()
-        await asyncio.sleep(0.001)
-        if prompt == "fail":
-            await response.write(b'data: {"error": {"message": "died", "type": "unavailable_error"}}\n\n')
-            return response
-        if prompt == "odd":
-            await response.write(b'data: {"error": "died"}\n\n')
-            return response
-        if prompt == "cut":
-            return response
-        await send(choices=delta(" three"))
-        usage = {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4, "speculation": {"tau": 1.5}}
-        await send(usage=usage)
-        await response.write(b"data: [DONE]\n\n")
-        return response
-
-    application = web.Application()
-    application.router.add_post("/v1/chat/completions", chat)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1", crowd
-    finally:
-        await runner.cleanup()
+from entmtp.evaluation.load.turns import in_turns, sweep, texts_of
+from tests.chat_service import Crowd, service
 
 
 def asked(*prompts: str, users: int | None = 1, rate: float = 0.0, together: int = 1) -> tuple[list[Outcome], Crowd]:
@@ -163,7 +91,12 @@ def test_what_users_saw_in_numbers() -> None:
     assert summary.percentiles["e2e"][99] == pytest.approx(np.percentile([0.4, 2.0], 99))
     assert summary.differing == 1
     assert summary.metrics()["errors.HTTP 429"] == 1.0
-    assert outcome_table({"e": rounds}).num_rows == 3
+    level = Level(users=3)
+    table = outcome_table({level: {"e": rounds}})
+    assert (table.num_rows, table["users"].to_pylist()) == (3, [3, 3, 3])
+    (row,) = level_table({level: [summary]}).to_pylist()
+    assert (row["endpoint"], row["users"], row["rate"], row["errors"]) == ("e", 3, None, 1)
+    assert (row["tokens_per_second"], row["ttft_p50"]) == (summary.tokens_per_second, summary.percentiles["ttft"][50])
 
 
 def test_two_endpoints_are_compared_on_what_both_answered() -> None:
@@ -200,3 +133,75 @@ def test_endpoints_take_turns_and_who_is_first_changes() -> None:
     found = asyncio.run(in_turns(traffic, 3, send))
     assert order == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
     assert texts_of(found["b"]) == {(at, at): "b" for at in range(3)}
+
+
+# --- levels ----------------------------------------------------------------------------------------------------------
+
+
+def test_levels_are_numbers_with_commas_between() -> None:
+    assert levels_of("1, 8,8,64", None) == [Level(users=1), Level(users=8), Level(users=64)]
+    assert levels_of("2", "0.5,3") == [Level(users=2), Level(rate=0.5), Level(rate=3.0)]
+    assert levels_of(None, None) == [Level(users=count) for count in SWEEP] == levels_of("1,2,4,8,16,32,64", None)
+    assert [str(level) for level in levels_of("1,2", "0.5")] == ["1 user", "2 users", "0.5 requests/s"]
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "x", "1,,2", "1.5", "4097", "1 2"])
+def test_users_that_there_cannot_be(text: str) -> None:
+    with pytest.raises(EntMTPError, match=r"^users: '.*' is not a number from 1 to 4096; give numbers such as"):
+        levels_of(text, None)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "x", "nan", "inf", "1,,2"])
+def test_rates_that_there_cannot_be(text: str) -> None:
+    with pytest.raises(EntMTPError, match=r"^rate: '.*' is not above 0 and at most 10000; give numbers such as"):
+        levels_of(None, text)
+
+
+def test_a_sweep_has_each_number_of_users_at_once_and_asks_nothing_twice() -> None:
+    levels = [Level(users=1), Level(users=3), Level(rate=500.0)]
+    heard: list[str] = []
+    answered: list[Outcome] = []
+
+    async def scene() -> tuple[dict[Level, dict[str, list[list[Outcome]]]], int]:
+        async with service(together=3) as (url, crowd):
+            # Warmed up by the last two; at the second level, whose numbers are 4 to 15, three must meet.
+            prompts = ["one"] * 4 + ["meet"] * 12 + ["two"] * 6
+            traffic = [Traffic(Endpoint("e", url, "m"), prompts, 3, 30.0)]
+            return await sweep(traffic, levels, 2, 2, 0, heard.append, answered.append), crowd.most
+
+    found, most = asyncio.run(scene())
+    assert {level: [[one.number for one in its] for its in found[level]["e"]] for level in levels} == {
+        levels[0]: [[0, 1], [2, 3]],
+        levels[1]: [[*range(4, 10)], [*range(10, 16)]],
+        levels[2]: [[16, 17], [18, 19]],
+    }
+    assert most == 3
+    assert all(one.error is None for one in answered)
+    assert len(answered) == 4 + 12 + 4
+    assert heard == [f"e, {level}, round {at} of 2" for level in levels for at in (1, 2)]
+
+
+def test_throughput_against_latency_is_drawn_and_two_endpoints_are_compared(tmp_path: Path) -> None:
+    def rounds_of(pace: float) -> list[list[Outcome]]:
+        return [[outcome(at, 0.0, 0.1 * pace, pace) for at in range(4)]]
+
+    levels = [Level(users=1), Level(users=64), Level(rate=2.0)]
+    found = {
+        level: {"a": rounds_of(at + 1.0), "b": rounds_of(at + 2.0)}
+        | ({"b": [[outcome(0, 0.0, error="x")]]} if at else {})
+        for at, level in enumerate(levels)
+    }
+    slo = Slo(1.0, 1.0)
+    summaries = {
+        level: [summarise_load(name, its, slo, texts_of(each["a"])) for name, its in each.items()]
+        for level, each in found.items()
+    }
+    plot = draw_load(tmp_path / "throughput.png", summaries)
+    assert plot.path.read_bytes().startswith(b"\x89PNG")
+    lines = comparison_lines(levels[0], found[levels[0]], summaries[levels[0]])
+    assert [line.partition(":")[0] for line in lines] == [
+        "1 user, a over b, whole answers",
+        "1 user, a over b, first tokens",
+        "1 user, texts that differ",
+    ]
+    assert comparison_lines(levels[0], {"a": found[levels[0]]["a"]}, summaries[levels[0]][:1]) == []

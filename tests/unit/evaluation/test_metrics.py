@@ -110,12 +110,18 @@ def test_time_of_a_step_adds_up() -> None:
 
 def test_acceptance_counts_only_steps_that_reach_the_depth() -> None:
     requests, steps = make_rows(arms=("hydra",), suites=("gsm8k",), prompts=1, repetitions=1)
-    shapes = [(1, 1), (1, 2), (2, 1), (2, 3)]  # (depth of the tree, accepted tokens)
+    shapes = [(1, 1), (1, 2), (2, 1), (2, 3), (2, 2), (3, 2), (4, 2)]  # (depth of the tree, accepted tokens)
     steps = [
         replace(step, depth=depth, accepted=accepted) for step, (depth, accepted) in zip(steps, shapes, strict=False)
     ]
-    rates = {row.depth: (row.steps, row.rate) for row in summary_of(requests, steps).depths}
-    assert rates == {1: (4, 0.5), 2: (2, 0.5)}
+    found = summary_of(requests, steps)
+    rates = {row.depth: (row.steps, row.rate, row.conditional) for row in found.depths}
+    # Joint: of all steps that reach the depth. Conditional: of those of them that kept the depth before.
+    assert rates == {1: (7, 5 / 7, 5 / 7), 2: (5, 1 / 5, 1 / 4), 3: (2, 0.0, None), 4: (1, 0.0, None)}
+    assert tables(found)["acceptance"]["conditional"].to_pylist() == [5 / 7, 1 / 4, None, None]
+    metrics = arm_metrics(found, found.arms[0])
+    assert (metrics["acceptance_depth_2"], metrics["conditional_acceptance_depth_2"]) == (1 / 5, 1 / 4)
+    assert "conditional_acceptance_depth_3" not in metrics
 
 
 def test_scores_are_averaged_over_scored_prompts() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from entmtp import json_lines
 from entmtp.errors import EntMTPError
+from entmtp.evaluation.arms import TRANSFER
 from entmtp.evaluation.suites import (
     FAMILIES,
     PAPER_SUITES,
@@ -69,10 +70,12 @@ def test_variants_that_there_are_not(name: str) -> None:
 
 def test_every_suite_has_its_row_in_the_table_and_only_the_papers_have_banks() -> None:
     assert {suite.protocol for suite in SUITES.values()} < set(PROTOCOLS.values())
-    assert {name: PROTOCOLS[name].bank for name in FAMILIES} == {
-        name: name if name in PAPER_SUITES else MIXED for name in FAMILIES
+    assert {name: suite.protocol.bank for name, suite in SUITES.items()} == {
+        name: name if name in PAPER_SUITES else MIXED for name in SUITES
     }
-    assert [name for name in FAMILIES if PROTOCOLS[name].score] == ["humaneval", "gsm8k"]
+    assert [name for name, suite in SUITES.items() if suite.protocol.score] == ["humaneval", "gsm8k", "math500", "mbpp"]
+    assert set(TRANSFER) == set(FAMILIES)
+    assert set(TRANSFER.values()) <= set(PAPER_SUITES), "they have banks"
     assert PROTOCOLS["gsm8k"].tokens(24) == 24
     assert PROTOCOLS["gsm8k"].tokens(10**6) == PROTOCOLS["gsm8k"].max_new_tokens
 

@@ -154,9 +154,9 @@ def test_without_a_hub_the_sample_is_used_and_one_line_says_so(tmp_path: Path, v
 def test_unknown_suite_lists_the_known_ones() -> None:
     message = error_of("gsm9k", None)
     assert message.startswith(
-        "unknown suite 'gsm9k'; known suites are humaneval, gsm8k, sharegpt, litbench, mt-bench, "
+        "unknown suite 'gsm9k'; known suites are humaneval, gsm8k, sharegpt, litbench, math500, mbpp, speed-bench"
     )
-    assert message.endswith(", custom, gsm8k-N-shot, sharegpt-N-turns, spec-bench")
+    assert message.endswith(", mt-bench, spec-bench, custom, gsm8k-N-shot, sharegpt-N-turns (docs/suites.md)")
 
 
 def test_missing_file_folder_and_unknown_ending(tmp_path: Path) -> None:
