@@ -88,6 +88,8 @@ def request_row(task: Unit, prompt: Prompt, number: int, seconds: float) -> Requ
         new_tokens=2 * _STEPS,
         steps=_STEPS,
         drafted=8 * _STEPS,
+        captures=0,
+        unsettled_steps=0,
         seconds=seconds / _REQUESTS,
         prefill_seconds=0.0,
         draft_seconds=0.0,

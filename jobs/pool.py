@@ -40,6 +40,7 @@ class Seat:
     Attributes:
         owed: the reference of what it does now: the name of its hardware while it loads, then outcomes; None if idle.
         task: what it runs; None while it loads, or is idle.
+        suite: of which it is to run units as long as there are any; None where all are alike to it.
         since: when it had loaded, on this process's clock; None before.
         lack: what it waits for that the node has not free; None once it has that.
     """
@@ -48,6 +49,7 @@ class Seat:
     actor: Any
     owed: Any
     task: Unit | None = None
+    suite: str | None = None
     since: float | None = None
     began: float = field(default_factory=time.monotonic)
     lack: str | None = None
@@ -190,8 +192,10 @@ class WorkerPool:
 
     def _hand_out(self, dispatch: Dispatch, ask: Ask) -> None:
         for seat in self._seats:
-            if seat.owed is None and (task := dispatch.next()) is not None:
+            if seat.owed is None and (task := dispatch.next(seat.suite)) is not None:
                 seat.task, seat.owed, seat.began = task, ask(seat.actor, task), time.monotonic()
+                # A suite's engines have graphs, which are lost when another's take their memory.
+                seat.suite = task.suite if self.placement.device == "cuda" else None
 
     def _next_to_answer(self) -> Seat | None:
         by_ref = {seat.owed: seat for seat in self._seats if seat.owed is not None}

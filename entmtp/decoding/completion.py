@@ -73,6 +73,16 @@ class Completion:
         return {nodes: count / len(self.steps) for nodes, count in self.tree_counts.items()}
 
     @property
+    def captures(self) -> int:
+        """Parts that were captured as CUDA graphs, over all steps."""
+        return sum(step.captures for step in self.steps)
+
+    @property
+    def unsettled_steps(self) -> int:
+        """Steps that took longer than they will again: a part of them ran for the first time, or was captured."""
+        return sum(not step.settled for step in self.steps)
+
+    @property
     def seconds_per_token(self) -> float:
         """Behind the first token (TPOT); 0 where there is no other."""
         return (self.seconds - self.first_token_seconds) / max(1, len(self.tokens) - 1)

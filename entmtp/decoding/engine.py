@@ -177,6 +177,11 @@ class Engine:
                 job.running.policy_state = policy.start()
 
     @property
+    def captures_steps(self) -> bool:
+        """Whether its steps become CUDA graphs, so that the first ones of a kind take longer than they will again."""
+        return self._state is not None and self._state.graphs.active
+
+    @property
     def texts(self) -> list[tuple[str, list[int]]]:
         """Salt and tokens of what lies in the slots: a prompt that begins as one of them is read faster."""
         return [] if self._slots is None else self._slots.texts

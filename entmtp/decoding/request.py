@@ -17,7 +17,11 @@ from entmtp.trees.topology import Path, Topology
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step of one request. Times are milliseconds; ``gained`` counts the root, before any cut at the end."""
+    """One step of one request. Times are milliseconds; ``gained`` counts the root, before any cut at the end.
+
+    ``captures`` counts the parts that were captured as CUDA graphs in it. A ``settled`` step did nothing for the first
+    times: its parts were replays, or never are captured.
+    """
 
     position: int
     topology: Topology
@@ -28,6 +32,8 @@ class StepRecord:
     accept_ms: float
     compact_ms: float
     policy_ms: float
+    captures: int
+    settled: bool
 
     @property
     def gained(self) -> int:

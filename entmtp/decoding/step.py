@@ -34,6 +34,7 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     backbone, cache = state.backbone, state.cache
     run, hold = state.graphs.run, state.graphs.hold
     watch = Stopwatch(backbone.device)
+    captured_before = state.graphs.captures
     with state.all_or_nothing():
         # 1. signals -> policy -> topology
         signals = [request.tracker.start_step(len(request.tokens), request.entropy) for request in requests]
@@ -101,7 +102,9 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
             if not outcome.finite:
                 request.finite = False
                 cache.scrub(request.slot)
-            _move_on(request, outcome, remembered[row], _record(topologies[row], signals[row], outcome, ms))
+            captures, settled = state.graphs.captures - captured_before, state.graphs.settled
+            record = _record(topologies[row], signals[row], outcome, ms, captures, settled)
+            _move_on(request, outcome, remembered[row], record)
         except Exception as error:  # whatever it is, it is this request's own
             request.failure = error
 
@@ -112,9 +115,12 @@ def _logprobs(logits: torch.Tensor, accepted: Accepted, row: int, outcome: Outco
     return logprobs_of(logits[row, kept], [*outcome.tokens[1:], outcome.root], count)
 
 
-def _record(topology: Topology, seen: Signals, outcome: Outcome, ms: Mapping[str, float]) -> StepRecord:
+def _record(
+    topology: Topology, seen: Signals, outcome: Outcome, ms: Mapping[str, float], captures: int, settled: bool
+) -> StepRecord:
     path = topology.paths[outcome.node - 1] if outcome.node else ()
-    return StepRecord(seen.position, topology, path, seen, **{f"{part}_ms": time for part, time in ms.items()})
+    times = {f"{part}_ms": time for part, time in ms.items()}
+    return StepRecord(seen.position, topology, path, seen, captures=captures, settled=settled, **times)
 
 
 def _move_on(request: RunningRequest, outcome: Outcome, policy_state: Any, record: StepRecord) -> None:

@@ -29,7 +29,14 @@ from entmtp.scheduling.policies import (
     best_static_policy,
     ladder_policy,
 )
-from entmtp.settings import PAPER_TEMPERATURE, Acceptance, CalibrationSettings, LadderSettings, SamplingParams
+from entmtp.settings import (
+    PAPER_TEMPERATURE,
+    Acceptance,
+    CalibrationSettings,
+    EngineSettings,
+    LadderSettings,
+    SamplingParams,
+)
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.published import published_tree
 from entmtp.trees.replay import best_schedule
@@ -134,10 +141,12 @@ def check_acceptance(names: Sequence[str], acceptance: Acceptance) -> None:
         )
 
 
-def make_engine(arm: str, tools: Toolbox, hindsight: Hindsight | None = None) -> Engine:
-    """The engine of an arm; the controls need the prompt's ``hindsight``."""
+def make_engine(
+    arm: str, tools: Toolbox, hindsight: Hindsight | None = None, settings: EngineSettings | None = None
+) -> Engine:
+    """The engine of an arm, with ``settings`` as :class:`Engine` takes them; the controls need the ``hindsight``."""
     heads = None if arm == "autoregressive" else tools.heads[kind_of(arm, tools.heads)]
-    return Engine(tools.backbone, heads, make_policy(arm, tools, hindsight), tokenizer=tools.tokenizer)
+    return Engine(tools.backbone, heads, make_policy(arm, tools, hindsight), settings, tools.tokenizer)
 
 
 def params_of(arm: str, params: SamplingParams) -> SamplingParams:

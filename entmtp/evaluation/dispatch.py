@@ -22,6 +22,9 @@ TRIES = 3
 FUTILE = 5
 """So many prompts set aside, and none done: it is not the prompts' fault, and trying all of them helps nobody."""
 
+PEAKS = ("peak_memory_mib", "peak_device_memory_mib")
+"""What workers tell of their memory, and of their GPU's."""
+
 _LONGEST_REASON = 160  # characters
 
 
@@ -33,8 +36,8 @@ class Outcome:
         requests, steps: rows, as tables: a driver of many workers has no time to unpack them one by one.
         failures: why it failed, by the id of each prompt that raised an error.
         busy_seconds: that the worker spent on it.
-        measured: what else a part keeps: the worker's hardware, peak memory in MiB and step costs, and by prompt the
-            messages before it, with the model's answers.
+        measured: what else a part keeps: the worker's hardware, peak memory in MiB (its own and its GPU's), step costs
+            and seconds of warm-up, and by prompt the messages before it, with the model's answers.
     """
 
     requests: pa.Table
@@ -98,9 +101,15 @@ class Dispatch:
         """Tasks that no worker has."""
         return len(self._queue)
 
-    def next(self) -> Unit | None:
-        """A task for a free worker; None where all are with workers or settled."""
-        return self._queue.popleft() if self._queue else None
+    def next(self, suite: str | None = None) -> Unit | None:
+        """A task for a free worker, of ``suite`` if there is one; None where all are with workers or settled."""
+        if not self._queue:
+            return None
+        waiting = () if suite is None else enumerate(self._queue)
+        place = next((at for at, task in waiting if task.suite == suite), 0)
+        task = self._queue[place]
+        del self._queue[place]
+        return task
 
     def returned(self, task: Unit, outcome: Outcome) -> Settled | None:
         """A worker has ended this task in order, whatever became of its prompts."""
@@ -150,7 +159,8 @@ def _single(task: Unit, place: int) -> Unit:
 
 
 def _together(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The largest memory, the conversations of both, and of all else the latter's."""
-    peak = max(one.get("peak_memory_mib", 0.0), other.get("peak_memory_mib", 0.0))
+    """The largest memory, the seconds and conversations of both, and of all else the latter's."""
+    peaks = {name: max(each.get(name, 0.0) for each in (one, other)) for name in PEAKS}
+    seconds = sum(each.get("warm_up_seconds", 0.0) for each in (one, other))
     histories = {**one.get("histories", {}), **other.get("histories", {})}
-    return {**one, **other, "peak_memory_mib": peak, "histories": histories}
+    return {**one, **other, **peaks, "warm_up_seconds": seconds, "histories": histories}

@@ -38,8 +38,9 @@ class Forecast:
 
 def tokens_of(plan: Plan, units: Sequence[Unit]) -> int:
     """Tokens that all requests of these units write at most: each arm and repetition, the reference, the controls'
-    own look ahead."""
-    requests = len(plan.arms) * plan.settings.repetitions + 1 + bool(NEEDS_HINDSIGHT & set(plan.arms))
+    own look ahead, and on a GPU the least that an arm needs to warm up."""
+    runs = plan.settings.repetitions + (plan.place.device == "cuda")
+    requests = len(plan.arms) * runs + 1 + bool(NEEDS_HINDSIGHT & set(plan.arms))
     return sum(len(unit.prompts) for unit in units) * requests * plan.settings.max_new_tokens
 
 

@@ -44,8 +44,11 @@ class ThisProcess:
         worker = Worker(plan.place)
         plan.check_hardware(worker.hardware)
         began = time.perf_counter()
-        while (task := dispatch.next()) is not None:
+        suite = None
+        while (task := dispatch.next(suite)) is not None:
             self._task = task.key
+            # A suite's engines have graphs, which are lost when another's take their memory.
+            suite = task.suite if self.device == "cuda" else None
             outcome = worker.run(task, plan.arms, plan.settings)
             settled = dispatch.returned(task, outcome)
             self.usage.busy += outcome.busy_seconds

@@ -36,6 +36,8 @@ def request_row(turn: Turn, prompt_tokens: int, done: Completion, text: str, ref
         new_tokens=len(done.tokens),
         steps=len(done.steps),
         drafted=done.drafted,
+        captures=done.captures,
+        unsettled_steps=done.unsettled_steps,
         seconds=done.seconds,
         prefill_seconds=done.prefill_seconds,
         draft_seconds=done.part_seconds("draft"),

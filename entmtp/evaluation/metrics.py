@@ -92,6 +92,8 @@ def _arm_summary(suite: str, arm: str, prompts: Prompts, trees: int) -> ArmSumma
         nodes=sum(request["drafted"] for request in requests) / steps,
         trees=trees,
         identical=sum(request["identical"] for request in requests),
+        captures=sum(request["captures"] for request in requests),
+        unsettled_steps=sum(request["unsettled_steps"] for request in requests),
         ties=sum(not request["identical"] and request["tie_margin"] < TIE_MARGIN for request in requests),
         score=fmean(scored) if scored else None,
         scored=len(scored),

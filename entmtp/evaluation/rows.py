@@ -45,6 +45,8 @@ class RequestRow:
     new_tokens: int
     steps: int
     drafted: int  # tree nodes over all steps
+    captures: int  # parts of its steps that were captured as CUDA graphs while it was timed
+    unsettled_steps: int  # steps with a part that was captured or ran for the first time
     seconds: float  # the whole request, prefill included
     prefill_seconds: float
     draft_seconds: float

@@ -1,8 +1,9 @@
 """Runs units of the benchmark on one device: every arm on every prompt, in rotating order, several times over.
 
 The reference of every request is the model's own ``generate``; where texts are drawn, it is what plain decoding draws
-with the same seed. Its text gives the rank trace from which the controls know a prompt beforehand; that pass, and a
-first untimed run of every arm, are not part of any measured time.
+with the same seed. Its text gives the rank trace from which the controls know a prompt beforehand; that pass is not
+part of any measured time. Nor is the warm-up: where steps become CUDA graphs, each arm first writes the very text that
+is timed afterwards, until nothing of it is captured any more; elsewhere a few tokens of the suite's first prompt.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 import torch
 
 from entmtp.decoding.completion import Completion
-from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import step_cost
+from entmtp.evaluation.arm_engines import ArmEngines, complete
 from entmtp.evaluation.arms import NEEDS_HINDSIGHT, TRANSFER, Hindsight, Toolbox, kind_of, make_engine, params_of
 from entmtp.evaluation.dispatch import Outcome
 from entmtp.evaluation.measured import Turn, request_row, step_rows
@@ -72,7 +73,9 @@ class Worker:
             kind: load_heads(source, self.backbone) for kind, source in place.heads.items()
         }
         self.costs = {kind: step_cost(self.backbone, heads, cache_folder(), say) for kind, heads in self.heads.items()}
+        self._engines: ArmEngines | None = None
         self._warm: set[tuple[str, str]] = set()
+        self._warm_up_seconds = 0.0
 
     @property
     def hardware(self) -> str:
@@ -87,6 +90,7 @@ class Worker:
             RuntimeError: the device no longer works, as after some CUDA errors; a new process may.
         """
         began = time.perf_counter()
+        self._warm_up_seconds = 0.0
         tools = self._toolbox(task.suite, arms)
         requests: list[RequestRow] = []
         steps: list[StepRow] = []
@@ -99,6 +103,7 @@ class Worker:
                 rows = self._prompt(task, prompt, history, number, arms, settings, tools)
             except Exception as error:
                 failures[prompt.id] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+                self._release_engines()
                 self._check_device()
                 continue
             histories[prompt.id] = history
@@ -111,7 +116,14 @@ class Worker:
     def _measured(self) -> dict[str, Any]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         costs = {kind: cost.model_dump() for kind, cost in self.costs.items()}
-        return {"peak_memory_mib": peak, "costs": costs, "hardware": self.hardware}
+        device = self.backbone.device
+        return {
+            "peak_memory_mib": peak,
+            "peak_device_memory_mib": torch.cuda.max_memory_reserved(device) / 2**20 if device.type == "cuda" else 0.0,
+            "warm_up_seconds": self._warm_up_seconds,
+            "costs": costs,
+            "hardware": self.hardware,
+        }
 
     def _check_device(self) -> None:
         if self.backbone.device.type == "cuda":
@@ -149,7 +161,7 @@ class Worker:
         params = text_params(prompt, settings)
         ids = encode_chat(self.tokenizer, prompt.text, history)
         reference = self._reference(ids, params, tools)
-        engines = self._engines(unit.suite, arms, tools, ids, reference, params, f"{settings.seed}-{prompt.id}")
+        engines = self._ready(unit.suite, arms, tools, ids, reference, params, f"{settings.seed}-{prompt.id}")
         results = []
         # Rotating, so that each arm comes early and late; from an order of the prompt's own, so that none always
         # follows the same other.
@@ -157,13 +169,13 @@ class Worker:
         for repetition in range(settings.repetitions):
             shift = (number * settings.repetitions + repetition) % len(arms)
             for order, arm in enumerate([*order_of_prompt[shift:], *order_of_prompt[:shift]]):
-                completion = _complete(engines[arm], ids, params_of(arm, params))
+                completion = engines.complete(arm, ids, params_of(arm, params))
                 turn, text = Turn(unit, prompt, arm, repetition, order), self._text(prompt.suite, completion)
                 row = request_row(turn, len(ids), completion, text, reference)
                 results.append((row, step_rows(row, completion)))
         return results
 
-    def _engines(
+    def _ready(
         self,
         suite: str,
         arms: Sequence[str],
@@ -172,26 +184,45 @@ class Worker:
         reference: Reference,
         params: SamplingParams,
         seed: str,
-    ) -> dict[str, Engine]:
+    ) -> ArmEngines:
+        """The suite's engines with their policies for the prompt, warmed up by what will be timed."""
         hindsight = None
         if NEEDS_HINDSIGHT & set(arms):
             assert reference.trace is not None
             whole = params.model_copy(update={"max_tokens": len(reference.tokens)})
-            dynamic_run = _complete(make_engine("entmtp-dynamic", tools), ids, whole)
+            dynamic_run = complete(make_engine("entmtp-dynamic", tools), ids, whole)
             hindsight = Hindsight(reference.trace, dynamic_run, seed)
-        engines = {arm: make_engine(arm, tools, hindsight) for arm in arms}
-        for arm, engine in engines.items():
-            if (suite, arm) not in self._warm:
-                few = params.model_copy(update={"max_tokens": min(8, len(reference.tokens))})
-                _complete(engine, ids, params_of(arm, few))
+        engines = self._engines_of(suite, arms, tools, len(ids) + params.max_tokens)
+        engines.begin(hindsight)
+        began = time.perf_counter()
+        few = params.model_copy(update={"max_tokens": min(8, len(reference.tokens))})
+        for arm in arms:
+            if engines.captures_steps(arm):
+                engines.warm_up(arm, ids, params_of(arm, params))
+            elif (suite, arm) not in self._warm:
+                engines.complete(arm, ids, params_of(arm, few))
                 self._warm.add((suite, arm))
+        self._warm_up_seconds += time.perf_counter() - began
         return engines
+
+    def _engines_of(self, suite: str, arms: Sequence[str], tools: Toolbox, tokens: int) -> ArmEngines:
+        tokens = min(tokens, self.backbone.max_context)
+        if self._engines is None or not self._engines.fit(suite, arms, tokens):
+            self._release_engines()
+            self._engines = ArmEngines(suite, arms, tools, tokens)
+        return self._engines
+
+    def _release_engines(self) -> None:
+        """Frees their memory, before that of others is taken."""
+        self._engines = None
+        if self.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _reference(self, ids: list[int], params: SamplingParams, tools: Toolbox) -> Reference:
         drawn = params.temperature > 0
         if drawn:
             plain = params_of("autoregressive", params)
-            tokens = _complete(make_engine("autoregressive", tools), ids, plain).tokens
+            tokens = complete(make_engine("autoregressive", tools), ids, plain).tokens
         else:
             tokens = greedy_text(self.model, ids, params.max_tokens)
             if tools.tokenizer is not None:
@@ -215,10 +246,3 @@ def text_params(prompt: Prompt, settings: BenchmarkSettings) -> SamplingParams:
         stop=list(protocol.stop),
         seed=random.Random(f"{settings.seed}-{prompt.id}").getrandbits(63),
     )
-
-
-def _complete(engine: Engine, ids: list[int], params: SamplingParams) -> Completion:
-    completion = Completion()
-    for _ in engine.stream(ids, params, completion):
-        pass
-    return completion

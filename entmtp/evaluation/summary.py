@@ -40,6 +40,8 @@ class ArmSummary:
     nodes: float  # drafted per step
     trees: int  # different topologies that its steps used
     identical: int  # requests with exactly the autoregressive tokens
+    captures: int  # parts of its timed steps that were captured as CUDA graphs
+    unsettled_steps: int  # timed steps with a part that was captured or ran for the first time
     ties: int  # differing requests whose first difference is a tie of the top two logits
     score: float | None
     scored: int  # prompts with a score

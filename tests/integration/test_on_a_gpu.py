@@ -13,18 +13,22 @@ from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import PARTS, machine_cost
 from entmtp.decoding.request import Request
 from entmtp.decoding.state import DecodingState
+from entmtp.evaluation.arms import DEFAULT_ARMS
+from entmtp.evaluation.runner import Worker, Workplace
+from entmtp.evaluation.units import make_units
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat, load_model
 from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.policies import Policy, SequencePolicy, StaticPolicy
-from entmtp.settings import EngineSettings
+from entmtp.settings import BenchmarkSettings, EngineSettings
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
 from tests.drawing import PROMPT, SHAPED, drawn, exact, p_value
 from tests.memory import REMEMBERING, check_memory, remembering_heads, remembering_model
 from tests.native import MTP_TYPES
+from tests.saved import SUITES, save_project
 from tests.small import SMALL_VOCAB, small_chances, small_cost, small_heads, small_predictor, small_prompt
 from tests.tiny import SUPPORTED, TREES, VOCAB, greedy, random_heads, tiny_model
 from tests.traffic import come_and_go
@@ -174,6 +178,22 @@ def test_the_bundled_model_writes_its_own_text(kind: str) -> None:
         assert engine.generate(ids, 64).tokens == greedy(model, ids, 64)
     state, _ = engine._memory()
     assert state.graphs.refused is None
+
+
+def test_no_capture_lies_in_a_timed_step_of_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTMTP_CACHE", str(tmp_path / "cache"))
+    saved = save_project(tmp_path)
+    banks = {suite: {kind: str(saved.banks / f"{suite}-{kind}.json") for kind in KINDS} for suite in SUITES}
+    heads = {kind: str(saved.heads(kind)) for kind in KINDS}
+    worker = Worker(Workplace(str(saved.model), heads, banks, GPU, 1))
+    settings = BenchmarkSettings(prompts=2, max_new_tokens=40)
+    files = {suite: str(saved.data(suite)) for suite in SUITES}
+    for unit in make_units(SUITES, files, DEFAULT_ARMS, settings, {}):
+        outcome = worker.run(unit, DEFAULT_ARMS, settings)
+        assert not outcome.failures
+        assert outcome.measured["peak_device_memory_mib"] > 0
+        for row in outcome.requests.to_pylist():
+            assert (row["arm"], row["captures"], row["unsettled_steps"]) == (row["arm"], 0, 0)
 
 
 def test_the_state_lies_on_the_gpu_alone(backbone: Backbone, heads: DraftHeads) -> None:

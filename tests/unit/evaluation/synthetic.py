@@ -123,6 +123,8 @@ def _request(steps: Sequence[StepRow], suite: str, arm: str, prompt: str, repeti
         new_tokens=tokens,
         steps=len(steps),
         drafted=sum(step.nodes for step in steps),
+        captures=0,
+        unsettled_steps=0,
         seconds=0.08 + 1.02 * sum(seconds.values()),
         prefill_seconds=0.08,
         draft_seconds=seconds["draft"],

@@ -57,6 +57,18 @@ def test_units_go_out_in_order_and_are_settled_once() -> None:
     assert not any(each.set_aside for each in settled)
 
 
+def test_a_worker_that_has_a_suite_stays_with_it_as_long_as_there_are_units_of_it() -> None:
+    units = [replace(unit(name, 1), suite=name[:1]) for name in ("a1", "b1", "a2", "b2")]
+    dispatch = Dispatch(units)
+    assert [dispatch.next("b"), dispatch.next("b"), dispatch.next("b"), dispatch.next()] == [
+        units[1],
+        units[3],
+        units[0],
+        units[2],
+    ]
+    assert dispatch.next("a") is None
+
+
 def test_a_lost_unit_is_cut_into_prompts_that_keep_their_places() -> None:
     dispatch = Dispatch([unit("a", 3, first=6)])
     whole = dispatch.next()

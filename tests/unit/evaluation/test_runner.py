@@ -8,12 +8,13 @@ from tokenizers import Tokenizer, models
 
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
-from entmtp.evaluation import runner
+from entmtp.evaluation import arm_engines
+from entmtp.evaluation.arm_engines import complete
 from entmtp.evaluation.arms import LOSSLESS, Toolbox, params_of
 from entmtp.evaluation.dispatch import Outcome
 from entmtp.evaluation.reference import first_difference, up_to_stop
 from entmtp.evaluation.rows import RequestRow, StepRow
-from entmtp.evaluation.runner import Worker, Workplace, _complete, text_params
+from entmtp.evaluation.runner import Worker, Workplace, text_params
 from entmtp.evaluation.suites import Prompt, get_suite
 from entmtp.evaluation.summary import LOSSY
 from entmtp.evaluation.units import Unit, make_units
@@ -77,12 +78,13 @@ def test_every_arm_runs_once_for_warming_up_before_its_first_measured_run(
     worker: Worker, units: list[Unit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[tuple[int, int]] = []
+    engines: list[set[int]] = []
 
-    def complete(engine: Engine, ids: list[int], params: SamplingParams) -> Completion:
+    def counted(engine: Engine, ids: list[int], params: SamplingParams) -> Completion:
         runs.append((id(engine), params.max_tokens))
-        return _complete(engine, ids, params)
+        return complete(engine, ids, params)
 
-    monkeypatch.setattr(runner, "_complete", complete)
+    monkeypatch.setattr(arm_engines, "complete", counted)
     monkeypatch.setattr(worker, "_warm", set())
     arms = ["autoregressive", "hydra", "entmtp"]
     measured = len(arms) * SETTINGS.repetitions
@@ -91,6 +93,8 @@ def test_every_arm_runs_once_for_warming_up_before_its_first_measured_run(
         assert len(requests_of(worker.run(unit, arms, SETTINGS))) == measured
         assert [tokens for _, tokens in runs] == [8] * warming + [SETTINGS.max_new_tokens] * measured
         assert {engine for engine, _ in runs[:warming]} == ({engine for engine, _ in runs} if warming else set())
+        engines.append({engine for engine, _ in runs})
+    assert engines[0] == engines[1], "one for each arm and suite"
 
 
 def test_arms_rotate_from_round_to_round_in_an_order_of_each_prompts_own(outcomes: list[Outcome]) -> None:
