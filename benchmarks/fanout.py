@@ -145,7 +145,7 @@ def made_units(count: int, prompts: int = 1) -> list[Unit]:
 def made_plan(units: list[Unit], results: Path) -> Plan:
     """A plan of these units for workers that need no model."""
     place = Workplace("none", {}, {}, "cpu", 1)
-    return Plan("quick", BenchmarkSettings(), [], place, units, open_store(str(results)), "", {})
+    return Plan("quick", BenchmarkSettings(), [], place, units, open_store(str(results)), "", {}, {})
 
 
 def sleeping(

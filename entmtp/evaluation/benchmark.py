@@ -13,6 +13,7 @@ from rich.console import Console
 
 from entmtp.evaluation.dispatch import Settled
 from entmtp.evaluation.interim import InterimResults
+from entmtp.evaluation.overlap_words import in_words
 from entmtp.evaluation.plan import Plan, bank_task
 from entmtp.evaluation.progress import Doing, Progress
 from entmtp.evaluation.rows import write_part
@@ -23,7 +24,7 @@ _WRITERS = 4
 
 
 def describe(plan: Plan) -> Iterator[str]:
-    """A line about each suite: its prompts, its budget, and whose tree banks it uses."""
+    """A line about each suite: its prompts, its budget, whose tree banks it uses; then one about each kind of heads."""
     for suite in dict.fromkeys(unit.suite for unit in plan.units):
         units = [unit for unit in plan.units if unit.suite == suite]
         tokens = get_suite(suite).protocol.tokens(plan.settings.max_new_tokens)
@@ -32,6 +33,7 @@ def describe(plan: Plan) -> Iterator[str]:
             f"{suite}: {count} prompts ({units[0].source}), up to {tokens} new tokens,"
             f" tree banks of '{bank_task(plan.place, suite)}'"
         )
+    yield from in_words(plan.overlap)
 
 
 def run_units(

@@ -105,8 +105,8 @@ class Dispatch:
         """A task for a free worker, of ``suite`` if there is one; None where all are with workers or settled."""
         if not self._queue:
             return None
-        waiting = () if suite is None else enumerate(self._queue)
-        place = next((at for at, task in waiting if task.suite == suite), 0)
+        places = enumerate(self._queue if suite is not None else ())
+        place = next((at for at, task in places if task.suite == suite), 0)
         task = self._queue[place]
         del self._queue[place]
         return task

@@ -11,10 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.answers import write_answers
+from entmtp.evaluation.dispatch import PEAKS
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.pareto import ParetoPoint, pareto
 from entmtp.evaluation.plan import Plan, bank_task, identity_of
@@ -43,7 +46,7 @@ def finish(plan: Plan, console: Console) -> int:
     set_aside = [_in_words(prompt) for part in held for prompt in part.get("set_aside", [])]
     if not requests.num_rows:
         raise EntMTPError(f"results: no prompt was done; {set_aside[0]}; mend that and run again with --retry")
-    facts = _facts(plan, held, set_aside)
+    facts = _facts(plan, requests, held, set_aside)
     print_table(console, summarise(requests, steps), facts)
     with plan.results.folder(REPORT) as folder:
         write_report(folder, requests, steps, facts, _pareto(plan, held))
@@ -51,13 +54,18 @@ def finish(plan: Plan, console: Console) -> int:
         write_answers(folder / "answers.jsonl", prompts, _histories(held), requests)
         run = log_benchmark(plan.tracking_uri, BENCHMARK_EXPERIMENT, facts, requests, steps, folder, _tracked(plan))
     console.print(f"\npeak memory of one worker: {facts['peak_memory_mib']} MiB")
+    if facts["peak_device_memory_mib"]:
+        console.print(f"peak memory of its GPU: {facts['peak_device_memory_mib']} MiB")
+    console.print(f"captures in measured steps: {facts['captures_in_measured_steps']}")
     report = f"{plan.results}/{REPORT}/index.html"
     console.print(f"\nreport   {report}\nparts    {plan.parts}\nMLflow   {run.tracking_uri}", soft_wrap=True)
     console.print(f"open it  {run.open_command}", soft_wrap=True)
     return len(set_aside)
 
 
-def _facts(plan: Plan, held: Sequence[Mapping[str, Any]], set_aside: Sequence[str]) -> dict[str, Any]:
+def _facts(
+    plan: Plan, requests: pa.Table, held: Sequence[Mapping[str, Any]], set_aside: Sequence[str]
+) -> dict[str, Any]:
     return {
         "profile": plan.profile,
         "settings": plan.settings.model_dump(),
@@ -67,9 +75,12 @@ def _facts(plan: Plan, held: Sequence[Mapping[str, Any]], set_aside: Sequence[st
         "heads": {kind: _shown(source) for kind, source in plan.place.heads.items()},
         "hashes": identity_of(plan.place),
         "prompts": _prompts(plan.units),
+        "training_overlap": plan.overlap,
         "banks": {suite: bank_task(plan.place, suite) for suite in dict.fromkeys(unit.suite for unit in plan.units)},
         "hardware": _hardware(plan, held),
-        "peak_memory_mib": round(max(part.get("peak_memory_mib", 0.0) for part in held)),
+        "captures_in_measured_steps": pc.sum(requests["captures"]).as_py(),
+        "warm_up_seconds": round(sum(part.get("warm_up_seconds", 0.0) for part in held)),
+        **{name: round(max(part.get(name, 0.0) for part in held)) for name in PEAKS},
         "set_aside": set_aside or None,
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in _VERSIONED} | {"python": platform.python_version()},

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from entmtp.errors import EntMTPError
+from entmtp.evaluation.overlap_words import Overlap
 from entmtp.evaluation.rows import finished_keys, read_metadata
 from entmtp.evaluation.runner import Workplace
 from entmtp.evaluation.storage import Store
@@ -21,6 +22,7 @@ class Plan:
 
     Attributes:
         depends_on: everything beside the prompts that all units' rows depend on, each as text.
+        overlap: how many of the suites' prompts the heads were trained on.
         retry: units of which prompts were set aside are run again.
     """
 
@@ -32,6 +34,7 @@ class Plan:
     results: Store
     tracking_uri: str
     depends_on: dict[str, str]
+    overlap: dict[str, Overlap | str]
     retry: bool = False
     command: str = field(default_factory=lambda: " ".join(sys.argv))
 

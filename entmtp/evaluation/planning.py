@@ -24,6 +24,7 @@ from entmtp.evaluation.storage import Store
 from entmtp.evaluation.suites import FAMILIES, get_suite, suite_names
 from entmtp.evaluation.summary import AUTOREGRESSIVE, LOSSY
 from entmtp.evaluation.tracking import default_tracking_uri
+from entmtp.evaluation.training_overlap import training_overlap
 from entmtp.evaluation.units import make_units
 from entmtp.heads.checkpoint import KINDS, bundled_heads
 from entmtp.heads.native import NATIVE
@@ -80,7 +81,8 @@ def make_plan(
         name: str(value) for name, value in settings.model_dump(exclude={"prompts"}).items()
     }
     uri = tracking_uri or _default_tracking(results)
-    return Plan(profile, settings, chosen_arms, place, units, results, uri, depends_on | identity, retry)
+    overlap = training_overlap(units, sources)
+    return Plan(profile, settings, chosen_arms, place, units, results, uri, depends_on | identity, overlap, retry)
 
 
 def _settings(profile: str, overrides: Mapping[str, int | None]) -> BenchmarkSettings:

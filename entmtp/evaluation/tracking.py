@@ -23,6 +23,7 @@ import pyarrow as pa
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.facts import flat_facts
 from entmtp.evaluation.metrics import summarise
+from entmtp.evaluation.overlap_words import overlap_metrics
 from entmtp.evaluation.quiet_mlflow import quieten_mlflow
 from entmtp.evaluation.run_metrics import arm_metrics, description, overall_metrics
 from entmtp.evaluation.storage import check_lasting
@@ -134,7 +135,7 @@ def log_benchmark(
             "mlflow.source.name": str(facts.get("command") or ""),
         }
         with _run(client, experiment_id, "benchmark", {name: text for name, text in tags.items() if text}) as parent:
-            _log_batch(client, parent, overall_metrics(summary), dict(flat_facts(facts)))
+            _log_batch(client, parent, overall_metrics(summary) | overlap_metrics(facts), dict(flat_facts(facts)))
             _log_prompts(client, parent, requests)
             for row in summary.arms:
                 nested = {"mlflow.parentRunId": parent}

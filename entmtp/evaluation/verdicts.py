@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from entmtp.evaluation.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD, Estimate
+from entmtp.evaluation.overlap_words import overlap_caveats
 from entmtp.evaluation.quality import metric
 from entmtp.evaluation.summary import (
     ADAPTIVE,
@@ -103,6 +104,13 @@ def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"{', '.join(constant)}: entmtp used one tree at every step, as no other pays at any entropy by this"
             " machine's step costs; it is a static tree there."
+        )
+    sentences += overlap_caveats(facts)
+    if unsettled := sum(row.unsettled_steps for row in summary.arms):
+        captures = sum(row.captures for row in summary.arms)
+        sentences.append(
+            f"{unsettled} timed steps ran a part for the first time or captured it as a CUDA graph ({captures}):"
+            " they took longer than they would again."
         )
     if set_aside := facts.get("set_aside"):
         rest = [f"and {len(set_aside) - _NAMED} more"] * (len(set_aside) > _NAMED)

@@ -53,7 +53,7 @@ def load_heads(source: str | Path, backbone: Backbone) -> DraftHeads:
         return load_native(backbone)
     folder = Path(source)
     if not folder.is_dir():
-        folder = download(str(source), ("*.json", "*.safetensors", "*.md"))
+        folder = download(str(source), ("*.json", "*.safetensors", "*.md", "*.txt"))
     heads_class = _class_of(folder)
     if not (folder / "model.safetensors").is_file():
         found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"

@@ -60,6 +60,7 @@ class Dataset:
         usable = torch.arange(len(self.tokens)) + 1 < self.end_of
         self.train = (usable & ~held_position).nonzero()[:, 0]
         self.held_out = (usable & held_position).nonzero()[:, 0]
+        self.prompt_ids = names
         self.answers = len(names)
         self.fingerprint = hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest()
         if not len(self.train) or not len(self.held_out):

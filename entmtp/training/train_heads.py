@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
+from entmtp.heads.training_prompts import FILE, write_training_prompts
 from entmtp.json_lines import check_file, read_json_lines
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat, load_model
+from entmtp.prompt_hash import prompt_hash
 from entmtp.settings import CorpusSettings, TrainingSettings
-from entmtp.training.corpus import write_corpus
+from entmtp.training.corpus import prompt_id, write_corpus
 from entmtp.training.dataset import Dataset
 from entmtp.training.model_card import write_card
 from entmtp.training.trainer import Progress, Trainer
@@ -64,8 +66,23 @@ def train_heads(
     folder = output / "heads"
     heads.half().save_pretrained(folder)
     write_card(folder, settings, dataset, model, f"{len(asked)} of {prompts.name}", last)
+    hashes = {prompt_id(tokens): prompt_hash(prompt) for tokens, prompt in zip(ids, asked, strict=True)}
+    console.print(_write_list(folder, dataset.prompt_ids, hashes))
     console.print(f"heads: {folder}")
     return folder
+
+
+def _write_list(folder: Path, answered: Sequence[str], hashes: Mapping[str, str]) -> str:
+    """Writes down which prompts the corpus has answers to; says how that went.
+
+    A corpus may hold answers from an earlier run with other prompts, whose texts nobody knows any more. A list without
+    them would hide what the heads have seen, so there is none then.
+    """
+    if strangers := set(answered) - hashes.keys():
+        (folder / FILE).unlink(missing_ok=True)
+        return f"no {FILE}: the corpus has {len(strangers)} answers to prompts that are not among those given"
+    write_training_prompts(folder, (hashes[name] for name in answered))
+    return f"{FILE}: {len(set(answered))} prompts, for benchmarks to look up"
 
 
 def _end(console: Console) -> str:

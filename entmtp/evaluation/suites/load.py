@@ -13,8 +13,9 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.suites.base import Prompt, Source, Suite, SuiteData, fingerprint
 from entmtp.evaluation.suites.files import read_rows
 from entmtp.evaluation.suites.hub import HubUnavailableError, hub_rows
-from entmtp.evaluation.suites.splits import draw, text_key
+from entmtp.evaluation.suites.splits import draw
 from entmtp.json_lines import Located
+from entmtp.prompt_hash import text_key
 
 SAMPLES = Path(__file__).parent / "samples"
 

@@ -7,11 +7,7 @@ from collections.abc import Sequence
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.suites.base import Prompt
-
-
-def text_key(text: str) -> str:
-    """The text without differences of case and white space; two prompts with one key are the same prompt."""
-    return " ".join(text.casefold().split())
+from entmtp.prompt_hash import text_key
 
 
 def split(prompts: Sequence[Prompt]) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:

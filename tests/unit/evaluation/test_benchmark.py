@@ -31,6 +31,8 @@ from entmtp.evaluation.summary import LOSSY
 from entmtp.evaluation.tracking import BENCHMARK_EXPERIMENT, check_tracking, default_tracking_uri
 from entmtp.evaluation.units import Unit
 from entmtp.heads.checkpoint import KINDS
+from entmtp.heads.training_prompts import write_training_prompts
+from entmtp.prompt_hash import prompt_hash
 from tests.saved import SUITES, VOCAB, Saved, save_project, save_tiny_model
 from tests.tiny import random_heads
 from tests.unit.evaluation.synthetic import COST, make_rows
@@ -240,6 +242,38 @@ def test_results_elsewhere_get_parts_and_report(saved: Saved, tmp_path: Path) ->
         plan_of(saved, tmp_path, results=store, tracking_uri=None)
 
 
+def test_the_end_says_what_was_captured_while_timed_and_what_heads_were_trained_on(
+    saved: Saved, tmp_path: Path
+) -> None:
+    heads = {kind: tmp_path / kind for kind in KINDS}
+    for kind, folder in heads.items():
+        shutil.copytree(saved.heads(kind), folder)
+    first = plan_of(saved, tmp_path).units[0]
+    write_training_prompts(heads["hydra"], [prompt_hash(first.prompts[0].text)])
+    plan = plan_of(saved, tmp_path, heads=[f"{kind}={folder}" for kind, folder in heads.items()])
+    for number, unit in enumerate(plan.units):
+        requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)
+        rows = [replace(row, captures=2 * number, unsettled_steps=3 * number) for row in requests]
+        measured = {"peak_memory_mib": 1.0, "peak_device_memory_mib": 8.0 + number, "warm_up_seconds": 2.0}
+        save_unit(plan, Settled(unit, *tables_of(rows, steps), measured=measured))
+    console = told()
+    for line in describe(plan):
+        console.print(line)
+    finish(plan, console)
+    for said in (
+        f"hydra heads were trained on: {first.suite} 1 of 2",
+        "medusa heads were trained on: not known for these heads",
+        f"trained on some of the scored prompts (1 of 2 of {first.suite})",
+        "captures in measured steps: 12",
+        "18 timed steps ran a part for the first time or captured it as a CUDA graph (12)",
+        "peak memory of its GPU: 11 MiB",
+    ):
+        assert said in text_of(console)
+    facts = json.loads((tmp_path / "report" / "summary.json").read_text(encoding="utf-8"))["facts"]
+    assert (facts["captures_in_measured_steps"], facts["warm_up_seconds"]) == (12, 8)
+    assert facts["training_overlap"]["hydra"][first.suite] == {"seen": 1, "scored": 2}
+
+
 def test_the_forecast_counts_tokens_and_says_what_it_rests_on(saved: Saved, tmp_path: Path) -> None:
     plan = plan_of(saved, tmp_path, arms=["autoregressive", "oracle"])
     # Two prompts of each suite; three repetitions of two arms, the reference, and the look ahead of the oracle.
@@ -247,6 +281,8 @@ def test_the_forecast_counts_tokens_and_says_what_it_rests_on(saved: Saved, tmp_
     assert forecast(plan, plan.units, 8.0).seconds == pytest.approx(tokens_of(plan, plan.units) / 8)
     assert "8 tokens/s of a worker, as stated" in forecast(plan, plan.units, 8.0).rests_on
     assert "assumed; state yours" in forecast(plan, plan.units, None).rests_on
+    gpu = replace(plan, place=replace(plan.place, device="cuda"))
+    assert tokens_of(gpu, plan.units) == 4 * (4 * 2 + 1 + 1) * 24
     save_unit(plan, settled(plan.units[0]))
     measured = forecast(plan, plan.waiting, None)
     assert (measured.seconds, measured.rests_on) == (3 * 6.0, "the units that are done")

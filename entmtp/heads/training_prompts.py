@@ -1,0 +1,58 @@
+"""Hashes of the prompts that draft heads were trained on: a file next to the weights, for benchmarks to look up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from entmtp.errors import EntMTPError
+from entmtp.files import write_text
+from entmtp.heads.checkpoint import download
+from entmtp.heads.native import NATIVE
+from entmtp.prompt_hash import DIGITS
+
+FILE = "training_prompts.txt"
+"""A hash of :func:`entmtp.prompt_hash.prompt_hash` on each line."""
+
+MAX_PROMPTS = 10_000_000
+_HASH = re.compile(f"[0-9a-f]{{{DIGITS}}}")
+
+
+def write_training_prompts(folder: Path, hashes: Iterable[str]) -> None:
+    """Writes the list next to the weights in ``folder``, sorted, each hash once."""
+    write_text(folder / FILE, "".join(f"{name}\n" for name in sorted(set(hashes))))
+
+
+def read_training_prompts(source: str | Path) -> frozenset[str] | None:
+    """The hashes of the prompts that heads were trained on; None where nothing tells, as for imported heads.
+
+    ``source`` is a folder or a hub name, as for :func:`entmtp.heads.checkpoint.load_heads`.
+
+    Raises:
+        EntMTPError: the list is too long, or a line of it is no hash.
+    """
+    if source == NATIVE:
+        return None
+    path = _folder(source) / FILE
+    if not path.is_file():
+        return None
+    if path.stat().st_size > MAX_PROMPTS * (DIGITS + 2):
+        raise EntMTPError(f"heads: {path} names more than {MAX_PROMPTS} prompts; give a shorter list or remove it")
+    lines = path.read_text(encoding="ascii", errors="replace").split()
+    if (wrong := next((line for line in lines if not _HASH.fullmatch(line)), None)) is not None:
+        raise EntMTPError(
+            f"heads: {path} holds {wrong[:40]!a}, which is not {DIGITS} hexadecimal digits; train the heads again"
+            " or remove the file"
+        )
+    return frozenset(lines)
+
+
+def _folder(source: str | Path) -> Path:
+    """The local folder that holds the list; one that doesn't exist where it is on a hub that can't be reached."""
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return download(str(source), (FILE,))
+    except EntMTPError:
+        return Path(source)
