@@ -166,7 +166,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         ([], SERVING, "serve", "serve"),
         (["benchmark"], SERVING, "serve", "serve"),
         ([], LOADING, "load", "benchmark"),
-        (["ray", "mlflow"], LOADING, "load", "benchmark"),
+        (["ray"], LOADING, "load", "benchmark"),
     ],
 )
 def test_a_command_without_its_extra_says_so_in_one_line(
