@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from entmtp.errors import EntMTPError
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`, replacing an older one.
@@ -27,3 +29,16 @@ def write_text(path: Path, text: str) -> Path:
         unfinished.write_text(text, encoding="utf-8")
 
     return write_whole(path, write)
+
+
+def make_folder(option: str, path: Path) -> Path:
+    """Make the folder that `option` names, with all above it.
+
+    Raises:
+        EntMTPError: it can't be made, as where a file is in the way.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EntMTPError(f"{option}: '{path}' can't be made a folder ({error.strerror}); give another") from error
+    return path

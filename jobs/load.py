@@ -80,6 +80,7 @@ def main(
         from entmtp.evaluation.suites import FAMILIES, suite_names
         from entmtp.evaluation.tracking import LOAD_EXPERIMENT, check_tracking, default_tracking_uri, log_load
         from entmtp.evaluation.tracking_names import check_names
+        from entmtp.files import make_folder
 
         levels, suites = levels_of(users, rate), suite_names(suite or [])
         files = named_paths("data", data or [], FAMILIES)
@@ -103,7 +104,7 @@ def main(
         facts |= {keys[one.name]: one.url for one in endpoints}
         check_lasting("results", results, "--results an absolute path")
         uri = tracking_uri or default_tracking_uri(results)
-        results.mkdir(parents=True, exist_ok=True)
+        make_folder("results", results)
         check_tracking(uri, LOAD_EXPERIMENT)
         sent = rounds * sum(level.requests(requests) for level in levels)
         prompts = _prompts(suites, files, sent, seed)
