@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""How well the cost model foretells steps that it was not measured on: other trees, other lengths of context.
+"""How well the cost model predicts steps that it was not measured on: other trees, other lengths of context.
 
     python -m benchmarks.cost
 
-The model of this machine is measured as at first use, then whole steps with trees of the bundled banks, of sizes
-between those of its grid and of each depth, behind contexts of several lengths; all interleaved.
+The cost of a step is measured as at a first start, then whole steps with trees of the bundled banks, of sizes between
+those of its grid and of each depth, after contexts of several lengths; all trees of a context interleaved.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -18,23 +19,26 @@ import typer
 
 from benchmarks.record import Cell, Table, deliver, made_record
 from entmtp.cli_errors import told_plainly
-from entmtp.decoding.measure import CONTEXT, NODES, StepBench, interleaved, measure_cost
+from entmtp.decoding.measure import CONTEXTS as MEASURED
+from entmtp.decoding.measure import NODES, StepBench, interleaved, measure_cost
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import load_model
-from entmtp.scheduling.cost import StepCost, hardware_name
+from entmtp.scheduling.cost import TYPICAL_CONTEXT, StepCost, hardware_name
 from entmtp.scheduling.policies import StaticPolicy
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 from entmtp.trees.topology import Topology
 
 SIZES = (0, 5, 10, 20, 40)
-CONTEXTS = (64, CONTEXT, 512)
+CONTEXTS = (64, TYPICAL_CONTEXT, 512, 1024, 2048, 4096)
 NOTES = (
-    f"The cost model: medians at {', '.join(map(str, NODES))} nodes and at each depth, behind {CONTEXT} tokens.",
+    f"The cost model: medians at {', '.join(map(str, NODES))} nodes and at each depth, after"
+    f" {', '.join(map(str, MEASURED))} tokens, linear between and beyond.",
     "Trees are those of the bundled gsm8k bank, of each depth and of sizes that the model was not measured at.",
-    "error: (foretold - measured) / measured. A policy compares trees with each other: what counts is how errors differ"
-    " from tree to tree, not what all have in common; spread is the standard deviation of the errors.",
+    "error: (predicted - measured) / measured. A policy compares trees with each other: what counts is how errors"
+    " differ from tree to tree, not what all have in common; spread is the standard deviation of the errors.",
+    f"one context: predicted as if all contexts were of {TYPICAL_CONTEXT} tokens.",
 )
 
 
@@ -42,30 +46,37 @@ def main(
     repetitions: Annotated[int, typer.Option(min=1, help="steps with each tree")] = 9,
     record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
 ) -> None:
-    """Print foretold and measured milliseconds of steps, and how far they differ."""
+    """Print predicted and measured milliseconds of steps, and how far they differ."""
     with told_plainly("cost"):
         model, _ = load_model("bundled")
         backbone = Backbone(model)
         hardware = hardware_name(backbone.device)
         steps: list[list[Cell]] = []
         errors: list[list[Cell]] = []
+        starts: list[list[Cell]] = []
         for kind in KINDS:
             heads = load_heads(bundled_heads(kind), backbone)
-            cost = measure_cost(backbone, heads, hardware)
+            began = time.perf_counter()
+            table = measure_cost(backbone, heads, MEASURED)
+            starts.append([kind, f"{time.perf_counter() - began:.1f}", f"{table.spread:.1%}"])
             trees = held_out(load_bank(bundled_bank("gsm8k", kind)))
             for context in CONTEXTS:
                 measured = milliseconds(backbone, heads, trees, context, repetitions)
-                steps += rows(kind, context, cost, measured)
-                errors.append([kind, context, *summary(cost, measured)])
+                steps += rows(kind, context, table.at(context), measured)
+                errors.append([kind, context, "all", *summary(table.at(context), measured)])
+                errors.append([kind, context, "one context", *summary(table.typical, measured)])
         tables = [
-            Table(title="errors", columns=["heads", "context", "trees", "mean", "spread", "largest"], rows=errors),
+            Table(title="first start", columns=["heads", "seconds", "spread"], rows=starts),
+            Table(
+                title="errors", columns=["heads", "context", "model", "trees", "mean", "spread", "largest"], rows=errors
+            ),
             Table(
                 title="steps",
-                columns=["heads", "context", "nodes", "depth", "foretold ms", "measured ms", "error"],
+                columns=["heads", "context", "nodes", "depth", "predicted ms", "measured ms", "error"],
                 rows=steps,
             ),
         ]
-        title = "How well the cost of a step is foretold"
+        title = "How well the cost of a step is predicted"
         deliver(made_record("cost", title, hardware, tables, NOTES), record)
 
 
@@ -79,7 +90,7 @@ def held_out(bank: TreeBank) -> list[Topology]:
 def milliseconds(
     backbone: Backbone, heads: DraftHeads, trees: list[Topology], context: int, repetitions: int
 ) -> dict[Topology, float]:
-    """Whole steps behind ``context`` tokens."""
+    """Median milliseconds of whole steps after ``context`` tokens, by tree."""
     bench = StepBench(backbone, heads, 1, context, max(tree.nodes for tree in trees))
     work = {tree: partial(bench.step, StaticPolicy(tree, entropy_window=8)) for tree in trees}
     return {tree: sum(parts.values()) for tree, parts in interleaved(work, repetitions).items()}
@@ -101,7 +112,7 @@ def summary(cost: StepCost, measured: dict[Topology, float]) -> list[Cell]:
 
 
 def error(cost: StepCost, tree: Topology, ms: float) -> float:
-    """Relative, of the foretold time."""
+    """Relative error of the predicted time."""
     return cost(tree) / ms - 1
 
 

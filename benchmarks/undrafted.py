@@ -75,7 +75,7 @@ def engine_of(name: str, backbone: Backbone) -> Engine:
     method = Method(name)
     check_method(method)
     heads = load_heads(bundled_heads(kind_of(name)), backbone)
-    return Engine(backbone, heads, policy_of(method, backbone, heads, 1, print))
+    return Engine(backbone, heads, policy_of(method, backbone, heads, None, print))
 
 
 def measure(

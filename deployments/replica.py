@@ -95,7 +95,7 @@ class EngineReplica:
         limits: dict[str, Any] = {name: given[name] for name in EngineSettings.model_fields if name in given}
         settings = self._args.engine.model_copy(update=limits)
         engine = self._served.engine
-        policy = await asyncio.to_thread(policy_of, method, engine.backbone, engine.heads, settings.slots, _log.info)
+        policy = await asyncio.to_thread(policy_of, method, engine.backbone, engine.heads, settings, _log.info)
         await self._served.ask(lambda engine: engine.change(policy, settings))
         self._method = method
 

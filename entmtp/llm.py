@@ -142,4 +142,5 @@ class LLM:
             finally:  # interrupted: nothing may go on running
                 for request in requests:
                     self.engine.cancel(request.id)
+                self.engine.close()
         return done

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
-from entmtp.decoding.measure import machine_cost
+from entmtp.decoding.measure import learnt_costs, machine_cost
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import METHODS, OF_NATIVE, Toolbox, kind_of, make_correcting_policy, make_policy
 from entmtp.evaluation.suites import PAPER_SUITES
@@ -70,8 +70,11 @@ class Session:
         ids = encode_chat(self.tokenizer, prompt)
         ends = end_of_turn_ids(self.tokenizer, self.engine.backbone.vocab_size)
         goes_on = self.tokenizer.chat_template is None
-        for progress in self.engine.stream(ids, ending_turns(params, ends), self.completion, goes_on):
-            yield progress.text
+        try:
+            for progress in self.engine.stream(ids, ending_turns(params, ends), self.completion, goes_on):
+                yield progress.text
+        finally:
+            self.engine.close()
 
     def statistics(self) -> str:
         """One line about the last answer."""
@@ -121,7 +124,7 @@ def load_method(
     if (notice := turn_notice(tokenizer, ends, backbone.eos_token_ids)) is not None:
         say(notice)
     heads = _heads_of(method, backbone) if drafts else None
-    policy = policy_of(method, backbone, heads, 1 if settings is None else settings.slots, say)
+    policy = policy_of(method, backbone, heads, settings, say)
     return Engine(backbone, heads, policy, settings, tokenizer.backend_tokenizer), tokenizer
 
 
@@ -151,9 +154,13 @@ def _heads_of(method: Method, backbone: Backbone) -> DraftHeads:
 
 
 def policy_of(
-    method: Method, backbone: Backbone, heads: DraftHeads | None, slots: int, say: Callable[[str], None]
+    method: Method,
+    backbone: Backbone,
+    heads: DraftHeads | None,
+    settings: EngineSettings | None,
+    say: Callable[[str], None],
 ) -> Policy:
-    """The method's policy, whose trees follow what steps really cost, for up to ``slots`` requests in one step.
+    """The method's policy, whose trees follow what steps really cost, for as many requests as there are slots.
 
     Raises:
         EntMTPError: if the method needs other heads, or the bank was made for others.
@@ -169,8 +176,10 @@ def policy_of(
     bank.check_heads(
         kind=heads.kind, num_heads=heads.num_heads, model_fingerprint=fingerprint, heads_fingerprint=heads.fingerprint
     )
-    cost = machine_cost(backbone, heads, cache_folder(), say, slots)
-    return make_correcting_policy(method.name, Toolbox(backbone, {heads.kind: heads}, {heads.kind: bank}, {}), cost)
+    slots, context = (1, None) if settings is None else (settings.slots, settings.context)
+    cost = machine_cost(backbone, heads, cache_folder(), say, slots, context)
+    tools = Toolbox(backbone, {heads.kind: heads}, {heads.kind: bank}, {})
+    return make_correcting_policy(method.name, tools, cost, learnt_costs(backbone, heads, cache_folder()))
 
 
 def _bank_path(method: Method, kind: str | None) -> Path:

@@ -175,6 +175,7 @@ class AsyncEngine:
             self._error = error
             _log.exception("the engine's loop has ended")
         finally:
+            self._keep()
             with self._wake:
                 self._closing = True
             gone = EngineDeadError(f"engine: it ended while this request ran ({self._error or 'closed'})")
@@ -183,6 +184,12 @@ class AsyncEngine:
             for answer in list(self._asked):
                 with contextlib.suppress(InvalidStateError):  # it has been answered, or nobody waits any more
                     answer.set_exception(gone)
+
+    def _keep(self) -> None:
+        try:
+            self.engine.close()
+        except Exception:  # it is for the next run's speed only
+            _log.exception("what the engine had learnt could not be kept")
 
     def _next_orders(self) -> bool:
         """Waits until there is something to do, carries out what was ordered; False when it is time to end."""

@@ -170,11 +170,16 @@ class Engine:
                 raise EntMTPError(f"{name}: {new} needs other memory than {old}; start the engine anew for that")
         if self._slots is not None:
             self._slots.reuse = settings.prefix_reuse
+        self.policy.close()
         self.policy, self.settings = policy, settings
         for job in self._jobs:
             if job.running is not None:
                 job.running.tracker = SignalTracker(policy.entropy_window)
                 job.running.policy_state = policy.start()
+
+    def close(self) -> None:
+        """Keeps what the policy has learnt for the next run; decoding may go on."""
+        self.policy.close()
 
     @property
     def captures_steps(self) -> bool:

@@ -37,7 +37,10 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     captured_before = state.graphs.captures
     with state.all_or_nothing():
         # 1. signals -> policy -> topology
-        signals = [request.tracker.start_step(len(request.tokens), request.entropy) for request in requests]
+        signals = [
+            request.tracker.start_step(len(request.tokens), request.entropy, cache.lengths[request.slot])
+            for request in requests
+        ]
         slots = tuple(request.slot for request in requests)
         rows = state.rows(slots)
         remembered = [copy(request.policy_state) for request in requests]

@@ -19,6 +19,7 @@ from entmtp.heads.native import NATIVE
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.correction import CorrectingPolicy
 from entmtp.scheduling.cost import MachineCost, PolicyCost
+from entmtp.scheduling.cost_cache import LearntCosts
 from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.goodput import GoodputPolicy
 from entmtp.scheduling.policies import (
@@ -175,10 +176,13 @@ def make_policy(arm: str, tools: Toolbox, hindsight: Hindsight | None = None) ->
     return _POLICIES[arm](kind_of(arm, tools.heads), tools.with_banks_of(arm), hindsight)
 
 
-def make_correcting_policy(arm: str, tools: Toolbox, machine: MachineCost) -> Policy:
-    """The policy of an arm that drafts, by this machine's costs as its steps correct them; ``tools`` need none."""
+def make_correcting_policy(arm: str, tools: Toolbox, machine: MachineCost, learnt: LearntCosts | None = None) -> Policy:
+    """The policy of an arm that drafts, by this machine's costs as its steps correct them; ``tools`` need none.
+
+    ``learnt`` are the corrections of earlier runs, which this one goes on from and adds to.
+    """
     kind = kind_of(arm, tools.heads)
-    return CorrectingPolicy(lambda seen: make_policy(arm, replace(tools, costs={kind: seen})), machine)
+    return CorrectingPolicy(lambda seen: make_policy(arm, replace(tools, costs={kind: seen})), machine, learnt)
 
 
 def _window(tools: Toolbox) -> int:

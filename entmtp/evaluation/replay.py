@@ -66,8 +66,8 @@ def policies(bank: TreeBank, cost: PartedCost, num_heads: int) -> Mapping[str, P
         "published": StaticPolicy(published_tree(num_heads), window),
         "best-static": best_static_policy(bank, cost, window),
         "ladder": ladder_policy(bank, cost, LadderSettings().hysteresis),
-        "goodput": GoodputPolicy(bank.predictor, lambda batch: cost, window),
-        DYNAMIC: DynamicPolicy(bank.predictor, bank.chances, lambda batch: cost, window),
+        "goodput": GoodputPolicy(bank.predictor, lambda batch, context: cost, window),
+        DYNAMIC: DynamicPolicy(bank.predictor, bank.chances, lambda batch, context: cost, window),
     }
     trees = all_trees(bank)
 

@@ -115,7 +115,7 @@ class Worker:
 
     def _measured(self) -> dict[str, Any]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        costs = {kind: cost.model_dump() for kind, cost in self.costs.items()}
+        costs = {kind: cost.typical.model_dump() for kind, cost in self.costs.items()}
         device = self.backbone.device
         return {
             "peak_memory_mib": peak,

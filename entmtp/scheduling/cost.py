@@ -1,51 +1,66 @@
-"""What a step costs on this machine: measured medians over node budgets, interpolated, cached per hardware.
+"""Step cost: measured medians over node budgets, contexts and batch sizes, interpolated.
 
 A step's time is verify(nodes) + draft(depth, nodes): the first covers the forward pass, acceptance and compaction; the
-second the heads, whose time grows with the levels they run (Hydra) and, less, with the nodes they fill.
+second the heads, whose time grows with the levels they run (Hydra) and, less, with the nodes they fill. Both grow
+linearly with the context, the tokens that attention reads.
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
 import platform
+from bisect import bisect_right
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from entmtp.errors import EntMTPError
-from entmtp.files import write_text
 from entmtp.trees.topology import Topology
+
+TYPICAL_CONTEXT = 160
+"""Tokens in the cache at about the middle of a short answer. Trees that are fixed beforehand are priced here."""
 
 
 class PartedCost(Protocol):
-    """Milliseconds of a step with a tree, and those of them that drafting takes."""
+    """Milliseconds of a step with a tree; :meth:`draft` is the part that drafting takes."""
 
     def __call__(self, topology: Topology) -> float: ...
 
     def draft(self, topology: Topology) -> float:
-        """Of filling the tree."""
+        """Milliseconds of filling the tree."""
 
 
 class PolicyCost(PartedCost, Protocol):
-    """What policies are made from: the cost of a step of one request, and of steps of several."""
+    """Step costs that a policy is made from. Called directly: one request at :data:`TYPICAL_CONTEXT`."""
 
-    def of_batch(self, batch: int) -> PartedCost:
-        """That of a step of ``batch`` requests; an EntMTPError where nothing is known of so many."""
+    def of_batch(self, batch: int, context: int) -> PartedCost:
+        """Cost for ``batch`` requests of ``context`` tokens each. Raises EntMTPError beyond what was measured."""
 
 
 class MachineCost(Protocol):
-    """The cost of steps on a machine that was measured with some numbers of requests."""
+    """Step costs of a machine by batch size."""
 
-    def of_batch(self, batch: int) -> StepCost:
-        """That of a step of ``batch`` requests; an EntMTPError where nothing is known of so many."""
+    def table(self, batch: int) -> CostTable:
+        """Cost for ``batch`` requests. Raises EntMTPError beyond the measured batch sizes."""
+
+
+def rounded_context(contexts: Sequence[int]) -> int:
+    """Mean context of a step's requests, rounded to a power of the square root of 2: what prices are computed for.
+
+    Attention's cost is additive in the lengths, so that their mean decides. Rounding moves the cost of one tree against
+    another's by 3% at most on an H200, and a policy meets few different contexts.
+    """
+    mean = max(1.0, sum(contexts) / max(1, len(contexts)))
+    return round(2 ** (round(2 * math.log2(mean)) / 2))
 
 
 class StepCost(BaseModel):
-    """Milliseconds per step of one request.
+    """Milliseconds per step at one batch size and one context.
 
     Attributes:
         nodes, verify_ms: the grid of node budgets (without the root), starting at 0, and the medians there.
@@ -71,17 +86,13 @@ class StepCost(BaseModel):
             raise ValueError("times must be positive numbers")
         return self
 
-    def of_batch(self, batch: int) -> StepCost:
-        """This, where ``batch`` is 1.
+    def of_batch(self, batch: int, context: int) -> StepCost:
+        """Itself: nothing is known of other contexts.
 
         Raises:
-            EntMTPError: for more, of which it knows nothing.
+            EntMTPError: for more than one request, of which it knows nothing.
         """
-        if batch != 1:
-            raise EntMTPError(
-                f"batch: the cost of a step is known for 1 request, not for {batch}; give a hardware profile that was"
-                " measured with such batches"
-            )
+        _check_single(batch)
         return self
 
     def __call__(self, topology: Topology) -> float:
@@ -91,7 +102,7 @@ class StepCost(BaseModel):
     def but_draft(self, nodes: int) -> float:
         """Predicted milliseconds of a step with a tree of so many nodes, without drafting.
 
-        Behind the grid's end the last slope goes on: a tree that was never measured must not look free.
+        Beyond the grid's end the last slope goes on: a tree that was never measured must not look free.
         """
         beyond = max(0, nodes - self.nodes[-1])
         slope = (self.verify_ms[-1] - self.verify_ms[-2]) / (self.nodes[-1] - self.nodes[-2])
@@ -106,6 +117,67 @@ class StepCost(BaseModel):
         return float(np.interp(topology.nodes, [depth, max(self.wide_nodes, depth + 1)], ends))
 
 
+class CostTable(BaseModel):
+    """Milliseconds per step at one batch size, by the context; one JSON file.
+
+    Linear between the measured contexts. Beyond the last one the last slope goes on, since attention's cost is linear
+    in the context; below the first one nothing is gained.
+
+    Attributes:
+        contexts: tokens in each request's cache before the step, increasing.
+        costs: one for each.
+        spread: by how much, of a step's time, repetitions of one step differed from each other once what slowed all
+            steps alike is taken out: the 90% quantile.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[2] = 2
+    contexts: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    costs: list[StepCost]
+    spread: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _complete(self) -> CostTable:
+        if sorted(set(self.contexts)) != self.contexts:
+            raise ValueError("contexts must increase")
+        if len(self.costs) != len(self.contexts):
+            raise ValueError("every context needs its cost")
+        if len({len(cost.narrow_draft_ms) for cost in self.costs}) > 1:
+            raise ValueError("drafting must be measured to the same depth at every context")
+        return self
+
+    def at(self, context: int) -> StepCost:
+        """Cost after ``context`` tokens."""
+        if len(self.contexts) == 1 or context <= self.contexts[0]:
+            return self.costs[0]
+        high = min(bisect_right(self.contexts, context), len(self.contexts) - 1)
+        begin, end = self.contexts[high - 1], self.contexts[high]
+        return _between(self.costs[high - 1], self.costs[high], (context - begin) / (end - begin))
+
+    @cached_property
+    def typical(self) -> StepCost:
+        """Cost at :data:`TYPICAL_CONTEXT`."""
+        return self.at(TYPICAL_CONTEXT)
+
+    def __call__(self, topology: Topology) -> float:
+        """Predicted milliseconds at :data:`TYPICAL_CONTEXT`."""
+        return self.typical(topology)
+
+    def draft(self, topology: Topology) -> float:
+        """Predicted milliseconds of filling this tree, at :data:`TYPICAL_CONTEXT`."""
+        return self.typical.draft(topology)
+
+    def of_batch(self, batch: int, context: int) -> StepCost:
+        """Cost after ``context`` tokens.
+
+        Raises:
+            EntMTPError: for more than one request, of which it knows nothing.
+        """
+        _check_single(batch)
+        return self.at(context)
+
+
 class BatchedCost(BaseModel):
     """Milliseconds per step by the number of requests; linear between those that were measured.
 
@@ -115,7 +187,7 @@ class BatchedCost(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    measured: dict[int, StepCost]
+    measured: dict[int, CostTable]
 
     @model_validator(mode="after")
     def _complete(self) -> BatchedCost:
@@ -123,8 +195,8 @@ class BatchedCost(BaseModel):
             raise ValueError("steps of one request must be among those measured")
         return self
 
-    def of_batch(self, batch: int) -> StepCost:
-        """That of a step of ``batch`` requests.
+    def table(self, batch: int) -> CostTable:
+        """Cost for ``batch`` requests.
 
         Raises:
             EntMTPError: for more than were measured, of which it knows nothing.
@@ -136,18 +208,37 @@ class BatchedCost(BaseModel):
                 f"batch: the cost of a step is known for up to {max(self.measured)} requests, not for {batch};"
                 " measure with more slots"
             )
-        low, high = (
+        few, many = (
             max(each for each in self.measured if each < batch),
             min(each for each in self.measured if each > batch),
         )
-        return _between(self.measured[low], self.measured[high], (batch - low) / (high - low))
+        low, high = self.measured[few], self.measured[many]
+        contexts = sorted({*low.contexts, *high.contexts})
+        part = (batch - few) / (many - few)
+        return CostTable(
+            contexts=contexts,
+            costs=[_between(low.at(context), high.at(context), part) for context in contexts],
+            spread=max(low.spread, high.spread),
+        )
+
+
+def _check_single(batch: int) -> None:
+    if batch != 1:
+        raise EntMTPError(
+            f"batch: the cost of a step is known for 1 request, not for {batch}; give a hardware profile that was"
+            " measured with such batches"
+        )
 
 
 def _between(low: StepCost, high: StepCost, part: float) -> StepCost:
+    """``low`` at part 0, ``high`` at 1, linear; beyond 1 no time becomes less than that of ``high``."""
     nodes = sorted({*low.nodes, *high.nodes})
 
     def blended(one: Sequence[float], other: Sequence[float]) -> list[float]:
-        return ((1 - part) * np.array(one) + part * np.array(other)).tolist()
+        begin, end = np.array(one), np.array(other)
+        rise = end - begin
+        ms: np.ndarray = begin + part * rise if part <= 1 else end + (part - 1) * np.maximum(0.0, rise)
+        return ms.tolist()
 
     return StepCost(
         nodes=nodes,
@@ -173,31 +264,3 @@ def _cpu_name() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def cost_file(
-    folder: Path, hardware: str, model_fingerprint: str, heads_fingerprint: str, kernels: str, batch: int = 1
-) -> Path:
-    """Where the cost of this model with these heads and ``kernels`` on this hardware is cached."""
-    parts = (hardware, model_fingerprint, heads_fingerprint, kernels, str(batch))
-    key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
-    return folder / "costs" / f"{key}.json"
-
-
-def read_cost(path: Path) -> StepCost | None:
-    """The cached cost, or None if it is absent.
-
-    Raises:
-        EntMTPError: if the file is not a cost table or has holes.
-    """
-    if not path.is_file():
-        return None
-    try:
-        return StepCost.model_validate_json(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise EntMTPError(f"cost: {path} is not a complete step-cost table; remove it to measure again") from error
-
-
-def write_cost(path: Path, cost: StepCost) -> None:
-    """Caches a measured cost; a reader never sees half a file."""
-    write_text(path, cost.model_dump_json(indent=1))

@@ -17,7 +17,7 @@ import torch
 
 from entmtp.heads.growth import Growth
 from entmtp.scheduling.belief import Belief
-from entmtp.scheduling.cost import PartedCost
+from entmtp.scheduling.cost import PartedCost, rounded_context
 from entmtp.scheduling.goodput import REMEMBERED, GoodputPolicy
 from entmtp.scheduling.policies import BeginDraft, Choice, Policy
 from entmtp.scheduling.signals import Signals
@@ -66,8 +66,9 @@ class DynamicPolicy(Policy):
     """Builds a tree per request and step; of a request its moving averages and a :class:`Belief` are remembered."""
 
     def __init__(
-        self, predictor: Predictor, chances: Chances, costs: Callable[[int], PartedCost], entropy_window: int
+        self, predictor: Predictor, chances: Chances, costs: Callable[[int, int], PartedCost], entropy_window: int
     ) -> None:
+        """``costs`` are by the number of a step's requests and their mean context in tokens."""
         self.chances = chances
         self.entropy_window = entropy_window
         self._costs = costs
@@ -88,11 +89,12 @@ class DynamicPolicy(Policy):
         for seen, belief in zip(signals, states, strict=True):
             belief.learn(seen.gained)
         limits = [min(limit, MOST_GROWN) for limit in limits]
-        before = self._before.best(self._before.scores(signals, states), limits)
+        context = rounded_context([seen.context for seen in signals])
+        before = self._before.best(self._before.scores(signals, states), limits, context)
         drafting = [request for request, tree in enumerate(before) if self._before.trees[tree].nodes]
         if not drafting:
             return [Choice(Topology.root_only())] * len(signals)  # as plain decoding's: there is nothing to fill
-        worth = self._worth(tuple(sorted(limits)))
+        worth = self._worth(tuple(sorted(limits)), context)
         roots = [_Node(request, (), 0, 1.0, number, states[request].shift) for number, request in enumerate(drafting)]
         guessed = _by_request(self._guessed(begin(drafting), roots, worth, limits))
         chosen = self._best([guessed.get(request, []) for request in range(len(signals))], worth)
@@ -100,9 +102,9 @@ class DynamicPolicy(Policy):
             belief.expected = sum(node.chance for node in nodes) if nodes else None
         return [_grown(nodes) for nodes in chosen]
 
-    def _priced(self, limits: tuple[int, ...]) -> _Worth:
+    def _priced(self, limits: tuple[int, ...], context: int) -> _Worth:
         batch = len(limits)
-        cost, rate = self._costs(batch), self._before.rate(limits)
+        cost, rate = self._costs(batch, context), self._before.rate(limits, context)
         trees = [Topology.root_only(), *(Topology.of([(rank,) for rank in range(n)]) for n in range(1, MOST_GROWN + 1))]
         verify = rate * np.array([cost(tree) - cost.draft(tree) for tree in trees])
         depths = range(1, len(self.chances.slope) + 1)

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from entmtp.scheduling.belief import Belief
+from entmtp.scheduling.cost import TYPICAL_CONTEXT, rounded_context
 from entmtp.scheduling.envelope import Envelope, upper_envelope
 from entmtp.scheduling.policies import BeginDraft, Choice, Policy
 from entmtp.scheduling.rate import BatchCosts, best_choices
@@ -25,7 +26,7 @@ from entmtp.trees.topology import Topology
 SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 63)
 
 REMEMBERED = 256
-"""Combinations of limits whose prices are remembered."""
+"""Combinations of limits and context whose prices are remembered."""
 
 
 def candidates(predictor: Predictor, sizes: Sequence[int] = SIZES) -> list[Topology]:
@@ -45,7 +46,7 @@ def candidates(predictor: Predictor, sizes: Sequence[int] = SIZES) -> list[Topol
 
 @dataclass(frozen=True)
 class _Price:
-    """Costs and rate of steps of requests with certain limits.
+    """Costs and rate of steps of requests with certain limits and a certain context.
 
     Attributes:
         costs: milliseconds of each shape ``[shapes]``; infinite where it is larger than every limit.
@@ -90,9 +91,9 @@ class GoodputPolicy(Policy):
         self._price = lru_cache(REMEMBERED)(self._priced)
         self._alone = lru_cache(REMEMBERED)(self._best_alone)
 
-    def rate(self, limits: Sequence[int] = (MAX_NODES,)) -> float:
+    def rate(self, limits: Sequence[int] = (MAX_NODES,), context: int = TYPICAL_CONTEXT) -> float:
         """Tokens per millisecond that a schedule of steps of requests with these limits reaches."""
-        return self._price(self._rounded(limits)).rate
+        return self._price(self._rounded(limits), context).rate
 
     def start(self) -> Belief:
         return Belief()
@@ -108,7 +109,7 @@ class GoodputPolicy(Policy):
         for seen, belief in zip(signals, states, strict=True):
             belief.learn(seen.gained)
         scores = self.scores(signals, states)
-        chosen = self.best(scores, limits)
+        chosen = self.best(scores, limits, rounded_context([seen.context for seen in signals]))
         for score, belief, at in zip(scores, states, chosen, strict=True):
             if self.trees[at].nodes:
                 belief.expected = float(self.predictor.blend(score) @ self._gains[:, at]) - 1
@@ -121,11 +122,11 @@ class GoodputPolicy(Policy):
             for seen, belief in zip(signals, beliefs, strict=True)
         ]
 
-    def best(self, scores: Sequence[float], limits: Sequence[int]) -> list[int]:
+    def best(self, scores: Sequence[float], limits: Sequence[int], context: int = TYPICAL_CONTEXT) -> list[int]:
         """Indices of the ``trees`` that a step's requests get, by their scores and within their limits."""
         if len(scores) == 1:  # alone, a tree is its own shape
-            return [self._alone(*self._rounded(limits)).at(scores[0])]
-        price = self._price(self._rounded(limits))
+            return [self._alone(*self._rounded(limits), context).at(scores[0])]
+        price = self._price(self._rounded(limits), context)
         blends = self.predictor.blends(scores)
         # Between two centres no tree gains more than the best at each: where even so plain decoding is best, it is.
         if not (blends.sum(0) @ self._most - price.rate * price.costs).argmax():
@@ -139,9 +140,9 @@ class GoodputPolicy(Policy):
         """The limits, increasing, each as the largest size of any tree within it: what a price depends on."""
         return tuple(sorted(self._sizes[bisect_right(self._sizes, limit) - 1] for limit in limits))
 
-    def _best_alone(self, limit: int) -> Envelope:
+    def _best_alone(self, limit: int, context: int) -> Envelope:
         """The tree that is best for one request, by its score."""
-        price, allowed = self._price((limit,)), np.flatnonzero(self._nodes <= limit)
+        price, allowed = self._price((limit,), context), np.flatnonzero(self._nodes <= limit)
         values = self._gains[:, allowed] - price.rate * price.costs[self._shape_of[allowed]]
         found = upper_envelope(self.predictor.centres, values)
         return Envelope(found.breaks, allowed[found.lines].tolist())
@@ -159,8 +160,8 @@ class GoodputPolicy(Policy):
         """Gains ``[centres, shapes]`` of the best tree of at most ``limit`` nodes within each shape."""
         return self._best_within(np.where(self._nodes <= limit, self._gains, -np.inf))
 
-    def _priced(self, limits: tuple[int, ...]) -> _Price:
-        cost = self._costs(len(limits))
+    def _priced(self, limits: tuple[int, ...], context: int) -> _Price:
+        cost = self._costs(len(limits), context)
         costs = np.array([cost(shape) if shape.nodes <= limits[-1] else np.inf for shape in self._shapes])
         shares = np.array(self.predictor.shares)
         if len(limits) == 1:

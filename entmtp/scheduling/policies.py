@@ -61,6 +61,10 @@ class Policy(ABC):
         """Learns what a step with these trees took, by its parts; most policies need not know."""
         return
 
+    def close(self) -> None:
+        """Keeps for the next run what this one has learnt; most policies learn nothing."""
+        return
+
     def reprice(self) -> bool:
         """Takes in that the costs which it was made from have changed; False where it has to be made anew for that."""
         return False

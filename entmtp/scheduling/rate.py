@@ -16,8 +16,8 @@ from entmtp.trees.topology import Topology
 Cost = Callable[[Topology], float]
 """Milliseconds of a step with a tree."""
 
-BatchCosts = Callable[[int], Cost]
-"""The cost of a step of so many requests, all with the same tree."""
+BatchCosts = Callable[[int, int], Cost]
+"""Cost by the number of a step's requests, all with the same tree, and by their mean context in tokens."""
 
 
 def best_choices(

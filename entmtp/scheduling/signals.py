@@ -55,6 +55,8 @@ class Signals:
         accepted_ema: moving average of tokens gained per step, root included.
         gained: tokens that the last step gained, root included; 0 before the first.
         confidence: the log-probability of the heads' first guess at this very step, once they have run; else 0.
+        context: tokens in the request's cache before this step, those of the prompt among them; 0 where a text is
+            walked through without its prompt.
     """
 
     position: int
@@ -63,6 +65,7 @@ class Signals:
     accepted_ema: float
     gained: int = 0
     confidence: float = 0.0
+    context: int = 0
 
     def values(self, features: Sequence[Feature]) -> list[float]:
         """What a predictor looks at ``[features]``."""
@@ -78,10 +81,11 @@ class SignalTracker:
         self._entropy_now = 0.0
         self._gained = 0
 
-    def start_step(self, position: int, entropy_now: float) -> Signals:
+    def start_step(self, position: int, entropy_now: float, context: int = 0) -> Signals:
         """The signals of a step whose root was chosen at ``entropy_now`` nats; remembered when the step ends."""
         self._entropy_now = entropy_now
-        return Signals(position, entropy_now, self._entropy.peek(entropy_now), self._accepted.value, self._gained)
+        smoothed = self._entropy.peek(entropy_now)
+        return Signals(position, entropy_now, smoothed, self._accepted.value, self._gained, context=context)
 
     def end_step(self, gained: int) -> None:
         """Records how many tokens the step gained, root included."""

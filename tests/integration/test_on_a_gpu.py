@@ -42,7 +42,7 @@ ROUTED = ("mixtral", "gpt_oss", *MTP_TYPES)
 POLICIES: dict[str, Policy] = {
     "static": StaticPolicy(TREES["bushy"], 8),
     "sequence": SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8),
-    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(0.01, 0.01), 8),
+    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(0.01, 0.01), 8),
 }
 
 
@@ -160,7 +160,7 @@ def test_the_cost_of_steps_is_measured_with_events(tmp_path: Path) -> None:
     backbone = Backbone(on_gpu(tiny_model("llama")))
     heads = random_heads("hydra", backbone, draft_vocab_size=VOCAB).attach(backbone)
     cost = machine_cost(backbone, heads, tmp_path, lambda text: None, slots=2)
-    assert torch.cuda.get_device_name() in cost.measured[1].hardware
+    assert torch.cuda.get_device_name() in cost.table(1).typical.hardware
     done = Engine(backbone, heads, StaticPolicy(TREES["bushy"], 8)).generate(small_prompt(9), 20)
     assert all(getattr(step, f"{part}_ms") > 0 for step in done.steps for part in PARTS)
 

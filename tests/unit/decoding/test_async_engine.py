@@ -171,6 +171,20 @@ def test_a_dead_loop_is_seen_and_told_to_all(engine: Engine, monkeypatch: pytest
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_closing_keeps_what_was_learnt(engine: Engine, monkeypatch: pytest.MonkeyPatch, *, broken: bool) -> None:
+    kept: list[str] = []
+
+    def keep() -> None:
+        kept.append(threading.current_thread().name)
+        if broken:
+            raise OSError("the disk is gone")
+
+    monkeypatch.setattr(engine.policy, "close", keep)
+    AsyncEngine(lambda: engine).close()
+    assert kept == ["entmtp-engine"]
+
+
 def test_closing_tells_those_who_still_wait(engine: Engine) -> None:
     async def scene() -> None:
         served = AsyncEngine(lambda: engine)

@@ -27,7 +27,7 @@ SETTINGS = EngineSettings(slots=2, context=CONTEXT, prefill_tokens=7)
 
 
 def dynamic() -> DynamicPolicy:
-    return DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(1e-3, 1e-3), 8)
+    return DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(1e-3, 1e-3), 8)
 
 
 def engine_of(backbone: Backbone, heads: DraftHeads, policy: Policy | None = None) -> Engine:
@@ -71,6 +71,15 @@ def test_another_policy_takes_over_in_the_middle_of_a_text(backbone: Backbone, h
         engine.step()
     assert done.tokens == greedy(backbone.model, small_prompt(5), 20)
     assert engine.settings.prefill_tokens == 3
+
+
+def test_a_policy_that_is_replaced_keeps_what_it_has_learnt(
+    backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, kept = engine_of(backbone, heads), list[str]()
+    monkeypatch.setattr(engine.policy, "close", lambda: kept.append("closed"))
+    engine.change(dynamic(), SETTINGS)
+    assert kept == ["closed"]
 
 
 @pytest.mark.parametrize("name", ["slots", "context"])

@@ -34,7 +34,7 @@ from tests.traffic import come_and_go
 
 POLICIES: dict[str, Policy] = {
     "sequence": SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8),
-    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(), 8),
+    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(), 8),
 }
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 

@@ -53,8 +53,8 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "static": lambda: StaticPolicy(TREES["bushy"], 8),
     "sequence": lambda: SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8),
     "ladder": lambda: LadderPolicy(Ladder((0.5, 1.5), (TREES["bushy"], TREES["chain"], TREES["root"]), 8), 0.05),
-    "goodput": lambda: GoodputPolicy(small_predictor(), lambda batch: small_cost(), 8),
-    "dynamic": lambda: DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(), 8),
+    "goodput": lambda: GoodputPolicy(small_predictor(), lambda batch, context: small_cost(), 8),
+    "dynamic": lambda: DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(), 8),
 }
 Points = list[list[int]]
 """Numbers of the operations that each place of the code makes, as it is passed again and again."""

@@ -98,7 +98,7 @@ def test_a_thousand_trees_replay_the_graphs_of_a_few_shapes(architecture: str, k
 def test_tokens_that_no_graph_has_made_are_verified_by_graphs() -> None:
     backbone = taped_backbone()
     state = taped_state(backbone, small_heads("hydra", backbone), slots=1)
-    policy = DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(0.01, 0.01), 8)
+    policy = DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(0.01, 0.01), 8)
     prompt = small_prompt(9)
     (request,) = running(state, [prompt])
     request.policy_state = policy.start()

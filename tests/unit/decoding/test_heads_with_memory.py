@@ -37,7 +37,7 @@ POLICIES: dict[str, Policy] = {
     "wide": StaticPolicy(WIDE, 8),
     "ladder": LadderPolicy(Ladder((0.8, 1.6), (WIDE, TREES["wide"], TREES["root"]), 8), 0.05),
     "sequence": SequencePolicy([WIDE, TREES["root"], TREES["root"], TREES["bushy"], TREES["chain"]], 8),
-    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(0.01, 0.01), 8),
+    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(0.01, 0.01), 8),
 }
 
 

@@ -37,8 +37,8 @@ CHEAP = small_cost(1e-3, 1e-3)
 POLICIES: dict[str, Callable[[], Policy]] = {
     "static": lambda: StaticPolicy(TREES["bushy"], 8),
     "ladder": lambda: ladder_policy(small_bank(), CHEAP, 0.05),
-    "goodput": lambda: GoodputPolicy(small_predictor(), lambda batch: CHEAP, 8),
-    "dynamic": lambda: DynamicPolicy(small_predictor(), small_chances(), lambda batch: CHEAP, 8),
+    "goodput": lambda: GoodputPolicy(small_predictor(), lambda batch, context: CHEAP, 8),
+    "dynamic": lambda: DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: CHEAP, 8),
 }
 NEW_TOKENS = 16
 PROMPTS = [small_prompt(7, seed=1), small_prompt(5, seed=2)]

@@ -33,8 +33,8 @@ POLICIES: dict[str, Policy] = {
     "plain": StaticPolicy(Topology.root_only(), 8),
     "static": StaticPolicy(WIDE, 8),
     "ladder": LadderPolicy(Ladder((1.0, 1.7), (TREES["chain"], WIDE, TREES["root"]), 8), 0.05),
-    "goodput": GoodputPolicy(small_predictor(), lambda batch: small_cost(), 8),
-    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(), 8),
+    "goodput": GoodputPolicy(small_predictor(), lambda batch, context: small_cost(), 8),
+    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(), 8),
 }
 
 

@@ -122,7 +122,7 @@ def test_a_trace_has_the_rank_that_the_formula_gives(layout: str, small: Backbon
 
 def policies() -> list[Policy]:
     """A tree for every step, and trees that grow."""
-    grows = DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(1e-3, 1e-3), 8)
+    grows = DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(1e-3, 1e-3), 8)
     return [StaticPolicy(TREE, 8), grows]
 
 

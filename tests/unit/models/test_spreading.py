@@ -42,7 +42,7 @@ SPREAD = {
 }
 POLICIES: dict[str, Policy] = {
     "static": StaticPolicy(TREES["wide"], 8),
-    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch: small_cost(0.01, 0.01), 8),
+    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(0.01, 0.01), 8),
 }
 
 

@@ -1,12 +1,14 @@
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from entmtp.errors import EntMTPError
-from entmtp.scheduling.cost import BatchedCost, StepCost, cost_file, hardware_name, read_cost, write_cost
+from entmtp.scheduling.cost import BatchedCost, CostTable, StepCost, hardware_name, rounded_context
+from entmtp.scheduling.profiles import load_profile
+from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
 
 CHAIN = Topology.of([(0,) * depth for depth in range(1, 5)])
@@ -64,28 +66,9 @@ def test_more_depth_than_was_measured_costs_as_the_deepest() -> None:
         {"unknown": 1},
     ],
 )
-def test_a_table_with_holes_is_an_error(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_a_table_with_holes_is_an_error(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         table(**changes)
-    path = tmp_path / "cost.json"
-    path.write_text(json.dumps(table().model_dump() | changes))
-    with pytest.raises(EntMTPError, match=r"cost\.json is not a complete step-cost table; remove it"):
-        read_cost(path)
-
-
-def test_it_is_kept_per_model_heads_hardware_and_type(tmp_path: Path) -> None:
-    path = cost_file(tmp_path, "a CPU", "model", "heads", "torch.float32")
-    assert read_cost(path) is None
-    write_cost(path, table())
-    assert read_cost(path) == table()
-    assert list(path.parent.iterdir()) == [path]
-    others = {
-        cost_file(tmp_path, "another CPU", "model", "heads", "torch.float32"),
-        cost_file(tmp_path, "a CPU", "other model", "heads", "torch.float32"),
-        cost_file(tmp_path, "a CPU", "model", "other heads", "torch.float32"),
-        cost_file(tmp_path, "a CPU", "model", "heads", "torch.bfloat16"),
-    }
-    assert len(others - {path}) == 4
 
 
 def test_hardware_says_how_many_threads_compute() -> None:
@@ -101,17 +84,97 @@ def test_hardware_says_how_many_threads_compute() -> None:
 
 def test_between_measured_numbers_of_requests_it_is_linear() -> None:
     double = table(nodes=[0, 6], verify_ms=[20.0, 60.0], narrow_draft_ms=[2.0, 4.0, 6.0, 8.0])
-    cost = BatchedCost(measured={1: table(), 3: double})
-    assert cost.of_batch(1) == table()
-    assert cost.of_batch(3) == double
-    between = cost.of_batch(2)
+    cost = BatchedCost(measured={1: at_any(table()), 3: at_any(double, spread=0.2)})
+    assert cost.table(1).at(160) == table()
+    assert cost.table(3).at(160) == double
+    between = cost.table(2).at(160)
     for nodes in (0, 1, 2, 5, 6, 9):
         assert between.but_draft(nodes) == pytest.approx((table().but_draft(nodes) + double.but_draft(nodes)) / 2)
     assert between.narrow_draft_ms == [1.5, 3.0, 4.5, 6.0]
+    assert cost.table(2).spread == 0.2
 
 
 def test_of_more_requests_than_were_measured_nothing_is_known() -> None:
     with pytest.raises(EntMTPError, match="known for up to 2 requests, not for 5; measure with more slots"):
-        BatchedCost(measured={1: table(), 2: table()}).of_batch(5)
+        BatchedCost(measured={1: at_any(table()), 2: at_any(table())}).table(5)
     with pytest.raises(ValueError, match="one request must be among"):
-        BatchedCost(measured={2: table()})
+        BatchedCost(measured={2: at_any(table())})
+    for cost in (table(), at_any(table())):
+        with pytest.raises(EntMTPError, match="known for 1 request, not for 2"):
+            cost.of_batch(2, 160)
+
+
+def at_any(cost: StepCost, spread: float = 0.0) -> CostTable:
+    return CostTable(contexts=[160], costs=[cost], spread=spread)
+
+
+def longer(verify: float, draft: float = 1.0) -> StepCost:
+    """:func:`table` where verifying takes so much more per node, and drafting so many times as long."""
+    return table(
+        verify_ms=[10.0 + verify, 14.0 + 3 * verify, 30.0 + 7 * verify],
+        narrow_draft_ms=[draft * ms for ms in (1.0, 2.0, 3.0, 4.0)],
+        wide_draft_ms=[draft * ms for ms in (2.0, 4.0, 6.0, 9.0)],
+    )
+
+
+def test_between_measured_contexts_it_is_linear_and_beyond_them_the_last_slope_goes_on() -> None:
+    cost = CostTable(contexts=[100, 200, 600], costs=[longer(0), longer(1), longer(3, draft=2.0)])
+    expected = {1: (0, 1.0), 100: (0, 1.0), 150: (0.5, 1.0), 200: (1, 1.0), 400: (2, 1.5), 600: (3, 2.0), 1000: (5, 3)}
+    for context, (verify, draft) in expected.items():
+        here, there = cost.at(context), longer(verify, draft)
+        assert here.verify_ms == pytest.approx(there.verify_ms), context
+        assert here.draft(CHAIN) == pytest.approx(there.draft(CHAIN)), context
+    assert cost(CHAIN) == cost.at(160)(CHAIN) == cost.of_batch(1, 160)(CHAIN)
+    assert cost.draft(CHAIN) == cost.at(160).draft(CHAIN)
+
+
+def test_a_longer_context_than_was_measured_is_not_cheaper() -> None:
+    cost = CostTable(contexts=[100, 200], costs=[longer(1), longer(0)])
+    assert cost.at(10_000) == longer(0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"contexts": [200, 100]},
+        {"contexts": [100]},
+        {"contexts": [0, 100]},
+        {"costs": []},
+        {"costs": [table(), table(narrow_draft_ms=[1.0], wide_draft_ms=[1.0])]},
+        {"spread": -0.1},
+        {"spread": float("nan")},
+        {"format": 1},
+    ],
+)
+def test_a_table_of_contexts_with_holes_is_an_error(changes: dict[str, Any]) -> None:
+    fields: dict[str, Any] = {"contexts": [100, 200], "costs": [table(), table()]}
+    CostTable(**fields)
+    with pytest.raises(ValueError, match="validation error"):
+        CostTable(**(fields | changes))
+
+
+def test_between_numbers_of_requests_each_context_counts() -> None:
+    short, both = (
+        CostTable(contexts=[100], costs=[longer(0)]),
+        CostTable(contexts=[100, 200], costs=[longer(0), longer(2)]),
+    )
+    cost = BatchedCost(measured={1: short, 3: both})
+    assert cost.table(2).at(200).verify_ms == pytest.approx(longer(1).verify_ms)
+
+
+@given(st.lists(st.integers(0, 100_000), min_size=1, max_size=8))
+def test_a_rounded_context_is_near_the_mean_and_one_of_few(contexts: list[int]) -> None:
+    rounded, mean = rounded_context(contexts), max(1.0, sum(contexts) / len(contexts))
+    assert 2**-0.25 * mean - 0.5 <= rounded <= 2**0.25 * mean + 0.5
+    assert rounded_context([rounded]) == rounded
+    assert rounded in {round(2 ** (power / 2)) for power in range(40)}
+
+
+def test_rounding_the_context_hardly_moves_one_tree_against_another() -> None:
+    profile = load_profile("h200-vicuna-7b")
+    costs = CostTable(contexts=[512, 4096], costs=[profile.cost(1, context) for context in (512, 4096)])
+    plain, published = Topology.root_only(), published_tree()
+    for context in range(512, 4097, 64):
+        exact, rounded = costs.at(context), costs.at(rounded_context([context]))
+        ratio = rounded(published) / rounded(plain) / (exact(published) / exact(plain))
+        assert ratio == pytest.approx(1, abs=0.03)

@@ -97,7 +97,7 @@ def test_hopeless_guesses_leave_plain_decoding() -> None:
 
 def test_other_costs_count_once_the_policy_takes_them_in() -> None:
     costs = [small_cost(1.0, 1.0)]
-    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch: costs[0].of_batch(batch), 8)
+    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch, context: costs[0], 8)
 
     def nodes() -> int:
         heads = script(*[[0.97, 0.01, 0.005, 0.001]] * 3)
@@ -147,7 +147,7 @@ def test_a_step_that_drafts_nothing_is_timed_too() -> None:
 
 def test_each_request_of_a_batch_grows_its_own_tree() -> None:
     backbone = small_backbone()
-    policy = DynamicPolicy(PREDICTOR, small_chances(), lambda batch: small_cost(0.05 * batch, 0.05), 8)
+    policy = DynamicPolicy(PREDICTOR, small_chances(), lambda batch, context: small_cost(0.05 * batch, 0.05), 8)
     state = DecodingState(backbone, small_heads("hydra", backbone), 3, 256)
     prompts = [small_prompt(length, seed=length) for length in (4, 9, 14)]
     started = [state.prefill(slot, prompt) for slot, prompt in enumerate(prompts)]
@@ -161,7 +161,7 @@ def test_each_request_of_a_batch_grows_its_own_tree() -> None:
 
 def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() -> None:
     heads = Scripted([[0.97, 0.01, 0.005, 0.001]] * 3, [[0.3, 0.25, 0.2, 0.1], [0.1] * 4, [0.1] * 4])
-    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch: small_cost(0.5 * batch, 0.2), 8)
+    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch, context: small_cost(0.5 * batch, 0.2), 8)
     found = policy.choose([EASY, EASY], [Belief(), Belief()], [63, 63], lambda requests: heads)
     assert {tree.topology.nodes for tree in found} == {3}
     assert found[0].topology.max_depth == 3
@@ -177,7 +177,7 @@ def test_the_cost_of_one_request_says_nothing_of_four() -> None:
 def test_a_chance_multiplies_along_a_path() -> None:
     policy = DynamicPolicy(PREDICTOR, BELIEVED, small_cost(0.01, 0.01).of_batch, 8)
     nodes = policy._guessed(
-        script(*[[0.5, 0.2, 0.1, 0.1]] * 3), [_Node(0, (), 0, 1.0, 0, 0.0)], policy._worth((63,)), [63]
+        script(*[[0.5, 0.2, 0.1, 0.1]] * 3), [_Node(0, (), 0, 1.0, 0, 0.0)], policy._worth((63,), 160), [63]
     )
     by_path = {node.path: node.chance for node in nodes}
     assert by_path[0, 1] == pytest.approx(0.1, abs=1e-4)
@@ -187,7 +187,7 @@ def test_a_chance_multiplies_along_a_path() -> None:
 def test_each_level_is_one_pass_for_all_requests() -> None:
     sure, unsure = [0.97, 0.01, 0.005, 0.001], [0.3, 0.2, 0.1, 0.1]
     heads = Scripted([sure] * 3, [unsure, sure, sure])
-    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch: small_cost(0.2 * batch, 0.2), 8)
+    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch, context: small_cost(0.2 * batch, 0.2), 8)
     found = policy.choose([EASY, EASY], [Belief(), Belief()], [63, 63], lambda requests: heads)
     assert heads.asked[0] == [0, 1]
     assert heads.asked[1][:2] == [0, 4]
@@ -200,7 +200,7 @@ def test_each_level_is_one_pass_for_all_requests() -> None:
 def test_where_nodes_cost_nothing_many_children_are_asked_for_and_the_tree_is_as_large_as_may_be() -> None:
     generous = Chances(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.3, *[0.04] * 15]] * 3)
     probabilities = [0.3, *[0.04] * 15]
-    policy = DynamicPolicy(PREDICTOR, generous, lambda batch: small_cost(0.0, 0.01), 8)
+    policy = DynamicPolicy(PREDICTOR, generous, lambda batch, context: small_cost(0.0, 0.01), 8)
     heads = script(*[probabilities] * 3)
     (found,) = policy.choose([EASY], [Belief()], [MAX_NODES], lambda requests: heads)
     assert found.topology.nodes == MOST_GROWN

@@ -27,7 +27,7 @@ PREDICTOR = Predictor(
 
 def linear(per_node: float, per_level: float = 0.0) -> BatchCosts:
     """Nodes of all requests are verified one after another; levels are drafted side by side."""
-    return lambda batch: lambda tree: 10 + per_node * batch * tree.nodes + per_level * tree.max_depth
+    return lambda batch, context: lambda tree: 10 + per_node * batch * tree.nodes + per_level * tree.max_depth
 
 
 def chosen_by(policy: GoodputPolicy, *signals: Signals) -> list[Topology]:
@@ -81,7 +81,7 @@ def test_a_batch_for_which_nodes_are_dear_decodes_plainly() -> None:
 
 def test_other_costs_count_once_the_policy_takes_them_in() -> None:
     costs = linear(0.5)
-    policy = GoodputPolicy(PREDICTOR, lambda batch: costs(batch), 8)
+    policy = GoodputPolicy(PREDICTOR, lambda batch, context: costs(batch, context), 8)
     batches = [EASY], [EASY, EASY]
     cheap = [chosen_by(policy, *batch) for batch in batches]
     costs = linear(10.0)
@@ -97,7 +97,7 @@ def test_other_costs_count_once_the_policy_takes_them_in() -> None:
 def test_no_shape_is_worth_more(nats: list[float], per_node: float, per_level: float) -> None:
     policy = GoodputPolicy(PREDICTOR, linear(per_node, per_level), 8)
     signals = [Signals(0, each, each, 0.0) for each in nats]
-    cost, rate = linear(per_node, per_level)(len(nats)), policy.rate([63] * len(nats))
+    cost, rate = linear(per_node, per_level)(len(nats), 160), policy.rate([63] * len(nats))
 
     def worth(trees: list[Topology]) -> float:
         widest = max(trees, key=lambda tree: (tree.nodes, tree.max_depth))

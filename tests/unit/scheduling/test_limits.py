@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from entmtp.scheduling.belief import Belief
 from entmtp.scheduling.correction import CorrectingPolicy
-from entmtp.scheduling.cost import PartedCost, PolicyCost, StepCost
+from entmtp.scheduling.cost import CostTable, PartedCost, PolicyCost, StepCost
 from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.goodput import GoodputPolicy
 from entmtp.scheduling.ladder import Ladder
@@ -40,7 +40,7 @@ COST = small_cost(0.02, 0.02)
 WIDE = Topology.of([(rank,) for rank in range(8)])
 
 
-def batches(batch: int) -> StepCost:
+def batches(batch: int, context: int) -> StepCost:
     return small_cost(0.02 * batch, 0.02)
 
 
@@ -53,8 +53,11 @@ class SameCost:
     def draft(self, topology: Topology) -> float:
         return COST.draft(topology)
 
-    def of_batch(self, batch: int) -> StepCost:
-        return batches(batch)
+    def of_batch(self, batch: int, context: int) -> StepCost:
+        return batches(batch, context)
+
+    def table(self, batch: int) -> CostTable:
+        return CostTable(contexts=[160], costs=[batches(batch, 160)])
 
 
 def goodput(cost: PolicyCost | None = None) -> GoodputPolicy:
@@ -170,7 +173,7 @@ def test_goodput_takes_the_best_trees_of_a_batch_within_their_limits(
     requests: list[tuple[int, float]], per_node: float
 ) -> None:
     cost = small_cost(per_node, 0.1)
-    policy = GoodputPolicy(small_predictor(), lambda batch: cost, 8)
+    policy = GoodputPolicy(small_predictor(), lambda batch, context: cost, 8)
     limits = [limit for limit, _ in requests]
     seen = [Signals(0, nats, nats, 0.0) for _, nats in requests]
     predictor, rate = small_predictor(), policy.rate(limits)

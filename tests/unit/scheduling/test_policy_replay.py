@@ -44,7 +44,7 @@ def goodput(entropy: torch.Tensor) -> Policy:
     seen = small_predictor().model_copy(
         update={"features": ["entropy", "accepted_ema"], "weights": [-1.0, 0.1], "centres": [-high, -low, 0.0]}
     )
-    return GoodputPolicy(seen, lambda batch: lambda tree: 10.0 + 2 * tree.nodes, entropy_window=4)
+    return GoodputPolicy(seen, lambda batch, context: lambda tree: 10.0 + 2 * tree.nodes, entropy_window=4)
 
 
 @pytest.mark.parametrize("make", [ladder, goodput])
