@@ -37,6 +37,8 @@ study: $(INSTALLED)
 	$(BIN)/python jobs/local.py jobs/benchmark.py --profile study --results results/study $(ARGS)
 	$(BIN)/python jobs/local.py jobs/benchmark.py --profile study --results results/closer --prompts 20 --max-new-tokens 96 \
 		--arm autoregressive --arm hydra-best --arm entmtp-dynamic --arm random $(ARGS)
+	$(BIN)/python jobs/local.py jobs/benchmark.py --profile study-lossless --results results/study-lossless $(ARGS)
+	$(BIN)/python jobs/local.py jobs/benchmark.py --profile study-typical --results results/study-typical $(ARGS)
 	$(BIN)/python -m benchmarks.speedups --results results/closer --record docs/study/speedups.json
 	$(BIN)/python -m benchmarks.signals --output results/signals --record docs/study/signals.json
 	$(BIN)/python -m benchmarks.predict --profile flat --output results/heads --prompts 12 --record docs/study/predict-flat.json

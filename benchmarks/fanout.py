@@ -100,6 +100,7 @@ def request_row(task: Unit, prompt: Prompt, number: int, seconds: float) -> Requ
         first_difference=-1,
         tie_margin=float("nan"),
         score=None,
+        log_likelihood=-0.5,
         text="word " * 2 * _STEPS,
         token_ids=list(range(2 * _STEPS)),
     )

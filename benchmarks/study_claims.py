@@ -61,12 +61,17 @@ def _below_zero(estimate: Estimate) -> bool:
 
 
 def _published(summary: Summary, best: str) -> Iterator[str]:
+    yield from against_paper(summary, best)
+    for tree in ("hydra", "medusa"):
+        yield from _price(summary, tree)
+
+
+def against_paper(summary: Summary, best: str) -> Iterator[str]:
+    """The speedups that the paper tells, as found with entmtp and with the ``best`` adaptive arm."""
     low, high = _PAPER_OVER_HYDRA
     for arm in dict.fromkeys((ENTMTP, best)):
         yield from _beside_paper(summary, arm, "hydra", low, high, f"{low:.2f}x to {high:.2f}x")
         yield from _beside_paper(summary, arm, "medusa", 1.0, _PAPER_OVER_MEDUSA, f"up to {_PAPER_OVER_MEDUSA:.2f}x")
-    for tree in ("hydra", "medusa"):
-        yield from _price(summary, tree)
 
 
 def _beside_paper(summary: Summary, arm: str, baseline: str, low: float, high: float, paper: str) -> Iterator[str]:

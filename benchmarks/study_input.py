@@ -17,6 +17,7 @@ from entmtp.evaluation.summary import (
     EntropyBin,
     EntropyCorrelation,
     EntropyQuantile,
+    LikelihoodDifference,
     Speedup,
     Summary,
     TreeShare,
@@ -62,6 +63,7 @@ def read_study(report: Path) -> Study:
     summary = Summary(
         arms=_rows(ArmSummary, tables, "arms", path),
         speedups=_rows(Speedup, tables, "speedups", path),
+        likelihoods=_rows(LikelihoodDifference, tables, "likelihoods", path),
         depths=_rows(DepthAcceptance, tables, "acceptance", path),
         entropy_bins=_rows(EntropyBin, tables, "entropy", path),
         entropy_correlations=_rows(EntropyCorrelation, tables, "correlations", path),
@@ -73,6 +75,11 @@ def read_study(report: Path) -> Study:
         Figure(report / figure["file"], figure["title"], figure["caption"]) for figure in _part(held, "figures", path)
     ]
     return Study(_part(held, "facts", path), _part(held, "caveats", path), summary, figures)
+
+
+def read_if_run(report: Path) -> Study | None:
+    """The same, or None where there is no report."""
+    return read_study(report) if (report / "summary.json").exists() else None
 
 
 def _read(path: Path) -> Any:

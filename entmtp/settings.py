@@ -166,15 +166,24 @@ class BenchmarkSettings(Settings):
     seed: int = 0
 
 
-QUICK, STUDY = "quick", "study"
+QUICK = "quick"
 PAPER_TEMPERATURE = 0.7
 """Of Medusa's, Hydra's and EntMTP's own measurements."""
 _PAPER = BenchmarkSettings(prompts=80, max_new_tokens=256, shard_prompts=4, temperature=PAPER_TEMPERATURE)
+_STUDIES = {
+    "study": BenchmarkSettings(prompts=14, max_new_tokens=48),
+    "study-lossless": BenchmarkSettings(prompts=8, max_new_tokens=48, temperature=PAPER_TEMPERATURE),
+    "study-typical": BenchmarkSettings(
+        prompts=8, max_new_tokens=48, temperature=PAPER_TEMPERATURE, acceptance="typical"
+    ),
+}
+STUDIES = tuple(_STUDIES)
+"""Profiles that run every arm that can: at temperature 0, then twice at the paper's."""
 _TYPICAL = _PAPER.model_copy(update={"acceptance": "typical"})
 PROFILES: dict[str, BenchmarkSettings] = {
     QUICK: BenchmarkSettings(),
     "standard": BenchmarkSettings(prompts=10, max_new_tokens=128),
-    STUDY: BenchmarkSettings(prompts=14, max_new_tokens=48),
+    **_STUDIES,
     "full": BenchmarkSettings(prompts=80, max_new_tokens=256, shard_prompts=4),
     "paper": _TYPICAL,
     "paper-long": _TYPICAL.model_copy(update={"max_new_tokens": 1024}),

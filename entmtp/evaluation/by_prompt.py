@@ -81,6 +81,21 @@ def scores(prompts: Prompts) -> list[float]:
     return [fmean(held) for held in found if held]
 
 
+def log_likelihoods(prompts: Prompts) -> Floats:
+    """`[prompts]`: log-likelihood of each one's text, nats per token, the mean over its repetitions."""
+    return np.array([_log_likelihood(repetitions) for repetitions in prompts.values()])
+
+
+def likelihood_differences(ours: Prompts, theirs: Prompts) -> Floats:
+    """`[shared prompts]`: our log-likelihood minus theirs, nats per token."""
+    shared = sorted(set(ours) & set(theirs))
+    return np.array([_log_likelihood(ours[prompt]) - _log_likelihood(theirs[prompt]) for prompt in shared])
+
+
+def _log_likelihood(repetitions: Sequence[Request]) -> float:
+    return fmean(request["log_likelihood"] for request in repetitions)
+
+
 def paired_seconds(ours: Prompts, theirs: Prompts) -> tuple[Floats, Floats]:
     """Our and their seconds for each prompt that both have, `[shared prompts]` in the order of their names.
 

@@ -33,6 +33,10 @@ class Estimate:
     def has_interval(self) -> bool:
         return self.low is not None and self.high is not None
 
+    def holds(self, value: float) -> bool:
+        """Whether there is an interval and `value` lies in it."""
+        return self.low is not None and self.high is not None and self.low <= value <= self.high
+
 
 @dataclass(frozen=True, slots=True)
 class LogMean:
@@ -50,10 +54,17 @@ class LogMean:
 
     def estimate(self, comparisons: int = 1) -> Estimate:
         """The geometric mean; intervals of so many `comparisons` hold all together with 95% (Bonferroni)."""
+        logs = self.of_logs(comparisons)
+        if logs.low is None or logs.high is None:
+            return Estimate(math.exp(logs.value), None, None)
+        return Estimate(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high))
+
+    def of_logs(self, comparisons: int = 1) -> Estimate:
+        """The mean itself, for what is told as logarithms; `comparisons` as for :meth:`estimate`."""
         half = _half_width(self.error, self.freedom, comparisons)
         if half is None:
-            return Estimate(math.exp(self.mean), None, None)
-        return Estimate(math.exp(self.mean), math.exp(self.mean - half), math.exp(self.mean + half))
+            return Estimate(self.mean, None, None)
+        return Estimate(self.mean, self.mean - half, self.mean + half)
 
 
 def _half_width(error: float | None, freedom: float, comparisons: int = 1) -> float | None:
@@ -68,7 +79,11 @@ def _half_width(error: float | None, freedom: float, comparisons: int = 1) -> fl
 
 def paired_ratio(numerators: Floats, denominators: Floats) -> LogMean:
     """The geometric mean of `numerators / denominators`, both positive, `[prompts]`."""
-    logs = np.log(numerators) - np.log(denominators)
+    return mean_of_logs(np.log(numerators) - np.log(denominators))
+
+
+def mean_of_logs(logs: Floats) -> LogMean:
+    """The mean of logarithms, one for each prompt, `[prompts]`."""
     count = len(logs)
     error = float(logs.std(ddof=1)) / math.sqrt(count) if count >= FEWEST_PROMPTS else None
     return LogMean(float(logs.mean()), error, count - 1)

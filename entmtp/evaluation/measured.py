@@ -22,7 +22,9 @@ class Turn(NamedTuple):
     order: int
 
 
-def request_row(turn: Turn, prompt_tokens: int, done: Completion, text: str, reference: Reference) -> RequestRow:
+def request_row(
+    turn: Turn, prompt_tokens: int, done: Completion, text: str, reference: Reference, log_likelihood: float
+) -> RequestRow:
     """A request that wrote ``text``."""
     difference = first_difference(done.tokens, reference.tokens)
     return RequestRow(
@@ -48,6 +50,7 @@ def request_row(turn: Turn, prompt_tokens: int, done: Completion, text: str, ref
         first_difference=difference,
         tie_margin=float("nan") if difference < 0 else reference.margin_at(difference),
         score=score(turn.prompt, text),
+        log_likelihood=log_likelihood,
         text=text,
         token_ids=done.tokens,
     )

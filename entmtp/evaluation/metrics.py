@@ -11,13 +11,15 @@ from entmtp.evaluation.by_prompt import (
     accepted_per_step,
     arm_place,
     by_arm,
+    likelihood_differences,
+    log_likelihoods,
     paired_seconds,
     scores,
     tokens,
     tokens_per_second,
 )
 from entmtp.evaluation.entropy import entropy_relation
-from entmtp.evaluation.intervals import mean_of_suites, paired_ratio
+from entmtp.evaluation.intervals import mean_of_logs, mean_of_suites, paired_ratio
 from entmtp.evaluation.shares import entropy_quantiles, tree_shares, tree_uses
 from entmtp.evaluation.summary import (
     ADAPTIVE,
@@ -25,6 +27,7 @@ from entmtp.evaluation.summary import (
     AUTOREGRESSIVE,
     ArmSummary,
     DepthAcceptance,
+    LikelihoodDifference,
     Speedup,
     Summary,
 )
@@ -49,6 +52,7 @@ def summarise(requests: pa.Table, steps: pa.Table) -> Summary:
     return Summary(
         arms=[_arm_summary(*key, prompts, trees.get(key, 0)) for key, prompts in runs.items()],
         speedups=[row for arm, baseline in _pairs(runs) for row in _speedups(runs, arm, baseline)],
+        likelihoods=[row for arm in _arms(runs) for row in _likelihoods(runs, arm)],
         depths=[row for suite, arm in runs for row in _depth_acceptance(steps, suite, arm)],
         entropy_bins=bins,
         entropy_correlations=correlations,
@@ -97,12 +101,17 @@ def _arm_summary(suite: str, arm: str, prompts: Prompts, trees: int) -> ArmSumma
         ties=sum(not request["identical"] and request["tie_margin"] < TIE_MARGIN for request in requests),
         score=fmean(scored) if scored else None,
         scored=len(scored),
+        log_likelihood=mean_of_logs(log_likelihoods(prompts)).of_logs(),
     )
+
+
+def _arms(runs: _Runs) -> list[str]:
+    return sorted({arm for _, arm in runs}, key=arm_place)
 
 
 def _pairs(runs: _Runs) -> list[tuple[str, str]]:
     """Which (arm, baseline) are compared."""
-    arms = sorted({arm for _, arm in runs}, key=arm_place)
+    arms = _arms(runs)
     pairs = [(arm, baseline) for baseline in _BASELINES if baseline in arms for arm in arms if arm != baseline]
     adaptive = [arm for arm in ADAPTIVE if arm in arms]
     return pairs + [(arm, other) for arm in adaptive for other in arms if other not in (arm, *_BASELINES)]
@@ -124,6 +133,24 @@ def _speedups(runs: _Runs, arm: str, baseline: str) -> list[Speedup]:
     ]
     overall = mean_of_suites(list(ratios.values()))
     return [*rows, Speedup.of(overall, suite=ALL_SUITES, arm=arm, baseline=baseline, prompts=prompts)]
+
+
+def _likelihoods(runs: _Runs, arm: str) -> list[LikelihoodDifference]:
+    """Against plain decoding: a row per suite in which both wrote the same prompts, and one over these suites."""
+    differences = {
+        suite: likelihood_differences(runs.get((suite, arm), {}), runs.get((suite, AUTOREGRESSIVE), {}))
+        for suite in dict.fromkeys(suite for suite, _ in runs)
+    }
+    means = {suite: mean_of_logs(values) for suite, values in differences.items() if len(values)}
+    if not means or arm == AUTOREGRESSIVE:
+        return []
+    prompts = [len(differences[suite]) for suite in means]
+    rows = [
+        LikelihoodDifference.of(mean, suite=suite, arm=arm, prompts=[count])
+        for (suite, mean), count in zip(means.items(), prompts, strict=True)
+    ]
+    overall = mean_of_suites(list(means.values()))
+    return [*rows, LikelihoodDifference.of(overall, suite=ALL_SUITES, arm=arm, prompts=prompts)]
 
 
 def _depth_acceptance(steps: pa.Table, suite: str, arm: str) -> list[DepthAcceptance]:

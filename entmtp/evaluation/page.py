@@ -17,6 +17,7 @@ from entmtp.evaluation.page_suites import suite_tables
 from entmtp.evaluation.page_table import PageTable
 from entmtp.evaluation.page_template import TEMPLATE
 from entmtp.evaluation.pareto import ParetoPoint
+from entmtp.evaluation.quality_table import quality_table
 from entmtp.evaluation.study_tables import study_tables
 from entmtp.evaluation.summary import DepthAcceptance, Summary
 from entmtp.evaluation.verdicts import caveats, headline, interval, method, verdicts
@@ -74,7 +75,13 @@ def _run(facts: Mapping[str, Any]) -> str:
 
 
 def _sections(summary: Summary, plots: Sequence[Plot], pareto: Sequence[ParetoPoint]) -> list[Section]:
-    tables = [_times(summary), _acceptance(summary), _entropy(summary), *study_tables(summary, pareto)]
+    tables = [
+        quality_table(summary),
+        _times(summary),
+        _acceptance(summary),
+        _entropy(summary),
+        *study_tables(summary, pareto),
+    ]
     found = [
         Section("Paired comparisons of all arms", NOTE, comparison_matrices(summary), kind="matrix"),
         Section("More figures: " + ", ".join(plot.title for plot in plots), "", plots=plots),

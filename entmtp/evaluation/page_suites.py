@@ -23,8 +23,12 @@ def _suite(summary: Summary, suite: str) -> PageTable:
         headings=(
             *("arm", "tokens/s", "tau", f"× {AUTOREGRESSIVE}", f"× {_HYDRA}", "identical"),
             *([metric(suite) or "score"] if scored else []),
+            "log-likelihood",
         ),
-        rows=[[*_cells(summary, row), *([_score(row)] if scored else [])] for row in rows],
+        rows=[
+            [*_cells(summary, row), *([_score(row)] if scored else []), estimate_cell(row.log_likelihood)]
+            for row in rows
+        ],
         names=1,
     )
 

@@ -9,7 +9,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import (
     DEFAULT_ARMS,
     LOSSLESS,
-    OF_TRAINED,
+    NEEDS_HINDSIGHT,
     QUICK_ARMS,
     TRANSFER,
     check_acceptance,
@@ -29,7 +29,7 @@ from entmtp.evaluation.units import make_units
 from entmtp.heads.checkpoint import KINDS, bundled_heads
 from entmtp.heads.native import NATIVE
 from entmtp.models.registry import checked_dtype, resolve_model
-from entmtp.settings import PROFILES, QUICK, STUDY, BenchmarkSettings
+from entmtp.settings import PROFILES, QUICK, STUDIES, BenchmarkSettings
 from entmtp.trees.bank import MIXED, bundled_bank, load_bank
 
 
@@ -108,11 +108,12 @@ def _default_arms(profile: str, settings: BenchmarkSettings, sources: Mapping[st
 
 
 def _usual_arms(profile: str, settings: BenchmarkSettings) -> Sequence[str]:
+    known = LOSSLESS if profile in STUDIES else DEFAULT_ARMS
     if settings.acceptance == "typical":
-        return OF_TRAINED
+        return [arm for arm in known if arm not in NEEDS_HINDSIGHT]
     if settings.temperature > 0:
-        return (*DEFAULT_ARMS, *LOSSY)
-    return {QUICK: QUICK_ARMS, STUDY: LOSSLESS}.get(profile, DEFAULT_ARMS)
+        return (*known, *LOSSY)
+    return QUICK_ARMS if profile == QUICK else known
 
 
 def _foreign_tasks(suites: Sequence[str], arms: Sequence[str]) -> list[str]:

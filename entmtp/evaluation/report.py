@@ -24,8 +24,8 @@ from entmtp.evaluation.summary import AUTOREGRESSIVE, ArmSummary, Speedup, Summa
 from entmtp.evaluation.verdicts import caveats, ratio, verdicts
 from entmtp.files import write_text, write_whole
 
-WIDE = 110  # characters that the whole table takes
-_WIDE_HEADINGS = ("ms per step: draft\nverify accept policy", "score (of\nprompts)")
+WIDE = 120  # characters that the whole table takes
+_WIDE_HEADINGS = ("ms per step: draft\nverify accept policy", "score (of\nprompts)", "log P of\na token")
 SUMMARY, REQUESTS = "summary.json", "requests.parquet"
 _COLOURS = {"faster": "green", "slower": "red"}
 
@@ -105,6 +105,7 @@ def _wide_cells(row: ArmSummary) -> list[Text]:
     return [
         Text(" ".join(f"{part:.1f}" for part in parts)),
         Text("" if row.score is None else f"{row.score:.2f} ({row.scored})"),
+        Text(f"{row.log_likelihood.value:.2f}"),
     ]
 
 

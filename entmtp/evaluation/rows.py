@@ -57,6 +57,7 @@ class RequestRow:
     first_difference: int  # index of the first differing token, -1 when identical
     tie_margin: float  # top-2 logit margin of the plain run at that index, nan when identical
     score: float | None  # the suite's own score, none where the suite has none
+    log_likelihood: float  # nats per token of the text, as `likelihood` has it
     text: str
     token_ids: list[int]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from entmtp.evaluation.intervals import Estimate
 from entmtp.evaluation.quality import metric
-from entmtp.evaluation.summary import ALL_SUITES, ArmSummary, Summary
+from entmtp.evaluation.summary import ALL_SUITES, AUTOREGRESSIVE, ArmSummary, Summary
 from entmtp.evaluation.verdicts import caveats, verdicts
 
 
@@ -22,10 +22,16 @@ def overall_metrics(summary: Summary) -> dict[str, float]:
 def arm_metrics(summary: Summary, row: ArmSummary) -> dict[str, float]:
     """Everything measured of one arm on one suite; its score also by the score's own name."""
     numbers = {name: value for name, value in asdict(row).items() if isinstance(value, int | float)}
-    metrics = numbers | {"tau": row.tau.value, "identical_share": row.identical / row.requests}
+    metrics = numbers | {
+        "tau": row.tau.value,
+        "log_likelihood": row.log_likelihood.value,
+        "identical_share": row.identical / row.requests,
+    }
     if row.score is not None:
         metrics[score_name(row.suite)] = row.score
-    metrics |= _with_interval("tau", row.tau)
+    metrics |= _with_interval("tau", row.tau) | _with_interval("log_likelihood", row.log_likelihood)
+    if (against := summary.likelihood(row.suite, row.arm)) is not None:
+        metrics |= _with_interval(f"log_likelihood_against_{AUTOREGRESSIVE}", against.difference)
     for depth in summary.depths:
         if (depth.suite, depth.arm) == (row.suite, row.arm):
             metrics[f"acceptance_depth_{depth.depth}"] = depth.rate

@@ -1,9 +1,10 @@
 """Runs units of the benchmark on one device: every arm on every prompt, in rotating order, several times over.
 
 The reference of every request is the model's own ``generate``; where texts are drawn, it is what plain decoding draws
-with the same seed. Its text gives the rank trace from which the controls know a prompt beforehand; that pass is not
-part of any measured time. Nor is the warm-up: where steps become CUDA graphs, each arm first writes the very text that
-is timed afterwards, until nothing of it is captured any more; elsewhere a few tokens of the suite's first prompt.
+with the same seed. Its text gives the rank trace from which the controls know a prompt beforehand; neither that pass
+nor the scoring of texts is part of any measured time. Nor is the warm-up: where steps become CUDA graphs, each arm
+first writes the very text that is timed afterwards, until nothing of it is captured any more; elsewhere a few tokens of
+the suite's first prompt.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from entmtp.decoding.measure import step_cost
 from entmtp.evaluation.arm_engines import ArmEngines, complete
 from entmtp.evaluation.arms import NEEDS_HINDSIGHT, TRANSFER, Hindsight, Toolbox, kind_of, make_engine, params_of
 from entmtp.evaluation.dispatch import Outcome
+from entmtp.evaluation.likelihood import TextLikelihood
 from entmtp.evaluation.measured import Turn, request_row, step_rows
 from entmtp.evaluation.reference import Reference, answered, greedy_text, traced, up_to_stop
 from entmtp.evaluation.rows import RequestRow, StepRow, tables_of
@@ -162,7 +164,7 @@ class Worker:
         ids = encode_chat(self.tokenizer, prompt.text, history)
         reference = self._reference(ids, params, tools)
         engines = self._ready(unit.suite, arms, tools, ids, reference, params, f"{settings.seed}-{prompt.id}")
-        results = []
+        finished: list[tuple[Turn, Completion]] = []
         # Rotating, so that each arm comes early and late; from an order of the prompt's own, so that none always
         # follows the same other.
         order_of_prompt = random.Random(f"{settings.seed}-{prompt.id}").sample(arms, len(arms))
@@ -170,9 +172,13 @@ class Worker:
             shift = (number * settings.repetitions + repetition) % len(arms)
             for order, arm in enumerate([*order_of_prompt[shift:], *order_of_prompt[:shift]]):
                 completion = engines.complete(arm, ids, params_of(arm, params))
-                turn, text = Turn(unit, prompt, arm, repetition, order), self._text(prompt.suite, completion)
-                row = request_row(turn, len(ids), completion, text, reference)
-                results.append((row, step_rows(row, completion)))
+                finished.append((Turn(unit, prompt, arm, repetition, order), completion))
+        # After the last measured run: running an answer's code or the model would disturb the run that follows.
+        likelihood, results = TextLikelihood(self.model, ids), []
+        for turn, completion in finished:
+            text = self._text(prompt.suite, completion)
+            row = request_row(turn, len(ids), completion, text, reference, likelihood(completion.tokens))
+            results.append((row, step_rows(row, completion)))
         return results
 
     def _ready(

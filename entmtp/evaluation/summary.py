@@ -45,6 +45,7 @@ class ArmSummary:
     ties: int  # differing requests whose first difference is a tie of the top two logits
     score: float | None
     scored: int  # prompts with a score
+    log_likelihood: Estimate  # of the texts to the model, mean over prompts, nats per token
 
 
 class Compared:
@@ -92,6 +93,36 @@ class Speedup(Compared):
             log_error=log_ratio.error,
             freedom=log_ratio.freedom,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LikelihoodDifference:
+    """How much likelier, in nats per token, the model finds the texts of `arm` than those of plain decoding."""
+
+    suite: str  # or ALL_SUITES
+    suites: int
+    arm: str
+    prompts: int  # pairs
+    difference: Estimate
+    error: float | None  # standard error of the difference
+    freedom: float  # degrees of freedom of that error
+
+    @classmethod
+    def of(cls, mean: LogMean, *, suite: str, arm: str, prompts: Sequence[int]) -> Self:
+        """From the mean difference over so many `prompts` of each suite."""
+        return cls(
+            suite=suite,
+            suites=len(prompts),
+            arm=arm,
+            prompts=sum(prompts),
+            difference=mean.of_logs(),
+            error=mean.error,
+            freedom=mean.freedom,
+        )
+
+    def among(self, comparisons: int) -> Estimate:
+        """The difference, with an interval that holds together with those of all `comparisons` that it is one of."""
+        return LogMean(self.difference.value, self.error, self.freedom).of_logs(comparisons)
 
 
 def verdict(ratio: Estimate) -> str:
@@ -182,6 +213,7 @@ class Summary:
 
     arms: list[ArmSummary]
     speedups: list[Speedup]
+    likelihoods: list[LikelihoodDifference]
     depths: list[DepthAcceptance]
     entropy_bins: list[EntropyBin]
     entropy_correlations: list[EntropyCorrelation]
@@ -203,6 +235,10 @@ class Summary:
         wanted = (suite, arm, baseline)
         return next((row for row in self.speedups if (row.suite, row.arm, row.baseline) == wanted), None)
 
+    def likelihood(self, suite: str, arm: str) -> LikelihoodDifference | None:
+        """How much likelier an arm's texts are than plain decoding's; none where they share no prompt."""
+        return next((row for row in self.likelihoods if (row.suite, row.arm) == (suite, arm)), None)
+
     @property
     def best_adaptive(self) -> str | None:
         """Of the `ADAPTIVE` arms the one with the largest speedup over plain decoding on all suites together."""
@@ -223,6 +259,7 @@ def tables(summary: Summary) -> dict[str, pa.Table]:
     return {
         "arms": flat_table([asdict(row) for row in summary.arms]),
         "speedups": flat_table([asdict(row) | {"verdict": row.verdict} for row in summary.speedups]),
+        "likelihoods": flat_table([asdict(row) for row in summary.likelihoods]),
         "acceptance": flat_table([asdict(row) for row in summary.depths]),
         "entropy": flat_table([asdict(row) for row in summary.entropy_bins]),
         "correlations": flat_table([asdict(row) for row in summary.entropy_correlations]),

@@ -36,7 +36,7 @@ def verdicts(summary: Summary) -> list[str]:
     if (best := summary.best_adaptive) is not None:
         told += [(best, other) for other in (*_BEST_AGAINST, ORACLE)]
     told += [(row.arm, AUTOREGRESSIVE) for row in summary.arms]
-    return [*_compared(summary, told), *method(summary), *_quality(summary), *_identity(summary.arms)]
+    return [*_compared(summary, told), *method(summary), *quality_verdicts(summary)]
 
 
 def headline(summary: Summary) -> list[str]:
@@ -54,6 +54,11 @@ def _compared(summary: Summary, pairs: Sequence[tuple[str, str]]) -> list[str]:
     rows = [row for pair in dict.fromkeys(pairs) if (row := summary.speedup(ALL_SUITES, *pair)) is not None]
     compared = comparisons(summary)
     return [share_of_oracle(row, compared) if row.baseline == ORACLE else _against(row, compared) for row in rows]
+
+
+def quality_verdicts(summary: Summary) -> list[str]:
+    """How good the arms' texts are: the tasks' scores, their likelihood, and whether the arms wrote the same."""
+    return [*_quality(summary), *_likelihoods(summary), *_identity(summary.arms)]
 
 
 def comparisons(summary: Summary) -> int:
@@ -89,10 +94,16 @@ def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
     few = [f"{suite} ({count})" for suite, count in _prompts(summary).items() if count < FEWEST_PROMPTS]
     if few:
         sentences.append(f"No interval, and so no speedup, below {FEWEST_PROMPTS} prompts: {', '.join(few)}.")
-    if facts.get("settings", {}).get("acceptance") == "typical":
+    settings = facts.get("settings", {})
+    if temperature := settings.get("temperature"):
+        sentences.append(
+            f"Texts are drawn at temperature {temperature}, with one seed for all arms and repetitions of a prompt:"
+            " lossless arms write the very text that autoregressive draws."
+        )
+    if settings.get("acceptance") == "typical":
         sentences.append(
             "Typical acceptance (Medusa's, arXiv 2401.10774) writes other texts than the model: only autoregressive is"
-            " lossless here. Profile paper-lossless is the same without it."
+            " lossless here. The profiles that are named lossless are the same without it."
         )
     if (dtype := facts.get("dtype", "float32")) != "float32":
         sentences.append(
@@ -190,6 +201,19 @@ def _quality(summary: Summary) -> list[str]:
             prompts = max(row.scored for row in rows)
             sentences.append(f"{suite} {metric(suite)} over {prompts} prompts: {'; '.join(found)}")
     return sentences
+
+
+def _likelihoods(summary: Summary) -> list[str]:
+    """Whether the model finds the arms' texts as likely as plain decoding's; the intervals hold all together."""
+    rows = [row for row in summary.likelihoods if row.suite == ALL_SUITES]
+    found = {row.arm: row.among(len(rows)) for row in rows if row.difference.has_interval}
+    level = {arm: one for arm, one in found.items() if one.holds(0)}
+    told = [f"{one.value:+.3f} {interval(one, 3)} with {arm}" for arm, one in found.items() if arm not in level]
+    if level:
+        furthest = max(abs(bound) for one in level.values() for bound in (one.low, one.high) if bound is not None)
+        whose = "every arm" if len(level) == len(found) else ", ".join(level)
+        told.insert(0, f"level with {whose}, at most {furthest:.3f} from it")
+    return [f"log-likelihood of the texts against autoregressive's, nats per token: {'; '.join(told)}"] if told else []
 
 
 def _prompts(summary: Summary) -> dict[str, int]:

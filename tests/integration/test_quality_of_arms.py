@@ -1,4 +1,7 @@
-"""Every lossless arm is exactly as good as plain decoding, on the bundled model; Medusa's own rule is told beside."""
+"""Every lossless arm is exactly as good as plain decoding, on the bundled model, and Medusa's own rule is not.
+
+Some of the prompts are ones that the model solves, so that scores are not all 0; likelihoods differ from text to text.
+"""
 
 import pyarrow as pa
 import pytest
@@ -7,18 +10,39 @@ import torch
 from entmtp.evaluation.arms import DEFAULT_ARMS, FOREIGN_BANKS, LOSSLESS
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.runner import Worker, Workplace
+from entmtp.evaluation.suites import Prompt, load_suite
 from entmtp.evaluation.summary import LOSSY, Summary
-from entmtp.evaluation.units import make_units
+from entmtp.evaluation.units import Unit
 from entmtp.evaluation.verdicts import verdicts
 from entmtp.heads.checkpoint import KINDS, bundled_heads
-from entmtp.settings import BenchmarkSettings
+from entmtp.settings import PAPER_TEMPERATURE, BenchmarkSettings
 from entmtp.trees.bank import MIXED, bundled_bank
 
 pytestmark = pytest.mark.slow
 
-SUITES = ("humaneval", "gsm8k")
 ARMS = (*LOSSLESS, *LOSSY)
-SETTINGS = BenchmarkSettings(prompts=3, max_new_tokens=96, repetitions=1)
+GREEDY = BenchmarkSettings(max_new_tokens=96, repetitions=1)
+DRAWN = BenchmarkSettings(max_new_tokens=48, repetitions=1, temperature=PAPER_TEMPERATURE)
+SUMS = {
+    "What is 2 + 3?": "5",
+    "Tom has 3 apples and buys 4 more. How many apples does he have?": "7",
+    "What is 10 - 4?": "6",  # it says 4
+}
+FUNCTIONS = ("HumanEval/23", "HumanEval/53", "HumanEval/35")  # strlen, add, and max_element, where it fails
+SOLVED = pytest.approx(2 / 3)
+
+
+def prompts() -> dict[str, list[Prompt]]:
+    """By suite, two prompts that the model solves and one that it does not."""
+    known = {prompt.id: prompt for prompt in load_suite("humaneval").prompts}
+    sums = [
+        Prompt(f"gsm8k/{number}", "gsm8k", question, {"answer": f"#### {answer}"})
+        for number, (question, answer) in enumerate(SUMS.items())
+    ]
+    return {"humaneval": [known[name] for name in FUNCTIONS], "gsm8k": sums}
+
+
+SUITES = ("humaneval", "gsm8k")
 
 
 @pytest.fixture(scope="module")
@@ -29,29 +53,62 @@ def worker() -> Worker:
     return Worker(Workplace("bundled", heads, banks, "cpu", torch.get_num_threads()))
 
 
-@pytest.fixture(scope="module")
-def summary(worker: Worker) -> Summary:
-    outcomes = [worker.run(unit, ARMS, SETTINGS) for unit in make_units(SUITES, {}, ARMS, SETTINGS, {})]
+def run(worker: Worker, settings: BenchmarkSettings) -> Summary:
+    units = [Unit(suite, 0, suite, "package", tuple(asked)) for suite, asked in prompts().items()]
+    outcomes = [worker.run(unit, ARMS, settings) for unit in units]
+    assert not any(outcome.failures for outcome in outcomes)
     requests = pa.concat_tables([outcome.requests for outcome in outcomes])
     return summarise(requests, pa.concat_tables([outcome.steps for outcome in outcomes]))
 
 
+@pytest.fixture(scope="module")
+def greedy(worker: Worker) -> Summary:
+    return run(worker, GREEDY)
+
+
+@pytest.fixture(scope="module")
+def drawn(worker: Worker) -> Summary:
+    return run(worker, DRAWN)
+
+
 @pytest.mark.parametrize("suite", SUITES)
-def test_every_lossless_arm_scores_what_plain_decoding_scores(suite: str, summary: Summary) -> None:
-    rows = {row.arm: row for row in summary.arms if row.suite == suite}
+def test_every_lossless_arm_scores_what_plain_decoding_scores(suite: str, greedy: Summary) -> None:
+    rows = {row.arm: row for row in greedy.arms if row.suite == suite}
     assert set(rows) == set(ARMS) == {*DEFAULT_ARMS, *FOREIGN_BANKS, *LOSSY}
-    plain = rows["autoregressive"]
+    assert rows["autoregressive"].score == SOLVED, "or scores would be compared that are all the same"
     for arm in LOSSLESS:
-        assert rows[arm].identical + rows[arm].ties == rows[arm].requests == SETTINGS.prompts, arm
-        assert (rows[arm].score, rows[arm].scored) == (plain.score, SETTINGS.prompts), arm
-        assert rows[arm].score is not None
-    typical = rows["medusa-typical"]
-    assert typical.scored == SETTINGS.prompts
-    assert typical.identical < typical.requests, "it is another text, or this test compares nothing"
+        assert rows[arm].identical + rows[arm].ties == rows[arm].requests == 3, arm
+        assert rows[arm].score == SOLVED, arm
+        assert rows[arm].scored == 3, arm
+        assert rows[arm].log_likelihood.value == pytest.approx(rows["autoregressive"].log_likelihood.value, abs=1e-3)
 
 
-def test_scores_are_told_with_their_count(summary: Summary) -> None:
-    sentences = [sentence for sentence in verdicts(summary) if f"over {SETTINGS.prompts} prompts" in sentence]
-    assert [sentence.split(" over")[0] for sentence in sentences] == ["humaneval pass@1", "gsm8k exact match"]
-    for sentence in sentences:
+@pytest.mark.parametrize("suite", SUITES)
+def test_drawn_texts_of_lossless_arms_are_as_likely_as_plain_decodings(suite: str, drawn: Summary) -> None:
+    rows = {row.arm: row for row in drawn.arms if row.suite == suite}
+    for arm in set(LOSSLESS) - {"autoregressive"}:
+        assert rows[arm].identical == 3, arm
+        found = drawn.likelihood(suite, arm)
+        assert found is not None
+        assert (found.difference.low, found.difference.high) == (0, 0), arm
+    typical = drawn.likelihood(suite, *LOSSY)
+    assert typical is not None
+    assert rows["medusa-typical"].identical < 3
+    assert typical.difference.value != 0, "it is another text, or this test compares nothing"
+
+
+def test_greedy_texts_are_likelier_than_drawn_ones(greedy: Summary, drawn: Summary) -> None:
+    for suite in SUITES:
+        most, some = (
+            next(row for row in summary.arms if (row.suite, row.arm) == (suite, "autoregressive"))
+            for summary in (greedy, drawn)
+        )
+        assert 0 > most.log_likelihood.value > some.log_likelihood.value
+
+
+def test_scores_and_likelihoods_are_told(greedy: Summary, drawn: Summary) -> None:
+    told = [sentence for sentence in verdicts(greedy) if "over 3 prompts" in sentence]
+    assert [sentence.split(" over")[0] for sentence in told] == ["humaneval pass@1", "gsm8k exact match"]
+    (likelihoods,) = [sentence for sentence in verdicts(drawn) if sentence.startswith("log-likelihood")]
+    for sentence in (*told, likelihoods):
         print(sentence)

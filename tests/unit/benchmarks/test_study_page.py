@@ -1,6 +1,7 @@
 """The study's page, from a report of made-up rows."""
 
 import importlib
+import inspect
 import json
 import math
 import re
@@ -14,12 +15,14 @@ from benchmarks import study
 from benchmarks.record import Table, made_record, write_record
 from benchmarks.study import publish
 from benchmarks.study_claims import claims
-from benchmarks.study_input import read_study
+from benchmarks.study_input import read_if_run, read_study
+from benchmarks.study_sampled import sampled_runs
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.metrics import summarise
 from entmtp.evaluation.report import write_report
 from entmtp.evaluation.rows import REQUEST_SCHEMA, STEP_SCHEMA, RequestRow, as_table
 from entmtp.evaluation.summary import Summary, tables
+from entmtp.settings import STUDIES
 from tests.unit.evaluation.synthetic import make_rows
 
 FACTS = {
@@ -65,7 +68,7 @@ def page(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs") / "study"
     table = Table(title="a table", columns=["signal", "loss"], rows=[["entropy", 0.5]])
     write_record(folder / "signals.json", made_record("signals", "What each signal knows", "a CPU", [table], ["Note."]))
-    return publish(report, folder)
+    return publish(report, folder, sampled_runs(None, None))
 
 
 def test_no_path_of_the_machine_is_told(page: Path) -> None:
@@ -90,9 +93,21 @@ def test_a_report_is_read_back_as_it_was(report: Path) -> None:
 
 def test_the_page_has_its_sections_in_order(page: Path) -> None:
     heads = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    assert heads[:4] == ["# Study", "## What was run", "## Speed", "## The paper's claims, and what was found"]
-    assert [head[:6] for head in heads[4:11]] == [f"### {number}." for number in range(1, 8)]
-    assert heads[11:] == ["## Figures", "## Beside the benchmark", "### What each signal knows"]
+    sections = [head for head in heads if not head.startswith("### ")]
+    assert sections == [
+        "# Study",
+        "## What was run",
+        "## Speed",
+        "## Quality",
+        "## The paper's claims, and what was found",
+        "## At temperature 0.7",
+        "## Figures",
+        "## Beside the benchmark",
+    ]
+    below = heads.index("## At temperature 0.7")
+    assert [head[:6] for head in heads[below - 7 : below]] == [f"### {number}." for number in range(1, 8)]
+    assert heads[below + 1 : below + 3] == ["### Lossless", "### Typical acceptance"]
+    assert heads[-1] == "### What each signal knows"
 
 
 def test_the_page_says_what_was_run(page: Path) -> None:
@@ -105,10 +120,57 @@ def test_the_page_says_what_was_run(page: Path) -> None:
 
 
 def test_the_main_table_has_a_row_for_each_suite_and_arm(page: Path) -> None:
-    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if re.match(r"\| gsm8k \| ", line)]
+    speed = page.read_text(encoding="utf-8").split("## Speed")[1].split("## Quality")[0]
+    rows = [line for line in speed.splitlines() if re.match(r"\| gsm8k \| ", line)]
     assert len(rows) == len(SECONDS)
     dynamic = next(row for row in rows if "| entmtp-dynamic |" in row).split(" | ")
     assert dynamic[5:] == ["2.00x [2.00, 2.00]", "3.00x [3.00, 3.00]", "1.60x [1.60, 1.60]", "1.20x [1.20, 1.20] |"]
+
+
+def test_the_quality_table_has_a_row_for_each_suite_and_arm(page: Path) -> None:
+    quality = page.read_text(encoding="utf-8").split("## Quality")[1].split("## The paper")[0]
+    rows = [line.split(" | ") for line in quality.splitlines() if re.match(r"\| gsm8k \| ", line)]
+    assert len(rows) == len(SECONDS)
+    shown = next(row for row in rows if row[1] == "entmtp-dynamic")
+    assert shown[2:5] == ["4", "exact match 1.000 (4)", "-0.650"]
+    assert shown[6:] == ["+0.000", "[0.000, 0.000]", "4 of 4 |"]
+
+
+def test_a_temperature_that_was_not_run_is_told_with_its_command(page: Path) -> None:
+    section = page.read_text(encoding="utf-8").split("## At temperature 0.7")[1].split("## Figures")[0]
+    for command in ("study-lossless", "study-typical"):
+        line = f"python jobs/local.py jobs/benchmark.py --profile {command} --results results/{command}"
+        assert f"\n{line}\n" in section
+    assert section.count("Not run.") == 2
+    assert "tokens/s" not in section
+
+
+def test_a_temperatures_run_is_told_with_speed_likelihood_and_the_papers_numbers(report: Path, tmp_path: Path) -> None:
+    requests, steps = make_rows(arms=("autoregressive", "medusa", "hydra", "entmtp"), prompts=4)
+    likelier = [
+        replace(row, log_likelihood=row.log_likelihood + 0.2, identical=False) if row.arm == "hydra" else row
+        for row in timed(requests)
+    ]
+    facts = FACTS | {"settings": {"prompts": 4, "max_new_tokens": 64, "repetitions": 3, "acceptance": "typical"}}
+    other = tmp_path / "typical" / "report"
+    write_report(other, as_table(likelier, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), facts)
+    page = publish(report, tmp_path / "study", sampled_runs(read_if_run(tmp_path), read_if_run(other)))
+    lossless, typical = page.read_text().split("### Lossless")[1].split("## Figures")[0].split("### Typical acceptance")
+    assert "Not run." in lossless
+    assert "Not run." not in typical
+    assert (
+        "commit 0123abc, on a | CPU: up to 4 prompts a suite, 64 tokens each, the median of 3 repetitions." in typical
+    )
+    assert "entmtp against hydra, where the paper has 1.09x to 1.15x: humaneval 1.8" in typical
+    assert "entmtp against medusa, where the paper has up to 1.36x: humaneval 2.50x [2.50, 2.50] (above)" in typical
+    assert (
+        "nats per token: level with medusa, entmtp, at most 0.000 from it; +0.200 [0.200, 0.200] with hydra" in typical
+    )
+    assert "- Typical acceptance (Medusa's, arXiv 2401.10774) writes other texts" in typical
+    assert "| suite | arm | prompts | tokens/s | tau | over autoregressive | over hydra |" in typical
+    row = next(line for line in typical.splitlines() if line.startswith("| gsm8k | hydra | 4 | exact match"))
+    assert "| -0.450 |" in row
+    assert "| +0.200 | [0.200, 0.200] | 0 of 12 |" in row
 
 
 def test_every_figure_lies_beside_the_page(page: Path, report: Path) -> None:
@@ -163,22 +225,22 @@ def test_published_trees_that_cost_little_are_a_fair_comparison(report: Path) ->
 
 def test_what_is_missing_is_named_with_its_remedy(report: Path, tmp_path: Path) -> None:
     with pytest.raises(EntMTPError, match=r"summary\.json can't be read .*make it with 'make study'"):
-        publish(tmp_path, tmp_path / "study")
+        publish(tmp_path, tmp_path / "study", [])
     held = json.loads((report / "summary.json").read_text(encoding="utf-8"))
     path = tmp_path / "summary.json"
     lacking = {"tables": {name: rows for name, rows in held["tables"].items() if name != "speedups"}}
     path.write_text(json.dumps(held | lacking))
     with pytest.raises(EntMTPError, match=r"summary\.json has no 'speedups'; make it with 'make study'"):
-        publish(tmp_path, tmp_path / "study")
+        publish(tmp_path, tmp_path / "study", [])
     path.write_text(json.dumps(held | {"tables": held["tables"] | {"arms": [{"suite": "gsm8k"}]}}))
     with pytest.raises(EntMTPError, match="table 'arms' has no column 'source'"):
-        publish(tmp_path, tmp_path / "study")
+        publish(tmp_path, tmp_path / "study", [])
     path.write_text(json.dumps(held))
     with pytest.raises(EntMTPError, match=r"speedup\.png does not exist"):
-        publish(tmp_path, tmp_path / "study")
+        publish(tmp_path, tmp_path / "study", [])
     path.write_text("{")
     with pytest.raises(EntMTPError, match="is not JSON"):
-        publish(tmp_path, tmp_path / "study")
+        publish(tmp_path, tmp_path / "study", [])
     assert not (tmp_path / "study.md").exists()
 
 
@@ -200,6 +262,14 @@ def test_make_study_names_options_that_exist(text: str) -> None:
 
 def test_make_study_ends_with_the_page() -> None:
     assert study_commands()[-1] == "study"
+
+
+def test_make_study_runs_every_study_into_the_folder_that_the_page_reads() -> None:
+    target = (study.ROOT / "Makefile").read_text(encoding="utf-8")
+    for name in STUDIES:
+        assert f"jobs/local.py jobs/benchmark.py --profile {name} --results results/{name} $(ARGS)\n" in target
+    folders = [parameter.default for parameter in inspect.signature(study.main).parameters.values()]
+    assert folders == [Path("results") / name for name in STUDIES]
 
 
 def test_a_correlation_that_is_unknown_is_not_seen(report: Path) -> None:

@@ -135,6 +135,7 @@ def _request(steps: Sequence[StepRow], suite: str, arm: str, prompt: str, repeti
         first_difference=-1,
         tie_margin=float("nan"),
         score=float(repetition == 0) if suite == "gsm8k" else None,
+        log_likelihood=-0.5 - 0.1 * int(prompt.rpartition("-")[2]),
         text="<b>text</b>",
         token_ids=list(range(tokens)),
     )

@@ -14,7 +14,7 @@ from pyarrow import fs
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import DEFAULT_ARMS, LOSSLESS, OF_TRAINED, QUICK_ARMS
+from entmtp.evaluation.arms import DEFAULT_ARMS, LOSSLESS, NEEDS_HINDSIGHT, QUICK_ARMS
 from entmtp.evaluation.benchmark import describe, run_units, save_unit
 from entmtp.evaluation.dispatch import SetAside, Settled
 from entmtp.evaluation.finish import finish
@@ -24,7 +24,7 @@ from entmtp.evaluation.intervals import FEWEST_PROMPTS
 from entmtp.evaluation.local import ThisProcess
 from entmtp.evaluation.placement import Wishes
 from entmtp.evaluation.plan import Plan, bank_task
-from entmtp.evaluation.planning import make_plan, validate
+from entmtp.evaluation.planning import _usual_arms, make_plan, validate
 from entmtp.evaluation.rows import finished_keys, read_metadata, read_parts, tables_of
 from entmtp.evaluation.storage import Store, open_store
 from entmtp.evaluation.summary import LOSSY
@@ -33,6 +33,7 @@ from entmtp.evaluation.units import Unit
 from entmtp.heads.checkpoint import KINDS
 from entmtp.heads.training_prompts import write_training_prompts
 from entmtp.prompt_hash import prompt_hash
+from entmtp.settings import PROFILES, STUDIES
 from tests.saved import SUITES, VOCAB, Saved, save_project, save_tiny_model
 from tests.tiny import random_heads
 from tests.unit.evaluation.synthetic import COST, make_rows
@@ -394,10 +395,21 @@ def test_a_quick_run_has_prompts_enough_and_tells_its_first_result_after_one(sav
 
 def test_profiles_that_draw_have_arms_that_can(saved: Saved, tmp_path: Path) -> None:
     paper = plan_of(saved, tmp_path, profile="paper")
-    assert (paper.arms, paper.settings.acceptance, paper.settings.temperature) == (list(OF_TRAINED), "typical", 0.7)
+    assert (paper.settings.acceptance, paper.settings.temperature) == ("typical", 0.7)
+    assert paper.arms == [arm for arm in DEFAULT_ARMS if arm not in NEEDS_HINDSIGHT]
     assert plan_of(saved, tmp_path, profile="paper-lossless").arms == [*DEFAULT_ARMS, *LOSSY]
     with pytest.raises(EntMTPError, match="arm: 'random' follows the model's own text"):
         validate(profile="paper", suites=[], arms=["random"], overrides={})
+
+
+def test_studies_run_every_arm_that_can_at_each_temperature() -> None:
+    greedy, lossless, typical = (PROFILES[name] for name in STUDIES)
+    assert [settings.temperature for settings in (greedy, lossless, typical)] == [0.0, 0.7, 0.7]
+    assert [settings.acceptance for settings in (greedy, lossless, typical)] == ["rejection", "rejection", "typical"]
+    arms = [_usual_arms(name, PROFILES[name]) for name in STUDIES]
+    assert list(arms[0]) == list(LOSSLESS)
+    assert list(arms[1]) == [*LOSSLESS, *LOSSY]
+    assert list(arms[2]) == [arm for arm in LOSSLESS if arm not in NEEDS_HINDSIGHT]
 
 
 def test_what_is_wrong_is_told_before_anything_runs(saved: Saved, tmp_path: Path) -> None:

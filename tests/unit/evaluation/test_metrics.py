@@ -145,6 +145,87 @@ def test_scores_are_told_by_name_with_their_count_and_who_differs() -> None:
     assert told in verdicts(summary_of(worse, steps))
 
 
+def with_likelihoods(rows: list[RequestRow], of: dict[str, list[float]]) -> list[RequestRow]:
+    """The same rows, prompt by prompt with these log-likelihoods of each arm."""
+    return [replace(row, log_likelihood=of[row.arm][int(row.prompt_id.rpartition("-")[2])]) for row in rows]
+
+
+PLAIN, LIKELIER = [-0.9, -0.5, -0.7, -0.4], [-0.5, -0.3, -0.4, -0.1]
+
+
+def test_likelihoods_are_means_over_prompts_and_compared_prompt_by_prompt() -> None:
+    requests, steps = make_rows(arms=("autoregressive", "hydra", "medusa"), suites=("gsm8k",), prompts=4)
+    summary = summary_of(
+        with_likelihoods(requests, {"autoregressive": PLAIN, "hydra": LIKELIER, "medusa": PLAIN}), steps
+    )
+    plain = next(row.log_likelihood for row in summary.arms if row.arm == "autoregressive")
+    low, high = stats.t.interval(0.95, 3, np.mean(PLAIN), stats.sem(PLAIN))
+    assert (plain.value, plain.low, plain.high) == pytest.approx((np.mean(PLAIN), low, high))
+    found = summary.likelihood("gsm8k", "hydra")
+    paired = stats.ttest_rel(LIKELIER, PLAIN).confidence_interval(0.95)
+    assert found is not None
+    assert found.prompts == 4
+    assert (found.difference.value, found.difference.low, found.difference.high) == pytest.approx(
+        (np.mean(LIKELIER) - np.mean(PLAIN), paired.low, paired.high)
+    )
+    same = summary.likelihood("gsm8k", "medusa")
+    assert same is not None
+    assert (same.difference.value, same.difference.low, same.difference.high) == (0, 0, 0)
+    assert summary.likelihood("gsm8k", "autoregressive") is None
+
+
+def test_likelihoods_of_repetitions_are_one_and_of_other_prompts_are_left_out() -> None:
+    requests, steps = make_rows(arms=("autoregressive", "hydra"), suites=("gsm8k",), prompts=4, repetitions=2)
+    rows = [
+        replace(row, log_likelihood=-1.0 - row.repetition if row.arm == "hydra" else -1.0)
+        for row in requests
+        if (row.arm, row.prompt_id) != ("hydra", "gsm8k-3")
+    ]
+    found = summary_of(rows, steps).likelihood("gsm8k", "hydra")
+    assert found is not None
+    assert (found.difference.value, found.prompts) == (-0.5, 3)
+
+
+def test_suites_weigh_alike_in_the_likelihoods_difference() -> None:
+    requests, steps = make_rows(arms=("autoregressive", "hydra"), suites=("gsm8k", "sharegpt"), prompts=4)
+    gain = {"gsm8k": 0.1, "sharegpt": 0.3}
+    rows = [
+        replace(row, log_likelihood=gain[row.suite] - 1.0 if row.arm == "hydra" else -1.0)
+        for row in requests
+        if row.prompt_id != "gsm8k-3"
+    ]
+    found = summary_of(rows, steps).likelihood(ALL_SUITES, "hydra")
+    assert found is not None
+    assert found.difference.value == pytest.approx(0.2)
+    assert (found.suites, found.prompts) == (2, 7)
+
+
+def test_likelihoods_are_told_with_who_differs_and_how_far_the_others_may() -> None:
+    requests, steps = make_rows(arms=("autoregressive", "hydra", "medusa"), suites=("gsm8k",), prompts=4)
+    begin = "log-likelihood of the texts against autoregressive's, nats per token: "
+    nearly = [value + shift for value, shift in zip(PLAIN, (0.01, -0.01, 0.01, -0.01), strict=True)]
+    same = {"autoregressive": PLAIN, "hydra": nearly, "medusa": PLAIN}
+    told = verdicts(summary_of(with_likelihoods(requests, same), steps))
+    widest = stats.t.ppf(1 - 0.05 / 4, 3) * stats.sem([0.01, -0.01, 0.01, -0.01])  # of two comparisons
+    assert f"{begin}level with every arm, at most {widest:.3f} from it" in told
+    told = verdicts(summary_of(with_likelihoods(requests, same | {"hydra": LIKELIER}), steps))
+    (sentence,) = [line for line in told if line.startswith(begin)]
+    assert sentence.startswith(f"{begin}level with medusa, at most 0.000 from it; +0.300 [")
+    assert sentence.endswith("] with hydra")
+    few = summary_of(*make_rows(arms=("autoregressive", "hydra"), suites=("gsm8k",), prompts=2))
+    assert not any("log-likelihood" in line for line in verdicts(few))
+
+
+def test_likelihoods_are_metrics() -> None:
+    requests, steps = make_rows(arms=("autoregressive", "hydra"), suites=("gsm8k",), prompts=4)
+    summary = summary_of(with_likelihoods(requests, {"autoregressive": PLAIN, "hydra": LIKELIER}), steps)
+    plain, hydra = (arm_metrics(summary, row) for row in summary.arms)
+    assert plain["log_likelihood"] == pytest.approx(np.mean(PLAIN))
+    assert hydra["log_likelihood_low"] < hydra["log_likelihood"] < hydra["log_likelihood_high"]
+    assert hydra["log_likelihood_against_autoregressive"] == pytest.approx(0.3)
+    assert "log_likelihood_against_autoregressive" not in plain
+
+
 def test_a_lossy_arm_is_not_counted_among_those_that_should_write_the_same() -> None:
     requests, steps = make_rows(arms=("autoregressive", "medusa"), suites=("gsm8k",), prompts=4, repetitions=1)
     lossy = [
@@ -316,3 +397,14 @@ def test_caveats_name_samples_quick_runs_and_single_repetitions() -> None:
     assert "single repetition" in said
     full = summary_of(*make_rows(arms=("autoregressive",), suites=("gsm8k",), prompts=3))
     assert caveats(full, {"profile": "full"}) == []
+
+
+def test_caveats_say_how_texts_are_drawn() -> None:
+    full = summary_of(*make_rows(arms=("autoregressive",), suites=("gsm8k",), prompts=3))
+    drawn = {"settings": {"temperature": 0.7, "acceptance": "rejection"}}
+    (seed,) = caveats(full, drawn)
+    assert "at temperature 0.7, with one seed for all arms" in seed
+    assert caveats(full, {"settings": {"temperature": 0.0, "acceptance": "rejection"}}) == []
+    typical = caveats(full, {"settings": drawn["settings"] | {"acceptance": "typical"}})
+    assert typical[0] == seed
+    assert "only autoregressive is lossless here" in typical[1]

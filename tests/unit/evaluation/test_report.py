@@ -121,7 +121,8 @@ def test_a_suite_has_one_row_per_arm_with_its_comparisons(page: Page) -> None:
         assert against["autoregressive"] == ""
         assert re.fullmatch(r"▲ faster \d\.\d\d× \[.+\]", against["oracle"])
         assert re.fullmatch(r"▼ slower 0\.\d\d× \[.+\]", against["medusa"])
-    scored = [rows[0][-1].text for rows in page.tables()[: len(SUITES)]]
+        assert (head[-1], body[0][-1]) == ("log-likelihood", "-0.65 [-0.86, -0.44]")
+    scored = [rows[0][-2].text for rows in page.tables()[: len(SUITES)]]
     assert scored == ["identical", "exact match", "identical", "identical"]
 
 
@@ -188,6 +189,15 @@ def test_samples_and_quick_runs_are_named_on_the_page(report: Path) -> None:
     assert "it is not a study" in page
 
 
+def test_the_quality_of_every_arms_texts_is_on_the_page(page: Page) -> None:
+    (table,) = [rows for rows in page.tables() if rows[0][-1].text == "same text"]
+    body = [[cell.text for cell in row] for row in table[1:]]
+    assert [(row[0].split()[0], row[1]) for row in body] == [(suite, arm) for suite in SUITES for arm in ARMS]
+    assert {row[3] for row in body} == {"", "exact match 0.333 (4)"}  # one repetition of three is right
+    assert {(row[2], row[4], row[8]) for row in body} == {("4", "-0.650", "12 of 12")}
+    assert all((row[6] == "+0.000") == (row[1] != "autoregressive") for row in body)
+
+
 def test_figures_and_tables_are_files_too(report: Path) -> None:
     folder = report.parent
     for name in ("speedup", "tau", "entropy", "trees", "shares", "entropy-distribution"):
@@ -248,6 +258,7 @@ def test_terminal_table_fits_and_cuts_nothing(width: int) -> None:
     assert {row[0] for row in rows if "slower" in row} == {"medusa", "hydra", "always-big"}
     assert "litbench (sample)" in table
     assert ("ms per step" in table) == (width >= WIDE)
+    assert ({row[-1] for row in rows} == {"-0.60"}) == (width >= WIDE), "the mean of -0.5, -0.6 and -0.7"
 
 
 def test_terminal_table_counts_differing_requests() -> None:

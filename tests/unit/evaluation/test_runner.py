@@ -1,6 +1,8 @@
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,10 +10,11 @@ from tokenizers import Tokenizer, models
 
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
-from entmtp.evaluation import arm_engines
+from entmtp.evaluation import arm_engines, runner
 from entmtp.evaluation.arm_engines import complete
 from entmtp.evaluation.arms import LOSSLESS, Toolbox, params_of
 from entmtp.evaluation.dispatch import Outcome
+from entmtp.evaluation.measured import request_row
 from entmtp.evaluation.reference import first_difference, up_to_stop
 from entmtp.evaluation.rows import RequestRow, StepRow
 from entmtp.evaluation.runner import Worker, Workplace, text_params
@@ -124,6 +127,38 @@ def test_texts_are_the_models_own(outcomes: list[Outcome], worker: Worker, units
             assert row.score in (0.0, 1.0)
 
 
+def test_texts_are_scored_by_the_models_likelihood(outcomes: list[Outcome], worker: Worker, units: list[Unit]) -> None:
+    for unit, outcome in zip(units, outcomes, strict=True):
+        ids = encode_chat(worker.tokenizer, unit.prompts[0].text)
+        for row in requests_of(outcome):
+            logits = plain_logits(worker.model, [*ids, *row.token_ids[:-1]])[len(ids) - 1 :].log_softmax(-1)
+            wanted = logits[torch.arange(row.new_tokens), torch.tensor(row.token_ids)].mean().item()
+            assert row.log_likelihood == pytest.approx(wanted, abs=1e-5)
+            assert wanted < -0.01, "or this would compare nothing"
+
+
+def test_nothing_is_scored_before_the_last_measured_run(
+    worker: Worker, units: list[Unit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def counted(engine: Engine, ids: Sequence[int], params: SamplingParams) -> Completion:
+        events.append("run")
+        return complete(engine, ids, params)
+
+    def row(*given: Any) -> RequestRow:
+        events.append("score")
+        return request_row(*given)
+
+    monkeypatch.setattr(arm_engines, "complete", counted)
+    monkeypatch.setattr(runner, "request_row", row)
+    arms = ["autoregressive", "hydra"]
+    worker.run(units[0], arms, SETTINGS)
+    scored = len(arms) * SETTINGS.repetitions
+    assert events[-scored:] == ["score"] * scored
+    assert set(events[:-scored]) == {"run"}
+
+
 def test_steps_add_up_to_their_request(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         for row in requests_of(outcome):
@@ -210,6 +245,9 @@ def test_drawn_texts_are_one_text_for_all_lossless_arms(worker: Worker, units: l
     assert plain != greedy_text
     assert {row.arm for row in requests if row.token_ids == plain} >= set(LOSSLESS)
     assert all(row.identical for row in requests if row.arm in LOSSLESS)
+    likelihoods = {row.log_likelihood for row in requests if row.arm in LOSSLESS}
+    assert len(likelihoods) == 1
+    assert all(row.log_likelihood not in likelihoods for row in requests if row.arm in LOSSY)
     again = requests_of(worker.run(units[0], ["autoregressive"], settings))
     assert again[0].token_ids == plain, "the seed is the prompt's own"
 
