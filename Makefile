@@ -2,7 +2,7 @@
 # make test        lint, types and tests
 # make test-slow   what takes long: every point at which a fault may come, fuzzing, killing, large samples
 # make performance measure this machine again and render docs/performance.md (SET=cuda on a GPU)
-# make study       the paper's experiment on this machine, and docs/study.md from it (an hour and a half on two cores)
+# make study       the paper's experiment on this machine, and docs/study.md from it (two and a half hours on two cores)
 # make serve       the bundled model behind an OpenAI-compatible API on http://127.0.0.1:8000 (ARGS="--port 9000")
 # make audit       known vulnerabilities of the tested set of dependencies
 # make clean       remove what was built; results stay
