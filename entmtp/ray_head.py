@@ -102,11 +102,12 @@ def local_head(say: Callable[[str], None], settings: Mapping[str, str] | None = 
         yield Head(address, environment, logs, head)
     finally:
         with _uninterrupted():
-            say("stopping the local Ray cluster")
             kill_tree(head.pid)
             head.wait()
-            say(f"stopped; the logs of Ray are in {keep_logs([log, logs.resolve()])}")
+            kept = keep_logs([log, logs.resolve()])
             shutil.rmtree(scratch, ignore_errors=True)
+            # Last: where a closed terminal makes this fail, no cluster is left behind.
+            say(f"stopped the local Ray cluster; the logs of Ray are in {kept}")
 
 
 def _start_command(ports: Mapping[str, int]) -> list[str]:

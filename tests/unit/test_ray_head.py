@@ -84,6 +84,25 @@ def test_a_head_that_ends_at_once_is_told_with_its_last_line_and_its_logs_are_ke
     assert "no room" in (Path(said[-1].split()[-1]) / "start.log").read_text()
 
 
+@pytest.mark.usefixtures("cache")
+def test_a_closed_terminal_leaves_no_head_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "ray"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(ray_head, "ray_command", lambda: [str(program)])
+    monkeypatch.setattr(ray_head, "_wait_until_up", lambda *told: None)
+    open_terminal = True
+
+    def say(line: str) -> None:
+        if not open_terminal:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError), local_head(say) as head:
+        open_terminal = False
+    assert head.process.poll() is not None
+    assert not head.logs.parents[2].exists()
+
+
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EntMTPError, match=r"pip install 'entmtp\[ray\]'"):

@@ -76,6 +76,15 @@ def test_a_suite_whose_prompts_all_failed_says_nothing() -> None:
     assert InterimResults([unit]).add(Settled(unit)) is None
 
 
+def test_prompts_that_failed_are_no_pairs() -> None:
+    units = settled("gsm8k", 3)
+    units[1] = Settled(units[1].unit)
+    last = lines(units)[-1]
+    assert last is not None
+    assert last.startswith("gsm8k, 3 of 3 prompts, tokens/s: autoregressive ")
+    assert "against" not in last
+
+
 def test_arms_without_plain_decoding_have_speeds_only() -> None:
     (*_, last) = lines(settled("gsm8k", 3, arms=["hydra", "entmtp"]))
     assert last is not None
