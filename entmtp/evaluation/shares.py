@@ -1,4 +1,4 @@
-"""What adaptive arms choose, and what they choose by: shares of tree sizes, and how entropy is spread."""
+"""What adaptive arms choose, and what they choose by: shares of trees by size and shape, and how entropy is spread."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,12 +9,16 @@ import pyarrow.compute as pc
 
 from entmtp.evaluation.intervals import Floats
 from entmtp.evaluation.summary import AUTOREGRESSIVE, ENTMTP, ORACLE, EntropyQuantile, TreeShare, TreeUse
+from entmtp.trees.topology import Shape
 
 SIZES: tuple[tuple[int, int | None], ...] = (
     *((0, 0), (1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32)),
     (33, None),
 )
 """Tree sizes that are counted together, in nodes without the root; the last one has no end."""
+
+COMMON = 0.02
+"""Share of an arm's steps from which a shape is told by itself; the rarer ones of a size are told together."""
 
 SHOWN = 5
 """Topologies of an arm that are told by name."""
@@ -23,43 +27,65 @@ _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def tree_shares(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[TreeShare]:
-    """How often each adaptive arm, and the oracle, took trees of each of `SIZES`.
+    """How often each adaptive arm, and the oracle, took trees of each of `SIZES`, the commonest shape of a size first.
 
     Args:
         steps: step rows; only the first repetition counts, as greedy repetitions are copies.
         runs: the (suite, arm) pairs there are, in the order that tables show.
     """
-    first = _first_repetition(steps)
     rows: list[TreeShare] = []
-    for suite, arm in runs:
-        if not _chooses(arm):
-            continue
-        nodes = first.filter((pc.field("suite") == suite) & (pc.field("arm") == arm))["nodes"].to_numpy()
-        rows += [
-            TreeShare(suite=suite, arm=arm, nodes_from=low, nodes_to=high, share=_share(nodes, low, high))
-            for low, high in SIZES
-            if len(nodes)
-        ]
+    for (suite, arm), taken in _taken(steps, runs).items():
+        shapes: Counter[Shape] = Counter()
+        for tree, count in taken.items():
+            shapes[Shape.of(tree)] += count
+        for size in SIZES:
+            inside = [
+                (shape, count / shapes.total()) for shape, count in shapes.most_common() if size_of(shape) == size
+            ]
+            rows += [
+                TreeShare(
+                    suite=suite,
+                    arm=arm,
+                    nodes_from=shape.nodes,
+                    nodes_to=shape.nodes,
+                    depth=shape.depth,
+                    width=shape.width,
+                    share=share,
+                )
+                for shape, share in inside
+                if share >= COMMON
+            ]
+            if rest := sum(share for _, share in inside if share < COMMON):
+                low, high = size
+                rows.append(
+                    TreeShare(suite=suite, arm=arm, nodes_from=low, nodes_to=high, depth=None, width=None, share=rest)
+                )
     return rows
+
+
+def size_of(tree: Shape | TreeShare) -> tuple[int, int | None]:
+    """Which of `SIZES` a shape, or a row of shapes, belongs to."""
+    nodes = tree.nodes if isinstance(tree, Shape) else tree.nodes_from
+    return next(size for size in reversed(SIZES) if size[0] <= nodes)
 
 
 def tree_uses(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[TreeUse]:
     """The `SHOWN` topologies that each adaptive arm, and the oracle, took most; arguments as `tree_shares`."""
+    return [
+        TreeUse(suite=suite, arm=arm, tree=tree, share=count / taken.total())
+        for (suite, arm), taken in _taken(steps, runs).items()
+        for tree, count in taken.most_common(SHOWN)
+    ]
+
+
+def _taken(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Counter[str]]:
+    """Steps of each run that chooses its trees, by the tree's name."""
     first = _first_repetition(steps)
-    rows: list[TreeUse] = []
-    for suite, arm in runs:
-        if not _chooses(arm):
-            continue
-        taken = Counter(first.filter((pc.field("suite") == suite) & (pc.field("arm") == arm))["tree"].to_pylist())
-        rows += [
-            TreeUse(suite=suite, arm=arm, tree=tree, share=count / taken.total())
-            for tree, count in taken.most_common(SHOWN)
-        ]
-    return rows
-
-
-def _chooses(arm: str) -> bool:
-    return arm.startswith(ENTMTP) or arm == ORACLE
+    return {
+        (suite, arm): Counter(first.filter((pc.field("suite") == suite) & (pc.field("arm") == arm))["tree"].to_pylist())
+        for suite, arm in runs
+        if arm.startswith(ENTMTP) or arm == ORACLE
+    }
 
 
 def entropy_quantiles(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[EntropyQuantile]:
@@ -92,7 +118,3 @@ def plain_entropies(steps: pa.Table, suites: Sequence[str]) -> dict[str, Floats]
 
 def _first_repetition(steps: pa.Table) -> pa.Table:
     return steps.filter(pc.field("repetition") == pc.min(steps["repetition"]))
-
-
-def _share(nodes: np.ndarray, low: int, high: int | None) -> float:
-    return float(((nodes >= low) & (nodes <= (np.inf if high is None else high))).mean())

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -11,12 +10,13 @@ from matplotlib.figure import Figure
 
 from entmtp.evaluation.canvas import INK, Plot, colour, house_style, line_colour, panels, save
 from entmtp.evaluation.pareto import ParetoPoint
-from entmtp.evaluation.shares import SIZES, plain_entropies
+from entmtp.evaluation.shares import COMMON, SIZES, plain_entropies, size_of
 from entmtp.evaluation.summary import AUTOREGRESSIVE, ArmSummary, Summary
 
 _MEASURED = (AUTOREGRESSIVE, "medusa", "hydra", "medusa-best", "hydra-best", "always-big")
 _MARKS = {"medusa": ("o", "--"), "hydra": ("s", "-")}  # point and line by kind of heads
 _NODE_TICKS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
+_ROOM = 9  # percent of the steps that a part of a bar needs to hold the words of its shape
 
 
 def draw_study_plots(folder: Path, summary: Summary, steps: pa.Table, pareto: Sequence[ParetoPoint]) -> list[Plot]:
@@ -40,7 +40,7 @@ def _draw_shares(folder: Path, summary: Summary) -> Plot | None:
     arms = list(dict.fromkeys(row.arm for row in summary.tree_shares))
     if not suites:
         return None
-    figure, axes = panels(len(suites), height=1.1 + 0.32 * len(arms))
+    figure, axes = panels(len(suites), height=1.1 + 0.36 * len(arms))
     for axis, suite in zip(axes, suites, strict=True):
         _stack(axis, summary, suite, arms)
         axis.set_title(summary.label(suite))
@@ -53,19 +53,28 @@ def _draw_shares(folder: Path, summary: Summary) -> Plot | None:
     return save(
         figure,
         folder / "shares.png",
-        "Sizes of the trees that adaptive arms chose",
-        "Shares of steps by nodes of their tree, without the root; 0 is a plain step. First repetition of each prompt.",
+        "Sizes and shapes of the trees that adaptive arms chose",
+        "Shares of steps by nodes of their tree, without the root; 0 is a plain step. Each part of a colour is a shape,"
+        " with its depth x its width (most nodes of a level) where there is room; the last, pale part are shapes below"
+        f" {COMMON:.0%} each. First repetition of each prompt.",
     )
 
 
 def _stack(axis: Axes, summary: Summary, suite: str, arms: Sequence[str]) -> None:
-    shares = {(row.arm, row.nodes_from): 100 * row.share for row in summary.tree_shares if row.suite == suite}
-    left = np.zeros(len(arms))
-    for number, (low, high) in enumerate(SIZES):
-        width = np.array([shares.get((arm, low), 0.0) for arm in arms])
-        face = colormaps["viridis"](number / (len(SIZES) - 1))
-        axis.barh(range(len(arms)), width, left=left, height=0.75, color=face, label=size_name(low, high))
-        left += width
+    faces = {size: colormaps["viridis"](number / (len(SIZES) - 1)) for number, size in enumerate(SIZES)}
+    for size, face in faces.items():
+        axis.barh(0, 0, color=face, label=size_name(*size))  # the legend has a size's colour, whoever chose it
+    for place, arm in enumerate(arms):
+        left = 0.0
+        for row in (row for row in summary.tree_shares if (row.suite, row.arm) == (suite, arm)):
+            size, width = size_of(row), 100 * row.share
+            alpha = 0.45 if row.depth is None else 1.0
+            axis.barh(place, width, left=left, height=0.75, color=faces[size], alpha=alpha, edgecolor="white", lw=0.6)
+            if row.depth and width >= _ROOM:
+                ink = "white" if SIZES.index(size) < len(SIZES) / 2 else INK  # dark colours come first
+                words = f"{row.depth}x{row.width}"
+                axis.text(left + width / 2, place, words, ha="center", va="center", fontsize=7, color=ink)
+            left += width
 
 
 def _draw_entropies(folder: Path, summary: Summary, steps: pa.Table) -> Plot | None:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from entmtp.evaluation.page_table import PageTable
 from entmtp.evaluation.pareto import ParetoPoint, fastest
-from entmtp.evaluation.shares import SHOWN, SIZES
+from entmtp.evaluation.shares import COMMON, SHOWN, SIZES, size_of
 from entmtp.evaluation.study_plots import size_name
-from entmtp.evaluation.summary import Summary
+from entmtp.evaluation.summary import Summary, TreeShare
+from entmtp.trees.topology import Shape
 
 
 def study_tables(summary: Summary, pareto: Sequence[ParetoPoint]) -> list[PageTable]:
@@ -16,16 +17,27 @@ def study_tables(summary: Summary, pareto: Sequence[ParetoPoint]) -> list[PageTa
 
 
 def _shares(summary: Summary) -> PageTable:
-    shares = {(row.suite, row.arm, row.nodes_from): row.share for row in summary.tree_shares}
-    runs = list(dict.fromkeys((row.suite, row.arm) for row in summary.tree_shares))
+    runs: dict[tuple[str, str], list[TreeShare]] = {}
+    for row in summary.tree_shares:
+        runs.setdefault((row.suite, row.arm), []).append(row)
     return PageTable(
-        title="Sizes of the chosen trees",
-        note="Share of the steps whose tree has so many nodes, without the root. First repetition of each prompt.",
+        title="Sizes and shapes of the chosen trees",
+        note="Share of the steps whose tree has so many nodes, without the root, and the commonest shape of that size,"
+        f" if one has {COMMON:.0%} of the steps. n: nodes, d: depth, w: most nodes of one level. First repetition of"
+        " each prompt.",
         headings=("suite", "arm", *(size_name(*size) for size in SIZES)),
         rows=[
-            [summary.label(suite), arm, *(f"{shares[suite, arm, low]:.1%}" for low, _ in SIZES)] for suite, arm in runs
+            [summary.label(suite), arm, *(_of_size(rows, size) for size in SIZES)]
+            for (suite, arm), rows in runs.items()
         ],
     )
+
+
+def _of_size(rows: Sequence[TreeShare], size: tuple[int, int | None]) -> str:
+    """'41.2% n8 d4 w3': the share of a size, and its commonest shape."""
+    inside = [row for row in rows if size_of(row) == size]
+    shapes = [str(Shape(row.nodes_from, row.depth, row.width or 0)) for row in inside if row.depth]
+    return " ".join([f"{sum(row.share for row in inside):.1%}", *shapes[:1]])
 
 
 def _uses(summary: Summary) -> PageTable:

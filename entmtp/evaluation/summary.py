@@ -174,12 +174,17 @@ class EntropyCorrelation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeShare:
-    """Share (0 to 1) of an arm's steps on a suite whose tree has `nodes_from` to `nodes_to` nodes beside its root."""
+    """Share (0 to 1) of an arm's steps on a suite whose tree has one shape, or one of the rare shapes of a size.
+
+    Rare shapes are told together: they have `nodes_from` to `nodes_to` nodes, the root not counted.
+    """
 
     suite: str
     arm: str
     nodes_from: int
     nodes_to: int | None  # none: without an end
+    depth: int | None  # none: of several shapes
+    width: int | None  # most nodes of a level
     share: float
 
 

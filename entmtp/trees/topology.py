@@ -7,17 +7,48 @@ root, the token that the model itself chose last; the empty topology (root only)
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple, Self
 
 import torch
 
 from entmtp.errors import EntMTPError
 
 Path = tuple[int, ...]
+
+
+_PLAIN = "n0"
+"""Name of plain decoding's tree."""
+
+
+class Shape(NamedTuple):
+    """What a tree looks like from afar: nodes without the root, depth, and most nodes of a level."""
+
+    nodes: int
+    depth: int
+    width: int
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        """The shape that a tree's :attr:`Topology.name` tells.
+
+        Raises:
+            ValueError: if it is no such name.
+        """
+        if name == _PLAIN:
+            return cls(0, 0, 0)
+        found = re.fullmatch(r"n(\d+)-d(\d+)-w(\d+)-[0-9a-f]{8}", name)
+        if found is None:
+            raise ValueError(f"'{name}' is not the name of a tree, such as 'n8-d4-w3-1f2e3d4c'")
+        return cls(*map(int, found.groups()))
+
+    def __str__(self) -> str:
+        return f"n{self.nodes} d{self.depth} w{self.width}"
 
 
 @dataclass(frozen=True)
@@ -74,11 +105,16 @@ class Topology:
 
     @cached_property
     def name(self) -> str:
-        """Nodes, depth and most nodes of a level, and a checksum that tells trees of one shape apart."""
+        """The shape, and a checksum that tells trees of one shape apart."""
         if not self.paths:
-            return "n0"
-        width = max(Counter(map(len, self.paths)).values())
-        return f"n{self.nodes}-d{self.max_depth}-w{width}-{zlib.crc32(repr(self.paths).encode()):08x}"
+            return _PLAIN
+        nodes, depth, width = self.shape
+        return f"n{nodes}-d{depth}-w{width}-{zlib.crc32(repr(self.paths).encode()):08x}"
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Its size, depth and width."""
+        return Shape(self.nodes, self.max_depth, max(Counter(map(len, self.paths)).values(), default=0))
 
     @property
     def nodes(self) -> int:

@@ -83,7 +83,7 @@ def _steps(rng: np.random.Generator, suite: str, arm: str, prompt: str, tokens: 
                 repetition=0,
                 step=len(rows),
                 position=position,
-                tree="root" if nodes == 0 else f"n{nodes}",
+                tree=f"n{nodes}-d{depth}-w{nodes // depth}-00000000" if nodes else "n0",
                 nodes=nodes,
                 depth=depth,
                 accepted=accepted,

@@ -227,7 +227,8 @@ def test_report_of_two_prompts_shows_no_speedup(tmp_path: Path) -> None:
 
 def test_the_trees_drawn_are_of_an_arm_that_changes_them(tmp_path: Path) -> None:
     requests, steps = make_rows(prompts=4)
-    trees = {"entmtp": ["n8", "n8"], "entmtp-dynamic": ["n8", "n2"]}
+    large, small = "n8-d4-w2-00000000", "n2-d2-w1-00000000"
+    trees = {"entmtp": [large, large], "entmtp-dynamic": [large, small]}
     steps = [replace(row, tree=trees[row.arm][row.step % 2]) if row.arm in trees else row for row in steps]
     tables = as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA)
     page = write_report(tmp_path, *tables, FACTS).read_text(encoding="utf-8")

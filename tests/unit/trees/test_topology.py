@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entmtp.errors import EntMTPError
-from entmtp.trees.topology import Path, Topology
+from entmtp.trees.topology import Path, Shape, Topology
 from tests.tiny import path_sets, topologies
 
 
@@ -48,6 +48,16 @@ def test_ancestor_mask_is_the_transitive_closure_of_the_parents(topology: Topolo
         assert set(mask[node].nonzero()[:, 0].tolist()) == expected
     assert torch.equal(mask, (mask.float() @ mask.float()) > 0)
     assert torch.equal(mask.sum(1), topology.depth + 1)
+
+
+@given(path_sets())
+def test_a_name_tells_the_shape(paths: list[Path]) -> None:
+    topology = Topology.of(paths)
+    levels = [sum(len(path) == depth for path in topology.paths) for depth in range(1, topology.max_depth + 1)]
+    assert Shape.of(topology.name) == topology.shape == (topology.nodes, topology.max_depth, max(levels))
+    assert Shape.of(Topology.root_only().name) == Topology.root_only().shape == (0, 0, 0)
+    with pytest.raises(ValueError, match="'n8' is not the name of a tree"):
+        Shape.of("n8")
 
 
 def test_trees_of_one_shape_have_names_of_their_own() -> None:
