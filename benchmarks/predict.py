@@ -101,7 +101,7 @@ def _cost(name: str, batch: int, context: int | None) -> tuple[PartedCost, Seque
 @torch.inference_mode()
 def row(traces: list[RankTrace], growths: list[GrowthAt], bank: TreeBank, cost: PartedCost) -> list[str]:
     """Speedup and tau of each of :data:`METHODS`."""
-    made = policies(bank, cost, traces[0].ranks.shape[1])
+    made = policies(bank, cost, traces[0].ranks.shape[1], typer.echo)
     found = [replay_policy(traces, made[name], cost, growths) for name in METHODS]
     return [f"{ratio(one.speedup)} ({one.tau:.2f})" for one in found]
 

@@ -18,10 +18,11 @@ import typer
 
 from benchmarks.record import Cell, Table, deliver, made_record
 from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.calibration import PROBES, calibration_texts, traces_of
+from entmtp.evaluation.calibration import calibration_texts, traces_of
 from entmtp.evaluation.prediction import fit_predictor, quality, step_rows
 from entmtp.evaluation.suites import PAPER_SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
+from entmtp.evaluation.tuning import PROBES
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat, load_model

@@ -151,7 +151,8 @@ def replay(
     with told_plainly("replay"):
         from entmtp.evaluation.replay import POLICIES, cost_of, replay_file, replay_table
 
-        found = replay_file(trace, bank, policy or POLICIES, cost_of(profile, batch, context))
+        cost = cost_of(profile, batch, context)
+        found = replay_file(trace, bank, policy or POLICIES, cost, Console(stderr=True).print)
         Console().print(replay_table(found, profile))
 
 

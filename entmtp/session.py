@@ -12,9 +12,19 @@ from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import learnt_costs, machine_cost
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import METHODS, OF_NATIVE, Toolbox, kind_of, make_correcting_policy, make_policy
+from entmtp.evaluation.arms import (
+    LADDER,
+    METHODS,
+    OF_NATIVE,
+    POLICY_OF,
+    Toolbox,
+    kind_of,
+    make_correcting_policy,
+    make_policy,
+)
 from entmtp.evaluation.suites import PAPER_SUITES
 from entmtp.evaluation.summary import ADAPTIVE
+from entmtp.evaluation.tuning import retuned
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.heads.native import NATIVE
@@ -178,6 +188,8 @@ def policy_of(
     )
     slots, context = (1, None) if settings is None else (settings.slots, settings.context)
     cost = machine_cost(backbone, heads, cache_folder(), say, slots, context)
+    if POLICY_OF[method.name] == LADDER:
+        bank = retuned(bank, cost.table(1), say)
     tools = Toolbox(backbone, {heads.kind: heads}, {heads.kind: bank}, {})
     return make_correcting_policy(method.name, tools, cost, learnt_costs(backbone, heads, cache_folder()))
 

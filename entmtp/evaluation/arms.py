@@ -44,13 +44,16 @@ from entmtp.trees.replay import best_schedule
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
 
+LADDER = "ladder"
+"""The paper's policy, whose bank is tuned again at this machine's costs (:mod:`entmtp.evaluation.tuning`)."""
+
 POLICY_OF = {
     "autoregressive": "autoregressive",
     "medusa": "published",
     "hydra": "published",
     "medusa-best": "best-static",
     "hydra-best": "best-static",
-    "entmtp": "ladder",
+    "entmtp": LADDER,
     "entmtp-goodput": "goodput",
     "entmtp-dynamic": "dynamic",
     "native": "published",

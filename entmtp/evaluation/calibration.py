@@ -16,12 +16,11 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.prediction import fit_chances, fit_predictor, step_rows
-from entmtp.evaluation.tuning import frontier_of, tuned_thresholds
+from entmtp.evaluation.tuning import PROBES, tuned_bins
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.growth import Growth, LevelByLevel
 from entmtp.heads.memory import HeadsText
@@ -31,7 +30,7 @@ from entmtp.scheduling.cost import hardware_name
 from entmtp.scheduling.rate import Cost
 from entmtp.scheduling.replay import GrowthAt
 from entmtp.scheduling.signals import entropy
-from entmtp.settings import CalibrationSettings, CorpusSettings, LadderSettings
+from entmtp.settings import CalibrationSettings, CorpusSettings
 from entmtp.training.corpus import part_paths, prompt_id, read_part, write_corpus
 from entmtp.trees.bank import MIXED, Frontier, Provenance, TreeBank
 from entmtp.trees.optimal import optimal_order
@@ -39,12 +38,7 @@ from entmtp.trees.predictor import BEFORE_DRAFTING
 from entmtp.trees.replay import replayed_tau
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace, rank_trace
-
-MIN_STEPS_PER_BIN = 100
-"""Fewer steps say too little about which of the rarer paths are worth a node."""
-
-PROBES = (2, 8)
-"""Sizes of the trees under whose steps the entropy bins are filled: where a ladder's steps start, small or medium."""
+from entmtp.trees.tuning_texts import TuningTexts
 
 _ENTROPY_ROWS = 64
 
@@ -139,31 +133,20 @@ def make_bank(
 ) -> TreeBank:
     """The frontiers over all steps and per entropy bin, the bins those of the fastest ladder at ``cost``."""
     by_depth = [_static_frontier(traces, settings.max_nodes, depth) for depth in range(1, traces[0].ranks.shape[1] + 1)]
-    order = by_depth[-1].paths
-    steps = step_rows(traces, [Topology.of(order[:size]) for size in PROBES], settings.entropy_window)
-    thresholds = tuned_thresholds(
-        traces,
-        steps,
-        cost,
-        window=settings.entropy_window,
-        hysteresis=LadderSettings().hysteresis,
-        most_rungs=settings.max_rungs,
-        fewest_steps=MIN_STEPS_PER_BIN,
-    )
-    member = np.searchsorted(thresholds, steps.entropy_ema, side="right")
-    bins = [
-        frontier_of(steps.ranks[member == number], settings.max_nodes, float((member == number).mean()))
-        for number in range(len(thresholds) + 1)
-    ]
+    overall = by_depth[-1]
+    steps = step_rows(traces, [overall.tree(size) for size in PROBES], settings.entropy_window)
+    kept = TuningTexts.of(traces, settings.max_rungs)
+    thresholds, bins = tuned_bins(kept, overall, settings.entropy_window, cost)
     return TreeBank(
         provenance=provenance,
         entropy_window=settings.entropy_window,
         thresholds=thresholds,
-        overall=by_depth[-1],
+        overall=overall,
         shallower=by_depth[:-1],
         bins=bins,
         predictor=fit_predictor(steps, BEFORE_DRAFTING),
         chances=fit_chances(traces),
+        tuning=kept,
     )
 
 

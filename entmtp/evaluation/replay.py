@@ -16,6 +16,7 @@ from rich.table import Table
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.intervals import Estimate, ratio_of_sums
+from entmtp.evaluation.tuning import retuned
 from entmtp.evaluation.verdicts import ratio
 from entmtp.scheduling.cost import PartedCost
 from entmtp.scheduling.dynamic import DynamicPolicy
@@ -58,9 +59,11 @@ class Replayed:
     speedup: Estimate
 
 
-def policies(bank: TreeBank, cost: PartedCost, num_heads: int) -> Mapping[str, PolicyOf]:
-    """The policy of each of :data:`POLICIES`, and :data:`DYNAMIC`."""
-    window = bank.entropy_window
+def policies(
+    bank: TreeBank, cost: PartedCost, num_heads: int, say: Callable[[str], None] = lambda text: None
+) -> Mapping[str, PolicyOf]:
+    """The policy of each of :data:`POLICIES`, and :data:`DYNAMIC`, the ladder as ``cost`` tunes it."""
+    bank, window = retuned(bank, cost, say), bank.entropy_window
     fixed: dict[str, Policy] = {
         "autoregressive": StaticPolicy(Topology.root_only(), window),
         "published": StaticPolicy(published_tree(num_heads), window),
@@ -136,8 +139,14 @@ IDEAL_WORDS = {
 }
 
 
-def replay_file(path: Path, bank_path: Path, names: Sequence[str], cost: PartedCost) -> dict[str, Replayed]:
-    """Replays policies on a trace file.
+def replay_file(
+    path: Path,
+    bank_path: Path,
+    names: Sequence[str],
+    cost: PartedCost,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Replayed]:
+    """Replays policies on a trace file; ``say`` tells if the bank's ladder is another machine's.
 
     Raises:
         EntMTPError: for an unknown policy, an unreadable or empty trace or bank, or a trace of other heads than the
@@ -161,7 +170,7 @@ def replay_file(path: Path, bank_path: Path, names: Sequence[str], cost: PartedC
             )
     deepest = traces[0].ranks.shape[1]
     bank.check_depth(deepest)
-    made = policies(bank, cost, deepest)
+    made = policies(bank, cost, deepest, say)
     return {name: replay_policy(traces, made[name], cost) for name in POLICIES if name in names}
 
 

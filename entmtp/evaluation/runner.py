@@ -30,6 +30,7 @@ from entmtp.evaluation.reference import Reference, answered, greedy_text, traced
 from entmtp.evaluation.rows import RequestRow, StepRow, tables_of
 from entmtp.evaluation.suites import Prompt, get_suite
 from entmtp.evaluation.suites.base import Message
+from entmtp.evaluation.tuning import retuned
 from entmtp.evaluation.units import Unit
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import load_heads
@@ -76,6 +77,8 @@ class Worker:
         }
         self.costs = {kind: step_cost(self.backbone, heads, cache_folder(), say) for kind, heads in self.heads.items()}
         self._engines: ArmEngines | None = None
+        self._say = say
+        self._tuned: dict[str, dict[str, TreeBank]] = {}
         self._warm: set[tuple[str, str]] = set()
         self._warm_up_seconds = 0.0
 
@@ -137,7 +140,14 @@ class Worker:
         sources = {"entmtp-transfer": TRANSFER[of_suite.family], "entmtp-mixed": MIXED}
         foreign = {arm: self._banks(source) for arm, source in sources.items() if arm in arms}
         tokenizer = self.tokenizer.backend_tokenizer if of_suite.protocol.stop else None
-        return Toolbox(self.backbone, self.heads, self._banks(suite), self.costs, foreign, tokenizer)
+        return Toolbox(self.backbone, self.heads, self._tuned_banks(suite), self.costs, foreign, tokenizer)
+
+    def _tuned_banks(self, suite: str) -> dict[str, TreeBank]:
+        """The suite's banks with ladders for this machine; what chooses by a foreign bank has no ladder."""
+        if suite not in self._tuned:
+            banks = self._banks(suite)
+            self._tuned[suite] = {kind: retuned(bank, self.costs[kind], self._say) for kind, bank in banks.items()}
+        return self._tuned[suite]
 
     def _banks(self, task: str) -> dict[str, TreeBank]:
         banks = {kind: load_bank(Path(path)) for kind, path in self.place.banks[task].items()}

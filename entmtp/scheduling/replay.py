@@ -13,7 +13,7 @@ from entmtp.scheduling.signals import Signals, SignalTracker
 from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.replay import accepted_length
 from entmtp.trees.topology import Topology
-from entmtp.trees.trace import RankTrace
+from entmtp.trees.trace import RankedText
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def _begin(growth_at: GrowthAt, position: int, requests: Sequence[int]) -> Growt
     return growth_at(position)
 
 
-def replayed(trace: RankTrace, policy: Policy, growth_at: GrowthAt = no_heads) -> list[ReplayedStep]:
+def replayed(trace: RankedText, policy: Policy, growth_at: GrowthAt = no_heads) -> list[ReplayedStep]:
     """The policy's steps through one text, with the signals that it would have seen.
 
     A tree that grows by what the heads say needs them to say it again: ``growth_at``.

@@ -19,6 +19,7 @@ from entmtp.files import write_text
 from entmtp.trees.chances import Chances
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
+from entmtp.trees.tuning_texts import TuningTexts
 
 MAX_BANK_BYTES = 16 * 2**20
 MIXED = "mixed"
@@ -104,6 +105,7 @@ class TreeBank(BaseModel):
         bins: one frontier per entropy bin, calmest first.
         predictor: what a step can expect to gain from any tree, given its signals.
         chances: how far the heads' own probabilities can be believed.
+        tuning: the texts on which thresholds and bins are tuned again where the bank is used; None if it keeps none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -117,6 +119,7 @@ class TreeBank(BaseModel):
     bins: list[Frontier] = Field(min_length=1)
     predictor: Predictor
     chances: Chances
+    tuning: TuningTexts | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -160,6 +163,11 @@ class TreeBank(BaseModel):
         """Raises EntMTPError if a tree is too deep for so many heads; the largest of a frontier holds all others."""
         for one in (*self.by_depth, *self.bins):
             one.tree(len(one.paths)).check_depth(num_heads)
+        if self.tuning is not None and self.tuning.heads > num_heads:
+            raise EntMTPError(
+                f"bank: its tuning texts are ranked by {self.tuning.heads} heads but there are only {num_heads};"
+                " use a bank made with these heads"
+            )
 
 
 def load_bank(path: Path) -> TreeBank:

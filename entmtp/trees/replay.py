@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from entmtp.trees.topology import Topology
+from entmtp.trees.topology import Path, Topology
 from entmtp.trees.trace import RankTrace
 
 
@@ -21,6 +21,19 @@ def accepted_length(topology: Topology, ranks: Sequence[int]) -> int:
 def accepted_lengths(trace: RankTrace, topology: Topology) -> np.ndarray:
     """Accepted tokens (without the root) of a step that starts at each position ``[positions]`` int64."""
     return np.array([accepted_length(topology, row) for row in trace.ranks.tolist()], dtype=np.int64)
+
+
+def accepted_of_each(ranks: np.ndarray, topologies: Sequence[Topology]) -> np.ndarray:
+    """:func:`accepted_lengths` ``[topologies, positions]`` of many trees at true ``ranks [positions, heads]``."""
+    number: dict[Path, int] = {}
+    prefixes = np.array(
+        [[number.setdefault(tuple(row[: end + 1]), len(number)) for end in range(len(row))] for row in ranks.tolist()]
+    )
+    members = np.zeros((len(topologies), len(number)), dtype=np.bool_)
+    for member, topology in zip(members, topologies, strict=True):
+        member[[number[path] for path in topology.paths if path in number]] = True
+    # A tree has every beginning of its paths, so the prefixes that it has are the first ones of a row.
+    return np.stack([member[prefixes].sum(1) for member in members])
 
 
 def visits(lengths: np.ndarray) -> np.ndarray:
@@ -47,7 +60,7 @@ def best_schedule(
     may start at any of them) and the time from the first, in the unit of ``cost``.
     """
     size = len(trace)
-    lengths = np.stack([accepted_lengths(trace, topology) for topology in topologies])
+    lengths = accepted_of_each(trace.ranks.numpy(), topologies)
     costs = np.array([cost(topology) for topology in topologies])
     time = np.zeros(size + 1)
     chosen = np.zeros(size, dtype=np.int64)

@@ -34,23 +34,32 @@ _ROWWISE = "ranks", "entropy", "confidence"
 
 
 @dataclass(frozen=True)
-class RankTrace:
-    """One greedy text.
+class RankedText:
+    """As much of a greedy text as a replay reads of it.
 
     Attributes:
         ranks: ``[positions, heads]`` int32; entry ``[t, d]`` is the rank of token ``t + d + 1`` under head d when a
             step starts with token t as its root, given the true tokens between.
         entropy: ``[positions]`` float32, nats, of the distribution that token t was chosen from.
-        confidence: ``[positions, heads, RANKED]`` float32, the log-probabilities of each head's likeliest guesses given
-            the true tokens between. A step sees the first head's; a deeper head's it sees on the true path.
     """
 
     ranks: torch.Tensor
     entropy: torch.Tensor
-    confidence: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.ranks)
+
+
+@dataclass(frozen=True)
+class RankTrace(RankedText):
+    """One greedy text, with what its heads thought of their guesses.
+
+    Attributes:
+        confidence: ``[positions, heads, RANKED]`` float32, the log-probabilities of each head's likeliest guesses given
+            the true tokens between. A step sees the first head's; a deeper head's it sees on the true path.
+    """
+
+    confidence: torch.Tensor
 
 
 @torch.inference_mode()

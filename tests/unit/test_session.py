@@ -16,12 +16,20 @@ from entmtp.evaluation.planning import make_plan
 from entmtp.evaluation.runner import Worker
 from entmtp.evaluation.storage import open_store
 from entmtp.evaluation.summary import ADAPTIVE
+from entmtp.evaluation.tuning import retuned
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.registry import encode_chat, load_model
+from entmtp.scheduling.correction import CorrectingPolicy
+from entmtp.scheduling.cost import BatchedCost, CostTable
+from entmtp.scheduling.policies import LadderPolicy
 from entmtp.session import Method, load_method, open_session
 from entmtp.settings import CPU_METHOD, GPU_METHOD, SamplingParams, default_method
+from entmtp.trees.bank import load_bank
+from entmtp.trees.tuning_texts import TuningTexts
 from tests.chained import save_chained
+from tests.moods import moody_text
 from tests.saved import Saved, save_project
+from tests.small import small_cost
 from tests.tiny import greedy
 from tests.vocabularies import DECODERS, SPACE, ids, with_decoder
 
@@ -51,6 +59,33 @@ def test_every_kind_of_heads_runs_every_policy(saved: Saved, kind: str, name: st
     model, _ = load_model(str(saved.model))
     done = engine.generate(prompt, NEW_TOKENS)
     assert done.tokens == greedy(model, prompt, NEW_TOKENS)
+
+
+@pytest.mark.parametrize("name", ["entmtp", "entmtp-goodput"])
+def test_a_ladder_is_tuned_at_this_machines_costs_and_says_where_it_can_not_be(
+    saved: Saved, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = load_bank(saved.banks / "gsm8k-hydra.json")
+    texts = TuningTexts.of([moody_text(seed, telling=True) for seed in range(12)], max_rungs=4)
+    bare, made = tmp_path / "bare.json", tmp_path / "made.json"
+    kept.model_copy(update={"tuning": None}).save(bare)
+    kept.model_copy(update={"tuning": texts, "thresholds": [], "bins": [kept.overall]}).save(made)
+    cost = small_cost(per_node=6.0)
+    monkeypatch.setattr(
+        "entmtp.session.machine_cost", lambda *args: BatchedCost(measured={1: CostTable(contexts=[160], costs=[cost])})
+    )
+    said: list[str] = []
+    load_method(method_of(saved, name, "hydra", bank=bare), said.append)
+    assert ["keeps no calibration texts" in line for line in said] == [True] * (name == "entmtp")
+    said.clear()
+    engine, _ = load_method(method_of(saved, name, "hydra", bank=made), said.append)
+    assert said == []
+    if name == "entmtp":
+        assert isinstance(engine.policy, CorrectingPolicy)
+        assert isinstance(engine.policy.policy, LadderPolicy)
+        assert (
+            list(engine.policy.policy.ladder.thresholds) == retuned(load_bank(made), cost, pytest.fail).thresholds != []
+        )
 
 
 def test_methods_named_after_heads_refuse_others_and_say_which_do_not(saved: Saved) -> None:

@@ -9,9 +9,10 @@ from rich.console import Console
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.calibrate_task import calibrate_task
-from entmtp.evaluation.calibration import MIN_STEPS_PER_BIN, make_bank, provenance_of, traces_of
+from entmtp.evaluation.calibration import make_bank, provenance_of, traces_of
 from entmtp.evaluation.suites import PAPER_SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
+from entmtp.evaluation.tuning import MIN_STEPS_PER_BIN
 from entmtp.heads.checkpoint import load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat, load_model
@@ -124,6 +125,8 @@ def test_one_bank_for_all_suites_is_made_from_their_traces(saved: Saved, tmp_pat
     assert bank.provenance.tokens == sum(part.tokens for part in parts)
     assert bank.provenance.heads_fingerprint == parts[0].heads_fingerprint
     assert bank.overall.share == 1
+    assert bank.tuning is not None
+    assert len(bank.tuning.texts) == bank.provenance.prompts
 
 
 def test_traces_of_written_text_are_those_of_a_real_run(saved: Saved) -> None:

@@ -25,7 +25,7 @@ from entmtp.heads.checkpoint import KINDS
 from entmtp.models.registry import encode_chat
 from entmtp.scheduling.cost import StepCost, hardware_name
 from entmtp.settings import PAPER_TEMPERATURE, BenchmarkSettings, SamplingParams
-from entmtp.trees.bank import MIXED
+from entmtp.trees.bank import MIXED, TreeBank
 from tests.saved import Saved, save_project
 from tests.tiny import greedy, plain_logits
 
@@ -75,6 +75,21 @@ def test_every_arm_runs_every_prompt_as_often_as_asked(outcomes: list[Outcome]) 
         assert {kind: StepCost.model_validate(cost) for kind, cost in measured["costs"].items()}.keys() == set(KINDS)
         assert outcome.busy_seconds > sum(row.seconds for row in requests_of(outcome))
         assert not outcome.failures
+
+
+def test_a_suites_ladder_is_tuned_at_the_workers_costs_once(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned: list[object] = []
+
+    def note(bank: TreeBank, cost: StepCost, say: object) -> TreeBank:
+        tuned.append(cost)
+        return bank.model_copy(update={"thresholds": [], "bins": [bank.overall]})
+
+    monkeypatch.setattr("entmtp.evaluation.runner.retuned", note)
+    monkeypatch.setattr(worker, "_tuned", {})
+    for _ in range(2):
+        tools = worker._toolbox("gsm8k", ["entmtp", "entmtp-mixed"])
+    assert tuned == [worker.costs[kind] for kind in KINDS]
+    assert [tools.banks[kind].bins for kind in KINDS] == [[tools.banks[kind].overall] for kind in KINDS]
 
 
 def test_every_arm_runs_once_for_warming_up_before_its_first_measured_run(

@@ -7,7 +7,8 @@ import pytest
 
 from entmtp.errors import EntMTPError
 from entmtp.trees.bank import MAX_BANK_BYTES, load_bank
-from tests.small import small_bank
+from entmtp.trees.tuning_texts import TuningTexts
+from tests.small import small_bank, trace_of
 
 
 def write(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
@@ -19,7 +20,7 @@ def write(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
 
 
 def test_it_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
-    bank = small_bank()
+    bank = small_bank().model_copy(update={"tuning": TuningTexts.of([trace_of([[0, 40], [1, 2]])], max_rungs=4)})
     bank.save(tmp_path / "new" / "gsm8k-hydra.json")
     assert load_bank(tmp_path / "new" / "gsm8k-hydra.json") == bank
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["gsm8k-hydra.json"]
@@ -67,6 +68,11 @@ def set_in(*keys: str | int, value: Any) -> Callable[[dict[str, Any]], object]:
         (set_in("overall", "gain", 1, value=float("nan")), r"overall\.gain\.1: Input should be a finite number"),
         (set_in("bins", 0, "share", value=2), r"bins\.0\.share"),
         (set_in("bins", 0, "share", value=0.1), "shares add up to 0.600"),
+        (set_in("tuning", value={"max_rungs": 4, "texts": []}), r"tuning\.texts: List should have at least 1 item"),
+        (
+            set_in("tuning", value={"max_rungs": 4, "texts": [{"ranks": "0 0", "entropy": "1"}]}),
+            r"tuning\.texts\.0: 2 positions have ranks and 1 an entropy",
+        ),
         (set_in("format", value=1), "format"),
         (set_in("extra", value=1), "extra: Extra inputs are not permitted"),
         (lambda content: content.pop("provenance"), "provenance: Field required"),
@@ -101,6 +107,13 @@ def test_a_huge_file_is_not_even_read(tmp_path: Path) -> None:
 def test_an_absent_bank_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(EntMTPError, match="does not exist; make one with 'entmtp calibrate'"):
         load_bank(tmp_path / "none.json")
+
+
+def test_texts_of_more_heads_than_there_are_are_refused() -> None:
+    bank = small_bank().model_copy(update={"tuning": TuningTexts.of([trace_of([[0] * 5])], max_rungs=4)})
+    bank.check_depth(5)
+    with pytest.raises(EntMTPError, match="tuning texts are ranked by 5 heads but there are only 4"):
+        bank.check_depth(4)
 
 
 HEADS = {"kind": "hydra", "model_fingerprint": "m" * 64, "heads_fingerprint": "h" * 64}

@@ -1,0 +1,102 @@
+"""Texts of a calibration as a bank keeps them, so that its ladder can be tuned again on another machine.
+
+A text is two lines of JSON, about ten bytes a position: as much of its rank trace as a replay of small trees reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from entmtp.trees.trace import MISS, RankedText
+
+DIGITS = "0123456789abcdefghijklmnopqrstuv"
+"""One for each rank that a tree may ask for (:data:`~entmtp.trees.optimal.MAX_RANK`)."""
+
+_MISSED = "."
+_RANK_OF = {digit: rank for rank, digit in enumerate(DIGITS)} | {_MISSED: MISS}
+_PER_NAT = 1000
+
+Words = Annotated[str, Field(pattern=r"^[0-9a-v.]+( [0-9a-v.]+)*$")]
+Numbers = Annotated[str, Field(pattern=r"^[0-9]{1,6}( [0-9]{1,6})*$")]
+
+
+class KeptText(BaseModel):
+    """One text.
+
+    Attributes:
+        ranks: a word per position with a digit in base 32 per head: the true token's rank, or '.' past the last digit.
+        entropy: a number per position, in thousandths of a nat.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ranks: Words
+    entropy: Numbers
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        words = self.ranks.split(" ")
+        if len({len(word) for word in words}) > 1:
+            raise ValueError("every position needs a rank for each head")
+        if len(words) != (count := len(self.entropy.split(" "))):
+            raise ValueError(f"{len(words)} positions have ranks and {count} an entropy")
+        return self
+
+    @classmethod
+    def of(cls, text: RankedText) -> Self:
+        """The text, its entropies rounded."""
+        words = ("".join(map(_digit, row)) for row in text.ranks.tolist())
+        numbers = (str(max(0, round(nats * _PER_NAT))) for nats in text.entropy.tolist())
+        return cls(ranks=" ".join(words), entropy=" ".join(numbers))
+
+    def text(self) -> RankedText:
+        """What a replay walks through."""
+        ranks = [[_RANK_OF[digit] for digit in word] for word in self.ranks.split(" ")]
+        nats = [int(number) / _PER_NAT for number in self.entropy.split(" ")]
+        return RankedText(torch.tensor(ranks, dtype=torch.int32), torch.tensor(nats))
+
+    @property
+    def heads(self) -> int:
+        """How many rank each token."""
+        return len(self.ranks.partition(" ")[0])
+
+
+class TuningTexts(BaseModel):
+    """What a bank's ladder is tuned on.
+
+    Attributes:
+        max_rungs: entropy bins, at most.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_rungs: int = Field(ge=1, le=8)
+    texts: list[KeptText] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _same_heads(self) -> Self:
+        if len({one.heads for one in self.texts}) > 1:
+            raise ValueError("all texts must be ranked by the same number of heads")
+        return self
+
+    @classmethod
+    def of(cls, traces: Sequence[RankedText], max_rungs: int) -> Self:
+        """Keeps the texts that have any position."""
+        return cls(max_rungs=max_rungs, texts=[KeptText.of(trace) for trace in traces if len(trace)])
+
+    @property
+    def heads(self) -> int:
+        """How many rank each token."""
+        return self.texts[0].heads
+
+    def ranked(self) -> list[RankedText]:
+        """Its texts, for a replay."""
+        return [one.text() for one in self.texts]
+
+
+def _digit(rank: int) -> str:
+    return DIGITS[rank] if rank < len(DIGITS) else _MISSED
