@@ -166,7 +166,7 @@ def tuned_thresholds(
 
     ms = np.zeros((len(tried), len(texts)))
     for half in (0, 1):
-        others = np.flatnonzero(half_of != half)
+        others = np.flatnonzero(half_of != half).tolist()
         ladders = [ladder(half, chosen) for chosen in tried]
         ms[:, others] = ladder_times([texts[at] for at in others], ladders, hysteresis, price)
     return [edges[at] for at in tried[one_standard_error(ms, [len(chosen) for chosen in tried])]]

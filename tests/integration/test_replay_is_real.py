@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from entmtp.decoding.request import StepRecord
 from entmtp.evaluation.arms import Toolbox, make_engine
 from entmtp.evaluation.suites import PAPER_SUITES, Prompt, scored_prompts
+from entmtp.evaluation.tuning import retuned
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat
@@ -33,8 +34,13 @@ def tools_of(bundled: Bundled) -> ToolsOf:
     """A suite's toolbox as it is shipped; steps cost what a shipped profile says, so that every run is the same."""
     backbone = Backbone(bundled[0])
     heads = {"hydra": load_heads(bundled_heads("hydra"), backbone)}
-    costs = {"hydra": load_profile("xeon-2-cores").cost()}
-    return lambda suite: Toolbox(backbone, heads, {"hydra": load_bank(bundled_bank(suite, "hydra"))}, costs)
+    cost = load_profile("xeon-2-cores").cost()
+
+    def tools(suite: str) -> Toolbox:
+        bank = retuned(load_bank(bundled_bank(suite, "hydra")), cost, pytest.fail)
+        return Toolbox(backbone, heads, {"hydra": bank}, {"hydra": cost})
+
+    return tools
 
 
 @pytest.fixture(scope="module")

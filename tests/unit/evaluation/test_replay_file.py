@@ -8,15 +8,18 @@ from typer.testing import CliRunner
 from entmtp.cli import app
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.replay import DYNAMIC, POLICIES, all_trees, cost_of, policies, replay_file, replay_policy
+from entmtp.evaluation.tuning import retuned
 from entmtp.scheduling.cost import PartedCost, StepCost
 from entmtp.scheduling.goodput import candidates
-from entmtp.scheduling.policies import StaticPolicy
+from entmtp.scheduling.policies import LadderPolicy, StaticPolicy
 from entmtp.scheduling.replay import replayed
 from entmtp.trees import topology
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.replay import best_schedule, replayed_tau
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import save_traces
+from entmtp.trees.tuning_texts import TuningTexts
+from tests.moods import moody_text
 from tests.small import drawn_trace, small_bank
 from tests.tiny import TREES
 
@@ -45,6 +48,14 @@ def test_speedup_is_plain_time_over_the_steps_time() -> None:
     assert found.tau == pytest.approx(tau)
     assert found.nodes == 3
     assert found.speedup.value == pytest.approx(tau / 4)
+
+
+def test_the_ladder_is_tuned_at_the_cost_that_is_replayed() -> None:
+    texts = TuningTexts.of([moody_text(seed, telling=True) for seed in range(12)], max_rungs=4)
+    bank = small_bank().model_copy(update={"tuning": texts})
+    ladder = policies(bank, STEEP, 4)["ladder"](TRACES[0])
+    assert isinstance(ladder, LadderPolicy)
+    assert list(ladder.ladder.thresholds) == retuned(bank, STEEP, pytest.fail).thresholds != bank.thresholds
 
 
 @pytest.mark.parametrize("cost", [FLAT, GPU_LIKE, STEEP])
