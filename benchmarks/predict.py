@@ -14,6 +14,7 @@ larger model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -23,10 +24,24 @@ import typer
 from benchmarks.record import Cell, Table, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.calibration import calibration_texts, growths_of, traces_of
-from entmtp.evaluation.replay import DYNAMIC, FLAT, IDEAL, IDEAL_WORDS, POLICIES, cost_of, policies, replay_policy
+from entmtp.evaluation.known_world import known_world
+from entmtp.evaluation.replay import (
+    DYNAMIC,
+    FLAT,
+    IDEAL,
+    IDEAL_WORDS,
+    KNOWN_CHANCES,
+    POLICIES,
+    Pace,
+    cost_of,
+    grown_cost_of,
+    policies,
+    replay_policy,
+)
 from entmtp.evaluation.suites import PAPER_SUITES, load_suite, split
 from entmtp.evaluation.suites.splits import draw
-from entmtp.evaluation.verdicts import ratio
+from entmtp.evaluation.summary import YARDSTICKS
+from entmtp.evaluation.verdicts import percent, ratio
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.registry import encode_chat, load_model
@@ -37,17 +52,49 @@ from entmtp.settings import CalibrationSettings
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 from entmtp.trees.trace import RankTrace
 
-HINDSIGHT = ("oracle", "hindsight")
-METHODS = (*(name for name in POLICIES if name not in ("autoregressive", *HINDSIGHT)), DYNAMIC, *HINDSIGHT)
+METHODS = (*(name for name in POLICIES if name not in ("autoregressive", *YARDSTICKS)), DYNAMIC, *YARDSTICKS)
+SHARED = ("best-static", "ladder", "goodput", DYNAMIC, KNOWN_CHANCES)
+_SOURCE = ("suite", "source", "heads")
+_KNOWN = (KNOWN_CHANCES, DYNAMIC, "hindsight", "dynamic of known-chances", "known-chances of hindsight")
 ACCEPTANCE = "acceptance of the bundled SmolLM2-135M and its heads"
 NOTES = (
     "Everything here is predicted by replay; nothing was timed on that machine in this run.",
     f"How many tokens a step gains is the {ACCEPTANCE}, whatever model the step costs are of: that model with heads of"
     " its own may gain more or fewer.",
     "Speedups are over plain decoding at the profile's own cost of a plain step; tau counts the root.",
-    "Trees and ladders were chosen from banks that were calibrated on other prompts; only the last two"
-    " know the text: oracle takes the best of the bank's trees at each step, hindsight verifies the right path alone.",
+    "Trees and ladders were chosen from banks that were calibrated on other prompts; only the last two know the text:"
+    " bank-oracle takes the best of the bank's trees at each step, hindsight verifies the right path alone.",
+    "A share is a method's speed over the yardstick's, text by text. known-chances is the best that a policy could do"
+    " that knows the heads' calibrated chances exactly, in expectation, where those chances are true; it verifies"
+    " before it knows what is right, so that a policy can come near it.",
+    "Where the chances are exact: steps start where dynamic's start in the texts, hindsight knows the right path of"
+    " each. Nothing is drawn, so there is no seed; intervals are over texts.",
 )
+GROWN = "dynamic's drafting is charged level by level, with the host's part between levels, as the profile measured it."
+IDEAL_GROWN = "dynamic's drafting is charged as filling a tree: an ideal host takes no time between levels."
+NOT_GROWN = (
+    "dynamic is not predicted: its trees grow level by level and wait for the host between levels, which this profile"
+    " did not measure (grown_draft_ms; 'python -m benchmarks.step --save-profile FILE' does)."
+)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What steps cost on the machine that the prediction is about.
+
+    Attributes:
+        chosen: with trees that are chosen before the heads run.
+        grown: with trees that grow while the heads guess; None where nobody measured that.
+        kinds: of heads that they hold for.
+        where: whose they are, in words.
+        note: how growing is charged.
+    """
+
+    chosen: PartedCost
+    grown: PartedCost | None
+    kinds: Sequence[str]
+    where: str
+    note: str
 
 
 def main(
@@ -60,34 +107,40 @@ def main(
     prompts: Annotated[int, typer.Option(min=1, help="scored prompts per suite")] = 16,
     record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
 ) -> None:
-    """Print predicted tau and speedup of each method, by suite and kind of heads."""
+    """Print predicted tau and speedup of each method and its share of each yardstick, by suite and kind of heads."""
     with told_plainly("predict"):
-        cost, kinds, where = _cost(profile, batch, context)
+        costs = _costs(profile, batch, context)
         model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
         backbone = Backbone(model)
-        rows: list[list[Cell]] = []
+        tables = [
+            Table(title="speedup (tau)", columns=[*_SOURCE, *METHODS], rows=[]),
+            Table(
+                title="share of each yardstick's speed", columns=[*_SOURCE, "yardstick", "speedup", *SHARED], rows=[]
+            ),
+            Table(title="where the heads' chances are exact", columns=[*_SOURCE, *_KNOWN], rows=[]),
+        ]
         for name in PAPER_SUITES:
             suite = load_suite(name)
             asked = draw(split(suite.prompts)[1], prompts, seed=0)
             folder = output / name
             ids = [encode_chat(tokenizer, prompt.text) for prompt in asked]
             calibration_texts(backbone, ids, folder, CalibrationSettings())
-            for kind in kinds:
+            for kind in costs.kinds:
                 heads = load_heads(bundled_heads(kind), backbone)
                 traces, growths = traces_of(folder, backbone, heads), growths_of(folder, backbone, heads)
-                bank = load_bank(bundled_bank(name, kind))
-                rows.append([name, suite.source, kind, *row(traces, growths, bank, cost)])
-        title = f"Predicted speedup over plain decoding: {ACCEPTANCE}, at the step costs of {where}"
-        table = Table(title="speedup (tau)", columns=["suite", "source", "heads", *METHODS], rows=rows)
-        notes = [*NOTES, f"{prompts} prompts per suite."]
-        deliver(made_record("predict", title, hardware_name(backbone.device), [table], notes), record)
+                source: list[Cell] = [name, suite.source, kind]
+                found = predict(traces, growths, load_bank(bundled_bank(name, kind)), costs)
+                for table, cells in zip(tables, (found.speedups, found.shares, found.known), strict=True):
+                    table.rows.extend([*source, *row] for row in cells)
+        title = f"Predicted speedup over plain decoding: {ACCEPTANCE}, at the step costs of {costs.where}"
+        notes = [*NOTES, costs.note, f"{prompts} prompts per suite."]
+        deliver(made_record("predict", title, hardware_name(backbone.device), tables, notes), record)
 
 
-def _cost(name: str, batch: int, context: int | None) -> tuple[PartedCost, Sequence[str], str]:
-    """The cost of a step, the kinds of heads that it holds for, and in words whose it is."""
-    cost = cost_of(name, batch, context)
+def _costs(name: str, batch: int, context: int | None) -> Costs:
+    chosen, grown = cost_of(name, batch, context), grown_cost_of(name, batch, context)
     if name in IDEAL:
-        return cost, list(KINDS), f"idealised, no machine: {IDEAL_WORDS[name]}"
+        return Costs(chosen, grown, list(KINDS), f"idealised, no machine: {IDEAL_WORDS[name]}", IDEAL_GROWN)
     profile = load_profile(name)
     measured = profile.measured
     length = profile.contexts[0] if context is None else context
@@ -95,15 +148,54 @@ def _cost(name: str, batch: int, context: int | None) -> tuple[PartedCost, Seque
         f"{measured.hardware}, {measured.model}, {measured.heads_kind} heads, {measured.dtype}, batch {batch},"
         f" context {length}, measured {measured.date[:10]}"
     )
-    return cost, [measured.heads_kind], where
+    return Costs(chosen, grown, [measured.heads_kind], where, NOT_GROWN if grown is None else GROWN)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Rows of the three tables for one suite and kind of heads."""
+
+    speedups: list[list[str]]
+    shares: list[list[str]]
+    known: list[list[str]]
 
 
 @torch.inference_mode()
-def row(traces: list[RankTrace], growths: list[GrowthAt], bank: TreeBank, cost: PartedCost) -> list[str]:
-    """Speedup and tau of each of :data:`METHODS`."""
-    made = policies(bank, cost, traces[0].ranks.shape[1], typer.echo)
-    found = [replay_policy(traces, made[name], cost, growths) for name in METHODS]
-    return [f"{ratio(one.speedup)} ({one.tau:.2f})" for one in found]
+def predict(traces: list[RankTrace], growths: list[GrowthAt], bank: TreeBank, costs: Costs) -> Predicted:
+    """What each of :data:`METHODS` would gain on texts, and how much of each yardstick."""
+    made = policies(bank, costs.chosen, traces[0].ranks.shape[1], costs.grown, typer.echo)
+    found: dict[str, Pace] = {
+        name: replay_policy(traces, made[name], costs.chosen) for name in METHODS if name != DYNAMIC
+    }
+    if costs.grown is not None:
+        found[DYNAMIC] = replay_policy(traces, made[DYNAMIC], costs.grown, growths)
+    world = known_world(traces, growths, bank, costs.chosen, costs.grown)
+    speedups = [_speed(found.get(name)) for name in METHODS]
+    found[KNOWN_CHANCES] = world.best
+    shares = [
+        [
+            yardstick,
+            ratio(found[yardstick].speedup),
+            *(_share(found.get(name) if name != yardstick else None, found[yardstick]) for name in SHARED),
+        ]
+        for yardstick in (*YARDSTICKS, KNOWN_CHANCES)
+    ]
+    known = [
+        _speed(world.best),
+        _speed(world.dynamic),
+        _speed(world.hindsight),
+        _share(world.dynamic, world.best),
+        _share(world.best, world.hindsight),
+    ]
+    return Predicted([speedups], shares, [known])
+
+
+def _speed(pace: Pace | None) -> str:
+    return "–" if pace is None else f"{ratio(pace.speedup)} ({pace.tau:.2f})"
+
+
+def _share(pace: Pace | None, yardstick: Pace) -> str:
+    return "–" if pace is None else percent(pace.share_of(yardstick))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import typer
 from torch.profiler import profile
 
 from benchmarks.bars import cpu_bars, cuda_bars
+from benchmarks.growing import GrowingPolicy
 from benchmarks.record import Cell, Record, Table, deliver, made_record
 from benchmarks.roofline import Work, measure_machine, step_work
 from benchmarks.shapes import SHAPES, random_heads, random_model, shape_of
@@ -36,6 +37,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.kernels import check_name
 from entmtp.models.registry import load_model
 from entmtp.scheduling.cost import hardware_name
+from entmtp.scheduling.policies import Policy
 from entmtp.scheduling.profiles import HardwareProfile, Measured, ProfilePoint
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology
@@ -74,12 +76,15 @@ def main(
         trees = grid_trees(drafter.num_heads, sizes)
         if save_profile is None:
             trees = {key: tree for key, tree in trees.items() if key[0] == "verify"}
+        policies: dict[tuple[str, int], Policy] = {key: ladder_of(tree) for key, tree in trees.items()}
+        if save_profile is not None:
+            policies |= {("grown", depth): GrowingPolicy(depth) for depth in range(1, drafter.num_heads + 1)}
         machine = measure_machine(backbone.device, backbone.dtype)
         tables, notes, points = [], [f"This machine {machine.text}.", *NOTES], []
         for requests, tokens in grid:
             where = f"batch {requests}, context {tokens}"
             bench = StepBench(backbone, drafter, requests, tokens, max(tree.nodes for tree in trees.values()))
-            times = timed_steps(bench, trees, repetitions)
+            times = timed_steps(bench, policies, repetitions)
             plain = {size: times["verify", size] for size in sizes}
             works = {size: work_of(bench, loaded, drafter, trees["verify", size]) for size in sizes}
             floors = {size: work.floors(machine) for size, work in works.items()}
@@ -200,8 +205,20 @@ def _point(batch: int, context: int, sizes: Sequence[int], heads: int, times: Ti
         f"{kind}_draft_ms": [times[kind, depth].parts["draft"] for depth in range(1, heads + 1)]
         for kind in ("narrow", "wide")
     }
+    drafts["grown_draft_ms"] = [
+        grown_draft_ms(times["grown", depth], times["narrow", depth]) for depth in range(1, heads + 1)
+    ]
     rest = [times["verify", size].rest_ms for size in sizes]
     return ProfilePoint.model_validate({"batch": batch, "context": context, "rest_ms": rest} | parts | drafts)
+
+
+def grown_draft_ms(grown: StepTime, filled: StepTime) -> float:
+    """Milliseconds of drafting where the tree grows: what the heads take, and what the host does more than a ladder's.
+
+    ``filled`` is a step whose tree was chosen before the heads ran. Between levels the host waits for the device.
+    """
+    more = grown.parts["policy"] + grown.rest_ms - filled.parts["policy"] - filled.rest_ms
+    return grown.parts["draft"] + max(0.0, more)
 
 
 def _origin(measured: Record, backbone: Backbone, heads: DraftHeads, model: str) -> Measured:

@@ -6,8 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from entmtp.evaluation.intervals import Estimate
-from entmtp.evaluation.summary import ALL_SUITES, AUTOREGRESSIVE, ENTMTP, ORACLE, ArmSummary, Speedup, Summary
-from entmtp.evaluation.verdicts import interval, ratio, share_of_oracle
+from entmtp.evaluation.summary import (
+    ADAPTIVE,
+    ALL_SUITES,
+    AUTOREGRESSIVE,
+    ENTMTP,
+    YARDSTICKS,
+    ArmSummary,
+    Speedup,
+    Summary,
+)
+from entmtp.evaluation.verdicts import interval, percent, ratio
 
 _PAPER_OVER_HYDRA = (1.09, 1.15)
 _PAPER_OVER_MEDUSA = 1.36
@@ -16,6 +25,11 @@ _STATIC = "hydra-best"
 _OWN_BANK = "entmtp-dynamic"  # what the arms with other banks are, but for their bank
 _SHUFFLED = "entmtp-dynamic"  # whose own trees `random` uses in another order
 _OTHER_BANKS = {"entmtp-transfer": "the bank of another suite", "entmtp-mixed": "one bank for all suites"}
+_SHARE = (
+    "A share is the arm's speed over the yardstick's, on the same prompts. Both yardsticks know the text: bank-oracle"
+    " takes the best of the bank's trees at each step; hindsight verifies the right path alone, which is the most that"
+    " these heads' guesses can gain."
+)
 _NOT_RUN = "Not measured: the study lacks an arm that this needs."
 
 
@@ -37,7 +51,7 @@ def claims(summary: Summary) -> list[Claim]:
         Claim("The best adaptive arm beats the best static tree", list(_against(summary, best, _STATIC))),
         Claim("Choosing in time beats the same trees at random", list(_against(summary, _SHUFFLED, "random"))),
         Claim("Never slower than autoregressive decoding", list(_never_slower(summary))),
-        Claim("How much of the oracle's speed is reached", list(_oracle(summary, best))),
+        Claim("How much of what hindsight gains is reached", list(_shares(summary))),
         Claim("A bank for the suite beats other banks", list(_banks(summary))),
     ]
     return [Claim(claim.title, claim.found or [_NOT_RUN]) for claim in made]
@@ -165,10 +179,26 @@ def _never_slower(summary: Summary) -> Iterator[str]:
             yield _compared(summary, overall)
 
 
-def _oracle(summary: Summary, best: str) -> Iterator[str]:
-    for row in [*_by_suite(summary, best, ORACLE), summary.speedup(ALL_SUITES, best, ORACLE)]:
-        if row is not None:
-            yield f"{summary.label(row.suite)}: {share_of_oracle(row)}."
+def _shares(summary: Summary) -> Iterator[str]:
+    """Each adaptive arm's share of each yardstick's speed, after a sentence that says what a share is."""
+    told = [sentence for arm in ADAPTIVE for other in YARDSTICKS for sentence in _share(summary, arm, other)]
+    if told:
+        yield _SHARE
+        yield from told
+
+
+def _share(summary: Summary, arm: str, yardstick: str) -> Iterator[str]:
+    """'entmtp reaches of bank-oracle's speed: gsm8k 76% [75%, 78%], all suites 77% [76%, 78%].'"""
+    rows = _by_suite(summary, arm, yardstick)
+    if not rows:
+        return
+    overall = summary.speedup(ALL_SUITES, arm, yardstick)
+    shown = [*rows, *([overall] if overall is not None and len(rows) > 1 else [])]
+    yield (
+        f"{arm} reaches of {yardstick}'s speed: "
+        + ", ".join(f"{summary.label(row.suite)} {percent(row.ratio)}" for row in shown)
+        + "."
+    )
 
 
 def _banks(summary: Summary) -> Iterator[str]:

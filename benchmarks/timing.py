@@ -15,7 +15,7 @@ import torch
 from entmtp.decoding.measure import PARTS, StepBench, interleaved
 from entmtp.decoding.request import StepRecord
 from entmtp.scheduling.ladder import Ladder
-from entmtp.scheduling.policies import LadderPolicy, RequestPolicy, StaticPolicy
+from entmtp.scheduling.policies import LadderPolicy, Policy, RequestPolicy, StaticPolicy
 from entmtp.scheduling.signals import Signals
 from entmtp.settings import CalibrationSettings, LadderSettings
 from entmtp.trees.topology import Path, Topology
@@ -52,9 +52,9 @@ def ladder_of(topology: Topology) -> LadderPolicy:
     return LadderPolicy(ladder, LadderSettings().hysteresis)
 
 
-def timed_steps(bench: StepBench, trees: Mapping[K, Topology], repetitions: int) -> dict[K, StepTime]:
-    """Steps of all trees, taking turns; the first ones warm up and are dropped."""
-    clocks = {key: Clock(partial(bench.step, ladder_of(tree))) for key, tree in trees.items()}
+def timed_steps(bench: StepBench, policies: Mapping[K, Policy], repetitions: int) -> dict[K, StepTime]:
+    """Steps of all policies, taking turns; the first ones warm up and are dropped."""
+    clocks = {key: Clock(partial(bench.step, policy)) for key, policy in policies.items()}
     return {
         key: StepTime(parts, *clocks[key].medians(repetitions))
         for key, parts in interleaved(clocks, repetitions).items()

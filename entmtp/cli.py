@@ -134,7 +134,9 @@ def replay(
     bank: Annotated[Path, typer.Option(help="the tree bank that the policies choose from")],
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="autoregressive, published, best-static, ladder, goodput, oracle or hindsight; may repeat"),
+        typer.Option(
+            help="autoregressive, published, best-static, ladder, goodput, bank-oracle or hindsight; may repeat"
+        ),
     ] = None,
     profile: Annotated[
         str,

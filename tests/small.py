@@ -86,6 +86,26 @@ def drafting(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text:
     return lambda at: LevelByLevel(heads, states[at : at + 1], tokens[at : at + 1])
 
 
+class Scripted:
+    """Heads that give each request the probabilities of its script's levels, and remember what they were asked."""
+
+    num_heads = 3
+
+    def __init__(self, *scripts: Sequence[Sequence[float]]) -> None:
+        self.scripts = scripts
+        self.asked: list[list[int]] = []
+        self._requests = list(range(len(scripts)))
+        self._count = 1
+
+    def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        level = len(self.asked)
+        self.asked.append(list(parents))
+        self._requests = [self._requests[parent // self._count] for parent in parents]
+        self._count = count = min(count, len(self.scripts[0][level]))
+        tokens = 100 * level + torch.arange(len(parents) * count).reshape(len(parents), count)
+        return tokens, torch.tensor([list(self.scripts[request][level])[:count] for request in self._requests]).log()
+
+
 def provenance(**changes: str) -> Provenance:
     """Provenance of a bank that nobody calibrated."""
     texts = {

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
-from entmtp.evaluation.arms import Hindsight, Toolbox, make_engine, make_policy
+from entmtp.evaluation.arms import Foresight, Toolbox, make_engine, make_policy
 from entmtp.settings import EngineSettings, SamplingParams
 
 MOST_WARM_RUNS = 5
@@ -41,13 +41,13 @@ class ArmEngines:
         """Whether these engines are those of the suite and the arms, and have room for so many tokens."""
         return (suite, tuple(arms)) == (self.suite, self.arms) and tokens <= self.settings.context
 
-    def begin(self, hindsight: Hindsight | None) -> None:
-        """Gives each arm its policy for the next prompt; the controls know that one's ``hindsight``."""
+    def begin(self, foresight: Foresight | None) -> None:
+        """Gives each arm its policy for the next prompt; the controls know that one's ``foresight``."""
         for arm in self.arms:
             if arm in self._engines:
-                self._engines[arm].change(make_policy(arm, self._tools, hindsight), self.settings)
+                self._engines[arm].change(make_policy(arm, self._tools, foresight), self.settings)
             else:
-                self._engines[arm] = make_engine(arm, self._tools, hindsight, self.settings)
+                self._engines[arm] = make_engine(arm, self._tools, foresight, self.settings)
 
     def captures_steps(self, arm: str) -> bool:
         """Whether steps of the arm become CUDA graphs."""

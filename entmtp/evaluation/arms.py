@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.replay import all_trees
+from entmtp.evaluation.replay import bank_oracle, hindsight
 from entmtp.evaluation.suites.speed_bench import FAMILIES as SPEED_BENCH_FAMILIES
-from entmtp.evaluation.summary import LOSSY
+from entmtp.evaluation.summary import BANK_ORACLE, HINDSIGHT, LOSSY, YARDSTICKS
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.native import NATIVE
 from entmtp.models.backbone import Backbone
@@ -24,7 +24,6 @@ from entmtp.scheduling.dynamic import DynamicPolicy
 from entmtp.scheduling.goodput import GoodputPolicy
 from entmtp.scheduling.policies import (
     Policy,
-    ScheduledPolicy,
     SequencePolicy,
     StaticPolicy,
     best_static_policy,
@@ -40,7 +39,6 @@ from entmtp.settings import (
 )
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.published import published_tree
-from entmtp.trees.replay import best_schedule
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
 
@@ -65,7 +63,7 @@ OF_NATIVE = ("native", "native-best")
 """Need a model with multi-token-prediction layers of its own."""
 KINDS = ("hydra", NATIVE, "medusa")
 """Kinds of heads, in the order in which arms that are named after none prefer them."""
-CONTROLS = ("always-big", "random", "oracle")
+CONTROLS = ("always-big", "random", *YARDSTICKS)
 FOREIGN_BANKS = ("entmtp-transfer", "entmtp-mixed")
 """Controls that choose by the bank of another suite, or by one bank for all."""
 
@@ -78,7 +76,7 @@ QUICK_ARMS = ("autoregressive", "medusa", "hydra", "hydra-best", "entmtp", "entm
 DEFAULT_ARMS = (*OF_TRAINED, *CONTROLS)
 """What runs where nothing else is asked for; banks of other suites are a question for a study."""
 
-NEEDS_HINDSIGHT = frozenset({"random", "oracle"})
+NEEDS_FORESIGHT = frozenset({"random", *YARDSTICKS})
 TRANSFER = {
     "humaneval": "litbench",
     "gsm8k": "sharegpt",
@@ -114,7 +112,7 @@ class Toolbox:
 
 
 @dataclass(frozen=True)
-class Hindsight:
+class Foresight:
     """What the controls know of a prompt beforehand: its rank trace, and the dynamic policy's own run on it."""
 
     trace: RankTrace
@@ -138,7 +136,7 @@ def with_native(arms: Sequence[str]) -> list[str]:
 
 def check_acceptance(names: Sequence[str], acceptance: Acceptance) -> None:
     """Raises EntMTPError for an arm that knows beforehand the text which typical acceptance would leave."""
-    if acceptance == "typical" and (wrong := [name for name in names if name in NEEDS_HINDSIGHT]):
+    if acceptance == "typical" and (wrong := [name for name in names if name in NEEDS_FORESIGHT]):
         raise EntMTPError(
             f"arm: '{wrong[0]}' follows the model's own text, which typical acceptance does not write;"
             " leave it out, or use a lossless profile"
@@ -146,11 +144,11 @@ def check_acceptance(names: Sequence[str], acceptance: Acceptance) -> None:
 
 
 def make_engine(
-    arm: str, tools: Toolbox, hindsight: Hindsight | None = None, settings: EngineSettings | None = None
+    arm: str, tools: Toolbox, foresight: Foresight | None = None, settings: EngineSettings | None = None
 ) -> Engine:
-    """The engine of an arm, with ``settings`` as :class:`Engine` takes them; the controls need the ``hindsight``."""
+    """The engine of an arm, with ``settings`` as :class:`Engine` takes them; the controls need the ``foresight``."""
     heads = None if arm == "autoregressive" else tools.heads[kind_of(arm, tools.heads)]
-    return Engine(tools.backbone, heads, make_policy(arm, tools, hindsight), settings, tools.tokenizer)
+    return Engine(tools.backbone, heads, make_policy(arm, tools, foresight), settings, tools.tokenizer)
 
 
 def params_of(arm: str, params: SamplingParams) -> SamplingParams:
@@ -174,9 +172,9 @@ def kind_of(arm: str, loaded: Container[str] = ()) -> str:
     return own if own in KINDS else next((kind for kind in KINDS if kind in loaded), KINDS[0])
 
 
-def make_policy(arm: str, tools: Toolbox, hindsight: Hindsight | None = None) -> Policy:
+def make_policy(arm: str, tools: Toolbox, foresight: Foresight | None = None) -> Policy:
     """The policy of an arm, as in :func:`make_engine`."""
-    return _POLICIES[arm](kind_of(arm, tools.heads), tools.with_banks_of(arm), hindsight)
+    return _POLICIES[arm](kind_of(arm, tools.heads), tools.with_banks_of(arm), foresight)
 
 
 def make_correcting_policy(arm: str, tools: Toolbox, machine: MachineCost, learnt: LearntCosts | None = None) -> Policy:
@@ -193,50 +191,53 @@ def _window(tools: Toolbox) -> int:
     return next((bank.entropy_window for bank in tools.banks.values()), CalibrationSettings().entropy_window)
 
 
-def _autoregressive(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+def _autoregressive(kind: str, tools: Toolbox, foresight: Foresight | None) -> Policy:
     return StaticPolicy(Topology.root_only(), _window(tools))
 
 
-def _published(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+def _published(kind: str, tools: Toolbox, foresight: Foresight | None) -> Policy:
     return StaticPolicy(published_tree(tools.heads[kind].num_heads), _window(tools))
 
 
-def _best_static(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+def _best_static(kind: str, tools: Toolbox, foresight: Foresight | None) -> Policy:
     return best_static_policy(tools.banks[kind], tools.costs[kind], _window(tools))
 
 
-def _ladder(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+def _ladder(kind: str, tools: Toolbox, foresight: Foresight | None) -> Policy:
     return ladder_policy(tools.banks[kind], tools.costs[kind], LadderSettings().hysteresis)
 
 
-def _goodput(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+def _goodput(kind: str, tools: Toolbox, foresight: Foresight | None) -> Policy:
     return GoodputPolicy(tools.banks[kind].predictor, tools.costs[kind].of_batch, _window(tools))
 
 
-def _dynamic(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+def _dynamic(kind: str, tools: Toolbox, foresight: Foresight | None) -> Policy:
     bank = tools.banks[kind]
     return DynamicPolicy(bank.predictor, bank.chances, tools.costs[kind].of_batch, _window(tools))
 
 
-def _always_big(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
+def _always_big(kind: str, tools: Toolbox, foresight: Foresight | None) -> Policy:
     return StaticPolicy(tools.banks[kind].overall.trees[-1], _window(tools))
 
 
-def _random(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
-    assert hindsight is not None
-    trees = [step.topology for step in hindsight.dynamic_run.steps]
-    random.Random(hindsight.seed).shuffle(trees)
+def _random(kind: str, tools: Toolbox, foresight: Foresight | None) -> Policy:
+    assert foresight is not None
+    trees = [step.topology for step in foresight.dynamic_run.steps]
+    random.Random(foresight.seed).shuffle(trees)
     return SequencePolicy(trees, _window(tools))
 
 
-def _oracle(kind: str, tools: Toolbox, hindsight: Hindsight | None) -> Policy:
-    assert hindsight is not None
-    bank, cost = tools.banks[kind], tools.costs[kind]
-    schedule, _ = best_schedule(hindsight.trace, all_trees(bank), cost)
-    return ScheduledPolicy(schedule, _window(tools))
+def _bank_oracle(kind: str, tools: Toolbox, foresight: Foresight | None) -> Policy:
+    assert foresight is not None
+    return bank_oracle(foresight.trace, tools.banks[kind], tools.costs[kind])
 
 
-_POLICIES: dict[str, Callable[[str, Toolbox, Hindsight | None], Policy]] = {
+def _hindsight(kind: str, tools: Toolbox, foresight: Foresight | None) -> Policy:
+    assert foresight is not None
+    return hindsight(foresight.trace, tools.banks[kind], tools.costs[kind], tools.heads[kind].num_heads)
+
+
+_POLICIES: dict[str, Callable[[str, Toolbox, Foresight | None], Policy]] = {
     "autoregressive": _autoregressive,
     "medusa": _published,
     "hydra": _published,
@@ -251,6 +252,7 @@ _POLICIES: dict[str, Callable[[str, Toolbox, Hindsight | None], Policy]] = {
     "native": _published,
     "native-best": _best_static,
     "random": _random,
-    "oracle": _oracle,
+    BANK_ORACLE: _bank_oracle,
+    HINDSIGHT: _hindsight,
     "medusa-typical": _published,
 }

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from entmtp.evaluation.intervals import Estimate, Floats, ratio_of_sums
 from entmtp.evaluation.suites import SUITES
-from entmtp.evaluation.summary import AUTOREGRESSIVE, ENTMTP, LOSSY, ORACLE
+from entmtp.evaluation.summary import AUTOREGRESSIVE, ENTMTP, LOSSY, YARDSTICKS
 
 Request = dict[str, Any]
 Prompts = Mapping[str, Sequence[Request]]  # prompt -> its repetitions
@@ -23,7 +23,7 @@ _ARM_ORDER = (
     *(AUTOREGRESSIVE, "medusa", "medusa-best", "hydra", "hydra-best", "native", "native-best"),
     *(ENTMTP, "entmtp-goodput"),
     *("entmtp-dynamic", "entmtp-transfer", "entmtp-mixed"),
-    *("always-big", "random", ORACLE, *LOSSY),
+    *("always-big", "random", *YARDSTICKS, *LOSSY),
 )
 
 

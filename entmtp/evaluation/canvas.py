@@ -31,7 +31,8 @@ _COLOURS: Mapping[str, str] = {
     "entmtp-mixed": "#661100",
     "always-big": "#332288",
     "random": "#CC79A7",
-    "oracle": "#999933",
+    "bank-oracle": "#999933",
+    "hindsight": "#F0E442",
 }
 _OTHER_COLOUR = "#882255"
 _LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

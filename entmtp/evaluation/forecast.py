@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import NEEDS_HINDSIGHT
+from entmtp.evaluation.arms import NEEDS_FORESIGHT
 from entmtp.evaluation.devices import Devices
 from entmtp.evaluation.plan import Plan
 from entmtp.evaluation.rows import finished_keys, read_metadata
@@ -40,7 +40,7 @@ def tokens_of(plan: Plan, units: Sequence[Unit]) -> int:
     """Tokens that all requests of these units write at most: each arm and repetition, the reference, the controls'
     own look ahead, and on a GPU the least that an arm needs to warm up."""
     runs = plan.settings.repetitions + (plan.place.device == "cuda")
-    requests = len(plan.arms) * runs + 1 + bool(NEEDS_HINDSIGHT & set(plan.arms))
+    requests = len(plan.arms) * runs + 1 + bool(NEEDS_FORESIGHT & set(plan.arms))
     return sum(len(unit.prompts) for unit in units) * requests * plan.settings.max_new_tokens
 
 

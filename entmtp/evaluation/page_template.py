@@ -102,8 +102,9 @@ suite on this hardware; entmtp chooses a tree at each step by its entropy's movi
 whose predicted tokens, less what its time is worth elsewhere, are most; entmtp-dynamic builds its tree while the heads
 guess, from their own probabilities. always-big takes the bank's largest tree.
 entmtp-transfer has another suite's bank, entmtp-mixed one bank for all suites. random uses entmtp-dynamic's trees in
-shuffled order: what entmtp-dynamic gains over it comes from choosing at the right time. oracle chooses with
-hindsight.</li>
+shuffled order: what entmtp-dynamic gains over it comes from choosing at the right time. bank-oracle and hindsight
+know the text: bank-oracle takes the best of the bank's trees at each step, hindsight verifies the right path alone,
+which is the most that these heads' guesses can gain. A share of either is the arm's speed over theirs.</li>
 <li>The best adaptive arm is the one of entmtp, entmtp-goodput and entmtp-dynamic that was fastest on these same
 prompts; the verdicts' intervals allow for that choice.</li>
 </ul>

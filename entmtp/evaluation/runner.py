@@ -22,7 +22,7 @@ import torch
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.measure import step_cost
 from entmtp.evaluation.arm_engines import ArmEngines, complete
-from entmtp.evaluation.arms import NEEDS_HINDSIGHT, TRANSFER, Hindsight, Toolbox, kind_of, make_engine, params_of
+from entmtp.evaluation.arms import NEEDS_FORESIGHT, TRANSFER, Foresight, Toolbox, kind_of, make_engine, params_of
 from entmtp.evaluation.dispatch import Outcome
 from entmtp.evaluation.likelihood import TextLikelihood
 from entmtp.evaluation.measured import Turn, request_row, step_rows
@@ -30,6 +30,7 @@ from entmtp.evaluation.reference import Reference, answered, greedy_text, traced
 from entmtp.evaluation.rows import RequestRow, StepRow, tables_of
 from entmtp.evaluation.suites import Prompt, get_suite
 from entmtp.evaluation.suites.base import Message
+from entmtp.evaluation.summary import BANK_ORACLE
 from entmtp.evaluation.tuning import retuned
 from entmtp.evaluation.units import Unit
 from entmtp.heads.base import DraftHeads
@@ -202,14 +203,14 @@ class Worker:
         seed: str,
     ) -> ArmEngines:
         """The suite's engines with their policies for the prompt, warmed up by what will be timed."""
-        hindsight = None
-        if NEEDS_HINDSIGHT & set(arms):
+        foresight = None
+        if NEEDS_FORESIGHT & set(arms):
             assert reference.trace is not None
             whole = params.model_copy(update={"max_tokens": len(reference.tokens)})
             dynamic_run = complete(make_engine("entmtp-dynamic", tools), ids, whole)
-            hindsight = Hindsight(reference.trace, dynamic_run, seed)
+            foresight = Foresight(reference.trace, dynamic_run, seed)
         engines = self._engines_of(suite, arms, tools, len(ids) + params.max_tokens)
-        engines.begin(hindsight)
+        engines.begin(foresight)
         began = time.perf_counter()
         few = params.model_copy(update={"max_tokens": min(8, len(reference.tokens))})
         for arm in arms:
@@ -243,7 +244,7 @@ class Worker:
             tokens = greedy_text(self.model, ids, params.max_tokens)
             if tools.tokenizer is not None:
                 tokens = up_to_stop(tokens, tools.tokenizer, params.stop)
-        return traced(self.backbone, self.heads.get(kind_of("oracle", self.heads)), ids, tokens, drawn)
+        return traced(self.backbone, self.heads.get(kind_of(BANK_ORACLE, self.heads)), ids, tokens, drawn)
 
     def _text(self, suite: str, done: Completion) -> str:
         # An engine leaves it empty that has no stop texts to look for.

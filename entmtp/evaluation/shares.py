@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from entmtp.evaluation.intervals import Floats
-from entmtp.evaluation.summary import AUTOREGRESSIVE, ENTMTP, ORACLE, EntropyQuantile, TreeShare, TreeUse
+from entmtp.evaluation.summary import AUTOREGRESSIVE, ENTMTP, YARDSTICKS, EntropyQuantile, TreeShare, TreeUse
 from entmtp.trees.topology import Shape
 
 SIZES: tuple[tuple[int, int | None], ...] = (
@@ -27,7 +27,7 @@ _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def tree_shares(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[TreeShare]:
-    """How often each adaptive arm, and the oracle, took trees of each of `SIZES`, the commonest shape of a size first.
+    """How often each adaptive arm, and each yardstick, took trees of each of `SIZES`, commonest shapes first.
 
     Args:
         steps: step rows; only the first repetition counts, as greedy repetitions are copies.
@@ -70,7 +70,7 @@ def size_of(tree: Shape | TreeShare) -> tuple[int, int | None]:
 
 
 def tree_uses(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[TreeUse]:
-    """The `SHOWN` topologies that each adaptive arm, and the oracle, took most; arguments as `tree_shares`."""
+    """The `SHOWN` topologies that each adaptive arm, and each yardstick, took most; arguments as `tree_shares`."""
     return [
         TreeUse(suite=suite, arm=arm, tree=tree, share=count / taken.total())
         for (suite, arm), taken in _taken(steps, runs).items()
@@ -84,7 +84,7 @@ def _taken(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> dict[tuple[str, 
     return {
         (suite, arm): Counter(first.filter((pc.field("suite") == suite) & (pc.field("arm") == arm))["tree"].to_pylist())
         for suite, arm in runs
-        if arm.startswith(ENTMTP) or arm == ORACLE
+        if arm.startswith(ENTMTP) or arm in YARDSTICKS
     }
 
 

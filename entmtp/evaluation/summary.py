@@ -14,7 +14,9 @@ ALL_SUITES = "all suites"
 AUTOREGRESSIVE = "autoregressive"
 ENTMTP = "entmtp"
 ADAPTIVE = (ENTMTP, "entmtp-goodput", "entmtp-dynamic")  # with the suite's own bank
-ORACLE = "oracle"
+BANK_ORACLE = "bank-oracle"
+HINDSIGHT = "hindsight"
+YARDSTICKS = (BANK_ORACLE, HINDSIGHT)  # know the text: the best of the bank's trees at each step; the right path alone
 LOSSY = ("medusa-typical",)  # Medusa as it was published: its rule accepts what the model did not choose
 SAMPLE = "sample"
 

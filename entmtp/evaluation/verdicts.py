@@ -12,8 +12,8 @@ from entmtp.evaluation.summary import (
     AUTOREGRESSIVE,
     ENTMTP,
     LOSSY,
-    ORACLE,
     SAMPLE,
+    YARDSTICKS,
     ArmSummary,
     Speedup,
     Summary,
@@ -29,12 +29,13 @@ _BEST_AGAINST = ("hydra", "medusa", "hydra-best", "random", AUTOREGRESSIVE)
 def verdicts(summary: Summary) -> list[str]:
     """One sentence per comparison over all suites, none of them twice, and one that says how many there were.
 
-    First entmtp against each arm, then the best adaptive arm, then the others against autoregressive. After them,
-    how good the answers are, and whether the arms wrote the same.
+    First entmtp against each arm, then the best adaptive arm, then each adaptive arm against the yardsticks, then the
+    others against autoregressive. After them, how good the answers are, and whether the arms wrote the same.
     """
-    told = [(ENTMTP, other) for other in (*_ENTMTP_AGAINST, ORACLE)]
+    told = [(ENTMTP, other) for other in _ENTMTP_AGAINST]
     if (best := summary.best_adaptive) is not None:
-        told += [(best, other) for other in (*_BEST_AGAINST, ORACLE)]
+        told += [(best, other) for other in _BEST_AGAINST]
+    told += [(arm, yardstick) for arm in ADAPTIVE for yardstick in YARDSTICKS]
     told += [(row.arm, AUTOREGRESSIVE) for row in summary.arms]
     return [*_compared(summary, told), *method(summary), *quality_verdicts(summary)]
 
@@ -53,7 +54,7 @@ def _compared(summary: Summary, pairs: Sequence[tuple[str, str]]) -> list[str]:
     """A sentence per pair (arm, baseline) that was compared over all suites, none of them twice."""
     rows = [row for pair in dict.fromkeys(pairs) if (row := summary.speedup(ALL_SUITES, *pair)) is not None]
     compared = comparisons(summary)
-    return [share_of_oracle(row, compared) if row.baseline == ORACLE else _against(row, compared) for row in rows]
+    return [share_of(row, compared) if row.baseline in YARDSTICKS else _against(row, compared) for row in rows]
 
 
 def quality_verdicts(summary: Summary) -> list[str]:
@@ -63,8 +64,8 @@ def quality_verdicts(summary: Summary) -> list[str]:
 
 def comparisons(summary: Summary) -> int:
     """How many comparisons over all suites may be told, those of each arm that might have been the best included."""
-    told = {(ENTMTP, other) for other in (*_ENTMTP_AGAINST, ORACLE)}
-    told |= {(arm, other) for arm in ADAPTIVE for other in (*_BEST_AGAINST, ORACLE)}
+    told = {(ENTMTP, other) for other in _ENTMTP_AGAINST}
+    told |= {(arm, other) for arm in ADAPTIVE for other in (*_BEST_AGAINST, *YARDSTICKS)}
     told |= {(row.arm, AUTOREGRESSIVE) for row in summary.arms}
     return sum((row.arm, row.baseline) in told for row in summary.speedups if row.suite == ALL_SUITES)
 
@@ -132,11 +133,11 @@ def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def interval(estimate: Estimate, digits: int = 2, unit: str = "") -> str:
+def interval(estimate: Estimate) -> str:
     """'[1.44, 1.60]', or a dash where there are too few prompts."""
     if estimate.low is None or estimate.high is None:
         return "–"
-    return f"[{estimate.low:.{digits}f}{unit}, {estimate.high:.{digits}f}{unit}]"
+    return f"[{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def ratio(estimate: Estimate, unit: str = "x") -> str:
@@ -153,13 +154,19 @@ def _against(row: Speedup, compared: int) -> str:
     return f"{row.arm} {words[verdict(found)]} {row.baseline}: {ratio(found)}{why} ({_extent(row)})"
 
 
-def share_of_oracle(row: Speedup, compared: int = 1) -> str:
-    """How much of the oracle's speed an arm reaches, in percent, from its comparison with the oracle."""
+def share_of(row: Speedup, compared: int = 1) -> str:
+    """How much of a yardstick's speed an arm reaches, in percent, from its comparison with it."""
     found = row.among(compared)
-    if found.low is None or found.high is None:
-        return f"share of oracle: no claim, {_too_few(row)}"
-    share = Estimate(100 * found.value, 100 * found.low, 100 * found.high)
-    return f"{row.arm} reaches {share.value:.0f}% {interval(share, 0, '%')} of oracle's speed ({_extent(row)})"
+    if not found.has_interval:
+        return f"{row.arm}'s share of {row.baseline}'s speed: no claim, {_too_few(row)}"
+    return f"{row.arm} reaches {percent(found)} of {row.baseline}'s speed ({_extent(row)})"
+
+
+def percent(share: Estimate) -> str:
+    """'76% [75%, 78%]', or a dash: a share without an interval is not shown."""
+    if share.low is None or share.high is None:
+        return "–"
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
 def _too_few(row: Speedup) -> str:

@@ -143,7 +143,7 @@ class LadderPolicy(RequestPolicy):
 
 
 class ScheduledPolicy(RequestPolicy):
-    """Trees fixed beforehand by text position: the hindsight oracle."""
+    """Trees fixed beforehand by text position, by one who knows the text."""
 
     def __init__(self, by_position: Mapping[int, Topology], entropy_window: int) -> None:
         self.by_position = by_position

@@ -51,6 +51,8 @@ class ProfilePoint(BaseModel):
         policy_ms, verify_ms, accept_ms, compact_ms: per node budget of the profile.
         rest_ms: per node budget, of the host beside all parts.
         narrow_draft_ms, wide_draft_ms: per depth 1, 2, ... for a chain and for a tree of the profile's ``wide_nodes``.
+        grown_draft_ms: per depth, for a tree that is chosen while the heads guess, with the host's work and waiting
+            between levels; None where that was not measured.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,6 +66,13 @@ class ProfilePoint(BaseModel):
     rest_ms: list[Milliseconds]
     narrow_draft_ms: list[Annotated[FiniteFloat, Field(gt=0)]] = Field(min_length=1)
     wide_draft_ms: list[Annotated[FiniteFloat, Field(gt=0)]] = Field(min_length=1)
+    grown_draft_ms: list[Annotated[FiniteFloat, Field(gt=0)]] | None = None
+
+    @property
+    def drafts(self) -> list[list[float]]:
+        """All measured times of drafting."""
+        grown = [] if self.grown_draft_ms is None else [self.grown_draft_ms]
+        return [self.narrow_draft_ms, self.wide_draft_ms, *grown]
 
     @property
     def but_draft_ms(self) -> np.ndarray:
@@ -97,7 +106,9 @@ class HardwareProfile(BaseModel):
             raise ValueError(f"batch {missing[0][0]} with context {missing[0][1]} was not measured")
         if len(pairs) != len(self.batches) * len(self.contexts):
             raise ValueError("points has one for more than every pair of batches and contexts, or one twice")
-        depths = {len(draft) for point in self.points for draft in (point.narrow_draft_ms, point.wide_draft_ms)}
+        if len({point.grown_draft_ms is None for point in self.points}) > 1:
+            raise ValueError("grown_draft_ms was measured at some points and not at others")
+        depths = {len(draft) for point in self.points for draft in point.drafts}
         if len(depths) > 1:
             raise ValueError(f"drafting was measured to different depths: {sorted(depths)}")
         for point in self.points:
@@ -117,19 +128,7 @@ class HardwareProfile(BaseModel):
         Raises:
             EntMTPError: outside the measured grid, where nothing is known.
         """
-        context = self.contexts[0] if context is None else context
-        for name, value, grid in (("batch", batch, self.batches), ("context", context, self.contexts)):
-            if not grid[0] <= value <= grid[-1]:
-                raise EntMTPError(
-                    f"{name}: {value} lies outside what the profile of {self.measured.hardware} measured,"
-                    f" {grid[0]} to {grid[-1]}; choose one within"
-                )
-        weights = np.array(
-            [
-                _share(self.batches, point.batch, batch) * _share(self.contexts, point.context, context)
-                for point in self.points
-            ]
-        )
+        weights = self._weights(batch, context)
         return StepCost(
             nodes=self.nodes,
             verify_ms=(weights @ [point.but_draft_ms for point in self.points]).tolist(),
@@ -137,6 +136,33 @@ class HardwareProfile(BaseModel):
             wide_draft_ms=(weights @ [point.wide_draft_ms for point in self.points]).tolist(),
             wide_nodes=self.wide_nodes,
             hardware=self.measured.hardware,
+        )
+
+    def grown_cost(self, batch: int = 1, context: int | None = None) -> StepCost | None:
+        """The cost of a step whose trees grow level by level; None where that was not measured.
+
+        Arguments and errors are those of :meth:`cost`. Drafting costs the same for any number of nodes.
+        """
+        grown = [point.grown_draft_ms for point in self.points if point.grown_draft_ms is not None]
+        if not grown:
+            return None
+        draft_ms = (self._weights(batch, context) @ grown).tolist()
+        return self.cost(batch, context).model_copy(update={"narrow_draft_ms": draft_ms, "wide_draft_ms": draft_ms})
+
+    def _weights(self, batch: int, context: int | None) -> np.ndarray:
+        """How much each of the ``points`` counts ``[points]``."""
+        context = self.contexts[0] if context is None else context
+        for name, value, grid in (("batch", batch, self.batches), ("context", context, self.contexts)):
+            if not grid[0] <= value <= grid[-1]:
+                raise EntMTPError(
+                    f"{name}: {value} lies outside what the profile of {self.measured.hardware} measured,"
+                    f" {grid[0]} to {grid[-1]}; choose one within"
+                )
+        return np.array(
+            [
+                _share(self.batches, point.batch, batch) * _share(self.contexts, point.context, context)
+                for point in self.points
+            ]
         )
 
     def save(self, path: Path) -> None:

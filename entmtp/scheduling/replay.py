@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from entmtp.errors import EntMTPError
 from entmtp.heads.growth import Growth
 from entmtp.scheduling.policies import Policy
@@ -18,11 +20,16 @@ from entmtp.trees.trace import RankedText
 
 @dataclass(frozen=True)
 class ReplayedStep:
-    """A step that gains ``gained`` tokens, root included, the text's end not minded."""
+    """A step that gains ``gained`` tokens, root included, the text's end not minded.
+
+    Attributes:
+        levels: of heads that ran while the tree grew, with or without a node of it; 0 where it was chosen before.
+    """
 
     signals: Signals
     topology: Topology
     gained: int
+    levels: int = 0
 
     @property
     def position(self) -> int:
@@ -43,8 +50,21 @@ def no_heads(position: int) -> Growth:
     raise EntMTPError("policy: 'dynamic' grows its trees with the heads; replay it where they are loaded")
 
 
-def _begin(growth_at: GrowthAt, position: int, requests: Sequence[int]) -> Growth:
-    return growth_at(position)
+class _Counted:
+    """The growth at a position, begun when its first level is needed; counts its levels."""
+
+    def __init__(self, growth_at: GrowthAt, position: int) -> None:
+        self.levels = 0
+        self._begin = partial(growth_at, position)
+
+    def begin(self, requests: Sequence[int]) -> Growth:
+        self._growth = self._begin()
+        self.num_heads = self._growth.num_heads
+        return self
+
+    def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self.levels += 1
+        return self._growth.next(parents, count)
 
 
 def replayed(trace: RankedText, policy: Policy, growth_at: GrowthAt = no_heads) -> list[ReplayedStep]:
@@ -61,10 +81,11 @@ def replayed(trace: RankedText, policy: Policy, growth_at: GrowthAt = no_heads) 
     at = 0
     while at < len(trace):
         signals = tracker.start_step(at, entropy[at])
-        (choice,) = policy.choose([signals], [state], [MAX_NODES], partial(_begin, growth_at, at))
+        drafting = _Counted(growth_at, at)
+        (choice,) = policy.choose([signals], [state], [MAX_NODES], drafting.begin)
         topology = choice.topology
         gained = 1 + accepted_length(topology, ranks[at])
         tracker.end_step(gained)
-        steps.append(ReplayedStep(signals, topology, gained))
+        steps.append(ReplayedStep(signals, topology, gained, drafting.levels))
         at += gained
     return steps

@@ -54,7 +54,7 @@ def replayed_tau(traces: Sequence[RankTrace], topology: Topology) -> float:
 def best_schedule(
     trace: RankTrace, topologies: Sequence[Topology], cost: Callable[[Topology], float]
 ) -> tuple[dict[int, Topology], float]:
-    """The oracle: the cheapest way through the text, by dynamic programming over positions.
+    """The cheapest way through the text with ``topologies`` alone, by dynamic programming over positions.
 
     ``time[t] = min over trees T of cost(T) + time[t + 1 + accepted_T(t)]``. Returns the tree of every position (a step
     may start at any of them) and the time from the first, in the unit of ``cost``.

@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.decoding.measure import step_cost
-from entmtp.evaluation.arms import LOSSLESS, TRANSFER, Hindsight, Toolbox, make_engine
+from entmtp.evaluation.arms import LOSSLESS, TRANSFER, Foresight, Toolbox, make_engine
 from entmtp.evaluation.reference import first_difference
 from entmtp.evaluation.suites import PAPER_SUITES, draw, load_suite
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
@@ -50,10 +50,10 @@ def differences(
     """One line per arm that leaves the model's own text where there is no tie."""
     text = greedy(model, ids, new_tokens)
     dynamic_run = make_engine("entmtp-dynamic", tools).generate(ids, new_tokens)
-    hindsight = Hindsight(traced(tools.backbone, tools.heads["hydra"], ids, text), dynamic_run, "test")
+    foresight = Foresight(traced(tools.backbone, tools.heads["hydra"], ids, text), dynamic_run, "test")
     found = []
     for arm in arms:
-        done = make_engine(arm, tools, hindsight).generate(ids, new_tokens)
+        done = make_engine(arm, tools, foresight).generate(ids, new_tokens)
         place = first_difference(done.tokens, text)
         if place >= 0 and (margin := _margin(model, [*ids, *text[:place]])) >= TIE:
             found.append(f"{arm} at token {place}: the model's top two are {margin:.2g} apart")

@@ -222,7 +222,7 @@ def test_banks_that_do_not_fit(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--method", "oracle"], "method: 'oracle' is unknown; choose one of autoregressive"),
+        (["--method", "bank-oracle"], "method: 'bank-oracle' is unknown; choose one of autoregressive"),
         (["--task", "chess"], "task: 'chess' is unknown"),
         (["--model", "nowhere"], "model 'nowhere': not found"),
     ],

@@ -99,7 +99,7 @@ def test_a_missing_bank_is_told_with_the_command_that_makes_it(saved: Saved) -> 
         load_method(method_of(saved, "entmtp", "medusa", bank=None), print)
 
 
-@pytest.mark.parametrize("name", ["entmtp", "entmtp-dynamic", "oracle", "random"])
+@pytest.mark.parametrize("name", ["entmtp", "entmtp-dynamic", "bank-oracle", "hindsight", "random"])
 def test_a_method_named_after_no_heads_takes_those_that_are_there(name: str) -> None:
     assert kind_of(name) == "hydra"
     assert kind_of(name, ("medusa", "hydra")) == "hydra"

@@ -1,27 +1,50 @@
 """Predictions on made-up traces."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
-
-from benchmarks.predict import METHODS, row
-from entmtp.evaluation.replay import cost_of
+from benchmarks.predict import METHODS, NOT_GROWN, SHARED, Costs, _costs, predict
+from entmtp.evaluation.replay import DYNAMIC, cost_of
+from entmtp.evaluation.summary import YARDSTICKS
+from entmtp.heads.growth import Growth
 from entmtp.scheduling.replay import GrowthAt
-from tests.small import drawn_trace, small_bank
+from tests.small import Scripted, drawn_trace, small_bank
+
+GPU_LIKE = cost_of("gpu-like")
+COSTS = Costs(GPU_LIKE, GPU_LIKE, ["hydra"], "nowhere", "note")
+TRACES = [drawn_trace(300, [0.5, 0.15], heads=4, seed=seed) for seed in (1, 2, 3)]
 
 
-class Unsure:
-    """Heads that give every guess the same small chance."""
-
-    num_heads = 4
-
-    def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.zeros(len(parents), count, dtype=torch.int64), torch.full((len(parents), count), -1.5)
+def unsure(position: int) -> Growth:
+    return Scripted([[0.22] * 4] * 4)
 
 
-def test_a_row_has_a_cell_per_method() -> None:
-    traces = [drawn_trace(300, [0.5, 0.15], heads=4, seed=seed) for seed in (1, 2, 3)]
-    growths: list[GrowthAt] = [lambda at: Unsure()] * len(traces)
-    cells = row(traces, growths, small_bank(), cost_of("gpu-like"))
-    assert len(cells) == len(METHODS)
-    assert all("x [" in cell and cell.endswith(")") for cell in cells)
+GROWTHS: list[GrowthAt] = [unsure] * len(TRACES)
+
+
+def test_every_table_has_a_cell_per_column() -> None:
+    found = predict(TRACES, GROWTHS, small_bank(), COSTS)
+    (speedups,), (known,) = found.speedups, found.known
+    assert len(speedups) == len(METHODS)
+    assert all("x [" in cell and cell.endswith(")") for cell in speedups)
+    assert [row[0] for row in found.shares] == [*YARDSTICKS, "known-chances"]
+    assert {len(row) for row in found.shares} == {2 + len(SHARED)}
+    assert all("% [" in cell for row in found.shares for cell in row[2:] if row[0] != "known-chances")
+    assert len(known) == 5
+    assert all("x [" in cell for cell in known[:3])
+    assert all("% [" in cell for cell in known[3:])
+
+
+def test_without_a_cost_of_growing_dynamic_is_not_ranked() -> None:
+    found = predict(TRACES, GROWTHS, small_bank(), replace(COSTS, grown=None))
+    assert found.speedups[0][METHODS.index(DYNAMIC)] == "–"
+    assert {row[2 + SHARED.index(DYNAMIC)] for row in found.shares} == {"–"}
+    assert "x [" in found.known[0][0]
+
+
+def test_a_profile_says_whose_costs_they_are_and_how_growing_is_charged() -> None:
+    measured = _costs("h200-vicuna-7b", 1, None)
+    assert "NVIDIA H200" in measured.where
+    assert "vicuna-7b" in measured.where
+    assert (measured.grown is None) == (measured.note == NOT_GROWN)
+    ideal = _costs("flat", 1, None)
+    assert ideal.grown is ideal.chosen

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks import step, timing
 from benchmarks.bars import cpu_bars, cuda_bars
+from benchmarks.growing import GrowingPolicy
 from benchmarks.record import read_record
 from benchmarks.roofline import Machine, Work, multiplied, step_work
 from benchmarks.shapes import SHAPES, random_heads, random_model, shape_of
@@ -18,6 +20,7 @@ from benchmarks.timing import StepTime, churn, ladder_of, random_tree, timed_ste
 from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.measure import PARTS, StepBench, sized_tree
 from entmtp.errors import EntMTPError
+from entmtp.heads.growth import LevelByLevel
 from entmtp.heads.published_hydra import PublishedHydraConfig, PublishedHydraHeads
 from entmtp.models.backbone import Backbone
 from entmtp.scheduling.profiles import load_profile
@@ -102,12 +105,38 @@ def test_the_cache_counts_as_far_as_it_is_read() -> None:
 
 def test_steps_start_from_the_same_state_and_time_every_part() -> None:
     two = bench("hydra", 2, 9)
-    times = timed_steps(two, {nodes: sized_tree(nodes, 4) for nodes in (0, 3)}, repetitions=3)
+    times = timed_steps(two, {nodes: ladder_of(sized_tree(nodes, 4)) for nodes in (0, 3)}, repetitions=3)
     for time in times.values():
         assert set(time.parts) == set(PARTS)
         assert time.wall_ms > time.parts["verify"] > 0
         assert time.rest_ms >= 0
     assert two.state.cache.lengths == [9, 9]
+
+
+@pytest.mark.parametrize(("kind", "batch"), [("medusa", 1), ("hydra", 2)])
+@pytest.mark.parametrize("depth", [1, 3, 4])
+def test_the_growing_that_is_timed_runs_every_level_whatever_the_heads_say(
+    kind: str, batch: int, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = LevelByLevel.next
+
+    def spied(growth: LevelByLevel, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(len(parents))
+        return real(growth, parents, count)
+
+    monkeypatch.setattr(LevelByLevel, "next", spied)
+    record = bench(kind, batch, 9).step(GrowingPolicy(depth))
+    assert asked == [batch, 2 * batch, batch, batch][:depth]
+    assert record.topology.max_depth == depth
+    assert record.draft_ms > 0
+
+
+def test_growing_costs_what_the_heads_and_the_host_between_them_take() -> None:
+    filled = StepTime(dict.fromkeys(PARTS, 0.0) | {"policy": 0.1, "draft": 0.5}, 0.4, 9.0)
+    grown = StepTime(dict.fromkeys(PARTS, 0.0) | {"policy": 1.1, "draft": 0.8}, 0.6, 11.0)
+    assert step.grown_draft_ms(grown, filled) == pytest.approx(0.8 + 1.0 + 0.2)
+    assert step.grown_draft_ms(filled, grown) == 0.5
 
 
 def test_the_ladder_that_is_timed_takes_the_measured_tree_at_any_entropy() -> None:
@@ -195,4 +224,7 @@ def test_one_command_prints_keeps_and_makes_a_profile(tmp_path: Path) -> None:
     assert profile.measured.heads_kind == "medusa"
     assert profile.cost(2).verify_ms[0] == pytest.approx(profile.points[1].but_draft_ms[0])
     assert json.loads(made.read_text())["nodes"] == [0, 3]
+    grown = profile.grown_cost(2)
+    assert grown is not None
+    assert grown.narrow_draft_ms == grown.wide_draft_ms == profile.points[1].grown_draft_ms
     assert {path.name for path in tmp_path.iterdir()} == {"step.json", "here.json"}

@@ -48,7 +48,8 @@ SECONDS = {
     "entmtp-mixed": 0.5,
     "always-big": 2.0,
     "random": 0.6,
-    "oracle": 0.4,
+    "bank-oracle": 0.4,
+    "hindsight": 0.25,
 }
 
 
@@ -187,7 +188,7 @@ def test_records_are_on_the_page(page: Path) -> None:
 
 
 def test_claims_are_computed_from_the_tables(report: Path) -> None:
-    entropy, published, ladder, static, shuffled, slower, oracle, banks = found(read_study(report).summary)
+    entropy, published, ladder, static, shuffled, slower, shares, banks = found(read_study(report).summary)
     assert entropy.startswith("Holds on 4 of 4 suites")
     assert "entmtp-dynamic against hydra, where the paper has 1.09x to 1.15x: humaneval 3.00x [3.00, 3.00] (above)" in (
         published
@@ -206,7 +207,10 @@ def test_claims_are_computed_from_the_tables(report: Path) -> None:
         "Does not hold. Adaptive arms, suite by suite: faster in 16, slower in 4 of 20 comparisons."
     )
     assert "gsm8k: entmtp-goodput is 0.91x [0.91, 0.91] as fast as autoregressive: slower." in slower
-    assert "gsm8k: entmtp-dynamic reaches 80% [80%, 80%] of oracle's speed" in oracle
+    assert shares.startswith("A share is the arm's speed over the yardstick's")
+    assert "entmtp-dynamic reaches of bank-oracle's speed: humaneval 80% [80%, 80%], gsm8k 80% [80%, 80%], " in shares
+    assert "entmtp-goodput reaches of hindsight's speed: humaneval 23% [23%, 23%], " in shares
+    assert shares.count("all suites") == 6
     assert "gsm8k: entmtp-dynamic is 1.10x [1.10, 1.10] as fast as entmtp-transfer: faster." in banks
     assert "gsm8k: entmtp-dynamic is 1.00x [1.00, 1.00] as fast as entmtp-mixed: level." in banks
 
@@ -214,9 +218,9 @@ def test_claims_are_computed_from_the_tables(report: Path) -> None:
 def test_claims_without_their_arms_or_enough_prompts_are_not_made() -> None:
     requests, steps = make_rows(arms=("autoregressive", "entmtp"), suites=("gsm8k",), prompts=2, repetitions=1)
     summary = summarise(as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA))
-    entropy, published, ladder, static, shuffled, slower, oracle, banks = found(summary)
+    entropy, published, ladder, static, shuffled, slower, shares, banks = found(summary)
     assert "gsm8k: not seen." in entropy
-    assert all(text.startswith("Not measured") for text in (published, ladder, static, shuffled, oracle, banks))
+    assert all(text.startswith("Not measured") for text in (published, ladder, static, shuffled, shares, banks))
     assert slower.startswith("Not known.")
     assert "no claim, too few prompts (2)" in slower
     assert not re.search(r"\d\.\d\dx", slower)

@@ -22,7 +22,8 @@ ARMS: Mapping[str, tuple[float, int]] = {
     "entmtp-mixed": (38.2, 8),
     "always-big": (121.0, 63),
     "random": (39.0, 8),
-    "oracle": (37.0, 8),
+    "bank-oracle": (37.0, 8),
+    "hindsight": (36.0, 3),
 }
 DEPTH = 4
 COST = StepCost(

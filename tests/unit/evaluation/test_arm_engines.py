@@ -13,7 +13,7 @@ from entmtp.decoding.completion import Completion
 from entmtp.decoding.graphs import Graphs
 from entmtp.evaluation import arm_engines
 from entmtp.evaluation.arm_engines import MOST_WARM_RUNS, ArmEngines
-from entmtp.evaluation.arms import LOSSLESS, Hindsight, Toolbox, make_policy
+from entmtp.evaluation.arms import LOSSLESS, Foresight, Toolbox, make_policy
 from entmtp.evaluation.rows import RequestRow, StepRow
 from entmtp.evaluation.runner import Worker, Workplace
 from entmtp.evaluation.suites import Prompt
@@ -27,7 +27,7 @@ from tests.saved import Saved, save_project
 from tests.taped import Taped
 
 SETTINGS = BenchmarkSettings(prompts=2, max_new_tokens=20, repetitions=2, shard_prompts=1)
-ARMS = ("autoregressive", "medusa", "hydra", "entmtp", "entmtp-dynamic", "random", "oracle")
+ARMS = ("autoregressive", "medusa", "hydra", "entmtp", "entmtp-dynamic", "random", "bank-oracle", "hindsight")
 QUESTION = Prompt("custom/0", "custom", "Tell me.", {})
 
 
@@ -164,9 +164,9 @@ def test_no_policy_of_an_arm_learns_from_what_steps_took(worker: Worker) -> None
     ids = [1, 2, 3]
     reference = worker._reference(ids, SamplingParams(temperature=0.0, max_tokens=8), tools)
     assert reference.trace is not None
-    hindsight = Hindsight(reference.trace, Completion(), "seed")
+    foresight = Foresight(reference.trace, Completion(), "seed")
     for arm in LOSSLESS:
-        assert type(make_policy(arm, tools, hindsight)).observe is Policy.observe, arm
+        assert type(make_policy(arm, tools, foresight)).observe is Policy.observe, arm
 
 
 def test_engines_of_another_suite_take_the_memory_of_the_last_and_failures_clear_it(

@@ -276,8 +276,8 @@ def test_the_end_says_what_was_captured_while_timed_and_what_heads_were_trained_
 
 
 def test_the_forecast_counts_tokens_and_says_what_it_rests_on(saved: Saved, tmp_path: Path) -> None:
-    plan = plan_of(saved, tmp_path, arms=["autoregressive", "oracle"])
-    # Two prompts of each suite; three repetitions of two arms, the reference, and the look ahead of the oracle.
+    plan = plan_of(saved, tmp_path, arms=["autoregressive", "bank-oracle"])
+    # Two prompts of each suite; three repetitions of two arms, the reference, and the look ahead of the bank oracle.
     assert tokens_of(plan, plan.units) == 4 * (3 * 2 + 1 + 1) * 24
     assert forecast(plan, plan.units, 8.0).seconds == pytest.approx(tokens_of(plan, plan.units) / 8)
     assert "8 tokens/s of a worker, as stated" in forecast(plan, plan.units, 8.0).rests_on

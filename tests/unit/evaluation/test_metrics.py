@@ -310,7 +310,8 @@ def test_verdicts_say_faster_slower_and_level() -> None:
         "entmtp-mixed": 0.7,
         "always-big": 2.5,
         "random": 0.9,
-        "oracle": 0.6,
+        "bank-oracle": 0.6,
+        "hindsight": 0.4,
     }
     requests = with_seconds(requests, seconds | others)
     sentences = verdicts(summary_of(requests, steps))
@@ -320,20 +321,22 @@ def test_verdicts_say_faster_slower_and_level() -> None:
         "entmtp is level with hydra-best: 1.00x [1.00, 1.00], the interval holds 1 (2 suites, 8 prompts, paired t)"
         in sentences
     )
-    assert "entmtp reaches 75% [75%, 75%] of oracle's speed (2 suites, 8 prompts, paired t)" in sentences
+    assert "entmtp-dynamic reaches 92% [92%, 92%] of bank-oracle's speed (2 suites, 8 prompts, paired t)" in sentences
+    assert "entmtp-goodput reaches 57% [57%, 57%] of hindsight's speed (2 suites, 8 prompts, paired t)" in sentences
+    assert "entmtp reaches 75% [75%, 75%] of bank-oracle's speed (2 suites, 8 prompts, paired t)" in sentences
     assert "hydra is slower than autoregressive: 0.67x [0.67, 0.67] (2 suites, 8 prompts, paired t)" in sentences
-    assert sentences[-1].startswith("all 288 requests of the other arms wrote exactly")
+    assert sentences[-1].startswith("all 312 requests of the other arms wrote exactly")
 
 
 def test_the_best_adaptive_arm_is_the_fastest_and_no_sentence_comes_twice() -> None:
     requests, steps = make_rows(suites=("gsm8k", "litbench"), prompts=4)
     seconds = dict.fromkeys({row.arm for row in requests}, 1.0) | {"entmtp": 0.9, "entmtp-goodput": 0.5}
-    summary = summary_of(with_seconds(requests, seconds | {"oracle": 0.4}), steps)
+    summary = summary_of(with_seconds(requests, seconds | {"bank-oracle": 0.4}), steps)
     assert summary.best_adaptive == "entmtp-goodput"
     sentences = verdicts(summary)
     assert len(sentences) == len(set(sentences))
     assert "entmtp-goodput is faster than random: 2.00x [2.00, 2.00] (2 suites, 8 prompts, paired t)" in sentences
-    assert "entmtp-goodput reaches 80% [80%, 80%] of oracle's speed (2 suites, 8 prompts, paired t)" in sentences
+    assert "entmtp-goodput reaches 80% [80%, 80%] of bank-oracle's speed (2 suites, 8 prompts, paired t)" in sentences
     assert not any(sentence.startswith("entmtp-dynamic is level with random") for sentence in sentences)
     assert sentences[0].startswith("entmtp is")
     assert summary.speedup("gsm8k", "entmtp-dynamic", "entmtp-transfer") is not None

@@ -2,17 +2,30 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from entmtp.cli import app
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.replay import DYNAMIC, POLICIES, all_trees, cost_of, policies, replay_file, replay_policy
+from entmtp.evaluation.replay import (
+    DYNAMIC,
+    POLICIES,
+    Pace,
+    all_trees,
+    cost_of,
+    policies,
+    replay_file,
+    replay_policy,
+    step_ms,
+)
 from entmtp.evaluation.tuning import retuned
+from entmtp.heads.growth import Growth
 from entmtp.scheduling.cost import PartedCost, StepCost
 from entmtp.scheduling.goodput import candidates
 from entmtp.scheduling.policies import LadderPolicy, StaticPolicy
-from entmtp.scheduling.replay import replayed
+from entmtp.scheduling.replay import ReplayedStep, replayed
+from entmtp.scheduling.signals import Signals
 from entmtp.trees import topology
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.replay import best_schedule, replayed_tau
@@ -20,7 +33,7 @@ from entmtp.trees.topology import Topology
 from entmtp.trees.trace import save_traces
 from entmtp.trees.tuning_texts import TuningTexts
 from tests.moods import moody_text
-from tests.small import drawn_trace, small_bank
+from tests.small import Scripted, drawn_trace, small_bank, small_cost
 from tests.tiny import TREES
 
 TRACES = [drawn_trace(300, [0.5, 0.15], heads=4, seed=seed) for seed in (1, 2, 3)]
@@ -44,10 +57,43 @@ def test_ideal_costs_are_what_their_words_say() -> None:
 
 def test_speedup_is_plain_time_over_the_steps_time() -> None:
     tau = replayed_tau(TRACES, TREES["chain"])
-    found = replay_policy(TRACES, lambda trace: StaticPolicy(TREES["chain"], 8), lambda tree: 1.0 + tree.nodes)
+    found = replay_policy(TRACES, lambda trace: StaticPolicy(TREES["chain"], 8), GPU_LIKE)
     assert found.tau == pytest.approx(tau)
     assert found.nodes == 3
-    assert found.speedup.value == pytest.approx(tau / 4)
+    assert found.speedup.value == pytest.approx(tau / 1.09)
+
+
+def test_a_share_is_one_speed_over_another_text_by_text() -> None:
+    slow = Pace(tokens=np.array([10.0, 10.0, 10.0]), ms=np.array([10.0, 20.0, 40.0]), steps=5, plain_ms=1.0)
+    fast = Pace(tokens=np.array([20.0, 20.0, 20.0]), ms=np.array([10.0, 20.0, 40.0]), steps=5, plain_ms=1.0)
+    share = slow.share_of(fast)
+    assert (share.value, share.low, share.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert slow.tau == 6
+    assert slow.speedup.value == pytest.approx(30 / 70)
+
+
+def test_levels_that_ran_in_vain_are_paid_for() -> None:
+    seen = Signals(0, 0.0, 0.0, 0.0)
+    assert step_ms(ReplayedStep(seen, TREES["chain"], 1), GPU_LIKE) == pytest.approx(1.09)
+    assert step_ms(ReplayedStep(seen, TREES["chain"], 1, levels=4), GPU_LIKE) == pytest.approx(1.12)
+    assert step_ms(ReplayedStep(seen, Topology.root_only(), 1, levels=1), GPU_LIKE) == pytest.approx(1.03)
+
+
+def test_the_dynamic_policy_goes_by_what_growing_costs() -> None:
+    filled = small_cost()
+    grown = filled.model_copy(update={"narrow_draft_ms": [90.0] * 4, "wide_draft_ms": [90.0] * 4})
+    growths = [drafted] * len(TRACES)
+    cheap, expensive = (
+        replay_policy(TRACES, policies(small_bank(), filled, 4, cost)[DYNAMIC], cost, growths)
+        for cost in (filled, grown)
+    )
+    assert cheap.nodes > 0
+    assert expensive.nodes == 0
+    assert expensive.speedup.value == pytest.approx(1)
+
+
+def drafted(position: int) -> Growth:
+    return Scripted([[0.6, 0.2, 0.1, 0.05]] * 4)
 
 
 def test_the_ladder_is_tuned_at_the_cost_that_is_replayed() -> None:
@@ -65,7 +111,7 @@ def test_nothing_beats_hindsight_and_plain_decoding_is_the_measure(cost: PartedC
     found = {name: replay_policy(TRACES, made[name], cost) for name in POLICIES}
     assert found["autoregressive"].speedup.value == pytest.approx(1)
     for name in set(POLICIES) - {"published", "hindsight"}:  # whose trees are not among the bank's
-        assert (found["oracle"].ms <= found[name].ms + 1e-6).all()
+        assert (found["bank-oracle"].ms <= found[name].ms + 1e-6).all()
     for name in POLICIES:
         assert (found["hindsight"].ms <= found[name].ms + 1e-6).all()
 
@@ -78,13 +124,13 @@ def every_tree_of(bank: TreeBank) -> set[tuple[topology.Path, ...]]:
     return found | {tree.paths for tree in candidates(bank.predictor)}
 
 
-def test_the_oracle_chooses_from_every_tree_that_a_policy_may_choose() -> None:
+def test_the_bank_oracle_chooses_from_every_tree_that_a_policy_may_choose() -> None:
     bank = small_bank()
     expected = every_tree_of(bank)
     assert len(expected) > 8
     assert expected <= {tree.paths for tree in all_trees(bank)}
     trees = [Topology.of(paths) if paths else Topology.root_only() for paths in expected]
-    oracle = policies(bank, STEEP, 4)["oracle"]
+    oracle = policies(bank, STEEP, 4)["bank-oracle"]
     for trace in TRACES:
         _, best = best_schedule(trace, trees, STEEP)
         found = replay_policy([trace], oracle, STEEP)
@@ -121,6 +167,12 @@ class TestFile:
         done = CliRunner().invoke(app, ["replay", str(files[0]), "--bank", str(files[1])])
         assert done.exit_code == 0, done.output
         assert all(name in done.output for name in POLICIES)
+        assert done.output.count("bank-oracle") == 2, "a row, and a column of the shares of it"
+
+    @pytest.mark.parametrize("name", ["dynamic", "known-chances"])
+    def test_what_needs_the_heads_is_sent_to_them(self, name: str, files: tuple[Path, Path]) -> None:
+        with pytest.raises(EntMTPError, match=f"policy: '{name}' grows its trees .*replay it with 'python -m benchmar"):
+            replay_file(*files, [name], FLAT)
 
     def test_an_unknown_policy_is_told(self, files: tuple[Path, Path]) -> None:
         with pytest.raises(EntMTPError, match="policy: 'luck' is unknown; choose from autoregressive, published"):

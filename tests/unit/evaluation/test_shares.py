@@ -77,10 +77,10 @@ def test_trees_of_one_size_are_counted_apart() -> None:
     assert [row.trees for row in summary.arms] == [2]
 
 
-def test_shares_are_of_adaptive_arms_and_the_oracle() -> None:
+def test_shares_are_of_adaptive_arms_and_yardsticks() -> None:
     shares = summary_of(*make_rows(suites=("gsm8k",), prompts=1, repetitions=1)).tree_shares
-    adaptive = ["entmtp", "entmtp-goodput", "entmtp-dynamic", "entmtp-transfer", "entmtp-mixed", "oracle"]
-    assert list(dict.fromkeys(row.arm for row in shares)) == adaptive
+    adaptive = ["entmtp", "entmtp-goodput", "entmtp-dynamic", "entmtp-transfer", "entmtp-mixed"]
+    assert list(dict.fromkeys(row.arm for row in shares)) == [*adaptive, "bank-oracle", "hindsight"]
 
 
 def test_entropy_is_described_at_every_position_of_plain_decoding() -> None:

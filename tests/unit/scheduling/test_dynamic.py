@@ -19,7 +19,7 @@ from entmtp.trees.batch import TreeBatch
 from entmtp.trees.chances import Chances
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
-from tests.small import small_backbone, small_chances, small_cost, small_heads, small_prompt
+from tests.small import Scripted, small_backbone, small_chances, small_cost, small_heads, small_prompt
 from tests.tiny import greedy
 
 EASY = Signals(0, 0.0, 0.0, 0.0)
@@ -34,26 +34,6 @@ PREDICTOR = Predictor(
     paths=[(0,), (0, 0)],
     probabilities=[[0.01, 0.0], [0.8, 0.5]],
 )
-
-
-class Scripted:
-    """Heads that give each request the probabilities of its script's levels, and remember what they were asked."""
-
-    num_heads = 3
-
-    def __init__(self, *scripts: Sequence[Sequence[float]]) -> None:
-        self.scripts = scripts
-        self.asked: list[list[int]] = []
-        self._requests = list(range(len(scripts)))
-        self._count = 1
-
-    def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        level = len(self.asked)
-        self.asked.append(list(parents))
-        self._requests = [self._requests[parent // self._count] for parent in parents]
-        self._count = count = min(count, len(self.scripts[0][level]))
-        tokens = 100 * level + torch.arange(len(parents) * count).reshape(len(parents), count)
-        return tokens, torch.tensor([list(self.scripts[request][level])[:count] for request in self._requests]).log()
 
 
 def script(*levels: Sequence[float]) -> Scripted:

@@ -9,6 +9,7 @@ from entmtp.scheduling.profiles import HardwareProfile, known_profiles, load_pro
 from entmtp.trees.topology import Topology
 
 CHAIN = Topology.of([(0,), (0, 0)])
+GRID = [(1, 100, 1.0), (1, 300, 3.0), (4, 100, 5.0), (4, 300, 7.0)]
 
 
 def point(batch: int, context: int, scale: float) -> dict[str, Any]:
@@ -17,16 +18,19 @@ def point(batch: int, context: int, scale: float) -> dict[str, Any]:
     return {"batch": batch, "context": context} | times | drafts
 
 
+def grown_point(batch: int, context: int, scale: float, depths: int = 2) -> dict[str, Any]:
+    return point(batch, context, scale) | {"grown_draft_ms": [10 * scale * depth for depth in range(1, depths + 1)]}
+
+
 def table(**changes: Any) -> dict[str, Any]:
     origin = dict.fromkeys(("hardware", "date", "command", "commit", "model", "heads_kind", "dtype", "kernels"), "x")
-    grid = [(1, 100, 1.0), (1, 300, 3.0), (4, 100, 5.0), (4, 300, 7.0)]
     return {
         "measured": origin | {"versions": {}},
         "nodes": [0, 2],
         "batches": [1, 4],
         "contexts": [100, 300],
         "wide_nodes": 63,
-        "points": [point(*one) for one in grid],
+        "points": [point(*one) for one in GRID],
     } | changes
 
 
@@ -42,6 +46,15 @@ def test_between_points_it_is_linear(batch: int, context: int, scale: float) -> 
     assert cost(Topology.root_only()) == pytest.approx(5 * scale)
     assert cost(CHAIN) == pytest.approx(10 * scale + 2 * scale)
     assert cost.wide_nodes == 63
+
+
+def test_growing_costs_what_was_measured_for_it_whatever_the_trees_width() -> None:
+    assert profile().grown_cost() is None
+    grown = HardwareProfile.model_validate(table(points=[grown_point(*one) for one in GRID])).grown_cost(1, 200)
+    assert grown is not None
+    assert grown(Topology.root_only()) == pytest.approx(5 * 2)
+    wide = Topology.of([(0,), (0, 0), *((rank,) for rank in range(1, 30))])
+    assert (grown.draft(CHAIN), grown.draft(wide)) == pytest.approx((40.0, 40.0))
 
 
 def test_without_a_context_it_is_the_shortest_measured() -> None:
@@ -63,6 +76,8 @@ def test_outside_the_grid_nothing_is_known(batch: int, context: int, name: str) 
         ({"points": [*table()["points"][:3], point(4, 300, -1.0)]}, "points.3.policy_ms.0"),
         ({"points": [*table()["points"][:3], point(4, 300, 1) | {"accept_ms": [1.0]}]}, "has 1 times for accept_ms"),
         ({"points": [*table()["points"][:3], point(4, 300, 1) | {"wide_draft_ms": [1.0]}]}, "different depths"),
+        ({"points": [grown_point(1, 100, 1.0), *table()["points"][1:]]}, "grown_draft_ms was measured at some points"),
+        ({"points": [grown_point(*one, depths=3) for one in GRID]}, "different depths"),
         ({"nodes": [1, 2]}, "nodes must start at 0"),
         ({"nodes": [0, 2, 2]}, "must increase"),
         ({"batches": [4, 1]}, "batches .* must increase"),

@@ -54,7 +54,7 @@ def test_a_walk_by_hand() -> None:
 
 @settings(deadline=None)
 @given(TRACES)
-def test_the_oracle_is_the_best_of_all_schedules(trace: RankTrace) -> None:
+def test_the_best_schedule_is_the_best_of_all_schedules(trace: RankTrace) -> None:
     trees = [TREES["root"], TREES["chain"], Topology.of([(0,), (1,)])]
     schedule, time = best_schedule(trace, trees, cost)
     assert time == pytest.approx(cheapest(trace, trees))
