@@ -9,7 +9,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.arms import (
     DEFAULT_ARMS,
     LOSSLESS,
-    NEEDS_HINDSIGHT,
+    NEEDS_FORESIGHT,
     QUICK_ARMS,
     TRANSFER,
     check_acceptance,
@@ -110,7 +110,7 @@ def _default_arms(profile: str, settings: BenchmarkSettings, sources: Mapping[st
 def _usual_arms(profile: str, settings: BenchmarkSettings) -> Sequence[str]:
     known = LOSSLESS if profile in STUDIES else DEFAULT_ARMS
     if settings.acceptance == "typical":
-        return [arm for arm in known if arm not in NEEDS_HINDSIGHT]
+        return [arm for arm in known if arm not in NEEDS_FORESIGHT]
     if settings.temperature > 0:
         return (*known, *LOSSY)
     return QUICK_ARMS if profile == QUICK else known

@@ -14,7 +14,7 @@ from pyarrow import fs
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import DEFAULT_ARMS, LOSSLESS, NEEDS_HINDSIGHT, QUICK_ARMS
+from entmtp.evaluation.arms import DEFAULT_ARMS, LOSSLESS, NEEDS_FORESIGHT, QUICK_ARMS
 from entmtp.evaluation.benchmark import describe, run_units, save_unit
 from entmtp.evaluation.dispatch import SetAside, Settled
 from entmtp.evaluation.finish import finish
@@ -396,7 +396,7 @@ def test_a_quick_run_has_prompts_enough_and_tells_its_first_result_after_one(sav
 def test_profiles_that_draw_have_arms_that_can(saved: Saved, tmp_path: Path) -> None:
     paper = plan_of(saved, tmp_path, profile="paper")
     assert (paper.settings.acceptance, paper.settings.temperature) == ("typical", 0.7)
-    assert paper.arms == [arm for arm in DEFAULT_ARMS if arm not in NEEDS_HINDSIGHT]
+    assert paper.arms == [arm for arm in DEFAULT_ARMS if arm not in NEEDS_FORESIGHT]
     assert plan_of(saved, tmp_path, profile="paper-lossless").arms == [*DEFAULT_ARMS, *LOSSY]
     with pytest.raises(EntMTPError, match="arm: 'random' follows the model's own text"):
         validate(profile="paper", suites=[], arms=["random"], overrides={})
@@ -409,7 +409,7 @@ def test_studies_run_every_arm_that_can_at_each_temperature() -> None:
     arms = [_usual_arms(name, PROFILES[name]) for name in STUDIES]
     assert list(arms[0]) == list(LOSSLESS)
     assert list(arms[1]) == [*LOSSLESS, *LOSSY]
-    assert list(arms[2]) == [arm for arm in LOSSLESS if arm not in NEEDS_HINDSIGHT]
+    assert list(arms[2]) == [arm for arm in LOSSLESS if arm not in NEEDS_FORESIGHT]
 
 
 def test_what_is_wrong_is_told_before_anything_runs(saved: Saved, tmp_path: Path) -> None:
