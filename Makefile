@@ -2,7 +2,7 @@
 # make test        lint, types and tests
 # make test-slow   what takes long: every point at which a fault may come, fuzzing, killing, large samples
 # make performance measure this machine again and render docs/performance.md (SET=cuda on a GPU)
-# make study       the paper's experiment on this machine, and docs/study.md from it (two and a half hours on two cores)
+# make study       the paper's experiment on this machine, and docs/study.md from it (hours on a small machine)
 # make serve       the bundled model behind an OpenAI-compatible API on http://127.0.0.1:8000 (ARGS="--port 9000")
 # make audit       known vulnerabilities of the tested set of dependencies
 # make clean       remove what was built; results stay
@@ -34,6 +34,7 @@ performance: $(INSTALLED)
 	$(BIN)/python -m benchmarks.performance --run $(SET)
 
 study: $(INSTALLED)
+	$(BIN)/python -m benchmarks.origin
 	$(BIN)/python jobs/local.py jobs/benchmark.py --profile study --results results/study $(ARGS)
 	$(BIN)/python jobs/local.py jobs/benchmark.py --profile study --results results/closer --prompts 20 --max-new-tokens 96 \
 		--arm autoregressive --arm hydra-best --arm entmtp-dynamic --arm random $(ARGS)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks.faults import ENGINE, Clients, Stage, staged
-from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.canvas import house_style, line_colour
 from entmtp.files import write_whole
@@ -39,7 +39,8 @@ Samples = list[tuple[float, int, int]]
 def main(
     seconds: Annotated[float, typer.Option(min=5, help="of each load")] = 80.0,
     figure: Annotated[Path | None, typer.Option(help="picture to draw")] = None,
-    record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Change the load and watch the replicas."""
     with told_plainly("autoscaling", interrupted="nothing was recorded"):
@@ -49,7 +50,7 @@ def main(
             write_whole(figure, lambda path: _drawn(samples).savefig(path, format=figure.suffix.lstrip(".")))
         table = _table(samples, outcomes, seconds)
         machine = hardware_name(torch.device("cpu"))
-        deliver(made_record("autoscaling", "Autoscaling", machine, [table], NOTES, figure), record)
+        deliver(made_record("autoscaling", "Autoscaling", machine, [table], NOTES, figure), record, uncommitted)
 
 
 async def _play(stage: Stage, seconds: float) -> tuple[Samples, list[Counter[str]]]:

@@ -10,14 +10,13 @@ reuse and without, in turn on every chat.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
 
-from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
@@ -39,7 +38,8 @@ def main(
     chats: Annotated[int, typer.Option(min=3, help="chats; an interval needs three")] = 6,
     turns: Annotated[int, typer.Option(min=2, help="turns of each")] = 5,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens per answer")] = 48,
-    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Print TTFT by turn with and without reuse, and their ratio with its 95% interval over chats."""
     with told_plainly("chat", "nothing was recorded"):
@@ -63,7 +63,9 @@ def main(
             "The first turn is the opening, the others ask the same short question; answers are greedy.",
             f"{chats} chats; all answers were the same with and without reuse, or this would have ended with an error.",
         ]
-        deliver(made_record("chat", "Turns of a chat", hardware_name(backbone.device), [table], notes), record)
+        deliver(
+            made_record("chat", "Turns of a chat", hardware_name(backbone.device), [table], notes), record, uncommitted
+        )
 
 
 def _chat(engine: Engine, tokenizer: Any, opening: str, turns: int, max_new_tokens: int) -> list[Completion]:

@@ -12,12 +12,11 @@ from __future__ import annotations
 import statistics
 import time
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.measure import CONTEXTS as MEASURED
 from entmtp.decoding.measure import NODES, StepBench, interleaved, measure_cost
@@ -44,7 +43,8 @@ NOTES = (
 
 def main(
     repetitions: Annotated[int, typer.Option(min=1, help="steps with each tree")] = 9,
-    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Print predicted and measured milliseconds of steps, and how far they differ."""
     with told_plainly("cost"):
@@ -77,7 +77,7 @@ def main(
             ),
         ]
         title = "How well the cost of a step is predicted"
-        deliver(made_record("cost", title, hardware, tables, NOTES), record)
+        deliver(made_record("cost", title, hardware, tables, NOTES), record, uncommitted)
 
 
 def held_out(bank: TreeBank) -> list[Topology]:

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from rich.progress import Progress
 
-from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from benchmarks.serving import running
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
@@ -54,7 +53,8 @@ def main(
     requests: Annotated[int, typer.Option(min=1, help="in each round")] = 12,
     rounds: Annotated[int, typer.Option(min=1, help="turns of each server at each load")] = 3,
     tokens: Annotated[int, typer.Option(min=2, help="of each answer")] = 64,
-    record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Measure both."""
     with told_plainly("endpoints", interrupted="nothing was recorded"):
@@ -70,7 +70,9 @@ def main(
         rows = [row for load in loads for row in _rows(load, found[load], peer.name)]
         table = Table(title=f"{rounds} rounds of {requests} requests, {tokens} tokens each", columns=COLUMNS, rows=rows)
         title = f"The service beside {peer.name}"
-        deliver(made_record("endpoints", title, hardware_name(torch.device("cpu")), [table], NOTES), record)
+        deliver(
+            made_record("endpoints", title, hardware_name(torch.device("cpu")), [table], NOTES), record, uncommitted
+        )
 
 
 async def _measure(traffic: list[Traffic], loads: list[int], requests: int, rounds: int) -> dict[int, Rounds]:

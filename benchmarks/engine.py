@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
@@ -90,7 +90,8 @@ def main(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens per request")] = 48,
     arm: Annotated[list[str] | None, typer.Option(help="methods instead of the usual ones")] = None,
     figure: Annotated[Path | None, typer.Option(help="plot tokens per second by concurrency there (SVG)")] = None,
-    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Print tokens per second by concurrency and method, and ratios with 95% intervals over rounds."""
     console = Console(width=130)
@@ -130,7 +131,9 @@ def main(
         if figure is not None:
             write_whole(figure, lambda unfinished: drawn(found).savefig(unfinished, format="svg", bbox_inches="tight"))
         notes = [*NOTES, *verdicts(found)]
-        deliver(made_record("engine", title, hardware_name(backbone.device), [table], notes, figure), record)
+        deliver(
+            made_record("engine", title, hardware_name(backbone.device), [table], notes, figure), record, uncommitted
+        )
 
 
 def _checked(arms: list[str]) -> list[str]:

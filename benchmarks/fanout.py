@@ -24,7 +24,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.benchmark import run_units
@@ -227,7 +227,8 @@ def table_of(found: dict[int, Usage], units: int) -> Table:
 def main(
     units: Annotated[int, typer.Option(min=4, help="of one prompt each")] = 200,
     seconds: Annotated[float, typer.Option(min=0, help="that each sleeps")] = 0.25,
-    record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Measure one, two and four workers."""
     with told_plainly("fanout", interrupted="nothing was recorded"):
@@ -238,7 +239,7 @@ def main(
         notes = [*NOTES, f"{last} workers: {above:.1%} above perfect scaling, {verdict} the bar of {BAR:.0%}."]
         machine = hardware_name(torch.device("cpu"))
         title = f"{units} units of {seconds:g} s each"
-        deliver(made_record("fanout", title, machine, [table_of(found, units)], notes), record)
+        deliver(made_record("fanout", title, machine, [table_of(found, units)], notes), record, uncommitted)
 
 
 if __name__ == "__main__":

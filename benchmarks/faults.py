@@ -21,7 +21,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
@@ -30,7 +29,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.ray_head import LOCAL_SETTINGS, free_ports
@@ -324,7 +323,8 @@ def main(
     repetitions: Annotated[int, typer.Option(min=1, help="of each")] = 5,
     users: Annotated[int, typer.Option(min=1, help="clients at once")] = 16,
     tokens: Annotated[int, typer.Option(min=1, help="of each answer")] = 32,
-    record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Break things, and count."""
     with told_plainly("faults", interrupted="nothing was recorded"):
@@ -335,7 +335,7 @@ def main(
             found = asyncio.run(play(stage, faults, repetitions, users, tokens))
         machine = hardware_name(torch.device("cpu"))
         tables = [_table(found, users), _errors(found)]
-        deliver(made_record("faults", "Faults under load", machine, tables, NOTES), record)
+        deliver(made_record("faults", "Faults under load", machine, tables, NOTES), record, uncommitted)
 
 
 def _table(found: dict[str, list[Seen]], users: int) -> Table:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 from unittest.mock import patch
 
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from benchmarks.timing import Clock, ladder_of
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.graphs import Graphs
@@ -56,7 +55,8 @@ def main(
     repetitions: Annotated[int, typer.Option(min=3, help="timed steps of each variant and size")] = 20,
     kernels: Annotated[str, typer.Option(help="auto, or packed: those without a compiler")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
-    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Print, for each optimisation, a step's time without it over that with everything on."""
     with told_plainly("gains"):
@@ -72,7 +72,9 @@ def main(
         words = benches[FULL].state.backbone.kernels_in_words
         title = f"What each optimisation gains: bundled model, {heads} heads, {words}"
         hardware = hardware_name(torch.device(device))
-        deliver(made_record("gains", title, hardware, [table], [*NOTES, f"{repetitions} repetitions."]), record)
+        deliver(
+            made_record("gains", title, hardware, [table], [*NOTES, f"{repetitions} repetitions."]), record, uncommitted
+        )
 
 
 def gains(benches: Mapping[str, StepBench], repetitions: int) -> list[list[Cell]]:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.calibration import calibration_texts, traces_of
 from entmtp.evaluation.suites import PAPER_SUITES, load_suite, split
@@ -35,7 +35,8 @@ def main(
     output: Annotated[Path, typer.Option(help="folder that keeps the answers, so that a second run is quick")],
     prompts: Annotated[int, typer.Option(help="scored prompts per suite")] = 16,
     data: Annotated[list[str] | None, typer.Option(help="SUITE=FILE in the hub's schema; may repeat")] = None,
-    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Print tau by node budget for both kinds of heads on every suite."""
     files = dict(text.split("=", 1) for text in data or [])
@@ -58,7 +59,7 @@ def main(
         table = Table(title="tau, root included", columns=columns, rows=rows)
         notes = [f"{prompts} scored prompts per suite; the trees were made on other prompts.", NOTE]
         title = "How much the bundled heads guess"
-        deliver(made_record("heads", title, hardware_name(backbone.device), [table], notes), record)
+        deliver(made_record("heads", title, hardware_name(backbone.device), [table], notes), record, uncommitted)
 
 
 if __name__ == "__main__":

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from benchmarks.age import age, measured_code
 from benchmarks.record import Record
 from entmtp.evaluation.flat_tables import markdown_table
 
 
 def record_section(record: Record, folder: str) -> Iterable[str]:
-    """A section with the record's command, machine, tables, figures and notes, line by line.
+    """A section with the record's command, machine, age, tables, figures and notes, line by line.
 
     ``folder`` is where its figures lie, seen from the page.
     """
     versions = ", ".join(f"{name} {number}" for name, number in sorted(record.versions.items()))
-    commit = f", commit {record.commit}" if record.commit else ""
     yield from (f"### {record.title}", "", "```", record.command, "```", "")
-    yield from (f"{record.machine}. {record.date}{commit}, {versions}.", "")
+    yield from (f"{record.machine}. {record.date}, {record.commit_description}, {versions}.", "")
+    yield from (age(record.base_commit, measured_code(record.name)), "")
     for table in record.tables:
         yield from (f"**{table.title}**", "")
         yield from table_lines(table.columns, table.rows)

@@ -6,14 +6,13 @@ python -m benchmarks.memory --requests 2000
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import psutil
 import torch
 import typer
 
-from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import machine_cost
@@ -33,7 +32,8 @@ MIB = 2**20
 
 def main(
     requests: Annotated[int, typer.Option(min=1, help="requests that one engine serves")] = 2000,
-    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Print the process's memory against slots and context, and along the requests of one engine."""
     with told_plainly("memory", "nothing was recorded"):
@@ -51,7 +51,9 @@ def main(
         curve = Table(title="memory along the requests", columns=["requests", "MiB"], rows=_curve(engine, requests))
         notes = ["Memory is the process's resident set; on a GPU what PyTorch has allocated there."]
         title = "Memory of the engine"
-        deliver(made_record("memory", title, hardware_name(backbone.device), [sizes, curve], notes), record)
+        deliver(
+            made_record("memory", title, hardware_name(backbone.device), [sizes, curve], notes), record, uncommitted
+        )
 
 
 def _used(device: torch.device) -> float:

@@ -17,7 +17,6 @@ import contextlib
 import random
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -26,7 +25,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from benchmarks.serving import running
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
@@ -50,7 +49,8 @@ def main(
     times: Annotated[float, typer.Option(min=1, help="the capacity")] = 20.0,
     seconds: Annotated[float, typer.Option(min=1, help="of overload")] = 60.0,
     tokens: Annotated[int, typer.Option(min=2, help="of each answer")] = 32,
-    record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Overload the service."""
     with told_plainly("overload", interrupted="nothing was recorded"), running(url) as address:
@@ -68,9 +68,9 @@ def main(
         outcomes, memory, recovery = asyncio.run(_overload(traffic, capacity * times, seconds))
         table = _table(calm, outcomes, memory, recovery)
         note = f"Capacity {capacity:.2f} requests/s with {users} users; {times:g} times that for {seconds:g} s."
-        deliver(
-            made_record("overload", "Overload", hardware_name(torch.device("cpu")), [table], [note, *NOTES]), record
-        )
+        machine = hardware_name(torch.device("cpu"))
+        made = made_record("overload", "Overload", machine, [table], [note, *NOTES])
+        deliver(made, record, uncommitted)
 
 
 async def _calm(traffic: Traffic, users: int, requests: int) -> list[Outcome]:

@@ -36,7 +36,7 @@ from benchmarks.peer_arms import (
     measure,
     own_arm,
 )
-from benchmarks.record import deliver, made_record
+from benchmarks.record import RecordOption, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.measure import step_cost
 from entmtp.errors import EntMTPError
@@ -66,7 +66,8 @@ def main(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens per text")] = 64,
     repetitions: Annotated[int, typer.Option(min=1, help="timed texts of each arm on each prompt")] = 3,
     llama_python: Annotated[Path | None, typer.Option(help="interpreter that has llama-cpp-python; CPU only")] = None,
-    record: Annotated[Path | None, typer.Option(help="JSON file for the numbers")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Print tokens per second of every arm, ours over the others with 95% intervals over prompts, and the bars."""
     console = Console(width=130)
@@ -96,7 +97,7 @@ def main(
         notes = verdicts if llama_python else [*verdicts, HOW_TO_ADD]
         notes += [f"{name} is {peer.version}." for name, peer in llamas.items()]
         title = "EntMTP and autoregressive decoding beside peers"
-        deliver(made_record("peers", title, machine, [table], notes), record)
+        deliver(made_record("peers", title, machine, [table], notes), record, uncommitted)
 
 
 def _scored(tokenizer: Any, count: int) -> list[Asked]:

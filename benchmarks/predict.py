@@ -21,7 +21,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.calibration import calibration_texts, growths_of, traces_of
 from entmtp.evaluation.known_world import known_world
@@ -105,7 +105,8 @@ def main(
         int | None, typer.Option(min=1, help="tokens before a step; the profile's least if absent")
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="scored prompts per suite")] = 16,
-    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Print predicted tau and speedup of each method and its share of each yardstick, by suite and kind of heads."""
     with told_plainly("predict"):
@@ -134,7 +135,7 @@ def main(
                     table.rows.extend([*source, *row] for row in cells)
         title = f"Predicted speedup over plain decoding: {ACCEPTANCE}, at the step costs of {costs.where}"
         notes = [*NOTES, costs.note, f"{prompts} prompts per suite."]
-        deliver(made_record("predict", title, hardware_name(backbone.device), tables, notes), record)
+        deliver(made_record("predict", title, hardware_name(backbone.device), tables, notes), record, uncommitted)
 
 
 def _costs(name: str, batch: int, context: int | None) -> Costs:

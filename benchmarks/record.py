@@ -5,23 +5,44 @@ from __future__ import annotations
 import datetime
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
+import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.console import Console
 from rich.table import Table as Shown
 
+from benchmarks import origin
+from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.files import write_text
 
 WIDTH = 120
 _VERSIONED = ("torch", "transformers")
+_CHANGED = "+"
 Cell = str | int | float
+
+
+def _checked(context: typer.Context, path: Path | None) -> Path | None:
+    """Ends the command before it measures what its record could not say where it comes from."""
+    if path is not None and not context.params["uncommitted"]:
+        with told_plainly("record"):
+            origin.check_committed()
+    return path
+
+
+RecordOption = Annotated[
+    Path | None, typer.Option("--record", help="write everything there as a record", callback=_checked)
+]
+"""Goes with a parameter ``uncommitted`` of the type :data:`UncommittedOption`."""
+
+UncommittedOption = Annotated[
+    bool, typer.Option("--uncommitted", help="record although files differ from the commit", is_eager=True)
+]
 
 
 class Table(BaseModel):
@@ -48,7 +69,7 @@ class Record(BaseModel):
         command: what was typed, from the root of the checkout.
         date: UTC, ISO 8601.
         machine: :func:`entmtp.scheduling.cost.hardware_name` of where it ran.
-        commit: of the checkout, with ``+`` behind it if files differed; empty without git.
+        commit: of the checkout, with ``+`` after it if files differed; empty without git.
         notes: sentences that say what the tables mean, bars and their verdicts among them.
         figures: names of pictures that lie beside the record.
     """
@@ -65,6 +86,23 @@ class Record(BaseModel):
     notes: list[str]
     tables: list[Table] = Field(min_length=1)
     figures: list[str] = []
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether what ran was the commit's code, as far as git could tell."""
+        return not self.commit.endswith(_CHANGED)
+
+    @property
+    def base_commit(self) -> str:
+        """The commit alone; empty without git."""
+        return self.commit.removesuffix(_CHANGED)
+
+    @property
+    def commit_description(self) -> str:
+        """What a reader is told about the code that ran."""
+        if not self.commit:
+            return "code without git, so of no known commit"
+        return f"commit {self.base_commit}{'' if self.is_committed else ' with uncommitted changes'}"
 
 
 def made_record(
@@ -83,7 +121,7 @@ def made_record(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=machine,
         versions={"python": platform.python_version()} | {package: version(package) for package in _VERSIONED},
-        commit=_commit(),
+        commit=origin.commit() + _CHANGED * bool(origin.changed_files()),
         notes=list(notes),
         tables=list(tables),
         figures=[] if figure is None else [figure.name],
@@ -129,11 +167,18 @@ def read_records(folder: Path) -> list[Record]:
     return [read_record(path) for path in sorted(folder.glob("*.json"))]
 
 
-def deliver(record: Record, path: Path | None) -> None:
-    """What a benchmark does last: prints its record, and keeps it where ``--record`` says."""
+def deliver(record: Record, path: Path | None, uncommitted: bool) -> None:
+    """What a benchmark does last: prints its record, and keeps it where ``--record`` says.
+
+    Raises:
+        EntMTPError: if files were changed while it measured, unless ``uncommitted`` allows that.
+    """
     show(record)
-    if path is not None:
-        write_record(path, record)
+    if path is None:
+        return
+    if not (record.is_committed or uncommitted):
+        origin.check_committed()
+    write_record(path, record)
 
 
 def command_line() -> str:
@@ -152,16 +197,3 @@ def portable(argument: str) -> str:
 def portable_words(words: str) -> str:
     """A command line, or another text, whose absolute paths are made portable."""
     return " ".join(portable(word) for word in words.split(" "))
-
-
-def _commit() -> str:
-    try:
-        commit = _git("rev-parse", "--short=12", "HEAD")
-        return commit + "+" * bool(_git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _git(*words: str) -> str:
-    found = subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10)
-    return found.stdout.strip()

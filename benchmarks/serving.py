@@ -13,14 +13,13 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 from rich.progress import track
 
-from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from deployments.local import service
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.completion import Completion
@@ -49,7 +48,8 @@ def main(
     prompts: Annotated[int, typer.Option(min=3, help="of each suite")] = 5,
     tokens: Annotated[int, typer.Option(min=2, help="of each answer")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="times that each prompt is asked both ways")] = 3,
-    record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Measure the overhead of serving."""
     with told_plainly("serving", interrupted="nothing was recorded"), running(url) as address:
@@ -79,7 +79,9 @@ def main(
 
         asyncio.run(measure())
         machine = hardware_name(engine.backbone.device)
-        deliver(made_record("serving", "What serving costs", machine, [_table(served, alone)], NOTES), record)
+        deliver(
+            made_record("serving", "What serving costs", machine, [_table(served, alone)], NOTES), record, uncommitted
+        )
 
 
 @contextmanager

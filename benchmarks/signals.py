@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.calibration import calibration_texts, traces_of
 from entmtp.evaluation.prediction import fit_predictor, quality, step_rows
@@ -51,7 +51,8 @@ NOTES = (
 def main(
     output: Annotated[Path, typer.Option(help="folder that keeps the answers, so that a second run is quick")],
     prompts: Annotated[int, typer.Option(min=1, help="prompts per suite, to fit on and to judge on, each")] = 32,
-    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Print how well each set of signals foretells, by suite and kind of heads."""
     with told_plainly("signals"):
@@ -72,7 +73,7 @@ def main(
         table = Table(title="on held-out prompts", columns=columns, rows=rows)
         title = "What each signal knows of the next accepted length"
         notes = [*NOTES, f"Up to {prompts} prompts per suite for each purpose."]
-        deliver(made_record("signals", title, hardware_name(backbone.device), [table], notes), record)
+        deliver(made_record("signals", title, hardware_name(backbone.device), [table], notes), record, uncommitted)
 
 
 def ablation(fitted: Sequence[RankTrace], held_out: Sequence[RankTrace]) -> list[list[Cell]]:

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.record import Cell, Table, deliver, made_record, portable_words
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record, portable_words
 from benchmarks.study_input import read_study
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
@@ -27,7 +27,8 @@ from entmtp.evaluation.verdicts import ratio
 def main(
     results: Annotated[Path, typer.Option(help="results folder of the benchmark")] = Path("results/closer"),
     arm: Annotated[str, typer.Option(help="whose speedups")] = "entmtp-dynamic",
-    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Print the speedups of an arm over all others."""
     with told_plainly("speedups"):
@@ -42,7 +43,7 @@ def main(
         ]
         title = f"{arm}, more closely"
         machine = str(study.facts["hardware"])
-        deliver(made_record("speedups", title, machine, [speedups(study.summary, arm)], notes), record)
+        deliver(made_record("speedups", title, machine, [speedups(study.summary, arm)], notes), record, uncommitted)
 
 
 def speedups(summary: Summary, arm: str) -> Table:

@@ -12,13 +12,12 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from benchmarks.record import Table, deliver, made_record
+from benchmarks.record import RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.scheduling.cost import hardware_name
@@ -33,7 +32,8 @@ def main(
     repetitions: Annotated[
         int, typer.Option(min=1, help="processes for each method, after one that fills the caches")
     ] = 5,
-    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Print the seconds that ``entmtp generate`` takes for one token."""
     with told_plainly("startup"):
@@ -49,7 +49,7 @@ def main(
         table = Table(title="seconds of one process", columns=["method", "least", "median", "most"], rows=rows)
         notes = [verdict(method, statistics.median(taken)) for method, taken in seconds.items()]
         title = "Start-up: one token of the bundled model, everything cached"
-        deliver(made_record("startup", title, hardware_name(torch.device("cpu")), [table], notes), record)
+        deliver(made_record("startup", title, hardware_name(torch.device("cpu")), [table], notes), record, uncommitted)
 
 
 def seconds_of(method: str) -> float:

@@ -24,7 +24,7 @@ from torch.profiler import profile
 
 from benchmarks.bars import cpu_bars, cuda_bars
 from benchmarks.growing import GrowingPolicy
-from benchmarks.record import Cell, Record, Table, deliver, made_record
+from benchmarks.record import Cell, Record, RecordOption, Table, UncommittedOption, deliver, made_record
 from benchmarks.roofline import Work, measure_machine, step_work
 from benchmarks.shapes import SHAPES, random_heads, random_model, shape_of
 from benchmarks.timing import StepTime, churn, ladder_of, timed_steps
@@ -42,6 +42,7 @@ from entmtp.scheduling.profiles import HardwareProfile, Measured, ProfilePoint
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology
 
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIZES = (0, 1, 3, 7, 15, 31, 63)
 CONTEXT = 160
 COLUMNS = ("nodes", *PARTS, "rest", "step ms", "over plain", "bytes floor", "operations floor", "step / floor")
@@ -65,7 +66,8 @@ def main(
     churned: Annotated[int, typer.Option("--churn", min=0, help="steps with changing random trees at the end")] = 0,
     profiled: Annotated[bool, typer.Option("--profile", help="name each size's ten most expensive operators")] = False,
     save_profile: Annotated[Path | None, typer.Option(help="write the costs there as a hardware profile")] = None,
-    record: Annotated[Path | None, typer.Option(help="write everything there as a record")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Print each part's median milliseconds by node budget, the two floors, and what the bars say."""
     with told_plainly("step"):
@@ -104,7 +106,7 @@ def main(
         if save_profile is not None:
             made = _profile(_origin(measured, backbone, drafter, shape or model), sizes, grid, points)
             made.save(save_profile)
-        deliver(measured, record)
+        deliver(measured, record, uncommitted)
 
 
 def subject(model: str, heads: str, shape: str | None, dtype: str, kernels: str) -> tuple[Any, Backbone, DraftHeads]:
@@ -122,10 +124,9 @@ def subject(model: str, heads: str, shape: str | None, dtype: str, kernels: str)
 
 def torch_type(dtype: str) -> torch.dtype:
     """Raises EntMTPError for a name that is no floating-point type of models."""
-    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in types:
-        raise EntMTPError(f"dtype: '{dtype}' is unknown; choose one of {', '.join(types)}")
-    return types[dtype]
+    if dtype not in TYPES:
+        raise EntMTPError(f"dtype: '{dtype}' is unknown; choose one of {', '.join(TYPES)}")
+    return TYPES[dtype]
 
 
 def _check(

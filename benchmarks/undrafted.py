@@ -9,7 +9,6 @@ The same prompts through an engine of each method and through one without heads,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 import typer
 from rich.progress import track
 
-from benchmarks.record import Cell, Table, deliver, made_record
+from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
@@ -50,7 +49,8 @@ def main(
     prompts: Annotated[int, typer.Option(min=3, help="of each suite")] = 3,
     tokens: Annotated[int, typer.Option(min=2, help="of each answer")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="times that each prompt is asked of each")] = 3,
-    record: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
 ) -> None:
     """Measure what is left of drafting where a request forbids it."""
     with told_plainly("undrafted", interrupted="nothing was recorded"):
@@ -63,7 +63,9 @@ def main(
         columns = ["method", "ms per token", "over plain"]
         table = Table(title="Requests without drafting", columns=columns, rows=rows(found))
         hardware = hardware_name(plain.backbone.device)
-        deliver(made_record("undrafted", "What forbidding to draft costs", hardware, [table], NOTES), record)
+        deliver(
+            made_record("undrafted", "What forbidding to draft costs", hardware, [table], NOTES), record, uncommitted
+        )
 
 
 def engine_of(name: str, backbone: Backbone) -> Engine:

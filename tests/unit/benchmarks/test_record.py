@@ -1,15 +1,16 @@
 """Records and the page that they render to."""
 
-import importlib
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import typer
 from pydantic import ValidationError
 
-from benchmarks import performance, record
+from benchmarks import performance, record, study
+from benchmarks.age import SINCE
 from benchmarks.record import Record, Table, command_line, made_record, read_record, read_records, write_record
 from entmtp.errors import EntMTPError
 
@@ -51,16 +52,36 @@ def test_a_file_that_is_no_record_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_each_machine_has_its_section_with_command_and_date() -> None:
-    page = performance.render([kept("b", "Z"), kept("a", "A"), kept("c", "Z")])
+    page = performance.render([kept("b", "Z"), kept("a", "A"), kept("c", "Z")], "2026-01-02")
     heads = [line for line in page.splitlines() if line.startswith("##")]
     assert heads == ["## A", "### title of a", "## Z", "### title of b", "### title of c"]
-    assert page.count("python -m benchmarks.step\n") == page.count("2026-01-01T00:00:00+00:00, commit abc") == 3
+    assert page.count("python -m benchmarks.step\n") == page.count("2026-01-01T00:00:00+00:00, commit abc,") == 3
     assert "| 63 | 2 \\| 3 |" in page
     assert "- It is so.\n- It is good.\n" in page
 
 
+def test_a_section_says_what_its_code_was_and_how_old_it_is() -> None:
+    page = performance.render([kept("step", commit="abc+")], "2026-01-02")
+    assert ", commit abc with uncommitted changes, python" in page
+    assert "told as of 2026-01-02." in " ".join(page.split())
+    assert page.count(f"\n{SINCE}unknown, as its commit is not in this history.\n") == 1
+
+
+def ageless(page: str) -> str:
+    """A page without what depends on the day on which it was rendered."""
+    return re.sub(rf"^{SINCE}.*$|as of [\d-]+", "", page, flags=re.MULTILINE)
+
+
 def test_the_committed_page_is_what_the_committed_records_render_to() -> None:
-    assert performance.PAGE.read_text(encoding="utf-8") == performance.render(read_records(performance.RECORDS))
+    page, records = performance.PAGE.read_text(encoding="utf-8"), read_records(performance.RECORDS)
+    assert ageless(page) == ageless(performance.render(records, "2026-01-02"))
+    assert page.count(SINCE) == len(records)
+
+
+def test_the_committed_study_ends_with_its_committed_records() -> None:
+    records = list(study.records_section(read_records(study.FOLDER), study.FOLDER.name))
+    page = study.FOLDER.with_suffix(".md").read_text(encoding="utf-8")
+    assert ageless(page).endswith(ageless("\n".join(records).rstrip() + "\n"))
 
 
 def test_an_unknown_set_is_an_error() -> None:
@@ -68,15 +89,18 @@ def test_an_unknown_set_is_an_error() -> None:
         performance.measure("tpu")
 
 
-@pytest.mark.parametrize("text", [text for commands in performance.COMMANDS.values() for text in commands.values()])
-def test_the_commands_name_options_that_exist(text: str) -> None:
-    name, *options = text.split()
-    module = importlib.import_module(f"benchmarks.{name}")
-    app = typer.Typer()
-    app.command()(module.main)
-    command = typer.main.get_command(app)
-    context = command.make_context(name, [*options, "--record", "x.json"])
-    assert context.params["record"] == Path("x.json")
+@pytest.mark.parametrize("uncommitted", [False, True])
+def test_a_set_is_measured_by_its_commands(uncommitted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], cwd: Path, check: bool) -> subprocess.CompletedProcess[str]:
+        ran.append(command[1:])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    performance.measure("cluster", uncommitted)
+    target = "docs/performance/cluster-fanout.json"
+    assert ran == [["-m", "benchmarks.fanout", "--record", target, *["--uncommitted"] * uncommitted]]
 
 
 def test_a_command_line_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:

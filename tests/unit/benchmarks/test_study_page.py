@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from benchmarks import study
+from benchmarks import origin, study
 from benchmarks.record import Table, made_record, write_record
 from benchmarks.study import publish
 from benchmarks.study_claims import claims
@@ -70,7 +70,7 @@ def page(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs") / "study"
     table = Table(title="a table", columns=["signal", "loss"], rows=[["entropy", 0.5]])
     write_record(folder / "signals.json", made_record("signals", "What each signal knows", "a CPU", [table], ["Note."]))
-    return publish(report, folder, sampled_runs(None, None))
+    return publish(report, folder, sampled_runs(None, None), "2026-01-02")
 
 
 def test_no_path_of_the_machine_is_told(page: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_temperatures_run_is_told_with_speed_likelihood_and_the_papers_numbers
     facts = FACTS | {"settings": {"prompts": 4, "max_new_tokens": 64, "repetitions": 3, "acceptance": "typical"}}
     other = tmp_path / "typical" / "report"
     write_report(other, as_table(likelier, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), facts)
-    page = publish(report, tmp_path / "study", sampled_runs(read_if_run(tmp_path), read_if_run(other)))
+    page = publish(report, tmp_path / "study", sampled_runs(read_if_run(tmp_path), read_if_run(other)), "2026-01-02")
     lossless, typical = page.read_text().split("### Lossless")[1].split("## Figures")[0].split("### Typical acceptance")
     assert "Not run." in lossless
     assert "Not run." not in typical
@@ -255,47 +255,48 @@ def test_published_trees_that_cost_little_are_a_fair_comparison(report: Path) ->
 
 def test_what_is_missing_is_named_with_its_remedy(report: Path, tmp_path: Path) -> None:
     with pytest.raises(EntMTPError, match=r"summary\.json can't be read .*make it with 'make study'"):
-        publish(tmp_path, tmp_path / "study", [])
+        publish(tmp_path, tmp_path / "study", [], "2026-01-02")
     held = json.loads((report / "summary.json").read_text(encoding="utf-8"))
     path = tmp_path / "summary.json"
     lacking = {"tables": {name: rows for name, rows in held["tables"].items() if name != "speedups"}}
     path.write_text(json.dumps(held | lacking))
     with pytest.raises(EntMTPError, match=r"summary\.json has no 'speedups'; make it with 'make study'"):
-        publish(tmp_path, tmp_path / "study", [])
+        publish(tmp_path, tmp_path / "study", [], "2026-01-02")
     path.write_text(json.dumps(held | {"tables": held["tables"] | {"arms": [{"suite": "gsm8k"}]}}))
     with pytest.raises(EntMTPError, match="table 'arms' has no column 'source'"):
-        publish(tmp_path, tmp_path / "study", [])
+        publish(tmp_path, tmp_path / "study", [], "2026-01-02")
     path.write_text(json.dumps(held))
     with pytest.raises(EntMTPError, match=r"speedup\.png does not exist"):
-        publish(tmp_path, tmp_path / "study", [])
+        publish(tmp_path, tmp_path / "study", [], "2026-01-02")
     path.write_text("{")
     with pytest.raises(EntMTPError, match="is not JSON"):
-        publish(tmp_path, tmp_path / "study", [])
+        publish(tmp_path, tmp_path / "study", [], "2026-01-02")
     assert not (tmp_path / "study.md").exists()
 
 
 def study_commands() -> list[str]:
     """The benchmarks that `make study` runs, with their options."""
-    target = (study.ROOT / "Makefile").read_text(encoding="utf-8").split("\nstudy:")[1].split("\n\n")[0]
+    target = (origin.ROOT / "Makefile").read_text(encoding="utf-8").split("\nstudy:")[1].split("\n\n")[0]
     return re.findall(r"-m benchmarks\.(.+)", target)
 
 
 @pytest.mark.parametrize("text", study_commands())
-def test_make_study_names_options_that_exist(text: str) -> None:
+def test_make_study_names_options_that_exist(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(origin, "changed_files", list)
     name, *options = text.split()
     app = typer.Typer()
     app.command()(importlib.import_module(f"benchmarks.{name}").main)
     context = typer.main.get_command(app).make_context(name, options)
     record = context.params.get("record")
-    assert record is None or record.parent == study.FOLDER.relative_to(study.ROOT)
+    assert record is None or record.parent == study.FOLDER.relative_to(origin.ROOT)
 
 
-def test_make_study_ends_with_the_page() -> None:
-    assert study_commands()[-1] == "study"
+def test_make_study_begins_with_the_checkout_and_ends_with_the_page() -> None:
+    assert [study_commands()[0], study_commands()[-1]] == ["origin", "study"]
 
 
 def test_make_study_runs_every_study_into_the_folder_that_the_page_reads() -> None:
-    target = (study.ROOT / "Makefile").read_text(encoding="utf-8")
+    target = (origin.ROOT / "Makefile").read_text(encoding="utf-8")
     for name in STUDIES:
         assert f"jobs/local.py jobs/benchmark.py --profile {name} --results results/{name} $(ARGS)\n" in target
     folders = [parameter.default for parameter in inspect.signature(study.main).parameters.values()]

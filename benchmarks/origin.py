@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""The checkout that a benchmark runs from: its commit, what differs from it, and what changed after an older one.
+
+python -m benchmarks.origin     # exit code 2 where files differ from the commit: before hours of measuring
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import typer
+
+from entmtp.cli_errors import told_plainly
+from entmtp.errors import EntMTPError
+
+ROOT = Path(__file__).resolve().parent.parent
+_CODE = ("entmtp", "deployments", "jobs", "benchmarks")
+"""Where a file counts that git does not track yet."""
+
+_WRITTEN = (":!docs/performance", ":!docs/performance.md", ":!docs/study", ":!docs/study.md")
+"""Pathspecs without what benchmarks write: in a series of them each would find the records of those before it."""
+
+
+def main() -> None:
+    """Say whether a record could name the commit that it was measured at."""
+    with told_plainly("record"):
+        check_committed()
+
+
+@cache
+def commit() -> str:
+    """The commit that was checked out when this process first asked; empty without git."""
+    return _git("rev-parse", "--short=12", "HEAD") or ""
+
+
+def changed_files() -> list[str]:
+    """Files that differ from :func:`commit`, without what benchmarks write; none without git.
+
+    Raises:
+        EntMTPError: if git fails.
+    """
+    if not commit():
+        return []
+    tracked = _git("diff", "--name-only", commit(), "--", ".", *_WRITTEN)
+    new = _git("ls-files", "--others", "--exclude-standard", "--", *_CODE)
+    if tracked is None or new is None:
+        raise EntMTPError(f"record: git does not tell what differs from commit {commit()}; try 'git status'")
+    return [*tracked.splitlines(), *new.splitlines()]
+
+
+def check_committed() -> None:
+    """Raises EntMTPError if files differ from the commit that a record would name."""
+    if changed := changed_files():
+        few = ", ".join(changed[:3]) + ", …" * (len(changed) > 3)
+        raise EntMTPError(
+            f"record: {few} differ{'s' * (len(changed) == 1)} from commit {commit()}, so nobody could measure this"
+            " again; commit first, or give --uncommitted, and the record says so"
+        )
+
+
+def commits_since(commit: str, paths: Sequence[str]) -> int | None:
+    """How many commits after ``commit`` changed one of ``paths``; None if this checkout's history lacks it."""
+    if _git("merge-base", "--is-ancestor", commit, "HEAD") is None:
+        return None
+    count = _git("rev-list", "--count", f"{commit}..HEAD", "--", *paths)
+    return None if count is None else int(count)
+
+
+def history_date() -> str:
+    """The date of the checked-out commit, ISO 8601.
+
+    Raises:
+        EntMTPError: if its history can't be read, or only a part of it was fetched.
+    """
+    if _git("rev-parse", "--is-shallow-repository") != "false":
+        raise EntMTPError("history: how old records are needs all commits; use a git clone (git fetch --unshallow)")
+    return _git("log", "-1", "--format=%cs") or ""
+
+
+def _git(*words: str) -> str | None:
+    """What git prints about this checkout; None if there is no git, no repository, or it fails."""
+    # The repository must be this checkout's own, not one that it was unpacked into.
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}
+    command = ["git", "-C", str(ROOT), *words]
+    try:
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=60
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+if __name__ == "__main__":
+    typer.run(main)
