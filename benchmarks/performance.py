@@ -44,6 +44,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "chat": "chat",
         "undrafted": "undrafted",
         "memory": "memory",
+        "identity": "identity",
         "signals": "signals --output results/signals",
         "heads": "heads --output results/heads --prompts 4",
         "predict": "predict --profile xeon-2-cores --output results/heads --prompts 4",
@@ -54,6 +55,8 @@ COMMANDS: dict[str, dict[str, str]] = {
         "step-vicuna-7b": "step --shape vicuna-7b --dtype bfloat16 --nodes 0 --nodes 1 --nodes 3 --nodes 7 --nodes 15"
         " --nodes 31 --nodes 32 --nodes 63 --batch 1 --batch 4 --batch 16 --context 512 --context 4096 --churn 1000",
         "gains": "gains --dtype bfloat16 --repetitions 200",
+        "identity": "identity",
+        "identity-vicuna-7b": "identity --shape vicuna-7b --case eager:bfloat16 --case eager:float16",
     },
     "cluster": {"fanout": "fanout"},
     "serving": {

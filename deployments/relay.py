@@ -1,7 +1,7 @@
 """A call to an engine that outlives the replica that serves it.
 
 A seed and a prompt decide a text (see :mod:`entmtp.decoding.sampling`), so when a replica dies another one writes the
-same answer again, and what the client has already is left out.
+same answer again, up to rounding, and what the client has already is left out.
 
 The same determinism makes a second try dangerous: a call that ended its replica is likely to end the next one too. From
 outside, the call that a replica died of and those that only ran alongside look alike. So every call that ran there is
@@ -56,6 +56,11 @@ _DIED = _DiedError, RayActorError, AioRpcError
 """Serve's router tries replica after replica until one has taken a call: what it raises later is of a call that ran."""
 
 _FULL = _FullError, BackPressureError
+
+_DIFFERS = (
+    "service: the replica died, and another one's text differs from what it sent, which rounding can bring about in 16"
+    " bits or on unequal machines (in float32 on equal ones texts are the same); send the request again"
+)
 
 _PASSED_ON: dict[str, type[Exception]] = {"unavailable": _NotPlacedError, "dead": _DiedError, "full": _FullError}
 """Failures of a replica after which another one may be tried, or the same one later."""
@@ -158,7 +163,7 @@ async def relayed(
         except DeploymentUnavailableError:
             break
         except TextDiffersError:
-            yield Failure("dead", "service: the replica died, and another one would write another text; ask again")
+            yield Failure("dead", _DIFFERS)
             return
         await asyncio.sleep(_PAUSE_SECONDS * attempt)
         attempt += 1

@@ -114,6 +114,30 @@ def ratio_of_sums(numerators: Floats, denominators: Floats) -> Estimate:
     return _jackknife(len(numerators), logs).estimate()
 
 
+def proportion(hits: Floats, counts: Floats) -> Estimate:
+    """hits.sum() / counts.sum(), both `[prompts]`, where hits of one prompt may come together.
+
+    Clopper and Pearson's interval with the number of independent trials that such hits are worth (Korn and Graubard
+    1998), never more than were counted. Where nothing or everything hits, that can't be told, and all of them count.
+    """
+    prompts, total = len(counts), float(counts.sum())
+    share = float(hits.sum()) / total
+    if prompts < FEWEST_PROMPTS:
+        return Estimate(share, None, None)
+    from scipy.special import betaincinv, stdtrit
+
+    trials = total
+    variance = prompts / (prompts - 1) * float(((hits - share * counts) ** 2).sum()) / total**2
+    if variance > 0:
+        tail = (1 - CONFIDENCE) / 2
+        fewer = stdtrit(total - 1, 1 - tail) / stdtrit(prompts - 1, 1 - tail)
+        trials = min(total, share * (1 - share) / variance * float(fewer) ** 2)
+    yes, no = share * trials, (1 - share) * trials
+    low = float(betaincinv(yes, no + 1, (1 - CONFIDENCE) / 2)) if yes else 0.0
+    high = float(betaincinv(yes + 1, no, (1 + CONFIDENCE) / 2)) if no else 1.0
+    return Estimate(share, low, high)
+
+
 def correlation(x: Sequence[Floats], y: Sequence[Floats]) -> Estimate:
     """Pearson's correlation over all points; its interval leaves out whole prompts in turn, on Fisher's scale.
 

@@ -49,7 +49,8 @@ class Backbone:
 
     Raises:
         EntMTPError: at construction, if the model's self-test fails; the message names the model type and the reason.
-            If kernels asked for by name can't be had, or are no good for lossless decoding of this model.
+            If kernels asked for by name can't be had, or are no good for lossless decoding of this model; without a
+            name, if none are.
     """
 
     def __init__(self, model: PreTrainedModel, kernels: Kernels = "auto") -> None:
@@ -73,13 +74,13 @@ class Backbone:
             expected, self.cache_shapes = sequential(self)
         choose_attention(self, expected)
         refusals = []
-        while self.kernels != "eager":
+        while True:
             self._take(CHOICES[self.kernels], siblings)
             try:
                 check_kernels(self, expected)
                 break
             except EntMTPError as refusal:
-                if kernels != "auto":
+                if kernels != "auto" or self.kernels == "eager":
                     raise
                 refusals.append(str(refusal))
             self.kernels = next(candidates)

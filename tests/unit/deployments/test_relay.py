@@ -187,6 +187,7 @@ def test_another_text_is_an_error_and_not_a_mixture() -> None:
     found = collected(Handle([*cut(TOKENS, [3, 12])[:1], dead()], cut([7, 8, 9], [3])))
     assert isinstance(found[-1], Failure)
     assert found[-1].kind == "dead"
+    assert "rounding can bring about in 16 bits" in found[-1].message
     assert [item.tokens for item in found[:-1] if isinstance(item, Delta)] == [TOKENS[:3]]
 
 

@@ -16,6 +16,7 @@ from entmtp.evaluation.intervals import (
     mean_of_logs,
     mean_of_suites,
     paired_ratio,
+    proportion,
     ratio_of_sums,
 )
 
@@ -136,3 +137,45 @@ def test_more_comparisons_need_wider_intervals() -> None:
     assert three.high == pytest.approx(np.exp(0.1 * stats.t.ppf(1 - 0.05 / 6, 5)))
     assert one.high is not None
     assert three.high > one.high
+
+
+def test_a_proportion_of_nothing_is_bounded_by_what_was_counted() -> None:
+    found = proportion(np.zeros(48), np.full(48, 100.0))
+    assert (found.value, found.low) == (0.0, 0.0)
+    assert found.high == pytest.approx(1 - 0.025 ** (1 / 4800))
+    everything = proportion(np.full(48, 100.0), np.full(48, 100.0))
+    assert (everything.value, everything.high) == (1.0, 1.0)
+    assert everything.low == pytest.approx(0.025 ** (1 / 4800))
+
+
+def test_a_proportion_of_single_trials_is_clopper_and_pearsons() -> None:
+    hits = np.array([1.0, 0, 0, 1, 1, 0, 0, 0, 0, 0])
+    found, exact = proportion(hits, np.ones(10)), stats.binomtest(3, 10).proportion_ci()
+    assert found.value == pytest.approx(0.3)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= exact.low < exact.high <= found.high  # the number of trials is not known to be that of prompts
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=0.05)
+
+
+def test_too_few_prompts_have_no_interval() -> None:
+    assert proportion(np.array([1.0, 0]), np.array([10.0, 10])) == Estimate(0.05, None, None)
+
+
+@pytest.mark.parametrize(
+    ("share", "alike"), [(0.001, 0.0), (0.01, 0.0), (0.01, 0.02), (0.05, 0.0), (0.05, 0.02), (0.3, 0.02), (0.3, 0.2)]
+)
+def test_proportions_cover_whether_hits_come_together_or_not(share: float, alike: float) -> None:
+    """``alike`` is the correlation of two tokens of one prompt.
+
+    Nothing covers where nearly all hits are in one or two prompts of very many: most samples have none of those.
+    """
+    rng = np.random.default_rng(7)
+    hits = 0
+    counts = np.full(24, 100.0)
+    for _ in range(TRIALS):
+        own = np.full(24, share)
+        if alike:
+            own = rng.beta(share * (1 / alike - 1), (1 - share) * (1 / alike - 1), 24)
+        hits += covered(proportion(rng.binomial(100, own).astype(float), counts), share)
+    assert hits / TRIALS >= 0.93
