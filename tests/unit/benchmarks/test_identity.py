@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import identity
 from benchmarks.identity import Case, Compared, available_cases, compare, differing, row, subject
+from benchmarks.step import TYPES
 from benchmarks.undrafted import PLAIN
+from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.models.kernels import CHOICES
 
@@ -52,7 +53,7 @@ def test_random_weights_are_compared_in_each_case(case: str) -> None:
         assert all(each.differing == [0, 0, 0, 0] and each.gap is None for each in found.values())
 
 
-def texts_of(engines: dict[str, identity.Engine], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+def texts_of(engines: dict[str, Engine], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     return [engines[PLAIN].generate(prompt, 12).tokens for prompt in prompts]
 
 
@@ -84,7 +85,7 @@ def test_all_that_this_machine_can_run_is_compared() -> None:
     assert {case.kernels for case in found} == {
         name
         for name, choice in CHOICES.items()
-        if name != "compiled" and any(choice.obstacle(each, CPU) is None for each in identity.TYPES.values())
+        if name != "compiled" and any(choice.obstacle(each, CPU) is None for each in TYPES.values())
     }
 
 
