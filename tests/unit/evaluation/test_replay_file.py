@@ -92,6 +92,19 @@ def test_the_dynamic_policy_goes_by_what_growing_costs() -> None:
     assert expensive.speedup.value == pytest.approx(1)
 
 
+def test_every_level_that_ran_is_counted() -> None:
+    begun: list[Scripted] = []
+
+    def growth_at(position: int) -> Growth:
+        begun.append(Scripted([[0.6, 0.2, 0.1, 0.05], [0.01] * 4, [0.01] * 4]))
+        return begun[-1]
+
+    dynamic = policies(small_bank(), small_cost(), 4)[DYNAMIC](TRACES[0])
+    steps = replayed(TRACES[0], dynamic, growth_at)
+    assert [step.levels for step in steps if step.levels] == [len(heads.asked) for heads in begun]
+    assert any(step.levels > step.topology.max_depth for step in steps)
+
+
 def drafted(position: int) -> Growth:
     return Scripted([[0.6, 0.2, 0.1, 0.05]] * 4)
 
