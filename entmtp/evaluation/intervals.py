@@ -33,10 +33,6 @@ class Estimate:
     def has_interval(self) -> bool:
         return self.low is not None and self.high is not None
 
-    def holds(self, value: float) -> bool:
-        """Whether there is an interval and `value` lies in it."""
-        return self.low is not None and self.high is not None and self.low <= value <= self.high
-
 
 @dataclass(frozen=True, slots=True)
 class LogMean:

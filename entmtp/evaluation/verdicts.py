@@ -22,6 +22,7 @@ from entmtp.evaluation.summary import (
 
 _NAMED = 10  # prompts that were set aside; the report's facts name all
 _ENTMTP_AGAINST = ("medusa", "hydra", "medusa-best", "hydra-best", "random", AUTOREGRESSIVE)
+_ZERO = 5e-4  # nats per token that three digits don't show
 _HEADLINE_AGAINST = (AUTOREGRESSIVE, "medusa", "hydra", "hydra-best")
 _BEST_AGAINST = ("hydra", "medusa", "hydra-best", "random", AUTOREGRESSIVE)
 
@@ -213,14 +214,17 @@ def _quality(summary: Summary) -> list[str]:
 def _likelihoods(summary: Summary) -> list[str]:
     """Whether the model finds the arms' texts as likely as plain decoding's; the intervals hold all together."""
     rows = [row for row in summary.likelihoods if row.suite == ALL_SUITES]
-    found = {row.arm: row.among(len(rows)) for row in rows if row.difference.has_interval}
-    level = {arm: one for arm, one in found.items() if one.holds(0)}
-    told = [f"{one.value:+.3f} {interval(one, 3)} with {arm}" for arm, one in found.items() if arm not in level]
-    if level:
-        furthest = max(abs(bound) for one in level.values() for bound in (one.low, one.high) if bound is not None)
-        whose = "every arm" if len(level) == len(found) else ", ".join(level)
-        told.insert(0, f"level with {whose}, at most {furthest:.3f} from it")
+    found = {row.arm: one for row in rows if (one := row.among(len(rows))).has_interval}
+    same = [arm for arm, one in found.items() if _is_zero(one)]
+    told = [f"the same with {'every arm' if len(same) == len(found) else ', '.join(same)}"] if same else []
+    told += [f"{one.value:+.3f} {interval(one, 3)} with {arm}" for arm, one in found.items() if arm not in same]
     return [f"log-likelihood of the texts against autoregressive's, nats per token: {'; '.join(told)}"] if told else []
+
+
+def _is_zero(estimate: Estimate) -> bool:
+    """Whether the whole interval is 0 to the digits that are shown."""
+    low, high = estimate.low, estimate.high
+    return low is not None and high is not None and low > -_ZERO and high < _ZERO
 
 
 def _prompts(summary: Summary) -> dict[str, int]:

@@ -200,18 +200,17 @@ def test_suites_weigh_alike_in_the_likelihoods_difference() -> None:
     assert (found.suites, found.prompts) == (2, 7)
 
 
-def test_likelihoods_are_told_with_who_differs_and_how_far_the_others_may() -> None:
+def test_likelihoods_are_told_with_who_differs_and_by_how_much() -> None:
     requests, steps = make_rows(arms=("autoregressive", "hydra", "medusa"), suites=("gsm8k",), prompts=4)
     begin = "log-likelihood of the texts against autoregressive's, nats per token: "
-    nearly = [value + shift for value, shift in zip(PLAIN, (0.01, -0.01, 0.01, -0.01), strict=True)]
-    same = {"autoregressive": PLAIN, "hydra": nearly, "medusa": PLAIN}
-    told = verdicts(summary_of(with_likelihoods(requests, same), steps))
-    widest = stats.t.ppf(1 - 0.05 / 4, 3) * stats.sem([0.01, -0.01, 0.01, -0.01])  # of two comparisons
-    assert f"{begin}level with every arm, at most {widest:.3f} from it" in told
-    told = verdicts(summary_of(with_likelihoods(requests, same | {"hydra": LIKELIER}), steps))
-    (sentence,) = [line for line in told if line.startswith(begin)]
-    assert sentence.startswith(f"{begin}level with medusa, at most 0.000 from it; +0.300 [")
-    assert sentence.endswith("] with hydra")
+    rounded = [value + 1e-5 for value in PLAIN]
+    same = {"autoregressive": PLAIN, "hydra": PLAIN, "medusa": rounded}
+    assert f"{begin}the same with every arm" in verdicts(summary_of(with_likelihoods(requests, same), steps))
+    shifts = [0.01, -0.01, 0.01, -0.01]
+    other = same | {"hydra": [value + shift for value, shift in zip(PLAIN, shifts, strict=True)]}
+    half = stats.t.ppf(1 - 0.05 / 4, 3) * stats.sem(shifts)  # of two comparisons
+    wanted = f"{begin}the same with medusa; +0.000 [{-half:.3f}, {half:.3f}] with hydra"
+    assert wanted in verdicts(summary_of(with_likelihoods(requests, other), steps))
     few = summary_of(*make_rows(arms=("autoregressive", "hydra"), suites=("gsm8k",), prompts=2))
     assert not any("log-likelihood" in line for line in verdicts(few))
 
