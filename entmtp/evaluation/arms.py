@@ -76,6 +76,10 @@ QUICK_ARMS = ("autoregressive", "medusa", "hydra", "hydra-best", "entmtp", "entm
 DEFAULT_ARMS = (*OF_TRAINED, *CONTROLS)
 """What runs where nothing else is asked for; banks of other suites are a question for a study."""
 
+UNPRICED = frozenset(
+    {*(name for name, policy in POLICY_OF.items() if policy in ("autoregressive", "published")), "always-big", *LOSSY}
+)
+"""Arms whose trees are the same whatever a step costs."""
 NEEDS_FORESIGHT = frozenset({"random", *YARDSTICKS})
 TRANSFER = {
     "humaneval": "litbench",

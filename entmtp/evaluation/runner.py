@@ -22,7 +22,16 @@ import torch
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.measure import step_cost
 from entmtp.evaluation.arm_engines import ArmEngines, complete
-from entmtp.evaluation.arms import NEEDS_FORESIGHT, TRANSFER, Foresight, Toolbox, kind_of, make_engine, params_of
+from entmtp.evaluation.arms import (
+    NEEDS_FORESIGHT,
+    TRANSFER,
+    UNPRICED,
+    Foresight,
+    Toolbox,
+    kind_of,
+    make_engine,
+    params_of,
+)
 from entmtp.evaluation.dispatch import Outcome
 from entmtp.evaluation.likelihood import TextLikelihood
 from entmtp.evaluation.measured import Turn, request_row, step_rows
@@ -38,7 +47,7 @@ from entmtp.heads.checkpoint import load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.bundled import cache_folder
 from entmtp.models.registry import encode_chat, load_model
-from entmtp.scheduling.cost import hardware_name
+from entmtp.scheduling.cost import CostTable, hardware_name
 from entmtp.settings import BenchmarkSettings, SamplingParams
 from entmtp.trees.bank import MIXED, TreeBank, load_bank
 
@@ -76,7 +85,7 @@ class Worker:
         self.heads: dict[str, DraftHeads] = {
             kind: load_heads(source, self.backbone) for kind, source in place.heads.items()
         }
-        self.costs = {kind: step_cost(self.backbone, heads, cache_folder(), say) for kind, heads in self.heads.items()}
+        self._costs: dict[str, CostTable] = {}
         self._engines: ArmEngines | None = None
         self._say = say
         self._tuned: dict[str, dict[str, TreeBank]] = {}
@@ -95,9 +104,10 @@ class Worker:
             EntMTPError: what fails is not a prompt but the run itself: a bank that doesn't fit the heads.
             RuntimeError: the device no longer works, as after some CUDA errors; a new process may.
         """
-        began = time.perf_counter()
-        self._warm_up_seconds = 0.0
+        self._measure_costs(arms)
         tools = self._toolbox(task.suite, arms)
+        began = time.perf_counter()  # what is done once is no part of what a unit takes
+        self._warm_up_seconds = 0.0
         requests: list[RequestRow] = []
         steps: list[StepRow] = []
         failures: dict[str, str] = {}
@@ -119,9 +129,15 @@ class Worker:
         measured = {**self._measured(), "histories": histories}
         return Outcome(*tables_of(requests, steps), failures, time.perf_counter() - began, measured)
 
+    def _measure_costs(self, arms: Sequence[str]) -> None:
+        """Measure steps with those heads alone by whose cost some arm chooses its trees: it takes a while at first."""
+        for kind in sorted({kind_of(arm, self.heads) for arm in arms if arm not in UNPRICED} - set(self._costs)):
+            self._costs[kind] = step_cost(self.backbone, self.heads[kind], cache_folder(), self._say)
+            self._tuned.clear()
+
     def _measured(self) -> dict[str, Any]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        costs = {kind: cost.typical.model_dump() for kind, cost in self.costs.items()}
+        costs = {kind: cost.typical.model_dump() for kind, cost in self._costs.items()}
         device = self.backbone.device
         return {
             "peak_memory_mib": peak,
@@ -141,13 +157,16 @@ class Worker:
         sources = {"entmtp-transfer": TRANSFER[of_suite.family], "entmtp-mixed": MIXED}
         foreign = {arm: self._banks(source) for arm, source in sources.items() if arm in arms}
         tokenizer = self.tokenizer.backend_tokenizer if of_suite.protocol.stop else None
-        return Toolbox(self.backbone, self.heads, self._tuned_banks(suite), self.costs, foreign, tokenizer)
+        return Toolbox(self.backbone, self.heads, self._tuned_banks(suite), self._costs, foreign, tokenizer)
 
     def _tuned_banks(self, suite: str) -> dict[str, TreeBank]:
         """The suite's banks with ladders for this machine; what chooses by a foreign bank has no ladder."""
         if suite not in self._tuned:
             banks = self._banks(suite)
-            self._tuned[suite] = {kind: retuned(bank, self.costs[kind], self._say) for kind, bank in banks.items()}
+            self._tuned[suite] = {
+                kind: retuned(bank, self._costs[kind], self._say) if kind in self._costs else bank
+                for kind, bank in banks.items()
+            }
         return self._tuned[suite]
 
     def _banks(self, task: str) -> dict[str, TreeBank]:

@@ -1,6 +1,6 @@
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.evaluation import arm_engines, runner
 from entmtp.evaluation.arm_engines import complete
-from entmtp.evaluation.arms import LOSSLESS, Toolbox, params_of
+from entmtp.evaluation.arms import LOSSLESS, QUICK_ARMS, Toolbox, params_of
 from entmtp.evaluation.dispatch import Outcome
 from entmtp.evaluation.measured import request_row
 from entmtp.evaluation.reference import first_difference, up_to_stop
@@ -38,13 +38,23 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 
 @pytest.fixture(scope="module")
-def worker(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Worker:
+def place(saved: Saved) -> Workplace:
     tasks = dict.fromkeys(("gsm8k", "gsm8k-2-shot", "custom", MIXED), "gsm8k") | {"sharegpt": "sharegpt"}
     banks = {task: {kind: str(saved.banks / f"{made}-{kind}.json") for kind in KINDS} for task, made in tasks.items()}
     heads = {kind: str(saved.heads(kind)) for kind in KINDS}
+    return Workplace(str(saved.model), heads, banks, "cpu", torch.get_num_threads())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENTMTP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return Worker(Workplace(str(saved.model), heads, banks, "cpu", torch.get_num_threads()), say=lambda text: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def worker(place: Workplace) -> Worker:
+    return Worker(place, say=lambda text: None)
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +96,24 @@ def test_a_suites_ladder_is_tuned_at_the_workers_costs_once(worker: Worker, monk
 
     monkeypatch.setattr("entmtp.evaluation.runner.retuned", note)
     monkeypatch.setattr(worker, "_tuned", {})
+    worker._measure_costs(["medusa-best", "entmtp"])
     for _ in range(2):
         tools = worker._toolbox("gsm8k", ["entmtp", "entmtp-mixed"])
-    assert tuned == [worker.costs[kind] for kind in KINDS]
+    assert tuned == [worker._costs[kind] for kind in KINDS]
     assert [tools.banks[kind].bins for kind in KINDS] == [[tools.banks[kind].overall] for kind in KINDS]
+
+
+def test_steps_are_timed_only_with_heads_by_whose_cost_an_arm_chooses(place: Workplace, units: list[Unit]) -> None:
+    worker = Worker(place, say=lambda text: None)
+    short = SETTINGS.model_copy(update={"max_new_tokens": 4, "repetitions": 1})
+    for arms, kinds in (
+        (["autoregressive", "medusa", "hydra", "always-big"], set()),
+        (QUICK_ARMS, {"hydra"}),
+        (["medusa-best"], {"hydra", "medusa"}),
+    ):
+        outcome = worker.run(units[0], arms, short)
+        assert not outcome.failures
+        assert outcome.measured["costs"].keys() == kinds
 
 
 def test_every_arm_runs_once_for_warming_up_before_its_first_measured_run(
