@@ -134,11 +134,11 @@ def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def interval(estimate: Estimate, digits: int = 2) -> str:
+def interval(estimate: Estimate, digits: int = 2, unit: str = "") -> str:
     """'[1.44, 1.60]', or a dash where there are too few prompts."""
     if estimate.low is None or estimate.high is None:
         return "–"
-    return f"[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    return f"[{estimate.low:.{digits}f}{unit}, {estimate.high:.{digits}f}{unit}]"
 
 
 def ratio(estimate: Estimate, unit: str = "x") -> str:
