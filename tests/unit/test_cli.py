@@ -64,7 +64,10 @@ def refused(said: str, *arguments: object) -> None:
     [
         (["--suite", "humanevil"], "unknown suite 'humanevil'; known suites are humaneval, gsm8k, sharegpt, litbench"),
         (["--arm", "eagle"], "arm: 'eagle' is unknown; choose from autoregressive, medusa"),
-        (["--profile", "slow"], "profile: 'slow' is unknown; choose one of quick, standard, study, full, paper"),
+        (
+            ["--profile", "slow"],
+            "profile: 'slow' is unknown; choose one of quick, standard, study, study-lossless, study-typical, full,",
+        ),
         (["--max-new-tokens", "0"], "max_new_tokens: 0 is not accepted: input should be greater than or equal to 1"),
         (["--prompts", "0"], "prompts: 0 is not accepted"),
         (["--repetitions", "-1"], "repetitions: -1 is not accepted"),
