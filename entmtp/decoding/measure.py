@@ -157,7 +157,7 @@ def step_cost(
         cost = read_cost(path, say)
         if cost is None or max(cost.contexts) < max(contexts):
             whose = "" if batch == 1 else f" for {batch} requests"
-            say(f"measuring the cost of a step with {heads.kind} heads{whose} on this machine (once, a few seconds)")
+            say(f"measuring the cost of a step with {heads.kind} heads{whose} on this machine (once, under a minute)")
             cost = _steady(lambda: measure_cost(backbone, heads, contexts, batch), say)
             write_cost(path, cost)
     return cost
