@@ -104,7 +104,6 @@ class Worker:
             EntMTPError: what fails is not a prompt but the run itself: a bank that doesn't fit the heads.
             RuntimeError: the device no longer works, as after some CUDA errors; a new process may.
         """
-        self._measure_costs(arms)
         tools = self._toolbox(task.suite, arms)
         began = time.perf_counter()  # what is done once is no part of what a unit takes
         self._warm_up_seconds = 0.0
@@ -153,6 +152,7 @@ class Worker:
             torch.cuda.empty_cache()
 
     def _toolbox(self, suite: str, arms: Sequence[str]) -> Toolbox:
+        self._measure_costs(arms)
         of_suite = get_suite(suite)
         sources = {"entmtp-transfer": TRANSFER[of_suite.family], "entmtp-mixed": MIXED}
         foreign = {arm: self._banks(source) for arm, source in sources.items() if arm in arms}

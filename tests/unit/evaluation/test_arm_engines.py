@@ -159,7 +159,7 @@ def test_what_arms_do_on_a_prompt_is_the_same_after_others(worker: Worker, units
 
 
 def test_no_policy_of_an_arm_learns_from_what_steps_took(worker: Worker) -> None:
-    tools: Toolbox = replace(worker._toolbox("gsm8k", ["entmtp"]), foreign={})
+    tools: Toolbox = replace(worker._toolbox("gsm8k", LOSSLESS), foreign={})
     tools = replace(tools, foreign=dict.fromkeys(("entmtp-transfer", "entmtp-mixed"), tools.banks))
     ids = [1, 2, 3]
     reference = worker._reference(ids, SamplingParams(temperature=0.0, max_tokens=8), tools)
