@@ -36,9 +36,10 @@ from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure import machine_cost
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import Toolbox, make_correcting_policy, make_policy
+from entmtp.evaluation.arms import LADDER, POLICY_OF, Toolbox, make_correcting_policy, make_policy
 from entmtp.evaluation.intervals import Estimate, paired_ratio
 from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
+from entmtp.evaluation.tuning import retuned
 from entmtp.evaluation.verdicts import ratio
 from entmtp.files import write_whole
 from entmtp.heads.base import DraftHeads
@@ -65,7 +66,9 @@ NOTES = (
     f"Our methods take turns at every step, in an order that is drawn anew for each; {PEER} answers a whole round.",
     "At a round's end, when no user has a next request, fewer are on their way: a large part of a round of one request"
     " per user, which hits methods whose requests end at different times.",
-    "Intervals are over rounds, whose requests are the same for all methods.",
+    "Intervals are over rounds, whose requests are the same for all methods. A bar over all loads is met only where the"
+    " interval of every load says so, which needs no correction for their number; a single ratio of the table is one of"
+    " many.",
     "All methods wrote the same tokens, or this would have ended with an error.",
     "Trees come from the bank that was calibrated on all suites, costs from steps of each number of requests.",
 )
@@ -154,6 +157,8 @@ def _engine(
 ) -> Engine:
     if name == PLAIN:
         return Engine(backbone, None, make_policy(name, Toolbox(backbone, {}, {}, {})), settings)
+    if POLICY_OF[name] == LADDER:
+        bank = retuned(bank, cost.table(1), print)
     tools = Toolbox(backbone, {heads.kind: heads}, {heads.kind: bank}, {})
     return Engine(backbone, heads, make_correcting_policy(name, tools, cost), settings)
 
