@@ -3,11 +3,14 @@
 
     python -m benchmarks.undrafted
 
-The same prompts through an engine of each method and through one without heads, by turns. The texts must be the same.
+The same prompts through an engine of each method and through one without heads, step by step in turns. The texts must
+be the same.
 """
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -18,7 +21,6 @@ from rich.progress import track
 
 from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
-from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
@@ -34,10 +36,14 @@ from entmtp.session import Method, check_method, load_method, policy_of
 from entmtp.settings import SamplingParams
 
 PLAIN = "autoregressive"
+AGAIN = "autoregressive again"
+"""A second engine of plain decoding: how far two that do the same are apart."""
 METHODS = ("entmtp-dynamic", "entmtp-goodput", "hydra")
 NOTES = (
-    "ms per token after the first, the median of an answer's rounds; the ratio's interval is over prompts. A method's"
-    " requests forbid drafting.",
+    "ms per token after the first, the median over all steps of a prompt's answers; the ratio's interval is over"
+    " prompts. A method's requests forbid drafting.",
+    "All engines share one model and take turns at every step, in an order that is drawn anew for each.",
+    f"{AGAIN}: a second engine that does the same, for comparison.",
 )
 
 
@@ -56,7 +62,8 @@ def main(
     with told_plainly("undrafted", interrupted="nothing was recorded"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         plain, tokenizer = load_method(Method(PLAIN, device=device), print)
-        engines = {PLAIN: plain} | {name: engine_of(name, plain.backbone) for name in methods or METHODS}
+        again = Engine(plain.backbone, None, plain.policy)
+        engines = {PLAIN: plain, AGAIN: again} | {name: engine_of(name, plain.backbone) for name in methods or METHODS}
         texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, prompts)]
         ids = [encode_chat(tokenizer, text) for text in texts]
         found = measure(engines, ids, tokens, rounds)
@@ -83,31 +90,39 @@ def engine_of(name: str, backbone: Backbone) -> Engine:
 def measure(
     engines: Mapping[str, Engine], prompts: Sequence[Sequence[int]], tokens: int, rounds: int
 ) -> dict[str, np.ndarray]:
-    """Seconds per token of each engine's answers without drafting ``[prompts]``, medians over rounds.
+    """Seconds per token of each engine's answers without drafting ``[prompts]``: medians over steps of all rounds.
 
     Raises:
         EntMTPError: if two engines answer differently.
     """
     taken: dict[str, list[list[float]]] = {name: [[] for _ in prompts] for name in engines}
+    chance = random.Random(0)
     for at in track(range(-1, rounds * len(prompts)), "prompts"):
         number = max(0, at) % len(prompts)
-        order = list(engines)
-        turn = (at + at // len(prompts)) % len(order)  # another engine comes first in each round of a prompt
-        answers = {name: _answer(engines[name], prompts[number], tokens) for name in order[turn:] + order[:turn]}
-        for name, done in answers.items():
-            if done.tokens != answers[order[0]].tokens:
-                raise EntMTPError(f"text: {name} and {order[0]} differ on prompt {number}")
+        for name, seconds in _answered(engines, prompts[number], tokens, chance, number).items():
             if at >= 0:  # the first is the warm-up
-                taken[name][number].append(done.seconds_per_token)
+                taken[name][number] += seconds
     return {name: np.array([np.median(each) for each in times]) for name, times in taken.items()}
 
 
-def _answer(engine: Engine, prompt: Sequence[int], tokens: int) -> Completion:
+def _answered(
+    engines: Mapping[str, Engine], prompt: Sequence[int], tokens: int, chance: random.Random, number: int
+) -> dict[str, list[float]]:
+    """Seconds of every step of each engine after an answer's first token; their order is drawn anew for each step."""
     params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
-    done = engine.submit(Request("one", prompt, params, max_nodes=0))
-    while not engine.idle:
-        engine.step()
-    return done
+    done = {name: engine.submit(Request("one", prompt, params, max_nodes=0)) for name, engine in engines.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    while busy := [name for name, engine in engines.items() if not engine.idle]:
+        for name in chance.sample(busy, len(busy)):
+            decoding = bool(done[name].tokens)
+            began = time.perf_counter()
+            engines[name].step()
+            if decoding:
+                seconds[name].append(time.perf_counter() - began)
+    for name, one in done.items():
+        if one.tokens != done[PLAIN].tokens:
+            raise EntMTPError(f"text: {name} and {PLAIN} differ on prompt {number}")
+    return seconds
 
 
 def rows(found: Mapping[str, np.ndarray]) -> list[list[Cell]]:
