@@ -42,7 +42,7 @@ class CorrectingPolicy(Policy):
         self._budget = ProbeBudget()
         self._steps = 0
         self._context = TYPICAL_CONTEXT
-        self._looked = False
+        self._looked = self._forbidden = False
         self._expected = 0.0
         self._last: list[Choice] = []
         self._shapes: dict[int, np.ndarray] = {}
@@ -59,8 +59,9 @@ class CorrectingPolicy(Policy):
     def choose(
         self, signals: Sequence[Signals], states: Sequence[Any], limits: Sequence[int], begin: BeginDraft
     ) -> list[Choice]:
+        self._forbidden = not any(limits)
         self._context = rounded_context([seen.context for seen in signals])
-        self._looked = self._budget.due
+        self._looked = self._budget.due and not self._forbidden
         chosen = (self._exploring if self._looked else self.policy).choose(signals, states, limits, begin)
         beliefs = [state for state in states if isinstance(state, Belief)]
         self._expected = len(beliefs) + sum(belief.expected or 0.0 for belief in beliefs)
@@ -81,6 +82,8 @@ class CorrectingPolicy(Policy):
         return self._expected / cost(_widest([one.topology for one in self._last]))
 
     def observe(self, topologies: Sequence[Topology], ms: Mapping[str, float]) -> None:
+        if self._forbidden:  # nothing was chosen: such a step takes no longer than plain decoding
+            return
         batch, tree, took = len(topologies), _widest(topologies), sum(ms.values())
         online = self._machine.of(batch)
         if batch not in self._shapes:

@@ -88,6 +88,8 @@ class DynamicPolicy(Policy):
     ) -> list[Choice]:
         for seen, belief in zip(signals, states, strict=True):
             belief.learn(seen.gained)
+        if not any(limits):
+            return [Choice(Topology.root_only())] * len(signals)
         limits = [min(limit, MOST_GROWN) for limit in limits]
         context = rounded_context([seen.context for seen in signals])
         before = self._before.best(self._before.scores(signals, states), limits, context)

@@ -108,6 +108,8 @@ class GoodputPolicy(Policy):
     ) -> list[Choice]:
         for seen, belief in zip(signals, states, strict=True):
             belief.learn(seen.gained)
+        if not any(limits):
+            return [Choice(Topology.root_only())] * len(signals)
         scores = self.scores(signals, states)
         chosen = self.best(scores, limits, rounded_context([seen.context for seen in signals]))
         for score, belief, at in zip(scores, states, chosen, strict=True):

@@ -151,6 +151,29 @@ def test_one_that_may_have_no_tree_changes_no_other_ones() -> None:
         assert free.nodes > 1
 
 
+def test_a_step_without_any_tree_teaches_beliefs_of_the_last_one_and_scores_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def score(*args: object) -> list[float]:
+        raise AssertionError("scored")
+
+    monkeypatch.setattr(GoodputPolicy, "scores", score)
+    for policy in (goodput(), dynamic()):
+        belief = Belief(expected=0.5)
+        assert chosen(policy, [Signals(1, 0.1, 0.1, 1.0, gained=3)], [belief], [0]) == [Topology.root_only()]
+        assert belief.shift > 0
+        assert belief.expected is None
+
+
+def test_a_step_without_any_tree_corrects_no_cost_and_one_with_some_does() -> None:
+    policy = CorrectingPolicy(lambda cost: goodput(cost), SameCost())
+    before = policy._machine.of(1).learnt
+    for limit, learns in ((0, False), (MAX_NODES, True)):
+        trees = chosen(policy, [Signals(0, 0.1, 0.1, 1.0)], [policy.start()], [limit])
+        policy.observe(trees, {"draft": 1.0, "verify": 50.0})
+        assert (policy._machine.of(1).learnt != before) == learns
+
+
 def worth(policy: GoodputPolicy, tree: Topology, nats: float, cost: PartedCost, limits: Sequence[int]) -> float:
     predictor = small_predictor()
     gain = float(predictor.blend(-nats) @ predictor.gains([tree])[:, 0])
