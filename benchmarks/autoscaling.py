@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks.faults import ENGINE, Clients, Stage, staged
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.canvas import house_style, line_colour
+from entmtp.evaluation.report.plot_style import house_style, line_colour
 from entmtp.files import write_whole
-from entmtp.scheduling.cost import hardware_name
+from entmtp.policies.step_cost import hardware_name
 
 USERS = (1, 8, 1)
 _TOKENS = 48

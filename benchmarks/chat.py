@@ -16,20 +16,20 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import Toolbox, make_policy
-from entmtp.evaluation.intervals import paired_ratio
-from entmtp.evaluation.suites import scored_prompts
-from entmtp.evaluation.verdicts import ratio
+from entmtp.evaluation.analysis.conclusions import ratio
+from entmtp.evaluation.run.arms import Toolbox, make_policy
+from entmtp.intervals import paired_ratio
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import load_model
-from entmtp.scheduling.cost import hardware_name
+from entmtp.models.loading.load import load_model
+from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import EngineSettings, SamplingParams
+from entmtp.suites import scored_prompts
 
 ASKED = "Please say that once more in other words, with an example that a child would understand."
 

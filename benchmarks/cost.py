@@ -16,16 +16,16 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
-from entmtp.decoding.measure import CONTEXTS as MEASURED
-from entmtp.decoding.measure import NODES, StepBench, interleaved, measure_cost
+from entmtp.decoding.measure_cost import CONTEXTS as MEASURED
+from entmtp.decoding.measure_cost import NODES, StepBench, interleaved, measure_cost
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import load_model
-from entmtp.scheduling.cost import TYPICAL_CONTEXT, StepCost, hardware_name
-from entmtp.scheduling.policies import StaticPolicy
+from entmtp.models.loading.load import load_model
+from entmtp.policies.base import StaticPolicy
+from entmtp.policies.step_cost import TYPICAL_CONTEXT, StepCost, hardware_name
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 from entmtp.trees.topology import Topology
 

@@ -24,16 +24,16 @@ import torch
 import typer
 from rich.progress import Progress
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from benchmarks.serving import running
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.load.load_summary import Slo, speedup, summarise_load
-from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
-from entmtp.evaluation.load.turns import Rounds, in_turns, texts_of
-from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
-from entmtp.evaluation.verdicts import ratio
-from entmtp.scheduling.cost import hardware_name
+from entmtp.evaluation.analysis.conclusions import ratio
+from entmtp.loadtest.load_summary import Slo, speedup, summarise_load
+from entmtp.loadtest.traffic import Endpoint, Outcome, Traffic
+from entmtp.loadtest.turns import Rounds, in_turns, texts_of
+from entmtp.policies.step_cost import hardware_name
+from entmtp.suites import PAPER_SUITES, scored_prompts
 
 OURS = "entmtp"
 _TIMEOUT_SECONDS = 600.0

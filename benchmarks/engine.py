@@ -29,26 +29,26 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from entmtp.calibration.thresholds import retuned
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
-from entmtp.decoding.measure import machine_cost
+from entmtp.decoding.measure_cost import machine_cost
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import LADDER, POLICY_OF, Toolbox, make_correcting_policy, make_policy
-from entmtp.evaluation.intervals import Estimate, paired_ratio
-from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
-from entmtp.evaluation.tuning import retuned
-from entmtp.evaluation.verdicts import ratio
+from entmtp.evaluation.analysis.conclusions import ratio
+from entmtp.evaluation.run.arms import LADDER, POLICY_OF, Toolbox, make_correcting_policy, make_policy
 from entmtp.files import write_whole
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
+from entmtp.intervals import Estimate, paired_ratio
 from entmtp.models.backbone import Backbone
-from entmtp.models.bundled import cache_folder
-from entmtp.models.registry import encode_chat, load_model
-from entmtp.scheduling.cost import MachineCost, hardware_name
+from entmtp.models.loading.bundled import cache_folder
+from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.policies.step_cost import MachineCost, hardware_name
 from entmtp.settings import EngineSettings, SamplingParams
+from entmtp.suites import PAPER_SUITES, scored_prompts
 from entmtp.trees.bank import MIXED, TreeBank, bundled_bank, load_bank
 
 PLAIN = "autoregressive"

@@ -24,22 +24,22 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.benchmark import run_units
-from entmtp.evaluation.devices import Usage
-from entmtp.evaluation.dispatch import Dispatch, Outcome, Settled
-from entmtp.evaluation.placement import Wishes
-from entmtp.evaluation.plan import Plan
-from entmtp.evaluation.rows import RequestRow, StepRow, tables_of
-from entmtp.evaluation.runner import Workplace
-from entmtp.evaluation.storage import open_store
-from entmtp.evaluation.suites import Prompt
-from entmtp.evaluation.units import Unit
+from entmtp.evaluation.results.rows import RequestRow, StepRow, tables_of
+from entmtp.evaluation.results.storage import open_store
+from entmtp.evaluation.run.executor import Usage
+from entmtp.evaluation.run.placement import Wishes
+from entmtp.evaluation.run.plan import Plan
+from entmtp.evaluation.run.run import run_units
+from entmtp.evaluation.run.units import Unit
+from entmtp.evaluation.run.work_queue import Dispatch, Outcome, Settled
+from entmtp.evaluation.run.worker import Workplace
+from entmtp.policies.step_cost import hardware_name
 from entmtp.ray_head import LOCAL_SETTINGS
-from entmtp.scheduling.cost import hardware_name
 from entmtp.settings import BenchmarkSettings
+from entmtp.suites import Prompt
 from jobs.pool import WorkerPool
 
 WORKERS = (1, 2, 4)

@@ -29,11 +29,11 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
+from entmtp.policies.step_cost import hardware_name
 from entmtp.ray_head import LOCAL_SETTINGS, free_ports
-from entmtp.scheduling.cost import hardware_name
 
 APP, ENGINE, MODEL = "entmtp", "dynamic", "smollm2-135m"
 PROMPTS = [f"{ask} {thing}." for ask in ("Describe", "Tell me about") for thing in ("rain", "bread", "ships", "trees")]
@@ -281,7 +281,7 @@ def staged() -> Iterator[Stage]:
     import ray
     from ray import serve
 
-    from deployments.local import node_environment
+    from deployments.serve_local import node_environment
 
     (port,) = free_ports(1)
     os.environ |= LOCAL_SETTINGS | node_environment(dict(os.environ))

@@ -20,22 +20,22 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
-from benchmarks.timing import Clock, ladder_of
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.timing import Clock, ladder_of
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.graphs import Graphs
-from entmtp.decoding.measure import StepBench, interleaved, sized_tree
-from entmtp.evaluation.intervals import paired_ratio
-from entmtp.evaluation.verdicts import ratio
+from entmtp.decoding.measure_cost import StepBench, interleaved, sized_tree
+from entmtp.evaluation.analysis.conclusions import ratio
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
+from entmtp.intervals import paired_ratio
 from entmtp.models import backbone as backbones
-from entmtp.models import packing
 from entmtp.models.backbone import Backbone
-from entmtp.models.kernels import check_name
-from entmtp.models.packing import replace_linear_layers
-from entmtp.models.registry import load_model
-from entmtp.scheduling.cost import hardware_name
+from entmtp.models.kernels import packed_linear
+from entmtp.models.kernels.choices import check_name
+from entmtp.models.kernels.packed_linear import replace_linear_layers
+from entmtp.models.loading.load import load_model
+from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import Kernels
 from entmtp.trees.topology import Topology
 
@@ -154,7 +154,7 @@ def _products_alone(model: Any) -> Backbone:
 
 def _apart(model: Any) -> Backbone:
     """Layers packed one by one."""
-    with patch.object(packing, "join_linear_layers", lambda layers, groups, make: None):
+    with patch.object(packed_linear, "join_linear_layers", lambda layers, groups, make: None):
         return Backbone(model, "packed")
 
 

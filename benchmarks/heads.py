@@ -14,18 +14,18 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from entmtp.calibration.build import calibration_texts, traces_of
+from entmtp.calibration.trace_replay import replayed_tau
 from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.calibration import calibration_texts, traces_of
-from entmtp.evaluation.suites import PAPER_SUITES, load_suite, split
-from entmtp.evaluation.suites.splits import draw
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import encode_chat, load_model
-from entmtp.scheduling.cost import hardware_name
+from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import CalibrationSettings
+from entmtp.suites import PAPER_SUITES, load_suite, split
+from entmtp.suites.splits import draw
 from entmtp.trees.bank import bundled_bank, load_bank
-from entmtp.trees.replay import replayed_tau
 
 SIZES = (1, 2, 3, 4, 8, 16, 32, 63)
 NOTE = "Replayed on the heads' rank traces of the model's own greedy answers, from where steps start; nothing is timed."

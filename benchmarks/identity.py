@@ -20,26 +20,26 @@ import torch
 import typer
 from rich.progress import track
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
-from benchmarks.shapes import SHAPES, random_heads, random_model, shape_of
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.shapes import SHAPES, random_heads, random_model, shape_of
 from benchmarks.step import TYPES
 from benchmarks.undrafted import PLAIN, engine_of
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.logprobs import TokenLogprobs
-from entmtp.decoding.measure import sized_tree
+from entmtp.decoding.measure_cost import sized_tree
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import Toolbox, make_policy
-from entmtp.evaluation.intervals import Estimate, proportion
-from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
-from entmtp.evaluation.verdicts import interval
+from entmtp.evaluation.analysis.conclusions import interval
+from entmtp.evaluation.run.arms import Toolbox, make_policy
+from entmtp.intervals import Estimate, proportion
 from entmtp.models.backbone import Backbone
-from entmtp.models.kernels import CHOICES, check_name
-from entmtp.models.registry import encode_chat, load_model
-from entmtp.scheduling.cost import hardware_name
-from entmtp.scheduling.policies import StaticPolicy
+from entmtp.models.kernels.choices import CHOICES, check_name
+from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.policies.base import StaticPolicy
+from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import CalibrationSettings, Kernels, SamplingParams
+from entmtp.suites import PAPER_SUITES, scored_prompts
 from entmtp.trees.topology import Topology
 
 METHODS = ("entmtp-dynamic", "hydra")

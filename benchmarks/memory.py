@@ -12,17 +12,17 @@ import psutil
 import torch
 import typer
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.engine import Engine
-from entmtp.decoding.measure import machine_cost
+from entmtp.decoding.measure_cost import machine_cost
 from entmtp.decoding.request import Request
-from entmtp.evaluation.arms import Toolbox, make_correcting_policy
+from entmtp.evaluation.run.arms import Toolbox, make_correcting_policy
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
-from entmtp.models.bundled import cache_folder
-from entmtp.models.registry import load_model
-from entmtp.scheduling.cost import hardware_name
+from entmtp.models.loading.bundled import cache_folder
+from entmtp.models.loading.load import load_model
+from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.bank import MIXED, bundled_bank, load_bank
 

@@ -25,13 +25,13 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from benchmarks.serving import running
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
-from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
-from entmtp.scheduling.cost import hardware_name
+from entmtp.loadtest.traffic import Endpoint, Outcome, Traffic
+from entmtp.policies.step_cost import hardware_name
+from entmtp.suites import PAPER_SUITES, scored_prompts
 
 REFUSED = "HTTP 429"
 REFUSAL_SECONDS, TPOT_RATIO, RECOVERY_SECONDS, GROWTH_MIB = 1.0, 1.5, 5.0, 64.0

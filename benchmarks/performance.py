@@ -17,9 +17,9 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.markdown import record_section
+from benchmarks.lib.markdown import record_section
+from benchmarks.lib.record import Record, UncommittedOption, read_records
 from benchmarks.origin import ROOT, history_date
-from benchmarks.record import Record, UncommittedOption, read_records
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.files import write_text

@@ -21,11 +21,11 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
-from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.calibration import calibration_texts, growths_of, traces_of
-from entmtp.evaluation.known_world import known_world
-from entmtp.evaluation.replay import (
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from entmtp.calibration.build import calibration_texts, growths_of, traces_of
+from entmtp.calibration.known_world import known_world
+from entmtp.calibration.policy_replay import GrowthAt
+from entmtp.calibration.replay import (
     DYNAMIC,
     FLAT,
     IDEAL,
@@ -38,17 +38,17 @@ from entmtp.evaluation.replay import (
     policies,
     replay_policy,
 )
-from entmtp.evaluation.suites import PAPER_SUITES, load_suite, split
-from entmtp.evaluation.suites.splits import draw
-from entmtp.evaluation.summary import YARDSTICKS
-from entmtp.evaluation.verdicts import percent, ratio
+from entmtp.cli_errors import told_plainly
+from entmtp.evaluation.analysis.conclusions import percent, ratio
+from entmtp.evaluation.analysis.summary import YARDSTICKS
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import encode_chat, load_model
-from entmtp.scheduling.cost import PartedCost, hardware_name
-from entmtp.scheduling.profiles import load_profile
-from entmtp.scheduling.replay import GrowthAt
+from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.policies.hardware_profile import load_profile
+from entmtp.policies.step_cost import PartedCost, hardware_name
 from entmtp.settings import CalibrationSettings
+from entmtp.suites import PAPER_SUITES, load_suite, split
+from entmtp.suites.splits import draw
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 from entmtp.trees.trace import RankTrace
 

@@ -19,20 +19,20 @@ import numpy as np
 import typer
 from rich.progress import track
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
-from deployments.local import service
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from deployments.serve_local import service
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.completion import Completion
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.intervals import Estimate, paired_ratio
-from entmtp.evaluation.load.traffic import Endpoint, Outcome, Traffic
-from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
-from entmtp.evaluation.verdicts import ratio
-from entmtp.models.registry import encode_chat
+from entmtp.evaluation.analysis.conclusions import ratio
+from entmtp.intervals import Estimate, paired_ratio
+from entmtp.loading import Method, load_method
+from entmtp.loadtest.traffic import Endpoint, Outcome, Traffic
+from entmtp.models.loading.load import encode_chat
+from entmtp.policies.step_cost import hardware_name
 from entmtp.ray_head import free_ports
-from entmtp.scheduling.cost import hardware_name
-from entmtp.session import Method, load_method
 from entmtp.settings import EngineSettings, SamplingParams
+from entmtp.suites import PAPER_SUITES, scored_prompts
 
 BAR = 1.10
 NOTES = (

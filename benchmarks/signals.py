@@ -16,19 +16,19 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from entmtp.calibration.build import calibration_texts, traces_of
+from entmtp.calibration.fit import fit_predictor, quality, step_rows
+from entmtp.calibration.optimal import optimal_order
+from entmtp.calibration.thresholds import PROBES
 from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.calibration import calibration_texts, traces_of
-from entmtp.evaluation.prediction import fit_predictor, quality, step_rows
-from entmtp.evaluation.suites import PAPER_SUITES, load_suite, split
-from entmtp.evaluation.suites.splits import draw
-from entmtp.evaluation.tuning import PROBES
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import encode_chat, load_model
-from entmtp.scheduling.cost import hardware_name
+from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import CalibrationSettings
-from entmtp.trees.optimal import optimal_order
+from entmtp.suites import PAPER_SUITES, load_suite, split
+from entmtp.suites.splits import draw
 from entmtp.trees.predictor import FEATURES, Feature
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace

@@ -15,13 +15,13 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record, portable_words
-from benchmarks.study_input import read_study
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record, portable_words
+from benchmarks.study.input import read_study
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.intervals import CONFIDENCE
-from entmtp.evaluation.summary import Summary
-from entmtp.evaluation.verdicts import ratio
+from entmtp.evaluation.analysis.conclusions import ratio
+from entmtp.evaluation.analysis.summary import Summary
+from entmtp.intervals import CONFIDENCE
 
 
 def main(

@@ -17,10 +17,10 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.record import RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
-from entmtp.scheduling.cost import hardware_name
+from entmtp.policies.step_cost import hardware_name
 
 METHODS = ("autoregressive", "medusa", "hydra", "entmtp")
 BAR_SECONDS = 6.0

@@ -7,8 +7,9 @@
     python -m benchmarks.step --shape tiny                                         # shows the same in seconds
 
 Two floors are measured in the same run: the bytes that a step must read over the machine's copy bandwidth, and its
-multiplications over the machine's matrix rate (:mod:`benchmarks.roofline`). One table for each batch and context; its
-sizes take turns. ``--save-profile FILE`` keeps the costs as a hardware profile (:mod:`entmtp.scheduling.profiles`).
+multiplications over the machine's matrix rate (:mod:`benchmarks.lib.roofline`). One table for each batch and context;
+its sizes take turns. ``--save-profile FILE`` keeps the costs as a hardware profile
+(:mod:`entmtp.policies.hardware_profile`).
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ import torch
 import typer
 from torch.profiler import profile
 
-from benchmarks.bars import cpu_bars, cuda_bars
-from benchmarks.growing import GrowingPolicy
-from benchmarks.record import Cell, Record, RecordOption, Table, UncommittedOption, deliver, made_record
-from benchmarks.roofline import Work, measure_machine, step_work
-from benchmarks.shapes import SHAPES, random_heads, random_model, shape_of
-from benchmarks.timing import StepTime, churn, ladder_of, timed_steps
+from benchmarks.lib.bars import cpu_bars, cuda_bars
+from benchmarks.lib.growing import GrowingPolicy
+from benchmarks.lib.record import Cell, Record, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.roofline import Work, measure_machine, step_work
+from benchmarks.lib.shapes import SHAPES, random_heads, random_model, shape_of
+from benchmarks.lib.timing import StepTime, churn, ladder_of, timed_steps
 from entmtp.cli_errors import told_plainly
-from entmtp.decoding.measure import NODES, PARTS, StepBench, grid_trees
+from entmtp.decoding.measure_cost import NODES, PARTS, StepBench, grid_trees
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
-from entmtp.models.kernels import check_name
-from entmtp.models.registry import load_model
-from entmtp.scheduling.cost import hardware_name
-from entmtp.scheduling.policies import Policy
-from entmtp.scheduling.profiles import HardwareProfile, Measured, ProfilePoint
+from entmtp.models.kernels.choices import check_name
+from entmtp.models.loading.load import load_model
+from entmtp.policies.base import Policy
+from entmtp.policies.hardware_profile import HardwareProfile, Measured, ProfilePoint
+from entmtp.policies.step_cost import hardware_name
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology
 

@@ -19,21 +19,21 @@ import torch
 import typer
 from rich.progress import track
 
-from benchmarks.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.arms import kind_of
-from entmtp.evaluation.intervals import paired_ratio
-from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
-from entmtp.evaluation.verdicts import ratio
+from entmtp.evaluation.analysis.conclusions import ratio
+from entmtp.evaluation.run.arms import kind_of
 from entmtp.heads.checkpoint import bundled_heads, load_heads
+from entmtp.intervals import paired_ratio
+from entmtp.loading import Method, check_method, load_method, policy_of
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import encode_chat
-from entmtp.scheduling.cost import hardware_name
-from entmtp.session import Method, check_method, load_method, policy_of
+from entmtp.models.loading.load import encode_chat
+from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import SamplingParams
+from entmtp.suites import PAPER_SUITES, scored_prompts
 
 PLAIN = "autoregressive"
 AGAIN = "autoregressive again"

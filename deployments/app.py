@@ -10,14 +10,14 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
-from deployments.autoscaling import TokensPolicy
-from deployments.ingress import Ingress
-from deployments.limiter import Limiter
-from deployments.progress import tell
+from deployments.engines.autoscaling import TokensPolicy
+from deployments.engines.rate_limit import Limiter
+from deployments.engines.replica import EngineReplica
+from deployments.engines.router import PrefixRouter
+from deployments.http.ingress import Ingress
 from deployments.ray_internals import NodeBound
-from deployments.replica import EngineReplica
-from deployments.router import PrefixRouter
 from deployments.settings import AppArgs, EngineArgs, LimitArgs, RoutingArgs
+from deployments.start_progress import tell
 
 _HEALTH_SECONDS = 2.0
 _INGRESS_REQUESTS = 10_000

@@ -8,7 +8,7 @@ import ray
 from ray import serve
 
 from deployments import TESTED_RAY
-from deployments.progress import flush_log
+from deployments.start_progress import flush_log
 from entmtp.errors import EntMTPError
 
 _OPENER = "add_port_to_grpc_server"

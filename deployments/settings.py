@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
-from deployments.log_file import FOLDER
-from entmtp.evaluation.arms import POLICY_OF
-from entmtp.session import Method, check_method
+from deployments.http.log_file import FOLDER
+from entmtp.evaluation.run.arms import POLICY_OF
+from entmtp.loading import Method, check_method
 from entmtp.settings import DEFAULT_METHOD, EngineSettings, Kernels, Settings, default_method
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -23,7 +23,7 @@ Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s*]+)$")]
 
 
 class AutoscalingArgs(Settings):
-    """How many replicas an engine has (:mod:`deployments.autoscaling`)."""
+    """How many replicas an engine has (:mod:`deployments.engines.autoscaling`)."""
 
     min_replicas: int = Field(1, ge=0, description="0 lets an idle engine go; the next request waits for its start")
     max_replicas: int = Field(1, ge=1)
@@ -100,7 +100,7 @@ class EngineChanges(Settings):
 
 
 class RoutingArgs(Settings):
-    """Which replica of an engine gets a request (:mod:`deployments.router`)."""
+    """Which replica of an engine gets a request (:mod:`deployments.engines.router`)."""
 
     imbalance_tokens: int = Field(
         2048, ge=0, description="a replica with so many more outstanding tokens than the least loaded is passed over"
@@ -137,7 +137,7 @@ class AppArgs(Settings):
     ingress_replicas: int = Field(2, ge=1, description="two, so that one may die")
     routing: RoutingArgs = Field(default_factory=RoutingArgs)
     limits: LimitArgs = Field(default_factory=LimitArgs)
-    api_keys_file: Path | None = Field(None, description="lines NAME:SHA256; see `python -m deployments.auth`")
+    api_keys_file: Path | None = Field(None, description="lines NAME:SHA256; see `python -m deployments.http.auth`")
     allow_anonymous: bool = Field(default=False, description="serve without keys on other addresses than loopback")
     shared_prefixes: bool = Field(
         default=False,

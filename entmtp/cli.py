@@ -12,12 +12,12 @@ from rich.console import Console
 
 from entmtp.cli_errors import require_extra, told_plainly
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.command import benchmark_command
+from entmtp.evaluation.run.command import benchmark_command
 from entmtp.settings import DEFAULT_METHOD
 
 if TYPE_CHECKING:
-    from entmtp.evaluation.devices import Devices
-    from entmtp.evaluation.placement import Wishes
+    from entmtp.evaluation.run.executor import Devices
+    from entmtp.evaluation.run.placement import Wishes
 
 app = typer.Typer(
     help="Write faster with a large language model, token for token the same.",
@@ -71,7 +71,7 @@ def generate(
 ) -> None:
     """Answer a prompt, streaming; then one line of statistics."""
     with told_plainly("generate"):
-        from entmtp.session import Method, open_session
+        from entmtp.loading import Method, open_session
         from entmtp.settings import SamplingParams, default_method
 
         if max_new_tokens < 1:
@@ -113,7 +113,7 @@ def calibrate(
 ) -> None:
     """Make the tree bank of a task; continues where an interrupted run stopped."""
     with told_plainly("calibrate"):
-        from entmtp.evaluation.calibrate_task import calibrate_task
+        from entmtp.calibration.command import calibrate_task
 
         calibrate_task(
             task=task,
@@ -151,7 +151,7 @@ def replay(
 ) -> None:
     """Say what policies would gain on a trace, at a machine's cost of steps; needs neither model nor machine."""
     with told_plainly("replay"):
-        from entmtp.evaluation.replay import POLICIES, cost_of, replay_file, replay_table
+        from entmtp.calibration.replay import POLICIES, cost_of, replay_file, replay_table
 
         cost = cost_of(profile, batch, context)
         found = replay_file(trace, bank, policy or POLICIES, cost, Console(stderr=True).print)
@@ -166,7 +166,7 @@ def prompts(
 ) -> None:
     """Make the mix of training prompts that the bundled heads were trained on, free of benchmark prompts."""
     with told_plainly("prompts"):
-        from entmtp.evaluation.training_prompts import write_training_prompts
+        from entmtp.training.prompts_command import write_training_prompts
 
         count = write_training_prompts(sharegpt, output, data or [])
         print(f"{count} prompts in {output}")
@@ -185,7 +185,7 @@ def train(
 ) -> None:
     """Train draft heads on text that the model writes itself; continues where an interrupted run stopped."""
     with told_plainly("train"):
-        from entmtp.evaluation.tracking import TRAINING_EXPERIMENT, check_tracking, tracked_training
+        from entmtp.evaluation.report.mlflow import TRAINING_EXPERIMENT, check_tracking, tracked_training
         from entmtp.training.train_heads import train_heads
 
         if tracking_uri is not None:
@@ -224,13 +224,13 @@ def serve(
     """Serve models on this machine behind an OpenAI-compatible API until Ctrl-C or SIGTERM."""
     with told_plainly("serve"):
         require_extra("serve", "ray", "fastapi", "fastapi_offline", "openai", "aiohttp", "grpc", "psutil", "yaml")
-    from deployments.local import CONFIG, main
+    from deployments.serve_local import CONFIG, main
 
     main(config or CONFIG, port)
 
 
 def _this_process(wishes: Wishes) -> Devices:
-    from entmtp.evaluation.local import ThisProcess
+    from entmtp.evaluation.run.local_executor import ThisProcess
 
     return ThisProcess(wishes)
 

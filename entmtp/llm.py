@@ -18,9 +18,9 @@ from rich.progress import Progress
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
-from entmtp.models.end_of_turn import end_of_turn_ids, ending_turns
-from entmtp.models.registry import encode_chat
-from entmtp.session import Method, load_method
+from entmtp.loading import Method, load_method
+from entmtp.models.loading.end_of_turn import end_of_turn_ids, ending_turns
+from entmtp.models.loading.load import encode_chat
 from entmtp.settings import EngineSettings, SamplingParams, default_method
 
 __all__ = ["LLM", "Completion", "EngineSettings", "SamplingParams"]

@@ -23,7 +23,7 @@ from typing import NamedTuple, NoReturn
 import psutil
 
 from entmtp.errors import EntMTPError
-from entmtp.models.bundled import cache_folder
+from entmtp.models.loading.bundled import cache_folder
 
 START_SECONDS = 180
 # Results travel as files, not as objects: a small store spares /dev/shm.

@@ -12,7 +12,7 @@ S = TypeVar("S", bound="Settings")
 
 
 Kernels = Literal["auto", "fused", "packed", "compiled", "eager", "bfloat16", "float16", "int8"]
-"""How a model's linear layers run (:mod:`entmtp.models.kernels`).
+"""How a model's linear layers run (:mod:`entmtp.models.kernels.choices`).
 
 The fastest way that keeps the loaded model's text and starts at once, kernels compiled for this CPU, on packed weights,
 the same as one compiled graph (minutes at first, then seconds), PyTorch's own, or in fewer bits: half or a quarter of
@@ -78,7 +78,7 @@ class TrainingSettings(Settings):
 
 
 class CalibrationSettings(Settings):
-    """How a tree bank is made (:mod:`entmtp.evaluation.calibration`)."""
+    """How a tree bank is made (:mod:`entmtp.calibration.build`)."""
 
     prompts: int = Field(32, ge=2, description="calibration prompts per task")
     max_prompt_tokens: int = Field(1024, ge=1, description="a longer prompt is left out")
@@ -89,7 +89,7 @@ class CalibrationSettings(Settings):
 
 
 class LadderSettings(Settings):
-    """How the ladder policy moves between its rungs (:mod:`entmtp.scheduling.policies`)."""
+    """How the ladder policy moves between its rungs (:mod:`entmtp.policies.base`)."""
 
     hysteresis: float = Field(0.05, ge=0, description="nats that the entropy must pass a threshold by")
 
@@ -155,7 +155,7 @@ class EngineSettings(Settings):
 
 
 class BenchmarkSettings(Settings):
-    """What the main job runs (:mod:`entmtp.evaluation.runner`)."""
+    """What the main job runs (:mod:`entmtp.evaluation.run.worker`)."""
 
     prompts: int = Field(6, ge=1, description="prompts per suite; an interval needs three")
     max_new_tokens: int = Field(24, ge=1, description="tokens per request")

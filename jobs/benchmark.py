@@ -25,12 +25,12 @@ import ray
 import typer
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.command import benchmark_command
-from entmtp.evaluation.dispatch import Dispatch, Outcome, Settled
-from entmtp.evaluation.placement import Wishes
-from entmtp.evaluation.plan import Plan
-from entmtp.evaluation.runner import Worker, Workplace
-from entmtp.evaluation.units import Unit
+from entmtp.evaluation.run.command import benchmark_command
+from entmtp.evaluation.run.placement import Wishes
+from entmtp.evaluation.run.plan import Plan
+from entmtp.evaluation.run.units import Unit
+from entmtp.evaluation.run.work_queue import Dispatch, Outcome, Settled
+from entmtp.evaluation.run.worker import Worker, Workplace
 from entmtp.settings import BenchmarkSettings
 from jobs.pool import WorkerPool
 

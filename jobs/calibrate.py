@@ -20,11 +20,11 @@ import ray
 import typer
 from rich.console import Console
 
+from entmtp.calibration.command import calibrate_task
 from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.calibrate_task import calibrate_task
-from entmtp.evaluation.placement import Wishes, place
-from entmtp.evaluation.storage import check_lasting
-from entmtp.evaluation.suites import PAPER_SUITES, get_suite
+from entmtp.evaluation.results.storage import check_lasting
+from entmtp.evaluation.run.placement import Wishes, place
+from entmtp.suites import PAPER_SUITES, get_suite
 from entmtp.trees.bank import MIXED
 from jobs.pool import alive_nodes
 from jobs.workers import call_each

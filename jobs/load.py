@@ -35,9 +35,9 @@ from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 
 if TYPE_CHECKING:
-    from entmtp.evaluation.load.levels import Level
-    from entmtp.evaluation.load.traffic import Traffic
-    from entmtp.evaluation.load.turns import Rounds
+    from entmtp.loadtest.levels import Level
+    from entmtp.loadtest.traffic import Traffic
+    from entmtp.loadtest.turns import Rounds
 
 _WIDTH = 150
 """Of the table, where no terminal says how wide it may be."""
@@ -68,19 +68,19 @@ def main(
 ) -> None:
     """Send load, and say what users saw."""
     with told_plainly("load", interrupted="nothing was recorded"):
-        from entmtp.evaluation.flat_tables import write_table
-        from entmtp.evaluation.load.levels import levels_of
-        from entmtp.evaluation.load.load_plot import draw_load
-        from entmtp.evaluation.load.load_summary import Slo, level_table, outcome_table, summarise_load
-        from entmtp.evaluation.load.load_table import comparison_lines, terminal_table
-        from entmtp.evaluation.load.traffic import Endpoint, Traffic
-        from entmtp.evaluation.load.turns import texts_of
-        from entmtp.evaluation.options import named_paths
-        from entmtp.evaluation.storage import check_lasting
-        from entmtp.evaluation.suites import FAMILIES, suite_names
-        from entmtp.evaluation.tracking import LOAD_EXPERIMENT, check_tracking, default_tracking_uri, log_load
-        from entmtp.evaluation.tracking_names import check_names
+        from entmtp.evaluation.report.mlflow import LOAD_EXPERIMENT, check_tracking, default_tracking_uri, log_load
+        from entmtp.evaluation.report.mlflow_names import check_names
+        from entmtp.evaluation.results.flat_tables import write_table
+        from entmtp.evaluation.results.storage import check_lasting
+        from entmtp.evaluation.run.options import named_paths
         from entmtp.files import make_folder
+        from entmtp.loadtest.levels import levels_of
+        from entmtp.loadtest.load_plot import draw_load
+        from entmtp.loadtest.load_summary import Slo, level_table, outcome_table, summarise_load
+        from entmtp.loadtest.load_table import comparison_lines, terminal_table
+        from entmtp.loadtest.traffic import Endpoint, Traffic
+        from entmtp.loadtest.turns import texts_of
+        from entmtp.suites import FAMILIES, suite_names
 
         levels, suites = levels_of(users, rate), suite_names(suite or [])
         files = named_paths("data", data or [], FAMILIES)
@@ -130,7 +130,7 @@ def main(
 
 def _prompts(suites: list[str], files: Mapping[str, str], count: int, seed: int) -> list[str]:
     """Scored prompts without earlier messages, the suites' by turns, as many as there are requests if there are."""
-    from entmtp.evaluation.suites import get_suite, scored_prompts
+    from entmtp.suites import get_suite, scored_prompts
 
     of_each = -(-count // len(suites))
     each = [scored_prompts(name, of_each, seed, files.get(get_suite(name).family)) for name in suites]
@@ -140,7 +140,7 @@ def _prompts(suites: list[str], files: Mapping[str, str], count: int, seed: int)
 async def _run(
     traffic: list[Traffic], levels: list[Level], requests: int, rounds: int, seed: int
 ) -> dict[Level, Rounds]:
-    from entmtp.evaluation.load.turns import sweep
+    from entmtp.loadtest.turns import sweep
 
     total = rounds * len(traffic) * sum(level.requests(requests) for level in levels)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())

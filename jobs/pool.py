@@ -14,10 +14,10 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.devices import Usage
-from entmtp.evaluation.dispatch import Dispatch, Outcome, Settled
-from entmtp.evaluation.placement import Node, Placement, Wishes, place
-from entmtp.evaluation.units import Unit
+from entmtp.evaluation.run.executor import Usage
+from entmtp.evaluation.run.placement import Node, Placement, Wishes, place
+from entmtp.evaluation.run.units import Unit
+from entmtp.evaluation.run.work_queue import Dispatch, Outcome, Settled
 from jobs.demand import Demand
 from jobs.waiting import Waiting
 

@@ -22,9 +22,9 @@ import typer
 from rich.console import Console
 
 from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.placement import Wishes, place
-from entmtp.evaluation.storage import check_lasting
-from entmtp.evaluation.tracking import TRAINING_EXPERIMENT, check_tracking, tracked_training
+from entmtp.evaluation.report.mlflow import TRAINING_EXPERIMENT, check_tracking, tracked_training
+from entmtp.evaluation.results.storage import check_lasting
+from entmtp.evaluation.run.placement import Wishes, place
 from entmtp.heads.checkpoint import KINDS
 from entmtp.training.train_heads import train_heads
 from jobs.pool import alive_nodes

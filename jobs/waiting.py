@@ -8,7 +8,7 @@ from typing import Any
 
 from ray._private import state  # Ray's public ways to ask this need its dashboard, which not every cluster has
 
-from entmtp.evaluation.placement import Node, Placement
+from entmtp.evaluation.run.placement import Node, Placement
 
 PATIENCE_SECONDS = 15.0
 """From a worker's request to the first line: Ray takes some seconds to start one where all is free."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from entmtp.evaluation.placement import Node, Placement
+from entmtp.evaluation.run.placement import Node, Placement
 from jobs.pool import LOOK_SECONDS, alive_nodes, worker_options
 from jobs.waiting import Waiting, has_a_process
 

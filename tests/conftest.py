@@ -27,6 +27,6 @@ def _seeded() -> None:
 @pytest.fixture(scope="session")
 def bundled() -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The bundled model in float32 and its tokenizer, loaded once for the whole run; treat both as read-only."""
-    from entmtp.models.registry import load_model
+    from entmtp.models.loading.load import load_model
 
     return load_model("bundled")

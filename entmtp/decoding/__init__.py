@@ -1,0 +1,1 @@
+"""Tree decoding: the step, the continuous batch, sampling, acceptance and text."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from entmtp.decoding.sampling import GREEDY, Sampler, choose, shaped
-from entmtp.scheduling.signals import entropy
+from entmtp.policies.signals import entropy
 from entmtp.trees.batch import TreeBatch
 
 TYPICAL_EPSILON, TYPICAL_ALPHA = 0.09, 0.3

@@ -26,8 +26,8 @@ from entmtp.decoding.text import TextStream
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.policies import Policy
-from entmtp.scheduling.signals import Ema, SignalTracker
+from entmtp.policies.base import Policy
+from entmtp.policies.signals import Ema, SignalTracker
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.bank import MAX_NODES
 

@@ -9,7 +9,7 @@ from typing import Any
 from entmtp.decoding.logprobs import TokenLogprobs
 from entmtp.decoding.sampling import GREEDY, Sampler
 from entmtp.errors import EntMTPError
-from entmtp.scheduling.signals import Signals, SignalTracker
+from entmtp.policies.signals import Signals, SignalTracker
 from entmtp.settings import SamplingParams
 from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.topology import Path, Topology

@@ -20,7 +20,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from entmtp.decoding.target import Filters, target
+from entmtp.decoding.warpers import Filters, target
 from entmtp.settings import SamplingParams
 from entmtp.trees.batch import TreeBatch
 

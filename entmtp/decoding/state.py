@@ -10,12 +10,12 @@ import torch
 from entmtp.decoding.acceptance import Accepted
 from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.sampling import GREEDY, Sampler, choose_first
-from entmtp.decoding.stopwatch import Stopwatch
+from entmtp.decoding.timers import Stopwatch
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.growth import Growth, LevelByLevel
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import NO_ROWS, TreeCache
-from entmtp.scheduling.signals import entropy
+from entmtp.policies.signals import entropy
 from entmtp.trees.batch import TreeBatch, rounded_rows
 
 

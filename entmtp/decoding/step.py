@@ -12,9 +12,9 @@ from entmtp.decoding.acceptance import Accepted, Outcome, greedy, sampled
 from entmtp.decoding.logprobs import TokenLogprobs, logprobs_of
 from entmtp.decoding.request import RunningRequest, StepRecord
 from entmtp.decoding.state import DecodingState
-from entmtp.decoding.stopwatch import Stopwatch
-from entmtp.scheduling.policies import Policy
-from entmtp.scheduling.signals import Signals
+from entmtp.decoding.timers import Stopwatch
+from entmtp.policies.base import Policy
+from entmtp.policies.signals import Signals
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 

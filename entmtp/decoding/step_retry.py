@@ -9,7 +9,7 @@ from entmtp.decoding.faults import is_out_of_memory
 from entmtp.decoding.request import RunningRequest
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
-from entmtp.scheduling.policies import Policy, UndraftedPolicy
+from entmtp.policies.base import Policy, UndraftedPolicy
 
 STEPS_APART = 64
 """Steps that requests take each alone after one was too large for the memory, before another is tried together."""

@@ -1,1 +1,1 @@
-"""Is it true: suites of prompts, task scores, paired comparisons and their reports."""
+"""The benchmark: paired comparisons of methods on suites, and their reports."""

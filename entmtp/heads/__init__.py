@@ -1,0 +1,1 @@
+"""Draft heads: Medusa, Hydra and Hydra++, trained here or published."""

@@ -3,7 +3,7 @@
 Heads guess within a *draft vocabulary*, the most frequent tokens in order of frequency (FR-Spec, arXiv 2502.14856):
 with a full vocabulary the heads' output layer would cost more than a small model's whole step. Their output layer is
 the model's own, frozen, restricted to those rows, so that a checkpoint holds only what was trained; published heads
-may bring output layers of their own (:mod:`entmtp.heads.published`).
+may bring output layers of their own (:mod:`entmtp.heads.original`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from entmtp.errors import EntMTPError
 from entmtp.heads.memory import HeadsMemory, HeadsText
 from entmtp.models.cache import NO_ROWS, HeadsRows, TreeCache
-from entmtp.models.kernels import layers_for_guesses
-from entmtp.models.packing import FixedLinear, MakeLayer
+from entmtp.models.kernels.choices import layers_for_guesses
+from entmtp.models.kernels.packed_linear import FixedLinear, MakeLayer
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 

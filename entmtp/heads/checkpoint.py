@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads, check_same_model
 from entmtp.heads.hydra import HydraHeads
+from entmtp.heads.hydra_plus_plus import PrefixHydraHeads
 from entmtp.heads.medusa import MedusaHeads
-from entmtp.heads.native import NATIVE, load_native
-from entmtp.heads.published_hydra import PublishedHydraHeads
-from entmtp.heads.published_medusa import PublishedMedusaHeads
-from entmtp.heads.published_prefix import PrefixHydraHeads
+from entmtp.heads.native.heads import NATIVE, load_native
+from entmtp.heads.original_hydra import PublishedHydraHeads
+from entmtp.heads.original_medusa import PublishedMedusaHeads
 from entmtp.heads.trained import TrainedHeads
-from entmtp.models.loading import quiet_loading
+from entmtp.models.loading.quiet import quiet_loading
 
 if TYPE_CHECKING:
     from entmtp.models.backbone import Backbone

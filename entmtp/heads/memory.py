@@ -7,9 +7,9 @@ tokens that became certain: a part of a prompt, the first root, an accepted path
 
 The entry of the token at position p may need the decoder state of the token before it, so that the root, which the
 model has not seen yet, has an entry already: heads are one token ahead of the model. Multi-token-prediction layers are
-of that kind (:mod:`entmtp.heads.native`). Heads that only want a decoder state that has looked back once more, such as
-Hydra++'s (:mod:`entmtp.heads.published_prefix`), extend their layer in the same calls, and guess from what it says of
-the last token instead of from the state itself.
+of that kind (:mod:`entmtp.heads.native.heads`). Heads that only want a decoder state that has looked back once more,
+such as Hydra++'s (:mod:`entmtp.heads.hydra_plus_plus`), extend their layer in the same calls, and guess from what it
+says of the last token instead of from the state itself.
 """
 
 from __future__ import annotations

@@ -18,14 +18,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from entmtp.errors import EntMTPError
 from entmtp.models import attention
 from entmtp.models.cache import NO_ROWS, HeadsRows, LayerShape, Span, TreeCache
-from entmtp.models.compiling import compiled
-from entmtp.models.fused_layers import with_fused_layers
-from entmtp.models.joint import watched_siblings
-from entmtp.models.kernels import CHOICES, KernelChoice, available, in_words
+from entmtp.models.kernels.choices import CHOICES, KernelChoice, available, in_words
+from entmtp.models.kernels.compiling import compiled
+from entmtp.models.kernels.fused_decoder import with_fused_layers
+from entmtp.models.kernels.merged_projections import watched_siblings
+from entmtp.models.kernels.packed_linear import MakeLayer, replace_linear_layers
+from entmtp.models.loading.load import model_fingerprint, positions_of
 from entmtp.models.masks import View, additive
-from entmtp.models.packing import MakeLayer, replace_linear_layers
-from entmtp.models.registry import model_fingerprint, positions_of
-from entmtp.models.spreading import devices_of, without_carrying
+from entmtp.models.multi_gpu import devices_of, without_carrying
 from entmtp.settings import Kernels
 from entmtp.trees.batch import TreeBatch
 
@@ -40,7 +40,7 @@ class Backbone:
     """A causal LM that verifies trees.
 
     The model that is given stays as it is: the backbone works on a copy that shares its parameters and runs on the
-    ``kernels`` that are asked for (:mod:`entmtp.models.kernels`).
+    ``kernels`` that are asked for (:mod:`entmtp.models.kernels.choices`).
 
     Attributes:
         kernels: the choice in use, never 'auto'; ``kernels_in_words`` tells a user about it.

@@ -16,7 +16,7 @@ import torch
 from entmtp.errors import EntMTPError
 from entmtp.models import attention
 from entmtp.models.cache import BufferShape, LayerShape
-from entmtp.models.kernels import CHOICES, HALF_TOLERANCE
+from entmtp.models.kernels.choices import CHOICES, HALF_TOLERANCE
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 

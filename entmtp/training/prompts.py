@@ -2,7 +2,7 @@
 
 Chat turns come from a ShareGPT file; code prompts are signatures and docstrings of the installed Python libraries;
 word problems and story ideas are put together from parts written for this project. The caller says how benchmark
-prompts are kept out (:mod:`entmtp.evaluation.training_prompts`).
+prompts are kept out (:mod:`entmtp.training.prompts_command`).
 """
 
 from __future__ import annotations

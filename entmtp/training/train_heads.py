@@ -13,7 +13,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.training_prompts import FILE, write_training_prompts
 from entmtp.json_lines import check_file, read_json_lines
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import encode_chat, load_model
+from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.prompt_hash import prompt_hash
 from entmtp.settings import CorpusSettings, TrainingSettings
 from entmtp.training.corpus import prompt_id, write_corpus

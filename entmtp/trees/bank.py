@@ -1,7 +1,7 @@
 """A tree bank: the Pareto-optimal trees of one task for one kind of heads, in general and per entropy bin.
 
 Trees are stored as *frontiers*: paths in the order in which to add them, so that the first n are the optimal tree of n
-nodes. Which n pays depends on the machine and is decided where the bank is used (:mod:`entmtp.scheduling.ladder`).
+nodes. Which n pays depends on the machine and is decided where the bank is used (:mod:`entmtp.policies.ladder`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from entmtp.errors import EntMTPError
 from entmtp.files import write_text
-from entmtp.trees.chances import Chances
 from entmtp.trees.predictor import Predictor
+from entmtp.trees.probability_calibration import Chances
 from entmtp.trees.topology import Topology
 from entmtp.trees.tuning_texts import TuningTexts
 

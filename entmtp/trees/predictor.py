@@ -3,7 +3,7 @@
 A linear *score* of the signals says how easy the next tokens look. Between a few *centres* of that score the
 probability that the true ranks start with a path is interpolated, so that the expected accepted length of a topology
 is a sum over its nodes, as in the optimal trees, but for this very step. Fitted on rank traces by
-:mod:`entmtp.evaluation.prediction`, kept in the tree bank.
+:mod:`entmtp.calibration.fit`, kept in the tree bank.
 """
 
 from __future__ import annotations

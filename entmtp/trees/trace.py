@@ -1,7 +1,7 @@
 """Rank traces: at every position of a greedy text, the rank that each head gave to the token that really came.
 
 With greedy acceptance the output does not depend on the tree, so one trace answers offline what any tree or policy
-would have accepted (see :mod:`entmtp.trees.replay`).
+would have accepted (see :mod:`entmtp.calibration.trace_replay`).
 """
 
 from __future__ import annotations

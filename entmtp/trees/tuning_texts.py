@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from entmtp.trees.trace import MISS, RankedText
 
 DIGITS = "0123456789abcdefghijklmnopqrstuv"
-"""One for each rank that a tree may ask for (:data:`~entmtp.trees.optimal.MAX_RANK`)."""
+"""One for each rank that a tree may ask for (:data:`~entmtp.calibration.optimal.MAX_RANK`)."""
 
 _MISSED = "."
 _RANK_OF = {digit: rank for rank, digit in enumerate(DIGITS)} | {_MISSED: MISS}

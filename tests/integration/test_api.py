@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import pytest
 from fastapi.testclient import TestClient
 
-from deployments.access_log import Log
-from deployments.api import make_api
-from deployments.auth import Keys, _digest
-from deployments.deaths import RETRIED_HEADER
-from deployments.errors import FULL_HEADER
-from deployments.limiter import Limiter
-from deployments.log_file import LOGGED_HEADER
-from deployments.messages import Account, Call, Delta, Failure
-from deployments.service import Service
+from deployments.engines.client import Service
+from deployments.engines.deaths import RETRIED_HEADER
+from deployments.engines.rate_limit import Limiter
+from deployments.http.access_log import Log
+from deployments.http.auth import Keys, _digest
+from deployments.http.log_file import LOGGED_HEADER
+from deployments.http.routes import make_api
+from deployments.protocol.errors import FULL_HEADER
+from deployments.protocol.messages import Account, Call, Delta, Failure
 from deployments.settings import AppArgs
 
 ENGINE = {"name": "e", "model_name": "m", "engine": {"context": 256}}

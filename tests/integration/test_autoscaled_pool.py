@@ -12,8 +12,8 @@ from rich.console import Console
 
 from benchmarks.fanout import fake_cluster, made_plan, made_units, sleeping
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.benchmark import run_units
-from entmtp.evaluation.placement import Wishes
+from entmtp.evaluation.run.placement import Wishes
+from entmtp.evaluation.run.run import run_units
 from jobs import pool as pools
 from jobs.pool import WorkerPool, alive_nodes
 

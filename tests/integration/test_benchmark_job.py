@@ -13,11 +13,11 @@ import pyarrow.csv as csv
 import pytest
 from mlflow import MlflowClient
 
-from entmtp.evaluation.arms import DEFAULT_ARMS
-from entmtp.evaluation.rows import read_parts
-from entmtp.evaluation.storage import open_store
-from entmtp.evaluation.tracking import default_tracking_uri
-from tests.saved import SUITES, Saved, save_project
+from entmtp.evaluation.report.mlflow import default_tracking_uri
+from entmtp.evaluation.results.rows import read_parts
+from entmtp.evaluation.results.storage import open_store
+from entmtp.evaluation.run.arms import DEFAULT_ARMS
+from tests.helpers.saved_project import SUITES, Saved, save_project
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from entmtp.models.bundled import CONVERTED_FILES, bundled_model_folder
-from entmtp.models.registry import encode_chat, load_model, model_fingerprint
+from entmtp.models.loading.bundled import CONVERTED_FILES, bundled_model_folder
+from entmtp.models.loading.load import encode_chat, load_model, model_fingerprint
 
 Bundled = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -60,7 +60,7 @@ def test_its_fingerprint_does_not_depend_on_the_loaded_type(bundled: Bundled) ->
 
 def test_naming_a_model_imports_neither_torch_nor_transformers(bundled: Bundled, tmp_path: Path) -> None:
     code = (
-        "import sys; from entmtp.models.registry import resolve_model; resolve_model('bundled'); "
+        "import sys; from entmtp.models.loading.load import resolve_model; resolve_model('bundled'); "
         "sys.exit(' '.join({'torch', 'transformers'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

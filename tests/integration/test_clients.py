@@ -24,8 +24,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from deployments.auth import Keys, _digest
-from deployments.tokenizing import Encoder
+from deployments.engines.tokenizing import Encoder
+from deployments.http.auth import Keys, _digest
 from tests.integration.test_api import CHAT, SECRET, api
 
 MODEL = "org/m"

@@ -17,14 +17,14 @@ import pytest
 from rich.console import Console
 
 from benchmarks.fanout import Sleeper, fake_cluster, made_plan, made_units, sleeping
-from entmtp.evaluation.benchmark import run_units
-from entmtp.evaluation.dispatch import TRIES, Outcome
-from entmtp.evaluation.placement import Wishes
-from entmtp.evaluation.rows import finished_keys, read_metadata, read_parts
-from entmtp.evaluation.storage import open_store
-from entmtp.evaluation.units import Unit
+from entmtp.evaluation.results.rows import finished_keys, read_metadata, read_parts
+from entmtp.evaluation.results.storage import open_store
+from entmtp.evaluation.run.placement import Wishes
+from entmtp.evaluation.run.run import run_units
+from entmtp.evaluation.run.units import Unit
+from entmtp.evaluation.run.work_queue import TRIES, Outcome
 from jobs.pool import WorkerPool
-from tests.saved import Saved, save_project
+from tests.helpers.saved_project import Saved, save_project
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow

@@ -5,17 +5,17 @@ from collections.abc import Mapping, Sequence
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from entmtp.decoding.measure import step_cost
-from entmtp.evaluation.arms import LOSSLESS, TRANSFER, Foresight, Toolbox, make_engine
-from entmtp.evaluation.reference import first_difference
-from entmtp.evaluation.suites import PAPER_SUITES, draw, load_suite
+from entmtp.decoding.measure_cost import step_cost
+from entmtp.evaluation.run.arms import LOSSLESS, TRANSFER, Foresight, Toolbox, make_engine
+from entmtp.evaluation.run.reference import first_difference
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
-from entmtp.models.bundled import cache_folder
-from entmtp.models.registry import encode_chat
+from entmtp.models.loading.bundled import cache_folder
+from entmtp.models.loading.load import encode_chat
+from entmtp.suites import PAPER_SUITES, draw, load_suite
 from entmtp.trees.bank import MIXED, bundled_bank, load_bank
-from tests.small import traced
-from tests.tiny import greedy, plain_logits
+from tests.helpers.small_cases import traced
+from tests.helpers.tiny_models import greedy, plain_logits
 
 TIE = 1e-4
 """Top-2 logits this close may change places between two ways to compute the same sum."""

@@ -14,9 +14,9 @@ from mlflow import MlflowClient
 from typer import Typer
 from typer.testing import CliRunner
 
-from entmtp.evaluation.tracking import LOAD_EXPERIMENT, default_tracking_uri
+from entmtp.evaluation.report.mlflow import LOAD_EXPERIMENT, default_tracking_uri
 from jobs.load import main
-from tests.chat_service import service
+from tests.helpers.chat_service import service
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ import yaml
 
 from entmtp.files import write_text
 from entmtp.ray_head import free_ports
-from tests.served import MODEL, ROOT
+from tests.helpers.local_service import MODEL, ROOT
 
 START_SECONDS = 300
 LISTEN = "0A"

@@ -10,28 +10,28 @@ import torch
 from transformers import PreTrainedModel
 
 from entmtp.decoding.engine import Engine
-from entmtp.decoding.measure import PARTS, machine_cost
+from entmtp.decoding.measure_cost import PARTS, machine_cost
 from entmtp.decoding.request import Request
 from entmtp.decoding.state import DecodingState
-from entmtp.evaluation.arms import DEFAULT_ARMS
-from entmtp.evaluation.runner import Worker, Workplace
-from entmtp.evaluation.units import make_units
+from entmtp.evaluation.run.arms import DEFAULT_ARMS
+from entmtp.evaluation.run.units import make_units
+from entmtp.evaluation.run.worker import Worker, Workplace
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import encode_chat, load_model
-from entmtp.scheduling.dynamic import DynamicPolicy
-from entmtp.scheduling.policies import Policy, SequencePolicy, StaticPolicy
+from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.policies.base import Policy, SequencePolicy, StaticPolicy
+from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.settings import BenchmarkSettings, EngineSettings
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
-from tests.drawing import PROMPT, SHAPED, drawn, exact, p_value
-from tests.memory import REMEMBERING, check_memory, remembering_heads, remembering_model
-from tests.native import MTP_TYPES
-from tests.saved import SUITES, save_project
-from tests.small import SMALL_VOCAB, small_chances, small_cost, small_heads, small_predictor, small_prompt
-from tests.tiny import SUPPORTED, TREES, VOCAB, greedy, random_heads, tiny_model
-from tests.traffic import come_and_go
+from tests.helpers.arrivals import come_and_go
+from tests.helpers.heads_with_caches import REMEMBERING, check_memory, remembering_heads, remembering_model
+from tests.helpers.native_models import MTP_TYPES
+from tests.helpers.sampled_texts import PROMPT, SHAPED, drawn, exact, p_value
+from tests.helpers.saved_project import SUITES, save_project
+from tests.helpers.small_cases import SMALL_VOCAB, small_chances, small_cost, small_heads, small_predictor, small_prompt
+from tests.helpers.tiny_models import SUPPORTED, TREES, VOCAB, greedy, random_heads, tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from entmtp.evaluation.calibration import calibration_texts, traces_of
-from entmtp.evaluation.suites import draw, load_suite, split
+from entmtp.calibration.build import calibration_texts, traces_of
+from entmtp.calibration.optimal import optimal_tree
+from entmtp.calibration.trace_replay import replayed_tau
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import encode_chat
+from entmtp.models.loading.load import encode_chat
 from entmtp.settings import CalibrationSettings
-from entmtp.trees.optimal import optimal_tree
+from entmtp.suites import draw, load_suite, split
 from entmtp.trees.published import published_order
-from entmtp.trees.replay import replayed_tau
 from entmtp.trees.topology import Topology
 
 Bundled = tuple[PreTrainedModel, PreTrainedTokenizerBase]

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from entmtp.ray_head import free_ports
-from tests.saved import save_tiny_model
+from tests.helpers.saved_project import save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "your-own-model.md"

@@ -7,16 +7,16 @@ import pytest
 from typer.testing import CliRunner
 
 from entmtp.cli import app
-from entmtp.evaluation.rows import read_parts
-from entmtp.evaluation.storage import open_store
-from entmtp.evaluation.summary import ADAPTIVE
+from entmtp.evaluation.analysis.summary import ADAPTIVE
+from entmtp.evaluation.results.rows import read_parts
+from entmtp.evaluation.results.storage import open_store
+from entmtp.loading import Method, load_method
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import encode_chat, load_model
-from entmtp.session import Method, load_method
-from tests.prefix import PrefixShape, prefix_hydra
-from tests.published import Model, hydra, medusa
-from tests.saved import VOCAB, Saved, save_data, save_tiny_model
-from tests.tiny import greedy
+from entmtp.models.loading.load import encode_chat, load_model
+from tests.helpers.hydra_plus_plus_heads import PrefixShape, prefix_hydra
+from tests.helpers.published_checkpoints import Model, hydra, medusa
+from tests.helpers.saved_project import VOCAB, Saved, save_data, save_tiny_model
+from tests.helpers.tiny_models import greedy
 
 KINDS = ("medusa", "hydra")
 PROMPT = "Tell me more about nothing."

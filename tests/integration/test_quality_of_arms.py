@@ -7,15 +7,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from entmtp.evaluation.arms import DEFAULT_ARMS, FOREIGN_BANKS, LOSSLESS
-from entmtp.evaluation.metrics import summarise
-from entmtp.evaluation.runner import Worker, Workplace
-from entmtp.evaluation.suites import Prompt, load_suite
-from entmtp.evaluation.summary import LOSSY, Summary
-from entmtp.evaluation.units import Unit
-from entmtp.evaluation.verdicts import verdicts
+from entmtp.evaluation.analysis.conclusions import verdicts
+from entmtp.evaluation.analysis.summarise import summarise
+from entmtp.evaluation.analysis.summary import LOSSY, Summary
+from entmtp.evaluation.run.arms import DEFAULT_ARMS, FOREIGN_BANKS, LOSSLESS
+from entmtp.evaluation.run.units import Unit
+from entmtp.evaluation.run.worker import Worker, Workplace
 from entmtp.heads.checkpoint import KINDS, bundled_heads
 from entmtp.settings import PAPER_TEMPERATURE, BenchmarkSettings
+from entmtp.suites import Prompt, load_suite
 from entmtp.trees.bank import MIXED, bundled_bank
 
 pytestmark = pytest.mark.slow

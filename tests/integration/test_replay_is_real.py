@@ -7,19 +7,19 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from entmtp.calibration.policy_replay import GrowthAt, ReplayedStep, replayed
+from entmtp.calibration.thresholds import retuned
 from entmtp.decoding.request import StepRecord
-from entmtp.evaluation.arms import Toolbox, make_engine
-from entmtp.evaluation.suites import PAPER_SUITES, Prompt, scored_prompts
-from entmtp.evaluation.tuning import retuned
+from entmtp.evaluation.run.arms import Toolbox, make_engine
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
-from entmtp.models.registry import encode_chat
-from entmtp.scheduling.profiles import load_profile
-from entmtp.scheduling.replay import GrowthAt, ReplayedStep, replayed
+from entmtp.models.loading.load import encode_chat
+from entmtp.policies.hardware_profile import load_profile
+from entmtp.suites import PAPER_SUITES, Prompt, scored_prompts
 from entmtp.trees.bank import bundled_bank, load_bank
 from entmtp.trees.trace import RankTrace
-from tests.small import drafting, traced
-from tests.tiny import greedy
+from tests.helpers.small_cases import drafting, traced
+from tests.helpers.tiny_models import greedy
 
 PROMPTS, NEW_TOKENS = 6, 32
 

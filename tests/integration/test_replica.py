@@ -11,21 +11,21 @@ import pytest
 from fastapi.testclient import TestClient
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from deployments.access_log import Log
-from deployments.api import make_api
-from deployments.auth import Keys
-from deployments.autoscaling import OUTSTANDING, SPEED
-from deployments.messages import Call, Delta, Failure, Placed
-from deployments.prefixes import block_hashes
-from deployments.replica import EngineReplica
-from deployments.service import Service
+from deployments.engines.autoscaling import OUTSTANDING, SPEED
+from deployments.engines.client import Service
+from deployments.engines.prefix_hash import block_hashes
+from deployments.engines.replica import EngineReplica
+from deployments.http.access_log import Log
+from deployments.http.auth import Keys
+from deployments.http.routes import make_api
+from deployments.protocol.messages import Call, Delta, Failure, Placed
 from deployments.settings import AppArgs, EngineArgs
 from entmtp.decoding import engine as engine_module
 from entmtp.decoding.text import TextStream
 from entmtp.errors import EntMTPError
-from entmtp.models.registry import encode_chat
+from entmtp.models.loading.load import encode_chat
 from entmtp.settings import SamplingParams
-from tests.tiny import greedy
+from tests.helpers.tiny_models import greedy
 
 ARGS = EngineArgs.parse(
     name="e", model_name="m", method="hydra-best", engine={"slots": 2, "context": 256, "max_waiting": 1}

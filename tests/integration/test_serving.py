@@ -23,14 +23,14 @@ import pytest
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from deployments.metrics import ENGINE_METRICS
-from entmtp.evaluation.load.traffic import Endpoint, Traffic
-from entmtp.evaluation.suites import PAPER_SUITES, scored_prompts
+from deployments.engines.metrics import ENGINE_METRICS
 from entmtp.files import write_text
 from entmtp.llm import LLM, EngineSettings, SamplingParams
-from entmtp.models.registry import encode_chat
-from tests.served import MODEL, ROOT, Served, started
-from tests.tiny import greedy
+from entmtp.loadtest.traffic import Endpoint, Traffic
+from entmtp.models.loading.load import encode_chat
+from entmtp.suites import PAPER_SUITES, scored_prompts
+from tests.helpers.local_service import MODEL, ROOT, Served, started
+from tests.helpers.tiny_models import greedy
 
 PROMPTS = ["Why is the sky blue?", "Name three rivers.", "Write a haiku about rain.", "What is 17 times 3?"]
 
@@ -448,7 +448,7 @@ def test_other_paths_and_methods(url: str) -> None:
 
 
 def test_a_taken_port_is_told(url: str) -> None:
-    command = [sys.executable, "-m", "deployments.local", "--port", url.rpartition(":")[2]]
+    command = [sys.executable, "-m", "deployments.serve_local", "--port", url.rpartition(":")[2]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ), check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("entmtp serve: port:")

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.core.result import Ok
 
-from tests.served import MODEL, ROOT, started
+from tests.helpers.local_service import MODEL, ROOT, started
 
 CASES = 2000
 

@@ -19,8 +19,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from entmtp.ray_head import LOCAL_SETTINGS, free_ports
-from tests.tiny import tiny_model
-from tests.vocabularies import ids, made
+from tests.helpers.tiny_models import tiny_model
+from tests.helpers.tokenizers import ids, made
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +61,7 @@ def url(deadly: list[int], tmp_path_factory: pytest.TempPathFactory) -> Iterator
     from ray import serve
 
     from deployments.app import build
-    from deployments.local import node_environment
+    from deployments.serve_local import node_environment
     from deployments.settings import AppArgs
 
     folder = tmp_path_factory.getbasetemp()

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from deployments.access_log import Log
-from deployments.api import make_api
-from deployments.auth import Keys
-from deployments.messages import Call, Delta, Failure, Placed
-from deployments.replica import EngineReplica
-from deployments.service import Service
+from deployments.engines.client import Service
+from deployments.engines.replica import EngineReplica
+from deployments.http.access_log import Log
+from deployments.http.auth import Keys
+from deployments.http.routes import make_api
+from deployments.protocol.messages import Call, Delta, Failure, Placed
 from deployments.settings import AppArgs, EngineArgs
-from tests.chained import save_chained
-from tests.vocabularies import DECODERS, SPACE, ids, with_decoder
+from tests.helpers.chained_models import save_chained
+from tests.helpers.tokenizers import DECODERS, SPACE, ids, with_decoder
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
 EMOJI = [f"<0x{byte:02X}>" for byte in "😀".encode()]

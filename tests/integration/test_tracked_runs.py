@@ -11,12 +11,12 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.finished import open_run
-from entmtp.evaluation.report import write_report
-from entmtp.evaluation.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
-from entmtp.evaluation.tracking import TrackedRun, default_tracking_uri, log_benchmark, start_training_run
+from entmtp.evaluation.report.load_run import open_run
+from entmtp.evaluation.report.mlflow import TrackedRun, default_tracking_uri, log_benchmark, start_training_run
+from entmtp.evaluation.report.report import write_report
+from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
 from jobs import compare as job
-from tests.unit.evaluation.synthetic import make_rows
+from tests.helpers.synthetic_rows import make_rows
 
 FACTS = {"settings": {"max_new_tokens": 64, "repetitions": 3}}
 

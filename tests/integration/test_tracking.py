@@ -12,9 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.report import write_report
-from entmtp.evaluation.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
-from entmtp.evaluation.tracking import (
+from entmtp.evaluation.report.mlflow import (
     TrackedModel,
     TrackedRun,
     check_tracking,
@@ -22,7 +20,9 @@ from entmtp.evaluation.tracking import (
     log_benchmark,
     start_training_run,
 )
-from tests.unit.evaluation.synthetic import make_rows
+from entmtp.evaluation.report.report import write_report
+from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
+from tests.helpers.synthetic_rows import make_rows
 
 FACTS = {
     "profile": "quick",
@@ -198,7 +198,7 @@ def test_missing_artifact_is_told_before_anything_is_logged(results: Path, clien
 def test_library_says_nothing_while_it_tracks(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib\n"
-        "from entmtp.evaluation.tracking import default_tracking_uri, start_training_run\n"
+        "from entmtp.evaluation.report.mlflow import default_tracking_uri, start_training_run\n"
         "uri = default_tracking_uri(pathlib.Path(sys.argv[1]))\n"
         "start_training_run(uri, 'quiet', {'a': 1}).finish([])\n"
     )

@@ -13,8 +13,8 @@ import ray
 from rich.console import Console
 
 from benchmarks.fanout import fake_cluster, made_plan, made_units, sleeping
-from entmtp.evaluation.benchmark import run_units
-from entmtp.evaluation.placement import Wishes, place
+from entmtp.evaluation.run.placement import Wishes, place
+from entmtp.evaluation.run.run import run_units
 from jobs import waiting
 from jobs.pool import WorkerPool, alive_nodes
 from jobs.workers import call_each

@@ -18,7 +18,7 @@ from entmtp.cli_errors import EXTRA_OF, told_plainly
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-BENCHMARK = {"entmtp.evaluation.local"}
+BENCHMARK = {"entmtp.evaluation.run.local_executor"}
 """Modules that the command line imports for `entmtp benchmark` alone, which has an extra."""
 
 IMPLIED = {
@@ -97,14 +97,14 @@ def test_every_command_but_the_benchmark_imports_with_the_core_alone() -> None:
     blocked = beyond()
     assert {"ray", "mlflow", "matplotlib", "datasets", "aiohttp", "fastapi"} <= blocked
     modules = (imported_by_the_command_line() - BENCHMARK) | {"entmtp.llm", "entmtp.decoding.async_engine"}
-    assert {"entmtp.session", "entmtp.training.train_heads", "entmtp.evaluation.replay"} <= modules
+    assert {"entmtp.loading", "entmtp.training.train_heads", "entmtp.calibration.replay"} <= modules
     done = run_without(blocked, modules)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
 
 
 def test_the_blocker_blocks() -> None:
-    assert "No module named 'matplotlib'" in run_without(["matplotlib"], ["entmtp.evaluation.plots"]).stderr
+    assert "No module named 'matplotlib'" in run_without(["matplotlib"], ["entmtp.evaluation.report.plots"]).stderr
 
 
 def imported(path: Path) -> set[str]:

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from entmtp.cli import app
-from entmtp.evaluation.arms import QUICK_ARMS
+from entmtp.evaluation.run.arms import QUICK_ARMS
 from entmtp.settings import PROFILES, QUICK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ def test_a_command_of_the_project_takes_what_a_page_gives_it(command: Command) -
             _parse(typer.main.get_command(app), arguments)
         case ["make", target, *_]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        case ["-m", "deployments.auth", _, ">>", _]:
+        case ["-m", "deployments.http.auth", _, ">>", _]:
             pass
         case ["-m", module, *arguments]:
             _parse(_alone(importlib.import_module(module).main), arguments)

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.lib.record import Record, read_record
+from benchmarks.lib.shapes import SHAPES, Shape
 from benchmarks.performance import RECORDS
-from benchmarks.record import Record, read_record
-from benchmarks.shapes import SHAPES, Shape
-from deployments import log_file
+from deployments.http import log_file
 from entmtp.decoding.acceptance import TYPICAL_ALPHA, TYPICAL_EPSILON
-from entmtp.evaluation.forecast import ASSUMED_TOKENS_PER_SECOND
-from entmtp.evaluation.intervals import CONFIDENCE
-from entmtp.evaluation.suites.jail import MAX_MEMORY_BYTES
-from entmtp.evaluation.suites.sandbox import TIME_LIMIT_SECONDS
-from entmtp.models.bundled import GGUF_BYTES
-from entmtp.models.kernels import CHOICES, HALF_TOLERANCE
-from entmtp.scheduling.probing import SHARE
+from entmtp.evaluation.run.dry_run import ASSUMED_TOKENS_PER_SECOND
+from entmtp.intervals import CONFIDENCE
+from entmtp.models.kernels.choices import CHOICES, HALF_TOLERANCE
+from entmtp.models.loading.bundled import GGUF_BYTES
+from entmtp.policies.probing import SHARE
 from entmtp.settings import PAPER_TEMPERATURE
+from entmtp.suites.jail import MAX_MEMORY_BYTES
+from entmtp.suites.sandbox import TIME_LIMIT_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = {"performance.md", "study.md"}

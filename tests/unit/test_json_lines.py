@@ -12,18 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.auth import load_keys
+from deployments.http.auth import load_keys
 from entmtp import json_lines
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.suites import gsm8k, load_suite
-from entmtp.evaluation.suites.hub import HubUnavailableError
-from entmtp.evaluation.training_prompts import write_training_prompts
 from entmtp.json_lines import MAX_FILE_BYTES, read_json_lines, read_text
-from entmtp.scheduling.profiles import known_profiles, load_profile
+from entmtp.policies.hardware_profile import known_profiles, load_profile
+from entmtp.suites import gsm8k, load_suite
+from entmtp.suites.hub import HubUnavailableError
 from entmtp.training.prompts import chat_prompts
+from entmtp.training.prompts_command import write_training_prompts
 from entmtp.training.train_heads import read_prompts
 from entmtp.trees.bank import load_bank
-from tests.small import small_bank
+from tests.helpers.small_cases import small_bank
 
 ODD = "one\u2028two\u2029three\x85four\x0bfive\x0csix\x1cseven"
 """All that ends a line for `str.splitlines`, but for the two that JSON writes as escapes."""
@@ -69,7 +69,7 @@ def test_no_text_is_cut_and_a_byte_order_mark_is_no_text(read: Callable[[Path], 
 
 def test_samples_and_worked_examples_are_read_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[dict[str, object]] = [{"conversations": [{"from": "human", "value": ODD}]}]
-    suite_load = importlib.import_module("entmtp.evaluation.suites.load")  # its package has a function of that name
+    suite_load = importlib.import_module("entmtp.suites.load")  # its package has a function of that name
     monkeypatch.setattr(suite_load, "SAMPLES", written(tmp_path / "sharegpt.jsonl", rows).parent)
     monkeypatch.setattr(suite_load, "hub_rows", no_hub)
     assert [prompt.text for prompt in load_suite("sharegpt").prompts] == [ODD]

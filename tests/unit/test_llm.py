@@ -9,8 +9,8 @@ from entmtp.decoding.progress import Progress
 from entmtp.decoding.request import RunningRequest
 from entmtp.errors import EntMTPError
 from entmtp.llm import LLM, EngineSettings, SamplingParams
-from tests.saved import Saved, save_project
-from tests.tiny import greedy
+from tests.helpers.saved_project import Saved, save_project
+from tests.helpers.tiny_models import greedy
 
 SETTINGS = EngineSettings(slots=3, context=128)
 

@@ -1,0 +1,1 @@
+"""Import of published draft heads: Medusa, Hydra, TGI and vLLM layouts."""

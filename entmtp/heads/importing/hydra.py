@@ -32,14 +32,14 @@ import torch
 from pydantic import Field
 
 from entmtp.errors import EntMTPError
+from entmtp.heads.hydra_plus_plus import PrefixHydraHeads
 from entmtp.heads.importing.hydra_prefix import PREFIX, layer_config, prefix_layer
 from entmtp.heads.importing.layout import Layout, Reading, assembled, counted, indices, square_blocks
 from entmtp.heads.importing.source import ConfigFields
 from entmtp.heads.importing.tensors import Tensors
-from entmtp.heads.published import PublishedHeads
-from entmtp.heads.published_hydra import PublishedHydraHeads
-from entmtp.heads.published_medusa import PublishedMedusaHeads
-from entmtp.heads.published_prefix import PrefixHydraHeads
+from entmtp.heads.original import PublishedHeads
+from entmtp.heads.original_hydra import PublishedHydraHeads
+from entmtp.heads.original_medusa import PublishedMedusaHeads
 
 _BLOCK = r"hydra_mlp\.(\d{1,3})\.(\d{1,3})\.linear\.weight"
 _EMBEDDINGS = "input_embed_fn.weight"

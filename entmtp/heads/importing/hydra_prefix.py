@@ -4,7 +4,7 @@
 ``layers.0.self_attn.{q,k,v,o}_proj.weight``, ``layers.0.mlp.{gate,up,down}_proj.weight``,
 ``layers.0.input_layernorm.weight``, ``layers.0.post_attention_layernorm.weight``, ``norm.weight``, and what is left
 out: an ``embed_tokens.weight`` that is not used, and from older versions ``layers.0.self_attn.rotary_emb.inv_freq``.
-How many attention heads it has is the model's to say. What it is for, :mod:`entmtp.heads.published_prefix` says.
+How many attention heads it has is the model's to say. What it is for, :mod:`entmtp.heads.hydra_plus_plus` says.
 
 Source: ``hydra/model/hydra_heads/prefix_mlp_head.py`` in github.com/zankner/Hydra.
 """
@@ -47,7 +47,7 @@ def layer_config(reading: Reading) -> dict[str, Any]:
 
 
 def prefix_layer(tensors: Tensors, layer: dict[str, Any], vocab: int) -> dict[str, torch.Tensor]:
-    """The parameters of :class:`entmtp.heads.published_prefix.PrefixLayer`."""
+    """The parameters of :class:`entmtp.heads.hydra_plus_plus.PrefixLayer`."""
     hidden, inner, head_dim = layer["hidden_size"], layer["intermediate_size"], layer["head_dim"]
     queries, keys = head_dim * layer["num_attention_heads"], head_dim * layer["num_key_value_heads"]
     shapes = {

@@ -15,8 +15,8 @@ from entmtp.heads.importing.medusa import MEDUSA
 from entmtp.heads.importing.source import find_source
 from entmtp.heads.importing.tensors import Tensors, read_tensors, some
 from entmtp.heads.importing.vllm import VLLM
-from entmtp.heads.published import PublishedHeads
-from entmtp.models.registry import load_model, model_fingerprint
+from entmtp.heads.original import PublishedHeads
+from entmtp.models.loading.load import load_model, model_fingerprint
 
 LAYOUTS = (MEDUSA, VLLM, HYDRA)
 """A new layout is a file beside these and a name here."""

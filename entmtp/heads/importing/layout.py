@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from entmtp.errors import EntMTPError
 from entmtp.heads.importing.source import Source
 from entmtp.heads.importing.tensors import Tensors
-from entmtp.heads.published import PublishedHeads
+from entmtp.heads.original import PublishedHeads
 
 MAX_COUNT = 16
 """Heads, and blocks of a head: as many as heads that we train may be."""

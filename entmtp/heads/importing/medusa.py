@@ -23,8 +23,8 @@ from pydantic import Field
 
 from entmtp.heads.importing.layout import Layout, Reading, assembled, counted, indices, square_blocks
 from entmtp.heads.importing.source import ConfigFields
-from entmtp.heads.published import PublishedHeads
-from entmtp.heads.published_medusa import PublishedMedusaHeads
+from entmtp.heads.original import PublishedHeads
+from entmtp.heads.original_medusa import PublishedMedusaHeads
 
 _BLOCK = r"(\d{1,3})\.(\d{1,3})\.linear\.weight"
 _OUTPUT = r"(\d{1,3})\.(\d{1,3})\.weight"

@@ -27,8 +27,8 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.importing.layout import Layout, Reading, assembled, counted, indices, stacked
 from entmtp.heads.importing.source import ConfigFields
 from entmtp.heads.importing.tensors import Tensors
-from entmtp.heads.published import PublishedHeads
-from entmtp.heads.published_medusa import PublishedMedusaHeads
+from entmtp.heads.original import PublishedHeads
+from entmtp.heads.original_medusa import PublishedMedusaHeads
 
 _BLOCK = r"blocks\.(\d{1,3})\.layers\.(\d{1,3})\.weight"
 

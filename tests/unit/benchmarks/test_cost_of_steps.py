@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks.cost import SIZES, error, held_out, summary
-from entmtp.scheduling.cost import StepCost
+from entmtp.policies.step_cost import StepCost
 from entmtp.trees.bank import bundled_bank, load_bank
 from entmtp.trees.topology import Topology
 

@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.endpoints import COLUMNS, OURS, _rows
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.load.traffic import Outcome
-from entmtp.evaluation.load.turns import Rounds
+from entmtp.loadtest.traffic import Outcome
+from entmtp.loadtest.turns import Rounds
 
 
 def outcome(number: int, seconds: float, text: str = "yes", error: str | None = None) -> Outcome:

@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from benchmarks import gains
-from benchmarks.timing import ladder_of
-from entmtp.decoding.measure import StepBench
+from benchmarks.lib.timing import ladder_of
+from entmtp.decoding.measure_cost import StepBench
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.models.fused import FusedLinear
-from entmtp.models.fused_layers import FusedLayers
-from entmtp.models.joint import JointLinear
-from entmtp.models.packing import PackedLinear
+from entmtp.models.kernels.fused_decoder import FusedLayers
+from entmtp.models.kernels.fused_linear import FusedLinear
+from entmtp.models.kernels.merged_projections import JointLinear
+from entmtp.models.kernels.packed_linear import PackedLinear
 from entmtp.settings import Kernels
-from tests.tiny import random_heads, tiny_model
+from tests.helpers.tiny_models import random_heads, tiny_model
 
 LAYERS = torch.nn.Linear, JointLinear, PackedLinear, FusedLinear, FusedLayers
 

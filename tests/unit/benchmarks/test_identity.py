@@ -14,7 +14,7 @@ from benchmarks.step import TYPES
 from benchmarks.undrafted import PLAIN
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
-from entmtp.models.kernels import CHOICES
+from entmtp.models.kernels.choices import CHOICES
 
 CPU = torch.device("cpu")
 PROMPT = [7, 8]

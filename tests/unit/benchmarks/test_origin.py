@@ -12,8 +12,8 @@ import pytest
 import typer
 
 from benchmarks import origin, performance
-from benchmarks.age import age, measured_code
-from benchmarks.record import Record, Table, deliver, made_record
+from benchmarks.lib.age import age, measured_code
+from benchmarks.lib.record import Record, Table, deliver, made_record
 from entmtp.errors import EntMTPError
 
 Git = Callable[..., str]

@@ -1,7 +1,7 @@
 """What an overload is compared with."""
 
 from benchmarks.overload import at_capacity
-from entmtp.evaluation.load.traffic import Outcome
+from entmtp.loadtest.traffic import Outcome
 
 
 def test_capacity_is_what_all_users_together_are_answered() -> None:

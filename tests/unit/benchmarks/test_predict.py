@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from benchmarks.predict import METHODS, NOT_GROWN, SHARED, Costs, _costs, predict
-from entmtp.evaluation.replay import DYNAMIC, cost_of
-from entmtp.evaluation.summary import YARDSTICKS
+from entmtp.calibration.policy_replay import GrowthAt
+from entmtp.calibration.replay import DYNAMIC, cost_of
+from entmtp.evaluation.analysis.summary import YARDSTICKS
 from entmtp.heads.growth import Growth
-from entmtp.scheduling.replay import GrowthAt
-from tests.small import Scripted, drawn_trace, small_bank
+from tests.helpers.small_cases import Scripted, drawn_trace, small_bank
 
 GPU_LIKE = cost_of("gpu-like")
 COSTS = Costs(GPU_LIKE, GPU_LIKE, ["hydra"], "nowhere", "note")

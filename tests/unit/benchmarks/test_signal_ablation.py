@@ -1,5 +1,5 @@
 from benchmarks.signals import SIGNALS, ablation
-from tests.small import drawn_trace
+from tests.helpers.small_cases import drawn_trace
 
 
 def test_there_is_a_row_for_each_set_of_signals() -> None:

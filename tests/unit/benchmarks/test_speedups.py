@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.speedups import main
-from entmtp.evaluation.report import write_report
-from entmtp.evaluation.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
-from tests.unit.evaluation.synthetic import make_rows
+from entmtp.evaluation.report.report import write_report
+from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
+from tests.helpers.synthetic_rows import make_rows
 
 SECONDS = {"autoregressive": 3.0, "hydra-best": 2.0}
 

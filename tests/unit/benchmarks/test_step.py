@@ -10,42 +10,43 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import origin, step, timing
-from benchmarks.bars import cpu_bars, cuda_bars
-from benchmarks.growing import GrowingPolicy
-from benchmarks.record import read_record
-from benchmarks.roofline import Machine, Work, multiplied, step_work
-from benchmarks.shapes import SHAPES, random_heads, random_model, shape_of
-from benchmarks.timing import StepTime, churn, ladder_of, random_tree, timed_steps
+from benchmarks import origin, step
+from benchmarks.lib import timing
+from benchmarks.lib.bars import cpu_bars, cuda_bars
+from benchmarks.lib.growing import GrowingPolicy
+from benchmarks.lib.record import read_record
+from benchmarks.lib.roofline import Machine, Work, multiplied, step_work
+from benchmarks.lib.shapes import SHAPES, random_heads, random_model, shape_of
+from benchmarks.lib.timing import StepTime, churn, ladder_of, random_tree, timed_steps
 from entmtp.decoding.graphs import Graphs
-from entmtp.decoding.measure import PARTS, StepBench, sized_tree
+from entmtp.decoding.measure_cost import PARTS, StepBench, sized_tree
 from entmtp.errors import EntMTPError
 from entmtp.heads.growth import LevelByLevel
-from entmtp.heads.published_hydra import PublishedHydraConfig, PublishedHydraHeads
+from entmtp.heads.original_hydra import PublishedHydraConfig, PublishedHydraHeads
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.profiles import load_profile
-from entmtp.scheduling.signals import Signals
+from entmtp.policies.hardware_profile import load_profile
+from entmtp.policies.signals import Signals
 from entmtp.trees.topology import Topology
-from tests import tiny
-from tests.taped import Taped
+from tests.helpers import tiny_models
+from tests.helpers.taped_graphs import Taped
 
 UNIT = Machine(bytes_per_ms=1, multiply_adds_per_ms=1, cache_bytes=0)
 DEEP = Topology.of([(0,), (0, 0), (1,), (1, 0), (0, 0, 0)])
 
 
 def work(kind: str, tree: Topology, batch: int = 1, cached: int = 0) -> Work:
-    model = tiny.tiny_model("llama")
+    model = tiny_models.tiny_model("llama")
     backbone = Backbone(model)
-    return step_work(model, tiny.random_heads(kind, backbone).attach(backbone), tree, batch, cached)
+    return step_work(model, tiny_models.random_heads(kind, backbone).attach(backbone), tree, batch, cached)
 
 
 def bench(kind: str, batch: int, context: int, max_nodes: int = 20) -> StepBench:
-    backbone = Backbone(tiny.tiny_model("llama"))
-    return StepBench(backbone, tiny.random_heads(kind, backbone).attach(backbone), batch, context, max_nodes)
+    backbone = Backbone(tiny_models.tiny_model("llama"))
+    return StepBench(backbone, tiny_models.random_heads(kind, backbone).attach(backbone), batch, context, max_nodes)
 
 
 def test_operations_grow_with_tokens_and_bytes_do_not() -> None:
-    weights = multiplied(tiny.tiny_model("llama"))
+    weights = multiplied(tiny_models.tiny_model("llama"))
     plain = work("medusa", Topology.root_only(), cached=100)
     assert plain == Work(4 * (weights + 100), (), weights + 100)
     many = work("medusa", Topology.root_only(), batch=3, cached=300)
@@ -54,8 +55,8 @@ def test_operations_grow_with_tokens_and_bytes_do_not() -> None:
 
 @pytest.mark.parametrize(("kind", "per_level"), [("medusa", 2), ("hydra", 3)])
 def test_only_the_levels_that_a_tree_reaches_are_read(kind: str, per_level: int) -> None:
-    level, output = per_level * 24 * 32, tiny.DRAFT_VOCAB * 32
-    weights = multiplied(tiny.tiny_model("llama"))
+    level, output = per_level * 24 * 32, tiny_models.DRAFT_VOCAB * 32
+    weights = multiplied(tiny_models.tiny_model("llama"))
     one, three = work(kind, Topology.of([(0,), (1,)])), work(kind, DEEP)
     assert one.bytes == 4 * (weights + level + 1 + output)
     assert three.bytes == 4 * (weights + 3 * (level + 1) + output)
@@ -68,9 +69,9 @@ def test_only_the_levels_that_a_tree_reaches_are_read(kind: str, per_level: int)
 
 @pytest.mark.parametrize(("outputs", "layers_read", "read_again"), [(4, 3, 0), (1, 1, 2), (0, 1, 2)])
 def test_imported_heads_bring_output_layers_of_their_own(outputs: int, layers_read: int, read_again: int) -> None:
-    model = tiny.tiny_model("llama")
+    model = tiny_models.tiny_model("llama")
     backbone = Backbone(model)
-    hidden, vocab = backbone.hidden_size, tiny.VOCAB
+    hidden, vocab = backbone.hidden_size, tiny_models.VOCAB
     config = PublishedHydraConfig(
         hidden_size=hidden, vocab_size=vocab, num_heads=4, num_layers=1, draft_vocab_size=vocab, outputs=outputs
     )
@@ -90,13 +91,13 @@ def test_what_a_cache_holds_is_not_read_again() -> None:
 
 
 def test_an_embedding_table_of_its_own_is_looked_up_not_multiplied() -> None:
-    tied, untied = (tiny.tiny_model("llama", tie_word_embeddings=tie) for tie in (True, False))
+    tied, untied = (tiny_models.tiny_model("llama", tie_word_embeddings=tie) for tie in (True, False))
     assert multiplied(tied) == multiplied(untied) == sum(weight.numel() for weight in tied.parameters())
 
 
 def test_the_cache_counts_as_far_as_it_is_read() -> None:
     two = bench("hydra", 2, 9)
-    model = tiny.tiny_model("llama")
+    model = tiny_models.tiny_model("llama")
     found = step.work_of(two, model, two.state.heads, Topology.root_only())  # type: ignore[arg-type]
     config = two.state.backbone.config
     cached = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 9

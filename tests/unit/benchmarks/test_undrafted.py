@@ -8,9 +8,9 @@ from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.policies import StaticPolicy
-from tests.small import small_backbone, small_heads, small_prompt
-from tests.tiny import TREES
+from entmtp.policies.base import StaticPolicy
+from tests.helpers.small_cases import small_backbone, small_heads, small_prompt
+from tests.helpers.tiny_models import TREES
 
 PROMPTS = [small_prompt(4, seed=1), small_prompt(7, seed=2)]
 

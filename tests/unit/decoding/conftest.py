@@ -4,7 +4,7 @@ import pytest
 
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from tests.small import small_backbone, small_heads
+from tests.helpers.small_cases import small_backbone, small_heads
 
 
 @pytest.fixture(scope="module")

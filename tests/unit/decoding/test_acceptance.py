@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entmtp.decoding.acceptance import Accepted, greedy
-from entmtp.scheduling.signals import entropy
+from entmtp.policies.signals import entropy
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
-from tests.tiny import topologies
+from tests.helpers.tiny_models import topologies
 
 VOCAB = 7
 

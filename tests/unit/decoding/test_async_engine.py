@@ -14,10 +14,10 @@ from entmtp.decoding.engine import Engine
 from entmtp.decoding.job import Job
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
-from entmtp.scheduling.policies import StaticPolicy
+from entmtp.policies.base import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
-from tests.small import small_backbone, small_heads, small_prompt
-from tests.tiny import CONTEXT, TREES, greedy
+from tests.helpers.small_cases import small_backbone, small_heads, small_prompt
+from tests.helpers.tiny_models import CONTEXT, TREES, greedy
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=30)
 

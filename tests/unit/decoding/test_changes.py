@@ -14,13 +14,13 @@ from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.dynamic import DynamicPolicy
-from entmtp.scheduling.policies import Policy, StaticPolicy
+from entmtp.policies.base import Policy, StaticPolicy
+from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
-from tests.small import small_chances, small_cost, small_predictor, small_prompt
-from tests.tiny import CONTEXT, TREES, greedy, topologies
+from tests.helpers.small_cases import small_chances, small_cost, small_predictor, small_prompt
+from tests.helpers.tiny_models import CONTEXT, TREES, greedy, topologies
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=20)
 SETTINGS = EngineSettings(slots=2, context=CONTEXT, prefill_tokens=7)

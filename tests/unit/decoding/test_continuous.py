@@ -19,18 +19,18 @@ from entmtp.decoding.step import decode_step
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.dynamic import DynamicPolicy
-from entmtp.scheduling.policies import Policy, SequencePolicy
+from entmtp.policies.base import Policy, SequencePolicy
+from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.settings import EngineSettings, SamplingParams
-from tests.small import (
+from tests.helpers.arrivals import come_and_go
+from tests.helpers.small_cases import (
     SMALL_VOCAB,
     small_chances,
     small_cost,
     small_predictor,
     small_prompt,
 )
-from tests.tiny import CONTEXT, TREES, greedy
-from tests.traffic import come_and_go
+from tests.helpers.tiny_models import CONTEXT, TREES, greedy
 
 POLICIES: dict[str, Policy] = {
     "sequence": SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8),

@@ -12,14 +12,14 @@ from entmtp.decoding.step import decode_step
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.ladder import Ladder
-from entmtp.scheduling.policies import LadderPolicy, Policy, RequestPolicy, SequencePolicy, StaticPolicy
-from entmtp.scheduling.signals import Signals, SignalTracker
+from entmtp.policies.base import LadderPolicy, Policy, RequestPolicy, SequencePolicy, StaticPolicy
+from entmtp.policies.ladder import Ladder
+from entmtp.policies.signals import Signals, SignalTracker
 from entmtp.settings import SamplingParams
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology
-from tests.small import SMALL_VOCAB, small_backbone, small_heads, small_prompt
-from tests.tiny import CONTEXT, TREES, greedy, tiny_model
+from tests.helpers.small_cases import SMALL_VOCAB, small_backbone, small_heads, small_prompt
+from tests.helpers.tiny_models import CONTEXT, TREES, greedy, tiny_model
 
 PLAIN = TREES["root"]
 PUBLISHED = Topology.of([path for path in published_order() if max(path) < SMALL_VOCAB])

@@ -28,15 +28,15 @@ from entmtp.decoding.sampling import Sampler
 from entmtp.decoding.text import TextStream
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.dynamic import DynamicPolicy
-from entmtp.scheduling.goodput import GoodputPolicy
-from entmtp.scheduling.ladder import Ladder
-from entmtp.scheduling.policies import LadderPolicy, Policy, SequencePolicy, StaticPolicy
+from entmtp.policies.base import LadderPolicy, Policy, SequencePolicy, StaticPolicy
+from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.goodput import GoodputPolicy
+from entmtp.policies.ladder import Ladder
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.batch import TreeBatch
-from tests.faults import FaultAt
-from tests.prefix import prefix_heads
-from tests.small import (
+from tests.helpers.fault_injection import FaultAt
+from tests.helpers.hydra_plus_plus_heads import prefix_heads
+from tests.helpers.small_cases import (
     SMALL_VOCAB,
     small_backbone,
     small_chances,
@@ -45,8 +45,8 @@ from tests.small import (
     small_predictor,
     small_prompt,
 )
-from tests.taped import Taped
-from tests.tiny import TREES, greedy
+from tests.helpers.taped_graphs import Taped
+from tests.helpers.tiny_models import TREES, greedy
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "plain": lambda: StaticPolicy(TREES["root"], 8),

@@ -15,14 +15,15 @@ from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
 from entmtp.models import cache as cache_module
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.dynamic import DynamicPolicy
-from entmtp.scheduling.policies import RequestPolicy, SequencePolicy, StaticPolicy
-from entmtp.scheduling.signals import SignalTracker
+from entmtp.policies.base import RequestPolicy, SequencePolicy, StaticPolicy
+from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.signals import SignalTracker
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
-from tests.prefix import prefix_heads
-from tests.small import (
+from tests.helpers.arrivals import come_and_go
+from tests.helpers.hydra_plus_plus_heads import prefix_heads
+from tests.helpers.small_cases import (
     SMALL_VOCAB,
     small_backbone,
     small_chances,
@@ -31,9 +32,8 @@ from tests.small import (
     small_predictor,
     small_prompt,
 )
-from tests.taped import Taped
-from tests.tiny import TREES, greedy
-from tests.traffic import come_and_go
+from tests.helpers.taped_graphs import Taped
+from tests.helpers.tiny_models import TREES, greedy
 
 ARCHITECTURES = ("llama", "gpt2", "mistral", "gemma3_text")
 

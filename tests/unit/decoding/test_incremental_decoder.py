@@ -8,7 +8,7 @@ import pytest
 
 from entmtp.decoding.detokenizer import REPLACEMENT, Detokenizer
 from entmtp.decoding.incremental_decoder import IncrementalDecoder
-from tests.vocabularies import KINDS, SPACE, ids, made, random_tokens
+from tests.helpers.tokenizers import KINDS, SPACE, ids, made, random_tokens
 
 MANY = pytest.param(10_000, marks=pytest.mark.slow)
 WHOLE = ["ctc", "text replaced", "written in Python"]

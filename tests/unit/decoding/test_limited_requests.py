@@ -12,14 +12,14 @@ from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import Request
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.native_memory import NativeMemory
+from entmtp.heads.native.cache import NativeMemory
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.dynamic import DynamicPolicy
-from entmtp.scheduling.goodput import GoodputPolicy
-from entmtp.scheduling.policies import Policy, StaticPolicy, ladder_policy
+from entmtp.policies.base import Policy, StaticPolicy, ladder_policy
+from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.goodput import GoodputPolicy
 from entmtp.settings import EngineSettings, SamplingParams
-from tests.memory import REMEMBERING, check_memory, remembering_heads, remembering_model
-from tests.small import (
+from tests.helpers.heads_with_caches import REMEMBERING, check_memory, remembering_heads, remembering_model
+from tests.helpers.small_cases import (
     small_backbone,
     small_bank,
     small_chances,
@@ -28,7 +28,7 @@ from tests.small import (
     small_predictor,
     small_prompt,
 )
-from tests.tiny import CONTEXT, TREES, greedy
+from tests.helpers.tiny_models import CONTEXT, TREES, greedy
 
 KINDS = ("medusa", "hydra", REMEMBERING[0], REMEMBERING[-1])
 """Heads that guess from a state alone, native ones and Hydra++'s."""

@@ -15,17 +15,17 @@ from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.scheduling.dynamic import DynamicPolicy
-from entmtp.scheduling.goodput import GoodputPolicy
-from entmtp.scheduling.ladder import Ladder
-from entmtp.scheduling.policies import LadderPolicy, Policy, StaticPolicy
-from entmtp.scheduling.signals import SignalTracker
+from entmtp.policies.base import LadderPolicy, Policy, StaticPolicy
+from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.goodput import GoodputPolicy
+from entmtp.policies.ladder import Ladder
+from entmtp.policies.signals import SignalTracker
 from entmtp.settings import SamplingParams
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
-from tests.drawing import LENGTH, PROMPT, SHAPED, drawn, exact, p_value
-from tests.small import SMALL_VOCAB, small_chances, small_cost, small_predictor
-from tests.tiny import TREES
+from tests.helpers.sampled_texts import LENGTH, PROMPT, SHAPED, drawn, exact, p_value
+from tests.helpers.small_cases import SMALL_VOCAB, small_chances, small_cost, small_predictor
+from tests.helpers.tiny_models import TREES
 
 FREE = SamplingParams(max_tokens=LENGTH)
 WIDE = Topology.of([*((rank,) for rank in range(5)), (0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (0, 0, 0)])

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.incremental_decoder import IncrementalDecoder
 from entmtp.decoding.text import TextStream
-from tests.vocabularies import BYTES, DECODERS, KINDS, SPACE, byte_level, ids, made, random_tokens
+from tests.helpers.tokenizers import BYTES, DECODERS, KINDS, SPACE, byte_level, ids, made, random_tokens
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.incremental_decoder import IncrementalDecoder
 from entmtp.decoding.logprobs import TokenLogprobs
 from entmtp.decoding.token_texts import Position, TokenTexts
-from tests.vocabularies import KINDS, SPACE, byte_level, ids, made, random_tokens
+from tests.helpers.tokenizers import KINDS, SPACE, byte_level, ids, made, random_tokens
 
 KNOWN = ["byte fallback", "byte fallback, strip", "Mistral's SentencePiece", "byte level", "Mistral's Tekken"]
 

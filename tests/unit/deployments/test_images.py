@@ -11,9 +11,9 @@ import pytest
 from ray.scripts.scripts import cli as ray_cli
 from ray.serve.scripts import cli as serve_cli
 
-from deployments.auth import VARIABLE
-from deployments.local import read_config
-from tests.unit.deployments.strict import (
+from deployments.http.auth import VARIABLE
+from deployments.serve_local import read_config
+from tests.helpers.strict_files import (
     ENTMTP,
     FOLDER,
     ROOT,
@@ -93,7 +93,7 @@ def test_what_an_image_copies_is_there_and_not_ignored(stage: str) -> None:
 @pytest.mark.parametrize("stage", NODES)
 def test_a_nodes_image_starts_the_service(stage: str) -> None:
     python, flag, module, option, path = re.findall(r'"([^"]+)"', the(stage, "CMD"))
-    assert (python, flag, module, option) == ("python", "-m", "deployments.local", "--config")
+    assert (python, flag, module, option) == ("python", "-m", "deployments.serve_local", "--config")
     config = read_config(ROOT / path)
     (engine,) = engines_of(config)
     assert engine.device == ("cuda" if stage == "cuda" else "cpu")

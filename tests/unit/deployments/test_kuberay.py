@@ -11,10 +11,10 @@ import pytest
 import typer
 import yaml
 
-from deployments.auth import VARIABLE
-from entmtp.evaluation.command import benchmark_command
-from tests.unit.deployments.kuberay_schema import problems
-from tests.unit.deployments.strict import (
+from deployments.http.auth import VARIABLE
+from entmtp.evaluation.run.command import benchmark_command
+from tests.helpers.kuberay_schema import problems
+from tests.helpers.strict_files import (
     ENTMTP,
     FOLDER,
     ROOT,

@@ -13,7 +13,7 @@ from deployments import TESTED_RAY, ray_internals
 from deployments.app import _Engine, _Ingress, _Limiter
 from deployments.ray_internals import NodeBound
 from entmtp.errors import EntMTPError
-from tests.unit.deployments.strict import constraint
+from tests.helpers.strict_files import constraint
 
 
 class Server:

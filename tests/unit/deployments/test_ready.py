@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from deployments.local import CONFIG, read_config
+from deployments.protocol.schema import ChatRequest
 from deployments.ready import Running, ready_message
-from deployments.schema import ChatRequest
+from deployments.serve_local import CONFIG, read_config
 
 
 def message(has_keys: bool = False, config: dict[str, Any] | None = None) -> str:

@@ -10,13 +10,13 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from deployments.catalogue import Catalogue
-from deployments.errors import ApiError
-from deployments.local import read_config
-from deployments.schema import Speculation
+from deployments.engines.catalogue import Catalogue
+from deployments.protocol.errors import ApiError
+from deployments.protocol.schema import Speculation
+from deployments.serve_local import read_config
 from deployments.settings import AppArgs
 from entmtp.errors import EntMTPError
-from tests.unit.deployments.strict import engines_of, unknown_keys
+from tests.helpers.strict_files import engines_of, unknown_keys
 
 FOLDER = Path(__file__).resolve().parents[3] / "deployments"
 ENGINE = {"name": "a", "model_name": "m"}
@@ -150,7 +150,7 @@ def test_a_request_finds_its_engine() -> None:
 
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     """Every name in the Grafana dashboard is one that a replica exports."""
-    from deployments import metrics
+    from deployments.engines import metrics
 
     source = Path(metrics.__file__).read_text()
     dashboard = (FOLDER / "grafana.json").read_text()

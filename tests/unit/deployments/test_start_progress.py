@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.progress import VARIABLE, Lines, tell
+from deployments.start_progress import VARIABLE, Lines, tell
 
 
 def test_lines_come_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import pytest
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.backbone import Backbone
-from tests.tiny import random_heads, tiny_model
+from tests.helpers.tiny_models import random_heads, tiny_model
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.trees.batch import TreeBatch
-from tests.tiny import TREES, random_heads, random_tokens, tiny_model
+from tests.helpers.tiny_models import TREES, random_heads, random_tokens, tiny_model
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

@@ -6,11 +6,11 @@ from torch.nn.functional import silu
 
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
-from entmtp.models import fused
 from entmtp.models.backbone import Backbone
+from entmtp.models.kernels import fused_linear
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Path, Topology
-from tests.tiny import DRAFT_VOCAB, HEADS, TREES, random_heads, random_tokens, tiny_model
+from tests.helpers.tiny_models import DRAFT_VOCAB, HEADS, TREES, random_heads, random_tokens, tiny_model
 
 DEEPEST = Topology.of([(0,), (4,), (0, 1), (4, 0), (4, 0, 2), (0, 1, 0), (4, 0, 2, 3), (0, 1, 0, 1)])
 BATCHES = {
@@ -73,7 +73,7 @@ def test_guesses_in_fewer_bits_are_nearly_the_exact_ones(heads: DraftHeads, exac
     tokens = torch.tensor([random_tokens(HEADS, seed) for seed in range(64)])
     with torch.inference_mode():
         guessed, exact = (one.draft_logits(one.teacher_forced(hidden, tokens)) for one in (heads, exact_heads))
-    assert 0 < (guessed - exact).abs().max() < 0.1 * exact.std() or fused.obstacle() is not None
+    assert 0 < (guessed - exact).abs().max() < 0.1 * exact.std() or fused_linear.obstacle() is not None
 
 
 @torch.inference_mode()

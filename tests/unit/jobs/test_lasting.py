@@ -12,10 +12,10 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation import tracking
-from entmtp.evaluation.command import benchmark_command
-from entmtp.evaluation.storage import check_lasting
-from entmtp.evaluation.tracking import check_tracking
+from entmtp.evaluation.report import mlflow
+from entmtp.evaluation.report.mlflow import check_tracking
+from entmtp.evaluation.results.storage import check_lasting
+from entmtp.evaluation.run.command import benchmark_command
 from jobs import calibrate, compare, load, train_heads
 
 LOAD = ["--endpoint=a=http://127.0.0.1:9/v1", "--model=m", "--users=1"]
@@ -82,7 +82,7 @@ def test_tracking_that_would_be_lost_is_refused(uri: str, kept: str, upload: Pat
     "uri", ["", "http://host:5000", "databricks", "databricks://mine", "uc", "postgresql://host/a"]
 )
 def test_tracking_by_a_server_lies_on_no_disk_here(uri: str) -> None:
-    assert tracking._on_disk(uri) is None
+    assert mlflow._on_disk(uri) is None
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/run", "gs://bucket", "file:///shared/run"])

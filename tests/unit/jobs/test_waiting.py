@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from entmtp.evaluation.placement import Node, Placement
+from entmtp.evaluation.run.placement import Node, Placement
 from jobs import workers
 from jobs.waiting import Waiting
 from jobs.workers import held_by_others

@@ -11,7 +11,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.cache import TreeCache
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
-from tests.tiny import (
+from tests.helpers.tiny_models import (
     CONTEXT,
     SUPPORTED,
     TREES,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from entmtp.errors import EntMTPError
 from entmtp.models.cache import BufferShape, StepPlan, TreeCache
-from tests.tiny import buffers, keep
+from tests.helpers.tiny_models import buffers, keep
 
 SLOTS, CAPACITY, HEADS, HEAD_DIM = 4, 12, 2, 3
 

@@ -11,7 +11,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.settings import CorpusSettings
 from entmtp.training.corpus import write_corpus
 from entmtp.training.dataset import Dataset
-from tests.tiny import random_tokens, tiny_model
+from tests.helpers.tiny_models import random_tokens, tiny_model
 
 PROMPTS = [random_tokens(3 + number % 5, seed=number) for number in range(80)]
 

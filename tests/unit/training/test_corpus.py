@@ -7,7 +7,7 @@ from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
 from entmtp.settings import CorpusSettings
 from entmtp.training.corpus import CorpusPart, part_paths, prompt_id, read_part, write_corpus
-from tests.tiny import CONTEXT, greedy, random_tokens, tiny_model
+from tests.helpers.tiny_models import CONTEXT, greedy, random_tokens, tiny_model
 
 NEW = 10
 GREEDY = CorpusSettings(slots=3, max_new_tokens=NEW, sampled_share=0, part_tokens=25)

@@ -11,7 +11,7 @@ from entmtp.settings import CorpusSettings
 from entmtp.training.corpus import part_paths, read_part, write_corpus
 from entmtp.training.dataset import Dataset
 from entmtp.training.evaluate import TOP, accuracy
-from tests.tiny import VOCAB, random_heads, tiny_model
+from tests.helpers.tiny_models import VOCAB, random_heads, tiny_model
 
 AHEAD = 4
 

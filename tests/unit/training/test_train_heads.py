@@ -13,7 +13,7 @@ from rich.console import Console
 from entmtp.heads.training_prompts import read_training_prompts
 from entmtp.prompt_hash import prompt_hash
 from entmtp.training.train_heads import Log, train_heads
-from tests.saved import save_tiny_model
+from tests.helpers.saved_project import save_tiny_model
 
 PROMPTS = [f"Tell me of {n} wolves." for n in range(12)]
 SMALL = {"epochs": 1, "batch_size": 64, "inner_size": 8, "draft_vocab_size": 64, "num_heads": 2, "held_out_share": 0.3}

@@ -13,7 +13,7 @@ from entmtp.settings import TrainingSettings
 from entmtp.training.dataset import Dataset
 from entmtp.training.evaluate import accuracy
 from entmtp.training.trainer import IGNORED, Progress, Trainer, new_heads
-from tests.tiny import VOCAB, tiny_model
+from tests.helpers.tiny_models import VOCAB, tiny_model
 
 every_kind = pytest.mark.parametrize("kind", sorted(KINDS))
 

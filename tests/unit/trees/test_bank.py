@@ -8,7 +8,7 @@ import pytest
 from entmtp.errors import EntMTPError
 from entmtp.trees.bank import MAX_BANK_BYTES, load_bank
 from entmtp.trees.tuning_texts import TuningTexts
-from tests.small import small_bank, trace_of
+from tests.helpers.small_cases import small_bank, trace_of
 
 
 def write(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:

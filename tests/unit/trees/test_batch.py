@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from entmtp.trees.batch import TreeBatch, TreeShape
 from entmtp.trees.topology import Topology
-from tests.tiny import topologies
+from tests.helpers.tiny_models import topologies
 
 
 @given(st.lists(topologies(), min_size=1, max_size=4), st.booleans(), st.integers(0, 3))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entmtp.scheduling.signals import Signals
+from entmtp.policies.signals import Signals
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
 

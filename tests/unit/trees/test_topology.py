@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from entmtp.errors import EntMTPError
 from entmtp.trees.topology import Path, Shape, Topology
-from tests.tiny import path_sets, topologies
+from tests.helpers.tiny_models import path_sets, topologies
 
 
 @given(path_sets())

@@ -9,7 +9,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import MISS, load_traces, rank_trace, save_traces
-from tests.small import SMALL_VOCAB, small_backbone, small_heads, small_prompt, trace_of, traced
+from tests.helpers.small_cases import SMALL_VOCAB, small_backbone, small_heads, small_prompt, trace_of, traced
 
 
 @pytest.fixture(scope="module")

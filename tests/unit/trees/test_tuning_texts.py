@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from entmtp.trees.optimal import MAX_RANK
+from entmtp.calibration.optimal import MAX_RANK
 from entmtp.trees.trace import MISS, RankedText
 from entmtp.trees.tuning_texts import DIGITS, KeptText, TuningTexts
-from tests.small import drawn_trace, trace_of
+from tests.helpers.small_cases import drawn_trace, trace_of
 
 RANKS = st.lists(st.sampled_from([0, 1, 9, 10, MAX_RANK - 1, MAX_RANK, 5000, MISS]), min_size=2, max_size=2)
 

@@ -1,0 +1,199 @@
+"""What a benchmark found, as it prints it and as it is kept: tables beside all that their numbers depend on."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Self
+
+import typer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rich.console import Console
+from rich.table import Table as Shown
+
+from benchmarks import origin
+from entmtp.cli_errors import told_plainly
+from entmtp.errors import EntMTPError
+from entmtp.files import write_text
+
+WIDTH = 120
+_VERSIONED = ("torch", "transformers")
+_CHANGED = "+"
+Cell = str | int | float
+
+
+def _checked(context: typer.Context, path: Path | None) -> Path | None:
+    """Ends the command before it measures what its record could not say where it comes from."""
+    if path is not None and not context.params["uncommitted"]:
+        with told_plainly("record"):
+            origin.check_committed()
+    return path
+
+
+RecordOption = Annotated[
+    Path | None, typer.Option("--record", help="write everything there as a record", callback=_checked)
+]
+"""Goes with a parameter ``uncommitted`` of the type :data:`UncommittedOption`."""
+
+UncommittedOption = Annotated[
+    bool, typer.Option("--uncommitted", help="record although files differ from the commit", is_eager=True)
+]
+
+
+class Table(BaseModel):
+    """Rows of cells under ``columns``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    columns: list[str] = Field(min_length=1)
+    rows: list[list[Cell]]
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Self:
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(f"row {number} has {len(row)} cells for {len(self.columns)} columns")
+        return self
+
+
+class Record(BaseModel):
+    """One run of one benchmark.
+
+    Attributes:
+        command: what was typed, from the root of the checkout.
+        date: UTC, ISO 8601.
+        machine: :func:`entmtp.policies.step_cost.hardware_name` of where it ran.
+        commit: of the checkout, with ``+`` after it if files differed; empty without git.
+        notes: sentences that say what the tables mean, bars and their verdicts among them.
+        figures: names of pictures that lie beside the record.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    title: str = Field(min_length=1)
+    command: str
+    date: str
+    machine: str
+    versions: dict[str, str]
+    commit: str
+    notes: list[str]
+    tables: list[Table] = Field(min_length=1)
+    figures: list[str] = []
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether what ran was the commit's code, as far as git could tell."""
+        return not self.commit.endswith(_CHANGED)
+
+    @property
+    def base_commit(self) -> str:
+        """The commit alone; empty without git."""
+        return self.commit.removesuffix(_CHANGED)
+
+    @property
+    def commit_description(self) -> str:
+        """What a reader is told about the code that ran."""
+        if not self.commit:
+            return "code without git, so of no known commit"
+        return f"commit {self.base_commit}{'' if self.is_committed else ' with uncommitted changes'}"
+
+
+def made_record(
+    name: str,
+    title: str,
+    machine: str,
+    tables: Sequence[Table],
+    notes: Sequence[str] = (),
+    figure: Path | None = None,
+) -> Record:
+    """A record of what this process measured just now."""
+    return Record(
+        name=name,
+        title=title,
+        command=command_line(),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        machine=machine,
+        versions={"python": platform.python_version()} | {package: version(package) for package in _VERSIONED},
+        commit=origin.commit() + _CHANGED * bool(origin.changed_files()),
+        notes=list(notes),
+        tables=list(tables),
+        figures=[] if figure is None else [figure.name],
+    )
+
+
+def show(record: Record) -> None:
+    """Prints the tables, then the notes."""
+    console = Console(width=WIDTH)
+    console.print(f"{record.title}\n{record.machine}")
+    for table in record.tables:
+        shown = Shown(*table.columns, title=table.title)
+        for row in table.rows:
+            shown.add_row(*map(str, row))
+        console.print(shown)
+    for note in record.notes:
+        console.print(f"- {note}", markup=False)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Writes a record; a reader never sees half a file."""
+    write_text(path, record.model_dump_json(indent=1) + "\n")
+
+
+def read_record(path: Path) -> Record:
+    """Reads a record.
+
+    Raises:
+        EntMTPError: if the file is absent or not a record; the message names the field.
+    """
+    try:
+        return Record.model_validate_json(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise EntMTPError(f"record: {path} can't be read ({error.strerror}); write it with --record") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise EntMTPError(f"record: {path}: {where}: {first['msg']}; write it again with --record") from error
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The records of a folder, in the order of their file names."""
+    return [read_record(path) for path in sorted(folder.glob("*.json"))]
+
+
+def deliver(record: Record, path: Path | None, uncommitted: bool) -> None:
+    """What a benchmark does last: prints its record, and keeps it where ``--record`` says.
+
+    Raises:
+        EntMTPError: if files were changed while it measured, unless ``uncommitted`` allows that.
+    """
+    show(record)
+    if path is None:
+        return
+    if not (record.is_committed or uncommitted):
+        origin.check_committed()
+    write_record(path, record)
+
+
+def command_line() -> str:
+    """How this process was started: ``python -m benchmarks.NAME ARGUMENTS``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    started = ["python", "-m", spec.name.removesuffix(".__main__")] if spec is not None else ["python", Path(sys.argv[0]).name]
+    return shlex.join([*started, *map(portable, sys.argv[1:])])
+
+
+def portable(argument: str) -> str:
+    """An absolute path is about one machine; its end says what it is."""
+    path = Path(argument)
+    return str(Path("...", *path.parts[-3:])) if path.is_absolute() else argument
+
+
+def portable_words(words: str) -> str:
+    """A command line, or another text, whose absolute paths are made portable."""
+    return " ".join(portable(word) for word in words.split(" "))

@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""How fast the bundled model writes with EntMTP, and with others, on the same prompts.
+
+    python -m benchmarks.peers
+    python -m benchmarks.peers --llama-python llama/bin/python --record peers.json
+
+Arms take turns on every scored prompt in rotating order: our autoregressive decoding and EntMTP; the untouched model's
+own ``generate`` with its two caches and with prompt lookup; and, where an interpreter with llama-cpp-python is given,
+llama.cpp on the same weights. All but llama.cpp must write the same tokens. A ratio above 1 means that ours is faster.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benchmarks.lib.comparison import Bar, Comparison, Timed, table_rows, to_table
+from benchmarks.lib.record import RecordOption, UncommittedOption, deliver, made_record
+from benchmarks.peers.arms import (
+    AUTOREGRESSIVE,
+    CACHES,
+    ENTMTP,
+    Arm,
+    Asked,
+    Referee,
+    generate_arms,
+    llama_arm,
+    measure,
+    own_arm,
+)
+from benchmarks.peers.llama_peer import HOW_TO_ADD, LlamaPeer, bundled_ggufs
+from entmtp.cli_errors import told_plainly
+from entmtp.decoding.measure_cost import step_cost
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.analysis.summary import SAMPLE
+from entmtp.evaluation.run.arms import Toolbox, make_engine
+from entmtp.heads.checkpoint import bundled_heads, load_heads
+from entmtp.models.backbone import Backbone
+from entmtp.models.loading.bundled import cache_folder
+from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.policies.step_cost import hardware_name
+from entmtp.suites import PAPER_SUITES, load_suite, split
+from entmtp.suites.splits import draw
+from entmtp.trees.bank import bundled_bank, load_bank
+
+OURS = (ENTMTP, AUTOREGRESSIVE)
+BEST_CACHE = "generate with its best cache"
+BARS = (
+    Bar(AUTOREGRESSIVE, CACHES, BEST_CACHE, 1.3, on_each=False),
+    Bar(ENTMTP, (AUTOREGRESSIVE,), AUTOREGRESSIVE, 1.15, on_each=False),
+    Bar(ENTMTP, (AUTOREGRESSIVE,), AUTOREGRESSIVE, 1.0, on_each=True),
+    Bar(ENTMTP, CACHES, BEST_CACHE, 1.5, on_each=True),
+)
+
+
+def main(
+    prompts: Annotated[int, typer.Option(min=1, help="scored prompts per suite")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens per text")] = 64,
+    repetitions: Annotated[int, typer.Option(min=1, help="timed texts of each arm on each prompt")] = 3,
+    llama_python: Annotated[Path | None, typer.Option(help="interpreter that has llama-cpp-python; CPU only")] = None,
+    record: RecordOption = None,
+    uncommitted: UncommittedOption = False,
+) -> None:
+    """Print tokens per second of every arm, ours over the others with 95% intervals over prompts, and the bars."""
+    console = Console(width=130)
+    with told_plainly("peers", "nothing was recorded"), ExitStack() as stack:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if llama_python and device == "cuda":
+            raise EntMTPError(
+                "llama-python: llama.cpp is compared on the CPU only; set CUDA_VISIBLE_DEVICES= or leave it out"
+            )
+        model, tokenizer = load_model("bundled", device=device)
+        if (load := os.getloadavg()[0]) > torch.get_num_threads() / 2:
+            console.print(
+                f"the machine is busy (load {load:.1f}), which hurts methods unequally; better wait until it is quiet"
+            )
+        asked = _scored(tokenizer, prompts)
+        context = max(len(ids) for suite in asked for ids in suite.prompts) + max_new_tokens
+        llamas = {name: stack.enter_context(peer) for name, peer in _llamas(llama_python, context)}
+        others = generate_arms(model) | {name: llama_arm(peer) for name, peer in llamas.items()}
+        arms = {suite: own | others for suite, own in _own(Backbone(model), console).items()}
+        timed = _timed(
+            asked, arms, max_new_tokens, repetitions, Referee(model, frozenset(llamas), console.print), console
+        )
+        machine = hardware_name(model.device)
+        comparison = Comparison(timed)
+        rows, verdicts = table_rows(comparison, OURS), [bar.judge(comparison) for bar in BARS]
+        table = to_table(rows, OURS, f"the bundled model, float32, {max_new_tokens} tokens per text")
+        notes = verdicts if llama_python else [*verdicts, HOW_TO_ADD]
+        notes += [f"{name} is {peer.version}." for name, peer in llamas.items()]
+        title = "EntMTP and autoregressive decoding beside peers"
+        deliver(made_record("peers", title, machine, [table], notes), record, uncommitted)
+
+
+def _scored(tokenizer: Any, count: int) -> list[Asked]:
+    """Prompts that no bank was calibrated on."""
+    found = []
+    for name in PAPER_SUITES:
+        suite = load_suite(name)
+        ids = [encode_chat(tokenizer, prompt.text) for prompt in draw(split(suite.prompts)[1], count, seed=0)]
+        found.append(Asked(name, f"{name} (sample)" if suite.source == SAMPLE else name, ids))
+    return found
+
+
+def _own(backbone: Backbone, console: Console) -> dict[str, dict[str, Arm]]:
+    """Our arms by suite, each with the suite's own bank."""
+    heads = load_heads(bundled_heads("hydra"), backbone)
+    cost = step_cost(backbone, heads, cache_folder(), console.print)
+    found = {}
+    for suite in PAPER_SUITES:
+        tools = Toolbox(backbone, {"hydra": heads}, {"hydra": load_bank(bundled_bank(suite, "hydra"))}, {"hydra": cost})
+        found[suite] = {arm: own_arm(make_engine(arm, tools)) for arm in OURS}
+    return found
+
+
+def _llamas(python: Path | None, context: int) -> Iterator[tuple[str, LlamaPeer]]:
+    """One child for each of the files, started when it is asked for."""
+    if python is not None:
+        for name, gguf in bundled_ggufs(cache_folder() / "ggufs").items():
+            yield name, LlamaPeer(python, gguf, context, torch.get_num_threads())
+
+
+def _timed(
+    asked: Sequence[Asked],
+    arms: Mapping[str, Mapping[str, Arm]],
+    max_new_tokens: int,
+    repetitions: int,
+    referee: Referee,
+    console: Console,
+) -> list[Timed]:
+    """Measures, with progress on the terminal."""
+    texts = repetitions * sum(len(suite.prompts) * len(arms[suite.suite]) for suite in asked)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("warming up", total=texts)
+
+        def advance(what: str) -> None:
+            progress.update(task, advance=1, description=what)
+
+        return measure(asked, arms, max_new_tokens, repetitions, referee, advance)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,117 @@
+"""What the study's report holds, read back from its `summary.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.analysis.summary import (
+    ArmSummary,
+    DepthAcceptance,
+    EntropyBin,
+    EntropyCorrelation,
+    EntropyQuantile,
+    LikelihoodDifference,
+    Speedup,
+    Summary,
+    TreeShare,
+    TreeUse,
+)
+from entmtp.intervals import Estimate
+
+REMEDY = "make it with 'make study'"
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the report. `caption` says how to read it."""
+
+    path: Path
+    title: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A benchmark's report.
+
+    Attributes:
+        facts: where the numbers come from; values may be nested.
+    """
+
+    facts: Mapping[str, Any]
+    caveats: list[str]
+    summary: Summary
+    figures: list[Figure]
+
+
+def read_study(report: Path) -> Study:
+    """Reads the folder that `write_report` filled.
+
+    Raises:
+        EntMTPError: a file or a table is missing, or of another version; the message names it.
+    """
+    path = report / "summary.json"
+    held = _read(path)
+    tables = _part(held, "tables", path)
+    summary = Summary(
+        arms=_rows(ArmSummary, tables, "arms", path),
+        speedups=_rows(Speedup, tables, "speedups", path),
+        likelihoods=_rows(LikelihoodDifference, tables, "likelihoods", path),
+        depths=_rows(DepthAcceptance, tables, "acceptance", path),
+        entropy_bins=_rows(EntropyBin, tables, "entropy", path),
+        entropy_correlations=_rows(EntropyCorrelation, tables, "correlations", path),
+        tree_shares=_rows(TreeShare, tables, "tree_shares", path),
+        tree_uses=_rows(TreeUse, tables, "tree_uses", path),
+        entropy_quantiles=_rows(EntropyQuantile, tables, "entropy_quantiles", path),
+    )
+    figures = [
+        Figure(report / figure["file"], figure["title"], figure["caption"]) for figure in _part(held, "figures", path)
+    ]
+    return Study(_part(held, "facts", path), _part(held, "caveats", path), summary, figures)
+
+
+def read_if_run(report: Path) -> Study | None:
+    """The same, or None where there is no report."""
+    return read_study(report) if (report / "summary.json").exists() else None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise EntMTPError(f"results: {path} can't be read ({error.strerror}); {REMEDY}") from error
+    except ValueError as error:
+        raise EntMTPError(f"results: {path} is not JSON ({error}); {REMEDY}") from error
+
+
+def _part(held: Any, name: str, path: Path) -> Any:
+    if not isinstance(held, dict) or name not in held:
+        raise EntMTPError(f"results: {path} has no '{name}'; {REMEDY}")
+    return held[name]
+
+
+def _rows(row_type: type[Row], tables: Any, name: str, path: Path) -> list[Row]:
+    try:
+        return [_row(row_type, row) for row in _part(tables, name, path)]
+    except KeyError as error:
+        raise EntMTPError(f"results: {path}: table '{name}' has no column {error}; {REMEDY}") from error
+
+
+def _row(row_type: type[Row], row: Mapping[str, Any]) -> Row:
+    """The reverse of how `summary.tables` spreads a row: an estimate lies in three columns."""
+    hints = get_type_hints(row_type)
+    values: dict[str, Any] = {}
+    for field in fields(row_type):  # type: ignore[arg-type]
+        value = row[field.name]
+        if hints[field.name] is Estimate:
+            known = math.nan if value is None else value
+            value = Estimate(known, row[f"{field.name}_low"], row[f"{field.name}_high"])
+        values[field.name] = value
+    return row_type(**values)

@@ -1,0 +1,1 @@
+"""Engines: replicas, routing, autoscaling, failover and metrics."""

@@ -1,0 +1,98 @@
+"""Text to token ids in the ingress: in threads of its own, and only of text that can fit into a model's context."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from deployments.protocol.errors import ApiError, context_error
+from deployments.protocol.schema import Message
+from entmtp.decoding.detokenizer import Detokenizer
+
+T = TypeVar("T")
+
+_PROBES = (" ", "\n", "a", "e\u0301", "\U000f0000")
+"""Text that normalisers drop or join, or that vocabularies lack."""
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]+")
+"""Vocabularies of bytes lack some of these, and tokenizers then drop them."""
+
+
+class Encoder:
+    """A model's tokenizer.
+
+    Args:
+        executor: runs what takes longer than an event loop may wait.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, executor: Executor) -> None:
+        self.tokenizer = tokenizer
+        self.detokenizer = Detokenizer(tokenizer.backend_tokenizer)
+        self._executor = executor
+        self._longest = longest_token(tokenizer)
+
+    async def text(self, prompt: str, context: int) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+            ApiError: it is longer than ``context`` tokens can be.
+        """
+        self._refuse_too_long(prompt, context, "prompt")
+        return await self._run(lambda: _ids(self.tokenizer(prompt)["input_ids"]))
+
+    async def chat(self, messages: Sequence[Message], context: int) -> list[int]:
+        """Token ids of a chat as the model's template writes it; the tokenizer must have one.
+
+        Raises:
+            ApiError: it is longer than ``context`` tokens can be, or the template refuses the messages.
+        """
+        turns: Any = [message.as_template() for message in messages]
+        try:
+            text = await self._run(
+                lambda: str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+            )
+        except TemplateError as error:
+            message = f"messages: the model's chat template refuses them: {error}"
+            raise ApiError(400, message, param="messages", code="invalid_value") from error
+        self._refuse_too_long(text, context, "messages")
+        return await self._run(lambda: _ids(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+    def _refuse_too_long(self, text: str, context: int, field: str) -> None:
+        if self._longest is None or len(text) <= context * self._longest:
+            return
+        tokens = -(-len(_CONTROLS.sub("", text)) // self._longest)
+        if tokens > context:
+            raise too_long(context, f"at least {tokens}", field)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+def too_long(context: int, tokens: str, field: str) -> ApiError:
+    """A prompt that leaves no room for an answer; ``field`` has it."""
+    return context_error(
+        context, f"your {field} resulted in {tokens} tokens", f"reduce the length of the {field}", field
+    )
+
+
+def longest_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Characters that one token stands for, at most, control characters apart.
+
+    None if a tokenizer may drop or join any number of them.
+    """
+    longest = max(map(len, tokenizer.get_vocab()))
+    for probe in _PROBES:
+        text = probe * 8 * longest
+        if len(tokenizer(text, add_special_tokens=False)["input_ids"]) * longest < len(text):
+            return None
+    return longest
+
+
+def _ids(found: Any) -> list[int]:
+    return [int(one) for one in found]

@@ -1,0 +1,327 @@
+"""Bodies that clients may send: OpenAI's, with vLLM's names where OpenAI has none, and ``speculation``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from deployments.protocol.compatibility import (
+    CHAT,
+    COMPLETION,
+    MESSAGE,
+    NOTHING,
+    PART,
+    TOKENIZE,
+    TOKENIZE_CHAT,
+    Foreign,
+)
+from deployments.protocol.errors import invalid
+from entmtp.errors import EntMTPError
+from entmtp.settings import SamplingParams
+
+COMPLETION_TOKENS = 16
+"""OpenAI's default for /v1/completions; a chat answer may fill the context."""
+
+_BIASES, _STOP_CHARACTERS, _ITEMS = 1024, 1024, 1024
+
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Text = Annotated[str, Field(max_length=1_000_000)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+"""An id of any vocabulary: the engine knows the model's own, but until there it must be a number that fits."""
+
+Texts = Annotated[list[Text], Field(max_length=_ITEMS, fail_fast=True)]
+Tokens = Annotated[list[Token], Field(fail_fast=True)]
+TokenLists = Annotated[list[Tokens], Field(max_length=_ITEMS, fail_fast=True)]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _token_ids(given: Any) -> Any:
+    """A bias by token, as JSON has it: with the ids as names."""
+    if isinstance(given, dict):
+        if len(given) > _BIASES:
+            raise PydanticCustomError("too_long", "at most {most} tokens can have a bias", {"most": _BIASES})
+        if not all(isinstance(name, str) and name.isascii() and name.isdigit() and len(name) <= 10 for name in given):
+            raise PydanticCustomError("token_id", "its names must be token ids; give ids")
+    return given
+
+
+def _text_only(kind: Any) -> Any:
+    if kind != "text":
+        raise PydanticCustomError("part_type", "the model reads text alone; send parts of type 'text'")
+    return kind
+
+
+class Body(BaseModel):
+    """A JSON body: an unknown field is an error, the first one at least, and so is a number in quotes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    foreign: ClassVar[Foreign] = NOTHING
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_fields(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        own = cls._foreign_of(body).removed_from(body)
+        # Each unknown field would be an error of its own, and a body has room for a great many.
+        unknown = next((name for name in own if name not in cls.model_fields), None)
+        return {name: value for name, value in own.items() if name in cls.model_fields or name == unknown}
+
+    @classmethod
+    def _foreign_of(cls, body: Mapping[str, Any]) -> Foreign:
+        return cls.foreign
+
+
+class Speculation(Body):
+    """Which of a model's engines answers, and how far it may guess. An extension of this service."""
+
+    method: str | None = Field(None, description="heads and policy by one name: entmtp-dynamic, hydra-best, …")
+    policy: str | None = Field(None, description="the policy alone: dynamic, goodput, ladder, best-static, …")
+    task: str | None = Field(None, description="whose tree bank: humaneval, gsm8k, sharegpt, litbench, mixed")
+    max_nodes: int | None = Field(None, ge=0, le=255, description="of each step's tree; 0 is plain decoding")
+
+
+class StreamOptions(Body):
+    """How an answer is streamed."""
+
+    include_usage: bool | None = Field(None, description="a last chunk, without choices, has the usage")
+    continuous_usage_stats: bool | None = Field(
+        None, description="every chunk has the usage so far, where include_usage is set too"
+    )
+    include_obfuscation: bool | None = Field(None, description="taken and ignored: chunks are never padded")
+
+
+class TextFormat(Body):
+    """The only format there is."""
+
+    type: Literal["text"]
+
+
+class TextPart(Body):
+    """A part of a message."""
+
+    foreign: ClassVar[Foreign] = PART
+
+    type: Annotated[Literal["text"], BeforeValidator(_text_only)]
+    text: Text
+
+
+# A union that tries all its branches would report each branch's error, and the first branch's first.
+Content = Annotated[
+    Annotated[Text, Tag("[text]")]
+    | Annotated[list[TextPart], Field(max_length=_ITEMS, fail_fast=True), Tag("[parts]")],
+    Discriminator(lambda content: "[parts]" if isinstance(content, list) else "[text]"),
+]
+
+
+class Message(Body):
+    """One turn of a chat."""
+
+    foreign: ClassVar[Foreign] = MESSAGE
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content | None = Field(description="null only of an assistant")
+    name: Text | None = None
+
+    @field_validator("content")
+    @classmethod
+    def _has_content(cls, content: Any, info: ValidationInfo) -> Any:
+        if content is None and info.data.get("role", "assistant") != "assistant":
+            raise PydanticCustomError("no_content", "only an assistant's content may be null; give some text")
+        return content
+
+    def as_template(self) -> dict[str, str]:
+        """What a chat template reads."""
+        parts = self.content or ""
+        content = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": content} | ({"name": self.name} if self.name else {})
+
+
+class Generation(Body, ABC):
+    """Fields that chat and plain completions share. Absent or null: the default of :class:`SamplingParams`.
+
+    Attributes:
+        prompt_field: name of the field that has the prompt.
+        continues_text: whether an answer's text goes on from the prompt's.
+    """
+
+    prompt_field: ClassVar[str]
+    continues_text: ClassVar[bool]
+
+    model: Annotated[str, Field(max_length=256)] = Field(description="one of those that /v1/models lists")
+    max_tokens: Positive | None = Field(None, description="new tokens, at most")
+    min_tokens: Count | None = Field(None, description="new tokens before an end of text or a stop string may end it")
+    temperature: FiniteFloat | None = Field(None, description="0 takes the likeliest token")
+    top_p: FiniteFloat | None = Field(
+        None, description="only the likeliest tokens that have this much together; 0 takes the likeliest one"
+    )
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = Field(None, description="-1 or 0: all")
+    min_p: FiniteFloat | None = Field(None, description="only tokens with this share of the likeliest one's chance")
+    repetition_penalty: FiniteFloat | None = Field(None, description="divides the logits of all tokens seen")
+    presence_penalty: FiniteFloat | None = Field(None, description="taken from the logits of tokens written")
+    frequency_penalty: FiniteFloat | None = Field(None, description="the same, times how often they were")
+    logit_bias: Annotated[dict[str, FiniteFloat], BeforeValidator(_token_ids)] | None = Field(
+        None, description="added to logits, by token id"
+    )
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = Field(
+        None, description="the same seed draws the same text; -1: any"
+    )
+    stop: (
+        Annotated[
+            list[Annotated[str, Field(max_length=_STOP_CHARACTERS)]],
+            Field(max_length=16),
+            BeforeValidator(_as_list),
+        ]
+        | None
+    ) = Field(None, description="texts that end the answer; left out of it")
+    stop_token_ids: Annotated[Tokens, Field(max_length=_ITEMS)] | None = Field(None, description="tokens that end it")
+    ignore_eos: bool | None = Field(None, description="the model's own end of text does not end it")
+    acceptance: Literal["rejection", "typical"] | None = Field(None, description="'typical' changes the distribution")
+    n: Positive | None = Field(None, description="answers to each prompt")
+    response_format: TextFormat | None = None
+    stream: bool | None = Field(None, description="answer in server-sent events, as the text is written")
+    stream_options: StreamOptions | None = None
+    user: Annotated[str, Field(max_length=512)] | None = Field(None, description="goes into the log, as a hash")
+    timeout_s: FiniteFloat | None = Field(None, gt=0, description="a deadline shorter than the service's own")
+    speculation: Speculation | None = None
+
+    def sampling(self, room: int, default_tokens: int | None) -> SamplingParams:
+        """For a prompt that leaves ``room`` tokens of the context; ``default_tokens`` None fills it.
+
+        Raises:
+            ApiError: names the field.
+        """
+        most = self.asked_tokens() or max(1, room if default_tokens is None else min(default_tokens, room))
+        given = {
+            name: value
+            for name in SamplingParams.model_fields
+            if name != "max_tokens" and (value := getattr(self, name, None)) is not None
+        }
+        given |= {"top_k": max(0, self.top_k or 0), "logprobs": self.wanted_logprobs(), "max_tokens": most}
+        if self.top_p == 0:
+            given |= {"top_p": 1.0, "temperature": 0.0}
+        if self.seed is not None:
+            given["seed"] = None if self.seed == -1 else self.seed % 2**64
+        if self.logit_bias is not None:
+            given["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
+        try:
+            return SamplingParams.parse(**given)
+        except EntMTPError as error:
+            raise invalid(str(error), str(error).partition(":")[0]) from error
+
+    @property
+    def tokens_field(self) -> str:
+        """Name of the field that :meth:`asked_tokens` comes from."""
+        return "max_tokens"
+
+    def asked_tokens(self) -> int | None:
+        """New tokens at most, if the client said."""
+        return self.max_tokens
+
+    @abstractmethod
+    def wanted_logprobs(self) -> int | None:
+        """Alternatives beside each token; None: no logprobs."""
+
+
+class ChatRequest(Generation):
+    """POST /v1/chat/completions."""
+
+    foreign: ClassVar[Foreign] = CHAT
+    prompt_field: ClassVar[str] = "messages"
+    continues_text: ClassVar[bool] = False
+
+    messages: list[Message] = Field(min_length=1, max_length=_ITEMS, fail_fast=True)
+    max_completion_tokens: Positive | None = Field(None, description="new name of max_tokens")
+    logprobs: bool | None = Field(None, description="the log-probability of each token")
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        None, description="so many likeliest tokens beside each token"
+    )
+
+    def asked_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def tokens_field(self) -> str:
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
+    def wanted_logprobs(self) -> int | None:
+        if self.top_logprobs and not self.logprobs:
+            raise invalid("top_logprobs: it needs logprobs true; set both", "top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+def _kind_of_prompt(prompt: Any) -> str:
+    if not isinstance(prompt, list):
+        return "[text]"
+    first = prompt[0] if prompt else ""
+    return "[texts]" if isinstance(first, str) else "[token lists]" if isinstance(first, list) else "[tokens]"
+
+
+class CompletionRequest(Generation):
+    """POST /v1/completions."""
+
+    foreign: ClassVar[Foreign] = COMPLETION
+    prompt_field: ClassVar[str] = "prompt"
+    continues_text: ClassVar[bool] = True
+
+    prompt: Annotated[
+        Annotated[Text, Tag("[text]")]
+        | Annotated[Texts, Tag("[texts]")]
+        | Annotated[Tokens, Tag("[tokens]")]
+        | Annotated[TokenLists, Tag("[token lists]")],
+        Discriminator(_kind_of_prompt),
+    ] = Field(description="a text, several, or their token ids")
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        None, description="log-probabilities of each token, and of so many likeliest ones"
+    )
+
+    def wanted_logprobs(self) -> int | None:
+        return self.logprobs
+
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt, a text or token ids.
+
+        Raises:
+            ApiError: if there is none.
+        """
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if not self.prompt:
+            raise invalid("prompt: it is empty; give some text", "prompt")
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)
+
+
+class TokenizeRequest(Body):
+    """POST /tokenize: of a text, or of a chat as its template writes it."""
+
+    foreign: ClassVar[Foreign] = TOKENIZE
+
+    model: Annotated[str, Field(max_length=256)]
+    prompt: Text | None = None
+    messages: list[Message] | None = Field(None, min_length=1, max_length=_ITEMS, fail_fast=True)
+
+    @classmethod
+    def _foreign_of(cls, body: Mapping[str, Any]) -> Foreign:
+        return cls.foreign if body.get("messages") is None else TOKENIZE_CHAT

@@ -1,0 +1,1 @@
+"""From prompts to a tree bank: rank traces, optimal trees, predictors, thresholds, and replay."""

@@ -1,0 +1,193 @@
+"""Calibration: prompts of a task in, rank traces and a tree bank out.
+
+The model answers the calibration prompts greedily once (kept on disk, so that an interrupted run continues); the rank
+traces of any heads follow from that text, and the bank from the traces.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from entmtp.calibration.fit import fit_chances, fit_predictor, step_rows
+from entmtp.calibration.optimal import optimal_order
+from entmtp.calibration.policy_replay import GrowthAt
+from entmtp.calibration.thresholds import PROBES, tuned_bins
+from entmtp.calibration.trace_replay import replayed_tau
+from entmtp.errors import EntMTPError
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.growth import Growth, LevelByLevel
+from entmtp.heads.memory import HeadsText
+from entmtp.models.backbone import Backbone
+from entmtp.models.cache import NO_ROWS
+from entmtp.policies.rate import Cost
+from entmtp.policies.signals import entropy
+from entmtp.policies.step_cost import hardware_name
+from entmtp.settings import CalibrationSettings, CorpusSettings
+from entmtp.training.corpus import part_paths, prompt_id, read_part, write_corpus
+from entmtp.trees.bank import MIXED, Frontier, Provenance, TreeBank
+from entmtp.trees.predictor import BEFORE_DRAFTING
+from entmtp.trees.topology import Topology
+from entmtp.trees.trace import RankTrace, rank_trace
+from entmtp.trees.tuning_texts import TuningTexts
+
+_ENTROPY_ROWS = 64
+
+
+def calibration_texts(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    folder: Path,
+    settings: CalibrationSettings,
+    progress: Callable[[int, int], None] = lambda answers, tokens: None,
+) -> None:
+    """Answers the prompts greedily into ``folder``; continues an interrupted run."""
+    corpus = CorpusSettings(
+        slots=min(16, len(prompts)),
+        max_prompt_tokens=settings.max_prompt_tokens,
+        max_new_tokens=settings.max_new_tokens,
+        sampled_share=0.0,
+        part_tokens=2048,
+    )
+    write_corpus(backbone, prompts, folder, corpus, progress)
+
+
+@torch.inference_mode()
+def traces_of(
+    folder: Path, backbone: Backbone, heads: DraftHeads, prompts: Sequence[Sequence[int]] = ()
+) -> list[RankTrace]:
+    """Rank traces of every answer in ``folder`` under ``heads``; those with a memory need the ``prompts`` too."""
+    traces = []
+    for answer in _answers(folder, backbone, prompts):
+        chunks = [entropy(backbone.logits(chunk)) for chunk in answer.states.split(_ENTROPY_ROWS)]
+        traces.append(rank_trace(heads, answer.tokens, answer.states, torch.cat(chunks), answer.text(backbone, heads)))
+    if not traces:
+        raise EntMTPError(f"calibration: {folder} holds no answers; write some first")
+    return traces
+
+
+def growths_of(
+    folder: Path, backbone: Backbone, heads: DraftHeads, prompts: Sequence[Sequence[int]] = ()
+) -> list[GrowthAt]:
+    """What ``heads`` guess in every answer in ``folder``, in the order and with the arguments of :func:`traces_of`."""
+
+    def growth_at(answer: _Answer, text: HeadsText | None, at: int) -> Growth:
+        if text is not None:
+            return text.growth(at)
+        return LevelByLevel(heads, answer.states[at : at + 1], answer.tokens[at : at + 1])
+
+    return [partial(growth_at, answer, answer.text(backbone, heads)) for answer in _answers(folder, backbone, prompts)]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Its ``tokens [positions]`` and the ``states [positions, hidden_size]`` that chose them.
+
+    ``prompt`` is None where nobody gave it.
+    """
+
+    prompt: Sequence[int] | None
+    tokens: torch.Tensor
+    states: torch.Tensor
+
+    def text(self, backbone: Backbone, heads: DraftHeads) -> HeadsText | None:
+        """The answer as heads with a memory read it, behind its prompt."""
+        if heads.rows != NO_ROWS and self.prompt is None:
+            raise EntMTPError(
+                f"calibration: {heads.kind} heads look back on the prompts too; give those of the answers"
+            )
+        return read_text(backbone, heads, self.prompt or (), self.tokens)
+
+
+@torch.inference_mode()
+def read_text(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], answer: torch.Tensor) -> HeadsText | None:
+    """The text of a ``prompt`` and its ``answer [positions]`` under heads with a memory; None under others."""
+    if heads.rows == NO_ROWS:
+        return None
+    tokens = torch.cat([torch.tensor(prompt, dtype=answer.dtype, device=answer.device), answer])
+    cache = backbone.new_cache(slots=1, capacity=len(tokens))
+    return heads.text(backbone.prefill(tokens.tolist(), 0, cache), tokens, begin=len(prompt))
+
+
+def _answers(folder: Path, backbone: Backbone, prompts: Sequence[Sequence[int]]) -> Iterator[_Answer]:
+    named = {prompt_id(ids): ids for ids in prompts}
+    for path in part_paths(folder):
+        part = read_part(path)
+        places = zip(part.prompt_ids, part.starts[:-1].tolist(), part.starts[1:].tolist(), strict=True)
+        for name, begin, end in places:
+            tokens, states = part.tokens[begin:end], part.states[begin:end]
+            yield _Answer(named.get(name), tokens.to(backbone.device), states.to(backbone.device, backbone.dtype))
+
+
+def make_bank(
+    traces: Sequence[RankTrace], provenance: Provenance, settings: CalibrationSettings, cost: Cost
+) -> TreeBank:
+    """The frontiers over all steps and per entropy bin, the bins those of the fastest ladder at ``cost``."""
+    by_depth = [_static_frontier(traces, settings.max_nodes, depth) for depth in range(1, traces[0].ranks.shape[1] + 1)]
+    overall = by_depth[-1]
+    steps = step_rows(traces, [overall.tree(size) for size in PROBES], settings.entropy_window)
+    kept = TuningTexts.of(traces, settings.max_rungs)
+    thresholds, bins = tuned_bins(kept, overall, settings.entropy_window, cost)
+    return TreeBank(
+        provenance=provenance,
+        entropy_window=settings.entropy_window,
+        thresholds=thresholds,
+        overall=overall,
+        shallower=by_depth[:-1],
+        bins=bins,
+        predictor=fit_predictor(steps, BEFORE_DRAFTING),
+        chances=fit_chances(traces),
+        tuning=kept,
+    )
+
+
+def _static_frontier(traces: Sequence[RankTrace], nodes: int, depth: int) -> Frontier:
+    """Trees for every step alike, no deeper than ``depth``, with the tokens per step that they replay to."""
+    order = optimal_order(traces, nodes, depth)
+    if not order:
+        raise EntMTPError("calibration: the heads guessed nothing right on these texts; train them longer")
+    gains = [1.0] + [replayed_tau(traces, Topology.of(order[:size])) for size in range(1, len(order) + 1)]
+    return Frontier(paths=order, gain=gains, share=1.0)
+
+
+def provenance_of(
+    backbone: Backbone, heads: DraftHeads, task: str, origin: str, prompts: Sequence[str], tokens: int
+) -> Provenance:
+    """What a bank must say of itself."""
+    return Provenance(
+        task=task,
+        heads_kind=heads.kind,
+        model_fingerprint=backbone.fingerprint,
+        heads_fingerprint=heads.fingerprint,
+        prompts=len(prompts),
+        prompts_sha256=hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
+        prompts_origin=origin,
+        tokens=tokens,
+        hardware=hardware_name(backbone.device, len(backbone.devices)),
+        versions={name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()},
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )
+
+
+def mixed_provenance(parts: Sequence[Provenance]) -> Provenance:
+    """What a bank of several tasks must say of itself, made from the texts of banks with these provenances."""
+    hashes = json.dumps([one.prompts_sha256 for one in parts])
+    return parts[0].model_copy(
+        update={
+            "task": MIXED,
+            "prompts": sum(one.prompts for one in parts),
+            "prompts_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+            "prompts_origin": ", ".join(f"{one.task}: {one.prompts_origin}" for one in parts),
+            "tokens": sum(one.tokens for one in parts),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        }
+    )

@@ -1,0 +1,187 @@
+"""Fits predictors of the accepted length on rank traces, and says how good they are on others.
+
+Rows are the starts of steps that static trees of a few sizes would take, for signals are about where steps start and
+what the steps before them gained. A logistic regression on "the first guess of the heads is right" gives the score;
+its quantile bins give the centres, and the frequencies of paths within them the probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from entmtp.calibration.optimal import most_probable_paths
+from entmtp.calibration.policy_replay import replayed
+from entmtp.calibration.trace_replay import accepted_length
+from entmtp.policies.base import StaticPolicy
+from entmtp.trees.predictor import FEATURES, Feature, Predictor
+from entmtp.trees.probability_calibration import Chances, log_odds
+from entmtp.trees.topology import Path, Topology
+from entmtp.trees.trace import RankTrace
+
+PATHS = 255
+"""Paths that a predictor knows at most."""
+
+FOLLOWED = 16
+"""Ranks whose mean chance is kept: children that a node of a growing tree has at most."""
+
+_MOST_BINS = 8
+_ROWS_PER_BIN = 150
+_PRIOR_ROWS = 10.0
+"""How many rows' worth of the overall frequencies is mixed into each bin's: rare paths have few rows of their own."""
+
+_RIDGE = 1e-3
+_NEWTON_STEPS = 25
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """Steps of replayed texts.
+
+    Attributes:
+        features: ``[rows, len(FEATURES)]``.
+        ranks: ``[rows, heads]`` true ranks where the step starts.
+        text: ``[rows]`` which text it is of.
+    """
+
+    features: np.ndarray
+    ranks: np.ndarray
+    text: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    @property
+    def entropy_ema(self) -> np.ndarray:
+        """``[rows]`` nats."""
+        return self.features[:, FEATURES.index("entropy_ema")]
+
+    def of(self, rows: np.ndarray) -> StepRows:
+        """Some of the rows."""
+        return StepRows(self.features[rows], self.ranks[rows], self.text[rows])
+
+
+def step_rows(traces: Sequence[RankTrace], trees: Sequence[Topology], window: int) -> StepRows:
+    """The steps that each of ``trees`` would take through each text, with the signals that it would see."""
+    features, ranks, text = [], [], []
+    for number, trace in enumerate(traces):
+        table, confidence = trace.ranks.numpy(), trace.confidence[:, 0, 0].tolist()
+        for tree in trees:
+            for step in replayed(trace, StaticPolicy(tree, window)):
+                seen = replace(step.signals, confidence=confidence[step.position])
+                features.append(seen.values(FEATURES))
+                ranks.append(table[step.position])
+                text.append(number)
+    return StepRows(np.array(features), np.array(ranks), np.array(text))
+
+
+def fit_predictor(rows: StepRows, features: Sequence[Feature], paths: int = PATHS) -> Predictor:
+    """The predictor that looks at ``features``."""
+    columns = [FEATURES.index(feature) for feature in features]
+    seen = rows.features[:, columns]
+    weights, bias = _logistic(seen, rows.ranks[:, 0] == 0)
+    score = seen @ weights + bias
+    bins = max(1, min(_MOST_BINS, len(rows) // _ROWS_PER_BIN))
+    edges = np.unique(np.quantile(score, np.arange(1, bins) / bins))
+    member = np.searchsorted(edges, score, side="right")
+    present = np.unique(member)
+    known = [path for path, _ in most_probable_paths(rows.ranks, paths)]
+    overall = _frequencies(rows.ranks, known, np.zeros(len(known)), 0.0)
+    return Predictor(
+        features=list(features),
+        weights=weights.tolist(),
+        bias=float(bias),
+        centres=[float(np.mean(score[member == each])) for each in present],
+        shares=[float(np.mean(member == each)) for each in present],
+        paths=known,
+        probabilities=[
+            _frequencies(rows.ranks[member == each], known, overall, _PRIOR_ROWS).round(6).tolist() for each in present
+        ],
+    )
+
+
+def _frequencies(ranks: np.ndarray, paths: Sequence[Path], prior: np.ndarray, weight: float) -> np.ndarray:
+    """How often the true ranks start with each path ``[paths]``, with ``weight`` rows that do as ``prior`` says."""
+    found = np.array([np.all(ranks[:, : len(path)] == path, axis=1).sum() for path in paths], dtype=np.float64)
+    return (found + weight * prior) / (len(ranks) + weight)
+
+
+def _logistic(features: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weights ``[features]`` and bias of a logistic regression, by Newton's method on standardised features."""
+    mean, spread = features.mean(0), features.std(0)
+    spread = np.where(spread > 0, spread, 1.0)
+    design = np.column_stack([(features - mean) / spread, np.ones(len(features))])
+    penalty = _RIDGE * len(features) * np.append(np.ones(features.shape[1]), 0.0)
+    beta = np.zeros(design.shape[1])
+    for _ in range(_NEWTON_STEPS):
+        chance = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
+        gradient = design.T @ (chance - right) + penalty * beta
+        curvature = (design * (chance * (1 - chance))[:, None]).T @ design + np.diag(penalty + 1e-9)
+        beta = beta - np.linalg.solve(curvature, gradient)
+    weights = beta[:-1] / spread
+    return weights, float(beta[-1] - weights @ mean)
+
+
+def fit_chances(traces: Sequence[RankTrace]) -> Chances:
+    """How far each head's probabilities can be believed, behind guesses of the heads before it that were right."""
+    ranks = np.concatenate([trace.ranks.numpy() for trace in traces])
+    log_probs = np.concatenate([trace.confidence.numpy() for trace in traces])
+    slopes, offsets, follow = [], [], []
+    for depth in range(ranks.shape[1]):
+        reached = (ranks[:, :depth] < FOLLOWED).all(1)
+        asked = reached if reached.any() else ~reached
+        right = ranks[asked, depth, None] == np.arange(FOLLOWED)
+        odds = np.vectorize(log_odds)(log_probs[asked, depth])
+        slope, offset = _logistic(odds.reshape(-1, 1), right[:, : odds.shape[1]].reshape(-1))
+        slopes.append(max(0.0, float(slope[0])))
+        offsets.append(offset)
+        follow.append(right.mean(0).round(5).tolist())
+    return Chances(slope=slopes, offset=offsets, follow=follow)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well a predictor knows the accepted length of a topology.
+
+    Attributes:
+        log_loss: nats per step, of the accepted length's distribution.
+        calibration_error: expected difference (ECE) between foretold and seen chances that anything is accepted.
+        within_text: correlation of foretold and seen accepted lengths within texts (their means taken out).
+    """
+
+    log_loss: float
+    calibration_error: float
+    within_text: float
+
+
+def quality(predictor: Predictor, rows: StepRows, topology: Topology, bins: int = 10) -> Quality:
+    """Measured on ``rows`` that the predictor was not fitted on."""
+    columns = [FEATURES.index(feature) for feature in predictor.features]
+    foretold = np.array([predictor.lengths(topology, score) for score in predictor.score(rows.features[:, columns])])
+    seen = np.array([accepted_length(topology, row) for row in rows.ranks.tolist()])
+    chance = np.clip(foretold[np.arange(len(seen)), seen], 1e-6, 1.0)
+    expected = foretold @ np.arange(foretold.shape[1])
+    return Quality(
+        log_loss=float(-np.log(chance).mean()),
+        calibration_error=_calibration_error(1 - foretold[:, 0], seen > 0, bins),
+        within_text=_within(expected, seen.astype(np.float64), rows.text),
+    )
+
+
+def _calibration_error(foretold: np.ndarray, seen: np.ndarray, bins: int) -> float:
+    """The mean over equally filled bins of |mean foretold - share seen|."""
+    parts = [part for part in np.array_split(np.argsort(foretold, kind="stable"), bins) if len(part)]
+    return float(sum(len(part) * abs(foretold[part].mean() - seen[part].mean()) for part in parts) / len(seen))
+
+
+def _within(foretold: np.ndarray, seen: np.ndarray, text: np.ndarray) -> float:
+    """Pearson's correlation of what is left when each text's means are taken out; 0 where nothing varies."""
+    for number in np.unique(text):
+        rows = text == number
+        foretold, seen = foretold.copy(), seen.copy()
+        foretold[rows] -= foretold[rows].mean()
+        seen[rows] -= seen[rows].mean()
+    norm = np.sqrt((foretold @ foretold) * (seen @ seen))
+    return float(foretold @ seen / norm) if norm > 0 else 0.0

@@ -1,0 +1,73 @@
+"""Replay in a world in which the heads' calibrated chances are true (:mod:`entmtp.calibration.known_chances`).
+
+Its steps start where the dynamic policy's own start in the texts, so that its share of what is known counts there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from entmtp.calibration.known_chances import Expected, expected_tokens, known_chances, known_outcomes, outlook
+from entmtp.calibration.policy_replay import GrowthAt, replayed
+from entmtp.calibration.replay import DYNAMIC, Pace, policies, step_ms
+from entmtp.policies.step_cost import PartedCost
+from entmtp.trees.bank import TreeBank
+from entmtp.trees.topology import Topology
+from entmtp.trees.trace import RankTrace
+
+
+@dataclass(frozen=True)
+class KnownWorld:
+    """How fast each goes in expectation.
+
+    Attributes:
+        best: that knows every step's chances.
+        dynamic: the dynamic policy with the trees that it chose in the texts; None where growing has no known cost.
+        hindsight: that knows every step's right path.
+    """
+
+    best: Pace
+    dynamic: Pace | None
+    hindsight: Pace
+
+
+def known_world(
+    traces: Sequence[RankTrace],
+    growths: Sequence[GrowthAt],
+    bank: TreeBank,
+    cost: PartedCost,
+    grown: PartedCost | None,
+) -> KnownWorld:
+    """Expectations over the steps of texts.
+
+    ``cost`` is that of steps whose trees are chosen before the heads run, ``grown`` that of steps whose trees grow.
+    """
+    policy_of = policies(bank, cost, traces[0].ranks.shape[1], grown)[DYNAMIC]
+    runs = [replayed(trace, policy_of(trace), growth_at) for trace, growth_at in zip(traces, growths, strict=True)]
+    outlooks = [
+        [outlook(growth_at(step.position), bank.chances, step.topology) for step in run]
+        for growth_at, run in zip(growths, runs, strict=True)
+    ]
+    seen = [one for text in outlooks for one in text]
+    steps = [step for run in runs for step in run]
+    first = np.cumsum([0, *map(len, runs[:-1])])
+
+    def pace(expected: Expected) -> Pace:
+        tokens, ms = (np.add.reduceat(values, first) for values in (expected.tokens, expected.ms))
+        return Pace(tokens, ms, len(steps), cost(Topology.root_only()))
+
+    return KnownWorld(
+        best=pace(known_chances(seen, cost)),
+        dynamic=None
+        if grown is None
+        else pace(
+            Expected(
+                np.array([expected_tokens(one, step.topology) for one, step in zip(seen, steps, strict=True)]),
+                np.array([step_ms(step, grown) for step in steps]),
+            )
+        ),
+        hindsight=pace(known_outcomes(seen, cost)),
+    )

@@ -1,0 +1,91 @@
+"""Replay of policies: the steps that one would have taken through a rank trace, without running the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from entmtp.calibration.trace_replay import accepted_length
+from entmtp.errors import EntMTPError
+from entmtp.heads.growth import Growth
+from entmtp.policies.base import Policy
+from entmtp.policies.signals import Signals, SignalTracker
+from entmtp.trees.bank import MAX_NODES
+from entmtp.trees.topology import Topology
+from entmtp.trees.trace import RankedText
+
+
+@dataclass(frozen=True)
+class ReplayedStep:
+    """A step that gains ``gained`` tokens, root included, the text's end not minded.
+
+    Attributes:
+        levels: of heads that ran while the tree grew, with or without a node of it; 0 where it was chosen before.
+    """
+
+    signals: Signals
+    topology: Topology
+    gained: int
+    levels: int = 0
+
+    @property
+    def position(self) -> int:
+        """Where it starts."""
+        return self.signals.position
+
+
+GrowthAt = Callable[[int], Growth]
+"""Begins to draft behind the token at a position of a text."""
+
+
+def no_heads(position: int) -> Growth:
+    """For policies that choose before the heads run.
+
+    Raises:
+        EntMTPError: whenever it is called.
+    """
+    raise EntMTPError("policy: 'dynamic' grows its trees with the heads; replay it where they are loaded")
+
+
+class _Counted:
+    """The growth at a position, begun when its first level is needed; counts its levels."""
+
+    def __init__(self, growth_at: GrowthAt, position: int) -> None:
+        self.levels = 0
+        self._begin = partial(growth_at, position)
+
+    def begin(self, requests: Sequence[int]) -> Growth:
+        self._growth = self._begin()
+        self.num_heads = self._growth.num_heads
+        return self
+
+    def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self.levels += 1
+        return self._growth.next(parents, count)
+
+
+def replayed(trace: RankedText, policy: Policy, growth_at: GrowthAt = no_heads) -> list[ReplayedStep]:
+    """The policy's steps through one text, with the signals that it would have seen.
+
+    A tree that grows by what the heads say needs them to say it again: ``growth_at``.
+
+    Raises:
+        EntMTPError: for such a policy without ``growth_at``.
+    """
+    tracker, state = SignalTracker(policy.entropy_window), policy.start()
+    steps: list[ReplayedStep] = []
+    ranks, entropy = trace.ranks.tolist(), trace.entropy.tolist()
+    at = 0
+    while at < len(trace):
+        signals = tracker.start_step(at, entropy[at])
+        drafting = _Counted(growth_at, at)
+        (choice,) = policy.choose([signals], [state], [MAX_NODES], drafting.begin)
+        topology = choice.topology
+        gained = 1 + accepted_length(topology, ranks[at])
+        tracker.end_step(gained)
+        steps.append(ReplayedStep(signals, topology, gained, drafting.levels))
+        at += gained
+    return steps

@@ -1,0 +1,256 @@
+"""``entmtp replay``: what policies would gain on a rank trace, at the cost of steps that a hardware profile names.
+
+With greedy acceptance the text does not depend on the trees, so a policy's steps through a trace are those that it
+would take in a real run; only their time is predicted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.table import Column, Table
+
+from entmtp.calibration.policy_replay import GrowthAt, ReplayedStep, no_heads, replayed
+from entmtp.calibration.thresholds import retuned
+from entmtp.calibration.trace_replay import best_schedule, right_path_schedule
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.analysis.conclusions import percent, ratio
+from entmtp.evaluation.analysis.summary import BANK_ORACLE, HINDSIGHT, YARDSTICKS
+from entmtp.intervals import Estimate, paired_ratio, ratio_of_sums
+from entmtp.policies.base import Policy, ScheduledPolicy, StaticPolicy, best_static_policy, ladder_policy
+from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.goodput import GoodputPolicy, candidates
+from entmtp.policies.hardware_profile import load_profile
+from entmtp.policies.rate import Cost
+from entmtp.policies.step_cost import PartedCost
+from entmtp.settings import LadderSettings
+from entmtp.trees.bank import TreeBank, load_bank
+from entmtp.trees.published import published_tree
+from entmtp.trees.topology import Topology
+from entmtp.trees.trace import RankTrace, load_traces
+
+FLAT = "flat"
+GPU_LIKE = "gpu-like"
+POLICIES = ("autoregressive", "published", "best-static", "ladder", "goodput", *YARDSTICKS)
+DYNAMIC = "dynamic"
+KNOWN_CHANCES = "known-chances"
+NEED_HEADS = (DYNAMIC, KNOWN_CHANCES)
+"""Can only be replayed where the heads are loaded: a trace file has the guesses on the right path alone."""
+
+PolicyOf = Callable[[RankTrace], Policy]
+"""A text's policy; those of the yardsticks depend on the text."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a policy goes through texts.
+
+    Attributes:
+        tokens, ms: of each text ``[texts]``.
+        steps: of all texts.
+        plain_ms: of a step of plain decoding.
+    """
+
+    tokens: np.ndarray
+    ms: np.ndarray
+    steps: int
+    plain_ms: float
+
+    @property
+    def tau(self) -> float:
+        """Tokens per step, root included."""
+        return float(self.tokens.sum()) / self.steps
+
+    @property
+    def speedup(self) -> Estimate:
+        """Speed over plain decoding's, with its interval over texts."""
+        return ratio_of_sums(self.tokens * self.plain_ms, self.ms)
+
+    def share_of(self, other: Pace) -> Estimate:
+        """Speed over another's on the same texts, which weigh alike, with its interval over them."""
+        return paired_ratio(self.tokens / self.ms, other.tokens / other.ms).estimate()
+
+
+@dataclass(frozen=True)
+class Replayed(Pace):
+    """What a policy did on texts; ``nodes`` per step, the root not counted."""
+
+    nodes: float
+
+
+def policies(
+    bank: TreeBank,
+    cost: PartedCost,
+    num_heads: int,
+    grown: PartedCost | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Mapping[str, PolicyOf]:
+    """The policy of each of :data:`POLICIES`, the ladder as ``cost`` tunes it, and :data:`DYNAMIC`.
+
+    The latter goes by the cost of ``grown`` trees.
+    """
+    bank, window = retuned(bank, cost, say), bank.entropy_window
+    fixed: dict[str, Policy] = {
+        "autoregressive": StaticPolicy(Topology.root_only(), window),
+        "published": StaticPolicy(published_tree(num_heads), window),
+        "best-static": best_static_policy(bank, cost, window),
+        "ladder": ladder_policy(bank, cost, LadderSettings().hysteresis),
+        "goodput": GoodputPolicy(bank.predictor, lambda batch, context: cost, window),
+        DYNAMIC: DynamicPolicy(bank.predictor, bank.chances, lambda batch, context: grown or cost, window),
+    }
+
+    def always(policy: Policy) -> PolicyOf:
+        return lambda trace: policy
+
+    return {name: always(policy) for name, policy in fixed.items()} | {
+        BANK_ORACLE: lambda trace: bank_oracle(trace, bank, cost),
+        HINDSIGHT: lambda trace: hindsight(trace, bank, cost, num_heads),
+    }
+
+
+def bank_oracle(trace: RankTrace, bank: TreeBank, cost: Cost) -> Policy:
+    """The fastest choice among the bank's trees, by one that knows the text.
+
+    The trees are the bank's, so it verifies wrong guesses too: no bound on what drafting can gain.
+    """
+    return ScheduledPolicy(best_schedule(trace, all_trees(bank), cost)[0], bank.entropy_window)
+
+
+def hindsight(trace: RankTrace, bank: TreeBank, cost: Cost, num_heads: int) -> Policy:
+    """The right path alone, as far as it pays: the most that these heads' guesses can gain.
+
+    Its guesses have ranks that some tree of the bank, or the published one, has too.
+    """
+    trees = [*all_trees(bank), published_tree(num_heads)]
+    ranks = 1 + max(max(tree.max_rank, default=0) for tree in trees)
+    return ScheduledPolicy(right_path_schedule(trace, cost, ranks)[0], bank.entropy_window)
+
+
+def all_trees(bank: TreeBank) -> list[Topology]:
+    """Every tree that any policy of a bank may choose: what the bank oracle chooses from."""
+    static = [tree for one in bank.by_depth for tree in one.trees]
+    by_bin = [tree for one in bank.bins for tree, _ in one.choices]
+    return list({tree.paths: tree for tree in [*static, *by_bin, *candidates(bank.predictor)]}.values())
+
+
+def replay_policy(
+    traces: Sequence[RankTrace], policy_of: PolicyOf, cost: PartedCost, growths: Sequence[GrowthAt] = ()
+) -> Replayed:
+    """Walks every text with its policy; ``growths`` are the heads' guesses in each text, for :data:`DYNAMIC`.
+
+    Its ``cost`` is that of steps whose trees grow.
+    """
+    drafting = growths or [no_heads] * len(traces)
+    runs = [replayed(trace, policy_of(trace), growth_at) for trace, growth_at in zip(traces, drafting, strict=True)]
+    steps = [step for run in runs for step in run]
+    return Replayed(
+        tokens=np.array([len(trace) for trace in traces]),
+        ms=np.array([sum(step_ms(step, cost) for step in run) for run in runs]),
+        steps=len(steps),
+        plain_ms=cost(Topology.root_only()),
+        nodes=sum(step.topology.nodes for step in steps) / len(steps),
+    )
+
+
+def step_ms(step: ReplayedStep, cost: PartedCost) -> float:
+    """Milliseconds of a step; levels of heads that ran while its tree grew count even where no node came of them."""
+    if not step.levels:
+        return cost(step.topology)
+    run = Topology.of([(0,) * depth for depth in range(1, step.levels + 1)])
+    return cost(step.topology) - cost.draft(step.topology) + cost.draft(run)
+
+
+def cost_of(profile: str, batch: int = 1, context: int | None = None) -> PartedCost:
+    """The cost of a step on the machine of a hardware profile, or one of the :data:`IDEAL` curves."""
+    return IDEAL[profile] if profile in IDEAL else load_profile(profile).cost(batch, context)
+
+
+def grown_cost_of(profile: str, batch: int = 1, context: int | None = None) -> PartedCost | None:
+    """The same of steps whose trees grow while the heads guess; None where a profile doesn't know.
+
+    Ideal machines have a host that takes no time, so that growing costs what filling does.
+    """
+    return IDEAL[profile] if profile in IDEAL else load_profile(profile).grown_cost(batch, context)
+
+
+@dataclass(frozen=True)
+class IdealCost:
+    """No machine's: verifying up to ``free_tokens`` takes as long as one, then as long as there are tokens.
+
+    Attributes:
+        level: of a plain step, what each level of heads takes.
+    """
+
+    level: float
+    free_tokens: float
+
+    def __call__(self, topology: Topology) -> float:
+        return max(1.0, (1 + topology.nodes) / self.free_tokens) + self.draft(topology)
+
+    def draft(self, topology: Topology) -> float:
+        return self.level * topology.max_depth
+
+
+IDEAL = {FLAT: IdealCost(level=0.0, free_tokens=math.inf), GPU_LIKE: IdealCost(level=0.03, free_tokens=64)}
+IDEAL_WORDS = {
+    FLAT: "a step with any tree costs as much as a plain one and drafting nothing",
+    # Heads of a few hundred million weights, output layer included, on a model of 7 billion.
+    GPU_LIKE: "verifying up to 64 tokens costs as much as one, and each level of heads 3% of a plain step",
+}
+
+
+def replay_file(
+    path: Path,
+    bank_path: Path,
+    names: Sequence[str],
+    cost: PartedCost,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Replayed]:
+    """Replays policies on a trace file; ``say`` tells if the bank's ladder is another machine's.
+
+    Raises:
+        EntMTPError: for an unknown policy, an unreadable or empty trace or bank, or a trace of other heads than the
+            bank's.
+    """
+    for name in names:
+        if name in NEED_HEADS:
+            raise EntMTPError(
+                f"policy: '{name}' grows its trees with the heads, which a trace file lacks;"
+                " replay it with 'python -m benchmarks.predict'"
+            )
+        if name not in POLICIES:
+            raise EntMTPError(f"policy: '{name}' is unknown; choose from {', '.join(POLICIES)}")
+    traces, marks = load_traces(path)
+    bank = load_bank(bank_path)
+    for field, there in (("heads", bank.provenance.heads_fingerprint), ("model", bank.provenance.model_fingerprint)):
+        if (here := marks.get(field, "")) != there:
+            raise EntMTPError(
+                f"trace: {path} is of {field} {here[:12] or 'unknown'}, the bank is of {there[:12]};"
+                " give a trace and a bank that were made together"
+            )
+    deepest = traces[0].ranks.shape[1]
+    bank.check_depth(deepest)
+    made = policies(bank, cost, deepest, say=say)
+    return {name: replay_policy(traces, made[name], cost) for name in POLICIES if name in names}
+
+
+def replay_table(found: Mapping[str, Replayed], profile: str) -> Table:
+    """A row per policy; ``of`` a yardstick is the share of its speed that a policy reaches."""
+    title = f"predicted at the cost of steps of '{profile}'"
+    yardsticks = [name for name in YARDSTICKS if name in found]
+    table = Table(
+        Column("policy", no_wrap=True),
+        "tau",
+        "nodes a step",
+        "over plain decoding",
+        *(Column(f"of {each}", min_width=len(each)) for each in yardsticks),
+        title=title,
+    )
+    for name, one in found.items():
+        shares = [percent(one.share_of(found[each])) for each in yardsticks]
+        table.add_row(name, f"{one.tau:.2f}", f"{one.nodes:.1f}", ratio(one.speedup), *shares)
+    return table

@@ -1,0 +1,274 @@
+"""Measures the step cost of a model with its heads on this machine, in seconds rather than minutes."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from filelock import FileLock
+
+from entmtp.decoding.request import RunningRequest, StepRecord
+from entmtp.decoding.state import DecodingState
+from entmtp.decoding.step import decode_step
+from entmtp.heads.base import DraftHeads
+from entmtp.models.backbone import Backbone
+from entmtp.models.cache import ROUNDED_ROWS
+from entmtp.policies.base import Policy, StaticPolicy
+from entmtp.policies.cost_cache import LearntCosts, cost_file, learnt_file, read_cost, write_cost
+from entmtp.policies.signals import SignalTracker
+from entmtp.policies.step_cost import BatchedCost, CostTable, StepCost, hardware_name
+from entmtp.trees.published import published_order
+from entmtp.trees.topology import Topology
+
+K = TypeVar("K")
+
+NODES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 16, 24, 32, 48, 63)
+CONTEXTS = (64, 512, 2048)
+"""Tokens in the cache before the measured step. All trees are measured at the first context alone.
+
+What a longer context adds is attention's time, which is smooth in the nodes: a few trees show it.
+"""
+FEW_NODES = (0, 4, 16, 63)
+
+PARTS = ("policy", "draft", "verify", "accept", "compact")
+MOST_NODES_OF_MANY = 16
+"""Larger trees are not measured for several requests: they pay where nodes are free, and are predicted well there."""
+
+WIDE_SPREAD = 0.25
+"""Spread from which on a measurement is taken to be disturbed (:class:`~entmtp.policies.step_cost.CostTable`)."""
+
+_REPETITIONS = 5
+_WARM_UP = 2
+
+
+class StepBench:
+    """Real steps, always from the same state: ``batch`` requests of ``context`` tokens each."""
+
+    def __init__(self, backbone: Backbone, heads: DraftHeads, batch: int, context: int, max_nodes: int) -> None:
+        self.batch, self.context = batch, context
+        # Room for the tree even where its width is rounded up to the next power of two, and little more: with a long
+        # context and a large batch the cache is the largest thing in memory.
+        capacity = -(-(context + 2 * (1 + max_nodes)) // ROUNDED_ROWS) * ROUNDED_ROWS
+        self.state = DecodingState(backbone, heads, batch, capacity)
+        prompt = [1 + at % (backbone.vocab_size - 1) for at in range(min(context, CONTEXTS[0]))]
+        self._roots = [self.state.prefill(slot, prompt)[0] for slot in range(batch)]
+        self._lengthen(len(prompt))
+
+    def step(self, policy: Policy, context: int | None = None) -> StepRecord:
+        """Does one step, after ``context`` tokens if these are fewer, and takes it back."""
+        self._rewind(context or self.context)
+        requests = [
+            RunningRequest(slot, SignalTracker(policy.entropy_window), policy.start(), root, 1.0)
+            for slot, root in enumerate(self._roots)
+        ]
+        decode_step(self.state, policy, requests)
+        self._rewind(self.context)
+        return requests[0].steps[0]
+
+    def _lengthen(self, read: int) -> None:
+        """Fills the cache with what was read, again and again: reading a long text would take longer than all steps."""
+        for pool in self.state.cache.pools.values():
+            for begin in range(read, self.context, read):
+                count = min(read, self.context - begin)
+                pool[:, :, :, 1 + begin : 1 + begin + count] = pool[:, :, :, 1 : 1 + count]
+        self._rewind(self.context)
+
+    def _rewind(self, context: int) -> None:
+        for slot in range(self.batch):
+            self.state.cache.rewind(slot, context)
+
+
+def interleaved(work: Mapping[K, Callable[[], StepRecord]], repetitions: int) -> dict[K, dict[str, float]]:
+    """Median milliseconds of each part of a step; all take turns, so that a drift of the machine touches all alike."""
+    return medians(in_turns(work, repetitions))
+
+
+def in_turns(work: Mapping[K, Callable[[], StepRecord]], repetitions: int) -> dict[K, list[StepRecord]]:
+    """Steps of all, taking turns; the first ones warm up and are dropped."""
+    records: dict[K, list[StepRecord]] = {key: [] for key in work}
+    for repetition in range(_WARM_UP + repetitions):
+        for key, step in work.items():
+            record = step()
+            if repetition >= _WARM_UP:
+                records[key].append(record)
+    return records
+
+
+def medians(records: Mapping[K, Sequence[StepRecord]]) -> dict[K, dict[str, float]]:
+    """Median milliseconds of each part of a step."""
+    return {
+        key: {part: statistics.median(getattr(step, f"{part}_ms") for step in steps) for part in PARTS}
+        for key, steps in records.items()
+    }
+
+
+def spread(records: Mapping[K, Sequence[StepRecord]]) -> float:
+    """Relative difference between repetitions of one step, where a round that was slow as a whole counts for nothing.
+
+    The 90% quantile over all steps: what slows single steps of a measurement makes trees compare wrongly.
+    """
+    took = [[sum(getattr(step, f"{part}_ms") for part in PARTS) for step in steps] for steps in records.values()]
+    logs = np.log(np.array(took))  # [steps, rounds]
+    logs -= np.median(logs, axis=1, keepdims=True)
+    logs -= np.median(logs, axis=0, keepdims=True)
+    return float(np.expm1(np.quantile(np.abs(logs), 0.9)))
+
+
+def machine_cost(
+    backbone: Backbone,
+    heads: DraftHeads,
+    cache_folder: Path,
+    say: Callable[[str], None],
+    slots: int,
+    context: int | None = None,
+) -> BatchedCost:
+    """The cost of steps of up to ``slots`` requests, each as :func:`step_cost`."""
+    doubled = itertools.takewhile(lambda batch: batch < slots, (2**power for power in itertools.count()))
+    return BatchedCost(
+        measured={batch: step_cost(backbone, heads, cache_folder, say, batch, context) for batch in [*doubled, slots]}
+    )
+
+
+def learnt_costs(backbone: Backbone, heads: DraftHeads, cache_folder: Path) -> LearntCosts:
+    """What earlier runs have learnt of the cost of steps on this machine."""
+    return LearntCosts(learnt_file(cache_folder, *_parts(backbone, heads)))
+
+
+def step_cost(
+    backbone: Backbone,
+    heads: DraftHeads,
+    cache_folder: Path,
+    say: Callable[[str], None],
+    batch: int = 1,
+    context: int | None = None,
+) -> CostTable:
+    """The cached cost of this model and these heads on this hardware, measured now if there is none.
+
+    It reaches to the largest of :data:`CONTEXTS` within ``context`` tokens, by default the model's own.
+    """
+    contexts = _contexts(backbone, context)
+    path = cost_file(cache_folder, *_parts(backbone, heads), batch)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        cost = read_cost(path, say)
+        if cost is None or max(cost.contexts) < max(contexts):
+            whose = "" if batch == 1 else f" for {batch} requests"
+            say(f"measuring the cost of a step with {heads.kind} heads{whose} on this machine (once, under a minute)")
+            cost = _steady(lambda: measure_cost(backbone, heads, contexts, batch), say)
+            write_cost(path, cost)
+    return cost
+
+
+def _parts(backbone: Backbone, heads: DraftHeads) -> tuple[str, str, str, str]:
+    """All that a step's time depends on."""
+    hardware = hardware_name(backbone.device, len(backbone.devices))
+    return hardware, backbone.fingerprint, heads.fingerprint, f"{backbone.kernels_in_words}, {backbone.dtype}"
+
+
+def _contexts(backbone: Backbone, context: int | None) -> tuple[int, ...]:
+    most = min(backbone.max_context, context or backbone.max_context)
+    return (CONTEXTS[0], *(tokens for tokens in CONTEXTS[1:] if tokens <= most))
+
+
+def _steady(measure: Callable[[], CostTable], say: Callable[[str], None]) -> CostTable:
+    """A measurement, taken once more where it was disturbed; the steadier of the two counts."""
+    cost = measure()
+    if cost.spread > WIDE_SPREAD:
+        cost = min(cost, measure(), key=lambda each: each.spread)
+    if cost.spread > WIDE_SPREAD:
+        say(
+            f"step costs were measured on a busy machine: spread of {cost.spread:.0%}; steps correct them as they run,"
+            " and a first start on a quiet machine measures better"
+        )
+    return cost
+
+
+def measure_cost(backbone: Backbone, heads: DraftHeads, contexts: Sequence[int], batch: int = 1) -> CostTable:
+    """Medians of interleaved repetitions of whole steps with trees of each size and depth, at each of ``contexts``."""
+    nodes = NODES if batch == 1 else tuple(size for size in NODES if size <= MOST_NODES_OF_MANY)
+    wide_nodes = len(published_order()) if batch == 1 else MOST_NODES_OF_MANY
+    bench = StepBench(backbone, heads, batch=batch, context=contexts[-1], max_nodes=wide_nodes)
+
+    def one_step(tree: Topology, context: int) -> Callable[[], StepRecord]:
+        return lambda: bench.step(StaticPolicy(tree, entropy_window=8), context)
+
+    trees = grid_trees(heads.num_heads, nodes, wide_nodes)
+    # Heads without a memory of their own read no context.
+    few = {key: tree for key, tree in trees.items() if key[0] == "verify" and key[1] in FEW_NODES}
+    if bench.state.memory is not None:
+        few |= {key: tree for key, tree in trees.items() if key[0] != "verify" and key[1] in (1, heads.num_heads)}
+    work = {(contexts[0], *key): one_step(tree, contexts[0]) for key, tree in trees.items()}
+    work |= {(context, *key): one_step(tree, context) for context in contexts[1:] for key, tree in few.items()}
+    records = in_turns(work, _REPETITIONS)
+    ms = medians(records)
+    return CostTable(
+        contexts=list(contexts),
+        costs=_step_costs(ms, contexts, nodes, heads.num_heads, wide_nodes, _parts(backbone, heads)[0]),
+        spread=spread(records),
+    )
+
+
+def _step_costs(
+    ms: Mapping[tuple[int, str, int], Mapping[str, float]],
+    contexts: Sequence[int],
+    nodes: Sequence[int],
+    levels: int,
+    wide_nodes: int,
+    hardware: str,
+) -> list[StepCost]:
+    """Costs at each context, from the medians by context and tree: what is not measured grows as its neighbours do."""
+    sizes: dict[str, Sequence[int]] = {"verify": nodes, "narrow": range(1, levels + 1), "wide": range(1, levels + 1)}
+    took = {
+        key: parts["draft"] if key[1] != "verify" else sum(parts.values()) - parts["draft"] for key, parts in ms.items()
+    }
+    times = {kind: np.array([took[contexts[0], kind, size] for size in its]) for kind, its in sizes.items()}
+    costs = []
+    for before, context in zip([contexts[0], *contexts], contexts):
+        for kind, its in sizes.items():
+            shown = [size for size in its if (context, kind, size) in took]
+            if context != before and shown:
+                # A longer context takes no less time, whatever noise says.
+                more = [max(0.0, took[context, kind, size] - took[before, kind, size]) for size in shown]
+                times[kind] = times[kind] + np.interp(its, shown, more)
+        costs.append(
+            StepCost(
+                nodes=list(nodes),
+                verify_ms=times["verify"].tolist(),
+                narrow_draft_ms=times["narrow"].tolist(),
+                wide_draft_ms=times["wide"].tolist(),
+                wide_nodes=wide_nodes,
+                hardware=hardware,
+            )
+        )
+    return costs
+
+
+def grid_trees(max_depth: int, nodes: Sequence[int], wide_nodes: int | None = None) -> dict[tuple[str, int], Topology]:
+    """The trees whose steps make a :class:`StepCost`.
+
+    Under ('verify', n) one of n nodes; under ('narrow', d) and ('wide', d) a chain and a tree of ``wide_nodes`` (as
+    many as the published tree has, if None) of depth d.
+    """
+    widest = len(published_order()) if wide_nodes is None else wide_nodes
+    depths = range(1, max_depth + 1)
+    trees = {("verify", size): sized_tree(size, max_depth) for size in nodes}
+    trees |= {("narrow", depth): Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths}
+    return trees | {("wide", depth): _wide(depth, widest) for depth in depths}
+
+
+def sized_tree(nodes: int, max_depth: int) -> Topology:
+    """The first ``nodes`` of the published tree that so many heads reach, then a wider first level."""
+    published = [path for path in published_order() if len(path) <= max_depth]
+    wider = [(rank,) for rank in range(nodes)]
+    paths = list(dict.fromkeys([*published, *wider]))[:nodes]
+    return Topology.of(paths) if paths else Topology.root_only()
+
+
+def _wide(depth: int, nodes: int) -> Topology:
+    """A tree of ``nodes`` nodes and this depth: a chain, then as :func:`sized_tree`."""
+    chain = [(0,) * at for at in range(1, depth + 1)]
+    return Topology.of(list(dict.fromkeys([*chain, *sized_tree(nodes, depth).paths]))[:nodes])

@@ -1,0 +1,107 @@
+"""Requests by prompt, the unit of every interval, and what is measured of an arm's prompts.
+
+Repetitions of a prompt count by their median: what else the machine did during one of them does not count.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from entmtp.evaluation.analysis.summary import AUTOREGRESSIVE, ENTMTP, LOSSY, YARDSTICKS
+from entmtp.intervals import Estimate, Floats, ratio_of_sums
+from entmtp.suites import SUITES
+
+Request = dict[str, Any]
+Prompts = Mapping[str, Sequence[Request]]  # prompt -> its repetitions
+
+_SUITE_ORDER = tuple(SUITES)
+_ARM_ORDER = (
+    *(AUTOREGRESSIVE, "medusa", "medusa-best", "hydra", "hydra-best", "native", "native-best"),
+    *(ENTMTP, "entmtp-goodput"),
+    *("entmtp-dynamic", "entmtp-transfer", "entmtp-mixed"),
+    *("always-big", "random", *YARDSTICKS, *LOSSY),
+)
+
+
+def by_arm(requests: pa.Table) -> dict[tuple[str, str], Prompts]:
+    """Requests by suite and arm (in the order tables show them), then by prompt."""
+    grouped: dict[tuple[str, str], dict[str, list[Request]]] = defaultdict(lambda: defaultdict(list))
+    for request in requests.to_pylist():
+        grouped[request["suite"], request["arm"]][request["prompt_id"]].append(request)
+    order = sorted(grouped, key=lambda key: (_place(key[0], _SUITE_ORDER), arm_place(key[1])))
+    return {key: grouped[key] for key in order}
+
+
+def arm_place(arm: str) -> tuple[int, str]:
+    """Sorts arms as tables show them."""
+    return _place(arm, _ARM_ORDER)
+
+
+def _place(name: str, order: Sequence[str]) -> tuple[int, str]:
+    return (order.index(name) if name in order else len(order), name)
+
+
+def tokens(repetitions: Sequence[Request]) -> float:
+    """New tokens of a prompt."""
+    return median(request["new_tokens"] for request in repetitions)
+
+
+def seconds_per_token(repetitions: Sequence[Request]) -> float:
+    """Of a prompt, the prefill included."""
+    # A request that stops at once has cost what one token costs.
+    return median(request["seconds"] / max(1, request["new_tokens"]) for request in repetitions)
+
+
+def tokens_per_second(prompts: Prompts) -> float:
+    """Over all prompts."""
+    seconds = [tokens(repetitions) * seconds_per_token(repetitions) for repetitions in prompts.values()]
+    return sum(map(tokens, prompts.values())) / sum(seconds)
+
+
+def accepted_per_step(prompts: Prompts) -> Estimate:
+    """tau, the root included."""
+    return ratio_of_sums(_totals(prompts, "new_tokens"), _totals(prompts, "steps"))
+
+
+def _totals(prompts: Prompts, field: str) -> Floats:
+    """`[prompts]`: the sum of a field over each prompt's repetitions."""
+    return np.array([sum(request[field] for request in repetitions) for repetitions in prompts.values()], np.float64)
+
+
+def scores(prompts: Prompts) -> list[float]:
+    """The suite's own score of each prompt that has one."""
+    found = (
+        [request["score"] for request in repetitions if request["score"] is not None]
+        for repetitions in prompts.values()
+    )
+    return [fmean(held) for held in found if held]
+
+
+def log_likelihoods(prompts: Prompts) -> Floats:
+    """`[prompts]`: log-likelihood of each one's text, nats per token, the mean over its repetitions."""
+    return np.array([_log_likelihood(repetitions) for repetitions in prompts.values()])
+
+
+def likelihood_differences(ours: Prompts, theirs: Prompts) -> Floats:
+    """`[shared prompts]`: our log-likelihood minus theirs, nats per token."""
+    shared = sorted(set(ours) & set(theirs))
+    return np.array([_log_likelihood(ours[prompt]) - _log_likelihood(theirs[prompt]) for prompt in shared])
+
+
+def _log_likelihood(repetitions: Sequence[Request]) -> float:
+    return fmean(request["log_likelihood"] for request in repetitions)
+
+
+def paired_seconds(ours: Prompts, theirs: Prompts) -> tuple[Floats, Floats]:
+    """Our and their seconds for each prompt that both have, `[shared prompts]` in the order of their names.
+
+    Both are for their tokens, so that a difference after a tie does not change the work compared.
+    """
+    shared = sorted(set(ours) & set(theirs))
+    work = np.array([tokens(theirs[prompt]) for prompt in shared])
+    our_seconds = work * np.array([seconds_per_token(ours[prompt]) for prompt in shared])
+    return our_seconds, work * np.array([seconds_per_token(theirs[prompt]) for prompt in shared])

@@ -1,0 +1,231 @@
+"""What the numbers say, in sentences. A speedup is never told without its interval."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from entmtp.evaluation.analysis.overlap_description import overlap_caveats
+from entmtp.evaluation.analysis.score import metric
+from entmtp.evaluation.analysis.summary import (
+    ADAPTIVE,
+    ALL_SUITES,
+    AUTOREGRESSIVE,
+    ENTMTP,
+    LOSSY,
+    SAMPLE,
+    YARDSTICKS,
+    ArmSummary,
+    Speedup,
+    Summary,
+    verdict,
+)
+from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD, Estimate
+
+_NAMED = 10  # prompts that were set aside; the report's facts name all
+_ENTMTP_AGAINST = ("medusa", "hydra", "medusa-best", "hydra-best", "random", AUTOREGRESSIVE)
+_ZERO = 5e-4  # nats per token that three digits don't show
+_HEADLINE_AGAINST = (AUTOREGRESSIVE, "medusa", "hydra", "hydra-best")
+_BEST_AGAINST = ("hydra", "medusa", "hydra-best", "random", AUTOREGRESSIVE)
+
+
+def verdicts(summary: Summary) -> list[str]:
+    """One sentence per comparison over all suites, none of them twice, and one that says how many there were.
+
+    First entmtp against each arm, then the best adaptive arm, then each adaptive arm against the yardsticks, then the
+    others against autoregressive. After them, how good the answers are, and whether the arms wrote the same.
+    """
+    told = [(ENTMTP, other) for other in _ENTMTP_AGAINST]
+    if (best := summary.best_adaptive) is not None:
+        told += [(best, other) for other in _BEST_AGAINST]
+    told += [(arm, yardstick) for arm in ADAPTIVE for yardstick in YARDSTICKS]
+    told += [(row.arm, AUTOREGRESSIVE) for row in summary.arms]
+    return [*_compared(summary, told), *method(summary), *quality_verdicts(summary)]
+
+
+def headline(summary: Summary) -> list[str]:
+    """The sentences to read first: the best adaptive arm against the usual methods, and whether the text is the same.
+
+    All of them are among `verdicts`.
+    """
+    best = summary.best_adaptive
+    told = [] if best is None else [(best, other) for other in _HEADLINE_AGAINST]
+    return [*_compared(summary, told), *_identity(summary.arms)]
+
+
+def _compared(summary: Summary, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """A sentence per pair (arm, baseline) that was compared over all suites, none of them twice."""
+    rows = [row for pair in dict.fromkeys(pairs) if (row := summary.speedup(ALL_SUITES, *pair)) is not None]
+    compared = comparisons(summary)
+    return [share_of(row, compared) if row.baseline in YARDSTICKS else _against(row, compared) for row in rows]
+
+
+def quality_verdicts(summary: Summary) -> list[str]:
+    """How good the arms' texts are: the tasks' scores, their likelihood, and whether the arms wrote the same."""
+    return [*_quality(summary), *_likelihoods(summary), *_identity(summary.arms)]
+
+
+def comparisons(summary: Summary) -> int:
+    """How many comparisons over all suites may be told, those of each arm that might have been the best included."""
+    told = {(ENTMTP, other) for other in _ENTMTP_AGAINST}
+    told |= {(arm, other) for arm in ADAPTIVE for other in (*_BEST_AGAINST, *YARDSTICKS)}
+    told |= {(row.arm, AUTOREGRESSIVE) for row in summary.arms}
+    return sum((row.arm, row.baseline) in told for row in summary.speedups if row.suite == ALL_SUITES)
+
+
+def method(summary: Summary) -> list[str]:
+    """How the intervals of the sentences were made; empty where there are none."""
+    if not any(row.ratio.has_interval for row in summary.speedups if row.suite == ALL_SUITES):
+        return []
+    compared = comparisons(summary)
+    together = (
+        f"; wide enough to hold all together with {CONFIDENCE:.0%}: {compared} comparisons were possible, those of"
+        " every adaptive arm that might have been the best included (Bonferroni)"
+    )
+    return [f"intervals: {METHOD}{together if compared > 1 else ''}"]
+
+
+def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    sentences = []
+    samples = [suite for suite, source in summary.sources.items() if SAMPLE in source]
+    if samples:
+        sentences.append(
+            f"{', '.join(samples)}: prompts are this project's own small sample of the kind, not the public data set."
+        )
+    if facts.get("profile") == "quick":
+        sentences.append("Profile quick: few prompts and short texts show that everything works; it is not a study.")
+    few = [f"{suite} ({count})" for suite, count in _prompts(summary).items() if count < FEWEST_PROMPTS]
+    if few:
+        sentences.append(f"No interval, and so no speedup, below {FEWEST_PROMPTS} prompts: {', '.join(few)}.")
+    settings = facts.get("settings", {})
+    if temperature := settings.get("temperature"):
+        sentences.append(
+            f"Texts are drawn at temperature {temperature}, with one seed for all arms and repetitions of a prompt:"
+            " lossless arms write the very text that autoregressive draws."
+        )
+    if settings.get("acceptance") == "typical":
+        sentences.append(
+            "Typical acceptance (Medusa's, arXiv 2401.10774) writes other texts than the model: only autoregressive is"
+            " lossless here. The profiles that are named lossless are the same without it."
+        )
+    if (dtype := facts.get("dtype", "float32")) != "float32":
+        sentences.append(
+            f"All ran in {dtype}: which of two close tokens is the likelier then changes with how many are computed"
+            " beside them, for plain decoding too. Whether a method keeps the text, only float32 shows."
+        )
+    constant = [row.suite for row in summary.arms if row.arm == ENTMTP and row.trees == 1]
+    if constant:
+        sentences.append(
+            f"{', '.join(constant)}: entmtp used one tree at every step, as no other pays at any entropy by this"
+            " machine's step costs; it is a static tree there."
+        )
+    sentences += overlap_caveats(facts)
+    if unsettled := sum(row.unsettled_steps for row in summary.arms):
+        captures = sum(row.captures for row in summary.arms)
+        sentences.append(
+            f"{unsettled} timed steps ran a part for the first time or captured it as a CUDA graph ({captures}):"
+            " they took longer than they would again."
+        )
+    if set_aside := facts.get("set_aside"):
+        rest = [f"and {len(set_aside) - _NAMED} more"] * (len(set_aside) > _NAMED)
+        named = "; ".join([*set_aside[:_NAMED], *rest])
+        sentences.append(f"{len(set_aside)} prompts failed in every try and are in no number: {named}.")
+    if any(row.requests == row.prompts for row in summary.arms):
+        sentences.append("Some arms have a single repetition: their times carry the machine's noise.")
+    return sentences
+
+
+def interval(estimate: Estimate, digits: int = 2, unit: str = "") -> str:
+    """'[1.44, 1.60]', or a dash where there are too few prompts."""
+    if estimate.low is None or estimate.high is None:
+        return "–"
+    return f"[{estimate.low:.{digits}f}{unit}, {estimate.high:.{digits}f}{unit}]"
+
+
+def ratio(estimate: Estimate, unit: str = "x") -> str:
+    """'1.52x [1.44, 1.60]', or a dash: a speedup without an interval is not shown."""
+    return f"{estimate.value:.2f}{unit} {interval(estimate)}" if estimate.has_interval else "–"
+
+
+def _against(row: Speedup, compared: int) -> str:
+    found = row.among(compared)
+    if not found.has_interval:
+        return f"{row.arm} against {row.baseline}: no claim, {_too_few(row)}"
+    words = {"faster": "is faster than", "slower": "is slower than", "level": "is level with"}
+    why = ", the interval holds 1" if verdict(found) == "level" else ""
+    return f"{row.arm} {words[verdict(found)]} {row.baseline}: {ratio(found)}{why} ({_extent(row)})"
+
+
+def share_of(row: Speedup, compared: int = 1) -> str:
+    """How much of a yardstick's speed an arm reaches, in percent, from its comparison with it."""
+    found = row.among(compared)
+    if not found.has_interval:
+        return f"{row.arm}'s share of {row.baseline}'s speed: no claim, {_too_few(row)}"
+    return f"{row.arm} reaches {percent(found)} of {row.baseline}'s speed ({_extent(row)})"
+
+
+def percent(share: Estimate) -> str:
+    """'76% [75%, 78%]', or a dash: a share without an interval is not shown."""
+    if share.low is None or share.high is None:
+        return "–"
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
+
+
+def _too_few(row: Speedup) -> str:
+    return f"an interval needs at least {FEWEST_PROMPTS} prompts in each suite and one has {row.fewest_prompts}"
+
+
+def _extent(row: Speedup) -> str:
+    return f"{row.suites} suite{'s' * (row.suites > 1)}, {row.prompts} prompts, paired t"
+
+
+def _identity(arms: Sequence[ArmSummary]) -> list[str]:
+    """Whether the other arms wrote what autoregressive decoding writes."""
+    others = [row for row in arms if row.arm not in (AUTOREGRESSIVE, *LOSSY)]
+    requests, identical, ties = (
+        sum(getattr(row, field) for row in others) for field in ("requests", "identical", "ties")
+    )
+    if not requests:
+        return []
+    if identical == requests:
+        return [f"all {requests} requests of the other arms wrote exactly the tokens of autoregressive decoding"]
+    unexplained = requests - identical - ties
+    return [
+        f"{identical} of {requests} requests of the other arms wrote exactly the tokens of autoregressive decoding; "
+        f"{ties} first differ at a tie of the two best tokens, {unexplained} differ without one"
+    ]
+
+
+def _quality(summary: Summary) -> list[str]:
+    """The score of each suite that has one, by arms that share it."""
+    sentences = []
+    for suite in summary.suites:
+        rows = [row for row in summary.arms if row.suite == suite and row.score is not None]
+        by_score: dict[str, list[str]] = {}
+        for row in rows:
+            by_score.setdefault(f"{row.score:.3f}", []).append(row.arm)
+        if rows:
+            shared = len(by_score) == 1
+            found = [f"{score} with {'every arm' if shared else ', '.join(arms)}" for score, arms in by_score.items()]
+            prompts = max(row.scored for row in rows)
+            sentences.append(f"{suite} {metric(suite)} over {prompts} prompts: {'; '.join(found)}")
+    return sentences
+
+
+def _likelihoods(summary: Summary) -> list[str]:
+    """Whether the model finds the arms' texts as likely as plain decoding's; the intervals hold all together."""
+    rows = [row for row in summary.likelihoods if row.suite == ALL_SUITES]
+    found = {row.arm: one for row in rows if (one := row.among(len(rows))).has_interval}
+    same = [arm for arm, one in found.items() if _is_zero(one)]
+    told = [f"the same with {'every arm' if len(same) == len(found) else ', '.join(same)}"] if same else []
+    told += [f"{one.value:+.3f} {interval(one, 3)} with {arm}" for arm, one in found.items() if arm not in same]
+    return [f"log-likelihood of the texts against autoregressive's, nats per token: {'; '.join(told)}"] if told else []
+
+
+def _is_zero(estimate: Estimate) -> bool:
+    """Whether the whole interval is 0 to the digits that are shown."""
+    low, high = estimate.low, estimate.high
+    return low is not None and high is not None and low > -_ZERO and high < _ZERO
+
+
+def _prompts(summary: Summary) -> dict[str, int]:
+    return {suite: max(row.prompts for row in summary.arms if row.suite == suite) for suite in summary.suites}

@@ -1,0 +1,276 @@
+"""The numbers of a benchmark, in the shape that tables, plots and verdicts share."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Self
+
+import pyarrow as pa
+
+from entmtp.evaluation.results.flat_tables import flat_table
+from entmtp.intervals import Estimate, LogMean
+
+ALL_SUITES = "all suites"
+AUTOREGRESSIVE = "autoregressive"
+ENTMTP = "entmtp"
+ADAPTIVE = (ENTMTP, "entmtp-goodput", "entmtp-dynamic")  # with the suite's own bank
+BANK_ORACLE = "bank-oracle"
+HINDSIGHT = "hindsight"
+YARDSTICKS = (BANK_ORACLE, HINDSIGHT)  # know the text: the best of the bank's trees at each step; the right path alone
+LOSSY = ("medusa-typical",)  # Medusa as it was published: its rule accepts what the model did not choose
+SAMPLE = "sample"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmSummary:
+    """One arm on one suite. `*_ms` are mean milliseconds per step; tau counts the root."""
+
+    suite: str
+    source: str
+    arm: str
+    prompts: int
+    requests: int
+    new_tokens: int  # of one repetition of every prompt
+    tokens_per_second: float
+    tau: Estimate
+    draft_ms: float
+    verify_ms: float
+    accept_ms: float
+    policy_ms: float
+    other_ms: float  # of the request's time after the prefill, what none of the four accounts for
+    prefill_ms: float  # per request
+    nodes: float  # drafted per step
+    trees: int  # different topologies that its steps used
+    identical: int  # requests with exactly the autoregressive tokens
+    captures: int  # parts of its timed steps that were captured as CUDA graphs
+    unsettled_steps: int  # timed steps with a part that was captured or ran for the first time
+    ties: int  # differing requests whose first difference is a tie of the top two logits
+    score: float | None
+    scored: int  # prompts with a score
+    log_likelihood: Estimate  # of the texts to the model, mean over prompts, nats per token
+
+
+class Compared:
+    """A row with a ratio of times, which can be judged alone or as one of many."""
+
+    __slots__ = ()
+    ratio: Estimate
+    log_error: float | None  # standard error of the ratio's logarithm
+    freedom: float  # degrees of freedom of that error
+
+    def among(self, comparisons: int) -> Estimate:
+        """The ratio, with an interval that holds together with those of all `comparisons` that it is one of."""
+        return LogMean(math.log(self.ratio.value), self.log_error, self.freedom).estimate(comparisons)
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.ratio)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speedup(Compared):
+    """How much less time `arm` takes than `baseline` for the same tokens of the same prompts."""
+
+    suite: str  # or ALL_SUITES
+    suites: int
+    arm: str
+    baseline: str
+    prompts: int  # pairs
+    fewest_prompts: int  # pairs of the suite that has fewest
+    ratio: Estimate
+    log_error: float | None  # standard error of the ratio's logarithm
+    freedom: float  # degrees of freedom of that error
+
+    @classmethod
+    def of(cls, log_ratio: LogMean, *, suite: str, arm: str, baseline: str, prompts: Sequence[int]) -> Self:
+        """From the ratio's logarithm, over so many `prompts` of each suite."""
+        return cls(
+            suite=suite,
+            suites=len(prompts),
+            arm=arm,
+            baseline=baseline,
+            prompts=sum(prompts),
+            fewest_prompts=min(prompts),
+            ratio=log_ratio.estimate(),
+            log_error=log_ratio.error,
+            freedom=log_ratio.freedom,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LikelihoodDifference:
+    """How much likelier, in nats per token, the model finds the texts of `arm` than those of plain decoding."""
+
+    suite: str  # or ALL_SUITES
+    suites: int
+    arm: str
+    prompts: int  # pairs
+    difference: Estimate
+    error: float | None  # standard error of the difference
+    freedom: float  # degrees of freedom of that error
+
+    @classmethod
+    def of(cls, mean: LogMean, *, suite: str, arm: str, prompts: Sequence[int]) -> Self:
+        """From the mean difference over so many `prompts` of each suite."""
+        return cls(
+            suite=suite,
+            suites=len(prompts),
+            arm=arm,
+            prompts=sum(prompts),
+            difference=mean.of_logs(),
+            error=mean.error,
+            freedom=mean.freedom,
+        )
+
+    def among(self, comparisons: int) -> Estimate:
+        """The difference, with an interval that holds together with those of all `comparisons` that it is one of."""
+        return LogMean(self.difference.value, self.error, self.freedom).of_logs(comparisons)
+
+
+def verdict(ratio: Estimate) -> str:
+    """'faster', 'slower', 'level' (the interval holds 1), or 'no claim' without an interval."""
+    if ratio.low is None or ratio.high is None:
+        return "no claim"
+    if ratio.low > 1:
+        return "faster"
+    return "slower" if ratio.high < 1 else "level"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepthAcceptance:
+    """Shares of the steps whose tree reaches `depth` (the root is depth 0) that kept a token of that depth."""
+
+    suite: str
+    arm: str
+    depth: int
+    steps: int
+    rate: float  # joint: of them all
+    conditional: float | None  # of those that kept a token of every depth before; none where there is none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyBin:
+    """Mean accepted tokens (root included) of the steps whose entropy, in nats, falls into one bin."""
+
+    suite: str
+    arm: str
+    entropy_from: float
+    entropy_to: float
+    entropy_mean: float
+    steps: int
+    prompts: int
+    accepted: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyCorrelation:
+    """Pearson's correlation between a signal (`entropy` or `entropy_ema`) and the accepted tokens of its step."""
+
+    suite: str
+    arm: str
+    signal: str
+    steps: int
+    prompts: int
+    correlation: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeShare:
+    """Share (0 to 1) of an arm's steps on a suite whose tree has one shape, or one of the rare shapes of a size.
+
+    Rare shapes are told together: they have `nodes_from` to `nodes_to` nodes, the root not counted.
+    """
+
+    suite: str
+    arm: str
+    nodes_from: int
+    nodes_to: int | None  # none: without an end
+    depth: int | None  # none: of several shapes
+    width: int | None  # most nodes of a level
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeUse:
+    """Share (0 to 1) of an arm's steps on a suite that took one topology, of those that it took most."""
+
+    suite: str
+    arm: str
+    tree: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyQuantile:
+    """How entropy, in nats, is spread over all positions of a suite's texts, as plain decoding visits them."""
+
+    suite: str
+    steps: int
+    mean: float
+    p10: float
+    p25: float
+    p50: float
+    p75: float
+    p90: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Everything that tables, plots and verdicts are made from."""
+
+    arms: list[ArmSummary]
+    speedups: list[Speedup]
+    likelihoods: list[LikelihoodDifference]
+    depths: list[DepthAcceptance]
+    entropy_bins: list[EntropyBin]
+    entropy_correlations: list[EntropyCorrelation]
+    tree_shares: list[TreeShare]
+    tree_uses: list[TreeUse]
+    entropy_quantiles: list[EntropyQuantile]
+
+    @property
+    def suites(self) -> list[str]:
+        return list(dict.fromkeys(row.suite for row in self.arms))
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where each suite's prompts came from."""
+        return {row.suite: row.source for row in self.arms}
+
+    def speedup(self, suite: str, arm: str, baseline: str) -> Speedup | None:
+        """The comparison, or none where the two arms share no prompt."""
+        wanted = (suite, arm, baseline)
+        return next((row for row in self.speedups if (row.suite, row.arm, row.baseline) == wanted), None)
+
+    def likelihood(self, suite: str, arm: str) -> LikelihoodDifference | None:
+        """How much likelier an arm's texts are than plain decoding's; none where they share no prompt."""
+        return next((row for row in self.likelihoods if (row.suite, row.arm) == (suite, arm)), None)
+
+    @property
+    def best_adaptive(self) -> str | None:
+        """Of the `ADAPTIVE` arms the one with the largest speedup over plain decoding on all suites together."""
+        rows = [row for arm in ADAPTIVE if (row := self.speedup(ALL_SUITES, arm, AUTOREGRESSIVE)) is not None]
+        return max(rows, key=lambda row: row.ratio.value).arm if rows else None
+
+    def label(self, suite: str) -> str:
+        """The suite's name as tables and plots show it: it says 'sample' where the prompts are a sample."""
+        sources = self.sources
+        if suite == ALL_SUITES:
+            samples = sum(SAMPLE in source for source in sources.values())
+            return f"{suite} ({samples} of {len(sources)} sample)" if samples else suite
+        return f"{suite} (sample)" if SAMPLE in sources[suite] else suite
+
+
+def tables(summary: Summary) -> dict[str, pa.Table]:
+    """The summary as flat tables by name; an estimate becomes three columns, the last two `_low` and `_high`."""
+    return {
+        "arms": flat_table([asdict(row) for row in summary.arms]),
+        "speedups": flat_table([asdict(row) | {"verdict": row.verdict} for row in summary.speedups]),
+        "likelihoods": flat_table([asdict(row) for row in summary.likelihoods]),
+        "acceptance": flat_table([asdict(row) for row in summary.depths]),
+        "entropy": flat_table([asdict(row) for row in summary.entropy_bins]),
+        "correlations": flat_table([asdict(row) for row in summary.entropy_correlations]),
+        "tree_shares": flat_table([asdict(row) for row in summary.tree_shares]),
+        "tree_uses": flat_table([asdict(row) for row in summary.tree_uses]),
+        "entropy_quantiles": flat_table([asdict(row) for row in summary.entropy_quantiles]),
+    }

@@ -1,0 +1,120 @@
+"""What adaptive arms choose, and what they choose by: shares of trees by size and shape, and how entropy is spread."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from entmtp.evaluation.analysis.summary import AUTOREGRESSIVE, ENTMTP, YARDSTICKS, EntropyQuantile, TreeShare, TreeUse
+from entmtp.intervals import Floats
+from entmtp.trees.topology import Shape
+
+SIZES: tuple[tuple[int, int | None], ...] = (
+    *((0, 0), (1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32)),
+    (33, None),
+)
+"""Tree sizes that are counted together, in nodes without the root; the last one has no end."""
+
+COMMON = 0.02
+"""Share of an arm's steps from which a shape is told by itself; the rarer ones of a size are told together."""
+
+SHOWN = 5
+"""Topologies of an arm that are told by name."""
+
+_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+def tree_shares(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[TreeShare]:
+    """How often each adaptive arm, and each yardstick, took trees of each of `SIZES`, commonest shapes first.
+
+    Args:
+        steps: step rows; only the first repetition counts, as greedy repetitions are copies.
+        runs: the (suite, arm) pairs there are, in the order that tables show.
+    """
+    rows: list[TreeShare] = []
+    for (suite, arm), taken in _taken(steps, runs).items():
+        shapes: Counter[Shape] = Counter()
+        for tree, count in taken.items():
+            shapes[Shape.of(tree)] += count
+        for size in SIZES:
+            inside = [
+                (shape, count / shapes.total()) for shape, count in shapes.most_common() if size_of(shape) == size
+            ]
+            rows += [
+                TreeShare(
+                    suite=suite,
+                    arm=arm,
+                    nodes_from=shape.nodes,
+                    nodes_to=shape.nodes,
+                    depth=shape.depth,
+                    width=shape.width,
+                    share=share,
+                )
+                for shape, share in inside
+                if share >= COMMON
+            ]
+            if rest := sum(share for _, share in inside if share < COMMON):
+                low, high = size
+                rows.append(
+                    TreeShare(suite=suite, arm=arm, nodes_from=low, nodes_to=high, depth=None, width=None, share=rest)
+                )
+    return rows
+
+
+def size_of(tree: Shape | TreeShare) -> tuple[int, int | None]:
+    """Which of `SIZES` a shape, or a row of shapes, belongs to."""
+    nodes = tree.nodes if isinstance(tree, Shape) else tree.nodes_from
+    return next(size for size in reversed(SIZES) if size[0] <= nodes)
+
+
+def tree_uses(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[TreeUse]:
+    """The `SHOWN` topologies that each adaptive arm, and each yardstick, took most; arguments as `tree_shares`."""
+    return [
+        TreeUse(suite=suite, arm=arm, tree=tree, share=count / taken.total())
+        for (suite, arm), taken in _taken(steps, runs).items()
+        for tree, count in taken.most_common(SHOWN)
+    ]
+
+
+def _taken(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Counter[str]]:
+    """Steps of each run that chooses its trees, by the tree's name."""
+    first = _first_repetition(steps)
+    return {
+        (suite, arm): Counter(first.filter((pc.field("suite") == suite) & (pc.field("arm") == arm))["tree"].to_pylist())
+        for suite, arm in runs
+        if arm.startswith(ENTMTP) or arm in YARDSTICKS
+    }
+
+
+def entropy_quantiles(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[EntropyQuantile]:
+    """How entropy, in nats, is spread on each suite that plain decoding ran on."""
+    rows = []
+    for suite, values in plain_entropies(steps, list(dict.fromkeys(suite for suite, _ in runs))).items():
+        p10, p25, p50, p75, p90 = (float(value) for value in np.quantile(values, _QUANTILES))
+        rows.append(
+            EntropyQuantile(
+                suite=suite,
+                steps=len(values),
+                mean=float(values.mean()),
+                p10=p10,
+                p25=p25,
+                p50=p50,
+                p75=p75,
+                p90=p90,
+            )
+        )
+    return rows
+
+
+def plain_entropies(steps: pa.Table, suites: Sequence[str]) -> dict[str, Floats]:
+    """Entropies in nats at every position of plain decoding's first repetition, by suite; suites without any are left
+    out."""
+    plain = _first_repetition(steps).filter((pc.field("arm") == AUTOREGRESSIVE) & pc.is_finite(pc.field("entropy")))
+    found = {suite: plain.filter(pc.field("suite") == suite)["entropy"].to_numpy() for suite in suites}
+    return {suite: values for suite, values in found.items() if len(values)}
+
+
+def _first_repetition(steps: pa.Table) -> pa.Table:
+    return steps.filter(pc.field("repetition") == pc.min(steps["repetition"]))

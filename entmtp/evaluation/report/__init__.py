@@ -1,0 +1,1 @@
+"""Reports of a run: terminal, HTML page, figures, MLflow, comparisons of runs."""

@@ -1,0 +1,184 @@
+"""Finished runs of the benchmark side by side, prompt by prompt: other machines, or other versions of the code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.analysis.by_prompt import (
+    Prompts,
+    accepted_per_step,
+    by_arm,
+    paired_seconds,
+    scores,
+    tokens_per_second,
+)
+from entmtp.evaluation.analysis.summary import ALL_SUITES, Compared
+from entmtp.evaluation.report.comparable import Held, Key, differences, left_out, notes, refuse_other_work
+from entmtp.evaluation.report.load_run import FinishedRun
+from entmtp.intervals import FEWEST_PROMPTS, Estimate, LogMean, mean_of_suites, paired_ratio
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunArm:
+    """What an arm of a run did on the prompts that are compared. tau counts the root."""
+
+    suite: str
+    arm: str
+    run: str
+    prompts: int
+    tokens_per_second: float
+    tau: Estimate
+    score: float | None
+    scored: int  # prompts with a score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRatio(Compared):
+    """How much less time an arm takes in `run` than in `baseline`, for the baseline's tokens of the same prompts."""
+
+    suite: str  # or ALL_SUITES
+    arm: str
+    run: str
+    baseline: str
+    prompts: int
+    differing: int  # prompts for which the two runs wrote different tokens
+    ratio: Estimate
+    log_error: float | None  # standard error of the ratio's logarithm
+    freedom: float  # degrees of freedom of that error
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Everything that is told of the runs.
+
+    Attributes:
+        runs: their names, the first being what the others are compared with.
+        differences: facts that are not the same in all runs, by name, in the order of the runs.
+        notes: what a reader must know before believing the numbers.
+    """
+
+    runs: list[str]
+    arms: list[RunArm]
+    ratios: list[RunRatio]
+    differences: Mapping[str, list[str]]
+    notes: list[str]
+
+
+def compare(runs: Sequence[FinishedRun]) -> RunComparison:
+    """Compares every run with the first, on the prompts that all of them have.
+
+    Raises:
+        EntMTPError: there are not two runs, or they did not do the same work.
+    """
+    names = [run.name for run in runs]
+    if len(runs) < 2:
+        raise EntMTPError(f"run: {len(runs)} given; a comparison needs two or more")
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise EntMTPError(f"run: two are called '{double}'; give each its own name, NAME=RUN")
+    held = {run.name: by_arm(run.requests.drop_columns("text")) for run in runs}
+    refuse_other_work(runs, held)
+    paired = _on_shared_prompts(held)
+    if not paired:
+        raise EntMTPError(f"runs {', '.join(names)} have no suite, arm and prompt in common; run the same benchmark")
+    return RunComparison(
+        runs=names,
+        arms=[_arm(key, name, prompts) for key, by_run in paired.items() for name, prompts in by_run.items()],
+        ratios=_ratios(names, paired),
+        differences=differences(runs),
+        notes=[*notes(runs), *left_out(held)],
+    )
+
+
+def regressions(comparison: RunComparison, least: float) -> list[str]:
+    """A line for each ratio whose whole interval lies below `least`, of intervals that hold all together with 95%.
+
+    So two runs that are equally fast are told apart in at most 5% of cases, however many ratios are judged.
+
+    Raises:
+        EntMTPError: `least` is no bound for a ratio, or no ratio has an interval to be judged by.
+    """
+    if not 0 < least < float("inf"):
+        raise EntMTPError(f"fail-below: {least} is not a ratio of speeds; give one such as 0.97")
+    judged = [row for row in comparison.ratios if row.ratio.has_interval]
+    if not judged:
+        raise EntMTPError(f"fail-below: nothing can be judged without intervals; they need {FEWEST_PROMPTS} prompts")
+    found = [(row, row.among(len(judged))) for row in judged]
+    return [
+        f"{row.arm} on {row.suite}: {row.run} is {ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}]"
+        f" as fast as {row.baseline}, wholly below {least:g} ({row.prompts} prompts, one of {len(judged)} comparisons)"
+        for row, ratio in found
+        if ratio.high is not None and ratio.high < least
+    ]
+
+
+def _on_shared_prompts(held: Held) -> dict[Key, dict[str, Prompts]]:
+    """By suite and arm of the first run, the prompts of each run that has them too, cut to those that all have."""
+    first = next(iter(held.values()))
+    paired: dict[Key, dict[str, Prompts]] = {}
+    for key in first:
+        by_run = {name: arms[key] for name, arms in held.items() if key in arms}
+        shared = sorted(set.intersection(*(set(prompts) for prompts in by_run.values())))
+        if len(by_run) > 1 and shared:
+            paired[key] = {name: {prompt: prompts[prompt] for prompt in shared} for name, prompts in by_run.items()}
+    return paired
+
+
+def _arm(key: Key, run: str, prompts: Prompts) -> RunArm:
+    suite, arm = key
+    scored = scores(prompts)
+    return RunArm(
+        suite=suite,
+        arm=arm,
+        run=run,
+        prompts=len(prompts),
+        tokens_per_second=tokens_per_second(prompts),
+        tau=accepted_per_step(prompts),
+        score=fmean(scored) if scored else None,
+        scored=len(scored),
+    )
+
+
+def _ratios(names: Sequence[str], paired: Mapping[Key, Mapping[str, Prompts]]) -> list[RunRatio]:
+    """For each later run and arm, a row per suite and one over these suites."""
+    rows = []
+    for name in names[1:]:
+        for arm in dict.fromkeys(arm for _, arm in paired):
+            suites = [suite for suite, its_arm in paired if its_arm == arm and name in paired[suite, arm]]
+            if suites:
+                rows += _ratios_of_arm(arm, name, names[0], {suite: paired[suite, arm] for suite in suites})
+    return rows
+
+
+def _ratios_of_arm(arm: str, run: str, baseline: str, by_suite: Mapping[str, Mapping[str, Prompts]]) -> list[RunRatio]:
+    rows, ratios = [], []
+    for suite, by_run in by_suite.items():
+        ours, theirs = by_run[run], by_run[baseline]
+        our_seconds, their_seconds = paired_seconds(ours, theirs)
+        ratios.append(paired_ratio(their_seconds, our_seconds))
+        differing = sum(_texts(ours[prompt]) != _texts(theirs[prompt]) for prompt in ours)
+        rows.append(_ratio(ratios[-1], suite, arm, (run, baseline), len(ours), differing))
+    prompts, differing = (sum(getattr(row, field) for row in rows) for field in ("prompts", "differing"))
+    return [*rows, _ratio(mean_of_suites(ratios), ALL_SUITES, arm, (run, baseline), prompts, differing)]
+
+
+def _ratio(log_ratio: LogMean, suite: str, arm: str, runs: tuple[str, str], prompts: int, differing: int) -> RunRatio:
+    """A row of ``runs``, the later one and the baseline."""
+    return RunRatio(
+        suite=suite,
+        arm=arm,
+        run=runs[0],
+        baseline=runs[1],
+        prompts=prompts,
+        differing=differing,
+        ratio=log_ratio.estimate(),
+        log_error=log_ratio.error,
+        freedom=log_ratio.freedom,
+    )
+
+
+def _texts(repetitions: Sequence[Mapping[str, list[int]]]) -> set[tuple[int, ...]]:
+    """The different texts of a prompt; one, where decoding is greedy and every sum is made in the same order."""
+    return {tuple(request["token_ids"]) for request in repetitions}

@@ -1,0 +1,104 @@
+"""A comparison of finished runs for the terminal, and as a folder with a Markdown page and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from entmtp.evaluation.analysis.conclusions import ratio
+from entmtp.evaluation.analysis.summary import ALL_SUITES
+from entmtp.evaluation.report.compare_runs import RunArm, RunComparison, RunRatio
+from entmtp.evaluation.results.flat_tables import flat_table, markdown_table, write_table
+from entmtp.files import write_text
+
+PAGE = "comparison.md"
+_COLOURS = {"faster": "green", "slower": "red"}
+_RATIO = 5  # column
+
+
+def print_comparison(console: Console, comparison: RunComparison) -> None:
+    """Print a row per suite, arm and run, what is different between the runs, and what to keep in mind."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for at, heading in enumerate(_headings(comparison)):
+        table.add_column(heading, justify="left" if at < 3 else "right", overflow="fold")
+    above: Sequence[str] = ("", "")
+    for cells, verdict in _rows(comparison):
+        shown = [Text(cell) for cell in cells]
+        shown[_RATIO].stylize(_COLOURS.get(verdict, ""))
+        for at in range(2):
+            if cells[: at + 1] == above[: at + 1]:
+                shown[at] = Text("")
+        above = cells
+        table.add_row(*shown)
+    console.print(table)
+    facts = Table("what differs", *comparison.runs, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name, values in comparison.differences.items():
+        facts.add_row(name, *(Text(value, overflow="ellipsis", no_wrap=True) for value in values))
+    console.print(facts)
+    for note in comparison.notes:
+        console.print(Text(f"! {note}", style="yellow"), soft_wrap=not console.is_terminal)
+
+
+def write_comparison(folder: Path, comparison: RunComparison) -> Path:
+    """Write the comparison into `folder` and return its page; beside it each table as CSV and Parquet in `tables/`."""
+    tables = {
+        "arms": [asdict(row) for row in comparison.arms],
+        "ratios": [asdict(row) | {"verdict": row.verdict} for row in comparison.ratios],
+        "differences": [
+            {"fact": name, "run": run, "value": value}
+            for name, values in comparison.differences.items()
+            for run, value in zip(comparison.runs, values, strict=True)
+        ],
+    }
+    for name, rows in tables.items():
+        write_table(folder / "tables" / name, flat_table(rows))
+    return write_text(folder / PAGE, "\n".join(_page(comparison)) + "\n")
+
+
+def _page(comparison: RunComparison) -> list[str]:
+    first, *others = comparison.runs
+    facts = [[name, *values] for name, values in comparison.differences.items()]
+    return [
+        f"# {', '.join(others)} beside {first}",
+        "",
+        *markdown_table(_headings(comparison), [cells for cells, _ in _rows(comparison)]),
+        "",
+        *(f"- {note}" for note in comparison.notes),
+        "",
+        "## What differs",
+        "",
+        *markdown_table(["fact", *comparison.runs], facts),
+    ]
+
+
+def _headings(comparison: RunComparison) -> list[str]:
+    first = comparison.runs[0]
+    return ["suite", "arm", "run", "tokens/s", "tau", f"times as fast as {first}", "other texts", "score"]
+
+
+def _rows(comparison: RunComparison) -> list[tuple[list[str], str]]:
+    """Cells and the ratio's verdict of each suite, arm and run, then of all suites together."""
+    ratios = {(row.suite, row.arm, row.run): row for row in comparison.ratios}
+    rows = [_cells(row, ratios.get((row.suite, row.arm, row.run))) for row in comparison.arms]
+    return rows + [
+        ([row.suite, row.arm, row.run, "", "", *_compared(row), ""], row.verdict)
+        for row in comparison.ratios
+        if row.suite == ALL_SUITES
+    ]
+
+
+def _cells(row: RunArm, against: RunRatio | None) -> tuple[list[str], str]:
+    measured = [f"{row.tokens_per_second:.1f}", f"{row.tau.value:.2f}"]
+    compared = ["", ""] if against is None else _compared(against)
+    score = "" if row.score is None else f"{row.score:.2f}"
+    return [row.suite, row.arm, row.run, *measured, *compared, score], "" if against is None else against.verdict
+
+
+def _compared(row: RunRatio) -> list[str]:
+    return [ratio(row.ratio, unit=""), f"{row.differing}/{row.prompts}" if row.differing else "none"]

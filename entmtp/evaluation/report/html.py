@@ -1,0 +1,169 @@
+"""The report as one self-contained HTML page: no scripts, no links to elsewhere, images inside."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from entmtp.evaluation.analysis.conclusions import caveats, headline, interval, method, verdicts
+from entmtp.evaluation.analysis.pareto import ParetoPoint
+from entmtp.evaluation.analysis.summary import DepthAcceptance, Summary
+from entmtp.evaluation.report.html_matrix import NOTE, comparison_matrices
+from entmtp.evaluation.report.html_suites import suite_tables
+from entmtp.evaluation.report.html_table import PageTable
+from entmtp.evaluation.report.page_style import STYLE
+from entmtp.evaluation.report.page_template import TEMPLATE
+from entmtp.evaluation.report.plot_style import Plot
+from entmtp.evaluation.report.quality_table import quality_table
+from entmtp.evaluation.report.study_tables import study_tables
+from entmtp.evaluation.results.provenance import flat_facts
+from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD
+
+_TITLE = "EntMTP benchmark"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A folded part of the page: its title says what is inside. `kind` is a CSS class of its tables."""
+
+    title: str
+    note: str
+    tables: Sequence[PageTable] = ()
+    plots: Sequence[Plot] = ()
+    kind: str = ""
+
+
+def render_page(
+    summary: Summary,
+    facts: Mapping[str, Any],
+    plots: Sequence[Plot],
+    study_plots: Sequence[Plot] = (),
+    pareto: Sequence[ParetoPoint] = (),
+) -> str:
+    """The page's HTML: verdicts, `plots` and a table per suite are open, all else is folded.
+
+    Everything that comes from rows or facts is escaped.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["image"] = lambda plot: base64.b64encode(plot.path.read_bytes()).decode()
+    return environment.from_string(TEMPLATE).render(
+        title=_TITLE,
+        run=_run(facts),
+        style=STYLE,
+        headline=headline(summary),
+        method=method(summary),
+        verdicts=verdicts(summary),
+        caveats=caveats(summary, facts),
+        plots=plots,
+        suites=suite_tables(summary),
+        sections=_sections(summary, study_plots, pareto),
+        facts=list(flat_facts(facts)),
+        confidence=f"{CONFIDENCE:.0%}",
+        how=METHOD,
+        fewest=FEWEST_PROMPTS,
+    )
+
+
+def _run(facts: Mapping[str, Any]) -> str:
+    """The run in a line, as far as the facts tell: profile, model (without its folder), hardware, day."""
+    profile, model, day = (str(facts.get(name, "")) for name in ("profile", "model", "date"))
+    told = [profile and f"profile {profile}", Path(model).name, facts.get("hardware"), day[:10]]
+    return " · ".join(filter(None, told))
+
+
+def _sections(summary: Summary, plots: Sequence[Plot], pareto: Sequence[ParetoPoint]) -> list[Section]:
+    tables = [
+        quality_table(summary),
+        _times(summary),
+        _acceptance(summary),
+        _entropy(summary),
+        *study_tables(summary, pareto),
+    ]
+    found = [
+        Section("Paired comparisons of all arms", NOTE, comparison_matrices(summary), kind="matrix"),
+        Section("More figures: " + ", ".join(plot.title for plot in plots), "", plots=plots),
+        *(Section(table.title, table.note, [table]) for table in tables if table.rows),
+    ]
+    return [section for section in found if section.tables or section.plots]
+
+
+def _times(summary: Summary) -> PageTable:
+    return PageTable(
+        title="Where a step's time goes",
+        note="Mean milliseconds per step. Other is what the request took beyond the four parts and its prefill.",
+        headings=(
+            "suite",
+            "arm",
+            "draft",
+            "verify",
+            "accept",
+            "policy",
+            "other",
+            "nodes per step",
+            "different trees",
+            "prefill per request",
+        ),
+        rows=[
+            [
+                summary.label(row.suite),
+                row.arm,
+                *(f"{part:.2f}" for part in (row.draft_ms, row.verify_ms, row.accept_ms, row.policy_ms, row.other_ms)),
+                f"{row.nodes:.1f}",
+                str(row.trees),
+                f"{row.prefill_ms:.1f}",
+            ]
+            for row in summary.arms
+        ],
+    )
+
+
+def _acceptance(summary: Summary) -> PageTable:
+    rates = {(row.suite, row.arm, row.depth): row for row in summary.depths}
+    deepest = max((row.depth for row in summary.depths), default=0)
+    runs = list(dict.fromkeys((row.suite, row.arm) for row in summary.depths))
+    return PageTable(
+        title="Acceptance by depth",
+        note="Of the steps whose tree reaches a depth, the share that kept a token of that depth: joint, of them all, "
+        "and in brackets conditional, of those that kept a token of the depth before.",
+        headings=("suite", "arm", *(f"depth {depth}" for depth in range(1, deepest + 1))),
+        rows=[
+            [
+                summary.label(suite),
+                arm,
+                *(
+                    _depth_cell(rates[suite, arm, depth]) if (suite, arm, depth) in rates else ""
+                    for depth in range(1, deepest + 1)
+                ),
+            ]
+            for suite, arm in runs
+        ],
+    )
+
+
+def _depth_cell(row: DepthAcceptance) -> str:
+    return f"{row.rate:.1%}" + ("" if row.conditional is None else f" ({row.conditional:.1%})")
+
+
+def _entropy(summary: Summary) -> PageTable:
+    rows = summary.entropy_correlations
+    return PageTable(
+        title="Entropy and accepted tokens",
+        note="Pearson's correlation of a step's signal with the tokens that it gained, in the arm that the plot shows.",
+        headings=("suite", "arm", "signal", "correlation", "95%", "steps", "prompts"),
+        rows=[
+            (
+                summary.label(row.suite),
+                row.arm,
+                row.signal,
+                f"{row.correlation.value:.2f}",
+                interval(row.correlation),
+                str(row.steps),
+                str(row.prompts),
+            )
+            for row in rows
+        ],
+        names=3,
+    )

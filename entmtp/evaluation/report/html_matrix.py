@@ -1,0 +1,36 @@
+"""The page's paired comparisons: a matrix of arms against baselines for all suites together, and for each suite."""
+
+from entmtp.evaluation.analysis.by_prompt import arm_place
+from entmtp.evaluation.analysis.summary import ALL_SUITES, Summary
+from entmtp.evaluation.report.html_table import Cell, PageTable, speedup_cell
+
+NOTE = (
+    "How many times as fast the row's arm is as the column's, on the same prompts. ▲ faster, ▼ slower, = level (the"
+    " interval holds 1), – no claim (too few prompts). Each interval holds for its own comparison: of twenty, one may"
+    " miss."
+)
+
+
+def comparison_matrices(summary: Summary) -> list[PageTable]:
+    """All suites together first; nothing where only one arm ran."""
+    suites = [*([ALL_SUITES] if len(summary.suites) > 1 else []), *summary.suites]
+    return [table for suite in suites if (table := _matrix(summary, suite)).rows]
+
+
+def _matrix(summary: Summary, suite: str) -> PageTable:
+    compared = [row for row in summary.speedups if row.suite == suite]
+    baselines = sorted({row.baseline for row in compared}, key=arm_place)
+    return PageTable(
+        title=summary.label(suite),
+        note="",
+        headings=("arm", *baselines),
+        rows=[
+            [arm, *(_cell(summary, suite, arm, baseline) for baseline in baselines)]
+            for arm in sorted({row.arm for row in compared}, key=arm_place)
+        ],
+        names=1,
+    )
+
+
+def _cell(summary: Summary, suite: str, arm: str, baseline: str) -> Cell:
+    return speedup_cell(summary.speedup(suite, arm, baseline))

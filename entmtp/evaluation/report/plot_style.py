@@ -1,0 +1,110 @@
+"""How the report's figures look: colours, panels, intervals, files."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from entmtp.files import write_whole
+from entmtp.intervals import Estimate
+
+INK = "#222222"
+FAINT = "#666666"
+# The palettes of Okabe and Ito, and of Tol: told apart with any colour vision.
+_COLOURS: Mapping[str, str] = {
+    "autoregressive": "#7f7f7f",
+    "medusa": "#56B4E9",
+    "medusa-best": "#0072B2",
+    "hydra": "#E69F00",
+    "hydra-best": "#D55E00",
+    "native": "#88CCEE",
+    "native-best": "#AA4499",
+    "entmtp": "#009E73",
+    "entmtp-goodput": "#117733",
+    "entmtp-dynamic": "#44AA99",
+    "entmtp-transfer": "#DDCC77",
+    "entmtp-mixed": "#661100",
+    "always-big": "#332288",
+    "random": "#CC79A7",
+    "bank-oracle": "#999933",
+    "hindsight": "#F0E442",
+}
+_OTHER_COLOUR = "#882255"
+_LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_PANELS_PER_ROW = 3
+_WIDTH_INCHES = 12.0  # of a figure of several panels: all have letters of one size where they are shown alike
+_DOTS_PER_INCH = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A figure on disk. `caption` says how to read it."""
+
+    path: Path
+    title: str
+    caption: str
+
+
+def house_style() -> AbstractContextManager[None]:
+    """The settings under which every figure is drawn."""
+    return mpl.rc_context(
+        {
+            "font.size": 10,
+            "axes.titlesize": 11,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.edgecolor": "#888888",
+            "axes.labelcolor": INK,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#e4e4e4",
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "figure.titlesize": 13,
+            "figure.titleweight": "bold",
+        }
+    )
+
+
+def colour(arm: str) -> str:
+    """The colour that an arm has in every figure."""
+    return _COLOURS.get(arm, _OTHER_COLOUR)
+
+
+def line_colour(number: int) -> str:
+    """The colour of the line with this number in a figure whose lines are not arms."""
+    return _LINE_COLOURS[number % len(_LINE_COLOURS)]
+
+
+def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels of `height` inches with common axes, at most three in a row."""
+    columns = 2 if count == 4 else min(count, _PANELS_PER_ROW)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(_WIDTH_INCHES, height * rows + 0.9), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for unused in grid[count:]:
+        unused.remove()
+    for axis in grid[:count]:
+        axis.tick_params(labelbottom=True)
+    return figure, list(grid[:count])
+
+
+def whiskers(estimates: Sequence[Estimate]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Distances below and above each value, `[2, estimates]`; nan, which draws nothing, where there is no interval."""
+    below = [np.nan if row.low is None else max(0.0, row.value - row.low) for row in estimates]
+    above = [np.nan if row.high is None else max(0.0, row.high - row.value) for row in estimates]
+    return np.array([below, above])
+
+
+def save(figure: Figure, path: Path, title: str, caption: str) -> Plot:
+    """Give the figure its title and write it as a PNG."""
+    figure.suptitle(title, x=0.01, ha="left")
+    write_whole(path, lambda unfinished: figure.savefig(unfinished, format="png", dpi=_DOTS_PER_INCH))
+    return Plot(path, title, caption)

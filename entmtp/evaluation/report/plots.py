@@ -1,0 +1,183 @@
+"""The report's figures: speedup, tau, trees over time, and entropy against accepted tokens."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from entmtp.evaluation.analysis.summary import ADAPTIVE, ALL_SUITES, AUTOREGRESSIVE, SAMPLE, Summary
+from entmtp.evaluation.report.plot_style import FAINT, INK, Plot, colour, house_style, panels, save, whiskers
+from entmtp.intervals import FEWEST_PROMPTS, Estimate
+
+
+def draw_plots(folder: Path, summary: Summary, steps: pa.Table) -> list[Plot]:
+    """Draw every figure that the rows allow into `folder`."""
+    with house_style():
+        plots = [
+            _draw_speedups(folder, summary),
+            _draw_taus(folder, summary),
+            _draw_tree_choice(folder, summary, steps),
+            _draw_entropy(folder, summary),
+        ]
+    return [plot for plot in plots if plot is not None]
+
+
+def _draw_speedups(folder: Path, summary: Summary) -> Plot | None:
+    suites = [ALL_SUITES, *summary.suites] if len(summary.suites) > 1 else summary.suites
+    shown: dict[str, dict[str, Estimate]] = {suite: {} for suite in suites}
+    for row in summary.speedups:
+        if row.baseline == AUTOREGRESSIVE and row.suite in shown:
+            shown[row.suite][row.arm] = row.ratio
+    if not any(shown.values()):
+        return None
+    figure = _bars(summary, shown, "times as fast as autoregressive decoding", bare_bars=False)
+    return save(
+        figure,
+        folder / "speedup.png",
+        "Speedup against autoregressive decoding" + _sample_mark(summary),
+        "Left of the line at 1 an arm is slower than autoregressive decoding. Whiskers are 95% intervals over prompts; "
+        f"with fewer than {FEWEST_PROMPTS} prompts there is no interval, and so no bar.",
+    )
+
+
+def _draw_taus(folder: Path, summary: Summary) -> Plot:
+    shown = {suite: {row.arm: row.tau for row in summary.arms if row.suite == suite} for suite in summary.suites}
+    figure = _bars(summary, shown, "tokens per step (tau, root included)", bare_bars=True)
+    return save(
+        figure,
+        folder / "tau.png",
+        "Accepted tokens per step" + _sample_mark(summary),
+        "Tokens gained per step, the root included, so autoregressive decoding is 1. A larger tree raises tau, and the "
+        f"time of a step with it. Whiskers are 95% intervals over prompts, absent with fewer than {FEWEST_PROMPTS}.",
+    )
+
+
+def _bars(summary: Summary, shown: Mapping[str, Mapping[str, Estimate]], label: str, *, bare_bars: bool) -> Figure:
+    """A panel of horizontal bars per suite, arms in the same places; `bare_bars` allows those without an interval."""
+    arms = list(dict.fromkeys(arm for estimates in shown.values() for arm in estimates))
+    figure, axes = panels(len(shown), height=0.7 + 0.3 * len(arms))
+    for axis, (suite, estimates) in zip(axes, shown.items(), strict=True):
+        for place, arm in enumerate(arms):
+            if arm in estimates:
+                _bar(axis, place, estimates[arm], colour(arm), bare_bars)
+        axis.set_title(summary.label(suite))
+        axis.axvline(1, color=INK, linewidth=1)
+        axis.set_yticks(range(len(arms)), arms)
+        axis.grid(visible=False, axis="y")
+    highest = max(row.high or row.value for estimates in shown.values() for row in estimates.values())
+    axes[0].set_xlim(0, max(1.2, 1.25 * highest))
+    axes[0].invert_yaxis()
+    figure.supxlabel(label, fontsize=10)
+    return figure
+
+
+def _bar(axis: Axes, place: int, estimate: Estimate, face: str, bare_bars: bool) -> None:
+    if not estimate.has_interval and not bare_bars:
+        axis.text(0, place, " no bar: too few prompts", va="center", fontsize=8, color=FAINT)
+        return
+    axis.barh(place, estimate.value, color=face, height=0.7)
+    axis.errorbar(estimate.value, place, xerr=whiskers([estimate]), color=INK, capsize=3, linewidth=1.2)
+    note = f"  {estimate.value:.2f}" + ("" if estimate.has_interval else " (no interval)")
+    axis.text(estimate.high or estimate.value, place, note, va="center", fontsize=8.5, color=INK)
+
+
+def _draw_entropy(folder: Path, summary: Summary) -> Plot | None:
+    suites = list(dict.fromkeys(row.suite for row in summary.entropy_bins))
+    if not suites:
+        return None
+    figure, axes = panels(len(suites), height=2.7)
+    for axis, suite in zip(axes, suites, strict=True):
+        bins = [row for row in summary.entropy_bins if row.suite == suite]
+        entropy, accepted = [row.entropy_mean for row in bins], [row.accepted for row in bins]
+        axis.errorbar(
+            entropy,
+            [row.value for row in accepted],
+            yerr=whiskers(accepted),
+            fmt="o-",
+            color=colour(bins[0].arm),
+            ecolor=INK,
+            capsize=3,
+            markersize=5,
+        )
+        axis.set_title(summary.label(suite))
+        corner = {"boxstyle": "square,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+        note = _relation(summary, suite)
+        axis.text(0.97, 0.96, note, ha="right", va="top", transform=axis.transAxes, fontsize=8.5, bbox=corner)
+    axes[0].set_ylim(bottom=min(1.0, axes[0].get_ylim()[0]))
+    figure.supxlabel("entropy of the model's next token at the step (nats)", fontsize=10)
+    figure.supylabel("accepted tokens", fontsize=10)
+    return save(
+        figure,
+        folder / "entropy.png",
+        "Entropy against accepted tokens" + _sample_mark(summary),
+        "Steps of the named arm in bins of about equal size; accepted tokens count the root. Whiskers are 95% "
+        f"intervals over prompts, absent where fewer than {FEWEST_PROMPTS} prompts reach a bin. r is Pearson's.",
+    )
+
+
+def _relation(summary: Summary, suite: str) -> str:
+    """The corner note of an entropy panel: the arm, its correlation, and whether intervals are missing."""
+    row = next(row for row in summary.entropy_correlations if (row.suite, row.signal) == (suite, "entropy"))
+    found = row.correlation
+    interval = "no interval" if found.low is None or found.high is None else f"[{found.low:.2f}, {found.high:.2f}]"
+    return f"{row.arm}: r = {found.value:.2f} {interval}\n{row.steps} steps, {row.prompts} prompts"
+
+
+def _draw_tree_choice(folder: Path, summary: Summary, steps: pa.Table) -> Plot | None:
+    """Nodes of each step's tree, coloured by entropy, for the prompt of each suite on which trees change most often."""
+    first = steps.filter(pc.field("repetition") == pc.min(steps["repetition"]))
+    shown = _liveliest(first)
+    if shown is None:
+        return None
+    arm, prompts = shown
+    suites = [suite for suite in summary.suites if suite in prompts]
+    figure, axes = panels(len(suites), height=2.3)
+    of_arm = first.filter(pc.field("arm") == arm).sort_by("step")
+    highest = 1.25 * float(np.nanmax(of_arm["entropy_ema"].to_numpy(), initial=0.1))
+    for axis, suite in zip(axes, suites, strict=True):
+        table = of_arm.filter((pc.field("suite") == suite) & (pc.field("prompt_id") == prompts[suite]))
+        number, nodes = table["step"].to_numpy(), table["nodes"].to_numpy()
+        axis.vlines(number, 0, nodes, color="#bbbbbb", linewidth=1.2)
+        entropies = table["entropy_ema"].to_numpy()
+        points = axis.scatter(number, nodes, c=entropies, cmap="viridis_r", vmin=0, vmax=highest, s=28, zorder=3)
+        axis.set_title(summary.label(suite))
+    axes[0].set_ylim(bottom=-0.5)
+    figure.supxlabel("step of the answer", fontsize=10)
+    figure.supylabel("nodes of the step's tree", fontsize=10)
+    figure.colorbar(points, ax=axes, label="entropy's moving average (nats)", aspect=30)
+    return save(
+        figure,
+        folder / "trees.png",
+        f"Trees that {arm} chose over time",
+        f"On the prompt of each suite on which {arm}, which does so most of the adaptive arms, changes its tree most "
+        "often. Nodes do not count the root; 0 is a plain step. Dark: the text is hard to predict there.",
+    )
+
+
+def _liveliest(steps: pa.Table) -> tuple[str, dict[str, str]] | None:
+    """The adaptive arm that changes its tree most often, and by suite the prompt on which it does so most."""
+    trees: dict[str, dict[tuple[str, str], list[str]]] = {}
+    columns = steps.select(["arm", "suite", "prompt_id", "step", "tree"]).sort_by("step")
+    for row in columns.to_pylist():
+        trees.setdefault(row["arm"], {}).setdefault((row["suite"], row["prompt_id"]), []).append(row["tree"])
+    changes = {arm: {key: _changes(names) for key, names in trees[arm].items()} for arm in ADAPTIVE if arm in trees}
+    if not changes:
+        return None
+    arm = max(changes, key=lambda arm: sum(changes[arm].values()))
+    # In ascending order, so that of each suite's prompts the liveliest stays.
+    return arm, dict(sorted(changes[arm], key=lambda key: (changes[arm][key], key)))
+
+
+def _changes(trees: list[str]) -> int:
+    return sum(a != b for a, b in pairwise(trees))
+
+
+def _sample_mark(summary: Summary) -> str:
+    """What a title adds when some suite's prompts are a sample."""
+    samples = [suite for suite, source in summary.sources.items() if SAMPLE in source]
+    return f" (sample: {', '.join(samples)})" if samples else ""

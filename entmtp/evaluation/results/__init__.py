@@ -1,0 +1,1 @@
+"""Rows that a run writes, where they lie, and their provenance."""

@@ -1,0 +1,1 @@
+"""A benchmark run: plan, units of work, workers, progress."""

@@ -1,0 +1,162 @@
+"""The end of a benchmark: tables, figures, the HTML report and MLflow, all from its parts."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.analysis.pareto import ParetoPoint, pareto
+from entmtp.evaluation.analysis.summarise import summarise
+from entmtp.evaluation.report.answers import write_answers
+from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT, TrackedModel, log_benchmark
+from entmtp.evaluation.report.report import print_table, write_report
+from entmtp.evaluation.results.rows import read_metadata, read_parts
+from entmtp.evaluation.run.plan import Plan, bank_task, identity_of
+from entmtp.evaluation.run.units import Unit
+from entmtp.evaluation.run.work_queue import PEAKS
+from entmtp.heads.checkpoint import KINDS, bundled_heads
+from entmtp.policies.step_cost import StepCost
+from entmtp.suites.base import Message, Prompt, fingerprint
+from entmtp.trees.bank import load_bank
+
+_VERSIONED = ("entmtp", "torch", "transformers", "ray", "mlflow", "datasets", "numpy")
+REPORT = "report"
+
+
+def finish(plan: Plan, console: Console) -> int:
+    """Prints, writes and tracks what the plan's parts hold; returns how many prompts were set aside.
+
+    Raises:
+        EntMTPError: a part is missing, no prompt was done, or the parts come from different hardware.
+    """
+    keys = [unit.key for unit in plan.units]
+    requests, steps = read_parts(plan.parts, keys)
+    held = read_metadata(plan.parts, keys)
+    set_aside = [_in_words(prompt) for part in held for prompt in part.get("set_aside", [])]
+    if not requests.num_rows:
+        raise EntMTPError(f"results: no prompt was done; {set_aside[0]}; mend that and run again with --retry")
+    facts = _facts(plan, requests, held, set_aside)
+    print_table(console, summarise(requests, steps), facts)
+    with plan.results.folder(REPORT) as folder:
+        write_report(folder, requests, steps, facts, _pareto(plan, held))
+        prompts = [prompt for unit in plan.units for prompt in unit.prompts]
+        write_answers(folder / "answers.jsonl", prompts, _histories(held), requests)
+        run = log_benchmark(plan.tracking_uri, BENCHMARK_EXPERIMENT, facts, requests, steps, folder, _tracked(plan))
+    console.print(f"\npeak memory of one worker: {facts['peak_memory_mib']} MiB")
+    if facts["peak_device_memory_mib"]:
+        console.print(f"peak memory of its GPU: {facts['peak_device_memory_mib']} MiB")
+    console.print(f"captures in measured steps: {facts['captures_in_measured_steps']}")
+    report = f"{plan.results}/{REPORT}/index.html"
+    console.print(f"\nreport   {report}\nparts    {plan.parts}\nMLflow   {run.tracking_uri}", soft_wrap=True)
+    console.print(f"open it  {run.open_command}", soft_wrap=True)
+    return len(set_aside)
+
+
+def _facts(
+    plan: Plan, requests: pa.Table, held: Sequence[Mapping[str, Any]], set_aside: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "profile": plan.profile,
+        "settings": plan.settings.model_dump(),
+        "command": plan.command,
+        "model": plan.place.model,
+        "dtype": plan.place.dtype,
+        "heads": {kind: _shown(source) for kind, source in plan.place.heads.items()},
+        "hashes": identity_of(plan.place),
+        "prompts": _prompts(plan.units),
+        "training_overlap": plan.overlap,
+        "banks": {suite: bank_task(plan.place, suite) for suite in dict.fromkeys(unit.suite for unit in plan.units)},
+        "hardware": _hardware(plan, held),
+        "captures_in_measured_steps": pc.sum(requests["captures"]).as_py(),
+        "warm_up_seconds": round(sum(part.get("warm_up_seconds", 0.0) for part in held)),
+        **{name: round(max(part.get(name, 0.0) for part in held)) for name in PEAKS},
+        "set_aside": set_aside or None,
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in _VERSIONED} | {"python": platform.python_version()},
+        "git_commit": os.environ.get("ENTMTP_GIT_COMMIT") or _git_commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _prompts(units: Sequence[Unit]) -> dict[str, str]:
+    """SHA-256 of each suite's prompts: runs with the same one have asked the same."""
+    by_suite: dict[str, list[Prompt]] = {}
+    for unit in units:
+        by_suite.setdefault(unit.suite, []).extend(unit.prompts)
+    return {suite: fingerprint(prompts) for suite, prompts in by_suite.items()}
+
+
+def _in_words(prompt: Mapping[str, Any]) -> str:
+    return f"{prompt['suite']} prompt {prompt['prompt_id']}, {prompt['tries']} tries: {prompt['reason']}"
+
+
+def _hardware(plan: Plan, held: Sequence[Mapping[str, Any]]) -> str:
+    """The one kind that all parts were measured on."""
+    kinds = sorted({part["hardware"] for part in held if part.get("hardware")})
+    if len(kinds) > 1:
+        raise EntMTPError(
+            f"results: parts in '{plan.parts}' come from different hardware ({'; '.join(kinds)}), as if two benchmarks"
+            " had run into one folder; run into another --results"
+        )
+    return kinds[0] if kinds else "not told by the parts"
+
+
+def _tracked(plan: Plan) -> list[TrackedModel]:
+    heads = [
+        TrackedModel(f"{kind}-heads", Path(source), "draft-heads")
+        for kind, source in plan.place.heads.items()
+        if Path(source).is_dir()
+    ]
+    banks = [
+        TrackedModel(f"{suite}-{kind}-bank", Path(path), "tree-bank")
+        for suite, files in plan.place.banks.items()
+        for kind, path in files.items()
+    ]
+    return heads + banks
+
+
+def _pareto(plan: Plan, held: Sequence[Mapping[str, Any]]) -> list[ParetoPoint]:
+    """The frontiers of the suites' banks at the step costs that the first part tells; none if none does."""
+    known: dict[str, Any] = next((part["costs"] for part in held if part.get("costs")), {})
+    costs = {kind: StepCost.model_validate(cost) for kind, cost in known.items()}
+    ran = dict.fromkeys(unit.suite for unit in plan.units)
+    banks = {suite: {kind: load_bank(Path(path)) for kind, path in plan.place.banks[suite].items()} for suite in ran}
+    return pareto(banks, costs)
+
+
+def _histories(held: Sequence[Mapping[str, Any]]) -> dict[str, list[Message]]:
+    """The conversations before the prompts, as the finished units tell them."""
+    told = (part.get("histories", {}) for part in held)
+    return {prompt: [(role, content) for role, content in its] for one in told for prompt, its in one.items()}
+
+
+def _shown(source: str) -> str:
+    """A job's copy of the package lies in a folder that is gone afterwards."""
+    return "bundled" if Path(source) in map(bundled_heads, KINDS) else source
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The checkout's commit; None where the job runs from an uploaded copy or there is no git."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,100 @@
+"""The model's own text for a prompt: what every arm's is compared with, and what the controls know beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from entmtp.calibration.build import read_text
+from entmtp.decoding.detokenizer import Detokenizer
+from entmtp.decoding.text import TextStream
+from entmtp.heads.base import DraftHeads
+from entmtp.models.backbone import Backbone
+from entmtp.models.loading.load import encode_chat
+from entmtp.policies.signals import entropy
+from entmtp.suites.base import Message
+from entmtp.trees.trace import RankTrace, rank_trace
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model's own text for a prompt.
+
+    Attributes:
+        tokens: new tokens, the end-of-text token included.
+        margins: top-2 logit difference at each of them; none where the text is drawn, which they don't decide.
+        trace: the rank trace of the text under the heads that the controls draft with; None where they are not loaded.
+    """
+
+    tokens: list[int]
+    margins: list[float]
+    trace: RankTrace | None
+
+    def margin_at(self, position: int) -> float:
+        """NaN where there is none."""
+        return self.margins[position] if position < len(self.margins) else float("nan")
+
+
+@torch.inference_mode()
+def greedy_text(model: PreTrainedModel, ids: list[int], max_new_tokens: int) -> list[int]:
+    """The model's own greedy tokens behind a prompt, by transformers' ``generate``."""
+    prompt = torch.tensor([ids], device=model.device)
+    # Without a mask generate() guesses one and hides every token of the prompt that is also the padding token.
+    text = cast(Any, model).generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max_new_tokens, do_sample=False
+    )
+    tokens: list[int] = text[0, len(ids) :].tolist()
+    return tokens
+
+
+def answered(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, history: Sequence[Message], max_new_tokens: int
+) -> list[Message]:
+    """The messages, with the model's own greedy answer behind each of the user's that has none."""
+    messages: list[Message] = []
+    for at, (role, content) in enumerate(history):
+        messages.append((role, content))
+        following = history[at + 1][0] if at + 1 < len(history) else "user"
+        if role == following == "user":
+            tokens = greedy_text(model, encode_chat(tokenizer, content, messages[:-1]), max_new_tokens)
+            messages.append(("assistant", str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()))
+    return messages
+
+
+@torch.inference_mode()
+def traced(backbone: Backbone, heads: DraftHeads | None, ids: list[int], tokens: list[int], drawn: bool) -> Reference:
+    """What one pass over a text tells of it; ``drawn`` if chance had a part in it."""
+    cache = backbone.new_cache(slots=1, capacity=len(ids) + len(tokens) + 16)
+    states = backbone.prefill([*ids, *tokens[:-1]], 0, cache)[len(ids) - 1 :]
+    logits = backbone.logits(states).float()
+    top = logits.topk(2, dim=-1).values
+    margins = [] if drawn else (top[:, 0] - top[:, 1]).tolist()
+    if heads is None:
+        return Reference(tokens, margins, None)
+    text = torch.tensor(tokens, device=backbone.device)
+    return Reference(
+        tokens, margins, rank_trace(heads, text, states, entropy(logits), read_text(backbone, heads, ids, text))
+    )
+
+
+def up_to_stop(tokens: Sequence[int], tokenizer: Tokenizer, stop: Sequence[str]) -> list[int]:
+    """The tokens up to the one that completes a stop text, as an engine ends them; all where none does."""
+    text = TextStream(Detokenizer(tokenizer), stop)
+    for at, token in enumerate(tokens):
+        text.push(token)
+        if text.stopped:
+            return list(tokens[: at + 1])
+    return list(tokens)
+
+
+def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """Index of the first differing token (the shorter one's end counts), or -1."""
+    for at, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if one != other:
+            return at
+    return -1 if len(ours) == len(theirs) else min(len(ours), len(theirs))

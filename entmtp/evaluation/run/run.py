@@ -1,0 +1,79 @@
+"""The main job without its workers: what a plan runs, and how what comes in is kept.
+
+``jobs/benchmark.py`` runs the units on a Ray cluster and ``entmtp benchmark`` in this process; both use this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+
+from rich.console import Console
+
+from entmtp.evaluation.analysis.overlap_description import in_words
+from entmtp.evaluation.results.rows import write_part
+from entmtp.evaluation.run.interim import InterimResults
+from entmtp.evaluation.run.plan import Plan, bank_task
+from entmtp.evaluation.run.progress import Doing, Progress
+from entmtp.evaluation.run.units import Unit
+from entmtp.evaluation.run.work_queue import Settled
+from entmtp.suites import get_suite
+
+_WRITERS = 4
+
+
+def describe(plan: Plan) -> Iterator[str]:
+    """A line about each suite: its prompts, its budget, whose tree banks it uses; then one about each kind of heads."""
+    for suite in dict.fromkeys(unit.suite for unit in plan.units):
+        units = [unit for unit in plan.units if unit.suite == suite]
+        tokens = get_suite(suite).protocol.tokens(plan.settings.max_new_tokens)
+        count = sum(len(unit.prompts) for unit in units)
+        yield (
+            f"{suite}: {count} prompts ({units[0].source}), up to {tokens} new tokens,"
+            f" tree banks of '{bank_task(plan.place, suite)}'"
+        )
+    yield from in_words(plan.overlap)
+
+
+def run_units(
+    plan: Plan, run: Callable[[list[Unit]], Iterator[Settled]], console: Console, doing: Doing = list
+) -> None:
+    """Runs the waiting units through ``run``, keeps each one's part as it comes in, and prints what they say so far.
+
+    ``doing`` is for the progress.
+
+    Parts are written beside the loop that hands out work: no worker waits for a storage that is far away.
+
+    Raises:
+        EntMTPError: nothing can be written there.
+    """
+    waiting, total = plan.waiting, len(plan.units)
+    if len(waiting) < total:
+        console.print(f"{total - len(waiting)} of {total} units are in {plan.parts} already and are not run again")
+    if others := plan.others():
+        console.print(others, soft_wrap=True)
+    interim = InterimResults(waiting)
+    writing: list[Future[None]] = []
+    with Progress(console, plan.units, waiting, doing) as progress, ThreadPoolExecutor(_WRITERS) as writers:
+        for settled in run(waiting):
+            writing.append(writers.submit(save_unit, plan, settled))
+            while writing and writing[0].done():
+                writing.pop(0).result()
+            progress.settled(settled)
+            if line := interim.add(settled):
+                console.print(line, soft_wrap=True, markup=False, highlight=False)
+        for each in writing:
+            each.result()
+
+
+def save_unit(plan: Plan, settled: Settled) -> None:
+    """Writes a unit's part; it appears whole or not at all."""
+    metadata = {
+        "unit": settled.unit.key,
+        "depends_on": plan.depends_on,
+        "busy_seconds": settled.busy_seconds,
+        "set_aside": [asdict(prompt) for prompt in settled.set_aside],
+        **settled.measured,
+    }
+    write_part(plan.parts, settled.unit.key, settled.requests, settled.steps, metadata)

@@ -1,0 +1,86 @@
+"""The benchmark cut into units: a suite and a few of its prompts, named by everything that its result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from entmtp.settings import BenchmarkSettings
+from entmtp.suites import Prompt, get_suite, load_suite, split
+from entmtp.suites.base import Source
+from entmtp.suites.splits import draw
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Work that one worker does at a time.
+
+    Attributes:
+        key: names its Parquet part.
+        first: place of its first prompt among the suite's, from which the arms' rotation goes on.
+    """
+
+    key: str
+    first: int
+    suite: str
+    source: Source
+    prompts: tuple[Prompt, ...]
+
+
+def make_units(
+    suites: Sequence[str],
+    data_files: Mapping[str, str],
+    arms: Sequence[str],
+    settings: BenchmarkSettings,
+    identity: Mapping[str, str],
+    uncalibrated: Collection[str] = (),
+) -> list[Unit]:
+    """Cuts every suite's scored prompts into units, suites taking turns so that an interrupted run has some of each.
+
+    ``data_files`` are by family of suites. ``identity`` names what else a result depends on: model, heads, banks. All
+    prompts of the ``uncalibrated`` suites are scored: no bank was made from half of them.
+    """
+    by_suite = [
+        _units_of(suite, data_files.get(get_suite(suite).family), arms, settings, identity, suite in uncalibrated)
+        for suite in suites
+    ]
+    longest = max(len(units) for units in by_suite)
+    return [units[at] for at in range(longest) for units in by_suite if at < len(units)]
+
+
+def _units_of(
+    suite: str,
+    data_file: str | None,
+    arms: Sequence[str],
+    settings: BenchmarkSettings,
+    identity: Mapping[str, str],
+    uncalibrated: bool,
+) -> list[Unit]:
+    data = load_suite(suite, data_file)
+    scored = data.prompts if uncalibrated else split(data.prompts)[1]
+    protocol = get_suite(suite).protocol
+    # Greedy texts without stop texts, as most are, are named as if there were nothing else.
+    drawing = {"temperature": settings.temperature, "acceptance": settings.acceptance} if settings.temperature else {}
+    ending = {"stop": protocol.stop} if protocol.stop else {}
+    chosen = draw(scored or data.prompts, settings.prompts, settings.seed)
+    size = settings.shard_prompts
+    units = []
+    for begin in range(0, len(chosen), size):
+        prompts = tuple(chosen[begin : begin + size])
+        depends_on = {
+            "suite": suite,
+            "source": data.source,
+            "arms": list(arms),
+            "prompts": [prompt.content for prompt in prompts],
+            "tokens": protocol.tokens(settings.max_new_tokens),
+            "repetitions": settings.repetitions,
+            "seed": settings.seed,
+            **identity,
+            **drawing,
+            **ending,
+        }
+        digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+        units.append(Unit(f"{suite}-{begin // size:03d}-{digest[:16]}", begin, suite, data.source, prompts))
+    return units

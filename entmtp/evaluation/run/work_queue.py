@@ -1,0 +1,166 @@
+"""Which unit a free worker gets next, what came of each, and which prompts are given up: the fan-out without a cluster.
+
+A worker that dies says nothing about which of its unit's prompts killed it. So what is left of that unit is cut into
+single prompts, and a prompt that fails :data:`TRIES` times, by an error or by a death, is set aside.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA
+from entmtp.evaluation.run.units import Unit
+
+TRIES = 3
+FUTILE = 5
+"""So many prompts set aside, and none done: it is not the prompts' fault, and trying all of them helps nobody."""
+
+PEAKS = ("peak_memory_mib", "peak_device_memory_mib")
+"""What workers tell of their memory, and of their GPU's."""
+
+_LONGEST_REASON = 160  # characters
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker made of a unit, or of some of its prompts.
+
+    Attributes:
+        requests, steps: rows, as tables: a driver of many workers has no time to unpack them one by one.
+        failures: why it failed, by the id of each prompt that raised an error.
+        busy_seconds: that the worker spent on it.
+        measured: what else a part keeps: the worker's hardware, peak memory in MiB (its own and its GPU's), step costs
+            and seconds of warm-up, and by prompt the messages before it, with the model's answers.
+    """
+
+    requests: pa.Table
+    steps: pa.Table
+    failures: dict[str, str]
+    busy_seconds: float
+    measured: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A prompt that was given up."""
+
+    suite: str
+    prompt_id: str
+    tries: int
+    reason: str
+
+
+@dataclass
+class Settled:
+    """A unit whose every prompt is done or set aside."""
+
+    unit: Unit
+    requests: pa.Table = field(default_factory=REQUEST_SCHEMA.empty_table)
+    steps: pa.Table = field(default_factory=STEP_SCHEMA.empty_table)
+    set_aside: list[SetAside] = field(default_factory=list)
+    busy_seconds: float = 0.0
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, outcome: Outcome) -> None:
+        """Takes in what one worker made of some of its prompts."""
+        self.requests = pa.concat_tables([self.requests, outcome.requests])
+        self.steps = pa.concat_tables([self.steps, outcome.steps])
+        self.busy_seconds += outcome.busy_seconds
+        self.measured = _together(self.measured, outcome.measured)
+
+
+class Dispatch:
+    """Hands out each unit until it is settled.
+
+    A task is a :class:`Unit` with all prompts of its unit or some of them. Whoever takes one tells what came of it:
+    :meth:`returned` or :meth:`lost`, both of which return the unit if that settled it.
+    """
+
+    def __init__(self, units: Iterable[Unit], tries: int = TRIES) -> None:
+        self._tries = tries
+        self._queue = deque(units)
+        self._settling = {unit.key: Settled(unit) for unit in self._queue}
+        self._open = {unit.key: len(unit.prompts) for unit in self._queue}
+        self._failed: Counter[tuple[str, str]] = Counter()
+        self._done = self._given_up = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether every unit is settled."""
+        return not self._open
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that no worker has."""
+        return len(self._queue)
+
+    def next(self, suite: str | None = None) -> Unit | None:
+        """A task for a free worker, of ``suite`` if there is one; None where all are with workers or settled."""
+        if not self._queue:
+            return None
+        places = enumerate(self._queue if suite is not None else ())
+        place = next((at for at, task in places if task.suite == suite), 0)
+        task = self._queue[place]
+        del self._queue[place]
+        return task
+
+    def returned(self, task: Unit, outcome: Outcome) -> Settled | None:
+        """A worker has ended this task in order, whatever became of its prompts."""
+        self._settling[task.key].add(outcome)
+        done = len(task.prompts) - len(outcome.failures)
+        self._done += done
+        self._open[task.key] -= done
+        return self._after_failures(task, outcome.failures)
+
+    def lost(self, task: Unit, reason: str) -> Settled | None:
+        """The worker that had this task is gone, and nothing came of it."""
+        if len(task.prompts) > 1:
+            self._queue.extend(_single(task, place) for place in range(len(task.prompts)))
+            return None
+        return self._after_failures(task, {task.prompts[0].id: reason})
+
+    def _after_failures(self, task: Unit, failures: Mapping[str, str]) -> Settled | None:
+        for place, prompt in enumerate(task.prompts):
+            if prompt.id in failures:
+                self._try_again(_single(task, place), failures[prompt.id])
+        if self._open[task.key]:
+            return None
+        del self._open[task.key]
+        return self._settling.pop(task.key)
+
+    def _try_again(self, task: Unit, reason: str) -> None:
+        name = (task.key, task.prompts[0].id)
+        self._failed[name] += 1
+        if self._failed[name] < self._tries:
+            self._queue.append(task)
+            return
+        told = textwrap.shorten(reason, _LONGEST_REASON, placeholder=" …")
+        given_up = SetAside(task.suite, task.prompts[0].id, self._failed[name], told)
+        self._settling[task.key].set_aside.append(given_up)
+        self._open[task.key] -= 1
+        self._given_up += 1
+        if not self._done and self._given_up >= FUTILE:
+            raise EntMTPError(
+                f"worker: the first {self._given_up} prompts all failed {self._tries} times, the last with '{told}';"
+                " see the workers' logs"
+            )
+
+
+def _single(task: Unit, place: int) -> Unit:
+    """One of a task's prompts, as a task that keeps its place in the arms' rotation."""
+    return replace(task, first=task.first + place, prompts=(task.prompts[place],))
+
+
+def _together(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The largest memory, the seconds and conversations of both, and of all else the latter's."""
+    peaks = {name: max(each.get(name, 0.0) for each in (one, other)) for name in PEAKS}
+    seconds = sum(each.get("warm_up_seconds", 0.0) for each in (one, other))
+    histories = {**one.get("histories", {}), **other.get("histories", {})}
+    return {**one, **other, **peaks, "warm_up_seconds": seconds, "histories": histories}

@@ -1,0 +1,1 @@
+"""Draft heads that a model brings along: multi-token-prediction (MTP) layers."""

@@ -1,0 +1,54 @@
+"""Hydra heads as they are published (arXiv 2402.05109, section 3): MLPs over a path, its parts one behind the other.
+
+Head i is given ``x = [h; e_0; ...; e_i]``, the decoder state and the model's input embeddings of the path's tokens,
+``e_0`` being the root's. Its first block narrows that to ``R_i x + r_i + SiLU(W_i x + b_i)``, the others are square,
+and an output layer of its own follows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from entmtp.heads.original import PublishedHeads, PublishedHeadsConfig
+from entmtp.heads.sequential import SequentialHeads
+
+
+class PublishedHydraConfig(PublishedHeadsConfig):
+    """Configuration of imported Hydra heads; ``num_layers`` counts the first, narrowing block too."""
+
+    model_type = "entmtp_published_hydra"
+
+    @property
+    def square_blocks(self) -> int:
+        return self.num_layers - 1
+
+
+class PublishedHydraHeads(SequentialHeads, PublishedHeads):
+    """Narrowing blocks before the square ones.
+
+    Parameters: ``first.{i}.weight [2 * hidden_size, (i + 2) * hidden_size]`` and ``first.{i}.bias``: ``R_i`` above
+    ``W_i``, one product.
+    """
+
+    config_class = PublishedHydraConfig
+
+    def __init__(self, config: PublishedHydraConfig) -> None:
+        super().__init__(config)
+        hidden = config.hidden_size
+        self.first = nn.ModuleList(nn.Linear((head + 2) * hidden, 2 * hidden) for head in range(config.num_heads))
+        self.post_init()
+
+    def path_inputs(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, carried: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Decoder state and embeddings ``[paths, (level + 2) * hidden_size]``."""
+        embedded = nn.functional.embedding(tokens, self.input_table)
+        return torch.cat([hidden if carried is None else carried, embedded], dim=-1)
+
+    def path_states(self, hidden: torch.Tensor, level: int, inputs: torch.Tensor) -> torch.Tensor:
+        first: Any = self.first[level]
+        kept, lifted = self.linear(f"first {level}", inputs, first.weight, first.bias).chunk(2, dim=-1)
+        return self.residual(level, kept + nn.functional.silu(lifted))

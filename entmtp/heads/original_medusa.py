@@ -1,0 +1,27 @@
+"""Medusa heads as they are published: head i's logits are ``O_i block_n(... block_1(h))`` (arXiv 2401.10774)."""
+
+from __future__ import annotations
+
+import torch
+
+from entmtp.heads.independent import IndependentHeads
+from entmtp.heads.original import PublishedHeads, PublishedHeadsConfig
+
+
+class PublishedMedusaConfig(PublishedHeadsConfig):
+    """Configuration of imported Medusa heads."""
+
+    model_type = "entmtp_published_medusa"
+
+
+class PublishedMedusaHeads(IndependentHeads, PublishedHeads):
+    """Every block of every head is square; the first is given the decoder state."""
+
+    config_class = PublishedMedusaConfig
+
+    def __init__(self, config: PublishedMedusaConfig) -> None:
+        super().__init__(config)
+        self.post_init()
+
+    def head_states(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
+        return torch.stack([self.residual(head, hidden) for head in range(heads)], dim=1)

@@ -1,0 +1,211 @@
+"""A model with a decoding method, ready to answer prompts: what ``entmtp generate`` and ``LLM`` run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from entmtp.calibration.thresholds import retuned
+from entmtp.decoding.completion import Completion
+from entmtp.decoding.engine import Engine
+from entmtp.decoding.measure_cost import learnt_costs, machine_cost
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.analysis.summary import ADAPTIVE
+from entmtp.evaluation.run.arms import (
+    LADDER,
+    METHODS,
+    OF_NATIVE,
+    POLICY_OF,
+    Toolbox,
+    kind_of,
+    make_correcting_policy,
+    make_policy,
+)
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.checkpoint import bundled_heads, load_heads
+from entmtp.heads.native.heads import NATIVE
+from entmtp.models.backbone import Backbone
+from entmtp.models.kernels.choices import check_name
+from entmtp.models.loading.bundled import cache_folder
+from entmtp.models.loading.end_of_turn import end_of_turn_ids, ending_turns, turn_notice
+from entmtp.models.loading.load import encode_chat, load_model, resolve_model
+from entmtp.policies.base import Policy
+from entmtp.settings import EngineSettings, SamplingParams
+from entmtp.suites import PAPER_SUITES
+from entmtp.trees.bank import MIXED, bundled_bank, load_bank
+
+_PLAIN = "autoregressive"
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is to answer: names as on the command line.
+
+    Attributes:
+        name: one of :data:`METHODS`.
+        task: whose tree bank is used where ``bank`` names none; 'mixed' is one bank for all.
+        heads: None for the bundled ones; 'native' for the model's own multi-token-prediction layers.
+    """
+
+    name: str
+    task: str = "sharegpt"
+    model: str = "bundled"
+    heads: str | None = None
+    bank: Path | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    kernels: str = "auto"
+
+
+@dataclass
+class Session:
+    """One loaded method, for one prompt at a time."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    method: str
+    completion: Completion
+
+    def stream(self, prompt: str, params: SamplingParams) -> Iterator[str]:
+        """Yields the answer's text as its tokens come; never half a character.
+
+        Without a chat template it goes on from the prompt's: after "the capital is" comes " Paris", with its space.
+        """
+        if not prompt.strip():
+            raise EntMTPError(f"prompt: '{prompt}' is empty; give some text")
+        self.completion = Completion()
+        ids = encode_chat(self.tokenizer, prompt)
+        ends = end_of_turn_ids(self.tokenizer, self.engine.backbone.vocab_size)
+        goes_on = self.tokenizer.chat_template is None
+        try:
+            for progress in self.engine.stream(ids, ending_turns(params, ends), self.completion, goes_on):
+                yield progress.text
+        finally:
+            self.engine.close()
+
+    def statistics(self) -> str:
+        """One line about the last answer."""
+        done = self.completion
+        nodes = done.drafted / max(1, len(done.steps))
+        return (
+            f"{self.method}: {len(done.tokens)} tokens in {done.seconds:.2f} s"
+            f" ({len(done.tokens) / done.seconds:.1f} tokens/s, prompt {done.prefill_seconds:.2f} s),"
+            f" {len(done.steps)} steps, tau {done.tau:.2f}, {nodes:.1f} nodes per step,"
+            f" {self.engine.backbone.kernels_in_words}"
+        )
+
+
+def open_session(method: Method, say: Callable[[str], None]) -> Session:
+    """Loads what the method needs, and only that.
+
+    Raises:
+        EntMTPError: as :func:`load_method`.
+    """
+    engine, tokenizer = load_method(method, say)
+    return Session(engine, tokenizer, method.name, Completion())
+
+
+def load_method(
+    method: Method, say: Callable[[str], None], settings: EngineSettings | None = None
+) -> tuple[Engine, PreTrainedTokenizerBase]:
+    """An engine for the method, for one request at a time where there are no ``settings``; and its tokenizer.
+
+    Raises:
+        EntMTPError: for an unknown method, task, type or choice of kernels, heads or bank of another model, or heads
+            that are nowhere.
+    """
+    check_method(method)
+    chosen = check_name(method.kernels)
+    resolve_model(method.model)
+    drafts = method.name != _PLAIN
+    if drafts and method.model != "bundled" and _source(method) is None:
+        raise EntMTPError(
+            f"heads: none are shipped for model '{method.model}'; give --heads, --heads {NATIVE} if it has"
+            " multi-token-prediction layers, or --method autoregressive"
+        )
+    if drafts and method.model != "bundled":
+        _bank_path(method, NATIVE if _source(method) == NATIVE else None)
+    loaded, tokenizer = load_model(method.model, dtype=method.dtype, device=method.device)
+    backbone = Backbone(loaded, chosen)
+    ends = end_of_turn_ids(tokenizer, backbone.vocab_size)
+    if (notice := turn_notice(tokenizer, ends, backbone.eos_token_ids)) is not None:
+        say(notice)
+    heads = _heads_of(method, backbone) if drafts else None
+    policy = policy_of(method, backbone, heads, settings, say)
+    return Engine(backbone, heads, policy, settings, tokenizer.backend_tokenizer), tokenizer
+
+
+def check_method(method: Method) -> None:
+    """Raises EntMTPError for a method or task that there is not."""
+    if method.name not in METHODS:
+        raise EntMTPError(f"method: '{method.name}' is unknown; choose one of {', '.join(METHODS)}")
+    if method.task not in (tasks := (*PAPER_SUITES, MIXED)):
+        raise EntMTPError(f"task: '{method.task}' is unknown; choose one of {', '.join(tasks)}")
+
+
+def _source(method: Method) -> str | None:
+    """Where its heads come from, unless they are bundled."""
+    return method.heads or (NATIVE if method.name in OF_NATIVE else None)
+
+
+def _heads_of(method: Method, backbone: Backbone) -> DraftHeads:
+    source = _source(method) or str(bundled_heads(kind_of(method.name)))
+    heads = load_heads(source, backbone)
+    kind = kind_of(method.name, (heads.kind,))  # heads that are given decide, unless the method is named after others
+    if heads.kind != kind:
+        raise EntMTPError(
+            f"heads: {source} holds {heads.kind} heads but the method needs {kind} heads; give such, or a"
+            f" method that runs with any: {', '.join(ADAPTIVE)}"
+        )
+    return heads
+
+
+def policy_of(
+    method: Method,
+    backbone: Backbone,
+    heads: DraftHeads | None,
+    settings: EngineSettings | None,
+    say: Callable[[str], None],
+) -> Policy:
+    """The method's policy, whose trees follow what steps really cost, for as many requests as there are slots.
+
+    Raises:
+        EntMTPError: if the method needs other heads, or the bank was made for others.
+    """
+    if method.name == _PLAIN:
+        return make_policy(method.name, Toolbox(backbone, {}, {}, {}))
+    kind = kind_of(method.name, () if heads is None else (heads.kind,))
+    if heads is None or heads.kind != kind:
+        loaded = "none" if heads is None else f"{heads.kind} heads"
+        raise EntMTPError(f"heads: method '{method.name}' needs {kind} heads but {loaded} are loaded; load others")
+    bank = load_bank(_bank_path(method, kind))
+    fingerprint = backbone.fingerprint
+    bank.check_heads(
+        kind=heads.kind, num_heads=heads.num_heads, model_fingerprint=fingerprint, heads_fingerprint=heads.fingerprint
+    )
+    slots, context = (1, None) if settings is None else (settings.slots, settings.context)
+    cost = machine_cost(backbone, heads, cache_folder(), say, slots, context)
+    if POLICY_OF[method.name] == LADDER:
+        bank = retuned(bank, cost.table(1), say)
+    tools = Toolbox(backbone, {heads.kind: heads}, {heads.kind: bank}, {})
+    return make_correcting_policy(method.name, tools, cost, learnt_costs(backbone, heads, cache_folder()))
+
+
+def _bank_path(method: Method, kind: str | None) -> Path:
+    """Its bank for heads of a ``kind``, which is None where they are not loaded yet.
+
+    Raises:
+        EntMTPError: if none is given or shipped; some are shipped for the bundled model's trained heads.
+    """
+    shipped = bundled_bank(method.task, kind or "")
+    if method.bank is not None or (method.model == "bundled" and shipped.is_file()):
+        return method.bank or shipped
+    whose = f"{kind} heads of model" if kind else "model"
+    heads = f"{kind or 'KIND'}={NATIVE if kind == NATIVE else 'FOLDER'}"
+    raise EntMTPError(
+        f"bank: none is shipped for {whose} '{method.model}'; make one with 'entmtp calibrate --task {method.task}"
+        f" --model {method.model} --heads {heads} --output banks' and give it as --bank"
+    )

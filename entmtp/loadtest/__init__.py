@@ -1,0 +1,1 @@
+"""Load tests of an OpenAI-compatible endpoint: traffic, levels of load, latency and throughput."""

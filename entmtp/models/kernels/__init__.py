@@ -1,0 +1,1 @@
+"""How linear and decoder layers run on a CPU: packed, fused, merged and quantized."""

@@ -1,0 +1,128 @@
+"""All decoder layers of a model of the Llama kind in one call, instead of some seventy operators a layer.
+
+Such a layer is: normalise, one product for queries, keys and values, turn them, attend, a product that adds what came
+in; normalise, one gated product, a product that adds what came in. The self-test compares the whole model with its
+own layers, so one whose code comes to differ is refused, not miscomputed.
+"""
+
+from __future__ import annotations
+
+import copy
+from ctypes import byref
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import record_function
+from transformers import Cache
+from transformers.activations import ACT2FN
+
+from entmtp.models.cache import TreeCache
+from entmtp.models.kernels.fused_linear import LAYER_TENSORS, Layer, Pass, Sizes, library, packed
+
+# By name: importing every model's code would take longer than loading one.
+KINDS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+
+
+class FusedLayers(nn.Module):
+    """Stands where a model's decoder layers stood; float32, only for inference into a :class:`TreeCache`."""
+
+    def __init__(self, layers: nn.ModuleList) -> None:
+        super().__init__()
+        first: Any = layers[0]
+        attention, mlp = first.self_attn, first.mlp
+        # Kept because the structures below hold their addresses alone.
+        self._tensors = [_layer_tensors(layer) for layer in layers]
+        self._layers = (Layer * len(layers))(*map(_addresses, self._tensors))
+        self._sizes = Sizes(
+            eps=first.input_layernorm.variance_epsilon,
+            scaling=attention.scaling,
+            hidden=mlp.gate_proj.in_features,
+            inner=mlp.gate_proj.out_features,
+            heads=attention.q_proj.out_features // attention.head_dim,
+            kv_heads=attention.k_proj.out_features // attention.head_dim,
+            dim=attention.head_dim,
+        )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        **_: object,
+    ) -> torch.Tensor:
+        """``[batch, n, hidden_size] -> [batch, n, hidden_size]``, called as each of the layers was."""
+        assert position_embeddings is not None
+        assert attention_mask is not None
+        assert isinstance(past_key_values, TreeCache)
+        batch, n, _width = hidden_states.shape
+        (pool,) = past_key_values.pools.values()
+        plan = past_key_values.plan
+        cos, sin, mask, rows = (each.contiguous() for each in (*position_embeddings, attention_mask, plan.rows))
+        states = hidden_states.clone(memory_format=torch.contiguous_format)
+        run = Pass(
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+            mask=mask.data_ptr(),
+            slots=plan.slots.data_ptr(),
+            rows=rows.data_ptr(),
+            pool=pool.data_ptr(),
+            batch=batch,
+            n=n,
+            mask_rows=mask.shape[-2],
+            first=plan.span.first,
+            last=plan.span.last,
+            pool_slots=pool.shape[1],
+            capacity=pool.shape[-2],
+            threads=torch.get_num_threads(),
+        )
+        with record_function("entmtp::layers"):
+            library().entmtp_layers(self._layers, len(self._layers), byref(self._sizes), byref(run), states.data_ptr())
+        return states
+
+
+def _addresses(tensors: dict[str, torch.Tensor | None]) -> Layer:
+    return Layer(**{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None})
+
+
+def _layer_tensors(layer: Any) -> dict[str, torch.Tensor | None]:
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = attention.q_proj, attention.k_proj, attention.v_proj
+    biases = [projection.bias for projection in projections]
+    query_norm, key_norm = (getattr(getattr(attention, name, None), "weight", None) for name in ("q_norm", "k_norm"))
+    tensors = (
+        layer.input_layernorm.weight,
+        packed(torch.cat([projection.weight for projection in projections])),
+        None if biases[0] is None else torch.cat(biases),
+        query_norm,
+        key_norm,
+        packed(attention.o_proj.weight),
+        attention.o_proj.bias,
+        layer.post_attention_layernorm.weight,
+        packed(mlp.gate_proj.weight, mlp.up_proj.weight),
+        packed(mlp.down_proj.weight),
+        mlp.down_proj.bias,
+    )
+    return dict(zip(LAYER_TENSORS, tensors, strict=True))
+
+
+def _can_fuse(layers: nn.ModuleList, config: Any) -> bool:
+    """Whether all are of one known kind and see the same mask."""
+    kinds = {type(layer) for layer in layers}
+    known = {kind for kind in kinds if kind.__name__ in KINDS and kind.__module__.startswith("transformers.models.")}
+    if len(known) != 1 or known != kinds or len(set(getattr(config, "layer_types", None) or ["same"])) > 1:
+        return False
+    mlps: list[Any] = [layer.mlp for layer in layers]
+    return all(type(mlp.act_fn) is type(ACT2FN["silu"]) and mlp.gate_proj.bias is None for mlp in mlps)
+
+
+@torch.inference_mode()
+def with_fused_layers(decoder: nn.Module, config: Any) -> nn.Module | None:
+    """``decoder`` with one :class:`FusedLayers` for all its layers, everything else shared; None if it has others."""
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not _can_fuse(layers, config):
+        return None
+    fused = copy.copy(decoder)
+    fused._modules = decoder._modules | {"layers": nn.ModuleList([FusedLayers(layers)])}
+    return fused

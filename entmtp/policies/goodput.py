@@ -1,0 +1,176 @@
+"""The goodput policy: at every step the tree with which the text gains most tokens per millisecond.
+
+That is the tree with the largest ``gain - rate * cost`` (:mod:`entmtp.policies.rate`), its gain foretold from the
+signals of this very step.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from entmtp.policies.acceptance_bias import Belief
+from entmtp.policies.base import BeginDraft, Choice, Policy
+from entmtp.policies.envelope import Envelope, upper_envelope
+from entmtp.policies.rate import BatchCosts, best_choices
+from entmtp.policies.signals import Signals
+from entmtp.policies.step_cost import TYPICAL_CONTEXT, rounded_context
+from entmtp.trees.bank import MAX_NODES
+from entmtp.trees.predictor import Predictor
+from entmtp.trees.topology import Topology
+
+SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 63)
+
+REMEMBERED = 256
+"""Combinations of limits and context whose prices are remembered."""
+
+
+def candidates(predictor: Predictor, sizes: Sequence[int] = SIZES) -> list[Topology]:
+    """The trees worth choosing from: at each centre the likeliest paths of each depth, in each size."""
+    found: dict[tuple[tuple[int, ...], ...], Topology] = {}
+    deepest = max(map(len, predictor.paths), default=0)
+    for row in predictor.table:
+        # Parents before children among equals, so that every beginning of the order is a tree.
+        order = sorted(range(len(row)), key=lambda at: (-row[at], len(predictor.paths[at]), predictor.paths[at]))
+        for depth in range(1, deepest + 1):
+            paths = [predictor.paths[at] for at in order if len(predictor.paths[at]) <= depth]
+            for size in sizes:
+                tree = Topology.of(paths[:size]) if size and paths else Topology.root_only()
+                found.setdefault(tree.paths, tree)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class _Price:
+    """Costs and rate of steps of requests with certain limits and a certain context.
+
+    Attributes:
+        costs: milliseconds of each shape ``[shapes]``; infinite where it is larger than every limit.
+        rate: tokens per millisecond that a schedule reaches.
+    """
+
+    costs: np.ndarray
+    rate: float
+
+
+class GoodputPolicy(Policy):
+    """Chooses by expected gain and cost; of a request its moving averages and a :class:`Belief` are remembered.
+
+    The requests of a step are verified side by side, padded to the widest tree and drafted for to the deepest. So a
+    *shape*, so many nodes and levels, is chosen for all of them, and each takes its own best tree within it: never a
+    worse choice than plain decoding for all, which is among the shapes.
+    """
+
+    def __init__(self, predictor: Predictor, costs: BatchCosts, entropy_window: int) -> None:
+        self.predictor = predictor
+        self.entropy_window = entropy_window
+        self.trees = candidates(predictor)
+        self._costs = costs
+        self._gains = predictor.gains(self.trees)
+        sizes = sorted({(tree.nodes, tree.max_depth) for tree in self.trees})
+        # A shape's trees, and the one among them that costs as much as the shape.
+        self._within = np.array(
+            [[tree.nodes <= nodes and tree.max_depth <= depth for tree in self.trees] for nodes, depth in sizes]
+        )
+        by_size = {(tree.nodes, tree.max_depth): tree for tree in self.trees}
+        self._shapes = [by_size[size] for size in sizes]  # plain decoding first
+        self._plain = self.trees.index(Topology.root_only())
+        self._shape_of = np.array([sizes.index((tree.nodes, tree.max_depth)) for tree in self.trees])
+        self._by_shape = np.argsort(self._shape_of, kind="stable")
+        self._starts = np.searchsorted(self._shape_of[self._by_shape], np.arange(len(sizes)))
+        nodes, depths = (sorted(set(each)) for each in zip(*sizes, strict=True))
+        self._nodes = np.array([tree.nodes for tree in self.trees])
+        self._sizes = nodes
+        self._grid = len(nodes), len(depths)
+        self._cells = np.array([nodes.index(size) * len(depths) + depths.index(depth) for size, depth in sizes])
+        self._most = self._gains_within(nodes[-1])
+        self._price = lru_cache(REMEMBERED)(self._priced)
+        self._alone = lru_cache(REMEMBERED)(self._best_alone)
+
+    def rate(self, limits: Sequence[int] = (MAX_NODES,), context: int = TYPICAL_CONTEXT) -> float:
+        """Tokens per millisecond that a schedule of steps of requests with these limits reaches."""
+        return self._price(self._rounded(limits), context).rate
+
+    def start(self) -> Belief:
+        return Belief()
+
+    def reprice(self) -> bool:
+        self._price.cache_clear()
+        self._alone.cache_clear()
+        return True
+
+    def choose(
+        self, signals: Sequence[Signals], states: Sequence[Belief], limits: Sequence[int], begin: BeginDraft
+    ) -> list[Choice]:
+        for seen, belief in zip(signals, states, strict=True):
+            belief.learn(seen.gained)
+        if not any(limits):
+            return [Choice(Topology.root_only())] * len(signals)
+        scores = self.scores(signals, states)
+        chosen = self.best(scores, limits, rounded_context([seen.context for seen in signals]))
+        for score, belief, at in zip(scores, states, chosen, strict=True):
+            if self.trees[at].nodes:
+                belief.expected = float(self.predictor.blend(score) @ self._gains[:, at]) - 1
+        return [Choice(self.trees[at]) for at in chosen]
+
+    def scores(self, signals: Sequence[Signals], beliefs: Sequence[Belief]) -> list[float]:
+        """How easy each request's next tokens look."""
+        return [
+            self.predictor.score_of(seen.values(self.predictor.features)) + belief.shift
+            for seen, belief in zip(signals, beliefs, strict=True)
+        ]
+
+    def best(self, scores: Sequence[float], limits: Sequence[int], context: int = TYPICAL_CONTEXT) -> list[int]:
+        """Indices of the ``trees`` that a step's requests get, by their scores and within their limits."""
+        if len(scores) == 1:  # alone, a tree is its own shape
+            return [self._alone(*self._rounded(limits), context).at(scores[0])]
+        price = self._price(self._rounded(limits), context)
+        blends = self.predictor.blends(scores)
+        # Between two centres no tree gains more than the best at each: where even so plain decoding is best, it is.
+        if not (blends.sum(0) @ self._most - price.rate * price.costs).argmax():
+            return [self._plain] * len(scores)
+        expected = np.where(self._nodes <= np.array(limits)[:, None], blends @ self._gains, -np.inf)  # [batch, trees]
+        shape = int((self._best_within(expected).sum(0) - price.rate * price.costs).argmax())
+        best: list[int] = np.where(self._within[shape], expected, -np.inf).argmax(1).tolist()
+        return best
+
+    def _rounded(self, limits: Sequence[int]) -> tuple[int, ...]:
+        """The limits, increasing, each as the largest size of any tree within it: what a price depends on."""
+        return tuple(sorted(self._sizes[bisect_right(self._sizes, limit) - 1] for limit in limits))
+
+    def _best_alone(self, limit: int, context: int) -> Envelope:
+        """The tree that is best for one request, by its score."""
+        price, allowed = self._price((limit,), context), np.flatnonzero(self._nodes <= limit)
+        values = self._gains[:, allowed] - price.rate * price.costs[self._shape_of[allowed]]
+        found = upper_envelope(self.predictor.centres, values)
+        return Envelope(found.breaks, allowed[found.lines].tolist())
+
+    def _best_within(self, expected: np.ndarray) -> np.ndarray:
+        """What the best tree within each shape gains ``[rows, shapes]``, of all trees' gains ``[rows, trees]``."""
+        cells = np.full((len(expected), self._grid[0] * self._grid[1]), -np.inf)
+        cells[:, self._cells] = np.maximum.reduceat(expected[:, self._by_shape], self._starts, axis=1)
+        # A shape holds all that are smaller and shallower.
+        grid = np.maximum.accumulate(np.maximum.accumulate(cells.reshape(-1, *self._grid), axis=1), axis=2)
+        best: np.ndarray = grid.reshape(len(expected), -1)[:, self._cells]
+        return best
+
+    def _gains_within(self, limit: int) -> np.ndarray:
+        """Gains ``[centres, shapes]`` of the best tree of at most ``limit`` nodes within each shape."""
+        return self._best_within(np.where(self._nodes <= limit, self._gains, -np.inf))
+
+    def _priced(self, limits: tuple[int, ...], context: int) -> _Price:
+        cost = self._costs(len(limits), context)
+        costs = np.array([cost(shape) if shape.nodes <= limits[-1] else np.inf for shape in self._shapes])
+        shares = np.array(self.predictor.shares)
+        if len(limits) == 1:
+            gains = self._gains_within(*limits)
+            _, rate = best_choices(list(gains), [costs] * len(gains), shares)
+        else:
+            # Requests in different states share a shape, so it can't follow the state of one.
+            gained = {limit: shares @ self._gains_within(limit) for limit in set(limits)}
+            rate = float((sum(map(gained.__getitem__, limits)) / costs).max())
+        return _Price(costs, rate)

@@ -1,0 +1,207 @@
+"""Hardware profiles: what steps cost on machines that are not at hand, so that replay predicts speedups there.
+
+A profile is a measured grid of node budgets, batch sizes and context lengths for one model shape and kind of heads.
+Some are shipped (:func:`known_profiles`). The owner of a GPU adds one with one command from the root of a checkout::
+
+    python -m benchmarks.step --shape vicuna-7b --dtype bfloat16 --batch 1 --batch 4 --batch 16 \\
+        --context 512 --context 4096 --save-profile entmtp/assets/hardware/h100.json
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from entmtp.errors import EntMTPError
+from entmtp.files import write_text
+from entmtp.policies.step_cost import StepCost
+
+MAX_PROFILE_BYTES = 2**20
+
+Milliseconds = Annotated[FiniteFloat, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+
+
+class Measured(BaseModel):
+    """Where a profile comes from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hardware: str
+    date: str
+    command: str
+    commit: str
+    model: str
+    heads_kind: str
+    dtype: str
+    kernels: str
+    versions: dict[str, str]
+
+
+class ProfilePoint(BaseModel):
+    """Median milliseconds of a step of ``batch`` requests behind ``context`` tokens each.
+
+    Attributes:
+        policy_ms, verify_ms, accept_ms, compact_ms: per node budget of the profile.
+        rest_ms: per node budget, of the host beside all parts.
+        narrow_draft_ms, wide_draft_ms: per depth 1, 2, ... for a chain and for a tree of the profile's ``wide_nodes``.
+        grown_draft_ms: per depth, for a tree that is chosen while the heads guess, with the host's work and waiting
+            between levels; None where that was not measured.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch: Size
+    context: Size
+    policy_ms: list[Milliseconds]
+    verify_ms: list[Annotated[FiniteFloat, Field(gt=0)]]
+    accept_ms: list[Milliseconds]
+    compact_ms: list[Milliseconds]
+    rest_ms: list[Milliseconds]
+    narrow_draft_ms: list[Annotated[FiniteFloat, Field(gt=0)]] = Field(min_length=1)
+    wide_draft_ms: list[Annotated[FiniteFloat, Field(gt=0)]] = Field(min_length=1)
+    grown_draft_ms: list[Annotated[FiniteFloat, Field(gt=0)]] | None = None
+
+    @property
+    def drafts(self) -> list[list[float]]:
+        """All measured times of drafting."""
+        grown = [] if self.grown_draft_ms is None else [self.grown_draft_ms]
+        return [self.narrow_draft_ms, self.wide_draft_ms, *grown]
+
+    @property
+    def but_draft_ms(self) -> np.ndarray:
+        """The whole step without drafting, per node budget."""
+        parts = (self.policy_ms, self.verify_ms, self.accept_ms, self.compact_ms, self.rest_ms)
+        return np.array(parts).sum(0)
+
+
+class HardwareProfile(BaseModel):
+    """One JSON file: a point for every pair of a batch size and a context length."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = Field(1, ge=1, le=1)
+    measured: Measured
+    nodes: list[Annotated[int, Field(ge=0)]] = Field(min_length=2)
+    batches: list[Size] = Field(min_length=1)
+    contexts: list[Size] = Field(min_length=1)
+    wide_nodes: Size
+    points: list[ProfilePoint]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for name, grid in (("nodes", self.nodes), ("batches", self.batches), ("contexts", self.contexts)):
+            if sorted(set(grid)) != grid:
+                raise ValueError(f"{name} {grid} must increase")
+        if self.nodes[0] != 0:
+            raise ValueError(f"nodes must start at 0, plain decoding, not at {self.nodes[0]}")
+        pairs = [(point.batch, point.context) for point in self.points]
+        if missing := [pair for pair in itertools.product(self.batches, self.contexts) if pair not in pairs]:
+            raise ValueError(f"batch {missing[0][0]} with context {missing[0][1]} was not measured")
+        if len(pairs) != len(self.batches) * len(self.contexts):
+            raise ValueError("points has one for more than every pair of batches and contexts, or one twice")
+        if len({point.grown_draft_ms is None for point in self.points}) > 1:
+            raise ValueError("grown_draft_ms was measured at some points and not at others")
+        depths = {len(draft) for point in self.points for draft in point.drafts}
+        if len(depths) > 1:
+            raise ValueError(f"drafting was measured to different depths: {sorted(depths)}")
+        for point in self.points:
+            for part in ("policy_ms", "verify_ms", "accept_ms", "compact_ms", "rest_ms"):
+                if len(getattr(point, part)) != len(self.nodes):
+                    raise ValueError(
+                        f"batch {point.batch} with context {point.context} has {len(getattr(point, part))} times for"
+                        f" {part} and {len(self.nodes)} node budgets"
+                    )
+        return self
+
+    def cost(self, batch: int = 1, context: int | None = None) -> StepCost:
+        """The cost of a step of ``batch`` requests, each behind ``context`` tokens (the shortest measured, if None).
+
+        Between measured points it is linear.
+
+        Raises:
+            EntMTPError: outside the measured grid, where nothing is known.
+        """
+        weights = self._weights(batch, context)
+        return StepCost(
+            nodes=self.nodes,
+            verify_ms=(weights @ [point.but_draft_ms for point in self.points]).tolist(),
+            narrow_draft_ms=(weights @ [point.narrow_draft_ms for point in self.points]).tolist(),
+            wide_draft_ms=(weights @ [point.wide_draft_ms for point in self.points]).tolist(),
+            wide_nodes=self.wide_nodes,
+            hardware=self.measured.hardware,
+        )
+
+    def grown_cost(self, batch: int = 1, context: int | None = None) -> StepCost | None:
+        """The cost of a step whose trees grow level by level; None where that was not measured.
+
+        Arguments and errors are those of :meth:`cost`. Drafting costs the same for any number of nodes.
+        """
+        grown = [point.grown_draft_ms for point in self.points if point.grown_draft_ms is not None]
+        if not grown:
+            return None
+        draft_ms = (self._weights(batch, context) @ grown).tolist()
+        return self.cost(batch, context).model_copy(update={"narrow_draft_ms": draft_ms, "wide_draft_ms": draft_ms})
+
+    def _weights(self, batch: int, context: int | None) -> np.ndarray:
+        """How much each of the ``points`` counts ``[points]``."""
+        context = self.contexts[0] if context is None else context
+        for name, value, grid in (("batch", batch, self.batches), ("context", context, self.contexts)):
+            if not grid[0] <= value <= grid[-1]:
+                raise EntMTPError(
+                    f"{name}: {value} lies outside what the profile of {self.measured.hardware} measured,"
+                    f" {grid[0]} to {grid[-1]}; choose one within"
+                )
+        return np.array(
+            [
+                _share(self.batches, point.batch, batch) * _share(self.contexts, point.context, context)
+                for point in self.points
+            ]
+        )
+
+    def save(self, path: Path) -> None:
+        """Writes the profile; a reader never sees half a file."""
+        write_text(path, self.model_dump_json(indent=1) + "\n")
+
+
+def _share(grid: Sequence[int], here: int, value: int) -> float:
+    """How much the grid point ``here`` counts in a linear interpolation at ``value``."""
+    return float(np.interp(value, grid, [float(point == here) for point in grid]))
+
+
+def known_profiles() -> list[str]:
+    """Names of the shipped profiles."""
+    return sorted(path.name.removesuffix(".json") for path in _folder().glob("*.json"))
+
+
+def load_profile(name: str) -> HardwareProfile:
+    """A shipped profile by its name, or any by the path of its file.
+
+    Raises:
+        EntMTPError: if there is none, or if it is no complete profile; the message names the field.
+    """
+    path = Path(name) if name.endswith(".json") else _folder() / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(known_profiles()) or "none is shipped"
+        raise EntMTPError(f"profile: '{name}' is neither a file nor a known profile ({known}); give one of them")
+    if path.stat().st_size > MAX_PROFILE_BYTES:
+        raise EntMTPError(f"profile: {path} is larger than {MAX_PROFILE_BYTES} bytes; it can't be a profile")
+    try:
+        return HardwareProfile.model_validate_json(path.read_text(encoding="utf-8-sig"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        where = ".".join(map(str, first["loc"])) or "file"
+        what = str(first["msg"]).removeprefix("Value error, ")
+        raise EntMTPError(
+            f"profile: {path}: {where}: {what}; measure it again with 'python -m benchmarks.step --save-profile FILE'"
+        ) from error
+
+
+def _folder() -> Path:
+    return Path(str(files("entmtp") / "assets" / "hardware"))

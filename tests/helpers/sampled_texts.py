@@ -1,0 +1,96 @@
+"""Texts drawn by sampling over trees, and how often the model would write each: exact, and counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.stats import chisquare
+from transformers import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from entmtp.decoding.request import RunningRequest
+from entmtp.decoding.sampling import Sampler
+from entmtp.decoding.state import DecodingState
+from entmtp.decoding.step import decode_step
+from entmtp.heads.base import DraftHeads
+from entmtp.models.backbone import Backbone
+from entmtp.policies.base import Policy
+from entmtp.policies.signals import SignalTracker
+from entmtp.settings import SamplingParams
+from tests.helpers.small_cases import SMALL_VOCAB, small_prompt
+
+LENGTH = 3
+PROMPT = small_prompt(5, seed=3)
+SHAPED = SamplingParams(temperature=0.8, top_p=0.9, repetition_penalty=1.3, max_tokens=LENGTH)
+
+
+@torch.inference_mode()
+def next_chances(backbone: Backbone, text: Sequence[int], params: SamplingParams) -> np.ndarray:
+    """The target behind ``text``, by transformers' processors on the model's own logits."""
+    ids = torch.tensor([list(text)], device=backbone.device)
+    scores = backbone.model(ids).logits[:, -1]
+    if params.repetition_penalty != 1:
+        scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(ids, scores)
+    if params.temperature != 1:
+        scores = TemperatureLogitsWarper(params.temperature)(ids, scores)
+    if params.top_p < 1:
+        scores = TopPLogitsWarper(params.top_p)(ids, scores)
+    chances: np.ndarray = scores.softmax(-1)[0].double().cpu().numpy()
+    return chances
+
+
+def exact(backbone: Backbone, params: SamplingParams) -> dict[tuple[int, ...], float]:
+    """The probability of every text of :data:`LENGTH` tokens."""
+    texts: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(LENGTH):
+        texts = {
+            (*text, token): chance * float(each)
+            for text, chance in texts.items()
+            for token, each in enumerate(next_chances(backbone, [*PROMPT, *text], params))
+            if each > 0
+        }
+    return texts
+
+
+def drawn(
+    backbone: Backbone, heads: DraftHeads, policy: Policy, params: SamplingParams, batch: int, draws: int
+) -> Counter[tuple[int, ...]]:
+    """Counts of texts, each of a request of its own."""
+    state = DecodingState(backbone, heads, batch, capacity=80)
+    for slot in range(batch):
+        state.prefill(slot, PROMPT)
+    behind = state.hidden.clone()
+    counts: Counter[tuple[int, ...]] = Counter()
+    for first in range(0, draws, batch):
+        requests = []
+        for slot in range(batch):
+            state.cache.rewind(slot, len(PROMPT))
+            state.hidden[slot] = behind[slot]
+            sampler = Sampler(params.model_copy(update={"seed": first + slot}))
+            sampler.read(PROMPT, SMALL_VOCAB, backbone.device)
+            root, uncertainty = state.begin(slot, state.logits(slot), sampler)
+            requests.append(RunningRequest(slot, SignalTracker(8), policy.start(), root, uncertainty, sampler))
+        while min(len(request.tokens) for request in requests) < LENGTH:
+            decode_step(state, policy, requests)
+        counts.update(tuple(request.tokens[:LENGTH]) for request in requests)
+    return counts
+
+
+def p_value(counts: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
+    """Of the counts, if the texts had these probabilities; rare texts are counted together."""
+    draws = sum(counts.values())
+    assert set(counts) <= set(expected), "a text came out that can't"
+    often = [text for text, chance in expected.items() if chance * draws >= 8]
+    seen = [counts[text] for text in often]
+    wanted = [expected[text] * draws for text in often]
+    if draws - sum(wanted) >= 8:
+        seen, wanted = [*seen, draws - sum(seen)], [*wanted, draws - sum(wanted)]
+    else:
+        wanted = [each * sum(seen) / sum(wanted) for each in wanted]
+    return float(chisquare(seen, wanted).pvalue)

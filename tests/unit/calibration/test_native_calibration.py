@@ -1,0 +1,139 @@
+"""From a model's own multi-token-prediction layers to a bank, a session and a benchmark, through the saved files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from entmtp.calibration.build import growths_of, traces_of
+from entmtp.calibration.command import calibrate_task
+from entmtp.calibration.trace_replay import replayed_tau
+from entmtp.decoding.engine import Engine
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.results.storage import open_store
+from entmtp.evaluation.run.arms import DEFAULT_ARMS, OF_NATIVE, with_native
+from entmtp.evaluation.run.planning import make_plan
+from entmtp.evaluation.run.worker import Worker
+from entmtp.heads.checkpoint import load_heads
+from entmtp.loading import Method, load_method
+from entmtp.models.backbone import Backbone
+from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.policies.base import StaticPolicy
+from entmtp.suites import load_suite, split
+from entmtp.suites.splits import draw
+from entmtp.trees.bank import load_bank
+from tests.helpers.native_models import mtp_model, save_native, sure_heads
+from tests.helpers.saved_project import VOCAB, save_data, save_tokenizer
+from tests.helpers.tiny_models import greedy
+
+NEW_TOKENS = 24
+
+
+def _calibrate(folder: Path, *heads: str) -> None:
+    calibrate_task(
+        task="gsm8k",
+        output=folder / "banks",
+        model=str(folder / "model"),
+        heads=heads,
+        data=folder / "gsm8k.jsonl",
+        overrides={"prompts": 4, "max_new_tokens": NEW_TOKENS},
+        device="cpu",
+        console=Console(quiet=True),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("native")
+    dense = {"mlp_layer_types": ["dense"] * 2, "mtp_mlp_layer_types": ["dense"]}
+    model = mtp_model("mellum", vocab_size=VOCAB, max_position_embeddings=512, **dense)
+    _, heads = sure_heads(model)
+    # Sure of some tokens only, so that trees and policies have something to choose.
+    weight = heads.mtp.layers[0].eh_proj.weight.data
+    weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) / weight.shape[1] ** 0.5
+    save_native(model, heads, folder / "model")
+    save_tokenizer(folder / "model")
+    save_data(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENTMTP_CACHE", str(folder / "cache"))
+        _calibrate(folder, "native=native")
+        yield folder
+
+
+def test_traces_of_written_text_are_those_of_a_real_run(folder: Path) -> None:
+    model, tokenizer = load_model(str(folder / "model"))
+    backbone = Backbone(model)
+    heads = load_heads("native", backbone)
+    bank = load_bank(folder / "banks" / "gsm8k-native.json")
+    assert bank.provenance.heads_kind == "native"
+    suite = load_suite("gsm8k", folder / "gsm8k.jsonl")
+    prompts = [encode_chat(tokenizer, prompt.text) for prompt in draw(split(suite.prompts)[0], 4, seed=0)]
+    text = folder / "banks" / "text" / "gsm8k"
+    traces = traces_of(text, backbone, heads, prompts)
+    for nodes in (1, 6, 12):
+        tree = bank.overall.tree(nodes)
+        done = [Engine(backbone, heads, StaticPolicy(tree, 8)).generate(prompt, NEW_TOKENS) for prompt in prompts]
+        tau = sum(len(one.tokens) for one in done) / sum(len(one.steps) for one in done)
+        assert replayed_tau(traces, tree) == pytest.approx(tau)
+        assert tau > 1.1
+    growth = growths_of(text, backbone, heads, prompts)[0](3)
+    _, log_probs = growth.next([0], 4)
+    torch.testing.assert_close(log_probs[0], traces[0].confidence[3, 0], rtol=0, atol=1e-4)
+    with pytest.raises(EntMTPError, match="calibration: native heads look back on the prompts"):
+        traces_of(text, backbone, heads)
+
+
+@pytest.mark.parametrize("method", ["native", "native-best", "entmtp", "entmtp-goodput", "entmtp-dynamic"])
+def test_every_method_writes_the_models_own_text(folder: Path, method: str) -> None:
+    bank = folder / "banks" / "gsm8k-native.json"
+    heads = None if method in OF_NATIVE else "native"
+    engine, tokenizer = load_method(Method(method, model=str(folder / "model"), heads=heads, bank=bank), print)
+    assert engine.heads is not None
+    assert engine.heads.kind == "native"
+    prompt = encode_chat(tokenizer, "What is 3 + 3?")
+    model, _ = load_model(str(folder / "model"))
+    assert engine.generate(prompt, NEW_TOKENS).tokens == greedy(model, prompt, NEW_TOKENS)
+
+
+def test_what_does_not_fit_is_told(folder: Path) -> None:
+    model, bank = str(folder / "model"), folder / "banks" / "gsm8k-native.json"
+    for method, message in (
+        (Method("entmtp", model=model, heads="native"), "bank: none is shipped for native heads"),
+        (
+            Method("hydra", model=model, heads="native", bank=bank),
+            "native holds native heads but the method needs hydra",
+        ),
+        (Method("entmtp", model=model, bank=bank), "heads: none are shipped for model .* --heads native if it has"),
+    ):
+        with pytest.raises(EntMTPError, match=message):
+            load_method(method, print)
+    for heads in ("native=folder", "native"):
+        with pytest.raises(EntMTPError, match=f"heads: '{heads}=?' is not KIND=FOLDER .* and not native=native"):
+            _calibrate(folder, heads)
+
+
+def test_a_benchmark_of_native_heads_alone_has_the_arms_that_they_can_do(folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "profile": "standard",
+        "suites": ["gsm8k"],
+        "model": str(folder / "model"),
+        "banks": folder / "banks",
+        "data": [f"gsm8k={folder / 'gsm8k.jsonl'}"],
+        "overrides": {"prompts": 1, "max_new_tokens": 12, "repetitions": 1},
+        "results": open_store(str(tmp_path)),
+        "tracking_uri": None,
+        "device": "cpu",
+        "threads": 1,
+    }
+    plan = make_plan(arms=[], heads=["native=native"], **options)
+    assert set(plan.arms) == set(with_native(DEFAULT_ARMS))
+    requests = Worker(plan.place).run(plan.units[0], plan.arms, plan.settings).requests.to_pylist()
+    assert [row["arm"] for row in requests if not row["identical"]] == []
+    assert {row["arm"] for row in requests} == set(plan.arms)
+    with pytest.raises(EntMTPError, match="arm: 'hydra' drafts with hydra heads; give --heads hydra="):
+        make_plan(arms=["hydra"], heads=["native=native"], **options)
+    with pytest.raises(EntMTPError, match="heads: native ones are the model's own, not 'x'; give native=native"):
+        make_plan(arms=[], heads=["native=x"], **options)

@@ -1,0 +1,104 @@
+"""Requests that run lie in the first slots, with all that belongs to them, and prompts share one budget of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from entmtp.decoding.engine import Engine
+from entmtp.decoding.request import Request
+from entmtp.decoding.state import DecodingState
+from entmtp.heads.base import DraftHeads
+from entmtp.models.backbone import Backbone
+from entmtp.policies.base import StaticPolicy
+from entmtp.settings import EngineSettings, SamplingParams
+from entmtp.trees.batch import TreeBatch
+from tests.helpers.heads_with_caches import REMEMBERING, remembering_heads, remembering_model
+from tests.helpers.small_cases import small_prompt
+from tests.helpers.tiny_models import CONTEXT, TREES, greedy
+
+
+def params(tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=tokens)
+
+
+def check_swap(state: DecodingState) -> None:
+    """The states that two slots draft from are exchanged with them."""
+    for slot, prompt in enumerate((small_prompt(9, seed=1), small_prompt(6, seed=2))):
+        state.prefill(slot, prompt)
+    trees = TreeBatch.of([TREES["bushy"]])
+
+    def held(slot: int) -> tuple[int, list[float], list[int], int]:
+        with torch.inference_mode():
+            (drafted,) = state.draft((slot,), trees)
+        return int(state.root[slot]), state.hidden[slot].tolist(), drafted[0].tolist(), state.cache.lengths[slot]
+
+    before = [held(0), held(1)]
+    assert before[0][:3] != before[1][:3]
+    state.swap(0, 1)
+    assert [held(1), held(0)] == before
+
+
+def test_two_slots_exchange_all_that_they_hold(backbone: Backbone, heads: DraftHeads) -> None:
+    check_swap(DecodingState(backbone, heads, slots=2, capacity=64))
+
+
+@pytest.mark.parametrize("kind", [REMEMBERING[0], REMEMBERING[-1]])
+def test_two_slots_exchange_what_heads_remember_too(kind: str) -> None:
+    backbone = Backbone(remembering_model(kind), kernels="eager")
+    check_swap(DecodingState(backbone, remembering_heads(kind, backbone), slots=2, capacity=64))
+
+
+def test_requests_that_still_run_move_into_the_first_slots(
+    backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(backbone, heads, StaticPolicy(TREES["bushy"], 8), EngineSettings(slots=3, context=CONTEXT))
+    stepped: list[tuple[int, ...]] = []
+    real = DecodingState.rows
+
+    def rows(state: DecodingState, slots: tuple[int, ...]) -> tuple[int, ...]:
+        stepped.append(slots)
+        return real(state, slots)
+
+    monkeypatch.setattr(DecodingState, "rows", rows)
+    prompts = [small_prompt(5, seed=at) for at in range(3)]
+    done = [engine.submit(Request(str(at), prompt, params(20))) for at, prompt in enumerate(prompts)]
+    engine.step()
+    assert stepped == [(0, 1, 2)]
+    engine.cancel("0")
+    engine.step()
+    assert stepped[-1] == (0, 1)
+    while not engine.idle:
+        engine.step()
+    assert all(slots == tuple(range(len(slots))) for slots in stepped)
+    for at in (1, 2):
+        assert done[at].tokens == greedy(backbone.model, prompts[at], 20)
+
+
+def test_prompts_share_the_tokens_that_are_read_between_two_steps(
+    backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = EngineSettings(slots=4, context=CONTEXT, prefill_tokens=7, prefix_reuse=False)
+    engine = Engine(backbone, heads, StaticPolicy(TREES["chain"], 8), limits)
+    parts: list[int] = []
+    real = DecodingState.read
+
+    def read(state: DecodingState, slot: int, tokens: Sequence[int]) -> None:
+        parts.append(len(tokens))
+        real(state, slot, tokens)
+
+    monkeypatch.setattr(DecodingState, "read", read)
+    prompts = [small_prompt(5, seed=at) for at in range(4)]
+    done = [engine.submit(Request(str(at), prompt, params(20))) for at, prompt in enumerate(prompts)]
+    between = []
+    for _ in range(3):
+        parts.clear()
+        engine.step()
+        between.append(list(parts))
+    assert between == [[5, 2], [3, 4], [1, 5]]
+    while not engine.idle:
+        engine.step()
+    for one, prompt in zip(done, prompts, strict=True):
+        assert one.tokens == greedy(backbone.model, prompt, 20)

@@ -1,0 +1,93 @@
+"""A request's share in its engine's metrics, and their values before anything has happened."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+import pytest
+
+from deployments.engines.metrics import ENGINE_METRICS, EngineMetrics, zero_lines
+from deployments.engines.metrics_scrape import merged_text
+from entmtp.decoding.completion import Completion, FinishReason
+from entmtp.decoding.progress import EngineStatistics, Progress
+
+
+class Recorded(EngineMetrics):
+    """Keeps what would go to Ray."""
+
+    def __init__(self) -> None:
+        super().__init__("e")
+        self.seen: dict[str, list[float]] = defaultdict(list)
+
+    def increase(self, name: str, count: int, **labels: str) -> None:
+        super().increase(name, count, **labels)
+        self.seen[name + "".join(f" {value}" for value in labels.values())].append(count)
+
+    def observe(self, name: str, seconds: float) -> None:
+        super().observe(name, seconds)
+        self.seen[name].append(seconds)
+
+
+def progress(tokens: list[int], completion: Completion, end: FinishReason | None = None) -> Progress:
+    return Progress("r", tokens, "", [], end, completion)
+
+
+def test_the_first_token_is_seen_once_and_when_it_comes() -> None:
+    """Also where the engine is ahead of who reads its progress: the completion holds all tokens by then."""
+    metrics = Recorded()
+    done = Completion(tokens=[1, 2, 3, 4], seconds=9.0, first_token_seconds=0.5, finish_reason="length")
+    request = metrics.request(7)
+    request.progress(progress([], done))
+    assert not metrics.seen["time_to_first_token_seconds"]
+    time.sleep(0.02)
+    request.progress(progress([1], done))
+    (first,) = metrics.seen["time_to_first_token_seconds"]
+    assert 0.02 <= first < 5
+    time.sleep(0.02)
+    request.progress(progress([2, 3], done))
+    request.progress(progress([4], done, "length"))
+    assert metrics.seen["time_to_first_token_seconds"] == [first]
+    assert metrics.seen["generation_tokens"] == [1, 2, 1]
+    assert metrics.seen["e2e_request_latency_seconds"][0] >= first + 0.02
+    assert metrics.seen["prompt_tokens"] == [7]
+    assert metrics.seen["request_success length"] == [1]
+
+
+def test_an_answer_of_one_step_has_a_first_token_too() -> None:
+    metrics = Recorded()
+    metrics.request(1).progress(progress([5, 6], Completion(tokens=[5, 6], finish_reason="stop"), "stop"))
+    assert len(metrics.seen["time_to_first_token_seconds"]) == 1
+
+
+def test_every_gauge_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = EngineMetrics("e")
+    told: list[str] = []
+    for name, gauge in metrics._gauges.items():
+        monkeypatch.setattr(gauge, "set", lambda _, name=name: told.append(name))
+    metrics.engine(EngineStatistics(1, 2, 3, 4, 5, 6, 7, 8.0, None))
+    assert sorted(told) == sorted(one.name for one in ENGINE_METRICS if one.kind == "gauge")
+
+
+def test_every_metric_is_there_before_anything_has_happened() -> None:
+    text = merged_text([], zero_lines(["e", "f"], ["m"]))
+    for one in ENGINE_METRICS:
+        for engine in ("e", "f"):
+            assert any(
+                line.startswith(f"ray_entmtp_{one.name}") and f'engine="{engine}"' in line and line.endswith(" 0.0")
+                for line in text.splitlines()
+            )
+    assert 'ray_entmtp_requests_refused_total{model="m"} 0.0' in text
+    assert 'ray_entmtp_time_to_first_token_seconds_bucket{engine="e",le="+Inf"} 0.0' in text
+    assert 'ray_entmtp_request_success_total{engine="e",finished_reason="length"} 0.0' in text
+
+
+@pytest.mark.parametrize("engine", ["e", "f"])
+def test_a_metric_that_is_told_is_not_told_as_zero(engine: str) -> None:
+    sample = f'ray_entmtp_num_requests_running{{NodeAddress="x",engine="{engine}"}} 3.0'
+    told = f"# HELP ray_entmtp_num_requests_running requests in slots\n{sample}\n"
+    lines = merged_text([told], zero_lines(["e", "f"], ["m"])).splitlines()
+    ours = [line for line in lines if line.startswith("ray_entmtp_num_requests_running")]
+    assert len(ours) == 2
+    assert sample in ours
+    assert sum(line == "# HELP ray_entmtp_num_requests_running requests in slots" for line in lines) == 1

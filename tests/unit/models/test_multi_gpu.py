@@ -1,0 +1,134 @@
+"""A model whose last layers lie on another device: what is written is the same, and nothing is mixed up on the way."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import dispatch_model
+from transformers import PreTrainedModel
+
+from entmtp.decoding.engine import Engine
+from entmtp.decoding.request import Request
+from entmtp.errors import EntMTPError
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.checkpoint import load_heads
+from entmtp.models.backbone import Backbone
+from entmtp.models.loading.load import load_model
+from entmtp.models.multi_gpu import check_all_on_gpus
+from entmtp.policies.base import Policy, StaticPolicy
+from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.settings import EngineSettings, SamplingParams
+from tests.helpers.hydra_plus_plus_heads import prefix_heads
+from tests.helpers.second_device import ELSEWHERE, second_device
+from tests.helpers.small_cases import (
+    SMALL_VOCAB,
+    small_backbone,
+    small_chances,
+    small_cost,
+    small_heads,
+    small_predictor,
+    small_prompt,
+)
+from tests.helpers.tiny_models import CONTEXT, TREES, greedy, tiny_model
+
+SPREAD = {
+    "model.embed_tokens": "cpu",
+    "model.rotary_emb": "cpu",
+    "model.layers.0": "cpu",
+    "model.layers.1": ELSEWHERE,
+    "model.norm": ELSEWHERE,
+    "lm_head": ELSEWHERE,
+}
+POLICIES: dict[str, Policy] = {
+    "static": StaticPolicy(TREES["wide"], 8),
+    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(0.01, 0.01), 8),
+}
+
+
+@pytest.fixture(autouse=True)
+def _second_device() -> Iterator[None]:
+    with second_device():
+        yield
+
+
+@pytest.fixture(scope="module")
+def plain() -> PreTrainedModel:
+    return tiny_model("llama", vocab_size=SMALL_VOCAB)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    with second_device():
+        model = tiny_model("llama", vocab_size=SMALL_VOCAB)
+        return Backbone(dispatch_model(model, SPREAD, main_device="cpu", skip_keys="past_key_values"))
+
+
+def heads_of(kind: str, backbone: Backbone) -> DraftHeads:
+    return prefix_heads(backbone) if kind == "prefix-mlp" else small_heads(kind, backbone)
+
+
+def test_the_device_would_tell_if_tensors_were_mixed() -> None:
+    here, there = torch.ones(2), torch.ones(2, device=ELSEWHERE)
+    assert there.device == ELSEWHERE
+    assert torch.equal((there + there).to("cpu"), here + here)
+    with pytest.raises((AssertionError, RuntimeError), match=r"aten.add.Tensor was given tensors on|same device"):
+        here + there
+
+
+def test_layers_cache_where_they_lie(backbone: Backbone) -> None:
+    assert backbone.devices == [torch.device("cpu"), ELSEWHERE]
+    assert backbone.device == torch.device("cpu")
+    assert backbone.kernels_in_words == "eager float32 (PyTorch); spread over 2 devices"
+    cache = backbone.new_cache(slots=2, capacity=32)
+    assert [layer.keys.device for layer in cache.tree_layers if layer.keys is not None] == backbone.devices
+
+
+@pytest.mark.parametrize(("kind", "policy"), [("medusa", "static"), ("hydra", "dynamic"), ("prefix-mlp", "static")])
+def test_several_requests_write_the_models_own_text(
+    kind: str, policy: str, backbone: Backbone, plain: PreTrainedModel
+) -> None:
+    settings = EngineSettings(slots=2, context=CONTEXT)
+    engine = Engine(backbone, heads_of(kind, backbone), POLICIES[policy], settings)
+    shared = small_prompt(8, seed=5)
+    prompts = [[*shared, *small_prompt(number, seed=number)] for number in (3, 1, 5)]
+    params = SamplingParams(temperature=0.0, max_tokens=10)
+    done = [engine.submit(Request(str(at), prompt, params)) for at, prompt in enumerate(prompts)]
+    while not engine.idle:
+        engine.step()
+    for prompt, completion in zip(prompts, done, strict=True):
+        assert completion.tokens == greedy(plain, prompt, 10)
+    assert any(completion.accepted for completion in done), "nothing was accepted: the case shows nothing"
+    assert done[2].reused_tokens, "no slot was begun with what another had read"
+
+
+def test_drawn_text_is_that_of_one_device(backbone: Backbone) -> None:
+    params = SamplingParams(temperature=0.8, top_p=0.9, repetition_penalty=1.1, seed=3, max_tokens=20, logprobs=2)
+    texts = []
+    for one in (backbone, small_backbone()):
+        engine = Engine(one, small_heads("hydra", one), POLICIES["static"], EngineSettings(slots=1, context=CONTEXT))
+        completion = engine.submit(Request("one", small_prompt(9), params))
+        while not engine.idle:
+            engine.step()
+        texts.append(completion.tokens)
+    assert texts[0] == texts[1]
+
+
+def test_what_a_spread_model_can_not_do(backbone: Backbone) -> None:
+    with pytest.raises(EntMTPError, match="kernels: 'packed' are for a model on one device; use 'auto'"):
+        Backbone(backbone.model, "packed")
+    with pytest.raises(EntMTPError, match="model type 'llama' has no multi-token-prediction"):
+        load_heads("native", backbone)
+
+
+def test_without_gpus_there_is_nothing_to_spread_over() -> None:
+    if torch.cuda.device_count():
+        pytest.skip("there are some")
+    with pytest.raises(EntMTPError, match="device 'balanced': PyTorch sees 0 CUDA devices; use 'cpu'"):
+        load_model("bundled", device="balanced")
+
+
+def test_layers_that_found_no_room_are_told() -> None:
+    model = SimpleNamespace(hf_device_map={"model.layers.0": 0, "model.layers.1": "cpu"})
+    with pytest.raises(EntMTPError, match=r"have no room for 1 of its parts, 'model.layers.1' among them"):
+        check_all_on_gpus("org/large", model)

@@ -1,0 +1,95 @@
+from collections.abc import Callable
+
+import pytest
+
+from entmtp.policies.base import Policy, StaticPolicy
+from entmtp.policies.correction import PERIOD, CorrectingPolicy
+from entmtp.policies.goodput import GoodputPolicy
+from entmtp.policies.signals import Signals
+from entmtp.policies.step_cost import PolicyCost, StepCost
+from entmtp.trees.topology import Topology
+from tests.helpers.simulated_machine import machine
+from tests.helpers.small_cases import small_predictor
+
+SIZES = (0, 1, 2, 4, 8, 16)
+COST = StepCost(
+    nodes=list(SIZES),
+    verify_ms=[20.0, 20.5, 21.0, 22.0, 24.0, 28.0],
+    narrow_draft_ms=[2.0, 4.0],
+    wide_draft_ms=[2.0, 4.0],
+    wide_nodes=63,
+    hardware="test",
+)
+
+
+def wide(nodes: int) -> Topology:
+    return Topology.of([(rank,) for rank in range(nodes)]) if nodes else Topology.root_only()
+
+
+class Remade:
+    """Makes policies that take the cheapest tree but plain decoding, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, cost: PolicyCost) -> Policy:
+        self.count += 1
+        return StaticPolicy(min(map(wide, SIZES[1:]), key=lambda tree: cost(tree) / (1 + tree.nodes)), 8)
+
+
+def run(policy: CorrectingPolicy, truth: Callable[[int], float], steps: int) -> None:
+    for at in range(steps):
+        tree = wide(SIZES[at % len(SIZES)])
+        draft = COST.draft(tree)
+        policy.observe([tree], {"policy": 0.0, "verify": truth(tree.nodes) * (COST(tree) - draft), "draft": draft})
+
+
+def test_the_policy_is_made_anew_when_trees_compare_otherwise() -> None:
+    made = Remade()
+    policy = CorrectingPolicy(made, machine(COST))
+    assert policy.policy.topology == wide(16)  # type: ignore[attr-defined]
+    run(policy, lambda nodes: 4.0 if nodes == 16 else 1.0, 40 * PERIOD)
+    assert policy.policy.topology == wide(8)  # type: ignore[attr-defined]
+
+
+def test_a_policy_that_is_right_is_left_alone() -> None:
+    made = Remade()
+    run(CorrectingPolicy(made, machine(COST)), lambda nodes: 1.0, 20 * PERIOD)
+    assert made.count == 1
+
+
+def test_a_policy_that_can_take_other_costs_in_is_not_made_anew() -> None:
+    made: list[GoodputPolicy] = []
+
+    def make(cost: PolicyCost) -> Policy:
+        made.append(GoodputPolicy(small_predictor(), cost.of_batch, 8))
+        return made[-1]
+
+    policy = CorrectingPolicy(make, machine(COST))
+    before = made[0].rate()
+    run(policy, lambda nodes: 1.0 if nodes == 0 else 4.0, 40 * PERIOD)
+    assert len(made) == 1
+    assert made[0].rate() < before
+
+
+@pytest.mark.parametrize("trees", [(0, 16), (16, 0), (1, 0, 16)])
+def test_a_step_of_several_trees_teaches_of_the_widest_to_which_all_are_padded(trees: tuple[int, ...]) -> None:
+    policy = CorrectingPolicy(lambda cost: StaticPolicy(wide(2), 8), machine(*[COST] * len(trees)))
+    cost = policy._machine.of(len(trees)).at(160)
+    draft = COST.draft(wide(16))
+    for _ in range(8 * PERIOD):
+        took = {"policy": 0.0, "verify": COST(wide(16)) - draft, "draft": draft}
+        policy.observe([wide(nodes) for nodes in trees], took)
+    assert [cost(wide(nodes)) for nodes in SIZES] == pytest.approx([COST(wide(nodes)) for nodes in SIZES])
+
+
+def test_what_a_step_should_gain_is_told_where_the_policy_says() -> None:
+    policy = CorrectingPolicy(lambda cost: GoodputPolicy(small_predictor(), cost.of_batch, 8), machine(COST))
+    assert policy.foretold is None
+    beliefs = [policy.start()]
+    (choice,) = policy.choose([Signals(0, 0.0, 0.0, 0.0)], beliefs, [63], lambda requests: pytest.fail("it drafted"))
+    assert choice.topology.nodes
+    assert policy.foretold == pytest.approx((1 + beliefs[0].expected) / COST(choice.topology))
+    static = CorrectingPolicy(lambda cost: StaticPolicy(wide(2), 8), machine(COST))
+    static.choose([Signals(0, 0.0, 0.0, 0.0)], [None], [63], lambda requests: pytest.fail("it drafted"))
+    assert static.foretold is None

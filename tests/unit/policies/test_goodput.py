@@ -1,0 +1,133 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from entmtp.policies.acceptance_bias import Belief
+from entmtp.policies.goodput import GoodputPolicy, candidates
+from entmtp.policies.rate import BatchCosts, best_choices
+from entmtp.policies.signals import Signals
+from entmtp.trees.predictor import Predictor
+from entmtp.trees.topology import Topology
+
+EASY = Signals(0, 0.0, 0.0, 0.0)
+HARD = Signals(0, 4.0, 4.0, 0.0)
+PREDICTOR = Predictor(
+    features=["entropy"],
+    weights=[-1.0],
+    bias=0.0,
+    centres=[-4.0, 0.0],
+    shares=[0.5, 0.5],
+    paths=[(0,), (0, 0), (0, 0, 0), (1,)],
+    probabilities=[[0.1, 0.0, 0.0, 0.05], [0.9, 0.8, 0.7, 0.05]],
+)
+
+
+def linear(per_node: float, per_level: float = 0.0) -> BatchCosts:
+    """Nodes of all requests are verified one after another; levels are drafted side by side."""
+    return lambda batch, context: lambda tree: 10 + per_node * batch * tree.nodes + per_level * tree.max_depth
+
+
+def chosen_by(policy: GoodputPolicy, *signals: Signals) -> list[Topology]:
+    beliefs = [policy.start() for _ in signals]
+    return [policy.trees[at] for at in policy.best(policy.scores(signals, beliefs), [63] * len(signals))]
+
+
+def test_a_deep_tree_where_the_text_is_easy_and_plain_decoding_where_it_is_hard() -> None:
+    policy = GoodputPolicy(PREDICTOR, linear(2.0), 8)
+    assert chosen_by(policy, EASY)[0].paths == ((0,), (0, 0), (0, 0, 0))
+    assert chosen_by(policy, HARD)[0] == Topology.root_only()
+
+
+def test_everything_that_may_be_right_where_nodes_cost_nothing() -> None:
+    policy = GoodputPolicy(PREDICTOR, linear(0.0), 8)
+    assert chosen_by(policy, HARD)[0].paths == ((0,), (1,))
+    assert chosen_by(policy, EASY)[0].nodes == 4
+
+
+def test_guesses_are_expected_to_gain_the_chances_of_their_paths_the_root_not_counted() -> None:
+    policy, beliefs = GoodputPolicy(PREDICTOR, linear(0.0), 8), [Belief()]
+    (choice,) = policy.choose([EASY], beliefs, [63], lambda requests: pytest.fail("it drafted"))
+    assert choice.topology.nodes == 4
+    assert beliefs[0].expected == pytest.approx(0.9 + 0.8 + 0.7 + 0.05)
+
+
+def test_plain_decoding_where_every_node_costs_a_step() -> None:
+    policy = GoodputPolicy(PREDICTOR, linear(10.0), 8)
+    assert chosen_by(policy, EASY)[0] == Topology.root_only()
+    assert policy.rate() == pytest.approx(0.1)
+
+
+def test_levels_have_a_price_too() -> None:
+    flat = GoodputPolicy(PREDICTOR, linear(0.0, per_level=9.0), 8)
+    assert chosen_by(flat, EASY)[0].max_depth < 3
+
+
+def test_one_shape_serves_a_batch_and_each_request_takes_its_best_tree_within_it() -> None:
+    policy = GoodputPolicy(PREDICTOR, linear(0.5), 8)
+    easy, hard = chosen_by(policy, EASY, HARD)
+    assert easy.paths == ((0,), (0, 0), (0, 0, 0))
+    assert hard.paths == ((0,), (1,)), "nodes that are padded anyway cost nothing"
+
+
+def test_a_batch_for_which_nodes_are_dear_decodes_plainly() -> None:
+    policy = GoodputPolicy(PREDICTOR, linear(1.0), 8)
+    assert chosen_by(policy, EASY)[0].nodes == 3
+    assert {tree.nodes for tree in chosen_by(policy, *[EASY] * 16)} == {0}
+    assert policy.rate([63] * 16) == pytest.approx(16 / 10)
+
+
+def test_other_costs_count_once_the_policy_takes_them_in() -> None:
+    costs = linear(0.5)
+    policy = GoodputPolicy(PREDICTOR, lambda batch, context: costs(batch, context), 8)
+    batches = [EASY], [EASY, EASY]
+    cheap = [chosen_by(policy, *batch) for batch in batches]
+    costs = linear(10.0)
+    assert [chosen_by(policy, *batch) for batch in batches] == cheap
+    assert policy.reprice()
+    assert [chosen_by(policy, *batch) for batch in batches] == [
+        [Topology.root_only()] * len(batch) for batch in batches
+    ]
+    assert policy.rate([63, 63]) == pytest.approx(0.2)
+
+
+@given(st.lists(st.floats(0, 5), min_size=1, max_size=5), st.floats(0, 5), st.floats(0, 3))
+def test_no_shape_is_worth_more(nats: list[float], per_node: float, per_level: float) -> None:
+    policy = GoodputPolicy(PREDICTOR, linear(per_node, per_level), 8)
+    signals = [Signals(0, each, each, 0.0) for each in nats]
+    cost, rate = linear(per_node, per_level)(len(nats), 160), policy.rate([63] * len(nats))
+
+    def worth(trees: list[Topology]) -> float:
+        widest = max(trees, key=lambda tree: (tree.nodes, tree.max_depth))
+        gain = sum(
+            float(PREDICTOR.blend(float(PREDICTOR.score(np.array([each])))) @ PREDICTOR.gains([tree])[:, 0])
+            for each, tree in zip(nats, trees, strict=True)
+        )
+        return gain - rate * cost(widest)
+
+    found = worth(chosen_by(policy, *signals))
+    for tree in policy.trees:
+        assert found >= worth([tree] * len(nats)) - 1e-9
+
+
+def test_candidates_are_the_likeliest_paths_of_each_centre_by_depth_and_size() -> None:
+    found = {tree.paths for tree in candidates(PREDICTOR, (0, 1, 2))}
+    assert found == {(), ((0,),), ((0,), (1,)), ((0,), (0, 0))}
+
+
+gains = st.lists(st.lists(st.floats(1, 6), min_size=3, max_size=3), min_size=1, max_size=3)
+
+
+@given(gains, st.lists(st.floats(1, 50), min_size=3, max_size=3), st.integers(0, 2**16))
+def test_no_choice_per_centre_has_a_better_rate(table: list[list[float]], costs: list[float], seed: int) -> None:
+    shares = np.random.default_rng(seed).dirichlet(np.ones(len(table)))
+    gain, cost = np.array(table), np.array(costs)
+    best = max(
+        shares @ gain[np.arange(len(gain)), choice] / (shares @ cost[list(choice)])
+        for choice in itertools.product(range(3), repeat=len(gain))
+    )
+    chosen, rate = best_choices(list(gain), [cost] * len(gain), shares)
+    assert rate == pytest.approx(best, rel=1e-6)
+    assert shares @ gain[np.arange(len(gain)), chosen] / (shares @ cost[chosen]) == pytest.approx(rate)
