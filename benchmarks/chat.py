@@ -22,9 +22,8 @@ from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.conclusions import ratio
 from entmtp.evaluation.run.arms import Toolbox, make_policy
-from entmtp.intervals import paired_ratio
+from entmtp.intervals import paired_ratio, ratio
 from entmtp.models.backbone import Backbone
 from entmtp.models.loading.load import load_model
 from entmtp.policies.step_cost import hardware_name

@@ -24,7 +24,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.loading.load import load_model
-from entmtp.policies.base import StaticPolicy
+from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import TYPICAL_CONTEXT, StepCost, hardware_name
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 from entmtp.trees.topology import Topology

@@ -28,7 +28,7 @@ from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, 
 from benchmarks.serving import running
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.conclusions import ratio
+from entmtp.intervals import ratio
 from entmtp.loadtest.load_summary import Slo, speedup, summarise_load
 from entmtp.loadtest.traffic import Endpoint, Outcome, Traffic
 from entmtp.loadtest.turns import Rounds, in_turns, texts_of

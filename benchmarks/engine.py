@@ -30,22 +30,21 @@ from rich.progress import Progress
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
-from entmtp.calibration.thresholds import retuned
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure_cost import machine_cost
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.conclusions import ratio
-from entmtp.evaluation.run.arms import LADDER, POLICY_OF, Toolbox, make_correcting_policy, make_policy
 from entmtp.files import write_whole
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
-from entmtp.intervals import Estimate, paired_ratio
+from entmtp.intervals import Estimate, paired_ratio, ratio
+from entmtp.loading import policy_at_costs
 from entmtp.models.backbone import Backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.policies.registry import PolicyInputs, make_policy
 from entmtp.policies.step_cost import MachineCost, hardware_name
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.suites import PAPER_SUITES, scored_prompts
@@ -156,11 +155,8 @@ def _engine(
     name: str, backbone: Backbone, heads: DraftHeads, bank: TreeBank, cost: MachineCost, settings: EngineSettings
 ) -> Engine:
     if name == PLAIN:
-        return Engine(backbone, None, make_policy(name, Toolbox(backbone, {}, {}, {})), settings)
-    if POLICY_OF[name] == LADDER:
-        bank = retuned(bank, cost.table(1), print)
-    tools = Toolbox(backbone, {heads.kind: heads}, {heads.kind: bank}, {})
-    return Engine(backbone, heads, make_correcting_policy(name, tools, cost), settings)
+        return Engine(backbone, None, make_policy(PLAIN, PolicyInputs()), settings)
+    return Engine(backbone, heads, policy_at_costs(name, heads, bank, cost, print), settings)
 
 
 def _check_same(results: Mapping[str, Round]) -> None:

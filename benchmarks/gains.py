@@ -25,10 +25,9 @@ from benchmarks.lib.timing import Clock, ladder_of
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.measure_cost import StepBench, interleaved, sized_tree
-from entmtp.evaluation.analysis.conclusions import ratio
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
-from entmtp.intervals import paired_ratio
+from entmtp.intervals import paired_ratio, ratio
 from entmtp.models import backbone as backbones
 from entmtp.models.backbone import Backbone
 from entmtp.models.kernels import packed_linear

@@ -30,13 +30,12 @@ from entmtp.decoding.engine import Engine
 from entmtp.decoding.logprobs import TokenLogprobs
 from entmtp.decoding.measure_cost import sized_tree
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.conclusions import interval
 from entmtp.evaluation.run.arms import Toolbox, make_policy
-from entmtp.intervals import Estimate, proportion
+from entmtp.intervals import Estimate, interval, proportion
 from entmtp.models.backbone import Backbone
 from entmtp.models.kernels.choices import CHOICES, check_name
 from entmtp.models.loading.load import encode_chat, load_model
-from entmtp.policies.base import StaticPolicy
+from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import CalibrationSettings, Kernels, SamplingParams
 from entmtp.suites import PAPER_SUITES, scored_prompts

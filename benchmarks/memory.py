@@ -17,8 +17,8 @@ from entmtp.cli_errors import told_plainly
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure_cost import machine_cost
 from entmtp.decoding.request import Request
-from entmtp.evaluation.run.arms import Toolbox, make_correcting_policy
 from entmtp.heads.checkpoint import bundled_heads, load_heads
+from entmtp.loading import policy_at_costs
 from entmtp.models.backbone import Backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import load_model
@@ -42,8 +42,7 @@ def main(
         heads = load_heads(bundled_heads("hydra"), backbone)
         bank = load_bank(bundled_bank(MIXED, "hydra"))
         cost = machine_cost(backbone, heads, cache_folder(), print, 8)
-        tools = Toolbox(backbone, {heads.kind: heads}, {heads.kind: bank}, {})
-        policy = make_correcting_policy("entmtp-dynamic", tools, cost)
+        policy = policy_at_costs("entmtp-dynamic", heads, bank, cost, print)
         columns = ["slots", "context", "cache as computed, MiB", "grown by, MiB"]
         sizes = Table(title="memory of an engine", columns=columns, rows=_sizes(backbone))
         settings = EngineSettings(slots=8, context=256, prefill_tokens=512, max_waiting=requests)

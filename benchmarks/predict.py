@@ -22,6 +22,7 @@ import torch
 import typer
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from entmtp import methods
 from entmtp.calibration.build import calibration_texts, growths_of, traces_of
 from entmtp.calibration.known_world import known_world
 from entmtp.calibration.policy_replay import GrowthAt
@@ -31,7 +32,6 @@ from entmtp.calibration.replay import (
     IDEAL,
     IDEAL_WORDS,
     KNOWN_CHANCES,
-    POLICIES,
     Pace,
     cost_of,
     grown_cost_of,
@@ -39,9 +39,8 @@ from entmtp.calibration.replay import (
     replay_policy,
 )
 from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.analysis.conclusions import percent, ratio
-from entmtp.evaluation.analysis.summary import YARDSTICKS
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.intervals import percent, ratio
 from entmtp.models.backbone import Backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.hardware_profile import load_profile
@@ -52,7 +51,7 @@ from entmtp.suites.splits import draw
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 from entmtp.trees.trace import RankTrace
 
-METHODS = (*(name for name in POLICIES if name not in ("autoregressive", *YARDSTICKS)), DYNAMIC, *YARDSTICKS)
+METHODS = tuple(name for name in methods.policies() if name != methods.AUTOREGRESSIVE)
 SHARED = ("best-static", "ladder", "goodput", DYNAMIC, KNOWN_CHANCES)
 _SOURCE = ("suite", "source", "heads")
 _KNOWN = (KNOWN_CHANCES, DYNAMIC, "hindsight", "dynamic of known-chances", "known-chances of hindsight")
@@ -179,7 +178,7 @@ def predict(traces: list[RankTrace], growths: list[GrowthAt], bank: TreeBank, co
             ratio(found[yardstick].speedup),
             *(_share(found.get(name) if name != yardstick else None, found[yardstick]) for name in SHARED),
         ]
-        for yardstick in (*YARDSTICKS, KNOWN_CHANCES)
+        for yardstick in (*methods.yardsticks(), KNOWN_CHANCES)
     ]
     known = [
         _speed(world.best),

@@ -24,9 +24,8 @@ from deployments.serve_local import service
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.completion import Completion
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.conclusions import ratio
-from entmtp.intervals import Estimate, paired_ratio
-from entmtp.loading import Method, load_method
+from entmtp.intervals import Estimate, paired_ratio, ratio
+from entmtp.loading import MethodSpec, load_method
 from entmtp.loadtest.traffic import Endpoint, Outcome, Traffic
 from entmtp.models.loading.load import encode_chat
 from entmtp.policies.step_cost import hardware_name
@@ -54,7 +53,7 @@ def main(
     """Measure the overhead of serving."""
     with told_plainly("serving", interrupted="nothing was recorded"), running(url) as address:
         texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, prompts)]
-        engine, tokenizer = load_method(Method(method), print, EngineSettings())
+        engine, tokenizer = load_method(MethodSpec(method), print, EngineSettings())
         params = SamplingParams(temperature=0.0, max_tokens=tokens)
         traffic = Traffic(Endpoint("service", f"{address}/v1", model), texts, tokens, 600.0)
         served: list[list[Outcome]] = [[] for _ in texts]

@@ -19,9 +19,8 @@ from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, 
 from benchmarks.study.input import read_study
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.conclusions import ratio
 from entmtp.evaluation.analysis.summary import Summary
-from entmtp.intervals import CONFIDENCE
+from entmtp.intervals import CONFIDENCE, ratio
 
 
 def main(

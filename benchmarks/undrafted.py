@@ -24,11 +24,10 @@ from entmtp.cli_errors import told_plainly
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.conclusions import ratio
-from entmtp.evaluation.run.arms import kind_of
 from entmtp.heads.checkpoint import bundled_heads, load_heads
-from entmtp.intervals import paired_ratio
-from entmtp.loading import Method, check_method, load_method, policy_of
+from entmtp.intervals import paired_ratio, ratio
+from entmtp.loading import MethodSpec, check_method, load_method, policy_of
+from entmtp.methods import heads_of
 from entmtp.models.backbone import Backbone
 from entmtp.models.loading.load import encode_chat
 from entmtp.policies.step_cost import hardware_name
@@ -61,7 +60,7 @@ def main(
     """Measure what is left of drafting where a request forbids it."""
     with told_plainly("undrafted", interrupted="nothing was recorded"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        plain, tokenizer = load_method(Method(PLAIN, device=device), print)
+        plain, tokenizer = load_method(MethodSpec(PLAIN, device=device), print)
         again = Engine(plain.backbone, None, plain.policy)
         engines = {PLAIN: plain, AGAIN: again} | {name: engine_of(name, plain.backbone) for name in methods or METHODS}
         texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, prompts)]
@@ -81,9 +80,9 @@ def engine_of(name: str, backbone: Backbone) -> Engine:
     Raises:
         EntMTPError: for an unknown method.
     """
-    method = Method(name)
+    method = MethodSpec(name)
     check_method(method)
-    heads = load_heads(bundled_heads(kind_of(name)), backbone)
+    heads = load_heads(bundled_heads(heads_of(name)), backbone)
     return Engine(backbone, heads, policy_of(method, backbone, heads, None, print))
 
 

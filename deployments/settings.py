@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
 from deployments.http.log_file import FOLDER
-from entmtp.evaluation.run.arms import POLICY_OF
-from entmtp.loading import Method, check_method
+from entmtp.loading import MethodSpec, check_method
+from entmtp.methods import policy_of
 from entmtp.settings import DEFAULT_METHOD, EngineSettings, Kernels, Settings, default_method
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -67,7 +67,7 @@ class EngineArgs(Settings):
     @property
     def policy(self) -> str:
         """How its method chooses trees, whatever the heads."""
-        return POLICY_OF[self.method]
+        return policy_of(self.method)
 
     @field_validator("method", mode="before")
     @classmethod
@@ -76,7 +76,7 @@ class EngineArgs(Settings):
 
     @model_validator(mode="after")
     def _known(self) -> EngineArgs:
-        check_method(Method(self.method, self.task))
+        check_method(MethodSpec(self.method, self.task))
         return self
 
     @model_validator(mode="after")

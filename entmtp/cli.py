@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from entmtp import methods
 from entmtp.cli_errors import require_extra, told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.command import benchmark_command
@@ -44,10 +45,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="what to answer")],
     method: Annotated[
         str | None,
-        typer.Option(
-            help="autoregressive, medusa(-best), hydra(-best), native(-best), entmtp, entmtp-goodput or entmtp-dynamic"
-            f" (default: {DEFAULT_METHOD})"
-        ),
+        typer.Option(help=f"{', '.join(methods.offered())} (default: {DEFAULT_METHOD})"),
     ] = None,
     task: Annotated[
         str, typer.Option(help="whose tree bank to use: humaneval, gsm8k, sharegpt, litbench, mixed")
@@ -71,7 +69,7 @@ def generate(
 ) -> None:
     """Answer a prompt, streaming; then one line of statistics."""
     with told_plainly("generate"):
-        from entmtp.loading import Method, open_session
+        from entmtp.loading import MethodSpec, open_session
         from entmtp.settings import SamplingParams, default_method
 
         if max_new_tokens < 1:
@@ -80,7 +78,7 @@ def generate(
             max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
         )
 
-        chosen = Method(
+        chosen = MethodSpec(
             name=method or default_method(device),
             task=task,
             model=model,
@@ -134,9 +132,7 @@ def replay(
     bank: Annotated[Path, typer.Option(help="the tree bank that the policies choose from")],
     policy: Annotated[
         list[str] | None,
-        typer.Option(
-            help="autoregressive, published, best-static, ladder, goodput, bank-oracle or hindsight; may repeat"
-        ),
+        typer.Option(help=f"{', '.join(methods.policies())}; may repeat (default: all that a trace is enough for)"),
     ] = None,
     profile: Annotated[
         str,
@@ -151,10 +147,10 @@ def replay(
 ) -> None:
     """Say what policies would gain on a trace, at a machine's cost of steps; needs neither model nor machine."""
     with told_plainly("replay"):
-        from entmtp.calibration.replay import POLICIES, cost_of, replay_file, replay_table
+        from entmtp.calibration.replay import cost_of, replay_file, replay_table, replayable
 
         cost = cost_of(profile, batch, context)
-        found = replay_file(trace, bank, policy or POLICIES, cost, Console(stderr=True).print)
+        found = replay_file(trace, bank, policy or replayable(), cost, Console(stderr=True).print)
         Console().print(replay_table(found, profile))
 
 

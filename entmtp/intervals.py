@@ -165,3 +165,22 @@ def _jackknife(count: int, statistic: Callable[[NDArray[np.bool_]], float]) -> L
     without = np.array([statistic(np.arange(count) != one) for one in range(count)])
     error = math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
     return LogMean(statistic(everything), error, count - 1)
+
+
+def interval(estimate: Estimate, digits: int = 2, unit: str = "") -> str:
+    """'[1.44, 1.60]', or a dash where there are too few prompts."""
+    if estimate.low is None or estimate.high is None:
+        return "–"
+    return f"[{estimate.low:.{digits}f}{unit}, {estimate.high:.{digits}f}{unit}]"
+
+
+def ratio(estimate: Estimate, unit: str = "x") -> str:
+    """'1.52x [1.44, 1.60]', or a dash: a speedup without an interval is not shown."""
+    return f"{estimate.value:.2f}{unit} {interval(estimate)}" if estimate.has_interval else "–"
+
+
+def percent(share: Estimate) -> str:
+    """'76% [75%, 78%]', or a dash: a share without an interval is not shown."""
+    if share.low is None or share.high is None:
+        return "–"
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"

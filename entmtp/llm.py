@@ -18,7 +18,7 @@ from rich.progress import Progress
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
-from entmtp.loading import Method, load_method
+from entmtp.loading import MethodSpec, load_method
 from entmtp.models.loading.end_of_turn import end_of_turn_ids, ending_turns
 from entmtp.models.loading.load import encode_chat
 from entmtp.settings import EngineSettings, SamplingParams, default_method
@@ -55,7 +55,7 @@ class LLM:
         Raises:
             EntMTPError: for an unknown name, or parts that do not belong together.
         """
-        method = Method(
+        method = MethodSpec(
             name=policy or default_method(device),
             task=task,
             model=model,

@@ -8,44 +8,36 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from entmtp import methods
 from entmtp.calibration.thresholds import retuned
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure_cost import learnt_costs, machine_cost
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.summary import ADAPTIVE
-from entmtp.evaluation.run.arms import (
-    LADDER,
-    METHODS,
-    OF_NATIVE,
-    POLICY_OF,
-    Toolbox,
-    kind_of,
-    make_correcting_policy,
-    make_policy,
-)
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.heads.native.heads import NATIVE
+from entmtp.methods import AUTOREGRESSIVE, LADDER, heads_of
 from entmtp.models.backbone import Backbone
 from entmtp.models.kernels.choices import check_name
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.end_of_turn import end_of_turn_ids, ending_turns, turn_notice
 from entmtp.models.loading.load import encode_chat, load_model, resolve_model
 from entmtp.policies.base import Policy
+from entmtp.policies.cost_cache import LearntCosts
+from entmtp.policies.registry import PolicyInputs, make_correcting, make_policy
+from entmtp.policies.step_cost import MachineCost
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.suites import PAPER_SUITES
-from entmtp.trees.bank import MIXED, bundled_bank, load_bank
-
-_PLAIN = "autoregressive"
+from entmtp.trees.bank import MIXED, TreeBank, bundled_bank, load_bank
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodSpec:
     """What is to answer: names as on the command line.
 
     Attributes:
-        name: one of :data:`METHODS`.
+        name: one of :func:`methods.offered`.
         task: whose tree bank is used where ``bank`` names none; 'mixed' is one bank for all.
         heads: None for the bundled ones; 'native' for the model's own multi-token-prediction layers.
     """
@@ -98,7 +90,7 @@ class Session:
         )
 
 
-def open_session(method: Method, say: Callable[[str], None]) -> Session:
+def open_session(method: MethodSpec, say: Callable[[str], None]) -> Session:
     """Loads what the method needs, and only that.
 
     Raises:
@@ -109,7 +101,7 @@ def open_session(method: Method, say: Callable[[str], None]) -> Session:
 
 
 def load_method(
-    method: Method, say: Callable[[str], None], settings: EngineSettings | None = None
+    method: MethodSpec, say: Callable[[str], None], settings: EngineSettings | None = None
 ) -> tuple[Engine, PreTrainedTokenizerBase]:
     """An engine for the method, for one request at a time where there are no ``settings``; and its tokenizer.
 
@@ -120,7 +112,7 @@ def load_method(
     check_method(method)
     chosen = check_name(method.kernels)
     resolve_model(method.model)
-    drafts = method.name != _PLAIN
+    drafts = method.name != AUTOREGRESSIVE
     if drafts and method.model != "bundled" and _source(method) is None:
         raise EntMTPError(
             f"heads: none are shipped for model '{method.model}'; give --heads, --heads {NATIVE} if it has"
@@ -138,33 +130,32 @@ def load_method(
     return Engine(backbone, heads, policy, settings, tokenizer.backend_tokenizer), tokenizer
 
 
-def check_method(method: Method) -> None:
+def check_method(method: MethodSpec) -> None:
     """Raises EntMTPError for a method or task that there is not."""
-    if method.name not in METHODS:
-        raise EntMTPError(f"method: '{method.name}' is unknown; choose one of {', '.join(METHODS)}")
+    methods.get(method.name)
     if method.task not in (tasks := (*PAPER_SUITES, MIXED)):
         raise EntMTPError(f"task: '{method.task}' is unknown; choose one of {', '.join(tasks)}")
 
 
-def _source(method: Method) -> str | None:
+def _source(method: MethodSpec) -> str | None:
     """Where its heads come from, unless they are bundled."""
-    return method.heads or (NATIVE if method.name in OF_NATIVE else None)
+    return method.heads or (NATIVE if method.name in methods.of_native_heads() else None)
 
 
-def _heads_of(method: Method, backbone: Backbone) -> DraftHeads:
-    source = _source(method) or str(bundled_heads(kind_of(method.name)))
+def _heads_of(method: MethodSpec, backbone: Backbone) -> DraftHeads:
+    source = _source(method) or str(bundled_heads(heads_of(method.name)))
     heads = load_heads(source, backbone)
-    kind = kind_of(method.name, (heads.kind,))  # heads that are given decide, unless the method is named after others
+    kind = heads_of(method.name, (heads.kind,))  # heads that are given decide, unless the method is named after others
     if heads.kind != kind:
         raise EntMTPError(
             f"heads: {source} holds {heads.kind} heads but the method needs {kind} heads; give such, or a"
-            f" method that runs with any: {', '.join(ADAPTIVE)}"
+            f" method that runs with any: {', '.join(methods.adaptive())}"
         )
     return heads
 
 
 def policy_of(
-    method: Method,
+    method: MethodSpec,
     backbone: Backbone,
     heads: DraftHeads | None,
     settings: EngineSettings | None,
@@ -175,9 +166,9 @@ def policy_of(
     Raises:
         EntMTPError: if the method needs other heads, or the bank was made for others.
     """
-    if method.name == _PLAIN:
-        return make_policy(method.name, Toolbox(backbone, {}, {}, {}))
-    kind = kind_of(method.name, () if heads is None else (heads.kind,))
+    if method.name == AUTOREGRESSIVE:
+        return make_policy(AUTOREGRESSIVE, PolicyInputs())
+    kind = heads_of(method.name, () if heads is None else (heads.kind,))
     if heads is None or heads.kind != kind:
         loaded = "none" if heads is None else f"{heads.kind} heads"
         raise EntMTPError(f"heads: method '{method.name}' needs {kind} heads but {loaded} are loaded; load others")
@@ -188,13 +179,28 @@ def policy_of(
     )
     slots, context = (1, None) if settings is None else (settings.slots, settings.context)
     cost = machine_cost(backbone, heads, cache_folder(), say, slots, context)
-    if POLICY_OF[method.name] == LADDER:
+    return policy_at_costs(method.name, heads, bank, cost, say, learnt_costs(backbone, heads, cache_folder()))
+
+
+def policy_at_costs(
+    name: str,
+    heads: DraftHeads,
+    bank: TreeBank,
+    cost: MachineCost,
+    say: Callable[[str], None],
+    learnt: LearntCosts | None = None,
+) -> Policy:
+    """The policy of a method that drafts, by the machine's costs as its steps correct them.
+
+    ``learnt`` are the corrections of earlier runs, which this one goes on from and adds to.
+    """
+    policy = methods.policy_of(name)
+    if policy == LADDER:
         bank = retuned(bank, cost.table(1), say)
-    tools = Toolbox(backbone, {heads.kind: heads}, {heads.kind: bank}, {})
-    return make_correcting_policy(method.name, tools, cost, learnt_costs(backbone, heads, cache_folder()))
+    return make_correcting(policy, PolicyInputs(heads.num_heads, bank), cost, learnt)
 
 
-def _bank_path(method: Method, kind: str | None) -> Path:
+def _bank_path(method: MethodSpec, kind: str | None) -> Path:
     """Its bank for heads of a ``kind``, which is None where they are not loaded yet.
 
     Raises:

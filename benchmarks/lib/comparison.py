@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lib.record import Cell, Table
-from entmtp.evaluation.analysis.conclusions import ratio
-from entmtp.intervals import FEWEST_PROMPTS, Estimate, Floats, mean_of_suites, paired_ratio
+from entmtp.intervals import FEWEST_PROMPTS, Estimate, Floats, mean_of_suites, paired_ratio, ratio
 
 MEAN = "mean of suites"
 

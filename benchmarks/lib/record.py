@@ -184,8 +184,8 @@ def deliver(record: Record, path: Path | None, uncommitted: bool) -> None:
 def command_line() -> str:
     """How this process was started: ``python -m benchmarks.NAME ARGUMENTS``."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    started = ["python", "-m", spec.name.removesuffix(".__main__")] if spec is not None else ["python", Path(sys.argv[0]).name]
-    return shlex.join([*started, *map(portable, sys.argv[1:])])
+    script = [Path(sys.argv[0]).name] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
+    return shlex.join(["python", *script, *map(portable, sys.argv[1:])])
 
 
 def portable(argument: str) -> str:

@@ -14,9 +14,10 @@ import torch
 
 from entmtp.decoding.measure_cost import PARTS, StepBench, interleaved
 from entmtp.decoding.request import StepRecord
-from entmtp.policies.base import LadderPolicy, Policy, RequestPolicy, StaticPolicy
-from entmtp.policies.ladder import Ladder
+from entmtp.policies.base import Policy, RequestPolicy
+from entmtp.policies.ladder import Ladder, LadderPolicy
 from entmtp.policies.signals import Signals
+from entmtp.policies.static import StaticPolicy
 from entmtp.settings import CalibrationSettings, LadderSettings
 from entmtp.trees.topology import Path, Topology
 

@@ -25,11 +25,13 @@ from benchmarks.study.claims import claims
 from benchmarks.study.input import REMEDY, Figure, Study, read_if_run, read_study
 from benchmarks.study.sampled import TITLE, Sampled, sampled_lines, sampled_runs
 from benchmarks.study.tables import SPEED_NOTE, quality_lines, speed_lines
+from entmtp import methods
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.summary import ADAPTIVE, AUTOREGRESSIVE, Summary
+from entmtp.evaluation.analysis.summary import Summary
 from entmtp.evaluation.results.provenance import flat_facts
 from entmtp.files import write_text
+from entmtp.methods import AUTOREGRESSIVE
 
 FOLDER = ROOT / "docs" / "study"
 _FACTS = ("command", "profile", "hardware", "platform", "model", "heads", "date", "git_commit", "versions", "settings")
@@ -107,7 +109,7 @@ def _claims(summary: Summary) -> Iterator[str]:
     anchor = TITLE.lower().replace(".", "").replace(" ", "-")
     yield f"This is at temperature 0; the paper's numbers are of 0.7 with typical acceptance, as [below](#{anchor})."
     yield ""
-    ran = [arm for arm in ADAPTIVE if any(row.arm == arm for row in summary.arms)]
+    ran = [arm for arm in methods.adaptive() if any(row.arm == arm for row in summary.arms)]
     if summary.best_adaptive is not None and len(ran) > 1:
         yield (
             f"The best adaptive arm is {summary.best_adaptive}: of {', '.join(ran)} it was the fastest over all suites,"

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
-from entmtp.evaluation.analysis.conclusions import interval, percent, ratio
-from entmtp.evaluation.analysis.summary import (
-    ADAPTIVE,
-    ALL_SUITES,
-    AUTOREGRESSIVE,
-    ENTMTP,
-    YARDSTICKS,
-    ArmSummary,
-    Speedup,
-    Summary,
-)
-from entmtp.intervals import Estimate
+from entmtp import methods
+from entmtp.evaluation.analysis.summary import ALL_SUITES, ArmSummary, Speedup, Summary
+from entmtp.intervals import Estimate, interval, percent, ratio
+from entmtp.methods import AUTOREGRESSIVE, ENTMTP
 
 _PAPER_OVER_HYDRA = (1.09, 1.15)
 _PAPER_OVER_MEDUSA = 1.36
@@ -181,7 +174,8 @@ def _never_slower(summary: Summary) -> Iterator[str]:
 
 def _shares(summary: Summary) -> Iterator[str]:
     """Each adaptive arm's share of each yardstick's speed, after a sentence that says what a share is."""
-    told = [sentence for arm in ADAPTIVE for other in YARDSTICKS for sentence in _share(summary, arm, other)]
+    pairs = product(methods.adaptive(), methods.yardsticks())
+    told = [sentence for arm, yardstick in pairs for sentence in _share(summary, arm, yardstick)]
     if told:
         yield _SHARE
         yield from told

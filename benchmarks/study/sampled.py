@@ -10,7 +10,7 @@ from benchmarks.study.claims import against_paper
 from benchmarks.study.input import Study
 from benchmarks.study.tables import quality_lines, speed_lines
 from entmtp.evaluation.analysis.conclusions import quality_verdicts
-from entmtp.evaluation.analysis.summary import AUTOREGRESSIVE, ENTMTP
+from entmtp.methods import AUTOREGRESSIVE, ENTMTP
 from entmtp.settings import PAPER_TEMPERATURE
 
 TITLE = f"At temperature {PAPER_TEMPERATURE}"

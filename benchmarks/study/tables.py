@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.lib.markdown import table_lines
-from entmtp.evaluation.analysis.conclusions import interval, ratio
 from entmtp.evaluation.analysis.summary import ArmSummary, Summary
 from entmtp.evaluation.report.quality_table import quality_table
-from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS
+from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS, interval, ratio
 
 SPEED_NOTE = (
     "tau counts the root. A speedup is wall-clock time against the named arm on the same prompts, with its"

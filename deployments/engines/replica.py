@@ -24,7 +24,7 @@ from entmtp.decoding.engine import Engine, EngineFullError
 from entmtp.decoding.progress import EngineStatistics, Progress
 from entmtp.decoding.request import InvalidRequestError, Request
 from entmtp.errors import EntMTPError
-from entmtp.loading import Method, check_method, load_method, policy_of
+from entmtp.loading import MethodSpec, check_method, load_method, policy_of
 from entmtp.settings import EngineSettings
 
 _log = logging.getLogger("ray.serve")
@@ -40,7 +40,7 @@ class EngineReplica:
 
     def __init__(self, args: EngineArgs) -> None:
         self._args = args
-        self._deployed = Method(
+        self._deployed = MethodSpec(
             name=args.method,
             task=args.task,
             model=args.model,

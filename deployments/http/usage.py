@@ -12,7 +12,7 @@ from deployments.engines.client import Work
 from deployments.protocol.messages import Account
 from deployments.protocol.responses import Answer
 from deployments.settings import EngineArgs
-from entmtp.evaluation.run.arms import POLICY_OF
+from entmtp.methods import policy_of
 
 
 def usage_of(work: Work, answers: Sequence[Answer]) -> CompletionUsage:
@@ -59,7 +59,7 @@ def _speculation(engine: EngineArgs, new_tokens: int, accounts: Sequence[Account
     method = accounts[0].method if accounts else engine.method
     return {
         "method": method,
-        "policy": POLICY_OF[method],
+        "policy": policy_of(method),
         "task": accounts[0].task if accounts else engine.task,
         "tau": round(new_tokens / max(1, steps), 4),
         "steps": steps,

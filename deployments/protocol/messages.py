@@ -9,7 +9,7 @@ from typing import Literal
 from entmtp.decoding.completion import Completion, FinishReason
 from entmtp.decoding.logprobs import TokenLogprobs
 from entmtp.decoding.measure_cost import PARTS
-from entmtp.loading import Method
+from entmtp.loading import MethodSpec
 from entmtp.settings import SamplingParams
 
 
@@ -65,7 +65,7 @@ class Account:
     first_token_ms: float
 
     @classmethod
-    def of(cls, done: Completion, method: Method) -> Account:
+    def of(cls, done: Completion, method: MethodSpec) -> Account:
         """Of a finished completion."""
         return cls(
             method=method.name,

@@ -21,6 +21,7 @@ import torch
 from entmtp.calibration.fit import fit_chances, fit_predictor, step_rows
 from entmtp.calibration.optimal import optimal_order
 from entmtp.calibration.policy_replay import GrowthAt
+from entmtp.calibration.rank_trace import rank_trace
 from entmtp.calibration.thresholds import PROBES, tuned_bins
 from entmtp.calibration.trace_replay import replayed_tau
 from entmtp.errors import EntMTPError
@@ -37,7 +38,7 @@ from entmtp.training.corpus import part_paths, prompt_id, read_part, write_corpu
 from entmtp.trees.bank import MIXED, Frontier, Provenance, TreeBank
 from entmtp.trees.predictor import BEFORE_DRAFTING
 from entmtp.trees.topology import Topology
-from entmtp.trees.trace import RankTrace, rank_trace
+from entmtp.trees.trace import RankTrace
 from entmtp.trees.tuning_texts import TuningTexts
 
 _ENTROPY_ROWS = 64

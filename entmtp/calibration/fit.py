@@ -15,7 +15,7 @@ import numpy as np
 from entmtp.calibration.optimal import most_probable_paths
 from entmtp.calibration.policy_replay import replayed
 from entmtp.calibration.trace_replay import accepted_length
-from entmtp.policies.base import StaticPolicy
+from entmtp.policies.static import StaticPolicy
 from entmtp.trees.predictor import FEATURES, Feature, Predictor
 from entmtp.trees.probability_calibration import Chances, log_odds
 from entmtp.trees.topology import Path, Topology

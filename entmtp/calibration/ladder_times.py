@@ -1,7 +1,7 @@
 """The time that many ladders take through many texts, replayed all at once.
 
 The steps are those that :func:`~entmtp.calibration.policy_replay.replayed` finds for a
-:class:`~entmtp.policies.base.LadderPolicy`, but one line of array arithmetic is a step of every ladder in every
+:class:`~entmtp.policies.ladder.LadderPolicy`, but one line of array arithmetic is a step of every ladder in every
 text. So a ladder can be tuned while a model is loaded.
 """
 

@@ -8,38 +8,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from rich.table import Column, Table
 
+import entmtp.calibration.yardsticks  # noqa: F401  registers its policies
+from entmtp import methods
 from entmtp.calibration.policy_replay import GrowthAt, ReplayedStep, no_heads, replayed
 from entmtp.calibration.thresholds import retuned
-from entmtp.calibration.trace_replay import best_schedule, right_path_schedule
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.conclusions import percent, ratio
-from entmtp.evaluation.analysis.summary import BANK_ORACLE, HINDSIGHT, YARDSTICKS
-from entmtp.intervals import Estimate, paired_ratio, ratio_of_sums
-from entmtp.policies.base import Policy, ScheduledPolicy, StaticPolicy, best_static_policy, ladder_policy
-from entmtp.policies.dynamic import DynamicPolicy
-from entmtp.policies.goodput import GoodputPolicy, candidates
+from entmtp.intervals import Estimate, paired_ratio, percent, ratio, ratio_of_sums
+from entmtp.policies.base import Policy
 from entmtp.policies.hardware_profile import load_profile
-from entmtp.policies.rate import Cost
+from entmtp.policies.registry import PolicyInputs, RegisteredPolicy, all_registered
 from entmtp.policies.step_cost import PartedCost
-from entmtp.settings import LadderSettings
 from entmtp.trees.bank import TreeBank, load_bank
-from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace, load_traces
 
 FLAT = "flat"
 GPU_LIKE = "gpu-like"
-POLICIES = ("autoregressive", "published", "best-static", "ladder", "goodput", *YARDSTICKS)
 DYNAMIC = "dynamic"
 KNOWN_CHANCES = "known-chances"
-NEED_HEADS = (DYNAMIC, KNOWN_CHANCES)
-"""Can only be replayed where the heads are loaded: a trace file has the guesses on the right path alone."""
+"""A yardstick of its own (:mod:`entmtp.calibration.known_world`), which also needs the heads."""
 
 PolicyOf = Callable[[RankTrace], Policy]
 """A text's policy; those of the yardsticks depend on the text."""
@@ -89,58 +82,42 @@ def policies(
     grown: PartedCost | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Mapping[str, PolicyOf]:
-    """The policy of each of :data:`POLICIES`, the ladder as ``cost`` tunes it, and :data:`DYNAMIC`.
+    """How each policy is made for a text, by its name; the ladder as ``cost`` tunes it.
 
-    The latter goes by the cost of ``grown`` trees.
+    One that asks the heads while it chooses goes by the cost of ``grown`` trees.
     """
-    bank, window = retuned(bank, cost, say), bank.entropy_window
-    fixed: dict[str, Policy] = {
-        "autoregressive": StaticPolicy(Topology.root_only(), window),
-        "published": StaticPolicy(published_tree(num_heads), window),
-        "best-static": best_static_policy(bank, cost, window),
-        "ladder": ladder_policy(bank, cost, LadderSettings().hysteresis),
-        "goodput": GoodputPolicy(bank.predictor, lambda batch, context: cost, window),
-        DYNAMIC: DynamicPolicy(bank.predictor, bank.chances, lambda batch, context: grown or cost, window),
-    }
-
-    def always(policy: Policy) -> PolicyOf:
-        return lambda trace: policy
-
-    return {name: always(policy) for name, policy in fixed.items()} | {
-        BANK_ORACLE: lambda trace: bank_oracle(trace, bank, cost),
-        HINDSIGHT: lambda trace: hindsight(trace, bank, cost, num_heads),
-    }
+    inputs = PolicyInputs(num_heads, retuned(bank, cost, say), AnyBatch(cost))
+    asking = replace(inputs, cost=AnyBatch(grown or cost))
+    return {one.name: _policy_of(one, asking if one.drafts else inputs) for one in all_registered()}
 
 
-def bank_oracle(trace: RankTrace, bank: TreeBank, cost: Cost) -> Policy:
-    """The fastest choice among the bank's trees, by one that knows the text.
-
-    The trees are the bank's, so it verifies wrong guesses too: no bound on what drafting can gain.
-    """
-    return ScheduledPolicy(best_schedule(trace, all_trees(bank), cost)[0], bank.entropy_window)
-
-
-def hindsight(trace: RankTrace, bank: TreeBank, cost: Cost, num_heads: int) -> Policy:
-    """The right path alone, as far as it pays: the most that these heads' guesses can gain.
-
-    Its guesses have ranks that some tree of the bank, or the published one, has too.
-    """
-    trees = [*all_trees(bank), published_tree(num_heads)]
-    ranks = 1 + max(max(tree.max_rank, default=0) for tree in trees)
-    return ScheduledPolicy(right_path_schedule(trace, cost, ranks)[0], bank.entropy_window)
+def _policy_of(policy: RegisteredPolicy, inputs: PolicyInputs) -> PolicyOf:
+    if policy.knows_text:
+        return lambda trace: policy.make(replace(inputs, trace=trace))
+    made = policy.make(inputs)
+    return lambda trace: made
 
 
-def all_trees(bank: TreeBank) -> list[Topology]:
-    """Every tree that any policy of a bank may choose: what the bank oracle chooses from."""
-    static = [tree for one in bank.by_depth for tree in one.trees]
-    by_bin = [tree for one in bank.bins for tree, _ in one.choices]
-    return list({tree.paths: tree for tree in [*static, *by_bin, *candidates(bank.predictor)]}.values())
+@dataclass(frozen=True)
+class AnyBatch:
+    """The cost of one request's steps, whatever the batch and the context."""
+
+    cost: PartedCost
+
+    def __call__(self, topology: Topology) -> float:
+        return self.cost(topology)
+
+    def draft(self, topology: Topology) -> float:
+        return self.cost.draft(topology)
+
+    def of_batch(self, batch: int, context: int) -> PartedCost:
+        return self.cost
 
 
 def replay_policy(
     traces: Sequence[RankTrace], policy_of: PolicyOf, cost: PartedCost, growths: Sequence[GrowthAt] = ()
 ) -> Replayed:
-    """Walks every text with its policy; ``growths`` are the heads' guesses in each text, for :data:`DYNAMIC`.
+    """Walks every text with its policy; ``growths`` are the heads' guesses in each text, for one that asks them.
 
     Its ``cost`` is that of steps whose trees grow.
     """
@@ -216,14 +193,7 @@ def replay_file(
         EntMTPError: for an unknown policy, an unreadable or empty trace or bank, or a trace of other heads than the
             bank's.
     """
-    for name in names:
-        if name in NEED_HEADS:
-            raise EntMTPError(
-                f"policy: '{name}' grows its trees with the heads, which a trace file lacks;"
-                " replay it with 'python -m benchmarks.predict'"
-            )
-        if name not in POLICIES:
-            raise EntMTPError(f"policy: '{name}' is unknown; choose from {', '.join(POLICIES)}")
+    _check(names)
     traces, marks = load_traces(path)
     bank = load_bank(bank_path)
     for field, there in (("heads", bank.provenance.heads_fingerprint), ("model", bank.provenance.model_fingerprint)):
@@ -235,13 +205,30 @@ def replay_file(
     deepest = traces[0].ranks.shape[1]
     bank.check_depth(deepest)
     made = policies(bank, cost, deepest, say=say)
-    return {name: replay_policy(traces, made[name], cost) for name in POLICIES if name in names}
+    return {name: replay_policy(traces, made[name], cost) for name in made if name in names}
+
+
+def replayable() -> list[str]:
+    """Policies that a trace file is enough for: it has the heads' guesses on the right path alone."""
+    return [one.name for one in all_registered() if not one.drafts and one.name in methods.policies()]
+
+
+def _check(names: Sequence[str]) -> None:
+    known = replayable()
+    for name in names:
+        if name in (*methods.policies(), KNOWN_CHANCES) and name not in known:
+            raise EntMTPError(
+                f"policy: '{name}' grows its trees with the heads, which a trace file lacks;"
+                " replay it with 'python -m benchmarks.predict'"
+            )
+        if name not in known:
+            raise EntMTPError(f"policy: '{name}' is unknown; choose from {', '.join(known)}")
 
 
 def replay_table(found: Mapping[str, Replayed], profile: str) -> Table:
     """A row per policy; ``of`` a yardstick is the share of its speed that a policy reaches."""
     title = f"predicted at the cost of steps of '{profile}'"
-    yardsticks = [name for name in YARDSTICKS if name in found]
+    yardsticks = [name for name in methods.yardsticks() if name in found]
     table = Table(
         Column("policy", no_wrap=True),
         "tau",

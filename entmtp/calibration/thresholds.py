@@ -23,9 +23,9 @@ from entmtp.calibration.ladder_times import ladder_times
 from entmtp.calibration.optimal import most_probable_paths
 from entmtp.calibration.policy_replay import replayed
 from entmtp.intervals import paired_ratio
-from entmtp.policies.base import StaticPolicy
 from entmtp.policies.ladder import Ladder, best_rungs
 from entmtp.policies.rate import Cost
+from entmtp.policies.static import StaticPolicy
 from entmtp.settings import LadderSettings
 from entmtp.trees.bank import Frontier, TreeBank
 from entmtp.trees.topology import Topology

@@ -17,9 +17,10 @@ from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import ROUNDED_ROWS
-from entmtp.policies.base import Policy, StaticPolicy
+from entmtp.policies.base import Policy
 from entmtp.policies.cost_cache import LearntCosts, cost_file, learnt_file, read_cost, write_cost
 from entmtp.policies.signals import SignalTracker
+from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import BatchedCost, CostTable, StepCost, hardware_name
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from entmtp.evaluation.analysis.conclusions import ratio
+from entmtp.intervals import ratio
 from entmtp.loadtest.levels import Level
 from entmtp.loadtest.load_summary import LoadSummary, Slo, speedup
 from entmtp.loadtest.turns import Rounds

@@ -1,18 +1,17 @@
-"""Policies: which topologies a step gets. A policy is stateless; what it remembers of a request lives in its state."""
+"""Interface of policies, which choose the trees of a step.
+
+A policy is stateless: what it remembers of a request lives in the request's own state.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from entmtp.heads.growth import Growth
-from entmtp.policies.ladder import Ladder, best_static, build_ladder
-from entmtp.policies.rate import Cost
 from entmtp.policies.signals import Signals
-from entmtp.trees.bank import TreeBank
 from entmtp.trees.topology import Topology
 
 
@@ -94,88 +93,3 @@ class UndraftedPolicy(Policy):
         self, signals: Sequence[Signals], states: Sequence[Any], limits: Sequence[int], begin: BeginDraft
     ) -> list[Choice]:
         return self._policy.choose(signals, states, [0] * len(limits), begin)
-
-
-class StaticPolicy(RequestPolicy):
-    """One tree for every step: plain decoding, the Medusa and Hydra arms."""
-
-    def __init__(
-        self, topology: Topology, entropy_window: int, within: Callable[[int], Topology] | None = None
-    ) -> None:
-        """``within`` finds the best tree of at most so many nodes; by default it is :meth:`Topology.first`."""
-        self.topology = topology
-        self.entropy_window = entropy_window
-        self._within = cache(within or topology.first)
-
-    def choose_one(self, signals: Signals, state: None, limit: int) -> Topology:
-        return self.topology if self.topology.nodes <= limit else self._within(limit)
-
-
-class LadderPolicy(RequestPolicy):
-    """The paper's policy: entropy-EMA thresholds over the bank, with hysteresis so that noise does not flap the tree.
-
-    The state is a one-element list with the current rung, or -1 before the first step.
-    """
-
-    def __init__(self, ladder: Ladder, hysteresis: float, within: Callable[[int], Ladder] | None = None) -> None:
-        """``within`` finds the best ladder of trees of at most so many nodes, with the same thresholds.
-
-        By default it is :meth:`Ladder.first`.
-        """
-        self.ladder = ladder
-        self.hysteresis = hysteresis
-        self.entropy_window = ladder.entropy_window
-        self._most = max(rung.nodes for rung in ladder.rungs)
-        self._within = cache(within or ladder.first)
-
-    def start(self) -> list[int]:
-        return [-1]
-
-    def choose_one(self, signals: Signals, state: list[int], limit: int) -> Topology:
-        if state[0] < 0:
-            state[0] = self.ladder.rung_of(signals.entropy_ema)
-        # A threshold counts as passed only once the entropy is the hysteresis beyond it; then as many as that are.
-        lowest = self.ladder.rung_of(signals.entropy_ema - self.hysteresis)
-        highest = self.ladder.rung_of(signals.entropy_ema + self.hysteresis)
-        state[0] = min(max(state[0], lowest), highest)
-        ladder = self.ladder if self._most <= limit else self._within(limit)
-        return ladder.rungs[state[0]]
-
-
-class ScheduledPolicy(RequestPolicy):
-    """Trees fixed beforehand by text position, by one who knows the text."""
-
-    def __init__(self, by_position: Mapping[int, Topology], entropy_window: int) -> None:
-        self.by_position = by_position
-        self.entropy_window = entropy_window
-
-    def choose_one(self, signals: Signals, state: None, limit: int) -> Topology:
-        return self.by_position.get(signals.position, Topology.root_only()).first(limit)
-
-
-class SequencePolicy(RequestPolicy):
-    """Trees one after another, whatever the text does: the control with another policy's shares, shuffled in time.
-
-    The state is a one-element list with the number of steps taken; the sequence repeats when it ends.
-    """
-
-    def __init__(self, sequence: Sequence[Topology], entropy_window: int) -> None:
-        self.sequence = sequence
-        self.entropy_window = entropy_window
-
-    def start(self) -> list[int]:
-        return [0]
-
-    def choose_one(self, signals: Signals, state: list[int], limit: int) -> Topology:
-        state[0] += 1
-        return self.sequence[(state[0] - 1) % len(self.sequence)].first(limit)
-
-
-def best_static_policy(bank: TreeBank, cost: Cost, entropy_window: int) -> StaticPolicy:
-    """The bank's best tree at every step; under a limit, its best tree within that."""
-    return StaticPolicy(best_static(bank, cost), entropy_window, lambda nodes: best_static(bank, cost, nodes))
-
-
-def ladder_policy(bank: TreeBank, cost: Cost, hysteresis: float) -> LadderPolicy:
-    """The bank's best ladder; under a limit, its best ladder of trees within that."""
-    return LadderPolicy(build_ladder(bank, cost), hysteresis, lambda nodes: build_ladder(bank, cost, nodes))

@@ -19,6 +19,7 @@ from entmtp.heads.growth import Growth
 from entmtp.policies.acceptance_bias import Belief
 from entmtp.policies.base import BeginDraft, Choice, Policy
 from entmtp.policies.goodput import REMEMBERED, GoodputPolicy
+from entmtp.policies.registry import PolicyInputs, register_policy
 from entmtp.policies.signals import Signals
 from entmtp.policies.step_cost import PartedCost, rounded_context
 from entmtp.trees.predictor import Predictor
@@ -216,3 +217,9 @@ def _grown(nodes: Sequence[_Node]) -> Choice:
     ordered = sorted(nodes, key=lambda node: (len(node.path), node.path))
     topology = Topology(tuple(node.path for node in ordered))
     return Choice(topology, [node.token for node in ordered])
+
+
+@register_policy("dynamic", drafts=True)
+def _dynamic(inputs: PolicyInputs) -> DynamicPolicy:
+    bank = inputs.needs_bank()
+    return DynamicPolicy(bank.predictor, bank.chances, inputs.needs_cost().of_batch, inputs.entropy_window)

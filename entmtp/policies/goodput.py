@@ -17,6 +17,7 @@ from entmtp.policies.acceptance_bias import Belief
 from entmtp.policies.base import BeginDraft, Choice, Policy
 from entmtp.policies.envelope import Envelope, upper_envelope
 from entmtp.policies.rate import BatchCosts, best_choices
+from entmtp.policies.registry import PolicyInputs, register_policy
 from entmtp.policies.signals import Signals
 from entmtp.policies.step_cost import TYPICAL_CONTEXT, rounded_context
 from entmtp.trees.bank import MAX_NODES
@@ -174,3 +175,8 @@ class GoodputPolicy(Policy):
             gained = {limit: shares @ self._gains_within(limit) for limit in set(limits)}
             rate = float((sum(map(gained.__getitem__, limits)) / costs).max())
         return _Price(costs, rate)
+
+
+@register_policy("goodput")
+def _goodput(inputs: PolicyInputs) -> GoodputPolicy:
+    return GoodputPolicy(inputs.needs_bank().predictor, inputs.needs_cost().of_batch, inputs.entropy_window)

@@ -6,13 +6,18 @@ are trees that stop before the heads' last level, whose time is then saved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
 from entmtp.errors import EntMTPError
+from entmtp.policies.base import RequestPolicy
 from entmtp.policies.rate import Cost, best_choices
+from entmtp.policies.registry import PolicyInputs, register_policy
+from entmtp.policies.signals import Signals
+from entmtp.settings import LadderSettings
 from entmtp.trees.bank import MAX_NODES, Frontier, TreeBank
 from entmtp.trees.topology import Topology
 
@@ -63,3 +68,44 @@ def best_rungs(bins: Sequence[Frontier], cost: Cost, nodes: int = MAX_NODES) -> 
     costs = [np.array([cost(tree) for tree, _ in its]) for its in choices]
     chosen, _ = best_choices(gains, costs, np.array([one.share for one in bins]))
     return tuple(its[at][0] for its, at in zip(choices, chosen, strict=True))
+
+
+class LadderPolicy(RequestPolicy):
+    """The paper's policy: entropy-EMA thresholds over the bank, with hysteresis so that noise does not flap the tree.
+
+    The state is a one-element list with the current rung, or -1 before the first step.
+    """
+
+    def __init__(self, ladder: Ladder, hysteresis: float, within: Callable[[int], Ladder] | None = None) -> None:
+        """``within`` finds the best ladder of trees of at most so many nodes, with the same thresholds.
+
+        By default it is :meth:`Ladder.first`.
+        """
+        self.ladder = ladder
+        self.hysteresis = hysteresis
+        self.entropy_window = ladder.entropy_window
+        self._most = max(rung.nodes for rung in ladder.rungs)
+        self._within = cache(within or ladder.first)
+
+    def start(self) -> list[int]:
+        return [-1]
+
+    def choose_one(self, signals: Signals, state: list[int], limit: int) -> Topology:
+        if state[0] < 0:
+            state[0] = self.ladder.rung_of(signals.entropy_ema)
+        # A threshold counts as passed only once the entropy is the hysteresis beyond it; then as many as that are.
+        lowest = self.ladder.rung_of(signals.entropy_ema - self.hysteresis)
+        highest = self.ladder.rung_of(signals.entropy_ema + self.hysteresis)
+        state[0] = min(max(state[0], lowest), highest)
+        ladder = self.ladder if self._most <= limit else self._within(limit)
+        return ladder.rungs[state[0]]
+
+
+def ladder_policy(bank: TreeBank, cost: Cost, hysteresis: float) -> LadderPolicy:
+    """The bank's best ladder; under a limit, its best ladder of trees within that."""
+    return LadderPolicy(build_ladder(bank, cost), hysteresis, lambda nodes: build_ladder(bank, cost, nodes))
+
+
+@register_policy("ladder")
+def _ladder(inputs: PolicyInputs) -> LadderPolicy:
+    return ladder_policy(inputs.needs_bank(), inputs.needs_cost(), LadderSettings().hysteresis)

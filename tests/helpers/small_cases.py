@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from entmtp.calibration.policy_replay import GrowthAt
+from entmtp.calibration.rank_trace import rank_trace
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
 from entmtp.heads.growth import LevelByLevel
@@ -19,7 +20,7 @@ from entmtp.trees.bank import Frontier, Provenance, TreeBank
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.probability_calibration import Chances
 from entmtp.trees.topology import Path
-from entmtp.trees.trace import MISS, RANKED, RankTrace, rank_trace
+from entmtp.trees.trace import MISS, RANKED, RankTrace
 from tests.helpers.tiny_models import random_tokens, tiny_model
 
 SMALL_VOCAB = 12

@@ -13,15 +13,16 @@ from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure_cost import PARTS, machine_cost
 from entmtp.decoding.request import Request
 from entmtp.decoding.state import DecodingState
-from entmtp.evaluation.run.arms import DEFAULT_ARMS
+from entmtp.evaluation.run.arms import default_arms
 from entmtp.evaluation.run.units import make_units
 from entmtp.evaluation.run.worker import Worker, Workplace
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.loading.load import encode_chat, load_model
-from entmtp.policies.base import Policy, SequencePolicy, StaticPolicy
+from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.settings import BenchmarkSettings, EngineSettings
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
@@ -188,8 +189,8 @@ def test_no_capture_lies_in_a_timed_step_of_a_benchmark(tmp_path: Path, monkeypa
     worker = Worker(Workplace(str(saved.model), heads, banks, GPU, 1))
     settings = BenchmarkSettings(prompts=2, max_new_tokens=40)
     files = {suite: str(saved.data(suite)) for suite in SUITES}
-    for unit in make_units(SUITES, files, DEFAULT_ARMS, settings, {}):
-        outcome = worker.run(unit, DEFAULT_ARMS, settings)
+    for unit in make_units(SUITES, files, default_arms(), settings, {}):
+        outcome = worker.run(unit, default_arms(), settings)
         assert not outcome.failures
         assert outcome.measured["peak_device_memory_mib"] > 0
         for row in outcome.requests.to_pylist():

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from entmtp import methods
 from entmtp.cli import app
-from entmtp.evaluation.analysis.summary import ADAPTIVE
 from entmtp.evaluation.results.rows import read_parts
 from entmtp.evaluation.results.storage import open_store
-from entmtp.loading import Method, load_method
+from entmtp.loading import MethodSpec, load_method
 from entmtp.models.backbone import Backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from tests.helpers.hydra_plus_plus_heads import PrefixShape, prefix_hydra
@@ -67,10 +67,10 @@ def test_every_method_writes_the_models_own_text(saved: Saved) -> None:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("name", ADAPTIVE)
+@pytest.mark.parametrize("name", methods.adaptive())
 def test_heads_of_each_kind_run_every_policy(saved: Saved, name: str, kind: str) -> None:
     bank = saved.banks / f"gsm8k-{kind}.json"
-    method = Method(name, model=str(saved.model), heads=str(saved.heads(kind)), bank=bank)
+    method = MethodSpec(name, model=str(saved.model), heads=str(saved.heads(kind)), bank=bank)
     engine, tokenizer = load_method(method, lambda text: None)
     assert engine.heads is not None
     assert engine.heads.kind == kind

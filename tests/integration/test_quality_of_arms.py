@@ -7,10 +7,11 @@ import pyarrow as pa
 import pytest
 import torch
 
+from entmtp import methods
 from entmtp.evaluation.analysis.conclusions import verdicts
 from entmtp.evaluation.analysis.summarise import summarise
-from entmtp.evaluation.analysis.summary import LOSSY, Summary
-from entmtp.evaluation.run.arms import DEFAULT_ARMS, FOREIGN_BANKS, LOSSLESS
+from entmtp.evaluation.analysis.summary import Summary
+from entmtp.evaluation.run.arms import default_arms, lossless_arms
 from entmtp.evaluation.run.units import Unit
 from entmtp.evaluation.run.worker import Worker, Workplace
 from entmtp.heads.checkpoint import KINDS, bundled_heads
@@ -20,7 +21,7 @@ from entmtp.trees.bank import MIXED, bundled_bank
 
 pytestmark = pytest.mark.slow
 
-ARMS = (*LOSSLESS, *LOSSY)
+ARMS = (*lossless_arms(), *methods.lossy())
 GREEDY = BenchmarkSettings(max_new_tokens=96, repetitions=1)
 DRAWN = BenchmarkSettings(max_new_tokens=48, repetitions=1, temperature=PAPER_TEMPERATURE)
 SUMS = {
@@ -74,9 +75,9 @@ def drawn(worker: Worker) -> Summary:
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_lossless_arm_scores_what_plain_decoding_scores(suite: str, greedy: Summary) -> None:
     rows = {row.arm: row for row in greedy.arms if row.suite == suite}
-    assert set(rows) == set(ARMS) == {*DEFAULT_ARMS, *FOREIGN_BANKS, *LOSSY}
+    assert set(rows) == set(ARMS) == {*default_arms(), *methods.foreign_banks(), *methods.lossy()}
     assert rows["autoregressive"].score == SOLVED, "or scores would be compared that are all the same"
-    for arm in LOSSLESS:
+    for arm in lossless_arms():
         assert rows[arm].identical + rows[arm].ties == rows[arm].requests == 3, arm
         assert rows[arm].score == SOLVED, arm
         assert rows[arm].scored == 3, arm
@@ -86,12 +87,12 @@ def test_every_lossless_arm_scores_what_plain_decoding_scores(suite: str, greedy
 @pytest.mark.parametrize("suite", SUITES)
 def test_drawn_texts_of_lossless_arms_are_as_likely_as_plain_decodings(suite: str, drawn: Summary) -> None:
     rows = {row.arm: row for row in drawn.arms if row.suite == suite}
-    for arm in set(LOSSLESS) - {"autoregressive"}:
+    for arm in set(lossless_arms()) - {"autoregressive"}:
         assert rows[arm].identical == 3, arm
         found = drawn.likelihood(suite, arm)
         assert found is not None
         assert (found.difference.low, found.difference.high) == (0, 0), arm
-    typical = drawn.likelihood(suite, *LOSSY)
+    typical = drawn.likelihood(suite, *methods.lossy())
     assert typical is not None
     assert rows["medusa-typical"].identical < 3
     assert typical.difference.value != 0, "it is another text, or this test compares nothing"

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from entmtp.cli import app
-from entmtp.evaluation.run.arms import QUICK_ARMS
+from entmtp.evaluation.run.arms import quick_arms
 from entmtp.settings import PROFILES, QUICK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,7 +124,7 @@ def test_the_table_of_profiles_is_that_of_the_settings() -> None:
         assert str(settings.max_new_tokens) in numbers, name
         assert settings.repetitions == 3
         assert str(settings.prompts) in (numbers if settings.temperature == 0 else page)
-    assert re.findall(r"`([\w-]+)`", rows[QUICK][2]) == list(QUICK_ARMS)
+    assert re.findall(r"`([\w-]+)`", rows[QUICK][2]) == list(quick_arms())
 
 
 def _cells(line: str) -> list[str]:

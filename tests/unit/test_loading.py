@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 
 from deployments.settings import EngineArgs
-from entmtp import cli, llm
+from entmtp import cli, llm, methods
 from entmtp.calibration.thresholds import retuned
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.summary import ADAPTIVE
 from entmtp.evaluation.results.storage import open_store
-from entmtp.evaluation.run.arms import DEFAULT_ARMS, kind_of
+from entmtp.evaluation.run.arms import default_arms
 from entmtp.evaluation.run.planning import make_plan
 from entmtp.evaluation.run.worker import Worker
 from entmtp.heads.checkpoint import KINDS
-from entmtp.loading import Method, load_method, open_session
+from entmtp.loading import MethodSpec, load_method, open_session
+from entmtp.methods import heads_of
 from entmtp.models.loading.load import encode_chat, load_model
-from entmtp.policies.base import LadderPolicy
 from entmtp.policies.correction import CorrectingPolicy
+from entmtp.policies.ladder import LadderPolicy
 from entmtp.policies.step_cost import BatchedCost, CostTable
 from entmtp.settings import CPU_METHOD, GPU_METHOD, SamplingParams, default_method
 from entmtp.trees.bank import load_bank
@@ -44,12 +44,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
         yield saved
 
 
-def method_of(saved: Saved, name: str, kind: str, **changes: Any) -> Method:
+def method_of(saved: Saved, name: str, kind: str, **changes: Any) -> MethodSpec:
     given: dict[str, Any] = {"heads": str(saved.heads(kind)), "bank": saved.banks / f"gsm8k-{kind}.json"} | changes
-    return Method(name, model=str(saved.model), **given)
+    return MethodSpec(name, model=str(saved.model), **given)
 
 
-@pytest.mark.parametrize("name", ADAPTIVE)
+@pytest.mark.parametrize("name", methods.adaptive())
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_every_kind_of_heads_runs_every_policy(saved: Saved, kind: str, name: str) -> None:
     engine, tokenizer = load_method(method_of(saved, name, kind), lambda text: None)
@@ -101,11 +101,11 @@ def test_a_missing_bank_is_told_with_the_command_that_makes_it(saved: Saved) -> 
 
 @pytest.mark.parametrize("name", ["entmtp", "entmtp-dynamic", "bank-oracle", "hindsight", "random"])
 def test_a_method_named_after_no_heads_takes_those_that_are_there(name: str) -> None:
-    assert kind_of(name) == "hydra"
-    assert kind_of(name, ("medusa", "hydra")) == "hydra"
-    assert kind_of(name, ("medusa",)) == "medusa"
-    assert kind_of(name, ("native",)) == "native"
-    assert kind_of("medusa-best", ("hydra",)) == "medusa"
+    assert heads_of(name) == "hydra"
+    assert heads_of(name, ("medusa", "hydra")) == "hydra"
+    assert heads_of(name, ("medusa",)) == "medusa"
+    assert heads_of(name, ("native",)) == "native"
+    assert heads_of("medusa-best", ("hydra",)) == "medusa"
 
 
 def test_a_benchmark_of_medusa_heads_alone_has_all_policies(saved: Saved, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_benchmark_of_medusa_heads_alone_has_all_policies(saved: Saved, tmp_pa
         device="cpu",
         threads=1,
     )
-    assert set(plan.arms) == {arm for arm in DEFAULT_ARMS if not arm.startswith("hydra")}
+    assert set(plan.arms) == {arm for arm in default_arms() if not arm.startswith("hydra")}
     requests = Worker(plan.place).run(plan.units[0], plan.arms, plan.settings).requests.to_pylist()
     assert {row["arm"] for row in requests} == set(plan.arms)
     assert all(row["identical"] for row in requests)
@@ -139,9 +139,9 @@ def test_the_default_method_is_the_one_that_was_measured_fastest_on_the_device(
     engine = {"name": "e", "model_name": "m", "device": device, "num_gpus": 0 if device == "cpu" else 2}
     assert EngineArgs.parse(**engine).method == EngineArgs.parse(**engine, method=None).method == expected
     assert EngineArgs.parse(**engine, method="hydra").method == "hydra"
-    opened: list[Method] = []
+    opened: list[MethodSpec] = []
 
-    def note(method: Method, *args: object) -> Any:
+    def note(method: MethodSpec, *args: object) -> Any:
         opened.append(method)
         raise EntMTPError("opened")
 
@@ -164,7 +164,7 @@ def test_only_without_a_chat_template_an_answer_goes_on_from_the_prompts_text(
     chain = ids(tokenizer, "a", f"{SPACE}Paris", f"{SPACE}the", f"{SPACE}capital", "</s>")
     folder = str(save_chained(tmp_path, tokenizer, chain, template=template))
     params = SamplingParams(temperature=0, max_tokens=5)
-    session = open_session(Method("autoregressive", model=folder), print)
+    session = open_session(MethodSpec("autoregressive", model=folder), print)
     assert "".join(session.stream("a", params)) == session.completion.text == expected
     (answer,) = llm.LLM(folder, policy="autoregressive").generate("a", params)
     assert answer.text == expected

@@ -11,20 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from entmtp.evaluation.analysis.summary import AUTOREGRESSIVE, ENTMTP, LOSSY, YARDSTICKS
+from entmtp import methods
 from entmtp.intervals import Estimate, Floats, ratio_of_sums
 from entmtp.suites import SUITES
 
 Request = dict[str, Any]
 Prompts = Mapping[str, Sequence[Request]]  # prompt -> its repetitions
-
-_SUITE_ORDER = tuple(SUITES)
-_ARM_ORDER = (
-    *(AUTOREGRESSIVE, "medusa", "medusa-best", "hydra", "hydra-best", "native", "native-best"),
-    *(ENTMTP, "entmtp-goodput"),
-    *("entmtp-dynamic", "entmtp-transfer", "entmtp-mixed"),
-    *("always-big", "random", *YARDSTICKS, *LOSSY),
-)
 
 
 def by_arm(requests: pa.Table) -> dict[tuple[str, str], Prompts]:
@@ -32,17 +24,13 @@ def by_arm(requests: pa.Table) -> dict[tuple[str, str], Prompts]:
     grouped: dict[tuple[str, str], dict[str, list[Request]]] = defaultdict(lambda: defaultdict(list))
     for request in requests.to_pylist():
         grouped[request["suite"], request["arm"]][request["prompt_id"]].append(request)
-    order = sorted(grouped, key=lambda key: (_place(key[0], _SUITE_ORDER), arm_place(key[1])))
+    order = sorted(grouped, key=lambda key: (_suite_order(key[0]), methods.order(key[1])))
     return {key: grouped[key] for key in order}
 
 
-def arm_place(arm: str) -> tuple[int, str]:
-    """Sorts arms as tables show them."""
-    return _place(arm, _ARM_ORDER)
-
-
-def _place(name: str, order: Sequence[str]) -> tuple[int, str]:
-    return (order.index(name) if name in order else len(order), name)
+def _suite_order(name: str) -> tuple[int, str]:
+    known = tuple(SUITES)
+    return (known.index(name) if name in known else len(known), name)
 
 
 def tokens(repetitions: Sequence[Request]) -> float:

@@ -3,22 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from entmtp import methods
 from entmtp.evaluation.analysis.overlap_description import overlap_caveats
 from entmtp.evaluation.analysis.score import metric
-from entmtp.evaluation.analysis.summary import (
-    ADAPTIVE,
-    ALL_SUITES,
-    AUTOREGRESSIVE,
-    ENTMTP,
-    LOSSY,
-    SAMPLE,
-    YARDSTICKS,
-    ArmSummary,
-    Speedup,
-    Summary,
-    verdict,
-)
-from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD, Estimate
+from entmtp.evaluation.analysis.summary import ALL_SUITES, SAMPLE, ArmSummary, Speedup, Summary, verdict
+from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD, Estimate, interval, percent, ratio
+from entmtp.methods import AUTOREGRESSIVE, ENTMTP
 
 _NAMED = 10  # prompts that were set aside; the report's facts name all
 _ENTMTP_AGAINST = ("medusa", "hydra", "medusa-best", "hydra-best", "random", AUTOREGRESSIVE)
@@ -36,7 +26,7 @@ def verdicts(summary: Summary) -> list[str]:
     told = [(ENTMTP, other) for other in _ENTMTP_AGAINST]
     if (best := summary.best_adaptive) is not None:
         told += [(best, other) for other in _BEST_AGAINST]
-    told += [(arm, yardstick) for arm in ADAPTIVE for yardstick in YARDSTICKS]
+    told += [(arm, yardstick) for arm in methods.adaptive() for yardstick in methods.yardsticks()]
     told += [(row.arm, AUTOREGRESSIVE) for row in summary.arms]
     return [*_compared(summary, told), *method(summary), *quality_verdicts(summary)]
 
@@ -55,7 +45,8 @@ def _compared(summary: Summary, pairs: Sequence[tuple[str, str]]) -> list[str]:
     """A sentence per pair (arm, baseline) that was compared over all suites, none of them twice."""
     rows = [row for pair in dict.fromkeys(pairs) if (row := summary.speedup(ALL_SUITES, *pair)) is not None]
     compared = comparisons(summary)
-    return [share_of(row, compared) if row.baseline in YARDSTICKS else _against(row, compared) for row in rows]
+    yardsticks = methods.yardsticks()
+    return [share_of(row, compared) if row.baseline in yardsticks else _against(row, compared) for row in rows]
 
 
 def quality_verdicts(summary: Summary) -> list[str]:
@@ -66,7 +57,7 @@ def quality_verdicts(summary: Summary) -> list[str]:
 def comparisons(summary: Summary) -> int:
     """How many comparisons over all suites may be told, those of each arm that might have been the best included."""
     told = {(ENTMTP, other) for other in _ENTMTP_AGAINST}
-    told |= {(arm, other) for arm in ADAPTIVE for other in (*_BEST_AGAINST, *YARDSTICKS)}
+    told |= {(arm, other) for arm in methods.adaptive() for other in (*_BEST_AGAINST, *methods.yardsticks())}
     told |= {(row.arm, AUTOREGRESSIVE) for row in summary.arms}
     return sum((row.arm, row.baseline) in told for row in summary.speedups if row.suite == ALL_SUITES)
 
@@ -134,18 +125,6 @@ def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def interval(estimate: Estimate, digits: int = 2, unit: str = "") -> str:
-    """'[1.44, 1.60]', or a dash where there are too few prompts."""
-    if estimate.low is None or estimate.high is None:
-        return "–"
-    return f"[{estimate.low:.{digits}f}{unit}, {estimate.high:.{digits}f}{unit}]"
-
-
-def ratio(estimate: Estimate, unit: str = "x") -> str:
-    """'1.52x [1.44, 1.60]', or a dash: a speedup without an interval is not shown."""
-    return f"{estimate.value:.2f}{unit} {interval(estimate)}" if estimate.has_interval else "–"
-
-
 def _against(row: Speedup, compared: int) -> str:
     found = row.among(compared)
     if not found.has_interval:
@@ -163,13 +142,6 @@ def share_of(row: Speedup, compared: int = 1) -> str:
     return f"{row.arm} reaches {percent(found)} of {row.baseline}'s speed ({_extent(row)})"
 
 
-def percent(share: Estimate) -> str:
-    """'76% [75%, 78%]', or a dash: a share without an interval is not shown."""
-    if share.low is None or share.high is None:
-        return "–"
-    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
-
-
 def _too_few(row: Speedup) -> str:
     return f"an interval needs at least {FEWEST_PROMPTS} prompts in each suite and one has {row.fewest_prompts}"
 
@@ -180,7 +152,7 @@ def _extent(row: Speedup) -> str:
 
 def _identity(arms: Sequence[ArmSummary]) -> list[str]:
     """Whether the other arms wrote what autoregressive decoding writes."""
-    others = [row for row in arms if row.arm not in (AUTOREGRESSIVE, *LOSSY)]
+    others = [row for row in arms if row.arm not in (AUTOREGRESSIVE, *methods.lossy())]
     requests, identical, ties = (
         sum(getattr(row, field) for row in others) for field in ("requests", "identical", "ties")
     )

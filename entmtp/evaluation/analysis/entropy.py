@@ -7,13 +7,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from entmtp import methods
 from entmtp.evaluation.analysis.summary import EntropyBin, EntropyCorrelation
 from entmtp.intervals import Floats, correlation, ratio_of_sums
 
 Names = NDArray[np.str_]
 
-# A constant tree shows the relation itself; an adaptive arm shows it mixed with its own choice of tree.
-_ARMS = ("hydra", "hydra-best", "medusa", "medusa-best", "entmtp", "entmtp-goodput")
 _MOST_BINS = 8
 _STEPS_PER_BIN = 10
 _SIGNALS = ("entropy", "entropy_ema")
@@ -35,7 +34,7 @@ def entropy_relation(
     bins: list[EntropyBin] = []
     correlations: list[EntropyCorrelation] = []
     for suite in dict.fromkeys(suite for suite, _ in runs):
-        arm = next((arm for arm in _ARMS if (suite, arm) in runs), None)
+        arm = next((arm for arm in _arms() if (suite, arm) in runs), None)
         table = _first_repetition(steps, suite, arm)
         if arm is None or table.num_rows == 0:
             continue
@@ -46,6 +45,12 @@ def entropy_relation(
             _correlation(suite, arm, signal, table[signal].to_numpy(), accepted, prompts) for signal in _SIGNALS
         ]
     return bins, correlations
+
+
+def _arms() -> list[str]:
+    """A constant tree shows the relation itself; an adaptive arm shows it mixed with its own choice of tree."""
+    static = methods.names(lambda method: method.role == "method" and method.heads is not None)
+    return [*sorted(static, key=lambda arm: methods.FAMILIES.index(methods.heads_of(arm))), *methods.adaptive()]
 
 
 def _first_repetition(steps: pa.Table, suite: str, arm: str | None) -> pa.Table:

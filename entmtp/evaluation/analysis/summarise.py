@@ -6,10 +6,10 @@ from statistics import fmean
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from entmtp import methods
 from entmtp.evaluation.analysis.by_prompt import (
     Prompts,
     accepted_per_step,
-    arm_place,
     by_arm,
     likelihood_differences,
     log_likelihoods,
@@ -20,9 +20,7 @@ from entmtp.evaluation.analysis.by_prompt import (
 )
 from entmtp.evaluation.analysis.entropy import entropy_relation
 from entmtp.evaluation.analysis.summary import (
-    ADAPTIVE,
     ALL_SUITES,
-    AUTOREGRESSIVE,
     ArmSummary,
     DepthAcceptance,
     LikelihoodDifference,
@@ -31,6 +29,7 @@ from entmtp.evaluation.analysis.summary import (
 )
 from entmtp.evaluation.analysis.tree_sizes import entropy_quantiles, tree_shares, tree_uses
 from entmtp.intervals import mean_of_logs, mean_of_suites, paired_ratio
+from entmtp.methods import AUTOREGRESSIVE, order
 
 TIE_MARGIN = 1e-4  # top-2 logits closer than this are a tie: either token is the model's own greedy choice
 
@@ -106,14 +105,14 @@ def _arm_summary(suite: str, arm: str, prompts: Prompts, trees: int) -> ArmSumma
 
 
 def _arms(runs: _Runs) -> list[str]:
-    return sorted({arm for _, arm in runs}, key=arm_place)
+    return sorted({arm for _, arm in runs}, key=order)
 
 
 def _pairs(runs: _Runs) -> list[tuple[str, str]]:
     """Which (arm, baseline) are compared."""
     arms = _arms(runs)
     pairs = [(arm, baseline) for baseline in _BASELINES if baseline in arms for arm in arms if arm != baseline]
-    adaptive = [arm for arm in ADAPTIVE if arm in arms]
+    adaptive = [arm for arm in methods.adaptive() if arm in arms]
     return pairs + [(arm, other) for arm in adaptive for other in arms if other not in (arm, *_BASELINES)]
 
 

@@ -7,17 +7,12 @@ from typing import Self
 
 import pyarrow as pa
 
+from entmtp import methods
 from entmtp.evaluation.results.flat_tables import flat_table
 from entmtp.intervals import Estimate, LogMean
+from entmtp.methods import AUTOREGRESSIVE
 
 ALL_SUITES = "all suites"
-AUTOREGRESSIVE = "autoregressive"
-ENTMTP = "entmtp"
-ADAPTIVE = (ENTMTP, "entmtp-goodput", "entmtp-dynamic")  # with the suite's own bank
-BANK_ORACLE = "bank-oracle"
-HINDSIGHT = "hindsight"
-YARDSTICKS = (BANK_ORACLE, HINDSIGHT)  # know the text: the best of the bank's trees at each step; the right path alone
-LOSSY = ("medusa-typical",)  # Medusa as it was published: its rule accepts what the model did not choose
 SAMPLE = "sample"
 
 
@@ -248,8 +243,8 @@ class Summary:
 
     @property
     def best_adaptive(self) -> str | None:
-        """Of the `ADAPTIVE` arms the one with the largest speedup over plain decoding on all suites together."""
-        rows = [row for arm in ADAPTIVE if (row := self.speedup(ALL_SUITES, arm, AUTOREGRESSIVE)) is not None]
+        """The adaptive arm with the largest speedup over plain decoding on all suites together."""
+        rows = [row for arm in methods.adaptive() if (row := self.speedup(ALL_SUITES, arm, AUTOREGRESSIVE)) is not None]
         return max(rows, key=lambda row: row.ratio.value).arm if rows else None
 
     def label(self, suite: str) -> str:

@@ -7,8 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from entmtp.evaluation.analysis.summary import AUTOREGRESSIVE, ENTMTP, YARDSTICKS, EntropyQuantile, TreeShare, TreeUse
+from entmtp import methods
+from entmtp.evaluation.analysis.summary import EntropyQuantile, TreeShare, TreeUse
 from entmtp.intervals import Floats
+from entmtp.methods import AUTOREGRESSIVE, ENTMTP
 from entmtp.trees.topology import Shape
 
 SIZES: tuple[tuple[int, int | None], ...] = (
@@ -84,7 +86,7 @@ def _taken(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> dict[tuple[str, 
     return {
         (suite, arm): Counter(first.filter((pc.field("suite") == suite) & (pc.field("arm") == arm))["tree"].to_pylist())
         for suite, arm in runs
-        if arm.startswith(ENTMTP) or arm in YARDSTICKS
+        if arm.startswith(ENTMTP) or arm in methods.yardsticks()
     }
 
 

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from entmtp.evaluation.analysis.conclusions import ratio
 from entmtp.evaluation.analysis.summary import ALL_SUITES
 from entmtp.evaluation.report.compare_runs import RunArm, RunComparison, RunRatio
 from entmtp.evaluation.results.flat_tables import flat_table, markdown_table, write_table
 from entmtp.files import write_text
+from entmtp.intervals import ratio
 
 PAGE = "comparison.md"
 _COLOURS = {"faster": "green", "slower": "red"}

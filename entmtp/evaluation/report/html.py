@@ -3,26 +3,27 @@
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from entmtp.evaluation.analysis.conclusions import caveats, headline, interval, method, verdicts
+from entmtp import methods
+from entmtp.evaluation.analysis.conclusions import caveats, headline, method, verdicts
 from entmtp.evaluation.analysis.pareto import ParetoPoint
 from entmtp.evaluation.analysis.summary import DepthAcceptance, Summary
 from entmtp.evaluation.report.html_matrix import NOTE, comparison_matrices
 from entmtp.evaluation.report.html_suites import suite_tables
 from entmtp.evaluation.report.html_table import PageTable
-from entmtp.evaluation.report.page_style import STYLE
-from entmtp.evaluation.report.page_template import TEMPLATE
 from entmtp.evaluation.report.plot_style import Plot
 from entmtp.evaluation.report.quality_table import quality_table
 from entmtp.evaluation.report.study_tables import study_tables
 from entmtp.evaluation.results.provenance import flat_facts
-from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD
+from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD, interval
 
 _TITLE = "EntMTP benchmark"
+_PACKAGE = "entmtp.evaluation.report"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,24 @@ def render_page(
 
     Everything that comes from rows or facts is escaped.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader(_PACKAGE, ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["image"] = lambda plot: base64.b64encode(plot.path.read_bytes()).decode()
-    return environment.from_string(TEMPLATE).render(
+    return environment.get_template("report.html.j2").render(
         title=_TITLE,
         run=_run(facts),
-        style=STYLE,
+        style=files(_PACKAGE).joinpath("report.css").read_text(encoding="utf-8"),
         headline=headline(summary),
         method=method(summary),
         verdicts=verdicts(summary),
         caveats=caveats(summary, facts),
+        arms=[one for one in methods.TABLE if any(row.arm == one.name for row in summary.arms)],
+        adaptive=", ".join(methods.adaptive()),
         plots=plots,
         suites=suite_tables(summary),
         sections=_sections(summary, study_plots, pareto),

@@ -1,8 +1,8 @@
 """The page's paired comparisons: a matrix of arms against baselines for all suites together, and for each suite."""
 
-from entmtp.evaluation.analysis.by_prompt import arm_place
 from entmtp.evaluation.analysis.summary import ALL_SUITES, Summary
 from entmtp.evaluation.report.html_table import Cell, PageTable, speedup_cell
+from entmtp.methods import order
 
 NOTE = (
     "How many times as fast the row's arm is as the column's, on the same prompts. ▲ faster, ▼ slower, = level (the"
@@ -19,14 +19,14 @@ def comparison_matrices(summary: Summary) -> list[PageTable]:
 
 def _matrix(summary: Summary, suite: str) -> PageTable:
     compared = [row for row in summary.speedups if row.suite == suite]
-    baselines = sorted({row.baseline for row in compared}, key=arm_place)
+    baselines = sorted({row.baseline for row in compared}, key=order)
     return PageTable(
         title=summary.label(suite),
         note="",
         headings=("arm", *baselines),
         rows=[
             [arm, *(_cell(summary, suite, arm, baseline) for baseline in baselines)]
-            for arm in sorted({row.arm for row in compared}, key=arm_place)
+            for arm in sorted({row.arm for row in compared}, key=order)
         ],
         names=1,
     )

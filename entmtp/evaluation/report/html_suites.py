@@ -1,8 +1,9 @@
 """The page's main tables: what each arm did on one suite."""
 
 from entmtp.evaluation.analysis.score import metric
-from entmtp.evaluation.analysis.summary import AUTOREGRESSIVE, ArmSummary, Summary
+from entmtp.evaluation.analysis.summary import ArmSummary, Summary
 from entmtp.evaluation.report.html_table import Cell, PageTable, estimate_cell, speedup_cell
+from entmtp.methods import AUTOREGRESSIVE
 
 _HYDRA = "hydra"
 

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from entmtp.evaluation.analysis.conclusions import interval
 from entmtp.evaluation.analysis.summary import Speedup
-from entmtp.intervals import Estimate
+from entmtp.intervals import Estimate, interval
 
 _MARKS = {"faster": "▲", "slower": "▼", "level": "="}
 """Told by a sign too, for those who see no difference between the colours."""

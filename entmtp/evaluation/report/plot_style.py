@@ -1,6 +1,6 @@
 """How the report's figures look: colours, panels, intervals, files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,26 +15,6 @@ from entmtp.intervals import Estimate
 
 INK = "#222222"
 FAINT = "#666666"
-# The palettes of Okabe and Ito, and of Tol: told apart with any colour vision.
-_COLOURS: Mapping[str, str] = {
-    "autoregressive": "#7f7f7f",
-    "medusa": "#56B4E9",
-    "medusa-best": "#0072B2",
-    "hydra": "#E69F00",
-    "hydra-best": "#D55E00",
-    "native": "#88CCEE",
-    "native-best": "#AA4499",
-    "entmtp": "#009E73",
-    "entmtp-goodput": "#117733",
-    "entmtp-dynamic": "#44AA99",
-    "entmtp-transfer": "#DDCC77",
-    "entmtp-mixed": "#661100",
-    "always-big": "#332288",
-    "random": "#CC79A7",
-    "bank-oracle": "#999933",
-    "hindsight": "#F0E442",
-}
-_OTHER_COLOUR = "#882255"
 _LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _PANELS_PER_ROW = 3
 _WIDTH_INCHES = 12.0  # of a figure of several panels: all have letters of one size where they are shown alike
@@ -71,11 +51,6 @@ def house_style() -> AbstractContextManager[None]:
             "figure.titleweight": "bold",
         }
     )
-
-
-def colour(arm: str) -> str:
-    """The colour that an arm has in every figure."""
-    return _COLOURS.get(arm, _OTHER_COLOUR)
 
 
 def line_colour(number: int) -> str:

@@ -10,9 +10,11 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from entmtp.evaluation.analysis.summary import ADAPTIVE, ALL_SUITES, AUTOREGRESSIVE, SAMPLE, Summary
-from entmtp.evaluation.report.plot_style import FAINT, INK, Plot, colour, house_style, panels, save, whiskers
+from entmtp import methods
+from entmtp.evaluation.analysis.summary import ALL_SUITES, SAMPLE, Summary
+from entmtp.evaluation.report.plot_style import FAINT, INK, Plot, house_style, panels, save, whiskers
 from entmtp.intervals import FEWEST_PROMPTS, Estimate
+from entmtp.methods import AUTOREGRESSIVE, colour
 
 
 def draw_plots(folder: Path, summary: Summary, steps: pa.Table) -> list[Plot]:
@@ -165,7 +167,8 @@ def _liveliest(steps: pa.Table) -> tuple[str, dict[str, str]] | None:
     columns = steps.select(["arm", "suite", "prompt_id", "step", "tree"]).sort_by("step")
     for row in columns.to_pylist():
         trees.setdefault(row["arm"], {}).setdefault((row["suite"], row["prompt_id"]), []).append(row["tree"])
-    changes = {arm: {key: _changes(names) for key, names in trees[arm].items()} for arm in ADAPTIVE if arm in trees}
+    adaptive = [arm for arm in methods.adaptive() if arm in trees]
+    changes = {arm: {key: _changes(names) for key, names in trees[arm].items()} for arm in adaptive}
     if not changes:
         return None
     arm = max(changes, key=lambda arm: sum(changes[arm].values()))

@@ -1,9 +1,9 @@
 """A table of how good the arms' texts are: the tasks' own scores, and how likely the texts are to the model."""
 
-from entmtp.evaluation.analysis.conclusions import interval
 from entmtp.evaluation.analysis.score import metric
 from entmtp.evaluation.analysis.summary import ArmSummary, Summary
 from entmtp.evaluation.report.html_table import PageTable
+from entmtp.intervals import interval
 
 _DIGITS = 3
 

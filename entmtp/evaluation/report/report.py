@@ -13,16 +13,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from entmtp.evaluation.analysis.conclusions import caveats, ratio, verdicts
+from entmtp.evaluation.analysis.conclusions import caveats, verdicts
 from entmtp.evaluation.analysis.pareto import ParetoPoint, pareto_table
 from entmtp.evaluation.analysis.summarise import summarise
-from entmtp.evaluation.analysis.summary import AUTOREGRESSIVE, ArmSummary, Speedup, Summary, tables
+from entmtp.evaluation.analysis.summary import ArmSummary, Speedup, Summary, tables
 from entmtp.evaluation.report.html import render_page
 from entmtp.evaluation.report.plot_style import Plot
 from entmtp.evaluation.report.plots import draw_plots
 from entmtp.evaluation.report.study_plots import draw_study_plots
 from entmtp.evaluation.results.flat_tables import write_table
 from entmtp.files import write_text, write_whole
+from entmtp.intervals import ratio
+from entmtp.methods import AUTOREGRESSIVE
 
 WIDE = 120  # characters that the whole table takes
 _WIDE_HEADINGS = ("ms per step: draft\nverify accept policy", "score (of\nprompts)", "log P of\na token")

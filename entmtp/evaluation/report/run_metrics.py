@@ -6,8 +6,9 @@ from typing import Any
 
 from entmtp.evaluation.analysis.conclusions import caveats, verdicts
 from entmtp.evaluation.analysis.score import metric
-from entmtp.evaluation.analysis.summary import ALL_SUITES, AUTOREGRESSIVE, ArmSummary, Summary
+from entmtp.evaluation.analysis.summary import ALL_SUITES, ArmSummary, Summary
 from entmtp.intervals import Estimate
+from entmtp.methods import AUTOREGRESSIVE
 
 
 def overall_metrics(summary: Summary) -> dict[str, float]:

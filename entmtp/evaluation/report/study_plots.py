@@ -8,12 +8,13 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from entmtp import methods
 from entmtp.evaluation.analysis.pareto import ParetoPoint
-from entmtp.evaluation.analysis.summary import AUTOREGRESSIVE, ArmSummary, Summary
+from entmtp.evaluation.analysis.summary import ArmSummary, Summary
 from entmtp.evaluation.analysis.tree_sizes import COMMON, SIZES, plain_entropies, size_of
-from entmtp.evaluation.report.plot_style import INK, Plot, colour, house_style, line_colour, panels, save
+from entmtp.evaluation.report.plot_style import INK, Plot, house_style, line_colour, panels, save
+from entmtp.methods import colour
 
-_MEASURED = (AUTOREGRESSIVE, "medusa", "hydra", "medusa-best", "hydra-best", "always-big")
 _MARKS = {"medusa": ("o", "--"), "hydra": ("s", "-")}  # point and line by kind of heads
 _NODE_TICKS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 _ROOM = 9  # percent of the steps that a part of a bar needs to hold the words of its shape
@@ -116,8 +117,9 @@ def _draw_taus(folder: Path, summary: Summary, points: Sequence[ParetoPoint]) ->
 def _draw_speeds(folder: Path, summary: Summary, points: Sequence[ParetoPoint]) -> Plot:
     figure, axes = _frontiers(summary, points, lambda point: point.tokens_per_second)
     suites = [suite for suite in summary.suites if any(point.suite == suite for point in points)]
+    constant = methods.of_constant_trees()
     for axis, suite in zip(axes, suites, strict=True):
-        for arm in (row for row in summary.arms if row.suite == suite and row.arm in _MEASURED):
+        for arm in (row for row in summary.arms if row.suite == suite and row.arm in constant):
             _measured(axis, arm)
     axes[0].set_ylim(bottom=0)
     figure.supylabel("tokens per second", fontsize=10)

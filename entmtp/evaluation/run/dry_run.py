@@ -13,7 +13,7 @@ from rich.table import Table
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.results.rows import finished_keys, read_metadata
-from entmtp.evaluation.run.arms import NEEDS_FORESIGHT
+from entmtp.evaluation.run.arms import needs_foresight
 from entmtp.evaluation.run.executor import Devices
 from entmtp.evaluation.run.plan import Plan
 from entmtp.evaluation.run.units import Unit
@@ -40,7 +40,7 @@ def tokens_of(plan: Plan, units: Sequence[Unit]) -> int:
     """Tokens that all requests of these units write at most: each arm and repetition, the reference, the controls'
     own look ahead, and on a GPU the least that an arm needs to warm up."""
     runs = plan.settings.repetitions + (plan.place.device == "cuda")
-    requests = len(plan.arms) * runs + 1 + bool(NEEDS_FORESIGHT & set(plan.arms))
+    requests = len(plan.arms) * runs + 1 + any(map(needs_foresight, plan.arms))
     return sum(len(unit.prompts) for unit in units) * requests * plan.settings.max_new_tokens
 
 

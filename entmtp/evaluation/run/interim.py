@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
+from entmtp import methods
 from entmtp.evaluation.analysis.by_prompt import Prompts, by_arm, paired_seconds, tokens_per_second
-from entmtp.evaluation.analysis.conclusions import ratio
-from entmtp.evaluation.analysis.summary import ADAPTIVE, AUTOREGRESSIVE
 from entmtp.evaluation.run.units import Unit
 from entmtp.evaluation.run.work_queue import Settled
-from entmtp.intervals import FEWEST_PROMPTS, paired_ratio
+from entmtp.intervals import FEWEST_PROMPTS, paired_ratio, ratio
+from entmtp.methods import AUTOREGRESSIVE
 
 _COLUMNS = ["suite", "arm", "prompt_id", "new_tokens", "seconds"]
 
@@ -63,7 +63,7 @@ def _marks(total: int) -> Iterator[int]:
 
 def _speedups(runs: dict[str, Prompts]) -> Iterator[str]:
     """Adaptive arms against plain decoding, as far as there are prompts enough for an interval."""
-    for arm in ADAPTIVE:
+    for arm in methods.adaptive():
         if arm not in runs or AUTOREGRESSIVE not in runs:
             continue
         ours, theirs = paired_seconds(runs[arm], runs[AUTOREGRESSIVE])

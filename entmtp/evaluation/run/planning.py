@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from entmtp import methods
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.summary import AUTOREGRESSIVE, LOSSY
 from entmtp.evaluation.analysis.training_overlap import training_overlap
 from entmtp.evaluation.report.mlflow import default_tracking_uri
 from entmtp.evaluation.results.storage import Store
 from entmtp.evaluation.run.arms import (
-    DEFAULT_ARMS,
-    LOSSLESS,
-    NEEDS_FORESIGHT,
-    QUICK_ARMS,
     TRANSFER,
     check_acceptance,
-    check_arms,
-    kind_of,
+    default_arms,
+    lossless_arms,
+    needs_foresight,
+    quick_arms,
     with_native,
 )
 from entmtp.evaluation.run.options import named_paths
@@ -27,6 +25,7 @@ from entmtp.evaluation.run.units import make_units
 from entmtp.evaluation.run.worker import Workplace
 from entmtp.heads.checkpoint import KINDS, bundled_heads
 from entmtp.heads.native.heads import NATIVE
+from entmtp.methods import AUTOREGRESSIVE, check_arms, heads_of
 from entmtp.models.loading.load import checked_dtype, resolve_model
 from entmtp.settings import PROFILES, QUICK, STUDIES, BenchmarkSettings
 from entmtp.suites import FAMILIES, get_suite, suite_names
@@ -104,16 +103,16 @@ def _default_tracking(results: Store) -> str:
 def _default_arms(profile: str, settings: BenchmarkSettings, sources: Mapping[str, str]) -> list[str]:
     """What is compared where nothing else is asked for, as far as there are heads for it."""
     usual = with_native(_usual_arms(profile, settings)) if list(sources) == [NATIVE] else _usual_arms(profile, settings)
-    return [arm for arm in usual if arm == AUTOREGRESSIVE or kind_of(arm, sources) in sources]
+    return [arm for arm in usual if arm == AUTOREGRESSIVE or heads_of(arm, sources) in sources]
 
 
 def _usual_arms(profile: str, settings: BenchmarkSettings) -> Sequence[str]:
-    known = LOSSLESS if profile in STUDIES else DEFAULT_ARMS
+    known = lossless_arms() if profile in STUDIES else default_arms()
     if settings.acceptance == "typical":
-        return [arm for arm in known if arm not in NEEDS_FORESIGHT]
+        return [arm for arm in known if not needs_foresight(arm)]
     if settings.temperature > 0:
-        return (*known, *LOSSY)
-    return QUICK_ARMS if profile == QUICK else known
+        return (*known, *methods.lossy())
+    return quick_arms() if profile == QUICK else known
 
 
 def _foreign_tasks(suites: Sequence[str], arms: Sequence[str]) -> list[str]:
@@ -139,7 +138,7 @@ def _heads_sources(model: str, given: Sequence[str]) -> dict[str, str]:
 
 def _check_kinds(arms: Sequence[str], sources: Mapping[str, str]) -> None:
     for arm in arms:
-        if arm != AUTOREGRESSIVE and (kind := kind_of(arm, sources)) not in sources:
+        if arm != AUTOREGRESSIVE and (kind := heads_of(arm, sources)) not in sources:
             raise EntMTPError(f"arm: '{arm}' drafts with {kind} heads; give --heads {kind}=… or leave it out")
 
 

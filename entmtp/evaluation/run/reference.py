@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.calibration.build import read_text
+from entmtp.calibration.rank_trace import rank_trace
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.text import TextStream
 from entmtp.heads.base import DraftHeads
@@ -18,7 +19,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.loading.load import encode_chat
 from entmtp.policies.signals import entropy
 from entmtp.suites.base import Message
-from entmtp.trees.trace import RankTrace, rank_trace
+from entmtp.trees.trace import RankTrace
 
 
 @dataclass(frozen=True)

@@ -19,20 +19,19 @@ from typing import Any
 
 import torch
 
+from entmtp import methods
 from entmtp.calibration.thresholds import retuned
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.measure_cost import step_cost
-from entmtp.evaluation.analysis.summary import BANK_ORACLE
 from entmtp.evaluation.results.rows import RequestRow, StepRow, tables_of
 from entmtp.evaluation.run.arm_engines import ArmEngines, complete
 from entmtp.evaluation.run.arms import (
-    NEEDS_FORESIGHT,
     TRANSFER,
-    UNPRICED,
     Foresight,
     Toolbox,
-    kind_of,
+    is_priced,
     make_engine,
+    needs_foresight,
     params_of,
 )
 from entmtp.evaluation.run.completion_rows import Turn, request_row, step_rows
@@ -42,6 +41,7 @@ from entmtp.evaluation.run.units import Unit
 from entmtp.evaluation.run.work_queue import Outcome
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import load_heads
+from entmtp.methods import heads_of
 from entmtp.models.backbone import Backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import encode_chat, load_model
@@ -130,7 +130,7 @@ class Worker:
 
     def _measure_costs(self, arms: Sequence[str]) -> None:
         """Measure steps with those heads alone by whose cost some arm chooses its trees: it takes a while at first."""
-        for kind in sorted({kind_of(arm, self.heads) for arm in arms if arm not in UNPRICED} - set(self._costs)):
+        for kind in sorted({heads_of(arm, self.heads) for arm in arms if is_priced(arm)} - set(self._costs)):
             self._costs[kind] = step_cost(self.backbone, self.heads[kind], cache_folder(), self._say)
             self._tuned.clear()
 
@@ -223,7 +223,7 @@ class Worker:
     ) -> ArmEngines:
         """The suite's engines with their policies for the prompt, warmed up by what will be timed."""
         foresight = None
-        if NEEDS_FORESIGHT & set(arms):
+        if any(map(needs_foresight, arms)):
             assert reference.trace is not None
             whole = params.model_copy(update={"max_tokens": len(reference.tokens)})
             dynamic_run = complete(make_engine("entmtp-dynamic", tools), ids, whole)
@@ -263,7 +263,7 @@ class Worker:
             tokens = greedy_text(self.model, ids, params.max_tokens)
             if tools.tokenizer is not None:
                 tokens = up_to_stop(tokens, tools.tokenizer, params.stop)
-        return traced(self.backbone, self.heads.get(kind_of(BANK_ORACLE, self.heads)), ids, tokens, drawn)
+        return traced(self.backbone, self.heads.get(heads_of(methods.BANK_ORACLE, self.heads)), ids, tokens, drawn)
 
     def _text(self, suite: str, done: Completion) -> str:
         # An engine leaves it empty that has no stop texts to look for.

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from benchmarks.predict import METHODS, NOT_GROWN, SHARED, Costs, _costs, predict
+from entmtp import methods
 from entmtp.calibration.policy_replay import GrowthAt
 from entmtp.calibration.replay import DYNAMIC, cost_of
-from entmtp.evaluation.analysis.summary import YARDSTICKS
 from entmtp.heads.growth import Growth
 from tests.helpers.small_cases import Scripted, drawn_trace, small_bank
 
@@ -26,7 +26,7 @@ def test_every_table_has_a_cell_per_column() -> None:
     (speedups,), (known,) = found.speedups, found.known
     assert len(speedups) == len(METHODS)
     assert all("x [" in cell and cell.endswith(")") for cell in speedups)
-    assert [row[0] for row in found.shares] == [*YARDSTICKS, "known-chances"]
+    assert [row[0] for row in found.shares] == [*methods.yardsticks(), "known-chances"]
     assert {len(row) for row in found.shares} == {2 + len(SHARED)}
     assert all("% [" in cell for row in found.shares for cell in row[2:] if row[0] != "known-chances")
     assert len(known) == 5

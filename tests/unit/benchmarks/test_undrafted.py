@@ -8,7 +8,7 @@ from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import StaticPolicy
+from entmtp.policies.static import StaticPolicy
 from tests.helpers.small_cases import small_backbone, small_heads, small_prompt
 from tests.helpers.tiny_models import TREES
 

@@ -16,7 +16,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.checkpoint import load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.loading.load import encode_chat, load_model
-from entmtp.policies.base import StaticPolicy
+from entmtp.policies.static import StaticPolicy
 from entmtp.settings import CalibrationSettings
 from entmtp.suites import PAPER_SUITES, load_suite, split
 from entmtp.suites.splits import draw

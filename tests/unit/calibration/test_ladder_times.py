@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from entmtp.calibration.ladder_times import ladder_times
 from entmtp.calibration.policy_replay import replayed
-from entmtp.policies.base import LadderPolicy
-from entmtp.policies.ladder import Ladder
+from entmtp.policies.ladder import Ladder, LadderPolicy
 from entmtp.trees.topology import Topology
 from tests.helpers.small_cases import drawn_trace
 from tests.helpers.tiny_models import topologies

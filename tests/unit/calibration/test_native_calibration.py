@@ -8,20 +8,21 @@ import pytest
 import torch
 from rich.console import Console
 
+from entmtp import methods
 from entmtp.calibration.build import growths_of, traces_of
 from entmtp.calibration.command import calibrate_task
 from entmtp.calibration.trace_replay import replayed_tau
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.results.storage import open_store
-from entmtp.evaluation.run.arms import DEFAULT_ARMS, OF_NATIVE, with_native
+from entmtp.evaluation.run.arms import default_arms, with_native
 from entmtp.evaluation.run.planning import make_plan
 from entmtp.evaluation.run.worker import Worker
 from entmtp.heads.checkpoint import load_heads
-from entmtp.loading import Method, load_method
+from entmtp.loading import MethodSpec, load_method
 from entmtp.models.backbone import Backbone
 from entmtp.models.loading.load import encode_chat, load_model
-from entmtp.policies.base import StaticPolicy
+from entmtp.policies.static import StaticPolicy
 from entmtp.suites import load_suite, split
 from entmtp.suites.splits import draw
 from entmtp.trees.bank import load_bank
@@ -89,8 +90,8 @@ def test_traces_of_written_text_are_those_of_a_real_run(folder: Path) -> None:
 @pytest.mark.parametrize("method", ["native", "native-best", "entmtp", "entmtp-goodput", "entmtp-dynamic"])
 def test_every_method_writes_the_models_own_text(folder: Path, method: str) -> None:
     bank = folder / "banks" / "gsm8k-native.json"
-    heads = None if method in OF_NATIVE else "native"
-    engine, tokenizer = load_method(Method(method, model=str(folder / "model"), heads=heads, bank=bank), print)
+    heads = None if method in methods.of_native_heads() else "native"
+    engine, tokenizer = load_method(MethodSpec(method, model=str(folder / "model"), heads=heads, bank=bank), print)
     assert engine.heads is not None
     assert engine.heads.kind == "native"
     prompt = encode_chat(tokenizer, "What is 3 + 3?")
@@ -101,12 +102,12 @@ def test_every_method_writes_the_models_own_text(folder: Path, method: str) -> N
 def test_what_does_not_fit_is_told(folder: Path) -> None:
     model, bank = str(folder / "model"), folder / "banks" / "gsm8k-native.json"
     for method, message in (
-        (Method("entmtp", model=model, heads="native"), "bank: none is shipped for native heads"),
+        (MethodSpec("entmtp", model=model, heads="native"), "bank: none is shipped for native heads"),
         (
-            Method("hydra", model=model, heads="native", bank=bank),
+            MethodSpec("hydra", model=model, heads="native", bank=bank),
             "native holds native heads but the method needs hydra",
         ),
-        (Method("entmtp", model=model, bank=bank), "heads: none are shipped for model .* --heads native if it has"),
+        (MethodSpec("entmtp", model=model, bank=bank), "heads: none are shipped for model .* --heads native if it has"),
     ):
         with pytest.raises(EntMTPError, match=message):
             load_method(method, print)
@@ -129,7 +130,7 @@ def test_a_benchmark_of_native_heads_alone_has_the_arms_that_they_can_do(folder:
         "threads": 1,
     }
     plan = make_plan(arms=[], heads=["native=native"], **options)
-    assert set(plan.arms) == set(with_native(DEFAULT_ARMS))
+    assert set(plan.arms) == set(with_native(default_arms()))
     requests = Worker(plan.place).run(plan.units[0], plan.arms, plan.settings).requests.to_pylist()
     assert [row["arm"] for row in requests if not row["identical"]] == []
     assert {row["arm"] for row in requests} == set(plan.arms)

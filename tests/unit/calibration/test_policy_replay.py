@@ -9,11 +9,12 @@ import torch
 from entmtp.calibration.policy_replay import replayed
 from entmtp.calibration.trace_replay import accepted_lengths, visits
 from entmtp.decoding.engine import Engine
-from entmtp.policies.base import LadderPolicy, Policy, StaticPolicy
+from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
-from entmtp.policies.ladder import Ladder
+from entmtp.policies.ladder import Ladder, LadderPolicy
 from entmtp.policies.signals import Signals
+from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import StepCost
 from entmtp.trees.topology import Topology
 from tests.helpers.small_cases import (

@@ -7,25 +7,17 @@ import pytest
 from typer.testing import CliRunner
 
 from entmtp.calibration.policy_replay import ReplayedStep, replayed
-from entmtp.calibration.replay import (
-    DYNAMIC,
-    POLICIES,
-    Pace,
-    all_trees,
-    cost_of,
-    policies,
-    replay_file,
-    replay_policy,
-    step_ms,
-)
+from entmtp.calibration.replay import DYNAMIC, Pace, cost_of, policies, replay_file, replay_policy, replayable, step_ms
 from entmtp.calibration.thresholds import retuned
 from entmtp.calibration.trace_replay import best_schedule, replayed_tau
+from entmtp.calibration.yardsticks import all_trees
 from entmtp.cli import app
 from entmtp.errors import EntMTPError
 from entmtp.heads.growth import Growth
-from entmtp.policies.base import LadderPolicy, StaticPolicy
 from entmtp.policies.goodput import candidates
+from entmtp.policies.ladder import LadderPolicy
 from entmtp.policies.signals import Signals
+from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import PartedCost, StepCost
 from entmtp.trees import topology
 from entmtp.trees.bank import TreeBank
@@ -120,12 +112,12 @@ def test_the_ladder_is_tuned_at_the_cost_that_is_replayed() -> None:
 @pytest.mark.parametrize("cost", [FLAT, GPU_LIKE, STEEP])
 def test_nothing_beats_hindsight_and_plain_decoding_is_the_measure(cost: PartedCost) -> None:
     made = policies(small_bank(), cost, 4)
-    assert set(made) == {*POLICIES, DYNAMIC}
-    found = {name: replay_policy(TRACES, made[name], cost) for name in POLICIES}
+    assert set(made) == {*replayable(), DYNAMIC}
+    found = {name: replay_policy(TRACES, made[name], cost) for name in replayable()}
     assert found["autoregressive"].speedup.value == pytest.approx(1)
-    for name in set(POLICIES) - {"published", "hindsight"}:  # whose trees are not among the bank's
+    for name in set(replayable()) - {"published", "hindsight"}:  # whose trees are not among the bank's
         assert (found["bank-oracle"].ms <= found[name].ms + 1e-6).all()
-    for name in POLICIES:
+    for name in replayable():
         assert (found["hindsight"].ms <= found[name].ms + 1e-6).all()
 
 
@@ -153,7 +145,7 @@ def test_the_bank_oracle_chooses_from_every_tree_that_a_policy_may_choose() -> N
 
 def test_where_trees_are_free_a_speedup_is_tau() -> None:
     made = policies(small_bank(), FLAT, 4)
-    for name in POLICIES:
+    for name in replayable():
         found = replay_policy(TRACES, made[name], FLAT)
         assert found.speedup.value == pytest.approx(found.tau)
 
@@ -179,7 +171,7 @@ class TestFile:
     def test_the_command_prints_a_row_per_policy(self, files: tuple[Path, Path]) -> None:
         done = CliRunner().invoke(app, ["replay", str(files[0]), "--bank", str(files[1])])
         assert done.exit_code == 0, done.output
-        assert all(name in done.output for name in POLICIES)
+        assert all(name in done.output for name in replayable())
         assert done.output.count("bank-oracle") == 2, "a row, and a column of the shares of it"
 
     @pytest.mark.parametrize("name", ["dynamic", "known-chances"])
@@ -197,11 +189,11 @@ class TestFile:
         marks = {"heads": made.heads_fingerprint, "model": made.model_fingerprint} | {field: "other" * 4}
         save_traces(files[0], TRACES, marks)
         with pytest.raises(EntMTPError, match=f"trace: .* is of {field} otherotherot, the bank is of"):
-            replay_file(*files, POLICIES, FLAT)
+            replay_file(*files, replayable(), FLAT)
 
     def test_a_bank_deeper_than_the_trace_is_refused(self, files: tuple[Path, Path]) -> None:
         made = small_bank().provenance
         marks = {"heads": made.heads_fingerprint, "model": made.model_fingerprint}
         save_traces(files[0], [drawn_trace(20, [0.5], heads=2, seed=0)], marks)
         with pytest.raises(EntMTPError, match="has depth 3 but there are only 2 draft heads"):
-            replay_file(*files, POLICIES, FLAT)
+            replay_file(*files, replayable(), FLAT)

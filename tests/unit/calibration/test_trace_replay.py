@@ -15,7 +15,7 @@ from entmtp.calibration.trace_replay import (
 )
 from entmtp.decoding.engine import Engine
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import ScheduledPolicy, StaticPolicy
+from entmtp.policies.static import ScheduledPolicy, StaticPolicy
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import MISS, RankTrace

@@ -14,7 +14,7 @@ from entmtp.decoding.engine import Engine
 from entmtp.decoding.job import Job
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
-from entmtp.policies.base import StaticPolicy
+from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from tests.helpers.small_cases import small_backbone, small_heads, small_prompt
 from tests.helpers.tiny_models import CONTEXT, TREES, greedy

@@ -14,8 +14,9 @@ from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import Policy, StaticPolicy
+from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology

@@ -12,7 +12,7 @@ from entmtp.decoding.request import Request
 from entmtp.decoding.state import DecodingState
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import StaticPolicy
+from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.batch import TreeBatch
 from tests.helpers.heads_with_caches import REMEMBERING, remembering_heads, remembering_model

@@ -19,8 +19,9 @@ from entmtp.decoding.step import decode_step
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import Policy, SequencePolicy
+from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.static import SequencePolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from tests.helpers.arrivals import come_and_go
 from tests.helpers.small_cases import (

@@ -16,9 +16,10 @@ from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.request import Request
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import LadderPolicy, Policy, SequencePolicy, StaticPolicy
+from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
-from entmtp.policies.ladder import Ladder
+from entmtp.policies.ladder import Ladder, LadderPolicy
+from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.topology import Path, Topology
 from tests.helpers.arrivals import come_and_go

@@ -12,9 +12,10 @@ from entmtp.decoding.step import decode_step
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import LadderPolicy, Policy, RequestPolicy, SequencePolicy, StaticPolicy
-from entmtp.policies.ladder import Ladder
+from entmtp.policies.base import Policy, RequestPolicy
+from entmtp.policies.ladder import Ladder, LadderPolicy
 from entmtp.policies.signals import Signals, SignalTracker
+from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.settings import SamplingParams
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology

@@ -28,10 +28,11 @@ from entmtp.decoding.sampling import Sampler
 from entmtp.decoding.text import TextStream
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import LadderPolicy, Policy, SequencePolicy, StaticPolicy
+from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
-from entmtp.policies.ladder import Ladder
+from entmtp.policies.ladder import Ladder, LadderPolicy
+from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.batch import TreeBatch
 from tests.helpers.fault_injection import FaultAt

@@ -15,9 +15,10 @@ from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
 from entmtp.models import cache as cache_module
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import RequestPolicy, SequencePolicy, StaticPolicy
+from entmtp.policies.base import RequestPolicy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.signals import SignalTracker
+from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology

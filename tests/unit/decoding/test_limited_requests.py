@@ -14,9 +14,11 @@ from entmtp.decoding.request import Request
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.native.cache import NativeMemory
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import Policy, StaticPolicy, ladder_policy
+from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
+from entmtp.policies.ladder import ladder_policy
+from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from tests.helpers.heads_with_caches import REMEMBERING, check_memory, remembering_heads, remembering_model
 from tests.helpers.small_cases import (

@@ -6,9 +6,9 @@ from entmtp.decoding import measure_cost
 from entmtp.decoding.request import StepRecord
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import StaticPolicy
 from entmtp.policies.cost_cache import read_cost
 from entmtp.policies.signals import Signals
+from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import CostTable
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology

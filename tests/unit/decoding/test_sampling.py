@@ -15,11 +15,12 @@ from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import LadderPolicy, Policy, StaticPolicy
+from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
-from entmtp.policies.ladder import Ladder
+from entmtp.policies.ladder import Ladder, LadderPolicy
 from entmtp.policies.signals import SignalTracker
+from entmtp.policies.static import StaticPolicy
 from entmtp.settings import SamplingParams
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology

@@ -16,9 +16,10 @@ from entmtp.heads.checkpoint import load_heads
 from entmtp.heads.growth import LevelByLevel
 from entmtp.heads.importing.import_heads import import_heads
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import Policy, SequencePolicy, StaticPolicy
+from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.signals import SignalTracker
+from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RANKED

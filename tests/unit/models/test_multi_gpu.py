@@ -16,8 +16,9 @@ from entmtp.heads.checkpoint import load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.loading.load import load_model
 from entmtp.models.multi_gpu import check_all_on_gpus
-from entmtp.policies.base import Policy, StaticPolicy
+from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from tests.helpers.hydra_plus_plus_heads import prefix_heads
 from tests.helpers.second_device import ELSEWHERE, second_device

@@ -1,9 +1,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entmtp.policies.base import LadderPolicy, ScheduledPolicy, SequencePolicy, StaticPolicy
-from entmtp.policies.ladder import Ladder
+from entmtp.policies.ladder import Ladder, LadderPolicy
 from entmtp.policies.signals import Signals
+from entmtp.policies.static import ScheduledPolicy, SequencePolicy, StaticPolicy
 from entmtp.trees.topology import Topology
 
 RUNGS = (*(Topology.of([(rank,) for rank in range(nodes)]) for nodes in (8, 4, 2)), Topology.root_only())

@@ -2,10 +2,11 @@ from collections.abc import Callable
 
 import pytest
 
-from entmtp.policies.base import Policy, StaticPolicy
+from entmtp.policies.base import Policy
 from entmtp.policies.correction import PERIOD, CorrectingPolicy
 from entmtp.policies.goodput import GoodputPolicy
 from entmtp.policies.signals import Signals
+from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import PolicyCost, StepCost
 from entmtp.trees.topology import Topology
 from tests.helpers.simulated_machine import machine

@@ -13,21 +13,13 @@ from hypothesis import strategies as st
 
 from entmtp.calibration.trace_replay import accepted_length
 from entmtp.policies.acceptance_bias import Belief
-from entmtp.policies.base import (
-    BeginDraft,
-    LadderPolicy,
-    Policy,
-    ScheduledPolicy,
-    SequencePolicy,
-    StaticPolicy,
-    best_static_policy,
-    ladder_policy,
-)
+from entmtp.policies.base import BeginDraft, Policy
 from entmtp.policies.correction import CorrectingPolicy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
-from entmtp.policies.ladder import Ladder
+from entmtp.policies.ladder import Ladder, LadderPolicy, ladder_policy
 from entmtp.policies.signals import Signals
+from entmtp.policies.static import ScheduledPolicy, SequencePolicy, StaticPolicy, best_static_policy
 from entmtp.policies.step_cost import CostTable, PartedCost, PolicyCost, StepCost
 from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.probability_calibration import Chances

@@ -4,11 +4,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from entmtp.calibration.rank_trace import rank_trace
 from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
-from entmtp.trees.trace import MISS, load_traces, rank_trace, save_traces
+from entmtp.trees.trace import MISS, load_traces, save_traces
 from tests.helpers.small_cases import SMALL_VOCAB, small_backbone, small_heads, small_prompt, trace_of, traced
 
 

@@ -10,7 +10,7 @@ from benchmarks.peers.arms import REFERENCE, Arm, Asked, Referee, Written, gener
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import StaticPolicy
+from entmtp.policies.static import StaticPolicy
 from entmtp.trees.topology import Topology
 from tests.helpers.tiny_models import random_tokens, tiny_model
 

@@ -13,17 +13,18 @@ from hypothesis import strategies as st
 from typer import Typer
 from typer.testing import CliRunner
 
+from entmtp import methods
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.report.mlflow_names import check_names, key_part
 from entmtp.evaluation.report.run_metrics import score_name
-from entmtp.evaluation.run.arms import ARMS, METHODS
 from entmtp.heads.checkpoint import KINDS
 from entmtp.loadtest.load_summary import LoadSummary
+from entmtp.methods import names
 from entmtp.suites import SUITES
 from jobs.load import main
 
 ROOT = Path(__file__).resolve().parents[3]
-ALL = dict.fromkeys([*METHODS, *ARMS])
+ALL = dict.fromkeys([*methods.offered(), *names])
 
 
 @pytest.mark.parametrize("name", ["v1@prod", "a+b", "a%20b", "x//y", "x/../y", "x/.", "ä😀", "n" * 300])

@@ -3,6 +3,7 @@ import json
 import re
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,6 @@ import pytest
 from rich.console import Console
 
 from entmtp.evaluation.analysis.summarise import summarise
-from entmtp.evaluation.report.page_style import STYLE
 from entmtp.evaluation.report.report import WIDE, print_table, write_report
 from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
 from tests.helpers.synthetic_rows import ARMS, SUITES, make_rows
@@ -157,7 +157,8 @@ def test_wide_things_scroll_in_boxes_of_their_own(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_have_the_contrast_that_text_needs(scheme: str) -> None:
-    light, dark = (dict(re.findall(r"--([\w-]+): (#\w{6})", part)) for part in STYLE.split("@media", 2)[:2])
+    style = files("entmtp.evaluation.report").joinpath("report.css").read_text(encoding="utf-8")
+    light, dark = (dict(re.findall(r"--([\w-]+): (#\w{6})", part)) for part in style.split("@media", 2)[:2])
     colours = light if scheme == "light" else dark
     pairs = [("ink", "paper"), ("faint", "paper"), ("ink", "card"), ("ink", "level-fill"), ("faint", "level-fill")]
     for ink, paper in [*pairs, ("good", "good-fill"), ("bad", "bad-fill"), ("warn-ink", "warn")]:

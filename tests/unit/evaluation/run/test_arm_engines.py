@@ -14,7 +14,7 @@ from entmtp.decoding.graphs import Graphs
 from entmtp.evaluation.results.rows import RequestRow, StepRow
 from entmtp.evaluation.run import arm_engines
 from entmtp.evaluation.run.arm_engines import MOST_WARM_RUNS, ArmEngines
-from entmtp.evaluation.run.arms import LOSSLESS, Foresight, Toolbox, make_policy
+from entmtp.evaluation.run.arms import Foresight, Toolbox, lossless_arms, make_policy
 from entmtp.evaluation.run.units import Unit, make_units
 from entmtp.evaluation.run.worker import Worker, Workplace
 from entmtp.heads.checkpoint import KINDS, load_heads
@@ -159,13 +159,13 @@ def test_what_arms_do_on_a_prompt_is_the_same_after_others(worker: Worker, units
 
 
 def test_no_policy_of_an_arm_learns_from_what_steps_took(worker: Worker) -> None:
-    tools: Toolbox = replace(worker._toolbox("gsm8k", LOSSLESS), foreign={})
+    tools: Toolbox = replace(worker._toolbox("gsm8k", lossless_arms()), foreign={})
     tools = replace(tools, foreign=dict.fromkeys(("entmtp-transfer", "entmtp-mixed"), tools.banks))
     ids = [1, 2, 3]
     reference = worker._reference(ids, SamplingParams(temperature=0.0, max_tokens=8), tools)
     assert reference.trace is not None
     foresight = Foresight(reference.trace, Completion(), "seed")
-    for arm in LOSSLESS:
+    for arm in lossless_arms():
         assert type(make_policy(arm, tools, foresight)).observe is Policy.observe, arm
 
 

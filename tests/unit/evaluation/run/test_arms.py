@@ -3,23 +3,16 @@ from dataclasses import replace
 
 import pytest
 
-from entmtp.calibration.replay import all_trees
+from entmtp import methods
 from entmtp.calibration.trace_replay import best_schedule, right_path_schedule
+from entmtp.calibration.yardsticks import all_trees
 from entmtp.decoding.completion import Completion
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.run.arms import (
-    FOREIGN_BANKS,
-    LOSSLESS,
-    Foresight,
-    Toolbox,
-    check_acceptance,
-    check_arms,
-    make_engine,
-    make_policy,
-)
+from entmtp.evaluation.run.arms import Foresight, Toolbox, check_acceptance, lossless_arms, make_engine, make_policy
+from entmtp.methods import check_arms
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import ScheduledPolicy, SequencePolicy
 from entmtp.policies.ladder import best_static
+from entmtp.policies.static import ScheduledPolicy, SequencePolicy
 from entmtp.policies.step_cost import StepCost
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.published import published_tree
@@ -44,7 +37,7 @@ def tools() -> Toolbox:
     backbone = Backbone(tiny_model("llama"))
     heads = {kind: random_heads(kind, backbone).attach(backbone) for kind in ("medusa", "hydra")}
     banks = {kind: small_bank(heads_kind=kind) for kind in heads}
-    return Toolbox(backbone, heads, banks, dict.fromkeys(heads, COST), dict.fromkeys(FOREIGN_BANKS, banks))
+    return Toolbox(backbone, heads, banks, dict.fromkeys(heads, COST), dict.fromkeys(methods.foreign_banks(), banks))
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +49,14 @@ def foresight(tools: Toolbox) -> Foresight:
 
 @pytest.fixture(scope="module")
 def runs(tools: Toolbox, foresight: Foresight) -> dict[str, Completion]:
-    return {arm: make_engine(arm, tools, foresight).generate(PROMPT, NEW_TOKENS) for arm in LOSSLESS}
+    return {arm: make_engine(arm, tools, foresight).generate(PROMPT, NEW_TOKENS) for arm in lossless_arms()}
 
 
 def trees(run: Completion) -> list[Topology]:
     return [step.topology for step in run.steps]
 
 
-@pytest.mark.parametrize("arm", LOSSLESS)
+@pytest.mark.parametrize("arm", lossless_arms())
 def test_every_arm_writes_the_models_own_text(arm: str, runs: dict[str, Completion], tools: Toolbox) -> None:
     assert runs[arm].tokens == greedy(tools.backbone.model, PROMPT, NEW_TOKENS)
 
@@ -96,7 +89,7 @@ def test_the_random_control_has_a_policys_trees_in_another_order(
 def test_no_arm_of_the_same_heads_and_bank_beats_the_bank_oracle_and_that_not_hindsight(
     runs: dict[str, Completion], foresight: Foresight, tools: Toolbox
 ) -> None:
-    predicted = {arm: sum(COST(tree) for tree in trees(runs[arm])) for arm in LOSSLESS}
+    predicted = {arm: sum(COST(tree) for tree in trees(runs[arm])) for arm in lossless_arms()}
     bank = tools.banks["hydra"]
     _, best = best_schedule(foresight.trace, all_trees(bank), COST)
     assert predicted["bank-oracle"] == pytest.approx(best)

@@ -13,13 +13,13 @@ import pytest
 from pyarrow import fs
 from rich.console import Console
 
+from entmtp import methods
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.summary import LOSSY
 from entmtp.evaluation.report.load_run import open_run
 from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT, check_tracking, default_tracking_uri
 from entmtp.evaluation.results.rows import finished_keys, read_metadata, read_parts, tables_of
 from entmtp.evaluation.results.storage import Store, open_store
-from entmtp.evaluation.run.arms import DEFAULT_ARMS, LOSSLESS, NEEDS_FORESIGHT, QUICK_ARMS
+from entmtp.evaluation.run.arms import default_arms, lossless_arms, needs_foresight, quick_arms
 from entmtp.evaluation.run.dry_run import forecast, show_plan, tokens_of
 from entmtp.evaluation.run.finish import finish
 from entmtp.evaluation.run.local_executor import ThisProcess
@@ -68,7 +68,7 @@ def plan_of(saved: Saved, folder: Path, **changes: Any) -> Plan:
 
 def test_a_plan_says_everything_that_a_worker_needs(saved: Saved, tmp_path: Path) -> None:
     plan = plan_of(saved, tmp_path)
-    assert plan.arms == list(QUICK_ARMS)
+    assert plan.arms == list(quick_arms())
     assert (plan.settings.prompts, plan.settings.repetitions) == (2, 3)
     assert {unit.suite for unit in plan.units} == set(SUITES)
     assert sum(len(unit.prompts) for unit in plan.units) == 4
@@ -296,7 +296,7 @@ def test_a_plan_can_be_shown_without_running_anything(saved: Saved, tmp_path: Pa
     console = told()
     plan = plan_of(saved, tmp_path / "run")
     show_plan(plan, ThisProcess(Wishes(device="cpu")), 1, 10.0, console)
-    for said in ("gsm8k", "sharegpt", f"{len(QUICK_ARMS)} arms: ", "3 repetitions", "worker-hours", "rests on"):
+    for said in ("gsm8k", "sharegpt", f"{len(quick_arms())} arms: ", "3 repetitions", "worker-hours", "rests on"):
         assert said in text_of(console)
     assert not (tmp_path / "run").exists()
 
@@ -377,8 +377,8 @@ def test_controls_and_variants_are_for_longer_profiles(saved: Saved, tmp_path: P
         return plan_of(saved, tmp_path, profile=profile).arms
 
     assert {"autoregressive", "medusa", "hydra", "hydra-best", "entmtp", "entmtp-dynamic"} == set(arms("quick"))
-    assert arms("standard") == arms("full") == list(DEFAULT_ARMS)
-    assert set(QUICK_ARMS) < set(DEFAULT_ARMS) < set(LOSSLESS)
+    assert arms("standard") == arms("full") == list(default_arms())
+    assert set(quick_arms()) < set(default_arms()) < set(lossless_arms())
 
 
 def test_a_quick_run_has_prompts_enough_and_tells_its_first_result_after_one(saved: Saved, tmp_path: Path) -> None:
@@ -396,8 +396,8 @@ def test_a_quick_run_has_prompts_enough_and_tells_its_first_result_after_one(sav
 def test_profiles_that_draw_have_arms_that_can(saved: Saved, tmp_path: Path) -> None:
     paper = plan_of(saved, tmp_path, profile="paper")
     assert (paper.settings.acceptance, paper.settings.temperature) == ("typical", 0.7)
-    assert paper.arms == [arm for arm in DEFAULT_ARMS if arm not in NEEDS_FORESIGHT]
-    assert plan_of(saved, tmp_path, profile="paper-lossless").arms == [*DEFAULT_ARMS, *LOSSY]
+    assert paper.arms == [arm for arm in default_arms() if not needs_foresight(arm)]
+    assert plan_of(saved, tmp_path, profile="paper-lossless").arms == [*default_arms(), *methods.lossy()]
     with pytest.raises(EntMTPError, match="arm: 'random' follows the model's own text"):
         validate(profile="paper", suites=[], arms=["random"], overrides={})
 
@@ -407,9 +407,9 @@ def test_studies_run_every_arm_that_can_at_each_temperature() -> None:
     assert [settings.temperature for settings in (greedy, lossless, typical)] == [0.0, 0.7, 0.7]
     assert [settings.acceptance for settings in (greedy, lossless, typical)] == ["rejection", "rejection", "typical"]
     arms = [_usual_arms(name, PROFILES[name]) for name in STUDIES]
-    assert list(arms[0]) == list(LOSSLESS)
-    assert list(arms[1]) == [*LOSSLESS, *LOSSY]
-    assert list(arms[2]) == [arm for arm in LOSSLESS if arm not in NEEDS_FORESIGHT]
+    assert list(arms[0]) == list(lossless_arms())
+    assert list(arms[1]) == [*lossless_arms(), *methods.lossy()]
+    assert list(arms[2]) == [arm for arm in lossless_arms() if not needs_foresight(arm)]
 
 
 def test_what_is_wrong_is_told_before_anything_runs(saved: Saved, tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
+from entmtp import methods
 from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
-from entmtp.evaluation.analysis.summary import LOSSY
 from entmtp.evaluation.results.rows import RequestRow, StepRow
 from entmtp.evaluation.run import arm_engines
 from entmtp.evaluation.run import worker as worker_module
 from entmtp.evaluation.run.arm_engines import complete
-from entmtp.evaluation.run.arms import LOSSLESS, QUICK_ARMS, Toolbox, params_of
+from entmtp.evaluation.run.arms import Toolbox, lossless_arms, params_of, quick_arms
 from entmtp.evaluation.run.completion_rows import request_row
 from entmtp.evaluation.run.reference import first_difference, up_to_stop
 from entmtp.evaluation.run.units import Unit, make_units
@@ -60,12 +60,12 @@ def worker(place: Workplace) -> Worker:
 
 @pytest.fixture(scope="module")
 def units(saved: Saved) -> list[Unit]:
-    return make_units(["gsm8k"], {"gsm8k": str(saved.data("gsm8k"))}, LOSSLESS, SETTINGS, {})
+    return make_units(["gsm8k"], {"gsm8k": str(saved.data("gsm8k"))}, lossless_arms(), SETTINGS, {})
 
 
 @pytest.fixture(scope="module")
 def outcomes(worker: Worker, units: list[Unit]) -> list[Outcome]:
-    return [worker.run(unit, LOSSLESS, SETTINGS) for unit in units]
+    return [worker.run(unit, lossless_arms(), SETTINGS) for unit in units]
 
 
 def requests_of(outcome: Outcome) -> list[RequestRow]:
@@ -78,7 +78,7 @@ def steps_of(outcome: Outcome) -> list[StepRow]:
 
 def test_every_arm_runs_every_prompt_as_often_as_asked(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
-        assert Counter(row.arm for row in requests_of(outcome)) == dict.fromkeys(LOSSLESS, SETTINGS.repetitions)
+        assert Counter(row.arm for row in requests_of(outcome)) == dict.fromkeys(lossless_arms(), SETTINGS.repetitions)
         assert len({row.prompt_id for row in requests_of(outcome)}) == 1
         measured = outcome.measured
         assert measured["peak_memory_mib"] > 10
@@ -109,7 +109,7 @@ def test_steps_are_timed_only_with_heads_by_whose_cost_an_arm_chooses(place: Wor
     short = SETTINGS.model_copy(update={"max_new_tokens": 4, "repetitions": 1})
     for arms, kinds in (
         (["autoregressive", "medusa", "hydra", "always-big"], set()),
-        (QUICK_ARMS, {"hydra"}),
+        (quick_arms(), {"hydra"}),
         (["medusa-best"], {"hydra", "medusa"}),
     ):
         outcome = worker.run(units[0], arms, short)
@@ -151,7 +151,7 @@ def test_arms_rotate_from_round_to_round_in_an_order_of_each_prompts_own(outcome
         for arms in rounds:
             turned = arms.index(rounds[0][0])
             assert [*arms[turned:], *arms[:turned]] == rounds[0]
-        neighbours.add(tuple(rounds[0][(rounds[0].index("entmtp") + 1) % len(LOSSLESS) :][:1]))
+        neighbours.add(tuple(rounds[0][(rounds[0].index("entmtp") + 1) % len(lossless_arms()) :][:1]))
     assert len(outcomes) == 1 or len(neighbours) > 1, "the arm after entmtp is not always the same"
 
 
@@ -216,7 +216,7 @@ def test_steps_add_up_to_their_request(outcomes: list[Outcome]) -> None:
 
 def test_repetitions_differ_in_nothing_but_time(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
-        for arm in LOSSLESS:
+        for arm in lossless_arms():
             walks = [
                 [
                     (step.tree, step.accepted_path)
@@ -280,14 +280,14 @@ def prompts_unit(*prompts: Prompt) -> Unit:
 def test_drawn_texts_are_one_text_for_all_lossless_arms(worker: Worker, units: list[Unit]) -> None:
     settings = SETTINGS.model_copy(update={"temperature": 1.0})
     greedy_text = requests_of(worker.run(units[0], ["autoregressive"], SETTINGS))[0].token_ids
-    requests = requests_of(worker.run(units[0], [*LOSSLESS, *LOSSY], settings))
+    requests = requests_of(worker.run(units[0], [*lossless_arms(), *methods.lossy()], settings))
     plain = next(row.token_ids for row in requests if row.arm == "autoregressive")
     assert plain != greedy_text
-    assert {row.arm for row in requests if row.token_ids == plain} >= set(LOSSLESS)
-    assert all(row.identical for row in requests if row.arm in LOSSLESS)
-    likelihoods = {row.log_likelihood for row in requests if row.arm in LOSSLESS}
+    assert {row.arm for row in requests if row.token_ids == plain} >= set(lossless_arms())
+    assert all(row.identical for row in requests if row.arm in lossless_arms())
+    likelihoods = {row.log_likelihood for row in requests if row.arm in lossless_arms()}
     assert len(likelihoods) == 1
-    assert all(row.log_likelihood not in likelihoods for row in requests if row.arm in LOSSY)
+    assert all(row.log_likelihood not in likelihoods for row in requests if row.arm in methods.lossy())
     again = requests_of(worker.run(units[0], ["autoregressive"], settings))
     assert again[0].token_ids == plain, "the seed is the prompt's own"
 
@@ -338,7 +338,7 @@ def test_a_stop_text_ends_every_arm_and_the_reference(worker: Worker, monkeypatc
     stop = text[6:8]
     protocol = get_suite("gsm8k-2-shot").protocol
     monkeypatch.setattr(get_suite("gsm8k-2-shot"), "protocol", replace(protocol, stop=(stop,)))
-    requests = requests_of(worker.run(prompts_unit(prompt), LOSSLESS, SETTINGS))
+    requests = requests_of(worker.run(prompts_unit(prompt), lossless_arms(), SETTINGS))
     assert len({len(row.token_ids) for row in requests}) == 1
     for row in requests:
         assert row.identical

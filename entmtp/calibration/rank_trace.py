@@ -1,0 +1,41 @@
+"""Rank traces of texts, from draft heads that guess at every position."""
+
+from __future__ import annotations
+
+import torch
+
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.memory import HeadsText
+from entmtp.trees.trace import MISS, RANKED, RankTrace
+
+_ROWS = 128
+
+
+@torch.inference_mode()
+def rank_trace(
+    heads: DraftHeads, tokens: torch.Tensor, states: torch.Tensor, entropy: torch.Tensor, text: HeadsText | None = None
+) -> RankTrace:
+    """Traces one text: ``tokens [positions]``, each chosen from ``states [positions, hidden_size]``.
+
+    Heads with a memory have read it, with what came before, as ``text``.
+    """
+    positions, depth = len(tokens), heads.num_heads
+    at = torch.arange(positions, device=tokens.device)[:, None] + torch.arange(depth + 1, device=tokens.device)
+    windows = tokens[at.clamp(max=positions - 1)]
+    index_of = torch.full((heads.config.vocab_size,), -1, device=tokens.device)
+    index_of[heads.draft_vocab.long()] = torch.arange(len(heads.draft_vocab), device=tokens.device)
+    ranks = torch.full((positions, depth), MISS, dtype=torch.int64, device=tokens.device)
+    confidence = torch.zeros(positions, depth, RANKED, device=tokens.device)
+    for begin in range(0, positions, _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        if text is None:
+            forced = heads.teacher_forced(states[rows], windows[rows, :-1])
+        else:
+            forced = text.teacher_forced(at[rows, 0], windows[rows, :-1])
+        logits = heads.draft_logits(forced)
+        label = index_of[windows[rows, 1:]]
+        true = logits.gather(-1, label.clamp(min=0)[..., None])
+        rank = (logits > true).sum(-1)
+        ranks[rows] = torch.where((label >= 0) & (at[rows, 1:] < positions), rank, MISS)
+        confidence[rows] = logits.float().log_softmax(-1).topk(RANKED).values
+    return RankTrace(ranks.to("cpu", torch.int32), entropy.float().cpu(), confidence.cpu())
