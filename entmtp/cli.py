@@ -181,7 +181,8 @@ def train(
 ) -> None:
     """Train draft heads on text that the model writes itself; continues where an interrupted run stopped."""
     with told_plainly("train"):
-        from entmtp.evaluation.report.mlflow import TRAINING_EXPERIMENT, check_tracking, tracked_training
+        from entmtp.tracking.client import check_tracking
+        from entmtp.training.mlflow import TRAINING_EXPERIMENT, tracked_training
         from entmtp.training.train_heads import train_heads
 
         if tracking_uri is not None:

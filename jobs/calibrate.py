@@ -22,8 +22,8 @@ from rich.console import Console
 
 from entmtp.calibration.command import calibrate_task
 from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.results.storage import check_lasting
 from entmtp.evaluation.run.placement import Wishes, place
+from entmtp.lasting import check_lasting
 from entmtp.suites import PAPER_SUITES, get_suite
 from entmtp.trees.bank import MIXED
 from jobs.pool import alive_nodes

@@ -27,7 +27,7 @@ from entmtp.cli_errors import told_plainly
 from entmtp.evaluation.report.compare_runs import compare, regressions
 from entmtp.evaluation.report.comparison import print_comparison, write_comparison
 from entmtp.evaluation.report.load_run import open_run
-from entmtp.evaluation.results.storage import check_lasting
+from entmtp.lasting import check_lasting
 
 REGRESSION = 1
 _WIDTH = 120

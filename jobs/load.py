@@ -68,19 +68,20 @@ def main(
 ) -> None:
     """Send load, and say what users saw."""
     with told_plainly("load", interrupted="nothing was recorded"):
-        from entmtp.evaluation.report.mlflow import LOAD_EXPERIMENT, check_tracking, default_tracking_uri, log_load
-        from entmtp.evaluation.report.mlflow_names import check_names
         from entmtp.evaluation.results.flat_tables import write_table
-        from entmtp.evaluation.results.storage import check_lasting
         from entmtp.evaluation.run.options import named_paths
         from entmtp.files import make_folder
+        from entmtp.lasting import check_lasting
         from entmtp.loadtest.levels import levels_of
         from entmtp.loadtest.load_plot import draw_load
         from entmtp.loadtest.load_summary import Slo, level_table, outcome_table, summarise_load
         from entmtp.loadtest.load_table import comparison_lines, terminal_table
+        from entmtp.loadtest.mlflow import LOAD_EXPERIMENT, log_load
         from entmtp.loadtest.traffic import Endpoint, Traffic
         from entmtp.loadtest.turns import texts_of
         from entmtp.suites import FAMILIES, suite_names
+        from entmtp.tracking.client import check_tracking, default_tracking_uri
+        from entmtp.tracking.names import check_names
 
         levels, suites = levels_of(users, rate), suite_names(suite or [])
         files = named_paths("data", data or [], FAMILIES)

@@ -22,10 +22,11 @@ import typer
 from rich.console import Console
 
 from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.report.mlflow import TRAINING_EXPERIMENT, check_tracking, tracked_training
-from entmtp.evaluation.results.storage import check_lasting
 from entmtp.evaluation.run.placement import Wishes, place
 from entmtp.heads.checkpoint import KINDS
+from entmtp.lasting import check_lasting
+from entmtp.tracking.client import check_tracking
+from entmtp.training.mlflow import TRAINING_EXPERIMENT, tracked_training
 from entmtp.training.train_heads import train_heads
 from jobs.pool import alive_nodes
 from jobs.workers import call_each

@@ -29,9 +29,9 @@ from entmtp import methods
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.summary import Summary
-from entmtp.evaluation.results.provenance import flat_facts
 from entmtp.files import write_text
 from entmtp.methods import AUTOREGRESSIVE
+from entmtp.provenance import flat_facts
 
 FOLDER = ROOT / "docs" / "study"
 _FACTS = ("command", "profile", "hardware", "platform", "model", "heads", "date", "git_commit", "versions", "settings")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from entmtp.evaluation.report.mlflow_names import key_part
 from entmtp.intervals import Estimate, paired_ratio
 from entmtp.loadtest.levels import Level
 from entmtp.loadtest.traffic import Outcome
+from entmtp.tracking.names import key_part
 
 PERCENTILES = (50, 90, 99)
 QUANTITIES = ("ttft", "tpot", "itl", "e2e")

@@ -13,10 +13,10 @@ import pyarrow.csv as csv
 import pytest
 from mlflow import MlflowClient
 
-from entmtp.evaluation.report.mlflow import default_tracking_uri
 from entmtp.evaluation.results.rows import read_parts
 from entmtp.evaluation.results.storage import open_store
 from entmtp.evaluation.run.arms import default_arms
+from entmtp.tracking.client import default_tracking_uri
 from tests.helpers.saved_project import SUITES, Saved, save_project
 
 ROOT = Path(__file__).resolve().parents[2]

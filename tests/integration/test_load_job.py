@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from typer import Typer
 from typer.testing import CliRunner
 
-from entmtp.evaluation.report.mlflow import LOAD_EXPERIMENT, default_tracking_uri
+from entmtp.loadtest.mlflow import LOAD_EXPERIMENT
+from entmtp.tracking.client import default_tracking_uri
 from jobs.load import main
 from tests.helpers.chat_service import service
 

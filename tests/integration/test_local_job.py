@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.results.storage import check_lasting
+from entmtp.lasting import check_lasting
 
 REPOSITORY = Path(__file__).parents[2]
 JOB = """

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.report.load_run import open_run
-from entmtp.evaluation.report.mlflow import TrackedRun, default_tracking_uri, log_benchmark, start_training_run
+from entmtp.evaluation.report.mlflow import log_benchmark
 from entmtp.evaluation.report.report import write_report
 from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
+from entmtp.tracking.client import TrackedRun, default_tracking_uri
+from entmtp.training.mlflow import start_training_run
 from jobs import compare as job
 from tests.helpers.synthetic_rows import make_rows
 

@@ -12,16 +12,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.report.mlflow import (
-    TrackedModel,
-    TrackedRun,
-    check_tracking,
-    default_tracking_uri,
-    log_benchmark,
-    start_training_run,
-)
+from entmtp.evaluation.report.mlflow import log_benchmark
 from entmtp.evaluation.report.report import write_report
 from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
+from entmtp.tracking.client import TrackedModel, TrackedRun, check_tracking, default_tracking_uri
+from entmtp.training.mlflow import start_training_run
 from tests.helpers.synthetic_rows import make_rows
 
 FACTS = {
@@ -198,7 +193,8 @@ def test_missing_artifact_is_told_before_anything_is_logged(results: Path, clien
 def test_library_says_nothing_while_it_tracks(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib\n"
-        "from entmtp.evaluation.report.mlflow import default_tracking_uri, start_training_run\n"
+        "from entmtp.tracking.client import default_tracking_uri\n"
+        "from entmtp.training.mlflow import start_training_run\n"
         "uri = default_tracking_uri(pathlib.Path(sys.argv[1]))\n"
         "start_training_run(uri, 'quiet', {'a': 1}).finish([])\n"
     )

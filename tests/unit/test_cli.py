@@ -11,12 +11,13 @@ import torch
 from typer.testing import CliRunner, Result
 
 from entmtp.cli import app
-from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT, check_tracking, default_tracking_uri
+from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT
 from entmtp.evaluation.results.rows import finished_keys, part_files, tables_of, write_part
 from entmtp.evaluation.results.storage import open_store
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.backbone import Backbone
 from entmtp.suites import load_suite, split
+from entmtp.tracking.client import check_tracking, default_tracking_uri
 from tests.helpers.published_checkpoints import Model, medusa
 from tests.helpers.saved_project import SUITES, VOCAB, Saved, save_heads, save_project
 from tests.helpers.tiny_models import random_heads, tiny_model

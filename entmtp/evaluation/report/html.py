@@ -19,8 +19,8 @@ from entmtp.evaluation.report.html_table import PageTable
 from entmtp.evaluation.report.plot_style import Plot
 from entmtp.evaluation.report.quality_table import quality_table
 from entmtp.evaluation.report.study_tables import study_tables
-from entmtp.evaluation.results.provenance import flat_facts
 from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD, interval
+from entmtp.provenance import flat_facts
 
 _TITLE = "EntMTP benchmark"
 _PACKAGE = "entmtp.evaluation.report"

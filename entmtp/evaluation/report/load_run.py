@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.report.mlflow import fetch_report
 from entmtp.evaluation.report.report import REQUESTS, SUMMARY
-from entmtp.evaluation.results.provenance import flat_facts
 from entmtp.evaluation.results.rows import read_requests
 from entmtp.evaluation.results.storage import open_store
+from entmtp.provenance import flat_facts
 
 _LARGEST = {SUMMARY: 64 << 20, REQUESTS: 2 << 30}  # bytes of a file; of 13 arms on 100 prompts they have a thousandth
 

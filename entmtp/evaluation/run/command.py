@@ -73,13 +73,15 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
         from entmtp.cli_errors import told_plainly
 
         with told_plainly("benchmark"):
-            from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT, check_tracking
-            from entmtp.evaluation.results.storage import check_lasting, open_store
+            from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT
+            from entmtp.evaluation.results.storage import open_store
             from entmtp.evaluation.run.dry_run import show_plan
             from entmtp.evaluation.run.finish import finish
             from entmtp.evaluation.run.placement import Wishes
             from entmtp.evaluation.run.planning import make_plan, validate
             from entmtp.evaluation.run.run import describe, run_units
+            from entmtp.lasting import check_lasting
+            from entmtp.tracking.client import check_tracking
 
             overrides = {"prompts": prompts, "max_new_tokens": max_new_tokens, "repetitions": repetitions}
             validate(profile=profile, suites=suite or [], arms=arm or [], overrides=overrides)

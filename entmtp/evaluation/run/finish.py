@@ -19,7 +19,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.pareto import ParetoPoint, pareto
 from entmtp.evaluation.analysis.summarise import summarise
 from entmtp.evaluation.report.answers import write_answers
-from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT, TrackedModel, log_benchmark
+from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT, log_benchmark
 from entmtp.evaluation.report.report import print_table, write_report
 from entmtp.evaluation.results.rows import read_metadata, read_parts
 from entmtp.evaluation.run.plan import Plan, bank_task, identity_of
@@ -28,6 +28,7 @@ from entmtp.evaluation.run.work_queue import PEAKS
 from entmtp.heads.checkpoint import KINDS, bundled_heads
 from entmtp.policies.step_cost import StepCost
 from entmtp.suites.base import Message, Prompt, fingerprint
+from entmtp.tracking.client import TrackedModel
 from entmtp.trees.bank import load_bank
 
 _VERSIONED = ("entmtp", "torch", "transformers", "ray", "mlflow", "datasets", "numpy")

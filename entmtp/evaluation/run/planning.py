@@ -8,7 +8,6 @@ from pathlib import Path
 from entmtp import methods
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.training_overlap import training_overlap
-from entmtp.evaluation.report.mlflow import default_tracking_uri
 from entmtp.evaluation.results.storage import Store
 from entmtp.evaluation.run.arms import (
     TRANSFER,
@@ -29,6 +28,7 @@ from entmtp.methods import AUTOREGRESSIVE, check_arms, heads_of
 from entmtp.models.loading.load import checked_dtype, resolve_model
 from entmtp.settings import PROFILES, QUICK, STUDIES, BenchmarkSettings
 from entmtp.suites import FAMILIES, get_suite, suite_names
+from entmtp.tracking.client import default_tracking_uri
 from entmtp.trees.bank import MIXED, bundled_bank, load_bank
 
 

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.report import mlflow
-from entmtp.evaluation.report.mlflow import check_tracking
-from entmtp.evaluation.results.storage import check_lasting
 from entmtp.evaluation.run.command import benchmark_command
+from entmtp.lasting import check_lasting
+from entmtp.tracking.client import check_tracking
 from jobs import calibrate, compare, load, train_heads
 
 LOAD = ["--endpoint=a=http://127.0.0.1:9/v1", "--model=m", "--users=1"]

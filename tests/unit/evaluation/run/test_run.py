@@ -16,7 +16,7 @@ from rich.console import Console
 from entmtp import methods
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.report.load_run import open_run
-from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT, check_tracking, default_tracking_uri
+from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT
 from entmtp.evaluation.results.rows import finished_keys, read_metadata, read_parts, tables_of
 from entmtp.evaluation.results.storage import Store, open_store
 from entmtp.evaluation.run.arms import default_arms, lossless_arms, needs_foresight, quick_arms
@@ -34,6 +34,7 @@ from entmtp.heads.training_prompts import write_training_prompts
 from entmtp.intervals import FEWEST_PROMPTS
 from entmtp.prompt_hash import prompt_hash
 from entmtp.settings import PROFILES, STUDIES
+from entmtp.tracking.client import check_tracking, default_tracking_uri
 from tests.helpers.saved_project import SUITES, VOCAB, Saved, save_project, save_tiny_model
 from tests.helpers.synthetic_rows import COST, make_rows
 from tests.helpers.tiny_models import random_heads

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.report.quiet_mlflow import quieten_mlflow
+from entmtp.tracking.quiet import quieten_mlflow
 
 _REFUSED = re.compile(r"[^\w .-]")
 _LONGEST_PART = 200  # characters; MLflow takes 250, and what precedes a part has its own

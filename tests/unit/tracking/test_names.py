@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from entmtp import methods
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.report.mlflow_names import check_names, key_part
 from entmtp.evaluation.report.run_metrics import score_name
 from entmtp.heads.checkpoint import KINDS
 from entmtp.loadtest.load_summary import LoadSummary
 from entmtp.methods import names
 from entmtp.suites import SUITES
+from entmtp.tracking.names import check_names, key_part
 from jobs.load import main
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -55,8 +55,8 @@ sys.meta_path.insert(0, Watch)
 @pytest.mark.parametrize(
     "call",
     [
-        "from entmtp.evaluation.report.mlflow_names import check_names; check_names('arm', {'a': 'a'})",
-        "from entmtp.evaluation.report.mlflow import check_tracking; check_tracking('http://127.0.0.1:9', 'a')",
+        "from entmtp.tracking.names import check_names; check_names('arm', {'a': 'a'})",
+        "from entmtp.tracking.client import check_tracking; check_tracking('http://127.0.0.1:9', 'a')",
     ],
     ids=["names", "tracking"],
 )

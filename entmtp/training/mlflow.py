@@ -1,0 +1,113 @@
+"""Trainings in MLflow: one run, however often a training is interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from entmtp.files import write_text
+from entmtp.provenance import flat_facts
+from entmtp.tracking.client import (
+    TrackedModel,
+    TrackedRun,
+    check_models,
+    connect,
+    ensure_experiment,
+    log_batch,
+    log_models,
+    plain_errors,
+    run_status,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+TRAINING_EXPERIMENT = "entmtp-training"
+
+
+class TrainingRun:
+    """A training run in progress; as a context manager it ends as failed when its block does."""
+
+    def __init__(self, client: MlflowClient, tracking_uri: str, experiment_id: str, run_id: str) -> None:
+        self._client = client
+        self._tracking_uri = tracking_uri
+        self._experiment_id = experiment_id
+        self._ended = False
+        self.run_id = run_id
+
+    def __enter__(self) -> TrainingRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._ended:
+            self._end(run_status(kind))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics of a step in one round trip."""
+        with plain_errors(self._tracking_uri):
+            log_batch(self._client, self.run_id, metrics, {}, step=step)
+
+    def finish(self, artifacts: Sequence[TrackedModel]) -> TrackedRun:
+        """Keep what was trained as logged models and end the run."""
+        check_models(artifacts)
+        with plain_errors(self._tracking_uri):
+            models = log_models(self._client, self._experiment_id, self.run_id, artifacts)
+        self._end("FINISHED")
+        return TrackedRun(self._tracking_uri, self._experiment_id, self.run_id, models)
+
+    def _end(self, status: str) -> None:
+        with plain_errors(self._tracking_uri):
+            self._client.set_terminated(self.run_id, status)
+        self._ended = True
+
+
+def start_training_run(
+    tracking_uri: str, experiment: str, params: Mapping[str, Any], run_id: str | None = None
+) -> TrainingRun:
+    """Start a training run, or go on with `run_id`.
+
+    A resumed run keeps the parameters that it began with; those that have changed since are kept as `resumed.*` tags.
+
+    Raises:
+        EntMTPError: MLflow is missing, refuses the address, or has no such run.
+    """
+    flat = dict(flat_facts(params))
+    with plain_errors(tracking_uri):
+        client = connect(tracking_uri)
+        if run_id is None:
+            experiment_id = ensure_experiment(client, tracking_uri, experiment)
+            run = client.create_run(experiment_id, run_name="training")
+            log_batch(client, run.info.run_id, {}, flat)
+        else:
+            run = client.get_run(run_id)
+            client.update_run(run_id, status="RUNNING")
+            begun = run.data.params
+            log_batch(client, run_id, {}, {name: text for name, text in flat.items() if name not in begun})
+            for name, text in flat.items():
+                if begun.get(name, text) != text:
+                    client.set_tag(run_id, f"resumed.{name}", text)
+        return TrainingRun(client, tracking_uri, run.info.experiment_id, run.info.run_id)
+
+
+@contextmanager
+def tracked_training(
+    tracking_uri: str | None, output: Path, settings: Mapping[str, Any]
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """Record a training in one run however often it is interrupted (its id is kept in `output`).
+
+    Without an address nothing is recorded.
+    """
+    if tracking_uri is None:
+        yield lambda step, metrics: None
+        return
+    kept = output / "mlflow-run-id"
+    run_id = kept.read_text(encoding="utf-8").strip() if kept.exists() else None
+    with start_training_run(tracking_uri, TRAINING_EXPERIMENT, settings, run_id) as run:
+        write_text(kept, run.run_id)
+        yield run.log
+        run.finish([])
