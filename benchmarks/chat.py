@@ -24,7 +24,7 @@ from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.arms import Toolbox, make_policy
 from entmtp.intervals import paired_ratio, ratio
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import load_model
 from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import EngineSettings, SamplingParams
@@ -43,7 +43,7 @@ def main(
     """Print TTFT by turn with and without reuse, and their ratio with its 95% interval over chats."""
     with told_plainly("chat", "nothing was recorded"):
         model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
-        backbone = Backbone(model)
+        backbone = build_backbone(model)
         policy = make_policy("autoregressive", Toolbox(backbone, {}, {}, {}))
         openings = [prompt.text for prompt in scored_prompts("sharegpt", chats)]
         found: dict[bool, list[list[Completion]]] = {True: [], False: []}

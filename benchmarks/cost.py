@@ -23,6 +23,7 @@ from entmtp.decoding.measure_cost import NODES, StepBench, interleaved, measure_
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import load_model
 from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import TYPICAL_CONTEXT, StepCost, hardware_name
@@ -49,7 +50,7 @@ def main(
     """Print predicted and measured milliseconds of steps, and how far they differ."""
     with told_plainly("cost"):
         model, _ = load_model("bundled")
-        backbone = Backbone(model)
+        backbone = build_backbone(model)
         hardware = hardware_name(backbone.device)
         steps: list[list[Cell]] = []
         errors: list[list[Cell]] = []

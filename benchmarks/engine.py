@@ -42,6 +42,7 @@ from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.intervals import Estimate, paired_ratio, ratio
 from entmtp.loading import policy_at_costs
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.registry import PolicyInputs, make_policy
@@ -104,7 +105,7 @@ def main(
         model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
         # A model of its own, since it changes how the model attends.
         peer = load_model("bundled", device=str(model.device))[0] if PEER in arms else None
-        backbone = Backbone(model)
+        backbone = build_backbone(model)
         heads = load_heads(bundled_heads("hydra"), backbone)
         bank = load_bank(bundled_bank(MIXED, "hydra"))
         cost = machine_cost(backbone, heads, cache_folder(), console.print, max(loads))

@@ -30,6 +30,7 @@ from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.intervals import paired_ratio, ratio
 from entmtp.models import backbone as backbones
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.kernels import packed_linear
 from entmtp.models.kernels.choices import check_name
 from entmtp.models.kernels.packed_linear import replace_linear_layers
@@ -109,10 +110,10 @@ def make_bench(build: Build, model: Any) -> StepBench:
 
 def on_cpu(kind: str, kernels: Kernels) -> dict[str, Build]:
     """The full system and its variants on a CPU, by what they do without."""
-    full = _backbone_by(lambda model: Backbone(model, kernels), kind)
+    full = _backbone_by(lambda model: build_backbone(model, kernels), kind)
     layers = {
         "fused layers": _backbone_by(_products_alone, kind),
-        "fused products (oneDNN's instead)": _backbone_by(lambda model: Backbone(model, "packed"), kind),
+        "fused products (oneDNN's instead)": _backbone_by(lambda model: build_backbone(model, "packed"), kind),
     }
     if kernels == "packed":
         layers = {
@@ -122,7 +123,7 @@ def on_cpu(kind: str, kernels: Kernels) -> dict[str, Build]:
     return {
         FULL: full,
         **layers,
-        "any of these (PyTorch's own)": _backbone_by(lambda model: Backbone(model, "eager"), kind),
+        "any of these (PyTorch's own)": _backbone_by(lambda model: build_backbone(model, "eager"), kind),
         "the output layer's product": _backbone_by(lambda model: _output_as_it_is(model, kernels), kind),
         "the heads' products": lambda model: _plain_heads(*full(model)),
     }
@@ -148,13 +149,13 @@ def _backbone_by(make: Callable[[Any], Backbone], kind: str) -> Build:
 def _products_alone(model: Any) -> Backbone:
     """Fused products in the model's own layers."""
     with patch.object(backbones, "with_fused_layers", lambda decoder, config: None):
-        return Backbone(model, "fused")
+        return build_backbone(model, "fused")
 
 
 def _apart(model: Any) -> Backbone:
     """Layers packed one by one."""
     with patch.object(packed_linear, "join_linear_layers", lambda layers, groups, make: None):
-        return Backbone(model, "packed")
+        return build_backbone(model, "packed")
 
 
 def _output_as_it_is(model: Any, kernels: Kernels) -> Backbone:
@@ -164,12 +165,12 @@ def _output_as_it_is(model: Any, kernels: Kernels) -> Backbone:
         replace_linear_layers(getattr(layers, layers.base_model_prefix), siblings, make, keep_weight, leave)
 
     with patch.object(backbones, "replace_linear_layers", replace):
-        return Backbone(model, kernels)
+        return build_backbone(model, kernels)
 
 
 def _own_attention(model: Any, kernels: Kernels = "packed") -> Backbone:
     """transformers' scaled_dot_product_attention, which repeats keys and values for each of their queries' heads."""
-    backbone = Backbone(model, kernels)
+    backbone = build_backbone(model, kernels)
     backbone.model.set_attn_implementation("sdpa")
     return backbone
 

@@ -19,7 +19,7 @@ from entmtp.calibration.build import calibration_texts, traces_of
 from entmtp.calibration.trace_replay import replayed_tau
 from entmtp.cli_errors import told_plainly
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import CalibrationSettings
@@ -42,7 +42,7 @@ def main(
     files = dict(text.split("=", 1) for text in data or [])
     with told_plainly("heads"):
         model, tokenizer = load_model("bundled")
-        backbone = Backbone(model)
+        backbone = build_backbone(model)
         rows: list[list[Cell]] = []
         for name in PAPER_SUITES:
             suite = load_suite(name, files.get(name))

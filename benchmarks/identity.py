@@ -33,6 +33,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.arms import Toolbox, make_policy
 from entmtp.intervals import Estimate, interval, proportion
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.kernels.choices import CHOICES, check_name
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.static import StaticPolicy
@@ -144,7 +145,7 @@ def subject(
     if shape is not None:
         return _random_subject(case, device, shape, prompts)
     model, tokenizer = load_model("bundled", dtype=case.dtype, device=str(device))
-    backbone = Backbone(model, case.kernels)
+    backbone = build_backbone(model, case.kernels)
     engines = {PLAIN: _plain(backbone)} | {name: engine_of(name, backbone) for name in methods}
     texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, prompts)]
     return engines, [encode_chat(tokenizer, text) for text in texts]
@@ -155,7 +156,7 @@ def _random_subject(
 ) -> tuple[dict[str, Engine], list[list[int]]]:
     """Trees of fixed sizes: no bank tells which ones random heads deserve."""
     shape = shape_of(name)
-    backbone = Backbone(random_model(shape, device, TYPES[case.dtype]), case.kernels)
+    backbone = build_backbone(random_model(shape, device, TYPES[case.dtype]), case.kernels)
     heads = random_heads(shape, "hydra", backbone)
     trees = {nodes: sized_tree(nodes, heads.num_heads) for nodes in TREES}
     engines = {f"{nodes} nodes": Engine(backbone, heads, _constant(tree)) for nodes, tree in trees.items()}

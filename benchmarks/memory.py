@@ -20,6 +20,7 @@ from entmtp.decoding.request import Request
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.loading import policy_at_costs
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import load_model
 from entmtp.policies.step_cost import hardware_name
@@ -38,7 +39,7 @@ def main(
     """Print the process's memory against slots and context, and along the requests of one engine."""
     with told_plainly("memory", "nothing was recorded"):
         model, _ = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
-        backbone = Backbone(model)
+        backbone = build_backbone(model)
         heads = load_heads(bundled_heads("hydra"), backbone)
         bank = load_bank(bundled_bank(MIXED, "hydra"))
         cost = machine_cost(backbone, heads, cache_folder(), print, 8)

@@ -41,7 +41,7 @@ from entmtp.calibration.replay import (
 from entmtp.cli_errors import told_plainly
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.intervals import percent, ratio
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.hardware_profile import load_profile
 from entmtp.policies.step_cost import PartedCost, hardware_name
@@ -111,7 +111,7 @@ def main(
     with told_plainly("predict"):
         costs = _costs(profile, batch, context)
         model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
-        backbone = Backbone(model)
+        backbone = build_backbone(model)
         tables = [
             Table(title="speedup (tau)", columns=[*_SOURCE, *METHODS], rows=[]),
             Table(

@@ -23,7 +23,7 @@ from entmtp.calibration.optimal import optimal_order
 from entmtp.calibration.thresholds import PROBES
 from entmtp.cli_errors import told_plainly
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import CalibrationSettings
@@ -57,7 +57,7 @@ def main(
     """Print how well each set of signals foretells, by suite and kind of heads."""
     with told_plainly("signals"):
         model, tokenizer = load_model("bundled")
-        backbone = Backbone(model)
+        backbone = build_backbone(model)
         rows: list[list[Cell]] = []
         for name in PAPER_SUITES:
             suite = load_suite(name)

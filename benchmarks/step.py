@@ -35,6 +35,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.kernels.choices import check_name
 from entmtp.models.loading.load import load_model
 from entmtp.policies.base import Policy
@@ -116,10 +117,10 @@ def subject(model: str, heads: str, shape: str | None, dtype: str, kernels: str)
     chosen = check_name(kernels)
     if shape is not None:
         loaded = random_model(shape_of(shape), device, torch_type(dtype))
-        backbone = Backbone(loaded, chosen)
+        backbone = build_backbone(loaded, chosen)
         return loaded, backbone, random_heads(shape_of(shape), heads, backbone)
     loaded, _ = load_model(model, dtype=dtype, device=str(device))
-    backbone = Backbone(loaded, chosen)
+    backbone = build_backbone(loaded, chosen)
     return loaded, backbone, load_heads(bundled_heads(heads) if heads in KINDS else heads, backbone)
 
 

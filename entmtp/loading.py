@@ -19,6 +19,7 @@ from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.heads.native.heads import NATIVE
 from entmtp.methods import AUTOREGRESSIVE, LADDER, heads_of
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.kernels.choices import check_name
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.end_of_turn import end_of_turn_ids, ending_turns, turn_notice
@@ -121,7 +122,7 @@ def load_method(
     if drafts and method.model != "bundled":
         _bank_path(method, NATIVE if _source(method) == NATIVE else None)
     loaded, tokenizer = load_model(method.model, dtype=method.dtype, device=method.device)
-    backbone = Backbone(loaded, chosen)
+    backbone = build_backbone(loaded, chosen)
     ends = end_of_turn_ids(tokenizer, backbone.vocab_size)
     if (notice := turn_notice(tokenizer, ends, backbone.eos_token_ids)) is not None:
         say(notice)

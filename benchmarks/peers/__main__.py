@@ -44,6 +44,7 @@ from entmtp.evaluation.analysis.summary import SAMPLE
 from entmtp.evaluation.run.arms import Toolbox, make_engine
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.step_cost import hardware_name
@@ -86,7 +87,7 @@ def main(
         context = max(len(ids) for suite in asked for ids in suite.prompts) + max_new_tokens
         llamas = {name: stack.enter_context(peer) for name, peer in _llamas(llama_python, context)}
         others = generate_arms(model) | {name: llama_arm(peer) for name, peer in llamas.items()}
-        arms = {suite: own | others for suite, own in _own(Backbone(model), console).items()}
+        arms = {suite: own | others for suite, own in _own(build_backbone(model), console).items()}
         timed = _timed(
             asked, arms, max_new_tokens, repetitions, Referee(model, frozenset(llamas), console.print), console
         )

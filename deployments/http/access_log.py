@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.engines.client import Work
 from deployments.engines.tracing import Tracing
-from deployments.http.log_file import LOGGED_HEADER, LONGEST_PATH
+from deployments.log_file import LOGGED_HEADER, LONGEST_PATH
 from deployments.protocol.errors import ApiError
 from deployments.protocol.request_ids import request_id
 from deployments.protocol.responses import Answer

@@ -14,8 +14,8 @@ from deployments.engines.client import Service
 from deployments.engines.metrics_scrape import scraped
 from deployments.http.access_log import Log
 from deployments.http.auth import load_keys, refuse_strangers
-from deployments.http.log_file import LogFile
 from deployments.http.routes import make_api
+from deployments.log_file import LogFile
 from deployments.ray_internals import http_host, running_replicas
 from deployments.settings import AppArgs
 

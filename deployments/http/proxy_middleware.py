@@ -32,7 +32,7 @@ from deployments.announcement import Announced
 from deployments.engines.deaths import GIVEN_UP, NO_RETRY, RETRIED_HEADER, RETRIES
 from deployments.engines.metrics import refusals
 from deployments.http.cors import cors_headers
-from deployments.http.log_file import LOGGED_HEADER, LONGEST_PATH, ProxyLog
+from deployments.log_file import LOGGED_HEADER, LONGEST_PATH, ProxyLog
 from deployments.protocol.errors import FULL_HEADER, ApiError, full_error
 from deployments.protocol.request_ids import ID_HEADER, request_id
 from deployments.stop_file import stopping

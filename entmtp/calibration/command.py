@@ -12,7 +12,7 @@ from entmtp.decoding.measure_cost import step_cost
 from entmtp.errors import EntMTPError
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.heads.native.heads import NATIVE
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import checked_dtype, encode_chat, load_model
 from entmtp.settings import CalibrationSettings
@@ -55,7 +55,7 @@ def calibrate_task(
     if not prompts:
         raise EntMTPError(f"data: {suite.origin} has no calibration prompt (half are kept for scoring); give more rows")
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
-    backbone = Backbone(loaded)
+    backbone = build_backbone(loaded)
     folder = output / "text" / task
     # A bank travels: the name of a file says enough of where its prompts come from.
     origin = Path(suite.origin).name if suite.source == "file" else suite.origin
@@ -99,7 +99,7 @@ def _calibrate_mixed(
     """One bank of each kind of heads for all suites."""
     made = {kind: [_made(output, suite, kind) for suite in PAPER_SUITES] for kind in sources}
     loaded, _ = load_model(model, dtype=dtype, device=device)
-    backbone = Backbone(loaded)
+    backbone = build_backbone(loaded)
     for kind, parts in made.items():
         attached = load_heads(sources[kind], backbone)
         for bank, _ in parts:

@@ -1,8 +1,7 @@
 """The frozen causal LM behind one narrow interface: prefill a prompt, verify a tree, turn hidden states into logits.
 
 Any ``transformers`` decoder-only model works unmodified: the tree is a 4D mask and position ids, the cache is a
-:class:`~entmtp.models.cache.TreeCache`. A self-test at construction compares a small tree with sequential runs and
-refuses a model that does not come out the same.
+:class:`~entmtp.models.cache.TreeCache`. :func:`~entmtp.models.build.build_backbone` makes one that passed a self-test.
 """
 
 from __future__ import annotations
@@ -15,13 +14,11 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from entmtp.errors import EntMTPError
 from entmtp.models import attention
 from entmtp.models.cache import NO_ROWS, HeadsRows, LayerShape, Span, TreeCache
-from entmtp.models.kernels.choices import CHOICES, KernelChoice, available, in_words
+from entmtp.models.kernels.choices import CHOICES
 from entmtp.models.kernels.compiling import compiled
 from entmtp.models.kernels.fused_decoder import with_fused_layers
-from entmtp.models.kernels.merged_projections import watched_siblings
 from entmtp.models.kernels.packed_linear import MakeLayer, replace_linear_layers
 from entmtp.models.loading.load import model_fingerprint, positions_of
 from entmtp.models.masks import View, additive
@@ -39,25 +36,19 @@ Masks = torch.Tensor | dict[str, torch.Tensor]
 class Backbone:
     """A causal LM that verifies trees.
 
-    The model that is given stays as it is: the backbone works on a copy that shares its parameters and runs on the
-    ``kernels`` that are asked for (:mod:`entmtp.models.kernels.choices`).
+    The model that is given stays as it is: the backbone works on a copy that shares its parameters.
 
     Attributes:
         kernels: the choice in use, never 'auto'; ``kernels_in_words`` tells a user about it.
         device: where trees, heads and all that the caller is given lie.
         devices: where the model's layers lie, :attr:`device` first.
-
-    Raises:
-        EntMTPError: at construction, if the model's self-test fails; the message names the model type and the reason.
-            If kernels asked for by name can't be had, or are no good for lossless decoding of this model; without a
-            name, if none are.
+        cache_shapes: what each layer keeps of a token, as the self-test finds it.
     """
 
-    def __init__(self, model: PreTrainedModel, kernels: Kernels = "auto") -> None:
-        from entmtp.models.selftest import check_kernels, check_known_obstacles, choose_attention, sequential
-
+    def __init__(self, model: PreTrainedModel) -> None:
+        """On PyTorch's own kernels; :func:`~entmtp.models.build.build_backbone` finds better ones, and tests them."""
         self.fingerprint = model_fingerprint(model)
-        self._use(_sharing_copy(model))
+        self.use_model(model)
         self.config: Any = self.model.config.get_text_config(decoder=True)
         self.device, self.dtype = model.device, model.dtype
         self.devices = devices_of(model)
@@ -67,36 +58,17 @@ class Backbone:
         # Whether the sliding window that the configuration names is applied; the self-test finds out.
         self.windowed = True
         self.cache_shapes: list[LayerShape] = []
-        check_known_obstacles(self)
-        candidates = iter(available(_of_spread(kernels) if self.spread else kernels, self.dtype, self.device))
-        self.kernels: Kernels = next(candidates)
-        with watched_siblings(self.model) as siblings:
-            expected, self.cache_shapes = sequential(self)
-        choose_attention(self, expected)
-        refusals = []
-        while True:
-            self._take(CHOICES[self.kernels], siblings)
-            try:
-                check_kernels(self, expected)
-                break
-            except EntMTPError as refusal:
-                if kernels != "auto" or self.kernels == "eager":
-                    raise
-                refusals.append(str(refusal))
-            self.kernels = next(candidates)
-            self._use(_sharing_copy(model))
-            choose_attention(self, expected)
-        spread = [f"spread over {len(self.devices)} devices"] * self.spread
-        self.kernels_in_words = "; ".join([in_words(self.kernels, self.dtype), *spread, *refusals])
+        self.kernels: Kernels = "eager"
+        self.kernels_in_words = ""
 
-    def _use(self, model: PreTrainedModel) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self._output = _output_replay(self.model)
-        self._fused_decoder: torch.nn.Module | None = None
-        # Only set where the pass is compiled: a bound method kept here would keep the model alive with it.
-        self._compiled: Callable[..., torch.Tensor] | None = None
+    def use_model(self, model: PreTrainedModel) -> None:
+        """Runs on a copy of ``model`` that shares its parameters, with PyTorch's own layers."""
+        self._use(_sharing_copy(model))
 
-    def _take(self, choice: KernelChoice, siblings: Sequence[Sequence[torch.nn.Linear]]) -> None:
+    def use_kernels(self, kernels: Kernels, siblings: Sequence[Sequence[torch.nn.Linear]]) -> None:
+        """Runs linear layers by this choice, ``siblings`` that are given the same states as one product."""
+        self.kernels = kernels
+        choice = CHOICES[kernels]
         if self.make_layer is not None:
             fused = None
             if choice.fuses and self.model.config._attn_implementation == attention.NAME:
@@ -109,6 +81,13 @@ class Backbone:
             self._fused_decoder = fused
         if choice.compiles:
             self._compiled = compiled(self._run_decoder)
+
+    def _use(self, model: PreTrainedModel) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._output = _output_replay(self.model)
+        self._fused_decoder: torch.nn.Module | None = None
+        # Only set where the pass is compiled: a bound method kept here would keep the model alive with it.
+        self._compiled: Callable[..., torch.Tensor] | None = None
 
     @property
     def make_layer(self) -> MakeLayer | None:
@@ -261,13 +240,6 @@ class _Passthrough(torch.nn.Module):
 
     def forward(self, *args: object, inputs_embeds: torch.Tensor, **kwargs: object) -> _States:
         return _States(last_hidden_state=inputs_embeds)
-
-
-def _of_spread(kernels: Kernels) -> Kernels:
-    """PyTorch's own, where the layers of a model lie on several devices."""
-    if kernels not in ("auto", "eager"):
-        raise EntMTPError(f"kernels: '{kernels}' are for a model on one device; use 'auto'")
-    return "eager"
 
 
 def _sharing_copy(model: PreTrainedModel) -> PreTrainedModel:

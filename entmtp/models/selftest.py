@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from entmtp.errors import EntMTPError
 from entmtp.models import attention
+from entmtp.models.backbone import Backbone
 from entmtp.models.cache import BufferShape, LayerShape
 from entmtp.models.kernels.choices import CHOICES, HALF_TOLERANCE
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
-
-if TYPE_CHECKING:
-    from entmtp.models.backbone import Backbone
 
 _PATHS = Topology.of([(0,), (1,), (0, 0)])
 _CHAIN = [0, 1, 3]

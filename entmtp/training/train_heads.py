@@ -12,7 +12,7 @@ from rich.console import Console
 from entmtp.errors import EntMTPError
 from entmtp.heads.training_prompts import FILE, write_training_prompts
 from entmtp.json_lines import check_file, read_json_lines
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.prompt_hash import prompt_hash
 from entmtp.settings import CorpusSettings, TrainingSettings
@@ -44,7 +44,7 @@ def train_heads(
     settings = TrainingSettings.parse(**{name: value for name, value in overrides.items() if value is not None})
     asked = read_prompts(prompts)
     loaded, tokenizer = load_model(model, device=device)
-    backbone = Backbone(loaded)
+    backbone = build_backbone(loaded)
 
     def written(answers: int, tokens: int) -> None:
         console.print(f"text: {answers}/{len(asked)} prompts answered, {tokens} new tokens", end=_end(console))

@@ -14,6 +14,7 @@ from transformers.modeling_layers import MtpModel
 
 from entmtp.heads.native.heads import NativeHeads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from tests.helpers.small_cases import SMALL_VOCAB
 from tests.helpers.tiny_models import PATTERN, tiny_model
 
@@ -105,7 +106,7 @@ def sure_heads(model: PreTrainedModel) -> tuple[Backbone, NativeHeads]:
     for name, parameter in model.named_parameters():
         if name.endswith(_OUT):
             parameter.data.zero_()
-    backbone = Backbone(model)
+    backbone = build_backbone(model)
     heads = native_heads(backbone)
     layer, size = heads.mtp.layers[0], backbone.hidden_size
     for name, parameter in layer.named_parameters():

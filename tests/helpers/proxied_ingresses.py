@@ -11,8 +11,8 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
-from deployments.http.log_file import LOGGED_HEADER
 from deployments.http.proxy_middleware import Door
+from deployments.log_file import LOGGED_HEADER
 
 App = Callable[[Scope, Receive, Send], Any]
 PATH = "/v1/completions"

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from entmtp.calibration.command import calibrate_task
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from tests.helpers.tiny_models import random_heads, tiny_model
 
 SUITES = ("gsm8k", "sharegpt")
@@ -56,7 +57,7 @@ def save_tiny_model(folder: Path, seed: int = 0, model_type: str = "llama") -> B
     model = tiny_model(model_type, seed, vocab_size=VOCAB, max_position_embeddings=512, tie_word_embeddings=True)
     model.save_pretrained(folder)
     save_tokenizer(folder)
-    return Backbone(model)
+    return build_backbone(model)
 
 
 def save_tokenizer(folder: Path) -> None:

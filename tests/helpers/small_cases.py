@@ -13,6 +13,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
 from entmtp.heads.growth import LevelByLevel
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.policies.signals import entropy
 from entmtp.policies.step_cost import StepCost
 from entmtp.settings import Kernels
@@ -46,7 +47,7 @@ def drawn_trace(positions: int, chances: Sequence[float], heads: int, seed: int)
 
 def small_backbone(model_type: str = "llama", kernels: Kernels = "auto", **changes: Any) -> Backbone:
     """A tiny model over :data:`SMALL_VOCAB` tokens."""
-    return Backbone(tiny_model(model_type, vocab_size=SMALL_VOCAB, **changes), kernels)
+    return build_backbone(tiny_model(model_type, vocab_size=SMALL_VOCAB, **changes), kernels)
 
 
 def small_heads(kind: str, backbone: Backbone, seed: int = 0) -> DraftHeads:

@@ -16,8 +16,8 @@ from deployments.engines.deaths import RETRIED_HEADER
 from deployments.engines.rate_limit import Limiter
 from deployments.http.access_log import Log
 from deployments.http.auth import Keys, _digest
-from deployments.http.log_file import LOGGED_HEADER
 from deployments.http.routes import make_api
+from deployments.log_file import LOGGED_HEADER
 from deployments.protocol.errors import FULL_HEADER
 from deployments.protocol.messages import Account, Call, Delta, Failure
 from deployments.settings import AppArgs

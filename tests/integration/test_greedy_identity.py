@@ -9,7 +9,7 @@ from entmtp.decoding.measure_cost import step_cost
 from entmtp.evaluation.run.arms import TRANSFER, Foresight, Toolbox, lossless_arms, make_engine
 from entmtp.evaluation.run.reference import first_difference
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import encode_chat
 from entmtp.suites import PAPER_SUITES, draw, load_suite
@@ -27,7 +27,7 @@ Toolboxes = Mapping[str, Toolbox]
 @pytest.fixture(scope="module")
 def toolboxes(bundled: Bundled) -> Toolboxes:
     """What each suite's arms are made of, as it is shipped."""
-    backbone = Backbone(bundled[0])
+    backbone = build_backbone(bundled[0])
     heads = {kind: load_heads(bundled_heads(kind), backbone) for kind in KINDS}
     costs = {kind: step_cost(backbone, one, cache_folder(), print) for kind, one in heads.items()}
     banks = {suite: {kind: load_bank(bundled_bank(suite, kind)) for kind in KINDS} for suite in PAPER_SUITES}

@@ -19,6 +19,7 @@ from entmtp.evaluation.run.worker import Worker, Workplace
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
@@ -58,7 +59,7 @@ def small_model(architecture: str = "llama") -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return Backbone(small_model())
+    return build_backbone(small_model())
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def heads(backbone: Backbone) -> DraftHeads:
 @pytest.mark.parametrize("architecture", SUPPORTED)
 def test_the_output_is_the_models_own_greedy_text(architecture: str, kind: str, policy: str) -> None:
     model = small_model(architecture)
-    backbone = Backbone(model)
+    backbone = build_backbone(model)
     engine = Engine(backbone, small_heads(kind, backbone), POLICIES[policy])
     prompt = small_prompt(9)
     for _ in range(3):  # what came twice is replayed
@@ -83,7 +84,7 @@ def test_the_output_is_the_models_own_greedy_text(architecture: str, kind: str, 
 
 
 def test_experts_are_captured_in_bfloat16() -> None:
-    backbone = Backbone(small_model("mixtral").bfloat16())
+    backbone = build_backbone(small_model("mixtral").bfloat16())
     engine = Engine(backbone, None, StaticPolicy(Topology.root_only(), 8))
     for _ in range(3):
         engine.generate(small_prompt(9), 20)
@@ -148,7 +149,7 @@ def test_one_seed_writes_one_text_alone_and_in_company(backbone: Backbone, heads
 @pytest.mark.parametrize("policy", list(POLICIES))
 def test_heads_that_remember_write_the_models_text_and_remember_what_was_kept(kind: str, policy: str) -> None:
     model = on_gpu(remembering_model(kind))
-    backbone = Backbone(model)
+    backbone = build_backbone(model)
     engine = Engine(backbone, remembering_heads(kind, backbone), POLICIES[policy])
     prompt = small_prompt(9)
     assert engine.generate(prompt, 50).tokens == greedy(model, prompt, 50)
@@ -158,7 +159,7 @@ def test_heads_that_remember_write_the_models_text_and_remember_what_was_kept(ki
 
 
 def test_the_cost_of_steps_is_measured_with_events(tmp_path: Path) -> None:
-    backbone = Backbone(on_gpu(tiny_model("llama")))
+    backbone = build_backbone(on_gpu(tiny_model("llama")))
     heads = random_heads("hydra", backbone, draft_vocab_size=VOCAB).attach(backbone)
     cost = machine_cost(backbone, heads, tmp_path, lambda text: None, slots=2)
     assert torch.cuda.get_device_name() in cost.table(1).typical.hardware
@@ -169,7 +170,7 @@ def test_the_cost_of_steps_is_measured_with_events(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_bundled_model_writes_its_own_text(kind: str) -> None:
     model, tokenizer = load_model("bundled", device=GPU)
-    backbone = Backbone(model)
+    backbone = build_backbone(model)
     heads = load_heads(bundled_heads(kind), backbone)
     deep = Topology.of([(0,) * depth for depth in range(1, heads.num_heads + 1)])
     policy = SequencePolicy([published_tree(), Topology.root_only(), deep], 8)

@@ -9,7 +9,7 @@ from entmtp.calibration.build import calibration_texts, traces_of
 from entmtp.calibration.optimal import optimal_tree
 from entmtp.calibration.trace_replay import replayed_tau
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat
 from entmtp.settings import CalibrationSettings
 from entmtp.suites import draw, load_suite, split
@@ -26,7 +26,7 @@ def test_an_optimal_tree_of_any_size_beats_or_equals_the_published_one(
     suite: str, bundled: Bundled, tmp_path: Path
 ) -> None:
     model, tokenizer = bundled
-    backbone = Backbone(model)
+    backbone = build_backbone(model)
     prompts = draw(split(load_suite(suite).prompts)[0], SETTINGS.prompts, seed=0)
     calibration_texts(backbone, [encode_chat(tokenizer, prompt.text) for prompt in prompts], tmp_path, SETTINGS)
     for kind in KINDS:

@@ -12,6 +12,7 @@ from entmtp.evaluation.results.rows import read_parts
 from entmtp.evaluation.results.storage import open_store
 from entmtp.loading import MethodSpec, load_method
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from tests.helpers.hydra_plus_plus_heads import PrefixShape, prefix_hydra
 from tests.helpers.published_checkpoints import Model, hydra, medusa
@@ -79,7 +80,7 @@ def test_heads_of_each_kind_run_every_policy(saved: Saved, name: str, kind: str)
 
 
 def test_heads_that_look_back_go_the_same_way(saved: Saved, tmp_path: Path) -> None:
-    backbone = Backbone(load_model(str(saved.model))[0])
+    backbone = build_backbone(load_model(str(saved.model))[0])
     seen = Model(backbone.model.get_output_embeddings().weight.detach(), backbone.embeddings.detach())
     published = prefix_hydra(seen, PrefixShape.of(backbone.model)).save(tmp_path / "published")
     run("import-heads", published, f"--output={tmp_path / 'ours'}", f"--model={saved.model}")

@@ -12,7 +12,7 @@ from entmtp.calibration.thresholds import retuned
 from entmtp.decoding.request import StepRecord
 from entmtp.evaluation.run.arms import Toolbox, make_engine
 from entmtp.heads.checkpoint import bundled_heads, load_heads
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat
 from entmtp.policies.hardware_profile import load_profile
 from entmtp.suites import PAPER_SUITES, Prompt, scored_prompts
@@ -32,7 +32,7 @@ Texts = Mapping[str, list[Text]]
 @pytest.fixture(scope="module")
 def tools_of(bundled: Bundled) -> ToolsOf:
     """A suite's toolbox as it is shipped; steps cost what a shipped profile says, so that every run is the same."""
-    backbone = Backbone(bundled[0])
+    backbone = build_backbone(bundled[0])
     heads = {"hydra": load_heads(bundled_heads("hydra"), backbone)}
     cost = load_profile("xeon-2-cores").cost()
 

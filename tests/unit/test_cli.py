@@ -15,7 +15,7 @@ from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT
 from entmtp.evaluation.results.rows import finished_keys, part_files, tables_of, write_part
 from entmtp.evaluation.results.storage import open_store
 from entmtp.heads.checkpoint import KINDS
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.suites import load_suite, split
 from entmtp.tracking.client import check_tracking, default_tracking_uri
 from tests.helpers.published_checkpoints import Model, medusa
@@ -152,11 +152,11 @@ def test_data_of_no_suite_or_nowhere(saved: Saved) -> None:
 
 
 def other_model(folder: Path) -> None:
-    save_heads("hydra", Backbone(tiny_model("llama", seed=9, vocab_size=VOCAB)), folder)
+    save_heads("hydra", build_backbone(tiny_model("llama", seed=9, vocab_size=VOCAB)), folder)
 
 
 def other_width(folder: Path) -> None:
-    backbone = Backbone(tiny_model("llama", vocab_size=VOCAB, hidden_size=16))
+    backbone = build_backbone(tiny_model("llama", vocab_size=VOCAB, hidden_size=16))
     random_heads("hydra", backbone, vocab_size=VOCAB, model_fingerprint="").save_pretrained(folder)
 
 

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.lib.record import Record, read_record
 from benchmarks.lib.shapes import SHAPES, Shape
 from benchmarks.performance import RECORDS
-from deployments.http import log_file
+from deployments import log_file
 from entmtp.decoding.acceptance import TYPICAL_ALPHA, TYPICAL_EPSILON
 from entmtp.evaluation.run.dry_run import ASSUMED_TOKENS_PER_SECOND
 from entmtp.intervals import CONFIDENCE

@@ -42,7 +42,7 @@ from entmtp.evaluation.run.work_queue import Outcome
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import load_heads
 from entmtp.methods import heads_of
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.step_cost import CostTable, hardware_name
@@ -81,7 +81,7 @@ class Worker:
         self.place = place
         # The reference is written by the model as transformers loads it; the backbone works on a copy of its own.
         self.model, self.tokenizer = load_model(place.model, dtype=place.dtype, device=place.device)
-        self.backbone = Backbone(self.model)
+        self.backbone = build_backbone(self.model)
         self.heads: dict[str, DraftHeads] = {
             kind: load_heads(source, self.backbone) for kind, source in place.heads.items()
         }

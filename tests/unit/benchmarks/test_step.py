@@ -23,7 +23,7 @@ from entmtp.decoding.measure_cost import PARTS, StepBench, sized_tree
 from entmtp.errors import EntMTPError
 from entmtp.heads.growth import LevelByLevel
 from entmtp.heads.original_hydra import PublishedHydraConfig, PublishedHydraHeads
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.policies.hardware_profile import load_profile
 from entmtp.policies.signals import Signals
 from entmtp.trees.topology import Topology
@@ -36,12 +36,12 @@ DEEP = Topology.of([(0,), (0, 0), (1,), (1, 0), (0, 0, 0)])
 
 def work(kind: str, tree: Topology, batch: int = 1, cached: int = 0) -> Work:
     model = tiny_models.tiny_model("llama")
-    backbone = Backbone(model)
+    backbone = build_backbone(model)
     return step_work(model, tiny_models.random_heads(kind, backbone).attach(backbone), tree, batch, cached)
 
 
 def bench(kind: str, batch: int, context: int, max_nodes: int = 20) -> StepBench:
-    backbone = Backbone(tiny_models.tiny_model("llama"))
+    backbone = build_backbone(tiny_models.tiny_model("llama"))
     return StepBench(backbone, tiny_models.random_heads(kind, backbone).attach(backbone), batch, context, max_nodes)
 
 
@@ -70,7 +70,7 @@ def test_only_the_levels_that_a_tree_reaches_are_read(kind: str, per_level: int)
 @pytest.mark.parametrize(("outputs", "layers_read", "read_again"), [(4, 3, 0), (1, 1, 2), (0, 1, 2)])
 def test_imported_heads_bring_output_layers_of_their_own(outputs: int, layers_read: int, read_again: int) -> None:
     model = tiny_models.tiny_model("llama")
-    backbone = Backbone(model)
+    backbone = build_backbone(model)
     hidden, vocab = backbone.hidden_size, tiny_models.VOCAB
     config = PublishedHydraConfig(
         hidden_size=hidden, vocab_size=vocab, num_heads=4, num_layers=1, draft_vocab_size=vocab, outputs=outputs
@@ -201,7 +201,7 @@ def test_a_shape_is_made_where_it_stays() -> None:
 
 
 def test_a_shapes_heads_fill_trees() -> None:
-    backbone = Backbone(random_model(SHAPES["tiny"], torch.device("cpu"), torch.float32))
+    backbone = build_backbone(random_model(SHAPES["tiny"], torch.device("cpu"), torch.float32))
     heads = random_heads(SHAPES["tiny"], "hydra", backbone)
     assert (heads.num_heads, heads.config.draft_vocab_size) == (4, 512)
     with pytest.raises(EntMTPError, match="heads: kind 'eagle' is unknown"):

@@ -14,7 +14,7 @@ from entmtp.calibration.trace_replay import replayed_tau
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.heads.checkpoint import load_heads
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import CalibrationSettings
@@ -131,7 +131,7 @@ def test_one_bank_for_all_suites_is_made_from_their_traces(saved: Saved, tmp_pat
 
 def test_traces_of_written_text_are_those_of_a_real_run(saved: Saved) -> None:
     model, tokenizer = load_model(str(saved.model))
-    backbone = Backbone(model)
+    backbone = build_backbone(model)
     heads = load_heads(saved.heads("hydra"), backbone)
     bank = load_bank(saved.banks / "gsm8k-hydra.json")
     traces = traces_of(saved.banks / "text" / "gsm8k", backbone, heads)

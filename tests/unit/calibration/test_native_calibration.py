@@ -20,7 +20,7 @@ from entmtp.evaluation.run.planning import make_plan
 from entmtp.evaluation.run.worker import Worker
 from entmtp.heads.checkpoint import load_heads
 from entmtp.loading import MethodSpec, load_method
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.static import StaticPolicy
 from entmtp.suites import load_suite, split
@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_traces_of_written_text_are_those_of_a_real_run(folder: Path) -> None:
     model, tokenizer = load_model(str(folder / "model"))
-    backbone = Backbone(model)
+    backbone = build_backbone(model)
     heads = load_heads("native", backbone)
     bank = load_bank(folder / "banks" / "gsm8k-native.json")
     assert bank.provenance.heads_kind == "native"

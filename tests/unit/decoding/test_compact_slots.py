@@ -12,6 +12,7 @@ from entmtp.decoding.request import Request
 from entmtp.decoding.state import DecodingState
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.batch import TreeBatch
@@ -47,7 +48,7 @@ def test_two_slots_exchange_all_that_they_hold(backbone: Backbone, heads: DraftH
 
 @pytest.mark.parametrize("kind", [REMEMBERING[0], REMEMBERING[-1]])
 def test_two_slots_exchange_what_heads_remember_too(kind: str) -> None:
-    backbone = Backbone(remembering_model(kind), kernels="eager")
+    backbone = build_backbone(remembering_model(kind), kernels="eager")
     check_swap(DecodingState(backbone, remembering_heads(kind, backbone), slots=2, capacity=64))
 
 

@@ -16,6 +16,7 @@ from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.request import Request
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.ladder import Ladder, LadderPolicy
@@ -54,7 +55,7 @@ def model(kind: str) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def backbone(model: PreTrainedModel) -> Backbone:
-    return Backbone(model)
+    return build_backbone(model)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,7 @@ def test_chance_draws_the_text_that_plain_sampling_draws(backbone: Backbone, hea
 
 def test_where_parts_are_captured_the_draft_is_not() -> None:
     model = mtp_model("mellum", mlp_layer_types=["dense"] * 2, mtp_mlp_layer_types=["dense"])
-    backbone = Backbone(model, kernels="eager")
+    backbone = build_backbone(model, kernels="eager")
     engine = Engine(backbone, native_heads(backbone), POLICIES["sequence"], EngineSettings(slots=1, context=CONTEXT))
     state, _ = engine._memory()
     state.graphs = Graphs(Taped())

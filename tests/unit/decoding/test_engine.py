@@ -12,6 +12,7 @@ from entmtp.decoding.step import decode_step
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy, RequestPolicy
 from entmtp.policies.ladder import Ladder, LadderPolicy
 from entmtp.policies.signals import Signals, SignalTracker
@@ -189,7 +190,7 @@ def test_a_tree_that_the_heads_cannot_reach_names_its_path(backbone: Backbone, h
 
 def test_a_plain_step_draws_on_the_same_model_as_before_heads_came(heads: DraftHeads) -> None:
     """Attaching heads leaves the model untouched."""
-    fresh = Backbone(tiny_model("llama", vocab_size=SMALL_VOCAB))
+    fresh = build_backbone(tiny_model("llama", vocab_size=SMALL_VOCAB))
     before = greedy(fresh.model, small_prompt(9), 30)
     small_heads(heads.kind, fresh)
     assert greedy(fresh.model, small_prompt(9), 30) == before

@@ -14,6 +14,7 @@ from entmtp.decoding.request import Request
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.native.cache import NativeMemory
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
@@ -50,7 +51,7 @@ PROMPTS = [small_prompt(7, seed=1), small_prompt(5, seed=2)]
 def heads(request: pytest.FixtureRequest) -> tuple[Backbone, DraftHeads]:
     kind = str(request.param)
     if kind in REMEMBERING:
-        backbone = Backbone(remembering_model(kind), kernels="eager")
+        backbone = build_backbone(remembering_model(kind), kernels="eager")
         return backbone, remembering_heads(kind, backbone)
     backbone = small_backbone()
     return backbone, small_heads(kind, backbone)
@@ -108,7 +109,7 @@ def test_in_a_batch_a_request_that_may_have_no_tree_is_not_guessed_for(
 
 
 def test_native_layers_run_on_the_guesses_of_drafting_requests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = Backbone(remembering_model(REMEMBERING[0]), kernels="eager")
+    backbone = build_backbone(remembering_model(REMEMBERING[0]), kernels="eager")
     real = NativeMemory.descend
     batches: list[int] = []
 
@@ -134,7 +135,7 @@ def test_limits_hold_and_the_text_is_the_models_own(
 @pytest.mark.parametrize("kind", [REMEMBERING[0], REMEMBERING[-1]])
 def test_a_draft_cache_stays_right_where_nothing_is_drafted(kind: str) -> None:
     """Another request may begin with the text, and have trees."""
-    backbone = Backbone(remembering_model(kind), kernels="eager")
+    backbone = build_backbone(remembering_model(kind), kernels="eager")
     engine = engine_of(backbone, remembering_heads(kind, backbone), "dynamic")
     state, _ = engine._memory()
     (done,) = served(engine, 0)

@@ -6,6 +6,7 @@ from entmtp.decoding import measure_cost
 from entmtp.decoding.request import StepRecord
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.policies.cost_cache import read_cost
 from entmtp.policies.signals import Signals
 from entmtp.policies.static import StaticPolicy
@@ -19,7 +20,7 @@ from tests.helpers.tiny_models import VOCAB, random_heads, tiny_model
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return Backbone(tiny_model("llama", num_hidden_layers=1))
+    return build_backbone(tiny_model("llama", num_hidden_layers=1))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_longer_contexts_are_measured_with_a_few_trees_where_the_model_reaches_s
     monkeypatch.setattr(measure_cost, "WIDE_SPREAD", 1e9)
     model = mtp_model("mellum", vocab_size=VOCAB) if kind == "native" else tiny_model("llama", num_hidden_layers=1)
     model.config.max_position_embeddings = 1024
-    long = Backbone(model)
+    long = build_backbone(model)
     heads = native_heads(long) if kind == "native" else random_heads(kind, long, draft_vocab_size=VOCAB).attach(long)
     near = measure_cost.step_cost(long, heads, tmp_path, print, context=511)
     assert near.contexts == [64]

@@ -5,12 +5,13 @@ import pytest
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from tests.helpers.tiny_models import random_heads, tiny_model
 
 
 @pytest.fixture(scope="session")
 def backbone() -> Backbone:
-    return Backbone(tiny_model("llama"))
+    return build_backbone(tiny_model("llama"))
 
 
 @pytest.fixture(params=sorted(KINDS))
@@ -26,5 +27,5 @@ def heads(kind: str, backbone: Backbone) -> DraftHeads:
 @pytest.fixture
 def exact_heads(kind: str) -> DraftHeads:
     """Heads whose layers are the model's own, in float32 on every machine."""
-    exact = Backbone(tiny_model("llama"), kernels="eager")
+    exact = build_backbone(tiny_model("llama"), kernels="eager")
     return random_heads(kind, exact).attach(exact)

@@ -11,6 +11,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.trees.batch import TreeBatch
 from tests.helpers.tiny_models import TREES, random_heads, random_tokens, tiny_model
 
@@ -40,7 +41,7 @@ def test_a_saved_checkpoint_loads_as_the_same_heads(heads: DraftHeads, folder: P
 
 
 def test_heads_take_the_models_type(folder: Path) -> None:
-    backbone = Backbone(tiny_model("llama", dtype=torch.bfloat16))
+    backbone = build_backbone(tiny_model("llama", dtype=torch.bfloat16))
     heads = load_heads(folder, backbone)
     hidden = torch.randn(1, backbone.hidden_size, dtype=torch.bfloat16)
     proposal = heads.propose(hidden, torch.tensor([3]), TreeBatch.of([TREES["bushy"]]))
@@ -59,7 +60,7 @@ def test_heads_take_the_models_type(folder: Path) -> None:
 )
 def test_heads_of_another_model_are_refused(folder: Path, other: Callable[[], PreTrainedModel], named: str) -> None:
     with pytest.raises(EntMTPError, match=named):
-        load_heads(folder, Backbone(other()))
+        load_heads(folder, build_backbone(other()))
 
 
 def _without_weights(folder: Path) -> None:
@@ -159,6 +160,6 @@ def test_the_config_says_what_was_saved(heads: DraftHeads, folder: Path) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_heads_without_a_fingerprint_fit_any_model_of_their_shape(kind: str, tmp_path: Path) -> None:
-    backbone = Backbone(tiny_model("llama", seed=9))
+    backbone = build_backbone(tiny_model("llama", seed=9))
     random_heads(kind, backbone, model_fingerprint="").save_pretrained(tmp_path)
     assert load_heads(str(tmp_path), backbone).kind == kind

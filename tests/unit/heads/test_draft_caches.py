@@ -10,6 +10,7 @@ from entmtp.decoding.sampling import GREEDY, Sampler
 from entmtp.decoding.state import DecodingState
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.trees.batch import TreeBatch
 from tests.helpers.heads_with_caches import (
     BUSHY,
@@ -30,7 +31,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def backbone(kind: str) -> Backbone:
-    return Backbone(remembering_model(kind))
+    return build_backbone(remembering_model(kind))
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from entmtp.heads.hydra_plus_plus import PrefixHydraHeads
 from entmtp.heads.hydra_plus_plus_cache import PrefixMemory
 from entmtp.heads.importing.import_heads import import_heads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from tests.helpers.heads_with_caches import BUSHY, CLOSE
@@ -41,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def backbone(folder: Path) -> Backbone:
     from transformers import AutoModelForCausalLM
 
-    return Backbone(AutoModelForCausalLM.from_pretrained(folder), kernels="eager")
+    return build_backbone(AutoModelForCausalLM.from_pretrained(folder), kernels="eager")
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ def test_their_angles_stay_exact_in_sixteen_bits(folder: Path, published: Publis
 
     import_heads(str(published.save(tmp_path / "published")), tmp_path / "ours", str(folder), lambda text: None)
     halved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    heads = load_heads(tmp_path / "ours", Backbone(halved))
+    heads = load_heads(tmp_path / "ours", build_backbone(halved))
     assert isinstance(heads, PrefixHydraHeads)
     assert heads.prefix_layer.norm.weight.dtype == torch.bfloat16
     speeds = 500.0 ** (-torch.arange(0, 8, 2) / 8)

@@ -16,6 +16,7 @@ from entmtp.heads.checkpoint import load_heads
 from entmtp.heads.growth import LevelByLevel
 from entmtp.heads.importing.import_heads import import_heads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.signals import SignalTracker
@@ -45,7 +46,7 @@ def imported(published: Published, backbone: Backbone, folder: Path) -> DraftHea
 @pytest.fixture(scope="module")
 def exact() -> Backbone:
     """Its layers, and so its heads', are PyTorch's own in float32."""
-    return Backbone(tiny_model("llama"), kernels="eager")
+    return build_backbone(tiny_model("llama"), kernels="eager")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from torch.nn.functional import silu
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.kernels import fused_linear
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Path, Topology
@@ -118,7 +119,7 @@ def test_draft_logits_are_the_models_own_on_the_draft_vocabulary(heads: DraftHea
 
 
 def test_draft_logits_keep_the_bias_of_the_models_output_layer() -> None:
-    biased = Backbone(tiny_model("phi"))
+    biased = build_backbone(tiny_model("phi"))
     heads = random_heads("hydra", biased).attach(biased)
     hidden, _ = hidden_and_root(2, heads.config.hidden_size)
     assert biased.model.lm_head.bias.abs().max() > 0.1

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from entmtp.errors import EntMTPError
 from entmtp.models import backbone as module
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.cache import TreeCache
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
@@ -32,7 +33,7 @@ assert_close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
 @cache
 def pair(model_type: str) -> tuple[PreTrainedModel, Backbone]:
     """The same weights twice: left alone, and wrapped."""
-    return tiny_model(model_type), Backbone(tiny_model(model_type))
+    return tiny_model(model_type), build_backbone(tiny_model(model_type))
 
 
 def verified(
@@ -220,7 +221,7 @@ def test_generate_still_gives_the_models_own_text(model_type: str, options: dict
 )
 def test_unusual_configurations(model_type: str, changes: dict[str, Any]) -> None:
     plain = tiny_model(model_type, **changes)
-    backbone = Backbone(tiny_model(model_type, **changes))
+    backbone = build_backbone(tiny_model(model_type, **changes))
     assert getattr(backbone.config, "sliding_window", None) == changes.get("sliding_window")
     text = random_tokens(20)
     cache = backbone.new_cache(1, CONTEXT)
@@ -236,7 +237,7 @@ def test_grouped_heads_read_the_cache_once_and_exotic_scores_fall_back_to_eager(
 
 
 def test_a_cap_too_high_to_show_on_a_few_tokens_is_not_dropped() -> None:
-    backbone = Backbone(tiny_model("gemma2", attn_logit_softcapping=1e6))
+    backbone = build_backbone(tiny_model("gemma2", attn_logit_softcapping=1e6))
     assert backbone.model.config._attn_implementation == "eager"
 
 
@@ -244,7 +245,7 @@ def test_a_cap_too_high_to_show_on_a_few_tokens_is_not_dropped() -> None:
 def test_end_tokens_come_from_the_generation_config(eos: int | list[int] | None, expected: set[int]) -> None:
     model = tiny_model("llama")
     model.generation_config.eos_token_id = eos
-    assert Backbone(model).eos_token_ids == expected
+    assert build_backbone(model).eos_token_ids == expected
 
 
 def test_a_prompt_that_does_not_fit_the_cache_is_an_error() -> None:

@@ -14,6 +14,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import load_heads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import load_model
 from entmtp.models.multi_gpu import check_all_on_gpus
 from entmtp.policies.base import Policy
@@ -62,7 +63,7 @@ def plain() -> PreTrainedModel:
 def backbone() -> Backbone:
     with second_device():
         model = tiny_model("llama", vocab_size=SMALL_VOCAB)
-        return Backbone(dispatch_model(model, SPREAD, main_device="cpu", skip_keys="past_key_values"))
+        return build_backbone(dispatch_model(model, SPREAD, main_device="cpu", skip_keys="past_key_values"))
 
 
 def heads_of(kind: str, backbone: Backbone) -> DraftHeads:
@@ -117,7 +118,7 @@ def test_drawn_text_is_that_of_one_device(backbone: Backbone) -> None:
 
 def test_what_a_spread_model_can_not_do(backbone: Backbone) -> None:
     with pytest.raises(EntMTPError, match="kernels: 'packed' are for a model on one device; use 'auto'"):
-        Backbone(backbone.model, "packed")
+        build_backbone(backbone.model, "packed")
     with pytest.raises(EntMTPError, match="model type 'llama' has no multi-token-prediction"):
         load_heads("native", backbone)
 

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from entmtp.errors import EntMTPError
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.kernels import fused_linear
 from entmtp.settings import Kernels
 from tests.helpers.tiny_models import SUPPORTED, WINDOW, greedy, random_tokens, tiny_model
@@ -71,7 +71,7 @@ def test_an_unsupported_model_is_refused_by_type_and_reason_and_left_as_it_was(m
     model = build()
     attention = model.config._attn_implementation
     with pytest.raises(EntMTPError) as raised:
-        Backbone(model)
+        build_backbone(model)
     message = str(raised.value)
     assert message.startswith(f"model: type '{model_type}' is not supported because ")
     assert reason in message
@@ -82,7 +82,7 @@ def test_an_unsupported_model_is_refused_by_type_and_reason_and_left_as_it_was(m
 @pytest.mark.parametrize("model_type", SUPPORTED)
 def test_the_test_leaves_the_configured_window_in_place(model_type: str) -> None:
     before = tiny_model(model_type).config.to_dict()
-    backbone = Backbone(tiny_model(model_type))
+    backbone = build_backbone(tiny_model(model_type))
     assert backbone.model.config.to_dict() == before
 
 
@@ -90,7 +90,7 @@ def test_a_refusal_does_not_change_what_the_model_generates() -> None:
     model = _shifted_llama()
     before = greedy(model, random_tokens(5), 8)
     with pytest.raises(EntMTPError):
-        Backbone(model)
+        build_backbone(model)
     assert greedy(model, random_tokens(5), 8) == before
 
 
@@ -102,16 +102,16 @@ def test_the_models_own_kernels_are_refused_too_where_a_token_depends_on_those_b
     model = tiny_model("llama")
     model.model.layers[0].register_forward_hook(lambda module, args, output: output + (output.shape[1] == 1))
     with pytest.raises(EntMTPError, match=r"'eager' are refused for lossless .* beside it, by .*; use another model"):
-        Backbone(model, kernels)
+        build_backbone(model, kernels)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_passes(dtype: torch.dtype) -> None:
-    assert Backbone(tiny_model("llama", dtype=dtype, initializer_range=0.1)).dtype == dtype
+    assert build_backbone(tiny_model("llama", dtype=dtype, initializer_range=0.1)).dtype == dtype
 
 
 def test_a_model_whose_weights_are_not_finite_is_refused() -> None:
     model = tiny_model("llama")
     model.lm_head.weight.data[0, 0] = float("nan")
     with pytest.raises(EntMTPError, match="differs from its paths run alone by nan"):
-        Backbone(model)
+        build_backbone(model)

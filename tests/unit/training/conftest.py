@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.settings import CorpusSettings
 from entmtp.training.corpus import write_corpus
 from entmtp.training.dataset import Dataset
@@ -28,7 +29,7 @@ def orderly_model(**changes: Any) -> PreTrainedModel:
 
 @pytest.fixture(scope="session")
 def backbone() -> Backbone:
-    return Backbone(orderly_model())
+    return build_backbone(orderly_model())
 
 
 @pytest.fixture

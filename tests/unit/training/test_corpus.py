@@ -5,6 +5,7 @@ import torch
 
 from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.settings import CorpusSettings
 from entmtp.training.corpus import CorpusPart, part_paths, prompt_id, read_part, write_corpus
 from tests.helpers.tiny_models import CONTEXT, greedy, random_tokens, tiny_model
@@ -50,7 +51,7 @@ def test_an_end_token_ends_an_answer_and_is_kept(prompts: list[list[int]], tmp_p
     long = {prompt_id(ids): greedy(model, ids, NEW) for ids in prompts[:6]}
     end = next(iter(long.values()))[4]
     model.generation_config.eos_token_id = end
-    write_corpus(Backbone(model), prompts[:6], tmp_path, GREEDY)
+    write_corpus(build_backbone(model), prompts[:6], tmp_path, GREEDY)
     cut = {name: tokens[: tokens.index(end) + 1] if end in tokens else tokens for name, tokens in long.items()}
     assert answers(tmp_path) == cut
     assert min(map(len, cut.values())) < NEW

@@ -7,6 +7,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.settings import CorpusSettings
 from entmtp.training.corpus import part_paths, read_part, write_corpus
 from entmtp.training.dataset import Dataset
@@ -67,7 +68,7 @@ def test_unusable_corpora_are_named(backbone: Backbone, corpus: Path, tmp_path: 
     write_corpus(backbone, [[5, 6]], tmp_path / "one", short)
     with pytest.raises(EntMTPError, match=r"1 answers are too few to hold out a share of 0\.2"):
         Dataset([tmp_path / "one"], 0.2)
-    write_corpus(Backbone(tiny_model("llama", hidden_size=48)), [[5, 6]], tmp_path / "wide", short)
+    write_corpus(build_backbone(tiny_model("llama", hidden_size=48)), [[5, 6]], tmp_path / "wide", short)
     with pytest.raises(EntMTPError, match=r"hidden sizes \[32, 48\]"):
         Dataset([corpus, tmp_path / "wide"], 0.2)
 

@@ -9,6 +9,7 @@ from torch.nn import functional
 from entmtp.errors import EntMTPError
 from entmtp.heads.checkpoint import KINDS, load_heads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.settings import TrainingSettings
 from entmtp.training.dataset import Dataset
 from entmtp.training.evaluate import accuracy
@@ -115,7 +116,7 @@ def test_a_checkpoint_of_another_training_is_refused(
     others = {
         "settings": Trainer(backbone, dataset, settings(epochs=2), tmp_path),
         "corpus": Trainer(backbone, Dataset([corpus, corpus], 0.2), settings(epochs=1), tmp_path),
-        "model": Trainer(Backbone(tiny_model("llama", seed=1)), dataset, settings(epochs=1), tmp_path),
+        "model": Trainer(build_backbone(tiny_model("llama", seed=1)), dataset, settings(epochs=1), tmp_path),
     }
     for trainer in others.values():
         with pytest.raises(
@@ -137,11 +138,11 @@ def test_an_unreadable_checkpoint_is_refused(
 
 def test_a_corpus_of_another_hidden_size_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(EntMTPError, match="states have 32 units but the model's have 48"):
-        Trainer(Backbone(tiny_model("llama", hidden_size=48)), dataset, settings(), tmp_path)
+        Trainer(build_backbone(tiny_model("llama", hidden_size=48)), dataset, settings(), tmp_path)
 
 
 def test_a_half_precision_model_trains_in_float32(dataset: Dataset, tmp_path: Path) -> None:
-    backbone = Backbone(tiny_model("llama", dtype=torch.bfloat16))
+    backbone = build_backbone(tiny_model("llama", dtype=torch.bfloat16))
     reports: list[Progress] = []
     heads = Trainer(backbone, dataset, settings(epochs=1), tmp_path).train(reports.append)
     assert {parameter.dtype for parameter in heads.parameters()} == {torch.float32}
@@ -154,7 +155,7 @@ def test_a_half_precision_model_trains_in_float32(dataset: Dataset, tmp_path: Pa
 def test_with_every_candidate_the_loss_is_the_full_one(
     kind: str, model_type: str, distillation: float, dataset: Dataset, tmp_path: Path
 ) -> None:
-    backbone = Backbone(tiny_model(model_type))
+    backbone = build_backbone(tiny_model(model_type))
     chosen = settings(kind=kind, distillation=distillation, frequent_candidates=64)
     trainer = Trainer(backbone, dataset, chosen, tmp_path)
     positions = dataset.train[:50]

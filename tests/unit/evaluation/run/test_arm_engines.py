@@ -18,7 +18,7 @@ from entmtp.evaluation.run.arms import Foresight, Toolbox, lossless_arms, make_p
 from entmtp.evaluation.run.units import Unit, make_units
 from entmtp.evaluation.run.worker import Worker, Workplace
 from entmtp.heads.checkpoint import KINDS, load_heads
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
 from entmtp.settings import BenchmarkSettings, SamplingParams
 from entmtp.suites import Prompt
@@ -66,7 +66,7 @@ def worker(loaded: Worker) -> Iterator[Worker]:
 @pytest.fixture
 def taped(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Worker:
     """A worker whose engines capture their steps by the rules of CUDA graphs."""
-    backbone = Backbone(worker.model, kernels="eager")
+    backbone = build_backbone(worker.model, kernels="eager")
     heads = {kind: load_heads(source, backbone) for kind, source in worker.place.heads.items()}
     monkeypatch.setattr(worker, "backbone", backbone)
     monkeypatch.setattr(worker, "heads", heads)

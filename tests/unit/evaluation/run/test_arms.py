@@ -10,7 +10,7 @@ from entmtp.decoding.completion import Completion
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.arms import Foresight, Toolbox, check_acceptance, lossless_arms, make_engine, make_policy
 from entmtp.methods import check_arms
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.policies.ladder import best_static
 from entmtp.policies.static import ScheduledPolicy, SequencePolicy
 from entmtp.policies.step_cost import StepCost
@@ -34,7 +34,7 @@ PROMPT = random_tokens(9)
 
 @pytest.fixture(scope="module")
 def tools() -> Toolbox:
-    backbone = Backbone(tiny_model("llama"))
+    backbone = build_backbone(tiny_model("llama"))
     heads = {kind: random_heads(kind, backbone).attach(backbone) for kind in ("medusa", "hydra")}
     banks = {kind: small_bank(heads_kind=kind) for kind in heads}
     return Toolbox(backbone, heads, banks, dict.fromkeys(heads, COST), dict.fromkeys(methods.foreign_banks(), banks))

@@ -15,7 +15,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.checkpoint import load_heads
 from entmtp.heads.importing import tensors as importing_tensors
 from entmtp.heads.importing.import_heads import import_heads
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from tests.helpers.published_checkpoints import CONFIG, Model, Published, hydra, medusa, save_tensors, vllm
 from tests.helpers.tiny_models import VOCAB, tiny_model
 
@@ -89,9 +89,9 @@ def test_with_a_model_the_heads_are_bound_to_it(model_folder: Path, tmp_path: Pa
     )
     said = imported(folder, tmp_path / "ours", model_folder)
     assert said[-1].endswith("with the model's own output layer, hidden size 32, vocabulary 257, for that model")
-    backbone = Backbone(loaded)
+    backbone = build_backbone(loaded)
     assert load_heads(tmp_path / "ours", backbone).config.model_fingerprint == backbone.fingerprint
-    other = Backbone(tiny_model("llama", seed=9, vocab_size=257))
+    other = build_backbone(tiny_model("llama", seed=9, vocab_size=257))
     with pytest.raises(EntMTPError, match="trained for the model with fingerprint"):
         load_heads(tmp_path / "ours", other)
 
@@ -103,7 +103,7 @@ def test_another_models_heads_are_refused(model_folder: Path, tmp_path: Path) ->
     refused(medusa(thin).save(tmp_path / "thin"), "hidden_size is 16 but the model's is 32", model_folder)
     imported(tmp_path / "small", tmp_path / "ours")
     with pytest.raises(EntMTPError, match="vocab_size is 100 but the model's is 96"):
-        load_heads(tmp_path / "ours", Backbone(tiny_model("llama")))
+        load_heads(tmp_path / "ours", build_backbone(tiny_model("llama")))
 
 
 def test_a_hub_name_is_a_folder_in_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.checkpoint import load_heads
 from entmtp.heads.native.heads import NativeHeads
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from tests.helpers.heads_with_caches import BUSHY, CLOSE
@@ -27,7 +28,7 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def backbone(model: PreTrainedModel) -> Backbone:
-    return Backbone(model)
+    return build_backbone(model)
 
 
 @pytest.fixture(scope="module")
@@ -117,15 +118,15 @@ def test_the_layers_come_out_of_the_models_own_files(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     with pytest.raises(EntMTPError, match=r"layers of model type 'mellum' can't be loaded .*missing"):
-        load_heads("native", Backbone(loaded))
-    made = native_heads(Backbone(model))
+        load_heads("native", build_backbone(loaded))
+    made = native_heads(build_backbone(model))
     save_native(model, made, tmp_path)
-    backbone = Backbone(AutoModelForCausalLM.from_pretrained(tmp_path))
+    backbone = build_backbone(AutoModelForCausalLM.from_pretrained(tmp_path))
     heads = load_heads("native", backbone)
     assert isinstance(heads, NativeHeads)
     for name, value in made.mtp.layers.state_dict().items():
         assert torch.equal(heads.mtp.layers.state_dict()[name], value)
-    assert heads.fingerprint == made.fingerprint != native_heads(Backbone(model), seed=1).fingerprint
+    assert heads.fingerprint == made.fingerprint != native_heads(build_backbone(model), seed=1).fingerprint
 
 
 def test_without_the_text_before_they_refuse_to_guess(heads: NativeHeads) -> None:

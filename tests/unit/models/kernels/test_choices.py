@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from entmtp.errors import EntMTPError
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.kernels import choices as module
 from entmtp.models.kernels.choices import CHOICES, KernelChoice, available, check_name, in_words
 from entmtp.models.kernels.packed_linear import MakeLayer
@@ -70,7 +70,7 @@ def test_a_row_of_zeros_stays_zero_in_eight_bits() -> None:
 @pytest.mark.parametrize(("model_type", "name"), MODELS_AND_NAMES)
 def test_a_good_choice_is_accepted(model_type: str, name: Kernels) -> None:
     torch._dynamo.reset()  # how often a function is compiled is limited, and all models count together
-    backbone = Backbone(tiny_model(model_type, initializer_range=0.1), name)
+    backbone = build_backbone(tiny_model(model_type, initializer_range=0.1), name)
     assert backbone.kernels == name
     assert backbone.kernels_in_words == in_words(name, torch.float32)
     make = CHOICES[name].make
@@ -90,11 +90,11 @@ class TestKernelsWhoseRowsDependOnEachOther:
     def test_by_name_they_are_an_error(self, model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.replace("int8", monkeypatch)
         with pytest.raises(EntMTPError, match="'int8' are refused for lossless decoding: a token's logits depend on"):
-            Backbone(tiny_model(model_type), "int8")
+            build_backbone(tiny_model(model_type), "int8")
 
     def test_auto_does_without_them_and_says_so(self, model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.replace("fused", monkeypatch)
-        backbone = Backbone(tiny_model(model_type))
+        backbone = build_backbone(tiny_model(model_type))
         assert backbone.kernels == "packed"
         assert "a token's logits depend on the tokens beside it" in backbone.kernels_in_words
         assert not any(isinstance(layer, SharedScale) for layer in backbone.model.modules())
@@ -107,7 +107,7 @@ def test_logits_far_from_the_models_are_refused(monkeypatch: pytest.MonkeyPatch)
     good = CHOICES["int8"]
     monkeypatch.setitem(module.CHOICES, "int8", KernelChoice(halved, "", lambda *_: None, good.spread, good.error))
     with pytest.raises(EntMTPError, match="'int8' are refused for lossless decoding: the logits differ from"):
-        Backbone(tiny_model("llama"), "int8")
+        build_backbone(tiny_model("llama"), "int8")
 
 
 def test_a_choice_that_raises_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_a_choice_that_raises_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(module, "int8_saturates", lambda: False)
     monkeypatch.setitem(module.CHOICES, "int8", KernelChoice(Int8Linear, "", lambda *_: None, 1, 1))
     with pytest.raises(EntMTPError, match="a pass raised RuntimeError: no such instruction; use 'eager'"):
-        Backbone(tiny_model("llama"), "int8")
+        build_backbone(tiny_model("llama"), "int8")
 
 
 @pytest.mark.parametrize(

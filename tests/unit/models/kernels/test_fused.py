@@ -12,6 +12,7 @@ from torch import nn
 
 from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.kernels import fused_linear
 from entmtp.models.kernels.fused_decoder import FusedLayers, with_fused_layers
 from entmtp.models.kernels.fused_linear import FusedLinear, NarrowLinear
@@ -68,7 +69,7 @@ def test_states_of_any_layout_are_read_right() -> None:
 
 @pytest.mark.parametrize("model_type", FUSED)
 def test_layers_of_known_kinds_are_fused(model_type: str) -> None:
-    backbone = Backbone(tiny_model(model_type))
+    backbone = build_backbone(tiny_model(model_type))
     assert backbone.kernels == "fused"
     assert [type(layer) for layer in backbone._fused_decoder.layers] == [FusedLayers]  # type: ignore[union-attr]
     assert [type(layer).__name__ for layer in backbone.decoder.layers] == [  # type: ignore[union-attr]
@@ -87,7 +88,7 @@ def test_layers_of_known_kinds_are_fused(model_type: str) -> None:
     ],
 )
 def test_other_layers_have_fused_products_only(model_type: str, changes: dict[str, Any]) -> None:
-    backbone = Backbone(tiny_model(model_type, **changes))
+    backbone = build_backbone(tiny_model(model_type, **changes))
     assert backbone.kernels == "fused"
     assert backbone._fused_decoder is None
     assert any(isinstance(layer, FusedLinear) for layer in backbone.decoder.modules())
@@ -108,7 +109,7 @@ SHAPES: list[dict[str, Any]] = [
 def test_fused_layers_of_a_batch_of_trees_compute_what_the_layers_do(model_type: str, changes: dict[str, Any]) -> None:
     model = tiny_model(model_type, **(changes | ({"attention_bias": True} if model_type == "llama" else {})))
     trees = [TREES["bushy"], TREES["root"], TREES["deep"]]
-    found, expected = (_states(Backbone(model, kernels), trees) for kernels in ("fused", "eager"))
+    found, expected = (_states(build_backbone(model, kernels), trees) for kernels in ("fused", "eager"))
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
 
@@ -127,7 +128,7 @@ def _states(backbone: Backbone, topologies: list[Any]) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def test_a_node_is_the_same_bits_in_any_tree() -> None:
-    backbone = Backbone(tiny_model("llama"))
+    backbone = build_backbone(tiny_model("llama"))
     alone, among = (_states(backbone, [tree] * 3) for tree in (TREES["root"], TREES["bushy"]))
     for one, other in zip(alone, among, strict=True):
         assert torch.equal(one[0], other[0])
@@ -164,20 +165,20 @@ class TestCompiling:
 
     def test_without_a_compiler_the_next_best_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(shutil, "which", lambda name: None)
-        assert Backbone(tiny_model("llama")).kernels == "packed"
+        assert build_backbone(tiny_model("llama")).kernels == "packed"
         with pytest.raises(EntMTPError, match=r"kernels: 'fused' needs a C\+\+ compiler, such as g\+\+; use 'auto'"):
-            Backbone(tiny_model("llama"), "fused")
+            build_backbone(tiny_model("llama"), "fused")
 
     def test_a_compiler_that_fails_is_told_in_its_words(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.compiler(tmp_path, "echo no such flag >&2; exit 1", monkeypatch)
         with pytest.raises(EntMTPError, match=r"'fused' needs a C\+\+ compiler that works; .*c\+\+ says: no such flag"):
-            Backbone(tiny_model("llama"), "fused")
+            build_backbone(tiny_model("llama"), "fused")
         assert not list((tmp_path / "kernels").glob("*.so"))
 
     def test_what_cannot_be_loaded_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.compiler(tmp_path, 'for target; do :; done; echo nonsense > "$target"', monkeypatch)
         with pytest.raises(EntMTPError, match=r"kernels: 'fused' can't be loaded here: .*; use 'auto'"):
-            Backbone(tiny_model("llama"), "fused")
+            build_backbone(tiny_model("llama"), "fused")
 
     def test_the_compiler_and_its_flags_are_part_of_the_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         before = fused_linear._identity("g++")

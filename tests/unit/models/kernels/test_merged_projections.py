@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from entmtp.errors import EntMTPError
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.kernels import fused_linear
 from entmtp.models.kernels.merged_projections import JointLinear, JointProduct, join_linear_layers, watched_siblings
 from entmtp.models.kernels.packed_linear import PackedLinear, can_pack
@@ -122,7 +122,7 @@ class TestBackbone:
     def test_kernels_that_fail_the_self_test_are_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.broken(monkeypatch)
         monkeypatch.setattr(fused_linear, "obstacle", lambda: "needs a C++ compiler")
-        backbone = Backbone(tiny_model("llama"))
+        backbone = build_backbone(tiny_model("llama"))
         assert backbone.kernels == "eager"
         assert backbone.kernels_in_words.startswith("eager float32 (PyTorch); kernels: 'packed' are refused")
         assert not any(isinstance(module, PackedLinear | JointLinear) for module in backbone.model.modules())
@@ -130,4 +130,4 @@ class TestBackbone:
     def test_asked_for_by_name_they_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.broken(monkeypatch)
         with pytest.raises(EntMTPError, match="kernels: 'packed' are refused"):
-            Backbone(tiny_model("llama"), kernels="packed")
+            build_backbone(tiny_model("llama"), kernels="packed")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
 from entmtp.models.kernels.packed_linear import PackedLinear, can_pack, replace_linear_layers
 from tests.helpers.tiny_models import greedy, random_tokens, tiny_model
 
@@ -69,7 +69,7 @@ def test_linear_layers_are_replaced_and_nothing_else() -> None:
 def test_the_given_model_stays_as_it_is_and_shares_its_parameters(model_type: str) -> None:
     model = tiny_model(model_type)
     before = {name: type(module) for name, module in model.named_modules()}
-    backbone = Backbone(model, "packed")
+    backbone = build_backbone(model, "packed")
     assert backbone.kernels == "packed"
     assert any(isinstance(module, PackedLinear) for module in backbone.model.modules())
     assert {name: type(module) for name, module in model.named_modules()} == before
@@ -83,7 +83,7 @@ def test_the_output_layer_that_decodes_is_packed_and_the_given_models_is_not(
     model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(model_type)
-    backbone = Backbone(model, "packed")
+    backbone = build_backbone(model, "packed")
     multiplied: list[tuple[int, ...]] = []
     forward = PackedLinear.forward
 
@@ -99,6 +99,6 @@ def test_the_output_layer_that_decodes_is_packed_and_the_given_models_is_not(
 
 
 def test_eager_keeps_the_models_own_layers() -> None:
-    backbone = Backbone(tiny_model("llama"), kernels="eager")
+    backbone = build_backbone(tiny_model("llama"), kernels="eager")
     assert backbone.kernels == "eager"
     assert not any(isinstance(module, PackedLinear) for module in backbone.model.modules())

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments import announcement
+from deployments import announcement, log_file
 from deployments.announcement import Announced, Announcement
-from deployments.http import log_file
-from deployments.http.log_file import LogFile, ProxyLog
+from deployments.log_file import LogFile, ProxyLog
 from deployments.settings import AppArgs
 from entmtp.errors import EntMTPError
 
