@@ -23,9 +23,9 @@ import typer
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp import methods
-from entmtp.calibration.build import calibration_texts, growths_of, traces_of
+from entmtp.calibration.build import calibration_texts, expansions_of, traces_of
 from entmtp.calibration.known_world import known_world
-from entmtp.calibration.policy_replay import GrowthAt
+from entmtp.calibration.policy_replay import ExpansionAt
 from entmtp.calibration.replay import (
     DYNAMIC,
     FLAT,
@@ -127,9 +127,9 @@ def main(
             calibration_texts(backbone, ids, folder, CalibrationSettings())
             for kind in costs.kinds:
                 heads = load_heads(bundled_heads(kind), backbone)
-                traces, growths = traces_of(folder, backbone, heads), growths_of(folder, backbone, heads)
+                traces, expansions = traces_of(folder, backbone, heads), expansions_of(folder, backbone, heads)
                 source: list[Cell] = [name, suite.source, kind]
-                found = predict(traces, growths, load_bank(bundled_bank(name, kind)), costs)
+                found = predict(traces, expansions, load_bank(bundled_bank(name, kind)), costs)
                 for table, cells in zip(tables, (found.speedups, found.shares, found.known), strict=True):
                     table.rows.extend([*source, *row] for row in cells)
         title = f"Predicted speedup over plain decoding: {ACCEPTANCE}, at the step costs of {costs.where}"
@@ -161,15 +161,15 @@ class Predicted:
 
 
 @torch.inference_mode()
-def predict(traces: list[RankTrace], growths: list[GrowthAt], bank: TreeBank, costs: Costs) -> Predicted:
+def predict(traces: list[RankTrace], expansions: list[ExpansionAt], bank: TreeBank, costs: Costs) -> Predicted:
     """What each of :data:`METHODS` would gain on texts, and how much of each yardstick."""
     made = policies(bank, costs.chosen, traces[0].ranks.shape[1], costs.grown, typer.echo)
     found: dict[str, Pace] = {
         name: replay_policy(traces, made[name], costs.chosen) for name in METHODS if name != DYNAMIC
     }
     if costs.grown is not None:
-        found[DYNAMIC] = replay_policy(traces, made[DYNAMIC], costs.grown, growths)
-    world = known_world(traces, growths, bank, costs.chosen, costs.grown)
+        found[DYNAMIC] = replay_policy(traces, made[DYNAMIC], costs.grown, expansions)
+    world = known_world(traces, expansions, bank, costs.chosen, costs.grown)
     speedups = [_speed(found.get(name)) for name in METHODS]
     found[KNOWN_CHANCES] = world.best
     shares = [

@@ -16,8 +16,7 @@ from entmtp.decoding.measure_cost import learnt_costs, machine_cost
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
-from entmtp.heads.native.heads import NATIVE
-from entmtp.methods import AUTOREGRESSIVE, LADDER, heads_of
+from entmtp.methods import AUTOREGRESSIVE, LADDER, NATIVE, heads_of
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels.choices import check_name

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from entmtp.heads.growth import Growth
+from entmtp.heads.interface import Expansion
 from entmtp.policies.acceptance_bias import Belief
 from entmtp.policies.base import BeginDraft, Choice, Policy
 from entmtp.policies.dynamic import DynamicPolicy
@@ -64,13 +64,13 @@ class GrowingPolicy(Policy):
 
 
 class _Scripted:
-    """A growth whose guesses have the probabilities of :data:`GUESSES`."""
+    """A expansion whose guesses have the probabilities of :data:`GUESSES`."""
 
-    def __init__(self, growth: Growth) -> None:
-        self.num_heads = growth.num_heads
-        self._growth = growth
+    def __init__(self, expansion: Expansion) -> None:
+        self.num_heads = expansion.num_heads
+        self._expansion = expansion
 
-    def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens, log_probs = self._growth.next(parents, count)
+    def next_level(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens, log_probs = self._expansion.next_level(parents, count)
         scripted = torch.tensor(GUESSES[:count]).log().to(log_probs.device, non_blocking=True)
         return tokens, scripted.expand_as(log_probs)

@@ -12,7 +12,6 @@ import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,14 +19,14 @@ import torch
 
 from entmtp.calibration.fit import fit_chances, fit_predictor, step_rows
 from entmtp.calibration.optimal import optimal_order
-from entmtp.calibration.policy_replay import GrowthAt
+from entmtp.calibration.policy_replay import ExpansionAt
 from entmtp.calibration.rank_trace import rank_trace
 from entmtp.calibration.thresholds import PROBES, tuned_bins
 from entmtp.calibration.trace_replay import replayed_tau
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.growth import Growth, LevelByLevel
-from entmtp.heads.memory import HeadsText
+from entmtp.heads.interface import TracedText
+from entmtp.heads.stateless import StatelessHeads, StatelessText
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import NO_ROWS
 from entmtp.policies.rate import Cost
@@ -66,27 +65,21 @@ def calibration_texts(
 def traces_of(
     folder: Path, backbone: Backbone, heads: DraftHeads, prompts: Sequence[Sequence[int]] = ()
 ) -> list[RankTrace]:
-    """Rank traces of every answer in ``folder`` under ``heads``; those with a memory need the ``prompts`` too."""
+    """Rank traces of every answer in ``folder`` under ``heads``; those that look back need the ``prompts`` too."""
     traces = []
     for answer in _answers(folder, backbone, prompts):
         chunks = [entropy(backbone.logits(chunk)) for chunk in answer.states.split(_ENTROPY_ROWS)]
-        traces.append(rank_trace(heads, answer.tokens, answer.states, torch.cat(chunks), answer.text(backbone, heads)))
+        traces.append(rank_trace(heads, answer.tokens, answer.text(backbone, heads), torch.cat(chunks)))
     if not traces:
         raise EntMTPError(f"calibration: {folder} holds no answers; write some first")
     return traces
 
 
-def growths_of(
+def expansions_of(
     folder: Path, backbone: Backbone, heads: DraftHeads, prompts: Sequence[Sequence[int]] = ()
-) -> list[GrowthAt]:
+) -> list[ExpansionAt]:
     """What ``heads`` guess in every answer in ``folder``, in the order and with the arguments of :func:`traces_of`."""
-
-    def growth_at(answer: _Answer, text: HeadsText | None, at: int) -> Growth:
-        if text is not None:
-            return text.growth(at)
-        return LevelByLevel(heads, answer.states[at : at + 1], answer.tokens[at : at + 1])
-
-    return [partial(growth_at, answer, answer.text(backbone, heads)) for answer in _answers(folder, backbone, prompts)]
+    return [answer.text(backbone, heads).expand for answer in _answers(folder, backbone, prompts)]
 
 
 @dataclass(frozen=True)
@@ -100,20 +93,20 @@ class _Answer:
     tokens: torch.Tensor
     states: torch.Tensor
 
-    def text(self, backbone: Backbone, heads: DraftHeads) -> HeadsText | None:
-        """The answer as heads with a memory read it, behind its prompt."""
-        if heads.rows != NO_ROWS and self.prompt is None:
+    def text(self, backbone: Backbone, heads: DraftHeads) -> TracedText:
+        """The answer as the heads see it; those that look back on the prompt read the whole text again."""
+        if isinstance(heads, StatelessHeads) and heads.rows == NO_ROWS:
+            return StatelessText(heads, self.states, self.tokens)
+        if self.prompt is None:
             raise EntMTPError(
                 f"calibration: {heads.kind} heads look back on the prompts too; give those of the answers"
             )
-        return read_text(backbone, heads, self.prompt or (), self.tokens)
+        return read_text(backbone, heads, self.prompt, self.tokens)
 
 
 @torch.inference_mode()
-def read_text(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], answer: torch.Tensor) -> HeadsText | None:
-    """The text of a ``prompt`` and its ``answer [positions]`` under heads with a memory; None under others."""
-    if heads.rows == NO_ROWS:
-        return None
+def read_text(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], answer: torch.Tensor) -> TracedText:
+    """The text of a ``prompt`` and its ``answer [positions]`` as the heads see it, read by the model again."""
     tokens = torch.cat([torch.tensor(prompt, dtype=answer.dtype, device=answer.device), answer])
     cache = backbone.new_cache(slots=1, capacity=len(tokens))
     return heads.text(backbone.prefill(tokens.tolist(), 0, cache), tokens, begin=len(prompt))

@@ -11,7 +11,7 @@ from entmtp.calibration.build import calibration_texts, make_bank, mixed_provena
 from entmtp.decoding.measure_cost import step_cost
 from entmtp.errors import EntMTPError
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
-from entmtp.heads.native.heads import NATIVE
+from entmtp.methods import NATIVE
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import checked_dtype, encode_chat, load_model

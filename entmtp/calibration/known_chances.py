@@ -23,7 +23,7 @@ from functools import cache
 
 import numpy as np
 
-from entmtp.heads.growth import Growth
+from entmtp.heads.interface import Expansion
 from entmtp.policies.dynamic import MOST_GROWN
 from entmtp.policies.rate import Cost, best_choices
 from entmtp.trees.probability_calibration import Chances
@@ -56,7 +56,7 @@ class Expected:
     ms: np.ndarray
 
 
-def outlook(growth: Growth, chances: Chances, also: Topology) -> Outlook:
+def outlook(expansion: Expansion, chances: Chances, also: Topology) -> Outlook:
     """Runs every level of the heads; keeps the likeliest :data:`MOST_NODES` paths, and those of the tree ``also``.
 
     Guesses whose chances add up to more than their parent's share its chance in proportion.
@@ -64,8 +64,8 @@ def outlook(growth: Growth, chances: Chances, also: Topology) -> Outlook:
     known: dict[Path, float] = {}
     reach: list[float] = []
     kept: dict[Path, int] = {(): 0}  # the last level's, with their numbers
-    for depth in range(min(growth.num_heads, len(chances.slope))):
-        tokens, log_probs = growth.next(list(kept.values()), len(chances.follow[depth]))
+    for depth in range(min(expansion.num_heads, len(chances.slope))):
+        tokens, log_probs = expansion.next_level(list(kept.values()), len(chances.follow[depth]))
         count = tokens.shape[1]
         numbers: dict[Path, int] = {}
         for row, (path, values) in enumerate(zip(kept, log_probs.tolist(), strict=True)):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from entmtp.calibration.known_chances import Expected, expected_tokens, known_chances, known_outcomes, outlook
-from entmtp.calibration.policy_replay import GrowthAt, replayed
+from entmtp.calibration.policy_replay import ExpansionAt, replayed
 from entmtp.calibration.replay import DYNAMIC, Pace, policies, step_ms
 from entmtp.policies.step_cost import PartedCost
 from entmtp.trees.bank import TreeBank
@@ -36,7 +36,7 @@ class KnownWorld:
 
 def known_world(
     traces: Sequence[RankTrace],
-    growths: Sequence[GrowthAt],
+    expansions: Sequence[ExpansionAt],
     bank: TreeBank,
     cost: PartedCost,
     grown: PartedCost | None,
@@ -46,10 +46,12 @@ def known_world(
     ``cost`` is that of steps whose trees are chosen before the heads run, ``grown`` that of steps whose trees grow.
     """
     policy_of = policies(bank, cost, traces[0].ranks.shape[1], grown)[DYNAMIC]
-    runs = [replayed(trace, policy_of(trace), growth_at) for trace, growth_at in zip(traces, growths, strict=True)]
+    runs = [
+        replayed(trace, policy_of(trace), expansion_at) for trace, expansion_at in zip(traces, expansions, strict=True)
+    ]
     outlooks = [
-        [outlook(growth_at(step.position), bank.chances, step.topology) for step in run]
-        for growth_at, run in zip(growths, runs, strict=True)
+        [outlook(expansion_at(step.position), bank.chances, step.topology) for step in run]
+        for expansion_at, run in zip(expansions, runs, strict=True)
     ]
     seen = [one for text in outlooks for one in text]
     steps = [step for run in runs for step in run]

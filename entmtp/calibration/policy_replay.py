@@ -10,7 +10,7 @@ import torch
 
 from entmtp.calibration.trace_replay import accepted_length
 from entmtp.errors import EntMTPError
-from entmtp.heads.growth import Growth
+from entmtp.heads.interface import Expansion
 from entmtp.policies.base import Policy
 from entmtp.policies.signals import Signals, SignalTracker
 from entmtp.trees.bank import MAX_NODES
@@ -37,11 +37,11 @@ class ReplayedStep:
         return self.signals.position
 
 
-GrowthAt = Callable[[int], Growth]
+ExpansionAt = Callable[[int], Expansion]
 """Begins to draft behind the token at a position of a text."""
 
 
-def no_heads(position: int) -> Growth:
+def no_heads(position: int) -> Expansion:
     """For policies that choose before the heads run.
 
     Raises:
@@ -51,29 +51,29 @@ def no_heads(position: int) -> Growth:
 
 
 class _Counted:
-    """The growth at a position, begun when its first level is needed; counts its levels."""
+    """The expansion at a position, begun when its first level is needed; counts its levels."""
 
-    def __init__(self, growth_at: GrowthAt, position: int) -> None:
+    def __init__(self, expansion_at: ExpansionAt, position: int) -> None:
         self.levels = 0
-        self._begin = partial(growth_at, position)
+        self._begin = partial(expansion_at, position)
 
-    def begin(self, requests: Sequence[int]) -> Growth:
-        self._growth = self._begin()
-        self.num_heads = self._growth.num_heads
+    def begin(self, requests: Sequence[int]) -> Expansion:
+        self._expansion = self._begin()
+        self.num_heads = self._expansion.num_heads
         return self
 
-    def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def next_level(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         self.levels += 1
-        return self._growth.next(parents, count)
+        return self._expansion.next_level(parents, count)
 
 
-def replayed(trace: RankedText, policy: Policy, growth_at: GrowthAt = no_heads) -> list[ReplayedStep]:
+def replayed(trace: RankedText, policy: Policy, expansion_at: ExpansionAt = no_heads) -> list[ReplayedStep]:
     """The policy's steps through one text, with the signals that it would have seen.
 
-    A tree that grows by what the heads say needs them to say it again: ``growth_at``.
+    A tree that grows by what the heads say needs them to say it again: ``expansion_at``.
 
     Raises:
-        EntMTPError: for such a policy without ``growth_at``.
+        EntMTPError: for such a policy without ``expansion_at``.
     """
     tracker, state = SignalTracker(policy.entropy_window), policy.start()
     steps: list[ReplayedStep] = []
@@ -81,7 +81,7 @@ def replayed(trace: RankedText, policy: Policy, growth_at: GrowthAt = no_heads) 
     at = 0
     while at < len(trace):
         signals = tracker.start_step(at, entropy[at])
-        drafting = _Counted(growth_at, at)
+        drafting = _Counted(expansion_at, at)
         (choice,) = policy.choose([signals], [state], [MAX_NODES], drafting.begin)
         topology = choice.topology
         gained = 1 + accepted_length(topology, ranks[at])

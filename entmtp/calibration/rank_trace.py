@@ -5,20 +5,15 @@ from __future__ import annotations
 import torch
 
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.memory import HeadsText
+from entmtp.heads.interface import TracedText
 from entmtp.trees.trace import MISS, RANKED, RankTrace
 
 _ROWS = 128
 
 
 @torch.inference_mode()
-def rank_trace(
-    heads: DraftHeads, tokens: torch.Tensor, states: torch.Tensor, entropy: torch.Tensor, text: HeadsText | None = None
-) -> RankTrace:
-    """Traces one text: ``tokens [positions]``, each chosen from ``states [positions, hidden_size]``.
-
-    Heads with a memory have read it, with what came before, as ``text``.
-    """
+def rank_trace(heads: DraftHeads, tokens: torch.Tensor, text: TracedText, entropy: torch.Tensor) -> RankTrace:
+    """Traces the ``tokens [positions]`` of a ``text``, chosen from distributions of that ``entropy [positions]``."""
     positions, depth = len(tokens), heads.num_heads
     at = torch.arange(positions, device=tokens.device)[:, None] + torch.arange(depth + 1, device=tokens.device)
     windows = tokens[at.clamp(max=positions - 1)]
@@ -28,10 +23,7 @@ def rank_trace(
     confidence = torch.zeros(positions, depth, RANKED, device=tokens.device)
     for begin in range(0, positions, _ROWS):
         rows = slice(begin, begin + _ROWS)
-        if text is None:
-            forced = heads.teacher_forced(states[rows], windows[rows, :-1])
-        else:
-            forced = text.teacher_forced(at[rows, 0], windows[rows, :-1])
+        forced = text.teacher_forced(at[rows, 0], windows[rows, :-1])
         logits = heads.draft_logits(forced)
         label = index_of[windows[rows, 1:]]
         true = logits.gather(-1, label.clamp(min=0)[..., None])

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 import entmtp.calibration.yardsticks  # noqa: F401  registers its policies
 from entmtp import methods
-from entmtp.calibration.policy_replay import GrowthAt, ReplayedStep, no_heads, replayed
+from entmtp.calibration.policy_replay import ExpansionAt, ReplayedStep, no_heads, replayed
 from entmtp.calibration.thresholds import retuned
 from entmtp.errors import EntMTPError
 from entmtp.intervals import Estimate, paired_ratio, percent, ratio, ratio_of_sums
@@ -115,14 +115,16 @@ class AnyBatch:
 
 
 def replay_policy(
-    traces: Sequence[RankTrace], policy_of: PolicyOf, cost: PartedCost, growths: Sequence[GrowthAt] = ()
+    traces: Sequence[RankTrace], policy_of: PolicyOf, cost: PartedCost, expansions: Sequence[ExpansionAt] = ()
 ) -> Replayed:
-    """Walks every text with its policy; ``growths`` are the heads' guesses in each text, for one that asks them.
+    """Walks every text with its policy; ``expansions`` are the heads' guesses in each text, for one that asks them.
 
     Its ``cost`` is that of steps whose trees grow.
     """
-    drafting = growths or [no_heads] * len(traces)
-    runs = [replayed(trace, policy_of(trace), growth_at) for trace, growth_at in zip(traces, drafting, strict=True)]
+    drafting = expansions or [no_heads] * len(traces)
+    runs = [
+        replayed(trace, policy_of(trace), expansion_at) for trace, expansion_at in zip(traces, drafting, strict=True)
+    ]
     steps = [step for run in runs for step in run]
     return Replayed(
         tokens=np.array([len(trace) for trace in traces]),

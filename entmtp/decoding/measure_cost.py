@@ -200,7 +200,7 @@ def measure_cost(backbone: Backbone, heads: DraftHeads, contexts: Sequence[int],
     trees = grid_trees(heads.num_heads, nodes, wide_nodes)
     # Heads without a memory of their own read no context.
     few = {key: tree for key, tree in trees.items() if key[0] == "verify" and key[1] in FEW_NODES}
-    if bench.state.memory is not None:
+    if not bench.state.drafts_in_graphs:
         few |= {key: tree for key, tree in trees.items() if key[0] != "verify" and key[1] in (1, heads.num_heads)}
     work = {(contexts[0], *key): one_step(tree, contexts[0]) for key, tree in trees.items()}
     work |= {(context, *key): one_step(tree, context) for context in contexts[1:] for key, tree in few.items()}

@@ -24,8 +24,8 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     """Moves every request on by its root and the accepted path of its tree; fills in the next root.
 
     Each part runs through ``state.graphs`` under a key that says which kernels it needs; what may have been made
-    outside of them is held where they read. What heads with a memory do is never captured, since its shapes change with
-    every step. The host waits for the device once, for the outcome.
+    outside of them is held where they read. What a drafter with rows of its own does is never captured, since its
+    shapes change with every step. The host waits for the device once, for the outcome.
 
     All or nothing: where an exception ends it, out-of-memory too, every request is as it was and the step can be taken
     again; so policies work on copies of what they remember. What is made of one request's outcome is fenced: an
@@ -48,7 +48,7 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
             signals,
             remembered,
             [request.node_limit for request in requests],
-            lambda drafting: state.growth([slots[at] for at in drafting], watch),
+            lambda drafting: state.expand([slots[at] for at in drafting], watch),
         )
         topologies = [choice.topology for choice in chosen]
         if state.heads is not None:
@@ -60,14 +60,14 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
         span = cache.span(slots, trees.width, padded=trees.shape.padded, rounded=state.graphs.active, idle=idle)
         watch.mark("policy")
 
-        # 2. the heads fill each topology with tokens, from the state that chose the root, if they did not as it grew
-        grown = [choice.tokens for choice in chosen if choice.tokens is not None]
-        if grown:
-            tokens = state.grown(rows, trees, grown)
-        elif state.memory is not None:
-            (tokens,) = state.draft(rows, trees)
-        else:
+        # 2. the heads fill each topology with tokens, if they did not while it was expanded
+        drafted = [choice.tokens for choice in chosen if choice.tokens is not None]
+        if drafted:
+            tokens = state.drafted(rows, trees, drafted)
+        elif state.drafts_in_graphs:
             (tokens,) = run(("draft", trees.shape, rows), lambda trees: state.draft(rows, trees), trees)
+        else:
+            (tokens,) = state.draft(rows, trees)
         tokens = hold("tokens", tokens)
         watch.mark("draft")
 
@@ -86,8 +86,8 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
             accepted = sampled(tokens, logits, trees, samplers).checked(hidden)
         accepted = Accepted(*map(hold, Accepted._fields, accepted))
         watch.mark("accept")
-        run(("compact", trees.shape, span), lambda _: state.keep(rows, hidden, accepted), trees, key)
-        accepted = state.remember(rows, tokens, hidden, accepted)
+        run(("compact", trees.shape, span), lambda _: state.commit(rows, tokens, hidden, accepted), trees, key)
+        accepted = state.append(rows, tokens, hidden, accepted)
         watch.mark("compact")
 
         # 5. the host learns what came of it

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -18,11 +17,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.memory import HeadsMemory, HeadsText
+from entmtp.heads.interface import Drafter, TracedText
 from entmtp.models.cache import NO_ROWS, HeadsRows, TreeCache
 from entmtp.models.kernels.choices import layers_for_guesses
 from entmtp.models.kernels.packed_linear import FixedLinear, MakeLayer
-from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 
 if TYPE_CHECKING:
@@ -39,24 +37,6 @@ class DraftHeadsConfig(PreTrainedConfig):
     num_heads: int = 4
     draft_vocab_size: int = 16_384
     model_fingerprint: str = ""
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """The tokens of a step's trees.
-
-    Attributes:
-        tokens: ``[batch, width]`` int64, the root first, 0 on padding.
-        log_probs: ``[batch, width]`` float32, of each node given its parent under the heads; 0 for root and padding.
-    """
-
-    tokens: torch.Tensor
-    log_probs: torch.Tensor
-
-    @classmethod
-    def of_roots(cls, root: torch.Tensor) -> Self:
-        """Nothing guessed behind the roots ``[batch]``."""
-        return cls(root[:, None], torch.zeros_like(root, dtype=torch.float32)[:, None])
 
 
 class DraftHeads(PreTrainedModel):
@@ -109,21 +89,26 @@ class DraftHeads(PreTrainedModel):
 
     @property
     def rows(self) -> HeadsRows:
-        """What they keep of every token; nothing where they guess from a state alone."""
+        """What they keep of every token in the cache; nothing where they guess from a state alone."""
         return NO_ROWS
 
-    def memory(self, cache: TreeCache) -> HeadsMemory | None:
-        """Their part of a cache that has room for :attr:`rows`; they guess through it where it is not None."""
-        return None
+    @abstractmethod
+    def drafter(self, cache: TreeCache) -> Drafter:
+        """What drafts for the slots of a cache that has room for :attr:`rows`."""
 
-    def text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> HeadsText | None:
-        """For rank traces, where they have a :meth:`memory`: a text of which ``tokens[begin:]`` are an answer.
+    @abstractmethod
+    def text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
+        """For rank traces: a text of which ``tokens[begin:]`` are an answer.
 
         ``hidden [n, hidden_size]`` are the decoder states of ``tokens [n]``.
         """
-        return None
 
-    def attach(self, backbone: Backbone) -> DraftHeads:
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """Type of the decoder states that they are given."""
+        return self.dtype
+
+    def attach(self, backbone: Backbone) -> Self:
         """Binds the model's embeddings and output layer; moves the heads to its device, dtype and kernels.
 
         Raises:
@@ -164,7 +149,7 @@ class DraftHeads(PreTrainedModel):
         """
         return self.linear("output", states, self.output_weight, self.output_bias)
 
-    def best(self, states: torch.Tensor, count: int, head: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def top_k(self, states: torch.Tensor, count: int, head: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The likeliest tokens ``[..., count]`` of head states and their log-probabilities; states as above.
 
         No more of them than the draft vocabulary has.
@@ -182,41 +167,6 @@ class DraftHeads(PreTrainedModel):
                     f"topology: {topology.name} asks for child rank {max(topology.max_rank)} but the draft vocabulary"
                     f" has {self.config.draft_vocab_size} tokens; use lower ranks"
                 )
-
-    @abstractmethod
-    def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
-        """Head states where the true continuation is known, for training and rank traces.
-
-        ``hidden [n, hidden_size]`` chose ``tokens[:, 0]`` (the root); ``tokens [n, num_heads]`` are the root and the
-        tokens behind it. Entry ``[:, i]`` of the result ``[n, heads, hidden_size]`` guesses the token behind
-        ``tokens[:, i]``.
-        """
-
-    @torch.inference_mode()
-    def propose(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
-        """Fills each request's topology with tokens.
-
-        ``hidden [batch, hidden_size]`` is the decoder state that chose ``root [batch]``.
-
-        Raises:
-            EntMTPError: if a tree asks for more than these heads have (:meth:`check_trees`).
-        """
-        self.check_trees(trees.topologies)
-        return self.fill(hidden, root, trees)
-
-    @abstractmethod
-    def fill(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
-        """:meth:`propose` for trees that were checked; needs nothing from the host but what ``trees.shape`` says."""
-
-    @abstractmethod
-    def level(
-        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Head states ``[n, hidden_size]`` behind ``tokens [n]`` at depth ``level`` of growing trees.
-
-        ``hidden [n, hidden_size]`` chose their roots. Of the second result ``[n, ...]`` the rows that the next tokens'
-        paths went through are given back as ``carried`` at the next level.
-        """
 
 
 def check_same_model(config: DraftHeadsConfig, backbone: Backbone) -> None:

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads, check_same_model
 from entmtp.heads.hydra import HydraHeads
-from entmtp.heads.hydra_plus_plus import PrefixHydraHeads
 from entmtp.heads.medusa import MedusaHeads
-from entmtp.heads.native.heads import NATIVE, load_native
-from entmtp.heads.original_hydra import PublishedHydraHeads
-from entmtp.heads.original_medusa import PublishedMedusaHeads
+from entmtp.heads.native.heads import load_native
+from entmtp.heads.registry import registered_heads
 from entmtp.heads.trained import TrainedHeads
+from entmtp.methods import NATIVE
 from entmtp.models.loading.quiet import quiet_loading
 
 if TYPE_CHECKING:
@@ -25,14 +24,6 @@ if TYPE_CHECKING:
 
 KINDS: dict[str, type[TrainedHeads]] = {heads.kind: heads for heads in (MedusaHeads, HydraHeads)}
 """The families by name, each with its class for training."""
-
-_LOADABLE: tuple[type[DraftHeads], ...] = (
-    *KINDS.values(),
-    PublishedMedusaHeads,
-    PublishedHydraHeads,
-    PrefixHydraHeads,
-)
-_BY_MODEL_TYPE = {heads.config_class.model_type: heads for heads in _LOADABLE}
 
 
 def bundled_heads(kind: str) -> Path:
@@ -92,13 +83,14 @@ def _class_of(folder: Path) -> type[DraftHeads]:
         model_type = json.loads(path.read_text(encoding="utf-8-sig")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise EntMTPError(f"heads: {path} is missing or not JSON; give a folder written by save_pretrained") from error
-    if not isinstance(model_type, str) or model_type not in _BY_MODEL_TYPE:
-        known = ", ".join(_BY_MODEL_TYPE)
+    loadable = registered_heads()
+    if not isinstance(model_type, str) or model_type not in loadable:
+        known = ", ".join(loadable)
         raise EntMTPError(
             f"heads: model_type '{model_type}' in {path} is unknown; it must be one of {known}:"
             " convert published heads with 'entmtp import-heads'"
         )
-    return _BY_MODEL_TYPE[model_type]
+    return loadable[model_type]
 
 
 def download(name: str, patterns: Sequence[str]) -> Path:

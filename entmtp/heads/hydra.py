@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from entmtp.heads.registry import register_heads
 from entmtp.heads.sequential import SequentialHeads
 from entmtp.heads.trained import TrainedHeads, TrainedHeadsConfig, rms_norm
 
@@ -21,6 +22,7 @@ class HydraConfig(TrainedHeadsConfig):
     model_type = "entmtp_hydra"
 
 
+@register_heads
 class HydraHeads(SequentialHeads, TrainedHeads):
     """Sequentially dependent heads; what a token contributes to the heads behind it is one product."""
 
@@ -45,10 +47,10 @@ class HydraHeads(SequentialHeads, TrainedHeads):
         return torch.stack(states, dim=1)
 
     def path_inputs(
-        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, carried: torch.Tensor | None
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, prefix_state: torch.Tensor | None
     ) -> torch.Tensor:
         """What the hidden layers of the heads still to come receive ``[paths, depth - level, inner_size]``."""
-        inputs = self._from_state(hidden, depth) if carried is None else carried[:, 1:]
+        inputs = self._from_state(hidden, depth) if prefix_state is None else prefix_state[:, 1:]
         return inputs + self._from_token(tokens, depth - level)
 
     def path_states(self, hidden: torch.Tensor, level: int, inputs: torch.Tensor) -> torch.Tensor:

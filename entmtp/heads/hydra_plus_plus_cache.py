@@ -1,4 +1,4 @@
-"""What Hydra++ heads remember: their layer's keys and values, and what it made of each slot's last token.
+"""Draft cache of Hydra++ heads: their layer's keys and values, and what it made of each slot's last token.
 
 The layer sees what the model has read and nothing else, so that it is never a token ahead of the model and never run on
 guesses; the heads guess from its last state as they would from the model's.
@@ -7,37 +7,33 @@ guesses; the heads guess from its last state as they would from the model's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from transformers.cache_utils import Cache
 
-from entmtp.heads.base import Proposal
-from entmtp.heads.growth import LevelByLevel
-from entmtp.heads.memory import READ_TOGETHER, HeadsMemory, HeadsText
+from entmtp.heads.hydra_plus_plus_layer import PrefixLayer
+from entmtp.heads.interface import READ_TOGETHER, AcceptedPaths, Drafter, Proposal, TracedText
+from entmtp.heads.stateless import StatelessExpansion, StatelessHeads
 from entmtp.models.cache import Span, TreeCache
 from entmtp.models.masks import View, additive
 from entmtp.trees.batch import TreeBatch
 
-if TYPE_CHECKING:
-    from entmtp.heads.hydra_plus_plus import PrefixHydraHeads
 
-
-class PrefixMemory(HeadsMemory):
-    """Their part of a cache.
+class PrefixDrafter(Drafter):
+    """Drafts from what the layer made of each slot's last token.
 
     Attributes:
-        states: ``[slots, hidden_size]`` what the layer made of the slot's last token: what the heads are given.
+        states: ``[slots, hidden_size]`` that state: what the heads are given.
     """
 
-    def __init__(self, heads: PrefixHydraHeads, cache: TreeCache) -> None:
+    def __init__(self, heads: StatelessHeads, layer: PrefixLayer, cache: TreeCache) -> None:
         self.cache = cache
-        self._heads = heads
-        self._layer = Cache(layers=[cache.tree_layers[-1]])
+        self._heads, self._layer = heads, layer
+        self._rows = Cache(layers=[cache.tree_layers[-1]])
         shape = len(cache.lengths), heads.config.hidden_size
         self.states = torch.zeros(shape, dtype=heads.dtype, device=cache.table.device)
 
-    def read(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> None:
+    def prefill(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> None:
         self.states[slot] = self.taken_in(slot, hidden)[-1]
 
     def taken_in(self, slot: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -51,47 +47,48 @@ class PrefixMemory(HeadsMemory):
             parts.append(self._follow(Span((slot,), 0, first + 1), start, part[None], real)[0])
         return torch.cat(parts)
 
-    def begin(self, slot: int, root: torch.Tensor) -> None:
+    def start(self, slot: int, root: torch.Tensor) -> None:
         """The model has not read the root."""
 
-    def extend(self, slots: tuple[int, ...], hidden: torch.Tensor, tokens: torch.Tensor, counts: torch.Tensor) -> None:
-        index = self.cache.table.index(slots)
-        width = tokens.shape[1]
+    def append(self, slots: tuple[int, ...], accepted: AcceptedPaths) -> None:
+        index, counts = self.cache.table.index(slots), accepted.counts
+        width = accepted.nodes.shape[1]
         first = self.cache.table.device_lengths[index] - counts
-        real = torch.arange(width, device=tokens.device) < counts[:, None]
-        made = self._follow(self.cache.span(slots, width, padded=True), first, hidden, real)
+        real = torch.arange(width, device=counts.device) < counts[:, None]
+        made = self._follow(self.cache.span(slots, width, padded=True), first, accepted.path_hidden, real)
         self.states[index] = made[torch.arange(len(slots), device=index.device), counts - 1]
 
-    def fill(self, slots: tuple[int, ...], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
-        return self._heads.fill(self.states[self.cache.table.index(slots)], roots, trees)
+    def draft(self, slots: tuple[int, ...], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
+        return self._heads.draft(self.states[self.cache.table.index(slots)], roots, trees)
 
-    def growth(self, slots: tuple[int, ...], roots: torch.Tensor) -> LevelByLevel:
-        return LevelByLevel(self._heads, self.states[self.cache.table.index(slots)], roots)
+    def expand(self, slots: tuple[int, ...], roots: torch.Tensor) -> StatelessExpansion:
+        return StatelessExpansion(self._heads, self.states[self.cache.table.index(slots)], roots)
 
     def _follow(self, span: Span, first: torch.Tensor, hidden: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """The layer's states ``[batch, n, hidden_size]`` of tokens from position ``first [batch]`` on."""
         view = View.of_chains(first, real)
         self.cache.place(span, real, first)
         mask = additive(view.visible(span), hidden.dtype)
-        states: torch.Tensor = self._heads.prefix_layer(hidden, view.positions, mask, self._layer)
+        states: torch.Tensor = self._layer(hidden, view.positions, mask, self._rows)
         return states
 
 
-class PrefixText(HeadsText):
-    """A whole text: the layer's states at every place of it."""
+class PrefixText(TracedText):
+    """A whole text: the layer's states at every position of it."""
 
     @torch.inference_mode()
-    def __init__(self, heads: PrefixHydraHeads, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> None:
-        """Arguments as :meth:`entmtp.heads.base.DraftHeads.text`."""
-        memory = heads.memory(TreeCache(heads.rows.layers, 1, len(tokens), tokens.device))
-        memory.cache.append([0], [len(tokens)])
+    def __init__(
+        self, heads: StatelessHeads, drafter: PrefixDrafter, hidden: torch.Tensor, tokens: torch.Tensor, begin: int
+    ) -> None:
+        """``drafter`` is of a cache of its own, with one empty slot; the rest as for :meth:`DraftHeads.text`."""
+        drafter.cache.append([0], [len(tokens)])
         self._heads, self._answer = heads, tokens[begin:]
-        # Of the tokens before the answer's, which are those that its tokens were chosen behind.
-        self._states = memory.taken_in(0, hidden)[begin - 1 : -1]
+        # Of the tokens before the answer's, which are those that its tokens were chosen after.
+        self._states = drafter.taken_in(0, hidden)[begin - 1 : -1]
 
     @torch.inference_mode()
     def teacher_forced(self, at: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         return self._heads.teacher_forced(self._states[at], tokens)
 
-    def growth(self, at: int) -> LevelByLevel:
-        return LevelByLevel(self._heads, self._states[at : at + 1], self._answer[at : at + 1])
+    def expand(self, at: int) -> StatelessExpansion:
+        return StatelessExpansion(self._heads, self._states[at : at + 1], self._answer[at : at + 1])

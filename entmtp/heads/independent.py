@@ -6,11 +6,12 @@ from abc import abstractmethod
 
 import torch
 
-from entmtp.heads.base import DraftHeads, Proposal
+from entmtp.heads.interface import Proposal
+from entmtp.heads.stateless import StatelessHeads
 from entmtp.trees.batch import TreeBatch
 
 
-class IndependentHeads(DraftHeads):
+class IndependentHeads(StatelessHeads):
     """Heads that all run at once; the guesses at a depth are the same under every parent."""
 
     kind = "medusa"
@@ -19,21 +20,21 @@ class IndependentHeads(DraftHeads):
     def head_states(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
         """States ``[n, heads, hidden_size]`` of the first ``heads`` heads for decoder states ``[n, hidden_size]``."""
 
-    def level(
-        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None
+    def expand(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, prefix_state: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        states = self.head_states(hidden, self.num_heads) if carried is None else carried
+        states = self.head_states(hidden, self.num_heads) if prefix_state is None else prefix_state
         return states[:, level], states
 
     def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
         return self.head_states(hidden, heads or self.num_heads)
 
-    def fill(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
+    def draft(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
         depth = trees.shape.depth
         if depth == 0:
             return Proposal.of_roots(root)
         drafting, _ = trees.inner(0)  # the others, whose trees are empty, aren't guessed for
-        best, best_log_probs = self.best(self.head_states(hidden[drafting], depth), max(trees.shape.ranks))
+        best, best_log_probs = self.top_k(self.head_states(hidden[drafting], depth), max(trees.shape.ranks))
         rows = torch.zeros_like(root).scatter(0, drafting, torch.arange(len(drafting), device=root.device))[:, None]
         guessed = trees.depth > 0
         level = (trees.depth - 1).clamp(min=0)

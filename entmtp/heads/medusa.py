@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from entmtp.heads.independent import IndependentHeads
+from entmtp.heads.registry import register_heads
 from entmtp.heads.trained import TrainedHeads, TrainedHeadsConfig, rms_norm
 
 
@@ -18,6 +19,7 @@ class MedusaConfig(TrainedHeadsConfig):
     model_type = "entmtp_medusa"
 
 
+@register_heads
 class MedusaHeads(IndependentHeads, TrainedHeads):
     """Independent heads, their hidden layers joined in one product."""
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from entmtp.heads.base import DraftHeads, DraftHeadsConfig
+from entmtp.heads.base import DraftHeadsConfig
+from entmtp.heads.stateless import StatelessHeads
 
 
 class PublishedHeadsConfig(DraftHeadsConfig):
@@ -35,7 +36,7 @@ class PublishedHeadsConfig(DraftHeadsConfig):
         return self.num_layers
 
 
-class PublishedHeads(DraftHeads):
+class PublishedHeads(StatelessHeads):
     """Residual blocks and output layers.
 
     Parameters: ``block_weight [num_heads, square_blocks, hidden_size, hidden_size]`` and ``block_bias [num_heads,

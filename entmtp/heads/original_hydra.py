@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from entmtp.heads.original import PublishedHeads, PublishedHeadsConfig
+from entmtp.heads.registry import register_heads
 from entmtp.heads.sequential import SequentialHeads
 
 
@@ -26,6 +27,7 @@ class PublishedHydraConfig(PublishedHeadsConfig):
         return self.num_layers - 1
 
 
+@register_heads
 class PublishedHydraHeads(SequentialHeads, PublishedHeads):
     """Narrowing blocks before the square ones.
 
@@ -42,11 +44,11 @@ class PublishedHydraHeads(SequentialHeads, PublishedHeads):
         self.post_init()
 
     def path_inputs(
-        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, carried: torch.Tensor | None
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, prefix_state: torch.Tensor | None
     ) -> torch.Tensor:
         """Decoder state and embeddings ``[paths, (level + 2) * hidden_size]``."""
         embedded = nn.functional.embedding(tokens, self.input_table)
-        return torch.cat([hidden if carried is None else carried, embedded], dim=-1)
+        return torch.cat([hidden if prefix_state is None else prefix_state, embedded], dim=-1)
 
     def path_states(self, hidden: torch.Tensor, level: int, inputs: torch.Tensor) -> torch.Tensor:
         first: Any = self.first[level]

@@ -6,6 +6,7 @@ import torch
 
 from entmtp.heads.independent import IndependentHeads
 from entmtp.heads.original import PublishedHeads, PublishedHeadsConfig
+from entmtp.heads.registry import register_heads
 
 
 class PublishedMedusaConfig(PublishedHeadsConfig):
@@ -14,6 +15,7 @@ class PublishedMedusaConfig(PublishedHeadsConfig):
     model_type = "entmtp_published_medusa"
 
 
+@register_heads
 class PublishedMedusaHeads(IndependentHeads, PublishedHeads):
     """Every block of every head is square; the first is given the decoder state."""
 

@@ -6,23 +6,24 @@ from abc import abstractmethod
 
 import torch
 
-from entmtp.heads.base import DraftHeads, Proposal
+from entmtp.heads.interface import Proposal
+from entmtp.heads.stateless import StatelessHeads
 from entmtp.trees.batch import TreeBatch
 
 
-class SequentialHeads(DraftHeads):
+class SequentialHeads(StatelessHeads):
     """Heads that wait for each other; a level of the tree is one batched pass over the nodes that have children."""
 
     kind = "hydra"
 
     @abstractmethod
     def path_inputs(
-        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, carried: torch.Tensor | None
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, prefix_state: torch.Tensor | None
     ) -> torch.Tensor:
         """What heads ``level`` to ``depth`` receive of paths that end in ``tokens [n]`` at depth ``level``.
 
-        ``hidden [n, hidden_size]`` chose the paths' roots; ``carried [n, ...]`` is the result for the paths without
-        their last tokens, None where those are the roots.
+        ``hidden [n, hidden_size]`` chose the paths' roots; ``prefix_state [n, ...]`` is the result for the paths
+        without their last tokens, None where those are the roots.
         """
 
     @abstractmethod
@@ -37,13 +38,13 @@ class SequentialHeads(DraftHeads):
             states.append(self.path_states(hidden, level, inputs))
         return torch.stack(states, dim=1)
 
-    def level(
-        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None
+    def expand(
+        self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, prefix_state: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = self.path_inputs(hidden, tokens, level, self.num_heads, carried)
+        inputs = self.path_inputs(hidden, tokens, level, self.num_heads, prefix_state)
         return self.path_states(hidden, level, inputs), inputs
 
-    def fill(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
+    def draft(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
         depth = trees.shape.depth
         if depth == 0:
             return Proposal.of_roots(root)
@@ -52,10 +53,10 @@ class SequentialHeads(DraftHeads):
         inputs: torch.Tensor | None = None
         for level in range(depth):
             request, node = trees.inner(level)
-            carried = None if inputs is None else inputs[trees.child_of[request, node]]
-            inputs = self.path_inputs(hidden[request], tokens[request, node], level, depth, carried)
+            prefix_state = None if inputs is None else inputs[trees.child_of[request, node]]
+            inputs = self.path_inputs(hidden[request], tokens[request, node], level, depth, prefix_state)
             states = self.path_states(hidden[request], level, inputs)
-            best, best_log_probs = self.best(states, trees.shape.ranks[level], level)
+            best, best_log_probs = self.top_k(states, trees.shape.ranks[level], level)
             here = trees.depth == level + 1
             guess = (trees.child_of * best.shape[1] + trees.rank) * here
             tokens = torch.where(here, best.flatten()[guess], tokens)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from entmtp.heads.base import DraftHeads, DraftHeadsConfig
+from entmtp.heads.base import DraftHeadsConfig
+from entmtp.heads.stateless import StatelessHeads
 
 
 class TrainedHeadsConfig(DraftHeadsConfig):
@@ -17,7 +18,7 @@ class TrainedHeadsConfig(DraftHeadsConfig):
     inner_size: int = 736
 
 
-class TrainedHeads(DraftHeads):
+class TrainedHeads(StatelessHeads):
     """Heads with a hidden layer each.
 
     Parameters: ``scale [num_heads]``, ``down [num_heads, inner_size, hidden_size]``.

@@ -9,7 +9,7 @@ from pathlib import Path
 from entmtp.errors import EntMTPError
 from entmtp.files import write_text
 from entmtp.heads.checkpoint import download
-from entmtp.heads.native.heads import NATIVE
+from entmtp.methods import NATIVE
 from entmtp.prompt_hash import DIGITS
 
 FILE = "training_prompts.txt"

@@ -48,6 +48,9 @@ class Backbone:
     def __init__(self, model: PreTrainedModel) -> None:
         """On PyTorch's own kernels; :func:`~entmtp.models.build.build_backbone` finds better ones, and tests them."""
         self.fingerprint = model_fingerprint(model)
+        self._fused_decoder: torch.nn.Module | None = None
+        # Only set where the pass is compiled: a bound method kept here would keep the model alive with it.
+        self._compiled: Callable[..., torch.Tensor] | None = None
         self.use_model(model)
         self.config: Any = self.model.config.get_text_config(decoder=True)
         self.device, self.dtype = model.device, model.dtype
@@ -85,9 +88,7 @@ class Backbone:
     def _use(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
         self._output = _output_replay(self.model)
-        self._fused_decoder: torch.nn.Module | None = None
-        # Only set where the pass is compiled: a bound method kept here would keep the model alive with it.
-        self._compiled: Callable[..., torch.Tensor] | None = None
+        self._fused_decoder = self._compiled = None
 
     @property
     def make_layer(self) -> MakeLayer | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from entmtp.heads.growth import Growth
+from entmtp.heads.interface import Expansion
 from entmtp.policies.signals import Signals
 from entmtp.trees.topology import Topology
 
@@ -28,7 +28,7 @@ class Choice:
     tokens: list[int] | None = None
 
 
-BeginDraft = Callable[[Sequence[int]], Growth]
+BeginDraft = Callable[[Sequence[int]], Expansion]
 """Begins to draft behind the roots of some of the step's requests, for trees that are chosen while they grow."""
 
 

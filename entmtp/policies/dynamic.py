@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from entmtp.heads.growth import Growth
+from entmtp.heads.interface import Expansion
 from entmtp.policies.acceptance_bias import Belief
 from entmtp.policies.base import BeginDraft, Choice, Policy
 from entmtp.policies.goodput import REMEMBERED, GoodputPolicy
@@ -37,7 +37,7 @@ PLAIN = Choice(Topology.root_only(), [])
 
 
 class _Node(NamedTuple):
-    """A guess; ``number`` as in :class:`Growth`, ``shift`` its request's :class:`Belief`."""
+    """A guess; ``number`` as in :class:`Expansion`, ``shift`` its request's :class:`Belief`."""
 
     request: int
     path: Path
@@ -118,14 +118,14 @@ class DynamicPolicy(Policy):
         node = float(min(added[SMALL:] / np.arange(SMALL, MOST_GROWN + 1))) / batch
         return _Worth((verify - verify[0]).tolist(), np.diff(drafts).tolist(), node)
 
-    def _guessed(self, growth: Growth, roots: list[_Node], worth: _Worth, limits: Sequence[int]) -> list[_Node]:
+    def _guessed(self, expansion: Expansion, roots: list[_Node], worth: _Worth, limits: Sequence[int]) -> list[_Node]:
         """The likeliest guesses of the levels that are worth running, as many of each request as it may have.
 
         Each request's come in its trees' canonical order.
         """
         found: list[_Node] = []
         nodes = roots
-        for depth in range(min(growth.num_heads, len(self.chances.slope))):
+        for depth in range(min(expansion.num_heads, len(self.chances.slope))):
             follow = self.chances.follow[depth]
             parents = [node for node in nodes if node.chance * follow[0] > worth.node]
             if not parents or (depth and self._expected(parents, found, worth, limits) <= worth.levels[depth]):
@@ -133,7 +133,7 @@ class DynamicPolicy(Policy):
             likeliest = max(node.chance for node in parents)
             wanted = max(MIN_CHILDREN, sum(likeliest * chance > worth.node for chance in follow))
             count = min(wanted, max(limits[node.request] for node in parents))
-            found += self._children(parents, depth, *growth.next([node.number for node in parents], count))
+            found += self._children(parents, depth, *expansion.next_level([node.number for node in parents], count))
             found = _within(found, limits)
             nodes = [node for node in found if len(node.path) > depth]
         return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from entmtp.heads.base import DraftHeads
+from entmtp.heads.stateless import StatelessHeads
 from entmtp.training.dataset import Dataset
 
 TOP = (1, 5, 10)
@@ -31,7 +31,7 @@ class HeadAccuracy:
 
 
 @torch.inference_mode()
-def accuracy(heads: DraftHeads, dataset: Dataset, positions: torch.Tensor, limit: int = 8192) -> HeadAccuracy:
+def accuracy(heads: StatelessHeads, dataset: Dataset, positions: torch.Tensor, limit: int = 8192) -> HeadAccuracy:
     """Top-k accuracy over (at most ``limit``, evenly spread) ``positions``, true tokens before each guess.
 
     A true token outside the draft vocabulary counts as a miss.

@@ -18,8 +18,8 @@ from torch import nn
 
 from entmtp.errors import EntMTPError
 from entmtp.files import write_whole
-from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
+from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.settings import TrainingSettings
 from entmtp.training.dataset import Dataset
@@ -38,7 +38,7 @@ class Progress:
     accuracy: HeadAccuracy | None = None
 
 
-def new_heads(backbone: Backbone, dataset: Dataset, settings: TrainingSettings) -> DraftHeads:
+def new_heads(backbone: Backbone, dataset: Dataset, settings: TrainingSettings) -> StatelessHeads:
     """Untrained heads for ``backbone``, with the corpus's most frequent tokens as draft vocabulary."""
     heads_class = KINDS[settings.kind]
     size = min(settings.draft_vocab_size, backbone.vocab_size)
@@ -89,7 +89,7 @@ class Trainer:
         self.randomness = torch.Generator().manual_seed(settings.seed)
         self.step, self.loss = 0, math.nan
 
-    def train(self, report: Callable[[Progress], None] = lambda progress: None) -> DraftHeads:
+    def train(self, report: Callable[[Progress], None] = lambda progress: None) -> StatelessHeads:
         """Runs to the last step; reports every 20 steps, with held-out accuracy after every epoch.
 
         A training that was finished before reports its end once more.

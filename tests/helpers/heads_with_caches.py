@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from entmtp.decoding.state import DecodingState
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.hydra_plus_plus_cache import PrefixMemory
+from entmtp.heads.hydra_plus_plus_cache import PrefixDrafter
 from entmtp.heads.native.heads import NativeHeads
 from entmtp.models.backbone import Backbone
 from entmtp.trees.topology import Topology
@@ -44,13 +44,13 @@ def remembered(state: DecodingState, slot: int, length: int) -> list[torch.Tenso
 
     What they guess from is not of it: a slot that was only begun with an earlier text has none of its own yet.
     """
-    if isinstance(state.memory, PrefixMemory):
+    if isinstance(state.drafter, PrefixDrafter):
         rows = state.cache.tree_layers[-1]
         assert rows.keys is not None
         assert rows.values is not None
         return [buffer[slot, :, 1 : length + 1] for buffer in (rows.keys, rows.values)]
     assert isinstance(state.heads, NativeHeads)
-    count = state.heads.layers
+    count = state.heads.layers.count
     kept = []
     for layer, rows in enumerate(state.cache.tree_layers[-count:]):
         for buffer in (rows.keys, rows.values):

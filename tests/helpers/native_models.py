@@ -79,7 +79,7 @@ class Chain:
 
     def __init__(self, model: PreTrainedModel, heads: NativeHeads) -> None:
         self._model = model
-        self._layers: Any = MtpModel(model, heads.layers).eval()
+        self._layers: Any = MtpModel(model, heads.layers.count).eval()
         own = {name: value for name, value in heads.mtp.state_dict().items() if name.startswith("layers.")}
         self._layers.load_state_dict(own, strict=False)
 

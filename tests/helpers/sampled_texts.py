@@ -65,13 +65,14 @@ def drawn(
     state = DecodingState(backbone, heads, batch, capacity=80)
     for slot in range(batch):
         state.prefill(slot, PROMPT)
-    behind = state.hidden.clone()
+    assert state.drafter is not None
+    behind = state.drafter.states.clone()
     counts: Counter[tuple[int, ...]] = Counter()
     for first in range(0, draws, batch):
         requests = []
         for slot in range(batch):
             state.cache.rewind(slot, len(PROMPT))
-            state.hidden[slot] = behind[slot]
+            state.drafter.states[slot] = behind[slot]
             sampler = Sampler(params.model_copy(update={"seed": first + slot}))
             sampler.read(PROMPT, SMALL_VOCAB, backbone.device)
             root, uncertainty = state.begin(slot, state.logits(slot), sampler)

@@ -88,7 +88,7 @@ class _Heads:
         self._log_probs = torch.tensor(chances).log()
         self._count = 1
 
-    def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def next_level(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         self._requests = [self._requests[parent // self._count] for parent in parents]
         self._count = min(count, self._log_probs.shape[1])
         log_probs = self._log_probs[self._requests, : self._count]

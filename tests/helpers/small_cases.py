@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from entmtp.calibration.policy_replay import GrowthAt
+from entmtp.calibration.policy_replay import ExpansionAt
 from entmtp.calibration.rank_trace import rank_trace
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
-from entmtp.heads.growth import LevelByLevel
+from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.policies.signals import entropy
@@ -50,7 +50,7 @@ def small_backbone(model_type: str = "llama", kernels: Kernels = "auto", **chang
     return build_backbone(tiny_model(model_type, vocab_size=SMALL_VOCAB, **changes), kernels)
 
 
-def small_heads(kind: str, backbone: Backbone, seed: int = 0) -> DraftHeads:
+def small_heads(kind: str, backbone: Backbone, seed: int = 0) -> StatelessHeads:
     """Attached heads with random weights that can guess every token."""
     config = KINDS[kind].config_class(
         hidden_size=backbone.hidden_size,
@@ -74,18 +74,21 @@ def small_prompt(count: int, seed: int = 0) -> list[int]:
 
 @torch.inference_mode()
 def traced(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text: Sequence[int]) -> RankTrace:
-    """The rank trace of a text that the model really wrote behind ``prompt``."""
-    cache = backbone.new_cache(slots=1, capacity=len(prompt) + len(text) + 16)
-    states = backbone.prefill([*prompt, *text[:-1]], 0, cache)[len(prompt) - 1 :]
-    return rank_trace(heads, torch.tensor(text), states, entropy(backbone.logits(states)))
+    """The rank trace of a text that the model really wrote after ``prompt``."""
+    hidden = _read(backbone, prompt, text)
+    states = hidden[len(prompt) - 1 : -1]
+    seen = heads.text(hidden, torch.tensor([*prompt, *text]), begin=len(prompt))
+    return rank_trace(heads, torch.tensor(text), seen, entropy(backbone.logits(states)))
 
 
-def drafting(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text: Sequence[int]) -> GrowthAt:
-    """What the heads guess at each place of a text that the model wrote behind ``prompt``."""
+def drafting(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text: Sequence[int]) -> ExpansionAt:
+    """What the heads guess at each position of a text that the model wrote after ``prompt``."""
+    return heads.text(_read(backbone, prompt, text), torch.tensor([*prompt, *text]), begin=len(prompt)).expand
+
+
+def _read(backbone: Backbone, prompt: Sequence[int], text: Sequence[int]) -> torch.Tensor:
     cache = backbone.new_cache(slots=1, capacity=len(prompt) + len(text) + 16)
-    states = backbone.prefill([*prompt, *text[:-1]], 0, cache)[len(prompt) - 1 :]
-    tokens = torch.tensor(text)
-    return lambda at: LevelByLevel(heads, states[at : at + 1], tokens[at : at + 1])
+    return backbone.prefill([*prompt, *text], 0, cache)
 
 
 class Scripted:
@@ -99,7 +102,7 @@ class Scripted:
         self._requests = list(range(len(scripts)))
         self._count = 1
 
-    def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def next_level(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         level = len(self.asked)
         self.asked.append(list(parents))
         self._requests = [self._requests[parent // self._count] for parent in parents]

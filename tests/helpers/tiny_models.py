@@ -9,8 +9,8 @@ import torch
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
+from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import TreeCache
 from entmtp.trees.batch import TreeBatch
@@ -72,7 +72,7 @@ def _disturb(model: PreTrainedModel) -> None:
             parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
 
 
-def random_heads(kind: str, backbone: Backbone, **changes: int | str) -> DraftHeads:
+def random_heads(kind: str, backbone: Backbone, **changes: int | str) -> StatelessHeads:
     """Unattached heads that guess within a scattered part of the vocabulary."""
     shape: dict[str, Any] = {
         "hidden_size": backbone.hidden_size,

@@ -201,4 +201,5 @@ def test_no_capture_lies_in_a_timed_step_of_a_benchmark(tmp_path: Path, monkeypa
 def test_the_state_lies_on_the_gpu_alone(backbone: Backbone, heads: DraftHeads) -> None:
     state = DecodingState(backbone, heads, slots=2, capacity=64)
     assert {pool.device.type for pool in state.cache.pools.values()} == {GPU}
-    assert {state.root.device.type, state.hidden.device.type} == {GPU}
+    assert state.drafter is not None
+    assert {state.root.device.type, state.drafter.states.device.type} == {GPU}

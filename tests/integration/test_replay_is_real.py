@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from entmtp.calibration.policy_replay import GrowthAt, ReplayedStep, replayed
+from entmtp.calibration.policy_replay import ExpansionAt, ReplayedStep, replayed
 from entmtp.calibration.thresholds import retuned
 from entmtp.decoding.request import StepRecord
 from entmtp.evaluation.run.arms import Toolbox, make_engine
@@ -25,7 +25,7 @@ PROMPTS, NEW_TOKENS = 6, 32
 
 Bundled = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ToolsOf = Callable[[str], Toolbox]
-Text = tuple[list[int], list[int], RankTrace, GrowthAt]
+Text = tuple[list[int], list[int], RankTrace, ExpansionAt]
 Texts = Mapping[str, list[Text]]
 
 
@@ -86,10 +86,10 @@ def test_replay_takes_the_steps_of_real_runs(arm: str, tools_of: ToolsOf, texts:
     for suite, its_texts in texts.items():
         assert len(its_texts) == PROMPTS
         engine = make_engine(arm, tools_of(suite))
-        for ids, text, trace, growth_at in its_texts:
+        for ids, text, trace, expansion_at in its_texts:
             real = engine.generate(ids, NEW_TOKENS)
             with torch.inference_mode():
-                foretold = replayed(trace, engine.policy, growth_at)
+                foretold = replayed(trace, engine.policy, expansion_at)
             assert real.tokens == text
             assert differences(real.steps, foretold, trace) == []
             assert real.tau == len(trace) / len(foretold)

@@ -23,8 +23,7 @@ from entmtp.evaluation.run.plan import Plan, bank_task, identity_of
 from entmtp.evaluation.run.units import make_units
 from entmtp.evaluation.run.worker import Workplace
 from entmtp.heads.checkpoint import KINDS, bundled_heads
-from entmtp.heads.native.heads import NATIVE
-from entmtp.methods import AUTOREGRESSIVE, check_arms, heads_of
+from entmtp.methods import AUTOREGRESSIVE, NATIVE, check_arms, heads_of
 from entmtp.models.loading.load import checked_dtype, resolve_model
 from entmtp.settings import PROFILES, QUICK, STUDIES, BenchmarkSettings
 from entmtp.suites import FAMILIES, get_suite, suite_names

@@ -10,7 +10,6 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from entmtp.calibration.build import read_text
 from entmtp.calibration.rank_trace import rank_trace
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.text import TextStream
@@ -71,16 +70,16 @@ def answered(
 def traced(backbone: Backbone, heads: DraftHeads | None, ids: list[int], tokens: list[int], drawn: bool) -> Reference:
     """What one pass over a text tells of it; ``drawn`` if chance had a part in it."""
     cache = backbone.new_cache(slots=1, capacity=len(ids) + len(tokens) + 16)
-    states = backbone.prefill([*ids, *tokens[:-1]], 0, cache)[len(ids) - 1 :]
+    hidden = backbone.prefill([*ids, *tokens], 0, cache)
+    states = hidden[len(ids) - 1 : -1]
     logits = backbone.logits(states).float()
     top = logits.topk(2, dim=-1).values
     margins = [] if drawn else (top[:, 0] - top[:, 1]).tolist()
     if heads is None:
         return Reference(tokens, margins, None)
-    text = torch.tensor(tokens, device=backbone.device)
-    return Reference(
-        tokens, margins, rank_trace(heads, text, states, entropy(logits), read_text(backbone, heads, ids, text))
-    )
+    whole = torch.tensor([*ids, *tokens], device=backbone.device)
+    text = heads.text(hidden, whole, begin=len(ids))
+    return Reference(tokens, margins, rank_trace(heads, whole[len(ids) :], text, entropy(logits)))
 
 
 def up_to_stop(tokens: Sequence[int], tokenizer: Tokenizer, stop: Sequence[str]) -> list[int]:

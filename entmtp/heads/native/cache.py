@@ -1,4 +1,4 @@
-"""What native heads remember (:mod:`entmtp.heads.native.heads` has the formulas), and guessing from it.
+"""Draft cache of native heads, and guessing from it (:mod:`entmtp.heads.native.heads` has the formulas).
 
 In the rows of the token at position p lie layer k's key and value of it, and as notes the state ``h_{k-1}[p]``, which
 layer k needs for token p + 1. So any slot can go on from any of its tokens.
@@ -7,41 +7,38 @@ layer k needs for token p + 1. So any slot can go on from any of its tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from transformers.cache_utils import Cache
 
-from entmtp.heads.base import Proposal
-from entmtp.heads.memory import READ_TOGETHER, HeadsMemory
-from entmtp.heads.native.drafting import NativeGrowth, fill
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.interface import READ_TOGETHER, AcceptedPaths, Drafter, Proposal
+from entmtp.heads.native.drafting import NativeExpansion, fill
+from entmtp.heads.native.layers import NativeLayers
 from entmtp.models.cache import Span, TreeCache
 from entmtp.models.masks import View
 from entmtp.trees.batch import TreeBatch
 
-if TYPE_CHECKING:
-    from entmtp.heads.native.heads import NativeHeads
 
-
-class NativeMemory(HeadsMemory):
-    """The native heads' part of a cache.
+class NativeDrafter(Drafter):
+    """Drafts for the slots of a cache.
 
     Attributes:
         states: ``[slots, layers, hidden_size]`` what each layer made of the slot's root: where guessing starts.
     """
 
-    def __init__(self, heads: NativeHeads, cache: TreeCache) -> None:
-        self.heads, self.cache = heads, cache
-        self._layers = Cache(layers=list(cache.tree_layers[-heads.layers :]))
-        shape = len(cache.lengths), heads.layers, heads.config.hidden_size
-        self.states = torch.zeros(shape, dtype=heads.states_dtype, device=cache.table.device)
+    def __init__(self, heads: DraftHeads, layers: NativeLayers, cache: TreeCache) -> None:
+        self.heads, self.layers, self.cache = heads, layers, cache
+        self._rows = Cache(layers=list(cache.tree_layers[-layers.count :]))
+        shape = len(cache.lengths), layers.count, layers.hidden_size
+        self.states = torch.zeros(shape, dtype=layers.dtype, device=cache.table.device)
 
-    def read(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> None:
+    def prefill(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> None:
         for _ in self.taken_in(slot, hidden, tokens):
             pass
 
     def taken_in(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> list[torch.Tensor]:
-        """As :meth:`read`; the layers' states ``[n, layers, hidden_size]``, in parts, from token 1 of a text on."""
+        """As :meth:`prefill`; the layers' states ``[n, layers, hidden_size]``, in parts, from token 1 of a text on."""
         end = self.cache.lengths[slot]
         begin = end - len(tokens)
         self.cache.notes[0][slot, 0, begin + 1 : end + 1] = hidden
@@ -54,32 +51,45 @@ class NativeMemory(HeadsMemory):
             parts.append(self._follow(span, start, ids, torch.ones_like(ids, dtype=torch.bool))[0])
         return parts
 
-    def begin(self, slot: int, root: torch.Tensor) -> None:
+    def start(self, slot: int, root: torch.Tensor) -> None:
         length = self.cache.lengths[slot]
         start = torch.tensor([length], device=root.device)
         ids = root.reshape(1, 1)
         made = self._follow(Span((slot,), 0, length + 2), start, ids, torch.ones_like(ids, dtype=torch.bool))
         self.states[slot] = made[0, 0]
 
-    def extend(self, slots: tuple[int, ...], hidden: torch.Tensor, tokens: torch.Tensor, counts: torch.Tensor) -> None:
-        index = self.cache.table.index(slots)
-        width = tokens.shape[1]
+    def append(self, slots: tuple[int, ...], accepted: AcceptedPaths) -> None:
+        index, counts = self.cache.table.index(slots), accepted.counts
+        width = accepted.nodes.shape[1]
         first = self.cache.table.device_lengths[index] - counts + 1
-        at = torch.arange(width, device=tokens.device)
+        at = torch.arange(width, device=counts.device)
         real = at < counts[:, None]
-        self.cache.notes[0][index[:, None], 0, (first[:, None] + at) * real] = hidden
-        made = self._follow(self.cache.span(slots, width + 1, padded=True), first, tokens, real)
+        self.cache.notes[0][index[:, None], 0, (first[:, None] + at) * real] = accepted.path_hidden
+        span = self.cache.span(slots, width + 1, padded=True)
+        made = self._follow(span, first, accepted.next_tokens, real)
         self.states[index] = made[torch.arange(len(slots), device=index.device), counts - 1]
 
-    def fill(self, slots: tuple[int, ...], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
+    def draft(self, slots: tuple[int, ...], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
         drafting = [row for row, topology in enumerate(trees.topologies) if topology.nodes]
-        growth = self.growth(tuple(slots[row] for row in drafting), roots[drafting])
-        return fill(growth, drafting, roots, trees)
+        expansion = self.expand(tuple(slots[row] for row in drafting), roots[drafting])
+        return fill(expansion, drafting, roots, trees)
 
-    def growth(self, slots: tuple[int, ...], roots: torch.Tensor) -> NativeGrowth:
+    def expand(self, slots: tuple[int, ...], roots: torch.Tensor) -> NativeExpansion:
         index = self.cache.table.index(slots)
         lengths = self.cache.table.device_lengths[index]
-        return NativeGrowth(self, slots, self.states[index], seen=lengths + 1, begin=lengths + 1, position=lengths)
+        return NativeExpansion(self, slots, self.states[index], seen=lengths + 1, begin=lengths + 1, position=lengths)
+
+    def top_k(self, states: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The likeliest tokens ``[..., count]`` of layers' states ``[..., hidden_size]``, with log-probabilities."""
+        return self.heads.top_k(states, count)
+
+    @property
+    def num_heads(self) -> int:
+        return self.heads.num_heads
+
+    @property
+    def num_layers(self) -> int:
+        return self.layers.count
 
     def _follow(self, span: Span, first: torch.Tensor, tokens: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Makes the entries of certain ``tokens [batch, n]`` at positions ``first [batch]``, ``first + 1``, ...
@@ -90,10 +100,10 @@ class NativeMemory(HeadsMemory):
         rows = self.cache.place(span, real, first).rows
         index = self.cache.table.index(span.slots)[:, None]
         made = []
-        for layer in range(self.heads.layers):
+        for layer in range(self.layers.count):
             before = self.cache.notes[layer][index, 0, view.positions]  # of the token before, in the row before its own
-            made.append(self.heads.run(layer, tokens, before, view, span, self._layers))
-            if layer + 1 < self.heads.layers:
+            made.append(self.layers.run(layer, tokens, before, view, span, self._rows))
+            if layer + 1 < self.layers.count:
                 self.cache.notes[layer + 1][index, 0, rows] = made[-1]
         return torch.stack(made, dim=2)
 
@@ -113,9 +123,9 @@ class NativeMemory(HeadsMemory):
         span = self.cache.span(slots, view.own.shape[2] + 1, padded=True)
         self.cache.place(span, view.real, start)
         made = torch.zeros_like(states)
-        last = self.heads.layers - 1
+        last = self.layers.count - 1
         # Below its own level a layer guesses nothing more, above it it lacks the states to start from.
         for layer in range(min(level, last), last + 1):
             before = states[:, :, layer - 1 if level <= last else last]
-            made[:, :, layer] = self.heads.run(layer, tokens, before, view, span, self._layers)
+            made[:, :, layer] = self.layers.run(layer, tokens, before, view, span, self._rows)
         return made

@@ -4,17 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
-from entmtp.heads.base import Proposal
-from entmtp.heads.growth import Growth
+from entmtp.heads.interface import Expansion, Proposal
 from entmtp.models.masks import View
 from entmtp.trees.batch import TreeBatch
 
-if TYPE_CHECKING:
-    from entmtp.heads.native.cache import NativeMemory
+
+class Layers(Protocol):
+    """What an expansion asks of the drafter whose cache its rows lie in."""
+
+    @property
+    def num_heads(self) -> int: ...
+
+    @property
+    def num_layers(self) -> int: ...
+
+    def top_k(self, states: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The likeliest tokens ``[..., count]`` of layers' states ``[..., hidden_size]``, with log-probabilities."""
+
+    def descend(
+        self,
+        level: int,
+        slots: tuple[int, ...],
+        tokens: torch.Tensor,
+        states: torch.Tensor,
+        view: View,
+        start: torch.Tensor,
+    ) -> torch.Tensor:
+        """The layers' states ``[batch, n, layers, hidden_size]`` of guessed ``tokens [batch, n]`` at depth ``level``.
+
+        ``states`` are those of their parents. Their rows begin after row ``start [batch]``.
+        """
 
 
 @dataclass(frozen=True)
@@ -25,12 +48,12 @@ class _Asked:
     lineage: tuple[int, ...]
 
 
-class NativeGrowth:
-    """The guesses behind the roots of a batch of requests (:class:`entmtp.heads.growth.Growth`)."""
+class NativeExpansion:
+    """The guesses behind the roots of a batch of requests (:class:`entmtp.heads.interface.Expansion`)."""
 
     def __init__(
         self,
-        memory: NativeMemory,
+        layers: Layers,
         slots: tuple[int, ...],
         states: torch.Tensor,
         *,
@@ -43,8 +66,8 @@ class NativeGrowth:
         The roots lie at ``position [batch]``; every node sees the first ``seen [batch]`` tokens, the root among them.
         Rows behind ``begin [batch]`` are free.
         """
-        self.num_heads = memory.heads.num_heads
-        self._memory, self._slots = memory, slots
+        self.num_heads = layers.num_heads
+        self._layers, self._slots = layers, slots
         self._seen, self._begin, self._position = seen, begin, position
         self._states = states
         self._asked = [_Asked(request, ()) for request in range(len(slots))]
@@ -53,15 +76,14 @@ class NativeGrowth:
         self._level = 0
 
     @torch.inference_mode()
-    def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        heads = self._memory.heads
+    def next_level(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self._level == 0:
             self._asked = [self._asked[parent] for parent in parents]
             self._states = self._states[self._on_device(parents)]
         else:
             self._run(parents)
-        states = self._states[:, min(self._level, heads.layers - 1)]
-        self._tokens, log_probs = heads.best(states, count)
+        states = self._states[:, min(self._level, self._layers.num_layers - 1)]
+        self._tokens, log_probs = self._layers.top_k(states, count)
         self._level += 1
         return self._tokens, log_probs
 
@@ -95,7 +117,7 @@ class NativeGrowth:
             own_positions=self._position[:, None] + self._on_device(self._depths),
             real=own.any(-1),
         )
-        made = self._memory.descend(self._level, self._slots, tokens, states, view, self._begin + first)
+        made = self._layers.descend(self._level, self._slots, tokens, states, view, self._begin + first)
         self._states = made[request, place]
 
     def _padded(self, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -109,10 +131,10 @@ class NativeGrowth:
         return torch.tensor(numbers, device=self._seen.device)
 
 
-def fill(growth: Growth, drafting: Sequence[int], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
+def fill(expansion: Expansion, drafting: Sequence[int], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
     """Fills trees behind ``roots [batch]`` that were decided before.
 
-    ``growth`` is that of the batch rows ``drafting``, which are all whose trees have nodes.
+    ``expansion`` is that of the batch rows ``drafting``, which are all whose trees have nodes.
     """
     tokens, log_probs = torch.zeros_like(trees.depth), torch.zeros_like(trees.depth, dtype=torch.float32)
     tokens[:, 0] = roots
@@ -130,7 +152,7 @@ def fill(growth: Growth, drafting: Sequence[int], roots: torch.Tensor, trees: Tr
             for row, node in inner
             for topology in [trees.topologies[row]]
         ]
-        best, best_log_probs = growth.next(asked, trees.shape.ranks[level])
+        best, best_log_probs = expansion.next_level(asked, trees.shape.ranks[level])
         place, count = {both: at for at, both in enumerate(inner)}, best.shape[1]
         here = trees.depth == level + 1
         guess = (trees.child_of * count + trees.rank) * here

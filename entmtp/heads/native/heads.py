@@ -21,37 +21,26 @@ own decoder states (:mod:`entmtp.heads.native.cache`), as SGLang's 'draft extend
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 import torch
-from torch import nn
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.base import DraftHeads, DraftHeadsConfig, Proposal
-from entmtp.heads.memory import HeadsText
-from entmtp.heads.native.cache import NativeMemory
-from entmtp.heads.native.text import NativeText
-from entmtp.models.cache import BufferShape, HeadsRows, LayerShape, Span, TreeCache
+from entmtp.heads.base import DraftHeads, DraftHeadsConfig
+from entmtp.heads.native.cache import NativeDrafter
+from entmtp.heads.native.layers import SHARED, NativeLayers
+from entmtp.heads.native.text import ROOTS, NativeText
+from entmtp.methods import NATIVE
+from entmtp.models.backbone import Backbone
+from entmtp.models.cache import BufferShape, HeadsRows, TreeCache
 from entmtp.models.loading.load import sampled_fingerprint
 from entmtp.models.loading.quiet import quiet_loading
-from entmtp.models.masks import View, additive
-from entmtp.trees.batch import TreeBatch
-
-if TYPE_CHECKING:
-    from transformers.cache_utils import Cache
-
-    from entmtp.models.backbone import Backbone
-
-NATIVE = "native"
-"""What a user gives instead of a folder with heads."""
 
 DEPTH = 4
 """Tokens that are guessed ahead, or one per layer where the model has more of them: as deep as trained heads go."""
 
-_SHARED = "embed_tokens", "shared_head", "rotary_emb"
-
-_ASKED = 64
-"""Nodes of one request and level that a policy may go on behind."""
+_EXPANDED = 64
+"""Nodes of one request and level that a policy may expand."""
 
 
 class NativeConfig(DraftHeadsConfig):
@@ -61,109 +50,51 @@ class NativeConfig(DraftHeadsConfig):
 
 
 class NativeHeads(DraftHeads):
-    """Heads that are part of the model; they guess through their :meth:`memory` alone, within the whole vocabulary."""
+    """Heads that are part of the model; they guess within the whole vocabulary."""
 
     config_class = NativeConfig
     kind = NATIVE
 
-    def __init__(self, backbone: Backbone, layers: Any) -> None:
-        """``layers`` is transformers' ``MtpModel`` of the backbone's model."""
-        self.layers = len(layers.layers)
+    def __init__(self, backbone: Backbone, mtp: Any) -> None:
+        """``mtp`` is transformers' ``MtpModel`` of the backbone's model."""
+        layers = len(mtp.layers)
         config = NativeConfig(
             hidden_size=backbone.hidden_size,
             vocab_size=backbone.vocab_size,
-            num_heads=max(DEPTH, self.layers),
+            num_heads=max(DEPTH, layers),
             draft_vocab_size=backbone.vocab_size,
             model_fingerprint=backbone.fingerprint,
         )
         super().__init__(config)
         self.draft_vocab = self.draft_vocab.to(backbone.device)
-        self.mtp = layers
-        # Of the layers alone: embeddings and output layer are the model's, and lie as its kernels want them.
-        own = [(name, value) for name, value in layers.named_parameters() if not name.startswith(_SHARED)]
-        self.fingerprint = sampled_fingerprint((NATIVE, config.hidden_size, self.layers), own)
-        self._window = getattr(layers.config, "sliding_window", None) if backbone.windowed else None
-        self._kinds: list[str] = getattr(layers.config, "layer_types", None) or ["full_attention"] * self.layers
-        self._last_position = backbone.max_context - 1
-        self.states_dtype = backbone.dtype
-        for name, module in layers.named_children():
-            if name not in _SHARED:
-                nn.Module.to(module, backbone.device, backbone.dtype)
+        self.mtp = mtp  # a module of these heads, so that its parameters are theirs
+        # Of the layers alone: embeddings and output layer are the model's.
+        own = [(name, value) for name, value in mtp.named_parameters() if not name.startswith(SHARED)]
+        self.fingerprint = sampled_fingerprint((NATIVE, config.hidden_size, layers), own)
         self.eval().requires_grad_(False)
-        self._shapes = tuple(self._shape_of(layer) for layer in range(self.layers))
-        self._masks = _GivenMask()
-        layers.create_masks_for_mtp_layer = self._masks
+        self.layers = NativeLayers(backbone, mtp)
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        return self.layers.dtype
 
     @property
     def rows(self) -> HeadsRows:
         """Each layer's keys and values, and the states that it is given: ``h_{k-1}`` of every token, for layer k."""
-        states = BufferShape(1, self.config.hidden_size, self.states_dtype)
-        return HeadsRows(self._shapes, (states,) * self.layers, spare=_ASKED * (self.num_heads - 1))
+        states = BufferShape(1, self.config.hidden_size, self.state_dtype)
+        return HeadsRows(self.layers.shapes, (states,) * self.layers.count, spare=_EXPANDED * (self.num_heads - 1))
 
-    def memory(self, cache: TreeCache) -> NativeMemory:
-        return NativeMemory(self, cache)
+    def drafter(self, cache: TreeCache) -> NativeDrafter:
+        return NativeDrafter(self, self.layers, cache)
 
-    def text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> HeadsText:
-        return NativeText(self, hidden, tokens, begin)
+    def text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> NativeText:
+        rows, levels = self.rows, self.num_heads - self.layers.count
+        capacity = len(tokens) + ROOTS * levels + rows.spare
+        cache = TreeCache(rows.layers, 1, capacity, tokens.device, rows.notes)
+        return NativeText(self.drafter(cache), hidden, tokens, begin)
 
     def draft_logits(self, states: torch.Tensor, head: int | None = None) -> torch.Tensor:
         return self.mtp._project_to_logits(states)
-
-    def run(
-        self, layer: int, tokens: torch.Tensor, before: torch.Tensor, view: View, span: Span, cache: Cache
-    ) -> torch.Tensor:
-        """A layer's states ``[batch, n, hidden_size]`` of ``tokens [batch, n]``.
-
-        ``before [batch, n, hidden_size]`` are the states before it of each token's predecessor. Keys and values go
-        where ``cache``, which holds the layers' own, has planned them.
-        """
-        # Layer k has no entry of the first k + 1 tokens: nothing k + 1 tokens before them could have been its input.
-        visible = view.visible(span, least=layer + 2)
-        if self._window is not None and self._kinds[layer] == "sliding_attention":
-            visible &= view.near(span, self._window)
-        self._masks.mask = additive(visible, before.dtype)
-        positions = view.positions.clamp(max=self._last_position)
-        return self.mtp.forward_layer(layer, before, positions, cache, input_ids=tokens)
-
-    @torch.inference_mode()
-    def _shape_of(self, layer: int) -> LayerShape:
-        """What a layer caches, by running it on one token."""
-        from transformers.cache_utils import MtpCache
-
-        place = self.mtp.embed_tokens.weight.device
-        cache: Any = MtpCache(config=self.mtp.config)
-        one = torch.zeros(1, 1, dtype=torch.int64, device=place)
-        state = torch.zeros(1, 1, self.config.hidden_size, dtype=self.states_dtype, device=place)
-        self.mtp.forward_layer(layer, state, one + layer + 1, cache, input_ids=one)
-        keys, values = getattr(cache.layers[layer], "keys", None), getattr(cache.layers[layer], "values", None)
-        if keys is None or values is None or self._kinds[layer] not in ("full_attention", "sliding_attention"):
-            raise EntMTPError(
-                f"heads: the multi-token-prediction layers of model type '{self.mtp.config.model_type}' remember more"
-                " than keys and values, which a tree cannot branch; train heads with 'entmtp train'"
-            )
-        return BufferShape.of(keys), BufferShape.of(values)
-
-    def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> NoReturn:
-        _without_memory()
-
-    def fill(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
-        _without_memory()
-
-    def level(self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, carried: torch.Tensor | None) -> NoReturn:
-        _without_memory()
-
-
-class _GivenMask:
-    """Stands in for the masks that transformers would make for a chain."""
-
-    mask: torch.Tensor
-
-    def __call__(self, *args: object, **kwargs: object) -> dict[str, torch.Tensor]:
-        return {"attention_mask": self.mask}
-
-
-def _without_memory() -> NoReturn:
-    raise EntMTPError("heads: native heads attend to the text before; guess through their memory or their text")
 
 
 def load_native(backbone: Backbone) -> NativeHeads:

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from benchmarks.predict import METHODS, NOT_GROWN, SHARED, Costs, _costs, predict
 from entmtp import methods
-from entmtp.calibration.policy_replay import GrowthAt
+from entmtp.calibration.policy_replay import ExpansionAt
 from entmtp.calibration.replay import DYNAMIC, cost_of
-from entmtp.heads.growth import Growth
+from entmtp.heads.interface import Expansion
 from tests.helpers.small_cases import Scripted, drawn_trace, small_bank
 
 GPU_LIKE = cost_of("gpu-like")
@@ -14,11 +14,11 @@ COSTS = Costs(GPU_LIKE, GPU_LIKE, ["hydra"], "nowhere", "note")
 TRACES = [drawn_trace(300, [0.5, 0.15], heads=4, seed=seed) for seed in (1, 2, 3)]
 
 
-def unsure(position: int) -> Growth:
+def unsure(position: int) -> Expansion:
     return Scripted([[0.22] * 4] * 4)
 
 
-GROWTHS: list[GrowthAt] = [unsure] * len(TRACES)
+GROWTHS: list[ExpansionAt] = [unsure] * len(TRACES)
 
 
 def test_every_table_has_a_cell_per_column() -> None:

@@ -21,8 +21,8 @@ from benchmarks.lib.timing import StepTime, churn, ladder_of, random_tree, timed
 from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.measure_cost import PARTS, StepBench, sized_tree
 from entmtp.errors import EntMTPError
-from entmtp.heads.growth import LevelByLevel
 from entmtp.heads.original_hydra import PublishedHydraConfig, PublishedHydraHeads
+from entmtp.heads.stateless import StatelessExpansion
 from entmtp.models.build import build_backbone
 from entmtp.policies.hardware_profile import load_profile
 from entmtp.policies.signals import Signals
@@ -120,13 +120,13 @@ def test_the_growing_that_is_timed_runs_every_level_whatever_the_heads_say(
     kind: str, batch: int, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    real = LevelByLevel.next
+    real = StatelessExpansion.next_level
 
-    def spied(growth: LevelByLevel, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def spied(expansion: StatelessExpansion, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         asked.append(len(parents))
-        return real(growth, parents, count)
+        return real(expansion, parents, count)
 
-    monkeypatch.setattr(LevelByLevel, "next", spied)
+    monkeypatch.setattr(StatelessExpansion, "next_level", spied)
     record = bench(kind, batch, 9).step(GrowingPolicy(depth))
     assert asked == [batch, 2 * batch, batch, batch][:depth]
     assert record.topology.max_depth == depth

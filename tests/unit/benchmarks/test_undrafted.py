@@ -35,7 +35,7 @@ def test_heads_never_run(engines: dict[str, Engine], monkeypatch: pytest.MonkeyP
 
     heads = engines["bushy"].heads
     assert isinstance(heads, DraftHeads)
-    monkeypatch.setattr(heads, "fill", run)
+    monkeypatch.setattr(heads, "draft", run)
     found = undrafted.measure(engines, PROMPTS, tokens=5, rounds=2)
     assert list(found) == list(engines)
     assert all(times.shape == (2,) and (times > 0).all() for times in found.values())

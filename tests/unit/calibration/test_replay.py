@@ -13,7 +13,7 @@ from entmtp.calibration.trace_replay import best_schedule, replayed_tau
 from entmtp.calibration.yardsticks import all_trees
 from entmtp.cli import app
 from entmtp.errors import EntMTPError
-from entmtp.heads.growth import Growth
+from entmtp.heads.interface import Expansion
 from entmtp.policies.goodput import candidates
 from entmtp.policies.ladder import LadderPolicy
 from entmtp.policies.signals import Signals
@@ -74,9 +74,9 @@ def test_levels_that_ran_in_vain_are_paid_for() -> None:
 def test_the_dynamic_policy_goes_by_what_growing_costs() -> None:
     filled = small_cost()
     grown = filled.model_copy(update={"narrow_draft_ms": [90.0] * 4, "wide_draft_ms": [90.0] * 4})
-    growths = [drafted] * len(TRACES)
+    expansions = [drafted] * len(TRACES)
     cheap, expensive = (
-        replay_policy(TRACES, policies(small_bank(), filled, 4, cost)[DYNAMIC], cost, growths)
+        replay_policy(TRACES, policies(small_bank(), filled, 4, cost)[DYNAMIC], cost, expansions)
         for cost in (filled, grown)
     )
     assert cheap.nodes > 0
@@ -87,17 +87,17 @@ def test_the_dynamic_policy_goes_by_what_growing_costs() -> None:
 def test_every_level_that_ran_is_counted() -> None:
     begun: list[Scripted] = []
 
-    def growth_at(position: int) -> Growth:
+    def expansion_at(position: int) -> Expansion:
         begun.append(Scripted([[0.6, 0.2, 0.1, 0.05], [0.01] * 4, [0.01] * 4]))
         return begun[-1]
 
     dynamic = policies(small_bank(), small_cost(), 4)[DYNAMIC](TRACES[0])
-    steps = replayed(TRACES[0], dynamic, growth_at)
+    steps = replayed(TRACES[0], dynamic, expansion_at)
     assert [step.levels for step in steps if step.levels] == [len(heads.asked) for heads in begun]
     assert any(step.levels > step.topology.max_depth for step in steps)
 
 
-def drafted(position: int) -> Growth:
+def drafted(position: int) -> Expansion:
     return Scripted([[0.6, 0.2, 0.1, 0.05]] * 4)
 
 

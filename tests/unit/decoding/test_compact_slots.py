@@ -34,7 +34,13 @@ def check_swap(state: DecodingState) -> None:
     def held(slot: int) -> tuple[int, list[float], list[int], int]:
         with torch.inference_mode():
             (drafted,) = state.draft((slot,), trees)
-        return int(state.root[slot]), state.hidden[slot].tolist(), drafted[0].tolist(), state.cache.lengths[slot]
+        assert state.drafter is not None
+        return (
+            int(state.root[slot]),
+            state.drafter.states[slot].tolist(),
+            drafted[0].tolist(),
+            state.cache.lengths[slot],
+        )
 
     before = [held(0), held(1)]
     assert before[0][:3] != before[1][:3]

@@ -385,14 +385,14 @@ def test_heads_whose_rows_are_not_numbers_leave_a_clean_slot(
     engine = engine_of(backbone, prefix_heads(backbone), "static")
     expected = serve(engine)
     state, _ = engine._memory()
-    assert state.memory is not None
-    memory, extend = state.memory, state.memory.extend
+    assert state.drafter is not None
+    drafter, append = state.drafter, state.drafter.append
 
     def broken(rows: tuple[int, ...], *args: Any) -> None:
-        extend(rows, *args)
-        memory.states[list(rows)] = torch.nan
+        append(rows, *args)
+        drafter.states[list(rows)] = torch.nan
 
-    monkeypatch.setattr(memory, "extend", broken)
+    monkeypatch.setattr(drafter, "append", broken)
     assert check(engine, serve(engine), expected, "heads") == 0
     assert engine.texts == []  # whoever is next finds slots that are cleared
     monkeypatch.undo()

@@ -145,7 +145,8 @@ def test_rows_without_a_request_change_nothing_of_their_slots() -> None:
     state.prefill(3, small_prompt(state.capacity))  # no tree would fit behind it, nor it into the others' span
 
     def held() -> list[torch.Tensor]:
-        return [state.root[3], state.hidden[3], *(pool[:, 3, :, 1:] for pool in state.cache.pools.values())]
+        assert state.drafter is not None
+        return [state.root[3], state.drafter.states[3], *(pool[:, 3, :, 1:] for pool in state.cache.pools.values())]
 
     before = [each.clone() for each in held()]
     requests = running(state, prompts)

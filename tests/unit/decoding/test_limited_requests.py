@@ -12,7 +12,7 @@ from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import Request
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.native.cache import NativeMemory
+from entmtp.heads.native.cache import NativeDrafter
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
@@ -62,13 +62,13 @@ class Spy:
 
     def __init__(self, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[int] = []
-        real = heads.best
+        real = heads.top_k
 
-        def best(states: torch.Tensor, count: int, head: int | None = None) -> Any:
+        def top_k(states: torch.Tensor, count: int, head: int | None = None) -> Any:
             self.rows.append(len(states))
             return real(states, count, head)
 
-        monkeypatch.setattr(heads, "best", best)
+        monkeypatch.setattr(heads, "top_k", top_k)
 
 
 def served(engine: Engine, *limits: int | None) -> list[Completion]:
@@ -110,14 +110,14 @@ def test_in_a_batch_a_request_that_may_have_no_tree_is_not_guessed_for(
 
 def test_native_layers_run_on_the_guesses_of_drafting_requests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = build_backbone(remembering_model(REMEMBERING[0]), kernels="eager")
-    real = NativeMemory.descend
+    real = NativeDrafter.descend
     batches: list[int] = []
 
-    def descend(memory: NativeMemory, level: int, slots: tuple[int, ...], *args: Any) -> torch.Tensor:
+    def descend(memory: NativeDrafter, level: int, slots: tuple[int, ...], *args: Any) -> torch.Tensor:
         batches.append(len(slots))
         return real(memory, level, slots, *args)
 
-    monkeypatch.setattr(NativeMemory, "descend", descend)
+    monkeypatch.setattr(NativeDrafter, "descend", descend)
     served(engine_of(backbone, remembering_heads(REMEMBERING[0], backbone), "static"), 0, None)
     assert set(batches) == {1}
 

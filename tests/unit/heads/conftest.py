@@ -2,8 +2,8 @@
 
 import pytest
 
-from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
+from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from tests.helpers.tiny_models import random_heads, tiny_model
@@ -20,12 +20,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def heads(kind: str, backbone: Backbone) -> DraftHeads:
+def heads(kind: str, backbone: Backbone) -> StatelessHeads:
     return random_heads(kind, backbone).attach(backbone)
 
 
 @pytest.fixture
-def exact_heads(kind: str) -> DraftHeads:
+def exact_heads(kind: str) -> StatelessHeads:
     """Heads whose layers are the model's own, in float32 on every machine."""
     exact = build_backbone(tiny_model("llama"), kernels="eager")
     return random_heads(kind, exact).attach(exact)

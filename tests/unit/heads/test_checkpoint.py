@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.trees.batch import TreeBatch
@@ -19,12 +19,12 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 @pytest.fixture
-def folder(heads: DraftHeads, tmp_path: Path) -> Path:
+def folder(heads: StatelessHeads, tmp_path: Path) -> Path:
     heads.save_pretrained(tmp_path)
     return tmp_path
 
 
-def test_a_saved_checkpoint_loads_as_the_same_heads(heads: DraftHeads, folder: Path, backbone: Backbone) -> None:
+def test_a_saved_checkpoint_loads_as_the_same_heads(heads: StatelessHeads, folder: Path, backbone: Backbone) -> None:
     loaded = load_heads(folder, backbone)
 
     assert type(loaded) is type(heads)
@@ -35,6 +35,7 @@ def test_a_saved_checkpoint_loads_as_the_same_heads(heads: DraftHeads, folder: P
         assert torch.equal(loaded.state_dict()[name], tensor)
     hidden, root = torch.randn(2, backbone.hidden_size), torch.tensor(random_tokens(2))
     trees = TreeBatch.of([TREES["bushy"], TREES["chain"]])
+    assert isinstance(loaded, StatelessHeads)
     before, after = heads.propose(hidden, root, trees), loaded.propose(hidden, root, trees)
     assert torch.equal(before.tokens, after.tokens)
     assert torch.equal(before.log_probs, after.log_probs)
@@ -43,6 +44,7 @@ def test_a_saved_checkpoint_loads_as_the_same_heads(heads: DraftHeads, folder: P
 def test_heads_take_the_models_type(folder: Path) -> None:
     backbone = build_backbone(tiny_model("llama", dtype=torch.bfloat16))
     heads = load_heads(folder, backbone)
+    assert isinstance(heads, StatelessHeads)
     hidden = torch.randn(1, backbone.hidden_size, dtype=torch.bfloat16)
     proposal = heads.propose(hidden, torch.tensor([3]), TreeBatch.of([TREES["bushy"]]))
     assert proposal.log_probs.dtype == torch.float32
@@ -151,7 +153,7 @@ def test_an_unknown_kind_is_named_with_the_known_ones() -> None:
     assert {bundled_heads(kind).name for kind in KINDS} == set(KINDS)
 
 
-def test_the_config_says_what_was_saved(heads: DraftHeads, folder: Path) -> None:
+def test_the_config_says_what_was_saved(heads: StatelessHeads, folder: Path) -> None:
     saved = json.loads((folder / CONFIG).read_text())
     assert saved["model_type"] == f"entmtp_{heads.kind}"
     for field in ("hidden_size", "vocab_size", "num_heads", "inner_size", "draft_vocab_size", "model_fingerprint"):

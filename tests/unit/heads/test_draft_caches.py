@@ -73,11 +73,11 @@ def test_any_accepted_paths_leave_the_memory_of_a_text_read_at_once(
         fresh = DecodingState(backbone, heads, 1, 120)
         fresh.read(0, texts[slot])
         with torch.inference_mode():
-            assert fresh.memory is not None
-            fresh.memory.begin(0, torch.tensor(root))
-            expected = fresh.memory.fill((0,), torch.tensor([root]), TreeBatch.of([BUSHY]))
-            assert state.memory is not None
-            found = state.memory.fill((slot,), state.root[slot : slot + 1], TreeBatch.of([BUSHY]))
+            assert fresh.drafter is not None
+            fresh.drafter.start(0, torch.tensor(root))
+            expected = fresh.drafter.draft((0,), torch.tensor([root]), TreeBatch.of([BUSHY]))
+            assert state.drafter is not None
+            found = state.drafter.draft((slot,), state.root[slot : slot + 1], TreeBatch.of([BUSHY]))
         torch.testing.assert_close(found.log_probs, expected.log_probs, rtol=0, atol=CLOSE)
 
 
@@ -95,8 +95,8 @@ def _accept(state: DecodingState, slots: tuple[int, ...], trees: TreeBatch, data
     roots = torch.tensor([data.draw(st.integers(0, SMALL_VOCAB - 1), "root") for _ in slots])
     report = torch.ones(len(slots), 6 + trees.max_depth, dtype=torch.int64)
     accepted = Accepted(nodes, torch.tensor([len(path) for path in paths]), roots, report)
-    state.keep(slots, hidden, accepted)
-    accepted = state.remember(slots, tokens, hidden, accepted)
+    state.commit(slots, tokens, hidden, accepted)
+    accepted = state.append(slots, tokens, hidden, accepted)
     assert accepted.report[:, 0].all()
     state.cache.learn(slots, [len(path) for path in paths])
     return [tokens[row, list(path)].tolist() for row, path in enumerate(paths)]

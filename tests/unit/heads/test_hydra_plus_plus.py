@@ -11,11 +11,11 @@ from entmtp.calibration.build import read_text
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.timers import Stopwatch
 from entmtp.errors import EntMTPError
-from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import load_heads
 from entmtp.heads.hydra_plus_plus import PrefixHydraHeads
-from entmtp.heads.hydra_plus_plus_cache import PrefixMemory
+from entmtp.heads.hydra_plus_plus_cache import PrefixDrafter
 from entmtp.heads.importing.import_heads import import_heads
+from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.trees.batch import TreeBatch
@@ -59,10 +59,12 @@ def published(backbone: Backbone, shape: PrefixShape) -> Published:
 @pytest.fixture(scope="module")
 def heads(
     published: Published, backbone: Backbone, folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> DraftHeads:
+) -> StatelessHeads:
     place = tmp_path_factory.mktemp("heads")
     import_heads(str(published.save(place / "published")), place / "ours", str(folder), lambda text: None)
-    return load_heads(place / "ours", backbone)
+    heads = load_heads(place / "ours", backbone)
+    assert isinstance(heads, StatelessHeads)
+    return heads
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def expected(published: Published, backbone: Backbone, shape: PrefixShape) -> Ca
     return log_probs
 
 
-def test_they_come_back_as_they_were_imported(heads: DraftHeads, backbone: Backbone, published: Published) -> None:
+def test_they_come_back_as_they_were_imported(heads: StatelessHeads, backbone: Backbone, published: Published) -> None:
     assert isinstance(heads, PrefixHydraHeads)
     assert (heads.kind, heads.num_heads, heads.config.model_fingerprint) == ("hydra", 4, backbone.fingerprint)
     projection = heads.prefix_layer.layer.self_attn.q_proj.weight
@@ -87,15 +89,15 @@ def test_they_come_back_as_they_were_imported(heads: DraftHeads, backbone: Backb
 
 
 def test_trees_behind_several_texts_hold_what_the_formula_gives(
-    heads: DraftHeads, backbone: Backbone, expected: Callable[..., torch.Tensor]
+    heads: StatelessHeads, backbone: Backbone, expected: Callable[..., torch.Tensor]
 ) -> None:
     prompts = [small_prompt(9, seed=1), small_prompt(14, seed=2), small_prompt(1, seed=3)]
     state = DecodingState(backbone, heads, slots=3, capacity=64)
     texts = [[*prompt, state.prefill(slot, prompt)[0]] for slot, prompt in enumerate(prompts)]
     trees = [BUSHY, Topology.root_only(), TREES["wide"]]
-    assert state.memory is not None
+    assert state.drafter is not None
     with torch.inference_mode():
-        proposal = state.memory.fill((0, 1, 2), state.root, TreeBatch.of(trees))
+        proposal = state.drafter.draft((0, 1, 2), state.root, TreeBatch.of(trees))
     for row, (text, tree) in enumerate(zip(texts, trees, strict=True)):
         tokens = proposal.tokens[row].tolist()
         for node, path in enumerate(tree.paths, start=1):
@@ -106,22 +108,22 @@ def test_trees_behind_several_texts_hold_what_the_formula_gives(
 
 
 def test_a_tree_that_grows_holds_what_the_formula_gives(
-    heads: DraftHeads, backbone: Backbone, expected: Callable[..., torch.Tensor]
+    heads: StatelessHeads, backbone: Backbone, expected: Callable[..., torch.Tensor]
 ) -> None:
     prompt = small_prompt(9, seed=1)
     state = DecodingState(backbone, heads, slots=2, capacity=64)
     text, asked = [*prompt, state.prefill(1, prompt)[0]], 0
     path: list[int] = []
-    growth = state.growth([1], Stopwatch(backbone.device))
+    expansion = state.expand([1], Stopwatch(backbone.device))
     for rank in (1, 0, 2, 0):
-        tokens, log_probs = growth.next([asked], 3)
+        tokens, log_probs = expansion.next_level([asked], 3)
         torch.testing.assert_close(log_probs[0], expected(text, path).topk(3).values, rtol=0, atol=CLOSE)
         path, asked = [*path, int(tokens[0, rank])], rank
 
 
 @torch.inference_mode()
 def test_every_place_of_a_text_is_guessed_from_as_if_the_text_ended_there(
-    heads: DraftHeads, backbone: Backbone, expected: Callable[..., torch.Tensor]
+    heads: StatelessHeads, backbone: Backbone, expected: Callable[..., torch.Tensor]
 ) -> None:
     prompt, answer = small_prompt(3, seed=4), small_prompt(12, seed=5)
     text = read_text(backbone, heads, prompt, torch.tensor(answer))
@@ -134,12 +136,12 @@ def test_every_place_of_a_text_is_guessed_from_as_if_the_text_ended_there(
         for head in range(heads.num_heads):
             path = answer[place + 1 : place + 1 + head]
             torch.testing.assert_close(guessed[place, head], expected(before, path), rtol=0, atol=CLOSE)
-        first = text.growth(place).next([0], 2)[1]
+        first = text.expand(place).next_level([0], 2)[1]
         torch.testing.assert_close(first[0], expected(before, []).topk(2).values, rtol=0, atol=CLOSE)
 
 
 def test_a_long_prompt_is_taken_in_in_parts(
-    heads: DraftHeads, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+    heads: StatelessHeads, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = small_prompt(23)
     whole = DecodingState(backbone, heads, slots=1, capacity=64)
@@ -148,9 +150,9 @@ def test_a_long_prompt_is_taken_in_in_parts(
     parts = DecodingState(backbone, heads, slots=1, capacity=64)
     parts.read(0, prompt[:7])
     parts.read(0, prompt[7:])
-    assert isinstance(parts.memory, PrefixMemory)
-    assert isinstance(whole.memory, PrefixMemory)
-    torch.testing.assert_close(parts.memory.states, whole.memory.states, rtol=0, atol=CLOSE)
+    assert isinstance(parts.drafter, PrefixDrafter)
+    assert isinstance(whole.drafter, PrefixDrafter)
+    torch.testing.assert_close(parts.drafter.states, whole.drafter.states, rtol=0, atol=CLOSE)
 
 
 def test_their_angles_stay_exact_in_sixteen_bits(folder: Path, published: Published, tmp_path: Path) -> None:

@@ -11,10 +11,9 @@ from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.request import RunningRequest
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
-from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import load_heads
-from entmtp.heads.growth import LevelByLevel
 from entmtp.heads.importing.import_heads import import_heads
+from entmtp.heads.stateless import StatelessExpansion, StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
@@ -38,9 +37,11 @@ def model_of(backbone: Backbone) -> Model:
     return Model(output.clone(), backbone.embeddings.detach().clone())
 
 
-def imported(published: Published, backbone: Backbone, folder: Path) -> DraftHeads:
+def imported(published: Published, backbone: Backbone, folder: Path) -> StatelessHeads:
     import_heads(str(published.save(folder / "published")), folder / "ours", None, lambda text: None)
-    return load_heads(folder / "ours", backbone)
+    heads = load_heads(folder / "ours", backbone)
+    assert isinstance(heads, StatelessHeads)
+    return heads
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +96,11 @@ def test_trees_are_filled_and_grown_by_the_formula(published: Published, exact: 
             assert grown(heads, hidden[row], int(root[row]), path) == tokens[path]
 
 
-def grown(heads: DraftHeads, hidden: torch.Tensor, root: int, path: tuple[int, ...]) -> int:
+def grown(heads: StatelessHeads, hidden: torch.Tensor, root: int, path: tuple[int, ...]) -> int:
     """The token at the end of a path of a tree that grows level by level."""
-    growth, asked, count = LevelByLevel(heads, hidden[None], torch.tensor([root])), 0, 5
+    expansion, asked, count = StatelessExpansion(heads, hidden[None], torch.tensor([root])), 0, 5
     for rank in path:
-        tokens, _ = growth.next([asked], count)
+        tokens, _ = expansion.next_level([asked], count)
         asked, token = rank, int(tokens[0, rank])
     return token
 

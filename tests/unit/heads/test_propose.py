@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import silu
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.base import DraftHeads
+from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import fused_linear
@@ -51,7 +51,9 @@ def draft_distribution(heads: Any, hidden: torch.Tensor, path: list[int]) -> tor
 
 
 @every_batch
-def test_each_node_is_the_guess_of_its_rank_behind_its_own_path(exact_heads: DraftHeads, trees: list[Topology]) -> None:
+def test_each_node_is_the_guess_of_its_rank_after_its_own_path(
+    exact_heads: StatelessHeads, trees: list[Topology]
+) -> None:
     heads = exact_heads
     hidden, root = hidden_and_root(len(trees), heads.config.hidden_size)
     proposal = heads.propose(hidden, root, TreeBatch.of(trees))
@@ -69,7 +71,7 @@ def test_each_node_is_the_guess_of_its_rank_behind_its_own_path(exact_heads: Dra
         assert not proposal.log_probs[row, tree.nodes + 1 :].any()
 
 
-def test_guesses_in_fewer_bits_are_nearly_the_exact_ones(heads: DraftHeads, exact_heads: DraftHeads) -> None:
+def test_guesses_in_fewer_bits_are_nearly_the_exact_ones(heads: StatelessHeads, exact_heads: StatelessHeads) -> None:
     hidden, _ = hidden_and_root(64, heads.config.hidden_size)
     tokens = torch.tensor([random_tokens(HEADS, seed) for seed in range(64)])
     with torch.inference_mode():
@@ -80,7 +82,7 @@ def test_guesses_in_fewer_bits_are_nearly_the_exact_ones(heads: DraftHeads, exac
 @torch.inference_mode()
 @every_batch
 def test_teacher_forcing_along_a_path_gives_the_states_that_propose_guessed_from(
-    heads: DraftHeads, trees: list[Topology]
+    heads: StatelessHeads, trees: list[Topology]
 ) -> None:
     hidden, root = hidden_and_root(len(trees), heads.config.hidden_size)
     proposal = heads.propose(hidden, root, TreeBatch.of(trees))
@@ -90,12 +92,12 @@ def test_teacher_forcing_along_a_path_gives_the_states_that_propose_guessed_from
             known = torch.zeros(1, heads.num_heads, dtype=torch.int64)
             known[0, : len(path)] = proposal.tokens[row, nodes[:-1]]
             states = heads.teacher_forced(hidden[row : row + 1], known)[0, len(path) - 1]
-            tokens, log_probs = heads.best(states, path[-1] + 1)
+            tokens, log_probs = heads.top_k(states, path[-1] + 1)
             assert tokens[-1] == proposal.tokens[row, nodes[-1]]
             torch.testing.assert_close(log_probs[-1], proposal.log_probs[row, nodes[-1]], atol=1e-5, rtol=1e-4)
 
 
-def test_a_ragged_batch_equals_one_by_one(heads: DraftHeads) -> None:
+def test_a_ragged_batch_equals_one_by_one(heads: StatelessHeads) -> None:
     trees = BATCHES["ragged"]
     hidden, root = hidden_and_root(len(trees), heads.config.hidden_size)
     together = heads.propose(hidden, root, TreeBatch.of(trees))
@@ -105,7 +107,7 @@ def test_a_ragged_batch_equals_one_by_one(heads: DraftHeads) -> None:
         torch.testing.assert_close(together.log_probs[row, : tree.nodes + 1], alone.log_probs[0])
 
 
-def test_fewer_heads_are_the_first_heads(heads: DraftHeads) -> None:
+def test_fewer_heads_are_the_first_heads(heads: StatelessHeads) -> None:
     hidden, _ = hidden_and_root(3, heads.config.hidden_size)
     tokens = torch.tensor([random_tokens(HEADS, seed) for seed in range(3)])
     every = heads.teacher_forced(hidden, tokens)
@@ -113,7 +115,7 @@ def test_fewer_heads_are_the_first_heads(heads: DraftHeads) -> None:
     torch.testing.assert_close(heads.teacher_forced(hidden, tokens[:, :2], 2), every[:, :2])
 
 
-def test_draft_logits_are_the_models_own_on_the_draft_vocabulary(heads: DraftHeads, backbone: Backbone) -> None:
+def test_draft_logits_are_the_models_own_on_the_draft_vocabulary(heads: StatelessHeads, backbone: Backbone) -> None:
     hidden, _ = hidden_and_root(2, heads.config.hidden_size)
     torch.testing.assert_close(heads.draft_logits(hidden), backbone.logits(hidden)[:, heads.draft_vocab.long()])
 
@@ -126,14 +128,14 @@ def test_draft_logits_keep_the_bias_of_the_models_output_layer() -> None:
     torch.testing.assert_close(heads.draft_logits(hidden), biased.logits(hidden)[:, heads.draft_vocab.long()])
 
 
-def test_a_tree_deeper_than_the_heads_names_the_path(heads: DraftHeads) -> None:
+def test_a_tree_deeper_than_the_heads_names_the_path(heads: StatelessHeads) -> None:
     deep = Topology.of([(0,), (0, 0), (0, 0, 0), (0, 0, 0, 0), (0, 0, 0, 0, 0)])
     with pytest.raises(EntMTPError, match=r"path \(0, 0, 0, 0, 0\) has depth 5 but there are only 4 draft heads"):
         heads.propose(*hidden_and_root(2, heads.config.hidden_size), TreeBatch.of([TREES["root"], deep]))
 
 
 @pytest.mark.parametrize(("rank", "fits"), [(DRAFT_VOCAB - 1, True), (DRAFT_VOCAB, False)])
-def test_a_rank_beyond_the_draft_vocabulary_is_named(heads: DraftHeads, rank: int, fits: bool) -> None:
+def test_a_rank_beyond_the_draft_vocabulary_is_named(heads: StatelessHeads, rank: int, fits: bool) -> None:
     trees = TreeBatch.of([Topology.of([(rank,)])])
     arguments = hidden_and_root(1, heads.config.hidden_size)
     if fits:
@@ -145,7 +147,7 @@ def test_a_rank_beyond_the_draft_vocabulary_is_named(heads: DraftHeads, rank: in
         heads.propose(*arguments, trees)
 
 
-def test_weights_that_training_changed_are_seen(heads: DraftHeads) -> None:
+def test_weights_that_training_changed_are_seen(heads: StatelessHeads) -> None:
     hidden, root = hidden_and_root(1, heads.config.hidden_size)
     trees = TreeBatch.of([TREES["chain"]])
     before = heads.propose(hidden, root, trees).log_probs

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from entmtp.errors import EntMTPError
 from entmtp.heads import training_prompts
-from entmtp.heads.native.heads import NATIVE
 from entmtp.heads.training_prompts import FILE, read_training_prompts, write_training_prompts
+from entmtp.methods import NATIVE
 from entmtp.prompt_hash import DIGITS, prompt_hash
 
 

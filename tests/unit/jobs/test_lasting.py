@@ -12,9 +12,9 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.report import mlflow
 from entmtp.evaluation.run.command import benchmark_command
 from entmtp.lasting import check_lasting
+from entmtp.tracking import client
 from entmtp.tracking.client import check_tracking
 from jobs import calibrate, compare, load, train_heads
 
@@ -82,7 +82,7 @@ def test_tracking_that_would_be_lost_is_refused(uri: str, kept: str, upload: Pat
     "uri", ["", "http://host:5000", "databricks", "databricks://mine", "uc", "postgresql://host/a"]
 )
 def test_tracking_by_a_server_lies_on_no_disk_here(uri: str) -> None:
-    assert mlflow._on_disk(uri) is None
+    assert client._on_disk(uri) is None
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/run", "gs://bucket", "file:///shared/run"])

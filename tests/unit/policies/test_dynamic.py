@@ -99,9 +99,10 @@ def test_growing_gives_the_tokens_that_filling_gives(kind: str) -> None:
     policy = DynamicPolicy(PREDICTOR, small_chances(), small_cost(0.01, 0.01).of_batch, 8)
     with torch.inference_mode():
         (tree,) = policy.choose(
-            [EASY], [Belief()], [63], lambda requests: state.growth(requests, Stopwatch(backbone.device))
+            [EASY], [Belief()], [63], lambda requests: state.expand(requests, Stopwatch(backbone.device))
         )
-        filled = heads.propose(state.hidden[:1], state.root[:1], TreeBatch.of([tree.topology]))
+        assert state.drafter is not None
+        filled = heads.propose(state.drafter.states[:1], state.root[:1], TreeBatch.of([tree.topology]))
     assert tree.topology.max_depth > 1
     assert filled.tokens[0, 1:].tolist() == tree.tokens
 

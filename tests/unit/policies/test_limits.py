@@ -83,7 +83,7 @@ class Guesses:
         self.passes = 0
         self._log_probs = torch.tensor(probabilities).log()
 
-    def next(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def next_level(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         self.passes += 1
         log_probs = self._log_probs[:count].expand(len(parents), -1)
         return torch.arange(log_probs.numel()).reshape(log_probs.shape), log_probs

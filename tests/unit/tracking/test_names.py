@@ -18,13 +18,12 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.report.run_metrics import score_name
 from entmtp.heads.checkpoint import KINDS
 from entmtp.loadtest.load_summary import LoadSummary
-from entmtp.methods import names
 from entmtp.suites import SUITES
 from entmtp.tracking.names import check_names, key_part
 from jobs.load import main
 
 ROOT = Path(__file__).resolve().parents[3]
-ALL = dict.fromkeys([*methods.offered(), *names])
+ALL = dict.fromkeys([*methods.offered(), *methods.names()])
 
 
 @pytest.mark.parametrize("name", ["v1@prod", "a+b", "a%20b", "x//y", "x/../y", "x/.", "ä😀", "n" * 300])

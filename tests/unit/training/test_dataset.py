@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
+from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.settings import CorpusSettings
@@ -74,12 +74,12 @@ def test_unusable_corpora_are_named(backbone: Backbone, corpus: Path, tmp_path: 
 
 
 @pytest.fixture(params=sorted(KINDS))
-def heads(request: pytest.FixtureRequest, backbone: Backbone) -> DraftHeads:
+def heads(request: pytest.FixtureRequest, backbone: Backbone) -> StatelessHeads:
     return random_heads(request.param, backbone).attach(backbone)
 
 
 @torch.inference_mode()
-def test_accuracy_counts_guesses_that_hold_the_true_token(heads: DraftHeads, dataset: Dataset) -> None:
+def test_accuracy_counts_guesses_that_hold_the_true_token(heads: StatelessHeads, dataset: Dataset) -> None:
     scores = accuracy(heads, dataset, dataset.held_out)
     hits = torch.zeros(heads.num_heads, len(TOP))
     seen = torch.zeros(heads.num_heads)

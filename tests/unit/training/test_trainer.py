@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from entmtp.errors import EntMTPError
 from entmtp.heads.checkpoint import KINDS, load_heads
+from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.settings import TrainingSettings
@@ -71,6 +72,7 @@ def test_training_learns_and_what_it_learnt_loads(
         assert last.shares[head][0] > 0.5 > 10 * max(commonest, before[head][0])
     heads.save_pretrained(tmp_path / "heads")
     loaded = load_heads(tmp_path / "heads", backbone)
+    assert isinstance(loaded, StatelessHeads)
     assert accuracy(loaded, dataset, dataset.held_out) == last
 
 

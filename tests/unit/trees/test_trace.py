@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from entmtp.calibration.rank_trace import rank_trace
 from entmtp.errors import EntMTPError
+from entmtp.heads.stateless import StatelessText
 from entmtp.models.backbone import Backbone
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
@@ -47,7 +48,8 @@ def test_a_token_that_the_heads_cannot_guess_is_a_miss(backbone: Backbone) -> No
     heads.draft_vocab[0] = int(heads.draft_vocab[1])
     text = [int(token) for token in heads.draft_vocab[1:]]
     text.insert(4, unknown)
-    trace = rank_trace(heads, torch.tensor(text), torch.zeros(len(text), backbone.hidden_size), torch.zeros(len(text)))
+    tokens, states = torch.tensor(text), torch.zeros(len(text), backbone.hidden_size)
+    trace = rank_trace(heads, tokens, StatelessText(heads, states, tokens), torch.zeros(len(text)))
     missed = {(start, depth) for start in range(len(text)) for depth in range(4) if trace.ranks[start, depth] == MISS}
     behind = {(start, depth) for start in range(len(text)) for depth in range(4) if start + depth + 1 >= len(text)}
     assert missed == behind | {(3 - depth, depth) for depth in range(4)}
@@ -58,8 +60,8 @@ def test_long_texts_are_traced_in_pieces_without_a_seam(backbone: Backbone) -> N
     heads = small_heads("hydra", backbone)
     text = torch.tensor(small_prompt(200, seed=3))
     states = torch.randn(200, backbone.hidden_size)
-    whole = rank_trace(heads, text, states, torch.zeros(200)).ranks
-    tail = rank_trace(heads, text[120:], states[120:], torch.zeros(80)).ranks
+    whole = rank_trace(heads, text, StatelessText(heads, states, text), torch.zeros(200)).ranks
+    tail = rank_trace(heads, text[120:], StatelessText(heads, states[120:], text[120:]), torch.zeros(80)).ranks
     assert torch.equal(whole[120:], tail)
 
 

@@ -13,6 +13,7 @@ from entmtp.heads.checkpoint import load_heads
 from entmtp.heads.native.heads import NativeHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
+from entmtp.models.cache import TreeCache
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from tests.helpers.heads_with_caches import BUSHY, CLOSE
@@ -55,9 +56,9 @@ def test_a_tree_holds_what_its_paths_alone_would_guess(
     roots = [state.prefill(slot, prompt)[0] for slot, prompt in enumerate(prompts)]
     trees = [BUSHY, Topology.root_only(), TREES["wide"]]
     batch = TreeBatch.of(trees)
-    assert state.memory is not None
+    assert state.drafter is not None
     with torch.inference_mode():
-        proposal = state.memory.fill((0, 1, 2), state.root, batch)
+        proposal = state.drafter.draft((0, 1, 2), state.root, batch)
     chain = Chain(model, heads)
     for row, (prompt, root, tree) in enumerate(zip(prompts, roots, trees, strict=True)):
         _check(chain, [*prompt, root], tree, proposal.tokens[row].tolist(), proposal.log_probs[row].tolist())
@@ -70,12 +71,12 @@ def test_a_tree_that_grows_holds_what_its_paths_alone_would_guess(
     state = DecodingState(backbone, heads, slots=3, capacity=64)
     texts = [[*prompt, state.prefill(slot, prompt)[0]] for slot, prompt in zip((2, 0), prompts, strict=True)]
     chain = Chain(model, heads)
-    growth = state.growth([2, 0], Stopwatch(backbone.device))
+    expansion = state.expand([2, 0], Stopwatch(backbone.device))
     paths: list[tuple[int, list[int]]] = [(0, []), (1, [])]
     asked = [0, 1]
     # Behind which guesses of a level to go on: of one request many, of the other few, and not the best ones alone.
     for chosen in ([0, 2, 4], [1, 2, 6], [0, 3], []):
-        tokens, log_probs = growth.next(asked, 3)
+        tokens, log_probs = expansion.next_level(asked, 3)
         paths = [paths[number] for number in asked]
         found = []
         for at, (request, path) in enumerate(paths):
@@ -101,9 +102,9 @@ def test_every_place_of_a_text_is_guessed_from_as_if_the_text_ended_there(
         for head in range(heads.num_heads):
             path = answer[place + 1 : place + 1 + head]
             torch.testing.assert_close(guessed[place, head], chain.log_probs(before, path), rtol=0, atol=CLOSE)
-        growth = text.growth(place)
-        growth.next([0], 2)
-        log_probs = growth.next([1], 2)[1]
+        expansion = text.expand(place)
+        expansion.next_level([0], 2)
+        log_probs = expansion.next_level([1], 2)[1]
         second = int(chain.log_probs(before, []).topk(2).indices[1])
         torch.testing.assert_close(log_probs[0], chain.log_probs(before, [second]).topk(2).values, rtol=0, atol=CLOSE)
 
@@ -129,6 +130,6 @@ def test_the_layers_come_out_of_the_models_own_files(tmp_path: Path) -> None:
     assert heads.fingerprint == made.fingerprint != native_heads(build_backbone(model), seed=1).fingerprint
 
 
-def test_without_the_text_before_they_refuse_to_guess(heads: NativeHeads) -> None:
-    with pytest.raises(EntMTPError, match="through their memory"):
-        heads.propose(torch.zeros(1, 32), torch.zeros(1, dtype=torch.int64), TreeBatch.of([TREES["chain"]]))
+def test_they_guess_with_a_cache_alone(heads: NativeHeads) -> None:
+    assert not hasattr(heads, "propose")
+    assert not heads.drafter(TreeCache(heads.rows.layers, 1, 64, torch.device("cpu"), heads.rows.notes)).is_capturable

@@ -1,0 +1,40 @@
+"""The decoder layer of Hydra++ heads (:mod:`entmtp.heads.hydra_plus_plus` has the formula)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
+
+class PrefixLayer(nn.Module):
+    """The decoder layer and the norm after it; positions are rotary."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        config._attn_implementation = "sdpa"
+        self.config = config
+        self.layer = LlamaDecoderLayer(config, layer_idx=0)
+        self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = LlamaRotaryEmbedding(config)
+
+    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """``s [batch, n, hidden_size]`` of decoder states ``hidden [batch, n, hidden_size]`` at ``positions``.
+
+        ``mask [batch, 1, n, rows]`` is added to the scores of the rows that ``cache`` returns.
+        """
+        rotations = self.rotary(hidden, positions)
+        made = self.layer(
+            hidden,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            position_embeddings=rotations,
+        )
+        return self.norm(made)

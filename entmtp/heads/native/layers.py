@@ -1,0 +1,89 @@
+"""Multi-token-prediction layers of a model, run with the masks of a tree.
+
+:mod:`entmtp.heads.native.heads` has the formulas. The modules are transformers' own (``MtpModel``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from entmtp.errors import EntMTPError
+from entmtp.models.backbone import Backbone
+from entmtp.models.cache import BufferShape, LayerShape, Span
+from entmtp.models.masks import View, additive
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
+SHARED = "embed_tokens", "shared_head", "rotary_emb"
+"""Parts that are the model's, and lie as its kernels want them."""
+
+
+class NativeLayers:
+    """The layers, with what each of them caches.
+
+    Attributes:
+        count: how many there are.
+        shapes: keys and values that each caches of a token.
+    """
+
+    def __init__(self, backbone: Backbone, mtp: Any) -> None:
+        """``mtp`` is transformers' ``MtpModel`` of the backbone's model."""
+        self.mtp = mtp
+        self.count = len(mtp.layers)
+        self.hidden_size, self.dtype = backbone.hidden_size, backbone.dtype
+        self._window = getattr(mtp.config, "sliding_window", None) if backbone.windowed else None
+        self._kinds: list[str] = getattr(mtp.config, "layer_types", None) or ["full_attention"] * self.count
+        self._last_position = backbone.max_context - 1
+        for name, module in mtp.named_children():
+            if name not in SHARED:
+                nn.Module.to(module, backbone.device, backbone.dtype)
+        self.shapes = tuple(self._shape_of(layer) for layer in range(self.count))
+        self._masks = _GivenMask()
+        mtp.create_masks_for_mtp_layer = self._masks
+
+    def run(
+        self, layer: int, tokens: torch.Tensor, before: torch.Tensor, view: View, span: Span, cache: Cache
+    ) -> torch.Tensor:
+        """A layer's states ``[batch, n, hidden_size]`` of ``tokens [batch, n]``.
+
+        ``before [batch, n, hidden_size]`` are the states before it of each token's predecessor. Keys and values go
+        where ``cache``, which holds the layers' own, has planned them.
+        """
+        # Layer k has no entry of the first k + 1 tokens: nothing k + 1 tokens before them could have been its input.
+        visible = view.visible(span, least=layer + 2)
+        if self._window is not None and self._kinds[layer] == "sliding_attention":
+            visible &= view.near(span, self._window)
+        self._masks.mask = additive(visible, before.dtype)
+        positions = view.positions.clamp(max=self._last_position)
+        return self.mtp.forward_layer(layer, before, positions, cache, input_ids=tokens)
+
+    @torch.inference_mode()
+    def _shape_of(self, layer: int) -> LayerShape:
+        """What a layer caches, by running it on one token."""
+        from transformers.cache_utils import MtpCache
+
+        place = self.mtp.embed_tokens.weight.device
+        cache: Any = MtpCache(config=self.mtp.config)
+        one = torch.zeros(1, 1, dtype=torch.int64, device=place)
+        state = torch.zeros(1, 1, self.hidden_size, dtype=self.dtype, device=place)
+        self.mtp.forward_layer(layer, state, one + layer + 1, cache, input_ids=one)
+        keys, values = getattr(cache.layers[layer], "keys", None), getattr(cache.layers[layer], "values", None)
+        if keys is None or values is None or self._kinds[layer] not in ("full_attention", "sliding_attention"):
+            raise EntMTPError(
+                f"heads: the multi-token-prediction layers of model type '{self.mtp.config.model_type}' remember more"
+                " than keys and values, which a tree cannot branch; train heads with 'entmtp train'"
+            )
+        return BufferShape.of(keys), BufferShape.of(values)
+
+
+class _GivenMask:
+    """Stands in for the masks that transformers would make for a chain."""
+
+    mask: torch.Tensor
+
+    def __call__(self, *args: object, **kwargs: object) -> dict[str, torch.Tensor]:
+        return {"attention_mask": self.mask}
