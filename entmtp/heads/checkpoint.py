@@ -85,7 +85,7 @@ def _class_of(folder: Path) -> type[DraftHeads]:
         raise EntMTPError(f"heads: {path} is missing or not JSON; give a folder written by save_pretrained") from error
     loadable = registered_heads()
     if not isinstance(model_type, str) or model_type not in loadable:
-        known = ", ".join(loadable)
+        known = ", ".join(sorted(loadable))
         raise EntMTPError(
             f"heads: model_type '{model_type}' in {path} is unknown; it must be one of {known}:"
             " convert published heads with 'entmtp import-heads'"

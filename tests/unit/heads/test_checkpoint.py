@@ -126,7 +126,7 @@ def _with_text_as_size(folder: Path) -> None:
         (_with_config("{"), "config.json is missing or not JSON"),
         (_with_config("[1]"), "config.json is missing or not JSON"),
         (_with_config("{}"), "model_type 'None'"),
-        (_with_config('{"model_type": ["entmtp_hydra"]}'), "it must be one of entmtp_medusa, entmtp_hydra"),
+        (_with_config('{"model_type": ["entmtp_hydra"]}'), "it must be one of entmtp_hydra, entmtp_medusa"),
         (_with_config('{"model_type": "llama"}'), "model_type 'llama'"),
         (_with_text_as_size, "can't be read"),
     ],
