@@ -88,7 +88,8 @@ def policies(
     """
     inputs = PolicyInputs(num_heads, retuned(bank, cost, say), AnyBatch(cost))
     asking = replace(inputs, cost=AnyBatch(grown or cost))
-    return {one.name: _policy_of(one, asking if one.drafts else inputs) for one in all_registered()}
+    known = [one for one in all_registered() if one.name in methods.policies()]
+    return {one.name: _policy_of(one, asking if one.drafts else inputs) for one in known}
 
 
 def _policy_of(policy: RegisteredPolicy, inputs: PolicyInputs) -> PolicyOf:

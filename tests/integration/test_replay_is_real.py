@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, replace
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.calibration.policy_replay import ExpansionAt, ReplayedStep, replayed
-from entmtp.calibration.thresholds import retuned
+from entmtp.calibration.thresholds import PROBES, frontier_of, step_starts
 from entmtp.decoding.request import StepRecord
 from entmtp.evaluation.run.arms import Toolbox, make_engine
 from entmtp.heads.checkpoint import bundled_heads, load_heads
@@ -16,7 +17,7 @@ from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat
 from entmtp.policies.hardware_profile import load_profile
 from entmtp.suites import PAPER_SUITES, Prompt, scored_prompts
-from entmtp.trees.bank import bundled_bank, load_bank
+from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 from entmtp.trees.trace import RankTrace
 from tests.helpers.small_cases import drafting, traced
 from tests.helpers.tiny_models import greedy
@@ -31,16 +32,26 @@ Texts = Mapping[str, list[Text]]
 
 @pytest.fixture(scope="module")
 def tools_of(bundled: Bundled) -> ToolsOf:
-    """A suite's toolbox as it is shipped; steps cost what a shipped profile says, so that every run is the same."""
+    """A suite's toolbox with a ladder that moves; steps cost what a shipped profile says, so that runs are alike."""
     backbone = build_backbone(bundled[0])
     heads = {"hydra": load_heads(bundled_heads("hydra"), backbone)}
     cost = load_profile("xeon-2-cores").cost()
 
     def tools(suite: str) -> Toolbox:
-        bank = retuned(load_bank(bundled_bank(suite, "hydra")), cost, pytest.fail)
+        bank = with_two_rungs(load_bank(bundled_bank(suite, "hydra")))
         return Toolbox(backbone, heads, {"hydra": bank}, {"hydra": cost})
 
     return tools
+
+
+def with_two_rungs(bank: TreeBank) -> TreeBank:
+    """The bank with a threshold at its texts' median entropy: its own tuning may well keep a single tree."""
+    assert bank.tuning is not None
+    starts = step_starts(bank.tuning.ranked(), [bank.overall.tree(size) for size in PROBES], bank.entropy_window)
+    threshold = float(np.median(starts.entropy))
+    halves = (starts.entropy < threshold, starts.entropy >= threshold)
+    bins = [frontier_of(starts.ranks[half], len(bank.overall.paths), float(half.mean())) for half in halves]
+    return bank.model_copy(update={"thresholds": [threshold], "bins": bins})
 
 
 @pytest.fixture(scope="module")
