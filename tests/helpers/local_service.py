@@ -8,12 +8,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 from entmtp.ray_head import free_ports
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 MODEL = "smollm2-135m"
 START_SECONDS = 300
 

@@ -14,8 +14,8 @@ from ray.serve.schema import ServeDeploySchema
 import entmtp
 from deployments.serve_local import node_environment
 from deployments.settings import AppArgs, EngineArgs, EngineChanges
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "deployments"
 ENTMTP = entmtp.__version__
 

@@ -17,9 +17,9 @@ from entmtp.evaluation.results.rows import read_parts
 from entmtp.evaluation.results.storage import open_store
 from entmtp.evaluation.run.arms import default_arms
 from entmtp.tracking.client import default_tracking_uri
+from tests.helpers.paths import ROOT
 from tests.helpers.saved_project import SUITES, Saved, save_project
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 SECONDS = 600

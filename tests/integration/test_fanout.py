@@ -24,9 +24,9 @@ from entmtp.evaluation.run.run import run_units
 from entmtp.evaluation.run.units import Unit
 from entmtp.evaluation.run.work_queue import TRIES, Outcome
 from jobs.pool import WorkerPool
+from tests.helpers.paths import ROOT
 from tests.helpers.saved_project import Saved, save_project
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 NODES, UNITS = 4, 200

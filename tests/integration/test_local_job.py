@@ -13,8 +13,8 @@ import pytest
 
 from entmtp.errors import EntMTPError
 from entmtp.lasting import check_lasting
+from tests.helpers.paths import ROOT
 
-REPOSITORY = Path(__file__).parents[2]
 JOB = """
 import json, os, sys
 from pathlib import Path
@@ -33,7 +33,7 @@ sys.exit("--fail" in sys.argv)
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "jobs" / "local.py"), "jobs/small.py", *arguments]
+    command = [sys.executable, str(ROOT / "jobs" / "local.py"), "jobs/small.py", *arguments]
     quiet = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.run(command, cwd=folder, env=quiet, capture_output=True, text=True, timeout=300, check=False)
 
@@ -42,7 +42,7 @@ def lay_out_checkout(folder: Path) -> None:
     """A checkout's look: sources to upload, and things that must stay behind."""
     for name in (".gitignore", ".rayignore", "entmtp/__init__.py"):
         (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copy(REPOSITORY / name, folder / name)
+        shutil.copy(ROOT / name, folder / name)
     for name in (".venv", "mlruns", "build", ".git"):
         (folder / name).mkdir()
         (folder / name / "big").write_text("must not travel")
@@ -58,7 +58,7 @@ def test_a_job_runs_in_an_upload_writes_here_and_its_failure_is_ours(tmp_path: P
     seen = json.loads((tmp_path / "results" / "seen.json").read_text())
     assert not {".venv", "mlruns", "build", ".git", "results"} & set(seen["here"])
     assert {"entmtp", "jobs"} <= set(seen["here"])
-    assert not Path(seen["entmtp"]).is_relative_to(REPOSITORY)
+    assert not Path(seen["entmtp"]).is_relative_to(ROOT)
     assert seen["python"] == sys.executable
     with pytest.raises(EntMTPError, match="would lie in the temporary copy"):
         check_lasting("results", Path(seen["folder"]) / "results")

@@ -25,7 +25,8 @@ import yaml
 
 from entmtp.files import write_text
 from entmtp.ray_head import free_ports
-from tests.helpers.local_service import MODEL, ROOT
+from tests.helpers.local_service import MODEL
+from tests.helpers.paths import ROOT
 
 START_SECONDS = 300
 LISTEN = "0A"

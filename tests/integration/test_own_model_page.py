@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from entmtp.ray_head import free_ports
+from tests.helpers.paths import ROOT
 from tests.helpers.saved_project import save_tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "your-own-model.md"
 BINARIES = Path(sys.executable).parent
 PROMPTS = 200

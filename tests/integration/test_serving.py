@@ -29,7 +29,8 @@ from entmtp.llm import LLM, EngineSettings, SamplingParams
 from entmtp.loadtest.traffic import Endpoint, Traffic
 from entmtp.models.loading.load import encode_chat
 from entmtp.suites import PAPER_SUITES, scored_prompts
-from tests.helpers.local_service import MODEL, ROOT, Served, started
+from tests.helpers.local_service import MODEL, Served, started
+from tests.helpers.paths import ROOT
 from tests.helpers.tiny_models import greedy
 
 PROMPTS = ["Why is the sky blue?", "Name three rivers.", "Write a haiku about rain.", "What is 17 times 3?"]

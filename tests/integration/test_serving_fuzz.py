@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.core.result import Ok
 
-from tests.helpers.local_service import MODEL, ROOT, started
+from tests.helpers.local_service import MODEL, started
+from tests.helpers.paths import ROOT
 
 CASES = 2000
 

@@ -15,8 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from entmtp.cli_errors import EXTRA_OF, told_plainly
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 BENCHMARK = {"entmtp.evaluation.run.local_executor"}
 """Modules that the command line imports for `entmtp benchmark` alone, which has an extra."""

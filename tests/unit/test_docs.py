@@ -15,8 +15,8 @@ import typer
 from entmtp.cli import app
 from entmtp.evaluation.run.arms import quick_arms
 from entmtp.settings import PROFILES, QUICK
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GENERATED = {"performance.md", "study.md"}
 ELSEWHERE = re.compile(r"\bneeds an? (GPU|cluster)\b", re.IGNORECASE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -22,8 +21,8 @@ from entmtp.policies.probing import SHARE
 from entmtp.settings import PAPER_TEMPERATURE
 from entmtp.suites.jail import MAX_MEMORY_BYTES
 from entmtp.suites.sandbox import TIME_LIMIT_SECONDS
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 GENERATED = {"performance.md", "study.md"}
 PAGES = {
     path.name if path.parent == ROOT else f"docs/{path.name}": path

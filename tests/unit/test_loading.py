@@ -28,6 +28,7 @@ from entmtp.trees.bank import load_bank
 from entmtp.trees.tuning_texts import TuningTexts
 from tests.helpers.calm_and_wild_texts import moody_text
 from tests.helpers.chained_models import save_chained
+from tests.helpers.paths import ROOT
 from tests.helpers.saved_project import Saved, save_project
 from tests.helpers.small_cases import small_cost
 from tests.helpers.tiny_models import greedy
@@ -175,5 +176,5 @@ def test_help_and_docs_say_which_method_is_the_default(capsys: pytest.CaptureFix
         cli.app(["generate", "--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert f"(default: {CPU_METHOD} on a CPU, {GPU_METHOD} on a GPU)" in shown
-    docs = Path(__file__).resolve().parents[2] / "docs" / "README.md"
+    docs = ROOT / "docs" / "README.md"
     assert f"`{CPU_METHOD}` on a CPU and `{GPU_METHOD}` on a GPU" in docs.read_text(encoding="utf-8")

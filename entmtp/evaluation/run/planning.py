@@ -7,7 +7,6 @@ from pathlib import Path
 
 from entmtp import methods
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.training_overlap import training_overlap
 from entmtp.evaluation.results.storage import Store
 from entmtp.evaluation.run.arms import (
     TRANSFER,
@@ -20,6 +19,7 @@ from entmtp.evaluation.run.arms import (
 )
 from entmtp.evaluation.run.options import named_paths
 from entmtp.evaluation.run.plan import Plan, bank_task, identity_of
+from entmtp.evaluation.run.training_overlap import training_overlap
 from entmtp.evaluation.run.units import make_units
 from entmtp.evaluation.run.worker import Workplace
 from entmtp.heads.checkpoint import KINDS, bundled_heads

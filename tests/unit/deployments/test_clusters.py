@@ -15,7 +15,8 @@ from ray._private.label_utils import validate_node_labels
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli
 
-from tests.helpers.strict_files import FOLDER, ROOT, constraint, extras, load, serving_environment
+from tests.helpers.paths import ROOT
+from tests.helpers.strict_files import FOLDER, constraint, extras, load, serving_environment
 
 AWS, GCP = ROOT / "cluster.yaml", FOLDER / "clusters" / "gcp.yaml"
 files = pytest.mark.parametrize("path", [AWS, GCP], ids=["aws", "gcp"])

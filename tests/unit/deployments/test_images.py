@@ -13,10 +13,10 @@ from ray.serve.scripts import cli as serve_cli
 
 from deployments.http.auth import VARIABLE
 from deployments.serve_local import read_config
+from tests.helpers.paths import ROOT
 from tests.helpers.strict_files import (
     ENTMTP,
     FOLDER,
-    ROOT,
     constraint,
     engines_of,
     extras,

@@ -14,16 +14,8 @@ import yaml
 from deployments.http.auth import VARIABLE
 from entmtp.evaluation.run.command import benchmark_command
 from tests.helpers.kuberay_schema import problems
-from tests.helpers.strict_files import (
-    ENTMTP,
-    FOLDER,
-    ROOT,
-    constraint,
-    engines_of,
-    image_environment,
-    image_stages,
-    routes,
-)
+from tests.helpers.paths import ROOT
+from tests.helpers.strict_files import ENTMTP, FOLDER, constraint, engines_of, image_environment, image_stages, routes
 
 KUBERAY = FOLDER / "kuberay"
 Manifest = dict[str, Any]

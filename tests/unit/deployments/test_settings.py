@@ -16,9 +16,10 @@ from deployments.protocol.schema import Speculation
 from deployments.serve_local import read_config
 from deployments.settings import AppArgs
 from entmtp.errors import EntMTPError
+from tests.helpers.paths import ROOT
 from tests.helpers.strict_files import engines_of, unknown_keys
 
-FOLDER = Path(__file__).resolve().parents[3] / "deployments"
+FOLDER = ROOT / "deployments"
 ENGINE = {"name": "a", "model_name": "m"}
 
 

@@ -27,6 +27,7 @@ from entmtp.suites.load import SAMPLES
 from entmtp.suites.protocols import PROTOCOLS
 from entmtp.suites.sharegpt import MAX_CONVERSATION_CHARACTERS
 from entmtp.trees.bank import MIXED
+from tests.helpers.paths import ROOT
 
 QUESTION = {"question_id": 81, "category": "writing", "turns": ["Write a poem.", "Make it shorter."]}
 
@@ -81,7 +82,7 @@ def test_every_suite_has_its_row_in_the_table_and_only_the_papers_have_banks() -
 
 
 def test_the_page_about_suites_names_every_one_with_its_budget() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "suites.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "suites.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `([a-z0-9N-]+)` \|.*\| ([\d,]+) \|[^|]*\|[^|]*\|[^|]*\|$", page, re.MULTILINE))
     told = {name: int(tokens.replace(",", "")) for name, tokens in rows.items()}
     assert told == {name: protocol.max_new_tokens for name, protocol in PROTOCOLS.items()}

@@ -21,8 +21,8 @@ from entmtp.loadtest.load_summary import LoadSummary
 from entmtp.suites import SUITES
 from entmtp.tracking.names import check_names, key_part
 from jobs.load import main
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 ALL = dict.fromkeys([*methods.offered(), *methods.names()])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from entmtp.evaluation.analysis.overlap_description import UNKNOWN, Overlap, in_words, overlap_caveats, overlap_metrics
-from entmtp.evaluation.analysis.training_overlap import training_overlap
+from entmtp.evaluation.run.training_overlap import training_overlap
 from entmtp.evaluation.run.units import Unit, make_units
 from entmtp.heads.training_prompts import write_training_prompts
 from entmtp.prompt_hash import prompt_hash
