@@ -18,8 +18,8 @@ import typer
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
-from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
+from entmtp.decoding.outputs import Completion
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.arms import Toolbox, make_policy

@@ -31,9 +31,9 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from entmtp.cli_errors import told_plainly
-from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure_cost import machine_cost
+from entmtp.decoding.outputs import Completion
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.files import write_whole

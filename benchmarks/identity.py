@@ -25,10 +25,9 @@ from benchmarks.lib.shapes import SHAPES, random_heads, random_model, shape_of
 from benchmarks.step import TYPES
 from benchmarks.undrafted import PLAIN, engine_of
 from entmtp.cli_errors import told_plainly
-from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
-from entmtp.decoding.logprobs import TokenLogprobs
 from entmtp.decoding.measure_cost import sized_tree
+from entmtp.decoding.outputs import Completion, TokenLogprobs
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.arms import Toolbox, make_policy
 from entmtp.intervals import Estimate, interval, proportion

@@ -22,7 +22,7 @@ from rich.progress import track
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
 from deployments.serve_local import service
 from entmtp.cli_errors import told_plainly
-from entmtp.decoding.completion import Completion
+from entmtp.decoding.outputs import Completion
 from entmtp.errors import EntMTPError
 from entmtp.intervals import Estimate, paired_ratio, ratio
 from entmtp.loading import MethodSpec, load_method

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from entmtp.decoding.completion import Completion
+from entmtp.decoding.outputs import Completion
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.loading import MethodSpec, load_method

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from entmtp import methods
 from entmtp.calibration.thresholds import retuned
-from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure_cost import learnt_costs, machine_cost
+from entmtp.decoding.outputs import Completion
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads

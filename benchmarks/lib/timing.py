@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from entmtp.decoding.measure_cost import PARTS, StepBench, interleaved
-from entmtp.decoding.request import StepRecord
+from entmtp.decoding.outputs import StepRecord
 from entmtp.policies.base import Policy, RequestPolicy
 from entmtp.policies.ladder import Ladder, LadderPolicy
 from entmtp.policies.signals import Signals

@@ -13,8 +13,7 @@ from typing import Literal, get_args
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from entmtp.decoding.completion import Completion, FinishReason
-from entmtp.decoding.progress import EngineStatistics, Progress
+from entmtp.decoding.outputs import Completion, EngineStatistics, FinishReason, RequestOutput
 
 PREFIX = "entmtp_"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -117,7 +116,7 @@ class EngineMetrics:
             ("outstanding_tokens", statistics.outstanding_tokens),
             ("kv_cache_usage_perc", statistics.cache_tokens / max(1, statistics.cache_capacity)),
             ("goodput_tokens_per_second", 1e3 * statistics.goodput),
-            ("goodput_foretold_tokens_per_second", 1e3 * (statistics.goodput_foretold or 0.0)),
+            ("goodput_foretold_tokens_per_second", 1e3 * (statistics.predicted_goodput or 0.0)),
         ):
             self._gauges[name].set(value)
 
@@ -130,7 +129,7 @@ class RequestMetrics:
         self._came = time.perf_counter()
         self._begun = False
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: RequestOutput) -> None:
         """Takes in what a step brought."""
         seconds = time.perf_counter() - self._came
         if progress.tokens:

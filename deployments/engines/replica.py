@@ -21,7 +21,7 @@ from deployments.settings import EngineArgs, EngineChanges
 from deployments.start_progress import tell
 from entmtp.decoding.async_engine import AsyncEngine, EngineDeadError
 from entmtp.decoding.engine import Engine, EngineFullError
-from entmtp.decoding.progress import EngineStatistics, Progress
+from entmtp.decoding.outputs import EngineStatistics, RequestOutput
 from entmtp.decoding.request import InvalidRequestError, Request
 from entmtp.errors import EntMTPError
 from entmtp.loading import MethodSpec, check_method, load_method, policy_of
@@ -132,7 +132,7 @@ class EngineReplica:
         except EntMTPError as error:
             yield Failure("failed", str(error))
 
-    def _delta(self, progress: Progress) -> Delta:
+    def _delta(self, progress: RequestOutput) -> Delta:
         account = Account.of(progress.completion, self._method) if progress.finish_reason else None
         return Delta(0, progress.tokens, progress.text, progress.logprobs, progress.finish_reason, account)
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from entmtp.decoding.completion import Completion, FinishReason
-from entmtp.decoding.logprobs import TokenLogprobs
 from entmtp.decoding.measure_cost import PARTS
+from entmtp.decoding.outputs import Completion, FinishReason, TokenLogprobs
 from entmtp.loading import MethodSpec
 from entmtp.settings import SamplingParams
 

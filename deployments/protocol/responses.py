@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from deployments.protocol.messages import Account, Call, Delta
 from entmtp.decoding.detokenizer import Detokenizer
-from entmtp.decoding.logprobs import TokenLogprobs
+from entmtp.decoding.outputs import TokenLogprobs
 from entmtp.decoding.token_texts import Position, TokenText, TokenTexts
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.faults import description
-from entmtp.decoding.progress import Progress
+from entmtp.decoding.outputs import RequestOutput
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 
@@ -30,16 +30,16 @@ class _Mailbox:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Progress | EntMTPError] = asyncio.Queue()
+        self._queue: asyncio.Queue[RequestOutput | EntMTPError] = asyncio.Queue()
 
-    def put(self, item: Progress | EntMTPError) -> None:
+    def put(self, item: RequestOutput | EntMTPError) -> None:
         """From any thread; what comes after the event loop has closed is lost with its reader."""
         try:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
         except RuntimeError:
             _log.debug("an event loop closed before its request had ended")
 
-    async def get(self) -> Progress:
+    async def get(self) -> RequestOutput:
         item = await self._queue.get()
         if isinstance(item, EntMTPError):
             raise item
@@ -89,7 +89,7 @@ class AsyncEngine:
             self._wake.notify()
         self._thread.join()
 
-    async def generate(self, request: Request) -> AsyncGenerator[Progress]:
+    async def generate(self, request: Request) -> AsyncGenerator[RequestOutput]:
         """Yields what each step brings, until the request has ended; a caller that stops listening cancels it.
 
         Raises:
@@ -105,11 +105,11 @@ class AsyncEngine:
         try:
             self._order(lambda: self._submit(request, mailbox))
             while True:
-                progress = await mailbox.get()
-                yield progress
-                if progress.finish_reason:
-                    if progress.finish_reason == "error":
-                        raise EntMTPError(progress.completion.error or "engine: the request failed")
+                output = await mailbox.get()
+                yield output
+                if output.finish_reason:
+                    if output.finish_reason == "error":
+                        raise EntMTPError(output.completion.error or "engine: the request failed")
                     return
         finally:
             self._mailboxes.pop(request.id, None)
@@ -168,9 +168,9 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             while self._next_orders():
-                for progress in self.engine.step():
-                    if (mailbox := self._mailboxes.get(progress.id)) is not None:
-                        mailbox.put(progress)
+                for output in self.engine.step():
+                    if (mailbox := self._mailboxes.get(output.id)) is not None:
+                        mailbox.put(output)
         except BaseException as error:  # whatever it is, those who wait must hear of it
             self._error = error
             _log.exception("the engine's loop has ended")

@@ -10,12 +10,10 @@ from collections.abc import Iterator, Sequence
 
 from tokenizers import Tokenizer
 
-from entmtp.decoding.completion import Completion, FinishReason
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.faults import NotNumbersError, description, is_out_of_memory
 from entmtp.decoding.job import Job
-from entmtp.decoding.logprobs import logprobs_of
-from entmtp.decoding.progress import EngineStatistics, Progress
+from entmtp.decoding.outputs import Completion, EngineStatistics, FinishReason, RequestOutput, logprobs_of
 from entmtp.decoding.request import InvalidRequestError, Request, RunningRequest, check_request
 from entmtp.decoding.sampling import Sampler
 from entmtp.decoding.slots import Slots
@@ -98,7 +96,7 @@ class Engine:
             steps=self._steps,
             tokens=self._tokens,
             goodput=self._gained.value / seconds / 1e3 if seconds else 0.0,
-            goodput_foretold=self.policy.foretold,
+            predicted_goodput=self.policy.foretold,
         )
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Completion:
@@ -112,7 +110,7 @@ class Engine:
 
     def stream(
         self, prompt: Sequence[int], params: SamplingParams, completion: Completion, continues_text: bool = False
-    ) -> Iterator[Progress]:
+    ) -> Iterator[RequestOutput]:
         """Completes ``prompt``, alone in the engine: yields what each step brings and fills in ``completion``.
 
         Raises:
@@ -121,9 +119,9 @@ class Engine:
         self.submit(Request("stream", prompt, params, continues_text=continues_text), completion)
         try:
             while not self.idle:
-                for progress in self.step():
-                    if progress.completion is completion:
-                        yield progress
+                for output in self.step():
+                    if output.completion is completion:
+                        yield output
         finally:
             self.cancel("stream")
         if completion.error:
@@ -197,7 +195,7 @@ class Engine:
             if job.request.id == id:
                 self._finish(job, "cancelled")
 
-    def step(self) -> list[Progress]:
+    def step(self) -> list[RequestOutput]:
         """Lets waiting requests in, reads prompts, and moves all that run on by one step.
 
         What goes wrong with one request ends that one with an error and touches no other. What can't be told from a
@@ -212,7 +210,7 @@ class Engine:
         self._state = DecodingState(self.backbone, self.heads, self.settings.slots, capacity)
         self._slots = Slots(self._state.cache, self.settings.prefix_reuse)
 
-    def _admit(self) -> list[Progress]:
+    def _admit(self) -> list[RequestOutput]:
         """First come, first served."""
         failed = []
         while self._waiting and self._has_room:
@@ -241,10 +239,10 @@ class Engine:
             # Powers of two, so that it seldom has to grow.
             self._allocate(1 << (_rows(tokens) - 1).bit_length())
 
-    def _read_prompts(self) -> list[Progress]:
+    def _read_prompts(self) -> list[RequestOutput]:
         """Reads as many prompt tokens as may come between two steps, of the oldest request first."""
         budget = self.settings.prefill_tokens
-        failed: list[Progress] = []
+        failed: list[RequestOutput] = []
         for job in [job for job in self._jobs if job.running is None]:
             part = job.request.prompt[job.read : job.read + budget]
             if not part:
@@ -288,12 +286,12 @@ class Engine:
         assert self._slots is not None
         return self._state, self._slots
 
-    def _decode(self, jobs: list[Job]) -> list[Progress]:
+    def _decode(self, jobs: list[Job]) -> list[RequestOutput]:
         slots = self._memory()[1]
-        progress = self._compact_slots(jobs)
+        outputs = self._compact_slots(jobs)
         jobs = sorted((job for job in jobs if job in self._jobs), key=lambda job: job.slot)
         if not jobs:
-            return progress
+            return outputs
         requests = [job.running for job in jobs if job.running is not None]
         before = [len(request.tokens) for request in requests]
         began = time.perf_counter()
@@ -305,12 +303,12 @@ class Engine:
         self._tokens += gained
         for job, request, begin in zip(jobs, requests, before, strict=True):
             slots.write(job.slot, request.tokens[begin:])
-            progress.append(self._outcome(job, request))
+            outputs.append(self._outcome(job, request))
         for request in requests:
             self._check_alive(request.failure)
-        return progress
+        return outputs
 
-    def _compact_slots(self, running: Sequence[Job]) -> list[Progress]:
+    def _compact_slots(self, running: Sequence[Job]) -> list[RequestOutput]:
         """Moves the ``running`` into the first slots.
 
         A step reads slots that follow one another where they lie, and needs graphs by their number alone.
@@ -331,27 +329,27 @@ class Engine:
                 job.move({one: other, other: one}.get(job.slot, job.slot))
         return []
 
-    def _outcome(self, job: Job, request: RunningRequest) -> Progress:
+    def _outcome(self, job: Job, request: RunningRequest) -> RequestOutput:
         if request.failure is not None:
             return self._fail(job, request.failure, "a step of it")
         if math.isnan(request.entropy):
             return self._fail(job, NotNumbersError(), "a step of it")
         try:
-            progress = job.take_in(request)
+            output = job.take_in(request)
         except Exception as error:
             return self._fail(job, error, "making its text")
-        if progress.finish_reason:
-            self._finish(job, progress.finish_reason)
-        return progress
+        if output.finish_reason:
+            self._finish(job, output.finish_reason)
+        return output
 
-    def _finish(self, job: Job, reason: FinishReason, error: str | None = None) -> Progress:
+    def _finish(self, job: Job, reason: FinishReason, error: str | None = None) -> RequestOutput:
         job.completion.finish_reason, job.completion.error = reason, error
         if job in self._jobs:
             self._jobs.remove(job)
             self._memory()[1].release(job.slot, dirty=error is not None or not self._is_finite(job))
         else:
             self._waiting.remove(job)
-        return Progress(job.request.id, [], "", [], reason, job.completion)
+        return RequestOutput(job.request.id, [], "", [], reason, job.completion)
 
     def _is_finite(self, job: Job) -> bool:
         """Whether all rows of its slot are numbers, as far as that can be told."""
@@ -362,7 +360,7 @@ class Engine:
         except RuntimeError:
             return False
 
-    def _fail(self, job: Job, error: Exception, doing: str) -> Progress:
+    def _fail(self, job: Job, error: Exception, doing: str) -> RequestOutput:
         _log.error("request %s: %s failed", job.request.id, doing, exc_info=error)
         return self._finish(job, "error", description(error, doing))
 

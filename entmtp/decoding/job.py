@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from entmtp.decoding.completion import Completion, cut
-from entmtp.decoding.progress import Progress
+from entmtp.decoding.outputs import Completion, RequestOutput, check_stop
 from entmtp.decoding.request import Request, RunningRequest
 from entmtp.decoding.sampling import Sampler
 from entmtp.decoding.text import TextStream
@@ -44,11 +43,11 @@ class Job:
         request = self.request
         return len(request.prompt) - self.read + request.params.max_tokens - len(self.completion.tokens)
 
-    def take_in(self, running: RunningRequest) -> Progress:
+    def take_in(self, running: RunningRequest) -> RequestOutput:
         """Makes text and log-probabilities of the tokens of a step, up to where the answer ends."""
         done, params = self.completion, self.request.params
         begin = len(done.tokens)
-        count, reason = cut(running.tokens[begin:], params.max_tokens - begin, self.sampler.stops)
+        count, reason = check_stop(running.tokens[begin:], params.max_tokens - begin, self.sampler.stops)
         new = running.tokens[begin : begin + count]
         text = ""
         if self.text is not None:
@@ -65,4 +64,4 @@ class Job:
         done.steps = running.steps
         done.seconds = time.perf_counter() - self.arrived
         done.first_token_seconds = done.first_token_seconds or done.seconds
-        return Progress(self.request.id, new, text, logprobs, reason, done)
+        return RequestOutput(self.request.id, new, text, logprobs, reason, done)

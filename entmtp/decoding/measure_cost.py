@@ -11,7 +11,8 @@ from typing import TypeVar
 import numpy as np
 from filelock import FileLock
 
-from entmtp.decoding.request import RunningRequest, StepRecord
+from entmtp.decoding.outputs import StepRecord
+from entmtp.decoding.request import RunningRequest
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads

@@ -1,4 +1,4 @@
-"""A request while it runs, and what each of its steps did."""
+"""A request, and its state while it runs."""
 
 from __future__ import annotations
 
@@ -6,39 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from entmtp.decoding.logprobs import TokenLogprobs
+from entmtp.decoding.outputs import StepRecord, TokenLogprobs
 from entmtp.decoding.sampling import GREEDY, Sampler
 from entmtp.errors import EntMTPError
-from entmtp.policies.signals import Signals, SignalTracker
+from entmtp.policies.signals import SignalTracker
 from entmtp.settings import SamplingParams
 from entmtp.trees.bank import MAX_NODES
-from entmtp.trees.topology import Path, Topology
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """One step of one request. Times are milliseconds; ``gained`` counts the root, before any cut at the end.
-
-    ``captures`` counts the parts that were captured as CUDA graphs in it. A ``settled`` step did nothing for the first
-    times: its parts were replays, or never are captured.
-    """
-
-    position: int
-    topology: Topology
-    path: Path
-    signals: Signals
-    draft_ms: float
-    verify_ms: float
-    accept_ms: float
-    compact_ms: float
-    policy_ms: float
-    captures: int
-    settled: bool
-
-    @property
-    def gained(self) -> int:
-        """Tokens that the step kept: the root and the accepted path."""
-        return 1 + len(self.path)
 
 
 class InvalidRequestError(EntMTPError):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from entmtp.decoding.acceptance import Accepted, Outcome, greedy, sampled
-from entmtp.decoding.logprobs import TokenLogprobs, logprobs_of
-from entmtp.decoding.request import RunningRequest, StepRecord
+from entmtp.decoding.outputs import StepRecord, TokenLogprobs, logprobs_of
+from entmtp.decoding.request import RunningRequest
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.timers import Stopwatch
 from entmtp.policies.base import Policy
@@ -123,7 +123,7 @@ def _record(
 ) -> StepRecord:
     path = topology.paths[outcome.node - 1] if outcome.node else ()
     times = {f"{part}_ms": time for part, time in ms.items()}
-    return StepRecord(seen.position, topology, path, seen, captures=captures, settled=settled, **times)
+    return StepRecord(seen.position, topology, path, seen, captures=captures, is_steady=settled, **times)
 
 
 def _move_on(request: RunningRequest, outcome: Outcome, policy_state: Any, record: StepRecord) -> None:

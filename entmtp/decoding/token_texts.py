@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from entmtp.decoding.detokenizer import Detokenizer
-from entmtp.decoding.logprobs import TokenLogprobs
 from entmtp.decoding.offsets import offsets_after
+from entmtp.decoding.outputs import TokenLogprobs
 
 
 @dataclass(frozen=True)

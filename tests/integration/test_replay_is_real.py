@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.calibration.policy_replay import ExpansionAt, ReplayedStep, replayed
 from entmtp.calibration.thresholds import PROBES, frontier_of, step_starts
-from entmtp.decoding.request import StepRecord
+from entmtp.decoding.outputs import StepRecord
 from entmtp.evaluation.run.arms import Toolbox, make_engine
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.build import build_backbone

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from entmtp.decoding.job import Job
-from entmtp.decoding.progress import Progress
+from entmtp.decoding.outputs import RequestOutput
 from entmtp.decoding.request import RunningRequest
 from entmtp.errors import EntMTPError
 from entmtp.llm import LLM, EngineSettings, SamplingParams
@@ -100,7 +100,7 @@ def test_an_answer_that_fails_comes_back_with_its_error_beside_whole_ones(
 ) -> None:
     take_in = Job.take_in
 
-    def fail_one(job: Job, running: RunningRequest) -> Progress:
+    def fail_one(job: Job, running: RunningRequest) -> RequestOutput:
         if job.request.id == "1.0":
             raise ValueError("no text")
         return take_in(job, running)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
+from entmtp.decoding.outputs import Completion
 from entmtp.evaluation.run.arms import Foresight, Toolbox, make_engine, make_policy
 from entmtp.settings import EngineSettings, SamplingParams
 
@@ -56,7 +56,7 @@ class ArmEngines:
     def warm_up(self, arm: str, ids: Sequence[int], params: SamplingParams) -> None:
         """Runs a request untimed until each of its steps takes what it always will: its graphs are all there."""
         for _ in range(MOST_WARM_RUNS):
-            if not self.complete(arm, ids, params).unsettled_steps:
+            if not self.complete(arm, ids, params).unsteady_steps:
                 return
         _log.warning("%s: after %d untimed runs its steps still need new CUDA graphs", arm, MOST_WARM_RUNS)
 

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 
 import entmtp.calibration.yardsticks  # noqa: F401  registers its policies
 from entmtp import methods
-from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
+from entmtp.decoding.outputs import Completion
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from entmtp.decoding.completion import Completion
+from entmtp.decoding.outputs import Completion
 from entmtp.evaluation.analysis.score import score
 from entmtp.evaluation.results.rows import RequestRow, StepRow
 from entmtp.evaluation.run.reference import Reference, first_difference
@@ -39,7 +39,7 @@ def request_row(
         steps=len(done.steps),
         drafted=done.drafted,
         captures=done.captures,
-        unsettled_steps=done.unsettled_steps,
+        unsettled_steps=done.unsteady_steps,
         seconds=done.seconds,
         prefill_seconds=done.prefill_seconds,
         draft_seconds=done.part_seconds("draft"),

@@ -21,8 +21,8 @@ import torch
 
 from entmtp import methods
 from entmtp.calibration.thresholds import retuned
-from entmtp.decoding.completion import Completion
 from entmtp.decoding.measure_cost import step_cost
+from entmtp.decoding.outputs import Completion
 from entmtp.evaluation.results.rows import RequestRow, StepRow, tables_of
 from entmtp.evaluation.run.arm_engines import ArmEngines, complete
 from entmtp.evaluation.run.arms import (

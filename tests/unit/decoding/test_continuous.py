@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from entmtp.decoding import engine as module
 from entmtp.decoding.engine import Engine, EngineFullError
-from entmtp.decoding.progress import Progress
+from entmtp.decoding.outputs import RequestOutput
 from entmtp.decoding.request import Request, RunningRequest
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
@@ -45,7 +45,7 @@ def engine_of(backbone: Backbone, heads: DraftHeads, policy: str = "sequence", *
     return Engine(backbone, heads, POLICIES[policy], EngineSettings.parse(**sizes))
 
 
-def run(engine: Engine) -> list[Progress]:
+def run(engine: Engine) -> list[RequestOutput]:
     progress = []
     while not engine.idle:
         progress += engine.step()

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.graphs import Graphs
+from entmtp.decoding.outputs import Completion
 from entmtp.decoding.request import Request
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone

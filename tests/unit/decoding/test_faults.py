@@ -16,13 +16,11 @@ from entmtp.decoding import step as step_module
 from entmtp.decoding import step_retry
 from entmtp.decoding.acceptance import Accepted, Outcome
 from entmtp.decoding.acceptance import greedy as accept_greedily
-from entmtp.decoding.completion import Completion
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.faults import is_out_of_memory
 from entmtp.decoding.graphs import Graphs, Recording
-from entmtp.decoding.logprobs import logprobs_of
-from entmtp.decoding.progress import Progress
+from entmtp.decoding.outputs import Completion, RequestOutput, logprobs_of
 from entmtp.decoding.request import Request
 from entmtp.decoding.sampling import Sampler
 from entmtp.decoding.text import TextStream
@@ -102,7 +100,7 @@ def serve(engine: Engine) -> list[Completion]:
     return done
 
 
-def run(engine: Engine) -> list[Progress]:
+def run(engine: Engine) -> list[RequestOutput]:
     progress = []
     while not engine.idle:
         progress += engine.step()

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
+from entmtp.decoding.outputs import Completion
 from entmtp.decoding.request import Request
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.native.cache import NativeDrafter

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from entmtp.decoding import measure_cost
-from entmtp.decoding.request import StepRecord
+from entmtp.decoding.outputs import StepRecord
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.incremental_decoder import IncrementalDecoder
-from entmtp.decoding.logprobs import TokenLogprobs
+from entmtp.decoding.outputs import TokenLogprobs
 from entmtp.decoding.token_texts import Position, TokenTexts
 from tests.helpers.tokenizers import KINDS, SPACE, byte_level, ids, made, random_tokens
 

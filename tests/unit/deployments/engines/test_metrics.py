@@ -9,8 +9,7 @@ import pytest
 
 from deployments.engines.metrics import ENGINE_METRICS, EngineMetrics, zero_lines
 from deployments.engines.metrics_scrape import merged_text
-from entmtp.decoding.completion import Completion, FinishReason
-from entmtp.decoding.progress import EngineStatistics, Progress
+from entmtp.decoding.outputs import Completion, EngineStatistics, FinishReason, RequestOutput
 
 
 class Recorded(EngineMetrics):
@@ -29,8 +28,8 @@ class Recorded(EngineMetrics):
         self.seen[name].append(seconds)
 
 
-def progress(tokens: list[int], completion: Completion, end: FinishReason | None = None) -> Progress:
-    return Progress("r", tokens, "", [], end, completion)
+def progress(tokens: list[int], completion: Completion, end: FinishReason | None = None) -> RequestOutput:
+    return RequestOutput("r", tokens, "", [], end, completion)
 
 
 def test_the_first_token_is_seen_once_and_when_it_comes() -> None:

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from entmtp.decoding.completion import Completion
 from entmtp.decoding.graphs import Graphs
+from entmtp.decoding.outputs import Completion
 from entmtp.evaluation.results.rows import RequestRow, StepRow
 from entmtp.evaluation.run import arm_engines
 from entmtp.evaluation.run.arm_engines import MOST_WARM_RUNS, ArmEngines
@@ -120,7 +120,7 @@ def test_warming_up_ends_where_it_never_would(
     def restless(engines: ArmEngines, arm: str, ids: Sequence[int], params: SamplingParams) -> Completion:
         runs.append(params)
         completion = arm_engines.complete(engines._engines[arm], ids, params)
-        completion.steps = [replace(step, settled=False) for step in completion.steps]
+        completion.steps = [replace(step, is_steady=False) for step in completion.steps]
         return completion
 
     monkeypatch.setattr(ArmEngines, "complete", restless)

@@ -6,7 +6,7 @@ import pytest
 from entmtp import methods
 from entmtp.calibration.trace_replay import best_schedule, right_path_schedule
 from entmtp.calibration.yardsticks import all_trees
-from entmtp.decoding.completion import Completion
+from entmtp.decoding.outputs import Completion
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.arms import Foresight, Toolbox, check_acceptance, lossless_arms, make_engine, make_policy
 from entmtp.methods import check_arms

@@ -9,8 +9,8 @@ import torch
 from tokenizers import Tokenizer, models
 
 from entmtp import methods
-from entmtp.decoding.completion import Completion
 from entmtp.decoding.engine import Engine
+from entmtp.decoding.outputs import Completion
 from entmtp.evaluation.results.rows import RequestRow, StepRow
 from entmtp.evaluation.run import arm_engines
 from entmtp.evaluation.run import worker as worker_module

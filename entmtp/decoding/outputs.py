@@ -1,0 +1,196 @@
+"""Outputs of the engine: what each step did, what it added to a request, and how the engine fares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from entmtp.policies.signals import Signals
+from entmtp.trees.topology import Path, Topology
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of one request.
+
+    Attributes:
+        position: new tokens before the step.
+        path: the accepted path.
+        draft_ms, verify_ms, accept_ms, compact_ms, policy_ms: milliseconds of each part.
+        captures: parts that were captured as CUDA graphs in this step.
+        is_steady: whether no part was captured or ran for the first time: all were replays, or are never captured.
+    """
+
+    position: int
+    topology: Topology
+    path: Path
+    signals: Signals
+    draft_ms: float
+    verify_ms: float
+    accept_ms: float
+    compact_ms: float
+    policy_ms: float
+    captures: int
+    is_steady: bool
+
+    @property
+    def gained(self) -> int:
+        """New tokens of the step: the root and the accepted path, before any cut at the end."""
+        return 1 + len(self.path)
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """The model's own log-probabilities at one position, before sampling parameters shape them.
+
+    Attributes:
+        chosen: of the token that was generated.
+        top: the likeliest tokens with their log-probabilities, likeliest first.
+    """
+
+    chosen: float
+    top: list[tuple[int, float]]
+
+
+def logprobs_of(logits: torch.Tensor, tokens: Sequence[int], count: int) -> list[TokenLogprobs]:
+    """Log-probabilities of ``tokens [n]``, chosen from ``logits [n, vocab_size]``, with the ``count`` likeliest."""
+    log_probs = logits.float().log_softmax(-1)
+    chosen = log_probs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    top = log_probs.topk(count, dim=-1)
+    pairs = [list(zip(*row, strict=True)) for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+    return [TokenLogprobs(*each) for each in zip(chosen, pairs, strict=True)]
+
+
+@dataclass
+class Completion:
+    """The answer to a request, finished or still growing.
+
+    Attributes:
+        tokens: new tokens, the end-of-text token included where it came.
+        text: text of the tokens, without special tokens and stop strings; empty if the engine has no tokenizer.
+        logprobs: one entry per token, if requested.
+        steps: one record per step; the tokens of the last may have been cut.
+        finish_reason: why it ended; None while it runs. ``error`` says what went wrong.
+        seconds: from the arrival to the last token. It includes ``waiting_seconds`` for a slot, then
+            ``prefill_seconds`` until the prompt was read.
+        first_token_seconds: from the arrival to the first token (TTFT).
+        reused_tokens: prompt tokens that were in the cache already.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    reused_tokens: int = 0
+
+    @property
+    def tau(self) -> float:
+        """New tokens per step, root included."""
+        return len(self.tokens) / max(1, len(self.steps))
+
+    @property
+    def drafted(self) -> int:
+        """Tree nodes over all steps."""
+        return sum(step.topology.nodes for step in self.steps)
+
+    @property
+    def accepted(self) -> int:
+        """Accepted tree nodes over all steps, before any cut at the end."""
+        return sum(len(step.path) for step in self.steps)
+
+    @property
+    def accepted_by_depth(self) -> list[int]:
+        """Steps that accepted a node at depth 1, 2, ..."""
+        deepest = max((len(step.path) for step in self.steps), default=0)
+        return [sum(len(step.path) > depth for step in self.steps) for depth in range(deepest)]
+
+    @property
+    def tree_counts(self) -> dict[int, int]:
+        """Number of steps by tree size in nodes."""
+        return dict(sorted(Counter(step.topology.nodes for step in self.steps).items()))
+
+    @property
+    def tree_shares(self) -> dict[int, float]:
+        """Share of steps by tree size in nodes."""
+        return {nodes: count / len(self.steps) for nodes, count in self.tree_counts.items()}
+
+    @property
+    def captures(self) -> int:
+        """Parts that were captured as CUDA graphs, over all steps."""
+        return sum(step.captures for step in self.steps)
+
+    @property
+    def unsteady_steps(self) -> int:
+        """Steps with a part that was captured or ran for the first time, which take longer than later ones."""
+        return sum(not step.is_steady for step in self.steps)
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Seconds per token after the first (TPOT); 0 for a single token."""
+        return (self.seconds - self.first_token_seconds) / max(1, len(self.tokens) - 1)
+
+    def part_seconds(self, part: str) -> float:
+        """Seconds over all steps of 'draft', 'verify', 'accept', 'compact' or 'policy'."""
+        return sum(getattr(step, f"{part}_ms") for step in self.steps) / 1e3
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """What a step added to a request.
+
+    Attributes:
+        tokens, text, logprobs: new ones; text may lag behind the tokens.
+        finish_reason: why the request ended with this step; None if it goes on.
+        completion: the whole answer. It is shared with the engine, which may have added to it since.
+    """
+
+    id: str
+    tokens: list[int]
+    text: str
+    logprobs: list[TokenLogprobs]
+    finish_reason: FinishReason | None
+    completion: Completion
+
+
+@dataclass(frozen=True)
+class EngineStatistics:
+    """State of an engine.
+
+    Attributes:
+        running, waiting: requests.
+        outstanding_tokens: upper bound of the prompt and answer tokens that these requests still need.
+        cache_tokens: tokens of running requests in the cache; ``cache_capacity`` is the number that fit.
+        steps, tokens: since the start.
+        goodput: measured tokens per millisecond of the last steps; 0 before the first.
+        predicted_goodput: the policy's prediction of it; None before the first step, or if it predicts none.
+    """
+
+    running: int
+    waiting: int
+    outstanding_tokens: int
+    cache_tokens: int
+    cache_capacity: int
+    steps: int
+    tokens: int
+    goodput: float
+    predicted_goodput: float | None
+
+
+def check_stop(tokens: Sequence[int], limit: int, stops: frozenset[int]) -> tuple[int, FinishReason | None]:
+    """Count the ``tokens`` that belong to the answer, and find why they end it; at most ``limit`` may still come."""
+    for at, token in enumerate(tokens[:limit]):
+        if token in stops:
+            return at + 1, "stop"
+    return min(len(tokens), limit), "length" if len(tokens) >= limit else None
