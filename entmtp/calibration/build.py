@@ -95,7 +95,7 @@ class _Answer:
 
     def text(self, backbone: Backbone, heads: DraftHeads) -> TracedText:
         """The answer as the heads see it; those that look back on the prompt read the whole text again."""
-        if isinstance(heads, StatelessHeads) and heads.rows == NO_ROWS:
+        if isinstance(heads, StatelessHeads) and heads.cache_rows == NO_ROWS:
             return StatelessText(heads, self.states, self.tokens)
         if self.prompt is None:
             raise EntMTPError(
@@ -109,7 +109,7 @@ def read_text(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], answ
     """The text of a ``prompt`` and its ``answer [positions]`` as the heads see it, read by the model again."""
     tokens = torch.cat([torch.tensor(prompt, dtype=answer.dtype, device=answer.device), answer])
     cache = backbone.new_cache(slots=1, capacity=len(tokens))
-    return heads.text(backbone.prefill(tokens.tolist(), 0, cache), tokens, begin=len(prompt))
+    return heads.traced_text(backbone.prefill(tokens.tolist(), 0, cache), tokens, begin=len(prompt))
 
 
 def _answers(folder: Path, backbone: Backbone, prompts: Sequence[Sequence[int]]) -> Iterator[_Answer]:

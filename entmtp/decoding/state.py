@@ -35,7 +35,7 @@ class DecodingState:
         self.backbone = backbone
         self.heads = heads
         self.capacity = capacity
-        self.cache: TreeCache = backbone.new_cache(slots, capacity, NO_ROWS if heads is None else heads.rows)
+        self.cache: TreeCache = backbone.new_cache(slots, capacity, NO_ROWS if heads is None else heads.cache_rows)
         self.drafter = None if heads is None else heads.drafter(self.cache)
         self.root = torch.zeros(slots, dtype=torch.int64, device=backbone.device)
         self.read_hidden = torch.zeros(slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)

@@ -58,13 +58,13 @@ class DraftHeads(PreTrainedModel):
         self.fingerprint = ""  # of the checkpoint's weights, once loaded from one
         self.output_weight = torch.empty(0)
         self.output_bias: torch.Tensor | None = None
-        self.input_table = torch.empty(0)
+        self.input_embeddings = torch.empty(0)
         self._make_layer: MakeLayer | None = None
-        self._fixed: dict[tuple[str, int], FixedLinear] = {}
+        self._inference_layers: dict[tuple[str, int], FixedLinear] = {}
 
     def train(self, mode: bool = True) -> Self:
         """Layers made for inference would not see what training changes."""
-        self._fixed.clear()
+        self._inference_layers.clear()
         return super().train(mode)
 
     def linear(
@@ -74,9 +74,9 @@ class DraftHeads(PreTrainedModel):
         if self.training or not torch.is_inference_mode_enabled() or self._make_layer is None:
             return nn.functional.linear(states, weight, bias)
         key = name, weight.shape[0]
-        if key not in self._fixed:
-            self._fixed[key] = self._make_layer(weight, bias)
-        product: torch.Tensor = self._fixed[key](states)
+        if key not in self._inference_layers:
+            self._inference_layers[key] = self._make_layer(weight, bias)
+        product: torch.Tensor = self._inference_layers[key](states)
         return product
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -88,7 +88,7 @@ class DraftHeads(PreTrainedModel):
         return self.config.num_heads
 
     @property
-    def rows(self) -> HeadsRows:
+    def cache_rows(self) -> HeadsRows:
         """What they keep of every token in the cache; nothing where they guess from a state alone."""
         return NO_ROWS
 
@@ -97,7 +97,7 @@ class DraftHeads(PreTrainedModel):
         """What drafts for the slots of a cache that has room for :attr:`rows`."""
 
     @abstractmethod
-    def text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
+    def traced_text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
         """For rank traces: a text of which ``tokens[begin:]`` are an answer.
 
         ``hidden [n, hidden_size]`` are the decoder states of ``tokens [n]``.
@@ -123,7 +123,7 @@ class DraftHeads(PreTrainedModel):
             )
         nn.Module.to(self, backbone.device, backbone.dtype)
         self.bind_output(backbone.model.get_output_embeddings())
-        self.input_table = backbone.embeddings.detach()
+        self.input_embeddings = backbone.embeddings.detach()
         self._make_layer = layers_for_guesses(backbone.make_layer)
         return self.eval()
 

@@ -15,10 +15,10 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from entmtp.heads.hydra_plus_plus_cache import PrefixDrafter, PrefixText
-from entmtp.heads.hydra_plus_plus_layer import PrefixLayer
+from entmtp.heads.hydra_plus_plus_cache import HydraPlusPlusDrafter, HydraPlusPlusText
+from entmtp.heads.hydra_plus_plus_layer import HydraPlusPlusLayer
 from entmtp.heads.interface import TracedText
-from entmtp.heads.original_hydra import PublishedHydraConfig, PublishedHydraHeads
+from entmtp.heads.original_hydra import OriginalHydraConfig, OriginalHydraHeads
 from entmtp.heads.registry import register_heads
 from entmtp.models.cache import BufferShape, HeadsRows, TreeCache
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from entmtp.models.backbone import Backbone
 
 
-class PrefixHydraConfig(PublishedHydraConfig):
+class HydraPlusPlusConfig(OriginalHydraConfig):
     """Configuration of imported Hydra++ heads; ``layer`` holds the arguments of the layer's ``LlamaConfig``."""
 
     model_type = "entmtp_prefix_hydra"
@@ -35,14 +35,14 @@ class PrefixHydraConfig(PublishedHydraConfig):
 
 
 @register_heads
-class PrefixHydraHeads(PublishedHydraHeads):
+class HydraPlusPlusHeads(OriginalHydraHeads):
     """Hydra heads whose methods are given ``s`` for the decoder state; use them through their drafter or their text."""
 
-    config_class = PrefixHydraConfig
+    config_class = HydraPlusPlusConfig
 
-    def __init__(self, config: PrefixHydraConfig) -> None:
+    def __init__(self, config: HydraPlusPlusConfig) -> None:
         super().__init__(config)
-        self.prefix_layer = PrefixLayer(LlamaConfig(**config.layer or {}))
+        self.prefix_layer = HydraPlusPlusLayer(LlamaConfig(**config.layer or {}))
 
     def attach(self, backbone: Backbone) -> Self:
         attached = super().attach(backbone)
@@ -51,15 +51,15 @@ class PrefixHydraHeads(PublishedHydraHeads):
         return attached
 
     @property
-    def rows(self) -> HeadsRows:
+    def cache_rows(self) -> HeadsRows:
         """The layer's key and value of every token."""
         shape: Any = self.prefix_layer.config
         one = BufferShape(shape.num_key_value_heads, shape.head_dim, self.dtype)
         return HeadsRows(layers=((one, one),))
 
-    def drafter(self, cache: TreeCache) -> PrefixDrafter:
-        return PrefixDrafter(self, self.prefix_layer, cache)
+    def drafter(self, cache: TreeCache) -> HydraPlusPlusDrafter:
+        return HydraPlusPlusDrafter(self, self.prefix_layer, cache)
 
-    def text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
-        cache = TreeCache(self.rows.layers, 1, len(tokens), tokens.device)
-        return PrefixText(self, self.drafter(cache), hidden, tokens, begin)
+    def traced_text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
+        cache = TreeCache(self.cache_rows.layers, 1, len(tokens), tokens.device)
+        return HydraPlusPlusText(self, self.drafter(cache), hidden, tokens, begin)

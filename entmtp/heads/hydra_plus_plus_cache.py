@@ -11,22 +11,22 @@ from collections.abc import Sequence
 import torch
 from transformers.cache_utils import Cache
 
-from entmtp.heads.hydra_plus_plus_layer import PrefixLayer
-from entmtp.heads.interface import READ_TOGETHER, AcceptedPaths, Drafter, Proposal, TracedText
+from entmtp.heads.hydra_plus_plus_layer import HydraPlusPlusLayer
+from entmtp.heads.interface import PREFILL_CHUNK, AcceptedPaths, Drafter, Proposal, TracedText
 from entmtp.heads.stateless import StatelessExpansion, StatelessHeads
 from entmtp.models.cache import Span, TreeCache
 from entmtp.models.masks import View, additive
 from entmtp.trees.batch import TreeBatch
 
 
-class PrefixDrafter(Drafter):
+class HydraPlusPlusDrafter(Drafter):
     """Drafts from what the layer made of each slot's last token.
 
     Attributes:
         states: ``[slots, hidden_size]`` that state: what the heads are given.
     """
 
-    def __init__(self, heads: StatelessHeads, layer: PrefixLayer, cache: TreeCache) -> None:
+    def __init__(self, heads: StatelessHeads, layer: HydraPlusPlusLayer, cache: TreeCache) -> None:
         self.cache = cache
         self._heads, self._layer = heads, layer
         self._rows = Cache(layers=[cache.tree_layers[-1]])
@@ -34,13 +34,13 @@ class PrefixDrafter(Drafter):
         self.states = torch.zeros(shape, dtype=heads.dtype, device=cache.table.device)
 
     def prefill(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> None:
-        self.states[slot] = self.taken_in(slot, hidden)[-1]
+        self.states[slot] = self.prefill_states(slot, hidden)[-1]
 
-    def taken_in(self, slot: int, hidden: torch.Tensor) -> torch.Tensor:
+    def prefill_states(self, slot: int, hidden: torch.Tensor) -> torch.Tensor:
         """The layer's states ``[n, hidden_size]`` of the last tokens of ``slot``, given the model's."""
         first = self.cache.lengths[slot] - len(hidden)
         parts = []
-        for part in hidden.split(READ_TOGETHER):
+        for part in hidden.split(PREFILL_CHUNK):
             start = torch.tensor([first], device=hidden.device)
             real = torch.ones(1, len(part), dtype=torch.bool, device=hidden.device)
             first += len(part)
@@ -73,18 +73,23 @@ class PrefixDrafter(Drafter):
         return states
 
 
-class PrefixText(TracedText):
+class HydraPlusPlusText(TracedText):
     """A whole text: the layer's states at every position of it."""
 
     @torch.inference_mode()
     def __init__(
-        self, heads: StatelessHeads, drafter: PrefixDrafter, hidden: torch.Tensor, tokens: torch.Tensor, begin: int
+        self,
+        heads: StatelessHeads,
+        drafter: HydraPlusPlusDrafter,
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+        begin: int,
     ) -> None:
-        """``drafter`` is of a cache of its own, with one empty slot; the rest as for :meth:`DraftHeads.text`."""
+        """``drafter`` is of a cache of its own, with one empty slot; the rest as for :meth:`DraftHeads.traced_text`."""
         drafter.cache.append([0], [len(tokens)])
         self._heads, self._answer = heads, tokens[begin:]
         # Of the tokens before the answer's, which are those that its tokens were chosen after.
-        self._states = drafter.taken_in(0, hidden)[begin - 1 : -1]
+        self._states = drafter.prefill_states(0, hidden)[begin - 1 : -1]
 
     @torch.inference_mode()
     def teacher_forced(self, at: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
 
-class PrefixLayer(nn.Module):
+class HydraPlusPlusLayer(nn.Module):
     """The decoder layer and the norm after it; positions are rotary."""
 
     def __init__(self, config: LlamaConfig) -> None:

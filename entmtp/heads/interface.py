@@ -1,17 +1,17 @@
-"""Interface between draft heads and the decoding loop: what drafts for the slots of a cache.
+"""Interface between draft heads and the decoding loop.
 
-A :class:`Drafter` holds what drafting behind each slot's root starts from. Heads that guess from a decoder state alone
-hold just that state (:mod:`entmtp.heads.stateless`). Others attend to what they saw at earlier positions. What they
-keep of a token (:attr:`~entmtp.heads.base.DraftHeads.rows`) lies in the rows of the model's own cache. So a slot that
-is truncated, copied or started with an earlier text carries its drafter's rows with it, and an accepted path is made
-contiguous in them too. What is left to do is to *append* the tokens that became certain: a part of a prompt, the first
-root, an accepted path with the root after it.
+A :class:`Drafter` drafts for the slots of one cache. It stores the states that drafting after each slot's root starts
+from. Heads that guess from a decoder state alone need no more than that (:mod:`entmtp.heads.stateless`).
 
-The entry of the token at position p may need the decoder state of the token before it, so that the root, which the
-model has not seen yet, has an entry already: heads are one token ahead of the model. Multi-token-prediction layers are
-of that kind (:mod:`entmtp.heads.native.heads`). Heads that only want a decoder state that has looked back once more,
-such as Hydra++'s (:mod:`entmtp.heads.hydra_plus_plus`), extend their layer in the same calls, and guess from what it
-says of the last token instead of from the state itself.
+Other heads attend to earlier positions, so they have a draft cache. What they store of each token
+(:attr:`~entmtp.heads.base.DraftHeads.cache_rows`) lies in the same rows of the model's own cache. Truncating, copying
+or reusing a slot and committing an accepted path therefore move the draft cache along. The drafter only has to *append*
+committed tokens: a chunk of a prompt, the first root, or an accepted path with the root after it.
+
+The draft cache entry of position p may need the decoder state of position p - 1 alone. The root then has an entry
+before the model has read it, so these heads are one token ahead of the model. Multi-token-prediction layers are of this
+kind (:mod:`entmtp.heads.native.heads`). Hydra++ heads are not: their decoder layer reads the same tokens as the model,
+and they guess from its last state in place of the model's (:mod:`entmtp.heads.hydra_plus_plus`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 
 from entmtp.trees.batch import TreeBatch
 
-READ_TOGETHER = 512
+PREFILL_CHUNK = 512
 """Tokens that are taken in at once, as the model reads them."""
 
 

@@ -17,7 +17,7 @@ from entmtp.heads.base import DraftHeadsConfig
 from entmtp.heads.stateless import StatelessHeads
 
 
-class PublishedHeadsConfig(DraftHeadsConfig):
+class OriginalHeadsConfig(DraftHeadsConfig):
     """Configuration of imported heads.
 
     Attributes:
@@ -36,7 +36,7 @@ class PublishedHeadsConfig(DraftHeadsConfig):
         return self.num_layers
 
 
-class PublishedHeads(StatelessHeads):
+class OriginalHeads(StatelessHeads):
     """Residual blocks and output layers.
 
     Parameters: ``block_weight [num_heads, square_blocks, hidden_size, hidden_size]`` and ``block_bias [num_heads,
@@ -44,9 +44,9 @@ class PublishedHeads(StatelessHeads):
     with a bias, ``own_bias [outputs, draft_vocab_size]``.
     """
 
-    config_class: type[PublishedHeadsConfig] = PublishedHeadsConfig
+    config_class: type[OriginalHeadsConfig] = OriginalHeadsConfig
 
-    def __init__(self, config: PublishedHeadsConfig) -> None:
+    def __init__(self, config: OriginalHeadsConfig) -> None:
         super().__init__(config)
         heads, hidden, rows = config.num_heads, config.hidden_size, config.draft_vocab_size
         blocks = config.square_blocks

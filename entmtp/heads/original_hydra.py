@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from entmtp.heads.original import PublishedHeads, PublishedHeadsConfig
+from entmtp.heads.original import OriginalHeads, OriginalHeadsConfig
 from entmtp.heads.registry import register_heads
 from entmtp.heads.sequential import SequentialHeads
 
 
-class PublishedHydraConfig(PublishedHeadsConfig):
+class OriginalHydraConfig(OriginalHeadsConfig):
     """Configuration of imported Hydra heads; ``num_layers`` counts the first, narrowing block too."""
 
     model_type = "entmtp_published_hydra"
@@ -28,16 +28,16 @@ class PublishedHydraConfig(PublishedHeadsConfig):
 
 
 @register_heads
-class PublishedHydraHeads(SequentialHeads, PublishedHeads):
+class OriginalHydraHeads(SequentialHeads, OriginalHeads):
     """Narrowing blocks before the square ones.
 
     Parameters: ``first.{i}.weight [2 * hidden_size, (i + 2) * hidden_size]`` and ``first.{i}.bias``: ``R_i`` above
     ``W_i``, one product.
     """
 
-    config_class = PublishedHydraConfig
+    config_class = OriginalHydraConfig
 
-    def __init__(self, config: PublishedHydraConfig) -> None:
+    def __init__(self, config: OriginalHydraConfig) -> None:
         super().__init__(config)
         hidden = config.hidden_size
         self.first = nn.ModuleList(nn.Linear((head + 2) * hidden, 2 * hidden) for head in range(config.num_heads))
@@ -47,7 +47,7 @@ class PublishedHydraHeads(SequentialHeads, PublishedHeads):
         self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, prefix_state: torch.Tensor | None
     ) -> torch.Tensor:
         """Decoder state and embeddings ``[paths, (level + 2) * hidden_size]``."""
-        embedded = nn.functional.embedding(tokens, self.input_table)
+        embedded = nn.functional.embedding(tokens, self.input_embeddings)
         return torch.cat([hidden if prefix_state is None else prefix_state, embedded], dim=-1)
 
     def path_states(self, hidden: torch.Tensor, level: int, inputs: torch.Tensor) -> torch.Tensor:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import torch
 
 from entmtp.heads.independent import IndependentHeads
-from entmtp.heads.original import PublishedHeads, PublishedHeadsConfig
+from entmtp.heads.original import OriginalHeads, OriginalHeadsConfig
 from entmtp.heads.registry import register_heads
 
 
-class PublishedMedusaConfig(PublishedHeadsConfig):
+class OriginalMedusaConfig(OriginalHeadsConfig):
     """Configuration of imported Medusa heads."""
 
     model_type = "entmtp_published_medusa"
 
 
 @register_heads
-class PublishedMedusaHeads(IndependentHeads, PublishedHeads):
+class OriginalMedusaHeads(IndependentHeads, OriginalHeads):
     """Every block of every head is square; the first is given the decoder state."""
 
-    config_class = PublishedMedusaConfig
+    config_class = OriginalMedusaConfig
 
-    def __init__(self, config: PublishedMedusaConfig) -> None:
+    def __init__(self, config: OriginalMedusaConfig) -> None:
         super().__init__(config)
         self.post_init()
 

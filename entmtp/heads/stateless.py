@@ -19,7 +19,7 @@ class StatelessHeads(DraftHeads):
     def drafter(self, cache: TreeCache) -> Drafter:
         return StatelessDrafter(self, cache)
 
-    def text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
+    def traced_text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
         return StatelessText(self, hidden[begin - 1 : -1], tokens[begin:])
 
     @abstractmethod

@@ -33,7 +33,7 @@ class TrainedHeads(StatelessHeads):
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """RMS-normalised input embeddings ``[..., hidden_size]`` of tokens ``[...]``."""
-        return rms_norm(nn.functional.embedding(tokens, self.input_table))
+        return rms_norm(nn.functional.embedding(tokens, self.input_embeddings))
 
     def head_state(self, head: int, hidden: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """A head's state behind decoder states ``hidden [n, hidden_size]``; its hidden layer is given ``inputs``."""

@@ -19,12 +19,12 @@ MAX_PROMPTS = 10_000_000
 _HASH = re.compile(f"[0-9a-f]{{{DIGITS}}}")
 
 
-def write_training_prompts(folder: Path, hashes: Iterable[str]) -> None:
+def write_training_prompt_hashes(folder: Path, hashes: Iterable[str]) -> None:
     """Writes the list next to the weights in ``folder``, sorted, each hash once."""
     write_text(folder / FILE, "".join(f"{name}\n" for name in sorted(set(hashes))))
 
 
-def read_training_prompts(source: str | Path) -> frozenset[str] | None:
+def read_training_prompt_hashes(source: str | Path) -> frozenset[str] | None:
     """The hashes of the prompts that heads were trained on; None where nothing tells, as for imported heads.
 
     ``source`` is a folder or a hub name, as for :func:`entmtp.heads.checkpoint.load_heads`.

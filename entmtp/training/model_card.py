@@ -11,7 +11,7 @@ from entmtp.training.dataset import Dataset
 from entmtp.training.evaluate import TOP
 
 
-def write_card(
+def write_model_card(
     folder: Path, settings: TrainingSettings, dataset: Dataset, model: str, prompts: str, metrics: Mapping[str, float]
 ) -> None:
     """Writes ``README.md`` beside the weights; ``prompts`` says which, ``metrics`` are the last held-out accuracies."""

@@ -11,7 +11,7 @@ from entmtp.files import write_text
 from entmtp.json_lines import check_file
 from entmtp.settings import PromptMixSettings
 from entmtp.suites import FAMILIES, PAPER_SUITES, load_suite, suite_names
-from entmtp.suites.overlap import contains_benchmark_prompt
+from entmtp.suites.overlap import find_overlaps
 from entmtp.training.prompts import mixed_prompts
 
 
@@ -33,7 +33,7 @@ def write_training_prompts(sharegpt: Path, output: Path, data: Sequence[str]) ->
     suites = [load_suite(name, files.get(name)) for name in dict.fromkeys([*PAPER_SUITES, *files])]
 
     def without_benchmarks(prompts: Sequence[str]) -> list[str]:
-        dropped = {overlap.text_index for overlap in contains_benchmark_prompt(prompts, suites)}
+        dropped = {overlap.text_index for overlap in find_overlaps(prompts, suites)}
         return [prompt for number, prompt in enumerate(prompts) if number not in dropped]
 
     mixed = mixed_prompts(sharegpt, without_benchmarks, PromptMixSettings())

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.training_prompts import FILE, write_training_prompts
+from entmtp.heads.training_prompts import FILE, write_training_prompt_hashes
 from entmtp.json_lines import check_file, read_json_lines
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
@@ -18,7 +18,7 @@ from entmtp.prompt_hash import prompt_hash
 from entmtp.settings import CorpusSettings, TrainingSettings
 from entmtp.training.corpus import prompt_id, write_corpus
 from entmtp.training.dataset import Dataset
-from entmtp.training.model_card import write_card
+from entmtp.training.model_card import write_model_card
 from entmtp.training.trainer import Progress, Trainer
 
 Log = Callable[[int, dict[str, float]], None]
@@ -65,7 +65,7 @@ def train_heads(
         heads = trainer.train(report)
     folder = output / "heads"
     heads.half().save_pretrained(folder)
-    write_card(folder, settings, dataset, model, f"{len(asked)} of {prompts.name}", last)
+    write_model_card(folder, settings, dataset, model, f"{len(asked)} of {prompts.name}", last)
     hashes = {prompt_id(tokens): prompt_hash(prompt) for tokens, prompt in zip(ids, asked, strict=True)}
     console.print(_write_list(folder, dataset.prompt_ids, hashes))
     console.print(f"heads: {folder}")
@@ -81,7 +81,7 @@ def _write_list(folder: Path, answered: Sequence[str], hashes: Mapping[str, str]
     if strangers := set(answered) - hashes.keys():
         (folder / FILE).unlink(missing_ok=True)
         return f"no {FILE}: the corpus has {len(strangers)} answers to prompts that are not among those given"
-    write_training_prompts(folder, (hashes[name] for name in answered))
+    write_training_prompt_hashes(folder, (hashes[name] for name in answered))
     return f"{FILE}: {len(set(answered))} prompts, for benchmarks to look up"
 
 

@@ -77,7 +77,7 @@ class Trainer:
         # Attached for the model's frozen output layer; trained in float32 whatever the model's own type.
         self.heads.float().train()
         self.heads.output_weight = self.heads.output_weight.float()
-        self.heads.input_table = self.heads.input_table.float()
+        self.heads.input_embeddings = self.heads.input_embeddings.float()
         if self.heads.output_bias is not None:
             self.heads.output_bias = self.heads.output_bias.float()
         self.label_of = torch.full((backbone.vocab_size,), IGNORED)

@@ -9,17 +9,17 @@ from transformers import PreTrainedModel
 
 from entmtp.decoding.state import DecodingState
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.hydra_plus_plus_cache import PrefixDrafter
+from entmtp.heads.hydra_plus_plus_cache import HydraPlusPlusDrafter
 from entmtp.heads.native.heads import NativeHeads
 from entmtp.models.backbone import Backbone
 from entmtp.trees.topology import Topology
-from tests.helpers.hydra_plus_plus_heads import prefix_heads
+from tests.helpers.hydra_plus_plus_heads import random_hydra_plus_plus_heads
 from tests.helpers.native_models import MTP_TYPES, mtp_model, native_heads
 from tests.helpers.small_cases import SMALL_VOCAB
 from tests.helpers.tiny_models import tiny_model
 
 PREFIX = "prefix-mlp"
-REMEMBERING = (*MTP_TYPES, PREFIX)
+DRAFT_CACHE_KINDS = (*MTP_TYPES, PREFIX)
 """Native heads by their models' types, and Hydra++'s."""
 
 CLOSE = 2e-4
@@ -29,22 +29,22 @@ BUSHY = Topology.of([(0,), (1,), (3,), (0, 0), (0, 2), (1, 0), (0, 2, 0), (0, 2,
 """A tree with brothers, gaps between their ranks, and paths of every length up to four."""
 
 
-def remembering_model(kind: str) -> PreTrainedModel:
+def draft_cache_model(kind: str) -> PreTrainedModel:
     """A tiny model over few tokens for heads of a kind."""
     return tiny_model("llama", vocab_size=SMALL_VOCAB) if kind == PREFIX else mtp_model(kind)
 
 
-def remembering_heads(kind: str, backbone: Backbone) -> DraftHeads:
+def draft_cache_heads(kind: str, backbone: Backbone) -> DraftHeads:
     """Random heads for such a model."""
-    return prefix_heads(backbone) if kind == PREFIX else native_heads(backbone)
+    return random_hydra_plus_plus_heads(backbone) if kind == PREFIX else native_heads(backbone)
 
 
-def remembered(state: DecodingState, slot: int, length: int) -> list[torch.Tensor]:
+def draft_cache_entries(state: DecodingState, slot: int, length: int) -> list[torch.Tensor]:
     """All that heads keep of the first ``length`` tokens of a slot and may look at again.
 
     What they guess from is not of it: a slot that was only begun with an earlier text has none of its own yet.
     """
-    if isinstance(state.drafter, PrefixDrafter):
+    if isinstance(state.drafter, HydraPlusPlusDrafter):
         rows = state.cache.tree_layers[-1]
         assert rows.keys is not None
         assert rows.values is not None
@@ -60,9 +60,11 @@ def remembered(state: DecodingState, slot: int, length: int) -> list[torch.Tenso
     return kept
 
 
-def check_memory(state: DecodingState, slot: int, text: Sequence[int]) -> None:
+def check_draft_cache(state: DecodingState, slot: int, text: Sequence[int]) -> None:
     """What the heads remember of a slot is what they would of ``text``, had they read it at once."""
     fresh = DecodingState(state.backbone, state.heads, slots=1, capacity=len(text) + 1)
     fresh.read(0, text)
-    for ours, expected in zip(remembered(state, slot, len(text)), remembered(fresh, 0, len(text)), strict=True):
+    for ours, expected in zip(
+        draft_cache_entries(state, slot, len(text)), draft_cache_entries(fresh, 0, len(text)), strict=True
+    ):
         torch.testing.assert_close(ours, expected, rtol=0, atol=CLOSE)

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import linear, silu
 from transformers import PreTrainedModel
 
-from entmtp.heads.hydra_plus_plus import PrefixHydraConfig, PrefixHydraHeads
+from entmtp.heads.hydra_plus_plus import HydraPlusPlusConfig, HydraPlusPlusHeads
 from entmtp.models.backbone import Backbone
 from tests.helpers.published_checkpoints import Model, Published, hydra
 
@@ -18,7 +18,7 @@ _LAYER = f"{PREFIX}layers.0."
 
 
 @dataclass(frozen=True)
-class PrefixShape:
+class HydraPlusPlusShape:
     """What the layer has from the model's configuration; as :mod:`tests.helpers.tiny_models`'s Llama."""
 
     heads: int = 4
@@ -28,7 +28,7 @@ class PrefixShape:
     theta: float = 10_000.0
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> PrefixShape:
+    def of(cls, model: PreTrainedModel) -> HydraPlusPlusShape:
         config: Any = model.config
         return cls(
             config.num_attention_heads,
@@ -39,7 +39,9 @@ class PrefixShape:
         )
 
 
-def prefix_hydra(model: Model, shape: PrefixShape, layers: int = 4, seed: int = 0, **config: Any) -> Published:
+def published_hydra_plus_plus(
+    model: Model, shape: HydraPlusPlusShape, layers: int = 4, seed: int = 0, **config: Any
+) -> Published:
     """The authors' layout of heads behind a decoder layer."""
     said = {"hydra_head_arch": "prefix-mlp"} | config
     published = hydra(model, layers=layers, dropout=True, seed=seed, **said)
@@ -62,7 +64,7 @@ def prefix_hydra(model: Model, shape: PrefixShape, layers: int = 4, seed: int = 
     return published
 
 
-def prefix_states(published: Published, shape: PrefixShape, hidden: torch.Tensor) -> torch.Tensor:
+def hydra_plus_plus_states(published: Published, shape: HydraPlusPlusShape, hidden: torch.Tensor) -> torch.Tensor:
     """What the heads are given behind each token of a text, of whose tokens ``hidden [n, hidden]`` are the states."""
     tensors = published.tensors
     count, size = hidden.shape
@@ -96,16 +98,16 @@ def prefix_states(published: Published, shape: PrefixShape, hidden: torch.Tensor
     return norm(states, "norm")
 
 
-def prefix_heads(backbone: Backbone, seed: int = 0) -> PrefixHydraHeads:
+def random_hydra_plus_plus_heads(backbone: Backbone, seed: int = 0) -> HydraPlusPlusHeads:
     """Attached heads with random weights, for a tiny Llama."""
-    shape = PrefixShape.of(backbone.model)
+    shape = HydraPlusPlusShape.of(backbone.model)
     layer = {
         "hidden_size": backbone.hidden_size,
         "intermediate_size": shape.inner,
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.key_heads,
     }
-    config = PrefixHydraConfig(
+    config = HydraPlusPlusConfig(
         hidden_size=backbone.hidden_size,
         vocab_size=backbone.vocab_size,
         draft_vocab_size=backbone.vocab_size,
@@ -114,7 +116,7 @@ def prefix_heads(backbone: Backbone, seed: int = 0) -> PrefixHydraHeads:
         outputs=4,
         layer=layer,
     )
-    heads = PrefixHydraHeads(config)
+    heads = HydraPlusPlusHeads(config)
     generator = torch.Generator().manual_seed(seed)
     for parameter in heads.parameters():
         drawn = torch.randn(parameter.shape, generator=generator)

@@ -77,13 +77,13 @@ def traced(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text: S
     """The rank trace of a text that the model really wrote after ``prompt``."""
     hidden = _read(backbone, prompt, text)
     states = hidden[len(prompt) - 1 : -1]
-    seen = heads.text(hidden, torch.tensor([*prompt, *text]), begin=len(prompt))
+    seen = heads.traced_text(hidden, torch.tensor([*prompt, *text]), begin=len(prompt))
     return rank_trace(heads, torch.tensor(text), seen, entropy(backbone.logits(states)))
 
 
 def drafting(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text: Sequence[int]) -> ExpansionAt:
     """What the heads guess at each position of a text that the model wrote after ``prompt``."""
-    return heads.text(_read(backbone, prompt, text), torch.tensor([*prompt, *text]), begin=len(prompt)).expand
+    return heads.traced_text(_read(backbone, prompt, text), torch.tensor([*prompt, *text]), begin=len(prompt)).expand
 
 
 def _read(backbone: Backbone, prompt: Sequence[int], text: Sequence[int]) -> torch.Tensor:

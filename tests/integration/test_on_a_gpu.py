@@ -28,7 +28,7 @@ from entmtp.settings import BenchmarkSettings, EngineSettings
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
 from tests.helpers.arrivals import come_and_go
-from tests.helpers.heads_with_caches import REMEMBERING, check_memory, remembering_heads, remembering_model
+from tests.helpers.heads_with_caches import DRAFT_CACHE_KINDS, check_draft_cache, draft_cache_heads, draft_cache_model
 from tests.helpers.native_models import MTP_TYPES
 from tests.helpers.sampled_texts import PROMPT, SHAPED, drawn, exact, p_value
 from tests.helpers.saved_project import SUITES, save_project
@@ -145,17 +145,17 @@ def test_one_seed_writes_one_text_alone_and_in_company(backbone: Backbone, heads
     assert text(0) == text(3)
 
 
-@pytest.mark.parametrize("kind", REMEMBERING)
+@pytest.mark.parametrize("kind", DRAFT_CACHE_KINDS)
 @pytest.mark.parametrize("policy", list(POLICIES))
 def test_heads_that_remember_write_the_models_text_and_remember_what_was_kept(kind: str, policy: str) -> None:
-    model = on_gpu(remembering_model(kind))
+    model = on_gpu(draft_cache_model(kind))
     backbone = build_backbone(model)
-    engine = Engine(backbone, remembering_heads(kind, backbone), POLICIES[policy])
+    engine = Engine(backbone, draft_cache_heads(kind, backbone), POLICIES[policy])
     prompt = small_prompt(9)
     assert engine.generate(prompt, 50).tokens == greedy(model, prompt, 50)
     state, slots = engine._memory()
     assert state.graphs.refused is None or kind in ROUTED
-    check_memory(state, 0, slots.texts[0][1])
+    check_draft_cache(state, 0, slots.texts[0][1])
 
 
 def test_the_cost_of_steps_is_measured_with_events(tmp_path: Path) -> None:

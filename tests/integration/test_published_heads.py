@@ -14,7 +14,7 @@ from entmtp.loading import MethodSpec, load_method
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
-from tests.helpers.hydra_plus_plus_heads import PrefixShape, prefix_hydra
+from tests.helpers.hydra_plus_plus_heads import HydraPlusPlusShape, published_hydra_plus_plus
 from tests.helpers.published_checkpoints import Model, hydra, medusa
 from tests.helpers.saved_project import VOCAB, Saved, save_data, save_tiny_model
 from tests.helpers.tiny_models import greedy
@@ -82,7 +82,7 @@ def test_heads_of_each_kind_run_every_policy(saved: Saved, name: str, kind: str)
 def test_heads_that_look_back_go_the_same_way(saved: Saved, tmp_path: Path) -> None:
     backbone = build_backbone(load_model(str(saved.model))[0])
     seen = Model(backbone.model.get_output_embeddings().weight.detach(), backbone.embeddings.detach())
-    published = prefix_hydra(seen, PrefixShape.of(backbone.model)).save(tmp_path / "published")
+    published = published_hydra_plus_plus(seen, HydraPlusPlusShape.of(backbone.model)).save(tmp_path / "published")
     run("import-heads", published, f"--output={tmp_path / 'ours'}", f"--model={saved.model}")
     run("calibrate", "--task=gsm8k", f"--output={tmp_path}", f"--model={saved.model}",
         f"--heads=hydra={tmp_path / 'ours'}", f"--data={saved.data('gsm8k')}", "--prompts=4",

@@ -78,7 +78,7 @@ def traced(backbone: Backbone, heads: DraftHeads | None, ids: list[int], tokens:
     if heads is None:
         return Reference(tokens, margins, None)
     whole = torch.tensor([*ids, *tokens], device=backbone.device)
-    text = heads.text(hidden, whole, begin=len(ids))
+    text = heads.traced_text(hidden, whole, begin=len(ids))
     return Reference(tokens, margins, rank_trace(heads, whole[len(ids) :], text, entropy(logits)))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from entmtp.evaluation.analysis.overlap_description import UNKNOWN, Overlap
 from entmtp.evaluation.run.units import Unit
-from entmtp.heads.training_prompts import read_training_prompts
+from entmtp.heads.training_prompts import read_training_prompt_hashes
 from entmtp.prompt_hash import prompt_hash
 from entmtp.suites import Prompt, get_suite
 
@@ -22,7 +22,7 @@ def training_overlap(units: Sequence[Unit], heads: Mapping[str, str]) -> dict[st
     """
     found: dict[str, Overlap | str] = {}
     for kind, source in heads.items():
-        trained_on = read_training_prompts(source)
+        trained_on = read_training_prompt_hashes(source)
         found[kind] = UNKNOWN if trained_on is None else _overlap(units, trained_on)
     return found
 

@@ -32,14 +32,14 @@ import torch
 from pydantic import Field
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.hydra_plus_plus import PrefixHydraHeads
+from entmtp.heads.hydra_plus_plus import HydraPlusPlusHeads
 from entmtp.heads.importing.hydra_prefix import PREFIX, layer_config, prefix_layer
 from entmtp.heads.importing.layout import Layout, Reading, assembled, counted, indices, square_blocks
 from entmtp.heads.importing.source import ConfigFields
 from entmtp.heads.importing.tensors import Tensors
-from entmtp.heads.original import PublishedHeads
-from entmtp.heads.original_hydra import PublishedHydraHeads
-from entmtp.heads.original_medusa import PublishedMedusaHeads
+from entmtp.heads.original import OriginalHeads
+from entmtp.heads.original_hydra import OriginalHydraHeads
+from entmtp.heads.original_medusa import OriginalMedusaHeads
 
 _BLOCK = r"hydra_mlp\.(\d{1,3})\.(\d{1,3})\.linear\.weight"
 _EMBEDDINGS = "input_embed_fn.weight"
@@ -59,7 +59,7 @@ def _recognises(names: Iterable[str]) -> bool:
     return any(name.startswith(("hydra_mlp.", "hydra_lm_head.", *_WITH_STATE)) for name in names)
 
 
-def _read(reading: Reading) -> PublishedHeads:
+def _read(reading: Reading) -> OriginalHeads:
     tensors, said = reading.tensors, reading.source.fields(HydraFields)
     architecture = _architecture(reading, said)
     blocks = indices(tensors, _BLOCK)
@@ -91,10 +91,10 @@ def _read(reading: Reading) -> PublishedHeads:
     if grounded:
         parameters |= _first_blocks(tensors, [row[0] for row in names], hidden)
     parameters |= _square_blocks(tensors, [row[grounded:] for row in names], hidden)
-    kind: type[PublishedHeads] = PublishedHydraHeads if grounded else PublishedMedusaHeads
+    kind: type[OriginalHeads] = OriginalHydraHeads if grounded else OriginalMedusaHeads
     layer: dict[str, Any] = {}
     if architecture == "prefix-mlp":
-        kind = PrefixHydraHeads
+        kind = HydraPlusPlusHeads
         layer = {"layer": layer_config(reading)}
         parameters |= prefix_layer(tensors, layer["layer"], vocab)
     return assembled(

@@ -47,7 +47,7 @@ def layer_config(reading: Reading) -> dict[str, Any]:
 
 
 def prefix_layer(tensors: Tensors, layer: dict[str, Any], vocab: int) -> dict[str, torch.Tensor]:
-    """The parameters of :class:`entmtp.heads.hydra_plus_plus.PrefixLayer`."""
+    """The parameters of :class:`entmtp.heads.hydra_plus_plus.HydraPlusPlusLayer`."""
     hidden, inner, head_dim = layer["hidden_size"], layer["intermediate_size"], layer["head_dim"]
     queries, keys = head_dim * layer["num_attention_heads"], head_dim * layer["num_key_value_heads"]
     shapes = {

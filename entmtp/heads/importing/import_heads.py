@@ -15,7 +15,7 @@ from entmtp.heads.importing.medusa import MEDUSA
 from entmtp.heads.importing.source import find_source
 from entmtp.heads.importing.tensors import Tensors, read_tensors, some
 from entmtp.heads.importing.vllm import VLLM
-from entmtp.heads.original import PublishedHeads
+from entmtp.heads.original import OriginalHeads
 from entmtp.models.loading.load import load_model, model_fingerprint
 
 LAYOUTS = (MEDUSA, VLLM, HYDRA)
@@ -64,13 +64,13 @@ def _layout_of(tensors: Tensors) -> Layout:
     raise tensors.wrong(f"{some(tensors)} are of no known layout; known are {known}")
 
 
-def _read(layout: Layout, reading: Reading) -> PublishedHeads:
+def _read(layout: Layout, reading: Reading) -> OriginalHeads:
     heads = layout.read(reading)
     reading.tensors.close()
     return heads
 
 
-def _write(heads: PublishedHeads, output: Path) -> None:
+def _write(heads: OriginalHeads, output: Path) -> None:
     """Whole or not at all."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".importing-", dir=output.parent) as scratch:
@@ -79,7 +79,7 @@ def _write(heads: PublishedHeads, output: Path) -> None:
         folder.replace(output)
 
 
-def _summary(heads: PublishedHeads) -> str:
+def _summary(heads: OriginalHeads) -> str:
     config = heads.config
     output = {0: "the model's own output layer", 1: "one output layer"}.get(config.outputs, "an output layer each")
     fits = "that model" if config.model_fingerprint else "any model of these sizes"

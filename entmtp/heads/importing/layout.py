@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from entmtp.errors import EntMTPError
 from entmtp.heads.importing.source import Source
 from entmtp.heads.importing.tensors import Tensors
-from entmtp.heads.original import PublishedHeads
+from entmtp.heads.original import OriginalHeads
 
 MAX_COUNT = 16
 """Heads, and blocks of a head: as many as heads that we train may be."""
@@ -90,7 +90,7 @@ class Layout:
 
     words: str
     recognises: Callable[[Iterable[str]], bool]
-    read: Callable[[Reading], PublishedHeads]
+    read: Callable[[Reading], OriginalHeads]
 
 
 def indices(names: Iterable[str], pattern: str) -> list[tuple[int, ...]]:
@@ -121,11 +121,11 @@ def square_blocks(tensors: Tensors, names: Sequence[Sequence[str]], hidden: int)
 
 
 def assembled(
-    kind: type[PublishedHeads],
+    kind: type[OriginalHeads],
     parameters: dict[str, torch.Tensor],
     draft_vocab: torch.Tensor | None = None,
     **config: Any,
-) -> PublishedHeads:
+) -> OriginalHeads:
     """Heads with these parameters, all of one type, that guess within ``draft_vocab``, or the whole vocabulary."""
     if draft_vocab is None:
         draft_vocab = torch.arange(config["vocab_size"], dtype=torch.int32)

@@ -23,8 +23,8 @@ from pydantic import Field
 
 from entmtp.heads.importing.layout import Layout, Reading, assembled, counted, indices, square_blocks
 from entmtp.heads.importing.source import ConfigFields
-from entmtp.heads.original import PublishedHeads
-from entmtp.heads.original_medusa import PublishedMedusaHeads
+from entmtp.heads.original import OriginalHeads
+from entmtp.heads.original_medusa import OriginalMedusaHeads
 
 _BLOCK = r"(\d{1,3})\.(\d{1,3})\.linear\.weight"
 _OUTPUT = r"(\d{1,3})\.(\d{1,3})\.weight"
@@ -40,7 +40,7 @@ def _recognises(names: Iterable[str]) -> bool:
     return bool(indices(names, _BLOCK))
 
 
-def _read(reading: Reading) -> PublishedHeads:
+def _read(reading: Reading) -> OriginalHeads:
     tensors, said = reading.tensors, reading.source.fields(MedusaFields)
     blocks = indices(tensors, _BLOCK)
     heads = reading.agree("medusa_num_heads", said.medusa_num_heads, counted(tensors, (i for i, _ in blocks), "heads"))
@@ -55,7 +55,7 @@ def _read(reading: Reading) -> PublishedHeads:
         rows = [tensors.take(f"{i}.{layers}.weight", vocab, hidden) for i in range(heads)]
         parameters["own_weight"] = torch.stack(rows)
     return assembled(
-        PublishedMedusaHeads,
+        OriginalMedusaHeads,
         parameters,
         hidden_size=hidden,
         vocab_size=vocab,

@@ -27,8 +27,8 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.importing.layout import Layout, Reading, assembled, counted, indices, stacked
 from entmtp.heads.importing.source import ConfigFields
 from entmtp.heads.importing.tensors import Tensors
-from entmtp.heads.original import PublishedHeads
-from entmtp.heads.original_medusa import PublishedMedusaHeads
+from entmtp.heads.original import OriginalHeads
+from entmtp.heads.original_medusa import OriginalMedusaHeads
 
 _BLOCK = r"blocks\.(\d{1,3})\.layers\.(\d{1,3})\.weight"
 
@@ -48,7 +48,7 @@ def _recognises(names: Iterable[str]) -> bool:
     return bool(indices(names, _BLOCK))
 
 
-def _read(reading: Reading) -> PublishedHeads:
+def _read(reading: Reading) -> OriginalHeads:
     tensors, said = reading.tensors, reading.source.fields(VllmFields)
     blocks = indices(tensors, _BLOCK)
     heads = reading.agree("num_heads", said.num_heads, counted(tensors, (i for i, _ in blocks), "heads"))
@@ -73,7 +73,7 @@ def _read(reading: Reading) -> PublishedHeads:
             " be imported; save that layer scaled, as lm_head.weight"
         )
     return assembled(
-        PublishedMedusaHeads,
+        OriginalMedusaHeads,
         parameters,
         token_map,
         hidden_size=hidden,

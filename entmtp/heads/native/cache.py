@@ -12,7 +12,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.interface import READ_TOGETHER, AcceptedPaths, Drafter, Proposal
+from entmtp.heads.interface import PREFILL_CHUNK, AcceptedPaths, Drafter, Proposal
 from entmtp.heads.native.drafting import NativeExpansion, fill
 from entmtp.heads.native.layers import NativeLayers
 from entmtp.models.cache import Span, TreeCache
@@ -34,17 +34,17 @@ class NativeDrafter(Drafter):
         self.states = torch.zeros(shape, dtype=layers.dtype, device=cache.table.device)
 
     def prefill(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> None:
-        for _ in self.taken_in(slot, hidden, tokens):
+        for _ in self.prefill_states(slot, hidden, tokens):
             pass
 
-    def taken_in(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> list[torch.Tensor]:
+    def prefill_states(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> list[torch.Tensor]:
         """As :meth:`prefill`; the layers' states ``[n, layers, hidden_size]``, in parts, from token 1 of a text on."""
         end = self.cache.lengths[slot]
         begin = end - len(tokens)
         self.cache.notes[0][slot, 0, begin + 1 : end + 1] = hidden
         parts = []
-        for first in range(max(begin, 1), end, READ_TOGETHER):  # nothing comes before token 0, so that it has no entry
-            part = list(tokens[first - begin : first - begin + READ_TOGETHER])
+        for first in range(max(begin, 1), end, PREFILL_CHUNK):  # nothing comes before token 0, so that it has no entry
+            part = list(tokens[first - begin : first - begin + PREFILL_CHUNK])
             ids = torch.tensor([part], device=hidden.device)
             span = Span((slot,), 0, first + len(part) + 1)
             start = torch.tensor([first], device=hidden.device)
@@ -107,7 +107,7 @@ class NativeDrafter(Drafter):
                 self.cache.notes[layer + 1][index, 0, rows] = made[-1]
         return torch.stack(made, dim=2)
 
-    def descend(
+    def run_level(
         self,
         level: int,
         slots: tuple[int, ...],

@@ -25,7 +25,7 @@ class Layers(Protocol):
     def top_k(self, states: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The likeliest tokens ``[..., count]`` of layers' states ``[..., hidden_size]``, with log-probabilities."""
 
-    def descend(
+    def run_level(
         self,
         level: int,
         slots: tuple[int, ...],
@@ -117,7 +117,7 @@ class NativeExpansion:
             own_positions=self._position[:, None] + self._on_device(self._depths),
             real=own.any(-1),
         )
-        made = self._layers.descend(self._level, self._slots, tokens, states, view, self._begin + first)
+        made = self._layers.run_level(self._level, self._slots, tokens, states, view, self._begin + first)
         self._states = made[request, place]
 
     def _padded(self, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -79,7 +79,7 @@ class NativeHeads(DraftHeads):
         return self.layers.dtype
 
     @property
-    def rows(self) -> HeadsRows:
+    def cache_rows(self) -> HeadsRows:
         """Each layer's keys and values, and the states that it is given: ``h_{k-1}`` of every token, for layer k."""
         states = BufferShape(1, self.config.hidden_size, self.state_dtype)
         return HeadsRows(self.layers.shapes, (states,) * self.layers.count, spare=_EXPANDED * (self.num_heads - 1))
@@ -87,8 +87,8 @@ class NativeHeads(DraftHeads):
     def drafter(self, cache: TreeCache) -> NativeDrafter:
         return NativeDrafter(self, self.layers, cache)
 
-    def text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> NativeText:
-        rows, levels = self.rows, self.num_heads - self.layers.count
+    def traced_text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> NativeText:
+        rows, levels = self.cache_rows, self.num_heads - self.layers.count
         capacity = len(tokens) + ROOTS * levels + rows.spare
         cache = TreeCache(rows.layers, 1, capacity, tokens.device, rows.notes)
         return NativeText(self.drafter(cache), hidden, tokens, begin)

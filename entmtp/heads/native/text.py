@@ -18,12 +18,12 @@ class NativeText(TracedText):
 
     @torch.inference_mode()
     def __init__(self, drafter: NativeDrafter, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> None:
-        """``drafter`` is of a cache of its own, with one empty slot; the rest as for :meth:`DraftHeads.text`."""
+        """``drafter`` is of a cache of its own, with one empty slot; the rest as for :meth:`DraftHeads.traced_text`."""
         self._drafter, self._begin, self._length = drafter, begin, len(tokens)
         self._end = torch.full((1,), self._length, device=tokens.device)
         drafter.cache.append([0], [self._length])
         none = torch.zeros_like(drafter.states)
-        self._states = torch.cat([none, *drafter.taken_in(0, hidden, tokens.tolist())])
+        self._states = torch.cat([none, *drafter.prefill_states(0, hidden, tokens.tolist())])
 
     @torch.inference_mode()
     def teacher_forced(self, at: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -48,7 +48,7 @@ class NativeText(TracedText):
                 real=torch.ones(1, count, dtype=torch.bool, device=at.device),
             )
             start = self._end + (level - layers) * count
-            states = self._drafter.descend(level, (0,), tokens[None, :, level], states, view, start)
+            states = self._drafter.run_level(level, (0,), tokens[None, :, level], states, view, start)
             forced.append(states[0, :, -1])
         return torch.stack(forced, dim=1)
 

@@ -80,7 +80,7 @@ def test_all_variants_write_the_same_and_the_heads_have_layers_or_not(kernels: K
         bench = StepBench(backbone, heads, 1, 20, 15)
         bench.step(ladder_of(gains._tree(bench, 16)))
         roots.add(int(bench.state.root[0]))
-        made[name] = bool(heads._fixed)
+        made[name] = bool(heads._inference_layers)
     assert len(roots) == 1
     assert {name for name, some in made.items() if not some} == {"the heads' products", "any of these (PyTorch's own)"}
 

@@ -21,7 +21,7 @@ from benchmarks.lib.timing import StepTime, churn, ladder_of, random_tree, timed
 from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.measure_cost import PARTS, StepBench, sized_tree
 from entmtp.errors import EntMTPError
-from entmtp.heads.original_hydra import PublishedHydraConfig, PublishedHydraHeads
+from entmtp.heads.original_hydra import OriginalHydraConfig, OriginalHydraHeads
 from entmtp.heads.stateless import StatelessExpansion
 from entmtp.models.build import build_backbone
 from entmtp.policies.hardware_profile import load_profile
@@ -72,10 +72,10 @@ def test_imported_heads_bring_output_layers_of_their_own(outputs: int, layers_re
     model = tiny_models.tiny_model("llama")
     backbone = build_backbone(model)
     hidden, vocab = backbone.hidden_size, tiny_models.VOCAB
-    config = PublishedHydraConfig(
+    config = OriginalHydraConfig(
         hidden_size=hidden, vocab_size=vocab, num_heads=4, num_layers=1, draft_vocab_size=vocab, outputs=outputs
     )
-    heads = PublishedHydraHeads(config).attach(backbone)
+    heads = OriginalHydraHeads(config).attach(backbone)
     found = step_work(model, heads, DEEP, 1, 0)
     first_blocks = sum(2 * hidden * ((head + 2) * hidden + 1) for head in range(4))
     drafted = first_blocks * 3 // 4 + layers_read * vocab * hidden

@@ -16,7 +16,7 @@ from entmtp.models.build import build_backbone
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.batch import TreeBatch
-from tests.helpers.heads_with_caches import REMEMBERING, remembering_heads, remembering_model
+from tests.helpers.heads_with_caches import DRAFT_CACHE_KINDS, draft_cache_heads, draft_cache_model
 from tests.helpers.small_cases import small_prompt
 from tests.helpers.tiny_models import CONTEXT, TREES, greedy
 
@@ -52,10 +52,10 @@ def test_two_slots_exchange_all_that_they_hold(backbone: Backbone, heads: DraftH
     check_swap(DecodingState(backbone, heads, slots=2, capacity=64))
 
 
-@pytest.mark.parametrize("kind", [REMEMBERING[0], REMEMBERING[-1]])
+@pytest.mark.parametrize("kind", [DRAFT_CACHE_KINDS[0], DRAFT_CACHE_KINDS[-1]])
 def test_two_slots_exchange_what_heads_remember_too(kind: str) -> None:
-    backbone = build_backbone(remembering_model(kind), kernels="eager")
-    check_swap(DecodingState(backbone, remembering_heads(kind, backbone), slots=2, capacity=64))
+    backbone = build_backbone(draft_cache_model(kind), kernels="eager")
+    check_swap(DecodingState(backbone, draft_cache_heads(kind, backbone), slots=2, capacity=64))
 
 
 def test_requests_that_still_run_move_into_the_first_slots(

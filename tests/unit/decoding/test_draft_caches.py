@@ -24,7 +24,7 @@ from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.topology import Path, Topology
 from tests.helpers.arrivals import come_and_go
-from tests.helpers.heads_with_caches import REMEMBERING, check_memory, remembering_heads, remembering_model
+from tests.helpers.heads_with_caches import DRAFT_CACHE_KINDS, check_draft_cache, draft_cache_heads, draft_cache_model
 from tests.helpers.native_models import mtp_model, native_heads, sure_heads
 from tests.helpers.small_cases import small_chances, small_cost, small_predictor, small_prompt
 from tests.helpers.taped_graphs import Taped
@@ -43,14 +43,14 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-@pytest.fixture(scope="module", params=REMEMBERING)
+@pytest.fixture(scope="module", params=DRAFT_CACHE_KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def model(kind: str) -> PreTrainedModel:
-    return remembering_model(kind)
+    return draft_cache_model(kind)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def backbone(model: PreTrainedModel) -> Backbone:
 
 @pytest.fixture(scope="module")
 def heads(kind: str, backbone: Backbone) -> DraftHeads:
-    return remembering_heads(kind, backbone)
+    return draft_cache_heads(kind, backbone)
 
 
 @pytest.mark.parametrize("name", list(POLICIES))
@@ -120,7 +120,7 @@ def test_requests_that_come_and_go_write_what_each_writes_alone(
             assert _paths(completion) == _paths(alone)[: len(completion.steps)]
     state, slots = engine._memory()
     for slot, (_, text) in zip([at for at, held in enumerate(state.cache.lengths) if held], slots.texts, strict=True):
-        check_memory(state, slot, text)
+        check_draft_cache(state, slot, text)
 
 
 def _paths(completion: Completion) -> list[Path]:
@@ -152,7 +152,7 @@ def test_a_prompt_that_was_let_in_and_cancelled_before_it_was_read_leaves_what_i
     state, slots = engine._memory()
     assert ("", shared) in slots.texts
     for slot, (_, text) in enumerate(slots.texts):
-        check_memory(state, slot, text)
+        check_draft_cache(state, slot, text)
     prompt = [*shared, *small_prompt(4, seed=4)]
     again = submit("again", prompt)
     finish()

@@ -34,7 +34,7 @@ from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.batch import TreeBatch
 from tests.helpers.fault_injection import FaultAt
-from tests.helpers.hydra_plus_plus_heads import prefix_heads
+from tests.helpers.hydra_plus_plus_heads import random_hydra_plus_plus_heads
 from tests.helpers.small_cases import (
     SMALL_VOCAB,
     small_backbone,
@@ -260,7 +260,7 @@ def test_what_fails_in_one_request_ends_it_alone(
 def test_a_slot_that_held_what_is_not_a_number_is_clean_for_the_next(
     kind: str, captured: bool, backbone: Backbone
 ) -> None:
-    heads = small_heads("hydra", backbone) if kind == "hydra" else prefix_heads(backbone)
+    heads = small_heads("hydra", backbone) if kind == "hydra" else random_hydra_plus_plus_heads(backbone)
     engine = engine_of(backbone, heads, "sequence", captured)
     expected = serve(engine)
     state, _ = engine._memory()
@@ -380,7 +380,7 @@ def test_a_request_that_no_room_can_be_found_for_ends_alone(
 def test_heads_whose_rows_are_not_numbers_leave_a_clean_slot(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_of(backbone, prefix_heads(backbone), "static")
+    engine = engine_of(backbone, random_hydra_plus_plus_heads(backbone), "static")
     expected = serve(engine)
     state, _ = engine._memory()
     assert state.drafter is not None

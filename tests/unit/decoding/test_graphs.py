@@ -23,7 +23,7 @@ from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from tests.helpers.arrivals import come_and_go
-from tests.helpers.hydra_plus_plus_heads import prefix_heads
+from tests.helpers.hydra_plus_plus_heads import random_hydra_plus_plus_heads
 from tests.helpers.small_cases import (
     SMALL_VOCAB,
     small_backbone,
@@ -185,7 +185,7 @@ def test_requests_that_come_and_go_replay_the_graphs_of_few_numbers(rng: random.
 @pytest.mark.parametrize("kind", ["hydra", "prefix"])
 def test_what_is_sampled_between_graphs_is_kept_by_them(kind: str) -> None:
     backbone = taped_backbone()
-    heads = small_heads("hydra", backbone) if kind == "hydra" else prefix_heads(backbone)
+    heads = small_heads("hydra", backbone) if kind == "hydra" else random_hydra_plus_plus_heads(backbone)
     prompts = [small_prompt(length, seed=length) for length in (3, 9)]
     policy = StaticPolicy(TREES["bushy"], 8)
 

@@ -21,7 +21,7 @@ from entmtp.policies.goodput import GoodputPolicy
 from entmtp.policies.ladder import ladder_policy
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
-from tests.helpers.heads_with_caches import REMEMBERING, check_memory, remembering_heads, remembering_model
+from tests.helpers.heads_with_caches import DRAFT_CACHE_KINDS, check_draft_cache, draft_cache_heads, draft_cache_model
 from tests.helpers.small_cases import (
     small_backbone,
     small_bank,
@@ -33,7 +33,7 @@ from tests.helpers.small_cases import (
 )
 from tests.helpers.tiny_models import CONTEXT, TREES, greedy
 
-KINDS = ("medusa", "hydra", REMEMBERING[0], REMEMBERING[-1])
+KINDS = ("medusa", "hydra", DRAFT_CACHE_KINDS[0], DRAFT_CACHE_KINDS[-1])
 """Heads that guess from a state alone, native ones and Hydra++'s."""
 
 CHEAP = small_cost(1e-3, 1e-3)
@@ -50,9 +50,9 @@ PROMPTS = [small_prompt(7, seed=1), small_prompt(5, seed=2)]
 @pytest.fixture(scope="module", params=KINDS)
 def heads(request: pytest.FixtureRequest) -> tuple[Backbone, DraftHeads]:
     kind = str(request.param)
-    if kind in REMEMBERING:
-        backbone = build_backbone(remembering_model(kind), kernels="eager")
-        return backbone, remembering_heads(kind, backbone)
+    if kind in DRAFT_CACHE_KINDS:
+        backbone = build_backbone(draft_cache_model(kind), kernels="eager")
+        return backbone, draft_cache_heads(kind, backbone)
     backbone = small_backbone()
     return backbone, small_heads(kind, backbone)
 
@@ -109,16 +109,16 @@ def test_in_a_batch_a_request_that_may_have_no_tree_is_not_guessed_for(
 
 
 def test_native_layers_run_on_the_guesses_of_drafting_requests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = build_backbone(remembering_model(REMEMBERING[0]), kernels="eager")
-    real = NativeDrafter.descend
+    backbone = build_backbone(draft_cache_model(DRAFT_CACHE_KINDS[0]), kernels="eager")
+    real = NativeDrafter.run_level
     batches: list[int] = []
 
-    def descend(memory: NativeDrafter, level: int, slots: tuple[int, ...], *args: Any) -> torch.Tensor:
+    def run_level(memory: NativeDrafter, level: int, slots: tuple[int, ...], *args: Any) -> torch.Tensor:
         batches.append(len(slots))
         return real(memory, level, slots, *args)
 
-    monkeypatch.setattr(NativeDrafter, "descend", descend)
-    served(engine_of(backbone, remembering_heads(REMEMBERING[0], backbone), "static"), 0, None)
+    monkeypatch.setattr(NativeDrafter, "run_level", run_level)
+    served(engine_of(backbone, draft_cache_heads(DRAFT_CACHE_KINDS[0], backbone), "static"), 0, None)
     assert set(batches) == {1}
 
 
@@ -132,13 +132,13 @@ def test_limits_hold_and_the_text_is_the_models_own(
         assert all(limit is None or step.topology.nodes <= limit for step in done.steps)
 
 
-@pytest.mark.parametrize("kind", [REMEMBERING[0], REMEMBERING[-1]])
+@pytest.mark.parametrize("kind", [DRAFT_CACHE_KINDS[0], DRAFT_CACHE_KINDS[-1]])
 def test_a_draft_cache_stays_right_where_nothing_is_drafted(kind: str) -> None:
     """Another request may begin with the text, and have trees."""
-    backbone = build_backbone(remembering_model(kind), kernels="eager")
-    engine = engine_of(backbone, remembering_heads(kind, backbone), "dynamic")
+    backbone = build_backbone(draft_cache_model(kind), kernels="eager")
+    engine = engine_of(backbone, draft_cache_heads(kind, backbone), "dynamic")
     state, _ = engine._memory()
     (done,) = served(engine, 0)
     (slot,) = [at for at, length in enumerate(state.cache.lengths) if length]
     text = [*PROMPTS[0], *done.tokens]
-    check_memory(state, slot, text[: state.cache.lengths[slot]])
+    check_draft_cache(state, slot, text[: state.cache.lengths[slot]])

@@ -15,28 +15,28 @@ from entmtp.trees.batch import TreeBatch
 from tests.helpers.heads_with_caches import (
     BUSHY,
     CLOSE,
-    REMEMBERING,
-    check_memory,
-    remembering_heads,
-    remembering_model,
+    DRAFT_CACHE_KINDS,
+    check_draft_cache,
+    draft_cache_heads,
+    draft_cache_model,
 )
 from tests.helpers.small_cases import SMALL_VOCAB, small_prompt
 from tests.helpers.tiny_models import topologies
 
 
-@pytest.fixture(scope="module", params=REMEMBERING)
+@pytest.fixture(scope="module", params=DRAFT_CACHE_KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def backbone(kind: str) -> Backbone:
-    return build_backbone(remembering_model(kind))
+    return build_backbone(draft_cache_model(kind))
 
 
 @pytest.fixture(scope="module")
 def heads(kind: str, backbone: Backbone) -> DraftHeads:
-    return remembering_heads(kind, backbone)
+    return draft_cache_heads(kind, backbone)
 
 
 @given(st.data())
@@ -68,7 +68,7 @@ def test_any_accepted_paths_leave_the_memory_of_a_text_read_at_once(
             state.read(target, more)
             state.begin(target, state.logits(target), Sampler(GREEDY))
     for slot in range(2):
-        check_memory(state, slot, texts[slot])
+        check_draft_cache(state, slot, texts[slot])
         root = int(state.root[slot])
         fresh = DecodingState(backbone, heads, 1, 120)
         fresh.read(0, texts[slot])

@@ -12,8 +12,8 @@ from entmtp.decoding.state import DecodingState
 from entmtp.decoding.timers import Stopwatch
 from entmtp.errors import EntMTPError
 from entmtp.heads.checkpoint import load_heads
-from entmtp.heads.hydra_plus_plus import PrefixHydraHeads
-from entmtp.heads.hydra_plus_plus_cache import PrefixDrafter
+from entmtp.heads.hydra_plus_plus import HydraPlusPlusHeads
+from entmtp.heads.hydra_plus_plus_cache import HydraPlusPlusDrafter
 from entmtp.heads.importing.import_heads import import_heads
 from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
@@ -21,7 +21,12 @@ from entmtp.models.build import build_backbone
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from tests.helpers.heads_with_caches import BUSHY, CLOSE
-from tests.helpers.hydra_plus_plus_heads import PREFIX, PrefixShape, prefix_hydra, prefix_states
+from tests.helpers.hydra_plus_plus_heads import (
+    PREFIX,
+    HydraPlusPlusShape,
+    hydra_plus_plus_states,
+    published_hydra_plus_plus,
+)
 from tests.helpers.published_checkpoints import Model, Published
 from tests.helpers.saved_project import save_tokenizer
 from tests.helpers.small_cases import SMALL_VOCAB, small_prompt
@@ -46,14 +51,14 @@ def backbone(folder: Path) -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def shape(backbone: Backbone) -> PrefixShape:
-    return PrefixShape.of(backbone.model)
+def shape(backbone: Backbone) -> HydraPlusPlusShape:
+    return HydraPlusPlusShape.of(backbone.model)
 
 
 @pytest.fixture(scope="module")
-def published(backbone: Backbone, shape: PrefixShape) -> Published:
+def published(backbone: Backbone, shape: HydraPlusPlusShape) -> Published:
     output = backbone.model.get_output_embeddings().weight.detach()
-    return prefix_hydra(Model(output.clone(), backbone.embeddings.detach().clone()), shape)
+    return published_hydra_plus_plus(Model(output.clone(), backbone.embeddings.detach().clone()), shape)
 
 
 @pytest.fixture(scope="module")
@@ -68,21 +73,21 @@ def heads(
 
 
 @pytest.fixture(scope="module")
-def expected(published: Published, backbone: Backbone, shape: PrefixShape) -> Callable[..., torch.Tensor]:
+def expected(published: Published, backbone: Backbone, shape: HydraPlusPlusShape) -> Callable[..., torch.Tensor]:
     """Log-probabilities behind a path that was guessed behind a text, whose last token is the root ``[vocab]``."""
 
     @torch.inference_mode()
     def log_probs(text: Sequence[int], path: Sequence[int]) -> torch.Tensor:
         decoder = backbone.model.get_decoder()
         hidden = decoder(input_ids=torch.tensor([list(text[:-1])]), use_cache=False).last_hidden_state[0]
-        state = prefix_states(published, shape, hidden)[-1:]
+        state = hydra_plus_plus_states(published, shape, hidden)[-1:]
         return published.logits(len(path), state, torch.tensor([[text[-1], *path]]))[0].log_softmax(-1)
 
     return log_probs
 
 
 def test_they_come_back_as_they_were_imported(heads: StatelessHeads, backbone: Backbone, published: Published) -> None:
-    assert isinstance(heads, PrefixHydraHeads)
+    assert isinstance(heads, HydraPlusPlusHeads)
     assert (heads.kind, heads.num_heads, heads.config.model_fingerprint) == ("hydra", 4, backbone.fingerprint)
     projection = heads.prefix_layer.layer.self_attn.q_proj.weight
     assert torch.equal(projection, published.tensors[f"{PREFIX}layers.0.self_attn.q_proj.weight"])
@@ -146,12 +151,12 @@ def test_a_long_prompt_is_taken_in_in_parts(
     prompt = small_prompt(23)
     whole = DecodingState(backbone, heads, slots=1, capacity=64)
     whole.read(0, prompt)
-    monkeypatch.setattr("entmtp.heads.hydra_plus_plus_cache.READ_TOGETHER", 5)
+    monkeypatch.setattr("entmtp.heads.hydra_plus_plus_cache.PREFILL_CHUNK", 5)
     parts = DecodingState(backbone, heads, slots=1, capacity=64)
     parts.read(0, prompt[:7])
     parts.read(0, prompt[7:])
-    assert isinstance(parts.drafter, PrefixDrafter)
-    assert isinstance(whole.drafter, PrefixDrafter)
+    assert isinstance(parts.drafter, HydraPlusPlusDrafter)
+    assert isinstance(whole.drafter, HydraPlusPlusDrafter)
     torch.testing.assert_close(parts.drafter.states, whole.drafter.states, rtol=0, atol=CLOSE)
 
 
@@ -161,7 +166,7 @@ def test_their_angles_stay_exact_in_sixteen_bits(folder: Path, published: Publis
     import_heads(str(published.save(tmp_path / "published")), tmp_path / "ours", str(folder), lambda text: None)
     halved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     heads = load_heads(tmp_path / "ours", build_backbone(halved))
-    assert isinstance(heads, PrefixHydraHeads)
+    assert isinstance(heads, HydraPlusPlusHeads)
     assert heads.prefix_layer.norm.weight.dtype == torch.bfloat16
     speeds = 500.0 ** (-torch.arange(0, 8, 2) / 8)
     torch.testing.assert_close(heads.prefix_layer.rotary.inv_freq, speeds, rtol=1e-6, atol=0)

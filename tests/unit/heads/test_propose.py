@@ -36,7 +36,7 @@ def normalised(states: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def draft_distribution(heads: Any, hidden: torch.Tensor, path: list[int]) -> torch.Tensor:
     """Log-probabilities over the draft vocabulary behind ``path`` (root first), from the formulas of the papers."""
-    model_output, table = heads.output_weight, heads.input_table
+    model_output, table = heads.output_weight, heads.input_embeddings
     inner, head = heads.config.inner_size, len(path) - 1
     own = slice(head * inner, (head + 1) * inner)
     if heads.kind == "medusa":

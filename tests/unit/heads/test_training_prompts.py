@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from entmtp.errors import EntMTPError
 from entmtp.heads import training_prompts
-from entmtp.heads.training_prompts import FILE, read_training_prompts, write_training_prompts
+from entmtp.heads.training_prompts import FILE, read_training_prompt_hashes, write_training_prompt_hashes
 from entmtp.methods import NATIVE
 from entmtp.prompt_hash import DIGITS, prompt_hash
 
@@ -18,9 +18,9 @@ def test_what_was_written_is_read_and_case_and_space_do_not_matter(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]
 ) -> None:
     folder = tmp_path_factory.mktemp("heads")
-    write_training_prompts(folder, [prompt_hash(text) for text in [*texts, *texts]])
-    assert read_training_prompts(folder) == frozenset(prompt_hash(f"  {text}\n ") for text in texts)
-    assert len((folder / FILE).read_text().splitlines()) == len(read_training_prompts(folder) or ())
+    write_training_prompt_hashes(folder, [prompt_hash(text) for text in [*texts, *texts]])
+    assert read_training_prompt_hashes(folder) == frozenset(prompt_hash(f"  {text}\n ") for text in texts)
+    assert len((folder / FILE).read_text().splitlines()) == len(read_training_prompt_hashes(folder) or ())
 
 
 def test_a_hash_is_the_beginning_of_the_texts_sha_256() -> None:
@@ -33,24 +33,24 @@ def test_heads_without_a_list_tell_nothing(tmp_path: Path, monkeypatch: pytest.M
     def unreachable(name: str, patterns: object) -> Path:
         raise EntMTPError("heads: no hub")
 
-    assert read_training_prompts(tmp_path) is None
-    assert read_training_prompts(NATIVE) is None
+    assert read_training_prompt_hashes(tmp_path) is None
+    assert read_training_prompt_hashes(NATIVE) is None
     monkeypatch.setattr(training_prompts, "download", unreachable)
-    assert read_training_prompts("someone/heads") is None
-    write_training_prompts(tmp_path, [prompt_hash("Hello")])
+    assert read_training_prompt_hashes("someone/heads") is None
+    write_training_prompt_hashes(tmp_path, [prompt_hash("Hello")])
     monkeypatch.setattr(training_prompts, "download", lambda name, patterns: tmp_path)
-    assert read_training_prompts("someone/heads") == frozenset([prompt_hash("Hello")])
+    assert read_training_prompt_hashes("someone/heads") == frozenset([prompt_hash("Hello")])
 
 
 @pytest.mark.parametrize("content", ["0123", "0123456789abcdeg\n", "0123456789ABCDEF\n", "\xff" * DIGITS])
 def test_a_broken_list_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(f"{prompt_hash('Hello')}\n{content}", encoding="latin-1")
     with pytest.raises(EntMTPError, match=rf"{FILE} holds .*not 16 hexadecimal digits; train the heads again"):
-        read_training_prompts(tmp_path)
+        read_training_prompt_hashes(tmp_path)
 
 
 def test_a_list_that_is_too_long_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_prompts, "MAX_PROMPTS", 1)
-    write_training_prompts(tmp_path, map(prompt_hash, "ab"))
+    write_training_prompt_hashes(tmp_path, map(prompt_hash, "ab"))
     with pytest.raises(EntMTPError, match="names more than 1 prompts"):
-        read_training_prompts(tmp_path)
+        read_training_prompt_hashes(tmp_path)

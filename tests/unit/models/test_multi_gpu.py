@@ -21,7 +21,7 @@ from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
-from tests.helpers.hydra_plus_plus_heads import prefix_heads
+from tests.helpers.hydra_plus_plus_heads import random_hydra_plus_plus_heads
 from tests.helpers.second_device import ELSEWHERE, second_device
 from tests.helpers.small_cases import (
     SMALL_VOCAB,
@@ -67,7 +67,7 @@ def backbone() -> Backbone:
 
 
 def heads_of(kind: str, backbone: Backbone) -> DraftHeads:
-    return prefix_heads(backbone) if kind == "prefix-mlp" else small_heads(kind, backbone)
+    return random_hydra_plus_plus_heads(backbone) if kind == "prefix-mlp" else small_heads(kind, backbone)
 
 
 def test_the_device_would_tell_if_tensors_were_mixed() -> None:

@@ -10,9 +10,9 @@ import pytest
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.score import metric, score
 from entmtp.suites import Prompt, jail, load_suite, sandbox
-from entmtp.suites.extraction import completion
+from entmtp.suites.extraction import extract_completion
 from entmtp.suites.gsm8k import final_number
-from entmtp.suites.sandbox import passes
+from entmtp.suites.sandbox import passes_tests
 
 HEAD = '''from typing import List
 
@@ -38,7 +38,7 @@ TEST = """def check(candidate):
 def solves(answer: str) -> bool:
     """Whether the completion taken from `answer` passes, run here because the test wrote it itself."""
     scope: dict[str, object] = {}
-    exec(HEAD + completion(answer, HEAD, "biggest") + "\n" + TEST, scope)
+    exec(HEAD + extract_completion(answer, HEAD, "biggest") + "\n" + TEST, scope)
     check, candidate = scope["check"], scope["biggest"]
     assert callable(check)
     try:
@@ -163,12 +163,12 @@ def test_humaneval_scores_official_solutions_as_body_and_as_function(number: int
     ],
 )
 def test_code_that_leaves_early_or_takes_too_much_fails(body: str) -> None:
-    assert passes(HEAD, body, TEST, "biggest") is False
+    assert passes_tests(HEAD, body, TEST, "biggest") is False
 
 
 def test_code_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "TIME_LIMIT_SECONDS", 1.0)
-    assert passes(HEAD, "    while True: pass\n", TEST, "biggest") is False
+    assert passes_tests(HEAD, "    while True: pass\n", TEST, "biggest") is False
 
 
 def test_code_sees_neither_this_processs_environment_nor_its_folder(
@@ -179,7 +179,7 @@ def test_code_sees_neither_this_processs_environment_nor_its_folder(
     (tmp_path / "here").touch()
     look = "assert 'HF_TOKEN' not in os.environ and os.listdir('.') == []"
     body = f"    import os\n    {look}\n    return max([0, *values])\n"
-    assert passes(HEAD, body, TEST, "biggest") is True
+    assert passes_tests(HEAD, body, TEST, "biggest") is True
 
 
 OUTSIDE = ["socket.create_connection(('127.0.0.1', 9), 1)", "socket.getaddrinfo('localhost', 80)"]
@@ -191,9 +191,9 @@ OUTSIDE += ["ctypes.CDLL(None)", "open(os.path.expanduser('~') + '/../gone', 'w'
 def test_code_reaches_nothing_outside(attempt: str) -> None:
     """It would return a right answer if the attempt went well."""
     body = f"    import ctypes, os, posix, socket, subprocess\n    {attempt}\n    return max([0, *values])\n"
-    assert passes(HEAD, body, TEST, "biggest") is False
+    assert passes_tests(HEAD, body, TEST, "biggest") is False
     harmless = body.replace(attempt, "open('mine', 'w').write('x')")
-    assert passes(HEAD, harmless, TEST, "biggest") is True
+    assert passes_tests(HEAD, harmless, TEST, "biggest") is True
 
 
 def test_code_sees_no_other_process_and_leaves_none_behind() -> None:
@@ -206,7 +206,7 @@ def test_code_sees_no_other_process_and_leaves_none_behind() -> None:
         f"    {spawn}, {rest}\n"
         "    return max([0, *values])\n"
     )
-    assert passes(HEAD, body, TEST, "biggest") is True
+    assert passes_tests(HEAD, body, TEST, "biggest") is True
     assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"987.5" in _read(path)]
 
 
@@ -220,14 +220,14 @@ def _read(path: Path) -> bytes:
 def test_endless_output_and_files_end_with_the_answer() -> None:
     for flood in ("os.write(2, b'x' * 10**6)", "open(str(number), 'wb').write(b'x' * 8 * 10**6)"):
         body = f"    import os\n    for number in range(200):\n        {flood}\n    return max([0, *values])\n"
-        assert passes(HEAD, body, TEST, "biggest") is False
+        assert passes_tests(HEAD, body, TEST, "biggest") is False
 
 
 def test_where_the_kernel_refuses_namespaces_a_line_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As in a container without namespaces: the jail still keeps the network out."""
-    sandbox._warn_of_open_jail.cache_clear()
+    sandbox._warn_of_missing_namespaces.cache_clear()
     source = Path(jail.__file__).read_text(encoding="utf-8")
     (tmp_path / "jail.py").write_text(
         source.replace('return f"{platform.system()} has', 'return f"here it has').replace(
@@ -236,8 +236,8 @@ def test_where_the_kernel_refuses_namespaces_a_line_says_so(
     )
     monkeypatch.setattr(sandbox, "JAIL", tmp_path / "jail.py")
     connect = "    import socket\n    socket.create_connection(('127.0.0.1', 9), 1)\n"
-    assert passes(HEAD, "    return max([0, *values])  # open\n", TEST, "biggest") is True
-    assert passes(HEAD, f"{connect}    return max([0, *values])\n", TEST, "biggest") is False
+    assert passes_tests(HEAD, "    return max([0, *values])  # open\n", TEST, "biggest") is True
+    assert passes_tests(HEAD, f"{connect}    return max([0, *values])\n", TEST, "biggest") is False
     assert "runs without namespaces: here it has no namespaces" in caplog.text
 
 
@@ -245,5 +245,5 @@ def test_a_test_process_that_cannot_start_gives_no_score(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert passes(HEAD, "    return 0  # not cached\n", TEST, "biggest") is None
+    assert passes_tests(HEAD, "    return 0  # not cached\n", TEST, "biggest") is None
     assert "ended with code 1" in caplog.text

@@ -18,7 +18,7 @@ from entmtp.suites import PAPER_SUITES, Prompt, draw, load_suite, split
 from entmtp.suites.base import HubDataset
 from entmtp.suites.hub import HubUnavailableError, hub_rows
 from entmtp.suites.load import SAMPLES
-from entmtp.suites.overlap import contains_benchmark_prompt
+from entmtp.suites.overlap import find_overlaps
 
 QUESTIONS = [{"question": f"What is {n} and one?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(5)]
 
@@ -349,7 +349,7 @@ def test_solutions_of_the_humaneval_sample_pass_their_tests_and_empty_ones_do_no
 def test_the_humaneval_sample_is_not_humaneval() -> None:
     own = load_suite("humaneval", SAMPLES / "humaneval.jsonl")
     texts = [prompt.reference["prompt"] for prompt in own.prompts]
-    assert contains_benchmark_prompt(texts, [load_suite("humaneval")]) == []
+    assert find_overlaps(texts, [load_suite("humaneval")]) == []
 
 
 # --- overlap ---------------------------------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ def test_overlap_finds_a_benchmark_prompt_inside_other_text(tmp_path: Path) -> N
         "PLEASE SOLVE:  a heron catches 3 fish, in the morning, and twice as many (in the evening) -- thanks",
         "A heron catches 4 fish in the morning; how many fish is that? And a heron catches 3 frogs in the morning.",
     ]
-    hits = contains_benchmark_prompt(texts, [data])
+    hits = find_overlaps(texts, [data])
     assert [(hit.text_index, hit.suite, hit.prompt_id) for hit in hits] == [(1, "gsm8k", "gsm8k/0")]
     assert hits[0].excerpt.startswith("a heron catches 3 fish in the morning")
 
@@ -373,8 +373,8 @@ def test_overlap_needs_both_enough_words_and_enough_characters(tmp_path: Path) -
     data = load_suite("litbench", write_lines(tmp_path / "a.jsonl", [{"prompt": story, "chosen_story": ""}]))
     few_characters = "What is it like to be a bat in a barn"
     few_words = "Of course philosopher of his very patient students"
-    assert contains_benchmark_prompt([few_characters, few_words], [data]) == []
-    assert contains_benchmark_prompt(["He said: bat in a cave, asks the philosopher of his very patient cat"], [data])
+    assert find_overlaps([few_characters, few_words], [data]) == []
+    assert find_overlaps(["He said: bat in a cave, asks the philosopher of his very patient cat"], [data])
 
 
 def test_overlap_of_short_prompts_is_equality_and_unspaced_scripts_count_characters(tmp_path: Path) -> None:
@@ -384,11 +384,11 @@ def test_overlap_of_short_prompts_is_equality_and_unspaced_scripts_count_charact
     rows = [{"prompt": prompt, "chosen_story": ""} for prompt in ("Tell a joke!", chinese)]
     data = load_suite("litbench", write_lines(tmp_path / "a.jsonl", rows))
     texts = ["tell a  joke", "Tell a joke about geese.", "你好!" + chinese[:-3], "你好"]
-    assert [hit.text_index for hit in contains_benchmark_prompt(texts, [data])] == [0, 2]
+    assert [hit.text_index for hit in find_overlaps(texts, [data])] == [0, 2]
 
 
 def test_overlap_ignores_the_instruction_around_a_humaneval_problem() -> None:
     data = load_suite("humaneval", limit=3)
     own = "Complete this Python function:\n\n```python\ndef brew(cups: int) -> int:\n    ...\n```"
-    assert contains_benchmark_prompt([own], [data]) == []
-    assert contains_benchmark_prompt([data.prompts[0].text], [data])
+    assert find_overlaps([own], [data]) == []
+    assert find_overlaps([data.prompts[0].text], [data])

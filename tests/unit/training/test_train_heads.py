@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from entmtp.heads.training_prompts import read_training_prompts
+from entmtp.heads.training_prompts import read_training_prompt_hashes
 from entmtp.prompt_hash import prompt_hash
 from entmtp.training.train_heads import Log, train_heads
 from tests.helpers.saved_project import save_tiny_model
@@ -40,7 +40,7 @@ def test_heads_tell_which_prompts_they_were_trained_on(tmp_path: Path) -> None:
             device="cpu",
             console=console,
         )
-        return read_training_prompts(heads), console.export_text()
+        return read_training_prompt_hashes(heads), console.export_text()
 
     too_long = "x" * 2000  # is never answered, so nothing was trained on it
     listed, said = train([*PROMPTS, too_long])

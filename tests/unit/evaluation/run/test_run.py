@@ -30,7 +30,7 @@ from entmtp.evaluation.run.run import describe, run_units, save_unit
 from entmtp.evaluation.run.units import Unit
 from entmtp.evaluation.run.work_queue import SetAside, Settled
 from entmtp.heads.checkpoint import KINDS
-from entmtp.heads.training_prompts import write_training_prompts
+from entmtp.heads.training_prompts import write_training_prompt_hashes
 from entmtp.intervals import FEWEST_PROMPTS
 from entmtp.prompt_hash import prompt_hash
 from entmtp.settings import PROFILES, STUDIES
@@ -251,7 +251,7 @@ def test_the_end_says_what_was_captured_while_timed_and_what_heads_were_trained_
     for kind, folder in heads.items():
         shutil.copytree(saved.heads(kind), folder)
     first = plan_of(saved, tmp_path).units[0]
-    write_training_prompts(heads["hydra"], [prompt_hash(first.prompts[0].text)])
+    write_training_prompt_hashes(heads["hydra"], [prompt_hash(first.prompts[0].text)])
     plan = plan_of(saved, tmp_path, heads=[f"{kind}={folder}" for kind, folder in heads.items()])
     for number, unit in enumerate(plan.units):
         requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)

@@ -9,7 +9,7 @@ import pytest
 from entmtp.evaluation.analysis.overlap_description import UNKNOWN, Overlap, in_words, overlap_caveats, overlap_metrics
 from entmtp.evaluation.run.training_overlap import training_overlap
 from entmtp.evaluation.run.units import Unit, make_units
-from entmtp.heads.training_prompts import write_training_prompts
+from entmtp.heads.training_prompts import write_training_prompt_hashes
 from entmtp.prompt_hash import prompt_hash
 from entmtp.settings import BenchmarkSettings
 from entmtp.suites import Prompt
@@ -22,7 +22,7 @@ def trained(tmp_path: Path) -> Trained:
     """Heads that were trained on some texts."""
 
     def make(*texts: str) -> str:
-        write_training_prompts(tmp_path / "heads", map(prompt_hash, texts))
+        write_training_prompt_hashes(tmp_path / "heads", map(prompt_hash, texts))
         return str(tmp_path / "heads")
 
     return make

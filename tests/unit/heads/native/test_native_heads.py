@@ -132,4 +132,6 @@ def test_the_layers_come_out_of_the_models_own_files(tmp_path: Path) -> None:
 
 def test_they_guess_with_a_cache_alone(heads: NativeHeads) -> None:
     assert not hasattr(heads, "propose")
-    assert not heads.drafter(TreeCache(heads.rows.layers, 1, 64, torch.device("cpu"), heads.rows.notes)).is_capturable
+    assert not heads.drafter(
+        TreeCache(heads.cache_rows.layers, 1, 64, torch.device("cpu"), heads.cache_rows.notes)
+    ).is_capturable
