@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks.faults import ENGINE, Clients, Stage, staged
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.report.plot_style import house_style, line_colour
+from entmtp.evaluation.report.plot_style import line_colour, style_context
 from entmtp.files import write_whole
 from entmtp.policies.step_cost import hardware_name
 
@@ -50,7 +50,7 @@ def main(
             write_whole(figure, lambda path: _drawn(samples).savefig(path, format=figure.suffix.lstrip(".")))
         table = _table(samples, outcomes, seconds)
         machine = hardware_name(torch.device("cpu"))
-        deliver(made_record("autoscaling", "Autoscaling", machine, [table], NOTES, figure), record, uncommitted)
+        deliver(make_record("autoscaling", "Autoscaling", machine, [table], NOTES, figure), record, uncommitted)
 
 
 async def _play(stage: Stage, seconds: float) -> tuple[Samples, list[Counter[str]]]:
@@ -87,7 +87,7 @@ def _table(samples: Samples, outcomes: list[Counter[str]], seconds: float) -> Ta
 
 
 def _drawn(samples: Samples) -> Figure:
-    with house_style():
+    with style_context():
         figure = Figure(figsize=(8, 4), layout="constrained")
         axes = figure.subplots()
         times = [at for at, _, _ in samples]

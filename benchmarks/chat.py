@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.outputs import Completion
@@ -63,7 +63,7 @@ def main(
             f"{chats} chats; all answers were the same with and without reuse, or this would have ended with an error.",
         ]
         deliver(
-            made_record("chat", "Turns of a chat", hardware_name(backbone.device), [table], notes), record, uncommitted
+            make_record("chat", "Turns of a chat", hardware_name(backbone.device), [table], notes), record, uncommitted
         )
 
 

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.measure_cost import CONTEXTS as MEASURED
 from entmtp.decoding.measure_cost import NODES, StepBench, interleaved, measure_cost
@@ -78,7 +78,7 @@ def main(
             ),
         ]
         title = "How well the cost of a step is predicted"
-        deliver(made_record("cost", title, hardware, tables, NOTES), record, uncommitted)
+        deliver(make_record("cost", title, hardware, tables, NOTES), record, uncommitted)
 
 
 def held_out(bank: TreeBank) -> list[Topology]:

@@ -24,14 +24,14 @@ import torch
 import typer
 from rich.progress import Progress
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from benchmarks.serving import running
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.intervals import ratio
 from entmtp.loadtest.load_summary import Slo, speedup, summarise_load
-from entmtp.loadtest.traffic import Endpoint, Outcome, Traffic
-from entmtp.loadtest.turns import Rounds, in_turns, texts_of
+from entmtp.loadtest.traffic import Endpoint, RequestOutcome, Traffic
+from entmtp.loadtest.turns import Rounds, alternate_endpoints, texts_by_request
 from entmtp.policies.step_cost import hardware_name
 from entmtp.suites import PAPER_SUITES, scored_prompts
 
@@ -71,7 +71,7 @@ def main(
         table = Table(title=f"{rounds} rounds of {requests} requests, {tokens} tokens each", columns=COLUMNS, rows=rows)
         title = f"The service beside {peer.name}"
         deliver(
-            made_record("endpoints", title, hardware_name(torch.device("cpu")), [table], NOTES), record, uncommitted
+            make_record("endpoints", title, hardware_name(torch.device("cpu")), [table], NOTES), record, uncommitted
         )
 
 
@@ -83,15 +83,15 @@ async def _measure(traffic: list[Traffic], loads: list[int], requests: int, roun
                 if outcome.error is not None:
                     raise EntMTPError(f"{one.endpoint.name}: {one.endpoint.url} fails ({outcome.error}); does it run?")
 
-        async def send(one: Traffic, at: int, users: int) -> list[Outcome]:
+        async def send(one: Traffic, at: int, users: int) -> list[RequestOutcome]:
             numbers = range(at * requests, (at + 1) * requests)
             return await one.closed(numbers, users, lambda _: bar.advance(task))
 
-        return {users: await in_turns(traffic, rounds, partial(send, users=users)) for users in loads}
+        return {users: await alternate_endpoints(traffic, rounds, partial(send, users=users)) for users in loads}
 
 
 def _rows(users: int, found: Rounds, peer: str) -> list[list[Cell]]:
-    first = texts_of(found[OURS])
+    first = texts_by_request(found[OURS])
     rows: list[list[Cell]] = []
     for name, rounds in found.items():
         its = summarise_load(name, rounds, _NO_PROMISE, first)

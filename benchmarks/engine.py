@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure_cost import machine_cost
@@ -135,7 +135,7 @@ def main(
             write_whole(figure, lambda unfinished: drawn(found).savefig(unfinished, format="svg", bbox_inches="tight"))
         notes = [*NOTES, *verdicts(found)]
         deliver(
-            made_record("engine", title, hardware_name(backbone.device), [table], notes, figure), record, uncommitted
+            make_record("engine", title, hardware_name(backbone.device), [table], notes, figure), record, uncommitted
         )
 
 

@@ -24,18 +24,18 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.results.rows import RequestRow, StepRow, tables_of
 from entmtp.evaluation.results.storage import open_store
 from entmtp.evaluation.run.executor import Usage
-from entmtp.evaluation.run.placement import Wishes
+from entmtp.evaluation.run.placement import ResourceRequest
 from entmtp.evaluation.run.plan import Plan
 from entmtp.evaluation.run.run import run_units
 from entmtp.evaluation.run.units import Unit
-from entmtp.evaluation.run.work_queue import Dispatch, Outcome, Settled
-from entmtp.evaluation.run.worker import Workplace
+from entmtp.evaluation.run.work_queue import SettledUnit, UnitOutcome, WorkQueue
+from entmtp.evaluation.run.worker import WorkerConfig
 from entmtp.policies.step_cost import hardware_name
 from entmtp.ray_head import LOCAL_SETTINGS
 from entmtp.settings import BenchmarkSettings
@@ -45,7 +45,7 @@ from jobs.pool import WorkerPool
 WORKERS = (1, 2, 4)
 BAR = 0.08
 _REQUESTS, _STEPS = 33, 40  # of a unit: eleven arms, three times each, 40 steps in a request
-_WISHES = Wishes(device="cpu", gpus_per_worker=1)
+_RESOURCES = ResourceRequest(device="cpu", gpus_per_worker=1)
 NOTES = (
     "seconds: from when a worker had started to the end, the mean over workers; perfect: the one worker's, divided by"
     " their number. busy: share of the workers' time within units. beside a unit: what a worker waits for this driver,"
@@ -61,7 +61,7 @@ class Sleeper:
         """The name of its hardware."""
         return "none"
 
-    def run(self, task: Unit, seconds: float) -> Outcome:
+    def run(self, task: Unit, seconds: float) -> UnitOutcome:
         """Takes so long for each prompt."""
         began = time.perf_counter()
         requests: list[RequestRow] = []
@@ -72,7 +72,7 @@ class Sleeper:
                 requests.append(request_row(task, prompt, number, seconds))
                 steps += [step_row(task, prompt, number, step) for step in range(_STEPS)]
         tables = tables_of(requests, steps)
-        return Outcome(*tables, {}, time.perf_counter() - began, {"hardware": "none", "peak_memory_mib": 0.0})
+        return UnitOutcome(*tables, {}, time.perf_counter() - began, {"hardware": "none", "peak_memory_mib": 0.0})
 
 
 def request_row(task: Unit, prompt: Prompt, number: int, seconds: float) -> RequestRow:
@@ -137,7 +137,7 @@ def made_units(count: int, prompts: int = 1) -> list[Unit]:
             number * prompts,
             "gsm8k",
             "sample",
-            tuple(Prompt(f"gsm8k/{number * prompts + place}", "gsm8k", "?", {}) for place in range(prompts)),
+            tuple(Prompt(f"gsm8k/{number * prompts + index}", "gsm8k", "?", {}) for index in range(prompts)),
         )
         for number in range(count)
     ]
@@ -145,13 +145,13 @@ def made_units(count: int, prompts: int = 1) -> list[Unit]:
 
 def made_plan(units: list[Unit], results: Path) -> Plan:
     """A plan of these units for workers that need no model."""
-    place = Workplace("none", {}, {}, "cpu", 1)
-    return Plan("quick", BenchmarkSettings(), [], place, units, open_store(str(results)), "", {}, {})
+    config = WorkerConfig("none", {}, {}, "cpu", 1)
+    return Plan("quick", BenchmarkSettings(), [], config, units, open_store(str(results)), "", {}, {})
 
 
 def sleeping(
     pool: WorkerPool, waiting: list[Unit], seconds: float, worker: type[Sleeper] = Sleeper
-) -> Iterator[Settled]:
+) -> Iterator[SettledUnit]:
     """Runs units on ``worker`` actors."""
     actors: Any = ray.remote(worker)
 
@@ -159,7 +159,7 @@ def sleeping(
         actor = actors.options(**options).remote()
         return actor, actor.load.remote()
 
-    yield from pool.run(Dispatch(waiting), start, lambda actor, task: actor.run.remote(task, seconds), _any_hardware)
+    yield from pool.run(WorkQueue(waiting), start, lambda actor, task: actor.run.remote(task, seconds), _any_hardware)
 
 
 def _any_hardware(hardware: str) -> None:
@@ -202,7 +202,7 @@ def measure(units: int, seconds: float) -> dict[int, Usage]:
 
 def _measured(units: int, seconds: float) -> Usage:
     """On all workers that there are."""
-    pool = WorkerPool(_WISHES)
+    pool = WorkerPool(_RESOURCES)
     with tempfile.TemporaryDirectory() as results:
         plan = made_plan(made_units(units), Path(results))
         run_units(plan, lambda waiting: sleeping(pool, waiting, seconds), Console(quiet=True))
@@ -213,12 +213,12 @@ def _measured(units: int, seconds: float) -> Usage:
 
 def table_of(found: dict[int, Usage], units: int) -> Table:
     """Seconds, how far from perfect scaling they are, and what each of the units cost beside its own time."""
-    one = found[WORKERS[0]].present / WORKERS[0]
+    one = found[WORKERS[0]].loaded_seconds / WORKERS[0]
     rows: list[list[Cell]] = []
     for count, usage in found.items():
-        seconds, perfect = usage.present / count, one / count
+        seconds, perfect = usage.loaded_seconds / count, one / count
         shares = [f"{share:.1%}" for share in (seconds / perfect - 1, usage.share)]
-        beside = round(1000 * (usage.present - usage.busy) / units)
+        beside = round(1000 * (usage.loaded_seconds - usage.busy_seconds) / units)
         rows.append([count, round(seconds, 2), round(perfect, 2), *shares, f"{beside} ms"])
     columns = ["workers", "seconds", "perfect", "above perfect", "busy", "beside a unit"]
     return Table(title="Fan-out", columns=columns, rows=rows)
@@ -234,12 +234,12 @@ def main(
     with told_plainly("fanout", interrupted="nothing was recorded"):
         found = measure(units, seconds)
         last = WORKERS[-1]
-        above = found[last].present / found[WORKERS[0]].present - 1
+        above = found[last].loaded_seconds / found[WORKERS[0]].loaded_seconds - 1
         verdict = "within" if above <= BAR else "NOT within"
         notes = [*NOTES, f"{last} workers: {above:.1%} above perfect scaling, {verdict} the bar of {BAR:.0%}."]
         machine = hardware_name(torch.device("cpu"))
         title = f"{units} units of {seconds:g} s each"
-        deliver(made_record("fanout", title, machine, [table_of(found, units)], notes), record, uncommitted)
+        deliver(make_record("fanout", title, machine, [table_of(found, units)], notes), record, uncommitted)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.policies.step_cost import hardware_name
@@ -335,7 +335,7 @@ def main(
             found = asyncio.run(play(stage, faults, repetitions, users, tokens))
         machine = hardware_name(torch.device("cpu"))
         tables = [_table(found, users), _errors(found)]
-        deliver(made_record("faults", "Faults under load", machine, tables, NOTES), record, uncommitted)
+        deliver(make_record("faults", "Faults under load", machine, tables, NOTES), record, uncommitted)
 
 
 def _table(found: dict[str, list[Seen]], users: int) -> Table:

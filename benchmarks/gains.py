@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from benchmarks.lib.timing import Clock, ladder_of
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.graphs import Graphs
@@ -73,7 +73,7 @@ def main(
         title = f"What each optimisation gains: bundled model, {heads} heads, {words}"
         hardware = hardware_name(torch.device(device))
         deliver(
-            made_record("gains", title, hardware, [table], [*NOTES, f"{repetitions} repetitions."]), record, uncommitted
+            make_record("gains", title, hardware, [table], [*NOTES, f"{repetitions} repetitions."]), record, uncommitted
         )
 
 

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.calibration.build import calibration_texts, traces_of
 from entmtp.calibration.trace_replay import replayed_tau
 from entmtp.cli_errors import told_plainly
@@ -59,7 +59,7 @@ def main(
         table = Table(title="tau, root included", columns=columns, rows=rows)
         notes = [f"{prompts} scored prompts per suite; the trees were made on other prompts.", NOTE]
         title = "How much the bundled heads guess"
-        deliver(made_record("heads", title, hardware_name(backbone.device), [table], notes), record, uncommitted)
+        deliver(make_record("heads", title, hardware_name(backbone.device), [table], notes), record, uncommitted)
 
 
 if __name__ == "__main__":

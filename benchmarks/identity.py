@@ -20,7 +20,7 @@ import torch
 import typer
 from rich.progress import track
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from benchmarks.lib.shapes import SHAPES, random_heads, random_model, shape_of
 from benchmarks.step import TYPES
 from benchmarks.undrafted import PLAIN, engine_of
@@ -121,7 +121,7 @@ def main(
             raise EntMTPError(f"case: none runs here; {' '.join(refused)}")
         table = Table(title="Greedy tokens that trees change", columns=COLUMNS, rows=rows)
         title = f"Identity with plain decoding: {shape or 'bundled'} model"
-        made = made_record("identity", title, hardware_name(device), [table], [*NOTES, *refused])
+        made = make_record("identity", title, hardware_name(device), [table], [*NOTES, *refused])
         deliver(made, record, uncommitted)
 
 

@@ -12,7 +12,7 @@ import psutil
 import torch
 import typer
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure_cost import machine_cost
@@ -52,7 +52,7 @@ def main(
         notes = ["Memory is the process's resident set; on a GPU what PyTorch has allocated there."]
         title = "Memory of the engine"
         deliver(
-            made_record("memory", title, hardware_name(backbone.device), [sizes, curve], notes), record, uncommitted
+            make_record("memory", title, hardware_name(backbone.device), [sizes, curve], notes), record, uncommitted
         )
 
 

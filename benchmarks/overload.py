@@ -25,11 +25,11 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from benchmarks.serving import running
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
-from entmtp.loadtest.traffic import Endpoint, Outcome, Traffic
+from entmtp.loadtest.traffic import Endpoint, RequestOutcome, Traffic
 from entmtp.policies.step_cost import hardware_name
 from entmtp.suites import PAPER_SUITES, scored_prompts
 
@@ -69,16 +69,16 @@ def main(
         table = _table(calm, outcomes, memory, recovery)
         note = f"Capacity {capacity:.2f} requests/s with {users} users; {times:g} times that for {seconds:g} s."
         machine = hardware_name(torch.device("cpu"))
-        made = made_record("overload", "Overload", machine, [table], [note, *NOTES])
+        made = make_record("overload", "Overload", machine, [table], [note, *NOTES])
         deliver(made, record, uncommitted)
 
 
-async def _calm(traffic: Traffic, users: int, requests: int) -> list[Outcome]:
+async def _calm(traffic: Traffic, users: int, requests: int) -> list[RequestOutcome]:
     await traffic.closed(range(users), users, lambda _: None)  # warm-up
     return await traffic.closed(range(requests), users, lambda _: None)
 
 
-def at_capacity(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], float]:
+def at_capacity(outcomes: Sequence[RequestOutcome]) -> tuple[list[RequestOutcome], float]:
     """What a closed loop's users were answered while all of them were there, and how many of these a second.
 
     When the last request is sent there is none left for the others, and who is alone is answered faster.
@@ -88,7 +88,7 @@ def at_capacity(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], float]:
     return answered, len(answered) / first_goes
 
 
-async def _overload(traffic: Traffic, rate: float, seconds: float) -> tuple[list[Outcome], list[float], float]:
+async def _overload(traffic: Traffic, rate: float, seconds: float) -> tuple[list[RequestOutcome], list[float], float]:
     memory = [_mebibytes()]
 
     async def watch() -> None:
@@ -128,7 +128,9 @@ def _mebibytes() -> float:
     return total / 2**20
 
 
-def _table(calm: Sequence[Outcome], hot: Sequence[Outcome], memory: Sequence[float], recovery: float) -> Table:
+def _table(
+    calm: Sequence[RequestOutcome], hot: Sequence[RequestOutcome], memory: Sequence[float], recovery: float
+) -> Table:
     taken = [one for one in hot if one.error is None]
     refused = [one.seconds for one in hot if one.error == REFUSED]
     others = sorted({str(one.error) for one in hot if one.error not in (None, REFUSED)})
@@ -151,7 +153,7 @@ def _table(calm: Sequence[Outcome], hot: Sequence[Outcome], memory: Sequence[flo
     return Table(title="Overload", columns=["", "measured", "bar"], rows=rows)
 
 
-def _usual_tpot(outcomes: Sequence[Outcome]) -> float:
+def _usual_tpot(outcomes: Sequence[RequestOutcome]) -> float:
     return float(np.median([one.tpot or 0.0 for one in outcomes]))
 
 

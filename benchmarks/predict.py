@@ -21,7 +21,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp import methods
 from entmtp.calibration.build import calibration_texts, expansions_of, traces_of
 from entmtp.calibration.known_world import known_world
@@ -134,7 +134,7 @@ def main(
                     table.rows.extend([*source, *row] for row in cells)
         title = f"Predicted speedup over plain decoding: {ACCEPTANCE}, at the step costs of {costs.where}"
         notes = [*NOTES, costs.note, f"{prompts} prompts per suite."]
-        deliver(made_record("predict", title, hardware_name(backbone.device), tables, notes), record, uncommitted)
+        deliver(make_record("predict", title, hardware_name(backbone.device), tables, notes), record, uncommitted)
 
 
 def _costs(name: str, batch: int, context: int | None) -> Costs:

@@ -19,14 +19,14 @@ import numpy as np
 import typer
 from rich.progress import track
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from deployments.serve_local import service
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.outputs import Completion
 from entmtp.errors import EntMTPError
 from entmtp.intervals import Estimate, paired_ratio, ratio
 from entmtp.loading import MethodSpec, load_method
-from entmtp.loadtest.traffic import Endpoint, Outcome, Traffic
+from entmtp.loadtest.traffic import Endpoint, RequestOutcome, Traffic
 from entmtp.models.loading.load import encode_chat
 from entmtp.policies.step_cost import hardware_name
 from entmtp.ray_head import free_ports
@@ -56,7 +56,7 @@ def main(
         engine, tokenizer = load_method(MethodSpec(method), print, EngineSettings())
         params = SamplingParams(temperature=0.0, max_tokens=tokens)
         traffic = Traffic(Endpoint("service", f"{address}/v1", model), texts, tokens, 600.0)
-        served: list[list[Outcome]] = [[] for _ in texts]
+        served: list[list[RequestOutcome]] = [[] for _ in texts]
         alone: list[list[Completion]] = [[] for _ in texts]
 
         async def measure() -> None:
@@ -79,7 +79,7 @@ def main(
         asyncio.run(measure())
         machine = hardware_name(engine.backbone.device)
         deliver(
-            made_record("serving", "What serving costs", machine, [_table(served, alone)], NOTES), record, uncommitted
+            make_record("serving", "What serving costs", machine, [_table(served, alone)], NOTES), record, uncommitted
         )
 
 
@@ -94,7 +94,7 @@ def running(url: str | None) -> Iterator[str]:
         yield started.address
 
 
-def _table(served: list[list[Outcome]], alone: list[list[Completion]]) -> Table:
+def _table(served: list[list[RequestOutcome]], alone: list[list[Completion]]) -> Table:
     http = {
         "TPOT": np.array([np.median([one.tpot or 0.0 for one in each]) for each in served]),
         "TTFT": np.array([np.median([one.ttft for one in each]) for each in served]),

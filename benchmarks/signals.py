@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.calibration.build import calibration_texts, traces_of
 from entmtp.calibration.fit import fit_predictor, quality, step_rows
 from entmtp.calibration.optimal import optimal_order
@@ -73,7 +73,7 @@ def main(
         table = Table(title="on held-out prompts", columns=columns, rows=rows)
         title = "What each signal knows of the next accepted length"
         notes = [*NOTES, f"Up to {prompts} prompts per suite for each purpose."]
-        deliver(made_record("signals", title, hardware_name(backbone.device), [table], notes), record, uncommitted)
+        deliver(make_record("signals", title, hardware_name(backbone.device), [table], notes), record, uncommitted)
 
 
 def ablation(fitted: Sequence[RankTrace], held_out: Sequence[RankTrace]) -> list[list[Cell]]:

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record, portable_words
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record, portable_words
 from benchmarks.study.input import read_study
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
@@ -32,17 +32,17 @@ def main(
     """Print the speedups of an arm over all others."""
     with told_plainly("speedups"):
         study = read_study(results / "report")
-        settings = study.facts["settings"]
-        command = portable_words(study.facts["command"])
+        settings = study.provenance["settings"]
+        command = portable_words(study.provenance["command"])
         notes = [
-            f"From `{command}` of {study.facts['date']}, commit {study.facts['git_commit'][:9]}: up to"
+            f"From `{command}` of {study.provenance['date']}, commit {study.provenance['git_commit'][:9]}: up to"
             f" {settings['prompts']} prompts a suite, {settings['max_new_tokens']} tokens each, the median of"
             f" {settings['repetitions']} repetitions.",
             f"Wall-clock time over the arm's on the same prompts, with {CONFIDENCE:.0%} intervals over prompts.",
         ]
         title = f"{arm}, more closely"
-        machine = str(study.facts["hardware"])
-        deliver(made_record("speedups", title, machine, [speedups(study.summary, arm)], notes), record, uncommitted)
+        machine = str(study.provenance["hardware"])
+        deliver(make_record("speedups", title, machine, [speedups(study.summary, arm)], notes), record, uncommitted)
 
 
 def speedups(summary: Summary, arm: str) -> Table:

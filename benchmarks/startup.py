@@ -17,7 +17,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.lib.record import RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.cli_errors import told_plainly
 from entmtp.errors import EntMTPError
 from entmtp.policies.step_cost import hardware_name
@@ -49,7 +49,7 @@ def main(
         table = Table(title="seconds of one process", columns=["method", "least", "median", "most"], rows=rows)
         notes = [verdict(method, statistics.median(taken)) for method, taken in seconds.items()]
         title = "Start-up: one token of the bundled model, everything cached"
-        deliver(made_record("startup", title, hardware_name(torch.device("cpu")), [table], notes), record, uncommitted)
+        deliver(make_record("startup", title, hardware_name(torch.device("cpu")), [table], notes), record, uncommitted)
 
 
 def seconds_of(method: str) -> float:

@@ -24,8 +24,8 @@ import typer
 from torch.profiler import profile
 
 from benchmarks.lib.bars import cpu_bars, cuda_bars
-from benchmarks.lib.growing import GrowingPolicy
-from benchmarks.lib.record import Cell, Record, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.fixed_depth import FixedDepthPolicy
+from benchmarks.lib.record import Cell, Record, RecordOption, Table, UncommittedOption, deliver, make_record
 from benchmarks.lib.roofline import Work, measure_machine, step_work
 from benchmarks.lib.shapes import SHAPES, random_heads, random_model, shape_of
 from benchmarks.lib.timing import StepTime, churn, ladder_of, timed_steps
@@ -82,7 +82,7 @@ def main(
             trees = {key: tree for key, tree in trees.items() if key[0] == "verify"}
         policies: dict[tuple[str, int], Policy] = {key: ladder_of(tree) for key, tree in trees.items()}
         if save_profile is not None:
-            policies |= {("grown", depth): GrowingPolicy(depth) for depth in range(1, drafter.num_heads + 1)}
+            policies |= {("grown", depth): FixedDepthPolicy(depth) for depth in range(1, drafter.num_heads + 1)}
         machine = measure_machine(backbone.device, backbone.dtype)
         tables, notes, points = [], [f"This machine {machine.text}.", *NOTES], []
         for requests, tokens in grid:
@@ -104,7 +104,7 @@ def main(
             notes += _peak(where)
             del bench  # the next one's cache needs the room
         what = f"{shape or model}, {drafter.kind} heads, {backbone.dtype}, {backbone.kernels} kernels"
-        measured = made_record("step", f"One step: {what}", hardware_name(backbone.device), tables, notes)
+        measured = make_record("step", f"One step: {what}", hardware_name(backbone.device), tables, notes)
         if save_profile is not None:
             made = _profile(_origin(measured, backbone, drafter, shape or model), sizes, grid, points)
             made.save(save_profile)

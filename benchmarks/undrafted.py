@@ -19,7 +19,7 @@ import torch
 import typer
 from rich.progress import track
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, made_record
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.cli_errors import told_plainly
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import Request
@@ -70,7 +70,7 @@ def main(
         table = Table(title="Requests without drafting", columns=columns, rows=rows(found))
         hardware = hardware_name(plain.backbone.device)
         deliver(
-            made_record("undrafted", "What forbidding to draft costs", hardware, [table], NOTES), record, uncommitted
+            make_record("undrafted", "What forbidding to draft costs", hardware, [table], NOTES), record, uncommitted
         )
 
 

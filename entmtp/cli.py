@@ -17,8 +17,8 @@ from entmtp.evaluation.run.command import benchmark_command
 from entmtp.settings import DEFAULT_METHOD
 
 if TYPE_CHECKING:
-    from entmtp.evaluation.run.executor import Devices
-    from entmtp.evaluation.run.placement import Wishes
+    from entmtp.evaluation.run.executor import Executor
+    from entmtp.evaluation.run.placement import ResourceRequest
 
 app = typer.Typer(
     help="Write faster with a large language model, token for token the same.",
@@ -226,13 +226,13 @@ def serve(
     main(config or CONFIG, port)
 
 
-def _this_process(wishes: Wishes) -> Devices:
-    from entmtp.evaluation.run.local_executor import ThisProcess
+def _local_executor(requested: ResourceRequest) -> Executor:
+    from entmtp.evaluation.run.local_executor import LocalExecutor
 
-    return ThisProcess(wishes)
+    return LocalExecutor(requested)
 
 
-app.command("benchmark")(benchmark_command(_this_process))
+app.command("benchmark")(benchmark_command(_local_executor))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten_provenance(provenance: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested facts as (dotted name, text) pairs."""
-    for name, value in facts.items():
+    for name, value in provenance.items():
         if isinstance(value, Mapping):
-            yield from flat_facts(value, f"{prefix}{name}.")
+            yield from flatten_provenance(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", "–" if value is None else str(value)

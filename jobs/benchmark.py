@@ -26,11 +26,11 @@ import typer
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.command import benchmark_command
-from entmtp.evaluation.run.placement import Wishes
+from entmtp.evaluation.run.placement import ResourceRequest
 from entmtp.evaluation.run.plan import Plan
 from entmtp.evaluation.run.units import Unit
-from entmtp.evaluation.run.work_queue import Dispatch, Outcome, Settled
-from entmtp.evaluation.run.worker import Worker, Workplace
+from entmtp.evaluation.run.work_queue import SettledUnit, UnitOutcome, WorkQueue
+from entmtp.evaluation.run.worker import Worker, WorkerConfig
 from entmtp.settings import BenchmarkSettings
 from jobs.pool import WorkerPool
 
@@ -38,12 +38,12 @@ from jobs.pool import WorkerPool
 class Runner:
     """A benchmark worker on one device."""
 
-    def load(self, place: Workplace) -> str:
+    def load(self, config: WorkerConfig) -> str:
         """Loads the model; returns what this worker measures on."""
-        self.worker = Worker(place)
+        self.worker = Worker(config)
         return self.worker.hardware
 
-    def run(self, task: Unit, arms: list[str], settings: BenchmarkSettings) -> Outcome:
+    def run(self, task: Unit, arms: list[str], settings: BenchmarkSettings) -> UnitOutcome:
         """Rows of the task's prompts."""
         return self.worker.run(task, arms, settings)
 
@@ -51,18 +51,18 @@ class Runner:
 class Cluster:
     """The Ray cluster that this driver belongs to, or one started for it."""
 
-    def __init__(self, wishes: Wishes) -> None:
+    def __init__(self, requested: ResourceRequest) -> None:
         ray.init(logging_level=logging.ERROR)
-        self.pool = WorkerPool(wishes)
+        self.pool = WorkerPool(requested)
         placement = self.pool.placement
         self.device, self.threads, self.gpus_per_worker = placement.device, placement.threads, placement.gpus
         self.workers = self.pool.places
         held = f"{placement.gpus:g} {placement.kind or 'GPU'} each" if placement.gpus else "a node each"
-        self.in_words = f"{self.workers} workers with {held}, on {placement.device}"
+        self.description = f"{self.workers} workers with {held}, on {placement.device}"
         self.usage = self.pool.usage
-        self.doing = self.pool.doing
+        self.worker_states = self.pool.worker_states
 
-    def run(self, plan: Plan, waiting: list[Unit]) -> Iterator[Settled]:
+    def run(self, plan: Plan, waiting: list[Unit]) -> Iterator[SettledUnit]:
         """Runs the units on actors; yields each as it is settled."""
         if not waiting:
             return
@@ -71,12 +71,12 @@ class Cluster:
 
         def start(options: dict[str, Any]) -> tuple[Any, Any]:
             actor = actors.options(**options).remote()
-            return actor, actor.load.remote(plan.place)
+            return actor, actor.load.remote(plan.config)
 
         def ask(actor: Any, task: Unit) -> Any:
             return actor.run.remote(task, plan.arms, plan.settings)
 
-        yield from self.pool.run(Dispatch(waiting), start, ask, check)
+        yield from self.pool.run(WorkQueue(waiting), start, ask, check)
 
 
 class OneHardware:

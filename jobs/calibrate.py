@@ -22,7 +22,7 @@ from rich.console import Console
 
 from entmtp.calibration.command import calibrate_task
 from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.run.placement import Wishes, place
+from entmtp.evaluation.run.placement import ResourceRequest, choose_placement
 from entmtp.lasting import check_lasting
 from entmtp.suites import PAPER_SUITES, get_suite
 from entmtp.trees.bank import MIXED
@@ -63,7 +63,7 @@ def main(
         files = {name: Path(path).absolute() for name, _, path in (text.partition("=") for text in data or [])}
         check_lasting("output", output, "--output an absolute path that every node sees")
         ray.init(logging_level=logging.ERROR)
-        placement = place(alive_nodes(), Wishes(cpus_per_worker=cpus_per_worker))
+        placement = choose_placement(alive_nodes(), ResourceRequest(cpus_per_worker=cpus_per_worker))
 
         def run(names: list[str]) -> None:
             folder, given = output.absolute(), heads or []

@@ -12,7 +12,7 @@ _GRANTED = "CREATED"
 
 
 class Demand:
-    """Wishes for shares of a node."""
+    """ResourceRequest for shares of a node."""
 
     def __init__(self, share: dict[str, float]) -> None:
         """``share`` are a worker's resources by Ray's names."""

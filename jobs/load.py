@@ -72,24 +72,24 @@ def main(
         from entmtp.evaluation.run.options import named_paths
         from entmtp.files import make_folder
         from entmtp.lasting import check_lasting
-        from entmtp.loadtest.levels import levels_of
+        from entmtp.loadtest.levels import parse_levels
         from entmtp.loadtest.load_plot import draw_load
         from entmtp.loadtest.load_summary import Slo, level_table, outcome_table, summarise_load
         from entmtp.loadtest.load_table import comparison_lines, terminal_table
         from entmtp.loadtest.mlflow import LOAD_EXPERIMENT, log_load
         from entmtp.loadtest.traffic import Endpoint, Traffic
-        from entmtp.loadtest.turns import texts_of
+        from entmtp.loadtest.turns import texts_by_request
         from entmtp.suites import FAMILIES, suite_names
         from entmtp.tracking.client import check_tracking, default_tracking_uri
         from entmtp.tracking.names import check_names
 
-        levels, suites = levels_of(users, rate), suite_names(suite or [])
+        levels, suites = parse_levels(users, rate), suite_names(suite or [])
         files = named_paths("data", data or [], FAMILIES)
         key = os.environ.get(KEY_VARIABLE, "none")
         endpoints = [Endpoint.parse(text, model, key) for text in endpoint]
         if len(endpoints) > 2 or len({one.name for one in endpoints}) < len(endpoints):
             raise EntMTPError("endpoint: give one, or two with different names")
-        facts: dict[str, Any] = {
+        provenance: dict[str, Any] = {
             "model": model,
             "levels": ", ".join(map(str, levels)),
             "requests": requests,
@@ -102,7 +102,7 @@ def main(
         }
         keys = {one.name: f"endpoint.{one.name}" for one in endpoints}
         check_names("endpoint", keys)
-        facts |= {keys[one.name]: one.url for one in endpoints}
+        provenance |= {keys[one.name]: one.url for one in endpoints}
         check_lasting("results", results, "--results an absolute path")
         uri = tracking_uri or default_tracking_uri(results)
         make_folder("results", results)
@@ -113,7 +113,9 @@ def main(
         found = asyncio.run(_run(traffic, levels, requests, rounds, seed))
         slo = Slo(slo_ttft, slo_tpot)
         summaries = {
-            level: [summarise_load(name, its, slo, texts_of(each[endpoints[0].name])) for name, its in each.items()]
+            level: [
+                summarise_load(name, its, slo, texts_by_request(each[endpoints[0].name])) for name, its in each.items()
+            ]
             for level, each in found.items()
         }
         tables = {"requests": outcome_table(found), "levels": level_table(summaries)}
@@ -126,7 +128,7 @@ def main(
             for line in comparison_lines(level, each, summaries[level]):
                 console.print(line)
         console.print(f"Throughput against latency: {plot.path}", soft_wrap=True)
-        print(f"MLflow: {log_load(uri, LOAD_EXPERIMENT, facts, summaries, tables, plot.path).open_command}")
+        print(f"MLflow: {log_load(uri, LOAD_EXPERIMENT, provenance, summaries, tables, plot.path).open_command}")
 
 
 def _prompts(suites: list[str], files: Mapping[str, str], count: int, seed: int) -> list[str]:

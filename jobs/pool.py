@@ -15,9 +15,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.executor import Usage
-from entmtp.evaluation.run.placement import Node, Placement, Wishes, place
+from entmtp.evaluation.run.placement import Node, Placement, ResourceRequest, choose_placement
 from entmtp.evaluation.run.units import Unit
-from entmtp.evaluation.run.work_queue import Dispatch, Outcome, Settled
+from entmtp.evaluation.run.work_queue import SettledUnit, UnitOutcome, WorkQueue
 from jobs.demand import Demand
 from jobs.waiting import Waiting
 
@@ -30,7 +30,7 @@ FAILED_STARTS = 5
 """So many workers in a row that end before they have loaded the model: no further one would."""
 
 Ask = Callable[[Any, Unit], Any]
-"""Has an actor run a task; returns the reference of its :class:`Outcome`."""
+"""Has an actor run a task; returns the reference of its :class:`UnitOutcome`."""
 
 
 @dataclass
@@ -96,15 +96,15 @@ class WorkerPool:
         usage: of all that was done so far.
     """
 
-    def __init__(self, wishes: Wishes) -> None:
+    def __init__(self, requested: ResourceRequest) -> None:
         """Where workers are wished for and no node fits yet, waits for the first that does.
 
         Raises:
             EntMTPError: no node fits, or comes to fit.
         """
-        self._demand = Demand(wishes.share)
-        self._most = wishes.workers
-        self.placement: Placement = place(self._first_nodes(wishes), wishes)
+        self._demand = Demand(requested.share)
+        self._most = requested.workers
+        self.placement: Placement = choose_placement(self._first_nodes(requested), requested)
         self.places = min(sum(map(self.placement.workers_on, alive_nodes())), self._most or sys.maxsize)
         self.usage = Usage()
         self._seats: list[Seat] = []
@@ -113,29 +113,29 @@ class WorkerPool:
         self._looked = float("-inf")
         self._waiting = Waiting(self.placement)
 
-    def _first_nodes(self, wishes: Wishes) -> list[Node]:
+    def _first_nodes(self, requested: ResourceRequest) -> list[Node]:
         began = said = time.monotonic()
         while True:
             nodes = alive_nodes()
             try:
-                place(nodes, wishes)
+                choose_placement(nodes, requested)
                 return nodes
             except EntMTPError:
-                wishes.check()
+                requested.check()
                 now = time.monotonic()
-                if wishes.workers is None or now > began + WAIT_SECONDS:
+                if requested.workers is None or now > began + WAIT_SECONDS:
                     self._demand.keep(0)
                     raise
-            self._demand.keep(wishes.workers)
+            self._demand.keep(requested.workers)
             if now >= said:
-                print(f"no node fits yet; the cluster is asked for {wishes.workers} workers' GPUs", flush=True)
+                print(f"no node fits yet; the cluster is asked for {requested.workers} workers' GPUs", flush=True)
                 said = now + SAY_SECONDS
             time.sleep(LOOK_SECONDS)
 
     def run(
-        self, dispatch: Dispatch, start: Callable[[Any], tuple[Any, Any]], ask: Ask, check: Callable[[str], None]
-    ) -> Iterator[Settled]:
-        """Runs all tasks of ``dispatch``; yields each unit as it is settled.
+        self, queue: WorkQueue, start: Callable[[Any], tuple[Any, Any]], ask: Ask, check: Callable[[str], None]
+    ) -> Iterator[SettledUnit]:
+        """Runs all tasks of ``queue``; yields each unit as it is settled.
 
         ``start`` makes an actor with Ray's options that it is given, and returns it with the reference of its
         hardware's name, which ``check`` may refuse by an EntMTPError.
@@ -144,23 +144,23 @@ class WorkerPool:
             EntMTPError: as ``check``, if no node has hardware that passes; or workers that never come to load.
         """
         try:
-            while not dispatch.over:
-                self._fill(dispatch, start)
-                self._hand_out(dispatch, ask)
+            while not queue.over:
+                self._fill(queue, start)
+                self._hand_out(queue, ask)
                 seat = self._next_to_answer()
-                if seat is not None and (settled := self._take(seat, dispatch, check)) is not None:
-                    self._hand_out(dispatch, ask)  # nobody waits for what the caller does with this unit
+                if seat is not None and (settled := self._take(seat, queue, check)) is not None:
+                    self._hand_out(queue, ask)  # nobody waits for what the caller does with this unit
                     yield settled
         finally:
             self._demand.keep(0)
             for seat in list(self._seats):
                 self._dismiss(seat)
 
-    def doing(self) -> list[tuple[str, str]]:
+    def worker_states(self) -> list[tuple[str, str]]:
         """Each worker's node and what it does."""
         return [(seat.node.name, seat.in_words()) for seat in list(self._seats)]
 
-    def _fill(self, dispatch: Dispatch, start: Callable[[Any], tuple[Any, Any]]) -> None:
+    def _fill(self, queue: WorkQueue, start: Callable[[Any], tuple[Any, Any]]) -> None:
         """Starts a worker wherever there is room for one and work."""
         now = time.monotonic()
         if now < self._looked + LOOK_SECONDS:
@@ -168,7 +168,7 @@ class WorkerPool:
         self._looked = now
         self._say_what_they_wait_for()
         taken = Counter(seat.node.id for seat in self._seats)
-        useful = dispatch.waiting - sum(seat.task is None for seat in self._seats)
+        useful = queue.waiting - sum(seat.task is None for seat in self._seats)
         if self._most is not None:
             useful = min(useful, self._most - len(self._seats))
         for node in alive_nodes():
@@ -190,9 +190,9 @@ class WorkerPool:
             seat.lack = self._waiting.lack(seat.actor, [seat.node], seat.began) if starting else None
         self._waiting.say([seat.lack for seat in self._seats if seat.lack is not None])
 
-    def _hand_out(self, dispatch: Dispatch, ask: Ask) -> None:
+    def _hand_out(self, queue: WorkQueue, ask: Ask) -> None:
         for seat in self._seats:
-            if seat.owed is None and (task := dispatch.next(seat.suite)) is not None:
+            if seat.owed is None and (task := queue.next(seat.suite)) is not None:
                 seat.task, seat.owed, seat.began = task, ask(seat.actor, task), time.monotonic()
                 # A suite's engines have graphs, which are lost when another's take their memory.
                 seat.suite = task.suite if self.placement.device == "cuda" else None
@@ -205,28 +205,28 @@ class WorkerPool:
         ready, _ = ray.wait(list(by_ref), num_returns=1, timeout=LOOK_SECONDS)
         return by_ref[ready[0]] if ready else None
 
-    def _take(self, seat: Seat, dispatch: Dispatch, check: Callable[[str], None]) -> Settled | None:
+    def _take(self, seat: Seat, queue: WorkQueue, check: Callable[[str], None]) -> SettledUnit | None:
         """Takes in what a worker has answered, or that it is gone."""
         task, owed = seat.task, seat.owed
         seat.task = seat.owed = None
         seat.began = time.monotonic()
         try:
-            answer: str | Outcome = ray.get(owed)
+            answer: str | UnitOutcome = ray.get(owed)
         except EntMTPError:
             raise
         except RayError as error:
             self._dismiss(seat)
             reason = f"its worker ended: {_reason(error)}"
             if task is not None:
-                return dispatch.lost(task, reason)
+                return queue.lost(task, reason)
             self._count_failed_start(reason)
             return None
         if isinstance(answer, str):
             self._welcome(seat, answer, check)
             return None
         assert task is not None
-        self.usage.busy += answer.busy_seconds
-        return dispatch.returned(task, answer)
+        self.usage.busy_seconds += answer.busy_seconds
+        return queue.returned(task, answer)
 
     def _welcome(self, seat: Seat, hardware: str, check: Callable[[str], None]) -> None:
         """A worker has loaded its model: it stays if its hardware is the run's."""
@@ -253,7 +253,7 @@ class WorkerPool:
 
     def _dismiss(self, seat: Seat) -> None:
         if seat.since is not None:
-            self.usage.present += time.monotonic() - seat.since
+            self.usage.loaded_seconds += time.monotonic() - seat.since
         self._seats.remove(seat)
         ray.kill(seat.actor)
 

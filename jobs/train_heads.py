@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 
 from entmtp.cli_errors import told_plainly
-from entmtp.evaluation.run.placement import Wishes, place
+from entmtp.evaluation.run.placement import ResourceRequest, choose_placement
 from entmtp.heads.checkpoint import KINDS
 from entmtp.lasting import check_lasting
 from entmtp.tracking.client import check_tracking
@@ -65,7 +65,7 @@ def main(
             check_tracking(tracking_uri, TRAINING_EXPERIMENT)
         check_lasting("output", output, "--output an absolute path that every node sees")
         ray.init(logging_level=logging.ERROR)
-        placement = place(alive_nodes(), Wishes(cpus_per_worker=cpus_per_worker))
+        placement = choose_placement(alive_nodes(), ResourceRequest(cpus_per_worker=cpus_per_worker))
         given = prompts.absolute(), output.absolute(), model, placement.device, tracking_uri
         print("\n".join(call_each(train_one, [(each, *given) for each in kind or KINDS], placement)))
 

@@ -15,7 +15,7 @@ MEAN = "mean of suites"
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedText:
     """One timed text of an arm.
 
     Attributes:
@@ -39,28 +39,28 @@ class Timed:
 class Comparison:
     """Everything that was timed. A *place* is a suite or :data:`MEAN`, their geometric mean."""
 
-    def __init__(self, timed: Sequence[Timed]) -> None:
+    def __init__(self, timed: Sequence[TimedText]) -> None:
         self._timed = timed
         self.suites = list(dict.fromkeys(row.suite for row in timed))
         self.arms = list(dict.fromkeys(row.arm for row in timed))
-        self.places = [*self.suites, MEAN]
+        self.scopes = [*self.suites, MEAN]
 
-    def rows(self, place: str, arm: str) -> list[Timed]:
+    def rows(self, scope: str, arm: str) -> list[TimedText]:
         """What ``arm`` wrote there."""
-        return [row for row in self._timed if row.arm == arm and place in (row.suite, MEAN)]
+        return [row for row in self._timed if row.arm == arm and scope in (row.suite, MEAN)]
 
-    def speed(self, place: str, arm: str) -> float:
+    def speed(self, scope: str, arm: str) -> float:
         """New tokens per second."""
-        if place == MEAN:
+        if scope == MEAN:
             return float(np.exp(np.mean([np.log(self.speed(suite, arm)) for suite in self.suites])))
-        tokens = {row.prompt: row.tokens for row in self.rows(place, arm)}
-        return float(sum(tokens.values()) / self._seconds(place, arm).sum())
+        tokens = {row.prompt: row.tokens for row in self.rows(scope, arm)}
+        return float(sum(tokens.values()) / self._seconds(scope, arm).sum())
 
     def over(self, arm: str, peer: str) -> dict[str, Estimate]:
         """How many times as fast as ``peer`` the arm is, by place, over prompts in pairs."""
         found = {suite: paired_ratio(self._seconds(suite, peer), self._seconds(suite, arm)) for suite in self.suites}
         found |= {MEAN: mean_of_suites(list(found.values()))}
-        return {place: each.estimate() for place, each in found.items()}
+        return {scope: each.estimate() for scope, each in found.items()}
 
     def _seconds(self, suite: str, arm: str) -> Floats:
         """Median of the repetitions, ``[prompts]``: what else the machine did during one of them does not count."""
@@ -81,40 +81,40 @@ class Bar:
 
     def judge(self, comparison: Comparison) -> str:
         """One sentence: pass or FAIL by the estimates, with their intervals; without intervals no claim."""
-        places = comparison.suites if self.on_each else [MEAN]
+        scopes = comparison.suites if self.on_each else [MEAN]
         against = [comparison.over(self.arm, peer) for peer in self.peers]
-        found = {place: min((one[place] for one in against), key=lambda each: each.value) for place in places}
+        found = {scope: min((one[scope] for one in against), key=lambda each: each.value) for scope in scopes}
         if not all(each.has_interval for each in found.values()):
             return f"no claim: {self} (an interval needs {FEWEST_PROMPTS} prompts in each suite)"
         verdict = "pass" if all(each.value >= self.least for each in found.values()) else "FAIL"
-        return f"{verdict}: {self}: " + "; ".join(self._told(place, each) for place, each in found.items())
+        return f"{verdict}: {self}: " + "; ".join(self._told(scope, each) for scope, each in found.items())
 
     def __str__(self) -> str:
         where = "each suite" if self.on_each else "the mean of the suites"
         return f"{self.arm} at least {self.least:.2f}x as fast as {self.named} on {where}"
 
-    def _told(self, place: str, found: Estimate) -> str:
+    def _told(self, scope: str, found: Estimate) -> str:
         assert found.low is not None
         assert found.high is not None
         unsure = " (the interval holds the bar)" if found.low < self.least <= found.high else ""
-        return f"{place} {ratio(found)}{unsure}"
+        return f"{scope} {ratio(found)}{unsure}"
 
 
 def table_rows(comparison: Comparison, ours: Sequence[str]) -> list[dict[str, Any]]:
     """One row of plain numbers per place and arm, with each of ``ours`` over it as value, low and high."""
     over = {(arm, peer): comparison.over(arm, peer) for arm in ours for peer in comparison.arms if peer != arm}
     rows: list[dict[str, Any]] = []
-    for place in comparison.places:
+    for scope in comparison.scopes:
         for arm in comparison.arms:
-            texts = comparison.rows(place, arm)
+            texts = comparison.rows(scope, arm)
             steps = sum(row.steps or 0 for row in texts)
-            row: dict[str, Any] = {"place": place, "arm": arm, "tokens_per_s": comparison.speed(place, arm)}
+            row: dict[str, Any] = {"scope": scope, "arm": arm, "tokens_per_s": comparison.speed(scope, arm)}
             row["prompts"] = len({(text.suite, text.prompt) for text in texts})
             row["identical"] = sum(text.identical for text in texts) / len(texts)
             row["tau"] = sum(text.tokens for text in texts) / steps if steps else None
             row["nodes_per_step"] = sum(text.drafted for text in texts) / steps if steps else None
             for one in ours:
-                found = over[one, arm][place] if one != arm else None
+                found = over[one, arm][scope] if one != arm else None
                 row[f"{one}_over"] = None if found is None else [found.value, found.low, found.high]
             rows.append(row)
     return rows
@@ -129,7 +129,7 @@ def to_table(rows: Sequence[dict[str, Any]], ours: Sequence[str], title: str) ->
 def _cells(row: dict[str, Any], ours: Sequence[str]) -> list[Cell]:
     tau, nodes = row["tau"], row["nodes_per_step"]
     return [
-        row["place"],
+        row["scope"],
         row["arm"],
         f"{row['tokens_per_s']:.1f}",
         "" if tau is None else f"{tau:.2f}",

@@ -105,7 +105,7 @@ class Record(BaseModel):
         return f"commit {self.base_commit}{'' if self.is_committed else ' with uncommitted changes'}"
 
 
-def made_record(
+def make_record(
     name: str,
     title: str,
     machine: str,

@@ -22,8 +22,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.lib.comparison import Bar, Comparison, Timed, table_rows, to_table
-from benchmarks.lib.record import RecordOption, UncommittedOption, deliver, made_record
+from benchmarks.lib.comparison import Bar, Comparison, TimedText, table_rows, to_table
+from benchmarks.lib.record import RecordOption, UncommittedOption, deliver, make_record
 from benchmarks.peers.arms import (
     AUTOREGRESSIVE,
     CACHES,
@@ -98,7 +98,7 @@ def main(
         notes = verdicts if llama_python else [*verdicts, HOW_TO_ADD]
         notes += [f"{name} is {peer.version}." for name, peer in llamas.items()]
         title = "EntMTP and autoregressive decoding beside peers"
-        deliver(made_record("peers", title, machine, [table], notes), record, uncommitted)
+        deliver(make_record("peers", title, machine, [table], notes), record, uncommitted)
 
 
 def _scored(tokenizer: Any, count: int) -> list[Asked]:
@@ -136,7 +136,7 @@ def _timed(
     repetitions: int,
     referee: Referee,
     console: Console,
-) -> list[Timed]:
+) -> list[TimedText]:
     """Measures, with progress on the terminal."""
     texts = repetitions * sum(len(suite.prompts) * len(arms[suite.suite]) for suite in asked)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.lib.comparison import Timed
+from benchmarks.lib.comparison import TimedText
 from benchmarks.peers.llama_peer import LlamaPeer
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
@@ -124,7 +124,7 @@ def measure(
     repetitions: int,
     referee: Referee,
     advance: Callable[[str], None],
-) -> list[Timed]:
+) -> list[TimedText]:
     """Every arm (by suite, then name) on every prompt, in rotating order; each first writes a little untimed.
 
     The reference is what ``generate`` writes. An arm's time is told for as many tokens, so that a text that goes
@@ -143,7 +143,7 @@ def measure(
                     done = arms[suite.suite][name](prompt, len(reference))
                     same = referee.identical(name, prompt, reference, done.tokens)
                     seconds = done.seconds * len(reference) / len(done.tokens)
-                    row = Timed(suite.label, name, number, len(reference), seconds, same, done.steps, done.drafted)
+                    row = TimedText(suite.label, name, number, len(reference), seconds, same, done.steps, done.drafted)
                     timed.append(row)
                     advance(f"{suite.label}, {name}")
     return timed

@@ -31,7 +31,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.summary import Summary
 from entmtp.files import write_text
 from entmtp.methods import AUTOREGRESSIVE
-from entmtp.provenance import flat_facts
+from entmtp.provenance import flatten_provenance
 
 FOLDER = ROOT / "docs" / "study"
 _FACTS = ("command", "profile", "hardware", "platform", "model", "heads", "date", "git_commit", "versions", "settings")
@@ -89,10 +89,12 @@ def render(study: Study, records: Sequence[Record], folder: str, sampled: Sequen
 
 
 def _what_was_run(study: Study) -> Iterator[str]:
-    facts = {name: study.facts[name] for name in _FACTS if name in study.facts}
+    provenance = {name: study.provenance[name] for name in _FACTS if name in study.provenance}
     yield from ("## What was run", "")
-    yield from table_lines(["fact", "value"], [(name, portable_words(str(value))) for name, value in flat_facts(facts)])
-    yield from (age(str(facts.get("git_commit", "")), LIBRARY), "")
+    yield from table_lines(
+        ["fact", "value"], [(name, portable_words(str(value))) for name, value in flatten_provenance(provenance)]
+    )
+    yield from (age(str(provenance.get("git_commit", "")), LIBRARY), "")
     sources = ", ".join(f"{suite} ({source})" for suite, source in study.summary.sources.items())
     yield from (f"Suites and where their prompts come from: {sources}.", "")
     if study.caveats:

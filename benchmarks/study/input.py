@@ -42,10 +42,10 @@ class Study:
     """A benchmark's report.
 
     Attributes:
-        facts: where the numbers come from; values may be nested.
+        provenance: where the numbers come from; values may be nested.
     """
 
-    facts: Mapping[str, Any]
+    provenance: Mapping[str, Any]
     caveats: list[str]
     summary: Summary
     figures: list[Figure]

@@ -9,7 +9,7 @@ from benchmarks.lib.record import portable_words
 from benchmarks.study.claims import against_paper
 from benchmarks.study.input import Study
 from benchmarks.study.tables import quality_lines, speed_lines
-from entmtp.evaluation.analysis.conclusions import quality_verdicts
+from entmtp.evaluation.analysis.conclusions import quality_conclusions
 from entmtp.methods import AUTOREGRESSIVE, ENTMTP
 from entmtp.settings import PAPER_TEMPERATURE
 
@@ -69,15 +69,16 @@ def sampled_lines(runs: Sequence[Sampled]) -> Iterator[str]:
 
 
 def _found(study: Study) -> Iterator[str]:
-    settings, summary = study.facts["settings"], study.summary
+    ran, summary = study.provenance, study.summary
+    settings = ran["settings"]
     yield (
-        f"`{portable_words(study.facts['command'])}` of {study.facts['date']}, commit {study.facts['git_commit'][:9]},"
-        f" on {study.facts['hardware']}: up to {settings['prompts']} prompts a suite, {settings['max_new_tokens']}"
+        f"`{portable_words(ran['command'])}` of {ran['date']}, commit {ran['git_commit'][:9]},"
+        f" on {ran['hardware']}: up to {settings['prompts']} prompts a suite, {settings['max_new_tokens']}"
         f" tokens each, the median of {settings['repetitions']} repetitions."
     )
     yield ""
     best = summary.best_adaptive or ENTMTP
-    sentences = [*against_paper(summary, best), *quality_verdicts(summary), *study.caveats]
+    sentences = [*against_paper(summary, best), *quality_conclusions(summary), *study.caveats]
     yield from (*(f"- {sentence}" for sentence in sentences), "")
     yield from speed_lines(summary, _BASELINES)
     yield from quality_lines(summary)

@@ -32,7 +32,7 @@ class Level:
         return max(least, _REQUESTS_OF_A_USER * (self.users or 0))
 
 
-def levels_of(users: str | None, rates: str | None) -> list[Level]:
+def parse_levels(users: str | None, rates: str | None) -> list[Level]:
     """Levels in the order given, each once; numbers have commas between them. Without any: those of :data:`SWEEP`.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from entmtp.evaluation.report.plot_style import Plot, house_style, line_colour, save
+from entmtp.evaluation.report.plot_style import Plot, line_colour, save, style_context
 from entmtp.loadtest.levels import Level
 from entmtp.loadtest.load_summary import LoadSummary
 
@@ -23,7 +23,7 @@ Summaries = Mapping[Level, Sequence[LoadSummary]]
 
 def draw_load(path: Path, summaries: Summaries) -> Plot:
     """Draw total tokens per second over latency in milliseconds; levels at which nothing was answered are left out."""
-    with house_style():
+    with style_context():
         figure = Figure(figsize=(13, 4.6), layout="constrained")
         axes = figure.subplots(1, len(_PANELS), sharey=True)
         for axis, (quantity, words) in zip(axes, _PANELS.items(), strict=True):

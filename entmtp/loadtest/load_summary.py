@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from entmtp.intervals import Estimate, paired_ratio
 from entmtp.loadtest.levels import Level
-from entmtp.loadtest.traffic import Outcome
+from entmtp.loadtest.traffic import RequestOutcome
 from entmtp.tracking.names import key_part
 
 PERCENTILES = (50, 90, 99)
@@ -26,7 +26,7 @@ class Slo:
     ttft: float
     tpot: float
 
-    def kept(self, outcome: Outcome) -> bool:
+    def is_met_by(self, outcome: RequestOutcome) -> bool:
         """Whether the request was answered in time."""
         return outcome.error is None and outcome.ttft <= self.ttft and (outcome.tpot or 0.0) <= self.tpot
 
@@ -46,7 +46,7 @@ class LoadSummary:
     seconds: float
     tokens_per_second: float
     goodput: float
-    kept: float
+    slo_share: float
     errors: dict[str, int]
     percentiles: dict[str, dict[int, float]]
     tau: float | None
@@ -58,7 +58,7 @@ class LoadSummary:
             "requests": float(self.requests),
             "tokens_per_second": self.tokens_per_second,
             "goodput_requests_per_second": self.goodput,
-            "slo_share": self.kept,
+            "slo_share": self.slo_share,
             "errors": float(sum(self.errors.values())),
             "differing_texts": float(self.differing),
         }
@@ -71,14 +71,14 @@ class LoadSummary:
 
 
 def summarise_load(
-    endpoint: str, rounds: Sequence[Sequence[Outcome]], slo: Slo, texts: Mapping[tuple[int, int], str]
+    endpoint: str, rounds: Sequence[Sequence[RequestOutcome]], slo: Slo, texts: Mapping[tuple[int, int], str]
 ) -> LoadSummary:
     """Of all rounds of one endpoint together; ``texts`` are the first endpoint's, by round and number."""
     outcomes = [one for round_ in rounds for one in round_]
     seconds = sum(max((one.ended for one in round_), default=0.0) for round_ in rounds)
     good = [one for one in outcomes if one.error is None]
     taus = [one.tau for one in good if one.tau is not None]
-    kept = sum(map(slo.kept, outcomes))
+    within_slo = sum(map(slo.is_met_by, outcomes))
     tpots = [tpot for one in good if (tpot := one.tpot) is not None]
     quantities = {
         "ttft": [one.ttft for one in good],
@@ -91,8 +91,8 @@ def summarise_load(
         requests=len(outcomes),
         seconds=seconds,
         tokens_per_second=sum(one.tokens for one in good) / max(seconds, 1e-9),
-        goodput=kept / max(seconds, 1e-9),
-        kept=kept / max(1, len(outcomes)),
+        goodput=within_slo / max(seconds, 1e-9),
+        slo_share=within_slo / max(1, len(outcomes)),
         errors=dict(Counter(one.error for one in outcomes if one.error is not None)),
         percentiles={name: _percentiles(values) for name, values in quantities.items() if values},
         tau=float(np.mean(taus)) if taus else None,
@@ -105,7 +105,9 @@ def summarise_load(
     )
 
 
-def speedup(rounds: Sequence[Sequence[Outcome]], others: Sequence[Sequence[Outcome]], quantity: str) -> Estimate | None:
+def speedup(
+    rounds: Sequence[Sequence[RequestOutcome]], others: Sequence[Sequence[RequestOutcome]], quantity: str
+) -> Estimate | None:
     """How many times as fast the first is as the other, over requests that both answered; ``quantity`` is e2e or ttft.
 
     None where there is no such request.
@@ -116,13 +118,13 @@ def speedup(rounds: Sequence[Sequence[Outcome]], others: Sequence[Sequence[Outco
     if not both:
         return None
 
-    def seconds(found: Mapping[tuple[int, int], Outcome]) -> np.ndarray:
+    def seconds(found: Mapping[tuple[int, int], RequestOutcome]) -> np.ndarray:
         return np.array([found[key].seconds if quantity == "e2e" else found[key].ttft for key in both])
 
     return paired_ratio(seconds(theirs), seconds(mine)).estimate()
 
 
-def outcome_table(found: Mapping[Level, Mapping[str, Sequence[Sequence[Outcome]]]]) -> pa.Table:
+def outcome_table(found: Mapping[Level, Mapping[str, Sequence[Sequence[RequestOutcome]]]]) -> pa.Table:
     """A row for each request."""
     rows = [
         {
@@ -158,7 +160,7 @@ def level_table(summaries: Mapping[Level, Sequence[LoadSummary]]) -> pa.Table:
             "errors": sum(one.errors.values()),
             "tokens_per_second": one.tokens_per_second,
             "goodput_requests_per_second": one.goodput,
-            "slo_share": one.kept,
+            "slo_share": one.slo_share,
             "tau": one.tau,
             **{
                 f"{quantity}_p{percentile}": one.percentiles.get(quantity, {}).get(percentile)

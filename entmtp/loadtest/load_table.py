@@ -35,7 +35,7 @@ def _cells(one: LoadSummary) -> list[str]:
     errors = ", ".join(f"{kind}: {count}" for kind, count in one.errors.items()) or "none"
     tau = "–" if one.tau is None else f"{one.tau:.2f}"
     cells = [one.endpoint, str(one.requests), f"{one.tokens_per_second:.1f}", tau, *times]
-    return [*cells, f"{one.kept:.0%}", f"{one.goodput:.2f}", errors]
+    return [*cells, f"{one.slo_share:.0%}", f"{one.goodput:.2f}", errors]
 
 
 def comparison_lines(level: Level, found: Rounds, summaries: Sequence[LoadSummary]) -> list[str]:

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from entmtp.loadtest.levels import Level
 from entmtp.loadtest.load_summary import LoadSummary
-from entmtp.provenance import flat_facts
-from entmtp.tracking.client import TrackedRun, connect, ensure_experiment, log_batch, plain_errors, tracked_run
+from entmtp.provenance import flatten_provenance
+from entmtp.tracking.client import TrackedRun, connect, ensure_experiment, log_batch, mlflow_errors, tracked_run
 
 LOAD_EXPERIMENT = "entmtp-load"
 
@@ -20,7 +20,7 @@ LOAD_EXPERIMENT = "entmtp-load"
 def log_load(
     tracking_uri: str,
     experiment: str,
-    facts: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     summaries: Mapping[Level, Sequence[LoadSummary]],
     tables: Mapping[str, pa.Table],
     plot: Path,
@@ -32,11 +32,11 @@ def log_load(
     Raises:
         EntMTPError: MLflow is missing, or refuses the address.
     """
-    with plain_errors(tracking_uri):
+    with mlflow_errors(tracking_uri):
         client = connect(tracking_uri)
         experiment_id = ensure_experiment(client, tracking_uri, experiment)
         with tracked_run(client, experiment_id, "load", {}) as parent:
-            log_batch(client, parent, {}, dict(flat_facts(facts)))
+            log_batch(client, parent, {}, dict(flatten_provenance(provenance)))
             for name, table in tables.items():
                 client.log_table(parent, table.to_pydict(), f"{name}.json")
             client.log_artifact(parent, str(plot))

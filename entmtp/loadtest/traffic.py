@@ -21,7 +21,7 @@ import aiohttp
 
 from entmtp.errors import EntMTPError
 
-Told = Callable[["Outcome"], None]
+OnOutcome = Callable[["RequestOutcome"], None]
 _LINE_BYTES = 2**20
 
 
@@ -56,7 +56,7 @@ class Endpoint:
 
 
 @dataclass
-class Outcome:
+class RequestOutcome:
     """One request, in seconds from the begin of the run.
 
     Attributes:
@@ -106,32 +106,34 @@ class Traffic:
         self._timeout = timeout
         self._began = 0.0
 
-    async def closed(self, numbers: Sequence[int], users: int, told: Told) -> list[Outcome]:
+    async def closed(self, numbers: Sequence[int], users: int, on_outcome: OnOutcome) -> list[RequestOutcome]:
         """``users`` ask for the prompts with these numbers, each the next when answered."""
         waiting = iter(numbers)
 
-        async def user(session: aiohttp.ClientSession, outcomes: list[Outcome]) -> None:
+        async def user(session: aiohttp.ClientSession, outcomes: list[RequestOutcome]) -> None:
             for number in waiting:
                 outcomes.append(await self._ask(session, number))
-                told(outcomes[-1])
+                on_outcome(outcomes[-1])
 
         return await self._run(lambda session, outcomes: [user(session, outcomes) for _ in range(users)])
 
-    async def open(self, numbers: Sequence[int], rate: float, seed: int, told: Told) -> list[Outcome]:
+    async def open(self, numbers: Sequence[int], rate: float, seed: int, on_outcome: OnOutcome) -> list[RequestOutcome]:
         """Asks for them at random moments, ``rate`` a second; the same seed means the same moments."""
 
-        async def request(session: aiohttp.ClientSession, outcomes: list[Outcome], number: int, moment: float) -> None:
+        async def request(
+            session: aiohttp.ClientSession, outcomes: list[RequestOutcome], number: int, moment: float
+        ) -> None:
             await asyncio.sleep(moment)
             outcomes.append(await self._ask(session, number))
-            told(outcomes[-1])
+            on_outcome(outcomes[-1])
 
         moments = list(zip(numbers, arrivals(rate, seed), strict=False))
         return await self._run(lambda session, outcomes: [request(session, outcomes, *each) for each in moments])
 
     async def _run(
-        self, begun: Callable[[aiohttp.ClientSession, list[Outcome]], list[Awaitable[None]]]
-    ) -> list[Outcome]:
-        outcomes: list[Outcome] = []
+        self, begun: Callable[[aiohttp.ClientSession, list[RequestOutcome]], list[Awaitable[None]]]
+    ) -> list[RequestOutcome]:
+        outcomes: list[RequestOutcome] = []
         headers = {"Authorization": f"Bearer {self.endpoint.key}"}
         timeout = aiohttp.ClientTimeout(total=self._timeout)
         connector = aiohttp.TCPConnector(limit=0)
@@ -142,8 +144,8 @@ class Traffic:
             await asyncio.gather(*begun(session, outcomes))
         return sorted(outcomes, key=lambda one: one.number)
 
-    async def _ask(self, session: aiohttp.ClientSession, number: int) -> Outcome:
-        outcome = Outcome(number, self._now())
+    async def _ask(self, session: aiohttp.ClientSession, number: int) -> RequestOutcome:
+        outcome = RequestOutcome(number, self._now())
         try:
             async with session.post(f"{self.endpoint.url}/chat/completions", json=self._body(number)) as response:
                 if response.status == 200:
@@ -169,7 +171,7 @@ class Traffic:
         }
         return body if self.endpoint.method is None else body | {"speculation": {"method": self.endpoint.method}}
 
-    async def _read(self, response: aiohttp.ClientResponse, outcome: Outcome) -> None:
+    async def _read(self, response: aiohttp.ClientResponse, outcome: RequestOutcome) -> None:
         """Takes in the events of an answer."""
         async for line in response.content:
             if not line.startswith(b"data:") or (event := line[5:].strip()) == b"[DONE]":

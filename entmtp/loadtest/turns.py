@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from entmtp.loadtest.levels import Level
-from entmtp.loadtest.traffic import Outcome, Told, Traffic
+from entmtp.loadtest.traffic import OnOutcome, RequestOutcome, Traffic
 
-Rounds = dict[str, list[list[Outcome]]]
+Rounds = dict[str, list[list[RequestOutcome]]]
 """By endpoint, what came of its requests in each round."""
 _WARM_UP_REQUESTS = 2
 """What a service does for the first time counts at no level."""
@@ -20,8 +20,8 @@ async def sweep(
     rounds: int,
     requests: int,
     seed: int,
-    begins: Callable[[str], None],
-    told: Told,
+    on_begin: Callable[[str], None],
+    on_outcome: OnOutcome,
 ) -> dict[Level, Rounds]:
     """Send load at every level, one after another, after a few requests that warm each endpoint up.
 
@@ -31,31 +31,31 @@ async def sweep(
         rounds: turns of each endpoint at each level.
         requests: of a round, at least.
         seed: of the moments of open loops.
-        begins: hears what is sent next.
-        told: hears of every answer.
+        on_begin: hears what is sent next.
+        on_outcome: hears of every answer.
     """
 
-    async def send(one: Traffic, at: int, level: Level, first: int) -> list[Outcome]:
-        begins(f"{one.endpoint.name}, {level}, round {at + 1} of {rounds}")
+    async def send(one: Traffic, at: int, level: Level, first: int) -> list[RequestOutcome]:
+        on_begin(f"{one.endpoint.name}, {level}, round {at + 1} of {rounds}")
         count = level.requests(requests)
         numbers = range(first + at * count, first + (at + 1) * count)
         if level.users is not None:
-            return await one.closed(numbers, level.users, told)
+            return await one.closed(numbers, level.users, on_outcome)
         assert level.rate is not None
-        return await one.open(numbers, level.rate, seed + at, told)
+        return await one.open(numbers, level.rate, seed + at, on_outcome)
 
     for one in traffic:
         await one.closed(range(-_WARM_UP_REQUESTS, 0), 1, lambda _: None)
     found: dict[Level, Rounds] = {}
     first = 0
     for level in levels:
-        found[level] = await in_turns(traffic, rounds, partial(send, level=level, first=first))
+        found[level] = await alternate_endpoints(traffic, rounds, partial(send, level=level, first=first))
         first += rounds * level.requests(requests)
     return found
 
 
-async def in_turns(
-    traffic: Sequence[Traffic], rounds: int, send: Callable[[Traffic, int], Awaitable[list[Outcome]]]
+async def alternate_endpoints(
+    traffic: Sequence[Traffic], rounds: int, send: Callable[[Traffic, int], Awaitable[list[RequestOutcome]]]
 ) -> Rounds:
     """Calls ``send`` with each endpoint and the number of each round; who comes first changes from round to round."""
     found: Rounds = {one.endpoint.name: [] for one in traffic}
@@ -65,6 +65,6 @@ async def in_turns(
     return found
 
 
-def texts_of(rounds: Sequence[Sequence[Outcome]]) -> dict[tuple[int, int], str]:
+def texts_by_request(rounds: Sequence[Sequence[RequestOutcome]]) -> dict[tuple[int, int], str]:
     """Complete answers by round and number of the request."""
     return {(at, one.number): one.text for at, round_ in enumerate(rounds) for one in round_ if one.error is None}

@@ -74,12 +74,12 @@ def check_tracking(tracking_uri: str, experiment: str) -> None:
     """
     if (kept := _on_disk(tracking_uri)) is not None:
         check_lasting("tracking_uri", kept, f"{_SQLITE}/FOLDER/mlflow.db with an absolute path, or a server")
-    with plain_errors(tracking_uri):
+    with mlflow_errors(tracking_uri):
         _known_experiment(connect(tracking_uri), tracking_uri, experiment)
 
 
 @contextmanager
-def plain_errors(tracking_uri: str) -> Iterator[None]:
+def mlflow_errors(tracking_uri: str) -> Iterator[None]:
     """Turn what MLflow and its database raise into one line."""
     quieten_mlflow()
     try:
@@ -163,7 +163,7 @@ def _on_disk(tracking_uri: str) -> Path | None:
     return Path(url2pathname(address.path))
 
 
-def refuse_absent_database(tracking_uri: str) -> None:
+def require_database(tracking_uri: str) -> None:
     """MLflow would make an empty one."""
     if (database := _database(tracking_uri)) is not None and not database.exists():
         raise EntMTPError(f"tracking URI '{tracking_uri}': there is no such database; give one that a benchmark filled")
@@ -216,7 +216,7 @@ def log_models(client: MlflowClient, experiment_id: str, run_id: str, models: Se
     return ids
 
 
-def check_models(models: Sequence[TrackedModel]) -> None:
+def check_model_files(models: Sequence[TrackedModel]) -> None:
     for model in models:
         if not model.path.exists():
             raise EntMTPError(f"{model.kind} '{model.name}': '{model.path}' does not exist; give an existing path")

@@ -9,16 +9,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from entmtp.files import write_text
-from entmtp.provenance import flat_facts
+from entmtp.provenance import flatten_provenance
 from entmtp.tracking.client import (
     TrackedModel,
     TrackedRun,
-    check_models,
+    check_model_files,
     connect,
     ensure_experiment,
     log_batch,
     log_models,
-    plain_errors,
+    mlflow_errors,
     run_status,
 )
 
@@ -49,19 +49,19 @@ class TrainingRun:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics of a step in one round trip."""
-        with plain_errors(self._tracking_uri):
+        with mlflow_errors(self._tracking_uri):
             log_batch(self._client, self.run_id, metrics, {}, step=step)
 
     def finish(self, artifacts: Sequence[TrackedModel]) -> TrackedRun:
         """Keep what was trained as logged models and end the run."""
-        check_models(artifacts)
-        with plain_errors(self._tracking_uri):
+        check_model_files(artifacts)
+        with mlflow_errors(self._tracking_uri):
             models = log_models(self._client, self._experiment_id, self.run_id, artifacts)
         self._end("FINISHED")
         return TrackedRun(self._tracking_uri, self._experiment_id, self.run_id, models)
 
     def _end(self, status: str) -> None:
-        with plain_errors(self._tracking_uri):
+        with mlflow_errors(self._tracking_uri):
             self._client.set_terminated(self.run_id, status)
         self._ended = True
 
@@ -76,8 +76,8 @@ def start_training_run(
     Raises:
         EntMTPError: MLflow is missing, refuses the address, or has no such run.
     """
-    flat = dict(flat_facts(params))
-    with plain_errors(tracking_uri):
+    flat = dict(flatten_provenance(params))
+    with mlflow_errors(tracking_uri):
         client = connect(tracking_uri)
         if run_id is None:
             experiment_id = ensure_experiment(client, tracking_uri, experiment)

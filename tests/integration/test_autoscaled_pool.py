@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks.fanout import fake_cluster, made_plan, made_units, sleeping
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.run.placement import Wishes
+from entmtp.evaluation.run.placement import ResourceRequest
 from entmtp.evaluation.run.run import run_units
 from jobs import pool as pools
 from jobs.pool import WorkerPool, alive_nodes
@@ -40,13 +40,13 @@ def cluster() -> Iterator[Any]:
 
 def test_without_workers_asked_for_nobody_waits(cluster: Any) -> None:
     with pytest.raises(EntMTPError, match="gpus_per_worker: 1 is more than any node has"):
-        WorkerPool(Wishes(device="cpu", gpus_per_worker=1))
+        WorkerPool(ResourceRequest(device="cpu", gpus_per_worker=1))
 
 
 def test_a_cluster_that_gives_none_is_told(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "WAIT_SECONDS", 1.0)
     with pytest.raises(EntMTPError, match="gpus_per_worker: 1 is more than any node has"):
-        WorkerPool(Wishes(device="cpu", gpus_per_worker=1, workers=2))
+        WorkerPool(ResourceRequest(device="cpu", gpus_per_worker=1, workers=2))
     assert waiting_wishes() == 0
 
 
@@ -54,7 +54,7 @@ def test_nodes_come_for_the_workers_that_are_wished_for(cluster: Any, tmp_path: 
     plan = made_plan(made_units(100), tmp_path)
 
     def run() -> WorkerPool:
-        pool = WorkerPool(Wishes(device="cpu", gpus_per_worker=1, workers=2))
+        pool = WorkerPool(ResourceRequest(device="cpu", gpus_per_worker=1, workers=2))
         run_units(plan, lambda waiting: sleeping(pool, waiting, 0.3), Console(quiet=True))
         return pool
 

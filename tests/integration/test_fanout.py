@@ -19,10 +19,10 @@ from rich.console import Console
 from benchmarks.fanout import Sleeper, fake_cluster, made_plan, made_units, sleeping
 from entmtp.evaluation.results.rows import finished_keys, read_metadata, read_parts
 from entmtp.evaluation.results.storage import open_store
-from entmtp.evaluation.run.placement import Wishes
+from entmtp.evaluation.run.placement import ResourceRequest
 from entmtp.evaluation.run.run import run_units
 from entmtp.evaluation.run.units import Unit
-from entmtp.evaluation.run.work_queue import TRIES, Outcome
+from entmtp.evaluation.run.work_queue import TRIES, UnitOutcome
 from jobs.pool import WorkerPool
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_project import Saved, save_project
@@ -144,7 +144,7 @@ def mortal() -> type[Sleeper]:
     """Workers for which one prompt raises and another ends the process; local, so that Ray sends the class itself."""
 
     class Mortal(Sleeper):
-        def run(self, task: Unit, seconds: float) -> Outcome:
+        def run(self, task: Unit, seconds: float) -> UnitOutcome:
             ids = {prompt.id for prompt in task.prompts}
             if "gsm8k/5" in ids:
                 os._exit(1)
@@ -153,14 +153,14 @@ def mortal() -> type[Sleeper]:
                 return outcome
             rest = outcome.requests.filter(pc.field("prompt_id") != "gsm8k/9")
             failures = {"gsm8k/9": "ValueError: too much"}
-            return Outcome(rest, outcome.steps.slice(0, 0), failures, outcome.busy_seconds, outcome.measured)
+            return UnitOutcome(rest, outcome.steps.slice(0, 0), failures, outcome.busy_seconds, outcome.measured)
 
     return Mortal
 
 
 def test_prompts_that_raise_or_kill_are_set_aside_and_all_others_are_done(cluster: Any, tmp_path: Path) -> None:
     plan = made_plan(made_units(8, prompts=2), tmp_path)
-    pool = WorkerPool(Wishes(device="cpu", gpus_per_worker=1))
+    pool = WorkerPool(ResourceRequest(device="cpu", gpus_per_worker=1))
     run_units(plan, lambda waiting: sleeping(pool, waiting, 0.01, mortal()), Console(quiet=True))
     assert plan.waiting == []
     held = read_metadata(plan.parts, [unit.key for unit in plan.units])

@@ -15,7 +15,7 @@ from entmtp.decoding.request import Request
 from entmtp.decoding.state import DecodingState
 from entmtp.evaluation.run.arms import default_arms
 from entmtp.evaluation.run.units import make_units
-from entmtp.evaluation.run.worker import Worker, Workplace
+from entmtp.evaluation.run.worker import Worker, WorkerConfig
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
@@ -187,7 +187,7 @@ def test_no_capture_lies_in_a_timed_step_of_a_benchmark(tmp_path: Path, monkeypa
     saved = save_project(tmp_path)
     banks = {suite: {kind: str(saved.banks / f"{suite}-{kind}.json") for kind in KINDS} for suite in SUITES}
     heads = {kind: str(saved.heads(kind)) for kind in KINDS}
-    worker = Worker(Workplace(str(saved.model), heads, banks, GPU, 1))
+    worker = Worker(WorkerConfig(str(saved.model), heads, banks, GPU, 1))
     settings = BenchmarkSettings(prompts=2, max_new_tokens=40)
     files = {suite: str(saved.data(suite)) for suite in SUITES}
     for unit in make_units(SUITES, files, default_arms(), settings, {}):

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from entmtp import methods
-from entmtp.evaluation.analysis.conclusions import verdicts
+from entmtp.evaluation.analysis.conclusions import conclusions
 from entmtp.evaluation.analysis.summarise import summarise
 from entmtp.evaluation.analysis.summary import Summary
 from entmtp.evaluation.run.arms import default_arms, lossless_arms
 from entmtp.evaluation.run.units import Unit
-from entmtp.evaluation.run.worker import Worker, Workplace
+from entmtp.evaluation.run.worker import Worker, WorkerConfig
 from entmtp.heads.checkpoint import KINDS, bundled_heads
 from entmtp.settings import PAPER_TEMPERATURE, BenchmarkSettings
 from entmtp.suites import Prompt, load_suite
@@ -51,7 +51,7 @@ def worker() -> Worker:
     heads = {kind: str(bundled_heads(kind)) for kind in KINDS}
     tasks = ("humaneval", "gsm8k", "litbench", "sharegpt", MIXED)
     banks = {task: {kind: str(bundled_bank(task, kind)) for kind in KINDS} for task in tasks}
-    return Worker(Workplace("bundled", heads, banks, "cpu", torch.get_num_threads()))
+    return Worker(WorkerConfig("bundled", heads, banks, "cpu", torch.get_num_threads()))
 
 
 def run(worker: Worker, settings: BenchmarkSettings) -> Summary:
@@ -108,8 +108,8 @@ def test_greedy_texts_are_likelier_than_drawn_ones(greedy: Summary, drawn: Summa
 
 
 def test_scores_and_likelihoods_are_told(greedy: Summary, drawn: Summary) -> None:
-    told = [sentence for sentence in verdicts(greedy) if "over 3 prompts" in sentence]
+    told = [sentence for sentence in conclusions(greedy) if "over 3 prompts" in sentence]
     assert [sentence.split(" over")[0] for sentence in told] == ["humaneval pass@1", "gsm8k exact match"]
-    (likelihoods,) = [sentence for sentence in verdicts(drawn) if sentence.startswith("log-likelihood")]
+    (likelihoods,) = [sentence for sentence in conclusions(drawn) if sentence.startswith("log-likelihood")]
     for sentence in (*told, likelihoods):
         print(sentence)

@@ -27,11 +27,11 @@ def benchmark(folder: Path, hardware: str, factor: float) -> TrackedRun:
     """A finished benchmark whose requests took `factor` times as long as they would."""
     rows, steps = make_rows(arms=("autoregressive", "hydra"), suites=("gsm8k",), prompts=4)
     requests = as_table([replace(row, seconds=row.seconds * factor) for row in rows], REQUEST_SCHEMA)
-    facts = FACTS | {"hardware": hardware}
+    provenance = FACTS | {"hardware": hardware}
     report = folder / hardware / "report"
-    write_report(report, requests, as_table(steps, STEP_SCHEMA), facts)
+    write_report(report, requests, as_table(steps, STEP_SCHEMA), provenance)
     uri = default_tracking_uri(folder)
-    return log_benchmark(uri, "benchmarks", facts, requests, as_table(steps, STEP_SCHEMA), report, [])
+    return log_benchmark(uri, "benchmarks", provenance, requests, as_table(steps, STEP_SCHEMA), report, [])
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_a_name_that_one_run_has_is_enough(tracked: list[TrackedRun]) -> None:
         open_run("benchmark", uri)
     assert old.run_id in str(caught.value)
     MlflowClient(tracking_uri=uri).update_run(new.run_id, name="on 'the new' one")
-    assert open_run("on 'the new' one", uri).facts["hardware"] == "new"
+    assert open_run("on 'the new' one", uri).provenance["hardware"] == "new"
 
 
 def test_what_is_no_finished_benchmark_is_told_in_a_line(tracked: list[TrackedRun], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import ray
 from rich.console import Console
 
 from benchmarks.fanout import fake_cluster, made_plan, made_units, sleeping
-from entmtp.evaluation.run.placement import Wishes, place
+from entmtp.evaluation.run.placement import ResourceRequest, choose_placement
 from entmtp.evaluation.run.run import run_units
 from jobs import waiting
 from jobs.pool import WorkerPool, alive_nodes
@@ -71,14 +71,14 @@ def let_go_when(said: Callable[[], bool], holder: Any, work: Callable[[], Any]) 
 def test_a_benchmark_says_and_shows_that_its_worker_waits(
     holder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pool = WorkerPool(Wishes())
+    pool = WorkerPool(ResourceRequest())
     plan = made_plan(made_units(2), tmp_path)
 
     def shown() -> bool:
-        return any("waits for 2 CPUs: 0 of 2 are free, " in doing for _, doing in pool.doing())
+        return any("waits for 2 CPUs: 0 of 2 are free, " in worker_states for _, worker_states in pool.worker_states())
 
     def work() -> None:
-        run_units(plan, lambda units: sleeping(pool, units, 0.01), Console(quiet=True), pool.doing)
+        run_units(plan, lambda units: sleeping(pool, units, 0.01), Console(quiet=True), pool.worker_states)
 
     let_go_when(shown, holder, work)
     assert plan.waiting == []
@@ -88,7 +88,7 @@ def test_a_benchmark_says_and_shows_that_its_worker_waits(
 def test_calls_in_workers_of_their_own_say_so_too_and_follow_each_other(
     holder: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    placement = place(alive_nodes(), Wishes())
+    placement = choose_placement(alive_nodes(), ResourceRequest())
     told: list[str] = []
 
     def doubled(number: int) -> int:
@@ -104,6 +104,6 @@ def test_calls_in_workers_of_their_own_say_so_too_and_follow_each_other(
 
 def test_a_worker_with_fewer_cpus_runs_next_to_a_service_that_leaves_some(cluster: Any, tmp_path: Path) -> None:
     service = held(cpus=1)
-    pool = WorkerPool(Wishes(cpus_per_worker=1))
+    pool = WorkerPool(ResourceRequest(cpus_per_worker=1))
     assert len(list(sleeping(pool, made_units(1), 0.01))) == 1
     ray.kill(service)

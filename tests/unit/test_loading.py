@@ -125,7 +125,7 @@ def test_a_benchmark_of_medusa_heads_alone_has_all_policies(saved: Saved, tmp_pa
         threads=1,
     )
     assert set(plan.arms) == {arm for arm in default_arms() if not arm.startswith("hydra")}
-    requests = Worker(plan.place).run(plan.units[0], plan.arms, plan.settings).requests.to_pylist()
+    requests = Worker(plan.config).run(plan.units[0], plan.arms, plan.settings).requests.to_pylist()
     assert {row["arm"] for row in requests} == set(plan.arms)
     assert all(row["identical"] for row in requests)
 

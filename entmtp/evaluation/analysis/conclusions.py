@@ -17,7 +17,7 @@ _HEADLINE_AGAINST = (AUTOREGRESSIVE, "medusa", "hydra", "hydra-best")
 _BEST_AGAINST = ("hydra", "medusa", "hydra-best", "random", AUTOREGRESSIVE)
 
 
-def verdicts(summary: Summary) -> list[str]:
+def conclusions(summary: Summary) -> list[str]:
     """One sentence per comparison over all suites, none of them twice, and one that says how many there were.
 
     First entmtp against each arm, then the best adaptive arm, then each adaptive arm against the yardsticks, then the
@@ -28,13 +28,13 @@ def verdicts(summary: Summary) -> list[str]:
         told += [(best, other) for other in _BEST_AGAINST]
     told += [(arm, yardstick) for arm in methods.adaptive() for yardstick in methods.yardsticks()]
     told += [(row.arm, AUTOREGRESSIVE) for row in summary.arms]
-    return [*_compared(summary, told), *method(summary), *quality_verdicts(summary)]
+    return [*_compared(summary, told), *method(summary), *quality_conclusions(summary)]
 
 
 def headline(summary: Summary) -> list[str]:
     """The sentences to read first: the best adaptive arm against the usual methods, and whether the text is the same.
 
-    All of them are among `verdicts`.
+    All of them are among `conclusions`.
     """
     best = summary.best_adaptive
     told = [] if best is None else [(best, other) for other in _HEADLINE_AGAINST]
@@ -49,7 +49,7 @@ def _compared(summary: Summary, pairs: Sequence[tuple[str, str]]) -> list[str]:
     return [share_of(row, compared) if row.baseline in yardsticks else _against(row, compared) for row in rows]
 
 
-def quality_verdicts(summary: Summary) -> list[str]:
+def quality_conclusions(summary: Summary) -> list[str]:
     """How good the arms' texts are: the tasks' scores, their likelihood, and whether the arms wrote the same."""
     return [*_quality(summary), *_likelihoods(summary), *_identity(summary.arms)]
 
@@ -74,7 +74,7 @@ def method(summary: Summary) -> list[str]:
     return [f"intervals: {METHOD}{together if compared > 1 else ''}"]
 
 
-def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
+def caveats(summary: Summary, provenance: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing the numbers."""
     sentences = []
     samples = [suite for suite, source in summary.sources.items() if SAMPLE in source]
@@ -82,12 +82,12 @@ def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"{', '.join(samples)}: prompts are this project's own small sample of the kind, not the public data set."
         )
-    if facts.get("profile") == "quick":
+    if provenance.get("profile") == "quick":
         sentences.append("Profile quick: few prompts and short texts show that everything works; it is not a study.")
     few = [f"{suite} ({count})" for suite, count in _prompts(summary).items() if count < FEWEST_PROMPTS]
     if few:
         sentences.append(f"No interval, and so no speedup, below {FEWEST_PROMPTS} prompts: {', '.join(few)}.")
-    settings = facts.get("settings", {})
+    settings = provenance.get("settings", {})
     if temperature := settings.get("temperature"):
         sentences.append(
             f"Texts are drawn at temperature {temperature}, with one seed for all arms and repetitions of a prompt:"
@@ -98,7 +98,7 @@ def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
             "Typical acceptance (Medusa's, arXiv 2401.10774) writes other texts than the model: only autoregressive is"
             " lossless here. The profiles that are named lossless are the same without it."
         )
-    if (dtype := facts.get("dtype", "float32")) != "float32":
+    if (dtype := provenance.get("dtype", "float32")) != "float32":
         sentences.append(
             f"All ran in {dtype}: which of two close tokens is the likelier then changes with how many are computed"
             " beside them, for plain decoding too. Whether a method keeps the text, only float32 shows."
@@ -109,14 +109,14 @@ def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
             f"{', '.join(constant)}: entmtp used one tree at every step, as no other pays at any entropy by this"
             " machine's step costs; it is a static tree there."
         )
-    sentences += overlap_caveats(facts)
+    sentences += overlap_caveats(provenance)
     if unsettled := sum(row.unsettled_steps for row in summary.arms):
         captures = sum(row.captures for row in summary.arms)
         sentences.append(
             f"{unsettled} timed steps ran a part for the first time or captured it as a CUDA graph ({captures}):"
             " they took longer than they would again."
         )
-    if set_aside := facts.get("set_aside"):
+    if set_aside := provenance.get("set_aside"):
         rest = [f"and {len(set_aside) - _NAMED} more"] * (len(set_aside) > _NAMED)
         named = "; ".join([*set_aside[:_NAMED], *rest])
         sentences.append(f"{len(set_aside)} prompts failed in every try and are in no number: {named}.")
@@ -126,7 +126,7 @@ def caveats(summary: Summary, facts: Mapping[str, Any]) -> list[str]:
 
 
 def _against(row: Speedup, compared: int) -> str:
-    found = row.among(compared)
+    found = row.adjusted_for(compared)
     if not found.has_interval:
         return f"{row.arm} against {row.baseline}: no claim, {_too_few(row)}"
     words = {"faster": "is faster than", "slower": "is slower than", "level": "is level with"}
@@ -136,7 +136,7 @@ def _against(row: Speedup, compared: int) -> str:
 
 def share_of(row: Speedup, compared: int = 1) -> str:
     """How much of a yardstick's speed an arm reaches, in percent, from its comparison with it."""
-    found = row.among(compared)
+    found = row.adjusted_for(compared)
     if not found.has_interval:
         return f"{row.arm}'s share of {row.baseline}'s speed: no claim, {_too_few(row)}"
     return f"{row.arm} reaches {percent(found)} of {row.baseline}'s speed ({_extent(row)})"
@@ -186,7 +186,7 @@ def _quality(summary: Summary) -> list[str]:
 def _likelihoods(summary: Summary) -> list[str]:
     """Whether the model finds the arms' texts as likely as plain decoding's; the intervals hold all together."""
     rows = [row for row in summary.likelihoods if row.suite == ALL_SUITES]
-    found = {row.arm: one for row in rows if (one := row.among(len(rows))).has_interval}
+    found = {row.arm: one for row in rows if (one := row.adjusted_for(len(rows))).has_interval}
     same = [arm for arm, one in found.items() if _is_zero(one)]
     told = [f"the same with {'every arm' if len(same) == len(found) else ', '.join(same)}"] if same else []
     told += [f"{one.value:+.3f} {interval(one, 3)} with {arm}" for arm, one in found.items() if arm not in same]

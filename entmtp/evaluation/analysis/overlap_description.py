@@ -10,7 +10,7 @@ Overlap = Mapping[str, Mapping[str, int]]
 """By suite: ``seen`` prompts, of so many ``scored`` ones."""
 
 
-def in_words(overlaps: Mapping[str, Overlap | str]) -> Iterator[str]:
+def describe_overlap(overlaps: Mapping[str, Overlap | str]) -> Iterator[str]:
     """A sentence for each kind of heads, with every suite's count."""
     for kind, overlap in overlaps.items():
         if isinstance(overlap, str):
@@ -20,10 +20,10 @@ def in_words(overlaps: Mapping[str, Overlap | str]) -> Iterator[str]:
             yield f"scored prompts that the {kind} heads were trained on: {counts}"
 
 
-def overlap_caveats(facts: Mapping[str, Any]) -> list[str]:
+def overlap_caveats(provenance: Mapping[str, Any]) -> list[str]:
     """Warnings about a benchmark's ``training_overlap``; none where the heads have seen no scored prompt."""
     sentences = []
-    for kind, overlap in facts.get("training_overlap", {}).items():
+    for kind, overlap in provenance.get("training_overlap", {}).items():
         if isinstance(overlap, str):
             sentences.append(f"Scored prompts may be among those that the {kind} heads were trained on: {overlap}.")
             continue
@@ -36,11 +36,11 @@ def overlap_caveats(facts: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def overlap_metrics(facts: Mapping[str, Any]) -> dict[str, float]:
+def overlap_metrics(provenance: Mapping[str, Any]) -> dict[str, float]:
     """The same as metrics, ``training_overlap/<kind>/<suite>``; none of heads of which nothing is known."""
     return {
         f"training_overlap/{kind}/{suite}": float(counts["seen"])
-        for kind, overlap in facts.get("training_overlap", {}).items()
+        for kind, overlap in provenance.get("training_overlap", {}).items()
         if not isinstance(overlap, str)
         for suite, counts in overlap.items()
     }

@@ -45,7 +45,7 @@ class ArmSummary:
     log_likelihood: Estimate  # of the texts to the model, mean over prompts, nats per token
 
 
-class Compared:
+class PairedRatio:
     """A row with a ratio of times, which can be judged alone or as one of many."""
 
     __slots__ = ()
@@ -53,7 +53,7 @@ class Compared:
     log_error: float | None  # standard error of the ratio's logarithm
     freedom: float  # degrees of freedom of that error
 
-    def among(self, comparisons: int) -> Estimate:
+    def adjusted_for(self, comparisons: int) -> Estimate:
         """The ratio, with an interval that holds together with those of all `comparisons` that it is one of."""
         return LogMean(math.log(self.ratio.value), self.log_error, self.freedom).estimate(comparisons)
 
@@ -63,7 +63,7 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speedup(Compared):
+class Speedup(PairedRatio):
     """How much less time `arm` takes than `baseline` for the same tokens of the same prompts."""
 
     suite: str  # or ALL_SUITES
@@ -117,7 +117,7 @@ class LikelihoodDifference:
             freedom=mean.freedom,
         )
 
-    def among(self, comparisons: int) -> Estimate:
+    def adjusted_for(self, comparisons: int) -> Estimate:
         """The difference, with an interval that holds together with those of all `comparisons` that it is one of."""
         return LogMean(self.difference.value, self.error, self.freedom).of_logs(comparisons)
 

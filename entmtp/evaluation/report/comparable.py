@@ -9,7 +9,7 @@ import pyarrow as pa
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.by_prompt import Prompts
 from entmtp.evaluation.analysis.summary import SAMPLE
-from entmtp.evaluation.report.load_run import FinishedRun
+from entmtp.evaluation.report.load_run import LoadedRun
 
 Key = tuple[str, str]  # suite, arm
 Held = Mapping[str, Mapping[Key, Prompts]]  # by the run's name
@@ -17,7 +17,7 @@ Held = Mapping[str, Mapping[Key, Prompts]]  # by the run's name
 _LENGTH, _REPETITIONS = "settings.max_new_tokens", "settings.repetitions"
 
 
-def refuse_other_work(runs: Sequence[FinishedRun], held: Held) -> None:
+def refuse_other_work(runs: Sequence[LoadedRun], held: Held) -> None:
     """Raises EntMTPError where a run wrote texts of another length, or for other prompts, than the first."""
     _refuse_other_lengths(runs)
     first, *others = held
@@ -25,8 +25,8 @@ def refuse_other_work(runs: Sequence[FinishedRun], held: Held) -> None:
         _refuse_other_prompts(first, held[first], name, held[name])
 
 
-def _refuse_other_lengths(runs: Sequence[FinishedRun]) -> None:
-    lengths = {run.name: run.facts.get(_LENGTH) for run in runs}
+def _refuse_other_lengths(runs: Sequence[LoadedRun]) -> None:
+    lengths = {run.name: run.provenance.get(_LENGTH) for run in runs}
     if None in lengths.values() or len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} {length or 'unknown'}" for name, length in lengths.items())
         raise EntMTPError(f"max_new_tokens: the runs wrote texts of other lengths ({told}); run all with the same")
@@ -46,26 +46,26 @@ def _refuse_other_prompts(first: str, ours: Mapping[Key, Prompts], name: str, th
                     )
 
 
-def differences(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
+def differences(runs: Sequence[LoadedRun]) -> dict[str, list[str]]:
     """Facts that are not the same in all runs, by name, in the order of the runs."""
-    names = dict.fromkeys(name for run in runs for name in run.facts)
-    values = {name: [run.facts.get(name, "–") for run in runs] for name in names}
+    names = dict.fromkeys(name for run in runs for name in run.provenance)
+    values = {name: [run.provenance.get(name, "–") for run in runs] for name in names}
     return {name: held for name, held in values.items() if len(set(held)) > 1}
 
 
-def notes(runs: Sequence[FinishedRun]) -> list[str]:
+def notes(runs: Sequence[LoadedRun]) -> list[str]:
     """What weakens the comparison as a whole."""
     told = [
         "The runs are not paired in time: a ratio between them holds everything in which they differ (machine, load,"
         " clock, versions), unlike speedups inside one run."
     ]
-    if any(run.facts.get(_REPETITIONS) == "1" for run in runs):
+    if any(run.provenance.get(_REPETITIONS) == "1" for run in runs):
         told.append("Some runs have a single repetition: their times carry the machine's noise.")
     rows = pa.concat_tables([run.requests.select(["suite", "source"]) for run in runs]).to_pylist()
     suites = sorted({row["suite"] for row in rows})
     if samples := [suite for suite in suites if {"suite": suite, "source": SAMPLE} in rows]:
         told.append(f"{', '.join(samples)}: prompts are this project's own small sample of the kind.")
-    if other := [suite for suite in suites if len({run.facts.get(f"prompts.{suite}") for run in runs}) > 1]:
+    if other := [suite for suite in suites if len({run.provenance.get(f"prompts.{suite}") for run in runs}) > 1]:
         told.append(f"{', '.join(other)}: not all runs have the same prompts; those of the same name are compared.")
     return told
 

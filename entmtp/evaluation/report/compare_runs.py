@@ -15,9 +15,9 @@ from entmtp.evaluation.analysis.by_prompt import (
     scores,
     tokens_per_second,
 )
-from entmtp.evaluation.analysis.summary import ALL_SUITES, Compared
+from entmtp.evaluation.analysis.summary import ALL_SUITES, PairedRatio
 from entmtp.evaluation.report.comparable import Held, Key, differences, left_out, notes, refuse_other_work
-from entmtp.evaluation.report.load_run import FinishedRun
+from entmtp.evaluation.report.load_run import LoadedRun
 from entmtp.intervals import FEWEST_PROMPTS, Estimate, LogMean, mean_of_suites, paired_ratio
 
 
@@ -36,7 +36,7 @@ class RunArm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunRatio(Compared):
+class RunRatio(PairedRatio):
     """How much less time an arm takes in `run` than in `baseline`, for the baseline's tokens of the same prompts."""
 
     suite: str  # or ALL_SUITES
@@ -67,7 +67,7 @@ class RunComparison:
     notes: list[str]
 
 
-def compare(runs: Sequence[FinishedRun]) -> RunComparison:
+def compare(runs: Sequence[LoadedRun]) -> RunComparison:
     """Compares every run with the first, on the prompts that all of them have.
 
     Raises:
@@ -105,7 +105,7 @@ def regressions(comparison: RunComparison, least: float) -> list[str]:
     judged = [row for row in comparison.ratios if row.ratio.has_interval]
     if not judged:
         raise EntMTPError(f"fail-below: nothing can be judged without intervals; they need {FEWEST_PROMPTS} prompts")
-    found = [(row, row.among(len(judged))) for row in judged]
+    found = [(row, row.adjusted_for(len(judged))) for row in judged]
     return [
         f"{row.arm} on {row.suite}: {row.run} is {ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}]"
         f" as fast as {row.baseline}, wholly below {least:g} ({row.prompts} prompts, one of {len(judged)} comparisons)"

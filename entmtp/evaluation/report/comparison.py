@@ -37,10 +37,10 @@ def print_comparison(console: Console, comparison: RunComparison) -> None:
         above = cells
         table.add_row(*shown)
     console.print(table)
-    facts = Table("what differs", *comparison.runs, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    differences = Table("what differs", *comparison.runs, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for name, values in comparison.differences.items():
-        facts.add_row(name, *(Text(value, overflow="ellipsis", no_wrap=True) for value in values))
-    console.print(facts)
+        differences.add_row(name, *(Text(value, overflow="ellipsis", no_wrap=True) for value in values))
+    console.print(differences)
     for note in comparison.notes:
         console.print(Text(f"! {note}", style="yellow"), soft_wrap=not console.is_terminal)
 
@@ -63,7 +63,7 @@ def write_comparison(folder: Path, comparison: RunComparison) -> Path:
 
 def _page(comparison: RunComparison) -> list[str]:
     first, *others = comparison.runs
-    facts = [[name, *values] for name, values in comparison.differences.items()]
+    differences = [[name, *values] for name, values in comparison.differences.items()]
     return [
         f"# {', '.join(others)} beside {first}",
         "",
@@ -73,7 +73,7 @@ def _page(comparison: RunComparison) -> list[str]:
         "",
         "## What differs",
         "",
-        *markdown_table(["fact", *comparison.runs], facts),
+        *markdown_table(["fact", *comparison.runs], differences),
     ]
 
 

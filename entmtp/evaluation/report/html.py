@@ -10,17 +10,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from entmtp import methods
-from entmtp.evaluation.analysis.conclusions import caveats, headline, method, verdicts
+from entmtp.evaluation.analysis.conclusions import caveats, conclusions, headline, method
 from entmtp.evaluation.analysis.pareto import ParetoPoint
 from entmtp.evaluation.analysis.summary import DepthAcceptance, Summary
 from entmtp.evaluation.report.html_matrix import NOTE, comparison_matrices
 from entmtp.evaluation.report.html_suites import suite_tables
-from entmtp.evaluation.report.html_table import PageTable
+from entmtp.evaluation.report.html_table import HtmlTable
 from entmtp.evaluation.report.plot_style import Plot
 from entmtp.evaluation.report.quality_table import quality_table
 from entmtp.evaluation.report.study_tables import study_tables
 from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD, interval
-from entmtp.provenance import flat_facts
+from entmtp.provenance import flatten_provenance
 
 _TITLE = "EntMTP benchmark"
 _PACKAGE = "entmtp.evaluation.report"
@@ -32,14 +32,14 @@ class Section:
 
     title: str
     note: str
-    tables: Sequence[PageTable] = ()
+    tables: Sequence[HtmlTable] = ()
     plots: Sequence[Plot] = ()
     kind: str = ""
 
 
-def render_page(
+def render_html(
     summary: Summary,
-    facts: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     plots: Sequence[Plot],
     study_plots: Sequence[Plot] = (),
     pareto: Sequence[ParetoPoint] = (),
@@ -58,28 +58,28 @@ def render_page(
     environment.filters["image"] = lambda plot: base64.b64encode(plot.path.read_bytes()).decode()
     return environment.get_template("report.html.j2").render(
         title=_TITLE,
-        run=_run(facts),
+        run=_run(provenance),
         style=files(_PACKAGE).joinpath("report.css").read_text(encoding="utf-8"),
         headline=headline(summary),
         method=method(summary),
-        verdicts=verdicts(summary),
-        caveats=caveats(summary, facts),
+        conclusions=conclusions(summary),
+        caveats=caveats(summary, provenance),
         arms=[one for one in methods.TABLE if any(row.arm == one.name for row in summary.arms)],
         adaptive=", ".join(methods.adaptive()),
         plots=plots,
         suites=suite_tables(summary),
         sections=_sections(summary, study_plots, pareto),
-        facts=list(flat_facts(facts)),
+        provenance=list(flatten_provenance(provenance)),
         confidence=f"{CONFIDENCE:.0%}",
         how=METHOD,
         fewest=FEWEST_PROMPTS,
     )
 
 
-def _run(facts: Mapping[str, Any]) -> str:
+def _run(provenance: Mapping[str, Any]) -> str:
     """The run in a line, as far as the facts tell: profile, model (without its folder), hardware, day."""
-    profile, model, day = (str(facts.get(name, "")) for name in ("profile", "model", "date"))
-    told = [profile and f"profile {profile}", Path(model).name, facts.get("hardware"), day[:10]]
+    profile, model, day = (str(provenance.get(name, "")) for name in ("profile", "model", "date"))
+    told = [profile and f"profile {profile}", Path(model).name, provenance.get("hardware"), day[:10]]
     return " · ".join(filter(None, told))
 
 
@@ -99,8 +99,8 @@ def _sections(summary: Summary, plots: Sequence[Plot], pareto: Sequence[ParetoPo
     return [section for section in found if section.tables or section.plots]
 
 
-def _times(summary: Summary) -> PageTable:
-    return PageTable(
+def _times(summary: Summary) -> HtmlTable:
+    return HtmlTable(
         title="Where a step's time goes",
         note="Mean milliseconds per step. Other is what the request took beyond the four parts and its prefill.",
         headings=(
@@ -129,11 +129,11 @@ def _times(summary: Summary) -> PageTable:
     )
 
 
-def _acceptance(summary: Summary) -> PageTable:
+def _acceptance(summary: Summary) -> HtmlTable:
     rates = {(row.suite, row.arm, row.depth): row for row in summary.depths}
     deepest = max((row.depth for row in summary.depths), default=0)
     runs = list(dict.fromkeys((row.suite, row.arm) for row in summary.depths))
-    return PageTable(
+    return HtmlTable(
         title="Acceptance by depth",
         note="Of the steps whose tree reaches a depth, the share that kept a token of that depth: joint, of them all, "
         "and in brackets conditional, of those that kept a token of the depth before.",
@@ -156,9 +156,9 @@ def _depth_cell(row: DepthAcceptance) -> str:
     return f"{row.rate:.1%}" + ("" if row.conditional is None else f" ({row.conditional:.1%})")
 
 
-def _entropy(summary: Summary) -> PageTable:
+def _entropy(summary: Summary) -> HtmlTable:
     rows = summary.entropy_correlations
-    return PageTable(
+    return HtmlTable(
         title="Entropy and accepted tokens",
         note="Pearson's correlation of a step's signal with the tokens that it gained, in the arm that the plot shows.",
         headings=("suite", "arm", "signal", "correlation", "95%", "steps", "prompts"),

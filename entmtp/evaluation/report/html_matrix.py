@@ -1,7 +1,7 @@
 """The page's paired comparisons: a matrix of arms against baselines for all suites together, and for each suite."""
 
 from entmtp.evaluation.analysis.summary import ALL_SUITES, Summary
-from entmtp.evaluation.report.html_table import Cell, PageTable, speedup_cell
+from entmtp.evaluation.report.html_table import Cell, HtmlTable, speedup_cell
 from entmtp.methods import order
 
 NOTE = (
@@ -11,16 +11,16 @@ NOTE = (
 )
 
 
-def comparison_matrices(summary: Summary) -> list[PageTable]:
+def comparison_matrices(summary: Summary) -> list[HtmlTable]:
     """All suites together first; nothing where only one arm ran."""
     suites = [*([ALL_SUITES] if len(summary.suites) > 1 else []), *summary.suites]
     return [table for suite in suites if (table := _matrix(summary, suite)).rows]
 
 
-def _matrix(summary: Summary, suite: str) -> PageTable:
+def _matrix(summary: Summary, suite: str) -> HtmlTable:
     compared = [row for row in summary.speedups if row.suite == suite]
     baselines = sorted({row.baseline for row in compared}, key=order)
-    return PageTable(
+    return HtmlTable(
         title=summary.label(suite),
         note="",
         headings=("arm", *baselines),

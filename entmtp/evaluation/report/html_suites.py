@@ -2,23 +2,23 @@
 
 from entmtp.evaluation.analysis.score import metric
 from entmtp.evaluation.analysis.summary import ArmSummary, Summary
-from entmtp.evaluation.report.html_table import Cell, PageTable, estimate_cell, speedup_cell
+from entmtp.evaluation.report.html_table import Cell, HtmlTable, estimate_cell, speedup_cell
 from entmtp.methods import AUTOREGRESSIVE
 
 _HYDRA = "hydra"
 
 
-def suite_tables(summary: Summary) -> list[PageTable]:
+def suite_tables(summary: Summary) -> list[HtmlTable]:
     """One per suite, with the arms as rows."""
     return [_suite(summary, suite) for suite in summary.suites]
 
 
-def _suite(summary: Summary, suite: str) -> PageTable:
+def _suite(summary: Summary, suite: str) -> HtmlTable:
     rows = [row for row in summary.arms if row.suite == suite]
     scored = any(row.score is not None for row in rows)
     prompts = max(row.prompts for row in rows)
     repetitions = max(row.requests // row.prompts for row in rows)
-    return PageTable(
+    return HtmlTable(
         title=summary.label(suite),
         note=f"{prompts} prompts, {repetitions} repetition{'s' * (repetitions > 1)} of each arm on each.",
         headings=(

@@ -24,7 +24,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class PageTable:
+class HtmlTable:
     """A table of the page, of which the first `names` columns are words that name the row."""
 
     title: str

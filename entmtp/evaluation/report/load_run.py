@@ -17,27 +17,27 @@ from entmtp.evaluation.report.mlflow import fetch_report
 from entmtp.evaluation.report.report import REQUESTS, SUMMARY
 from entmtp.evaluation.results.rows import read_requests
 from entmtp.evaluation.results.storage import open_store
-from entmtp.provenance import flat_facts
+from entmtp.provenance import flatten_provenance
 
 _LARGEST = {SUMMARY: 64 << 20, REQUESTS: 2 << 30}  # bytes of a file; of 13 arms on 100 prompts they have a thousandth
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class LoadedRun:
     """One run.
 
     Attributes:
         name: what the user calls it.
-        facts: where its numbers come from, by dotted name.
+        provenance: where its numbers come from, by dotted name.
         requests: one row per request (`rows.RequestRow`).
     """
 
     name: str
-    facts: Mapping[str, str]
+    provenance: Mapping[str, str]
     requests: pa.Table
 
 
-def open_run(given: str, tracking_uri: str | None) -> FinishedRun:
+def open_run(given: str, tracking_uri: str | None) -> LoadedRun:
     """The run that `given` names: RUN or NAME=RUN, where RUN is a results folder or an id or name in MLflow.
 
     Raises:
@@ -59,7 +59,7 @@ def open_run(given: str, tracking_uri: str | None) -> FinishedRun:
         return read_run(name, Path(folder))
 
 
-def read_run(name: str, report: Path) -> FinishedRun:
+def read_run(name: str, report: Path) -> LoadedRun:
     """Reads what `report.write_report` wrote.
 
     Raises:
@@ -77,25 +77,25 @@ def read_run(name: str, report: Path) -> FinishedRun:
         requests = read_requests(open_store(str(report)), REQUESTS)
     except EntMTPError as error:
         raise EntMTPError(f"run '{name}': {error}") from error
-    if not requests.num_rows or not pc.all(_measured(requests)).as_py():
+    if not requests.num_rows or not pc.all(_are_measured(requests)).as_py():
         raise EntMTPError(f"run '{name}': {report / REQUESTS} has no requests, or some that took no time or no step")
-    return FinishedRun(name, dict(flat_facts(_facts(name, report / SUMMARY))), requests)
+    return LoadedRun(name, dict(flatten_provenance(_provenance(name, report / SUMMARY))), requests)
 
 
-def _measured(requests: pa.Table) -> Any:
+def _are_measured(requests: pa.Table) -> Any:
     """Whether each request has times and steps that can be divided by."""
     seconds = pc.and_(pc.is_finite(requests["seconds"]), pc.greater(requests["seconds"], 0))
     counts = pc.and_(pc.greater(requests["steps"], 0), pc.greater(requests["new_tokens"], 0))
     return pc.and_(seconds, counts)
 
 
-def _facts(name: str, path: Path) -> Mapping[str, Any]:
+def _provenance(name: str, path: Path) -> Mapping[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8-sig"))["facts"]
+        provenance = json.loads(path.read_text(encoding="utf-8-sig"))["facts"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise EntMTPError(
             f"run '{name}': {path} is not a report's summary ({error}); run the benchmark again"
         ) from error
-    if not isinstance(facts, dict):
+    if not isinstance(provenance, dict):
         raise EntMTPError(f"run '{name}': {path} holds no facts; run the benchmark again")
-    return facts
+    return provenance

@@ -14,17 +14,17 @@ from entmtp.evaluation.analysis.overlap_description import overlap_metrics
 from entmtp.evaluation.analysis.summarise import summarise
 from entmtp.evaluation.analysis.summary import tables
 from entmtp.evaluation.report.run_metrics import arm_metrics, description, overall_metrics
-from entmtp.provenance import flat_facts
+from entmtp.provenance import flatten_provenance
 from entmtp.tracking.client import (
     TrackedModel,
     TrackedRun,
-    check_models,
+    check_model_files,
     connect,
     ensure_experiment,
     log_batch,
     log_models,
-    plain_errors,
-    refuse_absent_database,
+    mlflow_errors,
+    require_database,
     tracked_run,
 )
 
@@ -42,7 +42,7 @@ _NAMESAKES = 5  # whose ids are told
 def log_benchmark(
     tracking_uri: str,
     experiment: str,
-    facts: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     requests: pa.Table,
     steps: pa.Table,
     report_folder: Path,
@@ -55,7 +55,7 @@ def log_benchmark(
 
     Args:
         tracking_uri: a database such as `default_tracking_uri(results)`, or a tracking server.
-        facts: as in the report; `git_commit` and `command` also become MLflow's own tags.
+        provenance: as in the report; `git_commit` and `command` also become MLflow's own tags.
         requests, steps: rows, as `rows.read_parts` gives them.
         report_folder: what `report.write_report` filled.
         artifacts: the heads and banks that were measured.
@@ -63,20 +63,25 @@ def log_benchmark(
     Raises:
         EntMTPError: MLflow is missing, refuses the address, or a file of `artifacts` is missing.
     """
-    check_models(artifacts)
+    check_model_files(artifacts)
     summary = summarise(requests, steps)
-    with plain_errors(tracking_uri):
+    with mlflow_errors(tracking_uri):
         client = connect(tracking_uri)
         experiment_id = ensure_experiment(client, tracking_uri, experiment)
         tags = {
-            "mlflow.note.content": description(summary, facts),
-            "mlflow.source.git.commit": str(facts.get("git_commit") or ""),
-            "mlflow.source.name": str(facts.get("command") or ""),
+            "mlflow.note.content": description(summary, provenance),
+            "mlflow.source.git.commit": str(provenance.get("git_commit") or ""),
+            "mlflow.source.name": str(provenance.get("command") or ""),
         }
         with tracked_run(
             client, experiment_id, "benchmark", {name: text for name, text in tags.items() if text}
         ) as parent:
-            log_batch(client, parent, overall_metrics(summary) | overlap_metrics(facts), dict(flat_facts(facts)))
+            log_batch(
+                client,
+                parent,
+                overall_metrics(summary) | overlap_metrics(provenance),
+                dict(flatten_provenance(provenance)),
+            )
             _log_prompts(client, parent, requests)
             for row in summary.arms:
                 nested = {"mlflow.parentRunId": parent}
@@ -100,8 +105,8 @@ def fetch_report(tracking_uri: str, run: str, folder: Path, files: Sequence[str]
         EntMTPError: MLflow is missing or refuses the address, there is no such run, it has not finished, or it has no
             such files.
     """
-    refuse_absent_database(tracking_uri)
-    with plain_errors(tracking_uri):
+    require_database(tracking_uri)
+    with mlflow_errors(tracking_uri):
         client = connect(tracking_uri)
         found = _find_run(client, tracking_uri, run)
         if found.info.status != "FINISHED":

@@ -30,7 +30,7 @@ class Plot:
     caption: str
 
 
-def house_style() -> AbstractContextManager[None]:
+def style_context() -> AbstractContextManager[None]:
     """The settings under which every figure is drawn."""
     return mpl.rc_context(
         {

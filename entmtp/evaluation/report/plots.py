@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 
 from entmtp import methods
 from entmtp.evaluation.analysis.summary import ALL_SUITES, SAMPLE, Summary
-from entmtp.evaluation.report.plot_style import FAINT, INK, Plot, house_style, panels, save, whiskers
+from entmtp.evaluation.report.plot_style import FAINT, INK, Plot, panels, save, style_context, whiskers
 from entmtp.intervals import FEWEST_PROMPTS, Estimate
 from entmtp.methods import AUTOREGRESSIVE, colour
 
 
 def draw_plots(folder: Path, summary: Summary, steps: pa.Table) -> list[Plot]:
     """Draw every figure that the rows allow into `folder`."""
-    with house_style():
+    with style_context():
         plots = [
             _draw_speedups(folder, summary),
             _draw_taus(folder, summary),

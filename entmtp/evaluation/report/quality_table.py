@@ -2,15 +2,15 @@
 
 from entmtp.evaluation.analysis.score import metric
 from entmtp.evaluation.analysis.summary import ArmSummary, Summary
-from entmtp.evaluation.report.html_table import PageTable
+from entmtp.evaluation.report.html_table import HtmlTable
 from entmtp.intervals import interval
 
 _DIGITS = 3
 
 
-def quality_table(summary: Summary) -> PageTable:
+def quality_table(summary: Summary) -> HtmlTable:
     """A row for each suite and arm."""
-    return PageTable(
+    return HtmlTable(
         title="Quality of the texts",
         note="Score: pass@1 or exact match, the mean over scored prompts. Log-likelihood: nats per token of the text"
         " under the model at temperature 1, the mean over prompts; difference: paired with autoregressive decoding's"

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from entmtp.evaluation.analysis.conclusions import caveats, verdicts
+from entmtp.evaluation.analysis.conclusions import caveats, conclusions
 from entmtp.evaluation.analysis.pareto import ParetoPoint, pareto_table
 from entmtp.evaluation.analysis.summarise import summarise
 from entmtp.evaluation.analysis.summary import ArmSummary, Speedup, Summary, tables
-from entmtp.evaluation.report.html import render_page
+from entmtp.evaluation.report.html import render_html
 from entmtp.evaluation.report.plot_style import Plot
 from entmtp.evaluation.report.plots import draw_plots
 from entmtp.evaluation.report.study_plots import draw_study_plots
@@ -32,15 +32,15 @@ SUMMARY, REQUESTS = "summary.json", "requests.parquet"
 _COLOURS = {"faster": "green", "slower": "red"}
 
 
-def print_table(console: Console, summary: Summary, facts: Mapping[str, Any]) -> None:
+def print_table(console: Console, summary: Summary, provenance: Mapping[str, Any]) -> None:
     """Print a row per suite and arm, then what it amounts to and what to keep in mind.
 
     A console narrower than `WIDE` characters gets the table without times and scores, which then fits 80.
     """
     console.print(_table(summary, wide=console.width >= WIDE))
-    for sentence in verdicts(summary):
+    for sentence in conclusions(summary):
         console.print(Text(f"- {sentence}"), soft_wrap=not console.is_terminal)
-    for sentence in caveats(summary, facts):
+    for sentence in caveats(summary, provenance):
         console.print(Text(f"! {sentence}", style="yellow"), soft_wrap=not console.is_terminal)
 
 
@@ -48,7 +48,7 @@ def write_report(
     folder: Path,
     requests: pa.Table,
     steps: pa.Table,
-    facts: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     pareto: Sequence[ParetoPoint] = (),
 ) -> Path:
     """Write the report of benchmark rows into `folder` and return its page, `index.html`.
@@ -58,7 +58,7 @@ def write_report(
 
     Args:
         requests, steps: rows, as `rows.read_parts` gives them.
-        facts: where the numbers come from (model, heads, hardware, versions, command, ...); values may be nested.
+        provenance: where the numbers come from (model, heads, hardware, versions, command, ...); values may be nested.
         pareto: the trees that static arms were chosen from, to be drawn beside what was measured.
     """
     summary = summarise(requests, steps)
@@ -67,8 +67,8 @@ def write_report(
         write_table(folder / "tables" / name, table)
     write_whole(folder / REQUESTS, lambda unfinished: pq.write_table(requests, unfinished))
     plots, study_plots = draw_plots(folder, summary, steps), draw_study_plots(folder, summary, steps, pareto)
-    write_text(folder / SUMMARY, _as_json(summary, found, facts, plots + study_plots))
-    return write_text(folder / "index.html", render_page(summary, facts, plots, study_plots, pareto))
+    write_text(folder / SUMMARY, _as_json(summary, found, provenance, plots + study_plots))
+    return write_text(folder / "index.html", render_html(summary, provenance, plots, study_plots, pareto))
 
 
 def _table(summary: Summary, *, wide: bool) -> Table:
@@ -115,11 +115,13 @@ def _comparison(row: Speedup | None) -> Text:
     return Text("") if row is None else Text(ratio(row.ratio, unit=""), style=_COLOURS.get(row.verdict, ""))
 
 
-def _as_json(summary: Summary, found: Mapping[str, pa.Table], facts: Mapping[str, Any], plots: Sequence[Plot]) -> str:
+def _as_json(
+    summary: Summary, found: Mapping[str, pa.Table], provenance: Mapping[str, Any], plots: Sequence[Plot]
+) -> str:
     held = {
-        "facts": dict(facts),
-        "verdicts": verdicts(summary),
-        "caveats": caveats(summary, facts),
+        "facts": dict(provenance),
+        "verdicts": conclusions(summary),
+        "caveats": caveats(summary, provenance),
         "figures": [{"file": plot.path.name, "title": plot.title, "caption": plot.caption} for plot in plots],
         "tables": {name: table.to_pylist() for name, table in found.items()},
     }

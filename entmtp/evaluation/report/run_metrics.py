@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from entmtp.evaluation.analysis.conclusions import caveats, verdicts
+from entmtp.evaluation.analysis.conclusions import caveats, conclusions
 from entmtp.evaluation.analysis.score import metric
 from entmtp.evaluation.analysis.summary import ALL_SUITES, ArmSummary, Summary
 from entmtp.intervals import Estimate
@@ -56,6 +56,8 @@ def _with_interval(name: str, estimate: Estimate) -> dict[str, float]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def description(summary: Summary, facts: Mapping[str, Any]) -> str:
+def description(summary: Summary, provenance: Mapping[str, Any]) -> str:
     """The run's description in MLflow: verdicts, then caveats, as Markdown."""
-    return "\n".join(f"- {line}" for line in verdicts(summary) + [f"**{line}**" for line in caveats(summary, facts)])
+    return "\n".join(
+        f"- {line}" for line in conclusions(summary) + [f"**{line}**" for line in caveats(summary, provenance)]
+    )

@@ -12,7 +12,7 @@ from entmtp import methods
 from entmtp.evaluation.analysis.pareto import ParetoPoint
 from entmtp.evaluation.analysis.summary import ArmSummary, Summary
 from entmtp.evaluation.analysis.tree_sizes import COMMON, SIZES, plain_entropies, size_of
-from entmtp.evaluation.report.plot_style import INK, Plot, house_style, line_colour, panels, save
+from entmtp.evaluation.report.plot_style import INK, Plot, line_colour, panels, save, style_context
 from entmtp.methods import colour
 
 _MARKS = {"medusa": ("o", "--"), "hydra": ("s", "-")}  # point and line by kind of heads
@@ -22,7 +22,7 @@ _ROOM = 9  # percent of the steps that a part of a bar needs to hold the words o
 
 def draw_study_plots(folder: Path, summary: Summary, steps: pa.Table, pareto: Sequence[ParetoPoint]) -> list[Plot]:
     """Draw every figure of the study that the rows and the points allow into `folder`."""
-    with house_style():
+    with style_context():
         plots = [_draw_shares(folder, summary), _draw_entropies(folder, summary, steps)]
         if shown := [point for point in pareto if point.suite in summary.suites]:
             plots += [_draw_taus(folder, summary, shown), _draw_speeds(folder, summary, shown)]
@@ -120,7 +120,7 @@ def _draw_speeds(folder: Path, summary: Summary, points: Sequence[ParetoPoint]) 
     constant = methods.of_constant_trees()
     for axis, suite in zip(axes, suites, strict=True):
         for arm in (row for row in summary.arms if row.suite == suite and row.arm in constant):
-            _measured(axis, arm)
+            _draw_measured(axis, arm)
     axes[0].set_ylim(bottom=0)
     figure.supylabel("tokens per second", fontsize=10)
     _legend(figure, axes[0], None, columns=4)
@@ -156,7 +156,7 @@ def _frontiers(
     return figure, axes
 
 
-def _measured(axis: Axes, arm: ArmSummary) -> None:
+def _draw_measured(axis: Axes, arm: ArmSummary) -> None:
     mark = _MARKS["medusa" if arm.arm.startswith("medusa") else "hydra"][0]
     axis.plot(
         arm.nodes, arm.tokens_per_second, mark, color=colour(arm.arm), markeredgecolor=INK, label=f"{arm.arm}, measured"

@@ -5,22 +5,22 @@ from collections.abc import Sequence
 from entmtp.evaluation.analysis.pareto import ParetoPoint, fastest
 from entmtp.evaluation.analysis.summary import Summary, TreeShare
 from entmtp.evaluation.analysis.tree_sizes import COMMON, SHOWN, SIZES, size_of
-from entmtp.evaluation.report.html_table import PageTable
+from entmtp.evaluation.report.html_table import HtmlTable
 from entmtp.evaluation.report.study_plots import size_name
 from entmtp.trees.topology import Shape
 
 
-def study_tables(summary: Summary, pareto: Sequence[ParetoPoint]) -> list[PageTable]:
+def study_tables(summary: Summary, pareto: Sequence[ParetoPoint]) -> list[HtmlTable]:
     """Those that the rows allow."""
     made = [_shares(summary), _uses(summary), _entropies(summary), _fastest(summary, pareto)]
     return [table for table in made if table.rows]
 
 
-def _shares(summary: Summary) -> PageTable:
+def _shares(summary: Summary) -> HtmlTable:
     runs: dict[tuple[str, str], list[TreeShare]] = {}
     for row in summary.tree_shares:
         runs.setdefault((row.suite, row.arm), []).append(row)
-    return PageTable(
+    return HtmlTable(
         title="Sizes and shapes of the chosen trees",
         note="Share of the steps whose tree has so many nodes, without the root, and the commonest shape of that size,"
         f" if one has {COMMON:.0%} of the steps. n: nodes, d: depth, w: most nodes of one level. First repetition of"
@@ -40,11 +40,11 @@ def _of_size(rows: Sequence[TreeShare], size: tuple[int, int | None]) -> str:
     return " ".join([f"{sum(row.share for row in inside):.1%}", *shapes[:1]])
 
 
-def _uses(summary: Summary) -> PageTable:
+def _uses(summary: Summary) -> HtmlTable:
     uses: dict[tuple[str, str], list[str]] = {}
     for row in summary.tree_uses:
         uses.setdefault((row.suite, row.arm), []).append(f"{row.tree} {row.share:.1%}")
-    return PageTable(
+    return HtmlTable(
         title="Trees that were chosen most",
         note="n: nodes without the root, d: depth, w: most nodes of one level; the last part tells trees of one shape "
         "apart. Shares of the arm's steps, first repetition of each prompt.",
@@ -53,9 +53,9 @@ def _uses(summary: Summary) -> PageTable:
     )
 
 
-def _entropies(summary: Summary) -> PageTable:
+def _entropies(summary: Summary) -> HtmlTable:
     rows = summary.entropy_quantiles
-    return PageTable(
+    return HtmlTable(
         title="How entropy is spread",
         note="Nats, over every position of the texts as plain decoding visits them.",
         headings=("suite", "positions", "mean", "10%", "25%", "median", "75%", "90%"),
@@ -71,9 +71,9 @@ def _entropies(summary: Summary) -> PageTable:
     )
 
 
-def _fastest(summary: Summary, pareto: Sequence[ParetoPoint]) -> PageTable:
+def _fastest(summary: Summary, pareto: Sequence[ParetoPoint]) -> HtmlTable:
     points = [point for point in fastest(pareto) if point.suite in summary.suites]
-    return PageTable(
+    return HtmlTable(
         title="Fastest static trees, as foretold",
         note="Of the best tree of each size, the one with the most tokens per second by this machine's step cost, and "
         "its expected tokens per step on the calibration's texts. The measured ones are medusa-best and hydra-best.",

@@ -37,7 +37,7 @@ class ArmEngines:
         self._tools = tools
         self._engines: dict[str, Engine] = {}
 
-    def fit(self, suite: str, arms: Sequence[str], tokens: int) -> bool:
+    def fits(self, suite: str, arms: Sequence[str], tokens: int) -> bool:
         """Whether these engines are those of the suite and the arms, and have room for so many tokens."""
         return (suite, tuple(arms)) == (self.suite, self.arms) and tokens <= self.settings.context
 

@@ -14,14 +14,14 @@ from rich.console import Console
 from entmtp.settings import PROFILES
 
 if TYPE_CHECKING:
-    from entmtp.evaluation.run.executor import Devices
-    from entmtp.evaluation.run.placement import Wishes
+    from entmtp.evaluation.run.executor import Executor
+    from entmtp.evaluation.run.placement import ResourceRequest
 
 SET_ASIDE = 3
 """Exit code of a benchmark that is finished, but for prompts that failed in every try."""
 
 
-def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[..., None]:
+def benchmark_command(make_executor: Callable[[ResourceRequest], Executor]) -> Callable[..., None]:
     """The command's function for ``typer``."""
 
     def benchmark(
@@ -77,7 +77,7 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
             from entmtp.evaluation.results.storage import open_store
             from entmtp.evaluation.run.dry_run import show_plan
             from entmtp.evaluation.run.finish import finish
-            from entmtp.evaluation.run.placement import Wishes
+            from entmtp.evaluation.run.placement import ResourceRequest
             from entmtp.evaluation.run.planning import make_plan, validate
             from entmtp.evaluation.run.run import describe, run_units
             from entmtp.lasting import check_lasting
@@ -85,14 +85,14 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
 
             overrides = {"prompts": prompts, "max_new_tokens": max_new_tokens, "repetitions": repetitions}
             validate(profile=profile, suites=suite or [], arms=arm or [], overrides=overrides)
-            wishes = Wishes(device, gpus_per_worker, accelerator, workers, cpus_per_worker)
-            wishes.check()
+            requested = ResourceRequest(device, gpus_per_worker, accelerator, workers, cpus_per_worker)
+            requested.check()
             store = open_store(results)
             if store.local is not None and not dry_run:
                 check_lasting("results", store.local, "--results an absolute path or a URI such as s3://BUCKET/FOLDER")
             console = Console()
             # A plan that is only shown starts no nodes.
-            devices = open_devices(replace(wishes, workers=None) if dry_run else wishes)
+            devices = make_executor(replace(requested, workers=None) if dry_run else requested)
             plan = make_plan(
                 profile=profile,
                 suites=suite or [],
@@ -118,9 +118,9 @@ def benchmark_command(open_devices: Callable[[Wishes], Devices]) -> Callable[...
             )
             for line in describe(plan):
                 console.print(line)
-            run_units(plan, lambda waiting: devices.run(plan, waiting), console, devices.doing)
+            run_units(plan, lambda waiting: devices.run(plan, waiting), console, devices.worker_states)
             set_aside = finish(plan, console)
-            if devices.usage.present:
+            if devices.usage.loaded_seconds:
                 console.print(str(devices.usage), soft_wrap=True)
             if set_aside:
                 sys.exit(SET_ASIDE)

@@ -12,7 +12,7 @@ from entmtp.evaluation.run.units import Unit
 from entmtp.suites import Prompt
 
 
-class Turn(NamedTuple):
+class TimedRequest(NamedTuple):
     """Which request it is: the prompt's, by an arm, for the ``repetition``-th time, as the ``order``-th of the arms."""
 
     unit: Unit
@@ -23,17 +23,22 @@ class Turn(NamedTuple):
 
 
 def request_row(
-    turn: Turn, prompt_tokens: int, done: Completion, text: str, reference: Reference, log_likelihood: float
+    timed_request: TimedRequest,
+    prompt_tokens: int,
+    done: Completion,
+    text: str,
+    reference: Reference,
+    log_likelihood: float,
 ) -> RequestRow:
     """A request that wrote ``text``."""
     difference = first_difference(done.tokens, reference.tokens)
     return RequestRow(
-        suite=turn.unit.suite,
-        source=turn.unit.source,
-        arm=turn.arm,
-        prompt_id=turn.prompt.id,
-        repetition=turn.repetition,
-        order=turn.order,
+        suite=timed_request.unit.suite,
+        source=timed_request.unit.source,
+        arm=timed_request.arm,
+        prompt_id=timed_request.prompt.id,
+        repetition=timed_request.repetition,
+        order=timed_request.order,
         prompt_tokens=prompt_tokens,
         new_tokens=len(done.tokens),
         steps=len(done.steps),
@@ -49,7 +54,7 @@ def request_row(
         identical=difference < 0,
         first_difference=difference,
         tie_margin=float("nan") if difference < 0 else reference.margin_at(difference),
-        score=score(turn.prompt, text),
+        score=score(timed_request.prompt, text),
         log_likelihood=log_likelihood,
         text=text,
         token_ids=done.tokens,

@@ -14,7 +14,7 @@ from rich.table import Table
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.results.rows import finished_keys, read_metadata
 from entmtp.evaluation.run.arms import needs_foresight
-from entmtp.evaluation.run.executor import Devices
+from entmtp.evaluation.run.executor import Executor
 from entmtp.evaluation.run.plan import Plan
 from entmtp.evaluation.run.units import Unit
 
@@ -24,27 +24,27 @@ _ENOUGH = 32  # finished units whose seconds are averaged
 
 
 @dataclass(frozen=True)
-class Forecast:
+class DurationEstimate:
     """How long the units that wait will take one worker.
 
     Attributes:
         seconds: of one worker that does them all.
-        rests_on: what that was reckoned from.
+        basis: what that was reckoned from.
     """
 
     seconds: float
-    rests_on: str
+    basis: str
 
 
 def tokens_of(plan: Plan, units: Sequence[Unit]) -> int:
     """Tokens that all requests of these units write at most: each arm and repetition, the reference, the controls'
     own look ahead, and on a GPU the least that an arm needs to warm up."""
-    runs = plan.settings.repetitions + (plan.place.device == "cuda")
+    runs = plan.settings.repetitions + (plan.config.device == "cuda")
     requests = len(plan.arms) * runs + 1 + any(map(needs_foresight, plan.arms))
     return sum(len(unit.prompts) for unit in units) * requests * plan.settings.max_new_tokens
 
 
-def forecast(plan: Plan, waiting: Sequence[Unit], tokens_per_second: float | None) -> Forecast:
+def estimate_duration(plan: Plan, waiting: Sequence[Unit], tokens_per_second: float | None) -> DurationEstimate:
     """From a stated speed, else from this plan's units that are done, else from an assumed speed.
 
     Raises:
@@ -54,10 +54,10 @@ def forecast(plan: Plan, waiting: Sequence[Unit], tokens_per_second: float | Non
         raise EntMTPError(f"tokens_per_second: {tokens_per_second:g} is not accepted; give a number above 0")
     if tokens_per_second is None and (measured := _seconds_per_prompt(plan)) is not None:
         prompts = sum(len(unit.prompts) for unit in waiting)
-        return Forecast(prompts * measured, "the units that are done")
+        return DurationEstimate(prompts * measured, "the units that are done")
     speed = tokens_per_second or ASSUMED_TOKENS_PER_SECOND
     said = "as stated" if tokens_per_second else "assumed; state yours with --tokens-per-second"
-    return Forecast(
+    return DurationEstimate(
         tokens_of(plan, waiting) / speed, f"every answer at its longest and {speed:g} tokens/s of a worker, {said}"
     )
 
@@ -71,7 +71,7 @@ def _seconds_per_prompt(plan: Plan) -> float | None:
     return fmean(part.get("busy_seconds", 0.0) / len(unit.prompts) for part, unit in zip(held, done, strict=True))
 
 
-def show_plan(plan: Plan, devices: Devices, workers: int, tokens_per_second: float | None, console: Console) -> None:
+def show_plan(plan: Plan, devices: Executor, workers: int, tokens_per_second: float | None, console: Console) -> None:
     """Prints the plan: what would run, where, and about how long with so many ``workers``."""
     waiting = plan.waiting
     table = Table("suite", "prompts from", "prompts", "units", "units that wait")
@@ -85,13 +85,13 @@ def show_plan(plan: Plan, devices: Devices, workers: int, tokens_per_second: flo
     say = partial(console.print, soft_wrap=True, markup=False, highlight=False)
     say(f"{len(plan.arms)} arms: {', '.join(plan.arms)}")
     say(f"{settings.repetitions} repetitions of each arm on each prompt, up to {settings.max_new_tokens} tokens each")
-    say(f"model {plan.place.model} in {plan.place.dtype}; results in {plan.results}; {devices.in_words}")
-    expected = forecast(plan, waiting, tokens_per_second)
+    say(f"model {plan.config.model} in {plan.config.dtype}; results in {plan.results}; {devices.description}")
+    expected = estimate_duration(plan, waiting, tokens_per_second)
     hours = expected.seconds / 3600
     unit = "GPU-hours" if devices.gpus_per_worker else "worker-hours"
     used = hours * (devices.gpus_per_worker or 1)
     say(f"about {used:.2g} {unit}, {_time(expected.seconds / workers)} on {workers} workers")
-    say(f"that rests on {expected.rests_on}")
+    say(f"that rests on {expected.basis}")
 
 
 def _time(seconds: float) -> str:

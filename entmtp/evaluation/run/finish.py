@@ -22,7 +22,7 @@ from entmtp.evaluation.report.answers import write_answers
 from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT, log_benchmark
 from entmtp.evaluation.report.report import print_table, write_report
 from entmtp.evaluation.results.rows import read_metadata, read_parts
-from entmtp.evaluation.run.plan import Plan, bank_task, identity_of
+from entmtp.evaluation.run.plan import Plan, bank_task, dependency_hashes
 from entmtp.evaluation.run.units import Unit
 from entmtp.evaluation.run.work_queue import PEAKS
 from entmtp.heads.checkpoint import KINDS, bundled_heads
@@ -47,37 +47,39 @@ def finish(plan: Plan, console: Console) -> int:
     set_aside = [_in_words(prompt) for part in held for prompt in part.get("set_aside", [])]
     if not requests.num_rows:
         raise EntMTPError(f"results: no prompt was done; {set_aside[0]}; mend that and run again with --retry")
-    facts = _facts(plan, requests, held, set_aside)
-    print_table(console, summarise(requests, steps), facts)
+    provenance = _provenance(plan, requests, held, set_aside)
+    print_table(console, summarise(requests, steps), provenance)
     with plan.results.folder(REPORT) as folder:
-        write_report(folder, requests, steps, facts, _pareto(plan, held))
+        write_report(folder, requests, steps, provenance, _pareto(plan, held))
         prompts = [prompt for unit in plan.units for prompt in unit.prompts]
         write_answers(folder / "answers.jsonl", prompts, _histories(held), requests)
-        run = log_benchmark(plan.tracking_uri, BENCHMARK_EXPERIMENT, facts, requests, steps, folder, _tracked(plan))
-    console.print(f"\npeak memory of one worker: {facts['peak_memory_mib']} MiB")
-    if facts["peak_device_memory_mib"]:
-        console.print(f"peak memory of its GPU: {facts['peak_device_memory_mib']} MiB")
-    console.print(f"captures in measured steps: {facts['captures_in_measured_steps']}")
+        run = log_benchmark(
+            plan.tracking_uri, BENCHMARK_EXPERIMENT, provenance, requests, steps, folder, _tracked(plan)
+        )
+    console.print(f"\npeak memory of one worker: {provenance['peak_memory_mib']} MiB")
+    if provenance["peak_device_memory_mib"]:
+        console.print(f"peak memory of its GPU: {provenance['peak_device_memory_mib']} MiB")
+    console.print(f"captures in measured steps: {provenance['captures_in_measured_steps']}")
     report = f"{plan.results}/{REPORT}/index.html"
     console.print(f"\nreport   {report}\nparts    {plan.parts}\nMLflow   {run.tracking_uri}", soft_wrap=True)
     console.print(f"open it  {run.open_command}", soft_wrap=True)
     return len(set_aside)
 
 
-def _facts(
+def _provenance(
     plan: Plan, requests: pa.Table, held: Sequence[Mapping[str, Any]], set_aside: Sequence[str]
 ) -> dict[str, Any]:
     return {
         "profile": plan.profile,
         "settings": plan.settings.model_dump(),
         "command": plan.command,
-        "model": plan.place.model,
-        "dtype": plan.place.dtype,
-        "heads": {kind: _shown(source) for kind, source in plan.place.heads.items()},
-        "hashes": identity_of(plan.place),
+        "model": plan.config.model,
+        "dtype": plan.config.dtype,
+        "heads": {kind: _shown(source) for kind, source in plan.config.heads.items()},
+        "hashes": dependency_hashes(plan.config),
         "prompts": _prompts(plan.units),
         "training_overlap": plan.overlap,
-        "banks": {suite: bank_task(plan.place, suite) for suite in dict.fromkeys(unit.suite for unit in plan.units)},
+        "banks": {suite: bank_task(plan.config, suite) for suite in dict.fromkeys(unit.suite for unit in plan.units)},
         "hardware": _hardware(plan, held),
         "captures_in_measured_steps": pc.sum(requests["captures"]).as_py(),
         "warm_up_seconds": round(sum(part.get("warm_up_seconds", 0.0) for part in held)),
@@ -116,12 +118,12 @@ def _hardware(plan: Plan, held: Sequence[Mapping[str, Any]]) -> str:
 def _tracked(plan: Plan) -> list[TrackedModel]:
     heads = [
         TrackedModel(f"{kind}-heads", Path(source), "draft-heads")
-        for kind, source in plan.place.heads.items()
+        for kind, source in plan.config.heads.items()
         if Path(source).is_dir()
     ]
     banks = [
         TrackedModel(f"{suite}-{kind}-bank", Path(path), "tree-bank")
-        for suite, files in plan.place.banks.items()
+        for suite, files in plan.config.banks.items()
         for kind, path in files.items()
     ]
     return heads + banks
@@ -132,7 +134,7 @@ def _pareto(plan: Plan, held: Sequence[Mapping[str, Any]]) -> list[ParetoPoint]:
     known: dict[str, Any] = next((part["costs"] for part in held if part.get("costs")), {})
     costs = {kind: StepCost.model_validate(cost) for kind, cost in known.items()}
     ran = dict.fromkeys(unit.suite for unit in plan.units)
-    banks = {suite: {kind: load_bank(Path(path)) for kind, path in plan.place.banks[suite].items()} for suite in ran}
+    banks = {suite: {kind: load_bank(Path(path)) for kind, path in plan.config.banks[suite].items()} for suite in ran}
     return pareto(banks, costs)
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from entmtp import methods
 from entmtp.evaluation.analysis.by_prompt import Prompts, by_arm, paired_seconds, tokens_per_second
 from entmtp.evaluation.run.units import Unit
-from entmtp.evaluation.run.work_queue import Settled
+from entmtp.evaluation.run.work_queue import SettledUnit
 from entmtp.intervals import FEWEST_PROMPTS, paired_ratio, ratio
 from entmtp.methods import AUTOREGRESSIVE
 
@@ -31,7 +31,7 @@ class InterimResults:
         self._settled: Counter[str] = Counter()
         self._requests: dict[str, list[pa.Table]] = {}
 
-    def add(self, done: Settled) -> str | None:
+    def add(self, done: SettledUnit) -> str | None:
         """Take in a settled unit; returns the line about its suite if one is due."""
         suite = done.unit.suite
         before = self._settled[suite]

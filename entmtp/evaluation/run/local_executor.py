@@ -10,51 +10,51 @@ import torch
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.executor import Usage
-from entmtp.evaluation.run.placement import Wishes
+from entmtp.evaluation.run.placement import ResourceRequest
 from entmtp.evaluation.run.plan import Plan
 from entmtp.evaluation.run.units import Unit
-from entmtp.evaluation.run.work_queue import Dispatch, Settled
+from entmtp.evaluation.run.work_queue import SettledUnit, WorkQueue
 from entmtp.evaluation.run.worker import Worker
 
 
-class ThisProcess:
+class LocalExecutor:
     """One device: the first GPU, or the CPU with all its cores."""
 
     workers = 1
 
-    def __init__(self, wishes: Wishes) -> None:
+    def __init__(self, requested: ResourceRequest) -> None:
         for name in ("gpus_per_worker", "accelerator", "workers", "cpus_per_worker"):
-            if (wish := getattr(wishes, name)) is not None:
+            if (wish := getattr(requested, name)) is not None:
                 raise EntMTPError(f"{name}: {wish} is for the workers of a cluster; run jobs/benchmark.py there")
         has_gpu = torch.cuda.is_available()
-        if wishes.device == "cuda" and not has_gpu:
+        if requested.device == "cuda" and not has_gpu:
             raise EntMTPError("device: 'cuda' needs a GPU and PyTorch sees none; give --device cpu")
-        self.device = "cuda" if has_gpu and wishes.device != "cpu" else "cpu"
+        self.device = "cuda" if has_gpu and requested.device != "cpu" else "cpu"
         self.threads = len(os.sched_getaffinity(0))
         self.gpus_per_worker = float(self.device == "cuda")
-        self.in_words = "this process, on " + ("one GPU" if self.gpus_per_worker else f"{self.threads} CPU threads")
+        self.description = "this process, on " + ("one GPU" if self.gpus_per_worker else f"{self.threads} CPU threads")
         self.usage = Usage(workers=1)
         self._task = "loads the model"
 
-    def run(self, plan: Plan, waiting: list[Unit]) -> Iterator[Settled]:
+    def run(self, plan: Plan, waiting: list[Unit]) -> Iterator[SettledUnit]:
         """Loads the worker only if something waits."""
         if not waiting:
             return
-        dispatch = Dispatch(waiting)
-        worker = Worker(plan.place)
+        queue = WorkQueue(waiting)
+        worker = Worker(plan.config)
         plan.check_hardware(worker.hardware)
         began = time.perf_counter()
         suite = None
-        while (task := dispatch.next(suite)) is not None:
+        while (task := queue.next(suite)) is not None:
             self._task = task.key
             # A suite's engines have graphs, which are lost when another's take their memory.
             suite = task.suite if self.device == "cuda" else None
             outcome = worker.run(task, plan.arms, plan.settings)
-            settled = dispatch.returned(task, outcome)
-            self.usage.busy += outcome.busy_seconds
+            settled = queue.returned(task, outcome)
+            self.usage.busy_seconds += outcome.busy_seconds
             if settled is not None:
                 yield settled
-            self.usage.present = time.perf_counter() - began
+            self.usage.loaded_seconds = time.perf_counter() - began
 
-    def doing(self) -> list[tuple[str, str]]:
+    def worker_states(self) -> list[tuple[str, str]]:
         return [("this process", self._task)]

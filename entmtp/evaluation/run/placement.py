@@ -17,7 +17,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ResourceRequest:
     """What a user asks of the devices; None where anything will do.
 
     Attributes:
@@ -93,34 +93,34 @@ class Placement:
         return _workers(node, self.gpus) if node.kind == self.kind else 0
 
 
-def place(nodes: Sequence[Node], wishes: Wishes) -> Placement:
+def choose_placement(nodes: Sequence[Node], requested: ResourceRequest) -> Placement:
     """Places workers on the nodes: one per GPU, or one per node where there are none, unless asked otherwise.
 
     Raises:
         EntMTPError: the nodes can't give what is asked for.
     """
-    wishes.check()
+    requested.check()
     with_gpus = any(node.gpus >= 1 for node in nodes)
-    gpus = wishes.gpus_per_worker or (1.0 if with_gpus and wishes.device != "cpu" else 0.0)
-    device = wishes.device if wishes.device != "auto" else "cuda" if gpus else "cpu"
+    gpus = requested.gpus_per_worker or (1.0 if with_gpus and requested.device != "cpu" else 0.0)
+    device = requested.device if requested.device != "auto" else "cuda" if gpus else "cpu"
     if gpus:
-        if wishes.cpus_per_worker is not None:
+        if requested.cpus_per_worker is not None:
             raise EntMTPError(
-                f"cpus_per_worker: {wishes.cpus_per_worker} is for workers without a GPU; leave it out"
+                f"cpus_per_worker: {requested.cpus_per_worker} is for workers without a GPU; leave it out"
                 " (jobs/benchmark.py takes it with --device cpu)"
             )
         device = BALANCED if gpus > 1 and device == "cuda" else device
-        kind = _chosen_kind(nodes, gpus, wishes.accelerator)
+        kind = _chosen_kind(nodes, gpus, requested.accelerator)
         chosen = [node for node in nodes if node.kind == kind and _workers(node, gpus)]
         threads = min(int(node.cpus) // _workers(node, gpus) for node in chosen)
         return Placement(device, gpus, max(1, threads), kind)
-    if device == "cuda" or wishes.accelerator is not None:
-        asked = "device: 'cuda'" if device == "cuda" else f"accelerator: '{wishes.accelerator}'"
+    if device == "cuda" or requested.accelerator is not None:
+        asked = "device: 'cuda'" if device == "cuda" else f"accelerator: '{requested.accelerator}'"
         raise EntMTPError(f"{asked} needs a GPU and no node has one; add a node with a GPU, or give --device cpu")
     cpus = [int(node.cpus) for node in nodes if node.cpus >= 1]
     if not cpus:
         raise EntMTPError("cluster: no node offers a CPU; start one with 'ray start --num-cpus N'")
-    if (wanted := wishes.cpus_per_worker) is not None:
+    if (wanted := requested.cpus_per_worker) is not None:
         if wanted > max(cpus):
             raise EntMTPError(f"cpus_per_worker: {wanted} is more than any node has; give at most {max(cpus)}")
         return Placement(device, 0.0, wanted, "")

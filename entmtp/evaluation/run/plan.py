@@ -11,7 +11,7 @@ from entmtp.evaluation.analysis.overlap_description import Overlap
 from entmtp.evaluation.results.rows import finished_keys, read_metadata
 from entmtp.evaluation.results.storage import Store
 from entmtp.evaluation.run.units import Unit
-from entmtp.evaluation.run.worker import Workplace
+from entmtp.evaluation.run.worker import WorkerConfig
 from entmtp.heads.checkpoint import file_hash
 from entmtp.settings import BenchmarkSettings
 
@@ -29,7 +29,7 @@ class Plan:
     profile: str
     settings: BenchmarkSettings
     arms: list[str]
-    place: Workplace
+    config: WorkerConfig
     units: list[Unit]
     results: Store
     tracking_uri: str
@@ -83,17 +83,17 @@ class Plan:
         return None
 
 
-def bank_task(place: Workplace, suite: str) -> str:
+def bank_task(config: WorkerConfig, suite: str) -> str:
     """The task whose tree banks a suite's arms choose by: its own, or the one that the table of protocols names."""
-    return " and ".join(sorted({Path(path).stem.rpartition("-")[0] for path in place.banks[suite].values()}))
+    return " and ".join(sorted({Path(path).stem.rpartition("-")[0] for path in config.banks[suite].values()}))
 
 
-def identity_of(place: Workplace) -> dict[str, str]:
+def dependency_hashes(config: WorkerConfig) -> dict[str, str]:
     """Hashes of everything beside the prompts that a unit's rows depend on."""
-    identity = {"model": place.model, "dtype": place.dtype}
-    for kind, source in place.heads.items():
+    identity = {"model": config.model, "dtype": config.dtype}
+    for kind, source in config.heads.items():
         weights = Path(source) / "model.safetensors"
         identity[f"heads-{kind}"] = file_hash(weights) if weights.is_file() else source
-    for suite, files in place.banks.items():
+    for suite, files in config.banks.items():
         identity |= {f"bank-{suite}-{kind}": file_hash(Path(path)) for kind, path in files.items()}
     return identity

@@ -18,10 +18,10 @@ from entmtp.evaluation.run.arms import (
     with_native,
 )
 from entmtp.evaluation.run.options import named_paths
-from entmtp.evaluation.run.plan import Plan, bank_task, identity_of
+from entmtp.evaluation.run.plan import Plan, bank_task, dependency_hashes
 from entmtp.evaluation.run.training_overlap import training_overlap
 from entmtp.evaluation.run.units import make_units
-from entmtp.evaluation.run.worker import Workplace
+from entmtp.evaluation.run.worker import WorkerConfig
 from entmtp.heads.checkpoint import KINDS, bundled_heads
 from entmtp.methods import AUTOREGRESSIVE, NATIVE, check_arms, heads_of
 from entmtp.models.loading.load import checked_dtype, resolve_model
@@ -70,17 +70,17 @@ def make_plan(
     tasks = [*chosen_suites, *_foreign_tasks(chosen_suites, chosen_arms)]
     files = {task: {kind: str(_bank_path(task, kind, model, banks)) for kind in sources} for task in tasks}
     checked_dtype(dtype)
-    place = Workplace(str(resolve_model(model)), sources, files, device, threads, dtype)
-    identity = identity_of(place)
+    config = WorkerConfig(str(resolve_model(model)), sources, files, device, threads, dtype)
+    identity = dependency_hashes(config)
     data_files = named_paths("data", data, FAMILIES)
-    uncalibrated = [suite for suite in chosen_suites if bank_task(place, suite) == MIXED]
+    uncalibrated = [suite for suite in chosen_suites if bank_task(config, suite) == MIXED]
     units = make_units(chosen_suites, data_files, chosen_arms, settings, identity, uncalibrated)
     depends_on = {"arms": ", ".join(chosen_arms)} | {
         name: str(value) for name, value in settings.model_dump(exclude={"prompts"}).items()
     }
     uri = tracking_uri or _default_tracking(results)
     overlap = training_overlap(units, sources)
-    return Plan(profile, settings, chosen_arms, place, units, results, uri, depends_on | identity, overlap, retry)
+    return Plan(profile, settings, chosen_arms, config, units, results, uri, depends_on | identity, overlap, retry)
 
 
 def _settings(profile: str, overrides: Mapping[str, int | None]) -> BenchmarkSettings:

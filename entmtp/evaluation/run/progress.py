@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from entmtp.evaluation.run.units import Unit
-from entmtp.evaluation.run.work_queue import Settled
+from entmtp.evaluation.run.work_queue import SettledUnit
 
 _SECONDS_BETWEEN_LINES = 60.0
 _TABLES_PER_SECOND = 2.0
@@ -56,7 +56,7 @@ class Progress:
         self._lines.join()
         self._console.print(self.line(), soft_wrap=True)
 
-    def settled(self, done: Settled) -> None:
+    def settled(self, done: SettledUnit) -> None:
         """Counts a unit that is done."""
         self._done[done.unit.suite] += 1
         self._set_aside[done.unit.suite] += len(done.set_aside)

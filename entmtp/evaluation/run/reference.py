@@ -41,7 +41,7 @@ class Reference:
 
 
 @torch.inference_mode()
-def greedy_text(model: PreTrainedModel, ids: list[int], max_new_tokens: int) -> list[int]:
+def greedy_tokens(model: PreTrainedModel, ids: list[int], max_new_tokens: int) -> list[int]:
     """The model's own greedy tokens behind a prompt, by transformers' ``generate``."""
     prompt = torch.tensor([ids], device=model.device)
     # Without a mask generate() guesses one and hides every token of the prompt that is also the padding token.
@@ -52,7 +52,7 @@ def greedy_text(model: PreTrainedModel, ids: list[int], max_new_tokens: int) -> 
     return tokens
 
 
-def answered(
+def complete_history(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, history: Sequence[Message], max_new_tokens: int
 ) -> list[Message]:
     """The messages, with the model's own greedy answer behind each of the user's that has none."""
@@ -61,13 +61,15 @@ def answered(
         messages.append((role, content))
         following = history[at + 1][0] if at + 1 < len(history) else "user"
         if role == following == "user":
-            tokens = greedy_text(model, encode_chat(tokenizer, content, messages[:-1]), max_new_tokens)
+            tokens = greedy_tokens(model, encode_chat(tokenizer, content, messages[:-1]), max_new_tokens)
             messages.append(("assistant", str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()))
     return messages
 
 
 @torch.inference_mode()
-def traced(backbone: Backbone, heads: DraftHeads | None, ids: list[int], tokens: list[int], drawn: bool) -> Reference:
+def make_reference(
+    backbone: Backbone, heads: DraftHeads | None, ids: list[int], tokens: list[int], drawn: bool
+) -> Reference:
     """What one pass over a text tells of it; ``drawn`` if chance had a part in it."""
     cache = backbone.new_cache(slots=1, capacity=len(ids) + len(tokens) + 16)
     hidden = backbone.prefill([*ids, *tokens], 0, cache)
@@ -82,7 +84,7 @@ def traced(backbone: Backbone, heads: DraftHeads | None, ids: list[int], tokens:
     return Reference(tokens, margins, rank_trace(heads, whole[len(ids) :], text, entropy(logits)))
 
 
-def up_to_stop(tokens: Sequence[int], tokenizer: Tokenizer, stop: Sequence[str]) -> list[int]:
+def truncate_at_stop(tokens: Sequence[int], tokenizer: Tokenizer, stop: Sequence[str]) -> list[int]:
     """The tokens up to the one that completes a stop text, as an engine ends them; all where none does."""
     text = TextStream(Detokenizer(tokenizer), stop)
     for at, token in enumerate(tokens):

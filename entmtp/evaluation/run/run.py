@@ -11,13 +11,13 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from entmtp.evaluation.analysis.overlap_description import in_words
+from entmtp.evaluation.analysis.overlap_description import describe_overlap
 from entmtp.evaluation.results.rows import write_part
 from entmtp.evaluation.run.interim import InterimResults
 from entmtp.evaluation.run.plan import Plan, bank_task
 from entmtp.evaluation.run.progress import Doing, Progress
 from entmtp.evaluation.run.units import Unit
-from entmtp.evaluation.run.work_queue import Settled
+from entmtp.evaluation.run.work_queue import SettledUnit
 from entmtp.suites import get_suite
 
 _WRITERS = 4
@@ -31,17 +31,17 @@ def describe(plan: Plan) -> Iterator[str]:
         count = sum(len(unit.prompts) for unit in units)
         yield (
             f"{suite}: {count} prompts ({units[0].source}), up to {tokens} new tokens,"
-            f" tree banks of '{bank_task(plan.place, suite)}'"
+            f" tree banks of '{bank_task(plan.config, suite)}'"
         )
-    yield from in_words(plan.overlap)
+    yield from describe_overlap(plan.overlap)
 
 
 def run_units(
-    plan: Plan, run: Callable[[list[Unit]], Iterator[Settled]], console: Console, doing: Doing = list
+    plan: Plan, run: Callable[[list[Unit]], Iterator[SettledUnit]], console: Console, worker_states: Doing = list
 ) -> None:
     """Runs the waiting units through ``run``, keeps each one's part as it comes in, and prints what they say so far.
 
-    ``doing`` is for the progress.
+    ``worker_states`` is for the progress.
 
     Parts are written beside the loop that hands out work: no worker waits for a storage that is far away.
 
@@ -55,7 +55,7 @@ def run_units(
         console.print(others, soft_wrap=True)
     interim = InterimResults(waiting)
     writing: list[Future[None]] = []
-    with Progress(console, plan.units, waiting, doing) as progress, ThreadPoolExecutor(_WRITERS) as writers:
+    with Progress(console, plan.units, waiting, worker_states) as progress, ThreadPoolExecutor(_WRITERS) as writers:
         for settled in run(waiting):
             writing.append(writers.submit(save_unit, plan, settled))
             while writing and writing[0].done():
@@ -67,7 +67,7 @@ def run_units(
             each.result()
 
 
-def save_unit(plan: Plan, settled: Settled) -> None:
+def save_unit(plan: Plan, settled: SettledUnit) -> None:
     """Writes a unit's part; it appears whole or not at all."""
     metadata = {
         "unit": settled.unit.key,

@@ -29,7 +29,7 @@ _LONGEST_REASON = 160  # characters
 
 
 @dataclass(frozen=True)
-class Outcome:
+class UnitOutcome:
     """What a worker made of a unit, or of some of its prompts.
 
     Attributes:
@@ -58,7 +58,7 @@ class SetAside:
 
 
 @dataclass
-class Settled:
+class SettledUnit:
     """A unit whose every prompt is done or set aside."""
 
     unit: Unit
@@ -68,7 +68,7 @@ class Settled:
     busy_seconds: float = 0.0
     measured: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: UnitOutcome) -> None:
         """Takes in what one worker made of some of its prompts."""
         self.requests = pa.concat_tables([self.requests, outcome.requests])
         self.steps = pa.concat_tables([self.steps, outcome.steps])
@@ -76,7 +76,7 @@ class Settled:
         self.measured = _together(self.measured, outcome.measured)
 
 
-class Dispatch:
+class WorkQueue:
     """Hands out each unit until it is settled.
 
     A task is a :class:`Unit` with all prompts of its unit or some of them. Whoever takes one tells what came of it:
@@ -86,7 +86,7 @@ class Dispatch:
     def __init__(self, units: Iterable[Unit], tries: int = TRIES) -> None:
         self._tries = tries
         self._queue = deque(units)
-        self._settling = {unit.key: Settled(unit) for unit in self._queue}
+        self._settling = {unit.key: SettledUnit(unit) for unit in self._queue}
         self._open = {unit.key: len(unit.prompts) for unit in self._queue}
         self._failed: Counter[tuple[str, str]] = Counter()
         self._done = self._given_up = 0
@@ -106,12 +106,12 @@ class Dispatch:
         if not self._queue:
             return None
         places = enumerate(self._queue if suite is not None else ())
-        place = next((at for at, task in places if task.suite == suite), 0)
-        task = self._queue[place]
-        del self._queue[place]
+        index = next((at for at, task in places if task.suite == suite), 0)
+        task = self._queue[index]
+        del self._queue[index]
         return task
 
-    def returned(self, task: Unit, outcome: Outcome) -> Settled | None:
+    def returned(self, task: Unit, outcome: UnitOutcome) -> SettledUnit | None:
         """A worker has ended this task in order, whatever became of its prompts."""
         self._settling[task.key].add(outcome)
         done = len(task.prompts) - len(outcome.failures)
@@ -119,17 +119,17 @@ class Dispatch:
         self._open[task.key] -= done
         return self._after_failures(task, outcome.failures)
 
-    def lost(self, task: Unit, reason: str) -> Settled | None:
+    def lost(self, task: Unit, reason: str) -> SettledUnit | None:
         """The worker that had this task is gone, and nothing came of it."""
         if len(task.prompts) > 1:
-            self._queue.extend(_single(task, place) for place in range(len(task.prompts)))
+            self._queue.extend(_single(task, index) for index in range(len(task.prompts)))
             return None
         return self._after_failures(task, {task.prompts[0].id: reason})
 
-    def _after_failures(self, task: Unit, failures: Mapping[str, str]) -> Settled | None:
-        for place, prompt in enumerate(task.prompts):
+    def _after_failures(self, task: Unit, failures: Mapping[str, str]) -> SettledUnit | None:
+        for index, prompt in enumerate(task.prompts):
             if prompt.id in failures:
-                self._try_again(_single(task, place), failures[prompt.id])
+                self._try_again(_single(task, index), failures[prompt.id])
         if self._open[task.key]:
             return None
         del self._open[task.key]
@@ -153,9 +153,9 @@ class Dispatch:
             )
 
 
-def _single(task: Unit, place: int) -> Unit:
+def _single(task: Unit, index: int) -> Unit:
     """One of a task's prompts, as a task that keeps its place in the arms' rotation."""
-    return replace(task, first=task.first + place, prompts=(task.prompts[place],))
+    return replace(task, first=task.first + index, prompts=(task.prompts[index],))
 
 
 def _together(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,11 +34,11 @@ from entmtp.evaluation.run.arms import (
     needs_foresight,
     params_of,
 )
-from entmtp.evaluation.run.completion_rows import Turn, request_row, step_rows
+from entmtp.evaluation.run.completion_rows import TimedRequest, request_row, step_rows
 from entmtp.evaluation.run.likelihood import TextLikelihood
-from entmtp.evaluation.run.reference import Reference, answered, greedy_text, traced, up_to_stop
+from entmtp.evaluation.run.reference import Reference, complete_history, greedy_tokens, make_reference, truncate_at_stop
 from entmtp.evaluation.run.units import Unit
-from entmtp.evaluation.run.work_queue import Outcome
+from entmtp.evaluation.run.work_queue import UnitOutcome
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import load_heads
 from entmtp.methods import heads_of
@@ -53,7 +53,7 @@ from entmtp.trees.bank import MIXED, TreeBank, load_bank
 
 
 @dataclass(frozen=True)
-class Workplace:
+class WorkerConfig:
     """Where a worker finds its parts.
 
     Attributes:
@@ -76,14 +76,14 @@ class Workplace:
 class Worker:
     """A loaded model with its heads; runs one unit after another."""
 
-    def __init__(self, place: Workplace, say: Callable[[str], None] = print) -> None:
-        torch.set_num_threads(place.threads)
-        self.place = place
+    def __init__(self, config: WorkerConfig, say: Callable[[str], None] = print) -> None:
+        torch.set_num_threads(config.threads)
+        self.config = config
         # The reference is written by the model as transformers loads it; the backbone works on a copy of its own.
-        self.model, self.tokenizer = load_model(place.model, dtype=place.dtype, device=place.device)
+        self.model, self.tokenizer = load_model(config.model, dtype=config.dtype, device=config.device)
         self.backbone = build_backbone(self.model)
         self.heads: dict[str, DraftHeads] = {
-            kind: load_heads(source, self.backbone) for kind, source in place.heads.items()
+            kind: load_heads(source, self.backbone) for kind, source in config.heads.items()
         }
         self._costs: dict[str, CostTable] = {}
         self._engines: ArmEngines | None = None
@@ -97,7 +97,7 @@ class Worker:
         """What this worker's times depend on."""
         return hardware_name(self.backbone.device, len(self.backbone.devices))
 
-    def run(self, task: Unit, arms: Sequence[str], settings: BenchmarkSettings) -> Outcome:
+    def run(self, task: Unit, arms: Sequence[str], settings: BenchmarkSettings) -> UnitOutcome:
         """Rows of a unit's prompts; one that fails leaves no row and doesn't stop the others.
 
         Raises:
@@ -114,7 +114,7 @@ class Worker:
         for number, prompt in enumerate(task.prompts, start=task.first):
             try:
                 most = text_params(prompt, settings).max_tokens
-                history = answered(self.model, self.tokenizer, prompt.history, most)
+                history = complete_history(self.model, self.tokenizer, prompt.history, most)
                 rows = self._prompt(task, prompt, history, number, arms, settings, tools)
             except Exception as error:
                 failures[prompt.id] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
@@ -125,8 +125,8 @@ class Worker:
             for row, its_steps in rows:
                 requests.append(row)
                 steps += its_steps
-        measured = {**self._measured(), "histories": histories}
-        return Outcome(*tables_of(requests, steps), failures, time.perf_counter() - began, measured)
+        measured = {**self._metadata(), "histories": histories}
+        return UnitOutcome(*tables_of(requests, steps), failures, time.perf_counter() - began, measured)
 
     def _measure_costs(self, arms: Sequence[str]) -> None:
         """Measure steps with those heads alone by whose cost some arm chooses its trees: it takes a while at first."""
@@ -134,7 +134,7 @@ class Worker:
             self._costs[kind] = step_cost(self.backbone, self.heads[kind], cache_folder(), self._say)
             self._tuned.clear()
 
-    def _measured(self) -> dict[str, Any]:
+    def _metadata(self) -> dict[str, Any]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         costs = {kind: cost.typical.model_dump() for kind, cost in self._costs.items()}
         device = self.backbone.device
@@ -170,7 +170,7 @@ class Worker:
         return self._tuned[suite]
 
     def _banks(self, task: str) -> dict[str, TreeBank]:
-        banks = {kind: load_bank(Path(path)) for kind, path in self.place.banks[task].items()}
+        banks = {kind: load_bank(Path(path)) for kind, path in self.config.banks[task].items()}
         for kind, bank in banks.items():
             bank.check_heads(
                 kind=kind,
@@ -194,7 +194,7 @@ class Worker:
         ids = encode_chat(self.tokenizer, prompt.text, history)
         reference = self._reference(ids, params, tools)
         engines = self._ready(unit.suite, arms, tools, ids, reference, params, f"{settings.seed}-{prompt.id}")
-        finished: list[tuple[Turn, Completion]] = []
+        finished: list[tuple[TimedRequest, Completion]] = []
         # Rotating, so that each arm comes early and late; from an order of the prompt's own, so that none always
         # follows the same other.
         order_of_prompt = random.Random(f"{settings.seed}-{prompt.id}").sample(arms, len(arms))
@@ -202,12 +202,12 @@ class Worker:
             shift = (number * settings.repetitions + repetition) % len(arms)
             for order, arm in enumerate([*order_of_prompt[shift:], *order_of_prompt[:shift]]):
                 completion = engines.complete(arm, ids, params_of(arm, params))
-                finished.append((Turn(unit, prompt, arm, repetition, order), completion))
+                finished.append((TimedRequest(unit, prompt, arm, repetition, order), completion))
         # After the last measured run: running an answer's code or the model would disturb the run that follows.
         likelihood, results = TextLikelihood(self.model, ids), []
-        for turn, completion in finished:
+        for timed_request, completion in finished:
             text = self._text(prompt.suite, completion)
-            row = request_row(turn, len(ids), completion, text, reference, likelihood(completion.tokens))
+            row = request_row(timed_request, len(ids), completion, text, reference, likelihood(completion.tokens))
             results.append((row, step_rows(row, completion)))
         return results
 
@@ -243,7 +243,7 @@ class Worker:
 
     def _engines_of(self, suite: str, arms: Sequence[str], tools: Toolbox, tokens: int) -> ArmEngines:
         tokens = min(tokens, self.backbone.max_context)
-        if self._engines is None or not self._engines.fit(suite, arms, tokens):
+        if self._engines is None or not self._engines.fits(suite, arms, tokens):
             self._release_engines()
             self._engines = ArmEngines(suite, arms, tools, tokens)
         return self._engines
@@ -260,10 +260,12 @@ class Worker:
             plain = params_of("autoregressive", params)
             tokens = complete(make_engine("autoregressive", tools), ids, plain).tokens
         else:
-            tokens = greedy_text(self.model, ids, params.max_tokens)
+            tokens = greedy_tokens(self.model, ids, params.max_tokens)
             if tools.tokenizer is not None:
-                tokens = up_to_stop(tokens, tools.tokenizer, params.stop)
-        return traced(self.backbone, self.heads.get(heads_of(methods.BANK_ORACLE, self.heads)), ids, tokens, drawn)
+                tokens = truncate_at_stop(tokens, tools.tokenizer, params.stop)
+        return make_reference(
+            self.backbone, self.heads.get(heads_of(methods.BANK_ORACLE, self.heads)), ids, tokens, drawn
+        )
 
     def _text(self, suite: str, done: Completion) -> str:
         # An engine leaves it empty that has no stop texts to look for.

@@ -6,15 +6,15 @@ import pytest
 
 from benchmarks.endpoints import COLUMNS, OURS, _rows
 from entmtp.errors import EntMTPError
-from entmtp.loadtest.traffic import Outcome
+from entmtp.loadtest.traffic import RequestOutcome
 from entmtp.loadtest.turns import Rounds
 
 
-def outcome(number: int, seconds: float, text: str = "yes", error: str | None = None) -> Outcome:
-    return Outcome(number, 0.0, [0.1, seconds], seconds, text, 8, None, error)
+def outcome(number: int, seconds: float, text: str = "yes", error: str | None = None) -> RequestOutcome:
+    return RequestOutcome(number, 0.0, [0.1, seconds], seconds, text, 8, None, error)
 
 
-def found(ours: list[Outcome], theirs: list[Outcome]) -> Rounds:
+def found(ours: list[RequestOutcome], theirs: list[RequestOutcome]) -> Rounds:
     return {OURS: [ours], "other": [theirs]}
 
 

@@ -13,7 +13,7 @@ import typer
 
 from benchmarks import origin, performance
 from benchmarks.lib.age import age, measured_code
-from benchmarks.lib.record import Record, Table, deliver, made_record
+from benchmarks.lib.record import Record, Table, deliver, make_record
 from entmtp.errors import EntMTPError
 
 Git = Callable[..., str]
@@ -54,7 +54,7 @@ def git(checkout: Path) -> Git:
 
 
 def record() -> Record:
-    return made_record("step", "title", "a CPU", [Table(title="times", columns=["ms"], rows=[[1]])])
+    return make_record("step", "title", "a CPU", [Table(title="times", columns=["ms"], rows=[[1]])])
 
 
 def test_a_clean_checkout_is_its_commit(checkout: Path, git: Git) -> None:

@@ -18,14 +18,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     requests, steps = make_rows(prompts=4, repetitions=1)
     timed = [replace(row, seconds=SECONDS.get(row.arm, 1.0)) for row in requests]
     folder = tmp_path_factory.mktemp("results")
-    facts = {
+    provenance = {
         "command": f"jobs/benchmark.py --results {folder}",
         "hardware": "a CPU",
         "date": "2026-01-01",
         "git_commit": "0123456789abc",
         "settings": {"prompts": 4, "max_new_tokens": 8, "repetitions": 1},
     }
-    write_report(folder / "report", as_table(timed, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), facts)
+    write_report(folder / "report", as_table(timed, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), provenance)
     return folder
 
 

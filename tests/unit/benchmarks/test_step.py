@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from benchmarks import origin, step
 from benchmarks.lib import timing
 from benchmarks.lib.bars import cpu_bars, cuda_bars
-from benchmarks.lib.growing import GrowingPolicy
+from benchmarks.lib.fixed_depth import FixedDepthPolicy
 from benchmarks.lib.record import read_record
 from benchmarks.lib.roofline import Machine, Work, multiplied, step_work
 from benchmarks.lib.shapes import SHAPES, random_heads, random_model, shape_of
@@ -127,7 +127,7 @@ def test_the_growing_that_is_timed_runs_every_level_whatever_the_heads_say(
         return real(expansion, parents, count)
 
     monkeypatch.setattr(StatelessExpansion, "next_level", spied)
-    record = bench(kind, batch, 9).step(GrowingPolicy(depth))
+    record = bench(kind, batch, 9).step(FixedDepthPolicy(depth))
     assert asked == [batch, 2 * batch, batch, batch][:depth]
     assert record.topology.max_depth == depth
     assert record.draft_ms > 0

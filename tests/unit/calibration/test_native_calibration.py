@@ -131,7 +131,7 @@ def test_a_benchmark_of_native_heads_alone_has_the_arms_that_they_can_do(folder:
     }
     plan = make_plan(arms=[], heads=["native=native"], **options)
     assert set(plan.arms) == set(with_native(default_arms()))
-    requests = Worker(plan.place).run(plan.units[0], plan.arms, plan.settings).requests.to_pylist()
+    requests = Worker(plan.config).run(plan.units[0], plan.arms, plan.settings).requests.to_pylist()
     assert [row["arm"] for row in requests if not row["identical"]] == []
     assert {row["arm"] for row in requests} == set(plan.arms)
     with pytest.raises(EntMTPError, match="arm: 'hydra' drafts with hydra heads; give --heads hydra="):

@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 
 from entmtp.errors import EntMTPError
-from entmtp.loadtest.levels import SWEEP, Level, levels_of
+from entmtp.loadtest.levels import SWEEP, Level, parse_levels
 from entmtp.loadtest.load_plot import draw_load
 from entmtp.loadtest.load_summary import Slo, level_table, outcome_table, speedup, summarise_load
 from entmtp.loadtest.load_table import comparison_lines
-from entmtp.loadtest.traffic import Endpoint, Outcome, Traffic, arrivals
-from entmtp.loadtest.turns import in_turns, sweep, texts_of
+from entmtp.loadtest.traffic import Endpoint, RequestOutcome, Traffic, arrivals
+from entmtp.loadtest.turns import alternate_endpoints, sweep, texts_by_request
 from tests.helpers.chat_service import Crowd, service
 
 
-def asked(*prompts: str, users: int | None = 1, rate: float = 0.0, together: int = 1) -> tuple[list[Outcome], Crowd]:
-    async def scene() -> tuple[list[Outcome], Crowd]:
+def asked(
+    *prompts: str, users: int | None = 1, rate: float = 0.0, together: int = 1
+) -> tuple[list[RequestOutcome], Crowd]:
+    async def scene() -> tuple[list[RequestOutcome], Crowd]:
         async with service(together) as (url, crowd):
             traffic = Traffic(Endpoint("e", url, "m"), prompts, 3, 30.0)
             numbers = range(len(prompts))
@@ -73,9 +75,9 @@ def test_requests_leave_at_random_moments() -> None:
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # as an exponential distribution's
 
 
-def outcome(number: int, began: float, *chunks: float, error: str | None = None, text: str = "t") -> Outcome:
+def outcome(number: int, began: float, *chunks: float, error: str | None = None, text: str = "t") -> RequestOutcome:
     ended = chunks[-1] if chunks else began
-    return Outcome(number, began, list(chunks), ended, text, 2 * len(chunks), 2.0, error)
+    return RequestOutcome(number, began, list(chunks), ended, text, 2 * len(chunks), 2.0, error)
 
 
 def test_what_users_saw_in_numbers() -> None:
@@ -84,7 +86,7 @@ def test_what_users_saw_in_numbers() -> None:
     assert summary.requests == 3
     assert summary.errors == {"HTTP 429": 1}
     assert summary.tokens_per_second == pytest.approx(8 / 2.0)
-    assert summary.kept == pytest.approx(1 / 3)
+    assert summary.slo_share == pytest.approx(1 / 3)
     assert summary.goodput == pytest.approx(1 / 2.0)
     assert summary.percentiles["ttft"][50] == pytest.approx(0.3)
     assert summary.percentiles["tpot"][50] == pytest.approx((0.1 + 0.5) / 2)
@@ -126,43 +128,43 @@ def test_endpoints_take_turns_and_who_is_first_changes() -> None:
     traffic = [Traffic(Endpoint(name, "http://x", "m"), ["p"], 1, 1.0) for name in ("a", "b")]
     order: list[tuple[str, int]] = []
 
-    async def send(one: Traffic, at: int) -> list[Outcome]:
+    async def send(one: Traffic, at: int) -> list[RequestOutcome]:
         order.append((one.endpoint.name, at))
-        return [Outcome(at, 0.0, text=one.endpoint.name)]
+        return [RequestOutcome(at, 0.0, text=one.endpoint.name)]
 
-    found = asyncio.run(in_turns(traffic, 3, send))
+    found = asyncio.run(alternate_endpoints(traffic, 3, send))
     assert order == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
-    assert texts_of(found["b"]) == {(at, at): "b" for at in range(3)}
+    assert texts_by_request(found["b"]) == {(at, at): "b" for at in range(3)}
 
 
 # --- levels ----------------------------------------------------------------------------------------------------------
 
 
 def test_levels_are_numbers_with_commas_between() -> None:
-    assert levels_of("1, 8,8,64", None) == [Level(users=1), Level(users=8), Level(users=64)]
-    assert levels_of("2", "0.5,3") == [Level(users=2), Level(rate=0.5), Level(rate=3.0)]
-    assert levels_of(None, None) == [Level(users=count) for count in SWEEP] == levels_of("1,2,4,8,16,32,64", None)
-    assert [str(level) for level in levels_of("1,2", "0.5")] == ["1 user", "2 users", "0.5 requests/s"]
+    assert parse_levels("1, 8,8,64", None) == [Level(users=1), Level(users=8), Level(users=64)]
+    assert parse_levels("2", "0.5,3") == [Level(users=2), Level(rate=0.5), Level(rate=3.0)]
+    assert parse_levels(None, None) == [Level(users=count) for count in SWEEP] == parse_levels("1,2,4,8,16,32,64", None)
+    assert [str(level) for level in parse_levels("1,2", "0.5")] == ["1 user", "2 users", "0.5 requests/s"]
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "x", "1,,2", "1.5", "4097", "1 2"])
 def test_users_that_there_cannot_be(text: str) -> None:
     with pytest.raises(EntMTPError, match=r"^users: '.*' is not a number from 1 to 4096; give numbers such as"):
-        levels_of(text, None)
+        parse_levels(text, None)
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "x", "nan", "inf", "1,,2"])
 def test_rates_that_there_cannot_be(text: str) -> None:
     with pytest.raises(EntMTPError, match=r"^rate: '.*' is not above 0 and at most 10000; give numbers such as"):
-        levels_of(None, text)
+        parse_levels(None, text)
 
 
 def test_a_sweep_has_each_number_of_users_at_once_and_asks_nothing_twice() -> None:
     levels = [Level(users=1), Level(users=3), Level(rate=500.0)]
     heard: list[str] = []
-    answered: list[Outcome] = []
+    answered: list[RequestOutcome] = []
 
-    async def scene() -> tuple[dict[Level, dict[str, list[list[Outcome]]]], int]:
+    async def scene() -> tuple[dict[Level, dict[str, list[list[RequestOutcome]]]], int]:
         async with service(together=3) as (url, crowd):
             # Warmed up by the last two; at the second level, whose numbers are 4 to 15, three must meet.
             prompts = ["one"] * 4 + ["meet"] * 12 + ["two"] * 6
@@ -182,7 +184,7 @@ def test_a_sweep_has_each_number_of_users_at_once_and_asks_nothing_twice() -> No
 
 
 def test_throughput_against_latency_is_drawn_and_two_endpoints_are_compared(tmp_path: Path) -> None:
-    def rounds_of(pace: float) -> list[list[Outcome]]:
+    def rounds_of(pace: float) -> list[list[RequestOutcome]]:
         return [[outcome(at, 0.0, 0.1 * pace, pace) for at in range(4)]]
 
     levels = [Level(users=1), Level(users=64), Level(rate=2.0)]
@@ -193,7 +195,7 @@ def test_throughput_against_latency_is_drawn_and_two_endpoints_are_compared(tmp_
     }
     slo = Slo(1.0, 1.0)
     summaries = {
-        level: [summarise_load(name, its, slo, texts_of(each["a"])) for name, its in each.items()]
+        level: [summarise_load(name, its, slo, texts_by_request(each["a"])) for name, its in each.items()]
         for level, each in found.items()
     }
     plot = draw_load(tmp_path / "throughput.png", summaries)

@@ -5,37 +5,37 @@ import json
 
 import pytest
 
-from benchmarks.lib.comparison import MEAN, Bar, Comparison, Timed, table_rows, to_table
+from benchmarks.lib.comparison import MEAN, Bar, Comparison, TimedText, table_rows, to_table
 
 SECONDS = {"slow": 4.0, "slower": 6.0, "fast": 2.0}
 
 
-def timed(prompts: int = 3, repetitions: int = 2, fast_b: float = 1.0) -> list[Timed]:
+def timed(prompts: int = 3, repetitions: int = 2, fast_b: float = 1.0) -> list[TimedText]:
     """Texts of two suites; 'fast' is ``fast_b`` times as slow on the second. Prompts differ in length."""
     rows = []
     for suite, arm in itertools.product("ab", SECONDS):
         seconds = SECONDS[arm] * (fast_b if (suite, arm) == ("b", "fast") else 1)
         for prompt in [*range(prompts)] * repetitions:
             longer = prompt + 1
-            rows.append(Timed(suite, arm, prompt, 10 * longer, seconds * longer, arm != "slower", 5, 15))
+            rows.append(TimedText(suite, arm, prompt, 10 * longer, seconds * longer, arm != "slower", 5, 15))
     return rows
 
 
 def test_speeds_and_ratios_follow_from_the_times() -> None:
     comparison = Comparison(timed(fast_b=4.0))
-    assert comparison.places == ["a", "b", MEAN]
+    assert comparison.scopes == ["a", "b", MEAN]
     assert comparison.speed("a", "fast") == pytest.approx(5)
     assert comparison.speed("b", "fast") == pytest.approx(1.25)
     assert comparison.speed(MEAN, "fast") == pytest.approx(2.5)
     over = comparison.over("fast", "slow")
-    assert [over[place].value for place in comparison.places] == pytest.approx([2.0, 0.5, 1.0])
+    assert [over[scope].value for scope in comparison.scopes] == pytest.approx([2.0, 0.5, 1.0])
     # Every prompt has the same ratio, so resampling them in pairs changes nothing.
     assert over["a"].low == pytest.approx(2.0)
     assert over["a"].high == pytest.approx(2.0)
 
 
 def test_one_slow_repetition_does_not_count() -> None:
-    burst = [*timed(repetitions=3), *(Timed("a", "fast", prompt, 10, 1e3, True) for prompt in range(3))]
+    burst = [*timed(repetitions=3), *(TimedText("a", "fast", prompt, 10, 1e3, True) for prompt in range(3))]
     assert Comparison(burst).over("fast", "slow")["a"].value == pytest.approx(2.0)
 
 
@@ -68,7 +68,7 @@ def test_a_bar_makes_no_claim_without_intervals_and_says_when_the_interval_holds
     bar = Bar("fast", ("slow",), "slow", 2.1, True)
     assert bar.judge(Comparison(timed(prompts=2))).startswith("no claim: ")
     uneven = [row for row in timed() if row.prompt or row.suite == "b"] + [
-        Timed("a", arm, 0, 10, SECONDS[arm] * (1 + (arm == "slow")), True) for arm in SECONDS
+        TimedText("a", arm, 0, 10, SECONDS[arm] * (1 + (arm == "slow")), True) for arm in SECONDS
     ]
     assert "(the interval holds the bar)" in bar.judge(Comparison(uneven))
 
@@ -76,12 +76,12 @@ def test_a_bar_makes_no_claim_without_intervals_and_says_when_the_interval_holds
 def test_rows_are_plain_numbers_and_the_table_shows_them() -> None:
     rows = table_rows(Comparison(timed()), ["fast"])
     assert json.loads(json.dumps(rows)) == rows
-    by_place = {(row["place"], row["arm"]): row for row in rows}
-    assert len(by_place) == len(rows) == 9
-    assert by_place["a", "slow"]["fast_over"] == pytest.approx([2.0, 2.0, 2.0])
-    assert by_place["a", "fast"]["fast_over"] is None
-    assert by_place[MEAN, "slower"]["identical"] == 0
-    assert by_place[MEAN, "slower"]["prompts"] == 6
-    assert by_place["b", "fast"]["tau"] == pytest.approx((10 + 20 + 30) / 15)
-    assert by_place["b", "fast"]["nodes_per_step"] == pytest.approx(3)
+    by_scope = {(row["scope"], row["arm"]): row for row in rows}
+    assert len(by_scope) == len(rows) == 9
+    assert by_scope["a", "slow"]["fast_over"] == pytest.approx([2.0, 2.0, 2.0])
+    assert by_scope["a", "fast"]["fast_over"] is None
+    assert by_scope[MEAN, "slower"]["identical"] == 0
+    assert by_scope[MEAN, "slower"]["prompts"] == 6
+    assert by_scope["b", "fast"]["tau"] == pytest.approx((10 + 20 + 30) / 15)
+    assert by_scope["b", "fast"]["nodes_per_step"] == pytest.approx(3)
     assert len(to_table(rows, ["fast"], "title").rows) == 9

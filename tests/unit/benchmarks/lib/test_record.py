@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from benchmarks import performance
 from benchmarks.lib import record
 from benchmarks.lib.age import SINCE
-from benchmarks.lib.record import Record, Table, command_line, made_record, read_record, read_records, write_record
+from benchmarks.lib.record import Record, Table, command_line, make_record, read_record, read_records, write_record
 from benchmarks.study import __main__ as study
 from entmtp.errors import EntMTPError
 
@@ -20,13 +20,13 @@ TABLE = Table(title="times", columns=["nodes", "ms"], rows=[[0, 1.5], [63, "2 | 
 
 
 def kept(name: str = "step", machine: str = "a CPU", **changes: str) -> Record:
-    fields = made_record(name, f"title of {name}", machine, [TABLE], ["It is so.", "It is good."]).model_dump()
+    fields = make_record(name, f"title of {name}", machine, [TABLE], ["It is so.", "It is good."]).model_dump()
     fixed = {"date": "2026-01-01T00:00:00+00:00", "commit": "abc", "command": "python -m benchmarks.step"}
     return Record.model_validate(fields | fixed | changes)
 
 
 def test_it_says_where_it_comes_from() -> None:
-    fresh = made_record("step", "title", "a CPU", [TABLE])
+    fresh = make_record("step", "title", "a CPU", [TABLE])
     assert set(fresh.versions) == {"python", "torch", "transformers"}
     assert fresh.date.endswith("+00:00")
     assert fresh.command.startswith("python ")

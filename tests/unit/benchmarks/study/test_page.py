@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from benchmarks import origin
-from benchmarks.lib.record import Table, made_record, write_record
+from benchmarks.lib.record import Table, make_record, write_record
 from benchmarks.study import __main__ as study
 from benchmarks.study.__main__ import publish
 from benchmarks.study.claims import claims
@@ -70,7 +70,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs") / "study"
     table = Table(title="a table", columns=["signal", "loss"], rows=[["entropy", 0.5]])
-    write_record(folder / "signals.json", made_record("signals", "What each signal knows", "a CPU", [table], ["Note."]))
+    write_record(folder / "signals.json", make_record("signals", "What each signal knows", "a CPU", [table], ["Note."]))
     return publish(report, folder, sampled_runs(None, None), "2026-01-02")
 
 
@@ -88,7 +88,7 @@ def test_a_report_is_read_back_as_it_was(report: Path) -> None:
     requests, steps = make_rows(prompts=4, repetitions=1)
     summary = summarise(as_table(timed(requests), REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA))
     held = read_study(report)
-    assert held.facts == FACTS
+    assert held.provenance == FACTS
     assert {name: table.to_pylist() for name, table in tables(held.summary).items()} == {
         name: table.to_pylist() for name, table in tables(summary).items()
     }
@@ -154,9 +154,9 @@ def test_a_temperatures_run_is_told_with_speed_likelihood_and_the_papers_numbers
         replace(row, log_likelihood=row.log_likelihood + 0.2, identical=False) if row.arm == "hydra" else row
         for row in timed(requests)
     ]
-    facts = FACTS | {"settings": {"prompts": 4, "max_new_tokens": 64, "repetitions": 3, "acceptance": "typical"}}
+    provenance = FACTS | {"settings": {"prompts": 4, "max_new_tokens": 64, "repetitions": 3, "acceptance": "typical"}}
     other = tmp_path / "typical" / "report"
-    write_report(other, as_table(likelier, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), facts)
+    write_report(other, as_table(likelier, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), provenance)
     page = publish(report, tmp_path / "study", sampled_runs(read_if_run(tmp_path), read_if_run(other)), "2026-01-02")
     lossless, typical = page.read_text().split("### Lossless")[1].split("## Figures")[0].split("### Typical acceptance")
     assert "Not run." in lossless

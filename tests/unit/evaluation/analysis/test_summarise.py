@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from entmtp.evaluation.analysis.conclusions import caveats, comparisons, verdicts
+from entmtp.evaluation.analysis.conclusions import caveats, comparisons, conclusions
 from entmtp.evaluation.analysis.summarise import summarise
 from entmtp.evaluation.analysis.summary import ALL_SUITES, Summary, tables
 from entmtp.evaluation.report.run_metrics import arm_metrics
@@ -135,14 +135,14 @@ def test_scores_are_told_by_name_with_their_count_and_who_differs() -> None:
     requests, steps = make_rows(arms=("autoregressive", "hydra"), suites=("humaneval", "litbench"), prompts=4)
     same = [replace(row, score=1.0 if row.suite == "humaneval" else None) for row in requests]
     summary = summary_of(same, steps)
-    assert "humaneval pass@1 over 4 prompts: 1.000 with every arm" in verdicts(summary)
+    assert "humaneval pass@1 over 4 prompts: 1.000 with every arm" in conclusions(summary)
     rows = {(row.suite, row.arm): arm_metrics(summary, row) for row in summary.arms}
     assert (rows["humaneval", "hydra"]["pass_at_1"], rows["humaneval", "hydra"]["scored"]) == (1.0, 4)
     assert not {"pass_at_1", "exact_match", "score"} & set(rows["litbench", "hydra"])
 
     worse = [replace(row, score=0.5) if row.score and row.arm == "hydra" else row for row in same]
     told = "humaneval pass@1 over 4 prompts: 1.000 with autoregressive; 0.500 with hydra"
-    assert told in verdicts(summary_of(worse, steps))
+    assert told in conclusions(summary_of(worse, steps))
 
 
 def with_likelihoods(rows: list[RequestRow], of: dict[str, list[float]]) -> list[RequestRow]:
@@ -205,14 +205,14 @@ def test_likelihoods_are_told_with_who_differs_and_by_how_much() -> None:
     begin = "log-likelihood of the texts against autoregressive's, nats per token: "
     rounded = [value + 1e-5 for value in PLAIN]
     same = {"autoregressive": PLAIN, "hydra": PLAIN, "medusa": rounded}
-    assert f"{begin}the same with every arm" in verdicts(summary_of(with_likelihoods(requests, same), steps))
+    assert f"{begin}the same with every arm" in conclusions(summary_of(with_likelihoods(requests, same), steps))
     shifts = [0.01, -0.01, 0.01, -0.01]
     other = same | {"hydra": [value + shift for value, shift in zip(PLAIN, shifts, strict=True)]}
     half = stats.t.ppf(1 - 0.05 / 4, 3) * stats.sem(shifts)  # of two comparisons
     wanted = f"{begin}the same with medusa; +0.000 [{-half:.3f}, {half:.3f}] with hydra"
-    assert wanted in verdicts(summary_of(with_likelihoods(requests, other), steps))
+    assert wanted in conclusions(summary_of(with_likelihoods(requests, other), steps))
     few = summary_of(*make_rows(arms=("autoregressive", "hydra"), suites=("gsm8k",), prompts=2))
-    assert not any("log-likelihood" in line for line in verdicts(few))
+    assert not any("log-likelihood" in line for line in conclusions(few))
 
 
 def test_likelihoods_are_metrics() -> None:
@@ -233,7 +233,7 @@ def test_a_lossy_arm_is_not_counted_among_those_that_should_write_the_same() -> 
         if row.arm == "medusa"
     ]
     lossy_steps = [replace(step, arm="medusa-typical") for step in steps if step.arm == "medusa"]
-    sentences = verdicts(summary_of(requests + lossy, steps + lossy_steps))
+    sentences = conclusions(summary_of(requests + lossy, steps + lossy_steps))
     assert sentences[-1].startswith("all 4 requests of the other arms wrote exactly")
 
 
@@ -261,8 +261,8 @@ def test_ties_are_told_from_real_differences() -> None:
     ]
     summary = summary_of(requests, steps)
     assert [(row.identical, row.ties) for row in summary.arms if row.arm == "hydra"] == [(1, 1)]
-    assert "1 of 3 requests" in verdicts(summary)[-1]
-    assert "1 first differ at a tie of the two best tokens, 1 differ without one" in verdicts(summary)[-1]
+    assert "1 of 3 requests" in conclusions(summary)[-1]
+    assert "1 first differ at a tie of the two best tokens, 1 differ without one" in conclusions(summary)[-1]
 
 
 def test_intervals_are_the_same_every_time(summary: Summary) -> None:
@@ -313,7 +313,7 @@ def test_verdicts_say_faster_slower_and_level() -> None:
         "hindsight": 0.4,
     }
     requests = with_seconds(requests, seconds | others)
-    sentences = verdicts(summary_of(requests, steps))
+    sentences = conclusions(summary_of(requests, steps))
     assert "entmtp is faster than medusa: 2.50x [2.50, 2.50] (2 suites, 8 prompts, paired t)" in sentences
     assert "entmtp is slower than medusa-best: 0.62x [0.62, 0.62] (2 suites, 8 prompts, paired t)" in sentences
     assert (
@@ -332,7 +332,7 @@ def test_the_best_adaptive_arm_is_the_fastest_and_no_sentence_comes_twice() -> N
     seconds = dict.fromkeys({row.arm for row in requests}, 1.0) | {"entmtp": 0.9, "entmtp-goodput": 0.5}
     summary = summary_of(with_seconds(requests, seconds | {"bank-oracle": 0.4}), steps)
     assert summary.best_adaptive == "entmtp-goodput"
-    sentences = verdicts(summary)
+    sentences = conclusions(summary)
     assert len(sentences) == len(set(sentences))
     assert "entmtp-goodput is faster than random: 2.00x [2.00, 2.00] (2 suites, 8 prompts, paired t)" in sentences
     assert "entmtp-goodput reaches 80% [80%, 80%] of bank-oracle's speed (2 suites, 8 prompts, paired t)" in sentences
@@ -344,7 +344,7 @@ def test_the_best_adaptive_arm_is_the_fastest_and_no_sentence_comes_twice() -> N
 def test_where_the_first_adaptive_arm_is_best_its_sentences_are_said_once() -> None:
     summary = summary_of(*make_rows(arms=("autoregressive", "hydra", "entmtp"), suites=("gsm8k",), prompts=4))
     assert summary.best_adaptive == "entmtp"
-    assert sum("entmtp is faster than hydra" in sentence for sentence in verdicts(summary)) == 1
+    assert sum("entmtp is faster than hydra" in sentence for sentence in conclusions(summary)) == 1
 
 
 def test_without_plain_decoding_no_arm_is_best() -> None:
@@ -359,7 +359,7 @@ def test_equal_arms_are_told_apart_in_one_of_twenty_runs_at_most() -> None:
     wrong = claims = 0
     for _ in range(1000):
         drawn = [replace(row, seconds=float(np.exp(0.2 * rng.gamma(4)))) for row in requests]
-        told = [line for line in verdicts(summary_of(drawn, steps)) if " is " in line and "suites," in line]
+        told = [line for line in conclusions(summary_of(drawn, steps)) if " is " in line and "suites," in line]
         assert len(told) == 3
         claims += len(told)
         wrong += sum("is level with" not in line for line in told)
@@ -370,11 +370,11 @@ def test_equal_arms_are_told_apart_in_one_of_twenty_runs_at_most() -> None:
 def test_the_best_of_several_is_judged_among_all_that_it_was_chosen_from() -> None:
     requests, steps = make_rows(suites=("gsm8k", "litbench"), prompts=6)
     one = summary_of(requests, steps)
-    assert comparisons(one) > len([line for line in verdicts(one) if "suites," in line])
+    assert comparisons(one) > len([line for line in conclusions(one) if "suites," in line])
     fewer = [row for row in requests if not row.arm.startswith("entmtp-")]
     assert comparisons(summary_of(fewer, steps)) < comparisons(one)
     told = f"{comparisons(one)} comparisons were possible"
-    assert any(told in line for line in verdicts(one))
+    assert any(told in line for line in conclusions(one))
 
 
 def test_too_few_prompts_give_no_claim() -> None:
@@ -384,7 +384,7 @@ def test_too_few_prompts_give_no_claim() -> None:
     found = summary.speedup(ALL_SUITES, "entmtp", "autoregressive")
     assert found is not None
     assert (found.verdict, found.ratio.has_interval) == ("no claim", False)
-    sentence = verdicts(summary)[0]
+    sentence = conclusions(summary)[0]
     assert sentence.startswith("entmtp against autoregressive: no claim, an interval needs at least 3 prompts")
     assert f"{found.ratio.value:.2f}" not in sentence
     assert any("litbench (2)" in caveat for caveat in caveats(summary, {}))

@@ -11,7 +11,7 @@ import pytest
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.summary import ALL_SUITES
 from entmtp.evaluation.report.compare_runs import RunComparison, RunRatio, compare, regressions
-from entmtp.evaluation.report.load_run import FinishedRun
+from entmtp.evaluation.report.load_run import LoadedRun
 from entmtp.evaluation.results.rows import REQUEST_SCHEMA, RequestRow, as_table
 from tests.helpers.synthetic_rows import make_rows
 
@@ -20,11 +20,11 @@ ARMS, SUITES = ("autoregressive", "hydra", "entmtp"), ("gsm8k", "litbench")
 Change = Callable[[RequestRow], RequestRow | None]
 
 
-def run(name: str, change: Change = lambda row: row, facts: Mapping[str, str] = FACTS) -> FinishedRun:
+def run(name: str, change: Change = lambda row: row, provenance: Mapping[str, str] = FACTS) -> LoadedRun:
     """A run whose rows are those of all others, but for `change` (none drops a row)."""
     requests, _ = make_rows(arms=ARMS, suites=SUITES, prompts=6)
     changed = [new for row in requests if (new := change(row)) is not None]
-    return FinishedRun(name, facts, as_table(changed, REQUEST_SCHEMA))
+    return LoadedRun(name, provenance, as_table(changed, REQUEST_SCHEMA))
 
 
 def taking(factor: float) -> Callable[[RequestRow], RequestRow]:
@@ -108,7 +108,7 @@ def test_what_not_all_have_is_told_and_left_out() -> None:
 def test_differences_and_notes_are_told() -> None:
     one = FACTS | {"settings.repetitions": "1", "prompts.gsm8k": "abc", "prompts.litbench": "x", "model": "m"}
     other = FACTS | {"hardware": "two", "prompts.gsm8k": "def", "prompts.litbench": "x", "model": "m"}
-    comparison = compare([run("a", facts=one), run("b", facts=other)])
+    comparison = compare([run("a", provenance=one), run("b", provenance=other)])
     expected = {"settings.repetitions": ["1", "3"], "hardware": ["one", "two"], "prompts.gsm8k": ["abc", "def"]}
     assert comparison.differences == expected
     told = " ".join(comparison.notes)
@@ -124,8 +124,8 @@ def test_differences_and_notes_are_told() -> None:
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        (run("b", facts=FACTS | {"settings.max_new_tokens": "32"}), r"max_new_tokens.*a 64, b 32"),
-        (run("b", facts={}), r"max_new_tokens.*b unknown"),
+        (run("b", provenance=FACTS | {"settings.max_new_tokens": "32"}), r"max_new_tokens.*a 64, b 32"),
+        (run("b", provenance={}), r"max_new_tokens.*b unknown"),
         (run("b", lambda row: replace(row, source="file")), r"gsm8k|litbench.*source is .* in a and file in b"),
         (run("b", lambda row: replace(row, prompt_tokens=41)), r"number of tokens is 40 in a and 41 in b"),
         (run("b", lambda row: replace(row, suite="humaneval")), "no suite, arm and prompt in common"),
@@ -134,7 +134,7 @@ def test_differences_and_notes_are_told() -> None:
         (None, "1 given; a comparison needs two"),
     ],
 )
-def test_runs_of_other_work_are_refused(other: FinishedRun | None, reason: str) -> None:
+def test_runs_of_other_work_are_refused(other: LoadedRun | None, reason: str) -> None:
     with pytest.raises(EntMTPError, match=reason) as caught:
         compare([run("a"), *([other] if other else [])])
     assert "\n" not in str(caught.value)

@@ -58,7 +58,7 @@ def compare(*arguments: object) -> tuple[int, str]:
 def test_a_report_is_read_back(finished: Path) -> None:
     run = open_run(str(finished / "fast"), None)
     assert run.name == str(finished / "fast")
-    assert run.facts == {
+    assert run.provenance == {
         "settings.max_new_tokens": "64",
         "settings.repetitions": "2",
         "hardware": "one | two",

@@ -108,7 +108,7 @@ def test_verdicts_come_first_then_figures_then_a_table_per_suite_and_all_else_is
     assert re.search(r"entmtp-\w+ is faster than autoregressive: \d\.\d\dx \[", lead.text)
     assert not any("open" in element.attributes for element in page.all("details"))
     folded = [element.text for element in page.all("summary")]
-    for said in ("Every verdict", "How to read", "Paired comparisons", "More figures", "a step's time", "come from"):
+    for said in ("Every conclusion", "How to read", "Paired comparisons", "More figures", "a step's time", "come from"):
         assert sum(said in title for title in folded) == 1
 
 

@@ -16,7 +16,7 @@ from entmtp.evaluation.run import arm_engines
 from entmtp.evaluation.run.arm_engines import MOST_WARM_RUNS, ArmEngines
 from entmtp.evaluation.run.arms import Foresight, Toolbox, lossless_arms, make_policy
 from entmtp.evaluation.run.units import Unit, make_units
-from entmtp.evaluation.run.worker import Worker, Workplace
+from entmtp.evaluation.run.worker import Worker, WorkerConfig
 from entmtp.heads.checkpoint import KINDS, load_heads
 from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
@@ -42,18 +42,18 @@ def units(saved: Saved) -> list[Unit]:
 
 
 @pytest.fixture(scope="module")
-def place(saved: Saved) -> Workplace:
+def config(saved: Saved) -> WorkerConfig:
     tasks = dict.fromkeys(("gsm8k", "custom", MIXED), "gsm8k") | {"sharegpt": "sharegpt"}
     banks = {task: {kind: str(saved.banks / f"{made}-{kind}.json") for kind in KINDS} for task, made in tasks.items()}
     heads = {kind: str(saved.heads(kind)) for kind in KINDS}
-    return Workplace(str(saved.model), heads, banks, "cpu", torch.get_num_threads())
+    return WorkerConfig(str(saved.model), heads, banks, "cpu", torch.get_num_threads())
 
 
 @pytest.fixture(scope="module")
-def loaded(place: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Worker:
+def loaded(config: WorkerConfig, tmp_path_factory: pytest.TempPathFactory) -> Worker:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENTMTP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return Worker(place, say=lambda text: None)
+        return Worker(config, say=lambda text: None)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def worker(loaded: Worker) -> Iterator[Worker]:
 def taped(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Worker:
     """A worker whose engines capture their steps by the rules of CUDA graphs."""
     backbone = build_backbone(worker.model, kernels="eager")
-    heads = {kind: load_heads(source, backbone) for kind, source in worker.place.heads.items()}
+    heads = {kind: load_heads(source, backbone) for kind, source in worker.config.heads.items()}
     monkeypatch.setattr(worker, "backbone", backbone)
     monkeypatch.setattr(worker, "heads", heads)
     monkeypatch.setattr(Graphs, "on", classmethod(lambda graphs, device: graphs(Taped())))

@@ -6,14 +6,14 @@ import pytest
 from entmtp.evaluation.results.rows import tables_of
 from entmtp.evaluation.run.interim import InterimResults
 from entmtp.evaluation.run.units import Unit
-from entmtp.evaluation.run.work_queue import Settled
+from entmtp.evaluation.run.work_queue import SettledUnit
 from entmtp.suites import Prompt
 from tests.helpers.synthetic_rows import make_rows
 
 ARMS = ("autoregressive", "medusa", "entmtp", "entmtp-dynamic")
 
 
-def settled(suite: str, prompts: int, size: int = 1, arms: Sequence[str] = ARMS) -> list[Settled]:
+def settled(suite: str, prompts: int, size: int = 1, arms: Sequence[str] = ARMS) -> list[SettledUnit]:
     """All units of a suite, of ``size`` prompts each, as workers finish them."""
     requests, steps = make_rows(arms=arms, suites=[suite], prompts=prompts, repetitions=2)
     units = []
@@ -21,11 +21,11 @@ def settled(suite: str, prompts: int, size: int = 1, arms: Sequence[str] = ARMS)
         names = [f"{suite}-{number}" for number in range(first, min(first + size, prompts))]
         unit = Unit(f"{suite}/{first}", first, suite, "file", tuple(Prompt(name, suite, "?", {}) for name in names))
         of_unit = [row for row in requests if row.prompt_id in names]
-        units.append(Settled(unit, *tables_of(of_unit, [step for step in steps if step.prompt_id in names])))
+        units.append(SettledUnit(unit, *tables_of(of_unit, [step for step in steps if step.prompt_id in names])))
     return units
 
 
-def lines(units: Sequence[Settled]) -> list[str | None]:
+def lines(units: Sequence[SettledUnit]) -> list[str | None]:
     interim = InterimResults([each.unit for each in units])
     return [interim.add(each) for each in units]
 
@@ -73,12 +73,12 @@ def test_suites_are_counted_apart() -> None:
 
 def test_a_suite_whose_prompts_all_failed_says_nothing() -> None:
     unit = settled("gsm8k", 1)[0].unit
-    assert InterimResults([unit]).add(Settled(unit)) is None
+    assert InterimResults([unit]).add(SettledUnit(unit)) is None
 
 
 def test_prompts_that_failed_are_no_pairs() -> None:
     units = settled("gsm8k", 3)
-    units[1] = Settled(units[1].unit)
+    units[1] = SettledUnit(units[1].unit)
     last = lines(units)[-1]
     assert last is not None
     assert last.startswith("gsm8k, 3 of 3 prompts, tokens/s: autoregressive ")

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.run.placement import Node, Placement, Wishes, place
+from entmtp.evaluation.run.placement import Node, Placement, ResourceRequest, choose_placement
 
 
 def node(name: str, cpus: float = 16, gpus: float = 0, kind: str = "") -> Node:
@@ -18,86 +18,89 @@ def workers(placement: Placement, *nodes: Node) -> list[int]:
 
 
 def test_one_worker_for_each_gpu_and_none_on_a_head_without() -> None:
-    placement = place([HEAD, EIGHT], Wishes())
+    placement = choose_placement([HEAD, EIGHT], ResourceRequest())
     assert placement == Placement("cuda", 1.0, 8, "H100")
     assert workers(placement, HEAD, EIGHT) == [0, 8]
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.5, 16), (0.3, 24), (0.1, 80), (1, 8)])
 def test_a_fraction_is_of_one_gpu(share: float, count: int) -> None:
-    assert workers(place([EIGHT], Wishes(gpus_per_worker=share)), EIGHT) == [count]
+    assert workers(choose_placement([EIGHT], ResourceRequest(gpus_per_worker=share)), EIGHT) == [count]
 
 
 def test_a_model_that_no_gpu_holds_is_spread_over_several_of_a_node() -> None:
-    placement = place([ONE, EIGHT], Wishes(gpus_per_worker=3))
+    placement = choose_placement([ONE, EIGHT], ResourceRequest(gpus_per_worker=3))
     assert placement == Placement("balanced", 3, 32, "H100")
     assert workers(placement, ONE, EIGHT) == [0, 2]
     with pytest.raises(EntMTPError, match="gpus_per_worker: 9 is more than any node has"):
-        place([ONE, EIGHT], Wishes(gpus_per_worker=9))
+        choose_placement([ONE, EIGHT], ResourceRequest(gpus_per_worker=9))
 
 
 def test_without_gpus_each_node_has_a_worker_with_as_many_threads_as_keep_most_cpus_at_work() -> None:
     nodes = [node("head", 2), node("a", 16), node("b", 16), node("c", 24)]
-    placement = place(nodes, Wishes())
+    placement = choose_placement(nodes, ResourceRequest())
     assert placement == Placement("cpu", 0.0, 16, "")
     assert workers(placement, *nodes) == [0, 1, 1, 1]
-    assert workers(place([node("alone", 2)], Wishes()), node("alone", 2)) == [1]
+    assert workers(choose_placement([node("alone", 2)], ResourceRequest()), node("alone", 2)) == [1]
 
 
 def test_workers_may_have_fewer_cpus_than_a_node() -> None:
     nodes = [node("head", 2), node("a", 16)]
-    placement = place(nodes, Wishes(cpus_per_worker=3))
+    placement = choose_placement(nodes, ResourceRequest(cpus_per_worker=3))
     assert placement == Placement("cpu", 0.0, 3, "")
     assert workers(placement, *nodes) == [0, 1]
 
 
 def test_a_model_may_run_on_the_cpu_of_a_worker_that_holds_a_gpu() -> None:
-    placement = place([HEAD, ONE], Wishes(device="cpu", gpus_per_worker=1))
+    placement = choose_placement([HEAD, ONE], ResourceRequest(device="cpu", gpus_per_worker=1))
     assert (placement.device, placement.gpus, workers(placement, HEAD, ONE)) == ("cpu", 1, [0, 1])
-    assert place([HEAD, ONE], Wishes(device="cpu")).gpus == 0
+    assert choose_placement([HEAD, ONE], ResourceRequest(device="cpu")).gpus == 0
 
 
 def test_kinds_of_gpu_are_never_mixed() -> None:
-    placement = place([ONE, EIGHT, node("more", 8, 1, "T4")], Wishes())
+    placement = choose_placement([ONE, EIGHT, node("more", 8, 1, "T4")], ResourceRequest())
     assert (placement.kind, workers(placement, ONE, EIGHT)) == ("H100", [0, 8])
-    chosen = place([ONE, EIGHT], Wishes(accelerator="T4"))
+    chosen = choose_placement([ONE, EIGHT], ResourceRequest(accelerator="T4"))
     assert (chosen.kind, workers(chosen, ONE, EIGHT)) == ("T4", [1, 0])
 
 
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("requested", "said"),
     [
-        (Wishes(gpus_per_worker=0), "gpus_per_worker: 0 is not accepted; give 1, or a fraction"),
-        (Wishes(gpus_per_worker=-1), "gpus_per_worker: -1 is not accepted"),
-        (Wishes(gpus_per_worker=float("nan")), "gpus_per_worker: nan is not accepted"),
-        (Wishes(gpus_per_worker=1.5), "gpus_per_worker: 1.5 is not accepted; give a whole number, or less than 1"),
-        (Wishes(cpus_per_worker=0), "cpus_per_worker: 0 is not accepted; give at least 1"),
-        (Wishes(cpus_per_worker=5), "cpus_per_worker: 5 is more than any node has; give at most 4"),
-        (Wishes(gpus_per_worker=1), "gpus_per_worker: 1 is more than any node has"),
-        (Wishes(device="tpu"), "device: 'tpu' is unknown; choose one of auto, cpu, cuda"),
-        (Wishes(device="cuda"), "device: 'cuda' needs a GPU and no node has one|more than any node has"),
-        (Wishes(accelerator="H100"), "accelerator: 'H100' needs a GPU and no node has one"),
+        (ResourceRequest(gpus_per_worker=0), "gpus_per_worker: 0 is not accepted; give 1, or a fraction"),
+        (ResourceRequest(gpus_per_worker=-1), "gpus_per_worker: -1 is not accepted"),
+        (ResourceRequest(gpus_per_worker=float("nan")), "gpus_per_worker: nan is not accepted"),
+        (
+            ResourceRequest(gpus_per_worker=1.5),
+            "gpus_per_worker: 1.5 is not accepted; give a whole number, or less than 1",
+        ),
+        (ResourceRequest(cpus_per_worker=0), "cpus_per_worker: 0 is not accepted; give at least 1"),
+        (ResourceRequest(cpus_per_worker=5), "cpus_per_worker: 5 is more than any node has; give at most 4"),
+        (ResourceRequest(gpus_per_worker=1), "gpus_per_worker: 1 is more than any node has"),
+        (ResourceRequest(device="tpu"), "device: 'tpu' is unknown; choose one of auto, cpu, cuda"),
+        (ResourceRequest(device="cuda"), "device: 'cuda' needs a GPU and no node has one|more than any node has"),
+        (ResourceRequest(accelerator="H100"), "accelerator: 'H100' needs a GPU and no node has one"),
     ],
 )
-def test_what_a_cluster_without_gpus_cannot_give(wishes: Wishes, said: str) -> None:
+def test_what_a_cluster_without_gpus_cannot_give(requested: ResourceRequest, said: str) -> None:
     with pytest.raises(EntMTPError, match=said):
-        place([HEAD], wishes)
+        choose_placement([HEAD], requested)
 
 
 def test_cpus_are_not_chosen_for_workers_with_gpus() -> None:
     with pytest.raises(EntMTPError, match="cpus_per_worker: 2 is for workers without a GPU; leave it out \\(jobs"):
-        place([ONE], Wishes(cpus_per_worker=2))
-    assert place([ONE], Wishes(device="cpu", cpus_per_worker=2)).threads == 2
+        choose_placement([ONE], ResourceRequest(cpus_per_worker=2))
+    assert choose_placement([ONE], ResourceRequest(device="cpu", cpus_per_worker=2)).threads == 2
 
 
 def test_an_accelerator_that_is_nowhere() -> None:
     with pytest.raises(EntMTPError, match="accelerator: 'B200' is on no node; the cluster's GPUs are H100, T4"):
-        place([ONE, EIGHT], Wishes(accelerator="B200"))
+        choose_placement([ONE, EIGHT], ResourceRequest(accelerator="B200"))
 
 
 def test_a_cluster_that_offers_nothing() -> None:
     with pytest.raises(EntMTPError, match="cluster: no node offers a CPU"):
-        place([node("head", 0)], Wishes())
+        choose_placement([node("head", 0)], ResourceRequest())
 
 
 @given(
@@ -107,7 +110,7 @@ def test_a_cluster_that_offers_nothing() -> None:
 )
 def test_no_node_holds_more_than_it_has_and_all_workers_are_alike(described: list[tuple[int, int, str]]) -> None:
     nodes = [node(str(n), cpus, gpus, kind if gpus else "") for n, (cpus, gpus, kind) in enumerate(described)]
-    placement = place(nodes, Wishes())
+    placement = choose_placement(nodes, ResourceRequest())
     counts = workers(placement, *nodes)
     assert sum(counts) >= 1
     for own, count in zip(nodes, counts, strict=True):

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from entmtp.evaluation.run.progress import Progress
 from entmtp.evaluation.run.units import Unit
-from entmtp.evaluation.run.work_queue import SetAside, Settled
+from entmtp.evaluation.run.work_queue import SetAside, SettledUnit
 
 UNITS = [Unit(f"{suite}-{number}", number, suite, "file", ()) for suite in ("gsm8k", "litbench") for number in range(3)]
 LOST = SetAside("gsm8k", "gsm8k/0", 3, "it died")
@@ -23,7 +23,7 @@ def progress(log: StringIO) -> Iterator[Progress]:
     doing = [("10.0.0.7", "gsm8k-1, 4 s"), ("10.0.0.8", "loads the model, 9 s")]
     with Progress(Console(file=log, width=100), UNITS, UNITS[1:], lambda: doing) as made:
         for unit in UNITS[1:4]:
-            made.settled(Settled(unit, set_aside=[LOST] * (unit is UNITS[1]), busy_seconds=30.0))
+            made.settled(SettledUnit(unit, set_aside=[LOST] * (unit is UNITS[1]), busy_seconds=30.0))
         yield made
 
 

@@ -20,15 +20,15 @@ from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT
 from entmtp.evaluation.results.rows import finished_keys, read_metadata, read_parts, tables_of
 from entmtp.evaluation.results.storage import Store, open_store
 from entmtp.evaluation.run.arms import default_arms, lossless_arms, needs_foresight, quick_arms
-from entmtp.evaluation.run.dry_run import forecast, show_plan, tokens_of
+from entmtp.evaluation.run.dry_run import estimate_duration, show_plan, tokens_of
 from entmtp.evaluation.run.finish import finish
-from entmtp.evaluation.run.local_executor import ThisProcess
-from entmtp.evaluation.run.placement import Wishes
+from entmtp.evaluation.run.local_executor import LocalExecutor
+from entmtp.evaluation.run.placement import ResourceRequest
 from entmtp.evaluation.run.plan import Plan, bank_task
 from entmtp.evaluation.run.planning import _usual_arms, make_plan, validate
 from entmtp.evaluation.run.run import describe, run_units, save_unit
 from entmtp.evaluation.run.units import Unit
-from entmtp.evaluation.run.work_queue import SetAside, Settled
+from entmtp.evaluation.run.work_queue import SetAside, SettledUnit
 from entmtp.heads.checkpoint import KINDS
 from entmtp.heads.training_prompts import write_training_prompt_hashes
 from entmtp.intervals import FEWEST_PROMPTS
@@ -73,8 +73,8 @@ def test_a_plan_says_everything_that_a_worker_needs(saved: Saved, tmp_path: Path
     assert (plan.settings.prompts, plan.settings.repetitions) == (2, 3)
     assert {unit.suite for unit in plan.units} == set(SUITES)
     assert sum(len(unit.prompts) for unit in plan.units) == 4
-    assert set(plan.place.banks) == set(SUITES)
-    assert all(Path(path).is_file() for banks in plan.place.banks.values() for path in banks.values())
+    assert set(plan.config.banks) == set(SUITES)
+    assert all(Path(path).is_file() for banks in plan.config.banks.values() for path in banks.values())
     assert plan.waiting == plan.units
 
 
@@ -92,21 +92,21 @@ def test_other_heads_make_other_units(saved: Saved, tmp_path: Path) -> None:
 
 def test_another_type_makes_other_units(saved: Saved, tmp_path: Path) -> None:
     whole, half = plan_of(saved, tmp_path), plan_of(saved, tmp_path, dtype="bfloat16")
-    assert half.place.dtype == "bfloat16"
+    assert half.config.dtype == "bfloat16"
     assert not {unit.key for unit in whole.units} & {unit.key for unit in half.units}
     with pytest.raises(EntMTPError, match="dtype 'int8': unknown; use float32, bfloat16 or float16"):
         plan_of(saved, tmp_path, dtype="int8")
 
 
-def settled(unit: Unit, hardware: str = "test", **measured: Any) -> Settled:
+def settled(unit: Unit, hardware: str = "test", **measured: Any) -> SettledUnit:
     """What a worker might have made of a unit."""
     requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)
-    return Settled(
+    return SettledUnit(
         unit, *tables_of(requests, steps), [], 6.0, {"peak_memory_mib": 1.0, "hardware": hardware, **measured}
     )
 
 
-def fake(units: list[Unit], ran: list[str], until: int | None = None) -> Iterator[Settled]:
+def fake(units: list[Unit], ran: list[str], until: int | None = None) -> Iterator[SettledUnit]:
     """Workers' results without workers; stops as if killed after ``until`` units."""
     for number, unit in enumerate(units):
         if number == until:
@@ -162,14 +162,14 @@ def test_a_finished_plan_can_be_compared(saved: Saved, tmp_path: Path) -> None:
     one, same, other = (open_run(str(tmp_path / folder), None) for folder in ("one", "same", "other"))
     assert one.requests.num_rows == 4
     told = [f"prompts.{suite}" for suite in SUITES]
-    assert [one.facts[name] for name in told] == [same.facts[name] for name in told]
-    assert all(one.facts[name] != other.facts[name] for name in told)
+    assert [one.provenance[name] for name in told] == [same.provenance[name] for name in told]
+    assert all(one.provenance[name] != other.provenance[name] for name in told)
 
 
-def poisoned(unit: Unit) -> Settled:
+def poisoned(unit: Unit) -> SettledUnit:
     """A unit of which no prompt was done."""
     lost = [SetAside(unit.suite, prompt.id, 3, "its worker ended") for prompt in unit.prompts]
-    return Settled(unit, set_aside=lost)
+    return SettledUnit(unit, set_aside=lost)
 
 
 def told() -> Console:
@@ -257,7 +257,7 @@ def test_the_end_says_what_was_captured_while_timed_and_what_heads_were_trained_
         requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)
         rows = [replace(row, captures=2 * number, unsettled_steps=3 * number) for row in requests]
         measured = {"peak_memory_mib": 1.0, "peak_device_memory_mib": 8.0 + number, "warm_up_seconds": 2.0}
-        save_unit(plan, Settled(unit, *tables_of(rows, steps), measured=measured))
+        save_unit(plan, SettledUnit(unit, *tables_of(rows, steps), measured=measured))
     console = told()
     for line in describe(plan):
         console.print(line)
@@ -271,47 +271,47 @@ def test_the_end_says_what_was_captured_while_timed_and_what_heads_were_trained_
         "peak memory of its GPU: 11 MiB",
     ):
         assert said in text_of(console)
-    facts = json.loads((tmp_path / "report" / "summary.json").read_text(encoding="utf-8"))["facts"]
-    assert (facts["captures_in_measured_steps"], facts["warm_up_seconds"]) == (12, 8)
-    assert facts["training_overlap"]["hydra"][first.suite] == {"seen": 1, "scored": 2}
+    provenance = json.loads((tmp_path / "report" / "summary.json").read_text(encoding="utf-8"))["facts"]
+    assert (provenance["captures_in_measured_steps"], provenance["warm_up_seconds"]) == (12, 8)
+    assert provenance["training_overlap"]["hydra"][first.suite] == {"seen": 1, "scored": 2}
 
 
 def test_the_forecast_counts_tokens_and_says_what_it_rests_on(saved: Saved, tmp_path: Path) -> None:
     plan = plan_of(saved, tmp_path, arms=["autoregressive", "bank-oracle"])
     # Two prompts of each suite; three repetitions of two arms, the reference, and the look ahead of the bank oracle.
     assert tokens_of(plan, plan.units) == 4 * (3 * 2 + 1 + 1) * 24
-    assert forecast(plan, plan.units, 8.0).seconds == pytest.approx(tokens_of(plan, plan.units) / 8)
-    assert "8 tokens/s of a worker, as stated" in forecast(plan, plan.units, 8.0).rests_on
-    assert "assumed; state yours" in forecast(plan, plan.units, None).rests_on
-    gpu = replace(plan, place=replace(plan.place, device="cuda"))
+    assert estimate_duration(plan, plan.units, 8.0).seconds == pytest.approx(tokens_of(plan, plan.units) / 8)
+    assert "8 tokens/s of a worker, as stated" in estimate_duration(plan, plan.units, 8.0).basis
+    assert "assumed; state yours" in estimate_duration(plan, plan.units, None).basis
+    gpu = replace(plan, config=replace(plan.config, device="cuda"))
     assert tokens_of(gpu, plan.units) == 4 * (4 * 2 + 1 + 1) * 24
     save_unit(plan, settled(plan.units[0]))
-    measured = forecast(plan, plan.waiting, None)
-    assert (measured.seconds, measured.rests_on) == (3 * 6.0, "the units that are done")
+    measured = estimate_duration(plan, plan.waiting, None)
+    assert (measured.seconds, measured.basis) == (3 * 6.0, "the units that are done")
     for speed in (0.0, -1.0, float("nan")):
         with pytest.raises(EntMTPError, match=r"tokens_per_second: .* is not accepted"):
-            forecast(plan, plan.units, speed)
+            estimate_duration(plan, plan.units, speed)
 
 
 def test_a_plan_can_be_shown_without_running_anything(saved: Saved, tmp_path: Path) -> None:
     console = told()
     plan = plan_of(saved, tmp_path / "run")
-    show_plan(plan, ThisProcess(Wishes(device="cpu")), 1, 10.0, console)
+    show_plan(plan, LocalExecutor(ResourceRequest(device="cpu")), 1, 10.0, console)
     for said in ("gsm8k", "sharegpt", f"{len(quick_arms())} arms: ", "3 repetitions", "worker-hours", "rests on"):
         assert said in text_of(console)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("requested", "said"),
     [
-        (Wishes(gpus_per_worker=0.5), "gpus_per_worker: 0.5 is for the workers of a cluster"),
-        (Wishes(accelerator="H100"), "accelerator: H100 is for the workers of a cluster"),
+        (ResourceRequest(gpus_per_worker=0.5), "gpus_per_worker: 0.5 is for the workers of a cluster"),
+        (ResourceRequest(accelerator="H100"), "accelerator: H100 is for the workers of a cluster"),
     ],
 )
-def test_one_process_has_no_workers_to_place(wishes: Wishes, said: str) -> None:
+def test_one_process_has_no_workers_to_place(requested: ResourceRequest, said: str) -> None:
     with pytest.raises(EntMTPError, match=said):
-        ThisProcess(wishes)
+        LocalExecutor(requested)
 
 
 @pytest.fixture
@@ -337,7 +337,7 @@ def custom_plan(saved: Saved, results: Path, banks: Path, **changes: Any) -> Pla
 def test_a_suite_uses_the_mixed_bank_unless_there_is_one_of_its_name(saved: Saved, tmp_path: Path, banks: Path) -> None:
     many = {"prompts": 99, "max_new_tokens": None, "repetitions": None}
     plan = custom_plan(saved, tmp_path, banks, overrides=many)
-    assert {suite: bank_task(plan.place, suite) for suite in plan.place.banks} == {
+    assert {suite: bank_task(plan.config, suite) for suite in plan.config.banks} == {
         "custom": "mixed",
         "gsm8k-2-shot": "gsm8k",
     }
@@ -348,7 +348,7 @@ def test_a_suite_uses_the_mixed_bank_unless_there_is_one_of_its_name(saved: Save
     for kind in KINDS:
         shutil.copy(banks / f"mixed-{kind}.json", banks / f"custom-{kind}.json")
     own = custom_plan(saved, tmp_path, banks, overrides=many)
-    assert bank_task(own.place, "custom") == "custom"
+    assert bank_task(own.config, "custom") == "custom"
     assert 0 < sum(len(unit.prompts) for unit in own.units if unit.suite == "custom") < 9, "half may have calibrated it"
 
 
@@ -361,7 +361,7 @@ def test_answers_are_written_for_judges(saved: Saved, tmp_path: Path, banks: Pat
         its_steps = [replace(step, suite=unit.suite, prompt_id=prompt.id) for step in steps]
         histories = {prompt.id: [("user", "Hm."), ("assistant", "Yes?")]}
         measured = {"peak_memory_mib": 1.0, "histories": histories}
-        save_unit(plan, Settled(unit, *tables_of(rows, its_steps), measured=measured))
+        save_unit(plan, SettledUnit(unit, *tables_of(rows, its_steps), measured=measured))
     finish(plan, QUIET)
     lines = (tmp_path / "report" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     answers = {line["prompt_id"]: line for line in map(json.loads, lines)}

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from entmtp.evaluation.analysis.overlap_description import UNKNOWN, Overlap, in_words, overlap_caveats, overlap_metrics
+from entmtp.evaluation.analysis.overlap_description import (
+    UNKNOWN,
+    Overlap,
+    describe_overlap,
+    overlap_caveats,
+    overlap_metrics,
+)
 from entmtp.evaluation.run.training_overlap import training_overlap
 from entmtp.evaluation.run.units import Unit, make_units
 from entmtp.heads.training_prompts import write_training_prompt_hashes
@@ -86,13 +92,13 @@ def test_what_is_said_and_tracked_of_it() -> None:
         "hydra": {"gsm8k": {"seen": 0, "scored": 9}, "sharegpt": {"seen": 2, "scored": 8}},
         "medusa": UNKNOWN,
     }
-    assert list(in_words(overlap)) == [
+    assert list(describe_overlap(overlap)) == [
         "scored prompts that the hydra heads were trained on: gsm8k 0 of 9, sharegpt 2 of 8",
         f"scored prompts that the medusa heads were trained on: {UNKNOWN}",
     ]
-    facts = {"training_overlap": overlap}
-    assert overlap_metrics(facts) == {"training_overlap/hydra/gsm8k": 0.0, "training_overlap/hydra/sharegpt": 2.0}
-    warned = overlap_caveats(facts)
+    provenance = {"training_overlap": overlap}
+    assert overlap_metrics(provenance) == {"training_overlap/hydra/gsm8k": 0.0, "training_overlap/hydra/sharegpt": 2.0}
+    warned = overlap_caveats(provenance)
     assert len(warned) == 2
     assert "hydra heads were trained on some of the scored prompts (2 of 8 of sharegpt)" in warned[0]
     assert f"medusa heads were trained on: {UNKNOWN}." in warned[1]

@@ -17,10 +17,10 @@ from entmtp.evaluation.run import worker as worker_module
 from entmtp.evaluation.run.arm_engines import complete
 from entmtp.evaluation.run.arms import Toolbox, lossless_arms, params_of, quick_arms
 from entmtp.evaluation.run.completion_rows import request_row
-from entmtp.evaluation.run.reference import first_difference, up_to_stop
+from entmtp.evaluation.run.reference import first_difference, truncate_at_stop
 from entmtp.evaluation.run.units import Unit, make_units
-from entmtp.evaluation.run.work_queue import Outcome
-from entmtp.evaluation.run.worker import Worker, Workplace, text_params
+from entmtp.evaluation.run.work_queue import UnitOutcome
+from entmtp.evaluation.run.worker import Worker, WorkerConfig, text_params
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.loading.load import encode_chat
 from entmtp.policies.step_cost import StepCost, hardware_name
@@ -39,11 +39,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 
 @pytest.fixture(scope="module")
-def place(saved: Saved) -> Workplace:
+def config(saved: Saved) -> WorkerConfig:
     tasks = dict.fromkeys(("gsm8k", "gsm8k-2-shot", "custom", MIXED), "gsm8k") | {"sharegpt": "sharegpt"}
     banks = {task: {kind: str(saved.banks / f"{made}-{kind}.json") for kind in KINDS} for task, made in tasks.items()}
     heads = {kind: str(saved.heads(kind)) for kind in KINDS}
-    return Workplace(str(saved.model), heads, banks, "cpu", torch.get_num_threads())
+    return WorkerConfig(str(saved.model), heads, banks, "cpu", torch.get_num_threads())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,8 +54,8 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def worker(place: Workplace) -> Worker:
-    return Worker(place, say=lambda text: None)
+def worker(config: WorkerConfig) -> Worker:
+    return Worker(config, say=lambda text: None)
 
 
 @pytest.fixture(scope="module")
@@ -64,19 +64,19 @@ def units(saved: Saved) -> list[Unit]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(worker: Worker, units: list[Unit]) -> list[Outcome]:
+def outcomes(worker: Worker, units: list[Unit]) -> list[UnitOutcome]:
     return [worker.run(unit, lossless_arms(), SETTINGS) for unit in units]
 
 
-def requests_of(outcome: Outcome) -> list[RequestRow]:
+def requests_of(outcome: UnitOutcome) -> list[RequestRow]:
     return [RequestRow(**row) for row in outcome.requests.to_pylist()]
 
 
-def steps_of(outcome: Outcome) -> list[StepRow]:
+def steps_of(outcome: UnitOutcome) -> list[StepRow]:
     return [StepRow(**row) for row in outcome.steps.to_pylist()]
 
 
-def test_every_arm_runs_every_prompt_as_often_as_asked(outcomes: list[Outcome]) -> None:
+def test_every_arm_runs_every_prompt_as_often_as_asked(outcomes: list[UnitOutcome]) -> None:
     for outcome in outcomes:
         assert Counter(row.arm for row in requests_of(outcome)) == dict.fromkeys(lossless_arms(), SETTINGS.repetitions)
         assert len({row.prompt_id for row in requests_of(outcome)}) == 1
@@ -104,8 +104,8 @@ def test_a_suites_ladder_is_tuned_at_the_workers_costs_once(worker: Worker, monk
     assert [tools.banks[kind].bins for kind in KINDS] == [[tools.banks[kind].overall] for kind in KINDS]
 
 
-def test_steps_are_timed_only_with_heads_by_whose_cost_an_arm_chooses(place: Workplace, units: list[Unit]) -> None:
-    worker = Worker(place, say=lambda text: None)
+def test_steps_are_timed_only_with_heads_by_whose_cost_an_arm_chooses(config: WorkerConfig, units: list[Unit]) -> None:
+    worker = Worker(config, say=lambda text: None)
     short = SETTINGS.model_copy(update={"max_new_tokens": 4, "repetitions": 1})
     for arms, kinds in (
         (["autoregressive", "medusa", "hydra", "always-big"], set()),
@@ -140,7 +140,7 @@ def test_every_arm_runs_once_for_warming_up_before_its_first_measured_run(
     assert engines[0] == engines[1], "one for each arm and suite"
 
 
-def test_arms_rotate_from_round_to_round_in_an_order_of_each_prompts_own(outcomes: list[Outcome]) -> None:
+def test_arms_rotate_from_round_to_round_in_an_order_of_each_prompts_own(outcomes: list[UnitOutcome]) -> None:
     neighbours = set()
     for outcome in outcomes:
         rounds = [
@@ -155,7 +155,7 @@ def test_arms_rotate_from_round_to_round_in_an_order_of_each_prompts_own(outcome
     assert len(outcomes) == 1 or len(neighbours) > 1, "the arm after entmtp is not always the same"
 
 
-def test_texts_are_the_models_own(outcomes: list[Outcome], worker: Worker, units: list[Unit]) -> None:
+def test_texts_are_the_models_own(outcomes: list[UnitOutcome], worker: Worker, units: list[Unit]) -> None:
     for unit, outcome in zip(units, outcomes, strict=True):
         ids = encode_chat(worker.tokenizer, unit.prompts[0].text)
         text = greedy(worker.model, ids, SETTINGS.max_new_tokens)
@@ -167,7 +167,9 @@ def test_texts_are_the_models_own(outcomes: list[Outcome], worker: Worker, units
             assert row.score in (0.0, 1.0)
 
 
-def test_texts_are_scored_by_the_models_likelihood(outcomes: list[Outcome], worker: Worker, units: list[Unit]) -> None:
+def test_texts_are_scored_by_the_models_likelihood(
+    outcomes: list[UnitOutcome], worker: Worker, units: list[Unit]
+) -> None:
     for unit, outcome in zip(units, outcomes, strict=True):
         ids = encode_chat(worker.tokenizer, unit.prompts[0].text)
         for row in requests_of(outcome):
@@ -199,7 +201,7 @@ def test_nothing_is_scored_before_the_last_measured_run(
     assert set(events[:-scored]) == {"run"}
 
 
-def test_steps_add_up_to_their_request(outcomes: list[Outcome]) -> None:
+def test_steps_add_up_to_their_request(outcomes: list[UnitOutcome]) -> None:
     for outcome in outcomes:
         for row in requests_of(outcome):
             own = [step for step in steps_of(outcome) if (step.arm, step.repetition) == (row.arm, row.repetition)]
@@ -214,7 +216,7 @@ def test_steps_add_up_to_their_request(outcomes: list[Outcome]) -> None:
                 assert step.accepted <= 1 + len(step.accepted_path) <= 1 + step.depth
 
 
-def test_repetitions_differ_in_nothing_but_time(outcomes: list[Outcome]) -> None:
+def test_repetitions_differ_in_nothing_but_time(outcomes: list[UnitOutcome]) -> None:
     for outcome in outcomes:
         for arm in lossless_arms():
             walks = [
@@ -259,8 +261,8 @@ def test_a_prompt_that_fails_leaves_no_row_and_stops_no_other(worker: Worker, un
     ("ours", "theirs", "place"),
     [([1, 2], [1, 2], -1), ([1, 2], [1, 3], 1), ([1], [1, 2], 1), ([1, 2], [1], 1), ([], [], -1), ([5], [6], 0)],
 )
-def test_the_first_difference(ours: list[int], theirs: list[int], place: int) -> None:
-    assert first_difference(ours, theirs) == place
+def test_the_first_difference(ours: list[int], theirs: list[int], config: int) -> None:
+    assert first_difference(ours, theirs) == config
 
 
 def test_margins_are_the_models_top_two(worker: Worker) -> None:
@@ -279,10 +281,10 @@ def prompts_unit(*prompts: Prompt) -> Unit:
 
 def test_drawn_texts_are_one_text_for_all_lossless_arms(worker: Worker, units: list[Unit]) -> None:
     settings = SETTINGS.model_copy(update={"temperature": 1.0})
-    greedy_text = requests_of(worker.run(units[0], ["autoregressive"], SETTINGS))[0].token_ids
+    greedy_tokens = requests_of(worker.run(units[0], ["autoregressive"], SETTINGS))[0].token_ids
     requests = requests_of(worker.run(units[0], [*lossless_arms(), *methods.lossy()], settings))
     plain = next(row.token_ids for row in requests if row.arm == "autoregressive")
-    assert plain != greedy_text
+    assert plain != greedy_tokens
     assert {row.arm for row in requests if row.token_ids == plain} >= set(lossless_arms())
     assert all(row.identical for row in requests if row.arm in lossless_arms())
     likelihoods = {row.log_likelihood for row in requests if row.arm in lossless_arms()}
@@ -347,4 +349,4 @@ def test_a_stop_text_ends_every_arm_and_the_reference(worker: Worker, monkeypatc
 
 
 def test_no_stop_text_no_end() -> None:
-    assert up_to_stop([1, 2], Tokenizer(models.BPE()), ("x",)) == [1, 2]
+    assert truncate_at_stop([1, 2], Tokenizer(models.BPE()), ("x",)) == [1, 2]

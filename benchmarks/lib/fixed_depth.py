@@ -37,7 +37,7 @@ _SURE = Predictor(
 )
 
 
-class GrowingPolicy(Policy):
+class FixedDepthPolicy(Policy):
     """The dynamic policy on heads that are as sure at every step, with ``depth`` levels."""
 
     def __init__(self, depth: int) -> None:
