@@ -16,7 +16,7 @@ import typer
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.calibration.build import calibration_texts, traces_of
-from entmtp.calibration.trace_replay import replayed_tau
+from entmtp.calibration.trace_replay import static_tau
 from entmtp.cli_errors import told_plainly
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.build import build_backbone
@@ -53,7 +53,7 @@ def main(
             for kind in KINDS:
                 traces = traces_of(folder, backbone, load_heads(bundled_heads(kind), backbone))
                 frontier = load_bank(bundled_bank(name, kind)).overall
-                taus = [f"{replayed_tau(traces, frontier.tree(size)):.2f}" for size in SIZES]
+                taus = [f"{static_tau(traces, frontier.tree(size)):.2f}" for size in SIZES]
                 rows.append([name, suite.source, kind, sum(map(len, traces)), *taus])
         columns = ["suite", "source", "heads", "tokens", *(f"n={size}" for size in SIZES)]
         table = Table(title="tau, root included", columns=columns, rows=rows)

@@ -24,17 +24,17 @@ import typer
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp import methods
 from entmtp.calibration.build import calibration_texts, expansions_of, traces_of
-from entmtp.calibration.known_world import known_world
+from entmtp.calibration.known_chances_replay import replay_known_chances
 from entmtp.calibration.policy_replay import ExpansionAt
 from entmtp.calibration.replay import (
     DYNAMIC,
     FLAT,
     IDEAL,
-    IDEAL_WORDS,
+    IDEAL_DESCRIPTIONS,
     KNOWN_CHANCES,
-    Pace,
+    DecodingSpeed,
     cost_of,
-    grown_cost_of,
+    expanded_cost_of,
     policies,
     replay_policy,
 )
@@ -44,7 +44,7 @@ from entmtp.intervals import percent, ratio
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.hardware_profile import load_profile
-from entmtp.policies.step_cost import PartedCost, hardware_name
+from entmtp.policies.step_cost import TreeCost, hardware_name
 from entmtp.settings import CalibrationSettings
 from entmtp.suites import PAPER_SUITES, load_suite, split
 from entmtp.suites.splits import draw
@@ -89,8 +89,8 @@ class Costs:
         note: how growing is charged.
     """
 
-    chosen: PartedCost
-    grown: PartedCost | None
+    chosen: TreeCost
+    grown: TreeCost | None
     kinds: Sequence[str]
     where: str
     note: str
@@ -138,9 +138,9 @@ def main(
 
 
 def _costs(name: str, batch: int, context: int | None) -> Costs:
-    chosen, grown = cost_of(name, batch, context), grown_cost_of(name, batch, context)
+    chosen, grown = cost_of(name, batch, context), expanded_cost_of(name, batch, context)
     if name in IDEAL:
-        return Costs(chosen, grown, list(KINDS), f"idealised, no machine: {IDEAL_WORDS[name]}", IDEAL_GROWN)
+        return Costs(chosen, grown, list(KINDS), f"idealised, no machine: {IDEAL_DESCRIPTIONS[name]}", IDEAL_GROWN)
     profile = load_profile(name)
     measured = profile.measured
     length = profile.contexts[0] if context is None else context
@@ -164,12 +164,12 @@ class Predicted:
 def predict(traces: list[RankTrace], expansions: list[ExpansionAt], bank: TreeBank, costs: Costs) -> Predicted:
     """What each of :data:`METHODS` would gain on texts, and how much of each yardstick."""
     made = policies(bank, costs.chosen, traces[0].ranks.shape[1], costs.grown, typer.echo)
-    found: dict[str, Pace] = {
+    found: dict[str, DecodingSpeed] = {
         name: replay_policy(traces, made[name], costs.chosen) for name in METHODS if name != DYNAMIC
     }
     if costs.grown is not None:
         found[DYNAMIC] = replay_policy(traces, made[DYNAMIC], costs.grown, expansions)
-    world = known_world(traces, expansions, bank, costs.chosen, costs.grown)
+    world = replay_known_chances(traces, expansions, bank, costs.chosen, costs.grown)
     speedups = [_speed(found.get(name)) for name in METHODS]
     found[KNOWN_CHANCES] = world.best
     shares = [
@@ -190,12 +190,12 @@ def predict(traces: list[RankTrace], expansions: list[ExpansionAt], bank: TreeBa
     return Predicted([speedups], shares, [known])
 
 
-def _speed(pace: Pace | None) -> str:
-    return "–" if pace is None else f"{ratio(pace.speedup)} ({pace.tau:.2f})"
+def _speed(speed: DecodingSpeed | None) -> str:
+    return "–" if speed is None else f"{ratio(speed.speedup)} ({speed.tau:.2f})"
 
 
-def _share(pace: Pace | None, yardstick: Pace) -> str:
-    return "–" if pace is None else percent(pace.share_of(yardstick))
+def _share(speed: DecodingSpeed | None, yardstick: DecodingSpeed) -> str:
+    return "–" if speed is None else percent(speed.share_of(yardstick))
 
 
 if __name__ == "__main__":

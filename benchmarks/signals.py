@@ -18,7 +18,7 @@ import typer
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.calibration.build import calibration_texts, traces_of
-from entmtp.calibration.fit import fit_predictor, quality, step_rows
+from entmtp.calibration.fit import fit_predictor, quality, step_table
 from entmtp.calibration.optimal import optimal_order
 from entmtp.calibration.thresholds import PROBES
 from entmtp.cli_errors import told_plainly
@@ -81,7 +81,7 @@ def ablation(fitted: Sequence[RankTrace], held_out: Sequence[RankTrace]) -> list
     order = optimal_order(fitted, _TREE)
     probes = [Topology.of(order[:size]) for size in PROBES]
     window = CalibrationSettings().entropy_window
-    known, asked = (step_rows(traces, probes, window) for traces in (fitted, held_out))
+    known, asked = (step_table(traces, probes, window) for traces in (fitted, held_out))
     found = {
         name: quality(fit_predictor(known, features), asked, Topology.of(order)) for name, features in SIGNALS.items()
     }

@@ -39,7 +39,7 @@ from entmtp.models.build import build_backbone
 from entmtp.models.kernels.choices import check_name
 from entmtp.models.loading.load import load_model
 from entmtp.policies.base import Policy
-from entmtp.policies.hardware_profile import HardwareProfile, Measured, ProfilePoint
+from entmtp.policies.hardware_profile import HardwareProfile, ProfilePoint, ProfileProvenance
 from entmtp.policies.step_cost import hardware_name
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology
@@ -209,13 +209,13 @@ def _point(batch: int, context: int, sizes: Sequence[int], heads: int, times: Ti
         for kind in ("narrow", "wide")
     }
     drafts["grown_draft_ms"] = [
-        grown_draft_ms(times["grown", depth], times["narrow", depth]) for depth in range(1, heads + 1)
+        expanded_draft_ms(times["grown", depth], times["narrow", depth]) for depth in range(1, heads + 1)
     ]
     rest = [times["verify", size].rest_ms for size in sizes]
     return ProfilePoint.model_validate({"batch": batch, "context": context, "rest_ms": rest} | parts | drafts)
 
 
-def grown_draft_ms(grown: StepTime, filled: StepTime) -> float:
+def expanded_draft_ms(grown: StepTime, filled: StepTime) -> float:
     """Milliseconds of drafting where the tree grows: what the heads take, and what the host does more than a ladder's.
 
     ``filled`` is a step whose tree was chosen before the heads ran. Between levels the host waits for the device.
@@ -224,8 +224,8 @@ def grown_draft_ms(grown: StepTime, filled: StepTime) -> float:
     return grown.parts["draft"] + max(0.0, more)
 
 
-def _origin(measured: Record, backbone: Backbone, heads: DraftHeads, model: str) -> Measured:
-    return Measured(
+def _origin(measured: Record, backbone: Backbone, heads: DraftHeads, model: str) -> ProfileProvenance:
+    return ProfileProvenance(
         hardware=measured.machine,
         date=measured.date,
         command=measured.command,
@@ -239,7 +239,7 @@ def _origin(measured: Record, backbone: Backbone, heads: DraftHeads, model: str)
 
 
 def _profile(
-    origin: Measured, sizes: Sequence[int], grid: Sequence[tuple[int, int]], points: Sequence[ProfilePoint]
+    origin: ProfileProvenance, sizes: Sequence[int], grid: Sequence[tuple[int, int]], points: Sequence[ProfilePoint]
 ) -> HardwareProfile:
     return HardwareProfile(
         measured=origin,

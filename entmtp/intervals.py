@@ -50,12 +50,12 @@ class LogMean:
 
     def estimate(self, comparisons: int = 1) -> Estimate:
         """The geometric mean; intervals of so many `comparisons` hold all together with 95% (Bonferroni)."""
-        logs = self.of_logs(comparisons)
+        logs = self.log_estimate(comparisons)
         if logs.low is None or logs.high is None:
             return Estimate(math.exp(logs.value), None, None)
         return Estimate(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high))
 
-    def of_logs(self, comparisons: int = 1) -> Estimate:
+    def log_estimate(self, comparisons: int = 1) -> Estimate:
         """The mean itself, for what is told as logarithms; `comparisons` as for :meth:`estimate`."""
         half = _half_width(self.error, self.freedom, comparisons)
         if half is None:

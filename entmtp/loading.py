@@ -9,9 +9,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from entmtp import methods
-from entmtp.calibration.thresholds import retuned
+from entmtp.calibration.thresholds import retune
 from entmtp.decoding.engine import Engine
-from entmtp.decoding.measure_cost import learnt_costs, machine_cost
+from entmtp.decoding.measure_cost import cost_corrections, machine_cost
 from entmtp.decoding.outputs import Completion
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
@@ -24,8 +24,8 @@ from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.end_of_turn import end_of_turn_ids, ending_turns, turn_notice
 from entmtp.models.loading.load import encode_chat, load_model, resolve_model
 from entmtp.policies.base import Policy
-from entmtp.policies.cost_cache import LearntCosts
-from entmtp.policies.registry import PolicyInputs, make_correcting, make_policy
+from entmtp.policies.cost_cache import CostCorrectionFile
+from entmtp.policies.registry import PolicyInputs, make_online_cost_policy, make_policy
 from entmtp.policies.step_cost import MachineCost
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.suites import PAPER_SUITES
@@ -179,7 +179,7 @@ def policy_of(
     )
     slots, context = (1, None) if settings is None else (settings.slots, settings.context)
     cost = machine_cost(backbone, heads, cache_folder(), say, slots, context)
-    return policy_at_costs(method.name, heads, bank, cost, say, learnt_costs(backbone, heads, cache_folder()))
+    return policy_at_costs(method.name, heads, bank, cost, say, cost_corrections(backbone, heads, cache_folder()))
 
 
 def policy_at_costs(
@@ -188,7 +188,7 @@ def policy_at_costs(
     bank: TreeBank,
     cost: MachineCost,
     say: Callable[[str], None],
-    learnt: LearntCosts | None = None,
+    learnt: CostCorrectionFile | None = None,
 ) -> Policy:
     """The policy of a method that drafts, by the machine's costs as its steps correct them.
 
@@ -196,8 +196,8 @@ def policy_at_costs(
     """
     policy = methods.policy_of(name)
     if policy == LADDER:
-        bank = retuned(bank, cost.table(1), say)
-    return make_correcting(policy, PolicyInputs(heads.num_heads, bank), cost, learnt)
+        bank = retune(bank, cost.table(1), say)
+    return make_online_cost_policy(policy, PolicyInputs(heads.num_heads, bank), cost, learnt)
 
 
 def _bank_path(method: MethodSpec, kind: str | None) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from entmtp.heads.interface import Expansion
-from entmtp.policies.acceptance_bias import Belief
+from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.base import BeginDraft, Choice, Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.signals import Signals
@@ -54,11 +54,11 @@ class FixedDepthPolicy(Policy):
         )
         self._dynamic = DynamicPolicy(_SURE, chances, lambda batch, context: cost, self.entropy_window)
 
-    def start(self) -> Belief:
+    def start(self) -> AcceptanceBias:
         return self._dynamic.start()
 
     def choose(
-        self, signals: Sequence[Signals], states: Sequence[Belief], limits: Sequence[int], begin: BeginDraft
+        self, signals: Sequence[Signals], states: Sequence[AcceptanceBias], limits: Sequence[int], begin: BeginDraft
     ) -> list[Choice]:
         return self._dynamic.choose(signals, states, limits, lambda requests: _Scripted(begin(requests)))
 

@@ -17,6 +17,9 @@ from entmtp.decoding.outputs import Completion, EngineStatistics, FinishReason, 
 
 PREFIX = "entmtp_"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_OLD_PREDICTED_GOODPUT = "goodput_foretold_tokens_per_second"
+"""Exported for one more release: dashboards of users may still read it."""
+
 _TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -67,7 +70,8 @@ ENGINE_METRICS = (
     Definition("gauge", "outstanding_tokens", "tokens that these may still take"),
     Definition("gauge", "kv_cache_usage_perc", "share of the cache that running requests use, 0 to 1"),
     Definition("gauge", "goodput_tokens_per_second", "of the last steps"),
-    Definition("gauge", "goodput_foretold_tokens_per_second", "what the policy expected of the last step"),
+    Definition("gauge", "predicted_goodput_tokens_per_second", "what the policy expected of the last step"),
+    Definition("gauge", _OLD_PREDICTED_GOODPUT, "old name of predicted_goodput_tokens_per_second"),
 )
 
 REFUSED = Definition("counter", "requests_refused", "requests whose engine was full")
@@ -109,14 +113,16 @@ class EngineMetrics:
         self._histograms[name].observe(seconds)
 
     def engine(self, statistics: EngineStatistics) -> None:
-        """Takes in how the engine fares."""
+        """Sets the gauges from the engine's statistics."""
+        predicted_goodput = 1e3 * (statistics.predicted_goodput or 0.0)
         for name, value in (
             ("num_requests_running", statistics.running),
             ("num_requests_waiting", statistics.waiting),
             ("outstanding_tokens", statistics.outstanding_tokens),
             ("kv_cache_usage_perc", statistics.cache_tokens / max(1, statistics.cache_capacity)),
             ("goodput_tokens_per_second", 1e3 * statistics.goodput),
-            ("goodput_foretold_tokens_per_second", 1e3 * (statistics.predicted_goodput or 0.0)),
+            ("predicted_goodput_tokens_per_second", predicted_goodput),
+            (_OLD_PREDICTED_GOODPUT, predicted_goodput),
         ):
             self._gauges[name].set(value)
 

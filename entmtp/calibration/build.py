@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from entmtp.calibration.fit import fit_chances, fit_predictor, step_rows
+from entmtp.calibration.fit import fit_chances, fit_predictor, step_table
 from entmtp.calibration.optimal import optimal_order
 from entmtp.calibration.policy_replay import ExpansionAt
 from entmtp.calibration.rank_trace import rank_trace
 from entmtp.calibration.thresholds import PROBES, tuned_bins
-from entmtp.calibration.trace_replay import replayed_tau
+from entmtp.calibration.trace_replay import static_tau
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import TracedText
@@ -128,7 +128,7 @@ def make_bank(
     """The frontiers over all steps and per entropy bin, the bins those of the fastest ladder at ``cost``."""
     by_depth = [_static_frontier(traces, settings.max_nodes, depth) for depth in range(1, traces[0].ranks.shape[1] + 1)]
     overall = by_depth[-1]
-    steps = step_rows(traces, [overall.tree(size) for size in PROBES], settings.entropy_window)
+    steps = step_table(traces, [overall.tree(size) for size in PROBES], settings.entropy_window)
     kept = TuningTexts.of(traces, settings.max_rungs)
     thresholds, bins = tuned_bins(kept, overall, settings.entropy_window, cost)
     return TreeBank(
@@ -149,7 +149,7 @@ def _static_frontier(traces: Sequence[RankTrace], nodes: int, depth: int) -> Fro
     order = optimal_order(traces, nodes, depth)
     if not order:
         raise EntMTPError("calibration: the heads guessed nothing right on these texts; train them longer")
-    gains = [1.0] + [replayed_tau(traces, Topology.of(order[:size])) for size in range(1, len(order) + 1)]
+    gains = [1.0] + [static_tau(traces, Topology.of(order[:size])) for size in range(1, len(order) + 1)]
     return Frontier(paths=order, gain=gains, share=1.0)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from entmtp.calibration.optimal import most_probable_paths
-from entmtp.calibration.policy_replay import replayed
+from entmtp.calibration.policy_replay import replay_steps
 from entmtp.calibration.trace_replay import accepted_length
 from entmtp.policies.static import StaticPolicy
 from entmtp.trees.predictor import FEATURES, Feature, Predictor
@@ -37,7 +37,7 @@ _NEWTON_STEPS = 25
 
 
 @dataclass(frozen=True)
-class StepRows:
+class StepTable:
     """Steps of replayed texts.
 
     Attributes:
@@ -58,26 +58,26 @@ class StepRows:
         """``[rows]`` nats."""
         return self.features[:, FEATURES.index("entropy_ema")]
 
-    def of(self, rows: np.ndarray) -> StepRows:
+    def of(self, rows: np.ndarray) -> StepTable:
         """Some of the rows."""
-        return StepRows(self.features[rows], self.ranks[rows], self.text[rows])
+        return StepTable(self.features[rows], self.ranks[rows], self.text[rows])
 
 
-def step_rows(traces: Sequence[RankTrace], trees: Sequence[Topology], window: int) -> StepRows:
+def step_table(traces: Sequence[RankTrace], trees: Sequence[Topology], window: int) -> StepTable:
     """The steps that each of ``trees`` would take through each text, with the signals that it would see."""
     features, ranks, text = [], [], []
     for number, trace in enumerate(traces):
         table, confidence = trace.ranks.numpy(), trace.confidence[:, 0, 0].tolist()
         for tree in trees:
-            for step in replayed(trace, StaticPolicy(tree, window)):
+            for step in replay_steps(trace, StaticPolicy(tree, window)):
                 seen = replace(step.signals, confidence=confidence[step.position])
                 features.append(seen.values(FEATURES))
                 ranks.append(table[step.position])
                 text.append(number)
-    return StepRows(np.array(features), np.array(ranks), np.array(text))
+    return StepTable(np.array(features), np.array(ranks), np.array(text))
 
 
-def fit_predictor(rows: StepRows, features: Sequence[Feature], paths: int = PATHS) -> Predictor:
+def fit_predictor(rows: StepTable, features: Sequence[Feature], paths: int = PATHS) -> Predictor:
     """The predictor that looks at ``features``."""
     columns = [FEATURES.index(feature) for feature in features]
     seen = rows.features[:, columns]
@@ -142,13 +142,13 @@ def fit_chances(traces: Sequence[RankTrace]) -> Chances:
 
 
 @dataclass(frozen=True)
-class Quality:
+class PredictorQuality:
     """How well a predictor knows the accepted length of a topology.
 
     Attributes:
         log_loss: nats per step, of the accepted length's distribution.
-        calibration_error: expected difference (ECE) between foretold and seen chances that anything is accepted.
-        within_text: correlation of foretold and seen accepted lengths within texts (their means taken out).
+        calibration_error: expected difference (ECE) between predicted and seen chances that anything is accepted.
+        within_text: correlation of predicted and seen accepted lengths within texts (their means taken out).
     """
 
     log_loss: float
@@ -156,32 +156,32 @@ class Quality:
     within_text: float
 
 
-def quality(predictor: Predictor, rows: StepRows, topology: Topology, bins: int = 10) -> Quality:
+def quality(predictor: Predictor, rows: StepTable, topology: Topology, bins: int = 10) -> PredictorQuality:
     """Measured on ``rows`` that the predictor was not fitted on."""
     columns = [FEATURES.index(feature) for feature in predictor.features]
-    foretold = np.array([predictor.lengths(topology, score) for score in predictor.score(rows.features[:, columns])])
+    predicted = np.array([predictor.lengths(topology, score) for score in predictor.score(rows.features[:, columns])])
     seen = np.array([accepted_length(topology, row) for row in rows.ranks.tolist()])
-    chance = np.clip(foretold[np.arange(len(seen)), seen], 1e-6, 1.0)
-    expected = foretold @ np.arange(foretold.shape[1])
-    return Quality(
+    chance = np.clip(predicted[np.arange(len(seen)), seen], 1e-6, 1.0)
+    expected = predicted @ np.arange(predicted.shape[1])
+    return PredictorQuality(
         log_loss=float(-np.log(chance).mean()),
-        calibration_error=_calibration_error(1 - foretold[:, 0], seen > 0, bins),
+        calibration_error=_calibration_error(1 - predicted[:, 0], seen > 0, bins),
         within_text=_within(expected, seen.astype(np.float64), rows.text),
     )
 
 
-def _calibration_error(foretold: np.ndarray, seen: np.ndarray, bins: int) -> float:
-    """The mean over equally filled bins of |mean foretold - share seen|."""
-    parts = [part for part in np.array_split(np.argsort(foretold, kind="stable"), bins) if len(part)]
-    return float(sum(len(part) * abs(foretold[part].mean() - seen[part].mean()) for part in parts) / len(seen))
+def _calibration_error(predicted: np.ndarray, seen: np.ndarray, bins: int) -> float:
+    """The mean over equally filled bins of |mean predicted - share seen|."""
+    parts = [part for part in np.array_split(np.argsort(predicted, kind="stable"), bins) if len(part)]
+    return float(sum(len(part) * abs(predicted[part].mean() - seen[part].mean()) for part in parts) / len(seen))
 
 
-def _within(foretold: np.ndarray, seen: np.ndarray, text: np.ndarray) -> float:
+def _within(predicted: np.ndarray, seen: np.ndarray, text: np.ndarray) -> float:
     """Pearson's correlation of what is left when each text's means are taken out; 0 where nothing varies."""
     for number in np.unique(text):
         rows = text == number
-        foretold, seen = foretold.copy(), seen.copy()
-        foretold[rows] -= foretold[rows].mean()
+        predicted, seen = predicted.copy(), seen.copy()
+        predicted[rows] -= predicted[rows].mean()
         seen[rows] -= seen[rows].mean()
-    norm = np.sqrt((foretold @ foretold) * (seen @ seen))
-    return float(foretold @ seen / norm) if norm > 0 else 0.0
+    norm = np.sqrt((predicted @ predicted) * (seen @ seen))
+    return float(predicted @ seen / norm) if norm > 0 else 0.0

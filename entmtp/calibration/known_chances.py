@@ -11,7 +11,7 @@ Expectations are sums over paths: nothing is drawn, and there is no seed.
 In the same world hindsight knows each step's right path and verifies its beginning alone.
 
 Limits: where a step starts doesn't depend on how far the steps before it came; trees have the likeliest
-:data:`MOST_NODES` paths, and hindsight's right path goes on from one of them by a token at most; the best policy sees
+:data:`MAX_PATHS` paths, and hindsight's right path goes on from one of them by a token at most; the best policy sees
 every level's chances before it pays for any of them.
 """
 
@@ -24,12 +24,12 @@ from functools import cache
 import numpy as np
 
 from entmtp.heads.interface import Expansion
-from entmtp.policies.dynamic import MOST_GROWN
+from entmtp.policies.dynamic import MAX_EXPANDED_NODES
 from entmtp.policies.rate import Cost, best_choices
 from entmtp.trees.probability_calibration import Chances
 from entmtp.trees.topology import Path, Topology
 
-MOST_NODES = MOST_GROWN
+MAX_PATHS = MAX_EXPANDED_NODES
 """Nodes of the largest tree, as of a grown one."""
 
 
@@ -57,7 +57,7 @@ class Expected:
 
 
 def outlook(expansion: Expansion, chances: Chances, also: Topology) -> Outlook:
-    """Runs every level of the heads; keeps the likeliest :data:`MOST_NODES` paths, and those of the tree ``also``.
+    """Runs every level of the heads; keeps the likeliest :data:`MAX_PATHS` paths, and those of the tree ``also``.
 
     Guesses whose chances add up to more than their parent's share its chance in proportion.
     """
@@ -76,7 +76,7 @@ def outlook(expansion: Expansion, chances: Chances, also: Topology) -> Outlook:
                 numbers[*path, rank] = row * count + rank
         reach.append(sum(known[path] for path in numbers))
         # Equals stay in the order in which they came, beginnings first.
-        chosen = {*sorted(known, key=lambda path: -known[path])[:MOST_NODES], *also.paths}
+        chosen = {*sorted(known, key=lambda path: -known[path])[:MAX_PATHS], *also.paths}
         known = {path: chance for path, chance in known.items() if path in chosen}
         kept = {path: number for path, number in numbers.items() if path in known}
         if not kept:
@@ -129,7 +129,7 @@ def _choices(seen: Outlook, price: Callable[[int, int], float]) -> tuple[np.ndar
     gains, costs = [1.0], [price(0, 0)]
     for depth in range(1, max(map(len, order), default=0) + 1):
         gain, deepest = 1.0, 0
-        for nodes, path in enumerate([path for path in order if len(path) <= depth][:MOST_NODES], start=1):
+        for nodes, path in enumerate([path for path in order if len(path) <= depth][:MAX_PATHS], start=1):
             gain, deepest = gain + seen.paths[path], max(deepest, len(path))
             gains.append(gain)
             costs.append(price(nodes, deepest))

@@ -1,6 +1,6 @@
 """The time that many ladders take through many texts, replayed all at once.
 
-The steps are those that :func:`~entmtp.calibration.policy_replay.replayed` finds for a
+The steps are those that :func:`~entmtp.calibration.policy_replay.replay_steps` finds for a
 :class:`~entmtp.policies.ladder.LadderPolicy`, but one line of array arithmetic is a step of every ladder in every
 text. So a ladder can be tuned while a model is loaded.
 """

@@ -67,7 +67,7 @@ class _Counted:
         return self._expansion.next_level(parents, count)
 
 
-def replayed(trace: RankedText, policy: Policy, expansion_at: ExpansionAt = no_heads) -> list[ReplayedStep]:
+def replay_steps(trace: RankedText, policy: Policy, expansion_at: ExpansionAt = no_heads) -> list[ReplayedStep]:
     """The policy's steps through one text, with the signals that it would have seen.
 
     A tree that grows by what the heads say needs them to say it again: ``expansion_at``.

@@ -16,14 +16,14 @@ from rich.table import Column, Table
 
 import entmtp.calibration.yardsticks  # noqa: F401  registers its policies
 from entmtp import methods
-from entmtp.calibration.policy_replay import ExpansionAt, ReplayedStep, no_heads, replayed
-from entmtp.calibration.thresholds import retuned
+from entmtp.calibration.policy_replay import ExpansionAt, ReplayedStep, no_heads, replay_steps
+from entmtp.calibration.thresholds import retune
 from entmtp.errors import EntMTPError
 from entmtp.intervals import Estimate, paired_ratio, percent, ratio, ratio_of_sums
 from entmtp.policies.base import Policy
 from entmtp.policies.hardware_profile import load_profile
-from entmtp.policies.registry import PolicyInputs, RegisteredPolicy, all_registered
-from entmtp.policies.step_cost import PartedCost
+from entmtp.policies.registry import PolicyInputs, RegisteredPolicy, registered_policies
+from entmtp.policies.step_cost import TreeCost
 from entmtp.trees.bank import TreeBank, load_bank
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace, load_traces
@@ -32,14 +32,14 @@ FLAT = "flat"
 GPU_LIKE = "gpu-like"
 DYNAMIC = "dynamic"
 KNOWN_CHANCES = "known-chances"
-"""A yardstick of its own (:mod:`entmtp.calibration.known_world`), which also needs the heads."""
+"""A yardstick of its own (:mod:`entmtp.calibration.known_chances_replay`), which also needs the heads."""
 
-PolicyOf = Callable[[RankTrace], Policy]
+PolicyForText = Callable[[RankTrace], Policy]
 """A text's policy; those of the yardsticks depend on the text."""
 
 
 @dataclass(frozen=True)
-class Pace:
+class DecodingSpeed:
     """How fast a policy goes through texts.
 
     Attributes:
@@ -63,13 +63,13 @@ class Pace:
         """Speed over plain decoding's, with its interval over texts."""
         return ratio_of_sums(self.tokens * self.plain_ms, self.ms)
 
-    def share_of(self, other: Pace) -> Estimate:
+    def share_of(self, other: DecodingSpeed) -> Estimate:
         """Speed over another's on the same texts, which weigh alike, with its interval over them."""
         return paired_ratio(self.tokens / self.ms, other.tokens / other.ms).estimate()
 
 
 @dataclass(frozen=True)
-class Replayed(Pace):
+class ReplayResult(DecodingSpeed):
     """What a policy did on texts; ``nodes`` per step, the root not counted."""
 
     nodes: float
@@ -77,22 +77,22 @@ class Replayed(Pace):
 
 def policies(
     bank: TreeBank,
-    cost: PartedCost,
+    cost: TreeCost,
     num_heads: int,
-    grown: PartedCost | None = None,
+    grown: TreeCost | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> Mapping[str, PolicyOf]:
+) -> Mapping[str, PolicyForText]:
     """How each policy is made for a text, by its name; the ladder as ``cost`` tunes it.
 
     One that asks the heads while it chooses goes by the cost of ``grown`` trees.
     """
-    inputs = PolicyInputs(num_heads, retuned(bank, cost, say), AnyBatch(cost))
-    asking = replace(inputs, cost=AnyBatch(grown or cost))
-    known = [one for one in all_registered() if one.name in methods.policies()]
+    inputs = PolicyInputs(num_heads, retune(bank, cost, say), SingleRequestCost(cost))
+    asking = replace(inputs, cost=SingleRequestCost(grown or cost))
+    known = [one for one in registered_policies() if one.name in methods.policies()]
     return {one.name: _policy_of(one, asking if one.drafts else inputs) for one in known}
 
 
-def _policy_of(policy: RegisteredPolicy, inputs: PolicyInputs) -> PolicyOf:
+def _policy_of(policy: RegisteredPolicy, inputs: PolicyInputs) -> PolicyForText:
     if policy.knows_text:
         return lambda trace: policy.make(replace(inputs, trace=trace))
     made = policy.make(inputs)
@@ -100,10 +100,10 @@ def _policy_of(policy: RegisteredPolicy, inputs: PolicyInputs) -> PolicyOf:
 
 
 @dataclass(frozen=True)
-class AnyBatch:
+class SingleRequestCost:
     """The cost of one request's steps, whatever the batch and the context."""
 
-    cost: PartedCost
+    cost: TreeCost
 
     def __call__(self, topology: Topology) -> float:
         return self.cost(topology)
@@ -111,23 +111,24 @@ class AnyBatch:
     def draft(self, topology: Topology) -> float:
         return self.cost.draft(topology)
 
-    def of_batch(self, batch: int, context: int) -> PartedCost:
+    def of_batch(self, batch: int, context: int) -> TreeCost:
         return self.cost
 
 
 def replay_policy(
-    traces: Sequence[RankTrace], policy_of: PolicyOf, cost: PartedCost, expansions: Sequence[ExpansionAt] = ()
-) -> Replayed:
+    traces: Sequence[RankTrace], policy_of: PolicyForText, cost: TreeCost, expansions: Sequence[ExpansionAt] = ()
+) -> ReplayResult:
     """Walks every text with its policy; ``expansions`` are the heads' guesses in each text, for one that asks them.
 
     Its ``cost`` is that of steps whose trees grow.
     """
     drafting = expansions or [no_heads] * len(traces)
     runs = [
-        replayed(trace, policy_of(trace), expansion_at) for trace, expansion_at in zip(traces, drafting, strict=True)
+        replay_steps(trace, policy_of(trace), expansion_at)
+        for trace, expansion_at in zip(traces, drafting, strict=True)
     ]
     steps = [step for run in runs for step in run]
-    return Replayed(
+    return ReplayResult(
         tokens=np.array([len(trace) for trace in traces]),
         ms=np.array([sum(step_ms(step, cost) for step in run) for run in runs]),
         steps=len(steps),
@@ -136,7 +137,7 @@ def replay_policy(
     )
 
 
-def step_ms(step: ReplayedStep, cost: PartedCost) -> float:
+def step_ms(step: ReplayedStep, cost: TreeCost) -> float:
     """Milliseconds of a step; levels of heads that ran while its tree grew count even where no node came of them."""
     if not step.levels:
         return cost(step.topology)
@@ -144,17 +145,17 @@ def step_ms(step: ReplayedStep, cost: PartedCost) -> float:
     return cost(step.topology) - cost.draft(step.topology) + cost.draft(run)
 
 
-def cost_of(profile: str, batch: int = 1, context: int | None = None) -> PartedCost:
+def cost_of(profile: str, batch: int = 1, context: int | None = None) -> TreeCost:
     """The cost of a step on the machine of a hardware profile, or one of the :data:`IDEAL` curves."""
     return IDEAL[profile] if profile in IDEAL else load_profile(profile).cost(batch, context)
 
 
-def grown_cost_of(profile: str, batch: int = 1, context: int | None = None) -> PartedCost | None:
+def expanded_cost_of(profile: str, batch: int = 1, context: int | None = None) -> TreeCost | None:
     """The same of steps whose trees grow while the heads guess; None where a profile doesn't know.
 
     Ideal machines have a host that takes no time, so that growing costs what filling does.
     """
-    return IDEAL[profile] if profile in IDEAL else load_profile(profile).grown_cost(batch, context)
+    return IDEAL[profile] if profile in IDEAL else load_profile(profile).expanded_cost(batch, context)
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class IdealCost:
 
 
 IDEAL = {FLAT: IdealCost(level=0.0, free_tokens=math.inf), GPU_LIKE: IdealCost(level=0.03, free_tokens=64)}
-IDEAL_WORDS = {
+IDEAL_DESCRIPTIONS = {
     FLAT: "a step with any tree costs as much as a plain one and drafting nothing",
     # Heads of a few hundred million weights, output layer included, on a model of 7 billion.
     GPU_LIKE: "verifying up to 64 tokens costs as much as one, and each level of heads 3% of a plain step",
@@ -187,9 +188,9 @@ def replay_file(
     path: Path,
     bank_path: Path,
     names: Sequence[str],
-    cost: PartedCost,
+    cost: TreeCost,
     say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Replayed]:
+) -> dict[str, ReplayResult]:
     """Replays policies on a trace file; ``say`` tells if the bank's ladder is another machine's.
 
     Raises:
@@ -213,7 +214,7 @@ def replay_file(
 
 def replayable() -> list[str]:
     """Policies that a trace file is enough for: it has the heads' guesses on the right path alone."""
-    return [one.name for one in all_registered() if not one.drafts and one.name in methods.policies()]
+    return [one.name for one in registered_policies() if not one.drafts and one.name in methods.policies()]
 
 
 def _check(names: Sequence[str]) -> None:
@@ -228,7 +229,7 @@ def _check(names: Sequence[str]) -> None:
             raise EntMTPError(f"policy: '{name}' is unknown; choose from {', '.join(known)}")
 
 
-def replay_table(found: Mapping[str, Replayed], profile: str) -> Table:
+def replay_table(found: Mapping[str, ReplayResult], profile: str) -> Table:
     """A row per policy; ``of`` a yardstick is the share of its speed that a policy reaches."""
     title = f"predicted at the cost of steps of '{profile}'"
     yardsticks = [name for name in methods.yardsticks() if name in found]

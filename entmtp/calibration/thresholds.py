@@ -21,7 +21,7 @@ import numpy as np
 
 from entmtp.calibration.ladder_times import ladder_times
 from entmtp.calibration.optimal import most_probable_paths
-from entmtp.calibration.policy_replay import replayed
+from entmtp.calibration.policy_replay import replay_steps
 from entmtp.intervals import paired_ratio
 from entmtp.policies.ladder import Ladder, best_rungs
 from entmtp.policies.rate import Cost
@@ -73,7 +73,7 @@ def step_starts(texts: Sequence[RankedText], trees: Sequence[Topology], window: 
     for number, one in enumerate(texts):
         table = one.ranks.numpy()
         for tree in trees:
-            for step in replayed(one, StaticPolicy(tree, window)):
+            for step in replay_steps(one, StaticPolicy(tree, window)):
                 entropy.append(step.signals.entropy_ema)
                 ranks.append(table[step.position])
                 text.append(number)
@@ -87,7 +87,7 @@ def frontier_of(rows: np.ndarray, nodes: int, share: float) -> Frontier:
     return Frontier(paths=[path for path, _ in found], gain=gain.round(5).tolist(), share=share)
 
 
-def retuned(bank: TreeBank, cost: Cost, say: Callable[[str], None]) -> TreeBank:
+def retune(bank: TreeBank, cost: Cost, say: Callable[[str], None]) -> TreeBank:
     """The bank with the thresholds and bins of the fastest ladder at ``cost``; the same for the same cost.
 
     A bank that keeps no texts stays as it is, which ``say`` tells.

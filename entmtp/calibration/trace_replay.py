@@ -45,7 +45,7 @@ def visits(lengths: np.ndarray) -> np.ndarray:
     return np.array(starts, dtype=np.int64)
 
 
-def replayed_tau(traces: Sequence[RankTrace], topology: Topology) -> float:
+def static_tau(traces: Sequence[RankTrace], topology: Topology) -> float:
     """Tokens per step, root included, of a static tree over whole texts."""
     steps = sum(len(visits(accepted_lengths(trace, topology))) for trace in traces)
     return sum(len(trace) for trace in traces) / steps

@@ -96,7 +96,7 @@ class Engine:
             steps=self._steps,
             tokens=self._tokens,
             goodput=self._gained.value / seconds / 1e3 if seconds else 0.0,
-            predicted_goodput=self.policy.foretold,
+            predicted_goodput=self.policy.predicted_goodput,
         )
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Completion:

@@ -19,7 +19,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import ROUNDED_ROWS
 from entmtp.policies.base import Policy
-from entmtp.policies.cost_cache import LearntCosts, cost_file, learnt_file, read_cost, write_cost
+from entmtp.policies.cost_cache import CostCorrectionFile, correction_path, cost_path, read_cost, write_cost
 from entmtp.policies.signals import SignalTracker
 from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import BatchedCost, CostTable, StepCost, hardware_name
@@ -135,9 +135,9 @@ def machine_cost(
     )
 
 
-def learnt_costs(backbone: Backbone, heads: DraftHeads, cache_folder: Path) -> LearntCosts:
+def cost_corrections(backbone: Backbone, heads: DraftHeads, cache_folder: Path) -> CostCorrectionFile:
     """What earlier runs have learnt of the cost of steps on this machine."""
-    return LearntCosts(learnt_file(cache_folder, *_parts(backbone, heads)))
+    return CostCorrectionFile(correction_path(cache_folder, *_parts(backbone, heads)))
 
 
 def step_cost(
@@ -153,7 +153,7 @@ def step_cost(
     It reaches to the largest of :data:`CONTEXTS` within ``context`` tokens, by default the model's own.
     """
     contexts = _contexts(backbone, context)
-    path = cost_file(cache_folder, *_parts(backbone, heads), batch)
+    path = cost_path(cache_folder, *_parts(backbone, heads), batch)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         cost = read_cost(path, say)

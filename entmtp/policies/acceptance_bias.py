@@ -1,7 +1,7 @@
-"""What a request's own steps teach about its text: easier or harder than those that predictions were fitted on.
+"""Online correction of one request's predicted acceptance: is its text easier or harder than the calibration texts?
 
-After each step the log-odds of a guess move by what the step gained beyond what was expected of it: gradient ascent on
-the likelihood of what was accepted, a step at a time.
+After each step the log-odds of a guess move by the accepted tokens minus the expected ones. This is gradient ascent on
+the likelihood of what was accepted, one step at a time.
 """
 
 from __future__ import annotations
@@ -9,22 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LEARNING_RATE = 0.02
-"""Log-odds per token; by replay, twice or five times as much changes little."""
+"""Log-odds per token. In replay, twice or five times as much changes little."""
 
-_MOST = 2.0
+_MAX_LOG_ODDS = 2.0
 
 
 @dataclass
-class Belief:
-    """One request's correction; ``shift`` is added to the log-odds that its guesses are right."""
+class AcceptanceBias:
+    """Policy state of one request.
 
-    shift: float = 0.0
+    Attributes:
+        log_odds: added to the log-odds that the request's guesses are right.
+        expected: tokens that the running step's guesses should gain; None if it guesses nothing.
+    """
+
+    log_odds: float = 0.0
     expected: float | None = None
-    """Tokens that the running step's guesses should gain; None where it guesses nothing."""
 
-    def learn(self, gained: int) -> None:
-        """Takes in what the last step gained, root included."""
+    def update(self, gained: int) -> None:
+        """Update the bias with the tokens that the last step gained, root included."""
         if self.expected is not None:
-            moved = self.shift + LEARNING_RATE * (gained - 1 - self.expected)
-            self.shift = max(-_MOST, min(_MOST, moved))
+            moved = self.log_odds + LEARNING_RATE * (gained - 1 - self.expected)
+            self.log_odds = max(-_MAX_LOG_ODDS, min(_MAX_LOG_ODDS, moved))
         self.expected = None

@@ -52,7 +52,7 @@ class Policy(ABC):
         """
 
     @property
-    def foretold(self) -> float | None:
+    def predicted_goodput(self) -> float | None:
         """Tokens per millisecond that the last choice should gain; None where a policy does not say."""
         return None
 

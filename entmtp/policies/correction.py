@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from entmtp.policies.acceptance_bias import Belief
+from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.base import BeginDraft, Choice, Policy
-from entmtp.policies.cost_cache import LearntCosts
-from entmtp.policies.online_cost import MachineView, OnlineMachine
+from entmtp.policies.cost_cache import CostCorrectionFile
+from entmtp.policies.online_cost import OnlineCosts, OnlinePolicyCost
 from entmtp.policies.probing import ProbeBudget
 from entmtp.policies.signals import Signals
 from entmtp.policies.step_cost import TYPICAL_CONTEXT, MachineCost, PolicyCost, rounded_context
@@ -29,16 +29,16 @@ SAVE_PERIOD = 2000
 """Steps after which what was learnt is written to disk."""
 
 
-class CorrectingPolicy(Policy):
+class OnlineCostPolicy(Policy):
     """Another policy at live costs, and in a probe at the least that steps may cost."""
 
     def __init__(
-        self, make: Callable[[PolicyCost], Policy], machine: MachineCost, cache: LearntCosts | None = None
+        self, make: Callable[[PolicyCost], Policy], machine: MachineCost, cache: CostCorrectionFile | None = None
     ) -> None:
         """``make`` makes the policy from step costs; ``cache`` keeps for the next run what this one learns."""
         self._make = make
         self._cache = cache
-        self._machine = OnlineMachine(machine, cache.read() if cache else {})
+        self._machine = OnlineCosts(machine, cache.read() if cache else {})
         self._budget = ProbeBudget()
         self._steps = 0
         self._context = TYPICAL_CONTEXT
@@ -51,7 +51,7 @@ class CorrectingPolicy(Policy):
         self.entropy_window = self.policy.entropy_window
 
     def _renewed(self, *, optimistic: bool) -> Policy:
-        return self._make(MachineView(self._machine, optimistic))
+        return self._make(OnlinePolicyCost(self._machine, optimistic))
 
     def start(self) -> Any:
         return self.policy.start()
@@ -63,8 +63,8 @@ class CorrectingPolicy(Policy):
         self._context = rounded_context([seen.context for seen in signals])
         self._looked = self._budget.due and not self._forbidden
         chosen = (self._exploring if self._looked else self.policy).choose(signals, states, limits, begin)
-        beliefs = [state for state in states if isinstance(state, Belief)]
-        self._expected = len(beliefs) + sum(belief.expected or 0.0 for belief in beliefs)
+        biases = [state for state in states if isinstance(state, AcceptanceBias)]
+        self._expected = len(biases) + sum(bias.expected or 0.0 for bias in biases)
         self._last = chosen
         return chosen
 
@@ -75,7 +75,7 @@ class CorrectingPolicy(Policy):
         return self._explorer
 
     @property
-    def foretold(self) -> float | None:
+    def predicted_goodput(self) -> float | None:
         if not self._expected:
             return None
         cost = self._machine.of(len(self._last)).at(self._context)

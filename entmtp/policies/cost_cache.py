@@ -26,7 +26,7 @@ MAX_BYTES = 2**22
 _log = logging.getLogger(__name__)
 
 
-def cost_file(
+def cost_path(
     folder: Path, hardware: str, model_fingerprint: str, heads_fingerprint: str, kernels: str, batch: int = 1
 ) -> Path:
     """Path of the measured cost of this model with these heads and ``kernels`` on this hardware."""
@@ -34,8 +34,8 @@ def cost_file(
     return folder / "costs" / f"{_key(*parts)}.json"
 
 
-def learnt_file(folder: Path, hardware: str, model_fingerprint: str, heads_fingerprint: str, kernels: str) -> Path:
-    """Path of what steps of all batch sizes have taught; the parts are those of :func:`cost_file`."""
+def correction_path(folder: Path, hardware: str, model_fingerprint: str, heads_fingerprint: str, kernels: str) -> Path:
+    """Path of what steps of all batch sizes have taught; the parts are those of :func:`cost_path`."""
     return folder / "costs" / f"{_key(hardware, model_fingerprint, heads_fingerprint, kernels)}.learnt.json"
 
 
@@ -66,7 +66,7 @@ def write_cost(path: Path, cost: CostTable) -> None:
     write_text(path, cost.model_dump_json(indent=1))
 
 
-class Learnt(BaseModel):
+class CostCorrection(BaseModel):
     """Correction of one batch size's measured cost.
 
     Attributes:
@@ -85,7 +85,7 @@ class Learnt(BaseModel):
     draft_variance: Annotated[FiniteFloat, Field(ge=0)]
 
     @model_validator(mode="after")
-    def _complete(self) -> Learnt:
+    def _complete(self) -> CostCorrection:
         size = len(self.logs)
         if len(self.covariance) != size or any(len(row) != size for row in self.covariance):
             raise ValueError("covariance needs a row and a column for every logarithm")
@@ -96,12 +96,12 @@ class Learnt(BaseModel):
 
 
 class _LearntFile(BaseModel):
-    """All of a machine's :class:`Learnt`, by batch size."""
+    """All of a machine's :class:`CostCorrection`, by batch size."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
-    by_batch: dict[int, Learnt]
+    by_batch: dict[int, CostCorrection]
 
 
 def fingerprint(table: CostTable) -> str:
@@ -109,13 +109,13 @@ def fingerprint(table: CostTable) -> str:
     return hashlib.sha256(table.model_dump_json().encode()).hexdigest()[:16]
 
 
-class LearntCosts:
+class CostCorrectionFile:
     """One machine's file of what steps have taught."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def read(self) -> dict[int, Learnt]:
+    def read(self) -> dict[int, CostCorrection]:
         """What is there by batch size; nothing if the file is absent or, with a line in the log, unreadable."""
         try:
             if not self._path.is_file():
@@ -128,7 +128,7 @@ class LearntCosts:
             _log.warning("%s: %s; what was learnt of step costs is learnt again", self._path, first)
             return {}
 
-    def write(self, learnt: Mapping[int, Learnt]) -> None:
+    def write(self, learnt: Mapping[int, CostCorrection]) -> None:
         """Replaces what is there of these batch sizes.
 
         Decoding goes on whatever comes of it: another replica may be writing, or the disk be full.

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 
 from entmtp.heads.interface import Expansion
-from entmtp.policies.acceptance_bias import Belief
+from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.base import BeginDraft, Choice, Policy
-from entmtp.policies.goodput import REMEMBERED, GoodputPolicy
+from entmtp.policies.goodput import PRICE_CACHE_SIZE, GoodputPolicy
 from entmtp.policies.registry import PolicyInputs, register_policy
 from entmtp.policies.signals import Signals
-from entmtp.policies.step_cost import PartedCost, rounded_context
+from entmtp.policies.step_cost import TreeCost, rounded_context
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.probability_calibration import Chances
 from entmtp.trees.topology import Path, Topology
 
-MOST_GROWN = 63
+MAX_EXPANDED_NODES = 63
 """Nodes of the largest tree that it grows, whatever a request allows."""
 SMALL = 8
 """Nodes of the smallest tree that is asked what a node costs: over fewer, noise in the measurement says too much."""
@@ -37,14 +37,14 @@ PLAIN = Choice(Topology.root_only(), [])
 
 
 class _Node(NamedTuple):
-    """A guess; ``number`` as in :class:`Expansion`, ``shift`` its request's :class:`Belief`."""
+    """A guess; ``number`` as in :class:`Expansion`, ``shift`` its request's :class:`AcceptanceBias`."""
 
     request: int
     path: Path
     token: int
     chance: float
     number: int
-    shift: float
+    log_odds: float
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class _Worth:
     """What a step's milliseconds are worth in tokens.
 
     Attributes:
-        verify: of verifying 0, 1, ... ``MOST_GROWN`` nodes of every request.
+        verify: of verifying 0, 1, ... ``MAX_EXPANDED_NODES`` nodes of every request.
         levels: of running each level of heads.
         node: of verifying one more node of one request, on average over the trees where that is least: on a CPU small
             ones, on a GPU, where the first node costs most, large ones.
@@ -64,10 +64,10 @@ class _Worth:
 
 
 class DynamicPolicy(Policy):
-    """Builds a tree per request and step; of a request its moving averages and a :class:`Belief` are remembered."""
+    """Expands one tree per request and step. The state of a request is its :class:`AcceptanceBias`."""
 
     def __init__(
-        self, predictor: Predictor, chances: Chances, costs: Callable[[int, int], PartedCost], entropy_window: int
+        self, predictor: Predictor, chances: Chances, costs: Callable[[int, int], TreeCost], entropy_window: int
     ) -> None:
         """``costs`` are by the number of a step's requests and their mean context in tokens."""
         self.chances = chances
@@ -75,47 +75,52 @@ class DynamicPolicy(Policy):
         self._costs = costs
         # Whether to draft at all is decided by the signals that are there before the heads run.
         self._before = GoodputPolicy(predictor, costs, entropy_window)
-        self._worth = lru_cache(REMEMBERED)(self._priced)
+        self._worth = lru_cache(PRICE_CACHE_SIZE)(self._priced)
 
-    def start(self) -> Belief:
-        return Belief()
+    def start(self) -> AcceptanceBias:
+        return AcceptanceBias()
 
     def reprice(self) -> bool:
         self._worth.cache_clear()
         return self._before.reprice()
 
     def choose(
-        self, signals: Sequence[Signals], states: Sequence[Belief], limits: Sequence[int], begin: BeginDraft
+        self, signals: Sequence[Signals], states: Sequence[AcceptanceBias], limits: Sequence[int], begin: BeginDraft
     ) -> list[Choice]:
-        for seen, belief in zip(signals, states, strict=True):
-            belief.learn(seen.gained)
+        for seen, bias in zip(signals, states, strict=True):
+            bias.update(seen.gained)
         if not any(limits):
             return [Choice(Topology.root_only())] * len(signals)
-        limits = [min(limit, MOST_GROWN) for limit in limits]
+        limits = [min(limit, MAX_EXPANDED_NODES) for limit in limits]
         context = rounded_context([seen.context for seen in signals])
         before = self._before.best(self._before.scores(signals, states), limits, context)
         drafting = [request for request, tree in enumerate(before) if self._before.trees[tree].nodes]
         if not drafting:
             return [Choice(Topology.root_only())] * len(signals)  # as plain decoding's: there is nothing to fill
         worth = self._worth(tuple(sorted(limits)), context)
-        roots = [_Node(request, (), 0, 1.0, number, states[request].shift) for number, request in enumerate(drafting)]
+        roots = [
+            _Node(request, (), 0, 1.0, number, states[request].log_odds) for number, request in enumerate(drafting)
+        ]
         guessed = _by_request(self._guessed(begin(drafting), roots, worth, limits))
         chosen = self._best([guessed.get(request, []) for request in range(len(signals))], worth)
-        for nodes, belief in zip(chosen, states, strict=True):
-            belief.expected = sum(node.chance for node in nodes) if nodes else None
+        for nodes, bias in zip(chosen, states, strict=True):
+            bias.expected = sum(node.chance for node in nodes) if nodes else None
         return [_grown(nodes) for nodes in chosen]
 
     def _priced(self, limits: tuple[int, ...], context: int) -> _Worth:
         batch = len(limits)
         cost, rate = self._costs(batch, context), self._before.rate(limits, context)
-        trees = [Topology.root_only(), *(Topology.of([(rank,) for rank in range(n)]) for n in range(1, MOST_GROWN + 1))]
+        trees = [
+            Topology.root_only(),
+            *(Topology.of([(rank,) for rank in range(n)]) for n in range(1, MAX_EXPANDED_NODES + 1)),
+        ]
         verify = rate * np.array([cost(tree) - cost.draft(tree) for tree in trees])
         depths = range(1, len(self.chances.slope) + 1)
         chains = [Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths]
         drafts = rate * np.array([0.0, *(cost.draft(chain) for chain in chains)])
         # Kernels may do badly with few rows, so that a larger tree takes less time: nodes are not free for that.
         added = verify - np.minimum.accumulate(verify)
-        node = float(min(added[SMALL:] / np.arange(SMALL, MOST_GROWN + 1))) / batch
+        node = float(min(added[SMALL:] / np.arange(SMALL, MAX_EXPANDED_NODES + 1))) / batch
         return _Worth((verify - verify[0]).tolist(), np.diff(drafts).tolist(), node)
 
     def _guessed(self, expansion: Expansion, roots: list[_Node], worth: _Worth, limits: Sequence[int]) -> list[_Node]:
@@ -167,9 +172,9 @@ class DynamicPolicy(Policy):
                 node.request,
                 (*node.path, rank),
                 token,
-                node.chance * chance(depth, log_prob, node.shift),
+                node.chance * chance(depth, log_prob, node.log_odds),
                 row * count + rank,
-                node.shift,
+                node.log_odds,
             )
             for row, (node, *guesses) in enumerate(zip(parents, tokens.tolist(), log_probs.tolist(), strict=True))
             for rank, (token, log_prob) in enumerate(zip(*guesses, strict=True))

@@ -1,6 +1,6 @@
 """The goodput policy: at every step the tree with which the text gains most tokens per millisecond.
 
-That is the tree with the largest ``gain - rate * cost`` (:mod:`entmtp.policies.rate`), its gain foretold from the
+That is the tree with the largest ``gain - rate * cost`` (:mod:`entmtp.policies.rate`), its gain predicted from the
 signals of this very step.
 """
 
@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from entmtp.policies.acceptance_bias import Belief
+from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.base import BeginDraft, Choice, Policy
 from entmtp.policies.envelope import Envelope, upper_envelope
 from entmtp.policies.rate import BatchCosts, best_choices
@@ -26,7 +26,7 @@ from entmtp.trees.topology import Topology
 
 SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 63)
 
-REMEMBERED = 256
+PRICE_CACHE_SIZE = 256
 """Combinations of limits and context whose prices are remembered."""
 
 
@@ -59,7 +59,7 @@ class _Price:
 
 
 class GoodputPolicy(Policy):
-    """Chooses by expected gain and cost; of a request its moving averages and a :class:`Belief` are remembered.
+    """Chooses by expected gain and cost; of a request its moving averages and a :class:`AcceptanceBias` are remembered.
 
     The requests of a step are verified side by side, padded to the widest tree and drafted for to the deepest. So a
     *shape*, so many nodes and levels, is chosen for all of them, and each takes its own best tree within it: never a
@@ -89,15 +89,15 @@ class GoodputPolicy(Policy):
         self._grid = len(nodes), len(depths)
         self._cells = np.array([nodes.index(size) * len(depths) + depths.index(depth) for size, depth in sizes])
         self._most = self._gains_within(nodes[-1])
-        self._price = lru_cache(REMEMBERED)(self._priced)
-        self._alone = lru_cache(REMEMBERED)(self._best_alone)
+        self._price = lru_cache(PRICE_CACHE_SIZE)(self._priced)
+        self._alone = lru_cache(PRICE_CACHE_SIZE)(self._best_alone)
 
     def rate(self, limits: Sequence[int] = (MAX_NODES,), context: int = TYPICAL_CONTEXT) -> float:
         """Tokens per millisecond that a schedule of steps of requests with these limits reaches."""
         return self._price(self._rounded(limits), context).rate
 
-    def start(self) -> Belief:
-        return Belief()
+    def start(self) -> AcceptanceBias:
+        return AcceptanceBias()
 
     def reprice(self) -> bool:
         self._price.cache_clear()
@@ -105,24 +105,24 @@ class GoodputPolicy(Policy):
         return True
 
     def choose(
-        self, signals: Sequence[Signals], states: Sequence[Belief], limits: Sequence[int], begin: BeginDraft
+        self, signals: Sequence[Signals], states: Sequence[AcceptanceBias], limits: Sequence[int], begin: BeginDraft
     ) -> list[Choice]:
-        for seen, belief in zip(signals, states, strict=True):
-            belief.learn(seen.gained)
+        for seen, bias in zip(signals, states, strict=True):
+            bias.update(seen.gained)
         if not any(limits):
             return [Choice(Topology.root_only())] * len(signals)
         scores = self.scores(signals, states)
         chosen = self.best(scores, limits, rounded_context([seen.context for seen in signals]))
-        for score, belief, at in zip(scores, states, chosen, strict=True):
+        for score, bias, at in zip(scores, states, chosen, strict=True):
             if self.trees[at].nodes:
-                belief.expected = float(self.predictor.blend(score) @ self._gains[:, at]) - 1
+                bias.expected = float(self.predictor.blend(score) @ self._gains[:, at]) - 1
         return [Choice(self.trees[at]) for at in chosen]
 
-    def scores(self, signals: Sequence[Signals], beliefs: Sequence[Belief]) -> list[float]:
+    def scores(self, signals: Sequence[Signals], biases: Sequence[AcceptanceBias]) -> list[float]:
         """How easy each request's next tokens look."""
         return [
-            self.predictor.score_of(seen.values(self.predictor.features)) + belief.shift
-            for seen, belief in zip(signals, beliefs, strict=True)
+            self.predictor.score_of(seen.values(self.predictor.features)) + bias.log_odds
+            for seen, bias in zip(signals, biases, strict=True)
         ]
 
     def best(self, scores: Sequence[float], limits: Sequence[int], context: int = TYPICAL_CONTEXT) -> list[int]:

@@ -1,4 +1,4 @@
-"""Hardware profiles: what steps cost on machines that are not at hand, so that replay predicts speedups there.
+"""Hardware profiles: measured step costs of other machines, from which replay predicts speedups there.
 
 A profile is a measured grid of node budgets, batch sizes and context lengths for one model shape and kind of heads.
 Some are shipped (:func:`known_profiles`). The owner of a GPU adds one with one command from the root of a checkout::
@@ -28,8 +28,8 @@ Milliseconds = Annotated[FiniteFloat, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 
 
-class Measured(BaseModel):
-    """Where a profile comes from."""
+class ProfileProvenance(BaseModel):
+    """Provenance of a profile: machine, model, versions and the command that measured it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,17 +45,17 @@ class Measured(BaseModel):
 
 
 class ProfilePoint(BaseModel):
-    """Median milliseconds of a step of ``batch`` requests behind ``context`` tokens each.
+    """Median milliseconds of a step of ``batch`` requests with ``context`` cached tokens each.
 
     Attributes:
         policy_ms, verify_ms, accept_ms, compact_ms: per node budget of the profile.
-        rest_ms: per node budget, of the host beside all parts.
+        rest_ms: per node budget, host time outside all other parts.
         narrow_draft_ms, wide_draft_ms: per depth 1, 2, ... for a chain and for a tree of the profile's ``wide_nodes``.
-        grown_draft_ms: per depth, for a tree that is chosen while the heads guess, with the host's work and waiting
-            between levels; None where that was not measured.
+        expanded_draft_ms: per depth, for a tree that is chosen while the heads draft; includes the host's work and the
+            waiting between levels. None if it was not measured. The field of the file is ``grown_draft_ms``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     batch: Size
     context: Size
@@ -66,16 +66,16 @@ class ProfilePoint(BaseModel):
     rest_ms: list[Milliseconds]
     narrow_draft_ms: list[Annotated[FiniteFloat, Field(gt=0)]] = Field(min_length=1)
     wide_draft_ms: list[Annotated[FiniteFloat, Field(gt=0)]] = Field(min_length=1)
-    grown_draft_ms: list[Annotated[FiniteFloat, Field(gt=0)]] | None = None
+    expanded_draft_ms: list[Annotated[FiniteFloat, Field(gt=0)]] | None = Field(None, alias="grown_draft_ms")
 
     @property
     def drafts(self) -> list[list[float]]:
         """All measured times of drafting."""
-        grown = [] if self.grown_draft_ms is None else [self.grown_draft_ms]
-        return [self.narrow_draft_ms, self.wide_draft_ms, *grown]
+        expanded = [] if self.expanded_draft_ms is None else [self.expanded_draft_ms]
+        return [self.narrow_draft_ms, self.wide_draft_ms, *expanded]
 
     @property
-    def but_draft_ms(self) -> np.ndarray:
+    def without_draft_ms(self) -> np.ndarray:
         """The whole step without drafting, per node budget."""
         parts = (self.policy_ms, self.verify_ms, self.accept_ms, self.compact_ms, self.rest_ms)
         return np.array(parts).sum(0)
@@ -87,7 +87,7 @@ class HardwareProfile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = Field(1, ge=1, le=1)
-    measured: Measured
+    measured: ProfileProvenance
     nodes: list[Annotated[int, Field(ge=0)]] = Field(min_length=2)
     batches: list[Size] = Field(min_length=1)
     contexts: list[Size] = Field(min_length=1)
@@ -106,7 +106,7 @@ class HardwareProfile(BaseModel):
             raise ValueError(f"batch {missing[0][0]} with context {missing[0][1]} was not measured")
         if len(pairs) != len(self.batches) * len(self.contexts):
             raise ValueError("points has one for more than every pair of batches and contexts, or one twice")
-        if len({point.grown_draft_ms is None for point in self.points}) > 1:
+        if len({point.expanded_draft_ms is None for point in self.points}) > 1:
             raise ValueError("grown_draft_ms was measured at some points and not at others")
         depths = {len(draft) for point in self.points for draft in point.drafts}
         if len(depths) > 1:
@@ -121,36 +121,36 @@ class HardwareProfile(BaseModel):
         return self
 
     def cost(self, batch: int = 1, context: int | None = None) -> StepCost:
-        """The cost of a step of ``batch`` requests, each behind ``context`` tokens (the shortest measured, if None).
+        """Cost of a step of ``batch`` requests with ``context`` cached tokens each, linear between measured points.
 
-        Between measured points it is linear.
+        If ``context`` is None, it is the shortest measured one.
 
         Raises:
-            EntMTPError: outside the measured grid, where nothing is known.
+            EntMTPError: outside the measured grid.
         """
         weights = self._weights(batch, context)
         return StepCost(
             nodes=self.nodes,
-            verify_ms=(weights @ [point.but_draft_ms for point in self.points]).tolist(),
+            verify_ms=(weights @ [point.without_draft_ms for point in self.points]).tolist(),
             narrow_draft_ms=(weights @ [point.narrow_draft_ms for point in self.points]).tolist(),
             wide_draft_ms=(weights @ [point.wide_draft_ms for point in self.points]).tolist(),
             wide_nodes=self.wide_nodes,
             hardware=self.measured.hardware,
         )
 
-    def grown_cost(self, batch: int = 1, context: int | None = None) -> StepCost | None:
-        """The cost of a step whose trees grow level by level; None where that was not measured.
+    def expanded_cost(self, batch: int = 1, context: int | None = None) -> StepCost | None:
+        """Cost of a step whose trees are expanded level by level; None if it was not measured.
 
         Arguments and errors are those of :meth:`cost`. Drafting costs the same for any number of nodes.
         """
-        grown = [point.grown_draft_ms for point in self.points if point.grown_draft_ms is not None]
-        if not grown:
+        expanded = [point.expanded_draft_ms for point in self.points if point.expanded_draft_ms is not None]
+        if not expanded:
             return None
-        draft_ms = (self._weights(batch, context) @ grown).tolist()
+        draft_ms = (self._weights(batch, context) @ expanded).tolist()
         return self.cost(batch, context).model_copy(update={"narrow_draft_ms": draft_ms, "wide_draft_ms": draft_ms})
 
     def _weights(self, batch: int, context: int | None) -> np.ndarray:
-        """How much each of the ``points`` counts ``[points]``."""
+        """Interpolation weight of each of the ``points``, ``[points]``."""
         context = self.contexts[0] if context is None else context
         for name, value, grid in (("batch", batch, self.batches), ("context", context, self.contexts)):
             if not grid[0] <= value <= grid[-1]:
@@ -160,18 +160,18 @@ class HardwareProfile(BaseModel):
                 )
         return np.array(
             [
-                _share(self.batches, point.batch, batch) * _share(self.contexts, point.context, context)
+                _weight(self.batches, point.batch, batch) * _weight(self.contexts, point.context, context)
                 for point in self.points
             ]
         )
 
     def save(self, path: Path) -> None:
-        """Writes the profile; a reader never sees half a file."""
-        write_text(path, self.model_dump_json(indent=1) + "\n")
+        """Write the profile atomically: a reader never sees half a file."""
+        write_text(path, self.model_dump_json(indent=1, by_alias=True) + "\n")
 
 
-def _share(grid: Sequence[int], here: int, value: int) -> float:
-    """How much the grid point ``here`` counts in a linear interpolation at ``value``."""
+def _weight(grid: Sequence[int], here: int, value: int) -> float:
+    """Weight of the grid point ``here`` in a linear interpolation at ``value``."""
     return float(np.interp(value, grid, [float(point == here) for point in grid]))
 
 
@@ -181,10 +181,10 @@ def known_profiles() -> list[str]:
 
 
 def load_profile(name: str) -> HardwareProfile:
-    """A shipped profile by its name, or any by the path of its file.
+    """Load a shipped profile by its name, or any profile by the path of its file.
 
     Raises:
-        EntMTPError: if there is none, or if it is no complete profile; the message names the field.
+        EntMTPError: if the profile is unknown or incomplete; the message names the field.
     """
     path = Path(name) if name.endswith(".json") else _folder() / f"{name}.json"
     if not path.is_file():

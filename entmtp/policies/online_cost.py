@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from entmtp.policies.cost_cache import Learnt, fingerprint
+from entmtp.policies.cost_cache import CostCorrection, fingerprint
 from entmtp.policies.step_cost import TYPICAL_CONTEXT, CostTable, MachineCost, StepCost
 from entmtp.trees.topology import Topology
 
@@ -39,7 +39,7 @@ _BETWEEN_RUNS = (0.05, 0.1)
 class OnlineCost:
     """Step cost at one batch size, corrected by the steps of so many requests."""
 
-    def __init__(self, table: CostTable, learnt: Learnt | None = None) -> None:
+    def __init__(self, table: CostTable, learnt: CostCorrection | None = None) -> None:
         """``learnt`` is where an earlier run has got to; of another table it counts for nothing."""
         self._table = table
         self._grid = table.costs[0].nodes
@@ -58,10 +58,10 @@ class OnlineCost:
             self._go_on(learnt)
 
     @property
-    def learnt(self) -> Learnt:
+    def learnt(self) -> CostCorrection:
         """What another run can go on from: all but the pace, which comes and goes."""
         covariance = self._covariance[1:, 1:]
-        return Learnt(
+        return CostCorrection(
             table=self._fingerprint,
             logs=self._logs[1:].tolist(),
             covariance=((covariance + covariance.T) / 2).tolist(),
@@ -69,7 +69,7 @@ class OnlineCost:
             draft_variance=self._draft_variance,
         )
 
-    def _go_on(self, learnt: Learnt) -> None:
+    def _go_on(self, learnt: CostCorrection) -> None:
         size, draft = _BETWEEN_RUNS
         self._logs[1:] = learnt.logs
         self._covariance[1:, 1:] = np.array(learnt.covariance) + size**2 * self._near
@@ -87,7 +87,7 @@ class OnlineCost:
         """Learns from one step: the milliseconds of its drafting, and of all else."""
         measured, nodes = self._measured(context), topology.nodes
         self._last = self._row(nodes)
-        self._learn(self._last, verify_ms / measured.but_draft(nodes))
+        self._learn(self._last, verify_ms / measured.without_draft(nodes))
         if nodes:
             self._learn_draft(draft_ms / measured.draft(topology))
 
@@ -172,7 +172,7 @@ class CorrectedCost:
     def __call__(self, topology: Topology) -> float:
         """Milliseconds of a step with this tree."""
         factor = self._online.size_factor(topology.nodes, self._deviations)
-        return factor * self._measured.but_draft(topology.nodes) + self.draft(topology)
+        return factor * self._measured.without_draft(topology.nodes) + self.draft(topology)
 
     def draft(self, topology: Topology) -> float:
         """Milliseconds of filling this tree."""
@@ -181,10 +181,10 @@ class CorrectedCost:
         return self._online.draft_factor(self._deviations) * self._measured.draft(topology)
 
 
-class OnlineMachine:
+class OnlineCosts:
     """Step costs of a machine by batch size, each corrected by the steps of so many requests."""
 
-    def __init__(self, machine: MachineCost, learnt: Mapping[int, Learnt]) -> None:
+    def __init__(self, machine: MachineCost, learnt: Mapping[int, CostCorrection]) -> None:
         """``learnt`` is by batch size what an earlier run has learnt."""
         self._machine = machine
         self._before = learnt
@@ -197,15 +197,15 @@ class OnlineMachine:
         return self._online[batch]
 
     @property
-    def learnt(self) -> dict[int, Learnt]:
+    def learnt(self) -> dict[int, CostCorrection]:
         """What this run has learnt, by batch size."""
         return {batch: online.learnt for batch, online in self._online.items()}
 
 
-class MachineView:
-    """Costs of an :class:`OnlineMachine` as policies are made from them."""
+class OnlinePolicyCost:
+    """Costs of an :class:`OnlineCosts` as policies are made from them."""
 
-    def __init__(self, machine: OnlineMachine, optimistic: bool) -> None:
+    def __init__(self, machine: OnlineCosts, optimistic: bool) -> None:
         self._machine = machine
         self._optimistic = optimistic
 

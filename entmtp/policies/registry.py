@@ -16,8 +16,8 @@ import entmtp.policies
 from entmtp import methods
 from entmtp.errors import EntMTPError
 from entmtp.policies.base import Policy
-from entmtp.policies.correction import CorrectingPolicy
-from entmtp.policies.cost_cache import LearntCosts
+from entmtp.policies.correction import OnlineCostPolicy
+from entmtp.policies.cost_cache import CostCorrectionFile
 from entmtp.policies.step_cost import MachineCost, PolicyCost
 from entmtp.settings import CalibrationSettings
 from entmtp.trees.bank import TreeBank
@@ -98,7 +98,7 @@ def register_policy(
     return register
 
 
-def registered(name: str) -> RegisteredPolicy:
+def find_policy(name: str) -> RegisteredPolicy:
     """The policy of that name. Raises EntMTPError where there is none."""
     _import_all()
     if name not in _REGISTERED:
@@ -106,7 +106,7 @@ def registered(name: str) -> RegisteredPolicy:
     return _REGISTERED[name]
 
 
-def all_registered() -> list[RegisteredPolicy]:
+def registered_policies() -> list[RegisteredPolicy]:
     """Every policy, in the order of the methods that go by them."""
     _import_all()
     known = methods.policies()
@@ -115,17 +115,17 @@ def all_registered() -> list[RegisteredPolicy]:
 
 def make_policy(name: str, inputs: PolicyInputs) -> Policy:
     """Makes the policy of that name. Raises EntMTPError where there is none."""
-    return registered(name).make(inputs)
+    return find_policy(name).make(inputs)
 
 
-def make_correcting(
-    name: str, inputs: PolicyInputs, machine: MachineCost, learnt: LearntCosts | None = None
-) -> CorrectingPolicy:
+def make_online_cost_policy(
+    name: str, inputs: PolicyInputs, machine: MachineCost, learnt: CostCorrectionFile | None = None
+) -> OnlineCostPolicy:
     """Makes the policy at this machine's costs, as its own steps correct them; ``inputs`` need none.
 
     ``learnt`` are the corrections of earlier runs, which this one goes on from and adds to.
     """
-    return CorrectingPolicy(lambda cost: make_policy(name, replace(inputs, cost=cost)), machine, learnt)
+    return OnlineCostPolicy(lambda cost: make_policy(name, replace(inputs, cost=cost)), machine, learnt)
 
 
 @cache

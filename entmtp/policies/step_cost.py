@@ -26,7 +26,7 @@ TYPICAL_CONTEXT = 160
 """Tokens in the cache at about the middle of a short answer. Trees that are fixed beforehand are priced here."""
 
 
-class PartedCost(Protocol):
+class TreeCost(Protocol):
     """Milliseconds of a step with a tree; :meth:`draft` is the part that drafting takes."""
 
     def __call__(self, topology: Topology) -> float: ...
@@ -35,10 +35,10 @@ class PartedCost(Protocol):
         """Milliseconds of filling the tree."""
 
 
-class PolicyCost(PartedCost, Protocol):
+class PolicyCost(TreeCost, Protocol):
     """Step costs that a policy is made from. Called directly: one request at :data:`TYPICAL_CONTEXT`."""
 
-    def of_batch(self, batch: int, context: int) -> PartedCost:
+    def of_batch(self, batch: int, context: int) -> TreeCost:
         """Cost for ``batch`` requests of ``context`` tokens each. Raises EntMTPError beyond what was measured."""
 
 
@@ -97,9 +97,9 @@ class StepCost(BaseModel):
 
     def __call__(self, topology: Topology) -> float:
         """Predicted milliseconds of a step with this tree."""
-        return self.but_draft(topology.nodes) + self.draft(topology)
+        return self.without_draft(topology.nodes) + self.draft(topology)
 
-    def but_draft(self, nodes: int) -> float:
+    def without_draft(self, nodes: int) -> float:
         """Predicted milliseconds of a step with a tree of so many nodes, without drafting.
 
         Beyond the grid's end the last slope goes on: a tree that was never measured must not look free.
@@ -242,7 +242,7 @@ def _between(low: StepCost, high: StepCost, part: float) -> StepCost:
 
     return StepCost(
         nodes=nodes,
-        verify_ms=blended([low.but_draft(each) for each in nodes], [high.but_draft(each) for each in nodes]),
+        verify_ms=blended([low.without_draft(each) for each in nodes], [high.without_draft(each) for each in nodes]),
         narrow_draft_ms=blended(low.narrow_draft_ms, high.narrow_draft_ms),
         wide_draft_ms=blended(low.wide_draft_ms, high.wide_draft_ms),
         wide_nodes=max(low.wide_nodes, high.wide_nodes),

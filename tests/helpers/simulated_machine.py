@@ -144,7 +144,7 @@ def simulate(
         slower = math.exp(noise * noises.standard_normal())
         parts: Mapping[str, float] = {
             "draft": slower * cost.draft(widest),
-            "verify": slower * cost.but_draft(widest.nodes),
+            "verify": slower * cost.without_draft(widest.nodes),
         }
         policy.observe(trees, parts)
         for tracker, tree, kind in zip(trackers, trees, kinds, strict=True):

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.calibration.build import calibration_texts, traces_of
 from entmtp.calibration.optimal import optimal_tree
-from entmtp.calibration.trace_replay import replayed_tau
+from entmtp.calibration.trace_replay import static_tau
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat
@@ -39,7 +39,7 @@ def test_an_optimal_tree_of_any_size_beats_or_equals_the_published_one(
         for nodes in range(1, SETTINGS.max_nodes + 1):
             optimal = optimal_tree(traces, nodes)
             assert optimal.nodes == nodes
-            ours, theirs = replayed_tau(traces, optimal), replayed_tau(traces, Topology.of(published[:nodes]))
+            ours, theirs = static_tau(traces, optimal), static_tau(traces, Topology.of(published[:nodes]))
             if ours < theirs:
                 worse.append(f"{kind}, {nodes} nodes: tau {ours:.4f}, the published tree's {theirs:.4f}")
         assert worse == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from entmtp.calibration.policy_replay import ExpansionAt, ReplayedStep, replayed
+from entmtp.calibration.policy_replay import ExpansionAt, ReplayedStep, replay_steps
 from entmtp.calibration.thresholds import PROBES, frontier_of, step_starts
 from entmtp.decoding.outputs import StepRecord
 from entmtp.evaluation.run.arms import Toolbox, make_engine
@@ -69,14 +69,14 @@ def texts(bundled: Bundled, tools_of: ToolsOf) -> Texts:
     return {suite: [read(prompt, tools_of(suite)) for prompt in prompts] for suite, prompts in scored.items()}
 
 
-def differences(real: Sequence[StepRecord], foretold: Sequence[ReplayedStep], trace: RankTrace) -> list[str]:
+def differences(real: Sequence[StepRecord], replayed: Sequence[ReplayedStep], trace: RankTrace) -> list[str]:
     """One line per step that is not its replay's.
 
     Behind the text's end the trace knows only misses, where a real run may accept more. A step that gets there is the
     last, so all others are compared whole, and the last as far as the text goes.
     """
-    found = [] if len(real) == len(foretold) else [f"{len(real)} real steps, {len(foretold)} replayed"]
-    for number, (ours, theirs) in enumerate(zip(real, foretold, strict=False)):
+    found = [] if len(real) == len(replayed) else [f"{len(real)} real steps, {len(replayed)} replayed"]
+    for number, (ours, theirs) in enumerate(zip(real, replayed, strict=False)):
         path = ours.path if number < len(real) - 1 else ours.path[: len(trace) - ours.position - 1]
         here = ours.position, ours.topology, path
         there = theirs.position, theirs.topology, tuple(trace.ranks[theirs.position, : theirs.gained - 1].tolist())
@@ -100,9 +100,9 @@ def test_replay_takes_the_steps_of_real_runs(arm: str, tools_of: ToolsOf, texts:
         for ids, text, trace, expansion_at in its_texts:
             real = engine.generate(ids, NEW_TOKENS)
             with torch.inference_mode():
-                foretold = replayed(trace, engine.policy, expansion_at)
+                replayed = replay_steps(trace, engine.policy, expansion_at)
             assert real.tokens == text
-            assert differences(real.steps, foretold, trace) == []
-            assert real.tau == len(trace) / len(foretold)
+            assert differences(real.steps, replayed, trace) == []
+            assert real.tau == len(trace) / len(replayed)
             trees |= {(suite, step.topology) for step in real.steps}
     assert (len(trees) > len(PAPER_SUITES)) == (arm != "hydra-best"), "adaptive arms must adapt"

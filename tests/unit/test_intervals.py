@@ -78,7 +78,7 @@ def test_tokens_per_step_cover(count: int) -> None:
 @pytest.mark.parametrize("kind", RATIOS)
 def test_means_of_logs_cover(kind: str, count: int) -> None:
     rng = np.random.default_rng(count)
-    hits = sum(covered(mean_of_logs(RATIOS[kind](rng, count) - 0.7).of_logs(), -0.7) for _ in range(TRIALS))
+    hits = sum(covered(mean_of_logs(RATIOS[kind](rng, count) - 0.7).log_estimate(), -0.7) for _ in range(TRIALS))
     assert 0.93 - 0.008 <= hits / TRIALS <= 0.97 + 0.008
 
 
@@ -113,7 +113,7 @@ def test_without_three_prompts_there_is_no_interval() -> None:
     two, three = paired_ratio(np.ones(2), np.ones(2)), paired_ratio(np.ones(3), np.ones(3))
     assert not two.estimate().has_interval
     assert three.estimate() == Estimate(1.0, 1.0, 1.0)
-    assert mean_of_logs(np.full(2, -0.7)).of_logs() == Estimate(-0.7, None, None)
+    assert mean_of_logs(np.full(2, -0.7)).log_estimate() == Estimate(-0.7, None, None)
     assert not mean_of_suites([two, three]).estimate().has_interval
     assert not ratio_of_sums(np.ones(2), np.ones(2)).has_interval
 

@@ -10,7 +10,7 @@ import pytest
 
 from deployments.settings import EngineArgs
 from entmtp import cli, llm, methods
-from entmtp.calibration.thresholds import retuned
+from entmtp.calibration.thresholds import retune
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.results.storage import open_store
 from entmtp.evaluation.run.arms import default_arms
@@ -20,7 +20,7 @@ from entmtp.heads.checkpoint import KINDS
 from entmtp.loading import MethodSpec, load_method, open_session
 from entmtp.methods import heads_of
 from entmtp.models.loading.load import encode_chat, load_model
-from entmtp.policies.correction import CorrectingPolicy
+from entmtp.policies.correction import OnlineCostPolicy
 from entmtp.policies.ladder import LadderPolicy
 from entmtp.policies.step_cost import BatchedCost, CostTable
 from entmtp.settings import CPU_METHOD, GPU_METHOD, SamplingParams, default_method
@@ -82,10 +82,10 @@ def test_a_ladder_is_tuned_at_this_machines_costs_and_says_where_it_can_not_be(
     engine, _ = load_method(method_of(saved, name, "hydra", bank=made), said.append)
     assert said == []
     if name == "entmtp":
-        assert isinstance(engine.policy, CorrectingPolicy)
+        assert isinstance(engine.policy, OnlineCostPolicy)
         assert isinstance(engine.policy.policy, LadderPolicy)
         assert (
-            list(engine.policy.policy.ladder.thresholds) == retuned(load_bank(made), cost, pytest.fail).thresholds != []
+            list(engine.policy.policy.ladder.thresholds) == retune(load_bank(made), cost, pytest.fail).thresholds != []
         )
 
 

@@ -100,7 +100,7 @@ def _arm_summary(suite: str, arm: str, prompts: Prompts, trees: int) -> ArmSumma
         ties=sum(not request["identical"] and request["tie_margin"] < TIE_MARGIN for request in requests),
         score=fmean(scored) if scored else None,
         scored=len(scored),
-        log_likelihood=mean_of_logs(log_likelihoods(prompts)).of_logs(),
+        log_likelihood=mean_of_logs(log_likelihoods(prompts)).log_estimate(),
     )
 
 

@@ -112,14 +112,14 @@ class LikelihoodDifference:
             suites=len(prompts),
             arm=arm,
             prompts=sum(prompts),
-            difference=mean.of_logs(),
+            difference=mean.log_estimate(),
             error=mean.error,
             freedom=mean.freedom,
         )
 
     def adjusted_for(self, comparisons: int) -> Estimate:
         """The difference, with an interval that holds together with those of all `comparisons` that it is one of."""
-        return LogMean(self.difference.value, self.error, self.freedom).of_logs(comparisons)
+        return LogMean(self.difference.value, self.error, self.freedom).log_estimate(comparisons)
 
 
 def verdict(ratio: Estimate) -> str:

@@ -91,7 +91,7 @@ def needs_foresight(arm: str) -> bool:
 def is_priced(arm: str) -> bool:
     """Whether an arm's trees depend on what a step costs."""
     policy = methods.get_arm(arm).policy
-    return policy is None or (registry.registered(policy).by_cost and arm not in methods.lossy())
+    return policy is None or (registry.find_policy(policy).by_cost and arm not in methods.lossy())
 
 
 def with_native(arms: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from entmtp import methods
-from entmtp.calibration.thresholds import retuned
+from entmtp.calibration.thresholds import retune
 from entmtp.decoding.measure_cost import step_cost
 from entmtp.decoding.outputs import Completion
 from entmtp.evaluation.results.rows import RequestRow, StepRow, tables_of
@@ -164,7 +164,7 @@ class Worker:
         if suite not in self._tuned:
             banks = self._banks(suite)
             self._tuned[suite] = {
-                kind: retuned(bank, self._costs[kind], self._say) if kind in self._costs else bank
+                kind: retune(bank, self._costs[kind], self._say) if kind in self._costs else bank
                 for kind, bank in banks.items()
             }
         return self._tuned[suite]

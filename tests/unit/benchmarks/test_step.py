@@ -136,8 +136,8 @@ def test_the_growing_that_is_timed_runs_every_level_whatever_the_heads_say(
 def test_growing_costs_what_the_heads_and_the_host_between_them_take() -> None:
     filled = StepTime(dict.fromkeys(PARTS, 0.0) | {"policy": 0.1, "draft": 0.5}, 0.4, 9.0)
     grown = StepTime(dict.fromkeys(PARTS, 0.0) | {"policy": 1.1, "draft": 0.8}, 0.6, 11.0)
-    assert step.grown_draft_ms(grown, filled) == pytest.approx(0.8 + 1.0 + 0.2)
-    assert step.grown_draft_ms(filled, grown) == 0.5
+    assert step.expanded_draft_ms(grown, filled) == pytest.approx(0.8 + 1.0 + 0.2)
+    assert step.expanded_draft_ms(filled, grown) == 0.5
 
 
 def test_the_ladder_that_is_timed_takes_the_measured_tree_at_any_entropy() -> None:
@@ -224,9 +224,9 @@ def test_one_command_prints_keeps_and_makes_a_profile(tmp_path: Path, monkeypatc
     assert any("the 4-token step takes" in note for note in record.notes)
     profile = load_profile(str(made))
     assert profile.measured.heads_kind == "medusa"
-    assert profile.cost(2).verify_ms[0] == pytest.approx(profile.points[1].but_draft_ms[0])
+    assert profile.cost(2).verify_ms[0] == pytest.approx(profile.points[1].without_draft_ms[0])
     assert json.loads(made.read_text())["nodes"] == [0, 3]
-    grown = profile.grown_cost(2)
+    grown = profile.expanded_cost(2)
     assert grown is not None
-    assert grown.narrow_draft_ms == grown.wide_draft_ms == profile.points[1].grown_draft_ms
+    assert grown.narrow_draft_ms == grown.wide_draft_ms == profile.points[1].expanded_draft_ms
     assert {path.name for path in tmp_path.iterdir()} == {"step.json", "here.json"}

@@ -10,7 +10,7 @@ from entmtp.calibration.build import make_bank, provenance_of, traces_of
 from entmtp.calibration.command import calibrate_task
 from entmtp.calibration.optimal import MAX_RANK
 from entmtp.calibration.thresholds import MIN_STEPS_PER_BIN
-from entmtp.calibration.trace_replay import replayed_tau
+from entmtp.calibration.trace_replay import static_tau
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.heads.checkpoint import load_heads
@@ -61,7 +61,7 @@ def test_gains_are_what_a_replay_gives_and_start_at_plain_decoding() -> None:
     assert len(bank.overall.paths) == SETTINGS.max_nodes
     assert bank.overall.gain[0] == 1.0
     for nodes in (1, 5, 12):
-        assert bank.overall.gain[nodes] == pytest.approx(replayed_tau(traces, bank.overall.tree(nodes)))
+        assert bank.overall.gain[nodes] == pytest.approx(static_tau(traces, bank.overall.tree(nodes)))
     for one in bank.bins:
         assert one.gain[0] == 1.0
         assert np.all(np.diff(np.diff(one.gain)) < 1e-4), "each node adds at most as much as the one before"
@@ -72,7 +72,7 @@ def test_shallower_frontiers_stop_at_their_depth_and_gain_what_they_replay_to() 
     bank = make_bank(traces, provenance(), SETTINGS, small_steps)
     assert [one.trees[-1].max_depth for one in bank.by_depth] == [1, 2, 3, 4]
     for one in bank.by_depth:
-        assert one.gain[3] == pytest.approx(replayed_tau(traces, one.tree(3)))
+        assert one.gain[3] == pytest.approx(static_tau(traces, one.tree(3)))
 
 
 def test_where_no_tree_pays_the_ladder_has_one_rung() -> None:
@@ -142,7 +142,7 @@ def test_traces_of_written_text_are_those_of_a_real_run(saved: Saved) -> None:
     done = [engine.generate(encode_chat(tokenizer, prompt), 48) for prompt in prompts]
     steps = sum(len(one.steps) for one in done)
     assert sum(len(trace) for trace in traces) == sum(len(one.tokens) for one in done) == bank.provenance.tokens
-    assert replayed_tau(traces, tree) == pytest.approx(bank.provenance.tokens / steps)
+    assert static_tau(traces, tree) == pytest.approx(bank.provenance.tokens / steps)
 
     made = provenance_of(backbone, heads, "gsm8k", bank.provenance.prompts_origin, prompts, bank.provenance.tokens)
     assert made == bank.provenance.model_copy(update={"date": made.date})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from entmtp.calibration.fit import StepRows, fit_chances, fit_predictor, quality, step_rows
+from entmtp.calibration.fit import StepTable, fit_chances, fit_predictor, quality, step_table
 from entmtp.trees.predictor import FEATURES
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
@@ -31,7 +31,7 @@ def mixed_traces(count: int, seed: int) -> list[RankTrace]:
 
 def test_rows_are_the_steps_of_each_tree_with_their_own_signals() -> None:
     trace = trace_of([[0, 0], [0, 5], [7, 7], [0, 0]], entropies=[0.1, 0.2, 0.3, 0.4])
-    rows = step_rows(
+    rows = step_table(
         [replace(trace, confidence=torch.tensor([-1.0, -2.0, -3.0, -4.0])[:, None, None])], TREES[:1], window=8
     )
     assert rows.features[:, FEATURES.index("entropy")].tolist() == pytest.approx([0.1, 0.4])
@@ -42,7 +42,7 @@ def test_rows_are_the_steps_of_each_tree_with_their_own_signals() -> None:
 
 
 def test_what_was_fitted_knows_calm_from_wild() -> None:
-    predictor = fit_predictor(step_rows(mixed_traces(6, seed=0), TREES, 8), ["entropy"])
+    predictor = fit_predictor(step_table(mixed_traces(6, seed=0), TREES, 8), ["entropy"])
     calm, wild = (predictor.blend(at) @ predictor.table[:, predictor.index[0,]] for at in (99.0, -99.0))
     assert predictor.weights[0] < 0
     assert calm == pytest.approx(0.9, abs=0.08)
@@ -50,14 +50,14 @@ def test_what_was_fitted_knows_calm_from_wild() -> None:
 
 
 def test_probabilities_never_rise_along_a_path() -> None:
-    predictor = fit_predictor(step_rows(mixed_traces(4, seed=3), TREES, 8), FEATURES)
+    predictor = fit_predictor(step_table(mixed_traces(4, seed=3), TREES, 8), FEATURES)
     for path, column in predictor.index.items():
         if len(path) > 1:
             assert (predictor.table[:, column] <= predictor.table[:, predictor.index[path[:-1]]] + 1e-6).all()
 
 
 def test_a_signal_that_tells_lowers_the_log_loss_and_one_that_does_not_does_not() -> None:
-    fitted, held = (step_rows(mixed_traces(6, seed), TREES, 8) for seed in (0, 100))
+    fitted, held = (step_table(mixed_traces(6, seed), TREES, 8) for seed in (0, 100))
     telling, silent = (quality(fit_predictor(fitted, [name]), held, TREES[1]) for name in ("entropy", "confidence"))
     assert telling.log_loss < silent.log_loss - 0.1
     assert telling.within_text > 0.4 > abs(silent.within_text) + 0.2
@@ -65,7 +65,7 @@ def test_a_signal_that_tells_lowers_the_log_loss_and_one_that_does_not_does_not(
 
 
 def test_quality_of_a_known_predictor_is_that_by_hand() -> None:
-    rows = StepRows(np.zeros((4, len(FEATURES))), np.array([[0], [0], [9], [9]]), np.zeros(4, dtype=np.int64))
+    rows = StepTable(np.zeros((4, len(FEATURES))), np.array([[0], [0], [9], [9]]), np.zeros(4, dtype=np.int64))
     predictor = fit_predictor(rows, ["entropy"])
     assert predictor.table[0, predictor.index[0,]] == pytest.approx(0.5)
     found = quality(predictor, rows, Topology.of([(0,)]), bins=2)
@@ -93,5 +93,5 @@ def test_overconfident_heads_are_believed_less() -> None:
 
 
 def test_rows_too_few_for_bins_give_one_centre() -> None:
-    rows = step_rows([drawn_trace(40, [0.5], 2, seed=1)], TREES[:1], 8)
+    rows = step_table([drawn_trace(40, [0.5], 2, seed=1)], TREES[:1], 8)
     assert len(fit_predictor(rows, FEATURES).centres) == 1

@@ -117,7 +117,7 @@ def test_the_likeliest_paths_are_kept_with_their_beginnings_and_the_trees_that_w
 ) -> None:
     levels = [[0.6, 0.2, 0.1, 0.05]] * 4
     whole = outlook(Scripted(levels), small_chances(), Topology.root_only())
-    monkeypatch.setattr(module, "MOST_NODES", 5)
+    monkeypatch.setattr(module, "MAX_PATHS", 5)
     unlikely = Topology.of([(3,), (3, 3)])
     seen = outlook(Scripted(levels), small_chances(), unlikely)
     likeliest = sorted(whole.paths, key=lambda path: -whole.paths[path])[:5]

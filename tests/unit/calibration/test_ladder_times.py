@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entmtp.calibration.ladder_times import ladder_times
-from entmtp.calibration.policy_replay import replayed
+from entmtp.calibration.policy_replay import replay_steps
 from entmtp.policies.ladder import Ladder, LadderPolicy
 from entmtp.trees.topology import Topology
 from tests.helpers.small_cases import drawn_trace
@@ -33,5 +33,5 @@ def test_times_are_those_of_the_policys_own_steps(data: st.DataObject, window: i
 
     found = ladder_times(texts, tried, hysteresis, cost)
     policies = [LadderPolicy(ladder, hysteresis) for ladder in tried]
-    expected = [[sum(cost(step.topology) for step in replayed(text, one)) for text in texts] for one in policies]
+    expected = [[sum(cost(step.topology) for step in replay_steps(text, one)) for text in texts] for one in policies]
     assert found == pytest.approx(np.array(expected))

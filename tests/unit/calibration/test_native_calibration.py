@@ -11,7 +11,7 @@ from rich.console import Console
 from entmtp import methods
 from entmtp.calibration.build import expansions_of, traces_of
 from entmtp.calibration.command import calibrate_task
-from entmtp.calibration.trace_replay import replayed_tau
+from entmtp.calibration.trace_replay import static_tau
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.results.storage import open_store
@@ -78,7 +78,7 @@ def test_traces_of_written_text_are_those_of_a_real_run(folder: Path) -> None:
         tree = bank.overall.tree(nodes)
         done = [Engine(backbone, heads, StaticPolicy(tree, 8)).generate(prompt, NEW_TOKENS) for prompt in prompts]
         tau = sum(len(one.tokens) for one in done) / sum(len(one.steps) for one in done)
-        assert replayed_tau(traces, tree) == pytest.approx(tau)
+        assert static_tau(traces, tree) == pytest.approx(tau)
         assert tau > 1.1
     growth = expansions_of(text, backbone, heads, prompts)[0](3)
     _, log_probs = growth.next_level([0], 4)

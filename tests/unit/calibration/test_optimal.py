@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from entmtp.calibration.optimal import MAX_RANK, is_nested, most_probable_paths, optimal_order, optimal_tree
-from entmtp.calibration.trace_replay import accepted_lengths, replayed_tau
+from entmtp.calibration.trace_replay import accepted_lengths, static_tau
 from entmtp.trees.topology import Path, Topology
 from entmtp.trees.trace import MISS, RankTrace
 from tests.helpers.small_cases import drawn_trace, trace_of
@@ -41,7 +41,7 @@ def grown_by_rollout(trace: RankTrace, nodes: int) -> list[Path]:
     order: list[Path] = []
     while len(order) < nodes:
         open_paths = [path for path in UNIVERSE if path not in order and (len(path) == 1 or path[:-1] in order)]
-        order.append(max(open_paths, key=lambda path: replayed_tau([trace], Topology.of([*order, path]))))
+        order.append(max(open_paths, key=lambda path: static_tau([trace], Topology.of([*order, path]))))
     return order
 
 
@@ -61,14 +61,14 @@ def test_it_agrees_with_greedy_growth_by_rollouts(chances: list[float], expected
     trace = drawn_trace(4000, chances, heads=3, seed=0)
     assert optimal_order([trace], len(expected)) == grown_by_rollout(trace, len(expected)) == expected
     ours, theirs = Topology.of(optimal_order([trace], 6)), Topology.of(grown_by_rollout(trace, 6))
-    assert replayed_tau([trace], ours) == pytest.approx(replayed_tau([trace], theirs), rel=0.01)
+    assert static_tau([trace], ours) == pytest.approx(static_tau([trace], theirs), rel=0.01)
 
 
 @DRAWN
 def test_it_agrees_with_rollouts_of_every_tree(chances: list[float], expected: list[Path]) -> None:
     trace = drawn_trace(4000, chances, heads=3, seed=0)
     for size in range(1, len(expected) + 1):
-        best = max(closed_sets(size), key=lambda paths: replayed_tau([trace], Topology.of(paths)))
+        best = max(closed_sets(size), key=lambda paths: static_tau([trace], Topology.of(paths)))
         assert set(optimal_tree([trace], size).paths) == set(best) == set(expected[:size])
 
 
@@ -81,8 +81,8 @@ def test_no_other_path_would_have_saved_more_steps(rows: list[list[int]], nodes:
     for size in range(1, len(order) + 1):
         before = order[: size - 1]
         others = [path for path in UNIVERSE if path not in before and (len(path) == 1 or path[:-1] in before)]
-        best = max(replayed_tau([trace], Topology.of([*before, path])) for path in others)
-        assert replayed_tau([trace], Topology.of(order[:size])) >= best
+        best = max(static_tau([trace], Topology.of([*before, path])) for path in others)
+        assert static_tau([trace], Topology.of(order[:size])) >= best
 
 
 def test_positions_count_as_often_as_steps_start_there() -> None:
@@ -93,7 +93,7 @@ def test_positions_count_as_often_as_steps_start_there() -> None:
     visited = optimal_tree([trace], 4)
     assert (1,) not in over_all.paths
     assert (1,) in visited.paths
-    assert replayed_tau([trace], visited) > replayed_tau([trace], over_all)
+    assert static_tau([trace], visited) > static_tau([trace], over_all)
 
 
 @given(ROWS)

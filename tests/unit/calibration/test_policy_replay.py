@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from entmtp.calibration.policy_replay import replayed
+from entmtp.calibration.policy_replay import replay_steps
 from entmtp.calibration.trace_replay import accepted_lengths, visits
 from entmtp.decoding.engine import Engine
 from entmtp.policies.base import Policy
@@ -58,7 +58,7 @@ def test_an_adaptive_policys_steps_are_those_of_real_decoding(make: Callable[[to
     policy = make(trace.entropy)
     real = Engine(backbone, heads, policy).generate(prompt, 60)
     assert real.tokens == plain.tokens
-    steps = replayed(trace, policy)
+    steps = replay_steps(trace, policy)
     assert len({step.topology for step in steps}) > 1
     assert [(step.position, step.topology) for step in steps] == [(step.position, step.topology) for step in real.steps]
     # The text's end is the trace's last token, which cuts what a real step guessed behind it.
@@ -83,7 +83,7 @@ def test_growing_trees_are_those_of_real_decoding(kind: str) -> None:
     real = Engine(backbone, heads, policy).generate(prompt, 60)
     trace = traced(backbone, heads, prompt, real.tokens)
     with torch.inference_mode():
-        steps = replayed(trace, policy, drafting(backbone, heads, prompt, real.tokens))
+        steps = replay_steps(trace, policy, drafting(backbone, heads, prompt, real.tokens))
     assert len({step.topology for step in steps}) > 1
     assert [(step.position, step.topology) for step in steps] == [(step.position, step.topology) for step in real.steps]
 
@@ -91,7 +91,7 @@ def test_growing_trees_are_those_of_real_decoding(kind: str) -> None:
 @pytest.mark.parametrize("name", ["root", "chain", "wide", "bushy"])
 def test_a_static_trees_steps_are_its_visits(name: str) -> None:
     trace = drawn_trace(200, [0.5, 0.2], heads=4, seed=1)
-    starts = [step.position for step in replayed(trace, one(TREES[name]))]
+    starts = [step.position for step in replay_steps(trace, one(TREES[name]))]
     assert starts == visits(accepted_lengths(trace, TREES[name])).tolist()
 
 
@@ -104,6 +104,6 @@ def test_a_policy_sees_what_steps_before_gained() -> None:
             return super().choose_one(signals, state, limit)
 
     trace = drawn_trace(50, [0.7], heads=4, seed=3)
-    steps = replayed(trace, Watching(TREES["chain"], entropy_window=1))
+    steps = replay_steps(trace, Watching(TREES["chain"], entropy_window=1))
     assert [signals.accepted_ema for signals in seen[1:]] == pytest.approx([step.gained for step in steps[:-1]])
     assert [signals.entropy for signals in seen] == trace.entropy[[step.position for step in steps]].tolist()

@@ -1,4 +1,4 @@
-"""Replayed policies on made-up traces."""
+"""ReplayResult policies on made-up traces."""
 
 from pathlib import Path
 
@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from entmtp.calibration.policy_replay import ReplayedStep, replayed
-from entmtp.calibration.replay import DYNAMIC, Pace, cost_of, policies, replay_file, replay_policy, replayable, step_ms
-from entmtp.calibration.thresholds import retuned
-from entmtp.calibration.trace_replay import best_schedule, replayed_tau
+from entmtp.calibration.policy_replay import ReplayedStep, replay_steps
+from entmtp.calibration.replay import (
+    DYNAMIC,
+    DecodingSpeed,
+    cost_of,
+    policies,
+    replay_file,
+    replay_policy,
+    replayable,
+    step_ms,
+)
+from entmtp.calibration.thresholds import retune
+from entmtp.calibration.trace_replay import best_schedule, static_tau
 from entmtp.calibration.yardsticks import all_trees
 from entmtp.cli import app
 from entmtp.errors import EntMTPError
@@ -18,7 +27,7 @@ from entmtp.policies.goodput import candidates
 from entmtp.policies.ladder import LadderPolicy
 from entmtp.policies.signals import Signals
 from entmtp.policies.static import StaticPolicy
-from entmtp.policies.step_cost import PartedCost, StepCost
+from entmtp.policies.step_cost import StepCost, TreeCost
 from entmtp.trees import topology
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.topology import Topology
@@ -48,7 +57,7 @@ def test_ideal_costs_are_what_their_words_say() -> None:
 
 
 def test_speedup_is_plain_time_over_the_steps_time() -> None:
-    tau = replayed_tau(TRACES, TREES["chain"])
+    tau = static_tau(TRACES, TREES["chain"])
     found = replay_policy(TRACES, lambda trace: StaticPolicy(TREES["chain"], 8), GPU_LIKE)
     assert found.tau == pytest.approx(tau)
     assert found.nodes == 3
@@ -56,8 +65,8 @@ def test_speedup_is_plain_time_over_the_steps_time() -> None:
 
 
 def test_a_share_is_one_speed_over_another_text_by_text() -> None:
-    slow = Pace(tokens=np.array([10.0, 10.0, 10.0]), ms=np.array([10.0, 20.0, 40.0]), steps=5, plain_ms=1.0)
-    fast = Pace(tokens=np.array([20.0, 20.0, 20.0]), ms=np.array([10.0, 20.0, 40.0]), steps=5, plain_ms=1.0)
+    slow = DecodingSpeed(tokens=np.array([10.0, 10.0, 10.0]), ms=np.array([10.0, 20.0, 40.0]), steps=5, plain_ms=1.0)
+    fast = DecodingSpeed(tokens=np.array([20.0, 20.0, 20.0]), ms=np.array([10.0, 20.0, 40.0]), steps=5, plain_ms=1.0)
     share = slow.share_of(fast)
     assert (share.value, share.low, share.high) == pytest.approx((0.5, 0.5, 0.5))
     assert slow.tau == 6
@@ -92,7 +101,7 @@ def test_every_level_that_ran_is_counted() -> None:
         return begun[-1]
 
     dynamic = policies(small_bank(), small_cost(), 4)[DYNAMIC](TRACES[0])
-    steps = replayed(TRACES[0], dynamic, expansion_at)
+    steps = replay_steps(TRACES[0], dynamic, expansion_at)
     assert [step.levels for step in steps if step.levels] == [len(heads.asked) for heads in begun]
     assert any(step.levels > step.topology.max_depth for step in steps)
 
@@ -106,11 +115,11 @@ def test_the_ladder_is_tuned_at_the_cost_that_is_replayed() -> None:
     bank = small_bank().model_copy(update={"tuning": texts})
     ladder = policies(bank, STEEP, 4)["ladder"](TRACES[0])
     assert isinstance(ladder, LadderPolicy)
-    assert list(ladder.ladder.thresholds) == retuned(bank, STEEP, pytest.fail).thresholds != bank.thresholds
+    assert list(ladder.ladder.thresholds) == retune(bank, STEEP, pytest.fail).thresholds != bank.thresholds
 
 
 @pytest.mark.parametrize("cost", [FLAT, GPU_LIKE, STEEP])
-def test_nothing_beats_hindsight_and_plain_decoding_is_the_measure(cost: PartedCost) -> None:
+def test_nothing_beats_hindsight_and_plain_decoding_is_the_measure(cost: TreeCost) -> None:
     made = policies(small_bank(), cost, 4)
     assert set(made) == {*replayable(), DYNAMIC}
     found = {name: replay_policy(TRACES, made[name], cost) for name in replayable()}
@@ -140,7 +149,7 @@ def test_the_bank_oracle_chooses_from_every_tree_that_a_policy_may_choose() -> N
         _, best = best_schedule(trace, trees, STEEP)
         found = replay_policy([trace], oracle, STEEP)
         assert found.ms[0] <= best + 1e-6
-        assert len({step.topology for step in replayed(trace, oracle(trace))}) > 2
+        assert len({step.topology for step in replay_steps(trace, oracle(trace))}) > 2
 
 
 def test_where_trees_are_free_a_speedup_is_tau() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from entmtp.calibration.build import make_bank
 from entmtp.calibration.ladder_times import ladder_times
-from entmtp.calibration.thresholds import halves, one_standard_error, retuned, step_starts, tuned_thresholds
+from entmtp.calibration.thresholds import halves, one_standard_error, retune, step_starts, tuned_thresholds
 from entmtp.policies.ladder import Ladder, best_rungs, build_ladder
 from entmtp.policies.rate import Cost
 from entmtp.settings import CalibrationSettings, LadderSettings
@@ -112,26 +112,26 @@ def test_the_same_cost_tunes_a_bank_to_what_it_is(bank: TreeBank, tmp_path: Path
     bank.save(tmp_path / "bank.json")
     back = load_bank(tmp_path / "bank.json")
     assert back == bank
-    assert retuned(back, per_node(1.0), pytest.fail) == bank
+    assert retune(back, per_node(1.0), pytest.fail) == bank
 
 
 def test_the_dearer_nodes_are_the_calmer_a_text_must_be_for_deep_trees(bank: TreeBank) -> None:
     cheap, dear = per_node(0.5), per_node(6.0)
-    flat, steep = (retuned(bank, cost, pytest.fail) for cost in (cheap, dear))
+    flat, steep = (retune(bank, cost, pytest.fail) for cost in (cheap, dear))
     assert steep.thresholds[-1] < flat.thresholds[-1]
     assert build_ladder(steep, dear).rungs[-1] == Topology.root_only()
     assert build_ladder(flat, cheap).rungs[-1] != Topology.root_only()
 
 
 def test_what_does_not_depend_on_the_ladder_stays(bank: TreeBank) -> None:
-    other = retuned(bank, per_node(6.0), pytest.fail)
+    other = retune(bank, per_node(6.0), pytest.fail)
     assert other.model_copy(update={"thresholds": bank.thresholds, "bins": bank.bins}) == bank
 
 
 def test_a_bank_without_texts_stays_as_it_is_and_says_so() -> None:
     said: list[str] = []
     bank = small_bank()
-    assert retuned(bank, per_node(6.0), said.append) is bank
+    assert retune(bank, per_node(6.0), said.append) is bank
     (line,) = said
     assert "'gsm8k' keeps no calibration texts" in line
     assert "entmtp calibrate" in line

@@ -9,8 +9,8 @@ from entmtp.calibration.trace_replay import (
     accepted_length,
     accepted_lengths,
     best_schedule,
-    replayed_tau,
     right_path_schedule,
+    static_tau,
     visits,
 )
 from entmtp.decoding.engine import Engine
@@ -48,8 +48,8 @@ def test_a_walk_by_hand() -> None:
     lengths = accepted_lengths(trace, tree)
     assert lengths.tolist() == [2, 1, 3, 0, 0]
     assert visits(lengths).tolist() == [0, 3, 4]
-    assert replayed_tau([trace], tree) == 5 / 3
-    assert replayed_tau([trace], Topology.root_only()) == 1.0
+    assert static_tau([trace], tree) == 5 / 3
+    assert static_tau([trace], Topology.root_only()) == 1.0
 
 
 @settings(deadline=None)
@@ -80,7 +80,7 @@ def test_replay_foretells_a_real_run_step_by_step(kind: str, tree: Topology, bac
     assert [step.position for step in done.steps] == visits(lengths).tolist()
     gained = [min(step.gained, len(done.tokens) - step.position) for step in done.steps]
     assert gained == (lengths[visits(lengths)] + 1).tolist()
-    assert replayed_tau([trace], tree) == pytest.approx(done.tau)
+    assert static_tau([trace], tree) == pytest.approx(done.tau)
     if tree.nodes > 10:
         assert done.tau > 1.1, "the case must accept something, or it shows nothing"
     seen = np.array([step.signals.entropy for step in done.steps])

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from entmtp.policies.base import Policy
-from entmtp.policies.correction import PERIOD, CorrectingPolicy
+from entmtp.policies.correction import PERIOD, OnlineCostPolicy
 from entmtp.policies.goodput import GoodputPolicy
 from entmtp.policies.signals import Signals
 from entmtp.policies.static import StaticPolicy
@@ -38,7 +38,7 @@ class Remade:
         return StaticPolicy(min(map(wide, SIZES[1:]), key=lambda tree: cost(tree) / (1 + tree.nodes)), 8)
 
 
-def run(policy: CorrectingPolicy, truth: Callable[[int], float], steps: int) -> None:
+def run(policy: OnlineCostPolicy, truth: Callable[[int], float], steps: int) -> None:
     for at in range(steps):
         tree = wide(SIZES[at % len(SIZES)])
         draft = COST.draft(tree)
@@ -47,7 +47,7 @@ def run(policy: CorrectingPolicy, truth: Callable[[int], float], steps: int) -> 
 
 def test_the_policy_is_made_anew_when_trees_compare_otherwise() -> None:
     made = Remade()
-    policy = CorrectingPolicy(made, machine(COST))
+    policy = OnlineCostPolicy(made, machine(COST))
     assert policy.policy.topology == wide(16)  # type: ignore[attr-defined]
     run(policy, lambda nodes: 4.0 if nodes == 16 else 1.0, 40 * PERIOD)
     assert policy.policy.topology == wide(8)  # type: ignore[attr-defined]
@@ -55,7 +55,7 @@ def test_the_policy_is_made_anew_when_trees_compare_otherwise() -> None:
 
 def test_a_policy_that_is_right_is_left_alone() -> None:
     made = Remade()
-    run(CorrectingPolicy(made, machine(COST)), lambda nodes: 1.0, 20 * PERIOD)
+    run(OnlineCostPolicy(made, machine(COST)), lambda nodes: 1.0, 20 * PERIOD)
     assert made.count == 1
 
 
@@ -66,7 +66,7 @@ def test_a_policy_that_can_take_other_costs_in_is_not_made_anew() -> None:
         made.append(GoodputPolicy(small_predictor(), cost.of_batch, 8))
         return made[-1]
 
-    policy = CorrectingPolicy(make, machine(COST))
+    policy = OnlineCostPolicy(make, machine(COST))
     before = made[0].rate()
     run(policy, lambda nodes: 1.0 if nodes == 0 else 4.0, 40 * PERIOD)
     assert len(made) == 1
@@ -75,7 +75,7 @@ def test_a_policy_that_can_take_other_costs_in_is_not_made_anew() -> None:
 
 @pytest.mark.parametrize("trees", [(0, 16), (16, 0), (1, 0, 16)])
 def test_a_step_of_several_trees_teaches_of_the_widest_to_which_all_are_padded(trees: tuple[int, ...]) -> None:
-    policy = CorrectingPolicy(lambda cost: StaticPolicy(wide(2), 8), machine(*[COST] * len(trees)))
+    policy = OnlineCostPolicy(lambda cost: StaticPolicy(wide(2), 8), machine(*[COST] * len(trees)))
     cost = policy._machine.of(len(trees)).at(160)
     draft = COST.draft(wide(16))
     for _ in range(8 * PERIOD):
@@ -85,12 +85,12 @@ def test_a_step_of_several_trees_teaches_of_the_widest_to_which_all_are_padded(t
 
 
 def test_what_a_step_should_gain_is_told_where_the_policy_says() -> None:
-    policy = CorrectingPolicy(lambda cost: GoodputPolicy(small_predictor(), cost.of_batch, 8), machine(COST))
-    assert policy.foretold is None
-    beliefs = [policy.start()]
-    (choice,) = policy.choose([Signals(0, 0.0, 0.0, 0.0)], beliefs, [63], lambda requests: pytest.fail("it drafted"))
+    policy = OnlineCostPolicy(lambda cost: GoodputPolicy(small_predictor(), cost.of_batch, 8), machine(COST))
+    assert policy.predicted_goodput is None
+    biases = [policy.start()]
+    (choice,) = policy.choose([Signals(0, 0.0, 0.0, 0.0)], biases, [63], lambda requests: pytest.fail("it drafted"))
     assert choice.topology.nodes
-    assert policy.foretold == pytest.approx((1 + beliefs[0].expected) / COST(choice.topology))
-    static = CorrectingPolicy(lambda cost: StaticPolicy(wide(2), 8), machine(COST))
+    assert policy.predicted_goodput == pytest.approx((1 + biases[0].expected) / COST(choice.topology))
+    static = OnlineCostPolicy(lambda cost: StaticPolicy(wide(2), 8), machine(COST))
     static.choose([Signals(0, 0.0, 0.0, 0.0)], [None], [63], lambda requests: pytest.fail("it drafted"))
-    assert static.foretold is None
+    assert static.predicted_goodput is None

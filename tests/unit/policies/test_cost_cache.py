@@ -8,11 +8,11 @@ from filelock import FileLock
 
 from entmtp.errors import EntMTPError
 from entmtp.policies.cost_cache import (
-    Learnt,
-    LearntCosts,
-    cost_file,
+    CostCorrection,
+    CostCorrectionFile,
+    correction_path,
+    cost_path,
     fingerprint,
-    learnt_file,
     read_cost,
     write_cost,
 )
@@ -20,24 +20,24 @@ from entmtp.policies.step_cost import CostTable
 from tests.helpers.simulated_machine import step_cost
 
 TABLE = CostTable(contexts=[160], costs=[step_cost()])
-LEARNT = Learnt(
+LEARNT = CostCorrection(
     table=fingerprint(TABLE), logs=[0.0, 0.5], covariance=[[0.1, 0.0], [0.0, 0.2]], draft_log=0.1, draft_variance=0.3
 )
 
 
 def test_a_cost_is_kept_per_model_heads_hardware_and_type(tmp_path: Path) -> None:
-    path = cost_file(tmp_path, "a CPU", "model", "heads", "torch.float32")
+    path = cost_path(tmp_path, "a CPU", "model", "heads", "torch.float32")
     assert read_cost(path, pytest.fail) is None
     write_cost(path, TABLE)
     assert read_cost(path, pytest.fail) == TABLE
     assert list(path.parent.iterdir()) == [path]
     others = {
-        cost_file(tmp_path, "another CPU", "model", "heads", "torch.float32"),
-        cost_file(tmp_path, "a CPU", "other model", "heads", "torch.float32"),
-        cost_file(tmp_path, "a CPU", "model", "other heads", "torch.float32"),
-        cost_file(tmp_path, "a CPU", "model", "heads", "torch.bfloat16"),
-        cost_file(tmp_path, "a CPU", "model", "heads", "torch.float32", 2),
-        learnt_file(tmp_path, "a CPU", "model", "heads", "torch.float32"),
+        cost_path(tmp_path, "another CPU", "model", "heads", "torch.float32"),
+        cost_path(tmp_path, "a CPU", "other model", "heads", "torch.float32"),
+        cost_path(tmp_path, "a CPU", "model", "other heads", "torch.float32"),
+        cost_path(tmp_path, "a CPU", "model", "heads", "torch.bfloat16"),
+        cost_path(tmp_path, "a CPU", "model", "heads", "torch.float32", 2),
+        correction_path(tmp_path, "a CPU", "model", "heads", "torch.float32"),
     }
     assert len(others - {path}) == 6
 
@@ -58,7 +58,7 @@ def test_a_cost_with_holes_is_an_error(changes: dict[str, Any] | None, tmp_path:
 
 
 def test_what_was_learnt_is_read_by_the_next_run(tmp_path: Path) -> None:
-    cache = LearntCosts(tmp_path / "costs" / "a.learnt.json")
+    cache = CostCorrectionFile(tmp_path / "costs" / "a.learnt.json")
     assert cache.read() == {}
     cache.write({1: LEARNT})
     other = LEARNT.model_copy(update={"logs": [0.1, 0.2]})
@@ -90,7 +90,7 @@ def content(**changes: Any) -> str:
 def test_a_broken_file_of_what_was_learnt_is_begun_anew(
     text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = LearntCosts(tmp_path / "a.learnt.json")
+    cache = CostCorrectionFile(tmp_path / "a.learnt.json")
     (tmp_path / "a.learnt.json").write_text(text)
     with caplog.at_level(logging.WARNING):
         assert cache.read() == {}
@@ -101,7 +101,7 @@ def test_a_broken_file_of_what_was_learnt_is_begun_anew(
 
 
 def test_replicas_that_write_at_once_leave_a_whole_file(tmp_path: Path) -> None:
-    cache = LearntCosts(tmp_path / "a.learnt.json")
+    cache = CostCorrectionFile(tmp_path / "a.learnt.json")
     cache.write({1: LEARNT})
     with FileLock(tmp_path / "a.learnt.lock"):
         cache.write({1: LEARNT.model_copy(update={"logs": [1.0, 1.0]})})  # the other one's counts, and nobody waits
@@ -111,5 +111,5 @@ def test_replicas_that_write_at_once_leave_a_whole_file(tmp_path: Path) -> None:
 def test_a_full_or_locked_disk_does_not_end_decoding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "costs").write_text("a file where the folder should be")
     with caplog.at_level(logging.WARNING):
-        LearntCosts(tmp_path / "costs" / "a.learnt.json").write({1: LEARNT})
+        CostCorrectionFile(tmp_path / "costs" / "a.learnt.json").write({1: LEARNT})
     assert "could not be kept" in caplog.text

@@ -9,9 +9,9 @@ from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.decoding.timers import Stopwatch
 from entmtp.errors import EntMTPError
-from entmtp.policies.acceptance_bias import Belief
+from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.base import Choice
-from entmtp.policies.dynamic import MOST_GROWN, PLAIN, DynamicPolicy, _Node
+from entmtp.policies.dynamic import MAX_EXPANDED_NODES, PLAIN, DynamicPolicy, _Node
 from entmtp.policies.signals import Signals, SignalTracker
 from entmtp.policies.step_cost import StepCost
 from entmtp.trees.bank import MAX_NODES
@@ -42,7 +42,7 @@ def script(*levels: Sequence[float]) -> Scripted:
 
 def grown(heads: Scripted, cost: StepCost, signals: Signals = EASY) -> Choice:
     return DynamicPolicy(PREDICTOR, BELIEVED, cost.of_batch, 8).choose(
-        [signals], [Belief()], [63], lambda requests: heads
+        [signals], [AcceptanceBias()], [63], lambda requests: heads
     )[0]
 
 
@@ -81,7 +81,7 @@ def test_other_costs_count_once_the_policy_takes_them_in() -> None:
 
     def nodes() -> int:
         heads = script(*[[0.97, 0.01, 0.005, 0.001]] * 3)
-        return policy.choose([EASY], [Belief()], [63], lambda requests: heads)[0].topology.nodes
+        return policy.choose([EASY], [AcceptanceBias()], [63], lambda requests: heads)[0].topology.nodes
 
     assert nodes() == 3
     costs[0] = small_cost(50.0, 1.0)
@@ -99,7 +99,7 @@ def test_growing_gives_the_tokens_that_filling_gives(kind: str) -> None:
     policy = DynamicPolicy(PREDICTOR, small_chances(), small_cost(0.01, 0.01).of_batch, 8)
     with torch.inference_mode():
         (tree,) = policy.choose(
-            [EASY], [Belief()], [63], lambda requests: state.expand(requests, Stopwatch(backbone.device))
+            [EASY], [AcceptanceBias()], [63], lambda requests: state.expand(requests, Stopwatch(backbone.device))
         )
         assert state.drafter is not None
         filled = heads.propose(state.drafter.states[:1], state.root[:1], TreeBatch.of([tree.topology]))
@@ -143,7 +143,7 @@ def test_each_request_of_a_batch_grows_its_own_tree() -> None:
 def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() -> None:
     heads = Scripted([[0.97, 0.01, 0.005, 0.001]] * 3, [[0.3, 0.25, 0.2, 0.1], [0.1] * 4, [0.1] * 4])
     policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch, context: small_cost(0.5 * batch, 0.2), 8)
-    found = policy.choose([EASY, EASY], [Belief(), Belief()], [63, 63], lambda requests: heads)
+    found = policy.choose([EASY, EASY], [AcceptanceBias(), AcceptanceBias()], [63, 63], lambda requests: heads)
     assert {tree.topology.nodes for tree in found} == {3}
     assert found[0].topology.max_depth == 3
     assert found[1].topology.paths == ((0,), (1,), (2,))
@@ -152,7 +152,7 @@ def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() 
 def test_the_cost_of_one_request_says_nothing_of_four() -> None:
     policy = DynamicPolicy(PREDICTOR, BELIEVED, small_cost(0.5, 0.2).of_batch, 8)
     with pytest.raises(EntMTPError, match="known for 1 request, not for 4"):
-        policy.choose([EASY] * 4, [Belief() for _ in range(4)], [63] * 4, lambda requests: Scripted())
+        policy.choose([EASY] * 4, [AcceptanceBias() for _ in range(4)], [63] * 4, lambda requests: Scripted())
 
 
 def test_a_chance_multiplies_along_a_path() -> None:
@@ -169,7 +169,7 @@ def test_each_level_is_one_pass_for_all_requests() -> None:
     sure, unsure = [0.97, 0.01, 0.005, 0.001], [0.3, 0.2, 0.1, 0.1]
     heads = Scripted([sure] * 3, [unsure, sure, sure])
     policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch, context: small_cost(0.2 * batch, 0.2), 8)
-    found = policy.choose([EASY, EASY], [Belief(), Belief()], [63, 63], lambda requests: heads)
+    found = policy.choose([EASY, EASY], [AcceptanceBias(), AcceptanceBias()], [63, 63], lambda requests: heads)
     assert heads.asked[0] == [0, 1]
     assert heads.asked[1][:2] == [0, 4]
     assert found[0].tokens is not None
@@ -183,11 +183,11 @@ def test_where_nodes_cost_nothing_many_children_are_asked_for_and_the_tree_is_as
     probabilities = [0.3, *[0.04] * 15]
     policy = DynamicPolicy(PREDICTOR, generous, lambda batch, context: small_cost(0.0, 0.01), 8)
     heads = script(*[probabilities] * 3)
-    (found,) = policy.choose([EASY], [Belief()], [MAX_NODES], lambda requests: heads)
-    assert found.topology.nodes == MOST_GROWN
+    (found,) = policy.choose([EASY], [AcceptanceBias()], [MAX_NODES], lambda requests: heads)
+    assert found.topology.nodes == MAX_EXPANDED_NODES
     assert max(found.topology.max_rank) == 15
     assert Topology.of(found.topology.paths).paths == found.topology.paths
-    assert len(found.tokens or []) == MOST_GROWN
+    assert len(found.tokens or []) == MAX_EXPANDED_NODES
 
 
 def test_a_plain_step_that_takes_longer_than_one_with_a_tree_makes_no_guess_worth_asking_for() -> None:
@@ -215,7 +215,7 @@ def test_where_the_first_node_costs_most_and_others_little_trees_are_large() -> 
         hardware="test",
     )
     policy = DynamicPolicy(PREDICTOR, generous, gpu.of_batch, 8)
-    (found,) = policy.choose([EASY], [Belief()], [63], lambda requests: script(*[[0.3, *[0.04] * 15]] * 3))
+    (found,) = policy.choose([EASY], [AcceptanceBias()], [63], lambda requests: script(*[[0.3, *[0.04] * 15]] * 3))
     assert found.topology.nodes > 40
 
 
@@ -223,10 +223,10 @@ def test_a_request_that_accepts_less_than_was_expected_of_it_is_believed_less() 
     policy = DynamicPolicy(PREDICTOR, BELIEVED, small_cost(0.3, 0.1).of_batch, 8)
 
     def nodes_after(gained: int) -> int:
-        belief = Belief()
+        bias = AcceptanceBias()
         for _ in range(60):
             seen = Signals(0, 0.0, 0.0, 0.0, gained)
-            (found,) = policy.choose([seen], [belief], [63], lambda requests: script(*[[0.5, 0.2, 0.1, 0.1]] * 3))
+            (found,) = policy.choose([seen], [bias], [63], lambda requests: script(*[[0.5, 0.2, 0.1, 0.1]] * 3))
         return found.topology.nodes
 
     assert nodes_after(1) < nodes_after(4)

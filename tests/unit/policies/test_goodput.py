@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entmtp.policies.acceptance_bias import Belief
+from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.goodput import GoodputPolicy, candidates
 from entmtp.policies.rate import BatchCosts, best_choices
 from entmtp.policies.signals import Signals
@@ -31,8 +31,8 @@ def linear(per_node: float, per_level: float = 0.0) -> BatchCosts:
 
 
 def chosen_by(policy: GoodputPolicy, *signals: Signals) -> list[Topology]:
-    beliefs = [policy.start() for _ in signals]
-    return [policy.trees[at] for at in policy.best(policy.scores(signals, beliefs), [63] * len(signals))]
+    biases = [policy.start() for _ in signals]
+    return [policy.trees[at] for at in policy.best(policy.scores(signals, biases), [63] * len(signals))]
 
 
 def test_a_deep_tree_where_the_text_is_easy_and_plain_decoding_where_it_is_hard() -> None:
@@ -48,10 +48,10 @@ def test_everything_that_may_be_right_where_nodes_cost_nothing() -> None:
 
 
 def test_guesses_are_expected_to_gain_the_chances_of_their_paths_the_root_not_counted() -> None:
-    policy, beliefs = GoodputPolicy(PREDICTOR, linear(0.0), 8), [Belief()]
-    (choice,) = policy.choose([EASY], beliefs, [63], lambda requests: pytest.fail("it drafted"))
+    policy, biases = GoodputPolicy(PREDICTOR, linear(0.0), 8), [AcceptanceBias()]
+    (choice,) = policy.choose([EASY], biases, [63], lambda requests: pytest.fail("it drafted"))
     assert choice.topology.nodes == 4
-    assert beliefs[0].expected == pytest.approx(0.9 + 0.8 + 0.7 + 0.05)
+    assert biases[0].expected == pytest.approx(0.9 + 0.8 + 0.7 + 0.05)
 
 
 def test_plain_decoding_where_every_node_costs_a_step() -> None:

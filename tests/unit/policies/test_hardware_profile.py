@@ -49,8 +49,8 @@ def test_between_points_it_is_linear(batch: int, context: int, scale: float) -> 
 
 
 def test_growing_costs_what_was_measured_for_it_whatever_the_trees_width() -> None:
-    assert profile().grown_cost() is None
-    grown = HardwareProfile.model_validate(table(points=[grown_point(*one) for one in GRID])).grown_cost(1, 200)
+    assert profile().expanded_cost() is None
+    grown = HardwareProfile.model_validate(table(points=[grown_point(*one) for one in GRID])).expanded_cost(1, 200)
     assert grown is not None
     assert grown(Topology.root_only()) == pytest.approx(5 * 2)
     wide = Topology.of([(0,), (0, 0), *((rank,) for rank in range(1, 30))])

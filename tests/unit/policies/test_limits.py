@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entmtp.calibration.trace_replay import accepted_length
-from entmtp.policies.acceptance_bias import Belief
+from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.base import BeginDraft, Policy
-from entmtp.policies.correction import CorrectingPolicy
+from entmtp.policies.correction import OnlineCostPolicy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
 from entmtp.policies.ladder import Ladder, LadderPolicy, ladder_policy
 from entmtp.policies.signals import Signals
 from entmtp.policies.static import ScheduledPolicy, SequencePolicy, StaticPolicy, best_static_policy
-from entmtp.policies.step_cost import CostTable, PartedCost, PolicyCost, StepCost
+from entmtp.policies.step_cost import CostTable, PolicyCost, StepCost, TreeCost
 from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.probability_calibration import Chances
 from entmtp.trees.published import published_tree
@@ -69,7 +69,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "sequence": lambda: SequencePolicy([TREES["deep"], TREES["bushy"], WIDE], 8),
     "goodput": goodput,
     "dynamic": dynamic,
-    "corrected": lambda: CorrectingPolicy(lambda cost: goodput(cost), SameCost()),
+    "corrected": lambda: OnlineCostPolicy(lambda cost: goodput(cost), SameCost()),
 }
 
 
@@ -138,7 +138,7 @@ def test_nothing_changes_for_requests_without_a_limit_of_their_own(name: str) ->
 def test_one_that_may_have_no_tree_changes_no_other_ones() -> None:
     for policy in (goodput(), dynamic()):
         seen = [Signals(0, 0.1, 0.1, 1.0)] * 2
-        plain, free = chosen(policy, seen, [Belief(), Belief()], [0, MAX_NODES])
+        plain, free = chosen(policy, seen, [AcceptanceBias(), AcceptanceBias()], [0, MAX_NODES])
         assert plain == Topology.root_only()
         assert free.nodes > 1
 
@@ -151,14 +151,14 @@ def test_a_step_without_any_tree_teaches_beliefs_of_the_last_one_and_scores_noth
 
     monkeypatch.setattr(GoodputPolicy, "scores", score)
     for policy in (goodput(), dynamic()):
-        belief = Belief(expected=0.5)
-        assert chosen(policy, [Signals(1, 0.1, 0.1, 1.0, gained=3)], [belief], [0]) == [Topology.root_only()]
-        assert belief.shift > 0
-        assert belief.expected is None
+        bias = AcceptanceBias(expected=0.5)
+        assert chosen(policy, [Signals(1, 0.1, 0.1, 1.0, gained=3)], [bias], [0]) == [Topology.root_only()]
+        assert bias.log_odds > 0
+        assert bias.expected is None
 
 
 def test_a_step_without_any_tree_corrects_no_cost_and_one_with_some_does() -> None:
-    policy = CorrectingPolicy(lambda cost: goodput(cost), SameCost())
+    policy = OnlineCostPolicy(lambda cost: goodput(cost), SameCost())
     before = policy._machine.of(1).learnt
     for limit, learns in ((0, False), (MAX_NODES, True)):
         trees = chosen(policy, [Signals(0, 0.1, 0.1, 1.0)], [policy.start()], [limit])
@@ -166,7 +166,7 @@ def test_a_step_without_any_tree_corrects_no_cost_and_one_with_some_does() -> No
         assert (policy._machine.of(1).learnt != before) == learns
 
 
-def worth(policy: GoodputPolicy, tree: Topology, nats: float, cost: PartedCost, limits: Sequence[int]) -> float:
+def worth(policy: GoodputPolicy, tree: Topology, nats: float, cost: TreeCost, limits: Sequence[int]) -> float:
     predictor = small_predictor()
     gain = float(predictor.blend(-nats) @ predictor.gains([tree])[:, 0])
     return gain - policy.rate(limits) * cost(tree)
@@ -176,7 +176,7 @@ def worth(policy: GoodputPolicy, tree: Topology, nats: float, cost: PartedCost, 
 def test_goodput_takes_the_best_tree_within_a_limit(limit: int, nats: float, per_node: float) -> None:
     cost = small_cost(per_node, 0.1)
     policy = GoodputPolicy(small_predictor(), cost.of_batch, 8)
-    (found,) = chosen(policy, [Signals(0, nats, nats, 0.0)], [Belief()], [limit])
+    (found,) = chosen(policy, [Signals(0, nats, nats, 0.0)], [AcceptanceBias()], [limit])
     ours = worth(policy, found, nats, cost, [limit])
     for tree in policy.trees:
         if tree.nodes <= limit:
@@ -200,7 +200,7 @@ def test_goodput_takes_the_best_trees_of_a_batch_within_their_limits(
         ]
         return sum(gains) - rate * max(map(cost, trees))
 
-    ours = value(chosen(policy, seen, [Belief() for _ in seen], limits))
+    ours = value(chosen(policy, seen, [AcceptanceBias() for _ in seen], limits))
     for tree in policy.trees:
         others = [tree if tree.nodes <= limit else Topology.root_only() for limit in limits]
         assert ours >= value(others) - 1e-9
@@ -222,15 +222,15 @@ def test_a_millisecond_of_a_limited_request_is_worth_what_its_own_steps_gain() -
     assert worth(policy, Topology.of([(0,)]), 0.2, cost, [MAX_NODES]) < worth(
         policy, Topology.root_only(), 0.2, cost, [MAX_NODES]
     )
-    assert [tree.nodes for tree in chosen(policy, easy, [Belief()], [1])] == [1]
+    assert [tree.nodes for tree in chosen(policy, easy, [AcceptanceBias()], [1])] == [1]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 6])
 def test_the_dynamic_policy_takes_the_likeliest_guesses_within_a_limit(limit: int) -> None:
     believed = Chances(slope=[1.0] * 4, offset=[0.0] * 4, follow=[[0.5, 0.2, 0.1, 0.05]] * 4)
     easy = [Signals(0, 0.1, 0.1, 1.0)]
-    (free,) = chosen(dynamic(believed), easy, [Belief()], [MAX_NODES])
-    (found,) = chosen(dynamic(believed), easy, [Belief()], [limit])
+    (free,) = chosen(dynamic(believed), easy, [AcceptanceBias()], [MAX_NODES])
+    (found,) = chosen(dynamic(believed), easy, [AcceptanceBias()], [limit])
     chance: dict[Path, float] = {(rank,): share for rank, share in enumerate((0.5, 0.2, 0.1, 0.05))}
     for path in free.paths:
         chance.setdefault(path, chance.get(path[:-1], 1.0) * chance[path[-1:]])
@@ -243,7 +243,7 @@ def test_a_level_that_could_only_take_the_places_of_likelier_guesses_is_not_run(
 
     def passes(limit: int, probabilities: Sequence[float]) -> int:
         heads = Guesses(probabilities=probabilities)
-        chosen(dynamic(believed), [Signals(0, 0.1, 0.1, 1.0)], [Belief()], [limit], lambda drafting: heads)
+        chosen(dynamic(believed), [Signals(0, 0.1, 0.1, 1.0)], [AcceptanceBias()], [limit], lambda drafting: heads)
         return heads.passes
 
     even = (0.24, 0.23, 0.22, 0.21)
@@ -273,11 +273,11 @@ def bias(policy: Policy, limit: int, gain_of: Callable[[Topology, np.random.Gene
     """The mean acceptance bias after texts of so many steps that go as predicted."""
     found = []
     for text in range(TEXTS):
-        generator, belief, gained = np.random.default_rng(text), policy.start(), 0
+        generator, bias, gained = np.random.default_rng(text), policy.start(), 0
         for at in range(STEPS):
-            (tree,) = chosen(policy, [Signals(at, 0.4, 0.4, 1.0, gained)], [belief], [limit])
+            (tree,) = chosen(policy, [Signals(at, 0.4, 0.4, 1.0, gained)], [bias], [limit])
             gained = gain_of(tree, generator)
-        found.append(belief.shift)
+        found.append(bias.log_odds)
     return float(np.mean(found))
 
 

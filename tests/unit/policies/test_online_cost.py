@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entmtp.policies.online_cost import OnlineCost, OnlineMachine
+from entmtp.policies.online_cost import OnlineCost, OnlineCosts
 from entmtp.policies.step_cost import CostTable, StepCost
 from entmtp.trees.topology import Topology
 from tests.helpers.simulated_machine import machine
@@ -100,7 +100,7 @@ def test_no_single_step_says_much(steps: list[tuple[int, float]]) -> None:
 
 
 def test_steps_of_two_requests_teach_of_two_alone() -> None:
-    online = OnlineMachine(machine(COST, COST), {})
+    online = OnlineCosts(machine(COST, COST), {})
     for _ in range(128):
         online.of(2).observe(wide(1), CONTEXT, 500.0, 2.0)
     one = online.of(1).at(CONTEXT)

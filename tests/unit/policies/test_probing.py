@@ -10,8 +10,8 @@ import pytest
 
 from entmtp.intervals import paired_ratio
 from entmtp.policies.base import Policy
-from entmtp.policies.correction import CorrectingPolicy
-from entmtp.policies.cost_cache import LearntCosts
+from entmtp.policies.correction import OnlineCostPolicy
+from entmtp.policies.cost_cache import CostCorrectionFile
 from entmtp.policies.hardware_profile import load_profile
 from entmtp.policies.probing import BURST, EVERY, SHARE, ProbeBudget
 from entmtp.policies.step_cost import BatchedCost, CostTable, PolicyCost, StepCost
@@ -39,10 +39,10 @@ def run(
     steps: int,
     batch: int = 1,
     seed: int = 0,
-    cache: LearntCosts | None = None,
+    cache: CostCorrectionFile | None = None,
     noise: float = NOISE,
 ) -> Steps:
-    policy = CorrectingPolicy(POLICIES[name], table, cache)
+    policy = OnlineCostPolicy(POLICIES[name], table, cache)
     made = simulate(policy, costs(batch)[-1], steps, batch=batch, seed=seed, noise=noise)
     policy.close()
     return made
@@ -72,7 +72,7 @@ def test_right_costs_lose_at_most_1_percent_to_probes(
 
 @each_policy
 def test_what_was_learnt_is_there_after_a_restart(name: str, tmp_path: Path) -> None:
-    cache = LearntCosts(tmp_path / "a.learnt.json")
+    cache = CostCorrectionFile(tmp_path / "a.learnt.json")
     right = run(name, machine(*costs(1)), 300)
     run(name, too_expensive(1), 1000, cache=cache)
     again = run(name, too_expensive(1), 300, seed=1, cache=cache)
@@ -81,9 +81,9 @@ def test_what_was_learnt_is_there_after_a_restart(name: str, tmp_path: Path) -> 
 
 @each_policy
 def test_what_was_learnt_of_another_table_counts_for_nothing(name: str, tmp_path: Path) -> None:
-    cache = LearntCosts(tmp_path / "a.learnt.json")
+    cache = CostCorrectionFile(tmp_path / "a.learnt.json")
     run(name, too_expensive(1), 1000, cache=cache)
-    policy = CorrectingPolicy(POLICIES[name], machine(*costs(1)), cache)
+    policy = OnlineCostPolicy(POLICIES[name], machine(*costs(1)), cache)
     assert not policy._machine.of(1).shape.any()
 
 
@@ -93,7 +93,7 @@ def test_a_machine_that_slows_down_as_a_whole_chooses_as_before(name: str) -> No
         return times(step_cost(), lambda nodes: 2.0, draft=2.0) if step >= 500 else step_cost()
 
     as_ever, slow = (
-        simulate(CorrectingPolicy(POLICIES[name], machine(step_cost())), truth, 1000, noise=NOISE)
+        simulate(OnlineCostPolicy(POLICIES[name], machine(step_cost())), truth, 1000, noise=NOISE)
         for truth in (step_cost(), slower)
     )
     assert slow.rate(550) == pytest.approx(as_ever.rate(550) / 2, rel=0.02)
@@ -104,12 +104,12 @@ def test_a_machine_that_slows_down_as_a_whole_chooses_as_before(name: str) -> No
 def test_one_size_that_is_wrong_is_found(name: str, factor: float) -> None:
     """The size that is used most takes longer than was measured, or less time."""
     truth = step_cost()
-    usual = simulate(CorrectingPolicy(POLICIES[name], machine(truth)), truth, 300, noise=NOISE)
+    usual = simulate(OnlineCostPolicy(POLICIES[name], machine(truth)), truth, 300, noise=NOISE)
     sizes = np.array(truth.nodes)
     wrong = int(sizes[np.abs(sizes - np.median(usual.nodes[usual.nodes > 0])).argmin()])
     table = times(truth, lambda nodes: 1 / factor if nodes == wrong else 1.0)
     right, found = (
-        simulate(CorrectingPolicy(POLICIES[name], machine(cost)), truth, 900, noise=NOISE) for cost in (truth, table)
+        simulate(OnlineCostPolicy(POLICIES[name], machine(cost)), truth, 900, noise=NOISE) for cost in (truth, table)
     )
     assert found.rate(500) > 0.97 * right.rate(500)
 

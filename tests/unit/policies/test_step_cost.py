@@ -89,7 +89,9 @@ def test_between_measured_numbers_of_requests_it_is_linear() -> None:
     assert cost.table(3).at(160) == double
     between = cost.table(2).at(160)
     for nodes in (0, 1, 2, 5, 6, 9):
-        assert between.but_draft(nodes) == pytest.approx((table().but_draft(nodes) + double.but_draft(nodes)) / 2)
+        assert between.without_draft(nodes) == pytest.approx(
+            (table().without_draft(nodes) + double.without_draft(nodes)) / 2
+        )
     assert between.narrow_draft_ms == [1.5, 3.0, 4.5, 6.0]
     assert cost.table(2).spread == 0.2
 

@@ -68,6 +68,16 @@ def test_every_gauge_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(told) == sorted(one.name for one in ENGINE_METRICS if one.kind == "gauge")
 
 
+def test_the_predicted_goodput_is_exported_under_its_old_name_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = EngineMetrics("e")
+    values: dict[str, float] = {}
+    for name, gauge in metrics._gauges.items():
+        monkeypatch.setattr(gauge, "set", lambda value, name=name: values.update({name: value}))
+    metrics.engine(EngineStatistics(1, 2, 3, 4, 5, 6, 7, 8.0, 0.25))
+    assert values["predicted_goodput_tokens_per_second"] == 250
+    assert values["goodput_foretold_tokens_per_second"] == 250
+
+
 def test_every_metric_is_there_before_anything_has_happened() -> None:
     text = merged_text([], zero_lines(["e", "f"], ["m"]))
     for one in ENGINE_METRICS:

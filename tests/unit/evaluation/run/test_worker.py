@@ -95,7 +95,7 @@ def test_a_suites_ladder_is_tuned_at_the_workers_costs_once(worker: Worker, monk
         tuned.append(cost)
         return bank.model_copy(update={"thresholds": [], "bins": [bank.overall]})
 
-    monkeypatch.setattr("entmtp.evaluation.run.worker.retuned", note)
+    monkeypatch.setattr("entmtp.evaluation.run.worker.retune", note)
     monkeypatch.setattr(worker, "_tuned", {})
     worker._measure_costs(["medusa-best", "entmtp"])
     for _ in range(2):

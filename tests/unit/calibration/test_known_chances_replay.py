@@ -2,7 +2,7 @@
 
 import pytest
 
-from entmtp.calibration.known_world import known_world
+from entmtp.calibration.known_chances_replay import replay_known_chances
 from entmtp.calibration.replay import cost_of
 from entmtp.heads.interface import Expansion
 from tests.helpers.small_cases import Scripted, drawn_trace, small_bank, small_cost
@@ -16,7 +16,7 @@ def expansion_at(position: int) -> Expansion:
 
 
 def test_a_policy_that_knows_is_between_one_that_finds_out_and_hindsight() -> None:
-    found = known_world(TRACES, [expansion_at] * 3, small_bank(), GPU_LIKE, GPU_LIKE)
+    found = replay_known_chances(TRACES, [expansion_at] * 3, small_bank(), GPU_LIKE, GPU_LIKE)
     assert found.dynamic is not None
     assert 1 < found.dynamic.speedup.value <= found.best.speedup.value < found.hindsight.speedup.value
     assert found.dynamic.steps == found.best.steps == found.hindsight.steps
@@ -29,7 +29,9 @@ def test_a_policy_that_knows_is_between_one_that_finds_out_and_hindsight() -> No
 def test_growing_is_charged_to_the_policy_that_grows_alone() -> None:
     filled = small_cost()
     grown = filled.model_copy(update={"narrow_draft_ms": [3.0] * 4, "wide_draft_ms": [3.0] * 4})
-    cheap, charged = (known_world(TRACES, [expansion_at] * 3, small_bank(), filled, cost) for cost in (filled, grown))
+    cheap, charged = (
+        replay_known_chances(TRACES, [expansion_at] * 3, small_bank(), filled, cost) for cost in (filled, grown)
+    )
     assert cheap.dynamic is not None
     assert charged.dynamic is not None
     assert charged.dynamic.speedup.value < 0.95 * cheap.dynamic.speedup.value
@@ -37,8 +39,8 @@ def test_growing_is_charged_to_the_policy_that_grows_alone() -> None:
 
 
 def test_where_growing_has_no_known_cost_the_dynamic_policy_has_no_speed() -> None:
-    found = known_world(TRACES, [expansion_at] * 3, small_bank(), GPU_LIKE, None)
+    found = replay_known_chances(TRACES, [expansion_at] * 3, small_bank(), GPU_LIKE, None)
     assert found.dynamic is None
     assert found.best.speedup.value == pytest.approx(
-        known_world(TRACES, [expansion_at] * 3, small_bank(), GPU_LIKE, GPU_LIKE).best.speedup.value
+        replay_known_chances(TRACES, [expansion_at] * 3, small_bank(), GPU_LIKE, GPU_LIKE).best.speedup.value
     )

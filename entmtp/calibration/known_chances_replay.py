@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from entmtp.calibration.known_chances import Expected, expected_tokens, known_chances, known_outcomes, outlook
-from entmtp.calibration.policy_replay import ExpansionAt, replayed
-from entmtp.calibration.replay import DYNAMIC, Pace, policies, step_ms
-from entmtp.policies.step_cost import PartedCost
+from entmtp.calibration.policy_replay import ExpansionAt, replay_steps
+from entmtp.calibration.replay import DYNAMIC, DecodingSpeed, policies, step_ms
+from entmtp.policies.step_cost import TreeCost
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
 
 
 @dataclass(frozen=True)
-class KnownWorld:
+class KnownChancesReplay:
     """How fast each goes in expectation.
 
     Attributes:
@@ -29,25 +29,26 @@ class KnownWorld:
         hindsight: that knows every step's right path.
     """
 
-    best: Pace
-    dynamic: Pace | None
-    hindsight: Pace
+    best: DecodingSpeed
+    dynamic: DecodingSpeed | None
+    hindsight: DecodingSpeed
 
 
-def known_world(
+def replay_known_chances(
     traces: Sequence[RankTrace],
     expansions: Sequence[ExpansionAt],
     bank: TreeBank,
-    cost: PartedCost,
-    grown: PartedCost | None,
-) -> KnownWorld:
+    cost: TreeCost,
+    grown: TreeCost | None,
+) -> KnownChancesReplay:
     """Expectations over the steps of texts.
 
     ``cost`` is that of steps whose trees are chosen before the heads run, ``grown`` that of steps whose trees grow.
     """
     policy_of = policies(bank, cost, traces[0].ranks.shape[1], grown)[DYNAMIC]
     runs = [
-        replayed(trace, policy_of(trace), expansion_at) for trace, expansion_at in zip(traces, expansions, strict=True)
+        replay_steps(trace, policy_of(trace), expansion_at)
+        for trace, expansion_at in zip(traces, expansions, strict=True)
     ]
     outlooks = [
         [outlook(expansion_at(step.position), bank.chances, step.topology) for step in run]
@@ -57,19 +58,19 @@ def known_world(
     steps = [step for run in runs for step in run]
     first = np.cumsum([0, *map(len, runs[:-1])])
 
-    def pace(expected: Expected) -> Pace:
+    def speed(expected: Expected) -> DecodingSpeed:
         tokens, ms = (np.add.reduceat(values, first) for values in (expected.tokens, expected.ms))
-        return Pace(tokens, ms, len(steps), cost(Topology.root_only()))
+        return DecodingSpeed(tokens, ms, len(steps), cost(Topology.root_only()))
 
-    return KnownWorld(
-        best=pace(known_chances(seen, cost)),
+    return KnownChancesReplay(
+        best=speed(known_chances(seen, cost)),
         dynamic=None
         if grown is None
-        else pace(
+        else speed(
             Expected(
                 np.array([expected_tokens(one, step.topology) for one, step in zip(seen, steps, strict=True)]),
                 np.array([step_ms(step, grown) for step in steps]),
             )
         ),
-        hindsight=pace(known_outcomes(seen, cost)),
+        hindsight=speed(known_outcomes(seen, cost)),
     )
