@@ -69,7 +69,7 @@ def main(
         rows = gains(benches, repetitions)
         columns = ["without", *(f"{tokens} token{'s' * (tokens > 1)}" for tokens in TOKENS)]
         table = Table(title=f"step ms ({FULL}), then times as long without", columns=columns, rows=rows)
-        words = benches[FULL].state.backbone.kernels_in_words
+        words = benches[FULL].state.backbone.kernels_description
         title = f"What each optimisation gains: bundled model, {heads} heads, {words}"
         hardware = hardware_name(torch.device(device))
         deliver(
@@ -154,7 +154,7 @@ def _products_alone(model: Any) -> Backbone:
 
 def _apart(model: Any) -> Backbone:
     """Layers packed one by one."""
-    with patch.object(packed_linear, "join_linear_layers", lambda layers, groups, make: None):
+    with patch.object(packed_linear, "merge_linear_layers", lambda layers, groups, make: None):
         return build_backbone(model, "packed")
 
 

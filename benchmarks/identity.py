@@ -129,7 +129,7 @@ def available_cases(device: torch.device) -> Iterator[Case]:
     """Every choice of kernels with every type that it takes on this device, but for those that compile for minutes."""
     for name, choice in CHOICES.items():
         for dtype, kind in TYPES.items():
-            if not choice.compiles and choice.obstacle(kind, device) is None:
+            if not choice.compiles and choice.unsupported_reason(kind, device) is None:
                 yield Case(name, dtype)
 
 

@@ -86,7 +86,7 @@ class Session:
             f"{self.method}: {len(done.tokens)} tokens in {done.seconds:.2f} s"
             f" ({len(done.tokens) / done.seconds:.1f} tokens/s, prompt {done.prefill_seconds:.2f} s),"
             f" {len(done.steps)} steps, tau {done.tau:.2f}, {nodes:.1f} nodes per step,"
-            f" {self.engine.backbone.kernels_in_words}"
+            f" {self.engine.backbone.kernels_description}"
         )
 
 

@@ -18,7 +18,7 @@ from entmtp.policies.signals import Signals
 from entmtp.policies.step_cost import StepCost
 from entmtp.settings import CalibrationSettings
 from entmtp.trees.predictor import Predictor
-from entmtp.trees.probability_calibration import Chances
+from entmtp.trees.probability_calibration import ProbabilityCalibration
 
 GUESSES = (0.75, 0.15, 0.05, 0.02)
 """Probabilities of a node's guesses, about those of heads on easy text; the second one is worth a level of its own."""
@@ -42,7 +42,7 @@ class FixedDepthPolicy(Policy):
 
     def __init__(self, depth: int) -> None:
         self.entropy_window = CalibrationSettings().entropy_window
-        chances = Chances(slope=[1.0] * depth, offset=[0.0] * depth, follow=[list(GUESSES)] * depth)
+        chances = ProbabilityCalibration(slope=[1.0] * depth, offset=[0.0] * depth, follow=[list(GUESSES)] * depth)
         levels = [_LEVEL_MS * level for level in range(1, depth + 1)]
         cost = StepCost(
             nodes=[0, 63],

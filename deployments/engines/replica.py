@@ -66,7 +66,7 @@ class EngineReplica:
         say = partial(tell, self._args.name)
         say(f"loading model {self._args.model} for {self._args.method}")
         engine = load_method(self._deployed, say, self._args.engine)[0]
-        say(f"loaded ({engine.backbone.kernels_in_words})")
+        say(f"loaded ({engine.backbone.kernels_description})")
         return engine
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import TracedText
 from entmtp.heads.stateless import StatelessHeads, StatelessText
 from entmtp.models.backbone import Backbone
-from entmtp.models.cache import NO_ROWS
+from entmtp.models.cache import NO_DRAFT_CACHE
 from entmtp.policies.rate import Cost
 from entmtp.policies.signals import entropy
 from entmtp.policies.step_cost import hardware_name
@@ -95,7 +95,7 @@ class _Answer:
 
     def text(self, backbone: Backbone, heads: DraftHeads) -> TracedText:
         """The answer as the heads see it; those that look back on the prompt read the whole text again."""
-        if isinstance(heads, StatelessHeads) and heads.cache_rows == NO_ROWS:
+        if isinstance(heads, StatelessHeads) and heads.cache_layout == NO_DRAFT_CACHE:
             return StatelessText(heads, self.states, self.tokens)
         if self.prompt is None:
             raise EntMTPError(

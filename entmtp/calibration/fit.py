@@ -17,7 +17,7 @@ from entmtp.calibration.policy_replay import replay_steps
 from entmtp.calibration.trace_replay import accepted_length
 from entmtp.policies.static import StaticPolicy
 from entmtp.trees.predictor import FEATURES, Feature, Predictor
-from entmtp.trees.probability_calibration import Chances, log_odds
+from entmtp.trees.probability_calibration import ProbabilityCalibration, log_odds
 from entmtp.trees.topology import Path, Topology
 from entmtp.trees.trace import RankTrace
 
@@ -124,7 +124,7 @@ def _logistic(features: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, floa
     return weights, float(beta[-1] - weights @ mean)
 
 
-def fit_chances(traces: Sequence[RankTrace]) -> Chances:
+def fit_chances(traces: Sequence[RankTrace]) -> ProbabilityCalibration:
     """How far each head's probabilities can be believed, behind guesses of the heads before it that were right."""
     ranks = np.concatenate([trace.ranks.numpy() for trace in traces])
     log_probs = np.concatenate([trace.confidence.numpy() for trace in traces])
@@ -138,7 +138,7 @@ def fit_chances(traces: Sequence[RankTrace]) -> Chances:
         slopes.append(max(0.0, float(slope[0])))
         offsets.append(offset)
         follow.append(right.mean(0).round(5).tolist())
-    return Chances(slope=slopes, offset=offsets, follow=follow)
+    return ProbabilityCalibration(slope=slopes, offset=offsets, follow=follow)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import numpy as np
 from entmtp.heads.interface import Expansion
 from entmtp.policies.dynamic import MAX_EXPANDED_NODES
 from entmtp.policies.rate import Cost, best_choices
-from entmtp.trees.probability_calibration import Chances
+from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Path, Topology
 
 MAX_PATHS = MAX_EXPANDED_NODES
@@ -56,7 +56,7 @@ class Expected:
     ms: np.ndarray
 
 
-def outlook(expansion: Expansion, chances: Chances, also: Topology) -> Outlook:
+def outlook(expansion: Expansion, chances: ProbabilityCalibration, also: Topology) -> Outlook:
     """Runs every level of the heads; keeps the likeliest :data:`MAX_PATHS` paths, and those of the tree ``also``.
 
     Guesses whose chances add up to more than their parent's share its chance in proportion.
@@ -69,7 +69,7 @@ def outlook(expansion: Expansion, chances: Chances, also: Topology) -> Outlook:
         count = tokens.shape[1]
         numbers: dict[Path, int] = {}
         for row, (path, values) in enumerate(zip(kept, log_probs.tolist(), strict=True)):
-            each = [chances.of(depth, value) for value in values]
+            each = [chances.probability(depth, value) for value in values]
             part = known.get(path, 1.0) / max(1.0, sum(each))
             for rank, chance in enumerate(each):
                 known[*path, rank] = part * chance

@@ -6,7 +6,7 @@ import torch
 
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import TracedText
-from entmtp.trees.trace import MISS, RANKED, RankTrace
+from entmtp.trees.trace import MISS, TRACED_RANKS, RankTrace
 
 _ROWS = 128
 
@@ -20,7 +20,7 @@ def rank_trace(heads: DraftHeads, tokens: torch.Tensor, text: TracedText, entrop
     index_of = torch.full((heads.config.vocab_size,), -1, device=tokens.device)
     index_of[heads.draft_vocab.long()] = torch.arange(len(heads.draft_vocab), device=tokens.device)
     ranks = torch.full((positions, depth), MISS, dtype=torch.int64, device=tokens.device)
-    confidence = torch.zeros(positions, depth, RANKED, device=tokens.device)
+    confidence = torch.zeros(positions, depth, TRACED_RANKS, device=tokens.device)
     for begin in range(0, positions, _ROWS):
         rows = slice(begin, begin + _ROWS)
         forced = text.teacher_forced(at[rows, 0], windows[rows, :-1])
@@ -29,5 +29,5 @@ def rank_trace(heads: DraftHeads, tokens: torch.Tensor, text: TracedText, entrop
         true = logits.gather(-1, label.clamp(min=0)[..., None])
         rank = (logits > true).sum(-1)
         ranks[rows] = torch.where((label >= 0) & (at[rows, 1:] < positions), rank, MISS)
-        confidence[rows] = logits.float().log_softmax(-1).topk(RANKED).values
+        confidence[rows] = logits.float().log_softmax(-1).topk(TRACED_RANKS).values
     return RankTrace(ranks.to("cpu", torch.int32), entropy.float().cpu(), confidence.cpu())

@@ -104,7 +104,7 @@ def retune(bank: TreeBank, cost: Cost, say: Callable[[str], None]) -> TreeBank:
 
 def tuned_bins(kept: TuningTexts, overall: Frontier, window: int, cost: Cost) -> tuple[list[float], list[Frontier]]:
     """The fastest ladder's thresholds in nats, and the frontier of each bin between them, calmest first."""
-    texts = kept.ranked()
+    texts = kept.ranked_texts()
     starts = step_starts(texts, [overall.tree(size) for size in PROBES], window)
     thresholds = tuned_thresholds(
         texts,

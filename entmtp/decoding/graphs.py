@@ -102,13 +102,13 @@ class Graphs:
         if self._recorder is None:
             return part(trees)
         if key in self._too_large or reads in self._too_large:
-            return part(trees.anew())
+            return part(trees.uncached_copy())
         if (recording := self._recordings.get(key)) is None:
             self.settled = False
             # Anew for each run: what one run has derived from the numbers, another must derive from other numbers.
-            recording = self._recorded(self._recorder, key, lambda: part(trees.anew()))
+            recording = self._recorded(self._recorder, key, lambda: part(trees.uncached_copy()))
         if recording is None:
-            return part(trees.anew())
+            return part(trees.uncached_copy())
         recording.replay()
         return recording.outputs  # type: ignore[return-value]
 

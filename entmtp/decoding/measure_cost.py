@@ -81,7 +81,7 @@ class StepBench:
 
     def _rewind(self, context: int) -> None:
         for slot in range(self.batch):
-            self.state.cache.rewind(slot, context)
+            self.state.cache.truncate(slot, context)
 
 
 def interleaved(work: Mapping[K, Callable[[], StepRecord]], repetitions: int) -> dict[K, dict[str, float]]:
@@ -168,7 +168,7 @@ def step_cost(
 def _parts(backbone: Backbone, heads: DraftHeads) -> tuple[str, str, str, str]:
     """All that a step's time depends on."""
     hardware = hardware_name(backbone.device, len(backbone.devices))
-    return hardware, backbone.fingerprint, heads.fingerprint, f"{backbone.kernels_in_words}, {backbone.dtype}"
+    return hardware, backbone.fingerprint, heads.fingerprint, f"{backbone.kernels_description}, {backbone.dtype}"
 
 
 def _contexts(backbone: Backbone, context: int | None) -> tuple[int, ...]:

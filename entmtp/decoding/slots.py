@@ -62,9 +62,9 @@ class Slots:
             slot.dirty = False
         if shared[own] < shared[best]:
             slot.tokens = []  # whatever comes of the copy, what lay there is gone
-            self._cache.copy(best, own, shared[best])
+            self._cache.copy_prefix(best, own, shared[best])
         else:
-            self._cache.rewind(own, shared[own])
+            self._cache.truncate(own, shared[own])
         slot.tokens, slot.salt, slot.taken = list(prompt[: shared[best]]), salt, True
         return own, shared[best]
 

@@ -14,7 +14,7 @@ from entmtp.decoding.timers import Stopwatch
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import AcceptedPaths, Expansion
 from entmtp.models.backbone import Backbone
-from entmtp.models.cache import NO_ROWS, TreeCache
+from entmtp.models.cache import NO_DRAFT_CACHE, TreeCache
 from entmtp.policies.signals import entropy
 from entmtp.trees.batch import TreeBatch, rounded_rows
 
@@ -35,18 +35,20 @@ class DecodingState:
         self.backbone = backbone
         self.heads = heads
         self.capacity = capacity
-        self.cache: TreeCache = backbone.new_cache(slots, capacity, NO_ROWS if heads is None else heads.cache_rows)
+        self.cache: TreeCache = backbone.new_cache(
+            slots, capacity, NO_DRAFT_CACHE if heads is None else heads.cache_layout
+        )
         self.drafter = None if heads is None else heads.drafter(self.cache)
         self.root = torch.zeros(slots, dtype=torch.int64, device=backbone.device)
         self.read_hidden = torch.zeros(slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
         self._start = [self.root, self.read_hidden, *([] if self.drafter is None else [self.drafter.states])]
         self._backup = [torch.empty_like(each) for each in self._start]
         # What flows between devices can't be captured in the graph of one.
-        self.graphs = Graphs(None) if backbone.spread else Graphs.on(backbone.device)
+        self.graphs = Graphs(None) if backbone.is_multi_device else Graphs.on(backbone.device)
 
     def prefill(self, slot: int, prompt: Sequence[int]) -> tuple[int, float]:
         """Fills ``slot`` with a prompt; returns the likeliest first token and the entropy (nats) that it came from."""
-        self.cache.rewind(slot)
+        self.cache.truncate(slot)
         self.read(slot, prompt)
         return self.begin(slot, self.logits(slot), Sampler(GREEDY))
 
@@ -63,7 +65,7 @@ class DecodingState:
         except BaseException:
             for backup, each in zip(self._backup, self._start, strict=True):
                 each.copy_(backup)
-            self.cache.restore_lengths()
+            self.cache.reset_device_lengths()
             raise
 
     @torch.inference_mode()
@@ -141,7 +143,7 @@ class DecodingState:
         their slots.
         """
         rows = self.cache.table.index(slots)
-        self.cache.keep(slots, accepted.nodes, accepted.counts)
+        self.cache.commit(slots, accepted.nodes, accepted.counts)
         self.root[rows] = torch.where(accepted.counts > 0, accepted.root, self.root[rows])
         if self.drafter is not None and self.drafts_in_graphs:
             self.drafter.append(slots, _paths(tokens, hidden, accepted))

@@ -57,7 +57,7 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
             TreeBatch.of(topologies, backbone.device, rounded=state.graphs.active, rows=len(rows))
         )
         idle = rows[len(slots) :]
-        span = cache.span(slots, trees.width, padded=trees.shape.padded, rounded=state.graphs.active, idle=idle)
+        kv_range = cache.kv_range(slots, trees.width, padded=trees.shape.padded, rounded=state.graphs.active, idle=idle)
         watch.mark("policy")
 
         # 2. the heads fill each topology with tokens, if they did not while it was expanded
@@ -72,21 +72,24 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
         watch.mark("draft")
 
         # 3. one forward pass over all nodes of all trees
-        key = "verify", trees.width, span
-        logits, hidden = run(key, lambda trees: backbone.verify(tokens, trees, span, cache), trees)
+        key = "verify", trees.width, kv_range
+        logits, hidden = run(key, lambda trees: backbone.verify(tokens, trees, kv_range, cache), trees)
         watch.mark("verify")
 
         # 4. the longest accepted path is kept; its rows stay in the cache, its last state chose the next root
         samplers = [request.sampler for request in requests]
         if all(sampler.plain for sampler in samplers):
             accepted = run(
-                ("accept", trees.shape, span), lambda trees: greedy(tokens, logits, trees).checked(hidden), trees, key
+                ("accept", trees.shape, kv_range),
+                lambda trees: greedy(tokens, logits, trees).checked(hidden),
+                trees,
+                key,
             )
         else:  # chance and penalties differ from step to step, which no captured graph may
             accepted = sampled(tokens, logits, trees, samplers).checked(hidden)
         accepted = Accepted(*map(hold, Accepted._fields, accepted))
         watch.mark("accept")
-        run(("compact", trees.shape, span), lambda _: state.commit(rows, tokens, hidden, accepted), trees, key)
+        run(("compact", trees.shape, kv_range), lambda _: state.commit(rows, tokens, hidden, accepted), trees, key)
         accepted = state.append(rows, tokens, hidden, accepted)
         watch.mark("compact")
 
@@ -95,7 +98,7 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
         ms = watch.split()
         if state.graphs.settled:  # what is done for the first times costs what it never will again
             policy.observe(topologies, ms)
-    cache.learn(slots, [len(outcome.tokens) for outcome in outcomes])
+    cache.sync_lengths(slots, [len(outcome.tokens) for outcome in outcomes])
 
     # 6. each request takes in its own
     for row, (request, outcome) in enumerate(zip(requests, outcomes, strict=True)):
@@ -104,7 +107,7 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
                 request.logprobs += _logprobs(logits, accepted, row, outcome, count)
             if not outcome.finite:
                 request.finite = False
-                cache.scrub(request.slot)
+                cache.zero_free_rows(request.slot)
             captures, settled = state.graphs.captures - captured_before, state.graphs.settled
             record = _record(topologies[row], signals[row], outcome, ms, captures, settled)
             _move_on(request, outcome, remembered[row], record)

@@ -18,9 +18,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from entmtp.errors import EntMTPError
 from entmtp.heads.interface import Drafter, TracedText
-from entmtp.models.cache import NO_ROWS, HeadsRows, TreeCache
-from entmtp.models.kernels.choices import layers_for_guesses
-from entmtp.models.kernels.packed_linear import FixedLinear, MakeLayer
+from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, TreeCache
+from entmtp.models.kernels.choices import draft_layer_maker
+from entmtp.models.kernels.packed_linear import InferenceLinear, MakeLayer
 from entmtp.trees.topology import Topology
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class DraftHeads(PreTrainedModel):
         self.output_bias: torch.Tensor | None = None
         self.input_embeddings = torch.empty(0)
         self._make_layer: MakeLayer | None = None
-        self._inference_layers: dict[tuple[str, int], FixedLinear] = {}
+        self._inference_layers: dict[tuple[str, int], InferenceLinear] = {}
 
     def train(self, mode: bool = True) -> Self:
         """Layers made for inference would not see what training changes."""
@@ -88,13 +88,13 @@ class DraftHeads(PreTrainedModel):
         return self.config.num_heads
 
     @property
-    def cache_rows(self) -> HeadsRows:
+    def cache_layout(self) -> DraftCacheLayout:
         """What they keep of every token in the cache; nothing where they guess from a state alone."""
-        return NO_ROWS
+        return NO_DRAFT_CACHE
 
     @abstractmethod
     def drafter(self, cache: TreeCache) -> Drafter:
-        """What drafts for the slots of a cache that has room for :attr:`rows`."""
+        """What drafts for the slots of a cache that has room for :attr:`cache_layout`."""
 
     @abstractmethod
     def traced_text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
@@ -124,7 +124,7 @@ class DraftHeads(PreTrainedModel):
         nn.Module.to(self, backbone.device, backbone.dtype)
         self.bind_output(backbone.model.get_output_embeddings())
         self.input_embeddings = backbone.embeddings.detach()
-        self._make_layer = layers_for_guesses(backbone.make_layer)
+        self._make_layer = draft_layer_maker(backbone.make_layer)
         return self.eval()
 
     def bind_output(self, layer: Any) -> None:

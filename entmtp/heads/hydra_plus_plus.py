@@ -20,7 +20,7 @@ from entmtp.heads.hydra_plus_plus_layer import HydraPlusPlusLayer
 from entmtp.heads.interface import TracedText
 from entmtp.heads.original_hydra import OriginalHydraConfig, OriginalHydraHeads
 from entmtp.heads.registry import register_heads
-from entmtp.models.cache import BufferShape, HeadsRows, TreeCache
+from entmtp.models.cache import BufferShape, DraftCacheLayout, TreeCache
 
 if TYPE_CHECKING:
     from entmtp.models.backbone import Backbone
@@ -51,15 +51,15 @@ class HydraPlusPlusHeads(OriginalHydraHeads):
         return attached
 
     @property
-    def cache_rows(self) -> HeadsRows:
+    def cache_layout(self) -> DraftCacheLayout:
         """The layer's key and value of every token."""
         shape: Any = self.prefix_layer.config
         one = BufferShape(shape.num_key_value_heads, shape.head_dim, self.dtype)
-        return HeadsRows(layers=((one, one),))
+        return DraftCacheLayout(layers=((one, one),))
 
     def drafter(self, cache: TreeCache) -> HydraPlusPlusDrafter:
         return HydraPlusPlusDrafter(self, self.prefix_layer, cache)
 
     def traced_text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
-        cache = TreeCache(self.cache_rows.layers, 1, len(tokens), tokens.device)
+        cache = TreeCache(self.cache_layout.layers, 1, len(tokens), tokens.device)
         return HydraPlusPlusText(self, self.drafter(cache), hidden, tokens, begin)

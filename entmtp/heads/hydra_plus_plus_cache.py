@@ -14,8 +14,8 @@ from transformers.cache_utils import Cache
 from entmtp.heads.hydra_plus_plus_layer import HydraPlusPlusLayer
 from entmtp.heads.interface import PREFILL_CHUNK, AcceptedPaths, Drafter, Proposal, TracedText
 from entmtp.heads.stateless import StatelessExpansion, StatelessHeads
-from entmtp.models.cache import Span, TreeCache
-from entmtp.models.masks import View, additive
+from entmtp.models.cache import KvRange, TreeCache
+from entmtp.models.masks import AttentionWindow, additive
 from entmtp.trees.batch import TreeBatch
 
 
@@ -44,7 +44,7 @@ class HydraPlusPlusDrafter(Drafter):
             start = torch.tensor([first], device=hidden.device)
             real = torch.ones(1, len(part), dtype=torch.bool, device=hidden.device)
             first += len(part)
-            parts.append(self._follow(Span((slot,), 0, first + 1), start, part[None], real)[0])
+            parts.append(self._follow(KvRange((slot,), 0, first + 1), start, part[None], real)[0])
         return torch.cat(parts)
 
     def start(self, slot: int, root: torch.Tensor) -> None:
@@ -55,7 +55,7 @@ class HydraPlusPlusDrafter(Drafter):
         width = accepted.nodes.shape[1]
         first = self.cache.table.device_lengths[index] - counts
         real = torch.arange(width, device=counts.device) < counts[:, None]
-        made = self._follow(self.cache.span(slots, width, padded=True), first, accepted.path_hidden, real)
+        made = self._follow(self.cache.kv_range(slots, width, padded=True), first, accepted.path_hidden, real)
         self.states[index] = made[torch.arange(len(slots), device=index.device), counts - 1]
 
     def draft(self, slots: tuple[int, ...], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
@@ -64,12 +64,12 @@ class HydraPlusPlusDrafter(Drafter):
     def expand(self, slots: tuple[int, ...], roots: torch.Tensor) -> StatelessExpansion:
         return StatelessExpansion(self._heads, self.states[self.cache.table.index(slots)], roots)
 
-    def _follow(self, span: Span, first: torch.Tensor, hidden: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    def _follow(self, kv_range: KvRange, first: torch.Tensor, hidden: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """The layer's states ``[batch, n, hidden_size]`` of tokens from position ``first [batch]`` on."""
-        view = View.of_chains(first, real)
-        self.cache.place(span, real, first)
-        mask = additive(view.visible(span), hidden.dtype)
-        states: torch.Tensor = self._layer(hidden, view.positions, mask, self._rows)
+        window = AttentionWindow.of_chains(first, real)
+        self.cache.map_slots(kv_range, real, first)
+        mask = additive(window.visible(kv_range), hidden.dtype)
+        states: torch.Tensor = self._layer(hidden, window.positions, mask, self._rows)
         return states
 
 

@@ -33,7 +33,7 @@ class IndependentHeads(StatelessHeads):
         depth = trees.shape.depth
         if depth == 0:
             return Proposal.of_roots(root)
-        drafting, _ = trees.inner(0)  # the others, whose trees are empty, aren't guessed for
+        drafting, _ = trees.internal_nodes(0)  # the others, whose trees are empty, aren't guessed for
         best, best_log_probs = self.top_k(self.head_states(hidden[drafting], depth), max(trees.shape.ranks))
         rows = torch.zeros_like(root).scatter(0, drafting, torch.arange(len(drafting), device=root.device))[:, None]
         guessed = trees.depth > 0

@@ -4,7 +4,7 @@ A :class:`Drafter` drafts for the slots of one cache. It stores the states that 
 from. Heads that guess from a decoder state alone need no more than that (:mod:`entmtp.heads.stateless`).
 
 Other heads attend to earlier positions, so they have a draft cache. What they store of each token
-(:attr:`~entmtp.heads.base.DraftHeads.cache_rows`) lies in the same rows of the model's own cache. Truncating, copying
+(:attr:`~entmtp.heads.base.DraftHeads.cache_layout`) lies in the same rows of the model's own cache. Truncating, copying
 or reusing a slot and committing an accepted path therefore move the draft cache along. The drafter only has to *append*
 committed tokens: a chunk of a prompt, the first root, or an accepted path with the root after it.
 

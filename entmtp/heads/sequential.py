@@ -52,13 +52,13 @@ class SequentialHeads(StatelessHeads):
         tokens[:, 0] = root
         inputs: torch.Tensor | None = None
         for level in range(depth):
-            request, node = trees.inner(level)
-            prefix_state = None if inputs is None else inputs[trees.child_of[request, node]]
+            request, node = trees.internal_nodes(level)
+            prefix_state = None if inputs is None else inputs[trees.parent_index[request, node]]
             inputs = self.path_inputs(hidden[request], tokens[request, node], level, depth, prefix_state)
             states = self.path_states(hidden[request], level, inputs)
             best, best_log_probs = self.top_k(states, trees.shape.ranks[level], level)
             here = trees.depth == level + 1
-            guess = (trees.child_of * best.shape[1] + trees.rank) * here
+            guess = (trees.parent_index * best.shape[1] + trees.rank) * here
             tokens = torch.where(here, best.flatten()[guess], tokens)
             log_probs = torch.where(here, best_log_probs.flatten()[guess], log_probs)
         return Proposal(tokens, log_probs)

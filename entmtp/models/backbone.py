@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from entmtp.models import attention
-from entmtp.models.cache import NO_ROWS, HeadsRows, LayerShape, Span, TreeCache
+from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, LayerShape, TreeCache
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.models.kernels.compiling import compiled
 from entmtp.models.kernels.fused_decoder import with_fused_layers
 from entmtp.models.kernels.packed_linear import MakeLayer, replace_linear_layers
 from entmtp.models.loading.load import model_fingerprint, positions_of
-from entmtp.models.masks import View, additive
-from entmtp.models.multi_gpu import devices_of, without_carrying
+from entmtp.models.masks import AttentionWindow, additive
+from entmtp.models.multi_gpu import devices_of, remove_dispatch_hook
 from entmtp.settings import Kernels
 from entmtp.trees.batch import TreeBatch
 
@@ -39,7 +39,7 @@ class Backbone:
     The model that is given stays as it is: the backbone works on a copy that shares its parameters.
 
     Attributes:
-        kernels: the choice in use, never 'auto'; ``kernels_in_words`` tells a user about it.
+        kernels: the choice in use, never 'auto'; ``kernels_description`` tells a user about it.
         device: where trees, heads and all that the caller is given lie.
         devices: where the model's layers lie, :attr:`device` first.
         cache_shapes: what each layer keeps of a token, as the self-test finds it.
@@ -62,7 +62,7 @@ class Backbone:
         self.windowed = True
         self.cache_shapes: list[LayerShape] = []
         self.kernels: Kernels = "eager"
-        self.kernels_in_words = ""
+        self.kernels_description = ""
 
     def use_model(self, model: PreTrainedModel) -> None:
         """Runs on a copy of ``model`` that shares its parameters, with PyTorch's own layers."""
@@ -96,7 +96,7 @@ class Backbone:
         return CHOICES[self.kernels].make if self.device.type == "cpu" else None
 
     @property
-    def spread(self) -> bool:
+    def is_multi_device(self) -> bool:
         """Whether the model's layers lie on several devices."""
         return len(self.devices) > 1
 
@@ -117,10 +117,10 @@ class Backbone:
         eos = getattr(config, "eos_token_id", None)
         return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
 
-    def new_cache(self, slots: int, capacity: int, heads: HeadsRows = NO_ROWS) -> TreeCache:
+    def new_cache(self, slots: int, capacity: int, draft: DraftCacheLayout = NO_DRAFT_CACHE) -> TreeCache:
         """A cache for ``slots`` requests of up to ``capacity`` rows each, and for what ``heads`` keep beside them."""
-        layers = [*self.cache_shapes, *heads.layers]
-        return TreeCache(layers, slots, capacity + heads.spare, self.device, heads.notes)
+        layers = [*self.cache_shapes, *draft.layers]
+        return TreeCache(layers, slots, capacity + draft.spare_rows, self.device, draft.state_buffers)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -140,8 +140,8 @@ class Backbone:
             padding = min(-len(chunk) % PREFILL_MULTIPLE, room)
             tokens = torch.tensor([chunk + [0] * padding], device=self.device)
             real = torch.arange(len(chunk) + padding, device=self.device)[None] < len(chunk)
-            span = cache.span([slot], tokens.shape[1], padded=padding > 0)
-            chunks.append(self._chain(tokens, real, span, cache)[0, : len(chunk)])
+            kv_range = cache.kv_range([slot], tokens.shape[1], padded=padding > 0)
+            chunks.append(self._chain(tokens, real, kv_range, cache)[0, : len(chunk)])
             cache.append([slot], [len(chunk)])
         return torch.cat(chunks)
 
@@ -151,25 +151,25 @@ class Backbone:
 
         The caller appends what it keeps.
         """
-        span = cache.span(slots, tokens.shape[1], padded=False)
-        return self._chain(tokens, torch.ones_like(tokens, dtype=torch.bool), span, cache)
+        kv_range = cache.kv_range(slots, tokens.shape[1], padded=False)
+        return self._chain(tokens, torch.ones_like(tokens, dtype=torch.bool), kv_range, cache)
 
-    def _chain(self, tokens: torch.Tensor, real: torch.Tensor, span: Span, cache: TreeCache) -> torch.Tensor:
+    def _chain(self, tokens: torch.Tensor, real: torch.Tensor, kv_range: KvRange, cache: TreeCache) -> torch.Tensor:
         batch, width = tokens.shape
         depth = torch.arange(width, device=self.device).expand(batch, width)
         ancestors = torch.ones(width, width, dtype=torch.bool, device=self.device).tril().expand(batch, width, width)
-        return self._forward(tokens, depth, ancestors & real[:, :, None] & real[:, None, :], real, span, cache)
+        return self._forward(tokens, depth, ancestors & real[:, :, None] & real[:, None, :], real, kv_range, cache)
 
     @torch.inference_mode()
     def verify(
-        self, tokens: torch.Tensor, trees: TreeBatch, span: Span, cache: TreeCache
+        self, tokens: torch.Tensor, trees: TreeBatch, kv_range: KvRange, cache: TreeCache
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits ``[batch, width, vocab_size]`` and decoder states ``[batch, width, hidden_size]`` of all nodes.
 
-        ``tokens [batch, width]`` holds the root first; ``span`` is :meth:`TreeCache.span` of the trees. The caller
-        keeps the accepted path. Needs nothing from the host but what ``trees.shape`` and ``span`` say.
+        ``tokens [batch, width]`` holds the root first; ``kv_range`` is :meth:`TreeCache.kv_range` of the trees. The
+        caller commits the accepted path. Apart from ``trees.shape`` and ``kv_range``, the host provides nothing.
         """
-        hidden = self._forward(tokens, trees.depth, trees.ancestors, trees.real, span, cache)
+        hidden = self._forward(tokens, trees.depth, trees.ancestors, trees.real, kv_range, cache)
         return self.logits(hidden), hidden
 
     def _forward(
@@ -178,15 +178,15 @@ class Backbone:
         depth: torch.Tensor,
         ancestors: torch.Tensor,
         real: torch.Tensor,
-        span: Span,
+        kv_range: KvRange,
         cache: TreeCache,
     ) -> torch.Tensor:
-        start = cache.begin(span, real).start
+        start = cache.map_slots(kv_range, real).start
         # Guesses past the context are cut later, padding is never read; where positions are learnt, no such row exists.
         positions = (start[:, None] + depth).clamp(max=self.max_context - 1)
-        view = View(start[:, None], start, ancestors, positions, positions, real)
+        window = AttentionWindow(start[:, None], start, ancestors, positions, positions, real)
         decode = self._compiled or self._run_decoder
-        return decode(tokens, self._masks(view, span), positions, cache)
+        return decode(tokens, self._masks(window, kv_range), positions, cache)
 
     def _run_decoder(
         self, tokens: torch.Tensor, masks: Masks, positions: torch.Tensor, cache: TreeCache
@@ -200,16 +200,16 @@ class Backbone:
         )
         return output.last_hidden_state.to(self.device)
 
-    def _masks(self, view: View, span: Span) -> Masks:
+    def _masks(self, window: AttentionWindow, kv_range: KvRange) -> Masks:
         """One additive mask ``[batch, 1, n, rows]``, or one per layer type where the model has several."""
-        window: int | None = getattr(self.config, "sliding_window", None)
+        sliding_window: int | None = getattr(self.config, "sliding_window", None)
         layer_types = set(getattr(self.config, "layer_types", None) or [])
-        visible = near = view.visible(span)
-        if window is not None and self.windowed:
-            near = visible & view.near(span, window)
+        visible = local = window.visible(kv_range)
+        if sliding_window is not None and self.windowed:
+            local = visible & window.within_sliding_window(kv_range, sliding_window)
         if not layer_types:
-            return self._additive(near)
-        return {kind: self._additive(near if kind == "sliding_attention" else visible) for kind in layer_types}
+            return self._additive(local)
+        return {kind: self._additive(local if kind == "sliding_attention" else visible) for kind in layer_types}
 
     def _additive(self, visible: torch.Tensor) -> torch.Tensor:
         return additive(visible, self.dtype).repeat(1, 1, self._query_groups, 1)
@@ -254,7 +254,7 @@ def _output_replay(model: PreTrainedModel) -> PreTrainedModel:
     replay = copy.copy(model)
     replay._modules = dict(model._modules)
     replay._modules[model.base_model_prefix] = _Passthrough()
-    without_carrying(replay)
+    remove_dispatch_hook(replay)
     return replay
 
 

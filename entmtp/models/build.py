@@ -6,9 +6,9 @@ from transformers import PreTrainedModel
 
 from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
-from entmtp.models.kernels.choices import available, in_words
-from entmtp.models.kernels.merged_projections import watched_siblings
-from entmtp.models.selftest import check_kernels, check_known_obstacles, choose_attention, sequential
+from entmtp.models.kernels.choices import available, describe
+from entmtp.models.kernels.merged_projections import collect_siblings
+from entmtp.models.selftest import check_kernels, check_supported, choose_attention, sequential_reference
 from entmtp.settings import Kernels
 
 
@@ -20,12 +20,12 @@ def build_backbone(model: PreTrainedModel, kernels: Kernels = "auto") -> Backbon
             for by name can't be had, or are no good for lossless decoding of this model; without a name, if none are.
     """
     backbone = Backbone(model)
-    check_known_obstacles(backbone)
-    wanted = _of_spread(kernels) if backbone.spread else kernels
+    check_supported(backbone)
+    wanted = _multi_device_kernels(kernels) if backbone.is_multi_device else kernels
     candidates = iter(available(wanted, backbone.dtype, backbone.device))
     chosen = next(candidates)
-    with watched_siblings(backbone.model) as siblings:
-        expected, backbone.cache_shapes = sequential(backbone)
+    with collect_siblings(backbone.model) as siblings:
+        expected, backbone.cache_shapes = sequential_reference(backbone)
     choose_attention(backbone, expected)
     refusals = []
     while True:
@@ -40,12 +40,12 @@ def build_backbone(model: PreTrainedModel, kernels: Kernels = "auto") -> Backbon
         chosen = next(candidates)
         backbone.use_model(model)
         choose_attention(backbone, expected)
-    spread = [f"spread over {len(backbone.devices)} devices"] * backbone.spread
-    backbone.kernels_in_words = "; ".join([in_words(chosen, backbone.dtype), *spread, *refusals])
+    placement = [f"spread over {len(backbone.devices)} devices"] * backbone.is_multi_device
+    backbone.kernels_description = "; ".join([describe(chosen, backbone.dtype), *placement, *refusals])
     return backbone
 
 
-def _of_spread(kernels: Kernels) -> Kernels:
+def _multi_device_kernels(kernels: Kernels) -> Kernels:
     """PyTorch's own, where the layers of a model lie on several devices."""
     if kernels not in ("auto", "eager"):
         raise EntMTPError(f"kernels: '{kernels}' are for a model on one device; use 'auto'")

@@ -1,11 +1,12 @@
-"""The key/value cache of tree decoding: preallocated slots, a step's tree rows, accepted paths compacted in place.
+"""The key/value cache of tree decoding: preallocated slots, the tree rows of a step, accepted paths compacted in place.
 
-Each slot holds one request. Buffer row 0 is a trash row that padded nodes write to and look at; the token at position
-p lies in row p + 1. A step writes its nodes behind the committed rows, in node order; :meth:`TreeCache.keep` then moves
-the rows of the accepted path together. All memory is allocated at construction and never moves.
+Each slot holds one request. Cache row 0 is the trash row, which padded nodes write to and attend to. The token at
+position p is stored in row p + 1. A step writes its nodes after the committed rows, in node order. Then
+:meth:`TreeCache.commit` moves the rows of the accepted path together. All memory is allocated at construction and
+never moves.
 
-The slots' lengths exist twice: on the device, where a step reads and advances them without the host, and on the host,
-which learns of them when a step's outcome arrives.
+The lengths of the slots exist twice. A step reads and advances the device copy without waiting for the host. The host
+copy follows when the outcome of the step arrives (:meth:`TreeCache.sync_lengths`).
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from entmtp.errors import EntMTPError
 
 ROUNDED_ROWS = 256
-"""Captured graphs read this many buffer rows or a multiple: a context grows that far before the next capture.
+"""Captured graphs read a multiple of this many cache rows, so that a context grows that far before the next capture.
 
-Behind eight times as many, that is an eighth to a quarter of its own length.
+From eight times as many rows on, the unit is an eighth to a quarter of the context's own length.
 """
 
 
 @dataclass(frozen=True)
 class BufferShape:
-    """Of a layer's keys or values: heads, entries per head, their type, and where they lie if not with all else."""
+    """Shape of a layer's keys or values: heads, entries per head, type, and device unless it is the cache's."""
 
     heads: int
     head_dim: int
@@ -36,44 +37,46 @@ class BufferShape:
 
     @classmethod
     def of(cls, states: torch.Tensor) -> BufferShape:
-        """The shape that holds states ``[batch, heads, n, head_dim]``."""
+        """The shape that stores states ``[batch, heads, n, head_dim]``."""
         return cls(states.shape[1], states.shape[3], states.dtype, states.device)
 
     def on(self, device: torch.device) -> BufferShape:
-        """On ``device``, if it lies nowhere yet."""
+        """The same shape on ``device``, unless it has a device already."""
         return replace(self, device=self.device or device)
 
 
 LayerShape = tuple[BufferShape, BufferShape]
-"""Of a layer's keys and of its values."""
+"""Shapes of a layer's keys and of its values."""
 
 
 @dataclass(frozen=True)
-class HeadsRows:
-    """What draft heads keep of each token, in the rows of the model's own keys and values, which it moves with.
+class DraftCacheLayout:
+    """Buffers that draft heads store per token, in the same rows as the model's keys and values.
+
+    They move with the model's rows when a path is committed.
 
     Attributes:
-        layers: of their own attention layers.
-        notes: of anything else, such as states that are needed again.
-        spare: rows beyond those of a step's tree that guessing it may need.
+        layers: shapes of the keys and values of the heads' own attention layers.
+        state_buffers: shapes of other buffers, such as hidden states that are needed again.
+        spare_rows: rows that drafting may need in addition to those of a step's tree.
     """
 
     layers: tuple[LayerShape, ...] = ()
-    notes: tuple[BufferShape, ...] = ()
-    spare: int = 0
+    state_buffers: tuple[BufferShape, ...] = ()
+    spare_rows: int = 0
 
 
-NO_ROWS = HeadsRows()
-"""Heads that guess from a state alone."""
+NO_DRAFT_CACHE = DraftCacheLayout()
+"""Layout of heads that draft from a hidden state alone."""
 
 
 @dataclass(frozen=True)
-class Span:
-    """What one pass reads and writes, as far as it is fixed in a captured graph.
+class KvRange:
+    """Slots and cache rows that one pass attends to. A captured graph fixes them.
 
     Attributes:
         slots: one slot per batch row.
-        first, last: the half-open range of buffer rows that attention reads.
+        first, last: the half-open range of cache rows that attention reads.
     """
 
     slots: tuple[int, ...]
@@ -82,32 +85,32 @@ class Span:
 
     @property
     def contiguous(self) -> bool:
-        """Whether the slots follow one another, so that reading them is a view."""
+        """Whether the slots are consecutive, so that a tensor view reads them without a copy."""
         return self.slots == tuple(range(self.slots[0], self.slots[0] + len(self.slots)))
 
 
 @dataclass(frozen=True)
-class StepPlan:
-    """One pass.
+class SlotMapping:
+    """Cache rows that one pass writes.
 
     Attributes:
-        span: what it reads.
+        kv_range: the rows that it reads.
         slots: its slots ``[batch]``, for indexing.
-        start: committed tokens of each ``[batch]``.
-        rows: buffer rows ``[batch, n]`` that it writes, 0 on padding.
+        start: committed tokens of each slot ``[batch]``.
+        cache_rows: cache row of each node ``[batch, n]``; 0 on padding.
     """
 
-    span: Span
+    kv_range: KvRange
     slots: torch.Tensor
     start: torch.Tensor
-    rows: torch.Tensor
+    cache_rows: torch.Tensor
 
 
 class SlotTable:
-    """What a cache's layers have in common: the slots' lengths and the running pass's plan.
+    """State that the layers of a cache share: the lengths of the slots and the slot mapping of the running pass.
 
-    An object of its own, so that layers and cache do not refer to each other: memory of a cache that is no longer used
-    is free at once, not at some later garbage collection.
+    It is a separate object, so that layers and cache do not refer to each other. The memory of a cache that is no
+    longer used is then free at once, not at some later garbage collection.
     """
 
     def __init__(self, slots: int, capacity: int, device: torch.device) -> None:
@@ -116,11 +119,12 @@ class SlotTable:
         self.lengths = [0] * slots
         self.device_lengths = torch.zeros(slots, dtype=torch.int64, device=device)
         self._indices: dict[tuple[int, ...], torch.Tensor] = {}
-        span = Span((0,), 0, 1)
-        self.plan = StepPlan(span, self.index(span.slots), self.device_lengths[:1], self.device_lengths.new_zeros(1, 0))
+        kv_range = KvRange((0,), 0, 1)
+        no_rows = self.device_lengths.new_zeros(1, 0)
+        self.slot_mapping = SlotMapping(kv_range, self.index(kv_range.slots), self.device_lengths[:1], no_rows)
 
     def index(self, slots: tuple[int, ...]) -> torch.Tensor:
-        """Slots as a tensor ``[batch]``; made once, since a graph can't be captured while the host sends numbers."""
+        """Slots as a tensor ``[batch]``, cached: a graph can't be captured while the host sends numbers."""
         if slots not in self._indices:
             self._indices[slots] = torch.tensor(slots, device=self.device)
         return self._indices[slots]
@@ -139,40 +143,40 @@ class TreeLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing is lazy here."""
+        """Do nothing: all memory is allocated at construction."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes ``[batch, kv_heads, n, head_dim]`` at the plan's rows; returns all rows that attention may read."""
+        """Write ``[batch, kv_heads, n, head_dim]`` to the mapped rows; return all rows that attention reads."""
         assert self.keys is not None
         assert self.values is not None
         return self._write_read(self.keys, key_states), self._write_read(self.values, value_states)
 
     def _write_read(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        plan = self.table.plan
-        span = plan.span
-        slots, rows = plan.slots.to(buffer.device), plan.rows.to(buffer.device)
-        if len(span.slots) == 1:
-            buffer[span.slots[0]].index_copy_(1, rows[0], states[0])
+        mapping = self.table.slot_mapping
+        kv_range = mapping.kv_range
+        slots, rows = mapping.slots.to(buffer.device), mapping.cache_rows.to(buffer.device)
+        if len(kv_range.slots) == 1:
+            buffer[kv_range.slots[0]].index_copy_(1, rows[0], states[0])
         else:
             buffer[slots[:, None], :, rows] = states.transpose(1, 2)
-        if span.contiguous:
-            return buffer[span.slots[0] : span.slots[-1] + 1, :, span.first : span.last]
-        return buffer[slots, :, span.first : span.last]
+        if kv_range.contiguous:
+            return buffer[kv_range.slots[0] : kv_range.slots[-1] + 1, :, kv_range.first : kv_range.last]
+        return buffer[slots, :, kv_range.first : kv_range.last]
 
     def get_seq_length(self) -> int:
-        return max(self.table.lengths[slot] for slot in self.table.plan.span.slots)
+        return max(self.table.lengths[slot] for slot in self.table.slot_mapping.kv_range.slots)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.table.plan.span.last - self.table.plan.span.first, 0
+        return self.table.slot_mapping.kv_range.last - self.table.slot_mapping.kv_range.first, 0
 
     def get_max_length(self) -> int:
         return self.table.capacity
 
 
 class TreeCache(Cache):
-    """``slots`` requests of up to ``capacity`` rows (committed tokens and the tree of the running step) each."""
+    """A cache of ``slots`` requests with ``capacity`` rows each: committed tokens and the tree of the running step."""
 
     def __init__(
         self,
@@ -180,14 +184,17 @@ class TreeCache(Cache):
         slots: int,
         capacity: int,
         device: torch.device | str = "cpu",
-        notes: Sequence[BufferShape] = (),
+        state_buffers: Sequence[BufferShape] = (),
     ) -> None:
-        """``notes`` are buffers ``[slots, heads, capacity + 1, head_dim]`` that are nobody's keys or values."""
+        """Allocate all buffers.
+
+        ``state_buffers`` are ``[slots, heads, capacity + 1, head_dim]``, for what is neither keys nor values.
+        """
         self.table = SlotTable(slots, capacity, torch.device(device))
         # One block of memory for all buffers of a shape, so that a path moves in all of them at once.
         shapes = [(keys.on(self.table.device), values.on(self.table.device)) for keys, values in shapes]
-        notes = [shape.on(self.table.device) for shape in notes]
-        flat = [*(shape for layer in shapes for shape in layer), *notes]
+        state_buffers = [shape.on(self.table.device) for shape in state_buffers]
+        flat = [*(shape for layer in shapes for shape in layer), *state_buffers]
         # Zeros, not empty: a NaN in a masked row would leak through 0 * NaN.
         self.pools = {
             shape: torch.zeros(
@@ -199,12 +206,12 @@ class TreeCache(Cache):
         }
         free = {shape: iter(pool) for shape, pool in self.pools.items()}
         self.tree_layers = [TreeLayer(self.table, next(free[keys]), next(free[values])) for keys, values in shapes]
-        self.notes = [next(free[shape]) for shape in notes]
+        self.state_buffers = [next(free[shape]) for shape in state_buffers]
         super().__init__(layers=list(self.tree_layers))
 
     @property
     def capacity(self) -> int:
-        """Rows that each slot has room for."""
+        """Rows of each slot."""
         return self.table.capacity
 
     @property
@@ -213,25 +220,29 @@ class TreeCache(Cache):
         return self.table.lengths
 
     @property
-    def plan(self) -> StepPlan:
-        """Where the running pass writes and what it reads."""
-        return self.table.plan
+    def slot_mapping(self) -> SlotMapping:
+        """Rows that the running pass writes and reads."""
+        return self.table.slot_mapping
 
     @property
     def bytes(self) -> int:
         """Memory of all buffers."""
         return sum(pool.nbytes for pool in self.pools.values())
 
-    def span(
+    def kv_range(
         self, slots: Sequence[int], width: int, *, padded: bool, rounded: bool = False, idle: Sequence[int] = ()
-    ) -> Span:
-        """The span of a pass over ``width`` nodes for each of ``slots``; ``padded`` if some have fewer.
+    ) -> KvRange:
+        """The KV range of a pass over ``width`` nodes for each of ``slots``.
 
-        A ``rounded`` one reads more rows than needed, hidden by the mask, so that many steps have the same. ``idle``
-        slots, whose text is of no account, stand in batch rows behind the others that are all padding.
+        Args:
+            slots: the slots of the batch rows.
+            width: nodes of each batch row.
+            padded: whether some batch rows have fewer nodes.
+            rounded: read more rows than needed, hidden by the mask, so that many steps share a range.
+            idle: slots of further batch rows that are all padding. Their contents don't matter.
 
         Raises:
-            EntMTPError: if a slot has too little room.
+            EntMTPError: if a slot has too few rows.
         """
         lengths = {self.lengths[slot] for slot in slots}
         last = max(lengths) + width + 1
@@ -242,97 +253,97 @@ class TreeCache(Cache):
             )
         if rounded:
             unit = max(ROUNDED_ROWS, 1 << max(0, last.bit_length() - 3))
-            return Span((*slots, *idle), 0, min(self.capacity + 1, -(-last // unit) * unit))
-        return Span(tuple(slots), 0 if padded or len(lengths) > 1 else 1, last)
+            return KvRange((*slots, *idle), 0, min(self.capacity + 1, -(-last // unit) * unit))
+        return KvRange(tuple(slots), 0 if padded or len(lengths) > 1 else 1, last)
 
-    def begin(self, span: Span, real: torch.Tensor) -> StepPlan:
-        """Plans a pass that writes ``real [batch, n]`` (False on padding) nodes behind the committed rows.
+    def map_slots(self, kv_range: KvRange, real: torch.Tensor, start: torch.Tensor | None = None) -> SlotMapping:
+        """Map the nodes ``real [batch, n]`` (False on padding) of the next pass to cache rows.
 
-        Idle rows stand at the beginning, whatever lies in their slots: it need not fit the span.
+        Nodes are written after the first ``start [batch]`` tokens: by default after the committed ones. An idle batch
+        row then starts at 0, because the contents of its slot need not fit the range.
         """
-        return self.place(span, real, self.table.device_lengths[self.table.index(span.slots)] * real[:, 0])
-
-    def place(self, span: Span, real: torch.Tensor, start: torch.Tensor) -> StepPlan:
-        """Plans a pass as :meth:`begin` does, that writes behind the first ``start [batch]`` rows."""
+        index = self.table.index(kv_range.slots)
+        if start is None:
+            start = self.table.device_lengths[index] * real[:, 0]
         rows = start[:, None] + torch.arange(1, real.shape[1] + 1, device=real.device)
-        if span.first == 0:
+        if kv_range.first == 0:
             rows = rows.masked_fill(~real, 0)
-        self.table.plan = StepPlan(span, self.table.index(span.slots), start, rows)
-        return self.table.plan
+        self.table.slot_mapping = SlotMapping(kv_range, index, start, rows)
+        return self.table.slot_mapping
 
     @torch.inference_mode()
-    def keep(self, slots: tuple[int, ...], nodes: torch.Tensor, counts: torch.Tensor) -> None:
-        """Keeps the first ``counts [batch]`` of the nodes ``[batch, k]`` that the last pass wrote, node 0 first.
+    def commit(self, slots: tuple[int, ...], nodes: torch.Tensor, counts: torch.Tensor) -> None:
+        """Commit the first ``counts [batch]`` of ``nodes [batch, k]``, which the last pass wrote.
 
-        Of idle rows there are none, and their nodes are 0, 1, ..., whose rows stay where they are.
-        They ascend and are moved so that each slot's committed tokens stay contiguous; everything behind them is
-        forgotten. What ``nodes`` names behind its count is moved too and means nothing. On the device only:
-        :meth:`learn` tells the host.
+        Nodes ascend, node 0 first. Their rows move so that the committed tokens of each slot stay contiguous, and all
+        rows after them are free. Entries of ``nodes`` beyond the count are moved too and mean nothing. Idle batch rows
+        have count 0 and nodes 0, 1, ..., so that their rows stay in place. Lengths change on the device only:
+        :meth:`sync_lengths` updates the host.
         """
         index = self.table.index(slots)
         first = (self.table.device_lengths[index] * (counts > 0))[:, None] + 1
         source, target = first + nodes, first + torch.arange(nodes.shape[1], device=nodes.device)
-        if nodes.shape[1] > 1:  # a root alone lies where it belongs
+        if nodes.shape[1] > 1:  # a root alone is in its row already
             for pool in self.pools.values():
-                slot, to, of = (place.to(pool.device) for place in (index[:, None], target, source))
+                slot, to, of = (indices.to(pool.device) for indices in (index[:, None], target, source))
                 pool[:, slot, :, to] = pool[:, slot, :, of]
         self.table.device_lengths.index_add_(0, index, counts)
 
-    def learn(self, slots: Sequence[int], counts: Sequence[int]) -> None:
-        """Tells the host how many nodes :meth:`keep` kept in each of ``slots``."""
+    def sync_lengths(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        """Add the number of nodes that :meth:`commit` committed in each of ``slots`` to the host's lengths."""
         for slot, count in zip(slots, counts, strict=True):
             self.lengths[slot] += count
 
     @torch.inference_mode()
     def append(self, slots: Sequence[int], counts: Sequence[int]) -> None:
-        """Keeps the first ``counts`` nodes of the last pass in each of ``slots``: a chain, nothing moves."""
-        self.learn(slots, counts)
+        """Commit the first ``counts`` nodes of the last pass in each of ``slots``: a chain, so that no row moves."""
+        self.sync_lengths(slots, counts)
         for slot, count in zip(slots, counts, strict=True):
             self.table.device_lengths[slot] += count
 
     @torch.inference_mode()
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Begins ``target`` with the first ``length`` tokens of ``source``, whose own stay."""
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Replace the contents of ``target`` by the first ``length`` tokens of ``source``, which stays as it is."""
         for pool in self.pools.values():
             pool[:, target, :, 1 : length + 1] = pool[:, source, :, 1 : length + 1]
-        self.rewind(target, length)
+        self.truncate(target, length)
 
     @torch.inference_mode()
     def swap(self, one: int, other: int) -> None:
-        """Exchanges the texts of two slots, with the entry of the root that some heads have behind them.
+        """Exchange the contents of two slots, with the root's entry that some heads store after the committed rows.
 
-        All memory that it needs is taken before anything moves.
+        All memory that this needs is allocated before any row moves.
         """
         rows = slice(1, 2 + max(self.lengths[one], self.lengths[other]))
-        first = [pool[:, one, :, rows].clone() for pool in self.pools.values()]
-        for pool, kept in zip(self.pools.values(), first, strict=True):
+        saved = [pool[:, one, :, rows].clone() for pool in self.pools.values()]
+        for pool, contents in zip(self.pools.values(), saved, strict=True):
             pool[:, one, :, rows] = pool[:, other, :, rows]
-            pool[:, other, :, rows] = kept
+            pool[:, other, :, rows] = contents
         length = self.lengths[one]
-        self.rewind(one, self.lengths[other])
-        self.rewind(other, length)
+        self.truncate(one, self.lengths[other])
+        self.truncate(other, length)
 
     @torch.inference_mode()
-    def rewind(self, slot: int, length: int = 0) -> None:
-        """Forgets a slot's tokens behind the first ``length``; the memory stays."""
+    def truncate(self, slot: int, length: int = 0) -> None:
+        """Set the number of committed tokens of a slot; rows after them are free, and no memory is released."""
         self.lengths[slot] = length
         self.table.device_lengths[slot] = length
 
     @torch.inference_mode()
     def clear(self, slot: int) -> None:
-        """Empties a slot and its rows: in a row that a mask hides, a NaN would leak through 0 * NaN."""
+        """Empty a slot and set its rows to zero: a NaN in a masked row would leak through 0 * NaN."""
         for pool in self.pools.values():
             pool[:, slot].zero_()
-        self.rewind(slot)
+        self.truncate(slot)
 
     @torch.inference_mode()
-    def scrub(self, slot: int) -> None:
-        """Empties the rows that hold no committed token, nor the root's entry of some heads, which follows them."""
+    def zero_free_rows(self, slot: int) -> None:
+        """Set the rows of a slot to zero, except for the committed ones and the root's entry after them."""
         free = self.lengths[slot] + 2
         for pool in self.pools.values():
             pool[:, slot, :, :1].zero_()
             pool[:, slot, :, free:].zero_()
 
-    def restore_lengths(self) -> None:
-        """Forgets on the device what the host has not learnt: a step that did not come to its end."""
+    def reset_device_lengths(self) -> None:
+        """Set the device's lengths to the host's, after a step that failed before the host was updated."""
         self.table.device_lengths.copy_(torch.tensor(self.lengths))

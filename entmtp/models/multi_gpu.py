@@ -26,8 +26,8 @@ def check_gpus() -> None:
 
 def check_all_on_gpus(name: str, model: Any) -> None:
     """Raises EntMTPError if some of the model's layers found no room and would be fetched at every step."""
-    places = getattr(model, "hf_device_map", {})
-    if left := [layer for layer, place in places.items() if str(place) in ("cpu", "disk")]:
+    layer_devices = getattr(model, "hf_device_map", {})
+    if left := [layer for layer, device in layer_devices.items() if str(device) in ("cpu", "disk")]:
         raise EntMTPError(
             f"model {name!r}: {torch.cuda.device_count()} GPUs have no room for {len(left)} of its parts, {left[0]!r}"
             " among them; use more of them, or a smaller dtype"
@@ -39,6 +39,6 @@ def devices_of(model: torch.nn.Module) -> list[torch.device]:
     return list(dict.fromkeys(parameter.device for parameter in model.parameters()))
 
 
-def without_carrying(model: torch.nn.Module) -> None:
+def remove_dispatch_hook(model: torch.nn.Module) -> None:
     """Takes from a shallow copy of a spread model what would run the model that it was copied from."""
     model.__dict__.pop("forward", None)

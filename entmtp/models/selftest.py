@@ -30,14 +30,14 @@ _RECURRENT = "linear_attention", "mamba", "recurrent", "conv", "hybrid"
 _MASKED = "full_attention", "sliding_attention"
 
 
-def check_known_obstacles(backbone: Backbone) -> None:
+def check_supported(backbone: Backbone) -> None:
     """Raises EntMTPError if the model keeps recurrent state, is an encoder-decoder, or masks in ways of its own."""
-    if reason := _known_obstacle(backbone):
+    if reason := _unsupported_reason(backbone):
         _refuse(backbone, reason)
 
 
 @torch.inference_mode()
-def sequential(backbone: Backbone) -> tuple[torch.Tensor, list[LayerShape]]:
+def sequential_reference(backbone: Backbone) -> tuple[torch.Tensor, list[LayerShape]]:
     """Logits ``[nodes + 1, vocab]`` of each node at the end of its own path, by the model as it is.
 
     Beside them what its layers cache.
@@ -69,7 +69,7 @@ def _cache_shapes(backbone: Backbone, output: Any) -> list[LayerShape]:
 
 
 def choose_attention(backbone: Backbone, expected: torch.Tensor) -> None:
-    """Sets the fastest attention with which a tree comes out as ``expected`` (:func:`sequential`).
+    """Sets the fastest attention with which a tree comes out as ``expected`` (:func:`sequential_reference`).
 
     With it goes the sliding window that the model really has.
 
@@ -89,7 +89,9 @@ def choose_attention(backbone: Backbone, expected: torch.Tensor) -> None:
 
 @torch.inference_mode()
 def check_kernels(backbone: Backbone, expected: torch.Tensor) -> None:
-    """Checks that a token's logits depend on its own path alone, and are near ``expected`` (:func:`sequential`).
+    """Check that a token's logits depend on its own path alone, and are near ``expected``.
+
+    ``expected`` comes from :func:`sequential_reference`.
 
     Raises:
         EntMTPError: if the backbone's kernels are no good for lossless decoding.
@@ -99,15 +101,15 @@ def check_kernels(backbone: Backbone, expected: torch.Tensor) -> None:
     try:
         with _small_window(backbone):
             in_one_pass, one_at_a_time = _in_one_pass(backbone), _one_at_a_time(backbone)
-        spread = _difference(in_one_pass[_CHAIN], one_at_a_time)
-        error = _difference(in_one_pass, expected)
+        batch_difference = _difference(in_one_pass[_CHAIN], one_at_a_time)
+        model_difference = _difference(in_one_pass, expected)
     except Exception as failure:  # any type: the code that runs is the model's
         reason = f"a pass raised {_in_one_line(failure)}"
     else:
-        if not spread <= _tolerance(backbone, choice.spread):
-            reason = f"a token's logits depend on the tokens beside it, by {spread:.1e} of the largest"
-        elif not error <= _tolerance(backbone, choice.error):
-            reason = f"the logits differ from the model's own by {error:.1e} of the largest"
+        if not batch_difference <= _tolerance(backbone, choice.batch_tolerance):
+            reason = f"a token's logits depend on the tokens beside it, by {batch_difference:.1e} of the largest"
+        elif not model_difference <= _tolerance(backbone, choice.model_tolerance):
+            reason = f"the logits differ from the model's own by {model_difference:.1e} of the largest"
     if reason:
         raise EntMTPError(
             f"kernels: '{backbone.kernels}' are refused for lossless decoding: {reason}; use {_other(backbone)}"
@@ -120,7 +122,7 @@ def _other(backbone: Backbone) -> str:
     return "another model" if backbone.dtype == torch.float32 else "float32"
 
 
-def _known_obstacle(backbone: Backbone) -> str | None:
+def _unsupported_reason(backbone: Backbone) -> str | None:
     """What the model's classes and configuration say against it, or None."""
     config = backbone.config
     if backbone.model.config.is_encoder_decoder:
@@ -164,8 +166,8 @@ def _small_window(backbone: Backbone) -> Iterator[None]:
 def _tokens(backbone: Backbone) -> torch.Tensor:
     """A prompt and four distinct-looking node tokens, spread over the vocabulary."""
     count = _PROMPT + _PATHS.nodes + 1
-    spread = torch.arange(1, count + 1) * (backbone.vocab_size // (count + 2))
-    return spread.to(backbone.device)
+    tokens = torch.arange(1, count + 1) * (backbone.vocab_size // (count + 2))
+    return tokens.to(backbone.device)
 
 
 @torch.inference_mode()
@@ -177,7 +179,7 @@ def _try(backbone: Backbone, implementation: str, expected: torch.Tensor) -> str
     except Exception as error:  # any type: the code that runs is the model's
         return f"a tree pass raised {_in_one_line(error)}"
     difference = _difference(logits, expected)
-    if not difference <= _tolerance(backbone, CHOICES["eager"].error):
+    if not difference <= _tolerance(backbone, CHOICES["eager"].model_tolerance):
         return f"a tree in one pass differs from its paths run alone by {difference:.1e} of the largest logit"
     return None
 
@@ -188,8 +190,8 @@ def _in_one_pass(backbone: Backbone) -> torch.Tensor:
     cache = backbone.new_cache(slots=1, capacity=_PROMPT + _PATHS.nodes + 1)
     backbone.prefill(tokens[:_PROMPT].tolist(), 0, cache)
     trees = TreeBatch.of([_PATHS], backbone.device, rounded=False)
-    span = cache.span([0], trees.width, padded=False)
-    logits, _ = backbone.verify(tokens[None, _PROMPT:], trees, span, cache)
+    kv_range = cache.kv_range([0], trees.width, padded=False)
+    logits, _ = backbone.verify(tokens[None, _PROMPT:], trees, kv_range, cache)
     return logits[0].float()
 
 

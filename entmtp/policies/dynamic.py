@@ -23,7 +23,7 @@ from entmtp.policies.registry import PolicyInputs, register_policy
 from entmtp.policies.signals import Signals
 from entmtp.policies.step_cost import TreeCost, rounded_context
 from entmtp.trees.predictor import Predictor
-from entmtp.trees.probability_calibration import Chances
+from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Path, Topology
 
 MAX_EXPANDED_NODES = 63
@@ -67,7 +67,11 @@ class DynamicPolicy(Policy):
     """Expands one tree per request and step. The state of a request is its :class:`AcceptanceBias`."""
 
     def __init__(
-        self, predictor: Predictor, chances: Chances, costs: Callable[[int, int], TreeCost], entropy_window: int
+        self,
+        predictor: Predictor,
+        chances: ProbabilityCalibration,
+        costs: Callable[[int, int], TreeCost],
+        entropy_window: int,
     ) -> None:
         """``costs`` are by the number of a step's requests and their mean context in tokens."""
         self.chances = chances
@@ -165,7 +169,7 @@ class DynamicPolicy(Policy):
         self, parents: Sequence[_Node], depth: int, tokens: torch.Tensor, log_probs: torch.Tensor
     ) -> list[_Node]:
         """The guesses behind ``parents``."""
-        chance, count = self.chances.of, tokens.shape[1]
+        chance, count = self.chances.probability, tokens.shape[1]
         # Plain Python: between two passes over all weights everything that numpy would need is out of the CPU's caches.
         return [
             _Node(

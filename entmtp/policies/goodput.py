@@ -115,7 +115,7 @@ class GoodputPolicy(Policy):
         chosen = self.best(scores, limits, rounded_context([seen.context for seen in signals]))
         for score, bias, at in zip(scores, states, chosen, strict=True):
             if self.trees[at].nodes:
-                bias.expected = float(self.predictor.blend(score) @ self._gains[:, at]) - 1
+                bias.expected = float(self.predictor.centre_weights(score) @ self._gains[:, at]) - 1
         return [Choice(self.trees[at]) for at in chosen]
 
     def scores(self, signals: Sequence[Signals], biases: Sequence[AcceptanceBias]) -> list[float]:
@@ -130,7 +130,7 @@ class GoodputPolicy(Policy):
         if len(scores) == 1:  # alone, a tree is its own shape
             return [self._alone(*self._rounded(limits), context).at(scores[0])]
         price = self._price(self._rounded(limits), context)
-        blends = self.predictor.blends(scores)
+        blends = self.predictor.centre_weights_of(scores)
         # Between two centres no tree gains more than the best at each: where even so plain decoding is best, it is.
         if not (blends.sum(0) @ self._most - price.rate * price.costs).argmax():
             return [self._plain] * len(scores)

@@ -42,7 +42,7 @@ class Ladder:
 
     def first(self, nodes: int) -> Ladder:
         """The same ladder with each rung cut to its first ``nodes`` nodes (:meth:`Topology.first`)."""
-        return replace(self, rungs=tuple(rung.first(nodes) for rung in self.rungs))
+        return replace(self, rungs=tuple(rung.truncated(nodes) for rung in self.rungs))
 
 
 def best_static(bank: TreeBank, cost: Cost, nodes: int = MAX_NODES) -> Topology:

@@ -24,7 +24,7 @@ class StaticPolicy(RequestPolicy):
         """``within`` finds the best tree of at most so many nodes; by default it is :meth:`Topology.first`."""
         self.topology = topology
         self.entropy_window = entropy_window
-        self._within = cache(within or topology.first)
+        self._within = cache(within or topology.truncated)
 
     def choose_one(self, signals: Signals, state: None, limit: int) -> Topology:
         return self.topology if self.topology.nodes <= limit else self._within(limit)
@@ -38,7 +38,7 @@ class ScheduledPolicy(RequestPolicy):
         self.entropy_window = entropy_window
 
     def choose_one(self, signals: Signals, state: None, limit: int) -> Topology:
-        return self.by_position.get(signals.position, Topology.root_only()).first(limit)
+        return self.by_position.get(signals.position, Topology.root_only()).truncated(limit)
 
 
 class SequencePolicy(RequestPolicy):
@@ -56,7 +56,7 @@ class SequencePolicy(RequestPolicy):
 
     def choose_one(self, signals: Signals, state: list[int], limit: int) -> Topology:
         state[0] += 1
-        return self.sequence[(state[0] - 1) % len(self.sequence)].first(limit)
+        return self.sequence[(state[0] - 1) % len(self.sequence)].truncated(limit)
 
 
 def best_static_policy(bank: TreeBank, cost: Cost, entropy_window: int) -> StaticPolicy:

@@ -141,7 +141,7 @@ def _record(
         answer.tokens.append(token)
         answer.states.append(kept[row])
         if token in backbone.eos_token_ids or len(answer.tokens) >= settings.max_new_tokens:
-            cache.rewind(slot)
+            cache.truncate(slot)
             yield running.pop(slot)
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from entmtp.errors import EntMTPError
 from entmtp.files import write_text
 from entmtp.trees.predictor import Predictor
-from entmtp.trees.probability_calibration import Chances
+from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Topology
 from entmtp.trees.tuning_texts import TuningTexts
 
@@ -118,7 +118,7 @@ class TreeBank(BaseModel):
     shallower: list[Frontier]
     bins: list[Frontier] = Field(min_length=1)
     predictor: Predictor
-    chances: Chances
+    chances: ProbabilityCalibration
     tuning: TuningTexts | None = None
 
     @model_validator(mode="after")

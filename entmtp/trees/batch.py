@@ -48,7 +48,9 @@ class TreeShape:
         return cls(
             requests=len(topologies),
             width=1 + max(topology.nodes for topology in topologies),
-            parents=tuple(sum(len(topology.inner[level]) for topology in deep[level]) for level in range(depth)),
+            parents=tuple(
+                sum(len(topology.internal_nodes[level]) for topology in deep[level]) for level in range(depth)
+            ),
             ranks=tuple(1 + max(topology.max_rank[level] for topology in deep[level]) for level in range(depth)),
             padded=len({topology.nodes for topology in topologies}) > 1,
         )
@@ -84,7 +86,7 @@ class TreeBatch:
         topologies: one per request, in batch order; rows behind theirs are idle, all padding.
         shape: the padded sizes.
         nodes: int64, of the tensors below those of a row's nodes, one behind the other; on the device.
-        levels: int64, all that :meth:`inner` returns, likewise.
+        levels: int64, all that :meth:`internal_nodes` returns, likewise.
     """
 
     topologies: tuple[Topology, ...]
@@ -105,11 +107,11 @@ class TreeBatch:
         A rounded one may have more ``rows`` than trees. A batch that came before is the same object again, with its
         tensors already on the device.
         """
-        place = torch.device(device)
-        rounded = place.type == "cuda" if rounded is None else rounded
-        return _batch(tuple(topologies), place, (rows or len(topologies)) if rounded else None)
+        target = torch.device(device)
+        rounded = target.type == "cuda" if rounded is None else rounded
+        return _batch(tuple(topologies), target, (rows or len(topologies)) if rounded else None)
 
-    def anew(self) -> TreeBatch:
+    def uncached_copy(self) -> TreeBatch:
         """The same numbers, with nothing derived from them yet."""
         return TreeBatch(self.topologies, self.shape, self.nodes, self.levels)
 
@@ -145,8 +147,8 @@ class TreeBatch:
         return self._fields[2]
 
     @cached_property
-    def child_of(self) -> torch.Tensor:
-        """Where in :meth:`inner` of its depth a node's parent is ``[batch, width]``; 0 for the root and on padding."""
+    def parent_index(self) -> torch.Tensor:
+        """Index ``[batch, width]`` of a node's parent in :meth:`internal_nodes`; 0 for the root and on padding."""
         return self._fields[3]
 
     @cached_property
@@ -160,7 +162,7 @@ class TreeBatch:
         rows, width = self.shape.requests, self.shape.width
         return self.nodes[self._fields.numel() :].view(rows, width, width).bool()
 
-    def inner(self, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def internal_nodes(self, level: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Batch rows and nodes ``[shape.parents[level]]`` of those that have children at depth ``level``.
 
         Padding repeats the last of them.
@@ -192,18 +194,20 @@ def _numbers(topologies: Sequence[Topology], shape: TreeShape) -> np.ndarray:
     inner: list[list[tuple[int, int]]] = [[] for _ in range(shape.depth)]
     for row, topology in enumerate(topologies):
         # The rows' inner nodes follow one another, so a row's begin where those before it end.
-        place = {
-            node: len(inner[at]) + own for at, level in enumerate(topology.inner) for own, node in enumerate(level)
+        index_in_level = {
+            node: len(inner[at]) + own
+            for at, level in enumerate(topology.internal_nodes)
+            for own, node in enumerate(level)
         }
         ranks, depths = [path[-1] for path in topology.paths], [len(path) for path in topology.paths]
-        child_of = [place[parent] for parent in topology.parents[1:]]
+        parent_index = [index_in_level[parent] for parent in topology.parents[1:]]
         fields[0, row, : topology.nodes + 1] = topology.parents
-        fields[1:4, row, 1 : topology.nodes + 1] = depths, ranks, child_of
+        fields[1:4, row, 1 : topology.nodes + 1] = depths, ranks, parent_index
         fields[4, row, : topology.nodes + 1] = 1
         for node, lineage in enumerate(topology.lineages):
             begin = mask_begin + (row * width + node) * width
             looks_at += [begin + ancestor for ancestor in lineage]
-        for at, level in enumerate(topology.inner):
+        for at, level in enumerate(topology.internal_nodes):
             inner[at] += [(row, node) for node in level]
     packed[looks_at] = 1
     padded = [level + level[-1:] * (count - len(level)) for level, count in zip(inner, shape.parents, strict=True)]

@@ -81,12 +81,12 @@ class Predictor(BaseModel):
         """:meth:`score` of one request: at every step, where it has to be quick."""
         return self.bias + sum(map(mul, self.weights, values))
 
-    def blend(self, score: float) -> np.ndarray:
+    def centre_weights(self, score: float) -> np.ndarray:
         """How much each centre counts at ``score`` ``[centres]``: linear between two, the outermost beyond."""
-        return self.blends([score])[0]
+        return self.centre_weights_of([score])[0]
 
-    def blends(self, scores: Sequence[float]) -> np.ndarray:
-        """:meth:`blend` of each of the ``scores`` ``[scores, centres]``."""
+    def centre_weights_of(self, scores: Sequence[float]) -> np.ndarray:
+        """:meth:`centre_weights` of each of the ``scores`` ``[scores, centres]``."""
         centres = self.centres
         shares = np.zeros((len(scores), len(centres)))
         for row, score in enumerate(scores):
@@ -106,7 +106,7 @@ class Predictor(BaseModel):
 
     def lengths(self, topology: Topology, score: float) -> np.ndarray:
         """The distribution of the accepted length ``[depth + 1]`` of a step with ``topology``."""
-        chances = self.blend(score) @ self.table
+        chances = self.centre_weights(score) @ self.table
         reach = np.zeros(topology.max_depth + 2)
         reach[0] = 1
         for path in topology.paths:

@@ -16,7 +16,7 @@ _MOST_ODDS = 30.0
 _NEARLY_ONE = -math.exp(-_MOST_ODDS)
 
 
-class Chances(BaseModel):
+class ProbabilityCalibration(BaseModel):
     """Per depth 0, 1, ... of the guess.
 
     Attributes:
@@ -36,7 +36,7 @@ class Chances(BaseModel):
             raise ValueError("every depth needs a slope, an offset and the mean chances of its ranks")
         return self
 
-    def of(self, depth: int, log_prob: float, shift: float = 0.0) -> float:
+    def probability(self, depth: int, log_prob: float, shift: float = 0.0) -> float:
         """The chance that a guess at ``depth`` (0 is the root's child) with this log-probability is right.
 
         ``shift`` moves the corrected log-odds.

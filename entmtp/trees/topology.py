@@ -34,7 +34,7 @@ class Shape(NamedTuple):
     width: int
 
     @classmethod
-    def of(cls, name: str) -> Self:
+    def parse(cls, name: str) -> Self:
         """The shape that a tree's :attr:`Topology.name` tells.
 
         Raises:
@@ -87,7 +87,7 @@ class Topology:
         """Plain decoding: nothing is guessed."""
         return cls(())
 
-    def first(self, nodes: int) -> Topology:
+    def truncated(self, nodes: int) -> Topology:
         """The ``nodes`` paths with the smallest ranks, summed along the path from 1 on, so that parents come first."""
         if self.nodes <= nodes:
             return self
@@ -145,7 +145,7 @@ class Topology:
         return tuple(found)
 
     @cached_property
-    def inner(self) -> tuple[tuple[int, ...], ...]:
+    def internal_nodes(self) -> tuple[tuple[int, ...], ...]:
         """Per depth 0, 1, ... the nodes that have children: those that the heads guess behind."""
         levels: list[list[int]] = [[] for _ in range(self.max_depth)]
         for node in sorted(set(self.parents[1:])):

@@ -21,7 +21,7 @@ from entmtp.files import write_whole
 MISS = 2**31 - 1
 """Rank of a token that a head can't guess: outside the draft vocabulary, or behind the end of the text."""
 
-RANKED = 4
+TRACED_RANKS = 4
 """Guesses of each head whose probabilities are traced, and which a tree that grows by them may take."""
 
 _ROWWISE = "ranks", "entropy", "confidence"
@@ -49,8 +49,8 @@ class RankTrace(RankedText):
     """One greedy text, with what its heads thought of their guesses.
 
     Attributes:
-        confidence: ``[positions, heads, RANKED]`` float32, the log-probabilities of each head's likeliest guesses given
-            the true tokens between. A step sees the first head's; a deeper head's it sees on the true path.
+        confidence: ``[positions, heads, TRACED_RANKS]`` float32, log-probabilities of each head's top tokens, given the
+            true tokens between. A step sees the first head's. It sees those of deeper heads on the true path.
     """
 
     confidence: torch.Tensor

@@ -24,7 +24,7 @@ Words = Annotated[str, Field(pattern=r"^[0-9a-v.]+( [0-9a-v.]+)*$")]
 Numbers = Annotated[str, Field(pattern=r"^[0-9]{1,6}( [0-9]{1,6})*$")]
 
 
-class KeptText(BaseModel):
+class StoredText(BaseModel):
     """One text.
 
     Attributes:
@@ -75,7 +75,7 @@ class TuningTexts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_rungs: int = Field(ge=1, le=8)
-    texts: list[KeptText] = Field(min_length=1)
+    texts: list[StoredText] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _same_heads(self) -> Self:
@@ -86,14 +86,14 @@ class TuningTexts(BaseModel):
     @classmethod
     def of(cls, traces: Sequence[RankedText], max_rungs: int) -> Self:
         """Keeps the texts that have any position."""
-        return cls(max_rungs=max_rungs, texts=[KeptText.of(trace) for trace in traces if len(trace)])
+        return cls(max_rungs=max_rungs, texts=[StoredText.of(trace) for trace in traces if len(trace)])
 
     @property
     def heads(self) -> int:
         """How many rank each token."""
         return self.texts[0].heads
 
-    def ranked(self) -> list[RankedText]:
+    def ranked_texts(self) -> list[RankedText]:
         """Its texts, for a replay."""
         return [one.text() for one in self.texts]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from entmtp.trees.trace import MISS, RANKED, RankTrace
+from entmtp.trees.trace import MISS, TRACED_RANKS, RankTrace
 
 CALM, WILD = 0.3, 2.0
 """Nats, about."""
@@ -26,7 +26,7 @@ def moody_text(seed: int, *, telling: bool, positions: int = 150) -> RankTrace:
     drawn = (rng.random((positions, 4, 1)) > chances.cumsum(1)[:, None]).sum(-1)
     entropy = np.where(low, CALM, WILD) * rng.uniform(0.5, 1.5, positions)
     ranks = torch.tensor(np.where(drawn == chances.shape[1], MISS, drawn), dtype=torch.int32)
-    return RankTrace(ranks, torch.tensor(entropy).float(), torch.full((positions, 4, RANKED), -0.5))
+    return RankTrace(ranks, torch.tensor(entropy).float(), torch.full((positions, 4, TRACED_RANKS), -0.5))
 
 
 def _stretches(rng: np.random.Generator, positions: int) -> np.ndarray:

@@ -56,7 +56,7 @@ def draft_cache_entries(state: DecodingState, slot: int, length: int) -> list[to
         for buffer in (rows.keys, rows.values):
             assert buffer is not None
             kept.append(buffer[slot, :, layer + 2 : length + 1])
-        kept.append(state.cache.notes[layer][slot, :, layer + 1 : length + 1])
+        kept.append(state.cache.state_buffers[layer][slot, :, layer + 1 : length + 1])
     return kept
 
 

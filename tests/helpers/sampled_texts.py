@@ -71,7 +71,7 @@ def drawn(
     for first in range(0, draws, batch):
         requests = []
         for slot in range(batch):
-            state.cache.rewind(slot, len(PROMPT))
+            state.cache.truncate(slot, len(PROMPT))
             state.drafter.states[slot] = behind[slot]
             sampler = Sampler(params.model_copy(update={"seed": first + slot}))
             sampler.read(PROMPT, SMALL_VOCAB, backbone.device)

@@ -17,7 +17,7 @@ from entmtp.policies.signals import SignalTracker
 from entmtp.policies.step_cost import BatchedCost, CostTable, PolicyCost, StepCost
 from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.predictor import Predictor
-from entmtp.trees.probability_calibration import Chances
+from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Path, Topology
 
 NODES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 63)
@@ -37,7 +37,7 @@ PREDICTOR = Predictor(
     paths=PATHS,
     probabilities=[[math.prod(chances[rank] for rank in path) for path in PATHS] for chances in GUESSES],
 )
-CHANCES = Chances(
+CHANCES = ProbabilityCalibration(
     slope=[1.0] * LEVELS,
     offset=[0.0] * LEVELS,
     follow=[np.average(GUESSES, axis=0, weights=PREDICTOR.shares).tolist()] * LEVELS,

@@ -19,9 +19,9 @@ from entmtp.policies.step_cost import StepCost
 from entmtp.settings import Kernels
 from entmtp.trees.bank import Frontier, Provenance, TreeBank
 from entmtp.trees.predictor import Predictor
-from entmtp.trees.probability_calibration import Chances
+from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Path
-from entmtp.trees.trace import MISS, RANKED, RankTrace
+from entmtp.trees.trace import MISS, TRACED_RANKS, RankTrace
 from tests.helpers.tiny_models import random_tokens, tiny_model
 
 SMALL_VOCAB = 12
@@ -32,7 +32,7 @@ def trace_of(rows: Sequence[Sequence[int]], entropies: Sequence[float] | None = 
     """A trace with these true ranks per position."""
     values = [0.5] * len(rows) if entropies is None else list(entropies)
     ranks = torch.tensor(rows, dtype=torch.int32)
-    return RankTrace(ranks, torch.tensor(values), torch.full((*ranks.shape, RANKED), -0.5))
+    return RankTrace(ranks, torch.tensor(values), torch.full((*ranks.shape, TRACED_RANKS), -0.5))
 
 
 def drawn_trace(positions: int, chances: Sequence[float], heads: int, seed: int) -> RankTrace:
@@ -42,7 +42,7 @@ def drawn_trace(positions: int, chances: Sequence[float], heads: int, seed: int)
     ranks = torch.multinomial(weights, positions * heads, replacement=True, generator=generator)
     ranks = ranks.masked_fill(ranks == len(chances), MISS).reshape(positions, heads)
     entropy = torch.rand(positions, generator=generator)
-    return RankTrace(ranks.to(torch.int32), entropy, -torch.rand(*ranks.shape, RANKED, generator=generator))
+    return RankTrace(ranks.to(torch.int32), entropy, -torch.rand(*ranks.shape, TRACED_RANKS, generator=generator))
 
 
 def small_backbone(model_type: str = "llama", kernels: Kernels = "auto", **changes: Any) -> Backbone:
@@ -154,9 +154,9 @@ def small_predictor() -> Predictor:
     )
 
 
-def small_chances() -> Chances:
+def small_chances() -> ProbabilityCalibration:
     """Heads of which half can be believed."""
-    return Chances(slope=[0.5] * 4, offset=[-0.5] * 4, follow=[[0.5, 0.2, 0.1, 0.05]] * 4)
+    return ProbabilityCalibration(slope=[0.5] * 4, offset=[-0.5] * 4, follow=[[0.5, 0.2, 0.1, 0.05]] * 4)
 
 
 def small_bank(**changes: str) -> TreeBank:

@@ -113,21 +113,21 @@ def greedy(model: PreTrainedModel, ids: Sequence[int], new_tokens: int, **option
     return output[0, len(ids) :].tolist()
 
 
-def keep(cache: TreeCache, accepted: Sequence[Sequence[int]]) -> None:
-    """Keeps, per batch row of the running plan, the nodes ``accepted``; tells the host too."""
-    slots = cache.plan.span.slots
+def commit(cache: TreeCache, accepted: Sequence[Sequence[int]]) -> None:
+    """Commit the ``accepted`` nodes of each batch row of the current slot mapping, on device and host."""
+    slots = cache.slot_mapping.kv_range.slots
     counts = [len(nodes) for nodes in accepted]
     padded = [[*nodes, *range(len(nodes), max(counts))] for nodes in accepted]
-    cache.keep(slots, torch.tensor(padded, dtype=torch.int64).reshape(len(slots), -1), torch.tensor(counts))
-    cache.learn(slots, counts)
+    cache.commit(slots, torch.tensor(padded, dtype=torch.int64).reshape(len(slots), -1), torch.tensor(counts))
+    cache.sync_lengths(slots, counts)
 
 
 def verify(
     backbone: Backbone, tokens: torch.Tensor, trees: TreeBatch, slots: Sequence[int], cache: TreeCache
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and states of the trees' nodes, with the least span."""
-    span = cache.span(slots, trees.width, padded=trees.shape.padded)
-    return backbone.verify(tokens, trees, span, cache)
+    """Logits and states of the trees' nodes, with the smallest KV range."""
+    kv_range = cache.kv_range(slots, trees.width, padded=trees.shape.padded)
+    return backbone.verify(tokens, trees, kv_range, cache)
 
 
 def buffers(cache: TreeCache) -> list[torch.Tensor]:

@@ -47,7 +47,7 @@ def tools_of(bundled: Bundled) -> ToolsOf:
 def with_two_rungs(bank: TreeBank) -> TreeBank:
     """The bank with a threshold at its texts' median entropy: its own tuning may well keep a single tree."""
     assert bank.tuning is not None
-    starts = step_starts(bank.tuning.ranked(), [bank.overall.tree(size) for size in PROBES], bank.entropy_window)
+    starts = step_starts(bank.tuning.ranked_texts(), [bank.overall.tree(size) for size in PROBES], bank.entropy_window)
     threshold = float(np.median(starts.entropy))
     halves = (starts.entropy < threshold, starts.entropy >= threshold)
     bins = [frontier_of(starts.ranks[half], len(bank.overall.paths), float(half.mean())) for half in halves]

@@ -98,8 +98,8 @@ FIGURES = [
         "README.md",
         "{:.1%} in float32 and with `float16` kernels, {:.1%} with `bfloat16` or `int8` kernels, {:.0%} where the model"
         " itself is in 16 bits",
-        CHOICES["float16"].spread,
-        CHOICES["int8"].spread,
+        CHOICES["float16"].batch_tolerance,
+        CHOICES["int8"].batch_tolerance,
         HALF_TOLERANCE,
     ),
     figure(

@@ -39,7 +39,7 @@ def tree_shares(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[TreeSh
     for (suite, arm), taken in _taken(steps, runs).items():
         shapes: Counter[Shape] = Counter()
         for tree, count in taken.items():
-            shapes[Shape.of(tree)] += count
+            shapes[Shape.parse(tree)] += count
         for size in SIZES:
             inside = [
                 (shape, count / shapes.total()) for shape, count in shapes.most_common() if size_of(shape) == size

@@ -15,8 +15,8 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import PREFILL_CHUNK, AcceptedPaths, Drafter, Proposal
 from entmtp.heads.native.drafting import NativeExpansion, fill
 from entmtp.heads.native.layers import NativeLayers
-from entmtp.models.cache import Span, TreeCache
-from entmtp.models.masks import View
+from entmtp.models.cache import KvRange, TreeCache
+from entmtp.models.masks import AttentionWindow
 from entmtp.trees.batch import TreeBatch
 
 
@@ -41,21 +41,21 @@ class NativeDrafter(Drafter):
         """As :meth:`prefill`; the layers' states ``[n, layers, hidden_size]``, in parts, from token 1 of a text on."""
         end = self.cache.lengths[slot]
         begin = end - len(tokens)
-        self.cache.notes[0][slot, 0, begin + 1 : end + 1] = hidden
+        self.cache.state_buffers[0][slot, 0, begin + 1 : end + 1] = hidden
         parts = []
         for first in range(max(begin, 1), end, PREFILL_CHUNK):  # nothing comes before token 0, so that it has no entry
             part = list(tokens[first - begin : first - begin + PREFILL_CHUNK])
             ids = torch.tensor([part], device=hidden.device)
-            span = Span((slot,), 0, first + len(part) + 1)
+            kv_range = KvRange((slot,), 0, first + len(part) + 1)
             start = torch.tensor([first], device=hidden.device)
-            parts.append(self._follow(span, start, ids, torch.ones_like(ids, dtype=torch.bool))[0])
+            parts.append(self._follow(kv_range, start, ids, torch.ones_like(ids, dtype=torch.bool))[0])
         return parts
 
     def start(self, slot: int, root: torch.Tensor) -> None:
         length = self.cache.lengths[slot]
         start = torch.tensor([length], device=root.device)
         ids = root.reshape(1, 1)
-        made = self._follow(Span((slot,), 0, length + 2), start, ids, torch.ones_like(ids, dtype=torch.bool))
+        made = self._follow(KvRange((slot,), 0, length + 2), start, ids, torch.ones_like(ids, dtype=torch.bool))
         self.states[slot] = made[0, 0]
 
     def append(self, slots: tuple[int, ...], accepted: AcceptedPaths) -> None:
@@ -64,9 +64,9 @@ class NativeDrafter(Drafter):
         first = self.cache.table.device_lengths[index] - counts + 1
         at = torch.arange(width, device=counts.device)
         real = at < counts[:, None]
-        self.cache.notes[0][index[:, None], 0, (first[:, None] + at) * real] = accepted.path_hidden
-        span = self.cache.span(slots, width + 1, padded=True)
-        made = self._follow(span, first, accepted.next_tokens, real)
+        self.cache.state_buffers[0][index[:, None], 0, (first[:, None] + at) * real] = accepted.path_hidden
+        kv_range = self.cache.kv_range(slots, width + 1, padded=True)
+        made = self._follow(kv_range, first, accepted.next_tokens, real)
         self.states[index] = made[torch.arange(len(slots), device=index.device), counts - 1]
 
     def draft(self, slots: tuple[int, ...], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
@@ -91,20 +91,21 @@ class NativeDrafter(Drafter):
     def num_layers(self) -> int:
         return self.layers.count
 
-    def _follow(self, span: Span, first: torch.Tensor, tokens: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    def _follow(self, kv_range: KvRange, first: torch.Tensor, tokens: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Makes the entries of certain ``tokens [batch, n]`` at positions ``first [batch]``, ``first + 1``, ...
 
         The states before layer 0 are noted already. Returns the layers' states ``[batch, n, layers, hidden_size]``.
         """
-        view = View.of_chains(first, real)
-        rows = self.cache.place(span, real, first).rows
-        index = self.cache.table.index(span.slots)[:, None]
+        window = AttentionWindow.of_chains(first, real)
+        rows = self.cache.map_slots(kv_range, real, first).cache_rows
+        index = self.cache.table.index(kv_range.slots)[:, None]
         made = []
         for layer in range(self.layers.count):
-            before = self.cache.notes[layer][index, 0, view.positions]  # of the token before, in the row before its own
-            made.append(self.layers.run(layer, tokens, before, view, span, self._rows))
+            # The state of the previous token, in the row before the token's own.
+            before = self.cache.state_buffers[layer][index, 0, window.positions]
+            made.append(self.layers.run(layer, tokens, before, window, kv_range, self._rows))
             if layer + 1 < self.layers.count:
-                self.cache.notes[layer + 1][index, 0, rows] = made[-1]
+                self.cache.state_buffers[layer + 1][index, 0, rows] = made[-1]
         return torch.stack(made, dim=2)
 
     def run_level(
@@ -113,19 +114,19 @@ class NativeDrafter(Drafter):
         slots: tuple[int, ...],
         tokens: torch.Tensor,
         states: torch.Tensor,
-        view: View,
+        window: AttentionWindow,
         start: torch.Tensor,
     ) -> torch.Tensor:
         """The layers' states ``[batch, n, layers, hidden_size]`` of guessed ``tokens [batch, n]`` at depth ``level``.
 
         ``states`` are those of their parents. Their rows begin behind row ``start [batch]``.
         """
-        span = self.cache.span(slots, view.own.shape[2] + 1, padded=True)
-        self.cache.place(span, view.real, start)
+        kv_range = self.cache.kv_range(slots, window.tree_mask.shape[2] + 1, padded=True)
+        self.cache.map_slots(kv_range, window.real, start)
         made = torch.zeros_like(states)
         last = self.layers.count - 1
         # Below its own level a layer guesses nothing more, above it it lacks the states to start from.
         for layer in range(min(level, last), last + 1):
             before = states[:, :, layer - 1 if level <= last else last]
-            made[:, :, layer] = self.layers.run(layer, tokens, before, view, span, self._rows)
+            made[:, :, layer] = self.layers.run(layer, tokens, before, window, kv_range, self._rows)
         return made

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from entmtp.heads.interface import Expansion, Proposal
-from entmtp.models.masks import View
+from entmtp.models.masks import AttentionWindow
 from entmtp.trees.batch import TreeBatch
 
 
@@ -31,7 +31,7 @@ class Layers(Protocol):
         slots: tuple[int, ...],
         tokens: torch.Tensor,
         states: torch.Tensor,
-        view: View,
+        window: AttentionWindow,
         start: torch.Tensor,
     ) -> torch.Tensor:
         """The layers' states ``[batch, n, layers, hidden_size]`` of guessed ``tokens [batch, n]`` at depth ``level``.
@@ -109,15 +109,15 @@ class NativeExpansion:
         states[request, place] = self._states[asked // guesses]
         for column in lineage:
             own[request, place, column] = True
-        view = View(
-            seen=self._seen[:, None],
-            begin=self._begin,
-            own=own,
+        window = AttentionWindow(
+            prefix_lengths=self._seen[:, None],
+            start=self._begin,
+            tree_mask=own,
             positions=(self._position + self._level)[:, None].expand(-1, width),
-            own_positions=self._position[:, None] + self._on_device(self._depths),
+            tree_positions=self._position[:, None] + self._on_device(self._depths),
             real=own.any(-1),
         )
-        made = self._layers.run_level(self._level, self._slots, tokens, states, view, self._begin + first)
+        made = self._layers.run_level(self._level, self._slots, tokens, states, window, self._begin + first)
         self._states = made[request, place]
 
     def _padded(self, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -145,7 +145,7 @@ def fill(expansion: Expansion, drafting: Sequence[int], roots: torch.Tensor, tre
             (row, node)
             for row, topology in enumerate(trees.topologies)
             if level < topology.max_depth
-            for node in topology.inner[level]
+            for node in topology.internal_nodes[level]
         ]
         asked = [
             place[row, topology.parents[node]] * count + topology.paths[node - 1][-1] if level else drafting.index(row)
@@ -155,7 +155,7 @@ def fill(expansion: Expansion, drafting: Sequence[int], roots: torch.Tensor, tre
         best, best_log_probs = expansion.next_level(asked, trees.shape.ranks[level])
         place, count = {both: at for at, both in enumerate(inner)}, best.shape[1]
         here = trees.depth == level + 1
-        guess = (trees.child_of * count + trees.rank) * here
+        guess = (trees.parent_index * count + trees.rank) * here
         tokens = torch.where(here, best.flatten()[guess], tokens)
         log_probs = torch.where(here, best_log_probs.flatten()[guess], log_probs)
     return Proposal(tokens, log_probs)

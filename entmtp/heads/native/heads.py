@@ -32,7 +32,7 @@ from entmtp.heads.native.layers import SHARED, NativeLayers
 from entmtp.heads.native.text import ROOTS, NativeText
 from entmtp.methods import NATIVE
 from entmtp.models.backbone import Backbone
-from entmtp.models.cache import BufferShape, HeadsRows, TreeCache
+from entmtp.models.cache import BufferShape, DraftCacheLayout, TreeCache
 from entmtp.models.loading.load import sampled_fingerprint
 from entmtp.models.loading.quiet import quiet_loading
 
@@ -79,18 +79,20 @@ class NativeHeads(DraftHeads):
         return self.layers.dtype
 
     @property
-    def cache_rows(self) -> HeadsRows:
+    def cache_layout(self) -> DraftCacheLayout:
         """Each layer's keys and values, and the states that it is given: ``h_{k-1}`` of every token, for layer k."""
         states = BufferShape(1, self.config.hidden_size, self.state_dtype)
-        return HeadsRows(self.layers.shapes, (states,) * self.layers.count, spare=_EXPANDED * (self.num_heads - 1))
+        return DraftCacheLayout(
+            self.layers.shapes, (states,) * self.layers.count, spare_rows=_EXPANDED * (self.num_heads - 1)
+        )
 
     def drafter(self, cache: TreeCache) -> NativeDrafter:
         return NativeDrafter(self, self.layers, cache)
 
     def traced_text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> NativeText:
-        rows, levels = self.cache_rows, self.num_heads - self.layers.count
-        capacity = len(tokens) + ROOTS * levels + rows.spare
-        cache = TreeCache(rows.layers, 1, capacity, tokens.device, rows.notes)
+        layout, levels = self.cache_layout, self.num_heads - self.layers.count
+        capacity = len(tokens) + ROOTS * levels + layout.spare_rows
+        cache = TreeCache(layout.layers, 1, capacity, tokens.device, layout.state_buffers)
         return NativeText(self.drafter(cache), hidden, tokens, begin)
 
     def draft_logits(self, states: torch.Tensor, head: int | None = None) -> torch.Tensor:
@@ -111,7 +113,7 @@ def load_native(backbone: Backbone) -> NativeHeads:
             f"heads: model type '{kind}' has no multi-token-prediction layers of its own;"
             " train heads with 'entmtp train' and give their folder"
         )
-    if backbone.spread:
+    if backbone.is_multi_device:
         raise EntMTPError(
             f"heads: {NATIVE} ones run on one device and the model is spread over {len(backbone.devices)};"
             " train heads with 'entmtp train', or use GPUs that hold the model"

@@ -12,8 +12,8 @@ from torch import nn
 
 from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
-from entmtp.models.cache import BufferShape, LayerShape, Span
-from entmtp.models.masks import View, additive
+from entmtp.models.cache import BufferShape, KvRange, LayerShape
+from entmtp.models.masks import AttentionWindow, additive
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -46,7 +46,13 @@ class NativeLayers:
         mtp.create_masks_for_mtp_layer = self._masks
 
     def run(
-        self, layer: int, tokens: torch.Tensor, before: torch.Tensor, view: View, span: Span, cache: Cache
+        self,
+        layer: int,
+        tokens: torch.Tensor,
+        before: torch.Tensor,
+        window: AttentionWindow,
+        kv_range: KvRange,
+        cache: Cache,
     ) -> torch.Tensor:
         """A layer's states ``[batch, n, hidden_size]`` of ``tokens [batch, n]``.
 
@@ -54,11 +60,11 @@ class NativeLayers:
         where ``cache``, which holds the layers' own, has planned them.
         """
         # Layer k has no entry of the first k + 1 tokens: nothing k + 1 tokens before them could have been its input.
-        visible = view.visible(span, least=layer + 2)
+        visible = window.visible(kv_range, first_row=layer + 2)
         if self._window is not None and self._kinds[layer] == "sliding_attention":
-            visible &= view.near(span, self._window)
+            visible &= window.within_sliding_window(kv_range, self._window)
         self._masks.mask = additive(visible, before.dtype)
-        positions = view.positions.clamp(max=self._last_position)
+        positions = window.positions.clamp(max=self._last_position)
         return self.mtp.forward_layer(layer, before, positions, cache, input_ids=tokens)
 
     @torch.inference_mode()

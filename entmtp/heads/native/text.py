@@ -7,7 +7,7 @@ import torch
 from entmtp.heads.interface import TracedText
 from entmtp.heads.native.cache import NativeDrafter
 from entmtp.heads.native.drafting import NativeExpansion
-from entmtp.models.masks import View
+from entmtp.models.masks import AttentionWindow
 
 ROOTS = 128
 """Places that are looked at together."""
@@ -35,20 +35,20 @@ class NativeText(TracedText):
         # A layer on its own level makes of a right guess what it makes of the text.
         forced = [self._states[self._inside(at + level), level] for level in range(layers)]
         states = self._states[self._inside(at + layers - 1)][None]
-        seen = (at + layers).clamp(max=self._length)[None]
+        prefix_lengths = (at + layers).clamp(max=self._length)[None]
         same = torch.eye(count, dtype=torch.bool, device=at.device)
         for level in range(layers, self._drafter.num_heads):
             depths = torch.arange(layers, level + 1, device=at.device).repeat_interleave(count)
-            view = View(
-                seen=seen,
-                begin=self._end,
-                own=same.repeat(1, level - layers + 1)[None],
+            window = AttentionWindow(
+                prefix_lengths=prefix_lengths,
+                start=self._end,
+                tree_mask=same.repeat(1, level - layers + 1)[None],
                 positions=(at + level)[None],
-                own_positions=(at.repeat(level - layers + 1) + depths)[None],
+                tree_positions=(at.repeat(level - layers + 1) + depths)[None],
                 real=torch.ones(1, count, dtype=torch.bool, device=at.device),
             )
             start = self._end + (level - layers) * count
-            states = self._drafter.run_level(level, (0,), tokens[None, :, level], states, view, start)
+            states = self._drafter.run_level(level, (0,), tokens[None, :, level], states, window, start)
             forced.append(states[0, :, -1])
         return torch.stack(forced, dim=1)
 

@@ -35,10 +35,10 @@ class KernelChoice:
     """
 
     make: MakeLayer | None
-    words: str
-    obstacle: Callable[[torch.dtype, torch.device], str | None]
-    spread: float
-    error: float
+    description: str
+    unsupported_reason: Callable[[torch.dtype, torch.device], str | None]
+    batch_tolerance: float
+    model_tolerance: float
     fuses: bool = False
     compiles: bool = False
 
@@ -50,7 +50,7 @@ def _none(dtype: torch.dtype, device: torch.device) -> str | None:
 def _unfusable(dtype: torch.dtype, device: torch.device) -> str | None:
     if dtype != torch.float32 or device.type != "cpu":
         return f"needs float32 weights on a CPU; these are {dtype} on {device}"
-    return fused_linear.obstacle()
+    return fused_linear.unsupported_reason()
 
 
 def _unpackable(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -67,12 +67,12 @@ def _uncompilable(dtype: torch.dtype, device: torch.device) -> str | None:
 
 
 def _unless(missing: Callable[[], bool], what: str) -> Callable[[torch.dtype, torch.device], str | None]:
-    def obstacle(dtype: torch.dtype, device: torch.device) -> str | None:
+    def reason(dtype: torch.dtype, device: torch.device) -> str | None:
         if dtype != torch.float32 or device.type != "cpu" or not torch.backends.mkldnn.is_available():
             return f"rounds float32 weights on a CPU with oneDNN; these are {dtype} on {device}"
         return f"needs {what}, which this machine lacks" if missing() else None
 
-    return obstacle
+    return reason
 
 
 def _no_bfloat16() -> bool:
@@ -84,39 +84,46 @@ def _no_fbgemm() -> bool:
 
 
 CHOICES: dict[Kernels, KernelChoice] = {
-    "eager": KernelChoice(None, "eager {dtype} (PyTorch)", _none, spread=1e-3, error=1e-3),
+    "eager": KernelChoice(None, "eager {dtype} (PyTorch)", _none, batch_tolerance=1e-3, model_tolerance=1e-3),
     "fused": KernelChoice(
-        fused_linear.FusedLinear, "fused {dtype} (C++ for this CPU)", _unfusable, spread=1e-3, error=1e-3, fuses=True
+        fused_linear.FusedLinear,
+        "fused {dtype} (C++ for this CPU)",
+        _unfusable,
+        batch_tolerance=1e-3,
+        model_tolerance=1e-3,
+        fuses=True,
     ),
-    "packed": KernelChoice(PackedLinear, "packed {dtype} (oneDNN)", _unpackable, spread=1e-3, error=1e-3),
+    "packed": KernelChoice(
+        PackedLinear, "packed {dtype} (oneDNN)", _unpackable, batch_tolerance=1e-3, model_tolerance=1e-3
+    ),
     "compiled": KernelChoice(
         OpaquePackedLinear,
         "compiled {dtype} (torch.compile)",
         _uncompilable,
-        spread=1e-3,
-        error=1e-3,
+        batch_tolerance=1e-3,
+        model_tolerance=1e-3,
         compiles=True,
     ),
     "bfloat16": KernelChoice(
         Bfloat16Linear,
         "bfloat16 products (oneDNN)",
         _unless(_no_bfloat16, "a CPU with AVX-512 or AMX"),
-        spread=2**-7,
-        error=0.1,
+        batch_tolerance=2**-7,
+        model_tolerance=0.1,
     ),
     "float16": KernelChoice(
         Float16Linear,
         "float16 weights (FBGEMM)",
         _unless(_no_fbgemm, "a PyTorch with FBGEMM"),
-        spread=1e-3,
-        error=0.05,
+        batch_tolerance=1e-3,
+        model_tolerance=0.05,
     ),
     "int8": KernelChoice(
         Int8Linear,
         "int8 products, a scale per row (oneDNN)",
         _unless(int8_saturates, "a CPU with VNNI instructions"),
-        spread=1 / 127,
-        error=0.3,
+        batch_tolerance=1 / 127,
+        model_tolerance=0.3,
     ),
 }
 AUTOMATIC: tuple[Kernels, ...] = ("fused", "packed", "eager")
@@ -141,20 +148,20 @@ def available(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> lis
         EntMTPError: if a choice asked for by name can't be had here.
     """
     if kernels == "auto":
-        return [name for name in AUTOMATIC if CHOICES[name].obstacle(dtype, device) is None]
-    if reason := CHOICES[kernels].obstacle(dtype, device):
+        return [name for name in AUTOMATIC if CHOICES[name].unsupported_reason(dtype, device) is None]
+    if reason := CHOICES[kernels].unsupported_reason(dtype, device):
         raise EntMTPError(f"kernels: '{kernels}' {reason}; use 'auto'")
     return [kernels]
 
 
-def layers_for_guesses(model_layers: MakeLayer | None) -> MakeLayer | None:
+def draft_layer_maker(model_layers: MakeLayer | None) -> MakeLayer | None:
     """How the layers of draft heads are made beside a model whose own ``model_layers`` makes.
 
     A guess is verified, whatever it was made of: a quarter of the bytes makes a draft cheaper and changes few guesses.
     """
-    return fused_linear.NarrowLinear if model_layers is fused_linear.FusedLinear else model_layers
+    return fused_linear.Int8WeightLinear if model_layers is fused_linear.FusedLinear else model_layers
 
 
-def in_words(kernels: Kernels, dtype: torch.dtype) -> str:
+def describe(kernels: Kernels, dtype: torch.dtype) -> str:
     """What a user reads about a choice."""
-    return CHOICES[kernels].words.format(dtype=str(dtype).removeprefix("torch."))
+    return CHOICES[kernels].description.format(dtype=str(dtype).removeprefix("torch."))

@@ -93,7 +93,7 @@ struct Linear {
 
   int64_t panels() const { return (out + PANEL - 1) / PANEL; }
 
-  void keep(Vector sums[2], float* y, int64_t row, int64_t panel) const {
+  void write(Vector sums[2], float* y, int64_t row, int64_t panel) const {
     for (int half = 0; half < 2; half++) {
       const int64_t first = panel * PANEL + half * LANES, count = out - first;
       if (scale) sums[half] *= load(scale + first, count);
@@ -110,7 +110,7 @@ struct Gated {
 
   int64_t panels() const { return (out + LANES - 1) / LANES; }
 
-  void keep(Vector sums[2], float* y, int64_t row, int64_t panel) const {
+  void write(Vector sums[2], float* y, int64_t row, int64_t panel) const {
     const int64_t first = panel * LANES;
     store(sums[0] / (1.f + exponential(-sums[0])) * sums[1], y + row * out + first, out - first);
   }
@@ -144,7 +144,7 @@ void sweep(const float* x, const Weight* weight, int64_t in, float* y, int64_t r
       sums[m][1] += input * second;
     }
   }
-  for (int m = 0; m < M; m++) target.keep(sums[m], y, row + m, panel);
+  for (int m = 0; m < M; m++) target.write(sums[m], y, row + m, panel);
 }
 
 template <class Weight, class Target, int M = ROWS>
@@ -158,7 +158,7 @@ void sweep_rows(int64_t m, const float* x, const Weight* w, int64_t in, float* y
 
 // Panels in order, a share for each thread; who has done his own helps others with theirs. A thread that another process
 // interrupts would else keep all waiting.
-class Shares {
+class PanelQueue {
   struct alignas(64) Next {
     std::atomic<int64_t> panel;
   };
@@ -168,7 +168,7 @@ class Shares {
   int64_t begin(int64_t share) const { return panels * share / int64_t(next.size()); }
 
  public:
-  Shares(int64_t panels, int threads) : panels(panels), next(threads) {
+  PanelQueue(int64_t panels, int threads) : panels(panels), next(threads) {
     for (int share = 0; share < threads; share++) next[share].panel = begin(share);
   }
 
@@ -184,9 +184,9 @@ class Shares {
 template <class Weight, class Target>
 void multiply(const float* x, const Weight* packed, float* y, int64_t rows, int64_t in, int threads, Target target) {
   const int64_t blocks = (rows + ROWS - 1) / ROWS, block = (rows + blocks - 1) / blocks;
-  Shares shares(target.panels(), threads);
+  PanelQueue queue(target.panels(), threads);
 #pragma omp parallel num_threads(threads)
-  shares.run(omp_get_thread_num(), [&](int64_t panel) {
+  queue.run(omp_get_thread_num(), [&](int64_t panel) {
     for (int64_t row = 0; row < rows; row += block) {
       const Weight* weight = packed + panel * PANEL * in;
       // One sweep over a panel waits for memory; where there are several, each fetches its share of the next panel.
@@ -229,7 +229,7 @@ extern "C" {
 
 // A decoder layer; weights are packed, what a model lacks is null.
 struct Layer {
-  const float *input_norm, *joint, *joint_bias, *query_norm, *key_norm;
+  const float *input_norm, *qkv, *qkv_bias, *query_norm, *key_norm;
   const float *output, *output_bias, *middle_norm, *gated, *down, *down_bias;
 };
 
@@ -262,13 +262,13 @@ struct Decoder {
   const int64_t query_rows = groups * pass.n, chunks = (query_rows + LANES - 1) / LANES;
   std::vector<float> mask = std::vector<float>(pass.batch * chunks * length * LANES);
   std::vector<float> normalized = std::vector<float>(tokens * size.hidden);
-  std::vector<float> joint = std::vector<float>(tokens * (size.heads + 2 * size.kv_heads) * size.dim);
+  std::vector<float> qkv = std::vector<float>(tokens * (size.heads + 2 * size.kv_heads) * size.dim);
   std::vector<float> attended = std::vector<float>(tokens * size.heads * size.dim);
   std::vector<float> middle = std::vector<float>(tokens * size.hidden);
   std::vector<float> gated = std::vector<float>(tokens * size.inner);
 
   // [batch, chunks, length, LANES]: turned once for all layers and heads.
-  void turn_mask() {
+  void transpose_mask() {
 #pragma omp parallel for schedule(static) num_threads(pass.threads) if (int64_t(mask.size()) > SERIAL)
     for (int64_t chunk = 0; chunk < pass.batch * chunks; chunk++)
       for (int64_t key = 0; key < length; key++)
@@ -287,10 +287,10 @@ struct Decoder {
   }
 
   // Normalises and turns a token's queries and keys in place; keeps its keys and values.
-  void place(const Layer& layer, int64_t index, int64_t token) {
+  void rotate_and_store(const Layer& layer, int64_t index, int64_t token) {
     const int64_t dim = size.dim, request = token / pass.n, row = pass.rows[token] * dim;
     const float *cos = pass.cos + token * dim, *sin = pass.sin + token * dim;
-    float* states = joint.data() + token * (size.heads + 2 * size.kv_heads) * dim;
+    float* states = qkv.data() + token * (size.heads + 2 * size.kv_heads) * dim;
     std::vector<float> unturned(dim);
     for (int64_t head = 0; head < size.heads + size.kv_heads; head++) {
       float* here = states + head * dim;
@@ -309,7 +309,7 @@ struct Decoder {
   }
 
   // Where a query row of a key/value head begins in states [batch, n, heads, dim].
-  int64_t place_of(int64_t heads, int64_t request, int64_t kv_head, int64_t row) const {
+  int64_t query_offset(int64_t heads, int64_t request, int64_t kv_head, int64_t row) const {
     return ((request * pass.n + row % pass.n) * heads + kv_head * groups + row / pass.n) * size.dim;
   }
 
@@ -317,7 +317,7 @@ struct Decoder {
   void gather(float* queries, int64_t request, int64_t kv_head, int64_t chunk) const {
     for (int64_t lane = 0; lane < LANES; lane++) {
       const int64_t row = chunk * LANES + lane;
-      const float* source = &joint[row < query_rows ? place_of(size.heads + 2 * size.kv_heads, request, kv_head, row) : 0];
+      const float* source = &qkv[row < query_rows ? query_offset(size.heads + 2 * size.kv_heads, request, kv_head, row) : 0];
       const float scaling = row < query_rows ? size.scaling : 0.f;
       for (int64_t i = 0; i < size.dim; i++) queries[i * LANES + lane] = source[i] * scaling;
     }
@@ -377,7 +377,7 @@ struct Decoder {
         for (int64_t r = row; r < std::min(rows, row + BLOCK); r++)
           for (int64_t half = column; half < std::min(size.dim, column + PANEL); half += LANES)
             store(sums[r - row][half > column] / total[r],
-                  &attended[place_of(size.heads, request, kv_head, chunk * LANES + r) + half], size.dim - half);
+                  &attended[query_offset(size.heads, request, kv_head, chunk * LANES + r) + half], size.dim - half);
       }
   }
 
@@ -394,13 +394,13 @@ struct Decoder {
   }
 
   void run(const Layer& layer, int64_t index, const float* input, float* output) {
-    const int64_t joint_size = (size.heads + 2 * size.kv_heads) * size.dim, attended_size = size.heads * size.dim;
+    const int64_t qkv_size = (size.heads + 2 * size.kv_heads) * size.dim, attended_size = size.heads * size.dim;
     const int threads = pass.threads;
     normalize_rows(input, layer.input_norm, size.eps, normalized.data(), tokens, size.hidden, threads);
-    multiply(normalized.data(), layer.joint, joint.data(), tokens, size.hidden, threads,
-             Linear{layer.joint_bias, nullptr, joint_size});
-#pragma omp parallel for schedule(static) num_threads(threads) if (tokens * joint_size > SERIAL)
-    for (int64_t token = 0; token < tokens; token++) place(layer, index, token);
+    multiply(normalized.data(), layer.qkv, qkv.data(), tokens, size.hidden, threads,
+             Linear{layer.qkv_bias, nullptr, qkv_size});
+#pragma omp parallel for schedule(static) num_threads(threads) if (tokens * qkv_size > SERIAL)
+    for (int64_t token = 0; token < tokens; token++) rotate_and_store(layer, index, token);
     attend_all(index);
     multiply(attended.data(), layer.output, middle.data(), tokens, attended_size, threads,
              Linear{layer.output_bias, input, size.hidden});
@@ -442,22 +442,22 @@ void entmtp_pack(const float* weight, const float* values, float* packed, int64_
   }
 }
 
-// packed [panels, in, PANEL] -> narrow, the same in bytes: packed is about narrow * scale [out].
-void entmtp_narrow(const float* packed, const float* scale, int8_t* narrow, int64_t out, int64_t in, int threads) {
+// packed [panels, in, PANEL] -> quantized, the same in bytes: packed is about quantized * scale [out].
+void entmtp_quantize(const float* packed, const float* scale, int8_t* quantized, int64_t out, int64_t in, int threads) {
   const int64_t panels = (out + PANEL - 1) / PANEL;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t panel = 0; panel < panels; panel++)
     for (int64_t k = 0; k < in; k++)
       for (int64_t i = 0; i < PANEL; i++) {
         const int64_t row = panel * PANEL + i, at = (panel * in + k) * PANEL + i;
-        narrow[at] = row < out ? static_cast<int8_t>(std::lrintf(packed[at] / scale[row])) : 0;
+        quantized[at] = row < out ? static_cast<int8_t>(std::lrintf(packed[at] / scale[row])) : 0;
       }
 }
 
 // y [rows, out] = x [rows, in] times a weight in bytes * scale [out], + bias [out] where there is one.
-void entmtp_narrow_linear(const float* x, const int8_t* narrow, const float* scale, const float* bias, float* y,
+void entmtp_int8_linear(const float* x, const int8_t* quantized, const float* scale, const float* bias, float* y,
                           int64_t rows, int64_t out, int64_t in, int threads) {
-  multiply(x, narrow, y, rows, in, threads, Linear{bias, nullptr, out, scale});
+  multiply(x, quantized, y, rows, in, threads, Linear{bias, nullptr, out, scale});
 }
 
 // y [rows, out] = x [rows, in] times the packed weight, + bias [out] where there is one.
@@ -469,7 +469,7 @@ void entmtp_linear(const float* x, const float* packed, const float* bias, float
 // states [batch, n, hidden] through all layers, in place.
 void entmtp_layers(const Layer* layers, int64_t count, const Sizes* sizes, const Pass* pass, float* states) {
   Decoder decoder{*sizes, *pass};
-  decoder.turn_mask();
+  decoder.transpose_mask();
   for (int64_t index = 0; index < count; index++) decoder.run(layers[index], index, states, states);
 }
 

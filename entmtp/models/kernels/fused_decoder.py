@@ -58,21 +58,23 @@ class FusedLayers(nn.Module):
         assert isinstance(past_key_values, TreeCache)
         batch, n, _width = hidden_states.shape
         (pool,) = past_key_values.pools.values()
-        plan = past_key_values.plan
-        cos, sin, mask, rows = (each.contiguous() for each in (*position_embeddings, attention_mask, plan.rows))
+        mapping = past_key_values.slot_mapping
+        cos, sin, mask, rows = (
+            each.contiguous() for each in (*position_embeddings, attention_mask, mapping.cache_rows)
+        )
         states = hidden_states.clone(memory_format=torch.contiguous_format)
         run = Pass(
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
             mask=mask.data_ptr(),
-            slots=plan.slots.data_ptr(),
+            slots=mapping.slots.data_ptr(),
             rows=rows.data_ptr(),
             pool=pool.data_ptr(),
             batch=batch,
             n=n,
             mask_rows=mask.shape[-2],
-            first=plan.span.first,
-            last=plan.span.last,
+            first=mapping.kv_range.first,
+            last=mapping.kv_range.last,
             pool_slots=pool.shape[1],
             capacity=pool.shape[-2],
             threads=torch.get_num_threads(),

@@ -20,7 +20,7 @@ from torch.profiler import record_function
 
 from entmtp.errors import EntMTPError
 from entmtp.models.kernels.compiling import NO_COMPILER, find_compiler
-from entmtp.models.kernels.packed_linear import FixedLinear
+from entmtp.models.kernels.packed_linear import InferenceLinear
 from entmtp.models.kernels.quantized_linear import row_scale
 from entmtp.models.loading.bundled import cache_folder
 
@@ -32,18 +32,18 @@ _COMPILE_SECONDS = 300
 _POINTER, _INT, _FLOAT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 _SIGNATURES = {
     "entmtp_pack": [_POINTER] * 3 + [_INT] * 2 + [_THREADS],
-    "entmtp_narrow": [_POINTER] * 3 + [_INT] * 2 + [_THREADS],
+    "entmtp_quantize": [_POINTER] * 3 + [_INT] * 2 + [_THREADS],
     "entmtp_linear": [_POINTER] * 4 + [_INT] * 3 + [_THREADS],
-    "entmtp_narrow_linear": [_POINTER] * 5 + [_INT] * 3 + [_THREADS],
+    "entmtp_int8_linear": [_POINTER] * 5 + [_INT] * 3 + [_THREADS],
     "entmtp_layers": [_POINTER, _INT] + [_POINTER] * 3,
 }
 LAYER_TENSORS = (
-    "input_norm joint joint_bias query_norm key_norm output output_bias middle_norm gated down down_bias"
+    "input_norm qkv qkv_bias query_norm key_norm output output_bias middle_norm gated down down_bias"
 ).split()
 
 
 @cache
-def obstacle() -> str | None:
+def unsupported_reason() -> str | None:
     """Why this machine can't have the kernels, or None. Compiles them if that was never done here."""
     try:
         library()
@@ -102,7 +102,7 @@ def _identity(compiler: str) -> str:
     return hashlib.sha256(repr((_SOURCE.read_text(), _FLAGS, compiler, sorted(kinds))).encode()).hexdigest()[:16]
 
 
-class _CompiledLinear(FixedLinear):
+class _CompiledLinear(InferenceLinear):
     """A float32 linear layer whose product is one of :func:`library`'s."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -139,7 +139,7 @@ class FusedLinear(_CompiledLinear):
         return self._product("entmtp_linear", states, self._packed)
 
 
-class NarrowLinear(_CompiledLinear):
+class Int8WeightLinear(_CompiledLinear):
     """A linear layer with its weight in 8 bits, a scale per output; states and sums in float32.
 
     Unlike one that rounds the states too, it maps states that hardly differ to products that hardly differ.
@@ -148,12 +148,12 @@ class NarrowLinear(_CompiledLinear):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(weight, bias)
         self._scale = row_scale(weight.detach())[:, 0].contiguous()
-        wide = packed(weight)
-        self._narrow = torch.empty(len(wide), dtype=torch.int8)
-        library().entmtp_narrow(
-            wide.data_ptr(),
+        float_weight = packed(weight)
+        self._quantized = torch.empty(len(float_weight), dtype=torch.int8)
+        library().entmtp_quantize(
+            float_weight.data_ptr(),
             self._scale.data_ptr(),
-            self._narrow.data_ptr(),
+            self._quantized.data_ptr(),
             self._out,
             self._in,
             torch.get_num_threads(),
@@ -161,7 +161,7 @@ class NarrowLinear(_CompiledLinear):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """``[..., in] -> [..., out]``."""
-        return self._product("entmtp_narrow_linear", states, self._narrow, self._scale)
+        return self._product("entmtp_int8_linear", states, self._quantized, self._scale)
 
 
 def packed(weight: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:

@@ -17,41 +17,41 @@ Product = Callable[[torch.Tensor, torch.Tensor | None], nn.Module]
 """Makes a layer from a weight ``[out, in]`` and a bias ``[out]`` or None."""
 
 
-class JointProduct:
+class MergedProduct:
     """The common product: the first of the layers that is called computes for all, the others take their share."""
 
     def __init__(self, layers: Sequence[nn.Linear], product: Product) -> None:
         self._sizes = [layer.out_features for layer in layers]
-        self._linear = product(torch.cat([layer.weight for layer in layers]), _joint_bias(layers))
+        self._linear = product(torch.cat([layer.weight for layer in layers]), _merged_bias(layers))
         self._states: torch.Tensor | None = None
-        self._shares: dict[int, torch.Tensor] = {}
+        self._outputs: dict[int, torch.Tensor] = {}
 
-    def share(self, number: int, states: torch.Tensor) -> torch.Tensor:
+    def output(self, number: int, states: torch.Tensor) -> torch.Tensor:
         """The product of layer ``number``. Each share is given out once, so that none outlives its pass."""
-        if states is not self._states or number not in self._shares:
+        if states is not self._states or number not in self._outputs:
             self._states = states
-            self._shares = dict(enumerate(self._linear(states).split(self._sizes, dim=-1)))
-        product = self._shares.pop(number)
-        if not self._shares:
+            self._outputs = dict(enumerate(self._linear(states).split(self._sizes, dim=-1)))
+        product = self._outputs.pop(number)
+        if not self._outputs:
             self._states = None
         return product
 
 
-class JointLinear(nn.Module):
-    """Stands where one of the layers of a :class:`JointProduct` stood; only for inference."""
+class MergedLinear(nn.Module):
+    """Stands where one of the layers of a :class:`MergedProduct` stood; only for inference."""
 
     weight = None
 
-    def __init__(self, joint: JointProduct, number: int) -> None:
+    def __init__(self, merged: MergedProduct, number: int) -> None:
         super().__init__()
-        self._joint, self._number = joint, number
+        self._merged, self._number = merged, number
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """``[..., in] -> [..., out]``."""
-        return self._joint.share(self._number, states)
+        return self._merged.output(self._number, states)
 
 
-def _joint_bias(layers: Sequence[nn.Linear]) -> torch.Tensor | None:
+def _merged_bias(layers: Sequence[nn.Linear]) -> torch.Tensor | None:
     if all(layer.bias is None for layer in layers):
         return None
     zero = layers[0].weight.new_zeros
@@ -59,7 +59,7 @@ def _joint_bias(layers: Sequence[nn.Linear]) -> torch.Tensor | None:
 
 
 @contextmanager
-def watched_siblings(model: nn.Module) -> Iterator[list[list[nn.Linear]]]:
+def collect_siblings(model: nn.Module) -> Iterator[list[list[nn.Linear]]]:
     """Lists, while ``model`` runs inside the block, its groups of siblings that were given the very same tensor."""
     groups: list[list[nn.Linear]] = []
     seen: set[nn.Linear] = set()
@@ -69,9 +69,9 @@ def watched_siblings(model: nn.Module) -> Iterator[list[list[nn.Linear]]]:
         if layer in seen:
             return
         seen.add(layer)
-        joins = bool(last) and last[0][0] is parent and last[0][1] is inputs[0]
+        is_sibling = bool(last) and last[0][0] is parent and last[0][1] is inputs[0]
         last[:] = [(parent, inputs[0])]
-        if joins:
+        if is_sibling:
             groups[-1].append(layer)
         else:
             groups.append([layer])
@@ -92,13 +92,13 @@ def watched_siblings(model: nn.Module) -> Iterator[list[list[nn.Linear]]]:
 
 
 @torch.inference_mode()
-def join_linear_layers(model: nn.Module, groups: Sequence[Sequence[nn.Linear]], product: Product) -> None:
+def merge_linear_layers(model: nn.Module, groups: Sequence[Sequence[nn.Linear]], product: Product) -> None:
     """Puts one joint product in the place of each of the ``groups`` of layers of ``model``."""
-    places: dict[nn.Module, JointLinear] = {}
+    replacements: dict[nn.Module, MergedLinear] = {}
     for group in groups:
-        joint = JointProduct(group, product)
-        places |= {layer: JointLinear(joint, number) for number, layer in enumerate(group)}
+        merged = MergedProduct(group, product)
+        replacements |= {layer: MergedLinear(merged, number) for number, layer in enumerate(group)}
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            if layer in places:
-                setattr(parent, name, places[layer])
+            if layer in replacements:
+                setattr(parent, name, replacements[layer])

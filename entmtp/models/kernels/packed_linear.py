@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from entmtp.models.kernels.merged_projections import join_linear_layers
+from entmtp.models.kernels.merged_projections import merge_linear_layers
 
 PACKABLE = (torch.float32, torch.bfloat16)
 
 
-class FixedLinear(nn.Module):
+class InferenceLinear(nn.Module):
     """A linear layer that holds its weight in a layout of its own; only for inference.
 
     Attributes:
@@ -32,11 +32,11 @@ class FixedLinear(nn.Module):
         self.bias = bias
 
 
-MakeLayer = Callable[[torch.Tensor, torch.Tensor | None], FixedLinear]
+MakeLayer = Callable[[torch.Tensor, torch.Tensor | None], InferenceLinear]
 """Makes a layer from a weight ``[out, in]`` and a bias ``[out]`` or None."""
 
 
-class PackedLinear(FixedLinear):
+class PackedLinear(InferenceLinear):
     """A linear layer that multiplies by its weight in oneDNN's layout, in the weight's own type."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -70,7 +70,7 @@ def replace_linear_layers(
     Each group of ``siblings``, layers that are given the same states, becomes one product. What ``leave`` holds stays.
     """
     left = set() if leave is None else set(leave.modules())
-    join_linear_layers(model, [group for group in siblings if left.isdisjoint(group)], make)
+    merge_linear_layers(model, [group for group in siblings if left.isdisjoint(group)], make)
     for parent in [each for each in model.modules() if each not in left]:
         for name, layer in list(parent.named_children()):
             # Exact types only: a subclass may do more than multiply.

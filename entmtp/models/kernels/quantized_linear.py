@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import torch
 
-from entmtp.models.kernels.packed_linear import FixedLinear
+from entmtp.models.kernels.packed_linear import InferenceLinear
 
 _QUANTA = 127
 _ZERO = 128
 _SMALLEST = 1e-12
 
 
-class Bfloat16Linear(FixedLinear):
+class Bfloat16Linear(InferenceLinear):
     """States and weights rounded to bfloat16, sums in float32: what AMX and AVX512-BF16 units multiply."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -29,7 +29,7 @@ class Bfloat16Linear(FixedLinear):
         return product if self.bias is None else product + self.bias
 
 
-class Float16Linear(FixedLinear):
+class Float16Linear(InferenceLinear):
     """Weights rounded to float16, states and sums in float32: half the bytes on a CPU without bfloat16 units."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -42,7 +42,7 @@ class Float16Linear(FixedLinear):
         return product
 
 
-class Int8Linear(FixedLinear):
+class Int8Linear(InferenceLinear):
     """Weights in 8 bits with a scale per output, states in 8 bits with a scale per *row*, sums exact.
 
     The usual dynamic quantisation has one scale for all rows, which makes a token's result depend on its neighbours.

@@ -11,12 +11,12 @@ from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.kernels.fused_decoder import FusedLayers
 from entmtp.models.kernels.fused_linear import FusedLinear
-from entmtp.models.kernels.merged_projections import JointLinear
+from entmtp.models.kernels.merged_projections import MergedLinear
 from entmtp.models.kernels.packed_linear import PackedLinear
 from entmtp.settings import Kernels
 from tests.helpers.tiny_models import random_heads, tiny_model
 
-LAYERS = torch.nn.Linear, JointLinear, PackedLinear, FusedLinear, FusedLayers
+LAYERS = torch.nn.Linear, MergedLinear, PackedLinear, FusedLinear, FusedLayers
 
 
 def kinds(module: torch.nn.Module) -> set[type]:
@@ -45,8 +45,8 @@ def test_each_variant_of_the_fused_system_lacks_one_thing() -> None:
     full = {FusedLayers}, FusedLinear
     assert found == {
         gains.FULL: full,
-        "fused layers": ({JointLinear, FusedLinear}, FusedLinear),
-        "fused products (oneDNN's instead)": ({JointLinear, PackedLinear}, PackedLinear),
+        "fused layers": ({MergedLinear, FusedLinear}, FusedLinear),
+        "fused products (oneDNN's instead)": ({MergedLinear, PackedLinear}, PackedLinear),
         "any of these (PyTorch's own)": ({torch.nn.Linear}, torch.nn.Linear),
         "the output layer's product": ({FusedLayers}, torch.nn.Linear),
         "the heads' products": full,
@@ -55,7 +55,7 @@ def test_each_variant_of_the_fused_system_lacks_one_thing() -> None:
 
 def test_each_variant_of_the_packed_system_lacks_one_thing() -> None:
     built = build("packed")
-    packed = {JointLinear, PackedLinear}
+    packed = {MergedLinear, PackedLinear}
     found = {
         name: (kinds(backbone._fused_decoder or backbone.decoder), type(backbone.model.lm_head))
         for name, (backbone, _) in built.items()

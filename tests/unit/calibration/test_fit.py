@@ -43,7 +43,7 @@ def test_rows_are_the_steps_of_each_tree_with_their_own_signals() -> None:
 
 def test_what_was_fitted_knows_calm_from_wild() -> None:
     predictor = fit_predictor(step_table(mixed_traces(6, seed=0), TREES, 8), ["entropy"])
-    calm, wild = (predictor.blend(at) @ predictor.table[:, predictor.index[0,]] for at in (99.0, -99.0))
+    calm, wild = (predictor.centre_weights(at) @ predictor.table[:, predictor.index[0,]] for at in (99.0, -99.0))
     assert predictor.weights[0] < 0
     assert calm == pytest.approx(0.9, abs=0.08)
     assert wild == pytest.approx(0.2, abs=0.08)
@@ -81,7 +81,7 @@ def test_chances_are_the_heads_own_where_those_can_be_believed() -> None:
     chances = fit_chances([trace])
     assert chances.follow[0][0] == pytest.approx(right.float().mean().item(), abs=1e-3)
     for probability in (0.3, 0.5, 0.7):
-        assert chances.of(0, np.log(probability)) == pytest.approx(probability, abs=0.05)
+        assert chances.probability(0, np.log(probability)) == pytest.approx(probability, abs=0.05)
 
 
 def test_overconfident_heads_are_believed_less() -> None:
@@ -89,7 +89,7 @@ def test_overconfident_heads_are_believed_less() -> None:
     claimed = torch.full((2000, 1, 1), 0.95).log() + 0.01 * torch.rand(2000, 1, 1, generator=generator)
     right = torch.rand(2000, 1, generator=generator) < 0.6
     chances = fit_chances([RankTrace(torch.where(right, 0, 9).int(), torch.zeros(2000), claimed)])
-    assert chances.of(0, np.log(0.95)) == pytest.approx(0.6, abs=0.05)
+    assert chances.probability(0, np.log(0.95)) == pytest.approx(0.6, abs=0.05)
 
 
 def test_rows_too_few_for_bins_give_one_centre() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from entmtp.calibration import known_chances as module
 from entmtp.calibration.known_chances import Outlook, expected_tokens, known_chances, known_outcomes, outlook
 from entmtp.calibration.trace_replay import accepted_length
-from entmtp.trees.probability_calibration import Chances
+from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Path, Topology
 from tests.helpers.small_cases import Scripted, small_chances
 
@@ -104,7 +104,7 @@ def test_with_costs_that_grow_hindsight_is_faster_than_chances(steps: Sequence[O
 
 
 def test_chances_multiply_along_paths_and_siblings_share_their_parents() -> None:
-    sure = Chances(slope=[1.0] * 2, offset=[0.0] * 2, follow=[[0.5, 0.2]] * 2)
+    sure = ProbabilityCalibration(slope=[1.0] * 2, offset=[0.0] * 2, follow=[[0.5, 0.2]] * 2)
     seen = outlook(Scripted([[0.5, 0.2], [0.9, 0.6]]), sure, Topology.root_only())
     assert seen.paths[0,] == pytest.approx(0.5)
     assert seen.paths[1, 1] == pytest.approx(0.2 * 0.6 / 1.5)

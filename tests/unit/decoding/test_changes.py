@@ -38,13 +38,13 @@ def engine_of(backbone: Backbone, heads: DraftHeads, policy: Policy | None = Non
 @given(topologies(), st.integers(0, 12))
 @settings(deadline=None)
 def test_the_first_nodes_of_a_tree_are_a_tree(whole: Topology, nodes: int) -> None:
-    part = whole.first(nodes)
+    part = whole.truncated(nodes)
     assert part.nodes == min(nodes, whole.nodes)
     assert set(part.paths) <= set(whole.paths)
 
 
 def test_the_first_nodes_are_those_guessed_first() -> None:
-    assert published_tree().first(4).paths == ((0,), (1,), (0, 0), (0, 0, 0))
+    assert published_tree().truncated(4).paths == ((0,), (1,), (0, 0), (0, 0, 0))
 
 
 @pytest.mark.parametrize("nodes", [0, 1, 3])

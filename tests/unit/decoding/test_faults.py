@@ -311,8 +311,8 @@ def test_a_rejected_guess_that_is_not_a_number_leaves_no_trace(
         nonlocal poisoned
         outcomes = read(accepted)
         for row, outcome in enumerate(outcomes):
-            slot = state.cache.plan.span.slots[row]
-            width = state.cache.plan.rows.shape[1]
+            slot = state.cache.slot_mapping.kv_range.slots[row]
+            width = state.cache.slot_mapping.cache_rows.shape[1]
             if outcome.tokens and outcome.node < width - 1:
                 behind = state.cache.lengths[slot] + len(outcome.tokens) + 1
                 for pool in state.cache.pools.values():

@@ -68,7 +68,7 @@ def running(state: DecodingState, prompts: list[list[int]]) -> list[RunningReque
 def rows_of_graphs(state: DecodingState) -> set[int]:
     """Numbers of batch rows that forward passes were captured for."""
     keys = [key for key in state.graphs._recordings if isinstance(key, tuple)]
-    return {len(span.slots) for part, *_, span in keys if part == "verify"}
+    return {len(kv_range.slots) for part, *_, kv_range in keys if part == "verify"}
 
 
 @pytest.mark.parametrize("kind", ["medusa", "hydra"])
@@ -142,7 +142,7 @@ def test_rows_without_a_request_change_nothing_of_their_slots() -> None:
     state = taped_state(backbone, small_heads("hydra", backbone), slots=4)
     prompts = [small_prompt(length, seed=length) for length in (3, 17, 9)]
     policy = SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8)
-    state.prefill(3, small_prompt(state.capacity))  # no tree would fit behind it, nor it into the others' span
+    state.prefill(3, small_prompt(state.capacity))  # no tree would fit behind it, nor it into the others' KV range
 
     def held() -> list[torch.Tensor]:
         assert state.drafter is not None

@@ -103,7 +103,7 @@ def test_one_seed_writes_one_text_with_every_policy_and_company(
         state = DecodingState(backbone, heads, len(seeds), capacity=120)
         requests = []
         for slot, seed in enumerate(seeds):
-            state.cache.rewind(slot)
+            state.cache.truncate(slot)
             state.read(slot, PROMPT)
             sampler = Sampler(params.model_copy(update={"seed": seed}))
             sampler.read(PROMPT, SMALL_VOCAB, backbone.device)

@@ -63,7 +63,7 @@ def test_any_accepted_paths_leave_the_memory_of_a_text_read_at_once(
         if data.draw(st.booleans(), "begin again"):
             source, target = data.draw(st.permutations([0, 1]), "copied")
             texts[target] = texts[source][: data.draw(st.integers(1, len(texts[source])), "shared")]
-            state.cache.copy(source, target, len(texts[target]))
+            state.cache.copy_prefix(source, target, len(texts[target]))
             texts[target] = [*texts[target], *(more := small_prompt(3))]
             state.read(target, more)
             state.begin(target, state.logits(target), Sampler(GREEDY))
@@ -85,8 +85,8 @@ def test_any_accepted_paths_leave_the_memory_of_a_text_read_at_once(
 def _accept(state: DecodingState, slots: tuple[int, ...], trees: TreeBatch, data: st.DataObject) -> list[list[int]]:
     """A step that accepts any path and takes any token as the next root; returns the tokens that were kept."""
     (tokens,) = state.draft(slots, trees)
-    span = state.cache.span(slots, trees.width, padded=trees.shape.padded)
-    _, hidden = state.backbone.verify(tokens, trees, span, state.cache)
+    kv_range = state.cache.kv_range(slots, trees.width, padded=trees.shape.padded)
+    _, hidden = state.backbone.verify(tokens, trees, kv_range, state.cache)
     paths = [topology.lineages[data.draw(st.integers(0, topology.nodes), "accepted")] for topology in trees.topologies]
     width = trees.max_depth + 1
     # What stands behind a path means nothing, but ascends and is a node.
@@ -98,5 +98,5 @@ def _accept(state: DecodingState, slots: tuple[int, ...], trees: TreeBatch, data
     state.commit(slots, tokens, hidden, accepted)
     accepted = state.append(slots, tokens, hidden, accepted)
     assert accepted.report[:, 0].all()
-    state.cache.learn(slots, [len(path) for path in paths])
+    state.cache.sync_lengths(slots, [len(path) for path in paths])
     return [tokens[row, list(path)].tolist() for row, path in enumerate(paths)]

@@ -22,7 +22,7 @@ from entmtp.policies.signals import SignalTracker
 from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
-from entmtp.trees.trace import RANKED
+from entmtp.trees.trace import TRACED_RANKS
 from tests.helpers.published_checkpoints import LAYOUTS, Model, Published
 from tests.helpers.small_cases import small_backbone, small_chances, small_cost, small_predictor, small_prompt, traced
 from tests.helpers.taped_graphs import Taped
@@ -119,7 +119,7 @@ def test_a_trace_has_the_rank_that_the_formula_gives(layout: str, small: Backbon
             ranking = heads.draft_vocab[logits.argsort(descending=True)].tolist()
             true = text[at + head + 1]
             assert int(trace.ranks[at, head]) == ranking.index(true) if true in ranking else trace.ranks[at, head] > 99
-            best = logits.log_softmax(-1).topk(RANKED).values
+            best = logits.log_softmax(-1).topk(TRACED_RANKS).values
             torch.testing.assert_close(trace.confidence[at, head], best, atol=1e-4, rtol=1e-4)
 
 

@@ -18,7 +18,7 @@ from tests.helpers.tiny_models import (
     TREES,
     WINDOW,
     buffers,
-    keep,
+    commit,
     nodes_on,
     plain_logits,
     random_tokens,
@@ -77,7 +77,7 @@ def test_compaction_over_steps_equals_the_sequential_run_in_place(model_type: st
         tokens, logits = verified(backbone, [TREES[name]], [1], cache, seed=step)
         check_paths(plain, text, TREES[name], tokens[0], logits[0])
         accepted = nodes_on(TREES[name], leaf)
-        keep(cache, [accepted])
+        commit(cache, [accepted])
         text += tokens[0, accepted].tolist()
         assert cache.lengths == [0, len(text)]
     assert [buffer.data_ptr() for buffer in buffers(cache)] == addresses
@@ -98,14 +98,14 @@ def test_a_ragged_batch_equals_one_by_one(model_type: str, slots: list[int]) -> 
         for row, (text, tree) in enumerate(zip(texts, trees, strict=True)):
             check_paths(plain, text, tree, tokens[row], logits[row])
             text += tokens[row, accepted[row]].tolist()
-        keep(cache, accepted)
+        commit(cache, accepted)
 
 
 def test_a_released_slot_leaves_nothing_to_its_next_request() -> None:
     plain, backbone = pair("mistral")
     cache = backbone.new_cache(2, CONTEXT)
     backbone.prefill(random_tokens(40, seed=1), 0, cache)
-    cache.rewind(0)
+    cache.truncate(0)
     text = random_tokens(7)
     backbone.prefill(text, 0, cache)
     tokens, logits = verified(backbone, [TREES["bushy"]], [0], cache, seed=3)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entmtp.errors import EntMTPError
-from entmtp.models.cache import BufferShape, StepPlan, TreeCache
-from tests.helpers.tiny_models import buffers, keep
+from entmtp.models.cache import BufferShape, SlotMapping, TreeCache
+from tests.helpers.tiny_models import buffers, commit
 
 SLOTS, CAPACITY, HEADS, HEAD_DIM = 4, 12, 2, 3
 
@@ -19,9 +19,9 @@ def _cache(layers: int, slots: int, capacity: int = CAPACITY) -> TreeCache:
     return TreeCache([(shape, shape)] * layers, slots, capacity)
 
 
-def _begin(cache: TreeCache, slots: list[int], real: torch.Tensor) -> StepPlan:
-    span = cache.span(slots, real.shape[1], padded=not real.all())
-    return cache.begin(span, real)
+def _map_slots(cache: TreeCache, slots: list[int], real: torch.Tensor) -> SlotMapping:
+    kv_range = cache.kv_range(slots, real.shape[1], padded=not real.all())
+    return cache.map_slots(kv_range, real)
 
 
 def _states(labels: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ def test_any_sequence_of_steps_and_releases_equals_lists(data: st.DataObject) ->
     for _ in range(data.draw(st.integers(1, 8), "operations")):
         if data.draw(st.booleans(), "release"):
             slot = data.draw(st.integers(0, SLOTS - 1), "released")
-            cache.rewind(slot)
+            cache.truncate(slot)
             kept[slot] = []
             continue
         slots = data.draw(st.lists(st.integers(0, SLOTS - 1), min_size=1, unique=True), "slots")
@@ -64,15 +64,15 @@ def test_any_sequence_of_steps_and_releases_equals_lists(data: st.DataObject) ->
         sizes = [data.draw(st.integers(1, room), "nodes") for _ in slots]
         real = torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]
         labels = torch.tensor([[next(fresh) for _ in range(max(sizes))] for _ in slots])
-        plan = _begin(cache, slots, real)
+        mapping = _map_slots(cache, slots, real)
         for keys, values in _write(cache, labels, real):
             assert torch.equal(keys, -values)
             for row, (slot, size) in enumerate(zip(slots, sizes, strict=True)):
-                start = len(kept[slot]) + 1 - plan.span.first
+                start = len(kept[slot]) + 1 - mapping.kv_range.first
                 read = keys[row, 0, :, 0].tolist()
-                assert read[1 - plan.span.first : start + size] == kept[slot] + labels[row, :size].tolist()
+                assert read[1 - mapping.kv_range.first : start + size] == kept[slot] + labels[row, :size].tolist()
         accepted = [sorted({0} | data.draw(st.sets(st.integers(0, size - 1)), "accepted")) for size in sizes]
-        keep(cache, accepted)
+        commit(cache, accepted)
         for row, slot in enumerate(slots):
             kept[slot] += labels[row, accepted[row]].tolist()
         assert cache.lengths == cache.table.device_lengths.tolist() == [len(tokens) for tokens in kept]
@@ -86,9 +86,9 @@ def test_any_sequence_of_steps_and_releases_equals_lists(data: st.DataObject) ->
 def test_a_step_of_uniform_slots_reads_a_view() -> None:
     cache = _cache(layers=1, slots=SLOTS)
     labels = torch.arange(1, 7).view(2, 3)
-    plan = _begin(cache, [1, 2], torch.ones(2, 3, dtype=torch.bool))
+    mapping = _map_slots(cache, [1, 2], torch.ones(2, 3, dtype=torch.bool))
     ((keys, _),) = _write(cache, labels, torch.ones(2, 3, dtype=torch.bool))
-    assert plan.span.contiguous
+    assert mapping.kv_range.contiguous
     assert keys.untyped_storage().data_ptr() == buffers(cache)[0].untyped_storage().data_ptr()
     assert keys[:, 0, :, 0].tolist() == labels.tolist()
 
@@ -97,28 +97,28 @@ def test_commit_works_outside_the_inference_mode_that_wrote() -> None:
     cache = _cache(layers=1, slots=1)
     real = torch.ones(1, 3, dtype=torch.bool)
     with torch.inference_mode():
-        _begin(cache, [0], real)
+        _map_slots(cache, [0], real)
         _write(cache, torch.tensor([[1, 2, 3]]), real)
-    keep(cache, [[0, 2]])
+    commit(cache, [[0, 2]])
     assert _committed(cache, 0)[0] == [1, 3]
 
 
 def test_a_step_that_does_not_fit_is_an_error_and_changes_nothing() -> None:
     cache = _cache(layers=1, slots=2, capacity=4)
     real = torch.ones(1, 3, dtype=torch.bool)
-    _begin(cache, [1], real)
+    _map_slots(cache, [1], real)
     _write(cache, torch.tensor([[1, 2, 3]]), real)
-    keep(cache, [[0, 1, 2]])
+    commit(cache, [[0, 1, 2]])
     with pytest.raises(EntMTPError, match="3 tokens and a step of 2 nodes do not fit its 4 rows"):
-        _begin(cache, [0, 1], torch.ones(2, 2, dtype=torch.bool))
+        _map_slots(cache, [0, 1], torch.ones(2, 2, dtype=torch.bool))
     assert _committed(cache, 1)[0] == [1, 2, 3]
-    _begin(cache, [0], torch.ones(1, 4, dtype=torch.bool))
+    _map_slots(cache, [0], torch.ones(1, 4, dtype=torch.bool))
 
 
 def test_memory_of_a_dropped_cache_is_free_at_once() -> None:
     cache = _cache(layers=2, slots=1)
     real = torch.ones(1, 3, dtype=torch.bool)
-    _begin(cache, [0], real)
+    _map_slots(cache, [0], real)
     _write(cache, torch.tensor([[1, 2, 3]]), real)
     held = [weakref.ref(buffer) for buffer in buffers(cache)]
     gc.disable()

@@ -81,7 +81,7 @@ def test_the_device_would_tell_if_tensors_were_mixed() -> None:
 def test_layers_cache_where_they_lie(backbone: Backbone) -> None:
     assert backbone.devices == [torch.device("cpu"), ELSEWHERE]
     assert backbone.device == torch.device("cpu")
-    assert backbone.kernels_in_words == "eager float32 (PyTorch); spread over 2 devices"
+    assert backbone.kernels_description == "eager float32 (PyTorch); spread over 2 devices"
     cache = backbone.new_cache(slots=2, capacity=32)
     assert [layer.keys.device for layer in cache.tree_layers if layer.keys is not None] == backbone.devices
 

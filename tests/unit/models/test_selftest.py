@@ -98,7 +98,7 @@ def test_a_refusal_does_not_change_what_the_model_generates() -> None:
 def test_the_models_own_kernels_are_refused_too_where_a_token_depends_on_those_beside_it(
     kernels: Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused_linear, "obstacle", lambda: "is not tested here: fused layers run no hooks")
+    monkeypatch.setattr(fused_linear, "unsupported_reason", lambda: "is not tested here: fused layers run no hooks")
     model = tiny_model("llama")
     model.model.layers[0].register_forward_hook(lambda module, args, output: output + (output.shape[1] == 1))
     with pytest.raises(EntMTPError, match=r"'eager' are refused for lossless .* beside it, by .*; use another model"):

@@ -17,14 +17,14 @@ from entmtp.policies.step_cost import StepCost
 from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.predictor import Predictor
-from entmtp.trees.probability_calibration import Chances
+from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Topology
 from tests.helpers.small_cases import Scripted, small_backbone, small_chances, small_cost, small_heads, small_prompt
 from tests.helpers.tiny_models import greedy
 
 EASY = Signals(0, 0.0, 0.0, 0.0)
 HARD = Signals(0, 9.0, 9.0, 0.0)
-BELIEVED = Chances(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.6, 0.2, 0.05, 0.02]] * 3)
+BELIEVED = ProbabilityCalibration(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.6, 0.2, 0.05, 0.02]] * 3)
 PREDICTOR = Predictor(
     features=["entropy"],
     weights=[-1.0],
@@ -179,7 +179,7 @@ def test_each_level_is_one_pass_for_all_requests() -> None:
 
 
 def test_where_nodes_cost_nothing_many_children_are_asked_for_and_the_tree_is_as_large_as_may_be() -> None:
-    generous = Chances(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.3, *[0.04] * 15]] * 3)
+    generous = ProbabilityCalibration(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.3, *[0.04] * 15]] * 3)
     probabilities = [0.3, *[0.04] * 15]
     policy = DynamicPolicy(PREDICTOR, generous, lambda batch, context: small_cost(0.0, 0.01), 8)
     heads = script(*[probabilities] * 3)
@@ -205,7 +205,7 @@ def test_a_plain_step_that_takes_longer_than_one_with_a_tree_makes_no_guess_wort
 
 
 def test_where_the_first_node_costs_most_and_others_little_trees_are_large() -> None:
-    generous = Chances(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.3, *[0.04] * 15]] * 3)
+    generous = ProbabilityCalibration(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.3, *[0.04] * 15]] * 3)
     gpu = StepCost(
         nodes=[0, 1, 63],
         verify_ms=[20.0, 22.0, 22.5],

@@ -102,7 +102,7 @@ def test_no_shape_is_worth_more(nats: list[float], per_node: float, per_level: f
     def worth(trees: list[Topology]) -> float:
         widest = max(trees, key=lambda tree: (tree.nodes, tree.max_depth))
         gain = sum(
-            float(PREDICTOR.blend(float(PREDICTOR.score(np.array([each])))) @ PREDICTOR.gains([tree])[:, 0])
+            float(PREDICTOR.centre_weights(float(PREDICTOR.score(np.array([each])))) @ PREDICTOR.gains([tree])[:, 0])
             for each, tree in zip(nats, trees, strict=True)
         )
         return gain - rate * cost(widest)

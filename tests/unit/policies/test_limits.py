@@ -22,7 +22,7 @@ from entmtp.policies.signals import Signals
 from entmtp.policies.static import ScheduledPolicy, SequencePolicy, StaticPolicy, best_static_policy
 from entmtp.policies.step_cost import CostTable, PolicyCost, StepCost, TreeCost
 from entmtp.trees.bank import MAX_NODES
-from entmtp.trees.probability_calibration import Chances
+from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Path, Topology
 from tests.helpers.small_cases import frontier, small_bank, small_chances, small_cost, small_predictor
@@ -56,7 +56,7 @@ def goodput(cost: PolicyCost | None = None) -> GoodputPolicy:
     return GoodputPolicy(small_predictor(), batches if cost is None else cost.of_batch, 8)
 
 
-def dynamic(chances: Chances | None = None) -> DynamicPolicy:
+def dynamic(chances: ProbabilityCalibration | None = None) -> DynamicPolicy:
     return DynamicPolicy(small_predictor(), chances or small_chances(), batches, 8)
 
 
@@ -168,7 +168,7 @@ def test_a_step_without_any_tree_corrects_no_cost_and_one_with_some_does() -> No
 
 def worth(policy: GoodputPolicy, tree: Topology, nats: float, cost: TreeCost, limits: Sequence[int]) -> float:
     predictor = small_predictor()
-    gain = float(predictor.blend(-nats) @ predictor.gains([tree])[:, 0])
+    gain = float(predictor.centre_weights(-nats) @ predictor.gains([tree])[:, 0])
     return gain - policy.rate(limits) * cost(tree)
 
 
@@ -195,7 +195,7 @@ def test_goodput_takes_the_best_trees_of_a_batch_within_their_limits(
 
     def value(trees: Sequence[Topology]) -> float:
         gains = [
-            float(predictor.blend(-nats) @ predictor.gains([tree])[:, 0])
+            float(predictor.centre_weights(-nats) @ predictor.gains([tree])[:, 0])
             for (_, nats), tree in zip(requests, trees, strict=True)
         ]
         return sum(gains) - rate * max(map(cost, trees))
@@ -227,7 +227,7 @@ def test_a_millisecond_of_a_limited_request_is_worth_what_its_own_steps_gain() -
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 6])
 def test_the_dynamic_policy_takes_the_likeliest_guesses_within_a_limit(limit: int) -> None:
-    believed = Chances(slope=[1.0] * 4, offset=[0.0] * 4, follow=[[0.5, 0.2, 0.1, 0.05]] * 4)
+    believed = ProbabilityCalibration(slope=[1.0] * 4, offset=[0.0] * 4, follow=[[0.5, 0.2, 0.1, 0.05]] * 4)
     easy = [Signals(0, 0.1, 0.1, 1.0)]
     (free,) = chosen(dynamic(believed), easy, [AcceptanceBias()], [MAX_NODES])
     (found,) = chosen(dynamic(believed), easy, [AcceptanceBias()], [limit])
@@ -239,7 +239,7 @@ def test_the_dynamic_policy_takes_the_likeliest_guesses_within_a_limit(limit: in
 
 
 def test_a_level_that_could_only_take_the_places_of_likelier_guesses_is_not_run() -> None:
-    believed = Chances(slope=[1.0] * 4, offset=[0.0] * 4, follow=[[0.5, 0.2, 0.1, 0.05]] * 4)
+    believed = ProbabilityCalibration(slope=[1.0] * 4, offset=[0.0] * 4, follow=[[0.5, 0.2, 0.1, 0.05]] * 4)
 
     def passes(limit: int, probabilities: Sequence[float]) -> int:
         heads = Guesses(probabilities=probabilities)
@@ -295,7 +295,7 @@ def test_limits_teach_goodput_nothing_wrong(limit: int) -> None:
 @pytest.mark.parametrize("limit", [1, 3, MAX_NODES])
 def test_limits_teach_the_dynamic_policy_nothing_wrong(limit: int) -> None:
     probabilities = (0.5, 0.2, 0.1, 0.05)
-    believed = Chances(slope=[1.0] * 4, offset=[0.0] * 4, follow=[list(probabilities)] * 4)
+    believed = ProbabilityCalibration(slope=[1.0] * 4, offset=[0.0] * 4, follow=[list(probabilities)] * 4)
 
     def gain_of(tree: Topology, generator: np.random.Generator) -> int:
         ranks = generator.choice(5, size=4, p=[*probabilities, 0.15]).tolist()

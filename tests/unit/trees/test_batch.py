@@ -31,14 +31,16 @@ def test_each_row_is_its_topology_and_padding_is_inert(trees: list[Topology], ro
 def test_every_child_hangs_on_an_inner_node_of_the_level_above(trees: list[Topology], rounded: bool) -> None:
     batch = TreeBatch.of(trees, rounded=rounded)
     for level in range(batch.max_depth):
-        request, node = batch.inner(level)
+        request, node = batch.internal_nodes(level)
         parents = list(zip(request.tolist(), node.tolist(), strict=True))
         assert len(parents) == batch.shape.parents[level]
-        expected = [(row, at) for row, tree in enumerate(trees) if tree.max_depth > level for at in tree.inner[level]]
+        expected = [
+            (row, at) for row, tree in enumerate(trees) if tree.max_depth > level for at in tree.internal_nodes[level]
+        ]
         assert parents == expected + expected[-1:] * (len(parents) - len(expected))
         children = (batch.depth == level + 1).nonzero().tolist()
         for row, child in children:
-            assert parents[batch.child_of[row, child]] == (row, batch.parent[row, child])
+            assert parents[batch.parent_index[row, child]] == (row, batch.parent[row, child])
         ranks = [int(batch.rank[row, child]) for row, child in children]
         assert max(ranks) < batch.shape.ranks[level]
         assert rounded or batch.shape.ranks[level] == 1 + max(ranks)

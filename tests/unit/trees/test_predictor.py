@@ -33,7 +33,7 @@ def test_the_score_weighs_the_signals_by_name() -> None:
     ("score", "shares"), [(-5.0, [1, 0]), (-1.0, [1, 0]), (0.0, [0.5, 0.5]), (0.5, [0.25, 0.75]), (9.0, [0, 1])]
 )
 def test_centres_are_blended_between_and_held_beyond(score: float, shares: list[float]) -> None:
-    assert predictor().blend(score).tolist() == pytest.approx(shares)
+    assert predictor().centre_weights(score).tolist() == pytest.approx(shares)
 
 
 def test_gains_are_sums_over_a_topologys_nodes_and_unknown_paths_gain_nothing() -> None:
@@ -55,7 +55,7 @@ def test_a_length_distribution_adds_up_and_has_the_expected_gain_as_mean(
     lengths = predictor().lengths(tree, score)
     assert lengths.min() >= 0
     assert lengths.sum() == pytest.approx(1)
-    gain = predictor().blend(score) @ predictor().gains([tree])[:, 0]
+    gain = predictor().centre_weights(score) @ predictor().gains([tree])[:, 0]
     assert 1 + lengths @ np.arange(len(lengths)) == pytest.approx(gain)
 
 

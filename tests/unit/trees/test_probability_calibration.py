@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entmtp.trees.probability_calibration import Chances, log_odds
+from entmtp.trees.probability_calibration import ProbabilityCalibration, log_odds
 
-HALF = Chances(slope=[1.0, 0.5], offset=[0.0, -1.0], follow=[[0.5, 0.1], [0.4, 0.1]])
+HALF = ProbabilityCalibration(slope=[1.0, 0.5], offset=[0.0, -1.0], follow=[[0.5, 0.1], [0.4, 0.1]])
 
 
 @given(st.floats(1e-6, 1 - 1e-6))
@@ -21,13 +21,13 @@ def test_certainty_has_bounded_odds(log_prob: float) -> None:
 
 @given(st.floats(1e-6, 1.0))
 def test_a_slope_of_one_believes_the_heads(probability: float) -> None:
-    assert HALF.of(0, math.log(probability)) == pytest.approx(probability, abs=1e-4)
+    assert HALF.probability(0, math.log(probability)) == pytest.approx(probability, abs=1e-4)
 
 
 @given(st.floats(-20, 0), st.floats(-20, 0), st.integers(0, 1))
 def test_a_likelier_guess_never_has_the_smaller_chance(one: float, other: float, depth: int) -> None:
     low, high = sorted((one, other))
-    assert 0 < HALF.of(depth, (low)) <= HALF.of(depth, (high)) <= 1
+    assert 0 < HALF.probability(depth, (low)) <= HALF.probability(depth, (high)) <= 1
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_a_likelier_guess_never_has_the_smaller_chance(one: float, other: float,
 )
 def test_what_does_not_fit_together_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"slope|offset|follow"):
-        Chances.model_validate(HALF.model_dump() | changes)
+        ProbabilityCalibration.model_validate(HALF.model_dump() | changes)

@@ -54,10 +54,10 @@ def test_ancestor_mask_is_the_transitive_closure_of_the_parents(topology: Topolo
 def test_a_name_tells_the_shape(paths: list[Path]) -> None:
     topology = Topology.of(paths)
     levels = [sum(len(path) == depth for path in topology.paths) for depth in range(1, topology.max_depth + 1)]
-    assert Shape.of(topology.name) == topology.shape == (topology.nodes, topology.max_depth, max(levels))
-    assert Shape.of(Topology.root_only().name) == Topology.root_only().shape == (0, 0, 0)
+    assert Shape.parse(topology.name) == topology.shape == (topology.nodes, topology.max_depth, max(levels))
+    assert Shape.parse(Topology.root_only().name) == Topology.root_only().shape == (0, 0, 0)
     with pytest.raises(ValueError, match="'n8' is not the name of a tree"):
-        Shape.of("n8")
+        Shape.parse("n8")
 
 
 def test_trees_of_one_shape_have_names_of_their_own() -> None:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from entmtp.calibration.optimal import MAX_RANK
 from entmtp.trees.trace import MISS, RankedText
-from entmtp.trees.tuning_texts import DIGITS, KeptText, TuningTexts
+from entmtp.trees.tuning_texts import DIGITS, StoredText, TuningTexts
 from tests.helpers.small_cases import drawn_trace, trace_of
 
 RANKS = st.lists(st.sampled_from([0, 1, 9, 10, MAX_RANK - 1, MAX_RANK, 5000, MISS]), min_size=2, max_size=2)
@@ -21,10 +21,10 @@ def test_ranks_that_a_tree_may_ask_for_come_back_and_entropy_to_a_thousandth(
     rows: list[tuple[list[int], float]],
 ) -> None:
     text = RankedText(torch.tensor([ranks for ranks, _ in rows]), torch.tensor([nats for _, nats in rows]))
-    back = KeptText.of(text).text()
+    back = StoredText.of(text).text()
     assert back.ranks.tolist() == [[rank if rank < MAX_RANK else MISS for rank in ranks] for ranks, _ in rows]
     assert back.entropy.tolist() == pytest.approx(text.entropy.tolist(), abs=6e-4)
-    assert KeptText.of(back) == KeptText.of(text)
+    assert StoredText.of(back) == StoredText.of(text)
 
 
 def test_there_is_a_digit_for_each_rank_of_a_tree() -> None:
@@ -32,7 +32,7 @@ def test_there_is_a_digit_for_each_rank_of_a_tree() -> None:
 
 
 def test_they_read_as_words() -> None:
-    kept = KeptText.of(trace_of([[0, 31], [MISS, 1]], [1.5, 0.0004]))
+    kept = StoredText.of(trace_of([[0, 31], [MISS, 1]], [1.5, 0.0004]))
     assert (kept.ranks, kept.entropy) == ("0v .1", "1500 0")
 
 
@@ -56,10 +56,10 @@ def test_texts_without_a_position_are_left_out() -> None:
 )
 def test_what_is_no_text_is_refused(ranks: str, entropy: str, said: str) -> None:
     with pytest.raises(ValidationError, match=said):
-        KeptText(ranks=ranks, entropy=entropy)
+        StoredText(ranks=ranks, entropy=entropy)
 
 
 def test_texts_of_different_heads_are_refused() -> None:
-    texts = [KeptText(ranks="00", entropy="1"), KeptText(ranks="000", entropy="1")]
+    texts = [StoredText(ranks="00", entropy="1"), StoredText(ranks="000", entropy="1")]
     with pytest.raises(ValidationError, match="same number of heads"):
         TuningTexts(max_rungs=4, texts=texts)

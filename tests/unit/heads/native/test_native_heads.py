@@ -133,5 +133,5 @@ def test_the_layers_come_out_of_the_models_own_files(tmp_path: Path) -> None:
 def test_they_guess_with_a_cache_alone(heads: NativeHeads) -> None:
     assert not hasattr(heads, "propose")
     assert not heads.drafter(
-        TreeCache(heads.cache_rows.layers, 1, 64, torch.device("cpu"), heads.cache_rows.notes)
+        TreeCache(heads.cache_layout.layers, 1, 64, torch.device("cpu"), heads.cache_layout.state_buffers)
     ).is_capturable

@@ -7,14 +7,14 @@ from torch import nn
 from entmtp.errors import EntMTPError
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import choices as module
-from entmtp.models.kernels.choices import CHOICES, KernelChoice, available, check_name, in_words
+from entmtp.models.kernels.choices import CHOICES, KernelChoice, available, check_name, describe
 from entmtp.models.kernels.packed_linear import MakeLayer
 from entmtp.models.kernels.quantized_linear import Int8Linear, int8_saturates, row_scale
 from entmtp.settings import Kernels
 from tests.helpers.tiny_models import tiny_model
 
 CPU = torch.device("cpu")
-HERE = [name for name, choice in CHOICES.items() if choice.obstacle(torch.float32, CPU) is None]
+HERE = [name for name, choice in CHOICES.items() if choice.unsupported_reason(torch.float32, CPU) is None]
 LAYERS = [(name, choice.make) for name, choice in CHOICES.items() if name in HERE and choice.make is not None]
 MODELS_AND_NAMES = [
     # To compile one takes half a minute and more.
@@ -72,7 +72,7 @@ def test_a_good_choice_is_accepted(model_type: str, name: Kernels) -> None:
     torch._dynamo.reset()  # how often a function is compiled is limited, and all models count together
     backbone = build_backbone(tiny_model(model_type, initializer_range=0.1), name)
     assert backbone.kernels == name
-    assert backbone.kernels_in_words == in_words(name, torch.float32)
+    assert backbone.kernels_description == describe(name, torch.float32)
     make = CHOICES[name].make
     if make is not None:
         assert isinstance(backbone.model.get_output_embeddings(), make)  # type: ignore[arg-type]
@@ -84,7 +84,13 @@ class TestKernelsWhoseRowsDependOnEachOther:
     def replace(self, name: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
         good = CHOICES[name]
         # As near to the model as one likes: only that rows depend on each other speaks against it.
-        bad = KernelChoice(SharedScale, good.words, good.obstacle, spread=CHOICES["int8"].spread, error=1e9)
+        bad = KernelChoice(
+            SharedScale,
+            good.description,
+            good.unsupported_reason,
+            batch_tolerance=CHOICES["int8"].batch_tolerance,
+            model_tolerance=1e9,
+        )
         monkeypatch.setitem(module.CHOICES, name, bad)
 
     def test_by_name_they_are_an_error(self, model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +102,7 @@ class TestKernelsWhoseRowsDependOnEachOther:
         self.replace("fused", monkeypatch)
         backbone = build_backbone(tiny_model(model_type))
         assert backbone.kernels == "packed"
-        assert "a token's logits depend on the tokens beside it" in backbone.kernels_in_words
+        assert "a token's logits depend on the tokens beside it" in backbone.kernels_description
         assert not any(isinstance(layer, SharedScale) for layer in backbone.model.modules())
 
 
@@ -105,7 +111,9 @@ def test_logits_far_from_the_models_are_refused(monkeypatch: pytest.MonkeyPatch)
         return Int8Linear(weight / 2, bias)
 
     good = CHOICES["int8"]
-    monkeypatch.setitem(module.CHOICES, "int8", KernelChoice(halved, "", lambda *_: None, good.spread, good.error))
+    monkeypatch.setitem(
+        module.CHOICES, "int8", KernelChoice(halved, "", lambda *_: None, good.batch_tolerance, good.model_tolerance)
+    )
     with pytest.raises(EntMTPError, match="'int8' are refused for lossless decoding: the logits differ from"):
         build_backbone(tiny_model("llama"), "int8")
 

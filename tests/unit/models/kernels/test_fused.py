@@ -15,12 +15,12 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import fused_linear
 from entmtp.models.kernels.fused_decoder import FusedLayers, with_fused_layers
-from entmtp.models.kernels.fused_linear import FusedLinear, NarrowLinear
-from entmtp.models.kernels.packed_linear import FixedLinear
+from entmtp.models.kernels.fused_linear import FusedLinear, Int8WeightLinear
+from entmtp.models.kernels.packed_linear import InferenceLinear
 from entmtp.trees.batch import TreeBatch
 from tests.helpers.tiny_models import TREES, greedy, random_tokens, tiny_model
 
-pytestmark = pytest.mark.skipif(fused_linear.obstacle() is not None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(fused_linear.unsupported_reason() is not None, reason="no C++ compiler")
 FUSED = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -43,15 +43,15 @@ def test_a_narrow_product_is_that_of_the_rounded_weight(
     bias = torch.randn(out, generator=generator) if biased else None
     scale = weight.abs().amax(1, keepdim=True) / 127
     with torch.inference_mode():
-        found = NarrowLinear(weight, bias)(states[None])
+        found = Int8WeightLinear(weight, bias)(states[None])
     rounded = (weight / scale).round() * scale
     assert torch.allclose(found[0], nn.functional.linear(states, rounded, bias), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [FusedLinear, NarrowLinear])
+@pytest.mark.parametrize("kind", [FusedLinear, Int8WeightLinear])
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
 def test_a_row_is_the_same_bits_alone_and_among_others(
-    kind: Callable[..., FixedLinear], rows: int, width: int, out: int
+    kind: Callable[..., InferenceLinear], rows: int, width: int, out: int
 ) -> None:
     layer, states = kind(torch.randn(out, width), torch.randn(out)), torch.randn(rows, width)
     with torch.inference_mode():
@@ -122,7 +122,7 @@ def _states(backbone: Backbone, topologies: list[Any]) -> list[torch.Tensor]:
         backbone.prefill(random_tokens(length), slot, cache)
     batch = TreeBatch.of(topologies, backbone.device, rounded=False)
     tokens = torch.arange(batch.width) + torch.tensor([[1], [20], [40]])
-    _, hidden = backbone.verify(tokens, batch, cache.span(slots, batch.width, padded=batch.shape.padded), cache)
+    _, hidden = backbone.verify(tokens, batch, cache.kv_range(slots, batch.width, padded=batch.shape.padded), cache)
     return [states[: tree.nodes + 1] for states, tree in zip(hidden, topologies, strict=True)]
 
 
@@ -143,10 +143,10 @@ class TestCompiling:
     @pytest.fixture(autouse=True)
     def anew(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setenv("ENTMTP_CACHE", str(tmp_path))
-        for function in (fused_linear.library, fused_linear.obstacle):
+        for function in (fused_linear.library, fused_linear.unsupported_reason):
             function.cache_clear()
         yield
-        for function in (fused_linear.library, fused_linear.obstacle):
+        for function in (fused_linear.library, fused_linear.unsupported_reason):
             function.cache_clear()
 
     def compiler(self, folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ class TestCompiling:
         monkeypatch.setattr(shutil, "which", lambda name: str(path) if name == "c++" else None)
 
     def test_it_is_done_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert fused_linear.obstacle() is None
+        assert fused_linear.unsupported_reason() is None
         (made,) = (tmp_path / "kernels").glob("*.so")
         fused_linear.library.cache_clear()
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))

@@ -5,7 +5,7 @@ from torch import nn
 from entmtp.errors import EntMTPError
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import fused_linear
-from entmtp.models.kernels.merged_projections import JointLinear, JointProduct, join_linear_layers, watched_siblings
+from entmtp.models.kernels.merged_projections import MergedLinear, MergedProduct, collect_siblings, merge_linear_layers
 from entmtp.models.kernels.packed_linear import PackedLinear, can_pack
 from tests.helpers.tiny_models import random_tokens, tiny_model
 
@@ -39,7 +39,7 @@ class Counted:
 @torch.inference_mode()
 def test_siblings_are_found_by_the_tensor_that_they_are_given() -> None:
     model = tiny_model("llama")
-    with watched_siblings(model) as groups:
+    with collect_siblings(model) as groups:
         model(torch.tensor([random_tokens(5)]))
         model(torch.tensor([random_tokens(5)]))
     names = {module: name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
@@ -66,20 +66,20 @@ class Parallel(nn.Module):
 
 def test_neither_a_layer_on_another_tensor_nor_a_subclass_joins() -> None:
     model = Parallel()
-    with watched_siblings(model) as groups:
+    with collect_siblings(model) as groups:
         model(torch.randn(2, 6))
     assert groups == [[model.first, model.second]]
 
 
 @pytest.mark.parametrize("biased", [(False, False), (True, True), (True, False), (False, True)])
-def test_a_joint_product_equals_its_layers(biased: tuple[bool, bool]) -> None:
+def test_a_merged_product_equals_its_layers(biased: tuple[bool, bool]) -> None:
     layers = [nn.Linear(6, size, bias=bias) for size, bias in zip((3, 5), biased, strict=True)]
     product = Counted()
     with torch.inference_mode():
-        joint = JointProduct(layers, product)
+        merged = MergedProduct(layers, product)
         states = torch.randn(2, 4, 6)
         for number, layer in enumerate(layers):
-            assert torch.allclose(joint.share(number, states), layer(states), atol=1e-6)
+            assert torch.allclose(merged.output(number, states), layer(states), atol=1e-6)
     assert product.made[0].calls == 1
     assert (product.made[0].bias is not None) is any(biased)
 
@@ -87,20 +87,20 @@ def test_a_joint_product_equals_its_layers(biased: tuple[bool, bool]) -> None:
 @torch.inference_mode()
 def test_a_share_is_never_that_of_other_states() -> None:
     layers = [nn.Linear(6, 3), nn.Linear(6, 5)]
-    joint = JointProduct(layers, Counted())
+    merged = MergedProduct(layers, Counted())
     before, after = torch.randn(2, 6), torch.randn(4, 6)
-    joint.share(0, before)  # a pass that an error stopped here leaves the second share behind
+    merged.output(0, before)  # a pass that an error stopped here leaves the second share behind
     for number, layer in enumerate(layers):
-        assert torch.allclose(joint.share(number, after), layer(after), atol=1e-6)
+        assert torch.allclose(merged.output(number, after), layer(after), atol=1e-6)
 
 
 @torch.inference_mode()
 def test_states_that_were_changed_in_place_are_multiplied_anew() -> None:
     layers = [nn.Linear(6, 3), nn.Linear(6, 5)]
-    joint, states = JointProduct(layers, Counted()), torch.randn(2, 6)
+    merged, states = MergedProduct(layers, Counted()), torch.randn(2, 6)
     for _ in range(2):
         for number, layer in enumerate(layers):
-            assert torch.allclose(joint.share(number, states), layer(states), atol=1e-6)
+            assert torch.allclose(merged.output(number, states), layer(states), atol=1e-6)
         states += 1
 
 
@@ -108,8 +108,8 @@ def test_joined_layers_leave_the_model_as_it_computes() -> None:
     model, states = Parallel(), torch.randn(2, 6)
     with torch.inference_mode():
         expected = model(states)
-        join_linear_layers(model, [[model.first, model.second]], Counted())
-        assert [type(layer) for layer in model.children()] == [JointLinear, JointLinear, nn.Linear, Plain]
+        merge_linear_layers(model, [[model.first, model.second]], Counted())
+        assert [type(layer) for layer in model.children()] == [MergedLinear, MergedLinear, nn.Linear, Plain]
         assert torch.allclose(model(states), expected, atol=1e-6)
 
 
@@ -121,11 +121,11 @@ class TestBackbone:
 
     def test_kernels_that_fail_the_self_test_are_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.broken(monkeypatch)
-        monkeypatch.setattr(fused_linear, "obstacle", lambda: "needs a C++ compiler")
+        monkeypatch.setattr(fused_linear, "unsupported_reason", lambda: "needs a C++ compiler")
         backbone = build_backbone(tiny_model("llama"))
         assert backbone.kernels == "eager"
-        assert backbone.kernels_in_words.startswith("eager float32 (PyTorch); kernels: 'packed' are refused")
-        assert not any(isinstance(module, PackedLinear | JointLinear) for module in backbone.model.modules())
+        assert backbone.kernels_description.startswith("eager float32 (PyTorch); kernels: 'packed' are refused")
+        assert not any(isinstance(module, PackedLinear | MergedLinear) for module in backbone.model.modules())
 
     def test_asked_for_by_name_they_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.broken(monkeypatch)
