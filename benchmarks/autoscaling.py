@@ -21,7 +21,7 @@ from rich.console import Console
 
 from benchmarks.faults import ENGINE, Clients, Stage, staged
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.evaluation.report.plot_style import line_colour, style_context
 from entmtp.files import write_whole
 from entmtp.policies.step_cost import hardware_name
@@ -43,7 +43,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Change the load and watch the replicas."""
-    with told_plainly("autoscaling", interrupted="nothing was recorded"):
+    with plain_errors("autoscaling", interrupted="nothing was recorded"):
         with staged() as stage:
             samples, outcomes = asyncio.run(_play(stage, seconds))
         if figure is not None:

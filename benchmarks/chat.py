@@ -17,7 +17,7 @@ import torch
 import typer
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.outputs import Completion
 from entmtp.decoding.request import Request
@@ -41,7 +41,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Print TTFT by turn with and without reuse, and their ratio with its 95% interval over chats."""
-    with told_plainly("chat", "nothing was recorded"):
+    with plain_errors("chat", "nothing was recorded"):
         model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
         backbone = build_backbone(model)
         policy = make_policy("autoregressive", Toolbox(backbone, {}, {}, {}))

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.decoding.measure_cost import CONTEXTS as MEASURED
 from entmtp.decoding.measure_cost import NODES, StepBench, interleaved, measure_cost
 from entmtp.heads.base import DraftHeads
@@ -48,7 +48,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Print predicted and measured milliseconds of steps, and how far they differ."""
-    with told_plainly("cost"):
+    with plain_errors("cost"):
         model, _ = load_model("bundled")
         backbone = build_backbone(model)
         hardware = hardware_name(backbone.device)

@@ -26,7 +26,7 @@ from rich.progress import Progress
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from benchmarks.serving import running
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.intervals import ratio
 from entmtp.loadtest.load_summary import Slo, speedup, summarise_load
@@ -57,7 +57,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Measure both."""
-    with told_plainly("endpoints", interrupted="nothing was recorded"):
+    with plain_errors("endpoints", interrupted="nothing was recorded"):
         peer = Endpoint.parse(other, model, "none")
         if peer.name == OURS:
             raise EntMTPError(f"other: '{OURS}' is our own name in the table; name the other one otherwise")

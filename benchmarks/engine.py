@@ -30,7 +30,7 @@ from rich.progress import Progress
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure_cost import machine_cost
 from entmtp.decoding.outputs import Completion
@@ -98,7 +98,7 @@ def main(
 ) -> None:
     """Print tokens per second by concurrency and method, and ratios with 95% intervals over rounds."""
     console = Console(width=130)
-    with told_plainly("engine", "nothing was recorded"):
+    with plain_errors("engine", "nothing was recorded"):
         arms = _checked([PLAIN, *(name for name in arm or ARMS if name != PLAIN)])
         loads = sorted(set(concurrency or LOADS))
         logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)  # it warns with every round

@@ -25,7 +25,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.results.rows import RequestRow, StepRow, tables_of
 from entmtp.evaluation.results.storage import open_store
@@ -231,7 +231,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Measure one, two and four workers."""
-    with told_plainly("fanout", interrupted="nothing was recorded"):
+    with plain_errors("fanout", interrupted="nothing was recorded"):
         found = measure(units, seconds)
         last = WORKERS[-1]
         above = found[last].loaded_seconds / found[WORKERS[0]].loaded_seconds - 1

@@ -30,7 +30,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.policies.step_cost import hardware_name
 from entmtp.ray_head import LOCAL_SETTINGS, free_ports
@@ -327,7 +327,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Break things, and count."""
-    with told_plainly("faults", interrupted="nothing was recorded"):
+    with plain_errors("faults", interrupted="nothing was recorded"):
         faults = fault or list(FAULTS)
         if unknown := [name for name in faults if name not in FAULTS]:
             raise EntMTPError(f"fault: '{unknown[0]}' is unknown; choose from {', '.join(FAULTS)}")

@@ -22,7 +22,7 @@ import typer
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from benchmarks.lib.timing import Clock, ladder_of
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.measure_cost import StepBench, interleaved, sized_tree
 from entmtp.heads.base import DraftHeads
@@ -59,7 +59,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Print, for each optimisation, a step's time without it over that with everything on."""
-    with told_plainly("gains"):
+    with plain_errors("gains"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model, _ = load_model("bundled", dtype=dtype, device=device)
         builders = on_cuda(heads) if device == "cuda" else on_cpu(heads, check_name(kernels))

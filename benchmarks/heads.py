@@ -17,7 +17,7 @@ import typer
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.calibration.build import calibration_texts, traces_of
 from entmtp.calibration.trace_replay import static_tau
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
@@ -40,7 +40,7 @@ def main(
 ) -> None:
     """Print tau by node budget for both kinds of heads on every suite."""
     files = dict(text.split("=", 1) for text in data or [])
-    with told_plainly("heads"):
+    with plain_errors("heads"):
         model, tokenizer = load_model("bundled")
         backbone = build_backbone(model)
         rows: list[list[Cell]] = []

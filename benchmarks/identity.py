@@ -24,7 +24,7 @@ from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, 
 from benchmarks.lib.shapes import SHAPES, random_heads, random_model, shape_of
 from benchmarks.step import TYPES
 from benchmarks.undrafted import PLAIN, engine_of
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure_cost import sized_tree
 from entmtp.decoding.outputs import Completion, TokenLogprobs
@@ -104,7 +104,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Count the tokens that trees change, for each choice of kernels and type."""
-    with told_plainly("identity", interrupted="nothing was recorded"):
+    with plain_errors("identity", interrupted="nothing was recorded"):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         chosen = [Case.of(text) for text in cases] if cases else list(available_cases(device))
         rows: list[list[Cell]] = []

@@ -13,7 +13,7 @@ import torch
 import typer
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure_cost import machine_cost
 from entmtp.decoding.request import Request
@@ -37,7 +37,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Print the process's memory against slots and context, and along the requests of one engine."""
-    with told_plainly("memory", "nothing was recorded"):
+    with plain_errors("memory", "nothing was recorded"):
         model, _ = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
         backbone = build_backbone(model)
         heads = load_heads(bundled_heads("hydra"), backbone)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ _WRITTEN = (":!docs/performance", ":!docs/performance.md", ":!docs/study", ":!do
 
 def main() -> None:
     """Say whether a record could name the commit that it was measured at."""
-    with told_plainly("record"):
+    with plain_errors("record"):
         check_committed()
 
 

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from benchmarks.serving import running
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.loadtest.traffic import Endpoint, RequestOutcome, Traffic
 from entmtp.policies.step_cost import hardware_name
@@ -53,7 +53,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Overload the service."""
-    with told_plainly("overload", interrupted="nothing was recorded"), running(url) as address:
+    with plain_errors("overload", interrupted="nothing was recorded"), running(url) as address:
         console = Console(stderr=True)
         texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, 12)]
         random.Random(0).shuffle(texts)  # at any time the suites' shares are the same, as their texts are not as fast

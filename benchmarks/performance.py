@@ -20,7 +20,7 @@ import typer
 from benchmarks.lib.markdown import record_section
 from benchmarks.lib.record import Record, UncommittedOption, read_records
 from benchmarks.origin import ROOT, history_date
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.files import write_text
 
@@ -81,7 +81,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Render the page; with --run, measure first."""
-    with told_plainly("performance"):
+    with plain_errors("performance"):
         if run is not None:
             measure(run, uncommitted)
         write_text(PAGE, render(read_records(RECORDS), history_date()))

@@ -38,7 +38,7 @@ from entmtp.calibration.replay import (
     policies,
     replay_policy,
 )
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.intervals import percent, ratio
 from entmtp.models.build import build_backbone
@@ -108,7 +108,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Print predicted tau and speedup of each method and its share of each yardstick, by suite and kind of heads."""
-    with told_plainly("predict"):
+    with plain_errors("predict"):
         costs = _costs(profile, batch, context)
         model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
         backbone = build_backbone(model)

@@ -21,7 +21,7 @@ from rich.progress import track
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from deployments.serve_local import service
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.decoding.outputs import Completion
 from entmtp.errors import EntMTPError
 from entmtp.intervals import Estimate, paired_ratio, ratio
@@ -51,7 +51,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Measure the overhead of serving."""
-    with told_plainly("serving", interrupted="nothing was recorded"), running(url) as address:
+    with plain_errors("serving", interrupted="nothing was recorded"), running(url) as address:
         texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, prompts)]
         engine, tokenizer = load_method(MethodSpec(method), print, EngineSettings())
         params = SamplingParams(temperature=0.0, max_tokens=tokens)

@@ -21,7 +21,7 @@ from entmtp.calibration.build import calibration_texts, traces_of
 from entmtp.calibration.fit import fit_predictor, quality, step_table
 from entmtp.calibration.optimal import optimal_order
 from entmtp.calibration.thresholds import PROBES
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
@@ -55,7 +55,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Print how well each set of signals foretells, by suite and kind of heads."""
-    with told_plainly("signals"):
+    with plain_errors("signals"):
         model, tokenizer = load_model("bundled")
         backbone = build_backbone(model)
         rows: list[list[Cell]] = []

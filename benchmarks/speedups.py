@@ -17,7 +17,7 @@ import typer
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record, portable_words
 from benchmarks.study.input import read_study
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.summary import Summary
 from entmtp.intervals import CONFIDENCE, ratio
@@ -30,7 +30,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Print the speedups of an arm over all others."""
-    with told_plainly("speedups"):
+    with plain_errors("speedups"):
         study = read_study(results / "report")
         settings = study.provenance["settings"]
         command = portable_words(study.provenance["command"])

@@ -18,7 +18,7 @@ import torch
 import typer
 
 from benchmarks.lib.record import RecordOption, Table, UncommittedOption, deliver, make_record
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.policies.step_cost import hardware_name
 
@@ -36,7 +36,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Print the seconds that ``entmtp generate`` takes for one token."""
-    with told_plainly("startup"):
+    with plain_errors("startup"):
         seconds: dict[str, list[float]] = {method: [] for method in METHODS}
         for repetition in range(1 + repetitions):
             for method in METHODS:

@@ -29,7 +29,7 @@ from benchmarks.lib.record import Cell, Record, RecordOption, Table, Uncommitted
 from benchmarks.lib.roofline import Work, measure_machine, step_work
 from benchmarks.lib.shapes import SHAPES, random_heads, random_model, shape_of
 from benchmarks.lib.timing import StepTime, churn, ladder_of, timed_steps
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.decoding.measure_cost import NODES, PARTS, StepBench, grid_trees
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
@@ -72,7 +72,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Print each part's median milliseconds by node budget, the two floors, and what the bars say."""
-    with told_plainly("step"):
+    with plain_errors("step"):
         loaded, backbone, drafter = subject(model, heads, shape, dtype, kernels)
         sizes = sorted(set(nodes or (NODES if save_profile else SIZES)))
         grid = list(itertools.product(sorted(set(batch or [1])), sorted(set(context or [CONTEXT]))))

@@ -20,7 +20,7 @@ import typer
 from rich.progress import track
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
@@ -58,7 +58,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Measure what is left of drafting where a request forbids it."""
-    with told_plainly("undrafted", interrupted="nothing was recorded"):
+    with plain_errors("undrafted", interrupted="nothing was recorded"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         plain, tokenizer = load_method(MethodSpec(PLAIN, device=device), print)
         again = Engine(plain.backbone, None, plain.policy)

@@ -21,15 +21,15 @@ import yaml
 
 from deployments import TESTED_RAY, stop_file
 from deployments.addresses import ONGOING_PATH, check_free, exposed_sockets, is_loopback, url
-from deployments.http.auth import load_keys, refuse_strangers
+from deployments.http.auth import load_keys, require_keys
 from deployments.ready import Running, ready_message
 from deployments.serve_rest import ServeRest, get_json
 from deployments.settings import AppArgs, EngineChanges
 from deployments.start_progress import VARIABLE, Lines
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.models.loading.load import resolve_model
-from entmtp.ray_head import Head, interruptible, local_head
+from entmtp.ray_head import Head, handle_stop_signals, local_head
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Path(__file__).resolve().with_name("config.cpu.yaml")
@@ -59,8 +59,8 @@ def main(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="instead of the file's")] = None,
 ) -> None:
     """Serve models on this machine behind an OpenAI-compatible API until Ctrl-C or SIGTERM."""
-    interruptible()
-    with told_plainly("serve", interrupted="the service has stopped"), _started(config, port) as (running, head):
+    handle_stop_signals()
+    with plain_errors("serve", interrupted="the service has stopped"), _started(config, port) as (running, head):
         print(ready_message(running, read_config(config)), flush=True)
         while True:
             head.check()
@@ -157,7 +157,7 @@ def _check_applications(given: Mapping[str, Any], host: str) -> bool:
     for application in given["applications"]:
         args = AppArgs.parse(**application["args"])
         keys = load_keys(args.api_keys_file)
-        refuse_strangers(host, keys, args.allow_anonymous)
+        require_keys(host, keys, args.allow_anonymous)
         has_keys = has_keys or bool(keys)
         for model in {one.model for one in args.engines}:
             resolve_model(model)

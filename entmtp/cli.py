@@ -1,4 +1,4 @@
-"""The command line. Heavy libraries are imported inside the commands, so that help and mistakes answer at once."""
+"""The command line. Heavy libraries are imported inside the commands, so that help and user errors print at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from entmtp import methods
-from entmtp.cli_errors import require_extra, told_plainly
+from entmtp.cli_errors import plain_errors, require_extra
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.command import benchmark_command
 from entmtp.settings import DEFAULT_METHOD
@@ -68,7 +68,7 @@ def generate(
     ] = "auto",
 ) -> None:
     """Answer a prompt, streaming; then one line of statistics."""
-    with told_plainly("generate"):
+    with plain_errors("generate"):
         from entmtp.loading import MethodSpec, open_session
         from entmtp.settings import SamplingParams, default_method
 
@@ -110,7 +110,7 @@ def calibrate(
     dtype: Dtype = "float32",
 ) -> None:
     """Make the tree bank of a task; continues where an interrupted run stopped."""
-    with told_plainly("calibrate"):
+    with plain_errors("calibrate"):
         from entmtp.calibration.command import calibrate_task
 
         calibrate_task(
@@ -146,7 +146,7 @@ def replay(
     ] = None,
 ) -> None:
     """Say what policies would gain on a trace, at a machine's cost of steps; needs neither model nor machine."""
-    with told_plainly("replay"):
+    with plain_errors("replay"):
         from entmtp.calibration.replay import cost_of, replay_file, replay_table, replayable
 
         cost = cost_of(profile, batch, context)
@@ -161,7 +161,7 @@ def prompts(
     data: Annotated[list[str] | None, typer.Option(help="SUITE=FILE that the benchmark will use; may repeat")] = None,
 ) -> None:
     """Make the mix of training prompts that the bundled heads were trained on, free of benchmark prompts."""
-    with told_plainly("prompts"):
+    with plain_errors("prompts"):
         from entmtp.training.prompts_command import write_training_prompts
 
         count = write_training_prompts(sharegpt, output, data or [])
@@ -180,7 +180,7 @@ def train(
     device: Device = "cpu",
 ) -> None:
     """Train draft heads on text that the model writes itself; continues where an interrupted run stopped."""
-    with told_plainly("train"):
+    with plain_errors("train"):
         from entmtp.tracking.client import check_tracking
         from entmtp.training.mlflow import TRAINING_EXPERIMENT, tracked_training
         from entmtp.training.train_heads import train_heads
@@ -207,7 +207,7 @@ def import_published_heads(
     ] = None,
 ) -> None:
     """Convert published Medusa or Hydra heads (their authors', TGI's or vLLM's layout) for use with EntMTP."""
-    with told_plainly("import-heads"):
+    with plain_errors("import-heads"):
         from entmtp.heads.importing.import_heads import import_heads
 
         import_heads(source, output, model, print)
@@ -219,7 +219,7 @@ def serve(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="instead of the file's")] = None,
 ) -> None:
     """Serve models on this machine behind an OpenAI-compatible API until Ctrl-C or SIGTERM."""
-    with told_plainly("serve"):
+    with plain_errors("serve"):
         require_extra("serve", "ray", "fastapi", "fastapi_offline", "openai", "aiohttp", "grpc", "psutil", "yaml")
     from deployments.serve_local import CONFIG, main
 

@@ -1,4 +1,4 @@
-"""How commands end: a user's mistake is one line and exit code 2, an interruption says how to go on."""
+"""Exit codes and messages of commands: a user error prints one line and exits with 2, an interruption with 130."""
 
 from __future__ import annotations
 
@@ -23,20 +23,24 @@ EXTRA_OF = {
     "fastapi_offline": "serve",
     "openai": "serve",
 }
-"""The extra that brings a package which the core does without, by the name it is imported by.
+"""Optional packages by import name, with the extra that installs each.
 
-Where several extras bring it, that of the command that can miss it: `entmtp serve` asks for all of its own first.
+If several extras install a package, this is the extra of the command that can fail on its import: `entmtp serve`
+checks all packages of its own extra first.
 """
 
 
 @contextmanager
-def told_plainly(
+def plain_errors(
     command: str, interrupted: str = "run the same command again to go on where it stopped"
 ) -> Iterator[None]:
-    """Turns an EntMTPError, also one that came from a Ray worker, into one line on standard error.
+    """Print an EntMTPError, also one from a Ray worker, as one line on standard error and exit with 2.
 
-    So is a package missing that an extra brings: the line names the extra. ``interrupted`` is what an interruption
-    means.
+    A missing optional package is reported in the same way, and the line names its extra.
+
+    Args:
+        command: name of the command, for the messages.
+        interrupted: message after an interruption.
     """
     try:
         yield
@@ -44,23 +48,24 @@ def told_plainly(
         print(f"entmtp {command}: interrupted; {interrupted}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        # What Ray raises for a worker's EntMTPError is an EntMTPError too, but its text is the worker's traceback.
-        mistake = _missing_extra(getattr(error, "cause", None) or error)
-        if not isinstance(mistake, EntMTPError):
+        # Ray raises a worker's EntMTPError as an EntMTPError whose text is the worker's traceback; `cause` is the
+        # original.
+        user_error = _missing_extra(getattr(error, "cause", None) or error)
+        if not isinstance(user_error, EntMTPError):
             raise
-        print(f"entmtp {command}: {mistake}", file=sys.stderr)
+        print(f"entmtp {command}: {user_error}", file=sys.stderr)
         sys.exit(USER_ERROR)
 
 
 def require_extra(extra: str, *packages: str) -> None:
-    """Raises EntMTPError if one of the packages that an extra brings is not installed; imports none."""
+    """Raise EntMTPError if one of an extra's packages is not installed; imports none of them."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise EntMTPError(f"{package} is not installed; pip install 'entmtp[{extra}]'")
 
 
 def _missing_extra(error: Exception) -> Exception:
-    """Names the extra to install where its package is missing; any other error as it is."""
+    """Replace an import error of an optional package by one that names its extra; return any other error as it is."""
     package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if package not in EXTRA_OF:
         return error

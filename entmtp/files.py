@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Atomic writing of files: a file is either complete or absent."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +7,10 @@ from entmtp.errors import EntMTPError
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then rename it to `path`, replacing an older one.
+    """Let `write` fill a temporary file in the folder of `path`, then rename it to `path`, replacing an older one.
 
-    The temporary name depends on `path` alone, so a run that was killed while writing leaves nothing behind once the
-    same file has been written again.
+    The temporary name depends on `path` alone. After a kill during the write, the next write of the same file
+    therefore removes the leftover.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
@@ -23,7 +23,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text atomically."""
 
     def write(unfinished: Path) -> None:
         unfinished.write_text(text, encoding="utf-8")
@@ -32,10 +32,10 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def make_folder(option: str, path: Path) -> Path:
-    """Make the folder that `option` names, with all above it.
+    """Make the folder given by `option`, and its parents.
 
     Raises:
-        EntMTPError: it can't be made, as where a file is in the way.
+        EntMTPError: it can't be made, for instance because a file has its name.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Reader of JSON lines: a UTF-8 file, with or without a byte order mark, with a JSON value on each line.
 
-A line ends at ``\\n`` (or ``\\r\\n``) and nowhere else: texts may hold U+2028, U+2029 and U+0085, which end lines for
-`str.splitlines`. Users give the files, so they are checked, and their sizes are bounded.
+Only ``\\n`` (or ``\\r\\n``) ends a line. Texts may contain U+2028, U+2029 and U+0085, at which `str.splitlines` would
+split. The files come from users, so they are validated and their sizes are bounded.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ MAX_FILE_BYTES = 2 * 1024**3
 MAX_LINE_BYTES = 16 * 1024**2
 
 Located = tuple[str, Any]
-"""A value, not validated yet, after the words that say where it is: 'FILE, line 3'."""
+"""A location, such as 'FILE, line 3', and the value there, not validated yet."""
 
 
 def read_json_lines(path: Path, field: str = "") -> Iterator[Located]:
-    """Yield the value of each line that is not blank, with one line in memory at a time.
+    """Yield the value of each line that is not blank; one line is in memory at a time.
 
     Args:
-        field: as of `check_file`; without it an error begins with the file's name.
+        field: as in `check_file`; without it an error begins with the file's name.
 
     Raises:
-        EntMTPError: the file can't be read, or a named line is too long, no UTF-8 or no JSON.
+        EntMTPError: the file can't be read, or a line is too long, not UTF-8 or not JSON.
     """
     try:
         with path.open("rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
-                place = f"{_named(path, field)}, line {number}"
-                text = _text_of(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, place)
+                where = f"{_named(path, field)}, line {number}"
+                text = _text_of(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, where)
                 if text.strip():
-                    yield f"{path}, line {number}", _value_of(text, place)
+                    yield f"{path}, line {number}", _value_of(text, where)
     except OSError as error:
         raise unreadable(path, error, field) from error
 
 
 def check_file(path: Path, field: str, kinds: str) -> None:
-    """Check, before it is read, that a file is there and neither empty nor too big.
+    """Check, before it is read, that a file exists and is neither empty nor too big.
 
     Args:
-        field: what it was given as, before its name in the error: 'data file', 'prompts:'.
+        field: the field's name in the error, before the path: 'data file', 'prompts:'.
         kinds: what to give instead: 'a file of JSON lines'.
 
     Raises:
-        EntMTPError: says which of it.
+        EntMTPError: the file is missing, not regular, empty or too big.
     """
     if not path.is_file():
         reason = "is not a regular file" if path.exists() else "does not exist"
@@ -77,10 +77,10 @@ def read_text(path: Path, field: str = "") -> str:
     """Read a whole UTF-8 file, without its byte order mark.
 
     Args:
-        field: as of `check_file`; without it an error begins with the file's name.
+        field: as in `check_file`; without it an error begins with the file's name.
 
     Raises:
-        EntMTPError: the file can't be read, is too big, or is no UTF-8.
+        EntMTPError: the file can't be read, is too big, or is not UTF-8.
     """
     try:
         check_size(path, field or "file", path.stat().st_size)
@@ -92,13 +92,13 @@ def read_text(path: Path, field: str = "") -> str:
 
 
 def unreadable(path: Path, error: OSError, field: str = "") -> EntMTPError:
-    """The error to raise for a file that the system won't let us read."""
+    """Error for a file that the system refuses to read."""
     reason = error.strerror or error
     return EntMTPError(f"{_named(path, field)}: cannot be read ({reason}); check its permissions")
 
 
 def _named(path: Path, field: str) -> str:
-    """The file as an error names it."""
+    """Name of the file in an error."""
     return f"{field} {path}" if field else str(path)
 
 

@@ -1,16 +1,16 @@
-"""Short names of prompts, the same for texts that count as the same prompt."""
+"""Short hashes of prompts; texts that count as the same prompt have the same hash."""
 
 import hashlib
 
 DIGITS = 16
-"""Hexadecimal digits of a name: among a million prompts, two share one with a chance of 1 in 37 million."""
+"""Hexadecimal digits of a hash: among a million prompts, two collide with a chance of 1 in 37 million."""
 
 
 def text_key(text: str) -> str:
-    """The text without differences of case and white space; two prompts with one key are the same prompt."""
+    """Text with case folded and white space normalised; prompts with equal keys count as the same prompt."""
     return " ".join(text.casefold().split())
 
 
 def prompt_hash(text: str) -> str:
-    """The first :data:`DIGITS` hexadecimal digits of the SHA-256 of the text's key."""
+    """First :data:`DIGITS` hexadecimal digits of the SHA-256 of the text's key."""
     return hashlib.sha256(text_key(text).encode(errors="surrogatepass")).hexdigest()[:DIGITS]

@@ -1,4 +1,4 @@
-"""A Ray head of this machine's own, on loopback, that lives as long as a block of code."""
+"""A Ray head node on this machine's loopback interface, started and stopped with a block of code."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from entmtp.errors import EntMTPError
 from entmtp.models.loading.bundled import cache_folder
 
 START_SECONDS = 180
-# Results travel as files, not as objects: a small store spares /dev/shm.
+# Results are files, not Ray objects, so a small object store is enough and spares /dev/shm.
 OBJECT_STORE_BYTES = 200_000_000
 LOCAL_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "disabled",  # nothing but this machine can connect
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray replaces 127.0.0.1 by the network card's address
+    "RAY_AUTH_MODE": "disabled",  # only this machine can connect
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # otherwise Ray replaces 127.0.0.1 by the network card's address
 }
-KEPT_LOGS = 5
-"""Runs whose logs are kept; older ones make room."""
+MAX_STORED_LOGS = 5
+"""Number of runs whose logs stay in the cache; older ones are deleted."""
 
 _POLL_SECONDS = 0.2
 _KILL_SECONDS = 10
@@ -45,10 +45,10 @@ class Head(NamedTuple):
     """A running head.
 
     Attributes:
-        address: URL of the dashboard, which jobs are submitted to.
-        environment: variables with which Ray's commands find it.
+        address: URL of the dashboard, to which jobs are submitted.
+        environment: environment variables with which Ray's commands find the head.
         logs: folder of Ray's logs while the head runs.
-        process: ``ray start``, from which all other processes of the head descend.
+        process: ``ray start``, the ancestor of all other processes of the head.
     """
 
     address: str
@@ -57,7 +57,7 @@ class Head(NamedTuple):
     process: subprocess.Popen[bytes]
 
     def check(self) -> None:
-        """Raises EntMTPError if the head has ended by itself."""
+        """Raise EntMTPError if the head has exited by itself."""
         if self.process.poll() is not None:
             raise EntMTPError(
                 f"ray: the local cluster has ended with exit code {self.process.returncode}; see its logs"
@@ -66,10 +66,10 @@ class Head(NamedTuple):
 
 @contextmanager
 def local_head(say: Callable[[str], None], settings: Mapping[str, str] | None = None) -> Iterator[Head]:
-    """Starts a head on loopback; stops it at the end of the block, at once, and keeps its logs.
+    """Start a head on loopback; kill it at the end of the block and store its logs.
 
     Args:
-        say: takes one line for each thing that happens.
+        say: receives one line of progress for each step.
         settings: further environment variables for all of the head's processes.
 
     Raises:
@@ -81,7 +81,7 @@ def local_head(say: Callable[[str], None], settings: Mapping[str, str] | None = 
     address = f"http://127.0.0.1:{ports['dashboard']}"
     environment = os.environ | LOCAL_SETTINGS | {"RAY_TMPDIR": str(scratch), "RAY_API_SERVER_ADDRESS": address}
     environment |= {"AUTOSCALER_METRIC_PORT": str(ports["autoscaler"]), "DASHBOARD_METRIC_PORT": str(ports["metrics"])}
-    # The `python` of jobs is the one that runs this file.
+    # Jobs call `python`; this makes it the interpreter that runs this file.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     environment |= settings or {}
     say(f"starting a local Ray cluster ({address})")
@@ -93,7 +93,7 @@ def local_head(say: Callable[[str], None], settings: Mapping[str, str] | None = 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C must reach us alone: we stop the head ourselves
+            start_new_session=True,  # Ctrl-C must reach this process only, which then stops the head itself
             preexec_fn=_end_with_parent,
         )
     logs = scratch / "ray" / "session_latest" / "logs"
@@ -104,10 +104,10 @@ def local_head(say: Callable[[str], None], settings: Mapping[str, str] | None = 
         with _uninterrupted():
             kill_tree(head.pid)
             head.wait()
-            kept = keep_logs([log, logs.resolve()])
+            stored = store_logs([log, logs.resolve()])
             shutil.rmtree(scratch, ignore_errors=True)
-            # Last: where a closed terminal makes this fail, no cluster is left behind.
-            say(f"stopped the local Ray cluster; the logs of Ray are in {kept}")
+            # Print last: if the terminal is closed and this fails, the cluster has already ended.
+            say(f"stopped the local Ray cluster; the logs of Ray are in {stored}")
 
 
 def _start_command(ports: Mapping[str, int]) -> list[str]:
@@ -119,7 +119,7 @@ def _start_command(ports: Mapping[str, int]) -> list[str]:
 
 
 def ray_command() -> list[str]:
-    """Words that begin a call of Ray's command with this interpreter, wherever its packages lie.
+    """First arguments of Ray's command line, run with this interpreter wherever its packages are installed.
 
     Raises:
         EntMTPError: Ray is not installed.
@@ -129,11 +129,10 @@ def ray_command() -> list[str]:
     return [sys.executable, "-P", "-m", "ray.scripts.scripts"]
 
 
-def interruptible() -> None:
-    """Has SIGINT and SIGTERM raise KeyboardInterrupt, also where a shell has told this process to ignore the first.
+def handle_stop_signals() -> None:
+    """Make SIGINT and SIGTERM raise KeyboardInterrupt, even if the shell made this process ignore SIGINT.
 
-    The first means to stop in order, the second to stop at once; further ones are ignored, so that an impatient user
-    leaves nothing behind.
+    The first signal stops in order, the second at once. Further signals are ignored, so that clean-up always finishes.
     """
     left = 2
 
@@ -151,7 +150,7 @@ def interruptible() -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ignores SIGINT and SIGTERM for as long as the block lasts."""
+    """Ignore SIGINT and SIGTERM within the block."""
     given = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -161,7 +160,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different TCP ports of the loopback interface on which nothing listens."""
+    """Distinct free TCP ports of the loopback interface."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:
@@ -173,10 +172,10 @@ def free_ports(count: int) -> list[int]:
 
 
 def kill_tree(pid: int) -> None:
-    """Kills a process and all that descend from it.
+    """Kill a process and all its descendants.
 
-    Ray itself would wait half a minute for processes that have nothing left to do. All are suspended first, so that
-    none starts another meanwhile.
+    Ray's own shutdown can wait half a minute for idle processes. All processes are suspended first, so that none of
+    them starts another one meanwhile.
     """
     with suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
@@ -195,28 +194,28 @@ def kill_tree(pid: int) -> None:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Whether it still does; one that has ended may stay known for ever where nothing reaps orphans."""
+    """Whether a process still runs. A zombie counts as ended, as it stays listed where nothing reaps orphans."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def keep_logs(sources: list[Path]) -> Path:
-    """Moves log files and folders to a new folder in the cache, of which the latest :data:`KEPT_LOGS` stay."""
+def store_logs(sources: list[Path]) -> Path:
+    """Move log files and folders to a new folder in the cache; the latest :data:`MAX_STORED_LOGS` folders stay."""
     folder = cache_folder() / "logs"
-    kept = folder / f"ray-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    kept.mkdir(parents=True)
+    stored = folder / f"ray-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    stored.mkdir(parents=True)
     for source in sources:
         if source.exists():
-            shutil.move(source, kept / source.name)
-    for old in sorted(folder.glob("ray-*"))[:-KEPT_LOGS]:
+            shutil.move(source, stored / source.name)
+    for old in sorted(folder.glob("ray-*"))[:-MAX_STORED_LOGS]:
         shutil.rmtree(old, ignore_errors=True)
-    return kept
+    return stored
 
 
 def _end_with_parent() -> None:
-    """Have Linux send the head a SIGTERM if we die without a chance to stop it (`kill -9`)."""
+    """Have Linux send the head a SIGTERM if this process dies without a chance to stop it (`kill -9`)."""
     set_parent_death_signal = 1
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

@@ -21,9 +21,9 @@ import typer
 from rich.console import Console
 
 from entmtp.calibration.command import calibrate_task
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.evaluation.run.placement import ResourceRequest, choose_placement
-from entmtp.lasting import check_lasting
+from entmtp.persistent_paths import check_persistent_path
 from entmtp.suites import PAPER_SUITES, get_suite
 from entmtp.trees.bank import MIXED
 from jobs.pool import alive_nodes
@@ -57,11 +57,11 @@ def main(
     ] = None,
 ) -> None:
     """Calibrate tasks over the cluster."""
-    with told_plainly("calibrate"):
+    with plain_errors("calibrate"):
         named = task or [*PAPER_SUITES, MIXED]
         tasks = [get_suite(name).name for name in named if name != MIXED]
         files = {name: Path(path).absolute() for name, _, path in (text.partition("=") for text in data or [])}
-        check_lasting("output", output, "--output an absolute path that every node sees")
+        check_persistent_path("output", output, "--output an absolute path that every node sees")
         ray.init(logging_level=logging.ERROR)
         placement = choose_placement(alive_nodes(), ResourceRequest(cpus_per_worker=cpus_per_worker))
 

@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import typer
 from rich.console import Console
 
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.evaluation.report.compare_runs import compare, regressions
 from entmtp.evaluation.report.comparison import print_comparison, write_comparison
 from entmtp.evaluation.report.load_run import open_run
-from entmtp.lasting import check_lasting
+from entmtp.persistent_paths import check_persistent_path
 
 REGRESSION = 1
 _WIDTH = 120
@@ -41,9 +41,9 @@ def main(
     fail_below: Annotated[float | None, typer.Option(help="exit code 1 where an arm is surely slower than so")] = None,
 ) -> None:
     """Compare finished benchmark runs with the first of them."""
-    with told_plainly("compare", interrupted="nothing was written"):
+    with plain_errors("compare", interrupted="nothing was written"):
         if output is not None:
-            check_lasting("output", output, "--output an absolute path")
+            check_persistent_path("output", output, "--output an absolute path")
         comparison = compare([open_run(run, tracking_uri) for run in runs])
         print_comparison(Console() if sys.stdout.isatty() else Console(width=_WIDTH), comparison)
         if output is not None:

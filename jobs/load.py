@@ -31,7 +31,7 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 
 if TYPE_CHECKING:
@@ -67,11 +67,11 @@ def main(
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow; default: a database in the results folder")] = None,
 ) -> None:
     """Send load, and say what users saw."""
-    with told_plainly("load", interrupted="nothing was recorded"):
+    with plain_errors("load", interrupted="nothing was recorded"):
         from entmtp.evaluation.results.flat_tables import write_table
         from entmtp.evaluation.run.options import named_paths
         from entmtp.files import make_folder
-        from entmtp.lasting import check_lasting
+        from entmtp.persistent_paths import check_persistent_path
         from entmtp.loadtest.levels import parse_levels
         from entmtp.loadtest.load_plot import draw_load
         from entmtp.loadtest.load_summary import Slo, level_table, outcome_table, summarise_load
@@ -103,7 +103,7 @@ def main(
         keys = {one.name: f"endpoint.{one.name}" for one in endpoints}
         check_names("endpoint", keys)
         provenance |= {keys[one.name]: one.url for one in endpoints}
-        check_lasting("results", results, "--results an absolute path")
+        check_persistent_path("results", results, "--results an absolute path")
         uri = tracking_uri or default_tracking_uri(results)
         make_folder("results", results)
         check_tracking(uri, LOAD_EXPERIMENT)

@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from entmtp.errors import EntMTPError
-from entmtp.ray_head import interruptible, local_head, ray_command
+from entmtp.ray_head import handle_stop_signals, local_head, ray_command
 
 STOP_SECONDS = 60
 RESULT_OPTIONS = ("--results", "--output")
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python jobs/local.py JOB.py [ARGUMENT …], from the folder that holds jobs/", file=sys.stderr)
         return 2
     job = ["python", arguments[0], *with_absolute_paths(arguments[1:])]
-    interruptible()
+    handle_stop_signals()
     try:
         if any(os.environ.get(name) for name in CLUSTER_VARIABLES):
             return submit(job, dict(os.environ))

@@ -21,10 +21,10 @@ import ray
 import typer
 from rich.console import Console
 
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.evaluation.run.placement import ResourceRequest, choose_placement
 from entmtp.heads.checkpoint import KINDS
-from entmtp.lasting import check_lasting
+from entmtp.persistent_paths import check_persistent_path
 from entmtp.tracking.client import check_tracking
 from entmtp.training.mlflow import TRAINING_EXPERIMENT, tracked_training
 from entmtp.training.train_heads import train_heads
@@ -60,10 +60,10 @@ def main(
     ] = None,
 ) -> None:
     """Train draft heads over the cluster."""
-    with told_plainly("train"):
+    with plain_errors("train"):
         if tracking_uri is not None:
             check_tracking(tracking_uri, TRAINING_EXPERIMENT)
-        check_lasting("output", output, "--output an absolute path that every node sees")
+        check_persistent_path("output", output, "--output an absolute path that every node sees")
         ray.init(logging_level=logging.ERROR)
         placement = choose_placement(alive_nodes(), ResourceRequest(cpus_per_worker=cpus_per_worker))
         given = prompts.absolute(), output.absolute(), model, placement.device, tracking_uri

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table as Shown
 
 from benchmarks import origin
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.files import write_text
 
@@ -30,7 +30,7 @@ Cell = str | int | float
 def _checked(context: typer.Context, path: Path | None) -> Path | None:
     """Ends the command before it measures what its record could not say where it comes from."""
     if path is not None and not context.params["uncommitted"]:
-        with told_plainly("record"):
+        with plain_errors("record"):
             origin.check_committed()
     return path
 

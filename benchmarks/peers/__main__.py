@@ -37,7 +37,7 @@ from benchmarks.peers.arms import (
     own_arm,
 )
 from benchmarks.peers.llama_peer import HOW_TO_ADD, LlamaPeer, bundled_ggufs
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.decoding.measure_cost import step_cost
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.summary import SAMPLE
@@ -72,7 +72,7 @@ def main(
 ) -> None:
     """Print tokens per second of every arm, ours over the others with 95% intervals over prompts, and the bars."""
     console = Console(width=130)
-    with told_plainly("peers", "nothing was recorded"), ExitStack() as stack:
+    with plain_errors("peers", "nothing was recorded"), ExitStack() as stack:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if llama_python and device == "cuda":
             raise EntMTPError(

@@ -26,7 +26,7 @@ from benchmarks.study.input import REMEDY, Figure, Study, read_if_run, read_stud
 from benchmarks.study.sampled import TITLE, Sampled, sampled_lines, sampled_runs
 from benchmarks.study.tables import SPEED_NOTE, quality_lines, speed_lines
 from entmtp import methods
-from entmtp.cli_errors import told_plainly
+from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.summary import Summary
 from entmtp.files import write_text
@@ -52,7 +52,7 @@ def main(
     typical: Annotated[Path, typer.Option(help="of profile study-typical")] = Path("results/study-typical"),
 ) -> None:
     """Render the page, and copy the report's figures beside it."""
-    with told_plainly("study"):
+    with plain_errors("study"):
         sampled = sampled_runs(read_if_run(lossless / "report"), read_if_run(typical / "report"))
         publish(results / "report", FOLDER, sampled, history_date())
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from deployments.protocol.errors import ApiError
 from deployments.protocol.schema import Speculation
 from deployments.settings import EngineArgs
-from entmtp.errors import shown
+from entmtp.errors import quoted
 
 
 class Catalogue:
@@ -31,7 +31,7 @@ class Catalogue:
         if not engines:
             names = ", ".join(self.models)
             raise ApiError(
-                404, f"model: {shown(model)} is not served here; choose {names}", param="model", code="model_not_found"
+                404, f"model: {quoted(model)} is not served here; choose {names}", param="model", code="model_not_found"
             )
         for field in ("method", "policy", "task"):
             value = None if wanted is None else getattr(wanted, field)
@@ -42,7 +42,7 @@ class Catalogue:
             if not engines:
                 raise ApiError(
                     400,
-                    f"speculation.{field}: {shown(value)} is not served for model '{model}'; choose {served}",
+                    f"speculation.{field}: {quoted(value)} is not served for model '{model}'; choose {served}",
                     param=f"speculation.{field}",
                     code="invalid_value",
                 )

@@ -82,7 +82,7 @@ def _hashes(text: str, place: str) -> dict[str, str]:
     return found
 
 
-def refuse_strangers(host: str, keys: Keys, allow_anonymous: bool) -> None:
+def require_keys(host: str, keys: Keys, allow_anonymous: bool) -> None:
     """Raises EntMTPError where other machines could reach a service that knows no keys."""
     if not (keys or allow_anonymous or is_loopback(host)):
         raise EntMTPError(

@@ -13,7 +13,7 @@ from deployments.announcement import Announcement, announce
 from deployments.engines.client import Service
 from deployments.engines.metrics_scrape import scraped
 from deployments.http.access_log import Log
-from deployments.http.auth import load_keys, refuse_strangers
+from deployments.http.auth import load_keys, require_keys
 from deployments.http.routes import make_api
 from deployments.log_file import LogFile
 from deployments.ray_internals import http_host, running_replicas
@@ -27,7 +27,7 @@ class Ingress:
 
     def __init__(self, args: AppArgs, handles: dict[str, Any], limiter: Any | None, secret: bytes) -> None:
         self._keys = load_keys(args.api_keys_file)
-        refuse_strangers(http_host(), self._keys, args.allow_anonymous)
+        require_keys(http_host(), self._keys, args.allow_anonymous)
         self._service = Service(args, handles, limiter)
         context = serve.get_replica_context()
         self._app = context.app_name

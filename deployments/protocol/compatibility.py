@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from pydantic_core import PydanticCustomError
 
-from entmtp.errors import shown
+from entmtp.errors import quoted
 
 UNSUPPORTED: Final = "unsupported_parameter"
 """Type of the validation error, whose context has the ``field``, its ``value``, shortened, and the ``fix``."""
@@ -158,6 +158,6 @@ def _requests_nothing(given: Any, values: tuple[object, ...]) -> bool:
 
 
 def _unsupported(field: str, value: Any, values: tuple[object, ...]) -> PydanticCustomError:
-    taken = f", or send {' or '.join(shown(one) for one in values)}" if values else ""
-    context = {"field": field, "value": shown(value), "fix": f"leave it out{taken}"}
+    taken = f", or send {' or '.join(quoted(one) for one in values)}" if values else ""
+    context = {"field": field, "value": quoted(value), "fix": f"leave it out{taken}"}
     return PydanticCustomError(UNSUPPORTED, "this service doesn't have it; {fix}", context)

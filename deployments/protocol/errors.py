@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.protocol.compatibility import UNSUPPORTED
-from entmtp.errors import SHOWN, uncapitalised, validation_message
+from entmtp.errors import MAX_QUOTED, uncapitalise, validation_message
 
 _log = logging.getLogger("ray.serve")
 _TYPES = {
@@ -143,7 +143,7 @@ def of_validation(errors: Sequence[Any]) -> ApiError:
     """The first thing that is wrong with a body, by the name of its field; ``errors`` are pydantic's."""
     first = errors[0]
     if first["type"] == "json_invalid":
-        problem, at = uncapitalised(first["ctx"]["error"]), first["loc"][-1]
+        problem, at = uncapitalise(first["ctx"]["error"]), first["loc"][-1]
         message = f"body: it is not valid JSON at character {at}: {problem}; send a JSON object"
         return ApiError(400, message, code="invalid_json")
     # A union names the branch that was tried too; only the path that stands in the body means something to a client.
@@ -158,7 +158,7 @@ def of_validation(errors: Sequence[Any]) -> ApiError:
         return ApiError(400, message, param=param, code=UNSUPPORTED)
     param = _shortened(".".join(path))
     if not param:
-        message = f"body: {uncapitalised(first['msg'])}; send a JSON object with content-type application/json"
+        message = f"body: {uncapitalise(first['msg'])}; send a JSON object with content-type application/json"
         return ApiError(400, message, code="invalid_type")
     if first["type"] == _EXTRA:
         return ApiError(400, f"{param}: this field is unknown here; leave it out", param=param, code=_UNKNOWN)
@@ -179,7 +179,7 @@ def printable(text: str) -> str:
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= SHOWN else f"{name[: SHOWN - 1]}…"
+    return name if len(name) <= MAX_QUOTED else f"{name[: MAX_QUOTED - 1]}…"
 
 
 def _is_branch(part: int | str) -> bool:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from entmtp.errors import EntMTPError
-from entmtp.lasting import check_lasting
+from entmtp.persistent_paths import check_persistent_path
 from entmtp.tracking.quiet import quieten_mlflow
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def check_tracking(tracking_uri: str, experiment: str) -> None:
             or folder would be lost with a job.
     """
     if (kept := _on_disk(tracking_uri)) is not None:
-        check_lasting("tracking_uri", kept, f"{_SQLITE}/FOLDER/mlflow.db with an absolute path, or a server")
+        check_persistent_path("tracking_uri", kept, f"{_SQLITE}/FOLDER/mlflow.db with an absolute path, or a server")
     with mlflow_errors(tracking_uri):
         _known_experiment(connect(tracking_uri), tracking_uri, experiment)
 

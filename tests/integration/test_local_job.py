@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from entmtp.errors import EntMTPError
-from entmtp.lasting import check_lasting
+from entmtp.persistent_paths import check_persistent_path
 from tests.helpers.paths import ROOT
 
 JOB = """
@@ -61,8 +61,8 @@ def test_a_job_runs_in_an_upload_writes_here_and_its_failure_is_ours(tmp_path: P
     assert not Path(seen["entmtp"]).is_relative_to(ROOT)
     assert seen["python"] == sys.executable
     with pytest.raises(EntMTPError, match="would lie in the temporary copy"):
-        check_lasting("results", Path(seen["folder"]) / "results")
-    check_lasting("results", tmp_path / "results")
+        check_persistent_path("results", Path(seen["folder"]) / "results")
+    check_persistent_path("results", tmp_path / "results")
     port = re.search(r"local Ray cluster \(http://127\.0\.0\.1:(\d+)\)", done.stdout)
     assert port is not None
     with socket.socket() as probe:

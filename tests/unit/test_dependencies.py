@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from entmtp.cli_errors import EXTRA_OF, told_plainly
+from entmtp.cli_errors import EXTRA_OF, plain_errors
 from tests.helpers.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -145,7 +145,7 @@ def declared(extra: str) -> list[str]:
 
 
 def test_a_package_that_an_extra_brings_is_missed_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended, told_plainly("benchmark"):
+    with pytest.raises(SystemExit) as ended, plain_errors("benchmark"):
         raise ModuleNotFoundError("No module named 'matplotlib.axes'", name="matplotlib.axes")
     assert ended.value.code == 2
     told = "entmtp benchmark: matplotlib is not installed; pip install 'entmtp[benchmark]'\n"
@@ -178,7 +178,7 @@ def test_a_command_without_its_extra_says_so_in_one_line(
 
 
 def test_a_module_that_no_extra_brings_is_a_fault_of_ours() -> None:
-    with pytest.raises(ModuleNotFoundError), told_plainly("benchmark"):
+    with pytest.raises(ModuleNotFoundError), plain_errors("benchmark"):
         raise ModuleNotFoundError("No module named 'entmtp.absent'", name="entmtp.absent")
 
 

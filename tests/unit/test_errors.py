@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import field_validator, model_validator
 
-from entmtp.errors import SHOWN, EntMTPError, shown
+from entmtp.errors import MAX_QUOTED, EntMTPError, quoted
 from entmtp.settings import SamplingParams, Settings
 
 VALUES = st.recursive(
@@ -48,18 +48,18 @@ class Outer(Settings):
 
 @given(VALUES)
 def test_a_quotation_is_a_short_line(value: Any) -> None:
-    assert len(shown(value)) <= SHOWN
-    assert "\n" not in shown(value)
+    assert len(quoted(value)) <= MAX_QUOTED
+    assert "\n" not in quoted(value)
 
 
 def test_a_large_value_is_quoted_in_part() -> None:
     for value in ("x" * 10**7, ["x" * 10**6] * 17, {"x" * 10**6: 1}, 10**5000, [[[[["deep"]]]]]):
-        assert len(shown(value)) <= SHOWN
+        assert len(quoted(value)) <= MAX_QUOTED
 
 
 def test_a_small_value_is_quoted_whole() -> None:
     for value in (7, 0.5, "text", [1, 2], {"a": None}, True, -(2**63)):
-        assert shown(value) == repr(value)
+        assert quoted(value) == repr(value)
 
 
 def test_a_setting_is_named_with_its_value_and_the_rule() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from entmtp import ray_head
 from entmtp.errors import EntMTPError
-from entmtp.ray_head import KEPT_LOGS, free_ports, interruptible, keep_logs, kill_tree, local_head
+from entmtp.ray_head import MAX_STORED_LOGS, free_ports, handle_stop_signals, kill_tree, local_head, store_logs
 
 PARENT = """
 import subprocess, sys, time
@@ -57,14 +57,14 @@ def test_the_tree_of_a_process_is_killed_whatever_session_its_parts_are_in() -> 
 
 def test_the_logs_of_the_latest_runs_are_kept(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
-    for number in range(KEPT_LOGS + 2):
+    for number in range(MAX_STORED_LOGS + 2):
         monkeypatch.setattr(time, "strftime", lambda _, number=number: f"20260101-00000{number}")
         (tmp_path / "start.log").write_text(str(number))
-        kept.append(keep_logs([tmp_path / "start.log", tmp_path / "absent"]))
+        kept.append(store_logs([tmp_path / "start.log", tmp_path / "absent"]))
     assert not (tmp_path / "start.log").exists()
-    assert sorted((cache / "logs").iterdir()) == kept[-KEPT_LOGS:]
-    assert [(one / "start.log").read_text() for one in kept[-KEPT_LOGS:]] == [
-        str(number) for number in range(2, KEPT_LOGS + 2)
+    assert sorted((cache / "logs").iterdir()) == kept[-MAX_STORED_LOGS:]
+    assert [(one / "start.log").read_text() for one in kept[-MAX_STORED_LOGS:]] == [
+        str(number) for number in range(2, MAX_STORED_LOGS + 2)
     ]
 
 
@@ -121,7 +121,7 @@ def test_without_ray_a_head_leaves_no_folder_behind(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("_handlers")
 def test_the_first_two_interrupts_count_and_no_more() -> None:
-    interruptible()
+    handle_stop_signals()
     for number in (signal.SIGTERM, signal.SIGINT):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)

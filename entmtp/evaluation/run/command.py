@@ -70,9 +70,9 @@ def benchmark_command(make_executor: Callable[[ResourceRequest], Executor]) -> C
         ] = None,
     ) -> None:
         """Compare autoregressive decoding, Medusa, Hydra and EntMTP."""
-        from entmtp.cli_errors import told_plainly
+        from entmtp.cli_errors import plain_errors
 
-        with told_plainly("benchmark"):
+        with plain_errors("benchmark"):
             from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT
             from entmtp.evaluation.results.storage import open_store
             from entmtp.evaluation.run.dry_run import show_plan
@@ -80,7 +80,7 @@ def benchmark_command(make_executor: Callable[[ResourceRequest], Executor]) -> C
             from entmtp.evaluation.run.placement import ResourceRequest
             from entmtp.evaluation.run.planning import make_plan, validate
             from entmtp.evaluation.run.run import describe, run_units
-            from entmtp.lasting import check_lasting
+            from entmtp.persistent_paths import check_persistent_path
             from entmtp.tracking.client import check_tracking
 
             overrides = {"prompts": prompts, "max_new_tokens": max_new_tokens, "repetitions": repetitions}
@@ -89,7 +89,9 @@ def benchmark_command(make_executor: Callable[[ResourceRequest], Executor]) -> C
             requested.check()
             store = open_store(results)
             if store.local is not None and not dry_run:
-                check_lasting("results", store.local, "--results an absolute path or a URI such as s3://BUCKET/FOLDER")
+                check_persistent_path(
+                    "results", store.local, "--results an absolute path or a URI such as s3://BUCKET/FOLDER"
+                )
             console = Console()
             # A plan that is only shown starts no nodes.
             devices = make_executor(replace(requested, workers=None) if dry_run else requested)

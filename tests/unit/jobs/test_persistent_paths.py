@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.command import benchmark_command
-from entmtp.lasting import check_lasting
+from entmtp.persistent_paths import check_persistent_path
 from entmtp.tracking import client
 from entmtp.tracking.client import check_tracking
 from jobs import calibrate, compare, load, train_heads
@@ -116,7 +116,7 @@ def test_a_job_that_writes_to_a_disk_refuses_a_uri(
 
 
 def test_paths_that_last_pass(upload: Path, tmp_path: Path) -> None:
-    check_lasting("results", tmp_path / "results")
-    check_lasting("results", Path("~/results"))
-    check_lasting("results", tmp_path / "working_dir_files" / "runtime_resources")
-    check_lasting("results", tmp_path / "s3:" / "results")
+    check_persistent_path("results", tmp_path / "results")
+    check_persistent_path("results", Path("~/results"))
+    check_persistent_path("results", tmp_path / "working_dir_files" / "runtime_resources")
+    check_persistent_path("results", tmp_path / "s3:" / "results")

@@ -1,4 +1,4 @@
-"""Paths that outlive the Ray job that writes there."""
+"""Check of output paths: results must outlive the Ray job that writes them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from entmtp.errors import EntMTPError
 
 _UPLOADS = ("runtime_resources", "working_dir_files")
-"""Where Ray unpacks what a job is submitted with, as two folders that follow each other in a path."""
+"""Consecutive folders of the path where Ray unpacks a submitted job's working directory."""
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/")
-"""At the start of what was a URI before it became a path, which has no two slashes in a row."""
+"""Start of a URI that was made a path, which merges the two slashes into one."""
 
 
-def check_lasting(option: str, path: Path, instead: str = "an absolute path") -> None:
-    """Refuse a path inside the temporary copy of the checkout that a submitted Ray job runs from, and a URI.
+def check_persistent_path(option: str, path: Path, instead: str = "an absolute path") -> None:
+    """Refuse a URI, and a path inside the temporary copy of the checkout from which a submitted Ray job runs.
 
     Args:
-        option: what the path was given by, for the error.
-        instead: what to give, for the error.
+        option: the option with the path, for the error.
+        instead: what to give instead, for the error.
 
     Raises:
-        EntMTPError: it lies there, so it would be deleted some time after the job; or it was a URI, so it would be a
-            folder named after a scheme.
+        EntMTPError: Ray would delete the path some time after the job, or the URI would become a folder with the name
+            of its scheme.
     """
     if (scheme := _SCHEME.match(path.as_posix())) is not None:
         raise EntMTPError(f"{option}: a URI ({scheme[1]}://…) is not accepted here, only a folder; give {instead}")
