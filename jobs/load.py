@@ -71,7 +71,6 @@ def main(
         from entmtp.evaluation.results.flat_tables import write_table
         from entmtp.evaluation.run.options import named_paths
         from entmtp.files import make_folder
-        from entmtp.persistent_paths import check_persistent_path
         from entmtp.loadtest.levels import parse_levels
         from entmtp.loadtest.load_plot import draw_load
         from entmtp.loadtest.load_summary import Slo, level_table, outcome_table, summarise_load
@@ -79,6 +78,7 @@ def main(
         from entmtp.loadtest.mlflow import LOAD_EXPERIMENT, log_load
         from entmtp.loadtest.traffic import Endpoint, Traffic
         from entmtp.loadtest.turns import texts_by_request
+        from entmtp.persistent_paths import check_persistent_path
         from entmtp.suites import FAMILIES, suite_names
         from entmtp.tracking.client import check_tracking, default_tracking_uri
         from entmtp.tracking.names import check_names
