@@ -1,1 +1,1 @@
-"""Policies, which choose the tree of each step, and the step costs that they go by."""
+"""Policies that choose the tree of each step, and the step costs that they choose by."""

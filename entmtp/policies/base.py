@@ -1,6 +1,6 @@
-"""Interface of policies, which choose the trees of a step.
+"""Interface of policies, which choose the draft tree of each request in a step.
 
-A policy is stateless: what it remembers of a request lives in the request's own state.
+A policy stores nothing about a request. All of that is in the request's own state (:meth:`Policy.start`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from entmtp.trees.topology import Topology
 
 @dataclass(frozen=True)
 class Choice:
-    """A request's tree for a step.
+    """Tree of one request for one step.
 
     Attributes:
-        tokens: of its nodes in the topology's order, where heads guessed them while the tree was chosen; else None,
-            and the heads fill the tree afterwards.
+        tokens: tokens of the nodes in the topology's order, if the heads drafted them while the tree was chosen. If
+            None, the heads fill the tree afterwards.
     """
 
     topology: Topology
@@ -29,48 +29,48 @@ class Choice:
 
 
 BeginDraft = Callable[[Sequence[int]], Expansion]
-"""Begins to draft behind the roots of some of the step's requests, for trees that are chosen while they grow."""
+"""Starts drafting after the roots of some of the step's requests, for trees that are expanded level by level."""
 
 
 class Policy(ABC):
-    """Chooses the topologies of the running requests' next step, of all at once: they share its time."""
+    """Chooses the topologies of all running requests for the next step together, since they share its time."""
 
     entropy_window: int
 
     def start(self) -> Any:
-        """A fresh per-request state, which a shallow copy separates; None where nothing is remembered."""
+        """Create the state of a new request; a shallow copy of it is independent. None if the policy has no state."""
         return None
 
     @abstractmethod
     def choose(
         self, signals: Sequence[Signals], states: Sequence[Any], limits: Sequence[int], begin: BeginDraft
     ) -> list[Choice]:
-        """The tree of each request for this step; may update ``states``.
+        """Choose the tree of each request for this step; may update ``states``.
 
-        ``limits`` are the most nodes that each request's tree may have: its best tree within that is chosen. The heads
-        don't run for a request with limit 0. Either all of the trees are filled with tokens or none is.
+        ``limits`` are the maximum nodes of each request's tree. The heads don't run for a request with limit 0. Either
+        all of the trees are filled with tokens or none is.
         """
 
     @property
     def predicted_goodput(self) -> float | None:
-        """Tokens per millisecond that the last choice should gain; None where a policy does not say."""
+        """Predicted tokens per millisecond of the last choice; None if the policy makes no prediction."""
         return None
 
     def observe(self, topologies: Sequence[Topology], ms: Mapping[str, float]) -> None:
-        """Learns what a step with these trees took, by its parts; most policies need not know."""
+        """Take in the milliseconds of each part of a step with these trees. By default nothing is learned."""
         return
 
     def close(self) -> None:
-        """Keeps for the next run what this one has learnt; most policies learn nothing."""
+        """Save what this run has learned for the next one. By default there is nothing to save."""
         return
 
     def reprice(self) -> bool:
-        """Takes in that the costs which it was made from have changed; False where it has to be made anew for that."""
+        """Drop prices cached from step costs, which have changed. Returns False if the policy must be rebuilt."""
         return False
 
 
 class RequestPolicy(Policy):
-    """One that looks at each request by itself."""
+    """Policy that chooses each request's tree independently of the others."""
 
     def choose(
         self, signals: Sequence[Signals], states: Sequence[Any], limits: Sequence[int], begin: BeginDraft
@@ -79,11 +79,11 @@ class RequestPolicy(Policy):
 
     @abstractmethod
     def choose_one(self, signals: Signals, state: Any, limit: int) -> Topology:
-        """The tree of one request, of at most ``limit`` nodes; may update ``state``."""
+        """Choose the tree of one request, of at most ``limit`` nodes; may update ``state``."""
 
 
 class UndraftedPolicy(Policy):
-    """Another policy in a step in which nothing may be drafted, which it takes in as its own choice."""
+    """Wraps another policy in a step in which nothing may be drafted; that policy's states are still updated."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy

@@ -1,7 +1,7 @@
-"""Step costs on disk: what was measured once per machine, and what steps have taught since.
+"""Step costs on disk: the measurement made once per machine, and its corrections learned from real steps.
 
-Both lie in ``costs/`` of the cache folder, named after all that a step's time depends on. Files are written whole, so
-that replicas can share them: the last writer wins.
+Both are files in ``costs/`` of the cache folder, named after all that a step's time depends on. Writes are atomic, so
+that replicas can share the files: the last writer wins.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _log = logging.getLogger(__name__)
 def cost_path(
     folder: Path, hardware: str, model_fingerprint: str, heads_fingerprint: str, kernels: str, batch: int = 1
 ) -> Path:
-    """Path of the measured cost of this model with these heads and ``kernels`` on this hardware."""
+    """Path of the measured step cost of this model with these heads and ``kernels`` on this hardware."""
     parts = (hardware, model_fingerprint, heads_fingerprint, kernels, str(batch))
     return folder / "costs" / f"{_key(*parts)}.json"
 
 
 def correction_path(folder: Path, hardware: str, model_fingerprint: str, heads_fingerprint: str, kernels: str) -> Path:
-    """Path of what steps of all batch sizes have taught; the parts are those of :func:`cost_path`."""
+    """Path of the corrections of all batch sizes; arguments are those of :func:`cost_path`."""
     return folder / "costs" / f"{_key(hardware, model_fingerprint, heads_fingerprint, kernels)}.learnt.json"
 
 
@@ -44,7 +44,7 @@ def _key(*parts: str) -> str:
 
 
 def read_cost(path: Path, say: Callable[[str], None]) -> CostTable | None:
-    """The cached cost, or None if it is absent or of an older format, which is said.
+    """Read the cached cost; None if it is absent or of an older format, which ``say`` reports.
 
     Raises:
         EntMTPError: if the file is not a cost table or has holes.
@@ -62,7 +62,7 @@ def read_cost(path: Path, say: Callable[[str], None]) -> CostTable | None:
 
 
 def write_cost(path: Path, cost: CostTable) -> None:
-    """Caches a measured cost; a reader never sees half a file."""
+    """Write a measured cost atomically: a reader never sees half a file."""
     write_text(path, cost.model_dump_json(indent=1))
 
 
@@ -71,9 +71,9 @@ class CostCorrection(BaseModel):
 
     Attributes:
         table: :func:`fingerprint` of the measured cost that it corrects.
-        logs: logarithms of factors ``[sizes]``, of each node budget of the table.
-        covariance: how far off they may be ``[sizes, sizes]``.
-        draft_log, draft_variance: the same of drafting.
+        logs: logarithms of the factors of the table's node budgets ``[sizes]``.
+        covariance: uncertainty of the logarithms ``[sizes, sizes]``.
+        draft_log, draft_variance: logarithm of drafting's factor, and its uncertainty.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -95,8 +95,8 @@ class CostCorrection(BaseModel):
         return self
 
 
-class _LearntFile(BaseModel):
-    """All of a machine's :class:`CostCorrection`, by batch size."""
+class _CorrectionFileContent(BaseModel):
+    """Content of the file: a machine's :class:`CostCorrection` by batch size."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -105,40 +105,40 @@ class _LearntFile(BaseModel):
 
 
 def fingerprint(table: CostTable) -> str:
-    """Hash of all its numbers."""
+    """Hash of all numbers of a table."""
     return hashlib.sha256(table.model_dump_json().encode()).hexdigest()[:16]
 
 
 class CostCorrectionFile:
-    """One machine's file of what steps have taught."""
+    """File of one machine's cost corrections."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self) -> dict[int, CostCorrection]:
-        """What is there by batch size; nothing if the file is absent or, with a line in the log, unreadable."""
+        """Read the corrections by batch size; none if the file is absent, or unreadable, which is logged."""
         try:
             if not self._path.is_file():
                 return {}
             if self._path.stat().st_size > MAX_BYTES:
                 raise ValueError(f"it is larger than {MAX_BYTES} bytes")
-            return _LearntFile.model_validate_json(self._path.read_text(encoding="utf-8")).by_batch
+            return _CorrectionFileContent.model_validate_json(self._path.read_text(encoding="utf-8")).by_batch
         except (OSError, ValueError) as error:
             first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-            _log.warning("%s: %s; what was learnt of step costs is learnt again", self._path, first)
+            _log.warning("%s: %s; the corrections of step costs are learned again", self._path, first)
             return {}
 
-    def write(self, learnt: Mapping[int, CostCorrection]) -> None:
-        """Replaces what is there of these batch sizes.
+    def write(self, corrections: Mapping[int, CostCorrection]) -> None:
+        """Replace the stored corrections of these batch sizes.
 
-        Decoding goes on whatever comes of it: another replica may be writing, or the disk be full.
+        A failure never stops decoding: another replica may be writing, or the disk may be full.
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self._path.with_suffix(".lock"), timeout=0):
-                known = _LearntFile(by_batch=self.read() | dict(learnt))
+                known = _CorrectionFileContent(by_batch=self.read() | dict(corrections))
                 write_text(self._path, known.model_dump_json())
         except Timeout:
             _log.debug("%s is being written by another process", self._path)
         except OSError as error:
-            _log.warning("what was learnt of step costs could not be kept: %s", error)
+            _log.warning("the corrections of step costs could not be saved: %s", error)

@@ -1,8 +1,8 @@
-"""The dynamic policy: a step's trees are built while the heads guess, from what they say of this very step.
+"""Dynamic policy: expands each step's trees level by level while the heads draft, by the heads' own probabilities.
 
-A millisecond is worth ``rate`` tokens, what the schedule reaches. A node pays if its chance of being accepted is more
-than the worth of the time that verifying it takes; a level of heads is run if the nodes that it can be expected to
-find pay for it, decided before it runs. Goes beyond the paper, whose trees are chosen before the heads run.
+The token price of a millisecond is ``rate``, the tokens per millisecond that the schedule reaches. A node is added if
+its chance of acceptance exceeds the token price of verifying it. A level of heads is run if the nodes that it is
+expected to find exceed its token price; that is decided before it runs. The paper chooses trees before the heads run.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Path, Topology
 
 MAX_EXPANDED_NODES = 63
-"""Nodes of the largest tree that it grows, whatever a request allows."""
-SMALL = 8
-"""Nodes of the smallest tree that is asked what a node costs: over fewer, noise in the measurement says too much."""
+"""Nodes of the largest tree, whatever a request allows."""
+MIN_PRICED_NODES = 8
+"""Nodes of the smallest tree from which a node's price is computed; with fewer, measurement noise dominates."""
 MIN_CHILDREN = 4
-"""Guesses of a node that are looked at, however dear nodes are: how sure the heads are differs from step to step."""
+"""Minimum children that are drafted per node, even if nodes are expensive: confidence differs from step to step."""
 
-PLAIN = Choice(Topology.root_only(), [])
+ROOT_ONLY = Choice(Topology.root_only(), [])
 
 
 class _Node(NamedTuple):
-    """A guess; ``number`` as in :class:`Expansion`, ``shift`` its request's :class:`AcceptanceBias`."""
+    """A drafted node: ``number`` is as in :class:`Expansion`, ``log_odds`` its request's acceptance bias."""
 
     request: int
     path: Path
@@ -48,14 +48,14 @@ class _Node(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Worth:
-    """What a step's milliseconds are worth in tokens.
+class _TokenPrices:
+    """Token prices: a step's milliseconds times the rate in tokens per millisecond.
 
     Attributes:
-        verify: of verifying 0, 1, ... ``MAX_EXPANDED_NODES`` nodes of every request.
-        levels: of running each level of heads.
-        node: of verifying one more node of one request, on average over the trees where that is least: on a CPU small
-            ones, on a GPU, where the first node costs most, large ones.
+        verify: price of verifying 0, 1, ... ``MAX_EXPANDED_NODES`` nodes of every request.
+        levels: price of running each level of heads.
+        node: price of verifying one more node of one request, averaged over the tree size where that is least. On a CPU
+            that is a small tree. On a GPU, where the first node costs most, it is a large tree.
     """
 
     verify: list[float]
@@ -77,41 +77,41 @@ class DynamicPolicy(Policy):
         self.chances = chances
         self.entropy_window = entropy_window
         self._costs = costs
-        # Whether to draft at all is decided by the signals that are there before the heads run.
+        # Whether to draft at all is decided by the signals that are known before the heads run.
         self._before = GoodputPolicy(predictor, costs, entropy_window)
-        self._worth = lru_cache(PRICE_CACHE_SIZE)(self._priced)
+        self._token_prices = lru_cache(PRICE_CACHE_SIZE)(self._compute_prices)
 
     def start(self) -> AcceptanceBias:
         return AcceptanceBias()
 
     def reprice(self) -> bool:
-        self._worth.cache_clear()
+        self._token_prices.cache_clear()
         return self._before.reprice()
 
     def choose(
         self, signals: Sequence[Signals], states: Sequence[AcceptanceBias], limits: Sequence[int], begin: BeginDraft
     ) -> list[Choice]:
-        for seen, bias in zip(signals, states, strict=True):
-            bias.update(seen.gained)
+        for signal, bias in zip(signals, states, strict=True):
+            bias.update(signal.gained)
         if not any(limits):
             return [Choice(Topology.root_only())] * len(signals)
         limits = [min(limit, MAX_EXPANDED_NODES) for limit in limits]
-        context = rounded_context([seen.context for seen in signals])
-        before = self._before.best(self._before.scores(signals, states), limits, context)
+        context = rounded_context([signal.context for signal in signals])
+        before = self._before.best_trees(self._before.scores(signals, states), limits, context)
         drafting = [request for request, tree in enumerate(before) if self._before.trees[tree].nodes]
         if not drafting:
-            return [Choice(Topology.root_only())] * len(signals)  # as plain decoding's: there is nothing to fill
-        worth = self._worth(tuple(sorted(limits)), context)
+            return [Choice(Topology.root_only())] * len(signals)  # as in plain decoding: there is nothing to draft
+        prices = self._token_prices(tuple(sorted(limits)), context)
         roots = [
             _Node(request, (), 0, 1.0, number, states[request].log_odds) for number, request in enumerate(drafting)
         ]
-        guessed = _by_request(self._guessed(begin(drafting), roots, worth, limits))
-        chosen = self._best([guessed.get(request, []) for request in range(len(signals))], worth)
+        guesses = _by_request(self._expand(begin(drafting), roots, prices, limits))
+        chosen = self._select([guesses.get(request, []) for request in range(len(signals))], prices)
         for nodes, bias in zip(chosen, states, strict=True):
             bias.expected = sum(node.chance for node in nodes) if nodes else None
-        return [_grown(nodes) for nodes in chosen]
+        return [_to_choice(nodes) for nodes in chosen]
 
-    def _priced(self, limits: tuple[int, ...], context: int) -> _Worth:
+    def _compute_prices(self, limits: tuple[int, ...], context: int) -> _TokenPrices:
         batch = len(limits)
         cost, rate = self._costs(batch, context), self._before.rate(limits, context)
         trees = [
@@ -122,55 +122,57 @@ class DynamicPolicy(Policy):
         depths = range(1, len(self.chances.slope) + 1)
         chains = [Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths]
         drafts = rate * np.array([0.0, *(cost.draft(chain) for chain in chains)])
-        # Kernels may do badly with few rows, so that a larger tree takes less time: nodes are not free for that.
+        # Kernels may be slow for few tokens, so that a larger tree takes less time. That does not make nodes free.
         added = verify - np.minimum.accumulate(verify)
-        node = float(min(added[SMALL:] / np.arange(SMALL, MAX_EXPANDED_NODES + 1))) / batch
-        return _Worth((verify - verify[0]).tolist(), np.diff(drafts).tolist(), node)
+        node = float(min(added[MIN_PRICED_NODES:] / np.arange(MIN_PRICED_NODES, MAX_EXPANDED_NODES + 1))) / batch
+        return _TokenPrices((verify - verify[0]).tolist(), np.diff(drafts).tolist(), node)
 
-    def _guessed(self, expansion: Expansion, roots: list[_Node], worth: _Worth, limits: Sequence[int]) -> list[_Node]:
-        """The likeliest guesses of the levels that are worth running, as many of each request as it may have.
+    def _expand(
+        self, expansion: Expansion, roots: list[_Node], prices: _TokenPrices, limits: Sequence[int]
+    ) -> list[_Node]:
+        """Run the levels that exceed their token price; return each request's likeliest nodes, up to its limit.
 
-        Each request's come in its trees' canonical order.
+        The nodes of a request are in the canonical order of its trees.
         """
         found: list[_Node] = []
         nodes = roots
         for depth in range(min(expansion.num_heads, len(self.chances.slope))):
             follow = self.chances.follow[depth]
-            parents = [node for node in nodes if node.chance * follow[0] > worth.node]
-            if not parents or (depth and self._expected(parents, found, worth, limits) <= worth.levels[depth]):
+            parents = [node for node in nodes if node.chance * follow[0] > prices.node]
+            if not parents or (depth and self._expected_gain(parents, found, prices, limits) <= prices.levels[depth]):
                 break
             likeliest = max(node.chance for node in parents)
-            wanted = max(MIN_CHILDREN, sum(likeliest * chance > worth.node for chance in follow))
+            wanted = max(MIN_CHILDREN, sum(likeliest * chance > prices.node for chance in follow))
             count = min(wanted, max(limits[node.request] for node in parents))
             found += self._children(parents, depth, *expansion.next_level([node.number for node in parents], count))
-            found = _within(found, limits)
+            found = _keep_likeliest(found, limits)
             nodes = [node for node in found if len(node.path) > depth]
         return found
 
-    def _expected(
-        self, parents: Sequence[_Node], found: Sequence[_Node], worth: _Worth, limits: Sequence[int]
+    def _expected_gain(
+        self, parents: Sequence[_Node], found: Sequence[_Node], prices: _TokenPrices, limits: Sequence[int]
     ) -> float:
-        """Tokens that a level behind ``parents`` can be expected to add, less what verifying its nodes is worth.
+        """Expected tokens that a level after ``parents`` adds, minus the token price of verifying its nodes.
 
-        Where a request has no room for them, likely ones take the places of less likely ones that were ``found``.
+        If a request's limit is reached, likelier nodes replace the least likely ones that were ``found``.
         """
         follow = self.chances.follow[len(parents[0].path)]
         own, gain = _by_request(found), 0.0
         for request, its in _by_request(parents).items():
-            added = [node.chance * chance - worth.node for node in its for chance in follow]
+            added = [node.chance * chance - prices.node for node in its for chance in follow]
             gain += sum(value for value in added if value > 0)
             if len(own[request]) + len(added) > limits[request]:
-                there = [node.chance - worth.node for node in own[request]]
-                both = sorted((value for value in (*there, *added) if value > 0), reverse=True)
-                gain -= sum(both[limits[request] :])
+                present = [node.chance - prices.node for node in own[request]]
+                ranked = sorted((value for value in (*present, *added) if value > 0), reverse=True)
+                gain -= sum(ranked[limits[request] :])
         return gain
 
     def _children(
         self, parents: Sequence[_Node], depth: int, tokens: torch.Tensor, log_probs: torch.Tensor
     ) -> list[_Node]:
-        """The guesses behind ``parents``."""
+        """Nodes of the guesses after ``parents``."""
         chance, count = self.chances.probability, tokens.shape[1]
-        # Plain Python: between two passes over all weights everything that numpy would need is out of the CPU's caches.
+        # Plain Python is faster: between two passes over all weights, numpy's own code and data leave the CPU's caches.
         return [
             _Node(
                 node.request,
@@ -184,14 +186,14 @@ class DynamicPolicy(Policy):
             for rank, (token, log_prob) in enumerate(zip(*guesses, strict=True))
         ]
 
-    def _best(self, guessed: Sequence[Sequence[_Node]], worth: _Worth) -> list[list[_Node]]:
-        """The likeliest nodes of each request, as many as pay for the width that all trees are padded to."""
-        likeliest = [_likeliest(its) for its in guessed]
+    def _select(self, guesses: Sequence[Sequence[_Node]], prices: _TokenPrices) -> list[list[_Node]]:
+        """Select each request's likeliest nodes, up to the width of the padded batch with the largest net gain."""
+        likeliest = [_likeliest(its) for its in guesses]
         best, width, gain = 0.0, 0, 0.0
         for at in range(max(map(len, likeliest))):
             gain += sum(its[at].chance for its in likeliest if at < len(its))
-            if gain - worth.verify[at + 1] > best:
-                best, width = gain - worth.verify[at + 1], at + 1
+            if gain - prices.verify[at + 1] > best:
+                best, width = gain - prices.verify[at + 1], at + 1
         return [its[:width] for its in likeliest]
 
 
@@ -203,26 +205,25 @@ def _by_request(nodes: Sequence[_Node]) -> dict[int, list[_Node]]:
 
 
 def _likeliest(nodes: Sequence[_Node]) -> list[_Node]:
-    """One request's guesses, likeliest first: each beginning is the best tree of its size.
+    """Sort one request's nodes, likeliest first: each prefix is the best tree of its size.
 
-    A parent is at least as likely as its children and comes before them in the canonical order, which decides between
-    equals.
+    A parent is at least as likely as its children. Among equals the canonical order decides, in which it comes first.
     """
     return sorted(nodes, key=lambda node: -node.chance)
 
 
-def _within(nodes: list[_Node], limits: Sequence[int]) -> list[_Node]:
-    """The likeliest of each request, as many as it may have, in the order in which they came."""
+def _keep_likeliest(nodes: list[_Node], limits: Sequence[int]) -> list[_Node]:
+    """Keep each request's likeliest nodes, up to its limit, in their given order."""
     if len(nodes) <= min(limits[node.request] for node in nodes):
         return nodes
     best = {request: _likeliest(its)[: limits[request]] for request, its in _by_request(nodes).items()}
-    kept = {(node.request, node.path) for its in best.values() for node in its}
-    return [node for node in nodes if (node.request, node.path) in kept]
+    selected = {(node.request, node.path) for its in best.values() for node in its}
+    return [node for node in nodes if (node.request, node.path) in selected]
 
 
-def _grown(nodes: Sequence[_Node]) -> Choice:
+def _to_choice(nodes: Sequence[_Node]) -> Choice:
     if not nodes:
-        return PLAIN
+        return ROOT_ONLY
     ordered = sorted(nodes, key=lambda node: (len(node.path), node.path))
     topology = Topology(tuple(node.path for node in ordered))
     return Choice(topology, [node.token for node in ordered])

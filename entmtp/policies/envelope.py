@@ -1,4 +1,4 @@
-"""Which of many straight lines is the highest, where: found once, so that a step only has to look it up."""
+"""Upper envelope of piecewise linear functions, computed once so that a step only has to look it up."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Envelope:
-    """``lines[0]`` is the highest up to ``breaks[0]``, ``lines[1]`` from there to ``breaks[1]``, and so on."""
+    """Indices of the highest line: ``lines[0]`` up to ``breaks[0]``, ``lines[1]`` from there to ``breaks[1]``, ..."""
 
     breaks: list[float]
     lines: list[int]
 
     def at(self, x: float) -> int:
-        """The highest line at ``x``."""
+        """Index of the highest line at ``x``."""
         return self.lines[bisect_left(self.breaks, x)]
 
 
 def upper_envelope(corners: Sequence[float], heights: np.ndarray) -> Envelope:
-    """Of lines that are bent at ``corners [corners]`` only, level outside them, with ``heights [corners, lines]``."""
+    """Envelope of lines with ``heights [corners, lines]``, linear between ``corners [corners]``, constant outside."""
     found = Envelope([], [int(heights[0].argmax())])
     for (begin, end), (left, right) in zip(pairwise(corners), pairwise(heights), strict=True):
         part = 0.0
@@ -36,6 +36,6 @@ def upper_envelope(corners: Sequence[float], heights: np.ndarray) -> Envelope:
             if part >= 1:
                 break
             found.breaks.append(begin + part * (end - begin))
-            # Of those that cross it here, the steepest is the highest behind.
+            # Of those that cross it here, the steepest is the highest after this point.
             found.lines.append(int(np.where(meets <= part, rise, -np.inf).argmax()))
     return found

@@ -1,7 +1,7 @@
-"""The goodput policy: at every step the tree with which the text gains most tokens per millisecond.
+"""Goodput policy: at every step, the tree with which the text gains most tokens per millisecond.
 
-That is the tree with the largest ``gain - rate * cost`` (:mod:`entmtp.policies.rate`), its gain predicted from the
-signals of this very step.
+That is the tree with the largest ``gain - rate * cost`` (:mod:`entmtp.policies.rate`). Its gain is predicted from the
+signals of this step.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from entmtp.trees.topology import Topology
 SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 63)
 
 PRICE_CACHE_SIZE = 256
-"""Combinations of limits and context whose prices are remembered."""
+"""Combinations of limits and context whose prices are cached."""
 
 
 def candidates(predictor: Predictor, sizes: Sequence[int] = SIZES) -> list[Topology]:
-    """The trees worth choosing from: at each centre the likeliest paths of each depth, in each size."""
+    """List the candidate trees: at each centre of the predictor the likeliest paths of each depth, in each size."""
     found: dict[tuple[tuple[int, ...], ...], Topology] = {}
     deepest = max(map(len, predictor.paths), default=0)
     for row in predictor.table:
-        # Parents before children among equals, so that every beginning of the order is a tree.
+        # Among equals, parents come before children, so that every prefix of the order is a tree.
         order = sorted(range(len(row)), key=lambda at: (-row[at], len(predictor.paths[at]), predictor.paths[at]))
         for depth in range(1, deepest + 1):
             paths = [predictor.paths[at] for at in order if len(predictor.paths[at]) <= depth]
@@ -47,10 +47,10 @@ def candidates(predictor: Predictor, sizes: Sequence[int] = SIZES) -> list[Topol
 
 @dataclass(frozen=True)
 class _Price:
-    """Costs and rate of steps of requests with certain limits and a certain context.
+    """Costs and rate of the steps of a batch, by its requests' limits and mean context.
 
     Attributes:
-        costs: milliseconds of each shape ``[shapes]``; infinite where it is larger than every limit.
+        costs: milliseconds of each shape ``[shapes]``; infinite if it is larger than every limit.
         rate: tokens per millisecond that a schedule reaches.
     """
 
@@ -59,11 +59,11 @@ class _Price:
 
 
 class GoodputPolicy(Policy):
-    """Chooses by expected gain and cost; of a request its moving averages and a :class:`AcceptanceBias` are remembered.
+    """Chooses trees by expected gain and cost. The state of a request is its :class:`AcceptanceBias`.
 
-    The requests of a step are verified side by side, padded to the widest tree and drafted for to the deepest. So a
-    *shape*, so many nodes and levels, is chosen for all of them, and each takes its own best tree within it: never a
-    worse choice than plain decoding for all, which is among the shapes.
+    The requests of a step are verified as one batch. It is padded to the widest tree, and drafted to the depth of the
+    deepest. So one *shape* (a number of nodes and levels) is chosen for all requests. Each request takes its own best
+    tree within the shape. Plain decoding is one of the shapes, so the choice is never worse than plain decoding.
     """
 
     def __init__(self, predictor: Predictor, costs: BatchCosts, entropy_window: int) -> None:
@@ -73,7 +73,7 @@ class GoodputPolicy(Policy):
         self._costs = costs
         self._gains = predictor.gains(self.trees)
         sizes = sorted({(tree.nodes, tree.max_depth) for tree in self.trees})
-        # A shape's trees, and the one among them that costs as much as the shape.
+        # Trees within each shape [shapes, trees]. The shape's cost is that of its largest tree.
         self._within = np.array(
             [[tree.nodes <= nodes and tree.max_depth <= depth for tree in self.trees] for nodes, depth in sizes]
         )
@@ -88,73 +88,76 @@ class GoodputPolicy(Policy):
         self._sizes = nodes
         self._grid = len(nodes), len(depths)
         self._cells = np.array([nodes.index(size) * len(depths) + depths.index(depth) for size, depth in sizes])
-        self._most = self._gains_within(nodes[-1])
-        self._price = lru_cache(PRICE_CACHE_SIZE)(self._priced)
-        self._alone = lru_cache(PRICE_CACHE_SIZE)(self._best_alone)
+        self._max_gains = self._gains_within(nodes[-1])
+        self._price = lru_cache(PRICE_CACHE_SIZE)(self._compute_price)
+        self._single = lru_cache(PRICE_CACHE_SIZE)(self._best_by_score)
 
     def rate(self, limits: Sequence[int] = (MAX_NODES,), context: int = TYPICAL_CONTEXT) -> float:
-        """Tokens per millisecond that a schedule of steps of requests with these limits reaches."""
-        return self._price(self._rounded(limits), context).rate
+        """Tokens per millisecond that a schedule reaches for a batch of requests with these limits."""
+        return self._price(self._rounded_limits(limits), context).rate
 
     def start(self) -> AcceptanceBias:
         return AcceptanceBias()
 
     def reprice(self) -> bool:
         self._price.cache_clear()
-        self._alone.cache_clear()
+        self._single.cache_clear()
         return True
 
     def choose(
         self, signals: Sequence[Signals], states: Sequence[AcceptanceBias], limits: Sequence[int], begin: BeginDraft
     ) -> list[Choice]:
-        for seen, bias in zip(signals, states, strict=True):
-            bias.update(seen.gained)
+        for signal, bias in zip(signals, states, strict=True):
+            bias.update(signal.gained)
         if not any(limits):
             return [Choice(Topology.root_only())] * len(signals)
         scores = self.scores(signals, states)
-        chosen = self.best(scores, limits, rounded_context([seen.context for seen in signals]))
+        chosen = self.best_trees(scores, limits, rounded_context([signal.context for signal in signals]))
         for score, bias, at in zip(scores, states, chosen, strict=True):
             if self.trees[at].nodes:
                 bias.expected = float(self.predictor.centre_weights(score) @ self._gains[:, at]) - 1
         return [Choice(self.trees[at]) for at in chosen]
 
     def scores(self, signals: Sequence[Signals], biases: Sequence[AcceptanceBias]) -> list[float]:
-        """How easy each request's next tokens look."""
+        """Predictor scores: the higher, the likelier is the acceptance of the request's next guesses."""
         return [
-            self.predictor.score_of(seen.values(self.predictor.features)) + bias.log_odds
-            for seen, bias in zip(signals, biases, strict=True)
+            self.predictor.score_of(signal.values(self.predictor.features)) + bias.log_odds
+            for signal, bias in zip(signals, biases, strict=True)
         ]
 
-    def best(self, scores: Sequence[float], limits: Sequence[int], context: int = TYPICAL_CONTEXT) -> list[int]:
-        """Indices of the ``trees`` that a step's requests get, by their scores and within their limits."""
-        if len(scores) == 1:  # alone, a tree is its own shape
-            return [self._alone(*self._rounded(limits), context).at(scores[0])]
-        price = self._price(self._rounded(limits), context)
-        blends = self.predictor.centre_weights_of(scores)
-        # Between two centres no tree gains more than the best at each: where even so plain decoding is best, it is.
-        if not (blends.sum(0) @ self._most - price.rate * price.costs).argmax():
+    def best_trees(self, scores: Sequence[float], limits: Sequence[int], context: int = TYPICAL_CONTEXT) -> list[int]:
+        """Choose among ``trees`` for each request of a step, by scores and within limits; returns their indices."""
+        if len(scores) == 1:  # the tree of a single request is its own shape
+            return [self._single(*self._rounded_limits(limits), context).at(scores[0])]
+        price = self._price(self._rounded_limits(limits), context)
+        centre_weights = self.predictor.centre_weights_of(scores)
+        # Upper bound: between two centres no tree gains more than the best tree at each. If plain decoding wins against
+        # this bound, it is the best choice.
+        if not (centre_weights.sum(0) @ self._max_gains - price.rate * price.costs).argmax():
             return [self._plain] * len(scores)
-        expected = np.where(self._nodes <= np.array(limits)[:, None], blends @ self._gains, -np.inf)  # [batch, trees]
+        expected = np.where(
+            self._nodes <= np.array(limits)[:, None], centre_weights @ self._gains, -np.inf
+        )  # [batch, trees]
         shape = int((self._best_within(expected).sum(0) - price.rate * price.costs).argmax())
         best: list[int] = np.where(self._within[shape], expected, -np.inf).argmax(1).tolist()
         return best
 
-    def _rounded(self, limits: Sequence[int]) -> tuple[int, ...]:
-        """The limits, increasing, each as the largest size of any tree within it: what a price depends on."""
+    def _rounded_limits(self, limits: Sequence[int]) -> tuple[int, ...]:
+        """Key of a price: the limits in increasing order, each rounded down to the size of a tree."""
         return tuple(sorted(self._sizes[bisect_right(self._sizes, limit) - 1] for limit in limits))
 
-    def _best_alone(self, limit: int, context: int) -> Envelope:
-        """The tree that is best for one request, by its score."""
+    def _best_by_score(self, limit: int, context: int) -> Envelope:
+        """Best tree of a single request, by its score."""
         price, allowed = self._price((limit,), context), np.flatnonzero(self._nodes <= limit)
         values = self._gains[:, allowed] - price.rate * price.costs[self._shape_of[allowed]]
         found = upper_envelope(self.predictor.centres, values)
         return Envelope(found.breaks, allowed[found.lines].tolist())
 
     def _best_within(self, expected: np.ndarray) -> np.ndarray:
-        """What the best tree within each shape gains ``[rows, shapes]``, of all trees' gains ``[rows, trees]``."""
+        """Gain of the best tree within each shape ``[n, shapes]``, from all trees' gains ``[n, trees]``."""
         cells = np.full((len(expected), self._grid[0] * self._grid[1]), -np.inf)
         cells[:, self._cells] = np.maximum.reduceat(expected[:, self._by_shape], self._starts, axis=1)
-        # A shape holds all that are smaller and shallower.
+        # A shape contains all trees that are smaller and shallower.
         grid = np.maximum.accumulate(np.maximum.accumulate(cells.reshape(-1, *self._grid), axis=1), axis=2)
         best: np.ndarray = grid.reshape(len(expected), -1)[:, self._cells]
         return best
@@ -163,7 +166,7 @@ class GoodputPolicy(Policy):
         """Gains ``[centres, shapes]`` of the best tree of at most ``limit`` nodes within each shape."""
         return self._best_within(np.where(self._nodes <= limit, self._gains, -np.inf))
 
-    def _priced(self, limits: tuple[int, ...], context: int) -> _Price:
+    def _compute_price(self, limits: tuple[int, ...], context: int) -> _Price:
         cost = self._costs(len(limits), context)
         costs = np.array([cost(shape) if shape.nodes <= limits[-1] else np.inf for shape in self._shapes])
         shares = np.array(self.predictor.shares)
@@ -171,7 +174,7 @@ class GoodputPolicy(Policy):
             gains = self._gains_within(*limits)
             _, rate = best_choices(list(gains), [costs] * len(gains), shares)
         else:
-            # Requests in different states share a shape, so it can't follow the state of one.
+            # Requests in different states share a shape, so it can't depend on the state of one.
             gained = {limit: shares @ self._gains_within(limit) for limit in set(limits)}
             rate = float((sum(map(gained.__getitem__, limits)) / costs).max())
         return _Price(costs, rate)

@@ -1,7 +1,7 @@
-"""Which trees of a bank pay on this machine: the best static tree, and the ladder's tree per entropy bin.
+"""Best trees of a bank at this machine's step costs: the best static tree, and the ladder's tree per entropy bin.
 
-A schedule is judged by tokens over time (:mod:`entmtp.policies.rate`). Plain decoding is always a candidate, and so
-are trees that stop before the heads' last level, whose time is then saved.
+A schedule is judged by tokens per millisecond (:mod:`entmtp.policies.rate`). Plain decoding is always a candidate. So
+are trees that stop before the heads' last level, which saves that level's time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from entmtp.trees.topology import Topology
 
 @dataclass(frozen=True)
 class Ladder:
-    """Rung i is climbed to while the entropy EMA lies between ``thresholds[i - 1]`` and ``thresholds[i]`` nats."""
+    """Trees by entropy: rung i is used while ``thresholds[i - 1] <= entropy EMA < thresholds[i]``, in nats."""
 
     thresholds: tuple[float, ...]
     rungs: tuple[Topology, ...]
@@ -37,7 +37,7 @@ class Ladder:
             raise EntMTPError(f"ladder: {len(self.thresholds)} thresholds need {len(self.thresholds) + 1} rungs")
 
     def rung_of(self, entropy: float) -> int:
-        """The rung that an entropy EMA belongs to."""
+        """Index of the rung of an entropy EMA."""
         return sum(entropy >= threshold for threshold in self.thresholds)
 
     def first(self, nodes: int) -> Ladder:
@@ -46,7 +46,7 @@ class Ladder:
 
 
 def best_static(bank: TreeBank, cost: Cost, nodes: int = MAX_NODES) -> Topology:
-    """The tree of at most ``nodes`` nodes with the most expected tokens per millisecond at every step alike."""
+    """Return the tree of at most ``nodes`` nodes with the most expected tokens per millisecond as a static tree."""
     choices = [
         (tree, gain)
         for one in bank.by_depth
@@ -57,12 +57,12 @@ def best_static(bank: TreeBank, cost: Cost, nodes: int = MAX_NODES) -> Topology:
 
 
 def build_ladder(bank: TreeBank, cost: Cost, nodes: int = MAX_NODES) -> Ladder:
-    """The bank's best ladder under ``cost`` (milliseconds of a step with a tree), of at most ``nodes`` nodes each."""
+    """Build the bank's best ladder of trees up to ``nodes`` nodes; ``cost`` is milliseconds of a step with a tree."""
     return Ladder(tuple(bank.thresholds), best_rungs(bank.bins, cost, nodes), bank.entropy_window)
 
 
 def best_rungs(bins: Sequence[Frontier], cost: Cost, nodes: int = MAX_NODES) -> tuple[Topology, ...]:
-    """The tree of each bin, of at most ``nodes`` nodes, with which the text as a whole is fastest."""
+    """Return the tree of each bin, of at most ``nodes`` nodes, with which the text as a whole is fastest."""
     choices = [[(tree, gain) for tree, gain in one.choices if tree.nodes <= nodes] for one in bins]
     gains = [np.array([gain for _, gain in its]) for its in choices]
     costs = [np.array([cost(tree) for tree, _ in its]) for its in choices]
@@ -71,20 +71,20 @@ def best_rungs(bins: Sequence[Frontier], cost: Cost, nodes: int = MAX_NODES) -> 
 
 
 class LadderPolicy(RequestPolicy):
-    """The paper's policy: entropy-EMA thresholds over the bank, with hysteresis so that noise does not flap the tree.
+    """The paper's policy: entropy-EMA thresholds over the bank, with hysteresis against noise.
 
     The state is a one-element list with the current rung, or -1 before the first step.
     """
 
     def __init__(self, ladder: Ladder, hysteresis: float, within: Callable[[int], Ladder] | None = None) -> None:
-        """``within`` finds the best ladder of trees of at most so many nodes, with the same thresholds.
+        """``within(nodes)`` builds the best ladder of trees of at most that many nodes, with the same thresholds.
 
         By default it is :meth:`Ladder.first`.
         """
         self.ladder = ladder
         self.hysteresis = hysteresis
         self.entropy_window = ladder.entropy_window
-        self._most = max(rung.nodes for rung in ladder.rungs)
+        self._max_nodes = max(rung.nodes for rung in ladder.rungs)
         self._within = cache(within or ladder.first)
 
     def start(self) -> list[int]:
@@ -93,16 +93,16 @@ class LadderPolicy(RequestPolicy):
     def choose_one(self, signals: Signals, state: list[int], limit: int) -> Topology:
         if state[0] < 0:
             state[0] = self.ladder.rung_of(signals.entropy_ema)
-        # A threshold counts as passed only once the entropy is the hysteresis beyond it; then as many as that are.
+        # A threshold is passed only once the entropy is beyond it by the hysteresis. Several may be passed at once.
         lowest = self.ladder.rung_of(signals.entropy_ema - self.hysteresis)
         highest = self.ladder.rung_of(signals.entropy_ema + self.hysteresis)
         state[0] = min(max(state[0], lowest), highest)
-        ladder = self.ladder if self._most <= limit else self._within(limit)
+        ladder = self.ladder if self._max_nodes <= limit else self._within(limit)
         return ladder.rungs[state[0]]
 
 
 def ladder_policy(bank: TreeBank, cost: Cost, hysteresis: float) -> LadderPolicy:
-    """The bank's best ladder; under a limit, its best ladder of trees within that."""
+    """Policy with the bank's best ladder; under a limit, with its best ladder of trees within the limit."""
     return LadderPolicy(build_ladder(bank, cost), hysteresis, lambda nodes: build_ladder(bank, cost, nodes))
 
 

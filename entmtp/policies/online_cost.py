@@ -1,9 +1,9 @@
-"""Step cost that follows what steps really take.
+"""Online step cost: the measured table, corrected by the times of real steps.
 
-Machines drift, and the measurement may have been disturbed. What a step took says something of the whole machine's
-pace, which comes and goes with what else runs there, and something of trees of its size, which were measured wrong or
-not: a Kalman filter (Kalman 1960) over logarithms of factors tells the two apart. Trees of other sizes follow the less
-the farther they are. Its covariance says how far each size may still be off, and so which one is worth a probe.
+Machines drift, and the measurement may have been disturbed. A step's time has two causes of error. One is a factor of
+the whole machine, which changes with what else runs there. The other is a factor of its tree size, which may have been
+measured wrongly. A Kalman filter (Kalman 1960) over logarithms of factors separates the two. Factors of other sizes
+follow, the less the farther they are. The covariance is the uncertainty of each size, which decides about probes.
 """
 
 from __future__ import annotations
@@ -18,97 +18,98 @@ from entmtp.policies.step_cost import TYPICAL_CONTEXT, CostTable, MachineCost, S
 from entmtp.trees.topology import Topology
 
 NOISE = 0.1
-"""Standard deviation of one step's time, of its logarithm."""
+"""Standard deviation of the logarithm of one step's time."""
 
 DRAFT_NOISE = 0.3
-"""The same of drafting alone, whose time depends on more than depth and nodes."""
+"""Standard deviation of the logarithm of drafting's time, which depends on more than depth and nodes."""
 
-MOST_PER_STEP = 0.05
-"""What one step may change of the logarithm of its own time at most, however disturbed it was."""
+MAX_CHANGE_PER_STEP = 0.05
+"""Maximum change of the logarithm of a step's own time by that step, however disturbed it was."""
 
 CONFIDENCE = 2.0
 """Standard deviations between the corrected cost and the optimistic one."""
 
-# Standard deviations of the pace, of a size's own factor and of drafting's: at first, and of their change in a step.
-_AT_FIRST = (0.2, 0.15, 0.2)
+# Standard deviations of three factors: the whole machine's, a size's own and drafting's. Initially, and of their change
+# in a step.
+_INITIAL = (0.2, 0.15, 0.2)
 _PER_STEP = (0.02, 0.001, 0.01)
-# The same of sizes and drafting between two runs: of another day the machine may be another.
+# Standard deviations of the change of sizes and drafting between two runs: the machine may have changed.
 _BETWEEN_RUNS = (0.05, 0.1)
 
 
 class OnlineCost:
-    """Step cost at one batch size, corrected by the steps of so many requests."""
+    """Step cost at one batch size, corrected by the steps of that many requests."""
 
-    def __init__(self, table: CostTable, learnt: CostCorrection | None = None) -> None:
-        """``learnt`` is where an earlier run has got to; of another table it counts for nothing."""
+    def __init__(self, table: CostTable, correction: CostCorrection | None = None) -> None:
+        """``correction`` is that of an earlier run; it is ignored if it is of another table."""
         self._table = table
         self._grid = table.costs[0].nodes
         self._near = 0.5 ** np.abs(np.subtract.outer(*[np.arange(len(self._grid))] * 2))
         self._fingerprint = fingerprint(table)
-        # Logarithms of factors, of all times and of each node budget of the grid, and their covariance.
+        # Logarithms of the factors and their covariance: the whole machine's first, then those of the node budgets.
         self._logs = np.zeros(1 + len(self._grid))
-        pace, size, draft = _AT_FIRST
-        self._covariance = self._covariance_of(pace, max(size, table.spread))
+        machine, size, draft = _INITIAL
+        self._covariance = self._covariance_of(machine, max(size, table.spread))
         self._drift = self._covariance_of(*_PER_STEP[:2])
-        # Of drafting, besides the pace, which it tells nothing of: it depends on more than depth and nodes.
-        self._draft, self._draft_variance = 0.0, max(draft, table.spread) ** 2
+        # Drafting's own factor. It does not update the machine's factor, as it depends on more than depth and nodes.
+        self._draft_log, self._draft_variance = 0.0, max(draft, table.spread) ** 2
         self._last = self._row(0)
         self._at: dict[int, StepCost] = {}
-        if learnt is not None and learnt.table == self._fingerprint:
-            self._go_on(learnt)
+        if correction is not None and correction.table == self._fingerprint:
+            self._restore(correction)
 
     @property
-    def learnt(self) -> CostCorrection:
-        """What another run can go on from: all but the pace, which comes and goes."""
+    def correction(self) -> CostCorrection:
+        """Correction that another run can start from: all factors but the whole machine's, which is temporary."""
         covariance = self._covariance[1:, 1:]
         return CostCorrection(
             table=self._fingerprint,
             logs=self._logs[1:].tolist(),
             covariance=((covariance + covariance.T) / 2).tolist(),
-            draft_log=self._draft,
+            draft_log=self._draft_log,
             draft_variance=self._draft_variance,
         )
 
-    def _go_on(self, learnt: CostCorrection) -> None:
+    def _restore(self, correction: CostCorrection) -> None:
         size, draft = _BETWEEN_RUNS
-        self._logs[1:] = learnt.logs
-        self._covariance[1:, 1:] = np.array(learnt.covariance) + size**2 * self._near
-        self._draft, self._draft_variance = learnt.draft_log, learnt.draft_variance + draft**2
+        self._logs[1:] = correction.logs
+        self._covariance[1:, 1:] = np.array(correction.covariance) + size**2 * self._near
+        self._draft_log, self._draft_variance = correction.draft_log, correction.draft_variance + draft**2
 
     def at(self, context: int) -> CorrectedCost:
-        """The corrected cost after ``context`` tokens, read live."""
+        """Corrected cost after ``context`` tokens; it follows later corrections."""
         return CorrectedCost(self, self._measured(context))
 
     def optimistic(self, context: int) -> CorrectedCost:
-        """What steps may cost at the least: certain of the size that was used last, and of the rest as far as known."""
+        """Optimistic cost: the least that steps may cost. The size that was used last counts as certain."""
         return CorrectedCost(self, self._measured(context), CONFIDENCE)
 
     def observe(self, topology: Topology, context: int, verify_ms: float, draft_ms: float) -> None:
-        """Learns from one step: the milliseconds of its drafting, and of all else."""
+        """Update the factors with one step: the milliseconds of its drafting, and of everything else."""
         measured, nodes = self._measured(context), topology.nodes
         self._last = self._row(nodes)
-        self._learn(self._last, verify_ms / measured.without_draft(nodes))
+        self._update(self._last, verify_ms / measured.without_draft(nodes))
         if nodes:
-            self._learn_draft(draft_ms / measured.draft(topology))
+            self._update_draft(draft_ms / measured.draft(topology))
 
     def size_factor(self, nodes: int, deviations: float = 0.0) -> float:
-        """Factor of a step's time but drafting, less so many standard deviations."""
+        """Factor of a step's time without drafting, minus ``deviations`` standard deviations of its logarithm."""
         row = self._row(nodes)
         log = float(row @ self._logs)
         if deviations:
-            # The pace is common to all, so that only what sets this size apart from the last one is uncertain.
-            apart = row - self._last
-            log -= deviations * math.sqrt(max(0.0, float(apart @ self._covariance @ apart)))
+            # The machine's factor is common to all sizes, so only the difference from the last size is uncertain.
+            difference = row - self._last
+            log -= deviations * math.sqrt(max(0.0, float(difference @ self._covariance @ difference)))
         return math.exp(log)
 
     def draft_factor(self, deviations: float = 0.0) -> float:
-        """Factor of drafting's time, less so many standard deviations."""
-        return math.exp(float(self._logs[0]) + self._draft - deviations * math.sqrt(self._draft_variance))
+        """Factor of drafting's time, minus ``deviations`` standard deviations of its logarithm."""
+        return math.exp(float(self._logs[0]) + self._draft_log - deviations * math.sqrt(self._draft_variance))
 
     @property
     def shape(self) -> np.ndarray:
-        """Logarithms of all factors relative to plain decoding's: what a choice between trees depends on."""
-        return np.append(self._logs[1:], self._draft) - self._logs[1]
+        """Logarithms of all factors relative to plain decoding's; a choice between trees depends on nothing else."""
+        return np.append(self._logs[1:], self._draft_log) - self._logs[1]
 
     def _measured(self, context: int) -> StepCost:
         if context not in self._at:
@@ -116,23 +117,23 @@ class OnlineCost:
         return self._at[context]
 
     def _row(self, nodes: int) -> np.ndarray:
-        """How much of each logarithm is in that of a tree's time but drafting."""
-        place = float(np.interp(nodes, self._grid, np.arange(len(self._grid))))
-        low = min(int(place), len(self._grid) - 2)
+        """Weight of each logarithm in that of a tree's time without drafting ``[1 + sizes]``."""
+        index = float(np.interp(nodes, self._grid, np.arange(len(self._grid))))
+        low = min(int(index), len(self._grid) - 2)
         row = np.zeros(1 + len(self._grid))
         row[0] = 1.0
-        row[1 + low : 3 + low] = low + 1 - place, place - low
+        row[1 + low : 3 + low] = low + 1 - index, index - low
         return row
 
-    def _covariance_of(self, pace: float, size: float) -> np.ndarray:
-        """Covariance ``[1 + sizes, 1 + sizes]`` of pace and sizes from standard deviations; only sizes correlate."""
+    def _covariance_of(self, machine: float, size: float) -> np.ndarray:
+        """Covariance ``[1 + sizes, 1 + sizes]`` of machine and sizes from standard deviations; only sizes correlate."""
         covariance = np.zeros((1 + len(self._grid),) * 2)
-        covariance[0, 0] = pace**2
+        covariance[0, 0] = machine**2
         covariance[1:, 1:] = size**2 * self._near
         return covariance
 
-    def _learn(self, row: np.ndarray, factor: float) -> None:
-        """Takes in that ``row @ logs`` was seen to be the logarithm of ``factor``."""
+    def _update(self, row: np.ndarray, factor: float) -> None:
+        """Kalman update: ``row @ logs`` was measured as the logarithm of ``factor``."""
         self._covariance += self._drift
         with_row = self._covariance @ row
         own = float(row @ with_row)
@@ -141,11 +142,11 @@ class OnlineCost:
         self._logs += with_row * (surprise / variance)
         self._covariance -= np.outer(with_row, with_row) / variance
 
-    def _learn_draft(self, factor: float) -> None:
+    def _update_draft(self, factor: float) -> None:
         own = self._draft_variance + _PER_STEP[-1] ** 2
-        surprise = _log(factor) - float(self._logs[0]) - self._draft
+        surprise = _log(factor) - float(self._logs[0]) - self._draft_log
         variance = _variance(surprise, own, DRAFT_NOISE)
-        self._draft += surprise * own / variance
+        self._draft_log += surprise * own / variance
         self._draft_variance = own - own**2 / variance
 
 
@@ -154,15 +155,16 @@ def _log(factor: float) -> float:
 
 
 def _variance(surprise: float, own: float, noise: float) -> float:
-    """Variance of what a step shows.
+    """Variance of a step's measurement.
 
-    One that would change too much is taken for a noisier one: it neither moves nor assures as much.
+    A step that would change the factors too much counts as noisier. Then it changes them less, and lowers their
+    uncertainty less.
     """
-    return max(own + noise**2, abs(surprise) * own / MOST_PER_STEP)
+    return max(own + noise**2, abs(surprise) * own / MAX_CHANGE_PER_STEP)
 
 
 class CorrectedCost:
-    """Step cost at one batch size and context, with the factors that the steps have taught so far."""
+    """Step cost at one batch size and context, with the current factors of an :class:`OnlineCost`."""
 
     def __init__(self, online: OnlineCost, measured: StepCost, deviations: float = 0.0) -> None:
         self._online = online
@@ -175,43 +177,43 @@ class CorrectedCost:
         return factor * self._measured.without_draft(topology.nodes) + self.draft(topology)
 
     def draft(self, topology: Topology) -> float:
-        """Milliseconds of filling this tree."""
+        """Milliseconds of drafting this tree."""
         if not topology.nodes:
             return 0.0
         return self._online.draft_factor(self._deviations) * self._measured.draft(topology)
 
 
 class OnlineCosts:
-    """Step costs of a machine by batch size, each corrected by the steps of so many requests."""
+    """Step costs of a machine by batch size, each corrected by the steps of that many requests."""
 
-    def __init__(self, machine: MachineCost, learnt: Mapping[int, CostCorrection]) -> None:
-        """``learnt`` is by batch size what an earlier run has learnt."""
+    def __init__(self, machine: MachineCost, corrections: Mapping[int, CostCorrection]) -> None:
+        """``corrections`` are those of an earlier run, by batch size."""
         self._machine = machine
-        self._before = learnt
+        self._earlier = corrections
         self._online: dict[int, OnlineCost] = {}
 
-    def of(self, batch: int) -> OnlineCost:
+    def for_batch(self, batch: int) -> OnlineCost:
         """Cost for ``batch`` requests. Raises EntMTPError beyond the measured batch sizes."""
         if batch not in self._online:
-            self._online[batch] = OnlineCost(self._machine.table(batch), self._before.get(batch))
+            self._online[batch] = OnlineCost(self._machine.table(batch), self._earlier.get(batch))
         return self._online[batch]
 
     @property
-    def learnt(self) -> dict[int, CostCorrection]:
-        """What this run has learnt, by batch size."""
-        return {batch: online.learnt for batch, online in self._online.items()}
+    def corrections(self) -> dict[int, CostCorrection]:
+        """Corrections that this run has learned, by batch size."""
+        return {batch: online.correction for batch, online in self._online.items()}
 
 
 class OnlinePolicyCost:
-    """Costs of an :class:`OnlineCosts` as policies are made from them."""
+    """View of :class:`OnlineCosts` as a :class:`PolicyCost`."""
 
-    def __init__(self, machine: OnlineCosts, optimistic: bool) -> None:
-        self._machine = machine
+    def __init__(self, costs: OnlineCosts, optimistic: bool) -> None:
+        self._costs = costs
         self._optimistic = optimistic
 
     def of_batch(self, batch: int, context: int) -> CorrectedCost:
         """Cost for ``batch`` requests of ``context`` tokens each. Raises EntMTPError beyond what was measured."""
-        online = self._machine.of(batch)
+        online = self._costs.for_batch(batch)
         return online.optimistic(context) if self._optimistic else online.at(context)
 
     def __call__(self, topology: Topology) -> float:
@@ -219,5 +221,5 @@ class OnlinePolicyCost:
         return self.of_batch(1, TYPICAL_CONTEXT)(topology)
 
     def draft(self, topology: Topology) -> float:
-        """Milliseconds of filling one request's tree at :data:`TYPICAL_CONTEXT`."""
+        """Milliseconds of drafting one request's tree at :data:`TYPICAL_CONTEXT`."""
         return self.of_batch(1, TYPICAL_CONTEXT).draft(topology)

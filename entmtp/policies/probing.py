@@ -1,27 +1,27 @@
-"""Time that may be spent on trees which only might be better.
+"""Time budget of probes: steps that try a tree size whose cost is uncertain.
 
-A policy that chooses by what it knows never learns that a size it does not use has become cheap, or was measured too
-expensive. So now and then it chooses by what steps may cost at the least (optimism under uncertainty, as UCB, Auer et
-al. 2002): a size that is well known gains nothing by that, and one that nobody has tried for long gets its turn.
+A policy never learns that a size it does not use has become cheap, or was measured too expensive. So now and then it
+chooses by optimistic costs, the least that steps may cost (optimism under uncertainty, as UCB, Auer et al. 2002). That
+changes nothing for a well known size. A size that was not used for long gets its turn.
 
-No such step is worse than the usual choice by more than its time exceeds the optimistic one, for by the optimistic
-costs it was at least as good. That excess is what it is charged; what may be charged is a small part of all time.
+By the optimistic costs, a probe was at least as good as the usual choice. So it loses at most the time by which it
+exceeds its optimistic cost. That excess is charged to the budget, which is a small part of all time.
 """
 
 from __future__ import annotations
 
 SHARE = 0.01
-"""Part of all time that probes may cost."""
+"""Share of all time that probes may cost."""
 
 BURST = 2.0
-"""Steps whose time may be spent at once: what a run begins with, and the most that is saved up."""
+"""Maximum credit, in steps' time. A run starts with it."""
 
 EVERY = 16
-"""Steps between looks for a probe; one follows another at once."""
+"""Steps between probes; a probe may follow another one immediately."""
 
 
 class ProbeBudget:
-    """Account of what probes cost, in milliseconds."""
+    """Credit account of probes, in milliseconds."""
 
     def __init__(self) -> None:
         self._credit = 0.0
@@ -34,7 +34,7 @@ class ProbeBudget:
         return self._credit > 0 and (self._probed or self._steps % EVERY == 0)
 
     def spend(self, took_ms: float, excess_ms: float | None) -> None:
-        """Takes in a step. ``excess_ms``: by how much a probe took longer than it may at the least; None for others."""
+        """Account for a step. ``excess_ms``: a probe's time above its optimistic cost; None for other steps."""
         if not self._steps:
             self._credit = BURST * took_ms
         self._credit = min(self._credit + SHARE * took_ms - (excess_ms or 0.0), BURST * took_ms)

@@ -1,8 +1,8 @@
-"""The most tokens per millisecond that a schedule can reach when each state of the text may have its own tree.
+"""Maximum tokens per millisecond of a schedule in which each state of the text may have its own tree.
 
-Steps follow one another, so the tree that pays best is not the one with the largest ratio of its own gain to its own
-cost, but with the largest ``gain - rate * cost``, the rate being what the whole schedule reaches (a renewal-reward
-problem, Dinkelbach 1967): a millisecond is worth what other steps would make of it.
+Steps follow one another. So the best tree is not the one with the largest ratio of its own gain to its own cost. It is
+the one with the largest ``gain - rate * cost``, where ``rate`` is what the whole schedule reaches (a renewal-reward
+problem, Dinkelbach 1967). ``rate`` is the token price of a millisecond: what other steps would gain in it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ BatchCosts = Callable[[int, int], Cost]
 def best_choices(
     gains: Sequence[np.ndarray], costs: Sequence[np.ndarray], shares: np.ndarray
 ) -> tuple[list[int], float]:
-    """The choice in each state, and the tokens per millisecond that they reach together.
+    """Find the best choice in each state, and the tokens per millisecond that they reach together.
 
-    Of state i, ``gains[i] [choices]`` are expected tokens per step and ``costs[i] [choices]`` milliseconds;
-    ``shares[i]`` of the steps start in it. The first choice of each state is where the search begins.
+    ``gains[i] [choices]`` are the expected tokens per step in state i, and ``costs[i] [choices]`` the milliseconds.
+    ``shares[i]`` of the steps start in state i. The search begins with the first choice of each state.
     """
     chosen = [0] * len(gains)
     rate = _rate(gains, costs, shares, chosen)

@@ -1,4 +1,4 @@
-"""Policies by name: what ``entmtp replay``, benchmarks and services make them from.
+"""Registry of policies by name, for ``entmtp replay``, benchmarks and services.
 
 A policy registers itself where it is defined, with :func:`register_policy` on a function from :class:`PolicyInputs`.
 Every module of :mod:`entmtp.policies` is imported when a policy is first looked up, so a new file needs no other line.
@@ -26,13 +26,13 @@ from entmtp.trees.trace import RankTrace
 
 @dataclass(frozen=True)
 class PolicyInputs:
-    """What policies are made from. What a policy needs and is not given is a mistake of the caller's.
+    """Inputs that a policy is built from. A missing input that the policy needs is an error of the caller.
 
     Attributes:
-        num_heads: levels that the draft heads can guess.
+        num_heads: levels that the draft heads can draft.
         bank: trees and predictors of the task.
-        cost: of steps on the machine; not needed by a policy whose trees are the same at any cost.
-        trace: the text itself, for a policy that knows it beforehand.
+        cost: step costs of the machine; not needed by a policy whose trees are the same at any cost.
+        trace: rank trace of the text, for a policy that knows the text beforehand.
     """
 
     num_heads: int = 0
@@ -42,21 +42,21 @@ class PolicyInputs:
 
     @property
     def entropy_window(self) -> int:
-        """Steps of the entropy's moving average: the bank's, or the default where none is loaded."""
+        """Window of the entropy's moving average in steps: the bank's, or the default if no bank is loaded."""
         return CalibrationSettings().entropy_window if self.bank is None else self.bank.entropy_window
 
     def needs_bank(self) -> TreeBank:
-        """The bank, which the policy can't do without."""
+        """Return the bank, which the policy needs."""
         assert self.bank is not None
         return self.bank
 
     def needs_cost(self) -> PolicyCost:
-        """The cost, which the policy can't do without."""
+        """Return the step cost, which the policy needs."""
         assert self.cost is not None
         return self.cost
 
     def needs_trace(self) -> RankTrace:
-        """The text, which the policy can't do without."""
+        """Return the rank trace, which the policy needs."""
         assert self.trace is not None
         return self.trace
 
@@ -66,12 +66,12 @@ MakePolicy = Callable[[PolicyInputs], Policy]
 
 @dataclass(frozen=True)
 class RegisteredPolicy:
-    """A policy that can be made by its name.
+    """Factory of a policy, and its properties.
 
     Attributes:
-        by_cost: its trees depend on what steps cost.
-        knows_text: it is made for one text, which it knows beforehand.
-        drafts: it asks the heads while it chooses, so that it can only be replayed where they are loaded.
+        by_cost: whether its trees depend on step costs.
+        knows_text: whether it is built for one text, which it knows beforehand.
+        drafts: whether it runs the heads while it chooses, so that a replay needs the heads too.
     """
 
     name: str
@@ -87,7 +87,7 @@ _REGISTERED: dict[str, RegisteredPolicy] = {}
 def register_policy(
     name: str, *, by_cost: bool = True, knows_text: bool = False, drafts: bool = False
 ) -> Callable[[MakePolicy], MakePolicy]:
-    """Decorator that makes a policy available by ``name``. Raises ValueError for a name that is taken."""
+    """Decorator that registers a policy under ``name``. Raises ValueError for a name that is taken."""
 
     def register(make: MakePolicy) -> MakePolicy:
         if name in _REGISTERED:
@@ -99,7 +99,7 @@ def register_policy(
 
 
 def find_policy(name: str) -> RegisteredPolicy:
-    """The policy of that name. Raises EntMTPError where there is none."""
+    """Return the policy registered under ``name``. Raises EntMTPError if there is none."""
     _import_all()
     if name not in _REGISTERED:
         raise EntMTPError(f"policy: '{name}' is unknown; choose from {', '.join(_REGISTERED)}")
@@ -107,25 +107,25 @@ def find_policy(name: str) -> RegisteredPolicy:
 
 
 def registered_policies() -> list[RegisteredPolicy]:
-    """Every policy, in the order of the methods that go by them."""
+    """List all policies, in the order of the methods that use them."""
     _import_all()
     known = methods.policies()
     return sorted(_REGISTERED.values(), key=lambda one: known.index(one.name) if one.name in known else len(known))
 
 
 def make_policy(name: str, inputs: PolicyInputs) -> Policy:
-    """Makes the policy of that name. Raises EntMTPError where there is none."""
+    """Build the policy registered under ``name``. Raises EntMTPError if there is none."""
     return find_policy(name).make(inputs)
 
 
 def make_online_cost_policy(
-    name: str, inputs: PolicyInputs, machine: MachineCost, learnt: CostCorrectionFile | None = None
+    name: str, inputs: PolicyInputs, machine: MachineCost, corrections: CostCorrectionFile | None = None
 ) -> OnlineCostPolicy:
-    """Makes the policy at this machine's costs, as its own steps correct them; ``inputs`` need none.
+    """Build the policy at this machine's costs, corrected by its own steps; ``inputs.cost`` is ignored.
 
-    ``learnt`` are the corrections of earlier runs, which this one goes on from and adds to.
+    ``corrections`` is the file of earlier runs' corrections, which this run continues and updates.
     """
-    return OnlineCostPolicy(lambda cost: make_policy(name, replace(inputs, cost=cost)), machine, learnt)
+    return OnlineCostPolicy(lambda cost: make_policy(name, replace(inputs, cost=cost)), machine, corrections)
 
 
 @cache

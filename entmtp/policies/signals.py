@@ -1,4 +1,4 @@
-"""What a policy looks at: the entropy of the model's own choice and moving averages over the request's steps."""
+"""Signals that policies choose by: the entropy of the root's distribution, and averages over a request's steps."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Ema:
         self._weight = 0.0
 
     def update(self, value: float) -> float:
-        """Takes one more value; returns the average."""
+        """Add a value and return the average."""
         self._sum, self._weight = self._with(value)
         return self.value
 
     def peek(self, value: float) -> float:
-        """The average as it would be with one more value."""
+        """Return the average as it would be with one more value."""
         total, weight = self._with(value)
         return total / weight
 
@@ -46,17 +46,17 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Signals:
-    """One request at the start of a step.
+    """Signals of one request at the start of a step.
 
     Attributes:
         position: tokens generated before this step, the root not counted.
-        entropy: nats, of the distribution that the root was chosen from.
-        entropy_ema: its moving average over the steps' starts.
+        entropy: entropy in nats of the distribution that the root was chosen from.
+        entropy_ema: its moving average over the starts of steps.
         accepted_ema: moving average of tokens gained per step, root included.
         gained: tokens that the last step gained, root included; 0 before the first.
-        confidence: the log-probability of the heads' first guess at this very step, once they have run; else 0.
-        context: tokens in the request's cache before this step, those of the prompt among them; 0 where a text is
-            walked through without its prompt.
+        confidence: log-probability of the heads' first guess at this step, once they have run; else 0.
+        context: tokens in the request's cache before this step, prompt included; 0 if a text is replayed without its
+            prompt.
     """
 
     position: int
@@ -68,12 +68,12 @@ class Signals:
     context: int = 0
 
     def values(self, features: Sequence[Feature]) -> list[float]:
-        """What a predictor looks at ``[features]``."""
+        """Values of a predictor's input ``[features]``."""
         return [getattr(self, feature) for feature in features]
 
 
 class SignalTracker:
-    """Keeps a request's moving averages."""
+    """Moving averages of one request."""
 
     def __init__(self, window: int) -> None:
         self._entropy = Ema(window)
@@ -82,13 +82,13 @@ class SignalTracker:
         self._gained = 0
 
     def start_step(self, position: int, entropy_now: float, context: int = 0) -> Signals:
-        """The signals of a step whose root was chosen at ``entropy_now`` nats; remembered when the step ends."""
+        """Return the signals of a step whose root was chosen at ``entropy_now`` nats; :meth:`end_step` records them."""
         self._entropy_now = entropy_now
         smoothed = self._entropy.peek(entropy_now)
         return Signals(position, entropy_now, smoothed, self._accepted.value, self._gained, context=context)
 
     def end_step(self, gained: int) -> None:
-        """Records how many tokens the step gained, root included."""
+        """Record how many tokens the step gained, root included."""
         self._gained = gained
         self._entropy.update(self._entropy_now)
         self._accepted.update(gained)

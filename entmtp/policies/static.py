@@ -1,4 +1,4 @@
-"""Policies whose trees do not depend on what the text does: one tree for all steps, or trees fixed beforehand."""
+"""Policies whose trees do not depend on the signals: one tree for all steps, or trees fixed beforehand."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from entmtp.trees.topology import Topology
 
 
 class StaticPolicy(RequestPolicy):
-    """One tree for every step: plain decoding, the Medusa and Hydra arms."""
+    """One tree for every step: plain decoding, and the published or best constant trees."""
 
     def __init__(
         self, topology: Topology, entropy_window: int, within: Callable[[int], Topology] | None = None
     ) -> None:
-        """``within`` finds the best tree of at most so many nodes; by default it is :meth:`Topology.first`."""
+        """``within(nodes)`` finds the best tree of at most that many nodes; by default it is :meth:`Topology.first`."""
         self.topology = topology
         self.entropy_window = entropy_window
         self._within = cache(within or topology.truncated)
@@ -31,7 +31,7 @@ class StaticPolicy(RequestPolicy):
 
 
 class ScheduledPolicy(RequestPolicy):
-    """Trees fixed beforehand by text position, by one who knows the text."""
+    """Trees fixed beforehand by text position: the yardsticks, which know the text."""
 
     def __init__(self, by_position: Mapping[int, Topology], entropy_window: int) -> None:
         self.by_position = by_position
@@ -42,9 +42,9 @@ class ScheduledPolicy(RequestPolicy):
 
 
 class SequencePolicy(RequestPolicy):
-    """Trees one after another, whatever the text does: the control with another policy's shares, shuffled in time.
+    """A fixed sequence of trees, which repeats when it ends: the control with another policy's trees in random order.
 
-    The state is a one-element list with the number of steps taken; the sequence repeats when it ends.
+    The state is a one-element list with the number of steps taken.
     """
 
     def __init__(self, sequence: Sequence[Topology], entropy_window: int) -> None:
@@ -60,7 +60,7 @@ class SequencePolicy(RequestPolicy):
 
 
 def best_static_policy(bank: TreeBank, cost: Cost, entropy_window: int) -> StaticPolicy:
-    """The bank's best tree at every step; under a limit, its best tree within that."""
+    """Policy with the bank's best tree at every step; under a limit, with its best tree within the limit."""
     return StaticPolicy(best_static(bank, cost), entropy_window, lambda nodes: best_static(bank, cost, nodes))
 
 

@@ -1,7 +1,7 @@
 """Step cost: measured medians over node budgets, contexts and batch sizes, interpolated.
 
 A step's time is verify(nodes) + draft(depth, nodes): the first covers the forward pass, acceptance and compaction; the
-second the heads, whose time grows with the levels they run (Hydra) and, less, with the nodes they fill. Both grow
+second the heads, whose time rises with the levels they run (Hydra) and, less, with the nodes they draft. Both rise
 linearly with the context, the tokens that attention reads.
 """
 
@@ -23,20 +23,20 @@ from entmtp.errors import EntMTPError
 from entmtp.trees.topology import Topology
 
 TYPICAL_CONTEXT = 160
-"""Tokens in the cache at about the middle of a short answer. Trees that are fixed beforehand are priced here."""
+"""Tokens in the cache at about the middle of a short answer. Trees that are fixed beforehand are priced at it."""
 
 
 class TreeCost(Protocol):
-    """Milliseconds of a step with a tree; :meth:`draft` is the part that drafting takes."""
+    """Milliseconds of a step with a given tree; :meth:`draft` is the part that drafting takes."""
 
     def __call__(self, topology: Topology) -> float: ...
 
     def draft(self, topology: Topology) -> float:
-        """Milliseconds of filling the tree."""
+        """Milliseconds of drafting the tree."""
 
 
 class PolicyCost(TreeCost, Protocol):
-    """Step costs that a policy is made from. Called directly: one request at :data:`TYPICAL_CONTEXT`."""
+    """Step costs that a policy is built from. A direct call is for one request at :data:`TYPICAL_CONTEXT`."""
 
     def of_batch(self, batch: int, context: int) -> TreeCost:
         """Cost for ``batch`` requests of ``context`` tokens each. Raises EntMTPError beyond what was measured."""
@@ -50,10 +50,10 @@ class MachineCost(Protocol):
 
 
 def rounded_context(contexts: Sequence[int]) -> int:
-    """Mean context of a step's requests, rounded to a power of the square root of 2: what prices are computed for.
+    """Mean context of a step's requests, rounded to a power of the square root of 2.
 
-    Attention's cost is additive in the lengths, so that their mean decides. Rounding moves the cost of one tree against
-    another's by 3% at most on an H200, and a policy meets few different contexts.
+    Attention's cost is additive in the lengths, so their mean decides. Prices are computed per rounded context, so that
+    few are computed. Rounding changes the cost of one tree relative to another's by at most 3% on an H200.
     """
     mean = max(1.0, sum(contexts) / max(1, len(contexts)))
     return round(2 ** (round(2 * math.log2(mean)) / 2))
@@ -87,10 +87,10 @@ class StepCost(BaseModel):
         return self
 
     def of_batch(self, batch: int, context: int) -> StepCost:
-        """Itself: nothing is known of other contexts.
+        """Return itself for any context: only one was measured.
 
         Raises:
-            EntMTPError: for more than one request, of which it knows nothing.
+            EntMTPError: for more than one request, which was not measured.
         """
         _check_single(batch)
         return self
@@ -100,16 +100,16 @@ class StepCost(BaseModel):
         return self.without_draft(topology.nodes) + self.draft(topology)
 
     def without_draft(self, nodes: int) -> float:
-        """Predicted milliseconds of a step with a tree of so many nodes, without drafting.
+        """Predicted milliseconds of a step with a tree of ``nodes`` nodes, without drafting.
 
-        Beyond the grid's end the last slope goes on: a tree that was never measured must not look free.
+        Beyond the grid the last slope is extrapolated: a tree that was never measured must not look free.
         """
         beyond = max(0, nodes - self.nodes[-1])
         slope = (self.verify_ms[-1] - self.verify_ms[-2]) / (self.nodes[-1] - self.nodes[-2])
         return float(np.interp(nodes, self.nodes, self.verify_ms)) + beyond * max(0.0, slope)
 
     def draft(self, topology: Topology) -> float:
-        """Predicted milliseconds of filling this tree."""
+        """Predicted milliseconds of drafting this tree."""
         depth = min(topology.max_depth, len(self.narrow_draft_ms))
         if depth == 0:
             return 0.0
@@ -118,16 +118,16 @@ class StepCost(BaseModel):
 
 
 class CostTable(BaseModel):
-    """Milliseconds per step at one batch size, by the context; one JSON file.
+    """Milliseconds per step at one batch size, by context; one JSON file.
 
-    Linear between the measured contexts. Beyond the last one the last slope goes on, since attention's cost is linear
-    in the context; below the first one nothing is gained.
+    Costs are linear between the measured contexts. Beyond the last one the last slope is extrapolated, as attention's
+    cost is linear in the context. Below the first one the cost is that of the first.
 
     Attributes:
         contexts: tokens in each request's cache before the step, increasing.
-        costs: one for each.
-        spread: by how much, of a step's time, repetitions of one step differed from each other once what slowed all
-            steps alike is taken out: the 90% quantile.
+        costs: the cost at each context.
+        spread: 90% quantile of the relative differences between repetitions of one step, without slowness that all
+            steps shared.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -165,24 +165,24 @@ class CostTable(BaseModel):
         return self.typical(topology)
 
     def draft(self, topology: Topology) -> float:
-        """Predicted milliseconds of filling this tree, at :data:`TYPICAL_CONTEXT`."""
+        """Predicted milliseconds of drafting this tree, at :data:`TYPICAL_CONTEXT`."""
         return self.typical.draft(topology)
 
     def of_batch(self, batch: int, context: int) -> StepCost:
         """Cost after ``context`` tokens.
 
         Raises:
-            EntMTPError: for more than one request, of which it knows nothing.
+            EntMTPError: for more than one request, which was not measured.
         """
         _check_single(batch)
         return self.at(context)
 
 
 class BatchedCost(BaseModel):
-    """Milliseconds per step by the number of requests; linear between those that were measured.
+    """Milliseconds per step by batch size, linear between the measured ones.
 
     Attributes:
-        measured: by number of requests, 1 among them.
+        measured: cost tables by batch size, 1 included.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -199,7 +199,7 @@ class BatchedCost(BaseModel):
         """Cost for ``batch`` requests.
 
         Raises:
-            EntMTPError: for more than were measured, of which it knows nothing.
+            EntMTPError: beyond the measured batch sizes.
         """
         if batch in self.measured:
             return self.measured[batch]
@@ -231,7 +231,7 @@ def _check_single(batch: int) -> None:
 
 
 def _between(low: StepCost, high: StepCost, part: float) -> StepCost:
-    """``low`` at part 0, ``high`` at 1, linear; beyond 1 no time becomes less than that of ``high``."""
+    """Interpolate linearly from ``low`` at part 0 to ``high`` at 1; beyond 1 no time is less than that of ``high``."""
     nodes = sorted({*low.nodes, *high.nodes})
 
     def blended(one: Sequence[float], other: Sequence[float]) -> list[float]:
@@ -251,7 +251,7 @@ def _between(low: StepCost, high: StepCost, part: float) -> StepCost:
 
 
 def hardware_name(device: torch.device, devices: int = 1) -> str:
-    """A readable fingerprint of what a measured time depends on; ``devices`` of the kind hold one model."""
+    """Readable name of the hardware that a measured time depends on; ``devices`` of it share one model."""
     if device.type == "cuda":
         several = f"{devices} x " if devices > 1 else ""
         return f"{several}{torch.cuda.get_device_name(device)}, torch {torch.__version__}"

@@ -92,19 +92,19 @@ def _read(backbone: Backbone, prompt: Sequence[int], text: Sequence[int]) -> tor
 
 
 class Scripted:
-    """Heads that give each request the probabilities of its script's levels, and remember what they were asked."""
+    """Heads with scripted probabilities of each request and level. They record the parents of each call."""
 
     num_heads = 3
 
     def __init__(self, *scripts: Sequence[Sequence[float]]) -> None:
         self.scripts = scripts
-        self.asked: list[list[int]] = []
+        self.requested: list[list[int]] = []
         self._requests = list(range(len(scripts)))
         self._count = 1
 
     def next_level(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        level = len(self.asked)
-        self.asked.append(list(parents))
+        level = len(self.requested)
+        self.requested.append(list(parents))
         self._requests = [self._requests[parent // self._count] for parent in parents]
         self._count = count = min(count, len(self.scripts[0][level]))
         tokens = 100 * level + torch.arange(len(parents) * count).reshape(len(parents), count)

@@ -102,7 +102,7 @@ def test_every_level_that_ran_is_counted() -> None:
 
     dynamic = policies(small_bank(), small_cost(), 4)[DYNAMIC](TRACES[0])
     steps = replay_steps(TRACES[0], dynamic, expansion_at)
-    assert [step.levels for step in steps if step.levels] == [len(heads.asked) for heads in begun]
+    assert [step.levels for step in steps if step.levels] == [len(heads.requested) for heads in begun]
     assert any(step.levels > step.topology.max_depth for step in steps)
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from entmtp.policies.acceptance_bias import LEARNING_RATE, AcceptanceBias
 
 
-def test_a_step_moves_the_belief_by_what_it_gained_beyond_the_expected() -> None:
+def test_a_step_moves_the_bias_by_the_tokens_beyond_the_expected() -> None:
     bias = AcceptanceBias()
     bias.expected = 1.5
     bias.update(gained=4)
@@ -20,7 +20,7 @@ def test_a_step_that_guessed_nothing_teaches_nothing() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.floats(0, 60)), max_size=50))
-def test_a_belief_stays_within_bounds(steps: list[tuple[int, float]]) -> None:
+def test_a_bias_stays_within_bounds(steps: list[tuple[int, float]]) -> None:
     bias = AcceptanceBias()
     for gained, expected in steps * 20:
         bias.expected = expected

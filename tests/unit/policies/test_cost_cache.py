@@ -25,7 +25,7 @@ LEARNT = CostCorrection(
 )
 
 
-def test_a_cost_is_kept_per_model_heads_hardware_and_type(tmp_path: Path) -> None:
+def test_a_cost_is_stored_per_model_heads_hardware_and_type(tmp_path: Path) -> None:
     path = cost_path(tmp_path, "a CPU", "model", "heads", "torch.float32")
     assert read_cost(path, pytest.fail) is None
     write_cost(path, TABLE)
@@ -57,7 +57,7 @@ def test_a_cost_with_holes_is_an_error(changes: dict[str, Any] | None, tmp_path:
         read_cost(path, pytest.fail)
 
 
-def test_what_was_learnt_is_read_by_the_next_run(tmp_path: Path) -> None:
+def test_corrections_are_read_by_the_next_run(tmp_path: Path) -> None:
     cache = CostCorrectionFile(tmp_path / "costs" / "a.learnt.json")
     assert cache.read() == {}
     cache.write({1: LEARNT})
@@ -87,7 +87,7 @@ def content(**changes: Any) -> str:
         content().ljust(2**22 + 1),
     ],
 )
-def test_a_broken_file_of_what_was_learnt_is_begun_anew(
+def test_a_broken_file_of_corrections_is_started_anew(
     text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = CostCorrectionFile(tmp_path / "a.learnt.json")
@@ -95,7 +95,7 @@ def test_a_broken_file_of_what_was_learnt_is_begun_anew(
     with caplog.at_level(logging.WARNING):
         assert cache.read() == {}
     assert len(caplog.records) == 1
-    assert "is learnt again" in caplog.text
+    assert "are learned again" in caplog.text
     cache.write({1: LEARNT})
     assert cache.read() == {1: LEARNT}
 
@@ -112,4 +112,4 @@ def test_a_full_or_locked_disk_does_not_end_decoding(tmp_path: Path, caplog: pyt
     (tmp_path / "costs").write_text("a file where the folder should be")
     with caplog.at_level(logging.WARNING):
         CostCorrectionFile(tmp_path / "costs" / "a.learnt.json").write({1: LEARNT})
-    assert "could not be kept" in caplog.text
+    assert "could not be saved" in caplog.text

@@ -11,7 +11,7 @@ from entmtp.decoding.timers import Stopwatch
 from entmtp.errors import EntMTPError
 from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.base import Choice
-from entmtp.policies.dynamic import MAX_EXPANDED_NODES, PLAIN, DynamicPolicy, _Node
+from entmtp.policies.dynamic import MAX_EXPANDED_NODES, ROOT_ONLY, DynamicPolicy, _Node
 from entmtp.policies.signals import Signals, SignalTracker
 from entmtp.policies.step_cost import StepCost
 from entmtp.trees.bank import MAX_NODES
@@ -24,7 +24,7 @@ from tests.helpers.tiny_models import greedy
 
 EASY = Signals(0, 0.0, 0.0, 0.0)
 HARD = Signals(0, 9.0, 9.0, 0.0)
-BELIEVED = ProbabilityCalibration(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.6, 0.2, 0.05, 0.02]] * 3)
+UNCALIBRATED = ProbabilityCalibration(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.6, 0.2, 0.05, 0.02]] * 3)
 PREDICTOR = Predictor(
     features=["entropy"],
     weights=[-1.0],
@@ -40,44 +40,44 @@ def script(*levels: Sequence[float]) -> Scripted:
     return Scripted(levels)
 
 
-def grown(heads: Scripted, cost: StepCost, signals: Signals = EASY) -> Choice:
-    return DynamicPolicy(PREDICTOR, BELIEVED, cost.of_batch, 8).choose(
+def expanded(heads: Scripted, cost: StepCost, signals: Signals = EASY) -> Choice:
+    return DynamicPolicy(PREDICTOR, UNCALIBRATED, cost.of_batch, 8).choose(
         [signals], [AcceptanceBias()], [63], lambda requests: heads
     )[0]
 
 
 def test_hard_text_is_not_drafted_for_at_all() -> None:
     heads = script()
-    assert grown(heads, small_cost(1.0, 1.0), HARD) == Choice(Topology.root_only())
-    assert heads.asked == []
+    assert expanded(heads, small_cost(1.0, 1.0), HARD) == Choice(Topology.root_only())
+    assert heads.requested == []
 
 
 def test_sure_heads_grow_a_chain() -> None:
-    found = grown(script(*[[0.97, 0.01, 0.005, 0.001]] * 3), small_cost(1.0, 1.0))
+    found = expanded(script(*[[0.97, 0.01, 0.005, 0.001]] * 3), small_cost(1.0, 1.0))
     assert found.topology.paths == ((0,), (0, 0), (0, 0, 0))
     assert found.tokens == [0, 100, 200]
 
 
 def test_unsure_heads_grow_a_wide_level_and_no_deeper_one() -> None:
     heads = script([0.16, 0.15, 0.14, 0.13])
-    found = grown(heads, small_cost(0.5, 8.0))
+    found = expanded(heads, small_cost(0.5, 8.0))
     assert found.topology.paths == ((0,), (1,), (2,), (3,))
-    assert heads.asked == [[0]]
+    assert heads.requested == [[0]]
 
 
-def test_only_parents_worth_it_are_asked_for_children() -> None:
+def test_only_parents_above_the_token_price_are_expanded() -> None:
     heads = script([0.6, 0.3, 0.01, 0.01], [0.5, 0.3, 0.1, 0.05], [0.01, 0.01, 0.01, 0.01])
-    grown(heads, small_cost(0.5, 0.2))
-    assert heads.asked[1] == [0, 1]
+    expanded(heads, small_cost(0.5, 0.2))
+    assert heads.requested[1] == [0, 1]
 
 
 def test_hopeless_guesses_leave_plain_decoding() -> None:
-    assert grown(script([0.001] * 4), small_cost(2.0, 1.0)) == PLAIN
+    assert expanded(script([0.001] * 4), small_cost(2.0, 1.0)) == ROOT_ONLY
 
 
 def test_other_costs_count_once_the_policy_takes_them_in() -> None:
     costs = [small_cost(1.0, 1.0)]
-    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch, context: costs[0], 8)
+    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, lambda batch, context: costs[0], 8)
 
     def nodes() -> int:
         heads = script(*[[0.97, 0.01, 0.005, 0.001]] * 3)
@@ -142,7 +142,7 @@ def test_each_request_of_a_batch_grows_its_own_tree() -> None:
 
 def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() -> None:
     heads = Scripted([[0.97, 0.01, 0.005, 0.001]] * 3, [[0.3, 0.25, 0.2, 0.1], [0.1] * 4, [0.1] * 4])
-    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch, context: small_cost(0.5 * batch, 0.2), 8)
+    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, lambda batch, context: small_cost(0.5 * batch, 0.2), 8)
     found = policy.choose([EASY, EASY], [AcceptanceBias(), AcceptanceBias()], [63, 63], lambda requests: heads)
     assert {tree.topology.nodes for tree in found} == {3}
     assert found[0].topology.max_depth == 3
@@ -150,15 +150,15 @@ def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() 
 
 
 def test_the_cost_of_one_request_says_nothing_of_four() -> None:
-    policy = DynamicPolicy(PREDICTOR, BELIEVED, small_cost(0.5, 0.2).of_batch, 8)
+    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, small_cost(0.5, 0.2).of_batch, 8)
     with pytest.raises(EntMTPError, match="known for 1 request, not for 4"):
         policy.choose([EASY] * 4, [AcceptanceBias() for _ in range(4)], [63] * 4, lambda requests: Scripted())
 
 
 def test_a_chance_multiplies_along_a_path() -> None:
-    policy = DynamicPolicy(PREDICTOR, BELIEVED, small_cost(0.01, 0.01).of_batch, 8)
-    nodes = policy._guessed(
-        script(*[[0.5, 0.2, 0.1, 0.1]] * 3), [_Node(0, (), 0, 1.0, 0, 0.0)], policy._worth((63,), 160), [63]
+    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, small_cost(0.01, 0.01).of_batch, 8)
+    nodes = policy._expand(
+        script(*[[0.5, 0.2, 0.1, 0.1]] * 3), [_Node(0, (), 0, 1.0, 0, 0.0)], policy._token_prices((63,), 160), [63]
     )
     by_path = {node.path: node.chance for node in nodes}
     assert by_path[0, 1] == pytest.approx(0.1, abs=1e-4)
@@ -168,17 +168,17 @@ def test_a_chance_multiplies_along_a_path() -> None:
 def test_each_level_is_one_pass_for_all_requests() -> None:
     sure, unsure = [0.97, 0.01, 0.005, 0.001], [0.3, 0.2, 0.1, 0.1]
     heads = Scripted([sure] * 3, [unsure, sure, sure])
-    policy = DynamicPolicy(PREDICTOR, BELIEVED, lambda batch, context: small_cost(0.2 * batch, 0.2), 8)
+    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, lambda batch, context: small_cost(0.2 * batch, 0.2), 8)
     found = policy.choose([EASY, EASY], [AcceptanceBias(), AcceptanceBias()], [63, 63], lambda requests: heads)
-    assert heads.asked[0] == [0, 1]
-    assert heads.asked[1][:2] == [0, 4]
+    assert heads.requested[0] == [0, 1]
+    assert heads.requested[1][:2] == [0, 4]
     assert found[0].tokens is not None
     assert found[0].tokens[0] == 0
     assert found[1].tokens is not None
     assert found[1].tokens[:2] == [4, 5]
 
 
-def test_where_nodes_cost_nothing_many_children_are_asked_for_and_the_tree_is_as_large_as_may_be() -> None:
+def test_where_nodes_cost_nothing_many_children_are_drafted_and_the_tree_is_as_large_as_may_be() -> None:
     generous = ProbabilityCalibration(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.3, *[0.04] * 15]] * 3)
     probabilities = [0.3, *[0.04] * 15]
     policy = DynamicPolicy(PREDICTOR, generous, lambda batch, context: small_cost(0.0, 0.01), 8)
@@ -190,7 +190,7 @@ def test_where_nodes_cost_nothing_many_children_are_asked_for_and_the_tree_is_as
     assert len(found.tokens or []) == MAX_EXPANDED_NODES
 
 
-def test_a_plain_step_that_takes_longer_than_one_with_a_tree_makes_no_guess_worth_asking_for() -> None:
+def test_a_plain_step_that_takes_longer_than_one_with_a_tree_makes_no_node_free() -> None:
     cost = StepCost(
         nodes=[0, 1, 63],
         verify_ms=[40.0, 20.0, 20.0 + 62],
@@ -200,8 +200,8 @@ def test_a_plain_step_that_takes_longer_than_one_with_a_tree_makes_no_guess_wort
         hardware="test",
     )
     heads = script(*[[0.6, 0.2, 0.001, 0.001]] * 3)
-    grown(heads, cost)
-    assert heads.asked == [[0], [0, 1], [0, 1, 4]]
+    expanded(heads, cost)
+    assert heads.requested == [[0], [0, 1], [0, 1, 4]]
 
 
 def test_where_the_first_node_costs_most_and_others_little_trees_are_large() -> None:
@@ -220,7 +220,7 @@ def test_where_the_first_node_costs_most_and_others_little_trees_are_large() -> 
 
 
 def test_a_request_that_accepts_less_than_was_expected_of_it_is_believed_less() -> None:
-    policy = DynamicPolicy(PREDICTOR, BELIEVED, small_cost(0.3, 0.1).of_batch, 8)
+    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, small_cost(0.3, 0.1).of_batch, 8)
 
     def nodes_after(gained: int) -> int:
         bias = AcceptanceBias()

@@ -32,7 +32,7 @@ def linear(per_node: float, per_level: float = 0.0) -> BatchCosts:
 
 def chosen_by(policy: GoodputPolicy, *signals: Signals) -> list[Topology]:
     biases = [policy.start() for _ in signals]
-    return [policy.trees[at] for at in policy.best(policy.scores(signals, biases), [63] * len(signals))]
+    return [policy.trees[at] for at in policy.best_trees(policy.scores(signals, biases), [63] * len(signals))]
 
 
 def test_a_deep_tree_where_the_text_is_easy_and_plain_decoding_where_it_is_hard() -> None:
@@ -72,7 +72,7 @@ def test_one_shape_serves_a_batch_and_each_request_takes_its_best_tree_within_it
     assert hard.paths == ((0,), (1,)), "nodes that are padded anyway cost nothing"
 
 
-def test_a_batch_for_which_nodes_are_dear_decodes_plainly() -> None:
+def test_a_batch_for_which_nodes_are_expensive_decodes_plainly() -> None:
     policy = GoodputPolicy(PREDICTOR, linear(1.0), 8)
     assert chosen_by(policy, EASY)[0].nodes == 3
     assert {tree.nodes for tree in chosen_by(policy, *[EASY] * 16)} == {0}
@@ -94,12 +94,12 @@ def test_other_costs_count_once_the_policy_takes_them_in() -> None:
 
 
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=5), st.floats(0, 5), st.floats(0, 3))
-def test_no_shape_is_worth_more(nats: list[float], per_node: float, per_level: float) -> None:
+def test_no_shape_has_a_larger_net_gain(nats: list[float], per_node: float, per_level: float) -> None:
     policy = GoodputPolicy(PREDICTOR, linear(per_node, per_level), 8)
     signals = [Signals(0, each, each, 0.0) for each in nats]
     cost, rate = linear(per_node, per_level)(len(nats), 160), policy.rate([63] * len(nats))
 
-    def worth(trees: list[Topology]) -> float:
+    def net_gain(trees: list[Topology]) -> float:
         widest = max(trees, key=lambda tree: (tree.nodes, tree.max_depth))
         gain = sum(
             float(PREDICTOR.centre_weights(float(PREDICTOR.score(np.array([each])))) @ PREDICTOR.gains([tree])[:, 0])
@@ -107,9 +107,9 @@ def test_no_shape_is_worth_more(nats: list[float], per_node: float, per_level: f
         )
         return gain - rate * cost(widest)
 
-    found = worth(chosen_by(policy, *signals))
+    found = net_gain(chosen_by(policy, *signals))
     for tree in policy.trees:
-        assert found >= worth([tree] * len(nats)) - 1e-9
+        assert found >= net_gain([tree] * len(nats)) - 1e-9
 
 
 def test_candidates_are_the_likeliest_paths_of_each_centre_by_depth_and_size() -> None:

@@ -18,7 +18,7 @@ def point(batch: int, context: int, scale: float) -> dict[str, Any]:
     return {"batch": batch, "context": context} | times | drafts
 
 
-def grown_point(batch: int, context: int, scale: float, depths: int = 2) -> dict[str, Any]:
+def expanded_point(batch: int, context: int, scale: float, depths: int = 2) -> dict[str, Any]:
     return point(batch, context, scale) | {"grown_draft_ms": [10 * scale * depth for depth in range(1, depths + 1)]}
 
 
@@ -50,11 +50,13 @@ def test_between_points_it_is_linear(batch: int, context: int, scale: float) -> 
 
 def test_growing_costs_what_was_measured_for_it_whatever_the_trees_width() -> None:
     assert profile().expanded_cost() is None
-    grown = HardwareProfile.model_validate(table(points=[grown_point(*one) for one in GRID])).expanded_cost(1, 200)
-    assert grown is not None
-    assert grown(Topology.root_only()) == pytest.approx(5 * 2)
+    expanded = HardwareProfile.model_validate(table(points=[expanded_point(*one) for one in GRID])).expanded_cost(
+        1, 200
+    )
+    assert expanded is not None
+    assert expanded(Topology.root_only()) == pytest.approx(5 * 2)
     wide = Topology.of([(0,), (0, 0), *((rank,) for rank in range(1, 30))])
-    assert (grown.draft(CHAIN), grown.draft(wide)) == pytest.approx((40.0, 40.0))
+    assert (expanded.draft(CHAIN), expanded.draft(wide)) == pytest.approx((40.0, 40.0))
 
 
 def test_without_a_context_it_is_the_shortest_measured() -> None:
@@ -76,23 +78,26 @@ def test_outside_the_grid_nothing_is_known(batch: int, context: int, name: str) 
         ({"points": [*table()["points"][:3], point(4, 300, -1.0)]}, "points.3.policy_ms.0"),
         ({"points": [*table()["points"][:3], point(4, 300, 1) | {"accept_ms": [1.0]}]}, "has 1 times for accept_ms"),
         ({"points": [*table()["points"][:3], point(4, 300, 1) | {"wide_draft_ms": [1.0]}]}, "different depths"),
-        ({"points": [grown_point(1, 100, 1.0), *table()["points"][1:]]}, "grown_draft_ms was measured at some points"),
-        ({"points": [grown_point(*one, depths=3) for one in GRID]}, "different depths"),
+        (
+            {"points": [expanded_point(1, 100, 1.0), *table()["points"][1:]]},
+            "grown_draft_ms was measured at some points",
+        ),
+        ({"points": [expanded_point(*one, depths=3) for one in GRID]}, "different depths"),
         ({"nodes": [1, 2]}, "nodes must start at 0"),
         ({"nodes": [0, 2, 2]}, "must increase"),
         ({"batches": [4, 1]}, "batches .* must increase"),
         ({"unknown": 1}, "unknown"),
     ],
 )
-def test_a_profile_with_holes_is_told_in_one_line(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_a_profile_with_holes_is_reported_in_one_line(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(table(**changes)))
-    with pytest.raises(EntMTPError, match=rf"profile: .*mine\.json: .*{reason}.*; measure it again with") as told:
+    with pytest.raises(EntMTPError, match=rf"profile: .*mine\.json: .*{reason}.*; measure it again with") as raised:
         load_profile(str(path))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_an_unknown_name_is_told_the_known_ones() -> None:
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     known = ", ".join(known_profiles())
     with pytest.raises(EntMTPError, match=rf"'abacus' is neither a file nor a known profile \({known}\)"):
         load_profile("abacus")

@@ -76,11 +76,11 @@ def test_no_other_static_tree_is_faster(bank: TreeBank, shallow: Frontier, plain
 def test_a_level_that_costs_more_than_it_gains_is_left_out() -> None:
     bank = small_bank().model_copy(update={"shallower": [frontier([((0,), 0.6), ((1,), 0.2)])]})
 
-    def level_is_dear(topology: Topology) -> float:
+    def level_is_expensive(topology: Topology) -> float:
         return 10 + topology.nodes + 4 * topology.max_depth
 
-    assert best_static(bank, level_is_dear).max_depth == 1
-    assert build_ladder(small_bank(), level_is_dear).rungs[1].paths == ((0,), (1,))
+    assert best_static(bank, level_is_expensive).max_depth == 1
+    assert build_ladder(small_bank(), level_is_expensive).rungs[1].paths == ((0,), (1,))
 
 
 def test_calm_text_gets_the_deeper_tree() -> None:
@@ -90,7 +90,7 @@ def test_calm_text_gets_the_deeper_tree() -> None:
     assert [rung.paths for rung in ladder.rungs] == [((0,), (0, 0), (0, 0, 0)), ((0,),), ()]
 
 
-def test_where_nodes_are_dear_nothing_is_guessed() -> None:
+def test_where_nodes_are_expensive_nothing_is_drafted() -> None:
     assert best_static(small_bank(), linear(10, 10)) == Topology.root_only()
     assert [rung.nodes for rung in build_ladder(small_bank(), linear(10, 10)).rungs] == [0, 0, 0]
 

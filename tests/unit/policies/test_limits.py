@@ -143,7 +143,7 @@ def test_one_that_may_have_no_tree_changes_no_other_ones() -> None:
         assert free.nodes > 1
 
 
-def test_a_step_without_any_tree_teaches_beliefs_of_the_last_one_and_scores_nothing(
+def test_a_step_without_any_tree_updates_the_biases_by_the_last_one_and_scores_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def score(*args: object) -> list[float]:
@@ -159,14 +159,14 @@ def test_a_step_without_any_tree_teaches_beliefs_of_the_last_one_and_scores_noth
 
 def test_a_step_without_any_tree_corrects_no_cost_and_one_with_some_does() -> None:
     policy = OnlineCostPolicy(lambda cost: goodput(cost), SameCost())
-    before = policy._machine.of(1).learnt
+    before = policy._costs.for_batch(1).correction
     for limit, learns in ((0, False), (MAX_NODES, True)):
         trees = chosen(policy, [Signals(0, 0.1, 0.1, 1.0)], [policy.start()], [limit])
         policy.observe(trees, {"draft": 1.0, "verify": 50.0})
-        assert (policy._machine.of(1).learnt != before) == learns
+        assert (policy._costs.for_batch(1).correction != before) == learns
 
 
-def worth(policy: GoodputPolicy, tree: Topology, nats: float, cost: TreeCost, limits: Sequence[int]) -> float:
+def net_gain(policy: GoodputPolicy, tree: Topology, nats: float, cost: TreeCost, limits: Sequence[int]) -> float:
     predictor = small_predictor()
     gain = float(predictor.centre_weights(-nats) @ predictor.gains([tree])[:, 0])
     return gain - policy.rate(limits) * cost(tree)
@@ -177,10 +177,10 @@ def test_goodput_takes_the_best_tree_within_a_limit(limit: int, nats: float, per
     cost = small_cost(per_node, 0.1)
     policy = GoodputPolicy(small_predictor(), cost.of_batch, 8)
     (found,) = chosen(policy, [Signals(0, nats, nats, 0.0)], [AcceptanceBias()], [limit])
-    ours = worth(policy, found, nats, cost, [limit])
+    ours = net_gain(policy, found, nats, cost, [limit])
     for tree in policy.trees:
         if tree.nodes <= limit:
-            assert ours >= worth(policy, tree, nats, cost, [limit]) - 1e-9
+            assert ours >= net_gain(policy, tree, nats, cost, [limit]) - 1e-9
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.floats(0, 2)), min_size=2, max_size=4), st.floats(0, 3))
@@ -206,7 +206,7 @@ def test_goodput_takes_the_best_trees_of_a_batch_within_their_limits(
         assert ours >= value(others) - 1e-9
 
 
-def test_a_millisecond_of_a_limited_request_is_worth_what_its_own_steps_gain() -> None:
+def test_the_token_price_of_a_limited_request_is_that_of_its_own_steps() -> None:
     """At the rate of large trees a small one looks worse than none, though it is the best that may be had."""
     cost = StepCost(
         nodes=[0, 1, 63],
@@ -219,7 +219,7 @@ def test_a_millisecond_of_a_limited_request_is_worth_what_its_own_steps_gain() -
     policy = GoodputPolicy(small_predictor(), cost.of_batch, 8)
     easy = [Signals(0, 0.2, 0.2, 0.0)]
     assert policy.rate([1]) < policy.rate([MAX_NODES])
-    assert worth(policy, Topology.of([(0,)]), 0.2, cost, [MAX_NODES]) < worth(
+    assert net_gain(policy, Topology.of([(0,)]), 0.2, cost, [MAX_NODES]) < net_gain(
         policy, Topology.root_only(), 0.2, cost, [MAX_NODES]
     )
     assert [tree.nodes for tree in chosen(policy, easy, [AcceptanceBias()], [1])] == [1]
@@ -238,7 +238,7 @@ def test_the_dynamic_policy_takes_the_likeliest_guesses_within_a_limit(limit: in
     assert set(found.paths) == set(best)
 
 
-def test_a_level_that_could_only_take_the_places_of_likelier_guesses_is_not_run() -> None:
+def test_a_level_that_could_only_replace_likelier_guesses_is_not_run() -> None:
     believed = ProbabilityCalibration(slope=[1.0] * 4, offset=[0.0] * 4, follow=[[0.5, 0.2, 0.1, 0.05]] * 4)
 
     def passes(limit: int, probabilities: Sequence[float]) -> int:

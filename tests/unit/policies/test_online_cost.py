@@ -102,8 +102,8 @@ def test_no_single_step_says_much(steps: list[tuple[int, float]]) -> None:
 def test_steps_of_two_requests_teach_of_two_alone() -> None:
     online = OnlineCosts(machine(COST, COST), {})
     for _ in range(128):
-        online.of(2).observe(wide(1), CONTEXT, 500.0, 2.0)
-    one = online.of(1).at(CONTEXT)
-    assert online.of(2).at(CONTEXT)(wide(1)) > 5 * one(wide(1))
+        online.for_batch(2).observe(wide(1), CONTEXT, 500.0, 2.0)
+    one = online.for_batch(1).at(CONTEXT)
+    assert online.for_batch(2).at(CONTEXT)(wide(1)) > 5 * one(wide(1))
     assert one(wide(1)) == COST(wide(1))
     assert one.draft(wide(1)) == COST.draft(wide(1))

@@ -1,4 +1,4 @@
-"""What correcting and probing are worth, on a machine without a model."""
+"""Gains of correcting and probing, on a simulated machine without a model."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_right_costs_lose_at_most_1_percent_to_probes(
 
 
 @each_policy
-def test_what_was_learnt_is_there_after_a_restart(name: str, tmp_path: Path) -> None:
+def test_corrections_are_there_after_a_restart(name: str, tmp_path: Path) -> None:
     cache = CostCorrectionFile(tmp_path / "a.learnt.json")
     right = run(name, machine(*costs(1)), 300)
     run(name, too_expensive(1), 1000, cache=cache)
@@ -80,11 +80,11 @@ def test_what_was_learnt_is_there_after_a_restart(name: str, tmp_path: Path) -> 
 
 
 @each_policy
-def test_what_was_learnt_of_another_table_counts_for_nothing(name: str, tmp_path: Path) -> None:
+def test_a_correction_of_another_table_is_ignored(name: str, tmp_path: Path) -> None:
     cache = CostCorrectionFile(tmp_path / "a.learnt.json")
     run(name, too_expensive(1), 1000, cache=cache)
     policy = OnlineCostPolicy(POLICIES[name], machine(*costs(1)), cache)
-    assert not policy._machine.of(1).shape.any()
+    assert not policy._costs.for_batch(1).shape.any()
 
 
 @each_policy

@@ -39,7 +39,7 @@ def test_between_grid_points_it_is_linear() -> None:
     assert cost.draft(Topology.of([*CHAIN.paths, *((rank,) for rank in range(1, 11))])) == 9.0
 
 
-def test_a_tree_behind_the_grid_is_not_free() -> None:
+def test_a_tree_beyond_the_grid_is_not_free() -> None:
     cost = table()
     assert cost(wide(16)) == pytest.approx(30 + 10 * 4 + 2)
     falling = table(verify_ms=[10.0, 31.0, 30.0])
