@@ -96,7 +96,7 @@ class EngineReplica:
         settings = self._args.engine.model_copy(update=limits)
         engine = self._served.engine
         policy = await asyncio.to_thread(policy_of, method, engine.backbone, engine.heads, settings, _log.info)
-        await self._served.ask(lambda engine: engine.change(policy, settings))
+        await self._served.call(lambda engine: engine.reconfigure(policy, settings))
         self._method = method
 
     async def generate(self, call: Call) -> AsyncGenerator[Placed | Delta | Failure]:
@@ -148,13 +148,13 @@ class EngineReplica:
         Serve asks from the replica's start on, so that its metrics begin then too.
         """
         self._begin_reporting()
-        statistics, texts = await self._served.ask(_statistics_and_texts)
+        statistics, texts = await self._served.call(_statistics_and_texts)
         prefixes = {one for salt, text in texts for one in block_hashes(text, salt)}
         return {"at": time.time(), "outstanding_tokens": statistics.outstanding_tokens, "prefixes": sorted(prefixes)}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaling policy needs to know."""
-        statistics = await self._served.ask(lambda engine: engine.statistics)
+        statistics = await self._served.call(lambda engine: engine.statistics)
         self._speed = 1e3 * statistics.goodput or self._speed
         return {OUTSTANDING: float(statistics.outstanding_tokens), SPEED: self._speed}
 
@@ -164,7 +164,7 @@ class EngineReplica:
 
     async def _report(self) -> None:
         while True:
-            self._metrics.engine(await self._served.ask(lambda engine: engine.statistics))
+            self._metrics.engine(await self._served.call(lambda engine: engine.statistics))
             await asyncio.sleep(_METRICS_SECONDS)
 
     def __del__(self) -> None:
@@ -173,4 +173,4 @@ class EngineReplica:
 
 
 def _statistics_and_texts(engine: Engine) -> tuple[EngineStatistics, Sequence[tuple[str, Sequence[int]]]]:
-    return engine.statistics, engine.texts if engine.settings.prefix_reuse else []
+    return engine.statistics, engine.cached_prefixes if engine.settings.prefix_reuse else []

@@ -1,4 +1,4 @@
-"""The engine for an event loop: its steps run in a thread of their own, and what they bring arrives as it comes."""
+"""Asynchronous engine: steps run in a thread of their own, and outputs are streamed to the event loop."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ T = TypeVar("T")
 
 
 class EngineDeadError(EntMTPError):
-    """The engine's loop has ended with an error; nothing can be served any more."""
+    """Raised if the engine's loop has ended; nothing can be served any more."""
 
 
 class _Mailbox:
-    """Where one request's progress arrives."""
+    """Queue of one request's outputs, from the engine's thread to the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[RequestOutput | EntMTPError] = asyncio.Queue()
 
     def put(self, item: RequestOutput | EntMTPError) -> None:
-        """From any thread; what comes after the event loop has closed is lost with its reader."""
+        """Put an item from any thread; it is dropped if the event loop has closed, since nobody can read it."""
         try:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
         except RuntimeError:
@@ -52,22 +52,22 @@ class AsyncEngine:
     engine: Engine
 
     def __init__(self, make: Callable[[], Engine]) -> None:
-        """Makes the engine in the thread that runs it.
+        """Make the engine in the thread that runs it.
 
-        Every thread that computes has OpenMP threads of its own, and as soon as there are more than cores they no
-        longer spin while they wait for each other, which made steps a fifth slower on two cores.
+        Every thread that computes starts OpenMP threads of its own. With more of them than cores, they no longer spin
+        while they wait for each other, which made steps a fifth slower on two cores.
 
         Raises:
             EntMTPError: what ``make`` raises.
         """
         self._mailboxes: dict[str, _Mailbox] = {}
-        self._orders: deque[Callable[[], None]] = deque()
-        self._asked: set[Future[Any]] = set()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._pending: set[Future[Any]] = set()
         self._wake = threading.Condition()
         self._closing = False
         self._error: BaseException | None = None
         made: Future[None] = Future()
-        self._thread = threading.Thread(target=self._live, args=(make, made), name="entmtp-engine", daemon=True)
+        self._thread = threading.Thread(target=self._thread_main, args=(make, made), name="entmtp-engine", daemon=True)
         self._thread.start()
         made.result()
 
@@ -79,22 +79,22 @@ class AsyncEngine:
 
     @property
     def healthy(self) -> bool:
-        """Whether the loop runs: what a health check asks."""
+        """Whether the loop runs, for health checks."""
         return self._thread.is_alive() and self._error is None
 
     def close(self) -> None:
-        """Ends the loop; requests that run are given up with an error."""
+        """End the loop; running requests end with an error."""
         with self._wake:
             self._closing = True
             self._wake.notify()
         self._thread.join()
 
     async def generate(self, request: Request) -> AsyncGenerator[RequestOutput]:
-        """Yields what each step brings, until the request has ended; a caller that stops listening cancels it.
+        """Yield each step's output until the request has ended; a caller that stops iterating cancels it.
 
         Raises:
-            EntMTPError: if the request can't be served; others are not touched.
-            EngineFullError: if too many wait already.
+            EntMTPError: if the request can't be served; others are not affected.
+            EngineFullError: if too many requests wait already.
             EngineDeadError: if the loop has ended.
         """
         self.engine.check(request)
@@ -103,7 +103,7 @@ class AsyncEngine:
             raise EntMTPError(f"id: '{request.id}' is taken by a request that still runs; give each its own")
         self._mailboxes[request.id] = mailbox
         try:
-            self._order(lambda: self._submit(request, mailbox))
+            self._enqueue(lambda: self._submit(request, mailbox))
             while True:
                 output = await mailbox.get()
                 yield output
@@ -114,37 +114,37 @@ class AsyncEngine:
         finally:
             self._mailboxes.pop(request.id, None)
             with contextlib.suppress(EngineDeadError):
-                self._order(lambda: self.engine.cancel(request.id))
+                self._enqueue(lambda: self.engine.cancel(request.id))
 
-    async def ask(self, question: Callable[[Engine], T]) -> T:
-        """Has the engine asked, or changed, between two steps.
+    async def call(self, function: Callable[[Engine], T]) -> T:
+        """Call ``function`` with the engine between two steps; returns its result.
 
         Raises:
             EngineDeadError: if the loop has ended.
         """
-        answer: Future[T] = Future()
+        result: Future[T] = Future()
 
-        def order() -> None:
-            if not answer.set_running_or_notify_cancel():
+        def command() -> None:
+            if not result.set_running_or_notify_cancel():
                 return
             try:
-                answer.set_result(question(self.engine))
-            except Exception as error:  # it belongs to the one who asked
-                answer.set_exception(error)
+                result.set_result(function(self.engine))
+            except Exception as error:  # it is raised in the caller
+                result.set_exception(error)
 
-        self._asked.add(answer)
+        self._pending.add(result)
         try:
-            self._order(order)
-            return await asyncio.wrap_future(answer)
+            self._enqueue(command)
+            return await asyncio.wrap_future(result)
         finally:
-            self._asked.discard(answer)
+            self._pending.discard(result)
 
-    def _order(self, order: Callable[[], None]) -> None:
-        """Has something done by the engine's thread, between two steps."""
+    def _enqueue(self, command: Callable[[], None]) -> None:
+        """Queue a command, which the engine's thread runs between two steps."""
         with self._wake:
             if not self.healthy or self._closing:
                 raise EngineDeadError(f"engine: it does not run any more ({self._error or 'closed'}); start it anew")
-            self._orders.append(order)
+            self._commands.append(command)
             self._wake.notify()
 
     def _submit(self, request: Request, mailbox: _Mailbox) -> None:
@@ -152,14 +152,14 @@ class AsyncEngine:
             self.engine.submit(request)
         except EntMTPError as error:
             mailbox.put(error)
-        except Exception as error:  # whatever it is, it is this request's own
+        except Exception as error:  # of any type: it is caused by this request alone
             _log.exception("request %s could not be queued", request.id)
             mailbox.put(EntMTPError(description(error, "queueing it")))
 
-    def _live(self, make: Callable[[], Engine], made: Future[None]) -> None:
+    def _thread_main(self, make: Callable[[], Engine], made: Future[None]) -> None:
         try:
             self.engine = make()
-        except BaseException as error:  # it is raised where the engine was asked for
+        except BaseException as error:  # it is raised in the thread that makes the AsyncEngine
             made.set_exception(error)
             return
         made.set_result(None)
@@ -167,37 +167,37 @@ class AsyncEngine:
 
     def _run(self) -> None:
         try:
-            while self._next_orders():
+            while self._run_commands():
                 for output in self.engine.step():
                     if (mailbox := self._mailboxes.get(output.id)) is not None:
                         mailbox.put(output)
-        except BaseException as error:  # whatever it is, those who wait must hear of it
+        except BaseException as error:  # of any type: all waiting callers get it
             self._error = error
             _log.exception("the engine's loop has ended")
         finally:
-            self._keep()
+            self._close_engine()
             with self._wake:
                 self._closing = True
-            gone = EngineDeadError(f"engine: it ended while this request ran ({self._error or 'closed'})")
+            dead = EngineDeadError(f"engine: it ended while this request ran ({self._error or 'closed'})")
             for mailbox in list(self._mailboxes.values()):
-                mailbox.put(gone)
-            for answer in list(self._asked):
-                with contextlib.suppress(InvalidStateError):  # it has been answered, or nobody waits any more
-                    answer.set_exception(gone)
+                mailbox.put(dead)
+            for result in list(self._pending):
+                with contextlib.suppress(InvalidStateError):  # it is done or cancelled already
+                    result.set_exception(dead)
 
-    def _keep(self) -> None:
+    def _close_engine(self) -> None:
         try:
             self.engine.close()
-        except Exception:  # it is for the next run's speed only
-            _log.exception("what the engine had learnt could not be kept")
+        except Exception:  # it only makes the next run faster
+            _log.exception("what the engine had learnt could not be saved")
 
-    def _next_orders(self) -> bool:
-        """Waits until there is something to do, carries out what was ordered; False when it is time to end."""
+    def _run_commands(self) -> bool:
+        """Wait until there is work, and run the queued commands; False if the engine is closing."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closing or self._orders or not self.engine.idle)
+            self._wake.wait_for(lambda: self._closing or self._commands or not self.engine.idle)
             if self._closing:
                 return False
-            orders, self._orders = self._orders, deque()
-        for order in orders:
-            order()
+            commands, self._commands = self._commands, deque()
+        for command in commands:
+            command()
         return True

@@ -1,4 +1,4 @@
-"""The loop around the step: requests join and leave between steps, and all that run share each of them."""
+"""Continuous batching: requests join and leave between steps, and all running ones share each step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from tokenizers import Tokenizer
 
 from entmtp.decoding.detokenizer import Detokenizer
-from entmtp.decoding.faults import NotNumbersError, description, is_out_of_memory
+from entmtp.decoding.faults import NonFiniteLogitsError, description, is_out_of_memory
 from entmtp.decoding.job import Job
 from entmtp.decoding.outputs import Completion, EngineStatistics, FinishReason, RequestOutput, logprobs_of
 from entmtp.decoding.request import InvalidRequestError, Request, RunningRequest, check_request
@@ -34,14 +34,14 @@ _WINDOW = 64
 
 
 class EngineFullError(EntMTPError):
-    """As many requests wait as may; try again later."""
+    """Raised if the queue of waiting requests is full; the request can be tried again later."""
 
 
 class Engine:
     """Decodes requests with one method (heads and policy) on one device; not safe to call from several threads.
 
     All memory for ``settings.slots`` requests of ``settings.context`` tokens is allocated at construction. Without
-    settings one request runs at a time, in memory that grows with the longest.
+    settings one request runs at a time, and memory is allocated anew for a request that needs more than any before.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Engine:
         self.policy = policy
         self.settings = settings or EngineSettings(slots=1, context=backbone.max_context, prefix_reuse=False)
         self.detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
-        self._grows = settings is None
+        self._allocates_on_demand = settings is None
         self._retry = StepRetry()
         self._steps = self._tokens = 0
         self._gained, self._busy = Ema(_WINDOW), Ema(_WINDOW)
@@ -65,32 +65,32 @@ class Engine:
         self._jobs: list[Job] = []
         self._state: DecodingState | None = None
         self._slots: Slots | None = None
-        if not self._grows:
-            self._allocate(_rows(min(self.settings.context, backbone.max_context)))
+        if not self._allocates_on_demand:
+            self._allocate(_cache_rows(min(self.settings.context, backbone.max_context)))
 
     @property
     def running(self) -> int:
-        """Requests that have a slot."""
+        """Number of requests that have a slot."""
         return len(self._jobs)
 
     @property
     def waiting(self) -> int:
-        """Requests that have none yet."""
+        """Number of requests that wait for a slot."""
         return len(self._waiting)
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether no request runs or waits."""
         return not self._jobs and not self._waiting
 
     @property
     def statistics(self) -> EngineStatistics:
-        """How it fares now."""
+        """Current state of the engine."""
         seconds = self._busy.value
         return EngineStatistics(
             running=self.running,
             waiting=self.waiting,
-            outstanding_tokens=sum(job.outstanding for job in [*self._jobs, *self._waiting]),
+            outstanding_tokens=sum(job.outstanding_tokens for job in [*self._jobs, *self._waiting]),
             cache_tokens=0 if self._slots is None else self._slots.tokens,
             cache_capacity=0 if self._state is None else self.settings.slots * self._state.capacity,
             steps=self._steps,
@@ -100,7 +100,7 @@ class Engine:
         )
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Completion:
-        """Completes ``prompt`` (token ids) greedily, to an end-of-text token or ``max_new_tokens``."""
+        """Complete ``prompt`` (token ids) greedily, to an end-of-text token or ``max_new_tokens``."""
         if max_new_tokens < 1:
             raise EntMTPError(f"max_new_tokens: {max_new_tokens} is not accepted; ask for at least 1")
         completion = Completion()
@@ -111,7 +111,7 @@ class Engine:
     def stream(
         self, prompt: Sequence[int], params: SamplingParams, completion: Completion, continues_text: bool = False
     ) -> Iterator[RequestOutput]:
-        """Completes ``prompt``, alone in the engine: yields what each step brings and fills in ``completion``.
+        """Complete ``prompt``, alone in the engine: yields each step's output and fills in ``completion``.
 
         Raises:
             EntMTPError: as :meth:`submit`.
@@ -128,12 +128,12 @@ class Engine:
             raise EntMTPError(completion.error)
 
     def submit(self, request: Request, completion: Completion | None = None) -> Completion:
-        """Queues a request; what comes of it is filled into the completion.
+        """Queue a request; steps fill in the returned completion.
 
         Raises:
-            InvalidRequestError: if it can't be served: its prompt is empty, it and its answer exceed the context, a
-                parameter does not fit the model.
-            EngineFullError: if too many wait already.
+            InvalidRequestError: if the prompt is empty, prompt and answer exceed the context, or a parameter does not
+                fit the model.
+            EngineFullError: if too many requests wait already.
         """
         self.check(request)
         if len(self._waiting) >= self.settings.max_waiting + self.settings.slots - len(self._jobs):
@@ -141,24 +141,26 @@ class Engine:
         params = request.params
         eos = frozenset() if params.ignore_eos else self.backbone.eos_token_ids
         sampler = Sampler(params, eos | frozenset(params.stop_token_ids), request.number, request.prompt_number)
-        job = Job(request, sampler, self._text(request), time.perf_counter(), completion or Completion())
+        job = Job(request, sampler, self._text_stream(request), time.perf_counter(), completion or Completion())
         self._waiting.append(job)
         return job.completion
 
     def check(self, request: Request) -> None:
-        """Raises InvalidRequestError as :meth:`submit`; may be called from any thread."""
+        """Check a request; raises InvalidRequestError as :meth:`submit`. May be called from any thread."""
         check_request(request, self.backbone.vocab_size, min(self.backbone.max_context, self.settings.context))
         if request.params.stop and self.detokenizer is None:
             raise InvalidRequestError("stop: this engine has no tokenizer to find texts with; use stop_token_ids")
 
-    def _text(self, request: Request) -> TextStream | None:
+    def _text_stream(self, request: Request) -> TextStream | None:
         if self.detokenizer is None:
             return None
         prompt = request.prompt if request.continues_text else ()
         return TextStream(self.detokenizer, request.params.stop, request.params.min_tokens, prompt)
 
-    def change(self, policy: Policy, settings: EngineSettings) -> None:
-        """Goes on with another policy and other limits; requests that run keep their text and forget their history.
+    def reconfigure(self, policy: Policy, settings: EngineSettings) -> None:
+        """Continue with another policy and other limits.
+
+        Running requests keep their text; their signals and policy states are reset.
 
         Raises:
             EntMTPError: if the settings would need other memory.
@@ -176,166 +178,167 @@ class Engine:
                 job.running.policy_state = policy.start()
 
     def close(self) -> None:
-        """Keeps what the policy has learnt for the next run; decoding may go on."""
+        """Save what the policy has learnt for the next run; decoding may go on."""
         self.policy.close()
 
     @property
     def captures_steps(self) -> bool:
-        """Whether its steps become CUDA graphs, so that the first ones of a kind take longer than they will again."""
+        """Whether steps are captured as CUDA graphs, so that the first ones of a kind take longer than later ones."""
         return self._state is not None and self._state.graphs.active
 
     @property
-    def texts(self) -> list[tuple[str, list[int]]]:
-        """Salt and tokens of what lies in the slots: a prompt that begins as one of them is read faster."""
-        return [] if self._slots is None else self._slots.texts
+    def cached_prefixes(self) -> list[tuple[str, list[int]]]:
+        """Salt and tokens of each slot: a prompt that begins like one of them is read faster."""
+        return [] if self._slots is None else self._slots.cached_prefixes
 
     def cancel(self, id: str) -> None:
-        """Forgets a request, if it is there; its slot is free at once."""
+        """Cancel a request, if it waits or runs; its slot is free at once."""
         for job in [*self._waiting, *self._jobs]:
             if job.request.id == id:
                 self._finish(job, "cancelled")
 
     def step(self) -> list[RequestOutput]:
-        """Lets waiting requests in, reads prompts, and moves all that run on by one step.
+        """Admit waiting requests, read prompts, and decode one step of all running requests.
 
-        What goes wrong with one request ends that one with an error and touches no other. What can't be told from a
-        fault of the model or the device is raised: nothing can be served any more then.
+        An error of one request ends that request and affects no other. An error that comes from the model or the device
+        is raised: the engine can serve nothing more.
         """
-        failed = self._admit() + self._read_prompts()
+        failed = self._admit() + self._prefill()
         running = [job for job in self._jobs if job.running is not None]
         return failed + (self._decode(running) if running else [])
 
     def _allocate(self, capacity: int) -> None:
-        self._state = self._slots = None  # their memory first
+        self._state = self._slots = None  # frees their memory first
         self._state = DecodingState(self.backbone, self.heads, self.settings.slots, capacity)
         self._slots = Slots(self._state.cache, self.settings.prefix_reuse)
 
     def _admit(self) -> list[RequestOutput]:
-        """First come, first served."""
+        """Give free slots to waiting requests, first come, first served."""
         failed = []
         while self._waiting and self._has_room:
             job = self._waiting[0]
             try:
-                self._enter(job)
+                self._assign_slot(job)
             except Exception as error:
                 failed.append(self._fail(job, error, "finding room for it"))
         return failed
 
     @property
     def _has_room(self) -> bool:
-        return not self._jobs if self._grows else self._slots is not None and self._slots.free > 0
+        return not self._jobs if self._allocates_on_demand else self._slots is not None and self._slots.free > 0
 
-    def _enter(self, job: Job) -> None:
+    def _assign_slot(self, job: Job) -> None:
         request = job.request
-        if self._grows:
-            self._make_room(len(request.prompt) + request.params.max_tokens)
-        job.slot, job.read = self._memory()[1].take(request.prompt, request.cache_salt)
-        job.completion.waiting_seconds = time.perf_counter() - job.arrived
-        job.completion.reused_tokens = job.read
+        if self._allocates_on_demand:
+            self._ensure_capacity(len(request.prompt) + request.params.max_tokens)
+        job.slot, job.prefilled = self._state_and_slots()[1].acquire(request.prompt, request.cache_salt)
+        job.completion.waiting_seconds = time.perf_counter() - job.arrival
+        job.completion.reused_tokens = job.prefilled
         self._jobs.append(self._waiting.popleft())
 
-    def _make_room(self, tokens: int) -> None:
-        if self._state is None or self._state.capacity < _rows(tokens):
-            # Powers of two, so that it seldom has to grow.
-            self._allocate(1 << (_rows(tokens) - 1).bit_length())
+    def _ensure_capacity(self, tokens: int) -> None:
+        if self._state is None or self._state.capacity < _cache_rows(tokens):
+            # A power of two, so that it is seldom allocated anew.
+            self._allocate(1 << (_cache_rows(tokens) - 1).bit_length())
 
-    def _read_prompts(self) -> list[RequestOutput]:
-        """Reads as many prompt tokens as may come between two steps, of the oldest request first."""
+    def _prefill(self) -> list[RequestOutput]:
+        """Read up to ``settings.prefill_tokens`` prompt tokens, those of the oldest request first."""
         budget = self.settings.prefill_tokens
         failed: list[RequestOutput] = []
         for job in [job for job in self._jobs if job.running is None]:
-            part = job.request.prompt[job.read : job.read + budget]
-            if not part:
+            chunk = job.request.prompt[job.prefilled : job.prefilled + budget]
+            if not chunk:
                 break
-            budget -= len(part)
+            budget -= len(chunk)
             try:
-                self._read(job, part)
+                self._prefill_chunk(job, chunk)
             except Exception as error:
                 failed.append(self._fail(job, error, "reading its prompt"))
                 self._check_alive(error)
                 continue
             if job.running is not None and math.isnan(job.running.entropy):
-                failed.append(self._fail(job, NotNumbersError(), "reading its prompt"))
+                failed.append(self._fail(job, NonFiniteLogitsError(), "reading its prompt"))
         return failed
 
-    def _read(self, job: Job, part: Sequence[int]) -> None:
-        state, slots = self._memory()
-        state.read(job.slot, part)
-        slots.write(job.slot, part)
-        job.read += len(part)
-        if job.read == len(job.request.prompt):
-            job.running = self._begun(job, state)
+    def _prefill_chunk(self, job: Job, chunk: Sequence[int]) -> None:
+        state, slots = self._state_and_slots()
+        state.prefill_chunk(job.slot, chunk)
+        slots.append(job.slot, chunk)
+        job.prefilled += len(chunk)
+        if job.prefilled == len(job.request.prompt):
+            job.running = self._start_decoding(job, state)
 
-    def _begun(self, job: Job, state: DecodingState) -> RunningRequest:
-        job.sampler.read(job.request.prompt, self.backbone.vocab_size, self.backbone.device)
-        logits = state.logits(job.slot)
-        root, uncertainty = state.begin(job.slot, logits, job.sampler)
-        running = self._running(job.slot, root, uncertainty)
+    def _start_decoding(self, job: Job, state: DecodingState) -> RunningRequest:
+        """Choose the first root of a request whose prompt is read."""
+        job.sampler.observe_prompt(job.request.prompt, self.backbone.vocab_size, self.backbone.device)
+        logits = state.next_logits(job.slot)
+        root, root_entropy = state.start(job.slot, logits, job.sampler)
+        running = self._new_running(job.slot, root, root_entropy)
         running.sampler, running.max_nodes = job.sampler, job.request.max_nodes
         if (count := job.request.params.logprobs) is not None:
             running.logprobs += logprobs_of(logits[None], [root], count)
-        job.completion.prefill_seconds = time.perf_counter() - job.arrived - job.completion.waiting_seconds
+        job.completion.prefill_seconds = time.perf_counter() - job.arrival - job.completion.waiting_seconds
         return running
 
-    def _running(self, slot: int, root: int, uncertainty: float) -> RunningRequest:
+    def _new_running(self, slot: int, root: int, root_entropy: float) -> RunningRequest:
         tracker = SignalTracker(self.policy.entropy_window)
-        return RunningRequest(slot, tracker, self.policy.start(), root, uncertainty)
+        return RunningRequest(slot, tracker, self.policy.start(), root, root_entropy)
 
-    def _memory(self) -> tuple[DecodingState, Slots]:
+    def _state_and_slots(self) -> tuple[DecodingState, Slots]:
         assert self._state is not None
         assert self._slots is not None
         return self._state, self._slots
 
     def _decode(self, jobs: list[Job]) -> list[RequestOutput]:
-        slots = self._memory()[1]
+        slots = self._state_and_slots()[1]
         outputs = self._compact_slots(jobs)
         jobs = sorted((job for job in jobs if job in self._jobs), key=lambda job: job.slot)
         if not jobs:
             return outputs
         requests = [job.running for job in jobs if job.running is not None]
-        before = [len(request.tokens) for request in requests]
-        began = time.perf_counter()
-        self._retry.step(self._memory()[0], self.policy, requests)
+        tokens_before = [len(request.tokens) for request in requests]
+        started = time.perf_counter()
+        self._retry.step(self._state_and_slots()[0], self.policy, requests)
         self._steps += 1
-        gained = sum(len(request.tokens) for request in requests) - sum(before)
+        gained = sum(len(request.tokens) for request in requests) - sum(tokens_before)
         self._gained.update(gained)
-        self._busy.update(time.perf_counter() - began)
+        self._busy.update(time.perf_counter() - started)
         self._tokens += gained
-        for job, request, begin in zip(jobs, requests, before, strict=True):
-            slots.write(job.slot, request.tokens[begin:])
-            outputs.append(self._outcome(job, request))
+        for job, request, begin in zip(jobs, requests, tokens_before, strict=True):
+            slots.append(job.slot, request.tokens[begin:])
+            outputs.append(self._output_of(job, request))
         for request in requests:
             self._check_alive(request.failure)
         return outputs
 
     def _compact_slots(self, running: Sequence[Job]) -> list[RequestOutput]:
-        """Moves the ``running`` into the first slots.
+        """Move the ``running`` requests into the first slots.
 
-        A step reads slots that follow one another where they lie, and needs graphs by their number alone.
+        A step reads consecutive slots without a copy, and then needs one graph per number of requests.
         """
-        state, slots = self._memory()
-        for one, other in slots.to_front([job.slot for job in running]):
+        state, slots = self._state_and_slots()
+        for one, other in slots.compaction_swaps([job.slot for job in running]):
             try:
                 state.swap(one, other)
             except Exception as error:
-                if is_out_of_memory(error):  # before anything has moved, and it is for speed only
+                if is_out_of_memory(error):  # nothing has moved yet, and compaction is for speed only
                     return []
-                ended = [self._fail(job, error, "moving it") for job in [*self._jobs] if job.slot in (one, other)]
-                slots.spoil(one)
-                slots.spoil(other)
-                return ended
+                failed = [self._fail(job, error, "moving it") for job in [*self._jobs] if job.slot in (one, other)]
+                slots.mark_dirty(one)
+                slots.mark_dirty(other)
+                return failed
             slots.swap(one, other)
             for job in self._jobs:
-                job.move({one: other, other: one}.get(job.slot, job.slot))
+                job.move_to_slot({one: other, other: one}.get(job.slot, job.slot))
         return []
 
-    def _outcome(self, job: Job, request: RunningRequest) -> RequestOutput:
+    def _output_of(self, job: Job, request: RunningRequest) -> RequestOutput:
         if request.failure is not None:
             return self._fail(job, request.failure, "a step of it")
         if math.isnan(request.entropy):
-            return self._fail(job, NotNumbersError(), "a step of it")
+            return self._fail(job, NonFiniteLogitsError(), "a step of it")
         try:
-            output = job.take_in(request)
+            output = job.make_output(request)
         except Exception as error:
             return self._fail(job, error, "making its text")
         if output.finish_reason:
@@ -346,17 +349,17 @@ class Engine:
         job.completion.finish_reason, job.completion.error = reason, error
         if job in self._jobs:
             self._jobs.remove(job)
-            self._memory()[1].release(job.slot, dirty=error is not None or not self._is_finite(job))
+            self._state_and_slots()[1].release(job.slot, dirty=error is not None or not self._is_finite(job))
         else:
             self._waiting.remove(job)
         return RequestOutput(job.request.id, [], "", [], reason, job.completion)
 
     def _is_finite(self, job: Job) -> bool:
-        """Whether all rows of its slot are numbers, as far as that can be told."""
+        """Whether all cache rows of its slot are finite; False if that can't be found out."""
         if job.running is not None:
             return job.running.finite
         try:
-            return job.read == job.completion.reused_tokens or self._memory()[0].is_finite(job.slot)
+            return job.prefilled == job.completion.reused_tokens or self._state_and_slots()[0].is_finite(job.slot)
         except RuntimeError:
             return False
 
@@ -365,9 +368,9 @@ class Engine:
         return self._finish(job, "error", description(error, doing))
 
     def _check_alive(self, error: Exception | None) -> None:
-        """Raises the error that a request has ended with, if a trivial text can't be written after it either.
+        """Raise the error of a failed request if a trivial request fails after it, too.
 
-        Then the fault is not the request's: model, policy or device are broken. Too little memory may come back.
+        Then model, policy or device are broken. Out of memory is not raised, as memory may become free again.
         """
         if error is None or is_out_of_memory(error):
             return
@@ -378,15 +381,15 @@ class Engine:
                 raise error from broken
 
     def _probe(self) -> None:
-        """Writes a trivial text."""
-        state, slots = self._memory()
-        slot, _ = slots.take([0])
+        """Decode one step of a trivial prompt."""
+        state, slots = self._state_and_slots()
+        slot, _ = slots.acquire([0])
         try:
-            decode_step(state, self.policy, [self._running(slot, *state.prefill(slot, [0]))])
+            decode_step(state, self.policy, [self._new_running(slot, *state.prefill(slot, [0]))])
         finally:
             slots.release(slot, dirty=True)
 
 
-def _rows(tokens: int) -> int:
-    """Of the cache, for so many tokens: the last step may overshoot by a whole tree."""
+def _cache_rows(tokens: int) -> int:
+    """Cache rows for a request of ``tokens`` tokens: the last step may overshoot by a whole tree."""
     return tokens + MAX_NODES + 1

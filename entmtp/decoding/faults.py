@@ -1,4 +1,4 @@
-"""Faults of a step: which are memory's, and what a request that ends with one is told."""
+"""Classification of errors in a step: out of memory or not, and the message for the request that they end."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ _OUT_OF_MEMORY = (
 )
 
 
-class NotNumbersError(EntMTPError):
-    """The model computes NaN for a text."""
+class NonFiniteLogitsError(EntMTPError):
+    """Raised if the model's logits for a text are NaN."""
 
     def __init__(self) -> None:
         super().__init__("model: its logits are not numbers for this text; it or its weights are broken")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the host or the device had too little memory; on a CPU PyTorch has no exception type for it.
+    """Whether the host or the device ran out of memory. PyTorch has no exception type for it on a CPU.
 
-    An error that was raised while such a one was handled counts: a capture that breaks off fails to end, too.
+    An error that was raised while such a one was handled counts too: a capture that runs out of memory raises another
+    one as it ends.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -35,7 +36,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def description(error: BaseException, doing: str) -> str:
-    """Error message for the user of a request that failed while ``doing`` something; never any of its text."""
+    """Error message for the user of a request that failed while ``doing`` something; it contains none of its text."""
     if is_out_of_memory(error):
         return "engine: out of memory; ask for less at once, or lower slots or context"
     if isinstance(error, EntMTPError):

@@ -1,4 +1,4 @@
-"""A request from its arrival in an engine to its end."""
+"""Life of a request in an engine, from its arrival to its end."""
 
 from __future__ import annotations
 
@@ -13,55 +13,56 @@ from entmtp.decoding.text import TextStream
 
 @dataclass
 class Job:
-    """A request that waits for a slot, whose prompt is being read, or that runs.
+    """A request that waits for a slot, whose prompt is being read, or that decodes.
 
     Attributes:
-        text: None where the engine has no tokenizer.
-        arrived: seconds, of ``time.perf_counter``.
+        text_stream: None if the engine has no tokenizer.
+        arrival: time of arrival in seconds, by ``time.perf_counter``.
         slot: -1 while it waits.
-        read: tokens of the prompt that are in the cache.
+        prefilled: prompt tokens that are in the cache.
+        running: its decoding state; None until its prompt is read.
     """
 
     request: Request
     sampler: Sampler
-    text: TextStream | None
-    arrived: float
+    text_stream: TextStream | None
+    arrival: float
     completion: Completion = field(default_factory=Completion)
     slot: int = -1
-    read: int = 0
+    prefilled: int = 0
     running: RunningRequest | None = None
 
-    def move(self, slot: int) -> None:
-        """Notes that it lies in another slot."""
+    def move_to_slot(self, slot: int) -> None:
+        """Note that its state was moved to another slot."""
         self.slot = slot
         if self.running is not None:
             self.running.slot = slot
 
     @property
-    def outstanding(self) -> int:
-        """Tokens that it may still take."""
+    def outstanding_tokens(self) -> int:
+        """Upper bound of the prompt and answer tokens that it still needs."""
         request = self.request
-        return len(request.prompt) - self.read + request.params.max_tokens - len(self.completion.tokens)
+        return len(request.prompt) - self.prefilled + request.params.max_tokens - len(self.completion.tokens)
 
-    def take_in(self, running: RunningRequest) -> RequestOutput:
-        """Makes text and log-probabilities of the tokens of a step, up to where the answer ends."""
+    def make_output(self, running: RunningRequest) -> RequestOutput:
+        """Add a step's tokens to the completion, with their text and log-probabilities, up to the answer's end."""
         done, params = self.completion, self.request.params
         begin = len(done.tokens)
-        count, reason = check_stop(running.tokens[begin:], params.max_tokens - begin, self.sampler.stops)
+        count, reason = check_stop(running.tokens[begin:], params.max_tokens - begin, self.sampler.stop_ids)
         new = running.tokens[begin : begin + count]
         text = ""
-        if self.text is not None:
+        if self.text_stream is not None:
             for at, token in enumerate(new):
-                text += "" if token in self.sampler.stops else self.text.push(token)
-                if self.text.stopped:
+                text += "" if token in self.sampler.stop_ids else self.text_stream.push(token)
+                if self.text_stream.stopped:
                     new, reason = new[: at + 1], "stop"
                     break
-            text += self.text.finish() if reason else ""
+            text += self.text_stream.finish() if reason else ""
         logprobs = running.logprobs[begin : begin + len(new)]
         done.tokens += new
         done.text += text
         done.logprobs += logprobs
         done.steps = running.steps
-        done.seconds = time.perf_counter() - self.arrived
+        done.seconds = time.perf_counter() - self.arrival
         done.first_token_seconds = done.first_token_seconds or done.seconds
         return RequestOutput(self.request.id, new, text, logprobs, reason, done)

@@ -37,7 +37,7 @@ What a longer context adds is attention's time, which is smooth in the nodes: a 
 FEW_NODES = (0, 4, 16, 63)
 
 PARTS = ("policy", "draft", "verify", "accept", "compact")
-MOST_NODES_OF_MANY = 16
+MAX_BATCHED_NODES = 16
 """Larger trees are not measured for several requests: they pay where nodes are free, and are predicted well there."""
 
 WIDE_SPREAD = 0.25
@@ -86,10 +86,10 @@ class StepBench:
 
 def interleaved(work: Mapping[K, Callable[[], StepRecord]], repetitions: int) -> dict[K, dict[str, float]]:
     """Median milliseconds of each part of a step; all take turns, so that a drift of the machine touches all alike."""
-    return medians(in_turns(work, repetitions))
+    return medians(run_interleaved(work, repetitions))
 
 
-def in_turns(work: Mapping[K, Callable[[], StepRecord]], repetitions: int) -> dict[K, list[StepRecord]]:
+def run_interleaved(work: Mapping[K, Callable[[], StepRecord]], repetitions: int) -> dict[K, list[StepRecord]]:
     """Steps of all, taking turns; the first ones warm up and are dropped."""
     records: dict[K, list[StepRecord]] = {key: [] for key in work}
     for repetition in range(_WARM_UP + repetitions):
@@ -160,7 +160,7 @@ def step_cost(
         if cost is None or max(cost.contexts) < max(contexts):
             whose = "" if batch == 1 else f" for {batch} requests"
             say(f"measuring the cost of a step with {heads.kind} heads{whose} on this machine (once, under a minute)")
-            cost = _steady(lambda: measure_cost(backbone, heads, contexts, batch), say)
+            cost = _measure_steadily(lambda: measure_cost(backbone, heads, contexts, batch), say)
             write_cost(path, cost)
     return cost
 
@@ -176,7 +176,7 @@ def _contexts(backbone: Backbone, context: int | None) -> tuple[int, ...]:
     return (CONTEXTS[0], *(tokens for tokens in CONTEXTS[1:] if tokens <= most))
 
 
-def _steady(measure: Callable[[], CostTable], say: Callable[[str], None]) -> CostTable:
+def _measure_steadily(measure: Callable[[], CostTable], say: Callable[[str], None]) -> CostTable:
     """A measurement, taken once more where it was disturbed; the steadier of the two counts."""
     cost = measure()
     if cost.spread > WIDE_SPREAD:
@@ -191,8 +191,8 @@ def _steady(measure: Callable[[], CostTable], say: Callable[[str], None]) -> Cos
 
 def measure_cost(backbone: Backbone, heads: DraftHeads, contexts: Sequence[int], batch: int = 1) -> CostTable:
     """Medians of interleaved repetitions of whole steps with trees of each size and depth, at each of ``contexts``."""
-    nodes = NODES if batch == 1 else tuple(size for size in NODES if size <= MOST_NODES_OF_MANY)
-    wide_nodes = len(published_order()) if batch == 1 else MOST_NODES_OF_MANY
+    nodes = NODES if batch == 1 else tuple(size for size in NODES if size <= MAX_BATCHED_NODES)
+    wide_nodes = len(published_order()) if batch == 1 else MAX_BATCHED_NODES
     bench = StepBench(backbone, heads, batch=batch, context=contexts[-1], max_nodes=wide_nodes)
 
     def one_step(tree: Topology, context: int) -> Callable[[], StepRecord]:
@@ -205,7 +205,7 @@ def measure_cost(backbone: Backbone, heads: DraftHeads, contexts: Sequence[int],
         few |= {key: tree for key, tree in trees.items() if key[0] != "verify" and key[1] in (1, heads.num_heads)}
     work = {(contexts[0], *key): one_step(tree, contexts[0]) for key, tree in trees.items()}
     work |= {(context, *key): one_step(tree, context) for context in contexts[1:] for key, tree in few.items()}
-    records = in_turns(work, _REPETITIONS)
+    records = run_interleaved(work, _REPETITIONS)
     ms = medians(records)
     return CostTable(
         contexts=list(contexts),
@@ -259,7 +259,7 @@ def grid_trees(max_depth: int, nodes: Sequence[int], wide_nodes: int | None = No
     depths = range(1, max_depth + 1)
     trees = {("verify", size): sized_tree(size, max_depth) for size in nodes}
     trees |= {("narrow", depth): Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths}
-    return trees | {("wide", depth): _wide(depth, widest) for depth in depths}
+    return trees | {("wide", depth): _wide_tree(depth, widest) for depth in depths}
 
 
 def sized_tree(nodes: int, max_depth: int) -> Topology:
@@ -270,7 +270,7 @@ def sized_tree(nodes: int, max_depth: int) -> Topology:
     return Topology.of(paths) if paths else Topology.root_only()
 
 
-def _wide(depth: int, nodes: int) -> Topology:
+def _wide_tree(depth: int, nodes: int) -> Topology:
     """A tree of ``nodes`` nodes and this depth: a chain, then as :func:`sized_tree`."""
     chain = [(0,) * at for at in range(1, depth + 1)]
     return Topology.of(list(dict.fromkeys([*chain, *sized_tree(nodes, depth).paths]))[:nodes])

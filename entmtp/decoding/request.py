@@ -15,23 +15,24 @@ from entmtp.trees.bank import MAX_NODES
 
 
 class InvalidRequestError(EntMTPError):
-    """A request that can't be served as it is; says which part of it is at fault."""
+    """Raised for a request that can't be served; the message names the invalid part."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What someone asks for.
+    """A prompt to complete, with its parameters.
 
     Attributes:
-        id: names it in errors, logs and progress; unique among those that wait or run.
+        id: names the request in errors, logs and outputs; unique among those that wait or run.
         prompt: token ids.
-        number: which of several answers to one prompt with one seed this is.
-        prompt_number: which of several prompts with one seed this is. Each pair of numbers draws from a random stream
-            of its own, so that equal prompts get different texts.
-        max_nodes: of its trees, at most; the policy chooses within that. 0 is plain decoding: the heads don't run. None
-            leaves it to the policy.
-        cache_salt: prompts begin only with texts of the same salt, so that one user can't time another's.
-        continues_text: whether the answer's text goes on from the prompt's, so that a space between the two is part of
+        number: index among several answers to one prompt with one seed.
+        prompt_number: index among several prompts with one seed. Each pair of indices draws from a random stream of its
+            own, so that equal prompts get different texts.
+        max_nodes: largest size of its trees; the policy chooses within it. 0 is plain decoding without the heads. None
+            leaves the size to the policy.
+        cache_salt: only prefixes with the same salt are reused, so that users can't probe each other's prompts by
+            timing.
+        continues_text: whether the answer's text goes on from the prompt's, so that a space between the two belongs to
             it. Otherwise, as in a chat, it is a text of its own.
     """
 
@@ -46,10 +47,10 @@ class Request:
 
 
 def check_request(request: Request, vocab_size: int, window: int) -> None:
-    """Checks a request against a model of ``vocab_size`` tokens and a context of ``window``.
+    """Check a request against a model of ``vocab_size`` tokens and a context of ``window`` tokens.
 
     Raises:
-        InvalidRequestError: its prompt is empty, it and its answer exceed the context, a parameter does not fit.
+        InvalidRequestError: if the prompt is empty, prompt and answer exceed the context, or a parameter does not fit.
     """
     prompt, params = request.prompt, request.params
     if not prompt:
@@ -71,12 +72,19 @@ def check_request(request: Request, vocab_size: int, window: int) -> None:
 
 @dataclass
 class RunningRequest:
-    """A request in a cache slot.
+    """Decoding state of a request in a cache slot.
 
-    ``tokens`` are those that came out so far. The *root* was chosen by the model from a distribution of ``entropy``
-    nats, and comes out with the next step. ``sampler`` chooses, greedily where nothing else is said.
-    ``logprobs``, where they are asked for, are of ``tokens`` and of the root. ``max_nodes`` is the request's own.
-    ``finite`` says whether all that was written to its cache rows were numbers, and ``failure`` why it can't go on.
+    Attributes:
+        tracker: signals that the policy reads.
+        policy_state: the policy's own state for this request.
+        root: token that the model has chosen already; the next step returns it.
+        entropy: nats, of the distribution that the root was chosen from.
+        sampler: chooses tokens; greedy by default.
+        tokens: new tokens so far, without the root.
+        logprobs: of ``tokens`` and of the root, if requested.
+        max_nodes: the request's own limit.
+        finite: whether all values in its cache rows are finite.
+        failure: why it can't go on.
     """
 
     slot: int
@@ -94,5 +102,5 @@ class RunningRequest:
 
     @property
     def node_limit(self) -> int:
-        """Nodes that each of its trees may have: its own limit, or that of all trees."""
+        """Largest size of its trees: its own limit, or the limit of all trees."""
         return MAX_NODES if self.max_nodes is None else self.max_nodes

@@ -1,4 +1,4 @@
-"""What the device holds of running requests between steps, so that a step needs nothing from the host but trees."""
+"""Device state of running requests between steps, so that a step needs nothing from the host but its trees."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from entmtp.decoding.acceptance import Accepted
 from entmtp.decoding.graphs import Graphs
-from entmtp.decoding.sampling import GREEDY, Sampler, choose_first
+from entmtp.decoding.sampling import GREEDY, Sampler, choose_first_token
 from entmtp.decoding.timers import Stopwatch
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import AcceptedPaths, Expansion
@@ -20,15 +20,15 @@ from entmtp.trees.batch import TreeBatch, rounded_rows
 
 
 class DecodingState:
-    """Requests in the slots of a cache; all memory is allocated at construction.
+    """State of the requests in the slots of a cache. All memory is allocated at construction.
 
     Attributes:
-        root: ``[slots]`` the token that the model chose last.
-        read_hidden: ``[slots, hidden_size]`` the decoder state of the last prompt token that was read.
-        capacity: rows of each slot for a text and a tree; the heads may have more of their own.
-        cache: keys and values of everything before the root.
-        drafter: what drafts for the slots; None without heads.
-        graphs: what the parts of a step run through.
+        root: ``[slots]`` the token that the model chose last, whose keys and values are not in the cache yet.
+        last_hidden: ``[slots, hidden_size]`` the last prompt token's hidden state.
+        capacity: cache rows of each slot for a text and a tree; the heads may have more of their own.
+        cache: keys and values of all tokens before the root.
+        drafter: drafts for the slots; None without heads.
+        graphs: runs the parts of a step.
     """
 
     def __init__(self, backbone: Backbone, heads: DraftHeads | None, slots: int, capacity: int) -> None:
@@ -40,73 +40,73 @@ class DecodingState:
         )
         self.drafter = None if heads is None else heads.drafter(self.cache)
         self.root = torch.zeros(slots, dtype=torch.int64, device=backbone.device)
-        self.read_hidden = torch.zeros(slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
-        self._start = [self.root, self.read_hidden, *([] if self.drafter is None else [self.drafter.states])]
-        self._backup = [torch.empty_like(each) for each in self._start]
-        # What flows between devices can't be captured in the graph of one.
+        self.last_hidden = torch.zeros(slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
+        self._step_inputs = [self.root, self.last_hidden, *([] if self.drafter is None else [self.drafter.states])]
+        self._backup = [torch.empty_like(each) for each in self._step_inputs]
+        # A graph belongs to one device, so copies between devices can't be captured.
         self.graphs = Graphs(None) if backbone.is_multi_device else Graphs.on(backbone.device)
 
     def prefill(self, slot: int, prompt: Sequence[int]) -> tuple[int, float]:
-        """Fills ``slot`` with a prompt; returns the likeliest first token and the entropy (nats) that it came from."""
+        """Read a whole prompt into ``slot``; returns the likeliest first token and the entropy (nats)."""
         self.cache.truncate(slot)
-        self.read(slot, prompt)
-        return self.begin(slot, self.logits(slot), Sampler(GREEDY))
+        self.prefill_chunk(slot, prompt)
+        return self.start(slot, self.next_logits(slot), Sampler(GREEDY))
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """Restores what a step starts from if an exception ends it.
+        """Restore the state from before the step if an exception ends it.
 
-        What it has written to the cache lies after the committed rows and is written again by the next step.
+        Cache rows that the step has written lie after the committed ones, and the next step overwrites them.
         """
-        for backup, each in zip(self._backup, self._start, strict=True):
+        for backup, each in zip(self._backup, self._step_inputs, strict=True):
             backup.copy_(each)
         try:
             yield
         except BaseException:
-            for backup, each in zip(self._backup, self._start, strict=True):
+            for backup, each in zip(self._backup, self._step_inputs, strict=True):
                 each.copy_(backup)
             self.cache.reset_device_lengths()
             raise
 
     @torch.inference_mode()
     def swap(self, one: int, other: int) -> None:
-        """Exchanges all that two slots hold; runs out of memory only before anything has moved."""
-        exchanged = [each[[other, one]] for each in self._start]
+        """Swap the contents of two slots; can run out of memory only before anything has moved."""
+        swapped = [each[[other, one]] for each in self._step_inputs]
         self.cache.swap(one, other)
-        for each, rows in zip(self._start, exchanged, strict=True):
-            each[one].copy_(rows[0])
-            each[other].copy_(rows[1])
+        for each, pair in zip(self._step_inputs, swapped, strict=True):
+            each[one].copy_(pair[0])
+            each[other].copy_(pair[1])
 
     @torch.inference_mode()
     def is_finite(self, slot: int) -> bool:
-        """Whether what was read into a slot are numbers: the last token has attended to all before it."""
-        return bool(self.read_hidden[slot].isfinite().all())
+        """Whether the prompt's states in a slot are finite. The last token suffices: it attends to all before it."""
+        return bool(self.last_hidden[slot].isfinite().all())
 
     @torch.inference_mode()
-    def read(self, slot: int, tokens: Sequence[int]) -> None:
-        """Appends a part of a prompt to ``slot``."""
+    def prefill_chunk(self, slot: int, tokens: Sequence[int]) -> None:
+        """Append a part of a prompt to ``slot``."""
         states = self.backbone.prefill(tokens, slot, self.cache)
-        self.read_hidden[slot] = states[-1]
+        self.last_hidden[slot] = states[-1]
         if self.drafter is not None:
             self.drafter.prefill(slot, states, tokens)
 
     @torch.inference_mode()
-    def logits(self, slot: int) -> torch.Tensor:
-        """The model's logits ``[vocab_size]`` behind what was read."""
-        return self.backbone.logits(self.read_hidden[slot])
+    def next_logits(self, slot: int) -> torch.Tensor:
+        """Logits ``[vocab_size]`` for the token after the prompt."""
+        return self.backbone.logits(self.last_hidden[slot])
 
     @torch.inference_mode()
-    def begin(self, slot: int, logits: torch.Tensor, sampler: Sampler) -> tuple[int, float]:
-        """Chooses the first root from the ``logits`` behind the prompt; with the entropy (nats) of that choice."""
-        self.root[slot] = root = choose_first(logits, sampler)
+    def start(self, slot: int, logits: torch.Tensor, sampler: Sampler) -> tuple[int, float]:
+        """Choose the first root from the ``logits`` after the prompt; returns it with their entropy (nats)."""
+        self.root[slot] = root = choose_first_token(logits, sampler)
         if self.drafter is not None:
             self.drafter.start(slot, root)
         return int(root), float(entropy(logits))
 
-    def rows(self, slots: tuple[int, ...]) -> tuple[int, ...]:
-        """The slots of a step's batch rows: these, and behind them idle ones where graphs are captured for few sizes.
+    def batch_slots(self, slots: tuple[int, ...]) -> tuple[int, ...]:
+        """Slots of a step's batch rows: ``slots``, padded with idle ones so that graphs are captured for few sizes.
 
-        A drafter that can't be captured would write into idle slots.
+        There is no padding for a drafter that can't be captured, since it would write into the idle slots.
         """
         if not self.graphs.active or not self.drafts_in_graphs:
             return slots
@@ -114,37 +114,37 @@ class DecodingState:
         return (*slots, *others[: rounded_rows(len(slots)) - len(slots)])
 
     def draft(self, slots: tuple[int, ...], trees: TreeBatch) -> tuple[torch.Tensor]:
-        """The trees' tokens ``[batch, width]``, the roots first."""
+        """Draft the trees' tokens ``[batch, width]``, the roots first."""
         root = self.root[self.cache.table.index(slots)]
         if self.drafter is None or trees.max_depth == 0:
             return (root[:, None],)
         return (self.drafter.draft(slots, root, trees).tokens,)
 
     def expand(self, slots: Sequence[int], watch: Stopwatch) -> Expansion:
-        """Begins to draft after the slots' roots, level by level; what happens between levels is the policy's time."""
+        """Start to draft after the slots' roots, level by level; the time between levels counts as the policy's."""
         assert self.drafter is not None
         root = self.root[self.cache.table.index(tuple(slots))]
         return _TimedExpansion(self.drafter.expand(tuple(slots), root), watch)
 
-    def drafted(self, slots: tuple[int, ...], trees: TreeBatch, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Trees that were filled while they were expanded: tokens ``[batch, width]``, the roots first, 0 on padding."""
+    def fill_trees(self, slots: tuple[int, ...], trees: TreeBatch, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Tokens ``[batch, width]`` of trees that were drafted while they were expanded: roots first, 0 on padding."""
         idle: list[list[int]] = [[]] * (len(slots) - len(tokens))
-        rows = [[0, *own, *[0] * (trees.width - 1 - len(own))] for own in [*tokens, *idle]]
-        filled = torch.tensor(rows, device=self.root.device)
+        batch_rows = [[0, *own, *[0] * (trees.width - 1 - len(own))] for own in [*tokens, *idle]]
+        filled = torch.tensor(batch_rows, device=self.root.device)
         filled[:, 0] = self.root[self.cache.table.index(slots)]
         return filled
 
     def commit(
         self, slots: tuple[int, ...], tokens: torch.Tensor, hidden: torch.Tensor, accepted: Accepted
     ) -> tuple[()]:
-        """Commits the accepted paths: their rows in the cache, and what the next step starts from.
+        """Commit the accepted paths: their cache rows, the next roots and the drafter's states.
 
-        ``tokens [batch, width]`` and ``hidden [batch, width, hidden_size]`` are the trees'. Idle rows change nothing of
-        their slots.
+        ``tokens [batch, width]`` and ``hidden [batch, width, hidden_size]`` belong to the trees. The slots of idle
+        batch rows are not changed.
         """
-        rows = self.cache.table.index(slots)
+        index = self.cache.table.index(slots)
         self.cache.commit(slots, accepted.nodes, accepted.counts)
-        self.root[rows] = torch.where(accepted.counts > 0, accepted.root, self.root[rows])
+        self.root[index] = torch.where(accepted.counts > 0, accepted.root, self.root[index])
         if self.drafter is not None and self.drafts_in_graphs:
             self.drafter.append(slots, _paths(tokens, hidden, accepted))
         return ()
@@ -152,18 +152,18 @@ class DecodingState:
     def append(
         self, slots: tuple[int, ...], tokens: torch.Tensor, hidden: torch.Tensor, accepted: Accepted
     ) -> Accepted:
-        """After :meth:`commit`: a drafter that can't be captured takes in what was accepted.
+        """Append the accepted paths to a drafter that can't be captured, after :meth:`commit`.
 
-        The report of what is returned tells of its states that are not numbers, too.
+        The returned report also covers whether the drafter's states are finite.
         """
         if self.drafter is None or self.drafts_in_graphs:
             return accepted
         self.drafter.append(slots, _paths(tokens, hidden, accepted))
-        return accepted.checked(self.drafter.states[self.cache.table.index(slots)])
+        return accepted.with_finite_check(self.drafter.states[self.cache.table.index(slots)])
 
     @property
     def drafts_in_graphs(self) -> bool:
-        """Whether drafting may be captured: without a drafter there is nothing that could not."""
+        """Whether drafting may be captured; True without a drafter."""
         return self.drafter is None or self.drafter.is_capturable
 
 

@@ -1,4 +1,4 @@
-"""One step of tree decoding for a batch of requests, each with its own tree: the algorithm, on one screen."""
+"""One step of tree decoding for a batch of requests, each with its own tree: the whole algorithm on one screen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from entmtp.decoding.acceptance import Accepted, Outcome, greedy, sampled
+from entmtp.decoding.acceptance import Accepted, Outcome, accept_greedy, accept_sampled
 from entmtp.decoding.outputs import StepRecord, TokenLogprobs, logprobs_of
 from entmtp.decoding.request import RunningRequest
 from entmtp.decoding.state import DecodingState
@@ -21,18 +21,18 @@ from entmtp.trees.topology import Topology
 
 @torch.inference_mode()
 def decode_step(state: DecodingState, policy: Policy, requests: Sequence[RunningRequest]) -> None:
-    """Moves every request on by its root and the accepted path of its tree; fills in the next root.
+    """Advance every request by its root and the accepted path of its tree, and set its next root.
 
-    Each part runs through ``state.graphs`` under a key that says which kernels it needs; what may have been made
-    outside of them is held where they read. What a drafter with rows of its own does is never captured, since its
-    shapes change with every step. The host waits for the device once, for the outcome.
+    Each part runs through ``state.graphs`` under a key that names the kernels it needs. Tensors that may have been made
+    outside of a graph are copied to static buffers before a graph reads them. A drafter with a draft cache is never
+    captured, since its shapes change with every step. The host waits for the device once, for the outcome.
 
-    All or nothing: where an exception ends it, out-of-memory too, every request is as it was and the step can be taken
-    again; so policies work on copies of what they remember. What is made of one request's outcome is fenced: an
-    exception there becomes its ``failure`` alone.
+    The step is all or nothing: if an exception ends it, out of memory included, no request has changed and the step can
+    be repeated. So policies work on copies of their per-request state. An exception while one request's outcome is
+    processed becomes the ``failure`` of that request and affects no other.
     """
     backbone, cache = state.backbone, state.cache
-    run, hold = state.graphs.run, state.graphs.hold
+    run, to_static_buffer = state.graphs.run, state.graphs.to_static_buffer
     watch = Stopwatch(backbone.device)
     captured_before = state.graphs.captures
     with state.all_or_nothing():
@@ -42,33 +42,33 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
             for request in requests
         ]
         slots = tuple(request.slot for request in requests)
-        rows = state.rows(slots)
-        remembered = [copy(request.policy_state) for request in requests]
+        batch_slots = state.batch_slots(slots)
+        policy_states = [copy(request.policy_state) for request in requests]
         chosen = policy.choose(
             signals,
-            remembered,
+            policy_states,
             [request.node_limit for request in requests],
             lambda drafting: state.expand([slots[at] for at in drafting], watch),
         )
         topologies = [choice.topology for choice in chosen]
         if state.heads is not None:
             state.heads.check_trees(topologies)
-        trees = state.graphs.load(
-            TreeBatch.of(topologies, backbone.device, rounded=state.graphs.active, rows=len(rows))
+        trees = state.graphs.stage_inputs(
+            TreeBatch.of(topologies, backbone.device, rounded=state.graphs.active, rows=len(batch_slots))
         )
-        idle = rows[len(slots) :]
+        idle = batch_slots[len(slots) :]
         kv_range = cache.kv_range(slots, trees.width, padded=trees.shape.padded, rounded=state.graphs.active, idle=idle)
         watch.mark("policy")
 
         # 2. the heads fill each topology with tokens, if they did not while it was expanded
         drafted = [choice.tokens for choice in chosen if choice.tokens is not None]
         if drafted:
-            tokens = state.drafted(rows, trees, drafted)
+            tokens = state.fill_trees(batch_slots, trees, drafted)
         elif state.drafts_in_graphs:
-            (tokens,) = run(("draft", trees.shape, rows), lambda trees: state.draft(rows, trees), trees)
+            (tokens,) = run(("draft", trees.shape, batch_slots), lambda trees: state.draft(batch_slots, trees), trees)
         else:
-            (tokens,) = state.draft(rows, trees)
-        tokens = hold("tokens", tokens)
+            (tokens,) = state.draft(batch_slots, trees)
+        tokens = to_static_buffer("tokens", tokens)
         watch.mark("draft")
 
         # 3. one forward pass over all nodes of all trees
@@ -76,31 +76,36 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
         logits, hidden = run(key, lambda trees: backbone.verify(tokens, trees, kv_range, cache), trees)
         watch.mark("verify")
 
-        # 4. the longest accepted path is kept; its rows stay in the cache, its last state chose the next root
+        # 4. the longest accepted path is committed; its rows stay in the cache, its last state chose the next root
         samplers = [request.sampler for request in requests]
-        if all(sampler.plain for sampler in samplers):
+        if all(sampler.is_plain_greedy for sampler in samplers):
             accepted = run(
                 ("accept", trees.shape, kv_range),
-                lambda trees: greedy(tokens, logits, trees).checked(hidden),
+                lambda trees: accept_greedy(tokens, logits, trees).with_finite_check(hidden),
                 trees,
                 key,
             )
-        else:  # chance and penalties differ from step to step, which no captured graph may
-            accepted = sampled(tokens, logits, trees, samplers).checked(hidden)
-        accepted = Accepted(*map(hold, Accepted._fields, accepted))
+        else:  # random numbers and penalties change with every step, so a captured graph would repeat old ones
+            accepted = accept_sampled(tokens, logits, trees, samplers).with_finite_check(hidden)
+        accepted = Accepted(*map(to_static_buffer, Accepted._fields, accepted))
         watch.mark("accept")
-        run(("compact", trees.shape, kv_range), lambda _: state.commit(rows, tokens, hidden, accepted), trees, key)
-        accepted = state.append(rows, tokens, hidden, accepted)
+        run(
+            ("compact", trees.shape, kv_range),
+            lambda _: state.commit(batch_slots, tokens, hidden, accepted),
+            trees,
+            key,
+        )
+        accepted = state.append(batch_slots, tokens, hidden, accepted)
         watch.mark("compact")
 
         # 5. the host learns what came of it
-        outcomes = accepted.read()[: len(requests)]
+        outcomes = accepted.to_host()[: len(requests)]
         ms = watch.split()
-        if state.graphs.settled:  # what is done for the first times costs what it never will again
+        if state.graphs.is_steady:  # skip warm-up and capture steps
             policy.observe(topologies, ms)
     cache.sync_lengths(slots, [len(outcome.tokens) for outcome in outcomes])
 
-    # 6. each request takes in its own
+    # 6. each request is advanced by its own outcome
     for row, (request, outcome) in enumerate(zip(requests, outcomes, strict=True)):
         try:
             if (count := request.sampler.params.logprobs) is not None:
@@ -108,30 +113,30 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
             if not outcome.finite:
                 request.finite = False
                 cache.zero_free_rows(request.slot)
-            captures, settled = state.graphs.captures - captured_before, state.graphs.settled
-            record = _record(topologies[row], signals[row], outcome, ms, captures, settled)
-            _move_on(request, outcome, remembered[row], record)
-        except Exception as error:  # whatever it is, it is this request's own
+            captures, is_steady = state.graphs.captures - captured_before, state.graphs.is_steady
+            record = _record(topologies[row], signals[row], outcome, ms, captures, is_steady)
+            _advance(request, outcome, policy_states[row], record)
+        except Exception as error:  # of any type: it is caused by this request alone
             request.failure = error
 
 
 def _logprobs(logits: torch.Tensor, accepted: Accepted, row: int, outcome: Outcome, count: int) -> list[TokenLogprobs]:
-    """Log-probabilities of the kept tokens after the root, and of the next root."""
-    kept = accepted.nodes[row, : len(outcome.tokens)]
-    return logprobs_of(logits[row, kept], [*outcome.tokens[1:], outcome.root], count)
+    """Log-probabilities of the accepted tokens after the root, and of the next root."""
+    path = accepted.nodes[row, : len(outcome.tokens)]
+    return logprobs_of(logits[row, path], [*outcome.tokens[1:], outcome.root], count)
 
 
 def _record(
-    topology: Topology, seen: Signals, outcome: Outcome, ms: Mapping[str, float], captures: int, settled: bool
+    topology: Topology, signals: Signals, outcome: Outcome, ms: Mapping[str, float], captures: int, is_steady: bool
 ) -> StepRecord:
     path = topology.paths[outcome.node - 1] if outcome.node else ()
     times = {f"{part}_ms": time for part, time in ms.items()}
-    return StepRecord(seen.position, topology, path, seen, captures=captures, is_steady=settled, **times)
+    return StepRecord(signals.position, topology, path, signals, captures=captures, is_steady=is_steady, **times)
 
 
-def _move_on(request: RunningRequest, outcome: Outcome, policy_state: Any, record: StepRecord) -> None:
+def _advance(request: RunningRequest, outcome: Outcome, policy_state: Any, record: StepRecord) -> None:
     request.policy_state = policy_state
-    request.sampler.write(outcome.tokens)
+    request.sampler.observe_tokens(outcome.tokens)
     request.steps.append(record)
     request.tokens += outcome.tokens
     request.root, request.entropy = outcome.root, outcome.entropy

@@ -1,4 +1,4 @@
-"""Times the parts of a step without adding a host-device synchronisation between them."""
+"""Timing of the parts of a step without a host-device synchronisation between them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 
 class Stopwatch:
-    """Marks the ends of consecutive parts; :meth:`split` gives their milliseconds once all are done.
+    """Times consecutive parts by their ends; :meth:`split` returns their milliseconds once all have ended.
 
-    A part may come several times; its times are added up.
+    The times of a part that comes several times are added up.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -21,7 +21,7 @@ class Stopwatch:
         self.mark("")
 
     def mark(self, part: str) -> None:
-        """Ends a part."""
+        """Mark the end of a part."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -30,7 +30,7 @@ class Stopwatch:
             self._marks.append((part, time.perf_counter()))
 
     def split(self) -> dict[str, float]:
-        """Milliseconds per part; on CUDA waits for the last mark."""
+        """Milliseconds of each part; on CUDA this waits for the last mark."""
         if self._cuda:
             self._marks[-1][1].synchronize()
         parts: dict[str, float] = {}

@@ -63,7 +63,7 @@ def draft_cache_entries(state: DecodingState, slot: int, length: int) -> list[to
 def check_draft_cache(state: DecodingState, slot: int, text: Sequence[int]) -> None:
     """What the heads remember of a slot is what they would of ``text``, had they read it at once."""
     fresh = DecodingState(state.backbone, state.heads, slots=1, capacity=len(text) + 1)
-    fresh.read(0, text)
+    fresh.prefill_chunk(0, text)
     for ours, expected in zip(
         draft_cache_entries(state, slot, len(text)), draft_cache_entries(fresh, 0, len(text)), strict=True
     ):

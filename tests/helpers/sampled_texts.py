@@ -74,8 +74,8 @@ def drawn(
             state.cache.truncate(slot, len(PROMPT))
             state.drafter.states[slot] = behind[slot]
             sampler = Sampler(params.model_copy(update={"seed": first + slot}))
-            sampler.read(PROMPT, SMALL_VOCAB, backbone.device)
-            root, uncertainty = state.begin(slot, state.logits(slot), sampler)
+            sampler.observe_prompt(PROMPT, SMALL_VOCAB, backbone.device)
+            root, uncertainty = state.start(slot, state.next_logits(slot), sampler)
             requests.append(RunningRequest(slot, SignalTracker(8), policy.start(), root, uncertainty, sampler))
         while min(len(request.tokens) for request in requests) < LENGTH:
             decode_step(state, policy, requests)

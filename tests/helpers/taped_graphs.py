@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from entmtp.decoding.graphs import Recorder, Recording
+from entmtp.decoding.graphs import CapturedGraph, GraphCapturer
 
 HOST_SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero")
 
@@ -34,7 +34,7 @@ class _Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
         if name.startswith(HOST_SYNCS) or _has_boolean_index(name, args):
-            raise HostSync(f"operation not permitted while recording: {name}")
+            raise HostSync(f"operation not permitted while capturing: {name}")
         for argument, value in zip(func._schema.arguments, args):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 self.before.append((value, value.clone()))
@@ -48,13 +48,13 @@ def _has_boolean_index(name: str, args: Any) -> bool:
     return any(index is not None and index.dtype == torch.bool for index in indices)
 
 
-class Taped(Recorder):
+class Taped(GraphCapturer):
     """Needs no GPU."""
 
     def __init__(self) -> None:
         """Without the memory pool, which only a GPU has."""
 
-    def record(self, work: Callable[[], tuple[torch.Tensor, ...]]) -> Recording:
+    def capture(self, work: Callable[[], tuple[torch.Tensor, ...]]) -> CapturedGraph:
         """Runs ``work`` on a tape, then undoes what it wrote."""
         tape = _Tape()
         try:
@@ -65,7 +65,7 @@ class Taped(Recorder):
                 tensor.copy_(old)
         for output in outputs:
             output.copy_(torch.full_like(output, 77))  # a capture computes nothing: whoever reads it too early sees
-        return Recording(lambda: _replay(tape.calls), outputs)
+        return CapturedGraph(lambda: _replay(tape.calls), outputs)
 
 
 def _replay(calls: list[tuple[Any, Any, Any, Any]]) -> None:

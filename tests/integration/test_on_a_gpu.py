@@ -79,8 +79,8 @@ def test_the_output_is_the_models_own_greedy_text(architecture: str, kind: str, 
         done = engine.generate(prompt, 120)
         assert done.tokens == greedy(model, prompt, 120)
     assert done.tau > 1.05, "nothing was accepted: the case shows nothing"
-    state, _ = engine._memory()
-    assert state.graphs.refused is None or architecture in ROUTED
+    state, _ = engine._state_and_slots()
+    assert state.graphs.disabled_reason is None or architecture in ROUTED
 
 
 def test_experts_are_captured_in_bfloat16() -> None:
@@ -88,8 +88,8 @@ def test_experts_are_captured_in_bfloat16() -> None:
     engine = Engine(backbone, None, StaticPolicy(Topology.root_only(), 8))
     for _ in range(3):
         engine.generate(small_prompt(9), 20)
-    state, _ = engine._memory()
-    assert state.graphs.refused is None
+    state, _ = engine._state_and_slots()
+    assert state.graphs.disabled_reason is None
     assert state.graphs.captures > 0
 
 
@@ -98,7 +98,7 @@ def test_graphs_are_captured_once_per_shape(backbone: Backbone, heads: DraftHead
     captures = []
     for _ in range(4):
         engine.generate(small_prompt(9), 60)
-        state, _ = engine._memory()
+        state, _ = engine._state_and_slots()
         captures.append(state.graphs.captures)
     assert 0 < captures[2] == captures[3]
 
@@ -119,8 +119,8 @@ def test_sixteen_requests_that_come_and_go_write_what_each_writes_alone(
     done = come_and_go(engine, prompts, lengths, rng)
     for at, completion in done.items():
         assert completion.tokens == greedy(backbone.model, prompts[at], lengths[at])
-    state, _ = engine._memory()
-    assert state.graphs.refused is None
+    state, _ = engine._state_and_slots()
+    assert state.graphs.disabled_reason is None
 
 
 @pytest.mark.parametrize("policy", list(POLICIES))
@@ -153,9 +153,9 @@ def test_heads_that_remember_write_the_models_text_and_remember_what_was_kept(ki
     engine = Engine(backbone, draft_cache_heads(kind, backbone), POLICIES[policy])
     prompt = small_prompt(9)
     assert engine.generate(prompt, 50).tokens == greedy(model, prompt, 50)
-    state, slots = engine._memory()
-    assert state.graphs.refused is None or kind in ROUTED
-    check_draft_cache(state, 0, slots.texts[0][1])
+    state, slots = engine._state_and_slots()
+    assert state.graphs.disabled_reason is None or kind in ROUTED
+    check_draft_cache(state, 0, slots.cached_prefixes[0][1])
 
 
 def test_the_cost_of_steps_is_measured_with_events(tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ def test_the_bundled_model_writes_its_own_text(kind: str) -> None:
     for question in ("What is the capital of France?", "Write a Python function that adds two numbers."):
         ids = encode_chat(tokenizer, question)
         assert engine.generate(ids, 64).tokens == greedy(model, ids, 64)
-    state, _ = engine._memory()
-    assert state.graphs.refused is None
+    state, _ = engine._state_and_slots()
+    assert state.graphs.disabled_reason is None
 
 
 def test_no_capture_lies_in_a_timed_step_of_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,14 +98,14 @@ def test_the_prompt_that_can_not_be_served_is_named(llm: LLM) -> None:
 def test_an_answer_that_fails_comes_back_with_its_error_beside_whole_ones(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_in = Job.take_in
+    make_output = Job.make_output
 
     def fail_one(job: Job, running: RunningRequest) -> RequestOutput:
         if job.request.id == "1.0":
             raise ValueError("no text")
-        return take_in(job, running)
+        return make_output(job, running)
 
-    monkeypatch.setattr(Job, "take_in", fail_one)
+    monkeypatch.setattr(Job, "make_output", fail_one)
     answers = llm.generate([[5], [6], [7]], SamplingParams(max_tokens=4, ignore_eos=True))
     assert [answer.finish_reason for answer in answers] == ["length", "error", "length"]
     assert "making its text failed (ValueError)" in (answers[1].error or "")

@@ -45,7 +45,7 @@ class ArmEngines:
         """Gives each arm its policy for the next prompt; the controls know that one's ``foresight``."""
         for arm in self.arms:
             if arm in self._engines:
-                self._engines[arm].change(make_policy(arm, self._tools, foresight), self.settings)
+                self._engines[arm].reconfigure(make_policy(arm, self._tools, foresight), self.settings)
             else:
                 self._engines[arm] = make_engine(arm, self._tools, foresight, self.settings)
 

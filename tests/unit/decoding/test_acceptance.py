@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entmtp.decoding.acceptance import Accepted, greedy
+from entmtp.decoding.acceptance import Accepted, accept_greedy
 from entmtp.policies.signals import entropy
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
@@ -25,7 +25,7 @@ def by_hand(tokens: Sequence[int], best: Sequence[int], tree: Topology) -> list[
         nodes.append(right[0])
 
 
-def kept_nodes(accepted: Accepted) -> list[list[int]]:
+def accepted_nodes(accepted: Accepted) -> list[list[int]]:
     return [row[:count] for row, count in zip(accepted.nodes.tolist(), accepted.counts.tolist(), strict=True)]
 
 
@@ -48,11 +48,11 @@ def test_it_keeps_the_path_on_which_every_token_is_the_models_choice(
     case: tuple[list[Topology], torch.Tensor, torch.Tensor],
 ) -> None:
     trees, tokens, logits = case
-    accepted = greedy(tokens, logits, TreeBatch.of(trees))
-    for row, (tree, outcome) in enumerate(zip(trees, accepted.read(), strict=True)):
+    accepted = accept_greedy(tokens, logits, TreeBatch.of(trees))
+    for row, (tree, outcome) in enumerate(zip(trees, accepted.to_host(), strict=True)):
         best = logits[row].argmax(-1).tolist()
         nodes = by_hand(tokens[row].tolist(), best, tree)
-        assert kept_nodes(accepted)[row] == nodes
+        assert accepted_nodes(accepted)[row] == nodes
         assert outcome.tokens == tokens[row, nodes].tolist()
         assert outcome.node == nodes[-1]
         assert outcome.root == accepted.root[row] == best[nodes[-1]]
@@ -65,12 +65,12 @@ def test_a_right_child_of_a_wrong_parent_is_not_kept() -> None:
     logits = torch.zeros(1, 5, VOCAB)
     for node, choice in enumerate([2, 3, 6, 0, 0]):
         logits[0, node, choice] = 1.0
-    accepted = greedy(tokens, logits, TreeBatch.of([tree]))
-    assert (kept_nodes(accepted), accepted.root.tolist()) == ([[0, 2]], [6])
+    accepted = accept_greedy(tokens, logits, TreeBatch.of([tree]))
+    assert (accepted_nodes(accepted), accepted.root.tolist()) == ([[0, 2]], [6])
 
 
 def test_padding_is_never_kept() -> None:
     # Padding holds token 0, which is what the model chooses everywhere.
     trees = [Topology.root_only(), Topology.of([(0,), (1,)])]
     tokens, logits = torch.zeros(2, 3, dtype=torch.int64), torch.eye(VOCAB)[torch.zeros(2, 3).long()]
-    assert kept_nodes(greedy(tokens, logits, TreeBatch.of(trees))) == [[0], [0, 1]]
+    assert accepted_nodes(accept_greedy(tokens, logits, TreeBatch.of(trees))) == [[0], [0, 1]]

@@ -116,7 +116,7 @@ def test_a_bad_request_fails_alone(engine: Engine) -> None:
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Engine, "submit"), (Job, "take_in")])
+@pytest.mark.parametrize(("owner", "name"), [(Engine, "submit"), (Job, "make_output")])
 def test_a_request_that_the_engine_stumbles_over_fails_alone(
     owner: type, name: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

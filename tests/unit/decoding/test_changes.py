@@ -67,7 +67,7 @@ def test_another_policy_takes_over_in_the_middle_of_a_text(backbone: Backbone, h
     done = engine.submit(Request("r", small_prompt(5), GREEDY))
     for _ in range(3):
         engine.step()
-    engine.change(dynamic(), SETTINGS.model_copy(update={"prefill_tokens": 3, "prefix_reuse": False}))
+    engine.reconfigure(dynamic(), SETTINGS.model_copy(update={"prefill_tokens": 3, "prefix_reuse": False}))
     while not engine.idle:
         engine.step()
     assert done.tokens == greedy(backbone.model, small_prompt(5), 20)
@@ -79,7 +79,7 @@ def test_a_policy_that_is_replaced_keeps_what_it_has_learnt(
 ) -> None:
     engine, kept = engine_of(backbone, heads), list[str]()
     monkeypatch.setattr(engine.policy, "close", lambda: kept.append("closed"))
-    engine.change(dynamic(), SETTINGS)
+    engine.reconfigure(dynamic(), SETTINGS)
     assert kept == ["closed"]
 
 
@@ -88,7 +88,7 @@ def test_other_memory_needs_another_engine(backbone: Backbone, heads: DraftHeads
     engine = engine_of(backbone, heads)
     before = engine.policy
     with pytest.raises(EntMTPError, match=name):
-        engine.change(dynamic(), SETTINGS.model_copy(update={name: 7}))
+        engine.reconfigure(dynamic(), SETTINGS.model_copy(update={name: 7}))
     assert engine.policy is before
     assert engine.settings is SETTINGS
 
@@ -111,17 +111,17 @@ def test_the_engine_answers_questions_between_steps(backbone: Backbone, heads: D
 
     async def scene() -> None:
         async with AsyncEngine(lambda: engine) as served:
-            assert (await served.ask(lambda engine: engine.statistics)).running == 0
+            assert (await served.call(lambda engine: engine.statistics)).running == 0
             with pytest.raises(ZeroDivisionError):
-                await served.ask(lambda _: 1 // 0)
+                await served.call(lambda _: 1 // 0)
             assert served.healthy
             stream = served.generate(Request("r", small_prompt(5), GREEDY))
             await anext(stream)
-            texts = await served.ask(lambda engine: engine.texts)
+            texts = await served.call(lambda engine: engine.cached_prefixes)
             assert small_prompt(5) in [text[:5] for _, text in texts]
             await stream.aclose()
         with pytest.raises(EngineDeadError):
-            await served.ask(lambda engine: engine.statistics)
+            await served.call(lambda engine: engine.statistics)
 
     asyncio.run(scene())
 
@@ -136,7 +136,7 @@ def test_a_question_to_a_dying_engine_is_answered(backbone: Backbone, heads: Dra
             raise SystemExit("killed")
 
         answers = await asyncio.gather(
-            served.ask(die), served.ask(lambda engine: engine.statistics), return_exceptions=True
+            served.call(die), served.call(lambda engine: engine.statistics), return_exceptions=True
         )
         assert any(isinstance(answer, EngineDeadError) for answer in answers)
         assert not served.healthy

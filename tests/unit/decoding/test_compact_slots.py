@@ -63,13 +63,13 @@ def test_requests_that_still_run_move_into_the_first_slots(
 ) -> None:
     engine = Engine(backbone, heads, StaticPolicy(TREES["bushy"], 8), EngineSettings(slots=3, context=CONTEXT))
     stepped: list[tuple[int, ...]] = []
-    real = DecodingState.rows
+    real = DecodingState.batch_slots
 
     def rows(state: DecodingState, slots: tuple[int, ...]) -> tuple[int, ...]:
         stepped.append(slots)
         return real(state, slots)
 
-    monkeypatch.setattr(DecodingState, "rows", rows)
+    monkeypatch.setattr(DecodingState, "batch_slots", rows)
     prompts = [small_prompt(5, seed=at) for at in range(3)]
     done = [engine.submit(Request(str(at), prompt, params(20))) for at, prompt in enumerate(prompts)]
     engine.step()
@@ -90,13 +90,13 @@ def test_prompts_share_the_tokens_that_are_read_between_two_steps(
     limits = EngineSettings(slots=4, context=CONTEXT, prefill_tokens=7, prefix_reuse=False)
     engine = Engine(backbone, heads, StaticPolicy(TREES["chain"], 8), limits)
     parts: list[int] = []
-    real = DecodingState.read
+    real = DecodingState.prefill_chunk
 
     def read(state: DecodingState, slot: int, tokens: Sequence[int]) -> None:
         parts.append(len(tokens))
         real(state, slot, tokens)
 
-    monkeypatch.setattr(DecodingState, "read", read)
+    monkeypatch.setattr(DecodingState, "prefill_chunk", read)
     prompts = [small_prompt(5, seed=at) for at in range(4)]
     done = [engine.submit(Request(str(at), prompt, params(20))) for at, prompt in enumerate(prompts)]
     between = []

@@ -213,7 +213,7 @@ def test_logits_that_are_not_numbers_fail_their_own_request(
     engine.step()
     engine.step()
     (job,) = [job for job in engine._jobs if job.request.id == "bad"]
-    for pool in engine._memory()[0].cache.pools.values():
+    for pool in engine._state_and_slots()[0].cache.pools.values():
         pool[:, job.slot] = torch.nan
     run(engine)
     assert good.tokens == greedy(backbone.model, small_prompt(3), 12)
@@ -224,12 +224,12 @@ def test_logits_that_are_not_numbers_fail_their_own_request(
 
 def test_memory_does_not_grow_with_requests(backbone: Backbone, heads: DraftHeads) -> None:
     engine = engine_of(backbone, heads)
-    state = engine._memory()[0]
+    state = engine._state_and_slots()[0]
     before = state.cache.bytes, [pool.data_ptr() for pool in state.cache.pools.values()]
     for at in range(40):
         engine.submit(Request(str(at), small_prompt(1 + at % 9, seed=at), SamplingParams(temperature=0, max_tokens=2)))
     run(engine)
-    assert engine._memory()[0] is state
+    assert engine._state_and_slots()[0] is state
     assert before == (state.cache.bytes, [pool.data_ptr() for pool in state.cache.pools.values()])
 
 

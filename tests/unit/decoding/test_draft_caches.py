@@ -118,8 +118,10 @@ def test_requests_that_come_and_go_write_what_each_writes_alone(
         if policy != "dynamic":  # which grows its trees for all that run
             alone = Engine(backbone, heads, POLICIES[policy]).generate(prompts[at], lengths[at])
             assert _paths(completion) == _paths(alone)[: len(completion.steps)]
-    state, slots = engine._memory()
-    for slot, (_, text) in zip([at for at, held in enumerate(state.cache.lengths) if held], slots.texts, strict=True):
+    state, slots = engine._state_and_slots()
+    for slot, (_, text) in zip(
+        [at for at, held in enumerate(state.cache.lengths) if held], slots.cached_prefixes, strict=True
+    ):
         check_draft_cache(state, slot, text)
 
 
@@ -149,9 +151,9 @@ def test_a_prompt_that_was_let_in_and_cancelled_before_it_was_read_leaves_what_i
     engine.cancel("cancelled")
     assert cancelled.reused_tokens == len(shared)
     finish()
-    state, slots = engine._memory()
-    assert ("", shared) in slots.texts
-    for slot, (_, text) in enumerate(slots.texts):
+    state, slots = engine._state_and_slots()
+    assert ("", shared) in slots.cached_prefixes
+    for slot, (_, text) in enumerate(slots.cached_prefixes):
         check_draft_cache(state, slot, text)
     prompt = [*shared, *small_prompt(4, seed=4)]
     again = submit("again", prompt)
@@ -193,12 +195,12 @@ def test_where_parts_are_captured_the_draft_is_not() -> None:
     model = mtp_model("mellum", mlp_layer_types=["dense"] * 2, mtp_mlp_layer_types=["dense"])
     backbone = build_backbone(model, kernels="eager")
     engine = Engine(backbone, native_heads(backbone), POLICIES["sequence"], EngineSettings(slots=1, context=CONTEXT))
-    state, _ = engine._memory()
+    state, _ = engine._state_and_slots()
     state.graphs = Graphs(Taped())
     prompt = small_prompt(9)
     done = engine.generate(prompt, 40)
     assert done.tokens == greedy(model, prompt, 40)
     assert done.accepted
-    assert state.graphs.refused is None
-    captured = {key[0] for key in state.graphs._recordings if isinstance(key, tuple)}
+    assert state.graphs.disabled_reason is None
+    captured = {key[0] for key in state.graphs._captured if isinstance(key, tuple)}
     assert captured == {"verify", "accept", "compact"}

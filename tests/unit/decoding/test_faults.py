@@ -14,12 +14,11 @@ from tokenizers import Tokenizer, models
 from entmtp.decoding import engine as engine_module
 from entmtp.decoding import step as step_module
 from entmtp.decoding import step_retry
-from entmtp.decoding.acceptance import Accepted, Outcome
-from entmtp.decoding.acceptance import greedy as accept_greedily
+from entmtp.decoding.acceptance import Accepted, Outcome, accept_greedy
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.faults import is_out_of_memory
-from entmtp.decoding.graphs import Graphs, Recording
+from entmtp.decoding.graphs import CapturedGraph, Graphs
 from entmtp.decoding.outputs import Completion, RequestOutput, logprobs_of
 from entmtp.decoding.request import Request
 from entmtp.decoding.sampling import Sampler
@@ -87,7 +86,7 @@ def engine_of(backbone: Backbone, heads: DraftHeads, policy: str, captured: bool
     sizes: dict[str, Any] = {"slots": SLOTS, "context": 48, "prefill_tokens": 6}
     engine = Engine(backbone, heads, POLICIES[policy](), EngineSettings.parse(**sizes))
     if captured:
-        engine._memory()[0].graphs = Graphs(Taped())
+        engine._state_and_slots()[0].graphs = Graphs(Taped())
     return engine
 
 
@@ -118,7 +117,7 @@ def check(engine: Engine, done: Sequence[Completion], expected: Sequence[Complet
             assert [each.chosen for each in one.logprobs] == pytest.approx(
                 [each.chosen for each in right.logprobs], abs=1e-4
             )
-    assert engine._memory()[1].free == SLOTS
+    assert engine._state_and_slots()[1].free == SLOTS
     return sum(one.finish_reason == "error" for one in done)
 
 
@@ -140,7 +139,7 @@ def walk(
         assert fault.where
         where = f"{error} at {at}, {fault.where}"
         assert check(engine, done, expected, where) <= most_ended(error, fault.callers), where
-        assert engine._memory()[0].graphs.refused is None, where
+        assert engine._state_and_slots()[0].graphs.disabled_reason is None, where
         assert check(engine, serve(engine), expected, f"after {where}") == 0
 
 
@@ -148,7 +147,7 @@ def most_ended(error: str, callers: frozenset[str]) -> int:
     """Requests that a fault may end at most, by the functions that it ended."""
     if "_compact_slots" in callers:  # their two slots may hold anything; memory is taken before anything moves
         return 0 if error == "memory" else 2
-    own = {"_enter", "_read", "_finish", "logprobs_of", "_logprobs", "_move_on", "scrub"}
+    own = {"_assign_slot", "_prefill_chunk", "_finish", "logprobs_of", "_logprobs", "_advance", "zero_free_rows"}
     return int(bool(own & callers))  # a step that all take together is taken again
 
 
@@ -227,9 +226,9 @@ def broken_logprobs(error: Exception) -> Callable[..., Any]:
 
 FENCED: dict[str, tuple[Any, str, Callable[[Exception], Any]]] = {
     "random numbers": (Sampler, "uniform", lambda error: broken_sampler("uniform", error)),
-    "penalties": (Sampler, "read", lambda error: broken_sampler("read", error)),
-    "shaping": (Sampler, "shape", lambda error: broken_sampler("shape", error)),
-    "what was written": (Sampler, "write", lambda error: broken_sampler("write", error)),
+    "penalties": (Sampler, "observe_prompt", lambda error: broken_sampler("observe_prompt", error)),
+    "shaping": (Sampler, "process_logits", lambda error: broken_sampler("process_logits", error)),
+    "what was written": (Sampler, "observe_tokens", lambda error: broken_sampler("observe_tokens", error)),
     "first logprobs": (engine_module, "logprobs_of", broken_logprobs),
     "logprobs": (step_module, "logprobs_of", broken_logprobs),
     "text": (engine_module, "TextStream", lambda error: BrokenText),
@@ -263,7 +262,7 @@ def test_a_slot_that_held_what_is_not_a_number_is_clean_for_the_next(
     heads = small_heads("hydra", backbone) if kind == "hydra" else random_hydra_plus_plus_heads(backbone)
     engine = engine_of(backbone, heads, "sequence", captured)
     expected = serve(engine)
-    state, _ = engine._memory()
+    state, _ = engine._state_and_slots()
     for _ in range(SLOTS):
         bad = engine.submit(Request("bad", small_prompt(30), SamplingParams(temperature=0.0, max_tokens=9)))
         good = engine.submit(Request("good", small_prompt(3), SamplingParams(temperature=0.0, max_tokens=9)))
@@ -288,7 +287,7 @@ def test_a_cancelled_prompt_whose_states_are_not_numbers_leaves_a_clean_slot(
     engine.submit(Request("long", small_prompt(30), SamplingParams(max_tokens=3)))
     engine.step()
     (job,) = engine._jobs
-    state, _ = engine._memory()
+    state, _ = engine._state_and_slots()
     for pool in state.cache.pools.values():
         pool[:, job.slot] = torch.nan
     engine.step()
@@ -302,9 +301,9 @@ def test_a_rejected_guess_that_is_not_a_number_leaves_no_trace(
 ) -> None:
     expected = serve(engine_of(backbone, heads, "sequence", captured))
     engine = engine_of(backbone, heads, "sequence", captured)
-    state, _ = engine._memory()
+    state, _ = engine._state_and_slots()
     poisoned = 0
-    read = Accepted.read
+    read = Accepted.to_host
 
     def poisoned_read(accepted: Accepted) -> list[Outcome]:
         """As if the pass had written it: all rows behind the accepted ones, in each slot that has any."""
@@ -322,7 +321,7 @@ def test_a_rejected_guess_that_is_not_a_number_leaves_no_trace(
                 poisoned += 1
         return outcomes
 
-    monkeypatch.setattr(Accepted, "read", poisoned_read)
+    monkeypatch.setattr(Accepted, "to_host", poisoned_read)
     assert check(engine, serve(engine), expected, "poisoned") == 0
     assert poisoned > 5
     monkeypatch.undo()
@@ -334,10 +333,10 @@ def test_an_exchange_of_slots_that_breaks_off_ends_those_two(
 ) -> None:
     expected = serve(engine_of(backbone, heads, "sequence"))
     engine = engine_of(backbone, heads, "sequence")
-    state, slots = engine._memory()
+    state, slots = engine._state_and_slots()
     moved: list[int] = []
     spoilt: list[int] = []
-    spoil = slots.spoil
+    spoil = slots.mark_dirty
 
     def broken(one: int, other: int) -> None:
         state.cache.swap(one, other)
@@ -350,7 +349,7 @@ def test_an_exchange_of_slots_that_breaks_off_ends_those_two(
         spoilt.append(slot)
 
     monkeypatch.setattr(state, "swap", broken)
-    monkeypatch.setattr(slots, "spoil", noted)
+    monkeypatch.setattr(slots, "mark_dirty", noted)
     assert 1 <= check(engine, serve(engine), expected, "exchange") <= 2
     assert set(moved) <= set(spoilt)  # what lay in the free one can't be begun with either
     monkeypatch.undo()
@@ -362,15 +361,15 @@ def test_a_request_that_no_room_can_be_found_for_ends_alone(
 ) -> None:
     expected = serve(engine_of(backbone, heads, "sequence"))
     engine = engine_of(backbone, heads, "sequence")
-    _, slots = engine._memory()
-    take, refused = slots.take, small_prompt(6, seed=7)
+    _, slots = engine._state_and_slots()
+    take, refused = slots.acquire, small_prompt(6, seed=7)
 
     def broken(prompt: Sequence[int], salt: str = "") -> tuple[int, int]:
         if prompt == refused:
             raise ValueError("broken")
         return take(prompt, salt)
 
-    monkeypatch.setattr(slots, "take", broken)
+    monkeypatch.setattr(slots, "acquire", broken)
     marked = engine.submit(Request("marked", refused, SamplingParams(max_tokens=3)))
     assert check(engine, serve(engine), expected, "finding room") == 0
     assert marked.finish_reason == "error"
@@ -382,7 +381,7 @@ def test_heads_whose_rows_are_not_numbers_leave_a_clean_slot(
 ) -> None:
     engine = engine_of(backbone, random_hydra_plus_plus_heads(backbone), "static")
     expected = serve(engine)
-    state, _ = engine._memory()
+    state, _ = engine._state_and_slots()
     assert state.drafter is not None
     drafter, append = state.drafter, state.drafter.append
 
@@ -392,7 +391,7 @@ def test_heads_whose_rows_are_not_numbers_leave_a_clean_slot(
 
     monkeypatch.setattr(drafter, "append", broken)
     assert check(engine, serve(engine), expected, "heads") == 0
-    assert engine.texts == []  # whoever is next finds slots that are cleared
+    assert engine.cached_prefixes == []  # whoever is next finds slots that are cleared
     monkeypatch.undo()
     assert check(engine, serve(engine), expected, "used again") == 0
 
@@ -402,8 +401,8 @@ def test_a_pass_reports_states_that_are_not_numbers(backbone: Backbone, heads: D
     hidden[1, 3, 5] = torch.nan
     hidden[2, 0, 0] = torch.inf
     trees = TreeBatch.of([TREES["chain"]] * 3)
-    accepted = accept_greedily(torch.zeros(3, 4, dtype=torch.int64), torch.zeros(3, 4, SMALL_VOCAB), trees)
-    assert [outcome.finite for outcome in accepted.checked(hidden).read()] == [True, False, False]
+    accepted = accept_greedy(torch.zeros(3, 4, dtype=torch.int64), torch.zeros(3, 4, SMALL_VOCAB), trees)
+    assert [outcome.finite for outcome in accepted.with_finite_check(hidden).to_host()] == [True, False, False]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -444,7 +443,7 @@ def test_steps_after_one_that_was_too_large_are_plain_and_teach_nothing_wrong(
     assert done.tokens == expected
     assert {step.topology.nodes for step in job.running.steps[before:]} == {0}
     assert job.running.policy_state.shift == shift
-    monkeypatch.setattr(step_retry, "STEPS_APART", 2)
+    monkeypatch.setattr(step_retry, "STEPS_ALONE", 2)
     again = engine_of(backbone, heads, "static")
     done = again.submit(Request("one", small_prompt(5), params))
     with FaultAt(200, torch.OutOfMemoryError("CUDA out of memory")):
@@ -458,9 +457,9 @@ def test_a_probe_that_runs_out_of_memory_says_nothing_of_the_model(
 ) -> None:
     expected = serve(engine_of(backbone, heads, "sequence"))
     engine = engine_of(backbone, heads, "sequence")
-    monkeypatch.setattr(Sampler, "shape", broken_sampler("shape", ValueError("broken")))
+    monkeypatch.setattr(Sampler, "process_logits", broken_sampler("process_logits", ValueError("broken")))
     full = torch.OutOfMemoryError("CUDA out of memory")
-    state, _ = engine._memory()
+    state, _ = engine._state_and_slots()
     monkeypatch.setattr(state, "prefill", lambda *_: (_ for _ in ()).throw(full))
     marked = engine.submit(Request("marked", small_prompt(5, seed=9), MARKED.model_copy(update={"stop": []})))
     done = serve(engine)
@@ -472,14 +471,14 @@ def test_parts_that_read_what_could_not_be_captured_are_not_captured(backbone: B
     class Small(Taped):
         """Has no memory for the pass over the model."""
 
-        def record(self, work: Callable[[], tuple[torch.Tensor, ...]]) -> Recording:
-            recording = super().record(work)
+        def capture(self, work: Callable[[], tuple[torch.Tensor, ...]]) -> CapturedGraph:
+            recording = super().capture(work)
             if any(output.shape[-1] == backbone.hidden_size for output in recording.outputs):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return recording
 
     engine = engine_of(backbone, heads, "static")
-    graphs = engine._memory()[0].graphs = Graphs(Small())
+    graphs = engine._state_and_slots()[0].graphs = Graphs(Small())
     done = engine.submit(Request("one", small_prompt(5), SamplingParams(temperature=0.0, max_tokens=24)))
     run(engine)
     assert done.tokens == greedy(backbone.model, small_prompt(5), 24)
@@ -488,7 +487,7 @@ def test_parts_that_read_what_could_not_be_captured_are_not_captured(backbone: B
     run(plain)
     assert [step.gained for step in done.steps] == [step.gained for step in right.steps]
     assert graphs.captures > 0  # heads fill trees in a graph
-    assert graphs.settled
+    assert graphs.is_steady
 
 
 def test_a_capture_that_runs_out_of_memory_leaves_graphs_on(backbone: Backbone, heads: DraftHeads) -> None:
@@ -496,17 +495,17 @@ def test_a_capture_that_runs_out_of_memory_leaves_graphs_on(backbone: Backbone, 
     engine = engine_of(backbone, heads, "sequence")
 
     class Small(Taped):
-        refused = 0
+        failed = 0
 
-        def record(self, work: Callable[[], tuple[torch.Tensor, ...]]) -> Recording:
-            if self.refused < 3:
-                self.refused += 1
+        def capture(self, work: Callable[[], tuple[torch.Tensor, ...]]) -> CapturedGraph:
+            if self.failed < 3:
+                self.failed += 1
                 raise RuntimeError("CUDA error: out of memory")
-            return super().record(work)
+            return super().capture(work)
 
-    graphs = engine._memory()[0].graphs = Graphs(Small())
+    graphs = engine._state_and_slots()[0].graphs = Graphs(Small())
     assert check(engine, serve(engine), expected, "capture") == 0
-    assert graphs.refused is None
+    assert graphs.disabled_reason is None
     assert graphs.active
     assert graphs.captures > 0
     assert len(graphs._too_large) == 3
@@ -519,7 +518,7 @@ def test_a_broken_model_ends_the_engine(backbone: Backbone, heads: DraftHeads, m
     def broken(*args: Any) -> Any:
         raise RuntimeError("the device is lost")
 
-    monkeypatch.setattr(engine._memory()[0].backbone, "verify", broken)
+    monkeypatch.setattr(engine._state_and_slots()[0].backbone, "verify", broken)
     with pytest.raises(RuntimeError, match="the device is lost"):
         serve(engine)
 

@@ -67,7 +67,7 @@ def running(state: DecodingState, prompts: list[list[int]]) -> list[RunningReque
 
 def rows_of_graphs(state: DecodingState) -> set[int]:
     """Numbers of batch rows that forward passes were captured for."""
-    keys = [key for key in state.graphs._recordings if isinstance(key, tuple)]
+    keys = [key for key in state.graphs._captured if isinstance(key, tuple)]
     return {len(kv_range.slots) for part, *_, kv_range in keys if part == "verify"}
 
 
@@ -93,7 +93,7 @@ def test_a_thousand_trees_replay_the_graphs_of_a_few_shapes(architecture: str, k
         captures.append(state.graphs.captures)
         generator.shuffle(trees)
     assert captures[2] == captures[3] < 4 * 5 * 5
-    assert state.graphs.refused is None
+    assert state.graphs.disabled_reason is None
 
 
 def test_tokens_that_no_graph_has_made_are_verified_by_graphs() -> None:
@@ -107,7 +107,7 @@ def test_tokens_that_no_graph_has_made_are_verified_by_graphs() -> None:
         decode_step(state, policy, [request])
     assert request.tokens == greedy(backbone.model, prompt, len(request.tokens))
     assert any(step.path for step in request.steps)
-    assert state.graphs.refused is None
+    assert state.graphs.disabled_reason is None
     assert state.graphs.captures < len(request.steps)
 
 
@@ -159,7 +159,7 @@ def test_rows_without_a_request_change_nothing_of_their_slots() -> None:
         assert any(step.path for step in request.steps)
     assert all(map(torch.equal, held(), before))
     assert state.cache.lengths[3] == int(state.cache.table.device_lengths[3]) == state.capacity
-    assert state.graphs.refused is None
+    assert state.graphs.disabled_reason is None
     assert rows_of_graphs(state) == {4}
 
 
@@ -170,7 +170,7 @@ def test_requests_that_come_and_go_replay_the_graphs_of_few_numbers(rng: random.
     sizes = {"slots": 6, "context": 128, "prefill_tokens": 7}
     policy = SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8)
     engine = Engine(backbone, small_heads("hydra", backbone), policy, EngineSettings.parse(**sizes))
-    state, _ = engine._memory()
+    state, _ = engine._state_and_slots()
     state.graphs = Graphs(Taped())
     if drawing:
         engine.submit(Request("drawn", small_prompt(5), SamplingParams(seed=1, max_tokens=20)))
@@ -178,7 +178,7 @@ def test_requests_that_come_and_go_replay_the_graphs_of_few_numbers(rng: random.
     lengths = [rng.randint(1, 20) for _ in prompts]
     for at, completion in come_and_go(engine, prompts, lengths, rng).items():
         assert completion.tokens == greedy(backbone.model, prompts[at], lengths[at])
-    assert state.graphs.refused is None
+    assert state.graphs.disabled_reason is None
     assert rows_of_graphs(state) <= {1, 2, 4, 6}
 
 
@@ -200,7 +200,7 @@ def test_what_is_sampled_between_graphs_is_kept_by_them(kind: str) -> None:
 
     taped = taped_state(backbone, heads, slots=2)
     assert texts(taped) == texts(DecodingState(backbone, heads, slots=2, capacity=512))
-    assert taped.graphs.refused is None
+    assert taped.graphs.disabled_reason is None
 
 
 def test_a_growing_context_needs_a_capture_every_so_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,13 +251,13 @@ def part_of(work: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[TreeBatch
 )
 def test_a_part_that_makes_the_host_wait_is_run_as_it_is(work: Callable[[torch.Tensor], torch.Tensor]) -> None:
     graphs = Graphs(Taped())
-    trees = graphs.load(TreeBatch.of([TREES["wide"]], rounded=True))
+    trees = graphs.stage_inputs(TreeBatch.of([TREES["wide"]], rounded=True))
     for refused in (False, True, True):
         (result,) = graphs.run("part", part_of(work), trees)
         assert torch.equal(result, work(trees.rank))
-        assert (graphs.refused is not None) == refused
-    assert graphs.refused is not None
-    assert graphs.refused.startswith("operation not permitted")
+        assert (graphs.disabled_reason is not None) == refused
+    assert graphs.disabled_reason is not None
+    assert graphs.disabled_reason.startswith("operation not permitted")
     assert (graphs.active, graphs.captures) == (False, 0)
 
 
@@ -271,7 +271,7 @@ def test_a_recorded_part_reads_the_trees_loaded_last_and_runs_no_python() -> Non
 
     for name in ("wide", "chain") * 3:
         tree = Topology.of(sorted(TREES[name].paths, key=len)[:3])
-        trees = graphs.load(TreeBatch.of([tree], rounded=True))
+        trees = graphs.stage_inputs(TreeBatch.of([tree], rounded=True))
         ranks, ancestors = graphs.run(trees.shape, part, trees)
         assert (int(ranks), int(ancestors)) == (int(tree.rank.sum()), int(tree.ancestors.sum()))
     # Twice for each of the two shapes: the first time as it is, the second for the record.
@@ -281,7 +281,7 @@ def test_a_recorded_part_reads_the_trees_loaded_last_and_runs_no_python() -> Non
 def test_without_a_recorder_parts_are_plain_calls() -> None:
     graphs = Graphs.on(torch.device("cpu"))
     trees = TreeBatch.of([TREES["wide"]])
-    assert graphs.load(trees) is trees
+    assert graphs.stage_inputs(trees) is trees
     for _ in range(2):
         (ranks,) = graphs.run("part", lambda trees: (trees.rank,), trees)
         assert ranks is trees.rank

@@ -85,7 +85,7 @@ def test_a_disturbed_measurement_is_taken_once_more_and_one_line_says_if_it_stay
 ) -> None:
     tables = iter([CostTable(contexts=[160], costs=[step_cost()], spread=spread) for spread in spreads])
     said: list[str] = []
-    assert measure_cost._steady(lambda: next(tables), said.append).spread == kept
+    assert measure_cost._measure_steadily(lambda: next(tables), said.append).spread == kept
     assert next(tables, None) is None
     assert len(said) == lines
     assert all("on a busy machine: spread of 50%" in line for line in said)
@@ -119,7 +119,7 @@ def test_a_step_after_fewer_tokens_reads_no_more_of_the_cache(backbone: Backbone
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 6])
 def test_the_wide_trees_have_the_size_and_depth_they_stand_for(depth: int) -> None:
-    tree = measure_cost._wide(depth, 63)
+    tree = measure_cost._wide_tree(depth, 63)
     assert (tree.nodes, tree.max_depth) == (63, depth)
     assert tree == Topology.of(tree.paths)
 
@@ -132,7 +132,7 @@ def test_several_requests_are_measured_at_doubling_numbers_each_once(
     cost = measure_cost.machine_cost(backbone, heads, tmp_path, said.append, slots=3)
     assert sorted(cost.measured) == [1, 2, 3]
     assert cost.table(1).typical.nodes == list(measure_cost.NODES)
-    assert max(cost.table(3).typical.nodes) == cost.table(3).typical.wide_nodes == measure_cost.MOST_NODES_OF_MANY
+    assert max(cost.table(3).typical.nodes) == cost.table(3).typical.wide_nodes == measure_cost.MAX_BATCHED_NODES
     assert "for 2 requests" in said[1]
     assert measure_cost.machine_cost(backbone, heads, tmp_path, said.append, slots=2).measured[2] == cost.measured[2]
     assert len(said) == 3

@@ -10,7 +10,7 @@ import torch
 
 from entmtp.decoding import acceptance, sampling
 from entmtp.decoding.request import RunningRequest
-from entmtp.decoding.sampling import Sampler, choose_first
+from entmtp.decoding.sampling import Sampler, choose_first_token
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
@@ -64,7 +64,7 @@ def test_a_root_by_argmax_would_be_noticed(
     def greedy_behind_trees(logits: torch.Tensor, trees: TreeBatch, samplers: Sequence[Sampler]) -> torch.Tensor:
         return logits.argmax(-1)
 
-    monkeypatch.setattr(acceptance, "choose", greedy_behind_trees)
+    monkeypatch.setattr(acceptance, "choose_tokens", greedy_behind_trees)
     counts = drawn(backbone, heads, POLICIES["static"], FREE, batch=4, draws=2_000)
     assert p_value(counts, exact(backbone, FREE)) < 1e-12
 
@@ -72,15 +72,15 @@ def test_a_root_by_argmax_would_be_noticed(
 def test_children_accepted_independently_would_be_noticed(
     backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = acceptance.chosen
+    real = acceptance.matches_choice
     generator = torch.Generator().manual_seed(0)
     seen: list[torch.Tensor] = []
-    shaped = sampling.shaped
+    process_logits = sampling.process_logits
 
     def remembering(
         logits: torch.Tensor, tokens: torch.Tensor, trees: TreeBatch, samplers: Sequence[Sampler]
     ) -> torch.Tensor:
-        seen.append(shaped(logits, tokens, trees, samplers))
+        seen.append(process_logits(logits, tokens, trees, samplers))
         return seen[-1]
 
     def independently(tokens: torch.Tensor, choice: torch.Tensor, trees: TreeBatch) -> torch.Tensor:
@@ -89,8 +89,8 @@ def test_children_accepted_independently_would_be_noticed(
         chance = seen[-1].softmax(-1).gather(1, parents).gather(-1, tokens[..., None])[..., 0]
         return torch.rand(tokens.shape, generator=generator) < chance
 
-    monkeypatch.setattr(acceptance, "shaped", remembering)
-    monkeypatch.setattr(acceptance, "chosen", independently)
+    monkeypatch.setattr(acceptance, "process_logits", remembering)
+    monkeypatch.setattr(acceptance, "matches_choice", independently)
     counts = drawn(backbone, heads, POLICIES["static"], FREE, batch=4, draws=2_000)
     assert p_value(counts, exact(backbone, FREE)) < 1e-12
 
@@ -104,10 +104,10 @@ def test_one_seed_writes_one_text_with_every_policy_and_company(
         requests = []
         for slot, seed in enumerate(seeds):
             state.cache.truncate(slot)
-            state.read(slot, PROMPT)
+            state.prefill_chunk(slot, PROMPT)
             sampler = Sampler(params.model_copy(update={"seed": seed}))
-            sampler.read(PROMPT, SMALL_VOCAB, backbone.device)
-            root, uncertainty = state.begin(slot, state.logits(slot), sampler)
+            sampler.observe_prompt(PROMPT, SMALL_VOCAB, backbone.device)
+            root, uncertainty = state.start(slot, state.next_logits(slot), sampler)
             requests.append(RunningRequest(slot, SignalTracker(8), policy.start(), root, uncertainty, sampler))
         while len(requests[0].tokens) < 30:
             decode_step(state, policy, requests)
@@ -121,7 +121,7 @@ def test_one_seed_writes_one_text_with_every_policy_and_company(
 
 def test_answers_to_one_seed_differ_by_their_number() -> None:
     logits = torch.zeros(1000)
-    first = [int(choose_first(logits, Sampler(SamplingParams(seed=1), number=number))) for number in range(6)]
+    first = [int(choose_first_token(logits, Sampler(SamplingParams(seed=1), number=number))) for number in range(6)]
     assert len(set(first)) == 6
 
 
@@ -157,20 +157,20 @@ def test_every_prompt_and_answer_draws_from_a_stream_of_its_own() -> None:
 def test_penalties_count_what_was_written_and_what_stands_on_the_path(backbone: Backbone) -> None:
     params = SamplingParams(temperature=0.0, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={2: 3.0})
     sampler = Sampler(params)
-    sampler.read([0, 1], 4, backbone.device)
-    sampler.write([3, 3])
+    sampler.observe_prompt([0, 1], 4, backbone.device)
+    sampler.observe_tokens([3, 3])
     paths = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
-    found = sampler.shape(torch.zeros(1, 4), paths, torch.tensor([3]))
+    found = sampler.process_logits(torch.zeros(1, 4), paths, torch.tensor([3]))
     assert found[0].tolist() == pytest.approx([0.0, -0.75, 3.0, -(0.5 + 3 * 0.25)])
 
 
 def test_an_end_is_forbidden_at_each_node_by_its_own_place() -> None:
-    sampler = Sampler(SamplingParams(min_tokens=3), stops=frozenset({1}))
-    assert sampler.shapes
-    found = sampler.shape(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([1, 2, 3]))
+    sampler = Sampler(SamplingParams(min_tokens=3), stop_ids=frozenset({1}))
+    assert sampler.modifies_logits
+    found = sampler.process_logits(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([1, 2, 3]))
     assert (found[:, 1] == -torch.inf).tolist() == [True, True, False]
-    sampler.write([0, 0, 0])
-    assert not sampler.shapes
+    sampler.observe_tokens([0, 0, 0])
+    assert not sampler.modifies_logits
 
 
 def test_typical_acceptance_accepts_what_medusa_would() -> None:
@@ -181,7 +181,7 @@ def test_typical_acceptance_accepts_what_medusa_would() -> None:
     sampler = Sampler(SamplingParams(acceptance="typical"))
     # Entropy 1.14 nats: the bound is min(0.09, 0.3 exp(-1.14)) = 0.09; token 2 passes, token 3 does not.
     for guessed, kept in ((2, 2), (3, 1)):
-        (outcome,) = acceptance.sampled(torch.tensor([[1, guessed, 3]]), logits, trees, [sampler]).read()
+        (outcome,) = acceptance.accept_sampled(torch.tensor([[1, guessed, 3]]), logits, trees, [sampler]).to_host()
         assert len(outcome.tokens) == kept
 
 

@@ -21,7 +21,7 @@ def fill(slots: Slots, memory: TreeCache, slot: int, tokens: list[int]) -> None:
         for at, token in enumerate(tokens):
             pool[:, slot, :, begin + at + 1] = float(token)
     memory.append([slot], [len(tokens)])
-    slots.write(slot, tokens)
+    slots.append(slot, tokens)
 
 
 def held(memory: TreeCache, slot: int) -> list[int]:
@@ -32,11 +32,11 @@ def held(memory: TreeCache, slot: int) -> list[int]:
 def test_a_prompt_that_begins_as_an_earlier_text_goes_on_from_there() -> None:
     memory = cache()
     slots = Slots(memory, reuse=True)
-    slot, read = slots.take([1, 2, 3])
+    slot, read = slots.acquire([1, 2, 3])
     assert read == 0
     fill(slots, memory, slot, [1, 2, 3, 4, 5])
     slots.release(slot)
-    again, read = slots.take([1, 2, 3, 4, 9, 9])
+    again, read = slots.acquire([1, 2, 3, 4, 9, 9])
     assert (again, read) == (slot, 4)
     assert held(memory, again) == [1, 2, 3, 4]
 
@@ -44,9 +44,9 @@ def test_a_prompt_that_begins_as_an_earlier_text_goes_on_from_there() -> None:
 def test_what_another_request_still_uses_is_copied() -> None:
     memory = cache()
     slots = Slots(memory, reuse=True)
-    first, _ = slots.take([1, 2, 3])
+    first, _ = slots.acquire([1, 2, 3])
     fill(slots, memory, first, [1, 2, 3])
-    second, read = slots.take([1, 2, 7])
+    second, read = slots.acquire([1, 2, 7])
     assert second != first
     assert read == 2
     assert (held(memory, first), held(memory, second)) == ([1, 2, 3], [1, 2])
@@ -55,30 +55,30 @@ def test_what_another_request_still_uses_is_copied() -> None:
 def test_the_last_token_of_a_prompt_is_always_read_again() -> None:
     memory = cache()
     slots = Slots(memory, reuse=True)
-    slot, _ = slots.take([1, 2])
+    slot, _ = slots.acquire([1, 2])
     fill(slots, memory, slot, [1, 2])
     slots.release(slot)
-    assert slots.take([1, 2])[1] == 1
+    assert slots.acquire([1, 2])[1] == 1
 
 
 def test_without_reuse_every_prompt_is_read_whole() -> None:
     memory = cache()
     slots = Slots(memory, reuse=False)
-    slot, _ = slots.take([1, 2, 3])
+    slot, _ = slots.acquire([1, 2, 3])
     fill(slots, memory, slot, [1, 2, 3])
     slots.release(slot)
-    assert slots.take([1, 2, 3])[1] == 0
+    assert slots.acquire([1, 2, 3])[1] == 0
 
 
 def test_a_stranger_takes_the_slot_that_was_used_longest_ago() -> None:
     memory = cache()
     slots = Slots(memory, reuse=True)
-    taken = [slots.take([10 * at, 1])[0] for at in range(3)]
+    taken = [slots.acquire([10 * at, 1])[0] for at in range(3)]
     for at, slot in enumerate(taken):
         fill(slots, memory, slot, [10 * at, 1])
     for slot in (taken[1], taken[2], taken[0]):
         slots.release(slot)
-    assert slots.take([99, 98])[0] == taken[1]
+    assert slots.acquire([99, 98])[0] == taken[1]
 
 
 @given(
@@ -92,7 +92,7 @@ def test_a_slot_always_holds_the_prompt_it_says(prompts: list[list[int]], rng: r
     for prompt in prompts:
         if not slots.free:
             slots.release(taken.pop(rng.randrange(len(taken))))
-        slot, read = slots.take(prompt)
+        slot, read = slots.acquire(prompt)
         assert slot not in taken
         assert read < len(prompt)
         assert held(memory, slot) == prompt[:read]
@@ -107,7 +107,7 @@ def test_a_slot_always_holds_the_prompt_it_says(prompts: list[list[int]], rng: r
 def test_exchanges_bring_the_running_slots_to_the_front(running: set[int]) -> None:
     slots = Slots(cache(8), reuse=True)
     order = list(range(8))
-    exchanges = slots.to_front(sorted(running))
+    exchanges = slots.compaction_swaps(sorted(running))
     for one, other in exchanges:
         order[one], order[other] = order[other], order[one]
     assert set(order[: len(running)]) == running
@@ -119,10 +119,10 @@ def test_texts_are_found_where_they_were_exchanged_to() -> None:
     slots = Slots(memory, reuse=True)
     texts = [[1, 2, 3], [4, 5, 6, 7, 8]]
     for text in texts:
-        fill(slots, memory, slots.take(text)[0], text)
+        fill(slots, memory, slots.acquire(text)[0], text)
     memory.swap(0, 1)
     slots.swap(0, 1)
     assert [held(memory, slot) for slot in (1, 0)] == texts
     assert memory.table.device_lengths.tolist()[:2] == [5, 3]
     slots.release(0)
-    assert slots.take([4, 5, 6, 9]) == (0, 3)
+    assert slots.acquire([4, 5, 6, 9]) == (0, 3)

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from entmtp.decoding import warpers as module
-from entmtp.decoding.warpers import Filters, target
+from entmtp.decoding.warpers import Filters, target_probs
 from entmtp.settings import SamplingParams
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ ROWS = st.builds(
 @given(st.lists(ROWS, min_size=1, max_size=5), st.sampled_from([7, 60, 3000]), st.integers(0, 10_000))
 def test_it_is_what_transformers_processors_leave(rows: list[SamplingParams], vocab_size: int, seed: int) -> None:
     logits = 3 * torch.randn(len(rows), vocab_size, generator=torch.Generator().manual_seed(seed))
-    found = target(logits, Filters.of(rows, vocab_size, CPU))
+    found = target_probs(logits, Filters.of(rows, vocab_size, CPU))
     for row, params, own in zip(logits, rows, found, strict=True):
         expected = by_transformers(row, params)
         # A token whose cumulative chance is the bound to the last bit may fall on either side.
@@ -59,7 +59,7 @@ def test_a_nucleus_larger_than_the_first_candidates_is_found_whole(monkeypatch: 
     monkeypatch.setattr(module, "CANDIDATES", 8)
     logits = torch.randn(2, 500, generator=torch.Generator().manual_seed(0))
     params = SamplingParams(top_p=0.97)
-    found = target(logits, Filters.of([params, SamplingParams()], 500, CPU))
+    found = target_probs(logits, Filters.of([params, SamplingParams()], 500, CPU))
     torch.testing.assert_close(found[0], by_transformers(logits[0], params), atol=1e-6, rtol=1e-4)
     assert (found[0] > 0).sum() > 8
     assert (found[1] > 0).all()
@@ -68,7 +68,7 @@ def test_a_nucleus_larger_than_the_first_candidates_is_found_whole(monkeypatch: 
 def test_filters_are_repeated_for_the_nodes_of_a_tree() -> None:
     params = [SamplingParams(top_k=1), SamplingParams(temperature=0.5)]
     logits = torch.randn(2, 3, 20)
-    together = target(logits.flatten(0, 1), Filters.of(params, 20, CPU).repeated(3)).view(2, 3, 20)
+    together = target_probs(logits.flatten(0, 1), Filters.of(params, 20, CPU).repeat(3)).view(2, 3, 20)
     for row, own in enumerate(params):
         for node in range(3):
             torch.testing.assert_close(together[row, node], by_transformers(logits[row, node], own))

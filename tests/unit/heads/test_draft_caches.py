@@ -49,10 +49,10 @@ def test_any_accepted_paths_leave_the_memory_of_a_text_read_at_once(
     for slot in range(2):
         prompt = small_prompt(data.draw(st.integers(1, 12), "prompt"), seed=data.draw(st.integers(0, 9)))
         cut = data.draw(st.integers(1, len(prompt)), "part")
-        state.read(slot, prompt[:cut])
+        state.prefill_chunk(slot, prompt[:cut])
         if prompt[cut:]:
-            state.read(slot, prompt[cut:])
-        state.begin(slot, state.logits(slot), Sampler(GREEDY))
+            state.prefill_chunk(slot, prompt[cut:])
+        state.start(slot, state.next_logits(slot), Sampler(GREEDY))
         texts.append(prompt)
     for _ in range(data.draw(st.integers(1, 4), "steps")):
         slots = data.draw(st.sampled_from([(0,), (1,), (0, 1), (1, 0)]), "slots")
@@ -65,13 +65,13 @@ def test_any_accepted_paths_leave_the_memory_of_a_text_read_at_once(
             texts[target] = texts[source][: data.draw(st.integers(1, len(texts[source])), "shared")]
             state.cache.copy_prefix(source, target, len(texts[target]))
             texts[target] = [*texts[target], *(more := small_prompt(3))]
-            state.read(target, more)
-            state.begin(target, state.logits(target), Sampler(GREEDY))
+            state.prefill_chunk(target, more)
+            state.start(target, state.next_logits(target), Sampler(GREEDY))
     for slot in range(2):
         check_draft_cache(state, slot, texts[slot])
         root = int(state.root[slot])
         fresh = DecodingState(backbone, heads, 1, 120)
-        fresh.read(0, texts[slot])
+        fresh.prefill_chunk(0, texts[slot])
         with torch.inference_mode():
             assert fresh.drafter is not None
             fresh.drafter.start(0, torch.tensor(root))

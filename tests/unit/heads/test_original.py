@@ -149,7 +149,7 @@ def test_steps_replay_as_graphs(layout: str, small: Backbone, tmp_path: Path) ->
     while len(request.tokens) < 40:
         decode_step(state, policy, [request])
     assert request.tokens == greedy(small.model, prompt, len(request.tokens))
-    assert state.graphs.refused is None
+    assert state.graphs.disabled_reason is None
     assert 0 < state.graphs.captures < 30
 
 

@@ -83,7 +83,7 @@ def requests_of(worker: Worker, unit: Unit, arms: Sequence[str] = ARMS) -> list[
 def graphs_of(worker: Worker) -> dict[str, Graphs]:
     """By arm."""
     assert worker._engines is not None
-    return {arm: engine._memory()[0].graphs for arm, engine in worker._engines._engines.items()}
+    return {arm: engine._state_and_slots()[0].graphs for arm, engine in worker._engines._engines.items()}
 
 
 def custom(*prompts: Prompt) -> Unit:
@@ -96,7 +96,7 @@ def test_no_capture_lies_in_a_timed_step_and_prompts_share_their_graphs(taped: W
         for row in requests_of(taped, unit):
             assert (row.captures, row.unsettled_steps, row.identical) == (0, 0, True)
         seen.append(graphs_of(taped))
-    assert all(graphs.captures and graphs.refused is None for graphs in seen[0].values())
+    assert all(graphs.captures and graphs.disabled_reason is None for graphs in seen[0].values())
     assert seen[0] == seen[1], "a prompt of the same suite needs no other engines"
 
 
@@ -174,7 +174,7 @@ def test_engines_of_another_suite_take_the_memory_of_the_last_and_failures_clear
 ) -> None:
     requests_of(worker, units[0], ["hydra", "entmtp"])
     assert worker._engines is not None
-    held = [weakref.ref(engine._memory()[0].cache) for engine in worker._engines._engines.values()]
+    held = [weakref.ref(engine._state_and_slots()[0].cache) for engine in worker._engines._engines.values()]
     gc.disable()  # no cycle keeps them until some later collection
     try:
         requests_of(worker, custom(QUESTION), ["hydra", "entmtp"])
