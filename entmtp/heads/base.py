@@ -1,9 +1,9 @@
-"""What every kind of draft head is: a small model on a frozen one, guessing a tree of tokens for the next step.
+"""Base of all draft heads: small networks on a frozen model that draft a tree of tokens for the next step.
 
-Heads guess within a *draft vocabulary*, the most frequent tokens in order of frequency (FR-Spec, arXiv 2502.14856):
-with a full vocabulary the heads' output layer would cost more than a small model's whole step. Their output layer is
-the model's own, frozen, restricted to those rows, so that a checkpoint holds only what was trained; published heads
-may bring output layers of their own (:mod:`entmtp.heads.original`).
+Heads guess within a *draft vocabulary*: the most frequent tokens, in order of frequency (FR-Spec, arXiv 2502.14856).
+Over the full vocabulary, the heads' output layer would cost more than a small model's whole step. Trained heads use the
+model's own frozen output layer, restricted to those tokens, so a checkpoint contains trained weights only. Published
+heads may have output layers of their own (:mod:`entmtp.heads.original`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class DraftHeadsConfig(PreTrainedConfig):
-    """Shape and origin of draft heads; ``model_fingerprint`` is that of the model they were trained for."""
+    """Sizes of draft heads, and the fingerprint of the model that they were trained for ("" if unknown)."""
 
     model_type = "entmtp_draft_heads"
 
@@ -43,7 +43,7 @@ class DraftHeads(PreTrainedModel):
     """Base of all heads. Attach them to a backbone before use.
 
     Attributes:
-        kind: the family, which says what they guess from and so which arms and banks are theirs.
+        kind: the family, such as "medusa"; methods and tree banks are chosen by it.
     """
 
     config_class: type[DraftHeadsConfig] = DraftHeadsConfig
@@ -55,7 +55,7 @@ class DraftHeads(PreTrainedModel):
     def __init__(self, config: DraftHeadsConfig) -> None:
         super().__init__(config)
         self.register_buffer("draft_vocab", torch.arange(config.draft_vocab_size, dtype=torch.int32))
-        self.fingerprint = ""  # of the checkpoint's weights, once loaded from one
+        self.fingerprint = ""  # hash of the checkpoint's weights; set on loading
         self.output_weight = torch.empty(0)
         self.output_bias: torch.Tensor | None = None
         self.input_embeddings = torch.empty(0)
@@ -63,14 +63,17 @@ class DraftHeads(PreTrainedModel):
         self._inference_layers: dict[tuple[str, int], InferenceLinear] = {}
 
     def train(self, mode: bool = True) -> Self:
-        """Layers made for inference would not see what training changes."""
+        """Sets the mode and drops the inference layers, since training changes the weights that they copied."""
         self._inference_layers.clear()
         return super().train(mode)
 
     def linear(
         self, name: str, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """``states [..., in]`` times ``weight [out, in]``; at inference as the model's layers, kept under ``name``."""
+        """Multiplies ``states [..., in]`` by ``weight [out, in]``.
+
+        Under inference mode it uses the model's kernels, with a layer that is cached under ``name``.
+        """
         if self.training or not torch.is_inference_mode_enabled() or self._make_layer is None:
             return nn.functional.linear(states, weight, bias)
         key = name, weight.shape[0]
@@ -80,32 +83,32 @@ class DraftHeads(PreTrainedModel):
         return product
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Each head sets its own start in its constructor."""
+        """Leaves the weights alone: each class initialises its own in its constructor."""
 
     @property
     def num_heads(self) -> int:
-        """Depth of the deepest tree that these heads can fill."""
+        """Depth of the deepest tree that these heads can draft."""
         return self.config.num_heads
 
     @property
     def cache_layout(self) -> DraftCacheLayout:
-        """What they keep of every token in the cache; nothing where they guess from a state alone."""
+        """Draft cache of each token; empty for heads that guess from a decoder state alone."""
         return NO_DRAFT_CACHE
 
     @abstractmethod
     def drafter(self, cache: TreeCache) -> Drafter:
-        """What drafts for the slots of a cache that has room for :attr:`cache_layout`."""
+        """Drafter for the slots of a cache that was made with :attr:`cache_layout`."""
 
     @abstractmethod
     def traced_text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
-        """For rank traces: a text of which ``tokens[begin:]`` are an answer.
+        """Reads a whole text for rank traces; its answer is ``tokens[begin:]``.
 
         ``hidden [n, hidden_size]`` are the decoder states of ``tokens [n]``.
         """
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """Type of the decoder states that they are given."""
+        """Type of the decoder states that the heads receive."""
         return self.dtype
 
     def attach(self, backbone: Backbone) -> Self:
@@ -128,9 +131,9 @@ class DraftHeads(PreTrainedModel):
         return self.eval()
 
     def bind_output(self, layer: Any) -> None:
-        """Takes the draft vocabulary's rows of the model's output ``layer``; of the whole vocabulary without a copy."""
+        """Restricts the model's output ``layer`` to the draft vocabulary, without a copy if that is the whole one."""
         rows = self.draft_vocab.long()
-        # The last layers of a spread model lie elsewhere.
+        # In a model on several devices the output layer may be on another device.
         weight, bias = layer.weight.detach().to(rows.device), getattr(layer, "bias", None)
         bias = None if bias is None else bias.detach().to(rows.device)
         if not torch.equal(rows, torch.arange(len(weight), device=rows.device)):
@@ -139,27 +142,27 @@ class DraftHeads(PreTrainedModel):
 
     @property
     def output_layers(self) -> Sequence[torch.Tensor]:
-        """What head states are multiplied by ``[draft_vocab_size, hidden_size]``: one for each head or one for all."""
+        """Output weights ``[draft_vocab_size, hidden_size]``: one for each head, or one for all."""
         return [self.output_weight]
 
     def draft_logits(self, states: torch.Tensor, head: int | None = None) -> torch.Tensor:
         """Logits over the draft vocabulary ``[..., draft_vocab_size]`` of head states ``[..., hidden_size]``.
 
-        All states are those of ``head``; without one they are the first heads' in turn, ``[..., heads, hidden_size]``.
+        All states belong to ``head``. If it is None, they are those of the first heads, ``[..., heads, hidden_size]``.
         """
         return self.linear("output", states, self.output_weight, self.output_bias)
 
     def top_k(self, states: torch.Tensor, count: int, head: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The likeliest tokens ``[..., count]`` of head states and their log-probabilities; states as above.
+        """Top-k tokens ``[..., count]`` of head states and their log-probabilities.
 
-        No more of them than the draft vocabulary has.
+        States are as for :meth:`draft_logits`. ``count`` is cut to the size of the draft vocabulary.
         """
         logits = self.draft_logits(states, head).float()
         top = logits.topk(min(count, logits.shape[-1]), dim=-1)
         return self.draft_vocab.long()[top.indices], top.values - logits.logsumexp(-1, keepdim=True)
 
     def check_trees(self, topologies: Sequence[Topology]) -> None:
-        """Raises EntMTPError if a tree is deeper than the heads or asks for more ranks than they have tokens."""
+        """Raises EntMTPError if a tree is deeper than the heads or has child ranks beyond their draft vocabulary."""
         for topology in topologies:
             topology.check_depth(self.num_heads)
             if topology.max_rank and max(topology.max_rank) >= self.config.draft_vocab_size:

@@ -23,22 +23,24 @@ if TYPE_CHECKING:
     from entmtp.models.backbone import Backbone
 
 KINDS: dict[str, type[TrainedHeads]] = {heads.kind: heads for heads in (MedusaHeads, HydraHeads)}
-"""The families by name, each with its class for training."""
+"""Classes of heads that can be trained, by family."""
 
 
 def bundled_heads(kind: str) -> Path:
-    """The folder of the heads that are shipped for the bundled model."""
+    """Folder of the heads that are shipped for the bundled model."""
     if kind not in KINDS:
         raise EntMTPError(f"heads: kind '{kind}' is unknown; choose one of {', '.join(KINDS)}")
     return Path(str(files("entmtp") / "assets" / kind))
 
 
 def load_heads(source: str | Path, backbone: Backbone) -> DraftHeads:
-    """Loads heads from a local folder or a hub name and attaches them to ``backbone``; 'native' are the model's own.
+    """Loads heads from a local folder or a hub name and attaches them to ``backbone``.
+
+    The source 'native' loads the model's own multi-token-prediction layers.
 
     Raises:
         EntMTPError: if the checkpoint is absent, is not safetensors, is of an unknown kind, or is for another model; if
-            the model has no heads of its own.
+            the model has no such layers.
     """
     if source == NATIVE:
         return load_native(backbone)
@@ -94,16 +96,16 @@ def _class_of(folder: Path) -> type[DraftHeads]:
 
 
 def download(name: str, patterns: Sequence[str]) -> Path:
-    """The local folder of a hub repository's files that match one of ``patterns``.
+    """Downloads the files of a hub repository that match one of ``patterns``; returns the local folder.
 
     Raises:
-        EntMTPError: if they can't be had.
+        EntMTPError: if the download fails.
     """
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
-    except Exception as error:  # the hub client raises many types; each means that the heads can't be had
+    except Exception as error:  # the hub client raises many types; each means that the download failed
         raise EntMTPError(
             f"heads: '{name}' is neither a local folder nor a reachable hub repository ({type(error).__name__});"
             " give a folder, or a hub name while online"

@@ -2,8 +2,8 @@
 
 Head i: ``scale_i * h + W2_i SiLU(A_i rmsnorm(h) + sum_j B_{i+1-j} rmsnorm(e_j))`` over the path's tokens ``e_0`` (the
 root) ... ``e_i``. The paper concatenates the inputs, which is the same sum with one matrix for each (head, token)
-pair; here a token's matrix depends on its *distance* to the guessed one, so that what is learnt about the previous
-token serves all heads, and a node's contributions are computed once for its whole subtree.
+pair. Here a token's matrix depends on its *distance* to the guessed token. All heads therefore share what is learnt
+about the previous token, and a node's contributions are computed once for its whole subtree.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class HydraConfig(TrainedHeadsConfig):
 
 @register_heads
 class HydraHeads(SequentialHeads, TrainedHeads):
-    """Sequentially dependent heads; what a token contributes to the heads behind it is one product."""
+    """Sequentially dependent heads; a token's contributions to all later heads are one matrix product."""
 
     config_class = HydraConfig
 
@@ -36,20 +36,23 @@ class HydraHeads(SequentialHeads, TrainedHeads):
         self.post_init()
 
     def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
-        """As the base's, with one product for all tokens: training runs it for every batch."""
+        """Head states given the true continuation.
+
+        One matrix product covers all tokens, since training runs this in every step.
+        """
         heads = heads or self.num_heads
-        lifted = self._from_state(hidden, heads)
+        from_state = self._from_state(hidden, heads)
         contributions = self._from_token(tokens[:, :heads], heads)
         states = []
         for head in range(heads):
-            seen = [contributions[:, at, head - at] for at in range(head + 1)]
-            states.append(self.head_state(head, hidden, lifted[:, head] + torch.stack(seen).sum(0)))
+            terms = [contributions[:, at, head - at] for at in range(head + 1)]
+            states.append(self.head_state(head, hidden, from_state[:, head] + torch.stack(terms).sum(0)))
         return torch.stack(states, dim=1)
 
     def path_inputs(
         self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, prefix_state: torch.Tensor | None
     ) -> torch.Tensor:
-        """What the hidden layers of the heads still to come receive ``[paths, depth - level, inner_size]``."""
+        """Inputs ``[paths, depth - level, inner_size]`` of the hidden layers of heads ``level`` to ``depth``."""
         inputs = self._from_state(hidden, depth) if prefix_state is None else prefix_state[:, 1:]
         return inputs + self._from_token(tokens, depth - level)
 
@@ -57,11 +60,11 @@ class HydraHeads(SequentialHeads, TrainedHeads):
         return self.head_state(level, hidden, inputs[:, 0])
 
     def _from_state(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
-        """The decoder state's part of each head's hidden layer ``[n, heads, inner_size]``."""
+        """The decoder state's contributions ``[n, heads, inner_size]`` to each head's hidden layer."""
         weight = self.from_state.weight[: heads * self.config.inner_size]
         return self.linear("state", rms_norm(hidden), weight).unflatten(-1, (heads, -1))
 
     def _from_token(self, tokens: torch.Tensor, distances: int) -> torch.Tensor:
-        """A token's part of the hidden layer of the heads 1 ... ``distances`` behind it ``[..., distances, inner]``."""
+        """A token's contributions ``[..., distances, inner_size]`` to the heads 1 ... ``distances`` after it."""
         weight = self.from_token.weight[: distances * self.config.inner_size]
         return self.linear("token", self.embed(tokens), weight).unflatten(-1, (distances, -1))

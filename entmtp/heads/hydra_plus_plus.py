@@ -1,9 +1,9 @@
-"""Hydra++ heads as they are published, "prefix-mlp": a decoder layer before the heads (arXiv 2402.05109, section 4).
+"""Published Hydra++ heads ("prefix-mlp"): a decoder layer before the heads (arXiv 2402.05109, section 4).
 
-The layer is one of Llama's with a norm after it, given the model's decoder states in place of embeddings:
-``s[p] = norm(layer(h)[p])``, at position p, attending to its own keys and values of all tokens up to p. The heads are
-given ``s`` of the last token that the model has read where :mod:`entmtp.heads.original_hydra` gives them ``h``. What
-they guess after one root is so made from one state; only that state has to be kept up with the text
+The layer is a Llama layer with a norm after it. Its inputs are the model's decoder states in place of embeddings:
+``s[p] = norm(layer(h)[p])`` at position p, attending to its own keys and values of all tokens up to p. The heads then
+receive ``s`` of the last token that the model has read, where :mod:`entmtp.heads.original_hydra` uses ``h``. All
+guesses after a root start from that one state, which the drafter updates with each committed token
 (:mod:`entmtp.heads.hydra_plus_plus_cache`).
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class HydraPlusPlusConfig(OriginalHydraConfig):
-    """Configuration of imported Hydra++ heads; ``layer`` holds the arguments of the layer's ``LlamaConfig``."""
+    """Configuration of imported Hydra++ heads; ``layer`` has the arguments of the layer's ``LlamaConfig``."""
 
     model_type = "entmtp_prefix_hydra"
 
@@ -36,7 +36,7 @@ class HydraPlusPlusConfig(OriginalHydraConfig):
 
 @register_heads
 class HydraPlusPlusHeads(OriginalHydraHeads):
-    """Hydra heads whose methods are given ``s`` for the decoder state; use them through their drafter or their text."""
+    """Hydra heads whose methods expect ``s`` as the decoder state; call them through a drafter or a traced text."""
 
     config_class = HydraPlusPlusConfig
 
@@ -46,16 +46,16 @@ class HydraPlusPlusHeads(OriginalHydraHeads):
 
     def attach(self, backbone: Backbone) -> Self:
         attached = super().attach(backbone)
-        # Angles in 16 bits would be wrong far into a text; and the checkpoint does not hold them.
+        # The checkpoint lacks the rotary frequencies, and in 16 bits they would be too coarse at high positions.
         self.prefix_layer.rotary = LlamaRotaryEmbedding(self.prefix_layer.config).to(backbone.device)
         return attached
 
     @property
     def cache_layout(self) -> DraftCacheLayout:
-        """The layer's key and value of every token."""
+        """The layer's key and value of each token."""
         shape: Any = self.prefix_layer.config
-        one = BufferShape(shape.num_key_value_heads, shape.head_dim, self.dtype)
-        return DraftCacheLayout(layers=((one, one),))
+        buffer = BufferShape(shape.num_key_value_heads, shape.head_dim, self.dtype)
+        return DraftCacheLayout(layers=((buffer, buffer),))
 
     def drafter(self, cache: TreeCache) -> HydraPlusPlusDrafter:
         return HydraPlusPlusDrafter(self, self.prefix_layer, cache)

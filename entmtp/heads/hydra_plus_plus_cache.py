@@ -1,7 +1,7 @@
-"""Draft cache of Hydra++ heads: their layer's keys and values, and what it made of each slot's last token.
+"""Draft cache of Hydra++ heads: the keys and values of their decoder layer, and its state of each slot's last token.
 
-The layer sees what the model has read and nothing else, so that it is never a token ahead of the model and never run on
-guesses; the heads guess from its last state as they would from the model's.
+The layer reads the same tokens as the model, and no guesses. The heads guess from its last state as other heads guess
+from the model's.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from entmtp.trees.batch import TreeBatch
 
 
 class HydraPlusPlusDrafter(Drafter):
-    """Drafts from what the layer made of each slot's last token.
+    """Drafter that starts from the layer's state of each slot's last token.
 
     Attributes:
-        states: ``[slots, hidden_size]`` that state: what the heads are given.
+        states: ``[slots, hidden_size]`` these states, the heads' inputs.
     """
 
     def __init__(self, heads: StatelessHeads, layer: HydraPlusPlusLayer, cache: TreeCache) -> None:
         self.cache = cache
         self._heads, self._layer = heads, layer
-        self._rows = Cache(layers=[cache.tree_layers[-1]])
+        self._layer_cache = Cache(layers=[cache.tree_layers[-1]])
         shape = len(cache.lengths), heads.config.hidden_size
         self.states = torch.zeros(shape, dtype=heads.dtype, device=cache.table.device)
 
@@ -37,26 +37,29 @@ class HydraPlusPlusDrafter(Drafter):
         self.states[slot] = self.prefill_states(slot, hidden)[-1]
 
     def prefill_states(self, slot: int, hidden: torch.Tensor) -> torch.Tensor:
-        """The layer's states ``[n, hidden_size]`` of the last tokens of ``slot``, given the model's."""
+        """Runs the layer on the last tokens of ``slot``; returns its states ``[n, hidden_size]``.
+
+        ``hidden [n, hidden_size]`` are the model's decoder states of these tokens.
+        """
         first = self.cache.lengths[slot] - len(hidden)
-        parts = []
-        for part in hidden.split(PREFILL_CHUNK):
+        chunks = []
+        for chunk in hidden.split(PREFILL_CHUNK):
             start = torch.tensor([first], device=hidden.device)
-            real = torch.ones(1, len(part), dtype=torch.bool, device=hidden.device)
-            first += len(part)
-            parts.append(self._follow(KvRange((slot,), 0, first + 1), start, part[None], real)[0])
-        return torch.cat(parts)
+            real = torch.ones(1, len(chunk), dtype=torch.bool, device=hidden.device)
+            first += len(chunk)
+            chunks.append(self._extend(KvRange((slot,), 0, first + 1), start, chunk[None], real)[0])
+        return torch.cat(chunks)
 
     def start(self, slot: int, root: torch.Tensor) -> None:
-        """The model has not read the root."""
+        """Does nothing: the layer reads a token with the model, which has not read the root yet."""
 
     def append(self, slots: tuple[int, ...], accepted: AcceptedPaths) -> None:
         index, counts = self.cache.table.index(slots), accepted.counts
         width = accepted.nodes.shape[1]
         first = self.cache.table.device_lengths[index] - counts
         real = torch.arange(width, device=counts.device) < counts[:, None]
-        made = self._follow(self.cache.kv_range(slots, width, padded=True), first, accepted.path_hidden, real)
-        self.states[index] = made[torch.arange(len(slots), device=index.device), counts - 1]
+        states = self._extend(self.cache.kv_range(slots, width, padded=True), first, accepted.path_hidden, real)
+        self.states[index] = states[torch.arange(len(slots), device=index.device), counts - 1]
 
     def draft(self, slots: tuple[int, ...], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
         return self._heads.draft(self.states[self.cache.table.index(slots)], roots, trees)
@@ -64,17 +67,20 @@ class HydraPlusPlusDrafter(Drafter):
     def expand(self, slots: tuple[int, ...], roots: torch.Tensor) -> StatelessExpansion:
         return StatelessExpansion(self._heads, self.states[self.cache.table.index(slots)], roots)
 
-    def _follow(self, kv_range: KvRange, first: torch.Tensor, hidden: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """The layer's states ``[batch, n, hidden_size]`` of tokens from position ``first [batch]`` on."""
+    def _extend(self, kv_range: KvRange, first: torch.Tensor, hidden: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Runs the layer on committed tokens from position ``first [batch]`` on.
+
+        ``hidden [batch, n, hidden_size]`` are the model's decoder states. Returns the layer's, of the same shape.
+        """
         window = AttentionWindow.of_chains(first, real)
         self.cache.map_slots(kv_range, real, first)
         mask = additive(window.visible(kv_range), hidden.dtype)
-        states: torch.Tensor = self._layer(hidden, window.positions, mask, self._rows)
+        states: torch.Tensor = self._layer(hidden, window.positions, mask, self._layer_cache)
         return states
 
 
 class HydraPlusPlusText(TracedText):
-    """A whole text: the layer's states at every position of it."""
+    """A whole text, given by the layer's states at all its positions."""
 
     @torch.inference_mode()
     def __init__(
@@ -85,10 +91,10 @@ class HydraPlusPlusText(TracedText):
         tokens: torch.Tensor,
         begin: int,
     ) -> None:
-        """``drafter`` is of a cache of its own, with one empty slot; the rest as for :meth:`DraftHeads.traced_text`."""
+        """Reads the text; ``drafter`` has its own cache with one empty slot. See :meth:`DraftHeads.traced_text`."""
         drafter.cache.append([0], [len(tokens)])
         self._heads, self._answer = heads, tokens[begin:]
-        # Of the tokens before the answer's, which are those that its tokens were chosen after.
+        # State i is that of the token before answer token i, from which that token was chosen.
         self._states = drafter.prefill_states(0, hidden)[begin - 1 : -1]
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The decoder layer of Hydra++ heads (:mod:`entmtp.heads.hydra_plus_plus` has the formula)."""
+"""Decoder layer of Hydra++ heads (:mod:`entmtp.heads.hydra_plus_plus` has the formula)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class HydraPlusPlusLayer(nn.Module):
-    """The decoder layer and the norm after it; positions are rotary."""
+    """A Llama decoder layer and the norm after it; positions are rotary."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -25,16 +25,16 @@ class HydraPlusPlusLayer(nn.Module):
         self.rotary = LlamaRotaryEmbedding(config)
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: Cache) -> torch.Tensor:
-        """``s [batch, n, hidden_size]`` of decoder states ``hidden [batch, n, hidden_size]`` at ``positions``.
+        """Computes the layer's states ``s`` from the model's states ``hidden``, both ``[batch, n, hidden_size]``.
 
-        ``mask [batch, 1, n, rows]`` is added to the scores of the rows that ``cache`` returns.
+        ``mask [batch, 1, n, cache_rows]`` is added to the attention scores of the keys that ``cache`` returns.
         """
         rotations = self.rotary(hidden, positions)
-        made = self.layer(
+        states = self.layer(
             hidden,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             position_embeddings=rotations,
         )
-        return self.norm(made)
+        return self.norm(states)

@@ -1,4 +1,7 @@
-"""Heads of Medusa's family: each guesses from the decoder state alone, so a depth's guesses are alike everywhere."""
+"""Independent heads (the Medusa family): each guesses from the decoder state alone.
+
+The guesses at a depth are therefore the same under every parent.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from entmtp.trees.batch import TreeBatch
 
 
 class IndependentHeads(StatelessHeads):
-    """Heads that all run at once; the guesses at a depth are the same under every parent."""
+    """Heads that all run in one pass."""
 
     kind = "medusa"
 
@@ -33,12 +36,12 @@ class IndependentHeads(StatelessHeads):
         depth = trees.shape.depth
         if depth == 0:
             return Proposal.of_roots(root)
-        drafting, _ = trees.internal_nodes(0)  # the others, whose trees are empty, aren't guessed for
-        best, best_log_probs = self.top_k(self.head_states(hidden[drafting], depth), max(trees.shape.ranks))
-        rows = torch.zeros_like(root).scatter(0, drafting, torch.arange(len(drafting), device=root.device))[:, None]
-        guessed = trees.depth > 0
+        drafting, _ = trees.internal_nodes(0)  # batch rows whose trees are not empty
+        top_tokens, top_log_probs = self.top_k(self.head_states(hidden[drafting], depth), max(trees.shape.ranks))
+        index = torch.zeros_like(root).scatter(0, drafting, torch.arange(len(drafting), device=root.device))[:, None]
+        is_drafted = trees.depth > 0
         level = (trees.depth - 1).clamp(min=0)
-        tokens = torch.where(guessed, best[rows, level, trees.rank], 0)
-        log_probs = torch.where(guessed, best_log_probs[rows, level, trees.rank], 0.0)
+        tokens = torch.where(is_drafted, top_tokens[index, level, trees.rank], 0)
+        log_probs = torch.where(is_drafted, top_log_probs[index, level, trees.rank], 0.0)
         tokens[:, 0] = root
         return Proposal(tokens, log_probs)

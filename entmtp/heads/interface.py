@@ -26,16 +26,17 @@ import torch
 from entmtp.trees.batch import TreeBatch
 
 PREFILL_CHUNK = 512
-"""Tokens that are taken in at once, as the model reads them."""
+"""Committed tokens that are run in one pass, as many as in the model's own prefill."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """The tokens of a step's trees.
+    """Drafted tokens of a step's trees.
 
     Attributes:
         tokens: ``[batch, width]`` int64, the root first, 0 on padding.
-        log_probs: ``[batch, width]`` float32, of each node given its parent under the heads; 0 for root and padding.
+        log_probs: ``[batch, width]`` float32, each node's log-probability given its parent, under the heads; 0 for the
+            root and padding.
     """
 
     tokens: torch.Tensor
@@ -43,20 +44,20 @@ class Proposal:
 
     @classmethod
     def of_roots(cls, root: torch.Tensor) -> Self:
-        """Nothing guessed after the roots ``[batch]``."""
+        """A proposal of the roots ``[batch]`` alone."""
         return cls(root[:, None], torch.zeros_like(root, dtype=torch.float32)[:, None])
 
 
 @dataclass(frozen=True)
 class AcceptedPaths:
-    """What a step's requests accepted, as tensors that the host has not seen yet.
+    """Accepted paths of a step's requests, still on the device.
 
     Attributes:
-        tokens: ``[batch, width]`` of the trees, the root first.
+        tokens: ``[batch, width]`` the trees' tokens, the root first.
         hidden: ``[batch, width, hidden_size]`` the trees' decoder states.
-        nodes: ``[batch, n]`` columns of the accepted paths, the root first; entries from ``counts`` on mean nothing.
-        counts: ``[batch]`` tokens that were accepted, the root included; 0 in idle rows.
-        roots: ``[batch]`` the tokens that were chosen after them.
+        nodes: ``[batch, n]`` tree columns of the accepted paths, the root first; ignored from ``counts`` on.
+        counts: ``[batch]`` accepted tokens, the root included; 0 in idle batch rows.
+        roots: ``[batch]`` the new roots, chosen after the accepted paths.
     """
 
     tokens: torch.Tensor
@@ -67,7 +68,7 @@ class AcceptedPaths:
 
     @property
     def last_hidden(self) -> torch.Tensor:
-        """Decoder states ``[batch, hidden_size]`` that the new roots were chosen from."""
+        """Decoder states ``[batch, hidden_size]`` from which the new roots were chosen."""
         last = self.nodes.gather(1, (self.counts[:, None] - 1).clamp(min=0))[:, 0]
         return self.hidden[torch.arange(len(last), device=last.device), last]
 
@@ -78,13 +79,13 @@ class AcceptedPaths:
 
     @property
     def next_tokens(self) -> torch.Tensor:
-        """Tokens ``[batch, n]`` that come after each of the paths' tokens, the new root after the last."""
+        """Successors ``[batch, n]`` of the paths' tokens; the last one's is the new root."""
         last = self.counts[:, None] - 1
         return self.tokens.gather(1, self.nodes).roll(-1, dims=1).scatter(1, last, self.roots[:, None])
 
 
 class Expansion(Protocol):
-    """The guesses after the roots of a step's requests, a level of all of them at a time.
+    """Drafting of a step's trees level by level, all requests together.
 
     Guess i of a level is rank ``i % count`` of the level's parent ``i // count``.
     """
@@ -92,20 +93,20 @@ class Expansion(Protocol):
     num_heads: int
 
     def next_level(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The ``count`` likeliest tokens after each of the last level's guesses ``parents``, with log-probabilities.
+        """Guesses the ``count`` likeliest tokens after each of ``parents``, which are guesses of the last level.
 
-        Both ``[parents, count]``, fewer where the heads know no more tokens. The first level's parents are roots,
-        numbered as the requests.
+        Returns the tokens and their log-probabilities, both ``[parents, count]``. There are fewer columns if the draft
+        vocabulary is smaller. The first level's parents are the roots, in the order of the requests.
         """
 
 
 class Drafter(ABC):
-    """Drafts for the slots of one cache. Runs under inference mode.
+    """Drafting for the slots of one cache; runs under inference mode.
 
     Attributes:
-        states: ``[slots, ...]`` what drafting after each slot's root starts from.
-        is_capturable: whether :meth:`draft` and :meth:`append` may be captured as CUDA graphs, as their work depends on
-            the shapes of trees alone.
+        states: ``[slots, ...]`` states from which drafting after each slot's root starts.
+        is_capturable: whether :meth:`draft` and :meth:`append` may be captured as CUDA graphs, which requires
+            that their work depends on tree shapes alone.
     """
 
     states: torch.Tensor
@@ -113,39 +114,42 @@ class Drafter(ABC):
 
     @abstractmethod
     def prefill(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> None:
-        """Takes in the last tokens of ``slot``, which the model has read: ``hidden [n, hidden_size]`` of ``tokens``."""
+        """Appends the last tokens of ``slot``, which the model has read.
+
+        ``hidden [n, hidden_size]`` are the decoder states of ``tokens [n]``.
+        """
 
     @abstractmethod
     def start(self, slot: int, root: torch.Tensor) -> None:
-        """Takes in the root ``[]`` that was chosen after what was read."""
+        """Appends the first root ``[]``, chosen after the prefilled tokens."""
 
     @abstractmethod
     def append(self, slots: tuple[int, ...], accepted: AcceptedPaths) -> None:
-        """Takes in accepted paths, which the cache has committed already."""
+        """Appends accepted paths, which the cache has already committed."""
 
     @abstractmethod
     def draft(self, slots: tuple[int, ...], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
-        """The trees after ``roots [batch]``, filled with tokens; they were checked."""
+        """Drafts ``trees``, which were checked before, after ``roots [batch]``."""
 
     @abstractmethod
     def expand(self, slots: tuple[int, ...], roots: torch.Tensor) -> Expansion:
-        """Begins to guess after ``roots [batch]``, level by level."""
+        """Starts drafting level by level after ``roots [batch]``."""
 
 
 class TracedText(ABC):
-    """A text that heads with rows of their own have read to its end, for rank traces.
+    """A whole text that the heads have read, for rank traces.
 
-    What comes after a position is hidden from it. Positions are counted from where the text's answer begins.
+    Attention is causal. Positions count from the first token of the text's answer.
     """
 
     @abstractmethod
     def teacher_forced(self, at: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Head states ``[n, heads, hidden_size]`` after the positions ``at [n]``, where the true continuation is known.
+        """Head states ``[n, heads, hidden_size]`` at positions ``at [n]``, given the true continuation.
 
-        ``tokens [n, num_heads]`` are the roots there and the tokens after them; entry ``[:, i]`` of the result guesses
-        the token after ``tokens[:, i]``.
+        ``tokens [n, num_heads]`` are the roots at these positions and the tokens after them. Entry ``[:, i]`` of the
+        result guesses the token after ``tokens[:, i]``.
         """
 
     @abstractmethod
     def expand(self, at: int) -> Expansion:
-        """Begins to guess after the token at a position, level by level."""
+        """Starts drafting level by level after the token at position ``at``."""

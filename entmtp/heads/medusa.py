@@ -21,7 +21,7 @@ class MedusaConfig(TrainedHeadsConfig):
 
 @register_heads
 class MedusaHeads(IndependentHeads, TrainedHeads):
-    """Independent heads, their hidden layers joined in one product."""
+    """Independent heads with their hidden layers' inputs in one matrix product."""
 
     config_class = MedusaConfig
 

@@ -1,8 +1,8 @@
-"""What published heads share: residual blocks ``x + SiLU(W x + b)``, and as a rule an output layer for each head.
+"""Base of published heads: residual blocks ``x + SiLU(W x + b)``, usually with an output layer for each head.
 
 The formula is that of the Medusa authors' code (github.com/FasterDecoding/Medusa), which Hydra's, TGI's and vLLM's
-follow: no normalisation, biases in the blocks, guesses within the whole vocabulary. Output layers of their own are
-``[draft_vocab_size, hidden_size]`` numbers a head: for Vicuna-7B's five Medusa heads 1.3 of the 1.5 GB in 16 bits.
+follow: no normalisation, biases in the blocks, guesses within the whole vocabulary. An output layer of
+their own has ``draft_vocab_size * hidden_size`` weights: for Vicuna-7B's five Medusa heads, 1.3 of 1.5 GB in 16 bits.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class OriginalHeadsConfig(DraftHeadsConfig):
 
     Attributes:
         num_layers: residual blocks of each head.
-        outputs: output layers of their own: ``num_heads``, or one for all, or 0 where the model's own serves.
-        output_bias: whether those have a bias.
+        outputs: number of their own output layers: ``num_heads``, 1 for all heads, or 0 to use the model's.
+        output_bias: whether their own output layers have a bias.
     """
 
     num_layers: int = 1
@@ -32,32 +32,32 @@ class OriginalHeadsConfig(DraftHeadsConfig):
 
     @property
     def square_blocks(self) -> int:
-        """Blocks of each head with as many inputs as outputs."""
+        """Number of blocks of each head with as many inputs as outputs."""
         return self.num_layers
 
 
 class OriginalHeads(StatelessHeads):
     """Residual blocks and output layers.
 
-    Parameters: ``block_weight [num_heads, square_blocks, hidden_size, hidden_size]`` and ``block_bias [num_heads,
-    square_blocks, hidden_size]``; with own output layers ``own_weight [outputs, draft_vocab_size, hidden_size]`` and,
-    with a bias, ``own_bias [outputs, draft_vocab_size]``.
+    Parameters: ``block_weight [num_heads, square_blocks, hidden_size, hidden_size]``, ``block_bias [num_heads,
+    square_blocks, hidden_size]``. Output layers of their own add ``own_weight [outputs, draft_vocab_size,
+    hidden_size]`` and, with a bias, ``own_bias [outputs, draft_vocab_size]``.
     """
 
     config_class: type[OriginalHeadsConfig] = OriginalHeadsConfig
 
     def __init__(self, config: OriginalHeadsConfig) -> None:
         super().__init__(config)
-        heads, hidden, rows = config.num_heads, config.hidden_size, config.draft_vocab_size
+        heads, hidden, vocab = config.num_heads, config.hidden_size, config.draft_vocab_size
         blocks = config.square_blocks
         self.block_weight = nn.Parameter(torch.zeros(heads, blocks, hidden, hidden))
         self.block_bias = nn.Parameter(torch.zeros(heads, blocks, hidden))
-        self.own_weight = nn.Parameter(torch.zeros(config.outputs, rows, hidden)) if config.outputs else None
+        self.own_weight = nn.Parameter(torch.zeros(config.outputs, vocab, hidden)) if config.outputs else None
         biased = config.outputs and config.output_bias
-        self.own_bias = nn.Parameter(torch.zeros(config.outputs, rows)) if biased else None
+        self.own_bias = nn.Parameter(torch.zeros(config.outputs, vocab)) if biased else None
 
     def residual(self, head: int, states: torch.Tensor) -> torch.Tensor:
-        """``states [n, hidden_size]`` behind a head's blocks."""
+        """Runs ``states [n, hidden_size]`` through a head's blocks."""
         for block in range(self.block_weight.shape[1]):
             weight, bias = self.block_weight[head, block], self.block_bias[head, block]
             states = states + nn.functional.silu(self.linear(f"block {head} {block}", states, weight, bias))
@@ -78,8 +78,8 @@ class OriginalHeads(StatelessHeads):
             return self._own_logits(states, 0)
         if head is not None:
             return self._own_logits(states, head)
-        each = [self._own_logits(its, number) for number, its in enumerate(states.unbind(-2))]
-        return torch.stack(each, dim=-2)
+        logits = [self._own_logits(each, number) for number, each in enumerate(states.unbind(-2))]
+        return torch.stack(logits, dim=-2)
 
     def _own_logits(self, states: torch.Tensor, output: int) -> torch.Tensor:
         assert self.own_weight is not None

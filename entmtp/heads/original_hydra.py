@@ -1,8 +1,8 @@
-"""Hydra heads as they are published (arXiv 2402.05109, section 3): MLPs over a path, its parts one behind the other.
+"""Published Hydra heads (arXiv 2402.05109, section 3): MLPs over a path's concatenated embeddings.
 
-Head i is given ``x = [h; e_0; ...; e_i]``, the decoder state and the model's input embeddings of the path's tokens,
-``e_0`` being the root's. Its first block narrows that to ``R_i x + r_i + SiLU(W_i x + b_i)``, the others are square,
-and an output layer of its own follows.
+Head i receives ``x = [h; e_0; ...; e_i]``: the decoder state and the model's input embeddings of the path's tokens, of
+which ``e_0`` is the root's. Its first block projects that to ``R_i x + r_i + SiLU(W_i x + b_i)``. The other blocks are
+square, and its own output layer follows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from entmtp.heads.sequential import SequentialHeads
 
 
 class OriginalHydraConfig(OriginalHeadsConfig):
-    """Configuration of imported Hydra heads; ``num_layers`` counts the first, narrowing block too."""
+    """Configuration of imported Hydra heads; ``num_layers`` includes the first block."""
 
     model_type = "entmtp_published_hydra"
 
@@ -29,10 +29,10 @@ class OriginalHydraConfig(OriginalHeadsConfig):
 
 @register_heads
 class OriginalHydraHeads(SequentialHeads, OriginalHeads):
-    """Narrowing blocks before the square ones.
+    """Sequential heads with a projecting first block.
 
     Parameters: ``first.{i}.weight [2 * hidden_size, (i + 2) * hidden_size]`` and ``first.{i}.bias``: ``R_i`` above
-    ``W_i``, one product.
+    ``W_i``, so that both take one matrix product.
     """
 
     config_class = OriginalHydraConfig
@@ -46,11 +46,11 @@ class OriginalHydraHeads(SequentialHeads, OriginalHeads):
     def path_inputs(
         self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, prefix_state: torch.Tensor | None
     ) -> torch.Tensor:
-        """Decoder state and embeddings ``[paths, (level + 2) * hidden_size]``."""
+        """Decoder states and embeddings ``[paths, (level + 2) * hidden_size]``, concatenated."""
         embedded = nn.functional.embedding(tokens, self.input_embeddings)
         return torch.cat([hidden if prefix_state is None else prefix_state, embedded], dim=-1)
 
     def path_states(self, hidden: torch.Tensor, level: int, inputs: torch.Tensor) -> torch.Tensor:
         first: Any = self.first[level]
-        kept, lifted = self.linear(f"first {level}", inputs, first.weight, first.bias).chunk(2, dim=-1)
-        return self.residual(level, kept + nn.functional.silu(lifted))
+        skip, inner = self.linear(f"first {level}", inputs, first.weight, first.bias).chunk(2, dim=-1)
+        return self.residual(level, skip + nn.functional.silu(inner))

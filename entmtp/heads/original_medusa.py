@@ -1,4 +1,4 @@
-"""Medusa heads as they are published: head i's logits are ``O_i block_n(... block_1(h))`` (arXiv 2401.10774)."""
+"""Published Medusa heads: head i's logits are ``O_i block_n(... block_1(h))`` (arXiv 2401.10774)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class OriginalMedusaConfig(OriginalHeadsConfig):
 
 @register_heads
 class OriginalMedusaHeads(IndependentHeads, OriginalHeads):
-    """Every block of every head is square; the first is given the decoder state."""
+    """Independent heads of square blocks; the first block receives the decoder state."""
 
     config_class = OriginalMedusaConfig
 

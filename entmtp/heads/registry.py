@@ -1,7 +1,7 @@
-"""Draft heads by the ``model_type`` of their configuration, as a checkpoint names it.
+"""Registry of draft head classes by the ``model_type`` in a checkpoint's configuration.
 
-A class registers itself where it is defined. Every module of :mod:`entmtp.heads` is imported when a checkpoint is first
-looked up, so a new file needs no other line.
+A class registers itself with a decorator. The first lookup imports every module of :mod:`entmtp.heads`, so a new file
+needs no other line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _REGISTERED: dict[str, type[DraftHeads]] = {}
 
 
 def register_heads(heads: Heads) -> Heads:
-    """Decorator of a class of heads that checkpoints may hold. Raises ValueError if its ``model_type`` is taken."""
+    """Registers a class of heads for loading. Raises ValueError if its ``model_type`` is registered already."""
     model_type = heads.config_class.model_type
     if model_type in _REGISTERED:
         raise ValueError(f"heads: model_type '{model_type}' is registered already")
@@ -29,7 +29,7 @@ def register_heads(heads: Heads) -> Heads:
 
 
 def registered_heads() -> dict[str, type[DraftHeads]]:
-    """Every class of heads by its ``model_type``."""
+    """All classes of heads by ``model_type``."""
     _import_all()
     return _REGISTERED
 

@@ -1,4 +1,4 @@
-"""Heads of Hydra's family: a head also sees the tokens guessed before it on its own path."""
+"""Sequential heads (the Hydra family): each head also sees the tokens guessed before it on its path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from entmtp.trees.batch import TreeBatch
 
 
 class SequentialHeads(StatelessHeads):
-    """Heads that wait for each other; a level of the tree is one batched pass over the nodes that have children."""
+    """Heads that run one after another; each tree level is one batched pass over the nodes with children."""
 
     kind = "hydra"
 
@@ -20,15 +20,15 @@ class SequentialHeads(StatelessHeads):
     def path_inputs(
         self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, prefix_state: torch.Tensor | None
     ) -> torch.Tensor:
-        """What heads ``level`` to ``depth`` receive of paths that end in ``tokens [n]`` at depth ``level``.
+        """Inputs of heads ``level`` to ``depth`` for paths that end in ``tokens [n]`` at depth ``level``.
 
-        ``hidden [n, hidden_size]`` chose the paths' roots; ``prefix_state [n, ...]`` is the result for the paths
-        without their last tokens, None where those are the roots.
+        The paths' roots were chosen from ``hidden [n, hidden_size]``. ``prefix_state [n, ...]`` is the result for the
+        paths without their last tokens; it is None at level 0.
         """
 
     @abstractmethod
     def path_states(self, hidden: torch.Tensor, level: int, inputs: torch.Tensor) -> torch.Tensor:
-        """States ``[n, hidden_size]`` of head ``level``, given its paths' :meth:`path_inputs`."""
+        """States ``[n, hidden_size]`` of head ``level``, computed from its :meth:`path_inputs`."""
 
     def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
         heads = heads or self.num_heads
@@ -56,9 +56,9 @@ class SequentialHeads(StatelessHeads):
             prefix_state = None if inputs is None else inputs[trees.parent_index[request, node]]
             inputs = self.path_inputs(hidden[request], tokens[request, node], level, depth, prefix_state)
             states = self.path_states(hidden[request], level, inputs)
-            best, best_log_probs = self.top_k(states, trees.shape.ranks[level], level)
-            here = trees.depth == level + 1
-            guess = (trees.parent_index * best.shape[1] + trees.rank) * here
-            tokens = torch.where(here, best.flatten()[guess], tokens)
-            log_probs = torch.where(here, best_log_probs.flatten()[guess], log_probs)
+            top_tokens, top_log_probs = self.top_k(states, trees.shape.ranks[level], level)
+            on_level = trees.depth == level + 1
+            guess = (trees.parent_index * top_tokens.shape[1] + trees.rank) * on_level
+            tokens = torch.where(on_level, top_tokens.flatten()[guess], tokens)
+            log_probs = torch.where(on_level, top_log_probs.flatten()[guess], log_probs)
         return Proposal(tokens, log_probs)

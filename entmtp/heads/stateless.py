@@ -1,4 +1,4 @@
-"""Heads that guess from one decoder state alone: the drafter holds that state, and nothing lies in the cache."""
+"""Heads that guess from one decoder state alone. The drafter stores it; there is no draft cache."""
 
 from __future__ import annotations
 
@@ -24,45 +24,48 @@ class StatelessHeads(DraftHeads):
 
     @abstractmethod
     def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
-        """Head states where the true continuation is known, for training and rank traces.
+        """Head states given the true continuation, for training and rank traces.
 
-        ``hidden [n, hidden_size]`` chose ``tokens[:, 0]`` (the root); ``tokens [n, num_heads]`` are the root and the
-        tokens after it. Entry ``[:, i]`` of the result ``[n, heads, hidden_size]`` guesses the token after
+        ``tokens [n, num_heads]`` are the root and the tokens after it. The root was chosen from the decoder state
+        ``hidden [n, hidden_size]``. Entry ``[:, i]`` of the result ``[n, heads, hidden_size]`` guesses the token after
         ``tokens[:, i]``.
         """
 
     @torch.inference_mode()
     def propose(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
-        """Fills each request's topology with tokens.
+        """Drafts the tokens of each request's tree.
 
-        ``hidden [batch, hidden_size]`` is the decoder state that chose ``root [batch]``.
+        ``root [batch]`` was chosen from the decoder state ``hidden [batch, hidden_size]``.
 
         Raises:
-            EntMTPError: if a tree asks for more than these heads have (:meth:`check_trees`).
+            EntMTPError: if a tree does not fit these heads (:meth:`check_trees`).
         """
         self.check_trees(trees.topologies)
         return self.draft(hidden, root, trees)
 
     @abstractmethod
     def draft(self, hidden: torch.Tensor, root: torch.Tensor, trees: TreeBatch) -> Proposal:
-        """:meth:`propose` for trees that were checked; needs nothing from the host but what ``trees.shape`` says."""
+        """Drafts trees that were checked before, like :meth:`propose`.
+
+        Its work depends on ``trees.shape`` alone, so that it can be captured as a CUDA graph.
+        """
 
     @abstractmethod
     def expand(
         self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, prefix_state: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Head states ``[n, hidden_size]`` after ``tokens [n]`` at depth ``level`` of trees that are being expanded.
+        """Head states ``[n, hidden_size]`` after ``tokens [n]`` at depth ``level``, and the prefix states ``[n, ...]``.
 
-        ``hidden [n, hidden_size]`` chose their roots. Of the second result ``[n, ...]`` the rows that the next tokens'
-        paths went through are given back as ``prefix_state`` at the next level.
+        The trees' roots were chosen from ``hidden [n, hidden_size]``. At the next level the caller passes the parents'
+        prefix states back as ``prefix_state``; it is None at level 0.
         """
 
 
 class StatelessDrafter(Drafter):
-    """Drafts from the decoder state that chose each root.
+    """Drafter that starts from the decoder state from which each root was chosen.
 
     Attributes:
-        states: ``[slots, hidden_size]`` that state.
+        states: ``[slots, hidden_size]`` these decoder states.
     """
 
     is_capturable = True
@@ -76,11 +79,11 @@ class StatelessDrafter(Drafter):
         self.states[slot] = hidden[-1]
 
     def start(self, slot: int, root: torch.Tensor) -> None:
-        """The root has no decoder state yet."""
+        """Does nothing: the root has no decoder state yet."""
 
     def append(self, slots: tuple[int, ...], accepted: AcceptedPaths) -> None:
-        rows, busy = self._table.index(slots), accepted.counts > 0
-        self.states[rows] = torch.where(busy[:, None], accepted.last_hidden, self.states[rows])
+        index, is_busy = self._table.index(slots), accepted.counts > 0
+        self.states[index] = torch.where(is_busy[:, None], accepted.last_hidden, self.states[index])
 
     def draft(self, slots: tuple[int, ...], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
         return self._heads.draft(self.states[self._table.index(slots)], roots, trees)
@@ -90,10 +93,10 @@ class StatelessDrafter(Drafter):
 
 
 class StatelessExpansion:
-    """One pass of the heads over the asked parents per level."""
+    """Drafting level by level; each level is one pass of the heads over its parents."""
 
     def __init__(self, heads: StatelessHeads, hidden: torch.Tensor, roots: torch.Tensor) -> None:
-        """``hidden [requests, hidden_size]`` are the decoder states that chose ``roots [requests]``."""
+        """Takes the decoder states ``hidden [requests, hidden_size]`` from which ``roots [requests]`` were chosen."""
         self.num_heads = heads.num_heads
         self._heads, self._hidden = heads, hidden
         self._prefix_state: torch.Tensor | None = None
@@ -102,11 +105,11 @@ class StatelessExpansion:
 
     @torch.inference_mode()
     def next_level(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        expanded = torch.tensor(parents, device=self._tokens.device)
-        rows = expanded // self._tokens.shape[1]
-        self._hidden = self._hidden[rows]
-        prefix = None if self._prefix_state is None else self._prefix_state[rows]
-        tokens = self._tokens.flatten()[expanded]
+        guesses = torch.tensor(parents, device=self._tokens.device)
+        grandparents = guesses // self._tokens.shape[1]
+        self._hidden = self._hidden[grandparents]
+        prefix = None if self._prefix_state is None else self._prefix_state[grandparents]
+        tokens = self._tokens.flatten()[guesses]
         states, self._prefix_state = self._heads.expand(self._hidden, tokens, self._level, prefix)
         self._tokens, log_probs = self._heads.top_k(states, count, self._level)
         self._level += 1
@@ -114,10 +117,10 @@ class StatelessExpansion:
 
 
 class StatelessText(TracedText):
-    """A text by the decoder states that chose its tokens."""
+    """A text given by the decoder states from which its tokens were chosen."""
 
     def __init__(self, heads: StatelessHeads, hidden: torch.Tensor, answer: torch.Tensor) -> None:
-        """``hidden [n, hidden_size]`` are the states that chose the tokens ``answer [n]``."""
+        """Takes the decoder states ``hidden [n, hidden_size]`` from which the tokens ``answer [n]`` were chosen."""
         self._heads, self._hidden, self._answer = heads, hidden, answer
 
     def teacher_forced(self, at: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

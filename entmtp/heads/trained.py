@@ -1,6 +1,6 @@
-"""What the heads that we train share: one hidden layer each, beside a scaled copy of the decoder state.
+"""Base of the heads that ``entmtp train`` makes: one hidden layer each, added to the scaled decoder state.
 
-Head i: ``scale_i * h + W2_i SiLU(inputs)``, then the model's own output layer. How the inputs arise is the kind's.
+Head i: ``scale_i * h + W2_i SiLU(inputs)``, then the model's own output layer. The family defines the inputs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class TrainedHeadsConfig(DraftHeadsConfig):
 
 
 class TrainedHeads(StatelessHeads):
-    """Heads with a hidden layer each.
+    """Heads with one hidden layer each.
 
     Parameters: ``scale [num_heads]``, ``down [num_heads, inner_size, hidden_size]``.
     """
@@ -36,9 +36,12 @@ class TrainedHeads(StatelessHeads):
         return rms_norm(nn.functional.embedding(tokens, self.input_embeddings))
 
     def head_state(self, head: int, hidden: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """A head's state behind decoder states ``hidden [n, hidden_size]``; its hidden layer is given ``inputs``."""
-        change = self.linear(f"down {head}", nn.functional.silu(inputs), self.down[head].t())
-        return self.scale[head] * hidden + change
+        """States ``[n, hidden_size]`` of a head.
+
+        ``hidden [n, hidden_size]`` are decoder states and ``inputs [n, inner_size]`` its hidden layer's inputs.
+        """
+        update = self.linear(f"down {head}", nn.functional.silu(inputs), self.down[head].t())
+        return self.scale[head] * hidden + update
 
 
 def rms_norm(states: torch.Tensor) -> torch.Tensor:

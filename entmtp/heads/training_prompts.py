@@ -1,4 +1,7 @@
-"""Hashes of the prompts that draft heads were trained on: a file next to the weights, for benchmarks to look up."""
+"""Hashes of the prompts that draft heads were trained on, in a file next to the weights.
+
+Benchmarks look up their prompts there.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,19 @@ from entmtp.methods import NATIVE
 from entmtp.prompt_hash import DIGITS
 
 FILE = "training_prompts.txt"
-"""A hash of :func:`entmtp.prompt_hash.prompt_hash` on each line."""
+"""One hash of :func:`entmtp.prompt_hash.prompt_hash` per line."""
 
 MAX_PROMPTS = 10_000_000
 _HASH = re.compile(f"[0-9a-f]{{{DIGITS}}}")
 
 
 def write_training_prompt_hashes(folder: Path, hashes: Iterable[str]) -> None:
-    """Writes the list next to the weights in ``folder``, sorted, each hash once."""
+    """Writes the sorted hashes next to the weights in ``folder``, each once."""
     write_text(folder / FILE, "".join(f"{name}\n" for name in sorted(set(hashes))))
 
 
 def read_training_prompt_hashes(source: str | Path) -> frozenset[str] | None:
-    """The hashes of the prompts that heads were trained on; None where nothing tells, as for imported heads.
+    """Hashes of the prompts that heads were trained on; None if there is no list, as for imported heads.
 
     ``source`` is a folder or a hub name, as for :func:`entmtp.heads.checkpoint.load_heads`.
 
@@ -49,7 +52,7 @@ def read_training_prompt_hashes(source: str | Path) -> frozenset[str] | None:
 
 
 def _folder(source: str | Path) -> Path:
-    """The local folder that holds the list; one that doesn't exist where it is on a hub that can't be reached."""
+    """Local folder of the list; one that does not exist if the hub cannot be reached."""
     if Path(source).is_dir():
         return Path(source)
     try:

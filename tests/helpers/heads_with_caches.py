@@ -1,4 +1,4 @@
-"""Heads that remember the text before, of every kind, and what there is to compare of their memories."""
+"""Heads with a draft cache, of every kind, and a check of the cache's entries."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tests.helpers.tiny_models import tiny_model
 
 PREFIX = "prefix-mlp"
 DRAFT_CACHE_KINDS = (*MTP_TYPES, PREFIX)
-"""Native heads by their models' types, and Hydra++'s."""
+"""Native heads by their models' types, and Hydra++ heads."""
 
 CLOSE = 2e-4
-"""How far two ways to the same number may lie apart, in float32 on any machine."""
+"""Absolute tolerance between two ways to compute a number, in float32 on any machine."""
 
 BUSHY = Topology.of([(0,), (1,), (3,), (0, 0), (0, 2), (1, 0), (0, 2, 0), (0, 2, 1), (1, 0, 0), (1, 0, 0, 1)])
-"""A tree with brothers, gaps between their ranks, and paths of every length up to four."""
+"""A tree with siblings, gaps between their ranks, and paths of every length up to four."""
 
 
 def draft_cache_model(kind: str) -> PreTrainedModel:
-    """A tiny model over few tokens for heads of a kind."""
+    """A tiny model over a small vocabulary, for heads of a kind."""
     return tiny_model("llama", vocab_size=SMALL_VOCAB) if kind == PREFIX else mtp_model(kind)
 
 
@@ -40,28 +40,28 @@ def draft_cache_heads(kind: str, backbone: Backbone) -> DraftHeads:
 
 
 def draft_cache_entries(state: DecodingState, slot: int, length: int) -> list[torch.Tensor]:
-    """All that heads keep of the first ``length`` tokens of a slot and may look at again.
+    """Entries of the draft cache that the heads may read again, for the first ``length`` tokens of a slot.
 
-    What they guess from is not of it: a slot that was only begun with an earlier text has none of its own yet.
+    The drafter's own states are not among them: a slot that was started from a cached prefix has none yet.
     """
     if isinstance(state.drafter, HydraPlusPlusDrafter):
-        rows = state.cache.tree_layers[-1]
-        assert rows.keys is not None
-        assert rows.values is not None
-        return [buffer[slot, :, 1 : length + 1] for buffer in (rows.keys, rows.values)]
+        layer_cache = state.cache.tree_layers[-1]
+        assert layer_cache.keys is not None
+        assert layer_cache.values is not None
+        return [buffer[slot, :, 1 : length + 1] for buffer in (layer_cache.keys, layer_cache.values)]
     assert isinstance(state.heads, NativeHeads)
     count = state.heads.layers.count
-    kept = []
-    for layer, rows in enumerate(state.cache.tree_layers[-count:]):
-        for buffer in (rows.keys, rows.values):
+    entries = []
+    for layer, layer_cache in enumerate(state.cache.tree_layers[-count:]):
+        for buffer in (layer_cache.keys, layer_cache.values):
             assert buffer is not None
-            kept.append(buffer[slot, :, layer + 2 : length + 1])
-        kept.append(state.cache.state_buffers[layer][slot, :, layer + 1 : length + 1])
-    return kept
+            entries.append(buffer[slot, :, layer + 2 : length + 1])
+        entries.append(state.cache.state_buffers[layer][slot, :, layer + 1 : length + 1])
+    return entries
 
 
 def check_draft_cache(state: DecodingState, slot: int, text: Sequence[int]) -> None:
-    """What the heads remember of a slot is what they would of ``text``, had they read it at once."""
+    """Checks that a slot's draft cache equals that of ``text`` prefilled at once."""
     fresh = DecodingState(state.backbone, state.heads, slots=1, capacity=len(text) + 1)
     fresh.prefill_chunk(0, text)
     for ours, expected in zip(

@@ -1,4 +1,4 @@
-"""Tiny Hydra++ heads: as they are published, with the formula of their decoder layer in plain torch, and ready made."""
+"""Tiny Hydra++ heads: published checkpoints, their decoder layer's formula in plain torch, and attached heads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LAYER = f"{PREFIX}layers.0."
 
 @dataclass(frozen=True)
 class HydraPlusPlusShape:
-    """What the layer has from the model's configuration; as :mod:`tests.helpers.tiny_models`'s Llama."""
+    """Fields of the layer that come from the model's configuration; defaults as in the tiny Llama."""
 
     heads: int = 4
     key_heads: int = 2
@@ -42,9 +42,9 @@ class HydraPlusPlusShape:
 def published_hydra_plus_plus(
     model: Model, shape: HydraPlusPlusShape, layers: int = 4, seed: int = 0, **config: Any
 ) -> Published:
-    """The authors' layout of heads behind a decoder layer."""
-    said = {"hydra_head_arch": "prefix-mlp"} | config
-    published = hydra(model, layers=layers, dropout=True, seed=seed, **said)
+    """A checkpoint in the authors' layout, with a decoder layer before the heads."""
+    fields = {"hydra_head_arch": "prefix-mlp"} | config
+    published = hydra(model, layers=layers, dropout=True, seed=seed, **fields)
     generator = torch.Generator().manual_seed(seed + 1)
     hidden, dim = model.hidden, model.hidden // shape.heads
     shapes = {
@@ -65,7 +65,7 @@ def published_hydra_plus_plus(
 
 
 def hydra_plus_plus_states(published: Published, shape: HydraPlusPlusShape, hidden: torch.Tensor) -> torch.Tensor:
-    """What the heads are given behind each token of a text, of whose tokens ``hidden [n, hidden]`` are the states."""
+    """The heads' input states ``[n, hidden]`` at each token of a text with decoder states ``hidden [n, hidden]``."""
     tensors = published.tensors
     count, size = hidden.shape
     dim = size // shape.heads
@@ -80,8 +80,10 @@ def hydra_plus_plus_states(published: Published, shape: HydraPlusPlusShape, hidd
     def rotated(states: torch.Tensor) -> torch.Tensor:
         speeds = shape.theta ** (-torch.arange(0, dim, 2) / dim)
         angles = torch.arange(count)[:, None, None] * speeds
-        one, other = states.chunk(2, dim=-1)
-        return torch.cat([one * angles.cos() - other * angles.sin(), other * angles.cos() + one * angles.sin()], dim=-1)
+        left, right = states.chunk(2, dim=-1)
+        return torch.cat(
+            [left * angles.cos() - right * angles.sin(), right * angles.cos() + left * angles.sin()], dim=-1
+        )
 
     normed = norm(hidden, "layers.0.input_layernorm")
     queries = rotated(layer(normed, "self_attn.q_proj").view(count, shape.heads, dim))

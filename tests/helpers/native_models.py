@@ -1,4 +1,4 @@
-"""Tiny random models with multi-token-prediction layers, and what transformers itself makes of them on a chain."""
+"""Tiny random models with multi-token-prediction layers, and transformers' own chain drafting with them."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ _PUBLISHED = {
 }
 _OUT = ("o_proj.weight", "down_proj", "down_proj.weight")
 MTP_TYPES = tuple(_OWN)
-"""Layers that look back a few tokens only; layers that see everything; two layers, with latent attention."""
+"""Model types: one layer with a sliding window, one with full attention, two with latent attention."""
 
 
 def mtp_model(model_type: str, **changes: Any) -> PreTrainedModel:
-    """A tiny model over few tokens, so that guesses are right now and then."""
+    """A tiny model over a small vocabulary, so that some guesses are right."""
     return tiny_model(model_type, **(_OWN[model_type] | {"vocab_size": SMALL_VOCAB} | changes))
 
 
 def native_heads(backbone: Backbone, seed: int = 0) -> NativeHeads:
-    """Random layers, no term of which is zero by its starting value."""
+    """Native heads with random weights; no weight is zero by its initial value."""
     layers = MtpModel(backbone.model, backbone.config.num_mtp_layers)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in layers.named_parameters():
@@ -65,7 +65,7 @@ def native_heads(backbone: Backbone, seed: int = 0) -> NativeHeads:
 
 
 def save_native(model: PreTrainedModel, heads: NativeHeads, folder: Path) -> None:
-    """A Mellum whose layer is not sparse, in the files that published ones come in."""
+    """Saves a Mellum with a dense layer in the files of published models."""
     model.save_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
     for name, value in heads.mtp.layers[0].state_dict().items():
@@ -75,7 +75,7 @@ def save_native(model: PreTrainedModel, heads: NativeHeads, folder: Path) -> Non
 
 
 class Chain:
-    """transformers' own layers of the same weights, run on one chain of tokens at a time."""
+    """transformers' own layers with the same weights, run on one chain of tokens at a time."""
 
     def __init__(self, model: PreTrainedModel, heads: NativeHeads) -> None:
         self._model = model
@@ -85,7 +85,7 @@ class Chain:
 
     @torch.inference_mode()
     def log_probs(self, text: Sequence[int], path: Sequence[int]) -> torch.Tensor:
-        """What is guessed behind ``path``, itself guessed behind ``text``, whose last token is the root ``[vocab]``."""
+        """Log-probabilities ``[vocab]`` after ``path``, drafted after ``text``, which ends in the root."""
         count, root = len(self._layers.layers), len(text) - 1
         decoder = self._model.get_decoder()
         states = decoder(input_ids=torch.tensor([list(text[:-1])]), use_cache=False).last_hidden_state
@@ -102,7 +102,7 @@ class Chain:
 
 
 def sure_heads(model: PreTrainedModel) -> tuple[Backbone, NativeHeads]:
-    """A Mellum whose next token depends on the last one alone, made so in place, with a layer that knows how."""
+    """Heads that always guess right: changes a Mellum in place so that each token depends on the last one alone."""
     for name, parameter in model.named_parameters():
         if name.endswith(_OUT):
             parameter.data.zero_()

@@ -1,4 +1,4 @@
-"""Tiny draft-head checkpoints in exactly the layouts that are published, and the published formulas in plain torch."""
+"""Tiny draft-head checkpoints in the published layouts, and the published formulas in plain torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Model:
-    """What heads see of the model: its output layer and input embeddings, each ``[vocab, hidden]``."""
+    """Parts of the model that heads use: its output layer and input embeddings, each ``[vocab, hidden]``."""
 
     output: torch.Tensor
     embeddings: torch.Tensor
@@ -38,9 +38,9 @@ class Published:
 
     Attributes:
         kind: the family that it is imported as.
-        heads: how many there are; ``file``'s tensors decide, whatever ``config`` says.
+        heads: number of heads among the tensors of ``file``; ``config`` may differ.
         logits: the published formula: head, decoder states ``[n, hidden]`` and paths ``[n, head + 1]`` (roots first) to
-            logits over ``vocab``, or over ``guessable`` where the heads know fewer tokens.
+            logits over the vocabulary, or over the tokens ``guessable`` if the heads know fewer.
     """
 
     file: str
@@ -60,7 +60,7 @@ class Published:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """As ``save_file`` or ``torch.save`` of a state dict would."""
+    """Saves a state dict with ``save_file`` or ``torch.save``."""
     if path.suffix == ".safetensors":
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
     else:
@@ -68,7 +68,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _random(seed: int) -> Numbers:
-    """Makes numbers, the smaller the longer the rows."""
+    """Makes a generator of random tensors, scaled down by the square root of their last dimension."""
     generator = torch.Generator().manual_seed(seed)
 
     def numbers(*shape: int) -> torch.Tensor:
@@ -107,9 +107,9 @@ def medusa(
         states = _blocks(states, tensors, [f"{head}.{j}.linear" for j in range(layers)])
         return linear(states, tensors[f"{head}.{layers}.weight"] if own else model.output)
 
-    said = {"medusa_num_heads": heads, "medusa_num_layers": layers, "base_model_name_or_path": "org/base"} | config
+    fields = {"medusa_num_heads": heads, "medusa_num_layers": layers, "base_model_name_or_path": "org/base"} | config
     named = {prefix + name: tensor for name, tensor in tensors.items()}
-    return Published(file, "medusa", heads, _without_none(said), named, logits)
+    return Published(file, "medusa", heads, _without_none(fields), named, logits)
 
 
 def vllm(
@@ -127,8 +127,8 @@ def vllm(
 ) -> Published:
     """vLLM's layout.
 
-    ``truncated`` heads know so many tokens, their rows ``cut`` to these or not; ``original`` is the name of one output
-    layer for all, or "" for the model's own.
+    ``truncated`` is the size of the token map; ``cut`` restricts the output layers to it. ``original`` is the name of
+    one output layer for all heads, or "" for the model's own.
     """
     numbers, hidden, vocab = _random(seed), model.hidden, model.vocab
     tensors = {}
@@ -139,7 +139,7 @@ def vllm(
                 tensors[f"blocks.{i}.layers.{j}.bias"] = numbers(hidden)
     outputs = [f"lm_heads.{i}.weight" for i in range(heads)] if original is None else [original] * heads
     tensors |= {name: model.output + numbers(vocab, hidden) for name in dict.fromkeys(outputs) if name}
-    said = {
+    fields = {
         "model_type": "medusa",
         "architectures": ["MedusaModel"],
         "hidden_size": hidden,
@@ -167,7 +167,7 @@ def vllm(
         return scale * linear(_blocks(states, tensors, [f"blocks.{head}.layers.{j}" for j in range(layers)]), rows)
 
     named = {prefix + name: tensor for name, tensor in tensors.items()}
-    return Published("model.safetensors", "medusa", heads, _without_none(said | config), named, logits, token_map)
+    return Published("model.safetensors", "medusa", heads, _without_none(fields | config), named, logits, token_map)
 
 
 def hydra(
@@ -180,39 +180,39 @@ def hydra(
     seed: int = 0,
     **config: Any,
 ) -> Published:
-    """The authors' layout of stateless heads; ``embeddings`` are the model's, which their ``state_dict`` has too."""
+    """The authors' layout of stateless heads; ``embeddings`` adds the model's to the tensors, as theirs has them."""
     numbers, hidden, vocab = _random(seed), model.hidden, model.vocab
-    places = [2 * layer + 1 if dropout else layer for layer in range(layers)]
+    block_numbers = [2 * layer + 1 if dropout else layer for layer in range(layers)]
     output = "hydra_lm_head.{}.1" if dropout else "hydra_lm_head.{}"
     tensors = {"input_embed_fn.weight": model.embeddings.clone()} if embeddings else {}
     for i in range(heads):
         tensors[f"{output.format(i)}.weight"] = model.output + numbers(vocab, hidden)
         tensors[f"{output.format(i)}.bias"] = numbers(vocab)
         square = numbers(hidden, hidden), numbers(hidden)  # one module, repeated
-        for layer, place in enumerate(places):
+        for layer, number in enumerate(block_numbers):
             weight, bias = square
             if grounded and layer == 0:
                 weight, bias = numbers(hidden, (i + 2) * hidden), numbers(hidden)
-                kept = numbers(hidden, (i + 2) * hidden)
-                tensors[f"hydra_mlp.{i}.{place}.res_connection.weight"] = kept
-                tensors[f"hydra_mlp.{i}.{place}.res_connection.bias"] = numbers(hidden)
-            tensors[f"hydra_mlp.{i}.{place}.linear.weight"] = weight
-            tensors[f"hydra_mlp.{i}.{place}.linear.bias"] = bias
+                skip = numbers(hidden, (i + 2) * hidden)
+                tensors[f"hydra_mlp.{i}.{number}.res_connection.weight"] = skip
+                tensors[f"hydra_mlp.{i}.{number}.res_connection.bias"] = numbers(hidden)
+            tensors[f"hydra_mlp.{i}.{number}.linear.weight"] = weight
+            tensors[f"hydra_mlp.{i}.{number}.linear.bias"] = bias
 
     def logits(head: int, states: torch.Tensor, paths: torch.Tensor) -> torch.Tensor:
-        names = [f"hydra_mlp.{head}.{place}" for place in places]
+        names = [f"hydra_mlp.{head}.{number}" for number in block_numbers]
         if grounded:
             first = names.pop(0)
             inputs = torch.cat([states, embedding(paths, model.embeddings).flatten(-2)], dim=-1)
-            kept, lifted = (
+            skip, inner = (
                 linear(inputs, tensors[f"{first}.{part}.weight"], tensors[f"{first}.{part}.bias"])
                 for part in ("res_connection", "linear")
             )
-            states = kept + silu(lifted)
+            states = skip + silu(inner)
         states = _blocks(states, tensors, [f"{name}.linear" for name in names])
         return linear(states, *(tensors[f"{output.format(head)}.{part}"] for part in ("weight", "bias")))
 
-    said = {
+    fields = {
         "hydra_num_heads": heads,
         "hydra_num_layers": layers,
         "hydra_head_arch": "mlp",
@@ -222,7 +222,7 @@ def hydra(
         "base_model_name_or_path": "org/base",
     }
     kind = "hydra" if grounded else "medusa"
-    return Published("hydra_lm_head.pt", kind, heads, _without_none(said | config), tensors, logits)
+    return Published("hydra_lm_head.pt", kind, heads, _without_none(fields | config), tensors, logits)
 
 
 def _without_none(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Hydra heads as their authors save them: ``hydra_lm_head.pt`` beside ``config.json``.
+"""Hydra heads in their authors' layout: ``hydra_lm_head.pt`` and ``config.json``.
 
 The configuration has ``hydra_num_heads``, ``hydra_num_layers``, ``hydra_head_arch``, ``grounded_heads`` (whether a head
-sees the tokens guessed before it), ``hidden_state_offset`` (how many layers before the last one's the states are that
-the heads are given) and ``base_model_name_or_path``.
+sees the tokens guessed before it), ``hidden_state_offset`` (how many layers before the last one the heads' input states
+are taken) and ``base_model_name_or_path``.
 
 Tensors of ``hydra_head_arch`` "mlp", for head i of n blocks:
 
@@ -12,13 +12,13 @@ Tensors of ``hydra_head_arch`` "mlp", for head i of n blocks:
 - ``hydra_mlp.{i}.{j}.linear.weight [hidden, hidden]`` and ``.bias [hidden]`` for j = 1 ... n - 1, the square blocks
   (one block's weights under all these names, since the authors' code repeats one module);
 - ``hydra_lm_head.{i}.weight [vocab, hidden]`` and ``.bias [vocab]``, the head's output layer;
-- ``input_embed_fn.weight [vocab, hidden]``, a copy of the model's input embeddings, which is left out.
+- ``input_embed_fn.weight [vocab, hidden]``, a copy of the model's input embeddings, which is not imported.
 
-Where dropout stands before each layer, the blocks' j are 1, 3, ... and the output layer is ``hydra_lm_head.{i}.1``.
+With dropout before each layer, the blocks' j are 1, 3, ... and the output layer is ``hydra_lm_head.{i}.1``.
 
-"prefix-mlp" (Hydra++) has the same with the names of dropout, and a decoder layer
+"prefix-mlp" (Hydra++) has the same tensors, named as with dropout, and a decoder layer
 (:mod:`entmtp.heads.importing.hydra_prefix`). "cross-attn" has ``cross_attn.{q,k,v,o}_proj``, ``mlp``, two norms and a
-copy of the model's ``lm_head``; "eagle-attn" a decoder layer ``attn.`` behind ``fc.weight [hidden, 2 * hidden]``.
+copy of the model's ``lm_head``; "eagle-attn" a decoder layer ``attn.`` after ``fc.weight [hidden, 2 * hidden]``.
 
 Source: ``hydra/model`` and ``hydra/train/train.py`` in github.com/zankner/Hydra.
 """
@@ -34,7 +34,7 @@ from pydantic import Field
 from entmtp.errors import EntMTPError
 from entmtp.heads.hydra_plus_plus import HydraPlusPlusHeads
 from entmtp.heads.importing.hydra_prefix import PREFIX, layer_config, prefix_layer
-from entmtp.heads.importing.layout import Layout, Reading, assembled, counted, indices, square_blocks
+from entmtp.heads.importing.layout import HeadsImport, Layout, build_heads, count_from_indices, indices, square_blocks
 from entmtp.heads.importing.source import ConfigFields
 from entmtp.heads.importing.tensors import Tensors
 from entmtp.heads.original import OriginalHeads
@@ -43,8 +43,8 @@ from entmtp.heads.original_medusa import OriginalMedusaHeads
 
 _BLOCK = r"hydra_mlp\.(\d{1,3})\.(\d{1,3})\.linear\.weight"
 _EMBEDDINGS = "input_embed_fn.weight"
-_WITH_STATE = {PREFIX: "prefix-mlp", "cross_attn.": "cross-attn", "attn.self_attn.": "eagle-attn"}
-"""Beginnings of names that only a stateful architecture has."""
+_ARCHITECTURE_PREFIXES = {PREFIX: "prefix-mlp", "cross_attn.": "cross-attn", "attn.self_attn.": "eagle-attn"}
+"""Name prefixes that only an architecture with attention has, and that architecture."""
 
 
 class HydraFields(ConfigFields):
@@ -55,30 +55,32 @@ class HydraFields(ConfigFields):
     hidden_state_offset: int = 0
 
 
-def _recognises(names: Iterable[str]) -> bool:
-    return any(name.startswith(("hydra_mlp.", "hydra_lm_head.", *_WITH_STATE)) for name in names)
+def _matches(names: Iterable[str]) -> bool:
+    return any(name.startswith(("hydra_mlp.", "hydra_lm_head.", *_ARCHITECTURE_PREFIXES)) for name in names)
 
 
-def _read(reading: Reading) -> OriginalHeads:
-    tensors, said = reading.tensors, reading.source.fields(HydraFields)
-    architecture = _architecture(reading, said)
+def _read(checkpoint: HeadsImport) -> OriginalHeads:
+    tensors, fields = checkpoint.tensors, checkpoint.source.fields(HydraFields)
+    architecture = _architecture(checkpoint, fields)
     blocks = indices(tensors, _BLOCK)
     if not blocks:
-        raise tensors.wrong("tensor 'hydra_mlp.0.0.linear.weight' is missing")
+        raise tensors.error("tensor 'hydra_mlp.0.0.linear.weight' is missing")
     dropout = blocks[0][1] == 1
-    heads = reading.agree("hydra_num_heads", said.hydra_num_heads, counted(tensors, (i for i, _ in blocks), "heads"))
-    layers = counted(tensors, ((j - dropout) // (1 + dropout) for _, j in blocks), "blocks of a head")
-    layers = reading.agree("hydra_num_layers", said.hydra_num_layers, layers)
-    places = [2 * layer + 1 if dropout else layer for layer in range(layers)]
-    names = [[f"hydra_mlp.{i}.{place}" for place in places] for i in range(heads)]
+    heads = checkpoint.resolve_count(
+        "hydra_num_heads", fields.hydra_num_heads, count_from_indices(tensors, (i for i, _ in blocks), "heads")
+    )
+    layers = count_from_indices(tensors, ((j - dropout) // (1 + dropout) for _, j in blocks), "blocks of a head")
+    layers = checkpoint.resolve_count("hydra_num_layers", fields.hydra_num_layers, layers)
+    block_numbers = [2 * layer + 1 if dropout else layer for layer in range(layers)]
+    names = [[f"hydra_mlp.{i}.{number}" for number in block_numbers] for i in range(heads)]
     hidden = tensors.size(f"{names[0][0]}.linear.weight", 0)
     grounded = f"{names[0][0]}.res_connection.weight" in tensors
-    if said.grounded_heads not in (None, grounded):
-        raise tensors.wrong(f"grounded_heads is {said.grounded_heads} but the tensors are those of {grounded}")
+    if fields.grounded_heads not in (None, grounded):
+        raise tensors.error(f"grounded_heads is {fields.grounded_heads} but the tensors are those of {grounded}")
     if architecture == "prefix-mlp" and not grounded:
         raise EntMTPError(
-            f"heads: {reading.source.weights} holds Hydra heads of architecture 'prefix-mlp' that do not see the tokens"
-            " guessed before them; only grounded ones can be imported"
+            f"heads: {checkpoint.source.weights} holds Hydra heads of architecture 'prefix-mlp' that do not see the"
+            " tokens guessed before them; only grounded ones can be imported"
         )
     outputs = [f"hydra_lm_head.{i}.1" if dropout else f"hydra_lm_head.{i}" for i in range(heads)]
     vocab = tensors.size(f"{outputs[0]}.weight", 0)
@@ -95,9 +97,9 @@ def _read(reading: Reading) -> OriginalHeads:
     layer: dict[str, Any] = {}
     if architecture == "prefix-mlp":
         kind = HydraPlusPlusHeads
-        layer = {"layer": layer_config(reading)}
+        layer = {"layer": layer_config(checkpoint)}
         parameters |= prefix_layer(tensors, layer["layer"], vocab)
-    return assembled(
+    return build_heads(
         kind,
         parameters,
         hidden_size=hidden,
@@ -110,29 +112,31 @@ def _read(reading: Reading) -> OriginalHeads:
     )
 
 
-def _architecture(reading: Reading, said: HydraFields) -> str:
-    """ "mlp" or "prefix-mlp", on which configuration and tensors agree."""
-    found = {kind for name in reading.tensors for begin, kind in _WITH_STATE.items() if name.startswith(begin)}
-    architecture = min(found, default=said.hydra_head_arch)
+def _architecture(checkpoint: HeadsImport, fields: HydraFields) -> str:
+    """Returns "mlp" or "prefix-mlp". Raises EntMTPError if configuration and tensors disagree, or for any other."""
+    found = {
+        kind for name in checkpoint.tensors for begin, kind in _ARCHITECTURE_PREFIXES.items() if name.startswith(begin)
+    }
+    architecture = min(found, default=fields.hydra_head_arch)
     if architecture not in ("mlp", "prefix-mlp"):
         raise EntMTPError(
-            f"heads: {reading.source.weights} holds Hydra heads of architecture {architecture!r}; only 'mlp' and"
+            f"heads: {checkpoint.source.weights} holds Hydra heads of architecture {architecture!r}; only 'mlp' and"
             " 'prefix-mlp' can be imported, since the others run an attention layer on every guess"
         )
-    if said.hydra_head_arch != architecture or len(found) > 1:
-        raise reading.tensors.wrong(
-            f"hydra_head_arch is {said.hydra_head_arch!r} but there are tensors of {', '.join(sorted(found))}"
+    if fields.hydra_head_arch != architecture or len(found) > 1:
+        raise checkpoint.tensors.error(
+            f"hydra_head_arch is {fields.hydra_head_arch!r} but there are tensors of {', '.join(sorted(found))}"
         )
-    if said.hidden_state_offset:
+    if fields.hidden_state_offset:
         raise EntMTPError(
-            f"heads: {reading.source.config_path}: hidden_state_offset is {said.hidden_state_offset}; only heads that"
-            " are given the last layer's states can be imported"
+            f"heads: {checkpoint.source.config_path}: hidden_state_offset is {fields.hidden_state_offset}; only heads"
+            " that are given the last layer's states can be imported"
         )
     return architecture
 
 
 def _first_blocks(tensors: Tensors, names: list[str], hidden: int) -> dict[str, torch.Tensor]:
-    """The narrowing blocks, each as one product."""
+    """The heads' first blocks, each as one matrix."""
     parts = ("res_connection", "linear")
     parameters = {}
     for i, name in enumerate(names):
@@ -150,4 +154,4 @@ def _square_blocks(tensors: Tensors, names: list[list[str]], hidden: int) -> dic
     return square_blocks(tensors, [[f"{name}.linear" for name in row] for row in names], hidden)
 
 
-HYDRA = Layout("Hydra's (tensors like hydra_mlp.0.0.linear.weight)", _recognises, _read)
+HYDRA = Layout("Hydra's (tensors like hydra_mlp.0.0.linear.weight)", _matches, _read)

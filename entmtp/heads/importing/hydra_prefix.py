@@ -2,9 +2,9 @@
 
 ``prefix_embeding_layer.`` (spelt so) is a ``LlamaModel`` of the base model's configuration with one layer:
 ``layers.0.self_attn.{q,k,v,o}_proj.weight``, ``layers.0.mlp.{gate,up,down}_proj.weight``,
-``layers.0.input_layernorm.weight``, ``layers.0.post_attention_layernorm.weight``, ``norm.weight``, and what is left
-out: an ``embed_tokens.weight`` that is not used, and from older versions ``layers.0.self_attn.rotary_emb.inv_freq``.
-How many attention heads it has is the model's to say. What it is for, :mod:`entmtp.heads.hydra_plus_plus` says.
+``layers.0.input_layernorm.weight``, ``layers.0.post_attention_layernorm.weight``, ``norm.weight``. Not imported are the
+unused ``embed_tokens.weight`` and, from older versions, ``layers.0.self_attn.rotary_emb.inv_freq``. The number of
+attention heads is read from the model's configuration. :mod:`entmtp.heads.hydra_plus_plus` has the formula.
 
 Source: ``hydra/model/hydra_heads/prefix_mlp_head.py`` in github.com/zankner/Hydra.
 """
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.importing.layout import Reading
+from entmtp.heads.importing.layout import HeadsImport
 from entmtp.heads.importing.tensors import Tensors
 
 PREFIX = "prefix_embeding_layer."
-_ANGLES = "layers.0.self_attn.rotary_emb.inv_freq"
+_ROTARY_FREQUENCIES = "layers.0.self_attn.rotary_emb.inv_freq"
 _LAYER_FIELDS = (
     "hidden_size",
     "intermediate_size",
@@ -31,12 +31,12 @@ _LAYER_FIELDS = (
     "rope_parameters",
     "max_position_embeddings",
 )
-"""What the prefix layer has from the model's configuration."""
+"""Fields of the layer's configuration that are copied from the model's."""
 
 
-def layer_config(reading: Reading) -> dict[str, Any]:
+def layer_config(checkpoint: HeadsImport) -> dict[str, Any]:
     """Arguments of the ``LlamaConfig`` of the layer before the heads."""
-    model = reading.model_config("'prefix-mlp' heads have a decoder layer like the model's", "its attention heads")
+    model = checkpoint.model_config("'prefix-mlp' heads have a decoder layer like the model's", "its attention heads")
     if model.model_type != "llama":
         raise EntMTPError(
             f"model: 'prefix-mlp' heads are published for models of type 'llama', and this one is of type"
@@ -47,7 +47,7 @@ def layer_config(reading: Reading) -> dict[str, Any]:
 
 
 def prefix_layer(tensors: Tensors, layer: dict[str, Any], vocab: int) -> dict[str, torch.Tensor]:
-    """The parameters of :class:`entmtp.heads.hydra_plus_plus.HydraPlusPlusLayer`."""
+    """Takes the parameters of :class:`entmtp.heads.hydra_plus_plus.HydraPlusPlusLayer`."""
     hidden, inner, head_dim = layer["hidden_size"], layer["intermediate_size"], layer["head_dim"]
     queries, keys = head_dim * layer["num_attention_heads"], head_dim * layer["num_key_value_heads"]
     shapes = {
@@ -61,7 +61,7 @@ def prefix_layer(tensors: Tensors, layer: dict[str, Any], vocab: int) -> dict[st
         "input_layernorm": (hidden,),
         "post_attention_layernorm": (hidden,),
     }
-    for name, shape in (("embed_tokens.weight", (vocab, hidden)), (_ANGLES, (head_dim // 2,))):
+    for name, shape in (("embed_tokens.weight", (vocab, hidden)), (_ROTARY_FREQUENCIES, (head_dim // 2,))):
         if PREFIX + name in tensors:
             tensors.take(PREFIX + name, *shape)
     parameters = {

@@ -1,4 +1,4 @@
-"""``entmtp import-heads``: from a published checkpoint of draft heads to one of ours."""
+"""``entmtp import-heads``: converts a published checkpoint of draft heads to EntMTP's format."""
 
 from __future__ import annotations
 
@@ -10,68 +10,68 @@ from typing import Any
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import check_sizes
 from entmtp.heads.importing.hydra import HYDRA
-from entmtp.heads.importing.layout import Layout, Reading
+from entmtp.heads.importing.layout import HeadsImport, Layout
 from entmtp.heads.importing.medusa import MEDUSA
 from entmtp.heads.importing.source import find_source
-from entmtp.heads.importing.tensors import Tensors, read_tensors, some
+from entmtp.heads.importing.tensors import Tensors, preview_names, read_tensors
 from entmtp.heads.importing.vllm import VLLM
 from entmtp.heads.original import OriginalHeads
 from entmtp.models.loading.load import load_model, model_fingerprint
 
 LAYOUTS = (MEDUSA, VLLM, HYDRA)
-"""A new layout is a file beside these and a name here."""
+"""Known layouts. To add one, write a module for it and add its name here."""
 
 
-def import_heads(source: str, output: Path, model: str | None, say: Callable[[str], None]) -> None:
-    """Writes the published heads in ``source``, a local folder or hub name, to the folder ``output``.
+def import_heads(source: str, output: Path, model: str | None, report: Callable[[str], None]) -> None:
+    """Converts the published heads in ``source``, a local folder or hub name, to the folder ``output``.
 
-    With ``model``, a hub name or local folder, the heads are checked against it and bound to it; without, they will
-    load beside any model of their sizes.
+    With ``model``, a hub name or local folder, the heads are checked against it and bound to it. Without it, they load
+    with any model of their sizes. ``report`` receives a line for each message to the user.
 
     Raises:
-        EntMTPError: if the checkpoint is of no known layout, is damaged, or is another model's, or if ``output`` holds
-            something.
+        EntMTPError: if the checkpoint is of no known layout, is damaged, or is another model's, or if ``output`` is not
+            empty.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise EntMTPError(f"output: {output} holds something; give a folder that is empty or does not exist")
     found = find_source(source)
     tensors = read_tensors(found.weights)
     layout = _layout_of(tensors)
-    say(f"{found.weights} is of {layout.words}")
+    report(f"{found.weights} is of {layout.description}")
     if model is None:
-        reading = Reading(found, tensors, None)
-        heads = _read(layout, reading)
+        checkpoint = HeadsImport(found, tensors, None)
+        heads = _read(layout, checkpoint)
     else:
-        # In 16 bits, which tell one model from another as well: a fingerprint is made of so many of its values.
+        # 16 bits suffice to tell models apart by their fingerprint, which samples many values.
         loaded, _ = load_model(model, dtype="bfloat16")
         sizes = loaded.config.get_text_config()
-        reading = Reading(found, tensors, sizes)
-        heads = _read(layout, reading)
+        checkpoint = HeadsImport(found, tensors, sizes)
+        heads = _read(layout, checkpoint)
         config: Any = heads.config
         check_sizes(config, sizes.hidden_size, sizes.vocab_size)
         config.model_fingerprint = model_fingerprint(loaded)
-    for note in reading.notes:
-        say(note)
+    for note in checkpoint.notes:
+        report(note)
     _write(heads, output)
-    say(f"{output}: {_summary(heads)}")
+    report(f"{output}: {_summary(heads)}")
 
 
 def _layout_of(tensors: Tensors) -> Layout:
     for layout in LAYOUTS:
-        if layout.recognises(tensors):
+        if layout.matches(tensors):
             return layout
-    known = ", ".join(layout.words for layout in LAYOUTS)
-    raise tensors.wrong(f"{some(tensors)} are of no known layout; known are {known}")
+    known = ", ".join(layout.description for layout in LAYOUTS)
+    raise tensors.error(f"{preview_names(tensors)} are of no known layout; known are {known}")
 
 
-def _read(layout: Layout, reading: Reading) -> OriginalHeads:
-    heads = layout.read(reading)
-    reading.tensors.close()
+def _read(layout: Layout, checkpoint: HeadsImport) -> OriginalHeads:
+    heads = layout.read(checkpoint)
+    checkpoint.tensors.check_all_taken()
     return heads
 
 
 def _write(heads: OriginalHeads, output: Path) -> None:
-    """Whole or not at all."""
+    """Saves the heads atomically: to a temporary folder that is then renamed."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".importing-", dir=output.parent) as scratch:
         folder = Path(scratch) / "heads"

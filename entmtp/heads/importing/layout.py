@@ -1,4 +1,4 @@
-"""What a published layout is for the importer, and what layouts have in common."""
+"""Interface of a published layout to the importer, and functions that layouts share."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from entmtp.heads.importing.tensors import Tensors
 from entmtp.heads.original import OriginalHeads
 
 MAX_COUNT = 16
-"""Heads, and blocks of a head: as many as heads that we train may be."""
+"""Limit on heads and on blocks of a head, as for heads that are trained here."""
 
 
 @dataclass
-class Reading:
-    """One import.
+class HeadsImport:
+    """One import of a checkpoint.
 
     Attributes:
-        model: configuration of the model that the heads are for, None where none was given.
-        notes: what the user should know of how the checkpoint was read.
+        model: configuration of the model that the heads are for; None if no model was given.
+        notes: messages for the user about the checkpoint.
     """
 
     source: Source
@@ -33,47 +33,49 @@ class Reading:
     model: PreTrainedConfig | None
     notes: list[str] = field(default_factory=list)
 
-    def agree(self, name: str, said: int | None, found: int) -> int:
-        """The number ``found`` among the tensors, where the configuration ``said`` another under ``name``.
+    def resolve_count(self, name: str, configured: int | None, found: int) -> int:
+        """Returns the count ``found`` among the tensors, checked against field ``name`` of the configuration.
 
-        Configurations are known to say too little (Medusa's first ones name 2 of 5 heads), so the tensors decide;
-        what the configuration names beyond them is missing.
+        Some configurations name too few (Medusa's first ones name 2 of 5 heads), so the tensors decide. If the
+        configuration names more, tensors are missing.
 
         Raises:
-            EntMTPError: if it says more than there is.
+            EntMTPError: if ``configured`` is larger than ``found``.
         """
         path = self.source.config_path
-        if said is not None and said > found:
+        if configured is not None and configured > found:
             raise EntMTPError(
-                f"heads: {path}: {name} is {said} but the tensors are those of {found};"
+                f"heads: {path}: {name} is {configured} but the tensors are those of {found};"
                 " give the configuration and the weights of one checkpoint"
             )
-        if said is not None and said < found:
-            self.notes.append(f"{path.name} says {name} {said}, but there are tensors for {found}: all are imported")
+        if configured is not None and configured < found:
+            self.notes.append(
+                f"{path.name} says {name} {configured}, but there are tensors for {found}: all are imported"
+            )
         return found
 
-    def vocabulary(self, said: int | None) -> int:
-        """The model's vocabulary where no tensor tells its size.
+    def vocab_size(self, configured: int | None) -> int:
+        """The model's vocabulary size if no tensor has it: the heads' configuration's, else the model's.
 
         Raises:
-            EntMTPError: if nothing else tells it either.
+            EntMTPError: if neither is known.
         """
-        if said is not None:
-            return said
+        if configured is not None:
+            return configured
         size: int = self.model_config("these heads end in the model's own output layer", "its vocabulary").vocab_size
         return size
 
-    def model_config(self, why: str, what: str) -> Any:
-        """The model's configuration, without which nothing tells ``what``.
+    def model_config(self, reason: str, missing: str) -> Any:
+        """The model's configuration, from which ``missing`` is read.
 
         Raises:
-            EntMTPError: if no model was given, and ``why`` it is needed.
+            EntMTPError: if no model was given; it says the ``reason`` why one is needed.
         """
         if self.model is None:
             base = self.source.config.get("base_model_name_or_path")
             named = f", here probably {base!r}" if isinstance(base, str) else ""
             raise EntMTPError(
-                f"model: {why} and nothing tells {what}; give --model with the model that they are for{named}"
+                f"model: {reason} and nothing tells {missing}; give --model with the model that they are for{named}"
             )
         return self.model
 
@@ -83,50 +85,50 @@ class Layout:
     """A published layout.
 
     Attributes:
-        words: what a user reads about it.
-        recognises: whether tensors of these names are of this layout.
-        read: takes them all and makes heads of them.
+        description: its name in messages to the user.
+        matches: whether tensors of these names are in this layout.
+        read: makes heads from all tensors.
     """
 
-    words: str
-    recognises: Callable[[Iterable[str]], bool]
-    read: Callable[[Reading], OriginalHeads]
+    description: str
+    matches: Callable[[Iterable[str]], bool]
+    read: Callable[[HeadsImport], OriginalHeads]
 
 
 def indices(names: Iterable[str], pattern: str) -> list[tuple[int, ...]]:
-    """The numbers in the names that match ``pattern``, sorted."""
+    """Numbers in the names that match ``pattern``, sorted."""
     found = (re.fullmatch(pattern, name) for name in names)
     return sorted(tuple(int(number) for number in match.groups()) for match in found if match)
 
 
-def counted(tensors: Tensors, numbers: Iterable[int], what: str) -> int:
-    """One more than the largest of ``numbers``, within bounds."""
+def count_from_indices(tensors: Tensors, numbers: Iterable[int], what: str) -> int:
+    """One more than the largest index. Raises EntMTPError beyond :data:`MAX_COUNT`; ``what`` is counted."""
     count = 1 + max(numbers)
     if count > MAX_COUNT:
-        raise tensors.wrong(f"there are tensors for {count} {what}, more than {MAX_COUNT}")
+        raise tensors.error(f"there are tensors for {count} {what}, more than {MAX_COUNT}")
     return count
 
 
-def stacked(rows: Iterable[Iterable[torch.Tensor]]) -> torch.Tensor:
-    """``[rows, columns, ...]``."""
+def stack_grid(rows: Iterable[Iterable[torch.Tensor]]) -> torch.Tensor:
+    """Stacks rows of tensors into one tensor ``[rows, columns, ...]``."""
     return torch.stack([torch.stack(list(row)) for row in rows])
 
 
 def square_blocks(tensors: Tensors, names: Sequence[Sequence[str]], hidden: int) -> dict[str, torch.Tensor]:
-    """The parameters of square blocks, of which ``names`` has a row for each head; weights come before biases."""
+    """Parameters of square blocks; ``names`` has a row of blocks for each head."""
     return {
-        "block_weight": stacked((tensors.take(f"{name}.weight", hidden, hidden) for name in row) for row in names),
-        "block_bias": stacked((tensors.take(f"{name}.bias", hidden) for name in row) for row in names),
+        "block_weight": stack_grid((tensors.take(f"{name}.weight", hidden, hidden) for name in row) for row in names),
+        "block_bias": stack_grid((tensors.take(f"{name}.bias", hidden) for name in row) for row in names),
     }
 
 
-def assembled(
+def build_heads(
     kind: type[OriginalHeads],
     parameters: dict[str, torch.Tensor],
     draft_vocab: torch.Tensor | None = None,
     **config: Any,
 ) -> OriginalHeads:
-    """Heads with these parameters, all of one type, that guess within ``draft_vocab``, or the whole vocabulary."""
+    """Heads with these parameters, in one floating-point type. ``draft_vocab`` None is the whole vocabulary."""
     if draft_vocab is None:
         draft_vocab = torch.arange(config["vocab_size"], dtype=torch.int32)
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Where a published checkpoint lies: its weights' file and what its ``config.json`` says."""
+"""Files of a published checkpoint: its weights and its ``config.json``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ WEIGHTS = (
     "hydra_lm_head.pt",
     "model.safetensors",
 )
-"""Names of published weights; of two beside each other the first is taken."""
+"""File names of published weights; if a folder has several, the first is taken."""
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 2**20
 
 
 class ConfigFields(BaseModel):
-    """Base of what a layout reads from ``config.json``; other fields, of which there are many, say nothing."""
+    """Base of the fields that a layout reads from ``config.json``; other fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
@@ -35,14 +35,14 @@ Fields = TypeVar("Fields", bound=ConfigFields)
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint's files; ``config`` is the JSON object in ``config_path``."""
+    """Files of a checkpoint; ``config`` is the JSON object in ``config_path``."""
 
     weights: Path
     config_path: Path
     config: dict[str, Any]
 
     def fields(self, kind: type[Fields]) -> Fields:
-        """What the configuration says; raises EntMTPError naming the field whose value can't be."""
+        """Validates the configuration. Raises EntMTPError that names the invalid field."""
         try:
             return kind.model_validate(self.config)
         except ValidationError as error:
@@ -52,7 +52,7 @@ class Source:
 
 
 def find_source(name: str) -> Source:
-    """The published checkpoint in a local folder or a hub repository.
+    """Finds a published checkpoint in a local folder or a hub repository.
 
     Raises:
         EntMTPError: if there is none, or its configuration is no JSON object.
@@ -64,7 +64,7 @@ def find_source(name: str) -> Source:
         folder = download(name, (CONFIG, *WEIGHTS))
     weights = [folder / known for known in WEIGHTS if (folder / known).is_file()]
     if not weights:
-        # A download of nothing makes no folder.
+        # A download without files makes no folder.
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         found = ", ".join(names) or "nothing"
         raise EntMTPError(

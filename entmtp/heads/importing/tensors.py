@@ -1,4 +1,4 @@
-"""Tensors out of files that nobody vouches for: nothing in them is run, and each one is checked when it is used."""
+"""Tensors from untrusted files. No code in them is run, and each tensor is checked when it is taken."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors import safe_open
 from entmtp.errors import EntMTPError
 
 MAX_BYTES = 32 * 2**30
-"""Of a checkpoint; five heads of a 70B model with 128,000 tokens have 10 GiB in 16 bits."""
+"""Limit on a checkpoint's size; five heads of a 70B model with 128,000 tokens have 10 GiB in 16 bits."""
 MAX_TENSORS = 4096
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -23,77 +23,77 @@ _SHOWN, _NAME = 4, 80
 
 
 class Tensors:
-    """A checkpoint's tensors by name, each to be taken once; a prefix of Medusa's wrapper models is left out.
+    """Tensors of a checkpoint by name, each to be taken once. Prefixes of Medusa's wrapper models are removed.
 
-    Every method raises EntMTPError where the file doesn't hold what it asks for.
+    Every method raises EntMTPError if a tensor is missing or not as requested.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         self._path = path
-        self._left = {_bare(name): tensor for name, tensor in tensors.items()}
-        if len(self._left) != len(tensors):
-            raise self.wrong("some tensors are there with and without a prefix")
+        self._remaining = {_without_prefix(name): tensor for name, tensor in tensors.items()}
+        if len(self._remaining) != len(tensors):
+            raise self.error("some tensors are there with and without a prefix")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._left)
+        return iter(self._remaining)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._left
+        return name in self._remaining
 
-    def wrong(self, what: str) -> EntMTPError:
-        """The error that says what is wrong with the file."""
-        return EntMTPError(f"heads: {self._path}: {what}; give an unchanged checkpoint of a published layout")
+    def error(self, reason: str) -> EntMTPError:
+        """Makes the error for a file that is not usable for this reason."""
+        return EntMTPError(f"heads: {self._path}: {reason}; give an unchanged checkpoint of a published layout")
 
     def size(self, name: str, dimension: int) -> int:
-        """Of a matrix."""
+        """Size of a matrix along a dimension."""
         tensor = self._named(name)
         if tensor.ndim != 2 or 0 in tensor.shape:
-            raise self.wrong(f"tensor '{name}' has shape {list(tensor.shape)}, not that of a matrix")
+            raise self.error(f"tensor '{name}' has shape {list(tensor.shape)}, not that of a matrix")
         return tensor.shape[dimension]
 
     def take(self, name: str, *shape: int) -> torch.Tensor:
-        """A floating-point tensor of this shape, all its values finite."""
-        tensor = self._plain(name, *shape)
+        """Takes a floating-point tensor of this shape, whose values must be finite."""
+        tensor = self._take_any(name, *shape)
         if tensor.dtype not in _FLOATS:
-            raise self.wrong(f"tensor '{name}' is of type {tensor.dtype}, not float32, bfloat16 or float16")
+            raise self.error(f"tensor '{name}' is of type {tensor.dtype}, not float32, bfloat16 or float16")
         if not torch.isfinite(tensor).all():
-            raise self.wrong(f"tensor '{name}' has values that are not finite")
+            raise self.error(f"tensor '{name}' has values that are not finite")
         return tensor
 
     def take_tokens(self, name: str, count: int, vocab_size: int) -> torch.Tensor:
-        """Different token ids ``[count]`` below ``vocab_size``."""
-        tensor = self._plain(name, count)
+        """Takes distinct token ids ``[count]`` below ``vocab_size``."""
+        tensor = self._take_any(name, count)
         if tensor.dtype not in _TOKEN_TYPES:
-            raise self.wrong(f"tensor '{name}' is of type {tensor.dtype}, not int32 or int64")
+            raise self.error(f"tensor '{name}' is of type {tensor.dtype}, not int32 or int64")
         if not 0 <= int(tensor.min()) <= int(tensor.max()) < vocab_size or len(tensor.unique()) != count:
-            raise self.wrong(f"tensor '{name}' holds tokens twice, or outside the vocabulary of {vocab_size}")
+            raise self.error(f"tensor '{name}' holds tokens twice, or outside the vocabulary of {vocab_size}")
         return tensor.to(torch.int32)
 
-    def close(self) -> None:
-        """To be called when all is taken that belongs to the heads: nothing may be left."""
-        if self._left:
-            raise self.wrong(f"{some(self._left)} should not be there")
+    def check_all_taken(self) -> None:
+        """Raises EntMTPError if tensors remain that do not belong to the heads."""
+        if self._remaining:
+            raise self.error(f"{preview_names(self._remaining)} should not be there")
 
     def _named(self, name: str) -> torch.Tensor:
-        if name not in self._left:
-            raise self.wrong(f"tensor '{name}' is missing")
-        return self._left[name]
+        if name not in self._remaining:
+            raise self.error(f"tensor '{name}' is missing")
+        return self._remaining[name]
 
-    def _plain(self, name: str, *shape: int) -> torch.Tensor:
+    def _take_any(self, name: str, *shape: int) -> torch.Tensor:
         tensor = self._named(name)
         if tensor.shape != shape:
-            raise self.wrong(f"tensor '{name}' has shape {list(tensor.shape)} instead of {list(shape)}")
-        # Strides could make billions of values out of a few bytes.
+            raise self.error(f"tensor '{name}' has shape {list(tensor.shape)} instead of {list(shape)}")
+        # A stride of 0 could make billions of values from a few bytes.
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.is_contiguous():
-            raise self.wrong(f"tensor '{name}' is not stored as plain numbers")
-        return self._left.pop(name)
+            raise self.error(f"tensor '{name}' is not stored as plain numbers")
+        return self._remaining.pop(name)
 
 
 def read_tensors(path: Path) -> Tensors:
-    """The tensors of a ``.safetensors`` file or of what ``torch.save`` made of a dictionary of tensors.
+    """Reads a ``.safetensors`` file, or a dictionary of tensors that ``torch.save`` wrote.
 
     Raises:
-        EntMTPError: if the file is too large, damaged, or holds anything else.
+        EntMTPError: if the file is too large, damaged, or contains anything else.
     """
     if (size := path.stat().st_size) > MAX_BYTES:
         raise EntMTPError(
@@ -121,15 +121,15 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _pickled(path: Path) -> dict[str, torch.Tensor]:
     with zipfile.ZipFile(path) as file:
-        # torch.save compresses nothing; what is compressed could be of any size.
+        # torch.save does not compress; a compressed file could expand to any size.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
             raise ValueError("it is compressed, which torch.save never does")
-    held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if not isinstance(held, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in held.items()
+    state_dict = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state_dict.items()
     ):
         raise ValueError("it is not a dictionary of tensors")
-    return {name: held[name].detach() for name in _checked(held)}
+    return {name: state_dict[name].detach() for name in _checked(state_dict)}
 
 
 def _checked(names: Collection[str]) -> list[str]:
@@ -138,14 +138,14 @@ def _checked(names: Collection[str]) -> list[str]:
     return list(names)
 
 
-def _bare(name: str) -> str:
+def _without_prefix(name: str) -> str:
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)
     return name
 
 
-def some(names: Iterable[str]) -> str:
-    """A few of the tensors' names, for a message; a file decides what is in them."""
+def preview_names(names: Iterable[str]) -> str:
+    """The first few tensor names for a message, each cut to a bounded length since the file is untrusted."""
     known = sorted(names)
     shown = ", ".join(repr(name[:_NAME]) for name in known[:_SHOWN])
     more = len(known) - _SHOWN

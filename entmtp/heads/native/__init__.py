@@ -1,1 +1,1 @@
-"""Draft heads that a model brings along: multi-token-prediction (MTP) layers."""
+"""Native draft heads: multi-token-prediction (MTP) layers that are part of the model."""

@@ -1,4 +1,4 @@
-"""Guessing trees with native heads, a level at a time: what a node's layers see are the text and its own ancestors."""
+"""Drafting trees with native heads, level by level. A node attends to the text and its own ancestors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from entmtp.models.masks import AttentionWindow
 from entmtp.trees.batch import TreeBatch
 
 
-class Layers(Protocol):
-    """What an expansion asks of the drafter whose cache its rows lie in."""
+class LevelRunner(Protocol):
+    """Interface of the drafter that an expansion needs."""
 
     @property
     def num_heads(self) -> int: ...
@@ -23,7 +23,7 @@ class Layers(Protocol):
     def num_layers(self) -> int: ...
 
     def top_k(self, states: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The likeliest tokens ``[..., count]`` of layers' states ``[..., hidden_size]``, with log-probabilities."""
+        """Top-k tokens ``[..., count]`` of layers' states ``[..., hidden_size]`` and their log-probabilities."""
 
     def run_level(
         self,
@@ -34,128 +34,132 @@ class Layers(Protocol):
         window: AttentionWindow,
         start: torch.Tensor,
     ) -> torch.Tensor:
-        """The layers' states ``[batch, n, layers, hidden_size]`` of guessed ``tokens [batch, n]`` at depth ``level``.
+        """Runs the layers on guessed ``tokens [batch, n]`` at depth ``level``.
 
-        ``states`` are those of their parents. Their rows begin after row ``start [batch]``.
+        ``states [batch, n, layers, hidden_size]`` are those of their parents. Keys and values go to the cache rows
+        after row ``start [batch]``. Returns the layers' states, of the same shape.
         """
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A node that was guessed behind: its batch row, and the columns of its request's rows on its path."""
+class _ExpandedNode:
+    """An expanded node: its batch row, and the draft rows of its path, counted from its request's first draft row."""
 
-    request: int
-    lineage: tuple[int, ...]
+    batch_row: int
+    path: tuple[int, ...]
 
 
 class NativeExpansion:
-    """The guesses behind the roots of a batch of requests (:class:`entmtp.heads.interface.Expansion`)."""
+    """Drafting after the roots of a batch of requests (:class:`entmtp.heads.interface.Expansion`)."""
 
     def __init__(
         self,
-        layers: Layers,
+        runner: LevelRunner,
         slots: tuple[int, ...],
         states: torch.Tensor,
         *,
-        seen: torch.Tensor,
-        begin: torch.Tensor,
+        prefix_lengths: torch.Tensor,
+        start: torch.Tensor,
         position: torch.Tensor,
     ) -> None:
-        """``states [batch, layers, hidden_size]`` are the layers' of the roots.
+        """Starts from the layers' states of the roots, ``states [batch, layers, hidden_size]``.
 
-        The roots lie at ``position [batch]``; every node sees the first ``seen [batch]`` tokens, the root among them.
-        Rows behind ``begin [batch]`` are free.
+        ``position [batch]`` are the roots' positions. Every node attends to the first ``prefix_lengths [batch]``
+        tokens, which include the root. Cache rows after row ``start [batch]`` are free.
         """
-        self.num_heads = layers.num_heads
-        self._layers, self._slots = layers, slots
-        self._seen, self._begin, self._position = seen, begin, position
+        self.num_heads = runner.num_heads
+        self._runner, self._slots = runner, slots
+        self._prefix_lengths, self._start, self._position = prefix_lengths, start, position
         self._states = states
-        self._asked = [_Asked(request, ()) for request in range(len(slots))]
-        self._depths: list[int] = []  # of the rows that are in use, the same for every request
+        self._expanded = [_ExpandedNode(batch_row, ()) for batch_row in range(len(slots))]
+        self._depths: list[int] = []  # depth of each draft row in use, the same for every request
         self._tokens = torch.empty(0)
         self._level = 0
 
     @torch.inference_mode()
     def next_level(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self._level == 0:
-            self._asked = [self._asked[parent] for parent in parents]
+            self._expanded = [self._expanded[parent] for parent in parents]
             self._states = self._states[self._on_device(parents)]
         else:
             self._run(parents)
-        states = self._states[:, min(self._level, self._layers.num_layers - 1)]
-        self._tokens, log_probs = self._layers.top_k(states, count)
+        states = self._states[:, min(self._level, self._runner.num_layers - 1)]
+        self._tokens, log_probs = self._runner.top_k(states, count)
         self._level += 1
         return self._tokens, log_probs
 
     def _run(self, parents: Sequence[int]) -> None:
-        """Runs the layers on the asked guesses; a request's are one beside the other, padded to the most of any."""
-        guesses = self._tokens.shape[1]
-        before = [self._asked[parent // guesses] for parent in parents]
-        places, used = [], [0] * len(self._slots)
-        for node in before:
-            places.append(used[node.request])
-            used[node.request] += 1
+        """Runs the layers on the guesses ``parents``, one batch row per request, padded to the longest."""
+        count = self._tokens.shape[1]
+        grandparents = [self._expanded[parent // count] for parent in parents]
+        columns, used = [], [0] * len(self._slots)
+        for node in grandparents:
+            columns.append(used[node.batch_row])
+            used[node.batch_row] += 1
         first, width = len(self._depths), max(used)
         self._depths += [self._level] * width
-        self._asked = [
-            _Asked(node.request, (*node.lineage, first + place)) for node, place in zip(before, places, strict=True)
+        self._expanded = [
+            _ExpandedNode(node.batch_row, (*node.path, first + column))
+            for node, column in zip(grandparents, columns, strict=True)
         ]
-        asked = self._on_device(parents)
-        request, place, *lineage = self._on_device(
-            [[node.request, place, *node.lineage] for node, place in zip(self._asked, places, strict=True)]
+        guesses = self._on_device(parents)
+        batch_row, column, *path = self._on_device(
+            [[node.batch_row, column, *node.path] for node, column in zip(self._expanded, columns, strict=True)]
         ).T
-        tokens, states, own = self._padded(width)
-        tokens[request, place] = self._tokens.flatten()[asked]
-        states[request, place] = self._states[asked // guesses]
-        for column in lineage:
-            own[request, place, column] = True
+        tokens, states, tree_mask = self._padded(width)
+        tokens[batch_row, column] = self._tokens.flatten()[guesses]
+        states[batch_row, column] = self._states[guesses // count]
+        for draft_row in path:
+            tree_mask[batch_row, column, draft_row] = True
         window = AttentionWindow(
-            prefix_lengths=self._seen[:, None],
-            start=self._begin,
-            tree_mask=own,
+            prefix_lengths=self._prefix_lengths[:, None],
+            start=self._start,
+            tree_mask=tree_mask,
             positions=(self._position + self._level)[:, None].expand(-1, width),
             tree_positions=self._position[:, None] + self._on_device(self._depths),
-            real=own.any(-1),
+            real=tree_mask.any(-1),
         )
-        made = self._layers.run_level(self._level, self._slots, tokens, states, window, self._begin + first)
-        self._states = made[request, place]
+        outputs = self._runner.run_level(self._level, self._slots, tokens, states, window, self._start + first)
+        self._states = outputs[batch_row, column]
 
     def _padded(self, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         batch = len(self._slots)
         tokens = self._tokens.new_zeros(batch, width)
         states = self._states.new_zeros(batch, width, *self._states.shape[1:])
-        own = torch.zeros(batch, width, len(self._depths), dtype=torch.bool, device=tokens.device)
-        return tokens, states, own
+        tree_mask = torch.zeros(batch, width, len(self._depths), dtype=torch.bool, device=tokens.device)
+        return tokens, states, tree_mask
 
     def _on_device(self, numbers: Sequence[int] | list[list[int]]) -> torch.Tensor:
-        return torch.tensor(numbers, device=self._seen.device)
+        return torch.tensor(numbers, device=self._start.device)
 
 
-def fill(expansion: Expansion, drafting: Sequence[int], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
-    """Fills trees behind ``roots [batch]`` that were decided before.
+def draft_trees(expansion: Expansion, drafting: Sequence[int], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
+    """Drafts ``trees`` of given topologies after ``roots [batch]``.
 
-    ``expansion`` is that of the batch rows ``drafting``, which are all whose trees have nodes.
+    ``expansion`` covers the batch rows ``drafting``: all whose trees have nodes besides the root.
     """
     tokens, log_probs = torch.zeros_like(trees.depth), torch.zeros_like(trees.depth, dtype=torch.float32)
     tokens[:, 0] = roots
-    place: dict[tuple[int, int], int] = {}
+    parent_index: dict[tuple[int, int], int] = {}  # of the last level, by batch row and node
     count = 1
     for level in range(trees.shape.depth):
         inner = [
-            (row, node)
-            for row, topology in enumerate(trees.topologies)
+            (batch_row, node)
+            for batch_row, topology in enumerate(trees.topologies)
             if level < topology.max_depth
             for node in topology.internal_nodes[level]
         ]
-        asked = [
-            place[row, topology.parents[node]] * count + topology.paths[node - 1][-1] if level else drafting.index(row)
-            for row, node in inner
-            for topology in [trees.topologies[row]]
+        parents = [
+            parent_index[batch_row, topology.parents[node]] * count + topology.paths[node - 1][-1]
+            if level
+            else drafting.index(batch_row)
+            for batch_row, node in inner
+            for topology in [trees.topologies[batch_row]]
         ]
-        best, best_log_probs = expansion.next_level(asked, trees.shape.ranks[level])
-        place, count = {both: at for at, both in enumerate(inner)}, best.shape[1]
-        here = trees.depth == level + 1
-        guess = (trees.parent_index * count + trees.rank) * here
-        tokens = torch.where(here, best.flatten()[guess], tokens)
-        log_probs = torch.where(here, best_log_probs.flatten()[guess], log_probs)
+        top_tokens, top_log_probs = expansion.next_level(parents, trees.shape.ranks[level])
+        parent_index, count = {node: index for index, node in enumerate(inner)}, top_tokens.shape[1]
+        on_level = trees.depth == level + 1
+        guess = (trees.parent_index * count + trees.rank) * on_level
+        tokens = torch.where(on_level, top_tokens.flatten()[guess], tokens)
+        log_probs = torch.where(on_level, top_log_probs.flatten()[guess], log_probs)
     return Proposal(tokens, log_probs)

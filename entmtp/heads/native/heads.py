@@ -1,22 +1,22 @@
 """A model's own multi-token-prediction (MTP) layers as draft heads (DeepSeek-V3, arXiv 2412.19437, section 2.2).
 
 Such layers come with the model (DeepSeek-V3, GLM-4-MoE, Mellum, ...) and need no training. Layer k is one decoder layer
-of the model's own kind behind a projection. Of the token at position p it is given
+of the model's own kind after a projection. For the token at position p its input is
 
     ``x_k[p] = project([norm(embedding of token p), norm(h_{k-1}[p-1])])``
 
-where ``h_{-1}`` are the model's last decoder states and ``h_k`` is what layer k makes of ``x_k``, attending to its own
-keys and values of all tokens before p, and normalised by a norm of its own. The model's output layer on ``h_k[p]``
-guesses token p + 1. So layer 0 guesses behind the root, from the state that chose it; layer 1 one deeper, from layer
-0's state of the parent and the parent's token; and so on. All of this is transformers' (``MtpModel`` in
-``modeling_layers.py``), whose modules run here with the masks of a tree.
+where ``h_{-1}`` are the model's last decoder states and ``h_k`` are the normalised outputs of layer k for ``x_k``.
+Layer k attends to its own keys and values of all tokens up to p. The model's output layer on ``h_k[p]`` guesses token
+p + 1. So layer 0 guesses after the root, from the state from which the root was chosen. Layer 1 guesses one level
+deeper, from layer 0's state of the parent and the parent's token, and so on. The modules are transformers' own
+(``MtpModel`` in ``modeling_layers.py``), run with the masks of a tree.
 
-Published models mostly have a single layer (``num_nextn_predict_layers`` is 1). transformers' ``generate`` then guesses
-one token; vLLM and SGLang apply the layer again to its own output, as EAGLE does, and so does this module: at depths
-that have no layer of their own, the last one is given its own state of the parent.
+Most published models have a single layer (``num_nextn_predict_layers`` is 1). transformers' ``generate`` then guesses
+one token; vLLM and SGLang apply the layer again to its own output, as EAGLE does, and so does this module. At depths
+beyond the last layer, that layer receives its own state of the parent.
 
-What a layer made of guesses is thrown away after the step: the accepted tokens' entries are made anew from the model's
-own decoder states (:mod:`entmtp.heads.native.cache`), as SGLang's 'draft extend' does.
+Draft cache entries of guesses are discarded after the step. Those of accepted tokens are computed again from the
+model's own decoder states (:mod:`entmtp.heads.native.cache`), as in SGLang's 'draft extend'.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads, DraftHeadsConfig
 from entmtp.heads.native.cache import NativeDrafter
 from entmtp.heads.native.layers import SHARED, NativeLayers
-from entmtp.heads.native.text import ROOTS, NativeText
+from entmtp.heads.native.text import ROOTS_PER_PASS, NativeText
 from entmtp.methods import NATIVE
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import BufferShape, DraftCacheLayout, TreeCache
@@ -37,10 +37,10 @@ from entmtp.models.loading.load import sampled_fingerprint
 from entmtp.models.loading.quiet import quiet_loading
 
 DEPTH = 4
-"""Tokens that are guessed ahead, or one per layer where the model has more of them: as deep as trained heads go."""
+"""Depth of the trees, as of trained heads; a model with more layers gets one level per layer."""
 
 _EXPANDED = 64
-"""Nodes of one request and level that a policy may expand."""
+"""Most nodes of one request and level that a policy may expand."""
 
 
 class NativeConfig(DraftHeadsConfig):
@@ -50,13 +50,13 @@ class NativeConfig(DraftHeadsConfig):
 
 
 class NativeHeads(DraftHeads):
-    """Heads that are part of the model; they guess within the whole vocabulary."""
+    """Heads that are part of the model and guess within the whole vocabulary."""
 
     config_class = NativeConfig
     kind = NATIVE
 
     def __init__(self, backbone: Backbone, mtp: Any) -> None:
-        """``mtp`` is transformers' ``MtpModel`` of the backbone's model."""
+        """Wraps transformers' ``MtpModel`` of the backbone's model."""
         layers = len(mtp.layers)
         config = NativeConfig(
             hidden_size=backbone.hidden_size,
@@ -67,8 +67,8 @@ class NativeHeads(DraftHeads):
         )
         super().__init__(config)
         self.draft_vocab = self.draft_vocab.to(backbone.device)
-        self.mtp = mtp  # a module of these heads, so that its parameters are theirs
-        # Of the layers alone: embeddings and output layer are the model's.
+        self.mtp = mtp  # a submodule, so that its parameters are theirs
+        # The hash covers the layers alone: embeddings and output layer belong to the model.
         own = [(name, value) for name, value in mtp.named_parameters() if not name.startswith(SHARED)]
         self.fingerprint = sampled_fingerprint((NATIVE, config.hidden_size, layers), own)
         self.eval().requires_grad_(False)
@@ -80,7 +80,7 @@ class NativeHeads(DraftHeads):
 
     @property
     def cache_layout(self) -> DraftCacheLayout:
-        """Each layer's keys and values, and the states that it is given: ``h_{k-1}`` of every token, for layer k."""
+        """Each layer's keys and values, and its input states: ``h_{k-1}`` of each token, for layer k."""
         states = BufferShape(1, self.config.hidden_size, self.state_dtype)
         return DraftCacheLayout(
             self.layers.shapes, (states,) * self.layers.count, spare_rows=_EXPANDED * (self.num_heads - 1)
@@ -91,7 +91,7 @@ class NativeHeads(DraftHeads):
 
     def traced_text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> NativeText:
         layout, levels = self.cache_layout, self.num_heads - self.layers.count
-        capacity = len(tokens) + ROOTS * levels + layout.spare_rows
+        capacity = len(tokens) + ROOTS_PER_PASS * levels + layout.spare_rows
         cache = TreeCache(layout.layers, 1, capacity, tokens.device, layout.state_buffers)
         return NativeText(self.drafter(cache), hidden, tokens, begin)
 
@@ -100,7 +100,7 @@ class NativeHeads(DraftHeads):
 
 
 def load_native(backbone: Backbone) -> NativeHeads:
-    """The model's own heads, out of the files that it was loaded from.
+    """Loads the model's own multi-token-prediction layers from the files of the model.
 
     Raises:
         EntMTPError: if it has none, or its files lack their weights.

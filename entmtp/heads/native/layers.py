@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
 SHARED = "embed_tokens", "shared_head", "rotary_emb"
-"""Parts that are the model's, and lie as its kernels want them."""
+"""Parts that are shared with the model, whose kernels decide their layout."""
 
 
 class NativeLayers:
-    """The layers, with what each of them caches.
+    """A model's multi-token-prediction layers and the shapes of their caches.
 
     Attributes:
-        count: how many there are.
-        shapes: keys and values that each caches of a token.
+        count: number of layers.
+        shapes: each layer's keys and values of a token.
     """
 
     def __init__(self, backbone: Backbone, mtp: Any) -> None:
-        """``mtp`` is transformers' ``MtpModel`` of the backbone's model."""
+        """Wraps transformers' ``MtpModel`` of the backbone's model."""
         self.mtp = mtp
         self.count = len(mtp.layers)
         self.hidden_size, self.dtype = backbone.hidden_size, backbone.dtype
@@ -42,52 +42,52 @@ class NativeLayers:
             if name not in SHARED:
                 nn.Module.to(module, backbone.device, backbone.dtype)
         self.shapes = tuple(self._shape_of(layer) for layer in range(self.count))
-        self._masks = _GivenMask()
+        self._masks = _TreeMask()
         mtp.create_masks_for_mtp_layer = self._masks
 
     def run(
         self,
         layer: int,
         tokens: torch.Tensor,
-        before: torch.Tensor,
+        inputs: torch.Tensor,
         window: AttentionWindow,
         kv_range: KvRange,
         cache: Cache,
     ) -> torch.Tensor:
-        """A layer's states ``[batch, n, hidden_size]`` of ``tokens [batch, n]``.
+        """Runs a layer on ``tokens [batch, n]``; returns its states ``[batch, n, hidden_size]``.
 
-        ``before [batch, n, hidden_size]`` are the states before it of each token's predecessor. Keys and values go
-        where ``cache``, which holds the layers' own, has planned them.
+        ``inputs [batch, n, hidden_size]`` are the previous layer's states of each token's predecessor. ``cache`` has
+        the layers' own keys and values, and writes new ones to the rows of its running plan.
         """
-        # Layer k has no entry of the first k + 1 tokens: nothing k + 1 tokens before them could have been its input.
+        # Layer k has no entry of the first k + 1 tokens: its input needs a state k + 1 tokens earlier.
         visible = window.visible(kv_range, first_row=layer + 2)
         if self._window is not None and self._kinds[layer] == "sliding_attention":
             visible &= window.within_sliding_window(kv_range, self._window)
-        self._masks.mask = additive(visible, before.dtype)
+        self._masks.mask = additive(visible, inputs.dtype)
         positions = window.positions.clamp(max=self._last_position)
-        return self.mtp.forward_layer(layer, before, positions, cache, input_ids=tokens)
+        return self.mtp.forward_layer(layer, inputs, positions, cache, input_ids=tokens)
 
     @torch.inference_mode()
     def _shape_of(self, layer: int) -> LayerShape:
-        """What a layer caches, by running it on one token."""
+        """Shapes of a layer's cached keys and values, found by running it on one token."""
         from transformers.cache_utils import MtpCache
 
-        place = self.mtp.embed_tokens.weight.device
+        device = self.mtp.embed_tokens.weight.device
         cache: Any = MtpCache(config=self.mtp.config)
-        one = torch.zeros(1, 1, dtype=torch.int64, device=place)
-        state = torch.zeros(1, 1, self.hidden_size, dtype=self.dtype, device=place)
-        self.mtp.forward_layer(layer, state, one + layer + 1, cache, input_ids=one)
+        token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        state = torch.zeros(1, 1, self.hidden_size, dtype=self.dtype, device=device)
+        self.mtp.forward_layer(layer, state, token + layer + 1, cache, input_ids=token)
         keys, values = getattr(cache.layers[layer], "keys", None), getattr(cache.layers[layer], "values", None)
         if keys is None or values is None or self._kinds[layer] not in ("full_attention", "sliding_attention"):
             raise EntMTPError(
-                f"heads: the multi-token-prediction layers of model type '{self.mtp.config.model_type}' remember more"
+                f"heads: the multi-token-prediction layers of model type '{self.mtp.config.model_type}' cache more"
                 " than keys and values, which a tree cannot branch; train heads with 'entmtp train'"
             )
         return BufferShape.of(keys), BufferShape.of(values)
 
 
-class _GivenMask:
-    """Stands in for the masks that transformers would make for a chain."""
+class _TreeMask:
+    """Replacement of the function that makes transformers' masks, which are those of a chain."""
 
     mask: torch.Tensor
 

@@ -1,4 +1,4 @@
-"""A whole text under native heads: their states at every place of it at once, for rank traces."""
+"""Whole texts under native heads, for rank traces: states at all positions in a few passes."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from entmtp.heads.native.cache import NativeDrafter
 from entmtp.heads.native.drafting import NativeExpansion
 from entmtp.models.masks import AttentionWindow
 
-ROOTS = 128
-"""Places that are looked at together."""
+ROOTS_PER_PASS = 128
+"""Roots whose continuations are run in one pass."""
 
 
 class NativeText(TracedText):
-    """The text in a cache of its own; guesses are made in the rows after its end."""
+    """A text in a cache of its own; guesses use the cache rows after its end."""
 
     @torch.inference_mode()
     def __init__(self, drafter: NativeDrafter, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> None:
-        """``drafter`` is of a cache of its own, with one empty slot; the rest as for :meth:`DraftHeads.traced_text`."""
+        """Reads the text; ``drafter`` has its own cache with one empty slot. See :meth:`DraftHeads.traced_text`."""
         self._drafter, self._begin, self._length = drafter, begin, len(tokens)
         self._end = torch.full((1,), self._length, device=tokens.device)
         drafter.cache.append([0], [self._length])
-        none = torch.zeros_like(drafter.states)
-        self._states = torch.cat([none, *drafter.prefill_states(0, hidden, tokens.tolist())])
+        no_entry = torch.zeros_like(drafter.states)  # token 0 has no predecessor
+        self._states = torch.cat([no_entry, *drafter.prefill_states(0, hidden, tokens.tolist())])
 
     @torch.inference_mode()
     def teacher_forced(self, at: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        parts = zip((at + self._begin).split(ROOTS), tokens.split(ROOTS), strict=True)
-        return torch.cat([self._forced(*part) for part in parts])
+        parts = zip((at + self._begin).split(ROOTS_PER_PASS), tokens.split(ROOTS_PER_PASS), strict=True)
+        return torch.cat([self._teacher_forced(*part) for part in parts])
 
-    def _forced(self, at: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def _teacher_forced(self, at: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         layers, count = self._drafter.num_layers, len(at)
-        # A layer on its own level makes of a right guess what it makes of the text.
+        # On its own level, a layer's state of a true token is its state of the text.
         forced = [self._states[self._inside(at + level), level] for level in range(layers)]
         states = self._states[self._inside(at + layers - 1)][None]
         prefix_lengths = (at + layers).clamp(max=self._length)[None]
-        same = torch.eye(count, dtype=torch.bool, device=at.device)
+        own_path = torch.eye(count, dtype=torch.bool, device=at.device)
         for level in range(layers, self._drafter.num_heads):
             depths = torch.arange(layers, level + 1, device=at.device).repeat_interleave(count)
             window = AttentionWindow(
                 prefix_lengths=prefix_lengths,
                 start=self._end,
-                tree_mask=same.repeat(1, level - layers + 1)[None],
+                tree_mask=own_path.repeat(1, level - layers + 1)[None],
                 positions=(at + level)[None],
                 tree_positions=(at.repeat(level - layers + 1) + depths)[None],
                 real=torch.ones(1, count, dtype=torch.bool, device=at.device),
@@ -53,9 +53,9 @@ class NativeText(TracedText):
         return torch.stack(forced, dim=1)
 
     def expand(self, at: int) -> NativeExpansion:
-        place = torch.full_like(self._end, self._begin + at)
+        position = torch.full_like(self._end, self._begin + at)
         return NativeExpansion(
-            self._drafter, (0,), self._states[place], seen=place + 1, begin=self._end, position=place
+            self._drafter, (0,), self._states[position], prefix_lengths=position + 1, start=self._end, position=position
         )
 
     def _inside(self, at: torch.Tensor) -> torch.Tensor:

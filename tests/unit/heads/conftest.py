@@ -1,4 +1,4 @@
-"""A tiny backbone and heads whose every weight is random, so that no term is zero by its starting value."""
+"""A tiny backbone and heads with random weights, none of which is zero by its initial value."""
 
 import pytest
 
@@ -26,6 +26,6 @@ def heads(kind: str, backbone: Backbone) -> StatelessHeads:
 
 @pytest.fixture
 def exact_heads(kind: str) -> StatelessHeads:
-    """Heads whose layers are the model's own, in float32 on every machine."""
+    """Heads on PyTorch's own kernels, in float32 on every machine."""
     exact = build_backbone(tiny_model("llama"), kernels="eager")
     return random_heads(kind, exact).attach(exact)

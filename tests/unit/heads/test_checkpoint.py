@@ -29,8 +29,8 @@ def test_a_saved_checkpoint_loads_as_the_same_heads(heads: StatelessHeads, folde
 
     assert type(loaded) is type(heads)
     assert not loaded.training
-    kept = load_file(folder / WEIGHTS)
-    assert set(kept) == set(heads.state_dict()), "the model's own output layer must not be saved"
+    saved = load_file(folder / WEIGHTS)
+    assert set(saved) == set(heads.state_dict()), "the model's own output layer must not be saved"
     for name, tensor in heads.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
     hidden, root = torch.randn(2, backbone.hidden_size), torch.tensor(random_tokens(2))

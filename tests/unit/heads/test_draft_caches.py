@@ -1,4 +1,4 @@
-"""What heads remember of a text is the same however the text came about."""
+"""The draft cache of a text is the same however its tokens were committed."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def heads(kind: str, backbone: Backbone) -> DraftHeads:
 
 @given(st.data())
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_accepted_paths_leave_the_memory_of_a_text_read_at_once(
+def test_any_accepted_paths_leave_the_draft_cache_of_a_text_prefilled_at_once(
     backbone: Backbone, heads: DraftHeads, data: st.DataObject
 ) -> None:
     state = DecodingState(backbone, heads, slots=2, capacity=120)
@@ -83,13 +83,13 @@ def test_any_accepted_paths_leave_the_memory_of_a_text_read_at_once(
 
 @torch.inference_mode()
 def _accept(state: DecodingState, slots: tuple[int, ...], trees: TreeBatch, data: st.DataObject) -> list[list[int]]:
-    """A step that accepts any path and takes any token as the next root; returns the tokens that were kept."""
+    """Runs a step that accepts any path and takes any token as the next root; returns the accepted tokens."""
     (tokens,) = state.draft(slots, trees)
     kv_range = state.cache.kv_range(slots, trees.width, padded=trees.shape.padded)
     _, hidden = state.backbone.verify(tokens, trees, kv_range, state.cache)
     paths = [topology.lineages[data.draw(st.integers(0, topology.nodes), "accepted")] for topology in trees.topologies]
     width = trees.max_depth + 1
-    # What stands behind a path means nothing, but ascends and is a node.
+    # Entries after a path are ignored, but must be ascending node numbers.
     nodes = torch.tensor([[*path, *range(path[-1] + 1, path[-1] + 1 + width)][:width] for path in paths])
     nodes = nodes.clamp(max=trees.width - 1)
     roots = torch.tensor([data.draw(st.integers(0, SMALL_VOCAB - 1), "root") for _ in slots])

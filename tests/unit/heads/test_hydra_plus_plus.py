@@ -1,4 +1,4 @@
-"""Hydra++ heads guess what the published formula says of the whole text before, and are imported or refused whole."""
+"""Hydra++ heads: their guesses equal the published formula on the whole text, and imports succeed or are refused."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,7 +35,7 @@ from tests.helpers.tiny_models import TREES, tiny_model
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, whose rotary speed is not the usual one."""
+    """A saved model with an unusual rotary base."""
     rope = {"rope_type": "default", "rope_theta": 500.0}
     folder = tmp_path_factory.mktemp("model")
     tiny_model("llama", vocab_size=SMALL_VOCAB, rope_parameters=rope).save_pretrained(folder)
@@ -65,16 +65,16 @@ def published(backbone: Backbone, shape: HydraPlusPlusShape) -> Published:
 def heads(
     published: Published, backbone: Backbone, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> StatelessHeads:
-    place = tmp_path_factory.mktemp("heads")
-    import_heads(str(published.save(place / "published")), place / "ours", str(folder), lambda text: None)
-    heads = load_heads(place / "ours", backbone)
+    parent = tmp_path_factory.mktemp("heads")
+    import_heads(str(published.save(parent / "published")), parent / "ours", str(folder), lambda text: None)
+    heads = load_heads(parent / "ours", backbone)
     assert isinstance(heads, StatelessHeads)
     return heads
 
 
 @pytest.fixture(scope="module")
 def expected(published: Published, backbone: Backbone, shape: HydraPlusPlusShape) -> Callable[..., torch.Tensor]:
-    """Log-probabilities behind a path that was guessed behind a text, whose last token is the root ``[vocab]``."""
+    """Log-probabilities ``[vocab]`` after a path, drafted after a text that ends in the root."""
 
     @torch.inference_mode()
     def log_probs(text: Sequence[int], path: Sequence[int]) -> torch.Tensor:
@@ -93,7 +93,7 @@ def test_they_come_back_as_they_were_imported(heads: StatelessHeads, backbone: B
     assert torch.equal(projection, published.tensors[f"{PREFIX}layers.0.self_attn.q_proj.weight"])
 
 
-def test_trees_behind_several_texts_hold_what_the_formula_gives(
+def test_drafted_trees_of_several_texts_equal_the_formula(
     heads: StatelessHeads, backbone: Backbone, expected: Callable[..., torch.Tensor]
 ) -> None:
     prompts = [small_prompt(9, seed=1), small_prompt(14, seed=2), small_prompt(1, seed=3)]
@@ -117,17 +117,17 @@ def test_a_tree_that_grows_holds_what_the_formula_gives(
 ) -> None:
     prompt = small_prompt(9, seed=1)
     state = DecodingState(backbone, heads, slots=2, capacity=64)
-    text, asked = [*prompt, state.prefill(1, prompt)[0]], 0
+    text, parent = [*prompt, state.prefill(1, prompt)[0]], 0
     path: list[int] = []
     expansion = state.expand([1], Stopwatch(backbone.device))
     for rank in (1, 0, 2, 0):
-        tokens, log_probs = expansion.next_level([asked], 3)
+        tokens, log_probs = expansion.next_level([parent], 3)
         torch.testing.assert_close(log_probs[0], expected(text, path).topk(3).values, rtol=0, atol=CLOSE)
-        path, asked = [*path, int(tokens[0, rank])], rank
+        path, parent = [*path, int(tokens[0, rank])], rank
 
 
 @torch.inference_mode()
-def test_every_place_of_a_text_is_guessed_from_as_if_the_text_ended_there(
+def test_guesses_at_every_position_of_a_traced_text_equal_those_after_its_prefix(
     heads: StatelessHeads, backbone: Backbone, expected: Callable[..., torch.Tensor]
 ) -> None:
     prompt, answer = small_prompt(3, seed=4), small_prompt(12, seed=5)
@@ -136,12 +136,12 @@ def test_every_place_of_a_text_is_guessed_from_as_if_the_text_ended_there(
     at = torch.arange(len(answer) - heads.num_heads + 1)
     windows = torch.tensor(answer).unfold(0, heads.num_heads, 1)
     guessed = heads.draft_logits(text.teacher_forced(at, windows)).log_softmax(-1)
-    for place in at.tolist():
-        before = [*prompt, *answer[: place + 1]]
+    for position in at.tolist():
+        before = [*prompt, *answer[: position + 1]]
         for head in range(heads.num_heads):
-            path = answer[place + 1 : place + 1 + head]
-            torch.testing.assert_close(guessed[place, head], expected(before, path), rtol=0, atol=CLOSE)
-        first = text.expand(place).next_level([0], 2)[1]
+            path = answer[position + 1 : position + 1 + head]
+            torch.testing.assert_close(guessed[position, head], expected(before, path), rtol=0, atol=CLOSE)
+        first = text.expand(position).next_level([0], 2)[1]
         torch.testing.assert_close(first[0], expected(before, []).topk(2).values, rtol=0, atol=CLOSE)
 
 
@@ -172,16 +172,16 @@ def test_their_angles_stay_exact_in_sixteen_bits(folder: Path, published: Publis
     torch.testing.assert_close(heads.prefix_layer.rotary.inv_freq, speeds, rtol=1e-6, atol=0)
 
 
-def refused(published: Published, model: Path | None, place: Path, named: str) -> None:
+def refused(published: Published, model: Path | None, folder: Path, named: str) -> None:
     with pytest.raises(EntMTPError) as raised:
         import_heads(
-            str(published.save(place / "published")),
-            place / "ours",
+            str(published.save(folder / "published")),
+            folder / "ours",
             None if model is None else str(model),
             lambda text: None,
         )
     assert named in str(raised.value)
-    assert not (place / "ours").exists()
+    assert not (folder / "ours").exists()
 
 
 def test_without_the_model_nothing_tells_its_attention_heads(published: Published, tmp_path: Path) -> None:

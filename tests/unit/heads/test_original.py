@@ -1,4 +1,4 @@
-"""Imported heads guess what the published formulas say, in every way in which the engine asks heads for guesses."""
+"""Imported heads: their guesses equal the published formulas through every drafting method."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def imported(published: Published, backbone: Backbone, folder: Path) -> Stateles
 
 @pytest.fixture(scope="module")
 def exact() -> Backbone:
-    """Its layers, and so its heads', are PyTorch's own in float32."""
+    """A backbone whose layers, and so its heads', are PyTorch's own in float32."""
     return build_backbone(tiny_model("llama"), kernels="eager")
 
 
@@ -97,11 +97,11 @@ def test_trees_are_filled_and_grown_by_the_formula(published: Published, exact: 
 
 
 def grown(heads: StatelessHeads, hidden: torch.Tensor, root: int, path: tuple[int, ...]) -> int:
-    """The token at the end of a path of a tree that grows level by level."""
-    expansion, asked, count = StatelessExpansion(heads, hidden[None], torch.tensor([root])), 0, 5
+    """The token at the end of a path of a tree that is expanded level by level."""
+    expansion, parent, count = StatelessExpansion(heads, hidden[None], torch.tensor([root])), 0, 5
     for rank in path:
-        tokens, _ = expansion.next_level([asked], count)
-        asked, token = rank, int(tokens[0, rank])
+        tokens, _ = expansion.next_level([parent], count)
+        parent, token = rank, int(tokens[0, rank])
     return token
 
 
@@ -124,7 +124,7 @@ def test_a_trace_has_the_rank_that_the_formula_gives(layout: str, small: Backbon
 
 
 def policies() -> list[Policy]:
-    """A tree for every step, and trees that grow."""
+    """Drafting of whole trees, and expansion level by level."""
     grows = DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(1e-3, 1e-3), 8)
     return [StaticPolicy(TREE, 8), grows]
 

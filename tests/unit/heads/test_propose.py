@@ -35,7 +35,7 @@ def normalised(states: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def draft_distribution(heads: Any, hidden: torch.Tensor, path: list[int]) -> torch.Tensor:
-    """Log-probabilities over the draft vocabulary behind ``path`` (root first), from the formulas of the papers."""
+    """Log-probabilities over the draft vocabulary after ``path`` (root first), from the formulas of the papers."""
     model_output, table = heads.output_weight, heads.input_embeddings
     inner, head = heads.config.inner_size, len(path) - 1
     own = slice(head * inner, (head + 1) * inner)
@@ -151,14 +151,14 @@ def test_weights_that_training_changed_are_seen(heads: StatelessHeads) -> None:
     hidden, root = hidden_and_root(1, heads.config.hidden_size)
     trees = TreeBatch.of([TREES["chain"]])
     before = heads.propose(hidden, root, trees).log_probs
-    kept = {name: weight.clone() for name, weight in heads.named_parameters()}
+    weights = {name: weight.clone() for name, weight in heads.named_parameters()}
     heads.train()
     with torch.no_grad():
         for weight in heads.parameters():
             weight.add_(0.5)
     heads.eval()
     changed = heads.propose(hidden, root, trees).log_probs
-    heads.load_state_dict(kept, strict=False)
+    heads.load_state_dict(weights, strict=False)
     heads.train().eval()
     assert not torch.allclose(changed, before, atol=1e-3)
     assert torch.equal(heads.propose(hidden, root, trees).log_probs, before)

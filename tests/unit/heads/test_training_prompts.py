@@ -1,4 +1,4 @@
-"""The list of training prompts that heads carry."""
+"""The list of training prompts next to the heads' weights."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the importer says: of good checkpoints how it read them, of bad ones in one line what is wrong."""
+"""Messages of the importer: how it read a good checkpoint, and one line about what is wrong with a bad one."""
 
 import json
 import pickle
@@ -24,10 +24,10 @@ MODEL = Model(torch.randn(VOCAB, HIDDEN), torch.randn(VOCAB, HIDDEN))
 
 
 def imported(folder: Path, output: Path, model: Path | None = None) -> list[str]:
-    """What was said."""
-    said: list[str] = []
-    import_heads(str(folder), output, None if model is None else str(model), said.append)
-    return said
+    """Imports a checkpoint; returns the importer's messages."""
+    messages: list[str] = []
+    import_heads(str(folder), output, None if model is None else str(model), messages.append)
+    return messages
 
 
 def refused(folder: Path, named: str, model: Path | None = None) -> None:
@@ -41,17 +41,17 @@ def refused(folder: Path, named: str, model: Path | None = None) -> None:
 
 
 def changed(published: Published, **tensors: torch.Tensor) -> Published:
-    """With other tensors."""
+    """A copy with these tensors added or replaced."""
     return replace(published, tensors=published.tensors | tensors)
 
 
 def without(missing: str, published: Published) -> Published:
-    """Without a tensor."""
+    """A copy without one tensor."""
     return replace(published, tensors={name: one for name, one in published.tensors.items() if name != missing})
 
 
 def only(file: str, *names: str) -> Published:
-    """With these tensors and none besides."""
+    """A checkpoint of these tensors alone."""
     return replace(medusa(MODEL), file=file, config={}, tensors={name: torch.ones(2) for name in names})
 
 
@@ -66,14 +66,14 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_first_configurations_name_too_few_heads(tmp_path: Path) -> None:
     published = medusa(MODEL, 5, medusa_num_heads=2, medusa_num_layers=None)
-    said = imported(published.save(tmp_path / "published"), tmp_path / "ours")
-    assert said[0].endswith("medusa_lm_head.pt is of Medusa's and TGI's (tensors like 0.0.linear.weight)")
-    assert said[1] == "config.json says medusa_num_heads 2, but there are tensors for 5: all are imported"
-    assert said[2].endswith(
+    messages = imported(published.save(tmp_path / "published"), tmp_path / "ours")
+    assert messages[0].endswith("medusa_lm_head.pt is of Medusa's and TGI's (tensors like 0.0.linear.weight)")
+    assert messages[1] == "config.json says medusa_num_heads 2, but there are tensors for 5: all are imported"
+    assert messages[2].endswith(
         "5 medusa heads of 1 blocks with an output layer each, hidden size 32, vocabulary 96,"
         " for any model of these sizes"
     )
-    assert len(said) == 3
+    assert len(messages) == 3
     assert json.loads((tmp_path / "ours" / CONFIG).read_text())["model_fingerprint"] == ""
 
 
@@ -87,8 +87,8 @@ def test_with_a_model_the_heads_are_bound_to_it(model_folder: Path, tmp_path: Pa
     refused(
         folder, "nothing tells its vocabulary; give --model with the model that they are for, here probably 'org/base'"
     )
-    said = imported(folder, tmp_path / "ours", model_folder)
-    assert said[-1].endswith("with the model's own output layer, hidden size 32, vocabulary 257, for that model")
+    messages = imported(folder, tmp_path / "ours", model_folder)
+    assert messages[-1].endswith("with the model's own output layer, hidden size 32, vocabulary 257, for that model")
     backbone = build_backbone(loaded)
     assert load_heads(tmp_path / "ours", backbone).config.model_fingerprint == backbone.fingerprint
     other = build_backbone(tiny_model("llama", seed=9, vocab_size=257))
@@ -112,11 +112,11 @@ def test_a_hub_name_is_a_folder_in_the_hub_cache(tmp_path: Path, monkeypatch: py
     hydra(MODEL).save(repository / "snapshots" / ("a" * 40))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40)
-    said: list[str] = []
-    import_heads("ankner/hydra-tiny", tmp_path / "ours", None, said.append)
-    assert "4 hydra heads of 1 blocks" in said[-1]
+    messages: list[str] = []
+    import_heads("ankner/hydra-tiny", tmp_path / "ours", None, messages.append)
+    assert "4 hydra heads of 1 blocks" in messages[-1]
     with pytest.raises(EntMTPError, match="'ankner/other' is neither a local folder nor a reachable hub repository"):
-        import_heads("ankner/other", tmp_path / "others", None, said.append)
+        import_heads("ankner/other", tmp_path / "others", None, messages.append)
 
 
 def test_what_is_already_there_stays(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_what_is_already_there_stays(tmp_path: Path) -> None:
 
 
 class Pickled:
-    """Runs code where it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return Path.touch, (Path("ran"),)
@@ -161,9 +161,9 @@ def cut_off_safetensors(folder: Path) -> None:
 def compressed(folder: Path) -> None:
     path = folder / "medusa_lm_head.pt"
     with zipfile.ZipFile(path) as file:
-        held = {name: file.read(name) for name in file.namelist()}
+        entries = {name: file.read(name) for name in file.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, content in held.items():
+        for name, content in entries.items():
             file.writestr(name, content)
 
 
@@ -310,13 +310,16 @@ BROKEN: dict[str, tuple[Published, str]] = {
         changed(hydra(MODEL), **{"input_embed_fn.weight": torch.ones(3, HIDDEN)}),
         "'input_embed_fn.weight' has shape [3, 32] instead of [96, 32]",
     ),
-    "hydra, said not to be grounded": (hydra(MODEL, grounded_heads=False), "grounded_heads is False but the tensors"),
+    "hydra, configured as not grounded": (
+        hydra(MODEL, grounded_heads=False),
+        "grounded_heads is False but the tensors",
+    ),
     "hydra, earlier states": (hydra(MODEL, hidden_state_offset=1), "hidden_state_offset is 1; only heads"),
     "hydra, other architecture": (
         hydra(MODEL, hydra_head_arch="new\narch"),
         "of architecture 'new\\narch'; only 'mlp' and 'prefix-mlp' can be imported",
     ),
-    "hydra, said to be of another architecture": (
+    "hydra, messages to be of another architecture": (
         changed(hydra(MODEL, dropout=True, layers=4), **{"prefix_embeding_layer.norm.weight": torch.ones(HIDDEN)}),
         "hydra_head_arch is 'mlp' but there are tensors of prefix-mlp",
     ),

@@ -38,7 +38,7 @@ def heads(backbone: Backbone) -> NativeHeads:
 
 
 def _check(chain: Chain, text: Sequence[int], tree: Topology, tokens: list[int], log_probs: list[float]) -> None:
-    """The tree's guesses are those of each of its paths run alone."""
+    """Asserts that the tree's log-probabilities equal those of each of its paths run alone."""
     assert tokens[0] == text[-1]
     for node, path in enumerate(tree.paths, start=1):
         before = [tokens[tree.index[path[:depth]]] for depth in range(1, len(path))]
@@ -73,21 +73,21 @@ def test_a_tree_that_grows_holds_what_its_paths_alone_would_guess(
     chain = Chain(model, heads)
     expansion = state.expand([2, 0], Stopwatch(backbone.device))
     paths: list[tuple[int, list[int]]] = [(0, []), (1, [])]
-    asked = [0, 1]
+    parents = [0, 1]
     # Behind which guesses of a level to go on: of one request many, of the other few, and not the best ones alone.
     for chosen in ([0, 2, 4], [1, 2, 6], [0, 3], []):
-        tokens, log_probs = expansion.next_level(asked, 3)
-        paths = [paths[number] for number in asked]
+        tokens, log_probs = expansion.next_level(parents, 3)
+        paths = [paths[number] for number in parents]
         found = []
         for at, (request, path) in enumerate(paths):
             expected = chain.log_probs(texts[request], path).topk(3)
             torch.testing.assert_close(log_probs[at], expected.values, rtol=0, atol=CLOSE)
             assert tokens[at].tolist() == expected.indices.tolist()
             found += [(request, [*path, int(token)]) for token in tokens[at]]
-        paths, asked = found, chosen
+        paths, parents = found, chosen
 
 
-def test_every_place_of_a_text_is_guessed_from_as_if_the_text_ended_there(
+def test_guesses_at_every_position_of_a_traced_text_equal_those_after_its_prefix(
     model: PreTrainedModel, backbone: Backbone, heads: NativeHeads
 ) -> None:
     prompt, answer = small_prompt(3, seed=4), small_prompt(12, seed=5)
@@ -97,19 +97,19 @@ def test_every_place_of_a_text_is_guessed_from_as_if_the_text_ended_there(
     at = torch.arange(len(answer) - heads.num_heads + 1)
     windows = torch.tensor(answer).unfold(0, heads.num_heads, 1)
     guessed = heads.draft_logits(text.teacher_forced(at, windows)).log_softmax(-1)
-    for place in (0, 1, 5, len(at) - 1):
-        before = [*prompt, *answer[: place + 1]]
+    for position in (0, 1, 5, len(at) - 1):
+        before = [*prompt, *answer[: position + 1]]
         for head in range(heads.num_heads):
-            path = answer[place + 1 : place + 1 + head]
-            torch.testing.assert_close(guessed[place, head], chain.log_probs(before, path), rtol=0, atol=CLOSE)
-        expansion = text.expand(place)
+            path = answer[position + 1 : position + 1 + head]
+            torch.testing.assert_close(guessed[position, head], chain.log_probs(before, path), rtol=0, atol=CLOSE)
+        expansion = text.expand(position)
         expansion.next_level([0], 2)
         log_probs = expansion.next_level([1], 2)[1]
         second = int(chain.log_probs(before, []).topk(2).indices[1])
         torch.testing.assert_close(log_probs[0], chain.log_probs(before, [second]).topk(2).values, rtol=0, atol=CLOSE)
 
 
-def test_a_model_without_such_layers_is_told_by_its_type() -> None:
+def test_the_error_for_a_model_without_such_layers_names_its_type() -> None:
     with pytest.raises(EntMTPError, match=r"model type 'llama' has no multi-token-prediction layers.*'entmtp train'"):
         load_heads("native", small_backbone())
 
