@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
-from entmtp.calibration.build import calibration_texts, traces_of
+from entmtp.calibration.build import traces_of, write_answers
 from entmtp.calibration.trace_replay import static_tau
 from entmtp.cli_errors import plain_errors
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
@@ -49,7 +49,7 @@ def main(
             asked = draw(split(suite.prompts)[1], prompts, seed=0)
             ids = [encode_chat(tokenizer, prompt.text) for prompt in asked]
             folder = output / name
-            calibration_texts(backbone, ids, folder, CalibrationSettings())
+            write_answers(backbone, ids, folder, CalibrationSettings())
             for kind in KINDS:
                 traces = traces_of(folder, backbone, load_heads(bundled_heads(kind), backbone))
                 frontier = load_bank(bundled_bank(name, kind)).overall

@@ -23,7 +23,7 @@ import typer
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp import methods
-from entmtp.calibration.build import calibration_texts, expansions_of, traces_of
+from entmtp.calibration.build import expansions_of, traces_of, write_answers
 from entmtp.calibration.known_chances_replay import replay_known_chances
 from entmtp.calibration.policy_replay import ExpansionAt
 from entmtp.calibration.replay import (
@@ -124,7 +124,7 @@ def main(
             asked = draw(split(suite.prompts)[1], prompts, seed=0)
             folder = output / name
             ids = [encode_chat(tokenizer, prompt.text) for prompt in asked]
-            calibration_texts(backbone, ids, folder, CalibrationSettings())
+            write_answers(backbone, ids, folder, CalibrationSettings())
             for kind in costs.kinds:
                 heads = load_heads(bundled_heads(kind), backbone)
                 traces, expansions = traces_of(folder, backbone, heads), expansions_of(folder, backbone, heads)

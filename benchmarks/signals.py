@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
-from entmtp.calibration.build import calibration_texts, traces_of
+from entmtp.calibration.build import traces_of, write_answers
 from entmtp.calibration.fit import fit_predictor, quality, step_table
 from entmtp.calibration.optimal import optimal_order
 from entmtp.calibration.thresholds import PROBES
@@ -64,7 +64,7 @@ def main(
             halves = dict(zip(("fitted", "held-out"), split(suite.prompts), strict=True))
             for half, of in halves.items():
                 ids = [encode_chat(tokenizer, prompt.text) for prompt in draw(of, prompts, seed=0)]
-                calibration_texts(backbone, ids, output / name / half, CalibrationSettings())
+                write_answers(backbone, ids, output / name / half, CalibrationSettings())
             for kind in KINDS:
                 heads = load_heads(bundled_heads(kind), backbone)
                 fitted, held_out = (traces_of(output / name / half, backbone, heads) for half in halves)

@@ -1,1 +1,1 @@
-"""From prompts to a tree bank: rank traces, optimal trees, predictors, thresholds, and replay."""
+"""Calibration, from prompts to a tree bank: rank traces, optimal trees, predictors, thresholds and replay."""

@@ -1,7 +1,7 @@
-"""Calibration: prompts of a task in, rank traces and a tree bank out.
+"""Calibration of one task: prompts in, rank traces and a tree bank out.
 
-The model answers the calibration prompts greedily once (kept on disk, so that an interrupted run continues); the rank
-traces of any heads follow from that text, and the bank from the traces.
+First the model answers the calibration prompts greedily. The answers are stored on disk, so that an interrupted run
+continues. Rank traces of any heads are computed from the answers, and the bank from the traces.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
 from entmtp.trees.tuning_texts import TuningTexts
 
-_ENTROPY_ROWS = 64
+_ENTROPY_CHUNK = 64
 
 
-def calibration_texts(
+def write_answers(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
     folder: Path,
     settings: CalibrationSettings,
     progress: Callable[[int, int], None] = lambda answers, tokens: None,
 ) -> None:
-    """Answers the prompts greedily into ``folder``; continues an interrupted run."""
+    """Answer the prompts greedily and write the answers into ``folder``; continues an interrupted run."""
     corpus = CorpusSettings(
         slots=min(16, len(prompts)),
         max_prompt_tokens=settings.max_prompt_tokens,
@@ -65,10 +65,10 @@ def calibration_texts(
 def traces_of(
     folder: Path, backbone: Backbone, heads: DraftHeads, prompts: Sequence[Sequence[int]] = ()
 ) -> list[RankTrace]:
-    """Rank traces of every answer in ``folder`` under ``heads``; those that look back need the ``prompts`` too."""
+    """Compute the rank traces of all answers in ``folder``; heads with a draft cache need the ``prompts`` too."""
     traces = []
     for answer in _answers(folder, backbone, prompts):
-        chunks = [entropy(backbone.logits(chunk)) for chunk in answer.states.split(_ENTROPY_ROWS)]
+        chunks = [entropy(backbone.logits(chunk)) for chunk in answer.states.split(_ENTROPY_CHUNK)]
         traces.append(rank_trace(heads, answer.tokens, answer.text(backbone, heads), torch.cat(chunks)))
     if not traces:
         raise EntMTPError(f"calibration: {folder} holds no answers; write some first")
@@ -78,15 +78,15 @@ def traces_of(
 def expansions_of(
     folder: Path, backbone: Backbone, heads: DraftHeads, prompts: Sequence[Sequence[int]] = ()
 ) -> list[ExpansionAt]:
-    """What ``heads`` guess in every answer in ``folder``, in the order and with the arguments of :func:`traces_of`."""
+    """Return each answer's drafting function of ``heads``; order and arguments are those of :func:`traces_of`."""
     return [answer.text(backbone, heads).expand for answer in _answers(folder, backbone, prompts)]
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """Its ``tokens [positions]`` and the ``states [positions, hidden_size]`` that chose them.
+    """One answer: ``tokens [positions]`` and the hidden ``states [positions, hidden_size]`` that chose them.
 
-    ``prompt`` is None where nobody gave it.
+    ``prompt`` is None if it was not given.
     """
 
     prompt: Sequence[int] | None
@@ -94,43 +94,43 @@ class _Answer:
     states: torch.Tensor
 
     def text(self, backbone: Backbone, heads: DraftHeads) -> TracedText:
-        """The answer as the heads see it; those that look back on the prompt read the whole text again."""
+        """Return the heads' view of the answer; for heads with a draft cache, the model reads the whole text again."""
         if isinstance(heads, StatelessHeads) and heads.cache_layout == NO_DRAFT_CACHE:
             return StatelessText(heads, self.states, self.tokens)
         if self.prompt is None:
             raise EntMTPError(
                 f"calibration: {heads.kind} heads look back on the prompts too; give those of the answers"
             )
-        return read_text(backbone, heads, self.prompt, self.tokens)
+        return traced_text(backbone, heads, self.prompt, self.tokens)
 
 
 @torch.inference_mode()
-def read_text(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], answer: torch.Tensor) -> TracedText:
-    """The text of a ``prompt`` and its ``answer [positions]`` as the heads see it, read by the model again."""
+def traced_text(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], answer: torch.Tensor) -> TracedText:
+    """Let the model read a ``prompt`` and its ``answer [positions]`` again; return the heads' view of the answer."""
     tokens = torch.cat([torch.tensor(prompt, dtype=answer.dtype, device=answer.device), answer])
     cache = backbone.new_cache(slots=1, capacity=len(tokens))
     return heads.traced_text(backbone.prefill(tokens.tolist(), 0, cache), tokens, begin=len(prompt))
 
 
 def _answers(folder: Path, backbone: Backbone, prompts: Sequence[Sequence[int]]) -> Iterator[_Answer]:
-    named = {prompt_id(ids): ids for ids in prompts}
+    by_id = {prompt_id(ids): ids for ids in prompts}
     for path in part_paths(folder):
         part = read_part(path)
-        places = zip(part.prompt_ids, part.starts[:-1].tolist(), part.starts[1:].tolist(), strict=True)
-        for name, begin, end in places:
+        ranges = zip(part.prompt_ids, part.starts[:-1].tolist(), part.starts[1:].tolist(), strict=True)
+        for name, begin, end in ranges:
             tokens, states = part.tokens[begin:end], part.states[begin:end]
-            yield _Answer(named.get(name), tokens.to(backbone.device), states.to(backbone.device, backbone.dtype))
+            yield _Answer(by_id.get(name), tokens.to(backbone.device), states.to(backbone.device, backbone.dtype))
 
 
 def make_bank(
     traces: Sequence[RankTrace], provenance: Provenance, settings: CalibrationSettings, cost: Cost
 ) -> TreeBank:
-    """The frontiers over all steps and per entropy bin, the bins those of the fastest ladder at ``cost``."""
+    """Build a bank: frontiers over all steps and per entropy bin; the bins are the fastest ladder's at ``cost``."""
     by_depth = [_static_frontier(traces, settings.max_nodes, depth) for depth in range(1, traces[0].ranks.shape[1] + 1)]
     overall = by_depth[-1]
     steps = step_table(traces, [overall.tree(size) for size in PROBES], settings.entropy_window)
-    kept = TuningTexts.of(traces, settings.max_rungs)
-    thresholds, bins = tuned_bins(kept, overall, settings.entropy_window, cost)
+    tuning = TuningTexts.of(traces, settings.max_rungs)
+    thresholds, bins = tuned_bins(tuning, overall, settings.entropy_window, cost)
     return TreeBank(
         provenance=provenance,
         entropy_window=settings.entropy_window,
@@ -140,12 +140,12 @@ def make_bank(
         bins=bins,
         predictor=fit_predictor(steps, BEFORE_DRAFTING),
         chances=fit_chances(traces),
-        tuning=kept,
+        tuning=tuning,
     )
 
 
 def _static_frontier(traces: Sequence[RankTrace], nodes: int, depth: int) -> Frontier:
-    """Trees for every step alike, no deeper than ``depth``, with the tokens per step that they replay to."""
+    """Frontier of static trees no deeper than ``depth``; their gains are tokens per step in replay."""
     order = optimal_order(traces, nodes, depth)
     if not order:
         raise EntMTPError("calibration: the heads guessed nothing right on these texts; train them longer")
@@ -156,7 +156,7 @@ def _static_frontier(traces: Sequence[RankTrace], nodes: int, depth: int) -> Fro
 def provenance_of(
     backbone: Backbone, heads: DraftHeads, task: str, origin: str, prompts: Sequence[str], tokens: int
 ) -> Provenance:
-    """What a bank must say of itself."""
+    """Return the provenance of a bank that is calibrated now."""
     return Provenance(
         task=task,
         heads_kind=heads.kind,
@@ -173,7 +173,7 @@ def provenance_of(
 
 
 def mixed_provenance(parts: Sequence[Provenance]) -> Provenance:
-    """What a bank of several tasks must say of itself, made from the texts of banks with these provenances."""
+    """Return the provenance of a mixed bank, from those of the banks whose texts it uses."""
     hashes = json.dumps([one.prompts_sha256 for one in parts])
     return parts[0].model_copy(
         update={

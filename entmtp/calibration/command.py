@@ -1,4 +1,4 @@
-"""``entmtp calibrate``: from a task's name to its tree banks on disk."""
+"""``entmtp calibrate``: calibrate a task and write its tree banks to disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from entmtp.calibration.build import calibration_texts, make_bank, mixed_provenance, provenance_of, traces_of
+from entmtp.calibration.build import make_bank, mixed_provenance, provenance_of, traces_of, write_answers
 from entmtp.decoding.measure_cost import step_cost
 from entmtp.errors import EntMTPError
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
@@ -36,13 +36,13 @@ def calibrate_task(
     dtype: str = "float32",
     console: Console,
 ) -> None:
-    """Writes ``<task>-<kind>.json`` and ``<task>-<kind>.trace.safetensors`` into ``output`` for each kind of heads.
+    """Write ``<task>-<kind>.json`` and ``<task>-<kind>.trace.safetensors`` into ``output`` for each kind of heads.
 
-    Only calibration prompts are used; the benchmark scores the others. The task 'mixed' makes one bank for all suites,
-    from the traces of those that were calibrated into ``output`` before.
+    Only calibration prompts are used; the benchmark scores the others. The task 'mixed' builds one bank for all suites
+    from their traces, which must be in ``output`` already.
 
     Raises:
-        EntMTPError: names the option, the value and the fix.
+        EntMTPError: for an invalid option; the message names option, value and fix.
     """
     settings = CalibrationSettings.parse(**{name: value for name, value in overrides.items() if value is not None})
     sources = _sources(model, heads)
@@ -53,11 +53,13 @@ def calibrate_task(
     suite = load_suite(task, data)
     prompts = [prompt.text for prompt in draw(split(suite.prompts)[0], settings.prompts, seed=0)]
     if not prompts:
-        raise EntMTPError(f"data: {suite.origin} has no calibration prompt (half are kept for scoring); give more rows")
+        raise EntMTPError(
+            f"data: {suite.origin} has no calibration prompt (half are reserved for scoring); give more rows"
+        )
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     backbone = build_backbone(loaded)
     folder = output / "text" / task
-    # A bank travels: the name of a file says enough of where its prompts come from.
+    # A bank is shared between machines: of a path it records the file's name only.
     origin = Path(suite.origin).name if suite.source == "file" else suite.origin
     console.print(f"{task}: answering {len(prompts)} calibration prompts ({suite.source}: {suite.origin})")
 
@@ -67,7 +69,7 @@ def calibrate_task(
         )
 
     ids = [encode_chat(tokenizer, prompt) for prompt in prompts]
-    calibration_texts(backbone, ids, folder, settings, progress)
+    write_answers(backbone, ids, folder, settings, progress)
     for kind, source in sources.items():
         attached = load_heads(source, backbone)
         traces = traces_of(folder, backbone, attached, ids)
@@ -96,11 +98,11 @@ def _calibrate_mixed(
     dtype: str,
     console: Console,
 ) -> None:
-    """One bank of each kind of heads for all suites."""
-    made = {kind: [_made(output, suite, kind) for suite in PAPER_SUITES] for kind in sources}
+    """Write one bank per kind of heads for all suites together."""
+    calibrations = {kind: [_load_calibration(output, suite, kind) for suite in PAPER_SUITES] for kind in sources}
     loaded, _ = load_model(model, dtype=dtype, device=device)
     backbone = build_backbone(loaded)
-    for kind, parts in made.items():
+    for kind, parts in calibrations.items():
         attached = load_heads(sources[kind], backbone)
         for bank, _ in parts:
             bank.check_heads(
@@ -118,8 +120,8 @@ def _calibrate_mixed(
         console.print(f"{path}: {_summary(bank)}")
 
 
-def _made(output: Path, suite: str, kind: str) -> tuple[TreeBank, list[RankTrace]]:
-    """What an earlier calibration wrote."""
+def _load_calibration(output: Path, suite: str, kind: str) -> tuple[TreeBank, list[RankTrace]]:
+    """Load the bank and the traces of an earlier calibration."""
     bank, trace = output / f"{suite}-{kind}.json", output / f"{suite}-{kind}.trace.safetensors"
     for path in (bank, trace):
         if not path.is_file():

@@ -1,8 +1,8 @@
-"""Fits predictors of the accepted length on rank traces, and says how good they are on others.
+"""Fit predictors of the accepted length on rank traces, and measure their quality on other traces.
 
-Rows are the starts of steps that static trees of a few sizes would take, for signals are about where steps start and
-what the steps before them gained. A logistic regression on "the first guess of the heads is right" gives the score;
-its quantile bins give the centres, and the frequencies of paths within them the probabilities.
+A table row is the start of a step that a static tree of one of a few sizes would take. Signals depend on where steps
+start, and on what the steps before them gained. A logistic regression on "the first guess of the heads is right" gives
+the score. Quantile bins of the score give the centres, and the frequencies of paths in each bin the probabilities.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from entmtp.trees.topology import Path, Topology
 from entmtp.trees.trace import RankTrace
 
 PATHS = 255
-"""Paths that a predictor knows at most."""
+"""Maximum number of paths in a predictor."""
 
 FOLLOWED = 16
-"""Ranks whose mean chance is kept: children that a node of a growing tree has at most."""
+"""Ranks whose mean probability is stored: the maximum children of a node in an expanded tree."""
 
 _MOST_BINS = 8
 _ROWS_PER_BIN = 150
 _PRIOR_ROWS = 10.0
-"""How many rows' worth of the overall frequencies is mixed into each bin's: rare paths have few rows of their own."""
+"""Weight, in rows, of the overall frequencies as a prior of each bin's: rare paths have few rows in a bin."""
 
 _RIDGE = 1e-3
 _NEWTON_STEPS = 25
@@ -38,12 +38,12 @@ _NEWTON_STEPS = 25
 
 @dataclass(frozen=True)
 class StepTable:
-    """Steps of replayed texts.
+    """Table of the steps of replayed texts.
 
     Attributes:
         features: ``[rows, len(FEATURES)]``.
         ranks: ``[rows, heads]`` true ranks where the step starts.
-        text: ``[rows]`` which text it is of.
+        text: ``[rows]`` index of the text.
     """
 
     features: np.ndarray
@@ -55,16 +55,16 @@ class StepTable:
 
     @property
     def entropy_ema(self) -> np.ndarray:
-        """``[rows]`` nats."""
+        """Moving average of the entropy in nats ``[rows]``."""
         return self.features[:, FEATURES.index("entropy_ema")]
 
-    def of(self, rows: np.ndarray) -> StepTable:
-        """Some of the rows."""
+    def select(self, rows: np.ndarray) -> StepTable:
+        """Select some of the rows."""
         return StepTable(self.features[rows], self.ranks[rows], self.text[rows])
 
 
 def step_table(traces: Sequence[RankTrace], trees: Sequence[Topology], window: int) -> StepTable:
-    """The steps that each of ``trees`` would take through each text, with the signals that it would see."""
+    """Replay each of ``trees`` through each text; return the steps with their signals."""
     features, ranks, text = [], [], []
     for number, trace in enumerate(traces):
         table, confidence = trace.ranks.numpy(), trace.confidence[:, 0, 0].tolist()
@@ -78,7 +78,7 @@ def step_table(traces: Sequence[RankTrace], trees: Sequence[Topology], window: i
 
 
 def fit_predictor(rows: StepTable, features: Sequence[Feature], paths: int = PATHS) -> Predictor:
-    """The predictor that looks at ``features``."""
+    """Fit a predictor whose input are ``features``."""
     columns = [FEATURES.index(feature) for feature in features]
     seen = rows.features[:, columns]
     weights, bias = _logistic(seen, rows.ranks[:, 0] == 0)
@@ -103,13 +103,13 @@ def fit_predictor(rows: StepTable, features: Sequence[Feature], paths: int = PAT
 
 
 def _frequencies(ranks: np.ndarray, paths: Sequence[Path], prior: np.ndarray, weight: float) -> np.ndarray:
-    """How often the true ranks start with each path ``[paths]``, with ``weight`` rows that do as ``prior`` says."""
+    """Frequency with which the true ranks start with each path ``[paths]``, with ``weight`` rows of ``prior`` added."""
     found = np.array([np.all(ranks[:, : len(path)] == path, axis=1).sum() for path in paths], dtype=np.float64)
     return (found + weight * prior) / (len(ranks) + weight)
 
 
 def _logistic(features: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights ``[features]`` and bias of a logistic regression, by Newton's method on standardised features."""
+    """Fit a logistic regression: weights ``[features]`` and bias, by Newton's method on standardised features."""
     mean, spread = features.mean(0), features.std(0)
     spread = np.where(spread > 0, spread, 1.0)
     design = np.column_stack([(features - mean) / spread, np.ones(len(features))])
@@ -125,15 +125,15 @@ def _logistic(features: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, floa
 
 
 def fit_chances(traces: Sequence[RankTrace]) -> ProbabilityCalibration:
-    """How far each head's probabilities can be believed, behind guesses of the heads before it that were right."""
+    """Fit Platt scaling of each head's probabilities, at positions where the heads before it were right."""
     ranks = np.concatenate([trace.ranks.numpy() for trace in traces])
     log_probs = np.concatenate([trace.confidence.numpy() for trace in traces])
     slopes, offsets, follow = [], [], []
     for depth in range(ranks.shape[1]):
         reached = (ranks[:, :depth] < FOLLOWED).all(1)
-        asked = reached if reached.any() else ~reached
-        right = ranks[asked, depth, None] == np.arange(FOLLOWED)
-        odds = np.vectorize(log_odds)(log_probs[asked, depth])
+        used = reached if reached.any() else ~reached
+        right = ranks[used, depth, None] == np.arange(FOLLOWED)
+        odds = np.vectorize(log_odds)(log_probs[used, depth])
         slope, offset = _logistic(odds.reshape(-1, 1), right[:, : odds.shape[1]].reshape(-1))
         slopes.append(max(0.0, float(slope[0])))
         offsets.append(offset)
@@ -143,12 +143,12 @@ def fit_chances(traces: Sequence[RankTrace]) -> ProbabilityCalibration:
 
 @dataclass(frozen=True)
 class PredictorQuality:
-    """How well a predictor knows the accepted length of a topology.
+    """Quality of a predictor of a topology's accepted length.
 
     Attributes:
-        log_loss: nats per step, of the accepted length's distribution.
-        calibration_error: expected difference (ECE) between predicted and seen chances that anything is accepted.
-        within_text: correlation of predicted and seen accepted lengths within texts (their means taken out).
+        log_loss: nats per step of the accepted length's distribution.
+        calibration_error: expected calibration error (ECE) of the probability that anything is accepted.
+        within_text: correlation of predicted and measured accepted lengths within texts (without the texts' means).
     """
 
     log_loss: float
@@ -157,7 +157,7 @@ class PredictorQuality:
 
 
 def quality(predictor: Predictor, rows: StepTable, topology: Topology, bins: int = 10) -> PredictorQuality:
-    """Measured on ``rows`` that the predictor was not fitted on."""
+    """Measure the quality on ``rows`` that the predictor was not fitted on."""
     columns = [FEATURES.index(feature) for feature in predictor.features]
     predicted = np.array([predictor.lengths(topology, score) for score in predictor.score(rows.features[:, columns])])
     seen = np.array([accepted_length(topology, row) for row in rows.ranks.tolist()])
@@ -171,13 +171,13 @@ def quality(predictor: Predictor, rows: StepTable, topology: Topology, bins: int
 
 
 def _calibration_error(predicted: np.ndarray, seen: np.ndarray, bins: int) -> float:
-    """The mean over equally filled bins of |mean predicted - share seen|."""
+    r"""Mean absolute difference of mean prediction and measured frequency over equally filled bins."""
     parts = [part for part in np.array_split(np.argsort(predicted, kind="stable"), bins) if len(part)]
     return float(sum(len(part) * abs(predicted[part].mean() - seen[part].mean()) for part in parts) / len(seen))
 
 
 def _within(predicted: np.ndarray, seen: np.ndarray, text: np.ndarray) -> float:
-    """Pearson's correlation of what is left when each text's means are taken out; 0 where nothing varies."""
+    """Pearson's correlation after subtracting each text's means; 0 if nothing varies."""
     for number in np.unique(text):
         rows = text == number
         predicted, seen = predicted.copy(), seen.copy()

@@ -1,18 +1,20 @@
-"""A yardstick that can be reached: the best policy in a world in which the heads' calibrated chances are true.
+"""Attainable yardstick: the best policy if the heads' calibrated chances are the true probabilities.
 
-Hindsight knows which guesses are right; no policy can. The most that one can know before it verifies is each guess's
-chance. So take the heads' calibrated chances (:mod:`entmtp.trees.probability_calibration`) for the truth. A step whose
-guesses' paths have chances ``P(v)`` then gains ``1 + sum of P(v) over its tree's nodes`` tokens in expectation, and the
-best policy takes, at every step, the tree with the largest ``gain - rate * cost``, the rate being what all steps
-together reach (a renewal-reward problem, Dinkelbach 1967; :mod:`entmtp.policies.rate`). Of a depth and a size the best
-tree has the likeliest paths, so the best of all trees is found, as long as more levels never take less time.
-Expectations are sums over paths: nothing is drawn, and there is no seed.
+Hindsight knows which guesses are right; no policy can. The most that a policy can know before it verifies is each
+guess's probability. So this yardstick takes the heads' calibrated chances as true
+(:mod:`entmtp.trees.probability_calibration`). Let ``P(v)`` be the chance of the path to node v. A step then gains
+``1 + sum of P(v) over its tree's nodes`` tokens in expectation. The best policy takes at every step the tree with the
+largest ``gain - rate * cost``, where ``rate`` is what all steps together reach (a renewal-reward problem, Dinkelbach
+1967; :mod:`entmtp.policies.rate`). For a given depth and size the best tree has the likeliest paths. So the best of all
+trees is found, as long as more levels never take less time. Expectations are sums over paths: nothing is sampled.
 
-In the same world hindsight knows each step's right path and verifies its beginning alone.
+Under the same assumption hindsight knows each step's right path, and verifies only a prefix of it.
 
-Limits: where a step starts doesn't depend on how far the steps before it came; trees have the likeliest
-:data:`MAX_PATHS` paths, and hindsight's right path goes on from one of them by a token at most; the best policy sees
-every level's chances before it pays for any of them.
+Limits:
+
+- Where a step starts does not depend on how far the steps before it came.
+- Trees have the likeliest :data:`MAX_PATHS` paths. Hindsight's right path extends one of them by at most one token.
+- The best policy knows every level's chances before it pays for any of them.
 """
 
 from __future__ import annotations
@@ -30,18 +32,18 @@ from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Path, Topology
 
 MAX_PATHS = MAX_EXPANDED_NODES
-"""Nodes of the largest tree, as of a grown one."""
+"""Nodes of the largest tree, as in the dynamic policy."""
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is known at a step before anything is verified.
+    """Calibrated chances of a step's paths, known before anything is verified.
 
     Attributes:
-        paths: the chance that the right path begins with a path. With a path come its beginnings, none of which is less
-            likely; its continuations are together at most as likely.
-        reach: the chance that the right path is guessed to depth 1, 2, ...: by ``paths``, or by others that continue
-            one of them by a token.
+        paths: chance of each path to be a prefix of the right path. Every prefix of a path is included, and is at least
+            as likely. The chances of a path's continuations add up to at most its own.
+        reach: chance that the right path is drafted to depth 1, 2, ...: by ``paths``, or by paths that extend one of
+            them by one token.
     """
 
     paths: Mapping[Path, float]
@@ -50,54 +52,54 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a policy expects of each step: tokens, the root counted, and milliseconds, both ``[steps]``."""
+    """Expected tokens (root included) and milliseconds of each step, both ``[steps]``."""
 
     tokens: np.ndarray
     ms: np.ndarray
 
 
 def outlook(expansion: Expansion, chances: ProbabilityCalibration, also: Topology) -> Outlook:
-    """Runs every level of the heads; keeps the likeliest :data:`MAX_PATHS` paths, and those of the tree ``also``.
+    """Run every level of the heads; return the likeliest :data:`MAX_PATHS` paths, and those of the tree ``also``.
 
-    Guesses whose chances add up to more than their parent's share its chance in proportion.
+    If the chances of a node's guesses add up to more than 1, they are scaled down to 1.
     """
     known: dict[Path, float] = {}
     reach: list[float] = []
-    kept: dict[Path, int] = {(): 0}  # the last level's, with their numbers
+    frontier: dict[Path, int] = {(): 0}  # nodes of the last level, with their numbers
     for depth in range(min(expansion.num_heads, len(chances.slope))):
-        tokens, log_probs = expansion.next_level(list(kept.values()), len(chances.follow[depth]))
+        tokens, log_probs = expansion.next_level(list(frontier.values()), len(chances.follow[depth]))
         count = tokens.shape[1]
         numbers: dict[Path, int] = {}
-        for row, (path, values) in enumerate(zip(kept, log_probs.tolist(), strict=True)):
+        for row, (path, values) in enumerate(zip(frontier, log_probs.tolist(), strict=True)):
             each = [chances.probability(depth, value) for value in values]
             part = known.get(path, 1.0) / max(1.0, sum(each))
             for rank, chance in enumerate(each):
                 known[*path, rank] = part * chance
                 numbers[*path, rank] = row * count + rank
         reach.append(sum(known[path] for path in numbers))
-        # Equals stay in the order in which they came, beginnings first.
+        # The sort is stable: among equals, prefixes come first.
         chosen = {*sorted(known, key=lambda path: -known[path])[:MAX_PATHS], *also.paths}
         known = {path: chance for path, chance in known.items() if path in chosen}
-        kept = {path: number for path, number in numbers.items() if path in known}
-        if not kept:
+        frontier = {path: number for path, number in numbers.items() if path in known}
+        if not frontier:
             break
     return Outlook(known, reach)
 
 
 def expected_tokens(seen: Outlook, topology: Topology) -> float:
-    """Tokens that a step with this tree gains in expectation, root included."""
+    """Expected tokens of a step with this tree, root included."""
     return 1 + sum(seen.paths[path] for path in topology.paths)
 
 
 def known_chances(outlooks: Sequence[Outlook], cost: Cost) -> Expected:
-    """What the best policy expects that knows every step's outlook; steps count alike."""
+    """Expectation of the best policy that knows every step's outlook; all steps have the same weight."""
     price = _prices(cost)
     gains, costs = zip(*(_choices(seen, price) for seen in outlooks), strict=True)
     return _best(gains, costs, np.ones(len(outlooks)))
 
 
 def known_outcomes(outlooks: Sequence[Outlook], cost: Cost) -> Expected:
-    """What hindsight expects where the outlooks are true: it verifies the right path's beginning, as far as it pays."""
+    """Expectation of hindsight if the outlooks are true: it verifies the right path, as far as its cost allows."""
     price = _prices(cost)
     ends = [_ends(seen) for seen in outlooks]
     lengths = [length for shares in ends for length in range(len(shares))]
@@ -110,7 +112,7 @@ def known_outcomes(outlooks: Sequence[Outlook], cost: Cost) -> Expected:
 
 
 def _ends(seen: Outlook) -> np.ndarray:
-    """The chance that the right path is guessed to depth 0, 1, ... and no farther ``[depths + 1]``."""
+    """Chance that the right path is drafted to exactly depth 0, 1, ... ``[depths + 1]``."""
     return np.maximum(0.0, -np.diff([1.0, *seen.reach, 0.0]))
 
 
@@ -124,7 +126,7 @@ def _best(gains: Sequence[np.ndarray], costs: Sequence[np.ndarray], shares: np.n
 
 def _choices(seen: Outlook, price: Callable[[int, int], float]) -> tuple[np.ndarray, np.ndarray]:
     """Gains and costs of the best tree of each depth and size, plain decoding first."""
-    # A path never comes after its continuations, so that every beginning of the order is a tree.
+    # A path never comes after its continuations, so that every prefix of the order is a tree.
     order = sorted(seen.paths, key=lambda path: (-seen.paths[path], len(path)))
     gains, costs = [1.0], [price(0, 0)]
     for depth in range(1, max(map(len, order), default=0) + 1):
@@ -137,7 +139,7 @@ def _choices(seen: Outlook, price: Callable[[int, int], float]) -> tuple[np.ndar
 
 
 def _prices(cost: Cost) -> Callable[[int, int], float]:
-    """Milliseconds of a step with a tree of so many nodes and levels; they depend on nothing else of it."""
+    """Return a cached function: milliseconds of a step by the nodes and depth of its tree."""
     return cache(lambda nodes, depth: cost(_tree(nodes, depth)))
 
 

@@ -1,6 +1,6 @@
-"""Replay in a world in which the heads' calibrated chances are true (:mod:`entmtp.calibration.known_chances`).
+"""Replay if the heads' calibrated chances are true (:mod:`entmtp.calibration.known_chances`).
 
-Its steps start where the dynamic policy's own start in the texts, so that its share of what is known counts there.
+Steps start where the dynamic policy's steps start in the texts, so that its share of the yardstick is measured there.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from entmtp.trees.trace import RankTrace
 
 @dataclass(frozen=True)
 class KnownChancesReplay:
-    """How fast each goes in expectation.
+    """Expected decoding speeds.
 
     Attributes:
-        best: that knows every step's chances.
-        dynamic: the dynamic policy with the trees that it chose in the texts; None where growing has no known cost.
-        hindsight: that knows every step's right path.
+        best: the best policy, which knows every step's chances.
+        dynamic: the dynamic policy with the trees that it chose in the texts; None if the cost of expanding is unknown.
+        hindsight: the schedule that knows every step's right path.
     """
 
     best: DecodingSpeed
@@ -39,13 +39,13 @@ def replay_known_chances(
     expansions: Sequence[ExpansionAt],
     bank: TreeBank,
     cost: TreeCost,
-    grown: TreeCost | None,
+    expanded: TreeCost | None,
 ) -> KnownChancesReplay:
-    """Expectations over the steps of texts.
+    """Compute the expected speeds over the steps of texts.
 
-    ``cost`` is that of steps whose trees are chosen before the heads run, ``grown`` that of steps whose trees grow.
+    ``cost`` is for trees that are chosen before the heads run, ``expanded`` for trees that are expanded level by level.
     """
-    policy_of = policies(bank, cost, traces[0].ranks.shape[1], grown)[DYNAMIC]
+    policy_of = policies(bank, cost, traces[0].ranks.shape[1], expanded)[DYNAMIC]
     runs = [
         replay_steps(trace, policy_of(trace), expansion_at)
         for trace, expansion_at in zip(traces, expansions, strict=True)
@@ -65,11 +65,11 @@ def replay_known_chances(
     return KnownChancesReplay(
         best=speed(known_chances(seen, cost)),
         dynamic=None
-        if grown is None
+        if expanded is None
         else speed(
             Expected(
                 np.array([expected_tokens(one, step.topology) for one, step in zip(seen, steps, strict=True)]),
-                np.array([step_ms(step, grown) for step in steps]),
+                np.array([step_ms(step, expanded) for step in steps]),
             )
         ),
         hindsight=speed(known_outcomes(seen, cost)),

@@ -1,8 +1,8 @@
-"""The time that many ladders take through many texts, replayed all at once.
+"""Vectorised replay: the time that many ladders take through many texts, all at once.
 
 The steps are those that :func:`~entmtp.calibration.policy_replay.replay_steps` finds for a
 :class:`~entmtp.policies.ladder.LadderPolicy`, but one line of array arithmetic is a step of every ladder in every
-text. So a ladder can be tuned while a model is loaded.
+text. So tuning a ladder is fast enough for the load of a model.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from entmtp.trees.trace import RankedText
 
 
 def ladder_times(texts: Sequence[RankedText], ladders: Sequence[Ladder], hysteresis: float, cost: Cost) -> np.ndarray:
-    """Milliseconds ``[ladders, texts]`` of ladders that average entropy over the same window."""
+    """Replay all ladders, which have the same entropy window, through all texts: milliseconds ``[ladders, texts]``."""
     trees = list(dict.fromkeys(rung for ladder in ladders for rung in ladder.rungs))
     number = {tree: at for at, tree in enumerate(trees)}
     ms = np.array([cost(tree) for tree in trees])
     most = max(len(ladder.rungs) for ladder in ladders)
     rungs = np.zeros((len(ladders), most), dtype=np.int64)
-    thresholds = np.full((len(ladders), most - 1), np.inf)  # a rung that a ladder lacks is never climbed to
+    thresholds = np.full((len(ladders), most - 1), np.inf)  # a rung that a ladder lacks is never used
     for row, ladder in enumerate(ladders):
         rungs[row, : len(ladder.rungs)] = [number[rung] for rung in ladder.rungs]
         thresholds[row, : len(ladder.thresholds)] = ladder.thresholds
@@ -41,11 +41,11 @@ def ladder_times(texts: Sequence[RankedText], ladders: Sequence[Ladder], hystere
     which = np.arange(len(ladders))[:, None]
     rung: np.ndarray | None = None
     while (running := at < ends).any():
-        here = np.where(running, at, 0)  # a text that has ended goes on at any place, and nothing of it counts
+        here = np.where(running, at, 0)  # a text that has ended reads any position, and its results are masked
         total, weight = beta * total + (1 - beta) * entropy[here], beta * weight + (1 - beta)
         average = total / weight
-        climbed = rung_of(average) if rung is None else rung
-        rung = climbed.clip(rung_of(average - hysteresis), rung_of(average + hysteresis))
+        current = rung_of(average) if rung is None else rung
+        rung = current.clip(rung_of(average - hysteresis), rung_of(average + hysteresis))
         tree = rungs[which, rung]
         spent += np.where(running, ms[tree], 0.0)
         at = at + np.where(running, gained[tree, here], 0)

@@ -1,4 +1,4 @@
-"""Replay of policies: the steps that one would have taken through a rank trace, without running the model."""
+"""Replay of policies: the steps that a policy would take through a rank trace, without running the model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from entmtp.trees.trace import RankedText
 
 @dataclass(frozen=True)
 class ReplayedStep:
-    """A step that gains ``gained`` tokens, root included, the text's end not minded.
+    """One replayed step.
 
     Attributes:
-        levels: of heads that ran while the tree grew, with or without a node of it; 0 where it was chosen before.
+        gained: tokens gained, root included; it may exceed the text's end.
+        levels: levels of heads that ran while the tree was expanded, even if no node came of them. 0 if the tree was
+            chosen before the heads ran.
     """
 
     signals: Signals
@@ -33,25 +35,25 @@ class ReplayedStep:
 
     @property
     def position(self) -> int:
-        """Where it starts."""
+        """Position of the text at which the step starts."""
         return self.signals.position
 
 
 ExpansionAt = Callable[[int], Expansion]
-"""Begins to draft behind the token at a position of a text."""
+"""Starts drafting after the token at a position of a text."""
 
 
 def no_heads(position: int) -> Expansion:
-    """For policies that choose before the heads run.
+    """Refuse to draft: for policies that choose before the heads run.
 
     Raises:
         EntMTPError: whenever it is called.
     """
-    raise EntMTPError("policy: 'dynamic' grows its trees with the heads; replay it where they are loaded")
+    raise EntMTPError("policy: 'dynamic' expands its trees with the heads; replay it where they are loaded")
 
 
-class _Counted:
-    """The expansion at a position, begun when its first level is needed; counts its levels."""
+class _CountedExpansion:
+    """Expansion at a position, started when its first level is needed; counts the levels."""
 
     def __init__(self, expansion_at: ExpansionAt, position: int) -> None:
         self.levels = 0
@@ -68,12 +70,12 @@ class _Counted:
 
 
 def replay_steps(trace: RankedText, policy: Policy, expansion_at: ExpansionAt = no_heads) -> list[ReplayedStep]:
-    """The policy's steps through one text, with the signals that it would have seen.
+    """Replay a policy through one text; return its steps with their signals.
 
-    A tree that grows by what the heads say needs them to say it again: ``expansion_at``.
+    A policy that expands trees while the heads draft needs the heads again: ``expansion_at``.
 
     Raises:
-        EntMTPError: for such a policy without ``expansion_at``.
+        EntMTPError: if such a policy is replayed without ``expansion_at``.
     """
     tracker, state = SignalTracker(policy.entropy_window), policy.start()
     steps: list[ReplayedStep] = []
@@ -81,7 +83,7 @@ def replay_steps(trace: RankedText, policy: Policy, expansion_at: ExpansionAt = 
     at = 0
     while at < len(trace):
         signals = tracker.start_step(at, entropy[at])
-        drafting = _Counted(expansion_at, at)
+        drafting = _CountedExpansion(expansion_at, at)
         (choice,) = policy.choose([signals], [state], [MAX_NODES], drafting.begin)
         topology = choice.topology
         gained = 1 + accepted_length(topology, ranks[at])

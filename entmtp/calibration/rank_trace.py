@@ -1,4 +1,4 @@
-"""Rank traces of texts, from draft heads that guess at every position."""
+"""Rank traces of texts: the ranks of the true tokens among the draft heads' guesses at every position."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import TracedText
 from entmtp.trees.trace import MISS, TRACED_RANKS, RankTrace
 
-_ROWS = 128
+_CHUNK = 128
 
 
 @torch.inference_mode()
 def rank_trace(heads: DraftHeads, tokens: torch.Tensor, text: TracedText, entropy: torch.Tensor) -> RankTrace:
-    """Traces the ``tokens [positions]`` of a ``text``, chosen from distributions of that ``entropy [positions]``."""
+    """Trace the ``tokens [positions]`` of a ``text``; ``entropy [positions]`` is of their distributions."""
     positions, depth = len(tokens), heads.num_heads
     at = torch.arange(positions, device=tokens.device)[:, None] + torch.arange(depth + 1, device=tokens.device)
     windows = tokens[at.clamp(max=positions - 1)]
@@ -21,13 +21,13 @@ def rank_trace(heads: DraftHeads, tokens: torch.Tensor, text: TracedText, entrop
     index_of[heads.draft_vocab.long()] = torch.arange(len(heads.draft_vocab), device=tokens.device)
     ranks = torch.full((positions, depth), MISS, dtype=torch.int64, device=tokens.device)
     confidence = torch.zeros(positions, depth, TRACED_RANKS, device=tokens.device)
-    for begin in range(0, positions, _ROWS):
-        rows = slice(begin, begin + _ROWS)
-        forced = text.teacher_forced(at[rows, 0], windows[rows, :-1])
+    for begin in range(0, positions, _CHUNK):
+        chunk = slice(begin, begin + _CHUNK)
+        forced = text.teacher_forced(at[chunk, 0], windows[chunk, :-1])
         logits = heads.draft_logits(forced)
-        label = index_of[windows[rows, 1:]]
+        label = index_of[windows[chunk, 1:]]
         true = logits.gather(-1, label.clamp(min=0)[..., None])
         rank = (logits > true).sum(-1)
-        ranks[rows] = torch.where((label >= 0) & (at[rows, 1:] < positions), rank, MISS)
-        confidence[rows] = logits.float().log_softmax(-1).topk(TRACED_RANKS).values
+        ranks[chunk] = torch.where((label >= 0) & (at[chunk, 1:] < positions), rank, MISS)
+        confidence[chunk] = logits.float().log_softmax(-1).topk(TRACED_RANKS).values
     return RankTrace(ranks.to("cpu", torch.int32), entropy.float().cpu(), confidence.cpu())

@@ -1,7 +1,7 @@
-"""``entmtp replay``: what policies would gain on a rank trace, at the cost of steps that a hardware profile names.
+"""``entmtp replay``: predict policies' speeds on a rank trace, at the step costs of a hardware profile.
 
-With greedy acceptance the text does not depend on the trees, so a policy's steps through a trace are those that it
-would take in a real run; only their time is predicted.
+With greedy acceptance the text does not depend on the trees. So a policy's steps through a trace are those of a real
+run. Only their time is predicted.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ FLAT = "flat"
 GPU_LIKE = "gpu-like"
 DYNAMIC = "dynamic"
 KNOWN_CHANCES = "known-chances"
-"""A yardstick of its own (:mod:`entmtp.calibration.known_chances_replay`), which also needs the heads."""
+"""Yardstick that needs the heads too (:mod:`entmtp.calibration.known_chances_replay`)."""
 
 PolicyForText = Callable[[RankTrace], Policy]
-"""A text's policy; those of the yardsticks depend on the text."""
+"""Factory of a text's policy; the yardsticks depend on the text."""
 
 
 @dataclass(frozen=True)
 class DecodingSpeed:
-    """How fast a policy goes through texts.
+    """Speed of a policy on texts.
 
     Attributes:
-        tokens, ms: of each text ``[texts]``.
-        steps: of all texts.
-        plain_ms: of a step of plain decoding.
+        tokens, ms: tokens and milliseconds of each text ``[texts]``.
+        steps: steps of all texts together.
+        plain_ms: milliseconds of a step of plain decoding.
     """
 
     tokens: np.ndarray
@@ -60,17 +60,17 @@ class DecodingSpeed:
 
     @property
     def speedup(self) -> Estimate:
-        """Speed over plain decoding's, with its interval over texts."""
+        """Ratio to plain decoding's speed, with its interval over texts."""
         return ratio_of_sums(self.tokens * self.plain_ms, self.ms)
 
     def share_of(self, other: DecodingSpeed) -> Estimate:
-        """Speed over another's on the same texts, which weigh alike, with its interval over them."""
+        """Ratio to another speed on the same texts, which have the same weight, with its interval over texts."""
         return paired_ratio(self.tokens / self.ms, other.tokens / other.ms).estimate()
 
 
 @dataclass(frozen=True)
 class ReplayResult(DecodingSpeed):
-    """What a policy did on texts; ``nodes`` per step, the root not counted."""
+    """Speed of a replayed policy, and its ``nodes`` per step without the root."""
 
     nodes: float
 
@@ -79,17 +79,17 @@ def policies(
     bank: TreeBank,
     cost: TreeCost,
     num_heads: int,
-    grown: TreeCost | None = None,
+    expanded: TreeCost | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Mapping[str, PolicyForText]:
-    """How each policy is made for a text, by its name; the ladder as ``cost`` tunes it.
+    """Return a factory for each policy by name; the ladder is tuned at ``cost``.
 
-    One that asks the heads while it chooses goes by the cost of ``grown`` trees.
+    A policy that runs the heads while it chooses uses the cost of ``expanded`` trees.
     """
     inputs = PolicyInputs(num_heads, retune(bank, cost, say), SingleRequestCost(cost))
-    asking = replace(inputs, cost=SingleRequestCost(grown or cost))
+    drafting_inputs = replace(inputs, cost=SingleRequestCost(expanded or cost))
     known = [one for one in registered_policies() if one.name in methods.policies()]
-    return {one.name: _policy_of(one, asking if one.drafts else inputs) for one in known}
+    return {one.name: _policy_of(one, drafting_inputs if one.drafts else inputs) for one in known}
 
 
 def _policy_of(policy: RegisteredPolicy, inputs: PolicyInputs) -> PolicyForText:
@@ -101,7 +101,7 @@ def _policy_of(policy: RegisteredPolicy, inputs: PolicyInputs) -> PolicyForText:
 
 @dataclass(frozen=True)
 class SingleRequestCost:
-    """The cost of one request's steps, whatever the batch and the context."""
+    """Policy cost that is the same for any batch size and context: that of one request's steps."""
 
     cost: TreeCost
 
@@ -118,9 +118,10 @@ class SingleRequestCost:
 def replay_policy(
     traces: Sequence[RankTrace], policy_of: PolicyForText, cost: TreeCost, expansions: Sequence[ExpansionAt] = ()
 ) -> ReplayResult:
-    """Walks every text with its policy; ``expansions`` are the heads' guesses in each text, for one that asks them.
+    """Replay a policy through every text.
 
-    Its ``cost`` is that of steps whose trees grow.
+    A policy that runs the heads while it chooses needs ``expansions``, one for each text. Then ``cost`` is that of
+    trees that are expanded level by level.
     """
     drafting = expansions or [no_heads] * len(traces)
     runs = [
@@ -138,7 +139,7 @@ def replay_policy(
 
 
 def step_ms(step: ReplayedStep, cost: TreeCost) -> float:
-    """Milliseconds of a step; levels of heads that ran while its tree grew count even where no node came of them."""
+    """Milliseconds of a step. Levels that ran while its tree was expanded count even if no node came of them."""
     if not step.levels:
         return cost(step.topology)
     run = Topology.of([(0,) * depth for depth in range(1, step.levels + 1)])
@@ -146,24 +147,24 @@ def step_ms(step: ReplayedStep, cost: TreeCost) -> float:
 
 
 def cost_of(profile: str, batch: int = 1, context: int | None = None) -> TreeCost:
-    """The cost of a step on the machine of a hardware profile, or one of the :data:`IDEAL` curves."""
+    """Step cost on the machine of a hardware profile, or one of the :data:`IDEAL` curves."""
     return IDEAL[profile] if profile in IDEAL else load_profile(profile).cost(batch, context)
 
 
 def expanded_cost_of(profile: str, batch: int = 1, context: int | None = None) -> TreeCost | None:
-    """The same of steps whose trees grow while the heads guess; None where a profile doesn't know.
+    """Step cost for trees that are expanded level by level; None if the profile did not measure it.
 
-    Ideal machines have a host that takes no time, so that growing costs what filling does.
+    On ideal machines the host takes no time, so that expanding a tree costs the same as filling it.
     """
     return IDEAL[profile] if profile in IDEAL else load_profile(profile).expanded_cost(batch, context)
 
 
 @dataclass(frozen=True)
 class IdealCost:
-    """No machine's: verifying up to ``free_tokens`` takes as long as one, then as long as there are tokens.
+    """Idealised cost in plain steps: verifying up to ``free_tokens`` costs as much as one token, then it is linear.
 
     Attributes:
-        level: of a plain step, what each level of heads takes.
+        level: cost of each level of heads, as a fraction of a plain step.
     """
 
     level: float
@@ -191,7 +192,7 @@ def replay_file(
     cost: TreeCost,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, ReplayResult]:
-    """Replays policies on a trace file; ``say`` tells if the bank's ladder is another machine's.
+    """Replay policies on a trace file; ``say`` reports if the bank's ladder is tuned for another machine.
 
     Raises:
         EntMTPError: for an unknown policy, an unreadable or empty trace or bank, or a trace of other heads than the
@@ -213,7 +214,7 @@ def replay_file(
 
 
 def replayable() -> list[str]:
-    """Policies that a trace file is enough for: it has the heads' guesses on the right path alone."""
+    """List the policies that a trace file suffices for: it has the heads' guesses only on the right path."""
     return [one.name for one in registered_policies() if not one.drafts and one.name in methods.policies()]
 
 
@@ -222,7 +223,7 @@ def _check(names: Sequence[str]) -> None:
     for name in names:
         if name in (*methods.policies(), KNOWN_CHANCES) and name not in known:
             raise EntMTPError(
-                f"policy: '{name}' grows its trees with the heads, which a trace file lacks;"
+                f"policy: '{name}' expands its trees with the heads, which a trace file lacks;"
                 " replay it with 'python -m benchmarks.predict'"
             )
         if name not in known:
@@ -230,7 +231,7 @@ def _check(names: Sequence[str]) -> None:
 
 
 def replay_table(found: Mapping[str, ReplayResult], profile: str) -> Table:
-    """A row per policy; ``of`` a yardstick is the share of its speed that a policy reaches."""
+    """Build a table with a row per policy; the columns ``of`` a yardstick are the policy's share of its speed."""
     title = f"predicted at the cost of steps of '{profile}'"
     yardsticks = [name for name in methods.yardsticks() if name in found]
     table = Table(

@@ -1,8 +1,8 @@
-"""Where a ladder's thresholds lie: found by replay at a machine's step costs, when a bank is made and when one is used.
+"""Tune a ladder's thresholds by replay at a machine's step costs, when a bank is made and when it is loaded.
 
 Candidates are the quantiles of the entropy's moving average; every few of them are tried. Each set is judged by the
 time that its ladder takes through one half of the texts with trees from the other half, and the other way round, so
-that more rungs win only if they would on texts that nobody has seen.
+that more rungs win only if they would on unseen texts.
 
 The fastest of dozens of candidates on two dozen texts is partly the luckiest. So the one-standard-error rule decides
 (Breiman, Friedman, Olshen and Stone, Classification and Regression Trees, 1984, section 3.4.3): of the ladders that the
@@ -33,9 +33,9 @@ from entmtp.trees.trace import RankedText
 from entmtp.trees.tuning_texts import TuningTexts
 
 QUANTILES = 8
-"""Candidate thresholds lie between so many equally frequent parts."""
+"""Candidate thresholds divide the entropy into this number of equally frequent parts."""
 
-ERRORS, OF_ONE_TREE = 1.0, 2.0
+ERRORS, ERRORS_SINGLE_TREE = 1.0, 2.0
 """Standard errors that the fastest candidate must win by, against fewer rungs and against a single tree.
 
 Where entropy says nothing, the fastest of so many candidates still beats a single tree by more than one error in about
@@ -43,13 +43,13 @@ half of all calibrations, and by more than two in one of seven (simulated, 24 te
 """
 
 NODES = 16
-"""Of the largest rung that is tried: what decides between thresholds is seen in small trees, and costs less to try."""
+"""Nodes of the largest rung that is tried: small trees suffice to compare thresholds, and are faster to replay."""
 
 PROBES = (2, 8)
 """Sizes of the trees under whose steps the entropy bins are filled: where a ladder's steps start, small or medium."""
 
 MIN_STEPS_PER_BIN = 100
-"""Fewer steps say too little about which of the rarer paths are worth a node."""
+"""With fewer steps the frequencies of rare paths are too uncertain."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class StepStarts:
     Attributes:
         entropy: ``[rows]`` nats, its moving average.
         ranks: ``[rows, heads]`` true ranks.
-        text: ``[rows]`` which text it is of.
+        text: ``[rows]`` index of the text.
     """
 
     entropy: np.ndarray
@@ -68,7 +68,7 @@ class StepStarts:
 
 
 def step_starts(texts: Sequence[RankedText], trees: Sequence[Topology], window: int) -> StepStarts:
-    """Where the steps of each of ``trees`` start in each text."""
+    """Replay each of ``trees`` through each text; return where their steps start."""
     entropy, ranks, text = [], [], []
     for number, one in enumerate(texts):
         table = one.ranks.numpy()
@@ -80,21 +80,21 @@ def step_starts(texts: Sequence[RankedText], trees: Sequence[Topology], window: 
     return StepStarts(np.array(entropy), np.array(ranks), np.array(text))
 
 
-def frontier_of(rows: np.ndarray, nodes: int, share: float) -> Frontier:
-    """The optimal trees of steps with true ranks ``rows [steps, heads]``, their gains sums of paths' chances."""
-    found = most_probable_paths(rows, nodes)
+def frontier_of(ranks: np.ndarray, nodes: int, share: float) -> Frontier:
+    """Build the frontier of steps with true ``ranks [steps, heads]``; gains are sums of the paths' probabilities."""
+    found = most_probable_paths(ranks, nodes)
     gain = np.cumsum([1.0] + [probability for _, probability in found])
     return Frontier(paths=[path for path, _ in found], gain=gain.round(5).tolist(), share=share)
 
 
 def retune(bank: TreeBank, cost: Cost, say: Callable[[str], None]) -> TreeBank:
-    """The bank with the thresholds and bins of the fastest ladder at ``cost``; the same for the same cost.
+    """Return the bank with the thresholds and bins of the fastest ladder at ``cost``; equal costs give equal banks.
 
-    A bank that keeps no texts stays as it is, which ``say`` tells.
+    A bank without stored texts is returned unchanged, which ``say`` reports.
     """
     if bank.tuning is None:
         say(
-            f"bank: that of '{bank.provenance.task}' keeps no calibration texts, so its ladder has the thresholds that"
+            f"bank: that of '{bank.provenance.task}' stores no calibration texts, so its ladder has the thresholds that"
             f" were best on {bank.provenance.hardware}; 'entmtp calibrate' makes one that is tuned where it runs"
         )
         return bank
@@ -102,9 +102,9 @@ def retune(bank: TreeBank, cost: Cost, say: Callable[[str], None]) -> TreeBank:
     return bank.model_copy(update={"thresholds": thresholds, "bins": bins})
 
 
-def tuned_bins(kept: TuningTexts, overall: Frontier, window: int, cost: Cost) -> tuple[list[float], list[Frontier]]:
-    """The fastest ladder's thresholds in nats, and the frontier of each bin between them, calmest first."""
-    texts = kept.ranked_texts()
+def tuned_bins(tuning: TuningTexts, overall: Frontier, window: int, cost: Cost) -> tuple[list[float], list[Frontier]]:
+    """Find the fastest ladder's thresholds in nats, and the frontier of each bin, lowest entropy first."""
+    texts = tuning.ranked_texts()
     starts = step_starts(texts, [overall.tree(size) for size in PROBES], window)
     thresholds = tuned_thresholds(
         texts,
@@ -112,7 +112,7 @@ def tuned_bins(kept: TuningTexts, overall: Frontier, window: int, cost: Cost) ->
         cost,
         window=window,
         hysteresis=LadderSettings().hysteresis,
-        most_rungs=kept.max_rungs,
+        most_rungs=tuning.max_rungs,
         fewest_steps=MIN_STEPS_PER_BIN,
     )
     member = np.searchsorted(thresholds, starts.entropy, side="right")
@@ -133,10 +133,10 @@ def tuned_thresholds(
     most_rungs: int,
     fewest_steps: int,
 ) -> list[float]:
-    """Nats between the rungs of the ladder that the one-standard-error rule takes, increasing.
+    """Find the thresholds in nats, increasing, of the ladder that the one-standard-error rule selects.
 
-    None where no ladder beats a single tree by more than chance would, or where there are too few texts to say.
-    ``starts`` are of all ``texts``; a rung is made from at least ``fewest_steps`` of them.
+    The list is empty if no ladder beats a single tree by more than chance, or if there are too few texts. ``starts``
+    are of all ``texts``; a rung is built from at least ``fewest_steps`` of them.
     """
     edges = sorted({float(edge) for edge in np.quantile(starts.entropy, np.arange(1, QUANTILES) / QUANTILES).round(4)})
     part = np.searchsorted(edges, starts.entropy, side="right")
@@ -159,7 +159,7 @@ def tuned_thresholds(
         return frontier_of(starts.ranks[inside], NODES, float(inside.sum() / max(1, of_half.sum())))
 
     def ladder(half: int, chosen: Sequence[int]) -> Ladder:
-        """The ladder whose thresholds are these of ``edges``, and its rungs from one half of the texts."""
+        """Ladder with the ``chosen`` of ``edges`` as thresholds, and rungs from one half of the texts."""
         bounds = [0, *(at + 1 for at in chosen), len(edges) + 1]
         frontiers = [rung(half, first, last - 1) for first, last in pairwise(bounds)]
         return Ladder(tuple(edges[at] for at in chosen), best_rungs(frontiers, price), window)
@@ -173,21 +173,21 @@ def tuned_thresholds(
 
 
 def halves(count: int) -> np.ndarray:
-    """Which half each of so many texts belongs to ``[count]``: by chance, as suites may have an order of their own."""
+    """Assign each of ``count`` texts to half 0 or 1, ``[count]``: randomly, as suites may be ordered."""
     return np.random.default_rng(0).permutation(count) % 2
 
 
 def one_standard_error(ms: np.ndarray, sizes: Sequence[int]) -> int:
-    """The candidate with the fewest thresholds that is not slower than the fastest by more than chance allows.
+    """Index of the candidate with the fewest thresholds that is not significantly slower than the fastest one.
 
     ``ms [candidates, texts]`` are positive; ``sizes`` are numbers of thresholds, 0 for a single tree. With too few
-    texts for an error it is the fastest of the least size.
+    texts for a standard error, it is the fastest candidate of the smallest size.
     """
     means = np.log(ms).mean(1)
     fastest = int(means.argmin())
     for size in sorted(set(sizes)):
         candidate = min((at for at, its in enumerate(sizes) if its == size), key=means.__getitem__)
         lost = paired_ratio(ms[candidate], ms[fastest])
-        if lost.error is None or lost.mean <= (ERRORS if size else OF_ONE_TREE) * lost.error:
+        if lost.error is None or lost.mean <= (ERRORS if size else ERRORS_SINGLE_TREE) * lost.error:
             return candidate
     return fastest

@@ -1,4 +1,4 @@
-"""Replay: what a tree, a schedule or perfect hindsight would have accepted on a rank trace, without the model."""
+"""Replay of trees, schedules and perfect hindsight on a rank trace, without the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from entmtp.trees.trace import RankTrace
 
 
 def accepted_length(topology: Topology, ranks: Sequence[int]) -> int:
-    """Length of the longest beginning of the true ``ranks`` that is a path of the tree."""
+    """Length of the longest prefix of the true ``ranks`` that is a path of the tree."""
     length = 0
     while length < len(ranks) and tuple(ranks[: length + 1]) in topology.index:
         length += 1
@@ -32,12 +32,12 @@ def accepted_of_each(ranks: np.ndarray, topologies: Sequence[Topology]) -> np.nd
     members = np.zeros((len(topologies), len(number)), dtype=np.bool_)
     for member, topology in zip(members, topologies, strict=True):
         member[[number[path] for path in topology.paths if path in number]] = True
-    # A tree has every beginning of its paths, so the prefixes that it has are the first ones of a row.
+    # A tree contains every prefix of its paths, so its prefixes are the first ones of a row.
     return np.stack([member[prefixes].sum(1) for member in members])
 
 
 def visits(lengths: np.ndarray) -> np.ndarray:
-    """Positions at which steps start, if a step at t accepts ``lengths[t]`` tokens beside its root."""
+    """Positions at which steps start; a step at t accepts ``lengths[t]`` tokens after its root."""
     starts, at = [], 0
     while at < len(lengths):
         starts.append(at)
@@ -54,7 +54,7 @@ def static_tau(traces: Sequence[RankTrace], topology: Topology) -> float:
 def best_schedule(
     trace: RankTrace, topologies: Sequence[Topology], cost: Callable[[Topology], float]
 ) -> tuple[dict[int, Topology], float]:
-    """The cheapest way through the text with ``topologies`` alone, by dynamic programming over positions.
+    """Find the fastest schedule through the text with only ``topologies``, by dynamic programming over positions.
 
     ``time[t] = min over trees T of cost(T) + time[t + 1 + accepted_T(t)]``. Returns the tree of every position (a step
     may start at any of them) and the time from the first, in the unit of ``cost``.
@@ -74,10 +74,10 @@ def best_schedule(
 def right_path_schedule(
     trace: RankTrace, cost: Callable[[Topology], float], ranks: int
 ) -> tuple[dict[int, Topology], float]:
-    """The most that drafting can gain: every step verifies the right path alone, as far as it pays.
+    """Find the fastest schedule in hindsight: every step verifies only a prefix of the right path.
 
-    Dynamic programming as :func:`best_schedule`, and returns the same. At each position it chooses among the beginnings
-    of the true path of which each token is among the first ``ranks`` guesses: a tree with wrong guesses costs more.
+    It is the upper bound of what drafting can gain, as a tree with wrong guesses costs more. Algorithm and result are
+    those of :func:`best_schedule`. A prefix is a candidate if each token is among the first ``ranks`` guesses.
     """
     size = len(trace)
     time = np.zeros(size + 1)

@@ -1,4 +1,4 @@
-"""Yardsticks: schedules by one who knows the text beforehand, which no policy can beat."""
+"""Yardsticks: schedules that know the text beforehand, so that no policy can beat them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from entmtp.trees.trace import RankTrace
 
 
 def bank_oracle(trace: RankTrace, bank: TreeBank, cost: Cost) -> ScheduledPolicy:
-    """The fastest choice among the bank's trees, by one that knows the text.
+    """Build the fastest schedule of the bank's trees for a known text.
 
-    The trees are the bank's, so it verifies wrong guesses too: no bound on what drafting can gain.
+    The bank's trees contain wrong guesses too. So this is no upper bound of what drafting can gain.
     """
     return ScheduledPolicy(best_schedule(trace, all_trees(bank), cost)[0], bank.entropy_window)
 
 
 def hindsight(trace: RankTrace, bank: TreeBank, cost: Cost, num_heads: int) -> ScheduledPolicy:
-    """The right path alone, as far as it pays: the most that these heads' guesses can gain.
+    """Build the schedule that verifies only the right path: the upper bound of what these heads' guesses can gain.
 
-    Its guesses have ranks that some tree of the bank, or the published one, has too.
+    Its ranks are limited to the largest rank in the bank's trees and the published tree.
     """
     trees = [*all_trees(bank), published_tree(num_heads)]
     ranks = 1 + max(max(tree.max_rank, default=0) for tree in trees)
@@ -33,7 +33,7 @@ def hindsight(trace: RankTrace, bank: TreeBank, cost: Cost, num_heads: int) -> S
 
 
 def all_trees(bank: TreeBank) -> list[Topology]:
-    """Every tree that any policy of a bank may choose: what the bank oracle chooses from."""
+    """List every tree that any policy of a bank may choose; the bank oracle chooses from them."""
     static = [tree for one in bank.by_depth for tree in one.trees]
     by_bin = [tree for one in bank.bins for tree, _ in one.choices]
     return list({tree.paths: tree for tree in [*static, *by_bin, *candidates(bank.predictor)]}.values())

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from entmtp.calibration.build import calibration_texts, traces_of
+from entmtp.calibration.build import traces_of, write_answers
 from entmtp.calibration.optimal import optimal_tree
 from entmtp.calibration.trace_replay import static_tau
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
@@ -28,7 +28,7 @@ def test_an_optimal_tree_of_any_size_beats_or_equals_the_published_one(
     model, tokenizer = bundled
     backbone = build_backbone(model)
     prompts = draw(split(load_suite(suite).prompts)[0], SETTINGS.prompts, seed=0)
-    calibration_texts(backbone, [encode_chat(tokenizer, prompt.text) for prompt in prompts], tmp_path, SETTINGS)
+    write_answers(backbone, [encode_chat(tokenizer, prompt.text) for prompt in prompts], tmp_path, SETTINGS)
     for kind in KINDS:
         heads = load_heads(bundled_heads(kind), backbone)
         traces = traces_of(tmp_path, backbone, heads)

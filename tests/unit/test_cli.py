@@ -264,7 +264,7 @@ def test_a_calibration_that_cannot_be(saved: Saved, tmp_path: Path) -> None:
     _, scored = split(load_suite("gsm8k", saved.data("gsm8k")).prompts)
     row = {"question": scored[0].text, "answer": scored[0].reference["answer"]}
     (tmp_path / "scored.jsonl").write_text(json.dumps(row))
-    said = "has no calibration prompt (half are kept for scoring)"
+    said = "has no calibration prompt (half are reserved for scoring)"
     refused(said, "calibrate", "--task=gsm8k", f"--data={tmp_path / 'scored.jsonl'}", *options)
 
 

@@ -77,7 +77,7 @@ def test_a_ladder_is_tuned_at_this_machines_costs_and_says_where_it_can_not_be(
     )
     said: list[str] = []
     load_method(method_of(saved, name, "hydra", bank=bare), said.append)
-    assert ["keeps no calibration texts" in line for line in said] == [True] * (name == "entmtp")
+    assert ["stores no calibration texts" in line for line in said] == [True] * (name == "entmtp")
     said.clear()
     engine, _ = load_method(method_of(saved, name, "hydra", bank=made), said.append)
     assert said == []

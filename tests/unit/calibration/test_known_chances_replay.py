@@ -26,11 +26,11 @@ def test_a_policy_that_knows_is_between_one_that_finds_out_and_hindsight() -> No
     assert share.has_interval
 
 
-def test_growing_is_charged_to_the_policy_that_grows_alone() -> None:
+def test_expanding_is_charged_only_to_the_policy_that_expands() -> None:
     filled = small_cost()
-    grown = filled.model_copy(update={"narrow_draft_ms": [3.0] * 4, "wide_draft_ms": [3.0] * 4})
+    expanded = filled.model_copy(update={"narrow_draft_ms": [3.0] * 4, "wide_draft_ms": [3.0] * 4})
     cheap, charged = (
-        replay_known_chances(TRACES, [expansion_at] * 3, small_bank(), filled, cost) for cost in (filled, grown)
+        replay_known_chances(TRACES, [expansion_at] * 3, small_bank(), filled, cost) for cost in (filled, expanded)
     )
     assert cheap.dynamic is not None
     assert charged.dynamic is not None

@@ -36,7 +36,7 @@ def test_the_sort_is_as_good_as_trying_every_tree(rows: list[list[int]], nodes: 
         assert accepted_lengths(trace, tree).mean() == pytest.approx(best)
 
 
-def grown_by_rollout(trace: RankTrace, nodes: int) -> list[Path]:
+def expanded_by_rollout(trace: RankTrace, nodes: int) -> list[Path]:
     """The slow route: add the path with which a whole rollout gains most tokens per step."""
     order: list[Path] = []
     while len(order) < nodes:
@@ -57,10 +57,10 @@ DRAWN = pytest.mark.parametrize(
 
 
 @DRAWN
-def test_it_agrees_with_greedy_growth_by_rollouts(chances: list[float], expected: list[Path]) -> None:
+def test_it_agrees_with_greedy_expansion_by_rollouts(chances: list[float], expected: list[Path]) -> None:
     trace = drawn_trace(4000, chances, heads=3, seed=0)
-    assert optimal_order([trace], len(expected)) == grown_by_rollout(trace, len(expected)) == expected
-    ours, theirs = Topology.of(optimal_order([trace], 6)), Topology.of(grown_by_rollout(trace, 6))
+    assert optimal_order([trace], len(expected)) == expanded_by_rollout(trace, len(expected)) == expected
+    ours, theirs = Topology.of(optimal_order([trace], 6)), Topology.of(expanded_by_rollout(trace, 6))
     assert static_tau([trace], ours) == pytest.approx(static_tau([trace], theirs), rel=0.01)
 
 

@@ -82,11 +82,11 @@ def test_levels_that_ran_in_vain_are_paid_for() -> None:
 
 def test_the_dynamic_policy_goes_by_what_growing_costs() -> None:
     filled = small_cost()
-    grown = filled.model_copy(update={"narrow_draft_ms": [90.0] * 4, "wide_draft_ms": [90.0] * 4})
+    expanded = filled.model_copy(update={"narrow_draft_ms": [90.0] * 4, "wide_draft_ms": [90.0] * 4})
     expansions = [drafted] * len(TRACES)
     cheap, expensive = (
         replay_policy(TRACES, policies(small_bank(), filled, 4, cost)[DYNAMIC], cost, expansions)
-        for cost in (filled, grown)
+        for cost in (filled, expanded)
     )
     assert cheap.nodes > 0
     assert expensive.nodes == 0
@@ -160,7 +160,7 @@ def test_where_trees_are_free_a_speedup_is_tau() -> None:
 
 
 def test_the_dynamic_policy_needs_the_heads() -> None:
-    with pytest.raises(EntMTPError, match="policy: 'dynamic' grows its trees with the heads"):
+    with pytest.raises(EntMTPError, match="policy: 'dynamic' expands its trees with the heads"):
         replay_policy(TRACES, policies(small_bank(), FLAT, 4)[DYNAMIC], FLAT)
 
 
@@ -185,7 +185,9 @@ class TestFile:
 
     @pytest.mark.parametrize("name", ["dynamic", "known-chances"])
     def test_what_needs_the_heads_is_sent_to_them(self, name: str, files: tuple[Path, Path]) -> None:
-        with pytest.raises(EntMTPError, match=f"policy: '{name}' grows its trees .*replay it with 'python -m benchmar"):
+        with pytest.raises(
+            EntMTPError, match=f"policy: '{name}' expands its trees .*replay it with 'python -m benchmar"
+        ):
             replay_file(*files, [name], FLAT)
 
     def test_an_unknown_policy_is_told(self, files: tuple[Path, Path]) -> None:

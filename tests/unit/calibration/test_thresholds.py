@@ -133,6 +133,6 @@ def test_a_bank_without_texts_stays_as_it_is_and_says_so() -> None:
     bank = small_bank()
     assert retune(bank, per_node(6.0), said.append) is bank
     (line,) = said
-    assert "'gsm8k' keeps no calibration texts" in line
+    assert "'gsm8k' stores no calibration texts" in line
     assert "entmtp calibrate" in line
     assert "\n" not in line

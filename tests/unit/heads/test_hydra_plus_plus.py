@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from entmtp.calibration.build import read_text
+from entmtp.calibration.build import traced_text
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.timers import Stopwatch
 from entmtp.errors import EntMTPError
@@ -131,7 +131,7 @@ def test_guesses_at_every_position_of_a_traced_text_equal_those_after_its_prefix
     heads: StatelessHeads, backbone: Backbone, expected: Callable[..., torch.Tensor]
 ) -> None:
     prompt, answer = small_prompt(3, seed=4), small_prompt(12, seed=5)
-    text = read_text(backbone, heads, prompt, torch.tensor(answer))
+    text = traced_text(backbone, heads, prompt, torch.tensor(answer))
     assert text is not None
     at = torch.arange(len(answer) - heads.num_heads + 1)
     windows = torch.tensor(answer).unfold(0, heads.num_heads, 1)
