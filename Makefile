@@ -1,5 +1,6 @@
 # make benchmark   compare Medusa, Hydra and EntMTP on the bundled model, through a Ray job (PROFILE=standard for controls)
-# make test        lint, types and tests
+# make check       lint, types, import floors and unit tests: what to run while working
+# make test        the same with more examples per property, and end-to-end and integration tests
 # make test-slow   what takes long: every point at which a fault may come, fuzzing, killing, large samples
 # make performance measure this machine again and render docs/performance.md (SET=cuda on a GPU)
 # make study       the paper's experiment on this machine, and docs/study.md from it (hours on a small machine)
@@ -13,19 +14,26 @@ ARGS ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 BIN := $(VENV)/bin
+PARALLEL := -n 2 --dist loadgroup
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: benchmark test test-slow performance study serve audit clean
+.PHONY: benchmark check lint test test-slow performance study serve audit clean
 
 benchmark: $(INSTALLED)
 	$(BIN)/python jobs/local.py jobs/benchmark.py --profile $(PROFILE) $(ARGS)
 
-test: $(INSTALLED)
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+
+check: lint
+	$(BIN)/python -m pytest tests/unit $(PARALLEL) --hypothesis-profile dev $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow $(ARGS)

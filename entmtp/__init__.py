@@ -1,3 +1,54 @@
-"""EntMTP: faster text from a causal language model, token for token its own."""
+"""EntMTP: faster text from a causal language model, token for token its own.
 
-__version__ = "0.1.0"
+    from entmtp import LLM, SamplingParams
+
+What is exported here is loaded when it is first used, so that ``import entmtp`` and the command line's help cost nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from entmtp.decoding.completion import Completion
+    from entmtp.decoding.engine import Engine
+    from entmtp.decoding.progress import Progress
+    from entmtp.decoding.request import Request
+    from entmtp.errors import EntMTPError
+    from entmtp.llm import LLM
+    from entmtp.settings import EngineSettings, SamplingParams
+
+__version__ = "0.2.0"
+
+_LIES_IN = {
+    "LLM": "entmtp.llm",
+    "SamplingParams": "entmtp.settings",
+    "EngineSettings": "entmtp.settings",
+    "Engine": "entmtp.decoding.engine",
+    "Request": "entmtp.decoding.request",
+    "Completion": "entmtp.decoding.completion",
+    "Progress": "entmtp.decoding.progress",
+    "EntMTPError": "entmtp.errors",
+}
+
+__all__ = [
+    "LLM",
+    "Completion",
+    "Engine",
+    "EngineSettings",
+    "EntMTPError",
+    "Progress",
+    "Request",
+    "SamplingParams",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LIES_IN:
+        raise AttributeError(f"module 'entmtp' has no attribute '{name}'")
+    return getattr(import_module(_LIES_IN[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,6 +1,10 @@
 """Fixtures that several test files share."""
 
 import os
+
+# Several processes run tests at once, and two threads on layers of width 32 only spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,8 +17,16 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # A busy machine is no fault of the code: no property is judged by its time.
-settings.register_profile("untimed", settings(deadline=None))
-settings.load_profile("untimed")
+settings.register_profile("ci", deadline=None, max_examples=100)
+settings.register_profile("dev", deadline=None, max_examples=10)
+settings.load_profile("ci")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps a file's tests in one process, as they share fixtures; all files with Ray clusters share one process."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(autouse=True)
