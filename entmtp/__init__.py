@@ -2,7 +2,7 @@
 
     from entmtp import LLM, SamplingParams
 
-What is exported here is loaded when it is first used, so that ``import entmtp`` and the command line's help cost nothing.
+Exports are loaded when they are first used, so that ``import entmtp`` and the command line's help cost nothing.
 """
 
 from __future__ import annotations

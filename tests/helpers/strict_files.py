@@ -73,7 +73,7 @@ def serving_environment(checkout: str) -> dict[str, str]:
 
 def routes() -> set[str]:
     """The paths that the service answers GET requests on."""
-    return set(re.findall(r'@api\.get\(\s*"([^"]+)"', (FOLDER / "api.py").read_text()))
+    return set(re.findall(r'@api\.get\(\s*"([^"]+)"', (FOLDER / "http" / "routes.py").read_text()))
 
 
 def image_stages() -> dict[str, list[tuple[str, str]]]:

@@ -1,10 +1,12 @@
 """Benchmark rows with known properties, made without a model."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from entmtp.evaluation.results.rows import RequestRow, Source, StepRow
+from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, RequestRow, Source, StepRow, as_table
 from entmtp.policies.step_cost import StepCost
 
 SUITES: Mapping[str, Source] = {"humaneval": "package", "gsm8k": "hub", "sharegpt": "file", "litbench": "sample"}
@@ -140,3 +142,9 @@ def _request(steps: Sequence[StepRow], suite: str, arm: str, prompt: str, repeti
         text="<b>text</b>",
         token_ids=list(range(tokens)),
     )
+
+
+def make_tables(**chosen: Any) -> tuple[pa.Table, pa.Table]:
+    """The rows of :func:`make_rows` as the tables that are read back from disk."""
+    requests, steps = make_rows(**chosen)
+    return as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA)

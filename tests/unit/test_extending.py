@@ -29,11 +29,13 @@ from entmtp.policies.registry import PolicyInputs, register_policy
 from entmtp.policies.signals import Signals
 from entmtp.suites import Prompt, Suite, load_suite, suite_names
 from entmtp.suites.protocols import Protocol
+from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import save_traces
+from tests.helpers import synthetic_rows
 from tests.helpers.small_cases import drawn_trace, small_backbone, small_bank, small_heads, small_prompt
 from tests.helpers.synthetic_rows import make_tables
-from tests.helpers.tiny_models import greedy, tiny_model
+from tests.helpers.tiny_models import TREES, greedy, tiny_model
 
 LINE = Method("entmtp-sure", "sure", "#AA3377", "a chain where the model was sure", adaptive=True)
 
@@ -86,7 +88,8 @@ def test_a_policy_is_replayed_and_in_the_help(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("policy")
-def test_a_policy_is_in_the_report(tmp_path: Path) -> None:
+def test_a_policy_is_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic_rows, "ARMS", {**synthetic_rows.ARMS, LINE.name: synthetic_rows.ARMS["entmtp"]})
     tables = make_tables(arms=("autoregressive", "entmtp", LINE.name), suites=("gsm8k",), prompts=3)
     page = write_report(tmp_path, *tables, {}).read_text(encoding="utf-8")
     assert f"<b>{LINE.name}</b>: {LINE.description}." in page
@@ -114,11 +117,13 @@ def test_heads_are_loaded_by_the_type_that_they_are_saved_with(tmp_path: Path, m
 
     backbone = build_backbone(tiny_model("llama"))
     sizes = {"hidden_size": backbone.hidden_size, "vocab_size": backbone.vocab_size, "draft_vocab_size": 32}
-    OtherHeads(OtherConfig(num_heads=2, inner_size=8, **sizes)).save_pretrained(tmp_path)
-    assert isinstance(load_heads(tmp_path, backbone), OtherHeads)
+    OtherHeads(OtherConfig(num_heads=4, inner_size=8, **sizes)).save_pretrained(tmp_path)
+    loaded = load_heads(tmp_path, backbone)
+    assert isinstance(loaded, OtherHeads)
     with pytest.raises(ValueError, match="'entmtp_test_other' is registered already"):
         register_heads(OtherHeads)
-    torch.testing.assert_close(load_heads(tmp_path, backbone).input_table, backbone.embeddings)
+    drafted = loaded.propose(torch.randn(1, backbone.hidden_size), torch.tensor([3]), TreeBatch.of([TREES["chain"]]))
+    assert drafted.tokens.shape == (1, 1 + TREES["chain"].nodes)
 
 
 class RiddleRow(BaseModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from benchmarks import origin, performance
 from benchmarks.lib.age import age, measured_code
 from benchmarks.lib.record import Record, Table, deliver, make_record
 from entmtp.errors import EntMTPError
+from tests.helpers.benchmark_commands import main_of, source_files
 
 Git = Callable[..., str]
 FOLDER = Path(performance.__file__).parent
@@ -147,7 +147,7 @@ def test_the_code_that_a_benchmark_measures_exists() -> None:
 
 
 def test_every_benchmark_that_records_is_tried_here() -> None:
-    recording = {path.stem for path in FOLDER.glob("*.py") if "deliver(" in path.read_text()} - {"record"}
+    recording = {name for name, path in source_files().items() if "deliver(" in path.read_text()}
     assert recording == {text.split()[0] for text in EVERY_BENCHMARK}
 
 
@@ -184,5 +184,5 @@ def test_files_changed_while_it_measured_are_refused_at_the_end(
 
 def _command(name: str) -> Any:
     app = typer.Typer()
-    app.command()(importlib.import_module(f"benchmarks.{name}").main)
+    app.command()(main_of(name))
     return typer.main.get_command(app)

@@ -1,6 +1,5 @@
 """The study's page, from a report of made-up rows."""
 
-import importlib
 import inspect
 import json
 import math
@@ -25,6 +24,7 @@ from entmtp.evaluation.report.report import write_report
 from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, RequestRow, as_table
 from entmtp.intervals import Estimate
 from entmtp.settings import STUDIES
+from tests.helpers.benchmark_commands import main_of
 from tests.helpers.synthetic_rows import make_rows
 
 FACTS = {
@@ -284,7 +284,7 @@ def test_make_study_names_options_that_exist(text: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(origin, "changed_files", list)
     name, *options = text.split()
     app = typer.Typer()
-    app.command()(importlib.import_module(f"benchmarks.{name}").main)
+    app.command()(main_of(name))
     context = typer.main.get_command(app).make_context(name, options)
     record = context.params.get("record")
     assert record is None or record.parent == study.FOLDER.relative_to(origin.ROOT)

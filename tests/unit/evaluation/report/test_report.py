@@ -15,7 +15,7 @@ from rich.console import Console
 from entmtp.evaluation.analysis.summarise import summarise
 from entmtp.evaluation.report.report import WIDE, print_table, write_report
 from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
-from tests.helpers.synthetic_rows import ARMS, SUITES, make_rows
+from tests.helpers.synthetic_rows import ARMS, SUITES, make_rows, make_tables
 
 FACTS = {
     "profile": "quick",
@@ -24,11 +24,6 @@ FACTS = {
     "nan": float("nan"),
 }
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def make_tables(**chosen: object) -> tuple[pa.Table, pa.Table]:
-    requests, steps = make_rows(**chosen)  # type: ignore[arg-type]
-    return as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA)
 
 
 @pytest.fixture(scope="module")
