@@ -11,9 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from entmtp.decoding.completion import Completion
     from entmtp.decoding.engine import Engine
-    from entmtp.decoding.progress import Progress
+    from entmtp.decoding.outputs import Completion, RequestOutput
     from entmtp.decoding.request import Request
     from entmtp.errors import EntMTPError
     from entmtp.llm import LLM
@@ -27,8 +26,8 @@ _LIES_IN = {
     "EngineSettings": "entmtp.settings",
     "Engine": "entmtp.decoding.engine",
     "Request": "entmtp.decoding.request",
-    "Completion": "entmtp.decoding.completion",
-    "Progress": "entmtp.decoding.progress",
+    "Completion": "entmtp.decoding.outputs",
+    "RequestOutput": "entmtp.decoding.outputs",
     "EntMTPError": "entmtp.errors",
 }
 
@@ -38,8 +37,8 @@ __all__ = [
     "Engine",
     "EngineSettings",
     "EntMTPError",
-    "Progress",
     "Request",
+    "RequestOutput",
     "SamplingParams",
 ]
 

@@ -23,7 +23,7 @@ class SurePolicy(RequestPolicy):
 
     def choose_one(self, signals: Signals, state: None, limit: int) -> Topology:
         tree = self.chain if signals.entropy < self.threshold else Topology.root_only()
-        return tree.first(limit)
+        return tree.truncated(limit)
 
 
 model, tokenizer = load_model("bundled")

@@ -18,9 +18,8 @@ from entmtp.evaluation.report.report import write_report
 from entmtp.evaluation.run.arms import Toolbox, default_arms, make_engine
 from entmtp.heads import registry as heads_registry
 from entmtp.heads.checkpoint import load_heads
-from entmtp.heads.hydra import HydraHeads
+from entmtp.heads.hydra import HydraConfig, HydraHeads
 from entmtp.heads.registry import register_heads
-from entmtp.heads.trained import TrainedHeadsConfig
 from entmtp.methods import Method
 from entmtp.models.build import build_backbone
 from entmtp.policies import registry
@@ -44,7 +43,7 @@ class SurePolicy(RequestPolicy):
     entropy_window = 8
 
     def choose_one(self, signals: Signals, state: None, limit: int) -> Topology:
-        return (Topology.of([(0,), (0, 0)]) if signals.entropy < 5 else Topology.root_only()).first(limit)
+        return (Topology.of([(0,), (0, 0)]) if signals.entropy < 5 else Topology.root_only()).truncated(limit)
 
 
 @pytest.fixture
@@ -104,7 +103,7 @@ def test_a_policy_writes_the_models_own_text() -> None:
     assert done.drafted
 
 
-class OtherConfig(TrainedHeadsConfig):
+class OtherConfig(HydraConfig):
     model_type = "entmtp_test_other"
 
 
@@ -116,8 +115,14 @@ def test_heads_are_loaded_by_the_type_that_they_are_saved_with(tmp_path: Path, m
         config_class = OtherConfig
 
     backbone = build_backbone(tiny_model("llama"))
-    sizes = {"hidden_size": backbone.hidden_size, "vocab_size": backbone.vocab_size, "draft_vocab_size": 32}
-    OtherHeads(OtherConfig(num_heads=4, inner_size=8, **sizes)).save_pretrained(tmp_path)
+    config = OtherConfig(
+        hidden_size=backbone.hidden_size,
+        vocab_size=backbone.vocab_size,
+        draft_vocab_size=32,
+        num_heads=4,
+        inner_size=8,
+    )
+    OtherHeads(config).save_pretrained(tmp_path)
     loaded = load_heads(tmp_path, backbone)
     assert isinstance(loaded, OtherHeads)
     with pytest.raises(ValueError, match="'entmtp_test_other' is registered already"):
