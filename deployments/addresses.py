@@ -1,4 +1,4 @@
-"""Where the service listens: whether a port can be had, how it is called, and which sockets others can reach."""
+"""Addresses of the service: its URL, whether its port is free, and which sockets other machines can reach."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import psutil
 from entmtp.errors import EntMTPError
 
 ONGOING_PATH = "/-/ongoing"
-"""Where each proxy says how many requests for text it is passing on."""
+"""Path at which each proxy reports how many requests for text it is serving."""
 
 _PRIVILEGED = 1024
 
 
-class Exposed(NamedTuple):
+class ExposedSocket(NamedTuple):
     """A TCP socket that other machines can reach."""
 
     process: str
@@ -27,7 +27,7 @@ class Exposed(NamedTuple):
 
 
 def url(host: str, port: int) -> str:
-    """The URL by which this machine reaches a server that listens on ``host``."""
+    """URL at which this machine reaches a server that listens on ``host``."""
     with suppress(ValueError):
         address = ipaddress.ip_address(host)
         if address.is_unspecified:
@@ -36,10 +36,10 @@ def url(host: str, port: int) -> str:
 
 
 def check_free(host: str, port: int) -> None:
-    """Tries to listen there, with the kind of address that Serve takes.
+    """Check that the service can listen on a port, with the address family that Serve uses.
 
     Raises:
-        EntMTPError: the port is taken, or must not be listened on, or the host is not this machine.
+        EntMTPError: the port is taken or not permitted, or the host is not this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -48,15 +48,15 @@ def check_free(host: str, port: int) -> None:
         raise EntMTPError(f"host: '{host}' is unknown ({error}); give an address of this machine") from error
     try:
         with socket.socket(family, kind) as probe:
-            # Connections that an earlier server has closed don't hold the port; one that listens does.
+            # With this option, closed connections of an earlier server don't block the port, as for Serve itself.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen()
     except OSError as error:
-        raise EntMTPError(_obstacle(host, port, error)) from error
+        raise EntMTPError(_bind_error(host, port, error)) from error
 
 
-def _obstacle(host: str, port: int, error: OSError) -> str:
+def _bind_error(host: str, port: int, error: OSError) -> str:
     match error.errno:
         case errno.EADDRINUSE:
             return f"port: {port} on {host} is taken by another program; stop that, or give another --port"
@@ -67,13 +67,13 @@ def _obstacle(host: str, port: int, error: OSError) -> str:
     return f"port: {port} on {host} can't be listened on ({error.strerror}); give another --port"
 
 
-def exposed_sockets(pid: int) -> list[Exposed]:
-    """TCP sockets on which a process, or one that descends from it, listens for other machines."""
+def exposed_sockets(pid: int) -> list[ExposedSocket]:
+    """TCP sockets on which a process, or a descendant, listens on other interfaces than loopback."""
     found = []
     for process in [root := psutil.Process(pid), *root.children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):
             found += [
-                Exposed(process.name(), str(one.laddr.ip), int(one.laddr.port))
+                ExposedSocket(process.name(), str(one.laddr.ip), int(one.laddr.port))
                 for one in process.net_connections("tcp")
                 if one.status == psutil.CONN_LISTEN and not is_loopback(one.laddr.ip)
             ]
@@ -81,7 +81,7 @@ def exposed_sockets(pid: int) -> list[Exposed]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nothing but this machine reaches an address; False for names, but for 'localhost'."""
+    """Whether only this machine can reach an address. Of names, only 'localhost' counts as loopback."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

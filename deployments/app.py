@@ -1,6 +1,6 @@
-"""The application that `serve deploy deployments/config.yaml` starts: ingress, engines, limiter."""
+"""The application that `serve deploy deployments/config.yaml` starts: ingress, engines and rate limiter."""
 
-# Serve reads the type of the builder's argument, which must not be a string.
+# Serve reads the annotation of the builder's argument, so it must not be a string.
 
 import secrets
 from typing import Any
@@ -11,17 +11,17 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.schema import LoggingConfig
 
 from deployments.engines.autoscaling import TokensPolicy
-from deployments.engines.rate_limit import Limiter
+from deployments.engines.rate_limit import RateLimiter
 from deployments.engines.replica import EngineReplica
 from deployments.engines.router import PrefixRouter
 from deployments.http.ingress import Ingress
 from deployments.ray_internals import NodeBound
 from deployments.settings import AppArgs, EngineArgs, LimitArgs, RoutingArgs
-from deployments.start_progress import tell
+from deployments.start_progress import report_progress
 
 _HEALTH_SECONDS = 2.0
 _INGRESS_REQUESTS = 10_000
-_ASK_SECONDS = 0.2
+_PROBE_SECONDS = 0.2
 _DRAIN_SECONDS = 0.5
 
 
@@ -33,18 +33,20 @@ class _Engine(NodeBound, EngineReplica):
     pass
 
 
-class _Limiter(NodeBound, Limiter):
+class _RateLimiter(NodeBound, RateLimiter):
     pass
 
 
 def build(args: AppArgs) -> serve.Application:
-    """Serve's builder: `args` come from the config file, and are checked before anything starts."""
-    tell("application", f"starting {', '.join(one.name for one in args.engines)}")
+    """Build the Serve application from the config file's `args`, which are validated before anything starts."""
+    report_progress("application", f"starting {', '.join(one.name for one in args.engines)}")
     engines = {one.name: _engine(one, args.routing, args.limits) for one in args.engines}
     limits = args.limits
     limited = limits.requests_per_minute is not None or limits.tokens_per_minute is not None
     limiter = (
-        serve.deployment(name="Limiter", ray_actor_options={"num_cpus": 0})(_Limiter).bind(limits) if limited else None
+        serve.deployment(name="Limiter", ray_actor_options={"num_cpus": 0})(_RateLimiter).bind(limits)
+        if limited
+        else None
     )
     ingress = serve.deployment(
         name="ingress",
@@ -56,7 +58,7 @@ def build(args: AppArgs) -> serve.Application:
         graceful_shutdown_wait_loop_s=_DRAIN_SECONDS,
         logging_config=LoggingConfig(enable_access_log=False),
     )(serve.ingress()(_Ingress))
-    # All ingresses of this start share it, and nothing keeps it: the hashes of one start can't be told from another's.
+    # All ingresses share the secret, and it is stored nowhere: hashes of users can't be compared between two starts.
     secret = secrets.token_bytes(32)
     return ingress.bind(args, engines, limiter, secret)
 
@@ -82,18 +84,18 @@ def _engine(args: EngineArgs, routing: RoutingArgs, limits: LimitArgs) -> serve.
             "queue_seconds": limits.queue_seconds,
         },
         "request_routing_stats_period_s": routing.stats_period_s,
-        # Each call in the queue asks replicas for room so often, at their expense when they have least.
-        "initial_backoff_s": _ASK_SECONDS,
-        "max_backoff_s": _ASK_SECONDS,
+        # Interval at which each queued call probes replicas; every probe takes time from a busy replica.
+        "initial_backoff_s": _PROBE_SECONDS,
+        "max_backoff_s": _PROBE_SECONDS,
     }
     deployment = serve.deployment(
         name=args.name,
         autoscaling_config=autoscaling,
         request_router_config=RequestRouterConfig(**options),
         ray_actor_options=_resources(args),
-        # The engine's own queue is first come, first served; what is beyond it waits in the ingress.
-        max_ongoing_requests=_room(args),
-        max_queued_requests=_queued(args, limits),
+        # The engine's own queue is first come, first served; further calls wait in the ingress.
+        max_ongoing_requests=_replica_capacity(args),
+        max_queued_requests=_queue_capacity(args, limits),
         health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_timeout_s=limits.request_seconds,
         graceful_shutdown_wait_loop_s=_DRAIN_SECONDS,
@@ -102,14 +104,14 @@ def _engine(args: EngineArgs, routing: RoutingArgs, limits: LimitArgs) -> serve.
     return deployment.bind(args)
 
 
-def _room(args: EngineArgs) -> int:
-    """Calls that one replica takes, those that wait in its engine among them."""
+def _replica_capacity(args: EngineArgs) -> int:
+    """Number of calls that one replica accepts, running and waiting in its engine."""
     return args.engine.slots + args.engine.max_waiting
 
 
-def _queued(args: EngineArgs, limits: LimitArgs) -> int:
-    """Calls that an ingress holds back at once: Serve counts each until a replica is chosen, be there room or not."""
-    return max(limits.queued_requests, args.autoscaling.max_replicas * _room(args))
+def _queue_capacity(args: EngineArgs, limits: LimitArgs) -> int:
+    """Number of calls queued in an ingress at once; Serve counts each call until its replica is chosen."""
+    return max(limits.queued_requests, args.autoscaling.max_replicas * _replica_capacity(args))
 
 
 def _resources(args: EngineArgs) -> dict[str, Any]:
@@ -119,5 +121,5 @@ def _resources(args: EngineArgs) -> dict[str, Any]:
 
 
 def _smallest_node() -> float:
-    """CPUs of the node that has fewest, of those that have any."""
+    """Smallest number of CPUs of a node, among the nodes that have CPUs."""
     return min((node["Resources"]["CPU"] for node in ray.nodes() if node["Resources"].get("CPU")), default=1.0)

@@ -1,4 +1,4 @@
-"""Old name of :mod:`deployments.http.auth`, kept for one release: users' own scripts make keys with it."""
+"""Old name of :mod:`deployments.http.auth`, deprecated for one release: users' own scripts make keys with it."""
 
 import sys
 

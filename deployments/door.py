@@ -1,4 +1,4 @@
-"""Old name of :mod:`deployments.http.proxy_middleware`, kept for one release: users' own cluster files name it."""
+"""Old name of :mod:`deployments.http.proxy_middleware`, deprecated for one release: users' cluster files name it."""
 
 from deployments.http.proxy_middleware import middlewares
 

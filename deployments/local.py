@@ -1,4 +1,4 @@
-"""Old name of :mod:`deployments.serve_local`, kept for one release: users' own images start it."""
+"""Old name of :mod:`deployments.serve_local`, deprecated for one release: users' own images start it."""
 
 import typer
 

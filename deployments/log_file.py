@@ -1,6 +1,6 @@
-"""Files of JSON lines, one for each process that serves requests, in one folder of each node that is kept.
+"""Request log: JSON lines in one folder on each node, with one file for each process that serves requests.
 
-The ingresses write most lines, Serve's proxies the rest, where an ingress has announced that it writes.
+The ingresses write most lines. Serve's proxies write the rest, in the folder that the ingresses have published.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-from deployments.announcement import Announced
+from deployments.proxy_settings import ProxySettingsReader
 from entmtp.errors import EntMTPError
 
 _log = logging.getLogger("ray.serve")
 
 LOGGED_HEADER = b"x-request-logged"
-"""In the responses of ingresses: the proxy need not log this request, and takes the header out."""
+"""Header of an ingress's response: the request is logged. The proxy removes the header."""
 
 FOLDER = Path("~/.local/state/entmtp/requests")
 LONGEST_PATH = 200
-"""Characters of a request's path that are logged."""
+"""Maximum number of logged characters of a request's path."""
 
 _FILE_BYTES, _FILES = 50_000_000, 10
-"""A process keeps so much: the file it writes, and the last ones that became full."""
+"""Size at which a process starts a new file, and number of files of a process, the current one included."""
 
-_KEPT_BYTES, _KEPT_FILES = 2_000_000_000, 500
-"""So much stays in a folder, besides what is being written, when a process begins a file there."""
+_FOLDER_BYTES, _FOLDER_FILES = 2_000_000_000, 500
+"""Limits of a folder, applied when a process starts a file there. Files being written stay in any case."""
 
-_OURS = "ingress-*.jsonl*", "proxy-*.jsonl*"
-"""Names of files that may go; a folder may hold others' files too."""
+_PATTERNS = "ingress-*.jsonl*", "proxy-*.jsonl*"
+"""Names of the log's files; other files in the folder are never deleted."""
 
 
 class LogFile:
-    """Writes lines from a thread of its own, as they come: a slow disk holds up no request."""
+    """Writes lines in a thread of its own, so that a slow disk delays no request."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        """A file ``name``.jsonl in ``folder``, which is made if need be; the file is made with its first line.
+        """Open the file ``name``.jsonl in ``folder``, which is created if missing; the first line creates the file.
 
         Raises:
-            EntMTPError: nothing can be written there.
+            EntMTPError: the folder can't be written.
         """
         self.path = folder.expanduser() / f"{name}.jsonl"
         try:
@@ -59,9 +59,9 @@ class LogFile:
             probe.unlink()
         except (OSError, RuntimeError) as error:
             raise EntMTPError(f"log_folder: {folder} can't be written ({error}); give another folder") from error
-        _make_room(self.path.parent)
+        _delete_oldest(self.path.parent)
         waiting: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-        file = _HeldFile(self.path, maxBytes=_FILE_BYTES, backupCount=_FILES - 1, encoding="utf-8", delay=True)
+        file = _LockedFile(self.path, maxBytes=_FILE_BYTES, backupCount=_FILES - 1, encoding="utf-8", delay=True)
         self._logger = logging.Logger(name, logging.INFO)
         self._logger.addHandler(QueueHandler(waiting))
         self._listener = QueueListener(waiting, file)
@@ -69,63 +69,63 @@ class LogFile:
         atexit.register(self.close)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Adds a line, with the time; what is None is left out."""
-        facts = {"time": datetime.now(UTC).isoformat(timespec="milliseconds")} | dict(line)
-        self._logger.info("%s", json.dumps({name: value for name, value in facts.items() if value is not None}))
+        """Append a line with the current time; fields that are None are left out."""
+        fields = {"time": datetime.now(UTC).isoformat(timespec="milliseconds")} | dict(line)
+        self._logger.info("%s", json.dumps({name: value for name, value in fields.items() if value is not None}))
 
     def close(self) -> None:
-        """Writes what was not written yet."""
+        """Write the remaining lines and close the file."""
         atexit.unregister(self.close)
         self._listener.stop()
         for handler in self._listener.handlers:
             handler.close()
 
 
-class _HeldFile(RotatingFileHandler):
-    """Shows other processes that the file is being written; the lock goes with whoever holds it."""
+class _LockedFile(RotatingFileHandler):
+    """A log file with a shared lock while it is being written. The system drops the lock when the process ends."""
 
     def _open(self) -> TextIOWrapper:
         file = super()._open()
-        with suppress(OSError):  # a file system that has no locks
+        with suppress(OSError):  # file systems without locks
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return file
 
 
-def _make_room(folder: Path) -> None:
-    """Deletes the oldest files that are more than a folder keeps; what can't be deleted stays."""
+def _delete_oldest(folder: Path) -> None:
+    """Delete the oldest files beyond the folder's limits; files that can't be deleted stay."""
     found = []
-    for path in {path for pattern in _OURS for path in folder.glob(pattern)}:
+    for path in {path for pattern in _PATTERNS for path in folder.glob(pattern)}:
         with suppress(OSError):
-            facts = path.stat()
-            found.append((facts.st_mtime, facts.st_size, path))
-    kept = 0
+            status = path.stat()
+            found.append((status.st_mtime, status.st_size, path))
+    total = 0
     for number, (_, size, path) in enumerate(sorted(found, reverse=True)):
-        kept += size
-        if kept > _KEPT_BYTES or number >= _KEPT_FILES:
+        total += size
+        if total > _FOLDER_BYTES or number >= _FOLDER_FILES:
             with suppress(OSError):
-                _delete_unless_written(path)
+                _delete_unless_locked(path)
 
 
-def _delete_unless_written(path: Path) -> None:
-    """Raises OSError if another process writes it."""
+def _delete_unless_locked(path: Path) -> None:
+    """Delete a file; raises OSError if another process is writing it."""
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink()
 
 
 class ProxyLog:
-    """The file of a proxy, in the folder that was announced last. Before the first announcement nothing is logged."""
+    """Log file of a proxy, in the folder of the latest published settings; without settings nothing is logged."""
 
-    def __init__(self, announced: Announced) -> None:
-        self._announced = announced
+    def __init__(self, settings: ProxySettingsReader) -> None:
+        self._settings = settings
         self._folder: Path | None = None
         self._file: LogFile | None = None
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Adds a line. A proxy whose folder can't be written serves all the same, and says so in Serve's own log."""
-        known = self._announced.latest()
-        if known is not None and known.log_folder != self._folder:
-            self._open(known.log_folder)
+        """Append a line. If the folder can't be written, Serve's own log gets an error and the proxy goes on."""
+        settings = self._settings.latest()
+        if settings is not None and settings.log_folder != self._folder:
+            self._open(settings.log_folder)
         if self._file is not None:
             self._file.write(line)
 
@@ -136,4 +136,4 @@ class ProxyLog:
         try:
             self._file = LogFile(folder, f"proxy-{socket.gethostname()}-{os.getpid()}")
         except EntMTPError as error:
-            _log.error("what this proxy refuses is not logged: %s", error)
+            _log.error("requests that this proxy refuses are not logged: %s", error)

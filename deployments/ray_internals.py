@@ -1,4 +1,4 @@
-"""Every private name of Ray that the service needs, and the checks that they still do what they did."""
+"""Every private name of Ray that the service uses, with checks that they still work as expected."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.experimental import internal_kv
+from ray.util.metrics import Counter
 
 from deployments import TESTED_RAY
 from deployments.start_progress import flush_log
 from entmtp.errors import EntMTPError
 
 _OPENER = "add_port_to_grpc_server"
-"""Opens a replica's gRPC port; Serve's module of replicas finds it in its own globals."""
+"""Name of the function that opens a replica's gRPC port, a global of Serve's module of replicas."""
 
 
 def _unsupported(why: object) -> EntMTPError:
@@ -33,17 +35,27 @@ try:
 except (ImportError, AttributeError) as error:
     raise _unsupported(error) from error
 
-__all__ = ["NodeBound", "actors", "generate_request_id", "http_host", "running_replicas", "set_request_context"]
+__all__ = [
+    "NodeBound",
+    "actors",
+    "generate_request_id",
+    "get_value",
+    "http_host",
+    "put_value",
+    "record_zero",
+    "running_replicas",
+    "set_request_context",
+]
 
 _bound: list[str] = []
-"""Addresses that this process' replica listens on."""
+"""Addresses on which this process's replica listens."""
 
 
 class NodeBound:
-    """First base of every deployment: its replicas listen on their node's address alone, by which Serve reaches them.
+    """First base class of every deployment: its replicas listen only on their node's address, where Serve reaches them.
 
-    After a deployment's ``__init__`` Serve opens a gRPC server in the replica, on all interfaces, which unpickles what
-    it is sent. The next base is the deployment itself.
+    After a deployment's ``__init__`` Serve opens a gRPC server in the replica on all interfaces, and this server
+    unpickles its messages. The next base class is the deployment itself.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -58,10 +70,10 @@ class NodeBound:
         super().__init__(*args, **kwargs)
 
     def check_health(self) -> None:
-        """Serve's hook, every few seconds: writes out the log, too, so that it outlives the replica.
+        """Flush the log and check the replica; Serve calls this every few seconds.
 
         Raises:
-            EntMTPError: Serve has opened the replica's port in another way than the one replaced here.
+            EntMTPError: Serve has opened the replica's port in another way than by the function replaced here.
         """
         flush_log()
         if not _bound:
@@ -71,12 +83,28 @@ class NodeBound:
 
 
 def http_host() -> str:
-    """The address that Serve's proxies listen on."""
+    """Address on which Serve's proxies listen."""
     client: Any = _get_global_client()
     return str(client.http_config.host)
 
 
+def put_value(key: bytes, value: bytes) -> None:
+    """Write a value to the cluster's key-value store."""
+    internal_kv._internal_kv_put(key, value, overwrite=True)
+
+
+def get_value(key: bytes) -> bytes | None:
+    """Read a value from the cluster's key-value store; None if it is missing or Ray is not connected."""
+    value: bytes | None = internal_kv._internal_kv_get(key) if internal_kv._internal_kv_initialized() else None
+    return value
+
+
+def record_zero(counter: Counter, labels: dict[str, str]) -> None:
+    """Export a counter with the value 0, which ``Counter.inc`` refuses."""
+    counter._record(0.0, tags=labels)
+
+
 def running_replicas(application: str) -> dict[str, int]:
-    """Returns the number of running replicas by deployment."""
+    """Number of running replicas by deployment."""
     deployments = serve.status().applications[application].deployments
     return {name: status.replica_states.get(ReplicaState.RUNNING, 0) for name, status in deployments.items()}

@@ -1,4 +1,4 @@
-"""The message of a service that is ready: what to type next."""
+"""Message of a service that is ready, with the commands to use it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from deployments.settings import AppArgs
 _TOKENS = 64
 
 
-class Running(NamedTuple):
-    """A service that runs.
+class RunningService(NamedTuple):
+    """Addresses of a running service.
 
     Attributes:
-        address: its own URL.
-        dashboard: URL of Ray's dashboard, which jobs and other configurations are sent to.
-        logs: folder of Ray's logs, those of the engines among them.
-        has_keys: whether clients must send one.
+        address: URL of the service.
+        dashboard: URL of Ray's dashboard, to which jobs and other configurations are sent.
+        logs: folder of Ray's logs, including those of the engines.
+        has_keys: whether clients must send an API key.
     """
 
     address: str
@@ -30,8 +30,8 @@ class Running(NamedTuple):
     has_keys: bool
 
 
-def ready_message(running: Running, config: Mapping[str, Any]) -> str:
-    """Several lines, of which the first holds the service's address."""
+def ready_message(running: RunningService, config: Mapping[str, Any]) -> str:
+    """Text of several lines; the first has the service's address."""
     address, dashboard = running.address, running.dashboard
     args = AppArgs.parse(**config["applications"][0]["args"])
     job = f"{_installed('ray')} job submit --address {dashboard} --working-dir . --"
@@ -46,12 +46,12 @@ dashboard: {dashboard}
 logs: {running.logs}; of requests, {args.log_folder.expanduser()}
 change what is served: {_installed("serve")} deploy FILE --address {dashboard}
 run a job of a checkout on the same cluster, from its root:
-       {job}{_shortage(args)}
+       {job}{_job_advice(args)}
 Ctrl-C stops the service when the requests that run are finished; twice, it stops at once."""
 
 
-def _shortage(args: AppArgs) -> str:
-    """Says what a job would wait for, and how it needn't."""
+def _job_advice(args: AppArgs) -> str:
+    """Resources for which a job on the same cluster would wait, and the option that avoids it."""
     on_gpus = [one.name for one in args.engines if one.device != "cpu"]
     greedy = [one.name for one in args.engines if one.device == "cpu" and one.num_cpus is None]
     if on_gpus:
@@ -62,12 +62,12 @@ def _shortage(args: AppArgs) -> str:
             " job --cpus-per-worker"
         )
     else:
-        held = sum((one.num_cpus or 0) * one.autoscaling.max_replicas for one in args.engines)
-        remedy = f"it wants all CPUs of a node: give it --cpus-per-worker, as engines may hold {held:g}"
+        used = sum((one.num_cpus or 0) * one.autoscaling.max_replicas for one in args.engines)
+        remedy = f"it wants all CPUs of a node: give it --cpus-per-worker, as engines may take {used:g}"
     return f"\n       {remedy}"
 
 
-def _curl(running: Running, model: str) -> str:
+def _curl(running: RunningService, model: str) -> str:
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
     body |= {"max_tokens": _TOKENS, "stream": True}
     key = "  -H 'Authorization: Bearer KEY' \\\n" if running.has_keys else ""
@@ -78,6 +78,6 @@ def _curl(running: Running, model: str) -> str:
 
 
 def _installed(name: str) -> str:
-    """A command that was installed with this interpreter, as it is called from here."""
+    """Path of a command that is installed with this interpreter, relative to the working folder where possible."""
     path, here = Path(sys.executable).with_name(name), Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

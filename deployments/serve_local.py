@@ -1,4 +1,4 @@
-"""Serve on this machine, on a Ray cluster of its own that lives as long as it: what `entmtp serve` runs.
+"""Serve models on this machine, on a Ray cluster that is started and stopped with the service (`entmtp serve`).
 
 entmtp serve                                              # the bundled model on http://127.0.0.1:8000
 python -m deployments.serve_local --config deployments/config.cpu.yaml --port 9000
@@ -22,10 +22,10 @@ import yaml
 from deployments import TESTED_RAY, stop_file
 from deployments.addresses import ONGOING_PATH, check_free, exposed_sockets, is_loopback, url
 from deployments.http.auth import load_keys, require_keys
-from deployments.ready import Running, ready_message
+from deployments.ready import RunningService, ready_message
 from deployments.serve_rest import ServeRest, get_json
 from deployments.settings import AppArgs, EngineChanges
-from deployments.start_progress import VARIABLE, Lines
+from deployments.start_progress import VARIABLE, LineFollower
 from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.models.loading.load import resolve_model
@@ -39,19 +39,20 @@ FAST = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
 }
-"""Ray's settings for a short way through Serve: tokens go from process to process by gRPC and not through Ray's object
-store, and in each of them through one event loop. `python -m benchmarks.serving` says what they are worth."""
+"""Ray's settings for low latency: tokens go between processes by gRPC instead of Ray's object store, and through one
+event loop in each process. `python -m benchmarks.serving` measures their effect."""
 
 _START_SECONDS = 600
 _POLL_SECONDS = 0.25
 _WATCH_SECONDS = 1.0
 _LEAVE_SECONDS = 5.0
-"""Replicas without requests end in so long, and write the rest of their logs."""
+"""Time for replicas without requests to end and to flush their logs."""
 
 _SILENT_SECONDS = 30.0
-"""A proxy that says nothing for so long is not waited for."""
+"""Time after which a proxy that does not answer is given up."""
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
+"""Receives one line of progress."""
 
 
 def main(
@@ -68,8 +69,8 @@ def main(
 
 
 @contextmanager
-def service(config: Path = CONFIG, port: int | None = None) -> Iterator[Running]:
-    """Runs the service for as long as the block lasts.
+def service(config: Path = CONFIG, port: int | None = None) -> Iterator[RunningService]:
+    """Run the service within the block.
 
     Raises:
         EntMTPError: the file is wrong, the port is taken, or the service can't be started.
@@ -79,47 +80,47 @@ def service(config: Path = CONFIG, port: int | None = None) -> Iterator[Running]
 
 
 @contextmanager
-def _started(config: Path, port: int | None) -> Iterator[tuple[Running, Head]]:
+def _started(config: Path, port: int | None) -> Iterator[tuple[RunningService, Head]]:
     given = read_config(config)
     options = given.setdefault("http_options", {})
     options["port"] = port or options.get("port", 8000)
     host, port = options.setdefault("host", "127.0.0.1"), options["port"]
     has_keys = _check_applications(given, host)
     check_free(host, port)
-    say = partial(print, flush=True)
+    report = partial(print, flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         progress, stop = Path(scratch) / "progress", Path(scratch) / "stopping"
         settings = node_environment(dict(os.environ)) | {VARIABLE: str(progress), stop_file.VARIABLE: str(stop)}
-        with local_head(say, settings) as head:
-            say(f"Ray runs (dashboard: {head.address}); starting the service")
+        with local_head(report, settings) as head:
+            report(f"Ray runs (dashboard: {head.address}); starting the service")
             rest = ServeRest(head.address)
             rest.deploy(given)
-            running = Running(url(host, port), head.address, head.logs, has_keys)
-            _wait_until_ready(running, rest, head, Lines(progress), say)
+            running = RunningService(url(host, port), head.address, head.logs, has_keys)
+            _wait_until_ready(running, rest, head, LineFollower(progress), report)
             _refuse_exposed(head, None if is_loopback(host) else port)
             try:
                 yield running, head
             finally:
-                _finish_requests(running, rest, head, given, stop, say)
+                _finish_requests(running, rest, head, given, stop, report)
 
 
 def node_environment(given: Mapping[str, str]) -> dict[str, str]:
-    """Environment of Ray's processes: where this code is, the proxies' door, and `FAST`; what is ``given`` wins.
+    """Environment of Ray's processes: proxy middleware, path of this code, and `FAST`, which ``given`` overrides.
 
-    Installed packages are found without; to name their folder would put it before Python's own modules.
+    An installed package needs no PYTHONPATH, which would put its folder before Python's own modules.
     """
-    door = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.http.proxy_middleware.middlewares"}
-    made = FAST | {name: given[name] for name in FAST if name in given} | door
+    middleware = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.http.proxy_middleware.middlewares"}
+    made = FAST | {name: given[name] for name in FAST if name in given} | middleware
     if str(ROOT) not in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
         made["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), given.get("PYTHONPATH")]))
     return made
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A Serve config file whose applications' arguments have been checked, so that mistakes are told before Ray starts.
+    """Read a Serve config file and validate its applications' arguments, so that errors appear before Ray starts.
 
     Raises:
-        EntMTPError: names the file and what is wrong with it.
+        EntMTPError: the file can't be read, or an argument is wrong.
     """
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
@@ -152,7 +153,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _check_applications(given: Mapping[str, Any], host: str) -> bool:
-    """Looks for what can be known to fail before Ray starts; returns whether clients need keys."""
+    """Check keys and models before Ray starts; returns whether clients need an API key."""
     has_keys = False
     for application in given["applications"]:
         args = AppArgs.parse(**application["args"])
@@ -164,8 +165,10 @@ def _check_applications(given: Mapping[str, Any], host: str) -> bool:
     return has_keys
 
 
-def _wait_until_ready(running: Running, rest: ServeRest, head: Head, progress: Lines, say: Say) -> None:
-    """Says what happens until every engine has a replica.
+def _wait_until_ready(
+    running: RunningService, rest: ServeRest, head: Head, progress: LineFollower, report: Report
+) -> None:
+    """Wait until every engine has a replica, and report progress.
 
     Raises:
         EntMTPError: an application can't be started, with Serve's own reason, or it takes too long.
@@ -174,21 +177,21 @@ def _wait_until_ready(running: Running, rest: ServeRest, head: Head, progress: L
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         head.check()
-        for line in progress.new():
-            say(line)
+        for line in progress.new_lines():
+            report(line)
         states = rest.states()
         for name in states.keys() | known.keys():
             if states.get(name) != known.get(name):
-                say(f"application {name}: {states.get(name, 'gone')}")
+                report(f"application {name}: {states.get(name, 'gone')}")
         known = states
         if states and get_json(f"{running.address}/ready"):
             return
         time.sleep(_POLL_SECONDS)
-    raise EntMTPError(f"service: it was not ready within {_START_SECONDS} s; the last that was heard: {known}")
+    raise EntMTPError(f"service: it was not ready within {_START_SECONDS} s; its last states: {known}")
 
 
 def _refuse_exposed(head: Head, public: int | None) -> None:
-    """Raises EntMTPError where other machines could reach more than the service's own port."""
+    """Raise EntMTPError if other machines could reach another port than the service's own."""
     for one in exposed_sockets(head.process.pid):
         if one.port != public:
             raise EntMTPError(
@@ -198,43 +201,44 @@ def _refuse_exposed(head: Head, public: int | None) -> None:
 
 
 def _finish_requests(
-    running: Running, rest: ServeRest, head: Head, config: Mapping[str, Any], stop: Path, say: Say
+    running: RunningService, rest: ServeRest, head: Head, config: Mapping[str, Any], stop: Path, report: Report
 ) -> None:
-    """Takes the applications down when their requests have ended; what goes wrong must not keep Ray from stopping.
+    """Wait for running requests, then remove the applications. Errors are ignored, so that Ray is always stopped.
 
-    Not before: a request may have answers whose turn has not come, and they need the engines.
+    The engines must run until then, as a request may have calls that have not started yet.
     """
     with suppress(EntMTPError):
         head.check()
         stop.touch()
-        _wait_for_requests(running, head, _longest_seconds(config), say)
+        _wait_for_requests(running, head, _longest_seconds(config), report)
         rest.deploy(dict(config) | {"applications": []})
         end = time.monotonic() + _LEAVE_SECONDS
         while not rest.nothing_runs() and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
 
 
-def _wait_for_requests(running: Running, head: Head, most: float, say: Say) -> None:
-    """Returns when the proxy passes none on any more, has been silent for long, or after ``most`` seconds."""
-    known: int | None = None
-    begun = heard = time.monotonic()
-    while time.monotonic() - begun < most and time.monotonic() - heard < _SILENT_SECONDS:
+def _wait_for_requests(running: RunningService, head: Head, timeout: float, report: Report) -> None:
+    """Wait until the proxy serves no requests, has not answered for long, or ``timeout`` seconds have passed."""
+    last: int | None = None
+    begun = answered = time.monotonic()
+    while time.monotonic() - begun < timeout and time.monotonic() - answered < _SILENT_SECONDS:
         head.check()
         ongoing = _ongoing(running)
         if ongoing is not None:
-            heard = time.monotonic()
-            if known is None:
-                say(f"stopping: finishing {_requests(ongoing)}; Ctrl-C again stops at once" if ongoing else "stopping")
-            elif ongoing != known:
-                say(f"stopping: {_requests(ongoing)} left")
+            answered = time.monotonic()
+            if last is None:
+                first = f"stopping: finishing {_requests(ongoing)}; Ctrl-C again stops at once"
+                report(first if ongoing else "stopping")
+            elif ongoing != last:
+                report(f"stopping: {_requests(ongoing)} left")
             if not ongoing:
                 return
-            known = ongoing
+            last = ongoing
         time.sleep(_POLL_SECONDS)
 
 
 def _longest_seconds(config: Mapping[str, Any]) -> float:
-    """Deadline of the requests that may take longest."""
+    """Longest deadline of a request among the applications."""
     return max(AppArgs.parse(**one["args"]).limits.request_seconds for one in config["applications"])
 
 
@@ -242,8 +246,8 @@ def _requests(count: int) -> str:
     return f"{count} request{'s' * (count != 1)}"
 
 
-def _ongoing(running: Running) -> int | None:
-    """Requests for text that the proxy is passing on; None where it does not answer."""
+def _ongoing(running: RunningService) -> int | None:
+    """Number of requests for text that the proxy is serving; None if it does not answer."""
     return get_json(running.address + ONGOING_PATH).get("requests")
 
 

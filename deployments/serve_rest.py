@@ -1,4 +1,4 @@
-"""Ray Serve's REST API, as much of it as starting and stopping a service needs."""
+"""Client of Ray Serve's REST API, for starting and stopping a service."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _PUT_SECONDS = 180
 
 
 class ServeRest:
-    """Talks to the dashboard of a Ray cluster."""
+    """Client of the dashboard of a Ray cluster."""
 
     def __init__(self, dashboard: str) -> None:
         self._url = dashboard + _PATH
 
     def deploy(self, config: Mapping[str, Any]) -> None:
-        """Has the applications of a Serve config run, and no others.
+        """Deploy the applications of a Serve config; others are removed.
 
         Raises:
             EntMTPError: Serve refuses it.
@@ -40,10 +40,10 @@ class ServeRest:
             raise EntMTPError(f"ray: Serve can't be started ({error}); see its logs") from error
 
     def states(self) -> dict[str, str]:
-        """The state of each application, by name; empty while none is known.
+        """State of each application by name; empty while Serve knows none.
 
         Raises:
-            EntMTPError: one can't be started, with Serve's own reason.
+            EntMTPError: an application can't be started, with Serve's own reason.
         """
         applications = get_json(self._url).get("applications", {})
         for name, application in applications.items():
@@ -52,19 +52,19 @@ class ServeRest:
         return {name: application["status"].lower() for name, application in applications.items()}
 
     def nothing_runs(self) -> bool:
-        """Whether Serve says that no application is left; a dashboard that does not answer doesn't say so."""
+        """Whether Serve reports that no application is left; False if the dashboard does not answer."""
         return get_json(self._url).get("applications") == {}
 
 
 def get_json(url: str) -> dict[str, Any]:
-    """The JSON object that is found there; empty where there is none."""
+    """JSON object at ``url``; empty if there is none."""
     with suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=_GET_SECONDS) as response:
         return dict(json.load(response))
     return {}
 
 
 def _in_one_line(text: str) -> str:
-    """Serve's answer, a validation error of many lines or a traceback in JSON."""
+    """Shorten Serve's error, a validation error of many lines or a traceback in JSON, to one line."""
     with suppress(ValueError, TypeError, KeyError):
         text = str(json.loads(text)["msg"]).strip().splitlines()[-1]
     lines = [line.strip() for line in text.splitlines()]
@@ -72,8 +72,8 @@ def _in_one_line(text: str) -> str:
 
 
 def _reason(application: Mapping[str, Any]) -> str:
-    """The last line of what Serve knows, which is the error itself."""
+    """Last line of Serve's messages about an application, which is the error itself."""
     messages = [application.get("message", ""), *(one["message"] for one in application["deployments"].values())]
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    mistakes = [line for line in lines if "EntMTPError" in line]
-    return (mistakes or lines or ["it can't be started"])[-1]
+    user_errors = [line for line in lines if "EntMTPError" in line]
+    return (user_errors or lines or ["it can't be started"])[-1]

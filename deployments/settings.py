@@ -1,4 +1,4 @@
-"""Every setting of the service, validated once; `deployments/config.yaml` sets them under `args`."""
+"""Settings of the service, validated before it starts; `deployments/config.yaml` sets them under `args`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,95}"
 ModelName = Annotated[str, Field(pattern=rf"^{_PART}(/{_PART}){{0,2}}$")]
-"""As models are named on hubs: NAME or ORG/NAME."""
+"""Model name as on model hubs: NAME or ORG/NAME."""
 
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s*]+)$")]
 
 
 class AutoscalingArgs(Settings):
-    """How many replicas an engine has (:mod:`deployments.engines.autoscaling`)."""
+    """Number of replicas of an engine (:mod:`deployments.engines.autoscaling`)."""
 
     min_replicas: int = Field(1, ge=0, description="0 lets an idle engine go; the next request waits for its start")
     max_replicas: int = Field(1, ge=1)
@@ -66,7 +66,7 @@ class EngineArgs(Settings):
 
     @property
     def policy(self) -> str:
-        """How its method chooses trees, whatever the heads."""
+        """Policy of the method, without its heads."""
         return policy_of(self.method)
 
     @field_validator("method", mode="before")
@@ -89,7 +89,7 @@ class EngineArgs(Settings):
 
 
 class EngineChanges(Settings):
-    """An engine's `user_config`: what `serve deploy` changes while it runs, without a restart."""
+    """An engine's `user_config`: settings that `serve deploy` changes without a restart."""
 
     method: str | None = None
     task: str | None = None
@@ -100,7 +100,7 @@ class EngineChanges(Settings):
 
 
 class RoutingArgs(Settings):
-    """Which replica of an engine gets a request (:mod:`deployments.engines.router`)."""
+    """Choice of the replica for a call (:mod:`deployments.engines.router`)."""
 
     imbalance_tokens: int = Field(
         2048, ge=0, description="a replica with so many more outstanding tokens than the least loaded is passed over"
@@ -109,7 +109,7 @@ class RoutingArgs(Settings):
 
 
 class LimitArgs(Settings):
-    """What one request, and one key, may ask for."""
+    """Limits of one request, and of one API key."""
 
     body_bytes: int = Field(2_000_000, ge=1024)
     body_seconds: FiniteFloat = Field(10.0, gt=0, description="until the whole body must have come")
@@ -131,7 +131,7 @@ class LimitArgs(Settings):
 
 
 class AppArgs(Settings):
-    """The application: engines behind one ingress."""
+    """The application: an ingress and its engines."""
 
     engines: list[EngineArgs] = Field(min_length=1)
     ingress_replicas: int = Field(2, ge=1, description="two, so that one may die")

@@ -1,7 +1,7 @@
 """Progress of engines while they start, reported to the process that starts them.
 
-They append lines to a file, where an environment variable names one: where the service's log is and how its lines look
-depends on the configuration.
+Engines append lines to a file that an environment variable names. The service's log is not used for this, as its
+location and format depend on the configuration.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ VARIABLE = "ENTMTP_PROGRESS_FILE"
 _log = logging.getLogger("ray.serve")
 
 
-def tell(engine: str, text: str) -> None:
-    """Says what an engine does now."""
+def report_progress(engine: str, text: str) -> None:
+    """Log a line of an engine's progress, and append it to the progress file."""
     line = f"{engine}: {text}"
     _log.info(line)
     flush_log()
@@ -25,20 +25,20 @@ def tell(engine: str, text: str) -> None:
 
 
 def flush_log() -> None:
-    """Writes out the lines of the service's log that Ray Serve still holds back."""
+    """Flush the service's log, whose lines Ray Serve buffers."""
     for handler in _log.handlers:
         handler.flush()
 
 
-class Lines:
-    """Follows a file that others append lines to."""
+class LineFollower:
+    """Reader of a file to which other processes append lines."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read = 0
 
-    def new(self) -> list[str]:
-        """Whole lines that have come since the last call."""
+    def new_lines(self) -> list[str]:
+        """Complete lines that were appended since the last call."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:

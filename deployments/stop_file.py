@@ -1,6 +1,6 @@
-"""A file that tells Serve's proxies that the service stops: they take no new requests for text.
+"""Stop file: while it exists, Serve's proxies refuse new requests for text.
 
-An environment variable names it, as Serve has no way of saying so while the engines still have answers to finish.
+An environment variable names the file. Serve itself cannot refuse new requests while the engines finish running ones.
 """
 
 from __future__ import annotations
@@ -12,6 +12,6 @@ VARIABLE = "ENTMTP_STOP_FILE"
 
 
 def stopping() -> bool:
-    """Whether the file is there."""
+    """Whether the stop file exists."""
     path = os.environ.get(VARIABLE)
     return bool(path) and Path(str(path)).exists()

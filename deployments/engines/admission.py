@@ -1,4 +1,7 @@
-"""The calls of one request go in as room comes, so that one of many answers needs no more room than one of few."""
+"""Admission of one request's calls to its engine: each starts when there is room for it.
+
+A request for many answers therefore needs no more free slots at once than a request for few.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +9,42 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 
-from deployments.protocol.messages import Delta, Failure, Placed
+from deployments.protocol.messages import Accepted, Failure, TokenDelta
 
-Stream = AsyncGenerator[Placed | Delta | Failure]
+Stream = AsyncGenerator[Accepted | TokenDelta | Failure]
 
 
 class Admission:
-    """Lets in the calls of one request: one after another, and so many at most at once.
+    """Starts the calls of one request one after another, with at most ``max_running`` at once.
 
-    One call at a time looks for a replica, so that a request never fills the queue that all requests share. The first
-    one decides: while none of a request's calls has been taken, a full engine refuses the request. Later calls wait.
+    Only one call at a time is being routed, so that a request never fills the queue that all requests share. While
+    none of a request's calls has been accepted, a full engine refuses the request. After that, its calls wait.
     """
 
-    def __init__(self, most: int) -> None:
-        self._running = asyncio.Semaphore(most)
-        self._placing = asyncio.Lock()
-        self._taken: set[int] = set()
+    def __init__(self, max_running: int) -> None:
+        self._running = asyncio.Semaphore(max_running)
+        self._routing = asyncio.Lock()
+        self._accepted: set[int] = set()
 
-    async def answered(
+    async def stream(
         self, number: int, start: Callable[[Callable[[], bool]], Stream]
-    ) -> AsyncGenerator[tuple[int, Delta | Failure]]:
-        """The answer of call ``number``, with that number.
+    ) -> AsyncGenerator[tuple[int, TokenDelta | Failure]]:
+        """Yield the parts of call ``number``'s answer, each with that number.
 
         Args:
-            start: sends the call; it is given what to ask when the engine is full: whether to wait for room.
+            start: sends the call; its argument decides, when the engine is full, whether the call waits for room.
         """
-        async with self._running, AsyncExitStack() as placing:
-            await placing.enter_async_context(self._placing)
-            async with aclosing(start(lambda: self._waits(number))) as stream:
+        async with self._running, AsyncExitStack() as routing:
+            await routing.enter_async_context(self._routing)
+            async with aclosing(start(lambda: self._waits_for_room(number))) as stream:
                 async for item in stream:
                     if not isinstance(item, Failure):
-                        self._taken.add(number)
-                    await placing.aclose()
-                    if not isinstance(item, Placed):
+                        self._accepted.add(number)
+                    await routing.aclose()
+                    if not isinstance(item, Accepted):
                         yield number, item
 
-    def _waits(self, refused: int) -> bool:
-        """Whether a call that finds no room waits for it: others of the request have been taken."""
-        self._taken.discard(refused)
-        return bool(self._taken)
+    def _waits_for_room(self, number: int) -> bool:
+        """Whether a call that finds the engine full waits: only if other calls of the request were accepted."""
+        self._accepted.discard(number)
+        return bool(self._accepted)

@@ -1,4 +1,4 @@
-"""How many replicas an engine needs: enough to work off what is outstanding in the time that was promised."""
+"""Autoscaling policy: enough replicas to generate all outstanding tokens within the target time."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from ray.serve.config import AutoscalingContext
 
 OUTSTANDING, SPEED = "outstanding_tokens", "tokens_per_second"
-"""What every replica records."""
+"""Metrics that every replica records."""
 
-_USUAL_TOKENS = 256
-"""Of a request that still waits in an ingress, where no replica says what requests are like."""
+_DEFAULT_REQUEST_TOKENS = 256
+"""Assumed tokens of a request that waits in an ingress, as long as no replica has reported any."""
 
 
-def wanted_replicas(outstanding: float, speed: float, seconds: float, current: int) -> int:
-    """Replicas that work off ``outstanding`` tokens in ``seconds``, each at ``speed`` tokens per second.
+def desired_replicas(outstanding: float, speed: float, seconds: float, current: int) -> int:
+    """Number of replicas that process ``outstanding`` tokens in ``seconds``, each at ``speed`` tokens per second.
 
-    Until a speed has been measured there is no saying: as many as now, and one if there is anything to do.
+    Before a speed has been measured it is the current number, and at least one if any tokens are outstanding.
     """
     if outstanding <= 0:
         return 0
@@ -26,7 +26,7 @@ def wanted_replicas(outstanding: float, speed: float, seconds: float, current: i
 
 
 class TokensPolicy:
-    """Serve's autoscaling policy; delays and bounds are applied by Serve."""
+    """Autoscaling policy for Ray Serve, which applies delays and bounds itself."""
 
     def __init__(self, target_seconds: float) -> None:
         self._seconds = target_seconds
@@ -36,10 +36,10 @@ class TokensPolicy:
         outstanding = sum(_values(recorded, OUTSTANDING))
         speeds = [speed for speed in _values(recorded, SPEED) if speed > 0]
         running = max(1.0, context.total_running_requests)
-        usual = outstanding / running if outstanding else _USUAL_TOKENS
-        outstanding += usual * (context.total_queued_requests or 0)
+        tokens_per_request = outstanding / running if outstanding else _DEFAULT_REQUEST_TOKENS
+        outstanding += tokens_per_request * (context.total_queued_requests or 0)
         speed = sum(speeds) / len(speeds) if speeds else 0.0
-        return wanted_replicas(outstanding, speed, self._seconds, context.current_num_replicas), {}
+        return desired_replicas(outstanding, speed, self._seconds, context.current_num_replicas), {}
 
 
 def _values(recorded: Mapping[str, Mapping[Any, float]], name: str) -> list[float]:

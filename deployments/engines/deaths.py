@@ -1,4 +1,4 @@
-"""How many deaths of processes one request may see, and why a replica died as far as the cluster knows."""
+"""Deaths of processes under a request: how many it may survive, and why a replica died."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from deployments.ray_internals import actors
 _log = logging.getLogger("ray.serve")
 
 RETRIES = 1
-"""Processes that may end while they serve a request before it is given up: one that ends them ends two at most."""
+"""Retries of a request after a process died while serving it. A fatal request thus kills at most two processes."""
 
 RETRIED_HEADER = b"x-request-retried"
-"""The proxy tells an ingress so that the request's second chance has gone, with another ingress."""
+"""Header from the proxy to an ingress: the retry was spent when another ingress died."""
 
 GIVEN_UP = (
     "service: two processes ended while they served this request, so it is not tried again; if it is sent again,"
     " change it first, for it may be what ends them"
 )
 NO_RETRY = {"x-should-retry": "false"}
-"""OpenAI's clients send a request again by themselves after a 500, unless this header says that it is of no use."""
+"""Header that stops OpenAI's clients from retrying after a 500, as they do by default."""
 
 _VERDICT_SECONDS = 20.0
-"""A process that ends is reported at once; that a whole node is gone shows only when it misses its heartbeats."""
+"""Maximum wait for the cause of a death. Ray reports a lost node only after missed heartbeats."""
 
 _POLL_SECONDS = 0.5
 
 
-def retries(scope: Scope) -> int:
-    """Processes that may still end while they serve the request of ``scope``."""
+def retries_left(scope: Scope) -> int:
+    """Retries that the request of ``scope`` still has."""
     return RETRIES - any(name == RETRIED_HEADER for name, _ in scope["headers"])
 
 
 async def died_with_its_node(error: BaseException) -> bool:
-    """Whether the replica behind ``error`` went down with its node, which no call brings about.
+    """Whether the replica that ``error`` is about died with its node, which no call can cause.
 
-    Waits until the cluster knows why the replica ended, and answers False where it never does.
+    Waits until the cluster knows the cause of death; returns False if it never does.
     """
     actor: str | None = getattr(error, "actor_id", None)
     end = time.monotonic() + _VERDICT_SECONDS
     while actor is not None and time.monotonic() < end:
         try:
             known: dict[str, Any] = await asyncio.to_thread(actors, actor)
-        except Exception as failure:  # whatever it is, the answer is that nothing is known
+        except Exception as failure:  # any failure means that the cause is unknown
             _log.warning("the cluster does not say why actor %s ended (%s)", actor, type(failure).__name__)
             return False
         if not known or known["State"] == "DEAD":

@@ -1,14 +1,15 @@
-"""A call to an engine that outlives the replica that serves it.
+"""Failover: a call to an engine survives the death of its replica.
 
-A seed and a prompt decide a text (see :mod:`entmtp.decoding.sampling`), so when a replica dies another one writes the
-same answer again, up to rounding, and what the client has already is left out.
+Seed and prompt determine the text (see :mod:`entmtp.decoding.sampling`). When a replica dies, another one therefore
+generates the same answer again, up to rounding. The part that the client already has is left out.
 
-The same determinism makes a second try dangerous: a call that ended its replica is likely to end the next one too. From
-outside, the call that a replica died of and those that only ran alongside look alike. So every call that ran there is
-tried once more and no more than once: one call ends two replicas at most, and the others survive one death. A call that
-has seen two is given up, innocent or not, because only the death of a third replica could tell. Deaths that are known
-to be no call's fault do not count (:mod:`deployments.engines.deaths`): a node that is drained or lost takes its
-replicas along. A replica that had ended before it took the call proves nothing either.
+For the same reason a retry is dangerous: a call that killed its replica is likely to kill the next one too. The call
+that killed a replica cannot be told from the others that ran there. So each of them is retried, but only once: one call
+kills at most two replicas, and all others survive one death. A call that has seen two deaths is given up, as only the
+death of a third replica could show whether it was the cause.
+
+Two kinds of deaths do not count. A drained or lost node takes its replicas down, which no call can cause
+(:mod:`deployments.engines.deaths`). A replica that died before it accepted the call did not die of it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from grpc.aio import AioRpcError
@@ -25,35 +26,35 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from deployments.engines.deaths import GIVEN_UP, RETRIES, died_with_its_node
-from deployments.protocol.messages import Call, Delta, Failure, Placed
+from deployments.protocol.messages import Accepted, Answer, Failure, GenerateCall, TokenDelta
 from deployments.ray_internals import generate_request_id, set_request_context
 
 _log = logging.getLogger("ray.serve")
 
 _PAUSE_SECONDS = 0.2
 _ROOM_SECONDS = 0.25
-"""A call that may wait for room asks for it so often."""
+"""Interval at which a call that waits for room tries again."""
 
 
 class TextDiffersError(Exception):
-    """Another replica does not write what the client has been sent already."""
+    """Another replica generates a text that differs from what was already sent to the client."""
 
 
-class _NotPlacedError(Exception):
-    """The replica had ended before it took the call."""
+class _NotAcceptedError(Exception):
+    """The replica had died before it accepted the call."""
 
 
 class _DiedError(Exception):
-    """The replica ended while it ran the call, and could say so itself."""
+    """The replica died while it ran the call, and could still report it."""
 
 
 class _FullError(Exception):
-    """The engine has as many calls as may wait."""
+    """The engine's waiting queue is full."""
 
 
-_NOT_PLACED = _NotPlacedError, ReplicaUnavailableError
+_NOT_ACCEPTED = _NotAcceptedError, ReplicaUnavailableError
 _DIED = _DiedError, RayActorError, AioRpcError
-"""Serve's router tries replica after replica until one has taken a call: what it raises later is of a call that ran."""
+"""Errors of a call that was running: Serve's router tries replica after replica until one has accepted the call."""
 
 _FULL = _FullError, BackPressureError
 
@@ -62,103 +63,118 @@ _DIFFERS = (
     " bits or on unequal machines (in float32 on equal ones texts are the same); send the request again"
 )
 
-_PASSED_ON: dict[str, type[Exception]] = {"unavailable": _NotPlacedError, "dead": _DiedError, "full": _FullError}
-"""Failures of a replica after which another one may be tried, or the same one later."""
+_RETRIED: dict[str, type[Exception]] = {"unavailable": _NotAcceptedError, "dead": _DiedError, "full": _FullError}
+"""Failures after which another replica may be tried, or the same one later."""
 
 
-@dataclass
-class _Answer:
-    """An answer's parts that went out, and how far the present attempt has come."""
+class _SentAnswer:
+    """The part of an answer that the client has, and the progress of the current attempt.
 
-    tokens: list[int] = field(default_factory=list)
-    text: str = ""
-    ended: bool = False
-    at: int = 0
-    seen: str = ""
+    Attributes:
+        sent: all parts that were passed on, over all attempts.
+        position: tokens that the current attempt has generated.
+        text: text that the current attempt has generated.
+    """
 
-    def begin_again(self) -> None:
-        self.at, self.seen = 0, ""
+    def __init__(self) -> None:
+        self.sent = Answer()
+        self.position, self.text = 0, ""
 
-    def news(self, delta: Delta) -> Delta | None:
-        """The part of a delta that did not go out yet, if there is any."""
-        known = self.tokens[self.at : self.at + len(delta.tokens)]
+    @property
+    def finished(self) -> bool:
+        return self.sent.finish_reason is not None
+
+    def restart(self) -> None:
+        """Begin another attempt, which generates the answer from its first token."""
+        self.position, self.text = 0, ""
+
+    def unsent(self, delta: TokenDelta) -> TokenDelta | None:
+        """Return the part of a delta that was not sent yet, and count it as sent; None if there is none.
+
+        Raises:
+            TextDiffersError: the delta differs from what was sent.
+        """
+        known = self.sent.tokens[self.position : self.position + len(delta.tokens)]
         if known != delta.tokens[: len(known)]:
             raise TextDiffersError
-        self.at += len(delta.tokens)
-        self.seen += delta.text
+        self.position += len(delta.tokens)
+        self.text += delta.text
         fresh = replace(
             delta,
             tokens=delta.tokens[len(known) :],
-            text=self.seen[len(self.text) :],
+            text=self.text[len(self.sent.text) :],
             logprobs=delta.logprobs[len(known) :],
         )
-        if self.ended or not (fresh.tokens or fresh.text or fresh.finish_reason):
+        if self.finished or not (fresh.tokens or fresh.text or fresh.finish_reason):
             return None
-        self.tokens += fresh.tokens
-        self.text += fresh.text
-        self.ended = fresh.finish_reason is not None
+        self.sent.append(fresh)
         return fresh
 
 
 class _Deaths:
     """Deaths of replicas that ran one call."""
 
-    def __init__(self, call: Call, allowed: int) -> None:
+    def __init__(self, call: GenerateCall, allowed: int) -> None:
         self._call, self._allowed = call, allowed
-        self._seen: list[BaseException] = []
+        self._errors: list[BaseException] = []
         self.any = False
 
-    async def too_many(self, error: BaseException) -> bool:
-        """Takes note of one more; True if the call may have brought about more than are allowed."""
+    async def exceeded_by(self, error: BaseException) -> bool:
+        """Count one more death; True if the call may have caused more deaths than allowed."""
         self.any = True
-        self._seen.append(error)
+        self._errors.append(error)
         _log.warning("request %s: a replica died while it ran this (%s)", self._call.id, type(error).__name__)
-        if len(self._seen) > self._allowed:
-            known = await asyncio.gather(*map(died_with_its_node, self._seen))
-            self._seen = [death for death, blameless in zip(self._seen, known, strict=True) if not blameless]
-        return len(self._seen) > self._allowed
+        if len(self._errors) > self._allowed:
+            with_node = await asyncio.gather(*map(died_with_its_node, self._errors))
+            self._errors = [death for death, lost in zip(self._errors, with_node, strict=True) if not lost]
+        return len(self._errors) > self._allowed
 
 
-async def relayed(
-    handle: Any, call: Call, attempts: int, retries: int = RETRIES, refused: Callable[[], bool] = lambda: False
-) -> AsyncGenerator[Placed | Delta | Failure]:
-    """The answer of a replica that ``handle`` leads to; a failure ends it.
+async def stream_with_failover(
+    handle: Any,
+    call: GenerateCall,
+    attempts: int,
+    retries: int = RETRIES,
+    waits_for_room: Callable[[], bool] = lambda: False,
+) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
+    """Yield the answer of a replica of ``handle``; a failure ends it.
 
     Args:
         attempts: replicas that may be lost, for whatever reason, before the call is given up.
         retries: replicas that may die of the call before it is given up.
-        refused: hears that the engine is full; says whether the call waits for room. After a death it always does.
+        waits_for_room: decides, when the engine is full, whether the call waits. After a death it always waits.
     """
-    answer, deaths, attempt = _Answer(), _Deaths(call, retries), 0
+    answer, deaths, attempt = _SentAnswer(), _Deaths(call, retries), 0
     while attempt < attempts:
-        answer.begin_again()
+        answer.restart()
         try:
             async with aclosing(_attempt(handle, call, attempt)) as stream:
                 async for item in stream:
                     if isinstance(item, Failure):
-                        if (error := _PASSED_ON.get(item.kind)) is not None:
+                        if (error := _RETRIED.get(item.kind)) is not None:
                             raise error
                         yield item
                         return
-                    if isinstance(item, Placed):
+                    if isinstance(item, Accepted):
                         yield item
-                    elif (fresh := answer.news(item)) is not None:
+                    elif (fresh := answer.unsent(item)) is not None:
                         yield fresh
-            if answer.ended:
+            if answer.finished:
                 return
             raise _DiedError
         except _FULL:
-            # Asked after a death, it would no longer count this call as taken, and refuse the request's other calls.
-            if not (deaths.any or refused()):
+            # After a death the callback is not called: it would no longer count this call as accepted, and the
+            # request's other calls would be refused.
+            if not (deaths.any or waits_for_room()):
                 yield Failure("full", "service: too many requests wait; try again later")
                 return
             await asyncio.sleep(_ROOM_SECONDS)
             continue
         except _DIED as error:
-            if await deaths.too_many(error):
+            if await deaths.exceeded_by(error):
                 yield Failure("fatal", GIVEN_UP)
                 return
-        except _NOT_PLACED:
+        except _NOT_ACCEPTED:
             pass
         except DeploymentUnavailableError:
             break
@@ -170,10 +186,10 @@ async def relayed(
     yield Failure("dead", "service: no replica of this engine could be reached; try again later")
 
 
-async def _attempt(handle: Any, call: Call, number: int) -> AsyncGenerator[Placed | Delta | Failure]:
-    """One replica's answer; closed, the replica hears of it."""
-    # Serve's router knows its pending requests by this id, and calls for one HTTP request would share it: of two that
-    # wait at once it would send off one, and leave the other waiting for ever.
+async def _attempt(handle: Any, call: GenerateCall, number: int) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
+    """Yield one replica's answer; closing the generator cancels the call."""
+    # Serve's router identifies pending requests by this id, which the calls of one HTTP request would share. Of two
+    # calls that wait at once the router would send one, and the other would wait for ever.
     set_request_context(_internal_request_id=generate_request_id())
     response = handle.options(stream=True).generate.remote(replace(call, id=f"{call.id}.{number}"))
     try:

@@ -1,4 +1,4 @@
-"""Several streams as one."""
+"""Merging of several asynchronous streams into one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def merged(streams: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[T]:
-    """What any of the streams yields, as it comes; closed, or ended by an error of one, it closes them all."""
+async def merge_streams(streams: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[T]:
+    """Yield the items of all streams as they arrive.
+
+    An error of one stream is raised here. An error, or closing this generator, closes all streams.
+    """
     arrived: asyncio.Queue[T | BaseException | None] = asyncio.Queue()
 
     async def read(stream: AsyncGenerator[T]) -> None:
@@ -18,7 +21,7 @@ async def merged(streams: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[T]:
             async for item in stream:
                 arrived.put_nowait(item)
             arrived.put_nowait(None)
-        except Exception as error:  # it is raised where the streams are read
+        except Exception as error:  # raised again below, where the merged stream is read
             arrived.put_nowait(error)
         finally:
             await stream.aclose()

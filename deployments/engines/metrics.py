@@ -1,7 +1,7 @@
-"""Prometheus metrics, through Ray's own; the names are vLLM's where the same thing is meant.
+"""Prometheus metrics of the engines, recorded through Ray; names are vLLM's where the meaning is the same.
 
-Every node of a cluster exports them, with `ray_` in front, where Ray's own metrics are; `/metrics` of the service
-gathers them.
+Every node of a cluster exports them next to Ray's own metrics, with the prefix `ray_`. `/metrics` of the service
+collects them from all nodes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from deployments.ray_internals import record_zero
 from entmtp.decoding.outputs import Completion, EngineStatistics, FinishReason, RequestOutput
 
 PREFIX = "entmtp_"
@@ -24,62 +25,63 @@ _TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.
 
 
 @dataclass(frozen=True)
-class Definition:
-    """A metric.
+class MetricDefinition:
+    """Definition of a metric.
 
     Attributes:
-        label: a label besides the engine's name, if it has one; ``values`` of it that are there from the start.
-        boundaries: of a histogram's buckets.
+        label: a label in addition to the engine's name, if the metric has one.
+        values: values of the label that are exported from the start.
+        boundaries: bucket boundaries of a histogram.
     """
 
     kind: Literal["counter", "gauge", "histogram"]
     name: str
-    about: str
+    description: str
     label: str | None = None
     values: tuple[str, ...] = ()
     boundaries: tuple[float, ...] = ()
 
     @property
     def labels(self) -> list[dict[str, str]]:
-        """Sets of labels that are there from the start."""
+        """Sets of labels that are exported from the start."""
         return [{}] if self.label is None else [{self.label: value} for value in self.values]
 
 
 ENGINE_METRICS = (
-    Definition("counter", "spec_decode_num_drafts", "steps that verified a tree"),
-    Definition("counter", "spec_decode_num_draft_tokens", "tree nodes that were verified"),
-    Definition("counter", "spec_decode_num_accepted_tokens", "tree nodes that were kept"),
-    Definition(
+    MetricDefinition("counter", "spec_decode_num_drafts", "steps that verified a tree"),
+    MetricDefinition("counter", "spec_decode_num_draft_tokens", "tree nodes that were verified"),
+    MetricDefinition("counter", "spec_decode_num_accepted_tokens", "tree nodes that were kept"),
+    MetricDefinition(
         "counter",
         "spec_decode_num_accepted_tokens_per_pos",
         "steps that kept a node at this depth, from 0",
         "position",
         ("0",),
     ),
-    Definition("counter", "steps", "steps of requests, by the nodes of their tree", "nodes", ("0",)),
-    Definition("counter", "prompt_tokens", "prompt tokens of finished requests"),
-    Definition("counter", "prefix_cache_hits", "prompt tokens that lay in the cache already"),
-    Definition("counter", "generation_tokens", "new tokens"),
-    Definition("counter", "request_success", "finished requests", "finished_reason", get_args(FinishReason)),
-    Definition("histogram", "time_to_first_token_seconds", "from the replica's sight", boundaries=_SECONDS),
-    Definition("histogram", "time_per_output_token_seconds", "after the first", boundaries=_TOKEN_SECONDS),
-    Definition("histogram", "e2e_request_latency_seconds", "from the replica's sight", boundaries=_SECONDS),
-    Definition("histogram", "request_queue_time_seconds", "until a slot was free", boundaries=_SECONDS),
-    Definition("gauge", "num_requests_running", "requests in slots"),
-    Definition("gauge", "num_requests_waiting", "requests without a slot"),
-    Definition("gauge", "outstanding_tokens", "tokens that these may still take"),
-    Definition("gauge", "kv_cache_usage_perc", "share of the cache that running requests use, 0 to 1"),
-    Definition("gauge", "goodput_tokens_per_second", "of the last steps"),
-    Definition("gauge", "predicted_goodput_tokens_per_second", "what the policy expected of the last step"),
-    Definition("gauge", _OLD_PREDICTED_GOODPUT, "old name of predicted_goodput_tokens_per_second"),
+    MetricDefinition("counter", "steps", "steps of requests, by the nodes of their tree", "nodes", ("0",)),
+    MetricDefinition("counter", "prompt_tokens", "prompt tokens of finished requests"),
+    MetricDefinition("counter", "prefix_cache_hits", "prompt tokens that lay in the cache already"),
+    MetricDefinition("counter", "generation_tokens", "new tokens"),
+    MetricDefinition("counter", "request_success", "finished requests", "finished_reason", get_args(FinishReason)),
+    MetricDefinition("histogram", "time_to_first_token_seconds", "from the replica's sight", boundaries=_SECONDS),
+    MetricDefinition("histogram", "time_per_output_token_seconds", "after the first", boundaries=_TOKEN_SECONDS),
+    MetricDefinition("histogram", "e2e_request_latency_seconds", "from the replica's sight", boundaries=_SECONDS),
+    MetricDefinition("histogram", "request_queue_time_seconds", "until a slot was free", boundaries=_SECONDS),
+    MetricDefinition("gauge", "num_requests_running", "requests in slots"),
+    MetricDefinition("gauge", "num_requests_waiting", "requests without a slot"),
+    MetricDefinition("gauge", "outstanding_tokens", "tokens that these may still take"),
+    MetricDefinition("gauge", "kv_cache_usage_perc", "share of the cache that running requests use, 0 to 1"),
+    MetricDefinition("gauge", "goodput_tokens_per_second", "of the last steps"),
+    MetricDefinition("gauge", "predicted_goodput_tokens_per_second", "what the policy expected of the last step"),
+    MetricDefinition("gauge", _OLD_PREDICTED_GOODPUT, "old name of predicted_goodput_tokens_per_second"),
 )
 
-REFUSED = Definition("counter", "requests_refused", "requests whose engine was full")
-"""By ``model``, counted where all requests pass."""
+REFUSED = MetricDefinition("counter", "requests_refused", "requests whose engine was full")
+"""Refused requests by ``model``, counted in the proxy, through which all requests go."""
 
 
 class EngineMetrics:
-    """Those of one replica of an engine; all but the histograms are told from the start."""
+    """Metrics of one replica of an engine; counters and gauges are exported from the start."""
 
     def __init__(self, engine: str) -> None:
         self._counters: dict[str, Counter] = {}
@@ -89,31 +91,33 @@ class EngineMetrics:
             name, keys = PREFIX + one.name, ("engine", *([one.label] if one.label else []))
             made: Counter | Gauge | Histogram
             if one.kind == "counter":
-                made = self._counters[one.name] = Counter(name, one.about, tag_keys=keys)
+                made = self._counters[one.name] = Counter(name, one.description, tag_keys=keys)
             elif one.kind == "gauge":
-                made = self._gauges[one.name] = Gauge(name, one.about, tag_keys=keys)
+                made = self._gauges[one.name] = Gauge(name, one.description, tag_keys=keys)
             else:
-                made = self._histograms[one.name] = Histogram(name, one.about, list(one.boundaries), tag_keys=keys)
+                made = self._histograms[one.name] = Histogram(
+                    name, one.description, list(one.boundaries), tag_keys=keys
+                )
             made.set_default_tags({"engine": engine})
-            if one.kind == "counter":
+            if isinstance(made, Counter):
                 for labels in one.labels:
-                    made._record(0.0, tags=labels)  # `inc` takes no zero
+                    record_zero(made, labels)
 
-    def request(self, prompt_tokens: int) -> RequestMetrics:
-        """For a request that has just come."""
-        return RequestMetrics(self, prompt_tokens)
+    def start_request(self, prompt_tokens: int) -> RequestRecorder:
+        """Recorder of a request that has just arrived."""
+        return RequestRecorder(self, prompt_tokens)
 
     def increase(self, name: str, count: int, **labels: str) -> None:
-        """Adds to a counter."""
+        """Add to a counter."""
         if count:
             self._counters[name].inc(count, tags=labels)
 
     def observe(self, name: str, seconds: float) -> None:
-        """Adds to a histogram."""
+        """Add to a histogram."""
         self._histograms[name].observe(seconds)
 
-    def engine(self, statistics: EngineStatistics) -> None:
-        """Sets the gauges from the engine's statistics."""
+    def set_gauges(self, statistics: EngineStatistics) -> None:
+        """Set all gauges from the engine's statistics."""
         predicted_goodput = 1e3 * (statistics.predicted_goodput or 0.0)
         for name, value in (
             ("num_requests_running", statistics.running),
@@ -127,23 +131,23 @@ class EngineMetrics:
             self._gauges[name].set(value)
 
 
-class RequestMetrics:
-    """One request's share in its engine's metrics."""
+class RequestRecorder:
+    """Records one request in its engine's metrics."""
 
     def __init__(self, metrics: EngineMetrics, prompt_tokens: int) -> None:
         self._metrics, self._prompt_tokens = metrics, prompt_tokens
-        self._came = time.perf_counter()
-        self._begun = False
+        self._arrived = time.perf_counter()
+        self._has_tokens = False
 
     def progress(self, progress: RequestOutput) -> None:
-        """Takes in what a step brought."""
-        seconds = time.perf_counter() - self._came
+        """Record the tokens of a step, and the request's end."""
+        seconds = time.perf_counter() - self._arrived
         if progress.tokens:
             self._metrics.increase("generation_tokens", len(progress.tokens))
-            # The completion can't tell: the engine goes on filling it while its progress is on the way here.
-            if not self._begun:
+            # The completion's own tokens can't be used here: the engine appends to it while progress is in transit.
+            if not self._has_tokens:
                 self._metrics.observe("time_to_first_token_seconds", seconds)
-            self._begun = True
+            self._has_tokens = True
         if progress.finish_reason:
             self._finished(progress.completion, progress.finish_reason, seconds)
 
@@ -165,25 +169,25 @@ class RequestMetrics:
             metrics.increase("steps", count, nodes=str(nodes))
 
 
-def refusals() -> Counter:
-    """Requests of a ``model`` that got a 429 because its engine was full."""
-    return Counter(PREFIX + REFUSED.name, REFUSED.about, tag_keys=("model",))
+def refused_counter() -> Counter:
+    """Counter of requests that got a 429 because their engine was full, by ``model``."""
+    return Counter(PREFIX + REFUSED.name, REFUSED.description, tag_keys=("model",))
 
 
 def zero_lines(engines: Sequence[str], models: Sequence[str]) -> str:
-    """All metrics in Prometheus' text format as they are before anything has happened, as Ray would tell them."""
+    """All metrics at zero in Prometheus' text format, as Ray would export them."""
     lines: list[str] = []
     for one, key, names in [*((one, "engine", engines) for one in ENGINE_METRICS), (REFUSED, "model", models)]:
         name = f"ray_{PREFIX}{one.name}" + ("_total" if one.kind == "counter" else "")
-        lines += [f"# HELP {name} {one.about}", f"# TYPE {name} {one.kind}"]
+        lines += [f"# HELP {name} {one.description}", f"# TYPE {name} {one.kind}"]
         for owner in names:
             for labels in one.labels:
-                told = ",".join(f'{label}="{value}"' for label, value in ({key: owner} | labels).items())
-                lines += _zeros(one, name, told)
+                text = ",".join(f'{label}="{value}"' for label, value in ({key: owner} | labels).items())
+                lines += _zero_samples(one, name, text)
     return "".join(f"{line}\n" for line in lines)
 
 
-def _zeros(one: Definition, name: str, labels: str) -> Iterator[str]:
+def _zero_samples(one: MetricDefinition, name: str, labels: str) -> Iterator[str]:
     if one.kind != "histogram":
         yield f"{name}{{{labels}}} 0.0"
         return

@@ -1,4 +1,4 @@
-"""The service's metrics, gathered from the nodes of the cluster, each of which exports its own."""
+"""Scrape of the service's metrics from all nodes of the cluster, each of which exports its own."""
 
 from __future__ import annotations
 
@@ -15,60 +15,60 @@ _SECONDS = 5.0
 _OWNER = re.compile(r'[{,](?:engine|model)="([^"]*)"')
 
 
-async def scraped(engines: Sequence[str], models: Sequence[str]) -> str:
+async def scrape_metrics(engines: Sequence[str], models: Sequence[str]) -> str:
     """All nodes' metrics of this service in Prometheus' text format; a node that does not answer is left out.
 
-    What an engine has not told yet is zero, so that every metric is there from the start.
+    A metric that an engine has not exported yet is zero.
     """
     nodes = await asyncio.to_thread(ray.nodes)
     addresses = [
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in nodes if node["Alive"]
     ]
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_SECONDS)) as session:
-        texts = await asyncio.gather(*(_of(session, address) for address in addresses))
-    return merged_text(texts, zero_lines(engines, models))
+        texts = await asyncio.gather(*(_fetch(session, address) for address in addresses))
+    return merge_metrics(texts, zero_lines(engines, models))
 
 
-def merged_text(texts: Sequence[str], zeros: str = "") -> str:
-    """The lines of ours; those of a metric stand together, what says what it is once.
+def merge_metrics(texts: Sequence[str], zeros: str = "") -> str:
+    """Merge the service's lines of several nodes, grouped by metric, with one HELP and one TYPE each.
 
-    Of ``zeros``, what no text says of the same metric of the same engine.
+    Lines of ``zeros`` are used where no node exports the same metric of the same engine.
     """
     metrics: dict[str, dict[str, str]] = {}
-    told: set[tuple[str, str]] = set()
-    for name, line in _lines(texts):
-        told.add((name, _owner(line)))
+    exported: set[tuple[str, str]] = set()
+    for name, line in _own_lines(texts):
+        exported.add((name, _owner(line)))
         metrics.setdefault(name, {}).setdefault(_key(line), line)
-    for name, line in _lines([zeros]):
-        if line.startswith("#") or (name, _owner(line)) not in told:
+    for name, line in _own_lines([zeros]):
+        if line.startswith("#") or (name, _owner(line)) not in exported:
             metrics.setdefault(name, {}).setdefault(_key(line), line)
     return "".join(f"{line}\n" for lines in metrics.values() for line in lines.values())
 
 
-def _lines(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Ours, each with the name of its metric."""
+def _own_lines(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the lines of this service's metrics, each with the metric's name."""
     for text in texts:
         name = ""
         for line in text.splitlines():
-            about = line.startswith("# ")
-            if about:
+            is_comment = line.startswith("# ")
+            if is_comment:
                 name = line.split()[2]
-            if name.startswith(f"ray_{PREFIX}") and (about or line.startswith(name)):
+            if name.startswith(f"ray_{PREFIX}") and (is_comment or line.startswith(name)):
                 yield name, line
 
 
 def _key(line: str) -> str:
-    """Lines with the same key say the same; of a metric's HELP and TYPE there is one each."""
+    """Key under which duplicate lines are dropped; a metric has one HELP and one TYPE."""
     return " ".join(line.split()[:2]) if line.startswith("#") else line
 
 
 def _owner(line: str) -> str:
-    """The engine or model of a sample; nothing for other lines."""
+    """Engine or model of a sample; empty for other lines."""
     found = None if line.startswith("#") else _OWNER.search(line)
     return "" if found is None else found[1]
 
 
-async def _of(session: aiohttp.ClientSession, address: str) -> str:
+async def _fetch(session: aiohttp.ClientSession, address: str) -> str:
     try:
         async with session.get(address) as response:
             return await response.text()

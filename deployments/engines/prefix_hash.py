@@ -1,4 +1,4 @@
-"""Beginnings of texts as hashes, so that routers can tell which replica holds the longest."""
+"""Hashes of prompt prefixes, by which routers find the replica that has cached the longest one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from itertools import takewhile
 import numpy as np
 
 BLOCK = 32
-"""Tokens that one hash stands for, with all those before it."""
+"""Tokens of a block; each hash covers its block and all blocks before it."""
 
 
 def block_hashes(tokens: Sequence[int], salt: str) -> list[int]:
-    """A hash of every beginning whose length is a multiple of :data:`BLOCK`, shortest first.
+    """Hash of every prefix whose length is a multiple of :data:`BLOCK`, shortest first.
 
-    Texts of another ``salt`` have other hashes: no prompt begins with them.
+    Hashes of different salts differ, so that prompts of one salt never match prefixes of another.
     """
     hashes: list[int] = []
     digest = salt.encode()
@@ -26,6 +26,6 @@ def block_hashes(tokens: Sequence[int], salt: str) -> list[int]:
     return hashes
 
 
-def shared_tokens(hashes: Iterable[int], held: frozenset[int]) -> int:
-    """Tokens at the beginning that a holder of ``held`` need not read again, in whole blocks."""
-    return BLOCK * sum(1 for _ in takewhile(held.__contains__, hashes))
+def shared_tokens(hashes: Iterable[int], cached: frozenset[int]) -> int:
+    """Length of the longest prefix, in whole blocks, whose hashes are all in ``cached``."""
+    return BLOCK * sum(1 for _ in takewhile(cached.__contains__, hashes))

@@ -1,4 +1,4 @@
-"""An engine as a Serve deployment: one replica on one device, for calls from the ingress."""
+"""Serve deployment of an engine: each replica runs one engine and takes calls from the ingresses."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any
 from deployments.engines.autoscaling import OUTSTANDING, SPEED
 from deployments.engines.metrics import EngineMetrics
 from deployments.engines.prefix_hash import block_hashes
-from deployments.protocol.messages import Account, Call, Delta, Failure, Placed
+from deployments.protocol.messages import Accepted, Failure, GenerateCall, SpeculationStats, TokenDelta
 from deployments.settings import EngineArgs, EngineChanges
-from deployments.start_progress import tell
+from deployments.start_progress import report_progress
 from entmtp.decoding.async_engine import AsyncEngine, EngineDeadError
 from entmtp.decoding.engine import Engine, EngineFullError
 from entmtp.decoding.outputs import EngineStatistics, RequestOutput
@@ -31,12 +31,12 @@ _log = logging.getLogger("ray.serve")
 _METRICS_SECONDS = 1.0
 _SWITCH_SECONDS = 5e-4
 _NICENESS = 4
-"""Of the threads of an engine on a CPU, which take all there is of it: who passes texts on, or refuses requests, needs
-little, and needs it at once."""
+"""Niceness of an engine's threads on a CPU, which use all of its cores. Proxy and ingress need little CPU time, but
+need it at once."""
 
 
 class EngineReplica:
-    """Serves one model with one method."""
+    """Runs one model with one method."""
 
     def __init__(self, args: EngineArgs) -> None:
         self._args = args
@@ -51,39 +51,39 @@ class EngineReplica:
             kernels=args.kernels,
         )
         self._method = self._deployed
-        # The engine's thread and the event loop share Python's lock; by default each would wait 5 ms for the other.
+        # The engine's thread and the event loop share the GIL; by default each would wait 5 ms for the other.
         sys.setswitchinterval(_SWITCH_SECONDS)
-        self._served = AsyncEngine(self._load)
+        self._engine = AsyncEngine(self._load)
         self._metrics = EngineMetrics(args.name)
         self._speed = 0.0
         self._reporting: asyncio.Task[None] | None = None
         self._started = False
 
     def _load(self) -> Engine:
-        """Runs in the engine's own thread; those that it starts for its sums are as nice."""
+        """Load the engine in its own thread; the compute threads that it starts inherit the niceness."""
         if self._args.device == "cpu":
             os.nice(_NICENESS)
-        say = partial(tell, self._args.name)
-        say(f"loading model {self._args.model} for {self._args.method}")
-        engine = load_method(self._deployed, say, self._args.engine)[0]
-        say(f"loaded ({engine.backbone.kernels_description})")
+        report = partial(report_progress, self._args.name)
+        report(f"loading model {self._args.model} for {self._args.method}")
+        engine = load_method(self._deployed, report, self._args.engine)[0]
+        report(f"loaded ({engine.backbone.kernels_description})")
         return engine
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes on another policy, bank or limits between two steps; calls that run go on.
+        """Change the policy, bank or limits between two steps; running calls continue.
 
-        A mistake leaves everything as it was and is logged: Serve stops a replica whose change fails, and would stop
-        one after another, for a misspelt word.
+        A wrong setting is logged and changes nothing. An exception would make Serve stop one replica after another for
+        a misspelt word.
 
         Raises:
-            EntMTPError: names what is wrong with what the replica starts with.
+            EntMTPError: a setting is wrong with which the replica starts.
         """
         try:
             await self._change(EngineChanges.parse(**user_config))
         except EntMTPError as error:
             if not self._started:
                 raise
-            _log.error("engine %s: user_config is refused, and all stays as it was: %s", self._args.name, error)
+            _log.error("engine %s: user_config is refused, nothing was changed: %s", self._args.name, error)
 
     async def _change(self, changes: EngineChanges) -> None:
         given = changes.model_dump(exclude_none=True)
@@ -94,18 +94,18 @@ class EngineReplica:
         check_method(method)
         limits: dict[str, Any] = {name: given[name] for name in EngineSettings.model_fields if name in given}
         settings = self._args.engine.model_copy(update=limits)
-        engine = self._served.engine
-        policy = await asyncio.to_thread(policy_of, method, engine.backbone, engine.heads, settings, _log.info)
-        await self._served.call(lambda engine: engine.reconfigure(policy, settings))
+        loaded = self._engine.engine
+        policy = await asyncio.to_thread(policy_of, method, loaded.backbone, loaded.heads, settings, _log.info)
+        await self._engine.call(lambda engine: engine.reconfigure(policy, settings))
         self._method = method
 
-    async def generate(self, call: Call) -> AsyncGenerator[Placed | Delta | Failure]:
-        """Yields what each step adds to the answer; a failure ends it."""
-        if not self._served.healthy:
+    async def generate(self, call: GenerateCall) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
+        """Yield the new tokens of each step; a failure ends the answer."""
+        if not self._engine.healthy:
             yield Failure("unavailable", f"engine {self._args.name}: its loop has ended")
             return
-        yield Placed()
-        metrics = self._metrics.request(len(call.prompt))
+        yield Accepted()
+        metrics = self._metrics.start_request(len(call.prompt))
         request = Request(
             call.id,
             call.prompt,
@@ -117,8 +117,8 @@ class EngineReplica:
             call.continues_text,
         )
         try:
-            # Closed also when nobody listens any more: the slot is free at the next step.
-            async with aclosing(self._served.generate(request)) as stream:
+            # Closed also when the client disconnects, so that the slot is free at the next step.
+            async with aclosing(self._engine.generate(request)) as stream:
                 async for progress in stream:
                     metrics.progress(progress)
                     if progress.finish_reason != "error":  # the engine raises the error itself next
@@ -132,29 +132,29 @@ class EngineReplica:
         except EntMTPError as error:
             yield Failure("failed", str(error))
 
-    def _delta(self, progress: RequestOutput) -> Delta:
-        account = Account.of(progress.completion, self._method) if progress.finish_reason else None
-        return Delta(0, progress.tokens, progress.text, progress.logprobs, progress.finish_reason, account)
+    def _delta(self, progress: RequestOutput) -> TokenDelta:
+        stats = SpeculationStats.of(progress.completion, self._method) if progress.finish_reason else None
+        return TokenDelta(0, progress.tokens, progress.text, progress.logprobs, progress.finish_reason, stats)
 
     def check_health(self) -> None:
-        """Raises if the engine's loop has ended: Serve then replaces the replica."""
+        """Raise if the engine's loop has ended, so that Serve replaces the replica."""
         self._started = True
-        if not self._served.healthy:
+        if not self._engine.healthy:
             raise RuntimeError(f"engine {self._args.name}: its loop has ended")
 
     async def record_routing_stats(self) -> dict[str, Any]:
-        """Facts that routers need: how much there is to do, and which beginnings lie in the cache.
+        """Statistics for routers: outstanding tokens and hashes of cached prefixes.
 
-        Serve asks from the replica's start on, so that its metrics begin then too.
+        Serve calls this from the replica's start on, so it also starts the reporting of metrics.
         """
         self._begin_reporting()
-        statistics, texts = await self._served.call(_statistics_and_texts)
+        statistics, texts = await self._engine.call(_statistics_and_texts)
         prefixes = {one for salt, text in texts for one in block_hashes(text, salt)}
         return {"at": time.time(), "outstanding_tokens": statistics.outstanding_tokens, "prefixes": sorted(prefixes)}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the autoscaling policy needs to know."""
-        statistics = await self._served.call(lambda engine: engine.statistics)
+        """Statistics for the autoscaling policy."""
+        statistics = await self._engine.call(lambda engine: engine.statistics)
         self._speed = 1e3 * statistics.goodput or self._speed
         return {OUTSTANDING: float(statistics.outstanding_tokens), SPEED: self._speed}
 
@@ -164,12 +164,12 @@ class EngineReplica:
 
     async def _report(self) -> None:
         while True:
-            self._metrics.engine(await self._served.call(lambda engine: engine.statistics))
+            self._metrics.set_gauges(await self._engine.call(lambda engine: engine.statistics))
             await asyncio.sleep(_METRICS_SECONDS)
 
     def __del__(self) -> None:
-        if hasattr(self, "_served"):
-            self._served.close()
+        if hasattr(self, "_engine"):
+            self._engine.close()
 
 
 def _statistics_and_texts(engine: Engine) -> tuple[EngineStatistics, Sequence[tuple[str, Sequence[int]]]]:

@@ -1,4 +1,4 @@
-"""Which replica of an engine gets a call: the one that has read most of it already, unless it has too much to do."""
+"""Request router: a call goes to the replica with the longest cached prefix of its prompt, unless it is overloaded."""
 
 from __future__ import annotations
 
@@ -13,63 +13,68 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from deployments.engines.prefix_hash import block_hashes, shared_tokens
-from deployments.protocol.messages import Call
+from deployments.protocol.messages import GenerateCall
 
-_REMEMBERED = 4096
+_MAX_RECENT = 4096
 
 
 @dataclass
-class _Known:
-    """What a router knows of a replica.
+class _ReplicaState:
+    """A router's knowledge of one replica.
 
     Attributes:
-        sent: own calls that still run, as (time, tokens) by call.
-        recent: hashes of prompts that went there, latest last; it may not have told of them yet.
-        told_at, outstanding, held: what the replica told last.
+        sent: this router's running calls to the replica, as (time, tokens) by ticket.
+        recent: prefix hashes of prompts sent there, latest last; the replica may not have reported them yet.
+        reported_at: time of the replica's last report.
+        outstanding: outstanding tokens in that report.
+        cached: prefix hashes in that report.
     """
 
     sent: dict[object, tuple[float, int]] = field(default_factory=dict)
     recent: OrderedDict[int, None] = field(default_factory=OrderedDict)
-    told_at: float = 0.0
+    reported_at: float = 0.0
     outstanding: int = 0
-    held: frozenset[int] = frozenset()
+    cached: frozenset[int] = frozenset()
 
-    def tell(self, stats: dict[str, Any]) -> None:
-        """Takes in what the replica says, if it is news."""
-        if stats and stats["at"] > self.told_at:
-            self.told_at, self.outstanding = stats["at"], stats["outstanding_tokens"]
-            self.held = frozenset(stats["prefixes"])
+    def update(self, stats: dict[str, Any]) -> None:
+        """Store the replica's report if it is newer than the last one."""
+        if stats and stats["at"] > self.reported_at:
+            self.reported_at, self.outstanding = stats["at"], stats["outstanding_tokens"]
+            self.cached = frozenset(stats["prefixes"])
 
     @property
     def load(self) -> int:
-        """Tokens that it may still have to read and write: what it told and what went there since."""
-        mine = sum(tokens for _, tokens in self.sent.values())
-        since = sum(tokens for at, tokens in self.sent.values() if at > self.told_at)
-        return max(mine, self.outstanding + since)
+        """Maximum number of outstanding tokens: those reported and those sent since."""
+        own = sum(tokens for _, tokens in self.sent.values())
+        since = sum(tokens for at, tokens in self.sent.values() if at > self.reported_at)
+        return max(own, self.outstanding + since)
 
-    def remember(self, hashes: Sequence[int]) -> None:
-        """A prompt goes there."""
+    def add_recent(self, hashes: Sequence[int]) -> None:
+        """Store the prefix hashes of a prompt that is sent to the replica."""
         for one in hashes:
             self.recent[one] = None
             self.recent.move_to_end(one)
-        while len(self.recent) > _REMEMBERED:
+        while len(self.recent) > _MAX_RECENT:
             self.recent.popitem(last=False)
 
 
-def ranking(loads: Sequence[int], shared: Sequence[int], imbalance: int) -> list[int]:
-    """Replicas by number, best first: most shared tokens, then least load; the overloaded behind all others."""
+def rank_replicas(loads: Sequence[int], shared: Sequence[int], imbalance: int) -> list[int]:
+    """Indices of replicas, best first: most shared tokens, then least load; overloaded replicas come last.
+
+    A replica is overloaded if its load exceeds the least load by more than ``imbalance`` tokens.
+    """
     least = min(loads)
     return sorted(range(len(loads)), key=lambda at: (loads[at] > least + imbalance, -shared[at], loads[at]))
 
 
 class PrefixRouter(RequestRouter):
-    """Serve's request router for engines; every ingress has one per engine."""
+    """Serve's request router for engines; every ingress has one for each engine."""
 
     def initialize_state(self, **kwargs: Any) -> None:
-        """Serve's hook for what the deployment's configuration says: ``imbalance_tokens``, ``queue_seconds``."""
+        """Serve's hook for the deployment's ``request_router_kwargs``: ``imbalance_tokens``, ``queue_seconds``."""
         self._imbalance: int = kwargs["imbalance_tokens"]
         self._queue_seconds: float = kwargs["queue_seconds"]
-        self._known: dict[ReplicaID, _Known] = {}
+        self._states: dict[ReplicaID, _ReplicaState] = {}
         self._replicas_since = 0.0
 
     async def choose_replicas(
@@ -78,58 +83,63 @@ class PrefixRouter(RequestRouter):
         if not candidate_replicas:
             return []
         if pending_request is not None:
-            # Or Serve would ask replicas that are full for room again at once, for ever, at the cost of their engines.
+            # Without back-off Serve would probe full replicas in a busy loop, which slows their engines.
             pending_request.routing_context.should_backoff = True
             if any(map(self._is_full, candidate_replicas)):
                 self._refuse_late(pending_request)
-        known = [self._of(replica) for replica in candidate_replicas]
+        states = [self._state_of(replica) for replica in candidate_replicas]
         call = _call_of(pending_request)
         hashes = [] if call is None else block_hashes(call.prompt, call.cache_salt)
-        shared = [max(shared_tokens(hashes, one.held), shared_tokens(hashes, frozenset(one.recent))) for one in known]
-        best = ranking([one.load for one in known], shared, self._imbalance)
+        shared = [
+            max(shared_tokens(hashes, one.cached), shared_tokens(hashes, frozenset(one.recent))) for one in states
+        ]
+        best = rank_replicas([one.load for one in states], shared, self._imbalance)
         return [[candidate_replicas[at]] for at in best]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         call = _call_of(pending_request)
         if call is None:
             return
-        known = self._known.setdefault(replica_id, _Known())
-        known.remember(block_hashes(call.prompt, call.cache_salt))
+        state = self._states.setdefault(replica_id, _ReplicaState())
+        state.add_recent(block_hashes(call.prompt, call.cache_salt))
         ticket = object()
-        known.sent[ticket] = (time.time(), call.tokens)
+        state.sent[ticket] = (time.time(), call.tokens)
         loop = asyncio.get_running_loop()
-        # It is called from a thread of Ray's.
-        result.add_done_callback(lambda *_: loop.call_soon_threadsafe(known.sent.pop, ticket, None))
+        # Ray calls the callback in a thread of its own.
+        result.add_done_callback(lambda *_: loop.call_soon_threadsafe(state.sent.pop, ticket, None))
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         super().on_replica_actor_died(replica_id)
-        self._known.pop(replica_id, None)
+        self._states.pop(replica_id, None)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         if not self.curr_replicas:
             self._replicas_since = time.time()
         super().update_replicas(replicas)
-        for gone in self._known.keys() - {replica.replica_id for replica in replicas}:
-            del self._known[gone]
+        for gone in self._states.keys() - {replica.replica_id for replica in replicas}:
+            del self._states[gone]
 
     def _is_full(self, replica: RunningReplica) -> bool:
-        """Whether it has said so; one whose node has died says nothing, and then a call waits for another replica."""
+        """Whether the replica has reported that it is full.
+
+        A replica whose node has died reports nothing; a call then waits for another replica.
+        """
         running = self.replica_queue_len_cache.get(replica.replica_id)
         return running is not None and running >= replica.max_ongoing_requests
 
     def _refuse_late(self, pending_request: PendingRequest) -> None:
-        """A call that has waited for room long enough is refused; for the start of a replica it may wait longer."""
+        """Refuse a call that has waited for room for ``queue_seconds``; time without any replica does not count."""
         waited = time.time() - max(pending_request.created_at, self._replicas_since)
         if waited >= self._queue_seconds and not pending_request.future.done():
             pending_request.future.set_exception(BackPressureError(num_queued_requests=1, max_queued_requests=1))
 
-    def _of(self, replica: RunningReplica) -> _Known:
-        known = self._known.setdefault(replica.replica_id, _Known())
-        known.tell(replica.routing_stats)
-        return known
+    def _state_of(self, replica: RunningReplica) -> _ReplicaState:
+        state = self._states.setdefault(replica.replica_id, _ReplicaState())
+        state.update(replica.routing_stats)
+        return state
 
 
-def _call_of(pending_request: PendingRequest | None) -> Call | None:
-    """The call that a request carries; other calls of a replica carry none."""
-    given = () if pending_request is None else pending_request.args
-    return next((one for one in given if isinstance(one, Call)), None)
+def _call_of(pending_request: PendingRequest | None) -> GenerateCall | None:
+    """The call among a request's arguments; None for requests to other methods of a replica."""
+    args = () if pending_request is None else pending_request.args
+    return next((one for one in args if isinstance(one, GenerateCall)), None)

@@ -1,4 +1,4 @@
-"""Text to token ids in the ingress: in threads of its own, and only of text that can fit into a model's context."""
+"""Tokenization in the ingress: in threads of its own, and only of text that can fit into a model's context."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from entmtp.decoding.detokenizer import Detokenizer
 T = TypeVar("T")
 
 _PROBES = (" ", "\n", "a", "e\u0301", "\U000f0000")
-"""Text that normalisers drop or join, or that vocabularies lack."""
+"""Texts that normalisers may drop or join, or that vocabularies may lack."""
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]+")
-"""Vocabularies of bytes lack some of these, and tokenizers then drop them."""
+"""Control characters. Byte vocabularies lack some of them, and tokenizers then drop them."""
 
 
-class Encoder:
-    """A model's tokenizer.
+class PromptEncoder:
+    """Encodes prompts and chats with a model's tokenizer.
 
     Args:
-        executor: runs what takes longer than an event loop may wait.
+        executor: runs the tokenizer, which is too slow for the event loop.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, executor: Executor) -> None:
@@ -37,20 +37,20 @@ class Encoder:
         self._executor = executor
         self._longest = longest_token(tokenizer)
 
-    async def text(self, prompt: str, context: int) -> list[int]:
+    async def encode_text(self, prompt: str, context: int) -> list[int]:
         """Token ids of a prompt.
 
         Raises:
-            ApiError: it is longer than ``context`` tokens can be.
+            ApiError: the prompt is longer than ``context`` tokens can be.
         """
         self._refuse_too_long(prompt, context, "prompt")
         return await self._run(lambda: _ids(self.tokenizer(prompt)["input_ids"]))
 
-    async def chat(self, messages: Sequence[Message], context: int) -> list[int]:
-        """Token ids of a chat as the model's template writes it; the tokenizer must have one.
+    async def encode_chat(self, messages: Sequence[Message], context: int) -> list[int]:
+        """Token ids of a chat in the model's chat template, which the tokenizer must have.
 
         Raises:
-            ApiError: it is longer than ``context`` tokens can be, or the template refuses the messages.
+            ApiError: the chat is longer than ``context`` tokens can be, or the template refuses the messages.
         """
         turns: Any = [message.as_template() for message in messages]
         try:
@@ -68,23 +68,23 @@ class Encoder:
             return
         tokens = -(-len(_CONTROLS.sub("", text)) // self._longest)
         if tokens > context:
-            raise too_long(context, f"at least {tokens}", field)
+            raise prompt_too_long(context, f"at least {tokens}", field)
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
-def too_long(context: int, tokens: str, field: str) -> ApiError:
-    """A prompt that leaves no room for an answer; ``field`` has it."""
+def prompt_too_long(context: int, tokens: str, field: str) -> ApiError:
+    """Error for a prompt, given in ``field``, that leaves no room for an answer."""
     return context_error(
         context, f"your {field} resulted in {tokens} tokens", f"reduce the length of the {field}", field
     )
 
 
 def longest_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Characters that one token stands for, at most, control characters apart.
+    """Maximum number of characters of one token, control characters excluded.
 
-    None if a tokenizer may drop or join any number of them.
+    None if the tokenizer may drop or join any number of characters.
     """
     longest = max(map(len, tokenizer.get_vocab()))
     for probe in _PROBES:

@@ -1,6 +1,6 @@
-"""A share of the requests as OpenTelemetry spans, for MLflow or any other collector of them; none by default.
+"""Export of a share of the requests as OpenTelemetry spans, for MLflow or any other collector; off by default.
 
-Where they go is said by OpenTelemetry's own variables: `OTEL_EXPORTER_OTLP_ENDPOINT`, and for MLflow
+OpenTelemetry's own environment variables set the destination: `OTEL_EXPORTER_OTLP_ENDPOINT`, and for MLflow
 `OTEL_EXPORTER_OTLP_HEADERS=x-mlflow-experiment-id=…`.
 """
 
@@ -18,17 +18,17 @@ from opentelemetry.trace import Status, StatusCode
 
 from entmtp.errors import EntMTPError
 
-_LEAST_ERROR = 500
+_SERVER_ERROR = 500
 
 
 class Tracing:
-    """Sends what requests have done."""
+    """Exports one span for each sampled request."""
 
     def __init__(self, share: float, exporter: SpanExporter | None = None) -> None:
-        """``share`` of the requests, chosen by chance; ``exporter`` None is OTLP over HTTP.
+        """Set up the export of a random ``share`` of the requests; without ``exporter`` by OTLP over HTTP.
 
         Raises:
-            EntMTPError: some are wanted but the exporter is not installed.
+            EntMTPError: the share is not zero but the exporter is not installed.
         """
         self._provider: TracerProvider | None = None
         if share:
@@ -36,22 +36,29 @@ class Tracing:
             self._provider = TracerProvider(sampler=TraceIdRatioBased(share), resource=resource, shutdown_on_exit=True)
             self._provider.add_span_processor(BatchSpanProcessor(exporter or _otlp()))
 
-    def ended(self, name: str, seconds: float, status: int, facts: Mapping[str, Any]) -> None:
-        """A request of ``name`` that took so long has just ended with this HTTP status."""
+    def record(self, name: str, seconds: float, status: int, attributes: Mapping[str, Any]) -> None:
+        """Record a request that has just ended.
+
+        Args:
+            name: name of the span.
+            seconds: duration of the request.
+            status: HTTP status of the response.
+            attributes: further attributes; only text and numbers are exported.
+        """
         if self._provider is None:
             return
         now = time.time_ns()
         span = self._provider.get_tracer("entmtp").start_span(name, start_time=now - int(seconds * 1e9))
         span.set_attribute("http.response.status_code", status)
-        for key, value in facts.items():
+        for key, value in attributes.items():
             if isinstance(value, str | int | float):
                 span.set_attribute(f"entmtp.{key}", value)
-        if status >= _LEAST_ERROR:
+        if status >= _SERVER_ERROR:
             span.set_status(Status(StatusCode.ERROR))
         span.end(now)
 
     def close(self) -> None:
-        """Sends what was not sent yet."""
+        """Send the remaining spans and stop."""
         if self._provider is not None:
             self._provider.shutdown()
 

@@ -1,4 +1,4 @@
-"""One line in the log for each request, however it ends; what was asked and answered only where that is wanted."""
+"""Access log: one line for each request, however it ends. Prompts and answers are logged only if configured."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.engines.client import Work
+from deployments.engines.client import RoutedRequest
 from deployments.engines.tracing import Tracing
 from deployments.log_file import LOGGED_HEADER, LONGEST_PATH
 from deployments.protocol.errors import ApiError
+from deployments.protocol.messages import Answer
 from deployments.protocol.request_ids import request_id
-from deployments.protocol.responses import Answer
-from deployments.protocol.schema import Generation
+from deployments.protocol.schema import GenerationRequest
 
 CLIENT_GONE = 499
 _LONGEST_ERROR = 10_000
 
 
 @dataclass(frozen=True)
-class Log:
-    """Where lines go.
+class LogSink:
+    """Destination of log lines.
 
     Attributes:
-        write: takes a line.
-        secret: of this service alone; makes the hashes of `user` useless to whoever has a list of users.
-        texts: prompts and answers are written too.
+        write: writes a line.
+        secret: the service's own secret; without it nobody can match hashes of `user` against a list of users.
+        texts: whether prompts and answers are logged too.
     """
 
     write: Callable[[Mapping[str, Any]], None]
@@ -39,57 +39,57 @@ class Log:
     texts: bool = False
 
     def pseudonym(self, user: str) -> str:
-        """The same for the same user for as long as the service runs."""
+        """Hash of a user's name, the same until the service restarts."""
         return hmac.new(self.secret, user.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:16]
 
 
-class Entry:
-    """The line of one request, as it grows.
+class LogEntry:
+    """Log line of one request, filled while the request is served.
 
     Attributes:
-        id: of the request.
-        key: whose key it came with, once that is known.
+        id: id of the request.
+        key: name of the API key's owner, once it is known.
     """
 
-    def __init__(self, log: Log, scope: Scope) -> None:
+    def __init__(self, log: LogSink, scope: Scope) -> None:
         self.id = request_id(scope)
         self.key: str | None = None
         self._log = log
         self._method, self._path = str(scope["method"]), str(scope["path"])[:LONGEST_PATH]
-        self._came = time.perf_counter()
+        self._arrived = time.perf_counter()
         self._first_token_s: float | None = None
         self._user: str | None = None
         self._model: str | None = None
         self._prompt: Any = None
-        self._work: Work | None = None
+        self._request: RoutedRequest | None = None
         self._answers: Sequence[Answer] = ()
-        self._failure: ApiError | None = None
+        self._error: ApiError | None = None
 
-    def asks(self, body: Generation, served: Container[str]) -> None:
-        """The request is well-formed; ``served`` are the models that there are, as others' names may be any text."""
+    def set_body(self, body: GenerationRequest, served: Container[str]) -> None:
+        """Add the fields of a valid body. A model is logged only if ``served``, as other names may be any text."""
         self._model = body.model if body.model in served else None
         self._user = None if body.user is None else self._log.pseudonym(body.user)
         if self._log.texts:
             self._prompt = body.model_dump(include={"messages", "prompt"})
 
-    def answering(self, work: Work, answers: Sequence[Answer]) -> None:
-        """It goes to an engine; ``answers`` grow."""
-        self._work, self._answers = work, answers
+    def set_answers(self, request: RoutedRequest, answers: Sequence[Answer]) -> None:
+        """Add the request's engine and its ``answers``, which are read when the line is written."""
+        self._request, self._answers = request, answers
 
-    def progress(self) -> None:
-        """A part of an answer came."""
+    def mark_token(self) -> None:
+        """Note the time of the first token."""
         if self._first_token_s is None:
-            self._first_token_s = time.perf_counter() - self._came
+            self._first_token_s = time.perf_counter() - self._arrived
 
-    def fails(self, error: ApiError) -> None:
-        """The answer ends with ``error`` after it has begun, whatever status it began with."""
-        self._failure = error
+    def set_error(self, error: ApiError) -> None:
+        """Note an error that ends a stream; it replaces the status with which the response began."""
+        self._error = error
 
-    def end(self, status: int, error: Mapping[str, Any] | None, tracing: Tracing) -> None:
-        """Writes the line; ``error`` is the one in the response's body."""
-        if self._failure is not None:
-            status, error = self._failure.status, self._failure.body()["error"]
-        seconds = time.perf_counter() - self._came
+    def write(self, status: int, error: Mapping[str, Any] | None, tracing: Tracing) -> None:
+        """Write the line; ``error`` is the error in the response's body."""
+        if self._error is not None:
+            status, error = self._error.status, self._error.body()["error"]
+        seconds = time.perf_counter() - self._arrived
         line: dict[str, Any] = {
             "request_id": self.id,
             "status": status,
@@ -101,15 +101,15 @@ class Entry:
             "seconds": round(seconds, 4),
             "first_token_seconds": None if self._first_token_s is None else round(self._first_token_s, 4),
         }
-        if self._work is not None:
+        if self._request is not None:
             line |= {
-                "engine": self._work.engine.name,
-                "prompt_tokens": self._work.prompt_tokens,
+                "engine": self._request.engine.name,
+                "prompt_tokens": self._request.prompt_tokens,
                 "new_tokens": sum(len(one.tokens) for one in self._answers),
                 "finish_reasons": [one.finish_reason for one in self._answers],
             }
         if self._model is not None:
-            tracing.ended(self._model, seconds, status, line)
+            tracing.record(self._model, seconds, status, line)
         if error is not None:
             line["error"] = _loggable(status, error, self._log.texts)
         if self._prompt is not None:
@@ -118,16 +118,16 @@ class Entry:
 
 
 class AccessLog:
-    """ASGI middleware, outside of all others; the handlers find the entry in the request's state."""
+    """ASGI middleware outside of all others; handlers find the request's entry in its state."""
 
-    def __init__(self, app: ASGIApp, *, log: Log, tracing: Tracing) -> None:
+    def __init__(self, app: ASGIApp, *, log: LogSink, tracing: Tracing) -> None:
         self._app, self._log, self._tracing = app, log, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        entry, response = Entry(self._log, scope), _Watched(send)
+        entry, response = LogEntry(self._log, scope), _ObservedResponse(send)
         scope.setdefault("state", {})["entry"] = entry
         status: int | None = None
         try:
@@ -137,12 +137,12 @@ class AccessLog:
             status = 500
             raise
         finally:
-            # Cancelled, or left without an end: the client has gone.
-            entry.end(status or CLIENT_GONE, response.error(), self._tracing)
+            # Without a status the handler was cancelled or the response is incomplete: the client disconnected.
+            entry.write(status or CLIENT_GONE, response.error(), self._tracing)
 
 
-class _Watched:
-    """A response on its way; keeps the body of an error."""
+class _ObservedResponse:
+    """Passes a response on and stores its status and the body of an error."""
 
     def __init__(self, send: Send) -> None:
         self.status, self.ended = 0, False
@@ -159,7 +159,7 @@ class _Watched:
         self.ended = message["type"] == "http.response.body" and not message.get("more_body", False)
 
     def error(self) -> dict[str, Any] | None:
-        """The error in the body, if it has one."""
+        """Error in the body, if there is one."""
         try:
             error = json.loads(self._body)["error"]
         except (ValueError, KeyError, TypeError):
@@ -168,7 +168,10 @@ class _Watched:
 
 
 def _loggable(status: int, error: Mapping[str, Any], texts: bool) -> dict[str, Any]:
-    """An error without what may quote the client: the message of its mistakes, and the name of a field unknown here."""
+    """An error without the parts that may quote the client, unless ``texts`` are logged.
+
+    These are the message of a client error and the name of an unknown field.
+    """
     hidden = {"message"} if status < 500 and not texts else set()
     if error.get("code") == "unknown_parameter" and not texts:
         hidden.add("param")

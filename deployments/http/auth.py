@@ -1,9 +1,9 @@
-"""API keys: kept as SHA-256, compared in constant time.
+"""API keys: stored as SHA-256, compared in constant time.
 
     python -m deployments.http.auth alice >> keys.txt
 
-prints a new key on standard error, once, and its line for the file on standard output. The service reads such lines
-from `api_keys_file`, or from the environment variable ENTMTP_API_KEYS (lines parted by spaces).
+prints a new key once on standard error, and its line for the file on standard output. The service reads such lines
+from `api_keys_file`, or from the environment variable ENTMTP_API_KEYS (separated by spaces).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ANONYMOUS = "anonymous"
 _LINE = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})")
 
 
-class Keys:
-    """Who may use the service; nobody has to say who they are where there are no keys."""
+class ApiKeys:
+    """Hashes of API keys by owner. Without any keys, requests are anonymous."""
 
     def __init__(self, hashes: Mapping[str, str]) -> None:
         self._hashes = dict(hashes)
@@ -36,10 +36,10 @@ class Keys:
         return bool(self._hashes)
 
     def owner(self, authorization: str | None) -> str:
-        """Whose key an Authorization header holds.
+        """Owner of the key in an Authorization header.
 
         Raises:
-            ApiError: 401 if there is none, or it is nobody's.
+            ApiError: 401 if the key is missing or unknown.
         """
         if not self._hashes:
             return ANONYMOUS
@@ -47,15 +47,15 @@ class Keys:
         if scheme.lower() != "bearer" or not key:
             raise _refusal("no API key is given; send the header 'Authorization: Bearer KEY'", "missing_api_key")
         digest = _digest(key.strip())
-        # All are compared, so that the time says nothing about which one is near.
+        # All hashes are compared, so that the time does not depend on which one matches.
         owners = [name for name, known in self._hashes.items() if hmac.compare_digest(known, digest)]
         if not owners:
             raise _refusal("the API key is not one of this service's; check it", "invalid_api_key")
         return owners[0]
 
 
-def load_keys(path: Path | None) -> Keys:
-    """Reads the keys' file and the environment variable; where both have a name, the file's key is its.
+def load_keys(path: Path | None) -> ApiKeys:
+    """Read the file of keys and the environment variable; the file wins if both have the same name.
 
     Raises:
         EntMTPError: the file can't be read, or an entry is not NAME:SHA256.
@@ -67,23 +67,23 @@ def load_keys(path: Path | None) -> Keys:
         except (OSError, UnicodeDecodeError) as error:
             raise EntMTPError(f"api_keys_file: {path} can't be read ({error}); give a file of NAME:SHA256") from error
         found |= _hashes(text, f"api_keys_file: {path}, entry")
-    return Keys(found)
+    return ApiKeys(found)
 
 
-def _hashes(text: str, place: str) -> dict[str, str]:
-    """Hashes by name; `place` is what an error names before an entry's number, and never what the entry holds."""
+def _hashes(text: str, source: str) -> dict[str, str]:
+    """Hashes by owner. Errors name `source` and the number of an entry, never its content."""
     found = {}
     for number, entry in enumerate(text.split(), start=1):
         if (match := _LINE.fullmatch(entry)) is None:
             raise EntMTPError(
-                f"{place} {number} is not NAME:SHA256; make one with 'python -m deployments.http.auth NAME'"
+                f"{source} {number} is not NAME:SHA256; make one with 'python -m deployments.http.auth NAME'"
             )
         found[match[1]] = match[2]
     return found
 
 
-def require_keys(host: str, keys: Keys, allow_anonymous: bool) -> None:
-    """Raises EntMTPError where other machines could reach a service that knows no keys."""
+def require_keys(host: str, keys: ApiKeys, allow_anonymous: bool) -> None:
+    """Raise EntMTPError if other machines could reach a service without keys, unless ``allow_anonymous``."""
     if not (keys or allow_anonymous or is_loopback(host)):
         raise EntMTPError(
             f"api_keys_file: the service has no API keys but listens on {host}; make a key with"
@@ -100,7 +100,7 @@ def _refusal(message: str, code: str) -> ApiError:
 
 
 def main(arguments: list[str]) -> int:
-    """Prints a new key and its line."""
+    """Print a new key and its line for the file."""
     if len(arguments) != 1 or not _LINE.fullmatch(f"{arguments[0]}:{'0' * 64}"):
         print("usage: python -m deployments.http.auth NAME (letters, digits, dots, dashes)", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""A request's body is read whole before anything else happens, within a size and a time."""
+"""Limits of a request's body: it is read completely before anything else, within a maximum size and time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deployments.protocol.errors import ApiError
 
 
 class BodyLimit:
-    """ASGI middleware."""
+    """ASGI middleware that refuses bodies above ``size`` bytes, or slower than ``seconds``."""
 
     def __init__(self, app: ASGIApp, *, size: int, seconds: float) -> None:
         self._app, self._size, self._seconds = app, size, seconds
@@ -21,7 +21,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         try:
-            self._check_size(_announced(scope))
+            self._check_size(_content_length(scope))
             async with asyncio.timeout(self._seconds):
                 body = await self._read(receive)
         except TimeoutError:
@@ -32,10 +32,10 @@ class BodyLimit:
             await error.response()(scope, receive, send)
             return
         if body is not None:
-            await self._app(scope, _Replay(body, receive), send)
+            await self._app(scope, _ReplayedBody(body, receive), send)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The body; None where the client has gone."""
+        """Read the body; None if the client disconnected."""
         body = bytearray()
         while True:
             message = await receive()
@@ -51,14 +51,14 @@ class BodyLimit:
             raise ApiError(413, f"body: it is larger than {self._size} bytes; send less")
 
 
-def _announced(scope: Scope) -> int:
-    """Size that the headers give; 0 where they don't."""
+def _content_length(scope: Scope) -> int:
+    """Size in the header Content-Length; 0 without one."""
     length = Headers(scope=scope).get("content-length", "")
     return int(length[:20]) if length.isascii() and length.isdigit() else 0
 
 
-class _Replay:
-    """Gives the body once, and then what comes from the client."""
+class _ReplayedBody:
+    """ASGI receive function that returns the body first, and then the client's further messages."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:
         self._body: bytes | None = body

@@ -1,4 +1,4 @@
-"""Pages of other origins: what a browser lets them read of an answer."""
+"""CORS headers for responses that the proxy makes itself."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 EXPOSED = ["Retry-After", "X-Request-Id"]
-"""Headers of answers that such pages may read."""
+"""Response headers that pages of other origins may read."""
 
 
 def cors_headers(scope: Scope, origins: Container[str]) -> dict[str, str]:
-    """Headers with which a page may read the answer to its request, if ``origins`` have its own, or '*'."""
+    """Headers that let a page read the response, if ``origins`` contain the page's origin or '*'."""
     origin = Headers(scope=scope).get("origin")
     if origin is None or not ("*" in origins or origin in origins):
         return {}

@@ -1,4 +1,4 @@
-"""HEAD and OPTIONS, which FastAPI leaves to each route."""
+"""Answers to HEAD and OPTIONS for all paths, which FastAPI would require in each route."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadAndOptions:
-    """ASGI middleware: HEAD of what can be read with GET, and OPTIONS of every path.
+    """ASGI middleware that answers HEAD like GET without a body, and OPTIONS with the allowed methods.
 
     Args:
-        routes: those of the application.
+        routes: returns the routes of the application.
     """
 
     def __init__(self, app: ASGIApp, routes: Callable[[], Sequence[BaseRoute]]) -> None:
@@ -29,14 +29,14 @@ class HeadAndOptions:
             await self._app(scope, receive, send)
 
     def _allowed(self, scope: Scope) -> list[str]:
-        """Methods of the path; none where there is no such path."""
+        """Methods of the path; none for an unknown path."""
         found = {method for route in self._routes() for method in _methods(route, scope)}
         return sorted(found | {"OPTIONS"} | ({"HEAD"} if "GET" in found else set())) if found else []
 
 
 def _methods(route: BaseRoute, scope: Scope) -> set[str]:
     match, _ = route.matches(scope)
-    # A mounted application, such as that of the documentation's files, is there to be read.
+    # A mounted application has no methods; that of the documentation's files can only be read.
     return set() if match is Match.NONE else set(getattr(route, "methods", None) or {"GET"})
 
 

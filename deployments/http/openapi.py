@@ -1,4 +1,4 @@
-"""The API's own documents: /openapi.json, and /docs, a page that needs no other host."""
+"""Documentation of the API: the schemas of /openapi.json, and /docs, which works offline."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ CHAT_ANSWERS = _answers(ChatAnswer, "the answers, with their usage")
 COMPLETION_ANSWERS = _answers(CompletionAnswer, "the continuations, with their usage")
 
 
-def described_api() -> FastAPI:
-    """An application without routes of its own whose documentation works offline."""
+def make_documented_app() -> FastAPI:
+    """Make an application without routes of its own whose documentation works offline."""
     tags = [
         {"name": "text", "description": "what a model writes"},
         {"name": "models", "description": "what is served"},
@@ -142,6 +142,6 @@ def described_api() -> FastAPI:
         openapi_tags=tags,
         docs_url="/docs",
         redoc_url=None,
-        # Else the page sends the address of a public service's document to a validator on another host.
+        # By default the page sends the document's URL of a public service to a validator on another host.
         swagger_ui_parameters={"validatorUrl": None},
     )

@@ -1,13 +1,15 @@
-"""What stands in Serve's HTTP proxy: requests outlive their ingress, and too many are refused for next to nothing.
+"""Middleware in Serve's HTTP proxy: retries requests whose ingress died, and refuses requests for full engines.
 
-Serve's proxy cuts the connection when an ingress dies. Here the request is sent again if no answer has begun, and else
-an event stream ends with an error event. It is sent again once, and the next ingress hears so: whatever ends processes
-ends two at most, replicas included (:mod:`deployments.engines.failover`).
+- Retry. Serve's proxy cuts the connection when an ingress dies. Here the request is sent again if no response has
+  begun; otherwise an event stream ends with an error event. It is sent again once, and a header tells the next ingress.
+  A fatal request thus kills at most two processes, replicas included (:mod:`deployments.engines.failover`).
+- Refusal. After an engine has refused a request because it is full, most other requests for the same engine are refused
+  here for a moment. They would take CPU time from the running requests. While the service stops, all requests for text
+  are refused.
+- Errors. Serve's own plain-text refusals are replaced by errors in OpenAI's format.
+- Log. Requests that no ingress has logged are logged here.
 
-When an engine has refused a request for being full, most others for the same engine are refused here for a moment,
-before they cost what those whose answers are being written would pay for. So are all when the service stops, and those
-that Serve itself would refuse in words that no client's library reads. What no ingress has logged is logged here.
-Ray reads where this is from the environment of the nodes:
+Ray finds this middleware through an environment variable of the nodes:
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deployments.http.proxy_middleware.middlewares
 """
@@ -28,39 +30,39 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.addresses import ONGOING_PATH
-from deployments.announcement import Announced
 from deployments.engines.deaths import GIVEN_UP, NO_RETRY, RETRIED_HEADER, RETRIES
-from deployments.engines.metrics import refusals
+from deployments.engines.metrics import refused_counter
 from deployments.http.cors import cors_headers
 from deployments.log_file import LOGGED_HEADER, LONGEST_PATH, ProxyLog
-from deployments.protocol.errors import FULL_HEADER, ApiError, full_error
+from deployments.protocol.errors import FULL_HEADER, ApiError, engine_full_error
 from deployments.protocol.request_ids import ID_HEADER, request_id
+from deployments.proxy_settings import ProxySettingsReader
 from deployments.stop_file import stopping
 
 _PATHS = "/v1/chat/completions", "/v1/completions"
-"""Paths of the requests that engines answer, after the application's prefix."""
+"""Paths of requests for text, after the application's prefix."""
 
 _SERVES_OWN = "/-/"
-"""Paths that Serve's proxy answers itself: its health and its routes."""
+"""Prefix of the paths that Serve's proxy answers itself: health and routes."""
 
 _REPLAYED_BYTES = 8_000_000
-"""A body beyond this is not kept, and its request not sent again."""
+"""Maximum size of a stored body; a request with a larger body is not retried."""
 
 _FULL_SECONDS, _PROBE_SECONDS = 1.0, 0.25
-"""So long an engine that was full counts as full, and so often one request may find out whether it still is."""
+"""Time for which an engine counts as full, and interval at which one request may test whether it still is."""
 
 _BEGINNING_SECONDS = 1.0
-"""So long the door waits for a body that it could refuse by; the ingress has a deadline of its own."""
+"""Maximum wait for the body of a request that may be refused here; the ingress has a deadline of its own."""
 
 _AGAIN = {"Retry-After": "1"}
 _DIED = ApiError(503, "service: the ingress that served this request died; send it again", headers=_AGAIN)
 _UNSERVED = ApiError(503, "service: it is starting or stopping; try again", headers=_AGAIN)
 _OF_SERVE = {404, 503}
-"""Statuses with which Serve refuses, in plain text, what it has no application or no ingress for."""
+"""Statuses of Serve's own refusals, in plain text, when there is no application or no ingress."""
 
 
-class Kind(NamedTuple):
-    """Fields that choose the engine of a request, and no others: varying the rest changes no refusal."""
+class EngineKey(NamedTuple):
+    """Fields of a request that select its engine. Requests with equal keys are refused together."""
 
     prefix: str
     model: str
@@ -70,8 +72,8 @@ class Kind(NamedTuple):
 
 
 @dataclass
-class _Full:
-    """An engine that has just refused a request; moments are of ``time.monotonic()``."""
+class _FullEngine:
+    """An engine that has just refused a request; times are of ``time.monotonic()``."""
 
     until: float
     next_probe: float
@@ -79,18 +81,18 @@ class _Full:
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray Serve's callback asks for."""
-    return [Middleware(Door)]
+    """Middlewares for Ray Serve's proxy callback."""
+    return [Middleware(ProxyMiddleware)]
 
 
-class Door:
-    """ASGI middleware."""
+class ProxyMiddleware:
+    """ASGI middleware that serves every request of one proxy."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._full: dict[Kind, _Full] = {}
-        self._announced = Announced()
-        self._log = ProxyLog(self._announced)
+        self._full: dict[EngineKey, _FullEngine] = {}
+        self._settings = ProxySettingsReader()
+        self._log = ProxyLog(self._settings)
         self._ongoing = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,165 +109,166 @@ class Door:
                 self._ongoing -= counted
 
     async def _answer_and_log(self, scope: Scope, receive: Receive, send: Send) -> None:
-        came, id = time.perf_counter(), request_id(scope)
-        request, response = _Request(receive), _Response(send, id, _is_for_text(scope))
+        arrived, id = time.perf_counter(), request_id(scope)
+        request, response = _ReplayableRequest(receive), _TrackedResponse(send, id, _is_for_text(scope))
         try:
             await self._answer(scope, request, response)
         finally:
             if response.unlogged and not scope["path"].startswith(_SERVES_OWN):
-                kind = kind_of(scope["path"], request.known())
+                key = engine_key(scope["path"], request.complete_body())
                 self._log.write(
                     {
                         "request_id": id,
                         "status": response.status,
                         "method": scope["method"],
                         "path": scope["path"][:LONGEST_PATH],
-                        "model": None if kind not in self._full else kind.model,  # other names may be any text
-                        "seconds": round(time.perf_counter() - came, 4),
+                        "model": None if key not in self._full else key.model,  # other names may be any text
+                        "seconds": round(time.perf_counter() - arrived, 4),
                         "error": response.error,
                     }
                 )
 
-    async def _answer(self, scope: Scope, request: _Request, response: _Response) -> None:
+    async def _answer(self, scope: Scope, request: _ReplayableRequest, response: _TrackedResponse) -> None:
         if stopping() and _is_for_text(scope) and scope["method"] == "POST":
             await self._refuse(scope, response, _UNSERVED)
             return
-        if self._full and (full := self._refuses(kind_of(scope["path"], await request.beginning()))):
-            await self._refuse(scope, response, full_error(full.retry_after))
+        if self._full and (full := self._full_engine(engine_key(scope["path"], await request.first_body()))):
+            await self._refuse(scope, response, engine_full_error(full.retry_after))
             return
         for attempt in range(1 + RETRIES):
-            await self._app(_for_attempt(scope, attempt), request.again(), response)
+            await self._app(_for_attempt(scope, attempt), request.replay(), response)
             if response.retry_after:
-                self._remember(kind_of(scope["path"], await request.beginning()), response.retry_after)
+                self._mark_full(engine_key(scope["path"], await request.first_body()), response.retry_after)
             if response.unserved:
                 await self._refuse(scope, response, _UNSERVED)
                 return
-            if response.ended or request.gone:
+            if response.ended or request.disconnected:
                 return
             if response.started:
-                await response.cut(_DIED)
+                await response.abort(_DIED)
                 return
-            if not request.whole:
+            if not request.complete:
                 await self._refuse(scope, response, _DIED)
                 return
         await self._refuse(scope, response, ApiError(500, GIVEN_UP, headers=NO_RETRY))
 
-    async def _refuse(self, scope: Scope, response: _Response, error: ApiError) -> None:
-        """Answers as the ingress would, so that pages of allowed origins can read it too."""
-        known = self._announced.latest()
-        await response.refuse(error, cors_headers(scope, known.origins) if known else {})
+    async def _refuse(self, scope: Scope, response: _TrackedResponse, error: ApiError) -> None:
+        """Answer with ``error``, with CORS headers as from the ingress."""
+        settings = self._settings.latest()
+        await response.refuse(error, cors_headers(scope, settings.origins) if settings else {})
 
     @cached_property
-    def _refusals(self) -> Counter:
-        return refusals()
+    def _refused(self) -> Counter:
+        return refused_counter()
 
-    def _refuses(self, kind: Kind | None) -> _Full | None:
-        """Why a request may not even try; None: it may."""
+    def _full_engine(self, key: EngineKey | None) -> _FullEngine | None:
+        """Full engine for which a request with ``key`` is refused; None if the request may go to an ingress."""
         now = time.monotonic()
         self._full = {known: each for known, each in self._full.items() if each.until > now}
-        full = None if kind is None else self._full.get(kind)
-        if kind is None or full is None:
+        full = None if key is None else self._full.get(key)
+        if key is None or full is None:
             return None
         if now >= full.next_probe:
             full.next_probe = now + _PROBE_SECONDS
             return None
-        self._refusals.inc(tags={"model": kind.model})
+        self._refused.inc(tags={"model": key.model})
         return full
 
-    def _remember(self, kind: Kind | None, retry_after: int) -> None:
-        """The engine of such requests has refused one."""
-        if kind is not None:
+    def _mark_full(self, key: EngineKey | None, retry_after: int) -> None:
+        """Store that the engine of requests with ``key`` has refused one."""
+        if key is not None:
             now = time.monotonic()
-            known = self._full.get(kind)
+            known = self._full.get(key)
             probe = now + _PROBE_SECONDS if known is None else known.next_probe
-            self._full[kind] = _Full(now + _FULL_SECONDS, probe, retry_after)
-            self._refusals.inc(tags={"model": kind.model})
+            self._full[key] = _FullEngine(now + _FULL_SECONDS, probe, retry_after)
+            self._refused.inc(tags={"model": key.model})
 
 
 def _is_for_text(scope: Scope) -> bool:
     return str(scope["path"]).endswith(_PATHS)
 
 
-def kind_of(path: str, body: bytes) -> Kind | None:
-    """The engine's marks in a request; None where it goes to no engine, or is not well-formed."""
+def engine_key(path: str, body: bytes) -> EngineKey | None:
+    """Key of a request's engine; None if the request is not for text, or its body is not valid."""
     suffix = next((known for known in _PATHS if path.endswith(known)), None)
     if suffix is None:
         return None
     try:
-        asked = json.loads(body)
-        wanted = asked.get("speculation") or {}
-        kind = Kind(path.removesuffix(suffix), asked["model"], *(wanted.get(name) for name in Kind._fields[2:]))
+        request = json.loads(body)
+        speculation = request.get("speculation") or {}
+        prefix, options = path.removesuffix(suffix), (speculation.get(name) for name in EngineKey._fields[2:])
+        key = EngineKey(prefix, request["model"], *options)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return kind if all(mark is None or isinstance(mark, str) for mark in kind) else None
+    return key if all(field is None or isinstance(field, str) for field in key) else None
 
 
 def _for_attempt(scope: Scope, attempt: int) -> Scope:
-    """The scope of a request that goes to an ingress for the first or a further time."""
+    """Scope of an attempt; from the second attempt on it has the header of a retry."""
     headers = [pair for pair in scope["headers"] if pair[0].lower() != RETRIED_HEADER]
     return {**scope, "headers": [*headers, (RETRIED_HEADER, b"1")] if attempt else headers}
 
 
-class _Request:
-    """Can be read again.
+class _ReplayableRequest:
+    """A request whose messages are stored, so that it can be sent again.
 
     Attributes:
-        gone: the client is.
-        whole: all that was read is still known.
+        disconnected: whether the client has disconnected.
+        complete: whether all messages read so far are stored.
     """
 
     def __init__(self, receive: Receive) -> None:
-        self.gone, self.whole = False, True
+        self.disconnected, self.complete = False, True
         self._receive = receive
-        self._kept: list[Message] = []
+        self._stored: list[Message] = []
         self._size = 0
 
-    def again(self) -> Receive:
-        """From its beginning."""
-        kept = iter(list(self._kept))
+    def replay(self) -> Receive:
+        """ASGI receive function that reads the request from its beginning."""
+        stored = iter(list(self._stored))
 
         async def receive() -> Message:
-            message = next(kept, None)
+            message = next(stored, None)
             return await self._next() if message is None else message
 
         return receive
 
-    async def beginning(self) -> bytes:
-        """The body, if all of it comes at once, as nearly every one does; else nothing."""
-        if not self._kept and not self.gone:
+    async def first_body(self) -> bytes:
+        """Wait for the first message; returns the body if it is complete, as it nearly always is, or else nothing."""
+        if not self._stored and not self.disconnected:
             try:
                 async with asyncio.timeout(_BEGINNING_SECONDS):
                     await self._next()
             except TimeoutError:
                 return b""
-        return self.known()
+        return self.complete_body()
 
-    def known(self) -> bytes:
-        """The body, if all of it has come and in one piece; else nothing."""
-        first = self._kept[0] if self._kept else {"more_body": True}
+    def complete_body(self) -> bytes:
+        """The body, if the first message has all of it; otherwise nothing."""
+        first = self._stored[0] if self._stored else {"more_body": True}
         return b"" if first.get("more_body", False) else bytes(first.get("body", b""))
 
     async def _next(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self.gone = True
+            self.disconnected = True
             return message
         self._size += len(message.get("body", b""))
-        self.whole = self._size <= _REPLAYED_BYTES
-        if self.whole:
-            self._kept.append(message)
+        self.complete = self._size <= _REPLAYED_BYTES
+        if self.complete:
+            self._stored.append(message)
         return message
 
 
-class _Response:
-    """Goes to the client, and knows how far it has come.
+class _TrackedResponse:
+    """A response on its way to the client, with its progress.
 
     Attributes:
-        status: that it began with, or that it should have had.
-        error: of a response that was made here.
-        retry_after: what a refusal for a full engine advises, in seconds; 0 with any other response.
-        unlogged: only the proxy knows of it.
-        unserved: it was Serve's own refusal of a request ``for_text``, and was kept back.
+        status: status of the response, or of the error that ends it.
+        error: error of a response that was made here.
+        retry_after: seconds in the header Retry-After if the engine was full; 0 for any other response.
+        unlogged: whether no ingress has logged the request.
+        unserved: whether this is Serve's own refusal of a request ``for_text``, which is not passed on.
     """
 
     def __init__(self, send: Send, request_id: str, for_text: bool) -> None:
@@ -284,27 +287,27 @@ class _Response:
                 self.retry_after = int(headers[b"retry-after"])
             self.unlogged = LOGGED_HEADER not in headers
             self.unserved = self.unlogged and self._for_text and self.status in _OF_SERVE
-            told = [pair for pair in message["headers"] if pair[0].lower() != LOGGED_HEADER]
-            message = {**message, "headers": told}
+            passed_on = [pair for pair in message["headers"] if pair[0].lower() != LOGGED_HEADER]
+            message = {**message, "headers": passed_on}
         elif message["type"] == "http.response.body":
             self.ended = not message.get("more_body", False)
         if not self.unserved:
             await self._send(message)
 
-    async def cut(self, error: ApiError) -> None:
-        """Says why there will be no more; a body that is no event stream can only be cut."""
-        self._note(error)
+    async def abort(self, error: ApiError) -> None:
+        """End an event stream with an error event; any other response is just cut off."""
+        self._set_error(error)
         if self._events:
             await self._send({"type": "http.response.body", "body": f"data: {json.dumps(error.body())}\n\n".encode()})
 
     async def refuse(self, error: ApiError, more_headers: Mapping[str, str]) -> None:
-        """The whole response."""
-        self._note(error)
+        """Send ``error`` as the complete response."""
+        self._set_error(error)
         given = {"Content-Type": "application/json", ID_HEADER: self._request_id, **error.headers, **more_headers}
         headers = [(name.lower().encode(), value.encode()) for name, value in given.items()]
         await self._send({"type": "http.response.start", "status": error.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": json.dumps(error.body()).encode()})
 
-    def _note(self, error: ApiError) -> None:
+    def _set_error(self, error: ApiError) -> None:
         self.unlogged = True
         self.status, self.error = error.status, error.body()["error"]

@@ -1,6 +1,6 @@
-"""The HTTP API: OpenAI's paths, and a few of its own."""
+"""Routes of the HTTP API: OpenAI's paths, and a few of the service's own."""
 
-# FastAPI evaluates annotations, and those of the routes name what is local to their factory: they must not be strings.
+# FastAPI evaluates annotations. Those of the routes name locals of `make_api`, so they must not be strings.
 
 import asyncio
 import json
@@ -17,10 +17,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from openai.types import CompletionUsage
 from pydantic import BaseModel
 
-from deployments.engines.client import Service, Work
-from deployments.engines.deaths import retries
-from deployments.http.access_log import AccessLog, Entry, Log
-from deployments.http.auth import Keys
+from deployments.engines.client import EngineClient, RoutedRequest
+from deployments.engines.deaths import retries_left
+from deployments.http.access_log import AccessLog, LogEntry, LogSink
+from deployments.http.auth import ApiKeys
 from deployments.http.body_limit import BodyLimit
 from deployments.http.cors import EXPOSED
 from deployments.http.http_methods import HeadAndOptions
@@ -35,17 +35,17 @@ from deployments.http.openapi import (
     Readiness,
     ServedEngine,
     TokenIds,
-    described_api,
+    make_documented_app,
 )
 from deployments.http.usage import usage_of, usage_so_far
-from deployments.protocol.errors import ApiError, invalid, tell_errors, unexpected
-from deployments.protocol.messages import Delta
-from deployments.protocol.responses import Answer, ChatShape, CompletionShape, Shape
+from deployments.protocol.errors import ApiError, add_error_handlers, invalid_value, unexpected_error
+from deployments.protocol.messages import Answer, TokenDelta
+from deployments.protocol.responses import ChatResponseBuilder, CompletionResponseBuilder, ResponseBuilder
 from deployments.protocol.schema import (
     COMPLETION_TOKENS,
     ChatRequest,
     CompletionRequest,
-    Generation,
+    GenerationRequest,
     StreamOptions,
     TokenizeRequest,
 )
@@ -55,24 +55,24 @@ _log = logging.getLogger("ray.serve")
 
 
 def make_api(
-    service: Service,
-    keys: Keys,
+    service: EngineClient,
+    keys: ApiKeys,
     ready: Callable[[], Awaitable[dict[str, bool]]],
     metrics: Callable[[], Awaitable[str]],
-    log: Log,
+    log: LogSink,
 ) -> FastAPI:
-    """The application.
+    """Make the FastAPI application.
 
     Args:
-        ready: says of each engine whether a replica of it runs.
-        metrics: the service's metrics as Prometheus reads them.
-        log: takes a line for each request.
+        ready: returns, for each engine, whether a replica of it runs.
+        metrics: returns the service's metrics in Prometheus' text format.
+        log: destination of the access log.
     """
-    api = described_api()
+    api = make_documented_app()
     _add_middlewares(api, service, log)
 
     async def owner(request: Request, _: Annotated[object, Security(BEARER)]) -> str:
-        entry: Entry = request.state.entry
+        entry: LogEntry = request.state.entry
         entry.key = keys.owner(request.headers.get("authorization"))
         return entry.key
 
@@ -81,23 +81,25 @@ def make_api(
     @api.post("/v1/chat/completions", tags=["text"], responses=CHAT_ANSWERS)
     async def chat(body: ChatRequest, request: Request, key: Owner) -> Response:
         """Answer the last message of a chat."""
-        entry: Entry = request.state.entry
-        entry.asks(body, service.catalogue.models)
+        entry: LogEntry = request.state.entry
+        entry.set_body(body, service.catalogue.models)
         engine = service.catalogue.find(body.model, body.speculation)
         prompt = await service.encode_chat(engine, body.messages)
         work = await service.prepare(entry.id, key, engine, body, [prompt], None)
-        shape = ChatShape(f"chatcmpl-{uuid.uuid4().hex}", body.model, service.detokenizer(engine), work.calls)
+        shape = ChatResponseBuilder(f"chatcmpl-{uuid.uuid4().hex}", body.model, service.detokenizer(engine), work.calls)
         return await _answer(service, body, work, shape, request)
 
     @api.post("/v1/completions", tags=["text"], responses=COMPLETION_ANSWERS)
     async def completions(body: CompletionRequest, request: Request, key: Owner) -> Response:
         """Continue a text, or several."""
-        entry: Entry = request.state.entry
-        entry.asks(body, service.catalogue.models)
+        entry: LogEntry = request.state.entry
+        entry.set_body(body, service.catalogue.models)
         engine = service.catalogue.find(body.model, body.speculation)
         prompts = await service.encode_prompts(engine, body)
         work = await service.prepare(entry.id, key, engine, body, prompts, COMPLETION_TOKENS)
-        shape = CompletionShape(f"cmpl-{uuid.uuid4().hex}", body.model, service.detokenizer(engine), work.calls)
+        shape = CompletionResponseBuilder(
+            f"cmpl-{uuid.uuid4().hex}", body.model, service.detokenizer(engine), work.calls
+        )
         return await _answer(service, body, work, shape, request)
 
     @api.post("/tokenize", tags=["text"], responses=ERRORS)
@@ -105,7 +107,7 @@ def make_api(
         """Show the token ids of a prompt, or of a chat as the model's template writes it."""
         engine = service.catalogue.find(body.model, None)
         if (body.prompt is None) == (body.messages is None):
-            raise invalid("prompt: give either prompt or messages", "prompt")
+            raise invalid_value("prompt: give either prompt or messages", "prompt")
         if body.messages is not None:
             tokens = await service.encode_chat(engine, body.messages)
         else:
@@ -147,9 +149,9 @@ def make_api(
     return api
 
 
-def _add_middlewares(api: FastAPI, service: Service, log: Log) -> None:
-    """The last one that is added is the first that a request meets."""
-    tell_errors(api)
+def _add_middlewares(api: FastAPI, service: EngineClient, log: LogSink) -> None:
+    """Add the middlewares; a request passes the last one added first."""
+    add_error_handlers(api)
     args = service.args
     api.add_middleware(BodyLimit, size=args.limits.body_bytes, seconds=args.limits.body_seconds)
     api.add_middleware(HeadAndOptions, routes=lambda: api.routes)
@@ -164,35 +166,39 @@ def _add_middlewares(api: FastAPI, service: Service, log: Log) -> None:
     api.add_middleware(AccessLog, log=log, tracing=service.tracing)
 
 
-async def _answer(service: Service, body: Generation, work: Work, shape: Shape, request: Request) -> Response:
-    entry: Entry = request.state.entry
+async def _answer(
+    service: EngineClient, body: GenerationRequest, work: RoutedRequest, shape: ResponseBuilder, request: Request
+) -> Response:
+    entry: LogEntry = request.state.entry
     answers = [Answer() for _ in range(work.answers)]
-    entry.answering(work, answers)
-    stream = _timely(service.run(work, retries(request.scope)), body.timeout_s, service.args.limits.request_seconds)
+    entry.set_answers(work, answers)
+    stream = _with_deadline(
+        service.run(work, retries_left(request.scope)), body.timeout_s, service.args.limits.request_seconds
+    )
     if not body.stream:
         await _gather(stream, answers, entry)
-        whole = shape.whole(answers, usage_of(work, answers), metrics_of(answers))
-        return JSONResponse(whole.model_dump(mode="json", exclude_unset=True))
-    # Before the response is begun, a refusal still has a status of its own.
+        full_response = shape.full_response(answers, usage_of(work, answers), metrics_of(answers))
+        return JSONResponse(full_response.model_dump(mode="json", exclude_unset=True))
+    # Wait for the first delta before the response begins, so that a refusal can still set the status.
     first = await anext(stream)
     events = _events(first, stream, work, answers, shape, entry, body.stream_options or StreamOptions())
     return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
-async def _gather(stream: AsyncGenerator[Delta], answers: Sequence[Answer], entry: Entry) -> None:
+async def _gather(stream: AsyncGenerator[TokenDelta], answers: Sequence[Answer], entry: LogEntry) -> None:
     async with aclosing(stream):
         async for delta in stream:
-            entry.progress()
-            answers[delta.index].take(delta)
+            entry.mark_token()
+            answers[delta.index].append(delta)
 
 
 async def _events(
-    first: Delta,
-    rest: AsyncGenerator[Delta],
-    work: Work,
+    first: TokenDelta,
+    rest: AsyncGenerator[TokenDelta],
+    work: RoutedRequest,
     answers: Sequence[Answer],
-    shape: Shape,
-    entry: Entry,
+    shape: ResponseBuilder,
+    entry: LogEntry,
     options: StreamOptions,
 ) -> AsyncGenerator[str]:
     continuous = options.include_usage and options.continuous_usage_stats
@@ -200,39 +206,41 @@ async def _events(
     try:
         async with aclosing(rest):
             for index in range(work.answers):
-                if (opening := shape.opening(index)) is not None:
-                    yield _event(opening, usage)
+                if (first_chunk := shape.first_chunk(index)) is not None:
+                    yield _event(first_chunk, usage)
             async for delta in _with_first(first, rest):
-                entry.progress()
+                entry.mark_token()
                 chunk = shape.chunk(delta.index, delta)
-                answers[delta.index].take(delta)
+                answers[delta.index].append(delta)
                 yield _event(chunk, usage)
         if options.include_usage:
-            yield _event(shape.closing(usage_of(work, answers), metrics_of(answers)))
+            yield _event(shape.usage_chunk(usage_of(work, answers), metrics_of(answers)))
         yield "data: [DONE]\n\n"
     except ApiError as error:
-        entry.fails(error)
+        entry.set_error(error)
         yield f"data: {json.dumps(error.body())}\n\n"
-    except Exception as error:  # the client must hear of it, whatever it is
+    except Exception as error:  # report any error to the client, as the status is sent already
         _log.exception("request %s: an unexpected error", entry.id)
-        told = unexpected(error)
-        entry.fails(told)
-        yield f"data: {json.dumps(told.body())}\n\n"
+        reported = unexpected_error(error)
+        entry.set_error(reported)
+        yield f"data: {json.dumps(reported.body())}\n\n"
 
 
-async def _with_first(first: Delta, rest: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
+async def _with_first(first: TokenDelta, rest: AsyncGenerator[TokenDelta]) -> AsyncGenerator[TokenDelta]:
     yield first
     async for delta in rest:
         yield delta
 
 
-async def _timely(stream: AsyncGenerator[Delta], own: float | None, most: float) -> AsyncGenerator[Delta]:
-    """The stream until the client's ``own`` deadline, or the service's.
+async def _with_deadline(
+    stream: AsyncGenerator[TokenDelta], requested: float | None, limit: float
+) -> AsyncGenerator[TokenDelta]:
+    """Yield the stream's deltas until the deadline: the client's ``requested`` seconds, or the service's ``limit``.
 
     Raises:
-        ApiError: when it has passed.
+        ApiError: the deadline has passed.
     """
-    seconds, field = (own, "timeout_s") if own is not None and own < most else (most, "service")
+    seconds, field = (requested, "timeout_s") if requested is not None and requested < limit else (limit, "service")
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     async with aclosing(stream):
@@ -254,7 +262,7 @@ def _event(chunk: BaseModel, usage: Callable[[], CompletionUsage] | None = None)
     return f"data: {chunk.model_dump_json(exclude_unset=True)}\n\n"
 
 
-def _model(service: Service, name: str) -> ModelCard:
+def _model(service: EngineClient, name: str) -> ModelCard:
     engines = service.catalogue.models[name]
     return ModelCard(
         id=name,

@@ -1,7 +1,7 @@
-"""Fields of OpenAI's and vLLM's requests that this service has no use for.
+"""Fields of OpenAI's and vLLM's requests that this service does not support.
 
-Clients send many of them with values that request nothing: null, empty lists, their defaults. Those are taken. A value
-that requests what this service doesn't have is refused by its field's name.
+Clients send many of them with values that request nothing: null, empty lists, their defaults. Such values are accepted.
+Any other value is refused with an error that names its field.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from entmtp.errors import quoted
 
 UNSUPPORTED: Final = "unsupported_parameter"
-"""Type of the validation error, whose context has the ``field``, its ``value``, shortened, and the ``fix``."""
+"""Type of the validation error; its context has the ``field``, the quoted ``value`` and the ``fix``."""
 
 IGNORED = frozenset(
     {
@@ -22,7 +22,7 @@ IGNORED = frozenset(
         *("safety_identifier", "service_tier", "store"),
     }
 )
-"""OpenAI's own fields that change nothing about the text, whatever their value."""
+"""OpenAI's fields whose values never change the text."""
 
 NoEffect = Mapping[str, tuple[object, ...]]
 """Values that request nothing, by field; null is always one of them."""
@@ -65,7 +65,7 @@ _BOTH: dict[str, tuple[object, ...]] = {
     "vllm_xargs": ({},),
 }
 
-# A client that sends tools also chooses among them, and it is the tools that can't be had: they come first.
+# Fields are checked in this order. Tools come before tool_choice, so that the error names the unsupported tools.
 _CHAT: dict[str, tuple[object, ...]] = {
     # OpenAI's
     "tools": ([],),
@@ -94,14 +94,14 @@ _CHAT: dict[str, tuple[object, ...]] = {
 }
 
 
-class Foreign(NamedTuple):
-    """Base of bodies: the fields that one may have beyond its own."""
+class ForeignFields(NamedTuple):
+    """Fields that a body may have in addition to its own."""
 
     no_effect: NoEffect
     ignored: frozenset[str] = frozenset()
 
-    def removed_from(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The body's other fields.
+    def strip_from(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The body without these fields.
 
         Raises:
             PydanticCustomError: a value requests what this service doesn't have.
@@ -114,10 +114,10 @@ class Foreign(NamedTuple):
         }
 
 
-NOTHING = Foreign({})
-CHAT = Foreign(_CHAT | _BOTH, IGNORED)
-COMPLETION = Foreign(_BOTH | {"add_special_tokens": (True,), "prompt_embeds": ()}, IGNORED)
-TOKENIZE = Foreign(
+NOTHING = ForeignFields({})
+CHAT = ForeignFields(_CHAT | _BOTH, IGNORED)
+COMPLETION = ForeignFields(_BOTH | {"add_special_tokens": (True,), "prompt_embeds": ()}, IGNORED)
+TOKENIZE = ForeignFields(
     {
         "tools": ([],),
         "add_generation_prompt": (True,),
@@ -130,10 +130,10 @@ TOKENIZE = Foreign(
         "return_token_strs": (False,),
     }
 )
-TOKENIZE_CHAT = Foreign({**TOKENIZE.no_effect, "add_special_tokens": (False,)})
-"""The template of a chat writes the special tokens."""
+TOKENIZE_CHAT = ForeignFields({**TOKENIZE.no_effect, "add_special_tokens": (False,)})
+"""Fields of a chat to tokenize, whose special tokens come from the chat template."""
 
-MESSAGE = Foreign(
+MESSAGE = ForeignFields(
     {
         "tool_calls": ([],),
         "function_call": ({},),
@@ -143,21 +143,21 @@ MESSAGE = Foreign(
         "reasoning": ("",),
         "reasoning_content": ("",),
     },
-    frozenset({"tool_call_id"}),  # of the role 'tool', which is refused by its name
+    frozenset({"tool_call_id"}),  # of the role 'tool', which is refused anyway
 )
-"""An answer's message has these fields, and comes back with the next turn of its chat."""
+"""Fields of an answer's message, which clients send back with the next turn of the chat."""
 
-PART = Foreign({}, frozenset({"prompt_cache_breakpoint"}))
+PART = ForeignFields({}, frozenset({"prompt_cache_breakpoint"}))
 
 
 def _requests_nothing(given: Any, values: tuple[object, ...]) -> bool:
-    # In Python False is 0, and True is 1.
+    # The types are compared too, as False == 0 and True == 1 in Python.
     return given is None or any(
         given == value and isinstance(given, bool) == isinstance(value, bool) for value in values
     )
 
 
 def _unsupported(field: str, value: Any, values: tuple[object, ...]) -> PydanticCustomError:
-    taken = f", or send {' or '.join(quoted(one) for one in values)}" if values else ""
-    context = {"field": field, "value": quoted(value), "fix": f"leave it out{taken}"}
+    accepted = f", or send {' or '.join(quoted(one) for one in values)}" if values else ""
+    context = {"field": field, "value": quoted(value), "fix": f"leave it out{accepted}"}
     return PydanticCustomError(UNSUPPORTED, "this service doesn't have it; {fix}", context)

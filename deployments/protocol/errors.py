@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API reports them: a status, and a body that names the parameter and the fix."""
+"""Errors in the format of OpenAI's API: a status, and a body that names the parameter and the fix."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _TYPES = {
     503: "unavailable_error",
     504: "timeout_error",
 }
-"""Of statuses that are neither just a client's mistake nor just a server's."""
+"""Error types by status; other statuses are an invalid_request_error or a server_error."""
 
 _UNKNOWN, _EXTRA = "unknown_parameter", "extra_forbidden"
-"""Our name, and pydantic's, of a field that is unknown here."""
+"""OpenAI's and pydantic's code for an unknown field."""
 
 FULL_HEADER = b"x-engine-full"
-"""Of a 429: it is the engine that is full, and not this key that asked too often."""
+"""Header of a 429 for a full engine, which distinguishes it from a key's rate limit."""
 
 
 class ApiError(Exception):
-    """Ends a request with ``status`` and a body that says why."""
+    """Error that ends a request with ``status`` and a body with the reason."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """What a client's library reads; also the payload of an error event in a stream."""
+        """JSON body of the error, also the payload of an error event in a stream."""
         return {
             "error": {
                 "message": printable(self.message),
@@ -61,36 +61,37 @@ class ApiError(Exception):
         }
 
     def response(self) -> JSONResponse:
-        """The whole answer."""
+        """Complete response for the error."""
         return JSONResponse(self.body(), self.status, self.headers)
 
 
-def too_many(message: str, seconds: int) -> ApiError:
-    """A 429 that says when to try again."""
+def rate_limit_error(message: str, seconds: int) -> ApiError:
+    """Error 429 with the seconds after which the client may try again."""
     headers = {"Retry-After": str(seconds)}
     return ApiError(429, f"{message}; try again in {seconds} s", code="rate_limit_exceeded", headers=headers)
 
 
-def full_error(seconds: int) -> ApiError:
-    """A 429 for a request whose engine has as many as may wait already."""
-    error = too_many("too many requests wait", seconds)
+def engine_full_error(seconds: int) -> ApiError:
+    """Error 429 for a request whose engine has a full waiting queue."""
+    error = rate_limit_error("too many requests wait", seconds)
     error.headers[FULL_HEADER.decode()] = "1"
     return error
 
 
 def context_error(context: int, needed: str, fix: str, param: str) -> ApiError:
-    """A request that doesn't fit into ``context`` tokens.
+    """Error for a request that doesn't fit into ``context`` tokens.
 
-    Gateways and frameworks know it by OpenAI's first sentence, or by the code, for which some read the message only.
+    Gateways and frameworks recognise it by OpenAI's first sentence or by the code. Some read only the message, so the
+    message contains the code too.
     """
     code = "context_length_exceeded"
     message = f"This model's maximum context length is {context} tokens. However, {needed}. Please {fix}. ({code})"
     return ApiError(400, message, param=param, code=code)
 
 
-def tell_errors(api: FastAPI) -> None:
-    """Has the application report every error so, also those of FastAPI and unexpected ones."""
-    api.add_middleware(_Unexpected)
+def add_error_handlers(api: FastAPI) -> None:
+    """Make the application answer every error in OpenAI's format, including FastAPI's own and unexpected ones."""
+    api.add_middleware(_UnexpectedErrors)
 
     @api.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> JSONResponse:
@@ -98,20 +99,20 @@ def tell_errors(api: FastAPI) -> None:
 
     @api.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        return of_validation(error.errors()).response()
+        return validation_error(error.errors()).response()
 
     @api.exception_handler(HTTPException)
     async def unanswered(request: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == 400:  # FastAPI's, for a body that no parser gets through
+        if error.status_code == 400:  # FastAPI's status for a body that can't be parsed
             return ApiError(400, "body: it can't be read; send a JSON object", code="invalid_json").response()
         message = f"{request.method} {_shortened(request.url.path)}: {error.detail}"
         return ApiError(error.status_code, message, headers=error.headers).response()
 
 
-class _Unexpected:
-    """ASGI middleware that answers for exceptions that nothing else answers for.
+class _UnexpectedErrors:
+    """ASGI middleware that answers unhandled exceptions with a 500.
 
-    Starlette's own handler of them stands outside of all middlewares, and browsers would not get its answer.
+    Starlette's own handler runs outside of all middlewares, so its response would lack the CORS headers.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -131,25 +132,25 @@ class _Unexpected:
             if started or scope["type"] != "http":
                 raise
             _log.exception("an unexpected error")
-            await unexpected(error).response()(scope, receive, send)
+            await unexpected_error(error).response()(scope, receive, send)
 
 
-def unexpected(error: Exception) -> ApiError:
-    """What a client may know of an error that is ours."""
+def unexpected_error(error: Exception) -> ApiError:
+    """Error 500 that tells the client only the type of an internal exception."""
     return ApiError(500, f"service: {type(error).__name__}; the log says more")
 
 
-def of_validation(errors: Sequence[Any]) -> ApiError:
-    """The first thing that is wrong with a body, by the name of its field; ``errors`` are pydantic's."""
+def validation_error(errors: Sequence[Any]) -> ApiError:
+    """Error for the first of pydantic's ``errors`` about a body, with the path of its field."""
     first = errors[0]
     if first["type"] == "json_invalid":
         problem, at = uncapitalise(first["ctx"]["error"]), first["loc"][-1]
         message = f"body: it is not valid JSON at character {at}: {problem}; send a JSON object"
         return ApiError(400, message, code="invalid_json")
-    # A union names the branch that was tried too; only the path that stands in the body means something to a client.
+    # Pydantic's path also has the branches of unions; clients only know the path in the body.
     parts = first["loc"][1:]
     path = [str(part) for part in parts if not _is_branch(part)]
-    if first["type"] == _EXTRA and _is_branch(parts[-1]):  # a client may call a field so
+    if first["type"] == _EXTRA and _is_branch(parts[-1]):  # an unknown field whose name looks like a branch
         path.append(str(parts[-1]))
     if first["type"] == UNSUPPORTED:
         context = first["ctx"]
@@ -165,16 +166,16 @@ def of_validation(errors: Sequence[Any]) -> ApiError:
     if first["type"] == "missing":
         message = f"{param}: this field is missing; give it"
         return ApiError(400, message, param=param, code="missing_required_parameter")
-    return invalid(validation_message(first, param), param)
+    return invalid_value(validation_message(first, param), param)
 
 
-def invalid(message: str, param: str) -> ApiError:
-    """A 400 for a value that can't be."""
+def invalid_value(message: str, param: str) -> ApiError:
+    """Error 400 for the value of a parameter."""
     return ApiError(400, message, param=param, code="invalid_value")
 
 
 def printable(text: str) -> str:
-    """Without what UTF-8 can't say: a client may have sent half a surrogate pair."""
+    """Replace characters that UTF-8 can't encode, such as half a surrogate pair from a client."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""What an ingress and an engine's replicas say to each other."""
+"""Messages between an ingress and the replicas of an engine."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from entmtp.settings import SamplingParams
 
 
 @dataclass(frozen=True)
-class Call:
-    """One answer to one prompt.
+class GenerateCall:
+    """Request to an engine for one answer to one prompt.
 
     Attributes:
-        id: the HTTP request's, then the numbers of the prompt and of the answer.
+        id: id of the HTTP request, followed by the numbers of the prompt and of the answer.
         prompt: token ids.
-        params: always with a seed, so that another replica can write the same text.
-        number: which of several answers to the prompt.
-        prompt_number: which of the body's prompts; it and ``number`` choose the seed's random stream.
-        cache_salt: whose earlier texts the prompt may begin with.
-        continues_text: whether the answer's text goes on from the prompt's, as in /v1/completions.
+        params: sampling parameters, always with a seed, so that another replica can generate the same text.
+        number: index of the answer among several answers to the prompt.
+        max_nodes: maximum number of nodes of a step's tree; None: no limit of the request.
+        prompt_number: index of the prompt in the body; it and ``number`` select the seed's random stream.
+        cache_salt: only prefixes cached with the same salt are reused.
+        continues_text: whether the answer continues the prompt's text, as in /v1/completions.
     """
 
     id: str
@@ -37,18 +38,19 @@ class Call:
 
     @property
     def tokens(self) -> int:
-        """That it may take to read and write, at most."""
+        """Maximum number of prompt and new tokens together."""
         return len(self.prompt) + self.params.max_tokens
 
 
 @dataclass(frozen=True)
-class Account:
-    """How an answer's steps went; what the extension of ``usage`` tells.
+class SpeculationStats:
+    """Statistics of an answer's steps, for the ``speculation`` extension of ``usage``.
 
     Attributes:
-        method, task: that it was written with; `user_config` may have changed what the engine began with.
-        deepest: levels of the deepest tree of a step.
-        part_ms: of all steps together, by part.
+        method: method that generated the answer; `user_config` may have changed it since the engine's start.
+        task: task of the tree bank that was used.
+        deepest: depth of the deepest tree of a step.
+        part_ms: total time of all steps, by part of a step.
     """
 
     method: str
@@ -64,8 +66,8 @@ class Account:
     first_token_ms: float
 
     @classmethod
-    def of(cls, done: Completion, method: MethodSpec) -> Account:
-        """Of a finished completion."""
+    def of(cls, done: Completion, method: MethodSpec) -> SpeculationStats:
+        """Collect the statistics of a finished completion."""
         return cls(
             method=method.name,
             task=method.task,
@@ -82,29 +84,47 @@ class Account:
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A replica has taken a call: its engine sees it next."""
+class Accepted:
+    """First message of a replica that has accepted a call."""
 
 
 @dataclass(frozen=True)
-class Delta:
-    """Tokens that a step added to answer ``index`` of a request; ``account`` comes with the last."""
+class TokenDelta:
+    """New tokens of a step for answer ``index`` of a request; the last delta has the ``stats``."""
 
     index: int
     tokens: list[int]
     text: str
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    account: Account | None = None
+    stats: SpeculationStats | None = None
+
+
+@dataclass
+class Answer:
+    """Accumulated deltas of one answer."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stats: SpeculationStats | None = None
+
+    def append(self, delta: TokenDelta) -> None:
+        """Add the next delta."""
+        self.text += delta.text
+        self.tokens += delta.tokens
+        self.logprobs += delta.logprobs
+        self.finish_reason, self.stats = delta.finish_reason, delta.stats
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The end of a call that was not answered.
+    """End of a call without a complete answer.
 
-    'invalid': the request is at fault; 'full': try again later; 'failed': no replica can write this text;
-    'unavailable': the replica never took the call; 'dead': the replica ended while it ran the call; 'fatal': so did one
-    replica too many.
+    Kinds: 'invalid' (the request is wrong), 'full' (try again later), 'failed' (no replica can generate this text),
+    'unavailable' (the replica never accepted the call), 'dead' (the replica died while it ran the call), 'fatal' (more
+    replicas died than a call may kill).
     """
 
     kind: Literal["invalid", "full", "failed", "unavailable", "dead", "fatal"]

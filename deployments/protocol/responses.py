@@ -1,11 +1,10 @@
-"""Answers in OpenAI's shapes, whole or as chunks of a stream."""
+"""Responses in OpenAI's formats, complete or as chunks of a stream."""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from openai.types import Completion, CompletionUsage
@@ -13,34 +12,15 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletio
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from pydantic import BaseModel
 
-from deployments.protocol.messages import Account, Call, Delta
+from deployments.protocol.messages import Answer, GenerateCall, TokenDelta
 from entmtp.decoding.detokenizer import Detokenizer
-from entmtp.decoding.outputs import TokenLogprobs
 from entmtp.decoding.token_texts import Position, TokenText, TokenTexts
 
 
-@dataclass
-class Answer:
-    """One choice, as far as it has come."""
+class ResponseBuilder(ABC):
+    """Builder of one request's response for an endpoint."""
 
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    finish_reason: str | None = None
-    account: Account | None = None
-
-    def take(self, delta: Delta) -> None:
-        """One more part."""
-        self.text += delta.text
-        self.tokens += delta.tokens
-        self.logprobs += delta.logprobs
-        self.finish_reason, self.account = delta.finish_reason, delta.account
-
-
-class Shape(ABC):
-    """How one endpoint tells its answers."""
-
-    def __init__(self, id: str, model: str, detokenizer: Detokenizer, calls: Sequence[Call]) -> None:
+    def __init__(self, id: str, model: str, detokenizer: Detokenizer, calls: Sequence[GenerateCall]) -> None:
         self._token_texts = {
             index: TokenTexts(detokenizer, call.prompt if call.continues_text else ())
             for index, call in enumerate(calls)
@@ -49,32 +29,34 @@ class Shape(ABC):
         self._base: dict[str, Any] = {"id": id, "model": model, "created": int(time.time())}
 
     @abstractmethod
-    def whole(self, answers: Sequence[Answer], usage: CompletionUsage, metrics: dict[str, Any] | None) -> BaseModel:
-        """All answers at once."""
+    def full_response(
+        self, answers: Sequence[Answer], usage: CompletionUsage, metrics: dict[str, Any] | None
+    ) -> BaseModel:
+        """Complete response with all answers."""
 
     @abstractmethod
-    def opening(self, index: int) -> BaseModel | None:
-        """What a choice's stream begins with, before its first token."""
+    def first_chunk(self, index: int) -> BaseModel | None:
+        """Chunk that begins a choice's stream before its first token, if the endpoint has one."""
 
     @abstractmethod
-    def chunk(self, index: int, delta: Delta) -> BaseModel:
-        """The next part of a choice."""
+    def chunk(self, index: int, delta: TokenDelta) -> BaseModel:
+        """Chunk with the next tokens of a choice."""
 
     @abstractmethod
-    def closing(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> BaseModel:
-        """The chunk without choices that tells the usage and vLLM's metrics."""
+    def usage_chunk(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> BaseModel:
+        """Chunk without choices that has the usage and vLLM's metrics."""
 
-    def _positions(self, index: int, part: Answer | Delta) -> list[Position]:
-        """The next tokens of a choice, where their log-probabilities were asked for."""
+    def _positions(self, index: int, part: Answer | TokenDelta) -> list[Position]:
+        """Texts and log-probabilities of the next tokens of a choice, if log-probabilities were requested."""
         if not part.logprobs:
             return []
         return self._token_texts[index].take(part.tokens, part.logprobs, part.finish_reason is not None)
 
 
-class ChatShape(Shape):
-    """/v1/chat/completions."""
+class ChatResponseBuilder(ResponseBuilder):
+    """Builder for /v1/chat/completions."""
 
-    def whole(
+    def full_response(
         self, answers: Sequence[Answer], usage: CompletionUsage, metrics: dict[str, Any] | None
     ) -> ChatCompletion:
         choices = [
@@ -90,10 +72,10 @@ class ChatShape(Shape):
             {**self._base, "object": "chat.completion", "choices": choices, "usage": usage, "metrics": metrics}
         )
 
-    def opening(self, index: int) -> ChatCompletionChunk:
+    def first_chunk(self, index: int) -> ChatCompletionChunk:
         return self._chunk([{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
 
-    def chunk(self, index: int, delta: Delta) -> ChatCompletionChunk:
+    def chunk(self, index: int, delta: TokenDelta) -> ChatCompletionChunk:
         choice = {
             "index": index,
             "delta": {"content": delta.text},
@@ -102,7 +84,7 @@ class ChatShape(Shape):
         }
         return self._chunk([choice])
 
-    def closing(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> ChatCompletionChunk:
+    def usage_chunk(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> ChatCompletionChunk:
         return self._chunk([], usage=usage, metrics=metrics)
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> ChatCompletionChunk:
@@ -126,28 +108,30 @@ def _chat_token(one: TokenText) -> dict[str, Any]:
     return {"token": one.text, "logprob": one.logprob, "bytes": list(one.bytes)}
 
 
-class CompletionShape(Shape):
-    """/v1/completions: a stream has the shape of the whole."""
+class CompletionResponseBuilder(ResponseBuilder):
+    """Builder for /v1/completions, whose chunks have the format of the complete response."""
 
-    def whole(self, answers: Sequence[Answer], usage: CompletionUsage, metrics: dict[str, Any] | None) -> Completion:
+    def full_response(
+        self, answers: Sequence[Answer], usage: CompletionUsage, metrics: dict[str, Any] | None
+    ) -> Completion:
         choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
         return self._completion(choices, usage=usage, metrics=metrics)
 
-    def opening(self, index: int) -> None:
+    def first_chunk(self, index: int) -> None:
         return None
 
-    def chunk(self, index: int, delta: Delta) -> Completion:
+    def chunk(self, index: int, delta: TokenDelta) -> Completion:
         return self._completion([self._choice(index, delta)])
 
-    def closing(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> Completion:
+    def usage_chunk(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> Completion:
         return self._completion([], usage=usage, metrics=metrics)
 
     def _completion(self, choices: list[dict[str, Any]], **more: Any) -> Completion:
-        # A chunk has no reason to finish yet, which the type of a whole completion can't say.
+        # The type of a complete response requires a finish_reason, which a chunk does not have yet.
         made = {**self._base, "object": "text_completion", "choices": choices, "usage": None, **more}
         return Completion.construct(**made)
 
-    def _choice(self, index: int, part: Answer | Delta) -> dict[str, Any]:
+    def _choice(self, index: int, part: Answer | TokenDelta) -> dict[str, Any]:
         logprobs = _completion_logprobs(self._positions(index, part))
         return {"index": index, "text": part.text, "finish_reason": part.finish_reason, "logprobs": logprobs}
 

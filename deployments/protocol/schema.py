@@ -1,4 +1,4 @@
-"""Bodies that clients may send: OpenAI's, with vLLM's names where OpenAI has none, and ``speculation``."""
+"""Request bodies: OpenAI's fields, vLLM's names where OpenAI has none, and the extension ``speculation``."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from deployments.protocol.compatibility import (
     PART,
     TOKENIZE,
     TOKENIZE_CHAT,
-    Foreign,
+    ForeignFields,
 )
-from deployments.protocol.errors import invalid
+from deployments.protocol.errors import invalid_value
 from entmtp.errors import EntMTPError
 from entmtp.settings import SamplingParams
 
 COMPLETION_TOKENS = 16
-"""OpenAI's default for /v1/completions; a chat answer may fill the context."""
+"""OpenAI's default of max_tokens for /v1/completions; a chat answer may fill the context."""
 
 _BIASES, _STOP_CHARACTERS, _ITEMS = 1024, 1024, 1024
 
@@ -43,7 +43,7 @@ Count = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Text = Annotated[str, Field(max_length=1_000_000)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
-"""An id of any vocabulary: the engine knows the model's own, but until there it must be a number that fits."""
+"""A token id of any vocabulary. The engine checks it against the model's own."""
 
 Texts = Annotated[list[Text], Field(max_length=_ITEMS, fail_fast=True)]
 Tokens = Annotated[list[Token], Field(fail_fast=True)]
@@ -55,7 +55,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _token_ids(given: Any) -> Any:
-    """A bias by token, as JSON has it: with the ids as names."""
+    """Check the keys of a logit bias, which are token ids written as text in JSON."""
     if isinstance(given, dict):
         if len(given) > _BIASES:
             raise PydanticCustomError("too_long", "at most {most} tokens can have a bias", {"most": _BIASES})
@@ -71,28 +71,28 @@ def _text_only(kind: Any) -> Any:
 
 
 class Body(BaseModel):
-    """A JSON body: an unknown field is an error, the first one at least, and so is a number in quotes."""
+    """A JSON body. The first unknown field is an error, and so is a number in quotes."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    foreign: ClassVar[Foreign] = NOTHING
+    foreign: ClassVar[ForeignFields] = NOTHING
 
     @model_validator(mode="before")
     @classmethod
     def _own_fields(cls, body: Any) -> Any:
         if not isinstance(body, dict):
             return body
-        own = cls._foreign_of(body).removed_from(body)
-        # Each unknown field would be an error of its own, and a body has room for a great many.
+        own = cls._foreign_fields_of(body).strip_from(body)
+        # Pydantic would report every unknown field, of which a body can have very many.
         unknown = next((name for name in own if name not in cls.model_fields), None)
         return {name: value for name, value in own.items() if name in cls.model_fields or name == unknown}
 
     @classmethod
-    def _foreign_of(cls, body: Mapping[str, Any]) -> Foreign:
+    def _foreign_fields_of(cls, body: Mapping[str, Any]) -> ForeignFields:
         return cls.foreign
 
 
 class Speculation(Body):
-    """Which of a model's engines answers, and how far it may guess. An extension of this service."""
+    """Choice among a model's engines, and a limit of the draft trees. An extension of this service."""
 
     method: str | None = Field(None, description="heads and policy by one name: entmtp-dynamic, hydra-best, …")
     policy: str | None = Field(None, description="the policy alone: dynamic, goodput, ladder, best-static, …")
@@ -101,7 +101,7 @@ class Speculation(Body):
 
 
 class StreamOptions(Body):
-    """How an answer is streamed."""
+    """Options of a streamed response."""
 
     include_usage: bool | None = Field(None, description="a last chunk, without choices, has the usage")
     continuous_usage_stats: bool | None = Field(
@@ -111,7 +111,7 @@ class StreamOptions(Body):
 
 
 class TextFormat(Body):
-    """The only format there is."""
+    """The only supported response format."""
 
     type: Literal["text"]
 
@@ -119,13 +119,13 @@ class TextFormat(Body):
 class TextPart(Body):
     """A part of a message."""
 
-    foreign: ClassVar[Foreign] = PART
+    foreign: ClassVar[ForeignFields] = PART
 
     type: Annotated[Literal["text"], BeforeValidator(_text_only)]
     text: Text
 
 
-# A union that tries all its branches would report each branch's error, and the first branch's first.
+# A discriminated union reports the errors of one branch only.
 Content = Annotated[
     Annotated[Text, Tag("[text]")]
     | Annotated[list[TextPart], Field(max_length=_ITEMS, fail_fast=True), Tag("[parts]")],
@@ -136,7 +136,7 @@ Content = Annotated[
 class Message(Body):
     """One turn of a chat."""
 
-    foreign: ClassVar[Foreign] = MESSAGE
+    foreign: ClassVar[ForeignFields] = MESSAGE
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content | None = Field(description="null only of an assistant")
@@ -150,19 +150,19 @@ class Message(Body):
         return content
 
     def as_template(self) -> dict[str, str]:
-        """What a chat template reads."""
+        """The message as input of a chat template."""
         parts = self.content or ""
         content = parts if isinstance(parts, str) else "".join(part.text for part in parts)
         role = "system" if self.role == "developer" else self.role
         return {"role": role, "content": content} | ({"name": self.name} if self.name else {})
 
 
-class Generation(Body, ABC):
-    """Fields that chat and plain completions share. Absent or null: the default of :class:`SamplingParams`.
+class GenerationRequest(Body, ABC):
+    """Fields common to chats and plain completions. Absent or null: the default of :class:`SamplingParams`.
 
     Attributes:
-        prompt_field: name of the field that has the prompt.
-        continues_text: whether an answer's text goes on from the prompt's.
+        prompt_field: name of the field with the prompt.
+        continues_text: whether an answer continues the prompt's text.
     """
 
     prompt_field: ClassVar[str]
@@ -205,19 +205,24 @@ class Generation(Body, ABC):
     timeout_s: FiniteFloat | None = Field(None, gt=0, description="a deadline shorter than the service's own")
     speculation: Speculation | None = None
 
-    def sampling(self, room: int, default_tokens: int | None) -> SamplingParams:
-        """For a prompt that leaves ``room`` tokens of the context; ``default_tokens`` None fills it.
+    def sampling_params(self, free_context: int, default_tokens: int | None) -> SamplingParams:
+        """Sampling parameters of the request.
+
+        Args:
+            free_context: tokens of the context that the prompt leaves.
+            default_tokens: new tokens if the client does not limit them; None: up to the end of the context.
 
         Raises:
-            ApiError: names the field.
+            ApiError: a parameter is not accepted.
         """
-        most = self.asked_tokens() or max(1, room if default_tokens is None else min(default_tokens, room))
+        default = free_context if default_tokens is None else min(default_tokens, free_context)
+        max_tokens = self.requested_tokens() or max(1, default)
         given = {
             name: value
             for name in SamplingParams.model_fields
             if name != "max_tokens" and (value := getattr(self, name, None)) is not None
         }
-        given |= {"top_k": max(0, self.top_k or 0), "logprobs": self.wanted_logprobs(), "max_tokens": most}
+        given |= {"top_k": max(0, self.top_k or 0), "logprobs": self.requested_logprobs(), "max_tokens": max_tokens}
         if self.top_p == 0:
             given |= {"top_p": 1.0, "temperature": 0.0}
         if self.seed is not None:
@@ -227,26 +232,26 @@ class Generation(Body, ABC):
         try:
             return SamplingParams.parse(**given)
         except EntMTPError as error:
-            raise invalid(str(error), str(error).partition(":")[0]) from error
+            raise invalid_value(str(error), str(error).partition(":")[0]) from error
 
     @property
     def tokens_field(self) -> str:
-        """Name of the field that :meth:`asked_tokens` comes from."""
+        """Name of the field that :meth:`requested_tokens` returns."""
         return "max_tokens"
 
-    def asked_tokens(self) -> int | None:
-        """New tokens at most, if the client said."""
+    def requested_tokens(self) -> int | None:
+        """Maximum number of new tokens; None if the client does not limit them."""
         return self.max_tokens
 
     @abstractmethod
-    def wanted_logprobs(self) -> int | None:
-        """Alternatives beside each token; None: no logprobs."""
+    def requested_logprobs(self) -> int | None:
+        """Number of alternatives to each token; None: no logprobs."""
 
 
-class ChatRequest(Generation):
-    """POST /v1/chat/completions."""
+class ChatRequest(GenerationRequest):
+    """Body of POST /v1/chat/completions."""
 
-    foreign: ClassVar[Foreign] = CHAT
+    foreign: ClassVar[ForeignFields] = CHAT
     prompt_field: ClassVar[str] = "messages"
     continues_text: ClassVar[bool] = False
 
@@ -257,30 +262,30 @@ class ChatRequest(Generation):
         None, description="so many likeliest tokens beside each token"
     )
 
-    def asked_tokens(self) -> int | None:
+    def requested_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def tokens_field(self) -> str:
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
-    def wanted_logprobs(self) -> int | None:
+    def requested_logprobs(self) -> int | None:
         if self.top_logprobs and not self.logprobs:
-            raise invalid("top_logprobs: it needs logprobs true; set both", "top_logprobs")
+            raise invalid_value("top_logprobs: it needs logprobs true; set both", "top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-def _kind_of_prompt(prompt: Any) -> str:
+def _prompt_tag(prompt: Any) -> str:
     if not isinstance(prompt, list):
         return "[text]"
     first = prompt[0] if prompt else ""
     return "[texts]" if isinstance(first, str) else "[token lists]" if isinstance(first, list) else "[tokens]"
 
 
-class CompletionRequest(Generation):
-    """POST /v1/completions."""
+class CompletionRequest(GenerationRequest):
+    """Body of POST /v1/completions."""
 
-    foreign: ClassVar[Foreign] = COMPLETION
+    foreign: ClassVar[ForeignFields] = COMPLETION
     prompt_field: ClassVar[str] = "prompt"
     continues_text: ClassVar[bool] = True
 
@@ -289,39 +294,39 @@ class CompletionRequest(Generation):
         | Annotated[Texts, Tag("[texts]")]
         | Annotated[Tokens, Tag("[tokens]")]
         | Annotated[TokenLists, Tag("[token lists]")],
-        Discriminator(_kind_of_prompt),
+        Discriminator(_prompt_tag),
     ] = Field(description="a text, several, or their token ids")
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="log-probabilities of each token, and of so many likeliest ones"
     )
 
-    def wanted_logprobs(self) -> int | None:
+    def requested_logprobs(self) -> int | None:
         return self.logprobs
 
     def prompts(self) -> list[str | list[int]]:
-        """Each prompt, a text or token ids.
+        """The prompts, each a text or token ids.
 
         Raises:
-            ApiError: if there is none.
+            ApiError: there is no prompt.
         """
         if isinstance(self.prompt, str):
             return [self.prompt]
         if not self.prompt:
-            raise invalid("prompt: it is empty; give some text", "prompt")
+            raise invalid_value("prompt: it is empty; give some text", "prompt")
         if isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
 
 
 class TokenizeRequest(Body):
-    """POST /tokenize: of a text, or of a chat as its template writes it."""
+    """Body of POST /tokenize: a text, or a chat to which the chat template is applied."""
 
-    foreign: ClassVar[Foreign] = TOKENIZE
+    foreign: ClassVar[ForeignFields] = TOKENIZE
 
     model: Annotated[str, Field(max_length=256)]
     prompt: Text | None = None
     messages: list[Message] | None = Field(None, min_length=1, max_length=_ITEMS, fail_fast=True)
 
     @classmethod
-    def _foreign_of(cls, body: Mapping[str, Any]) -> Foreign:
+    def _foreign_fields_of(cls, body: Mapping[str, Any]) -> ForeignFields:
         return cls.foreign if body.get("messages") is None else TOKENIZE_CHAT

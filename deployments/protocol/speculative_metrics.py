@@ -1,8 +1,8 @@
-"""Acceptance of one request in vLLM's shape, ``metrics.speculative_decoding``, for tools that read vLLM's responses.
+"""Acceptance of one request in vLLM's format, ``metrics.speculative_decoding``, for tools that read vLLM's responses.
 
-vLLM (0.29 and later, ``--per-request-spec-decode-metrics summary``) drafts a chain in each step, this service a tree. A
-step's accepted tokens are a path of it, so the histogram means the same; the drafted tokens are all nodes of the trees,
-so ``draft_acceptance_rate`` is lower than a chain's of the same depth.
+vLLM (0.29 and later, ``--per-request-spec-decode-metrics summary``) drafts a chain in each step, this service a tree.
+The accepted tokens of a step are a path of the tree, so the histogram has the same meaning. The drafted tokens are all
+nodes of the trees, so ``draft_acceptance_rate`` is lower than for a chain of the same depth.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from deployments.protocol.messages import Account
-from deployments.protocol.responses import Answer
+from deployments.protocol.messages import Answer, SpeculationStats
 
 
 class SpeculativeDecoding(BaseModel):
-    """How the steps of one answer went."""
+    """vLLM's statistics of one answer's steps."""
 
     mean_acceptance_length: float = Field(description="tokens per step, with the model's own: 1 + accepted / steps")
     draft_acceptance_rate: float = Field(description="accepted draft tokens per drafted one")
@@ -29,18 +28,18 @@ class SpeculativeDecoding(BaseModel):
     num_spec_tokens: int = Field(description="the most that a step could accept: the depth of the deepest tree")
 
     @classmethod
-    def of(cls, account: Account) -> SpeculativeDecoding:
-        """Summary of an answer for which tokens were drafted."""
-        kept = [account.steps, *account.accepted_by_depth]
-        kept += [0] * (account.deepest + 2 - len(kept))
+    def of(cls, stats: SpeculationStats) -> SpeculativeDecoding:
+        """Summarise an answer for which tokens were drafted."""
+        at_least = [stats.steps, *stats.accepted_by_depth]  # steps that accepted at least j tokens, by j
+        at_least += [0] * (stats.deepest + 2 - len(at_least))
         return cls(
-            mean_acceptance_length=1 + account.accepted / account.steps,
-            draft_acceptance_rate=account.accepted / account.drafted,
-            acceptance_histogram=[some - more for some, more in pairwise(kept)],
-            num_spec_steps=account.steps,
-            num_accepted_draft_tokens=account.accepted,
-            num_draft_tokens=account.drafted,
-            num_spec_tokens=account.deepest,
+            mean_acceptance_length=1 + stats.accepted / stats.steps,
+            draft_acceptance_rate=stats.accepted / stats.drafted,
+            acceptance_histogram=[count - more for count, more in pairwise(at_least)],
+            num_spec_steps=stats.steps,
+            num_accepted_draft_tokens=stats.accepted,
+            num_draft_tokens=stats.drafted,
+            num_spec_tokens=stats.deepest,
         )
 
 
@@ -51,8 +50,8 @@ class RequestMetrics(BaseModel):
 
 
 def metrics_of(answers: Sequence[Answer]) -> dict[str, Any] | None:
-    """JSON of :class:`RequestMetrics`; None for several answers, as in vLLM, and where nothing was drafted."""
-    account = answers[0].account
-    if len(answers) > 1 or account is None or not account.drafted:
+    """JSON of :class:`RequestMetrics`; None for several answers, as in vLLM, and if nothing was drafted."""
+    stats = answers[0].stats
+    if len(answers) > 1 or stats is None or not stats.drafted:
         return None
-    return RequestMetrics(speculative_decoding=SpeculativeDecoding.of(account)).model_dump()
+    return RequestMetrics(speculative_decoding=SpeculativeDecoding.of(stats)).model_dump()

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
-from deployments.http.proxy_middleware import Door
+from deployments.http.proxy_middleware import ProxyMiddleware
 from deployments.log_file import LOGGED_HEADER
 
 App = Callable[[Scope, Receive, Send], Any]
@@ -68,7 +68,7 @@ def asked(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    through = app if isinstance(app, Door) else Door(app)
+    through = app if isinstance(app, ProxyMiddleware) else ProxyMiddleware(app)
     scope = {"type": "http", "method": method, "path": path, "headers": headers or []}
     asyncio.run(through(scope, receive, send))
     return sent

@@ -11,20 +11,20 @@ from typing import Any, NamedTuple
 import pytest
 from fastapi.testclient import TestClient
 
-from deployments.engines.client import Service
+from deployments.engines.client import EngineClient
 from deployments.engines.deaths import RETRIED_HEADER
-from deployments.engines.rate_limit import Limiter
-from deployments.http.access_log import Log
-from deployments.http.auth import Keys, _digest
+from deployments.engines.rate_limit import RateLimiter
+from deployments.http.access_log import LogSink
+from deployments.http.auth import ApiKeys, _digest
 from deployments.http.routes import make_api
 from deployments.log_file import LOGGED_HEADER
 from deployments.protocol.errors import FULL_HEADER
-from deployments.protocol.messages import Account, Call, Delta, Failure
+from deployments.protocol.messages import Failure, GenerateCall, SpeculationStats, TokenDelta
 from deployments.settings import AppArgs
 
 ENGINE = {"name": "e", "model_name": "m", "engine": {"context": 256}}
-ACCOUNT = Account("entmtp-dynamic", "sharegpt", 2, 8, 2, [1, 1], 3, {"draft": 1.0, "verify": 2.0}, 0, 0.0, 3.0)
-GOOD = [Delta(0, [504, 253], " a b"), Delta(0, [28], " c", finish_reason="stop", account=ACCOUNT)]
+ACCOUNT = SpeculationStats("entmtp-dynamic", "sharegpt", 2, 8, 2, [1, 1], 3, {"draft": 1.0, "verify": 2.0}, 0, 0.0, 3.0)
+GOOD = [TokenDelta(0, [504, 253], " a b"), TokenDelta(0, [28], " c", finish_reason="stop", stats=ACCOUNT)]
 SECRET = "sk-secret"
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "a private question"}], "max_tokens": 8}
 
@@ -32,9 +32,9 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "a private questi
 class Answers:
     """Stands for Serve's handle of an engine: every call is answered with what is given."""
 
-    def __init__(self, items: Sequence[Delta | Failure | Exception | asyncio.Event]) -> None:
+    def __init__(self, items: Sequence[TokenDelta | Failure | Exception | asyncio.Event]) -> None:
         self.items = items
-        self.calls: list[Call] = []
+        self.calls: list[GenerateCall] = []
         self.pause = 0.0
         self.waiting = False
 
@@ -45,14 +45,14 @@ class Answers:
     def options(self, *, stream: bool) -> Answers:
         return self
 
-    def remote(self, call: Call) -> Answers:
+    def remote(self, call: GenerateCall) -> Answers:
         self.calls.append(call)
         return self
 
     def cancel(self) -> None:
         pass
 
-    async def __aiter__(self) -> AsyncGenerator[Delta | Failure]:
+    async def __aiter__(self) -> AsyncGenerator[TokenDelta | Failure]:
         await asyncio.sleep(self.pause)
         for item in self.items:
             if isinstance(item, Exception):
@@ -67,7 +67,7 @@ class Answers:
 class Remote:
     """Stands for Serve's handle of the limiter."""
 
-    def __init__(self, limiter: Limiter) -> None:
+    def __init__(self, limiter: RateLimiter) -> None:
         self._limiter = limiter
 
     @property
@@ -82,7 +82,7 @@ Lines = list[dict[str, Any]]
 
 
 def api(
-    *items: Delta | Failure | Exception, keys: Keys | None = None, lines: Lines | None = None, **args: Any
+    *items: TokenDelta | Failure | Exception, keys: ApiKeys | None = None, lines: Lines | None = None, **args: Any
 ) -> tuple[TestClient, Answers]:
     settings = AppArgs.parse(**{"engines": [ENGINE]} | args)
     answers = Answers(items or GOOD)
@@ -93,10 +93,10 @@ def api(
     async def metrics() -> str:
         return "ray_entmtp_x 1\n"
 
-    service = Service(settings, {"e": answers}, Remote(Limiter(settings.limits)))
+    service = EngineClient(settings, {"e": answers}, Remote(RateLimiter(settings.limits)))
     written: Lines = [] if lines is None else lines
-    log = Log(lambda line: written.append(dict(line)), b"a secret", settings.log_prompts)
-    made = make_api(service, keys or Keys({}), ready, metrics, log)
+    log = LogSink(lambda line: written.append(dict(line)), b"a secret", settings.log_prompts)
+    made = make_api(service, keys or ApiKeys({}), ready, metrics, log)
     return TestClient(made, raise_server_exceptions=False), answers
 
 
@@ -106,7 +106,7 @@ def events(text: str) -> list[Any]:
 
 
 def test_everything_but_probes_needs_the_key() -> None:
-    client, answers = api(keys=Keys({"alice": _digest(SECRET)}))
+    client, answers = api(keys=ApiKeys({"alice": _digest(SECRET)}))
     for method, path in (
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/completions"),
@@ -293,7 +293,7 @@ def test_users_have_pseudonyms_that_only_this_service_knows() -> None:
     assert first == third != second
     assert none is None
     assert first not in {hashlib.sha256(user).hexdigest()[:16] for user in (b"alice", b"a secretalice")}
-    assert first != Log(lambda _: None, b"another secret").pseudonym("alice")
+    assert first != LogSink(lambda _: None, b"another secret").pseudonym("alice")
 
 
 class _Refused(NamedTuple):
@@ -322,7 +322,7 @@ class _Refused(NamedTuple):
 )
 def test_every_request_has_one_line_however_it_ends(given: _Refused) -> None:
     lines: Lines = []
-    client, _ = api(lines=lines, keys=Keys({"alice": _digest(SECRET)}))
+    client, _ = api(lines=lines, keys=ApiKeys({"alice": _digest(SECRET)}))
     headers = {"x-request-id": "mine", "content-type": "application/json"}
     headers |= {} if given.key is None else {"Authorization": f"Bearer {SECRET}"}
     answer = client.request(given.method, given.path, content=given.body, headers=headers)
@@ -351,7 +351,7 @@ def test_every_request_has_one_line_however_it_ends(given: _Refused) -> None:
     ],
 )
 def test_an_answer_that_breaks_has_one_line(
-    items: list[Delta | Failure | Exception], status: int, stream: bool
+    items: list[TokenDelta | Failure | Exception], status: int, stream: bool
 ) -> None:
     lines: Lines = []
     client, _ = api(*items, lines=lines)
@@ -359,8 +359,8 @@ def test_an_answer_that_breaks_has_one_line(
     (line,) = lines
     assert line["status"] == status
     assert line["engine"] == "e"
-    assert line["new_tokens"] == sum(len(item.tokens) for item in items if isinstance(item, Delta))
-    assert (line["first_token_seconds"] is None) == (not isinstance(items[0], Delta))
+    assert line["new_tokens"] == sum(len(item.tokens) for item in items if isinstance(item, TokenDelta))
+    assert (line["first_token_seconds"] is None) == (not isinstance(items[0], TokenDelta))
     if status == 500 and isinstance(items[-1], Failure):
         assert line["error"]["message"] == "model: nan"
 

@@ -24,8 +24,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from deployments.engines.tokenizing import Encoder
-from deployments.http.auth import Keys, _digest
+from deployments.engines.tokenizing import PromptEncoder
+from deployments.http.auth import ApiKeys, _digest
 from tests.integration.test_api import CHAT, SECRET, api
 
 MODEL = "org/m"
@@ -196,7 +196,7 @@ def test_a_page_reads_of_an_unexpected_error_too(asgi: TestClient, monkeypatch: 
     async def broken(*_: object) -> list[int]:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Encoder, "text", broken)
+    monkeypatch.setattr(PromptEncoder, "encode_text", broken)
     answer = asgi.post("/tokenize", json={"model": MODEL, "prompt": "x"}, headers={"Origin": ORIGIN})
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error"
@@ -260,11 +260,11 @@ def test_text_that_cannot_fit_is_never_tokenized(monkeypatch: pytest.MonkeyPatch
     client, _ = api()
     tokenized: list[object] = []
 
-    async def kept(_: Encoder, work: Any) -> Any:
+    async def kept(_: PromptEncoder, work: Any) -> Any:
         tokenized.append(found := work())
         return found
 
-    monkeypatch.setattr(Encoder, "_run", kept)
+    monkeypatch.setattr(PromptEncoder, "_run", kept)
     long = "word " * 100_000
     for path, body in (("/v1/completions", {"prompt": long}), ("/tokenize", {"prompt": long})):
         answer = client.post(path, json={"model": "m", **body})
@@ -313,7 +313,7 @@ def test_a_body_that_is_announced_too_large_is_not_read() -> None:
 
 
 def test_the_api_describes_itself_without_other_hosts() -> None:
-    client, _ = api(keys=Keys({"alice": _digest(SECRET)}))
+    client, _ = api(keys=ApiKeys({"alice": _digest(SECRET)}))
     page = client.get("/docs")
     assert page.status_code == 200
     addresses = [part.partition('"')[0] for key in ('src="', 'href="') for part in page.text.split(key)[1:]]

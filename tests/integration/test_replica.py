@@ -12,13 +12,13 @@ from fastapi.testclient import TestClient
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deployments.engines.autoscaling import OUTSTANDING, SPEED
-from deployments.engines.client import Service
+from deployments.engines.client import EngineClient
 from deployments.engines.prefix_hash import block_hashes
 from deployments.engines.replica import EngineReplica
-from deployments.http.access_log import Log
-from deployments.http.auth import Keys
+from deployments.http.access_log import LogSink
+from deployments.http.auth import ApiKeys
 from deployments.http.routes import make_api
-from deployments.protocol.messages import Call, Delta, Failure, Placed
+from deployments.protocol.messages import Accepted, Failure, GenerateCall, TokenDelta
 from deployments.settings import AppArgs, EngineArgs
 from entmtp.decoding import engine as engine_module
 from entmtp.decoding.text import TextStream
@@ -45,28 +45,28 @@ def prompt(bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> list[int
     return encode_chat(bundled[1], "Name three rivers of Europe, and say where each of them begins and where it ends.")
 
 
-async def answered(replica: EngineReplica, call: Call) -> list[Delta | Failure]:
+async def answered(replica: EngineReplica, call: GenerateCall) -> list[TokenDelta | Failure]:
     first, *items = [item async for item in replica.generate(call)]
-    assert isinstance(first, Placed)
-    return [item for item in items if not isinstance(item, Placed)]
+    assert isinstance(first, Accepted)
+    return [item for item in items if not isinstance(item, Accepted)]
 
 
-def tokens(items: list[Delta | Failure]) -> list[int]:
-    return [token for item in items if isinstance(item, Delta) for token in item.tokens]
+def tokens(items: list[TokenDelta | Failure]) -> list[int]:
+    return [token for item in items if isinstance(item, TokenDelta) for token in item.tokens]
 
 
 def test_calls_are_answered_and_accounted_for(
     replica: EngineReplica, prompt: list[int], bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ) -> None:
     async def scene() -> None:
-        items = await answered(replica, Call("a", prompt, GREEDY))
+        items = await answered(replica, GenerateCall("a", prompt, GREEDY))
         assert tokens(items) == greedy(bundled[0], prompt, 16)
         last = items[-1]
-        assert isinstance(last, Delta)
+        assert isinstance(last, TokenDelta)
         assert last.finish_reason == "length"
-        assert last.account is not None
-        assert last.account.accepted == sum(last.account.accepted_by_depth)
-        assert last.account.deepest >= len(last.account.accepted_by_depth) > 0
+        assert last.stats is not None
+        assert last.stats.accepted == sum(last.stats.accepted_by_depth)
+        assert last.stats.deepest >= len(last.stats.accepted_by_depth) > 0
         told = await replica.record_autoscaling_stats()
         assert told[OUTSTANDING] == 0
         assert told[SPEED] > 0
@@ -80,7 +80,9 @@ def test_several_answers_to_one_seed_differ_by_their_numbers(replica: EngineRepl
 
     async def scene() -> None:
         numbers = [(0, 0), (1, 0), (0, 1)]  # of answers and prompts
-        calls = [Call(f"n{at}", prompt, drawn, one, prompt_number=other) for at, (one, other) in enumerate(numbers)]
+        calls = [
+            GenerateCall(f"n{at}", prompt, drawn, one, prompt_number=other) for at, (one, other) in enumerate(numbers)
+        ]
         first, *more = [tokens(items) for items in await asyncio.gather(*(answered(replica, one) for one in calls))]
         assert len({tuple(text) for text in (first, *more)}) == 3
         assert tokens(await answered(replica, calls[0])) == first
@@ -94,15 +96,15 @@ def test_a_stop_text_ends_an_answer_after_min_tokens_alone(
     prompt = bundled[1]("1, 2, 3, 4,")["input_ids"]
     params = GREEDY.model_copy(update={"max_tokens": 40, "stop": ["7"]})
 
-    async def text(call: Call) -> tuple[str, int]:
-        items = [item for item in await answered(replica, call) if isinstance(item, Delta)]
+    async def text(call: GenerateCall) -> tuple[str, int]:
+        items = [item for item in await answered(replica, call) if isinstance(item, TokenDelta)]
         return "".join(item.text for item in items), len(tokens(list(items)))
 
     async def scene() -> None:
-        early, few = await text(Call("early", prompt, params, continues_text=True))
+        early, few = await text(GenerateCall("early", prompt, params, continues_text=True))
         assert (early, few < 30) == (" 5, 6, ", True)
         late, count = await text(
-            Call("late", prompt, params.model_copy(update={"min_tokens": 30}), continues_text=True)
+            GenerateCall("late", prompt, params.model_copy(update={"min_tokens": 30}), continues_text=True)
         )
         assert 30 <= count <= 40
         assert late.startswith(early + "7")
@@ -112,20 +114,20 @@ def test_a_stop_text_ends_an_answer_after_min_tokens_alone(
 
 def test_failures_have_kinds(replica: EngineReplica, prompt: list[int]) -> None:
     async def scene() -> None:
-        (long,) = await answered(replica, Call("long", prompt * 10, GREEDY))
+        (long,) = await answered(replica, GenerateCall("long", prompt * 10, GREEDY))
         assert isinstance(long, Failure)
         assert long.kind == "invalid"
-        many = await asyncio.gather(*(answered(replica, Call(str(at), prompt, GREEDY)) for at in range(8)))
+        many = await asyncio.gather(*(answered(replica, GenerateCall(str(at), prompt, GREEDY)) for at in range(8)))
         ends = [items[-1] for items in many]
         assert any(isinstance(end, Failure) and end.kind == "full" for end in ends)
-        assert any(isinstance(end, Delta) and end.finish_reason == "length" for end in ends)
+        assert any(isinstance(end, TokenDelta) and end.finish_reason == "length" for end in ends)
 
     asyncio.run(scene())
 
 
 def test_a_caller_that_goes_leaves_nothing_behind(replica: EngineReplica, prompt: list[int]) -> None:
     async def scene() -> None:
-        stream = replica.generate(Call("gone", prompt, GREEDY.model_copy(update={"max_tokens": 150})))
+        stream = replica.generate(GenerateCall("gone", prompt, GREEDY.model_copy(update={"max_tokens": 150})))
         await anext(stream)  # it is placed
         await anext(stream)
         await stream.aclose()
@@ -142,7 +144,7 @@ def test_another_policy_takes_over_while_a_call_runs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scene() -> None:
-        running = asyncio.create_task(answered(replica, Call("r", prompt, GREEDY)))
+        running = asyncio.create_task(answered(replica, GenerateCall("r", prompt, GREEDY)))
         await asyncio.sleep(0)
         await replica.reconfigure({"method": "entmtp-dynamic", "task": "gsm8k", "prefill_tokens": 32})
         assert tokens(await running) == greedy(bundled[0], prompt, 16)
@@ -167,10 +169,10 @@ def test_a_dead_loop_is_seen_and_told(prompt: list[int]) -> None:
 
     async def scene() -> None:
         replica._served.engine.step = None  # type: ignore[assignment, method-assign]
-        (failure,) = await answered(replica, Call("d", prompt, GREEDY))
+        (failure,) = await answered(replica, GenerateCall("d", prompt, GREEDY))
         assert isinstance(failure, Failure)
         assert failure.kind == "dead"
-        late = [item async for item in replica.generate(Call("late", prompt, GREEDY))]
+        late = [item async for item in replica.generate(GenerateCall("late", prompt, GREEDY))]
         assert [item.kind for item in late if isinstance(item, Failure)] == ["unavailable"]
         assert len(late) == 1
 
@@ -192,17 +194,17 @@ class Handle:
     def options(self, *, stream: bool) -> Handle:
         return self
 
-    def remote(self, call: Call) -> Stream:
+    def remote(self, call: GenerateCall) -> Stream:
         return Stream(self._replica.generate(call))
 
 
 class Stream:
     """Stands for Serve's response."""
 
-    def __init__(self, items: AsyncGenerator[Placed | Delta | Failure]) -> None:
+    def __init__(self, items: AsyncGenerator[Accepted | TokenDelta | Failure]) -> None:
         self._items = items
 
-    def __aiter__(self) -> AsyncGenerator[Placed | Delta | Failure]:
+    def __aiter__(self) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
         return self._items
 
     def cancel(self) -> None:
@@ -218,9 +220,9 @@ def api_of(replica: EngineReplica, lines: list[dict[str, Any]]) -> TestClient:
     async def metrics() -> str:
         return ""
 
-    service = Service(AppArgs(engines=[ARGS]), {"e": Handle(replica)}, None)
-    log = Log(lambda line: lines.append(dict(line)), b"secret")
-    return TestClient(make_api(service, Keys({}), ready, metrics, log), raise_server_exceptions=False)
+    service = EngineClient(AppArgs(engines=[ARGS]), {"e": Handle(replica)}, None)
+    log = LogSink(lambda line: lines.append(dict(line)), b"secret")
+    return TestClient(make_api(service, ApiKeys({}), ready, metrics, log), raise_server_exceptions=False)
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "completions"])

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from deployments.engines.client import Service
+from deployments.engines.client import EngineClient
 from deployments.engines.replica import EngineReplica
-from deployments.http.access_log import Log
-from deployments.http.auth import Keys
+from deployments.http.access_log import LogSink
+from deployments.http.auth import ApiKeys
 from deployments.http.routes import make_api
-from deployments.protocol.messages import Call, Delta, Failure, Placed
+from deployments.protocol.messages import Accepted, Failure, GenerateCall, TokenDelta
 from deployments.settings import AppArgs, EngineArgs
 from tests.helpers.chained_models import save_chained
 from tests.helpers.tokenizers import DECODERS, SPACE, ids, with_decoder
@@ -35,7 +35,7 @@ class InProcess:
 
     def __init__(self, replica: EngineReplica) -> None:
         self._replica = replica
-        self._calls: list[Call] = []
+        self._calls: list[GenerateCall] = []
 
     @property
     def generate(self) -> InProcess:
@@ -44,15 +44,15 @@ class InProcess:
     def options(self, *, stream: bool) -> InProcess:
         return self
 
-    def remote(self, call: Call) -> _Response:
+    def remote(self, call: GenerateCall) -> _Response:
         return _Response(self._replica.generate(call))
 
 
 class _Response:
-    def __init__(self, stream: AsyncGenerator[Placed | Delta | Failure]) -> None:
+    def __init__(self, stream: AsyncGenerator[Accepted | TokenDelta | Failure]) -> None:
         self._stream = stream
 
-    def __aiter__(self) -> AsyncGenerator[Placed | Delta | Failure]:
+    def __aiter__(self) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
         return self._stream
 
     def cancel(self) -> None:
@@ -80,8 +80,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         return ""
 
     replica = EngineReplica(EngineArgs.parse(**args.engines[0].model_dump()))
-    service = Service(args, {"e": InProcess(replica)}, None)
-    with TestClient(make_api(service, Keys({}), ready, metrics, Log(lambda line: None, b"", False))) as made:
+    service = EngineClient(args, {"e": InProcess(replica)}, None)
+    with TestClient(make_api(service, ApiKeys({}), ready, metrics, LogSink(lambda line: None, b"", False))) as made:
         yield made
     replica._served.close()
 

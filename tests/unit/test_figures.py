@@ -143,7 +143,7 @@ FIGURES = [
     figure("docs/serving.md", "that takes {:.0%} of the time at most", SHARE),
     figure("docs/reproducing-the-paper.md", "did: temperature {} and typical", PAPER_TEMPERATURE),
     figure("docs/serving.md", "keeps its last {:.0f} MB", log_file._FILE_BYTES * log_file._FILES / 1e6),
-    figure("docs/serving.md", "so that {:.0f} GB and {} files", log_file._KEPT_BYTES / 1e9, log_file._KEPT_FILES),
+    figure("docs/serving.md", "so that {:.0f} GB and {} files", log_file._FOLDER_BYTES / 1e9, log_file._FOLDER_FILES),
     figure("docs/suites.md", "read-only and {:.0f} GiB of memory", MAX_MEMORY_BYTES / 2**30),
     figure("docs/suites.md", "for at most {:.0f} seconds", TIME_LIMIT_SECONDS),
     figure("docs/suites.md", "measured at temperature {}", PAPER_TEMPERATURE),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deployments.addresses import _obstacle, check_free, exposed_sockets, is_loopback, url
+from deployments.addresses import _bind_error, check_free, exposed_sockets, is_loopback, url
 from entmtp.errors import EntMTPError
 
 
@@ -83,7 +83,7 @@ def test_a_host_that_is_not_this_machine(host: str, said: str) -> None:
 
 
 def test_a_port_that_needs_more_rights() -> None:
-    assert _obstacle("127.0.0.1", 80, OSError(errno.EACCES, "Permission denied")) == (
+    assert _bind_error("127.0.0.1", 80, OSError(errno.EACCES, "Permission denied")) == (
         "port: 80 on 127.0.0.1 needs more rights; give a --port of 1024 or more"
     )
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments import announcement, log_file
-from deployments.announcement import Announced, Announcement
+from deployments import log_file, proxy_settings
 from deployments.log_file import LogFile, ProxyLog
+from deployments.proxy_settings import ProxySettings, ProxySettingsReader
 from deployments.settings import AppArgs
 from entmtp.errors import EntMTPError
 
@@ -74,7 +74,7 @@ def grown(folder: Path, monkeypatch: pytest.MonkeyPatch, **most: int) -> set[str
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("most", [{"_KEPT_BYTES": 399}, {"_KEPT_FILES": 3}])
+@pytest.mark.parametrize("most", [{"_FOLDER_BYTES": 399}, {"_FOLDER_FILES": 3}])
 def test_a_folder_keeps_a_bounded_number_of_bytes_and_files(
     most: dict[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -90,7 +90,7 @@ def test_a_file_that_is_being_written_is_kept_however_old(monkeypatch: pytest.Mo
     written.write({"number": 1})
     wait_for(written.path, 1)
     os.utime(written.path, (0, 0))
-    assert grown(tmp_path, monkeypatch, _KEPT_BYTES=0) == {"ingress-old.jsonl"}
+    assert grown(tmp_path, monkeypatch, _FOLDER_BYTES=0) == {"ingress-old.jsonl"}
     written.write({"number": 2})
     wait_for(written.path, 2)
     written.close()
@@ -105,12 +105,12 @@ def test_a_folder_that_can_not_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_a_proxy_follows_what_the_ingresses_announce(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    one, two = (Announcement(tmp_path / name) for name in ("one", "two"))
-    told: list[Announcement | None] = [None, None, one, one, two]
-    monkeypatch.setattr(announcement, "_SETTLED_SECONDS", 0.0)
-    monkeypatch.setattr(announcement, "_UNSETTLED_SECONDS", 0.0)
-    monkeypatch.setattr(announcement, "announced", lambda: told.pop(0))
-    log = ProxyLog(Announced())
+    one, two = (ProxySettings(tmp_path / name) for name in ("one", "two"))
+    told: list[ProxySettings | None] = [None, None, one, one, two]
+    monkeypatch.setattr(proxy_settings, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(proxy_settings, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(proxy_settings, "read_proxy_settings", lambda: told.pop(0))
+    log = ProxyLog(ProxySettingsReader())
     for number in range(5):
         log.write({"number": number})
     for name, numbers in (("one", [2, 3]), ("two", [4])):
@@ -119,9 +119,9 @@ def test_a_proxy_follows_what_the_ingresses_announce(monkeypatch: pytest.MonkeyP
 
 
 def test_a_proxy_asks_seldom_where_the_log_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    told = [Announcement(tmp_path)]
-    monkeypatch.setattr(announcement, "announced", lambda: told.pop(0))
-    log = ProxyLog(Announced())
+    told = [ProxySettings(tmp_path)]
+    monkeypatch.setattr(proxy_settings, "read_proxy_settings", lambda: told.pop(0))
+    log = ProxyLog(ProxySettingsReader())
     for _ in range(3):
         log.write({})
     (path,) = _written(tmp_path)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from deployments.protocol.schema import ChatRequest
-from deployments.ready import Running, ready_message
+from deployments.ready import RunningService, ready_message
 from deployments.serve_local import CONFIG, read_config
 
 
 def message(has_keys: bool = False, config: dict[str, Any] | None = None) -> str:
-    running = Running("http://127.0.0.1:8000", "http://127.0.0.1:8265", Path("/tmp/logs"), has_keys)
+    running = RunningService("http://127.0.0.1:8000", "http://127.0.0.1:8265", Path("/tmp/logs"), has_keys)
     return ready_message(running, config or read_config(CONFIG))
 
 
@@ -66,7 +66,7 @@ def engines(**changes: Any) -> dict[str, Any]:
 def test_it_says_what_a_job_waits_for() -> None:
     assert "which engine smollm2-dynamic has all of: give that num_cpus" in message()
     scaled = engines(num_cpus=1, autoscaling={"max_replicas": 3})
-    assert "give it --cpus-per-worker, as engines may hold 3" in message(config=scaled)
+    assert "give it --cpus-per-worker, as engines may take 3" in message(config=scaled)
     on_gpu = engines(device="cuda", num_gpus=1)
     assert "waits for those that engine smollm2-dynamic has; --device cpu" in message(config=on_gpu)
 

@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from deployments.start_progress import VARIABLE, Lines, tell
+from deployments.start_progress import VARIABLE, LineFollower, report_progress
 
 
 def test_lines_come_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "progress"
-    lines = Lines(path)
-    assert lines.new() == []
+    lines = LineFollower(path)
+    assert lines.new_lines() == []
     monkeypatch.setenv(VARIABLE, str(path))
-    tell("a", "loading")
-    tell("b", "loading")
+    report_progress("a", "loading")
+    report_progress("b", "loading")
     with path.open("a") as file:
         file.write("a: half")
-    assert lines.new() == ["a: loading", "b: loading"]
-    assert lines.new() == []
+    assert lines.new_lines() == ["a: loading", "b: loading"]
+    assert lines.new_lines() == []
     with path.open("a") as file:
         file.write(" and whole\n")
-    assert lines.new() == ["a: half and whole"]
+    assert lines.new_lines() == ["a: half and whole"]
 
 
 def test_a_line_is_in_the_log_at_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -39,5 +39,5 @@ def test_a_line_is_in_the_log_at_once(monkeypatch: pytest.MonkeyPatch, caplog: p
     buffer = logging.handlers.MemoryHandler(1000, target=Target())
     monkeypatch.setattr(log, "handlers", [buffer])
     caplog.set_level(logging.INFO, log.name)
-    tell("a", "loading")
+    report_progress("a", "loading")
     assert written == ["a: loading"]

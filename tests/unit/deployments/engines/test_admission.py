@@ -11,8 +11,8 @@ from ray.exceptions import RayActorError
 
 from deployments.engines import failover
 from deployments.engines.admission import Admission
-from deployments.engines.merge_streams import merged
-from deployments.protocol.messages import Call, Delta, Failure, Placed
+from deployments.engines.merge_streams import merge_streams
+from deployments.protocol.messages import Accepted, Failure, GenerateCall, TokenDelta
 from entmtp.settings import SamplingParams
 
 
@@ -23,7 +23,7 @@ class Engine:
         self.room = room
         self.running = self.most = self.placing = self.most_placing = self.refused = 0
 
-    async def answer(self, refused: Callable[[], bool]) -> AsyncGenerator[Placed | Delta | Failure]:
+    async def answer(self, refused: Callable[[], bool]) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
         self.placing += 1
         self.most_placing = max(self.most_placing, self.placing)
         await asyncio.sleep(0)
@@ -38,19 +38,19 @@ class Engine:
         self.running += 1
         self.most = max(self.most, self.running)
         try:
-            yield Placed()
+            yield Accepted()
             for _ in range(200):
                 await asyncio.sleep(0)
-            yield Delta(0, [1], "a", finish_reason="stop")
+            yield TokenDelta(0, [1], "a", finish_reason="stop")
         finally:
             self.running -= 1
 
 
-def answers(engine: Engine, calls: int, most: int) -> list[tuple[int, Delta | Failure]]:
-    async def scene() -> list[tuple[int, Delta | Failure]]:
+def answers(engine: Engine, calls: int, most: int) -> list[tuple[int, TokenDelta | Failure]]:
+    async def scene() -> list[tuple[int, TokenDelta | Failure]]:
         admission = Admission(most)
-        streams = [admission.answered(number, engine.answer) for number in range(calls)]
-        return [item async for item in merged(streams)]
+        streams = [admission.stream(number, engine.answer) for number in range(calls)]
+        return [item async for item in merge_streams(streams)]
 
     return asyncio.run(asyncio.wait_for(scene(), 10))
 
@@ -60,7 +60,7 @@ def test_every_call_is_answered_whatever_the_room(room: int, most: int) -> None:
     engine = Engine(room)
     found = answers(engine, 16, most)
     assert sorted(number for number, _ in found) == list(range(16))
-    assert all(isinstance(item, Delta) for _, item in found)
+    assert all(isinstance(item, TokenDelta) for _, item in found)
     assert engine.most == min(room, most)
     assert engine.most_placing == 1
     assert engine.running == 0
@@ -78,12 +78,12 @@ def test_a_call_that_is_sent_back_does_not_count_as_taken() -> None:
         admission = Admission(2)
         said: list[bool] = []
 
-        async def sent_back(refused: Callable[[], bool]) -> AsyncGenerator[Placed | Delta | Failure]:
-            yield Placed()
+        async def sent_back(refused: Callable[[], bool]) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
+            yield Accepted()
             said.append(refused())
             yield Failure("full", "engine")
 
-        async for _ in admission.answered(0, sent_back):
+        async for _ in admission.stream(0, sent_back):
             break
         return said
 
@@ -93,7 +93,7 @@ def test_a_call_that_is_sent_back_does_not_count_as_taken() -> None:
 def test_a_client_that_goes_takes_all_calls_along() -> None:
     async def scene() -> Engine:
         engine, admission = Engine(2), Admission(2)
-        stream = merged([admission.answered(number, engine.answer) for number in range(6)])
+        stream = merge_streams([admission.stream(number, engine.answer) for number in range(6)])
         await anext(stream)
         await stream.aclose()
         return engine
@@ -115,7 +115,7 @@ class Replicas:
     def options(self, *, stream: bool) -> Replicas:
         return self
 
-    def remote(self, call: Call) -> Replica:
+    def remote(self, call: GenerateCall) -> Replica:
         self.asked.append(call.id)
         return Replica(self, call.id)
 
@@ -129,18 +129,18 @@ class Replica:
     def cancel(self) -> None:
         pass
 
-    async def __aiter__(self) -> AsyncGenerator[Placed | Delta | Failure]:
+    async def __aiter__(self) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
         await asyncio.sleep(0)
         if self._call == "first.0":
-            yield Placed()
-            yield Delta(0, [1], "a")
+            yield Accepted()
+            yield TokenDelta(0, [1], "a")
             raise RayActorError
         if self._all.left:
             self._all.left -= 1
             yield Failure("full", "engine")
             return
-        yield Placed()
-        yield Delta(0, [1, 2], "ab", finish_reason="length")
+        yield Accepted()
+        yield TokenDelta(0, [1, 2], "ab", finish_reason="length")
 
 
 def test_a_request_with_text_waits_for_room_when_its_replica_dies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,14 +152,17 @@ def test_a_request_with_text_waits_for_room_when_its_replica_dies(monkeypatch: p
     monkeypatch.setattr(failover, "_ROOM_SECONDS", 0.0)
     replicas = Replicas(refusals=20)
 
-    async def scene() -> list[tuple[int, Delta | Failure]]:
+    async def scene() -> list[tuple[int, TokenDelta | Failure]]:
         admission, params = Admission(2), SamplingParams(seed=0)
-        calls = [partial(failover.relayed, replicas, Call(id, [1], params), 4, 1) for id in ("first", "second")]
-        streams = [admission.answered(at, call) for at, call in enumerate(calls)]
-        return [item async for item in merged(streams)]
+        calls = [
+            partial(failover.stream_with_failover, replicas, GenerateCall(id, [1], params), 4, 1)
+            for id in ("first", "second")
+        ]
+        streams = [admission.stream(at, call) for at, call in enumerate(calls)]
+        return [item async for item in merge_streams(streams)]
 
     found = asyncio.run(asyncio.wait_for(scene(), 10))
     assert not [item for _, item in found if isinstance(item, Failure)]
-    texts = ["".join(item.text for at, item in found if at == call and isinstance(item, Delta)) for call in (0, 1)]
+    texts = ["".join(item.text for at, item in found if at == call and isinstance(item, TokenDelta)) for call in (0, 1)]
     assert texts == ["ab", "ab"]
     assert {"first.1", "second.0"} <= set(replicas.asked)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deployments.engines.autoscaling import OUTSTANDING, SPEED, TokensPolicy, wanted_replicas
+from deployments.engines.autoscaling import OUTSTANDING, SPEED, TokensPolicy, desired_replicas
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from deployments.engines.autoscaling import OUTSTANDING, SPEED, TokensPolicy, wa
     ],
 )
 def test_enough_to_work_off_what_is_outstanding(outstanding: float, speed: float, current: int, expected: int) -> None:
-    assert wanted_replicas(outstanding, speed, 10.0, current) == expected
+    assert desired_replicas(outstanding, speed, 10.0, current) == expected
 
 
 def context(recorded: dict[str, dict[str, float]], running: float = 0, queued: float = 0, current: int = 1) -> Any:

@@ -16,13 +16,13 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from deployments.engines import failover
-from deployments.engines.failover import relayed
-from deployments.protocol.messages import Call, Delta, Failure, Placed
+from deployments.engines.failover import stream_with_failover
+from deployments.protocol.messages import Accepted, Failure, GenerateCall, TokenDelta
 from entmtp.settings import SamplingParams
 
-Item = Placed | Delta | Failure | Exception
+Item = Accepted | TokenDelta | Failure | Exception
 TOKENS = list(range(100, 112))
-CALL = Call("r", [1, 2], SamplingParams(seed=0))
+CALL = GenerateCall("r", [1, 2], SamplingParams(seed=0))
 
 
 class NodeDiedError(RayActorError):
@@ -49,7 +49,7 @@ class Response:
     def cancel(self) -> None:
         self.cancelled = True
 
-    async def __aiter__(self) -> AsyncGenerator[Placed | Delta | Failure]:
+    async def __aiter__(self) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
         for item in self.items:
             if isinstance(item, Exception):
                 raise item
@@ -61,7 +61,7 @@ class Handle:
 
     def __init__(self, *attempts: Sequence[Item]) -> None:
         self.responses = [Response(items) for items in attempts]
-        self.calls: list[Call] = []
+        self.calls: list[GenerateCall] = []
 
     @property
     def generate(self) -> Handle:
@@ -71,7 +71,7 @@ class Handle:
         assert stream
         return self
 
-    def remote(self, call: Call) -> Response:
+    def remote(self, call: GenerateCall) -> Response:
         self.calls.append(call)
         return self.responses[len(self.calls) - 1]
 
@@ -86,16 +86,16 @@ def cut(tokens: Sequence[int], sizes: Sequence[int], index: int = 0) -> list[Ite
         ends = at >= len(tokens)
         text = "".join(chr(97 + token - 100) for token in part)
         given, late = (late + text, "") if ends else (late, text)
-        parts.append(Delta(index, part, given, finish_reason="length" if ends else None))
+        parts.append(TokenDelta(index, part, given, finish_reason="length" if ends else None))
         if ends:
             break
     return parts
 
 
-def collected(handle: Handle, attempts: int = 4, **options: Any) -> list[Delta | Failure]:
-    async def scene() -> list[Delta | Failure]:
-        items = [item async for item in relayed(handle, CALL, attempts, **options)]
-        return [item for item in items if not isinstance(item, Placed)]
+def collected(handle: Handle, attempts: int = 4, **options: Any) -> list[TokenDelta | Failure]:
+    async def scene() -> list[TokenDelta | Failure]:
+        items = [item async for item in stream_with_failover(handle, CALL, attempts, **options)]
+        return [item for item in items if not isinstance(item, Accepted)]
 
     return asyncio.run(scene())
 
@@ -107,8 +107,8 @@ def dead() -> Exception:
 SIZES = st.lists(st.integers(0, 4), min_size=12, max_size=20).map(lambda sizes: [*sizes, 12])
 
 
-def one_text(found: Sequence[Delta | Failure]) -> bool:
-    deltas = [item for item in found if isinstance(item, Delta)]
+def one_text(found: Sequence[TokenDelta | Failure]) -> bool:
+    deltas = [item for item in found if isinstance(item, TokenDelta)]
     return (
         [token for item in deltas for token in item.tokens] == TOKENS
         and "".join(item.text for item in deltas) == "abcdefghijkl"
@@ -135,12 +135,12 @@ def test_one_death_harms_no_call(first: list[int], second: list[int], data: Any)
     whole = cut(TOKENS, first)
     seen = whole[: data.draw(st.integers(0, len(whole) - 1))]
     end = data.draw(st.sampled_from([[dead()], [Failure("dead", "loop")], []]))
-    assert one_text(collected(Handle([Placed(), *seen, *end], [Placed(), *cut(TOKENS, second)])))
+    assert one_text(collected(Handle([Accepted(), *seen, *end], [Accepted(), *cut(TOKENS, second)])))
 
 
 @pytest.mark.parametrize("places", [(0, 0), (3, 3), (2, 9)])
 def test_a_call_that_ends_its_replicas_ends_two(places: tuple[int, int]) -> None:
-    handle = Handle(*[[Placed(), *cut(TOKENS, [1] * 12)[:place], dead()] for place in (*places, 0, 0)])
+    handle = Handle(*[[Accepted(), *cut(TOKENS, [1] * 12)[:place], dead()] for place in (*places, 0, 0)])
     failure = collected(handle)[-1]
     assert isinstance(failure, Failure)
     assert failure.kind == "fatal"
@@ -171,13 +171,13 @@ def test_a_replica_that_never_took_the_call_proves_nothing() -> None:
 
 @pytest.mark.parametrize("full", [BackPressureError(1, 1), Failure("full", "engine")])
 def test_a_call_that_lost_its_replica_waits_for_room_on_another(full: Item) -> None:
-    assert one_text(collected(Handle([Placed(), dead()], *[[full] for _ in range(9)], cut(TOKENS, [12]))))
+    assert one_text(collected(Handle([Accepted(), dead()], *[[full] for _ in range(9)], cut(TOKENS, [12]))))
 
 
 def test_a_call_waits_for_room_where_its_request_has_been_taken() -> None:
     said = iter([True, True, False])
     handle = Handle(*[[Failure("full", "engine")] for _ in range(4)])
-    (failure,) = collected(handle, refused=lambda: next(said))
+    (failure,) = collected(handle, waits_for_room=lambda: next(said))
     assert isinstance(failure, Failure)
     assert failure.kind == "full"
     assert len(handle.calls) == 3
@@ -188,7 +188,7 @@ def test_another_text_is_an_error_and_not_a_mixture() -> None:
     assert isinstance(found[-1], Failure)
     assert found[-1].kind == "dead"
     assert "rounding can bring about in 16 bits" in found[-1].message
-    assert [item.tokens for item in found[:-1] if isinstance(item, Delta)] == [TOKENS[:3]]
+    assert [item.tokens for item in found[:-1] if isinstance(item, TokenDelta)] == [TOKENS[:3]]
 
 
 @pytest.mark.parametrize(
@@ -218,14 +218,14 @@ def test_what_ends_a_call(end: Callable[[], Item], kind: str, tries: int) -> Non
 
 def test_a_stream_that_ends_too_soon_is_tried_again() -> None:
     found = collected(Handle(cut(TOKENS, [3, 12])[:1], cut(TOKENS, [12])))
-    assert [token for item in found if isinstance(item, Delta) for token in item.tokens] == TOKENS
+    assert [token for item in found if isinstance(item, TokenDelta) for token in item.tokens] == TOKENS
 
 
 def test_a_client_that_goes_is_told_to_the_replica() -> None:
     handle = Handle(cut(TOKENS, [1] * 12))
 
     async def scene() -> None:
-        stream = relayed(handle, CALL, 4)
+        stream = stream_with_failover(handle, CALL, 4)
         await anext(stream)
         await stream.aclose()
 

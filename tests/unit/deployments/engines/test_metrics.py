@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 
 from deployments.engines.metrics import ENGINE_METRICS, EngineMetrics, zero_lines
-from deployments.engines.metrics_scrape import merged_text
+from deployments.engines.metrics_scrape import merge_metrics
 from entmtp.decoding.outputs import Completion, EngineStatistics, FinishReason, RequestOutput
 
 
@@ -36,7 +36,7 @@ def test_the_first_token_is_seen_once_and_when_it_comes() -> None:
     """Also where the engine is ahead of who reads its progress: the completion holds all tokens by then."""
     metrics = Recorded()
     done = Completion(tokens=[1, 2, 3, 4], seconds=9.0, first_token_seconds=0.5, finish_reason="length")
-    request = metrics.request(7)
+    request = metrics.start_request(7)
     request.progress(progress([], done))
     assert not metrics.seen["time_to_first_token_seconds"]
     time.sleep(0.02)
@@ -55,7 +55,7 @@ def test_the_first_token_is_seen_once_and_when_it_comes() -> None:
 
 def test_an_answer_of_one_step_has_a_first_token_too() -> None:
     metrics = Recorded()
-    metrics.request(1).progress(progress([5, 6], Completion(tokens=[5, 6], finish_reason="stop"), "stop"))
+    metrics.start_request(1).progress(progress([5, 6], Completion(tokens=[5, 6], finish_reason="stop"), "stop"))
     assert len(metrics.seen["time_to_first_token_seconds"]) == 1
 
 
@@ -64,7 +64,7 @@ def test_every_gauge_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     for name, gauge in metrics._gauges.items():
         monkeypatch.setattr(gauge, "set", lambda _, name=name: told.append(name))
-    metrics.engine(EngineStatistics(1, 2, 3, 4, 5, 6, 7, 8.0, None))
+    metrics.set_gauges(EngineStatistics(1, 2, 3, 4, 5, 6, 7, 8.0, None))
     assert sorted(told) == sorted(one.name for one in ENGINE_METRICS if one.kind == "gauge")
 
 
@@ -73,13 +73,13 @@ def test_the_predicted_goodput_is_exported_under_its_old_name_too(monkeypatch: p
     values: dict[str, float] = {}
     for name, gauge in metrics._gauges.items():
         monkeypatch.setattr(gauge, "set", lambda value, name=name: values.update({name: value}))
-    metrics.engine(EngineStatistics(1, 2, 3, 4, 5, 6, 7, 8.0, 0.25))
+    metrics.set_gauges(EngineStatistics(1, 2, 3, 4, 5, 6, 7, 8.0, 0.25))
     assert values["predicted_goodput_tokens_per_second"] == 250
     assert values["goodput_foretold_tokens_per_second"] == 250
 
 
 def test_every_metric_is_there_before_anything_has_happened() -> None:
-    text = merged_text([], zero_lines(["e", "f"], ["m"]))
+    text = merge_metrics([], zero_lines(["e", "f"], ["m"]))
     for one in ENGINE_METRICS:
         for engine in ("e", "f"):
             assert any(
@@ -95,7 +95,7 @@ def test_every_metric_is_there_before_anything_has_happened() -> None:
 def test_a_metric_that_is_told_is_not_told_as_zero(engine: str) -> None:
     sample = f'ray_entmtp_num_requests_running{{NodeAddress="x",engine="{engine}"}} 3.0'
     told = f"# HELP ray_entmtp_num_requests_running requests in slots\n{sample}\n"
-    lines = merged_text([told], zero_lines(["e", "f"], ["m"])).splitlines()
+    lines = merge_metrics([told], zero_lines(["e", "f"], ["m"])).splitlines()
     ours = [line for line in lines if line.startswith("ray_entmtp_num_requests_running")]
     assert len(ours) == 2
     assert sample in ours

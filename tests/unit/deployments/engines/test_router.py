@@ -16,8 +16,8 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.request_router import PendingRequest
 
 from deployments.engines.prefix_hash import BLOCK, block_hashes, shared_tokens
-from deployments.engines.router import PrefixRouter, ranking
-from deployments.protocol.messages import Call
+from deployments.engines.router import PrefixRouter, rank_replicas
+from deployments.protocol.messages import GenerateCall
 from entmtp.settings import SamplingParams
 
 TEXT = list(range(5 * BLOCK))
@@ -40,7 +40,7 @@ def test_a_block_counts_only_behind_the_same_beginning() -> None:
 @given(st.lists(st.tuples(st.integers(0, 9000), st.integers(0, 500)), min_size=1, max_size=6), st.integers(0, 4000))
 def test_the_longest_prefix_wins_among_those_that_have_time(replicas: list[tuple[int, int]], imbalance: int) -> None:
     loads, shared = [load for load, _ in replicas], [tokens for _, tokens in replicas]
-    order = ranking(loads, shared, imbalance)
+    order = rank_replicas(loads, shared, imbalance)
     assert sorted(order) == list(range(len(replicas)))
     fit = [at for at in range(len(replicas)) if loads[at] <= min(loads) + imbalance]
     assert shared[order[0]] == max(shared[at] for at in fit)
@@ -59,7 +59,7 @@ def replica(name: str, **stats: Any) -> Any:
 
 
 def pending(prompt: list[int], tokens: int = 100) -> Any:
-    return asked(Call("r", prompt, SamplingParams(max_tokens=tokens)))
+    return asked(GenerateCall("r", prompt, SamplingParams(max_tokens=tokens)))
 
 
 def asked(*args: Any) -> PendingRequest:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from deployments.engines.tokenizing import Encoder, longest_token
+from deployments.engines.tokenizing import PromptEncoder, longest_token
 from deployments.protocol.errors import ApiError
 from deployments.protocol.schema import Message
 from entmtp.models.loading.load import load_tokenizer
@@ -28,9 +28,9 @@ def bundled() -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="module")
-def encoder(bundled: PreTrainedTokenizerBase) -> Iterator[Encoder]:
+def encoder(bundled: PreTrainedTokenizerBase) -> Iterator[PromptEncoder]:
     with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as threads:
-        yield Encoder(bundled, threads)
+        yield PromptEncoder(bundled, threads)
 
 
 def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -56,31 +56,31 @@ def test_a_tokenizer_that_drops_or_joins_text_has_no_bound() -> None:
 
 
 def test_text_is_refused_where_no_tokens_of_the_context_can_hold_it(
-    encoder: Encoder, bundled: PreTrainedTokenizerBase
+    encoder: PromptEncoder, bundled: PreTrainedTokenizerBase
 ) -> None:
     longest = longest_token(bundled) or 0
     fits = "x" * 4 * longest
-    assert asyncio.run(encoder.text(fits, 4)) == ids(bundled, fits)
+    assert asyncio.run(encoder.encode_text(fits, 4)) == ids(bundled, fits)
     with pytest.raises(ApiError) as refusal:
-        asyncio.run(encoder.text(fits + "x", 4))
+        asyncio.run(encoder.encode_text(fits + "x", 4))
     assert (refusal.value.param, refusal.value.code) == ("prompt", "context_length_exceeded")
     assert "maximum context length is 4 tokens" in refusal.value.message
     assert "at least 5 tokens" in refusal.value.message
     dropped = "\x16" * 5 * longest
-    assert asyncio.run(encoder.text(dropped, 4)) == ids(bundled, dropped)
+    assert asyncio.run(encoder.encode_text(dropped, 4)) == ids(bundled, dropped)
 
 
-def test_a_chat_is_what_the_template_writes(encoder: Encoder, bundled: PreTrainedTokenizerBase) -> None:
+def test_a_chat_is_what_the_template_writes(encoder: PromptEncoder, bundled: PreTrainedTokenizerBase) -> None:
     messages = [Message(role="user", content="Hello"), Message(role="assistant", content=None)]
     turns: Any = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": ""}]
     expected = bundled.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert asyncio.run(encoder.chat(messages, 256)) == list(expected)
+    assert asyncio.run(encoder.encode_chat(messages, 256)) == list(expected)
     with pytest.raises(ApiError) as refusal:
-        asyncio.run(encoder.chat([Message(role="user", content="x" * 100_000)], 256))
+        asyncio.run(encoder.encode_chat([Message(role="user", content="x" * 100_000)], 256))
     assert refusal.value.param == "messages"
 
 
-def test_tokenizing_has_threads_of_its_own(encoder: Encoder) -> None:
+def test_tokenizing_has_threads_of_its_own(encoder: PromptEncoder) -> None:
     async def thread() -> str:
         return await encoder._run(lambda: threading.current_thread().name)
 

@@ -15,8 +15,8 @@ from entmtp.errors import EntMTPError
 def test_a_request_is_a_span_with_its_facts() -> None:
     exporter = InMemorySpanExporter()
     tracing = Tracing(1.0, exporter)
-    tracing.ended("m", 1.5, 200, {"new_tokens": 7, "key": "alice", "finish_reasons": ["stop"]})
-    tracing.ended("m", 0.1, 503, {})
+    tracing.record("m", 1.5, 200, {"new_tokens": 7, "key": "alice", "finish_reasons": ["stop"]})
+    tracing.record("m", 0.1, 503, {})
     tracing.close()
     good, bad = exporter.get_finished_spans()
     assert good.name == "m"
@@ -31,7 +31,7 @@ def test_a_request_is_a_span_with_its_facts() -> None:
 def test_nothing_is_sent_where_nothing_is_wanted() -> None:
     exporter = InMemorySpanExporter()
     tracing = Tracing(0.0, exporter)
-    tracing.ended("m", 1.5, 200, {})
+    tracing.record("m", 1.5, 200, {})
     tracing.close()
     assert exporter.get_finished_spans() == ()
 

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from deployments.engines.rate_limit import Limiter
+from deployments.engines.rate_limit import RateLimiter
 from deployments.http import auth
-from deployments.http.auth import ANONYMOUS, VARIABLE, Keys, load_keys, require_keys
+from deployments.http.auth import ANONYMOUS, VARIABLE, ApiKeys, load_keys, require_keys
 from deployments.http.body_limit import BodyLimit
 from deployments.protocol.errors import ApiError
 from deployments.settings import LimitArgs
@@ -70,19 +70,19 @@ def test_an_entry_that_is_none_is_counted_where_it_stands(tmp_path: Path, monkey
     [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True), ("10.0.0.7", True), ("", True)],
 )
 def test_without_keys_only_this_machine_may_ask(host: str, open_to_strangers: bool) -> None:
-    require_keys(host, Keys({"alice": "0" * 64}), allow_anonymous=False)
-    require_keys(host, Keys({}), allow_anonymous=True)
+    require_keys(host, ApiKeys({"alice": "0" * 64}), allow_anonymous=False)
+    require_keys(host, ApiKeys({}), allow_anonymous=True)
     if open_to_strangers:
         with pytest.raises(EntMTPError, match="allow_anonymous"):
-            require_keys(host, Keys({}), allow_anonymous=False)
+            require_keys(host, ApiKeys({}), allow_anonymous=False)
     else:
-        require_keys(host, Keys({}), allow_anonymous=False)
+        require_keys(host, ApiKeys({}), allow_anonymous=False)
 
 
 def test_a_key_gets_so_much_in_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    limiter = Limiter(LimitArgs(requests_per_minute=2, tokens_per_minute=100))
+    limiter = RateLimiter(LimitArgs(requests_per_minute=2, tokens_per_minute=100))
     assert limiter.take("a", 10) == 0
     assert limiter.take("a", 10) == 0
     assert limiter.take("a", 10) == pytest.approx(30)

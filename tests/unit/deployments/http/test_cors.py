@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from ray.experimental import internal_kv
 
-from deployments import announcement, stop_file
-from deployments.announcement import Announcement, announce, announced
-from deployments.http.proxy_middleware import Door
+from deployments import proxy_settings, stop_file
+from deployments.http.proxy_middleware import ProxyMiddleware
 from deployments.protocol.errors import FULL_HEADER
+from deployments.proxy_settings import ProxySettings, publish_proxy_settings, read_proxy_settings
 from tests.helpers.proxied_ingresses import LOGGED, Ingresses, asked, body, part, start
 
 PAGE = "https://chat.example"
@@ -20,7 +20,9 @@ FULL = [start(429, [(FULL_HEADER, b"1"), (b"retry-after", b"3"), LOGGED]), part(
 def refused(status: int, origin: str) -> dict[bytes, bytes]:
     """Headers of the proxy's own refusal of a page's request."""
     headers = [(b"origin", origin.encode())] if origin else []
-    through = Door({429: Ingresses(FULL), 500: Ingresses([], []), 503: Ingresses([start(404), part(b"no")])}[status])
+    through = ProxyMiddleware(
+        {429: Ingresses(FULL), 500: Ingresses([], []), 503: Ingresses([start(404), part(b"no")])}[status]
+    )
     if status == 429:
         asked(through, body(b'{"model": "a"}'))
     head, _ = asked(through, body(b'{"model": "a"}'), headers=headers)
@@ -48,7 +50,7 @@ def test_a_page_reads_what_the_proxy_refuses(
     tmp_path: Path,
 ) -> None:
     monkeypatch.delenv(stop_file.VARIABLE, raising=False)
-    monkeypatch.setattr(announcement, "announced", lambda: Announcement(tmp_path, origins))
+    monkeypatch.setattr(proxy_settings, "read_proxy_settings", lambda: ProxySettings(tmp_path, origins))
     headers = refused(status, origin)
     assert headers.get(b"access-control-allow-origin") == allowed
     assert headers.get(b"access-control-expose-headers") == (None if allowed is None else b"Retry-After, X-Request-Id")
@@ -60,15 +62,15 @@ def test_what_an_ingress_announces_is_what_proxies_read(monkeypatch: pytest.Monk
     monkeypatch.setattr(internal_kv, "_internal_kv_initialized", lambda: True)
     monkeypatch.setattr(internal_kv, "_internal_kv_put", lambda key, value, overwrite: kept.update({key: value}))
     monkeypatch.setattr(internal_kv, "_internal_kv_get", kept.get)
-    assert announced() is None
-    for made in (Announcement(Path("~/logs")), Announcement(Path("/logs"), (PAGE, "*"))):
-        announce(made)
-        assert announced() == made
+    assert read_proxy_settings() is None
+    for made in (ProxySettings(Path("~/logs")), ProxySettings(Path("/logs"), (PAGE, "*"))):
+        publish_proxy_settings(made)
+        assert read_proxy_settings() == made
 
 
 def test_a_cluster_that_does_not_answer_harms_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost() -> Announcement:
+    def lost() -> ProxySettings:
         raise RuntimeError("no cluster")
 
-    monkeypatch.setattr(announcement, "announced", lost)
+    monkeypatch.setattr(proxy_settings, "read_proxy_settings", lost)
     assert b"access-control-allow-origin" not in refused(500, PAGE)

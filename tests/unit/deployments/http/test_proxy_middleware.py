@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from deployments import announcement
+from deployments import proxy_settings
 from deployments.addresses import ONGOING_PATH
-from deployments.announcement import Announcement
-from deployments.engines.deaths import RETRIED_HEADER, retries
+from deployments.engines.deaths import RETRIED_HEADER, retries_left
 from deployments.http import proxy_middleware
-from deployments.http.proxy_middleware import Door
+from deployments.http.proxy_middleware import ProxyMiddleware
 from deployments.protocol.errors import FULL_HEADER
+from deployments.proxy_settings import ProxySettings
 from tests.helpers.proxied_ingresses import DONE, LOGGED, PATH, Ingresses, asked, body, lines, part, start
 
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -27,7 +27,7 @@ EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 @pytest.fixture(autouse=True)
 def logs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The folder where the ingresses log."""
-    monkeypatch.setattr(announcement, "announced", lambda: Announcement(tmp_path))
+    monkeypatch.setattr(proxy_settings, "read_proxy_settings", lambda: ProxySettings(tmp_path))
     return tmp_path
 
 
@@ -40,7 +40,7 @@ def test_a_request_without_an_answer_goes_to_another_ingress() -> None:
     assert asked(app, body(b"ab", more=True), body(b"cd"), headers=given)[-1]["body"] == b"done"
     assert app.bodies == [b"abcd"] * 2
     assert [RETRIED_HEADER in headers for headers in app.headers] == [False, True]
-    assert [retries({"headers": list(headers.items())}) for headers in app.headers] == [1, 0]
+    assert [retries_left({"headers": list(headers.items())}) for headers in app.headers] == [1, 0]
 
 
 def test_a_stream_that_was_cut_ends_with_an_error_event(logs: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_client_that_goes_before_its_refusal_has_a_line(logs: Path) -> None:
 
     scope = {"type": "http", "method": "POST", "path": PATH, "headers": [(b"x-request-id", b"mine")]}
     with pytest.raises(OSError, match="gone"):
-        asyncio.run(Door(Ingresses([], []))(scope, receive, send))
+        asyncio.run(ProxyMiddleware(Ingresses([], []))(scope, receive, send))
     (line,) = lines(logs, 1)
     assert (line["request_id"], line["status"]) == ("mine", 500)
 
@@ -106,7 +106,7 @@ def test_a_request_keeps_its_id_until_it_is_refused(given: bytes) -> None:
 
 
 def test_what_serve_answers_itself_is_logged_here_and_what_an_ingress_answers_is_not(logs: Path) -> None:
-    through = Door(Ingresses(DONE, [start(503), part(b"no application")], DONE, [start(), part(b"success")]))
+    through = ProxyMiddleware(Ingresses(DONE, [start(503), part(b"no application")], DONE, [start(), part(b"success")]))
     asked(through, body(b""))
     asked(through, body(b""), path="/nothing")
     asked(through, body(b""))
@@ -117,7 +117,7 @@ def test_what_serve_answers_itself_is_logged_here_and_what_an_ingress_answers_is
 
 def test_a_folder_that_can_not_be_written_ends_no_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(announcement, "announced", lambda: Announcement(tmp_path / "file"))
+    monkeypatch.setattr(proxy_settings, "read_proxy_settings", lambda: ProxySettings(tmp_path / "file"))
     assert asked(Ingresses([], []), body(b""))[0]["status"] == 500
 
 
@@ -136,7 +136,7 @@ def test_a_body_too_large_to_keep_is_not_sent_again(monkeypatch: pytest.MonkeyPa
 
 def test_a_full_engine_refuses_the_next_ones_at_the_door(logs: Path) -> None:
     app = Ingresses(FULL, DONE)
-    at_the_door = Door(app)
+    at_the_door = ProxyMiddleware(app)
     chat, other = b'{"model": "a"}', b'{"model": "b"}'
     assert asked(at_the_door, body(chat))[0]["status"] == 429
     refusal, payload = asked(at_the_door, body(chat))
@@ -161,7 +161,7 @@ def test_a_full_engine_refuses_the_next_ones_at_the_door(logs: Path) -> None:
 )
 def test_what_does_not_choose_the_engine_does_not_pass_the_door(path: str, varied: dict[str, Any]) -> None:
     app = Ingresses(FULL)
-    at_the_door = Door(app)
+    at_the_door = ProxyMiddleware(app)
     asked(at_the_door, body(b'{"model": "a"}'))
     assert asked(at_the_door, body(json.dumps({"model": "a"} | varied).encode()), path=path)[0]["status"] == 429
     assert len(app.bodies) == 1
@@ -185,7 +185,7 @@ def test_what_does_not_choose_the_engine_does_not_pass_the_door(path: str, varie
 )
 def test_what_another_engine_may_serve_passes_the_door(path: str, received: list[Message]) -> None:
     app = Ingresses(FULL, DONE)
-    at_the_door = Door(app)
+    at_the_door = ProxyMiddleware(app)
     asked(at_the_door, body(b'{"model": "a"}'))
     assert asked(at_the_door, *received, path=path)[-1]["body"] == b"done"
     assert app.bodies[-1] == b"".join(message["body"] for message in received)
@@ -194,7 +194,7 @@ def test_what_another_engine_may_serve_passes_the_door(path: str, received: list
 @pytest.mark.parametrize("pause", ["_FULL_SECONDS", "_PROBE_SECONDS"])
 def test_a_full_engine_is_asked_again_after_a_moment(monkeypatch: pytest.MonkeyPatch, pause: str) -> None:
     monkeypatch.setattr(proxy_middleware, pause, 0.0)
-    at_the_door = Door(Ingresses(FULL, DONE))
+    at_the_door = ProxyMiddleware(Ingresses(FULL, DONE))
     asked(at_the_door, body(b'{"model": "a"}'))
     assert asked(at_the_door, body(b'{"model": "a"}'))[-1]["body"] == b"done"
 
@@ -202,7 +202,7 @@ def test_a_full_engine_is_asked_again_after_a_moment(monkeypatch: pytest.MonkeyP
 def test_one_request_at_a_time_finds_out_whether_an_engine_is_still_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy_middleware, "_PROBE_SECONDS", 0.2)
     app = Ingresses(FULL, FULL)
-    at_the_door = Door(app)
+    at_the_door = ProxyMiddleware(app)
     asked(at_the_door, body(b'{"model": "a"}'))
     time.sleep(0.25)
     for _ in range(5):
@@ -213,7 +213,7 @@ def test_one_request_at_a_time_finds_out_whether_an_engine_is_still_full(monkeyp
 def test_the_door_does_not_wait_for_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy_middleware, "_BEGINNING_SECONDS", 0.01)
     app = Ingresses(FULL, DONE)
-    at_the_door = Door(app)
+    at_the_door = ProxyMiddleware(app)
     asked(at_the_door, body(b'{"model": "a"}'))
     late = iter([body(b'{"model": "a"}')])
     sent: list[Message] = []
@@ -244,7 +244,7 @@ def test_it_says_how_many_requests_it_passes_on() -> None:
         for message in DONE:
             await send(message)
 
-    passing = Door(app)
+    passing = ProxyMiddleware(app)
 
     def ongoing() -> int:
         sent: list[Message] = []

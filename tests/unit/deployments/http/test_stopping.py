@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from deployments import announcement, serve_local, stop_file
-from deployments.announcement import Announcement
-from deployments.http.proxy_middleware import Door
-from deployments.ready import Running
+from deployments import proxy_settings, serve_local, stop_file
+from deployments.http.proxy_middleware import ProxyMiddleware
+from deployments.proxy_settings import ProxySettings
+from deployments.ready import RunningService
 from tests.helpers.proxied_ingresses import DONE, LOGGED, Ingresses, asked, body, lines, part, start
 
 CONFIG = {"applications": [{"args": {"engines": [{"name": "e", "model_name": "m"}]}}]}
@@ -22,7 +22,7 @@ CONFIG = {"applications": [{"args": {"engines": [{"name": "e", "model_name": "m"
 @pytest.fixture(autouse=True)
 def logs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The folder where the ingresses log."""
-    monkeypatch.setattr(announcement, "announced", lambda: Announcement(tmp_path))
+    monkeypatch.setattr(proxy_settings, "read_proxy_settings", lambda: ProxySettings(tmp_path))
     return tmp_path
 
 
@@ -37,7 +37,7 @@ def stop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/prefix/v1/completions"])
 def test_new_requests_for_text_are_refused_while_the_service_stops(path: str, stop: Path, logs: Path) -> None:
     app = Ingresses(DONE)
-    through = Door(app)
+    through = ProxyMiddleware(app)
     assert asked(through, body(b"{}"), path=path)[-1]["body"] == b"done"
     stop.touch()
     head, answer = asked(through, body(b"{}"), path=path)
@@ -120,7 +120,7 @@ def finish(monkeypatch: pytest.MonkeyPatch, stop: Path) -> Finish:
         monkeypatch.setattr(serve_local, "get_json", serve.get)
         head: Any = SimpleNamespace(check=lambda: None)
         said: list[str] = []
-        running = Running("http://here", "http://dashboard", Path("logs"), has_keys=False)
+        running = RunningService("http://here", "http://dashboard", Path("logs"), has_keys=False)
         serve_local._finish_requests(running, serve, head, CONFIG, stop, said.append)
         return serve.happened, said
 

@@ -7,27 +7,26 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engines.client import Work
+from deployments.engines.client import RoutedRequest
 from deployments.http.usage import usage_of
-from deployments.protocol.messages import Account, Call
-from deployments.protocol.responses import Answer
+from deployments.protocol.messages import Answer, GenerateCall, SpeculationStats
 from deployments.protocol.speculative_metrics import metrics_of
 from deployments.settings import EngineArgs
 from entmtp.settings import SamplingParams
 
-ACCOUNT = Account("entmtp-dynamic", "sharegpt", 2, 8, 2, [1, 1], 3, {"draft": 1.0}, 0, 0.0, 3.0)
+ACCOUNT = SpeculationStats("entmtp-dynamic", "sharegpt", 2, 8, 2, [1, 1], 3, {"draft": 1.0}, 0, 0.0, 3.0)
 ENGINE = EngineArgs(name="e", model_name="m")
 
 
 def usage(prompts: list[int], reused: list[list[int]]) -> tuple[int, int]:
     """Prompt tokens, and those that lay in the cache; ``reused`` has a number for each answer to each prompt."""
     calls = [
-        Call(f"{at}.{number}", [1] * length, SamplingParams(seed=0), number, prompt_number=at)
+        GenerateCall(f"{at}.{number}", [1] * length, SamplingParams(seed=0), number, prompt_number=at)
         for at, length in enumerate(prompts)
         for number in range(len(reused[at]))
     ]
-    answers = [Answer(account=replace(ACCOUNT, reused_tokens=own)) for each in reused for own in each]
-    told = usage_of(Work(ENGINE, calls), answers)
+    answers = [Answer(stats=replace(ACCOUNT, reused_tokens=own)) for each in reused for own in each]
+    told = usage_of(RoutedRequest(ENGINE, calls), answers)
     assert told.prompt_tokens_details is not None
     return told.prompt_tokens, told.prompt_tokens_details.cached_tokens or 0
 
@@ -46,7 +45,7 @@ def test_no_more_tokens_are_cached_than_there_are(data: st.DataObject, prompts: 
     assert cached == sum(map(min, reused)) <= prompt_tokens
 
 
-def account_of(accepted: list[int], deepest: int, drafted: int) -> Account:
+def account_of(accepted: list[int], deepest: int, drafted: int) -> SpeculationStats:
     by_depth = [sum(one > depth for one in accepted) for depth in range(max(accepted))]
     return replace(
         ACCOUNT,
@@ -59,7 +58,7 @@ def account_of(accepted: list[int], deepest: int, drafted: int) -> Account:
 
 
 def test_metrics_are_vllms() -> None:
-    told = metrics_of([Answer(account=account_of([0, 2, 0, 1, 2], deepest=3, drafted=20))])
+    told = metrics_of([Answer(stats=account_of([0, 2, 0, 1, 2], deepest=3, drafted=20))])
     assert told == {
         "speculative_decoding": {
             "mean_acceptance_length": 2.0,
@@ -74,16 +73,16 @@ def test_metrics_are_vllms() -> None:
 
 
 def test_metrics_are_of_one_answer_that_was_drafted_for() -> None:
-    drafted = Answer(account=ACCOUNT)
+    drafted = Answer(stats=ACCOUNT)
     assert metrics_of([drafted, drafted]) is None
     assert metrics_of([Answer()]) is None
-    assert metrics_of([Answer(account=account_of([0, 0], deepest=0, drafted=0))]) is None
+    assert metrics_of([Answer(stats=account_of([0, 0], deepest=0, drafted=0))]) is None
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(0, 3))
 def test_the_histogram_counts_every_step_and_every_accepted_token(accepted: list[int], more: int) -> None:
     deepest = max(1, max(accepted) + more)
-    told = metrics_of([Answer(account=account_of(accepted, deepest, drafted=deepest * len(accepted)))])
+    told = metrics_of([Answer(stats=account_of(accepted, deepest, drafted=deepest * len(accepted)))])
     assert told is not None
     found = told["speculative_decoding"]
     assert found["acceptance_histogram"] == [accepted.count(j) for j in range(deepest + 1)]

@@ -11,13 +11,13 @@ from openai.types.chat import ChatCompletionStreamOptionsParam as OpenAIStreamOp
 from openai.types.chat import completion_create_params as openai_chat
 from pydantic import ValidationError
 
-from deployments.protocol.compatibility import CHAT, COMPLETION, MESSAGE, UNSUPPORTED, Foreign
-from deployments.protocol.errors import of_validation
+from deployments.protocol.compatibility import CHAT, COMPLETION, MESSAGE, UNSUPPORTED, ForeignFields
+from deployments.protocol.errors import validation_error
 from deployments.protocol.schema import (
     Body,
     ChatRequest,
     CompletionRequest,
-    Generation,
+    GenerationRequest,
     Message,
     StreamOptions,
     TokenizeRequest,
@@ -78,7 +78,7 @@ def mistake(body: type[Body], given: dict[str, Any]) -> tuple[str | None, str | 
     """Param, code and message of what a client is sent for a body."""
     with pytest.raises(ValidationError) as refusal:
         body.model_validate(given)
-    error = of_validation([{**one, "loc": ("body", *one["loc"])} for one in refusal.value.errors()])
+    error = validation_error([{**one, "loc": ("body", *one["loc"])} for one in refusal.value.errors()])
     return error.param, error.code, error.message
 
 
@@ -96,7 +96,7 @@ def test_every_field_of_openai_and_vllm_is_known(body: type[Body], known: set[st
 
 
 @pytest.mark.parametrize(("body", "good"), [(ChatRequest, CHAT_BODY), (CompletionRequest, TEXT_BODY)])
-def test_null_requests_nothing(body: type[Generation], good: dict[str, Any]) -> None:
+def test_null_requests_nothing(body: type[GenerationRequest], good: dict[str, Any]) -> None:
     optional = {name for name, field in body.model_fields.items() if not field.is_required()}
     nulls = dict.fromkeys(optional | set(body.foreign.no_effect) | body.foreign.ignored)
     assert body.model_validate(good | nulls) == body.model_validate(good)
@@ -107,9 +107,9 @@ def test_null_requests_nothing(body: type[Generation], good: dict[str, Any]) -> 
     [(ChatRequest, CHAT_BODY, VLLM_DEFAULTS | VLLM_CHAT_DEFAULTS), (CompletionRequest, TEXT_BODY, VLLM_DEFAULTS)],
 )
 def test_defaults_of_vllm_request_nothing(
-    body: type[Generation], good: dict[str, Any], defaults: dict[str, Any]
+    body: type[GenerationRequest], good: dict[str, Any], defaults: dict[str, Any]
 ) -> None:
-    assert body.model_validate(good | defaults).sampling(9, 9) == body.model_validate(good).sampling(9, 9)
+    assert body.model_validate(good | defaults).sampling_params(9, 9) == body.model_validate(good).sampling_params(9, 9)
 
 
 @pytest.mark.parametrize(
@@ -176,10 +176,10 @@ def test_values_that_request_something_are_refused_by_name(given: dict[str, Any]
 
 
 @pytest.mark.parametrize("foreign", [CHAT, COMPLETION, MESSAGE])
-def test_whatever_a_refusal_advises_is_taken(foreign: Foreign) -> None:
+def test_whatever_a_refusal_advises_is_taken(foreign: ForeignFields) -> None:
     for field, values in foreign.no_effect.items():
         for value in (None, *values):
-            assert foreign.removed_from({field: value, "other": 1}) == {"other": 1}
+            assert foreign.strip_from({field: value, "other": 1}) == {"other": 1}
 
 
 @pytest.mark.parametrize("special", [True, False])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.protocol.compatibility import IGNORED
-from deployments.protocol.errors import tell_errors
+from deployments.protocol.errors import add_error_handlers
 from deployments.protocol.schema import ChatRequest, CompletionRequest
 from entmtp.settings import SamplingParams
 
@@ -26,13 +26,13 @@ def client() -> TestClient:
 
     @api.post("/chat")
     async def chat(body: ChatRequest) -> dict[str, Any]:
-        return body.sampling(100, None).model_dump()
+        return body.sampling_params(100, None).model_dump()
 
     @api.post("/text")
     async def text(body: CompletionRequest) -> dict[str, Any]:
-        return body.sampling(100, 16).model_dump() | {"prompts": body.prompts()}
+        return body.sampling_params(100, 16).model_dump() | {"prompts": body.prompts()}
 
-    tell_errors(api)
+    add_error_handlers(api)
     return TestClient(api, raise_server_exceptions=False)
 
 
