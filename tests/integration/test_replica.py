@@ -37,7 +37,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=16, seed=0)
 def replica() -> Iterator[EngineReplica]:
     made = EngineReplica(ARGS)
     yield made
-    made._served.close()
+    made._engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -148,17 +148,17 @@ def test_another_policy_takes_over_while_a_call_runs(
         await asyncio.sleep(0)
         await replica.reconfigure({"method": "entmtp-dynamic", "task": "gsm8k", "prefill_tokens": 32})
         assert tokens(await running) == greedy(bundled[0], prompt, 16)
-        assert replica._served.engine.settings.prefill_tokens == 32
+        assert replica._engine.engine.settings.prefill_tokens == 32
         await replica.reconfigure({})
-        assert replica._served.engine.settings.prefill_tokens == ARGS.engine.prefill_tokens
-        policy = replica._served.engine.policy
+        assert replica._engine.engine.settings.prefill_tokens == ARGS.engine.prefill_tokens
+        policy = replica._engine.engine.policy
         for wrong, name in (({"method": "medusa"}, "heads"), ({"slots": 9}, "slots"), ({"task": "chess"}, "chess")):
             with pytest.raises(EntMTPError, match=name):
                 await replica.reconfigure(wrong)
         replica.check_health()  # Serve asks when a replica has started; from now on a mistake must not end it
         await replica.reconfigure({"task": "chess"})
         assert "chess" in caplog.text
-        assert replica._served.engine.policy is policy
+        assert replica._engine.engine.policy is policy
 
     asyncio.run(scene())
 
@@ -168,7 +168,7 @@ def test_a_dead_loop_is_seen_and_told(prompt: list[int]) -> None:
     replica.check_health()
 
     async def scene() -> None:
-        replica._served.engine.step = None  # type: ignore[assignment, method-assign]
+        replica._engine.engine.step = None  # type: ignore[assignment, method-assign]
         (failure,) = await answered(replica, GenerateCall("d", prompt, GREEDY))
         assert isinstance(failure, Failure)
         assert failure.kind == "dead"

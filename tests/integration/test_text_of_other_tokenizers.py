@@ -83,7 +83,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     service = EngineClient(args, {"e": InProcess(replica)}, None)
     with TestClient(make_api(service, ApiKeys({}), ready, metrics, LogSink(lambda line: None, b"", False))) as made:
         yield made
-    replica._served.close()
+    replica._engine.close()
 
 
 def completion(client: TestClient, **body: Any) -> dict[str, Any]:
