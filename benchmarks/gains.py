@@ -32,7 +32,7 @@ from entmtp.models import backbone as backbones
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import packed_linear
-from entmtp.models.kernels.choices import check_name
+from entmtp.models.kernels.choices import parse_kernels
 from entmtp.models.kernels.packed_linear import replace_linear_layers
 from entmtp.models.loading.load import load_model
 from entmtp.policies.step_cost import hardware_name
@@ -62,7 +62,7 @@ def main(
     with plain_errors("gains"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model, _ = load_model("bundled", dtype=dtype, device=device)
-        builders = on_cuda(heads) if device == "cuda" else on_cpu(heads, check_name(kernels))
+        builders = on_cuda(heads) if device == "cuda" else on_cpu(heads, parse_kernels(kernels))
         benches = {name: make_bench(build, model) for name, build in builders.items()}
         if GRAPHS in benches:
             benches[GRAPHS].state.graphs = Graphs(None)

@@ -33,7 +33,7 @@ from entmtp.evaluation.run.arms import Toolbox, make_policy
 from entmtp.intervals import Estimate, interval, proportion
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
-from entmtp.models.kernels.choices import CHOICES, check_name
+from entmtp.models.kernels.choices import CHOICES, parse_kernels
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import hardware_name
@@ -71,7 +71,7 @@ class Case:
         kernels, _, dtype = text.partition(":")
         if dtype not in TYPES:
             raise EntMTPError(f"case: '{text}' has no known type; give KERNELS:TYPE, such as eager:bfloat16")
-        return cls(check_name(kernels), dtype)
+        return cls(parse_kernels(kernels), dtype)
 
 
 @dataclass(frozen=True)

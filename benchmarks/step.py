@@ -36,7 +36,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
-from entmtp.models.kernels.choices import check_name
+from entmtp.models.kernels.choices import parse_kernels
 from entmtp.models.loading.load import load_model
 from entmtp.policies.base import Policy
 from entmtp.policies.hardware_profile import HardwareProfile, ProfilePoint, ProfileProvenance
@@ -114,7 +114,7 @@ def main(
 def subject(model: str, heads: str, shape: str | None, dtype: str, kernels: str) -> tuple[Any, Backbone, DraftHeads]:
     """The model as transformers has it, the same as a backbone, and its heads."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = check_name(kernels)
+    chosen = parse_kernels(kernels)
     if shape is not None:
         loaded = random_model(shape_of(shape), device, torch_type(dtype))
         backbone = build_backbone(loaded, chosen)

@@ -19,7 +19,7 @@ from entmtp.decoding.outputs import Completion
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.loading import MethodSpec, load_method
-from entmtp.models.loading.end_of_turn import end_of_turn_ids, ending_turns
+from entmtp.models.loading.end_of_turn import end_of_turn_ids, with_end_of_turn
 from entmtp.models.loading.load import encode_chat
 from entmtp.settings import EngineSettings, SamplingParams, default_method
 
@@ -98,7 +98,7 @@ class LLM:
             Request(
                 f"{at}.{number}",
                 self._encoded(at, prompt),
-                ending_turns(own, self._turn_ends) if isinstance(prompt, str) else own,
+                with_end_of_turn(own, self._turn_ends) if isinstance(prompt, str) else own,
                 number,
                 prompt_number=at if shared else 0,
                 continues_text=not isinstance(prompt, str) or self.tokenizer.chat_template is None,

@@ -19,9 +19,9 @@ from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.methods import AUTOREGRESSIVE, LADDER, NATIVE, heads_of
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
-from entmtp.models.kernels.choices import check_name
+from entmtp.models.kernels.choices import parse_kernels
 from entmtp.models.loading.bundled import cache_folder
-from entmtp.models.loading.end_of_turn import end_of_turn_ids, ending_turns, turn_notice
+from entmtp.models.loading.end_of_turn import end_of_turn_ids, end_of_turn_notice, with_end_of_turn
 from entmtp.models.loading.load import encode_chat, load_model, resolve_model
 from entmtp.policies.base import Policy
 from entmtp.policies.cost_cache import CostCorrectionFile
@@ -73,7 +73,7 @@ class Session:
         ends = end_of_turn_ids(self.tokenizer, self.engine.backbone.vocab_size)
         goes_on = self.tokenizer.chat_template is None
         try:
-            for progress in self.engine.stream(ids, ending_turns(params, ends), self.completion, goes_on):
+            for progress in self.engine.stream(ids, with_end_of_turn(params, ends), self.completion, goes_on):
                 yield progress.text
         finally:
             self.engine.close()
@@ -110,7 +110,7 @@ def load_method(
             that are nowhere.
     """
     check_method(method)
-    chosen = check_name(method.kernels)
+    chosen = parse_kernels(method.kernels)
     resolve_model(method.model)
     drafts = method.name != AUTOREGRESSIVE
     if drafts and method.model != "bundled" and _source(method) is None:
@@ -123,7 +123,7 @@ def load_method(
     loaded, tokenizer = load_model(method.model, dtype=method.dtype, device=method.device)
     backbone = build_backbone(loaded, chosen)
     ends = end_of_turn_ids(tokenizer, backbone.vocab_size)
-    if (notice := turn_notice(tokenizer, ends, backbone.eos_token_ids)) is not None:
+    if (notice := end_of_turn_notice(tokenizer, ends, backbone.eos_token_ids)) is not None:
         say(notice)
     heads = _heads_of(method, backbone) if drafts else None
     policy = policy_of(method, backbone, heads, settings, say)

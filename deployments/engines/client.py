@@ -23,7 +23,7 @@ from deployments.protocol.messages import Failure, GenerateCall, TokenDelta
 from deployments.protocol.schema import CompletionRequest, GenerationRequest, Message
 from deployments.settings import AppArgs, EngineArgs
 from entmtp.decoding.detokenizer import Detokenizer
-from entmtp.models.loading.end_of_turn import end_of_turn_ids, ending_turns
+from entmtp.models.loading.end_of_turn import end_of_turn_ids, with_end_of_turn
 from entmtp.models.loading.load import load_tokenizer, max_positions, vocabulary_size
 
 _TOKENIZER_THREADS = 2
@@ -131,7 +131,7 @@ class EngineClient:
             if params.seed is None:
                 params = params.model_copy(update={"seed": seed})
             if not body.continues_text:
-                params = ending_turns(params, self._turn_ends[engine.model])
+                params = with_end_of_turn(params, self._turn_ends[engine.model])
             max_nodes = None if body.speculation is None else body.speculation.max_nodes
             # Two clients may have chosen the same request id.
             unique = f"{id}.{secrets.token_hex(4)}.{number}"

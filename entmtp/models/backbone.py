@@ -1,7 +1,8 @@
-"""The frozen causal LM behind one narrow interface: prefill a prompt, verify a tree, turn hidden states into logits.
+"""The frozen causal LM: prefill a prompt, verify a tree, turn hidden states into logits.
 
-Any ``transformers`` decoder-only model works unmodified: the tree is a 4D mask and position ids, the cache is a
-:class:`~entmtp.models.cache.TreeCache`. :func:`~entmtp.models.build.build_backbone` makes one that passed a self-test.
+Any ``transformers`` decoder-only model works unmodified. The tree is a 4D mask with position ids, and the cache is a
+:class:`~entmtp.models.cache.TreeCache`. :func:`~entmtp.models.build.build_backbone` makes a backbone that has passed a
+self-test.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ Masks = torch.Tensor | dict[str, torch.Tensor]
 class Backbone:
     """A causal LM that verifies trees.
 
-    The model that is given stays as it is: the backbone works on a copy that shares its parameters.
+    The backbone works on a copy that shares the parameters of the given model, which stays as it is.
 
     Attributes:
-        kernels: the choice in use, never 'auto'; ``kernels_description`` tells a user about it.
-        device: where trees, heads and all that the caller is given lie.
-        devices: where the model's layers lie, :attr:`device` first.
-        cache_shapes: what each layer keeps of a token, as the self-test finds it.
+        kernels: the kernel choice in use, never 'auto'. ``kernels_description`` describes it for a user.
+        device: the device of trees, heads and all results.
+        devices: the devices of the model's layers, :attr:`device` first.
+        cache_shapes: shapes of the keys and values of each layer, as the self-test finds them.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """On PyTorch's own kernels; :func:`~entmtp.models.build.build_backbone` finds better ones, and tests them."""
+        """Use PyTorch's own kernels; :func:`~entmtp.models.build.build_backbone` finds and tests faster ones."""
         self.fingerprint = model_fingerprint(model)
         self._fused_decoder: torch.nn.Module | None = None
-        # Only set where the pass is compiled: a bound method kept here would keep the model alive with it.
+        # Only set where the pass is compiled: a bound method stored here would keep the model alive.
         self._compiled: Callable[..., torch.Tensor] | None = None
         self.use_model(model)
         self.config: Any = self.model.config.get_text_config(decoder=True)
@@ -58,29 +59,29 @@ class Backbone:
         self.hidden_size: int = self.config.hidden_size
         self.vocab_size: int = self.config.vocab_size
         self.max_context: int = positions_of(self.config)
-        # Whether the sliding window that the configuration names is applied; the self-test finds out.
+        # Whether the model applies the sliding window of its configuration; the self-test finds out.
         self.windowed = True
         self.cache_shapes: list[LayerShape] = []
         self.kernels: Kernels = "eager"
         self.kernels_description = ""
 
     def use_model(self, model: PreTrainedModel) -> None:
-        """Runs on a copy of ``model`` that shares its parameters, with PyTorch's own layers."""
+        """Run on a copy of ``model`` that shares its parameters, with PyTorch's own layers."""
         self._use(_sharing_copy(model))
 
     def use_kernels(self, kernels: Kernels, siblings: Sequence[Sequence[torch.nn.Linear]]) -> None:
-        """Runs linear layers by this choice, ``siblings`` that are given the same states as one product."""
+        """Run linear layers with this kernel choice; each group of ``siblings``, which share their input, is merged."""
         self.kernels = kernels
         choice = CHOICES[kernels]
         if self.make_layer is not None:
             fused = None
             if choice.fuses and self.model.config._attn_implementation == attention.NAME:
                 fused = with_fused_layers(self.decoder, self.config)
-            keep = self.model.get_output_embeddings()
-            # Beside a decoder with fused layers the model keeps its own, which any caller may run with any cache.
-            leave = None if fused is None else self.decoder
-            replace_linear_layers(self.model, siblings, self.make_layer, keep, leave)
-            self._use(self.model)  # the output layer's replay too has the new layers then
+            output_layer = self.model.get_output_embeddings()
+            # A decoder with fused layers is separate: any caller may run the model's own with any cache.
+            unchanged = None if fused is None else self.decoder
+            replace_linear_layers(self.model, siblings, self.make_layer, output_layer, unchanged)
+            self._use(self.model)  # so that the replay of the output layer has the new layers too
             self._fused_decoder = fused
         if choice.compiles:
             self._compiled = compiled(self._run_decoder)
@@ -92,12 +93,12 @@ class Backbone:
 
     @property
     def make_layer(self) -> MakeLayer | None:
-        """Makes linear layers of the kind in use; None where those are PyTorch's own."""
+        """Factory of the linear layers in use; None where they are PyTorch's own."""
         return CHOICES[self.kernels].make if self.device.type == "cpu" else None
 
     @property
     def is_multi_device(self) -> bool:
-        """Whether the model's layers lie on several devices."""
+        """Whether the model's layers are on several devices."""
         return len(self.devices) > 1
 
     @property
@@ -112,13 +113,13 @@ class Backbone:
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """Token ids that end a generation, as the model's generation config says."""
+        """Token ids that end a generation, from the model's generation config."""
         config = getattr(self.model, "generation_config", None)
         eos = getattr(config, "eos_token_id", None)
         return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
 
     def new_cache(self, slots: int, capacity: int, draft: DraftCacheLayout = NO_DRAFT_CACHE) -> TreeCache:
-        """A cache for ``slots`` requests of up to ``capacity`` rows each, and for what ``heads`` keep beside them."""
+        """Make a cache for ``slots`` requests of up to ``capacity`` rows, with the ``draft`` cache of the heads."""
         layers = [*self.cache_shapes, *draft.layers]
         return TreeCache(layers, slots, capacity + draft.spare_rows, self.device, draft.state_buffers)
 
@@ -131,13 +132,13 @@ class Backbone:
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int], slot: int, cache: TreeCache) -> torch.Tensor:
-        """Appends ``ids`` to ``slot`` and returns their decoder states ``[len(ids), hidden_size]``."""
+        """Append ``ids`` to ``slot`` and return their decoder states ``[len(ids), hidden_size]``."""
         chunks = []
         for begin in range(0, len(ids), PREFILL_CHUNK):
             chunk = list(ids[begin : begin + PREFILL_CHUNK])
-            # Few distinct widths: kernels that are built per shape (oneDNN's, CUDA graphs) are built seldom.
-            room = max(0, cache.capacity - cache.lengths[slot] - len(chunk))
-            padding = min(-len(chunk) % PREFILL_MULTIPLE, room)
+            # Padded to few distinct widths, so that kernels built per shape (oneDNN's, CUDA graphs) are built rarely.
+            free = max(0, cache.capacity - cache.lengths[slot] - len(chunk))
+            padding = min(-len(chunk) % PREFILL_MULTIPLE, free)
             tokens = torch.tensor([chunk + [0] * padding], device=self.device)
             real = torch.arange(len(chunk) + padding, device=self.device)[None] < len(chunk)
             kv_range = cache.kv_range([slot], tokens.shape[1], padded=padding > 0)
@@ -147,9 +148,9 @@ class Backbone:
 
     @torch.inference_mode()
     def extend(self, tokens: torch.Tensor, slots: Sequence[int], cache: TreeCache) -> torch.Tensor:
-        """Decoder states ``[batch, n, hidden_size]`` of chains ``tokens [batch, n]`` behind the slots' tokens.
+        """Decoder states ``[batch, n, hidden_size]`` of chains ``tokens [batch, n]`` after the slots' tokens.
 
-        The caller appends what it keeps.
+        The caller appends the tokens that it commits.
         """
         kv_range = cache.kv_range(slots, tokens.shape[1], padded=False)
         return self._chain(tokens, torch.ones_like(tokens, dtype=torch.bool), kv_range, cache)
@@ -182,7 +183,7 @@ class Backbone:
         cache: TreeCache,
     ) -> torch.Tensor:
         start = cache.map_slots(kv_range, real).start
-        # Guesses past the context are cut later, padding is never read; where positions are learnt, no such row exists.
+        # Learned position tables end at the context. Tokens past it are cut later, and padding is never read.
         positions = (start[:, None] + depth).clamp(max=self.max_context - 1)
         window = AttentionWindow(start[:, None], start, ancestors, positions, positions, real)
         decode = self._compiled or self._run_decoder
@@ -201,7 +202,7 @@ class Backbone:
         return output.last_hidden_state.to(self.device)
 
     def _masks(self, window: AttentionWindow, kv_range: KvRange) -> Masks:
-        """One additive mask ``[batch, 1, n, rows]``, or one per layer type where the model has several."""
+        """The additive mask ``[batch, 1, n, rows]``, or one per layer type where the model has several."""
         sliding_window: int | None = getattr(self.config, "sliding_window", None)
         layer_types = set(getattr(self.config, "layer_types", None) or [])
         visible = local = window.visible(kv_range)
@@ -216,7 +217,7 @@ class Backbone:
 
     @property
     def _query_groups(self) -> int:
-        """How many times the tree attention wants each row of a mask."""
+        """Repetitions of each mask row that the tree attention needs (:mod:`entmtp.models.attention`)."""
         if self.model.config._attn_implementation != attention.NAME:
             return 1
         heads: int = self.config.num_attention_heads
@@ -224,7 +225,7 @@ class Backbone:
 
 
 class _States(BaseModelOutputWithPast):
-    """A decoder's output that holds its states only; what else a model's forward reads (router logits, ...) is None."""
+    """Output of a decoder with its states only; other fields that a model's forward reads (router logits) are None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -232,11 +233,11 @@ class _States(BaseModelOutputWithPast):
 
 
 class _Passthrough(torch.nn.Module):
-    """Stands in for the decoder: returns the states it is given."""
+    """Replacement of the decoder that returns its input states."""
 
     @property
     def decoder(self) -> _Passthrough:
-        """Some models call the decoder inside their base model."""
+        """Itself, for models that call the decoder inside their base model."""
         return self
 
     def forward(self, *args: object, inputs_embeds: torch.Tensor, **kwargs: object) -> _States:
@@ -244,13 +245,13 @@ class _Passthrough(torch.nn.Module):
 
 
 def _sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the modules around the same parameters and buffers."""
+    """Copy the modules of a model, but share its parameters and buffers."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def _output_replay(model: PreTrainedModel) -> PreTrainedModel:
-    """The model's own forward with the decoder taken out: exact logits wherever they are scaled, capped or biased."""
+    """The model's own forward without the decoder, for exact logits wherever they are scaled, capped or biased."""
     replay = copy.copy(model)
     replay._modules = dict(model._modules)
     replay._modules[model.base_model_prefix] = _Passthrough()

@@ -48,7 +48,7 @@ class AttentionWindow:
     def visible(self, kv_range: KvRange, first_row: int = 1) -> torch.Tensor:
         """Visibility of the rows of ``kv_range``, ``[batch, n, rows]`` bool.
 
-        Rows before ``first_row`` hold no keys and stay hidden.
+        Rows before ``first_row`` have no keys and stay hidden.
         """
         rows = torch.arange(kv_range.first, kv_range.last, device=self.real.device)
         repeats = self.real.shape[1] // self.prefix_lengths.shape[1]

@@ -1,9 +1,8 @@
-"""One model over several GPUs, its layers one behind the other: for models that no single one holds.
+"""Run one model on several GPUs, layer by layer, for models that don't fit on a single GPU.
 
-transformers and accelerate place the layers and carry what flows between them. What is ours follows: a layer's keys and
-values lie where the layer does (:mod:`entmtp.models.cache`); trees, roots and heads lie on the first device, where the
-embeddings are, and the last layer's states come back to it. A step has no more than one device at work at a time, and
-is not captured in graphs.
+transformers and accelerate assign the layers to devices and move the states between them. The keys and values of a
+layer are on the layer's device (:mod:`entmtp.models.cache`). Trees, roots and heads are on the first device, with the
+embeddings, and the states of the last layer return to it. Only one device works at a time, and no graphs are captured.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ import torch
 from entmtp.errors import EntMTPError
 
 BALANCED = "balanced"
-"""The device of a model that is spread over all GPUs that the process sees."""
+"""Device name that distributes a model over all visible GPUs."""
 
 
 def check_gpus() -> None:
-    """Raises EntMTPError if there are none to spread a model over."""
+    """Raise EntMTPError if no GPU is visible."""
     if not torch.cuda.device_count():
         raise EntMTPError(f"device '{BALANCED}': PyTorch sees 0 CUDA devices; use 'cpu'")
 
 
 def check_all_on_gpus(name: str, model: Any) -> None:
-    """Raises EntMTPError if some of the model's layers found no room and would be fetched at every step."""
+    """Raise EntMTPError if some layers of the model don't fit on the GPUs and would be moved there in every step."""
     layer_devices = getattr(model, "hf_device_map", {})
     if left := [layer for layer, device in layer_devices.items() if str(device) in ("cpu", "disk")]:
         raise EntMTPError(
@@ -35,10 +34,10 @@ def check_all_on_gpus(name: str, model: Any) -> None:
 
 
 def devices_of(model: torch.nn.Module) -> list[torch.device]:
-    """The devices that its parameters lie on, the first parameter's first."""
+    """Devices of the model's parameters, that of the first parameter first."""
     return list(dict.fromkeys(parameter.device for parameter in model.parameters()))
 
 
 def remove_dispatch_hook(model: torch.nn.Module) -> None:
-    """Takes from a shallow copy of a spread model what would run the model that it was copied from."""
+    """Remove accelerate's dispatch hook from a shallow copy of a model, because it runs the original model."""
     model.__dict__.pop("forward", None)

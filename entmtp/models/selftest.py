@@ -1,7 +1,8 @@
-"""The self-test at load: a small tree in one pass must equal each of its paths run alone by the plain model.
+"""The self-test at load: a small tree in one pass must give the same logits as each of its paths run alone.
 
-All kernels must besides equal themselves, one token at a time: else what a tree verifies is not what they write. Equal
-means within a tolerance. That of 16 bits finds mistakes and promises no equal texts: `benchmarks.identity` counts them.
+Every kernel choice must also agree with itself when it decodes one token at a time. Otherwise a tree is verified
+against other tokens than plain decoding would write. Logits are compared within a tolerance. The tolerance of 16-bit
+models finds errors but doesn't promise identical texts; `benchmarks.identity` counts identical texts.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ _MASKED = "full_attention", "sliding_attention"
 
 
 def check_supported(backbone: Backbone) -> None:
-    """Raises EntMTPError if the model keeps recurrent state, is an encoder-decoder, or masks in ways of its own."""
+    """Raise EntMTPError if the model has recurrent state, is an encoder-decoder, or has masks that trees can't use."""
     if reason := _unsupported_reason(backbone):
         _refuse(backbone, reason)
 
 
 @torch.inference_mode()
 def sequential_reference(backbone: Backbone) -> tuple[torch.Tensor, list[LayerShape]]:
-    """Logits ``[nodes + 1, vocab]`` of each node at the end of its own path, by the model as it is.
+    """Run each path of the tree alone through the unmodified model.
 
-    Beside them what its layers cache.
+    Returns the logits ``[nodes + 1, vocab]`` of each node, and the shapes of the keys and values that the layers cache.
 
     Raises:
-        EntMTPError: if the model can't even do that.
+        EntMTPError: if the model fails on a plain pass.
     """
     tokens = _tokens(backbone)
     prompt, nodes = tokens[:_PROMPT], tokens[_PROMPT:]
@@ -61,22 +62,22 @@ def sequential_reference(backbone: Backbone) -> tuple[torch.Tensor, list[LayerSh
 
 
 def _cache_shapes(backbone: Backbone, output: Any) -> list[LayerShape]:
-    """What each layer keeps of a pass; layers that use another's keys and values keep none and are not listed."""
+    """Shapes of the keys and values of each layer; layers that share another layer's cache are not listed."""
     layers = getattr(output.past_key_values, "layers", None)
     if not layers:
-        _refuse(backbone, "it keeps no keys and values of the tokens that it has seen")
+        _refuse(backbone, "it caches no keys and values of earlier tokens")
     return [(BufferShape.of(layer.keys), BufferShape.of(layer.values)) for layer in layers]
 
 
 def choose_attention(backbone: Backbone, expected: torch.Tensor) -> None:
-    """Sets the fastest attention with which a tree comes out as ``expected`` (:func:`sequential_reference`).
+    """Set the fastest attention with which a tree's logits equal ``expected`` (:func:`sequential_reference`).
 
-    With it goes the sliding window that the model really has.
+    This also finds out whether the model applies its sliding window.
 
     Raises:
         EntMTPError: if every attention fails.
     """
-    # Some models ignore a window that their configuration still names.
+    # Some models have a sliding window in their configuration but ignore it.
     windows = (True, False) if getattr(backbone.config, "sliding_window", None) else (True,)
     failure = None
     with _small_window(backbone):
@@ -94,7 +95,7 @@ def check_kernels(backbone: Backbone, expected: torch.Tensor) -> None:
     ``expected`` comes from :func:`sequential_reference`.
 
     Raises:
-        EntMTPError: if the backbone's kernels are no good for lossless decoding.
+        EntMTPError: if decoding with the backbone's kernels would not be lossless.
     """
     choice = CHOICES[backbone.kernels]
     reason = None
@@ -107,32 +108,32 @@ def check_kernels(backbone: Backbone, expected: torch.Tensor) -> None:
         reason = f"a pass raised {_in_one_line(failure)}"
     else:
         if not batch_difference <= _tolerance(backbone, choice.batch_tolerance):
-            reason = f"a token's logits depend on the tokens beside it, by {batch_difference:.1e} of the largest"
+            reason = f"a token's logits depend on the other tokens of a pass, by {batch_difference:.1e} of the largest"
         elif not model_difference <= _tolerance(backbone, choice.model_tolerance):
             reason = f"the logits differ from the model's own by {model_difference:.1e} of the largest"
     if reason:
         raise EntMTPError(
-            f"kernels: '{backbone.kernels}' are refused for lossless decoding: {reason}; use {_other(backbone)}"
+            f"kernels: '{backbone.kernels}' are refused for lossless decoding: {reason}; use {_alternative(backbone)}"
         )
 
 
-def _other(backbone: Backbone) -> str:
+def _alternative(backbone: Backbone) -> str:
     if backbone.kernels != "eager":
         return "'eager'"
     return "another model" if backbone.dtype == torch.float32 else "float32"
 
 
 def _unsupported_reason(backbone: Backbone) -> str | None:
-    """What the model's classes and configuration say against it, or None."""
+    """Reason, from the model's class and configuration, why it is unsupported; None if there is none."""
     config = backbone.config
     if backbone.model.config.is_encoder_decoder:
         return "it is an encoder-decoder"
     kinds = dict.fromkeys(getattr(config, "layer_types", None) or [])
     recurrent = next((kind for kind in kinds if kind.startswith(_RECURRENT)), None)
     if recurrent or getattr(backbone.model, "_is_stateful", False):
-        return f"its {recurrent or 'state-space'} layers keep a recurrent state, which a tree cannot branch"
+        return f"its {recurrent or 'state-space'} layers have a recurrent state, which a tree cannot branch"
     if unknown := [kind for kind in kinds if kind not in _MASKED]:
-        return f"its {unknown[0]} layers choose what they see in a way that no tree mask covers"
+        return f"its {unknown[0]} layers have an attention pattern that no tree mask covers"
     if "local" in (getattr(config, "attention_layers", None) or []):
         return "its local attention layers count cache rows instead of token positions"
     return None
@@ -151,7 +152,7 @@ def _in_one_line(error: Exception) -> str:
 
 @contextmanager
 def _small_window(backbone: Backbone) -> Iterator[None]:
-    """Narrows a sliding window for the length of the test, so that a few tokens show whether it is applied rightly."""
+    """Shrink the sliding window during the test, so that a few tokens show whether it is applied correctly."""
     window = getattr(backbone.config, "sliding_window", None)
     if window is None:
         yield
@@ -164,7 +165,7 @@ def _small_window(backbone: Backbone) -> Iterator[None]:
 
 
 def _tokens(backbone: Backbone) -> torch.Tensor:
-    """A prompt and four distinct-looking node tokens, spread over the vocabulary."""
+    """A prompt and four node tokens, all distinct, evenly spaced in the vocabulary."""
     count = _PROMPT + _PATHS.nodes + 1
     tokens = torch.arange(1, count + 1) * (backbone.vocab_size // (count + 2))
     return tokens.to(backbone.device)
@@ -172,7 +173,7 @@ def _tokens(backbone: Backbone) -> torch.Tensor:
 
 @torch.inference_mode()
 def _try(backbone: Backbone, implementation: str, expected: torch.Tensor) -> str | None:
-    """Runs the tree with an attention implementation; returns what went wrong, or None."""
+    """Run the tree with an attention implementation; return the reason why it fails, or None."""
     try:
         backbone.model.set_attn_implementation(implementation)
         logits = _in_one_pass(backbone)
@@ -185,7 +186,7 @@ def _try(backbone: Backbone, implementation: str, expected: torch.Tensor) -> str
 
 
 def _in_one_pass(backbone: Backbone) -> torch.Tensor:
-    """Logits ``[nodes + 1, vocab]`` of the tree's nodes."""
+    """Logits ``[nodes + 1, vocab]`` of the tree's nodes, verified in one pass."""
     tokens = _tokens(backbone)
     cache = backbone.new_cache(slots=1, capacity=_PROMPT + _PATHS.nodes + 1)
     backbone.prefill(tokens[:_PROMPT].tolist(), 0, cache)
@@ -209,9 +210,9 @@ def _one_at_a_time(backbone: Backbone) -> torch.Tensor:
 
 
 def _difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, of the largest logit; NaN if there is one."""
+    """Largest absolute difference relative to the largest logit; NaN if a logit is NaN."""
     return ((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
 
 
-def _tolerance(backbone: Backbone, of_float32: float) -> float:
-    return of_float32 if backbone.dtype == torch.float32 else HALF_TOLERANCE
+def _tolerance(backbone: Backbone, float32_tolerance: float) -> float:
+    return float32_tolerance if backbone.dtype == torch.float32 else HALF_TOLERANCE

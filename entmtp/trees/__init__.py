@@ -1,1 +1,1 @@
-"""Draft trees as data: topologies, batches of them, rank traces, predictors and tree banks."""
+"""Draft trees as data: topologies, batches of topologies, rank traces, predictors and tree banks."""

@@ -1,7 +1,7 @@
-"""A tree bank: the Pareto-optimal trees of one task for one kind of heads, in general and per entropy bin.
+"""A tree bank: the Pareto-optimal trees of one task and one kind of heads, over all steps and per entropy bin.
 
-Trees are stored as *frontiers*: paths in the order in which to add them, so that the first n are the optimal tree of n
-nodes. Which n pays depends on the machine and is decided where the bank is used (:mod:`entmtp.policies.ladder`).
+Trees are stored as *frontiers*. A frontier lists paths in the order in which to add them: its first n paths are the
+optimal tree of n nodes. The best n depends on the machine; :mod:`entmtp.policies.ladder` chooses it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from entmtp.trees.tuning_texts import TuningTexts
 
 MAX_BANK_BYTES = 16 * 2**20
 MIXED = "mixed"
-"""The task of a bank for all suites together."""
+"""Task name of a bank that is made from all suites together."""
 
 MAX_NODES = 255
-"""Nodes of the largest tree that a bank may hold."""
+"""Largest number of nodes of a tree in a bank."""
 
 
 class Frontier(BaseModel):
@@ -52,32 +52,32 @@ class Frontier(BaseModel):
         return self
 
     def tree(self, nodes: int) -> Topology:
-        """The optimal tree of at most ``nodes`` nodes."""
+        """The optimal tree with at most ``nodes`` nodes."""
         count = min(nodes, len(self.paths))
         return Topology.of(self.paths[:count]) if count else Topology.root_only()
 
     @cached_property
     def trees(self) -> list[Topology]:
-        """All of them, plain decoding first."""
+        """The optimal trees of every size, plain decoding first."""
         return [self.tree(nodes) for nodes in range(len(self.paths) + 1)]
 
     @cached_property
     def choices(self) -> list[tuple[Topology, float]]:
-        """The trees, and those that stop at a lesser depth, with their gains; plain decoding first.
+        """Trees with their gains, plain decoding first: those of every size, and those cut at a smaller depth.
 
-        Only where a gain is a sum of its paths' chances, as a bin's is.
+        Valid only where a gain is the sum of its paths' probabilities, as in an entropy bin.
         """
         found = dict(zip(self.trees, self.gain, strict=True))
-        chance = dict(zip(self.paths, np.diff(self.gain).tolist(), strict=True))
+        probability = dict(zip(self.paths, np.diff(self.gain).tolist(), strict=True))
         for depth in range(1, max(map(len, self.paths), default=0)):
             paths = [path for path in self.paths if len(path) <= depth]
             for nodes in range(1, len(paths) + 1):
-                found.setdefault(Topology.of(paths[:nodes]), 1 + sum(map(chance.__getitem__, paths[:nodes])))
+                found.setdefault(Topology.of(paths[:nodes]), 1 + sum(map(probability.__getitem__, paths[:nodes])))
         return list(found.items())
 
 
 class Provenance(BaseModel):
-    """Where a bank comes from."""
+    """Origin of a bank: model, heads, prompts, machine and versions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -95,17 +95,17 @@ class Provenance(BaseModel):
 
 
 class TreeBank(BaseModel):
-    """One JSON file.
+    """A tree bank, stored as one JSON file.
 
     Attributes:
-        entropy_window: steps of the entropy's moving average that the bins are about.
-        thresholds: nats between neighbouring entropy bins, increasing.
+        entropy_window: steps in the moving average of the entropy that selects a bin.
+        thresholds: boundaries between neighbouring entropy bins, in nats, increasing.
         overall: the frontier over all steps.
-        shallower: those of trees no deeper than 1, 2, ..., the last one level short of ``overall``.
-        bins: one frontier per entropy bin, calmest first.
-        predictor: what a step can expect to gain from any tree, given its signals.
-        chances: how far the heads' own probabilities can be believed.
-        tuning: the texts on which thresholds and bins are tuned again where the bank is used; None if it keeps none.
+        shallower: frontiers of trees with depth at most 1, 2, ..., up to one level less than ``overall``.
+        bins: one frontier per entropy bin, lowest entropy first.
+        predictor: expected gain of any tree, given the signals of a step.
+        chances: calibration of the heads' probabilities.
+        tuning: texts on which thresholds and bins are tuned again where the bank is used; None if it has none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -137,15 +137,15 @@ class TreeBank(BaseModel):
 
     @property
     def by_depth(self) -> list[Frontier]:
-        """Frontiers over all steps, from which the best static tree is taken."""
+        """Frontiers over all steps, by depth; the best static tree is chosen from them."""
         return [*self.shallower, self.overall]
 
     def save(self, path: Path) -> None:
-        """Writes the bank; a reader never sees half a file."""
+        """Write the bank as a whole file, so that no reader sees half of it."""
         write_text(path, self.model_dump_json(indent=1) + "\n")
 
     def check_heads(self, *, kind: str, num_heads: int, model_fingerprint: str, heads_fingerprint: str) -> None:
-        """Raises EntMTPError if the bank is of other heads or another model, or has a tree too deep for them."""
+        """Raise EntMTPError if the bank was made with other heads or another model, or has a tree too deep for them."""
         made_with = self.provenance
         for field, here in (
             ("heads_kind", kind),
@@ -160,7 +160,10 @@ class TreeBank(BaseModel):
         self.check_depth(num_heads)
 
     def check_depth(self, num_heads: int) -> None:
-        """Raises EntMTPError if a tree is too deep for so many heads; the largest of a frontier holds all others."""
+        """Raise EntMTPError if a tree is deeper than ``num_heads`` heads can draft.
+
+        The largest tree of a frontier contains all others, so only that one is checked.
+        """
         for one in (*self.by_depth, *self.bins):
             one.tree(len(one.paths)).check_depth(num_heads)
         if self.tuning is not None and self.tuning.heads > num_heads:
@@ -171,7 +174,7 @@ class TreeBank(BaseModel):
 
 
 def load_bank(path: Path) -> TreeBank:
-    """Reads a bank.
+    """Read a bank.
 
     Raises:
         EntMTPError: if the file is absent, too big, or not a valid bank; the message names the field.
@@ -190,5 +193,5 @@ def load_bank(path: Path) -> TreeBank:
 
 
 def bundled_bank(task: str, heads_kind: str) -> Path:
-    """The bank that is shipped for the bundled model."""
+    """Path of the bank that is shipped for the bundled model."""
     return Path(str(files("entmtp") / "assets" / "banks" / f"{task}-{heads_kind}.json"))

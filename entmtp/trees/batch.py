@@ -1,9 +1,10 @@
-"""One topology per request, as what one step needs: sizes, and all numbers in two tensors.
+"""The trees of a step, one topology per request, as sizes and two tensors.
 
-On a GPU the parts of a step are CUDA graphs, which fix the kernels and their sizes but not the numbers. So the two are
-kept apart: :class:`TreeShape` is all that kernels may depend on, :attr:`TreeBatch.nodes` and :attr:`TreeBatch.levels`
-are everything else, one copy to the device. Any batch of trees replays the graphs of its shape, and shapes are rounded
-up so that they are few. Only drafting asks for levels, so that verifying depends on rows and width alone.
+On a GPU the parts of a step are CUDA graphs, which fix the kernels and their sizes but not the numbers. So sizes and
+numbers are separate. :class:`TreeShape` is all that kernels may depend on. :attr:`TreeBatch.nodes` and
+:attr:`TreeBatch.levels` are everything else, and reach the device in one copy. Any batch of trees replays the graphs of
+its shape. Shapes are rounded up, so that there are few of them. Only drafting reads the levels, so that verification
+depends on batch rows and width alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from entmtp.trees.topology import Topology
 
 _NODE_FIELDS = 5
 _ROUNDED_RANKS = 16
-"""Up to here, asking a GPU for more of the best guesses costs next to nothing."""
+"""Top-k sizes are rounded up to this: a larger k costs a GPU next to nothing up to here."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,11 @@ class TreeShape:
     """Padded sizes of a batch of trees.
 
     Attributes:
-        requests: batch rows, idle ones included.
-        width: nodes of each row, the root included.
-        parents: per depth 0, 1, ... nodes that have children, over the whole batch.
-        ranks: per depth 0, 1, ... how many of the best guesses their children need.
-        padded: whether a row may have fewer nodes than ``width``.
+        requests: batch rows, including idle ones.
+        width: nodes of each batch row, including the root.
+        parents: per depth 0, 1, ... number of nodes with children in the whole batch.
+        ranks: per depth 0, 1, ... size k of the top-k from which the children are taken.
+        padded: whether a batch row may have fewer nodes than ``width``.
     """
 
     requests: int
@@ -42,7 +43,7 @@ class TreeShape:
 
     @classmethod
     def of(cls, topologies: Sequence[Topology]) -> TreeShape:
-        """The least sizes that hold ``topologies``."""
+        """The smallest sizes that fit ``topologies``."""
         depth = max(topology.max_depth for topology in topologies)
         deep = [[topology for topology in topologies if topology.max_depth > level] for level in range(depth)]
         return cls(
@@ -55,13 +56,16 @@ class TreeShape:
             padded=len({topology.nodes for topology in topologies}) > 1,
         )
 
-    def rounded(self, rows: int) -> TreeShape:
-        """Sizes that follow from ``rows``, the next power of two of the width, the depth and little else."""
+    def rounded(self, batch_rows: int) -> TreeShape:
+        """Rounded-up sizes for ``batch_rows`` rows; the width becomes a power of two.
+
+        They depend on the number of batch rows, the rounded width, the depth, and on unusually high ranks.
+        """
         width, depth = _power_of_two(self.width), self.depth
-        # At depth 1 and below, a node with children is one of at most (width - 1) / 2: each has a child of its own.
-        parents = [rows * (width // 2 if level else 1) for level in range(depth)]
+        # From depth 1 on, at most (width - 1) / 2 nodes have children, because each has a child of its own.
+        parents = [batch_rows * (width // 2 if level else 1) for level in range(depth)]
         ranks = _power_of_two(max((_ROUNDED_RANKS, *self.ranks)))
-        return TreeShape(rows, width, tuple(parents), (ranks,) * depth, padded=True)
+        return TreeShape(batch_rows, width, tuple(parents), (ranks,) * depth, padded=True)
 
     @property
     def depth(self) -> int:
@@ -70,7 +74,7 @@ class TreeShape:
 
 
 def rounded_rows(requests: int) -> int:
-    """Batch rows of a captured step: a power of two, or a multiple of eight."""
+    """Batch rows of a captured step for so many requests: a power of two up to 8, then a multiple of 8."""
     return _power_of_two(requests) if requests <= 8 else -(-requests // 8) * 8
 
 
@@ -83,10 +87,10 @@ class TreeBatch:
     """Padded trees of a step.
 
     Attributes:
-        topologies: one per request, in batch order; rows behind theirs are idle, all padding.
+        topologies: one per request, in batch order. Batch rows after them are idle: all padding.
         shape: the padded sizes.
-        nodes: int64, of the tensors below those of a row's nodes, one behind the other; on the device.
-        levels: int64, all that :meth:`internal_nodes` returns, likewise.
+        nodes: int64 on the device, the per-node tensors below, concatenated.
+        levels: int64 on the device, the results of :meth:`internal_nodes` for all levels, concatenated.
     """
 
     topologies: tuple[Topology, ...]
@@ -102,22 +106,23 @@ class TreeBatch:
         rounded: bool | None = None,
         rows: int | None = None,
     ) -> TreeBatch:
-        """Pads ``topologies`` to a common shape: a ``rounded`` one (by default on GPUs), or else the least.
+        """Pad ``topologies`` to a common shape.
 
-        A rounded one may have more ``rows`` than trees. A batch that came before is the same object again, with its
-        tensors already on the device.
+        The shape is ``rounded`` (by default on GPUs) or else the smallest. A rounded shape may have more batch
+        ``rows`` than trees. Recent batches are cached: the same trees give the same object, with its tensors already on
+        the device.
         """
         target = torch.device(device)
         rounded = target.type == "cuda" if rounded is None else rounded
         return _batch(tuple(topologies), target, (rows or len(topologies)) if rounded else None)
 
     def uncached_copy(self) -> TreeBatch:
-        """The same numbers, with nothing derived from them yet."""
+        """The same tensors without the cached properties, for a captured graph to compute anew."""
         return TreeBatch(self.topologies, self.shape, self.nodes, self.levels)
 
     @property
     def width(self) -> int:
-        """Padded node count, root included."""
+        """Padded number of nodes, including the root."""
         return self.shape.width
 
     @property
@@ -163,9 +168,9 @@ class TreeBatch:
         return self.nodes[self._fields.numel() :].view(rows, width, width).bool()
 
     def internal_nodes(self, level: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Batch rows and nodes ``[shape.parents[level]]`` of those that have children at depth ``level``.
+        """Batch row and node number ``[shape.parents[level]]`` of each node with children at depth ``level``.
 
-        Padding repeats the last of them.
+        Padding repeats the last one.
         """
         begin, count = 2 * sum(self.shape.parents[:level]), self.shape.parents[level]
         request, node = self.levels[begin : begin + 2 * count].view(2, count)
@@ -173,9 +178,9 @@ class TreeBatch:
 
 
 @lru_cache(maxsize=256)
-def _batch(topologies: tuple[Topology, ...], device: torch.device, rounded_rows: int | None) -> TreeBatch:
+def _batch(topologies: tuple[Topology, ...], device: torch.device, batch_rows: int | None) -> TreeBatch:
     shape = TreeShape.of(topologies)
-    shape = shape if rounded_rows is None else shape.rounded(rounded_rows)
+    shape = shape if batch_rows is None else shape.rounded(batch_rows)
     packed = torch.from_numpy(_numbers(topologies, shape))
     if device.type == "cuda":
         packed = packed.pin_memory().to(device, non_blocking=True)
@@ -184,16 +189,19 @@ def _batch(topologies: tuple[Topology, ...], device: torch.device, rounded_rows:
 
 
 def _numbers(topologies: Sequence[Topology], shape: TreeShape) -> np.ndarray:
-    """Nodes, then levels, on the host. On the path of every step, so no tensor is made of a single tree."""
+    """Nodes, then levels, as one array on the host.
+
+    Every step runs this, so it makes no tensor per tree.
+    """
     node_count, width = shape.requests * shape.width, shape.width
     mask_begin = _NODE_FIELDS * node_count
     levels_begin = mask_begin + node_count * width
     packed = np.zeros(levels_begin + 2 * sum(shape.parents), dtype=np.int64)
     fields = packed[:mask_begin].reshape(_NODE_FIELDS, shape.requests, width)
-    looks_at: list[int] = []
+    ancestor_entries: list[int] = []
     inner: list[list[tuple[int, int]]] = [[] for _ in range(shape.depth)]
     for row, topology in enumerate(topologies):
-        # The rows' inner nodes follow one another, so a row's begin where those before it end.
+        # The internal nodes of the batch rows are concatenated: a row's begin where those of the rows before it end.
         index_in_level = {
             node: len(inner[at]) + own
             for at, level in enumerate(topology.internal_nodes)
@@ -206,10 +214,10 @@ def _numbers(topologies: Sequence[Topology], shape: TreeShape) -> np.ndarray:
         fields[4, row, : topology.nodes + 1] = 1
         for node, lineage in enumerate(topology.lineages):
             begin = mask_begin + (row * width + node) * width
-            looks_at += [begin + ancestor for ancestor in lineage]
+            ancestor_entries += [begin + ancestor for ancestor in lineage]
         for at, level in enumerate(topology.internal_nodes):
             inner[at] += [(row, node) for node in level]
-    packed[looks_at] = 1
+    packed[ancestor_entries] = 1
     padded = [level + level[-1:] * (count - len(level)) for level, count in zip(inner, shape.parents, strict=True)]
     packed[levels_begin:] = [number for level in padded for pair in zip(*level, strict=True) for number in pair]
     return packed

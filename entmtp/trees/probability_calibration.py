@@ -1,8 +1,9 @@
-"""How far the heads' own probabilities can be believed: the chance that a guess is right, given that its path is.
+"""Calibration of the heads' probabilities: the probability that a drafted token is accepted, given that its parent is.
 
-Heads are overconfident, each in its own way. A logistic curve per depth corrects the log-odds of a guess, so that a
-path's chance is a product of corrected ones (EAGLE-2, arXiv 2406.16858, section 3, multiplies the heads' own). What
-deeper heads will say is unknown before they run; the mean chance of each rank stands for it. Fitted on rank traces.
+Heads are overconfident, and each differs. Platt scaling per depth corrects the log-odds of a drafted token. The
+probability of a path is then the product of its calibrated probabilities (EAGLE-2, arXiv 2406.16858, section 3,
+multiplies the heads' own). The output of deeper heads is unknown before they run, so the mean probability of each rank
+is used instead. The calibration is fitted on rank traces (:mod:`entmtp.calibration.fit`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ _NEARLY_ONE = -math.exp(-_MOST_ODDS)
 
 
 class ProbabilityCalibration(BaseModel):
-    """Per depth 0, 1, ... of the guess.
+    """Platt scaling of the drafted tokens, per depth 0, 1, ...
 
     Attributes:
-        slope, offset: of the corrected log-odds.
-        follow: ``[depth][rank]`` the mean chance of a guess of that rank.
+        slope, offset: coefficients of the calibrated log-odds.
+        follow: ``[depth][rank]`` the mean probability that a token of that rank is accepted.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,15 +38,15 @@ class ProbabilityCalibration(BaseModel):
         return self
 
     def probability(self, depth: int, log_prob: float, shift: float = 0.0) -> float:
-        """The chance that a guess at ``depth`` (0 is the root's child) with this log-probability is right.
+        """Calibrated probability of a drafted token at ``depth`` (0 is a child of the root), given its log-probability.
 
-        ``shift`` moves the corrected log-odds.
+        ``shift`` is added to the calibrated log-odds.
         """
         odds = self.slope[depth] * log_odds(log_prob) + self.offset[depth] + shift
         return 1 / (1 + math.exp(-odds))
 
 
 def log_odds(log_prob: float) -> float:
-    """Of a probability given by its logarithm, bounded."""
+    """Bounded log-odds of a probability, which is given by its logarithm."""
     bounded = max(-_MOST_ODDS, min(log_prob, _NEARLY_ONE))
     return bounded - math.log(-math.expm1(bounded))

@@ -12,11 +12,11 @@ _ORDER = (
 
 
 def published_order() -> list[Path]:
-    """The 63 paths, best first; every beginning of the list is prefix-closed."""
+    """The 63 paths, best first; the first n of them are a tree for every n."""
     return [tuple(int(rank) for rank in word) for word in _ORDER.split()]
 
 
 def published_tree(max_depth: int = 4) -> Topology:
-    """The published tree, without the paths that ``max_depth`` heads can't reach."""
+    """The published tree without the paths that are deeper than ``max_depth`` heads."""
     paths = [path for path in published_order() if len(path) <= max_depth]
     return Topology.of(paths)

@@ -1,8 +1,8 @@
-"""Tree topologies: which continuations a step guesses, as child ranks from the root.
+"""Tree topologies: the continuations that a step drafts, as child ranks from the root.
 
-A path is a tuple of child ranks: ``(0,)`` is the first head's best guess, ``(0, 1)`` the second-best continuation of
-it (Medusa, arXiv 2401.10774, section 2.1.2, calls the set of paths 'choices'). Node 0 of every derived tensor is the
-root, the token that the model itself chose last; the empty topology (root only) is plain decoding.
+A path is a tuple of child ranks: ``(0,)`` is the first head's top token, ``(0, 1)`` the second-best continuation of it.
+Medusa (arXiv 2401.10774, section 2.1.2) calls the set of paths 'choices'. Node 0 of every derived tensor is the root,
+the token that the model itself chose last. The empty topology (root only) is plain decoding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PLAIN = "n0"
 
 
 class Shape(NamedTuple):
-    """What a tree looks like from afar: nodes without the root, depth, and most nodes of a level."""
+    """Summary of a tree: nodes without the root, depth, and the largest number of nodes of a level."""
 
     nodes: int
     depth: int
@@ -35,10 +35,10 @@ class Shape(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        """The shape that a tree's :attr:`Topology.name` tells.
+        """Read the shape from the :attr:`Topology.name` of a tree.
 
         Raises:
-            ValueError: if it is no such name.
+            ValueError: if ``name`` is not the name of a tree.
         """
         if name == _PLAIN:
             return cls(0, 0, 0)
@@ -55,14 +55,14 @@ class Shape(NamedTuple):
 class Topology:
     """An immutable prefix-closed set of paths in canonical order (by depth, then path).
 
-    Build one with :meth:`of`; a topology is *data* of a step and may differ between steps and requests.
+    Build one with :meth:`of`. A topology is *data* of a step and may differ between steps and requests.
     """
 
     paths: tuple[Path, ...]
 
     @classmethod
     def of(cls, paths: Iterable[Sequence[int]], *, max_depth: int | None = None) -> Topology:
-        """Checks and orders ``paths``.
+        """Check and order ``paths``.
 
         Raises:
             EntMTPError: if there are none, one is malformed, one lacks its parent, or one is deeper than ``max_depth``
@@ -84,18 +84,21 @@ class Topology:
 
     @classmethod
     def root_only(cls) -> Topology:
-        """Plain decoding: nothing is guessed."""
+        """The tree of plain decoding, which drafts nothing."""
         return cls(())
 
     def truncated(self, nodes: int) -> Topology:
-        """The ``nodes`` paths with the smallest ranks, summed along the path from 1 on, so that parents come first."""
+        """The tree cut to the ``nodes`` paths with the smallest sum of ranks, counted from 1.
+
+        A parent has a smaller sum than its children, so the result is prefix-closed.
+        """
         if self.nodes <= nodes:
             return self
         ordered = sorted(self.paths, key=lambda path: (sum(path) + len(path), path))
         return Topology.of(ordered[:nodes]) if nodes else Topology.root_only()
 
     def check_depth(self, max_depth: int) -> None:
-        """Raises EntMTPError with the first path deeper than ``max_depth`` heads can reach."""
+        """Raise EntMTPError, naming the path, if a path is deeper than ``max_depth`` heads can draft."""
         for path in self.paths:
             if len(path) > max_depth:
                 raise EntMTPError(
@@ -105,7 +108,7 @@ class Topology:
 
     @cached_property
     def name(self) -> str:
-        """The shape, and a checksum that tells trees of one shape apart."""
+        """Name of the tree: its shape, and a checksum that distinguishes trees of one shape."""
         if not self.paths:
             return _PLAIN
         nodes, depth, width = self.shape
@@ -113,7 +116,7 @@ class Topology:
 
     @cached_property
     def shape(self) -> Shape:
-        """Its size, depth and width."""
+        """Size, depth and width of the tree."""
         return Shape(self.nodes, self.max_depth, max(Counter(map(len, self.paths)).values(), default=0))
 
     @property
@@ -138,7 +141,7 @@ class Topology:
 
     @cached_property
     def lineages(self) -> tuple[tuple[int, ...], ...]:
-        """Of each node ``[nodes + 1]`` itself and its ancestors, the root first."""
+        """Path of node numbers from the root to each node ``[nodes + 1]``, including the node."""
         found: list[tuple[int, ...]] = [(0,)]
         for node in range(1, self.nodes + 1):
             found.append((*found[self.parents[node]], node))
@@ -146,7 +149,7 @@ class Topology:
 
     @cached_property
     def internal_nodes(self) -> tuple[tuple[int, ...], ...]:
-        """Per depth 0, 1, ... the nodes that have children: those that the heads guess behind."""
+        """Nodes with children, per depth 0, 1, ...: the nodes that the heads expand."""
         levels: list[list[int]] = [[] for _ in range(self.max_depth)]
         for node in sorted(set(self.parents[1:])):
             levels[len(self.lineages[node]) - 1].append(node)
@@ -177,7 +180,7 @@ class Topology:
 
     @cached_property
     def max_rank(self) -> tuple[int, ...]:
-        """The highest child rank asked for at depths 1, 2, ...: what the heads must rank."""
+        """Highest child rank at depths 1, 2, ...: the heads must rank their tokens that far."""
         highest = [0] * self.max_depth
         for path in self.paths:
             highest[len(path) - 1] = max(highest[len(path) - 1], path[-1])

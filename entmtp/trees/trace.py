@@ -1,7 +1,7 @@
-"""Rank traces: at every position of a greedy text, the rank that each head gave to the token that really came.
+"""Rank traces: at every position of a greedy text, the rank that each head gave to the true next token.
 
-With greedy acceptance the output does not depend on the tree, so one trace answers offline what any tree or policy
-would have accepted (see :mod:`entmtp.calibration.trace_replay`).
+With greedy acceptance the output does not depend on the tree. So one trace shows offline what any tree or policy would
+have accepted (see :mod:`entmtp.calibration.trace_replay`).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from entmtp.errors import EntMTPError
 from entmtp.files import write_whole
 
 MISS = 2**31 - 1
-"""Rank of a token that a head can't guess: outside the draft vocabulary, or behind the end of the text."""
+"""Rank of a token that a head can't draft: outside the draft vocabulary, or after the end of the text."""
 
 TRACED_RANKS = 4
-"""Guesses of each head whose probabilities are traced, and which a tree that grows by them may take."""
+"""Top-k tokens of each head whose probabilities are traced; a dynamically expanded tree may use these ranks."""
 
 _ROWWISE = "ranks", "entropy", "confidence"
 
 
 @dataclass(frozen=True)
 class RankedText:
-    """As much of a greedy text as a replay reads of it.
+    """The part of a rank trace that a replay of static trees and ladders reads.
 
     Attributes:
         ranks: ``[positions, heads]`` int32; entry ``[t, d]`` is the rank of token ``t + d + 1`` under head d when a
@@ -46,7 +46,7 @@ class RankedText:
 
 @dataclass(frozen=True)
 class RankTrace(RankedText):
-    """One greedy text, with what its heads thought of their guesses.
+    """The full rank trace of one greedy text, including the heads' probabilities.
 
     Attributes:
         confidence: ``[positions, heads, TRACED_RANKS]`` float32, log-probabilities of each head's top tokens, given the
@@ -57,7 +57,7 @@ class RankTrace(RankedText):
 
 
 def save_traces(path: Path, traces: Sequence[RankTrace], provenance: dict[str, str]) -> None:
-    """Writes traces with their provenance (model and heads fingerprints, task, prompts' hash)."""
+    """Write traces with their provenance (model and heads fingerprints, task, hash of the prompts)."""
     tensors = {
         "ranks": torch.cat([trace.ranks for trace in traces]),
         "entropy": torch.cat([trace.entropy for trace in traces]),
@@ -69,10 +69,10 @@ def save_traces(path: Path, traces: Sequence[RankTrace], provenance: dict[str, s
 
 
 def load_traces(path: Path) -> tuple[list[RankTrace], dict[str, str]]:
-    """Reads what :func:`save_traces` wrote.
+    """Read traces and their provenance from a file of :func:`save_traces`.
 
     Raises:
-        EntMTPError: if the file is absent, is not a trace, or holds none.
+        EntMTPError: if the file is absent, is not a rank trace, or is empty.
     """
     try:
         with safe_open(path, framework="pt") as file:

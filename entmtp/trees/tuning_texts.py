@@ -1,6 +1,6 @@
-"""Texts of a calibration as a bank keeps them, so that its ladder can be tuned again on another machine.
+"""Tuning texts of a bank, from which its ladder of trees is tuned again on another machine.
 
-A text is two lines of JSON, about ten bytes a position: as much of its rank trace as a replay of small trees reads.
+A text is two lines of JSON, about ten bytes per position: the part of a rank trace that a replay of small trees reads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from entmtp.trees.trace import MISS, RankedText
 
 DIGITS = "0123456789abcdefghijklmnopqrstuv"
-"""One for each rank that a tree may ask for (:data:`~entmtp.calibration.optimal.MAX_RANK`)."""
+"""One digit for each rank that a tree may use (:data:`~entmtp.calibration.optimal.MAX_RANK`)."""
 
 _MISSED = "."
 _RANK_OF = {digit: rank for rank, digit in enumerate(DIGITS)} | {_MISSED: MISS}
@@ -25,7 +25,7 @@ Numbers = Annotated[str, Field(pattern=r"^[0-9]{1,6}( [0-9]{1,6})*$")]
 
 
 class StoredText(BaseModel):
-    """One text.
+    """The ranks and entropies of one text, encoded as two strings.
 
     Attributes:
         ranks: a word per position with a digit in base 32 per head: the true token's rank, or '.' past the last digit.
@@ -48,28 +48,28 @@ class StoredText(BaseModel):
 
     @classmethod
     def of(cls, text: RankedText) -> Self:
-        """The text, its entropies rounded."""
+        """Encode ``text``, with entropies rounded to thousandths of a nat."""
         words = ("".join(map(_digit, row)) for row in text.ranks.tolist())
         numbers = (str(max(0, round(nats * _PER_NAT))) for nats in text.entropy.tolist())
         return cls(ranks=" ".join(words), entropy=" ".join(numbers))
 
     def text(self) -> RankedText:
-        """What a replay walks through."""
+        """Decode the text for a replay."""
         ranks = [[_RANK_OF[digit] for digit in word] for word in self.ranks.split(" ")]
         nats = [int(number) / _PER_NAT for number in self.entropy.split(" ")]
         return RankedText(torch.tensor(ranks, dtype=torch.int32), torch.tensor(nats))
 
     @property
     def heads(self) -> int:
-        """How many rank each token."""
+        """Number of heads that ranked each token."""
         return len(self.ranks.partition(" ")[0])
 
 
 class TuningTexts(BaseModel):
-    """What a bank's ladder is tuned on.
+    """Texts on which the ladder of a bank is tuned.
 
     Attributes:
-        max_rungs: entropy bins, at most.
+        max_rungs: largest number of entropy bins.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -85,16 +85,16 @@ class TuningTexts(BaseModel):
 
     @classmethod
     def of(cls, traces: Sequence[RankedText], max_rungs: int) -> Self:
-        """Keeps the texts that have any position."""
+        """Encode the texts that have at least one position."""
         return cls(max_rungs=max_rungs, texts=[StoredText.of(trace) for trace in traces if len(trace)])
 
     @property
     def heads(self) -> int:
-        """How many rank each token."""
+        """Number of heads that ranked each token."""
         return self.texts[0].heads
 
     def ranked_texts(self) -> list[RankedText]:
-        """Its texts, for a replay."""
+        """The decoded texts, for a replay."""
         return [one.text() for one in self.texts]
 
 

@@ -1,1 +1,1 @@
-"""How linear and decoder layers run on a CPU: packed, fused, merged and quantized."""
+"""Kernels of linear and decoder layers on a CPU: packed, fused, merged and quantized."""

@@ -1,6 +1,7 @@
-"""The choices of how a model's linear layers run: a name, how a layer is made, and what its arithmetic may change.
+"""Kernel choices of a model's linear layers: a name, a layer factory, and the tolerances of its arithmetic.
 
-``auto`` takes the fastest choice that writes the loaded model's own text; fewer bits only by name.
+``auto`` takes the fastest choice that writes the loaded model's own text. Quantized kernels are used only when
+requested by name.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ class KernelChoice:
 
     Attributes:
         make: makes a layer; None leaves the model's own.
-        words: what a user reads; ``{dtype}`` stands for the model's type.
-        obstacle: why weights of this type on this device can't have it, or None.
-        spread: how far, of the largest logit, a token may move with the number of tokens beside it: the rounding of
-            what is multiplied. Float32 sums in another order, one step of bfloat16, one quantum of 8 bits.
-        error: how far, of the largest logit, the model's own logits may be.
-        fuses: whether decoder layers of a known kind become a few sweeps each.
+        description: text for a user; ``{dtype}`` stands for the model's type.
+        unsupported_reason: gives the reason why weights of this type and device can't use the choice, or None.
+        batch_tolerance: max |dlogit| / max |logit| when the batch width changes. It is the rounding of the factors:
+            another order of float32 sums, one step of bfloat16, one quantum of 8 bits.
+        model_tolerance: max |dlogit| / max |logit| against the unmodified model.
+        fuses: whether decoder layers of a known kind run as a few loops each.
         compiles: whether the decoder around the layers becomes one compiled graph.
     """
 
@@ -127,13 +128,13 @@ CHOICES: dict[Kernels, KernelChoice] = {
     ),
 }
 AUTOMATIC: tuple[Kernels, ...] = ("fused", "packed", "eager")
-"""What ``auto`` takes the first of that can be had: those in the model's own type, fastest first."""
+"""Choices in the model's own type, fastest first; ``auto`` takes the first supported one."""
 HALF_TOLERANCE = 0.08
-"""Stands for ``spread`` and ``error`` where the model itself is in 16 bits: all of it rounds then, not its products."""
+"""Replaces both tolerances for a 16-bit model, because then the whole model rounds and not just its products."""
 
 
-def check_name(kernels: str) -> Kernels:
-    """Raises EntMTPError if there is no such choice."""
+def parse_kernels(kernels: str) -> Kernels:
+    """Return ``kernels`` as a known choice; raise EntMTPError if it is unknown."""
     known: tuple[Kernels, ...] = get_args(Kernels)
     for name in known:
         if name == kernels:
@@ -141,11 +142,13 @@ def check_name(kernels: str) -> Kernels:
     raise EntMTPError(f"kernels: '{kernels}' is unknown; choose one of {', '.join(known)}")
 
 
-def available(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> list[Kernels]:
-    """The choices that ``kernels`` stands for on this device, best first; not every model may fare well with each.
+def supported_kernels(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> list[Kernels]:
+    """The supported choices that ``kernels`` stands for on this device, best first.
+
+    A choice may still fail the self-test of a model.
 
     Raises:
-        EntMTPError: if a choice asked for by name can't be had here.
+        EntMTPError: if a choice that is requested by name is unsupported here.
     """
     if kernels == "auto":
         return [name for name in AUTOMATIC if CHOICES[name].unsupported_reason(dtype, device) is None]
@@ -155,13 +158,14 @@ def available(kernels: Kernels, dtype: torch.dtype, device: torch.device) -> lis
 
 
 def draft_layer_maker(model_layers: MakeLayer | None) -> MakeLayer | None:
-    """How the layers of draft heads are made beside a model whose own ``model_layers`` makes.
+    """The factory of the draft heads' layers, for a model whose layers ``model_layers`` makes.
 
-    A guess is verified, whatever it was made of: a quarter of the bytes makes a draft cheaper and changes few guesses.
+    Drafted tokens are verified, so int8 weights are safe. They take a quarter of the bytes, which makes drafting
+    cheaper, and change few drafted tokens.
     """
     return fused_linear.Int8WeightLinear if model_layers is fused_linear.FusedLinear else model_layers
 
 
-def describe(kernels: Kernels, dtype: torch.dtype) -> str:
-    """What a user reads about a choice."""
+def describe_kernels(kernels: Kernels, dtype: torch.dtype) -> str:
+    """Description of a choice for a user."""
     return CHOICES[kernels].description.format(dtype=str(dtype).removeprefix("torch."))

@@ -1,8 +1,8 @@
 """The decoder as one compiled graph, for every tree and every context length.
 
-A pass is thousands of small operators around a few large products; compiled, the small ones run as a few fused loops.
-Sizes are symbolic, so that there is one graph for a single token and one for all trees. PyTorch keeps what it compiled
-on disk: minutes the first time, seconds in later processes.
+A pass is thousands of small operators around a few large products. Compilation fuses the small operators into a few
+loops. Sizes are symbolic, so that there is one graph for a single token and one for all trees. PyTorch caches compiled
+code on disk: compilation takes minutes the first time and seconds in later processes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ torch.library.register_fake("entmtp::packed_linear", _shape_only, lib=_library)
 
 
 class OpaquePackedLinear(PackedLinear):
-    """A packed layer that the compiler leaves as it is: it only knows packed weights that it packed itself."""
+    """A packed layer that is one opaque operator: the compiler only handles packed weights that it packed itself."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(weight, bias)
@@ -46,7 +46,7 @@ class OpaquePackedLinear(PackedLinear):
 
 
 def compiled(decode: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """``decode`` as a graph that is compiled when it first runs."""
+    """``decode`` as a graph, compiled at its first call."""
     graph: Callable[..., torch.Tensor] = torch.compile(decode, fullgraph=True, dynamic=True)
     return graph
 
@@ -55,5 +55,5 @@ NO_COMPILER = "needs a C++ compiler, such as g++"
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler that code for CPUs is made with; None if this machine has none."""
+    """Name of the C++ compiler; None if this machine has none."""
     return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)

@@ -1,201 +1,14 @@
-// Decoder layers of the Llama kind for steps of few rows, in float32. Compiled for this CPU by fused.py.
+// Llama-like decoder layers for steps of few rows, in float32, and their exported functions.
 //
-// A step of few rows is as long as it takes to read the weights, so they are laid out in the order in which they are
-// read: panels of PANEL outputs, [panel][in][PANEL]. One sweep over a panel serves up to ROWS rows at once, whose sums
-// stay in registers. Every sum is one chain of fused multiply-adds in the order of the inputs, whatever the number of
-// rows: a row's product is the same bits alone and among others.
+// fused_linear.py compiles this file for the CPU that it runs on.
 
-#include <omp.h>
-
-#include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <vector>
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
+#include "packed_product.hpp"
+
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int LANES = 16, ROWS = 12;  // 24 sums, 2 weights and 1 input in 32 registers
-#else
-constexpr int LANES = 8, ROWS = 6;  // 12 sums, 2 weights and 1 input in 16 registers
-#endif
-constexpr int PANEL = 2 * LANES;
-constexpr int64_t AHEAD = 8192;      // bytes: how far ahead of its use a panel is fetched
-constexpr int64_t SERIAL = 1 << 14;  // values: less work than this is not worth waking a thread for
-
-typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4)));
-typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
-
-Vector& at(float* values) { return *reinterpret_cast<Vector*>(values); }
-const Vector& at(const float* values) { return *reinterpret_cast<const Vector*>(values); }
-Vector weights(const float* values) { return at(values); }
-Vector weights(const int8_t* values) {
-#if defined(__AVX512F__)
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values))));
-#elif defined(__AVX2__)
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(values))));
-#else
-  Vector wide;
-  for (int lane = 0; lane < LANES; lane++) wide[lane] = values[lane];
-  return wide;
-#endif
-}
-Vector broadcast(float value) { return value - Vector{}; }
-Vector larger(const Vector& a, const Vector& b) { return a > b ? a : b; }
-
-// The first `count` of a vector's values; all where there are as many.
-Vector load(const float* source, int64_t count) {
-  if (count >= LANES) return at(source);
-  Vector values{};
-  if (count > 0) std::memcpy(&values, source, count * sizeof(float));
-  return values;
-}
-
-void store(const Vector& values, float* target, int64_t count) {
-  if (count >= LANES)
-    at(target) = values;
-  else if (count > 0)
-    std::memcpy(target, &values, count * sizeof(float));
-}
-
-// Cephes' expf: 2^n times a polynomial in the rest; two units in the last place.
-Vector exponential(Vector x) {
-  x = larger(x > 88.f ? broadcast(88.f) : x, broadcast(-87.f));
-  constexpr float magic = 12582912.f;  // adding it rounds to an integer
-  const Vector n = (x * 1.44269504088896341f + magic) - magic;
-  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Vector p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.f;
-  const Integers power = (__builtin_convertvector(n, Integers) + 127) << 23;
-  Vector scale;
-  std::memcpy(&scale, &power, sizeof scale);
-  return p * scale;
-}
-
-// What becomes of a row's sums over a panel: y = sums * scale [out] + bias [out] + residual [rows, out], where given.
-struct Linear {
-  const float *bias, *residual;
-  int64_t out;
-  const float* scale = nullptr;
-
-  int64_t panels() const { return (out + PANEL - 1) / PANEL; }
-
-  void write(Vector sums[2], float* y, int64_t row, int64_t panel) const {
-    for (int half = 0; half < 2; half++) {
-      const int64_t first = panel * PANEL + half * LANES, count = out - first;
-      if (scale) sums[half] *= load(scale + first, count);
-      if (bias) sums[half] += load(bias + first, count);
-      if (residual) sums[half] += load(residual + row * out + first, count);
-      store(sums[half], y + row * out + first, count);
-    }
-  }
-};
-
-// The same for panels of LANES gates beside LANES values: y = silu(gate) * value.
-struct Gated {
-  int64_t out;
-
-  int64_t panels() const { return (out + LANES - 1) / LANES; }
-
-  void write(Vector sums[2], float* y, int64_t row, int64_t panel) const {
-    const int64_t first = panel * LANES;
-    store(sums[0] / (1.f + exponential(-sums[0])) * sums[1], y + row * out + first, out - first);
-  }
-};
-
-// Fetches weights into the second cache before their use: an input's share of a panel at every so many inputs.
-template <class Weight>
-struct Fetch {
-  const Weight* next;
-  int64_t every, wait = 1;
-
-  void operator()() {
-    if (--wait) return;
-    for (int i = 0; i < PANEL; i += 64 / sizeof(Weight)) __builtin_prefetch(next + i, 0, 2);
-    next += PANEL;
-    wait = every;
-  }
-};
-
-template <int M, class Weight, class Target>
-void sweep(const float* x, const Weight* weight, int64_t in, float* y, int64_t row, int64_t panel, Fetch<Weight> fetch,
-           Target target) {
-  Vector sums[M][2] = {};
-  for (int64_t k = 0; k < in; k++) {
-    const Weight* w = weight + k * PANEL;
-    fetch();
-    const Vector first = weights(w), second = weights(w + LANES);
-    for (int m = 0; m < M; m++) {
-      const Vector input = broadcast(x[m * in + k]);
-      sums[m][0] += input * first;
-      sums[m][1] += input * second;
-    }
-  }
-  for (int m = 0; m < M; m++) target.write(sums[m], y, row + m, panel);
-}
-
-template <class Weight, class Target, int M = ROWS>
-void sweep_rows(int64_t m, const float* x, const Weight* w, int64_t in, float* y, int64_t row, int64_t panel,
-                Fetch<Weight> fetch, Target target) {
-  if constexpr (M > 0) {
-    if (m == M) return sweep<M>(x, w, in, y, row, panel, fetch, target);
-    sweep_rows<Weight, Target, M - 1>(m, x, w, in, y, row, panel, fetch, target);
-  }
-}
-
-// Panels in order, a share for each thread; who has done his own helps others with theirs. A thread that another process
-// interrupts would else keep all waiting.
-class PanelQueue {
-  struct alignas(64) Next {
-    std::atomic<int64_t> panel;
-  };
-  int64_t panels;
-  std::vector<Next> next;
-
-  int64_t begin(int64_t share) const { return panels * share / int64_t(next.size()); }
-
- public:
-  PanelQueue(int64_t panels, int threads) : panels(panels), next(threads) {
-    for (int share = 0; share < threads; share++) next[share].panel = begin(share);
-  }
-
-  template <class Work>
-  void run(int thread, Work work) {
-    for (size_t turn = 0; turn < next.size(); turn++) {
-      const int64_t share = (thread + turn) % next.size(), end = begin(share + 1);
-      for (int64_t panel; (panel = next[share].panel.fetch_add(1, std::memory_order_relaxed)) < end;) work(panel);
-    }
-  }
-};
-
-template <class Weight, class Target>
-void multiply(const float* x, const Weight* packed, float* y, int64_t rows, int64_t in, int threads, Target target) {
-  const int64_t blocks = (rows + ROWS - 1) / ROWS, block = (rows + blocks - 1) / blocks;
-  PanelQueue queue(target.panels(), threads);
-#pragma omp parallel num_threads(threads)
-  queue.run(omp_get_thread_num(), [&](int64_t panel) {
-    for (int64_t row = 0; row < rows; row += block) {
-      const Weight* weight = packed + panel * PANEL * in;
-      // One sweep over a panel waits for memory; where there are several, each fetches its share of the next panel.
-      constexpr int64_t ahead = AHEAD / sizeof(Weight);
-      const Fetch<Weight> fetch{weight + (blocks == 1 ? ahead : (in + row / block * (in / blocks)) * PANEL), blocks};
-      sweep_rows(std::min(block, rows - row), x + row * in, weight, in, y, row, panel, fetch, target);
-    }
-  });
-}
 
 // y [width] = weight [width] * x / sqrt(mean(x^2) + eps)
 void normalize(const float* x, const float* weight, float eps, float* y, int64_t width) {
@@ -227,24 +40,24 @@ void rotate(const float* x, const float* cos, const float* sin, float* y, int64_
 
 extern "C" {
 
-// A decoder layer; weights are packed, what a model lacks is null.
+// Tensors of a decoder layer: packed weights, and null where the model has none.
 struct Layer {
   const float *input_norm, *qkv, *qkv_bias, *query_norm, *key_norm;
   const float *output, *output_bias, *middle_norm, *gated, *down, *down_bias;
 };
 
-// What all layers of a model have in common.
+// Sizes that all layers of a model share.
 struct Sizes {
   float eps, scaling;
   int64_t hidden, inner, heads, kv_heads, dim;
 };
 
-// A pass over batch * n tokens. Layer i keeps its keys in block 2 * i of the pool and its values in the block behind,
-// [slots, kv_heads, capacity, dim] each.
+// A pass over batch * n tokens. Layer i stores its keys in block 2 * i of the pool and its values in block 2 * i + 1.
+// A block is [slots, kv_heads, capacity, dim].
 struct Pass {
   const float *cos, *sin;         // [batch, n, dim]
   const float* mask;              // [batch, mask_rows, last - first], additive; the first n rows are read
-  const int64_t *slots, *rows;    // [batch]; [batch, n]: where the keys and values of each token are kept
+  const int64_t *slots, *rows;    // [batch]; [batch, n]: the slot mapping of each token's keys and values
   float* pool;
   int64_t batch, n, mask_rows, first, last, pool_slots, capacity;
   int threads;
@@ -258,7 +71,7 @@ struct Decoder {
   const Sizes& size;
   const Pass& pass;
   const int64_t tokens = pass.batch * pass.n, length = pass.last - pass.first, groups = size.heads / size.kv_heads;
-  // Query rows that share keys lie side by side in lanes; a chunk is one vector of them.
+  // Query rows that share keys are in adjacent lanes; a chunk is one vector of them.
   const int64_t query_rows = groups * pass.n, chunks = (query_rows + LANES - 1) / LANES;
   std::vector<float> mask = std::vector<float>(pass.batch * chunks * length * LANES);
   std::vector<float> normalized = std::vector<float>(tokens * size.hidden);
@@ -267,7 +80,7 @@ struct Decoder {
   std::vector<float> middle = std::vector<float>(tokens * size.hidden);
   std::vector<float> gated = std::vector<float>(tokens * size.inner);
 
-  // [batch, chunks, length, LANES]: turned once for all layers and heads.
+  // Transposes the mask to [batch, chunks, length, LANES], once for all layers and heads.
   void transpose_mask() {
 #pragma omp parallel for schedule(static) num_threads(pass.threads) if (int64_t(mask.size()) > SERIAL)
     for (int64_t chunk = 0; chunk < pass.batch * chunks; chunk++)
@@ -286,20 +99,20 @@ struct Decoder {
            ((number * pass.pool_slots + pass.slots[request]) * size.kv_heads + kv_head) * pass.capacity * size.dim;
   }
 
-  // Normalises and turns a token's queries and keys in place; keeps its keys and values.
+  // Normalizes and rotates a token's queries and keys in place, and stores its keys and values in the cache.
   void rotate_and_store(const Layer& layer, int64_t index, int64_t token) {
     const int64_t dim = size.dim, request = token / pass.n, row = pass.rows[token] * dim;
     const float *cos = pass.cos + token * dim, *sin = pass.sin + token * dim;
     float* states = qkv.data() + token * (size.heads + 2 * size.kv_heads) * dim;
-    std::vector<float> unturned(dim);
+    std::vector<float> unrotated(dim);
     for (int64_t head = 0; head < size.heads + size.kv_heads; head++) {
       float* here = states + head * dim;
       const float* norm = head < size.heads ? layer.query_norm : layer.key_norm;
       if (norm)
-        normalize(here, norm, size.eps, unturned.data(), dim);
+        normalize(here, norm, size.eps, unrotated.data(), dim);
       else
-        std::memcpy(unturned.data(), here, dim * sizeof(float));
-      rotate(unturned.data(), cos, sin, here, dim);
+        std::memcpy(unrotated.data(), here, dim * sizeof(float));
+      rotate(unrotated.data(), cos, sin, here, dim);
     }
     const float *keys = states + size.heads * dim, *values = keys + size.kv_heads * dim;
     for (int64_t head = 0; head < size.kv_heads; head++) {
@@ -308,22 +121,23 @@ struct Decoder {
     }
   }
 
-  // Where a query row of a key/value head begins in states [batch, n, heads, dim].
+  // Offset of a query row of a key/value head in states [batch, n, heads, dim].
   int64_t query_offset(int64_t heads, int64_t request, int64_t kv_head, int64_t row) const {
     return ((request * pass.n + row % pass.n) * heads + kv_head * groups + row / pass.n) * size.dim;
   }
 
-  // A chunk's queries turned [dim, LANES] and scaled; lanes behind the last are zero.
+  // Gathers a chunk's queries as [dim, LANES], transposed and scaled; unused lanes are zero.
   void gather(float* queries, int64_t request, int64_t kv_head, int64_t chunk) const {
     for (int64_t lane = 0; lane < LANES; lane++) {
       const int64_t row = chunk * LANES + lane;
-      const float* source = &qkv[row < query_rows ? query_offset(size.heads + 2 * size.kv_heads, request, kv_head, row) : 0];
+      const int64_t offset = query_offset(size.heads + 2 * size.kv_heads, request, kv_head, row);
+      const float* source = &qkv[row < query_rows ? offset : 0];
       const float scaling = row < query_rows ? size.scaling : 0.f;
       for (int64_t i = 0; i < size.dim; i++) queries[i * LANES + lane] = source[i] * scaling;
     }
   }
 
-  // scores [length, LANES] of a chunk's queries, KEYS keys at a time; returns the largest of each lane.
+  // Computes scores [length, LANES] of a chunk's queries, KEYS keys at a time; returns the largest score of each lane.
   Vector score(const float* queries, const float* keys, const float* mask, float* scores) const {
     constexpr int KEYS = 8;
     Vector largest = broadcast(-std::numeric_limits<float>::infinity());
@@ -343,7 +157,7 @@ struct Decoder {
     return largest;
   }
 
-  // The sum of the values, weighted, of BLOCK of a chunk's rows.
+  // Adds the weighted values of BLOCK rows of a chunk to their sums.
   template <int BLOCK>
   void mix(const float* weights, const float* values, int64_t column, Vector (&sums)[BLOCK][2]) const {
     const int64_t rest = size.dim - column;
@@ -417,12 +231,12 @@ extern "C" {
 
 int64_t entmtp_panel() { return PANEL; }
 
-// weight [out, in] -> packed [panels, in, PANEL], zeros behind the last output. With values [out, in] beside it,
-// panels are turns of LANES outputs of each: what a gated product wants.
+// Packs weight [out, in] into [panels, in, PANEL], with zeros after the last output. With values [out, in], a panel is
+// LANES outputs of weight followed by LANES outputs of values, for a gated product.
 void entmtp_pack(const float* weight, const float* values, float* packed, int64_t out, int64_t in, int threads) {
   const int64_t width = values ? LANES : PANEL, panels = (out + width - 1) / width;
 #if defined(MADV_HUGEPAGE)
-  // Weights are read from end to end: with small pages, a tenth of that time goes into looking up their addresses.
+  // Weights are read from start to end. With small pages, a tenth of that time is address translation.
   constexpr uintptr_t huge = 1 << 21;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(packed) + huge - 1) / huge * huge;
   const uintptr_t last = reinterpret_cast<uintptr_t>(packed + panels * PANEL * in) / huge * huge;
@@ -442,7 +256,7 @@ void entmtp_pack(const float* weight, const float* values, float* packed, int64_
   }
 }
 
-// packed [panels, in, PANEL] -> quantized, the same in bytes: packed is about quantized * scale [out].
+// Quantizes packed [panels, in, PANEL] to int8 in the same layout: packed is about quantized * scale [out].
 void entmtp_quantize(const float* packed, const float* scale, int8_t* quantized, int64_t out, int64_t in, int threads) {
   const int64_t panels = (out + PANEL - 1) / PANEL;
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -454,19 +268,19 @@ void entmtp_quantize(const float* packed, const float* scale, int8_t* quantized,
       }
 }
 
-// y [rows, out] = x [rows, in] times a weight in bytes * scale [out], + bias [out] where there is one.
+// y [rows, out] = x [rows, in] times an int8 weight * scale [out], + bias [out] where given.
 void entmtp_int8_linear(const float* x, const int8_t* quantized, const float* scale, const float* bias, float* y,
                           int64_t rows, int64_t out, int64_t in, int threads) {
   multiply(x, quantized, y, rows, in, threads, Linear{bias, nullptr, out, scale});
 }
 
-// y [rows, out] = x [rows, in] times the packed weight, + bias [out] where there is one.
+// y [rows, out] = x [rows, in] times the packed weight, + bias [out] where given.
 void entmtp_linear(const float* x, const float* packed, const float* bias, float* y, int64_t rows, int64_t out,
                    int64_t in, int threads) {
   multiply(x, packed, y, rows, in, threads, Linear{bias, nullptr, out});
 }
 
-// states [batch, n, hidden] through all layers, in place.
+// Runs states [batch, n, hidden] through all layers, in place.
 void entmtp_layers(const Layer* layers, int64_t count, const Sizes* sizes, const Pass* pass, float* states) {
   Decoder decoder{*sizes, *pass};
   decoder.transpose_mask();

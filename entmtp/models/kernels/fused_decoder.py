@@ -1,8 +1,9 @@
-"""All decoder layers of a model of the Llama kind in one call, instead of some seventy operators a layer.
+"""All decoder layers of a Llama-like model in one call, instead of about seventy operators per layer.
 
-Such a layer is: normalise, one product for queries, keys and values, turn them, attend, a product that adds what came
-in; normalise, one gated product, a product that adds what came in. The self-test compares the whole model with its
-own layers, so one whose code comes to differ is refused, not miscomputed.
+A layer has two halves. Attention: RMSNorm, one merged product for queries, keys and values, rotary embedding,
+attention, and a product that adds the residual. MLP: RMSNorm, one gated product, and a product that adds the residual.
+The self-test compares the fused model with the model's own layers. So a model whose code changes is refused instead of
+computed wrongly.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from transformers import Cache
 from transformers.activations import ACT2FN
 
 from entmtp.models.cache import TreeCache
-from entmtp.models.kernels.fused_linear import LAYER_TENSORS, Layer, Pass, Sizes, library, packed
+from entmtp.models.kernels.fused_linear import LAYER_TENSORS, Layer, Pass, Sizes, library, pack_weight
 
-# By name: importing every model's code would take longer than loading one.
+# By name, because importing the code of every model would take longer than loading one.
 KINDS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 
 
 class FusedLayers(nn.Module):
-    """Stands where a model's decoder layers stood; float32, only for inference into a :class:`TreeCache`."""
+    """Replacement of a model's decoder layers, in float32, for inference with a :class:`TreeCache` only."""
 
     def __init__(self, layers: nn.ModuleList) -> None:
         super().__init__()
         first: Any = layers[0]
         attention, mlp = first.self_attn, first.mlp
-        # Kept because the structures below hold their addresses alone.
+        # Stored because the structures below only have their addresses.
         self._tensors = [_layer_tensors(layer) for layer in layers]
         self._layers = (Layer * len(layers))(*map(_addresses, self._tensors))
         self._sizes = Sizes(
@@ -52,7 +53,7 @@ class FusedLayers(nn.Module):
         past_key_values: Cache | None = None,
         **_: object,
     ) -> torch.Tensor:
-        """``[batch, n, hidden_size] -> [batch, n, hidden_size]``, called as each of the layers was."""
+        """``[batch, n, hidden_size] -> [batch, n, hidden_size]``, with the arguments of a decoder layer."""
         assert position_embeddings is not None
         assert attention_mask is not None
         assert isinstance(past_key_values, TreeCache)
@@ -95,22 +96,22 @@ def _layer_tensors(layer: Any) -> dict[str, torch.Tensor | None]:
     query_norm, key_norm = (getattr(getattr(attention, name, None), "weight", None) for name in ("q_norm", "k_norm"))
     tensors = (
         layer.input_layernorm.weight,
-        packed(torch.cat([projection.weight for projection in projections])),
+        pack_weight(torch.cat([projection.weight for projection in projections])),
         None if biases[0] is None else torch.cat(biases),
         query_norm,
         key_norm,
-        packed(attention.o_proj.weight),
+        pack_weight(attention.o_proj.weight),
         attention.o_proj.bias,
         layer.post_attention_layernorm.weight,
-        packed(mlp.gate_proj.weight, mlp.up_proj.weight),
-        packed(mlp.down_proj.weight),
+        pack_weight(mlp.gate_proj.weight, mlp.up_proj.weight),
+        pack_weight(mlp.down_proj.weight),
         mlp.down_proj.bias,
     )
     return dict(zip(LAYER_TENSORS, tensors, strict=True))
 
 
 def _can_fuse(layers: nn.ModuleList, config: Any) -> bool:
-    """Whether all are of one known kind and see the same mask."""
+    """Whether all layers are of one known kind and use the same mask."""
     kinds = {type(layer) for layer in layers}
     known = {kind for kind in kinds if kind.__name__ in KINDS and kind.__module__.startswith("transformers.models.")}
     if len(known) != 1 or known != kinds or len(set(getattr(config, "layer_types", None) or ["same"])) > 1:
@@ -121,7 +122,10 @@ def _can_fuse(layers: nn.ModuleList, config: Any) -> bool:
 
 @torch.inference_mode()
 def with_fused_layers(decoder: nn.Module, config: Any) -> nn.Module | None:
-    """``decoder`` with one :class:`FusedLayers` for all its layers, everything else shared; None if it has others."""
+    """A copy of ``decoder`` with one :class:`FusedLayers` for all its layers; everything else is shared.
+
+    Returns None if the layers are of an unknown kind.
+    """
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not _can_fuse(layers, config):
         return None

@@ -1,8 +1,8 @@
-"""The loops of fused.cpp, compiled for this very CPU when they are first needed, and called on tensors.
+"""Linear layers with the products of packed_product.hpp, and the bindings of fused.cpp.
 
-A step of a small model is thousands of operators around products of few rows; neither PyTorch's nor oneDNN's product
-reads weights as fast as the memory gives them for both one row and several. These do. The compiler takes two
-seconds, once: the result stays in the user's cache.
+Neither PyTorch's nor oneDNN's product reads weights at memory bandwidth for both one row and several. The products of
+packed_product.hpp do. Both files are compiled for this CPU at first use. Compilation takes two seconds once, and the
+library is stored in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from entmtp.models.kernels.quantized_linear import row_scale
 from entmtp.models.loading.bundled import cache_folder
 
 _SOURCE = Path(__file__).with_name("fused.cpp")
+_HEADER = _SOURCE.with_name("packed_product.hpp")
 _FLAGS = (
     "-std=c++17 -O3 -march=native -mprefer-vector-width=512 -ffp-contract=fast -fno-math-errno -fopenmp -shared -fPIC"
 ).split()
@@ -44,7 +45,7 @@ LAYER_TENSORS = (
 
 @cache
 def unsupported_reason() -> str | None:
-    """Why this machine can't have the kernels, or None. Compiles them if that was never done here."""
+    """Reason why this machine can't run the kernels, or None. Compiles them at the first call."""
     try:
         library()
     except EntMTPError as error:
@@ -54,7 +55,7 @@ def unsupported_reason() -> str | None:
 
 @cache
 def library() -> ctypes.CDLL:
-    """The compiled kernels.
+    """The shared library of the compiled kernels.
 
     Raises:
         EntMTPError: if there is no compiler, or it fails.
@@ -80,9 +81,9 @@ def _compiled(compiler: str) -> Path:
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
             with tempfile.TemporaryDirectory(dir=folder) as temporary:
-                made = Path(temporary) / path.name
-                _compile(compiler, made)
-                made.replace(path)
+                unfinished = Path(temporary) / path.name
+                _compile(compiler, unfinished)
+                unfinished.replace(path)
     return path
 
 
@@ -91,26 +92,32 @@ def _compile(compiler: str, target: Path) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_COMPILE_SECONDS)
     except (subprocess.SubprocessError, OSError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        raise EntMTPError(f"needs a C++ compiler that works; {compiler} says: {said[0] if said else error}") from error
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        message = lines[0] if lines else error
+        raise EntMTPError(f"needs a C++ compiler that works; {compiler} says: {message}") from error
 
 
 def _identity(compiler: str) -> str:
-    """What the compiled code depends on: a home folder may be shared by machines with other instructions."""
+    """Hash of everything that the compiled code depends on.
+
+    It includes the CPU, because machines with different instruction sets may share a home folder.
+    """
     cpu = Path("/proc/cpuinfo")
     kinds = {line for line in cpu.read_text().splitlines() if line.startswith(("model name", "flags", "Features"))}
-    return hashlib.sha256(repr((_SOURCE.read_text(), _FLAGS, compiler, sorted(kinds))).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        repr((_SOURCE.read_text(), _HEADER.read_text(), _FLAGS, compiler, sorted(kinds))).encode()
+    ).hexdigest()[:16]
 
 
 class _CompiledLinear(InferenceLinear):
-    """A float32 linear layer whose product is one of :func:`library`'s."""
+    """A linear layer on float32 states whose product is a function of :func:`library`."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(None if bias is None else bias.detach().contiguous())
         self._out, self._in = weight.shape
 
     def _product(self, kernel: str, states: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        """``[..., in] -> [..., out]`` by a kernel that is given the states, its weights and the bias."""
+        """Call ``kernel`` with the states, its weights and the bias: ``[..., in] -> [..., out]``."""
         states = states.contiguous()
         product = states.new_empty(*states.shape[:-1], self._out)
         with record_function("entmtp::linear"):
@@ -128,11 +135,11 @@ class _CompiledLinear(InferenceLinear):
 
 
 class FusedLinear(_CompiledLinear):
-    """A float32 linear layer that reads its weight as fast as the memory gives it, for one row and for several."""
+    """A float32 linear layer that reads its weight at memory bandwidth, for one row and for several."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(weight, bias)
-        self._packed = packed(weight)
+        self._packed = pack_weight(weight)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """``[..., in] -> [..., out]``."""
@@ -140,15 +147,15 @@ class FusedLinear(_CompiledLinear):
 
 
 class Int8WeightLinear(_CompiledLinear):
-    """A linear layer with its weight in 8 bits, a scale per output; states and sums in float32.
+    """A linear layer with an int8 weight and a scale per output; states and sums are float32.
 
-    Unlike one that rounds the states too, it maps states that hardly differ to products that hardly differ.
+    The states aren't rounded. So states that differ by little have products that differ by little.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(weight, bias)
         self._scale = row_scale(weight.detach())[:, 0].contiguous()
-        float_weight = packed(weight)
+        float_weight = pack_weight(weight)
         self._quantized = torch.empty(len(float_weight), dtype=torch.int8)
         library().entmtp_quantize(
             float_weight.data_ptr(),
@@ -164,10 +171,10 @@ class Int8WeightLinear(_CompiledLinear):
         return self._product("entmtp_int8_linear", states, self._quantized, self._scale)
 
 
-def packed(weight: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:
-    """A float32 weight ``[out, in]`` in the order in which it is read.
+def pack_weight(weight: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:
+    """Pack a float32 weight ``[out, in]`` into the order in which the kernel reads it.
 
-    With ``values [out, in]`` it is that of a gated product, ``silu(weight x) * (values x)``.
+    With ``values [out, in]`` the result is for a gated product, ``silu(weight x) * (values x)``.
     """
     out, width = weight.shape
     panel = library().entmtp_panel()
@@ -187,13 +194,13 @@ def packed(weight: torch.Tensor, values: torch.Tensor | None = None) -> torch.Te
 
 
 class Layer(ctypes.Structure):
-    """``Layer`` of fused.cpp: addresses of tensors that the caller keeps alive."""
+    """Struct ``Layer`` of fused.cpp: addresses of tensors, which the caller must keep alive."""
 
     _fields_ = [(name, _POINTER) for name in LAYER_TENSORS]
 
 
 class Sizes(ctypes.Structure):
-    """``Sizes`` of fused.cpp."""
+    """Struct ``Sizes`` of fused.cpp."""
 
     _fields_ = [
         *((name, _FLOAT) for name in ("eps", "scaling")),
@@ -202,7 +209,7 @@ class Sizes(ctypes.Structure):
 
 
 class Pass(ctypes.Structure):
-    """``Pass`` of fused.cpp."""
+    """Struct ``Pass`` of fused.cpp."""
 
     _fields_ = [
         *((name, _POINTER) for name in ("cos", "sin", "mask", "slots", "rows", "pool")),

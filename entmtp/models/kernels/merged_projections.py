@@ -1,7 +1,7 @@
-"""Sibling linear layers that are given the same states (query, key and value; gate and up), run as one product.
+"""Merge sibling linear layers that read the same states (query, key and value; gate and up) into one product.
 
-One product over a taller weight costs less than several over short ones, and much less where the weights are small. The
-layers are found by watching a pass rather than by name, so this holds for any architecture.
+One product with a large weight costs less than several with small weights, and much less where the weights are small.
+Siblings are found by observing a pass instead of by name, so that this works for any architecture.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 Product = Callable[[torch.Tensor, torch.Tensor | None], nn.Module]
-"""Makes a layer from a weight ``[out, in]`` and a bias ``[out]`` or None."""
+"""Factory of a layer from a weight ``[out, in]`` and a bias ``[out]`` or None."""
 
 
 class MergedProduct:
-    """The common product: the first of the layers that is called computes for all, the others take their share."""
+    """The product of several sibling layers: the first one that is called computes the outputs of all."""
 
     def __init__(self, layers: Sequence[nn.Linear], product: Product) -> None:
         self._sizes = [layer.out_features for layer in layers]
@@ -27,7 +27,7 @@ class MergedProduct:
         self._outputs: dict[int, torch.Tensor] = {}
 
     def output(self, number: int, states: torch.Tensor) -> torch.Tensor:
-        """The product of layer ``number``. Each share is given out once, so that none outlives its pass."""
+        """Output of layer ``number``. Each output is returned once, so that none outlives its pass."""
         if states is not self._states or number not in self._outputs:
             self._states = states
             self._outputs = dict(enumerate(self._linear(states).split(self._sizes, dim=-1)))
@@ -38,7 +38,7 @@ class MergedProduct:
 
 
 class MergedLinear(nn.Module):
-    """Stands where one of the layers of a :class:`MergedProduct` stood; only for inference."""
+    """Replacement of one of the layers of a :class:`MergedProduct`, for inference only."""
 
     weight = None
 
@@ -60,7 +60,7 @@ def _merged_bias(layers: Sequence[nn.Linear]) -> torch.Tensor | None:
 
 @contextmanager
 def collect_siblings(model: nn.Module) -> Iterator[list[list[nn.Linear]]]:
-    """Lists, while ``model`` runs inside the block, its groups of siblings that were given the very same tensor."""
+    """List the groups of sibling layers of ``model`` that read the same tensor object while it runs in the block."""
     groups: list[list[nn.Linear]] = []
     seen: set[nn.Linear] = set()
     last: list[tuple[nn.Module, torch.Tensor]] = []
@@ -80,7 +80,7 @@ def collect_siblings(model: nn.Module) -> Iterator[list[list[nn.Linear]]]:
         layer.register_forward_pre_hook(partial(watch, parent))
         for parent in model.modules()
         for layer in parent.children()
-        # Exact type only: a subclass may do more than multiply.
+        # Only the exact type, because a subclass may do more than multiply.
         if type(layer) is nn.Linear
     ]
     try:
@@ -93,7 +93,7 @@ def collect_siblings(model: nn.Module) -> Iterator[list[list[nn.Linear]]]:
 
 @torch.inference_mode()
 def merge_linear_layers(model: nn.Module, groups: Sequence[Sequence[nn.Linear]], product: Product) -> None:
-    """Puts one joint product in the place of each of the ``groups`` of layers of ``model``."""
+    """Replace each of the ``groups`` of layers of ``model`` by one merged product."""
     replacements: dict[nn.Module, MergedLinear] = {}
     for group in groups:
         merged = MergedProduct(group, product)

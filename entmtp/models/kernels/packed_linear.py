@@ -1,9 +1,9 @@
 """Linear layers whose weights are packed once for oneDNN, on CPUs.
 
 A decoding step multiplies a few rows by every weight of the model. PyTorch's own float32 product is slow there: on a
-two-core AMD EPYC (AVX-512) 2 to 4 rows cost up to twice what 1 row costs. With the weight reordered beforehand into the
-blocks that oneDNN wants, up to 8 rows cost about the same, which is what lets a small tree pay on a CPU. The products
-are float32 (or bfloat16) sums as before, in another order, so results agree to rounding.
+two-core AMD EPYC (AVX-512) 2 to 4 rows cost up to twice as much as 1 row. Packing reorders the weight into oneDNN's
+blocks beforehand. Then up to 8 rows cost about as much as one, which makes small trees profitable on a CPU. The
+products are float32 (or bfloat16) sums in another order, so results agree up to rounding.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ PACKABLE = (torch.float32, torch.bfloat16)
 
 
 class InferenceLinear(nn.Module):
-    """A linear layer that holds its weight in a layout of its own; only for inference.
+    """A linear layer with its weight in a special layout, for inference only.
 
     Attributes:
-        weight: the plain weight ``[out, in]`` where something else needs it (a tied embedding table), else None.
+        weight: the plain weight ``[out, in]`` where other code needs it (a tied embedding table), else None.
     """
 
     def __init__(self, bias: torch.Tensor | None) -> None:
@@ -33,7 +33,7 @@ class InferenceLinear(nn.Module):
 
 
 MakeLayer = Callable[[torch.Tensor, torch.Tensor | None], InferenceLinear]
-"""Makes a layer from a weight ``[out, in]`` and a bias ``[out]`` or None."""
+"""Factory of a layer from a weight ``[out, in]`` and a bias ``[out]`` or None."""
 
 
 class PackedLinear(InferenceLinear):
@@ -41,7 +41,7 @@ class PackedLinear(InferenceLinear):
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(bias)
-        # No batch size: the layout serves any number of rows.
+        # Without a batch size, so that the layout works for any number of rows.
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,7 @@ class PackedLinear(InferenceLinear):
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether this machine has packed layers for weights of this type and device."""
+    """Whether this machine supports packed layers for weights of this type and device."""
     if device.type != "cpu" or dtype not in PACKABLE or not torch.backends.mkldnn.is_available():
         return False
     return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -63,17 +63,22 @@ def replace_linear_layers(
     siblings: Sequence[Sequence[nn.Linear]],
     make: MakeLayer,
     keep_weight: nn.Module | None,
-    leave: nn.Module | None = None,
+    unchanged: nn.Module | None = None,
 ) -> None:
-    """Puts layers that ``make`` makes in the place of ``model``'s; that of ``keep_weight`` keeps its weight beside.
+    """Replace the linear layers of ``model`` by layers that ``make`` makes.
 
-    Each group of ``siblings``, layers that are given the same states, becomes one product. What ``leave`` holds stays.
+    Args:
+        model: the model to change.
+        siblings: groups of layers that read the same states; each group becomes one product.
+        make: makes the new layers.
+        keep_weight: a layer whose replacement also has the plain weight.
+        unchanged: a part of the model whose layers stay as they are.
     """
-    left = set() if leave is None else set(leave.modules())
-    merge_linear_layers(model, [group for group in siblings if left.isdisjoint(group)], make)
-    for parent in [each for each in model.modules() if each not in left]:
+    excluded = set() if unchanged is None else set(unchanged.modules())
+    merge_linear_layers(model, [group for group in siblings if excluded.isdisjoint(group)], make)
+    for parent in [each for each in model.modules() if each not in excluded]:
         for name, layer in list(parent.named_children()):
-            # Exact types only: a subclass may do more than multiply.
+            # Only exact types, because a subclass may do more than multiply.
             if type(layer) is nn.Linear:
                 made = make(layer.weight, layer.bias)
             elif type(layer) is Conv1D:

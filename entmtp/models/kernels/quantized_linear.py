@@ -1,8 +1,8 @@
-"""Linear layers that multiply in fewer bits than the model's float32, on CPUs: only where someone asks for them.
+"""Linear layers with fewer bits than the model's float32, on CPUs, used only when requested by name.
 
-A step of few rows reads every weight once, so half or a quarter of the bytes is nearly half or a quarter of the time.
-The text is then that of a slightly different model. It stays *one* text: a row's product never depends on the rows
-beside it, so that a tree is verified against exactly what plain decoding with the same layers writes.
+A step of few rows reads every weight once. So half of the bytes takes nearly half of the time. The text is that of a
+slightly different model. Decoding with it is still lossless, because a row's product never depends on the other rows.
+So a tree is verified against the tokens that plain decoding with the same layers would write.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SMALLEST = 1e-12
 
 
 class Bfloat16Linear(InferenceLinear):
-    """States and weights rounded to bfloat16, sums in float32: what AMX and AVX512-BF16 units multiply."""
+    """Linear layer with states and weights in bfloat16 and sums in float32, for AMX and AVX512-BF16 units."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(bias)
@@ -30,7 +30,7 @@ class Bfloat16Linear(InferenceLinear):
 
 
 class Float16Linear(InferenceLinear):
-    """Weights rounded to float16, states and sums in float32: half the bytes on a CPU without bfloat16 units."""
+    """Linear layer with weights in float16, states and sums in float32: half the bytes without bfloat16 units."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(bias)
@@ -43,9 +43,9 @@ class Float16Linear(InferenceLinear):
 
 
 class Int8Linear(InferenceLinear):
-    """Weights in 8 bits with a scale per output, states in 8 bits with a scale per *row*, sums exact.
+    """Linear layer with int8 weights (a scale per output), 8-bit states (a scale per *row*) and exact sums.
 
-    The usual dynamic quantisation has one scale for all rows, which makes a token's result depend on its neighbours.
+    The usual dynamic quantization has one scale for all rows, so that a token's result would depend on other tokens.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -60,7 +60,7 @@ class Int8Linear(InferenceLinear):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """``[..., in] -> [..., out]``, float32."""
         scale = self.states_scale(states)
-        # Unsigned with a zero in the middle: the instructions that every VNNI machine has multiply unsigned by signed.
+        # Unsigned with a zero point in the middle, because VNNI instructions multiply unsigned by signed.
         quanta = (states / scale).round_().add_(_ZERO).to(torch.uint8)
         product = torch.ops.onednn.qlinear_pointwise(
             quanta,
@@ -80,12 +80,12 @@ class Int8Linear(InferenceLinear):
         return product if self.bias is None else product + self.bias
 
     def states_scale(self, states: torch.Tensor) -> torch.Tensor:
-        """The size of a quantum ``[..., 1]`` of each row."""
+        """Size of a quantum ``[..., 1]`` of each row."""
         return row_scale(states)
 
 
 def row_scale(values: torch.Tensor) -> torch.Tensor:
-    """The size ``[..., 1]`` of a quantum with which each row's largest value is just representable."""
+    """Size of a quantum ``[..., 1]`` with which the largest value of each row is just representable."""
     return values.abs().amax(-1, keepdim=True).clamp_(min=_SMALLEST) / _QUANTA
 
 

@@ -1,1 +1,1 @@
-"""From a model name to weights and a tokenizer: bundled, folder, hub or GGUF."""
+"""Load weights and a tokenizer from a model name: bundled, folder, hub or GGUF."""

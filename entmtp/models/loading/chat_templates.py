@@ -1,4 +1,4 @@
-"""Chat templates of models whose tokenizers carry none."""
+"""Chat templates of models whose tokenizers have none."""
 
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,10 @@ VICUNA_V1_1 = (
 """The format that Vicuna 1.1 to 1.5 were trained on, FastChat's conversation template `vicuna_v1.1`."""
 
 
-def give_template(name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Gives the tokenizer of the model called `name` a chat template, where it has none and one is known.
+def set_chat_template(name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Set the chat template of the tokenizer of model `name`, if it has none and one is known.
 
-    As FastChat does, the model's name tells: `lmsys/vicuna-7b-v1.3`, or a folder called like it.
+    As in FastChat, the model's name selects it: `lmsys/vicuna-7b-v1.3`, or a folder with such a name.
     """
     if tokenizer.chat_template is None and "vicuna" in name.lower():
         tokenizer.chat_template = VICUNA_V1_1

@@ -1,8 +1,9 @@
-"""The tokens that end a turn of a chat, as the tokenizer knows them.
+"""Tokens that end a turn of a chat, according to the tokenizer.
 
-A model's generation config names the tokens that end any text. In published models it often lacks the one that ends a
-turn (``</s>`` there, ``<|im_end|>`` in the chat template), and a chat answer would run on to its last token. So a chat
-answer ends with either; a plain completion with those of the generation config alone, as in transformers.
+A model's generation config lists the tokens that end any text. In published models it often lacks the token that ends
+a turn (it has ``</s>``, but the chat template has ``<|im_end|>``). A chat answer would then continue up to its token
+limit. So both kinds of tokens end a chat answer. A plain completion ends with the tokens of the generation config
+alone, as in transformers.
 """
 
 from collections.abc import Sequence
@@ -17,9 +18,9 @@ _CONTENT = "content"
 
 
 def end_of_turn_ids(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> list[int]:
-    """Ids below ``vocab_size``: the tokenizer's own end of text, and the special token after an answer in its template.
+    """Ids of the tokenizer's end of text and of the special token after an answer in its chat template.
 
-    Without a template there are no turns, and no ids.
+    Only ids below ``vocab_size`` count. Without a template there are no turns and no ids.
     """
     if tokenizer.chat_template is None:
         return []
@@ -27,16 +28,18 @@ def end_of_turn_ids(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> li
     return sorted(token for token in found if isinstance(token, int) and token < vocab_size)
 
 
-def ending_turns(params: SamplingParams, ids: Sequence[int]) -> SamplingParams:
-    """The parameters of a chat answer, which any of ``ids`` ends too, unless the request ignores ends of text."""
+def with_end_of_turn(params: SamplingParams, ids: Sequence[int]) -> SamplingParams:
+    """Parameters of a chat answer that also ends with any of ``ids``, unless the request ignores ends of text."""
     new = [token for token in ids if token not in params.stop_token_ids]
     if params.ignore_eos or not new:
         return params
     return params.model_copy(update={"stop_token_ids": [*params.stop_token_ids, *new]})
 
 
-def turn_notice(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], eos_token_ids: frozenset[int]) -> str | None:
-    """One line for the user where ``ids`` end a chat answer that the model's ``eos_token_ids`` would not."""
+def end_of_turn_notice(
+    tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], eos_token_ids: frozenset[int]
+) -> str | None:
+    """One line for the user if some ``ids`` end a chat answer and are not among ``eos_token_ids``; else None."""
     missing = [token for token in ids if token not in eos_token_ids]
     if not missing:
         return None
@@ -49,11 +52,11 @@ def _names(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str
 
 
 def _after_answer(tokenizer: "PreTrainedTokenizerBase") -> int | None:
-    """The special token right after an answer's text, where the template writes one."""
+    """Id of the special token that the template writes right after an answer; None if it writes none."""
     messages = [{"role": "user", "content": _CONTENT}, {"role": "assistant", "content": _CONTENT}]
     try:
         text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except Exception:  # a template may demand anything of messages, and fail in any way
+    except Exception:  # a template may put any condition on messages, and fail in any way
         return None
     rest = tokenizer(text.rpartition(_CONTENT)[2].lstrip(), add_special_tokens=False)["input_ids"]
     added = tokenizer.added_tokens_decoder.get(rest[0]) if rest else None

@@ -1,4 +1,4 @@
-"""Turn a GGUF file of a Llama model with a byte-level BPE vocabulary into a folder that loads in seconds."""
+"""Convert a GGUF file of a Llama model with a byte-level BPE vocabulary to a folder that loads in seconds."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,14 @@ CONTROL_TOKEN = 3  # the GGUF format's token type for tokens that are never spel
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Write the GGUF file's model, de-quantised to float32, and its tokenizer to `folder` as safetensors and JSON."""
+    """Write the model of a GGUF file, dequantized to float32, and its tokenizer to `folder` as safetensors and JSON."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with quiet_loading():
         source = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-    # A model loaded from GGUF calls itself quantised and refuses to be saved, although its weights are plain float32:
-    # they move, uncopied, into a fresh model whose configuration does not say so.
+    # A model loaded from GGUF is marked as quantized and can't be saved, although its weights are plain float32. So the
+    # weights move, without a copy, to a new model whose configuration has no such mark.
     config = source.config
     del config.quantization_config
     with torch.device("meta"):
@@ -33,10 +33,10 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def read_tokenizer(gguf: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer that the GGUF file describes, built from its own fields.
+    """Build the tokenizer of a GGUF file from its fields.
 
-    transformers' own GGUF reader changes the special tokens from version to version, and leaves out the rule that
-    this vocabulary ('smollm') was trained with: every digit is cut off before the text is split into words.
+    The GGUF reader of transformers changes the special tokens from version to version. It also lacks a rule of this
+    vocabulary ('smollm'): every digit is split off before the text is split into words.
     """
     from gguf import GGUFReader
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers

@@ -1,6 +1,6 @@
-"""From the name a user gives (`bundled`, a local folder, a hub name) to a loaded model and its tokenizer.
+"""Load a model and its tokenizer from the name that a user gives: `bundled`, a local folder or a hub name.
 
-torch and transformers are imported inside the functions: naming a model must not cost seconds of start-up.
+torch and transformers are imported inside the functions, so that resolving a name doesn't cost seconds of start-up.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from entmtp.errors import EntMTPError
 from entmtp.models.loading.bundled import bundled_model_folder
-from entmtp.models.loading.chat_templates import give_template
+from entmtp.models.loading.chat_templates import set_chat_template
 from entmtp.models.loading.quiet import quiet_loading
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ SAMPLED_VALUES = 256
 
 
 def resolve_model(name: str) -> Path | str:
-    """Where the model called `name` is: a local folder, or `name` itself if the hub has it.
+    """Location of model `name`: a local folder, or `name` itself if the hub has it.
 
-    A hub model that lies complete in the local hub cache is used from there when the hub cannot be reached. The hub is
-    asked once, for at most ten seconds: without a network transformers would retry for minutes.
+    When the hub can't be reached, a complete copy in the local hub cache is used. The hub is requested once, with a
+    timeout of ten seconds, because without a network transformers would retry for minutes.
 
     Raises:
-        EntMTPError: it is nowhere; says what was looked for where.
+        EntMTPError: if the model is not found; the message lists where it was looked for.
     """
     if name == BUNDLED:
         return bundled_model_folder()
@@ -55,7 +55,7 @@ def _resolve_hub_name(name: str) -> Path | str:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    problem = _ask_hub(name)
+    problem = _hub_problem(name)
     if problem is None:
         return name
     try:
@@ -71,15 +71,15 @@ def _resolve_hub_name(name: str) -> Path | str:
         ) from None
 
 
-def _ask_hub(name: str) -> str | None:
-    """None if the hub has the model and lets us read it, else the reason in a few words."""
+def _hub_problem(name: str) -> str | None:
+    """Reason why the model can't be read from the hub; None if it can."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     try:
         HfApi().model_info(name, timeout=HUB_SECONDS)
     except OfflineModeIsEnabled:
-        return "not asked: offline mode is on"
+        return "not requested: offline mode is on"
     except RepositoryNotFoundError:
         return "no such model there, or no access to it"
     except HfHubHTTPError as error:
@@ -95,36 +95,37 @@ def load_model(
     device: str = "cpu",
     attn_implementation: str | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """The model called `name`, in evaluation mode with frozen weights on `device`, and its tokenizer.
+    """Load model `name` on `device`, in evaluation mode with frozen weights, and its tokenizer.
 
-    'balanced' for a device spreads it over all GPUs.
+    The device 'balanced' distributes the model over all GPUs.
 
     Raises:
-        EntMTPError: the model is absent, is not a decoder-only language model, or cannot be loaded as asked.
+        EntMTPError: if the model is absent, is not a decoder-only language model, or can't be loaded with these
+            settings.
     """
     from entmtp.models.multi_gpu import BALANCED, check_all_on_gpus, check_gpus
 
-    place = resolve_model(name)
+    source = resolve_model(name)
     torch_dtype = checked_dtype(dtype)
-    spread = device == BALANCED
-    if spread:
+    multi_device = device == BALANCED
+    if multi_device:
         check_gpus()
-    target = None if spread else _device(device)
+    target = None if multi_device else _device(device)
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    config = _config(name, place)
+    config = _config(name, source)
     _check_decoder_only(name, config)
     try:
-        # A local folder loads in seconds; only a download deserves progress bars.
-        with quiet_loading() if isinstance(place, Path) else contextlib.nullcontext():
-            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        # A local folder loads in seconds; only a download shows progress bars.
+        with quiet_loading() if isinstance(source, Path) else contextlib.nullcontext():
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             model, loading = cast(Any, AutoModelForCausalLM).from_pretrained(
-                place,
+                source,
                 config=config,
                 dtype=torch_dtype,
                 attn_implementation=attn_implementation,
-                device_map=BALANCED if spread else None,
+                device_map=BALANCED if multi_device else None,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
@@ -132,15 +133,15 @@ def load_model(
         raise EntMTPError(f"model {name!r}: cannot be loaded: {_first_line(error)}") from error
     _check_all_loaded(name, loading["missing_keys"])
     check_all_on_gpus(name, model)
-    give_template(name, tokenizer)
+    set_chat_template(name, tokenizer)
     return (model if target is None else model.to(target)).eval().requires_grad_(False), tokenizer
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of the model called `name`, without the model.
+    """Load the tokenizer of model `name`, without the model.
 
     Raises:
-        EntMTPError: the model is nowhere, or has no tokenizer that can be read.
+        EntMTPError: if the model is not found, or its tokenizer can't be read.
     """
     from transformers import AutoTokenizer
 
@@ -148,44 +149,44 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
         tokenizer = cast(Any, AutoTokenizer).from_pretrained(resolve_model(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise EntMTPError(f"model {name!r}: its tokenizer cannot be read: {_first_line(error)}") from error
-    give_template(name, tokenizer)
+    set_chat_template(name, tokenizer)
     return tokenizer
 
 
 def max_positions(name: str) -> int:
-    """Tokens that the model called `name` can look back on, by its configuration.
+    """Context length of model `name` in tokens, from its configuration.
 
     Raises:
-        EntMTPError: the model is nowhere, or its configuration can't be read.
+        EntMTPError: if the model is not found, or its configuration can't be read.
     """
     return positions_of(_config(name, resolve_model(name)).get_text_config())
 
 
 def vocabulary_size(name: str) -> int:
-    """Tokens that the model called `name` can write, by its configuration.
+    """Vocabulary size of model `name`, from its configuration.
 
     Raises:
-        EntMTPError: the model is nowhere, or its configuration can't be read.
+        EntMTPError: if the model is not found, or its configuration can't be read.
     """
     return int(_config(name, resolve_model(name)).get_text_config().vocab_size)
 
 
-def _config(name: str, place: "Path | str") -> "PretrainedConfig":
+def _config(name: str, source: "Path | str") -> "PretrainedConfig":
     from transformers import AutoConfig
 
     try:
-        return cast(Any, AutoConfig).from_pretrained(place, trust_remote_code=False)
+        return cast(Any, AutoConfig).from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise EntMTPError(f"model {name!r}: its configuration cannot be read: {_first_line(error)}") from error
 
 
 def positions_of(config: "PretrainedConfig") -> int:
-    """Tokens that a model can look back on; practically unbounded where its configuration names no bound."""
+    """Context length of a model in tokens; practically unlimited where its configuration has no limit."""
     return getattr(config, "max_position_embeddings", None) or 2**30
 
 
 def checked_dtype(dtype: "torch.dtype | str") -> "torch.dtype":
-    """The type of a name; raises EntMTPError for one that models don't run in."""
+    """The torch type called ``dtype``; raise EntMTPError if models can't run in it."""
     import torch
 
     if isinstance(dtype, torch.dtype):
@@ -218,7 +219,7 @@ def _check_decoder_only(name: str, config: "PretrainedConfig") -> None:
 
 
 def _check_all_loaded(name: str, missing: set[str]) -> None:
-    """transformers fills a parameter that the files lack with random numbers and goes on; we do not."""
+    """Raise EntMTPError if the files lack a parameter, which transformers would fill with random numbers."""
     if missing:
         raise EntMTPError(
             f"model {name!r}: its files lack {len(missing)} of its parameters, {min(missing)} among them; "
@@ -231,11 +232,13 @@ def _first_line(error: Exception) -> str:
 
 
 def encode_chat(tokenizer: "PreTrainedTokenizerBase", text: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
-    """Token ids of `text` as a user's turn in the tokenizer's chat template, behind the messages of `history` (role and
-    content); without a template, of the plain texts with an empty line between them.
+    """Token ids of `text` as a user's turn, after the messages of `history` (role and content).
+
+    The turns are written with the tokenizer's chat template. Without a template they are the plain texts, with an empty
+    line between them.
 
     Raises:
-        EntMTPError: there is nothing to continue (empty text and no template), or the template refuses the messages.
+        EntMTPError: if there is nothing to continue (empty text and no template), or the template refuses the messages.
     """
     from jinja2 import TemplateError
 
@@ -253,10 +256,10 @@ def encode_chat(tokenizer: "PreTrainedTokenizerBase", text: str, history: Sequen
 
 
 def model_fingerprint(model: "PreTrainedModel") -> str:
-    """SHA-256 that tells this model from others: its shape, and a sample of the values of eight of its parameters.
+    """SHA-256 that identifies a model: a hash of its shape and of sampled values of eight of its parameters.
 
-    The sample is rounded to bfloat16, so that a model has one fingerprint whether it is loaded in float32, bfloat16 or
-    the type it was saved in. Costs milliseconds at any size.
+    The sample is rounded to bfloat16. So a model has one fingerprint whether it is loaded in float32, bfloat16 or the
+    type it was saved in. It takes milliseconds at any size.
     """
     config = model.config.get_text_config()
     shape = (config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size)
@@ -264,11 +267,11 @@ def model_fingerprint(model: "PreTrainedModel") -> str:
 
 
 def sampled_fingerprint(shape: tuple[object, ...], parameters: "Sequence[tuple[str, torch.Tensor]]") -> str:
-    """As :func:`model_fingerprint`, of these ``parameters`` and what else tells their owner from others."""
+    """Fingerprint of these ``parameters`` and this ``shape``, as in :func:`model_fingerprint`."""
     digest = hashlib.sha256(repr(shape).encode())
     last = len(parameters) - 1
-    for place in sorted({i * last // (SAMPLED_PARAMETERS - 1) for i in range(SAMPLED_PARAMETERS)}):
-        name, values = parameters[place]
+    for index in sorted({i * last // (SAMPLED_PARAMETERS - 1) for i in range(SAMPLED_PARAMETERS)}):
+        name, values = parameters[index]
         digest.update(f"{name}{tuple(values.shape)}".encode())
         digest.update(_sample(values))
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""How models are loaded, whoever loads them."""
+"""Quiet loading of models with transformers."""
 
 import logging as levels
 from collections.abc import Iterator
@@ -7,8 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without transformers' progress bars, noise for a model that loads in a second, and its reports of what did not
-    fit, which the caller tells in one line."""
+    """Hide transformers' progress bars and load reports in the block.
+
+    Progress bars are noise for a model that loads in a second. The caller reports mismatched weights in one line.
+    """
     from transformers.utils import logging
 
     was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

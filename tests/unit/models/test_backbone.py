@@ -32,7 +32,7 @@ assert_close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
 
 @cache
 def pair(model_type: str) -> tuple[PreTrainedModel, Backbone]:
-    """The same weights twice: left alone, and wrapped."""
+    """Two models with the same weights: a plain one and a backbone."""
     return tiny_model(model_type), build_backbone(tiny_model(model_type))
 
 
@@ -48,7 +48,7 @@ def verified(
 def check_paths(
     plain: PreTrainedModel, text: list[int], tree: Topology, tokens: torch.Tensor, logits: torch.Tensor
 ) -> None:
-    """Every node of a tree behind ``text`` must get the logits of its own path run alone."""
+    """Check that every node of a tree after ``text`` has the logits of its own path run alone."""
     for node in range(tree.nodes + 1):
         path = tokens[nodes_on(tree, node)].tolist()
         assert_close(logits[node], plain_logits(plain, text + path)[-1])
@@ -72,7 +72,7 @@ def test_compaction_over_steps_equals_the_sequential_run_in_place(model_type: st
     cache = backbone.new_cache(2, CONTEXT)
     backbone.prefill(text, 1, cache)
     addresses = [buffer.data_ptr() for buffer in buffers(cache)]
-    # Each leaf is accepted behind others, so that every step but the first two moves rows.
+    # Each accepted leaf has siblings before it, so that every step but the first two moves rows.
     for step, (name, leaf) in enumerate([("root", 0), ("chain", 3), ("bushy", 8), ("wide", 4), ("bushy", 9)] * 2):
         tokens, logits = verified(backbone, [TREES[name]], [1], cache, seed=step)
         check_paths(plain, text, TREES[name], tokens[0], logits[0])
@@ -130,7 +130,7 @@ def test_chunked_and_padded_prefill_equals_the_plain_pass(
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
-def test_prefill_fills_the_context_to_its_end(model_type: str) -> None:
+def test_prefill_uses_the_whole_context(model_type: str) -> None:
     plain, backbone = pair(model_type)
     text = random_tokens(CONTEXT)
     cache = backbone.new_cache(1, CONTEXT + 64)
@@ -192,7 +192,7 @@ GENERATE = {
 @pytest.mark.parametrize("options", GENERATE.values(), ids=GENERATE)
 def test_generate_still_gives_the_models_own_text(model_type: str, options: dict[str, Any]) -> None:
     plain, backbone = pair(model_type)
-    # Left padding, so that a mask that is dropped shows.
+    # With left padding, so that ignoring the mask would change the text.
     prompts = torch.tensor([random_tokens(12, 1), random_tokens(12, 2)])
     mask = torch.ones_like(prompts)
     mask[1, :5] = 0

@@ -25,19 +25,19 @@ def _map_slots(cache: TreeCache, slots: list[int], real: torch.Tensor) -> SlotMa
 
 
 def _states(labels: torch.Tensor) -> torch.Tensor:
-    """Keys ``[batch, heads, n, head_dim]`` that carry ``labels [batch, n]`` in every entry."""
+    """Keys ``[batch, heads, n, head_dim]`` with ``labels [batch, n]`` in every entry."""
     return labels[:, None, :, None].float().expand(-1, HEADS, -1, HEAD_DIM)
 
 
 def _committed(cache: TreeCache, slot: int) -> list[list[float]]:
-    """What each layer's keys and negated values hold for a slot's committed tokens."""
+    """Labels in each layer's keys and negated values of a slot's committed tokens."""
     rows = slice(1, cache.lengths[slot] + 1)
-    held = []
+    found = []
     for buffer, sign in zip(buffers(cache), [1, -1] * len(cache.layers)):
         labels = sign * buffer[slot, :, rows]
         assert (labels == labels[:1, :, :1]).all()
-        held.append(labels[0, :, 0].tolist())
-    return held
+        found.append(labels[0, :, 0].tolist())
+    return found
 
 
 def _write(cache: TreeCache, labels: torch.Tensor, real: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -48,17 +48,17 @@ def _write(cache: TreeCache, labels: torch.Tensor, real: torch.Tensor) -> list[t
 @given(st.data())
 def test_any_sequence_of_steps_and_releases_equals_lists(data: st.DataObject) -> None:
     cache = _cache(layers=2, slots=SLOTS)
-    kept: list[list[float]] = [[] for _ in range(SLOTS)]
+    expected: list[list[float]] = [[] for _ in range(SLOTS)]
     fresh = count(1)
     addresses: list[int] = []
     for _ in range(data.draw(st.integers(1, 8), "operations")):
         if data.draw(st.booleans(), "release"):
             slot = data.draw(st.integers(0, SLOTS - 1), "released")
             cache.truncate(slot)
-            kept[slot] = []
+            expected[slot] = []
             continue
         slots = data.draw(st.lists(st.integers(0, SLOTS - 1), min_size=1, unique=True), "slots")
-        room = CAPACITY - max(len(kept[slot]) for slot in slots)
+        room = CAPACITY - max(len(expected[slot]) for slot in slots)
         if room == 0:
             continue
         sizes = [data.draw(st.integers(1, room), "nodes") for _ in slots]
@@ -68,16 +68,16 @@ def test_any_sequence_of_steps_and_releases_equals_lists(data: st.DataObject) ->
         for keys, values in _write(cache, labels, real):
             assert torch.equal(keys, -values)
             for row, (slot, size) in enumerate(zip(slots, sizes, strict=True)):
-                start = len(kept[slot]) + 1 - mapping.kv_range.first
+                start = len(expected[slot]) + 1 - mapping.kv_range.first
                 read = keys[row, 0, :, 0].tolist()
-                assert read[1 - mapping.kv_range.first : start + size] == kept[slot] + labels[row, :size].tolist()
+                assert read[1 - mapping.kv_range.first : start + size] == expected[slot] + labels[row, :size].tolist()
         accepted = [sorted({0} | data.draw(st.sets(st.integers(0, size - 1)), "accepted")) for size in sizes]
         commit(cache, accepted)
         for row, slot in enumerate(slots):
-            kept[slot] += labels[row, accepted[row]].tolist()
-        assert cache.lengths == cache.table.device_lengths.tolist() == [len(tokens) for tokens in kept]
+            expected[slot] += labels[row, accepted[row]].tolist()
+        assert cache.lengths == cache.table.device_lengths.tolist() == [len(tokens) for tokens in expected]
         for slot in range(SLOTS):
-            assert all(held == kept[slot] for held in _committed(cache, slot))
+            assert all(labels == expected[slot] for labels in _committed(cache, slot))
         pointers = [buffer.data_ptr() for buffer in buffers(cache)]
         addresses = addresses or pointers
         assert pointers == addresses
@@ -120,10 +120,10 @@ def test_memory_of_a_dropped_cache_is_free_at_once() -> None:
     real = torch.ones(1, 3, dtype=torch.bool)
     _map_slots(cache, [0], real)
     _write(cache, torch.tensor([[1, 2, 3]]), real)
-    held = [weakref.ref(buffer) for buffer in buffers(cache)]
+    references = [weakref.ref(buffer) for buffer in buffers(cache)]
     gc.disable()
     try:
         del cache
-        assert [reference() for reference in held] == [None] * 4
+        assert [reference() for reference in references] == [None] * 4
     finally:
         gc.enable()

@@ -1,4 +1,4 @@
-"""A model whose last layers lie on another device: what is written is the same, and nothing is mixed up on the way."""
+"""A model whose last layers are on another device writes the same text, and never mixes tensors of two devices."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ from tests.helpers.small_cases import (
 )
 from tests.helpers.tiny_models import CONTEXT, TREES, greedy, tiny_model
 
-SPREAD = {
+DEVICE_MAP = {
     "model.embed_tokens": "cpu",
     "model.rotary_emb": "cpu",
     "model.layers.0": "cpu",
@@ -63,14 +63,14 @@ def plain() -> PreTrainedModel:
 def backbone() -> Backbone:
     with second_device():
         model = tiny_model("llama", vocab_size=SMALL_VOCAB)
-        return build_backbone(dispatch_model(model, SPREAD, main_device="cpu", skip_keys="past_key_values"))
+        return build_backbone(dispatch_model(model, DEVICE_MAP, main_device="cpu", skip_keys="past_key_values"))
 
 
 def heads_of(kind: str, backbone: Backbone) -> DraftHeads:
     return random_hydra_plus_plus_heads(backbone) if kind == "prefix-mlp" else small_heads(kind, backbone)
 
 
-def test_the_device_would_tell_if_tensors_were_mixed() -> None:
+def test_the_second_device_raises_if_tensors_are_mixed() -> None:
     here, there = torch.ones(2), torch.ones(2, device=ELSEWHERE)
     assert there.device == ELSEWHERE
     assert torch.equal((there + there).to("cpu"), here + here)
@@ -78,7 +78,7 @@ def test_the_device_would_tell_if_tensors_were_mixed() -> None:
         here + there
 
 
-def test_layers_cache_where_they_lie(backbone: Backbone) -> None:
+def test_keys_and_values_are_on_the_device_of_their_layer(backbone: Backbone) -> None:
     assert backbone.devices == [torch.device("cpu"), ELSEWHERE]
     assert backbone.device == torch.device("cpu")
     assert backbone.kernels_description == "eager float32 (PyTorch); spread over 2 devices"
@@ -101,10 +101,10 @@ def test_several_requests_write_the_models_own_text(
     for prompt, completion in zip(prompts, done, strict=True):
         assert completion.tokens == greedy(plain, prompt, 10)
     assert any(completion.accepted for completion in done), "nothing was accepted: the case shows nothing"
-    assert done[2].reused_tokens, "no slot was begun with what another had read"
+    assert done[2].reused_tokens, "no slot started with the prefix of another"
 
 
-def test_drawn_text_is_that_of_one_device(backbone: Backbone) -> None:
+def test_sampled_text_equals_that_of_one_device(backbone: Backbone) -> None:
     params = SamplingParams(temperature=0.8, top_p=0.9, repetition_penalty=1.1, seed=3, max_tokens=20, logprobs=2)
     texts = []
     for one in (backbone, small_backbone()):
@@ -116,21 +116,21 @@ def test_drawn_text_is_that_of_one_device(backbone: Backbone) -> None:
     assert texts[0] == texts[1]
 
 
-def test_what_a_spread_model_can_not_do(backbone: Backbone) -> None:
+def test_a_multi_device_model_refuses_other_kernels_and_native_heads(backbone: Backbone) -> None:
     with pytest.raises(EntMTPError, match="kernels: 'packed' are for a model on one device; use 'auto'"):
         build_backbone(backbone.model, "packed")
     with pytest.raises(EntMTPError, match="model type 'llama' has no multi-token-prediction"):
         load_heads("native", backbone)
 
 
-def test_without_gpus_there_is_nothing_to_spread_over() -> None:
+def test_balanced_without_gpus_is_refused() -> None:
     if torch.cuda.device_count():
         pytest.skip("there are some")
     with pytest.raises(EntMTPError, match="device 'balanced': PyTorch sees 0 CUDA devices; use 'cpu'"):
         load_model("bundled", device="balanced")
 
 
-def test_layers_that_found_no_room_are_told() -> None:
+def test_layers_that_do_not_fit_on_the_gpus_are_named() -> None:
     model = SimpleNamespace(hf_device_map={"model.layers.0": 0, "model.layers.1": "cpu"})
     with pytest.raises(EntMTPError, match=r"have no room for 1 of its parts, 'model.layers.1' among them"):
         check_all_on_gpus("org/large", model)

@@ -37,7 +37,7 @@ def _gpt_neo() -> PreTrainedModel:
 
 
 def _shifted_llama() -> PreTrainedModel:
-    """Shifts each token's state into the next buffer row's, which only a sequential pass gets right."""
+    """A model that adds each token's state to the next row, which is right only in a sequential pass."""
     model = tiny_model("llama")
     model.model.layers[0].register_forward_hook(lambda module, args, output: output + output.roll(1, dims=1))
     return model
@@ -46,9 +46,9 @@ def _shifted_llama() -> PreTrainedModel:
 REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
     "t5": (_t5, "it is an encoder-decoder"),
     "bart": (_bart, "it is an encoder-decoder"),
-    "mamba": (lambda: tiny_model("mamba", state_size=4), "layers keep a recurrent state"),
-    "rwkv": (lambda: tiny_model("rwkv", attention_hidden_size=32), "layers keep a recurrent state"),
-    "qwen3_next": (_qwen3_next, "its linear_attention layers keep a recurrent state"),
+    "mamba": (lambda: tiny_model("mamba", state_size=4), "layers have a recurrent state"),
+    "rwkv": (lambda: tiny_model("rwkv", attention_hidden_size=32), "layers have a recurrent state"),
+    "qwen3_next": (_qwen3_next, "its linear_attention layers have a recurrent state"),
     "llama4_text": (
         lambda: tiny_model(
             "llama4_text",
@@ -59,14 +59,14 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
         "its chunked_attention layers",
     ),
     "gpt_neo": (_gpt_neo, "local attention layers count cache rows"),
-    "bert": (lambda: tiny_model("bert", is_decoder=False), "keeps no keys and values"),
+    "bert": (lambda: tiny_model("bert", is_decoder=False), "caches no keys and values"),
     "bloom": (lambda: tiny_model("bloom", n_head=4), "a tree pass raised"),
     "llama": (_shifted_llama, "differs from its paths run alone by"),
 }
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
-def test_an_unsupported_model_is_refused_by_type_and_reason_and_left_as_it_was(model_type: str) -> None:
+def test_an_unsupported_model_is_refused_by_type_and_reason_and_left_unchanged(model_type: str) -> None:
     build, reason = REFUSED[model_type]
     model = build()
     attention = model.config._attn_implementation
@@ -80,7 +80,7 @@ def test_an_unsupported_model_is_refused_by_type_and_reason_and_left_as_it_was(m
 
 
 @pytest.mark.parametrize("model_type", SUPPORTED)
-def test_the_test_leaves_the_configured_window_in_place(model_type: str) -> None:
+def test_the_self_test_leaves_the_configured_window_unchanged(model_type: str) -> None:
     before = tiny_model(model_type).config.to_dict()
     backbone = build_backbone(tiny_model(model_type))
     assert backbone.model.config.to_dict() == before
@@ -95,13 +95,15 @@ def test_a_refusal_does_not_change_what_the_model_generates() -> None:
 
 
 @pytest.mark.parametrize("kernels", ["auto", "eager"])
-def test_the_models_own_kernels_are_refused_too_where_a_token_depends_on_those_beside_it(
+def test_the_models_own_kernels_are_refused_too_where_a_token_depends_on_others(
     kernels: Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fused_linear, "unsupported_reason", lambda: "is not tested here: fused layers run no hooks")
     model = tiny_model("llama")
     model.model.layers[0].register_forward_hook(lambda module, args, output: output + (output.shape[1] == 1))
-    with pytest.raises(EntMTPError, match=r"'eager' are refused for lossless .* beside it, by .*; use another model"):
+    with pytest.raises(
+        EntMTPError, match=r"'eager' are refused for lossless .* other tokens of a pass, by .*; use another model"
+    ):
         build_backbone(model, kernels)
 
 

@@ -12,14 +12,14 @@ from tests.helpers.small_cases import small_bank, trace_of
 
 
 def write(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """The small bank's file with something wrong in it."""
+    """Write the file of the small bank with an error in it."""
     content = small_bank().model_dump(mode="json")
     change(content)
     path.write_text(json.dumps(content))
     return path
 
 
-def test_it_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
+def test_a_saved_bank_is_read_back_unchanged(tmp_path: Path) -> None:
     bank = small_bank().model_copy(update={"tuning": TuningTexts.of([trace_of([[0, 40], [1, 2]])], max_rungs=4)})
     bank.save(tmp_path / "new" / "gsm8k-hydra.json")
     assert load_bank(tmp_path / "new" / "gsm8k-hydra.json") == bank

@@ -28,7 +28,7 @@ def test_each_row_is_its_topology_and_padding_is_inert(trees: list[Topology], ro
 
 
 @given(st.lists(topologies(), min_size=1, max_size=4), st.booleans())
-def test_every_child_hangs_on_an_inner_node_of_the_level_above(trees: list[Topology], rounded: bool) -> None:
+def test_the_parent_of_every_child_is_an_internal_node_of_the_level_above(trees: list[Topology], rounded: bool) -> None:
     batch = TreeBatch.of(trees, rounded=rounded)
     for level in range(batch.max_depth):
         request, node = batch.internal_nodes(level)
@@ -47,22 +47,22 @@ def test_every_child_hangs_on_an_inner_node_of_the_level_above(trees: list[Topol
 
 
 @given(st.lists(topologies(), min_size=1, max_size=4))
-def test_the_least_shape_has_no_room_to_spare(trees: list[Topology]) -> None:
+def test_the_smallest_shape_has_no_spare_nodes(trees: list[Topology]) -> None:
     shape = TreeShape.of(trees)
     assert shape.width == 1 + max(tree.nodes for tree in trees)
     assert shape.padded == any(tree.nodes + 1 < shape.width for tree in trees)
 
 
 @given(st.lists(topologies(), min_size=1, max_size=4))
-def test_rounded_shapes_are_few_and_hold_the_least(trees: list[Topology]) -> None:
-    least, rounded = TreeShape.of(trees), TreeShape.of(trees).rounded(len(trees))
+def test_rounded_shapes_are_few_and_fit_the_smallest(trees: list[Topology]) -> None:
+    smallest, rounded = TreeShape.of(trees), TreeShape.of(trees).rounded(len(trees))
     assert rounded.width in (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    assert least.width <= rounded.width < 2 * least.width
-    assert len(rounded.parents) == len(rounded.ranks) == least.depth
-    for small, large in zip(least.parents + least.ranks, rounded.parents + rounded.ranks, strict=True):
+    assert smallest.width <= rounded.width < 2 * smallest.width
+    assert len(rounded.parents) == len(rounded.ranks) == smallest.depth
+    for small, large in zip(smallest.parents + smallest.ranks, rounded.parents + rounded.ranks, strict=True):
         assert small <= large
-    # Nothing but the row count, the rounded width, the depth and very high ranks tells two rounded shapes apart.
-    assert rounded.ranks == (16,) * least.depth
+    # Rounded shapes differ only in batch rows, rounded width, depth and unusually high ranks.
+    assert rounded.ranks == (16,) * smallest.depth
 
 
 def test_the_same_trees_are_the_same_batch() -> None:

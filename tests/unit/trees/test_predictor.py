@@ -32,7 +32,7 @@ def test_the_score_weighs_the_signals_by_name() -> None:
 @pytest.mark.parametrize(
     ("score", "shares"), [(-5.0, [1, 0]), (-1.0, [1, 0]), (0.0, [0.5, 0.5]), (0.5, [0.25, 0.75]), (9.0, [0, 1])]
 )
-def test_centres_are_blended_between_and_held_beyond(score: float, shares: list[float]) -> None:
+def test_weights_are_linear_between_centres_and_constant_beyond(score: float, shares: list[float]) -> None:
     assert predictor().centre_weights(score).tolist() == pytest.approx(shares)
 
 
@@ -41,7 +41,7 @@ def test_gains_are_sums_over_a_topologys_nodes_and_unknown_paths_gain_nothing() 
     assert predictor().gains(trees).tolist() == pytest.approx(np.array([[1, 1.4, 1.7], [1, 1.8, 2.4]]))
 
 
-def test_lengths_are_what_the_gains_are_the_mean_of() -> None:
+def test_lengths_of_a_tree_are_a_known_distribution() -> None:
     tree = Topology.of([(0,), (0, 0), (1,)])
     assert predictor().lengths(tree, 1.0).tolist() == pytest.approx([0.1, 0.4, 0.5])
 
@@ -67,9 +67,9 @@ def test_a_length_distribution_adds_up_and_has_the_expected_gain_as_mean(
         ({"probabilities": [[0.4, 0.1, 0.2]]}, "every centre needs a share, and a probability for every path"),
         ({"probabilities": [[0.4, 0.1], [0.8, 0.5]]}, "every centre needs a share, and a probability for every path"),
         ({"shares": [1.0]}, "every centre needs a share"),
-        ({"features": ["mood", "entropy"]}, "features.0"),
+        ({"features": ["unknown", "entropy"]}, "features.0"),
     ],
 )
-def test_what_does_not_fit_together_is_told(changes: dict[str, object], said: str) -> None:
+def test_inconsistent_fields_are_refused(changes: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         predictor(**changes)

@@ -20,12 +20,12 @@ def test_certainty_has_bounded_odds(log_prob: float) -> None:
 
 
 @given(st.floats(1e-6, 1.0))
-def test_a_slope_of_one_believes_the_heads(probability: float) -> None:
+def test_a_slope_of_one_leaves_the_probabilities_unchanged(probability: float) -> None:
     assert HALF.probability(0, math.log(probability)) == pytest.approx(probability, abs=1e-4)
 
 
 @given(st.floats(-20, 0), st.floats(-20, 0), st.integers(0, 1))
-def test_a_likelier_guess_never_has_the_smaller_chance(one: float, other: float, depth: int) -> None:
+def test_a_likelier_token_never_has_the_smaller_probability(one: float, other: float, depth: int) -> None:
     low, high = sorted((one, other))
     assert 0 < HALF.probability(depth, (low)) <= HALF.probability(depth, (high)) <= 1
 
@@ -34,6 +34,6 @@ def test_a_likelier_guess_never_has_the_smaller_chance(one: float, other: float,
     "changes",
     [{"offset": [0.0]}, {"follow": [[0.5]]}, {"slope": []}, {"slope": [-1.0, 1.0]}, {"follow": [[2.0], [0.0]]}],
 )
-def test_what_does_not_fit_together_is_refused(changes: dict[str, object]) -> None:
+def test_inconsistent_fields_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"slope|offset|follow"):
         ProbabilityCalibration.model_validate(HALF.model_dump() | changes)

@@ -4,7 +4,7 @@ from entmtp.trees.published import published_order, published_tree
 from entmtp.trees.topology import Topology
 
 
-def test_it_has_the_published_shape() -> None:
+def test_the_tree_has_the_published_shape() -> None:
     tree = published_tree()
     assert (tree.nodes, tree.max_depth, tree.name[:11]) == (63, 4, "n63-d4-w28-")
     by_depth = [sum(len(path) == depth for path in tree.paths) for depth in (1, 2, 3, 4)]
@@ -12,7 +12,7 @@ def test_it_has_the_published_shape() -> None:
     assert tree.max_rank == (9, 9, 9, 1)
 
 
-def test_every_beginning_of_the_order_is_a_tree() -> None:
+def test_every_prefix_of_the_order_is_a_tree() -> None:
     order = published_order()
     assert len(set(order)) == 63
     for size in range(1, 64):

@@ -51,7 +51,7 @@ def test_ancestor_mask_is_the_transitive_closure_of_the_parents(topology: Topolo
 
 
 @given(path_sets())
-def test_a_name_tells_the_shape(paths: list[Path]) -> None:
+def test_a_name_contains_the_shape(paths: list[Path]) -> None:
     topology = Topology.of(paths)
     levels = [sum(len(path) == depth for path in topology.paths) for depth in range(1, topology.max_depth + 1)]
     assert Shape.parse(topology.name) == topology.shape == (topology.nodes, topology.max_depth, max(levels))
@@ -60,7 +60,7 @@ def test_a_name_tells_the_shape(paths: list[Path]) -> None:
         Shape.parse("n8")
 
 
-def test_trees_of_one_shape_have_names_of_their_own() -> None:
+def test_trees_of_one_shape_have_different_names() -> None:
     first, second = Topology.of([(0,), (1,), (0, 0)]), Topology.of([(0,), (1,), (1, 0)])
     assert first.name[:9] == second.name[:9] == "n3-d2-w2-"
     assert first.name != second.name

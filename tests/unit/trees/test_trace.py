@@ -20,7 +20,7 @@ def backbone() -> Backbone:
 
 
 @pytest.mark.parametrize("kind", ["hydra", "medusa"])
-def test_a_rank_is_the_place_of_the_true_token_among_the_heads_proposals(kind: str, backbone: Backbone) -> None:
+def test_a_rank_is_the_position_of_the_true_token_among_the_heads_top_tokens(kind: str, backbone: Backbone) -> None:
     heads = small_heads(kind, backbone)
     prompt, text = small_prompt(5), small_prompt(9, seed=1)
     trace = traced(backbone, heads, prompt, text)
@@ -42,7 +42,7 @@ def test_a_rank_is_the_place_of_the_true_token_among_the_heads_proposals(kind: s
             assert int(proposal.tokens[0, tree.index[path]]) == text[start + depth + 1]
 
 
-def test_a_token_that_the_heads_cannot_guess_is_a_miss(backbone: Backbone) -> None:
+def test_a_token_that_the_heads_cannot_draft_is_a_miss(backbone: Backbone) -> None:
     heads = small_heads("hydra", backbone)
     unknown = int(heads.draft_vocab[0])
     heads.draft_vocab[0] = int(heads.draft_vocab[1])
@@ -51,12 +51,12 @@ def test_a_token_that_the_heads_cannot_guess_is_a_miss(backbone: Backbone) -> No
     tokens, states = torch.tensor(text), torch.zeros(len(text), backbone.hidden_size)
     trace = rank_trace(heads, tokens, StatelessText(heads, states, tokens), torch.zeros(len(text)))
     missed = {(start, depth) for start in range(len(text)) for depth in range(4) if trace.ranks[start, depth] == MISS}
-    behind = {(start, depth) for start in range(len(text)) for depth in range(4) if start + depth + 1 >= len(text)}
-    assert missed == behind | {(3 - depth, depth) for depth in range(4)}
+    past_end = {(start, depth) for start in range(len(text)) for depth in range(4) if start + depth + 1 >= len(text)}
+    assert missed == past_end | {(3 - depth, depth) for depth in range(4)}
     assert len(text) == SMALL_VOCAB
 
 
-def test_long_texts_are_traced_in_pieces_without_a_seam(backbone: Backbone) -> None:
+def test_a_long_text_traced_in_parts_has_the_same_ranks(backbone: Backbone) -> None:
     heads = small_heads("hydra", backbone)
     text = torch.tensor(small_prompt(200, seed=3))
     states = torch.randn(200, backbone.hidden_size)
@@ -65,7 +65,7 @@ def test_long_texts_are_traced_in_pieces_without_a_seam(backbone: Backbone) -> N
     assert torch.equal(whole[120:], tail)
 
 
-def test_traces_come_back_from_disk(tmp_path: Path) -> None:
+def test_saved_traces_are_read_back_unchanged(tmp_path: Path) -> None:
     traces = [trace_of([[0, 1], [2, MISS]], [0.1, 0.2]), trace_of([[3, 0]], [0.3])]
     save_traces(tmp_path / "t.safetensors", traces, {"task": "gsm8k"})
     back, provenance = load_traces(tmp_path / "t.safetensors")
@@ -77,7 +77,7 @@ def test_traces_come_back_from_disk(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
 
 
-def test_what_is_no_trace_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_no_trace_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     with pytest.raises(EntMTPError, match=r"t\.safetensors is not a rank trace"):
         load_traces(path)

@@ -1,4 +1,4 @@
-"""Texts that a bank keeps are what a replay of any small tree would read of their traces."""
+"""Tuning texts of a bank decode to the ranks and entropies that a replay of small trees reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RANKS = st.lists(st.sampled_from([0, 1, 9, 10, MAX_RANK - 1, MAX_RANK, 5000, MIS
 
 
 @given(st.lists(st.tuples(RANKS, st.floats(0, 14)), min_size=1, max_size=20))
-def test_ranks_that_a_tree_may_ask_for_come_back_and_entropy_to_a_thousandth(
+def test_ranks_that_a_tree_may_use_are_decoded_exactly_and_entropy_to_a_thousandth(
     rows: list[tuple[list[int], float]],
 ) -> None:
     text = RankedText(torch.tensor([ranks for ranks, _ in rows]), torch.tensor([nats for _, nats in rows]))
@@ -31,9 +31,9 @@ def test_there_is_a_digit_for_each_rank_of_a_tree() -> None:
     assert len(DIGITS) == MAX_RANK == len(set(DIGITS))
 
 
-def test_they_read_as_words() -> None:
-    kept = StoredText.of(trace_of([[0, 31], [MISS, 1]], [1.5, 0.0004]))
-    assert (kept.ranks, kept.entropy) == ("0v .1", "1500 0")
+def test_ranks_are_encoded_as_words_and_entropies_as_numbers() -> None:
+    stored = StoredText.of(trace_of([[0, 31], [MISS, 1]], [1.5, 0.0004]))
+    assert (stored.ranks, stored.entropy) == ("0v .1", "1500 0")
 
 
 def test_texts_without_a_position_are_left_out() -> None:
@@ -54,7 +54,7 @@ def test_texts_without_a_position_are_left_out() -> None:
         ("00", "9999999", "entropy"),
     ],
 )
-def test_what_is_no_text_is_refused(ranks: str, entropy: str, said: str) -> None:
+def test_a_malformed_text_is_refused(ranks: str, entropy: str, said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         StoredText(ranks=ranks, entropy=entropy)
 

@@ -7,7 +7,7 @@ from torch import nn
 from entmtp.errors import EntMTPError
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import choices as module
-from entmtp.models.kernels.choices import CHOICES, KernelChoice, available, check_name, describe
+from entmtp.models.kernels.choices import CHOICES, KernelChoice, describe_kernels, parse_kernels, supported_kernels
 from entmtp.models.kernels.packed_linear import MakeLayer
 from entmtp.models.kernels.quantized_linear import Int8Linear, int8_saturates, row_scale
 from entmtp.settings import Kernels
@@ -27,13 +27,13 @@ ROUNDING = {"fused": 1e-5, "packed": 1e-5, "compiled": 1e-5, "bfloat16": 1e-2, "
 
 
 class SharedScale(Int8Linear):
-    """The usual dynamic quantisation: one scale for all rows of a pass."""
+    """Linear layer with the usual dynamic quantization: one scale for all rows of a pass."""
 
     def states_scale(self, states: torch.Tensor) -> torch.Tensor:
         return row_scale(states).amax()
 
 
-def test_every_name_of_the_setting_has_its_choice() -> None:
+def test_every_name_of_the_setting_has_a_choice() -> None:
     assert {"auto", *CHOICES} == set(get_args(Kernels))
 
 
@@ -50,8 +50,8 @@ def test_a_layer_multiplies_like_a_plain_one_to_its_rounding(name: str, make: Ma
 @each_layer
 @pytest.mark.parametrize("rows", [2, 5, 17, 40])
 @torch.inference_mode()
-def test_a_row_does_not_depend_on_the_rows_beside_it(name: str, make: MakeLayer, rows: int) -> None:
-    # Of very different sizes: a scale that they share would show.
+def test_a_row_does_not_depend_on_other_rows(name: str, make: MakeLayer, rows: int) -> None:
+    # Rows of very different sizes, so that a shared scale would show.
     states = torch.randn(rows, 64) * torch.logspace(-2, 2, rows)[:, None]
     layer = make(torch.randn(96, 64), None)
     among = layer(states)
@@ -72,7 +72,7 @@ def test_a_good_choice_is_accepted(model_type: str, name: Kernels) -> None:
     torch._dynamo.reset()  # how often a function is compiled is limited, and all models count together
     backbone = build_backbone(tiny_model(model_type, initializer_range=0.1), name)
     assert backbone.kernels == name
-    assert backbone.kernels_description == describe(name, torch.float32)
+    assert backbone.kernels_description == describe_kernels(name, torch.float32)
     make = CHOICES[name].make
     if make is not None:
         assert isinstance(backbone.model.get_output_embeddings(), make)  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ def test_a_good_choice_is_accepted(model_type: str, name: Kernels) -> None:
 class TestKernelsWhoseRowsDependOnEachOther:
     def replace(self, name: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
         good = CHOICES[name]
-        # As near to the model as one likes: only that rows depend on each other speaks against it.
+        # Any difference from the model is allowed, so that only the dependence on other rows is refused.
         bad = KernelChoice(
             SharedScale,
             good.description,
@@ -102,7 +102,7 @@ class TestKernelsWhoseRowsDependOnEachOther:
         self.replace("fused", monkeypatch)
         backbone = build_backbone(tiny_model(model_type))
         assert backbone.kernels == "packed"
-        assert "a token's logits depend on the tokens beside it" in backbone.kernels_description
+        assert "a token's logits depend on the other tokens of a pass" in backbone.kernels_description
         assert not any(isinstance(layer, SharedScale) for layer in backbone.model.modules())
 
 
@@ -136,9 +136,9 @@ def test_a_choice_that_raises_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         ("int8", torch.bfloat16, r"kernels: 'int8' rounds float32 weights .* torch.bfloat16 on cpu; use 'auto'"),
     ],
 )
-def test_a_choice_that_cannot_be_had_is_told(kernels: Kernels, dtype: torch.dtype, said: str) -> None:
+def test_an_unsupported_choice_is_refused_with_its_reason(kernels: Kernels, dtype: torch.dtype, said: str) -> None:
     with pytest.raises(EntMTPError, match=said):
-        available(kernels, dtype, CPU)
+        supported_kernels(kernels, dtype, CPU)
 
 
 def test_eight_bits_need_instructions_that_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,14 +146,16 @@ def test_eight_bits_need_instructions_that_do_not_overflow(monkeypatch: pytest.M
     right = Int8Linear.forward
     monkeypatch.setattr(Int8Linear, "forward", lambda layer, states: right(layer, states).clamp(max=30))
     with pytest.raises(EntMTPError, match="'int8' needs a CPU with VNNI instructions"):
-        available("int8", torch.float32, CPU)
+        supported_kernels("int8", torch.float32, CPU)
 
 
 def test_auto_never_takes_fewer_bits() -> None:
-    assert available("auto", torch.float32, CPU) == [name for name in ("fused", "packed", "eager") if name in HERE]
-    assert available("auto", torch.float32, torch.device("cuda")) == ["eager"]
+    assert supported_kernels("auto", torch.float32, CPU) == [
+        name for name in ("fused", "packed", "eager") if name in HERE
+    ]
+    assert supported_kernels("auto", torch.float32, torch.device("cuda")) == ["eager"]
 
 
-def test_an_unknown_name_is_told() -> None:
+def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(EntMTPError, match="kernels: 'fast' is unknown; choose one of auto, fused, packed,"):
-        check_name("fast")
+        parse_kernels("fast")

@@ -35,7 +35,7 @@ def test_a_fused_product_is_the_plain_one(rows: int, width: int, out: int, biase
 
 
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 70), st.booleans(), st.integers(0, 2**16))
-def test_a_narrow_product_is_that_of_the_rounded_weight(
+def test_a_product_with_int8_weight_is_that_of_the_rounded_weight(
     rows: int, width: int, out: int, biased: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -50,7 +50,7 @@ def test_a_narrow_product_is_that_of_the_rounded_weight(
 
 @pytest.mark.parametrize("kind", [FusedLinear, Int8WeightLinear])
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
-def test_a_row_is_the_same_bits_alone_and_among_others(
+def test_a_row_has_the_same_bits_alone_and_in_a_batch(
     kind: Callable[..., InferenceLinear], rows: int, width: int, out: int
 ) -> None:
     layer, states = kind(torch.randn(out, width), torch.randn(out)), torch.randn(rows, width)
@@ -115,7 +115,7 @@ def test_fused_layers_of_a_batch_of_trees_compute_what_the_layers_do(model_type:
 
 
 def _states(backbone: Backbone, topologies: list[Any]) -> list[torch.Tensor]:
-    """Decoder states of each tree's nodes behind prompts of several lengths."""
+    """Decoder states of each tree's nodes after prompts of several lengths."""
     cache = backbone.new_cache(slots=4, capacity=120)
     slots = (3, 0, 2)
     for slot, length in zip(slots, (23, 5, 40), strict=True):
@@ -127,7 +127,7 @@ def _states(backbone: Backbone, topologies: list[Any]) -> list[torch.Tensor]:
 
 
 @torch.inference_mode()
-def test_a_node_is_the_same_bits_in_any_tree() -> None:
+def test_a_node_has_the_same_bits_in_any_tree() -> None:
     backbone = build_backbone(tiny_model("llama"))
     alone, among = (_states(backbone, [tree] * 3) for tree in (TREES["root"], TREES["bushy"]))
     for one, other in zip(alone, among, strict=True):
@@ -141,7 +141,7 @@ def test_a_decoder_of_another_kind_is_not_fused() -> None:
 
 class TestCompiling:
     @pytest.fixture(autouse=True)
-    def anew(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def empty_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setenv("ENTMTP_CACHE", str(tmp_path))
         for function in (fused_linear.library, fused_linear.unsupported_reason):
             function.cache_clear()
@@ -155,7 +155,7 @@ class TestCompiling:
         path.chmod(0o755)
         monkeypatch.setattr(shutil, "which", lambda name: str(path) if name == "c++" else None)
 
-    def test_it_is_done_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_library_is_compiled_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert fused_linear.unsupported_reason() is None
         (made,) = (tmp_path / "kernels").glob("*.so")
         fused_linear.library.cache_clear()
@@ -169,13 +169,15 @@ class TestCompiling:
         with pytest.raises(EntMTPError, match=r"kernels: 'fused' needs a C\+\+ compiler, such as g\+\+; use 'auto'"):
             build_backbone(tiny_model("llama"), "fused")
 
-    def test_a_compiler_that_fails_is_told_in_its_words(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_message_of_a_failing_compiler_is_reported(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         self.compiler(tmp_path, "echo no such flag >&2; exit 1", monkeypatch)
         with pytest.raises(EntMTPError, match=r"'fused' needs a C\+\+ compiler that works; .*c\+\+ says: no such flag"):
             build_backbone(tiny_model("llama"), "fused")
         assert not list((tmp_path / "kernels").glob("*.so"))
 
-    def test_what_cannot_be_loaded_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_library_that_cannot_be_loaded_is_reported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.compiler(tmp_path, 'for target; do :; done; echo nonsense > "$target"', monkeypatch)
         with pytest.raises(EntMTPError, match=r"kernels: 'fused' can't be loaded here: .*; use 'auto'"):
             build_backbone(tiny_model("llama"), "fused")

@@ -11,7 +11,7 @@ from tests.helpers.tiny_models import random_tokens, tiny_model
 
 
 class Plain(nn.Linear):
-    """A product of a given weight that counts its calls."""
+    """A linear layer with a given weight that counts its calls."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(weight.shape[1], weight.shape[0], bias=bias is not None)
@@ -26,7 +26,7 @@ class Plain(nn.Linear):
 
 
 class Counted:
-    """Makes :class:`Plain` layers and keeps them."""
+    """Factory of :class:`Plain` layers that records them."""
 
     def __init__(self) -> None:
         self.made: list[Plain] = []
@@ -52,7 +52,7 @@ def test_siblings_are_found_by_the_tensor_that_they_are_given() -> None:
 
 
 class Parallel(nn.Module):
-    """Two layers on the same states, one on a copy, one of a class of its own."""
+    """Two layers on the same states, one on a copy, and one of a subclass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,11 +85,11 @@ def test_a_merged_product_equals_its_layers(biased: tuple[bool, bool]) -> None:
 
 
 @torch.inference_mode()
-def test_a_share_is_never_that_of_other_states() -> None:
+def test_an_output_is_never_that_of_other_states() -> None:
     layers = [nn.Linear(6, 3), nn.Linear(6, 5)]
     merged = MergedProduct(layers, Counted())
     before, after = torch.randn(2, 6), torch.randn(4, 6)
-    merged.output(0, before)  # a pass that an error stopped here leaves the second share behind
+    merged.output(0, before)  # as if an error stopped the pass here, so that the second output remains
     for number, layer in enumerate(layers):
         assert torch.allclose(merged.output(number, after), layer(after), atol=1e-6)
 
@@ -104,7 +104,7 @@ def test_states_that_were_changed_in_place_are_multiplied_anew() -> None:
         states += 1
 
 
-def test_joined_layers_leave_the_model_as_it_computes() -> None:
+def test_merged_layers_compute_what_the_model_did() -> None:
     model, states = Parallel(), torch.randn(2, 6)
     with torch.inference_mode():
         expected = model(states)
@@ -127,7 +127,7 @@ class TestBackbone:
         assert backbone.kernels_description.startswith("eager float32 (PyTorch); kernels: 'packed' are refused")
         assert not any(isinstance(module, PackedLinear | MergedLinear) for module in backbone.model.modules())
 
-    def test_asked_for_by_name_they_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_requested_by_name_they_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.broken(monkeypatch)
         with pytest.raises(EntMTPError, match="kernels: 'packed' are refused"):
             build_backbone(tiny_model("llama"), kernels="packed")

@@ -36,7 +36,7 @@ def test_bfloat16_is_packed_too() -> None:
 
 
 @given(st.integers(2, 64), st.data())
-def test_a_row_does_not_depend_on_the_rows_beside_it(rows: int, data: st.DataObject) -> None:
+def test_a_row_does_not_depend_on_other_rows(rows: int, data: st.DataObject) -> None:
     weight, states = torch.randn(96, 64), torch.randn(rows, 64)
     row = data.draw(st.integers(0, rows - 1))
     with torch.inference_mode():
@@ -50,7 +50,7 @@ class Doubling(nn.Linear):
         return 2 * super().forward(states)
 
 
-def test_linear_layers_are_replaced_and_nothing_else() -> None:
+def test_only_linear_layers_are_replaced() -> None:
     layers = {"plain": nn.Linear(8, 8), "transposed": Conv1D(8, 8), "own": Doubling(8, 8), "norm": nn.LayerNorm(8)}
     model = nn.ModuleDict(layers).requires_grad_(False)
     replace_linear_layers(model, [], PackedLinear, keep_weight=layers["plain"])
@@ -66,7 +66,7 @@ def test_linear_layers_are_replaced_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
-def test_the_given_model_stays_as_it_is_and_shares_its_parameters(model_type: str) -> None:
+def test_the_given_model_is_unchanged_and_shares_its_parameters(model_type: str) -> None:
     model = tiny_model(model_type)
     before = {name: type(module) for name, module in model.named_modules()}
     backbone = build_backbone(model, "packed")

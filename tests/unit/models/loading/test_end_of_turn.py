@@ -1,4 +1,4 @@
-"""Ends of a chat answer that the generation config does not name."""
+"""End-of-turn tokens that the generation config lacks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from entmtp.llm import LLM
-from entmtp.models.loading.end_of_turn import end_of_turn_ids, ending_turns, turn_notice
+from entmtp.models.loading.end_of_turn import end_of_turn_ids, end_of_turn_notice, with_end_of_turn
 from entmtp.settings import EngineSettings, SamplingParams
 from tests.helpers.chained_models import save_chained
 from tests.helpers.tokenizers import DECODERS, SPACE, ids, with_decoder
@@ -49,19 +49,19 @@ def test_a_token_that_the_model_lacks_ends_nothing() -> None:
     assert end_of_turn_ids(found, len(found) - 1) == ids(found.backend_tokenizer, "</s>")
 
 
-def test_parameters_keep_their_own_ends() -> None:
-    assert ending_turns(SamplingParams(stop_token_ids=[7, 2]), [2, 5]).stop_token_ids == [7, 2, 5]
-    assert ending_turns(SamplingParams(ignore_eos=True), [2]).stop_token_ids == []
+def test_parameters_keep_their_own_stop_tokens() -> None:
+    assert with_end_of_turn(SamplingParams(stop_token_ids=[7, 2]), [2, 5]).stop_token_ids == [7, 2, 5]
+    assert with_end_of_turn(SamplingParams(ignore_eos=True), [2]).stop_token_ids == []
 
 
 def test_the_notice_names_the_tokens() -> None:
     found = tokenizer(CLOSED, "<|im_end|>")
     end, other = ids(found.backend_tokenizer, "<|im_end|>", "</s>")
-    assert turn_notice(found, [end], frozenset([end, other])) is None
-    assert turn_notice(found, [end], frozenset([other])) == (
+    assert end_of_turn_notice(found, [end], frozenset([end, other])) is None
+    assert end_of_turn_notice(found, [end], frozenset([other])) == (
         "<|im_end|> ends a chat answer too: the tokenizer's end of turn, which generation_config (</s>) lacks"
     )
-    assert "(none)" in str(turn_notice(found, [end], frozenset()))
+    assert "(none)" in str(end_of_turn_notice(found, [end], frozenset()))
 
 
 @pytest.mark.parametrize("eos", ["<|im_end|>", "</s>"])

@@ -1,4 +1,4 @@
-"""Names of models, what is refused and how it is said, chat encoding, fingerprints: on tiny random models."""
+"""Model names, refusals and their messages, chat encoding and fingerprints, on tiny random models."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from entmtp.errors import EntMTPError
-from entmtp.models.loading.chat_templates import give_template
+from entmtp.models.loading.chat_templates import set_chat_template
 from entmtp.models.loading.load import encode_chat, load_model, model_fingerprint, resolve_model
 
 TEMPLATE = (
@@ -62,7 +62,7 @@ def test_a_local_folder_loads_frozen_in_float32(llama_folder: Path) -> None:
     assert tokenizer("hello world")["input_ids"] == [3, 4]
 
 
-def test_dtype_and_attention_are_handed_on(llama_folder: Path) -> None:
+def test_dtype_and_attention_are_passed_to_the_model(llama_folder: Path) -> None:
     model, _ = load_model(str(llama_folder), dtype="bfloat16", attn_implementation="eager")
     assert model.dtype == torch.bfloat16
     assert model.config._attn_implementation == "eager"
@@ -114,7 +114,7 @@ def test_missing_or_broken_weights_are_one_line(llama_folder: Path) -> None:
     assert_refused(lambda: load_model(str(llama_folder)), "cannot be loaded: .*model.safetensors")
 
 
-def test_weights_that_lack_a_layer_are_refused_rather_than_made_up(llama_folder: Path) -> None:
+def test_weights_that_lack_a_layer_are_refused_instead_of_random(llama_folder: Path) -> None:
     tiny_llama(layers=1).save_pretrained(llama_folder / "short")
     (llama_folder / "short" / "model.safetensors").replace(llama_folder / "model.safetensors")
     assert_refused(lambda: load_model(str(llama_folder)), r"lack 9 of its parameters, model\.layers\.1\.")
@@ -150,7 +150,7 @@ def test_a_template_that_refuses_the_messages_is_one_line() -> None:
 
 def test_vicuna_gets_the_format_that_it_was_trained_on() -> None:
     tokenizer = tiny_tokenizer()
-    give_template("lmsys/Vicuna-7b-v1.3", tokenizer)
+    set_chat_template("lmsys/Vicuna-7b-v1.3", tokenizer)
     tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
     messages = [
         {"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Yo."), ("user", "Why?"))
@@ -170,8 +170,8 @@ def test_vicuna_gets_the_format_that_it_was_trained_on() -> None:
 
 def test_other_models_and_models_with_a_template_keep_what_they_have() -> None:
     plain, templated = tiny_tokenizer(), tiny_tokenizer(TEMPLATE)
-    give_template("meta-llama/llama-7b", plain)
-    give_template("lmsys/vicuna-7b-v1.3", templated)
+    set_chat_template("meta-llama/llama-7b", plain)
+    set_chat_template("lmsys/vicuna-7b-v1.3", templated)
     assert (plain.chat_template, templated.chat_template) == (None, TEMPLATE)
 
 
@@ -188,7 +188,7 @@ def test_fingerprint_is_the_same_in_every_type_and_after_saving(tmp_path: Path) 
         assert model_fingerprint(again) == fingerprint
 
 
-def test_fingerprint_tells_other_weights_and_other_shapes_apart() -> None:
+def test_fingerprints_of_other_weights_and_other_shapes_differ() -> None:
     models_apart = [tiny_llama(), tiny_llama(), tiny_llama(layers=3), tiny_llama(vocab=65)]
     assert len({model_fingerprint(model) for model in models_apart}) == 4
 
