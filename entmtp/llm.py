@@ -4,7 +4,7 @@
     for answer in llm.generate(["Why is the sky blue?"], SamplingParams(temperature=0.7, seed=1)):
         print(answer.text, answer.tau)
 
-What they need can all be imported from here.
+Everything that a script needs can be imported from here.
 """
 
 from __future__ import annotations
@@ -76,48 +76,48 @@ class LLM:
         n: int = 1,
         progress: bool = False,
     ) -> list[Completion]:
-        """Answers each prompt ``n`` times: all answers to the first prompt, then those to the second, and so on.
+        """Answer each prompt ``n`` times: all answers to the first prompt, then those to the second, and so on.
 
-        A text is put into the model's chat template. Token ids are taken as they are, and so is a text where there is
-        no template; the answer's text goes on from theirs: after "the capital is" comes " Paris", with its space. With
-        one ``params`` for all, each prompt draws from a random stream of its own, with a seed too. With one for each, a
-        prompt gets the texts that it would get in a call of its own.
+        A text is put into the model's chat template. Token ids are used as they are, and so is a text if there is no
+        template. Then the answer's text goes on from the prompt's: after "the capital is" comes " Paris", with its
+        space. With one ``params`` for all, each prompt draws from a random stream of its own, even with a seed. With
+        one for each, a prompt gets the texts that it would get in a call of its own.
 
-        An answer that fails while it is written comes back with what there is of it, ``finish_reason`` 'error', and
-        what went wrong in ``error``; the others are whole.
+        An answer that fails is returned with the tokens so far, ``finish_reason`` 'error' and the error message in
+        ``error``; the other answers are complete.
 
         Raises:
-            EntMTPError: if a prompt can't be served; says which. Nothing is generated then.
+            EntMTPError: if a prompt can't be served; the message names it. Nothing is generated then.
         """
-        asked: list[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else list(prompts)
+        requested: list[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else list(prompts)
         shared = not isinstance(params, Sequence)
-        each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(asked)
-        if len(each) != len(asked):
-            raise EntMTPError(f"params: {len(each)} are given for {len(asked)} prompts; give one, or one for each")
+        each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(requested)
+        if len(each) != len(requested):
+            raise EntMTPError(f"params: {len(each)} are given for {len(requested)} prompts; give one, or one for each")
         requests = [
             Request(
                 f"{at}.{number}",
-                self._encoded(at, prompt),
+                self._encode(at, prompt),
                 with_end_of_turn(own, self._turn_ends) if isinstance(prompt, str) else own,
                 number,
                 prompt_number=at if shared else 0,
                 continues_text=not isinstance(prompt, str) or self.tokenizer.chat_template is None,
             )
-            for at, (prompt, own) in enumerate(zip(asked, each, strict=True))
+            for at, (prompt, own) in enumerate(zip(requested, each, strict=True))
             for number in range(n)
         ]
         for request in requests:
-            self._checked(request)
+            self._check(request)
         return self._run(requests, progress)
 
-    def _encoded(self, at: int, prompt: str | Sequence[int]) -> Sequence[int]:
+    def _encode(self, at: int, prompt: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(prompt, str):
             return list(prompt)
         if not prompt.strip():
             raise EntMTPError(f"prompts[{at}]: '{prompt}' is empty; give some text")
         return encode_chat(self.tokenizer, prompt)
 
-    def _checked(self, request: Request) -> None:
+    def _check(self, request: Request) -> None:
         try:
             self.engine.check(request)
         except EntMTPError as error:
@@ -139,7 +139,7 @@ class LLM:
                     finished = sum(step.finish_reason is not None for step in self.engine.step())
                     ended += finished
                     bar.advance(task, finished)
-            finally:  # interrupted: nothing may go on running
+            finally:  # after an interruption no request may go on running
                 for request in requests:
                     self.engine.cancel(request.id)
                 self.engine.close()

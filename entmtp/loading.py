@@ -1,4 +1,4 @@
-"""A model with a decoding method, ready to answer prompts: what ``entmtp generate`` and ``LLM`` run."""
+"""Loading of a model with a decoding method, for ``entmtp generate`` and ``LLM``."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from entmtp.trees.bank import MIXED, TreeBank, bundled_bank, load_bank
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What is to answer: names as on the command line.
+    """Names of a method and its parts, as on the command line.
 
     Attributes:
         name: one of :func:`methods.offered`.
-        task: whose tree bank is used where ``bank`` names none; 'mixed' is one bank for all.
+        task: selects the shipped tree bank if ``bank`` is None; 'mixed' is one bank for all tasks.
         heads: None for the bundled ones; 'native' for the model's own multi-token-prediction layers.
     """
 
@@ -54,7 +54,7 @@ class MethodSpec:
 
 @dataclass
 class Session:
-    """One loaded method, for one prompt at a time."""
+    """A loaded method that answers one prompt at a time."""
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
@@ -62,7 +62,7 @@ class Session:
     completion: Completion
 
     def stream(self, prompt: str, params: SamplingParams) -> Iterator[str]:
-        """Yields the answer's text as its tokens come; never half a character.
+        """Yield the answer's text with each step; never half a character.
 
         Without a chat template it goes on from the prompt's: after "the capital is" comes " Paris", with its space.
         """
@@ -71,15 +71,15 @@ class Session:
         self.completion = Completion()
         ids = encode_chat(self.tokenizer, prompt)
         ends = end_of_turn_ids(self.tokenizer, self.engine.backbone.vocab_size)
-        goes_on = self.tokenizer.chat_template is None
+        continues_text = self.tokenizer.chat_template is None
         try:
-            for progress in self.engine.stream(ids, with_end_of_turn(params, ends), self.completion, goes_on):
-                yield progress.text
+            for output in self.engine.stream(ids, with_end_of_turn(params, ends), self.completion, continues_text):
+                yield output.text
         finally:
             self.engine.close()
 
     def statistics(self) -> str:
-        """One line about the last answer."""
+        """Summary of the last answer, in one line."""
         done = self.completion
         nodes = done.drafted / max(1, len(done.steps))
         return (
@@ -91,7 +91,7 @@ class Session:
 
 
 def open_session(method: MethodSpec, say: Callable[[str], None]) -> Session:
-    """Loads what the method needs, and only that.
+    """Load a method and its parts for one prompt at a time.
 
     Raises:
         EntMTPError: as :func:`load_method`.
@@ -103,49 +103,49 @@ def open_session(method: MethodSpec, say: Callable[[str], None]) -> Session:
 def load_method(
     method: MethodSpec, say: Callable[[str], None], settings: EngineSettings | None = None
 ) -> tuple[Engine, PreTrainedTokenizerBase]:
-    """An engine for the method, for one request at a time where there are no ``settings``; and its tokenizer.
+    """Load an engine for the method, and its tokenizer. Without ``settings`` it runs one request at a time.
 
     Raises:
-        EntMTPError: for an unknown method, task, type or choice of kernels, heads or bank of another model, or heads
-            that are nowhere.
+        EntMTPError: for an unknown method, task, dtype or kernels, for heads or a bank of another model, or if heads
+            are not found.
     """
     check_method(method)
     chosen = parse_kernels(method.kernels)
     resolve_model(method.model)
     drafts = method.name != AUTOREGRESSIVE
-    if drafts and method.model != "bundled" and _source(method) is None:
+    if drafts and method.model != "bundled" and _heads_source(method) is None:
         raise EntMTPError(
             f"heads: none are shipped for model '{method.model}'; give --heads, --heads {NATIVE} if it has"
             " multi-token-prediction layers, or --method autoregressive"
         )
     if drafts and method.model != "bundled":
-        _bank_path(method, NATIVE if _source(method) == NATIVE else None)
+        _bank_path(method, NATIVE if _heads_source(method) == NATIVE else None)
     loaded, tokenizer = load_model(method.model, dtype=method.dtype, device=method.device)
     backbone = build_backbone(loaded, chosen)
     ends = end_of_turn_ids(tokenizer, backbone.vocab_size)
     if (notice := end_of_turn_notice(tokenizer, ends, backbone.eos_token_ids)) is not None:
         say(notice)
-    heads = _heads_of(method, backbone) if drafts else None
+    heads = _load_heads(method, backbone) if drafts else None
     policy = policy_of(method, backbone, heads, settings, say)
     return Engine(backbone, heads, policy, settings, tokenizer.backend_tokenizer), tokenizer
 
 
 def check_method(method: MethodSpec) -> None:
-    """Raises EntMTPError for a method or task that there is not."""
+    """Check the names of method and task; raises EntMTPError for an unknown one."""
     methods.get(method.name)
     if method.task not in (tasks := (*PAPER_SUITES, MIXED)):
         raise EntMTPError(f"task: '{method.task}' is unknown; choose one of {', '.join(tasks)}")
 
 
-def _source(method: MethodSpec) -> str | None:
-    """Where its heads come from, unless they are bundled."""
+def _heads_source(method: MethodSpec) -> str | None:
+    """Source of the method's heads; None for the bundled ones."""
     return method.heads or (NATIVE if method.name in methods.of_native_heads() else None)
 
 
-def _heads_of(method: MethodSpec, backbone: Backbone) -> DraftHeads:
-    source = _source(method) or str(bundled_heads(heads_of(method.name)))
+def _load_heads(method: MethodSpec, backbone: Backbone) -> DraftHeads:
+    source = _heads_source(method) or str(bundled_heads(heads_of(method.name)))
     heads = load_heads(source, backbone)
-    kind = heads_of(method.name, (heads.kind,))  # heads that are given decide, unless the method is named after others
+    kind = heads_of(method.name, (heads.kind,))  # the given heads decide, unless the method is named after a kind
     if heads.kind != kind:
         raise EntMTPError(
             f"heads: {source} holds {heads.kind} heads but the method needs {kind} heads; give such, or a"
@@ -161,7 +161,7 @@ def policy_of(
     settings: EngineSettings | None,
     say: Callable[[str], None],
 ) -> Policy:
-    """The method's policy, whose trees follow what steps really cost, for as many requests as there are slots.
+    """Make the method's policy for as many requests as there are slots, with step costs corrected as steps run.
 
     Raises:
         EntMTPError: if the method needs other heads, or the bank was made for others.
@@ -190,9 +190,9 @@ def policy_at_costs(
     say: Callable[[str], None],
     learnt: CostCorrectionFile | None = None,
 ) -> Policy:
-    """The policy of a method that drafts, by the machine's costs as its steps correct them.
+    """Make the policy of a method that drafts from the machine's step costs, which are corrected as steps run.
 
-    ``learnt`` are the corrections of earlier runs, which this one goes on from and adds to.
+    The policy starts from the corrections of earlier runs in ``learnt`` and adds its own.
     """
     policy = methods.policy_of(name)
     if policy == LADDER:
@@ -201,10 +201,10 @@ def policy_at_costs(
 
 
 def _bank_path(method: MethodSpec, kind: str | None) -> Path:
-    """Its bank for heads of a ``kind``, which is None where they are not loaded yet.
+    """Path of the method's bank for heads of a ``kind``; None if the kind is not known yet.
 
     Raises:
-        EntMTPError: if none is given or shipped; some are shipped for the bundled model's trained heads.
+        EntMTPError: if none is given or shipped. Banks are shipped for the bundled model's trained heads only.
     """
     shipped = bundled_bank(method.task, kind or "")
     if method.bank is not None or (method.model == "bundled" and shipped.is_file()):

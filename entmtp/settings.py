@@ -1,4 +1,4 @@
-"""Every setting of the system, validated once, with its unit. This is the only place with defaults."""
+"""Settings of the whole system, validated once, with units. All defaults are set here and nowhere else."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from entmtp.errors import EntMTPError, validation_message
 
 S = TypeVar("S", bound="Settings")
 
-
 Kernels = Literal["auto", "fused", "packed", "compiled", "eager", "bfloat16", "float16", "int8"]
-"""How a model's linear layers run (:mod:`entmtp.models.kernels.choices`).
+"""Kernels of a model's linear layers (:mod:`entmtp.models.kernels.choices`).
 
-The fastest way that keeps the loaded model's text and starts at once, kernels compiled for this CPU, on packed weights,
-the same as one compiled graph (minutes at first, then seconds), PyTorch's own, or in fewer bits: half or a quarter of
-the bytes, and the text of a slightly different model.
+'auto': the fastest ones that keep the loaded model's text and start at once.
+'fused': kernels compiled for this CPU.
+'packed': on packed weights.
+'compiled': the packed ones as one compiled graph; the first start takes minutes, later ones seconds.
+'eager': PyTorch's own.
+'bfloat16', 'float16', 'int8': half or a quarter of the bytes, and the text of a slightly different model.
 """
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, and a misspelt name is an error."""
+    """Base of all settings: immutable, and an unknown name is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
     def parse(cls: type[S], **values: Any) -> S:
-        """Validates ``values``; raises EntMTPError with one line that names the setting, the value and the rule."""
+        """Validate ``values``; raises EntMTPError with one line that names the setting, the value and the rule."""
         try:
             return cls(**values)
         except ValidationError as error:
@@ -36,7 +38,7 @@ class Settings(BaseModel):
 
 
 class CorpusSettings(Settings):
-    """How the training text is written (:mod:`entmtp.training.corpus`)."""
+    """Settings of the training text (:mod:`entmtp.training.corpus`)."""
 
     slots: int = Field(64, ge=1, description="prompts answered at once")
     max_prompt_tokens: int = Field(256, ge=1, description="a longer prompt is left out")
@@ -48,7 +50,7 @@ class CorpusSettings(Settings):
 
 
 class PromptMixSettings(Settings):
-    """How many prompts of each kind training text is written from (:mod:`entmtp.training.prompts`)."""
+    """Number of prompts of each kind for the training text (:mod:`entmtp.training.prompts`)."""
 
     chat: int = Field(default=4500, ge=0)
     code: int = Field(default=2000, ge=0)
@@ -58,7 +60,7 @@ class PromptMixSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How draft heads are trained (:mod:`entmtp.training.trainer`)."""
+    """Settings of the training of draft heads (:mod:`entmtp.training.trainer`)."""
 
     kind: Literal["medusa", "hydra"] = "hydra"
     num_heads: int = Field(4, ge=1, le=16, description="depth of the deepest tree")
@@ -72,13 +74,13 @@ class TrainingSettings(Settings):
     distillation: float = Field(0.5, ge=0, le=1, description="weight of the divergence from the model's distribution")
     frequent_candidates: int = Field(1024, ge=1, description="most frequent tokens in every step's candidate set")
     random_candidates: int = Field(1024, ge=1, description="random tokens in every step's candidate set")
-    held_out_share: float = Field(0.03, gt=0, lt=1, description="share of answers kept for the accuracy figures")
+    held_out_share: float = Field(0.03, gt=0, lt=1, description="share of answers set aside for the accuracy figures")
     checkpoint_every: int = Field(200, ge=1, description="optimizer steps between checkpoints")
     seed: int = 0
 
 
 class CalibrationSettings(Settings):
-    """How a tree bank is made (:mod:`entmtp.calibration.build`)."""
+    """Settings of the calibration of a tree bank (:mod:`entmtp.calibration.build`)."""
 
     prompts: int = Field(32, ge=2, description="calibration prompts per task")
     max_prompt_tokens: int = Field(1024, ge=1, description="a longer prompt is left out")
@@ -89,9 +91,9 @@ class CalibrationSettings(Settings):
 
 
 class LadderSettings(Settings):
-    """How the ladder policy moves between its rungs (:mod:`entmtp.policies.base`)."""
+    """Settings of the ladder policy (:mod:`entmtp.policies.ladder`)."""
 
-    hysteresis: float = Field(0.05, ge=0, description="nats that the entropy must pass a threshold by")
+    hysteresis: float = Field(0.05, ge=0, description="nats by which the entropy must pass a threshold")
 
 
 Acceptance = Literal["rejection", "typical"]
@@ -99,63 +101,67 @@ Bias = Annotated[FiniteFloat, Field(ge=-100, le=100)]
 
 
 class SamplingParams(Settings):
-    """How one request's text is drawn (:mod:`entmtp.decoding.sampling`); names and defaults are vLLM's and OpenAI's.
+    """Sampling parameters of one request (:mod:`entmtp.decoding.sampling`); names and defaults are vLLM's and OpenAI's.
 
-    What shapes the distribution comes in this order, as in transformers: penalties and bias, temperature, ``top_k``,
-    ``top_p``, ``min_p``.
+    Logits are processed in this order, as in transformers: penalties and bias, temperature, ``top_k``, ``top_p``,
+    ``min_p``.
 
-    With a ``seed``, answer j to prompt i of one call draws from the random stream that seed, i and j name: equal
-    prompts get independent texts, and the same call gets the same ones again. The only prompt of a call is prompt 0.
+    With a ``seed``, answer j to prompt i of one call draws from the random stream of (seed, i, j). So equal prompts get
+    independent texts, and the same call gets the same texts again. The only prompt of a call is prompt 0.
     """
 
-    max_tokens: int = Field(256, ge=1, description="new tokens at most")
+    max_tokens: int = Field(256, ge=1, description="maximum number of new tokens")
     min_tokens: int = Field(0, ge=0, description="new tokens before an end of text or a stop string may end it")
     temperature: FiniteFloat = Field(1.0, ge=0, le=100, description="0 takes the likeliest token")
-    top_k: int = Field(0, ge=0, description="only so many of the likeliest tokens; 0: all")
-    top_p: FiniteFloat = Field(1.0, gt=0, le=1, description="only the likeliest tokens that have this much together")
-    min_p: FiniteFloat = Field(0.0, ge=0, le=1, description="only tokens with this share of the likeliest one's chance")
+    top_k: int = Field(0, ge=0, description="only this many of the likeliest tokens; 0: all")
+    top_p: FiniteFloat = Field(1.0, gt=0, le=1, description="only the likeliest tokens with this total probability")
+    min_p: FiniteFloat = Field(0.0, ge=0, le=1, description="only tokens with this share of the top probability")
     repetition_penalty: FiniteFloat = Field(1.0, ge=0.01, le=100, description="divides the logits of all tokens seen")
-    presence_penalty: FiniteFloat = Field(0.0, ge=-2, le=2, description="taken from the logits of tokens written")
-    frequency_penalty: FiniteFloat = Field(0.0, ge=-2, le=2, description="the same, times how often they were")
+    presence_penalty: FiniteFloat = Field(
+        0.0, ge=-2, le=2, description="subtracted from the logits of generated tokens"
+    )
+    frequency_penalty: FiniteFloat = Field(0.0, ge=-2, le=2, description="the same, times their count")
     logit_bias: dict[Annotated[int, Field(ge=0)], Bias] = Field(default_factory=dict, description="by token id")
     seed: int | None = Field(None, ge=0, lt=2**64, description="the same seed draws the same texts; None: any")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
-        default_factory=list, max_length=16, description="texts that end the answer; left out of it"
+        default_factory=list, max_length=16, description="texts that end the answer, which excludes them"
     )
     stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, description="tokens that end it")
-    ignore_eos: bool = Field(default=False, description="the model's own end of text does not end it")
-    logprobs: int | None = Field(None, ge=0, le=20, description="so many likeliest tokens are told beside each token")
+    ignore_eos: bool = Field(default=False, description="the model's end-of-text token does not end the answer")
+    logprobs: int | None = Field(None, ge=0, le=20, description="number of likeliest tokens to return for each token")
     acceptance: Acceptance = Field(
         "rejection", description="'rejection' keeps the distribution; 'typical' is Medusa's rule, which does not"
     )
 
 
 CPU_METHOD, GPU_METHOD = "entmtp-dynamic", "entmtp-goodput"
-"""The methods that were measured fastest on the two kinds of devices (``docs/performance.md``).
+"""The fastest methods on a CPU and on a GPU, as measured (``docs/performance.md``).
 
-Trees that grow with the heads ask the host between their levels, which on a GPU takes longer than the levels.
+Trees that are expanded while the heads draft need the host between levels. On a GPU that takes longer than the levels.
 """
 DEFAULT_METHOD = f"{CPU_METHOD} on a CPU, {GPU_METHOD} on a GPU"
 """Description of :func:`default_method` in help texts."""
 
 
 def default_method(device: str) -> str:
-    """The method where none is named, for ``device`` 'cpu', 'cuda' or 'balanced'."""
+    """Default method for ``device`` 'cpu', 'cuda' or 'balanced'."""
     return CPU_METHOD if device == "cpu" else GPU_METHOD
 
 
 class EngineSettings(Settings):
-    """How much an engine holds at once (:mod:`entmtp.decoding.engine`)."""
+    """Capacity and limits of an engine (:mod:`entmtp.decoding.engine`)."""
 
     slots: int = Field(8, ge=1, description="requests that run at once")
-    context: int = Field(2048, ge=1, description="tokens of each, prompt and answer together")
-    prefill_tokens: int = Field(256, ge=1, description="prompt tokens that are read between two steps, at most")
-    prefix_reuse: bool = Field(default=True, description="prompts that begin as an earlier text are read from there")
-    max_waiting: int = Field(1024, ge=0, description="requests that wait for a slot, at most")
+    context: int = Field(2048, ge=1, description="tokens of each request, prompt and answer together")
+    prefill_tokens: int = Field(256, ge=1, description="maximum number of prompt tokens read between two steps")
+    prefix_reuse: bool = Field(
+        default=True, description="reuse the cached prefix that a prompt shares with an earlier text"
+    )
+    max_waiting: int = Field(1024, ge=0, description="maximum number of requests that wait for a slot")
 
 
 class BenchmarkSettings(Settings):
-    """What the main job runs (:mod:`entmtp.evaluation.run.worker`)."""
+    """Size and sampling of a benchmark (:mod:`entmtp.evaluation.run.worker`)."""
 
     prompts: int = Field(6, ge=1, description="prompts per suite; an interval needs three")
     max_new_tokens: int = Field(24, ge=1, description="tokens per request")
@@ -168,7 +174,7 @@ class BenchmarkSettings(Settings):
 
 QUICK = "quick"
 PAPER_TEMPERATURE = 0.7
-"""Of Medusa's, Hydra's and EntMTP's own measurements."""
+"""Temperature of the measurements in the papers on Medusa, Hydra and EntMTP."""
 _PAPER = BenchmarkSettings(prompts=80, max_new_tokens=256, shard_prompts=4, temperature=PAPER_TEMPERATURE)
 _STUDIES = {
     "study": BenchmarkSettings(prompts=14, max_new_tokens=48),
@@ -178,7 +184,7 @@ _STUDIES = {
     ),
 }
 STUDIES = tuple(_STUDIES)
-"""Profiles that run every arm that can: at temperature 0, then twice at the paper's."""
+"""Profiles that run every available arm: one at temperature 0, two at the paper's."""
 _TYPICAL = _PAPER.model_copy(update={"acceptance": "typical"})
 PROFILES: dict[str, BenchmarkSettings] = {
     QUICK: BenchmarkSettings(),

@@ -1,7 +1,7 @@
-"""Bytes that a tokenizer's tokens spell, and how far back a new token may change the text before it.
+"""Bytes that a tokenizer's tokens spell, and how far back a new token may change the decoded text.
 
-:class:`tokenizers.Tokenizer` decodes whole sequences. Text that is sent while it is written needs to know more: which
-part of it no later token can change. The tokenizer's decoder decides that, see :data:`Reach`.
+:class:`tokenizers.Tokenizer` decodes whole sequences. Streaming also needs to know which part of the text no later
+token can change. That depends on the tokenizer's decoder, see :data:`Reach`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 REPLACEMENT = "\ufffd"
-"""Stands in a decoded text for bytes that are no character."""
+"""Replacement for invalid bytes in a decoded text."""
 
 Reach = Literal["token", "character", "bytes", "text"]
 """How far back a new token may change the decoded text.
@@ -25,7 +25,7 @@ Reach = Literal["token", "character", "bytes", "text"]
 'character': to the start of an unfinished character (byte-level vocabularies).
 'bytes': to the start of the byte tokens (``<0x0A>``) at the end (byte fallback: Llama 2, Mistral, Gemma). One byte in
     them that belongs to no character makes each of them a replacement character.
-'text': to the first token. The decoder edits the text as a whole, or is not known here.
+'text': to the first token. The decoder edits the text as a whole, or is unknown.
 """
 
 CONTEXT = 8
@@ -35,11 +35,11 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _PRINTABLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
 _UNPRINTABLE = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_OF_SIGN = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + at): byte for at, byte in enumerate(_UNPRINTABLE)}
-"""The alphabet in which byte-level vocabularies (GPT-2's and most since) write bytes."""
+"""Alphabet in which byte-level vocabularies (GPT-2's and most later ones) write bytes."""
 
 
 class Detokenizer:
-    """The decoding side of one tokenizer. Special tokens and ids beyond the vocabulary have no text.
+    """Decodes the tokens of one tokenizer. Special tokens and ids beyond the vocabulary have no text.
 
     Attributes:
         reach: how far back a new token may change the text.
@@ -54,25 +54,25 @@ class Detokenizer:
         self._anchor_text = "" if self._anchor is None else self.decode([self._anchor])
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of a sequence, special tokens left out."""
+        """Decode a sequence, without special tokens."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def name(self, token: int) -> str:
-        """The token as the vocabulary writes it; empty for an id beyond the vocabulary."""
+        """Name of the token in the vocabulary; empty for an id beyond it."""
         return str(self._tokenizer.id_to_token(token) or "")
 
     def has_text(self, token: int) -> bool:
-        """Whether a token takes part in decoding at all."""
+        """Whether decoding uses a token at all."""
         name = self._tokenizer.id_to_token(token)
         return name is not None and name not in self._special and (name != "" or self.reach != "character")
 
     def byte(self, token: int) -> int | None:
-        """The byte that a byte token (``<0x0A>``) stands for; None for any other token."""
+        """Byte that a byte token (``<0x0A>``) stands for; None for any other token."""
         name = self.name(token) if self.reach == "bytes" else ""
         return int(name[3:5], 16) if _BYTE_TOKEN.fullmatch(name) else None
 
     def spelling(self, token: int, first: bool = False) -> bytes:
-        """The bytes that a token adds to a text, maybe a part of a character; of its ``first`` token, if so.
+        """Bytes that a token adds to a text, which may be a part of a character; ``first`` if it is the first token.
 
         Many tokenizers leave out the space before a text's first word.
         """
@@ -81,10 +81,10 @@ class Detokenizer:
         return self._spelt[token, first]
 
     def context(self, tokens: Sequence[int]) -> list[int]:
-        """Few tokens that text which follows ``tokens`` can be decoded after as well as after all of them.
+        """A few tokens after which a text decodes as it does after all ``tokens``.
 
-        An unfinished character at the end is among them; finished ones that byte tokens spell are not, as no later
-        token can be meant to undo them.
+        They include an unfinished character at the end. They leave out characters that byte tokens have finished, so
+        that no later token can change these.
         """
         if self.reach == "text" or self._anchor is None:
             return list(filter(self.has_text, tokens))
@@ -96,13 +96,13 @@ class Detokenizer:
         return [self._anchor, *words, *self._unfinished(run)]
 
     def _unfinished(self, run: list[int]) -> list[int]:
-        """Byte tokens at the end of a ``run`` of them that may still become a character."""
+        """Byte tokens at the end of a ``run`` that may still become a character."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         decoder.decode(bytes(byte for token in run if (byte := self.byte(token)) is not None))
         return run[len(run) - len(decoder.getstate()[0]) :]
 
     def _anchors(self) -> Iterator[int]:
-        """Tokens that a text may begin with so that the next one is not its first."""
+        """Tokens that can be put before another one so that it is not the first of its text."""
         for token in range(self._tokenizer.get_vocab_size()):
             if self.has_text(token) and self.byte(token) is None:
                 text = self.decode([token])
@@ -129,7 +129,7 @@ def _reach(tokenizer: Tokenizer) -> Reach:
         return "token"
     try:
         state = json.loads(tokenizer.decoder.__getstate__())
-    except Exception:  # of a type that only the library knows: a decoder written in Python has no state
+    except Exception:  # the library's own exception type: a decoder written in Python has no state
         return "text"
     found: Reach = "token"
     fused = False
@@ -154,12 +154,12 @@ def _parts(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _keeps_tokens(part: dict[str, Any]) -> bool:
-    """Whether a decoder that sees single tokens never changes one because of a later one."""
+    """Whether a decoder of single tokens never changes one because of a later one."""
     return part["type"] in {"Fuse", "Strip", "Replace", "Metaspace", "WordPiece", "BPEDecoder"}
 
 
 def _keeps_texts(part: dict[str, Any]) -> bool:
-    """Whether a decoder that sees the whole text never changes its beginning because of what follows."""
+    """Whether a decoder of the whole text never changes its beginning because of later text."""
     kind = part["type"]
     if kind == "Strip":
         return part["stop"] == 0

@@ -1,4 +1,4 @@
-"""Measures the step cost of a model with its heads on this machine, in seconds rather than minutes."""
+"""Measurement of the step cost of a model with its heads on this machine, in under a minute."""
 
 from __future__ import annotations
 
@@ -30,67 +30,67 @@ K = TypeVar("K")
 
 NODES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 16, 24, 32, 48, 63)
 CONTEXTS = (64, 512, 2048)
-"""Tokens in the cache before the measured step. All trees are measured at the first context alone.
+"""Tokens in the cache before the measured step. Only the first context is measured with all trees.
 
-What a longer context adds is attention's time, which is smooth in the nodes: a few trees show it.
+A longer context adds attention time, which is smooth in the number of nodes: a few trees suffice.
 """
 FEW_NODES = (0, 4, 16, 63)
 
 PARTS = ("policy", "draft", "verify", "accept", "compact")
 MAX_BATCHED_NODES = 16
-"""Larger trees are not measured for several requests: they pay where nodes are free, and are predicted well there."""
+"""Size of the largest tree that is measured for several requests. Costs of larger ones are extrapolated well."""
 
 WIDE_SPREAD = 0.25
-"""Spread from which on a measurement is taken to be disturbed (:class:`~entmtp.policies.step_cost.CostTable`)."""
+"""Spread above which a measurement counts as disturbed (:class:`~entmtp.policies.step_cost.CostTable`)."""
 
 _REPETITIONS = 5
 _WARM_UP = 2
 
 
 class StepBench:
-    """Real steps, always from the same state: ``batch`` requests of ``context`` tokens each."""
+    """Runs real steps, each from the same state: ``batch`` requests of ``context`` tokens each."""
 
     def __init__(self, backbone: Backbone, heads: DraftHeads, batch: int, context: int, max_nodes: int) -> None:
         self.batch, self.context = batch, context
-        # Room for the tree even where its width is rounded up to the next power of two, and little more: with a long
-        # context and a large batch the cache is the largest thing in memory.
+        # Capacity for the tree, its width rounded up to the next power of two, and little more: with a long context and
+        # a large batch the cache takes most of the memory.
         capacity = -(-(context + 2 * (1 + max_nodes)) // ROUNDED_ROWS) * ROUNDED_ROWS
         self.state = DecodingState(backbone, heads, batch, capacity)
         prompt = [1 + at % (backbone.vocab_size - 1) for at in range(min(context, CONTEXTS[0]))]
         self._roots = [self.state.prefill(slot, prompt)[0] for slot in range(batch)]
-        self._lengthen(len(prompt))
+        self._repeat_prompt(len(prompt))
 
     def step(self, policy: Policy, context: int | None = None) -> StepRecord:
-        """Does one step, after ``context`` tokens if these are fewer, and takes it back."""
-        self._rewind(context or self.context)
+        """Decode one step after ``context`` tokens, by default all, and restore the state."""
+        self._truncate(context or self.context)
         requests = [
             RunningRequest(slot, SignalTracker(policy.entropy_window), policy.start(), root, 1.0)
             for slot, root in enumerate(self._roots)
         ]
         decode_step(self.state, policy, requests)
-        self._rewind(self.context)
+        self._truncate(self.context)
         return requests[0].steps[0]
 
-    def _lengthen(self, read: int) -> None:
-        """Fills the cache with what was read, again and again: reading a long text would take longer than all steps."""
+    def _repeat_prompt(self, read: int) -> None:
+        """Fill the cache with copies of the prompt: reading a long text would take longer than all steps."""
         for pool in self.state.cache.pools.values():
             for begin in range(read, self.context, read):
                 count = min(read, self.context - begin)
                 pool[:, :, :, 1 + begin : 1 + begin + count] = pool[:, :, :, 1 : 1 + count]
-        self._rewind(self.context)
+        self._truncate(self.context)
 
-    def _rewind(self, context: int) -> None:
+    def _truncate(self, context: int) -> None:
         for slot in range(self.batch):
             self.state.cache.truncate(slot, context)
 
 
 def interleaved(work: Mapping[K, Callable[[], StepRecord]], repetitions: int) -> dict[K, dict[str, float]]:
-    """Median milliseconds of each part of a step; all take turns, so that a drift of the machine touches all alike."""
+    """Median milliseconds of each part of a step. All take turns, so that a drift of the machine affects all alike."""
     return medians(run_interleaved(work, repetitions))
 
 
 def run_interleaved(work: Mapping[K, Callable[[], StepRecord]], repetitions: int) -> dict[K, list[StepRecord]]:
-    """Steps of all, taking turns; the first ones warm up and are dropped."""
+    """Run all in turns; returns their steps without the warm-up ones."""
     records: dict[K, list[StepRecord]] = {key: [] for key in work}
     for repetition in range(_WARM_UP + repetitions):
         for key, step in work.items():
@@ -109,9 +109,10 @@ def medians(records: Mapping[K, Sequence[StepRecord]]) -> dict[K, dict[str, floa
 
 
 def spread(records: Mapping[K, Sequence[StepRecord]]) -> float:
-    """Relative difference between repetitions of one step, where a round that was slow as a whole counts for nothing.
+    """Relative difference between repetitions of one step, after differences between whole rounds are removed.
 
-    The 90% quantile over all steps: what slows single steps of a measurement makes trees compare wrongly.
+    It is the 90% quantile over all steps. A slow round affects all trees alike, but slow single steps distort their
+    comparison.
     """
     took = [[sum(getattr(step, f"{part}_ms") for part in PARTS) for step in steps] for steps in records.values()]
     logs = np.log(np.array(took))  # [steps, rounds]
@@ -128,7 +129,7 @@ def machine_cost(
     slots: int,
     context: int | None = None,
 ) -> BatchedCost:
-    """The cost of steps of up to ``slots`` requests, each as :func:`step_cost`."""
+    """Cost of steps of up to ``slots`` requests: :func:`step_cost` at 1, 2, 4, ... and ``slots`` requests."""
     doubled = itertools.takewhile(lambda batch: batch < slots, (2**power for power in itertools.count()))
     return BatchedCost(
         measured={batch: step_cost(backbone, heads, cache_folder, say, batch, context) for batch in [*doubled, slots]}
@@ -148,9 +149,9 @@ def step_cost(
     batch: int = 1,
     context: int | None = None,
 ) -> CostTable:
-    """The cached cost of this model and these heads on this hardware, measured now if there is none.
+    """Cached step cost of this model and these heads on this hardware; measured now if there is none.
 
-    It reaches to the largest of :data:`CONTEXTS` within ``context`` tokens, by default the model's own.
+    It covers :data:`CONTEXTS` up to ``context`` tokens, by default the model's maximum.
     """
     contexts = _contexts(backbone, context)
     path = cost_path(cache_folder, *_parts(backbone, heads), batch)
@@ -166,7 +167,7 @@ def step_cost(
 
 
 def _parts(backbone: Backbone, heads: DraftHeads) -> tuple[str, str, str, str]:
-    """All that a step's time depends on."""
+    """Everything that a step's time depends on: hardware, model, heads and kernels."""
     hardware = hardware_name(backbone.device, len(backbone.devices))
     return hardware, backbone.fingerprint, heads.fingerprint, f"{backbone.kernels_description}, {backbone.dtype}"
 
@@ -177,7 +178,7 @@ def _contexts(backbone: Backbone, context: int | None) -> tuple[int, ...]:
 
 
 def _measure_steadily(measure: Callable[[], CostTable], say: Callable[[str], None]) -> CostTable:
-    """A measurement, taken once more where it was disturbed; the steadier of the two counts."""
+    """Measure; if the measurement was disturbed, measure once more and return the steadier result."""
     cost = measure()
     if cost.spread > WIDE_SPREAD:
         cost = min(cost, measure(), key=lambda each: each.spread)
@@ -190,7 +191,7 @@ def _measure_steadily(measure: Callable[[], CostTable], say: Callable[[str], Non
 
 
 def measure_cost(backbone: Backbone, heads: DraftHeads, contexts: Sequence[int], batch: int = 1) -> CostTable:
-    """Medians of interleaved repetitions of whole steps with trees of each size and depth, at each of ``contexts``."""
+    """Measure whole steps with trees of each size and depth, at each of ``contexts``: medians of interleaved runs."""
     nodes = NODES if batch == 1 else tuple(size for size in NODES if size <= MAX_BATCHED_NODES)
     wide_nodes = len(published_order()) if batch == 1 else MAX_BATCHED_NODES
     bench = StepBench(backbone, heads, batch=batch, context=contexts[-1], max_nodes=wide_nodes)
@@ -199,7 +200,7 @@ def measure_cost(backbone: Backbone, heads: DraftHeads, contexts: Sequence[int],
         return lambda: bench.step(StaticPolicy(tree, entropy_window=8), context)
 
     trees = grid_trees(heads.num_heads, nodes, wide_nodes)
-    # Heads without a memory of their own read no context.
+    # Heads without a draft cache read no context.
     few = {key: tree for key, tree in trees.items() if key[0] == "verify" and key[1] in FEW_NODES}
     if not bench.state.drafts_in_graphs:
         few |= {key: tree for key, tree in trees.items() if key[0] != "verify" and key[1] in (1, heads.num_heads)}
@@ -222,20 +223,20 @@ def _step_costs(
     wide_nodes: int,
     hardware: str,
 ) -> list[StepCost]:
-    """Costs at each context, from the medians by context and tree: what is not measured grows as its neighbours do."""
+    """Costs at each context, from medians by context and tree; trees that were not measured are interpolated."""
     sizes: dict[str, Sequence[int]] = {"verify": nodes, "narrow": range(1, levels + 1), "wide": range(1, levels + 1)}
     took = {
         key: parts["draft"] if key[1] != "verify" else sum(parts.values()) - parts["draft"] for key, parts in ms.items()
     }
     times = {kind: np.array([took[contexts[0], kind, size] for size in its]) for kind, its in sizes.items()}
     costs = []
-    for before, context in zip([contexts[0], *contexts], contexts):
+    for previous, context in zip([contexts[0], *contexts], contexts):
         for kind, its in sizes.items():
-            shown = [size for size in its if (context, kind, size) in took]
-            if context != before and shown:
-                # A longer context takes no less time, whatever noise says.
-                more = [max(0.0, took[context, kind, size] - took[before, kind, size]) for size in shown]
-                times[kind] = times[kind] + np.interp(its, shown, more)
+            measured = [size for size in its if (context, kind, size) in took]
+            if context != previous and measured:
+                # A longer context never takes less time: negative differences are noise.
+                added = [max(0.0, took[context, kind, size] - took[previous, kind, size]) for size in measured]
+                times[kind] = times[kind] + np.interp(its, measured, added)
         costs.append(
             StepCost(
                 nodes=list(nodes),
@@ -250,10 +251,10 @@ def _step_costs(
 
 
 def grid_trees(max_depth: int, nodes: Sequence[int], wide_nodes: int | None = None) -> dict[tuple[str, int], Topology]:
-    """The trees whose steps make a :class:`StepCost`.
+    """Trees whose steps are measured for a :class:`StepCost`.
 
-    Under ('verify', n) one of n nodes; under ('narrow', d) and ('wide', d) a chain and a tree of ``wide_nodes`` (as
-    many as the published tree has, if None) of depth d.
+    The tree of ('verify', n) has n nodes. The tree of ('narrow', d) is a chain of depth d. The tree of ('wide', d) has
+    depth d and ``wide_nodes`` nodes, by default as many as the published tree.
     """
     widest = len(published_order()) if wide_nodes is None else wide_nodes
     depths = range(1, max_depth + 1)
@@ -263,7 +264,7 @@ def grid_trees(max_depth: int, nodes: Sequence[int], wide_nodes: int | None = No
 
 
 def sized_tree(nodes: int, max_depth: int) -> Topology:
-    """The first ``nodes`` of the published tree that so many heads reach, then a wider first level."""
+    """Tree of the first ``nodes`` of the published tree within ``max_depth``, then of more nodes at depth 1."""
     published = [path for path in published_order() if len(path) <= max_depth]
     wider = [(rank,) for rank in range(nodes)]
     paths = list(dict.fromkeys([*published, *wider]))[:nodes]
@@ -271,6 +272,6 @@ def sized_tree(nodes: int, max_depth: int) -> Topology:
 
 
 def _wide_tree(depth: int, nodes: int) -> Topology:
-    """A tree of ``nodes`` nodes and this depth: a chain, then as :func:`sized_tree`."""
+    """Tree of ``nodes`` nodes and this depth: a chain, then as :func:`sized_tree`."""
     chain = [(0,) * at for at in range(1, depth + 1)]
     return Topology.of(list(dict.fromkeys([*chain, *sized_tree(nodes, depth).paths]))[:nodes])

@@ -1,4 +1,4 @@
-"""Offsets of tokens in the text of an answer."""
+"""Offsets of tokens in an answer's text, in characters."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from entmtp.decoding.incremental_decoder import IncrementalDecoder
 
 
 class Offsets(ABC):
-    """Finds them for one answer, in order.
+    """Finds the offsets of one answer's tokens, in order.
 
-    A token that begins within a character begins where that does; one without text where the next token's would.
+    The offset of a token that begins within a character is the character's. The offset of a token without text is the
+    next token's.
     """
 
     @abstractmethod
     def take(self, tokens: Sequence[tuple[int, bytes]], ended: bool) -> list[int]:
-        """Offsets of the next tokens, each of which comes with its spelling; ``ended`` if no other comes after them."""
+        """Find the offsets of the next ``tokens`` (id, spelling); ``ended`` if no other token comes after them."""
 
 
 def offsets_after(detokenizer: Detokenizer, prompt: Sequence[int]) -> Offsets:
-    """Offsets of an answer whose text goes on from the ``prompt``'s, if that has any tokens."""
+    """Make the offsets of an answer whose text goes on from the ``prompt``'s; an empty one starts a new text."""
     if detokenizer.reach in ("token", "bytes"):
         return _StreamOffsets(detokenizer, prompt)
     return _SpeltOffsets(detokenizer, prompt)
 
 
 class _SpeltOffsets(Offsets):
-    """Counts the characters that tokens spell: the text of a byte-level vocabulary is made of nothing else.
+    """Counts the characters that tokens spell: the text of a byte-level vocabulary consists of nothing else.
 
-    Bytes that begin a character which does not come are one replacement character.
+    The bytes of an unfinished character are one replacement character.
     """
 
     def __init__(self, detokenizer: Detokenizer, prompt: Sequence[int]) -> None:
@@ -40,42 +41,42 @@ class _SpeltOffsets(Offsets):
         self._of_prompt = False
         for token in detokenizer.context(prompt)[-CONTEXT:]:
             self._begin(detokenizer.spelling(token))
-        # Half a character at the prompt's end is the answer's if the answer finishes it, and nobody's otherwise.
+        # An unfinished character at the prompt's end belongs to the answer if the answer finishes it, else to neither.
         self._at, self._of_prompt = 0, bool(self._part)
 
     def take(self, tokens: Sequence[tuple[int, bytes]], ended: bool) -> list[int]:
         return [self._begin(spelling) for _, spelling in tokens]
 
     def _begin(self, spelling: bytes) -> int:
-        """Takes one token; returns its offset."""
+        """Add a token; returns its offset."""
         begins = [self._add(byte) for byte in spelling]
         return begins[0] if begins else self._at
 
     def _add(self, byte: int) -> int:
-        """Takes one byte; returns where the character that it is in begins."""
+        """Add a byte; returns the offset of its character."""
         found = _characters(self._part + bytes([byte]))
         if found is None and self._part:
             self._at += not self._of_prompt
             self._part, self._of_prompt = b"", False
             found = _characters(bytes([byte]))
         begin = self._at
-        count, self._part = (1, b"") if found is None else found  # None: no character begins so
+        count, self._part = (1, b"") if found is None else found  # None: no character begins with these bytes
         self._at += count
         self._of_prompt = self._of_prompt and not count
         return begin
 
 
 class _StreamOffsets(Offsets):
-    """Counts the characters of the text as it comes. That which byte tokens spell waits until another token comes.
+    """Counts the characters of the decoded text. The text of byte tokens is decoded once another token follows them.
 
-    One byte that belongs to no character makes each byte token of the run a replacement character. Until one comes,
-    they count as the characters that they spell.
+    One byte that belongs to no character turns each byte token of the run into a replacement character. Before, byte
+    tokens count as the characters that they spell.
     """
 
     def __init__(self, detokenizer: Detokenizer, prompt: Sequence[int]) -> None:
         self._detokenizer = detokenizer
         self._decoder = IncrementalDecoder(detokenizer, prompt)
-        self._given = 0
+        self._decoded = 0
         self._run = _Run(_last_bytes(detokenizer, prompt))
 
     def take(self, tokens: Sequence[tuple[int, bytes]], ended: bool) -> list[int]:
@@ -84,35 +85,35 @@ class _StreamOffsets(Offsets):
         for token, spelling in tokens:
             text = self._decoder.push(token)
             if self._ends_run(token):
-                self._mend(offsets, waiting, True)
+                self._correct(offsets, waiting, True)
                 waiting, self._run = [], _Run()
-                begin, self._given = self._given, self._given + len(text)
-                offsets.append(max(begin, self._given - len(spelling.decode())))
+                begin, self._decoded = self._decoded, self._decoded + len(text)
+                offsets.append(max(begin, self._decoded - len(spelling.decode())))
             else:
                 waiting.append((len(offsets), self._run.tokens))
-                offsets.append(self._given + self._run.characters)
+                offsets.append(self._decoded + self._run.characters)
                 if self._detokenizer.has_text(token):
                     self._run.add(spelling)
-        self._mend(offsets, waiting, ended)
+        self._correct(offsets, waiting, ended)
         return offsets
 
     def _ends_run(self, token: int) -> bool:
         return self._detokenizer.has_text(token) and self._detokenizer.byte(token) is None
 
-    def _mend(self, offsets: list[int], waiting: Sequence[tuple[int, int]], ended: bool) -> None:
-        """Counts the run's tokens one by one if they spell no text."""
+    def _correct(self, offsets: list[int], waiting: Sequence[tuple[int, int]], ended: bool) -> None:
+        """Count one character per token of the run if its bytes are not valid text."""
         if self._run.broken or (ended and self._run.part):
             for at, number in waiting:
-                offsets[at] = self._given + number
+                offsets[at] = self._decoded + number
 
 
 class _Run:
-    """Byte tokens in a row.
+    """Consecutive byte tokens.
 
     Attributes:
-        tokens: those that were added.
-        characters: that they finished.
-        part: bytes of a character that others may finish.
+        tokens: their number.
+        characters: number of finished characters.
+        part: bytes of an unfinished character.
         broken: whether a byte belongs to no character.
     """
 
@@ -121,7 +122,7 @@ class _Run:
         self.part, self.broken = part, False
 
     def add(self, spelling: bytes) -> None:
-        """One more, which spells a byte, or nothing where that is a space which the text leaves out."""
+        """Add a byte token; ``spelling`` is its byte, or empty for a space that the text leaves out."""
         self.tokens += 1
         found = None if self.broken else _characters(self.part + spelling)
         count, self.part = found or (0, b"")
@@ -130,7 +131,7 @@ class _Run:
 
 
 def _last_bytes(detokenizer: Detokenizer, prompt: Sequence[int]) -> bytes:
-    """The bytes at a prompt's end that may still become a character."""
+    """Bytes at a prompt's end that may still become a character."""
     found = b""
     for byte in map(detokenizer.byte, detokenizer.context(prompt)):
         found = b"" if byte is None else found + bytes([byte])
@@ -138,11 +139,11 @@ def _last_bytes(detokenizer: Detokenizer, prompt: Sequence[int]) -> bytes:
 
 
 def _characters(spelling: bytes) -> tuple[int, bytes] | None:
-    """The number of characters that bytes finish, and the part of one behind them; None if they are no text."""
+    """Number of finished characters and the bytes of an unfinished one after them; None for invalid UTF-8."""
     try:
         text, used = codecs.utf_8_decode(spelling, "strict", False)
     except UnicodeDecodeError:
         return None
     part = spelling[used:]
-    # Python waits for the end of half a surrogate too, which is no text.
+    # Python also takes half of a surrogate for an unfinished character, but surrogates are not valid text.
     return None if b"\xed\xa0" <= part < b"\xee" else (len(text), part)

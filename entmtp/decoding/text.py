@@ -1,4 +1,4 @@
-"""The text of an answer while it is written: never half a character, and never past a text that ends the answer."""
+"""Streaming of an answer's text: never half a character, and never past a stop string."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from entmtp.decoding.incremental_decoder import IncrementalDecoder, common_lengt
 
 
 class TextStream:
-    """One answer's text.
+    """Text stream of one answer.
 
     Attributes:
-        stopped: the stop string that ended it, once one did.
+        stopped: the stop string that ended the answer; None before.
     """
 
     def __init__(
@@ -20,7 +20,7 @@ class TextStream:
     ) -> None:
         """A stop string counts only where it ends after the first ``min_tokens`` tokens.
 
-        ``prompt`` are tokens whose text the answer's text goes on from, as after ``/v1/completions``; none for an
+        ``prompt`` holds the tokens whose text the answer goes on from, as with ``/v1/completions``. It is empty for an
         answer that begins a text of its own.
         """
         self.stopped: str | None = None
@@ -28,51 +28,52 @@ class TextStream:
         self._stop = list(stop)
         self._min_tokens = min_tokens
         self._tokens = 0
-        self._held = ""
-        # Text, held and likely, of which every stop string that ends within it has been looked for.
+        # Final text that is not returned yet, since a stop string may begin in it.
+        self._pending = ""
+        # Beginning of the text after the returned part in which every stop string has been searched for.
         self._searched = ""
 
     def push(self, token: int) -> str:
-        """Takes one more token; returns the text that is now sure to belong to the answer."""
+        """Add a token; returns the text that now certainly belongs to the answer."""
         self._tokens += 1
-        self._held += self._decoder.push(token)
+        self._pending += self._decoder.push(token)
         if not self._stop:
-            return self._give(len(self._held))
-        text = self._held + self._decoder.likely()
-        if self._find(text) is not None:
-            # It ends here if it really is the text of an answer that ends here.
-            text = self._held + self._decoder.rest()
-            if (found := self._find(text)) is not None:
+            return self._release(len(self._pending))
+        text = self._pending + self._decoder.likely()
+        if self._find_stop(text) is not None:
+            # The answer ends here only if the text of an answer that ends here has the stop string, too.
+            text = self._pending + self._decoder.rest()
+            if (found := self._find_stop(text)) is not None:
                 at, self.stopped = found
                 return text[:at]
         self._searched = text
-        return self._give(len(self._held) - self._begun())
+        return self._release(len(self._pending) - self._partial_stop_length())
 
     def finish(self) -> str:
-        """Returns the text held back because a stop string or a character might have gone on."""
+        """End the answer; returns the pending text, up to a stop string in it."""
         if self.stopped:
             return ""
-        text = self._held + self._decoder.rest()
-        if (found := self._find(text)) is not None:
+        text = self._pending + self._decoder.rest()
+        if (found := self._find_stop(text)) is not None:
             at, self.stopped = found
             return text[:at]
         return text
 
-    def _find(self, text: str) -> tuple[int, str] | None:
-        """Where in ``text`` the first stop string begins that ends after the searched part, and which it is."""
+    def _find_stop(self, text: str) -> tuple[int, str] | None:
+        """Begin and string of the first stop string in ``text`` that ends after the searched part."""
         if self._tokens <= self._min_tokens:
             return None
         searched = len(self._searched) if text.startswith(self._searched) else common_length(text, self._searched)
         found = [(text.find(stop, max(0, searched + 1 - len(stop))), stop) for stop in self._stop]
         return min((one for one in found if one[0] >= 0), default=None)
 
-    def _give(self, length: int) -> str:
-        given, self._held = self._held[:length], self._held[length:]
+    def _release(self, length: int) -> str:
+        released, self._pending = self._pending[:length], self._pending[length:]
         self._searched = self._searched[length:]
-        return given
+        return released
 
-    def _begun(self) -> int:
-        """Length of the longest suffix of the held text that is a prefix of a stop string."""
+    def _partial_stop_length(self) -> int:
+        """Length of the longest suffix of the pending text that is a prefix of a stop string."""
         longest = max(map(len, self._stop), default=1) - 1
-        lengths = range(min(longest, len(self._held)), 0, -1)
-        return next((n for n in lengths if any(stop.startswith(self._held[-n:]) for stop in self._stop)), 0)
+        lengths = range(min(longest, len(self._pending)), 0, -1)
+        return next((n for n in lengths if any(stop.startswith(self._pending[-n:]) for stop in self._stop)), 0)

@@ -1,4 +1,4 @@
-"""The text and the bytes of each token of an answer, as log-probabilities report them."""
+"""Text, bytes and offset of each token of an answer, for reports of log-probabilities."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from entmtp.decoding.outputs import TokenLogprobs
 
 @dataclass(frozen=True)
 class TokenText:
-    """One token.
+    """Text of one token.
 
     Attributes:
-        text: what it adds to the answer's text. Instead of a part of a character, which is no text, its bytes:
-            ``bytes:\\xf0\\x9f``. A special token, which adds nothing, is there by its name.
-        bytes: that it adds to the text; joined, those of the answer's tokens are its text.
+        text: what the token adds to the answer's text. A part of a character is written as its bytes,
+            ``bytes:\\xf0\\x9f``, and a special token, which adds nothing, as its name.
+        bytes: the bytes that it adds; those of all tokens, joined, are the answer's text.
     """
 
     text: str
@@ -27,13 +27,13 @@ class TokenText:
 
 @dataclass(frozen=True)
 class Position:
-    """One token of an answer, and the likeliest ones at its position.
+    """One token of an answer, and the likeliest tokens at its position.
 
     Attributes:
-        top: the likeliest tokens, likeliest first. Of different tokens of a position that have one text, the chosen one
-            keeps it, or the likeliest where none of them is chosen; any other is named ``token_id:7``.
-        offset: characters of the answer's text before it, or before the character that it is a part of. A byte token
-            (``<0x0A>``) counts as a part of a character until another byte shows that it is none.
+        top: the likeliest tokens, likeliest first. If several tokens of a position have the same text, it belongs to
+            the chosen one, or else to the likeliest; the others are named ``token_id:7``.
+        offset: characters of the answer's text before the token, or before the character that it is a part of. A byte
+            token (``<0x0A>``) counts as a part of a character until another byte shows that it is not.
     """
 
     chosen: TokenText
@@ -42,18 +42,18 @@ class Position:
 
 
 class TokenTexts:
-    """The tokens of one answer, in order."""
+    """Describes the tokens of one answer, in order."""
 
     def __init__(self, detokenizer: Detokenizer, prompt: Sequence[int] = ()) -> None:
-        """``prompt`` are tokens whose text the answer's goes on from: it keeps the space before its first word."""
+        """``prompt`` holds the tokens that the answer's text goes on from: its first word then keeps its space."""
         self._detokenizer = detokenizer
         self._first = not detokenizer.context(prompt)
         self._offsets = offsets_after(detokenizer, prompt)
 
     def take(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs], ended: bool = False) -> list[Position]:
-        """Describes the next tokens of the answer; ``logprobs`` has one entry for each.
+        """Describe the next tokens of the answer; ``logprobs`` has one entry for each.
 
-        ``ended`` if they are its last: a part of a character that they end with is known to be none then.
+        ``ended`` if they are the last ones: an unfinished character at their end stays unfinished.
         """
         described = [self._describe(token, each) for token, each in zip(tokens, logprobs, strict=True)]
         spelt = [(token, chosen.bytes) for token, (chosen, _) in zip(tokens, described, strict=True)]

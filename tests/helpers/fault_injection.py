@@ -1,4 +1,4 @@
-"""Faults that are injected into tensor operations, one at a time, at any point that a program passes."""
+"""Injection of faults into tensor operations, one at a time, at any operation of a program."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class FaultAt(TorchDispatchMode):
-    """Raises ``error`` at operation number ``at`` of those that run under it; counts them.
+    """Raises ``error`` at operation number ``at`` of those that run under it.
 
-    ``where`` it was raised is the operation, ``callers`` the names of the functions that ran. Without ``at`` it notes
-    the ``places`` of the code that operations come from: the lines that were being run, and the operation.
+    Out of memory is raised only by operations that allocate memory: neither by views nor by in-place writes.
 
-    Out of memory is raised only where memory is taken: neither by views nor by what writes in place.
+    Attributes:
+        count: operations so far.
+        where: the operation that raised the error.
+        callers: names of the functions on the stack at that operation.
+        locations: numbers of the operations by the package's lines on the stack and the operator; only without ``at``.
     """
 
     def __init__(self, at: int | None = None, error: Exception | None = None) -> None:
@@ -27,7 +30,7 @@ class FaultAt(TorchDispatchMode):
         self.count = 0
         self.where = ""
         self.callers: frozenset[str] = frozenset()
-        self.places: dict[Hashable, list[int]] = {}
+        self.locations: dict[Hashable, list[int]] = {}
         self._at, self._error = at, error
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -38,13 +41,13 @@ class FaultAt(TorchDispatchMode):
                 self.count += 1
                 raise self._error
             if self._at is None:
-                self.places.setdefault((_lines(), str(func)), []).append(self.count)
+                self.locations.setdefault((_lines(), str(func)), []).append(self.count)
             self.count += 1
         return func(*args, **(kwargs or {}))
 
 
 def _lines() -> tuple[tuple[str, int], ...]:
-    """Lines of the package that are being run, innermost first."""
+    """Lines of the package on the stack, innermost first."""
     found = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -55,5 +58,5 @@ def _lines() -> tuple[tuple[str, int], ...]:
 
 
 def _allocates(func: Any) -> bool:
-    """Whether an operation takes memory; writing by index copies its indices."""
+    """Whether an operation allocates memory; writing by index does, since it copies the indices."""
     return func._schema.name.startswith("aten::index") or any(out.alias_info is None for out in func._schema.returns)

@@ -295,3 +295,15 @@ def test_statistics_say_how_the_engine_fares(backbone: Backbone, heads: DraftHea
     assert now.goodput > 0
     run(engine)
     assert engine.statistics.tokens >= 36
+
+
+def test_prompts_begin_with_texts_of_the_same_salt_alone(backbone: Backbone, heads: DraftHeads) -> None:
+    engine = engine_of(backbone, heads)
+    prompt, params = small_prompt(12), SamplingParams(temperature=0.0, max_tokens=2)
+    reused = []
+    for salt in ("alice", "bob", "alice", "", "bob"):
+        done = engine.submit(Request("one", prompt, params, cache_salt=salt))
+        run(engine)
+        reused.append(done.reused_tokens)
+        assert done.tokens == greedy(backbone.model, prompt, 2)
+    assert reused == [0, 0, 11, 0, 11]
