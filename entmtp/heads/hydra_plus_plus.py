@@ -1,6 +1,6 @@
 """Published Hydra++ heads ("prefix-mlp"): a decoder layer before the heads (arXiv 2402.05109, section 4).
 
-The layer is a Llama layer with a norm after it. Its inputs are the model's decoder states in place of embeddings:
+The layer is a Llama layer with a norm after it. Its inputs are the model's decoder states instead of embeddings:
 ``s[p] = norm(layer(h)[p])`` at position p, attending to its own keys and values of all tokens up to p. The heads then
 receive ``s`` of the last token that the model has read, where :mod:`entmtp.heads.original_hydra` uses ``h``. All
 guesses after a root start from that one state, which the drafter updates with each committed token

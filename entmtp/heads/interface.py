@@ -11,7 +11,7 @@ committed tokens: a chunk of a prompt, the first root, or an accepted path with 
 The draft cache entry of position p may need the decoder state of position p - 1 alone. The root then has an entry
 before the model has read it, so these heads are one token ahead of the model. Multi-token-prediction layers are of this
 kind (:mod:`entmtp.heads.native.heads`). Hydra++ heads are not: their decoder layer reads the same tokens as the model,
-and they guess from its last state in place of the model's (:mod:`entmtp.heads.hydra_plus_plus`).
+and they guess from its last state instead of the model's (:mod:`entmtp.heads.hydra_plus_plus`).
 """
 
 from __future__ import annotations

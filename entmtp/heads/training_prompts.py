@@ -15,7 +15,7 @@ from entmtp.heads.checkpoint import download
 from entmtp.methods import NATIVE
 from entmtp.prompt_hash import DIGITS
 
-FILE = "training_prompts.txt"
+FILE_NAME = "training_prompts.txt"
 """One hash of :func:`entmtp.prompt_hash.prompt_hash` per line."""
 
 MAX_PROMPTS = 10_000_000
@@ -24,7 +24,7 @@ _HASH = re.compile(f"[0-9a-f]{{{DIGITS}}}")
 
 def write_training_prompt_hashes(folder: Path, hashes: Iterable[str]) -> None:
     """Writes the sorted hashes next to the weights in ``folder``, each once."""
-    write_text(folder / FILE, "".join(f"{name}\n" for name in sorted(set(hashes))))
+    write_text(folder / FILE_NAME, "".join(f"{name}\n" for name in sorted(set(hashes))))
 
 
 def read_training_prompt_hashes(source: str | Path) -> frozenset[str] | None:
@@ -37,7 +37,7 @@ def read_training_prompt_hashes(source: str | Path) -> frozenset[str] | None:
     """
     if source == NATIVE:
         return None
-    path = _folder(source) / FILE
+    path = _folder(source) / FILE_NAME
     if not path.is_file():
         return None
     if path.stat().st_size > MAX_PROMPTS * (DIGITS + 2):
@@ -56,6 +56,6 @@ def _folder(source: str | Path) -> Path:
     if Path(source).is_dir():
         return Path(source)
     try:
-        return download(str(source), (FILE,))
+        return download(str(source), (FILE_NAME,))
     except EntMTPError:
         return Path(source)

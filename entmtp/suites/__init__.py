@@ -1,4 +1,4 @@
-"""The suites: where their prompts come from and how an answer is scored.
+"""Suites of benchmark prompts: their sources and the scores of answers.
 
 A new suite is one file, one line here and one row in the table of :mod:`entmtp.suites.protocols`.
 """
@@ -47,7 +47,7 @@ _SUITES: tuple[Suite[Any], ...] = (
 )
 SUITES = {suite.name: suite for suite in _SUITES}
 VARIANTS: dict[str, Callable[[int], Suite[Any]]] = {"gsm8k-N-shot": Gsm8k, "sharegpt-N-turns": ShareGpt}
-"""Suites with a number in their name."""
+"""Suites with a number in their name, by pattern."""
 GROUPS: dict[str, tuple[str, ...]] = {
     "speed-bench": tuple(f"speed-bench-{category}" for category in CATEGORIES),
     **{
@@ -55,11 +55,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     },
     "spec-bench": tuple(f"spec-bench-{task}" for task in TASKS),
 }
-"""Names that stand for several suites."""
+"""Groups: names that expand to several suites."""
 PAPER_SUITES = (HumanEval.name, "gsm8k", "sharegpt", LitBench.name)
-"""The paper's four: each has prompts without a file, and a tree bank. They run where nothing else is asked for."""
+"""The paper's four, and the default. Each has prompts without a file, and a bundled tree bank."""
 FAMILIES = tuple(dict.fromkeys(suite.family for suite in SUITES.values()))
-"""The names that data files go by."""
+"""Names of suite families, by which data files are given."""
 
 __all__ = [
     "FAMILIES",
@@ -79,7 +79,7 @@ __all__ = [
 
 
 def get_suite(name: str) -> Suite[Any]:
-    """The suite of that name; EntMTPError with the known names where there is none."""
+    """The suite of that name. Raises EntMTPError with the known names if there is none."""
     return SUITES[name] if name in SUITES else _variant(name)
 
 
@@ -93,21 +93,23 @@ def _variant(name: str) -> Suite[Any]:
     raise EntMTPError(f"unknown suite {name!r}; known suites are {known} (docs/suites.md)")
 
 
-def suite_names(asked: Sequence[str]) -> list[str]:
-    """The suites that are meant, each once: those of a group, and the paper's where nothing is asked for.
+def suite_names(requested: Sequence[str]) -> list[str]:
+    """Names of the requested suites, each once: groups are expanded, and none means the paper's four.
 
     Raises:
         EntMTPError: unknown suite.
     """
-    names = [name for one in asked or PAPER_SUITES for name in GROUPS.get(one, (one,))]
+    names = [name for each in requested or PAPER_SUITES for name in GROUPS.get(each, (each,))]
     return list(dict.fromkeys(get_suite(name).name for name in names))
 
 
 def load_suite(name: str, data_file: str | Path | None = None, limit: int | None = None, seed: int = 0) -> SuiteData:
-    """Load a suite's prompts: from `data_file` (the hub's schema) if given, else from the first that has them of an
-    installed package, the hub and the project's own sample.
+    """Load a suite's prompts.
 
-    `limit` draws that many of them by a hash seeded with `seed`, all where there are fewer.
+    The source is `data_file` (in the hub's schema) if given. Else it is the first that has the suite of: an installed
+    package, the hub, the project's own sample.
+
+    `limit` samples that many prompts by a hash seeded with `seed`, or all if there are fewer.
 
     Raises:
         EntMTPError: unknown suite, limit below 1, unusable file, or a row that does not fit the schema.
@@ -116,7 +118,7 @@ def load_suite(name: str, data_file: str | Path | None = None, limit: int | None
 
 
 def scored_prompts(name: str, count: int, seed: int = 0, data_file: str | Path | None = None) -> tuple[Prompt, ...]:
-    """Up to `count` prompts of a suite that no bank was calibrated on.
+    """Up to `count` prompts of a suite's scored half, on which no bank is calibrated.
 
     Raises:
         EntMTPError: as :func:`load_suite` and :func:`draw`.

@@ -1,4 +1,4 @@
-"""What a suite is: a named set of prompts, the schema it is read from and the score of an answer."""
+"""Base of all suites: a named set of prompts, the schema of their rows and the score of an answer."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Message = tuple[str, str]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One user message and what is needed to score the answer to it.
+    """A user message and the reference that its answer is scored against.
 
-    `text` goes through the model's chat template as it is; `reference` holds strings only, so that a prompt can be
-    sent between processes and written to a file.
+    `text` goes into the model's chat template unchanged. `reference` has strings only, so that a prompt can be sent
+    between processes and written to a file.
 
     Attributes:
-        history: the messages before `text`. A user's message that no answer follows is answered by the model itself.
-        key: what decides whether the prompt is scored and drawn, where `text` does not: the opening of a conversation,
-            the question without its worked examples.
+        history: the messages before `text`. If a user's message has no answer, the model generates one.
+        key: text that decides the split and the sampling of the prompt, if that is not `text`: the first message of a
+            conversation, or the question without worked examples.
     """
 
     id: str
@@ -41,14 +41,13 @@ class Prompt:
 
     @property
     def content(self) -> list[Any]:
-        """What a model is asked, as JSON."""
+        """Id, text and history as a JSON array, for hashing."""
         return [self.id, self.text, *([self.history] if self.history else [])]
 
 
 @dataclass(frozen=True)
 class SuiteData:
-    """The prompts of a suite and where they came from; `sha256` covers every prompt's id, text, earlier
-    messages and reference."""
+    """Prompts of a suite and their source; `sha256` covers every prompt's id, text, history and reference."""
 
     suite: str
     prompts: tuple[Prompt, ...]
@@ -59,7 +58,7 @@ class SuiteData:
 
 @dataclass(frozen=True)
 class HubDataset:
-    """Where `datasets.load_dataset` finds a suite on the hub."""
+    """Arguments of `datasets.load_dataset` for a suite on the hub."""
 
     path: str
     split: str
@@ -72,44 +71,48 @@ class HubDataset:
 
 
 class Suite(ABC, Generic[Row]):
-    """A kind of prompts. A new one is a subclass in its own file, a line in the registry and a row in the table of
-    protocols."""
+    """Base of a suite.
+
+    A new suite is a subclass in its own file, a line in the registry and a row in the table of protocols.
+    """
 
     name: str
     family: str
-    """The name under which `--data` gives its file; variants of a suite share it."""
+    """Name by which `--data` gives the suite's file; variants of a suite share it."""
     protocol: Protocol
     row_type: ClassVar[type[BaseModel]]
-    """Columns that every row must have, in the public data set's schema; other columns are ignored."""
+    """Schema of a row, as in the public data set; other columns are ignored."""
     hub: HubDataset | None = None
-    """Where the prompts are, unless a file is given; without it a file must be."""
+    """Source of the prompts unless a file is given; if None, a file is required."""
     file: str = ""
-    """What file to give, where the project has no sample of its own."""
+    """Description of the file to give, for suites without a bundled sample."""
 
     @abstractmethod
     def prompts(self, row: Row, number: int) -> list[Prompt]:
-        """Turn the row at place `number` (from 0) into prompts; none where it holds no usable one."""
+        """Turn the row with index `number` (from 0) into prompts; an empty list if none is usable."""
 
     @property
-    def needs(self) -> str:
-        """What a row must have, in words."""
+    def row_requirement(self) -> str:
+        """The columns that a row must have, as a phrase for messages."""
         fields = self.row_type.model_fields.items()
-        return f"suite {self.name} needs the columns {', '.join(name for name, one in fields if one.is_required())}"
+        return (
+            f"suite {self.name} needs the columns {', '.join(name for name, column in fields if column.is_required())}"
+        )
 
     def package_rows(self) -> tuple[str, Iterable[Mapping[str, Any]]] | None:
-        """Rows that an installed Python package carries, with the package's name and version; None without one."""
+        """Name and version of an installed Python package with the suite's rows, and the rows; None without one."""
         return None
 
     def benchmark_text(self, prompt: Prompt) -> str:
-        """The part of the prompt that is the benchmark's own, without words that this project puts around it."""
+        """The benchmark's own part of the prompt, without the words of this project's template."""
         return prompt.key or prompt.text
 
     def score(self, prompt: Prompt, text: str) -> float | None:
-        """Score the answer `text`, 0 to 1; None where the suite has no automatic score."""
+        """Score the answer `text`, from 0 to 1; None if the suite has no automatic score."""
         return None
 
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:
-    """SHA-256, in hexadecimal, over ids, texts, earlier messages and references in their order."""
+    """Hexadecimal SHA-256 of the prompts' ids, texts, histories and references, in order."""
     content = [[*prompt.content, dict(prompt.reference)] for prompt in prompts]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

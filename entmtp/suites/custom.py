@@ -11,34 +11,34 @@ from entmtp.suites.protocols import PROTOCOLS, Protocol
 
 
 class CustomMessage(BaseModel):
-    """One message of a conversation, as OpenAI's API has them."""
+    """One message of a conversation, in the schema of OpenAI's API."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
 class CustomRow(BaseModel):
-    """A text, or a conversation that a user's message ends."""
+    """A prompt, or a conversation that ends with a user's message."""
 
     id: str | int | None = None
     prompt: str | None = None
     messages: list[CustomMessage] | None = None
 
     @model_validator(mode="after")
-    def _is_one_of_both(self) -> Self:
+    def _has_prompt_or_messages(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("it has both or neither of 'prompt' and 'messages'")
         if self.messages is not None:
             roles = [message.role for message in self.messages]
             turns = roles[1:] if roles[:1] == ["system"] else roles
-            if not turns or turns != [("user", "assistant")[at % 2] for at in range(len(turns))] or len(turns) % 2 == 0:
-                raise ValueError(
-                    "its 'messages' must take turns, user first and last, behind at most one of the system"
-                )
+            if not turns or turns != [("user", "assistant")[i % 2] for i in range(len(turns))] or len(turns) % 2 == 0:
+                raise ValueError("its 'messages' must take turns, user first and last, after at most one of the system")
         return self
 
 
 class Custom(Suite[CustomRow]):
+    """`custom`: the user's own prompts or conversations."""
+
     name: str = "custom"
     family: str = "custom"
     protocol: Protocol = PROTOCOLS["custom"]
@@ -46,11 +46,11 @@ class Custom(Suite[CustomRow]):
     file: str = 'JSON lines with a "prompt" or "messages", and an "id" if you like'
 
     @property
-    def needs(self) -> str:
+    def row_requirement(self) -> str:
         return f"suite {self.name} needs a 'prompt', or 'messages' with 'role' and 'content'"
 
     def prompts(self, row: CustomRow, number: int) -> list[Prompt]:
-        """The row's prompt; none where it is blank."""
+        """The row's prompt; an empty list if it is blank."""
         messages = [(message.role, message.content) for message in row.messages or []] or [("user", row.prompt or "")]
         text = messages[-1][1].strip()
         if not text:

@@ -1,4 +1,7 @@
-"""The code in a chat model's answer, as a completion that can follow a function's signature and docstring."""
+"""Extraction of the code in a chat model's answer.
+
+The result can follow a function's signature and docstring as a completion.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,26 @@ import warnings
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _CODE_START = re.compile(r"^(?:def|class|import|from|async|@)\b|^@")
 _INDENT = "    "
-# Closes the function that the prompt leaves open, so that a full definition in the answer replaces it.
+# Completes the prompt's unfinished function, so that a full definition in the answer can replace it.
 _CLOSE_OPEN_FUNCTION = "\n    pass\n\n\n"
 
 
 def extract_completion(text: str, prompt: str, entry_point: str) -> str:
-    """The text to append to `prompt` to get a program: either a new definition of `entry_point`, or its body.
+    """Extract the text to append to `prompt` to get a program: a new definition of `entry_point`, or its body.
 
-    The answer may hold fenced blocks or bare code, the whole function or only its body, prose before and after, and
-    may be cut off in the middle; what does not parse at its end is left out. Returns '' where there is no code.
+    The answer may have fenced blocks or bare code, the whole function or only its body, and prose before and after. It
+    may be truncated; lines at its end that do not parse are dropped. Returns '' if there is no code.
     """
     if (code := extract_definition(text, entry_point)) is not None:
         return _CLOSE_OPEN_FUNCTION + code
     body = next(iter(_blocks(text)), text)
     return max(
-        (_longest_program(prompt, candidate) for candidate in _as_bodies(body)), key=lambda kept: kept.count("\n")
+        (_longest_program(prompt, candidate) for candidate in _as_bodies(body)), key=lambda program: program.count("\n")
     )
 
 
 def extract_definition(text: str, entry_point: str) -> str | None:
-    """The program in the answer `text` that defines `entry_point`, as far as it parses; None where none does."""
+    """Extract the code that defines `entry_point`, up to the last line that parses; None if there is none."""
     starts = re.compile(rf"^(?:async )?def {re.escape(entry_point)}\b", re.MULTILINE)
     for code in [*_blocks(text), _from_first_code_line(text)]:
         if starts.search(code):
@@ -50,8 +53,8 @@ def _from_first_code_line(text: str) -> str:
 
 
 def _as_bodies(code: str) -> list[str]:
-    """Ways to indent a body, the likeliest first: as it is, or with the indent that its first line often loses, or
-    every line moved to one level."""
+    """Candidate indentations of a body, the likeliest first: unchanged, with the indent that its first line often
+    loses, or with all lines moved to one level."""
     code = code.strip("\n") + "\n"
     first, _, rest = code.partition("\n")
     moved = "\n" + textwrap.indent(textwrap.dedent(code), _INDENT)
@@ -63,7 +66,7 @@ def _as_bodies(code: str) -> list[str]:
 
 
 def _longest_program(prefix: str, code: str) -> str:
-    """As many leading lines of `code` as parse behind `prefix`; '' where not even the first does."""
+    """The longest run of leading lines of `code` that parses after `prefix`; '' if none does."""
     lines = code.splitlines(keepends=True)
     offset = prefix.count("\n")
     while lines:
@@ -75,7 +78,7 @@ def _longest_program(prefix: str, code: str) -> str:
 
 
 def _wrong_line(program: str) -> int | None:
-    """Number (from 1) of the line at which the program stops to parse; None where all of it does."""
+    """Number (from 1) of the line with the first syntax error; None if the whole program parses."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,7 @@
-"""Rows of a data file that a user gives: JSON lines, a JSON list or Parquet. Files are untrusted: bounded, checked."""
+"""Reading of a user's data file: JSON lines, a JSON list or Parquet.
+
+Files are untrusted, so their size is bounded and their content checked.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ _FIELD = "data file"
 
 
 def read_rows(path: Path, columns: frozenset[str]) -> Iterator[Located]:
-    """Yield the file's rows with their places ('FILE, line 3'), holding one row or one batch in memory where possible.
+    """Yield the file's rows with their locations ('FILE, line 3'), by rows or batches if possible.
 
-    `columns` are the ones worth reading; only Parquet can leave the others out.
+    `columns` are the columns to read; only Parquet can skip the others.
 
     Raises:
         EntMTPError: the file is missing, too big, empty, of an unknown kind, not UTF-8, or broken or too long at a

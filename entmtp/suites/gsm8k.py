@@ -1,6 +1,6 @@
 """GSM8K: grade-school word problems, scored by exact match of the final number, with or without worked examples.
 
-The worked examples are the project's own, in GSM8K's form: they are in no data set, so none of them is ever scored.
+The worked examples are the project's own, in GSM8K's form. They are in no data set, so none of them is ever scored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from entmtp.suites.protocols import PROTOCOLS, SHOT, Protocol
 
 _EXAMPLES = Path(__file__).parent / "samples" / "gsm8k_shots.jsonl"
 
-# A minus is a sign only where nothing stands before it ('16-3' ends in 3), a comma only between groups of three digits.
+# A minus is a sign only if nothing precedes it ('16-3' ends in 3); a comma counts only between groups of three digits.
 _NUMBER = (
     r"(?P<sign>(?<![\w.)])[-−])?[$€£]?(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 )
@@ -29,9 +29,9 @@ _MARKED_ANSWER = re.compile(r"####[ \t*]*" + _NUMBER)
 
 
 def final_number(text: str) -> Decimal | None:
-    """The number after the first `####`, else the last number of the text; None where it holds none.
+    """The number after the first `####`, else the last number of the text; None if it has none.
 
-    The first mark and not the last, because a model that does not stop may go on to invent the next problem.
+    The first mark is used, not the last, because a model that does not stop may go on with a problem of its own.
     """
     found = _MARKED_ANSWER.search(text) or max(_ANY_NUMBER.finditer(text), key=re.Match.start, default=None)
     if found is None:
@@ -41,7 +41,7 @@ def final_number(text: str) -> Decimal | None:
 
 
 class Gsm8kRow(BaseModel):
-    """The hub's columns; the answer ends in a line `#### N`."""
+    """Columns on the hub; the answer ends in a line `#### N`."""
 
     question: Annotated[str, StringConstraints(min_length=1)]
     answer: str
@@ -56,7 +56,7 @@ class Gsm8kRow(BaseModel):
 
 @cache
 def _shots(count: int) -> str:
-    """The first worked examples, as text before a question."""
+    """The first `count` worked examples, formatted as the text before a question."""
     rows = [row for _, row in read_json_lines(_EXAMPLES)]
     if not 1 <= count <= len(rows):
         raise EntMTPError(
@@ -67,7 +67,7 @@ def _shots(count: int) -> str:
 
 
 class Gsm8k(Suite[Gsm8kRow]):
-    """`gsm8k` asks the question alone, `gsm8k-N-shot` behind N worked examples."""
+    """`gsm8k` is 0-shot; `gsm8k-N-shot` has N worked examples before the question."""
 
     family: str = "gsm8k"
     hub: HubDataset | None = HubDataset("openai/gsm8k", "test", config="main")
@@ -84,5 +84,5 @@ class Gsm8k(Suite[Gsm8kRow]):
         return [Prompt(f"{self.name}/{number}", self.name, text, {"answer": row.answer}, key=question)]
 
     def score(self, prompt: Prompt, text: str) -> float:
-        """1.0 where the answer's final number equals the reference's, else 0.0."""
+        """1.0 if the answer's final number equals the reference's, else 0.0."""
         return float(final_number(text) == final_number(prompt.reference["answer"]))

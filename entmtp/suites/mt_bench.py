@@ -1,4 +1,4 @@
-"""MT-bench: eighty questions of two turns each; no automatic score, the answers are kept for judges."""
+"""MT-bench: eighty questions of two turns each; no automatic score, the answers are stored for judges."""
 
 from __future__ import annotations
 
@@ -22,26 +22,28 @@ class QuestionRow(BaseModel):
 
 
 def prompts_of_turns(suite: Suite[QuestionRow], row: QuestionRow) -> list[Prompt]:
-    """A prompt for each turn; the turns before it are there unanswered, for the model itself to answer."""
+    """A prompt for each turn. Its history has the earlier turns without answers, which the model generates."""
     prompts = []
-    for at, turn in enumerate(row.turns):
+    for index, turn in enumerate(row.turns):
         reference = {"category": row.category}
-        if answer := _at(row.reference, at):
+        if answer := _reference_of(row.reference, index):
             reference["reference"] = answer
-        history = tuple(("user", suite.protocol.template.format(turn=earlier)) for earlier in row.turns[:at])
-        id = f"{suite.family}/{row.question_id}/{at + 1}"
+        history = tuple(("user", suite.protocol.template.format(turn=earlier)) for earlier in row.turns[:index])
+        id = f"{suite.family}/{row.question_id}/{index + 1}"
         text = suite.protocol.template.format(turn=turn)
         prompts.append(Prompt(id, suite.name, text, reference, history, key=row.turns[0]))
     return prompts
 
 
-def _at(references: list[str | None] | str | None, turn: int) -> str | None:
-    """A text alone is the first turn's."""
+def _reference_of(references: list[str | None] | str | None, turn: int) -> str | None:
+    """The reference of a turn; a single text is that of the first."""
     listed = [references] if isinstance(references, str) else references or []
     return listed[turn] if turn < len(listed) else None
 
 
 class MtBench(Suite[QuestionRow]):
+    """`mt-bench`: each turn of each question."""
+
     name: str = "mt-bench"
     family: str = "mt-bench"
     protocol: Protocol = PROTOCOLS["mt-bench"]

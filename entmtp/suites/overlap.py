@@ -1,4 +1,4 @@
-"""Proof that texts, such as training prompts, hold no benchmark prompts: a search for shared runs of words."""
+"""Search for benchmark prompts in texts, such as training prompts, by shared runs of words."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from entmtp.suites.base import Prompt, SuiteData
 
 MIN_WORDS = 8
 MIN_CHARACTERS = 50
-# Scripts written without spaces count every character as a word, or a whole sentence would be one.
+# In scripts without spaces each character counts as a word, since a whole sentence would otherwise be one.
 _UNSPACED = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """One text that shares `excerpt` (normalised words) with a benchmark prompt."""
+    """A text that shares the words `excerpt` (normalised) with a benchmark prompt."""
 
     text_index: int
     suite: str
@@ -27,10 +27,10 @@ class Overlap:
 
 
 def find_overlaps(texts: Iterable[str], suites: Iterable[SuiteData]) -> list[Overlap]:
-    """The first shared run of each text with a benchmark prompt, in the texts' order; empty where there is none.
+    """The texts that share a run of words with a benchmark prompt, each with its first such run, in order.
 
-    A run counts from `MIN_WORDS` words and `MIN_CHARACTERS` characters on, case and punctuation aside. A text or
-    prompt shorter than that counts only where both are the same as a whole.
+    A run has at least `MIN_WORDS` words and `MIN_CHARACTERS` characters, ignoring case and punctuation. A shorter text
+    or prompt counts only if both are equal as a whole.
     """
     index: dict[str, Prompt] = {}
     for data in suites:
@@ -48,9 +48,9 @@ def find_overlaps(texts: Iterable[str], suites: Iterable[SuiteData]) -> list[Ove
 
 
 def _windows(text: str) -> Iterator[str]:
-    """For each starting word the shortest run that is long enough; a short text as a whole.
+    """For each first word the shortest run that is long enough; a short text as a whole.
 
-    A window depends only on the words from its start on, so two texts share a long run exactly if they share a window.
+    A window depends only on the words from its start, so two texts share a long run if and only if they share a window.
     """
     words = _WORD.findall(text.casefold())
     end, found = 0, False

@@ -1,6 +1,6 @@
-"""How each suite asks and when an answer ends: prompt template, token budget, stop texts, score and tree bank.
+"""Table of the suites' protocols: prompt template, token budget, stop texts, score and tree bank.
 
-This table is the one place for all of it; ``docs/suites.md`` explains the rows.
+``docs/suites.md`` explains its rows.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ class Protocol:
     """One row of the table.
 
     Attributes:
-        template: the user's message, of the row's fields (for :meth:`str.format`); the model's chat template is put
-            around it.
-        max_new_tokens: an answer's budget; a benchmark that allows more is cut to it.
-        stop: texts that end an answer, beside the model's own end of text.
-        score: name of the task's own score; None where no automatic score exists.
-        bank: the task whose tree bank is used where there is none of the suite's own name.
+        template: format string of the user's message, with the row's fields. The result goes into the model's chat
+            template.
+        max_new_tokens: token budget of an answer, also in benchmarks that allow more.
+        stop: stop strings of an answer, in addition to the model's end-of-text token.
+        score: name of the task's score; None without an automatic score.
+        bank: the task whose tree bank is used if there is none for the suite itself.
     """
 
     template: str
@@ -29,9 +29,9 @@ class Protocol:
     score: str | None
     bank: str
 
-    def tokens(self, asked: int) -> int:
-        """New tokens of an answer, at most, where a benchmark asks for so many."""
-        return min(asked, self.max_new_tokens)
+    def token_budget(self, requested: int) -> int:
+        """The requested number of new tokens, limited to the suite's budget."""
+        return min(requested, self.max_new_tokens)
 
 
 _CODE = "Complete this Python function:\n\n```python\n{prompt}\n```"

@@ -1,13 +1,15 @@
-"""Run a model's code against a problem's tests in a process of its own, through HumanEval's official executor.
+"""Sandbox for generated code: runs a problem's tests in a child process with HumanEval's official executor.
 
 The code is untrusted. It runs in a fresh interpreter (:mod:`entmtp.suites.jail`) without this process's
-environment variables, with bounded time, memory, file size and number of processes, and behind the executor's guard
-against destructive calls. On Linux namespaces shut it in: no network, all files read-only but an empty folder in
-memory, no devices, no other process in sight, and what it starts ends with it. Where the kernel refuses that, as in
-many containers, or has none, a log line says so, and Python's audit hooks alone forbid the network and new processes.
-That stops accidents, not attacks: score models that you do not trust where nothing can be lost.
+environment variables, with bounded time, memory, file size and number of processes, and under the executor's guard
+against destructive calls. On Linux, namespaces isolate it: no network, no devices, no other processes visible, and all
+files read-only except an empty folder in memory. All processes that it starts end with it.
 
-The verdict itself is the official one, with its one weakness: the tests run in the process of the code that they test.
+If the kernel has no namespaces or refuses them, as in many containers, a log line says so. Python's audit hooks alone
+then forbid the network and new processes. That stops accidents, not attacks: score untrusted models on a machine
+without anything to lose.
+
+The result is the official one, with its one weakness: the tests run in the process of the code that they test.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from pathlib import Path
 from entmtp.suites.jail import FAILED, NOT_ISOLATED, PASSED
 
 TIME_LIMIT_SECONDS = 10.0
-"""Of the problem's tests; a correct answer takes milliseconds, the rest is for busy machines."""
+"""Time limit of the tests; a correct answer takes milliseconds, the rest allows for busy machines."""
 STARTUP_SECONDS = 30.0
-MAX_COMPLAINT_BYTES = 4096
+MAX_STDERR_BYTES = 4096
 JAIL = Path(__file__).with_name("jail.py").resolve()
 INHERITED_VARIABLES = ("PATH", "PYTHONPATH", "LANG", "LD_LIBRARY_PATH")
 
@@ -38,18 +40,18 @@ logger = logging.getLogger(__name__)
 
 @lru_cache(maxsize=4096)
 def passes_tests(prompt: str, completion: str, test: str, entry_point: str) -> bool | None:
-    """Whether `prompt + completion` passes `test`; None where it could not be tried (a log line says why).
+    """Whether `prompt + completion` passes `test`; None if it could not be run (a log line says why).
 
-    Cached, because arms that decode without loss give the same text.
+    Cached, because lossless arms generate the same text.
     """
     if not _executor_installed():
         return None
     problem = {"task_id": "", "prompt": prompt, "test": test, "entry_point": entry_point}
     job = json.dumps({"problem": problem, "completion": completion, "timeout": TIME_LIMIT_SECONDS})
     with tempfile.TemporaryDirectory(prefix="entmtp-") as folder:
-        code, complaint = _run(job, folder)
+        code, message = _run(job, folder)
     if code not in (PASSED, FAILED):
-        logger.warning("the test process for %s ended with code %d: %s", entry_point, code, complaint)
+        logger.warning("the test process for %s ended with code %d: %s", entry_point, code, message)
         return None
     return code == PASSED
 
@@ -68,15 +70,15 @@ def _warn_of_missing_namespaces(reason: str) -> None:
 
 
 def _run(job: str, folder: str) -> tuple[int, str]:
-    """Exit code and last line of complaint of the child; everything it started is ended with it."""
+    """Run the child; returns its exit code and its last line on stderr. All processes that it started are killed."""
     environment = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
-    # A file, which the child's limit bounds, and not a pipe, which it could fill without end.
-    with tempfile.TemporaryFile() as complaints:
+    # The child's file-size limit bounds a file, but not a pipe.
+    with tempfile.TemporaryFile() as stderr:
         child = subprocess.Popen(
             [sys.executable, "-P", str(JAIL), folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=complaints,
+            stderr=stderr,
             text=True,
             cwd=folder,
             env=environment | {"HOME": folder, "TMPDIR": folder},
@@ -88,8 +90,8 @@ def _run(job: str, folder: str) -> tuple[int, str]:
             return FAILED, ""
         finally:
             _end_group(child)
-        complaints.seek(0)
-        lines = complaints.read(MAX_COMPLAINT_BYTES).decode(errors="replace").splitlines() or [""]
+        stderr.seek(0)
+        lines = stderr.read(MAX_STDERR_BYTES).decode(errors="replace").splitlines() or [""]
     if lines[0].startswith(NOT_ISOLATED):
         _warn_of_missing_namespaces(lines[0].removeprefix(NOT_ISOLATED))
     return child.returncode, lines[-1]

@@ -1,4 +1,4 @@
-"""ShareGPT: people's messages to a chat model, the first or one within a conversation; no automatic score."""
+"""ShareGPT: people's messages to a chat model, at the start of or within a conversation; no automatic score."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from entmtp.suites.base import HubDataset, Message, Prompt, Suite
 from entmtp.suites.protocols import PROTOCOLS, Protocol
 
 MAX_CHARACTERS = 2000
-"""Longer messages are mostly pasted documents; without them a prompt fits the window of a small model."""
+"""Limit on a message. Longer ones are mostly pasted documents; the rest fits a small model's context."""
 MAX_CONVERSATION_CHARACTERS = 6000
-"""Of all turns together: about 1,700 tokens, which leaves room for an answer in a window of 2,048."""
+"""Limit on all turns together: about 1,700 tokens, which leaves room for an answer in a context of 2,048."""
 MAX_TURNS = 16
 _HUMAN = frozenset({"human", "user"})
 _MODEL = frozenset({"gpt", "chatgpt", "assistant", "bing", "bard"})
@@ -27,13 +27,13 @@ class Turn(BaseModel):
 
 
 class ShareGptRow(BaseModel):
-    """The hub's column that is used: a conversation, oldest turn first."""
+    """Column on the hub that is used: a conversation, oldest turn first."""
 
     conversations: list[Turn]
 
 
 class ShareGpt(Suite[ShareGptRow]):
-    """`sharegpt` asks what people asked first, `sharegpt-N-turns` their N-th message behind the turns before it."""
+    """`sharegpt` has people's first messages; `sharegpt-N-turns` their N-th ones, with the turns before as history."""
 
     family: str = "sharegpt"
     protocol: Protocol = PROTOCOLS["sharegpt"]
@@ -52,24 +52,27 @@ class ShareGpt(Suite[ShareGptRow]):
         self.turns = turns or 1
 
     def prompts(self, row: ShareGptRow, number: int) -> list[Prompt]:
-        """The human's message of the asked turn; none where the conversation has no such turn, a human's message up to
-        there is blank or longer than `MAX_CHARACTERS`, or all of it is longer than `MAX_CONVERSATION_CHARACTERS`."""
+        """The human's message of the suite's turn.
+
+        The list is empty if the conversation has no such turn, a human's message up to it is blank or longer than
+        `MAX_CHARACTERS`, or all messages together are longer than `MAX_CONVERSATION_CHARACTERS`.
+        """
         history = self._up_to_turn(row.conversations)
         if history is None:
             return []
-        asked = [content for role, content in history if role == "user"]
-        if any(not 0 < len(content) <= MAX_CHARACTERS for content in asked):
+        user_messages = [content for role, content in history if role == "user"]
+        if any(not 0 < len(content) <= MAX_CHARACTERS for content in user_messages):
             return []
         if sum(len(content) for _, content in history) > MAX_CONVERSATION_CHARACTERS:
             return []
-        text = self.protocol.template.format(value=asked[-1])
-        return [Prompt(f"{self.name}/{number}", self.name, text, {}, tuple(history[:-1]), key=asked[0])]
+        text = self.protocol.template.format(value=user_messages[-1])
+        return [Prompt(f"{self.name}/{number}", self.name, text, {}, tuple(history[:-1]), key=user_messages[0])]
 
     def _up_to_turn(self, conversation: list[Turn]) -> list[Message] | None:
-        """Messages from the first human one to the asked human one, in turns; None where they don't take turns."""
-        opening = next((at for at, turn in enumerate(conversation) if turn.speaker in _HUMAN), len(conversation))
+        """Messages from the first human one to that of the suite's turn; None if human and model do not alternate."""
+        opening = next((index for index, turn in enumerate(conversation) if turn.speaker in _HUMAN), len(conversation))
         turns = conversation[opening : opening + 2 * self.turns - 1]
-        speakers = [(_HUMAN, _MODEL)[at % 2] for at in range(2 * self.turns - 1)]
-        if len(turns) < len(speakers) or any(turn.speaker not in who for turn, who in zip(turns, speakers)):
+        speakers = [(_HUMAN, _MODEL)[index % 2] for index in range(2 * self.turns - 1)]
+        if len(turns) < len(speakers) or any(turn.speaker not in names for turn, names in zip(turns, speakers)):
             return None
         return [("assistant" if turn.speaker in _MODEL else "user", turn.value.strip()) for turn in turns]

@@ -1,4 +1,4 @@
-"""Spec-Bench (arXiv 2401.07851): six tasks in one file, each of them a suite of its own; no automatic score."""
+"""Spec-Bench (arXiv 2401.07851): six tasks in one file, each a suite of its own; no automatic score."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from entmtp.suites.mt_bench import QuestionRow, prompts_of_turns
 from entmtp.suites.protocols import PROTOCOLS, Protocol
 
 CONVERSATION = frozenset({"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"})
-"""MT-bench's categories, which Spec-Bench counts as one task."""
+"""Categories of MT-bench, which are one task in Spec-Bench."""
 TASKS: dict[str, frozenset[str]] = {
     "conversation": CONVERSATION,
     "translation": frozenset({"translation"}),
@@ -20,15 +20,15 @@ TASKS: dict[str, frozenset[str]] = {
     "math-reasoning": frozenset({"math_reasoning"}),
     "rag": frozenset({"rag"}),
 }
-"""The categories of each task."""
+"""Categories of each task."""
 
 
 class SpecBenchRow(QuestionRow):
-    """One line of Spec-Bench's `question.jsonl`: MT-bench's schema with the categories of these tasks."""
+    """A line of Spec-Bench's `question.jsonl`: MT-bench's schema with these tasks' categories."""
 
     @field_validator("category")
     @classmethod
-    def _is_of_a_task(cls, category: str) -> str:
+    def _has_known_category(cls, category: str) -> str:
         known = sorted(frozenset().union(*TASKS.values()))
         if category not in known:
             raise ValueError(f"{category!r} is none of {', '.join(known)}")
@@ -48,5 +48,5 @@ class SpecBench(Suite[QuestionRow]):
         self._categories = TASKS[task]
 
     def prompts(self, row: QuestionRow, number: int) -> list[Prompt]:
-        """The row's turns; none where it belongs to another task."""
+        """The row's turns; an empty list if it belongs to another task."""
         return prompts_of_turns(self, row) if row.category in self._categories else []

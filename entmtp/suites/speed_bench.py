@@ -1,7 +1,7 @@
 """SPEED-Bench (arXiv 2604.09557): eleven kinds of tasks, and inputs of fixed lengths by the entropy of the answers.
 
-NVIDIA's licence allows evaluation and forbids handing the texts on. Many of the hub's rows hold a placeholder for a
-text that lies elsewhere: NVIDIA's ``prepare.py`` fetches it and writes the files that these suites read.
+NVIDIA's licence allows evaluation and forbids redistribution. Many of the hub's rows are placeholders for texts from
+other sources. NVIDIA's ``prepare.py`` fetches these and writes the files that the suites read.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ CATEGORIES = (
     *("coding", "math", "humanities", "stem", "writing", "summarization"),
     *("roleplay", "rag", "multilingual", "reasoning", "qa"),
 )
-"""Of the qualitative split: 80 questions each."""
+"""Categories of the qualitative split, with 80 questions each."""
 ENTROPIES = {"low-entropy": "low_entropy", "mixed-entropy": "mixed", "high-entropy": "high_entropy"}
-"""Classes of the throughput splits, 512 inputs each, by the end of the suite's name."""
+"""Categories of the throughput splits, with 512 inputs each, by suffix of the suite's name."""
 LENGTHS = ("1k", "2k", "8k", "16k", "32k")
-"""Tokens of the throughput splits' inputs."""
+"""Input lengths of the throughput splits, in tokens."""
 FAMILY = "speed-bench"
 FAMILIES = (FAMILY, *(f"{FAMILY}-{length}" for length in LENGTHS))
 _PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE"
 
 
 class UserMessage(BaseModel):
-    """One turn, as the files of NeMo-Skills have them."""
+    """One turn in the schema of NeMo-Skills."""
 
     role: Literal["user"]
     content: Text
 
 
 class SpeedBenchRow(QuestionRow):
-    """A row with the hub's `turns`, or the `messages` that NeMo-Skills' ``prepare.py`` writes in their stead."""
+    """A row with the hub's `turns`, or the `messages` that NeMo-Skills' ``prepare.py`` writes instead."""
 
     categories: ClassVar[tuple[str, ...]] = ()
     turns: list[Text] = Field(default_factory=list, min_length=1)
@@ -54,21 +54,25 @@ class SpeedBenchRow(QuestionRow):
 
 
 class QualitativeRow(SpeedBenchRow):
+    """A row of the qualitative split."""
+
     categories: ClassVar[tuple[str, ...]] = CATEGORIES
 
 
 class ThroughputRow(SpeedBenchRow):
+    """A row of a throughput split."""
+
     categories: ClassVar[tuple[str, ...]] = tuple(ENTROPIES.values())
 
 
 class SpeedBench(Suite[QuestionRow]):
-    """Rows of one category of one split."""
+    """Base of the suites, each of one category of one split."""
 
     protocol: Protocol = PROTOCOLS[FAMILY]
     category: str
 
     def prompts(self, row: QuestionRow, number: int) -> list[Prompt]:
-        """The row's turns; none where it belongs to another category.
+        """The row's turns; an empty list if it belongs to another category.
 
         Raises:
             EntMTPError: a turn is a placeholder.

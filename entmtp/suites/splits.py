@@ -1,4 +1,4 @@
-"""Which prompts calibrate and which are scored, decided by the text alone so that it is the same in every run."""
+"""Split of prompts into a calibration and a scored half, by a hash of their text so that every run has the same."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from entmtp.suites.base import Prompt
 
 
 def split(prompts: Sequence[Prompt]) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """Part prompts into (calibration, scored), about half each, order kept.
+    """Split prompts into (calibration, scored), about half each, in the given order.
 
-    A prompt's side depends on nothing but its text (its key where it has one): a bank calibrated on any subset of a
-    suite can be scored on any other subset, in another run and from another file, and no prompt is ever on both sides.
+    A prompt's half depends only on its key, or its text if it has none. So a bank calibrated on any subset of a suite
+    can be scored on any other subset, in another run and from another file, without a prompt in both.
     """
     calibration = tuple(prompt for prompt in prompts if _calibrates(prompt))
     scored = tuple(prompt for prompt in prompts if not _calibrates(prompt))
@@ -22,9 +22,9 @@ def split(prompts: Sequence[Prompt]) -> tuple[tuple[Prompt, ...], tuple[Prompt, 
 
 
 def draw(prompts: Sequence[Prompt], count: int, seed: int) -> tuple[Prompt, ...]:
-    """Choose `count` prompts (all where there are fewer) by a seeded hash, in their own order.
+    """Sample `count` prompts (all if there are fewer) by a seeded hash, in their original order.
 
-    A smaller draw with the same seed is a subset of a bigger one.
+    A smaller sample is a subset of a larger one with the same seed.
     """
     if count < 1:
         raise EntMTPError(f"count {count} is below 1; draw at least one prompt")

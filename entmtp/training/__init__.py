@@ -1,1 +1,1 @@
-"""Training of draft heads on text that the model writes itself."""
+"""Training of draft heads on text that the model generates itself (self-distillation)."""

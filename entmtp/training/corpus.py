@@ -1,8 +1,8 @@
-"""Training text that the model writes itself, kept together with the decoder states it was written from.
+"""Training corpus: text that the model generates itself, stored with its decoder states.
 
 Draft heads learn to guess the *model's* continuations, so the corpus is the model's own answer to each prompt
-(self-distillation, Medusa section 2.3.3). The generator already holds the decoder states; keeping them saves a second
-pass. A corpus is a folder of parts, each a safetensors file; an interrupted run continues after its last part.
+(self-distillation, Medusa section 2.3.3). Generation computes the decoder states anyway; storing them saves a second
+pass. A corpus is a folder of parts, each a safetensors file. An interrupted run continues after its last part.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from entmtp.settings import CorpusSettings
 
 @dataclass
 class Answer:
-    """A prompt being answered: ``states[i]`` is the decoder state that ``tokens[i]`` was chosen from."""
+    """An answer in progress: ``tokens[i]`` was chosen from the decoder state ``states[i]``."""
 
     prompt_id: str
     sampled: bool
@@ -36,7 +36,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class CorpusPart:
-    """Answers one after another: ``tokens [total]``, ``states [total, hidden_size]``, ``starts [answers + 1]``."""
+    """Concatenated answers: ``tokens [total]``, ``states [total, hidden_size]``, ``starts [answers + 1]``."""
 
     tokens: torch.Tensor
     states: torch.Tensor
@@ -45,7 +45,7 @@ class CorpusPart:
 
 
 def prompt_id(ids: Sequence[int]) -> str:
-    """A stable name of a tokenised prompt."""
+    """Stable id of a tokenised prompt: 16 hexadecimal digits of a hash."""
     return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
 
 
@@ -57,7 +57,9 @@ def write_corpus(
     settings: CorpusSettings,
     progress: Callable[[int, int], None] = lambda answers, tokens: None,
 ) -> int:
-    """Answers ``prompts`` (token ids) into ``folder``; skips those that its parts hold already. Returns tokens written.
+    """Generates an answer to each of ``prompts`` (token ids) and writes them to ``folder``.
+
+    Prompts that the folder's parts answer already are skipped. Returns the number of tokens written.
 
     Raises:
         EntMTPError: if no prompt is short enough for the settings and the model's context.
@@ -75,10 +77,10 @@ def write_corpus(
     waiting = iter([ids for name, ids in unique.items() if name not in done])
     pending: list[Answer] = []
     count, tokens = len(done), 0
-    for answer in answers(backbone, waiting, settings):
+    for answer in generate_answers(backbone, waiting, settings):
         pending.append(answer)
         count, tokens = count + 1, tokens + len(answer.tokens)
-        if sum(len(one.tokens) for one in pending) >= settings.part_tokens:
+        if sum(len(each.tokens) for each in pending) >= settings.part_tokens:
             _write_part(folder, pending)
             pending = []
         progress(count, tokens)
@@ -87,8 +89,8 @@ def write_corpus(
     return tokens
 
 
-def answers(backbone: Backbone, waiting: Iterator[list[int]], settings: CorpusSettings) -> Iterator[Answer]:
-    """Yields finished answers as they end; a free slot takes the next prompt at once."""
+def generate_answers(backbone: Backbone, waiting: Iterator[list[int]], settings: CorpusSettings) -> Iterator[Answer]:
+    """Yields answers as they finish; a free slot takes the next prompt at once (continuous batching)."""
     cache = backbone.new_cache(settings.slots, settings.max_prompt_tokens + settings.max_new_tokens + 1)
     randomness = torch.Generator().manual_seed(settings.seed)
     running: dict[int, Answer] = {}
@@ -102,7 +104,7 @@ def answers(backbone: Backbone, waiting: Iterator[list[int]], settings: CorpusSe
             return
         slots = sorted(running)
         chosen = _choose(backbone.logits(state[slots]), [running[slot] for slot in slots], settings, randomness)
-        yield from _record(backbone, cache, running, slots, state, chosen, settings)
+        yield from _append_tokens(backbone, cache, running, slots, state, chosen, settings)
         slots_left = [slot for slot in slots if slot in running]
         if slots_left:
             tokens = torch.tensor([running[slot].tokens[-1:] for slot in slots_left], device=backbone.device)
@@ -117,7 +119,7 @@ def _is_sampled(ids: Sequence[int], settings: CorpusSettings) -> bool:
 def _choose(
     logits: torch.Tensor, answers: list[Answer], settings: CorpusSettings, randomness: torch.Generator
 ) -> list[int]:
-    """The next token of each running answer: argmax, or a draw at the temperature."""
+    """Chooses the next token of each running answer: argmax, or a sample at the temperature."""
     chosen = logits.argmax(-1)
     sampled = torch.tensor([answer.sampled for answer in answers], device=logits.device)
     if sampled.any():
@@ -126,7 +128,7 @@ def _choose(
     return chosen.tolist()
 
 
-def _record(
+def _append_tokens(
     backbone: Backbone,
     cache: TreeCache,
     running: dict[int, Answer],
@@ -135,23 +137,24 @@ def _record(
     chosen: list[int],
     settings: CorpusSettings,
 ) -> Iterator[Answer]:
-    kept = state[slots].to("cpu", torch.bfloat16)
-    for row, (slot, token) in enumerate(zip(slots, chosen, strict=True)):
+    """Appends the chosen tokens to their answers and yields those that are finished."""
+    states = state[slots].to("cpu", torch.bfloat16)
+    for batch_row, (slot, token) in enumerate(zip(slots, chosen, strict=True)):
         answer = running[slot]
         answer.tokens.append(token)
-        answer.states.append(kept[row])
+        answer.states.append(states[batch_row])
         if token in backbone.eos_token_ids or len(answer.tokens) >= settings.max_new_tokens:
             cache.truncate(slot)
             yield running.pop(slot)
 
 
 def part_paths(folder: Path) -> list[Path]:
-    """The finished parts of a corpus, in order."""
+    """Paths of a corpus's finished parts, in order."""
     return sorted(folder.glob("part-[0-9][0-9][0-9][0-9][0-9].safetensors"))
 
 
 def _write_part(folder: Path, answers: list[Answer]) -> None:
-    # One behind the last, not the count: with a part removed, the count names one that exists.
+    # The last number plus one, not the count: if a part was removed, the count is the number of an existing part.
     number = max((int(path.stem.removeprefix("part-")) for path in part_paths(folder)), default=-1) + 1
     path = folder / f"part-{number:05d}.safetensors"
     tensors = {
@@ -159,20 +162,20 @@ def _write_part(folder: Path, answers: list[Answer]) -> None:
         "states": torch.stack([state for answer in answers for state in answer.states]),
         "starts": torch.tensor([0, *(len(answer.tokens) for answer in answers)]).cumsum(0),
     }
-    marks = {"prompt_ids": json.dumps([answer.prompt_id for answer in answers])}
-    write_whole(path, lambda unfinished: save_file(tensors, unfinished, metadata=marks))
+    metadata = {"prompt_ids": json.dumps([answer.prompt_id for answer in answers])}
+    write_whole(path, lambda unfinished: save_file(tensors, unfinished, metadata=metadata))
 
 
 def read_part(path: Path, *, states: bool = True) -> CorpusPart:
-    """Reads one part; ``states=False`` leaves the (large) decoder states out.
+    """Reads one part; ``states=False`` skips the (large) decoder states.
 
     Raises:
         EntMTPError: if the file is not a corpus part.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            held = file.get_tensor("states") if states else torch.empty(0)
-            names = json.loads(file.metadata()["prompt_ids"])
-            return CorpusPart(file.get_tensor("tokens").long(), held, file.get_tensor("starts"), names)
+            hidden = file.get_tensor("states") if states else torch.empty(0)
+            prompt_ids = json.loads(file.metadata()["prompt_ids"])
+            return CorpusPart(file.get_tensor("tokens").long(), hidden, file.get_tensor("starts"), prompt_ids)
     except Exception as error:  # safetensors raises its own type, and a foreign file lacks any of the keys
         raise EntMTPError(f"corpus: {path} is not a corpus part ({error}); write the corpus again") from error

@@ -1,4 +1,4 @@
-"""How often each head's guesses contain the true token."""
+"""Top-k accuracy of draft heads."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from entmtp.heads.stateless import StatelessHeads
 from entmtp.training.dataset import Dataset
 
 TOP = (1, 5, 10)
-_ROWS = 256
+_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
 class HeadAccuracy:
-    """``shares[i][k]``: share of held-out positions at which head i's best ``TOP[k]`` guesses hold the true token."""
+    """Top-k accuracies: ``shares[i][k]`` is that of head i with its ``TOP[k]`` likeliest guesses."""
 
     shares: tuple[tuple[float, ...], ...]
     positions: int
 
     def metrics(self) -> dict[str, float]:
-        """Flat names such as ``head1_top5``."""
+        """The shares by metric name, such as ``head1_top5``."""
         return {
             f"head{head}_top{top}": share
             for head, row in enumerate(self.shares, start=1)
@@ -31,22 +31,24 @@ class HeadAccuracy:
 
 
 @torch.inference_mode()
-def accuracy(heads: StatelessHeads, dataset: Dataset, positions: torch.Tensor, limit: int = 8192) -> HeadAccuracy:
-    """Top-k accuracy over (at most ``limit``, evenly spread) ``positions``, true tokens before each guess.
+def measure_accuracy(
+    heads: StatelessHeads, dataset: Dataset, positions: torch.Tensor, limit: int = 8192
+) -> HeadAccuracy:
+    """Measures top-k accuracy with teacher forcing, at no more than ``limit`` evenly spread ``positions``.
 
     A true token outside the draft vocabulary counts as a miss.
     """
     positions = positions[:: max(1, math.ceil(len(positions) / limit))]
     hits = torch.zeros(heads.num_heads, len(TOP))
-    seen = torch.zeros(heads.num_heads)
-    for chunk in positions.split(_ROWS):
+    counts = torch.zeros(heads.num_heads)
+    for chunk in positions.split(_BATCH_SIZE):
         batch = dataset.batch(chunk, heads.num_heads).to(heads.output_weight.device)
         states = heads.teacher_forced(batch.states[:, 0].to(heads.output_weight.dtype), batch.tokens[:, :-1])
-        best = heads.draft_logits(states).topk(max(TOP), dim=-1).indices
-        right = heads.draft_vocab.long()[best] == batch.tokens[:, 1:, None]
-        right &= batch.valid[:, :, None]
-        seen += batch.valid.sum(0).cpu()
-        for at, top in enumerate(TOP):
-            hits[:, at] += right[:, :, :top].any(-1).sum(0).cpu()
-    shares = (hits / seen[:, None].clamp(min=1)).tolist()
+        top_tokens = heads.draft_logits(states).topk(max(TOP), dim=-1).indices
+        is_hit = heads.draft_vocab.long()[top_tokens] == batch.tokens[:, 1:, None]
+        is_hit &= batch.valid[:, :, None]
+        counts += batch.valid.sum(0).cpu()
+        for column, top in enumerate(TOP):
+            hits[:, column] += is_hit[:, :, :top].any(-1).sum(0).cpu()
+    shares = (hits / counts[:, None].clamp(min=1)).tolist()
     return HeadAccuracy(tuple(tuple(row) for row in shares), len(positions))

@@ -1,4 +1,4 @@
-"""Trainings in MLflow: one run, however often a training is interrupted."""
+"""Tracking of trainings in MLflow; an interrupted training continues in the same run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRAINING_EXPERIMENT = "entmtp-training"
 
 
 class TrainingRun:
-    """A training run in progress; as a context manager it ends as failed when its block does."""
+    """A training run in progress; as a context manager it ends as failed if its block raises."""
 
     def __init__(self, client: MlflowClient, tracking_uri: str, experiment_id: str, run_id: str) -> None:
         self._client = client
@@ -48,12 +48,12 @@ class TrainingRun:
             self._end(run_status(kind))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics of a step in one round trip."""
+        """Log a step's metrics in one round trip."""
         with mlflow_errors(self._tracking_uri):
             log_batch(self._client, self.run_id, metrics, {}, step=step)
 
     def finish(self, artifacts: Sequence[TrackedModel]) -> TrackedRun:
-        """Keep what was trained as logged models and end the run."""
+        """Log the trained models and end the run."""
         check_model_files(artifacts)
         with mlflow_errors(self._tracking_uri):
             models = log_models(self._client, self._experiment_id, self.run_id, artifacts)
@@ -69,9 +69,9 @@ class TrainingRun:
 def start_training_run(
     tracking_uri: str, experiment: str, params: Mapping[str, Any], run_id: str | None = None
 ) -> TrainingRun:
-    """Start a training run, or go on with `run_id`.
+    """Start a training run, or resume `run_id`.
 
-    A resumed run keeps the parameters that it began with; those that have changed since are kept as `resumed.*` tags.
+    A resumed run keeps its original parameters; those that have changed since are logged as `resumed.*` tags.
 
     Raises:
         EntMTPError: MLflow is missing, refuses the address, or has no such run.
@@ -86,10 +86,10 @@ def start_training_run(
         else:
             run = client.get_run(run_id)
             client.update_run(run_id, status="RUNNING")
-            begun = run.data.params
-            log_batch(client, run_id, {}, {name: text for name, text in flat.items() if name not in begun})
+            original = run.data.params
+            log_batch(client, run_id, {}, {name: text for name, text in flat.items() if name not in original})
             for name, text in flat.items():
-                if begun.get(name, text) != text:
+                if original.get(name, text) != text:
                     client.set_tag(run_id, f"resumed.{name}", text)
         return TrainingRun(client, tracking_uri, run.info.experiment_id, run.info.run_id)
 
@@ -98,16 +98,16 @@ def start_training_run(
 def tracked_training(
     tracking_uri: str | None, output: Path, settings: Mapping[str, Any]
 ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """Record a training in one run however often it is interrupted (its id is kept in `output`).
+    """Track a training in one run, whose id is stored in `output` so that an interrupted training resumes it.
 
-    Without an address nothing is recorded.
+    Without a tracking URI nothing is logged.
     """
     if tracking_uri is None:
         yield lambda step, metrics: None
         return
-    kept = output / "mlflow-run-id"
-    run_id = kept.read_text(encoding="utf-8").strip() if kept.exists() else None
+    id_file = output / "mlflow-run-id"
+    run_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else None
     with start_training_run(tracking_uri, TRAINING_EXPERIMENT, settings, run_id) as run:
-        write_text(kept, run.run_id)
+        write_text(id_file, run.run_id)
         yield run.log
         run.finish([])

@@ -1,4 +1,4 @@
-"""The model card that goes with trained heads: from what, how, and how accurate on held-out text."""
+"""Model card of trained heads: their training data, settings and held-out accuracy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from entmtp.training.evaluate import TOP
 def write_model_card(
     folder: Path, settings: TrainingSettings, dataset: Dataset, model: str, prompts: str, metrics: Mapping[str, float]
 ) -> None:
-    """Writes ``README.md`` beside the weights; ``prompts`` says which, ``metrics`` are the last held-out accuracies."""
+    """Writes ``README.md`` next to the weights.
+
+    ``prompts`` describes the training prompts; ``metrics`` are the final held-out accuracies.
+    """
     rows = "\n".join(
         f"| {head} | " + " | ".join(f"{metrics[f'head{head}_top{top}']:.3f}" for top in TOP) + " |"
         for head in range(1, settings.num_heads + 1)

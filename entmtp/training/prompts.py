@@ -1,8 +1,8 @@
 """Training prompts for the bundled heads: chat turns, code to complete, word problems and story ideas.
 
 Chat turns come from a ShareGPT file; code prompts are signatures and docstrings of the installed Python libraries;
-word problems and story ideas are put together from parts written for this project. The caller says how benchmark
-prompts are kept out (:mod:`entmtp.training.prompts_command`).
+word problems and story ideas are combined from parts written for this project. The caller passes a function that
+removes benchmark prompts (:mod:`entmtp.training.prompts_command`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from entmtp.json_lines import Located, read_text
 from entmtp.settings import PromptMixSettings
 
 _KEY = re.compile(r'"conversations"\s*:')
-"""Once in each record: texts have their quotes escaped."""
+"""Occurs once in each record, since quotes within texts are escaped."""
 
 _MORE = re.compile(r'["{}\[\],:]|\s\S')
-"""Signs that a text does not end within the word or number that begins here."""
+"""Matches if a text goes on after the word or number that begins here."""
 
 _CODE_PACKAGES = ("numpy", "scipy", "torch", "pandas", "matplotlib", "networkx", "sympy")
-_CODE_ASKS = (
+_CODE_TEMPLATES = (
     "Complete the following Python function.\n\n```python\n{code}\n```",
     "{code}",
     "Write the body of this Python function:\n{code}",
@@ -37,11 +37,11 @@ _CODE_ASKS = (
 
 
 def chat_prompts(sharegpt: Path) -> list[str]:
-    """The first human turn of every conversation of a ShareGPT file (JSON list, JSON lines, or a cut-off list).
+    """First human turns of the conversations in a ShareGPT file (JSON list, JSON lines, or a truncated list).
 
     Raises:
-        EntMTPError: the file can't be read, is too big, or a record of it is broken, and not just cut off by the end
-            of the file, or is no conversation.
+        EntMTPError: the file can't be read or is too big; or a record is no conversation, or is broken other than by
+            the end of a truncated file.
     """
     turns = []
     for where, record in _records(sharegpt):
@@ -59,7 +59,7 @@ def _records(path: Path) -> Iterator[Located]:
         try:
             record, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            if isinstance(error, json.JSONDecodeError) and _cut_off(error, at):
+            if isinstance(error, json.JSONDecodeError) and _is_truncated(error, at):
                 return
             line = text.count("\n", 0, at) + 1
             raise EntMTPError(
@@ -68,10 +68,10 @@ def _records(path: Path) -> Iterator[Located]:
         yield f"{path}, record {number}", record
 
 
-def _cut_off(error: json.JSONDecodeError, at: int) -> bool:
-    """Whether the file just ends in the middle of the record that begins at ``at``.
+def _is_truncated(error: json.JSONDecodeError, at: int) -> bool:
+    """Whether the file ends in the middle of the record that begins at ``at``.
 
-    A record that is broken has at least its own end behind the fault, or has taken the next record for a part of it.
+    If a record is broken instead, more text follows the error, or the parser has read into the next record.
     """
     keys = itertools.islice(_KEY.finditer(error.doc, at), 2)
     ends = error.msg.startswith("Unterminated string") or _MORE.search(error.doc, error.pos) is None
@@ -79,7 +79,7 @@ def _cut_off(error: json.JSONDecodeError, at: int) -> bool:
 
 
 def _first_human_turn(record: dict[str, Any], where: str) -> str:
-    """'' where no human speaks."""
+    """The text of the first human turn; '' if there is none."""
     conversation = record.get("conversations", [])
     if not isinstance(conversation, list) or not all(isinstance(turn, dict) for turn in conversation):
         raise EntMTPError(f"sharegpt: {where}: 'conversations' is no list of objects; mend the record")
@@ -90,20 +90,21 @@ def _first_human_turn(record: dict[str, Any], where: str) -> str:
 
 
 def code_prompts(sources: Iterable[Path], randomness: random.Random) -> list[str]:
-    """Functions with a docstring, asked to be completed from signature and docstring."""
-    asked = []
+    """Requests to complete functions from their signature and docstring."""
+    prompts = []
     for source in sources:
         try:
             tree = ast.parse(source.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError, ValueError):
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef) and (code := _head(node)):
-                asked.append(randomness.choice(_CODE_ASKS).format(code=code))
-    return asked
+            if isinstance(node, ast.FunctionDef) and (code := _signature_and_docstring(node)):
+                prompts.append(randomness.choice(_CODE_TEMPLATES).format(code=code))
+    return prompts
 
 
-def _head(node: ast.FunctionDef) -> str | None:
+def _signature_and_docstring(node: ast.FunctionDef) -> str | None:
+    """The code before a public function's body; None for methods and for docstrings of unsuitable length."""
     document = ast.get_docstring(node)
     arguments = [argument.arg for argument in node.args.args]
     if not document or not 40 <= len(document) <= 500 or not arguments or "self" in arguments or node.name[0] == "_":
@@ -138,11 +139,11 @@ _PROBLEMS = (
     "Half of the {big} pupils of a school walk, {x} come by bus and the rest cycle. How many cycle?",
     "{a} baked {k} trays of {y} muffins and sold all but {x}. Each was sold for $2. How much money did {a} take?",
 )
-_MATH_ASKS = ("{problem}", "{problem} Think step by step.", "Solve this problem and explain each step: {problem}")
+_MATH_TEMPLATES = ("{problem}", "{problem} Think step by step.", "Solve this problem and explain each step: {problem}")
 
 
 def math_prompts(count: int, randomness: random.Random) -> list[str]:
-    """Word problems for grade school put together from parts."""
+    """Grade-school word problems, combined from parts."""
     prompts = []
     for _ in range(count):
         first, second = randomness.sample(_NAMES, 2)
@@ -155,7 +156,7 @@ def math_prompts(count: int, randomness: random.Random) -> list[str]:
             k=randomness.randint(2, 9),
             big=randomness.randrange(100, 500, 10),
         )
-        prompts.append(randomness.choice(_MATH_ASKS).format(problem=problem))
+        prompts.append(randomness.choice(_MATH_TEMPLATES).format(problem=problem))
     return prompts
 
 
@@ -173,33 +174,33 @@ _EVENTS = (
     "inherits a house full of clocks|makes a bargain at midnight|meets the person they once betrayed|"
     "is the only one who remembers the war|grows a garden that grants wishes|is mistaken for a hero"
 ).split("|")
-_STORY_ASKS = (
+_STORY_TEMPLATES = (
     "Write a short story about {hero} who {event}.",
     "[WP] {Hero} {event}.",
     "Write the opening scene of a novel in which {hero} {event}.",
-    "Tell a {mood} tale: {hero} {event}.",
+    "Tell a {tone} tale: {hero} {event}.",
     "You are {hero}. One evening something changes: a person close to you {event}. Write about it.",
 )
-_MOODS = "funny sad eerie hopeful romantic bitter whimsical tense".split()
+_TONES = "funny sad eerie hopeful romantic bitter whimsical tense".split()
 
 
 def story_prompts(count: int, randomness: random.Random) -> list[str]:
-    """Ideas for stories put together from parts."""
+    """Story ideas, combined from parts."""
     prompts = []
     for _ in range(count):
         hero, event = randomness.choice(_HEROES), randomness.choice(_EVENTS)
-        ask, mood = randomness.choice(_STORY_ASKS), randomness.choice(_MOODS)
-        prompts.append(ask.format(hero=hero, Hero=hero[0].upper() + hero[1:], event=event, mood=mood))
+        template, tone = randomness.choice(_STORY_TEMPLATES), randomness.choice(_TONES)
+        prompts.append(template.format(hero=hero, Hero=hero[0].upper() + hero[1:], event=event, tone=tone))
     return sorted(set(prompts))
 
 
 def mixed_prompts(
     sharegpt: Path, without_benchmarks: Callable[[Sequence[str]], list[str]], settings: PromptMixSettings
 ) -> list[str]:
-    """The mix that the bundled heads were trained on: chat, code, word problems and stories, shuffled.
+    """The mix on which the bundled heads were trained: chat, code, word problems and stories, shuffled.
 
-    Code comes from the standard library and the installed numerical packages. ``without_benchmarks`` returns those of
-    the prompts it is given that hold no benchmark prompt.
+    Code comes from the standard library and the installed numerical packages. ``without_benchmarks`` filters prompts
+    and returns those that contain no benchmark prompt.
     """
     randomness = random.Random(settings.seed)
     chat = [turn for turn in without_benchmarks(sorted(set(chat_prompts(sharegpt)))) if _mostly_ascii(turn)]
@@ -214,7 +215,7 @@ def mixed_prompts(
 
 
 def _mostly_ascii(text: str) -> bool:
-    """The bundled model hardly knows other scripts; its answers there teach the heads nothing."""
+    """Whether a text is mostly ASCII. The bundled model hardly knows other scripts, so its answers teach nothing."""
     return sum(character.isascii() for character in text) > 0.98 * len(text)
 
 

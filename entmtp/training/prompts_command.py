@@ -1,4 +1,4 @@
-"""``entmtp prompts``: training prompts with every benchmark prompt kept out."""
+"""``entmtp prompts``: training prompts without any benchmark prompt."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from entmtp.training.prompts import mixed_prompts
 
 
 def write_training_prompts(sharegpt: Path, output: Path, data: Sequence[str]) -> int:
-    """Writes the mix as JSON lines; returns how many.
+    """Writes the mix of training prompts as JSON lines; returns their number.
 
-    All prompts of all suites are kept out, as the hub, the package or ``data`` (``SUITE=FILE``) gives them.
+    Prompts that overlap with a suite are dropped. Suites are read from ``data`` (``SUITE=FILE``), a package or the hub.
 
     Raises:
         EntMTPError: if the ShareGPT file or one of ``data`` can't be used.

@@ -1,4 +1,4 @@
-"""``entmtp train``: from prompts to heads on disk, through the model's own text."""
+"""``entmtp train``: trains draft heads on the model's own answers to a file of prompts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.training_prompts import FILE, write_training_prompt_hashes
+from entmtp.heads.training_prompts import FILE_NAME, write_training_prompt_hashes
 from entmtp.json_lines import check_file, read_json_lines
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
@@ -36,21 +36,21 @@ def train_heads(
 ) -> Path:
     """Writes the corpus into ``output/corpus`` and the heads into ``output/heads``; returns the latter.
 
-    ``tracked`` opens whatever records the loss and accuracies, given the settings.
+    ``tracked`` is given the settings and opens a log of loss and accuracies.
 
     Raises:
         EntMTPError: for unusable prompts, settings or checkpoints.
     """
     settings = TrainingSettings.parse(**{name: value for name, value in overrides.items() if value is not None})
-    asked = read_prompts(prompts)
+    texts = read_prompts(prompts)
     loaded, tokenizer = load_model(model, device=device)
     backbone = build_backbone(loaded)
 
-    def written(answers: int, tokens: int) -> None:
-        console.print(f"text: {answers}/{len(asked)} prompts answered, {tokens} new tokens", end=_end(console))
+    def report_corpus(answers: int, tokens: int) -> None:
+        console.print(f"text: {answers}/{len(texts)} prompts answered, {tokens} new tokens", end=_end(console))
 
-    ids = [encode_chat(tokenizer, prompt) for prompt in asked]
-    write_corpus(backbone, ids, output / "corpus", CorpusSettings(), written)
+    ids = [encode_chat(tokenizer, prompt) for prompt in texts]
+    write_corpus(backbone, ids, output / "corpus", CorpusSettings(), report_corpus)
     dataset = Dataset([output / "corpus"], settings.held_out_share)
     trainer = Trainer(backbone, dataset, settings, output / "checkpoint")
     last: dict[str, float] = {}
@@ -65,24 +65,24 @@ def train_heads(
         heads = trainer.train(report)
     folder = output / "heads"
     heads.half().save_pretrained(folder)
-    write_model_card(folder, settings, dataset, model, f"{len(asked)} of {prompts.name}", last)
-    hashes = {prompt_id(tokens): prompt_hash(prompt) for tokens, prompt in zip(ids, asked, strict=True)}
-    console.print(_write_list(folder, dataset.prompt_ids, hashes))
+    write_model_card(folder, settings, dataset, model, f"{len(texts)} of {prompts.name}", last)
+    hashes = {prompt_id(tokens): prompt_hash(prompt) for tokens, prompt in zip(ids, texts, strict=True)}
+    console.print(_write_prompt_hashes(folder, dataset.prompt_ids, hashes))
     console.print(f"heads: {folder}")
     return folder
 
 
-def _write_list(folder: Path, answered: Sequence[str], hashes: Mapping[str, str]) -> str:
-    """Writes down which prompts the corpus has answers to; says how that went.
+def _write_prompt_hashes(folder: Path, answered: Sequence[str], hashes: Mapping[str, str]) -> str:
+    """Writes the hashes of the prompts that the corpus answers; returns a message for the user.
 
-    A corpus may hold answers from an earlier run with other prompts, whose texts nobody knows any more. A list without
-    them would hide what the heads have seen, so there is none then.
+    A corpus may have answers from an earlier run with other prompts, whose texts are not known any more. An incomplete
+    list would hide prompts that the heads have seen, so none is written then.
     """
-    if strangers := set(answered) - hashes.keys():
-        (folder / FILE).unlink(missing_ok=True)
-        return f"no {FILE}: the corpus has {len(strangers)} answers to prompts that are not among those given"
+    if unknown := set(answered) - hashes.keys():
+        (folder / FILE_NAME).unlink(missing_ok=True)
+        return f"no {FILE_NAME}: the corpus has {len(unknown)} answers to prompts that are not among those given"
     write_training_prompt_hashes(folder, (hashes[name] for name in answered))
-    return f"{FILE}: {len(set(answered))} prompts, for benchmarks to look up"
+    return f"{FILE_NAME}: {len(set(answered))} prompts, for benchmarks to look up"
 
 
 def _end(console: Console) -> str:
@@ -90,7 +90,7 @@ def _end(console: Console) -> str:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Read the ``prompt`` of every JSON line.
+    """Reads the ``prompt`` of every JSON line.
 
     Raises:
         EntMTPError: names the line that is not a JSON object with a text ``prompt``.

@@ -1,8 +1,8 @@
-"""Trains draft heads on a corpus: half cross-entropy on the next tokens, half divergence from the model's own view.
+"""Training of draft heads on a corpus: cross-entropy on the next tokens and KL divergence from the model's own logits.
 
-The full vocabulary would dominate the cost, so each step scores a candidate set: the most frequent tokens, the batch's
-labels, and random others whose logits are raised by the log of how many tokens each stands for (sampled softmax,
-Jean et al. 2015).
+Logits over the full vocabulary would dominate the cost, so each step uses a sampled softmax (Jean et al. 2015). Its
+candidates are the most frequent tokens, the batch's labels, and random other tokens. The random tokens' logits are
+corrected by the log of the number of tokens that each represents.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.settings import TrainingSettings
 from entmtp.training.dataset import Dataset
-from entmtp.training.evaluate import HeadAccuracy, accuracy
+from entmtp.training.evaluate import HeadAccuracy, measure_accuracy
 
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One report of a running training."""
+    """Progress report of a training."""
 
     step: int
     steps: int
@@ -57,7 +57,7 @@ def new_heads(backbone: Backbone, dataset: Dataset, settings: TrainingSettings) 
 
 
 class Trainer:
-    """Trains heads in place and keeps a checkpoint in ``folder``; a second run continues from it.
+    """Trains new heads and saves checkpoints to ``folder``, from which a second run continues.
 
     Raises:
         EntMTPError: if the corpus is another model's; from :meth:`train`, if the folder's checkpoint can't be read or
@@ -74,7 +74,7 @@ class Trainer:
             )
         self.heads = new_heads(backbone, dataset, settings)
         self.heads.attach(backbone)
-        # Attached for the model's frozen output layer; trained in float32 whatever the model's own type.
+        # Attaching sets the model's frozen output layer; training is in float32, whatever the model's type.
         self.heads.float().train()
         self.heads.output_weight = self.heads.output_weight.float()
         self.heads.input_embeddings = self.heads.input_embeddings.float()
@@ -90,9 +90,9 @@ class Trainer:
         self.step, self.loss = 0, math.nan
 
     def train(self, report: Callable[[Progress], None] = lambda progress: None) -> StatelessHeads:
-        """Runs to the last step; reports every 20 steps, with held-out accuracy after every epoch.
+        """Trains to the last step; reports every 20 steps, with held-out accuracy after each epoch.
 
-        A training that was finished before reports its end once more.
+        A training that was finished before repeats its last report.
         """
         self._resume()
         if self.step == self.steps:
@@ -114,7 +114,7 @@ class Trainer:
         return self.heads.eval()
 
     def _progress(self, ended: bool) -> Progress:
-        scores = accuracy(self.heads, self.dataset, self.dataset.held_out) if ended else None
+        scores = measure_accuracy(self.heads, self.dataset, self.dataset.held_out) if ended else None
         return Progress(self.step, self.steps, self.loss, scores)
 
     def _shuffled(self, epoch: int) -> torch.Tensor:
@@ -133,7 +133,7 @@ class Trainer:
         return loss.item()
 
     def _schedule(self) -> float:
-        """Linear warm-up, then a cosine to zero."""
+        """Learning-rate factor: linear warm-up, then cosine decay to zero."""
         warmup = min(self.settings.warmup_steps, self.steps // 10)
         if self.step < warmup:
             return (self.step + 1) / warmup
@@ -144,38 +144,40 @@ class Trainer:
         labels = self.label_of[batch.tokens[:, 1:].cpu()].masked_fill(~batch.valid.cpu(), IGNORED)
         candidates, correction = self._candidates(labels)
         states = self.heads.teacher_forced(batch.states[:, 0], batch.tokens[:, :-1])
-        rows, bias = self.heads.output_weight[candidates], self.heads.output_bias
-        raised = correction if bias is None else correction + bias[candidates]
-        logits = nn.functional.linear(states, rows).float() + raised
+        weight, bias = self.heads.output_weight[candidates], self.heads.output_bias
+        offset = correction if bias is None else correction + bias[candidates]
+        logits = nn.functional.linear(states, weight).float() + offset
         with torch.no_grad():
-            teacher = nn.functional.linear(batch.states[:, 1:], rows).float() + raised
-        weight = batch.valid.float()
-        total = weight.sum().clamp(min=1)
+            teacher = nn.functional.linear(batch.states[:, 1:], weight).float() + offset
+        valid = batch.valid.float()
+        total = valid.sum().clamp(min=1)
         divergence = nn.functional.kl_div(
             logits.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True
         ).sum(-1)
-        places = _positions_in(candidates, labels).flatten().to(self.device)
-        entropy = nn.functional.cross_entropy(logits.flatten(0, 1), places, ignore_index=IGNORED, reduction="sum")
-        # A batch may hold no label at all: an answer's end, or tokens outside the draft vocabulary.
-        labelled = (places != IGNORED).sum().clamp(min=1)
+        targets = _candidate_indices(candidates, labels).flatten().to(self.device)
+        cross_entropy = nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum"
+        )
+        # A batch may have no label at all: at answers' ends, or for tokens outside the draft vocabulary.
+        labelled = (targets != IGNORED).sum().clamp(min=1)
         share = self.settings.distillation
-        return share * (divergence * weight).sum() / total + (1 - share) * entropy / labelled
+        return share * (divergence * valid).sum() / total + (1 - share) * cross_entropy / labelled
 
     def _candidates(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draft-vocabulary indices of the step's candidates, sorted, and what to add to their logits."""
+        """Sorted draft-vocabulary indices of the step's candidates, and the correction of their logits."""
         size = len(self.heads.draft_vocab)
-        sure = torch.zeros(size, dtype=torch.bool)
-        sure[: self.settings.frequent_candidates] = True
-        sure[labels[labels != IGNORED]] = True
-        others = (~sure).nonzero()[:, 0]
-        drawn = others[torch.randperm(len(others), generator=self.randomness)[: self.settings.random_candidates]]
-        chosen = torch.cat([sure.nonzero()[:, 0], drawn]).sort().values
-        stands_for = math.log(len(others) / len(drawn)) if len(drawn) else 0.0
-        correction = torch.where(sure[chosen], 0.0, stands_for)
-        return chosen.to(self.device), correction.to(self.device)
+        is_certain = torch.zeros(size, dtype=torch.bool)
+        is_certain[: self.settings.frequent_candidates] = True
+        is_certain[labels[labels != IGNORED]] = True
+        others = (~is_certain).nonzero()[:, 0]
+        sampled = others[torch.randperm(len(others), generator=self.randomness)[: self.settings.random_candidates]]
+        candidates = torch.cat([is_certain.nonzero()[:, 0], sampled]).sort().values
+        log_represented = math.log(len(others) / len(sampled)) if len(sampled) else 0.0
+        correction = torch.where(is_certain[candidates], 0.0, log_represented)
+        return candidates.to(self.device), correction.to(self.device)
 
     def _checkpoint(self) -> None:
-        held = {
+        checkpoint = {
             "identity": self._identity(),
             "step": self.step,
             "loss": self.loss,
@@ -183,7 +185,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "randomness": self.randomness.get_state(),
         }
-        write_whole(self.folder / "checkpoint.pt", lambda unfinished: torch.save(held, unfinished))
+        write_whole(self.folder / "checkpoint.pt", lambda unfinished: torch.save(checkpoint, unfinished))
 
     def _resume(self) -> None:
         path = self.folder / "checkpoint.pt"
@@ -205,17 +207,17 @@ class Trainer:
         self.step, self.loss = saved["step"], saved.get("loss", math.nan)
 
     def _identity(self) -> str:
-        made_for = self.heads.config.model_fingerprint
-        text = f"{self.settings.model_dump_json()} {self.dataset.fingerprint} {made_for}"
+        model = self.heads.config.model_fingerprint
+        text = f"{self.settings.model_dump_json()} {self.dataset.fingerprint} {model}"
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _positions_in(candidates: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Where each label stands among the sorted candidates; ignored labels stay ignored."""
-    found = torch.searchsorted(candidates.cpu(), labels.clamp(min=0))
-    return found.masked_fill(labels == IGNORED, IGNORED)
+def _candidate_indices(candidates: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Index of each label among the sorted candidates; ignored labels stay ignored."""
+    indices = torch.searchsorted(candidates.cpu(), labels.clamp(min=0))
+    return indices.masked_fill(labels == IGNORED, IGNORED)
 
 
 def _fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 products are faster than float32 ones on this device."""
+    """Whether matrix products in bfloat16 are faster than in float32 on this device."""
     return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()

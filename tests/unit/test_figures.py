@@ -148,7 +148,7 @@ FIGURES = [
     figure("docs/suites.md", "for at most {:.0f} seconds", TIME_LIMIT_SECONDS),
     figure("docs/suites.md", "measured at temperature {}", PAPER_TEMPERATURE),
     figure("docs/suites.md", "(epsilon {}, alpha {})", TYPICAL_EPSILON, TYPICAL_ALPHA),
-    figure("docs/suites.md", "greedy arms it takes temperature {}", PAPER_TEMPERATURE),
+    figure("docs/suites.md", "greedy arms it uses temperature {}", PAPER_TEMPERATURE),
 ]
 
 NOT_MEASURED = {

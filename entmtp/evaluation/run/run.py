@@ -27,7 +27,7 @@ def describe(plan: Plan) -> Iterator[str]:
     """A line about each suite: its prompts, its budget, whose tree banks it uses; then one about each kind of heads."""
     for suite in dict.fromkeys(unit.suite for unit in plan.units):
         units = [unit for unit in plan.units if unit.suite == suite]
-        tokens = get_suite(suite).protocol.tokens(plan.settings.max_new_tokens)
+        tokens = get_suite(suite).protocol.token_budget(plan.settings.max_new_tokens)
         count = sum(len(unit.prompts) for unit in units)
         yield (
             f"{suite}: {count} prompts ({units[0].source}), up to {tokens} new tokens,"

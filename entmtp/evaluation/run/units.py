@@ -74,7 +74,7 @@ def _units_of(
             "source": data.source,
             "arms": list(arms),
             "prompts": [prompt.content for prompt in prompts],
-            "tokens": protocol.tokens(settings.max_new_tokens),
+            "tokens": protocol.token_budget(settings.max_new_tokens),
             "repetitions": settings.repetitions,
             "seed": settings.seed,
             **identity,

@@ -278,7 +278,7 @@ def text_params(prompt: Prompt, settings: BenchmarkSettings) -> SamplingParams:
     """How the text behind a prompt is written, by every arm and in every repetition: the seed is the prompt's own."""
     protocol = get_suite(prompt.suite).protocol
     return SamplingParams(
-        max_tokens=protocol.tokens(settings.max_new_tokens),
+        max_tokens=protocol.token_budget(settings.max_new_tokens),
         temperature=settings.temperature,
         acceptance=settings.acceptance,
         stop=list(protocol.stop),

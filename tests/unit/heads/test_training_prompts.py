@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from entmtp.errors import EntMTPError
 from entmtp.heads import training_prompts
-from entmtp.heads.training_prompts import FILE, read_training_prompt_hashes, write_training_prompt_hashes
+from entmtp.heads.training_prompts import FILE_NAME, read_training_prompt_hashes, write_training_prompt_hashes
 from entmtp.methods import NATIVE
 from entmtp.prompt_hash import DIGITS, prompt_hash
 
@@ -20,7 +20,7 @@ def test_what_was_written_is_read_and_case_and_space_do_not_matter(
     folder = tmp_path_factory.mktemp("heads")
     write_training_prompt_hashes(folder, [prompt_hash(text) for text in [*texts, *texts]])
     assert read_training_prompt_hashes(folder) == frozenset(prompt_hash(f"  {text}\n ") for text in texts)
-    assert len((folder / FILE).read_text().splitlines()) == len(read_training_prompt_hashes(folder) or ())
+    assert len((folder / FILE_NAME).read_text().splitlines()) == len(read_training_prompt_hashes(folder) or ())
 
 
 def test_a_hash_is_the_beginning_of_the_texts_sha_256() -> None:
@@ -44,8 +44,8 @@ def test_heads_without_a_list_tell_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("content", ["0123", "0123456789abcdeg\n", "0123456789ABCDEF\n", "\xff" * DIGITS])
 def test_a_broken_list_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / FILE).write_text(f"{prompt_hash('Hello')}\n{content}", encoding="latin-1")
-    with pytest.raises(EntMTPError, match=rf"{FILE} holds .*not 16 hexadecimal digits; train the heads again"):
+    (tmp_path / FILE_NAME).write_text(f"{prompt_hash('Hello')}\n{content}", encoding="latin-1")
+    with pytest.raises(EntMTPError, match=rf"{FILE_NAME} holds .*not 16 hexadecimal digits; train the heads again"):
         read_training_prompt_hashes(tmp_path)
 
 

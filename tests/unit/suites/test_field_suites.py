@@ -1,4 +1,4 @@
-"""What the field measures by today: SPEED-Bench, MATH-500 and MBPP, in the hub's schemas."""
+"""SPEED-Bench, MATH-500 and MBPP, in the hub's schemas."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_files_that_nvidias_script_writes_have_messages(tmp_path: Path, endi
     assert [prompt.text for prompt in prompts] == ["One?", "Two?"]
 
 
-def test_placeholders_are_refused_where_they_would_be_asked(tmp_path: Path) -> None:
+def test_placeholders_are_refused_in_the_suite_of_their_category(tmp_path: Path) -> None:
     placeholder = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE USING SPECDEC_BENCH\n\nSummarize {article}"
     file = write(tmp_path / "q.jsonl", [question(1, "coding", "Write."), question(2, "summarization", placeholder)])
     assert len(load_suite("speed-bench-coding", file).prompts) == 1
@@ -115,7 +115,7 @@ def test_placeholders_are_refused_where_they_would_be_asked(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "row", "told"),
+    ("name", "row", "expected"),
     [
         ("speed-bench-qa", question(1, "low_entropy", "a"), "its 'category' is 'low_entropy', none of coding, math, "),
         ("speed-bench-1k-low-entropy", question(1, "qa", "a"), "'qa', none of low_entropy, mixed, high_entropy"),
@@ -129,9 +129,9 @@ def test_placeholders_are_refused_where_they_would_be_asked(tmp_path: Path) -> N
         ),
     ],
 )
-def test_files_that_are_not_speed_bench(tmp_path: Path, name: str, row: dict[str, Any], told: str) -> None:
+def test_files_that_are_not_speed_bench(tmp_path: Path, name: str, row: dict[str, Any], expected: str) -> None:
     message = error_of(name, write(tmp_path / "q.jsonl", [row]))
-    assert told in message
+    assert expected in message
     assert "q.jsonl, line 1: " in message
 
 
@@ -213,11 +213,11 @@ def test_different_answers_stay_different(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [({"answer": " $ "}, "column 'answer' is wrong: Value error, it is blank"), ({"problem": ""}, "column 'problem'")],
 )
-def test_files_that_are_not_math500(tmp_path: Path, changes: dict[str, str], told: str) -> None:
-    assert told in error_of("math500", write(tmp_path / "m.jsonl", [SUM | changes]))
+def test_files_that_are_not_math500(tmp_path: Path, changes: dict[str, str], expected: str) -> None:
+    assert expected in error_of("math500", write(tmp_path / "m.jsonl", [SUM | changes]))
 
 
 # --- MBPP ------------------------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_the_full_set_has_other_columns_and_tests_that_need_a_setting(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"prompt": None}, "it has no 'prompt' (or 'text')"),
         ({"test_list": []}, "column 'test_list' is wrong"),
@@ -271,5 +271,5 @@ def test_the_full_set_has_other_columns_and_tests_that_need_a_setting(tmp_path: 
         ({"task_id": "8"}, "column 'task_id' is wrong"),
     ],
 )
-def test_files_that_are_not_mbpp(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
-    assert told in error_of("mbpp", write(tmp_path / "m.jsonl", [SQUARE | changes]))
+def test_files_that_are_not_mbpp(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    assert expected in error_of("mbpp", write(tmp_path / "m.jsonl", [SQUARE | changes]))

@@ -1,4 +1,4 @@
-"""Suites beyond the paper's four, their variants, and files that are none of theirs."""
+"""Suites beyond the paper's four, their variants, and files with other schemas."""
 
 import ast
 import json
@@ -52,7 +52,7 @@ def error_of(name: str, file: Path | None) -> str:
 # --- the registry and the table --------------------------------------------------------------------------------------
 
 
-def test_nothing_asked_for_means_the_papers_four_and_a_group_means_all_of_it() -> None:
+def test_the_default_is_the_papers_four_and_a_group_means_all_of_it() -> None:
     assert suite_names([]) == list(PAPER_SUITES) == ["humaneval", "gsm8k", "sharegpt", "litbench"]
     six = ["conversation", "translation", "summarization", "qa", "math-reasoning", "rag"]
     assert suite_names(["spec-bench", "gsm8k-8-shot", "spec-bench-qa"]) == [
@@ -77,18 +77,18 @@ def test_every_suite_has_its_row_in_the_table_and_only_the_papers_have_banks() -
     assert [name for name, suite in SUITES.items() if suite.protocol.score] == ["humaneval", "gsm8k", "math500", "mbpp"]
     assert set(TRANSFER) == set(FAMILIES)
     assert set(TRANSFER.values()) <= set(PAPER_SUITES), "they have banks"
-    assert PROTOCOLS["gsm8k"].tokens(24) == 24
-    assert PROTOCOLS["gsm8k"].tokens(10**6) == PROTOCOLS["gsm8k"].max_new_tokens
+    assert PROTOCOLS["gsm8k"].token_budget(24) == 24
+    assert PROTOCOLS["gsm8k"].token_budget(10**6) == PROTOCOLS["gsm8k"].max_new_tokens
 
 
 def test_the_page_about_suites_names_every_one_with_its_budget() -> None:
     page = (ROOT / "docs" / "suites.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `([a-z0-9N-]+)` \|.*\| ([\d,]+) \|[^|]*\|[^|]*\|[^|]*\|$", page, re.MULTILINE))
-    told = {name: int(tokens.replace(",", "")) for name, tokens in rows.items()}
-    assert told == {name: protocol.max_new_tokens for name, protocol in PROTOCOLS.items()}
+    documented = {name: int(tokens.replace(",", "")) for name, tokens in rows.items()}
+    assert documented == {name: protocol.max_new_tokens for name, protocol in PROTOCOLS.items()}
 
 
-# --- GSM8K behind worked examples ------------------------------------------------------------------------------------
+# --- GSM8K after worked examples -------------------------------------------------------------------------------------
 
 
 def test_worked_examples_come_before_the_question_and_change_neither_sides_nor_draws() -> None:
@@ -279,12 +279,12 @@ MALFORMED = {
 @pytest.mark.parametrize("kind", MALFORMED)
 def test_a_malformed_file_is_one_clear_error(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 4096)
-    name, content, told = MALFORMED[kind]
+    name, content, expected = MALFORMED[kind]
     file = tmp_path / "q.jsonl"
     file.write_bytes(content)
     message = error_of(name, file)
     assert str(file) in message
-    assert told in message
+    assert expected in message
     assert ";" in message, "it says what to do"
 
 

@@ -226,7 +226,7 @@ def test_endless_output_and_files_end_with_the_answer() -> None:
 def test_where_the_kernel_refuses_namespaces_a_line_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As in a container without namespaces: the jail still keeps the network out."""
+    """Simulates a container without namespaces: the audit hook still forbids the network."""
     sandbox._warn_of_missing_namespaces.cache_clear()
     source = Path(jail.__file__).read_text(encoding="utf-8")
     (tmp_path / "jail.py").write_text(

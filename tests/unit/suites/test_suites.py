@@ -1,4 +1,4 @@
-"""Suites: what is read from files, packages, folders and samples, what is refused, and how prompts are parted."""
+"""Suites: reading of files, packages and samples, refusals, and the split of prompts."""
 
 import json
 import os
@@ -134,18 +134,18 @@ def test_without_a_hub_the_sample_is_used_and_one_line_says_so(tmp_path: Path, v
         "    data = load_suite(name)\n"
         "    print(name, data.source, len(data.prompts))\n"
     )
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=kept | {"HF_HOME": str(tmp_path)} | variables,
+        env=inherited | {"HF_HOME": str(tmp_path)} | variables,
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
     assert done.stdout.splitlines() == ["gsm8k sample 40", "sharegpt sample 40", "litbench sample 40"]
-    told = [line for line in done.stderr.splitlines() if "own sample" in line]
-    assert [line.split(":")[0] for line in told] == ["gsm8k", "sharegpt", "litbench"]
+    warnings = [line for line in done.stderr.splitlines() if "own sample" in line]
+    assert [line.split(":")[0] for line in warnings] == ["gsm8k", "sharegpt", "litbench"]
 
 
 # --- refusing --------------------------------------------------------------------------------------------------------

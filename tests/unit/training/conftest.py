@@ -1,4 +1,4 @@
-"""A tiny model's own text, written once for all tests of the training."""
+"""A tiny model's own text, generated once for all training tests."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ PROMPTS = [random_tokens(3 + number % 5, seed=number) for number in range(80)]
 
 
 def orderly_model(**changes: Any) -> PreTrainedModel:
-    """A model that writes text with a rule to learn: each token has a favourite successor."""
+    """A model whose text has a rule to learn: each token has a likeliest successor."""
     model = tiny_model("llama", initializer_range=0.02, **changes)
     embeddings: Any = model.get_input_embeddings()
     output: Any = model.get_output_embeddings()

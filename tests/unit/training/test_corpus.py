@@ -46,7 +46,7 @@ def test_each_state_is_the_one_its_token_was_chosen_from(
     torch.testing.assert_close(part.states.float(), states, atol=1e-3, rtol=1e-2)
 
 
-def test_an_end_token_ends_an_answer_and_is_kept(prompts: list[list[int]], tmp_path: Path) -> None:
+def test_an_end_token_ends_an_answer_and_is_stored(prompts: list[list[int]], tmp_path: Path) -> None:
     model = tiny_model("llama")
     long = {prompt_id(ids): greedy(model, ids, NEW) for ids in prompts[:6]}
     end = next(iter(long.values()))[4]
@@ -67,7 +67,7 @@ def test_an_interrupted_run_continues_without_repeating(
 
     with pytest.raises(KeyboardInterrupt):
         write_corpus(backbone, prompts[:12], tmp_path, settings, interrupt)
-    kept = {path: path.read_bytes() for path in part_paths(tmp_path)}
+    contents = {path: path.read_bytes() for path in part_paths(tmp_path)}
     already = answers(tmp_path)
     assert 0 < len(already) < 12
     counts: list[int] = []
@@ -75,7 +75,7 @@ def test_an_interrupted_run_continues_without_repeating(
     written = write_corpus(backbone, prompts[:12], tmp_path, settings, lambda count, tokens: counts.append(count))
 
     assert answers(tmp_path).keys() == {prompt_id(ids) for ids in prompts[:12]}
-    assert {path: path.read_bytes() for path in kept} == kept
+    assert {path: path.read_bytes() for path in contents} == contents
     assert written == (12 - len(already)) * NEW
     assert counts == list(range(len(already) + 1, 13))
     assert write_corpus(backbone, prompts[:12], tmp_path, settings) == 0
@@ -99,7 +99,9 @@ def test_sampling_depends_on_the_seed_alone(backbone: Backbone, prompts: list[li
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_the_share_of_sampled_prompts_is_kept(backbone: Backbone, prompts: list[list[int]], tmp_path: Path) -> None:
+def test_the_share_of_sampled_prompts_is_as_configured(
+    backbone: Backbone, prompts: list[list[int]], tmp_path: Path
+) -> None:
     hot = {"temperature": 50.0, "sampled_share": 0.5}
     write_corpus(backbone, prompts[:40], tmp_path, GREEDY.model_copy(update=hot))
     own = {prompt_id(ids): greedy(backbone.model, ids, NEW) for ids in prompts[:40]}

@@ -11,7 +11,7 @@ from entmtp.models.build import build_backbone
 from entmtp.settings import CorpusSettings
 from entmtp.training.corpus import part_paths, read_part, write_corpus
 from entmtp.training.dataset import Dataset
-from entmtp.training.evaluate import TOP, accuracy
+from entmtp.training.evaluate import TOP, measure_accuracy
 from tests.helpers.tiny_models import VOCAB, random_heads, tiny_model
 
 AHEAD = 4
@@ -28,7 +28,7 @@ def test_a_batch_holds_what_follows_and_marks_the_answers_end(dataset: Dataset) 
     owner = answer_of(dataset)
     for row, position in enumerate(positions.tolist()):
         assert batch.tokens[row, 0] == dataset.tokens[position]
-        assert batch.valid[row, 0], "a position with nothing behind it teaches nothing"
+        assert batch.valid[row, 0], "a position with nothing after it teaches nothing"
         for ahead in range(1, AHEAD + 1):
             inside = position + ahead < len(owner) and bool(owner[position] == owner[position + ahead])
             assert batch.valid[row, ahead - 1] == inside
@@ -80,7 +80,7 @@ def heads(request: pytest.FixtureRequest, backbone: Backbone) -> StatelessHeads:
 
 @torch.inference_mode()
 def test_accuracy_counts_guesses_that_hold_the_true_token(heads: StatelessHeads, dataset: Dataset) -> None:
-    scores = accuracy(heads, dataset, dataset.held_out)
+    scores = measure_accuracy(heads, dataset, dataset.held_out)
     hits = torch.zeros(heads.num_heads, len(TOP))
     seen = torch.zeros(heads.num_heads)
     for position in dataset.held_out.tolist():
@@ -98,7 +98,9 @@ def test_accuracy_counts_guesses_that_hold_the_true_token(heads: StatelessHeads,
 
 
 @pytest.mark.parametrize("limit", [1, 7, 50, 10_000])
-def test_accuracy_looks_at_no_more_positions_than_asked(limit: int, backbone: Backbone, dataset: Dataset) -> None:
+def test_accuracy_is_measured_at_no_more_positions_than_the_limit(
+    limit: int, backbone: Backbone, dataset: Dataset
+) -> None:
     heads = random_heads("medusa", backbone).attach(backbone)
-    seen = accuracy(heads, dataset, dataset.train, limit).positions
+    seen = measure_accuracy(heads, dataset, dataset.train, limit).positions
     assert min(limit, len(dataset.train)) / 2 <= seen <= limit

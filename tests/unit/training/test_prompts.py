@@ -139,7 +139,7 @@ def test_made_up_prompts_depend_on_the_seed_and_leave_no_gap(make: Callable[[int
     assert not any(sign in prompt for prompt in prompts for sign in "{}")
 
 
-def test_the_mix_holds_every_kind_and_nothing_that_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mix_has_every_kind_and_no_filtered_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Of all installed code, which takes minutes to read, the first few files.
     few = list(itertools.islice(module._installed_sources(), 60))
     monkeypatch.setattr(module, "_installed_sources", lambda: few)

@@ -1,4 +1,4 @@
-"""From prompts to heads that tell which prompts they were trained on."""
+"""Training from prompts to heads, with the list of training prompts next to their weights."""
 
 import io
 import json

@@ -13,7 +13,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.settings import TrainingSettings
 from entmtp.training.dataset import Dataset
-from entmtp.training.evaluate import accuracy
+from entmtp.training.evaluate import measure_accuracy
 from entmtp.training.trainer import IGNORED, Progress, Trainer, new_heads
 from tests.helpers.tiny_models import VOCAB, tiny_model
 
@@ -57,7 +57,7 @@ def test_training_learns_and_what_it_learnt_loads(
     reports: list[Progress] = []
     chosen = settings(kind=kind, epochs=8)
     untrained = new_heads(backbone, dataset, chosen).attach(backbone)
-    before = accuracy(untrained, dataset, dataset.held_out).shares
+    before = measure_accuracy(untrained, dataset, dataset.held_out).shares
 
     heads = Trainer(backbone, dataset, chosen, tmp_path / "checkpoint").train(reports.append)
 
@@ -73,7 +73,7 @@ def test_training_learns_and_what_it_learnt_loads(
     heads.save_pretrained(tmp_path / "heads")
     loaded = load_heads(tmp_path / "heads", backbone)
     assert isinstance(loaded, StatelessHeads)
-    assert accuracy(loaded, dataset, dataset.held_out) == last
+    assert measure_accuracy(loaded, dataset, dataset.held_out) == last
 
 
 @every_kind
