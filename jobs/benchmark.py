@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The main job: every arm on every suite over the cluster's devices.
+"""Benchmark job: runs every arm on every suite over the cluster's devices.
 
     python jobs/benchmark.py --profile quick
     ray job submit --working-dir . -- python jobs/benchmark.py --profile quick --results /shared/results
 
-One actor per GPU, or one per node where there are none; each takes the next unit (a suite, some prompts) when it is
-free. A unit's rows come back to this driver, which writes them as one part; run again, it skips the parts that exist.
+There is one actor per GPU, or one per node without GPUs. A free actor takes the next unit (a suite, some prompts). The
+driver receives the unit's rows and writes them as one part. A second run skips the parts that exist.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# A submitted job runs from an uploaded copy of the checkout: that copy is the code that runs.
+# A submitted job runs from an uploaded copy of the checkout, so import the code from that copy.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -35,17 +35,17 @@ from entmtp.settings import BenchmarkSettings
 from jobs.pool import WorkerPool
 
 
-class Runner:
-    """A benchmark worker on one device."""
+class WorkerActor:
+    """Ray actor with a benchmark worker on one device."""
 
     def load(self, config: WorkerConfig) -> str:
-        """Loads the model; returns what this worker measures on."""
+        """Load the model; returns the name of this worker's hardware."""
         self.worker = Worker(config)
         return self.worker.hardware
 
-    def run(self, task: Unit, arms: list[str], settings: BenchmarkSettings) -> UnitOutcome:
-        """Rows of the task's prompts."""
-        return self.worker.run(task, arms, settings)
+    def run(self, unit: Unit, arms: list[str], settings: BenchmarkSettings) -> UnitOutcome:
+        """Run a unit; returns the rows of its prompts."""
+        return self.worker.run(unit, arms, settings)
 
 
 class Cluster:
@@ -56,31 +56,31 @@ class Cluster:
         self.pool = WorkerPool(requested)
         placement = self.pool.placement
         self.device, self.threads, self.gpus_per_worker = placement.device, placement.threads, placement.gpus
-        self.workers = self.pool.places
-        held = f"{placement.gpus:g} {placement.kind or 'GPU'} each" if placement.gpus else "a node each"
-        self.description = f"{self.workers} workers with {held}, on {placement.device}"
+        self.workers = self.pool.capacity
+        share = f"{placement.gpus:g} {placement.kind or 'GPU'} each" if placement.gpus else "a node each"
+        self.description = f"{self.workers} workers with {share}, on {placement.device}"
         self.usage = self.pool.usage
         self.worker_states = self.pool.worker_states
 
     def run(self, plan: Plan, waiting: list[Unit]) -> Iterator[SettledUnit]:
-        """Runs the units on actors; yields each as it is settled."""
+        """Run the units on actors; yields each unit when it is settled."""
         if not waiting:
             return
-        actors: Any = ray.remote(Runner)
-        check = OneHardware(plan)
+        actors: Any = ray.remote(WorkerActor)
+        check = HardwareCheck(plan)
 
         def start(options: dict[str, Any]) -> tuple[Any, Any]:
             actor = actors.options(**options).remote()
             return actor, actor.load.remote(plan.config)
 
-        def ask(actor: Any, task: Unit) -> Any:
-            return actor.run.remote(task, plan.arms, plan.settings)
+        def submit(actor: Any, unit: Unit) -> Any:
+            return actor.run.remote(unit, plan.arms, plan.settings)
 
-        yield from self.pool.run(WorkQueue(waiting), start, ask, check)
+        yield from self.pool.run(WorkQueue(waiting), start, submit, check)
 
 
-class OneHardware:
-    """Lets workers in whose hardware is that of the parts there are, or else of the first worker."""
+class HardwareCheck:
+    """Refuses workers with other hardware than that of the existing parts, or else of the first worker."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan

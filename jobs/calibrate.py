@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tree banks for several tasks at once, one Ray worker per task, and one bank for all.
+"""Calibration job: tree banks for several tasks at once, one Ray worker per task, and one bank for all tasks.
 
 ray job submit --working-dir . -- python jobs/calibrate.py --output /shared/banks
 """
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-# A submitted job runs from an uploaded copy of the checkout: that copy is the code that runs.
+# A submitted job runs from an uploaded copy of the checkout, so import the code from that copy.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -31,7 +31,7 @@ from jobs.workers import call_each
 
 
 def calibrate_one(task: str, output: Path, model: str, heads: list[str], data: Path | None, device: str) -> None:
-    """One task's banks, written to a folder that every node sees."""
+    """Calibrate one task; writes its banks to a folder that every node sees."""
     calibrate_task(
         task=task,
         output=output,
@@ -72,7 +72,7 @@ def main(
 
         run(tasks)
         if MIXED in named:
-            run([MIXED])  # made from what the others wrote
+            run([MIXED])  # from the files that the other tasks wrote
 
 
 if __name__ == "__main__":

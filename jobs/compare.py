@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Finished benchmark runs side by side: other machines, or other versions of the code.
+"""Comparison of finished benchmark runs, from different machines or versions of the code.
 
     python jobs/compare.py results/a100 results/h100
     python jobs/compare.py before=4f0c… after=9b1e… --tracking-uri http://mlflow:5000 --output results/comparison
     python jobs/compare.py baseline/results results --fail-below 0.97
     ray job submit --working-dir . -- python jobs/compare.py /shared/a100 /shared/h100 --output /shared/comparison
 
-Every run is compared with the first, on the prompts that all have. `--fail-below` is a gate for continuous integration:
-the exit code is 1 where the whole 95% interval of an arm's speed over the first run's lies below the bound, 2 where the
-runs can't be compared, and 0 otherwise.
+Every run is compared with the first, on the prompts that all runs have. `--fail-below` is a gate for continuous
+integration. The exit code is 1 if the whole 95% interval of an arm's speed relative to the first run is below the
+bound, 2 if the runs can't be compared, and 0 otherwise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-# A submitted job runs from an uploaded copy of the checkout: that copy is the code that runs.
+# A submitted job runs from an uploaded copy of the checkout, so import the code from that copy.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer
@@ -31,7 +31,7 @@ from entmtp.persistent_paths import check_persistent_path
 
 REGRESSION = 1
 _WIDTH = 120
-"""Of the tables, where no terminal says how wide they may be."""
+"""Width of the tables if the output is not a terminal."""
 
 
 def main(

@@ -1,32 +1,32 @@
-"""Makes a cluster's autoscaler start nodes: wishes for GPUs that nobody has yet.
+"""Demand for GPUs that makes a cluster's autoscaler start nodes.
 
-A wish is a placement group, which the autoscaler counts as long as it waits, and which ends with the driver, however
-that ends. One that was granted is given back at once: the node is there, and its GPU is for a worker.
+The demand is a number of pending placement groups. The autoscaler counts them while they wait, and they end with the
+driver, however that ends. A group that was created is removed at once: its node has joined, and a worker takes the GPU.
 """
 
 from __future__ import annotations
 
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
-_GRANTED = "CREATED"
+_CREATED = "CREATED"
 
 
-class Demand:
-    """ResourceRequest for shares of a node."""
+class AutoscalerDemand:
+    """Pending placement groups, each for one worker."""
 
     def __init__(self, share: dict[str, float]) -> None:
-        """``share`` are a worker's resources by Ray's names."""
+        """``share`` has a worker's resources by Ray's names."""
         self._share = share
-        self._wishes: list[PlacementGroup] = []
+        self._groups: list[PlacementGroup] = []
 
-    def keep(self, count: int) -> None:
-        """Lets ``count`` wishes wait."""
-        for wish in [wish for wish in self._wishes if placement_group_table(wish)["state"] == _GRANTED]:
-            self._end(wish)
-        while len(self._wishes) > count:
-            self._end(self._wishes[-1])
-        self._wishes += [placement_group([self._share]) for _ in range(count - len(self._wishes))]
+    def set_pending(self, count: int) -> None:
+        """Request or remove placement groups until ``count`` are pending."""
+        for group in [group for group in self._groups if placement_group_table(group)["state"] == _CREATED]:
+            self._remove(group)
+        while len(self._groups) > count:
+            self._remove(self._groups[-1])
+        self._groups += [placement_group([self._share]) for _ in range(count - len(self._groups))]
 
-    def _end(self, wish: PlacementGroup) -> None:
-        self._wishes.remove(wish)
-        remove_placement_group(wish)
+    def _remove(self, group: PlacementGroup) -> None:
+        self._groups.remove(group)
+        remove_placement_group(group)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Load on an OpenAI-compatible endpoint, or on two in turns, with prompts from the suites; results in MLflow.
+"""Load test of one or two OpenAI-compatible endpoints, with prompts from the suites; results go to MLflow.
 
     python jobs/load.py --endpoint entmtp=http://127.0.0.1:8000/v1 --model smollm2-135m --users 4
     python jobs/load.py --endpoint dynamic=http://HOST/v1#entmtp-dynamic --endpoint hydra=http://HOST/v1#hydra \\
@@ -8,10 +8,10 @@
         --data speed-bench-1k=throughput_1k.jsonl
     ray job submit --working-dir . -- python jobs/load.py --endpoint … --results /shared/results
 
-`--users` is a closed loop: so many ask again when answered. `--rate` is an open loop: requests at random moments, so
-many a second, whatever has been answered. Either takes several numbers, with commas between; without both there are 1,
-2, 4 … 64 users. A table and a figure show throughput against latency. Two endpoints take turns, round by round, with
-the same prompts at the same moments, and their texts are compared.
+`--users` is a closed loop: each user sends the next request after the last answer. `--rate` is an open loop: requests
+per second at random times, whatever has been answered. Either takes several numbers separated by commas. The default is
+1, 2, 4 … 64 users. A table and a figure show throughput against latency. Two endpoints take turns, round by round, with
+the same prompts at the same times, and their texts are compared.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-# A submitted job runs from an uploaded copy of the checkout: that copy is the code that runs.
+# A submitted job runs from an uploaded copy of the checkout, so import the code from that copy.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from entmtp.loadtest.turns import Rounds
 
 _WIDTH = 150
-"""Of the table, where no terminal says how wide it may be."""
+"""Width of the table if the output is not a terminal."""
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -132,7 +132,7 @@ def main(
 
 
 def _prompts(suites: list[str], files: Mapping[str, str], count: int, seed: int) -> list[str]:
-    """Scored prompts without earlier messages, the suites' by turns, as many as there are requests if there are."""
+    """Scored prompts without earlier messages, alternating between suites; at most ``count`` rounded up per suite."""
     from entmtp.suites import get_suite, scored_prompts
 
     of_each = -(-count // len(suites))

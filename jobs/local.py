@@ -1,13 +1,13 @@
-"""Run a job of this folder the way a cluster runs it, on a Ray cluster of this machine's own that lives as long as it.
+"""Run a job of this folder as on a cluster, on a local Ray cluster that is stopped with the job.
 
     python jobs/local.py jobs/benchmark.py --profile quick
 
-starts a head that listens on loopback only, submits the job with `ray job submit --working-dir .`, follows its log,
-stops what it started, and ends with 0 exactly if the job succeeded. With RAY_API_SERVER_ADDRESS or RAY_ADDRESS set,
-the job goes to that cluster instead and nothing is started.
+starts a Ray head that listens on loopback only, submits the job with `ray job submit --working-dir .`, follows its log
+and stops the head. The exit code is 0 only if the job succeeded. With RAY_API_SERVER_ADDRESS or RAY_ADDRESS set, the
+job is submitted to that cluster instead and nothing is started.
 
-The job runs in a copy of the working folder, so paths are made absolute: those of `--results` and `--output` (without
-either: `--results results`, here), and every `PATH/…` or `NAME=PATH` that exists. A URI stays as it is.
+The job runs in a copy of the working folder, so paths are made absolute: those of `--results` and `--output`, and every
+`PATH/…` or `NAME=PATH` that exists. Without either option, `--results results` is added. A URI is not changed.
 """
 
 import json
@@ -31,7 +31,7 @@ CLUSTER_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
 def main(arguments: list[str]) -> int:
-    """Run the job that `arguments` name; returns 0 if it succeeded."""
+    """Run the job of the command line `arguments`; returns 0 if it succeeded."""
     if not arguments or not Path(arguments[0]).is_file():
         print("usage: python jobs/local.py JOB.py [ARGUMENT …], from the folder that holds jobs/", file=sys.stderr)
         return 2
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
 
 def with_absolute_paths(arguments: list[str]) -> list[str]:
-    """The arguments as they must be for a job that runs in another folder."""
+    """Make the paths among `arguments` absolute, for a job that runs in another folder."""
     made: list[str] = []
     for argument in arguments:
         name, equals, value = argument.rpartition("=")
@@ -67,7 +67,7 @@ def with_absolute_paths(arguments: list[str]) -> list[str]:
 
 
 def submit(job: list[str], environment: dict[str, str]) -> int:
-    """Submit `job` to the cluster that `environment` names, and follow its log to its end."""
+    """Submit `job` to the cluster of `environment` and follow its log until it ends."""
     name = f"entmtp-{Path(job[1]).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     command = [*ray_command(), "job", "submit", "--working-dir", ".", "--submission-id", name]
     if commit := git_commit():
@@ -94,7 +94,7 @@ def submit(job: list[str], environment: dict[str, str]) -> int:
 
 
 def git_commit() -> str | None:
-    """The checkout's commit, which the uploaded copy does not know; None where there is no git."""
+    """Commit of the checkout, as the uploaded copy has no git history; None without git."""
     try:
         found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains Medusa and Hydra heads on the cluster, each on a GPU where there are some.
+"""Training job: Medusa and Hydra heads, each in a worker of its own, on GPUs if the cluster has any.
 
 ray job submit --working-dir . -- python jobs/train_heads.py --prompts /shared/prompts.jsonl --output /shared/heads
 """
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-# A submitted job runs from an uploaded copy of the checkout: that copy is the code that runs.
+# A submitted job runs from an uploaded copy of the checkout, so import the code from that copy.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -33,7 +33,7 @@ from jobs.workers import call_each
 
 
 def train_one(kind: str, prompts: Path, output: Path, model: str, device: str, tracking_uri: str | None) -> str:
-    """One kind of heads, written to a folder that every node sees."""
+    """Train one kind of heads; writes them to a folder that every node sees."""
     folder = output / kind
     heads = train_heads(
         prompts=prompts,

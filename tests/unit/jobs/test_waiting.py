@@ -1,4 +1,4 @@
-"""Calls that wait for a place in the cluster: which of them a line is about. No Ray runs here."""
+"""Report of resources for which calls wait. No Ray runs here."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ import pytest
 
 from entmtp.evaluation.run.placement import Node, Placement
 from jobs import workers
-from jobs.waiting import Waiting
-from jobs.workers import held_by_others
+from jobs.waiting import MissingResources
+from jobs.workers import used_by_others
 
-LACK = "1 CPU: 0 of 2 are free"
+MISSING = "1 CPU: 0 of 2 are free"
 
 
-class Known(Waiting):
-    """Lacks of workers as they are given."""
+class KnownMissing(MissingResources):
+    """Missing resources of workers, as given."""
 
-    def __init__(self, lacks: Mapping[str, str | None]) -> None:
-        self.lacks = lacks
+    def __init__(self, missing: Mapping[str, str | None]) -> None:
+        self.missing = missing
 
-    def lack(self, actor: Any, nodes: Sequence[Node], since: float) -> str | None:
-        return self.lacks[actor]
+    def of(self, actor: Any, nodes: Sequence[Node], since: float) -> str | None:
+        return self.missing[actor]
 
 
 @pytest.mark.parametrize(
-    ("threads", "running", "lacks", "said"),
+    ("threads", "running", "waiting", "reported"),
     [
-        (1, [], {"a": LACK, "b": LACK}, [LACK, LACK]),
-        (1, [], {"a": LACK, "b": None}, []),
-        (1, ["a"], {"b": LACK, "c": LACK}, [LACK, LACK]),
-        (1, ["a"], {"b": LACK, "c": None}, []),
-        (1, ["a", "b"], {"c": LACK}, []),
-        (2, ["a"], {"b": LACK}, []),
+        (1, [], {"a": MISSING, "b": MISSING}, [MISSING, MISSING]),
+        (1, [], {"a": MISSING, "b": None}, []),
+        (1, ["a"], {"b": MISSING, "c": MISSING}, [MISSING, MISSING]),
+        (1, ["a"], {"b": MISSING, "c": None}, []),
+        (1, ["a", "b"], {"c": MISSING}, []),
+        (2, ["a"], {"b": MISSING}, []),
         (1, ["a"], {}, []),
     ],
     ids=[
-        "none has begun",
-        "one can begin",
-        "the first has begun",
-        "the first has begun and another can",
-        "all places are theirs",
-        "the only place is theirs",
+        "none has started",
+        "one can start",
+        "the first has started",
+        "the first has started and another can",
+        "they use all resources",
+        "one of them uses all resources",
         "none waits",
     ],
 )
-def test_what_waiting_calls_lack_is_said_while_others_hold_a_place(
+def test_missing_resources_are_reported_while_others_use_them(
     threads: int,
     running: list[str],
-    lacks: dict[str, str | None],
-    said: list[str],
+    waiting: dict[str, str | None],
+    reported: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
@@ -58,4 +58,4 @@ def test_what_waiting_calls_lack_is_said_while_others_hold_a_place(
     )
     monkeypatch.setattr(workers, "has_a_process", lambda worker: worker in running)
     placement = Placement("cpu", 0.0, threads, "")
-    assert held_by_others([*running, *lacks], placement, Known(lacks), 0.0) == said
+    assert used_by_others([*running, *waiting], placement, KnownMissing(waiting), 0.0) == reported
