@@ -19,7 +19,7 @@ REPLACEMENT = "\ufffd"
 """Replacement for invalid bytes in a decoded text."""
 
 Reach = Literal["token", "character", "bytes", "text"]
-"""How far back a new token may change the decoded text.
+"""Reach of a new token: how far back it may change the decoded text.
 
 'token': not at all (WordPiece, Metaspace, plain words).
 'character': to the start of an unfinished character (byte-level vocabularies).

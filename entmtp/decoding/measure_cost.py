@@ -137,7 +137,7 @@ def machine_cost(
 
 
 def cost_corrections(backbone: Backbone, heads: DraftHeads, cache_folder: Path) -> CostCorrectionFile:
-    """What earlier runs have learnt of the cost of steps on this machine."""
+    """Corrections of the step cost that earlier runs have learnt on this machine."""
     return CostCorrectionFile(correction_path(cache_folder, *_parts(backbone, heads)))
 
 

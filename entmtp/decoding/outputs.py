@@ -1,4 +1,4 @@
-"""Outputs of the engine: what each step did, what it added to a request, and how the engine fares."""
+"""Outputs of the engine: step records, completions, the output of each step, and statistics."""
 
 from __future__ import annotations
 
@@ -148,10 +148,10 @@ class Completion:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """What a step added to a request.
+    """Output of one step for a request.
 
     Attributes:
-        tokens, text, logprobs: new ones; text may lag behind the tokens.
+        tokens, text, logprobs: new ones; text may come later than its tokens.
         finish_reason: why the request ended with this step; None if it goes on.
         completion: the whole answer. It is shared with the engine, which may have added to it since.
     """

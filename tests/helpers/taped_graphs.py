@@ -1,7 +1,7 @@
-"""CUDA graphs' rules on a CPU: work is recorded operator by operator, and a replay repeats them on the same memory.
+"""CUDA graphs' rules on a CPU: work is captured operator by operator, and a replay repeats them on the same memory.
 
-As with a captured graph, Python does not run again at a replay, addresses stay, recording leaves no trace in the state,
-and whatever makes the host wait for the device or sends it numbers is an error.
+As with a captured graph, Python does not run again at a replay, addresses stay and a capture leaves no trace in the
+state. Whatever makes the host wait for the device, or copies numbers to it, is an error.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ HOST_SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_uniq
 
 
 class HostSync(RuntimeError):
-    """A captured part asked for something that only the host can answer."""
+    """Raised if a captured part needs a value on the host."""
 
 
 class _Tape(TorchDispatchMode):
-    """Records each operator with its operands, and what the written ones held before."""
+    """Records each operator with its operands, and the former values of those that it writes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,10 +49,10 @@ def _has_boolean_index(name: str, args: Any) -> bool:
 
 
 class Taped(GraphCapturer):
-    """Needs no GPU."""
+    """Capturer that needs no GPU."""
 
     def __init__(self) -> None:
-        """Without the memory pool, which only a GPU has."""
+        """Leave out the memory pool, which only a GPU has."""
 
     def capture(self, work: Callable[[], tuple[torch.Tensor, ...]]) -> CapturedGraph:
         """Runs ``work`` on a tape, then undoes what it wrote."""
@@ -64,16 +64,16 @@ class Taped(GraphCapturer):
             for tensor, old in reversed(tape.before):
                 tensor.copy_(old)
         for output in outputs:
-            output.copy_(torch.full_like(output, 77))  # a capture computes nothing: whoever reads it too early sees
+            output.copy_(torch.full_like(output, 77))  # a capture computes nothing: a read before the replay shows this
         return CapturedGraph(lambda: _replay(tape.calls), outputs)
 
 
 def _replay(calls: list[tuple[Any, Any, Any, Any]]) -> None:
     for func, args, kwargs, results in calls:
         again = func(*args, **kwargs)
-        for held, fresh in zip(_tensors(results), _tensors(again), strict=True):
-            if held.data_ptr() != fresh.data_ptr():
-                held.copy_(fresh)
+        for output, fresh in zip(_tensors(results), _tensors(again), strict=True):
+            if output.data_ptr() != fresh.data_ptr():
+                output.copy_(fresh)
 
 
 def _tensors(results: Any) -> list[torch.Tensor]:

@@ -95,7 +95,7 @@ def test_the_prompt_that_can_not_be_served_is_named(llm: LLM) -> None:
     assert llm.engine.idle
 
 
-def test_an_answer_that_fails_comes_back_with_its_error_beside_whole_ones(
+def test_an_answer_that_fails_comes_back_with_its_error_next_to_complete_ones(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_output = Job.make_output
@@ -112,6 +112,6 @@ def test_an_answer_that_fails_comes_back_with_its_error_beside_whole_ones(
     assert [len(answer.tokens) for answer in answers[::2]] == [4, 4]
 
 
-def test_an_unknown_policy_is_told(saved: Saved) -> None:
+def test_an_unknown_policy_is_reported(saved: Saved) -> None:
     with pytest.raises(EntMTPError, match="method: 'best' is unknown"):
         LLM(str(saved.model), policy="best")

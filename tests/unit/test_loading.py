@@ -66,11 +66,11 @@ def test_every_kind_of_heads_runs_every_policy(saved: Saved, kind: str, name: st
 def test_a_ladder_is_tuned_at_this_machines_costs_and_says_where_it_can_not_be(
     saved: Saved, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = load_bank(saved.banks / "gsm8k-hydra.json")
+    shipped = load_bank(saved.banks / "gsm8k-hydra.json")
     texts = TuningTexts.of([moody_text(seed, telling=True) for seed in range(12)], max_rungs=4)
     bare, made = tmp_path / "bare.json", tmp_path / "made.json"
-    kept.model_copy(update={"tuning": None}).save(bare)
-    kept.model_copy(update={"tuning": texts, "thresholds": [], "bins": [kept.overall]}).save(made)
+    shipped.model_copy(update={"tuning": None}).save(bare)
+    shipped.model_copy(update={"tuning": texts, "thresholds": [], "bins": [shipped.overall]}).save(made)
     cost = small_cost(per_node=6.0)
     monkeypatch.setattr(
         "entmtp.loading.machine_cost", lambda *args: BatchedCost(measured={1: CostTable(contexts=[160], costs=[cost])})
@@ -94,7 +94,7 @@ def test_methods_named_after_heads_refuse_others_and_say_which_do_not(saved: Sav
         load_method(method_of(saved, "hydra-best", "medusa"), print)
 
 
-def test_a_missing_bank_is_told_with_the_command_that_makes_it(saved: Saved) -> None:
+def test_a_missing_bank_is_reported_with_the_command_that_makes_it(saved: Saved) -> None:
     model = str(saved.model)
     with pytest.raises(EntMTPError, match=f"bank: none is shipped for model '{model}'.*--model {model} --heads KIND="):
         load_method(method_of(saved, "entmtp", "medusa", bank=None), print)

@@ -59,7 +59,7 @@ def test_it_keeps_the_path_on_which_every_token_is_the_models_choice(
         assert outcome.entropy == pytest.approx(float(entropy(logits[row, nodes[-1]])), rel=1e-5)
 
 
-def test_a_right_child_of_a_wrong_parent_is_not_kept() -> None:
+def test_a_right_child_of_a_wrong_parent_is_not_accepted() -> None:
     tree = Topology.of([(0,), (1,), (0, 0), (1, 0)])
     tokens = torch.tensor([[5, 1, 2, 3, 4]])
     logits = torch.zeros(1, 5, VOCAB)
@@ -69,7 +69,7 @@ def test_a_right_child_of_a_wrong_parent_is_not_kept() -> None:
     assert (accepted_nodes(accepted), accepted.root.tolist()) == ([[0, 2]], [6])
 
 
-def test_padding_is_never_kept() -> None:
+def test_padding_is_never_accepted() -> None:
     # Padding holds token 0, which is what the model chooses everywhere.
     trees = [Topology.root_only(), Topology.of([(0,), (1,)])]
     tokens, logits = torch.zeros(2, 3, dtype=torch.int64), torch.eye(VOCAB)[torch.zeros(2, 3).long()]

@@ -1,4 +1,4 @@
-"""The engine under an event loop: many listeners, some of whom leave."""
+"""The engine under an event loop: many clients, some of which leave."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def tokens_of(served: AsyncEngine, request: Request, leave_after: int | No
     return tokens
 
 
-async def settled(engine: Engine) -> None:
+async def until_idle(engine: Engine) -> None:
     for _ in range(500):
         if engine.idle:
             return
@@ -59,7 +59,7 @@ def test_half_of_sixty_four_leave_and_the_others_do_not_notice(engine: Engine) -
                     for at, prompt in enumerate(prompts)
                 )
             )
-            await settled(engine)
+            await until_idle(engine)
             assert engine.idle
             assert engine.statistics.cache_tokens == 0
             assert not served._mailboxes
@@ -79,7 +79,7 @@ def test_a_task_that_is_cancelled_frees_its_slot(engine: Engine) -> None:
             await asyncio.sleep(0.02)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            await settled(engine)
+            await until_idle(engine)
             assert engine.idle
 
     asyncio.run(scene())
@@ -154,7 +154,7 @@ def test_one_name_is_for_one_request_at_a_time(engine: Engine) -> None:
     asyncio.run(scene())
 
 
-def test_a_dead_loop_is_seen_and_told_to_all(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_loop_is_seen_and_reported_to_all(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise RuntimeError("the device is gone")
 
@@ -172,17 +172,17 @@ def test_a_dead_loop_is_seen_and_told_to_all(engine: Engine, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_closing_keeps_what_was_learnt(engine: Engine, monkeypatch: pytest.MonkeyPatch, *, broken: bool) -> None:
-    kept: list[str] = []
+def test_closing_saves_what_was_learnt(engine: Engine, monkeypatch: pytest.MonkeyPatch, *, broken: bool) -> None:
+    closed_in: list[str] = []
 
-    def keep() -> None:
-        kept.append(threading.current_thread().name)
+    def close() -> None:
+        closed_in.append(threading.current_thread().name)
         if broken:
             raise OSError("the disk is gone")
 
-    monkeypatch.setattr(engine.policy, "close", keep)
+    monkeypatch.setattr(engine.policy, "close", close)
     AsyncEngine(lambda: engine).close()
-    assert kept == ["entmtp-engine"]
+    assert closed_in == ["entmtp-engine"]
 
 
 def test_closing_tells_those_who_still_wait(engine: Engine) -> None:

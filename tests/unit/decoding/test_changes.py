@@ -1,4 +1,4 @@
-"""An engine that is asked and changed while it runs, and requests that bound their own trees."""
+"""Calls to a running engine, its reconfiguration, and requests that bound their own trees."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ def test_another_policy_takes_over_in_the_middle_of_a_text(backbone: Backbone, h
     assert engine.settings.prefill_tokens == 3
 
 
-def test_a_policy_that_is_replaced_keeps_what_it_has_learnt(
+def test_a_policy_that_is_replaced_saves_what_it_has_learnt(
     backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, kept = engine_of(backbone, heads), list[str]()
-    monkeypatch.setattr(engine.policy, "close", lambda: kept.append("closed"))
+    engine, closed = engine_of(backbone, heads), list[str]()
+    monkeypatch.setattr(engine.policy, "close", lambda: closed.append("closed"))
     engine.reconfigure(dynamic(), SETTINGS)
-    assert kept == ["closed"]
+    assert closed == ["closed"]
 
 
 @pytest.mark.parametrize("name", ["slots", "context"])

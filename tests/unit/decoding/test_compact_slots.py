@@ -1,4 +1,4 @@
-"""Requests that run lie in the first slots, with all that belongs to them, and prompts share one budget of tokens."""
+"""Running requests are moved into the first slots, with all their state, and prompts share one budget of tokens."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def params(tokens: int) -> SamplingParams:
 
 
 def check_swap(state: DecodingState) -> None:
-    """The states that two slots draft from are exchanged with them."""
+    """Check that a swap of two slots also swaps the states that they draft from."""
     for slot, prompt in enumerate((small_prompt(9, seed=1), small_prompt(6, seed=2))):
         state.prefill(slot, prompt)
     trees = TreeBatch.of([TREES["bushy"]])
 
-    def held(slot: int) -> tuple[int, list[float], list[int], int]:
+    def contents(slot: int) -> tuple[int, list[float], list[int], int]:
         with torch.inference_mode():
             (drafted,) = state.draft((slot,), trees)
         assert state.drafter is not None
@@ -42,18 +42,18 @@ def check_swap(state: DecodingState) -> None:
             state.cache.lengths[slot],
         )
 
-    before = [held(0), held(1)]
+    before = [contents(0), contents(1)]
     assert before[0][:3] != before[1][:3]
     state.swap(0, 1)
-    assert [held(1), held(0)] == before
+    assert [contents(1), contents(0)] == before
 
 
-def test_two_slots_exchange_all_that_they_hold(backbone: Backbone, heads: DraftHeads) -> None:
+def test_two_slots_exchange_all_their_state(backbone: Backbone, heads: DraftHeads) -> None:
     check_swap(DecodingState(backbone, heads, slots=2, capacity=64))
 
 
 @pytest.mark.parametrize("kind", [DRAFT_CACHE_KINDS[0], DRAFT_CACHE_KINDS[-1]])
-def test_two_slots_exchange_what_heads_remember_too(kind: str) -> None:
+def test_two_slots_exchange_draft_caches_too(kind: str) -> None:
     backbone = build_backbone(draft_cache_model(kind), kernels="eager")
     check_swap(DecodingState(backbone, draft_cache_heads(kind, backbone), slots=2, capacity=64))
 
@@ -65,11 +65,11 @@ def test_requests_that_still_run_move_into_the_first_slots(
     stepped: list[tuple[int, ...]] = []
     real = DecodingState.batch_slots
 
-    def rows(state: DecodingState, slots: tuple[int, ...]) -> tuple[int, ...]:
+    def batch_slots(state: DecodingState, slots: tuple[int, ...]) -> tuple[int, ...]:
         stepped.append(slots)
         return real(state, slots)
 
-    monkeypatch.setattr(DecodingState, "batch_slots", rows)
+    monkeypatch.setattr(DecodingState, "batch_slots", batch_slots)
     prompts = [small_prompt(5, seed=at) for at in range(3)]
     done = [engine.submit(Request(str(at), prompt, params(20))) for at, prompt in enumerate(prompts)]
     engine.step()

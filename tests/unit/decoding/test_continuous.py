@@ -46,10 +46,10 @@ def engine_of(backbone: Backbone, heads: DraftHeads, policy: str = "sequence", *
 
 
 def run(engine: Engine) -> list[RequestOutput]:
-    progress = []
+    outputs = []
     while not engine.idle:
-        progress += engine.step()
-    return progress
+        outputs += engine.step()
+    return outputs
 
 
 @given(st.randoms(use_true_random=False), st.sampled_from(list(POLICIES)), st.booleans())
@@ -121,9 +121,9 @@ def test_logprobs_are_the_models_own(backbone: Backbone, heads: DraftHeads) -> N
     with torch.inference_mode():
         logits = backbone.model(torch.tensor([[*prompt, *done.tokens]])).logits[0, len(prompt) - 1 : -1]
     expected = logits.log_softmax(-1)
-    for row, token, told in zip(expected, done.tokens, done.logprobs, strict=True):
-        assert told.chosen == pytest.approx(float(row[token]), abs=1e-4)
-        assert [chance for _, chance in told.top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+    for row, token, reported in zip(expected, done.tokens, done.logprobs, strict=True):
+        assert reported.chosen == pytest.approx(float(row[token]), abs=1e-4)
+        assert [logprob for _, logprob in reported.top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
 
 
 def test_it_ends_with_a_stop_token_and_not_before_its_time(backbone: Backbone, heads: DraftHeads) -> None:
@@ -168,7 +168,7 @@ def test_a_prompt_that_was_read_before_is_not_read_again(backbone: Backbone, hea
         ([1], {"stop": ["x"]}, "stop: this engine has no tokenizer"),
     ],
 )
-def test_what_can_not_be_served_is_refused_alone(
+def test_an_invalid_request_is_rejected_alone(
     prompt: list[int], params: dict[str, object], message: str, backbone: Backbone, heads: DraftHeads
 ) -> None:
     engine = engine_of(backbone, heads)
@@ -178,7 +178,7 @@ def test_what_can_not_be_served_is_refused_alone(
     assert [each.id for each in run(engine) if each.finish_reason] == ["good"]
 
 
-def test_too_many_waiting_requests_are_refused(backbone: Backbone, heads: DraftHeads) -> None:
+def test_too_many_waiting_requests_are_rejected(backbone: Backbone, heads: DraftHeads) -> None:
     engine = engine_of(backbone, heads, slots=2, max_waiting=1)
     for at in range(3):
         engine.submit(Request(str(at), small_prompt(3), GREEDY))

@@ -84,9 +84,9 @@ def test_a_layer_that_knows_the_model_is_right_at_every_depth() -> None:
     done = Engine(backbone, heads, StaticPolicy(chain, 8)).generate(prompt, 60)
     assert done.tokens == expected
     assert done.tau == 1 + heads.num_heads
-    grown = Engine(backbone, heads, POLICIES["dynamic"]).generate(prompt, 60)
-    assert grown.tokens == expected
-    assert [step.path for step in grown.steps] == [likeliest(step.topology) for step in grown.steps]
+    expanded = Engine(backbone, heads, POLICIES["dynamic"]).generate(prompt, 60)
+    assert expanded.tokens == expected
+    assert [step.path for step in expanded.steps] == [likeliest(step.topology) for step in expanded.steps]
 
 
 def likeliest(topology: Topology) -> tuple[int, ...]:
@@ -107,7 +107,7 @@ def test_requests_that_come_and_go_write_what_each_writes_alone(
 
     def cancel_now_and_then() -> None:
         if rng.random() < 0.15:
-            engine.cancel(str(rng.randrange(6)))  # the text that it leaves in its slot may be begun with
+            engine.cancel(str(rng.randrange(6)))  # another prompt may reuse the prefix that it leaves in its slot
 
     done = come_and_go(engine, prompts, lengths, rng, cancel_now_and_then)
     for at, completion in done.items():
@@ -115,22 +115,22 @@ def test_requests_that_come_and_go_write_what_each_writes_alone(
         if completion.finish_reason == "cancelled":
             expected = expected[: len(completion.tokens)]
         assert completion.tokens == expected
-        if policy != "dynamic":  # which grows its trees for all that run
+        if policy != "dynamic":  # which expands the trees of all requests together
             alone = Engine(backbone, heads, POLICIES[policy]).generate(prompts[at], lengths[at])
             assert _paths(completion) == _paths(alone)[: len(completion.steps)]
     state, slots = engine._state_and_slots()
     for slot, (_, text) in zip(
-        [at for at, held in enumerate(state.cache.lengths) if held], slots.cached_prefixes, strict=True
+        [at for at, length in enumerate(state.cache.lengths) if length], slots.cached_prefixes, strict=True
     ):
         check_draft_cache(state, slot, text)
 
 
 def _paths(completion: Completion) -> list[Path]:
-    """What was accepted in each step: it shows what the heads guessed from."""
+    """Accepted path of each step, which shows the states that the heads drafted from."""
     return [step.path for step in completion.steps]
 
 
-def test_a_prompt_that_was_let_in_and_cancelled_before_it_was_read_leaves_what_it_was_begun_with(
+def test_a_prompt_that_is_cancelled_before_it_is_read_leaves_its_cached_prefix(
     backbone: Backbone, heads: DraftHeads
 ) -> None:
     engine = Engine(backbone, heads, POLICIES["wide"], EngineSettings(slots=2, context=CONTEXT, prefill_tokens=7))
@@ -162,7 +162,7 @@ def test_a_prompt_that_was_let_in_and_cancelled_before_it_was_read_leaves_what_i
     assert _paths(again) == _paths(Engine(backbone, heads, POLICIES["wide"]).generate(prompt, 6))
 
 
-def test_a_prompt_that_begins_like_another_is_begun_with_what_the_heads_remember(
+def test_a_prompt_that_begins_like_another_reuses_the_draft_cache(
     model: PreTrainedModel, backbone: Backbone, heads: DraftHeads
 ) -> None:
     engine = Engine(backbone, heads, POLICIES["wide"], EngineSettings(slots=2, context=CONTEXT))

@@ -109,7 +109,7 @@ def test_a_ragged_batch_equals_one_by_one(backbone: Backbone, heads: DraftHeads)
 
 
 @pytest.mark.parametrize("name", ["plain", "published"])
-def test_it_ends_behind_the_end_of_text_token_even_inside_a_step(name: str) -> None:
+def test_it_ends_after_the_end_of_text_token_even_inside_a_step(name: str) -> None:
     backbone = small_backbone()
     prompt = small_prompt(9)
     text = greedy(backbone.model, prompt, 60)
@@ -122,7 +122,7 @@ def test_it_ends_behind_the_end_of_text_token_even_inside_a_step(name: str) -> N
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_it_ends_at_the_asked_number_of_tokens(count: int, backbone: Backbone, heads: DraftHeads) -> None:
+def test_it_ends_at_the_requested_number_of_tokens(count: int, backbone: Backbone, heads: DraftHeads) -> None:
     text = greedy(backbone.model, small_prompt(9), 7)
     assert Engine(backbone, heads, POLICIES["published"]).generate(small_prompt(9), count).tokens == text[:count]
 
@@ -175,7 +175,7 @@ def test_the_largest_tree_fits_the_cache(backbone: Backbone) -> None:
         ([1] * (CONTEXT - 4), 5, f"{CONTEXT - 4} tokens and 5 new ones exceed the context of {CONTEXT}"),
     ],
 )
-def test_a_request_that_cannot_be_served_is_refused(
+def test_a_request_that_cannot_be_served_is_rejected(
     prompt: list[int], count: int, said: str, backbone: Backbone
 ) -> None:
     with pytest.raises(EntMTPError, match=said):

@@ -50,7 +50,7 @@ def drawn_tree(generator: random.Random) -> Topology:
 
 
 def taped_backbone(architecture: str = "llama", **changes: int) -> Backbone:
-    """One that runs on operators alone: a tape, as a CUDA graph, knows of nothing else."""
+    """Backbone without fused kernels: a tape, like a CUDA graph, captures nothing else."""
     return small_backbone(architecture, kernels="eager", **changes)
 
 
@@ -65,8 +65,8 @@ def running(state: DecodingState, prompts: list[list[int]]) -> list[RunningReque
     return [RunningRequest(slot, SignalTracker(8), [slot], *first) for slot, first in enumerate(started)]
 
 
-def rows_of_graphs(state: DecodingState) -> set[int]:
-    """Numbers of batch rows that forward passes were captured for."""
+def captured_batch_sizes(state: DecodingState) -> set[int]:
+    """Batch sizes for which forward passes were captured."""
     keys = [key for key in state.graphs._captured if isinstance(key, tuple)]
     return {len(kv_range.slots) for part, *_, kv_range in keys if part == "verify"}
 
@@ -137,18 +137,18 @@ def test_a_batch_with_a_tree_each_replays_too() -> None:
     assert state.graphs.captures < 60
 
 
-def test_rows_without_a_request_change_nothing_of_their_slots() -> None:
+def test_batch_rows_without_a_request_change_nothing_of_their_slots() -> None:
     backbone = taped_backbone()
     state = taped_state(backbone, small_heads("hydra", backbone), slots=4)
     prompts = [small_prompt(length, seed=length) for length in (3, 17, 9)]
     policy = SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8)
-    state.prefill(3, small_prompt(state.capacity))  # no tree would fit behind it, nor it into the others' KV range
+    state.prefill(3, small_prompt(state.capacity))  # no tree fits after it, and it exceeds the others' KV range
 
-    def held() -> list[torch.Tensor]:
+    def contents() -> list[torch.Tensor]:
         assert state.drafter is not None
         return [state.root[3], state.drafter.states[3], *(pool[:, 3, :, 1:] for pool in state.cache.pools.values())]
 
-    before = [each.clone() for each in held()]
+    before = [each.clone() for each in contents()]
     requests = running(state, prompts)
     for request in requests:
         request.policy_state = policy.start()
@@ -157,10 +157,10 @@ def test_rows_without_a_request_change_nothing_of_their_slots() -> None:
     for request, prompt in zip(requests, prompts, strict=True):
         assert request.tokens == greedy(backbone.model, prompt, len(request.tokens))
         assert any(step.path for step in request.steps)
-    assert all(map(torch.equal, held(), before))
+    assert all(map(torch.equal, contents(), before))
     assert state.cache.lengths[3] == int(state.cache.table.device_lengths[3]) == state.capacity
     assert state.graphs.disabled_reason is None
-    assert rows_of_graphs(state) == {4}
+    assert captured_batch_sizes(state) == {4}
 
 
 @given(st.randoms(use_true_random=False), st.booleans())
@@ -179,11 +179,11 @@ def test_requests_that_come_and_go_replay_the_graphs_of_few_numbers(rng: random.
     for at, completion in come_and_go(engine, prompts, lengths, rng).items():
         assert completion.tokens == greedy(backbone.model, prompts[at], lengths[at])
     assert state.graphs.disabled_reason is None
-    assert rows_of_graphs(state) <= {1, 2, 4, 6}
+    assert captured_batch_sizes(state) <= {1, 2, 4, 6}
 
 
 @pytest.mark.parametrize("kind", ["hydra", "prefix"])
-def test_what_is_sampled_between_graphs_is_kept_by_them(kind: str) -> None:
+def test_what_is_sampled_between_graphs_is_committed_by_them(kind: str) -> None:
     backbone = taped_backbone()
     heads = small_heads("hydra", backbone) if kind == "hydra" else random_hydra_plus_plus_heads(backbone)
     prompts = [small_prompt(length, seed=length) for length in (3, 9)]
@@ -215,7 +215,7 @@ def test_a_growing_context_needs_a_capture_every_so_many_tokens(monkeypatch: pyt
         decode_step(state, policy, [request])
         captures.append(state.graphs.captures)
     assert request.tokens == greedy(backbone.model, small_prompt(5), 60)
-    # When they come again: a draft once; verify, accept and compact for each 16 rows of the 66.
+    # Captures on the second run: a draft once; verify, accept and compact for each 16 rows of the 66.
     assert captures[:2] == [0, 4]
     assert captures[-1] == 1 + 3 * 5
     assert len(set(captures)) == 1 + 5
@@ -252,16 +252,16 @@ def part_of(work: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[TreeBatch
 def test_a_part_that_makes_the_host_wait_is_run_as_it_is(work: Callable[[torch.Tensor], torch.Tensor]) -> None:
     graphs = Graphs(Taped())
     trees = graphs.stage_inputs(TreeBatch.of([TREES["wide"]], rounded=True))
-    for refused in (False, True, True):
+    for disabled in (False, True, True):
         (result,) = graphs.run("part", part_of(work), trees)
         assert torch.equal(result, work(trees.rank))
-        assert (graphs.disabled_reason is not None) == refused
+        assert (graphs.disabled_reason is not None) == disabled
     assert graphs.disabled_reason is not None
     assert graphs.disabled_reason.startswith("operation not permitted")
     assert (graphs.active, graphs.captures) == (False, 0)
 
 
-def test_a_recorded_part_reads_the_trees_loaded_last_and_runs_no_python() -> None:
+def test_a_captured_part_reads_the_trees_loaded_last_and_runs_no_python() -> None:
     graphs = Graphs(Taped())
     runs = []
 
@@ -274,11 +274,11 @@ def test_a_recorded_part_reads_the_trees_loaded_last_and_runs_no_python() -> Non
         trees = graphs.stage_inputs(TreeBatch.of([tree], rounded=True))
         ranks, ancestors = graphs.run(trees.shape, part, trees)
         assert (int(ranks), int(ancestors)) == (int(tree.rank.sum()), int(tree.ancestors.sum()))
-    # Twice for each of the two shapes: the first time as it is, the second for the record.
+    # Twice for each of the two shapes: the first time as it is, the second for the capture.
     assert (len(runs), graphs.captures) == (4, 2)
 
 
-def test_without_a_recorder_parts_are_plain_calls() -> None:
+def test_without_a_capturer_parts_are_plain_calls() -> None:
     graphs = Graphs.on(torch.device("cpu"))
     trees = TreeBatch.of([TREES["wide"]])
     assert graphs.stage_inputs(trees) is trees

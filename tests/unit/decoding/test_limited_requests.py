@@ -58,14 +58,14 @@ def heads(request: pytest.FixtureRequest) -> tuple[Backbone, DraftHeads]:
 
 
 class Spy:
-    """Notes of how many states heads are asked for guesses at once."""
+    """Records the number of states in each call of the heads."""
 
     def __init__(self, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.rows: list[int] = []
+        self.batch_sizes: list[int] = []
         real = heads.top_k
 
         def top_k(states: torch.Tensor, count: int, head: int | None = None) -> Any:
-            self.rows.append(len(states))
+            self.batch_sizes.append(len(states))
             return real(states, count, head)
 
         monkeypatch.setattr(heads, "top_k", top_k)
@@ -92,7 +92,7 @@ def test_the_heads_are_not_run_for_requests_that_may_have_no_tree(
     for limits in ((0,), (0, 0)):
         for done in served(engine_of(*heads, policy), *limits):
             assert len(done.steps) == NEW_TOKENS
-    assert spy.rows == []
+    assert spy.batch_sizes == []
 
 
 def test_in_a_batch_a_request_that_may_have_no_tree_is_not_guessed_for(
@@ -100,12 +100,12 @@ def test_in_a_batch_a_request_that_may_have_no_tree_is_not_guessed_for(
 ) -> None:
     spy = Spy(heads[1], monkeypatch)
     served(engine_of(*heads, "static"), None)
-    alone = set(spy.rows)
-    spy.rows.clear()
+    alone = set(spy.batch_sizes)
+    spy.batch_sizes.clear()
     plain, free = served(engine_of(*heads, "static"), 0, None)
     assert {step.topology.nodes for step in plain.steps} == {0}
     assert {step.topology for step in free.steps} == {TREES["bushy"]}
-    assert set(spy.rows) == alone
+    assert set(spy.batch_sizes) == alone
 
 
 def test_native_layers_run_on_the_guesses_of_drafting_requests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,9 +113,9 @@ def test_native_layers_run_on_the_guesses_of_drafting_requests_alone(monkeypatch
     real = NativeDrafter.run_level
     batches: list[int] = []
 
-    def run_level(memory: NativeDrafter, level: int, slots: tuple[int, ...], *args: Any) -> torch.Tensor:
+    def run_level(drafter: NativeDrafter, level: int, slots: tuple[int, ...], *args: Any) -> torch.Tensor:
         batches.append(len(slots))
-        return real(memory, level, slots, *args)
+        return real(drafter, level, slots, *args)
 
     monkeypatch.setattr(NativeDrafter, "run_level", run_level)
     served(engine_of(backbone, draft_cache_heads(DRAFT_CACHE_KINDS[0], backbone), "static"), 0, None)

@@ -79,13 +79,13 @@ def test_spread_is_what_repetitions_differ_by_when_a_round_that_is_slow_as_a_who
     assert measure_cost.spread(single) > 0.2
 
 
-@pytest.mark.parametrize(("spreads", "kept", "lines"), [((0.1,), 0.1, 0), ((0.5, 0.2), 0.2, 0), ((0.5, 0.9), 0.5, 1)])
+@pytest.mark.parametrize(("spreads", "chosen", "lines"), [((0.1,), 0.1, 0), ((0.5, 0.2), 0.2, 0), ((0.5, 0.9), 0.5, 1)])
 def test_a_disturbed_measurement_is_taken_once_more_and_one_line_says_if_it_stays_so(
-    spreads: tuple[float, ...], kept: float, lines: int
+    spreads: tuple[float, ...], chosen: float, lines: int
 ) -> None:
     tables = iter([CostTable(contexts=[160], costs=[step_cost()], spread=spread) for spread in spreads])
     said: list[str] = []
-    assert measure_cost._measure_steadily(lambda: next(tables), said.append).spread == kept
+    assert measure_cost._measure_steadily(lambda: next(tables), said.append).spread == chosen
     assert next(tables, None) is None
     assert len(said) == lines
     assert all("on a busy machine: spread of 50%" in line for line in said)

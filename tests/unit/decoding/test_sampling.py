@@ -61,10 +61,10 @@ def test_fifty_thousand_texts_come_as_often_as_the_model_would_write_them(
 def test_a_root_by_argmax_would_be_noticed(
     backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def greedy_behind_trees(logits: torch.Tensor, trees: TreeBatch, samplers: Sequence[Sampler]) -> torch.Tensor:
+    def greedy_after_trees(logits: torch.Tensor, trees: TreeBatch, samplers: Sequence[Sampler]) -> torch.Tensor:
         return logits.argmax(-1)
 
-    monkeypatch.setattr(acceptance, "choose_tokens", greedy_behind_trees)
+    monkeypatch.setattr(acceptance, "choose_tokens", greedy_after_trees)
     counts = drawn(backbone, heads, POLICIES["static"], FREE, batch=4, draws=2_000)
     assert p_value(counts, exact(backbone, FREE)) < 1e-12
 
@@ -77,7 +77,7 @@ def test_children_accepted_independently_would_be_noticed(
     seen: list[torch.Tensor] = []
     process_logits = sampling.process_logits
 
-    def remembering(
+    def recording(
         logits: torch.Tensor, tokens: torch.Tensor, trees: TreeBatch, samplers: Sequence[Sampler]
     ) -> torch.Tensor:
         seen.append(process_logits(logits, tokens, trees, samplers))
@@ -89,7 +89,7 @@ def test_children_accepted_independently_would_be_noticed(
         chance = seen[-1].softmax(-1).gather(1, parents).gather(-1, tokens[..., None])[..., 0]
         return torch.rand(tokens.shape, generator=generator) < chance
 
-    monkeypatch.setattr(acceptance, "process_logits", remembering)
+    monkeypatch.setattr(acceptance, "process_logits", recording)
     monkeypatch.setattr(acceptance, "matches_choice", independently)
     counts = drawn(backbone, heads, POLICIES["static"], FREE, batch=4, draws=2_000)
     assert p_value(counts, exact(backbone, FREE)) < 1e-12
@@ -164,7 +164,7 @@ def test_penalties_count_what_was_written_and_what_stands_on_the_path(backbone: 
     assert found[0].tolist() == pytest.approx([0.0, -0.75, 3.0, -(0.5 + 3 * 0.25)])
 
 
-def test_an_end_is_forbidden_at_each_node_by_its_own_place() -> None:
+def test_an_end_is_forbidden_at_each_node_by_its_own_position() -> None:
     sampler = Sampler(SamplingParams(min_tokens=3), stop_ids=frozenset({1}))
     assert sampler.modifies_logits
     found = sampler.process_logits(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([1, 2, 3]))
@@ -180,12 +180,12 @@ def test_typical_acceptance_accepts_what_medusa_would() -> None:
     trees = TreeBatch.of([Topology.of([(0,), (1,)])])
     sampler = Sampler(SamplingParams(acceptance="typical"))
     # Entropy 1.14 nats: the bound is min(0.09, 0.3 exp(-1.14)) = 0.09; token 2 passes, token 3 does not.
-    for guessed, kept in ((2, 2), (3, 1)):
+    for guessed, accepted in ((2, 2), (3, 1)):
         (outcome,) = acceptance.accept_sampled(torch.tensor([[1, guessed, 3]]), logits, trees, [sampler]).to_host()
-        assert len(outcome.tokens) == kept
+        assert len(outcome.tokens) == accepted
 
 
-def test_random_numbers_do_not_depend_on_when_they_are_asked_for() -> None:
+def test_random_numbers_do_not_depend_on_when_they_are_requested() -> None:
     one, other = (Sampler(SamplingParams(seed=5)) for _ in range(2))
     assert [one.uniform(at) for at in (0, 1500, 3)] == [other.uniform(at) for at in (0, 1500, 3)]
     assert sampling._BLOCK < 1500

@@ -52,7 +52,7 @@ def test_a_text_ends_before_the_first_stop_string(tokenizer: Tokenizer, text: st
     assert "".join(pieces) == text[: min(begins)]
 
 
-def test_text_that_may_become_a_stop_string_is_held_back(tokenizer: Tokenizer) -> None:
+def test_text_that_may_become_a_stop_string_is_not_returned_yet(tokenizer: Tokenizer) -> None:
     pieces, stopped = streamed(tokenizer, "one EN two END three", ["END"])
     assert stopped == "END"
     assert "".join(pieces) == "one EN two "

@@ -38,12 +38,12 @@ def _detokenizer(kind: str) -> Detokenizer:
 @pytest.mark.parametrize("kind", ["byte fallback, strip", "Mistral's SentencePiece"])
 def test_words_keep_their_spaces_and_offsets_are_where_they_begin(kind: str) -> None:
     words = [f"{SPACE}Paris", f"{SPACE}the", f"{SPACE}capital", f"{SPACE}is"]
-    begun = described(kind, ids(made(kind), *words))
-    assert [one.chosen.text for one in begun] == ["Paris", " the", " capital", " is"]
-    assert [one.offset for one in begun] == [0, 5, 9, 17]
-    gone_on = described(kind, ids(made(kind), *words), ids(made(kind), f"{SPACE}a"))
-    assert [one.chosen.text for one in gone_on] == [" Paris", " the", " capital", " is"]
-    assert [one.offset for one in gone_on] == [0, 6, 10, 18]
+    first_text = described(kind, ids(made(kind), *words))
+    assert [one.chosen.text for one in first_text] == ["Paris", " the", " capital", " is"]
+    assert [one.offset for one in first_text] == [0, 5, 9, 17]
+    continued = described(kind, ids(made(kind), *words), ids(made(kind), f"{SPACE}a"))
+    assert [one.chosen.text for one in continued] == [" Paris", " the", " capital", " is"]
+    assert [one.offset for one in continued] == [0, 6, 10, 18]
 
 
 @pytest.mark.parametrize("kind", KNOWN)
@@ -199,8 +199,8 @@ def test_tokens_with_one_text_have_entries_of_their_own() -> None:
     assert [(one.text, one.logprob) for one in first.top] == [(" true", -0.651), ("true", -0.863)]
     assert [(one.text, one.logprob) for one in second.top] == [(f"token_id:{letter}", -0.5), ("a", -2.0)]
     assert second.chosen.text == "a"
-    (begun,) = TokenTexts(Detokenizer(tokenizer)).take([spaced], logprobs[:1])
-    assert [one.text for one in begun.top] == ["true", f"token_id:{plain}"]
+    (first_text,) = TokenTexts(Detokenizer(tokenizer)).take([spaced], logprobs[:1])
+    assert [one.text for one in first_text.top] == ["true", f"token_id:{plain}"]
 
 
 def test_special_tokens_have_a_name_and_no_bytes() -> None:

@@ -32,7 +32,7 @@ def by_transformers(logits: torch.Tensor, params: SamplingParams) -> torch.Tenso
     return scores.softmax(-1)[0]
 
 
-ROWS = st.builds(
+PARAMS = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0.3, 0.7, 1.0, 2.5]),
     top_k=st.sampled_from([0, 1, 3, 40, 5000]),
@@ -41,11 +41,11 @@ ROWS = st.builds(
 )
 
 
-@given(st.lists(ROWS, min_size=1, max_size=5), st.sampled_from([7, 60, 3000]), st.integers(0, 10_000))
-def test_it_is_what_transformers_processors_leave(rows: list[SamplingParams], vocab_size: int, seed: int) -> None:
-    logits = 3 * torch.randn(len(rows), vocab_size, generator=torch.Generator().manual_seed(seed))
-    found = target_probs(logits, Filters.of(rows, vocab_size, CPU))
-    for row, params, own in zip(logits, rows, found, strict=True):
+@given(st.lists(PARAMS, min_size=1, max_size=5), st.sampled_from([7, 60, 3000]), st.integers(0, 10_000))
+def test_it_is_what_transformers_processors_leave(requests: list[SamplingParams], vocab_size: int, seed: int) -> None:
+    logits = 3 * torch.randn(len(requests), vocab_size, generator=torch.Generator().manual_seed(seed))
+    found = target_probs(logits, Filters.of(requests, vocab_size, CPU))
+    for row, params, own in zip(logits, requests, found, strict=True):
         expected = by_transformers(row, params)
         # A token whose cumulative chance is the bound to the last bit may fall on either side.
         differing = (own > 0) != (expected > 0)

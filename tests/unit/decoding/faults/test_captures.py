@@ -1,4 +1,4 @@
-"""Captures that run out of memory: the part runs as a plain call, and others are captured still."""
+"""Captures that run out of memory: the part runs as a plain call, and other parts are still captured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.tiny_models import greedy
 
 def test_parts_that_read_what_could_not_be_captured_are_not_captured(backbone: Backbone, heads: DraftHeads) -> None:
     class Small(Taped):
-        """Has no memory for the pass over the model."""
+        """Runs out of memory when the forward pass is captured."""
 
         def capture(self, work: Callable[[], tuple[torch.Tensor, ...]]) -> CapturedGraph:
             recording = super().capture(work)

@@ -22,9 +22,7 @@ from tests.helpers.tiny_models import TREES, greedy
 
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("kind", ["hydra", "prefix"])
-def test_a_slot_that_held_what_is_not_a_number_is_clean_for_the_next(
-    kind: str, captured: bool, backbone: Backbone
-) -> None:
+def test_a_slot_with_non_finite_values_is_clean_for_the_next(kind: str, captured: bool, backbone: Backbone) -> None:
     heads = small_heads("hydra", backbone) if kind == "hydra" else random_hydra_plus_plus_heads(backbone)
     engine = engine_of(backbone, heads, "sequence", captured)
     expected = serve(engine)
@@ -72,16 +70,16 @@ def test_a_rejected_guess_that_is_not_a_number_leaves_no_trace(
     read = Accepted.to_host
 
     def poisoned_read(accepted: Accepted) -> list[Outcome]:
-        """As if the pass had written it: all rows behind the accepted ones, in each slot that has any."""
+        """Set all cache rows after the accepted ones to NaN, as if the forward pass had written them."""
         nonlocal poisoned
         outcomes = read(accepted)
         for row, outcome in enumerate(outcomes):
             slot = state.cache.slot_mapping.kv_range.slots[row]
             width = state.cache.slot_mapping.cache_rows.shape[1]
             if outcome.tokens and outcome.node < width - 1:
-                behind = state.cache.lengths[slot] + len(outcome.tokens) + 1
+                begin = state.cache.lengths[slot] + len(outcome.tokens) + 1
                 for pool in state.cache.pools.values():
-                    pool[:, slot, :, behind:] = torch.nan
+                    pool[:, slot, :, begin:] = torch.nan
                     pool[:, slot, :, 0] = torch.nan
                 outcomes[row] = replace(outcome, finite=False)
                 poisoned += 1
@@ -94,7 +92,7 @@ def test_a_rejected_guess_that_is_not_a_number_leaves_no_trace(
     assert check(engine, serve(engine), expected, "used again") == 0
 
 
-def test_heads_whose_rows_are_not_numbers_leave_a_clean_slot(
+def test_heads_whose_states_are_not_finite_leave_a_clean_slot(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(backbone, random_hydra_plus_plus_heads(backbone), "static")
@@ -103,13 +101,13 @@ def test_heads_whose_rows_are_not_numbers_leave_a_clean_slot(
     assert state.drafter is not None
     drafter, append = state.drafter, state.drafter.append
 
-    def broken(rows: tuple[int, ...], *args: Any) -> None:
-        append(rows, *args)
-        drafter.states[list(rows)] = torch.nan
+    def broken(slots: tuple[int, ...], *args: Any) -> None:
+        append(slots, *args)
+        drafter.states[list(slots)] = torch.nan
 
     monkeypatch.setattr(drafter, "append", broken)
     assert check(engine, serve(engine), expected, "heads") == 0
-    assert engine.cached_prefixes == []  # whoever is next finds slots that are cleared
+    assert engine.cached_prefixes == []  # the next requests find cleared slots
     monkeypatch.undo()
     assert check(engine, serve(engine), expected, "used again") == 0
 

@@ -24,7 +24,7 @@ from tests.helpers.small_cases import SMALL_VOCAB, small_prompt
 
 
 class BrokenText:
-    """The text of the request at fault; that of others is real."""
+    """Fails for the faulty request; the text of others is real."""
 
     def __new__(cls, detokenizer: Detokenizer, stop: Sequence[str], *args: Any) -> Any:
         return super().__new__(cls) if list(stop) == MARKED.stop else TextStream(detokenizer, stop, *args)
@@ -81,23 +81,23 @@ def test_an_exchange_of_slots_that_breaks_off_ends_those_two(
     engine = engine_of(backbone, heads, "sequence")
     state, slots = engine._state_and_slots()
     moved: list[int] = []
-    spoilt: list[int] = []
-    spoil = slots.mark_dirty
+    dirty: list[int] = []
+    mark_dirty = slots.mark_dirty
 
     def broken(one: int, other: int) -> None:
         state.cache.swap(one, other)
         moved[:] = one, other
-        spoilt.clear()
+        dirty.clear()
         raise ValueError("broken off")
 
     def noted(slot: int) -> None:
-        spoil(slot)
-        spoilt.append(slot)
+        mark_dirty(slot)
+        dirty.append(slot)
 
     monkeypatch.setattr(state, "swap", broken)
     monkeypatch.setattr(slots, "mark_dirty", noted)
     assert 1 <= check(engine, serve(engine), expected, "exchange") <= 2
-    assert set(moved) <= set(spoilt)  # what lay in the free one can't be begun with either
+    assert set(moved) <= set(dirty)  # the prefix in the free one can't be reused either
     monkeypatch.undo()
     assert check(engine, serve(engine), expected, "used again") == 0
 
@@ -108,15 +108,15 @@ def test_a_request_that_no_room_can_be_found_for_ends_alone(
     expected = serve(engine_of(backbone, heads, "sequence"))
     engine = engine_of(backbone, heads, "sequence")
     _, slots = engine._state_and_slots()
-    take, refused = slots.acquire, small_prompt(6, seed=7)
+    acquire, rejected = slots.acquire, small_prompt(6, seed=7)
 
     def broken(prompt: Sequence[int], salt: str = "") -> tuple[int, int]:
-        if prompt == refused:
+        if prompt == rejected:
             raise ValueError("broken")
-        return take(prompt, salt)
+        return acquire(prompt, salt)
 
     monkeypatch.setattr(slots, "acquire", broken)
-    marked = engine.submit(Request("marked", refused, SamplingParams(max_tokens=3)))
+    marked = engine.submit(Request("marked", rejected, SamplingParams(max_tokens=3)))
     assert check(engine, serve(engine), expected, "finding room") == 0
     assert marked.finish_reason == "error"
     assert "finding room for it failed" in str(marked.error)

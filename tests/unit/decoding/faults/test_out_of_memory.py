@@ -1,4 +1,4 @@
-"""Steps that run out of memory: smaller ones follow, and no other error is taken for it."""
+"""Steps that run out of memory: smaller steps follow, and no other error counts as it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_probe_that_runs_out_of_memory_says_nothing_of_the_model(
     assert check(engine, done, expected, "probe") == 0
 
 
-def test_too_little_memory_on_a_cpu_is_told_from_other_faults() -> None:
+def test_too_little_memory_on_a_cpu_is_distinguished_from_other_faults() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**58, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
