@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What each optimisation gains: the whole system against itself with that one switched off.
+"""Measure the gain of each optimisation: the whole system against itself without that one.
 
     python -m benchmarks.gains
     python -m benchmarks.gains --dtype bfloat16 --repetitions 200      # on a GPU
 
-Real steps of all variants take turns at each size. A ratio above 1 is how many times as long a step takes without the
-optimisation; its interval is over repetitions, in pairs. The library has no switches for this: variants are built here,
-by replacing the function that applies an optimisation.
+Real steps of all variants take turns at each size. A ratio of 1.2 means that a step takes 1.2 times as long without the
+optimisation. Its interval is over paired repetitions. The library has no switches for this: variants are built here by
+replacing the function that applies an optimisation.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main(
 
 
 def gains(benches: Mapping[str, StepBench], repetitions: int) -> list[list[Cell]]:
-    """A row per variant with a cell per size; the variant :data:`FULL` comes first and gives milliseconds."""
+    """Build a row per variant with a cell per size; the variant :data:`FULL` comes first and has milliseconds."""
     columns = [_column(benches, tokens, repetitions) for tokens in TOKENS]
     return [[name, *(column[name] for column in columns)] for name in benches]
 
@@ -96,44 +96,44 @@ def _tree(bench: StepBench, tokens: int) -> Topology:
 
 
 def cells(walls: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """From milliseconds by variant ``[repetitions]``: the median of the full system, and the others' ratios to it."""
+    """Format milliseconds by variant ``[repetitions]``: the full system's median, and the others' ratios to it."""
     full = walls[FULL]
     ratios = {name: ratio(paired_ratio(wall, full).estimate()) for name, wall in walls.items()}
     return ratios | {FULL: f"{np.median(full):.1f} ms"}
 
 
 def make_bench(build: Build, model: Any) -> StepBench:
-    """The variant's steps."""
+    """Build the step benchmark of a variant."""
     backbone, drafter = build(model)
     return StepBench(backbone, drafter, 1, CONTEXT, max(TOKENS) - 1)
 
 
 def on_cpu(kind: str, kernels: Kernels) -> dict[str, Build]:
-    """The full system and its variants on a CPU, by what they do without."""
+    """List the full system and its variants on a CPU, by the optimisation that they lack."""
     full = _backbone_by(lambda model: build_backbone(model, kernels), kind)
     layers = {
-        "fused layers": _backbone_by(_products_alone, kind),
+        "fused layers": _backbone_by(_without_fused_layers, kind),
         "fused products (oneDNN's instead)": _backbone_by(lambda model: build_backbone(model, "packed"), kind),
     }
     if kernels == "packed":
         layers = {
-            "joint products of siblings": _backbone_by(_apart, kind),
-            "packed grouped-query attention": _backbone_by(_own_attention, kind),
+            "merged products of siblings": _backbone_by(_without_merged_projections, kind),
+            "packed grouped-query attention": _backbone_by(_with_sdpa, kind),
         }
     return {
         FULL: full,
         **layers,
         "any of these (PyTorch's own)": _backbone_by(lambda model: build_backbone(model, "eager"), kind),
-        "the output layer's product": _backbone_by(lambda model: _output_as_it_is(model, kernels), kind),
-        "the heads' products": lambda model: _plain_heads(*full(model)),
+        "the output layer's product": _backbone_by(lambda model: _without_output_product(model, kernels), kind),
+        "the heads' products": lambda model: _without_head_products(*full(model)),
     }
 
 
 def on_cuda(kind: str) -> dict[str, Build]:
-    """The same on a GPU, where products are PyTorch's and steps are captured."""
+    """List the full system and its variants on a GPU, where products are PyTorch's and steps are captured."""
     return {
         FULL: _backbone_by(Backbone, kind),
-        "packed grouped-query attention": _backbone_by(lambda model: _own_attention(model, "auto"), kind),
+        "packed grouped-query attention": _backbone_by(lambda model: _with_sdpa(model, "auto"), kind),
         GRAPHS: _backbone_by(Backbone, kind),
     }
 
@@ -146,20 +146,20 @@ def _backbone_by(make: Callable[[Any], Backbone], kind: str) -> Build:
     return build
 
 
-def _products_alone(model: Any) -> Backbone:
-    """Fused products in the model's own layers."""
+def _without_fused_layers(model: Any) -> Backbone:
+    """Build a backbone with fused products in the model's own layers."""
     with patch.object(backbones, "with_fused_layers", lambda decoder, config: None):
         return build_backbone(model, "fused")
 
 
-def _apart(model: Any) -> Backbone:
-    """Layers packed one by one."""
+def _without_merged_projections(model: Any) -> Backbone:
+    """Build a backbone with layers that are packed one by one."""
     with patch.object(packed_linear, "merge_linear_layers", lambda layers, groups, make: None):
         return build_backbone(model, "packed")
 
 
-def _output_as_it_is(model: Any, kernels: Kernels) -> Backbone:
-    """Only the decoder's products."""
+def _without_output_product(model: Any, kernels: Kernels) -> Backbone:
+    """Build a backbone in which only the decoder's products are replaced."""
 
     def replace(layers: Any, siblings: Any, make: Any, keep_weight: Any, leave: Any) -> None:
         replace_linear_layers(getattr(layers, layers.base_model_prefix), siblings, make, keep_weight, leave)
@@ -168,14 +168,14 @@ def _output_as_it_is(model: Any, kernels: Kernels) -> Backbone:
         return build_backbone(model, kernels)
 
 
-def _own_attention(model: Any, kernels: Kernels = "packed") -> Backbone:
-    """transformers' scaled_dot_product_attention, which repeats keys and values for each of their queries' heads."""
+def _with_sdpa(model: Any, kernels: Kernels = "packed") -> Backbone:
+    """Build a backbone with transformers' sdpa attention, which repeats keys and values for each query head."""
     backbone = build_backbone(model, kernels)
     backbone.model.set_attn_implementation("sdpa")
     return backbone
 
 
-def _plain_heads(backbone: Backbone, heads: DraftHeads) -> tuple[Backbone, DraftHeads]:
+def _without_head_products(backbone: Backbone, heads: DraftHeads) -> tuple[Backbone, DraftHeads]:
     def linear(name: str, states: Any, weight: Any, bias: Any = None) -> Any:
         return torch.nn.functional.linear(states, weight, bias)
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""What the methods would gain on a machine that is not at hand: predicted, not measured.
+"""Predict the methods' speedups on another machine, by replay; nothing is timed.
 
     python -m benchmarks.predict --profile xeon-2-cores --output results/heads
     python -m benchmarks.predict --profile flat --output results/heads        # idealised: any tree costs one step
     python -m benchmarks.predict --profile gpu-like --output results/heads    # idealised: only drafting costs
 
-The bundled model answers scored prompts of each suite greedily; the methods are replayed step by step on its heads'
-rank traces, each step at the cost that the machine's hardware profile names, with the kind of heads that it was
-measured with. How many tokens a step gains is the bundled model's; what it costs is the profile's, which may be about a
-larger model.
+The bundled model answers scored prompts of each suite greedily. The methods are replayed step by step on its heads'
+rank traces, each step at the cost of the machine's hardware profile. The heads are of the kind that the profile was
+measured with. The tokens that a step gains are the bundled model's. The cost of a step is the profile's, which may be
+of a larger model.
 """
 
 from __future__ import annotations
@@ -69,35 +69,37 @@ NOTES = (
     "Where the chances are exact: steps start where dynamic's start in the texts, hindsight knows the right path of"
     " each. Nothing is drawn, so there is no seed; intervals are over texts.",
 )
-GROWN = "dynamic's drafting is charged level by level, with the host's part between levels, as the profile measured it."
-IDEAL_GROWN = "dynamic's drafting is charged as filling a tree: an ideal host takes no time between levels."
-NOT_GROWN = (
-    "dynamic is not predicted: its trees grow level by level and wait for the host between levels, which this profile"
+EXPANDED = (
+    "dynamic's drafting is charged level by level, with the host's part between levels, as the profile measured it."
+)
+IDEAL_EXPANDED = "dynamic's drafting is charged as filling a tree: an ideal host takes no time between levels."
+NOT_EXPANDED = (
+    "dynamic is not predicted: its trees are expanded level by level, with the host between levels, which this profile"
     " did not measure (grown_draft_ms; 'python -m benchmarks.step --save-profile FILE' does)."
 )
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What steps cost on the machine that the prediction is about.
+    """Step costs of the machine that the prediction is for.
 
     Attributes:
-        chosen: with trees that are chosen before the heads run.
-        grown: with trees that grow while the heads guess; None where nobody measured that.
-        kinds: of heads that they hold for.
-        where: whose they are, in words.
-        note: how growing is charged.
+        chosen: cost of steps whose trees are chosen before the heads run.
+        expanded: cost of steps whose trees are expanded while the heads draft; None if it was not measured.
+        kinds: kinds of heads that the costs apply to.
+        where: description of the machine.
+        note: how expanding is charged.
     """
 
     chosen: TreeCost
-    grown: TreeCost | None
+    expanded: TreeCost | None
     kinds: Sequence[str]
     where: str
     note: str
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="folder that keeps the answers, so that a second run is quick")],
+    output: Annotated[Path, typer.Option(help="folder for the answers, so that a second run is quick")],
     profile: Annotated[str, typer.Option(help="name or file of a hardware profile, 'flat' or 'gpu-like'")] = FLAT,
     batch: Annotated[int, typer.Option(min=1, help="requests in one step, all with the same tree")] = 1,
     context: Annotated[
@@ -121,9 +123,9 @@ def main(
         ]
         for name in PAPER_SUITES:
             suite = load_suite(name)
-            asked = draw(split(suite.prompts)[1], prompts, seed=0)
+            drawn = draw(split(suite.prompts)[1], prompts, seed=0)
             folder = output / name
-            ids = [encode_chat(tokenizer, prompt.text) for prompt in asked]
+            ids = [encode_chat(tokenizer, prompt.text) for prompt in drawn]
             write_answers(backbone, ids, folder, CalibrationSettings())
             for kind in costs.kinds:
                 heads = load_heads(bundled_heads(kind), backbone)
@@ -138,9 +140,11 @@ def main(
 
 
 def _costs(name: str, batch: int, context: int | None) -> Costs:
-    chosen, grown = cost_of(name, batch, context), expanded_cost_of(name, batch, context)
+    chosen, expanded = cost_of(name, batch, context), expanded_cost_of(name, batch, context)
     if name in IDEAL:
-        return Costs(chosen, grown, list(KINDS), f"idealised, no machine: {IDEAL_DESCRIPTIONS[name]}", IDEAL_GROWN)
+        return Costs(
+            chosen, expanded, list(KINDS), f"idealised, no machine: {IDEAL_DESCRIPTIONS[name]}", IDEAL_EXPANDED
+        )
     profile = load_profile(name)
     measured = profile.measured
     length = profile.contexts[0] if context is None else context
@@ -148,12 +152,12 @@ def _costs(name: str, batch: int, context: int | None) -> Costs:
         f"{measured.hardware}, {measured.model}, {measured.heads_kind} heads, {measured.dtype}, batch {batch},"
         f" context {length}, measured {measured.date[:10]}"
     )
-    return Costs(chosen, grown, [measured.heads_kind], where, NOT_GROWN if grown is None else GROWN)
+    return Costs(chosen, expanded, [measured.heads_kind], where, NOT_EXPANDED if expanded is None else EXPANDED)
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Rows of the three tables for one suite and kind of heads."""
+    """Table rows of one suite and kind of heads, for each of the three tables."""
 
     speedups: list[list[str]]
     shares: list[list[str]]
@@ -162,16 +166,16 @@ class Predicted:
 
 @torch.inference_mode()
 def predict(traces: list[RankTrace], expansions: list[ExpansionAt], bank: TreeBank, costs: Costs) -> Predicted:
-    """What each of :data:`METHODS` would gain on texts, and how much of each yardstick."""
-    made = policies(bank, costs.chosen, traces[0].ranks.shape[1], costs.grown, typer.echo)
+    """Predict the speedup of each of :data:`METHODS` on texts, and its share of each yardstick."""
+    made = policies(bank, costs.chosen, traces[0].ranks.shape[1], costs.expanded, typer.echo)
     found: dict[str, DecodingSpeed] = {
         name: replay_policy(traces, made[name], costs.chosen) for name in METHODS if name != DYNAMIC
     }
-    if costs.grown is not None:
-        found[DYNAMIC] = replay_policy(traces, made[DYNAMIC], costs.grown, expansions)
-    world = replay_known_chances(traces, expansions, bank, costs.chosen, costs.grown)
+    if costs.expanded is not None:
+        found[DYNAMIC] = replay_policy(traces, made[DYNAMIC], costs.expanded, expansions)
+    known_chances = replay_known_chances(traces, expansions, bank, costs.chosen, costs.expanded)
     speedups = [_speed(found.get(name)) for name in METHODS]
-    found[KNOWN_CHANCES] = world.best
+    found[KNOWN_CHANCES] = known_chances.best
     shares = [
         [
             yardstick,
@@ -181,11 +185,11 @@ def predict(traces: list[RankTrace], expansions: list[ExpansionAt], bank: TreeBa
         for yardstick in (*methods.yardsticks(), KNOWN_CHANCES)
     ]
     known = [
-        _speed(world.best),
-        _speed(world.dynamic),
-        _speed(world.hindsight),
-        _share(world.dynamic, world.best),
-        _share(world.best, world.hindsight),
+        _speed(known_chances.best),
+        _speed(known_chances.dynamic),
+        _speed(known_chances.hindsight),
+        _share(known_chances.dynamic, known_chances.best),
+        _share(known_chances.best, known_chances.hindsight),
     ]
     return Predicted([speedups], shares, [known])
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What each signal knows of the next accepted length: predictors fitted on calibration texts, judged on others.
+"""Measure how well each signal predicts the next accepted length: fitted on calibration texts, scored on others.
 
     python -m benchmarks.signals --output results/signals
 
-The bundled model answers calibration and scored prompts of each suite greedily (kept, so that a second run is quick). A
-predictor for each set of signals is fitted on the first and measured on the second, as a step with a 16-node tree
-would need it.
+The bundled model answers calibration and scored prompts of each suite greedily. The answers are stored, so that a
+second run is quick. A predictor for each set of signals is fitted on the first and scored on the second, for a step
+with a 16-node tree.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ _TREE = 16
 NOTES = (
     f"Of a step with the {_TREE} likeliest nodes, where trees of {PROBES[0]} and {PROBES[1]} nodes start theirs.",
     "log-loss: nats a step, of the accepted length's distribution. ECE: expected calibration error of 'anything is"
-    " accepted'. within: correlation of foretold and seen length within texts.",
+    " accepted'. within: correlation of predicted and measured length within texts.",
     "path value is the log-probability of the heads' first guess at this very step, known once the first head has run.",
 )
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="folder that keeps the answers, so that a second run is quick")],
+    output: Annotated[Path, typer.Option(help="folder for the answers, so that a second run is quick")],
     prompts: Annotated[int, typer.Option(min=1, help="prompts per suite, to fit on and to judge on, each")] = 32,
     record: RecordOption = None,
     uncommitted: UncommittedOption = False,
 ) -> None:
-    """Print how well each set of signals foretells, by suite and kind of heads."""
+    """Print how well each set of signals predicts, by suite and kind of heads."""
     with plain_errors("signals"):
         model, tokenizer = load_model("bundled")
         backbone = build_backbone(model)
@@ -77,13 +77,13 @@ def main(
 
 
 def ablation(fitted: Sequence[RankTrace], held_out: Sequence[RankTrace]) -> list[list[Cell]]:
-    """A row for each of :data:`SIGNALS`."""
+    """Fit and score a predictor for each of :data:`SIGNALS`; returns the table rows."""
     order = optimal_order(fitted, _TREE)
     probes = [Topology.of(order[:size]) for size in PROBES]
     window = CalibrationSettings().entropy_window
-    known, asked = (step_table(traces, probes, window) for traces in (fitted, held_out))
+    known, scored = (step_table(traces, probes, window) for traces in (fitted, held_out))
     found = {
-        name: quality(fit_predictor(known, features), asked, Topology.of(order)) for name, features in SIGNALS.items()
+        name: quality(fit_predictor(known, features), scored, Topology.of(order)) for name, features in SIGNALS.items()
     }
     return [
         [name, f"{one.log_loss:.3f}", f"{one.calibration_error:.3f}", f"{one.within_text:+.2f}"]

@@ -1,7 +1,7 @@
-"""Estimates with intervals that cover as often as they say, from three prompts on.
+"""Estimates with confidence intervals whose coverage is as stated, from three prompts on.
 
-The prompt is the unit: steps and repetitions of one prompt resemble each other, prompts do not. A bootstrap would be
-too narrow here: resampled percentiles of 3 prompts cover in 74% of cases, of 30 in 93%.
+The prompt is the statistical unit: steps and repetitions of one prompt are correlated, prompts are not. Bootstrap
+intervals would be too narrow: resampled percentiles of 3 prompts cover in 74% of cases, of 30 prompts in 93%.
 """
 
 import math
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-FEWEST_PROMPTS = 3  # with fewer, an interval would be a decoration
+FEWEST_PROMPTS = 3  # with fewer, an interval would mean nothing
 CONFIDENCE = 0.95
 METHOD = (
     "Student's t over prompts on the logs of paired ratios; a speedup is the geometric mean of its prompts' ratios,"
@@ -23,7 +23,7 @@ METHOD = (
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its 95% interval; `low` and `high` are none where there are too few prompts for one."""
+    """A value with its 95% interval; `low` and `high` are None if there are too few prompts."""
 
     value: float
     low: float | None
@@ -36,11 +36,11 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class LogMean:
-    """Mean of logarithms, of which an interval can be made.
+    """Mean of logarithms, with what its interval is computed from.
 
     Attributes:
         mean: natural logarithm of the geometric mean.
-        error: standard error of the mean; none where there are too few prompts.
+        error: standard error of the mean; None if there are too few prompts.
         freedom: degrees of freedom of the error.
     """
 
@@ -49,14 +49,14 @@ class LogMean:
     freedom: float
 
     def estimate(self, comparisons: int = 1) -> Estimate:
-        """The geometric mean; intervals of so many `comparisons` hold all together with 95% (Bonferroni)."""
+        """Geometric mean; intervals of all `comparisons` hold together with 95% probability (Bonferroni)."""
         logs = self.log_estimate(comparisons)
         if logs.low is None or logs.high is None:
             return Estimate(math.exp(logs.value), None, None)
         return Estimate(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high))
 
     def log_estimate(self, comparisons: int = 1) -> Estimate:
-        """The mean itself, for what is told as logarithms; `comparisons` as for :meth:`estimate`."""
+        """Mean of the logarithms; `comparisons` as for :meth:`estimate`."""
         half = _half_width(self.error, self.freedom, comparisons)
         if half is None:
             return Estimate(self.mean, None, None)
@@ -66,27 +66,27 @@ class LogMean:
 def _half_width(error: float | None, freedom: float, comparisons: int = 1) -> float | None:
     if error is None:
         return None
-    if error == 0:  # whatever the degrees of freedom, which can't be told then
+    if error == 0:  # for any degrees of freedom, which are undefined then
         return 0.0
-    from scipy.special import stdtrit  # those who only generate text must not wait for it
+    from scipy.special import stdtrit  # imported late: text generation must not wait for it
 
     return error * float(stdtrit(freedom, 1 - (1 - CONFIDENCE) / (2 * comparisons)))
 
 
 def paired_ratio(numerators: Floats, denominators: Floats) -> LogMean:
-    """The geometric mean of `numerators / denominators`, both positive, `[prompts]`."""
+    """Geometric mean of `numerators / denominators`, both positive, `[prompts]`."""
     return mean_of_logs(np.log(numerators) - np.log(denominators))
 
 
 def mean_of_logs(logs: Floats) -> LogMean:
-    """The mean of logarithms, one for each prompt, `[prompts]`."""
+    """Mean of logarithms, one for each prompt, `[prompts]`."""
     count = len(logs)
     error = float(logs.std(ddof=1)) / math.sqrt(count) if count >= FEWEST_PROMPTS else None
     return LogMean(float(logs.mean()), error, count - 1)
 
 
 def mean_of_suites(ratios: Sequence[LogMean]) -> LogMean:
-    """The geometric mean of suites, which weigh alike; without an error if one of them has none."""
+    """Geometric mean of suites, which have the same weight; without an error if one of them has none."""
     mean = math.fsum(ratio.mean for ratio in ratios) / len(ratios)
     if any(ratio.error is None for ratio in ratios):
         return LogMean(mean, None, 0)
@@ -101,20 +101,20 @@ def mean_of_suites(ratios: Sequence[LogMean]) -> LogMean:
 def ratio_of_sums(numerators: Floats, denominators: Floats) -> Estimate:
     """sum(numerators) / sum(denominators), both `[prompts]` and positive in sum, by the jackknife over prompts.
 
-    For what is a mean over steps, such as tokens per step, in which long texts count more.
+    Use it for means over steps, such as tokens per step, in which long texts have more weight.
     """
 
-    def logs(kept: NDArray[np.bool_]) -> float:
-        return float(np.log(numerators[kept].sum()) - np.log(denominators[kept].sum()))
+    def logs(included: NDArray[np.bool_]) -> float:
+        return float(np.log(numerators[included].sum()) - np.log(denominators[included].sum()))
 
     return _jackknife(len(numerators), logs).estimate()
 
 
 def proportion(hits: Floats, counts: Floats) -> Estimate:
-    """hits.sum() / counts.sum(), both `[prompts]`, where hits of one prompt may come together.
+    """hits.sum() / counts.sum(), both `[prompts]`, where hits of one prompt may be correlated.
 
-    Clopper and Pearson's interval with the number of independent trials that such hits are worth (Korn and Graubard
-    1998), never more than were counted. Where nothing or everything hits, that can't be told, and all of them count.
+    The interval is Clopper and Pearson's with the effective number of independent trials (Korn and Graubard 1998). That
+    number is at most the count, and equal to it if nothing or everything hits.
     """
     prompts, total = len(counts), float(counts.sum())
     share = float(hits.sum()) / total
@@ -135,17 +135,19 @@ def proportion(hits: Floats, counts: Floats) -> Estimate:
 
 
 def correlation(x: Sequence[Floats], y: Sequence[Floats]) -> Estimate:
-    """Pearson's correlation over all points; its interval leaves out whole prompts in turn, on Fisher's scale.
+    """Pearson's correlation over all points; its interval is the jackknife over prompts on Fisher's scale.
 
     Args:
-        x, y: per prompt, its points `[points of that prompt]`.
+        x, y: points of each prompt `[points of that prompt]`.
 
     Returns:
-        The correlation; nan where x or y does not vary.
+        The correlation; nan if x or y does not vary.
     """
 
-    def fisher(kept: NDArray[np.bool_]) -> float:
-        a, b = (np.concatenate([part for part, here in zip(all_of, kept, strict=True) if here]) for all_of in (x, y))
+    def fisher(included: NDArray[np.bool_]) -> float:
+        a, b = (
+            np.concatenate([part for part, here in zip(all_of, included, strict=True) if here]) for all_of in (x, y)
+        )
         if len(a) < 2 or not (a.std() > 0 and b.std() > 0):
             return math.nan
         return math.atanh(min(max(float(np.corrcoef(a, b)[0, 1]), -1 + 1e-12), 1 - 1e-12))
@@ -158,7 +160,7 @@ def correlation(x: Sequence[Floats], y: Sequence[Floats]) -> Estimate:
 
 
 def _jackknife(count: int, statistic: Callable[[NDArray[np.bool_]], float]) -> LogMean:
-    """A statistic of the prompts that are kept `[count]`, and its error by leaving out each in turn."""
+    """Jackknife of a `statistic` of the included prompts `[count]`; its error is by leaving out each prompt."""
     everything = np.ones(count, dtype=np.bool_)
     if count < FEWEST_PROMPTS:
         return LogMean(statistic(everything), None, 0)
@@ -168,19 +170,19 @@ def _jackknife(count: int, statistic: Callable[[NDArray[np.bool_]], float]) -> L
 
 
 def interval(estimate: Estimate, digits: int = 2, unit: str = "") -> str:
-    """'[1.44, 1.60]', or a dash where there are too few prompts."""
+    """Format an interval as '[1.44, 1.60]', or as a dash if there are too few prompts."""
     if estimate.low is None or estimate.high is None:
         return "–"
     return f"[{estimate.low:.{digits}f}{unit}, {estimate.high:.{digits}f}{unit}]"
 
 
 def ratio(estimate: Estimate, unit: str = "x") -> str:
-    """'1.52x [1.44, 1.60]', or a dash: a speedup without an interval is not shown."""
+    """Format a speedup as '1.52x [1.44, 1.60]', or as a dash if it has no interval."""
     return f"{estimate.value:.2f}{unit} {interval(estimate)}" if estimate.has_interval else "–"
 
 
 def percent(share: Estimate) -> str:
-    """'76% [75%, 78%]', or a dash: a share without an interval is not shown."""
+    """Format a share as '76% [75%, 78%]', or as a dash if it has no interval."""
     if share.low is None or share.high is None:
         return "–"
     return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"

@@ -53,15 +53,6 @@ class StepTable:
     def __len__(self) -> int:
         return len(self.text)
 
-    @property
-    def entropy_ema(self) -> np.ndarray:
-        """Moving average of the entropy in nats ``[rows]``."""
-        return self.features[:, FEATURES.index("entropy_ema")]
-
-    def select(self, rows: np.ndarray) -> StepTable:
-        """Select some of the rows."""
-        return StepTable(self.features[rows], self.ranks[rows], self.text[rows])
-
 
 def step_table(traces: Sequence[RankTrace], trees: Sequence[Topology], window: int) -> StepTable:
     """Replay each of ``trees`` through each text; return the steps with their signals."""

@@ -63,7 +63,7 @@ def test_each_variant_of_the_packed_system_lacks_one_thing() -> None:
     attention = {name: backbone.model.config._attn_implementation for name, (backbone, _) in built.items()}
     assert found == {
         gains.FULL: (packed, PackedLinear),
-        "joint products of siblings": ({PackedLinear}, PackedLinear),
+        "merged products of siblings": ({PackedLinear}, PackedLinear),
         "packed grouped-query attention": (packed, PackedLinear),
         "any of these (PyTorch's own)": ({torch.nn.Linear}, torch.nn.Linear),
         "the output layer's product": (packed, torch.nn.Linear),

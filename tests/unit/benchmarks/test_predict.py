@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from benchmarks.predict import METHODS, NOT_GROWN, SHARED, Costs, _costs, predict
+from benchmarks.predict import METHODS, NOT_EXPANDED, SHARED, Costs, _costs, predict
 from entmtp import methods
 from entmtp.calibration.policy_replay import ExpansionAt
 from entmtp.calibration.replay import DYNAMIC, cost_of
@@ -18,11 +18,11 @@ def unsure(position: int) -> Expansion:
     return Scripted([[0.22] * 4] * 4)
 
 
-GROWTHS: list[ExpansionAt] = [unsure] * len(TRACES)
+EXPANSIONS: list[ExpansionAt] = [unsure] * len(TRACES)
 
 
 def test_every_table_has_a_cell_per_column() -> None:
-    found = predict(TRACES, GROWTHS, small_bank(), COSTS)
+    found = predict(TRACES, EXPANSIONS, small_bank(), COSTS)
     (speedups,), (known,) = found.speedups, found.known
     assert len(speedups) == len(METHODS)
     assert all("x [" in cell and cell.endswith(")") for cell in speedups)
@@ -34,17 +34,17 @@ def test_every_table_has_a_cell_per_column() -> None:
     assert all("% [" in cell for cell in known[3:])
 
 
-def test_without_a_cost_of_growing_dynamic_is_not_ranked() -> None:
-    found = predict(TRACES, GROWTHS, small_bank(), replace(COSTS, grown=None))
+def test_without_a_cost_of_expanding_dynamic_is_not_ranked() -> None:
+    found = predict(TRACES, EXPANSIONS, small_bank(), replace(COSTS, expanded=None))
     assert found.speedups[0][METHODS.index(DYNAMIC)] == "–"
     assert {row[2 + SHARED.index(DYNAMIC)] for row in found.shares} == {"–"}
     assert "x [" in found.known[0][0]
 
 
-def test_a_profile_says_whose_costs_they_are_and_how_growing_is_charged() -> None:
+def test_a_profile_names_its_machine_and_how_expanding_is_charged() -> None:
     measured = _costs("h200-vicuna-7b", 1, None)
     assert "NVIDIA H200" in measured.where
     assert "vicuna-7b" in measured.where
-    assert (measured.grown is None) == (measured.note == NOT_GROWN)
+    assert (measured.expanded is None) == (measured.note == NOT_EXPANDED)
     ideal = _costs("flat", 1, None)
-    assert ideal.grown is ideal.chosen
+    assert ideal.expanded is ideal.chosen
