@@ -40,7 +40,7 @@ class DraftHeadsConfig(PreTrainedConfig):
 
 
 class DraftHeads(PreTrainedModel):
-    """Base of all heads. Attach them to a backbone before use.
+    """Base of all draft heads; attach them to a backbone before use.
 
     Attributes:
         kind: the family, such as "medusa"; methods and tree banks are chosen by it.
@@ -132,12 +132,12 @@ class DraftHeads(PreTrainedModel):
 
     def bind_output(self, layer: Any) -> None:
         """Restricts the model's output ``layer`` to the draft vocabulary, without a copy if that is the whole one."""
-        rows = self.draft_vocab.long()
+        tokens = self.draft_vocab.long()
         # In a model on several devices the output layer may be on another device.
-        weight, bias = layer.weight.detach().to(rows.device), getattr(layer, "bias", None)
-        bias = None if bias is None else bias.detach().to(rows.device)
-        if not torch.equal(rows, torch.arange(len(weight), device=rows.device)):
-            weight, bias = weight[rows], None if bias is None else bias[rows]
+        weight, bias = layer.weight.detach().to(tokens.device), getattr(layer, "bias", None)
+        bias = None if bias is None else bias.detach().to(tokens.device)
+        if not torch.equal(tokens, torch.arange(len(weight), device=tokens.device)):
+            weight, bias = weight[tokens], None if bias is None else bias[tokens]
         self.output_weight, self.output_bias = weight.contiguous(), bias
 
     @property

@@ -14,7 +14,10 @@ from entmtp.trees.batch import TreeBatch
 
 
 class StatelessHeads(DraftHeads):
-    """Base of heads whose guesses after a root depend on the root and the decoder state that chose it."""
+    """Base of heads whose guesses after a root depend on the root and its decoder state alone.
+
+    A root's decoder state is the one from which the root was chosen.
+    """
 
     def drafter(self, cache: TreeCache) -> Drafter:
         return StatelessDrafter(self, cache)

@@ -115,7 +115,7 @@ def load_native(backbone: Backbone) -> NativeHeads:
         )
     if backbone.is_multi_device:
         raise EntMTPError(
-            f"heads: {NATIVE} ones run on one device and the model is spread over {len(backbone.devices)};"
+            f"heads: {NATIVE} ones run on one device and the model is on {len(backbone.devices)};"
             " train heads with 'entmtp train', or use GPUs that hold the model"
         )
     try:

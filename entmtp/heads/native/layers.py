@@ -57,7 +57,7 @@ class NativeLayers:
         """Runs a layer on ``tokens [batch, n]``; returns its states ``[batch, n, hidden_size]``.
 
         ``inputs [batch, n, hidden_size]`` are the previous layer's states of each token's predecessor. ``cache`` has
-        the layers' own keys and values, and writes new ones to the rows of its running plan.
+        the layers' own keys and values, and stores new ones in the rows of its slot mapping.
         """
         # Layer k has no entry of the first k + 1 tokens: its input needs a state k + 1 tokens earlier.
         visible = window.visible(kv_range, first_row=layer + 2)

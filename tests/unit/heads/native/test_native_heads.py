@@ -74,7 +74,7 @@ def test_a_tree_that_grows_holds_what_its_paths_alone_would_guess(
     expansion = state.expand([2, 0], Stopwatch(backbone.device))
     paths: list[tuple[int, list[int]]] = [(0, []), (1, [])]
     parents = [0, 1]
-    # Behind which guesses of a level to go on: of one request many, of the other few, and not the best ones alone.
+    # Guesses of each level to expand: many of one request, few of the other, and not the likeliest alone.
     for chosen in ([0, 2, 4], [1, 2, 6], [0, 3], []):
         tokens, log_probs = expansion.next_level(parents, 3)
         paths = [paths[number] for number in parents]
