@@ -15,7 +15,7 @@ from entmtp.heads.hydra_plus_plus_layer import HydraPlusPlusLayer
 from entmtp.heads.interface import PREFILL_CHUNK, AcceptedPaths, Drafter, Proposal, TracedText
 from entmtp.heads.stateless import StatelessExpansion, StatelessHeads
 from entmtp.models.cache import KvRange, TreeCache
-from entmtp.models.masks import AttentionWindow, additive
+from entmtp.models.masks import AttentionWindow, additive_mask
 from entmtp.trees.batch import TreeBatch
 
 
@@ -74,7 +74,7 @@ class HydraPlusPlusDrafter(Drafter):
         """
         window = AttentionWindow.of_chains(first, real)
         self.cache.map_slots(kv_range, real, first)
-        mask = additive(window.visible(kv_range), hidden.dtype)
+        mask = additive_mask(window.visible(kv_range), hidden.dtype)
         states: torch.Tensor = self._layer(hidden, window.positions, mask, self._layer_cache)
         return states
 

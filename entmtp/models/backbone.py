@@ -22,7 +22,7 @@ from entmtp.models.kernels.compiling import compiled
 from entmtp.models.kernels.fused_decoder import with_fused_layers
 from entmtp.models.kernels.packed_linear import MakeLayer, replace_linear_layers
 from entmtp.models.loading.load import model_fingerprint, positions_of
-from entmtp.models.masks import AttentionWindow, additive
+from entmtp.models.masks import AttentionWindow, additive_mask
 from entmtp.models.multi_gpu import devices_of, remove_dispatch_hook
 from entmtp.settings import Kernels
 from entmtp.trees.batch import TreeBatch
@@ -60,14 +60,14 @@ class Backbone:
         self.vocab_size: int = self.config.vocab_size
         self.max_context: int = positions_of(self.config)
         # Whether the model applies the sliding window of its configuration; the self-test finds out.
-        self.windowed = True
+        self.applies_sliding_window = True
         self.cache_shapes: list[LayerShape] = []
         self.kernels: Kernels = "eager"
         self.kernels_description = ""
 
     def use_model(self, model: PreTrainedModel) -> None:
         """Run on a copy of ``model`` that shares its parameters, with PyTorch's own layers."""
-        self._use(_sharing_copy(model))
+        self._set_model(_sharing_copy(model))
 
     def use_kernels(self, kernels: Kernels, siblings: Sequence[Sequence[torch.nn.Linear]]) -> None:
         """Run linear layers with this kernel choice; each group of ``siblings``, which share their input, is merged."""
@@ -81,12 +81,12 @@ class Backbone:
             # A decoder with fused layers is separate: any caller may run the model's own with any cache.
             unchanged = None if fused is None else self.decoder
             replace_linear_layers(self.model, siblings, self.make_layer, output_layer, unchanged)
-            self._use(self.model)  # so that the replay of the output layer has the new layers too
+            self._set_model(self.model)  # so that the replay of the output layer has the new layers too
             self._fused_decoder = fused
         if choice.compiles:
             self._compiled = compiled(self._run_decoder)
 
-    def _use(self, model: PreTrainedModel) -> None:
+    def _set_model(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
         self._output = _output_replay(self.model)
         self._fused_decoder = self._compiled = None
@@ -94,7 +94,7 @@ class Backbone:
     @property
     def make_layer(self) -> MakeLayer | None:
         """Factory of the linear layers in use; None where they are PyTorch's own."""
-        return CHOICES[self.kernels].make if self.device.type == "cpu" else None
+        return CHOICES[self.kernels].make_layer if self.device.type == "cpu" else None
 
     @property
     def is_multi_device(self) -> bool:
@@ -206,14 +206,14 @@ class Backbone:
         sliding_window: int | None = getattr(self.config, "sliding_window", None)
         layer_types = set(getattr(self.config, "layer_types", None) or [])
         visible = local = window.visible(kv_range)
-        if sliding_window is not None and self.windowed:
+        if sliding_window is not None and self.applies_sliding_window:
             local = visible & window.within_sliding_window(kv_range, sliding_window)
         if not layer_types:
             return self._additive(local)
         return {kind: self._additive(local if kind == "sliding_attention" else visible) for kind in layer_types}
 
     def _additive(self, visible: torch.Tensor) -> torch.Tensor:
-        return additive(visible, self.dtype).repeat(1, 1, self._query_groups, 1)
+        return additive_mask(visible, self.dtype).repeat(1, 1, self._query_groups, 1)
 
     @property
     def _query_groups(self) -> int:

@@ -285,8 +285,8 @@ class TreeCache(Cache):
         source, target = first + nodes, first + torch.arange(nodes.shape[1], device=nodes.device)
         if nodes.shape[1] > 1:  # a root alone is in its row already
             for pool in self.pools.values():
-                slot, to, of = (indices.to(pool.device) for indices in (index[:, None], target, source))
-                pool[:, slot, :, to] = pool[:, slot, :, of]
+                slot, to_rows, from_rows = (rows.to(pool.device) for rows in (index[:, None], target, source))
+                pool[:, slot, :, to_rows] = pool[:, slot, :, from_rows]
         self.table.device_lengths.index_add_(0, index, counts)
 
     def sync_lengths(self, slots: Sequence[int], counts: Sequence[int]) -> None:

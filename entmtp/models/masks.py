@@ -80,7 +80,7 @@ class AttentionWindow:
         return self.start[:, None] + 1 - kv_range.first + tree_rows
 
 
-def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The additive attention mask ``[batch, 1, n, rows]``: 0 where ``visible``, else the most negative value."""
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]

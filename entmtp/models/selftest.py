@@ -81,7 +81,7 @@ def choose_attention(backbone: Backbone, expected: torch.Tensor) -> None:
     windows = (True, False) if getattr(backbone.config, "sliding_window", None) else (True,)
     failure = None
     with _small_window(backbone):
-        for backbone.windowed, implementation in product(windows, (attention.NAME, "eager")):
+        for backbone.applies_sliding_window, implementation in product(windows, (attention.NAME, "eager")):
             failure = _try(backbone, implementation, expected)
             if failure is None:
                 return

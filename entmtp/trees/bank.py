@@ -67,13 +67,13 @@ class Frontier(BaseModel):
 
         Valid only where a gain is the sum of its paths' probabilities, as in an entropy bin.
         """
-        found = dict(zip(self.trees, self.gain, strict=True))
+        gains = dict(zip(self.trees, self.gain, strict=True))
         probability = dict(zip(self.paths, np.diff(self.gain).tolist(), strict=True))
         for depth in range(1, max(map(len, self.paths), default=0)):
             paths = [path for path in self.paths if len(path) <= depth]
             for nodes in range(1, len(paths) + 1):
-                found.setdefault(Topology.of(paths[:nodes]), 1 + sum(map(probability.__getitem__, paths[:nodes])))
-        return list(found.items())
+                gains.setdefault(Topology.of(paths[:nodes]), 1 + sum(map(probability.__getitem__, paths[:nodes])))
+        return list(gains.items())
 
 
 class Provenance(BaseModel):
@@ -131,7 +131,7 @@ class TreeBank(BaseModel):
             raise ValueError(
                 f"{len(self.thresholds)} thresholds need {len(self.thresholds) + 1} bins, not {len(self.bins)}"
             )
-        if not 0.99 < (total := sum(one.share for one in self.bins)) < 1.01:
+        if not 0.99 < (total := sum(frontier.share for frontier in self.bins)) < 1.01:
             raise ValueError(f"the bins' shares add up to {total:.3f}, not to 1")
         return self
 
@@ -146,16 +146,15 @@ class TreeBank(BaseModel):
 
     def check_heads(self, *, kind: str, num_heads: int, model_fingerprint: str, heads_fingerprint: str) -> None:
         """Raise EntMTPError if the bank was made with other heads or another model, or has a tree too deep for them."""
-        made_with = self.provenance
-        for field, here in (
+        for field, expected in (
             ("heads_kind", kind),
             ("model_fingerprint", model_fingerprint),
             ("heads_fingerprint", heads_fingerprint),
         ):
-            if (there := getattr(made_with, field)) != here:
+            if (actual := getattr(self.provenance, field)) != expected:
                 raise EntMTPError(
-                    f"bank: its {field} is {there[:12]}, yours is {here[:12]};"
-                    f" use a bank made with these heads, or make one with 'entmtp calibrate --task {made_with.task}'"
+                    f"bank: its {field} is {actual[:12]}, yours is {expected[:12]}; use a bank made with these heads,"
+                    f" or make one with 'entmtp calibrate --task {self.provenance.task}'"
                 )
         self.check_depth(num_heads)
 
@@ -164,8 +163,8 @@ class TreeBank(BaseModel):
 
         The largest tree of a frontier contains all others, so only that one is checked.
         """
-        for one in (*self.by_depth, *self.bins):
-            one.tree(len(one.paths)).check_depth(num_heads)
+        for frontier in (*self.by_depth, *self.bins):
+            frontier.tree(len(frontier.paths)).check_depth(num_heads)
         if self.tuning is not None and self.tuning.heads > num_heads:
             raise EntMTPError(
                 f"bank: its tuning texts are ranked by {self.tuning.heads} heads but there are only {num_heads};"

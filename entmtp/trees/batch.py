@@ -28,14 +28,14 @@ class TreeShape:
     """Padded sizes of a batch of trees.
 
     Attributes:
-        requests: batch rows, including idle ones.
+        batch_rows: rows of the batch, including idle ones.
         width: nodes of each batch row, including the root.
         parents: per depth 0, 1, ... number of nodes with children in the whole batch.
         ranks: per depth 0, 1, ... size k of the top-k from which the children are taken.
         padded: whether a batch row may have fewer nodes than ``width``.
     """
 
-    requests: int
+    batch_rows: int
     width: int
     parents: tuple[int, ...]
     ranks: tuple[int, ...]
@@ -47,7 +47,7 @@ class TreeShape:
         depth = max(topology.max_depth for topology in topologies)
         deep = [[topology for topology in topologies if topology.max_depth > level] for level in range(depth)]
         return cls(
-            requests=len(topologies),
+            batch_rows=len(topologies),
             width=1 + max(topology.nodes for topology in topologies),
             parents=tuple(
                 sum(len(topology.internal_nodes[level]) for topology in deep[level]) for level in range(depth)
@@ -133,8 +133,8 @@ class TreeBatch:
     @cached_property
     def _fields(self) -> torch.Tensor:
         shape = self.shape
-        count = _NODE_FIELDS * shape.requests * shape.width
-        return self.nodes[:count].view(_NODE_FIELDS, shape.requests, shape.width)
+        count = _NODE_FIELDS * shape.batch_rows * shape.width
+        return self.nodes[:count].view(_NODE_FIELDS, shape.batch_rows, shape.width)
 
     @cached_property
     def parent(self) -> torch.Tensor:
@@ -164,7 +164,7 @@ class TreeBatch:
     @cached_property
     def ancestors(self) -> torch.Tensor:
         """``[batch, width, width]`` bool: ``[b, i, j]`` where j is i or an ancestor of i; False on padding."""
-        rows, width = self.shape.requests, self.shape.width
+        rows, width = self.shape.batch_rows, self.shape.width
         return self.nodes[self._fields.numel() :].view(rows, width, width).bool()
 
     def internal_nodes(self, level: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,11 +193,11 @@ def _numbers(topologies: Sequence[Topology], shape: TreeShape) -> np.ndarray:
 
     Every step runs this, so it makes no tensor per tree.
     """
-    node_count, width = shape.requests * shape.width, shape.width
+    node_count, width = shape.batch_rows * shape.width, shape.width
     mask_begin = _NODE_FIELDS * node_count
     levels_begin = mask_begin + node_count * width
     packed = np.zeros(levels_begin + 2 * sum(shape.parents), dtype=np.int64)
-    fields = packed[:mask_begin].reshape(_NODE_FIELDS, shape.requests, width)
+    fields = packed[:mask_begin].reshape(_NODE_FIELDS, shape.batch_rows, width)
     ancestor_entries: list[int] = []
     inner: list[list[tuple[int, int]]] = [[] for _ in range(shape.depth)]
     for row, topology in enumerate(topologies):

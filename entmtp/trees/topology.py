@@ -42,10 +42,10 @@ class Shape(NamedTuple):
         """
         if name == _PLAIN:
             return cls(0, 0, 0)
-        found = re.fullmatch(r"n(\d+)-d(\d+)-w(\d+)-[0-9a-f]{8}", name)
-        if found is None:
+        match = re.fullmatch(r"n(\d+)-d(\d+)-w(\d+)-[0-9a-f]{8}", name)
+        if match is None:
             raise ValueError(f"'{name}' is not the name of a tree, such as 'n8-d4-w3-1f2e3d4c'")
-        return cls(*map(int, found.groups()))
+        return cls(*map(int, match.groups()))
 
     def __str__(self) -> str:
         return f"n{self.nodes} d{self.depth} w{self.width}"
@@ -142,10 +142,10 @@ class Topology:
     @cached_property
     def lineages(self) -> tuple[tuple[int, ...], ...]:
         """Path of node numbers from the root to each node ``[nodes + 1]``, including the node."""
-        found: list[tuple[int, ...]] = [(0,)]
+        lineages: list[tuple[int, ...]] = [(0,)]
         for node in range(1, self.nodes + 1):
-            found.append((*found[self.parents[node]], node))
-        return tuple(found)
+            lineages.append((*lineages[self.parents[node]], node))
+        return tuple(lineages)
 
     @cached_property
     def internal_nodes(self) -> tuple[tuple[int, ...], ...]:

@@ -79,7 +79,7 @@ class TuningTexts(BaseModel):
 
     @model_validator(mode="after")
     def _same_heads(self) -> Self:
-        if len({one.heads for one in self.texts}) > 1:
+        if len({text.heads for text in self.texts}) > 1:
             raise ValueError("all texts must be ranked by the same number of heads")
         return self
 
@@ -95,7 +95,7 @@ class TuningTexts(BaseModel):
 
     def ranked_texts(self) -> list[RankedText]:
         """The decoded texts, for a replay."""
-        return [one.text() for one in self.texts]
+        return [stored.text() for stored in self.texts]
 
 
 def _digit(rank: int) -> str:

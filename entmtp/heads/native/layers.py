@@ -13,7 +13,7 @@ from torch import nn
 from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import BufferShape, KvRange, LayerShape
-from entmtp.models.masks import AttentionWindow, additive
+from entmtp.models.masks import AttentionWindow, additive_mask
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -35,7 +35,7 @@ class NativeLayers:
         self.mtp = mtp
         self.count = len(mtp.layers)
         self.hidden_size, self.dtype = backbone.hidden_size, backbone.dtype
-        self._window = getattr(mtp.config, "sliding_window", None) if backbone.windowed else None
+        self._window = getattr(mtp.config, "sliding_window", None) if backbone.applies_sliding_window else None
         self._kinds: list[str] = getattr(mtp.config, "layer_types", None) or ["full_attention"] * self.count
         self._last_position = backbone.max_context - 1
         for name, module in mtp.named_children():
@@ -63,7 +63,7 @@ class NativeLayers:
         visible = window.visible(kv_range, first_row=layer + 2)
         if self._window is not None and self._kinds[layer] == "sliding_attention":
             visible &= window.within_sliding_window(kv_range, self._window)
-        self._masks.mask = additive(visible, inputs.dtype)
+        self._masks.mask = additive_mask(visible, inputs.dtype)
         positions = window.positions.clamp(max=self._last_position)
         return self.mtp.forward_layer(layer, inputs, positions, cache, input_ids=tokens)
 

@@ -25,7 +25,7 @@ class KernelChoice:
     """One way to run linear layers.
 
     Attributes:
-        make: makes a layer; None leaves the model's own.
+        make_layer: factory of the layers; None leaves the model's own.
         description: text for a user; ``{dtype}`` stands for the model's type.
         unsupported_reason: gives the reason why weights of this type and device can't use the choice, or None.
         batch_tolerance: max |dlogit| / max |logit| when the batch width changes. It is the rounding of the factors:
@@ -35,7 +35,7 @@ class KernelChoice:
         compiles: whether the decoder around the layers becomes one compiled graph.
     """
 
-    make: MakeLayer | None
+    make_layer: MakeLayer | None
     description: str
     unsupported_reason: Callable[[torch.dtype, torch.device], str | None]
     batch_tolerance: float

@@ -44,7 +44,7 @@ def set_in(*keys: str | int, value: Any) -> Callable[[dict[str, Any]], object]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (set_in("thresholds", value=[0.9, 0.4]), r"thresholds \[0.9, 0.4\] must increase"),
         (set_in("thresholds", value=[0.4, 0.4]), "must increase"),
@@ -79,10 +79,10 @@ def set_in(*keys: str | int, value: Any) -> Callable[[dict[str, Any]], object]:
     ],
 )
 def test_a_wrong_bank_is_refused_by_field(
-    change: Callable[[dict[str, Any]], object], said: str, tmp_path: Path
+    change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "bank.json", change)
-    with pytest.raises(EntMTPError, match=said) as caught:
+    with pytest.raises(EntMTPError, match=message) as caught:
         load_bank(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)

@@ -60,7 +60,7 @@ def test_a_length_distribution_adds_up_and_has_the_expected_gain_as_mean(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"weights": [1.0]}, "2 features need as many weights, not 1"),
         ({"centres": [1.0, 1.0]}, "must increase"),
@@ -70,6 +70,6 @@ def test_a_length_distribution_adds_up_and_has_the_expected_gain_as_mean(
         ({"features": ["unknown", "entropy"]}, "features.0"),
     ],
 )
-def test_inconsistent_fields_are_refused(changes: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_inconsistent_fields_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         predictor(**changes)

@@ -43,7 +43,7 @@ def test_texts_without_a_position_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "entropy", "said"),
+    ("ranks", "entropy", "message"),
     [
         ("00 0", "1 1", "every position needs a rank for each head"),
         ("00 01", "1", "2 positions have ranks and 1 an entropy"),
@@ -54,8 +54,8 @@ def test_texts_without_a_position_are_left_out() -> None:
         ("00", "9999999", "entropy"),
     ],
 )
-def test_a_malformed_text_is_refused(ranks: str, entropy: str, said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_a_malformed_text_is_refused(ranks: str, entropy: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         StoredText(ranks=ranks, entropy=entropy)
 
 

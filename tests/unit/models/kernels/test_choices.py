@@ -15,7 +15,9 @@ from tests.helpers.tiny_models import tiny_model
 
 CPU = torch.device("cpu")
 HERE = [name for name, choice in CHOICES.items() if choice.unsupported_reason(torch.float32, CPU) is None]
-LAYERS = [(name, choice.make) for name, choice in CHOICES.items() if name in HERE and choice.make is not None]
+LAYERS = [
+    (name, choice.make_layer) for name, choice in CHOICES.items() if name in HERE and choice.make_layer is not None
+]
 MODELS_AND_NAMES = [
     # To compile one takes half a minute and more.
     pytest.param(model_type, name, marks=pytest.mark.slow if name == "compiled" and model_type != "llama" else ())
@@ -73,7 +75,7 @@ def test_a_good_choice_is_accepted(model_type: str, name: Kernels) -> None:
     backbone = build_backbone(tiny_model(model_type, initializer_range=0.1), name)
     assert backbone.kernels == name
     assert backbone.kernels_description == describe_kernels(name, torch.float32)
-    make = CHOICES[name].make
+    make = CHOICES[name].make_layer
     if make is not None:
         assert isinstance(backbone.model.get_output_embeddings(), make)  # type: ignore[arg-type]
 
@@ -130,14 +132,14 @@ def test_a_choice_that_raises_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("kernels", "dtype", "said"),
+    ("kernels", "dtype", "message"),
     [
         ("packed", torch.float16, r"kernels: 'packed' needs float32 or bfloat16 .* torch.float16 on cpu; use 'auto'"),
         ("int8", torch.bfloat16, r"kernels: 'int8' rounds float32 weights .* torch.bfloat16 on cpu; use 'auto'"),
     ],
 )
-def test_an_unsupported_choice_is_refused_with_its_reason(kernels: Kernels, dtype: torch.dtype, said: str) -> None:
-    with pytest.raises(EntMTPError, match=said):
+def test_an_unsupported_choice_is_refused_with_its_reason(kernels: Kernels, dtype: torch.dtype, message: str) -> None:
+    with pytest.raises(EntMTPError, match=message):
         supported_kernels(kernels, dtype, CPU)
 
 

@@ -70,9 +70,9 @@ def test_a_chat_answer_ends_with_its_turn_and_a_completion_does_not(eos: str, tm
     backend = found.backend_tokenizer
     begin, paris, end, other = ids(backend, "<s>", f"{SPACE}Paris", "<|im_end|>", f"{SPACE}a")
     save_chained(tmp_path, backend, [begin, paris, end, other, other], template=CLOSED, eos=eos)
-    said: list[str] = []
-    llm = LLM(str(tmp_path), policy="autoregressive", settings=EngineSettings(slots=1, context=128), say=said.append)
-    assert [line for line in said if "ends a chat answer too" in line and "\n" not in line]
+    notices: list[str] = []
+    llm = LLM(str(tmp_path), policy="autoregressive", settings=EngineSettings(slots=1, context=128), say=notices.append)
+    assert [line for line in notices if "ends a chat answer too" in line and "\n" not in line]
     params = SamplingParams(temperature=0, max_tokens=8)
     (chat,) = llm.generate("hi", params)
     assert (chat.tokens, chat.text, chat.finish_reason) == ([paris, end], "Paris", "stop")

@@ -69,7 +69,7 @@ def test_dtype_and_attention_are_passed_to_the_model(llama_folder: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("org/absent", "looked for a folder .*org/absent, for a copy in the hub cache .*offline mode is on"),
         ("./absent", "no such folder .* not a hub name"),
@@ -78,10 +78,10 @@ def test_dtype_and_attention_are_passed_to_the_model(llama_folder: Path) -> None
     ],
 )
 def test_an_absent_model_says_where_it_was_looked_for(
-    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert_refused(lambda: resolve_model(name), said)
+    assert_refused(lambda: resolve_model(name), message)
 
 
 def test_a_file_and_an_empty_folder_are_not_models(tmp_path: Path) -> None:
@@ -98,12 +98,12 @@ def test_models_that_are_not_decoder_only_are_refused_before_their_weights_are_r
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [("{", "configuration cannot be read"), (json.dumps({"model_type": "nonesuch"}), "configuration cannot be read")],
 )
-def test_a_broken_configuration_is_one_line(content: str, said: str, tmp_path: Path) -> None:
+def test_a_broken_configuration_is_one_line(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
-    assert_refused(lambda: load_model(str(tmp_path)), said)
+    assert_refused(lambda: load_model(str(tmp_path)), message)
 
 
 def test_missing_or_broken_weights_are_one_line(llama_folder: Path) -> None:
@@ -193,7 +193,7 @@ def test_fingerprints_of_other_weights_and_other_shapes_differ() -> None:
     assert len({model_fingerprint(model) for model in models_apart}) == 4
 
 
-def assert_refused(call: Callable[[], object], said: str) -> None:
-    with pytest.raises(EntMTPError, match=said) as caught:
+def assert_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(EntMTPError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
