@@ -100,7 +100,7 @@ class LLM:
                 self._encode(at, prompt),
                 with_end_of_turn(own, self._turn_ends) if isinstance(prompt, str) else own,
                 number,
-                prompt_number=at if shared else 0,
+                prompt_index=at if shared else 0,
                 continues_text=not isinstance(prompt, str) or self.tokenizer.chat_template is None,
             )
             for at, (prompt, own) in enumerate(zip(requested, each, strict=True))

@@ -140,7 +140,7 @@ class Engine:
             raise EngineFullError(f"engine: {len(self._waiting)} requests wait already; try again later")
         params = request.params
         eos = frozenset() if params.ignore_eos else self.backbone.eos_token_ids
-        sampler = Sampler(params, eos | frozenset(params.stop_token_ids), request.number, request.prompt_number)
+        sampler = Sampler(params, eos | frozenset(params.stop_token_ids), request.answer_index, request.prompt_index)
         job = Job(request, sampler, self._text_stream(request), time.perf_counter(), completion or Completion())
         self._waiting.append(job)
         return job.completion
@@ -220,7 +220,7 @@ class Engine:
             try:
                 self._assign_slot(job)
             except Exception as error:
-                failed.append(self._fail(job, error, "finding room for it"))
+                failed.append(self._fail(job, error, "assigning it a slot"))
         return failed
 
     @property
@@ -323,7 +323,11 @@ class Engine:
             except Exception as error:
                 if is_out_of_memory(error):  # nothing has moved yet, and compaction is for speed only
                     return []
-                failed = [self._fail(job, error, "moving it") for job in [*self._jobs] if job.slot in (one, other)]
+                failed = [
+                    self._fail(job, error, "moving it to another slot")
+                    for job in [*self._jobs]
+                    if job.slot in (one, other)
+                ]
                 slots.mark_dirty(one)
                 slots.mark_dirty(other)
                 return failed
@@ -334,9 +338,9 @@ class Engine:
 
     def _output_of(self, job: Job, request: RunningRequest) -> RequestOutput:
         if request.failure is not None:
-            return self._fail(job, request.failure, "a step of it")
+            return self._fail(job, request.failure, "decoding it")
         if math.isnan(request.entropy):
-            return self._fail(job, NonFiniteLogitsError(), "a step of it")
+            return self._fail(job, NonFiniteLogitsError(), "decoding it")
         try:
             output = job.make_output(request)
         except Exception as error:

@@ -25,8 +25,8 @@ class Request:
     Attributes:
         id: names the request in errors, logs and outputs; unique among those that wait or run.
         prompt: token ids.
-        number: index among several answers to one prompt with one seed.
-        prompt_number: index among several prompts with one seed. Each pair of indices draws from a random stream of its
+        answer_index: index among several answers to one prompt with one seed.
+        prompt_index: index among several prompts with one seed. Each pair of indices draws from a random stream of its
             own, so that equal prompts get different texts.
         max_nodes: largest size of its trees; the policy chooses within it. 0 is plain decoding without the heads. None
             leaves the size to the policy.
@@ -39,9 +39,9 @@ class Request:
     id: str
     prompt: Sequence[int]
     params: SamplingParams
-    number: int = 0
+    answer_index: int = 0
     max_nodes: int | None = None
-    prompt_number: int = 0
+    prompt_index: int = 0
     cache_salt: str = ""
     continues_text: bool = False
 

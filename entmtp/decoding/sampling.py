@@ -34,15 +34,15 @@ class Sampler:
 
     Attributes:
         stop_ids: tokens that end the text; they are forbidden in the first ``min_tokens`` tokens.
-        number: index of the answer among the ``n`` to one prompt; each draws from a random stream of its own.
-        prompt_number: index of the prompt among several with one seed; each draws from a random stream of its own.
+        answer_index: index of the answer among the ``n`` to one prompt; each draws from a random stream of its own.
+        prompt_index: index of the prompt among several with one seed; each draws from a random stream of its own.
         written: new tokens so far.
     """
 
     params: SamplingParams
     stop_ids: frozenset[int] = frozenset()
-    number: int = 0
-    prompt_number: int = 0
+    answer_index: int = 0
+    prompt_index: int = 0
     written: int = 0
     _numbers: list[float] = field(default_factory=list)
     _seen: torch.Tensor | None = None
@@ -82,7 +82,7 @@ class Sampler:
     def _stream(self) -> np.random.Generator:
         seed = secrets.randbits(64) if self.params.seed is None else self.params.seed
         # With an explicit dtype: a list with a number of 2^63 or more would become floats and merge adjacent seeds.
-        key = np.array([seed, self.prompt_number << 32 | self.number], dtype=np.uint64)
+        key = np.array([seed, self.prompt_index << 32 | self.answer_index], dtype=np.uint64)
         return np.random.Generator(np.random.Philox(key=key))
 
     def uniform(self, position: int) -> float:

@@ -121,7 +121,9 @@ def test_one_seed_writes_one_text_with_every_policy_and_company(
 
 def test_answers_to_one_seed_differ_by_their_number() -> None:
     logits = torch.zeros(1000)
-    first = [int(choose_first_token(logits, Sampler(SamplingParams(seed=1), number=number))) for number in range(6)]
+    first = [
+        int(choose_first_token(logits, Sampler(SamplingParams(seed=1), answer_index=number))) for number in range(6)
+    ]
     assert len(set(first)) == 6
 
 
@@ -138,7 +140,7 @@ FIRST_NUMBERS = {
 
 @pytest.mark.parametrize(("seed", "number"), list(FIRST_NUMBERS))
 def test_a_seed_draws_what_it_always_drew(seed: int, number: int) -> None:
-    sampler = Sampler(SamplingParams(seed=seed), number=number)
+    sampler = Sampler(SamplingParams(seed=seed), answer_index=number)
     assert tuple(sampler.uniform(at).hex() for at in (0, 1)) == FIRST_NUMBERS[seed, number]
 
 
@@ -150,7 +152,7 @@ def test_every_seed_of_64_bits_draws_numbers_of_its_own() -> None:
 def test_every_prompt_and_answer_draws_from_a_stream_of_its_own() -> None:
     streams = list(itertools.product(range(20), range(20)))
     params = SamplingParams(seed=3)
-    drawn = {Sampler(params, number=number, prompt_number=prompt).uniform(0) for prompt, number in streams}
+    drawn = {Sampler(params, answer_index=number, prompt_index=prompt).uniform(0) for prompt, number in streams}
     assert len(drawn) == len(streams)
 
 

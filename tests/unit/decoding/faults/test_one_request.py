@@ -119,7 +119,7 @@ def test_a_request_that_no_room_can_be_found_for_ends_alone(
     marked = engine.submit(Request("marked", rejected, SamplingParams(max_tokens=3)))
     assert check(engine, serve(engine), expected, "finding room") == 0
     assert marked.finish_reason == "error"
-    assert "finding room for it failed" in str(marked.error)
+    assert "assigning it a slot failed" in str(marked.error)
 
 
 def test_a_broken_model_ends_the_engine(backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch) -> None:
