@@ -1,4 +1,4 @@
-"""How old measured numbers are: what has changed since in the code that they are about."""
+"""Age of measured numbers: the commits since then to the code that they measure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from benchmarks.origin import commits_since
 
 SINCE = "Since then: "
-"""Begins a line that depends on when a page is rendered; nothing else of a record's section does."""
+"""First words of the one line of a record's section that depends on when a page is rendered."""
 
 LIBRARY = ("entmtp",)
 _FOLDERS = ("peers", "study")
@@ -19,7 +19,7 @@ _MEASURED: dict[str, tuple[str, ...]] = {
 
 
 def measured_code(benchmark: str) -> tuple[str, ...]:
-    """Files and folders whose change may change the numbers of a benchmark, the benchmark itself first."""
+    """Files and folders on which the numbers of a benchmark depend, the benchmark itself first."""
     own = f"benchmarks/{benchmark}" if benchmark in _FOLDERS else f"benchmarks/{benchmark}.py"
     return (own, *_MEASURED.get(benchmark, LIBRARY))
 

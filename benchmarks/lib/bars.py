@@ -1,4 +1,4 @@
-"""The bars that a step must clear, as sentences with numbers."""
+"""The bars (limits of time) that a step must meet, as sentences with numbers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from benchmarks.lib.timing import StepTime
 
 CPU_OVER_PLAIN = {3: 1.35, 15: 2.2}
-"""On a CPU: nodes behind the root, and how many one-token steps a step with them may take."""
+"""On a CPU: the most that a step may take, in one-token steps, by nodes of its tree without the root."""
 
 CUDA_OVER_FLOOR = {0: 1.10, 32: 1.25}
-"""On a GPU: nodes behind the root, and how many times its bandwidth floor a step may take."""
+"""On a GPU: the most that a step may take, in its bandwidth floors, by nodes of its tree without the root."""
 
 BOOKKEEPING = ("policy", "accept", "compact")
 MOST_BOOKKEEPING = 0.05
@@ -19,7 +19,7 @@ DRAFTING_NODES = 15
 
 
 def cpu_bars(times: Mapping[int, StepTime]) -> Iterator[str]:
-    """Verdicts on the sizes in ``times`` (by nodes behind the root) that a bar is about."""
+    """Verdicts on the sizes in ``times`` (by nodes without the root) that have a bar."""
     for nodes, bar in CPU_OVER_PLAIN.items():
         if nodes in times and 0 in times:
             over = times[nodes].wall_ms / times[0].wall_ms
@@ -36,7 +36,7 @@ def cpu_bars(times: Mapping[int, StepTime]) -> Iterator[str]:
 
 
 def cuda_bars(times: Mapping[int, StepTime], bytes_floors: Mapping[int, float]) -> Iterator[str]:
-    """As :func:`cpu_bars`, against the bandwidth floors in milliseconds."""
+    """Verdicts as :func:`cpu_bars`, against the bandwidth floors in milliseconds."""
     for nodes, bar in CUDA_OVER_FLOOR.items():
         if nodes in times:
             over = times[nodes].wall_ms / bytes_floors[nodes]

@@ -1,4 +1,4 @@
-"""Paired comparisons of arms that wrote the same prompts, and the bars that they are held to."""
+"""Paired comparisons of arms on the same prompts, and the bars (speedups) that they must reach."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class TimedText:
 
     Attributes:
         prompt: the prompt's number in its suite.
-        tokens: new tokens of the reference, the text that every arm's time is told for.
-        seconds: for that many tokens, the prompt included.
+        tokens: new tokens of the reference text, for which every arm's time is stated.
+        seconds: for that many tokens, the prefill included.
         identical: whether the arm wrote the reference's tokens.
-        steps, drafted: forward passes and tree nodes over all of them, where the arm tells.
+        steps, drafted: forward passes, and tree nodes over all of them, where the arm reports them.
     """
 
     suite: str
@@ -37,7 +37,7 @@ class TimedText:
 
 
 class Comparison:
-    """Everything that was timed. A *place* is a suite or :data:`MEAN`, their geometric mean."""
+    """All timed texts. A *scope* is a suite or :data:`MEAN`, the geometric mean of the suites."""
 
     def __init__(self, timed: Sequence[TimedText]) -> None:
         self._timed = timed
@@ -46,24 +46,24 @@ class Comparison:
         self.scopes = [*self.suites, MEAN]
 
     def rows(self, scope: str, arm: str) -> list[TimedText]:
-        """What ``arm`` wrote there."""
+        """Texts of ``arm`` in a scope."""
         return [row for row in self._timed if row.arm == arm and scope in (row.suite, MEAN)]
 
     def speed(self, scope: str, arm: str) -> float:
-        """New tokens per second."""
+        """New tokens per second of an arm in a scope."""
         if scope == MEAN:
             return float(np.exp(np.mean([np.log(self.speed(suite, arm)) for suite in self.suites])))
         tokens = {row.prompt: row.tokens for row in self.rows(scope, arm)}
         return float(sum(tokens.values()) / self._seconds(scope, arm).sum())
 
     def over(self, arm: str, peer: str) -> dict[str, Estimate]:
-        """How many times as fast as ``peer`` the arm is, by place, over prompts in pairs."""
+        """Speedup of the arm over ``peer`` by scope, over paired prompts."""
         found = {suite: paired_ratio(self._seconds(suite, peer), self._seconds(suite, arm)) for suite in self.suites}
         found |= {MEAN: mean_of_suites(list(found.values()))}
         return {scope: each.estimate() for scope, each in found.items()}
 
     def _seconds(self, suite: str, arm: str) -> Floats:
-        """Median of the repetitions, ``[prompts]``: what else the machine did during one of them does not count."""
+        """Median seconds over the repetitions, ``[prompts]``, so that other load during one of them does not count."""
         rows = self.rows(suite, arm)
         numbers = sorted({row.prompt for row in rows})
         return np.array([np.median([row.seconds for row in rows if row.prompt == number]) for number in numbers])
@@ -71,7 +71,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Bar:
-    """What ``arm`` must reach against the fastest of ``peers``: on the mean of the suites, or on each of them."""
+    """The least speedup of ``arm`` over the fastest of ``peers``: on the mean of the suites, or on each of them."""
 
     arm: str
     peers: tuple[str, ...]
@@ -80,20 +80,20 @@ class Bar:
     on_each: bool
 
     def judge(self, comparison: Comparison) -> str:
-        """One sentence: pass or FAIL by the estimates, with their intervals; without intervals no claim."""
+        """A sentence: pass or FAIL by the estimates, with their intervals; no claim without intervals."""
         scopes = comparison.suites if self.on_each else [MEAN]
         against = [comparison.over(self.arm, peer) for peer in self.peers]
         found = {scope: min((one[scope] for one in against), key=lambda each: each.value) for scope in scopes}
         if not all(each.has_interval for each in found.values()):
             return f"no claim: {self} (an interval needs {FEWEST_PROMPTS} prompts in each suite)"
         verdict = "pass" if all(each.value >= self.least for each in found.values()) else "FAIL"
-        return f"{verdict}: {self}: " + "; ".join(self._told(scope, each) for scope, each in found.items())
+        return f"{verdict}: {self}: " + "; ".join(self._describe(scope, each) for scope, each in found.items())
 
     def __str__(self) -> str:
         where = "each suite" if self.on_each else "the mean of the suites"
         return f"{self.arm} at least {self.least:.2f}x as fast as {self.named} on {where}"
 
-    def _told(self, scope: str, found: Estimate) -> str:
+    def _describe(self, scope: str, found: Estimate) -> str:
         assert found.low is not None
         assert found.high is not None
         unsure = " (the interval holds the bar)" if found.low < self.least <= found.high else ""
@@ -101,7 +101,7 @@ class Bar:
 
 
 def table_rows(comparison: Comparison, ours: Sequence[str]) -> list[dict[str, Any]]:
-    """One row of plain numbers per place and arm, with each of ``ours`` over it as value, low and high."""
+    """Rows of plain numbers, one per scope and arm, with the speedup of each of ``ours`` as value, low and high."""
     over = {(arm, peer): comparison.over(arm, peer) for arm in ours for peer in comparison.arms if peer != arm}
     rows: list[dict[str, Any]] = []
     for scope in comparison.scopes:
@@ -121,7 +121,7 @@ def table_rows(comparison: Comparison, ours: Sequence[str]) -> list[dict[str, An
 
 
 def to_table(rows: Sequence[dict[str, Any]], ours: Sequence[str], title: str) -> Table:
-    """The same rows for people."""
+    """The rows as a table with formatted cells."""
     columns = ["suite", "arm", "tokens/s", "tau", "nodes", "same text", *(f"{arm} over it" for arm in ours)]
     return Table(title=title, columns=columns, rows=[_cells(row, ours) for row in rows])
 

@@ -1,7 +1,7 @@
-"""Trees of a wanted depth that grow level by level whatever the heads say, so that growing can be timed.
+"""A policy that expands trees level by level to a fixed depth, so that expansion can be timed.
 
-The heads, the dynamic policy and the waiting of one for the other are real; only what the policy reads as the heads'
-probabilities is scripted, so that every step runs the same levels.
+The heads, the dynamic policy and their synchronisation are real. Only the probabilities that the policy reads are
+scripted, so that every step runs the same levels.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from entmtp.trees.predictor import Predictor
 from entmtp.trees.probability_calibration import ProbabilityCalibration
 
 GUESSES = (0.75, 0.15, 0.05, 0.02)
-"""Probabilities of a node's guesses, about those of heads on easy text; the second one is worth a level of its own."""
+"""Probabilities of a node's guesses, about those of heads on easy text. The second guess also pays for a level."""
 
 _NODE_MS, _LEVEL_MS = 0.045, 1e-6
-"""Of a step of 1 ms: a node must have a chance of 8.6%, and no level costs too much to run."""
+"""Cost of a node and of a level in a step of 1 ms: a node needs a probability of 8.6%, and every level pays."""
 
 _SURE = Predictor(
     features=["entropy"],
@@ -38,7 +38,7 @@ _SURE = Predictor(
 
 
 class FixedDepthPolicy(Policy):
-    """The dynamic policy on heads that are as sure at every step, with ``depth`` levels."""
+    """The dynamic policy with ``depth`` levels on heads whose confidence is the same at every step."""
 
     def __init__(self, depth: int) -> None:
         self.entropy_window = CalibrationSettings().entropy_window

@@ -1,4 +1,4 @@
-"""Records and tables as Markdown, as the generated pages of `docs` show them."""
+"""Markdown of records and tables, for the generated pages of `docs`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from entmtp.evaluation.results.flat_tables import markdown_table
 def record_section(record: Record, folder: str) -> Iterable[str]:
     """A section with the record's command, machine, age, tables, figures and notes, line by line.
 
-    ``folder`` is where its figures lie, seen from the page.
+    ``folder`` is the folder of its figures, relative to the page.
     """
     versions = ", ".join(f"{name} {number}" for name, number in sorted(record.versions.items()))
     yield from (f"### {record.title}", "", "```", record.command, "```", "")

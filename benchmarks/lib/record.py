@@ -1,4 +1,4 @@
-"""What a benchmark found, as it prints it and as it is kept: tables beside all that their numbers depend on."""
+"""The record of a benchmark: its tables with everything that their numbers depend on, to print and to store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Cell = str | int | float
 
 
 def _checked(context: typer.Context, path: Path | None) -> Path | None:
-    """Ends the command before it measures what its record could not say where it comes from."""
+    """Check, before anything is measured, that the record's commit will be the code that ran."""
     if path is not None and not context.params["uncommitted"]:
         with plain_errors("record"):
             origin.check_committed()
@@ -38,7 +38,7 @@ def _checked(context: typer.Context, path: Path | None) -> Path | None:
 RecordOption = Annotated[
     Path | None, typer.Option("--record", help="write everything there as a record", callback=_checked)
 ]
-"""Goes with a parameter ``uncommitted`` of the type :data:`UncommittedOption`."""
+"""Option ``--record``; needs a parameter ``uncommitted`` of the type :data:`UncommittedOption`."""
 
 UncommittedOption = Annotated[
     bool, typer.Option("--uncommitted", help="record although files differ from the commit", is_eager=True)
@@ -66,12 +66,12 @@ class Record(BaseModel):
     """One run of one benchmark.
 
     Attributes:
-        command: what was typed, from the root of the checkout.
+        command: as typed, from the root of the checkout.
         date: UTC, ISO 8601.
-        machine: :func:`entmtp.policies.step_cost.hardware_name` of where it ran.
+        machine: its :func:`entmtp.policies.step_cost.hardware_name`.
         commit: of the checkout, with ``+`` after it if files differed; empty without git.
-        notes: sentences that say what the tables mean, bars and their verdicts among them.
-        figures: names of pictures that lie beside the record.
+        notes: sentences that explain the tables, bars and their verdicts included.
+        figures: names of pictures in the record's folder.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -89,7 +89,7 @@ class Record(BaseModel):
 
     @property
     def is_committed(self) -> bool:
-        """Whether what ran was the commit's code, as far as git could tell."""
+        """Whether the code that ran was the commit's, by git."""
         return not self.commit.endswith(_CHANGED)
 
     @property
@@ -99,7 +99,7 @@ class Record(BaseModel):
 
     @property
     def commit_description(self) -> str:
-        """What a reader is told about the code that ran."""
+        """Description of the code that ran, for a reader."""
         if not self.commit:
             return "code without git, so of no known commit"
         return f"commit {self.base_commit}{'' if self.is_committed else ' with uncommitted changes'}"
@@ -113,7 +113,7 @@ def make_record(
     notes: Sequence[str] = (),
     figure: Path | None = None,
 ) -> Record:
-    """A record of what this process measured just now."""
+    """Make the record of a measurement of this process."""
     return Record(
         name=name,
         title=title,
@@ -129,7 +129,7 @@ def make_record(
 
 
 def show(record: Record) -> None:
-    """Prints the tables, then the notes."""
+    """Print the tables, then the notes."""
     console = Console(width=WIDTH)
     console.print(f"{record.title}\n{record.machine}")
     for table in record.tables:
@@ -142,12 +142,12 @@ def show(record: Record) -> None:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Writes a record; a reader never sees half a file."""
+    """Write a record, whole or not at all."""
     write_text(path, record.model_dump_json(indent=1) + "\n")
 
 
 def read_record(path: Path) -> Record:
-    """Reads a record.
+    """Read a record.
 
     Raises:
         EntMTPError: if the file is absent or not a record; the message names the field.
@@ -168,10 +168,10 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def deliver(record: Record, path: Path | None, uncommitted: bool) -> None:
-    """What a benchmark does last: prints its record, and keeps it where ``--record`` says.
+    """Print a benchmark's record, and write it to the path of ``--record``.
 
     Raises:
-        EntMTPError: if files were changed while it measured, unless ``uncommitted`` allows that.
+        EntMTPError: if files were changed during the measurement, unless ``uncommitted`` allows that.
     """
     show(record)
     if path is None:
@@ -182,18 +182,18 @@ def deliver(record: Record, path: Path | None, uncommitted: bool) -> None:
 
 
 def command_line() -> str:
-    """How this process was started: ``python -m benchmarks.NAME ARGUMENTS``."""
+    """The command line of this process: ``python -m benchmarks.NAME ARGUMENTS``."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     script = [Path(sys.argv[0]).name] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
     return shlex.join(["python", *script, *map(portable, sys.argv[1:])])
 
 
 def portable(argument: str) -> str:
-    """An absolute path is about one machine; its end says what it is."""
+    """The argument; of an absolute path only the last three parts, as the rest is about one machine."""
     path = Path(argument)
     return str(Path("...", *path.parts[-3:])) if path.is_absolute() else argument
 
 
 def portable_words(words: str) -> str:
-    """A command line, or another text, whose absolute paths are made portable."""
+    """A command line, or another text, with its absolute paths made portable."""
     return " ".join(portable(word) for word in words.split(" "))

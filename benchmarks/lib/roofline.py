@@ -1,4 +1,4 @@
-"""What a step takes at least: its bytes over the machine's bandwidth, its multiplications over the machine's rate."""
+"""Roofline of a step: its bytes over the machine's bandwidth, its multiplications over the machine's rate."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _SIZES = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine does at best, measured, and what its largest cache holds.
+    """Measured peak rates of a machine, and the size of its largest cache.
 
     Attributes:
         bytes_per_ms: read and written by a copy: the bandwidth of the floor.
         multiply_adds_per_ms: of a large matrix product in the step's type.
-        cache_bytes: what may stay on the chip between two uses.
+        cache_bytes: that may stay on the chip between two uses.
     """
 
     bytes_per_ms: float
@@ -35,7 +35,7 @@ class Machine:
 
     @property
     def text(self) -> str:
-        """Its rates in the usual units."""
+        """The rates in the usual units."""
         return (
             f"copies {self.bytes_per_ms / 1e6:.1f} GB/s, multiplies"
             f" {2 * self.multiply_adds_per_ms / 1e9:.2f} TFLOP/s, caches {self.cache_bytes / 2**20:.0f} MiB"
@@ -44,12 +44,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Work:
-    """What a step can't do without.
+    """Least work of a step.
 
     Attributes:
         bytes: each weight that it multiplies by, once, and the cached keys and values that it attends to.
-        again_bytes: weights that one level of the heads needs after another; they need be read again only as far as
-            no cache holds them.
+        again_bytes: weights that each further level of the heads reads again, as far as they exceed the chip's cache.
         multiply_adds: of the model's layers and of the heads' output layer.
     """
 
@@ -58,7 +57,7 @@ class Work:
     multiply_adds: int
 
     def floors(self, machine: Machine) -> tuple[float, float]:
-        """Milliseconds that the bytes, and that the multiplications take at least."""
+        """Least milliseconds of the bytes, and of the multiplications."""
         again = sum(max(0, size - machine.cache_bytes) for size in self.again_bytes)
         return (self.bytes + again) / machine.bytes_per_ms, self.multiply_adds / machine.multiply_adds_per_ms
 
@@ -66,7 +65,7 @@ class Work:
 def step_work(model: Any, heads: DraftHeads, topology: Topology, batch: int, cached_values: int) -> Work:
     """The work of a step of ``batch`` requests with this tree each.
 
-    ``model`` is as transformers made it; ``cached_values`` are the numbers that the cache holds of all requests.
+    ``model`` is as transformers made it; ``cached_values`` is the number of cached values of all requests.
     """
     tree, depth = TreeShape.of([topology] * batch), topology.max_depth
     tokens = batch * (1 + topology.nodes)
@@ -75,9 +74,9 @@ def step_work(model: Any, heads: DraftHeads, topology: Topology, batch: int, cac
     output = layers[0].numel() if depth else 0
     borrowed = heads.output_weight.numel() > 0  # the model's output layer, which is no parameter of the heads
     hidden = count(heads) - (0 if borrowed else sum(layer.numel() for layer in layers))
-    # About equal shares of the hidden layers per level; a level that the tree does not reach is not run.
+    # Each level runs about an equal share of the hidden layers. Levels below the tree are not run.
     drafting = hidden * depth // heads.num_heads + output * min(depth, len(layers))
-    # Medusa's levels are one product. Hydra's wait for each other, and each is a product of its own.
+    # Medusa's levels are one product. Hydra's levels run one after another, each with a product of its own.
     one_by_one = heads.kind == "hydra"
     ranked = sum(tree.parents) if one_by_one else batch * depth
     size = model.dtype.itemsize
@@ -89,19 +88,19 @@ def step_work(model: Any, heads: DraftHeads, topology: Topology, batch: int, cac
 
 
 def count(module: torch.nn.Module) -> int:
-    """Parameters of a module."""
+    """Number of parameters of a module."""
     return sum(weight.numel() for weight in module.parameters())
 
 
 def multiplied(model: Any) -> int:
-    """Parameters of the model that a step multiplies by; of an untied embedding table it only looks up rows."""
+    """Number of parameters that a step multiplies by; not those of an untied embedding table, which it only indexes."""
     embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return count(model) - (0 if output is embedding else embedding.numel())
 
 
 @torch.inference_mode()
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Copies and multiplies matrices that no cache holds."""
+    """Measure copies and products of matrices that exceed every cache."""
     source = torch.ones(_COPY_BYTES // dtype.itemsize, dtype=dtype, device=device)
     target = torch.empty_like(source)
     copy_ms = _best_ms(lambda: target.copy_(source), device)
@@ -112,7 +111,7 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
 
 
 def cache_bytes(device: torch.device) -> int:
-    """The largest cache that the device tells of; 0 where it tells of none."""
+    """Size of the largest cache that the device reports; 0 where it reports none."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]

@@ -1,6 +1,6 @@
-"""Models by shape alone: random weights, made on the device that they stay on, with heads of about published sizes.
+"""Models of a given shape with random weights, created on their device, with heads of about published sizes.
 
-What a step costs does not depend on what the weights say, so a machine without a model hub can still measure a 7B one.
+The cost of a step does not depend on the weights' values. So a machine without a model hub can measure a 7B model.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama's sizes, and those of its heads.
+    """Sizes of a Llama and of its heads.
 
     Attributes:
-        context: positions; a published model's own may be fewer than a measurement asks for.
+        context: positions; a published model may have fewer than a measurement needs.
         inner: width of the hidden layer of each head, by kind.
     """
 
@@ -39,7 +39,7 @@ class Shape:
 
 
 SHAPES: dict[str, Shape] = {
-    # Published beside Vicuna-7B: Medusa heads of one hidden x hidden layer each (as many weights as two of half that
+    # Published for Vicuna-7B: Medusa heads of one hidden x hidden layer each (as many weights as two of half that
     # width), Hydra heads of 2 to 5 such layers; both end here in the model's own output layer on all 32,000 tokens.
     "vicuna-7b": Shape(32, 4096, 32, 11_008, 32_000, 8192, {"medusa": 2048, "hydra": 4096}),
     "small": Shape(12, 512, 8, 1376, 8192, 4096, {"medusa": 256, "hydra": 512}),
@@ -59,7 +59,7 @@ def shape_of(name: str) -> Shape:
 
 
 def random_model(shape: Shape, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """A Llama of this shape; neither its weights nor its rotary tables are ever anywhere else than on ``device``."""
+    """A Llama of this shape. Its weights and rotary tables are created on ``device``, not copied there."""
     config = LlamaConfig(
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -77,7 +77,7 @@ def random_model(shape: Shape, device: torch.device, dtype: torch.dtype) -> PreT
 
 
 def random_heads(shape: Shape, kind: str, backbone: Backbone) -> DraftHeads:
-    """Attached heads of this kind that guess within the whole vocabulary.
+    """Attached heads of this kind that draft from the whole vocabulary.
 
     Raises:
         EntMTPError: if the kind is unknown.

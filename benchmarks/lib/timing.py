@@ -1,4 +1,4 @@
-"""Times whole steps of many trees in turn, part by part and by the wall clock."""
+"""Timing of whole steps, trees alternating, part by part and by the wall clock."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOST_RANKS = 16
 _WINDOW = CalibrationSettings().entropy_window
 
 WARM_UP = 300
-"""Random steps before memory counts: more than the batches of trees that the device keeps for when they come again."""
+"""Random steps before memory is counted: more than the device's cache of tree batches has entries."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class StepTime:
     """Median milliseconds of a step.
 
     Attributes:
-        parts: of each part, on the device's own clock.
-        rest_ms: of what no part accounts for, the host's own work.
-        wall_ms: of all of it.
+        parts: by part, on the device's own clock.
+        rest_ms: in no part: the host's own work.
+        wall_ms: of the whole step.
     """
 
     parts: dict[str, float]
@@ -47,14 +47,14 @@ class StepTime:
 
 
 def ladder_of(topology: Topology) -> LadderPolicy:
-    """A ladder that does all its work and then always takes this tree, so that its own time is measured too."""
+    """A ladder all of whose rungs are this tree, so that the policy's own time is measured too."""
     rungs = (topology,) * (1 + len(_THRESHOLDS))
     ladder = Ladder(_THRESHOLDS, rungs, _WINDOW)
     return LadderPolicy(ladder, LadderSettings().hysteresis)
 
 
 def timed_steps(bench: StepBench, policies: Mapping[K, Policy], repetitions: int) -> dict[K, StepTime]:
-    """Steps of all policies, taking turns; the first ones warm up and are dropped."""
+    """Time steps of all policies, alternating. The first steps warm up and are dropped."""
     clocks = {key: Clock(partial(bench.step, policy)) for key, policy in policies.items()}
     return {
         key: StepTime(parts, *clocks[key].medians(repetitions))
@@ -63,7 +63,7 @@ def timed_steps(bench: StepBench, policies: Mapping[K, Policy], repetitions: int
 
 
 class Clock:
-    """A step that notes what the wall clock says of each of its runs."""
+    """A step function that also records each run's wall-clock time."""
 
     def __init__(self, step: Callable[[], StepRecord]) -> None:
         self._step = step
@@ -71,7 +71,7 @@ class Clock:
         self._rests: list[float] = []
 
     def __call__(self) -> StepRecord:
-        """Runs it once."""
+        """Run a step."""
         began = time.perf_counter()
         record = self._step()
         self.walls.append((time.perf_counter() - began) * 1e3)
@@ -85,40 +85,40 @@ class Clock:
 
 @dataclass(frozen=True)
 class Churn:
-    """What changing trees made of the device's memory and graphs, after the warm-up.
+    """Captures and memory of steps with changing trees, after the warm-up.
 
     Attributes:
         graphs: whether parts of a step are captured at all.
         captures: parts captured in the counted steps.
-        grown_bytes: how much the allocator's peak rose in them; 0 where there is no CUDA allocator.
+        added_bytes: rise of the allocator's peak in them; 0 where there is no CUDA allocator.
     """
 
     steps: int
     graphs: bool
     captures: int
-    grown_bytes: int
+    added_bytes: int
 
     @property
     def text(self) -> str:
-        """One sentence; without CUDA there is nothing to pass or fail."""
-        steady = self.captures == 0 and self.grown_bytes == 0 and self.graphs
+        """The result as a sentence; without CUDA there is no bar."""
+        steady = self.captures == 0 and self.added_bytes == 0 and self.graphs
         verdict = ("PASS" if steady else "FAIL") if torch.cuda.is_available() else "no bar without a GPU"
         how = "with" if self.graphs else "without"
         return (
             f"{verdict}: {self.steps} steps with changing random trees, {how} CUDA graphs: {self.captures} captures"
-            f" after warm-up (bar: 0), the allocator's peak grew by {self.grown_bytes} bytes (bar: 0)."
+            f" after warm-up (bar: 0), the allocator's peak grew by {self.added_bytes} bytes (bar: 0)."
         )
 
 
 def churn(bench: StepBench, max_nodes: int, max_depth: int, steps: int, warm_up: int = WARM_UP, seed: int = 0) -> Churn:
-    """Steps with a new random tree for every request; every padded shape has run twice before they count.
+    """Run steps with a new random tree for every request.
 
-    So it is captured, and has been replayed.
+    Before they count, every padded shape runs twice, so that it is captured and replayed.
     """
     draw = random.Random(seed)
     for nodes, depth in 2 * list(_shapes(max_nodes, max_depth)):
         bench.step(StaticPolicy(random_tree(draw, nodes, depth), _WINDOW))
-    policy = _EachItsOwn(_random_trees(draw, max_nodes, max_depth))
+    policy = _TreePerRequest(_random_trees(draw, max_nodes, max_depth))
     for _ in range(warm_up):
         bench.step(policy)
     graphs = bench.state.graphs
@@ -128,8 +128,8 @@ def churn(bench: StepBench, max_nodes: int, max_depth: int, steps: int, warm_up:
     return Churn(steps, graphs.active, graphs.captures - captured, _peak() - peak)
 
 
-class _EachItsOwn(RequestPolicy):
-    """The next tree for whoever asks."""
+class _TreePerRequest(RequestPolicy):
+    """A policy that gives each request the next tree."""
 
     def __init__(self, trees: Iterator[Topology]) -> None:
         self.entropy_window = _WINDOW
@@ -142,7 +142,7 @@ class _EachItsOwn(RequestPolicy):
 def _random_trees(draw: random.Random, max_nodes: int, max_depth: int) -> Iterator[Topology]:
     while True:
         depth = draw.randint(0, max_depth)
-        yield random_tree(draw, draw.randint(depth, min(max_nodes, _room(depth))), depth)
+        yield random_tree(draw, draw.randint(depth, min(max_nodes, _most_nodes(depth))), depth)
 
 
 def _shapes(max_nodes: int, max_depth: int) -> Iterator[tuple[int, int]]:
@@ -151,23 +151,23 @@ def _shapes(max_nodes: int, max_depth: int) -> Iterator[tuple[int, int]]:
     width = 2
     while width // 2 <= max_nodes:
         for depth in range(1, max_depth + 1):
-            nodes = min(width - 1, max_nodes, _room(depth))
+            nodes = min(width - 1, max_nodes, _most_nodes(depth))
             if nodes >= max(depth, width // 2):
                 yield nodes, depth
         width *= 2
 
 
-def _room(depth: int) -> int:
-    """Nodes of the largest tree of this depth."""
+def _most_nodes(depth: int) -> int:
+    """Number of nodes of the largest tree of this depth."""
     return sum(_MOST_RANKS**level for level in range(1, depth + 1))
 
 
 def random_tree(draw: random.Random, nodes: int, depth: int) -> Topology:
-    """A tree of exactly so many nodes, at least ``depth``, and this depth."""
+    """A random tree of exactly ``nodes`` nodes, at least ``depth``, and of this depth."""
     if not nodes:
         return Topology.root_only()
-    paths: set[Path] = {(0,) * at for at in range(1, depth + 1)}
-    inner = [(), *((0,) * at for at in range(1, depth))]
+    paths: set[Path] = {(0,) * level for level in range(1, depth + 1)}
+    inner = [(), *((0,) * level for level in range(1, depth))]
     while len(paths) < nodes:
         path = (*draw.choice(inner), draw.randrange(_MOST_RANKS))
         if path not in paths:

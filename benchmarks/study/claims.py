@@ -1,4 +1,4 @@
-"""The paper's claims (arXiv 2606.27550) against what the study found, as sentences made from its tables."""
+"""The paper's claims (arXiv 2606.27550) against the study's results, as sentences made from its tables."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _PAPER_OVER_HYDRA = (1.09, 1.15)
 _PAPER_OVER_MEDUSA = 1.36
 _EASY = 1.5  # plain steps that a published tree must cost before we say that beating it is easy
 _STATIC = "hydra-best"
-_OWN_BANK = "entmtp-dynamic"  # what the arms with other banks are, but for their bank
-_SHUFFLED = "entmtp-dynamic"  # whose own trees `random` uses in another order
+_OWN_BANK = "entmtp-dynamic"  # the arms with other banks differ from it in their bank alone
+_SHUFFLED = "entmtp-dynamic"  # `random` uses its trees in another order
 _OTHER_BANKS = {"entmtp-transfer": "the bank of another suite", "entmtp-mixed": "one bank for all suites"}
 _SHARE = (
     "A share is the arm's speed over the yardstick's, on the same prompts. Both yardsticks know the text: bank-oracle"
@@ -28,17 +28,17 @@ _NOT_RUN = "Not measured: the study lacks an arm that this needs."
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim and what was found, as sentences."""
+    """A claim of the paper, and the results on it as sentences."""
 
     title: str
     found: list[str]
 
 
 def claims(summary: Summary) -> list[Claim]:
-    """All of them, in the order of the page."""
+    """All claims, in the order of the page."""
     best = summary.best_adaptive or ENTMTP
     made = [
-        Claim("Entropy foretells the accepted length", list(_entropy(summary))),
+        Claim("Entropy predicts the accepted length", list(_entropy(summary))),
         Claim("EntMTP beats the published trees of Hydra and Medusa", list(_published(summary, best))),
         Claim("The paper's policy beats the best static tree of the suite", list(_ladder(summary))),
         Claim("The best adaptive arm beats the best static tree", list(_against(summary, best, _STATIC))),
@@ -76,23 +76,28 @@ def _published(summary: Summary, best: str) -> Iterator[str]:
 
 
 def against_paper(summary: Summary, best: str) -> Iterator[str]:
-    """The speedups that the paper tells, as found with entmtp and with the ``best`` adaptive arm."""
+    """The speedups that the paper reports, as measured with entmtp and with the ``best`` adaptive arm."""
     low, high = _PAPER_OVER_HYDRA
     for arm in dict.fromkeys((ENTMTP, best)):
-        yield from _beside_paper(summary, arm, "hydra", low, high, f"{low:.2f}x to {high:.2f}x")
-        yield from _beside_paper(summary, arm, "medusa", 1.0, _PAPER_OVER_MEDUSA, f"up to {_PAPER_OVER_MEDUSA:.2f}x")
+        yield from _compared_with_paper(summary, arm, "hydra", low, high, f"{low:.2f}x to {high:.2f}x")
+        yield from _compared_with_paper(
+            summary, arm, "medusa", 1.0, _PAPER_OVER_MEDUSA, f"up to {_PAPER_OVER_MEDUSA:.2f}x"
+        )
 
 
-def _beside_paper(summary: Summary, arm: str, baseline: str, low: float, high: float, paper: str) -> Iterator[str]:
-    """All suites' speedups in one sentence, each with where its interval lies beside the paper's range."""
+def _compared_with_paper(
+    summary: Summary, arm: str, baseline: str, low: float, high: float, paper: str
+) -> Iterator[str]:
+    """All suites' speedups in one sentence, each with the position of its interval against the paper's range."""
     rows = _by_suite(summary, arm, baseline)
     if not rows:
         return
-    found = [f"{summary.label(row.suite)} {ratio(row.ratio)} ({_place(row.ratio, low, high)})" for row in rows]
+    found = [f"{summary.label(row.suite)} {ratio(row.ratio)} ({_position(row.ratio, low, high)})" for row in rows]
     yield f"{arm} against {baseline}, where the paper has {paper}: {', '.join(found)}."
 
 
-def _place(found: Estimate, low: float, high: float) -> str:
+def _position(found: Estimate, low: float, high: float) -> str:
+    """The position of an interval against a range: 'above', 'below' or 'agrees'."""
     if found.low is None or found.high is None:
         return "too few prompts"
     if found.low > high:
@@ -101,7 +106,7 @@ def _place(found: Estimate, low: float, high: float) -> str:
 
 
 def _price(summary: Summary, arm: str) -> Iterator[str]:
-    """What a step of a published tree costs in plain steps, and so how much it takes to beat it."""
+    """The cost of a step of a published tree in plain steps, which says how hard the tree is to beat."""
     plain = {row.suite: _step_ms(row) for row in summary.arms if row.arm == AUTOREGRESSIVE}
     trees = [row for row in summary.arms if row.arm == arm and row.suite in plain]
     if not trees:
@@ -121,7 +126,7 @@ def _price(summary: Summary, arm: str) -> Iterator[str]:
 
 
 def _span(values: list[float], digits: int = 1) -> str:
-    """'4.5 to 4.6', or '4.5' where both ends read alike."""
+    """The range of the values: '4.5 to 4.6', or '4.5' where both ends print alike."""
     return " to ".join(dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values))))
 
 
@@ -140,13 +145,13 @@ def _against(summary: Summary, arm: str, baseline: str) -> Iterator[str]:
 
 
 def _ladder(summary: Summary) -> Iterator[str]:
-    """The paper's own policy against the one tree that it could have kept, in one sentence; and how many it used."""
+    """The paper's own policy against the best static tree in one sentence, then the number of trees that it used."""
     rows = _by_suite(summary, ENTMTP, _STATIC)
     if not rows:
         return
     overall = summary.speedup(ALL_SUITES, ENTMTP, _STATIC)
-    told = [*rows, *([overall] if overall is not None and len(rows) > 1 else [])]
-    found = [f"{summary.label(row.suite)} {ratio(row.ratio)} ({row.verdict})" for row in told]
+    shown = [*rows, *([overall] if overall is not None and len(rows) > 1 else [])]
+    found = [f"{summary.label(row.suite)} {ratio(row.ratio)} ({row.verdict})" for row in shown]
     known = [row.ratio.value for row in rows if row.ratio.has_interval]
     span = f"{_span(known, 2)} of the speed of {_STATIC}" if known else f"no claim against {_STATIC}"
     yield f"{ENTMTP}, the paper's ladder of trees by entropy: {span}, suite by suite: {', '.join(found)}."
@@ -173,12 +178,12 @@ def _never_slower(summary: Summary) -> Iterator[str]:
 
 
 def _shares(summary: Summary) -> Iterator[str]:
-    """Each adaptive arm's share of each yardstick's speed, after a sentence that says what a share is."""
+    """Each adaptive arm's share of each yardstick's speed, after a definition of a share."""
     pairs = product(methods.adaptive(), methods.yardsticks())
-    told = [sentence for arm, yardstick in pairs for sentence in _share(summary, arm, yardstick)]
-    if told:
+    sentences = [sentence for arm, yardstick in pairs for sentence in _share(summary, arm, yardstick)]
+    if sentences:
         yield _SHARE
-        yield from told
+        yield from sentences
 
 
 def _share(summary: Summary, arm: str, yardstick: str) -> Iterator[str]:
@@ -210,7 +215,7 @@ def _by_suite(summary: Summary, arm: str, baseline: str) -> list[Speedup]:
 
 
 def _count(rows: list[Speedup], what: str) -> str:
-    """'entmtp against random: faster in 3, level in 1 of 4 comparisons.'"""
+    """Number of comparisons by verdict: 'entmtp against random: faster in 3, level in 1 of 4 comparisons.'"""
     verdicts = [row.verdict for row in rows]
     counted = [f"{word} in {verdicts.count(word)}" for word in ("faster", "level", "slower") if word in verdicts]
     if "no claim" in verdicts:
@@ -219,7 +224,7 @@ def _count(rows: list[Speedup], what: str) -> str:
 
 
 def _compared(summary: Summary, row: Speedup) -> str:
-    """'gsm8k: entmtp is 1.20x [1.10, 1.30] as fast as hydra, faster.'"""
+    """A comparison as a sentence: 'gsm8k: entmtp is 1.20x [1.10, 1.30] as fast as hydra: faster.'"""
     what = f"{summary.label(row.suite)}: {row.arm}"
     if not row.ratio.has_interval:
         return f"{what} against {row.baseline}: no claim, too few prompts ({row.fewest_prompts})."

@@ -1,4 +1,4 @@
-"""What the study's report holds, read back from its `summary.json`."""
+"""Loading of the study's report from its `summary.json`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the report. `caption` says how to read it."""
+    """A figure of the report. `caption` explains it to a reader."""
 
     path: Path
     title: str
@@ -42,7 +42,7 @@ class Study:
     """A benchmark's report.
 
     Attributes:
-        provenance: where the numbers come from; values may be nested.
+        provenance: of the numbers; values may be nested.
     """
 
     provenance: Mapping[str, Any]
@@ -52,14 +52,14 @@ class Study:
 
 
 def read_study(report: Path) -> Study:
-    """Reads the folder that `write_report` filled.
+    """Read the folder that `write_report` wrote.
 
     Raises:
         EntMTPError: a file or a table is missing, or of another version; the message names it.
     """
     path = report / "summary.json"
-    held = _read(path)
-    tables = _part(held, "tables", path)
+    content = _read(path)
+    tables = _part(content, "tables", path)
     summary = Summary(
         arms=_rows(ArmSummary, tables, "arms", path),
         speedups=_rows(Speedup, tables, "speedups", path),
@@ -72,13 +72,14 @@ def read_study(report: Path) -> Study:
         entropy_quantiles=_rows(EntropyQuantile, tables, "entropy_quantiles", path),
     )
     figures = [
-        Figure(report / figure["file"], figure["title"], figure["caption"]) for figure in _part(held, "figures", path)
+        Figure(report / figure["file"], figure["title"], figure["caption"])
+        for figure in _part(content, "figures", path)
     ]
-    return Study(_part(held, "facts", path), _part(held, "caveats", path), summary, figures)
+    return Study(_part(content, "facts", path), _part(content, "caveats", path), summary, figures)
 
 
 def read_if_run(report: Path) -> Study | None:
-    """The same, or None where there is no report."""
+    """Read a report as :func:`read_study`; None where there is none."""
     return read_study(report) if (report / "summary.json").exists() else None
 
 
@@ -91,10 +92,10 @@ def _read(path: Path) -> Any:
         raise EntMTPError(f"results: {path} is not JSON ({error}); {REMEDY}") from error
 
 
-def _part(held: Any, name: str, path: Path) -> Any:
-    if not isinstance(held, dict) or name not in held:
+def _part(content: Any, name: str, path: Path) -> Any:
+    if not isinstance(content, dict) or name not in content:
         raise EntMTPError(f"results: {path} has no '{name}'; {REMEDY}")
-    return held[name]
+    return content[name]
 
 
 def _rows(row_type: type[Row], tables: Any, name: str, path: Path) -> list[Row]:
@@ -105,7 +106,7 @@ def _rows(row_type: type[Row], tables: Any, name: str, path: Path) -> list[Row]:
 
 
 def _row(row_type: type[Row], row: Mapping[str, Any]) -> Row:
-    """The reverse of how `summary.tables` spreads a row: an estimate lies in three columns."""
+    """A row of `summary.tables` as ``row_type``: the three columns of an estimate become one field."""
     hints = get_type_hints(row_type)
     values: dict[str, Any] = {}
     for field in fields(row_type):  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The study's section on texts that are drawn at the paper's temperature, without loss and by Medusa's lossy rule."""
+"""The study's section on texts sampled at the paper's temperature, lossless and by Medusa's lossy rule."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BASELINES = (AUTOREGRESSIVE, "hydra")
 
 @dataclass(frozen=True)
 class Sampled:
-    """A run of a profile that draws its texts.
+    """A run of a profile that samples its texts.
 
     Attributes:
-        command: makes its results.
+        command: that makes its results.
         study: its report; None where it was not run.
     """
 

@@ -1,4 +1,4 @@
-"""Tables of a benchmark's report as the study's page shows them."""
+"""Markdown tables of a benchmark's report for the study's page."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SPEED_NOTE = (
 
 
 def speed_lines(summary: Summary, baselines: Sequence[str]) -> Iterator[str]:
-    """Speed of each arm on each suite, and its speedup over each of the ``baselines``."""
+    """Table of each arm's speed on each suite, and its speedup over each of the ``baselines``, line by line."""
     columns = ["suite", "arm", "prompts", "tokens/s", "tau", *(f"over {baseline}" for baseline in baselines)]
     yield from table_lines(columns, (_speed_cells(summary, row, baselines) for row in summary.arms))
 
 
 def quality_lines(summary: Summary) -> Iterator[str]:
-    """Scores and likelihoods of each arm's texts on each suite, with the table's note before them."""
+    """Table of the scores and likelihoods of each arm's texts on each suite, after its note, line by line."""
     table = quality_table(summary)
     yield from (table.note, "")
     yield from table_lines(table.headings, table.rows)

@@ -1,4 +1,4 @@
-"""Levels of load that a run goes through: numbers of users in a closed loop, rates of arrival in an open one."""
+"""Levels of load of a test: numbers of users in a closed loop, arrival rates in an open loop."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from entmtp.errors import EntMTPError
 
 SWEEP = (1, 2, 4, 8, 16, 32, 64)
-"""Users where nothing else is given."""
+"""Default numbers of users."""
 _MOST_USERS = 4096
 _MOST_RATE = 1e4
 _REQUESTS_OF_A_USER = 2
-"""At least, in each round: with fewer there would seldom be so many users at once."""
+"""Least requests per user in each round: with fewer, all users would seldom be active at once."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """Either ``users`` who send their next request when the last one ends, or ``rate`` requests a second."""
+    """A level of load: ``users`` of a closed loop, or ``rate`` requests a second of an open loop."""
 
     users: int | None = None
     rate: float | None = None
@@ -28,15 +28,15 @@ class Level:
         return f"{self.users} user" + ("" if self.users == 1 else "s")
 
     def requests(self, least: int) -> int:
-        """Requests of a round."""
+        """Number of requests of a round."""
         return max(least, _REQUESTS_OF_A_USER * (self.users or 0))
 
 
 def parse_levels(users: str | None, rates: str | None) -> list[Level]:
-    """Levels in the order given, each once; numbers have commas between them. Without any: those of :data:`SWEEP`.
+    """Parse comma-separated numbers into levels, in their order and each once. The default is :data:`SWEEP`.
 
     Raises:
-        EntMTPError: something is no number, or out of range.
+        EntMTPError: a text is not a number, or out of range.
     """
     if users is None and rates is None:
         return [Level(users=count) for count in SWEEP]

@@ -1,4 +1,4 @@
-"""The figure of a load test: throughput against latency, a line for each endpoint and loop."""
+"""Figure of a load test: throughput against latency, a line for each endpoint and loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Summaries = Mapping[Level, Sequence[LoadSummary]]
 
 
 def draw_load(path: Path, summaries: Summaries) -> Plot:
-    """Draw total tokens per second over latency in milliseconds; levels at which nothing was answered are left out."""
+    """Draw total tokens per second over latency in milliseconds. Levels without an answer are omitted."""
     with style_context():
         figure = Figure(figsize=(13, 4.6), layout="constrained")
         axes = figure.subplots(1, len(_PANELS), sharey=True)
@@ -58,6 +58,6 @@ def _line(axis: Axes, summaries: Summaries, endpoint: str, quantity: str, *, clo
     label = f"{endpoint}, {'closed' if closed else 'open'} loop"
     axis.errorbar(median, speed, xerr=[[0.0] * len(points), to_p99], color=colour, alpha=0.35, fmt="none", capsize=2)
     axis.plot(median, speed, marker="o", markersize=4, color=colour, linestyle="-" if closed else "--", label=label)
-    for (level, tokens, _), at in zip(points, median, strict=True):
+    for (level, tokens, _), latency in zip(points, median, strict=True):
         text = f"{level.users or level.rate:g}"
-        axis.annotate(text, (at, tokens), textcoords="offset points", xytext=(4, 4), fontsize=8, color=colour)
+        axis.annotate(text, (latency, tokens), textcoords="offset points", xytext=(4, 4), fontsize=8, color=colour)

@@ -1,4 +1,4 @@
-"""What users of an endpoint saw, in numbers; and two endpoints side by side."""
+"""Summary of a load test: throughput, latency percentiles and goodput of an endpoint; comparison of two endpoints."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from entmtp.tracking.names import key_part
 
 PERCENTILES = (50, 90, 99)
 QUANTITIES = ("ttft", "tpot", "itl", "e2e")
-"""Of latency: until the first token, per token after it, between parts that came, of the whole answer."""
+"""Latencies: until the first token, per token after it, between received chunks, of the whole answer."""
 
 
 @dataclass(frozen=True)
 class Slo:
-    """What a user is promised, in seconds."""
+    """Service level objective: bounds of latency, in seconds."""
 
     ttft: float
     tpot: float
 
     def is_met_by(self, outcome: RequestOutcome) -> bool:
-        """Whether the request was answered in time."""
+        """Whether the request succeeded within the objective."""
         return outcome.error is None and outcome.ttft <= self.ttft and (outcome.tpot or 0.0) <= self.tpot
 
 
 @dataclass(frozen=True)
 class LoadSummary:
-    """Of one endpoint; times in seconds.
+    """Summary of one endpoint at one level of load; times in seconds.
 
     Attributes:
+        goodput: requests a second within the objective.
+        slo_share: share of the requests within the objective.
         percentiles: by quantity (:data:`QUANTITIES`), then by percentile.
-        goodput: requests a second that kept the promise.
-        differing: answers that are not, character for character, those of the first endpoint.
+        differing: number of answers that differ in a character from the first endpoint's.
     """
 
     endpoint: str
@@ -53,7 +54,7 @@ class LoadSummary:
     differing: int
 
     def metrics(self) -> dict[str, float]:
-        """Flat, for MLflow."""
+        """Metrics for MLflow, by name."""
         found = {
             "requests": float(self.requests),
             "tokens_per_second": self.tokens_per_second,
@@ -63,7 +64,7 @@ class LoadSummary:
             "differing_texts": float(self.differing),
         }
         for kind, count in self.errors.items():
-            name = f"errors.{key_part(kind)}"  # services name kinds as they like
+            name = f"errors.{key_part(kind)}"  # a service's own name
             found[name] = found.get(name, 0.0) + count
         for quantity, values in self.percentiles.items():
             found |= {f"{quantity}.p{percentile}": value for percentile, value in values.items()}
@@ -73,7 +74,7 @@ class LoadSummary:
 def summarise_load(
     endpoint: str, rounds: Sequence[Sequence[RequestOutcome]], slo: Slo, texts: Mapping[tuple[int, int], str]
 ) -> LoadSummary:
-    """Of all rounds of one endpoint together; ``texts`` are the first endpoint's, by round and number."""
+    """Summarise all rounds of one endpoint. ``texts`` are the first endpoint's, by round and number."""
     outcomes = [one for round_ in rounds for one in round_]
     seconds = sum(max((one.ended for one in round_), default=0.0) for round_ in rounds)
     good = [one for one in outcomes if one.error is None]
@@ -108,7 +109,7 @@ def summarise_load(
 def speedup(
     rounds: Sequence[Sequence[RequestOutcome]], others: Sequence[Sequence[RequestOutcome]], quantity: str
 ) -> Estimate | None:
-    """How many times as fast the first is as the other, over requests that both answered; ``quantity`` is e2e or ttft.
+    """Speedup of the first over the other, over requests that both answered; ``quantity`` is e2e or ttft.
 
     None where there is no such request.
     """
@@ -125,7 +126,7 @@ def speedup(
 
 
 def outcome_table(found: Mapping[Level, Mapping[str, Sequence[Sequence[RequestOutcome]]]]) -> pa.Table:
-    """A row for each request."""
+    """Table with a row for each request."""
     rows = [
         {
             "endpoint": endpoint,
@@ -150,7 +151,7 @@ def outcome_table(found: Mapping[Level, Mapping[str, Sequence[Sequence[RequestOu
 
 
 def level_table(summaries: Mapping[Level, Sequence[LoadSummary]]) -> pa.Table:
-    """A row for each endpoint at each level: throughput, and the percentiles of latency in seconds."""
+    """Table with a row for each endpoint at each level: throughput, and the percentiles of latency in seconds."""
     rows = [
         {
             "endpoint": one.endpoint,

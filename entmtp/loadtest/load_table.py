@@ -1,4 +1,4 @@
-"""A load test in the terminal."""
+"""Terminal output of a load test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COMPARED = {"e2e": "whole answers", "ttft": "first tokens"}
 
 
 def terminal_table(summaries: Mapping[Level, Sequence[LoadSummary]], slo: Slo) -> Table:
-    """A row for each endpoint at each level."""
+    """Table with a row for each endpoint at each level."""
     table = Table(title=f"ms as p50 / p90 / p99; SLO: first token in {slo.ttft:g} s, others in {slo.tpot:g} s each")
     columns = ("load", "endpoint", "requests", "tokens/s", "tau", *_QUANTITIES.values(), "in SLO", "good/s", "errors")
     for column in columns:
@@ -39,7 +39,7 @@ def _cells(one: LoadSummary) -> list[str]:
 
 
 def comparison_lines(level: Level, found: Rounds, summaries: Sequence[LoadSummary]) -> list[str]:
-    """What two endpoints say of each other at one level; nothing of one alone."""
+    """Lines that compare two endpoints at one level; none for a single endpoint."""
     if len(summaries) < 2:
         return []
     (a, mine), (b, theirs) = found.items()

@@ -1,4 +1,4 @@
-"""Load tests in MLflow."""
+"""Logging of load tests to MLflow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def log_load(
 ) -> TrackedRun:
     """Log a load test as a parent run with a nested run per level and endpoint.
 
-    The parent holds the facts as parameters, the tables and the figure of throughput against latency.
+    The parent has the provenance as parameters, the tables and the figure of throughput against latency.
 
     Raises:
         EntMTPError: MLflow is missing, or refuses the address.

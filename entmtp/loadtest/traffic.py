@@ -1,10 +1,10 @@
-"""Requests to an OpenAI-compatible endpoint as users send them, and when what came back.
+"""Load on an OpenAI-compatible endpoint: sends requests as users do, and records when each chunk is received.
 
-A *closed loop* has so many users, each of whom asks again when answered: it finds the throughput. An *open loop* sends
-at random moments (a Poisson process) whatever has been answered: it finds what users wait for, overload included.
+In a *closed loop* each of N users sends the next request when the last one ends: this measures throughput. An *open
+loop* sends at random times (a Poisson process), independently of the answers: this measures latency, overload included.
 
-Requests are written and read by hand: OpenAI's client takes milliseconds for each, which a service on the same machine
-would lack.
+Requests are written and parsed without OpenAI's client. It takes milliseconds for each, which a service on the same
+machine would lose.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _LINE_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where requests go.
+    """An endpoint under test.
 
     Attributes:
         name: in tables.
         url: with the API's version, such as http://127.0.0.1:8000/v1.
-        method: of the extension ``speculation``; None leaves it to the service, and suits any other service.
+        method: of the extension ``speculation``; None for the service's default, and for any other service.
     """
 
     name: str
@@ -43,10 +43,10 @@ class Endpoint:
 
     @classmethod
     def parse(cls, text: str, model: str, key: str) -> Endpoint:
-        """NAME=URL or NAME=URL#METHOD.
+        """Parse NAME=URL or NAME=URL#METHOD.
 
         Raises:
-            EntMTPError: it is neither.
+            EntMTPError: the text is neither.
         """
         name, equals, rest = text.partition("=")
         url, _, method = rest.partition("#")
@@ -57,13 +57,13 @@ class Endpoint:
 
 @dataclass
 class RequestOutcome:
-    """One request, in seconds from the begin of the run.
+    """Outcome of one request; times in seconds since the run began.
 
     Attributes:
-        chunks: when something came.
-        tokens: new ones, by the service's own count.
-        tau: tokens per step, where the service tells it.
-        error: its kind, if it failed.
+        chunks: time of each chunk with text.
+        tokens: new tokens, by the service's own count.
+        tau: tokens per step, where the service reports it.
+        error: kind of the error, if the request failed.
     """
 
     number: int
@@ -77,22 +77,22 @@ class RequestOutcome:
 
     @property
     def ttft(self) -> float:
-        """Until something came."""
+        """Seconds until the first chunk."""
         return self.chunks[0] - self.began
 
     @property
     def tpot(self) -> float | None:
-        """Per token behind the first; None where there is no other."""
+        """Seconds per token after the first; None where there is no other."""
         return (self.chunks[-1] - self.chunks[0]) / (self.tokens - 1) if self.tokens > 1 else None
 
     @property
     def itl(self) -> list[float]:
-        """Between the parts that came: several tokens may come at once."""
+        """Seconds between chunks; a chunk may have several tokens."""
         return [after - before for before, after in zip(self.chunks, self.chunks[1:], strict=False)]
 
     @property
     def seconds(self) -> float:
-        """From begin to end."""
+        """Seconds from begin to end."""
         return self.ended - self.began
 
 
@@ -107,24 +107,24 @@ class Traffic:
         self._began = 0.0
 
     async def closed(self, numbers: Sequence[int], users: int, on_outcome: OnOutcome) -> list[RequestOutcome]:
-        """``users`` ask for the prompts with these numbers, each the next when answered."""
+        """Send the prompts with these numbers from ``users`` users, each of whom waits for the last answer."""
         waiting = iter(numbers)
 
         async def user(session: aiohttp.ClientSession, outcomes: list[RequestOutcome]) -> None:
             for number in waiting:
-                outcomes.append(await self._ask(session, number))
+                outcomes.append(await self._send(session, number))
                 on_outcome(outcomes[-1])
 
         return await self._run(lambda session, outcomes: [user(session, outcomes) for _ in range(users)])
 
     async def open(self, numbers: Sequence[int], rate: float, seed: int, on_outcome: OnOutcome) -> list[RequestOutcome]:
-        """Asks for them at random moments, ``rate`` a second; the same seed means the same moments."""
+        """Send them at random times, ``rate`` a second; the same seed gives the same times."""
 
         async def request(
             session: aiohttp.ClientSession, outcomes: list[RequestOutcome], number: int, moment: float
         ) -> None:
             await asyncio.sleep(moment)
-            outcomes.append(await self._ask(session, number))
+            outcomes.append(await self._send(session, number))
             on_outcome(outcomes[-1])
 
         moments = list(zip(numbers, arrivals(rate, seed), strict=False))
@@ -144,7 +144,7 @@ class Traffic:
             await asyncio.gather(*begun(session, outcomes))
         return sorted(outcomes, key=lambda one: one.number)
 
-    async def _ask(self, session: aiohttp.ClientSession, number: int) -> RequestOutcome:
+    async def _send(self, session: aiohttp.ClientSession, number: int) -> RequestOutcome:
         outcome = RequestOutcome(number, self._now())
         try:
             async with session.post(f"{self.endpoint.url}/chat/completions", json=self._body(number)) as response:
@@ -172,7 +172,7 @@ class Traffic:
         return body if self.endpoint.method is None else body | {"speculation": {"method": self.endpoint.method}}
 
     async def _read(self, response: aiohttp.ClientResponse, outcome: RequestOutcome) -> None:
-        """Takes in the events of an answer."""
+        """Read the events of an answer into ``outcome``."""
         async for line in response.content:
             if not line.startswith(b"data:") or (event := line[5:].strip()) == b"[DONE]":
                 continue
@@ -194,16 +194,16 @@ class Traffic:
 
 
 def arrivals(rate: float, seed: int) -> Iterator[float]:
-    """Moments of a Poisson process, in seconds."""
+    """Arrival times of a Poisson process, in seconds."""
     rng = random.Random(seed)
-    at = 0.0
+    arrival = 0.0
     while True:
-        at += rng.expovariate(rate)
-        yield at
+        arrival += rng.expovariate(rate)
+        yield arrival
 
 
 def _type_of(error: Any) -> str:
-    """The type that OpenAI's errors name; 'error' where another service sends something else."""
+    """The error's type in OpenAI's format; 'error' where another service sends another format."""
     return str((error.get("type") if isinstance(error, dict) else None) or "error")
 
 

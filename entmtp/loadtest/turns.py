@@ -1,4 +1,4 @@
-"""Endpoints that take turns at every level of load, so that a machine that drifts favours none of them."""
+"""Alternation of endpoints at every level of load, so that a drift of the machine favours none of them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from entmtp.loadtest.levels import Level
 from entmtp.loadtest.traffic import OnOutcome, RequestOutcome, Traffic
 
 Rounds = dict[str, list[list[RequestOutcome]]]
-"""By endpoint, what came of its requests in each round."""
+"""Outcomes of each round, by endpoint."""
 _WARM_UP_REQUESTS = 2
-"""What a service does for the first time counts at no level."""
+"""Untimed first requests to each endpoint."""
 
 
 async def sweep(
@@ -23,26 +23,26 @@ async def sweep(
     on_begin: Callable[[str], None],
     on_outcome: OnOutcome,
 ) -> dict[Level, Rounds]:
-    """Send load at every level, one after another, after a few requests that warm each endpoint up.
+    """Warm each endpoint up, then send load at every level, one after another.
 
-    Prompts go on from level to level: a service has read none of them before, as far as there are enough.
+    Prompts continue from level to level, so that no service has seen one before, if there are enough.
 
     Args:
-        rounds: turns of each endpoint at each level.
+        rounds: of each endpoint at each level.
         requests: of a round, at least.
-        seed: of the moments of open loops.
-        on_begin: hears what is sent next.
-        on_outcome: hears of every answer.
+        seed: of the arrival times of open loops.
+        on_begin: called with a description of each round.
+        on_outcome: called with every outcome.
     """
 
-    async def send(one: Traffic, at: int, level: Level, first: int) -> list[RequestOutcome]:
-        on_begin(f"{one.endpoint.name}, {level}, round {at + 1} of {rounds}")
+    async def send(one: Traffic, round_index: int, level: Level, first: int) -> list[RequestOutcome]:
+        on_begin(f"{one.endpoint.name}, {level}, round {round_index + 1} of {rounds}")
         count = level.requests(requests)
-        numbers = range(first + at * count, first + (at + 1) * count)
+        numbers = range(first + round_index * count, first + (round_index + 1) * count)
         if level.users is not None:
             return await one.closed(numbers, level.users, on_outcome)
         assert level.rate is not None
-        return await one.open(numbers, level.rate, seed + at, on_outcome)
+        return await one.open(numbers, level.rate, seed + round_index, on_outcome)
 
     for one in traffic:
         await one.closed(range(-_WARM_UP_REQUESTS, 0), 1, lambda _: None)
@@ -57,14 +57,14 @@ async def sweep(
 async def alternate_endpoints(
     traffic: Sequence[Traffic], rounds: int, send: Callable[[Traffic, int], Awaitable[list[RequestOutcome]]]
 ) -> Rounds:
-    """Calls ``send`` with each endpoint and the number of each round; who comes first changes from round to round."""
+    """Call ``send`` with each endpoint and the index of each round. The first endpoint changes from round to round."""
     found: Rounds = {one.endpoint.name: [] for one in traffic}
-    for at in range(rounds):
-        for one in traffic if at % 2 == 0 else traffic[::-1]:
-            found[one.endpoint.name].append(await send(one, at))
+    for round_index in range(rounds):
+        for one in traffic if round_index % 2 == 0 else traffic[::-1]:
+            found[one.endpoint.name].append(await send(one, round_index))
     return found
 
 
 def texts_by_request(rounds: Sequence[Sequence[RequestOutcome]]) -> dict[tuple[int, int], str]:
-    """Complete answers by round and number of the request."""
+    """Texts of complete answers, by round and number of the request."""
     return {(at, one.number): one.text for at, round_ in enumerate(rounds) for one in round_ if one.error is None}

@@ -1,1 +1,1 @@
-"""MLflow: the client that runs are written with, and the names that it can store."""
+"""MLflow: a client that logs runs, and checks of the names that it stores."""

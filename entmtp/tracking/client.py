@@ -1,4 +1,4 @@
-"""MLflow, as runs are written to it: one client that is given its address, so that no global state changes."""
+"""Logging of runs to MLflow, with a client of an explicit address, so that no global state changes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PARAMS_AT_ONCE = 100  # that MLflow takes in one request
 
 @dataclass(frozen=True, slots=True)
 class TrackedModel:
-    """Draft heads (a folder) or a tree bank (a file) to be kept with a run as a logged model."""
+    """Draft heads (a folder) or a tree bank (a file) to log with a run as a logged model."""
 
     name: str
     path: Path
@@ -39,7 +39,7 @@ class TrackedModel:
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """Where a run went. `open_command` shows it."""
+    """A logged run. `open_command` shows it."""
 
     tracking_uri: str
     experiment_id: str
@@ -57,7 +57,7 @@ def default_tracking_uri(results: Path) -> str:
 
 
 def open_command(tracking_uri: str) -> str:
-    """What to type to see the page; with a tracking server, the server's address."""
+    """The command that opens MLflow's page; with a tracking server, the server's address."""
     if tracking_uri.startswith(("http://", "https://")):
         return tracking_uri
     mlflow = Path(sys.executable).with_name("mlflow")  # in a virtual environment that the user's shell need not know
@@ -66,21 +66,21 @@ def open_command(tracking_uri: str) -> str:
 
 
 def check_tracking(tracking_uri: str, experiment: str) -> None:
-    """Fail now, and not after hours of work, if nothing can be tracked there.
+    """Check that runs can be tracked there, before hours of work.
 
     Raises:
         EntMTPError: MLflow is not installed, it cannot use this address, its experiment is deleted, or its database
             or folder would be lost with a job.
     """
-    if (kept := _on_disk(tracking_uri)) is not None:
-        check_persistent_path("tracking_uri", kept, f"{_SQLITE}/FOLDER/mlflow.db with an absolute path, or a server")
+    if (path := _on_disk(tracking_uri)) is not None:
+        check_persistent_path("tracking_uri", path, f"{_SQLITE}/FOLDER/mlflow.db with an absolute path, or a server")
     with mlflow_errors(tracking_uri):
         _known_experiment(connect(tracking_uri), tracking_uri, experiment)
 
 
 @contextmanager
 def mlflow_errors(tracking_uri: str) -> Iterator[None]:
-    """Turn what MLflow and its database raise into one line."""
+    """Turn errors of MLflow and its database into an EntMTPError of one line."""
     quieten_mlflow()
     try:
         from mlflow.exceptions import MlflowException
@@ -98,7 +98,7 @@ def mlflow_errors(tracking_uri: str) -> Iterator[None]:
 
 
 def connect(tracking_uri: str) -> MlflowClient:
-    """A client whose first request has been answered."""
+    """A client whose first request has succeeded."""
     from mlflow import MlflowClient
 
     if not tracking_uri:
@@ -111,7 +111,7 @@ def connect(tracking_uri: str) -> MlflowClient:
 
 @contextmanager
 def _few_retries() -> Iterator[None]:
-    """A server that is not there is found out in a second, not after minutes of MLflow's patience."""
+    """Limit MLflow to one retry, so that an absent server is noticed in a second and not after minutes."""
     name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -125,13 +125,13 @@ def _few_retries() -> Iterator[None]:
 
 
 def ensure_experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
-    """The experiment's id; a new one keeps its files beside a SQLite database."""
+    """The experiment's id. A new experiment stores its files next to a SQLite database."""
     known = _known_experiment(client, tracking_uri, name)
     return known or client.create_experiment(name, artifact_location=_artifact_location(tracking_uri))
 
 
 def _known_experiment(client: MlflowClient, tracking_uri: str, name: str) -> str | None:
-    """The experiment's id; None if it is not there yet."""
+    """The experiment's id; None if it does not exist yet."""
     known = client.get_experiment_by_name(name)
     if known is not None and known.lifecycle_stage == "deleted":
         raise EntMTPError(
@@ -147,7 +147,7 @@ def _artifact_location(tracking_uri: str) -> str | None:
 
 
 def _database(tracking_uri: str) -> Path | None:
-    """The SQLite file; None with a server, which knows its own place."""
+    """The SQLite file; None with a server."""
     if not tracking_uri.startswith(_SQLITE):
         return None
     return Path(tracking_uri.removeprefix(_SQLITE).partition("?")[0])
@@ -164,14 +164,14 @@ def _on_disk(tracking_uri: str) -> Path | None:
 
 
 def require_database(tracking_uri: str) -> None:
-    """MLflow would make an empty one."""
+    """Raise EntMTPError for a SQLite file that does not exist, as MLflow would create an empty one."""
     if (database := _database(tracking_uri)) is not None and not database.exists():
         raise EntMTPError(f"tracking URI '{tracking_uri}': there is no such database; give one that a benchmark filled")
 
 
 @contextmanager
 def tracked_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
-    """A run that ends as its block does; gives its id."""
+    """Start a run and yield its id. It ends with the status of its block."""
     run_id: str = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
     try:
         yield run_id
@@ -182,6 +182,7 @@ def tracked_run(client: MlflowClient, experiment_id: str, name: str, tags: Mappi
 
 
 def run_status(error: type[BaseException] | None) -> str:
+    """MLflow's status of a run that ended with this error."""
     if error is None:
         return "FINISHED"
     return "FAILED" if issubclass(error, Exception) else "KILLED"
@@ -190,6 +191,7 @@ def run_status(error: type[BaseException] | None) -> str:
 def log_batch(
     client: MlflowClient, run_id: str, metrics: Mapping[str, float], params: Mapping[str, str], step: int = 0
 ) -> None:
+    """Log metrics, without those that are not finite, and parameters."""
     from mlflow.entities import Metric, Param
 
     now = time.time_ns() // 1_000_000
@@ -201,7 +203,7 @@ def log_batch(
 
 
 def log_models(client: MlflowClient, experiment_id: str, run_id: str, models: Sequence[TrackedModel]) -> dict[str, str]:
-    """Heads and banks as logged models that the run refers to."""
+    """Log heads and banks as models that the run refers to; return their ids by name."""
     from mlflow.entities import LoggedModelInput
 
     ids: dict[str, str] = {}
@@ -217,6 +219,7 @@ def log_models(client: MlflowClient, experiment_id: str, run_id: str, models: Se
 
 
 def check_model_files(models: Sequence[TrackedModel]) -> None:
+    """Raise EntMTPError for a model whose file or folder does not exist."""
     for model in models:
         if not model.path.exists():
             raise EntMTPError(f"{model.kind} '{model.name}': '{model.path}' does not exist; give an existing path")

@@ -1,4 +1,4 @@
-"""Names that users choose and MLflow stores, judged by MLflow's own rules before any work starts."""
+"""Checks of user-given names against MLflow's own rules, before any work starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from entmtp.errors import EntMTPError
 from entmtp.tracking.quiet import quieten_mlflow
 
 _REFUSED = re.compile(r"[^\w .-]")
-_LONGEST_PART = 200  # characters; MLflow takes 250, and what precedes a part has its own
+_LONGEST_PART = 200  # characters; MLflow takes 250 for a whole key
 _SHOWN = 60
 
 
@@ -21,7 +21,7 @@ def check_names(field: str, keys: Mapping[str, str]) -> None:
         keys: by name, the whole key that MLflow would store.
 
     Raises:
-        EntMTPError: MLflow would refuse one; says the field, the name and MLflow's rule.
+        EntMTPError: MLflow would refuse one; with the field, the name and MLflow's rule.
     """
     quieten_mlflow()
     from mlflow.exceptions import MlflowException
@@ -40,5 +40,5 @@ def check_names(field: str, keys: Mapping[str, str]) -> None:
 
 
 def key_part(text: str) -> str:
-    """The text without what MLflow refuses in a key: for words that come from elsewhere after the work has begun."""
+    """The text without the characters that MLflow refuses in a key, for names that are known only after the work."""
     return _REFUSED.sub("", text)[:_LONGEST_PART]

@@ -1,4 +1,4 @@
-"""MLflow without telemetry, chatter and progress bars, unless the user says otherwise."""
+"""Settings that disable MLflow's telemetry, info logs and progress bars, unless the user sets them otherwise."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ _QUIET = {
 
 
 def quieten_mlflow() -> None:
-    """Set MLflow's variables; call it before MLflow is imported, which reads some of them once."""
+    """Set MLflow's environment variables. Call this before MLflow is imported, which reads some of them once."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)

@@ -153,7 +153,7 @@ def mortal() -> type[Sleeper]:
                 return outcome
             rest = outcome.requests.filter(pc.field("prompt_id") != "gsm8k/9")
             failures = {"gsm8k/9": "ValueError: too much"}
-            return UnitOutcome(rest, outcome.steps.slice(0, 0), failures, outcome.busy_seconds, outcome.measured)
+            return UnitOutcome(rest, outcome.steps.slice(0, 0), failures, outcome.busy_seconds, outcome.metadata)
 
     return Mortal
 

@@ -1,6 +1,6 @@
-"""Requests by prompt, the unit of every interval, and what is measured of an arm's prompts.
+"""Requests grouped by prompt, the unit of every interval, and the measures of an arm's prompts.
 
-Repetitions of a prompt count by their median: what else the machine did during one of them does not count.
+Repetitions of a prompt count by their median, so that other load on the machine during one of them does not count.
 """
 
 from collections import defaultdict
@@ -20,7 +20,7 @@ Prompts = Mapping[str, Sequence[Request]]  # prompt -> its repetitions
 
 
 def by_arm(requests: pa.Table) -> dict[tuple[str, str], Prompts]:
-    """Requests by suite and arm (in the order tables show them), then by prompt."""
+    """Group requests by suite and arm (in the order of tables), then by prompt."""
     grouped: dict[tuple[str, str], dict[str, list[Request]]] = defaultdict(lambda: defaultdict(list))
     for request in requests.to_pylist():
         grouped[request["suite"], request["arm"]][request["prompt_id"]].append(request)
@@ -34,29 +34,29 @@ def _suite_order(name: str) -> tuple[int, str]:
 
 
 def tokens(repetitions: Sequence[Request]) -> float:
-    """New tokens of a prompt."""
+    """Median number of new tokens of a prompt."""
     return median(request["new_tokens"] for request in repetitions)
 
 
 def seconds_per_token(repetitions: Sequence[Request]) -> float:
-    """Of a prompt, the prefill included."""
-    # A request that stops at once has cost what one token costs.
+    """Median seconds per new token of a prompt, the prefill included."""
+    # A request without new tokens counts as one token.
     return median(request["seconds"] / max(1, request["new_tokens"]) for request in repetitions)
 
 
 def tokens_per_second(prompts: Prompts) -> float:
-    """Over all prompts."""
+    """New tokens per second over all prompts."""
     seconds = [tokens(repetitions) * seconds_per_token(repetitions) for repetitions in prompts.values()]
     return sum(map(tokens, prompts.values())) / sum(seconds)
 
 
 def accepted_per_step(prompts: Prompts) -> Estimate:
-    """tau, the root included."""
+    """Tokens per step (tau) over all prompts, the root included."""
     return ratio_of_sums(_totals(prompts, "new_tokens"), _totals(prompts, "steps"))
 
 
 def _totals(prompts: Prompts, field: str) -> Floats:
-    """`[prompts]`: the sum of a field over each prompt's repetitions."""
+    """Sums of a field over each prompt's repetitions, `[prompts]`."""
     return np.array([sum(request[field] for request in repetitions) for repetitions in prompts.values()], np.float64)
 
 
@@ -66,16 +66,16 @@ def scores(prompts: Prompts) -> list[float]:
         [request["score"] for request in repetitions if request["score"] is not None]
         for repetitions in prompts.values()
     )
-    return [fmean(held) for held in found if held]
+    return [fmean(values) for values in found if values]
 
 
 def log_likelihoods(prompts: Prompts) -> Floats:
-    """`[prompts]`: log-likelihood of each one's text, nats per token, the mean over its repetitions."""
+    """Log-likelihood of each prompt's text, nats per token, the mean over its repetitions, `[prompts]`."""
     return np.array([_log_likelihood(repetitions) for repetitions in prompts.values()])
 
 
 def likelihood_differences(ours: Prompts, theirs: Prompts) -> Floats:
-    """`[shared prompts]`: our log-likelihood minus theirs, nats per token."""
+    """Our log-likelihood minus theirs, nats per token, `[shared prompts]`."""
     shared = sorted(set(ours) & set(theirs))
     return np.array([_log_likelihood(ours[prompt]) - _log_likelihood(theirs[prompt]) for prompt in shared])
 
@@ -87,7 +87,7 @@ def _log_likelihood(repetitions: Sequence[Request]) -> float:
 def paired_seconds(ours: Prompts, theirs: Prompts) -> tuple[Floats, Floats]:
     """Our and their seconds for each prompt that both have, `[shared prompts]` in the order of their names.
 
-    Both are for their tokens, so that a difference after a tie does not change the work compared.
+    Both are for their number of tokens, so that a difference after a tie does not change the compared work.
     """
     shared = sorted(set(ours) & set(theirs))
     work = np.array([tokens(theirs[prompt]) for prompt in shared])

@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences. A speedup is never told without its interval."""
+"""Conclusions from the numbers, as sentences. No speedup is stated without its interval."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from entmtp.evaluation.analysis.summary import ALL_SUITES, SAMPLE, ArmSummary, S
 from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD, Estimate, interval, percent, ratio
 from entmtp.methods import AUTOREGRESSIVE, ENTMTP
 
-_NAMED = 10  # prompts that were set aside; the report's facts name all
+_NAMED = 10  # prompts that were set aside; the report's provenance names all
 _ENTMTP_AGAINST = ("medusa", "hydra", "medusa-best", "hydra-best", "random", AUTOREGRESSIVE)
 _ZERO = 5e-4  # nats per token that three digits don't show
 _HEADLINE_AGAINST = (AUTOREGRESSIVE, "medusa", "hydra", "hydra-best")
@@ -18,31 +18,31 @@ _BEST_AGAINST = ("hydra", "medusa", "hydra-best", "random", AUTOREGRESSIVE)
 
 
 def conclusions(summary: Summary) -> list[str]:
-    """One sentence per comparison over all suites, none of them twice, and one that says how many there were.
+    """One sentence per comparison over all suites, each once, then the method, then the quality of the texts.
 
     First entmtp against each arm, then the best adaptive arm, then each adaptive arm against the yardsticks, then the
-    others against autoregressive. After them, how good the answers are, and whether the arms wrote the same.
+    other arms against autoregressive decoding.
     """
-    told = [(ENTMTP, other) for other in _ENTMTP_AGAINST]
+    pairs = [(ENTMTP, other) for other in _ENTMTP_AGAINST]
     if (best := summary.best_adaptive) is not None:
-        told += [(best, other) for other in _BEST_AGAINST]
-    told += [(arm, yardstick) for arm in methods.adaptive() for yardstick in methods.yardsticks()]
-    told += [(row.arm, AUTOREGRESSIVE) for row in summary.arms]
-    return [*_compared(summary, told), *method(summary), *quality_conclusions(summary)]
+        pairs += [(best, other) for other in _BEST_AGAINST]
+    pairs += [(arm, yardstick) for arm in methods.adaptive() for yardstick in methods.yardsticks()]
+    pairs += [(row.arm, AUTOREGRESSIVE) for row in summary.arms]
+    return [*_compared(summary, pairs), *method(summary), *quality_conclusions(summary)]
 
 
 def headline(summary: Summary) -> list[str]:
     """The sentences to read first: the best adaptive arm against the usual methods, and whether the text is the same.
 
-    All of them are among `conclusions`.
+    All of them are in `conclusions`.
     """
     best = summary.best_adaptive
-    told = [] if best is None else [(best, other) for other in _HEADLINE_AGAINST]
-    return [*_compared(summary, told), *_identity(summary.arms)]
+    pairs = [] if best is None else [(best, other) for other in _HEADLINE_AGAINST]
+    return [*_compared(summary, pairs), *_identity(summary.arms)]
 
 
 def _compared(summary: Summary, pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """A sentence per pair (arm, baseline) that was compared over all suites, none of them twice."""
+    """A sentence per pair (arm, baseline) that was compared over all suites, each once."""
     rows = [row for pair in dict.fromkeys(pairs) if (row := summary.speedup(ALL_SUITES, *pair)) is not None]
     compared = comparisons(summary)
     yardsticks = methods.yardsticks()
@@ -50,20 +50,20 @@ def _compared(summary: Summary, pairs: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def quality_conclusions(summary: Summary) -> list[str]:
-    """How good the arms' texts are: the tasks' scores, their likelihood, and whether the arms wrote the same."""
+    """Sentences about the arms' texts: the tasks' scores, their likelihood, and whether they are identical."""
     return [*_quality(summary), *_likelihoods(summary), *_identity(summary.arms)]
 
 
 def comparisons(summary: Summary) -> int:
-    """How many comparisons over all suites may be told, those of each arm that might have been the best included."""
-    told = {(ENTMTP, other) for other in _ENTMTP_AGAINST}
-    told |= {(arm, other) for arm in methods.adaptive() for other in (*_BEST_AGAINST, *methods.yardsticks())}
-    told |= {(row.arm, AUTOREGRESSIVE) for row in summary.arms}
-    return sum((row.arm, row.baseline) in told for row in summary.speedups if row.suite == ALL_SUITES)
+    """Number of possible comparisons over all suites, those of each arm that might have been the best included."""
+    pairs = {(ENTMTP, other) for other in _ENTMTP_AGAINST}
+    pairs |= {(arm, other) for arm in methods.adaptive() for other in (*_BEST_AGAINST, *methods.yardsticks())}
+    pairs |= {(row.arm, AUTOREGRESSIVE) for row in summary.arms}
+    return sum((row.arm, row.baseline) in pairs for row in summary.speedups if row.suite == ALL_SUITES)
 
 
 def method(summary: Summary) -> list[str]:
-    """How the intervals of the sentences were made; empty where there are none."""
+    """The method of the sentences' intervals; empty where there are none."""
     if not any(row.ratio.has_interval for row in summary.speedups if row.suite == ALL_SUITES):
         return []
     compared = comparisons(summary)
@@ -75,7 +75,7 @@ def method(summary: Summary) -> list[str]:
 
 
 def caveats(summary: Summary, provenance: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before believing the numbers."""
+    """Warnings that a reader needs in order to judge the numbers."""
     sentences = []
     samples = [suite for suite, source in summary.sources.items() if SAMPLE in source]
     if samples:
@@ -101,7 +101,7 @@ def caveats(summary: Summary, provenance: Mapping[str, Any]) -> list[str]:
     if (dtype := provenance.get("dtype", "float32")) != "float32":
         sentences.append(
             f"All ran in {dtype}: which of two close tokens is the likelier then changes with how many are computed"
-            " beside them, for plain decoding too. Whether a method keeps the text, only float32 shows."
+            " at once, for plain decoding too. Whether a method keeps the text, only float32 shows."
         )
     constant = [row.suite for row in summary.arms if row.arm == ENTMTP and row.trees == 1]
     if constant:
@@ -135,7 +135,7 @@ def _against(row: Speedup, compared: int) -> str:
 
 
 def share_of(row: Speedup, compared: int = 1) -> str:
-    """How much of a yardstick's speed an arm reaches, in percent, from its comparison with it."""
+    """The percentage of a yardstick's speed that an arm reaches, as a sentence."""
     found = row.adjusted_for(compared)
     if not found.has_interval:
         return f"{row.arm}'s share of {row.baseline}'s speed: no claim, {_too_few(row)}"
@@ -151,7 +151,7 @@ def _extent(row: Speedup) -> str:
 
 
 def _identity(arms: Sequence[ArmSummary]) -> list[str]:
-    """Whether the other arms wrote what autoregressive decoding writes."""
+    """A sentence on whether the other arms wrote the tokens of autoregressive decoding."""
     others = [row for row in arms if row.arm not in (AUTOREGRESSIVE, *methods.lossy())]
     requests, identical, ties = (
         sum(getattr(row, field) for row in others) for field in ("requests", "identical", "ties")
@@ -168,7 +168,7 @@ def _identity(arms: Sequence[ArmSummary]) -> list[str]:
 
 
 def _quality(summary: Summary) -> list[str]:
-    """The score of each suite that has one, by arms that share it."""
+    """A sentence per suite with a score, arms of equal score together."""
     sentences = []
     for suite in summary.suites:
         rows = [row for row in summary.arms if row.suite == suite and row.score is not None]
@@ -184,17 +184,19 @@ def _quality(summary: Summary) -> list[str]:
 
 
 def _likelihoods(summary: Summary) -> list[str]:
-    """Whether the model finds the arms' texts as likely as plain decoding's; the intervals hold all together."""
+    """A sentence on the arms' log-likelihood against plain decoding's. The intervals hold all together."""
     rows = [row for row in summary.likelihoods if row.suite == ALL_SUITES]
     found = {row.arm: one for row in rows if (one := row.adjusted_for(len(rows))).has_interval}
     same = [arm for arm, one in found.items() if _is_zero(one)]
-    told = [f"the same with {'every arm' if len(same) == len(found) else ', '.join(same)}"] if same else []
-    told += [f"{one.value:+.3f} {interval(one, 3)} with {arm}" for arm, one in found.items() if arm not in same]
-    return [f"log-likelihood of the texts against autoregressive's, nats per token: {'; '.join(told)}"] if told else []
+    parts = [f"the same with {'every arm' if len(same) == len(found) else ', '.join(same)}"] if same else []
+    parts += [f"{one.value:+.3f} {interval(one, 3)} with {arm}" for arm, one in found.items() if arm not in same]
+    if not parts:
+        return []
+    return [f"log-likelihood of the texts against autoregressive's, nats per token: {'; '.join(parts)}"]
 
 
 def _is_zero(estimate: Estimate) -> bool:
-    """Whether the whole interval is 0 to the digits that are shown."""
+    """Whether the whole interval is 0 to the printed digits."""
     low, high = estimate.low, estimate.high
     return low is not None and high is not None and low > -_ZERO and high < _ZERO
 

@@ -1,4 +1,4 @@
-"""Does entropy foretell how many drafted tokens a step keeps?"""
+"""The relation between a step's entropy and its number of accepted tokens."""
 
 from collections.abc import Sequence
 
@@ -25,11 +25,11 @@ def entropy_relation(
 
     Args:
         steps: step rows.
-        runs: the (suite, arm) pairs there are; of each suite the first of the static arms is looked at.
+        runs: the existing (suite, arm) pairs; of each suite the first of the static arms is used.
 
     Returns:
         Bins of about equal step counts, and one correlation per signal. Intervals are over prompts. Only the first
-        repetition counts: greedy repetitions are copies.
+        repetition counts, as greedy repetitions are copies.
     """
     bins: list[EntropyBin] = []
     correlations: list[EntropyCorrelation] = []
@@ -48,7 +48,7 @@ def entropy_relation(
 
 
 def _arms() -> list[str]:
-    """A constant tree shows the relation itself; an adaptive arm shows it mixed with its own choice of tree."""
+    """Arms in order of preference. Those with a constant tree come first: adaptive choices confound the relation."""
     static = methods.names(lambda method: method.role == "method" and method.heads is not None)
     return [*sorted(static, key=lambda arm: methods.FAMILIES.index(methods.heads_of(arm))), *methods.adaptive()]
 
@@ -62,10 +62,10 @@ def _first_repetition(steps: pa.Table, suite: str, arm: str | None) -> pa.Table:
 def _bins(suite: str, arm: str, entropy: Floats, accepted: Floats, prompts: Names) -> list[EntropyBin]:
     count = int(np.clip(len(entropy) // _STEPS_PER_BIN, 1, _MOST_BINS))
     edges = np.unique(np.quantile(entropy, np.linspace(0, 1, count + 1)))
-    place = np.clip(np.searchsorted(edges, entropy, side="right") - 1, 0, max(len(edges) - 2, 0))
+    bin_of_step = np.clip(np.searchsorted(edges, entropy, side="right") - 1, 0, max(len(edges) - 2, 0))
     rows = []
-    for index in np.unique(place):
-        here = place == index
+    for index in np.unique(bin_of_step):
+        here = bin_of_step == index
         tokens = _by_prompt(accepted[here], prompts[here])
         rows.append(
             EntropyBin(

@@ -7,11 +7,11 @@ from typing import Any
 
 UNKNOWN = "not known for these heads"
 Overlap = Mapping[str, Mapping[str, int]]
-"""By suite: ``seen`` prompts, of so many ``scored`` ones."""
+"""By suite: the number of ``scored`` prompts, and how many of them were ``seen`` in training."""
 
 
 def describe_overlap(overlaps: Mapping[str, Overlap | str]) -> Iterator[str]:
-    """A sentence for each kind of heads, with every suite's count."""
+    """Sentences, one for each kind of heads, with every suite's count."""
     for kind, overlap in overlaps.items():
         if isinstance(overlap, str):
             yield f"scored prompts that the {kind} heads were trained on: {overlap}"
@@ -37,7 +37,7 @@ def overlap_caveats(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def overlap_metrics(provenance: Mapping[str, Any]) -> dict[str, float]:
-    """The same as metrics, ``training_overlap/<kind>/<suite>``; none of heads of which nothing is known."""
+    """The counts as metrics, ``training_overlap/<kind>/<suite>``; none of heads whose training prompts are unknown."""
     return {
         f"training_overlap/{kind}/{suite}": float(counts["seen"])
         for kind, overlap in provenance.get("training_overlap", {}).items()

@@ -1,4 +1,4 @@
-"""The static trees that pay: expected tokens per step of every tree size, and what it costs on this machine."""
+"""The Pareto frontier of static trees: expected tokens per step against the step cost on this machine, by tree size."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from entmtp.trees.bank import TreeBank
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParetoPoint:
-    """The optimal tree of `nodes` nodes (root excluded) for one suite and kind of heads; foretold, not measured."""
+    """The optimal tree of `nodes` nodes (root excluded) for one suite and kind of heads: predicted, not measured."""
 
     suite: str
     heads: str
@@ -22,7 +22,7 @@ class ParetoPoint:
 
 
 def pareto(banks: Mapping[str, Mapping[str, TreeBank]], costs: Mapping[str, StepCost]) -> list[ParetoPoint]:
-    """A point for every tree of each bank's frontier over all steps, plain decoding first.
+    """Points of every tree of each bank's frontier over all steps, plain decoding first.
 
     Args:
         banks: by suite, then by kind of heads.
@@ -43,7 +43,7 @@ def pareto_table(points: Sequence[ParetoPoint]) -> pa.Table:
 
 
 def fastest(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
-    """Of each suite and kind of heads, the point with the most tokens per second."""
+    """The point with the most tokens per second of each suite and kind of heads."""
     best: dict[tuple[str, str], ParetoPoint] = {}
     for point in points:
         key = (point.suite, point.heads)

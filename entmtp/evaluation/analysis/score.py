@@ -1,4 +1,4 @@
-"""The task's own score of an answer: a lossless speed-up must leave it as it is, so every result carries it."""
+"""The task's own score of an answer. Every result has it, as a lossless speedup must not change it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from entmtp.suites import Prompt, get_suite
 def score(prompt: Prompt, text: str) -> float | None:
     """Score an answer by its suite's metric, 0 to 1; None where the suite has no automatic score.
 
-    For HumanEval this runs the model's code: see `entmtp.suites.sandbox` for how far it is contained.
+    For HumanEval this runs the model's code in a sandbox, see `entmtp.suites.sandbox`.
     """
     return get_suite(prompt.suite).score(prompt, text)
 

@@ -1,4 +1,4 @@
-"""From rows to numbers: what each arm did on each suite, and how arms compare on the same prompts."""
+"""Makes the summary of benchmark rows: each arm on each suite, and comparisons of arms on the same prompts."""
 
 from collections.abc import Mapping
 from statistics import fmean
@@ -62,7 +62,7 @@ def summarise(requests: pa.Table, steps: pa.Table) -> Summary:
 
 
 def _different_trees(steps: pa.Table) -> dict[tuple[str, str], int]:
-    """How many topologies the steps of each (suite, arm) used."""
+    """Number of topologies that the steps of each (suite, arm) used."""
     counted = steps.group_by(["suite", "arm"]).aggregate([("tree", "count_distinct")]).to_pylist()
     return {(row["suite"], row["arm"]): row["tree_count_distinct"] for row in counted}
 
@@ -109,7 +109,7 @@ def _arms(runs: _Runs) -> list[str]:
 
 
 def _pairs(runs: _Runs) -> list[tuple[str, str]]:
-    """Which (arm, baseline) are compared."""
+    """The (arm, baseline) pairs that are compared."""
     arms = _arms(runs)
     pairs = [(arm, baseline) for baseline in _BASELINES if baseline in arms for arm in arms if arm != baseline]
     adaptive = [arm for arm in methods.adaptive() if arm in arms]
@@ -117,7 +117,7 @@ def _pairs(runs: _Runs) -> list[tuple[str, str]]:
 
 
 def _speedups(runs: _Runs, arm: str, baseline: str) -> list[Speedup]:
-    """One comparison per suite in which both arms wrote the same prompts, and one over these suites."""
+    """One comparison per suite with shared prompts, and one over these suites."""
     pairs = {
         suite: paired_seconds(runs.get((suite, arm), {}), runs.get((suite, baseline), {}))
         for suite in dict.fromkeys(suite for suite, _ in runs)
@@ -135,7 +135,7 @@ def _speedups(runs: _Runs, arm: str, baseline: str) -> list[Speedup]:
 
 
 def _likelihoods(runs: _Runs, arm: str) -> list[LikelihoodDifference]:
-    """Against plain decoding: a row per suite in which both wrote the same prompts, and one over these suites."""
+    """Differences to plain decoding: a row per suite with shared prompts, and one over these suites."""
     differences = {
         suite: likelihood_differences(runs.get((suite, arm), {}), runs.get((suite, AUTOREGRESSIVE), {}))
         for suite in dict.fromkeys(suite for suite, _ in runs)
@@ -154,19 +154,19 @@ def _likelihoods(runs: _Runs, arm: str) -> list[LikelihoodDifference]:
 
 def _depth_acceptance(steps: pa.Table, suite: str, arm: str) -> list[DepthAcceptance]:
     table = steps.filter((pc.field("suite") == suite) & (pc.field("arm") == arm))
-    reach, kept = table["depth"].to_numpy(), table["accepted"].to_numpy() - 1
+    tree_depth, accepted_depth = table["depth"].to_numpy(), table["accepted"].to_numpy() - 1
     rows = []
-    for depth in range(1, int(reach.max(initial=0)) + 1):
-        reaching = kept[reach >= depth]
-        there, parents = int((reaching >= depth).sum()), int((reaching >= depth - 1).sum())
+    for depth in range(1, int(tree_depth.max(initial=0)) + 1):
+        reaching = accepted_depth[tree_depth >= depth]
+        accepted, parents = int((reaching >= depth).sum()), int((reaching >= depth - 1).sum())
         rows.append(
             DepthAcceptance(
                 suite=suite,
                 arm=arm,
                 depth=depth,
                 steps=len(reaching),
-                rate=there / len(reaching),
-                conditional=there / parents if parents else None,
+                rate=accepted / len(reaching),
+                conditional=accepted / parents if parents else None,
             )
         )
     return rows

@@ -1,4 +1,4 @@
-"""The numbers of a benchmark, in the shape that tables, plots and verdicts share."""
+"""The summary of a benchmark: the numbers that tables, plots and conclusions are made from."""
 
 import math
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class ArmSummary:
     verify_ms: float
     accept_ms: float
     policy_ms: float
-    other_ms: float  # of the request's time after the prefill, what none of the four accounts for
+    other_ms: float  # rest of the request's time after the prefill
     prefill_ms: float  # per request
     nodes: float  # drafted per step
     trees: int  # different topologies that its steps used
@@ -42,11 +42,11 @@ class ArmSummary:
     ties: int  # differing requests whose first difference is a tie of the top two logits
     score: float | None
     scored: int  # prompts with a score
-    log_likelihood: Estimate  # of the texts to the model, mean over prompts, nats per token
+    log_likelihood: Estimate  # of the texts under the model, mean over prompts, nats per token
 
 
 class PairedRatio:
-    """A row with a ratio of times, which can be judged alone or as one of many."""
+    """A row with a ratio of paired times, to be judged alone or as one of many."""
 
     __slots__ = ()
     ratio: Estimate
@@ -54,7 +54,7 @@ class PairedRatio:
     freedom: float  # degrees of freedom of that error
 
     def adjusted_for(self, comparisons: int) -> Estimate:
-        """The ratio, with an interval that holds together with those of all `comparisons` that it is one of."""
+        """The ratio, its interval adjusted so that all `comparisons` hold together (Bonferroni)."""
         return LogMean(math.log(self.ratio.value), self.log_error, self.freedom).estimate(comparisons)
 
     @property
@@ -64,7 +64,7 @@ class PairedRatio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speedup(PairedRatio):
-    """How much less time `arm` takes than `baseline` for the same tokens of the same prompts."""
+    """Time of `baseline` over time of `arm`, for the same tokens of the same prompts."""
 
     suite: str  # or ALL_SUITES
     suites: int
@@ -78,7 +78,7 @@ class Speedup(PairedRatio):
 
     @classmethod
     def of(cls, log_ratio: LogMean, *, suite: str, arm: str, baseline: str, prompts: Sequence[int]) -> Self:
-        """From the ratio's logarithm, over so many `prompts` of each suite."""
+        """Make the row from the ratio's logarithm and the number of `prompts` of each suite."""
         return cls(
             suite=suite,
             suites=len(prompts),
@@ -94,7 +94,7 @@ class Speedup(PairedRatio):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LikelihoodDifference:
-    """How much likelier, in nats per token, the model finds the texts of `arm` than those of plain decoding."""
+    """Log-likelihood of `arm`'s texts minus that of plain decoding's, nats per token."""
 
     suite: str  # or ALL_SUITES
     suites: int
@@ -106,7 +106,7 @@ class LikelihoodDifference:
 
     @classmethod
     def of(cls, mean: LogMean, *, suite: str, arm: str, prompts: Sequence[int]) -> Self:
-        """From the mean difference over so many `prompts` of each suite."""
+        """Make the row from the mean difference and the number of `prompts` of each suite."""
         return cls(
             suite=suite,
             suites=len(prompts),
@@ -118,7 +118,7 @@ class LikelihoodDifference:
         )
 
     def adjusted_for(self, comparisons: int) -> Estimate:
-        """The difference, with an interval that holds together with those of all `comparisons` that it is one of."""
+        """The difference, its interval adjusted so that all `comparisons` hold together (Bonferroni)."""
         return LogMean(self.difference.value, self.error, self.freedom).log_estimate(comparisons)
 
 
@@ -133,14 +133,14 @@ def verdict(ratio: Estimate) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DepthAcceptance:
-    """Shares of the steps whose tree reaches `depth` (the root is depth 0) that kept a token of that depth."""
+    """Acceptance at `depth` (the root is depth 0), over the steps whose tree reaches it."""
 
     suite: str
     arm: str
     depth: int
     steps: int
-    rate: float  # joint: of them all
-    conditional: float | None  # of those that kept a token of every depth before; none where there is none
+    rate: float  # share of all these steps that accepted a token of that depth
+    conditional: float | None  # the same, over steps that accepted all depths before; none where there are none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +173,7 @@ class EntropyCorrelation:
 class TreeShare:
     """Share (0 to 1) of an arm's steps on a suite whose tree has one shape, or one of the rare shapes of a size.
 
-    Rare shapes are told together: they have `nodes_from` to `nodes_to` nodes, the root not counted.
+    Rare shapes share a row: they have `nodes_from` to `nodes_to` nodes, the root not counted.
     """
 
     suite: str
@@ -187,7 +187,7 @@ class TreeShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeUse:
-    """Share (0 to 1) of an arm's steps on a suite that took one topology, of those that it took most."""
+    """Share (0 to 1) of an arm's steps on a suite that used one of its most frequent topologies."""
 
     suite: str
     arm: str
@@ -197,7 +197,7 @@ class TreeUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntropyQuantile:
-    """How entropy, in nats, is spread over all positions of a suite's texts, as plain decoding visits them."""
+    """Distribution of entropy, in nats, over all positions of a suite's texts under plain decoding."""
 
     suite: str
     steps: int
@@ -211,7 +211,7 @@ class EntropyQuantile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Everything that tables, plots and verdicts are made from."""
+    """Rows that tables, plots and conclusions are made from."""
 
     arms: list[ArmSummary]
     speedups: list[Speedup]
@@ -229,7 +229,7 @@ class Summary:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Where each suite's prompts came from."""
+        """Source of each suite's prompts."""
         return {row.suite: row.source for row in self.arms}
 
     def speedup(self, suite: str, arm: str, baseline: str) -> Speedup | None:
@@ -238,7 +238,7 @@ class Summary:
         return next((row for row in self.speedups if (row.suite, row.arm, row.baseline) == wanted), None)
 
     def likelihood(self, suite: str, arm: str) -> LikelihoodDifference | None:
-        """How much likelier an arm's texts are than plain decoding's; none where they share no prompt."""
+        """The difference to plain decoding's texts; none where the two share no prompt."""
         return next((row for row in self.likelihoods if (row.suite, row.arm) == (suite, arm)), None)
 
     @property
@@ -248,7 +248,7 @@ class Summary:
         return max(rows, key=lambda row: row.ratio.value).arm if rows else None
 
     def label(self, suite: str) -> str:
-        """The suite's name as tables and plots show it: it says 'sample' where the prompts are a sample."""
+        """The suite's name in tables and plots, marked 'sample' where its prompts are a sample."""
         sources = self.sources
         if suite == ALL_SUITES:
             samples = sum(SAMPLE in source for source in sources.values())
@@ -257,7 +257,7 @@ class Summary:
 
 
 def tables(summary: Summary) -> dict[str, pa.Table]:
-    """The summary as flat tables by name; an estimate becomes three columns, the last two `_low` and `_high`."""
+    """The summary as flat tables by name. An estimate becomes three columns, the last two `_low` and `_high`."""
     return {
         "arms": flat_table([asdict(row) for row in summary.arms]),
         "speedups": flat_table([asdict(row) | {"verdict": row.verdict} for row in summary.speedups]),

@@ -1,4 +1,4 @@
-"""What adaptive arms choose, and what they choose by: shares of trees by size and shape, and how entropy is spread."""
+"""Sizes and shapes of the trees that adaptive arms choose, and the distribution of the entropy that they choose by."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,28 +17,28 @@ SIZES: tuple[tuple[int, int | None], ...] = (
     *((0, 0), (1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32)),
     (33, None),
 )
-"""Tree sizes that are counted together, in nodes without the root; the last one has no end."""
+"""Ranges of tree sizes, in nodes without the root; the last one is open."""
 
 COMMON = 0.02
-"""Share of an arm's steps from which a shape is told by itself; the rarer ones of a size are told together."""
+"""Least share of an arm's steps for a row of its own; the rarer shapes of a size share a row."""
 
 SHOWN = 5
-"""Topologies of an arm that are told by name."""
+"""Number of an arm's topologies that are listed by name."""
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def tree_shares(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[TreeShare]:
-    """How often each adaptive arm, and each yardstick, took trees of each of `SIZES`, commonest shapes first.
+    """Shares of tree shapes, by `SIZES`, of each adaptive arm and each yardstick. Most frequent shapes come first.
 
     Args:
         steps: step rows; only the first repetition counts, as greedy repetitions are copies.
-        runs: the (suite, arm) pairs there are, in the order that tables show.
+        runs: the existing (suite, arm) pairs, in the order of tables.
     """
     rows: list[TreeShare] = []
-    for (suite, arm), taken in _taken(steps, runs).items():
+    for (suite, arm), chosen in _chosen_trees(steps, runs).items():
         shapes: Counter[Shape] = Counter()
-        for tree, count in taken.items():
+        for tree, count in chosen.items():
             shapes[Shape.parse(tree)] += count
         for size in SIZES:
             inside = [
@@ -66,22 +66,22 @@ def tree_shares(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[TreeSh
 
 
 def size_of(tree: Shape | TreeShare) -> tuple[int, int | None]:
-    """Which of `SIZES` a shape, or a row of shapes, belongs to."""
+    """The range of `SIZES` that a shape, or a row of shapes, belongs to."""
     nodes = tree.nodes if isinstance(tree, Shape) else tree.nodes_from
     return next(size for size in reversed(SIZES) if size[0] <= nodes)
 
 
 def tree_uses(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[TreeUse]:
-    """The `SHOWN` topologies that each adaptive arm, and each yardstick, took most; arguments as `tree_shares`."""
+    """The `SHOWN` most frequent topologies of each adaptive arm and each yardstick; arguments as `tree_shares`."""
     return [
-        TreeUse(suite=suite, arm=arm, tree=tree, share=count / taken.total())
-        for (suite, arm), taken in _taken(steps, runs).items()
-        for tree, count in taken.most_common(SHOWN)
+        TreeUse(suite=suite, arm=arm, tree=tree, share=count / chosen.total())
+        for (suite, arm), chosen in _chosen_trees(steps, runs).items()
+        for tree, count in chosen.most_common(SHOWN)
     ]
 
 
-def _taken(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Counter[str]]:
-    """Steps of each run that chooses its trees, by the tree's name."""
+def _chosen_trees(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Counter[str]]:
+    """Number of steps by tree name, of each (suite, arm) whose arm chooses its trees."""
     first = _first_repetition(steps)
     return {
         (suite, arm): Counter(first.filter((pc.field("suite") == suite) & (pc.field("arm") == arm))["tree"].to_pylist())
@@ -91,7 +91,7 @@ def _taken(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> dict[tuple[str, 
 
 
 def entropy_quantiles(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[EntropyQuantile]:
-    """How entropy, in nats, is spread on each suite that plain decoding ran on."""
+    """Quantiles of entropy, in nats, on each suite that plain decoding ran on."""
     rows = []
     for suite, values in plain_entropies(steps, list(dict.fromkeys(suite for suite, _ in runs))).items():
         p10, p25, p50, p75, p90 = (float(value) for value in np.quantile(values, _QUANTILES))
@@ -111,8 +111,8 @@ def entropy_quantiles(steps: pa.Table, runs: Sequence[tuple[str, str]]) -> list[
 
 
 def plain_entropies(steps: pa.Table, suites: Sequence[str]) -> dict[str, Floats]:
-    """Entropies in nats at every position of plain decoding's first repetition, by suite; suites without any are left
-    out."""
+    """Entropies in nats at every position of plain decoding's first repetition, by suite. Suites without any are
+    omitted."""
     plain = _first_repetition(steps).filter((pc.field("arm") == AUTOREGRESSIVE) & pc.is_finite(pc.field("entropy")))
     found = {suite: plain.filter(pc.field("suite") == suite)["entropy"].to_numpy() for suite in suites}
     return {suite: values for suite, values in found.items() if len(values)}

@@ -1,1 +1,1 @@
-"""Reports of a run: terminal, HTML page, figures, MLflow, comparisons of runs."""
+"""Reports of a run: terminal, HTML page, figures, MLflow; and comparisons of runs."""

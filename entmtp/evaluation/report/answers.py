@@ -1,4 +1,4 @@
-"""What every arm answered, as JSON lines that a judge can read: the conversation, the answer, and its score if any."""
+"""Answers of every arm as JSON lines for a judge: the conversation, the answer, and its score if it has one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from entmtp.suites.base import Message, Prompt
 def write_answers(
     path: Path, prompts: Sequence[Prompt], histories: Mapping[str, Sequence[Message]], requests: pa.Table
 ) -> Path:
-    """Writes one line for each arm's answer to each prompt, the first of its repetitions.
+    """Write one line for each arm's answer to each prompt, from the first repetition.
 
     Args:
         histories: by prompt id, the messages before the prompt with the model's answers where it gave some.

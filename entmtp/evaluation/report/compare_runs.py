@@ -1,4 +1,4 @@
-"""Finished runs of the benchmark side by side, prompt by prompt: other machines, or other versions of the code."""
+"""Comparison of benchmark runs, prompt by prompt: of several machines, or of several versions of the code."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from entmtp.evaluation.analysis.by_prompt import (
     tokens_per_second,
 )
 from entmtp.evaluation.analysis.summary import ALL_SUITES, PairedRatio
-from entmtp.evaluation.report.comparable import Held, Key, differences, left_out, notes, refuse_other_work
+from entmtp.evaluation.report.comparable import Key, PromptsByRun, check_comparable, differences, notes, omissions
 from entmtp.evaluation.report.load_run import LoadedRun
 from entmtp.intervals import FEWEST_PROMPTS, Estimate, LogMean, mean_of_suites, paired_ratio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunArm:
-    """What an arm of a run did on the prompts that are compared. tau counts the root."""
+    """Results of a run's arm on the prompts that are compared. tau counts the root."""
 
     suite: str
     arm: str
@@ -37,7 +37,7 @@ class RunArm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRatio(PairedRatio):
-    """How much less time an arm takes in `run` than in `baseline`, for the baseline's tokens of the same prompts."""
+    """Time of an arm in `baseline` over its time in `run`, for the baseline's tokens of the same prompts."""
 
     suite: str  # or ALL_SUITES
     arm: str
@@ -52,12 +52,12 @@ class RunRatio(PairedRatio):
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Everything that is told of the runs.
+    """A comparison of runs.
 
     Attributes:
-        runs: their names, the first being what the others are compared with.
-        differences: facts that are not the same in all runs, by name, in the order of the runs.
-        notes: what a reader must know before believing the numbers.
+        runs: their names; the first is the baseline of the others.
+        differences: provenance that differs between the runs: by name, its values in the order of the runs.
+        notes: warnings that a reader needs in order to judge the numbers.
     """
 
     runs: list[str]
@@ -68,19 +68,19 @@ class RunComparison:
 
 
 def compare(runs: Sequence[LoadedRun]) -> RunComparison:
-    """Compares every run with the first, on the prompts that all of them have.
+    """Compare every run with the first, on the prompts that all of them have.
 
     Raises:
-        EntMTPError: there are not two runs, or they did not do the same work.
+        EntMTPError: there are not two runs, or they are not comparable.
     """
     names = [run.name for run in runs]
     if len(runs) < 2:
         raise EntMTPError(f"run: {len(runs)} given; a comparison needs two or more")
     if double := next((name for name in names if names.count(name) > 1), None):
         raise EntMTPError(f"run: two are called '{double}'; give each its own name, NAME=RUN")
-    held = {run.name: by_arm(run.requests.drop_columns("text")) for run in runs}
-    refuse_other_work(runs, held)
-    paired = _on_shared_prompts(held)
+    by_run = {run.name: by_arm(run.requests.drop_columns("text")) for run in runs}
+    check_comparable(runs, by_run)
+    paired = _on_shared_prompts(by_run)
     if not paired:
         raise EntMTPError(f"runs {', '.join(names)} have no suite, arm and prompt in common; run the same benchmark")
     return RunComparison(
@@ -88,14 +88,14 @@ def compare(runs: Sequence[LoadedRun]) -> RunComparison:
         arms=[_arm(key, name, prompts) for key, by_run in paired.items() for name, prompts in by_run.items()],
         ratios=_ratios(names, paired),
         differences=differences(runs),
-        notes=[*notes(runs), *left_out(held)],
+        notes=[*notes(runs), *omissions(by_run)],
     )
 
 
 def regressions(comparison: RunComparison, least: float) -> list[str]:
-    """A line for each ratio whose whole interval lies below `least`, of intervals that hold all together with 95%.
+    """A line for each ratio whose whole interval is below `least`. The intervals hold all together with 95%.
 
-    So two runs that are equally fast are told apart in at most 5% of cases, however many ratios are judged.
+    So two equally fast runs are reported in at most 5% of cases, however many ratios are judged.
 
     Raises:
         EntMTPError: `least` is no bound for a ratio, or no ratio has an interval to be judged by.
@@ -114,12 +114,12 @@ def regressions(comparison: RunComparison, least: float) -> list[str]:
     ]
 
 
-def _on_shared_prompts(held: Held) -> dict[Key, dict[str, Prompts]]:
-    """By suite and arm of the first run, the prompts of each run that has them too, cut to those that all have."""
-    first = next(iter(held.values()))
+def _on_shared_prompts(by_run: PromptsByRun) -> dict[Key, dict[str, Prompts]]:
+    """Prompts by run, of each suite and arm of the first run, cut to the prompts that all these runs have."""
+    first = next(iter(by_run.values()))
     paired: dict[Key, dict[str, Prompts]] = {}
     for key in first:
-        by_run = {name: arms[key] for name, arms in held.items() if key in arms}
+        by_run = {name: arms[key] for name, arms in by_run.items() if key in arms}
         shared = sorted(set.intersection(*(set(prompts) for prompts in by_run.values())))
         if len(by_run) > 1 and shared:
             paired[key] = {name: {prompt: prompts[prompt] for prompt in shared} for name, prompts in by_run.items()}
@@ -142,7 +142,7 @@ def _arm(key: Key, run: str, prompts: Prompts) -> RunArm:
 
 
 def _ratios(names: Sequence[str], paired: Mapping[Key, Mapping[str, Prompts]]) -> list[RunRatio]:
-    """For each later run and arm, a row per suite and one over these suites."""
+    """Ratios of each later run and arm: a row per suite and one over these suites."""
     rows = []
     for name in names[1:]:
         for arm in dict.fromkeys(arm for _, arm in paired):
@@ -165,7 +165,7 @@ def _ratios_of_arm(arm: str, run: str, baseline: str, by_suite: Mapping[str, Map
 
 
 def _ratio(log_ratio: LogMean, suite: str, arm: str, runs: tuple[str, str], prompts: int, differing: int) -> RunRatio:
-    """A row of ``runs``, the later one and the baseline."""
+    """The row of ``runs``: the later run and the baseline."""
     return RunRatio(
         suite=suite,
         arm=arm,
@@ -180,5 +180,5 @@ def _ratio(log_ratio: LogMean, suite: str, arm: str, runs: tuple[str, str], prom
 
 
 def _texts(repetitions: Sequence[Mapping[str, list[int]]]) -> set[tuple[int, ...]]:
-    """The different texts of a prompt; one, where decoding is greedy and every sum is made in the same order."""
+    """The different texts of a prompt: one where decoding is greedy and every sum is computed in the same order."""
     return {tuple(request["token_ids"]) for request in repetitions}

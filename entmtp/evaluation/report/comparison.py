@@ -1,4 +1,4 @@
-"""A comparison of finished runs for the terminal, and as a folder with a Markdown page and tables."""
+"""Output of a comparison of runs: on the terminal, and as a folder with a Markdown page and tables."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _RATIO = 5  # column
 
 
 def print_comparison(console: Console, comparison: RunComparison) -> None:
-    """Print a row per suite, arm and run, what is different between the runs, and what to keep in mind."""
+    """Print a row per suite, arm and run, then the differences between the runs, then the notes."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for at, heading in enumerate(_headings(comparison)):
-        table.add_column(heading, justify="left" if at < 3 else "right", overflow="fold")
+    for column, heading in enumerate(_headings(comparison)):
+        table.add_column(heading, justify="left" if column < 3 else "right", overflow="fold")
     above: Sequence[str] = ("", "")
     for cells, verdict in _rows(comparison):
         shown = [Text(cell) for cell in cells]
         shown[_RATIO].stylize(_COLOURS.get(verdict, ""))
-        for at in range(2):
-            if cells[: at + 1] == above[: at + 1]:
-                shown[at] = Text("")
+        for column in range(2):
+            if cells[: column + 1] == above[: column + 1]:
+                shown[column] = Text("")
         above = cells
         table.add_row(*shown)
     console.print(table)
@@ -46,7 +46,7 @@ def print_comparison(console: Console, comparison: RunComparison) -> None:
 
 
 def write_comparison(folder: Path, comparison: RunComparison) -> Path:
-    """Write the comparison into `folder` and return its page; beside it each table as CSV and Parquet in `tables/`."""
+    """Write the comparison into `folder` and return its page. Each table goes to `tables/`, as CSV and Parquet."""
     tables = {
         "arms": [asdict(row) for row in comparison.arms],
         "ratios": [asdict(row) | {"verdict": row.verdict} for row in comparison.ratios],
@@ -65,7 +65,7 @@ def _page(comparison: RunComparison) -> list[str]:
     first, *others = comparison.runs
     differences = [[name, *values] for name, values in comparison.differences.items()]
     return [
-        f"# {', '.join(others)} beside {first}",
+        f"# {', '.join(others)} against {first}",
         "",
         *markdown_table(_headings(comparison), [cells for cells, _ in _rows(comparison)]),
         "",
@@ -83,7 +83,7 @@ def _headings(comparison: RunComparison) -> list[str]:
 
 
 def _rows(comparison: RunComparison) -> list[tuple[list[str], str]]:
-    """Cells and the ratio's verdict of each suite, arm and run, then of all suites together."""
+    """Cells and verdict of each suite, arm and run, then of all suites together."""
     ratios = {(row.suite, row.arm, row.run): row for row in comparison.ratios}
     rows = [_cells(row, ratios.get((row.suite, row.arm, row.run))) for row in comparison.arms]
     return rows + [

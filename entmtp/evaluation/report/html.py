@@ -27,8 +27,8 @@ _PACKAGE = "entmtp.evaluation.report"
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
-    """A folded part of the page: its title says what is inside. `kind` is a CSS class of its tables."""
+class HtmlSection:
+    """A folded section of the page. `kind` is a CSS class of its tables."""
 
     title: str
     note: str
@@ -44,9 +44,9 @@ def render_html(
     study_plots: Sequence[Plot] = (),
     pareto: Sequence[ParetoPoint] = (),
 ) -> str:
-    """The page's HTML: verdicts, `plots` and a table per suite are open, all else is folded.
+    """Render the page. Conclusions, `plots` and a table per suite are open, all else is folded.
 
-    Everything that comes from rows or facts is escaped.
+    Everything that comes from rows or provenance is escaped.
     """
     environment = Environment(
         loader=PackageLoader(_PACKAGE, ""),
@@ -77,13 +77,13 @@ def render_html(
 
 
 def _run(provenance: Mapping[str, Any]) -> str:
-    """The run in a line, as far as the facts tell: profile, model (without its folder), hardware, day."""
+    """The run in a line: profile, model (without its folder), hardware, day; what the provenance lacks is omitted."""
     profile, model, day = (str(provenance.get(name, "")) for name in ("profile", "model", "date"))
-    told = [profile and f"profile {profile}", Path(model).name, provenance.get("hardware"), day[:10]]
-    return " · ".join(filter(None, told))
+    parts = [profile and f"profile {profile}", Path(model).name, provenance.get("hardware"), day[:10]]
+    return " · ".join(filter(None, parts))
 
 
-def _sections(summary: Summary, plots: Sequence[Plot], pareto: Sequence[ParetoPoint]) -> list[Section]:
+def _sections(summary: Summary, plots: Sequence[Plot], pareto: Sequence[ParetoPoint]) -> list[HtmlSection]:
     tables = [
         quality_table(summary),
         _times(summary),
@@ -92,9 +92,9 @@ def _sections(summary: Summary, plots: Sequence[Plot], pareto: Sequence[ParetoPo
         *study_tables(summary, pareto),
     ]
     found = [
-        Section("Paired comparisons of all arms", NOTE, comparison_matrices(summary), kind="matrix"),
-        Section("More figures: " + ", ".join(plot.title for plot in plots), "", plots=plots),
-        *(Section(table.title, table.note, [table]) for table in tables if table.rows),
+        HtmlSection("Paired comparisons of all arms", NOTE, comparison_matrices(summary), kind="matrix"),
+        HtmlSection("More figures: " + ", ".join(plot.title for plot in plots), "", plots=plots),
+        *(HtmlSection(table.title, table.note, [table]) for table in tables if table.rows),
     ]
     return [section for section in found if section.tables or section.plots]
 
@@ -135,8 +135,8 @@ def _acceptance(summary: Summary) -> HtmlTable:
     runs = list(dict.fromkeys((row.suite, row.arm) for row in summary.depths))
     return HtmlTable(
         title="Acceptance by depth",
-        note="Of the steps whose tree reaches a depth, the share that kept a token of that depth: joint, of them all, "
-        "and in brackets conditional, of those that kept a token of the depth before.",
+        note="Share of the steps whose tree reaches a depth that accepted a token of that depth. In brackets: the same "
+        "share of the steps that accepted a token of the depth before.",
         headings=("suite", "arm", *(f"depth {depth}" for depth in range(1, deepest + 1))),
         rows=[
             [

@@ -1,7 +1,7 @@
-"""The page's paired comparisons: a matrix of arms against baselines for all suites together, and for each suite."""
+"""HTML matrices of paired comparisons: arms against baselines, for all suites together and for each suite."""
 
 from entmtp.evaluation.analysis.summary import ALL_SUITES, Summary
-from entmtp.evaluation.report.html_table import Cell, HtmlTable, speedup_cell
+from entmtp.evaluation.report.html_table import HtmlCell, HtmlTable, speedup_cell
 from entmtp.methods import order
 
 NOTE = (
@@ -12,7 +12,7 @@ NOTE = (
 
 
 def comparison_matrices(summary: Summary) -> list[HtmlTable]:
-    """All suites together first; nothing where only one arm ran."""
+    """Matrices of all suites together, then of each suite; none where only one arm ran."""
     suites = [*([ALL_SUITES] if len(summary.suites) > 1 else []), *summary.suites]
     return [table for suite in suites if (table := _matrix(summary, suite)).rows]
 
@@ -32,5 +32,5 @@ def _matrix(summary: Summary, suite: str) -> HtmlTable:
     )
 
 
-def _cell(summary: Summary, suite: str, arm: str, baseline: str) -> Cell:
+def _cell(summary: Summary, suite: str, arm: str, baseline: str) -> HtmlCell:
     return speedup_cell(summary.speedup(suite, arm, baseline))

@@ -1,15 +1,15 @@
-"""The page's main tables: what each arm did on one suite."""
+"""HTML tables of the suites: the results of each arm on one suite."""
 
 from entmtp.evaluation.analysis.score import metric
 from entmtp.evaluation.analysis.summary import ArmSummary, Summary
-from entmtp.evaluation.report.html_table import Cell, HtmlTable, estimate_cell, speedup_cell
+from entmtp.evaluation.report.html_table import HtmlCell, HtmlTable, estimate_cell, speedup_cell
 from entmtp.methods import AUTOREGRESSIVE
 
 _HYDRA = "hydra"
 
 
 def suite_tables(summary: Summary) -> list[HtmlTable]:
-    """One per suite, with the arms as rows."""
+    """Tables, one per suite, with the arms as rows."""
     return [_suite(summary, suite) for suite in summary.suites]
 
 
@@ -34,7 +34,7 @@ def _suite(summary: Summary, suite: str) -> HtmlTable:
     )
 
 
-def _cells(summary: Summary, row: ArmSummary) -> list[str | Cell]:
+def _cells(summary: Summary, row: ArmSummary) -> list[str | HtmlCell]:
     return [
         row.arm,
         f"{row.tokens_per_second:.1f}",

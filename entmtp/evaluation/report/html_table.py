@@ -1,4 +1,4 @@
-"""A table as the report's page shows it: words in cells, and which of them are claims."""
+"""Tables of the HTML report: cells with their intervals, and the cells that are claims."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from entmtp.evaluation.analysis.summary import Speedup
 from entmtp.intervals import Estimate, interval
 
 _MARKS = {"faster": "▲", "slower": "▼", "level": "="}
-"""Told by a sign too, for those who see no difference between the colours."""
+"""Signs of the verdicts, for readers who can't tell the colours apart."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """A number with its interval. The `verdict`, if there is one, colours the cell and gives it a mark."""
+class HtmlCell:
+    """A number with its interval. A `verdict` colours the cell and gives it a mark."""
 
     text: str
     interval: str = ""
@@ -25,24 +25,24 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class HtmlTable:
-    """A table of the page, of which the first `names` columns are words that name the row."""
+    """A table of the page. Its first `names` columns name the row."""
 
     title: str
     note: str
     headings: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
+    rows: Sequence[Sequence[str | HtmlCell]]
     names: int = 2
 
 
-def estimate_cell(estimate: Estimate) -> Cell:
-    """A measured value; without an interval where there are too few prompts for one."""
-    return Cell(f"{estimate.value:.2f}", interval(estimate) if estimate.has_interval else "no interval")
+def estimate_cell(estimate: Estimate) -> HtmlCell:
+    """The cell of a measured value; without an interval where there are too few prompts."""
+    return HtmlCell(f"{estimate.value:.2f}", interval(estimate) if estimate.has_interval else "no interval")
 
 
-def speedup_cell(row: Speedup | None) -> Cell:
-    """A comparison; empty where there is none, a dash where there are too few prompts for a claim."""
+def speedup_cell(row: Speedup | None) -> HtmlCell:
+    """The cell of a comparison; empty where there is none, a dash where there are too few prompts for a claim."""
     if row is None:
-        return Cell("")
+        return HtmlCell("")
     if not row.ratio.has_interval:
-        return Cell("–")
-    return Cell(f"{row.ratio.value:.2f}×", interval(row.ratio), row.verdict)
+        return HtmlCell("–")
+    return HtmlCell(f"{row.ratio.value:.2f}×", interval(row.ratio), row.verdict)

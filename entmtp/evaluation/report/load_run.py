@@ -1,4 +1,4 @@
-"""A finished benchmark run, read back from its report: in a results folder, or among a run's artifacts in MLflow."""
+"""Loading of a finished benchmark run from its report: in a results folder, or among a run's artifacts in MLflow."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from entmtp.evaluation.results.rows import read_requests
 from entmtp.evaluation.results.storage import open_store
 from entmtp.provenance import flatten_provenance
 
-_LARGEST = {SUMMARY: 64 << 20, REQUESTS: 2 << 30}  # bytes of a file; of 13 arms on 100 prompts they have a thousandth
+_LARGEST = {SUMMARY: 64 << 20, REQUESTS: 2 << 30}  # bytes of a file; 13 arms on 100 prompts take a thousandth of it
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """One run.
+    """A finished run, loaded from its report.
 
     Attributes:
-        name: what the user calls it.
-        provenance: where its numbers come from, by dotted name.
+        name: given by the user.
+        provenance: of its numbers, by dotted name.
         requests: one row per request (`rows.RequestRow`).
     """
 
@@ -38,7 +38,7 @@ class LoadedRun:
 
 
 def open_run(given: str, tracking_uri: str | None) -> LoadedRun:
-    """The run that `given` names: RUN or NAME=RUN, where RUN is a results folder or an id or name in MLflow.
+    """Load the run that `given` names: RUN or NAME=RUN, where RUN is a results folder or an id or name in MLflow.
 
     Raises:
         EntMTPError: there is no such run, it is not finished, or its files are not a report of this version.
@@ -60,7 +60,7 @@ def open_run(given: str, tracking_uri: str | None) -> LoadedRun:
 
 
 def read_run(name: str, report: Path) -> LoadedRun:
-    """Reads what `report.write_report` wrote.
+    """Load a run from the folder that `report.write_report` wrote.
 
     Raises:
         EntMTPError: a file is missing, damaged or of another version, or its numbers can't be.
@@ -83,7 +83,7 @@ def read_run(name: str, report: Path) -> LoadedRun:
 
 
 def _are_measured(requests: pa.Table) -> Any:
-    """Whether each request has times and steps that can be divided by."""
+    """Whether each request has times and steps above 0."""
     seconds = pc.and_(pc.is_finite(requests["seconds"]), pc.greater(requests["seconds"], 0))
     counts = pc.and_(pc.greater(requests["steps"], 0), pc.greater(requests["new_tokens"], 0))
     return pc.and_(seconds, counts)
@@ -97,5 +97,5 @@ def _provenance(name: str, path: Path) -> Mapping[str, Any]:
             f"run '{name}': {path} is not a report's summary ({error}); run the benchmark again"
         ) from error
     if not isinstance(provenance, dict):
-        raise EntMTPError(f"run '{name}': {path} holds no facts; run the benchmark again")
+        raise EntMTPError(f"run '{name}': {path} has no facts; run the benchmark again")
     return provenance

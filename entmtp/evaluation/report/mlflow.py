@@ -1,4 +1,4 @@
-"""Benchmarks in MLflow: a run with a nested run per arm and suite, and reports read back from there."""
+"""Logging of benchmarks to MLflow, as a run with a nested run per arm and suite; and download of their reports."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 BENCHMARK_EXPERIMENT = "entmtp-benchmark"
 
-_REPORT = "report"  # where a run keeps the report among its artifacts
+_REPORT = "report"  # folder of the report among a run's artifacts
 _RUN_ID = re.compile("[0-9a-f]{32}")
-_NAMESAKES = 5  # whose ids are told
+_NAMESAKES = 5  # runs of one name whose ids an error lists
 
 
 def log_benchmark(
@@ -50,14 +50,14 @@ def log_benchmark(
 ) -> TrackedRun:
     """Log a benchmark as a parent run with a nested run per arm and suite.
 
-    The parent holds the facts as parameters, the comparisons over all suites as metrics, the tables, the report and
-    the logged models; each nested run holds what its arm did on its suite.
+    The parent has the provenance as parameters, the comparisons over all suites as metrics, the tables, the report and
+    the logged models. Each nested run has the metrics of its arm on its suite.
 
     Args:
         tracking_uri: a database such as `default_tracking_uri(results)`, or a tracking server.
         provenance: as in the report; `git_commit` and `command` also become MLflow's own tags.
         requests, steps: rows, as `rows.read_parts` gives them.
-        report_folder: what `report.write_report` filled.
+        report_folder: written by `report.write_report`.
         artifacts: the heads and banks that were measured.
 
     Raises:
@@ -111,15 +111,15 @@ def fetch_report(tracking_uri: str, run: str, folder: Path, files: Sequence[str]
         found = _find_run(client, tracking_uri, run)
         if found.info.status != "FINISHED":
             raise EntMTPError(f"run '{run}' is {found.info.status.lower()}, not finished; finish it, or give another")
-        held = {Path(entry.path).name for entry in client.list_artifacts(found.info.run_id, _REPORT)}
-        if missing := [name for name in files if name not in held]:
+        logged = {Path(entry.path).name for entry in client.list_artifacts(found.info.run_id, _REPORT)}
+        if missing := [name for name in files if name not in logged]:
             raise EntMTPError(
-                f"run '{run}' holds no {_REPORT}/{missing[0]}: it is no benchmark of this version; run the same"
+                f"run '{run}' has no {_REPORT}/{missing[0]}: it is no benchmark of this version; run the same"
                 " benchmark again, which reads its finished parts and makes a new run of them"
             )
         for name in files:
             copied = client.download_artifacts(found.info.run_id, f"{_REPORT}/{name}", str(folder))
-            Path(copied).replace(folder / name)  # stores differ in whether they keep the folders above a file
+            Path(copied).replace(folder / name)  # some stores keep the folders above a file, others don't
 
 
 def _find_run(client: MlflowClient, tracking_uri: str, run: str) -> Run:
@@ -140,7 +140,7 @@ def _find_run(client: MlflowClient, tracking_uri: str, run: str) -> Run:
 
 
 def _log_prompts(client: MlflowClient, run_id: str, requests: pa.Table) -> None:
-    """The prompts of each suite as a data set that the run used."""
+    """Log the prompts of each suite as a data set of the run."""
     from mlflow.data.pandas_dataset import from_pandas
     from mlflow.entities import Dataset, DatasetInput, InputTag
 

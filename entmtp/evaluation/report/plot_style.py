@@ -1,4 +1,4 @@
-"""How the report's figures look: colours, panels, intervals, files."""
+"""Style of the report's figures: colours, panels, intervals, files."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -17,13 +17,13 @@ INK = "#222222"
 FAINT = "#666666"
 _LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _PANELS_PER_ROW = 3
-_WIDTH_INCHES = 12.0  # of a figure of several panels: all have letters of one size where they are shown alike
+_WIDTH_INCHES = 12.0  # of a figure of several panels, so that letters have one size in all figures
 _DOTS_PER_INCH = 130
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A figure on disk. `caption` says how to read it."""
+    """A figure on disk. `caption` explains it to a reader."""
 
     path: Path
     title: str
@@ -31,7 +31,7 @@ class Plot:
 
 
 def style_context() -> AbstractContextManager[None]:
-    """The settings under which every figure is drawn."""
+    """A context with the Matplotlib settings of every figure."""
     return mpl.rc_context(
         {
             "font.size": 10,
@@ -54,12 +54,12 @@ def style_context() -> AbstractContextManager[None]:
 
 
 def line_colour(number: int) -> str:
-    """The colour of the line with this number in a figure whose lines are not arms."""
+    """The colour of line ``number`` in a figure whose lines are not arms."""
     return _LINE_COLOURS[number % len(_LINE_COLOURS)]
 
 
 def panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels of `height` inches with common axes, at most three in a row."""
+    """A figure of `count` panels of `height` inches with shared axes, at most three in a row."""
     columns = 2 if count == 4 else min(count, _PANELS_PER_ROW)
     rows = -(-count // columns)
     figure = Figure(figsize=(_WIDTH_INCHES, height * rows + 0.9), layout="constrained")

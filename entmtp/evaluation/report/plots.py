@@ -60,13 +60,13 @@ def _draw_taus(folder: Path, summary: Summary) -> Plot:
 
 
 def _bars(summary: Summary, shown: Mapping[str, Mapping[str, Estimate]], label: str, *, bare_bars: bool) -> Figure:
-    """A panel of horizontal bars per suite, arms in the same places; `bare_bars` allows those without an interval."""
+    """A panel of horizontal bars per suite, arms in the same order. `bare_bars` also draws bars without an interval."""
     arms = list(dict.fromkeys(arm for estimates in shown.values() for arm in estimates))
     figure, axes = panels(len(shown), height=0.7 + 0.3 * len(arms))
     for axis, (suite, estimates) in zip(axes, shown.items(), strict=True):
-        for place, arm in enumerate(arms):
+        for position, arm in enumerate(arms):
             if arm in estimates:
-                _bar(axis, place, estimates[arm], colour(arm), bare_bars)
+                _bar(axis, position, estimates[arm], colour(arm), bare_bars)
         axis.set_title(summary.label(suite))
         axis.axvline(1, color=INK, linewidth=1)
         axis.set_yticks(range(len(arms)), arms)
@@ -78,14 +78,14 @@ def _bars(summary: Summary, shown: Mapping[str, Mapping[str, Estimate]], label: 
     return figure
 
 
-def _bar(axis: Axes, place: int, estimate: Estimate, face: str, bare_bars: bool) -> None:
+def _bar(axis: Axes, position: int, estimate: Estimate, face: str, bare_bars: bool) -> None:
     if not estimate.has_interval and not bare_bars:
-        axis.text(0, place, " no bar: too few prompts", va="center", fontsize=8, color=FAINT)
+        axis.text(0, position, " no bar: too few prompts", va="center", fontsize=8, color=FAINT)
         return
-    axis.barh(place, estimate.value, color=face, height=0.7)
-    axis.errorbar(estimate.value, place, xerr=whiskers([estimate]), color=INK, capsize=3, linewidth=1.2)
+    axis.barh(position, estimate.value, color=face, height=0.7)
+    axis.errorbar(estimate.value, position, xerr=whiskers([estimate]), color=INK, capsize=3, linewidth=1.2)
     note = f"  {estimate.value:.2f}" + ("" if estimate.has_interval else " (no interval)")
-    axis.text(estimate.high or estimate.value, place, note, va="center", fontsize=8.5, color=INK)
+    axis.text(estimate.high or estimate.value, position, note, va="center", fontsize=8.5, color=INK)
 
 
 def _draw_entropy(folder: Path, summary: Summary) -> Plot | None:
@@ -123,7 +123,7 @@ def _draw_entropy(folder: Path, summary: Summary) -> Plot | None:
 
 
 def _relation(summary: Summary, suite: str) -> str:
-    """The corner note of an entropy panel: the arm, its correlation, and whether intervals are missing."""
+    """The corner note of an entropy panel: the arm, its correlation with its interval, steps and prompts."""
     row = next(row for row in summary.entropy_correlations if (row.suite, row.signal) == (suite, "entropy"))
     found = row.correlation
     interval = "no interval" if found.low is None or found.high is None else f"[{found.low:.2f}, {found.high:.2f}]"
@@ -133,7 +133,7 @@ def _relation(summary: Summary, suite: str) -> str:
 def _draw_tree_choice(folder: Path, summary: Summary, steps: pa.Table) -> Plot | None:
     """Nodes of each step's tree, coloured by entropy, for the prompt of each suite on which trees change most often."""
     first = steps.filter(pc.field("repetition") == pc.min(steps["repetition"]))
-    shown = _liveliest(first)
+    shown = _most_changing(first)
     if shown is None:
         return None
     arm, prompts = shown
@@ -161,8 +161,8 @@ def _draw_tree_choice(folder: Path, summary: Summary, steps: pa.Table) -> Plot |
     )
 
 
-def _liveliest(steps: pa.Table) -> tuple[str, dict[str, str]] | None:
-    """The adaptive arm that changes its tree most often, and by suite the prompt on which it does so most."""
+def _most_changing(steps: pa.Table) -> tuple[str, dict[str, str]] | None:
+    """The adaptive arm whose tree changes most often, and by suite the prompt on which it changes most."""
     trees: dict[str, dict[tuple[str, str], list[str]]] = {}
     columns = steps.select(["arm", "suite", "prompt_id", "step", "tree"]).sort_by("step")
     for row in columns.to_pylist():
@@ -172,7 +172,7 @@ def _liveliest(steps: pa.Table) -> tuple[str, dict[str, str]] | None:
     if not changes:
         return None
     arm = max(changes, key=lambda arm: sum(changes[arm].values()))
-    # In ascending order, so that of each suite's prompts the liveliest stays.
+    # In ascending order, so that the last prompt of each suite, the one with most changes, stays.
     return arm, dict(sorted(changes[arm], key=lambda key: (changes[arm][key], key)))
 
 
@@ -181,6 +181,6 @@ def _changes(trees: list[str]) -> int:
 
 
 def _sample_mark(summary: Summary) -> str:
-    """What a title adds when some suite's prompts are a sample."""
+    """The end of a title where some suite's prompts are a sample; else empty."""
     samples = [suite for suite, source in summary.sources.items() if SAMPLE in source]
     return f" (sample: {', '.join(samples)})" if samples else ""

@@ -1,4 +1,4 @@
-"""A table of how good the arms' texts are: the tasks' own scores, and how likely the texts are to the model."""
+"""Table of the quality of the arms' texts: the tasks' own scores, and the log-likelihood under the model."""
 
 from entmtp.evaluation.analysis.score import metric
 from entmtp.evaluation.analysis.summary import ArmSummary, Summary
@@ -9,7 +9,7 @@ _DIGITS = 3
 
 
 def quality_table(summary: Summary) -> HtmlTable:
-    """A row for each suite and arm."""
+    """The table, with a row for each suite and arm."""
     return HtmlTable(
         title="Quality of the texts",
         note="Score: pass@1 or exact match, the mean over scored prompts. Log-likelihood: nats per token of the text"

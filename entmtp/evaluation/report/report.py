@@ -33,7 +33,7 @@ _COLOURS = {"faster": "green", "slower": "red"}
 
 
 def print_table(console: Console, summary: Summary, provenance: Mapping[str, Any]) -> None:
-    """Print a row per suite and arm, then what it amounts to and what to keep in mind.
+    """Print a row per suite and arm, then the conclusions and caveats.
 
     A console narrower than `WIDE` characters gets the table without times and scores, which then fits 80.
     """
@@ -53,13 +53,13 @@ def write_report(
 ) -> Path:
     """Write the report of benchmark rows into `folder` and return its page, `index.html`.
 
-    Beside the page: `summary.json`, the figures as PNG, each table as CSV and as Parquet under `tables/`, and the
-    requests as they came (`REQUESTS`), so that another run can be compared with this one prompt by prompt.
+    The folder also has `summary.json`, the figures as PNG, each table as CSV and as Parquet under `tables/`, and all
+    request rows (`REQUESTS`), so that another run can be compared with this one prompt by prompt.
 
     Args:
         requests, steps: rows, as `rows.read_parts` gives them.
-        provenance: where the numbers come from (model, heads, hardware, versions, command, ...); values may be nested.
-        pareto: the trees that static arms were chosen from, to be drawn beside what was measured.
+        provenance: of the numbers (model, heads, hardware, versions, command, ...); values may be nested.
+        pareto: the trees that static arms were chosen from, drawn together with the measured arms.
     """
     summary = summarise(requests, steps)
     found = tables(summary) | ({"pareto": pareto_table(pareto)} if pareto else {})
@@ -118,20 +118,20 @@ def _comparison(row: Speedup | None) -> Text:
 def _as_json(
     summary: Summary, found: Mapping[str, pa.Table], provenance: Mapping[str, Any], plots: Sequence[Plot]
 ) -> str:
-    held = {
+    content = {
         "facts": dict(provenance),
         "verdicts": conclusions(summary),
         "caveats": caveats(summary, provenance),
         "figures": [{"file": plot.path.name, "title": plot.title, "caption": plot.caption} for plot in plots],
         "tables": {name: table.to_pylist() for name, table in found.items()},
     }
-    return json.dumps(_finite(held), indent=1, ensure_ascii=False, default=str)
+    return json.dumps(_finite(content), indent=1, ensure_ascii=False, default=str)
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no nan: it becomes null."""
+    """The value with null instead of nan and infinity, which JSON lacks."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(held) for key, held in value.items()}
+        return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(held) for held in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

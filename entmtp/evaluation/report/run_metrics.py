@@ -1,4 +1,4 @@
-"""The numbers of a summary as flat names and values, for a tracking server."""
+"""Metrics of a summary as flat names and values, for a tracking server."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from entmtp.methods import AUTOREGRESSIVE
 
 
 def overall_metrics(summary: Summary) -> dict[str, float]:
-    """The comparisons over all suites, `<arm>/speedup_against_<baseline>`, with their intervals."""
+    """Speedups over all suites, `<arm>/speedup_against_<baseline>`, with their intervals."""
     metrics: dict[str, float] = {}
     for row in summary.speedups:
         if row.suite == ALL_SUITES:
@@ -21,7 +21,7 @@ def overall_metrics(summary: Summary) -> dict[str, float]:
 
 
 def arm_metrics(summary: Summary, row: ArmSummary) -> dict[str, float]:
-    """Everything measured of one arm on one suite; its score also by the score's own name."""
+    """All metrics of one arm on one suite; its score also by the score's own name."""
     numbers = {name: value for name, value in asdict(row).items() if isinstance(value, int | float)}
     metrics = numbers | {
         "tau": row.tau.value,
@@ -45,7 +45,7 @@ def arm_metrics(summary: Summary, row: ArmSummary) -> dict[str, float]:
 
 
 def score_name(suite: str) -> str:
-    """'pass_at_1' or 'exact_match': what a tracking server takes as a name."""
+    """Name of a suite's score that a tracking server accepts: 'pass_at_1' or 'exact_match'."""
     return (metric(suite) or "score").replace("@", "_at_").replace(" ", "_")
 
 
@@ -57,7 +57,7 @@ def _with_interval(name: str, estimate: Estimate) -> dict[str, float]:
 
 
 def description(summary: Summary, provenance: Mapping[str, Any]) -> str:
-    """The run's description in MLflow: verdicts, then caveats, as Markdown."""
+    """The run's description in MLflow: conclusions, then caveats, as Markdown."""
     return "\n".join(
         f"- {line}" for line in conclusions(summary) + [f"**{line}**" for line in caveats(summary, provenance)]
     )

@@ -1,4 +1,4 @@
-"""The figures of the study: which trees were chosen, how entropy is spread, and what static trees could do."""
+"""Figures of the study: chosen trees, the distribution of entropy, and the frontier of static trees."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,26 +17,26 @@ from entmtp.methods import colour
 
 _MARKS = {"medusa": ("o", "--"), "hydra": ("s", "-")}  # point and line by kind of heads
 _NODE_TICKS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
-_ROOM = 9  # percent of the steps that a part of a bar needs to hold the words of its shape
+_LEAST_LABELLED = 9  # percent of the steps from which a part of a bar is wide enough for its label
 
 
 def draw_study_plots(folder: Path, summary: Summary, steps: pa.Table, pareto: Sequence[ParetoPoint]) -> list[Plot]:
     """Draw every figure of the study that the rows and the points allow into `folder`."""
     with style_context():
-        plots = [_draw_shares(folder, summary), _draw_entropies(folder, summary, steps)]
+        plots = [_draw_tree_sizes(folder, summary), _draw_entropies(folder, summary, steps)]
         if shown := [point for point in pareto if point.suite in summary.suites]:
             plots += [_draw_taus(folder, summary, shown), _draw_speeds(folder, summary, shown)]
     return [plot for plot in plots if plot is not None]
 
 
 def size_name(nodes_from: int, nodes_to: int | None) -> str:
-    """'5-8', '2', or '33+'."""
+    """Name of a range of sizes: '5-8', '2', or '33+'."""
     if nodes_to is None:
         return f"{nodes_from}+"
     return str(nodes_from) if nodes_from == nodes_to else f"{nodes_from}-{nodes_to}"
 
 
-def _draw_shares(folder: Path, summary: Summary) -> Plot | None:
+def _draw_tree_sizes(folder: Path, summary: Summary) -> Plot | None:
     suites = list(dict.fromkeys(row.suite for row in summary.tree_shares))
     arms = list(dict.fromkeys(row.arm for row in summary.tree_shares))
     if not suites:
@@ -64,17 +64,21 @@ def _draw_shares(folder: Path, summary: Summary) -> Plot | None:
 def _stack(axis: Axes, summary: Summary, suite: str, arms: Sequence[str]) -> None:
     faces = {size: colormaps["viridis"](number / (len(SIZES) - 1)) for number, size in enumerate(SIZES)}
     for size, face in faces.items():
-        axis.barh(0, 0, color=face, label=size_name(*size))  # the legend has a size's colour, whoever chose it
-    for place, arm in enumerate(arms):
+        axis.barh(
+            0, 0, color=face, label=size_name(*size)
+        )  # every size is in the legend, also where no arm of this panel chose it
+    for position, arm in enumerate(arms):
         left = 0.0
         for row in (row for row in summary.tree_shares if (row.suite, row.arm) == (suite, arm)):
             size, width = size_of(row), 100 * row.share
             alpha = 0.45 if row.depth is None else 1.0
-            axis.barh(place, width, left=left, height=0.75, color=faces[size], alpha=alpha, edgecolor="white", lw=0.6)
-            if row.depth and width >= _ROOM:
+            axis.barh(
+                position, width, left=left, height=0.75, color=faces[size], alpha=alpha, edgecolor="white", lw=0.6
+            )
+            if row.depth and width >= _LEAST_LABELLED:
                 ink = "white" if SIZES.index(size) < len(SIZES) / 2 else INK  # dark colours come first
-                words = f"{row.depth}x{row.width}"
-                axis.text(left + width / 2, place, words, ha="center", va="center", fontsize=7, color=ink)
+                label = f"{row.depth}x{row.width}"
+                axis.text(left + width / 2, position, label, ha="center", va="center", fontsize=7, color=ink)
             left += width
 
 
@@ -95,7 +99,7 @@ def _draw_entropies(folder: Path, summary: Summary, steps: pa.Table) -> Plot | N
     return save(
         figure,
         folder / "entropy-distribution.png",
-        "How entropy is spread",
+        "Distribution of entropy",
         "Empirical distribution functions over every position of the texts, as plain decoding visits them. The further "
         "left a line, the surer the model.",
     )
@@ -127,7 +131,7 @@ def _draw_speeds(folder: Path, summary: Summary, points: Sequence[ParetoPoint]) 
     return save(
         figure,
         folder / "pareto-speed.png",
-        "Speed of the best static tree of each size, foretold and measured",
+        "Speed of the best static tree of each size, predicted and measured",
         "Lines: expected tokens per step over the step's time by this machine's step cost, on the calibration's texts. "
         "Points: arms as they were measured on the scored prompts, prefill included, at their mean nodes per step; "
         "medusa and hydra use the published tree, which is not on the line.",

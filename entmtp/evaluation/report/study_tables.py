@@ -1,4 +1,4 @@
-"""The page's tables of the study: tree sizes, entropy, and the best static trees as they were foretold."""
+"""HTML tables of the study: tree sizes, entropy, and the best static trees by prediction."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ from entmtp.trees.topology import Shape
 
 
 def study_tables(summary: Summary, pareto: Sequence[ParetoPoint]) -> list[HtmlTable]:
-    """Those that the rows allow."""
-    made = [_shares(summary), _uses(summary), _entropies(summary), _fastest(summary, pareto)]
+    """The tables that have rows."""
+    made = [_tree_sizes(summary), _uses(summary), _entropies(summary), _fastest(summary, pareto)]
     return [table for table in made if table.rows]
 
 
-def _shares(summary: Summary) -> HtmlTable:
+def _tree_sizes(summary: Summary) -> HtmlTable:
     runs: dict[tuple[str, str], list[TreeShare]] = {}
     for row in summary.tree_shares:
         runs.setdefault((row.suite, row.arm), []).append(row)
@@ -34,7 +34,7 @@ def _shares(summary: Summary) -> HtmlTable:
 
 
 def _of_size(rows: Sequence[TreeShare], size: tuple[int, int | None]) -> str:
-    """'41.2% n8 d4 w3': the share of a size, and its commonest shape."""
+    """Share of a size, and its most frequent shape: '41.2% n8 d4 w3'."""
     inside = [row for row in rows if size_of(row) == size]
     shapes = [str(Shape(row.nodes_from, row.depth, row.width or 0)) for row in inside if row.depth]
     return " ".join([f"{sum(row.share for row in inside):.1%}", *shapes[:1]])
@@ -46,9 +46,9 @@ def _uses(summary: Summary) -> HtmlTable:
         uses.setdefault((row.suite, row.arm), []).append(f"{row.tree} {row.share:.1%}")
     return HtmlTable(
         title="Trees that were chosen most",
-        note="n: nodes without the root, d: depth, w: most nodes of one level; the last part tells trees of one shape "
-        "apart. Shares of the arm's steps, first repetition of each prompt.",
-        headings=("suite", "arm", *(f"{place + 1}." for place in range(SHOWN))),
+        note="n: nodes without the root, d: depth, w: most nodes of one level; the last part distinguishes trees of "
+        "one shape. Shares of the arm's steps, first repetition of each prompt.",
+        headings=("suite", "arm", *(f"{rank + 1}." for rank in range(SHOWN))),
         rows=[[summary.label(suite), arm, *(own + [""] * SHOWN)[:SHOWN]] for (suite, arm), own in uses.items()],
     )
 
@@ -56,7 +56,7 @@ def _uses(summary: Summary) -> HtmlTable:
 def _entropies(summary: Summary) -> HtmlTable:
     rows = summary.entropy_quantiles
     return HtmlTable(
-        title="How entropy is spread",
+        title="Distribution of entropy",
         note="Nats, over every position of the texts as plain decoding visits them.",
         headings=("suite", "positions", "mean", "10%", "25%", "median", "75%", "90%"),
         rows=[
@@ -74,7 +74,7 @@ def _entropies(summary: Summary) -> HtmlTable:
 def _fastest(summary: Summary, pareto: Sequence[ParetoPoint]) -> HtmlTable:
     points = [point for point in fastest(pareto) if point.suite in summary.suites]
     return HtmlTable(
-        title="Fastest static trees, as foretold",
+        title="Fastest static trees, as predicted",
         note="Of the best tree of each size, the one with the most tokens per second by this machine's step cost, and "
         "its expected tokens per step on the calibration's texts. The measured ones are medusa-best and hydra-best.",
         headings=("suite", "heads", "nodes", "tau", "ms per step", "tokens/s"),

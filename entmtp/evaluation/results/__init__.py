@@ -1,1 +1,1 @@
-"""Rows that a run writes, where they lie, and their provenance."""
+"""Rows that a run writes, and the store that they are in."""

@@ -1,4 +1,4 @@
-"""Rows as flat tables, and tables as files."""
+"""Conversion of rows to flat tables, and of tables to CSV, Parquet and Markdown."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from entmtp.files import write_whole
 
 
 def flat_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Rows as a table; an estimate becomes three columns, the last two `_low` and `_high`."""
-    return pa.Table.from_pylist([_spread(row) for row in rows])
+    """Rows as a table. An estimate becomes three columns, the last two `_low` and `_high`."""
+    return pa.Table.from_pylist([_flatten(row) for row in rows])
 
 
-def _spread(row: dict[str, Any]) -> dict[str, Any]:
+def _flatten(row: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, dict):  # an Estimate
@@ -27,7 +27,7 @@ def _spread(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_table(stem: Path, table: pa.Table) -> None:
-    """The table as `stem`.parquet and `stem`.csv."""
+    """Write the table as `stem`.parquet and `stem`.csv."""
     write_whole(stem.with_suffix(".parquet"), lambda unfinished: pq.write_table(table, unfinished))
     write_whole(stem.with_suffix(".csv"), lambda unfinished: pa_csv.write_csv(table, unfinished))
 
@@ -38,5 +38,5 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> 
 
 
 def _line(cells: Sequence[object]) -> str:
-    """A bar inside a cell would begin another cell."""
+    """A line of a Markdown table. Bars inside cells are escaped, as they would begin another cell."""
     return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -1,7 +1,7 @@
-"""What a benchmark writes down: one row per request, one row per step, as Parquet parts.
+"""Rows of a benchmark: one per request and one per step, as Parquet parts.
 
-A shard of the benchmark becomes two files in the parts folder, `requests-<key>.parquet` and `steps-<key>.parquet`. The
-requests file is written last and each file appears whole, so a shard is finished exactly when its requests file exists.
+A unit of the benchmark becomes two files in the parts folder, `requests-<key>.parquet` and `steps-<key>.parquet`. The
+requests file is written last and each file appears whole. So a unit is finished exactly when its requests file exists.
 """
 
 import json
@@ -33,14 +33,14 @@ _ARROW_TYPES: Mapping[Any, pa.DataType] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRow:
-    """One prompt written by one arm once. Times are seconds; tau is `new_tokens / steps`, the root included."""
+    """One request: one arm's text for one prompt. Times are seconds; tau is `new_tokens / steps`, root included."""
 
     suite: str
     source: Source
     arm: str
     prompt_id: str
     repetition: int
-    order: int  # the arm's place in the rotation of this prompt and repetition
+    order: int  # the arm's index in the rotation of this prompt and repetition
     prompt_tokens: int
     new_tokens: int
     steps: int
@@ -57,14 +57,14 @@ class RequestRow:
     first_difference: int  # index of the first differing token, -1 when identical
     tie_margin: float  # top-2 logit margin of the plain run at that index, nan when identical
     score: float | None  # the suite's own score, none where the suite has none
-    log_likelihood: float  # nats per token of the text, as `likelihood` has it
+    log_likelihood: float  # nats per token of the text, by `likelihood.TextLikelihood`
     text: str
     token_ids: list[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRow:
-    """One draft, verify and accept (the cache's compaction in it). Times are milliseconds, entropy is in nats."""
+    """One step: draft, verify and accept (with the cache's compaction). Times are milliseconds, entropy is in nats."""
 
     suite: str
     arm: str
@@ -104,30 +104,31 @@ STEP_SCHEMA = _schema(StepRow)
 
 
 def part_files(key: str) -> tuple[str, str]:
-    """Names of the requests and the steps file of the shard `key`."""
+    """Names of the requests and the steps file of the unit `key`."""
     return f"{_REQUESTS}{key}{_PARQUET}", f"{_STEPS}{key}{_PARQUET}"
 
 
 def finished_keys(parts: Store) -> set[str]:
-    """Keys of the finished shards in the folder of parts."""
+    """Keys of the finished units in the folder of parts."""
     names = [name for name in parts.names() if name.startswith(_REQUESTS) and name.endswith(_PARQUET)]
     return {name.removeprefix(_REQUESTS).removesuffix(_PARQUET) for name in names}
 
 
 def write_part(parts: Store, key: str, requests: pa.Table, steps: pa.Table, metadata: Mapping[str, Any]) -> None:
-    """Write the shard `key` of rows (:func:`tables_of`); `metadata`, anything JSON can hold, goes into both files."""
+    """Write the rows (:func:`tables_of`) of the unit `key`. `metadata`, any JSON value, goes into both files."""
     requests_file, steps_file = part_files(key)
     parts.write(steps_file, _as_parquet(steps, metadata))
     parts.write(requests_file, _as_parquet(requests, metadata))
 
 
 def read_parts(parts: Store, keys: Collection[str] | None = None) -> tuple[pa.Table, pa.Table]:
-    """Finished shards of a folder as (requests, steps), in an order that does not depend on how they were made.
+    """Finished units of a folder as (requests, steps), in an order that does not depend on how they were run.
 
-    `keys` names the shards that are wanted; without it, all of them are read.
+    Args:
+        keys: of the units to read; all of them without it.
 
     Raises:
-        EntMTPError: the folder has no finished shard, or a file is not a part of this version.
+        EntMTPError: the folder has no finished unit, or a file is not a part of this version.
     """
     finished = finished_keys(parts)
     wanted = sorted(finished if keys is None else keys)
@@ -146,19 +147,19 @@ def read_parts(parts: Store, keys: Collection[str] | None = None) -> tuple[pa.Ta
 
 
 def read_requests(folder: Store, name: str) -> pa.Table:
-    """Request rows of one file, as a part or a report holds them.
+    """Request rows of one file of a parts or report folder.
 
     Raises:
-        EntMTPError: the file can't be read, or holds other columns.
+        EntMTPError: the file can't be read, or has other columns.
     """
     return _read(folder, REQUEST_SCHEMA, name)
 
 
 def read_metadata(parts: Store, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """The metadata that each of these finished shards was written with.
+    """Metadata of each of these finished units.
 
     Raises:
-        EntMTPError: a shard can't be read.
+        EntMTPError: a unit's part can't be read.
     """
     with ThreadPoolExecutor(_READERS) as readers:
         return list(readers.map(partial(_read_metadata, parts), keys))
@@ -166,7 +167,7 @@ def read_metadata(parts: Store, keys: Sequence[str]) -> list[dict[str, Any]]:
 
 def as_table(rows: Sequence[RequestRow] | Sequence[StepRow], schema: pa.Schema) -> pa.Table:
     """Rows as an Arrow table of `schema`."""
-    # Column by column: a dictionary for each row would cost a driver of many workers more than all else it does.
+    # Column by column: a dictionary for each row would take a driver of many workers most of its time.
     columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
@@ -186,8 +187,8 @@ def _read_metadata(parts: Store, key: str) -> dict[str, Any]:
     name = part_files(key)[0]
     try:
         with parts.open(name) as file:
-            held = pq.read_schema(file).metadata or {}
-        metadata: dict[str, Any] = json.loads(held.get(_METADATA_KEY, b"{}"))
+            file_metadata = pq.read_schema(file).metadata or {}
+        metadata: dict[str, Any] = json.loads(file_metadata.get(_METADATA_KEY, b"{}"))
     except (OSError, pa.ArrowInvalid, ValueError) as error:
         raise _unreadable(parts, name, error) from error
     return metadata

@@ -1,4 +1,4 @@
-"""Where results lie: a folder on a disk or in an object store, named by path or URI, whose files are whole or absent.
+"""The store of results: a folder on a disk or in an object store, by path or URI. Its files are whole or absent.
 
 On a disk a file is written under a temporary name and renamed; in an object store a put is atomic by itself.
 """
@@ -24,7 +24,7 @@ class Store:
 
     Attributes:
         uri: the folder as the user named it, a local one as an absolute path.
-        local: the same folder where it lies on this machine's disks, None elsewhere.
+        local: the folder's path on this machine; None in an object store.
     """
 
     def __init__(self, filesystem: fs.FileSystem, path: str, uri: str) -> None:
@@ -37,30 +37,30 @@ class Store:
         return self.uri
 
     def at(self, name: str) -> Store:
-        """A folder inside this one."""
+        """The folder ``name`` inside this one."""
         return Store(self._filesystem, self._full(name), f"{self.uri}/{name}")
 
     def names(self) -> list[str]:
-        """Names of the files that lie directly in the folder, sorted; none where it does not exist yet."""
-        with self._told("list"):
+        """Sorted names of the files directly in the folder; none where it does not exist yet."""
+        with self._plain_errors("list"):
             found = self._filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == fs.FileType.File)
 
     def open(self, name: str) -> pa.NativeFile:
-        """The file ``name`` for reading at any place.
+        """Open the file ``name`` for random reads.
 
         Raises:
-            OSError: it is not there or can't be read.
+            OSError: it does not exist or can't be read.
         """
         return self._filesystem.open_input_file(self._full(name))
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Writes the file ``name``, whole or not at all, over an older one.
+        """Write the file ``name``, whole or not at all, over an older one.
 
         Raises:
-            EntMTPError: it can't be written there.
+            EntMTPError: it can't be written.
         """
-        with self._told(f"write {name} in"):
+        with self._plain_errors(f"write {name} in"):
             if self._filesystem.type_name in _OBJECT_STORES:
                 self._put(self._full(name), data)
             else:
@@ -68,7 +68,7 @@ class Store:
 
     @contextmanager
     def folder(self, name: str) -> Iterator[Path]:
-        """A local folder to be filled, whose files are in this store's folder ``name`` afterwards."""
+        """A local folder to fill. On exit its files are in this store's folder ``name``."""
         if self.local is not None:
             yield self.local / name
             return
@@ -79,12 +79,12 @@ class Store:
                 inside.write(path.relative_to(scratch).as_posix(), path.read_bytes())
 
     def check(self) -> None:
-        """Finds out now, and not after hours of work, whether the folder can be used.
+        """Check that the folder can be used, before hours of work.
 
         Raises:
             EntMTPError: it is a file, or can't be reached.
         """
-        with self._told("reach"):
+        with self._plain_errors("reach"):
             kind = self._filesystem.get_file_info(self._path).type
         if kind == fs.FileType.File:
             raise EntMTPError(f"results: '{self.uri}' is a file; give a folder")
@@ -109,17 +109,18 @@ class Store:
         return f"{self._path}/{name}"
 
     @contextmanager
-    def _told(self, doing: str) -> Iterator[None]:
+    def _plain_errors(self, action: str) -> Iterator[None]:
+        """Turn the file system's errors during ``action`` into EntMTPError."""
         try:
             yield
         except (OSError, pa.ArrowException) as error:
             raise EntMTPError(
-                f"results: can't {doing} '{self.uri}' ({_first_line(error)}); check address, rights and room"
+                f"results: can't {action} '{self.uri}' ({_first_line(error)}); check address, rights and room"
             ) from error
 
 
 def open_store(address: str) -> Store:
-    """The folder that a path or a URI names; it need not exist yet. Credentials come from the environment.
+    """Open the store at a path or URI, which need not exist yet. Credentials come from the environment.
 
     Raises:
         EntMTPError: an unknown scheme, a URI that is none, or a file where a folder should be.

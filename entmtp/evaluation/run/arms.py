@@ -1,4 +1,4 @@
-"""The benchmark's arms: methods, with the heads, banks and costs of a suite, and what controls know beforehand."""
+"""The benchmark's arms: methods with the heads, banks and costs of a suite, and controls with their foresight."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ TRANSFER = {
     "mbpp": "litbench",
     **dict.fromkeys(("mt-bench", "spec-bench", *SPEED_BENCH_FAMILIES, "custom"), "humaneval"),
 }
-"""Whose bank ``entmtp-transfer`` uses on a family of suites: one of quite another kind of text."""
+"""Suite whose bank ``entmtp-transfer`` uses, by family of suites: one with quite another kind of text."""
 
 
 @dataclass(frozen=True)
 class Toolbox:
-    """What arms are made of for one suite.
+    """Model, heads, banks and costs that the arms of one suite are made from.
 
     Attributes:
         heads, banks, costs: by kind of heads; the banks are the suite's, the costs this machine's.
@@ -55,13 +55,13 @@ class Toolbox:
     tokenizer: Tokenizer | None = None
 
     def with_banks_of(self, arm: str) -> Toolbox:
-        """The same with the banks that the arm chooses by."""
+        """The same toolbox with the banks that the arm uses."""
         return replace(self, banks=self.foreign[arm]) if arm in methods.foreign_banks() else self
 
 
 @dataclass(frozen=True)
 class Foresight:
-    """What the controls know of a prompt beforehand: its rank trace, and the dynamic policy's own run on it."""
+    """A control's knowledge of a prompt before it runs: the rank trace, and the dynamic policy's run on it."""
 
     trace: RankTrace
     dynamic_run: Completion
@@ -69,39 +69,39 @@ class Foresight:
 
 
 def lossless_arms() -> tuple[str, ...]:
-    """Arms of trained heads that write the model's own text."""
+    """Arms of trained heads that generate the model's own text."""
     return methods.of_trained_heads()
 
 
 def default_arms() -> tuple[str, ...]:
-    """Arms that run where nothing else is asked for; banks of other suites are a question for a study."""
+    """Arms that run by default. Those with banks of other suites run in studies only."""
     return tuple(name for name in lossless_arms() if name not in methods.foreign_banks())
 
 
 def quick_arms() -> tuple[str, ...]:
-    """The question itself, for minutes: plain decoding, the published methods, the best static tree, and EntMTP."""
+    """Arms of the quick profile: plain decoding, the published methods, the best static tree, and EntMTP."""
     return methods.names(lambda method: method.quick)
 
 
 def needs_foresight(arm: str) -> bool:
-    """Whether an arm is a control that knows a prompt's text, or another arm's run on it, beforehand."""
+    """Whether an arm is a control that needs a prompt's text, or another arm's run on it, beforehand."""
     return arm == methods.RANDOM or arm in methods.yardsticks()
 
 
 def is_priced(arm: str) -> bool:
-    """Whether an arm's trees depend on what a step costs."""
+    """Whether an arm's trees depend on the step cost."""
     policy = methods.get_arm(arm).policy
     return policy is None or (registry.find_policy(policy).by_cost and arm not in methods.lossy())
 
 
 def with_native(arms: Sequence[str]) -> list[str]:
-    """``arms`` as they are where native heads alone are loaded: those named after trained ones give way."""
+    """``arms`` for a model with native heads only: arms of trained heads are replaced by those of native heads."""
     trained = (methods.MEDUSA, methods.HYDRA)
     return [*(name for name in arms if methods.get_arm(name).heads not in trained), *methods.of_native_heads()]
 
 
 def check_acceptance(names: Sequence[str], acceptance: Acceptance) -> None:
-    """Raises EntMTPError for an arm that knows beforehand the text which typical acceptance would leave."""
+    """Raise EntMTPError for an arm that needs the text beforehand: typical acceptance generates another text."""
     if acceptance == "typical" and (wrong := [name for name in names if needs_foresight(name)]):
         raise EntMTPError(
             f"arm: '{wrong[0]}' follows the model's own text, which typical acceptance does not write;"
@@ -118,10 +118,10 @@ def make_engine(
 
 
 def params_of(arm: str, params: SamplingParams) -> SamplingParams:
-    """How an arm's text is drawn where a benchmark draws by ``params``.
+    """Sampling parameters of an arm in a benchmark with ``params``.
 
-    Plain decoding has no guesses to accept, so it always draws from the model's own distribution. Medusa's rule needs a
-    temperature: where texts are greedy, ``medusa-typical`` takes the one that Medusa was published with.
+    Plain decoding drafts no tokens, so it always samples from the model's own distribution. Medusa's rule needs a
+    temperature. Where texts are greedy, ``medusa-typical`` takes the temperature that Medusa was published with.
     """
     if arm in methods.lossy():
         temperature = params.temperature or PAPER_TEMPERATURE
@@ -132,7 +132,7 @@ def params_of(arm: str, params: SamplingParams) -> SamplingParams:
 def make_policy(arm: str, tools: Toolbox, foresight: Foresight | None = None) -> Policy:
     """The policy of an arm, as in :func:`make_engine`."""
     tools, kind = tools.with_banks_of(arm), methods.heads_of(arm, tools.heads)
-    # Every arm averages entropy over the same window: where an arm's heads have no bank, another's says which.
+    # Every arm averages entropy over the same window. Where an arm's heads have no bank, another bank gives it.
     bank = tools.banks.get(kind) or next(iter(tools.banks.values()), None)
     inputs = PolicyInputs(
         num_heads=tools.heads[kind].num_heads if kind in tools.heads else 0,
@@ -145,7 +145,7 @@ def make_policy(arm: str, tools: Toolbox, foresight: Foresight | None = None) ->
 
 
 def _shuffled(inputs: PolicyInputs, foresight: Foresight | None) -> SequencePolicy:
-    """The trees of the dynamic policy's own run, in an order of chance."""
+    """The trees of the dynamic policy's own run, in random order."""
     assert foresight is not None
     trees = [step.topology for step in foresight.dynamic_run.steps]
     random.Random(foresight.seed).shuffle(trees)

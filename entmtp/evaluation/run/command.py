@@ -1,4 +1,4 @@
-"""The benchmark as a command: one set of options, whoever provides the devices (this process, or a Ray cluster)."""
+"""The benchmark's command line: one set of options for both executors (this process, or a Ray cluster)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from entmtp.evaluation.run.placement import ResourceRequest
 
 SET_ASIDE = 3
-"""Exit code of a benchmark that is finished, but for prompts that failed in every try."""
+"""Exit code of a benchmark that is finished except for prompts that failed in every try."""
 
 
 def benchmark_command(make_executor: Callable[[ResourceRequest], Executor]) -> Callable[..., None]:
-    """The command's function for ``typer``."""
+    """Make the command's function for ``typer``."""
 
     def benchmark(
         profile: Annotated[str, typer.Option(help=f"one of {', '.join(PROFILES)}")] = "quick",
@@ -58,15 +58,15 @@ def benchmark_command(make_executor: Callable[[ResourceRequest], Executor]) -> C
         ] = None,
         workers: Annotated[
             int | None,
-            typer.Option(help="at most so many; a cluster that scales by itself is asked for GPUs for them"),
+            typer.Option(help="at most so many; an autoscaling cluster is requested to add GPUs for them"),
         ] = None,
         cpus_per_worker: Annotated[
-            int | None, typer.Option(help="of a worker without a GPU, where a service holds others (default: a node's)")
+            int | None, typer.Option(help="of a worker without a GPU, where a service uses others (default: a node's)")
         ] = None,
         retry: Annotated[bool, typer.Option("--retry", help="try again prompts that were set aside")] = False,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and its length, run nothing")] = False,
         tokens_per_second: Annotated[
-            float | None, typer.Option(help="of one worker, for the length that --dry-run foretells")
+            float | None, typer.Option(help="of one worker, for the duration that --dry-run estimates")
         ] = None,
     ) -> None:
         """Compare autoregressive decoding, Medusa, Hydra and EntMTP."""
@@ -93,8 +93,8 @@ def benchmark_command(make_executor: Callable[[ResourceRequest], Executor]) -> C
                     "results", store.local, "--results an absolute path or a URI such as s3://BUCKET/FOLDER"
                 )
             console = Console()
-            # A plan that is only shown starts no nodes.
-            devices = make_executor(replace(requested, workers=None) if dry_run else requested)
+            # A dry run starts no nodes.
+            executor = make_executor(replace(requested, workers=None) if dry_run else requested)
             plan = make_plan(
                 profile=profile,
                 suites=suite or [],
@@ -106,13 +106,13 @@ def benchmark_command(make_executor: Callable[[ResourceRequest], Executor]) -> C
                 overrides=overrides,
                 results=store,
                 tracking_uri=tracking_uri,
-                device=devices.device,
-                threads=devices.threads,
+                device=executor.device,
+                threads=executor.threads,
                 dtype=dtype,
                 retry=retry,
             )
             if dry_run:
-                show_plan(plan, devices, workers or devices.workers, tokens_per_second, console)
+                show_plan(plan, executor, workers or executor.workers, tokens_per_second, console)
                 return
             check_tracking(plan.tracking_uri, BENCHMARK_EXPERIMENT)
             console.print(
@@ -120,10 +120,10 @@ def benchmark_command(make_executor: Callable[[ResourceRequest], Executor]) -> C
             )
             for line in describe(plan):
                 console.print(line)
-            run_units(plan, lambda waiting: devices.run(plan, waiting), console, devices.worker_states)
+            run_units(plan, lambda waiting: executor.run(plan, waiting), console, executor.worker_states)
             set_aside = finish(plan, console)
-            if devices.usage.loaded_seconds:
-                console.print(str(devices.usage), soft_wrap=True)
+            if executor.usage.loaded_seconds:
+                console.print(str(executor.usage), soft_wrap=True)
             if set_aside:
                 sys.exit(SET_ASIDE)
 

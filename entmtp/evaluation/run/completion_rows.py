@@ -1,4 +1,4 @@
-"""Rows of what was measured: a request of an arm, and its steps."""
+"""Rows of one completion: the request of an arm, and its steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from entmtp.suites import Prompt
 
 
 class TimedRequest(NamedTuple):
-    """Which request it is: the prompt's, by an arm, for the ``repetition``-th time, as the ``order``-th of the arms."""
+    """Identity of a timed request: arm ``order`` of the rotation, in one repetition of a prompt."""
 
     unit: Unit
     prompt: Prompt
@@ -23,22 +23,22 @@ class TimedRequest(NamedTuple):
 
 
 def request_row(
-    timed_request: TimedRequest,
+    timed: TimedRequest,
     prompt_tokens: int,
     done: Completion,
     text: str,
     reference: Reference,
     log_likelihood: float,
 ) -> RequestRow:
-    """A request that wrote ``text``."""
+    """The row of a request that generated ``text``."""
     difference = first_difference(done.tokens, reference.tokens)
     return RequestRow(
-        suite=timed_request.unit.suite,
-        source=timed_request.unit.source,
-        arm=timed_request.arm,
-        prompt_id=timed_request.prompt.id,
-        repetition=timed_request.repetition,
-        order=timed_request.order,
+        suite=timed.unit.suite,
+        source=timed.unit.source,
+        arm=timed.arm,
+        prompt_id=timed.prompt.id,
+        repetition=timed.repetition,
+        order=timed.order,
         prompt_tokens=prompt_tokens,
         new_tokens=len(done.tokens),
         steps=len(done.steps),
@@ -54,7 +54,7 @@ def request_row(
         identical=difference < 0,
         first_difference=difference,
         tie_margin=float("nan") if difference < 0 else reference.margin_at(difference),
-        score=score(timed_request.prompt, text),
+        score=score(timed.prompt, text),
         log_likelihood=log_likelihood,
         text=text,
         token_ids=done.tokens,
@@ -62,7 +62,7 @@ def request_row(
 
 
 def step_rows(row: RequestRow, done: Completion) -> list[StepRow]:
-    """The steps of a request."""
+    """The rows of a request's steps."""
     return [
         StepRow(
             suite=row.suite,

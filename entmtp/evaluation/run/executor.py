@@ -1,4 +1,4 @@
-"""What runs a benchmark's units: this process, or the workers of a cluster."""
+"""The interface of an executor, which runs a benchmark's units: in this process, or on the workers of a cluster."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Usage:
-    """Seconds of all workers together, each counted from when it had loaded its model.
+    """Time of all workers together, each counted from when it has loaded its model.
 
     Attributes:
-        busy_seconds: within units that were finished.
-        loaded_seconds: whether they worked or not.
-        workers: the most that there were at once.
+        busy_seconds: spent in units that were finished.
+        loaded_seconds: busy or idle.
+        workers: the most at once.
     """
 
     busy_seconds: float = 0.0
@@ -27,7 +27,7 @@ class Usage:
 
     @property
     def share(self) -> float:
-        """Of their time that workers were busy."""
+        """Fraction of their time that workers were busy."""
         return self.busy_seconds / self.loaded_seconds if self.loaded_seconds else 0.0
 
     def __str__(self) -> str:
@@ -38,15 +38,15 @@ class Usage:
 
 
 class Executor(Protocol):
-    """Where units run.
+    """Workers that run units.
 
     Attributes:
         device: 'cpu' or 'cuda'.
         threads: CPU threads of one worker.
-        workers: how many there are now.
-        gpus_per_worker: that each of them holds.
+        workers: number of workers now.
+        gpus_per_worker: GPUs that each worker reserves.
         description: the same for a reader.
-        usage: of all that :meth:`run` has done so far.
+        usage: of all calls of :meth:`run` so far.
     """
 
     device: str
@@ -57,7 +57,7 @@ class Executor(Protocol):
     usage: Usage
 
     def run(self, plan: Any, waiting: list[Unit]) -> Iterator[SettledUnit]:
-        """Yields each unit with its rows as it is settled."""
+        """Run the units; yield each with its rows as it is settled."""
 
     def worker_states(self) -> list[tuple[str, str]]:
-        """What each worker is and does at this moment; called from another thread."""
+        """Name and current work of each worker. Called from another thread."""

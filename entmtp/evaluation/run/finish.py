@@ -36,23 +36,23 @@ REPORT = "report"
 
 
 def finish(plan: Plan, console: Console) -> int:
-    """Prints, writes and tracks what the plan's parts hold; returns how many prompts were set aside.
+    """Print, write and track the results of the plan's parts; return the number of prompts that were set aside.
 
     Raises:
         EntMTPError: a part is missing, no prompt was done, or the parts come from different hardware.
     """
     keys = [unit.key for unit in plan.units]
     requests, steps = read_parts(plan.parts, keys)
-    held = read_metadata(plan.parts, keys)
-    set_aside = [_in_words(prompt) for part in held for prompt in part.get("set_aside", [])]
+    metadata = read_metadata(plan.parts, keys)
+    set_aside = [_describe(prompt) for part in metadata for prompt in part.get("set_aside", [])]
     if not requests.num_rows:
         raise EntMTPError(f"results: no prompt was done; {set_aside[0]}; mend that and run again with --retry")
-    provenance = _provenance(plan, requests, held, set_aside)
+    provenance = _provenance(plan, requests, metadata, set_aside)
     print_table(console, summarise(requests, steps), provenance)
     with plan.results.folder(REPORT) as folder:
-        write_report(folder, requests, steps, provenance, _pareto(plan, held))
+        write_report(folder, requests, steps, provenance, _pareto(plan, metadata))
         prompts = [prompt for unit in plan.units for prompt in unit.prompts]
-        write_answers(folder / "answers.jsonl", prompts, _histories(held), requests)
+        write_answers(folder / "answers.jsonl", prompts, _histories(metadata), requests)
         run = log_benchmark(
             plan.tracking_uri, BENCHMARK_EXPERIMENT, provenance, requests, steps, folder, _tracked(plan)
         )
@@ -67,8 +67,9 @@ def finish(plan: Plan, console: Console) -> int:
 
 
 def _provenance(
-    plan: Plan, requests: pa.Table, held: Sequence[Mapping[str, Any]], set_aside: Sequence[str]
+    plan: Plan, requests: pa.Table, metadata: Sequence[Mapping[str, Any]], set_aside: Sequence[str]
 ) -> dict[str, Any]:
+    """Provenance of the report's numbers: the ``facts`` of ``summary.json``."""
     return {
         "profile": plan.profile,
         "settings": plan.settings.model_dump(),
@@ -80,10 +81,10 @@ def _provenance(
         "prompts": _prompts(plan.units),
         "training_overlap": plan.overlap,
         "banks": {suite: bank_task(plan.config, suite) for suite in dict.fromkeys(unit.suite for unit in plan.units)},
-        "hardware": _hardware(plan, held),
+        "hardware": _hardware(plan, metadata),
         "captures_in_measured_steps": pc.sum(requests["captures"]).as_py(),
-        "warm_up_seconds": round(sum(part.get("warm_up_seconds", 0.0) for part in held)),
-        **{name: round(max(part.get(name, 0.0) for part in held)) for name in PEAKS},
+        "warm_up_seconds": round(sum(part.get("warm_up_seconds", 0.0) for part in metadata)),
+        **{name: round(max(part.get(name, 0.0) for part in metadata)) for name in PEAKS},
         "set_aside": set_aside or None,
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in _VERSIONED} | {"python": platform.python_version()},
@@ -93,29 +94,31 @@ def _provenance(
 
 
 def _prompts(units: Sequence[Unit]) -> dict[str, str]:
-    """SHA-256 of each suite's prompts: runs with the same one have asked the same."""
+    """SHA-256 of each suite's prompts: runs with the same hash had the same prompts."""
     by_suite: dict[str, list[Prompt]] = {}
     for unit in units:
         by_suite.setdefault(unit.suite, []).extend(unit.prompts)
     return {suite: fingerprint(prompts) for suite, prompts in by_suite.items()}
 
 
-def _in_words(prompt: Mapping[str, Any]) -> str:
+def _describe(prompt: Mapping[str, Any]) -> str:
+    """Description of a prompt that was set aside."""
     return f"{prompt['suite']} prompt {prompt['prompt_id']}, {prompt['tries']} tries: {prompt['reason']}"
 
 
-def _hardware(plan: Plan, held: Sequence[Mapping[str, Any]]) -> str:
-    """The one kind that all parts were measured on."""
-    kinds = sorted({part["hardware"] for part in held if part.get("hardware")})
+def _hardware(plan: Plan, metadata: Sequence[Mapping[str, Any]]) -> str:
+    """Name of the hardware that all parts were measured on."""
+    kinds = sorted({part["hardware"] for part in metadata if part.get("hardware")})
     if len(kinds) > 1:
         raise EntMTPError(
             f"results: parts in '{plan.parts}' come from different hardware ({'; '.join(kinds)}), as if two benchmarks"
             " had run into one folder; run into another --results"
         )
-    return kinds[0] if kinds else "not told by the parts"
+    return kinds[0] if kinds else "not reported by the parts"
 
 
 def _tracked(plan: Plan) -> list[TrackedModel]:
+    """Heads and banks to log with the run."""
     heads = [
         TrackedModel(f"{kind}-heads", Path(source), "draft-heads")
         for kind, source in plan.config.heads.items()
@@ -129,23 +132,27 @@ def _tracked(plan: Plan) -> list[TrackedModel]:
     return heads + banks
 
 
-def _pareto(plan: Plan, held: Sequence[Mapping[str, Any]]) -> list[ParetoPoint]:
-    """The frontiers of the suites' banks at the step costs that the first part tells; none if none does."""
-    known: dict[str, Any] = next((part["costs"] for part in held if part.get("costs")), {})
+def _pareto(plan: Plan, metadata: Sequence[Mapping[str, Any]]) -> list[ParetoPoint]:
+    """Pareto frontiers of the suites' banks at the step costs of the first part that has some; empty without."""
+    known: dict[str, Any] = next((part["costs"] for part in metadata if part.get("costs")), {})
     costs = {kind: StepCost.model_validate(cost) for kind, cost in known.items()}
     ran = dict.fromkeys(unit.suite for unit in plan.units)
     banks = {suite: {kind: load_bank(Path(path)) for kind, path in plan.config.banks[suite].items()} for suite in ran}
     return pareto(banks, costs)
 
 
-def _histories(held: Sequence[Mapping[str, Any]]) -> dict[str, list[Message]]:
-    """The conversations before the prompts, as the finished units tell them."""
-    told = (part.get("histories", {}) for part in held)
-    return {prompt: [(role, content) for role, content in its] for one in told for prompt, its in one.items()}
+def _histories(metadata: Sequence[Mapping[str, Any]]) -> dict[str, list[Message]]:
+    """The messages before each prompt, by prompt id."""
+    by_part = (part.get("histories", {}) for part in metadata)
+    return {
+        prompt: [(role, content) for role, content in messages]
+        for histories in by_part
+        for prompt, messages in histories.items()
+    }
 
 
 def _shown(source: str) -> str:
-    """A job's copy of the package lies in a folder that is gone afterwards."""
+    """Name of a heads' source. Bundled heads are named so: a job's copy of the package is gone afterwards."""
     return "bundled" if Path(source) in map(bundled_heads, KINDS) else source
 
 

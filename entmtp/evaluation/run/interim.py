@@ -1,4 +1,4 @@
-"""Results while a benchmark runs: a line per suite after its first prompt, its third, and then as prompts double."""
+"""Interim results of a running benchmark: a line per suite after 1, 3, 6, 12 prompts, and so on."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _COLUMNS = ["suite", "arm", "prompt_id", "new_tokens", "seconds"]
 
 
 class InterimResults:
-    """Collects the units that are settled in this run, and puts what they say so far into lines.
+    """Settled units of this run, and the lines about them.
 
     Lines are few, however many prompts there are: each one costs a pass over all rows of its suite.
     """
 
     def __init__(self, waiting: Sequence[Unit]) -> None:
-        """``waiting`` are the units that this run is to do."""
+        """``waiting`` are the units that this run will run."""
         self._total: Counter[str] = Counter()
         for unit in waiting:
             self._total[unit.suite] += len(unit.prompts)
@@ -32,7 +32,7 @@ class InterimResults:
         self._requests: dict[str, list[pa.Table]] = {}
 
     def add(self, done: SettledUnit) -> str | None:
-        """Take in a settled unit; returns the line about its suite if one is due."""
+        """Add a settled unit; return the line about its suite if one is due."""
         suite = done.unit.suite
         before = self._settled[suite]
         self._settled[suite] += len(done.unit.prompts)
@@ -62,7 +62,7 @@ def _marks(total: int) -> Iterator[int]:
 
 
 def _speedups(runs: dict[str, Prompts]) -> Iterator[str]:
-    """Adaptive arms against plain decoding, as far as there are prompts enough for an interval."""
+    """Speedups of adaptive arms over plain decoding, where there are enough prompts for an interval."""
     for arm in methods.adaptive():
         if arm not in runs or AUTOREGRESSIVE not in runs:
             continue

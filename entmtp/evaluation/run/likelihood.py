@@ -1,4 +1,4 @@
-"""How likely a text is to the model: a score that every answer has, where a task has none or the model solves none."""
+"""Log-likelihood of a text under the model: a score that every answer has, with or without a task's own score."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 
 class TextLikelihood:
-    """Mean log-likelihood of texts after one prompt; a text that was scored before costs nothing.
+    """Mean log-likelihood of texts after one prompt. Scores are cached by text.
 
-    The model is the one that ``transformers`` loads, so that no kernel or cache that drafts is judged by itself.
+    The model is the one that ``transformers`` loads, so that no kernel or cache of this package judges itself.
     """
 
     def __init__(self, model: PreTrainedModel, prompt: Sequence[int]) -> None:
@@ -35,7 +35,7 @@ class TextLikelihood:
 def _log_probs(model: PreTrainedModel, prompt: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
     """Log-probability of each of ``tokens`` after those before it ``[tokens]``, by one teacher-forced pass."""
     ids = torch.tensor([[*prompt, *tokens]], device=model.device)
-    # The logits at the prompt's last token judge the first of them.
+    # The logits at the prompt's last token score the first of ``tokens``.
     found = cast(Any, model)(ids[:, :-1], use_cache=False, logits_to_keep=len(tokens))
     log_probs: torch.Tensor = found.logits[0].float().log_softmax(-1)
     return log_probs.gather(-1, ids[0, len(prompt) :].to(log_probs.device)[:, None])[:, 0]

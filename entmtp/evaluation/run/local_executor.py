@@ -1,4 +1,4 @@
-"""The benchmark's units in this process, one after another, on one device."""
+"""The executor that runs a benchmark's units in this process, one after another, on one device."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class LocalExecutor:
 
     def __init__(self, requested: ResourceRequest) -> None:
         for name in ("gpus_per_worker", "accelerator", "workers", "cpus_per_worker"):
-            if (wish := getattr(requested, name)) is not None:
-                raise EntMTPError(f"{name}: {wish} is for the workers of a cluster; run jobs/benchmark.py there")
+            if (value := getattr(requested, name)) is not None:
+                raise EntMTPError(f"{name}: {value} is for the workers of a cluster; run jobs/benchmark.py there")
         has_gpu = torch.cuda.is_available()
         if requested.device == "cuda" and not has_gpu:
             raise EntMTPError("device: 'cuda' needs a GPU and PyTorch sees none; give --device cpu")
@@ -37,7 +37,7 @@ class LocalExecutor:
         self._task = "loads the model"
 
     def run(self, plan: Plan, waiting: list[Unit]) -> Iterator[SettledUnit]:
-        """Loads the worker only if something waits."""
+        """Run the units; load the worker only if there are any."""
         if not waiting:
             return
         queue = WorkQueue(waiting)
@@ -47,7 +47,7 @@ class LocalExecutor:
         suite = None
         while (task := queue.next(suite)) is not None:
             self._task = task.key
-            # A suite's engines have graphs, which are lost when another's take their memory.
+            # Stay on a suite: its engines lose their CUDA graphs when another suite's engines take the memory.
             suite = task.suite if self.device == "cuda" else None
             outcome = worker.run(task, plan.arms, plan.settings)
             settled = queue.returned(task, outcome)

@@ -1,4 +1,4 @@
-"""Options that name what they give, as NAME=PATH."""
+"""Command-line options of the form NAME=PATH."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from entmtp.errors import EntMTPError
 
 
 def named_paths(option: str, texts: Sequence[str], known: Collection[str]) -> dict[str, str]:
-    """Paths by name, of an option that may repeat.
+    """Parse the values of a repeatable NAME=PATH option into paths by name.
 
     Raises:
         EntMTPError: a text is not NAME=PATH with a known name.

@@ -1,4 +1,4 @@
-"""How many benchmark workers each node of a cluster holds, and on which kind of GPU a run takes place.
+"""Placement of a run's workers on the nodes of a cluster: how many per node, and on which kind of GPU.
 
 Times of different hardware are never compared, so all workers of a run are on one kind of GPU.
 """
@@ -18,15 +18,15 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """What a user asks of the devices; None where anything will do.
+    """Resources that a user requests for a run; None leaves a choice open.
 
     Attributes:
-        device: what the model runs on: 'cpu', 'cuda', or 'auto' for a GPU where there is one.
-        gpus_per_worker: that each worker holds, whatever its device: a fraction of one, one, or several, over which
-            its model is spread.
+        device: that the model runs on: 'cpu', 'cuda', or 'auto' for a GPU where there is one.
+        gpus_per_worker: that each worker reserves, whatever its device: a fraction of one, one, or several, over
+            which its model is distributed.
         accelerator: the kind of GPU, as the cluster names it ('H100').
-        workers: at most so many; a cluster that scales by itself is asked for GPUs for them.
-        cpus_per_worker: CPUs, and threads, of each worker without a GPU: fewer than a node has where a service holds
+        workers: the most workers; an autoscaling cluster is requested to add GPUs for them.
+        cpus_per_worker: CPUs, and threads, of each worker without a GPU: fewer than a node has where a service uses
             the rest.
     """
 
@@ -37,7 +37,7 @@ class ResourceRequest:
     cpus_per_worker: int | None = None
 
     def check(self) -> None:
-        """Raises EntMTPError for what no cluster can give."""
+        """Raise EntMTPError for what no cluster can give."""
         if self.device not in DEVICES:
             raise EntMTPError(f"device: '{self.device}' is unknown; choose one of {', '.join(DEVICES)}")
         if self.workers is not None and self.workers < 1:
@@ -54,7 +54,7 @@ class ResourceRequest:
 
     @property
     def share(self) -> dict[str, float]:
-        """What a worker takes of a node with GPUs, by Ray's names, where nothing of the nodes is known yet."""
+        """A GPU worker's resources by Ray's names, before any node is known."""
         kind = {} if self.accelerator is None else {f"accelerator_type:{self.accelerator}": 0.001}
         return {"GPU": self.gpus_per_worker or 1.0, **kind}
 
@@ -72,13 +72,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Placement:
-    """What each worker of a run takes.
+    """Resources of each worker of a run.
 
     Attributes:
         device: 'cpu', 'cuda', or 'balanced' for a model over several GPUs.
-        gpus: that it holds; 0: it holds none, and is the node's only worker.
+        gpus: that it reserves; with 0 it is the node's only worker.
         threads: CPU threads.
-        kind: of the GPUs; '' where the cluster doesn't tell, or there are none.
+        kind: of the GPUs; '' where the cluster doesn't report it, or there are none.
     """
 
     device: str
@@ -87,17 +87,17 @@ class Placement:
     kind: str
 
     def workers_on(self, node: Node) -> int:
-        """How many workers a node holds."""
+        """Number of workers that fit on a node."""
         if not self.gpus:
             return int(node.cpus >= self.threads)
         return _workers(node, self.gpus) if node.kind == self.kind else 0
 
 
 def choose_placement(nodes: Sequence[Node], requested: ResourceRequest) -> Placement:
-    """Places workers on the nodes: one per GPU, or one per node where there are none, unless asked otherwise.
+    """Choose each worker's resources: one GPU per worker, or one node where there are none, unless requested otherwise.
 
     Raises:
-        EntMTPError: the nodes can't give what is asked for.
+        EntMTPError: the nodes can't give what is requested.
     """
     requested.check()
     with_gpus = any(node.gpus >= 1 for node in nodes)
@@ -115,8 +115,8 @@ def choose_placement(nodes: Sequence[Node], requested: ResourceRequest) -> Place
         threads = min(int(node.cpus) // _workers(node, gpus) for node in chosen)
         return Placement(device, gpus, max(1, threads), kind)
     if device == "cuda" or requested.accelerator is not None:
-        asked = "device: 'cuda'" if device == "cuda" else f"accelerator: '{requested.accelerator}'"
-        raise EntMTPError(f"{asked} needs a GPU and no node has one; add a node with a GPU, or give --device cpu")
+        option = "device: 'cuda'" if device == "cuda" else f"accelerator: '{requested.accelerator}'"
+        raise EntMTPError(f"{option} needs a GPU and no node has one; add a node with a GPU, or give --device cpu")
     cpus = [int(node.cpus) for node in nodes if node.cpus >= 1]
     if not cpus:
         raise EntMTPError("cluster: no node offers a CPU; start one with 'ray start --num-cpus N'")
@@ -124,29 +124,30 @@ def choose_placement(nodes: Sequence[Node], requested: ResourceRequest) -> Place
         if wanted > max(cpus):
             raise EntMTPError(f"cpus_per_worker: {wanted} is more than any node has; give at most {max(cpus)}")
         return Placement(device, 0.0, wanted, "")
-    # All workers have as many threads, or their times would not compare: so many that most CPUs have work.
+    # All workers have the same number of threads, so that times compare: the number that gives most CPUs work.
     threads = max(cpus, key=lambda count: (count * sum(own >= count for own in cpus), count))
     return Placement(device, 0.0, threads, "")
 
 
 def _workers(node: Node, gpus: float) -> int:
+    """Number of workers with ``gpus`` each that fit on a node."""
     if gpus > 1:
         return int(node.gpus) // int(gpus)
-    # A share is of one GPU: 1 / 0.3 leaves a rest that no fourth worker can have. The small term is for 1 / 0.1.
+    # A fraction lies on one GPU: 1 / 0.3 leaves a rest too small for a fourth worker. The small term is for 1 / 0.1.
     return int(node.gpus) * int(1 / gpus + 1e-6)
 
 
-def _chosen_kind(nodes: Sequence[Node], gpus: float, asked: str | None) -> str:
-    """The kind of GPU that was asked for, or the one that most workers can have."""
+def _chosen_kind(nodes: Sequence[Node], gpus: float, requested: str | None) -> str:
+    """The requested kind of GPU, or the one that fits most workers."""
     workers: Counter[str] = Counter()
     for node in nodes:
         if _workers(node, gpus):
             workers[node.kind] += _workers(node, gpus)
     if not workers:
         raise EntMTPError(f"gpus_per_worker: {gpus:g} is more than any node has; leave it out to run on CPUs")
-    if asked is None:
+    if requested is None:
         return min(workers, key=lambda kind: (-workers[kind], kind))
-    if asked not in workers:
+    if requested not in workers:
         known = ", ".join(sorted(kind or "unnamed" for kind in workers))
-        raise EntMTPError(f"accelerator: '{asked}' is on no node; the cluster's GPUs are {known}")
-    return asked
+        raise EntMTPError(f"accelerator: '{requested}' is on no node; the cluster's GPUs are {known}")
+    return requested

@@ -1,4 +1,4 @@
-"""What a benchmark is to run, where its results go, and what it depends on."""
+"""The plan of a benchmark: its units, the store of its results, and everything that the results depend on."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class Plan:
     """A validated benchmark: every unit of work, and where its results go.
 
     Attributes:
-        depends_on: everything beside the prompts that all units' rows depend on, each as text.
+        config: of each worker.
+        depends_on: everything but the prompts that all units' rows depend on, each as text.
         overlap: how many of the suites' prompts the heads were trained on.
-        retry: units of which prompts were set aside are run again.
+        retry: whether units with prompts that were set aside are run again.
     """
 
     profile: str
@@ -40,19 +41,19 @@ class Plan:
 
     @property
     def parts(self) -> Store:
-        """The folder of Parquet parts; runs with other settings have other part names in it."""
+        """The folder of Parquet parts. Runs with other settings have other part names in it."""
         return self.results.at("parts")
 
     @property
     def waiting(self) -> list[Unit]:
-        """Units that are to be run: those whose part does not exist yet."""
+        """Units to run: those whose part does not exist yet."""
         finished = finished_keys(self.parts)
         if self.retry and (done := [unit.key for unit in self.units if unit.key in finished]):
-            held = read_metadata(self.parts, done)
-            finished -= {key for key, part in zip(done, held, strict=True) if part.get("set_aside")}
+            metadata = read_metadata(self.parts, done)
+            finished -= {key for key, part in zip(done, metadata, strict=True) if part.get("set_aside")}
         return [unit for unit in self.units if unit.key not in finished]
 
-    def others(self) -> str:
+    def foreign_parts_note(self) -> str:
         """A sentence about parts of other settings in the same folder; empty where there are none."""
         foreign = sorted(finished_keys(self.parts) - {unit.key for unit in self.units})
         if not foreign:
@@ -67,7 +68,7 @@ class Plan:
         return f"{len(foreign)} parts in {self.parts} are of other prompts or settings{why}; they stay and are not used"
 
     def check_hardware(self, hardware: str) -> None:
-        """Raises EntMTPError if this plan's units were measured on something else so far."""
+        """Raise EntMTPError if this plan's units were measured on other hardware so far."""
         if (before := self.hardware()) not in (None, hardware):
             raise EntMTPError(
                 f"results: units in '{self.results}' were measured on '{before}' and here is '{hardware}';"
@@ -75,7 +76,7 @@ class Plan:
             )
 
     def hardware(self) -> str | None:
-        """What the units that are done were measured on; None where none is done."""
+        """Name of the hardware that the finished units were measured on; None where none is finished."""
         finished = finished_keys(self.parts)
         for unit in self.units:
             if unit.key in finished and (found := read_metadata(self.parts, [unit.key])[0].get("hardware")):
@@ -84,12 +85,12 @@ class Plan:
 
 
 def bank_task(config: WorkerConfig, suite: str) -> str:
-    """The task whose tree banks a suite's arms choose by: its own, or the one that the table of protocols names."""
+    """Name of the tree banks of a suite's arms: the suite's own, or those that the table of protocols names."""
     return " and ".join(sorted({Path(path).stem.rpartition("-")[0] for path in config.banks[suite].values()}))
 
 
 def dependency_hashes(config: WorkerConfig) -> dict[str, str]:
-    """Hashes of everything beside the prompts that a unit's rows depend on."""
+    """Hashes of everything but the prompts and settings that a unit's rows depend on."""
     identity = {"model": config.model, "dtype": config.dtype}
     for kind, source in config.heads.items():
         weights = Path(source) / "model.safetensors"

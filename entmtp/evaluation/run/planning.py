@@ -1,4 +1,4 @@
-"""From a benchmark's options to its plan: everything is checked before any work starts."""
+"""Makes the plan of a benchmark from its options, and checks everything before any work starts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from entmtp.trees.bank import MIXED, bundled_bank, load_bank
 
 
 def validate(*, profile: str, suites: Sequence[str], arms: Sequence[str], overrides: Mapping[str, int | None]) -> None:
-    """What can be told wrong before a cluster is asked for; raises EntMTPError."""
+    """Check what needs no device, before a cluster is requested. Raises EntMTPError."""
     check_acceptance(check_arms(list(arms)), _settings(profile, overrides).acceptance)
     suite_names(suites)
 
@@ -54,7 +54,7 @@ def make_plan(
     dtype: str = "float32",
     retry: bool = False,
 ) -> Plan:
-    """Validates everything before any work starts.
+    """Make a validated plan.
 
     ``heads`` and ``data`` are ``NAME=PATH`` texts; ``banks`` is a folder with ``<suite>-<kind>.json`` files.
 
@@ -100,12 +100,13 @@ def _default_tracking(results: Store) -> str:
 
 
 def _default_arms(profile: str, settings: BenchmarkSettings, sources: Mapping[str, str]) -> list[str]:
-    """What is compared where nothing else is asked for, as far as there are heads for it."""
+    """Arms of a profile for which heads are loaded."""
     usual = with_native(_usual_arms(profile, settings)) if list(sources) == [NATIVE] else _usual_arms(profile, settings)
     return [arm for arm in usual if arm == AUTOREGRESSIVE or heads_of(arm, sources) in sources]
 
 
 def _usual_arms(profile: str, settings: BenchmarkSettings) -> Sequence[str]:
+    """Arms of a profile, whatever heads there are."""
     known = lossless_arms() if profile in STUDIES else default_arms()
     if settings.acceptance == "typical":
         return [arm for arm in known if not needs_foresight(arm)]
@@ -115,7 +116,7 @@ def _usual_arms(profile: str, settings: BenchmarkSettings) -> Sequence[str]:
 
 
 def _foreign_tasks(suites: Sequence[str], arms: Sequence[str]) -> list[str]:
-    """Whose banks are needed beside the suites' own."""
+    """Names of the banks that arms need in addition to the suites' own."""
     transfer = [TRANSFER[get_suite(suite).family] for suite in suites] if "entmtp-transfer" in arms else []
     return transfer + [MIXED] * ("entmtp-mixed" in arms)
 

@@ -1,4 +1,4 @@
-"""How far a benchmark is: a table that stays in place on a terminal, one line a minute elsewhere."""
+"""Progress of a benchmark: a live table on a terminal, one line a minute elsewhere."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from entmtp.evaluation.run.work_queue import SettledUnit
 _SECONDS_BETWEEN_LINES = 60.0
 _TABLES_PER_SECOND = 2.0
 
-Doing = Callable[[], list[tuple[str, str]]]
+WorkerStates = Callable[[], list[tuple[str, str]]]
+"""Returns the name and the current work of each worker."""
 
 
 class Progress:
-    """Shows units as they are settled, from a thread of its own, so that a long unit looks alive too."""
+    """Shows settled units from a thread of its own, so that it also moves during a long unit."""
 
-    def __init__(self, console: Console, units: Sequence[Unit], waiting: Sequence[Unit], doing: Doing) -> None:
+    def __init__(
+        self, console: Console, units: Sequence[Unit], waiting: Sequence[Unit], worker_states: WorkerStates
+    ) -> None:
         self._console = console
-        self._doing = doing
+        self._worker_states = worker_states
         self._total = Counter(unit.suite for unit in units)
         self._done = self._total - Counter(unit.suite for unit in waiting)
         self._waiting = len(waiting)
@@ -57,7 +60,7 @@ class Progress:
         self._console.print(self.line(), soft_wrap=True)
 
     def settled(self, done: SettledUnit) -> None:
-        """Counts a unit that is done."""
+        """Count a settled unit."""
         self._done[done.unit.suite] += 1
         self._set_aside[done.unit.suite] += len(done.set_aside)
         self._busy_seconds += done.busy_seconds
@@ -65,7 +68,7 @@ class Progress:
     def line(self) -> str:
         """'12 of 40 units, 3 workers, 5.0 min gone, about 11.7 min left'."""
         parts = [f"{self._done.total()} of {self._total.total()} units"]
-        if workers := len(self._doing()):
+        if workers := len(self._worker_states()):
             parts.append(f"{workers} workers")
         if self._set_aside.total():
             parts.append(f"{self._set_aside.total()} prompts set aside")
@@ -73,7 +76,7 @@ class Progress:
         parts.append(f"{_minutes(elapsed)} gone")
         left = self._total.total() - self._done.total()
         if left and (here := self._waiting - left):
-            # Loading the model is no part of a unit, so the first one already tells how long the others take.
+            # Loading the model is no part of a unit, so the first unit already predicts the others' time.
             parts.append(f"about {_minutes(self._busy_seconds / here * left / max(1, workers))} left")
         return ", ".join(parts)
 
@@ -83,8 +86,8 @@ class Progress:
         for suite, total in self._total.items():
             suites.add_row(suite, str(self._done[suite]), str(total), str(self._set_aside[suite] or ""))
         workers = Table("worker", "does", box=box.SIMPLE_HEAD)
-        for name, doing in self._doing():
-            workers.add_row(Text(name), Text(doing))
+        for name, state in self._worker_states():
+            workers.add_row(Text(name), Text(state))
         return Group(suites, workers, Text(self.line()))
 
     def _print_lines(self) -> None:

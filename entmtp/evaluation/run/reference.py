@@ -1,4 +1,7 @@
-"""The model's own text for a prompt: what every arm's is compared with, and what the controls know beforehand."""
+"""The reference: the model's own text for a prompt, with which every arm's text is compared.
+
+The controls that know a text beforehand read the reference's rank trace.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,8 @@ class Reference:
 
     Attributes:
         tokens: new tokens, the end-of-text token included.
-        margins: top-2 logit difference at each of them; none where the text is drawn, which they don't decide.
-        trace: the rank trace of the text under the heads that the controls draft with; None where they are not loaded.
+        margins: top-2 logit difference at each token; empty where the text is sampled, as margins then decide nothing.
+        trace: rank trace of the text under the heads that the controls draft with; None where they are not loaded.
     """
 
     tokens: list[int]
@@ -36,15 +39,15 @@ class Reference:
     trace: RankTrace | None
 
     def margin_at(self, position: int) -> float:
-        """NaN where there is none."""
+        """Top-2 margin at a position; NaN where there is none."""
         return self.margins[position] if position < len(self.margins) else float("nan")
 
 
 @torch.inference_mode()
 def greedy_tokens(model: PreTrainedModel, ids: list[int], max_new_tokens: int) -> list[int]:
-    """The model's own greedy tokens behind a prompt, by transformers' ``generate``."""
+    """The model's own greedy tokens after a prompt, by transformers' ``generate``."""
     prompt = torch.tensor([ids], device=model.device)
-    # Without a mask generate() guesses one and hides every token of the prompt that is also the padding token.
+    # Without a mask generate() infers one, which hides every prompt token that equals the padding token.
     text = cast(Any, model).generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max_new_tokens, do_sample=False
     )
@@ -55,11 +58,11 @@ def greedy_tokens(model: PreTrainedModel, ids: list[int], max_new_tokens: int) -
 def complete_history(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, history: Sequence[Message], max_new_tokens: int
 ) -> list[Message]:
-    """The messages, with the model's own greedy answer behind each of the user's that has none."""
+    """The messages, with the model's own greedy answer after each user message that has none."""
     messages: list[Message] = []
-    for at, (role, content) in enumerate(history):
+    for index, (role, content) in enumerate(history):
         messages.append((role, content))
-        following = history[at + 1][0] if at + 1 < len(history) else "user"
+        following = history[index + 1][0] if index + 1 < len(history) else "user"
         if role == following == "user":
             tokens = greedy_tokens(model, encode_chat(tokenizer, content, messages[:-1]), max_new_tokens)
             messages.append(("assistant", str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()))
@@ -70,7 +73,7 @@ def complete_history(
 def make_reference(
     backbone: Backbone, heads: DraftHeads | None, ids: list[int], tokens: list[int], drawn: bool
 ) -> Reference:
-    """What one pass over a text tells of it; ``drawn`` if chance had a part in it."""
+    """Make the reference of a text by one forward pass. ``drawn`` says that the text was sampled."""
     cache = backbone.new_cache(slots=1, capacity=len(ids) + len(tokens) + 16)
     hidden = backbone.prefill([*ids, *tokens], 0, cache)
     states = hidden[len(ids) - 1 : -1]
@@ -85,7 +88,7 @@ def make_reference(
 
 
 def truncate_at_stop(tokens: Sequence[int], tokenizer: Tokenizer, stop: Sequence[str]) -> list[int]:
-    """The tokens up to the one that completes a stop text, as an engine ends them; all where none does."""
+    """The tokens up to the one that completes a stop text, as an engine ends them; all tokens where none does."""
     text = TextStream(Detokenizer(tokenizer), stop)
     for at, token in enumerate(tokens):
         text.push(token)

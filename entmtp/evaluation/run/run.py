@@ -1,6 +1,6 @@
-"""The main job without its workers: what a plan runs, and how what comes in is kept.
+"""The benchmark's driver: hands the waiting units to an executor and writes each unit's part.
 
-``jobs/benchmark.py`` runs the units on a Ray cluster and ``entmtp benchmark`` in this process; both use this file.
+``jobs/benchmark.py`` runs the units on a Ray cluster and ``entmtp benchmark`` in this process. Both use this file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from entmtp.evaluation.analysis.overlap_description import describe_overlap
 from entmtp.evaluation.results.rows import write_part
 from entmtp.evaluation.run.interim import InterimResults
 from entmtp.evaluation.run.plan import Plan, bank_task
-from entmtp.evaluation.run.progress import Doing, Progress
+from entmtp.evaluation.run.progress import Progress, WorkerStates
 from entmtp.evaluation.run.units import Unit
 from entmtp.evaluation.run.work_queue import SettledUnit
 from entmtp.suites import get_suite
@@ -24,7 +24,7 @@ _WRITERS = 4
 
 
 def describe(plan: Plan) -> Iterator[str]:
-    """A line about each suite: its prompts, its budget, whose tree banks it uses; then one about each kind of heads."""
+    """A line for each suite (prompts, token budget, tree banks), then one for each kind of heads."""
     for suite in dict.fromkeys(unit.suite for unit in plan.units):
         units = [unit for unit in plan.units if unit.suite == suite]
         tokens = get_suite(suite).protocol.token_budget(plan.settings.max_new_tokens)
@@ -37,22 +37,23 @@ def describe(plan: Plan) -> Iterator[str]:
 
 
 def run_units(
-    plan: Plan, run: Callable[[list[Unit]], Iterator[SettledUnit]], console: Console, worker_states: Doing = list
+    plan: Plan, run: Callable[[list[Unit]], Iterator[SettledUnit]], console: Console, worker_states: WorkerStates = list
 ) -> None:
-    """Runs the waiting units through ``run``, keeps each one's part as it comes in, and prints what they say so far.
+    """Run the waiting units through ``run``, write each one's part as it arrives, and print interim results.
 
-    ``worker_states`` is for the progress.
+    Parts are written by other threads than the loop that hands out work, so that no worker waits for a slow storage.
 
-    Parts are written beside the loop that hands out work: no worker waits for a storage that is far away.
+    Args:
+        worker_states: for the progress, as :meth:`Executor.worker_states`.
 
     Raises:
-        EntMTPError: nothing can be written there.
+        EntMTPError: the results can't be written.
     """
     waiting, total = plan.waiting, len(plan.units)
     if len(waiting) < total:
         console.print(f"{total - len(waiting)} of {total} units are in {plan.parts} already and are not run again")
-    if others := plan.others():
-        console.print(others, soft_wrap=True)
+    if note := plan.foreign_parts_note():
+        console.print(note, soft_wrap=True)
     interim = InterimResults(waiting)
     writing: list[Future[None]] = []
     with Progress(console, plan.units, waiting, worker_states) as progress, ThreadPoolExecutor(_WRITERS) as writers:
@@ -63,17 +64,17 @@ def run_units(
             progress.settled(settled)
             if line := interim.add(settled):
                 console.print(line, soft_wrap=True, markup=False, highlight=False)
-        for each in writing:
-            each.result()
+        for write in writing:
+            write.result()
 
 
 def save_unit(plan: Plan, settled: SettledUnit) -> None:
-    """Writes a unit's part; it appears whole or not at all."""
+    """Write a unit's part, whole or not at all."""
     metadata = {
         "unit": settled.unit.key,
         "depends_on": plan.depends_on,
         "busy_seconds": settled.busy_seconds,
         "set_aside": [asdict(prompt) for prompt in settled.set_aside],
-        **settled.measured,
+        **settled.metadata,
     }
     write_part(plan.parts, settled.unit.key, settled.requests, settled.steps, metadata)

@@ -15,7 +15,7 @@ from entmtp.suites import Prompt, get_suite
 
 
 def training_overlap(units: Sequence[Unit], heads: Mapping[str, str]) -> dict[str, Overlap | str]:
-    """For each kind of ``heads`` (its folder or hub name) the overlap, or :data:`UNKNOWN`.
+    """Overlap of each kind of ``heads`` (its folder or hub name), or :data:`UNKNOWN`.
 
     Raises:
         EntMTPError: a list of training prompts can't be used.
@@ -37,7 +37,7 @@ def _overlap(units: Sequence[Unit], trained_on: frozenset[str]) -> Overlap:
 
 
 def _hashes(prompt: Prompt) -> set[str]:
-    """Hashes of all that a person asks in it: the message, the question within it, and what was asked before."""
+    """Hashes of all user texts of a prompt: its message, the question within it, and the earlier messages."""
     earlier = [content for role, content in prompt.history if role == "user"]
     own = [prompt.text, get_suite(prompt.suite).benchmark_text(prompt), prompt.key or prompt.text]
     return {prompt_hash(text) for text in (*own, *earlier)}

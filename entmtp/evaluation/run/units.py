@@ -1,4 +1,4 @@
-"""The benchmark cut into units: a suite and a few of its prompts, named by everything that its result depends on."""
+"""Units of a benchmark: a few prompts of a suite, named by a hash of everything that the unit's rows depend on."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Unit:
     """Work that one worker does at a time.
 
     Attributes:
-        key: names its Parquet part.
-        first: place of its first prompt among the suite's, from which the arms' rotation goes on.
+        key: name of its Parquet part.
+        first: index of its first prompt in the suite, from which the arms' rotation continues.
     """
 
     key: str
@@ -37,17 +37,19 @@ def make_units(
     identity: Mapping[str, str],
     uncalibrated: Collection[str] = (),
 ) -> list[Unit]:
-    """Cuts every suite's scored prompts into units, suites taking turns so that an interrupted run has some of each.
+    """Cut every suite's scored prompts into units. Suites alternate, so that an interrupted run has some of each.
 
-    ``data_files`` are by family of suites. ``identity`` names what else a result depends on: model, heads, banks. All
-    prompts of the ``uncalibrated`` suites are scored: no bank was made from half of them.
+    Args:
+        data_files: by family of suites.
+        identity: hashes of what else a row depends on: model, heads, banks.
+        uncalibrated: suites of which all prompts are scored, as no bank was made from half of them.
     """
     by_suite = [
         _units_of(suite, data_files.get(get_suite(suite).family), arms, settings, identity, suite in uncalibrated)
         for suite in suites
     ]
     longest = max(len(units) for units in by_suite)
-    return [units[at] for at in range(longest) for units in by_suite if at < len(units)]
+    return [units[index] for index in range(longest) for units in by_suite if index < len(units)]
 
 
 def _units_of(
@@ -61,7 +63,7 @@ def _units_of(
     data = load_suite(suite, data_file)
     scored = data.prompts if uncalibrated else split(data.prompts)[1]
     protocol = get_suite(suite).protocol
-    # Greedy texts without stop texts, as most are, are named as if there were nothing else.
+    # The names of greedy units without stop texts do not depend on these settings.
     drawing = {"temperature": settings.temperature, "acceptance": settings.acceptance} if settings.temperature else {}
     ending = {"stop": protocol.stop} if protocol.stop else {}
     chosen = draw(scored or data.prompts, settings.prompts, settings.seed)

@@ -1,7 +1,7 @@
-"""Which unit a free worker gets next, what came of each, and which prompts are given up: the fan-out without a cluster.
+"""A work queue: hands units to free workers, collects their rows, and sets failing prompts aside. It needs no cluster.
 
-A worker that dies says nothing about which of its unit's prompts killed it. So what is left of that unit is cut into
-single prompts, and a prompt that fails :data:`TRIES` times, by an error or by a death, is set aside.
+A worker that dies does not report which of its unit's prompts killed it. So the rest of that unit is cut into single
+prompts. A prompt that fails :data:`TRIES` times, by an error or by a death, is set aside.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from entmtp.evaluation.run.units import Unit
 
 TRIES = 3
 FUTILE = 5
-"""So many prompts set aside, and none done: it is not the prompts' fault, and trying all of them helps nobody."""
+"""Prompts set aside, with none done, after which the run ends: the prompts are not the cause."""
 
 PEAKS = ("peak_memory_mib", "peak_device_memory_mib")
-"""What workers tell of their memory, and of their GPU's."""
+"""Metadata keys of a worker's peak memory and of its GPU's."""
 
 _LONGEST_REASON = 160  # characters
 
 
 @dataclass(frozen=True)
 class UnitOutcome:
-    """What a worker made of a unit, or of some of its prompts.
+    """Rows and failures of a unit, or of some of its prompts, from one worker.
 
     Attributes:
         requests, steps: rows, as tables: a driver of many workers has no time to unpack them one by one.
-        failures: why it failed, by the id of each prompt that raised an error.
+        failures: reason by prompt id, for each prompt that raised an error.
         busy_seconds: that the worker spent on it.
-        measured: what else a part keeps: the worker's hardware, peak memory in MiB (its own and its GPU's), step costs
-            and seconds of warm-up, and by prompt the messages before it, with the model's answers.
+        metadata: of the part: the worker's hardware, peak memory in MiB (its own and its GPU's), step costs, seconds
+            of warm-up, and the messages before each prompt with the model's answers.
     """
 
     requests: pa.Table
     steps: pa.Table
     failures: dict[str, str]
     busy_seconds: float
-    measured: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class SetAside:
-    """A prompt that was given up."""
+    """A prompt that failed in every try and is in no result."""
 
     suite: str
     prompt_id: str
@@ -66,21 +66,21 @@ class SettledUnit:
     steps: pa.Table = field(default_factory=STEP_SCHEMA.empty_table)
     set_aside: list[SetAside] = field(default_factory=list)
     busy_seconds: float = 0.0
-    measured: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def add(self, outcome: UnitOutcome) -> None:
-        """Takes in what one worker made of some of its prompts."""
+        """Add one worker's rows of some of the unit's prompts."""
         self.requests = pa.concat_tables([self.requests, outcome.requests])
         self.steps = pa.concat_tables([self.steps, outcome.steps])
         self.busy_seconds += outcome.busy_seconds
-        self.measured = _together(self.measured, outcome.measured)
+        self.metadata = _merge_metadata(self.metadata, outcome.metadata)
 
 
 class WorkQueue:
-    """Hands out each unit until it is settled.
+    """Units that are not settled yet, handed out as tasks.
 
-    A task is a :class:`Unit` with all prompts of its unit or some of them. Whoever takes one tells what came of it:
-    :meth:`returned` or :meth:`lost`, both of which return the unit if that settled it.
+    A task is a :class:`Unit` with all prompts of its unit or some of them. After :meth:`next`, the caller reports the
+    result with :meth:`returned` or :meth:`lost`. Both return the unit if it is now settled.
     """
 
     def __init__(self, units: Iterable[Unit], tries: int = TRIES) -> None:
@@ -98,21 +98,21 @@ class WorkQueue:
 
     @property
     def waiting(self) -> int:
-        """Tasks that no worker has."""
+        """Number of tasks that no worker has."""
         return len(self._queue)
 
     def next(self, suite: str | None = None) -> Unit | None:
-        """A task for a free worker, of ``suite`` if there is one; None where all are with workers or settled."""
+        """A task for a free worker, of ``suite`` if there is one. None where all are with workers or settled."""
         if not self._queue:
             return None
-        places = enumerate(self._queue if suite is not None else ())
-        index = next((at for at, task in places if task.suite == suite), 0)
+        candidates = enumerate(self._queue if suite is not None else ())
+        index = next((index for index, task in candidates if task.suite == suite), 0)
         task = self._queue[index]
         del self._queue[index]
         return task
 
     def returned(self, task: Unit, outcome: UnitOutcome) -> SettledUnit | None:
-        """A worker has ended this task in order, whatever became of its prompts."""
+        """Record the outcome of a task whose worker is alive."""
         self._settling[task.key].add(outcome)
         done = len(task.prompts) - len(outcome.failures)
         self._done += done
@@ -120,7 +120,7 @@ class WorkQueue:
         return self._after_failures(task, outcome.failures)
 
     def lost(self, task: Unit, reason: str) -> SettledUnit | None:
-        """The worker that had this task is gone, and nothing came of it."""
+        """Record that a task's worker died without an outcome."""
         if len(task.prompts) > 1:
             self._queue.extend(_single(task, index) for index in range(len(task.prompts)))
             return None
@@ -141,25 +141,25 @@ class WorkQueue:
         if self._failed[name] < self._tries:
             self._queue.append(task)
             return
-        told = textwrap.shorten(reason, _LONGEST_REASON, placeholder=" …")
-        given_up = SetAside(task.suite, task.prompts[0].id, self._failed[name], told)
-        self._settling[task.key].set_aside.append(given_up)
+        shortened = textwrap.shorten(reason, _LONGEST_REASON, placeholder=" …")
+        set_aside = SetAside(task.suite, task.prompts[0].id, self._failed[name], shortened)
+        self._settling[task.key].set_aside.append(set_aside)
         self._open[task.key] -= 1
         self._given_up += 1
         if not self._done and self._given_up >= FUTILE:
             raise EntMTPError(
-                f"worker: the first {self._given_up} prompts all failed {self._tries} times, the last with '{told}';"
-                " see the workers' logs"
+                f"worker: the first {self._given_up} prompts all failed {self._tries} times, the last with"
+                f" '{shortened}'; see the workers' logs"
             )
 
 
 def _single(task: Unit, index: int) -> Unit:
-    """One of a task's prompts, as a task that keeps its place in the arms' rotation."""
+    """One of a task's prompts as its own task, with its position in the arms' rotation."""
     return replace(task, first=task.first + index, prompts=(task.prompts[index],))
 
 
-def _together(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The largest memory, the seconds and conversations of both, and of all else the latter's."""
+def _merge_metadata(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Maximum of the peaks, sum of the seconds, union of the histories; the latter's value of all else."""
     peaks = {name: max(each.get(name, 0.0) for each in (one, other)) for name in PEAKS}
     seconds = sum(each.get("warm_up_seconds", 0.0) for each in (one, other))
     histories = {**one.get("histories", {}), **other.get("histories", {})}

@@ -1,10 +1,10 @@
-"""Runs units of the benchmark on one device: every arm on every prompt, in rotating order, several times over.
+"""The worker of a benchmark: runs every arm on every prompt of a unit, several times, on one device.
 
-The reference of every request is the model's own ``generate``; where texts are drawn, it is what plain decoding draws
-with the same seed. Its text gives the rank trace from which the controls know a prompt beforehand; neither that pass
-nor the scoring of texts is part of any measured time. Nor is the warm-up: where steps become CUDA graphs, each arm
-first writes the very text that is timed afterwards, until nothing of it is captured any more; elsewhere a few tokens of
-the suite's first prompt.
+The order of the arms rotates. The reference of a request is the model's own ``generate``; at a temperature above 0 it
+is what plain decoding draws with the same seed. The reference gives the rank trace that the controls need. Neither the
+reference nor the scoring is part of a measured time. Nor is the warm-up. Where steps become CUDA graphs, each arm first
+generates the text that is timed afterwards, until no step captures a graph. Elsewhere each arm generates a few tokens
+of the suite's first prompt.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from entmtp.trees.bank import MIXED, TreeBank, load_bank
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """Where a worker finds its parts.
+    """Model, heads, banks and device of a worker.
 
     Attributes:
         model: a name as for ``--model``.
@@ -62,7 +62,7 @@ class WorkerConfig:
         banks: bank file by suite (or 'mixed'), then by kind of heads.
         device: 'cpu', 'cuda' or 'balanced'.
         threads: CPU threads of the worker.
-        dtype: in which the model and its heads run; texts are surely the model's own in float32 alone.
+        dtype: of the model and its heads; only float32 guarantees the model's own text.
     """
 
     model: str
@@ -73,13 +73,27 @@ class WorkerConfig:
     dtype: str = "float32"
 
 
+@dataclass(frozen=True)
+class UnitContext:
+    """Inputs that all prompts of a unit share."""
+
+    suite: str
+    arms: tuple[str, ...]
+    settings: BenchmarkSettings
+    tools: Toolbox
+
+    def seed_of(self, prompt: Prompt) -> str:
+        """Seed of a prompt, as a string: of its texts, the order of its arms and its shuffled trees."""
+        return f"{self.settings.seed}-{prompt.id}"
+
+
 class Worker:
     """A loaded model with its heads; runs one unit after another."""
 
     def __init__(self, config: WorkerConfig, say: Callable[[str], None] = print) -> None:
         torch.set_num_threads(config.threads)
         self.config = config
-        # The reference is written by the model as transformers loads it; the backbone works on a copy of its own.
+        # transformers' own model writes the reference; the backbone works on a copy of it.
         self.model, self.tokenizer = load_model(config.model, dtype=config.dtype, device=config.device)
         self.backbone = build_backbone(self.model)
         self.heads: dict[str, DraftHeads] = {
@@ -94,47 +108,48 @@ class Worker:
 
     @property
     def hardware(self) -> str:
-        """What this worker's times depend on."""
+        """Name of the hardware that this worker's times depend on."""
         return hardware_name(self.backbone.device, len(self.backbone.devices))
 
-    def run(self, task: Unit, arms: Sequence[str], settings: BenchmarkSettings) -> UnitOutcome:
-        """Rows of a unit's prompts; one that fails leaves no row and doesn't stop the others.
+    def run(self, unit: Unit, arms: Sequence[str], settings: BenchmarkSettings) -> UnitOutcome:
+        """Run all arms on a unit's prompts. A prompt that fails leaves no row and does not stop the others.
 
         Raises:
-            EntMTPError: what fails is not a prompt but the run itself: a bank that doesn't fit the heads.
+            EntMTPError: the run itself can't go on, as with a bank that doesn't fit the heads.
             RuntimeError: the device no longer works, as after some CUDA errors; a new process may.
         """
-        tools = self._toolbox(task.suite, arms)
-        began = time.perf_counter()  # what is done once is no part of what a unit takes
+        context = UnitContext(unit.suite, tuple(arms), settings, self._toolbox(unit.suite, arms))
+        began = time.perf_counter()  # after the toolbox: what is made once is no part of a unit's time
         self._warm_up_seconds = 0.0
         requests: list[RequestRow] = []
         steps: list[StepRow] = []
         failures: dict[str, str] = {}
         histories: dict[str, list[Message]] = {}
-        for number, prompt in enumerate(task.prompts, start=task.first):
+        for number, prompt in enumerate(unit.prompts, start=unit.first):
             try:
-                most = text_params(prompt, settings).max_tokens
-                history = complete_history(self.model, self.tokenizer, prompt.history, most)
-                rows = self._prompt(task, prompt, history, number, arms, settings, tools)
+                max_tokens = text_params(prompt, settings).max_tokens
+                history = complete_history(self.model, self.tokenizer, prompt.history, max_tokens)
+                rows = self._run_prompt(context, unit, prompt, history, number)
             except Exception as error:
                 failures[prompt.id] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
                 self._release_engines()
                 self._check_device()
                 continue
             histories[prompt.id] = history
-            for row, its_steps in rows:
-                requests.append(row)
+            for request, its_steps in rows:
+                requests.append(request)
                 steps += its_steps
-        measured = {**self._metadata(), "histories": histories}
-        return UnitOutcome(*tables_of(requests, steps), failures, time.perf_counter() - began, measured)
+        metadata = {**self._metadata(), "histories": histories}
+        return UnitOutcome(*tables_of(requests, steps), failures, time.perf_counter() - began, metadata)
 
     def _measure_costs(self, arms: Sequence[str]) -> None:
-        """Measure steps with those heads alone by whose cost some arm chooses its trees: it takes a while at first."""
+        """Measure the step cost of the heads whose arms choose trees by cost. The first time takes a while."""
         for kind in sorted({heads_of(arm, self.heads) for arm in arms if is_priced(arm)} - set(self._costs)):
             self._costs[kind] = step_cost(self.backbone, self.heads[kind], cache_folder(), self._say)
             self._tuned.clear()
 
     def _metadata(self) -> dict[str, Any]:
+        """Metadata of a part: the worker's peak memory, warm-up time, step costs and hardware."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         costs = {kind: cost.typical.model_dump() for kind, cost in self._costs.items()}
         device = self.backbone.device
@@ -147,20 +162,22 @@ class Worker:
         }
 
     def _check_device(self) -> None:
+        """Raise the device's pending error, if it has one."""
         if self.backbone.device.type == "cuda":
             torch.cuda.synchronize(self.backbone.device)
             torch.cuda.empty_cache()
 
     def _toolbox(self, suite: str, arms: Sequence[str]) -> Toolbox:
+        """Heads, banks and costs of the arms on a suite."""
         self._measure_costs(arms)
-        of_suite = get_suite(suite)
-        sources = {"entmtp-transfer": TRANSFER[of_suite.family], "entmtp-mixed": MIXED}
+        definition = get_suite(suite)
+        sources = {"entmtp-transfer": TRANSFER[definition.family], "entmtp-mixed": MIXED}
         foreign = {arm: self._banks(source) for arm, source in sources.items() if arm in arms}
-        tokenizer = self.tokenizer.backend_tokenizer if of_suite.protocol.stop else None
+        tokenizer = self.tokenizer.backend_tokenizer if definition.protocol.stop else None
         return Toolbox(self.backbone, self.heads, self._tuned_banks(suite), self._costs, foreign, tokenizer)
 
     def _tuned_banks(self, suite: str) -> dict[str, TreeBank]:
-        """The suite's banks with ladders for this machine; what chooses by a foreign bank has no ladder."""
+        """The suite's banks, their ladders tuned to this machine. Arms with foreign banks use no ladder."""
         if suite not in self._tuned:
             banks = self._banks(suite)
             self._tuned[suite] = {
@@ -170,6 +187,7 @@ class Worker:
         return self._tuned[suite]
 
     def _banks(self, task: str) -> dict[str, TreeBank]:
+        """Banks of a suite (or 'mixed') by kind of heads, each checked against the loaded heads."""
         banks = {kind: load_bank(Path(path)) for kind, path in self.config.banks[task].items()}
         for kind, bank in banks.items():
             bank.check_heads(
@@ -180,81 +198,71 @@ class Worker:
             )
         return banks
 
-    def _prompt(
-        self,
-        unit: Unit,
-        prompt: Prompt,
-        history: Sequence[Message],
-        number: int,
-        arms: Sequence[str],
-        settings: BenchmarkSettings,
-        tools: Toolbox,
+    def _run_prompt(
+        self, context: UnitContext, unit: Unit, prompt: Prompt, history: Sequence[Message], number: int
     ) -> list[tuple[RequestRow, list[StepRow]]]:
-        params = text_params(prompt, settings)
+        """Rows of all arms and repetitions on one prompt, the suite's ``number``-th."""
+        arms, repetitions = context.arms, context.settings.repetitions
+        params = text_params(prompt, context.settings)
         ids = encode_chat(self.tokenizer, prompt.text, history)
-        reference = self._reference(ids, params, tools)
-        engines = self._ready(unit.suite, arms, tools, ids, reference, params, f"{settings.seed}-{prompt.id}")
+        reference = self._reference(ids, params, context.tools)
+        engines = self._prepare_engines(context, prompt, ids, params, reference)
         finished: list[tuple[TimedRequest, Completion]] = []
-        # Rotating, so that each arm comes early and late; from an order of the prompt's own, so that none always
-        # follows the same other.
-        order_of_prompt = random.Random(f"{settings.seed}-{prompt.id}").sample(arms, len(arms))
-        for repetition in range(settings.repetitions):
-            shift = (number * settings.repetitions + repetition) % len(arms)
+        # The order rotates, so that each arm comes early and late. It starts from the prompt's own random order, so
+        # that no arm always follows the same other one.
+        order_of_prompt = random.Random(context.seed_of(prompt)).sample(arms, len(arms))
+        for repetition in range(repetitions):
+            shift = (number * repetitions + repetition) % len(arms)
             for order, arm in enumerate([*order_of_prompt[shift:], *order_of_prompt[:shift]]):
                 completion = engines.complete(arm, ids, params_of(arm, params))
                 finished.append((TimedRequest(unit, prompt, arm, repetition, order), completion))
-        # After the last measured run: running an answer's code or the model would disturb the run that follows.
-        likelihood, results = TextLikelihood(self.model, ids), []
-        for timed_request, completion in finished:
+        # After the last timed run: running an answer's code or the model would disturb the run that follows.
+        likelihood, rows = TextLikelihood(self.model, ids), []
+        for request, completion in finished:
             text = self._text(prompt.suite, completion)
-            row = request_row(timed_request, len(ids), completion, text, reference, likelihood(completion.tokens))
-            results.append((row, step_rows(row, completion)))
-        return results
+            row = request_row(request, len(ids), completion, text, reference, likelihood(completion.tokens))
+            rows.append((row, step_rows(row, completion)))
+        return rows
 
-    def _ready(
-        self,
-        suite: str,
-        arms: Sequence[str],
-        tools: Toolbox,
-        ids: list[int],
-        reference: Reference,
-        params: SamplingParams,
-        seed: str,
+    def _prepare_engines(
+        self, context: UnitContext, prompt: Prompt, ids: list[int], params: SamplingParams, reference: Reference
     ) -> ArmEngines:
-        """The suite's engines with their policies for the prompt, warmed up by what will be timed."""
+        """The suite's engines with the policies for a prompt, warmed up with what will be timed."""
         foresight = None
-        if any(map(needs_foresight, arms)):
+        if any(map(needs_foresight, context.arms)):
             assert reference.trace is not None
-            whole = params.model_copy(update={"max_tokens": len(reference.tokens)})
-            dynamic_run = complete(make_engine("entmtp-dynamic", tools), ids, whole)
-            foresight = Foresight(reference.trace, dynamic_run, seed)
-        engines = self._engines_of(suite, arms, tools, len(ids) + params.max_tokens)
-        engines.begin(foresight)
+            whole_text = params.model_copy(update={"max_tokens": len(reference.tokens)})
+            dynamic_run = complete(make_engine("entmtp-dynamic", context.tools), ids, whole_text)
+            foresight = Foresight(reference.trace, dynamic_run, context.seed_of(prompt))
+        engines = self._engines_of(context, len(ids) + params.max_tokens)
+        engines.set_policies(foresight)
         began = time.perf_counter()
-        few = params.model_copy(update={"max_tokens": min(8, len(reference.tokens))})
-        for arm in arms:
+        few_tokens = params.model_copy(update={"max_tokens": min(8, len(reference.tokens))})
+        for arm in context.arms:
             if engines.captures_steps(arm):
                 engines.warm_up(arm, ids, params_of(arm, params))
-            elif (suite, arm) not in self._warm:
-                engines.complete(arm, ids, params_of(arm, few))
-                self._warm.add((suite, arm))
+            elif (context.suite, arm) not in self._warm:
+                engines.complete(arm, ids, params_of(arm, few_tokens))
+                self._warm.add((context.suite, arm))
         self._warm_up_seconds += time.perf_counter() - began
         return engines
 
-    def _engines_of(self, suite: str, arms: Sequence[str], tools: Toolbox, tokens: int) -> ArmEngines:
+    def _engines_of(self, context: UnitContext, tokens: int) -> ArmEngines:
+        """Engines for texts of ``tokens`` tokens; those of the last prompt where they fit."""
         tokens = min(tokens, self.backbone.max_context)
-        if self._engines is None or not self._engines.fits(suite, arms, tokens):
+        if self._engines is None or not self._engines.fits(context.suite, context.arms, tokens):
             self._release_engines()
-            self._engines = ArmEngines(suite, arms, tools, tokens)
+            self._engines = ArmEngines(context.suite, context.arms, context.tools, tokens)
         return self._engines
 
     def _release_engines(self) -> None:
-        """Frees their memory, before that of others is taken."""
+        """Free the engines' memory before other engines take theirs."""
         self._engines = None
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _reference(self, ids: list[int], params: SamplingParams, tools: Toolbox) -> Reference:
+        """The model's own text for a prompt, with its rank trace."""
         drawn = params.temperature > 0
         if drawn:
             plain = params_of("autoregressive", params)
@@ -267,20 +275,21 @@ class Worker:
             self.backbone, self.heads.get(heads_of(methods.BANK_ORACLE, self.heads)), ids, tokens, drawn
         )
 
-    def _text(self, suite: str, done: Completion) -> str:
-        # An engine leaves it empty that has no stop texts to look for.
+    def _text(self, suite: str, completion: Completion) -> str:
+        """Text of a completion."""
+        # Only an engine that looks for stop texts makes the text itself.
         if get_suite(suite).protocol.stop:
-            return done.text
-        return str(self.tokenizer.decode(done.tokens, skip_special_tokens=True))
+            return completion.text
+        return str(self.tokenizer.decode(completion.tokens, skip_special_tokens=True))
 
 
 def text_params(prompt: Prompt, settings: BenchmarkSettings) -> SamplingParams:
-    """How the text behind a prompt is written, by every arm and in every repetition: the seed is the prompt's own."""
+    """Sampling parameters of a prompt, the same for every arm and repetition. The seed is the prompt's own."""
     protocol = get_suite(prompt.suite).protocol
     return SamplingParams(
         max_tokens=protocol.token_budget(settings.max_new_tokens),
         temperature=settings.temperature,
         acceptance=settings.acceptance,
         stop=list(protocol.stop),
-        seed=random.Random(f"{settings.seed}-{prompt.id}").getrandbits(63),
+        seed=random.Random(f"{settings.seed}-{prompt.id}").getrandbits(63),  # as UnitContext.seed_of
     )

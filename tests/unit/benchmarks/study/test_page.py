@@ -102,10 +102,10 @@ def test_the_page_has_its_sections_in_order(page: Path) -> None:
         "## What was run",
         "## Speed",
         "## Quality",
-        "## The paper's claims, and what was found",
+        "## The paper's claims, and the results",
         "## At temperature 0.7",
         "## Figures",
-        "## Beside the benchmark",
+        "## Other benchmarks",
     ]
     below = heads.index("## At temperature 0.7")
     assert [head[:6] for head in heads[below - 8 : below]] == [f"### {number}." for number in range(1, 9)]

@@ -47,7 +47,7 @@ def test_the_report_draws_them_beside_what_was_measured(points: list[ParetoPoint
     requests, steps = make_rows(suites=("gsm8k", "litbench"), prompts=3, repetitions=1)
     tables = as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA)
     page = write_report(tmp_path, *tables, {}, points).read_text(encoding="utf-8")
-    assert "Fastest static trees, as foretold" in page
+    assert "Fastest static trees, as predicted" in page
     assert pq.read_table(tmp_path / "tables" / "pareto.parquet").num_rows == len(points)
     held = json.loads((tmp_path / "summary.json").read_text())
     files = [figure["file"] for figure in held["figures"]]

@@ -104,7 +104,7 @@ def grow(results: Path) -> None:
         (write_summary("[]"), "not a report's summary"),
         (write_summary("{}"), "not a report's summary"),
         (write_summary("[" * 200_000), "not a report's summary"),
-        (write_summary('{"facts": []}'), "holds no facts"),
+        (write_summary('{"facts": []}'), "has no facts"),
         (grow, "more than 64 MiB"),
     ],
 )

@@ -210,11 +210,11 @@ def test_where_no_prompt_was_done_there_is_no_report(saved: Saved, tmp_path: Pat
 def test_parts_of_other_settings_are_told_and_not_mixed(saved: Saved, tmp_path: Path) -> None:
     before = plan_of(saved, tmp_path)
     save_unit(before, settled(before.units[0]))
-    assert before.others() == ""
+    assert before.foreign_parts_note() == ""
     now = plan_of(saved, tmp_path, overrides={"prompts": 2, "max_new_tokens": 9, "repetitions": None})
     assert now.waiting == now.units
-    assert "1 parts in" in now.others()
-    assert "max_new_tokens is 24 there and 9 here" in now.others()
+    assert "1 parts in" in now.foreign_parts_note()
+    assert "max_new_tokens is 24 there and 9 here" in now.foreign_parts_note()
 
 
 def test_times_of_other_hardware_are_refused(saved: Saved, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_the_end_says_what_was_captured_while_timed_and_what_heads_were_trained_
         requests, steps = make_rows(arms=["hydra"], suites=[unit.suite], prompts=1, repetitions=1, new_tokens=8)
         rows = [replace(row, captures=2 * number, unsettled_steps=3 * number) for row in requests]
         measured = {"peak_memory_mib": 1.0, "peak_device_memory_mib": 8.0 + number, "warm_up_seconds": 2.0}
-        save_unit(plan, SettledUnit(unit, *tables_of(rows, steps), measured=measured))
+        save_unit(plan, SettledUnit(unit, *tables_of(rows, steps), metadata=measured))
     console = told()
     for line in describe(plan):
         console.print(line)
@@ -361,7 +361,7 @@ def test_answers_are_written_for_judges(saved: Saved, tmp_path: Path, banks: Pat
         its_steps = [replace(step, suite=unit.suite, prompt_id=prompt.id) for step in steps]
         histories = {prompt.id: [("user", "Hm."), ("assistant", "Yes?")]}
         measured = {"peak_memory_mib": 1.0, "histories": histories}
-        save_unit(plan, SettledUnit(unit, *tables_of(rows, its_steps), measured=measured))
+        save_unit(plan, SettledUnit(unit, *tables_of(rows, its_steps), metadata=measured))
     finish(plan, QUIET)
     lines = (tmp_path / "report" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     answers = {line["prompt_id"]: line for line in map(json.loads, lines)}

@@ -83,8 +83,8 @@ def test_a_lost_unit_is_cut_into_prompts_that_keep_their_places() -> None:
     assert ends[:2] == [None, None]
     assert ends[2] is not None
     assert prompts_of(ends[2]) == ["a/0", "a/1", "a/2"]
-    assert ends[2].measured["peak_memory_mib"] == 2
-    assert list(ends[2].measured["histories"]) == ["a/0", "a/1", "a/2"], "of all its parts"
+    assert ends[2].metadata["peak_memory_mib"] == 2
+    assert list(ends[2].metadata["histories"]) == ["a/0", "a/1", "a/2"], "of all its parts"
 
 
 @pytest.mark.parametrize("deadly", [True, False])

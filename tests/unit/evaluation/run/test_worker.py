@@ -80,7 +80,7 @@ def test_every_arm_runs_every_prompt_as_often_as_asked(outcomes: list[UnitOutcom
     for outcome in outcomes:
         assert Counter(row.arm for row in requests_of(outcome)) == dict.fromkeys(lossless_arms(), SETTINGS.repetitions)
         assert len({row.prompt_id for row in requests_of(outcome)}) == 1
-        measured = outcome.measured
+        measured = outcome.metadata
         assert measured["peak_memory_mib"] > 10
         assert measured["hardware"] == hardware_name(torch.device("cpu"))
         assert {kind: StepCost.model_validate(cost) for kind, cost in measured["costs"].items()}.keys() == set(KINDS)
@@ -114,7 +114,7 @@ def test_steps_are_timed_only_with_heads_by_whose_cost_an_arm_chooses(config: Wo
     ):
         outcome = worker.run(units[0], arms, short)
         assert not outcome.failures
-        assert outcome.measured["costs"].keys() == kinds
+        assert outcome.metadata["costs"].keys() == kinds
 
 
 def test_every_arm_runs_once_for_warming_up_before_its_first_measured_run(
@@ -258,11 +258,11 @@ def test_a_prompt_that_fails_leaves_no_row_and_stops_no_other(worker: Worker, un
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "place"),
+    ("ours", "theirs", "index"),
     [([1, 2], [1, 2], -1), ([1, 2], [1, 3], 1), ([1], [1, 2], 1), ([1, 2], [1], 1), ([], [], -1), ([5], [6], 0)],
 )
-def test_the_first_difference(ours: list[int], theirs: list[int], config: int) -> None:
-    assert first_difference(ours, theirs) == config
+def test_the_first_difference(ours: list[int], theirs: list[int], index: int) -> None:
+    assert first_difference(ours, theirs) == index
 
 
 def test_margins_are_the_models_top_two(worker: Worker) -> None:
@@ -325,7 +325,7 @@ def test_earlier_turns_are_answered_by_the_model_itself(worker: Worker) -> None:
     ids = encode_chat(worker.tokenizer, "Three.", given[:2])
     answer = worker.tokenizer.decode(greedy(worker.model, ids, SETTINGS.max_new_tokens), skip_special_tokens=True)
     history = [*given, ("assistant", str(answer).strip())]
-    assert outcome.measured["histories"] == {"custom/0": history}
+    assert outcome.metadata["histories"] == {"custom/0": history}
     whole = encode_chat(worker.tokenizer, "Four.", history)
     for row in requests_of(outcome):
         assert row.prompt_tokens == len(whole)
