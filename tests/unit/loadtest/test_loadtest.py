@@ -19,7 +19,7 @@ from entmtp.loadtest.turns import alternate_endpoints, sweep, texts_by_request
 from tests.helpers.chat_service import Crowd, service
 
 
-def asked(
+def outcomes_of(
     *prompts: str, users: int | None = 1, rate: float = 0.0, together: int = 1
 ) -> tuple[list[RequestOutcome], Crowd]:
     async def scene() -> tuple[list[RequestOutcome], Crowd]:
@@ -34,7 +34,7 @@ def asked(
 
 
 def test_a_request_is_taken_apart() -> None:
-    ((outcome,), _) = asked("one")
+    ((outcome,), _) = outcomes_of("one")
     assert outcome.error is None
     assert outcome.text == "one two three"
     assert (outcome.tokens, outcome.tau, len(outcome.chunks)) == (3, 1.5, 2)
@@ -44,7 +44,7 @@ def test_a_request_is_taken_apart() -> None:
 
 
 def test_errors_have_kinds() -> None:
-    outcomes, _ = asked("full", "fail", "odd", "cut", "good", users=2)
+    outcomes, _ = outcomes_of("full", "fail", "odd", "cut", "good", users=2)
     kinds = ["HTTP 429", "stream: unavailable_error", "stream: error", "stream cut", None]
     assert [one.error for one in outcomes] == kinds
 
@@ -56,13 +56,13 @@ def test_nobody_there_is_an_error_too() -> None:
 
 
 def test_a_closed_loop_has_as_many_requests_as_users() -> None:
-    outcomes, crowd = asked(*["meet"] * 6, users=3, together=3)
+    outcomes, crowd = outcomes_of(*["meet"] * 6, users=3, together=3)
     assert [one.error for one in outcomes] == [None] * 6
     assert crowd.most == 3
 
 
 def test_an_open_loop_does_not_wait_for_answers() -> None:
-    outcomes, crowd = asked(*["meet"] * 10, users=None, rate=500.0, together=10)
+    outcomes, crowd = outcomes_of(*["meet"] * 10, users=None, rate=500.0, together=10)
     assert [one.error for one in outcomes] == [None] * 10
     assert crowd.most == 10
 

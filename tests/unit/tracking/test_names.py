@@ -61,9 +61,14 @@ sys.meta_path.insert(0, Watch)
 )
 @pytest.mark.parametrize(("given", "seen"), [({}, "true WARNING"), ({"MLFLOW_LOGGING_LEVEL": "INFO"}, "true INFO")])
 def test_mlflow_is_quiet_before_it_is_imported(call: str, given: dict[str, str], seen: str) -> None:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     done = subprocess.run(
-        [sys.executable, "-c", SEEN + call], cwd=ROOT, env=kept | given, capture_output=True, text=True, check=True
+        [sys.executable, "-c", SEEN + call],
+        cwd=ROOT,
+        env=environment | given,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == f"{seen}\n"
 

@@ -19,7 +19,7 @@ from entmtp.errors import EntMTPError
 TABLE = Table(title="times", columns=["nodes", "ms"], rows=[[0, 1.5], [63, "2 | 3"]])
 
 
-def kept(name: str = "step", machine: str = "a CPU", **changes: str) -> Record:
+def sample_record(name: str = "step", machine: str = "a CPU", **changes: str) -> Record:
     fields = make_record(name, f"title of {name}", machine, [TABLE], ["It is so.", "It is good."]).model_dump()
     fixed = {"date": "2026-01-01T00:00:00+00:00", "commit": "abc", "command": "python -m benchmarks.step"}
     return Record.model_validate(fields | fixed | changes)
@@ -34,8 +34,8 @@ def test_it_says_where_it_comes_from() -> None:
 
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "new" / "step.json"
-    write_record(path, kept())
-    assert read_record(path) == kept()
+    write_record(path, sample_record())
+    assert read_record(path) == sample_record()
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -44,17 +44,17 @@ def test_rows_have_a_cell_for_each_column() -> None:
         Table(title="times", columns=["nodes", "ms"], rows=[[0, 1.5], [63]])
 
 
-def test_a_file_that_is_no_record_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_no_record_is_reported_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "step.json"
     with pytest.raises(EntMTPError, match=r"step\.json can't be read"):
         read_record(path)
-    path.write_text(json.dumps(kept().model_dump() | {"tables": []}))
+    path.write_text(json.dumps(sample_record().model_dump() | {"tables": []}))
     with pytest.raises(EntMTPError, match=r"step\.json: tables: List should have at least 1 item"):
         read_record(path)
 
 
 def test_each_machine_has_its_section_with_command_and_date() -> None:
-    page = performance.render([kept("b", "Z"), kept("a", "A"), kept("c", "Z")], "2026-01-02")
+    page = performance.render([sample_record("b", "Z"), sample_record("a", "A"), sample_record("c", "Z")], "2026-01-02")
     heads = [line for line in page.splitlines() if line.startswith("##")]
     assert heads == ["## A", "### title of a", "## Z", "### title of b", "### title of c"]
     assert page.count("python -m benchmarks.step\n") == page.count("2026-01-01T00:00:00+00:00, commit abc,") == 3
@@ -63,7 +63,7 @@ def test_each_machine_has_its_section_with_command_and_date() -> None:
 
 
 def test_a_section_says_what_its_code_was_and_how_old_it_is() -> None:
-    page = performance.render([kept("step", commit="abc+")], "2026-01-02")
+    page = performance.render([sample_record("step", commit="abc+")], "2026-01-02")
     assert ", commit abc with uncommitted changes, python" in page
     assert "told as of 2026-01-02." in " ".join(page.split())
     assert page.count(f"\n{SINCE}unknown, as its commit is not in this history.\n") == 1

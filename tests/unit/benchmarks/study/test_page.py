@@ -74,10 +74,10 @@ def page(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return publish(report, folder, sampled_runs(None, None), "2026-01-02")
 
 
-def test_no_path_of_the_machine_is_told(page: Path) -> None:
-    told = page.read_text()
-    assert ".../cache/models/tiny" in told
-    assert "somebody" not in told
+def test_no_path_of_the_machine_is_printed(page: Path) -> None:
+    text = page.read_text()
+    assert ".../cache/models/tiny" in text
+    assert "somebody" not in text
 
 
 def found(summary: Summary) -> list[str]:
@@ -87,9 +87,9 @@ def found(summary: Summary) -> list[str]:
 def test_a_report_is_read_back_as_it_was(report: Path) -> None:
     requests, steps = make_rows(prompts=4, repetitions=1)
     summary = summarise(as_table(timed(requests), REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA))
-    held = read_study(report)
-    assert held.provenance == FACTS
-    assert {name: table.to_pylist() for name, table in tables(held.summary).items()} == {
+    study = read_study(report)
+    assert study.provenance == FACTS
+    assert {name: table.to_pylist() for name, table in tables(study.summary).items()} == {
         name: table.to_pylist() for name, table in tables(summary).items()
     }
 
@@ -139,7 +139,7 @@ def test_the_quality_table_has_a_row_for_each_suite_and_arm(page: Path) -> None:
     assert shown[6:] == ["+0.000", "[0.000, 0.000]", "4 of 4 |"]
 
 
-def test_a_temperature_that_was_not_run_is_told_with_its_command(page: Path) -> None:
+def test_a_temperature_that_was_not_run_is_printed_with_its_command(page: Path) -> None:
     section = page.read_text(encoding="utf-8").split("## At temperature 0.7")[1].split("## Figures")[0]
     for command in ("study-lossless", "study-typical"):
         line = f"python jobs/local.py jobs/benchmark.py --profile {command} --results results/{command}"
@@ -148,7 +148,9 @@ def test_a_temperature_that_was_not_run_is_told_with_its_command(page: Path) -> 
     assert "tokens/s" not in section
 
 
-def test_a_temperatures_run_is_told_with_speed_likelihood_and_the_papers_numbers(report: Path, tmp_path: Path) -> None:
+def test_a_temperatures_run_is_reported_with_speed_likelihood_and_the_papers_numbers(
+    report: Path, tmp_path: Path
+) -> None:
     requests, steps = make_rows(arms=("autoregressive", "medusa", "hydra", "entmtp"), prompts=4)
     likelier = [
         replace(row, log_likelihood=row.log_likelihood + 0.2, identical=False) if row.arm == "hydra" else row
@@ -174,7 +176,7 @@ def test_a_temperatures_run_is_told_with_speed_likelihood_and_the_papers_numbers
     assert "| +0.200 | [0.200, 0.200] | 0 of 12 |" in row
 
 
-def test_every_figure_lies_beside_the_page(page: Path, report: Path) -> None:
+def test_every_figure_is_next_to_the_page(page: Path, report: Path) -> None:
     linked = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
     assert {Path(link).name for link in linked} == {path.name for path in report.glob("*.png")}
     assert all((page.parent / link).is_file() for link in linked)
@@ -235,13 +237,13 @@ def test_the_papers_policy_has_a_sentence_of_its_own_suite_by_suite(report: Path
         else row
         for row in summary.speedups
     ]
-    told = found(replace(summary, speedups=rows))[2]
-    assert "0.98 to 1.00 of the speed of hydra-best" in told
-    assert "humaneval 0.98x [0.95, 0.97] (slower)" in told
+    sentence = found(replace(summary, speedups=rows))[2]
+    assert "0.98 to 1.00 of the speed of hydra-best" in sentence
+    assert "humaneval 0.98x [0.95, 0.97] (slower)" in sentence
     few = [replace(row, ratio=replace(row.ratio, low=None, high=None)) for row in rows]
-    told = found(replace(summary, speedups=few))[2]
-    assert "no claim against hydra-best" in told
-    assert not re.search(r"\d\.\d\dx", told)
+    sentence = found(replace(summary, speedups=few))[2]
+    assert "no claim against hydra-best" in sentence
+    assert not re.search(r"\d\.\d\dx", sentence)
 
 
 def test_published_trees_that_cost_little_are_a_fair_comparison(report: Path) -> None:
@@ -255,16 +257,16 @@ def test_published_trees_that_cost_little_are_a_fair_comparison(report: Path) ->
 def test_what_is_missing_is_named_with_its_remedy(report: Path, tmp_path: Path) -> None:
     with pytest.raises(EntMTPError, match=r"summary\.json can't be read .*make it with 'make study'"):
         publish(tmp_path, tmp_path / "study", [], "2026-01-02")
-    held = json.loads((report / "summary.json").read_text(encoding="utf-8"))
+    content = json.loads((report / "summary.json").read_text(encoding="utf-8"))
     path = tmp_path / "summary.json"
-    lacking = {"tables": {name: rows for name, rows in held["tables"].items() if name != "speedups"}}
-    path.write_text(json.dumps(held | lacking))
+    lacking = {"tables": {name: rows for name, rows in content["tables"].items() if name != "speedups"}}
+    path.write_text(json.dumps(content | lacking))
     with pytest.raises(EntMTPError, match=r"summary\.json has no 'speedups'; make it with 'make study'"):
         publish(tmp_path, tmp_path / "study", [], "2026-01-02")
-    path.write_text(json.dumps(held | {"tables": held["tables"] | {"arms": [{"suite": "gsm8k"}]}}))
+    path.write_text(json.dumps(content | {"tables": content["tables"] | {"arms": [{"suite": "gsm8k"}]}}))
     with pytest.raises(EntMTPError, match="table 'arms' has no column 'source'"):
         publish(tmp_path, tmp_path / "study", [], "2026-01-02")
-    path.write_text(json.dumps(held))
+    path.write_text(json.dumps(content))
     with pytest.raises(EntMTPError, match=r"speedup\.png does not exist"):
         publish(tmp_path, tmp_path / "study", [], "2026-01-02")
     path.write_text("{")

@@ -43,17 +43,17 @@ def test_the_fastest_of_each_line(points: list[ParetoPoint]) -> None:
     assert best[0].tokens_per_second == max(point.tokens_per_second for point in points)
 
 
-def test_the_report_draws_them_beside_what_was_measured(points: list[ParetoPoint], tmp_path: Path) -> None:
+def test_the_report_draws_them_with_the_measured_arms(points: list[ParetoPoint], tmp_path: Path) -> None:
     requests, steps = make_rows(suites=("gsm8k", "litbench"), prompts=3, repetitions=1)
     tables = as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA)
     page = write_report(tmp_path, *tables, {}, points).read_text(encoding="utf-8")
     assert "Fastest static trees, as predicted" in page
     assert pq.read_table(tmp_path / "tables" / "pareto.parquet").num_rows == len(points)
-    held = json.loads((tmp_path / "summary.json").read_text())
-    files = [figure["file"] for figure in held["figures"]]
+    content = json.loads((tmp_path / "summary.json").read_text())
+    files = [figure["file"] for figure in content["figures"]]
     assert files[-2:] == ["pareto-tau.png", "pareto-speed.png"]
     assert {path.name for path in tmp_path.glob("*.png")} == set(files)
-    assert len(held["tables"]["pareto"]) == len(points)
+    assert len(content["tables"]["pareto"]) == len(points)
 
 
 def test_points_of_suites_that_did_not_run_are_not_drawn(points: list[ParetoPoint], tmp_path: Path) -> None:

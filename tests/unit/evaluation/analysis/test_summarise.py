@@ -116,7 +116,7 @@ def test_acceptance_counts_only_steps_that_reach_the_depth() -> None:
     ]
     found = summary_of(requests, steps)
     rates = {row.depth: (row.steps, row.rate, row.conditional) for row in found.depths}
-    # Joint: of all steps that reach the depth. Conditional: of those of them that kept the depth before.
+    # Rate: over all steps that reach the depth. Conditional: over those that accepted the depth before.
     assert rates == {1: (7, 5 / 7, 5 / 7), 2: (5, 1 / 5, 1 / 4), 3: (2, 0.0, None), 4: (1, 0.0, None)}
     assert tables(found)["acceptance"]["conditional"].to_pylist() == [5 / 7, 1 / 4, None, None]
     metrics = arm_metrics(found, found.arms[0])
@@ -131,7 +131,7 @@ def test_scores_are_averaged_over_scored_prompts() -> None:
     assert (row.score, row.scored) == (0.5, 2)
 
 
-def test_scores_are_told_by_name_with_their_count_and_who_differs() -> None:
+def test_scores_are_reported_by_name_with_their_count_and_who_differs() -> None:
     requests, steps = make_rows(arms=("autoregressive", "hydra"), suites=("humaneval", "litbench"), prompts=4)
     same = [replace(row, score=1.0 if row.suite == "humaneval" else None) for row in requests]
     summary = summary_of(same, steps)
@@ -141,8 +141,8 @@ def test_scores_are_told_by_name_with_their_count_and_who_differs() -> None:
     assert not {"pass_at_1", "exact_match", "score"} & set(rows["litbench", "hydra"])
 
     worse = [replace(row, score=0.5) if row.score and row.arm == "hydra" else row for row in same]
-    told = "humaneval pass@1 over 4 prompts: 1.000 with autoregressive; 0.500 with hydra"
-    assert told in conclusions(summary_of(worse, steps))
+    sentence = "humaneval pass@1 over 4 prompts: 1.000 with autoregressive; 0.500 with hydra"
+    assert sentence in conclusions(summary_of(worse, steps))
 
 
 def with_likelihoods(rows: list[RequestRow], of: dict[str, list[float]]) -> list[RequestRow]:
@@ -200,7 +200,7 @@ def test_suites_weigh_alike_in_the_likelihoods_difference() -> None:
     assert (found.suites, found.prompts) == (2, 7)
 
 
-def test_likelihoods_are_told_with_who_differs_and_by_how_much() -> None:
+def test_likelihoods_are_reported_with_who_differs_and_by_how_much() -> None:
     requests, steps = make_rows(arms=("autoregressive", "hydra", "medusa"), suites=("gsm8k",), prompts=4)
     begin = "log-likelihood of the texts against autoregressive's, nats per token: "
     rounded = [value + 1e-5 for value in PLAIN]
@@ -250,7 +250,7 @@ def test_sixteen_bits_are_a_caveat() -> None:
     assert not any(line.startswith("All ran in") for line in caveats(summary, {"dtype": "float32"}))
 
 
-def test_ties_are_told_from_real_differences() -> None:
+def test_ties_are_distinguished_from_real_differences() -> None:
     requests, steps = make_rows(arms=("autoregressive", "hydra"), suites=("gsm8k",), prompts=3, repetitions=1)
     margins = {"gsm8k-0": 1e-6, "gsm8k-1": 0.3}
     requests = [
@@ -351,7 +351,7 @@ def test_without_plain_decoding_no_arm_is_best() -> None:
     assert summary_of(*make_rows(arms=("entmtp",), suites=("gsm8k",), prompts=3)).best_adaptive is None
 
 
-def test_equal_arms_are_told_apart_in_one_of_twenty_runs_at_most() -> None:
+def test_equal_arms_are_distinguished_in_one_of_twenty_runs_at_most() -> None:
     """A thousand benchmarks of three arms that take the same time: four suites of six prompts, one comparison each."""
     rng = np.random.default_rng(3)
     requests, steps = make_rows(arms=("autoregressive", "hydra", "entmtp"), prompts=6, repetitions=1)
@@ -359,10 +359,10 @@ def test_equal_arms_are_told_apart_in_one_of_twenty_runs_at_most() -> None:
     wrong = claims = 0
     for _ in range(1000):
         drawn = [replace(row, seconds=float(np.exp(0.2 * rng.gamma(4)))) for row in requests]
-        told = [line for line in conclusions(summary_of(drawn, steps)) if " is " in line and "suites," in line]
-        assert len(told) == 3
-        claims += len(told)
-        wrong += sum("is level with" not in line for line in told)
+        claimed = [line for line in conclusions(summary_of(drawn, steps)) if " is " in line and "suites," in line]
+        assert len(claimed) == 3
+        claims += len(claimed)
+        wrong += sum("is level with" not in line for line in claimed)
     assert wrong / claims <= 0.05
     assert wrong  # or intervals would be wider than they must be
 
@@ -373,8 +373,8 @@ def test_the_best_of_several_is_judged_among_all_that_it_was_chosen_from() -> No
     assert comparisons(one) > len([line for line in conclusions(one) if "suites," in line])
     fewer = [row for row in requests if not row.arm.startswith("entmtp-")]
     assert comparisons(summary_of(fewer, steps)) < comparisons(one)
-    told = f"{comparisons(one)} comparisons were possible"
-    assert any(told in line for line in conclusions(one))
+    sentence = f"{comparisons(one)} comparisons were possible"
+    assert any(sentence in line for line in conclusions(one))
 
 
 def test_too_few_prompts_give_no_claim() -> None:

@@ -41,7 +41,7 @@ def test_shares_count_each_step_of_the_first_repetition_once() -> None:
     assert [counts[size] for size in SIZES] == [1, 1, 1, 2, 1 + others, 1, 1, 2]
 
 
-def test_common_shapes_are_told_apart_and_rare_ones_of_a_size_together() -> None:
+def test_common_shapes_have_rows_and_rare_ones_of_a_size_share_one() -> None:
     requests, steps = make_rows(arms=("entmtp",), suites=("gsm8k",), prompts=40, repetitions=1)
     rare = [named(7, 3, 3), named(6, 2, 4), named(8, 2, 5)]
     trees = [*rare, *[named(8, 4, 2)] * (len(steps) // 2)]

@@ -54,7 +54,7 @@ def test_runs_are_paired_by_prompt() -> None:
     assert {row.score for row in comparison.arms if row.suite == "litbench"} == {None}
 
 
-def test_a_run_beside_itself_is_level() -> None:
+def test_a_run_against_itself_is_level() -> None:
     row = ratio_of(compare([run("a"), run("b")]), ALL_SUITES, "entmtp")
     assert (row.ratio.value, row.verdict) == (1.0, "level")
 
@@ -66,7 +66,7 @@ def test_suites_are_averaged_geometrically() -> None:
     assert ratio_of(comparison, ALL_SUITES, "hydra").ratio.value == pytest.approx(1)
 
 
-def test_time_is_told_for_the_same_work() -> None:
+def test_time_is_reported_for_the_same_work() -> None:
     """A run that writes half the text in half the time is not faster."""
     half = lambda row: replace(row, new_tokens=row.new_tokens // 2, seconds=row.seconds / 2)  # noqa: E731
     row = ratio_of(compare([run("a"), run("b", half)]), "gsm8k", "hydra")
@@ -84,7 +84,7 @@ def test_texts_that_differ_are_counted_by_prompt() -> None:
     assert ratio_of(comparison, "gsm8k", "entmtp").differing == 0
 
 
-def test_what_not_all_have_is_told_and_left_out() -> None:
+def test_what_not_all_have_is_noted_and_left_out() -> None:
     absent = {("gsm8k-0", "entmtp"), ("gsm8k-0", "hydra"), ("gsm8k-0", "autoregressive")}
 
     def less(row: RequestRow) -> RequestRow | None:
@@ -99,23 +99,23 @@ def test_what_not_all_have_is_told_and_left_out() -> None:
     assert ratio_of(comparison, "gsm8k", "hydra", "c").ratio.value == 1
     assert not [row for row in comparison.ratios if (row.suite, row.arm, row.run) == ("litbench", "hydra", "b")]
     assert ratio_of(comparison, "litbench", "hydra", "c").prompts == 6
-    told = " ".join(comparison.notes)
-    assert "a has it and b has not: hydra on litbench." in told
-    assert "gsm8k: prompts that not all runs have are left out, 1 of a and 1 of c; 5 are compared." in told
-    assert "litbench: prompts that not all" not in told
+    notes = " ".join(comparison.notes)
+    assert "a has it and b has not: hydra on litbench." in notes
+    assert "gsm8k: prompts that not all runs have are left out, 1 of a and 1 of c; 5 are compared." in notes
+    assert "litbench: prompts that not all" not in notes
 
 
-def test_differences_and_notes_are_told() -> None:
+def test_differences_and_notes_are_reported() -> None:
     one = FACTS | {"settings.repetitions": "1", "prompts.gsm8k": "abc", "prompts.litbench": "x", "model": "m"}
     other = FACTS | {"hardware": "two", "prompts.gsm8k": "def", "prompts.litbench": "x", "model": "m"}
     comparison = compare([run("a", provenance=one), run("b", provenance=other)])
     expected = {"settings.repetitions": ["1", "3"], "hardware": ["one", "two"], "prompts.gsm8k": ["abc", "def"]}
     assert comparison.differences == expected
-    told = " ".join(comparison.notes)
-    assert "not paired in time" in told
-    assert "single repetition" in told
-    assert "litbench: prompts are this project's own small sample" in told
-    assert "gsm8k: not all runs have the same prompts" in told
+    notes = " ".join(comparison.notes)
+    assert "not paired in time" in notes
+    assert "single repetition" in notes
+    assert "litbench: prompts are this project's own small sample" in notes
+    assert "gsm8k: not all runs have the same prompts" in notes
     calm = " ".join(compare([run("a"), run("b")]).notes)
     assert "single repetition" not in calm
     assert "same prompts" not in calm

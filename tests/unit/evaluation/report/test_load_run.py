@@ -27,7 +27,7 @@ ARMS = ("autoregressive", "entmtp")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A results folder, and beside it one of a machine that needs a tenth more time."""
+    """Two results folders; the second is of a machine that needs a tenth more time."""
     folder = tmp_path_factory.mktemp("runs")
     requests, steps = make_rows(arms=ARMS, suites=("gsm8k",), prompts=4, repetitions=2)
     tables = as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA)
@@ -108,7 +108,7 @@ def grow(results: Path) -> None:
         (grow, "more than 64 MiB"),
     ],
 )
-def test_a_damaged_run_is_told_in_a_line(
+def test_a_damaged_run_is_reported_in_a_line(
     finished: Path, tmp_path: Path, damage: Callable[[Path], object], reason: str
 ) -> None:
     shutil.copytree(finished / "fast", tmp_path / "run")
@@ -131,38 +131,38 @@ def nothing_in(table: pa.Table, column: str) -> pa.Table:
 
 
 @pytest.mark.parametrize("given", ["nowhere", "a=nowhere", "=nowhere", "a="])
-def test_what_is_no_run_is_told_in_a_line(finished: Path, given: str) -> None:
+def test_what_is_no_run_is_reported_in_a_line(finished: Path, given: str) -> None:
     with pytest.raises(EntMTPError, match=r"^run: "):
         open_run(given, None)
     assert compare(finished / "fast", given)[0] == 2
 
 
 def test_the_job_prints_and_writes_the_comparison(finished: Path, tmp_path: Path) -> None:
-    code, said = compare(f"fast={finished / 'fast'}", f"slow={finished / 'slow'}", "--output", tmp_path / "told")
+    code, said = compare(f"fast={finished / 'fast'}", f"slow={finished / 'slow'}", "--output", tmp_path / "comparison")
     assert code == 0
     assert "0.91 [0.91, 0.91]" in said
     assert "not paired in time" in said
-    page = (tmp_path / "told" / "comparison.md").read_text(encoding="utf-8")
+    page = (tmp_path / "comparison" / "comparison.md").read_text(encoding="utf-8")
     lines = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
     assert len({len(line) for line in lines[: 2 + 2 * 2 + 2]}) == 1
     assert [line[1:3] for line in lines if line[0] == "| all suites"] == [[arm, "slow"] for arm in ARMS]
-    ratios = pa_csv.read_csv(tmp_path / "told" / "tables" / "ratios.csv").to_pylist()
+    ratios = pa_csv.read_csv(tmp_path / "comparison" / "tables" / "ratios.csv").to_pylist()
     assert {(row["suite"], row["arm"], row["run"], row["verdict"]) for row in ratios} == {
         (suite, arm, "slow", "slower") for suite in ("gsm8k", "all suites") for arm in ARMS
     }
-    assert {row["run"] for row in pq.read_table(tmp_path / "told" / "tables" / "arms.parquet").to_pylist()} == {
+    assert {row["run"] for row in pq.read_table(tmp_path / "comparison" / "tables" / "arms.parquet").to_pylist()} == {
         "fast",
         "slow",
     }
-    assert not list((tmp_path / "told").rglob("*.unfinished"))
+    assert not list((tmp_path / "comparison").rglob("*.unfinished"))
 
 
 def test_bars_in_facts_do_not_break_the_page(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "slow", tmp_path / "slow")
     summary = tmp_path / "slow" / "report" / "summary.json"
-    held = json.loads(summary.read_text())
-    held["facts"]["hardware"] = "three"
-    summary.write_text(json.dumps(held))
+    content = json.loads(summary.read_text())
+    content["facts"]["hardware"] = "three"
+    summary.write_text(json.dumps(content))
     compare(f"fast={finished / 'fast'}", f"slow={tmp_path / 'slow'}", "--output", tmp_path)
     page = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "| hardware | one \\| two | three |" in page

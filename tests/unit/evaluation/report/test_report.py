@@ -92,11 +92,11 @@ def test_page_holds_everything_and_refers_to_nothing(report: Path, page: Page) -
     assert not re.search(r"https?://|url\(|@import", report.read_text(encoding="utf-8"))
 
 
-def test_verdicts_come_first_then_figures_then_a_table_per_suite_and_all_else_is_folded(page: Page) -> None:
+def test_conclusions_come_first_then_figures_then_a_table_per_suite_and_all_else_is_folded(page: Page) -> None:
     seen = [element for element in page.elements if "details" not in element.within]
-    kept = ("h1", "img", "table", "details")
-    order = [element.tag for element in seen if element.tag in kept]
-    assert order == sorted(order, key=kept.index)
+    tags = ("h1", "img", "table", "details")
+    order = [element.tag for element in seen if element.tag in tags]
+    assert order == sorted(order, key=tags.index)
     assert (order.count("img"), order.count("table")) == (4, len(SUITES))
     lead = next(element for element in seen if element.attributes.get("class") == "lead")
     assert seen.index(lead) < next(at for at, element in enumerate(seen) if element.tag == "img")
@@ -121,7 +121,7 @@ def test_a_suite_has_one_row_per_arm_with_its_comparisons(page: Page) -> None:
     assert scored == ["identical", "exact match", "identical", "identical"]
 
 
-def test_comparisons_are_matrices_whose_cells_tell_verdicts_by_colour_mark_and_word(page: Page) -> None:
+def test_comparisons_are_matrices_whose_cells_show_verdicts_by_colour_mark_and_word(page: Page) -> None:
     matrices = [rows for rows in page.tables() if len(rows[0]) > 8 and rows[0][1].text == "autoregressive"]
     assert len(matrices) == 1 + len(SUITES)
     for head, *body in matrices:
@@ -172,7 +172,7 @@ def _contrast(one: str, other: str) -> float:
     return (lighter + 0.05) / (darker + 0.05)
 
 
-def test_facts_are_escaped_and_told(report: Path) -> None:
+def test_provenance_is_escaped_and_shown(report: Path) -> None:
     page = report.read_text(encoding="utf-8")
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert '<th scope="row">versions.torch</th><td>2.9</td>' in page
@@ -208,10 +208,10 @@ def test_summary_is_strict_json(report: Path) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
-    held = json.loads((report.parent / "summary.json").read_text(), parse_constant=refuse)
-    assert held["facts"]["nan"] is None
-    assert len(held["tables"]["arms"]) == len(ARMS) * len(SUITES)
-    assert any("hydra is slower than autoregressive" in sentence for sentence in held["verdicts"])
+    content = json.loads((report.parent / "summary.json").read_text(), parse_constant=refuse)
+    assert content["facts"]["nan"] is None
+    assert len(content["tables"]["arms"]) == len(ARMS) * len(SUITES)
+    assert any("hydra is slower than autoregressive" in sentence for sentence in content["verdicts"])
 
 
 def test_report_of_two_prompts_shows_no_speedup(tmp_path: Path) -> None:
@@ -260,8 +260,8 @@ def test_terminal_table_fits_and_cuts_nothing(width: int) -> None:
 
 def test_terminal_table_counts_differing_requests() -> None:
     requests, steps = make_tables(arms=("autoregressive", "hydra"), suites=("gsm8k",), prompts=3, repetitions=1)
-    place = requests.column_names.index("identical")
-    requests = requests.set_column(place, requests.schema.field("identical"), pa.array([True] * 5 + [False]))
+    column = requests.column_names.index("identical")
+    requests = requests.set_column(column, requests.schema.field("identical"), pa.array([True] * 5 + [False]))
     console = Console(file=io.StringIO(), width=80, color_system=None)
     print_table(console, summarise(requests, steps), {})
     assert isinstance(console.file, io.StringIO)

@@ -1,4 +1,4 @@
-"""Results in folders of several filesystems: files are whole or absent, and what can't be is told in one line."""
+"""Results in folders of several filesystems: files are whole or absent, and failures are reported in one line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -171,7 +171,7 @@ def test_an_address_that_cannot_be(address: str, said: str, tmp_path: Path) -> N
         open_store(address.format(folder=tmp_path))
 
 
-def test_a_folder_below_a_file_is_told_when_it_is_written(tmp_path: Path) -> None:
+def test_a_folder_below_a_file_is_reported_when_it_is_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EntMTPError, match=r"can't (write|reach)"):
         open_store(str(tmp_path / "file" / "run")).write("a", b"")

@@ -174,11 +174,11 @@ def test_engines_of_another_suite_take_the_memory_of_the_last_and_failures_clear
 ) -> None:
     requests_of(worker, units[0], ["hydra", "entmtp"])
     assert worker._engines is not None
-    held = [weakref.ref(engine._state_and_slots()[0].cache) for engine in worker._engines._engines.values()]
+    caches = [weakref.ref(engine._state_and_slots()[0].cache) for engine in worker._engines._engines.values()]
     gc.disable()  # no cycle keeps them until some later collection
     try:
         requests_of(worker, custom(QUESTION), ["hydra", "entmtp"])
-        assert [reference() for reference in held] == [None, None]
+        assert [reference() for reference in caches] == [None, None]
     finally:
         gc.enable()
     assert worker._engines.suite == "custom"

@@ -41,8 +41,8 @@ def test_the_first_prompt_gives_a_line_of_speeds_without_a_speedup() -> None:
 def test_speedups_come_with_their_intervals_from_three_prompts_on() -> None:
     *_, last = lines(settled("gsm8k", 3))
     assert last is not None
-    for told, arm in zip(last.split("; ")[1:], ("entmtp", "entmtp-dynamic"), strict=True):
-        assert re.fullmatch(rf"{arm} against autoregressive \d\.\d\dx \[\d\.\d\d, \d\.\d\d\]", told)
+    for speedup, arm in zip(last.split("; ")[1:], ("entmtp", "entmtp-dynamic"), strict=True):
+        assert re.fullmatch(rf"{arm} against autoregressive \d\.\d\dx \[\d\.\d\d, \d\.\d\d\]", speedup)
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_speedups_come_with_their_intervals_from_three_prompts_on() -> None:
     ],
 )
 def test_lines_are_few_and_the_last_prompt_has_one(prompts: int, size: int, due: list[int]) -> None:
-    told = [line.split(" of ")[0] for line in lines(settled("gsm8k", prompts, size)) if line is not None]
-    assert told == [f"gsm8k, {count}" for count in due]
+    shown = [line.split(" of ")[0] for line in lines(settled("gsm8k", prompts, size)) if line is not None]
+    assert shown == [f"gsm8k, {count}" for count in due]
 
 
 def test_suites_are_counted_apart() -> None:
     a, b = settled("gsm8k", 2), settled("litbench", 2)
-    told = lines([a[0], b[0], b[1], a[1]])
-    assert [(line or "").partition(" prompts")[0] for line in told] == [
+    shown = lines([a[0], b[0], b[1], a[1]])
+    assert [(line or "").partition(" prompts")[0] for line in shown] == [
         "gsm8k, 1 of 2",
         "litbench, 1 of 2",
         "litbench, 2 of 2",

@@ -1,4 +1,4 @@
-"""How likely a text is to the model, by one pass, against the model asked for one token after another."""
+"""The log-likelihood of a text by one forward pass equals that of one token after another."""
 
 from __future__ import annotations
 

@@ -161,9 +161,9 @@ def test_a_finished_plan_can_be_compared(saved: Saved, tmp_path: Path) -> None:
         finish(plan, QUIET)
     one, same, other = (open_run(str(tmp_path / folder), None) for folder in ("one", "same", "other"))
     assert one.requests.num_rows == 4
-    told = [f"prompts.{suite}" for suite in SUITES]
-    assert [one.provenance[name] for name in told] == [same.provenance[name] for name in told]
-    assert all(one.provenance[name] != other.provenance[name] for name in told)
+    names = [f"prompts.{suite}" for suite in SUITES]
+    assert [one.provenance[name] for name in names] == [same.provenance[name] for name in names]
+    assert all(one.provenance[name] != other.provenance[name] for name in names)
 
 
 def poisoned(unit: Unit) -> SettledUnit:
@@ -172,7 +172,7 @@ def poisoned(unit: Unit) -> SettledUnit:
     return SettledUnit(unit, set_aside=lost)
 
 
-def told() -> Console:
+def recording_console() -> Console:
     """A console that keeps what it prints."""
     return Console(file=StringIO(), width=200)
 
@@ -182,7 +182,7 @@ def text_of(console: Console) -> str:
     return console.file.getvalue()
 
 
-def test_prompts_that_were_set_aside_are_listed_and_tried_again_when_asked(saved: Saved, tmp_path: Path) -> None:
+def test_prompts_that_were_set_aside_are_listed_and_tried_again_on_request(saved: Saved, tmp_path: Path) -> None:
     plan = plan_of(saved, tmp_path)
     bad, *good = plan.units
     save_unit(plan, poisoned(bad))
@@ -190,7 +190,7 @@ def test_prompts_that_were_set_aside_are_listed_and_tried_again_when_asked(saved
         finish(plan, QUIET)
     for unit in good:
         save_unit(plan, settled(unit))
-    console = told()
+    console = recording_console()
     assert finish(plan, console) == 1
     line = f"{bad.suite} prompt {bad.prompts[0].id}, 3 tries: its worker ended"
     assert f"1 prompts failed in every try and are in no number: {line}." in text_of(console)
@@ -207,7 +207,7 @@ def test_where_no_prompt_was_done_there_is_no_report(saved: Saved, tmp_path: Pat
         finish(plan, QUIET)
 
 
-def test_parts_of_other_settings_are_told_and_not_mixed(saved: Saved, tmp_path: Path) -> None:
+def test_parts_of_other_settings_are_reported_and_not_mixed(saved: Saved, tmp_path: Path) -> None:
     before = plan_of(saved, tmp_path)
     save_unit(before, settled(before.units[0]))
     assert before.foreign_parts_note() == ""
@@ -258,7 +258,7 @@ def test_the_end_says_what_was_captured_while_timed_and_what_heads_were_trained_
         rows = [replace(row, captures=2 * number, unsettled_steps=3 * number) for row in requests]
         measured = {"peak_memory_mib": 1.0, "peak_device_memory_mib": 8.0 + number, "warm_up_seconds": 2.0}
         save_unit(plan, SettledUnit(unit, *tables_of(rows, steps), metadata=measured))
-    console = told()
+    console = recording_console()
     for line in describe(plan):
         console.print(line)
     finish(plan, console)
@@ -294,7 +294,7 @@ def test_the_forecast_counts_tokens_and_says_what_it_rests_on(saved: Saved, tmp_
 
 
 def test_a_plan_can_be_shown_without_running_anything(saved: Saved, tmp_path: Path) -> None:
-    console = told()
+    console = recording_console()
     plan = plan_of(saved, tmp_path / "run")
     show_plan(plan, LocalExecutor(ResourceRequest(device="cpu")), 1, 10.0, console)
     for said in ("gsm8k", "sharegpt", f"{len(quick_arms())} arms: ", "3 repetitions", "worker-hours", "rests on"):
@@ -309,7 +309,7 @@ def test_a_plan_can_be_shown_without_running_anything(saved: Saved, tmp_path: Pa
         (ResourceRequest(accelerator="H100"), "accelerator: H100 is for the workers of a cluster"),
     ],
 )
-def test_one_process_has_no_workers_to_place(requested: ResourceRequest, said: str) -> None:
+def test_one_process_has_no_workers(requested: ResourceRequest, said: str) -> None:
     with pytest.raises(EntMTPError, match=said):
         LocalExecutor(requested)
 
@@ -341,9 +341,9 @@ def test_a_suite_uses_the_mixed_bank_unless_there_is_one_of_its_name(saved: Save
         "custom": "mixed",
         "gsm8k-2-shot": "gsm8k",
     }
-    told = list(describe(plan))
-    assert told[0] == "custom: 9 prompts (file), up to 24 new tokens, tree banks of 'mixed'"
-    assert told[1].endswith("tree banks of 'gsm8k'")
+    lines = list(describe(plan))
+    assert lines[0] == "custom: 9 prompts (file), up to 24 new tokens, tree banks of 'mixed'"
+    assert lines[1].endswith("tree banks of 'gsm8k'")
 
     for kind in KINDS:
         shutil.copy(banks / f"mixed-{kind}.json", banks / f"custom-{kind}.json")
@@ -386,7 +386,7 @@ def test_a_quick_run_has_prompts_enough_and_tells_its_first_result_after_one(sav
     plan = plan_of(saved, tmp_path, overrides={"prompts": None, "max_new_tokens": None, "repetitions": None})
     assert plan.settings.prompts >= 2 * FEWEST_PROMPTS
     assert {len(unit.prompts) for unit in plan.units} == {1}
-    console = told()
+    console = recording_console()
     ran: list[str] = []
     run_units(plan, lambda waiting: fake(waiting, ran), console)
     suite = plan.units[0].suite
@@ -413,7 +413,7 @@ def test_studies_run_every_arm_that_can_at_each_temperature() -> None:
     assert list(arms[2]) == [arm for arm in lossless_arms() if not needs_foresight(arm)]
 
 
-def test_what_is_wrong_is_told_before_anything_runs(saved: Saved, tmp_path: Path) -> None:
+def test_errors_are_reported_before_anything_runs(saved: Saved, tmp_path: Path) -> None:
     validate(profile="full", suites=["gsm8k"], arms=["entmtp"], overrides={"prompts": None})
     with pytest.raises(EntMTPError, match="repetitions: 0 is not accepted"):
         validate(profile="full", suites=[], arms=[], overrides={"repetitions": 0})

@@ -55,7 +55,7 @@ def seen(heads: str, *prompts: Prompt) -> int:
         Prompt("1", "mt-bench", "Why?", {}, (("user", "Hm."), ("assistant", "Yes?"), ("user", "What is 2 + 2?"))),
         Prompt("1", "sharegpt-3-turns", "Why?", {}, (), key="What is 2 + 2?"),
     ],
-    ids=["text", "behind worked examples", "in a template", "follow-up", "earlier turn", "opening"],
+    ids=["text", "after worked examples", "in a template", "follow-up", "earlier turn", "opening"],
 )
 def test_a_question_is_found_wherever_it_stands(trained: Trained, prompt: Prompt) -> None:
     other = Prompt("2", prompt.suite, "Another one", {"prompt": "Another"}, (("assistant", "What is 2 + 2?"),))

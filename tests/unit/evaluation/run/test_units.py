@@ -86,7 +86,7 @@ def test_a_file_without_a_scored_prompt_is_used_all_the_same(files: dict[str, st
 
 
 @pytest.fixture(scope="module")
-def kept_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def data_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("data")
     save_data(folder)
     return {suite: str(folder / f"{suite}.jsonl") for suite in SUITES}
@@ -99,19 +99,19 @@ def kept_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     seed=st.integers(0, 3),
 )
 def test_each_drawn_prompt_is_in_one_unit_whose_key_is_its_own_and_stable(
-    kept_files: dict[str, str], suites: list[str], prompts: int, shard_prompts: int, seed: int
+    data_files: dict[str, str], suites: list[str], prompts: int, shard_prompts: int, seed: int
 ) -> None:
     chosen = SETTINGS.model_copy(update={"prompts": prompts, "shard_prompts": shard_prompts, "seed": seed})
-    made = units(kept_files, suites=suites, settings=chosen)
-    assert made == units(kept_files, suites=suites, settings=chosen)
+    made = units(data_files, suites=suites, settings=chosen)
+    assert made == units(data_files, suites=suites, settings=chosen)
     assert len(keys(made)) == len(made)
     for suite in suites:
-        scored = split(load_suite(suite, kept_files[suite]).prompts)[1]
+        scored = split(load_suite(suite, data_files[suite]).prompts)[1]
         own = [unit for unit in made if unit.suite == suite]
-        held = [prompt for unit in own for prompt in unit.prompts]
-        assert held == list(draw(scored, prompts, seed))
-        assert [unit.first for unit in own] == list(range(0, len(held), shard_prompts))
-    assert keys(made) == {key for suite in suites for key in keys(units(kept_files, suites=[suite], settings=chosen))}
+        drawn = [prompt for unit in own for prompt in unit.prompts]
+        assert drawn == list(draw(scored, prompts, seed))
+        assert [unit.first for unit in own] == list(range(0, len(drawn), shard_prompts))
+    assert keys(made) == {key for suite in suites for key in keys(units(data_files, suites=[suite], settings=chosen))}
 
 
 def test_a_suite_that_calibrated_nothing_is_scored_whole(files: dict[str, str]) -> None:

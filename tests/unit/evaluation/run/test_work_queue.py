@@ -69,7 +69,7 @@ def test_a_worker_that_has_a_suite_stays_with_it_as_long_as_there_are_units_of_i
     assert queue.next("a") is None
 
 
-def test_a_lost_unit_is_cut_into_prompts_that_keep_their_places() -> None:
+def test_a_lost_unit_is_cut_into_prompts_that_keep_their_indices() -> None:
     queue = WorkQueue([unit("a", 3, first=6)])
     whole = queue.next()
     assert whole is not None

@@ -76,7 +76,7 @@ def steps_of(outcome: UnitOutcome) -> list[StepRow]:
     return [StepRow(**row) for row in outcome.steps.to_pylist()]
 
 
-def test_every_arm_runs_every_prompt_as_often_as_asked(outcomes: list[UnitOutcome]) -> None:
+def test_every_arm_runs_every_prompt_as_often_as_requested(outcomes: list[UnitOutcome]) -> None:
     for outcome in outcomes:
         assert Counter(row.arm for row in requests_of(outcome)) == dict.fromkeys(lossless_arms(), SETTINGS.repetitions)
         assert len({row.prompt_id for row in requests_of(outcome)}) == 1
@@ -230,7 +230,7 @@ def test_repetitions_differ_in_nothing_but_time(outcomes: list[UnitOutcome]) -> 
             assert walks[0] == walks[1]
 
 
-def test_a_difference_is_told_with_its_place_and_margin(
+def test_a_difference_is_reported_with_its_index_and_margin(
     worker: Worker, units: list[Unit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true = worker._reference
