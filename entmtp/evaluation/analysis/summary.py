@@ -171,9 +171,9 @@ class EntropyCorrelation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeShare:
-    """Share (0 to 1) of an arm's steps on a suite whose tree has one shape, or one of the rare shapes of a size.
+    """Share (0 to 1) of an arm's steps on a suite by shape of their tree.
 
-    Rare shapes share a row: they have `nodes_from` to `nodes_to` nodes, the root not counted.
+    The rare shapes of a size share a row. They have `nodes_from` to `nodes_to` nodes, the root not counted.
     """
 
     suite: str

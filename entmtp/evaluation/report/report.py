@@ -53,8 +53,8 @@ def write_report(
 ) -> Path:
     """Write the report of benchmark rows into `folder` and return its page, `index.html`.
 
-    The folder also has `summary.json`, the figures as PNG, each table as CSV and as Parquet under `tables/`, and all
-    request rows (`REQUESTS`), so that another run can be compared with this one prompt by prompt.
+    The folder also has `summary.json`, the figures as PNG, and each table as CSV and as Parquet under `tables/`. All
+    request rows (`REQUESTS`) are in it too, so that another run can be compared with this one prompt by prompt.
 
     Args:
         requests, steps: rows, as `rows.read_parts` gives them.

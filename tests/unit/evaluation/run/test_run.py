@@ -1,4 +1,4 @@
-"""The plan, and what is done of it: everything around the workers."""
+"""The run of a plan: everything around the workers, from the waiting units to the report."""
 
 import json
 import shutil
@@ -13,19 +13,17 @@ import pytest
 from pyarrow import fs
 from rich.console import Console
 
-from entmtp import methods
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.report.load_run import open_run
 from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT
 from entmtp.evaluation.results.rows import finished_keys, read_metadata, read_parts, tables_of
-from entmtp.evaluation.results.storage import Store, open_store
-from entmtp.evaluation.run.arms import default_arms, lossless_arms, needs_foresight, quick_arms
+from entmtp.evaluation.results.storage import Store
+from entmtp.evaluation.run.arms import quick_arms
 from entmtp.evaluation.run.dry_run import estimate_duration, show_plan, tokens_of
 from entmtp.evaluation.run.finish import finish
 from entmtp.evaluation.run.local_executor import LocalExecutor
 from entmtp.evaluation.run.placement import ResourceRequest
 from entmtp.evaluation.run.plan import Plan, bank_task
-from entmtp.evaluation.run.planning import _usual_arms, make_plan, validate
 from entmtp.evaluation.run.run import describe, run_units, save_unit
 from entmtp.evaluation.run.units import Unit
 from entmtp.evaluation.run.work_queue import SetAside, SettledUnit
@@ -33,11 +31,10 @@ from entmtp.heads.checkpoint import KINDS
 from entmtp.heads.training_prompts import write_training_prompt_hashes
 from entmtp.intervals import FEWEST_PROMPTS
 from entmtp.prompt_hash import prompt_hash
-from entmtp.settings import PROFILES, STUDIES
 from entmtp.tracking.client import check_tracking, default_tracking_uri
-from tests.helpers.saved_project import SUITES, VOCAB, Saved, save_project, save_tiny_model
+from tests.helpers.benchmark_plans import plan_of
+from tests.helpers.saved_project import SUITES, Saved, save_project
 from tests.helpers.synthetic_rows import COST, make_rows
-from tests.helpers.tiny_models import random_heads
 
 QUIET = Console(quiet=True)
 
@@ -47,55 +44,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     project = save_project(tmp_path_factory.mktemp("project"))
     check_tracking(default_tracking_uri(project.folder), BENCHMARK_EXPERIMENT)
     return project
-
-
-def plan_of(saved: Saved, folder: Path, **changes: Any) -> Plan:
-    arguments: dict[str, Any] = {
-        "profile": "quick",
-        "suites": list(SUITES),
-        "arms": [],
-        "model": str(saved.model),
-        "heads": [f"{kind}={saved.heads(kind)}" for kind in KINDS],
-        "banks": saved.banks,
-        "data": [f"{suite}={saved.data(suite)}" for suite in SUITES],
-        "overrides": {"prompts": 2, "max_new_tokens": None, "repetitions": None},
-        "results": open_store(str(folder)),
-        "tracking_uri": default_tracking_uri(saved.folder),
-        "device": "cpu",
-        "threads": 1,
-    }
-    return make_plan(**(arguments | changes))
-
-
-def test_a_plan_says_everything_that_a_worker_needs(saved: Saved, tmp_path: Path) -> None:
-    plan = plan_of(saved, tmp_path)
-    assert plan.arms == list(quick_arms())
-    assert (plan.settings.prompts, plan.settings.repetitions) == (2, 3)
-    assert {unit.suite for unit in plan.units} == set(SUITES)
-    assert sum(len(unit.prompts) for unit in plan.units) == 4
-    assert set(plan.config.banks) == set(SUITES)
-    assert all(Path(path).is_file() for banks in plan.config.banks.values() for path in banks.values())
-    assert plan.waiting == plan.units
-
-
-def test_a_suite_named_twice_runs_once(saved: Saved, tmp_path: Path) -> None:
-    assert plan_of(saved, tmp_path, suites=["gsm8k", "gsm8k"]).units == plan_of(saved, tmp_path, suites=["gsm8k"]).units
-
-
-def test_other_heads_make_other_units(saved: Saved, tmp_path: Path) -> None:
-    before = {unit.key for unit in plan_of(saved, tmp_path).units}
-    backbone = save_tiny_model(tmp_path / "model")
-    random_heads("hydra", backbone, vocab_size=VOCAB, draft_vocab_size=64).save_pretrained(tmp_path / "hydra")
-    heads = [f"medusa={saved.heads('medusa')}", f"hydra={tmp_path / 'hydra'}"]
-    assert not before & {unit.key for unit in plan_of(saved, tmp_path, heads=heads).units}
-
-
-def test_another_type_makes_other_units(saved: Saved, tmp_path: Path) -> None:
-    whole, half = plan_of(saved, tmp_path), plan_of(saved, tmp_path, dtype="bfloat16")
-    assert half.config.dtype == "bfloat16"
-    assert not {unit.key for unit in whole.units} & {unit.key for unit in half.units}
-    with pytest.raises(EntMTPError, match="dtype 'int8': unknown; use float32, bfloat16 or float16"):
-        plan_of(saved, tmp_path, dtype="int8")
 
 
 def settled(unit: Unit, hardware: str = "test", **measured: Any) -> SettledUnit:
@@ -373,15 +321,6 @@ def test_answers_are_written_for_judges(saved: Saved, tmp_path: Path, banks: Pat
         assert line["reference"] == dict(unit.prompts[0].reference)
 
 
-def test_controls_and_variants_are_for_longer_profiles(saved: Saved, tmp_path: Path) -> None:
-    def arms(profile: str) -> list[str]:
-        return plan_of(saved, tmp_path, profile=profile).arms
-
-    assert {"autoregressive", "medusa", "hydra", "hydra-best", "entmtp", "entmtp-dynamic"} == set(arms("quick"))
-    assert arms("standard") == arms("full") == list(default_arms())
-    assert set(quick_arms()) < set(default_arms()) < set(lossless_arms())
-
-
 def test_a_quick_run_has_prompts_enough_and_tells_its_first_result_after_one(saved: Saved, tmp_path: Path) -> None:
     plan = plan_of(saved, tmp_path, overrides={"prompts": None, "max_new_tokens": None, "repetitions": None})
     assert plan.settings.prompts >= 2 * FEWEST_PROMPTS
@@ -392,33 +331,3 @@ def test_a_quick_run_has_prompts_enough_and_tells_its_first_result_after_one(sav
     suite = plan.units[0].suite
     first = f"{suite}, 1 of {sum(unit.suite == suite for unit in plan.units)} prompts, tokens/s: hydra "
     assert first in text_of(console)
-
-
-def test_profiles_that_draw_have_arms_that_can(saved: Saved, tmp_path: Path) -> None:
-    paper = plan_of(saved, tmp_path, profile="paper")
-    assert (paper.settings.acceptance, paper.settings.temperature) == ("typical", 0.7)
-    assert paper.arms == [arm for arm in default_arms() if not needs_foresight(arm)]
-    assert plan_of(saved, tmp_path, profile="paper-lossless").arms == [*default_arms(), *methods.lossy()]
-    with pytest.raises(EntMTPError, match="arm: 'random' follows the model's own text"):
-        validate(profile="paper", suites=[], arms=["random"], overrides={})
-
-
-def test_studies_run_every_arm_that_can_at_each_temperature() -> None:
-    greedy, lossless, typical = (PROFILES[name] for name in STUDIES)
-    assert [settings.temperature for settings in (greedy, lossless, typical)] == [0.0, 0.7, 0.7]
-    assert [settings.acceptance for settings in (greedy, lossless, typical)] == ["rejection", "rejection", "typical"]
-    arms = [_usual_arms(name, PROFILES[name]) for name in STUDIES]
-    assert list(arms[0]) == list(lossless_arms())
-    assert list(arms[1]) == [*lossless_arms(), *methods.lossy()]
-    assert list(arms[2]) == [arm for arm in lossless_arms() if not needs_foresight(arm)]
-
-
-def test_errors_are_reported_before_anything_runs(saved: Saved, tmp_path: Path) -> None:
-    validate(profile="full", suites=["gsm8k"], arms=["entmtp"], overrides={"prompts": None})
-    with pytest.raises(EntMTPError, match="repetitions: 0 is not accepted"):
-        validate(profile="full", suites=[], arms=[], overrides={"repetitions": 0})
-    with pytest.raises(EntMTPError, match=r"no such folder|not found"):
-        plan_of(saved, tmp_path, model=str(tmp_path / "nowhere"))
-    with pytest.raises(EntMTPError, match="does not exist; make one with 'entmtp calibrate'"):
-        plan_of(saved, tmp_path, banks=tmp_path)
-    assert not (tmp_path / "parts").exists()
