@@ -193,7 +193,7 @@ def test_no_capture_lies_in_a_timed_step_of_a_benchmark(tmp_path: Path, monkeypa
     for unit in make_units(SUITES, files, default_arms(), settings, {}):
         outcome = worker.run(unit, default_arms(), settings)
         assert not outcome.failures
-        assert outcome.measured["peak_device_memory_mib"] > 0
+        assert outcome.metadata["peak_device_memory_mib"] > 0
         for row in outcome.requests.to_pylist():
             assert (row["arm"], row["captures"], row["unsettled_steps"]) == (row["arm"], 0, 0)
 

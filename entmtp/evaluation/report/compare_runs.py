@@ -114,12 +114,12 @@ def regressions(comparison: RunComparison, least: float) -> list[str]:
     ]
 
 
-def _on_shared_prompts(by_run: PromptsByRun) -> dict[Key, dict[str, Prompts]]:
+def _on_shared_prompts(runs: PromptsByRun) -> dict[Key, dict[str, Prompts]]:
     """Prompts by run, of each suite and arm of the first run, cut to the prompts that all these runs have."""
-    first = next(iter(by_run.values()))
+    first = next(iter(runs.values()))
     paired: dict[Key, dict[str, Prompts]] = {}
     for key in first:
-        by_run = {name: arms[key] for name, arms in by_run.items() if key in arms}
+        by_run = {name: arms[key] for name, arms in runs.items() if key in arms}
         shared = sorted(set.intersection(*(set(prompts) for prompts in by_run.values())))
         if len(by_run) > 1 and shared:
             paired[key] = {name: {prompt: prompts[prompt] for prompt in shared} for name, prompts in by_run.items()}
