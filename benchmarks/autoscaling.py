@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Replicas that come and go with the load: one user, eight, and one again.
+"""Autoscaling: number of replicas under a changing load of one user, eight, and one again.
 
     python -m benchmarks.autoscaling --figure autoscaling.svg
 
-On the same stage as `benchmarks.faults`; no request may be lost when a replica goes.
+It runs on the cluster of `benchmarks.faults`. No request may be lost when a replica is removed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import typer
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks.faults import ENGINE, Clients, Stage, staged
+from benchmarks.faults import ENGINE, Clients, ServiceCluster, service_cluster
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.cli_errors import plain_errors
 from entmtp.evaluation.report.plot_style import line_colour, style_context
@@ -30,7 +30,7 @@ USERS = (1, 8, 1)
 _TOKENS = 48
 _SAMPLE_SECONDS = 0.5
 NOTES = (
-    "Replicas are those that run, sampled twice a second. The two nodes of the stage share this machine's cores, so a"
+    "Replicas are those that run, sampled twice a second. The two nodes of the cluster share this machine's cores, so a"
     " second replica shows that scaling works, and not what it gains.",
 )
 Samples = list[tuple[float, int, int]]
@@ -42,10 +42,10 @@ def main(
     record: RecordOption = None,
     uncommitted: UncommittedOption = False,
 ) -> None:
-    """Change the load and watch the replicas."""
+    """Change the load and sample the number of replicas."""
     with plain_errors("autoscaling", interrupted="nothing was recorded"):
-        with staged() as stage:
-            samples, outcomes = asyncio.run(_play(stage, seconds))
+        with service_cluster() as cluster:
+            samples, outcomes = asyncio.run(_play(cluster, seconds))
         if figure is not None:
             write_whole(figure, lambda path: _drawn(samples).savefig(path, format=figure.suffix.lstrip(".")))
         table = _table(samples, outcomes, seconds)
@@ -53,34 +53,34 @@ def main(
         deliver(make_record("autoscaling", "Autoscaling", machine, [table], NOTES, figure), record, uncommitted)
 
 
-async def _play(stage: Stage, seconds: float) -> tuple[Samples, list[Counter[str]]]:
-    await stage.wait()
-    url = f"http://127.0.0.1:{stage.port}"
-    await Clients(url, 1, _TOKENS).learn()
-    await asyncio.to_thread(stage.deploy, 1, 2)
-    await stage.wait(engines=1)
+async def _play(cluster: ServiceCluster, seconds: float) -> tuple[Samples, list[Counter[str]]]:
+    await cluster.wait()
+    url = f"http://127.0.0.1:{cluster.port}"
+    await Clients(url, 1, _TOKENS).record_expected()
+    await asyncio.to_thread(cluster.deploy, 1, 2)
+    await cluster.wait(engines=1)
     samples: Samples = []
     outcomes = []
     began = time.monotonic()
     for users in USERS:
         clients = Clients(url, users, _TOKENS)
-        await clients.learn()
+        await clients.record_expected()
         ends = time.monotonic() + seconds
-        async with clients.asking() as seen:
+        async with clients.sending() as outcome:
             while time.monotonic() < ends:
-                running = await asyncio.to_thread(stage.running, ENGINE)
+                running = await asyncio.to_thread(cluster.running, ENGINE)
                 samples.append((time.monotonic() - began, users, running))
                 await asyncio.sleep(_SAMPLE_SECONDS)
-        outcomes.append(seen.outcomes)
-        Console(stderr=True).print(f"{users} users: {dict(seen.outcomes)}, {samples[-1][2]} replicas")
+        outcomes.append(outcome.outcomes)
+        Console(stderr=True).print(f"{users} users: {dict(outcome.outcomes)}, {samples[-1][2]} replicas")
     return samples, outcomes
 
 
 def _table(samples: Samples, outcomes: list[Counter[str]], seconds: float) -> Table:
     rows: list[list[Cell]] = []
-    for number, (users, seen) in enumerate(zip(USERS, outcomes, strict=True)):
+    for number, (users, outcome) in enumerate(zip(USERS, outcomes, strict=True)):
         part = [replicas for at, _, replicas in samples if number <= at / seconds < number + 1]
-        counts = [seen[kind] for kind in ("answered", "told", "lost", "wrong")]
+        counts = [outcome[kind] for kind in ("answered", "told", "lost", "wrong")]
         rows.append([users, min(part, default=0), max(part, default=0), part[-1] if part else 0, *counts])
     columns = ["users", "replicas, least", "most", "at the end", "answered", "told", "lost", "wrong"]
     return Table(title=f"{seconds:g} s of each load", columns=columns, rows=rows)

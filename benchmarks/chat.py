@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""What it is worth that a prompt which begins as an earlier text is read from there: the turns of a chat.
+"""Effect of prefix reuse on the turns of a chat: time to the first token (TTFT) with reuse and without.
 
     python -m benchmarks.chat
 
-A chat asks the same thing at every turn, so only what lies before it grows. Time to the first token (TTFT), with prefix
-reuse and without, in turn on every chat.
+The user's message is the same in every turn, so only the chat before it gets longer. Both settings run on every chat.
 """
 
 from __future__ import annotations

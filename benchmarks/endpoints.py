@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The service beside another OpenAI-compatible server of the same model on the same machine, at several loads.
+"""Comparison with another OpenAI-compatible server of the same model on the same machine, at several loads.
 
     python -m benchmarks.endpoints --other vllm=http://127.0.0.1:8177/v1
 
@@ -10,8 +10,8 @@ weights and type. vLLM on a CPU, for instance, in an environment of its own with
     VLLM_CPU_KVCACHE_SPACE=2 VLLM_CPU_OMP_THREADS_BIND=0-1 python -m vllm.entrypoints.openai.api_server --port 8177 \\
         --model ~/.cache/entmtp/models/SmolLM2-… --served-model-name smollm2-135m --dtype float32 --max-model-len 2048
 
-At each load so many users ask again when answered. The two take turns with the same prompts, one idle while the other
-writes, and their texts are compared.
+At each load a number of users each send the next request after the last answer. The servers take turns with the same
+prompts, and one is idle while the other generates. Their texts are compared.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import typer
 from rich.progress import Progress
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
-from benchmarks.serving import running
+from benchmarks.serving import service_address
 from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.intervals import ratio
@@ -56,14 +56,14 @@ def main(
     record: RecordOption = None,
     uncommitted: UncommittedOption = False,
 ) -> None:
-    """Measure both."""
+    """Measure both servers."""
     with plain_errors("endpoints", interrupted="nothing was recorded"):
         peer = Endpoint.parse(other, model, "none")
         if peer.name == OURS:
             raise EntMTPError(f"other: '{OURS}' is our own name in the table; name the other one otherwise")
         texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, 12)]
         loads = sorted(set(users or [1, 2, 4, 8]))
-        with running(url) as address:
+        with service_address(url) as address:
             endpoints = [Endpoint(OURS, f"{address}/v1", model), peer]
             traffic = [Traffic(one, texts, tokens, _TIMEOUT_SECONDS) for one in endpoints]
             found = asyncio.run(_measure(traffic, loads, requests, rounds))

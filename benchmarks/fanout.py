@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What the benchmark's fan-out costs: units whose decoding is a fixed sleep, on one, two and four workers.
+"""Overhead of the benchmark's fan-out: units whose decoding is a fixed sleep, on one, two and four workers.
 
     python -m benchmarks.fanout
     python -m benchmarks.fanout --units 400 --seconds 0.1 --record fanout.json
 
-The workers are real ones, each on a node of `ray.cluster_utils` with a GPU that it holds and doesn't use; their rows
-travel to this driver and are written as parts. With perfect scaling `n` workers take an `n`-th of the time.
+The workers are real, each on a node of `ray.cluster_utils` with a GPU that it reserves and doesn't use. Their rows are
+sent to this driver and written as parts. With perfect scaling `n` workers take an `n`-th of the time.
 """
 
 from __future__ import annotations
@@ -54,32 +54,32 @@ NOTES = (
 )
 
 
-class Sleeper:
+class SleepingWorker:
     """A worker that sleeps instead of decoding, and returns as many rows as a prompt of the standard profile has."""
 
     def load(self) -> str:
-        """The name of its hardware."""
+        """Name of its hardware."""
         return "none"
 
-    def run(self, task: Unit, seconds: float) -> UnitOutcome:
-        """Takes so long for each prompt."""
+    def run(self, unit: Unit, seconds: float) -> UnitOutcome:
+        """Sleep for ``seconds`` for each prompt."""
         began = time.perf_counter()
         requests: list[RequestRow] = []
         steps: list[StepRow] = []
-        for prompt in task.prompts:
+        for prompt in unit.prompts:
             time.sleep(seconds)
             for number in range(_REQUESTS):
-                requests.append(request_row(task, prompt, number, seconds))
-                steps += [step_row(task, prompt, number, step) for step in range(_STEPS)]
+                requests.append(request_row(unit, prompt, number, seconds))
+                steps += [step_row(unit, prompt, number, step) for step in range(_STEPS)]
         tables = tables_of(requests, steps)
         return UnitOutcome(*tables, {}, time.perf_counter() - began, {"hardware": "none", "peak_memory_mib": 0.0})
 
 
-def request_row(task: Unit, prompt: Prompt, number: int, seconds: float) -> RequestRow:
-    """A request of an arm that gained two tokens with each step."""
+def request_row(unit: Unit, prompt: Prompt, number: int, seconds: float) -> RequestRow:
+    """Row of a request with two new tokens in each step."""
     return RequestRow(
-        suite=task.suite,
-        source=task.source,
+        suite=unit.suite,
+        source=unit.source,
         arm=f"arm-{number // 3}",
         prompt_id=prompt.id,
         repetition=number % 3,
@@ -106,10 +106,10 @@ def request_row(task: Unit, prompt: Prompt, number: int, seconds: float) -> Requ
     )
 
 
-def step_row(task: Unit, prompt: Prompt, number: int, step: int) -> StepRow:
-    """A step with a tree of eight nodes."""
+def step_row(unit: Unit, prompt: Prompt, number: int, step: int) -> StepRow:
+    """Row of a step with a tree of eight nodes."""
     return StepRow(
-        suite=task.suite,
+        suite=unit.suite,
         arm=f"arm-{number // 3}",
         prompt_id=prompt.id,
         repetition=number % 3,
@@ -129,8 +129,8 @@ def step_row(task: Unit, prompt: Prompt, number: int, step: int) -> StepRow:
     )
 
 
-def made_units(count: int, prompts: int = 1) -> list[Unit]:
-    """Units that no suite has."""
+def make_units(count: int, prompts: int = 1) -> list[Unit]:
+    """Units with made-up prompts."""
     return [
         Unit(
             f"gsm8k-{number:03d}",
@@ -143,42 +143,42 @@ def made_units(count: int, prompts: int = 1) -> list[Unit]:
     ]
 
 
-def made_plan(units: list[Unit], results: Path) -> Plan:
-    """A plan of these units for workers that need no model."""
+def make_plan(units: list[Unit], results: Path) -> Plan:
+    """Plan of these units for workers that need no model."""
     config = WorkerConfig("none", {}, {}, "cpu", 1)
     return Plan("quick", BenchmarkSettings(), [], config, units, open_store(str(results)), "", {}, {})
 
 
-def sleeping(
-    pool: WorkerPool, waiting: list[Unit], seconds: float, worker: type[Sleeper] = Sleeper
+def run_sleeping(
+    pool: WorkerPool, waiting: list[Unit], seconds: float, worker: type[SleepingWorker] = SleepingWorker
 ) -> Iterator[SettledUnit]:
-    """Runs units on ``worker`` actors."""
+    """Run units on ``worker`` actors."""
     actors: Any = ray.remote(worker)
 
     def start(options: dict[str, Any]) -> tuple[Any, Any]:
         actor = actors.options(**options).remote()
         return actor, actor.load.remote()
 
-    yield from pool.run(WorkQueue(waiting), start, lambda actor, task: actor.run.remote(task, seconds), _any_hardware)
+    yield from pool.run(WorkQueue(waiting), start, lambda actor, unit: actor.run.remote(unit, seconds), _any_hardware)
 
 
 def _any_hardware(hardware: str) -> None:
-    """All are of one kind here."""
+    """Accept any hardware."""
 
 
-def driver_settings() -> None:
-    """What workers on nodes of `ray.cluster_utils` need of this process, which is their driver."""
+def set_driver_environment() -> None:
+    """Set this driver's environment as workers on nodes of `ray.cluster_utils` need it."""
     os.environ |= LOCAL_SETTINGS
     root = str(Path(__file__).resolve().parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
 
 
 @contextlib.contextmanager
-def fake_cluster() -> Iterator[Any]:
-    """A Ray cluster of this machine's own, so far of a head that holds no worker; this process is its driver."""
+def local_cluster() -> Iterator[Any]:
+    """Ray cluster on this machine whose head runs no workers; this process is its driver."""
     from ray.cluster_utils import Cluster
 
-    driver_settings()
+    set_driver_environment()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
@@ -189,9 +189,9 @@ def fake_cluster() -> Iterator[Any]:
 
 
 def measure(units: int, seconds: float) -> dict[int, Usage]:
-    """How the time was used, by the number of workers."""
+    """Usage of the workers' time, by the number of workers."""
     found = {}
-    with fake_cluster() as cluster:
+    with local_cluster() as cluster:
         for count in WORKERS:
             while len(cluster.worker_nodes) < count:
                 cluster.add_node(num_cpus=1, num_gpus=1)
@@ -201,25 +201,25 @@ def measure(units: int, seconds: float) -> dict[int, Usage]:
 
 
 def _measured(units: int, seconds: float) -> Usage:
-    """On all workers that there are."""
+    """Usage of the workers' time on all current nodes."""
     pool = WorkerPool(_RESOURCES)
     with tempfile.TemporaryDirectory() as results:
-        plan = made_plan(made_units(units), Path(results))
-        run_units(plan, lambda waiting: sleeping(pool, waiting, seconds), Console(quiet=True))
+        plan = make_plan(make_units(units), Path(results))
+        run_units(plan, lambda waiting: run_sleeping(pool, waiting, seconds), Console(quiet=True))
         if plan.waiting:
             raise EntMTPError(f"fanout: {len(plan.waiting)} of {units} units have no part")
     return pool.usage
 
 
 def table_of(found: dict[int, Usage], units: int) -> Table:
-    """Seconds, how far from perfect scaling they are, and what each of the units cost beside its own time."""
+    """Table of seconds, deviation from perfect scaling, and overhead of each unit."""
     one = found[WORKERS[0]].loaded_seconds / WORKERS[0]
     rows: list[list[Cell]] = []
     for count, usage in found.items():
         seconds, perfect = usage.loaded_seconds / count, one / count
         shares = [f"{share:.1%}" for share in (seconds / perfect - 1, usage.share)]
-        beside = round(1000 * (usage.loaded_seconds - usage.busy_seconds) / units)
-        rows.append([count, round(seconds, 2), round(perfect, 2), *shares, f"{beside} ms"])
+        overhead = round(1000 * (usage.loaded_seconds - usage.busy_seconds) / units)
+        rows.append([count, round(seconds, 2), round(perfect, 2), *shares, f"{overhead} ms"])
     columns = ["workers", "seconds", "perfect", "above perfect", "busy", "beside a unit"]
     return Table(title="Fan-out", columns=columns, rows=rows)
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What clients see when parts of the service die (replicas, nodes, ingresses), and when it is redeployed or shrinks.
+"""Faults under load: outcomes of requests when replicas, nodes or ingresses die, or the service is redeployed.
 
     python -m benchmarks.faults
     python -m benchmarks.faults --repetitions 1 --fault ingress
 
-Two replicas of the bundled model, each on a node of its own (nodes of `ray.cluster_utils`, all on this machine), under
-as many clients at once as asked for, half of which stream. A request is *lost* if its client gets neither its whole
-answer nor a clear error; a text is *wrong* if it is not what the model writes when nothing dies.
+Two replicas of the bundled model run, each on a node of its own (nodes of `ray.cluster_utils`, all on this machine).
+Half of the concurrent clients stream. A request is *lost* if its client gets neither the complete answer nor a clear
+error. A text is *wrong* if it differs from the text without faults.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ NOTES = (
 
 
 @dataclass
-class Seen:
-    """What clients saw during one fault."""
+class LoadOutcome:
+    """Outcomes of the clients' requests during one fault."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
@@ -57,25 +57,25 @@ class Seen:
 
 
 class Clients:
-    """So many at once, each of whom asks again when answered."""
+    """A number of concurrent clients, each of which sends its next request after the last answer."""
 
     def __init__(self, url: str, count: int, tokens: int) -> None:
         self._url, self._count, self._tokens = url, count, tokens
         self._expected: dict[str, str] = {}
 
-    async def learn(self) -> None:
-        """The texts as they are without faults."""
+    async def record_expected(self) -> None:
+        """Request all texts once without faults, as the expected texts."""
         async with self._session() as session:
             for prompt in PROMPTS:
-                kind, text = await self._whole(session, prompt)
+                kind, text = await self._send(session, prompt)
                 if kind != "answered":
                     raise EntMTPError(f"service: it does not answer before any fault ({kind}: {text})")
                 self._expected[prompt] = text
 
     @contextlib.asynccontextmanager
-    async def asking(self) -> Any:
-        """Clients ask for as long as the block lasts, and end with their last answers; gives what they saw."""
-        seen = Seen()
+    async def sending(self) -> Any:
+        """Send requests within the block, then wait for the last answers; yields the outcome."""
+        outcome = LoadOutcome()
         ended = asyncio.Event()
 
         async def client(number: int) -> None:
@@ -83,16 +83,16 @@ class Clients:
             async with self._session() as session:
                 while not ended.is_set():
                     prompt = PROMPTS[at % len(PROMPTS)]
-                    kind, text = await (self._streamed if at % 2 else self._whole)(session, prompt)
+                    kind, text = await (self._stream if at % 2 else self._send)(session, prompt)
                     wrong = kind == "answered" and text != self._expected[prompt]
-                    seen.outcomes["wrong" if wrong else kind] += 1
+                    outcome.outcomes["wrong" if wrong else kind] += 1
                     if kind != "answered":
-                        seen.errors[text] += 1
+                        outcome.errors[text] += 1
                     at += 1
 
         tasks = [asyncio.create_task(client(number)) for number in range(self._count)]
         try:
-            yield seen
+            yield outcome
         finally:
             ended.set()
             await asyncio.gather(*tasks)
@@ -110,7 +110,7 @@ class Clients:
             "stream": stream,
         }
 
-    async def _whole(self, session: aiohttp.ClientSession, prompt: str) -> tuple[str, str]:
+    async def _send(self, session: aiohttp.ClientSession, prompt: str) -> tuple[str, str]:
         try:
             async with session.post(f"{self._url}/v1/chat/completions", json=self._body(prompt, False)) as response:
                 answer = await response.json()
@@ -120,7 +120,7 @@ class Clients:
             return "answered", answer["choices"][0]["message"]["content"]
         return "told", answer["error"]["message"]
 
-    async def _streamed(self, session: aiohttp.ClientSession, prompt: str) -> tuple[str, str]:
+    async def _stream(self, session: aiohttp.ClientSession, prompt: str) -> tuple[str, str]:
         text = ""
         try:
             async with session.post(f"{self._url}/v1/chat/completions", json=self._body(prompt, True)) as response:
@@ -141,19 +141,19 @@ class Clients:
         return "lost", "the stream ended without a word"
 
 
-class Stage:
-    """A cluster of this machine's own with the service on it."""
+class ServiceCluster:
+    """A cluster of several nodes on this machine that runs the service."""
 
     def __init__(self, port: int) -> None:
         from ray.cluster_utils import Cluster
 
         self.port = port
         self.slots = 8
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+        self.ray = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.nodes = [self.ray.add_node(num_cpus=1) for _ in range(2)]
 
     def deploy(self, least: int = 2, most: int | None = None) -> None:
-        """Starts the service, or changes it, with so many engine replicas."""
+        """Deploy the service, or change it, with ``least`` to ``most`` engine replicas."""
         from ray import serve
 
         from deployments.app import build
@@ -168,34 +168,34 @@ class Stage:
         serve.run(build(args), name=APP, route_prefix="/", blocking=False)
 
     def running(self, name: str) -> int:
-        """Replicas of a deployment that run."""
+        """Number of running replicas of a deployment."""
         from deployments.ray_internals import running_replicas
 
         return running_replicas(APP)[name]
 
     def pids(self, name: str) -> set[int]:
-        """Processes of a deployment's replicas."""
+        """Process ids of a deployment's replicas."""
         title = f"ray::ServeReplica:{APP}:{name}"
         return {one.pid for one in psutil.process_iter() if _title(one).startswith(title)}
 
     async def wait(self, engines: int = 2, ingresses: int = 2) -> float:
-        """Until so many replicas run; returns the seconds it took."""
+        """Wait until so many replicas run; returns the seconds it took."""
         began = time.monotonic()
         await _until(lambda: (self.running(ENGINE), self.running("ingress")) == (engines, ingresses))
         return time.monotonic() - began
 
     async def leaked(self) -> int:
-        """Tokens that replicas still believe to be outstanding when nobody asks any more."""
+        """Number of reports with outstanding tokens although no requests are running."""
         from ray import serve
 
         handle = serve.get_deployment_handle(ENGINE, APP)
         await asyncio.sleep(_SETTLE_SECONDS)
-        told = [await handle.record_autoscaling_stats.remote() for _ in range(8)]
-        return sum(one["outstanding_tokens"] > 0 for one in told)
+        reports = [await handle.record_autoscaling_stats.remote() for _ in range(8)]
+        return sum(one["outstanding_tokens"] > 0 for one in reports)
 
 
 async def _until(recovered: Callable[[], bool]) -> None:
-    """Waits, but not for ever."""
+    """Wait until ``recovered`` is true, or raise after ``_RECOVERY_SECONDS``."""
     began = time.monotonic()
     while not recovered():
         if time.monotonic() - began > _RECOVERY_SECONDS:
@@ -209,64 +209,64 @@ def _title(process: psutil.Process) -> str:
     return ""
 
 
-async def kill_replica(stage: Stage) -> float:
-    """kill -9."""
-    return await _kill(stage, ENGINE)
+async def kill_replica(cluster: ServiceCluster) -> float:
+    """Kill an engine replica by SIGKILL."""
+    return await _kill(cluster, ENGINE)
 
 
-async def kill_ingress(stage: Stage) -> float:
-    """kill -9."""
-    return await _kill(stage, "ingress")
+async def kill_ingress(cluster: ServiceCluster) -> float:
+    """Kill an ingress by SIGKILL."""
+    return await _kill(cluster, "ingress")
 
 
-async def _kill(stage: Stage, name: str) -> float:
-    gone = min(stage.pids(name))
+async def _kill(cluster: ServiceCluster, name: str) -> float:
+    gone = min(cluster.pids(name))
     began = time.monotonic()
     os.kill(gone, signal.SIGKILL)
     # Serve calls a dead replica running until it has noticed.
-    await _until(lambda: len(alive := stage.pids(name)) >= 2 and gone not in alive)
-    await stage.wait()
+    await _until(lambda: len(alive := cluster.pids(name)) >= 2 and gone not in alive)
+    await cluster.wait()
     return time.monotonic() - began
 
 
-async def kill_node(stage: Stage) -> float:
-    """A node goes with all that runs on it, and another one comes."""
-    gone = stage.nodes.pop(0)
-    before = stage.pids(ENGINE)
+async def kill_node(cluster: ServiceCluster) -> float:
+    """Remove a node with all its processes, and add another one."""
+    gone = cluster.nodes.pop(0)
+    before = cluster.pids(ENGINE)
     began = time.monotonic()
     # Ray starts and stops nodes in the main thread only; clients wait for that long, their requests do not.
-    stage.cluster.remove_node(gone, allow_graceful=False)
-    stage.nodes.append(stage.cluster.add_node(num_cpus=1))
+    cluster.ray.remove_node(gone, allow_graceful=False)
+    cluster.nodes.append(cluster.ray.add_node(num_cpus=1))
     # Serve calls replicas of a dead node running until it has noticed.
-    await _until(lambda: len(alive := stage.pids(ENGINE)) >= len(before) and alive != before)
-    await stage.wait()
+    await _until(lambda: len(alive := cluster.pids(ENGINE)) >= len(before) and alive != before)
+    await cluster.wait()
     return time.monotonic() - began
 
 
-async def redeploy(stage: Stage) -> float:
-    """Other slots: every replica is replaced, one after another."""
-    before = stage.pids(ENGINE)
-    stage.slots = 15 - stage.slots
+async def redeploy(cluster: ServiceCluster) -> float:
+    """Change the number of slots, so that Serve replaces all replicas one after another."""
+    before = cluster.pids(ENGINE)
+    cluster.slots = 15 - cluster.slots
     began = time.monotonic()
-    await asyncio.to_thread(stage.deploy)
-    await _until(lambda: not before & stage.pids(ENGINE))
-    await stage.wait()
+    await asyncio.to_thread(cluster.deploy)
+    await _until(lambda: not before & cluster.pids(ENGINE))
+    await cluster.wait()
     return time.monotonic() - began
 
 
-async def scale_down(stage: Stage) -> float:
-    """From two replicas to one, whose requests end first."""
+async def scale_down(cluster: ServiceCluster) -> float:
+    """Scale from two replicas to one; the removed replica finishes its requests first."""
     began = time.monotonic()
-    await asyncio.to_thread(stage.deploy, 1)
-    await stage.wait(engines=1)
-    await _until(lambda: len(stage.pids(ENGINE)) == 1)
+    await asyncio.to_thread(cluster.deploy, 1)
+    await cluster.wait(engines=1)
+    await _until(lambda: len(cluster.pids(ENGINE)) == 1)
     taken = time.monotonic() - began
-    await asyncio.to_thread(stage.deploy)
-    await stage.wait()
+    await asyncio.to_thread(cluster.deploy)
+    await cluster.wait()
     return taken
 
 
-FAULTS: dict[str, Callable[[Stage], Any]] = {
+FAULTS: dict[str, Callable[[ServiceCluster], Any]] = {
     "replica": kill_replica,
     "node": kill_node,
     "ingress": kill_ingress,
@@ -276,8 +276,8 @@ FAULTS: dict[str, Callable[[Stage], Any]] = {
 
 
 @contextlib.contextmanager
-def staged() -> Iterator[Stage]:
-    """A stage whose service runs; nothing of it is left behind."""
+def service_cluster() -> Iterator[ServiceCluster]:
+    """Start a cluster with the service, and stop it at the end of the block."""
     import ray
     from ray import serve
 
@@ -285,35 +285,37 @@ def staged() -> Iterator[Stage]:
 
     (port,) = free_ports(1)
     os.environ |= LOCAL_SETTINGS | node_environment(dict(os.environ))
-    stage = Stage(port)
+    cluster = ServiceCluster(port)
     try:
-        ray.init(address=stage.cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address=cluster.ray.address, logging_level=logging.ERROR, log_to_driver=False)
         serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
-        stage.deploy()
-        yield stage
+        cluster.deploy()
+        yield cluster
     finally:
         with contextlib.suppress(Exception):
             serve.shutdown()
         ray.shutdown()
-        stage.cluster.shutdown()
+        cluster.ray.shutdown()
 
 
-async def play(stage: Stage, faults: Sequence[str], repetitions: int, users: int, tokens: int) -> dict[str, list[Seen]]:
-    """Every fault so many times, under load."""
-    await stage.wait()
-    clients = Clients(f"http://127.0.0.1:{stage.port}", users, tokens)
-    await clients.learn()
-    found: dict[str, list[Seen]] = {fault: [] for fault in faults}
+async def run_faults(
+    cluster: ServiceCluster, faults: Sequence[str], repetitions: int, users: int, tokens: int
+) -> dict[str, list[LoadOutcome]]:
+    """Inject every fault ``repetitions`` times under load."""
+    await cluster.wait()
+    clients = Clients(f"http://127.0.0.1:{cluster.port}", users, tokens)
+    await clients.record_expected()
+    found: dict[str, list[LoadOutcome]] = {fault: [] for fault in faults}
     console = Console(stderr=True)
     for fault in faults:
         for number in range(repetitions):
-            async with clients.asking() as seen:
+            async with clients.sending() as outcome:
                 await asyncio.sleep(_SETTLE_SECONDS)
-                seen.recovery = await FAULTS[fault](stage)
+                outcome.recovery = await FAULTS[fault](cluster)
                 await asyncio.sleep(_SETTLE_SECONDS)
-            seen.leaked = await stage.leaked()
-            found[fault].append(seen)
-            told = f"{dict(seen.outcomes)}, recovery {seen.recovery:.1f} s"
+            outcome.leaked = await cluster.leaked()
+            found[fault].append(outcome)
+            told = f"{dict(outcome.outcomes)}, recovery {outcome.recovery:.1f} s"
             console.print(f"{fault} {number + 1}/{repetitions}: {told}", highlight=False)
     return found
 
@@ -326,19 +328,19 @@ def main(
     record: RecordOption = None,
     uncommitted: UncommittedOption = False,
 ) -> None:
-    """Break things, and count."""
+    """Inject faults under load, and count the outcomes."""
     with plain_errors("faults", interrupted="nothing was recorded"):
         faults = fault or list(FAULTS)
         if unknown := [name for name in faults if name not in FAULTS]:
             raise EntMTPError(f"fault: '{unknown[0]}' is unknown; choose from {', '.join(FAULTS)}")
-        with staged() as stage:
-            found = asyncio.run(play(stage, faults, repetitions, users, tokens))
+        with service_cluster() as cluster:
+            found = asyncio.run(run_faults(cluster, faults, repetitions, users, tokens))
         machine = hardware_name(torch.device("cpu"))
         tables = [_table(found, users), _errors(found)]
         deliver(make_record("faults", "Faults under load", machine, tables, NOTES), record, uncommitted)
 
 
-def _table(found: dict[str, list[Seen]], users: int) -> Table:
+def _table(found: dict[str, list[LoadOutcome]], users: int) -> Table:
     rows: list[list[Cell]] = []
     for fault, times in found.items():
         total: Counter[str] = sum((one.outcomes for one in times), Counter())
@@ -350,7 +352,7 @@ def _table(found: dict[str, list[Seen]], users: int) -> Table:
     return Table(title=f"{users} clients, two replicas", columns=columns, rows=rows)
 
 
-def _errors(found: dict[str, list[Seen]]) -> Table:
+def _errors(found: dict[str, list[LoadOutcome]]) -> Table:
     rows: list[list[Cell]] = []
     for fault, times in found.items():
         total: Counter[str] = sum((one.errors for one in times), Counter())

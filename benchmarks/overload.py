@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What happens when many times more is asked for than the service can do.
+"""Overload: many times more requests than the service has capacity for.
 
     python -m benchmarks.overload                                 # starts the service as `make serve` does
     python -m benchmarks.overload --url http://127.0.0.1:8000    # while it runs, on the same machine
 
-First a closed loop with as many users as there are slots finds the capacity, as long as all of them are there. Then the
-same prompts come at random moments, so many times as often as that, for a while: those that are refused must be refused
-at once and with 429, those that are taken must be written nearly as fast as at capacity, and no process may grow. Then
-one asks until it is answered.
+1. A closed loop with one user per slot measures the capacity.
+2. The same prompts arrive at random times, at a multiple of that rate. Refused requests must get a 429 at once.
+   Accepted requests must be generated nearly as fast as at capacity. No process may grow in memory.
+3. One client sends requests until one is answered.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
-from benchmarks.serving import running
+from benchmarks.serving import service_address
 from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.loadtest.traffic import Endpoint, RequestOutcome, Traffic
@@ -53,7 +53,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Overload the service."""
-    with plain_errors("overload", interrupted="nothing was recorded"), running(url) as address:
+    with plain_errors("overload", interrupted="nothing was recorded"), service_address(url) as address:
         console = Console(stderr=True)
         texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, 12)]
         random.Random(0).shuffle(texts)  # at any time the suites' shares are the same, as their texts are not as fast
@@ -61,7 +61,7 @@ def main(
         closed = asyncio.run(_calm(traffic, users, max(2 * len(texts), 4 * users)))
         if errors := {one.error for one in closed if one.error}:
             raise EntMTPError(f"url: {address} fails before any overload ({', '.join(map(str, errors))}); does it run?")
-        calm, capacity = at_capacity(closed)
+        calm, capacity = capacity_of(closed)
         if not _usual_tpot(calm):
             raise EntMTPError(f"url: {address} sends answers in one part; the time per token needs a stream")
         console.print(f"capacity {capacity:.2f} requests/s; {times:g} times as many for {seconds:g} s")
@@ -78,10 +78,10 @@ async def _calm(traffic: Traffic, users: int, requests: int) -> list[RequestOutc
     return await traffic.closed(range(requests), users, lambda _: None)
 
 
-def at_capacity(outcomes: Sequence[RequestOutcome]) -> tuple[list[RequestOutcome], float]:
-    """What a closed loop's users were answered while all of them were there, and how many of these a second.
+def capacity_of(outcomes: Sequence[RequestOutcome]) -> tuple[list[RequestOutcome], float]:
+    """Outcomes of a closed loop while all users were active, and their number per second.
 
-    When the last request is sent there is none left for the others, and who is alone is answered faster.
+    After the last request is sent, fewer users are active and their answers are faster, so those are left out.
     """
     first_goes = max(one.began for one in outcomes)
     answered = [one for one in outcomes if one.ended <= first_goes]
@@ -107,19 +107,19 @@ async def _overload(traffic: Traffic, rate: float, seconds: float) -> tuple[list
 
 
 async def _probe(traffic: Traffic, began: float) -> float:
-    """Seconds until a new request has its first token; it asks again when refused."""
+    """Seconds until a new request has its first token; it is sent again when refused."""
     while time.perf_counter() - began < _PATIENCE_SECONDS:
-        asked = time.perf_counter()
+        sent = time.perf_counter()
         probing = Traffic(traffic.endpoint, ["Say yes."], 8, 600.0)
         (outcome,) = await probing.closed([0], 1, lambda _: None)
         if outcome.error is None:
-            return asked + outcome.ttft - began
+            return sent + outcome.ttft - began
         await asyncio.sleep(0.2)
     return float("inf")
 
 
 def _mebibytes() -> float:
-    """Of the replicas and proxies that run at this moment."""
+    """Memory of all running replicas and proxies."""
     total = 0
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

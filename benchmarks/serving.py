@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What HTTP, Ray Serve and the API cost: the same prompts through the service and through the library, by turns.
+"""Overhead of HTTP, Ray Serve and the API: the same prompts through the service and the library, in turns.
 
     python -m benchmarks.serving                                  # starts the service as `make serve` does
     python -m benchmarks.serving --url http://127.0.0.1:8000     # while it runs, on the same machine
@@ -51,7 +51,7 @@ def main(
     uncommitted: UncommittedOption = False,
 ) -> None:
     """Measure the overhead of serving."""
-    with plain_errors("serving", interrupted="nothing was recorded"), running(url) as address:
+    with plain_errors("serving", interrupted="nothing was recorded"), service_address(url) as address:
         texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, prompts)]
         engine, tokenizer = load_method(MethodSpec(method), print, EngineSettings())
         params = SamplingParams(temperature=0.0, max_tokens=tokens)
@@ -84,8 +84,8 @@ def main(
 
 
 @contextmanager
-def running(url: str | None) -> Iterator[str]:
-    """The address of the service at ``url``, or of one that lives as long as the block."""
+def service_address(url: str | None) -> Iterator[str]:
+    """Address of the service at ``url``; without one, a service is started for the block."""
     if url is not None:
         yield url
         return

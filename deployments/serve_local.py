@@ -59,7 +59,7 @@ def main(
     config: Annotated[Path, typer.Option(help="a Serve config file")] = CONFIG,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="instead of the file's")] = None,
 ) -> None:
-    """Serve models on this machine behind an OpenAI-compatible API until Ctrl-C or SIGTERM."""
+    """Serve models on this machine with an OpenAI-compatible API until Ctrl-C or SIGTERM."""
     handle_stop_signals()
     with plain_errors("serve", interrupted="the service has stopped"), _started(config, port) as (running, head):
         print(ready_message(running, read_config(config)), flush=True)

@@ -43,7 +43,7 @@ class AutoscalingArgs(Settings):
 class EngineArgs(Settings):
     """One served model with one method: a deployment of its own."""
 
-    name: Name = Field(description="of the deployment; what clients ask for is `model`, with `speculation` beside it")
+    name: Name = Field(description="of the deployment; clients request `model_name`, and may add `speculation`")
     model_name: ModelName = Field(description="the `model` of requests; engines of one model differ in method or task")
     model: str = Field("bundled", description="'bundled', a hub name or a folder")
     task: str = Field("sharegpt", description="whose tree bank is used")
@@ -58,7 +58,7 @@ class EngineArgs(Settings):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     kernels: Kernels = "auto"
     num_cpus: FiniteFloat | None = Field(
-        None, gt=0, description="of a replica, for Ray, and its threads on a CPU; None: a node's all, or 1 beside a GPU"
+        None, gt=0, description="of a replica, for Ray, and its threads on a CPU; None: all of a node, or 1 with a GPU"
     )
     num_gpus: FiniteFloat = Field(0.0, ge=0, description="of a replica, for Ray")
     engine: EngineSettings = Field(default_factory=EngineSettings)
@@ -103,9 +103,9 @@ class RoutingArgs(Settings):
     """Choice of the replica for a call (:mod:`deployments.engines.router`)."""
 
     imbalance_tokens: int = Field(
-        2048, ge=0, description="a replica with so many more outstanding tokens than the least loaded is passed over"
+        2048, ge=0, description="a replica with this many more outstanding tokens than the least loaded is overloaded"
     )
-    stats_period_s: FiniteFloat = Field(1.0, gt=0, description="how often replicas tell what they hold")
+    stats_period_s: FiniteFloat = Field(1.0, gt=0, description="how often replicas report load and cached prefixes")
 
 
 class LimitArgs(Settings):
@@ -141,7 +141,7 @@ class AppArgs(Settings):
     allow_anonymous: bool = Field(default=False, description="serve without keys on other addresses than loopback")
     shared_prefixes: bool = Field(
         default=False,
-        description="prompts are read from texts of other keys too: faster, but its timing tells what others asked",
+        description="reuse prefixes of other keys' texts too: faster, but timing reveals what others requested",
     )
     trace_share: FiniteFloat = Field(0.0, ge=0, le=1, description="of the requests, as OpenTelemetry spans")
     cors_origins: list[Origin] = Field(

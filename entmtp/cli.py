@@ -218,7 +218,7 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="a Serve config file (default: the bundled model)")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="instead of the file's")] = None,
 ) -> None:
-    """Serve models on this machine behind an OpenAI-compatible API until Ctrl-C or SIGTERM."""
+    """Serve models on this machine with an OpenAI-compatible API until Ctrl-C or SIGTERM."""
     with plain_errors("serve"):
         require_extra("serve", "ray", "fastapi", "fastapi_offline", "openai", "aiohttp", "grpc", "psutil", "yaml")
     from deployments.serve_local import CONFIG, main

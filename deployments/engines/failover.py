@@ -3,10 +3,10 @@
 Seed and prompt determine the text (see :mod:`entmtp.decoding.sampling`). When a replica dies, another one therefore
 generates the same answer again, up to rounding. The part that the client already has is left out.
 
-For the same reason a retry is dangerous: a call that killed its replica is likely to kill the next one too. The call
-that killed a replica cannot be told from the others that ran there. So each of them is retried, but only once: one call
-kills at most two replicas, and all others survive one death. A call that has seen two deaths is given up, as only the
-death of a third replica could show whether it was the cause.
+For the same reason a retry is dangerous: a call that killed its replica is likely to kill the next one too. The fatal
+call cannot be distinguished from the others that ran on that replica. So each of them is retried, but only once: one
+call kills at most two replicas, and all others survive one death. A call that has seen two deaths is given up, as only
+the death of a third replica could show whether it was the cause.
 
 Two kinds of deaths do not count. A drained or lost node takes its replicas down, which no call can cause
 (:mod:`deployments.engines.deaths`). A replica that died before it accepted the call did not die of it.

@@ -50,11 +50,11 @@ class MetricDefinition:
 ENGINE_METRICS = (
     MetricDefinition("counter", "spec_decode_num_drafts", "steps that verified a tree"),
     MetricDefinition("counter", "spec_decode_num_draft_tokens", "tree nodes that were verified"),
-    MetricDefinition("counter", "spec_decode_num_accepted_tokens", "tree nodes that were kept"),
+    MetricDefinition("counter", "spec_decode_num_accepted_tokens", "tree nodes that were accepted"),
     MetricDefinition(
         "counter",
         "spec_decode_num_accepted_tokens_per_pos",
-        "steps that kept a node at this depth, from 0",
+        "steps that accepted a node at this depth, from 0",
         "position",
         ("0",),
     ),

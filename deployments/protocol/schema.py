@@ -259,7 +259,7 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: Positive | None = Field(None, description="new name of max_tokens")
     logprobs: bool | None = Field(None, description="the log-probability of each token")
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
-        None, description="so many likeliest tokens beside each token"
+        None, description="number of likeliest tokens reported with each token"
     )
 
     def requested_tokens(self) -> int | None:

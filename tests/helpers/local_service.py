@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import openai
 
 from entmtp.ray_head import free_ports
 from tests.helpers.paths import ROOT
@@ -18,7 +22,7 @@ START_SECONDS = 300
 
 
 class Served(NamedTuple):
-    """Where a service is, and Ray's dashboard beside it."""
+    """Addresses of a running service and of its Ray dashboard."""
 
     address: str
     dashboard: str
@@ -26,7 +30,7 @@ class Served(NamedTuple):
 
 @contextmanager
 def started(*options: str) -> Iterator[Served]:
-    """A service that `python -m deployments.serve_local` has started."""
+    """Start a service by `python -m deployments.serve_local`, and stop it at the end of the block."""
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "deployments.serve_local", "--port", str(port), *options]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -38,15 +42,31 @@ def started(*options: str) -> Iterator[Served]:
             lines.append(line)
             if line.startswith("Ctrl-C") or time.monotonic() > deadline:
                 break
-        yield Served(_told("ready", lines), _told("dashboard", lines))
+        yield Served(_value("ready", lines), _value("dashboard", lines))
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(120)
     assert process.returncode == 130
 
 
-def _told(name: str, lines: list[str]) -> str:
-    """The rest of a line of the ready message."""
+def _value(name: str, lines: list[str]) -> str:
+    """Value of a line of the ready message."""
     found = [line.partition(": ")[2].strip() for line in lines if line.startswith(f"{name}: ")]
     assert found, "".join(lines)
     return found[0]
+
+
+def read_request_log(folder: Path) -> list[dict[str, Any]]:
+    """Read all lines of the request log."""
+    return [json.loads(line) for path in folder.iterdir() for line in path.read_text().splitlines()]
+
+
+def chat(client: openai.OpenAI, prompt: str, tokens: int = 24, **options: Any) -> str:
+    """Answer to a prompt, greedy by default."""
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": prompt}],
+        max_tokens=tokens,
+        **({"temperature": 0} | options),
+    )
+    return str(answer.choices[0].message.content)

@@ -1,4 +1,4 @@
-"""Ingresses and clients on both sides of a proxy's door."""
+"""Fake ingresses and clients on both sides of the proxy middleware."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DONE = [start(headers=[LOGGED]), part(b"done")]
 
 
 class Ingresses:
-    """The first ones die after a part of their answer."""
+    """Fake ingresses; each attempt sends the next of the given answers, which may be incomplete."""
 
     def __init__(self, *answers: list[Message]) -> None:
         self.answers = list(answers)
@@ -58,7 +58,7 @@ def asked(
     headers: list[tuple[bytes, bytes]] | None = None,
     method: str = "POST",
 ) -> list[Message]:
-    """The answer to a client that sends these messages."""
+    """Send these messages through the middleware; returns the messages of the response."""
     sent: list[Message] = []
     messages = iter(received)
 
@@ -79,7 +79,7 @@ def body(text: bytes, more: bool = False) -> Message:
 
 
 def lines(folder: Path, count: int) -> list[dict[str, Any]]:
-    """All lines of the proxies' log, of which there are to be so many within a second."""
+    """Read the proxies' log until it has ``count`` lines, for at most a second."""
     end = time.monotonic() + 1.0
     while True:
         found = [json.loads(line) for path in folder.glob("proxy-*.jsonl") for line in path.read_text().splitlines()]

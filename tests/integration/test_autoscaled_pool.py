@@ -10,7 +10,7 @@ import pytest
 from ray.util.placement_group import placement_group_table
 from rich.console import Console
 
-from benchmarks.fanout import fake_cluster, made_plan, made_units, sleeping
+from benchmarks.fanout import local_cluster, make_plan, make_units, run_sleeping
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.placement import ResourceRequest
 from entmtp.evaluation.run.run import run_units
@@ -34,7 +34,7 @@ def start_nodes(cluster: Any) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with fake_cluster() as made:
+    with local_cluster() as made:
         yield made
 
 
@@ -51,11 +51,11 @@ def test_a_cluster_that_gives_none_is_told(cluster: Any, monkeypatch: pytest.Mon
 
 
 def test_nodes_come_for_the_workers_that_are_wished_for(cluster: Any, tmp_path: Path) -> None:
-    plan = made_plan(made_units(100), tmp_path)
+    plan = make_plan(make_units(100), tmp_path)
 
     def run() -> WorkerPool:
         pool = WorkerPool(ResourceRequest(device="cpu", gpus_per_worker=1, workers=2))
-        run_units(plan, lambda waiting: sleeping(pool, waiting, 0.3), Console(quiet=True))
+        run_units(plan, lambda waiting: run_sleeping(pool, waiting, 0.3), Console(quiet=True))
         return pool
 
     with ThreadPoolExecutor(1) as driver:

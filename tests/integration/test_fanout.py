@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 
-from benchmarks.fanout import Sleeper, fake_cluster, made_plan, made_units, sleeping
+from benchmarks.fanout import SleepingWorker, local_cluster, make_plan, make_units, run_sleeping
 from entmtp.evaluation.results.rows import finished_keys, read_metadata, read_parts
 from entmtp.evaluation.results.storage import open_store
 from entmtp.evaluation.run.placement import ResourceRequest
@@ -37,7 +37,7 @@ TIMES = {"order", "seconds", "prefill_seconds", "draft_seconds", "verify_seconds
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with fake_cluster() as made:
+    with local_cluster() as made:
         for _ in range(NODES):
             made.add_node(num_cpus=1, num_gpus=1)
         made.wait_for_nodes()
@@ -140,15 +140,15 @@ def test_nodes_that_come_and_go_and_a_killed_driver_change_no_result(job: Job, c
     assert steps["accepted_path"].to_pylist() == expected_steps["accepted_path"].to_pylist()
 
 
-def mortal() -> type[Sleeper]:
+def mortal() -> type[SleepingWorker]:
     """Workers for which one prompt raises and another ends the process; local, so that Ray sends the class itself."""
 
-    class Mortal(Sleeper):
-        def run(self, task: Unit, seconds: float) -> UnitOutcome:
-            ids = {prompt.id for prompt in task.prompts}
+    class Mortal(SleepingWorker):
+        def run(self, unit: Unit, seconds: float) -> UnitOutcome:
+            ids = {prompt.id for prompt in unit.prompts}
             if "gsm8k/5" in ids:
                 os._exit(1)
-            outcome = super().run(task, seconds)
+            outcome = super().run(unit, seconds)
             if "gsm8k/9" not in ids:
                 return outcome
             rest = outcome.requests.filter(pc.field("prompt_id") != "gsm8k/9")
@@ -159,9 +159,9 @@ def mortal() -> type[Sleeper]:
 
 
 def test_prompts_that_raise_or_kill_are_set_aside_and_all_others_are_done(cluster: Any, tmp_path: Path) -> None:
-    plan = made_plan(made_units(8, prompts=2), tmp_path)
+    plan = make_plan(make_units(8, prompts=2), tmp_path)
     pool = WorkerPool(ResourceRequest(device="cpu", gpus_per_worker=1))
-    run_units(plan, lambda waiting: sleeping(pool, waiting, 0.01, mortal()), Console(quiet=True))
+    run_units(plan, lambda waiting: run_sleeping(pool, waiting, 0.01, mortal()), Console(quiet=True))
     assert plan.waiting == []
     held = read_metadata(plan.parts, [unit.key for unit in plan.units])
     set_aside = {prompt["prompt_id"]: prompt for part in held for prompt in part["set_aside"]}

@@ -1,100 +1,38 @@
-"""`make serve` as its users meet it: the real command, real Ray, the bundled model, OpenAI's own client."""
+"""Texts of the running service: the real command of `make serve`, real Ray, the bundled model, OpenAI's client."""
 
 from __future__ import annotations
 
 import asyncio
-import http.client
 import itertools
 import json
-import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import openai
 import psutil
 import pytest
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from deployments.engines.metrics import ENGINE_METRICS
 from entmtp.files import write_text
 from entmtp.llm import LLM, EngineSettings, SamplingParams
 from entmtp.loadtest.traffic import Endpoint, Traffic
 from entmtp.models.loading.load import encode_chat
 from entmtp.suites import PAPER_SUITES, scored_prompts
-from tests.helpers.local_service import MODEL, Served, started
-from tests.helpers.paths import ROOT
+from tests.helpers.local_service import MODEL, Served, chat
 from tests.helpers.tiny_models import greedy
 
 PROMPTS = ["Why is the sky blue?", "Name three rivers.", "Write a haiku about rain.", "What is 17 times 3?"]
-
-
-@pytest.fixture(scope="module")
-def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the request log."""
-    return tmp_path_factory.mktemp("requests")
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Path:
-    """The configuration of `make serve`, with that folder."""
-    given = yaml.safe_load((ROOT / "deployments" / "config.cpu.yaml").read_text())
-    given["applications"][0]["args"]["log_folder"] = str(logs)
-    return write_text(tmp_path_factory.mktemp("config") / "config.yaml", yaml.safe_dump(given))
-
-
-@pytest.fixture(scope="module")
-def served(config: Path, logs: Path) -> Iterator[Served]:
-    """The bundled model's service."""
-    with started("--config", str(config)) as found:
-        yield found
-    assert logged(logs)  # it is kept
-
-
-@pytest.fixture(scope="module")
-def url(served: Served) -> str:
-    return served.address
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-
-
-def logged(folder: Path) -> list[dict[str, Any]]:
-    """All lines of the request log."""
-    return [json.loads(line) for path in folder.iterdir() for line in path.read_text().splitlines()]
-
-
-def test_every_metric_is_there_before_the_first_request(url: str) -> None:
-    with urllib.request.urlopen(f"{url}/metrics") as response:
-        text = response.read().decode()
-    for one in ENGINE_METRICS:
-        assert any(line.startswith(f"ray_entmtp_{one.name}") for line in text.splitlines()), one.name
-    assert 'requests_refused_total{model="smollm2-135m"} 0.0' in text
 
 
 def expected_text(bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase], prompt: str, tokens: int) -> str:
     model, tokenizer = bundled
     found = greedy(model, encode_chat(tokenizer, prompt), tokens)
     return str(tokenizer.decode(found, skip_special_tokens=True))
-
-
-def chat(client: openai.OpenAI, prompt: str, tokens: int = 24, **options: Any) -> str:
-    answer = client.chat.completions.create(
-        model=MODEL,
-        messages=[{"role": "user", "content": prompt}],
-        max_tokens=tokens,
-        **({"temperature": 0} | options),
-    )
-    return str(answer.choices[0].message.content)
 
 
 def test_the_text_is_the_models_own(
@@ -260,51 +198,6 @@ def test_more_answers_than_there_is_room_for_come_one_after_another(client: open
     assert chat(client, PROMPTS[3], 2)
 
 
-def test_every_request_is_in_the_log_within_a_second(url: str, logs: Path) -> None:
-    good = json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 2}).encode()
-    given = [
-        (good, 200),
-        (b'{"model": 3}', 400),
-        (b"{", 400),
-        (good.replace(MODEL.encode(), b"other"), 404),
-        (b'{"model": "' + b"x" * 3_000_000 + b'"}', 413),
-    ]
-    for number, (body, status) in enumerate(given):
-        request_id = f"one-line-{number}"
-        found, _ = raw(url, post("/v1/completions", body, headers=f"X-Request-Id: {request_id}\r\n".encode()))
-        time.sleep(1.0)
-        assert [line["status"] for line in logged(logs) if line["request_id"] == request_id] == [found] == [status]
-
-
-def test_what_the_proxy_refuses_is_in_the_log(url: str, logs: Path) -> None:
-    async def burst(session: aiohttp.ClientSession, wave: str, count: int, tokens: int) -> list[int]:
-        async def ask(number: int) -> int:
-            body = {"model": MODEL, "prompt": "Once", "max_tokens": tokens}
-            body |= {"speculation": {"max_nodes": number}}
-            headers = {"x-request-id": f"{wave}-{number}"}
-            async with session.post(f"{url}/v1/completions", json=body, headers=headers) as response:
-                await response.read()
-                return response.status
-
-        return await asyncio.gather(*(ask(number) for number in range(count)))
-
-    async def scene() -> list[int]:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session:
-            first = asyncio.create_task(burst(session, "first", 40, 40))
-            await asyncio.sleep(1.0)  # by now some have been refused
-            return [*await burst(session, "second", 20, 2), *await first]
-
-    statuses = asyncio.run(scene())
-    assert set(statuses) == {200, 429}
-    time.sleep(1.0)
-    lines = [line for line in logged(logs) if line["request_id"].startswith(("first-", "second-"))]
-    assert sorted(line["status"] for line in lines) == sorted(statuses)
-    assert len({line["request_id"] for line in lines}) == 60
-    by_proxy = [json.loads(line) for path in logs.glob("proxy-*") for line in path.read_text().splitlines()]
-    assert len([line for line in by_proxy if line["request_id"].startswith("second-")]) >= 10
-    assert {line["model"] for line in by_proxy} == {MODEL}
-
-
 def test_one_seed_draws_one_text(client: openai.OpenAI) -> None:
     def drawn(seed: int | None, n: int = 1) -> list[str | None]:
         answer = client.chat.completions.create(
@@ -362,98 +255,6 @@ def test_a_client_that_goes_frees_its_slot(client: openai.OpenAI, url: str) -> N
     began = time.monotonic()
     assert chat(client, PROMPTS[3], 8)
     assert time.monotonic() - began < 20  # with leaked slots it would wait for 1500 tokens
-
-
-def test_models_health_and_metrics(client: openai.OpenAI, url: str) -> None:
-    assert [model.id for model in client.models.list()] == [MODEL]
-    assert client.models.retrieve(MODEL).id == MODEL
-    for path in ("/health", "/ready", "/openapi.json", "/docs"):
-        with urllib.request.urlopen(f"{url}{path}") as response:
-            assert response.status == 200
-    deadline = time.monotonic() + 60  # Ray exports every few seconds
-    while time.monotonic() < deadline:
-        with urllib.request.urlopen(f"{url}/metrics") as response:
-            text = response.read().decode()
-        if "ray_entmtp_spec_decode_num_accepted_tokens" in text and "ray_entmtp_num_requests_running" in text:
-            break
-        time.sleep(2)
-    for name in ("time_to_first_token_seconds_bucket", "generation_tokens", "goodput_tokens_per_second", "steps"):
-        assert f"ray_entmtp_{name}" in text
-
-
-def raw(url: str, *parts: bytes, pause: float = 0.0) -> tuple[int, bytes]:
-    """Sends bytes as they are; returns the status and what followed the head."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
-        for number, part in enumerate(parts):
-            time.sleep(pause if number else 0.0)
-            connection.sendall(part)
-        response = http.client.HTTPResponse(connection)
-        response.begin()
-        return response.status, response.read()
-
-
-def post(path: str, body: bytes, *, length: int | None = None, headers: bytes = b"") -> bytes:
-    said = len(body) if length is None else length
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {said}\r\n"
-    return head.encode() + headers + b"Connection: close\r\n\r\n" + body
-
-
-@pytest.mark.parametrize(
-    ("body", "status"),
-    [
-        (b"\xff\xfe{}", 400),
-        (b'{"model": "\xc3\x28"}', 400),
-        (b"[" * 200_000, 400),
-        (b'{"messages":' * 50_000, 400),
-        (b'{"model": "' + b"x" * 3_000_000 + b'"}', 413),
-        (b"", 400),
-        (b"null", 400),
-    ],
-)
-def test_bodies_that_nobody_should_send(url: str, body: bytes, status: int) -> None:
-    found, answer = raw(url, post("/v1/chat/completions", body))
-    assert found == status
-    assert json.loads(answer)["error"]["message"]
-
-
-def test_a_body_that_does_not_come_is_not_waited_for(url: str) -> None:
-    began = time.monotonic()
-    status, answer = raw(url, post("/v1/completions", b'{"model"', length=1000))
-    assert status == 408
-    assert json.loads(answer)["error"]["type"] == "timeout_error"
-    assert time.monotonic() - began < 30
-
-
-@pytest.mark.parametrize(
-    ("headers", "most"),
-    [
-        (b"X-Long: " + b"a" * 200_000 + b"\r\n", 499),
-        (b"".join(b"X-%d: a\r\n" % number for number in range(2000)), 499),
-        (b"X-Request-Id: \x01\x02\r\n", 499),
-        (b"Authorization: Bearer " + b"\xff" * 100 + b"\r\n", 499),
-        (b"Content-Type: text/plain\r\n", 499),
-    ],
-)
-def test_headers_that_nobody_should_send(url: str, headers: bytes, most: int) -> None:
-    body = f'{{"model": "{MODEL}", "prompt": "x", "max_tokens": 0}}'.encode()
-    status, _ = raw(url, post("/v1/completions", body, headers=headers))
-    assert 400 <= status <= most
-
-
-def test_other_paths_and_methods(url: str) -> None:
-    for request, status in ((b"GET /v1/nothing", 404), (b"DELETE /v1/models", 405), (b"GET /v1/completions", 405)):
-        found, answer = raw(url, request + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        assert found == status
-        assert json.loads(answer)["error"]["message"]
-
-
-def test_a_taken_port_is_told(url: str) -> None:
-    command = [sys.executable, "-m", "deployments.serve_local", "--port", url.rpartition(":")[2]]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=dict(os.environ), check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("entmtp serve: port:")
-    assert "Traceback" not in done.stderr
 
 
 def test_another_method_takes_over_without_a_restart(

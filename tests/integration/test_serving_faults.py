@@ -6,15 +6,15 @@ import asyncio
 
 import pytest
 
-from benchmarks.faults import FAULTS, play, staged
+from benchmarks.faults import FAULTS, run_faults, service_cluster
 
 
 @pytest.mark.slow
 def test_no_client_is_left_without_an_answer() -> None:
-    with staged() as stage:
-        found = asyncio.run(play(stage, list(FAULTS), repetitions=1, users=8, tokens=24))
-    for fault, (seen,) in found.items():
-        assert seen.outcomes["answered"] > 0, fault
-        assert seen.outcomes["lost"] == 0, fault
-        assert seen.outcomes["wrong"] == 0, fault
-        assert seen.leaked == 0, fault
+    with service_cluster() as stage:
+        found = asyncio.run(run_faults(stage, list(FAULTS), repetitions=1, users=8, tokens=24))
+    for fault, (outcome,) in found.items():
+        assert outcome.outcomes["answered"] > 0, fault
+        assert outcome.outcomes["lost"] == 0, fault
+        assert outcome.outcomes["wrong"] == 0, fault
+        assert outcome.leaked == 0, fault

@@ -12,7 +12,7 @@ import pytest
 import ray
 from rich.console import Console
 
-from benchmarks.fanout import fake_cluster, made_plan, made_units, sleeping
+from benchmarks.fanout import local_cluster, make_plan, make_units, run_sleeping
 from entmtp.evaluation.run.placement import ResourceRequest, choose_placement
 from entmtp.evaluation.run.run import run_units
 from jobs import waiting
@@ -40,7 +40,7 @@ def held(cpus: int) -> Any:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with fake_cluster() as made:
+    with local_cluster() as made:
         made.add_node(num_cpus=2)
         made.wait_for_nodes()
         yield made
@@ -72,13 +72,13 @@ def test_a_benchmark_says_and_shows_that_its_worker_waits(
     holder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pool = WorkerPool(ResourceRequest())
-    plan = made_plan(made_units(2), tmp_path)
+    plan = make_plan(make_units(2), tmp_path)
 
     def shown() -> bool:
         return any("waits for 2 CPUs: 0 of 2 are free, " in worker_states for _, worker_states in pool.worker_states())
 
     def work() -> None:
-        run_units(plan, lambda units: sleeping(pool, units, 0.01), Console(quiet=True), pool.worker_states)
+        run_units(plan, lambda units: run_sleeping(pool, units, 0.01), Console(quiet=True), pool.worker_states)
 
     let_go_when(shown, holder, work)
     assert plan.waiting == []
@@ -105,5 +105,5 @@ def test_calls_in_workers_of_their_own_say_so_too_and_follow_each_other(
 def test_a_worker_with_fewer_cpus_runs_next_to_a_service_that_leaves_some(cluster: Any, tmp_path: Path) -> None:
     service = held(cpus=1)
     pool = WorkerPool(ResourceRequest(cpus_per_worker=1))
-    assert len(list(sleeping(pool, made_units(1), 0.01))) == 1
+    assert len(list(run_sleeping(pool, make_units(1), 0.01))) == 1
     ray.kill(service)

@@ -1,6 +1,6 @@
 """What an overload is compared with."""
 
-from benchmarks.overload import at_capacity
+from benchmarks.overload import capacity_of
 from entmtp.loadtest.traffic import RequestOutcome
 
 
@@ -10,10 +10,10 @@ def test_capacity_is_what_all_users_together_are_answered() -> None:
         2, began=2.0, ended=4.0
     )  # the last that is sent: from here on the other user has nothing to ask
     last = RequestOutcome(3, began=2.0, ended=3.0)
-    assert at_capacity([first, second, third, last]) == ([first, second], 1.0)
+    assert capacity_of([first, second, third, last]) == ([first, second], 1.0)
 
 
 def test_a_request_that_ends_as_the_last_begins_counts() -> None:
     slow, quick = RequestOutcome(0, began=0.0, ended=3.0), RequestOutcome(1, began=0.0, ended=1.0)
     last = RequestOutcome(2, began=1.0, ended=2.0)
-    assert at_capacity([slow, quick, last]) == ([quick], 1.0)
+    assert capacity_of([slow, quick, last]) == ([quick], 1.0)
