@@ -14,7 +14,7 @@ _STRETCH = 25
 _CHANCES = {True: (0.9, 0.05, 0.02), False: (0.25, 0.2, 0.15)}  # by calm: of ranks 0, 1, 2
 
 
-def moody_text(seed: int, *, telling: bool, positions: int = 150) -> RankTrace:
+def alternating_text(seed: int, *, telling: bool, positions: int = 150) -> RankTrace:
     """A text in which long chains are right in calm stretches, and second guesses now and then in wild ones.
 
     Entropy is low in calm stretches where it is ``telling``; else it has stretches of its own.

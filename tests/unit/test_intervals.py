@@ -161,10 +161,11 @@ def test_too_few_prompts_have_no_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "alike"), [(0.001, 0.0), (0.01, 0.0), (0.01, 0.02), (0.05, 0.0), (0.05, 0.02), (0.3, 0.02), (0.3, 0.2)]
+    ("share", "correlation_of_hits"),
+    [(0.001, 0.0), (0.01, 0.0), (0.01, 0.02), (0.05, 0.0), (0.05, 0.02), (0.3, 0.02), (0.3, 0.2)],
 )
-def test_proportions_cover_whether_hits_come_together_or_not(share: float, alike: float) -> None:
-    """``alike`` is the correlation of two tokens of one prompt.
+def test_proportions_cover_whether_hits_come_together_or_not(share: float, correlation_of_hits: float) -> None:
+    """``correlation_of_hits`` is the correlation of two tokens of one prompt.
 
     Nothing covers where nearly all hits are in one or two prompts of very many: most samples have none of those.
     """
@@ -173,7 +174,7 @@ def test_proportions_cover_whether_hits_come_together_or_not(share: float, alike
     counts = np.full(24, 100.0)
     for _ in range(TRIALS):
         own = np.full(24, share)
-        if alike:
-            own = rng.beta(share * (1 / alike - 1), (1 - share) * (1 / alike - 1), 24)
+        if correlation_of_hits:
+            own = rng.beta(share * (1 / correlation_of_hits - 1), (1 - share) * (1 / correlation_of_hits - 1), 24)
         hits += covered(proportion(rng.binomial(100, own).astype(float), counts), share)
     assert hits / TRIALS >= 0.93

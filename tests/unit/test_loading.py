@@ -26,7 +26,7 @@ from entmtp.policies.step_cost import BatchedCost, CostTable
 from entmtp.settings import CPU_METHOD, GPU_METHOD, SamplingParams, default_method
 from entmtp.trees.bank import load_bank
 from entmtp.trees.tuning_texts import TuningTexts
-from tests.helpers.calm_and_wild_texts import moody_text
+from tests.helpers.calm_and_wild_texts import alternating_text
 from tests.helpers.chained_models import save_chained
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_project import Saved, save_project
@@ -67,7 +67,7 @@ def test_a_ladder_is_tuned_at_this_machines_costs_and_says_where_it_can_not_be(
     saved: Saved, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = load_bank(saved.banks / "gsm8k-hydra.json")
-    texts = TuningTexts.of([moody_text(seed, telling=True) for seed in range(12)], max_rungs=4)
+    texts = TuningTexts.of([alternating_text(seed, telling=True) for seed in range(12)], max_rungs=4)
     bare, made = tmp_path / "bare.json", tmp_path / "made.json"
     shipped.model_copy(update={"tuning": None}).save(bare)
     shipped.model_copy(update={"tuning": texts, "thresholds": [], "bins": [shipped.overall]}).save(made)

@@ -34,7 +34,7 @@ def small_steps(topology: Topology) -> float:
     return 10 + 0.5 * topology.nodes
 
 
-def moody_traces() -> list[RankTrace]:
+def alternating_traces() -> list[RankTrace]:
     """Calm texts on which long chains are right, and wild ones on which second guesses are."""
     traces = []
     for seed in range(6):
@@ -46,7 +46,7 @@ def moody_traces() -> list[RankTrace]:
 
 
 def test_calm_bins_get_chains_and_wild_ones_get_width() -> None:
-    bank = make_bank(moody_traces(), provenance(), SETTINGS, small_steps)
+    bank = make_bank(alternating_traces(), provenance(), SETTINGS, small_steps)
     assert 2 <= len(bank.bins) <= SETTINGS.max_rungs
     assert sum(one.share for one in bank.bins) == pytest.approx(1)
     assert bank.bins[0].tree(4) == Topology.of([(0,) * depth for depth in range(1, 5)])
@@ -56,7 +56,7 @@ def test_calm_bins_get_chains_and_wild_ones_get_width() -> None:
 
 
 def test_gains_are_what_a_replay_gives_and_start_at_plain_decoding() -> None:
-    traces = moody_traces()
+    traces = alternating_traces()
     bank = make_bank(traces, provenance(), SETTINGS, small_steps)
     assert len(bank.overall.paths) == SETTINGS.max_nodes
     assert bank.overall.gain[0] == 1.0
@@ -68,7 +68,7 @@ def test_gains_are_what_a_replay_gives_and_start_at_plain_decoding() -> None:
 
 
 def test_shallower_frontiers_stop_at_their_depth_and_gain_what_they_replay_to() -> None:
-    traces = moody_traces()
+    traces = alternating_traces()
     bank = make_bank(traces, provenance(), SETTINGS, small_steps)
     assert [one.trees[-1].max_depth for one in bank.by_depth] == [1, 2, 3, 4]
     for one in bank.by_depth:
@@ -76,7 +76,7 @@ def test_shallower_frontiers_stop_at_their_depth_and_gain_what_they_replay_to() 
 
 
 def test_where_no_tree_pays_the_ladder_has_one_rung() -> None:
-    bank = make_bank(moody_traces(), provenance(), SETTINGS, lambda topology: 1 + 5 * topology.nodes)
+    bank = make_bank(alternating_traces(), provenance(), SETTINGS, lambda topology: 1 + 5 * topology.nodes)
     assert bank.thresholds == []
 
 
@@ -104,7 +104,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 
 def test_one_bank_for_all_suites_is_made_from_their_traces(saved: Saved, tmp_path: Path) -> None:
-    # A tiny project has two suites; the others' places are taken by theirs.
+    # A tiny project has two suites; their files stand in for the others'.
     for suite in PAPER_SUITES:
         for ending in ("json", "trace.safetensors"):
             made = suite if suite in ("gsm8k", "sharegpt") else "gsm8k"

@@ -57,8 +57,8 @@ def test_probabilities_never_rise_along_a_path() -> None:
 
 
 def test_a_signal_that_tells_lowers_the_log_loss_and_one_that_does_not_does_not() -> None:
-    fitted, held = (step_table(mixed_traces(6, seed), TREES, 8) for seed in (0, 100))
-    telling, silent = (quality(fit_predictor(fitted, [name]), held, TREES[1]) for name in ("entropy", "confidence"))
+    fitted, scored = (step_table(mixed_traces(6, seed), TREES, 8) for seed in (0, 100))
+    telling, silent = (quality(fit_predictor(fitted, [name]), scored, TREES[1]) for name in ("entropy", "confidence"))
     assert telling.log_loss < silent.log_loss - 0.1
     assert telling.within_text > 0.4 > abs(silent.within_text) + 0.2
     assert telling.calibration_error < 0.05

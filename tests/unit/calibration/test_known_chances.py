@@ -47,7 +47,7 @@ TREES = every_tree()
 
 
 def outcomes(seen: Outlook) -> list[tuple[Path, float]]:
-    """Where the right path leaves what is known, and with what chance."""
+    """Paths at which the right path leaves the known paths, with their chances."""
     known: dict[Path, float] = {(): 1.0, **seen.paths}
     return [
         (path, chance - sum(known[child] for child in seen.paths if child[:-1] == path))

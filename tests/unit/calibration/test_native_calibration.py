@@ -1,4 +1,4 @@
-"""From a model's own multi-token-prediction layers to a bank, a session and a benchmark, through the saved files."""
+"""A model's own multi-token-prediction layers: calibration to a bank, a session and a benchmark, by saved files."""
 
 from collections.abc import Iterator
 from pathlib import Path

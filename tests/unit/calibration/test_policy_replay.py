@@ -61,7 +61,7 @@ def test_an_adaptive_policys_steps_are_those_of_real_decoding(make: Callable[[to
     steps = replay_steps(trace, policy)
     assert len({step.topology for step in steps}) > 1
     assert [(step.position, step.topology) for step in steps] == [(step.position, step.topology) for step in real.steps]
-    # The text's end is the trace's last token, which cuts what a real step guessed behind it.
+    # The text's end is the trace's last token, which cuts what a real step drafted after it.
     assert [step.gained for step in steps[:-2]] == [step.gained for step in real.steps[:-2]]
 
 

@@ -33,7 +33,7 @@ from entmtp.trees.bank import TreeBank
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import save_traces
 from entmtp.trees.tuning_texts import TuningTexts
-from tests.helpers.calm_and_wild_texts import moody_text
+from tests.helpers.calm_and_wild_texts import alternating_text
 from tests.helpers.small_cases import Scripted, drawn_trace, small_bank, small_cost
 from tests.helpers.tiny_models import TREES
 
@@ -111,7 +111,7 @@ def drafted(position: int) -> Expansion:
 
 
 def test_the_ladder_is_tuned_at_the_cost_that_is_replayed() -> None:
-    texts = TuningTexts.of([moody_text(seed, telling=True) for seed in range(12)], max_rungs=4)
+    texts = TuningTexts.of([alternating_text(seed, telling=True) for seed in range(12)], max_rungs=4)
     bank = small_bank().model_copy(update={"tuning": texts})
     ladder = policies(bank, STEEP, 4)["ladder"](TRACES[0])
     assert isinstance(ladder, LadderPolicy)

@@ -17,7 +17,7 @@ from entmtp.settings import CalibrationSettings, LadderSettings
 from entmtp.trees.bank import TreeBank, load_bank
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
-from tests.helpers.calm_and_wild_texts import CALM, WILD, moody_text
+from tests.helpers.calm_and_wild_texts import CALM, WILD, alternating_text
 from tests.helpers.small_cases import provenance, small_bank, trace_of
 
 SETTINGS = CalibrationSettings(max_nodes=12)
@@ -81,9 +81,9 @@ def test_the_error_is_that_of_pairs_so_hard_texts_do_not_hide_a_gain() -> None:
 
 
 def held_out_ratio(seed: int, *, telling: bool) -> float:
-    """How much faster the tuned ladder is than one tree for all, on texts that neither was made from."""
-    texts = [moody_text(1000 * seed + at, telling=telling) for at in range(20)]
-    others = [moody_text(1000 * seed + 500 + at, telling=telling) for at in range(40)]
+    """Speedup of the tuned ladder over a single tree, on texts that neither was made from."""
+    texts = [alternating_text(1000 * seed + at, telling=telling) for at in range(20)]
+    others = [alternating_text(1000 * seed + 500 + at, telling=telling) for at in range(40)]
     cost = per_node(1.0)
     bank = make_bank(texts, provenance(), SETTINGS, cost)
     never = make_bank(texts, provenance(), SETTINGS.model_copy(update={"max_rungs": 1}), cost)
@@ -104,7 +104,7 @@ def test_where_entropy_says_something_the_ladder_wins(seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def bank() -> TreeBank:
-    texts = [moody_text(seed, telling=True) for seed in range(16)]
+    texts = [alternating_text(seed, telling=True) for seed in range(16)]
     return make_bank(texts, provenance(), SETTINGS, per_node(1.0))
 
 
@@ -115,11 +115,11 @@ def test_the_same_cost_tunes_a_bank_to_what_it_is(bank: TreeBank, tmp_path: Path
     assert retune(back, per_node(1.0), pytest.fail) == bank
 
 
-def test_the_dearer_nodes_are_the_calmer_a_text_must_be_for_deep_trees(bank: TreeBank) -> None:
-    cheap, dear = per_node(0.5), per_node(6.0)
-    flat, steep = (retune(bank, cost, pytest.fail) for cost in (cheap, dear))
+def test_the_more_expensive_nodes_are_the_lower_the_entropy_for_deep_trees_must_be(bank: TreeBank) -> None:
+    cheap, expensive = per_node(0.5), per_node(6.0)
+    flat, steep = (retune(bank, cost, pytest.fail) for cost in (cheap, expensive))
     assert steep.thresholds[-1] < flat.thresholds[-1]
-    assert build_ladder(steep, dear).rungs[-1] == Topology.root_only()
+    assert build_ladder(steep, expensive).rungs[-1] == Topology.root_only()
     assert build_ladder(flat, cheap).rungs[-1] != Topology.root_only()
 
 

@@ -20,7 +20,7 @@ from entmtp.policies.step_cost import CostTable
 from tests.helpers.simulated_machine import step_cost
 
 TABLE = CostTable(contexts=[160], costs=[step_cost()])
-LEARNT = CostCorrection(
+CORRECTION = CostCorrection(
     table=fingerprint(TABLE), logs=[0.0, 0.5], covariance=[[0.1, 0.0], [0.0, 0.2]], draft_log=0.1, draft_variance=0.3
 )
 
@@ -60,16 +60,16 @@ def test_a_cost_with_holes_is_an_error(changes: dict[str, Any] | None, tmp_path:
 def test_corrections_are_read_by_the_next_run(tmp_path: Path) -> None:
     cache = CostCorrectionFile(tmp_path / "costs" / "a.learnt.json")
     assert cache.read() == {}
-    cache.write({1: LEARNT})
-    other = LEARNT.model_copy(update={"logs": [0.1, 0.2]})
+    cache.write({1: CORRECTION})
+    other = CORRECTION.model_copy(update={"logs": [0.1, 0.2]})
     cache.write({4: other})
-    assert cache.read() == {1: LEARNT, 4: other}
-    cache.write({4: LEARNT})
-    assert cache.read() == {1: LEARNT, 4: LEARNT}
+    assert cache.read() == {1: CORRECTION, 4: other}
+    cache.write({4: CORRECTION})
+    assert cache.read() == {1: CORRECTION, 4: CORRECTION}
 
 
 def content(**changes: Any) -> str:
-    return json.dumps({"by_batch": {"1": LEARNT.model_dump() | changes}})
+    return json.dumps({"by_batch": {"1": CORRECTION.model_dump() | changes}})
 
 
 @pytest.mark.parametrize(
@@ -96,20 +96,20 @@ def test_a_broken_file_of_corrections_is_started_anew(
         assert cache.read() == {}
     assert len(caplog.records) == 1
     assert "are learned again" in caplog.text
-    cache.write({1: LEARNT})
-    assert cache.read() == {1: LEARNT}
+    cache.write({1: CORRECTION})
+    assert cache.read() == {1: CORRECTION}
 
 
 def test_replicas_that_write_at_once_leave_a_whole_file(tmp_path: Path) -> None:
     cache = CostCorrectionFile(tmp_path / "a.learnt.json")
-    cache.write({1: LEARNT})
+    cache.write({1: CORRECTION})
     with FileLock(tmp_path / "a.learnt.lock"):
-        cache.write({1: LEARNT.model_copy(update={"logs": [1.0, 1.0]})})  # the other one's counts, and nobody waits
-    assert cache.read() == {1: LEARNT}
+        cache.write({1: CORRECTION.model_copy(update={"logs": [1.0, 1.0]})})  # the other one's counts, and nobody waits
+    assert cache.read() == {1: CORRECTION}
 
 
 def test_a_full_or_locked_disk_does_not_end_decoding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "costs").write_text("a file where the folder should be")
     with caplog.at_level(logging.WARNING):
-        CostCorrectionFile(tmp_path / "costs" / "a.learnt.json").write({1: LEARNT})
+        CostCorrectionFile(tmp_path / "costs" / "a.learnt.json").write({1: CORRECTION})
     assert "could not be saved" in caplog.text

@@ -24,7 +24,7 @@ def rate(bins: list[Frontier], choice: tuple[int, ...], cost: Cost) -> float:
 
 
 def best_rate(bins: list[Frontier], cost: Cost) -> float:
-    """By trying every combination of rungs."""
+    """Best rungs by exhaustive search over all combinations."""
     sizes = [range(len(one.trees)) for one in bins]
     return max(rate(bins, choice, cost) for choice in product(*sizes))
 

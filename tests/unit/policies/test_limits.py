@@ -227,10 +227,10 @@ def test_the_token_price_of_a_limited_request_is_that_of_its_own_steps() -> None
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 6])
 def test_the_dynamic_policy_takes_the_likeliest_guesses_within_a_limit(limit: int) -> None:
-    believed = ProbabilityCalibration(slope=[1.0] * 4, offset=[0.0] * 4, follow=[[0.5, 0.2, 0.1, 0.05]] * 4)
+    uncalibrated = ProbabilityCalibration(slope=[1.0] * 4, offset=[0.0] * 4, follow=[[0.5, 0.2, 0.1, 0.05]] * 4)
     easy = [Signals(0, 0.1, 0.1, 1.0)]
-    (free,) = chosen(dynamic(believed), easy, [AcceptanceBias()], [MAX_NODES])
-    (found,) = chosen(dynamic(believed), easy, [AcceptanceBias()], [limit])
+    (free,) = chosen(dynamic(uncalibrated), easy, [AcceptanceBias()], [MAX_NODES])
+    (found,) = chosen(dynamic(uncalibrated), easy, [AcceptanceBias()], [limit])
     chance: dict[Path, float] = {(rank,): share for rank, share in enumerate((0.5, 0.2, 0.1, 0.05))}
     for path in free.paths:
         chance.setdefault(path, chance.get(path[:-1], 1.0) * chance[path[-1:]])
@@ -239,11 +239,11 @@ def test_the_dynamic_policy_takes_the_likeliest_guesses_within_a_limit(limit: in
 
 
 def test_a_level_that_could_only_replace_likelier_guesses_is_not_run() -> None:
-    believed = ProbabilityCalibration(slope=[1.0] * 4, offset=[0.0] * 4, follow=[[0.5, 0.2, 0.1, 0.05]] * 4)
+    uncalibrated = ProbabilityCalibration(slope=[1.0] * 4, offset=[0.0] * 4, follow=[[0.5, 0.2, 0.1, 0.05]] * 4)
 
     def passes(limit: int, probabilities: Sequence[float]) -> int:
         heads = Guesses(probabilities=probabilities)
-        chosen(dynamic(believed), [Signals(0, 0.1, 0.1, 1.0)], [AcceptanceBias()], [limit], lambda drafting: heads)
+        chosen(dynamic(uncalibrated), [Signals(0, 0.1, 0.1, 1.0)], [AcceptanceBias()], [limit], lambda drafting: heads)
         return heads.passes
 
     even = (0.24, 0.23, 0.22, 0.21)
@@ -295,10 +295,10 @@ def test_limits_teach_goodput_nothing_wrong(limit: int) -> None:
 @pytest.mark.parametrize("limit", [1, 3, MAX_NODES])
 def test_limits_teach_the_dynamic_policy_nothing_wrong(limit: int) -> None:
     probabilities = (0.5, 0.2, 0.1, 0.05)
-    believed = ProbabilityCalibration(slope=[1.0] * 4, offset=[0.0] * 4, follow=[list(probabilities)] * 4)
+    uncalibrated = ProbabilityCalibration(slope=[1.0] * 4, offset=[0.0] * 4, follow=[list(probabilities)] * 4)
 
     def gain_of(tree: Topology, generator: np.random.Generator) -> int:
         ranks = generator.choice(5, size=4, p=[*probabilities, 0.15]).tolist()
         return 1 + accepted_length(tree, ranks)
 
-    assert abs(bias(dynamic(believed), limit, gain_of)) < 0.2
+    assert abs(bias(dynamic(uncalibrated), limit, gain_of)) < 0.2

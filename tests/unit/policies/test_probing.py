@@ -60,7 +60,7 @@ def test_a_table_with_trees_too_expensive_recovers_within_500_steps(name: str, b
 def test_right_costs_lose_at_most_1_percent_to_probes(
     name: str, spread: float, noise: float, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also a short run whose measurement was disturbed; where there is no noise, nothing but probes costs time."""
+    """A short run whose measurement was disturbed loses little too. Without noise only probes cost time."""
     table = machine(*costs(1), spread=spread)
     probing = [run(name, table, steps, seed=seed, noise=noise).rate() for seed in range(5)]
     monkeypatch.setattr(ProbeBudget, "due", False)
@@ -131,8 +131,8 @@ def test_trees_follow_the_context(name: str) -> None:
     assert nodes(table, lambda step: 512) == nodes(table.costs[0], lambda step: 512)
     assert nodes(table, lambda step: 4096) == nodes(table.costs[1], lambda step: 4096)
     if name == "dynamic":  # a bank's largest tree pays at both ends
-        grows = nodes(table, lambda step: 160 if step < 50 else 4096)
-        assert np.mean(grows[50:]) < 0.8 * np.mean(grows[:50])
+        nodes_after_longer_context = nodes(table, lambda step: 160 if step < 50 else 4096)
+        assert np.mean(nodes_after_longer_context[50:]) < 0.8 * np.mean(nodes_after_longer_context[:50])
 
 
 def test_a_run_is_the_same_again() -> None:
