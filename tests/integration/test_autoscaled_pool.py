@@ -17,7 +17,7 @@ from entmtp.evaluation.run.run import run_units
 from jobs import pool as pools
 from jobs.pool import WorkerPool, alive_nodes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 MOST = 3
 

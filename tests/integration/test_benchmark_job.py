@@ -20,7 +20,7 @@ from entmtp.tracking.client import default_tracking_uri
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_project import SUITES, Saved, save_project
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 SECONDS = 600
 UNITS = 6

@@ -27,7 +27,7 @@ from jobs.pool import WorkerPool
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_project import Saved, save_project
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 NODES, UNITS = 4, 200
 ARMS = ("autoregressive", "medusa", "hydra", "entmtp-dynamic")

@@ -15,6 +15,8 @@ from entmtp.errors import EntMTPError
 from entmtp.persistent_paths import check_persistent_path
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 JOB = """
 import json, os, sys
 from pathlib import Path

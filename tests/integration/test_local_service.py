@@ -28,6 +28,8 @@ from entmtp.ray_head import free_ports
 from tests.helpers.local_service import MODEL
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 START_SECONDS = 300
 LISTEN = "0A"
 TOKENS = 200

@@ -26,6 +26,8 @@ from entmtp.suites import PAPER_SUITES, scored_prompts
 from tests.helpers.local_service import MODEL, Served, chat
 from tests.helpers.tiny_models import greedy
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 PROMPTS = ["Why is the sky blue?", "Name three rivers.", "Write a haiku about rain.", "What is 17 times 3?"]
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.faults import FAULTS, run_faults, service_cluster
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 @pytest.mark.slow
 def test_no_client_is_left_without_an_answer() -> None:

@@ -16,6 +16,8 @@ from schemathesis.core.result import Ok
 from tests.helpers.local_service import MODEL, started
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 CASES = 2000
 
 

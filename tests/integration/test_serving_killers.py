@@ -22,7 +22,7 @@ from entmtp.ray_head import LOCAL_SETTINGS, free_ports
 from tests.helpers.tiny_models import tiny_model
 from tests.helpers.tokenizers import ids, made
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 APP, ENGINE, MODEL = "killers", "tiny", "m"
 TITLE = f"ray::ServeReplica:{APP}:{ENGINE}"

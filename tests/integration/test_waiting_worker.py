@@ -19,6 +19,8 @@ from jobs import waiting
 from jobs.pool import WorkerPool, alive_nodes
 from jobs.workers import call_each
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 SECONDS = 300.0
 LINE = (
     "the worker waits for 2 CPUs: 0 of 2 are free; stop what holds them ('ray status -v' shows it), or give a service"
