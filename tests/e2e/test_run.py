@@ -224,7 +224,7 @@ def test_the_end_says_what_was_captured_while_timed_and_what_heads_were_trained_
     assert provenance["training_overlap"]["hydra"][first.suite] == {"seen": 1, "scored": 2}
 
 
-def test_the_forecast_counts_tokens_and_says_what_it_rests_on(saved: Saved, tmp_path: Path) -> None:
+def test_the_dry_run_counts_tokens_and_names_the_basis_of_its_estimate(saved: Saved, tmp_path: Path) -> None:
     plan = plan_of(saved, tmp_path, arms=["autoregressive", "bank-oracle"])
     # Two prompts of each suite; three repetitions of two arms, the reference, and the look ahead of the bank oracle.
     assert tokens_of(plan, plan.units) == 4 * (3 * 2 + 1 + 1) * 24

@@ -157,7 +157,7 @@ def test_the_job_prints_and_writes_the_comparison(finished: Path, tmp_path: Path
     assert not list((tmp_path / "comparison").rglob("*.unfinished"))
 
 
-def test_bars_in_facts_do_not_break_the_page(finished: Path, tmp_path: Path) -> None:
+def test_bars_in_provenance_do_not_break_the_page(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "slow", tmp_path / "slow")
     summary = tmp_path / "slow" / "report" / "summary.json"
     content = json.loads(summary.read_text())
