@@ -130,7 +130,7 @@ class WorkerPool:
                     raise
             self._demand.set_pending(requested.workers)
             if now >= next_report:
-                print(f"no node fits yet; the cluster is asked for {requested.workers} workers' GPUs", flush=True)
+                print(f"no node fits yet; requested GPUs for {requested.workers} workers", flush=True)
                 next_report = now + REPORT_SECONDS
             time.sleep(POLL_SECONDS)
 

@@ -195,7 +195,7 @@ class EngineClient:
             return
         wait = await self._limiter.take.remote(key, tokens)
         if wait:
-            raise rate_limit_error("this key has asked for as much as it may in a minute", math.ceil(wait))
+            raise rate_limit_error("this key has reached its limit per minute", math.ceil(wait))
 
     def _error(self, failure: Failure) -> ApiError:
         if failure.kind == "full":

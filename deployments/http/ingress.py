@@ -28,7 +28,7 @@ class Ingress:
     def __init__(self, args: AppArgs, handles: dict[str, Any], limiter: Any | None, secret: bytes) -> None:
         self._keys = load_keys(args.api_keys_file)
         require_keys(http_host(), self._keys, args.allow_anonymous)
-        self._service = EngineClient(args, handles, limiter)
+        self._client = EngineClient(args, handles, limiter)
         context = serve.get_replica_context()
         self._app = context.app_name
         self._log = LogFile(args.log_folder, f"ingress-{context.replica_id.unique_id}")
@@ -37,12 +37,12 @@ class Ingress:
         self._ready_engines: tuple[float, dict[str, bool]] = (0.0, {})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        log = LogSink(self._log.write, self._secret, self._service.args.log_prompts)
-        return make_api(self._service, self._keys, self._ready, self._metrics, log)
+        log = LogSink(self._log.write, self._secret, self._client.args.log_prompts)
+        return make_api(self._client, self._keys, self._ready, self._metrics, log)
 
     async def _metrics(self) -> str:
         return await scrape_metrics(
-            [one.name for one in self._service.args.engines], list(self._service.catalogue.models)
+            [one.name for one in self._client.args.engines], list(self._client.catalogue.models)
         )
 
     async def _ready(self) -> dict[str, bool]:
@@ -55,6 +55,6 @@ class Ingress:
 
     def _engines_running(self) -> dict[str, bool]:
         running = running_replicas(self._app)
-        engines = self._service.args.engines
+        engines = self._client.args.engines
         # An engine that may scale to zero starts a replica for the first request, so it counts as ready.
         return {one.name: running.get(one.name, 0) > 0 or not one.autoscaling.min_replicas for one in engines}

@@ -55,7 +55,7 @@ _log = logging.getLogger("ray.serve")
 
 
 def make_api(
-    service: EngineClient,
+    client: EngineClient,
     keys: ApiKeys,
     ready: Callable[[], Awaitable[dict[str, bool]]],
     metrics: Callable[[], Awaitable[str]],
@@ -69,7 +69,7 @@ def make_api(
         log: destination of the access log.
     """
     api = make_documented_app()
-    _add_middlewares(api, service, log)
+    _add_middlewares(api, client, log)
 
     async def owner(request: Request, _: Annotated[object, Security(BEARER)]) -> str:
         entry: LogEntry = request.state.entry
@@ -82,48 +82,50 @@ def make_api(
     async def chat(body: ChatRequest, request: Request, key: Owner) -> Response:
         """Answer the last message of a chat."""
         entry: LogEntry = request.state.entry
-        entry.set_body(body, service.catalogue.models)
-        engine = service.catalogue.find(body.model, body.speculation)
-        prompt = await service.encode_chat(engine, body.messages)
-        work = await service.prepare(entry.id, key, engine, body, [prompt], None)
-        shape = ChatResponseBuilder(f"chatcmpl-{uuid.uuid4().hex}", body.model, service.detokenizer(engine), work.calls)
-        return await _answer(service, body, work, shape, request)
+        entry.set_body(body, client.catalogue.models)
+        engine = client.catalogue.find(body.model, body.speculation)
+        prompt = await client.encode_chat(engine, body.messages)
+        routed = await client.prepare(entry.id, key, engine, body, [prompt], None)
+        builder = ChatResponseBuilder(
+            f"chatcmpl-{uuid.uuid4().hex}", body.model, client.detokenizer(engine), routed.calls
+        )
+        return await _answer(client, body, routed, builder, request)
 
     @api.post("/v1/completions", tags=["text"], responses=COMPLETION_ANSWERS)
     async def completions(body: CompletionRequest, request: Request, key: Owner) -> Response:
         """Continue a text, or several."""
         entry: LogEntry = request.state.entry
-        entry.set_body(body, service.catalogue.models)
-        engine = service.catalogue.find(body.model, body.speculation)
-        prompts = await service.encode_prompts(engine, body)
-        work = await service.prepare(entry.id, key, engine, body, prompts, COMPLETION_TOKENS)
-        shape = CompletionResponseBuilder(
-            f"cmpl-{uuid.uuid4().hex}", body.model, service.detokenizer(engine), work.calls
+        entry.set_body(body, client.catalogue.models)
+        engine = client.catalogue.find(body.model, body.speculation)
+        prompts = await client.encode_prompts(engine, body)
+        routed = await client.prepare(entry.id, key, engine, body, prompts, COMPLETION_TOKENS)
+        builder = CompletionResponseBuilder(
+            f"cmpl-{uuid.uuid4().hex}", body.model, client.detokenizer(engine), routed.calls
         )
-        return await _answer(service, body, work, shape, request)
+        return await _answer(client, body, routed, builder, request)
 
     @api.post("/tokenize", tags=["text"], responses=ERRORS)
     async def tokenize(body: TokenizeRequest, key: Owner) -> TokenIds:
         """Show the token ids of a prompt, or of a chat as the model's template writes it."""
-        engine = service.catalogue.find(body.model, None)
+        engine = client.catalogue.find(body.model, None)
         if (body.prompt is None) == (body.messages is None):
             raise invalid_value("prompt: give either prompt or messages", "prompt")
         if body.messages is not None:
-            tokens = await service.encode_chat(engine, body.messages)
+            tokens = await client.encode_chat(engine, body.messages)
         else:
-            tokens = await service.encode(engine, body.prompt or "")
-        return TokenIds(tokens=tokens, count=len(tokens), max_model_len=service.context(engine))
+            tokens = await client.encode(engine, body.prompt or "")
+        return TokenIds(tokens=tokens, count=len(tokens), max_model_len=client.context(engine))
 
     @api.get("/v1/models", tags=["models"], responses=ERRORS)
     async def models(key: Owner) -> ModelList:
         """List the served models."""
-        return ModelList(data=[_model(service, name) for name in service.catalogue.models])
+        return ModelList(data=[_model(client, name) for name in client.catalogue.models])
 
     @api.get("/v1/models/{name:path}", tags=["models"], responses=ERRORS)
     async def model(name: str, key: Owner) -> ModelCard:
         """Describe one model."""
-        service.catalogue.find(name, None)
-        return _model(service, name)
+        client.catalogue.find(name, None)
+        return _model(client, name)
 
     @api.get("/health", tags=["operation"])
     async def health() -> Health:
@@ -149,10 +151,10 @@ def make_api(
     return api
 
 
-def _add_middlewares(api: FastAPI, service: EngineClient, log: LogSink) -> None:
+def _add_middlewares(api: FastAPI, client: EngineClient, log: LogSink) -> None:
     """Add the middlewares; a request passes the last one added first."""
     add_error_handlers(api)
-    args = service.args
+    args = client.args
     api.add_middleware(BodyLimit, size=args.limits.body_bytes, seconds=args.limits.body_seconds)
     api.add_middleware(HeadAndOptions, routes=lambda: api.routes)
     if args.cors_origins:
@@ -163,25 +165,25 @@ def _add_middlewares(api: FastAPI, service: EngineClient, log: LogSink) -> None:
             allow_headers=["*"],
             expose_headers=EXPOSED,
         )
-    api.add_middleware(AccessLog, log=log, tracing=service.tracing)
+    api.add_middleware(AccessLog, log=log, tracing=client.tracing)
 
 
 async def _answer(
-    service: EngineClient, body: GenerationRequest, work: RoutedRequest, shape: ResponseBuilder, request: Request
+    client: EngineClient, body: GenerationRequest, routed: RoutedRequest, builder: ResponseBuilder, request: Request
 ) -> Response:
     entry: LogEntry = request.state.entry
-    answers = [Answer() for _ in range(work.answers)]
-    entry.set_answers(work, answers)
+    answers = [Answer() for _ in range(routed.answers)]
+    entry.set_answers(routed, answers)
     stream = _with_deadline(
-        service.run(work, retries_left(request.scope)), body.timeout_s, service.args.limits.request_seconds
+        client.run(routed, retries_left(request.scope)), body.timeout_s, client.args.limits.request_seconds
     )
     if not body.stream:
         await _gather(stream, answers, entry)
-        full_response = shape.full_response(answers, usage_of(work, answers), metrics_of(answers))
+        full_response = builder.full_response(answers, usage_of(routed, answers), metrics_of(answers))
         return JSONResponse(full_response.model_dump(mode="json", exclude_unset=True))
     # Wait for the first delta before the response begins, so that a refusal can still set the status.
     first = await anext(stream)
-    events = _events(first, stream, work, answers, shape, entry, body.stream_options or StreamOptions())
+    events = _events(first, stream, routed, answers, builder, entry, body.stream_options or StreamOptions())
     return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
@@ -195,26 +197,26 @@ async def _gather(stream: AsyncGenerator[TokenDelta], answers: Sequence[Answer],
 async def _events(
     first: TokenDelta,
     rest: AsyncGenerator[TokenDelta],
-    work: RoutedRequest,
+    routed: RoutedRequest,
     answers: Sequence[Answer],
-    shape: ResponseBuilder,
+    builder: ResponseBuilder,
     entry: LogEntry,
     options: StreamOptions,
 ) -> AsyncGenerator[str]:
     continuous = options.include_usage and options.continuous_usage_stats
-    usage = partial(usage_so_far, work, answers) if continuous else None
+    usage = partial(usage_so_far, routed, answers) if continuous else None
     try:
         async with aclosing(rest):
-            for index in range(work.answers):
-                if (first_chunk := shape.first_chunk(index)) is not None:
+            for index in range(routed.answers):
+                if (first_chunk := builder.first_chunk(index)) is not None:
                     yield _event(first_chunk, usage)
             async for delta in _with_first(first, rest):
                 entry.mark_token()
-                chunk = shape.chunk(delta.index, delta)
+                chunk = builder.chunk(delta.index, delta)
                 answers[delta.index].append(delta)
                 yield _event(chunk, usage)
         if options.include_usage:
-            yield _event(shape.usage_chunk(usage_of(work, answers), metrics_of(answers)))
+            yield _event(builder.usage_chunk(usage_of(routed, answers), metrics_of(answers)))
         yield "data: [DONE]\n\n"
     except ApiError as error:
         entry.set_error(error)
@@ -262,10 +264,10 @@ def _event(chunk: BaseModel, usage: Callable[[], CompletionUsage] | None = None)
     return f"data: {chunk.model_dump_json(exclude_unset=True)}\n\n"
 
 
-def _model(service: EngineClient, name: str) -> ModelCard:
-    engines = service.catalogue.models[name]
+def _model(client: EngineClient, name: str) -> ModelCard:
+    engines = client.catalogue.models[name]
     return ModelCard(
         id=name,
-        max_model_len=max(service.context(one) for one in engines),
+        max_model_len=max(client.context(one) for one in engines),
         engines=[ServedEngine(method=one.method, policy=one.policy, task=one.task) for one in engines],
     )

@@ -14,33 +14,33 @@ from deployments.settings import EngineArgs
 from entmtp.methods import policy_of
 
 
-def usage_of(work: RoutedRequest, answers: Sequence[Answer]) -> CompletionUsage:
+def usage_of(routed: RoutedRequest, answers: Sequence[Answer]) -> CompletionUsage:
     """Usage of all answers to a request together; ``tau`` counts the root's token, so plain decoding is 1."""
     all_stats = [one.stats for one in answers if one.stats is not None]
-    prompt_tokens, new_tokens = work.prompt_tokens, sum(len(one.tokens) for one in answers)
+    prompt_tokens, new_tokens = routed.prompt_tokens, sum(len(one.tokens) for one in answers)
     return CompletionUsage.model_validate(
         {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": new_tokens,
             "total_tokens": prompt_tokens + new_tokens,
-            "prompt_tokens_details": PromptTokensDetails(cached_tokens=_cached_tokens(work, answers)),
-            "speculation": _speculation(work.engine, new_tokens, all_stats),
+            "prompt_tokens_details": PromptTokensDetails(cached_tokens=_cached_tokens(routed, answers)),
+            "speculation": _speculation(routed.engine, new_tokens, all_stats),
         }
     )
 
 
-def usage_so_far(work: RoutedRequest, answers: Sequence[Answer]) -> CompletionUsage:
+def usage_so_far(routed: RoutedRequest, answers: Sequence[Answer]) -> CompletionUsage:
     """Usage of unfinished answers: numbers of tokens only."""
-    prompt_tokens, new_tokens = work.prompt_tokens, sum(len(one.tokens) for one in answers)
+    prompt_tokens, new_tokens = routed.prompt_tokens, sum(len(one.tokens) for one in answers)
     return CompletionUsage(
         prompt_tokens=prompt_tokens, completion_tokens=new_tokens, total_tokens=prompt_tokens + new_tokens
     )
 
 
-def _cached_tokens(work: RoutedRequest, answers: Sequence[Answer]) -> int:
+def _cached_tokens(routed: RoutedRequest, answers: Sequence[Answer]) -> int:
     """Prompt tokens that every answer took from the prefix cache; each prompt counts once, as in ``prompt_tokens``."""
     fewest: dict[int, int] = {}
-    for call, answer in zip(work.calls, answers, strict=True):
+    for call, answer in zip(routed.calls, answers, strict=True):
         if answer.stats is not None:
             reused = answer.stats.reused_tokens
             fewest[call.prompt_number] = min(reused, fewest.get(call.prompt_number, reused))

@@ -51,7 +51,7 @@ class Ingresses:
             await send(message)
 
 
-def asked(
+def send_through(
     app: App,
     *received: Message,
     path: str = PATH,

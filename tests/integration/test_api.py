@@ -200,10 +200,12 @@ def test_every_answer_is_a_call_of_its_own_and_comes_in_its_place() -> None:
 
 def test_a_continuation_has_vllms_metrics_whole_and_at_the_end_of_a_stream() -> None:
     client, _ = api()
-    asked = {"model": "m", "prompt": "a"}
-    whole = client.post("/v1/completions", json=asked).json()
+    requested = {"model": "m", "prompt": "a"}
+    whole = client.post("/v1/completions", json=requested).json()
     assert whole["metrics"]["speculative_decoding"]["acceptance_histogram"] == [1, 0, 1, 0]
-    streamed = client.post("/v1/completions", json=asked | {"stream": True, "stream_options": {"include_usage": True}})
+    streamed = client.post(
+        "/v1/completions", json=requested | {"stream": True, "stream_options": {"include_usage": True}}
+    )
     *chunks, last, _ = events(streamed.text)
     assert last["metrics"] == whole["metrics"]
     assert all("metrics" not in chunk for chunk in chunks)

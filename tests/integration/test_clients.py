@@ -186,9 +186,9 @@ def test_pages_of_the_origins_that_are_set_may_ask(asgi: TestClient) -> None:
     assert answer.headers["access-control-allow-origin"] == ORIGIN
     assert "authorization" in answer.headers["access-control-allow-headers"]
     for body in (CHAT | {"model": MODEL}, CHAT | {"model": "none"}, {}):
-        told = asgi.post("/v1/chat/completions", json=body, headers={"Origin": ORIGIN})
-        assert told.headers["access-control-allow-origin"] == ORIGIN
-        assert "Retry-After" in told.headers["access-control-expose-headers"]
+        reported = asgi.post("/v1/chat/completions", json=body, headers={"Origin": ORIGIN})
+        assert reported.headers["access-control-allow-origin"] == ORIGIN
+        assert "Retry-After" in reported.headers["access-control-expose-headers"]
     assert "access-control-allow-origin" not in preflight(asgi, "https://other.example").headers
 
 
@@ -260,11 +260,11 @@ def test_text_that_cannot_fit_is_never_tokenized(monkeypatch: pytest.MonkeyPatch
     client, _ = api()
     tokenized: list[object] = []
 
-    async def kept(_: PromptEncoder, work: Any) -> Any:
+    async def stored(_: PromptEncoder, work: Any) -> Any:
         tokenized.append(found := work())
         return found
 
-    monkeypatch.setattr(PromptEncoder, "_run", kept)
+    monkeypatch.setattr(PromptEncoder, "_run", stored)
     long = "word " * 100_000
     for path, body in (("/v1/completions", {"prompt": long}), ("/tokenize", {"prompt": long})):
         answer = client.post(path, json={"model": "m", **body})

@@ -163,8 +163,8 @@ def test_prompts_that_raise_or_kill_are_set_aside_and_all_others_are_done(cluste
     pool = WorkerPool(ResourceRequest(device="cpu", gpus_per_worker=1))
     run_units(plan, lambda waiting: run_sleeping(pool, waiting, 0.01, mortal()), Console(quiet=True))
     assert plan.waiting == []
-    held = read_metadata(plan.parts, [unit.key for unit in plan.units])
-    set_aside = {prompt["prompt_id"]: prompt for part in held for prompt in part["set_aside"]}
+    committed = read_metadata(plan.parts, [unit.key for unit in plan.units])
+    set_aside = {prompt["prompt_id"]: prompt for part in committed for prompt in part["set_aside"]}
     assert set(set_aside) == {"gsm8k/5", "gsm8k/9"}
     assert {prompt["tries"] for prompt in set_aside.values()} == {TRIES}
     assert "its worker ended" in set_aside["gsm8k/5"]["reason"]

@@ -226,8 +226,8 @@ def test_it_finishes_its_requests_and_leaves_nothing(service: Service) -> None:
     assert service.ended(60) == 130
     assert time.monotonic() - began < 30  # Ray alone would take longer
     (stopped,) = [line for line in service.lines if line.startswith("stopped the local Ray cluster; ")]
-    kept = Path(stopped.split()[-1])
-    assert "loaded (" in "".join(one.read_text() for one in kept.glob("logs/serve/replica_*dynamic*"))
+    stored = Path(stopped.split()[-1])
+    assert "loaded (" in "".join(one.read_text() for one in stored.glob("logs/serve/replica_*dynamic*"))
     assert service.left() == []
 
 

@@ -67,9 +67,9 @@ def test_calls_are_answered_and_accounted_for(
         assert last.stats is not None
         assert last.stats.accepted == sum(last.stats.accepted_by_depth)
         assert last.stats.deepest >= len(last.stats.accepted_by_depth) > 0
-        told = await replica.record_autoscaling_stats()
-        assert told[OUTSTANDING] == 0
-        assert told[SPEED] > 0
+        reported = await replica.record_autoscaling_stats()
+        assert reported[OUTSTANDING] == 0
+        assert reported[SPEED] > 0
         assert set(block_hashes(prompt, "")) <= set((await replica.record_routing_stats())["prefixes"])
 
     asyncio.run(scene())
@@ -243,10 +243,10 @@ def test_a_request_that_fails_tells_why(
             return super().push(token)
 
     monkeypatch.setattr(engine_module, "TextStream", Broken)
-    asked: dict[str, Any] = {"model": "m", "stream": stream, "max_tokens": 16, "temperature": 0, "ignore_eos": True}
-    asked |= {"prompt": "Once"} if path == "completions" else {"messages": [{"role": "user", "content": "Hello"}]}
+    requested: dict[str, Any] = {"model": "m", "stream": stream, "max_tokens": 16, "temperature": 0, "ignore_eos": True}
+    requested |= {"prompt": "Once"} if path == "completions" else {"messages": [{"role": "user", "content": "Hello"}]}
     lines: list[dict[str, Any]] = []
-    answer = api_of(replica, lines).post(f"/v1/{path}", json=asked)
+    answer = api_of(replica, lines).post(f"/v1/{path}", json=requested)
     begun = stream and good > 0
     assert answer.status_code == (200 if begun else 500)
     last = answer.text.strip().splitlines()[-1].removeprefix("data: ")

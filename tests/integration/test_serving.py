@@ -85,12 +85,12 @@ def test_usage_tells_how_it_was_written(client: openai.OpenAI) -> None:
     assert usage is not None
     assert usage.completion_tokens == 24
     assert answer.choices[0].finish_reason == "length"
-    told = usage.speculation  # type: ignore[attr-defined]
-    assert told["method"] == "entmtp-dynamic"
-    assert told["tau"] == pytest.approx(24 / told["steps"], abs=1e-3)
-    assert 0 <= told["accepted"] <= told["drafted"]
-    assert sum(told["accepted_by_depth"]) == told["accepted"]
-    assert {"draft", "verify", "accept", "compact", "policy", "waiting", "first_token"} == set(told["ms"])
+    reported = usage.speculation  # type: ignore[attr-defined]
+    assert reported["method"] == "entmtp-dynamic"
+    assert reported["tau"] == pytest.approx(24 / reported["steps"], abs=1e-3)
+    assert 0 <= reported["accepted"] <= reported["drafted"]
+    assert sum(reported["accepted_by_depth"]) == reported["accepted"]
+    assert {"draft", "verify", "accept", "compact", "policy", "waiting", "first_token"} == set(reported["ms"])
 
 
 def test_a_cap_of_no_nodes_is_plain_decoding(client: openai.OpenAI) -> None:
@@ -146,15 +146,15 @@ def test_logprobs_are_those_of_the_tokens(client: openai.OpenAI) -> None:
         logprobs=True,
         top_logprobs=3,
     )
-    told = answer.choices[0].logprobs
-    assert told is not None
-    assert told.content is not None
-    assert len(told.content) == 8
-    for token in told.content:
+    reported = answer.choices[0].logprobs
+    assert reported is not None
+    assert reported.content is not None
+    assert len(reported.content) == 8
+    for token in reported.content:
         assert token.logprob <= 0
         assert len(token.top_logprobs) == 3
         assert token.token == token.top_logprobs[0].token  # greedy
-    assert "".join(token.token for token in told.content) == answer.choices[0].message.content
+    assert "".join(token.token for token in reported.content) == answer.choices[0].message.content
 
 
 def test_plain_completions_of_texts_and_tokens(client: openai.OpenAI, url: str) -> None:

@@ -87,16 +87,16 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 
 
 def completion(client: TestClient, **body: Any) -> dict[str, Any]:
-    asked = {"model": "m", "prompt": tokens(f"{SPACE}the", f"{SPACE}capital", f"{SPACE}is"), "temperature": 0}
-    answer = client.post("/v1/completions", json=asked | {"max_tokens": 3} | body)
+    requested = {"model": "m", "prompt": tokens(f"{SPACE}the", f"{SPACE}capital", f"{SPACE}is"), "temperature": 0}
+    answer = client.post("/v1/completions", json=requested | {"max_tokens": 3} | body)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
 
 
 def chat(client: TestClient, **body: Any) -> dict[str, Any]:
-    asked = {"model": "m", "messages": [{"role": "user", "content": "a"}], "temperature": 0, "max_tokens": 12}
-    answer = client.post("/v1/chat/completions", json=asked | body)
+    requested = {"model": "m", "messages": [{"role": "user", "content": "a"}], "temperature": 0, "max_tokens": 12}
+    answer = client.post("/v1/chat/completions", json=requested | body)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
@@ -105,12 +105,12 @@ def chat(client: TestClient, **body: Any) -> dict[str, Any]:
 def test_a_completion_goes_on_from_the_prompts_text(client: TestClient) -> None:
     (choice,) = completion(client, logprobs=2)["choices"]
     assert choice["text"] == " Paris the capital"
-    told = choice["logprobs"]
-    assert told["tokens"] == [" Paris", " the", " capital"]
-    assert told["text_offset"] == [0, 6, 10]
-    for at, top in enumerate(told["top_logprobs"]):
+    reported = choice["logprobs"]
+    assert reported["tokens"] == [" Paris", " the", " capital"]
+    assert reported["text_offset"] == [0, 6, 10]
+    for at, top in enumerate(reported["top_logprobs"]):
         assert len(top) == 2
-        assert top[told["tokens"][at]] == told["token_logprobs"][at]
+        assert top[reported["tokens"][at]] == reported["token_logprobs"][at]
 
 
 def test_a_stop_text_may_begin_with_the_first_space(client: TestClient) -> None:
@@ -151,10 +151,10 @@ def test_half_a_character_of_a_prompt_does_not_leak_into_the_answer(client: Test
 def test_a_chat_answer_has_its_bytes_and_ends_with_its_turn(client: TestClient) -> None:
     (choice,) = chat(client, logprobs=True, top_logprobs=3)["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("😀 a", "stop")
-    told = choice["logprobs"]["content"]
-    assert bytes(byte for one in told for byte in one["bytes"]).decode() == "😀 a"
-    assert told[0]["token"] == "bytes:\\xf0"
-    assert all(len({each["token"] for each in one["top_logprobs"]}) == 3 for one in told)
+    reported = choice["logprobs"]["content"]
+    assert bytes(byte for one in reported for byte in one["bytes"]).decode() == "😀 a"
+    assert reported[0]["token"] == "bytes:\\xf0"
+    assert all(len({each["token"] for each in one["top_logprobs"]}) == 3 for one in reported)
 
 
 def test_the_tokens_of_a_prompt_are_cached_once(client: TestClient) -> None:

@@ -28,7 +28,7 @@ LINE = (
 )
 
 
-def held(cpus: int) -> Any:
+def occupying_actor(cpus: int) -> Any:
     """An actor that holds CPUs as long as it lives, as an engine does."""
 
     class Holder:  # local, so that Ray sends the class itself
@@ -52,7 +52,7 @@ def cluster() -> Iterator[Any]:
 def holder(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An actor that holds all CPUs, as a service does."""
     monkeypatch.setattr(waiting, "PATIENCE_SECONDS", 0.0)
-    return held(cpus=2)
+    return occupying_actor(cpus=2)
 
 
 def let_go_when(said: Callable[[], bool], holder: Any, work: Callable[[], Any]) -> Any:
@@ -91,21 +91,23 @@ def test_calls_in_workers_of_their_own_say_so_too_and_follow_each_other(
     holder: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     placement = choose_placement(alive_nodes(), ResourceRequest())
-    told: list[str] = []
+    reported: list[str] = []
 
     def doubled(number: int) -> int:
         return 2 * number
 
     def said() -> bool:
-        told.append(capsys.readouterr().out)
-        return any(told)
+        reported.append(capsys.readouterr().out)
+        return any(reported)
 
     assert let_go_when(said, holder, lambda: call_each(doubled, [(1,), (2,), (3,)], placement)) == [2, 4, 6]
-    assert "".join(told) + capsys.readouterr().out == LINE.replace("the worker waits", "3 workers wait, one of them")
+    assert "".join(reported) + capsys.readouterr().out == LINE.replace(
+        "the worker waits", "3 workers wait, one of them"
+    )
 
 
 def test_a_worker_with_fewer_cpus_runs_next_to_a_service_that_leaves_some(cluster: Any, tmp_path: Path) -> None:
-    service = held(cpus=1)
+    service = occupying_actor(cpus=1)
     pool = WorkerPool(ResourceRequest(cpus_per_worker=1))
     assert len(list(run_sleeping(pool, make_units(1), 0.01))) == 1
     ray.kill(service)

@@ -56,14 +56,14 @@ def test_the_tree_of_a_process_is_killed_whatever_session_its_parts_are_in() -> 
 
 
 def test_the_logs_of_the_latest_runs_are_kept(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = []
+    stored = []
     for number in range(MAX_STORED_LOGS + 2):
         monkeypatch.setattr(time, "strftime", lambda _, number=number: f"20260101-00000{number}")
         (tmp_path / "start.log").write_text(str(number))
-        kept.append(store_logs([tmp_path / "start.log", tmp_path / "absent"]))
+        stored.append(store_logs([tmp_path / "start.log", tmp_path / "absent"]))
     assert not (tmp_path / "start.log").exists()
-    assert sorted((cache / "logs").iterdir()) == kept[-MAX_STORED_LOGS:]
-    assert [(one / "start.log").read_text() for one in kept[-MAX_STORED_LOGS:]] == [
+    assert sorted((cache / "logs").iterdir()) == stored[-MAX_STORED_LOGS:]
+    assert [(one / "start.log").read_text() for one in stored[-MAX_STORED_LOGS:]] == [
         str(number) for number in range(2, MAX_STORED_LOGS + 2)
     ]
 
@@ -90,7 +90,7 @@ def test_a_closed_terminal_leaves_no_head_behind(tmp_path: Path, monkeypatch: py
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setattr(ray_head, "ray_command", lambda: [str(program)])
-    monkeypatch.setattr(ray_head, "_wait_until_up", lambda *told: None)
+    monkeypatch.setattr(ray_head, "_wait_until_up", lambda *reported: None)
     open_terminal = True
 
     def say(line: str) -> None:

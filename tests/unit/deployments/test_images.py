@@ -79,15 +79,15 @@ def test_an_image_runs_as_a_user_and_tells_its_health(stage: str) -> None:
 
 @stages
 def test_what_an_image_copies_is_there_and_not_ignored(stage: str) -> None:
-    kept = {line[1:] for line in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"}
+    stored = {line[1:] for line in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"}
     for kind, rest in image_stages()[stage]:
         if kind == "COPY" and rest != ". .":
             *sources, _ = rest.split()
             for source in sources:
                 assert (ROOT / source).exists()
-                assert source.split("/")[0] in kept
-    assert all((ROOT / name).exists() for name in kept)
-    assert {"entmtp", "deployments", "jobs"} <= kept
+                assert source.split("/")[0] in stored
+    assert all((ROOT / name).exists() for name in stored)
+    assert {"entmtp", "deployments", "jobs"} <= stored
 
 
 @pytest.mark.parametrize("stage", NODES)

@@ -54,7 +54,7 @@ def head(manifest: Manifest) -> Manifest:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         (lambda given: given.update(apiVersion="ray.io/v1alpha1"), "unknown"),
         (lambda given: given["spec"].update(serveConfig="x"), ".spec.serveConfig: unknown"),
@@ -68,10 +68,10 @@ def head(manifest: Manifest) -> Manifest:
         ),
     ],
 )
-def test_a_mistake_is_told(change: Callable[[Manifest], object], told: str) -> None:
+def test_a_mistake_is_told(change: Callable[[Manifest], object], reported: str) -> None:
     (given,) = manifests("service.yaml")
     change(given)
-    assert any(told in problem for problem in problems(given))
+    assert any(reported in problem for problem in problems(given))
 
 
 @both

@@ -56,9 +56,9 @@ def test_a_process_keeps_a_bounded_number_of_bytes(monkeypatch: pytest.MonkeyPat
     for number in range(200):
         file.write({"number": number})
     file.close()
-    kept = sorted(tmp_path.iterdir())
-    assert len(kept) == 3
-    assert all(path.stat().st_size <= 1000 for path in kept)
+    stored = sorted(tmp_path.iterdir())
+    assert len(stored) == 3
+    assert all(path.stat().st_size <= 1000 for path in stored)
     assert json.loads(file.path.read_text().splitlines()[-1])["number"] == 199
 
 
@@ -106,10 +106,10 @@ def test_a_folder_that_can_not_be_written_is_told(tmp_path: Path) -> None:
 
 def test_a_proxy_follows_what_the_ingresses_announce(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     one, two = (ProxySettings(tmp_path / name) for name in ("one", "two"))
-    told: list[ProxySettings | None] = [None, None, one, one, two]
+    reported: list[ProxySettings | None] = [None, None, one, one, two]
     monkeypatch.setattr(proxy_settings, "_REFRESH_SECONDS", 0.0)
     monkeypatch.setattr(proxy_settings, "_RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(proxy_settings, "read_proxy_settings", lambda: told.pop(0))
+    monkeypatch.setattr(proxy_settings, "read_proxy_settings", lambda: reported.pop(0))
     log = ProxyLog(ProxySettingsReader())
     for number in range(5):
         log.write({"number": number})
@@ -119,8 +119,8 @@ def test_a_proxy_follows_what_the_ingresses_announce(monkeypatch: pytest.MonkeyP
 
 
 def test_a_proxy_asks_seldom_where_the_log_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    told = [ProxySettings(tmp_path)]
-    monkeypatch.setattr(proxy_settings, "read_proxy_settings", lambda: told.pop(0))
+    reported = [ProxySettings(tmp_path)]
+    monkeypatch.setattr(proxy_settings, "read_proxy_settings", lambda: reported.pop(0))
     log = ProxyLog(ProxySettingsReader())
     for _ in range(3):
         log.write({})

@@ -63,11 +63,11 @@ def test_what_serve_does_not_understand_is_told_in_one_line() -> None:
         answering(400, repr(refused.value)) as (rest, _),
         pytest.raises(
             EntMTPError, match=r"^config: Ray Serve refuses it: .*http_options\.port; Input should be"
-        ) as told,
+        ) as reported,
     ):
         rest.deploy({})
-    assert "\n" not in str(told.value)
-    assert "https://" not in str(told.value)
+    assert "\n" not in str(reported.value)
+    assert "https://" not in str(reported.value)
 
 
 def test_what_breaks_within_serve_is_told_by_the_last_line_of_its_traceback() -> None:

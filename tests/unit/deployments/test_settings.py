@@ -155,7 +155,7 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
 
     source = Path(metrics.__file__).read_text()
     dashboard = (FOLDER / "grafana.json").read_text()
-    asked = set(re.findall(r"ray_entmtp_([a-z0-9_]+?)(?:_total|_bucket)?(?=[{\s,)\]\"])", dashboard))
-    assert len(asked) > 10
-    for name in asked:
+    requested = set(re.findall(r"ray_entmtp_([a-z0-9_]+?)(?:_total|_bucket)?(?=[{\s,)\]\"])", dashboard))
+    assert len(requested) > 10
+    for name in requested:
         assert f'"{name}"' in source, name

@@ -62,7 +62,7 @@ def test_results_that_would_be_lost_are_refused_before_any_work(
 
 
 @pytest.mark.parametrize(
-    ("uri", "kept"),
+    ("uri", "stored"),
     [
         ("sqlite:///mlflow.db", "mlflow.db"),
         ("mlruns", "mlruns"),
@@ -71,11 +71,11 @@ def test_results_that_would_be_lost_are_refused_before_any_work(
         ("file:./ml%20runs", "ml runs"),
     ],
 )
-def test_tracking_that_would_be_lost_is_refused(uri: str, kept: str, upload: Path) -> None:
-    with pytest.raises(EntMTPError, match=f"tracking_uri: '{kept}' would lie in the temporary copy"):
+def test_tracking_that_would_be_lost_is_refused(uri: str, stored: str, upload: Path) -> None:
+    with pytest.raises(EntMTPError, match=f"tracking_uri: '{stored}' would lie in the temporary copy"):
         check_tracking(uri, "entmtp-load")
     with pytest.raises(EntMTPError, match="would lie in the temporary copy"):
-        check_tracking((upload / kept).as_uri(), "entmtp-load")
+        check_tracking((upload / stored).as_uri(), "entmtp-load")
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ class Replicas:
 
     def __init__(self, refusals: int) -> None:
         self.left = refusals
-        self.asked: list[str] = []
+        self.requested: list[str] = []
 
     @property
     def generate(self) -> Replicas:
@@ -116,7 +116,7 @@ class Replicas:
         return self
 
     def remote(self, call: GenerateCall) -> Replica:
-        self.asked.append(call.id)
+        self.requested.append(call.id)
         return Replica(self, call.id)
 
 
@@ -165,4 +165,4 @@ def test_a_request_with_text_waits_for_room_when_its_replica_dies(monkeypatch: p
     assert not [item for _, item in found if isinstance(item, Failure)]
     texts = ["".join(item.text for at, item in found if at == call and isinstance(item, TokenDelta)) for call in (0, 1)]
     assert texts == ["ab", "ab"]
-    assert {"first.1", "second.0"} <= set(replicas.asked)
+    assert {"first.1", "second.0"} <= set(replicas.requested)

@@ -35,9 +35,9 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deaths, "_POLL_SECONDS", 0.01)
 
 
-def verdict(monkeypatch: pytest.MonkeyPatch, *told: Any, error: BaseException = GONE) -> bool:
+def verdict(monkeypatch: pytest.MonkeyPatch, *reported: Any, error: BaseException = GONE) -> bool:
     """The verdict on what the cluster reports, again and again."""
-    answers = list(told)
+    answers = list(reported)
 
     def actors(actor: str) -> dict[str, Any]:
         assert actor == ACTOR.hex()
@@ -59,9 +59,9 @@ def test_a_node_does_not_go_for_a_call_and_is_missed_late(monkeypatch: pytest.Mo
     assert verdict(monkeypatch, ALIVE, ALIVE, ALIVE, dead("NODE_DIED"))
 
 
-@pytest.mark.parametrize("told", [{}, ALIVE, RuntimeError("no cluster")])
-def test_what_is_not_known_is_no_excuse(monkeypatch: pytest.MonkeyPatch, told: Any) -> None:
-    assert not verdict(monkeypatch, told)
+@pytest.mark.parametrize("reported", [{}, ALIVE, RuntimeError("no cluster")])
+def test_what_is_not_known_is_no_excuse(monkeypatch: pytest.MonkeyPatch, reported: Any) -> None:
+    assert not verdict(monkeypatch, reported)
 
 
 def test_an_error_that_names_no_replica_is_no_excuse(monkeypatch: pytest.MonkeyPatch) -> None:

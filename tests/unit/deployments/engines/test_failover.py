@@ -138,9 +138,9 @@ def test_one_death_harms_no_call(first: list[int], second: list[int], data: Any)
     assert one_text(collected(Handle([Accepted(), *seen, *end], [Accepted(), *cut(TOKENS, second)])))
 
 
-@pytest.mark.parametrize("places", [(0, 0), (3, 3), (2, 9)])
-def test_a_call_that_ends_its_replicas_ends_two(places: tuple[int, int]) -> None:
-    handle = Handle(*[[Accepted(), *cut(TOKENS, [1] * 12)[:place], dead()] for place in (*places, 0, 0)])
+@pytest.mark.parametrize("positions", [(0, 0), (3, 3), (2, 9)])
+def test_a_call_that_ends_its_replicas_ends_two(positions: tuple[int, int]) -> None:
+    handle = Handle(*[[Accepted(), *cut(TOKENS, [1] * 12)[:position], dead()] for position in (*positions, 0, 0)])
     failure = collected(handle)[-1]
     assert isinstance(failure, Failure)
     assert failure.kind == "fatal"

@@ -61,11 +61,11 @@ def test_an_answer_of_one_step_has_a_first_token_too() -> None:
 
 def test_every_gauge_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = EngineMetrics("e")
-    told: list[str] = []
+    reported: list[str] = []
     for name, gauge in metrics._gauges.items():
-        monkeypatch.setattr(gauge, "set", lambda _, name=name: told.append(name))
+        monkeypatch.setattr(gauge, "set", lambda _, name=name: reported.append(name))
     metrics.set_gauges(EngineStatistics(1, 2, 3, 4, 5, 6, 7, 8.0, None))
-    assert sorted(told) == sorted(one.name for one in ENGINE_METRICS if one.kind == "gauge")
+    assert sorted(reported) == sorted(one.name for one in ENGINE_METRICS if one.kind == "gauge")
 
 
 def test_the_predicted_goodput_is_exported_under_its_old_name_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +94,8 @@ def test_every_metric_is_there_before_anything_has_happened() -> None:
 @pytest.mark.parametrize("engine", ["e", "f"])
 def test_a_metric_that_is_told_is_not_told_as_zero(engine: str) -> None:
     sample = f'ray_entmtp_num_requests_running{{NodeAddress="x",engine="{engine}"}} 3.0'
-    told = f"# HELP ray_entmtp_num_requests_running requests in slots\n{sample}\n"
-    lines = merge_metrics([told], zero_lines(["e", "f"], ["m"])).splitlines()
+    reported = f"# HELP ray_entmtp_num_requests_running requests in slots\n{sample}\n"
+    lines = merge_metrics([reported], zero_lines(["e", "f"], ["m"])).splitlines()
     ours = [line for line in lines if line.startswith("ray_entmtp_num_requests_running")]
     assert len(ours) == 2
     assert sample in ours

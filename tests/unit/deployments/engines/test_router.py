@@ -59,10 +59,10 @@ def replica(name: str, **stats: Any) -> Any:
 
 
 def pending(prompt: list[int], tokens: int = 100) -> Any:
-    return asked(GenerateCall("r", prompt, SamplingParams(max_tokens=tokens)))
+    return requested(GenerateCall("r", prompt, SamplingParams(max_tokens=tokens)))
 
 
-def asked(*args: Any) -> PendingRequest:
+def requested(*args: Any) -> PendingRequest:
     metadata = RequestMetadata(request_id="r", internal_request_id="r")
     return PendingRequest(args=list(args), kwargs={}, metadata=metadata)
 
@@ -93,8 +93,8 @@ def test_a_second_turn_goes_where_the_first_went() -> None:
 
 def test_what_replicas_tell_counts_where_another_ingress_sent_the_text() -> None:
     async def scene() -> None:
-        held = replica("b", at=1.0, outstanding_tokens=0, prefixes=block_hashes(TEXT, ""))
-        assert await first(router(), [replica("a"), held], pending(TEXT)) == "b"
+        cached = replica("b", at=1.0, outstanding_tokens=0, prefixes=block_hashes(TEXT, ""))
+        assert await first(router(), [replica("a"), cached], pending(TEXT)) == "b"
 
     asyncio.run(scene())
 
@@ -116,7 +116,7 @@ def test_an_overloaded_replica_is_passed_over_until_it_has_time() -> None:
 def test_other_calls_than_those_for_text_go_anywhere() -> None:
     async def scene() -> None:
         made = router()
-        assert await first(made, [replica("a")], asked()) == "a"
+        assert await first(made, [replica("a")], requested()) == "a"
         assert await made.choose_replicas([], None) == []
 
     asyncio.run(scene())
@@ -138,12 +138,12 @@ def test_a_call_waits_for_room_as_long_as_it_may_and_asks_with_pauses() -> None:
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize("told", [None, 3])
-def test_a_call_waits_for_replicas_that_do_not_say_that_they_are_full(told: int | None) -> None:
+@pytest.mark.parametrize("reported", [None, 3])
+def test_a_call_waits_for_replicas_that_do_not_say_that_they_are_full(reported: int | None) -> None:
     async def scene() -> None:
         made = router()
-        if told is not None:
-            made.replica_queue_len_cache.update("a", told)  # type: ignore[arg-type]
+        if reported is not None:
+            made.replica_queue_len_cache.update("a", reported)  # type: ignore[arg-type]
         call = pending(TEXT)
         call.created_at -= 61.0
         await first(made, [replica("a"), replica("b")], call)

@@ -11,7 +11,7 @@ from deployments import proxy_settings, stop_file
 from deployments.http.proxy_middleware import ProxyMiddleware
 from deployments.protocol.errors import FULL_HEADER
 from deployments.proxy_settings import ProxySettings, publish_proxy_settings, read_proxy_settings
-from tests.helpers.proxied_ingresses import LOGGED, Ingresses, asked, body, part, start
+from tests.helpers.proxied_ingresses import LOGGED, Ingresses, body, part, send_through, start
 
 PAGE = "https://chat.example"
 FULL = [start(429, [(FULL_HEADER, b"1"), (b"retry-after", b"3"), LOGGED]), part(b"full")]
@@ -24,8 +24,8 @@ def refused(status: int, origin: str) -> dict[bytes, bytes]:
         {429: Ingresses(FULL), 500: Ingresses([], []), 503: Ingresses([start(404), part(b"no")])}[status]
     )
     if status == 429:
-        asked(through, body(b'{"model": "a"}'))
-    head, _ = asked(through, body(b'{"model": "a"}'), headers=headers)
+        send_through(through, body(b'{"model": "a"}'))
+    head, _ = send_through(through, body(b'{"model": "a"}'), headers=headers)
     assert head["status"] == status
     return dict(head["headers"])
 
@@ -58,10 +58,10 @@ def test_a_page_reads_what_the_proxy_refuses(
 
 
 def test_what_an_ingress_announces_is_what_proxies_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: dict[bytes, bytes] = {}
+    stored: dict[bytes, bytes] = {}
     monkeypatch.setattr(internal_kv, "_internal_kv_initialized", lambda: True)
-    monkeypatch.setattr(internal_kv, "_internal_kv_put", lambda key, value, overwrite: kept.update({key: value}))
-    monkeypatch.setattr(internal_kv, "_internal_kv_get", kept.get)
+    monkeypatch.setattr(internal_kv, "_internal_kv_put", lambda key, value, overwrite: stored.update({key: value}))
+    monkeypatch.setattr(internal_kv, "_internal_kv_get", stored.get)
     assert read_proxy_settings() is None
     for made in (ProxySettings(Path("~/logs")), ProxySettings(Path("/logs"), (PAGE, "*"))):
         publish_proxy_settings(made)

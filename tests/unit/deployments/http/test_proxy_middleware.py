@@ -19,7 +19,7 @@ from deployments.http import proxy_middleware
 from deployments.http.proxy_middleware import ProxyMiddleware
 from deployments.protocol.errors import FULL_HEADER
 from deployments.proxy_settings import ProxySettings
-from tests.helpers.proxied_ingresses import DONE, LOGGED, PATH, Ingresses, asked, body, lines, part, start
+from tests.helpers.proxied_ingresses import DONE, LOGGED, PATH, Ingresses, body, lines, part, send_through, start
 
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
@@ -37,7 +37,7 @@ FULL = [start(429, [(FULL_HEADER, b"1"), (b"retry-after", b"3"), LOGGED]), part(
 def test_a_request_without_an_answer_goes_to_another_ingress() -> None:
     app = Ingresses([], DONE)
     given = [(RETRIED_HEADER, b"1")]  # a client's word does not count
-    assert asked(app, body(b"ab", more=True), body(b"cd"), headers=given)[-1]["body"] == b"done"
+    assert send_through(app, body(b"ab", more=True), body(b"cd"), headers=given)[-1]["body"] == b"done"
     assert app.bodies == [b"abcd"] * 2
     assert [RETRIED_HEADER in headers for headers in app.headers] == [False, True]
     assert [retries_left({"headers": list(headers.items())}) for headers in app.headers] == [1, 0]
@@ -45,7 +45,7 @@ def test_a_request_without_an_answer_goes_to_another_ingress() -> None:
 
 def test_a_stream_that_was_cut_ends_with_an_error_event(logs: Path) -> None:
     app = Ingresses([start(headers=[*EVENTS, LOGGED]), part(b"data: 1\n\n", more=True)])
-    sent = asked(app, body(b""))
+    sent = send_through(app, body(b""))
     assert len(app.bodies) == 1
     (line,) = lines(logs, 1)
     assert line["status"] == 503
@@ -56,7 +56,7 @@ def test_a_stream_that_was_cut_ends_with_an_error_event(logs: Path) -> None:
 
 def test_a_request_that_ends_its_ingresses_ends_two(logs: Path) -> None:
     app = Ingresses([], [], [], [])
-    sent = asked(app, body(b'{"model": "a"}'), headers=[(b"x-request-id", b"mine")])
+    sent = send_through(app, body(b'{"model": "a"}'), headers=[(b"x-request-id", b"mine")])
     assert sent[0]["status"] == 500
     assert dict(sent[0]["headers"])[b"x-should-retry"] == b"false"
     assert "not tried again" in json.loads(sent[1]["body"])["error"]["message"]
@@ -70,7 +70,7 @@ def test_a_request_that_ends_its_ingresses_ends_two(logs: Path) -> None:
 
 
 def test_a_name_that_no_engine_has_is_not_logged(logs: Path) -> None:
-    asked(Ingresses([], []), body(json.dumps({"model": "a long text " * 5000}).encode()))
+    send_through(Ingresses([], []), body(json.dumps({"model": "a long text " * 5000}).encode()))
     assert len(lines(logs, 1)) == 1
     (path,) = logs.glob("proxy-*.jsonl")
     assert "a long text" not in path.read_text()
@@ -93,13 +93,13 @@ def test_a_client_that_goes_before_its_refusal_has_a_line(logs: Path) -> None:
 
 def test_an_answer_is_not_touched() -> None:
     answer = [start(), part(b"a", more=True), part(b"b")]
-    assert asked(Ingresses([start(headers=[LOGGED]), *answer[1:]]), body(b"")) == answer
+    assert send_through(Ingresses([start(headers=[LOGGED]), *answer[1:]]), body(b"")) == answer
 
 
 @pytest.mark.parametrize("given", [b"", b"mine", b"not\nharmless", b"x" * 200])
 def test_a_request_keeps_its_id_until_it_is_refused(given: bytes) -> None:
     app = Ingresses([], [])
-    refusal = asked(app, body(b"a"), headers=[(b"x-request-id", given)] if given else [])[0]
+    refusal = send_through(app, body(b"a"), headers=[(b"x-request-id", given)] if given else [])[0]
     (request_id,) = {headers[b"x-request-id"] for headers in app.headers}
     assert dict(refusal["headers"])[b"x-request-id"] == request_id
     assert (request_id == given) == (given == b"mine")
@@ -107,10 +107,10 @@ def test_a_request_keeps_its_id_until_it_is_refused(given: bytes) -> None:
 
 def test_what_serve_answers_itself_is_logged_here_and_what_an_ingress_answers_is_not(logs: Path) -> None:
     through = ProxyMiddleware(Ingresses(DONE, [start(503), part(b"no application")], DONE, [start(), part(b"success")]))
-    asked(through, body(b""))
-    asked(through, body(b""), path="/nothing")
-    asked(through, body(b""))
-    asked(through, body(b""), path="/-/healthz")
+    send_through(through, body(b""))
+    send_through(through, body(b""), path="/nothing")
+    send_through(through, body(b""))
+    send_through(through, body(b""), path="/-/healthz")
     (line,) = lines(logs, 2)
     assert (line["status"], line["path"]) == (503, "/nothing")
 
@@ -118,19 +118,19 @@ def test_what_serve_answers_itself_is_logged_here_and_what_an_ingress_answers_is
 def test_a_folder_that_can_not_be_written_ends_no_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(proxy_settings, "read_proxy_settings", lambda: ProxySettings(tmp_path / "file"))
-    assert asked(Ingresses([], []), body(b""))[0]["status"] == 500
+    assert send_through(Ingresses([], []), body(b""))[0]["status"] == 500
 
 
 def test_nothing_is_sent_again_for_a_client_that_has_gone() -> None:
     app = Ingresses([])
-    assert asked(app, body(b"a", more=True), {"type": "http.disconnect"}) == []
+    assert send_through(app, body(b"a", more=True), {"type": "http.disconnect"}) == []
     assert app.bodies == []
 
 
 def test_a_body_too_large_to_keep_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy_middleware, "_REPLAYED_BYTES", 3)
     app = Ingresses([], DONE)
-    assert asked(app, body(b"abcd"))[0]["status"] == 503
+    assert send_through(app, body(b"abcd"))[0]["status"] == 503
     assert len(app.bodies) == 1
 
 
@@ -138,13 +138,13 @@ def test_a_full_engine_refuses_the_next_ones_at_the_door(logs: Path) -> None:
     app = Ingresses(FULL, DONE)
     at_the_door = ProxyMiddleware(app)
     chat, other = b'{"model": "a"}', b'{"model": "b"}'
-    assert asked(at_the_door, body(chat))[0]["status"] == 429
-    refusal, payload = asked(at_the_door, body(chat))
+    assert send_through(at_the_door, body(chat))[0]["status"] == 429
+    refusal, payload = send_through(at_the_door, body(chat))
     assert refusal["status"] == 429
     assert dict(refusal["headers"])[b"retry-after"] == b"3"
     assert json.loads(payload["body"])["error"]["code"] == "rate_limit_exceeded"
     assert len(app.bodies) == 1
-    assert asked(at_the_door, body(other))[-1]["body"] == b"done"
+    assert send_through(at_the_door, body(other))[-1]["body"] == b"done"
     (line,) = lines(logs, 1)  # the ingress has logged what it answered
     assert (line["status"], line["model"], line["error"]["code"]) == (429, "a", "rate_limit_exceeded")
 
@@ -162,8 +162,8 @@ def test_a_full_engine_refuses_the_next_ones_at_the_door(logs: Path) -> None:
 def test_what_does_not_choose_the_engine_does_not_pass_the_door(path: str, varied: dict[str, Any]) -> None:
     app = Ingresses(FULL)
     at_the_door = ProxyMiddleware(app)
-    asked(at_the_door, body(b'{"model": "a"}'))
-    assert asked(at_the_door, body(json.dumps({"model": "a"} | varied).encode()), path=path)[0]["status"] == 429
+    send_through(at_the_door, body(b'{"model": "a"}'))
+    assert send_through(at_the_door, body(json.dumps({"model": "a"} | varied).encode()), path=path)[0]["status"] == 429
     assert len(app.bodies) == 1
 
 
@@ -186,8 +186,8 @@ def test_what_does_not_choose_the_engine_does_not_pass_the_door(path: str, varie
 def test_what_another_engine_may_serve_passes_the_door(path: str, received: list[Message]) -> None:
     app = Ingresses(FULL, DONE)
     at_the_door = ProxyMiddleware(app)
-    asked(at_the_door, body(b'{"model": "a"}'))
-    assert asked(at_the_door, *received, path=path)[-1]["body"] == b"done"
+    send_through(at_the_door, body(b'{"model": "a"}'))
+    assert send_through(at_the_door, *received, path=path)[-1]["body"] == b"done"
     assert app.bodies[-1] == b"".join(message["body"] for message in received)
 
 
@@ -195,18 +195,18 @@ def test_what_another_engine_may_serve_passes_the_door(path: str, received: list
 def test_a_full_engine_is_asked_again_after_a_moment(monkeypatch: pytest.MonkeyPatch, pause: str) -> None:
     monkeypatch.setattr(proxy_middleware, pause, 0.0)
     at_the_door = ProxyMiddleware(Ingresses(FULL, DONE))
-    asked(at_the_door, body(b'{"model": "a"}'))
-    assert asked(at_the_door, body(b'{"model": "a"}'))[-1]["body"] == b"done"
+    send_through(at_the_door, body(b'{"model": "a"}'))
+    assert send_through(at_the_door, body(b'{"model": "a"}'))[-1]["body"] == b"done"
 
 
 def test_one_request_at_a_time_finds_out_whether_an_engine_is_still_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy_middleware, "_PROBE_SECONDS", 0.2)
     app = Ingresses(FULL, FULL)
     at_the_door = ProxyMiddleware(app)
-    asked(at_the_door, body(b'{"model": "a"}'))
+    send_through(at_the_door, body(b'{"model": "a"}'))
     time.sleep(0.25)
     for _ in range(5):
-        assert asked(at_the_door, body(b'{"model": "a"}'))[0]["status"] == 429
+        assert send_through(at_the_door, body(b'{"model": "a"}'))[0]["status"] == 429
     assert len(app.bodies) == 2
 
 
@@ -214,7 +214,7 @@ def test_the_door_does_not_wait_for_a_body_that_does_not_come(monkeypatch: pytes
     monkeypatch.setattr(proxy_middleware, "_BEGINNING_SECONDS", 0.01)
     app = Ingresses(FULL, DONE)
     at_the_door = ProxyMiddleware(app)
-    asked(at_the_door, body(b'{"model": "a"}'))
+    send_through(at_the_door, body(b'{"model": "a"}'))
     late = iter([body(b'{"model": "a"}')])
     sent: list[Message] = []
 
@@ -263,10 +263,10 @@ def test_it_says_how_many_requests_it_passes_on() -> None:
     async def lost(message: Message) -> None:
         raise OSError("the client has gone")
 
-    async def told(message: Message) -> None:
+    async def reported(message: Message) -> None:
         pass
 
-    for path, send in (("/v1/completions", told), ("/metrics", told), ("/v1/completions", lost)):
+    for path, send in (("/v1/completions", reported), ("/metrics", reported), ("/v1/completions", lost)):
         with contextlib.suppress(OSError):
             asyncio.run(passing({"type": "http", "path": path, "headers": []}, receive, send))
     assert counts == [1, 0, 1]

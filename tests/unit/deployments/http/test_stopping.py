@@ -14,7 +14,7 @@ from deployments import proxy_settings, serve_local, stop_file
 from deployments.http.proxy_middleware import ProxyMiddleware
 from deployments.proxy_settings import ProxySettings
 from deployments.ready import RunningService
-from tests.helpers.proxied_ingresses import DONE, LOGGED, Ingresses, asked, body, lines, part, start
+from tests.helpers.proxied_ingresses import DONE, LOGGED, Ingresses, body, lines, part, send_through, start
 
 CONFIG = {"applications": [{"args": {"engines": [{"name": "e", "model_name": "m"}]}}]}
 
@@ -38,9 +38,9 @@ def stop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_new_requests_for_text_are_refused_while_the_service_stops(path: str, stop: Path, logs: Path) -> None:
     app = Ingresses(DONE)
     through = ProxyMiddleware(app)
-    assert asked(through, body(b"{}"), path=path)[-1]["body"] == b"done"
+    assert send_through(through, body(b"{}"), path=path)[-1]["body"] == b"done"
     stop.touch()
-    head, answer = asked(through, body(b"{}"), path=path)
+    head, answer = send_through(through, body(b"{}"), path=path)
     assert head["status"] == 503
     assert dict(head["headers"])[b"retry-after"] == b"1"
     error = json.loads(answer["body"])["error"]
@@ -55,12 +55,12 @@ def test_new_requests_for_text_are_refused_while_the_service_stops(path: str, st
 )
 def test_other_requests_are_answered_while_the_service_stops(path: str, method: str, stop: Path) -> None:
     stop.touch()
-    assert asked(Ingresses(DONE), body(b""), path=path, method=method)[-1]["body"] == b"done"
+    assert send_through(Ingresses(DONE), body(b""), path=path, method=method)[-1]["body"] == b"done"
 
 
 @pytest.mark.parametrize("status", [404, 503])
 def test_what_serve_refuses_itself_is_told_as_clients_read_it(status: int, logs: Path) -> None:
-    head, answer = asked(Ingresses([start(status), part(b"Path ", more=True), part(b"not found")]), body(b"{}"))
+    head, answer = send_through(Ingresses([start(status), part(b"Path ", more=True), part(b"not found")]), body(b"{}"))
     assert head["status"] == 503
     assert dict(head["headers"])[b"retry-after"] == b"1"
     assert json.loads(answer["body"])["error"]["message"] == "service: it is starting or stopping; try again"
@@ -77,15 +77,15 @@ def test_what_serve_refuses_itself_is_told_as_clients_read_it(status: int, logs:
     ],
 )
 def test_other_refusals_are_not_touched(status: int, path: str, logged: bool) -> None:
-    head, answer = asked(Ingresses([start(status, [LOGGED] * logged), part(b"why")]), body(b"{}"), path=path)
+    head, answer = send_through(Ingresses([start(status, [LOGGED] * logged), part(b"why")]), body(b"{}"), path=path)
     assert (head["status"], answer["body"]) == (status, b"why")
 
 
 class Serve:
     """Stands for a running service that answers how many requests it has, and for Serve's REST API."""
 
-    def __init__(self, *told: Mapping[str, Any], stop: Path) -> None:
-        self.told = list(told)
+    def __init__(self, *reported: Mapping[str, Any], stop: Path) -> None:
+        self.reported = list(reported)
         self.stop = stop
         self.happened: list[str] = []
         self.running = 2
@@ -93,7 +93,7 @@ class Serve:
     def get(self, url: str) -> Mapping[str, Any]:
         assert url == "http://here/-/ongoing"
         assert self.stop.exists()
-        answer = self.told.pop(0) if len(self.told) > 1 else self.told[0]
+        answer = self.reported.pop(0) if len(self.reported) > 1 else self.reported[0]
         self.happened.append(str(answer.get("requests")))
         return answer
 
@@ -115,8 +115,8 @@ def finish(monkeypatch: pytest.MonkeyPatch, stop: Path) -> Finish:
     """Stops a service that answers so; returns what happened, and what was said."""
     monkeypatch.setattr(serve_local, "_POLL_SECONDS", 0.0)
 
-    def stopped(*told: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-        serve: Any = Serve(*told, stop=stop)
+    def stopped(*reported: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        serve: Any = Serve(*reported, stop=stop)
         monkeypatch.setattr(serve_local, "get_json", serve.get)
         head: Any = SimpleNamespace(check=lambda: None)
         said: list[str] = []

@@ -26,9 +26,9 @@ def usage(prompts: list[int], reused: list[list[int]]) -> tuple[int, int]:
         for number in range(len(reused[at]))
     ]
     answers = [Answer(stats=replace(ACCOUNT, reused_tokens=own)) for each in reused for own in each]
-    told = usage_of(RoutedRequest(ENGINE, calls), answers)
-    assert told.prompt_tokens_details is not None
-    return told.prompt_tokens, told.prompt_tokens_details.cached_tokens or 0
+    reported = usage_of(RoutedRequest(ENGINE, calls), answers)
+    assert reported.prompt_tokens_details is not None
+    return reported.prompt_tokens, reported.prompt_tokens_details.cached_tokens or 0
 
 
 def test_answers_to_one_prompt_do_not_count_it_again() -> None:
@@ -58,8 +58,8 @@ def account_of(accepted: list[int], deepest: int, drafted: int) -> SpeculationSt
 
 
 def test_metrics_are_vllms() -> None:
-    told = metrics_of([Answer(stats=account_of([0, 2, 0, 1, 2], deepest=3, drafted=20))])
-    assert told == {
+    reported = metrics_of([Answer(stats=account_of([0, 2, 0, 1, 2], deepest=3, drafted=20))])
+    assert reported == {
         "speculative_decoding": {
             "mean_acceptance_length": 2.0,
             "draft_acceptance_rate": 0.25,
@@ -82,8 +82,8 @@ def test_metrics_are_of_one_answer_that_was_drafted_for() -> None:
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(0, 3))
 def test_the_histogram_counts_every_step_and_every_accepted_token(accepted: list[int], more: int) -> None:
     deepest = max(1, max(accepted) + more)
-    told = metrics_of([Answer(stats=account_of(accepted, deepest, drafted=deepest * len(accepted)))])
-    assert told is not None
-    found = told["speculative_decoding"]
+    reported = metrics_of([Answer(stats=account_of(accepted, deepest, drafted=deepest * len(accepted)))])
+    assert reported is not None
+    found = reported["speculative_decoding"]
     assert found["acceptance_histogram"] == [accepted.count(j) for j in range(deepest + 1)]
     assert found["mean_acceptance_length"] == 1 + sum(accepted) / len(accepted)
