@@ -12,7 +12,7 @@ from aiohttp import web
 
 
 class Crowd:
-    """How many requests a service has had at once."""
+    """Counter of concurrent requests of a service."""
 
     def __init__(self, together: int) -> None:
         self.barrier = asyncio.Barrier(together)

@@ -92,7 +92,7 @@ SCHEMAS: Mapping[tuple[str, str], Any] = {
 
 
 def problems(given: Any) -> list[str]:
-    """What is wrong with a manifest; nothing where Kubernetes would understand every word of it."""
+    """Errors of a manifest; none if Kubernetes knows every field of it."""
     schema = SCHEMAS.get((given.get("apiVersion"), given.get("kind")))
     return ["apiVersion, kind: unknown"] if schema is None else list(_problems(given, schema, ""))
 

@@ -67,7 +67,7 @@ def engines_of(serve_config: Any) -> list[EngineArgs]:
 
 
 def serving_environment(checkout: str) -> dict[str, str]:
-    """What Ray's processes must find on a node where this checkout lies at `checkout`."""
+    """Environment that Ray's processes need on a node with this checkout at `checkout`."""
     return node_environment({}) | {"PYTHONPATH": checkout}
 
 

@@ -410,6 +410,6 @@ def test_a_request_whose_ingress_died_has_had_its_second_chance(headers: dict[st
     assert len(answers.calls) == tries
 
 
-def test_the_refusal_of_a_full_engine_says_so_to_the_door() -> None:
+def test_the_refusal_of_a_full_engine_is_marked_for_the_proxy() -> None:
     client, _ = api(Failure("full", "engine: full"))
     assert client.post("/v1/chat/completions", json=CHAT).headers[FULL_HEADER.decode()]

@@ -1,4 +1,4 @@
-"""What the local runner hands to a job that runs in another folder."""
+"""Arguments that the local runner passes to a job in another folder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How many replicas are wanted."""
+"""Number of replicas for an engine."""
 
 from __future__ import annotations
 

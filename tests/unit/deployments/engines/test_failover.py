@@ -40,7 +40,7 @@ def _known_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Response:
-    """What Serve's handle returns: a stream that can be cancelled."""
+    """Fake of a Serve handle's response: a stream that can be cancelled."""
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items

@@ -1,4 +1,4 @@
-"""Which replica gets a call."""
+"""Choice of the replica for a call."""
 
 from __future__ import annotations
 
