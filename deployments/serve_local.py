@@ -220,8 +220,8 @@ def _finish_requests(
 def _wait_for_requests(running: RunningService, head: Head, timeout: float, report: Report) -> None:
     """Wait until the proxy serves no requests, has not answered for long, or ``timeout`` seconds have passed."""
     last: int | None = None
-    begun = answered = time.monotonic()
-    while time.monotonic() - begun < timeout and time.monotonic() - answered < _SILENT_SECONDS:
+    began = answered = time.monotonic()
+    while time.monotonic() - began < timeout and time.monotonic() - answered < _SILENT_SECONDS:
         head.check()
         ongoing = _ongoing(running)
         if ongoing is not None:

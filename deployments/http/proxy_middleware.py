@@ -1,8 +1,8 @@
 """Middleware in Serve's HTTP proxy: retries requests whose ingress died, and refuses requests for full engines.
 
 - Retry. Serve's proxy cuts the connection when an ingress dies. Here the request is sent again if no response has
-  begun; otherwise an event stream ends with an error event. It is sent again once, and a header tells the next ingress.
-  A fatal request thus kills at most two processes, replicas included (:mod:`deployments.engines.failover`).
+  started; otherwise an event stream ends with an error event. It is sent again once, and a header tells the next
+  ingress. A fatal request thus kills at most two processes, replicas included (:mod:`deployments.engines.failover`).
 - Refusal. After an engine has refused a request because it is full, most other requests for the same engine are refused
   here for a moment. They would take CPU time from the running requests. While the service stops, all requests for text
   are refused.

@@ -131,7 +131,7 @@ class Traffic:
         return await self._run(lambda session, outcomes: [request(session, outcomes, *each) for each in moments])
 
     async def _run(
-        self, begun: Callable[[aiohttp.ClientSession, list[RequestOutcome]], list[Awaitable[None]]]
+        self, start: Callable[[aiohttp.ClientSession, list[RequestOutcome]], list[Awaitable[None]]]
     ) -> list[RequestOutcome]:
         outcomes: list[RequestOutcome] = []
         headers = {"Authorization": f"Bearer {self.endpoint.key}"}
@@ -141,7 +141,7 @@ class Traffic:
             headers=headers, timeout=timeout, connector=connector, read_bufsize=_LINE_BYTES
         ) as session:
             self._began = time.perf_counter()
-            await asyncio.gather(*begun(session, outcomes))
+            await asyncio.gather(*start(session, outcomes))
         return sorted(outcomes, key=lambda one: one.number)
 
     async def _send(self, session: aiohttp.ClientSession, number: int) -> RequestOutcome:

@@ -7,7 +7,7 @@ from entmtp.evaluation.analysis.summary import Speedup
 from entmtp.intervals import Estimate, interval
 
 _MARKS = {"faster": "▲", "slower": "▼", "level": "="}
-"""Signs of the verdicts, for readers who can't tell the colours apart."""
+"""Sign of each verdict, for readers who can't tell the colours apart."""
 
 
 @dataclass(frozen=True, slots=True)

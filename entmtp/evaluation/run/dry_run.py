@@ -19,7 +19,7 @@ from entmtp.evaluation.run.plan import Plan
 from entmtp.evaluation.run.units import Unit
 
 ASSUMED_TOKENS_PER_SECOND = 30.0
-"""Of one worker: about plain decoding of a model of 7 billion float32 weights on a data-centre GPU."""
+"""Speed of one worker: about plain decoding of a model of 7 billion float32 weights on a data-centre GPU."""
 _ENOUGH = 32  # finished units whose seconds are averaged
 
 
