@@ -26,7 +26,7 @@ from schemathesis.specs.openapi.checks import (
 
 from deployments.engines.tokenizing import PromptEncoder
 from deployments.http.auth import ApiKeys, _digest
-from tests.integration.test_api import CHAT, SECRET, api
+from tests.helpers.http_api import CHAT, SECRET, api
 
 MODEL = "org/m"
 ENGINE = {"name": "e", "model_name": MODEL, "engine": {"context": 256}}

@@ -1,0 +1,100 @@
+"""The HTTP API over engines that answer what a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from deployments.engines.client import EngineClient
+from deployments.engines.rate_limit import RateLimiter
+from deployments.http.access_log import LogSink
+from deployments.http.auth import ApiKeys
+from deployments.http.routes import make_api
+from deployments.protocol.messages import Failure, GenerateCall, SpeculationStats, TokenDelta
+from deployments.settings import AppArgs
+
+ENGINE = {"name": "e", "model_name": "m", "engine": {"context": 256}}
+ACCOUNT = SpeculationStats("entmtp-dynamic", "sharegpt", 2, 8, 2, [1, 1], 3, {"draft": 1.0, "verify": 2.0}, 0, 0.0, 3.0)
+GOOD = [TokenDelta(0, [504, 253], " a b"), TokenDelta(0, [28], " c", finish_reason="stop", stats=ACCOUNT)]
+SECRET = "sk-secret"
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "a private question"}], "max_tokens": 8}
+
+
+class Answers:
+    """Stands for Serve's handle of an engine: every call is answered with what is given."""
+
+    def __init__(self, items: Sequence[TokenDelta | Failure | Exception | asyncio.Event]) -> None:
+        self.items = items
+        self.calls: list[GenerateCall] = []
+        self.pause = 0.0
+        self.waiting = False
+
+    @property
+    def generate(self) -> Answers:
+        return self
+
+    def options(self, *, stream: bool) -> Answers:
+        return self
+
+    def remote(self, call: GenerateCall) -> Answers:
+        self.calls.append(call)
+        return self
+
+    def cancel(self) -> None:
+        pass
+
+    async def __aiter__(self) -> AsyncGenerator[TokenDelta | Failure]:
+        await asyncio.sleep(self.pause)
+        for item in self.items:
+            if isinstance(item, Exception):
+                raise item
+            if isinstance(item, asyncio.Event):
+                self.waiting = True
+                await item.wait()
+            else:
+                yield item
+
+
+class Remote:
+    """Stands for Serve's handle of the limiter."""
+
+    def __init__(self, limiter: RateLimiter) -> None:
+        self._limiter = limiter
+
+    @property
+    def take(self) -> Remote:
+        return self
+
+    async def remote(self, key: str, tokens: int) -> float:
+        return self._limiter.take(key, tokens)
+
+
+Lines = list[dict[str, Any]]
+
+
+def api(
+    *items: TokenDelta | Failure | Exception, keys: ApiKeys | None = None, lines: Lines | None = None, **args: Any
+) -> tuple[TestClient, Answers]:
+    settings = AppArgs.parse(**{"engines": [ENGINE]} | args)
+    answers = Answers(items or GOOD)
+
+    async def ready() -> dict[str, bool]:
+        return {"e": bool(items)}
+
+    async def metrics() -> str:
+        return "ray_entmtp_x 1\n"
+
+    service = EngineClient(settings, {"e": answers}, Remote(RateLimiter(settings.limits)))
+    written: Lines = [] if lines is None else lines
+    log = LogSink(lambda line: written.append(dict(line)), b"a secret", settings.log_prompts)
+    made = make_api(service, keys or ApiKeys({}), ready, metrics, log)
+    return TestClient(made, raise_server_exceptions=False), answers
+
+
+def events(text: str) -> list[Any]:
+    found = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    return [one if one == "[DONE]" else json.loads(one) for one in found]
