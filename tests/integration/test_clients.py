@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +29,7 @@ from schemathesis.specs.openapi.checks import (
 from deployments.engines.tokenizing import PromptEncoder
 from deployments.http.auth import ApiKeys, _digest
 from tests.helpers.http_api import CHAT, SECRET, api
+from tests.helpers.paths import ROOT
 
 MODEL = "org/m"
 ENGINE = {"name": "e", "model_name": MODEL, "engine": {"context": 256}}
@@ -67,6 +70,12 @@ def test_an_answers_message_goes_back_as_it_is(client: openai.OpenAI) -> None:
         messages.append({"role": "user", "content": "And then?"})
     assert "refusal" in messages[1]
     client.chat.completions.create(model=MODEL, messages=messages)
+
+
+def test_the_chat_example_streams_an_answer(url: str) -> None:
+    command = [sys.executable, ROOT / "examples" / "chat_client.py", f"{url}/v1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "a b c"), done.stderr
 
 
 def test_a_prompt_that_is_too_long_is_known_for_it(client: openai.OpenAI) -> None:
