@@ -1,0 +1,118 @@
+"""Texts drawn over trees come as often as the model's own distribution says: exact probabilities against counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from entmtp.decoding import acceptance, sampling
+from entmtp.decoding.sampling import Sampler
+from entmtp.heads.base import DraftHeads
+from entmtp.models.backbone import Backbone
+from entmtp.policies.base import Policy
+from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.goodput import GoodputPolicy
+from entmtp.policies.ladder import Ladder, LadderPolicy
+from entmtp.policies.static import StaticPolicy
+from entmtp.settings import SamplingParams
+from entmtp.trees.batch import TreeBatch
+from entmtp.trees.topology import Topology
+from tests.helpers.sampled_texts import LENGTH, SHAPED, drawn, exact, p_value
+from tests.helpers.small_cases import (
+    SMALL_VOCAB,
+    small_backbone,
+    small_chances,
+    small_cost,
+    small_heads,
+    small_predictor,
+)
+from tests.helpers.tiny_models import TREES
+
+FREE = SamplingParams(max_tokens=LENGTH)
+WIDE = Topology.of([*((rank,) for rank in range(5)), (0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (0, 0, 0)])
+POLICIES: dict[str, Policy] = {
+    "plain": StaticPolicy(Topology.root_only(), 8),
+    "static": StaticPolicy(WIDE, 8),
+    "ladder": LadderPolicy(Ladder((1.0, 1.7), (TREES["chain"], WIDE, TREES["root"]), 8), 0.05),
+    "goodput": GoodputPolicy(small_predictor(), lambda batch, context: small_cost(), 8),
+    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(), 8),
+}
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return small_backbone()
+
+
+@pytest.fixture(scope="module")
+def heads(backbone: Backbone) -> DraftHeads:
+    return small_heads("hydra", backbone)
+
+
+@pytest.mark.parametrize("params", [FREE, SHAPED], ids=["free", "shaped"])
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_texts_come_as_often_as_the_model_would_write_them(
+    name: str, params: SamplingParams, backbone: Backbone, heads: DraftHeads
+) -> None:
+    counts = drawn(backbone, heads, POLICIES[name], params, batch=4, draws=2_000)
+    assert p_value(counts, exact(backbone, params)) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_fifty_thousand_texts_come_as_often_as_the_model_would_write_them(
+    name: str, batch: int, backbone: Backbone, heads: DraftHeads
+) -> None:
+    counts = drawn(backbone, heads, POLICIES[name], SHAPED, batch, draws=50_000)
+    assert p_value(counts, exact(backbone, SHAPED)) > 1e-3
+
+
+def test_a_root_by_argmax_would_be_noticed(
+    backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy_after_trees(logits: torch.Tensor, trees: TreeBatch, samplers: Sequence[Sampler]) -> torch.Tensor:
+        return logits.argmax(-1)
+
+    monkeypatch.setattr(acceptance, "choose_tokens", greedy_after_trees)
+    counts = drawn(backbone, heads, POLICIES["static"], FREE, batch=4, draws=2_000)
+    assert p_value(counts, exact(backbone, FREE)) < 1e-12
+
+
+def test_children_accepted_independently_would_be_noticed(
+    backbone: Backbone, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = acceptance.matches_choice
+    generator = torch.Generator().manual_seed(0)
+    seen: list[torch.Tensor] = []
+    process_logits = sampling.process_logits
+
+    def recording(
+        logits: torch.Tensor, tokens: torch.Tensor, trees: TreeBatch, samplers: Sequence[Sampler]
+    ) -> torch.Tensor:
+        seen.append(process_logits(logits, tokens, trees, samplers))
+        return seen[-1]
+
+    def independently(tokens: torch.Tensor, choice: torch.Tensor, trees: TreeBatch) -> torch.Tensor:
+        assert real(tokens, choice, trees).shape == tokens.shape
+        parents = trees.parent[..., None].expand(-1, -1, SMALL_VOCAB)
+        chance = seen[-1].softmax(-1).gather(1, parents).gather(-1, tokens[..., None])[..., 0]
+        return torch.rand(tokens.shape, generator=generator) < chance
+
+    monkeypatch.setattr(acceptance, "process_logits", recording)
+    monkeypatch.setattr(acceptance, "matches_choice", independently)
+    counts = drawn(backbone, heads, POLICIES["static"], FREE, batch=4, draws=2_000)
+    assert p_value(counts, exact(backbone, FREE)) < 1e-12
+
+
+FIRST_NUMBERS = {
+    (0, 0): ("0x1.7a5d3204726c0p-7", "0x1.eeb1585ce5460p-3"),
+    (1, 5): ("0x1.99038601fb0a9p-1", "0x1.584a1c391002ap-1"),
+    (7, 1): ("0x1.c3d2b13f7efedp-1", "0x1.79e52f699b24ap-2"),
+    (2**53, 0): ("0x1.966ae898ee710p-4", "0x1.223c5b9622e90p-5"),
+    (2**62 + 1, 0): ("0x1.0f3ff482286b8p-1", "0x1.ab90d6aebe000p-7"),
+    (2**63 - 1, 1): ("0x1.6c4b621fac380p-4", "0x1.aadd6f0afa95ap-2"),
+}
+"""The first two random numbers by seed and answer: stored seeds go on drawing the texts that they drew."""
