@@ -20,6 +20,8 @@ from tests.helpers.local_service import MODEL, read_request_log
 from tests.helpers.paths import ROOT
 from tests.helpers.raw_http import post_bytes, send_raw
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 def test_every_metric_is_there_before_the_first_request(url: str) -> None:
     with urllib.request.urlopen(f"{url}/metrics") as response:
