@@ -73,7 +73,7 @@ def test_an_answers_message_goes_back_as_it_is(client: openai.OpenAI) -> None:
 
 
 def test_the_chat_example_streams_an_answer(url: str) -> None:
-    command = [sys.executable, ROOT / "examples" / "chat_client.py", f"{url}/v1"]
+    command = [sys.executable, str(ROOT / "examples" / "chat_client.py"), f"{url}/v1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "a b c"), done.stderr
 
