@@ -11,34 +11,14 @@ from entmtp.decoding import acceptance, sampling
 from entmtp.decoding.sampling import Sampler
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.policies.base import Policy
-from entmtp.policies.dynamic import DynamicPolicy
-from entmtp.policies.goodput import GoodputPolicy
-from entmtp.policies.ladder import Ladder, LadderPolicy
-from entmtp.policies.static import StaticPolicy
 from entmtp.settings import SamplingParams
 from entmtp.trees.batch import TreeBatch
-from entmtp.trees.topology import Topology
-from tests.helpers.sampled_texts import LENGTH, SHAPED, drawn, exact, p_value
+from tests.helpers.sampled_texts import FREE, POLICIES, SHAPED, drawn, exact, p_value
 from tests.helpers.small_cases import (
     SMALL_VOCAB,
     small_backbone,
-    small_chances,
-    small_cost,
     small_heads,
-    small_predictor,
 )
-from tests.helpers.tiny_models import TREES
-
-FREE = SamplingParams(max_tokens=LENGTH)
-WIDE = Topology.of([*((rank,) for rank in range(5)), (0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (0, 0, 0)])
-POLICIES: dict[str, Policy] = {
-    "plain": StaticPolicy(Topology.root_only(), 8),
-    "static": StaticPolicy(WIDE, 8),
-    "ladder": LadderPolicy(Ladder((1.0, 1.7), (TREES["chain"], WIDE, TREES["root"]), 8), 0.05),
-    "goodput": GoodputPolicy(small_predictor(), lambda batch, context: small_cost(), 8),
-    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(), 8),
-}
 
 
 @pytest.fixture(scope="module")

@@ -21,13 +21,28 @@ from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.policies.base import Policy
+from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.goodput import GoodputPolicy
+from entmtp.policies.ladder import Ladder, LadderPolicy
 from entmtp.policies.signals import SignalTracker
+from entmtp.policies.static import StaticPolicy
 from entmtp.settings import SamplingParams
-from tests.helpers.small_cases import SMALL_VOCAB, small_prompt
+from entmtp.trees.topology import Topology
+from tests.helpers.small_cases import SMALL_VOCAB, small_chances, small_cost, small_predictor, small_prompt
+from tests.helpers.tiny_models import TREES
 
 LENGTH = 3
 PROMPT = small_prompt(5, seed=3)
 SHAPED = SamplingParams(temperature=0.8, top_p=0.9, repetition_penalty=1.3, max_tokens=LENGTH)
+FREE = SamplingParams(max_tokens=LENGTH)
+WIDE = Topology.of([*((rank,) for rank in range(5)), (0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (0, 0, 0)])
+POLICIES: dict[str, Policy] = {
+    "plain": StaticPolicy(Topology.root_only(), 8),
+    "static": StaticPolicy(WIDE, 8),
+    "ladder": LadderPolicy(Ladder((1.0, 1.7), (TREES["chain"], WIDE, TREES["root"]), 8), 0.05),
+    "goodput": GoodputPolicy(small_predictor(), lambda batch, context: small_cost(), 8),
+    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(), 8),
+}
 
 
 @torch.inference_mode()
