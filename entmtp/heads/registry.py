@@ -6,13 +6,10 @@ needs no other line.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from functools import cache
 from typing import TypeVar
 
-import entmtp.heads
 from entmtp.heads.base import DraftHeads
+from entmtp.submodules import import_submodules
 
 Heads = TypeVar("Heads", bound=type[DraftHeads])
 
@@ -30,11 +27,5 @@ def register_heads(heads: Heads) -> Heads:
 
 def registered_heads() -> dict[str, type[DraftHeads]]:
     """All classes of heads by ``model_type``."""
-    _import_all()
+    import_submodules("entmtp.heads")
     return _REGISTERED
-
-
-@cache
-def _import_all() -> None:
-    for module in pkgutil.iter_modules(entmtp.heads.__path__, f"{entmtp.heads.__name__}."):
-        importlib.import_module(module.name)

@@ -6,13 +6,9 @@ Every module of :mod:`entmtp.policies` is imported when a policy is first looked
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 
-import entmtp.policies
 from entmtp import methods
 from entmtp.errors import EntMTPError
 from entmtp.policies.base import Policy
@@ -20,6 +16,7 @@ from entmtp.policies.correction import OnlineCostPolicy
 from entmtp.policies.cost_cache import CostCorrectionFile
 from entmtp.policies.step_cost import MachineCost, PolicyCost
 from entmtp.settings import CalibrationSettings
+from entmtp.submodules import import_submodules
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.trace import RankTrace
 
@@ -100,7 +97,7 @@ def register_policy(
 
 def find_policy(name: str) -> RegisteredPolicy:
     """Return the policy registered under ``name``. Raises EntMTPError if there is none."""
-    _import_all()
+    import_submodules("entmtp.policies")
     if name not in _REGISTERED:
         raise EntMTPError(f"policy: '{name}' is unknown; choose from {', '.join(_REGISTERED)}")
     return _REGISTERED[name]
@@ -108,7 +105,7 @@ def find_policy(name: str) -> RegisteredPolicy:
 
 def registered_policies() -> list[RegisteredPolicy]:
     """List all policies, in the order of the methods that use them."""
-    _import_all()
+    import_submodules("entmtp.policies")
     known = methods.policies()
     return sorted(_REGISTERED.values(), key=lambda one: known.index(one.name) if one.name in known else len(known))
 
@@ -126,9 +123,3 @@ def make_online_cost_policy(
     ``corrections`` is the file of earlier runs' corrections, which this run continues and updates.
     """
     return OnlineCostPolicy(lambda cost: make_policy(name, replace(inputs, cost=cost)), machine, corrections)
-
-
-@cache
-def _import_all() -> None:
-    for module in pkgutil.iter_modules(entmtp.policies.__path__, f"{entmtp.policies.__name__}."):
-        importlib.import_module(module.name)
