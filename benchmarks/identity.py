@@ -92,7 +92,7 @@ class Compared:
 
 def main(
     cases: Annotated[
-        list[str] | None, typer.Option("--case", help="KERNELS:TYPE; may repeat; else all but compiled kernels")
+        list[str] | None, typer.Option("--case", help="KERNELS:TYPE; may repeat; else all that run here")
     ] = None,
     methods: Annotated[
         list[str] | None, typer.Option("--method", help=f"may repeat; else {', '.join(METHODS)}")
@@ -126,10 +126,10 @@ def main(
 
 
 def available_cases(device: torch.device) -> Iterator[Case]:
-    """Every choice of kernels with every type that it takes on this device, but for those that compile for minutes."""
+    """Every choice of kernels with every type that it takes on this device."""
     for name, choice in CHOICES.items():
         for dtype, kind in TYPES.items():
-            if not choice.compiles and choice.unsupported_reason(kind, device) is None:
+            if choice.unsupported_reason(kind, device) is None:
                 yield Case(name, dtype)
 
 

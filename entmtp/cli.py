@@ -62,10 +62,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="the same seed draws the same text")] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
-    kernels: Annotated[
-        str,
-        typer.Option(help="auto, fused, packed, compiled, eager, or in fewer bits: bfloat16, float16, int8"),
-    ] = "auto",
+    kernels: Annotated[str, typer.Option(help="auto, fused, packed or eager")] = "auto",
 ) -> None:
     """Answer a prompt, streaming; then one line of statistics."""
     with plain_errors("generate"):

@@ -10,15 +10,13 @@ from entmtp.errors import EntMTPError, validation_message
 
 S = TypeVar("S", bound="Settings")
 
-Kernels = Literal["auto", "fused", "packed", "compiled", "eager", "bfloat16", "float16", "int8"]
+Kernels = Literal["auto", "fused", "packed", "eager"]
 """Kernels of a model's linear layers (:mod:`entmtp.models.kernels.choices`).
 
-'auto': the fastest ones that keep the loaded model's text and start at once.
+'auto': the fastest ones that keep the loaded model's text.
 'fused': kernels compiled for this CPU.
 'packed': on packed weights.
-'compiled': the packed ones as one compiled graph; the first start takes minutes, later ones seconds.
 'eager': PyTorch's own.
-'bfloat16', 'float16', 'int8': half or a quarter of the bytes, and the text of a slightly different model.
 """
 
 

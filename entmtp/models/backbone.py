@@ -8,7 +8,7 @@ self-test.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from entmtp.models import attention
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, LayerShape, TreeCache
 from entmtp.models.kernels.choices import CHOICES
-from entmtp.models.kernels.compiling import compiled
 from entmtp.models.kernels.fused_decoder import with_fused_layers
 from entmtp.models.kernels.packed_linear import MakeLayer, replace_linear_layers
 from entmtp.models.loading.load import model_fingerprint, positions_of
@@ -50,8 +49,6 @@ class Backbone:
         """Use PyTorch's own kernels; :func:`~entmtp.models.build.build_backbone` finds and tests faster ones."""
         self.fingerprint = model_fingerprint(model)
         self._fused_decoder: torch.nn.Module | None = None
-        # Only set where the pass is compiled: a bound method stored here would keep the model alive.
-        self._compiled: Callable[..., torch.Tensor] | None = None
         self.use_model(model)
         self.config: Any = self.model.config.get_text_config(decoder=True)
         self.device, self.dtype = model.device, model.dtype
@@ -72,10 +69,9 @@ class Backbone:
     def use_kernels(self, kernels: Kernels, siblings: Sequence[Sequence[torch.nn.Linear]]) -> None:
         """Run linear layers with this kernel choice; each group of ``siblings``, which share their input, is merged."""
         self.kernels = kernels
-        choice = CHOICES[kernels]
         if self.make_layer is not None:
             fused = None
-            if choice.fuses and self.model.config._attn_implementation == attention.NAME:
+            if CHOICES[kernels].fuses and self.model.config._attn_implementation == attention.NAME:
                 fused = with_fused_layers(self.decoder, self.config)
             output_layer = self.model.get_output_embeddings()
             # A decoder with fused layers is separate: any caller may run the model's own with any cache.
@@ -83,18 +79,16 @@ class Backbone:
             replace_linear_layers(self.model, siblings, self.make_layer, output_layer, unchanged)
             self._set_model(self.model)  # so that the replay of the output layer has the new layers too
             self._fused_decoder = fused
-        if choice.compiles:
-            self._compiled = compiled(self._run_decoder)
 
     def _set_model(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
         self._output = _output_replay(self.model)
-        self._fused_decoder = self._compiled = None
+        self._fused_decoder = None
 
     @property
     def make_layer(self) -> MakeLayer | None:
         """Factory of the linear layers in use; None where they are PyTorch's own."""
-        return CHOICES[self.kernels].make_layer if self.device.type == "cpu" else None
+        return CHOICES[self.kernels].make_layer
 
     @property
     def is_multi_device(self) -> bool:
@@ -186,15 +180,9 @@ class Backbone:
         # Learned position tables end at the context. Tokens past it are cut later, and padding is never read.
         positions = (start[:, None] + depth).clamp(max=self.max_context - 1)
         window = AttentionWindow(start[:, None], start, ancestors, positions, positions, real)
-        decode = self._compiled or self._run_decoder
-        return decode(tokens, self._masks(window, kv_range), positions, cache)
-
-    def _run_decoder(
-        self, tokens: torch.Tensor, masks: Masks, positions: torch.Tensor, cache: TreeCache
-    ) -> torch.Tensor:
         output = (self._fused_decoder or self.decoder)(
             input_ids=tokens,
-            attention_mask=masks,
+            attention_mask=self._masks(window, kv_range),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,

@@ -18,7 +18,7 @@ from entmtp.errors import EntMTPError
 from entmtp.models import attention
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import BufferShape, LayerShape
-from entmtp.models.kernels.choices import CHOICES, HALF_TOLERANCE
+from entmtp.models.kernels.choices import HALF_TOLERANCE, TOLERANCE
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 
@@ -97,7 +97,6 @@ def check_kernels(backbone: Backbone, expected: torch.Tensor) -> None:
     Raises:
         EntMTPError: if decoding with the backbone's kernels would not be lossless.
     """
-    choice = CHOICES[backbone.kernels]
     reason = None
     try:
         with _small_window(backbone):
@@ -107,9 +106,9 @@ def check_kernels(backbone: Backbone, expected: torch.Tensor) -> None:
     except Exception as failure:  # any type: the code that runs is the model's
         reason = f"a pass raised {_in_one_line(failure)}"
     else:
-        if not batch_difference <= _tolerance(backbone, choice.batch_tolerance):
+        if not batch_difference <= _tolerance(backbone):
             reason = f"a token's logits depend on the other tokens of a pass, by {batch_difference:.1e} of the largest"
-        elif not model_difference <= _tolerance(backbone, choice.model_tolerance):
+        elif not model_difference <= _tolerance(backbone):
             reason = f"the logits differ from the model's own by {model_difference:.1e} of the largest"
     if reason:
         raise EntMTPError(
@@ -180,7 +179,7 @@ def _try(backbone: Backbone, implementation: str, expected: torch.Tensor) -> str
     except Exception as error:  # any type: the code that runs is the model's
         return f"a tree pass raised {_in_one_line(error)}"
     difference = _difference(logits, expected)
-    if not difference <= _tolerance(backbone, CHOICES["eager"].model_tolerance):
+    if not difference <= _tolerance(backbone):
         return f"a tree in one pass differs from its paths run alone by {difference:.1e} of the largest logit"
     return None
 
@@ -214,5 +213,5 @@ def _difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
     return ((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
 
 
-def _tolerance(backbone: Backbone, float32_tolerance: float) -> float:
-    return float32_tolerance if backbone.dtype == torch.float32 else HALF_TOLERANCE
+def _tolerance(backbone: Backbone) -> float:
+    return TOLERANCE if backbone.dtype == torch.float32 else HALF_TOLERANCE

@@ -15,7 +15,7 @@ from deployments import log_file
 from entmtp.decoding.acceptance import TYPICAL_ALPHA, TYPICAL_EPSILON
 from entmtp.evaluation.run.dry_run import ASSUMED_TOKENS_PER_SECOND
 from entmtp.intervals import CONFIDENCE
-from entmtp.models.kernels.choices import CHOICES, HALF_TOLERANCE
+from entmtp.models.kernels.choices import HALF_TOLERANCE, TOLERANCE
 from entmtp.models.loading.bundled import GGUF_BYTES
 from entmtp.policies.probing import SHARE
 from entmtp.settings import PAPER_TEMPERATURE
@@ -96,10 +96,8 @@ FIGURES = [
     figure("README.md", "measures at temperature {} with Medusa's typical acceptance", PAPER_TEMPERATURE),
     figure(
         "README.md",
-        "{:.1%} in float32 and with `float16` kernels, {:.1%} with `bfloat16` or `int8` kernels, {:.0%} where the model"
-        " itself is in 16 bits",
-        CHOICES["float16"].batch_tolerance,
-        CHOICES["int8"].batch_tolerance,
+        "{:.1%} in float32, {:.0%} where the model is in 16 bits",
+        TOLERANCE,
         HALF_TOLERANCE,
     ),
     figure(

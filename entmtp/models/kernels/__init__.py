@@ -1,1 +1,1 @@
-"""Kernels of linear and decoder layers on a CPU: packed, fused, merged and quantized."""
+"""Kernels of linear and decoder layers on a CPU: packed, fused and merged."""

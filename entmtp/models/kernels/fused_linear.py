@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -19,9 +20,7 @@ from filelock import FileLock
 from torch.profiler import record_function
 
 from entmtp.errors import EntMTPError
-from entmtp.models.kernels.compiling import NO_COMPILER, find_compiler
 from entmtp.models.kernels.packed_linear import InferenceLinear
-from entmtp.models.kernels.quantized_linear import row_scale
 from entmtp.models.loading.bundled import cache_folder
 
 _SOURCE = Path(__file__).with_name("fused.cpp")
@@ -30,6 +29,9 @@ _FLAGS = (
     "-std=c++17 -O3 -march=native -mprefer-vector-width=512 -ffp-contract=fast -fno-math-errno -fopenmp -shared -fPIC"
 ).split()
 _COMPILE_SECONDS = 300
+_COMPILERS = "c++", "g++", "clang++"
+_INT8_MAX = 127
+_SMALLEST_SCALE = 1e-12
 _POINTER, _INT, _FLOAT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 _SIGNATURES = {
     "entmtp_pack": [_POINTER] * 3 + [_INT] * 2 + [_THREADS],
@@ -60,9 +62,9 @@ def library() -> ctypes.CDLL:
     Raises:
         EntMTPError: if there is no compiler, or it fails.
     """
-    compiler = find_compiler()
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
-        raise EntMTPError(NO_COMPILER)
+        raise EntMTPError("needs a C++ compiler, such as g++")
     try:
         path = _compiled(compiler)
         loaded = ctypes.CDLL(str(path))
@@ -169,6 +171,11 @@ class Int8WeightLinear(_CompiledLinear):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """``[..., in] -> [..., out]``."""
         return self._product("entmtp_int8_linear", states, self._quantized, self._scale)
+
+
+def row_scale(weight: torch.Tensor) -> torch.Tensor:
+    """Size ``[out, 1]`` of an int8 step in each row of ``weight [out, in]``: the largest value is 127 steps."""
+    return weight.abs().amax(-1, keepdim=True).clamp_(min=_SMALLEST_SCALE) / _INT8_MAX
 
 
 def pack_weight(weight: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:

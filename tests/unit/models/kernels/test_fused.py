@@ -48,6 +48,11 @@ def test_a_product_with_int8_weight_is_that_of_the_rounded_weight(
     assert torch.allclose(found[0], nn.functional.linear(states, rounded, bias), rtol=1e-5, atol=1e-4)
 
 
+@torch.inference_mode()
+def test_a_weight_of_zeros_has_a_product_of_zeros_in_eight_bits() -> None:
+    assert Int8WeightLinear(torch.zeros(8, 16), None)(torch.randn(2, 16)).abs().max() == 0
+
+
 @pytest.mark.parametrize("kind", [FusedLinear, Int8WeightLinear])
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
 def test_a_row_has_the_same_bits_alone_and_in_a_batch(
