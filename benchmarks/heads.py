@@ -16,7 +16,6 @@ import typer
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.calibration.build import traces_of, write_answers
-from entmtp.calibration.trace_replay import static_tau
 from entmtp.cli_errors import plain_errors
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.build import build_backbone
@@ -26,6 +25,7 @@ from entmtp.settings import CalibrationSettings
 from entmtp.suites import PAPER_SUITES, load_suite, split
 from entmtp.suites.splits import draw
 from entmtp.trees.bank import bundled_bank, load_bank
+from entmtp.trees.trace_replay import static_tau
 
 SIZES = (1, 2, 3, 4, 8, 16, 32, 63)
 NOTE = "Replayed on the heads' rank traces of the model's own greedy answers, from where steps start; nothing is timed."

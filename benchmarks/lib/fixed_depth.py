@@ -64,7 +64,7 @@ class FixedDepthPolicy(Policy):
 
 
 class _Scripted:
-    """A expansion whose guesses have the probabilities of :data:`GUESSES`."""
+    """An expansion whose guesses have the probabilities of :data:`GUESSES`."""
 
     def __init__(self, expansion: Expansion) -> None:
         self.num_heads = expansion.num_heads

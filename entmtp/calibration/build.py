@@ -22,7 +22,6 @@ from entmtp.calibration.optimal import optimal_order
 from entmtp.calibration.policy_replay import ExpansionAt
 from entmtp.calibration.rank_trace import rank_trace
 from entmtp.calibration.thresholds import PROBES, tuned_bins
-from entmtp.calibration.trace_replay import static_tau
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import TracedText
@@ -38,6 +37,7 @@ from entmtp.trees.bank import MIXED, Frontier, Provenance, TreeBank
 from entmtp.trees.predictor import BEFORE_DRAFTING
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
+from entmtp.trees.trace_replay import static_tau
 from entmtp.trees.tuning_texts import TuningTexts
 
 _ENTROPY_CHUNK = 64

@@ -14,12 +14,12 @@ import numpy as np
 
 from entmtp.calibration.optimal import most_probable_paths
 from entmtp.calibration.policy_replay import replay_steps
-from entmtp.calibration.trace_replay import accepted_length
 from entmtp.policies.static import StaticPolicy
 from entmtp.trees.predictor import FEATURES, Feature, Predictor
 from entmtp.trees.probability_calibration import ProbabilityCalibration, log_odds
 from entmtp.trees.topology import Path, Topology
 from entmtp.trees.trace import RankTrace
+from entmtp.trees.trace_replay import accepted_length
 
 PATHS = 255
 """Maximum number of paths in a predictor."""

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from entmtp.calibration.trace_replay import accepted_of_each
 from entmtp.policies.ladder import Ladder
 from entmtp.policies.rate import Cost
 from entmtp.trees.trace import RankedText
+from entmtp.trees.trace_replay import accepted_of_each
 
 
 def ladder_times(texts: Sequence[RankedText], ladders: Sequence[Ladder], hysteresis: float, cost: Cost) -> np.ndarray:

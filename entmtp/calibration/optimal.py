@@ -15,9 +15,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from entmtp.calibration.trace_replay import visits
 from entmtp.trees.topology import Path, Topology
 from entmtp.trees.trace import RankTrace
+from entmtp.trees.trace_replay import visits
 
 MAX_RANK = 32
 """Ranks from this on are too unlikely for a node in a tree of at most 64."""

@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 
-from entmtp.calibration.trace_replay import accepted_length
 from entmtp.errors import EntMTPError
 from entmtp.heads.interface import Expansion
 from entmtp.policies.base import Policy
@@ -16,6 +15,7 @@ from entmtp.policies.signals import Signals, SignalTracker
 from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankedText
+from entmtp.trees.trace_replay import accepted_length
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from rich.table import Column, Table
 
-import entmtp.calibration.yardsticks  # noqa: F401  registers its policies
 from entmtp import methods
 from entmtp.calibration.policy_replay import ExpansionAt, ReplayedStep, no_heads, replay_steps
 from entmtp.calibration.thresholds import retune

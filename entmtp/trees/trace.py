@@ -1,7 +1,7 @@
 """Rank traces: at every position of a greedy text, the rank that each head gave to the true next token.
 
 With greedy acceptance the output does not depend on the tree. So one trace shows offline what any tree or policy would
-have accepted (see :mod:`entmtp.calibration.trace_replay`).
+have accepted (see :mod:`entmtp.trees.trace_replay`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from rich.console import Console
 from entmtp import methods
 from entmtp.calibration.build import expansions_of, traces_of
 from entmtp.calibration.command import calibrate_task
-from entmtp.calibration.trace_replay import static_tau
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.results.storage import open_store
@@ -26,6 +25,7 @@ from entmtp.policies.static import StaticPolicy
 from entmtp.suites import load_suite, split
 from entmtp.suites.splits import draw
 from entmtp.trees.bank import load_bank
+from entmtp.trees.trace_replay import static_tau
 from tests.helpers.native_models import mtp_model, save_native, sure_heads
 from tests.helpers.saved_project import VOCAB, save_data, save_tokenizer
 from tests.helpers.tiny_models import greedy

@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.decoding.measure_cost import step_cost
-from entmtp.evaluation.run.arms import TRANSFER, Foresight, Toolbox, lossless_arms, make_engine
+from entmtp.evaluation.run.arms import Foresight, Toolbox, lossless_arms, make_engine, transfer_suite
 from entmtp.evaluation.run.reference import first_difference
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.build import build_backbone
@@ -38,7 +38,7 @@ def toolboxes(bundled: Bundled) -> Toolboxes:
             heads,
             banks[suite],
             costs,
-            {"entmtp-transfer": banks[TRANSFER[suite]], "entmtp-mixed": mixed},
+            {"entmtp-transfer": banks[transfer_suite(suite)], "entmtp-mixed": mixed},
         )
         for suite in PAPER_SUITES
     }

@@ -7,7 +7,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.calibration.build import traces_of, write_answers
 from entmtp.calibration.optimal import optimal_tree
-from entmtp.calibration.trace_replay import static_tau
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat
@@ -15,6 +14,7 @@ from entmtp.settings import CalibrationSettings
 from entmtp.suites import draw, load_suite, split
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology
+from entmtp.trees.trace_replay import static_tau
 
 Bundled = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 SETTINGS = CalibrationSettings(prompts=8, max_new_tokens=64)

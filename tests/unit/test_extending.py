@@ -16,6 +16,7 @@ from entmtp import cli, methods
 from entmtp.calibration.replay import cost_of, replay_file, replayable
 from entmtp.evaluation.report.report import write_report
 from entmtp.evaluation.run.arms import Toolbox, default_arms, make_engine
+from entmtp.evaluation.run.planning import _foreign_tasks
 from entmtp.heads import registry as heads_registry
 from entmtp.heads.checkpoint import load_heads
 from entmtp.heads.hydra import HydraConfig, HydraHeads
@@ -157,3 +158,4 @@ def test_a_suite_is_read_and_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (prompt,) = load_suite("riddles", tmp_path / "riddles.jsonl").prompts
     assert prompt.text == "What has an eye?"
     assert [Riddles().score(prompt, text) for text in ("a needle", "a storm")] == [1.0, 0.0]
+    assert _foreign_tasks(["riddles"], ["entmtp-transfer"]) == ["humaneval"]

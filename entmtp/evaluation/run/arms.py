@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 
 from tokenizers import Tokenizer
 
-import entmtp.calibration.yardsticks  # noqa: F401  registers its policies
 from entmtp import methods
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.outputs import Completion
@@ -21,20 +20,17 @@ from entmtp.policies.registry import PolicyInputs
 from entmtp.policies.static import SequencePolicy
 from entmtp.policies.step_cost import PolicyCost
 from entmtp.settings import PAPER_TEMPERATURE, Acceptance, EngineSettings, SamplingParams
-from entmtp.suites.speed_bench import FAMILIES as SPEED_BENCH_FAMILIES
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.trace import RankTrace
 
-TRANSFER = {
+_TRANSFER = {
     "humaneval": "litbench",
     "gsm8k": "sharegpt",
     "sharegpt": "gsm8k",
-    "litbench": "humaneval",
     "math500": "sharegpt",
     "mbpp": "litbench",
-    **dict.fromkeys(("mt-bench", "spec-bench", *SPEED_BENCH_FAMILIES, "custom"), "humaneval"),
 }
-"""Suite whose bank ``entmtp-transfer`` uses, by family of suites: one with quite another kind of text."""
+_DEFAULT_TRANSFER = "humaneval"
 
 
 @dataclass(frozen=True)
@@ -81,6 +77,11 @@ def default_arms() -> tuple[str, ...]:
 def quick_arms() -> tuple[str, ...]:
     """Arms of the quick profile: plain decoding, the published methods, the best static tree, and EntMTP."""
     return methods.names(lambda method: method.quick)
+
+
+def transfer_suite(family: str) -> str:
+    """Suite whose bank ``entmtp-transfer`` uses for a family of suites: one with quite another kind of text."""
+    return _TRANSFER.get(family, _DEFAULT_TRANSFER)
 
 
 def needs_foresight(arm: str) -> bool:

@@ -9,12 +9,12 @@ from entmtp import methods
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.results.storage import Store
 from entmtp.evaluation.run.arms import (
-    TRANSFER,
     check_acceptance,
     default_arms,
     lossless_arms,
     needs_foresight,
     quick_arms,
+    transfer_suite,
     with_native,
 )
 from entmtp.evaluation.run.options import named_paths
@@ -117,7 +117,7 @@ def _usual_arms(profile: str, settings: BenchmarkSettings) -> Sequence[str]:
 
 def _foreign_tasks(suites: Sequence[str], arms: Sequence[str]) -> list[str]:
     """Names of the banks that arms need in addition to the suites' own."""
-    transfer = [TRANSFER[get_suite(suite).family] for suite in suites] if "entmtp-transfer" in arms else []
+    transfer = [transfer_suite(get_suite(suite).family) for suite in suites] if "entmtp-transfer" in arms else []
     return transfer + [MIXED] * ("entmtp-mixed" in arms)
 
 

@@ -26,13 +26,13 @@ from entmtp.decoding.outputs import Completion
 from entmtp.evaluation.results.rows import RequestRow, StepRow, tables_of
 from entmtp.evaluation.run.arm_engines import ArmEngines, complete
 from entmtp.evaluation.run.arms import (
-    TRANSFER,
     Foresight,
     Toolbox,
     is_priced,
     make_engine,
     needs_foresight,
     params_of,
+    transfer_suite,
 )
 from entmtp.evaluation.run.completion_rows import TimedRequest, request_row, step_rows
 from entmtp.evaluation.run.likelihood import TextLikelihood
@@ -171,7 +171,7 @@ class Worker:
         """Heads, banks and costs of the arms on a suite."""
         self._measure_costs(arms)
         definition = get_suite(suite)
-        sources = {"entmtp-transfer": TRANSFER[definition.family], "entmtp-mixed": MIXED}
+        sources = {"entmtp-transfer": transfer_suite(definition.family), "entmtp-mixed": MIXED}
         foreign = {arm: self._banks(source) for arm, source in sources.items() if arm in arms}
         tokenizer = self.tokenizer.backend_tokenizer if definition.protocol.stop else None
         return Toolbox(self.backbone, self.heads, self._tuned_banks(suite), self._costs, foreign, tokenizer)

@@ -10,7 +10,6 @@ from entmtp.calibration.build import make_bank, provenance_of, traces_of
 from entmtp.calibration.command import calibrate_task
 from entmtp.calibration.optimal import MAX_RANK
 from entmtp.calibration.thresholds import MIN_STEPS_PER_BIN
-from entmtp.calibration.trace_replay import static_tau
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.heads.checkpoint import load_heads
@@ -23,6 +22,7 @@ from entmtp.suites.splits import draw
 from entmtp.trees.bank import load_bank
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
+from entmtp.trees.trace_replay import static_tau
 from tests.helpers.saved_project import Saved, save_project
 from tests.helpers.small_cases import drawn_trace, provenance, trace_of
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from entmtp.calibration import known_chances as module
 from entmtp.calibration.known_chances import Outlook, expected_tokens, known_chances, known_outcomes, outlook
-from entmtp.calibration.trace_replay import accepted_length
 from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Path, Topology
+from entmtp.trees.trace_replay import accepted_length
 from tests.helpers.small_cases import Scripted, small_chances
 
 PATHS: list[Path] = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)]

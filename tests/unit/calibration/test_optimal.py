@@ -6,9 +6,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from entmtp.calibration.optimal import MAX_RANK, is_nested, most_probable_paths, optimal_order, optimal_tree
-from entmtp.calibration.trace_replay import accepted_lengths, static_tau
 from entmtp.trees.topology import Path, Topology
 from entmtp.trees.trace import MISS, RankTrace
+from entmtp.trees.trace_replay import accepted_lengths, static_tau
 from tests.helpers.small_cases import drawn_trace, trace_of
 
 UNIVERSE: list[Path] = [

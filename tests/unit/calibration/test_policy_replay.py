@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from entmtp.calibration.policy_replay import replay_steps
-from entmtp.calibration.trace_replay import accepted_lengths, visits
 from entmtp.decoding.engine import Engine
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
@@ -17,6 +16,7 @@ from entmtp.policies.signals import Signals
 from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import StepCost
 from entmtp.trees.topology import Topology
+from entmtp.trees.trace_replay import accepted_lengths, visits
 from tests.helpers.small_cases import (
     drafting,
     drawn_trace,

@@ -18,8 +18,6 @@ from entmtp.calibration.replay import (
     step_ms,
 )
 from entmtp.calibration.thresholds import retune
-from entmtp.calibration.trace_replay import best_schedule, static_tau
-from entmtp.calibration.yardsticks import all_trees
 from entmtp.cli import app
 from entmtp.errors import EntMTPError
 from entmtp.heads.interface import Expansion
@@ -28,10 +26,12 @@ from entmtp.policies.ladder import LadderPolicy
 from entmtp.policies.signals import Signals
 from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import StepCost, TreeCost
+from entmtp.policies.yardsticks import all_trees
 from entmtp.trees import topology
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import save_traces
+from entmtp.trees.trace_replay import best_schedule, static_tau
 from entmtp.trees.tuning_texts import TuningTexts
 from tests.helpers.calm_and_wild_texts import alternating_text
 from tests.helpers.small_cases import Scripted, drawn_trace, small_bank, small_cost

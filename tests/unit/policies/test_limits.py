@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entmtp.calibration.trace_replay import accepted_length
 from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.base import BeginDraft, Policy
 from entmtp.policies.correction import OnlineCostPolicy
@@ -25,6 +24,7 @@ from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Path, Topology
+from entmtp.trees.trace_replay import accepted_length
 from tests.helpers.small_cases import frontier, small_bank, small_chances, small_cost, small_predictor
 from tests.helpers.tiny_models import TREES
 

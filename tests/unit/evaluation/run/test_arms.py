@@ -4,8 +4,6 @@ from dataclasses import replace
 import pytest
 
 from entmtp import methods
-from entmtp.calibration.trace_replay import best_schedule, right_path_schedule
-from entmtp.calibration.yardsticks import all_trees
 from entmtp.decoding.outputs import Completion
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.arms import Foresight, Toolbox, check_acceptance, lossless_arms, make_engine, make_policy
@@ -14,9 +12,11 @@ from entmtp.models.build import build_backbone
 from entmtp.policies.ladder import best_static
 from entmtp.policies.static import ScheduledPolicy, SequencePolicy
 from entmtp.policies.step_cost import StepCost
+from entmtp.policies.yardsticks import all_trees
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
+from entmtp.trees.trace_replay import best_schedule, right_path_schedule
 from tests.helpers.small_cases import small_bank, trace_of, traced
 from tests.helpers.tiny_models import greedy, random_heads, random_tokens, tiny_model
 

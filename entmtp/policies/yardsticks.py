@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from entmtp import methods
-from entmtp.calibration.trace_replay import best_schedule, right_path_schedule
 from entmtp.policies.goodput import candidates
 from entmtp.policies.rate import Cost
 from entmtp.policies.registry import PolicyInputs, register_policy
@@ -12,6 +11,7 @@ from entmtp.trees.bank import TreeBank
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
+from entmtp.trees.trace_replay import best_schedule, right_path_schedule
 
 
 def bank_oracle(trace: RankTrace, bank: TreeBank, cost: Cost) -> ScheduledPolicy:

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entmtp.calibration.trace_replay import (
+from entmtp.decoding.engine import Engine
+from entmtp.models.backbone import Backbone
+from entmtp.policies.static import ScheduledPolicy, StaticPolicy
+from entmtp.trees.published import published_tree
+from entmtp.trees.topology import Topology
+from entmtp.trees.trace import MISS, RankTrace
+from entmtp.trees.trace_replay import (
     accepted_length,
     accepted_lengths,
     best_schedule,
@@ -13,12 +19,6 @@ from entmtp.calibration.trace_replay import (
     static_tau,
     visits,
 )
-from entmtp.decoding.engine import Engine
-from entmtp.models.backbone import Backbone
-from entmtp.policies.static import ScheduledPolicy, StaticPolicy
-from entmtp.trees.published import published_tree
-from entmtp.trees.topology import Topology
-from entmtp.trees.trace import MISS, RankTrace
 from tests.helpers.small_cases import drawn_trace, small_backbone, small_heads, small_prompt, trace_of, traced
 from tests.helpers.tiny_models import TREES
 
