@@ -30,7 +30,8 @@ from benchmarks.lib.roofline import Work, measure_machine, step_work
 from benchmarks.lib.shapes import SHAPES, random_heads, random_model, shape_of
 from benchmarks.lib.timing import StepTime, churn, ladder_of, timed_steps
 from entmtp.cli_errors import plain_errors
-from entmtp.decoding.measure_cost import NODES, PARTS, StepBench, grid_trees
+from entmtp.decoding.measure_cost import NODES, StepBench, grid_trees
+from entmtp.decoding.outputs import PARTS
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads

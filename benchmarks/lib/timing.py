@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import torch
 
-from entmtp.decoding.measure_cost import PARTS, StepBench, interleaved
-from entmtp.decoding.outputs import StepRecord
+from entmtp.decoding.measure_cost import StepBench, interleaved
+from entmtp.decoding.outputs import PARTS, StepRecord
 from entmtp.policies.base import Policy, RequestPolicy
 from entmtp.policies.ladder import Ladder, LadderPolicy
 from entmtp.policies.signals import Signals

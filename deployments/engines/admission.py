@@ -9,9 +9,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 
-from deployments.protocol.messages import Accepted, Failure, TokenDelta
-
-Stream = AsyncGenerator[Accepted | TokenDelta | Failure]
+from deployments.protocol.messages import CallStream, Failure
+from entmtp.decoding.outputs import RequestOutput
 
 
 class Admission:
@@ -27,9 +26,9 @@ class Admission:
         self._accepted: set[int] = set()
 
     async def stream(
-        self, number: int, start: Callable[[Callable[[], bool]], Stream]
-    ) -> AsyncGenerator[tuple[int, TokenDelta | Failure]]:
-        """Yield the parts of call ``number``'s answer, each with that number.
+        self, number: int, start: Callable[[Callable[[], bool]], CallStream]
+    ) -> AsyncGenerator[tuple[int, RequestOutput | Failure]]:
+        """Yield the outputs of call ``number`` that are not empty, each with that number.
 
         Args:
             start: sends the call; its argument decides, when the engine is full, whether the call waits for room.
@@ -41,7 +40,7 @@ class Admission:
                     if not isinstance(item, Failure):
                         self._accepted.add(number)
                     await routing.aclose()
-                    if not isinstance(item, Accepted):
+                    if isinstance(item, Failure) or not item.is_empty:
                         yield number, item
 
     def _waits_for_room(self, number: int) -> bool:

@@ -7,7 +7,6 @@ import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,38 +18,17 @@ from deployments.engines.merge_streams import merge_streams
 from deployments.engines.tokenizing import PromptEncoder, prompt_too_long
 from deployments.engines.tracing import Tracing
 from deployments.protocol.errors import ApiError, context_error, engine_full_error, invalid_value, rate_limit_error
-from deployments.protocol.messages import Failure, GenerateCall, TokenDelta
+from deployments.protocol.messages import Failure, prompt_tokens
 from deployments.protocol.schema import CompletionRequest, GenerationRequest, Message
 from deployments.settings import AppArgs, EngineArgs
 from entmtp.decoding.detokenizer import Detokenizer
+from entmtp.decoding.outputs import RequestOutput
+from entmtp.decoding.request import Request
 from entmtp.models.loading.end_of_turn import end_of_turn_ids, with_end_of_turn
 from entmtp.models.loading.load import load_tokenizer, max_positions, vocabulary_size
 
 _TOKENIZER_THREADS = 2
 _STATUS = {"invalid": 400, "full": 429, "failed": 500, "fatal": 500, "dead": 503}
-
-
-@dataclass(frozen=True)
-class RoutedRequest:
-    """A request with its chosen engine and one call for each answer, ordered by prompt."""
-
-    engine: EngineArgs
-    calls: list[GenerateCall]
-
-    @property
-    def answers(self) -> int:
-        """Number of answers over all prompts."""
-        return len(self.calls)
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Number of prompt tokens; each prompt counts once, whatever the number of its answers."""
-        return sum(len(call.prompt) for call in self.calls if call.number == 0)
-
-    @property
-    def tokens(self) -> int:
-        """Maximum number of prompt and new tokens together."""
-        return self.prompt_tokens + sum(call.params.max_tokens for call in self.calls)
 
 
 class EngineClient:
@@ -116,8 +94,8 @@ class EngineClient:
         body: GenerationRequest,
         prompts: Sequence[Sequence[int]],
         default_tokens: int | None,
-    ) -> RoutedRequest:
-        """Check a request against the limits and make its engine calls.
+    ) -> list[Request]:
+        """Check a body against the limits and make its requests to the engine: one per answer, ordered by prompt.
 
         Raises:
             ApiError: too many tokens or answers are requested, or the key's rate limit is reached.
@@ -125,8 +103,8 @@ class EngineClient:
         n = body.n or 1
         self._check_choices(body, len(prompts))
         seed = secrets.randbelow(2**63)
-        calls = []
-        for number, prompt in enumerate(prompts):
+        requests: list[Request] = []
+        for at, prompt in enumerate(prompts):
             params = body.sampling_params(self._free_context(engine, prompt, body), default_tokens)
             if params.seed is None:
                 params = params.model_copy(update={"seed": seed})
@@ -134,18 +112,20 @@ class EngineClient:
                 params = with_end_of_turn(params, self._turn_ends[engine.model])
             max_nodes = None if body.speculation is None else body.speculation.max_nodes
             # Two clients may have chosen the same request id.
-            unique = f"{id}.{secrets.token_hex(4)}.{number}"
+            unique = f"{id}.{secrets.token_hex(4)}.{at}"
             salt = "" if self.args.shared_prefixes else key
-            calls += [
-                GenerateCall(f"{unique}.{at}", list(prompt), params, at, max_nodes, number, salt, body.continues_text)
-                for at in range(n)
+            requests += [
+                Request(f"{unique}.{answer}", list(prompt), params, answer, max_nodes, at, salt, body.continues_text)
+                for answer in range(n)
             ]
-        request = RoutedRequest(engine, calls)
-        await self._check_rate(key, request.tokens)
-        return request
+        tokens = prompt_tokens(requests) + sum(one.params.max_tokens for one in requests)
+        await self._check_rate(key, tokens)
+        return requests
 
-    async def run(self, request: RoutedRequest, retries: int = RETRIES) -> AsyncGenerator[TokenDelta]:
-        """Yield the new tokens of each step of each answer as they arrive.
+    async def run(
+        self, engine: EngineArgs, requests: Sequence[Request], retries: int = RETRIES
+    ) -> AsyncGenerator[tuple[int, RequestOutput]]:
+        """Yield the index of a request and its next output, as outputs arrive.
 
         Args:
             retries: process deaths that the request may still survive before it is given up.
@@ -153,17 +133,17 @@ class EngineClient:
         Raises:
             ApiError: an engine refuses or fails.
         """
-        handle, attempts = self._handles[request.engine.name], self.args.limits.attempts
-        admission = Admission(request.engine.engine.slots)
+        handle, attempts = self._handles[engine.name], self.args.limits.attempts
+        admission = Admission(engine.engine.slots)
         streams = [
             admission.stream(number, partial(stream_with_failover, handle, call, attempts, retries))
-            for number, call in enumerate(request.calls)
+            for number, call in enumerate(requests)
         ]
         async with aclosing(merge_streams(streams)) as stream:
             async for number, item in stream:
                 if isinstance(item, Failure):
                     raise self._error(item)
-                yield replace(item, index=number)
+                yield number, item
 
     def _check_choices(self, body: GenerationRequest, prompts: int) -> None:
         n, limit = body.n or 1, self.args.limits.choices

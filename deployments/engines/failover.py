@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -26,8 +26,10 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from deployments.engines.deaths import GIVEN_UP, RETRIES, died_with_its_node
-from deployments.protocol.messages import Accepted, Answer, Failure, GenerateCall, TokenDelta
+from deployments.protocol.messages import CallStream, Failure
 from deployments.ray_internals import generate_request_id, set_request_context
+from entmtp.decoding.outputs import RequestOutput
+from entmtp.decoding.request import Request
 
 _log = logging.getLogger("ray.serve")
 
@@ -71,14 +73,12 @@ class _SentAnswer:
     """The part of an answer that the client has, and the progress of the current attempt.
 
     Attributes:
-        sent: all parts that were passed on, over all attempts.
-        position: tokens that the current attempt has generated.
-        text: text that the current attempt has generated.
+        sent: all outputs that were passed on, added up over all attempts.
+        attempt: all outputs of the current attempt, added up.
     """
 
-    def __init__(self) -> None:
-        self.sent = Answer()
-        self.position, self.text = 0, ""
+    def __init__(self, call: Request) -> None:
+        self.sent, self.attempt = RequestOutput(call.id), RequestOutput(call.id)
 
     @property
     def finished(self) -> bool:
@@ -86,35 +86,35 @@ class _SentAnswer:
 
     def restart(self) -> None:
         """Begin another attempt, which generates the answer from its first token."""
-        self.position, self.text = 0, ""
+        self.attempt = RequestOutput(self.sent.id)
 
-    def unsent(self, delta: TokenDelta) -> TokenDelta | None:
-        """Return the part of a delta that was not sent yet, and count it as sent; None if there is none.
+    def unsent(self, output: RequestOutput) -> RequestOutput:
+        """Return the part of an output that was not sent yet, which may be empty, and count it as sent.
 
         Raises:
-            TextDiffersError: the delta differs from what was sent.
+            TextDiffersError: the output differs from what was sent.
         """
-        known = self.sent.tokens[self.position : self.position + len(delta.tokens)]
-        if known != delta.tokens[: len(known)]:
+        position = len(self.attempt.tokens)
+        known = self.sent.tokens[position : position + len(output.tokens)]
+        if known != output.tokens[: len(known)]:
             raise TextDiffersError
-        self.position += len(delta.tokens)
-        self.text += delta.text
+        self.attempt.add(output)
+        if self.finished:
+            return RequestOutput(output.id)
         fresh = replace(
-            delta,
-            tokens=delta.tokens[len(known) :],
-            text=self.text[len(self.sent.text) :],
-            logprobs=delta.logprobs[len(known) :],
+            output,
+            tokens=output.tokens[len(known) :],
+            text=self.attempt.text[len(self.sent.text) :],
+            logprobs=output.logprobs[len(known) :],
         )
-        if self.finished or not (fresh.tokens or fresh.text or fresh.finish_reason):
-            return None
-        self.sent.append(fresh)
+        self.sent.add(fresh)
         return fresh
 
 
 class _Deaths:
     """Deaths of replicas that ran one call."""
 
-    def __init__(self, call: GenerateCall, allowed: int) -> None:
+    def __init__(self, call: Request, allowed: int) -> None:
         self._call, self._allowed = call, allowed
         self._errors: list[BaseException] = []
         self.any = False
@@ -132,19 +132,19 @@ class _Deaths:
 
 async def stream_with_failover(
     handle: Any,
-    call: GenerateCall,
+    call: Request,
     attempts: int,
     retries: int = RETRIES,
     waits_for_room: Callable[[], bool] = lambda: False,
-) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
-    """Yield the answer of a replica of ``handle``; a failure ends it.
+) -> CallStream:
+    """Yield the answer of a replica of ``handle``, each part once; a failure ends it.
 
     Args:
         attempts: replicas that may be lost, for whatever reason, before the call is given up.
         retries: replicas that may die of the call before it is given up.
         waits_for_room: decides, when the engine is full, whether the call waits. After a death it always waits.
     """
-    answer, deaths, attempt = _SentAnswer(), _Deaths(call, retries), 0
+    answer, deaths, attempt = _SentAnswer(call), _Deaths(call, retries), 0
     while attempt < attempts:
         answer.restart()
         try:
@@ -155,10 +155,7 @@ async def stream_with_failover(
                             raise error
                         yield item
                         return
-                    if isinstance(item, Accepted):
-                        yield item
-                    elif (fresh := answer.unsent(item)) is not None:
-                        yield fresh
+                    yield answer.unsent(item)
             if answer.finished:
                 return
             raise _DiedError
@@ -186,7 +183,7 @@ async def stream_with_failover(
     yield Failure("dead", "service: no replica of this engine could be reached; try again later")
 
 
-async def _attempt(handle: Any, call: GenerateCall, number: int) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
+async def _attempt(handle: Any, call: Request, number: int) -> CallStream:
     """Yield one replica's answer; closing the generator cancels the call."""
     # Serve's router identifies pending requests by this id, which the calls of one HTTP request would share. Of two
     # calls that wait at once the router would send one, and the other would wait for ever.

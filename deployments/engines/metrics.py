@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from deployments.ray_internals import record_zero
-from entmtp.decoding.outputs import Completion, EngineStatistics, FinishReason, RequestOutput
+from entmtp.decoding.outputs import EngineStatistics, FinishReason, RequestOutput, RequestStats
 
 PREFIX = "entmtp_"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -137,35 +137,34 @@ class RequestRecorder:
     def __init__(self, metrics: EngineMetrics, prompt_tokens: int) -> None:
         self._metrics, self._prompt_tokens = metrics, prompt_tokens
         self._arrived = time.perf_counter()
-        self._has_tokens = False
+        self._tokens = 0
 
-    def progress(self, progress: RequestOutput) -> None:
+    def progress(self, output: RequestOutput) -> None:
         """Record the tokens of a step, and the request's end."""
         seconds = time.perf_counter() - self._arrived
-        if progress.tokens:
-            self._metrics.increase("generation_tokens", len(progress.tokens))
-            # The completion's own tokens can't be used here: the engine appends to it while progress is in transit.
-            if not self._has_tokens:
+        if output.tokens:
+            self._metrics.increase("generation_tokens", len(output.tokens))
+            if not self._tokens:
                 self._metrics.observe("time_to_first_token_seconds", seconds)
-            self._has_tokens = True
-        if progress.finish_reason:
-            self._finished(progress.completion, progress.finish_reason, seconds)
+            self._tokens += len(output.tokens)
+        if output.finish_reason and output.stats is not None:
+            self._finished(output.stats, output.finish_reason, seconds)
 
-    def _finished(self, done: Completion, reason: str, seconds: float) -> None:
+    def _finished(self, stats: RequestStats, reason: str, seconds: float) -> None:
         metrics = self._metrics
         metrics.increase("request_success", 1, finished_reason=reason)
         metrics.observe("e2e_request_latency_seconds", seconds)
-        metrics.observe("request_queue_time_seconds", done.waiting_seconds)
+        metrics.observe("request_queue_time_seconds", stats.waiting_ms / 1e3)
         metrics.increase("prompt_tokens", self._prompt_tokens)
-        metrics.increase("prefix_cache_hits", done.reused_tokens)
-        if len(done.tokens) > 1:
-            metrics.observe("time_per_output_token_seconds", done.seconds_per_token)
-        metrics.increase("spec_decode_num_drafts", sum(step.topology.nodes > 0 for step in done.steps))
-        metrics.increase("spec_decode_num_draft_tokens", done.drafted)
-        metrics.increase("spec_decode_num_accepted_tokens", done.accepted)
-        for depth, count in enumerate(done.accepted_by_depth):
+        metrics.increase("prefix_cache_hits", stats.reused_tokens)
+        if self._tokens > 1:
+            metrics.observe("time_per_output_token_seconds", stats.ms_per_token / 1e3)
+        metrics.increase("spec_decode_num_drafts", sum(count for nodes, count in stats.tree_counts.items() if nodes))
+        metrics.increase("spec_decode_num_draft_tokens", stats.drafted)
+        metrics.increase("spec_decode_num_accepted_tokens", stats.accepted)
+        for depth, count in enumerate(stats.accepted_by_depth):
             metrics.increase("spec_decode_num_accepted_tokens_per_pos", count, position=str(depth))
-        for nodes, count in done.tree_counts.items():
+        for nodes, count in stats.tree_counts.items():
             metrics.increase("steps", count, nodes=str(nodes))
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any
 from deployments.engines.autoscaling import OUTSTANDING, SPEED
 from deployments.engines.metrics import EngineMetrics
 from deployments.engines.prefix_hash import block_hashes
-from deployments.protocol.messages import Accepted, Failure, GenerateCall, SpeculationStats, TokenDelta
+from deployments.protocol.messages import CallStream, Failure
 from deployments.settings import EngineArgs, EngineChanges
 from deployments.start_progress import report_progress
 from entmtp.decoding.async_engine import AsyncEngine, EngineDeadError
@@ -99,30 +99,20 @@ class EngineReplica:
         await self._engine.call(lambda engine: engine.reconfigure(policy, settings))
         self._method = method
 
-    async def generate(self, call: GenerateCall) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
-        """Yield the new tokens of each step; a failure ends the answer."""
+    async def generate(self, call: Request) -> CallStream:
+        """Yield an empty output, then the output of each step; a failure ends the answer."""
         if not self._engine.healthy:
             yield Failure("unavailable", f"engine {self._args.name}: its loop has ended")
             return
-        yield Accepted()
+        yield RequestOutput(call.id)
         metrics = self._metrics.start_request(len(call.prompt))
-        request = Request(
-            call.id,
-            call.prompt,
-            call.params,
-            call.number,
-            call.max_nodes,
-            call.prompt_number,
-            call.cache_salt,
-            call.continues_text,
-        )
         try:
             # Closed also when the client disconnects, so that the slot is free at the next step.
-            async with aclosing(self._engine.generate(request)) as stream:
-                async for progress in stream:
-                    metrics.progress(progress)
-                    if progress.finish_reason != "error":  # the engine raises the error itself next
-                        yield self._delta(progress)
+            async with aclosing(self._engine.generate(call)) as stream:
+                async for output in stream:
+                    metrics.progress(output)
+                    if output.finish_reason != "error":  # the engine raises the error itself next
+                        yield self._with_method(output)
         except InvalidRequestError as error:
             yield Failure("invalid", str(error))
         except EngineFullError as error:
@@ -132,9 +122,11 @@ class EngineReplica:
         except EntMTPError as error:
             yield Failure("failed", str(error))
 
-    def _delta(self, progress: RequestOutput) -> TokenDelta:
-        stats = SpeculationStats.of(progress.completion, self._method) if progress.finish_reason else None
-        return TokenDelta(0, progress.tokens, progress.text, progress.logprobs, progress.finish_reason, stats)
+    def _with_method(self, output: RequestOutput) -> RequestOutput:
+        """Add the method to the statistics; `user_config` may have changed it since the engine's start."""
+        if output.stats is None:
+            return output
+        return replace(output, stats=replace(output.stats, method=self._method.name, task=self._method.task))
 
     def check_health(self) -> None:
         """Raise if the engine's loop has ended, so that Serve replaces the replica."""

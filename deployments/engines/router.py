@@ -13,7 +13,7 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from deployments.engines.prefix_hash import block_hashes, shared_tokens
-from deployments.protocol.messages import GenerateCall
+from entmtp.decoding.request import Request
 
 _MAX_RECENT = 4096
 
@@ -103,7 +103,7 @@ class PrefixRouter(RequestRouter):
         state = self._states.setdefault(replica_id, _ReplicaState())
         state.add_recent(block_hashes(call.prompt, call.cache_salt))
         ticket = object()
-        state.sent[ticket] = (time.time(), call.tokens)
+        state.sent[ticket] = (time.time(), len(call.prompt) + call.params.max_tokens)
         loop = asyncio.get_running_loop()
         # Ray calls the callback in a thread of its own.
         result.add_done_callback(lambda *_: loop.call_soon_threadsafe(state.sent.pop, ticket, None))
@@ -139,7 +139,7 @@ class PrefixRouter(RequestRouter):
         return state
 
 
-def _call_of(pending_request: PendingRequest | None) -> GenerateCall | None:
+def _call_of(pending_request: PendingRequest | None) -> Request | None:
     """The call among a request's arguments; None for requests to other methods of a replica."""
     args = () if pending_request is None else pending_request.args
-    return next((one for one in args if isinstance(one, GenerateCall)), None)
+    return next((one for one in args if isinstance(one, Request)), None)

@@ -12,13 +12,14 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.engines.client import RoutedRequest
 from deployments.engines.tracing import Tracing
 from deployments.log_file import LOGGED_HEADER, LONGEST_PATH
 from deployments.protocol.errors import ApiError
-from deployments.protocol.messages import Answer
+from deployments.protocol.messages import prompt_tokens
 from deployments.protocol.request_ids import request_id
 from deployments.protocol.schema import GenerationRequest
+from entmtp.decoding.outputs import RequestOutput
+from entmtp.decoding.request import Request
 
 CLIENT_GONE = 499
 _LONGEST_ERROR = 10_000
@@ -61,8 +62,9 @@ class LogEntry:
         self._user: str | None = None
         self._model: str | None = None
         self._prompt: Any = None
-        self._request: RoutedRequest | None = None
-        self._answers: Sequence[Answer] = ()
+        self._engine: str | None = None
+        self._requests: Sequence[Request] = ()
+        self._answers: Sequence[RequestOutput] = ()
         self._error: ApiError | None = None
 
     def set_body(self, body: GenerationRequest, served: Container[str]) -> None:
@@ -72,9 +74,9 @@ class LogEntry:
         if self._log.texts:
             self._prompt = body.model_dump(include={"messages", "prompt"})
 
-    def set_answers(self, request: RoutedRequest, answers: Sequence[Answer]) -> None:
-        """Add the request's engine and its ``answers``, which are read when the line is written."""
-        self._request, self._answers = request, answers
+    def set_answers(self, engine: str, requests: Sequence[Request], answers: Sequence[RequestOutput]) -> None:
+        """Add the engine, its requests and their ``answers``, which are read when the line is written."""
+        self._engine, self._requests, self._answers = engine, requests, answers
 
     def mark_token(self) -> None:
         """Note the time of the first token."""
@@ -101,10 +103,10 @@ class LogEntry:
             "seconds": round(seconds, 4),
             "first_token_seconds": None if self._first_token_s is None else round(self._first_token_s, 4),
         }
-        if self._request is not None:
+        if self._engine is not None:
             line |= {
-                "engine": self._request.engine.name,
-                "prompt_tokens": self._request.prompt_tokens,
+                "engine": self._engine,
+                "prompt_tokens": prompt_tokens(self._requests),
                 "new_tokens": sum(len(one.tokens) for one in self._answers),
                 "finish_reasons": [one.finish_reason for one in self._answers],
             }

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from openai.types import CompletionUsage
 from pydantic import BaseModel
 
-from deployments.engines.client import EngineClient, RoutedRequest
+from deployments.engines.client import EngineClient
 from deployments.engines.deaths import retries_left
 from deployments.http.access_log import AccessLog, LogEntry, LogSink
 from deployments.http.auth import ApiKeys
@@ -39,7 +39,6 @@ from deployments.http.openapi import (
 )
 from deployments.http.usage import usage_of, usage_so_far
 from deployments.protocol.errors import ApiError, add_error_handlers, invalid_value, unexpected_error
-from deployments.protocol.messages import Answer, TokenDelta
 from deployments.protocol.responses import ChatResponseBuilder, CompletionResponseBuilder, ResponseBuilder
 from deployments.protocol.schema import (
     COMPLETION_TOKENS,
@@ -50,8 +49,13 @@ from deployments.protocol.schema import (
     TokenizeRequest,
 )
 from deployments.protocol.speculative_metrics import metrics_of
+from deployments.settings import EngineArgs
+from entmtp.decoding.outputs import RequestOutput
 
 _log = logging.getLogger("ray.serve")
+
+Outputs = AsyncGenerator[tuple[int, RequestOutput]]
+"""Outputs of a body's requests to the engine as they arrive, each with the index of its choice."""
 
 
 def make_api(
@@ -85,11 +89,10 @@ def make_api(
         entry.set_body(body, client.catalogue.models)
         engine = client.catalogue.find(body.model, body.speculation)
         prompt = await client.encode_chat(engine, body.messages)
-        routed = await client.prepare(entry.id, key, engine, body, [prompt], None)
-        builder = ChatResponseBuilder(
-            f"chatcmpl-{uuid.uuid4().hex}", body.model, client.detokenizer(engine), routed.calls
-        )
-        return await _answer(client, body, routed, builder, request)
+        requests = await client.prepare(entry.id, key, engine, body, [prompt], None)
+        id = f"chatcmpl-{uuid.uuid4().hex}"
+        builder = ChatResponseBuilder(id, body.model, client.detokenizer(engine), requests)
+        return await _answer(client, body, engine, builder, request)
 
     @api.post("/v1/completions", tags=["text"], responses=COMPLETION_ANSWERS)
     async def completions(body: CompletionRequest, request: Request, key: Owner) -> Response:
@@ -98,11 +101,10 @@ def make_api(
         entry.set_body(body, client.catalogue.models)
         engine = client.catalogue.find(body.model, body.speculation)
         prompts = await client.encode_prompts(engine, body)
-        routed = await client.prepare(entry.id, key, engine, body, prompts, COMPLETION_TOKENS)
-        builder = CompletionResponseBuilder(
-            f"cmpl-{uuid.uuid4().hex}", body.model, client.detokenizer(engine), routed.calls
-        )
-        return await _answer(client, body, routed, builder, request)
+        requests = await client.prepare(entry.id, key, engine, body, prompts, COMPLETION_TOKENS)
+        id = f"cmpl-{uuid.uuid4().hex}"
+        builder = CompletionResponseBuilder(id, body.model, client.detokenizer(engine), requests)
+        return await _answer(client, body, engine, builder, request)
 
     @api.post("/tokenize", tags=["text"], responses=ERRORS)
     async def tokenize(body: TokenizeRequest, key: Owner) -> TokenIds:
@@ -169,54 +171,53 @@ def _add_middlewares(api: FastAPI, client: EngineClient, log: LogSink) -> None:
 
 
 async def _answer(
-    client: EngineClient, body: GenerationRequest, routed: RoutedRequest, builder: ResponseBuilder, request: Request
+    client: EngineClient, body: GenerationRequest, engine: EngineArgs, builder: ResponseBuilder, request: Request
 ) -> Response:
     entry: LogEntry = request.state.entry
-    answers = [Answer() for _ in range(routed.answers)]
-    entry.set_answers(routed, answers)
-    stream = _with_deadline(
-        client.run(routed, retries_left(request.scope)), body.timeout_s, client.args.limits.request_seconds
-    )
+    requests, answers = builder.requests, builder.answers
+    entry.set_answers(engine.name, requests, answers)
+    outputs = client.run(engine, requests, retries_left(request.scope))
+    outputs = _with_deadline(outputs, body.timeout_s, client.args.limits.request_seconds)
     if not body.stream:
-        await _gather(stream, answers, entry)
-        full_response = builder.full_response(answers, usage_of(routed, answers), metrics_of(answers))
+        await _gather(outputs, answers, entry)
+        full_response = builder.full_response(usage_of(engine, requests, answers), metrics_of(answers))
         return JSONResponse(full_response.model_dump(mode="json", exclude_unset=True))
-    # Wait for the first delta before the response begins, so that a refusal can still set the status.
-    first = await anext(stream)
-    events = _events(first, stream, routed, answers, builder, entry, body.stream_options or StreamOptions())
+    # Wait for the first output before the response begins, so that a refusal can still set the status.
+    first = await anext(outputs)
+    events = _events(first, outputs, engine, builder, entry, body.stream_options or StreamOptions())
     return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
-async def _gather(stream: AsyncGenerator[TokenDelta], answers: Sequence[Answer], entry: LogEntry) -> None:
-    async with aclosing(stream):
-        async for delta in stream:
+async def _gather(outputs: Outputs, answers: Sequence[RequestOutput], entry: LogEntry) -> None:
+    async with aclosing(outputs):
+        async for index, output in outputs:
             entry.mark_token()
-            answers[delta.index].append(delta)
+            answers[index].add(output)
 
 
 async def _events(
-    first: TokenDelta,
-    rest: AsyncGenerator[TokenDelta],
-    routed: RoutedRequest,
-    answers: Sequence[Answer],
+    first: tuple[int, RequestOutput],
+    rest: Outputs,
+    engine: EngineArgs,
     builder: ResponseBuilder,
     entry: LogEntry,
     options: StreamOptions,
 ) -> AsyncGenerator[str]:
     continuous = options.include_usage and options.continuous_usage_stats
-    usage = partial(usage_so_far, routed, answers) if continuous else None
+    requests, answers = builder.requests, builder.answers
+    usage = partial(usage_so_far, requests, answers) if continuous else None
     try:
         async with aclosing(rest):
-            for index in range(routed.answers):
+            for index in range(len(answers)):
                 if (first_chunk := builder.first_chunk(index)) is not None:
                     yield _event(first_chunk, usage)
-            async for delta in _with_first(first, rest):
+            async for index, output in _with_first(first, rest):
                 entry.mark_token()
-                chunk = builder.chunk(delta.index, delta)
-                answers[delta.index].append(delta)
+                chunk = builder.chunk(index, output)
+                answers[index].add(output)
                 yield _event(chunk, usage)
         if options.include_usage:
-            yield _event(builder.usage_chunk(usage_of(routed, answers), metrics_of(answers)))
+            yield _event(builder.usage_chunk(usage_of(engine, requests, answers), metrics_of(answers)))
         yield "data: [DONE]\n\n"
     except ApiError as error:
         entry.set_error(error)
@@ -228,16 +229,14 @@ async def _events(
         yield f"data: {json.dumps(reported.body())}\n\n"
 
 
-async def _with_first(first: TokenDelta, rest: AsyncGenerator[TokenDelta]) -> AsyncGenerator[TokenDelta]:
+async def _with_first(first: tuple[int, RequestOutput], rest: Outputs) -> Outputs:
     yield first
-    async for delta in rest:
-        yield delta
+    async for item in rest:
+        yield item
 
 
-async def _with_deadline(
-    stream: AsyncGenerator[TokenDelta], requested: float | None, limit: float
-) -> AsyncGenerator[TokenDelta]:
-    """Yield the stream's deltas until the deadline: the client's ``requested`` seconds, or the service's ``limit``.
+async def _with_deadline(outputs: Outputs, requested: float | None, limit: float) -> Outputs:
+    """Yield the outputs until the deadline: the client's ``requested`` seconds, or the service's ``limit``.
 
     Raises:
         ApiError: the deadline has passed.
@@ -245,17 +244,17 @@ async def _with_deadline(
     seconds, field = (requested, "timeout_s") if requested is not None and requested < limit else (limit, "service")
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
-    async with aclosing(stream):
+    async with aclosing(outputs):
         while True:
             try:
                 async with asyncio.timeout_at(end):
-                    delta = await anext(stream)
+                    item = await anext(outputs)
             except StopAsyncIteration:
                 return
             except TimeoutError:
                 message = f"{field}: the answer was not finished within {seconds:g} s; ask for fewer tokens"
                 raise ApiError(504, message, code="deadline_exceeded") from None
-            yield delta
+            yield item
 
 
 def _event(chunk: BaseModel, usage: Callable[[], CompletionUsage] | None = None) -> str:

@@ -8,46 +8,43 @@ from typing import Any
 from openai.types import CompletionUsage
 from openai.types.completion_usage import PromptTokensDetails
 
-from deployments.engines.client import RoutedRequest
-from deployments.protocol.messages import Answer, SpeculationStats
+from deployments.protocol.messages import prompt_tokens
 from deployments.settings import EngineArgs
+from entmtp.decoding.outputs import RequestOutput, RequestStats
+from entmtp.decoding.request import Request
 from entmtp.methods import policy_of
 
 
-def usage_of(routed: RoutedRequest, answers: Sequence[Answer]) -> CompletionUsage:
-    """Usage of all answers to a request together; ``tau`` counts the root's token, so plain decoding is 1."""
+def usage_of(engine: EngineArgs, requests: Sequence[Request], answers: Sequence[RequestOutput]) -> CompletionUsage:
+    """Usage of all answers to a body together; ``tau`` counts the root's token, so plain decoding is 1."""
     all_stats = [one.stats for one in answers if one.stats is not None]
-    prompt_tokens, new_tokens = routed.prompt_tokens, sum(len(one.tokens) for one in answers)
+    totals = usage_so_far(requests, answers)
     return CompletionUsage.model_validate(
         {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": new_tokens,
-            "total_tokens": prompt_tokens + new_tokens,
-            "prompt_tokens_details": PromptTokensDetails(cached_tokens=_cached_tokens(routed, answers)),
-            "speculation": _speculation(routed.engine, new_tokens, all_stats),
+            **totals.model_dump(exclude_unset=True),
+            "prompt_tokens_details": PromptTokensDetails(cached_tokens=_cached_tokens(requests, answers)),
+            "speculation": _speculation(engine, totals.completion_tokens, all_stats),
         }
     )
 
 
-def usage_so_far(routed: RoutedRequest, answers: Sequence[Answer]) -> CompletionUsage:
+def usage_so_far(requests: Sequence[Request], answers: Sequence[RequestOutput]) -> CompletionUsage:
     """Usage of unfinished answers: numbers of tokens only."""
-    prompt_tokens, new_tokens = routed.prompt_tokens, sum(len(one.tokens) for one in answers)
-    return CompletionUsage(
-        prompt_tokens=prompt_tokens, completion_tokens=new_tokens, total_tokens=prompt_tokens + new_tokens
-    )
+    read, new = prompt_tokens(requests), sum(len(one.tokens) for one in answers)
+    return CompletionUsage(prompt_tokens=read, completion_tokens=new, total_tokens=read + new)
 
 
-def _cached_tokens(routed: RoutedRequest, answers: Sequence[Answer]) -> int:
+def _cached_tokens(requests: Sequence[Request], answers: Sequence[RequestOutput]) -> int:
     """Prompt tokens that every answer took from the prefix cache; each prompt counts once, as in ``prompt_tokens``."""
     fewest: dict[int, int] = {}
-    for call, answer in zip(routed.calls, answers, strict=True):
+    for request, answer in zip(requests, answers, strict=True):
         if answer.stats is not None:
             reused = answer.stats.reused_tokens
-            fewest[call.prompt_number] = min(reused, fewest.get(call.prompt_number, reused))
+            fewest[request.prompt_index] = min(reused, fewest.get(request.prompt_index, reused))
     return sum(fewest.values())
 
 
-def _speculation(engine: EngineArgs, new_tokens: int, all_stats: Sequence[SpeculationStats]) -> dict[str, Any]:
+def _speculation(engine: EngineArgs, new_tokens: int, all_stats: Sequence[RequestStats]) -> dict[str, Any]:
     steps = sum(one.steps for one in all_stats)
     deepest = max((len(one.accepted_by_depth) for one in all_stats), default=0)
     by_depth = [

@@ -12,26 +12,32 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletio
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from pydantic import BaseModel
 
-from deployments.protocol.messages import Answer, GenerateCall, TokenDelta
 from entmtp.decoding.detokenizer import Detokenizer
+from entmtp.decoding.outputs import RequestOutput
+from entmtp.decoding.request import Request
 from entmtp.decoding.token_texts import Position, TokenText, TokenTexts
 
 
 class ResponseBuilder(ABC):
-    """Builder of one request's response for an endpoint."""
+    """Builder of one body's response for an endpoint.
 
-    def __init__(self, id: str, model: str, detokenizer: Detokenizer, calls: Sequence[GenerateCall]) -> None:
+    Attributes:
+        requests: the body's requests to the engine, one for each choice.
+        answers: outputs of each so far, added up.
+    """
+
+    def __init__(self, id: str, model: str, detokenizer: Detokenizer, requests: Sequence[Request]) -> None:
+        self.requests = requests
+        self.answers = [RequestOutput(one.id) for one in requests]
         self._token_texts = {
-            index: TokenTexts(detokenizer, call.prompt if call.continues_text else ())
-            for index, call in enumerate(calls)
-            if call.params.logprobs is not None
+            index: TokenTexts(detokenizer, one.prompt if one.continues_text else ())
+            for index, one in enumerate(requests)
+            if one.params.logprobs is not None
         }
         self._base: dict[str, Any] = {"id": id, "model": model, "created": int(time.time())}
 
     @abstractmethod
-    def full_response(
-        self, answers: Sequence[Answer], usage: CompletionUsage, metrics: dict[str, Any] | None
-    ) -> BaseModel:
+    def full_response(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> BaseModel:
         """Complete response with all answers."""
 
     @abstractmethod
@@ -39,26 +45,24 @@ class ResponseBuilder(ABC):
         """Chunk that begins a choice's stream before its first token, if the endpoint has one."""
 
     @abstractmethod
-    def chunk(self, index: int, delta: TokenDelta) -> BaseModel:
+    def chunk(self, index: int, output: RequestOutput) -> BaseModel:
         """Chunk with the next tokens of a choice."""
 
     @abstractmethod
     def usage_chunk(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> BaseModel:
         """Chunk without choices that has the usage and vLLM's metrics."""
 
-    def _positions(self, index: int, part: Answer | TokenDelta) -> list[Position]:
+    def _positions(self, index: int, output: RequestOutput) -> list[Position]:
         """Texts and log-probabilities of the next tokens of a choice, if log-probabilities were requested."""
-        if not part.logprobs:
+        if not output.logprobs:
             return []
-        return self._token_texts[index].take(part.tokens, part.logprobs, part.finish_reason is not None)
+        return self._token_texts[index].take(output.tokens, output.logprobs, output.finish_reason is not None)
 
 
 class ChatResponseBuilder(ResponseBuilder):
     """Builder for /v1/chat/completions."""
 
-    def full_response(
-        self, answers: Sequence[Answer], usage: CompletionUsage, metrics: dict[str, Any] | None
-    ) -> ChatCompletion:
+    def full_response(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> ChatCompletion:
         choices = [
             {
                 "index": index,
@@ -66,7 +70,7 @@ class ChatResponseBuilder(ResponseBuilder):
                 "message": {"role": "assistant", "content": answer.text},
                 "logprobs": _chat_logprobs(self._positions(index, answer)),
             }
-            for index, answer in enumerate(answers)
+            for index, answer in enumerate(self.answers)
         ]
         return ChatCompletion.model_validate(
             {**self._base, "object": "chat.completion", "choices": choices, "usage": usage, "metrics": metrics}
@@ -75,12 +79,12 @@ class ChatResponseBuilder(ResponseBuilder):
     def first_chunk(self, index: int) -> ChatCompletionChunk:
         return self._chunk([{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
 
-    def chunk(self, index: int, delta: TokenDelta) -> ChatCompletionChunk:
+    def chunk(self, index: int, output: RequestOutput) -> ChatCompletionChunk:
         choice = {
             "index": index,
-            "delta": {"content": delta.text},
-            "finish_reason": delta.finish_reason,
-            "logprobs": _chat_logprobs(self._positions(index, delta)),
+            "delta": {"content": output.text},
+            "finish_reason": output.finish_reason,
+            "logprobs": _chat_logprobs(self._positions(index, output)),
         }
         return self._chunk([choice])
 
@@ -111,17 +115,15 @@ def _chat_token(one: TokenText) -> dict[str, Any]:
 class CompletionResponseBuilder(ResponseBuilder):
     """Builder for /v1/completions, whose chunks have the format of the complete response."""
 
-    def full_response(
-        self, answers: Sequence[Answer], usage: CompletionUsage, metrics: dict[str, Any] | None
-    ) -> Completion:
-        choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
+    def full_response(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> Completion:
+        choices = [self._choice(index, answer) for index, answer in enumerate(self.answers)]
         return self._completion(choices, usage=usage, metrics=metrics)
 
     def first_chunk(self, index: int) -> None:
         return None
 
-    def chunk(self, index: int, delta: TokenDelta) -> Completion:
-        return self._completion([self._choice(index, delta)])
+    def chunk(self, index: int, output: RequestOutput) -> Completion:
+        return self._completion([self._choice(index, output)])
 
     def usage_chunk(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> Completion:
         return self._completion([], usage=usage, metrics=metrics)
@@ -131,9 +133,9 @@ class CompletionResponseBuilder(ResponseBuilder):
         made = {**self._base, "object": "text_completion", "choices": choices, "usage": None, **more}
         return Completion.construct(**made)
 
-    def _choice(self, index: int, part: Answer | TokenDelta) -> dict[str, Any]:
-        logprobs = _completion_logprobs(self._positions(index, part))
-        return {"index": index, "text": part.text, "finish_reason": part.finish_reason, "logprobs": logprobs}
+    def _choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
+        logprobs = _completion_logprobs(self._positions(index, output))
+        return {"index": index, "text": output.text, "finish_reason": output.finish_reason, "logprobs": logprobs}
 
 
 def _completion_logprobs(positions: Sequence[Position]) -> dict[str, Any] | None:

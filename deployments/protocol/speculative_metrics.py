@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from deployments.protocol.messages import Answer, SpeculationStats
+from entmtp.decoding.outputs import RequestOutput, RequestStats
 
 
 class SpeculativeDecoding(BaseModel):
@@ -28,7 +28,7 @@ class SpeculativeDecoding(BaseModel):
     num_spec_tokens: int = Field(description="the most that a step could accept: the depth of the deepest tree")
 
     @classmethod
-    def of(cls, stats: SpeculationStats) -> SpeculativeDecoding:
+    def of(cls, stats: RequestStats) -> SpeculativeDecoding:
         """Summarise an answer for which tokens were drafted."""
         at_least = [stats.steps, *stats.accepted_by_depth]  # steps that accepted at least j tokens, by j
         at_least += [0] * (stats.deepest + 2 - len(at_least))
@@ -49,7 +49,7 @@ class RequestMetrics(BaseModel):
     speculative_decoding: SpeculativeDecoding
 
 
-def metrics_of(answers: Sequence[Answer]) -> dict[str, Any] | None:
+def metrics_of(answers: Sequence[RequestOutput]) -> dict[str, Any] | None:
     """JSON of :class:`RequestMetrics`; None for several answers, as in vLLM, and if nothing was drafted."""
     stats = answers[0].stats
     if len(answers) > 1 or stats is None or not stats.drafted:

@@ -109,7 +109,7 @@ class AsyncEngine:
                 yield output
                 if output.finish_reason:
                     if output.finish_reason == "error":
-                        raise EntMTPError(output.completion.error or "engine: the request failed")
+                        raise EntMTPError(output.error or "engine: the request failed")
                     return
         finally:
             self._mailboxes.pop(request.id, None)

@@ -120,7 +120,7 @@ class Engine:
         try:
             while not self.idle:
                 for output in self.step():
-                    if output.completion is completion:
+                    if output.id == "stream":
                         yield output
         finally:
             self.cancel("stream")
@@ -349,14 +349,13 @@ class Engine:
             self._finish(job, output.finish_reason)
         return output
 
-    def _finish(self, job: Job, reason: FinishReason, error: str | None = None) -> RequestOutput:
+    def _finish(self, job: Job, reason: FinishReason, error: str | None = None) -> None:
         job.completion.finish_reason, job.completion.error = reason, error
         if job in self._jobs:
             self._jobs.remove(job)
             self._state_and_slots()[1].release(job.slot, dirty=error is not None or not self._is_finite(job))
         else:
             self._waiting.remove(job)
-        return RequestOutput(job.request.id, [], "", [], reason, job.completion)
 
     def _is_finite(self, job: Job) -> bool:
         """Whether all cache rows of its slot are finite; False if that can't be found out."""
@@ -369,7 +368,8 @@ class Engine:
 
     def _fail(self, job: Job, error: Exception, doing: str) -> RequestOutput:
         _log.error("request %s: %s failed", job.request.id, doing, exc_info=error)
-        return self._finish(job, "error", description(error, doing))
+        self._finish(job, "error", text := description(error, doing))
+        return RequestOutput(job.request.id, finish_reason="error", error=text, stats=job.completion.stats)
 
     def _check_alive(self, error: Exception | None) -> None:
         """Raise the error of a failed request if a trivial request fails after it, too.

@@ -65,4 +65,4 @@ class Job:
         done.steps = running.steps
         done.seconds = time.perf_counter() - self.arrival
         done.first_token_seconds = done.first_token_seconds or done.seconds
-        return RequestOutput(self.request.id, new, text, logprobs, reason, done)
+        return RequestOutput(self.request.id, new, text, logprobs, reason, stats=done.stats if reason else None)

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from filelock import FileLock
 
-from entmtp.decoding.outputs import StepRecord
+from entmtp.decoding.outputs import PARTS, StepRecord
 from entmtp.decoding.request import RunningRequest
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
@@ -36,7 +36,6 @@ A longer context adds attention time, which is smooth in the number of nodes: a 
 """
 FEW_NODES = (0, 4, 16, 63)
 
-PARTS = ("policy", "draft", "verify", "accept", "compact")
 MAX_BATCHED_NODES = 16
 """Size of the largest tree that is measured for several requests. Costs of larger ones are extrapolated well."""
 

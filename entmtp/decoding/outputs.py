@@ -1,4 +1,4 @@
-"""Outputs of the engine: step records, completions, the output of each step, and statistics."""
+"""Outputs of the engine: step records, completions, statistics, and the output of each step."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from entmtp.policies.signals import Signals
 from entmtp.trees.topology import Path, Topology
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+PARTS = ("policy", "draft", "verify", "accept", "compact")
+"""Parts of a step, in the order in which they run."""
 
 
 @dataclass(frozen=True)
@@ -142,26 +145,96 @@ class Completion:
         return (self.seconds - self.first_token_seconds) / max(1, len(self.tokens) - 1)
 
     def part_seconds(self, part: str) -> float:
-        """Seconds over all steps of 'draft', 'verify', 'accept', 'compact' or 'policy'."""
+        """Seconds over all steps of one of the ``PARTS``."""
         return sum(getattr(step, f"{part}_ms") for step in self.steps) / 1e3
+
+    @property
+    def stats(self) -> RequestStats:
+        """Statistics so far."""
+        return RequestStats(
+            accepted=self.accepted,
+            accepted_by_depth=self.accepted_by_depth,
+            deepest=max((step.topology.max_depth for step in self.steps), default=0),
+            tree_counts=self.tree_counts,
+            part_ms={part: 1e3 * self.part_seconds(part) for part in PARTS},
+            reused_tokens=self.reused_tokens,
+            waiting_ms=1e3 * self.waiting_seconds,
+            first_token_ms=1e3 * self.first_token_seconds,
+            ms_per_token=1e3 * self.seconds_per_token,
+        )
 
 
 @dataclass(frozen=True)
-class RequestOutput:
-    """Output of one step for a request.
+class RequestStats:
+    """Statistics of a finished request, small enough to be sent to another process.
 
     Attributes:
-        tokens, text, logprobs: new ones; text may come later than its tokens.
-        finish_reason: why the request ended with this step; None if it goes on.
-        completion: the whole answer. It is shared with the engine, which may have added to it since.
+        accepted_by_depth: steps that accepted a node at depth 1, 2, ...
+        deepest: depth of the deepest tree of a step.
+        tree_counts: number of steps by tree size in nodes.
+        part_ms: total milliseconds of all steps, by part of a step.
+        reused_tokens: prompt tokens that were in the cache already.
+        waiting_ms: from the arrival until a slot was free.
+        first_token_ms: from the arrival to the first token (TTFT).
+        ms_per_token: per token after the first (TPOT); 0 for a single token.
+        method: method that generated the answer. A server adds it; an engine knows only its policy.
+        task: task of the tree bank that was used; added with ``method``.
+    """
+
+    accepted: int = 0
+    accepted_by_depth: list[int] = field(default_factory=list)
+    deepest: int = 0
+    tree_counts: dict[int, int] = field(default_factory=dict)
+    part_ms: dict[str, float] = field(default_factory=dict)
+    reused_tokens: int = 0
+    waiting_ms: float = 0.0
+    first_token_ms: float = 0.0
+    ms_per_token: float = 0.0
+    method: str = ""
+    task: str = ""
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return sum(self.tree_counts.values())
+
+    @property
+    def drafted(self) -> int:
+        """Tree nodes over all steps."""
+        return sum(nodes * count for nodes, count in self.tree_counts.items())
+
+
+@dataclass
+class RequestOutput:
+    """New output of a request: of one step, or of several that were added up.
+
+    Attributes:
+        text: may come later than its tokens.
+        logprobs: one entry per token, if requested.
+        finish_reason: why the request ended; None while it runs.
+        error: what went wrong, if the reason is 'error'.
+        stats: statistics of the whole request, in its last output.
     """
 
     id: str
-    tokens: list[int]
-    text: str
-    logprobs: list[TokenLogprobs]
-    finish_reason: FinishReason | None
-    completion: Completion
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    stats: RequestStats | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has nothing new."""
+        return not (self.tokens or self.text or self.finish_reason)
+
+    def add(self, following: RequestOutput) -> None:
+        """Add the output that follows this one."""
+        self.tokens += following.tokens
+        self.text += following.text
+        self.logprobs += following.logprobs
+        self.finish_reason, self.error, self.stats = following.finish_reason, following.error, following.stats
 
 
 @dataclass(frozen=True)

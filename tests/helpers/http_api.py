@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi.testclient import TestClient
@@ -14,12 +14,23 @@ from deployments.engines.rate_limit import RateLimiter
 from deployments.http.access_log import LogSink
 from deployments.http.auth import ApiKeys
 from deployments.http.routes import make_api
-from deployments.protocol.messages import Failure, GenerateCall, SpeculationStats, TokenDelta
+from deployments.protocol.messages import CallStream, Failure
 from deployments.settings import AppArgs
+from entmtp.decoding.outputs import RequestOutput, RequestStats
+from entmtp.decoding.request import Request
 
 ENGINE = {"name": "e", "model_name": "m", "engine": {"context": 256}}
-ACCOUNT = SpeculationStats("entmtp-dynamic", "sharegpt", 2, 8, 2, [1, 1], 3, {"draft": 1.0, "verify": 2.0}, 0, 0.0, 3.0)
-GOOD = [TokenDelta(0, [504, 253], " a b"), TokenDelta(0, [28], " c", finish_reason="stop", stats=ACCOUNT)]
+STATS = RequestStats(
+    accepted=2,
+    accepted_by_depth=[1, 1],
+    deepest=3,
+    tree_counts={4: 2},
+    part_ms={"draft": 1.0, "verify": 2.0},
+    first_token_ms=3.0,
+    method="entmtp-dynamic",
+    task="sharegpt",
+)
+GOOD = [RequestOutput("r", [504, 253], " a b"), RequestOutput("r", [28], " c", finish_reason="stop", stats=STATS)]
 SECRET = "sk-secret"
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "a private question"}], "max_tokens": 8}
 
@@ -27,9 +38,9 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "a private questi
 class Answers:
     """Stands for Serve's handle of an engine: every call is answered with what is given."""
 
-    def __init__(self, items: Sequence[TokenDelta | Failure | Exception | asyncio.Event]) -> None:
+    def __init__(self, items: Sequence[RequestOutput | Failure | Exception | asyncio.Event]) -> None:
         self.items = items
-        self.calls: list[GenerateCall] = []
+        self.calls: list[Request] = []
         self.pause = 0.0
         self.waiting = False
 
@@ -40,14 +51,14 @@ class Answers:
     def options(self, *, stream: bool) -> Answers:
         return self
 
-    def remote(self, call: GenerateCall) -> Answers:
+    def remote(self, call: Request) -> Answers:
         self.calls.append(call)
         return self
 
     def cancel(self) -> None:
         pass
 
-    async def __aiter__(self) -> AsyncGenerator[TokenDelta | Failure]:
+    async def __aiter__(self) -> CallStream:
         await asyncio.sleep(self.pause)
         for item in self.items:
             if isinstance(item, Exception):
@@ -77,7 +88,7 @@ Lines = list[dict[str, Any]]
 
 
 def api(
-    *items: TokenDelta | Failure | Exception, keys: ApiKeys | None = None, lines: Lines | None = None, **args: Any
+    *items: RequestOutput | Failure | Exception, keys: ApiKeys | None = None, lines: Lines | None = None, **args: Any
 ) -> tuple[TestClient, Answers]:
     settings = AppArgs.parse(**{"engines": [ENGINE]} | args)
     answers = Answers(items or GOOD)

@@ -12,7 +12,8 @@ import pytest
 from deployments.http.access_log import LogSink
 from deployments.http.auth import ApiKeys, _digest
 from deployments.log_file import LOGGED_HEADER
-from deployments.protocol.messages import Failure, TokenDelta
+from deployments.protocol.messages import Failure
+from entmtp.decoding.outputs import RequestOutput
 from tests.helpers.http_api import CHAT, GOOD, SECRET, Lines, api
 
 
@@ -100,7 +101,7 @@ def test_every_request_has_one_line_however_it_ends(given: _Refused) -> None:
     ],
 )
 def test_an_answer_that_breaks_has_one_line(
-    items: list[TokenDelta | Failure | Exception], status: int, stream: bool
+    items: list[RequestOutput | Failure | Exception], status: int, stream: bool
 ) -> None:
     lines: Lines = []
     client, _ = api(*items, lines=lines)
@@ -108,8 +109,8 @@ def test_an_answer_that_breaks_has_one_line(
     (line,) = lines
     assert line["status"] == status
     assert line["engine"] == "e"
-    assert line["new_tokens"] == sum(len(item.tokens) for item in items if isinstance(item, TokenDelta))
-    assert (line["first_token_seconds"] is None) == (not isinstance(items[0], TokenDelta))
+    assert line["new_tokens"] == sum(len(item.tokens) for item in items if isinstance(item, RequestOutput))
+    assert (line["first_token_seconds"] is None) == (not isinstance(items[0], RequestOutput))
     if status == 500 and isinstance(items[-1], Failure):
         assert line["error"]["message"] == "model: nan"
 

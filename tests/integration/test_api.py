@@ -95,8 +95,8 @@ def test_every_answer_is_a_call_of_its_own_and_comes_in_its_place() -> None:
     client, answers = api()
     body = client.post("/v1/completions", json={"model": "m", "prompt": ["a", "b c d e"], "n": 8}).json()
     assert [choice["index"] for choice in body["choices"]] == list(range(16))
-    assert [call.number for call in answers.calls] == [*range(8), *range(8)]
-    assert [call.prompt_number for call in answers.calls] == [0] * 8 + [1] * 8
+    assert [call.answer_index for call in answers.calls] == [*range(8), *range(8)]
+    assert [call.prompt_index for call in answers.calls] == [0] * 8 + [1] * 8
     assert len({call.id for call in answers.calls}) == 16
     assert len({call.params.seed for call in answers.calls}) == 1
     lengths = [len(answers.calls[0].prompt), len(answers.calls[-1].prompt)]

@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from entmtp.decoding.engine import Engine
-from entmtp.decoding.measure_cost import PARTS, machine_cost
+from entmtp.decoding.measure_cost import machine_cost
+from entmtp.decoding.outputs import PARTS
 from entmtp.decoding.request import Request
 from entmtp.decoding.state import DecodingState
 from entmtp.evaluation.run.arms import default_arms

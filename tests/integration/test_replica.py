@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,9 +18,11 @@ from deployments.engines.replica import EngineReplica
 from deployments.http.access_log import LogSink
 from deployments.http.auth import ApiKeys
 from deployments.http.routes import make_api
-from deployments.protocol.messages import Accepted, Failure, GenerateCall, TokenDelta
+from deployments.protocol.messages import CallStream, Failure
 from deployments.settings import AppArgs, EngineArgs
 from entmtp.decoding import engine as engine_module
+from entmtp.decoding.outputs import RequestOutput
+from entmtp.decoding.request import Request
 from entmtp.decoding.text import TextStream
 from entmtp.errors import EntMTPError
 from entmtp.models.loading.load import encode_chat
@@ -45,24 +47,25 @@ def prompt(bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> list[int
     return encode_chat(bundled[1], "Name three rivers of Europe, and say where each of them begins and where it ends.")
 
 
-async def answered(replica: EngineReplica, call: GenerateCall) -> list[TokenDelta | Failure]:
+async def answered(replica: EngineReplica, call: Request) -> list[RequestOutput | Failure]:
     first, *items = [item async for item in replica.generate(call)]
-    assert isinstance(first, Accepted)
-    return [item for item in items if not isinstance(item, Accepted)]
+    assert isinstance(first, RequestOutput)
+    assert first.is_empty
+    return items
 
 
-def tokens(items: list[TokenDelta | Failure]) -> list[int]:
-    return [token for item in items if isinstance(item, TokenDelta) for token in item.tokens]
+def tokens(items: list[RequestOutput | Failure]) -> list[int]:
+    return [token for item in items if isinstance(item, RequestOutput) for token in item.tokens]
 
 
 def test_calls_are_answered_and_accounted_for(
     replica: EngineReplica, prompt: list[int], bundled: tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ) -> None:
     async def scene() -> None:
-        items = await answered(replica, GenerateCall("a", prompt, GREEDY))
+        items = await answered(replica, Request("a", prompt, GREEDY))
         assert tokens(items) == greedy(bundled[0], prompt, 16)
         last = items[-1]
-        assert isinstance(last, TokenDelta)
+        assert isinstance(last, RequestOutput)
         assert last.finish_reason == "length"
         assert last.stats is not None
         assert last.stats.accepted == sum(last.stats.accepted_by_depth)
@@ -80,9 +83,7 @@ def test_several_answers_to_one_seed_differ_by_their_numbers(replica: EngineRepl
 
     async def scene() -> None:
         numbers = [(0, 0), (1, 0), (0, 1)]  # of answers and prompts
-        calls = [
-            GenerateCall(f"n{at}", prompt, drawn, one, prompt_number=other) for at, (one, other) in enumerate(numbers)
-        ]
+        calls = [Request(f"n{at}", prompt, drawn, one, prompt_index=other) for at, (one, other) in enumerate(numbers)]
         first, *more = [tokens(items) for items in await asyncio.gather(*(answered(replica, one) for one in calls))]
         assert len({tuple(text) for text in (first, *more)}) == 3
         assert tokens(await answered(replica, calls[0])) == first
@@ -96,15 +97,15 @@ def test_a_stop_text_ends_an_answer_after_min_tokens_alone(
     prompt = bundled[1]("1, 2, 3, 4,")["input_ids"]
     params = GREEDY.model_copy(update={"max_tokens": 40, "stop": ["7"]})
 
-    async def text(call: GenerateCall) -> tuple[str, int]:
-        items = [item for item in await answered(replica, call) if isinstance(item, TokenDelta)]
+    async def text(call: Request) -> tuple[str, int]:
+        items = [item for item in await answered(replica, call) if isinstance(item, RequestOutput)]
         return "".join(item.text for item in items), len(tokens(list(items)))
 
     async def scene() -> None:
-        early, few = await text(GenerateCall("early", prompt, params, continues_text=True))
+        early, few = await text(Request("early", prompt, params, continues_text=True))
         assert (early, few < 30) == (" 5, 6, ", True)
         late, count = await text(
-            GenerateCall("late", prompt, params.model_copy(update={"min_tokens": 30}), continues_text=True)
+            Request("late", prompt, params.model_copy(update={"min_tokens": 30}), continues_text=True)
         )
         assert 30 <= count <= 40
         assert late.startswith(early + "7")
@@ -114,20 +115,20 @@ def test_a_stop_text_ends_an_answer_after_min_tokens_alone(
 
 def test_failures_have_kinds(replica: EngineReplica, prompt: list[int]) -> None:
     async def scene() -> None:
-        (long,) = await answered(replica, GenerateCall("long", prompt * 10, GREEDY))
+        (long,) = await answered(replica, Request("long", prompt * 10, GREEDY))
         assert isinstance(long, Failure)
         assert long.kind == "invalid"
-        many = await asyncio.gather(*(answered(replica, GenerateCall(str(at), prompt, GREEDY)) for at in range(8)))
+        many = await asyncio.gather(*(answered(replica, Request(str(at), prompt, GREEDY)) for at in range(8)))
         ends = [items[-1] for items in many]
         assert any(isinstance(end, Failure) and end.kind == "full" for end in ends)
-        assert any(isinstance(end, TokenDelta) and end.finish_reason == "length" for end in ends)
+        assert any(isinstance(end, RequestOutput) and end.finish_reason == "length" for end in ends)
 
     asyncio.run(scene())
 
 
 def test_a_caller_that_goes_leaves_nothing_behind(replica: EngineReplica, prompt: list[int]) -> None:
     async def scene() -> None:
-        stream = replica.generate(GenerateCall("gone", prompt, GREEDY.model_copy(update={"max_tokens": 150})))
+        stream = replica.generate(Request("gone", prompt, GREEDY.model_copy(update={"max_tokens": 150})))
         await anext(stream)  # it is placed
         await anext(stream)
         await stream.aclose()
@@ -144,7 +145,7 @@ def test_another_policy_takes_over_while_a_call_runs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scene() -> None:
-        running = asyncio.create_task(answered(replica, GenerateCall("r", prompt, GREEDY)))
+        running = asyncio.create_task(answered(replica, Request("r", prompt, GREEDY)))
         await asyncio.sleep(0)
         await replica.reconfigure({"method": "entmtp-dynamic", "task": "gsm8k", "prefill_tokens": 32})
         assert tokens(await running) == greedy(bundled[0], prompt, 16)
@@ -169,10 +170,10 @@ def test_a_dead_loop_is_seen_and_told(prompt: list[int]) -> None:
 
     async def scene() -> None:
         replica._engine.engine.step = None  # type: ignore[assignment, method-assign]
-        (failure,) = await answered(replica, GenerateCall("d", prompt, GREEDY))
+        (failure,) = await answered(replica, Request("d", prompt, GREEDY))
         assert isinstance(failure, Failure)
         assert failure.kind == "dead"
-        late = [item async for item in replica.generate(GenerateCall("late", prompt, GREEDY))]
+        late = [item async for item in replica.generate(Request("late", prompt, GREEDY))]
         assert [item.kind for item in late if isinstance(item, Failure)] == ["unavailable"]
         assert len(late) == 1
 
@@ -194,17 +195,17 @@ class Handle:
     def options(self, *, stream: bool) -> Handle:
         return self
 
-    def remote(self, call: GenerateCall) -> Stream:
+    def remote(self, call: Request) -> Stream:
         return Stream(self._replica.generate(call))
 
 
 class Stream:
     """Stands for Serve's response."""
 
-    def __init__(self, items: AsyncGenerator[Accepted | TokenDelta | Failure]) -> None:
+    def __init__(self, items: CallStream) -> None:
         self._items = items
 
-    def __aiter__(self) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
+    def __aiter__(self) -> CallStream:
         return self._items
 
     def cancel(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,8 +14,9 @@ from deployments.engines.replica import EngineReplica
 from deployments.http.access_log import LogSink
 from deployments.http.auth import ApiKeys
 from deployments.http.routes import make_api
-from deployments.protocol.messages import Accepted, Failure, GenerateCall, TokenDelta
+from deployments.protocol.messages import CallStream
 from deployments.settings import AppArgs, EngineArgs
+from entmtp.decoding.request import Request
 from tests.helpers.chained_models import save_chained
 from tests.helpers.tokenizers import DECODERS, SPACE, ids, with_decoder
 
@@ -35,7 +36,7 @@ class InProcess:
 
     def __init__(self, replica: EngineReplica) -> None:
         self._replica = replica
-        self._calls: list[GenerateCall] = []
+        self._calls: list[Request] = []
 
     @property
     def generate(self) -> InProcess:
@@ -44,15 +45,15 @@ class InProcess:
     def options(self, *, stream: bool) -> InProcess:
         return self
 
-    def remote(self, call: GenerateCall) -> _Response:
+    def remote(self, call: Request) -> _Response:
         return _Response(self._replica.generate(call))
 
 
 class _Response:
-    def __init__(self, stream: AsyncGenerator[Accepted | TokenDelta | Failure]) -> None:
+    def __init__(self, stream: CallStream) -> None:
         self._stream = stream
 
-    def __aiter__(self) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
+    def __aiter__(self) -> CallStream:
         return self._stream
 
     def cancel(self) -> None:

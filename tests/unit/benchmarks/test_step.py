@@ -19,7 +19,8 @@ from benchmarks.lib.roofline import Machine, Work, multiplied, step_work
 from benchmarks.lib.shapes import SHAPES, random_heads, random_model, shape_of
 from benchmarks.lib.timing import StepTime, churn, ladder_of, random_tree, timed_steps
 from entmtp.decoding.graphs import Graphs
-from entmtp.decoding.measure_cost import PARTS, StepBench, sized_tree
+from entmtp.decoding.measure_cost import StepBench, sized_tree
+from entmtp.decoding.outputs import PARTS
 from entmtp.errors import EntMTPError
 from entmtp.heads.original_hydra import OriginalHydraConfig, OriginalHydraHeads
 from entmtp.heads.stateless import StatelessExpansion

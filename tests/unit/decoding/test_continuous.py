@@ -110,6 +110,14 @@ def test_progress_adds_up_to_the_completion(backbone: Backbone, heads: DraftHead
     assert len(done.tokens) == 20
     assert 0 < done.waiting_seconds + done.prefill_seconds < done.first_token_seconds <= done.seconds
     assert done.accepted == sum(done.accepted_by_depth)
+    total = RequestOutput("one")
+    for each in progress:
+        total.add(each)
+    assert (total.tokens, total.text, total.logprobs) == (done.tokens, done.text, done.logprobs)
+    assert total.finish_reason == done.finish_reason == "length"
+    assert [each.stats is not None for each in progress] == [*[False] * (len(progress) - 1), True]
+    assert total.stats == done.stats
+    assert (total.stats.steps, total.stats.drafted) == (len(done.steps), done.drafted)
     assert sum(done.tree_shares.values()) == pytest.approx(1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -12,7 +12,9 @@ from ray.exceptions import RayActorError
 from deployments.engines import failover
 from deployments.engines.admission import Admission
 from deployments.engines.merge_streams import merge_streams
-from deployments.protocol.messages import Accepted, Failure, GenerateCall, TokenDelta
+from deployments.protocol.messages import CallStream, Failure
+from entmtp.decoding.outputs import RequestOutput
+from entmtp.decoding.request import Request
 from entmtp.settings import SamplingParams
 
 
@@ -23,7 +25,7 @@ class Engine:
         self.room = room
         self.running = self.most = self.placing = self.most_placing = self.refused = 0
 
-    async def answer(self, refused: Callable[[], bool]) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
+    async def answer(self, refused: Callable[[], bool]) -> CallStream:
         self.placing += 1
         self.most_placing = max(self.most_placing, self.placing)
         await asyncio.sleep(0)
@@ -38,16 +40,16 @@ class Engine:
         self.running += 1
         self.most = max(self.most, self.running)
         try:
-            yield Accepted()
+            yield RequestOutput("r")
             for _ in range(200):
                 await asyncio.sleep(0)
-            yield TokenDelta(0, [1], "a", finish_reason="stop")
+            yield RequestOutput("r", [1], "a", finish_reason="stop")
         finally:
             self.running -= 1
 
 
-def answers(engine: Engine, calls: int, most: int) -> list[tuple[int, TokenDelta | Failure]]:
-    async def scene() -> list[tuple[int, TokenDelta | Failure]]:
+def answers(engine: Engine, calls: int, most: int) -> list[tuple[int, RequestOutput | Failure]]:
+    async def scene() -> list[tuple[int, RequestOutput | Failure]]:
         admission = Admission(most)
         streams = [admission.stream(number, engine.answer) for number in range(calls)]
         return [item async for item in merge_streams(streams)]
@@ -60,7 +62,7 @@ def test_every_call_is_answered_whatever_the_room(room: int, most: int) -> None:
     engine = Engine(room)
     found = answers(engine, 16, most)
     assert sorted(number for number, _ in found) == list(range(16))
-    assert all(isinstance(item, TokenDelta) for _, item in found)
+    assert all(isinstance(item, RequestOutput) for _, item in found)
     assert engine.most == min(room, most)
     assert engine.most_placing == 1
     assert engine.running == 0
@@ -78,8 +80,8 @@ def test_a_call_that_is_sent_back_does_not_count_as_taken() -> None:
         admission = Admission(2)
         said: list[bool] = []
 
-        async def sent_back(refused: Callable[[], bool]) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
-            yield Accepted()
+        async def sent_back(refused: Callable[[], bool]) -> CallStream:
+            yield RequestOutput("r")
             said.append(refused())
             yield Failure("full", "engine")
 
@@ -115,7 +117,7 @@ class Replicas:
     def options(self, *, stream: bool) -> Replicas:
         return self
 
-    def remote(self, call: GenerateCall) -> Replica:
+    def remote(self, call: Request) -> Replica:
         self.requested.append(call.id)
         return Replica(self, call.id)
 
@@ -129,18 +131,18 @@ class Replica:
     def cancel(self) -> None:
         pass
 
-    async def __aiter__(self) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
+    async def __aiter__(self) -> CallStream:
         await asyncio.sleep(0)
         if self._call == "first.0":
-            yield Accepted()
-            yield TokenDelta(0, [1], "a")
+            yield RequestOutput("r")
+            yield RequestOutput("r", [1], "a")
             raise RayActorError
         if self._all.left:
             self._all.left -= 1
             yield Failure("full", "engine")
             return
-        yield Accepted()
-        yield TokenDelta(0, [1, 2], "ab", finish_reason="length")
+        yield RequestOutput("r")
+        yield RequestOutput("r", [1, 2], "ab", finish_reason="length")
 
 
 def test_a_request_with_text_waits_for_room_when_its_replica_dies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,10 +154,10 @@ def test_a_request_with_text_waits_for_room_when_its_replica_dies(monkeypatch: p
     monkeypatch.setattr(failover, "_ROOM_SECONDS", 0.0)
     replicas = Replicas(refusals=20)
 
-    async def scene() -> list[tuple[int, TokenDelta | Failure]]:
+    async def scene() -> list[tuple[int, RequestOutput | Failure]]:
         admission, params = Admission(2), SamplingParams(seed=0)
         calls = [
-            partial(failover.stream_with_failover, replicas, GenerateCall(id, [1], params), 4, 1)
+            partial(failover.stream_with_failover, replicas, Request(id, [1], params), 4, 1)
             for id in ("first", "second")
         ]
         streams = [admission.stream(at, call) for at, call in enumerate(calls)]
@@ -163,6 +165,8 @@ def test_a_request_with_text_waits_for_room_when_its_replica_dies(monkeypatch: p
 
     found = asyncio.run(asyncio.wait_for(scene(), 10))
     assert not [item for _, item in found if isinstance(item, Failure)]
-    texts = ["".join(item.text for at, item in found if at == call and isinstance(item, TokenDelta)) for call in (0, 1)]
+    texts = [
+        "".join(item.text for at, item in found if at == call and isinstance(item, RequestOutput)) for call in (0, 1)
+    ]
     assert texts == ["ab", "ab"]
     assert {"first.1", "second.0"} <= set(replicas.requested)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -17,12 +17,15 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from deployments.engines import failover
 from deployments.engines.failover import stream_with_failover
-from deployments.protocol.messages import Accepted, Failure, GenerateCall, TokenDelta
+from deployments.protocol.messages import CallStream, Failure
+from entmtp.decoding.outputs import RequestOutput
+from entmtp.decoding.request import Request
 from entmtp.settings import SamplingParams
 
-Item = Accepted | TokenDelta | Failure | Exception
+Item = RequestOutput | Failure | Exception
+ACCEPTED = RequestOutput("r")
 TOKENS = list(range(100, 112))
-CALL = GenerateCall("r", [1, 2], SamplingParams(seed=0))
+CALL = Request("r", [1, 2], SamplingParams(seed=0))
 
 
 class NodeDiedError(RayActorError):
@@ -49,7 +52,7 @@ class Response:
     def cancel(self) -> None:
         self.cancelled = True
 
-    async def __aiter__(self) -> AsyncGenerator[Accepted | TokenDelta | Failure]:
+    async def __aiter__(self) -> CallStream:
         for item in self.items:
             if isinstance(item, Exception):
                 raise item
@@ -61,7 +64,7 @@ class Handle:
 
     def __init__(self, *attempts: Sequence[Item]) -> None:
         self.responses = [Response(items) for items in attempts]
-        self.calls: list[GenerateCall] = []
+        self.calls: list[Request] = []
 
     @property
     def generate(self) -> Handle:
@@ -71,7 +74,7 @@ class Handle:
         assert stream
         return self
 
-    def remote(self, call: GenerateCall) -> Response:
+    def remote(self, call: Request) -> Response:
         self.calls.append(call)
         return self.responses[len(self.calls) - 1]
 
@@ -86,16 +89,16 @@ def cut(tokens: Sequence[int], sizes: Sequence[int], index: int = 0) -> list[Ite
         ends = at >= len(tokens)
         text = "".join(chr(97 + token - 100) for token in part)
         given, late = (late + text, "") if ends else (late, text)
-        parts.append(TokenDelta(index, part, given, finish_reason="length" if ends else None))
+        parts.append(RequestOutput("r", part, given, finish_reason="length" if ends else None))
         if ends:
             break
     return parts
 
 
-def collected(handle: Handle, attempts: int = 4, **options: Any) -> list[TokenDelta | Failure]:
-    async def scene() -> list[TokenDelta | Failure]:
+def collected(handle: Handle, attempts: int = 4, **options: Any) -> list[RequestOutput | Failure]:
+    async def scene() -> list[RequestOutput | Failure]:
         items = [item async for item in stream_with_failover(handle, CALL, attempts, **options)]
-        return [item for item in items if not isinstance(item, Accepted)]
+        return [item for item in items if isinstance(item, Failure) or not item.is_empty]
 
     return asyncio.run(scene())
 
@@ -107,8 +110,8 @@ def dead() -> Exception:
 SIZES = st.lists(st.integers(0, 4), min_size=12, max_size=20).map(lambda sizes: [*sizes, 12])
 
 
-def one_text(found: Sequence[TokenDelta | Failure]) -> bool:
-    deltas = [item for item in found if isinstance(item, TokenDelta)]
+def one_text(found: Sequence[RequestOutput | Failure]) -> bool:
+    deltas = [item for item in found if isinstance(item, RequestOutput)]
     return (
         [token for item in deltas for token in item.tokens] == TOKENS
         and "".join(item.text for item in deltas) == "abcdefghijkl"
@@ -135,12 +138,12 @@ def test_one_death_harms_no_call(first: list[int], second: list[int], data: Any)
     whole = cut(TOKENS, first)
     seen = whole[: data.draw(st.integers(0, len(whole) - 1))]
     end = data.draw(st.sampled_from([[dead()], [Failure("dead", "loop")], []]))
-    assert one_text(collected(Handle([Accepted(), *seen, *end], [Accepted(), *cut(TOKENS, second)])))
+    assert one_text(collected(Handle([ACCEPTED, *seen, *end], [ACCEPTED, *cut(TOKENS, second)])))
 
 
 @pytest.mark.parametrize("positions", [(0, 0), (3, 3), (2, 9)])
 def test_a_call_that_ends_its_replicas_ends_two(positions: tuple[int, int]) -> None:
-    handle = Handle(*[[Accepted(), *cut(TOKENS, [1] * 12)[:position], dead()] for position in (*positions, 0, 0)])
+    handle = Handle(*[[ACCEPTED, *cut(TOKENS, [1] * 12)[:position], dead()] for position in (*positions, 0, 0)])
     failure = collected(handle)[-1]
     assert isinstance(failure, Failure)
     assert failure.kind == "fatal"
@@ -171,7 +174,7 @@ def test_a_replica_that_never_took_the_call_proves_nothing() -> None:
 
 @pytest.mark.parametrize("full", [BackPressureError(1, 1), Failure("full", "engine")])
 def test_a_call_that_lost_its_replica_waits_for_room_on_another(full: Item) -> None:
-    assert one_text(collected(Handle([Accepted(), dead()], *[[full] for _ in range(9)], cut(TOKENS, [12]))))
+    assert one_text(collected(Handle([ACCEPTED, dead()], *[[full] for _ in range(9)], cut(TOKENS, [12]))))
 
 
 def test_a_call_waits_for_room_where_its_request_has_been_taken() -> None:
@@ -188,7 +191,7 @@ def test_another_text_is_an_error_and_not_a_mixture() -> None:
     assert isinstance(found[-1], Failure)
     assert found[-1].kind == "dead"
     assert "rounding can bring about in 16 bits" in found[-1].message
-    assert [item.tokens for item in found[:-1] if isinstance(item, TokenDelta)] == [TOKENS[:3]]
+    assert [item.tokens for item in found[:-1] if isinstance(item, RequestOutput)] == [TOKENS[:3]]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +221,7 @@ def test_what_ends_a_call(end: Callable[[], Item], kind: str, tries: int) -> Non
 
 def test_a_stream_that_ends_too_soon_is_tried_again() -> None:
     found = collected(Handle(cut(TOKENS, [3, 12])[:1], cut(TOKENS, [12])))
-    assert [token for item in found if isinstance(item, TokenDelta) for token in item.tokens] == TOKENS
+    assert [token for item in found if isinstance(item, RequestOutput) for token in item.tokens] == TOKENS
 
 
 def test_a_client_that_goes_is_told_to_the_replica() -> None:

@@ -29,7 +29,7 @@ class Recorded(EngineMetrics):
 
 
 def progress(tokens: list[int], completion: Completion, end: FinishReason | None = None) -> RequestOutput:
-    return RequestOutput("r", tokens, "", [], end, completion)
+    return RequestOutput("r", tokens, finish_reason=end, stats=completion.stats if end else None)
 
 
 def test_the_first_token_is_seen_once_and_when_it_comes() -> None:

@@ -17,7 +17,7 @@ from ray.serve.request_router import PendingRequest
 
 from deployments.engines.prefix_hash import BLOCK, block_hashes, shared_tokens
 from deployments.engines.router import PrefixRouter, rank_replicas
-from deployments.protocol.messages import GenerateCall
+from entmtp.decoding.request import Request
 from entmtp.settings import SamplingParams
 
 TEXT = list(range(5 * BLOCK))
@@ -59,7 +59,7 @@ def replica(name: str, **stats: Any) -> Any:
 
 
 def pending(prompt: list[int], tokens: int = 100) -> Any:
-    return requested(GenerateCall("r", prompt, SamplingParams(max_tokens=tokens)))
+    return requested(Request("r", prompt, SamplingParams(max_tokens=tokens)))
 
 
 def requested(*args: Any) -> PendingRequest:

@@ -7,26 +7,30 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engines.client import RoutedRequest
 from deployments.http.usage import usage_of
-from deployments.protocol.messages import Answer, GenerateCall, SpeculationStats
 from deployments.protocol.speculative_metrics import metrics_of
 from deployments.settings import EngineArgs
+from entmtp.decoding.outputs import RequestOutput, RequestStats
+from entmtp.decoding.request import Request
 from entmtp.settings import SamplingParams
+from tests.helpers.http_api import STATS
 
-ACCOUNT = SpeculationStats("entmtp-dynamic", "sharegpt", 2, 8, 2, [1, 1], 3, {"draft": 1.0}, 0, 0.0, 3.0)
 ENGINE = EngineArgs(name="e", model_name="m")
+
+
+def answered(stats: RequestStats | None) -> RequestOutput:
+    return RequestOutput("r", stats=stats)
 
 
 def usage(prompts: list[int], reused: list[list[int]]) -> tuple[int, int]:
     """Prompt tokens, and those that lay in the cache; ``reused`` has a number for each answer to each prompt."""
-    calls = [
-        GenerateCall(f"{at}.{number}", [1] * length, SamplingParams(seed=0), number, prompt_number=at)
+    requests = [
+        Request(f"{at}.{number}", [1] * length, SamplingParams(seed=0), number, prompt_index=at)
         for at, length in enumerate(prompts)
         for number in range(len(reused[at]))
     ]
-    answers = [Answer(stats=replace(ACCOUNT, reused_tokens=own)) for each in reused for own in each]
-    reported = usage_of(RoutedRequest(ENGINE, calls), answers)
+    answers = [answered(replace(STATS, reused_tokens=own)) for each in reused for own in each]
+    reported = usage_of(ENGINE, requests, answers)
     assert reported.prompt_tokens_details is not None
     return reported.prompt_tokens, reported.prompt_tokens_details.cached_tokens or 0
 
@@ -45,20 +49,20 @@ def test_no_more_tokens_are_cached_than_there_are(data: st.DataObject, prompts: 
     assert cached == sum(map(min, reused)) <= prompt_tokens
 
 
-def account_of(accepted: list[int], deepest: int, drafted: int) -> SpeculationStats:
+def stats_of(accepted: list[int], deepest: int, nodes: int) -> RequestStats:
+    """Statistics of steps with trees of ``nodes``, by the accepted nodes of each step."""
     by_depth = [sum(one > depth for one in accepted) for depth in range(max(accepted))]
     return replace(
-        ACCOUNT,
-        steps=len(accepted),
-        drafted=drafted,
+        STATS,
         accepted=sum(accepted),
         accepted_by_depth=by_depth,
         deepest=deepest,
+        tree_counts={nodes: len(accepted)},
     )
 
 
 def test_metrics_are_vllms() -> None:
-    reported = metrics_of([Answer(stats=account_of([0, 2, 0, 1, 2], deepest=3, drafted=20))])
+    reported = metrics_of([answered(stats_of([0, 2, 0, 1, 2], deepest=3, nodes=4))])
     assert reported == {
         "speculative_decoding": {
             "mean_acceptance_length": 2.0,
@@ -73,16 +77,16 @@ def test_metrics_are_vllms() -> None:
 
 
 def test_metrics_are_of_one_answer_that_was_drafted_for() -> None:
-    drafted = Answer(stats=ACCOUNT)
+    drafted = answered(STATS)
     assert metrics_of([drafted, drafted]) is None
-    assert metrics_of([Answer()]) is None
-    assert metrics_of([Answer(stats=account_of([0, 0], deepest=0, drafted=0))]) is None
+    assert metrics_of([answered(None)]) is None
+    assert metrics_of([answered(stats_of([0, 0], deepest=0, nodes=0))]) is None
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(0, 3))
 def test_the_histogram_counts_every_step_and_every_accepted_token(accepted: list[int], more: int) -> None:
     deepest = max(1, max(accepted) + more)
-    reported = metrics_of([Answer(stats=account_of(accepted, deepest, drafted=deepest * len(accepted)))])
+    reported = metrics_of([answered(stats_of(accepted, deepest, nodes=deepest))])
     assert reported is not None
     found = reported["speculative_decoding"]
     assert found["acceptance_histogram"] == [accepted.count(j) for j in range(deepest + 1)]
