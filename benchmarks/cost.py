@@ -21,7 +21,7 @@ from entmtp.cli_errors import plain_errors
 from entmtp.decoding.measure_cost import CONTEXTS as MEASURED
 from entmtp.decoding.measure_cost import NODES, StepBench, interleaved, measure_cost
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import load_model
@@ -55,7 +55,7 @@ def main(
         steps: list[list[Cell]] = []
         errors: list[list[Cell]] = []
         starts: list[list[Cell]] = []
-        for kind in KINDS:
+        for kind in BUNDLED_KINDS:
             heads = load_heads(bundled_heads(kind), backbone)
             began = time.perf_counter()
             table = measure_cost(backbone, heads, MEASURED)

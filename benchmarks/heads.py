@@ -17,7 +17,7 @@ import typer
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from entmtp.calibration.build import traces_of, write_answers
 from entmtp.cli_errors import plain_errors
-from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads, load_heads
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.step_cost import hardware_name
@@ -50,7 +50,7 @@ def main(
             ids = [encode_chat(tokenizer, prompt.text) for prompt in asked]
             folder = output / name
             write_answers(backbone, ids, folder, CalibrationSettings())
-            for kind in KINDS:
+            for kind in BUNDLED_KINDS:
                 traces = traces_of(folder, backbone, load_heads(bundled_heads(kind), backbone))
                 frontier = load_bank(bundled_bank(name, kind)).overall
                 taus = [f"{static_tau(traces, frontier.tree(size)):.2f}" for size in SIZES]

@@ -39,7 +39,7 @@ from entmtp.calibration.replay import (
     replay_policy,
 )
 from entmtp.cli_errors import plain_errors
-from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads, load_heads
 from entmtp.intervals import percent, ratio
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
@@ -143,7 +143,7 @@ def _costs(name: str, batch: int, context: int | None) -> Costs:
     chosen, expanded = cost_of(name, batch, context), expanded_cost_of(name, batch, context)
     if name in IDEAL:
         return Costs(
-            chosen, expanded, list(KINDS), f"idealised, no machine: {IDEAL_DESCRIPTIONS[name]}", IDEAL_EXPANDED
+            chosen, expanded, list(BUNDLED_KINDS), f"idealised, no machine: {IDEAL_DESCRIPTIONS[name]}", IDEAL_EXPANDED
         )
     profile = load_profile(name)
     measured = profile.measured

@@ -22,7 +22,7 @@ from entmtp.calibration.fit import fit_predictor, quality, step_table
 from entmtp.calibration.optimal import optimal_order
 from entmtp.calibration.thresholds import PROBES
 from entmtp.cli_errors import plain_errors
-from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads, load_heads
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.step_cost import hardware_name
@@ -65,7 +65,7 @@ def main(
             for half, of in halves.items():
                 ids = [encode_chat(tokenizer, prompt.text) for prompt in draw(of, prompts, seed=0)]
                 write_answers(backbone, ids, output / name / half, CalibrationSettings())
-            for kind in KINDS:
+            for kind in BUNDLED_KINDS:
                 heads = load_heads(bundled_heads(kind), backbone)
                 fitted, held_out = (traces_of(output / name / half, backbone, heads) for half in halves)
                 rows += [[name, suite.source, kind, *row] for row in ablation(fitted, held_out)]

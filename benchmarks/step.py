@@ -34,7 +34,7 @@ from entmtp.decoding.measure_cost import NODES, StepBench, grid_trees
 from entmtp.decoding.outputs import PARTS
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels.choices import parse_kernels
@@ -122,7 +122,7 @@ def subject(model: str, heads: str, shape: str | None, dtype: str, kernels: str)
         return loaded, backbone, random_heads(shape_of(shape), heads, backbone)
     loaded, _ = load_model(model, dtype=dtype, device=str(device))
     backbone = build_backbone(loaded, chosen)
-    return loaded, backbone, load_heads(bundled_heads(heads) if heads in KINDS else heads, backbone)
+    return loaded, backbone, load_heads(bundled_heads(heads) if heads in BUNDLED_KINDS else heads, backbone)
 
 
 def torch_type(dtype: str) -> torch.dtype:

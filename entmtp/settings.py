@@ -60,7 +60,7 @@ class PromptMixSettings(Settings):
 class TrainingSettings(Settings):
     """Settings of the training of draft heads (:mod:`entmtp.training.trainer`)."""
 
-    kind: Literal["medusa", "hydra"] = "hydra"
+    kind: str = "hydra"
     num_heads: int = Field(4, ge=1, le=16, description="depth of the deepest tree")
     inner_size: int = Field(736, ge=1, description="width of each head's hidden layer")
     draft_vocab_size: int = Field(16_384, ge=16, description="tokens that the heads can guess, the most frequent ones")

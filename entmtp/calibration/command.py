@@ -10,7 +10,7 @@ from rich.console import Console
 from entmtp.calibration.build import make_bank, mixed_provenance, provenance_of, traces_of, write_answers
 from entmtp.decoding.measure_cost import step_cost
 from entmtp.errors import EntMTPError
-from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, KINDS, bundled_heads, load_heads
 from entmtp.methods import NATIVE
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.bundled import cache_folder
@@ -145,7 +145,7 @@ def _sources(model: str, heads: Sequence[str]) -> dict[str, str]:
                 f"heads: none are shipped for model '{model}'; give --heads hydra=FOLDER, or --heads {NATIVE}={NATIVE}"
                 " if the model has multi-token-prediction layers"
             )
-        return {kind: str(bundled_heads(kind)) for kind in KINDS}
+        return {kind: str(bundled_heads(kind)) for kind in BUNDLED_KINDS}
     pairs = dict(text.partition("=")[::2] for text in heads)
     for kind, source in pairs.items():
         if (kind not in KINDS or not source) and (kind, source) != (NATIVE, NATIVE):

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads, check_same_model
-from entmtp.heads.hydra import HydraHeads
-from entmtp.heads.medusa import MedusaHeads
+from entmtp.heads.hub import download
 from entmtp.heads.native.heads import load_native
-from entmtp.heads.registry import registered_heads
-from entmtp.heads.trained import TrainedHeads
+from entmtp.heads.registry import registered_heads, trained_heads
 from entmtp.methods import NATIVE
 from entmtp.models.loading.quiet import quiet_loading
 
 if TYPE_CHECKING:
     from entmtp.models.backbone import Backbone
 
-KINDS: dict[str, type[TrainedHeads]] = {heads.kind: heads for heads in (MedusaHeads, HydraHeads)}
-"""Classes of heads that can be trained, by family."""
+_ASSETS = Path(str(files("entmtp") / "assets"))
+KINDS = trained_heads()
+"""Classes of heads that can be trained, by kind."""
+BUNDLED_KINDS = tuple(kind for kind in KINDS if (_ASSETS / kind).is_dir())
+"""Kinds of heads that are shipped for the bundled model."""
 
 
 def bundled_heads(kind: str) -> Path:
     """Folder of the heads that are shipped for the bundled model."""
-    if kind not in KINDS:
-        raise EntMTPError(f"heads: kind '{kind}' is unknown; choose one of {', '.join(KINDS)}")
-    return Path(str(files("entmtp") / "assets" / kind))
+    if kind not in BUNDLED_KINDS:
+        raise EntMTPError(f"heads: kind '{kind}' is unknown; choose one of {', '.join(BUNDLED_KINDS)}")
+    return _ASSETS / kind
 
 
 def load_heads(source: str | Path, backbone: Backbone) -> DraftHeads:
@@ -93,20 +93,3 @@ def _class_of(folder: Path) -> type[DraftHeads]:
             " convert published heads with 'entmtp import-heads'"
         )
     return loadable[model_type]
-
-
-def download(name: str, patterns: Sequence[str]) -> Path:
-    """Downloads the files of a hub repository that match one of ``patterns``; returns the local folder.
-
-    Raises:
-        EntMTPError: if the download fails.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
-    except Exception as error:  # the hub client raises many types; each means that the download failed
-        raise EntMTPError(
-            f"heads: '{name}' is neither a local folder nor a reachable hub repository ({type(error).__name__});"
-            " give a folder, or a hub name while online"
-        ) from error

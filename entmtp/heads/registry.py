@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
+from entmtp.heads.trained import TrainedHeads
 from entmtp.submodules import import_submodules
 
 Heads = TypeVar("Heads", bound=type[DraftHeads])
@@ -29,3 +31,17 @@ def registered_heads() -> dict[str, type[DraftHeads]]:
     """All classes of heads by ``model_type``."""
     import_submodules("entmtp.heads")
     return _REGISTERED
+
+
+def trained_heads() -> dict[str, type[TrainedHeads]]:
+    """Classes of heads that ``entmtp train`` makes, by kind, in alphabetical order."""
+    trained = (heads for heads in registered_heads().values() if issubclass(heads, TrainedHeads))
+    return {heads.kind: heads for heads in sorted(trained, key=lambda heads: heads.kind)}
+
+
+def find_trained_heads(kind: str) -> type[TrainedHeads]:
+    """Class of the heads of this kind that ``entmtp train`` makes. Raises EntMTPError if there is none."""
+    known = trained_heads()
+    if kind not in known:
+        raise EntMTPError(f"kind: '{kind}' is not accepted; choose one of {', '.join(known)}")
+    return known[kind]

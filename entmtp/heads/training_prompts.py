@@ -11,7 +11,7 @@ from pathlib import Path
 
 from entmtp.errors import EntMTPError
 from entmtp.files import write_text
-from entmtp.heads.checkpoint import download
+from entmtp.heads.hub import download
 from entmtp.methods import NATIVE
 from entmtp.prompt_hash import DIGITS
 

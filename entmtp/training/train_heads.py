@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from entmtp.errors import EntMTPError
+from entmtp.heads.registry import find_trained_heads
 from entmtp.heads.training_prompts import FILE_NAME, write_training_prompt_hashes
 from entmtp.json_lines import check_file, read_json_lines
 from entmtp.models.build import build_backbone
@@ -42,6 +43,7 @@ def train_heads(
         EntMTPError: for unusable prompts, settings or checkpoints.
     """
     settings = TrainingSettings.parse(**{name: value for name, value in overrides.items() if value is not None})
+    find_trained_heads(settings.kind)
     texts = read_prompts(prompts)
     loaded, tokenizer = load_model(model, device=device)
     backbone = build_backbone(loaded)

@@ -18,7 +18,7 @@ from torch import nn
 
 from entmtp.errors import EntMTPError
 from entmtp.files import write_whole
-from entmtp.heads.checkpoint import KINDS
+from entmtp.heads.registry import find_trained_heads
 from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.settings import TrainingSettings
@@ -40,7 +40,7 @@ class Progress:
 
 def new_heads(backbone: Backbone, dataset: Dataset, settings: TrainingSettings) -> StatelessHeads:
     """Untrained heads for ``backbone``, with the corpus's most frequent tokens as draft vocabulary."""
-    heads_class = KINDS[settings.kind]
+    heads_class = find_trained_heads(settings.kind)
     size = min(settings.draft_vocab_size, backbone.vocab_size)
     config = heads_class.config_class(
         hidden_size=backbone.hidden_size,

@@ -98,7 +98,7 @@ def test_a_benchmark_that_cannot_be(arguments: list[str], said: str) -> None:
 def test_a_benchmark_of_a_model_without_banks(saved: Saved) -> None:
     heads = [f"--heads={kind}={saved.heads(kind)}" for kind in KINDS]
     refused("banks: none are shipped for model", "benchmark", "--model", saved.model, *heads)
-    refused("gsm8k-medusa.json does not exist", *benchmark(saved), "--banks", saved.folder)
+    refused("gsm8k-hydra.json does not exist", *benchmark(saved), "--banks", saved.folder)
 
 
 def test_a_benchmark_whose_results_were_measured_elsewhere(saved: Saved, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from entmtp.evaluation.run.planning import _foreign_tasks
 from entmtp.heads import registry as heads_registry
 from entmtp.heads.checkpoint import load_heads
 from entmtp.heads.hydra import HydraConfig, HydraHeads
-from entmtp.heads.registry import register_heads
+from entmtp.heads.registry import find_trained_heads, register_heads
 from entmtp.methods import Method
 from entmtp.models.build import build_backbone
 from entmtp.policies import registry
@@ -50,7 +50,8 @@ class SurePolicy(RequestPolicy):
 @pytest.fixture
 def policy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The policy's file, and its line after that of the paper's own."""
-    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
+    every = {policy.name: policy for policy in registry.registered_policies()}
+    monkeypatch.setattr(registry, "_REGISTERED", every)
 
     @register_policy("sure", by_cost=False)
     def sure(inputs: PolicyInputs) -> SurePolicy:
@@ -113,6 +114,7 @@ def test_heads_are_loaded_by_the_type_that_they_are_saved_with(tmp_path: Path, m
 
     @register_heads
     class OtherHeads(HydraHeads):
+        kind = "other"
         config_class = OtherConfig
 
     backbone = build_backbone(tiny_model("llama"))
@@ -126,6 +128,7 @@ def test_heads_are_loaded_by_the_type_that_they_are_saved_with(tmp_path: Path, m
     OtherHeads(config).save_pretrained(tmp_path)
     loaded = load_heads(tmp_path, backbone)
     assert isinstance(loaded, OtherHeads)
+    assert find_trained_heads("other") is OtherHeads, "so 'entmtp train --kind other' makes them"
     with pytest.raises(ValueError, match="'entmtp_test_other' is registered already"):
         register_heads(OtherHeads)
     drafted = loaded.propose(torch.randn(1, backbone.hidden_size), torch.tensor([3]), TreeBatch.of([TREES["chain"]]))

@@ -25,7 +25,7 @@ from entmtp.evaluation.results.rows import read_metadata, read_parts
 from entmtp.evaluation.run.plan import Plan, bank_task, dependency_hashes
 from entmtp.evaluation.run.units import Unit
 from entmtp.evaluation.run.work_queue import PEAKS
-from entmtp.heads.checkpoint import KINDS, bundled_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads
 from entmtp.policies.step_cost import StepCost
 from entmtp.suites.base import Message, Prompt, fingerprint
 from entmtp.tracking.client import TrackedModel
@@ -153,7 +153,7 @@ def _histories(metadata: Sequence[Mapping[str, Any]]) -> dict[str, list[Message]
 
 def _shown(source: str) -> str:
     """Name of a heads' source. Bundled heads are named so: a job's copy of the package is gone afterwards."""
-    return "bundled" if Path(source) in map(bundled_heads, KINDS) else source
+    return "bundled" if Path(source) in map(bundled_heads, BUNDLED_KINDS) else source
 
 
 def _version(package: str) -> str | None:

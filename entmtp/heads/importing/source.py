@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from entmtp.errors import EntMTPError, validation_message
-from entmtp.heads.checkpoint import download
+from entmtp.heads.hub import download
 
 WEIGHTS = (
     "medusa_lm_head.safetensors",

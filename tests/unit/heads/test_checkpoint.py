@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, KINDS, bundled_heads, load_heads
 from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
@@ -148,9 +148,9 @@ def test_absent_heads_are_named(source: str, backbone: Backbone) -> None:
 
 
 def test_an_unknown_kind_is_named_with_the_known_ones() -> None:
-    with pytest.raises(EntMTPError, match="kind 'eagle' is unknown; choose one of medusa, hydra"):
+    with pytest.raises(EntMTPError, match="kind 'eagle' is unknown; choose one of hydra, medusa"):
         bundled_heads("eagle")
-    assert {bundled_heads(kind).name for kind in KINDS} == set(KINDS)
+    assert {bundled_heads(kind).name for kind in BUNDLED_KINDS} == set(BUNDLED_KINDS) == {"hydra", "medusa"}
 
 
 def test_the_config_says_what_was_saved(heads: StatelessHeads, folder: Path) -> None:
