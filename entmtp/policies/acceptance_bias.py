@@ -6,7 +6,13 @@ the likelihood of what was accepted, one step at a time.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from entmtp.policies.base import BeginDraft, Choice, Policy
+from entmtp.policies.signals import Signals
+from entmtp.trees.topology import Topology
 
 LEARNING_RATE = 0.02
 """Log-odds per token. In replay, twice or five times as much changes little."""
@@ -32,3 +38,28 @@ class AcceptanceBias:
             moved = self.log_odds + LEARNING_RATE * (gained - 1 - self.expected)
             self.log_odds = max(-_MAX_LOG_ODDS, min(_MAX_LOG_ODDS, moved))
         self.expected = None
+
+
+class BiasedPolicy(Policy):
+    """Policy that corrects its predictions for each request; the request's state is an :class:`AcceptanceBias`."""
+
+    def start(self) -> AcceptanceBias:
+        return AcceptanceBias()
+
+    def choose(
+        self, signals: Sequence[Signals], states: Sequence[AcceptanceBias], limits: Sequence[int], begin: BeginDraft
+    ) -> list[Choice]:
+        for signal, bias in zip(signals, states, strict=True):
+            bias.update(signal.gained)
+        if not any(limits):
+            return [Choice(Topology.root_only())] * len(signals)
+        return self.choose_trees(signals, states, limits, begin)
+
+    @abstractmethod
+    def choose_trees(
+        self, signals: Sequence[Signals], biases: Sequence[AcceptanceBias], limits: Sequence[int], begin: BeginDraft
+    ) -> list[Choice]:
+        """Choose as :meth:`choose` does, with corrected ``biases``; some request's limit is above 0.
+
+        Sets what each request's tree is expected to gain.
+        """

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from entmtp.heads.interface import Expansion
-from entmtp.policies.acceptance_bias import AcceptanceBias
-from entmtp.policies.base import BeginDraft, Choice, Policy
+from entmtp.policies.acceptance_bias import AcceptanceBias, BiasedPolicy
+from entmtp.policies.base import BeginDraft, Choice
 from entmtp.policies.goodput import PRICE_CACHE_SIZE, GoodputPolicy
 from entmtp.policies.registry import PolicyInputs, register_policy
 from entmtp.policies.signals import Signals
@@ -63,8 +63,8 @@ class _TokenPrices:
     node: float
 
 
-class DynamicPolicy(Policy):
-    """Expands one tree per request and step. The state of a request is its :class:`AcceptanceBias`."""
+class DynamicPolicy(BiasedPolicy):
+    """Expands one tree per request and step."""
 
     def __init__(
         self,
@@ -81,33 +81,26 @@ class DynamicPolicy(Policy):
         self._before = GoodputPolicy(predictor, costs, entropy_window)
         self._token_prices = lru_cache(PRICE_CACHE_SIZE)(self._compute_prices)
 
-    def start(self) -> AcceptanceBias:
-        return AcceptanceBias()
-
     def reprice(self) -> bool:
         self._token_prices.cache_clear()
         return self._before.reprice()
 
-    def choose(
-        self, signals: Sequence[Signals], states: Sequence[AcceptanceBias], limits: Sequence[int], begin: BeginDraft
+    def choose_trees(
+        self, signals: Sequence[Signals], biases: Sequence[AcceptanceBias], limits: Sequence[int], begin: BeginDraft
     ) -> list[Choice]:
-        for signal, bias in zip(signals, states, strict=True):
-            bias.update(signal.gained)
-        if not any(limits):
-            return [Choice(Topology.root_only())] * len(signals)
         limits = [min(limit, MAX_EXPANDED_NODES) for limit in limits]
         context = rounded_context([signal.context for signal in signals])
-        before = self._before.best_trees(self._before.scores(signals, states), limits, context)
+        before = self._before.best_trees(self._before.scores(signals, biases), limits, context)
         drafting = [request for request, tree in enumerate(before) if self._before.trees[tree].nodes]
         if not drafting:
             return [Choice(Topology.root_only())] * len(signals)  # as in plain decoding: there is nothing to draft
         prices = self._token_prices(tuple(sorted(limits)), context)
         roots = [
-            _Node(request, (), 0, 1.0, number, states[request].log_odds) for number, request in enumerate(drafting)
+            _Node(request, (), 0, 1.0, number, biases[request].log_odds) for number, request in enumerate(drafting)
         ]
         guesses = _by_request(self._expand(begin(drafting), roots, prices, limits))
         chosen = self._select([guesses.get(request, []) for request in range(len(signals))], prices)
-        for nodes, bias in zip(chosen, states, strict=True):
+        for nodes, bias in zip(chosen, biases, strict=True):
             bias.expected = sum(node.chance for node in nodes) if nodes else None
         return [_to_choice(nodes) for nodes in chosen]
 

@@ -13,8 +13,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from entmtp.policies.acceptance_bias import AcceptanceBias
-from entmtp.policies.base import BeginDraft, Choice, Policy
+from entmtp.policies.acceptance_bias import AcceptanceBias, BiasedPolicy
+from entmtp.policies.base import BeginDraft, Choice
 from entmtp.policies.envelope import Envelope, upper_envelope
 from entmtp.policies.rate import BatchCosts, best_choices
 from entmtp.policies.registry import PolicyInputs, register_policy
@@ -58,8 +58,8 @@ class _Price:
     rate: float
 
 
-class GoodputPolicy(Policy):
-    """Chooses trees by expected gain and cost. The state of a request is its :class:`AcceptanceBias`.
+class GoodputPolicy(BiasedPolicy):
+    """Chooses trees by expected gain and cost.
 
     The requests of a step are verified as one batch. It is padded to the widest tree, and drafted to the depth of the
     deepest. So one *shape* (a number of nodes and levels) is chosen for all requests. Each request takes its own best
@@ -96,24 +96,17 @@ class GoodputPolicy(Policy):
         """Tokens per millisecond that a schedule reaches for a batch of requests with these limits."""
         return self._price(self._rounded_limits(limits), context).rate
 
-    def start(self) -> AcceptanceBias:
-        return AcceptanceBias()
-
     def reprice(self) -> bool:
         self._price.cache_clear()
         self._single.cache_clear()
         return True
 
-    def choose(
-        self, signals: Sequence[Signals], states: Sequence[AcceptanceBias], limits: Sequence[int], begin: BeginDraft
+    def choose_trees(
+        self, signals: Sequence[Signals], biases: Sequence[AcceptanceBias], limits: Sequence[int], begin: BeginDraft
     ) -> list[Choice]:
-        for signal, bias in zip(signals, states, strict=True):
-            bias.update(signal.gained)
-        if not any(limits):
-            return [Choice(Topology.root_only())] * len(signals)
-        scores = self.scores(signals, states)
+        scores = self.scores(signals, biases)
         chosen = self.best_trees(scores, limits, rounded_context([signal.context for signal in signals]))
-        for score, bias, at in zip(scores, states, chosen, strict=True):
+        for score, bias, at in zip(scores, biases, chosen, strict=True):
             if self.trees[at].nodes:
                 bias.expected = float(self.predictor.centre_weights(score) @ self._gains[:, at]) - 1
         return [Choice(self.trees[at]) for at in chosen]

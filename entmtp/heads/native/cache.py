@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import PREFILL_CHUNK, AcceptedPaths, Drafter, Proposal
-from entmtp.heads.native.drafting import NativeExpansion, draft_trees
+from entmtp.heads.native.drafting import GuessedLevel, NativeExpansion, draft_trees
 from entmtp.heads.native.layers import NativeLayers
 from entmtp.models.cache import KvRange, TreeCache
 from entmtp.models.masks import AttentionWindow
@@ -114,27 +114,17 @@ class NativeDrafter(Drafter):
                 self.cache.state_buffers[layer + 1][index, 0, cache_rows] = states[-1]
         return torch.stack(states, dim=2)
 
-    def run_level(
-        self,
-        level: int,
-        slots: tuple[int, ...],
-        tokens: torch.Tensor,
-        states: torch.Tensor,
-        window: AttentionWindow,
-        start: torch.Tensor,
-    ) -> torch.Tensor:
-        """Runs the layers on guessed ``tokens [batch, n]`` at depth ``level``.
-
-        ``states [batch, n, layers, hidden_size]`` are those of their parents. Keys and values go to the cache rows
-        after row ``start [batch]``. Returns the layers' states, of the same shape.
-        """
-        kv_range = self.cache.kv_range(slots, window.tree_mask.shape[2] + 1, padded=True)
-        self.cache.map_slots(kv_range, window.real, start)
-        outputs = torch.zeros_like(states)
+    def run_level(self, level: GuessedLevel) -> torch.Tensor:
+        """The layers' states ``[batch, n, layers, hidden_size]`` of a level's tokens."""
+        kv_range = self.cache.kv_range(level.slots, level.window.tree_mask.shape[2] + 1, padded=True)
+        self.cache.map_slots(kv_range, level.window.real, level.start)
+        outputs = torch.zeros_like(level.states)
         last = self.layers.count - 1
         # Layer k guesses at level k alone, the last layer at all deeper levels too. Layers from this level on are
         # run, since they need entries of this level's tokens.
-        for layer in range(min(level, last), last + 1):
-            inputs = states[:, :, layer - 1 if level <= last else last]
-            outputs[:, :, layer] = self.layers.run(layer, tokens, inputs, window, kv_range, self._layer_cache)
+        for layer in range(min(level.depth, last), last + 1):
+            inputs = level.states[:, :, layer - 1 if level.depth <= last else last]
+            outputs[:, :, layer] = self.layers.run(
+                layer, level.tokens, inputs, level.window, kv_range, self._layer_cache
+            )
         return outputs

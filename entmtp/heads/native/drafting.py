@@ -13,6 +13,26 @@ from entmtp.models.masks import AttentionWindow
 from entmtp.trees.batch import TreeBatch
 
 
+@dataclass(frozen=True)
+class GuessedLevel:
+    """Guessed tokens of one depth, which the layers run on.
+
+    Attributes:
+        depth: heads before these tokens; the root's children have depth 1.
+        tokens: ``[batch, n]``, of the requests in ``slots``.
+        states: ``[batch, n, layers, hidden_size]`` layers' states of the tokens' parents.
+        window: what each token attends to.
+        start: ``[batch]`` cache rows after which the tokens' keys and values go.
+    """
+
+    depth: int
+    slots: tuple[int, ...]
+    tokens: torch.Tensor
+    states: torch.Tensor
+    window: AttentionWindow
+    start: torch.Tensor
+
+
 class LevelRunner(Protocol):
     """Interface of the drafter that an expansion needs."""
 
@@ -25,20 +45,8 @@ class LevelRunner(Protocol):
     def top_k(self, states: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Top-k tokens ``[..., count]`` of layers' states ``[..., hidden_size]`` and their log-probabilities."""
 
-    def run_level(
-        self,
-        level: int,
-        slots: tuple[int, ...],
-        tokens: torch.Tensor,
-        states: torch.Tensor,
-        window: AttentionWindow,
-        start: torch.Tensor,
-    ) -> torch.Tensor:
-        """Runs the layers on guessed ``tokens [batch, n]`` at depth ``level``.
-
-        ``states [batch, n, layers, hidden_size]`` are those of their parents. Keys and values go to the cache rows
-        after row ``start [batch]``. Returns the layers' states, of the same shape.
-        """
+    def run_level(self, level: GuessedLevel) -> torch.Tensor:
+        """The layers' states ``[batch, n, layers, hidden_size]`` of a level's tokens."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,8 @@ class NativeExpansion:
             tree_positions=self._position[:, None] + self._on_device(self._depths),
             real=tree_mask.any(-1),
         )
-        outputs = self._runner.run_level(self._level, self._slots, tokens, states, window, self._start + first)
+        level = GuessedLevel(self._level, self._slots, tokens, states, window, self._start + first)
+        outputs = self._runner.run_level(level)
         self._states = outputs[batch_row, column]
 
     def _padded(self, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

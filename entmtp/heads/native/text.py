@@ -6,7 +6,7 @@ import torch
 
 from entmtp.heads.interface import TracedText
 from entmtp.heads.native.cache import NativeDrafter
-from entmtp.heads.native.drafting import NativeExpansion
+from entmtp.heads.native.drafting import GuessedLevel, NativeExpansion
 from entmtp.models.masks import AttentionWindow
 
 ROOTS_PER_PASS = 128
@@ -48,7 +48,7 @@ class NativeText(TracedText):
                 real=torch.ones(1, count, dtype=torch.bool, device=at.device),
             )
             start = self._end + (level - layers) * count
-            states = self._drafter.run_level(level, (0,), tokens[None, :, level], states, window, start)
+            states = self._drafter.run_level(GuessedLevel(level, (0,), tokens[None, :, level], states, window, start))
             forced.append(states[0, :, -1])
         return torch.stack(forced, dim=1)
 

@@ -13,6 +13,7 @@ from entmtp.decoding.outputs import Completion
 from entmtp.decoding.request import Request
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.native.cache import NativeDrafter
+from entmtp.heads.native.drafting import GuessedLevel
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
@@ -113,9 +114,9 @@ def test_native_layers_run_on_the_guesses_of_drafting_requests_alone(monkeypatch
     real = NativeDrafter.run_level
     batches: list[int] = []
 
-    def run_level(drafter: NativeDrafter, level: int, slots: tuple[int, ...], *args: Any) -> torch.Tensor:
-        batches.append(len(slots))
-        return real(drafter, level, slots, *args)
+    def run_level(drafter: NativeDrafter, level: GuessedLevel) -> torch.Tensor:
+        batches.append(len(level.slots))
+        return real(drafter, level)
 
     monkeypatch.setattr(NativeDrafter, "run_level", run_level)
     served(engine_of(backbone, draft_cache_heads(DRAFT_CACHE_KINDS[0], backbone), "static"), 0, None)
