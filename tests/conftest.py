@@ -5,6 +5,7 @@ import os
 # Several processes run tests at once, and two threads on layers of width 32 only spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,10 +31,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _alike() -> Iterator[None]:
+    """Seed, and number of threads: a benchmark sets as many as there are cores, also for all later tests."""
     import torch
 
+    threads = int(os.environ["OMP_NUM_THREADS"])
     torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(threads)  # also for the fixtures of the next module
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,9 @@ from tests.helpers.small_cases import (
     small_heads,
 )
 
+BATCH = 50
+"""Steps of many requests cost little more than steps of one."""
+
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
@@ -36,7 +39,7 @@ def heads(backbone: Backbone) -> DraftHeads:
 def test_texts_come_as_often_as_the_model_would_write_them(
     name: str, params: SamplingParams, backbone: Backbone, heads: DraftHeads
 ) -> None:
-    counts = drawn(backbone, heads, POLICIES[name], params, batch=4, draws=2_000)
+    counts = drawn(backbone, heads, POLICIES[name], params, BATCH, draws=2_000)
     assert p_value(counts, exact(backbone, params)) > 1e-3
 
 
@@ -57,7 +60,7 @@ def test_a_root_by_argmax_would_be_noticed(
         return logits.argmax(-1)
 
     monkeypatch.setattr(acceptance, "choose_tokens", greedy_after_trees)
-    counts = drawn(backbone, heads, POLICIES["static"], FREE, batch=4, draws=2_000)
+    counts = drawn(backbone, heads, POLICIES["static"], FREE, BATCH, draws=2_000)
     assert p_value(counts, exact(backbone, FREE)) < 1e-12
 
 
@@ -83,7 +86,7 @@ def test_children_accepted_independently_would_be_noticed(
 
     monkeypatch.setattr(acceptance, "process_logits", recording)
     monkeypatch.setattr(acceptance, "matches_choice", independently)
-    counts = drawn(backbone, heads, POLICIES["static"], FREE, batch=4, draws=2_000)
+    counts = drawn(backbone, heads, POLICIES["static"], FREE, BATCH, draws=2_000)
     assert p_value(counts, exact(backbone, FREE)) < 1e-12
 
 

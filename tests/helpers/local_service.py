@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,42 +21,87 @@ from entmtp.ray_head import free_ports
 from tests.helpers.paths import ROOT
 
 MODEL = "smollm2-135m"
-START_SECONDS = 300
+READY = "Ctrl-C"
+"""Start of the last line of the ready message."""
+START_SECONDS = 900.0
+"""More than the service gives itself: a slow machine is no failure, and the service's own error comes first."""
+WAIT_SECONDS = 300.0
+"""For whatever a running service does."""
 
 
 class Served(NamedTuple):
-    """Addresses of a running service and of its Ray dashboard."""
+    """Addresses of a running service and of its Ray dashboard, and its metrics before the first request."""
 
     address: str
     dashboard: str
+    first_metrics: str
+
+
+class ServiceProcess:
+    """A command that serves until it is interrupted, and the lines that it has written."""
+
+    def __init__(self, command: Sequence[str], folder: Path) -> None:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.lines: list[str] = []
+        # A thread of its own, so that a service that writes nothing cannot block the wait for a line.
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+    def wait_for(self, beginning: str, seconds: float = START_SECONDS) -> str:
+        """Wait for a line with this beginning; fail with all lines if the process ends or takes too long."""
+        deadline = time.monotonic() + seconds
+        while True:
+            ended = self.process.poll() is not None
+            if ended:
+                self._reader.join(10)
+            for line in self.lines:
+                if line.startswith(beginning):
+                    return line
+            if ended or time.monotonic() > deadline:
+                why = f"ended with exit code {self.process.returncode}" if ended else f"took over {seconds:.0f} s"
+                raise AssertionError("\n".join([f"no line '{beginning}…': the service {why}", *self.lines]))
+            time.sleep(0.1)
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def ended(self, seconds: float) -> int:
+        """Wait for the end and return the exit code."""
+        code = self.process.wait(seconds)
+        self._reader.join(10)
+        return code
+
+    def kill(self) -> None:
+        """Stop the service at once if it still runs."""
+        if self.process.poll() is None:
+            self.interrupt()
+            self.interrupt()
+            self.ended(WAIT_SECONDS)
 
 
 @contextmanager
 def started(*options: str) -> Iterator[Served]:
     """Start a service by `python -m deployments.serve_local`, and stop it at the end of the block."""
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "deployments.serve_local", "--port", str(port), *options]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    lines: list[str] = []
-    deadline = time.monotonic() + START_SECONDS
+    service = ServiceProcess([sys.executable, "-m", "deployments.serve_local", "--port", str(port), *options], ROOT)
     try:
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith("Ctrl-C") or time.monotonic() > deadline:
-                break
-        yield Served(_value("ready", lines), _value("dashboard", lines))
+        service.wait_for(READY)
+        address, dashboard = (service.wait_for(f"{name}: ").partition(": ")[2] for name in ("ready", "dashboard"))
+        with urllib.request.urlopen(f"{address}/metrics") as response:
+            metrics = response.read().decode()
+        yield Served(address, dashboard, metrics)
+        service.interrupt()
+        assert service.ended(WAIT_SECONDS) == 130
     finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(120)
-    assert process.returncode == 130
-
-
-def _value(name: str, lines: list[str]) -> str:
-    """Value of a line of the ready message."""
-    found = [line.partition(": ")[2].strip() for line in lines if line.startswith(f"{name}: ")]
-    assert found, "".join(lines)
-    return found[0]
+        service.kill()
 
 
 def read_request_log(folder: Path) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ POLICIES: dict[str, Policy] = {
     "static": StaticPolicy(WIDE, 8),
     "ladder": LadderPolicy(Ladder((1.0, 1.7), (TREES["chain"], WIDE, TREES["root"]), 8), 0.05),
     "goodput": GoodputPolicy(small_predictor(), lambda batch, context: small_cost(), 8),
-    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(), 8),
+    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(per_node=0.3), 8),
 }
 
 

@@ -1,4 +1,4 @@
-"""The service as `make serve` starts it, once for each test module that uses it."""
+"""The service as `make serve` starts it, once for all tests that only send requests."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.helpers.local_service import Served, read_request_log, started
 from tests.helpers.paths import ROOT
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the request log."""
     return tmp_path_factory.mktemp("requests")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Path:
     """Configuration of `make serve`, with that folder."""
     given = yaml.safe_load((ROOT / "deployments" / "config.cpu.yaml").read_text())
@@ -28,7 +28,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Path:
     return write_text(tmp_path_factory.mktemp("config") / "config.yaml", yaml.safe_dump(given))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def served(config: Path, logs: Path) -> Iterator[Served]:
     """The bundled model's service."""
     with started("--config", str(config)) as found:
@@ -36,11 +36,11 @@ def served(config: Path, logs: Path) -> Iterator[Served]:
     assert read_request_log(logs)  # the log outlives the service
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def url(served: Served) -> str:
     return served.address
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)

@@ -6,16 +6,15 @@ import ipaddress
 import json
 import os
 import re
-import signal
 import struct
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +24,21 @@ import yaml
 
 from entmtp.files import write_text
 from entmtp.ray_head import free_ports
-from tests.helpers.local_service import MODEL
+from tests.helpers.local_service import MODEL, READY, WAIT_SECONDS, ServiceProcess
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.xdist_group("ray")
 
-START_SECONDS = 300
 LISTEN = "0A"
-TOKENS = 200
+TOKENS = 100
 ANSWERS = 16
 """More than run at once."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class Service:
-    """`entmtp serve`, the lines that it has written, and all processes that were seen to descend from it."""
+class Service(ServiceProcess):
+    """`entmtp serve`, and all processes that were seen to descend from it."""
 
     def __init__(self, folder: Path) -> None:
         (self.port,) = free_ports(1)
@@ -49,30 +47,8 @@ class Service:
         application["args"]["engines"][0] |= {"method": "autoregressive"}
         path = write_text(folder / "config.yaml", yaml.safe_dump(config))
         command = [sys.executable, "-m", "entmtp.cli", "serve", "--config", str(path), "--port", str(self.port)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self.lines: list[str] = []
+        super().__init__(command, folder)
         self.family: set[psutil.Process] = set()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip("\n"))
-
-    def wait_for(self, beginning: str, seconds: float = START_SECONDS) -> str:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            ended = self.process.poll() is not None
-            for line in self.lines:
-                if line.startswith(beginning):
-                    return line
-            assert not ended, "\n".join(self.lines)
-            time.sleep(0.1)
-        raise AssertionError("\n".join(self.lines))
 
     def request(self, **fields: Any) -> urllib.request.Request:
         """A plain completion with these fields."""
@@ -84,34 +60,24 @@ class Service:
         self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
         return self.family
 
-    def interrupt(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-
-    def ended(self, seconds: float) -> int:
-        code = self.process.wait(seconds)
-        self._reader.join(10)
-        return code
-
     def left(self) -> list[psutil.Process]:
         """Processes of it that run although it has ended."""
         return [one for one in self.family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
+@contextmanager
 def started(folder: Path) -> Iterator[Service]:
     service = Service(folder)
     try:
         yield service
     finally:
-        if service.process.poll() is None:
-            service.interrupt()
-            service.interrupt()
-            service.ended(60)
+        service.kill()
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    for made in started(tmp_path_factory.mktemp("service")):
-        made.wait_for("Ctrl-C")
+    with started(tmp_path_factory.mktemp("service")) as made:
+        made.wait_for(READY)
         yield made
 
 
@@ -170,7 +136,7 @@ def test_nothing_of_it_listens_for_other_machines(service: Service) -> None:
 def test_the_request_of_the_ready_message_is_answered(service: Service) -> None:
     text = "\n".join(service.lines).replace("\\\n", " ")
     (line,) = [one for one in text.splitlines() if one.startswith("curl ")]
-    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=WAIT_SECONDS, check=True)
     events = [one for one in done.stdout.splitlines() if one.startswith("data: ")]
     assert len(events) > 2
     assert events[-1] == "data: [DONE]"
@@ -184,7 +150,7 @@ def test_a_port_on_which_it_listens_is_refused_at_once(service: Service, tmp_pat
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_SECONDS,
         check=False,
     )
     assert done.returncode == 2
@@ -196,7 +162,7 @@ def test_a_port_on_which_it_listens_is_refused_at_once(service: Service, tmp_pat
 def test_a_burst_on_an_idle_engine_is_answered_as_far_as_there_is_room(service: Service) -> None:
     def ask(number: int) -> int:
         request = service.request(prompt=f"{number} plus {number} is", max_tokens=2)
-        with urllib.request.urlopen(request, timeout=120) as response:
+        with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as response:
             return int(response.status)
 
     with ThreadPoolExecutor(12) as users:
@@ -208,14 +174,14 @@ def test_it_finishes_its_requests_and_leaves_nothing(service: Service) -> None:
     streamed = service.request(prompt="Once", max_tokens=TOKENS, ignore_eos=True, stream=True)
     many = service.request(prompt=[f"{number}," for number in range(ANSWERS)], max_tokens=TOKENS, ignore_eos=True)
     service.look()
-    with ThreadPoolExecutor(1) as other, urllib.request.urlopen(streamed, timeout=300) as response:
-        whole = other.submit(lambda: json.load(urllib.request.urlopen(many, timeout=300)))
+    with ThreadPoolExecutor(1) as other, urllib.request.urlopen(streamed, timeout=WAIT_SECONDS) as response:
+        whole = other.submit(lambda: json.load(urllib.request.urlopen(many, timeout=WAIT_SECONDS)))
         response.readline()
         time.sleep(1.0)  # by now it is being written, but most of it is not begun
         service.interrupt()
-        service.wait_for("stopping: finishing 2 requests;", 30)
+        service.wait_for("stopping: finishing 2 requests;")
         with pytest.raises(urllib.error.HTTPError) as late:
-            urllib.request.urlopen(service.request(prompt="Once"), timeout=30)
+            urllib.request.urlopen(service.request(prompt="Once"), timeout=WAIT_SECONDS)
         text = response.read().decode()
         answers = whole.result()
     assert text.strip().endswith("data: [DONE]")
@@ -223,7 +189,7 @@ def test_it_finishes_its_requests_and_leaves_nothing(service: Service) -> None:
     assert (late.value.code, late.value.headers["Retry-After"]) == (503, "1")
     assert json.load(late.value)["error"]["type"] == "unavailable_error"
     began = time.monotonic()
-    assert service.ended(60) == 130
+    assert service.ended(WAIT_SECONDS) == 130
     assert time.monotonic() - began < 30  # Ray alone would take longer
     (stopped,) = [line for line in service.lines if line.startswith("stopped the local Ray cluster; ")]
     stored = Path(stopped.split()[-1])
@@ -232,7 +198,7 @@ def test_it_finishes_its_requests_and_leaves_nothing(service: Service) -> None:
 
 
 def test_a_second_interrupt_stops_it_at_once_even_while_it_starts(tmp_path: Path) -> None:
-    for service in started(tmp_path):
+    with started(tmp_path) as service:
         service.wait_for("application entmtp: deploying")
         assert len(service.look()) > 5
         service.interrupt()
