@@ -37,7 +37,7 @@ from entmtp.models.kernels.choices import CHOICES, parse_kernels
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import hardware_name
-from entmtp.settings import CalibrationSettings, Kernels, SamplingParams
+from entmtp.settings import CalibrationSettings, EngineSettings, Kernels, SamplingParams
 from entmtp.suites import PAPER_SUITES, scored_prompts
 from entmtp.trees.topology import Topology
 
@@ -158,13 +158,16 @@ def _random_subject(
     backbone = build_backbone(random_model(shape, device, TYPES[case.dtype]), case.kernels)
     heads = random_heads(shape, "hydra", backbone)
     trees = {nodes: sized_tree(nodes, heads.num_heads) for nodes in TREES}
-    engines = {f"{nodes} nodes": Engine(backbone, heads, _constant(tree)) for nodes, tree in trees.items()}
+    engines = {
+        f"{nodes} nodes": Engine(backbone, heads, _constant(tree), EngineSettings.for_one())
+        for nodes, tree in trees.items()
+    }
     drawn = np.random.default_rng(0).integers(shape.vocab, size=(prompts * len(PAPER_SUITES), _PROMPT_TOKENS))
     return {PLAIN: _plain(backbone)} | engines, drawn.tolist()
 
 
 def _plain(backbone: Backbone) -> Engine:
-    return Engine(backbone, None, make_policy(PLAIN, Toolbox(backbone, {}, {}, {})))
+    return Engine(backbone, None, make_policy(PLAIN, Toolbox(backbone, {}, {}, {})), EngineSettings.for_one())
 
 
 def _constant(tree: Topology) -> StaticPolicy:

@@ -31,7 +31,7 @@ from entmtp.methods import heads_of
 from entmtp.models.backbone import Backbone
 from entmtp.models.loading.load import encode_chat
 from entmtp.policies.step_cost import hardware_name
-from entmtp.settings import SamplingParams
+from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.suites import PAPER_SUITES, scored_prompts
 
 PLAIN = "autoregressive"
@@ -60,8 +60,8 @@ def main(
     """Measure what is left of drafting where a request forbids it."""
     with plain_errors("undrafted", interrupted="nothing was recorded"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        plain, tokenizer = load_method(MethodSpec(PLAIN, device=device), print)
-        again = Engine(plain.backbone, None, plain.policy)
+        plain, tokenizer = load_method(MethodSpec(PLAIN, device=device), print, EngineSettings.for_one())
+        again = Engine(plain.backbone, None, plain.policy, plain.settings)
         engines = {PLAIN: plain, AGAIN: again} | {name: engine_of(name, plain.backbone) for name in methods or METHODS}
         texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, prompts)]
         ids = [encode_chat(tokenizer, text) for text in texts]
@@ -83,7 +83,8 @@ def engine_of(name: str, backbone: Backbone) -> Engine:
     method = MethodSpec(name)
     check_method(method)
     heads = load_heads(bundled_heads(heads_of(name)), backbone)
-    return Engine(backbone, heads, policy_of(method, backbone, heads, None, print))
+    settings = EngineSettings.for_one()
+    return Engine(backbone, heads, policy_of(method, backbone, heads, settings, print), settings)
 
 
 def measure(

@@ -56,6 +56,7 @@ def generate(
     ] = None,
     bank: Annotated[Path | None, typer.Option(help="tree bank for other heads")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens at most")] = 256,
+    context: Annotated[int, typer.Option(min=1, help="tokens of prompt and answer together, at most")] = 2048,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token; 1: as the model would draw")] = 0.0,
     top_p: Annotated[float, typer.Option(help="draw only from the likeliest tokens with this much together")] = 1.0,
     top_k: Annotated[int, typer.Option(help="draw only from so many of the likeliest tokens; 0: all")] = 0,
@@ -85,7 +86,7 @@ def generate(
             dtype=dtype,
             kernels=kernels,
         )
-        session = open_session(chosen, _say)
+        session = open_session(chosen, _say, context)
         for text in session.stream(prompt, params):
             print(text, end="", flush=True)
         print(f"\n\n{session.statistics()}", flush=True)

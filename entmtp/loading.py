@@ -90,20 +90,20 @@ class Session:
         )
 
 
-def open_session(method: MethodSpec, say: Callable[[str], None]) -> Session:
-    """Load a method and its parts for one prompt at a time.
+def open_session(method: MethodSpec, say: Callable[[str], None], context: int = 2048) -> Session:
+    """Load a method and its parts for one prompt at a time; prompt and answer may have ``context`` tokens together.
 
     Raises:
         EntMTPError: as :func:`load_method`.
     """
-    engine, tokenizer = load_method(method, say)
+    engine, tokenizer = load_method(method, say, EngineSettings.for_one(context))
     return Session(engine, tokenizer, method.name, Completion())
 
 
 def load_method(
-    method: MethodSpec, say: Callable[[str], None], settings: EngineSettings | None = None
+    method: MethodSpec, say: Callable[[str], None], settings: EngineSettings
 ) -> tuple[Engine, PreTrainedTokenizerBase]:
-    """Load an engine for the method, and its tokenizer. Without ``settings`` it runs one request at a time.
+    """Load an engine for the method, and its tokenizer.
 
     Raises:
         EntMTPError: for an unknown method, task, dtype or kernels, for heads or a bank of another model, or if heads
@@ -158,7 +158,7 @@ def policy_of(
     method: MethodSpec,
     backbone: Backbone,
     heads: DraftHeads | None,
-    settings: EngineSettings | None,
+    settings: EngineSettings,
     say: Callable[[str], None],
 ) -> Policy:
     """Make the method's policy for as many requests as there are slots, with step costs corrected as steps run.
@@ -177,8 +177,7 @@ def policy_of(
     bank.check_heads(
         kind=heads.kind, num_heads=heads.num_heads, model_fingerprint=fingerprint, heads_fingerprint=heads.fingerprint
     )
-    slots, context = (1, None) if settings is None else (settings.slots, settings.context)
-    cost = machine_cost(backbone, heads, cache_folder(), say, slots, context)
+    cost = machine_cost(backbone, heads, cache_folder(), say, settings.slots, settings.context)
     return policy_at_costs(method.name, heads, bank, cost, say, cost_corrections(backbone, heads, cache_folder()))
 
 

@@ -157,6 +157,11 @@ class EngineSettings(Settings):
     )
     max_waiting: int = Field(1024, ge=0, description="maximum number of requests that wait for a slot")
 
+    @classmethod
+    def for_one(cls, context: int = 2048) -> EngineSettings:
+        """Make settings for one request at a time that reuses nothing of earlier ones, as a measurement needs."""
+        return cls(slots=1, context=context, prefix_reuse=False)
+
 
 class BenchmarkSettings(Settings):
     """Size and sampling of a benchmark (:mod:`entmtp.evaluation.run.worker`)."""

@@ -9,6 +9,7 @@ from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.base import RequestPolicy
 from entmtp.policies.signals import Signals
+from entmtp.settings import EngineSettings
 from entmtp.trees.topology import Topology
 
 
@@ -28,7 +29,7 @@ class SurePolicy(RequestPolicy):
 
 model, tokenizer = load_model("bundled")
 backbone = build_backbone(model)
-engine = Engine(backbone, load_heads(bundled_heads("hydra"), backbone), SurePolicy(0.5))
+engine = Engine(backbone, load_heads(bundled_heads("hydra"), backbone), SurePolicy(0.5), EngineSettings.for_one())
 answer = engine.generate(encode_chat(tokenizer, "What is a prime number?"), 48)
 print(tokenizer.decode(answer.tokens, skip_special_tokens=True))
 print(f"{answer.tau:.2f} tokens per step, {answer.drafted / len(answer.steps):.2f} drafted")

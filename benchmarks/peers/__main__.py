@@ -48,6 +48,7 @@ from entmtp.models.build import build_backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.step_cost import hardware_name
+from entmtp.settings import EngineSettings
 from entmtp.suites import PAPER_SUITES, load_suite, split
 from entmtp.suites.splits import draw
 from entmtp.trees.bank import bundled_bank, load_bank
@@ -118,7 +119,7 @@ def _own(backbone: Backbone, console: Console) -> dict[str, dict[str, Arm]]:
     found = {}
     for suite in PAPER_SUITES:
         tools = Toolbox(backbone, {"hydra": heads}, {"hydra": load_bank(bundled_bank(suite, "hydra"))}, {"hydra": cost})
-        found[suite] = {arm: own_arm(make_engine(arm, tools)) for arm in OURS}
+        found[suite] = {arm: own_arm(make_engine(arm, tools, EngineSettings.for_one())) for arm in OURS}
     return found
 
 

@@ -20,9 +20,10 @@ from deployments.protocol.messages import CallStream, Failure
 from deployments.settings import EngineArgs, EngineChanges
 from deployments.start_progress import report_progress
 from entmtp.decoding.async_engine import AsyncEngine, EngineDeadError
-from entmtp.decoding.engine import Engine, EngineFullError
+from entmtp.decoding.engine import Engine
 from entmtp.decoding.outputs import EngineStatistics, RequestOutput
 from entmtp.decoding.request import InvalidRequestError, Request
+from entmtp.decoding.scheduler import EngineFullError
 from entmtp.errors import EntMTPError
 from entmtp.loading import MethodSpec, check_method, load_method, policy_of
 from entmtp.settings import EngineSettings

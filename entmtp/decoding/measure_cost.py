@@ -12,7 +12,7 @@ import numpy as np
 from filelock import FileLock
 
 from entmtp.decoding.outputs import PARTS, StepRecord
-from entmtp.decoding.request import RunningRequest
+from entmtp.decoding.sequence import bare_sequence
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
@@ -20,7 +20,6 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.cache import ROUNDED_ROWS
 from entmtp.policies.base import Policy
 from entmtp.policies.cost_cache import CostCorrectionFile, correction_path, cost_path, read_cost, write_cost
-from entmtp.policies.signals import SignalTracker
 from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import BatchedCost, CostTable, StepCost, hardware_name
 from entmtp.trees.published import published_order
@@ -62,13 +61,10 @@ class StepBench:
     def step(self, policy: Policy, context: int | None = None) -> StepRecord:
         """Decode one step after ``context`` tokens, by default all, and restore the state."""
         self._truncate(context or self.context)
-        requests = [
-            RunningRequest(slot, SignalTracker(policy.entropy_window), policy.start(), root, 1.0)
-            for slot, root in enumerate(self._roots)
-        ]
-        decode_step(self.state, policy, requests)
+        sequences = [bare_sequence(slot, policy, root, 1.0) for slot, root in enumerate(self._roots)]
+        decode_step(self.state, policy, sequences)
         self._truncate(self.context)
-        return requests[0].steps[0]
+        return sequences[0].completion.steps[0]
 
     def _repeat_prompt(self, read: int) -> None:
         """Fill the cache with copies of the prompt: reading a long text would take longer than all steps."""

@@ -1,17 +1,12 @@
-"""A request, and its state while it runs."""
+"""A request as a caller states it, and the check of whether the model can serve it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from entmtp.decoding.outputs import StepRecord, TokenLogprobs
-from entmtp.decoding.sampling import GREEDY, Sampler
 from entmtp.errors import EntMTPError
-from entmtp.policies.signals import SignalTracker
 from entmtp.settings import SamplingParams
-from entmtp.trees.bank import MAX_NODES
 
 
 class InvalidRequestError(EntMTPError):
@@ -68,39 +63,3 @@ def check_request(request: Request, vocab_size: int, window: int) -> None:
         raise InvalidRequestError(
             f"min_tokens: {params.min_tokens} is more than max_tokens {params.max_tokens}; ask for fewer"
         )
-
-
-@dataclass
-class RunningRequest:
-    """Decoding state of a request in a cache slot.
-
-    Attributes:
-        tracker: signals that the policy reads.
-        policy_state: the policy's own state for this request.
-        root: token that the model has chosen already; the next step returns it.
-        entropy: nats, of the distribution that the root was chosen from.
-        sampler: chooses tokens; greedy by default.
-        tokens: new tokens so far, without the root.
-        logprobs: of ``tokens`` and of the root, if requested.
-        max_nodes: the request's own limit.
-        finite: whether all values in its cache rows are finite.
-        failure: why it can't go on.
-    """
-
-    slot: int
-    tracker: SignalTracker
-    policy_state: Any
-    root: int
-    entropy: float
-    sampler: Sampler = field(default_factory=lambda: Sampler(GREEDY))
-    tokens: list[int] = field(default_factory=list)
-    steps: list[StepRecord] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    max_nodes: int | None = None
-    finite: bool = True
-    failure: Exception | None = None
-
-    @property
-    def node_limit(self) -> int:
-        """Largest size of its trees: its own limit, or the limit of all trees."""
-        return MAX_NODES if self.max_nodes is None else self.max_nodes

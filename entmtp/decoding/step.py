@@ -1,16 +1,18 @@
-"""One step of tree decoding for a batch of requests, each with its own tree: the whole algorithm on one screen."""
+"""One step of tree decoding for a batch of sequences, each with its own tree: the whole algorithm on one screen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence as GenericSequence
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
 
 from entmtp.decoding.acceptance import Accepted, Outcome, accept_greedy, accept_sampled
 from entmtp.decoding.outputs import StepRecord, TokenLogprobs, logprobs_of
-from entmtp.decoding.request import RunningRequest
+from entmtp.decoding.sequence import Sequence
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.timers import Stopwatch
 from entmtp.policies.base import Policy
@@ -20,16 +22,16 @@ from entmtp.trees.topology import Topology
 
 
 @torch.inference_mode()
-def decode_step(state: DecodingState, policy: Policy, requests: Sequence[RunningRequest]) -> None:
-    """Advance every request by its root and the accepted path of its tree, and set its next root.
+def decode_step(state: DecodingState, policy: Policy, sequences: GenericSequence[Sequence]) -> None:
+    """Advance every sequence by its root and the accepted path of its tree, and set its next root.
 
     Each part runs through ``state.graphs`` under a key that names the kernels it needs. Tensors that may have been made
     outside of a graph are copied to static buffers before a graph reads them. A drafter with a draft cache is never
     captured, since its shapes change with every step. The host waits for the device once, for the outcome.
 
-    The step is all or nothing: if an exception ends it, out of memory included, no request has changed and the step can
-    be repeated. So policies work on copies of their per-request state. An exception while one request's outcome is
-    processed becomes the ``failure`` of that request and affects no other.
+    The step is all or nothing: if an exception ends it, out of memory included, no sequence has changed and the step
+    can be repeated. So policies work on copies of their per-sequence state. An exception while one sequence's outcome
+    is processed becomes the ``failure`` of that sequence and affects no other.
     """
     backbone, cache = state.backbone, state.cache
     run, to_static_buffer = state.graphs.run, state.graphs.to_static_buffer
@@ -38,16 +40,16 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
     with state.all_or_nothing():
         # 1. signals -> policy -> topology
         signals = [
-            request.tracker.start_step(len(request.tokens), request.entropy, cache.lengths[request.slot])
-            for request in requests
+            sequence.tracker.start_step(len(sequence.tokens), sequence.entropy, cache.lengths[sequence.slot])
+            for sequence in sequences
         ]
-        slots = tuple(request.slot for request in requests)
+        slots = tuple(sequence.slot for sequence in sequences)
         batch_slots = state.batch_slots(slots)
-        policy_states = [copy(request.policy_state) for request in requests]
+        policy_states = [copy(sequence.policy_state) for sequence in sequences]
         chosen = policy.choose(
             signals,
             policy_states,
-            [request.node_limit for request in requests],
+            [sequence.node_limit for sequence in sequences],
             lambda drafting: state.expand([slots[at] for at in drafting], watch),
         )
         topologies = [choice.topology for choice in chosen]
@@ -73,11 +75,11 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
 
         # 3. one forward pass over all nodes of all trees
         key = "verify", trees.width, kv_range
-        logits, hidden = run(key, lambda trees: backbone.verify(tokens, trees, kv_range, cache), trees)
+        logits, hidden = run(key, partial(backbone.verify, tokens, kv_range=kv_range, cache=cache), trees)
         watch.mark("verify")
 
         # 4. the longest accepted path is committed; its rows stay in the cache, its last state chose the next root
-        samplers = [request.sampler for request in requests]
+        samplers = [sequence.sampler for sequence in sequences]
         if all(sampler.is_plain_greedy for sampler in samplers):
             accepted = run(
                 ("accept", trees.shape, kv_range),
@@ -99,25 +101,25 @@ def decode_step(state: DecodingState, policy: Policy, requests: Sequence[Running
         watch.mark("compact")
 
         # 5. the host learns what came of it
-        outcomes = accepted.to_host()[: len(requests)]
+        outcomes = accepted.to_host()[: len(sequences)]
         ms = watch.split()
         if state.graphs.is_steady:  # skip warm-up and capture steps
             policy.observe(topologies, ms)
     cache.sync_lengths(slots, [len(outcome.tokens) for outcome in outcomes])
 
-    # 6. each request is advanced by its own outcome
-    for row, (request, outcome) in enumerate(zip(requests, outcomes, strict=True)):
+    # 6. each sequence is advanced by its own outcome
+    for row, (sequence, outcome) in enumerate(zip(sequences, outcomes, strict=True)):
         try:
-            if (count := request.sampler.params.logprobs) is not None:
-                request.logprobs += _logprobs(logits, accepted, row, outcome, count)
+            if (count := sequence.request.params.logprobs) is not None:
+                sequence.logprobs += _logprobs(logits, accepted, row, outcome, count)
             if not outcome.finite:
-                request.finite = False
-                cache.zero_free_rows(request.slot)
+                sequence.finite = False
+                cache.zero_free_rows(sequence.slot)
             captures, is_steady = state.graphs.captures - captured_before, state.graphs.is_steady
             record = _record(topologies[row], signals[row], outcome, ms, captures, is_steady)
-            _advance(request, outcome, policy_states[row], record)
-        except Exception as error:  # of any type: it is caused by this request alone
-            request.failure = error
+            _advance(sequence, outcome, policy_states[row], record)
+        except Exception as error:  # of any type: it is caused by this sequence alone
+            sequence.fail(error, "decoding it")
 
 
 def _logprobs(logits: torch.Tensor, accepted: Accepted, row: int, outcome: Outcome, count: int) -> list[TokenLogprobs]:
@@ -134,10 +136,10 @@ def _record(
     return StepRecord(signals.position, topology, path, signals, captures=captures, is_steady=is_steady, **times)
 
 
-def _advance(request: RunningRequest, outcome: Outcome, policy_state: Any, record: StepRecord) -> None:
-    request.policy_state = policy_state
-    request.sampler.observe_tokens(outcome.tokens)
-    request.steps.append(record)
-    request.tokens += outcome.tokens
-    request.root, request.entropy = outcome.root, outcome.entropy
-    request.tracker.end_step(len(outcome.tokens))
+def _advance(sequence: Sequence, outcome: Outcome, policy_state: Any, record: StepRecord) -> None:
+    sequence.policy_state = policy_state
+    sequence.sampler.observe_tokens(outcome.tokens)
+    sequence.completion.steps.append(record)
+    sequence.tokens += outcome.tokens
+    sequence.root, sequence.entropy = outcome.root, outcome.entropy
+    sequence.tracker.end_step(len(outcome.tokens))

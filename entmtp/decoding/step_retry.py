@@ -1,47 +1,44 @@
-"""Steps of the whole batch, repeated request by request if one fails."""
+"""Steps of the whole batch, repeated sequence by sequence if one fails."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence as GenericSequence
 
 from entmtp.decoding.faults import is_out_of_memory
-from entmtp.decoding.request import RunningRequest
+from entmtp.decoding.sequence import Sequence
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.policies.base import Policy, UndraftedPolicy
 
 STEPS_ALONE = 64
-"""Steps that each request takes alone after the batch ran out of memory, before the batch is tried again."""
+"""Steps that each sequence takes alone after the batch ran out of memory, before the batch is tried again."""
 
 _log = logging.getLogger(__name__)
 
 
 class StepRetry:
-    """Isolates the request that makes a step fail, and splits steps that need too much memory."""
+    """Isolates the sequence that makes a step fail, and splits steps that need too much memory."""
 
     def __init__(self) -> None:
         self._steps_alone = 0
 
-    def step(self, state: DecodingState, policy: Policy, requests: Sequence[RunningRequest]) -> None:
-        """Decode one step of each request; an error of a request that steps alone becomes its ``failure``."""
+    def step(self, state: DecodingState, policy: Policy, sequences: GenericSequence[Sequence]) -> None:
+        """Decode one step of each sequence; an error of a sequence that steps alone becomes its ``failure``."""
         if self._steps_alone:
             self._steps_alone -= 1
-        elif self._step_batch(state, policy, requests):
-            return
-        policy = UndraftedPolicy(policy) if self._steps_alone else policy
-        for request in requests:
+        else:
             try:
-                decode_step(state, policy, [request])
+                decode_step(state, policy, sequences)
             except Exception as error:
-                # The traceback references tensors whose memory the next request needs.
-                request.failure = error.with_traceback(None) if is_out_of_memory(error) else error
-
-    def _step_batch(self, state: DecodingState, policy: Policy, requests: Sequence[RunningRequest]) -> bool:
-        try:
-            decode_step(state, policy, requests)
-        except Exception as error:
-            _log.warning("a step of %d requests failed, each takes its own", len(requests), exc_info=True)
-            self._steps_alone = STEPS_ALONE * is_out_of_memory(error)
-            return False
-        return True
+                _log.warning("a step of %d requests failed, each takes its own", len(sequences), exc_info=True)
+                self._steps_alone = STEPS_ALONE * is_out_of_memory(error)
+            else:
+                return
+        policy = UndraftedPolicy(policy) if self._steps_alone else policy
+        for sequence in sequences:
+            try:
+                decode_step(state, policy, [sequence])
+            except Exception as error:
+                # The traceback references tensors whose memory the next sequence needs.
+                sequence.fail(error.with_traceback(None) if is_out_of_memory(error) else error, "decoding it")

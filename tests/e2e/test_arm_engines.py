@@ -83,7 +83,7 @@ def requests_of(worker: Worker, unit: Unit, arms: Sequence[str] = ARMS) -> list[
 def graphs_of(worker: Worker) -> dict[str, Graphs]:
     """By arm."""
     assert worker._engines is not None
-    return {arm: engine._state_and_slots()[0].graphs for arm, engine in worker._engines._engines.items()}
+    return {arm: engine.runner.state.graphs for arm, engine in worker._engines._engines.items()}
 
 
 def custom(*prompts: Prompt) -> Unit:
@@ -174,7 +174,7 @@ def test_engines_of_another_suite_take_the_memory_of_the_last_and_failures_clear
 ) -> None:
     requests_of(worker, units[0], ["hydra", "entmtp"])
     assert worker._engines is not None
-    caches = [weakref.ref(engine._state_and_slots()[0].cache) for engine in worker._engines._engines.values()]
+    caches = [weakref.ref(engine.runner.state.cache) for engine in worker._engines._engines.values()]
     gc.disable()  # no cycle keeps them until some later collection
     try:
         requests_of(worker, custom(QUESTION), ["hydra", "entmtp"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from entmtp.decoding.job import Job
+from entmtp.decoding import scheduler
+from entmtp.decoding.output_processor import make_output
 from entmtp.decoding.outputs import RequestOutput
-from entmtp.decoding.request import RunningRequest
+from entmtp.decoding.sequence import Sequence
 from entmtp.errors import EntMTPError
 from entmtp.llm import LLM, EngineSettings, SamplingParams
 from tests.helpers.saved_project import Saved, save_project
@@ -98,14 +99,12 @@ def test_the_prompt_that_can_not_be_served_is_named(llm: LLM) -> None:
 def test_an_answer_that_fails_comes_back_with_its_error_next_to_complete_ones(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_output = Job.make_output
-
-    def fail_one(job: Job, running: RunningRequest) -> RequestOutput:
-        if job.request.id == "1.0":
+    def fail_one(sequence: Sequence) -> RequestOutput:
+        if sequence.request.id == "1.0":
             raise ValueError("no text")
-        return make_output(job, running)
+        return make_output(sequence)
 
-    monkeypatch.setattr(Job, "make_output", fail_one)
+    monkeypatch.setattr(scheduler, "make_output", fail_one)
     answers = llm.generate([[5], [6], [7]], SamplingParams(max_tokens=4, ignore_eos=True))
     assert [answer.finish_reason for answer in answers] == ["length", "error", "length"]
     assert "making its text failed (ValueError)" in (answers[1].error or "")

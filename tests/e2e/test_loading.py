@@ -23,7 +23,7 @@ from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.correction import OnlineCostPolicy
 from entmtp.policies.ladder import LadderPolicy
 from entmtp.policies.step_cost import BatchedCost, CostTable
-from entmtp.settings import CPU_METHOD, GPU_METHOD, SamplingParams, default_method
+from entmtp.settings import CPU_METHOD, GPU_METHOD, EngineSettings, SamplingParams, default_method
 from entmtp.trees.bank import load_bank
 from entmtp.trees.tuning_texts import TuningTexts
 from tests.helpers.calm_and_wild_texts import alternating_text
@@ -53,7 +53,7 @@ def method_of(saved: Saved, name: str, kind: str, **changes: Any) -> MethodSpec:
 @pytest.mark.parametrize("name", methods.adaptive())
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_every_kind_of_heads_runs_every_policy(saved: Saved, kind: str, name: str) -> None:
-    engine, tokenizer = load_method(method_of(saved, name, kind), lambda text: None)
+    engine, tokenizer = load_method(method_of(saved, name, kind), lambda text: None, EngineSettings.for_one())
     assert engine.heads is not None
     assert engine.heads.kind == kind
     prompt = encode_chat(tokenizer, "What is 3 + 3?")
@@ -76,10 +76,10 @@ def test_a_ladder_is_tuned_at_this_machines_costs_and_says_where_it_can_not_be(
         "entmtp.loading.machine_cost", lambda *args: BatchedCost(measured={1: CostTable(contexts=[160], costs=[cost])})
     )
     said: list[str] = []
-    load_method(method_of(saved, name, "hydra", bank=bare), said.append)
+    load_method(method_of(saved, name, "hydra", bank=bare), said.append, EngineSettings.for_one())
     assert ["stores no calibration texts" in line for line in said] == [True] * (name == "entmtp")
     said.clear()
-    engine, _ = load_method(method_of(saved, name, "hydra", bank=made), said.append)
+    engine, _ = load_method(method_of(saved, name, "hydra", bank=made), said.append, EngineSettings.for_one())
     assert said == []
     if name == "entmtp":
         assert isinstance(engine.policy, OnlineCostPolicy)
@@ -91,13 +91,13 @@ def test_a_ladder_is_tuned_at_this_machines_costs_and_says_where_it_can_not_be(
 
 def test_methods_named_after_heads_refuse_others_and_say_which_do_not(saved: Saved) -> None:
     with pytest.raises(EntMTPError, match=r"holds medusa heads but the method needs hydra .* entmtp-goodput"):
-        load_method(method_of(saved, "hydra-best", "medusa"), print)
+        load_method(method_of(saved, "hydra-best", "medusa"), print, EngineSettings.for_one())
 
 
 def test_a_missing_bank_is_reported_with_the_command_that_makes_it(saved: Saved) -> None:
     model = str(saved.model)
     with pytest.raises(EntMTPError, match=f"bank: none is shipped for model '{model}'.*--model {model} --heads KIND="):
-        load_method(method_of(saved, "entmtp", "medusa", bank=None), print)
+        load_method(method_of(saved, "entmtp", "medusa", bank=None), print, EngineSettings.for_one())
 
 
 @pytest.mark.parametrize("name", ["entmtp", "entmtp-dynamic", "bank-oracle", "hindsight", "random"])

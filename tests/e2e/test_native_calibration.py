@@ -11,7 +11,6 @@ from rich.console import Console
 from entmtp import methods
 from entmtp.calibration.build import expansions_of, traces_of
 from entmtp.calibration.command import calibrate_task
-from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.results.storage import open_store
 from entmtp.evaluation.run.arms import default_arms, with_native
@@ -22,12 +21,14 @@ from entmtp.loading import MethodSpec, load_method
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.static import StaticPolicy
+from entmtp.settings import EngineSettings
 from entmtp.suites import load_suite, split
 from entmtp.suites.splits import draw
 from entmtp.trees.bank import load_bank
 from entmtp.trees.trace_replay import static_tau
 from tests.helpers.native_models import mtp_model, save_native, sure_heads
 from tests.helpers.saved_project import VOCAB, save_data, save_tokenizer
+from tests.helpers.small_cases import single_engine
 from tests.helpers.tiny_models import greedy
 
 NEW_TOKENS = 24
@@ -76,7 +77,9 @@ def test_traces_of_written_text_are_those_of_a_real_run(folder: Path) -> None:
     traces = traces_of(text, backbone, heads, prompts)
     for nodes in (1, 6, 12):
         tree = bank.overall.tree(nodes)
-        done = [Engine(backbone, heads, StaticPolicy(tree, 8)).generate(prompt, NEW_TOKENS) for prompt in prompts]
+        done = [
+            single_engine(backbone, heads, StaticPolicy(tree, 8)).generate(prompt, NEW_TOKENS) for prompt in prompts
+        ]
         tau = sum(len(one.tokens) for one in done) / sum(len(one.steps) for one in done)
         assert static_tau(traces, tree) == pytest.approx(tau)
         assert tau > 1.1
@@ -91,7 +94,9 @@ def test_traces_of_written_text_are_those_of_a_real_run(folder: Path) -> None:
 def test_every_method_writes_the_models_own_text(folder: Path, method: str) -> None:
     bank = folder / "banks" / "gsm8k-native.json"
     heads = None if method in methods.of_native_heads() else "native"
-    engine, tokenizer = load_method(MethodSpec(method, model=str(folder / "model"), heads=heads, bank=bank), print)
+    engine, tokenizer = load_method(
+        MethodSpec(method, model=str(folder / "model"), heads=heads, bank=bank), print, EngineSettings.for_one()
+    )
     assert engine.heads is not None
     assert engine.heads.kind == "native"
     prompt = encode_chat(tokenizer, "What is 3 + 3?")
@@ -110,7 +115,7 @@ def test_what_does_not_fit_is_told(folder: Path) -> None:
         (MethodSpec("entmtp", model=model, bank=bank), "heads: none are shipped for model .* --heads native if it has"),
     ):
         with pytest.raises(EntMTPError, match=message):
-            load_method(method, print)
+            load_method(method, print, EngineSettings.for_one())
     for heads in ("native=folder", "native"):
         with pytest.raises(EntMTPError, match=f"heads: '{heads}=?' is not KIND=FOLDER .* and not native=native"):
             _calibrate(folder, heads)

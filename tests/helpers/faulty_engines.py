@@ -50,7 +50,7 @@ def engine_of(backbone: Backbone, heads: DraftHeads, policy: str, captured: bool
     sizes: dict[str, Any] = {"slots": SLOTS, "context": 48, "prefill_tokens": 6}
     engine = Engine(backbone, heads, POLICIES[policy](), EngineSettings.parse(**sizes))
     if captured:
-        engine._state_and_slots()[0].graphs = Graphs(Taped())
+        engine.runner.state.graphs = Graphs(Taped())
     return engine
 
 
@@ -81,7 +81,7 @@ def check(engine: Engine, done: Sequence[Completion], expected: Sequence[Complet
             assert [each.chosen for each in one.logprobs] == pytest.approx(
                 [each.chosen for each in right.logprobs], abs=1e-4
             )
-    assert engine._state_and_slots()[1].free == SLOTS
+    assert engine.scheduler.slots.free == SLOTS
     return sum(one.finish_reason == "error" for one in done)
 
 

@@ -14,8 +14,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from entmtp.decoding.request import RunningRequest
 from entmtp.decoding.sampling import Sampler
+from entmtp.decoding.sequence import bare_sequence
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
@@ -24,7 +24,6 @@ from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
 from entmtp.policies.ladder import Ladder, LadderPolicy
-from entmtp.policies.signals import SignalTracker
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import SamplingParams
 from entmtp.trees.topology import Topology
@@ -91,7 +90,7 @@ def drawn(
             sampler = Sampler(params.model_copy(update={"seed": first + slot}))
             sampler.observe_prompt(PROMPT, SMALL_VOCAB, backbone.device)
             root, uncertainty = state.start(slot, state.next_logits(slot), sampler)
-            requests.append(RunningRequest(slot, SignalTracker(8), policy.start(), root, uncertainty, sampler))
+            requests.append(bare_sequence(slot, policy, root, uncertainty, sampler))
         while min(len(request.tokens) for request in requests) < LENGTH:
             decode_step(state, policy, requests)
         counts.update(tuple(request.tokens[:LENGTH]) for request in requests)

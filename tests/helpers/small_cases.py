@@ -9,14 +9,16 @@ import torch
 
 from entmtp.calibration.policy_replay import ExpansionAt
 from entmtp.calibration.rank_trace import rank_trace
+from entmtp.decoding.engine import Engine
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
 from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
+from entmtp.policies.base import Policy
 from entmtp.policies.signals import entropy
 from entmtp.policies.step_cost import StepCost
-from entmtp.settings import Kernels
+from entmtp.settings import EngineSettings, Kernels
 from entmtp.trees.bank import Frontier, Provenance, TreeBank
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.probability_calibration import ProbabilityCalibration
@@ -184,3 +186,8 @@ def small_cost(per_node: float = 0.05, per_level: float = 0.05) -> StepCost:
         wide_nodes=63,
         hardware="test",
     )
+
+
+def single_engine(backbone: Backbone, heads: DraftHeads | None, policy: Policy) -> Engine:
+    """An engine for one request at a time, of any length that the model can take."""
+    return Engine(backbone, heads, policy, EngineSettings.for_one())

@@ -12,6 +12,7 @@ from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import encode_chat
+from entmtp.settings import EngineSettings
 from entmtp.suites import PAPER_SUITES, draw, load_suite
 from entmtp.trees.bank import MIXED, bundled_bank, load_bank
 from tests.helpers.small_cases import traced
@@ -49,11 +50,11 @@ def differences(
 ) -> list[str]:
     """One line per arm that leaves the model's own text where there is no tie."""
     text = greedy(model, ids, new_tokens)
-    dynamic_run = make_engine("entmtp-dynamic", tools).generate(ids, new_tokens)
+    dynamic_run = make_engine("entmtp-dynamic", tools, EngineSettings.for_one()).generate(ids, new_tokens)
     foresight = Foresight(traced(tools.backbone, tools.heads["hydra"], ids, text), dynamic_run, "test")
     found = []
     for arm in arms:
-        done = make_engine(arm, tools, foresight).generate(ids, new_tokens)
+        done = make_engine(arm, tools, EngineSettings.for_one(), foresight).generate(ids, new_tokens)
         place = first_difference(done.tokens, text)
         if place >= 0 and (margin := _margin(model, [*ids, *text[:place]])) >= TIE:
             found.append(f"{arm} at token {place}: the model's top two are {margin:.2g} apart")
@@ -87,7 +88,7 @@ def test_a_prompt_of_a_suite_is_answered_alike_by_every_arm(suite: str, toolboxe
 def test_the_end_of_text_comes_where_the_model_puts_it(toolboxes: Toolboxes, bundled: Bundled) -> None:
     ids = encode_chat(bundled[1], "What is the capital of France? Answer in one sentence.")
     tools = toolboxes["sharegpt"]
-    done = make_engine("hydra", tools).generate(ids, 64)
+    done = make_engine("hydra", tools, EngineSettings.for_one()).generate(ids, 64)
     assert done.tokens == greedy(bundled[0], ids, 64)
     assert done.tokens[-1] in tools.backbone.eos_token_ids
     assert done.tau > 1.2, "the shipped heads must be right now and then"

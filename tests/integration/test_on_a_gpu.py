@@ -33,7 +33,15 @@ from tests.helpers.heads_with_caches import DRAFT_CACHE_KINDS, check_draft_cache
 from tests.helpers.native_models import MTP_TYPES
 from tests.helpers.sampled_texts import PROMPT, SHAPED, drawn, exact, p_value
 from tests.helpers.saved_project import SUITES, save_project
-from tests.helpers.small_cases import SMALL_VOCAB, small_chances, small_cost, small_heads, small_predictor, small_prompt
+from tests.helpers.small_cases import (
+    SMALL_VOCAB,
+    single_engine,
+    small_chances,
+    small_cost,
+    small_heads,
+    small_predictor,
+    small_prompt,
+)
 from tests.helpers.tiny_models import SUPPORTED, TREES, VOCAB, greedy, random_heads, tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
@@ -74,32 +82,32 @@ def heads(backbone: Backbone) -> DraftHeads:
 def test_the_output_is_the_models_own_greedy_text(architecture: str, kind: str, policy: str) -> None:
     model = small_model(architecture)
     backbone = build_backbone(model)
-    engine = Engine(backbone, small_heads(kind, backbone), POLICIES[policy])
+    engine = single_engine(backbone, small_heads(kind, backbone), POLICIES[policy])
     prompt = small_prompt(9)
     for _ in range(3):  # what came twice is replayed
         done = engine.generate(prompt, 120)
         assert done.tokens == greedy(model, prompt, 120)
     assert done.tau > 1.05, "nothing was accepted: the case shows nothing"
-    state, _ = engine._state_and_slots()
+    state = engine.runner.state
     assert state.graphs.disabled_reason is None or architecture in ROUTED
 
 
 def test_experts_are_captured_in_bfloat16() -> None:
     backbone = build_backbone(small_model("mixtral").bfloat16())
-    engine = Engine(backbone, None, StaticPolicy(Topology.root_only(), 8))
+    engine = single_engine(backbone, None, StaticPolicy(Topology.root_only(), 8))
     for _ in range(3):
         engine.generate(small_prompt(9), 20)
-    state, _ = engine._state_and_slots()
+    state = engine.runner.state
     assert state.graphs.disabled_reason is None
     assert state.graphs.captures > 0
 
 
 def test_graphs_are_captured_once_per_shape(backbone: Backbone, heads: DraftHeads) -> None:
-    engine = Engine(backbone, heads, POLICIES["sequence"])
+    engine = single_engine(backbone, heads, POLICIES["sequence"])
     captures = []
     for _ in range(4):
         engine.generate(small_prompt(9), 60)
-        state, _ = engine._state_and_slots()
+        state = engine.runner.state
         captures.append(state.graphs.captures)
     assert 0 < captures[2] == captures[3]
 
@@ -120,7 +128,7 @@ def test_sixteen_requests_that_come_and_go_write_what_each_writes_alone(
     done = come_and_go(engine, prompts, lengths, rng)
     for at, completion in done.items():
         assert completion.tokens == greedy(backbone.model, prompts[at], lengths[at])
-    state, _ = engine._state_and_slots()
+    state = engine.runner.state
     assert state.graphs.disabled_reason is None
 
 
@@ -151,10 +159,10 @@ def test_one_seed_writes_one_text_alone_and_in_company(backbone: Backbone, heads
 def test_heads_that_remember_write_the_models_text_and_remember_what_was_kept(kind: str, policy: str) -> None:
     model = on_gpu(draft_cache_model(kind))
     backbone = build_backbone(model)
-    engine = Engine(backbone, draft_cache_heads(kind, backbone), POLICIES[policy])
+    engine = single_engine(backbone, draft_cache_heads(kind, backbone), POLICIES[policy])
     prompt = small_prompt(9)
     assert engine.generate(prompt, 50).tokens == greedy(model, prompt, 50)
-    state, slots = engine._state_and_slots()
+    state, slots = engine.runner.state, engine.scheduler.slots
     assert state.graphs.disabled_reason is None or kind in ROUTED
     check_draft_cache(state, 0, slots.cached_prefixes[0][1])
 
@@ -164,7 +172,7 @@ def test_the_cost_of_steps_is_measured_with_events(tmp_path: Path) -> None:
     heads = random_heads("hydra", backbone, draft_vocab_size=VOCAB).attach(backbone)
     cost = machine_cost(backbone, heads, tmp_path, lambda text: None, slots=2)
     assert torch.cuda.get_device_name() in cost.table(1).typical.hardware
-    done = Engine(backbone, heads, StaticPolicy(TREES["bushy"], 8)).generate(small_prompt(9), 20)
+    done = single_engine(backbone, heads, StaticPolicy(TREES["bushy"], 8)).generate(small_prompt(9), 20)
     assert all(getattr(step, f"{part}_ms") > 0 for step in done.steps for part in PARTS)
 
 
@@ -175,11 +183,11 @@ def test_the_bundled_model_writes_its_own_text(kind: str) -> None:
     heads = load_heads(bundled_heads(kind), backbone)
     deep = Topology.of([(0,) * depth for depth in range(1, heads.num_heads + 1)])
     policy = SequencePolicy([published_tree(), Topology.root_only(), deep], 8)
-    engine = Engine(backbone, heads, policy)
+    engine = single_engine(backbone, heads, policy)
     for question in ("What is the capital of France?", "Write a Python function that adds two numbers."):
         ids = encode_chat(tokenizer, question)
         assert engine.generate(ids, 64).tokens == greedy(model, ids, 64)
-    state, _ = engine._state_and_slots()
+    state = engine.runner.state
     assert state.graphs.disabled_reason is None
 
 

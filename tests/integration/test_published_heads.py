@@ -14,6 +14,7 @@ from entmtp.loading import MethodSpec, load_method
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.settings import EngineSettings
 from tests.helpers.hydra_plus_plus_heads import HydraPlusPlusShape, published_hydra_plus_plus
 from tests.helpers.published_checkpoints import Model, hydra, medusa
 from tests.helpers.saved_project import VOCAB, Saved, save_data, save_tiny_model
@@ -72,7 +73,7 @@ def test_every_method_writes_the_models_own_text(saved: Saved) -> None:
 def test_heads_of_each_kind_run_every_policy(saved: Saved, name: str, kind: str) -> None:
     bank = saved.banks / f"gsm8k-{kind}.json"
     method = MethodSpec(name, model=str(saved.model), heads=str(saved.heads(kind)), bank=bank)
-    engine, tokenizer = load_method(method, lambda text: None)
+    engine, tokenizer = load_method(method, lambda text: None, EngineSettings.for_one())
     assert engine.heads is not None
     assert engine.heads.kind == kind
     prompt = encode_chat(tokenizer, PROMPT)

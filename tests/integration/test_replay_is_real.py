@@ -16,6 +16,7 @@ from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat
 from entmtp.policies.hardware_profile import load_profile
+from entmtp.settings import EngineSettings
 from entmtp.suites import PAPER_SUITES, Prompt, scored_prompts
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 from entmtp.trees.trace import RankTrace
@@ -96,7 +97,7 @@ def test_replay_takes_the_steps_of_real_runs(arm: str, tools_of: ToolsOf, texts:
     trees = set()
     for suite, its_texts in texts.items():
         assert len(its_texts) == PROMPTS
-        engine = make_engine(arm, tools_of(suite))
+        engine = make_engine(arm, tools_of(suite), EngineSettings.for_one())
         for ids, text, trace, expansion_at in its_texts:
             real = engine.generate(ids, NEW_TOKENS)
             with torch.inference_mode():

@@ -244,7 +244,7 @@ def test_a_request_that_fails_tells_why(
             return super().push(token)
 
     monkeypatch.setattr(engine_module, "TextStream", Broken)
-    # Plain steps: a tree, whose size hangs on measured costs, may bring all tokens up to the broken one in one step.
+    # Plain steps: a tree's size depends on this machine's costs, and one may bring all tokens up to the broken one.
     requested: dict[str, Any] = {"model": "m", "stream": stream, "max_tokens": 16, "temperature": 0, "ignore_eos": True}
     requested |= {"speculation": {"max_nodes": 0}}
     requested |= {"prompt": "Once"} if path == "completions" else {"messages": [{"role": "user", "content": "Hello"}]}

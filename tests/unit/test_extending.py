@@ -27,6 +27,7 @@ from entmtp.policies import registry
 from entmtp.policies.base import RequestPolicy
 from entmtp.policies.registry import PolicyInputs, register_policy
 from entmtp.policies.signals import Signals
+from entmtp.settings import EngineSettings
 from entmtp.suites import Prompt, Suite, load_suite, suite_names
 from entmtp.suites.protocols import Protocol
 from entmtp.trees.batch import TreeBatch
@@ -100,7 +101,7 @@ def test_a_policy_is_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_policy_writes_the_models_own_text() -> None:
     backbone = small_backbone()
     tools = Toolbox(backbone, {"hydra": small_heads("hydra", backbone)}, {"hydra": small_bank()}, {})
-    done = make_engine(LINE.name, tools).generate(small_prompt(5), 20)
+    done = make_engine(LINE.name, tools, EngineSettings.for_one()).generate(small_prompt(5), 20)
     assert done.tokens == greedy(backbone.model, small_prompt(5), 20)
     assert done.drafted
 

@@ -32,7 +32,7 @@ class ArmEngines:
         self.arms = tuple(arms)
         # A power of two, so that longer prompts seldom need new engines.
         context = min(1 << (tokens - 1).bit_length(), tools.backbone.max_context)
-        self.settings = EngineSettings(slots=1, context=context, prefix_reuse=False)
+        self.settings = EngineSettings.for_one(context)
         self._tools = tools
         self._engines: dict[str, Engine] = {}
 
@@ -46,7 +46,7 @@ class ArmEngines:
             if arm in self._engines:
                 self._engines[arm].reconfigure(make_policy(arm, self._tools, foresight), self.settings)
             else:
-                self._engines[arm] = make_engine(arm, self._tools, foresight, self.settings)
+                self._engines[arm] = make_engine(arm, self._tools, self.settings, foresight)
 
     def captures_steps(self, arm: str) -> bool:
         """Whether the arm's steps are captured as CUDA graphs."""

@@ -110,10 +110,8 @@ def check_acceptance(names: Sequence[str], acceptance: Acceptance) -> None:
         )
 
 
-def make_engine(
-    arm: str, tools: Toolbox, foresight: Foresight | None = None, settings: EngineSettings | None = None
-) -> Engine:
-    """The engine of an arm, with ``settings`` as :class:`Engine` takes them; the controls need the ``foresight``."""
+def make_engine(arm: str, tools: Toolbox, settings: EngineSettings, foresight: Foresight | None = None) -> Engine:
+    """The engine of an arm; the controls need the ``foresight``."""
     heads = None if arm == methods.AUTOREGRESSIVE else tools.heads[methods.heads_of(arm, tools.heads)]
     return Engine(tools.backbone, heads, make_policy(arm, tools, foresight), settings, tools.tokenizer)
 

@@ -46,7 +46,7 @@ from entmtp.models.build import build_backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.step_cost import CostTable, hardware_name
-from entmtp.settings import BenchmarkSettings, SamplingParams
+from entmtp.settings import BenchmarkSettings, EngineSettings, SamplingParams
 from entmtp.suites import Prompt, get_suite
 from entmtp.suites.base import Message
 from entmtp.trees.bank import MIXED, TreeBank, load_bank
@@ -231,8 +231,9 @@ class Worker:
         foresight = None
         if any(map(needs_foresight, context.arms)):
             assert reference.trace is not None
+            room = EngineSettings.for_one(len(ids) + len(reference.tokens))
             whole_text = params.model_copy(update={"max_tokens": len(reference.tokens)})
-            dynamic_run = complete(make_engine("entmtp-dynamic", context.tools), ids, whole_text)
+            dynamic_run = complete(make_engine("entmtp-dynamic", context.tools, room), ids, whole_text)
             foresight = Foresight(reference.trace, dynamic_run, context.seed_of(prompt))
         engines = self._engines_of(context, len(ids) + params.max_tokens)
         engines.set_policies(foresight)
@@ -266,7 +267,8 @@ class Worker:
         drawn = params.temperature > 0
         if drawn:
             plain = params_of("autoregressive", params)
-            tokens = complete(make_engine("autoregressive", tools), ids, plain).tokens
+            room = EngineSettings.for_one(len(ids) + params.max_tokens)
+            tokens = complete(make_engine("autoregressive", tools, room), ids, plain).tokens
         else:
             tokens = greedy_tokens(self.model, ids, params.max_tokens)
             if tools.tokenizer is not None:

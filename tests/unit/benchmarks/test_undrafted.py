@@ -9,7 +9,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.policies.static import StaticPolicy
-from tests.helpers.small_cases import small_backbone, small_heads, small_prompt
+from tests.helpers.small_cases import single_engine, small_backbone, small_heads, small_prompt
 from tests.helpers.tiny_models import TREES
 
 PROMPTS = [small_prompt(4, seed=1), small_prompt(7, seed=2)]
@@ -24,8 +24,8 @@ def backbone() -> Backbone:
 def engines(backbone: Backbone) -> dict[str, Engine]:
     plain, bushy = StaticPolicy(TREES["root"], 8), StaticPolicy(TREES["bushy"], 8)
     return {
-        undrafted.PLAIN: Engine(backbone, None, plain),
-        "bushy": Engine(backbone, small_heads("hydra", backbone), bushy),
+        undrafted.PLAIN: single_engine(backbone, None, plain),
+        "bushy": single_engine(backbone, small_heads("hydra", backbone), bushy),
     }
 
 
@@ -43,7 +43,7 @@ def test_heads_never_run(engines: dict[str, Engine], monkeypatch: pytest.MonkeyP
 
 def test_another_text_is_an_error(engines: dict[str, Engine]) -> None:
     other = small_backbone(seed=1)
-    engines["bushy"] = Engine(other, small_heads("hydra", other), engines["bushy"].policy)
+    engines["bushy"] = single_engine(other, small_heads("hydra", other), engines["bushy"].policy)
     with pytest.raises(EntMTPError, match="bushy and autoregressive differ on prompt 0"):
         undrafted.measure(engines, PROMPTS, tokens=5, rounds=1)
 

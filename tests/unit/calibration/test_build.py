@@ -10,7 +10,6 @@ from entmtp.calibration.build import make_bank, provenance_of, traces_of
 from entmtp.calibration.command import calibrate_task
 from entmtp.calibration.optimal import MAX_RANK
 from entmtp.calibration.thresholds import MIN_STEPS_PER_BIN
-from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.heads.checkpoint import load_heads
 from entmtp.models.build import build_backbone
@@ -24,7 +23,7 @@ from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
 from entmtp.trees.trace_replay import static_tau
 from tests.helpers.saved_project import Saved, save_project
-from tests.helpers.small_cases import drawn_trace, provenance, trace_of
+from tests.helpers.small_cases import drawn_trace, provenance, single_engine, trace_of
 
 SETTINGS = CalibrationSettings(max_nodes=12)
 
@@ -138,7 +137,7 @@ def test_traces_of_written_text_are_those_of_a_real_run(saved: Saved) -> None:
     prompts = [prompt.text for prompt in draw(split(load_suite("gsm8k", saved.data("gsm8k")).prompts)[0], 4, seed=0)]
 
     tree = bank.overall.tree(12)
-    engine = Engine(backbone, heads, StaticPolicy(tree, 8))
+    engine = single_engine(backbone, heads, StaticPolicy(tree, 8))
     done = [engine.generate(encode_chat(tokenizer, prompt), 48) for prompt in prompts]
     steps = sum(len(one.steps) for one in done)
     assert sum(len(trace) for trace in traces) == sum(len(one.tokens) for one in done) == bank.provenance.tokens

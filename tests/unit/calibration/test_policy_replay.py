@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from entmtp.calibration.policy_replay import replay_steps
-from entmtp.decoding.engine import Engine
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
@@ -20,6 +19,7 @@ from entmtp.trees.trace_replay import accepted_lengths, visits
 from tests.helpers.small_cases import (
     drafting,
     drawn_trace,
+    single_engine,
     small_backbone,
     small_chances,
     small_heads,
@@ -53,10 +53,10 @@ def test_an_adaptive_policys_steps_are_those_of_real_decoding(make: Callable[[to
     backbone = small_backbone()
     heads = small_heads("hydra", backbone)
     prompt = small_prompt(6)
-    plain = Engine(backbone, None, one(Topology.root_only())).generate(prompt, 60)
+    plain = single_engine(backbone, None, one(Topology.root_only())).generate(prompt, 60)
     trace = traced(backbone, heads, prompt, plain.tokens)
     policy = make(trace.entropy)
-    real = Engine(backbone, heads, policy).generate(prompt, 60)
+    real = single_engine(backbone, heads, policy).generate(prompt, 60)
     assert real.tokens == plain.tokens
     steps = replay_steps(trace, policy)
     assert len({step.topology for step in steps}) > 1
@@ -80,7 +80,7 @@ def test_growing_trees_are_those_of_real_decoding(kind: str) -> None:
         hardware="test",
     )
     policy = DynamicPolicy(predictor, small_chances(), cost.of_batch, entropy_window=8)
-    real = Engine(backbone, heads, policy).generate(prompt, 60)
+    real = single_engine(backbone, heads, policy).generate(prompt, 60)
     trace = traced(backbone, heads, prompt, real.tokens)
     with torch.inference_mode():
         steps = replay_steps(trace, policy, drafting(backbone, heads, prompt, real.tokens))

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from entmtp.decoding import scheduler as scheduler_module
 from entmtp.decoding.async_engine import AsyncEngine, EngineDeadError
 from entmtp.decoding.engine import Engine
-from entmtp.decoding.job import Job
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.policies.static import StaticPolicy
@@ -116,17 +116,17 @@ def test_a_bad_request_fails_alone(engine: Engine) -> None:
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Engine, "submit"), (Job, "make_output")])
+@pytest.mark.parametrize(("owner", "name"), [(Engine, "submit"), (scheduler_module, "make_output")])
 def test_a_request_that_the_engine_stumbles_over_fails_alone(
-    owner: type, name: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    owner: Any, name: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = getattr(owner, name)
 
-    def stumbling(self: Any, argument: Any) -> Any:
-        request = argument if isinstance(argument, Request) else self.request
+    def stumbling(*arguments: Any) -> Any:
+        request = arguments[-1] if isinstance(arguments[-1], Request) else arguments[-1].request
         if request.id == "bad":
             raise Exception("Invalid prefix encountered")
-        return real(self, argument)
+        return real(*arguments)
 
     monkeypatch.setattr(owner, name, stumbling)
 

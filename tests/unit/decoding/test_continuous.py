@@ -10,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entmtp.decoding import engine as module
-from entmtp.decoding.engine import Engine, EngineFullError
+from entmtp.decoding import step_retry
+from entmtp.decoding.engine import Engine
 from entmtp.decoding.outputs import RequestOutput
-from entmtp.decoding.request import Request, RunningRequest
+from entmtp.decoding.request import Request
+from entmtp.decoding.scheduler import EngineFullError
+from entmtp.decoding.sequence import Sequence
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.errors import EntMTPError
@@ -201,12 +203,12 @@ def test_a_step_that_needs_too_much_memory_is_taken_one_by_one(
     engine = engine_of(backbone, heads)
     done = {name: engine.submit(Request(name, small_prompt(3), GREEDY)) for name in "abc"}
 
-    def small_device(state: DecodingState, policy: Policy, requests: list[RunningRequest]) -> None:
-        if len(requests) > 2:
+    def small_device(state: DecodingState, policy: Policy, sequences: list[Sequence]) -> None:
+        if len(sequences) > 2:
             raise torch.OutOfMemoryError("too much")
-        decode_step(state, policy, requests)
+        decode_step(state, policy, sequences)
 
-    monkeypatch.setattr(module, "decode_step", small_device)
+    monkeypatch.setattr(step_retry, "decode_step", small_device)
     run(engine)
     assert [done[name].finish_reason for name in "abc"] == ["length"] * 3
     assert all(one.tokens == greedy(backbone.model, small_prompt(3), 12) for one in done.values())
@@ -220,9 +222,9 @@ def test_logits_that_are_not_numbers_fail_their_own_request(
     bad = engine.submit(Request("bad", small_prompt(5), GREEDY))
     engine.step()
     engine.step()
-    (job,) = [job for job in engine._jobs if job.request.id == "bad"]
-    for pool in engine._state_and_slots()[0].cache.pools.values():
-        pool[:, job.slot] = torch.nan
+    (sequence,) = [one for one in engine.scheduler.running if one.request.id == "bad"]
+    for pool in engine.runner.state.cache.pools.values():
+        pool[:, sequence.slot] = torch.nan
     run(engine)
     assert good.tokens == greedy(backbone.model, small_prompt(3), 12)
     assert bad.finish_reason == "error"
@@ -232,12 +234,12 @@ def test_logits_that_are_not_numbers_fail_their_own_request(
 
 def test_memory_does_not_grow_with_requests(backbone: Backbone, heads: DraftHeads) -> None:
     engine = engine_of(backbone, heads)
-    state = engine._state_and_slots()[0]
+    state = engine.runner.state
     before = state.cache.bytes, [pool.data_ptr() for pool in state.cache.pools.values()]
     for at in range(40):
         engine.submit(Request(str(at), small_prompt(1 + at % 9, seed=at), SamplingParams(temperature=0, max_tokens=2)))
     run(engine)
-    assert engine._state_and_slots()[0] is state
+    assert engine.runner.state is state
     assert before == (state.cache.bytes, [pool.data_ptr() for pool in state.cache.pools.values()])
 
 

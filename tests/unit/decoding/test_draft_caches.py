@@ -26,7 +26,7 @@ from entmtp.trees.topology import Path, Topology
 from tests.helpers.arrivals import come_and_go
 from tests.helpers.heads_with_caches import DRAFT_CACHE_KINDS, check_draft_cache, draft_cache_heads, draft_cache_model
 from tests.helpers.native_models import mtp_model, native_heads, sure_heads
-from tests.helpers.small_cases import small_chances, small_cost, small_predictor, small_prompt
+from tests.helpers.small_cases import single_engine, small_chances, small_cost, small_predictor, small_prompt
 from tests.helpers.taped_graphs import Taped
 from tests.helpers.tiny_models import CONTEXT, TREES, greedy
 
@@ -68,7 +68,7 @@ def test_the_output_is_the_models_own_greedy_text(
     name: str, model: PreTrainedModel, backbone: Backbone, heads: DraftHeads
 ) -> None:
     prompt = small_prompt(9)
-    done = Engine(backbone, heads, POLICIES[name]).generate(prompt, 50)
+    done = single_engine(backbone, heads, POLICIES[name]).generate(prompt, 50)
     assert done.tokens == greedy(model, prompt, 50)
     if name in ("wide", "dynamic"):
         assert done.tau > 1.15, "nothing was accepted: the case shows nothing"
@@ -81,10 +81,10 @@ def test_a_layer_that_knows_the_model_is_right_at_every_depth() -> None:
     prompt = small_prompt(9)
     expected = greedy(model, prompt, 60)
     chain = Topology.of([(0,) * depth for depth in range(1, heads.num_heads + 1)])
-    done = Engine(backbone, heads, StaticPolicy(chain, 8)).generate(prompt, 60)
+    done = single_engine(backbone, heads, StaticPolicy(chain, 8)).generate(prompt, 60)
     assert done.tokens == expected
     assert done.tau == 1 + heads.num_heads
-    expanded = Engine(backbone, heads, POLICIES["dynamic"]).generate(prompt, 60)
+    expanded = single_engine(backbone, heads, POLICIES["dynamic"]).generate(prompt, 60)
     assert expanded.tokens == expected
     assert [step.path for step in expanded.steps] == [likeliest(step.topology) for step in expanded.steps]
 
@@ -116,9 +116,9 @@ def test_requests_that_come_and_go_write_what_each_writes_alone(
             expected = expected[: len(completion.tokens)]
         assert completion.tokens == expected
         if policy != "dynamic":  # which expands the trees of all requests together
-            alone = Engine(backbone, heads, POLICIES[policy]).generate(prompts[at], lengths[at])
+            alone = single_engine(backbone, heads, POLICIES[policy]).generate(prompts[at], lengths[at])
             assert _paths(completion) == _paths(alone)[: len(completion.steps)]
-    state, slots = engine._state_and_slots()
+    state, slots = engine.runner.state, engine.scheduler.slots
     for slot, (_, text) in zip(
         [at for at, length in enumerate(state.cache.lengths) if length], slots.cached_prefixes, strict=True
     ):
@@ -151,7 +151,7 @@ def test_a_prompt_that_is_cancelled_before_it_is_read_leaves_its_cached_prefix(
     engine.cancel("cancelled")
     assert cancelled.reused_tokens == len(shared)
     finish()
-    state, slots = engine._state_and_slots()
+    state, slots = engine.runner.state, engine.scheduler.slots
     assert ("", shared) in slots.cached_prefixes
     for slot, (_, text) in enumerate(slots.cached_prefixes):
         check_draft_cache(state, slot, text)
@@ -159,7 +159,7 @@ def test_a_prompt_that_is_cancelled_before_it_is_read_leaves_its_cached_prefix(
     again = submit("again", prompt)
     finish()
     assert again.reused_tokens == len(shared)
-    assert _paths(again) == _paths(Engine(backbone, heads, POLICIES["wide"]).generate(prompt, 6))
+    assert _paths(again) == _paths(single_engine(backbone, heads, POLICIES["wide"]).generate(prompt, 6))
 
 
 def test_a_prompt_that_begins_like_another_reuses_the_draft_cache(
@@ -195,7 +195,7 @@ def test_where_parts_are_captured_the_draft_is_not() -> None:
     model = mtp_model("mellum", mlp_layer_types=["dense"] * 2, mtp_mlp_layer_types=["dense"])
     backbone = build_backbone(model, kernels="eager")
     engine = Engine(backbone, native_heads(backbone), POLICIES["sequence"], EngineSettings(slots=1, context=CONTEXT))
-    state, _ = engine._state_and_slots()
+    state = engine.runner.state
     state.graphs = Graphs(Taped())
     prompt = small_prompt(9)
     done = engine.generate(prompt, 40)

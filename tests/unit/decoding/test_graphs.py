@@ -1,5 +1,6 @@
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as GenericSequence
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from hypothesis import strategies as st
 
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.graphs import Graphs
-from entmtp.decoding.request import Request, RunningRequest
+from entmtp.decoding.request import Request
 from entmtp.decoding.sampling import Sampler
+from entmtp.decoding.sequence import Sequence, bare_sequence
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
@@ -17,7 +19,6 @@ from entmtp.models import cache as cache_module
 from entmtp.models.backbone import Backbone
 from entmtp.policies.base import RequestPolicy
 from entmtp.policies.dynamic import DynamicPolicy
-from entmtp.policies.signals import SignalTracker
 from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.batch import TreeBatch
@@ -60,9 +61,13 @@ def taped_state(backbone: Backbone, heads: DraftHeads | None, slots: int) -> Dec
     return state
 
 
-def running(state: DecodingState, prompts: list[list[int]]) -> list[RunningRequest]:
+def running(state: DecodingState, prompts: list[list[int]]) -> list[Sequence]:
+    """Sequences that decode; the policy state of each is its slot."""
     started = [state.prefill(slot, prompt) for slot, prompt in enumerate(prompts)]
-    return [RunningRequest(slot, SignalTracker(8), [slot], *first) for slot, first in enumerate(started)]
+    sequences = [bare_sequence(slot, StaticPolicy(TREES["root"], 8), *first) for slot, first in enumerate(started)]
+    for sequence in sequences:
+        sequence.policy_state = [sequence.slot]
+    return sequences
 
 
 def captured_batch_sizes(state: DecodingState) -> set[int]:
@@ -88,8 +93,8 @@ def test_a_thousand_trees_replay_the_graphs_of_a_few_shapes(architecture: str, k
         while len(request.tokens) < 100:
             decode_step(state, policy, [request])
         assert request.tokens == text[: len(request.tokens)]
-        assert len({step.topology for step in request.steps}) > 20
-        assert any(step.path for step in request.steps), "nothing was accepted: compaction was never needed"
+        assert len({step.topology for step in request.completion.steps}) > 20
+        assert any(step.path for step in request.completion.steps), "nothing was accepted: compaction was never needed"
         captures.append(state.graphs.captures)
         generator.shuffle(trees)
     assert captures[2] == captures[3] < 4 * 5 * 5
@@ -106,9 +111,9 @@ def test_tokens_that_no_graph_has_made_are_verified_by_graphs() -> None:
     while len(request.tokens) < 60:
         decode_step(state, policy, [request])
     assert request.tokens == greedy(backbone.model, prompt, len(request.tokens))
-    assert any(step.path for step in request.steps)
+    assert any(step.path for step in request.completion.steps)
     assert state.graphs.disabled_reason is None
-    assert state.graphs.captures < len(request.steps)
+    assert state.graphs.captures < len(request.completion.steps)
 
 
 def test_a_batch_with_a_tree_each_replays_too() -> None:
@@ -156,7 +161,7 @@ def test_batch_rows_without_a_request_change_nothing_of_their_slots() -> None:
         decode_step(state, policy, requests)
     for request, prompt in zip(requests, prompts, strict=True):
         assert request.tokens == greedy(backbone.model, prompt, len(request.tokens))
-        assert any(step.path for step in request.steps)
+        assert any(step.path for step in request.completion.steps)
     assert all(map(torch.equal, contents(), before))
     assert state.cache.lengths[3] == int(state.cache.table.device_lengths[3]) == state.capacity
     assert state.graphs.disabled_reason is None
@@ -170,7 +175,7 @@ def test_requests_that_come_and_go_replay_the_graphs_of_few_numbers(rng: random.
     sizes = {"slots": 6, "context": 128, "prefill_tokens": 7}
     policy = SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8)
     engine = Engine(backbone, small_heads("hydra", backbone), policy, EngineSettings.parse(**sizes))
-    state, _ = engine._state_and_slots()
+    state = engine.runner.state
     state.graphs = Graphs(Taped())
     if drawing:
         engine.submit(Request("drawn", small_prompt(5), SamplingParams(seed=1, max_tokens=20)))
@@ -225,7 +230,7 @@ def test_only_replayed_steps_tell_what_steps_cost() -> None:
     class Watching(SequencePolicy):
         observed = 0
 
-        def observe(self, topologies: Sequence[Topology], ms: Mapping[str, float]) -> None:
+        def observe(self, topologies: GenericSequence[Topology], ms: Mapping[str, float]) -> None:
             self.observed += 1
 
     backbone = taped_backbone()

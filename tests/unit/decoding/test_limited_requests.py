@@ -138,7 +138,7 @@ def test_a_draft_cache_stays_right_where_nothing_is_drafted(kind: str) -> None:
     """Another request may begin with the text, and have trees."""
     backbone = build_backbone(draft_cache_model(kind), kernels="eager")
     engine = engine_of(backbone, draft_cache_heads(kind, backbone), "dynamic")
-    state, _ = engine._state_and_slots()
+    state = engine.runner.state
     (done,) = served(engine, 0)
     (slot,) = [at for at, length in enumerate(state.cache.lengths) if length]
     text = [*PROMPTS[0], *done.tokens]

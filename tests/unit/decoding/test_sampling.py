@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from entmtp.decoding import acceptance, sampling
-from entmtp.decoding.request import RunningRequest
 from entmtp.decoding.sampling import Sampler, choose_first_token
+from entmtp.decoding.sequence import bare_sequence
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.policies.base import Policy
-from entmtp.policies.signals import SignalTracker
 from entmtp.settings import SamplingParams
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
@@ -37,7 +36,7 @@ def test_one_seed_writes_one_text_with_every_policy_and_company(
             sampler = Sampler(params.model_copy(update={"seed": seed}))
             sampler.observe_prompt(PROMPT, SMALL_VOCAB, backbone.device)
             root, uncertainty = state.start(slot, state.next_logits(slot), sampler)
-            requests.append(RunningRequest(slot, SignalTracker(8), policy.start(), root, uncertainty, sampler))
+            requests.append(bare_sequence(slot, policy, root, uncertainty, sampler))
         while len(requests[0].tokens) < 30:
             decode_step(state, policy, requests)
         return requests[0].tokens[:30]

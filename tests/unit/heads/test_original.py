@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from entmtp.decoding.engine import Engine
 from entmtp.decoding.graphs import Graphs
-from entmtp.decoding.request import RunningRequest
+from entmtp.decoding.sequence import bare_sequence
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.heads.checkpoint import load_heads
@@ -18,13 +17,20 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
-from entmtp.policies.signals import SignalTracker
 from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import TRACED_RANKS
 from tests.helpers.published_checkpoints import LAYOUTS, Model, Published
-from tests.helpers.small_cases import small_backbone, small_chances, small_cost, small_predictor, small_prompt, traced
+from tests.helpers.small_cases import (
+    single_engine,
+    small_backbone,
+    small_chances,
+    small_cost,
+    small_predictor,
+    small_prompt,
+    traced,
+)
 from tests.helpers.taped_graphs import Taped
 from tests.helpers.tiny_models import TREES, greedy, random_tokens, tiny_model
 
@@ -133,7 +139,7 @@ def policies() -> list[Policy]:
 def test_the_text_is_the_models_own(layout: str, small: Backbone, tmp_path: Path) -> None:
     heads = imported(LAYOUTS[layout](model_of(small)), small, tmp_path)
     for policy in policies():
-        done = Engine(small, heads, policy).generate(small_prompt(9), 50)
+        done = single_engine(small, heads, policy).generate(small_prompt(9), 50)
         assert done.tokens == greedy(small.model, small_prompt(9), 50)
         assert done.tau > 1, "nothing was accepted: the case shows nothing"
 
@@ -145,7 +151,7 @@ def test_steps_replay_as_graphs(layout: str, small: Backbone, tmp_path: Path) ->
     prompt = small_prompt(9)
     root, entropy = state.prefill(0, prompt)
     policy = SequencePolicy([TREE, TREES["chain"], TREES["wide"], TREES["root"]], 8)
-    request = RunningRequest(0, SignalTracker(8), policy.start(), root, entropy)
+    request = bare_sequence(0, policy, root, entropy)
     while len(request.tokens) < 40:
         decode_step(state, policy, [request])
     assert request.tokens == greedy(small.model, prompt, len(request.tokens))

@@ -3,8 +3,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from entmtp.decoding.engine import Engine
-from entmtp.decoding.request import RunningRequest
+from entmtp.decoding.sequence import bare_sequence
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
 from entmtp.decoding.timers import Stopwatch
@@ -12,14 +11,22 @@ from entmtp.errors import EntMTPError
 from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.base import Choice
 from entmtp.policies.dynamic import MAX_EXPANDED_NODES, ROOT_ONLY, DynamicPolicy, _Node
-from entmtp.policies.signals import Signals, SignalTracker
+from entmtp.policies.signals import Signals
 from entmtp.policies.step_cost import StepCost
 from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Topology
-from tests.helpers.small_cases import Scripted, small_backbone, small_chances, small_cost, small_heads, small_prompt
+from tests.helpers.small_cases import (
+    Scripted,
+    single_engine,
+    small_backbone,
+    small_chances,
+    small_cost,
+    small_heads,
+    small_prompt,
+)
 from tests.helpers.tiny_models import greedy
 
 EASY = Signals(0, 0.0, 0.0, 0.0)
@@ -111,7 +118,7 @@ def test_growing_gives_the_tokens_that_filling_gives(kind: str) -> None:
 def test_the_text_is_the_models_own(kind: str) -> None:
     backbone = small_backbone()
     policy = DynamicPolicy(PREDICTOR, small_chances(), small_cost(0.05, 0.05).of_batch, 8)
-    done = Engine(backbone, small_heads(kind, backbone), policy).generate(small_prompt(6), 60)
+    done = single_engine(backbone, small_heads(kind, backbone), policy).generate(small_prompt(6), 60)
     assert done.tokens == greedy(backbone.model, small_prompt(6), 60)
     assert len({step.topology for step in done.steps}) > 1
     assert done.tau > 1
@@ -121,7 +128,7 @@ def test_the_text_is_the_models_own(kind: str) -> None:
 def test_a_step_that_drafts_nothing_is_timed_too() -> None:
     backbone = small_backbone()
     policy = DynamicPolicy(PREDICTOR, small_chances(), small_cost(50.0, 50.0).of_batch, 8)
-    done = Engine(backbone, small_heads("hydra", backbone), policy).generate(small_prompt(6), 5)
+    done = single_engine(backbone, small_heads("hydra", backbone), policy).generate(small_prompt(6), 5)
     assert [step.topology.nodes for step in done.steps] == [0] * 5
     assert all(step.policy_ms > 0 for step in done.steps)
 
@@ -132,12 +139,12 @@ def test_each_request_of_a_batch_grows_its_own_tree() -> None:
     state = DecodingState(backbone, small_heads("hydra", backbone), 3, 256)
     prompts = [small_prompt(length, seed=length) for length in (4, 9, 14)]
     started = [state.prefill(slot, prompt) for slot, prompt in enumerate(prompts)]
-    requests = [RunningRequest(slot, SignalTracker(8), policy.start(), *first) for slot, first in enumerate(started)]
+    requests = [bare_sequence(slot, policy, *first) for slot, first in enumerate(started)]
     for _ in range(12):
         decode_step(state, policy, requests)
     for request, prompt in zip(requests, prompts, strict=True):
         assert request.tokens == greedy(backbone.model, prompt, len(request.tokens))
-    assert any(len({request.steps[at].topology for request in requests}) > 1 for at in range(12))
+    assert any(len({request.completion.steps[at].topology for request in requests}) > 1 for at in range(12))
 
 
 def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() -> None:

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entmtp.decoding.engine import Engine
 from entmtp.models.backbone import Backbone
 from entmtp.policies.static import ScheduledPolicy, StaticPolicy
 from entmtp.trees.published import published_tree
@@ -19,7 +18,15 @@ from entmtp.trees.trace_replay import (
     static_tau,
     visits,
 )
-from tests.helpers.small_cases import drawn_trace, small_backbone, small_heads, small_prompt, trace_of, traced
+from tests.helpers.small_cases import (
+    drawn_trace,
+    single_engine,
+    small_backbone,
+    small_heads,
+    small_prompt,
+    trace_of,
+    traced,
+)
 from tests.helpers.tiny_models import TREES
 
 RANKS = st.sampled_from([0, 0, 1, 2, MISS])
@@ -73,7 +80,7 @@ def test_replay_foretells_a_real_run_step_by_step(kind: str, tree: Topology, bac
     if tree.max_rank and max(tree.max_rank) >= 12:
         tree = Topology.of([path for path in tree.paths if max(path) < 12])
     heads, prompt = small_heads(kind, backbone), small_prompt(7)
-    done = Engine(backbone, heads, StaticPolicy(tree, 8)).generate(prompt, 60)
+    done = single_engine(backbone, heads, StaticPolicy(tree, 8)).generate(prompt, 60)
     trace = traced(backbone, heads, prompt, done.tokens)
 
     lengths = accepted_lengths(trace, tree)
@@ -107,10 +114,10 @@ def test_the_right_path_alone_is_never_slower_than_any_schedule_of_trees(seed: i
 
 def test_a_hindsight_schedule_runs_as_computed(backbone: Backbone) -> None:
     heads, prompt = small_heads("hydra", backbone), small_prompt(7)
-    text = Engine(backbone, None, StaticPolicy(TREES["root"], 8)).generate(prompt, 60).tokens
+    text = single_engine(backbone, None, StaticPolicy(TREES["root"], 8)).generate(prompt, 60).tokens
     trees = [TREES["root"], TREES["chain"], TREES["wide"], TREES["bushy"]]
     schedule, time = best_schedule(traced(backbone, heads, prompt, text), trees, cost)
-    done = Engine(backbone, heads, ScheduledPolicy(schedule, 8)).generate(prompt, 60)
+    done = single_engine(backbone, heads, ScheduledPolicy(schedule, 8)).generate(prompt, 60)
     assert done.tokens == text
     assert sum(cost(step.topology) for step in done.steps) == pytest.approx(time)
     assert len({step.topology.name for step in done.steps}) > 1

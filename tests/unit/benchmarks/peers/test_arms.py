@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from benchmarks.peers.arms import REFERENCE, Arm, Asked, Referee, Written, generate_arms, measure, own_arm
-from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.models.build import build_backbone
 from entmtp.policies.static import StaticPolicy
 from entmtp.trees.topology import Topology
+from tests.helpers.small_cases import single_engine
 from tests.helpers.tiny_models import random_tokens, tiny_model
 
 TEXT = [5, 6, 7, 8]
@@ -83,7 +83,7 @@ def test_a_free_arm_may_write_another_text_and_its_time_is_for_as_many_tokens() 
 def test_our_loop_and_every_kind_of_generate_write_one_text() -> None:
     model = tiny_model("llama")
     prompt = random_tokens(9)
-    engine = Engine(build_backbone(model), None, StaticPolicy(Topology.root_only(), entropy_window=8))
+    engine = single_engine(build_backbone(model), None, StaticPolicy(Topology.root_only(), entropy_window=8))
     ours = own_arm(engine)(prompt, 7)
     assert ours.steps == 7
     assert len(ours.tokens) == 7

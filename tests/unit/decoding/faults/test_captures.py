@@ -28,7 +28,7 @@ def test_parts_that_read_what_could_not_be_captured_are_not_captured(backbone: B
             return recording
 
     engine = engine_of(backbone, heads, "static")
-    graphs = engine._state_and_slots()[0].graphs = Graphs(Small())
+    graphs = engine.runner.state.graphs = Graphs(Small())
     done = engine.submit(Request("one", small_prompt(5), SamplingParams(temperature=0.0, max_tokens=24)))
     run(engine)
     assert done.tokens == greedy(backbone.model, small_prompt(5), 24)
@@ -53,7 +53,7 @@ def test_a_capture_that_runs_out_of_memory_leaves_graphs_on(backbone: Backbone, 
                 raise RuntimeError("CUDA error: out of memory")
             return super().capture(work)
 
-    graphs = engine._state_and_slots()[0].graphs = Graphs(Small())
+    graphs = engine.runner.state.graphs = Graphs(Small())
     assert check(engine, serve(engine), expected, "capture") == 0
     assert graphs.disabled_reason is None
     assert graphs.active

@@ -40,7 +40,7 @@ def walk(
         assert fault.where
         where = f"{error} at {at}, {fault.where}"
         assert check(engine, done, expected, where) <= most_ended(error, fault.callers), where
-        assert engine._state_and_slots()[0].graphs.disabled_reason is None, where
+        assert engine.runner.state.graphs.disabled_reason is None, where
         assert check(engine, serve(engine), expected, f"after {where}") == 0
 
 
@@ -48,7 +48,7 @@ def most_ended(error: str, callers: frozenset[str]) -> int:
     """Maximum number of requests that a fault may end, by the functions on the stack."""
     if "_compact_slots" in callers:  # the two slots may hold anything; memory is allocated before anything moves
         return 0 if error == "memory" else 2
-    own = {"_assign_slot", "_prefill_chunk", "_finish", "logprobs_of", "_logprobs", "_advance", "zero_free_rows"}
+    own = {"_assign_slot", "_prefill", "_finish", "logprobs_of", "_logprobs", "_advance", "zero_free_rows"}
     return int(bool(own & callers))  # a failed step of the batch is repeated request by request
 
 

@@ -10,6 +10,7 @@ import torch
 
 from entmtp.decoding.acceptance import Accepted, Outcome, accept_greedy
 from entmtp.decoding.request import Request
+from entmtp.decoding.sequence import SequenceStatus
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.settings import SamplingParams
@@ -26,15 +27,17 @@ def test_a_slot_with_non_finite_values_is_clean_for_the_next(kind: str, captured
     heads = small_heads("hydra", backbone) if kind == "hydra" else random_hydra_plus_plus_heads(backbone)
     engine = engine_of(backbone, heads, "sequence", captured)
     expected = serve(engine)
-    state, _ = engine._state_and_slots()
+    state = engine.runner.state
     for _ in range(SLOTS):
         bad = engine.submit(Request("bad", small_prompt(30), SamplingParams(temperature=0.0, max_tokens=9)))
         good = engine.submit(Request("good", small_prompt(3), SamplingParams(temperature=0.0, max_tokens=9)))
-        while not engine.idle and not any(job.running for job in engine._jobs if job.request.id == "bad"):
+        while not engine.idle and not any(
+            one.status is SequenceStatus.RUNNING for one in engine.scheduler.running if one.request.id == "bad"
+        ):
             engine.step()
-        (job,) = [job for job in engine._jobs if job.request.id == "bad"]
+        (sequence,) = [one for one in engine.scheduler.running if one.request.id == "bad"]
         for pool in state.cache.pools.values():
-            pool[:, job.slot] = torch.nan
+            pool[:, sequence.slot] = torch.nan
         run(engine)
         assert bad.finish_reason == "error"
         assert "not numbers" in str(bad.error)
@@ -50,10 +53,10 @@ def test_a_cancelled_prompt_whose_states_are_not_numbers_leaves_a_clean_slot(
     expected = serve(engine)
     engine.submit(Request("long", small_prompt(30), SamplingParams(max_tokens=3)))
     engine.step()
-    (job,) = engine._jobs
-    state, _ = engine._state_and_slots()
+    (sequence,) = engine.scheduler.running
+    state = engine.runner.state
     for pool in state.cache.pools.values():
-        pool[:, job.slot] = torch.nan
+        pool[:, sequence.slot] = torch.nan
     engine.step()
     engine.cancel("long")
     assert check(engine, serve(engine), expected, "used again") == 0
@@ -65,7 +68,7 @@ def test_a_rejected_guess_that_is_not_a_number_leaves_no_trace(
 ) -> None:
     expected = serve(engine_of(backbone, heads, "sequence", captured))
     engine = engine_of(backbone, heads, "sequence", captured)
-    state, _ = engine._state_and_slots()
+    state = engine.runner.state
     poisoned = 0
     read = Accepted.to_host
 
@@ -97,7 +100,7 @@ def test_heads_whose_states_are_not_finite_leave_a_clean_slot(
 ) -> None:
     engine = engine_of(backbone, random_hydra_plus_plus_heads(backbone), "static")
     expected = serve(engine)
-    state, _ = engine._state_and_slots()
+    state = engine.runner.state
     assert state.drafter is not None
     drafter, append = state.drafter, state.drafter.append
 

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models
 
 from entmtp.decoding import engine as engine_module
+from entmtp.decoding import runner as runner_module
 from entmtp.decoding import step as step_module
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.outputs import logprobs_of
@@ -49,7 +50,7 @@ FENCED: dict[str, tuple[Any, str, Callable[[Exception], Any]]] = {
     "penalties": (Sampler, "observe_prompt", lambda error: broken_sampler("observe_prompt", error)),
     "shaping": (Sampler, "process_logits", lambda error: broken_sampler("process_logits", error)),
     "what was written": (Sampler, "observe_tokens", lambda error: broken_sampler("observe_tokens", error)),
-    "first logprobs": (engine_module, "logprobs_of", broken_logprobs),
+    "first logprobs": (runner_module, "logprobs_of", broken_logprobs),
     "logprobs": (step_module, "logprobs_of", broken_logprobs),
     "text": (engine_module, "TextStream", lambda error: BrokenText),
 }
@@ -79,7 +80,7 @@ def test_an_exchange_of_slots_that_breaks_off_ends_those_two(
 ) -> None:
     expected = serve(engine_of(backbone, heads, "sequence"))
     engine = engine_of(backbone, heads, "sequence")
-    state, slots = engine._state_and_slots()
+    state, slots = engine.runner.state, engine.scheduler.slots
     moved: list[int] = []
     dirty: list[int] = []
     mark_dirty = slots.mark_dirty
@@ -107,7 +108,7 @@ def test_a_request_that_no_room_can_be_found_for_ends_alone(
 ) -> None:
     expected = serve(engine_of(backbone, heads, "sequence"))
     engine = engine_of(backbone, heads, "sequence")
-    _, slots = engine._state_and_slots()
+    slots = engine.scheduler.slots
     acquire, rejected = slots.acquire, small_prompt(6, seed=7)
 
     def broken(prompt: Sequence[int], salt: str = "") -> tuple[int, int]:
@@ -129,6 +130,6 @@ def test_a_broken_model_ends_the_engine(backbone: Backbone, heads: DraftHeads, m
     def broken(*args: Any) -> Any:
         raise RuntimeError("the device is lost")
 
-    monkeypatch.setattr(engine._state_and_slots()[0].backbone, "verify", broken)
+    monkeypatch.setattr(engine.runner.state.backbone, "verify", broken)
     with pytest.raises(RuntimeError, match="the device is lost"):
         serve(engine)

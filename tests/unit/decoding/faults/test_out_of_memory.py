@@ -27,17 +27,16 @@ def test_steps_after_one_that_was_too_large_are_plain_and_teach_nothing_wrong(
     done = engine.submit(Request("one", small_prompt(5), params))
     while len(done.tokens) < 3:
         engine.step()
-    (job,) = engine._jobs
-    assert job.running is not None
+    (sequence,) = engine.scheduler.running
     with FaultAt(0, torch.OutOfMemoryError("CUDA out of memory")):
         engine.step()
-    assert job.running.policy_state.expected is None
-    log_odds = job.running.policy_state.log_odds
-    before = len(job.running.steps)
+    assert sequence.policy_state.expected is None
+    log_odds = sequence.policy_state.log_odds
+    before = len(sequence.completion.steps)
     run(engine)
     assert done.tokens == expected
-    assert {step.topology.nodes for step in job.running.steps[before:]} == {0}
-    assert job.running.policy_state.log_odds == log_odds
+    assert {step.topology.nodes for step in sequence.completion.steps[before:]} == {0}
+    assert sequence.policy_state.log_odds == log_odds
     monkeypatch.setattr(step_retry, "STEPS_ALONE", 2)
     again = engine_of(backbone, heads, "static")
     done = again.submit(Request("one", small_prompt(5), params))
@@ -54,7 +53,7 @@ def test_a_probe_that_runs_out_of_memory_says_nothing_of_the_model(
     engine = engine_of(backbone, heads, "sequence")
     monkeypatch.setattr(Sampler, "process_logits", broken_sampler("process_logits", ValueError("broken")))
     full = torch.OutOfMemoryError("CUDA out of memory")
-    state, _ = engine._state_and_slots()
+    state = engine.runner.state
     monkeypatch.setattr(state, "prefill", lambda *_: (_ for _ in ()).throw(full))
     marked = engine.submit(Request("marked", small_prompt(5, seed=9), MARKED.model_copy(update={"stop": []})))
     done = serve(engine)

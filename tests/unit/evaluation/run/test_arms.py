@@ -13,6 +13,7 @@ from entmtp.policies.ladder import best_static
 from entmtp.policies.static import ScheduledPolicy, SequencePolicy
 from entmtp.policies.step_cost import StepCost
 from entmtp.policies.yardsticks import all_trees
+from entmtp.settings import EngineSettings
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
@@ -29,6 +30,7 @@ COST = StepCost(
     wide_nodes=63,
     hardware="test",
 )
+SINGLE = EngineSettings.for_one()
 PROMPT = random_tokens(9)
 
 
@@ -42,14 +44,14 @@ def tools() -> Toolbox:
 
 @pytest.fixture(scope="module")
 def foresight(tools: Toolbox) -> Foresight:
-    dynamic_run = make_engine("entmtp-dynamic", tools).generate(PROMPT, NEW_TOKENS)
+    dynamic_run = make_engine("entmtp-dynamic", tools, SINGLE).generate(PROMPT, NEW_TOKENS)
     trace = traced(tools.backbone, tools.heads["hydra"], PROMPT, dynamic_run.tokens)
     return Foresight(trace, dynamic_run, "0-gsm8k/1")
 
 
 @pytest.fixture(scope="module")
 def runs(tools: Toolbox, foresight: Foresight) -> dict[str, Completion]:
-    return {arm: make_engine(arm, tools, foresight).generate(PROMPT, NEW_TOKENS) for arm in lossless_arms()}
+    return {arm: make_engine(arm, tools, SINGLE, foresight).generate(PROMPT, NEW_TOKENS) for arm in lossless_arms()}
 
 
 def trees(run: Completion) -> list[Topology]:
@@ -73,17 +75,17 @@ def test_the_random_control_has_a_policys_trees_in_another_order(
 ) -> None:
     bank = tools.banks["hydra"].model_copy(update={"thresholds": [1.5, 2.5]})  # about what this model's entropies are
     shifted = Toolbox(tools.backbone, tools.heads, {"hydra": bank}, tools.costs)
-    ladder = make_engine("entmtp", shifted).generate(PROMPT, NEW_TOKENS)
+    ladder = make_engine("entmtp", shifted, SINGLE).generate(PROMPT, NEW_TOKENS)
     seen = Foresight(foresight.trace, ladder, "seed")
-    control = make_engine("random", shifted, seen).policy
+    control = make_engine("random", shifted, SINGLE, seen).policy
     assert isinstance(control, SequencePolicy)
     state = control.start()
     shuffled = [control.choose_one(step.signals, state, 63) for step in ladder.steps]
     assert Counter(shuffled) == Counter(trees(ladder))
     assert len(Counter(shuffled)) > 1
     assert shuffled != trees(ladder)
-    again = make_engine("random", shifted, seen).generate(PROMPT, NEW_TOKENS)
-    assert trees(again) == trees(make_engine("random", shifted, seen).generate(PROMPT, NEW_TOKENS))
+    again = make_engine("random", shifted, SINGLE, seen).generate(PROMPT, NEW_TOKENS)
+    assert trees(again) == trees(make_engine("random", shifted, SINGLE, seen).generate(PROMPT, NEW_TOKENS))
 
 
 def test_no_arm_of_the_same_heads_and_bank_beats_the_bank_oracle_and_that_not_hindsight(
@@ -132,7 +134,9 @@ def test_arms_come_in_their_order_and_once() -> None:
 
 def test_plain_decoding_needs_neither_heads_nor_banks(tools: Toolbox) -> None:
     bare = Toolbox(tools.backbone, {}, {}, {})
-    assert make_engine("autoregressive", bare).generate(PROMPT, 5).tokens == greedy(tools.backbone.model, PROMPT, 5)
+    assert make_engine("autoregressive", bare, SINGLE).generate(PROMPT, 5).tokens == greedy(
+        tools.backbone.model, PROMPT, 5
+    )
 
 
 def test_controls_that_know_the_models_text_beforehand_are_refused_where_it_is_left() -> None:

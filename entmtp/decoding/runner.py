@@ -1,0 +1,81 @@
+"""Runner of batches: everything of a step that runs the model."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from entmtp.decoding.batch import Batch, BatchResult, PrefillChunk
+from entmtp.decoding.faults import NonFiniteLogitsError
+from entmtp.decoding.outputs import logprobs_of
+from entmtp.decoding.sequence import Sequence, SequenceStatus, bare_sequence
+from entmtp.decoding.state import DecodingState
+from entmtp.decoding.step import decode_step
+from entmtp.decoding.step_retry import StepRetry
+from entmtp.policies.base import Policy
+
+
+class Runner:
+    """Reads prompts and decodes, with one policy. An error of one sequence becomes its ``failure``."""
+
+    def __init__(self, state: DecodingState, policy: Policy) -> None:
+        self.state = state
+        self.policy = policy
+        self._retry = StepRetry()
+
+    def run(self, batch: Batch) -> BatchResult:
+        """Read the batch's parts of prompts, then decode one step of all sequences whose prompt has been read."""
+        result = BatchResult(batch)
+        for chunk in batch.chunks:
+            self._prefill(chunk, result)
+        # In the order of slots, so that the step reads consecutive cache rows without a copy.
+        decoding = sorted((one for one in batch.sequences if _decodes(one)), key=lambda one: one.slot)
+        if decoding:
+            self._decode(decoding, result)
+        return result
+
+    def probe(self, slot: int) -> None:
+        """Decode one step of a trivial prompt in a free slot; raises if model, policy or device are broken."""
+        root, entropy = self.state.prefill(slot, [0])
+        decode_step(self.state, self.policy, [bare_sequence(slot, self.policy, root, entropy)])
+
+    def _prefill(self, chunk: PrefillChunk, result: BatchResult) -> None:
+        sequence = chunk.sequence
+        try:
+            self.state.prefill_chunk(sequence.slot, chunk.tokens)
+            sequence.prefilled += len(chunk.tokens)
+            if not sequence.unread_tokens:
+                self._start_decoding(sequence)
+        except Exception as error:
+            sequence.fail(error, "reading its prompt")
+            result.errors.append(error)
+            return
+        if sequence.status is SequenceStatus.RUNNING and math.isnan(sequence.entropy):
+            sequence.fail(NonFiniteLogitsError(), "reading its prompt")
+
+    def _start_decoding(self, sequence: Sequence) -> None:
+        """Choose the first root of a sequence whose prompt is read."""
+        backbone, request, done = self.state.backbone, sequence.request, sequence.completion
+        sequence.sampler.observe_prompt(request.prompt, backbone.vocab_size, backbone.device)
+        logits = self.state.next_logits(sequence.slot)
+        root, entropy = self.state.start(sequence.slot, logits, sequence.sampler)
+        sequence.start_decoding(self.policy, root, entropy)
+        if (count := request.params.logprobs) is not None:
+            sequence.logprobs += logprobs_of(logits[None], [root], count)
+        done.prefill_seconds = time.perf_counter() - sequence.arrival - done.waiting_seconds
+
+    def _decode(self, sequences: list[Sequence], result: BatchResult) -> None:
+        tokens_before = [len(sequence.tokens) for sequence in sequences]
+        began = time.perf_counter()
+        self._retry.step(self.state, self.policy, sequences)
+        result.decode_seconds = time.perf_counter() - began
+        for sequence, before in zip(sequences, tokens_before, strict=True):
+            result.new_tokens[sequence] = sequence.tokens[before:]
+            if sequence.failure is not None:
+                result.errors.append(sequence.failure)
+            elif math.isnan(sequence.entropy):
+                sequence.fail(NonFiniteLogitsError(), "decoding it")
+
+
+def _decodes(sequence: Sequence) -> bool:
+    return sequence.status is SequenceStatus.RUNNING and sequence.failure is None
