@@ -80,9 +80,10 @@ def paired_ratio(numerators: Floats, denominators: Floats) -> LogMean:
 
 def mean_of_logs(logs: Floats) -> LogMean:
     """Mean of logarithms, one for each prompt, `[prompts]`."""
-    count = len(logs)
-    error = float(logs.std(ddof=1)) / math.sqrt(count) if count >= FEWEST_PROMPTS else None
-    return LogMean(float(logs.mean()), error, count - 1)
+    count, mean = len(logs), float(logs.mean())
+    deviations = logs - mean
+    error = math.sqrt(float(deviations @ deviations) / (count - 1) / count) if count >= FEWEST_PROMPTS else None
+    return LogMean(mean, error, count - 1)
 
 
 def mean_of_suites(ratios: Sequence[LogMean]) -> LogMean:
@@ -144,13 +145,17 @@ def correlation(x: Sequence[Floats], y: Sequence[Floats]) -> Estimate:
         The correlation; nan if x or y does not vary.
     """
 
+    prompt_of = np.repeat(np.arange(len(x)), [len(points) for points in x])
+    all_x, all_y = np.concatenate(x), np.concatenate(y)
+
     def fisher(included: NDArray[np.bool_]) -> float:
-        a, b = (
-            np.concatenate([part for part, here in zip(all_of, included, strict=True) if here]) for all_of in (x, y)
-        )
-        if len(a) < 2 or not (a.std() > 0 and b.std() > 0):
+        here = included[prompt_of]
+        a, b = all_x[here], all_y[here]
+        if len(a) < 2:
             return math.nan
-        return math.atanh(min(max(float(np.corrcoef(a, b)[0, 1]), -1 + 1e-12), 1 - 1e-12))
+        a, b = a - a.mean(), b - b.mean()
+        spread = math.sqrt(float(a @ a)) * math.sqrt(float(b @ b))
+        return math.atanh(min(max(float(a @ b) / spread, -1 + 1e-12), 1 - 1e-12)) if spread > 0 else math.nan
 
     found = _jackknife(len(x), fisher)
     half = None if math.isnan(found.error or 0.0) else _half_width(found.error, found.freedom)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +45,21 @@ class _Node(NamedTuple):
     chance: float
     number: int
     log_odds: float
+
+
+@cache
+def _flat_trees() -> list[Topology]:
+    """Trees of 0, 1, ... ``MAX_EXPANDED_NODES`` nodes, all of them children of the root."""
+    return [
+        Topology.root_only(),
+        *(Topology.of([(rank,) for rank in range(n)]) for n in range(1, MAX_EXPANDED_NODES + 1)),
+    ]
+
+
+@cache
+def _chains(levels: int) -> list[Topology]:
+    """Chains of 1, 2, ... ``levels`` nodes."""
+    return [Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in range(1, levels + 1)]
 
 
 @dataclass(frozen=True)
@@ -107,14 +122,8 @@ class DynamicPolicy(BiasedPolicy):
     def _compute_prices(self, limits: tuple[int, ...], context: int) -> _TokenPrices:
         batch = len(limits)
         cost, rate = self._costs(batch, context), self._before.rate(limits, context)
-        trees = [
-            Topology.root_only(),
-            *(Topology.of([(rank,) for rank in range(n)]) for n in range(1, MAX_EXPANDED_NODES + 1)),
-        ]
-        verify = rate * np.array([cost(tree) - cost.draft(tree) for tree in trees])
-        depths = range(1, len(self.chances.slope) + 1)
-        chains = [Topology.of([(0,) * at for at in range(1, depth + 1)]) for depth in depths]
-        drafts = rate * np.array([0.0, *(cost.draft(chain) for chain in chains)])
+        verify = rate * np.array([cost(tree) - cost.draft(tree) for tree in _flat_trees()])
+        drafts = rate * np.array([0.0, *(cost.draft(chain) for chain in _chains(len(self.chances.slope)))])
         # Kernels may be slow for few tokens, so that a larger tree takes less time. That does not make nodes free.
         added = verify - np.minimum.accumulate(verify)
         node = float(min(added[MIN_PRICED_NODES:] / np.arange(MIN_PRICED_NODES, MAX_EXPANDED_NODES + 1))) / batch

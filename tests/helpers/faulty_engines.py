@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -54,12 +56,15 @@ def engine_of(backbone: Backbone, heads: DraftHeads, policy: str, captured: bool
     return engine
 
 
-def serve(engine: Engine) -> list[Completion]:
+def serve(engine: Engine, around: Callable[[int], AbstractContextManager[object]] | None = None) -> list[Completion]:
+    """Serve the requests to their ends; ``around`` makes the context that step 0, 1, ... of the engine runs in."""
     done = [
         engine.submit(Request(str(at), prompt, SamplingParams.parse(**({"temperature": 0.0} | params))))
         for at, (prompt, params) in enumerate(REQUESTS)
     ]
-    run(engine)
+    for step in itertools.takewhile(lambda _: not engine.idle, itertools.count()):
+        with around(step) if around else nullcontext():
+            engine.step()
     return done
 
 

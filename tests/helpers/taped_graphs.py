@@ -23,11 +23,11 @@ class HostSync(RuntimeError):
 
 
 class _Tape(TorchDispatchMode):
-    """Records each operator with its operands, and the former values of those that it writes."""
+    """Records each operator with its operands and results, and the former values of those that it writes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self.calls: list[tuple[Any, Any, Any, list[torch.Tensor]]] = []
         self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -39,7 +39,7 @@ class _Tape(TorchDispatchMode):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 self.before.append((value, value.clone()))
         results = func(*args, **kwargs)
-        self.calls.append((func, args, kwargs, results))
+        self.calls.append((func, args, kwargs, _tensors(results)))
         return results
 
 
@@ -68,13 +68,14 @@ class Taped(GraphCapturer):
         return CapturedGraph(lambda: _replay(tape.calls), outputs)
 
 
-def _replay(calls: list[tuple[Any, Any, Any, Any]]) -> None:
-    for func, args, kwargs, results in calls:
-        again = func(*args, **kwargs)
-        for output, fresh in zip(_tensors(results), _tensors(again), strict=True):
+def _replay(calls: list[tuple[Any, Any, Any, list[torch.Tensor]]]) -> None:
+    for func, args, kwargs, outputs in calls:
+        for output, fresh in zip(outputs, _tensors(func(*args, **kwargs)), strict=True):
             if output.data_ptr() != fresh.data_ptr():
                 output.copy_(fresh)
 
 
 def _tensors(results: Any) -> list[torch.Tensor]:
+    if isinstance(results, torch.Tensor):
+        return [results]
     return [leaf for leaf in tree_leaves(results) if isinstance(leaf, torch.Tensor)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from hypothesis import strategies as st
@@ -102,9 +103,25 @@ def plain_logits(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
     return torch.nn.Module.__call__(model, input_ids=prompt, use_cache=False).logits[0]
 
 
-@torch.inference_mode()
+_WRITTEN: WeakKeyDictionary[PreTrainedModel, dict[tuple[int, ...], list[int]]] = WeakKeyDictionary()
+"""Longest greedy continuation of each prompt so far, by model."""
+
+
 def greedy(model: PreTrainedModel, ids: Sequence[int], new_tokens: int, **options: Any) -> list[int]:
-    """The model's own greedy continuation."""
+    """The model's own greedy continuation.
+
+    Without ``options``, a text is written once: a shorter continuation is the beginning of a longer one.
+    """
+    if options:
+        return _generate(model, ids, new_tokens, **options)
+    written = _WRITTEN.setdefault(model, {})
+    if len(written.get(tuple(ids), ())) < new_tokens:
+        written[tuple(ids)] = _generate(model, ids, new_tokens)
+    return written[tuple(ids)][:new_tokens]
+
+
+@torch.inference_mode()
+def _generate(model: PreTrainedModel, ids: Sequence[int], new_tokens: int, **options: Any) -> list[int]:
     prompt = torch.tensor([list(ids)], device=model.device)
     generate: Any = model.generate
     output = generate(

@@ -34,6 +34,7 @@ from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import save_traces
 from tests.helpers import synthetic_rows
+from tests.helpers.blank_figures import blank_figures
 from tests.helpers.small_cases import drawn_trace, small_backbone, small_bank, small_heads, small_prompt
 from tests.helpers.synthetic_rows import make_tables
 from tests.helpers.tiny_models import TREES, greedy, tiny_model
@@ -93,7 +94,8 @@ def test_a_policy_is_replayed_and_in_the_help(tmp_path: Path) -> None:
 def test_a_policy_is_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic_rows, "ARMS", {**synthetic_rows.ARMS, LINE.name: synthetic_rows.ARMS["entmtp"]})
     tables = make_tables(arms=("autoregressive", "entmtp", LINE.name), suites=("gsm8k",), prompts=3)
-    page = write_report(tmp_path, *tables, {}).read_text(encoding="utf-8")
+    with blank_figures():
+        page = write_report(tmp_path, *tables, {}).read_text(encoding="utf-8")
     assert f"<b>{LINE.name}</b>: {LINE.description}." in page
 
 

@@ -9,6 +9,7 @@ from benchmarks import origin
 from benchmarks.speedups import main
 from entmtp.evaluation.report.report import write_report
 from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
+from tests.helpers.blank_figures import blank_figures
 from tests.helpers.synthetic_rows import make_rows
 
 SECONDS = {"autoregressive": 3.0, "hydra-best": 2.0}
@@ -26,7 +27,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "git_commit": "0123456789abc",
         "settings": {"prompts": 4, "max_new_tokens": 8, "repetitions": 1},
     }
-    write_report(folder / "report", as_table(timed, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), provenance)
+    with blank_figures():
+        write_report(folder / "report", as_table(timed, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), provenance)
     return folder
 
 

@@ -13,6 +13,7 @@ from entmtp.calibration.known_chances import Outlook, expected_tokens, known_cha
 from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Path, Topology
 from entmtp.trees.trace_replay import accepted_length
+from tests.helpers.examples import examples
 from tests.helpers.small_cases import Scripted, small_chances
 
 PATHS: list[Path] = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)]
@@ -66,7 +67,7 @@ def test_expected_tokens_are_those_of_all_outcomes(seen: Outlook) -> None:
         assert expected_tokens(seen, tree) == pytest.approx(by_outcome)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=examples(per_hundred=40))
 @given(st.lists(outlooks(), min_size=1, max_size=2), costs())
 def test_no_policy_that_sees_the_same_chances_is_faster(
     steps: Sequence[Outlook], cost: Callable[[Topology], float]
@@ -80,7 +81,7 @@ def test_no_policy_that_sees_the_same_chances_is_faster(
     assert rate_of(known_chances(steps, cost)) == pytest.approx(fastest)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=examples(per_hundred=40))
 @given(outlooks(), costs())
 def test_hindsight_is_the_best_of_all_that_see_the_outcome(seen: Outlook, cost: Callable[[Topology], float]) -> None:
     found = known_outcomes([seen], cost)

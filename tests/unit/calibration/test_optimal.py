@@ -9,6 +9,7 @@ from entmtp.calibration.optimal import MAX_RANK, is_nested, most_probable_paths,
 from entmtp.trees.topology import Path, Topology
 from entmtp.trees.trace import MISS, RankTrace
 from entmtp.trees.trace_replay import accepted_lengths, static_tau
+from tests.helpers.examples import examples
 from tests.helpers.small_cases import drawn_trace, trace_of
 
 UNIVERSE: list[Path] = [
@@ -24,7 +25,7 @@ def closed_sets(size: int) -> list[tuple[Path, ...]]:
     ]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=examples(per_hundred=40))
 @given(ROWS, st.integers(1, 4))
 def test_the_sort_is_as_good_as_trying_every_tree(rows: list[list[int]], nodes: int) -> None:
     trace = trace_of(rows)

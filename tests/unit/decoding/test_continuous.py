@@ -26,6 +26,7 @@ from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.static import SequencePolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from tests.helpers.arrivals import come_and_go
+from tests.helpers.examples import examples
 from tests.helpers.small_cases import (
     SMALL_VOCAB,
     small_chances,
@@ -55,7 +56,7 @@ def run(engine: Engine) -> list[RequestOutput]:
 
 
 @given(st.randoms(use_true_random=False), st.sampled_from(list(POLICIES)), st.booleans())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(per_hundred=15))
 def test_sixteen_requests_that_come_and_go_write_what_each_writes_alone(
     backbone: Backbone, heads: DraftHeads, rng: random.Random, policy: str, reuse: bool
 ) -> None:

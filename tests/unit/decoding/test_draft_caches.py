@@ -24,6 +24,7 @@ from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.topology import Path, Topology
 from tests.helpers.arrivals import come_and_go
+from tests.helpers.examples import examples
 from tests.helpers.heads_with_caches import DRAFT_CACHE_KINDS, check_draft_cache, draft_cache_heads, draft_cache_model
 from tests.helpers.native_models import mtp_model, native_heads, sure_heads
 from tests.helpers.small_cases import single_engine, small_chances, small_cost, small_predictor, small_prompt
@@ -95,7 +96,7 @@ def likeliest(topology: Topology) -> tuple[int, ...]:
 
 
 @given(st.randoms(use_true_random=False), st.sampled_from(["wide", "sequence", "dynamic"]), st.booleans())
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(per_hundred=4), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_requests_that_come_and_go_write_what_each_writes_alone(
     model: PreTrainedModel, backbone: Backbone, heads: DraftHeads, rng: random.Random, policy: str, reuse: bool
 ) -> None:

@@ -24,6 +24,7 @@ from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from tests.helpers.arrivals import come_and_go
+from tests.helpers.examples import examples
 from tests.helpers.hydra_plus_plus_heads import random_hydra_plus_plus_heads
 from tests.helpers.small_cases import (
     SMALL_VOCAB,
@@ -84,7 +85,7 @@ def test_a_thousand_trees_replay_the_graphs_of_a_few_shapes(architecture: str, k
     generator = random.Random(0)
     trees = [drawn_tree(generator) for _ in range(100)]
     prompt = small_prompt(9)
-    text = greedy(backbone.model, prompt, 300)
+    text = greedy(backbone.model, prompt, 110)
     captures = []
     for _ in range(4):
         (request,) = running(state, [prompt])
@@ -169,7 +170,7 @@ def test_batch_rows_without_a_request_change_nothing_of_their_slots() -> None:
 
 
 @given(st.randoms(use_true_random=False), st.booleans())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(per_hundred=8))
 def test_requests_that_come_and_go_replay_the_graphs_of_few_numbers(rng: random.Random, drawing: bool) -> None:
     backbone = taped_backbone()
     sizes = {"slots": 6, "context": 128, "prefill_tokens": 7}

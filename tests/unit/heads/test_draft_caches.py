@@ -12,6 +12,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.trees.batch import TreeBatch
+from tests.helpers.examples import examples
 from tests.helpers.heads_with_caches import (
     BUSHY,
     CLOSE,
@@ -40,7 +41,7 @@ def heads(kind: str, backbone: Backbone) -> DraftHeads:
 
 
 @given(st.data())
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(per_hundred=12), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_accepted_paths_leave_the_draft_cache_of_a_text_prefilled_at_once(
     backbone: Backbone, heads: DraftHeads, data: st.DataObject
 ) -> None:

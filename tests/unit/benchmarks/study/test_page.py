@@ -25,6 +25,7 @@ from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, RequestR
 from entmtp.intervals import Estimate
 from entmtp.settings import STUDIES
 from tests.helpers.benchmark_commands import main_of
+from tests.helpers.blank_figures import blank_figures
 from tests.helpers.synthetic_rows import make_rows
 
 FACTS = {
@@ -62,7 +63,8 @@ def timed(rows: list[RequestRow]) -> list[RequestRow]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     requests, steps = make_rows(prompts=4, repetitions=1)
     folder = tmp_path_factory.mktemp("results") / "report"
-    write_report(folder, as_table(timed(requests), REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), FACTS)
+    with blank_figures():
+        write_report(folder, as_table(timed(requests), REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), FACTS)
     return folder
 
 
@@ -158,7 +160,8 @@ def test_a_temperatures_run_is_reported_with_speed_likelihood_and_the_papers_num
     ]
     provenance = FACTS | {"settings": {"prompts": 4, "max_new_tokens": 64, "repetitions": 3, "acceptance": "typical"}}
     other = tmp_path / "typical" / "report"
-    write_report(other, as_table(likelier, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), provenance)
+    with blank_figures():
+        write_report(other, as_table(likelier, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), provenance)
     page = publish(report, tmp_path / "study", sampled_runs(read_if_run(tmp_path), read_if_run(other)), "2026-01-02")
     lossless, typical = page.read_text().split("### Lossless")[1].split("## Figures")[0].split("### Typical acceptance")
     assert "Not run." in lossless

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Hashable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
@@ -12,33 +13,29 @@ from entmtp.decoding.request import Request
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.settings import SamplingParams
+from tests.helpers.examples import examples
 from tests.helpers.fault_injection import FaultAt
 from tests.helpers.faulty_engines import ERRORS, POLICIES, REQUESTS, check, engine_of, run, serve
 from tests.helpers.small_cases import small_prompt
 
-Points = list[list[int]]
-"""Numbers of the operations, grouped by the location in the code that they come from."""
+Point = tuple[int, int]
+"""Number of an engine's step, and of an operation within it."""
 
-Draw = Callable[[Points], list[int]]
+CASES = [(policy, error, captured) for policy in POLICIES for error in ERRORS for captured in (False, True)]
 
 
 def walk(
-    backbone: Backbone,
-    heads: DraftHeads,
-    policy: str,
-    error: str,
-    captured: bool,
-    draw: Draw,
+    backbone: Backbone, heads: DraftHeads, policy: str, error: str, captured: bool, points: Iterable[Point]
 ) -> None:
-    """Serve the requests once for each drawn operation, with the fault injected there."""
+    """Serve the requests once for each point, with the fault injected there."""
     expected = serve(engine_of(backbone, heads, policy, captured))
     assert [one.finish_reason for one in expected] == ["length"] * len(REQUESTS)
-    for at in draw(_points(backbone, heads, policy, error, captured)):
-        engine = engine_of(backbone, heads, policy, captured)
-        with FaultAt(at, ERRORS[error]()) as fault:
-            done = serve(engine)
+    for faulty_step, operation in points:
+        engine, fault = engine_of(backbone, heads, policy, captured), FaultAt(operation, ERRORS[error]())
+        contexts: dict[int, AbstractContextManager[object]] = {faulty_step: fault}
+        done = serve(engine, lambda step, contexts=contexts: contexts.get(step, nullcontext()))  # type: ignore[misc]
         assert fault.where
-        where = f"{error} at {at}, {fault.where}"
+        where = f"{error} at {operation} of step {faulty_step}, {fault.where}"
         assert check(engine, done, expected, where) <= most_ended(error, fault.callers), where
         assert engine.runner.state.graphs.disabled_reason is None, where
         assert check(engine, serve(engine), expected, f"after {where}") == 0
@@ -52,41 +49,65 @@ def most_ended(error: str, callers: frozenset[str]) -> int:
     return int(bool(own & callers))  # a failed step of the batch is repeated request by request
 
 
-def _points(backbone: Backbone, heads: DraftHeads, policy: str, error: str, captured: bool) -> Points:
-    engine = engine_of(backbone, heads, policy, captured)
-    with FaultAt(None, ERRORS[error]()) as fault:
-        serve(engine)
-    return list(fault.locations.values())
+def points_of(
+    backbone: Backbone, heads: DraftHeads, policy: str, error: str, captured: bool
+) -> dict[Hashable, list[Point]]:
+    """Points at which the fault may come, by the location in the code that they come from."""
+    steps: list[FaultAt] = []
 
+    def counted(step: int) -> FaultAt:
+        steps.append(FaultAt(None, ERRORS[error]()))
+        return steps[-1]
 
-def some(points: Points) -> list[int]:
-    """Ten operations of all."""
-    numbers = sorted(number for location in points for number in location)
-    return sorted(random.Random(len(numbers)).sample(numbers, 10))
-
-
-def every(points: Points) -> list[int]:
-    """One operation of each location in the code."""
-    drawn = random.Random(len(points))
-    return [drawn.choice(location) for location in points]
-
-
-CASES = [(policy, error, captured) for policy in POLICIES for error in ERRORS for captured in (False, True)]
+    serve(engine_of(backbone, heads, policy, captured), counted)
+    found: dict[Hashable, list[Point]] = {}
+    for step, fault in enumerate(steps):
+        for location, operations in fault.locations.items():
+            found.setdefault(location, []).extend((step, operation) for operation in operations)
+    return found
 
 
 @pytest.mark.parametrize(("policy", "error", "captured"), CASES)
 def test_a_fault_at_any_point_harms_no_other(
     policy: str, error: str, captured: bool, backbone: Backbone, heads: DraftHeads
 ) -> None:
-    walk(backbone, heads, policy, error, captured, some)
+    locations = points_of(backbone, heads, policy, error, captured)
+    points = sorted(point for each in locations.values() for point in each)
+    drawn = random.Random(len(points)).sample(points, examples(per_hundred=10))
+    walk(backbone, heads, policy, error, captured, sorted(drawn))
+
+
+@pytest.fixture(scope="module")
+def every_location(backbone: Backbone, heads: DraftHeads) -> dict[tuple[str, str, bool], list[Point]]:
+    """A point of every location in the code, by case: with each error, captured or not, under one of the policies.
+
+    The policies reach mostly the same locations, so each location is tried with one policy that reaches it.
+    """
+    chosen: dict[tuple[str, str, bool], list[Point]] = {case: [] for case in CASES}
+    drawn = random.Random(0)
+    for error in ERRORS:
+        for captured in (False, True):
+            reached: dict[Hashable, list[tuple[str, list[Point]]]] = {}
+            for policy in POLICIES:
+                for location, points in points_of(backbone, heads, policy, error, captured).items():
+                    reached.setdefault(location, []).append((policy, points))
+            for by_policy in reached.values():
+                policy, points = drawn.choice(by_policy)
+                chosen[policy, error, captured].append(drawn.choice(points))
+    return chosen
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("policy", "error", "captured"), CASES)
 def test_a_fault_at_every_point_harms_no_other(
-    policy: str, error: str, captured: bool, backbone: Backbone, heads: DraftHeads
+    policy: str,
+    error: str,
+    captured: bool,
+    backbone: Backbone,
+    heads: DraftHeads,
+    every_location: dict[tuple[str, str, bool], list[Point]],
 ) -> None:
-    walk(backbone, heads, policy, error, captured, every)
+    walk(backbone, heads, policy, error, captured, every_location[policy, error, captured])
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -19,6 +19,7 @@ from deployments.engines.tokenizing import PromptEncoder, longest_token
 from deployments.protocol.errors import ApiError
 from deployments.protocol.schema import Message
 from entmtp.models.loading.load import load_tokenizer
+from tests.helpers.examples import examples
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(per_hundred=200))
 @given(text=st.text(max_size=200), times=st.integers(1, 20))
 def test_no_text_has_fewer_tokens_than_its_length_says(bundled: PreTrainedTokenizerBase, text: str, times: int) -> None:
     longest = longest_token(bundled)

@@ -14,6 +14,7 @@ from deployments.protocol.compatibility import IGNORED
 from deployments.protocol.errors import add_error_handlers
 from deployments.protocol.schema import ChatRequest, CompletionRequest
 from entmtp.settings import SamplingParams
+from tests.helpers.examples import examples
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 TEXT = {"model": "m", "prompt": "Hello"}
@@ -179,7 +180,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(per_hundred=300))
 @given(st.dictionaries(st.sampled_from(sorted(ChatRequest.model_fields)) | st.text(max_size=8), VALUES, max_size=4))
 def test_nothing_but_400_comes_of_nonsense(client: TestClient, given: dict[str, Any]) -> None:
     assert client.post("/chat", json=CHAT | given).status_code in {200, 400}

@@ -9,6 +9,7 @@ import pytest
 from entmtp.evaluation.analysis.pareto import ParetoPoint, fastest, pareto
 from entmtp.evaluation.report.report import write_report
 from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
+from tests.helpers.blank_figures import blank_figures
 from tests.helpers.small_cases import small_bank
 from tests.helpers.synthetic_rows import COST, make_rows
 
@@ -46,7 +47,8 @@ def test_the_fastest_of_each_line(points: list[ParetoPoint]) -> None:
 def test_the_report_draws_them_with_the_measured_arms(points: list[ParetoPoint], tmp_path: Path) -> None:
     requests, steps = make_rows(suites=("gsm8k", "litbench"), prompts=3, repetitions=1)
     tables = as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA)
-    page = write_report(tmp_path, *tables, {}, points).read_text(encoding="utf-8")
+    with blank_figures():
+        page = write_report(tmp_path, *tables, {}, points).read_text(encoding="utf-8")
     assert "Fastest static trees, as predicted" in page
     assert pq.read_table(tmp_path / "tables" / "pareto.parquet").num_rows == len(points)
     content = json.loads((tmp_path / "summary.json").read_text())
@@ -58,5 +60,6 @@ def test_the_report_draws_them_with_the_measured_arms(points: list[ParetoPoint],
 
 def test_points_of_suites_that_did_not_run_are_not_drawn(points: list[ParetoPoint], tmp_path: Path) -> None:
     requests, steps = make_rows(arms=("hydra",), suites=("humaneval",), prompts=3, repetitions=1)
-    write_report(tmp_path, as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), {}, points)
+    with blank_figures():
+        write_report(tmp_path, as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA), {}, points)
     assert not list(tmp_path.glob("pareto*.png"))

@@ -19,6 +19,7 @@ from entmtp.evaluation.report.load_run import open_run
 from entmtp.evaluation.report.report import write_report
 from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
 from jobs import compare as job
+from tests.helpers.blank_figures import blank_figures
 from tests.helpers.synthetic_rows import make_rows
 
 FACTS = {"settings": {"max_new_tokens": 64, "repetitions": 2}, "hardware": "one | two", "git_commit": None}
@@ -31,7 +32,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     requests, steps = make_rows(arms=ARMS, suites=("gsm8k",), prompts=4, repetitions=2)
     tables = as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA)
-    write_report(folder / "fast" / "report", *tables, FACTS)
+    with blank_figures():
+        write_report(folder / "fast" / "report", *tables, FACTS)
     shutil.copytree(folder / "fast", folder / "slow")
     change(folder / "slow", lambda table: scaled(table, "seconds", 1.1))
     return folder

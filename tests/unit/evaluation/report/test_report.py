@@ -15,6 +15,7 @@ from rich.console import Console
 from entmtp.evaluation.analysis.summarise import summarise
 from entmtp.evaluation.report.report import WIDE, print_table, write_report
 from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
+from tests.helpers.blank_figures import PNG, blank_figures
 from tests.helpers.synthetic_rows import ARMS, SUITES, make_rows, make_tables
 
 FACTS = {
@@ -23,7 +24,6 @@ FACTS = {
     "versions": {"torch": "2.9", "cuda": None},
     "nan": float("nan"),
 }
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_the_quality_of_every_arms_texts_is_on_the_page(page: Page) -> None:
 def test_figures_and_tables_are_files_too(report: Path) -> None:
     folder = report.parent
     for name in ("speedup", "tau", "entropy", "trees", "shares", "entropy-distribution"):
-        assert (folder / f"{name}.png").read_bytes().startswith(_PNG)
+        assert (folder / f"{name}.png").read_bytes().startswith(PNG)
     arms = pq.read_table(folder / "tables" / "arms.parquet")
     assert arms.num_rows == len(ARMS) * len(SUITES)
     assert pa_csv.read_csv(folder / "tables" / "arms.csv")["tau"].to_pylist() == arms["tau"].to_pylist()
@@ -216,7 +216,8 @@ def test_summary_is_strict_json(report: Path) -> None:
 
 def test_report_of_two_prompts_shows_no_speedup(tmp_path: Path) -> None:
     arms = ("autoregressive", "entmtp")
-    page = write_report(tmp_path, *make_tables(arms=arms, suites=("gsm8k",), prompts=2), {}).read_text()
+    with blank_figures():
+        page = write_report(tmp_path, *make_tables(arms=arms, suites=("gsm8k",), prompts=2), {}).read_text()
     assert "entmtp against autoregressive: no claim" in page
     assert not re.search(r"\d\.\d\d[x×]", page)
 
@@ -227,13 +228,15 @@ def test_the_trees_drawn_are_of_an_arm_that_changes_them(tmp_path: Path) -> None
     trees = {"entmtp": [large, large], "entmtp-dynamic": [large, small]}
     steps = [replace(row, tree=trees[row.arm][row.step % 2]) if row.arm in trees else row for row in steps]
     tables = as_table(requests, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA)
-    page = write_report(tmp_path, *tables, FACTS).read_text(encoding="utf-8")
+    with blank_figures():
+        page = write_report(tmp_path, *tables, FACTS).read_text(encoding="utf-8")
     assert "Trees that entmtp-dynamic chose" in page
     assert "Trees that entmtp chose" not in page
 
 
 def test_report_of_one_arm_leaves_out_what_it_cannot_draw(tmp_path: Path) -> None:
-    write_report(tmp_path, *make_tables(arms=("autoregressive",), suites=("gsm8k",), prompts=3), {})
+    with blank_figures():
+        write_report(tmp_path, *make_tables(arms=("autoregressive",), suites=("gsm8k",), prompts=3), {})
     assert {file.name for file in tmp_path.glob("*.png")} == {"tau.png", "entropy-distribution.png"}
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from entmtp.evaluation.run.likelihood import TextLikelihood
+from tests.helpers.examples import examples
 from tests.helpers.tiny_models import SUPPORTED, VOCAB, greedy, plain_logits, random_tokens, tiny_model
 
 MODEL = tiny_model("llama")
@@ -24,7 +25,7 @@ def token_by_token(model: PreTrainedModel, prompt: list[int], text: list[int]) -
 
 
 @given(prompt=TOKENS, text=TOKENS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(per_hundred=25))
 def test_one_pass_gives_the_mean_of_each_tokens_own_log_probability(prompt: list[int], text: list[int]) -> None:
     found = TextLikelihood(MODEL, prompt)(text)
     assert found == pytest.approx(token_by_token(MODEL, prompt, text), abs=1e-4)
