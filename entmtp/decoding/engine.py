@@ -152,7 +152,7 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Check a request; raises InvalidRequestError as :meth:`submit`. May be called from any thread."""
-        check_request(request, self.backbone.vocab_size, min(self.backbone.max_context, self.settings.context))
+        check_request(request, self.backbone.vocab_size, self.settings.context, self.backbone.max_context)
         if request.params.stop and self.detokenizer is None:
             raise InvalidRequestError("stop: this engine has no tokenizer to find texts with; use stop_token_ids")
 

@@ -41,19 +41,21 @@ class Request:
     continues_text: bool = False
 
 
-def check_request(request: Request, vocab_size: int, window: int) -> None:
-    """Check a request against a model of ``vocab_size`` tokens and a context of ``window`` tokens.
+def check_request(request: Request, vocab_size: int, context: int, max_context: int) -> None:
+    """Check a request against a model of ``vocab_size`` tokens, in an engine for texts of ``context`` tokens.
+
+    ``max_context`` is the most tokens that the model can take.
 
     Raises:
         InvalidRequestError: if the prompt is empty, prompt and answer exceed the context, or a parameter does not fit.
     """
-    prompt, params = request.prompt, request.params
+    prompt, params, window = request.prompt, request.params, min(context, max_context)
     if not prompt:
         raise InvalidRequestError("prompt: it has no tokens; give some text")
     if len(prompt) + params.max_tokens > window:
         raise InvalidRequestError(
             f"prompt: {len(prompt)} tokens and {params.max_tokens} new ones exceed the context of {window};"
-            " shorten the prompt or ask for fewer tokens"
+            f" shorten the prompt{'' if context >= max_context else ', set a longer context'} or ask for fewer tokens"
         )
     ids = {"prompt": prompt, "logit_bias": list(params.logit_bias), "stop_token_ids": params.stop_token_ids}
     for name, tokens in ids.items():
