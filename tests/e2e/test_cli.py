@@ -244,6 +244,8 @@ def test_prompts_that_cannot_be_answered(saved: Saved) -> None:
     refused("max_new_tokens: 0 is not accepted", "generate", "Hello", *plain, "--max-new-tokens=0")
     refused("prompt: '' is empty", "generate", "", *plain)
     refused("600 tokens and 256 new ones exceed the context of 512", "generate", "x" * 600, *plain)
+    longer = "exceed the context of 64; shorten the prompt, set a longer context or ask for fewer tokens"
+    refused(longer, "generate", "x" * 60, *plain, "--context=64")
     refused("device 'tpu-ish': unknown", "generate", "Hello", *plain, "--device=tpu-ish")
 
 
