@@ -14,24 +14,13 @@ from entmtp.models.backbone import Backbone
 from entmtp.settings import SamplingParams
 from entmtp.trees.batch import TreeBatch
 from tests.helpers.sampled_texts import FREE, POLICIES, SHAPED, drawn, exact, p_value
-from tests.helpers.small_cases import (
-    SMALL_VOCAB,
-    small_backbone,
-    small_heads,
-)
+from tests.helpers.small_cases import SMALL_VOCAB
+from tests.helpers.small_fixtures import backbone_fixture, heads_fixture
+
+__all__ = ["backbone_fixture", "heads_fixture"]
 
 BATCH = 50
 """Steps of many requests cost little more than steps of one."""
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return small_backbone()
-
-
-@pytest.fixture(scope="module")
-def heads(backbone: Backbone) -> DraftHeads:
-    return small_heads("hydra", backbone)
 
 
 @pytest.mark.parametrize("params", [FREE, SHAPED], ids=["free", "shaped"])
@@ -88,14 +77,3 @@ def test_children_accepted_independently_would_be_noticed(
     monkeypatch.setattr(acceptance, "matches_choice", independently)
     counts = drawn(backbone, heads, POLICIES["static"], FREE, BATCH, draws=2_000)
     assert p_value(counts, exact(backbone, FREE)) < 1e-12
-
-
-FIRST_NUMBERS = {
-    (0, 0): ("0x1.7a5d3204726c0p-7", "0x1.eeb1585ce5460p-3"),
-    (1, 5): ("0x1.99038601fb0a9p-1", "0x1.584a1c391002ap-1"),
-    (7, 1): ("0x1.c3d2b13f7efedp-1", "0x1.79e52f699b24ap-2"),
-    (2**53, 0): ("0x1.966ae898ee710p-4", "0x1.223c5b9622e90p-5"),
-    (2**62 + 1, 0): ("0x1.0f3ff482286b8p-1", "0x1.ab90d6aebe000p-7"),
-    (2**63 - 1, 1): ("0x1.6c4b621fac380p-4", "0x1.aadd6f0afa95ap-2"),
-}
-"""The first two random numbers by seed and answer: stored seeds go on drawing the texts that they drew."""

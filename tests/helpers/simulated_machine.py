@@ -21,6 +21,17 @@ from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Path, Topology
 
 NODES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 63)
+SIZES = (0, 1, 2, 4, 8, 16)
+COST = StepCost(
+    nodes=list(SIZES),
+    verify_ms=[20.0, 20.5, 21.0, 22.0, 24.0, 28.0],
+    narrow_draft_ms=[2.0, 4.0],
+    wide_draft_ms=[2.0, 4.0],
+    wide_nodes=63,
+    hardware="test",
+)
+"""Cost of trees of these sizes, of up to two levels."""
+
 LEVELS = 4
 NATS = (1.6, 0.8, 0.2)
 """Entropies of hard, middling and easy places of a text."""
@@ -42,6 +53,11 @@ CHANCES = ProbabilityCalibration(
     offset=[0.0] * LEVELS,
     follow=[np.average(GUESSES, axis=0, weights=PREDICTOR.shares).tolist()] * LEVELS,
 )
+
+
+def wide(nodes: int) -> Topology:
+    """A tree of one level."""
+    return Topology.of([(rank,) for rank in range(nodes)]) if nodes else Topology.root_only()
 
 
 def goodput(cost: PolicyCost) -> Policy:

@@ -84,7 +84,7 @@ def traced(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text: S
 
 
 def drafting(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text: Sequence[int]) -> ExpansionAt:
-    """What the heads guess at each position of a text that the model wrote after ``prompt``."""
+    """The heads' expansion at each position of a text that the model wrote after ``prompt``."""
     return heads.traced_text(_read(backbone, prompt, text), torch.tensor([*prompt, *text]), begin=len(prompt)).expand
 
 

@@ -28,8 +28,11 @@ from tests.helpers.examples import examples
 from tests.helpers.heads_with_caches import DRAFT_CACHE_KINDS, check_draft_cache, draft_cache_heads, draft_cache_model
 from tests.helpers.native_models import mtp_model, native_heads, sure_heads
 from tests.helpers.small_cases import single_engine, small_chances, small_cost, small_predictor, small_prompt
+from tests.helpers.small_fixtures import backbone_of_model
 from tests.helpers.taped_graphs import Taped
 from tests.helpers.tiny_models import CONTEXT, TREES, greedy
+
+__all__ = ["backbone_of_model"]
 
 _WIDE = [(rank,) for rank in range(6)]
 WIDE = Topology.of([*_WIDE, *((rank, child) for rank in range(4) for child in range(4)), (0, 0, 0), (0, 0, 0, 0)])
@@ -52,11 +55,6 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def model(kind: str) -> PreTrainedModel:
     return draft_cache_model(kind)
-
-
-@pytest.fixture(scope="module")
-def backbone(model: PreTrainedModel) -> Backbone:
-    return build_backbone(model)
 
 
 @pytest.fixture(scope="module")

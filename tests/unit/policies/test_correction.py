@@ -7,24 +7,9 @@ from entmtp.policies.correction import CHECK_PERIOD, OnlineCostPolicy
 from entmtp.policies.goodput import GoodputPolicy
 from entmtp.policies.signals import Signals
 from entmtp.policies.static import StaticPolicy
-from entmtp.policies.step_cost import PolicyCost, StepCost
-from entmtp.trees.topology import Topology
-from tests.helpers.simulated_machine import machine
+from entmtp.policies.step_cost import PolicyCost
+from tests.helpers.simulated_machine import COST, SIZES, machine, wide
 from tests.helpers.small_cases import small_predictor
-
-SIZES = (0, 1, 2, 4, 8, 16)
-COST = StepCost(
-    nodes=list(SIZES),
-    verify_ms=[20.0, 20.5, 21.0, 22.0, 24.0, 28.0],
-    narrow_draft_ms=[2.0, 4.0],
-    wide_draft_ms=[2.0, 4.0],
-    wide_nodes=63,
-    hardware="test",
-)
-
-
-def wide(nodes: int) -> Topology:
-    return Topology.of([(rank,) for rank in range(nodes)]) if nodes else Topology.root_only()
 
 
 class Remade:

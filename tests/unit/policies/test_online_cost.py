@@ -6,25 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entmtp.policies.online_cost import OnlineCost, OnlineCosts
-from entmtp.policies.step_cost import CostTable, StepCost
-from entmtp.trees.topology import Topology
-from tests.helpers.simulated_machine import machine
+from entmtp.policies.step_cost import CostTable
+from tests.helpers.simulated_machine import COST, SIZES, machine, wide
 
-SIZES = (0, 1, 2, 4, 8, 16)
-COST = StepCost(
-    nodes=list(SIZES),
-    verify_ms=[20.0, 20.5, 21.0, 22.0, 24.0, 28.0],
-    narrow_draft_ms=[2.0, 4.0],
-    wide_draft_ms=[2.0, 4.0],
-    wide_nodes=63,
-    hardware="test",
-)
 TABLE = CostTable(contexts=[160], costs=[COST])
 CONTEXT = 160
-
-
-def wide(nodes: int) -> Topology:
-    return Topology.of([(rank,) for rank in range(nodes)]) if nodes else Topology.root_only()
 
 
 def watch(online: OnlineCost, truth: Callable[[int], float], steps: int, draft: float = 1.0) -> None:

@@ -19,17 +19,15 @@ from entmtp.trees.topology import Topology
 from tests.helpers.heads_with_caches import BUSHY, CLOSE
 from tests.helpers.native_models import MTP_TYPES, Chain, mtp_model, native_heads, save_native
 from tests.helpers.small_cases import small_backbone, small_prompt
+from tests.helpers.small_fixtures import backbone_of_model
 from tests.helpers.tiny_models import TREES
+
+__all__ = ["backbone_of_model"]
 
 
 @pytest.fixture(scope="module", params=MTP_TYPES)
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return mtp_model(request.param)
-
-
-@pytest.fixture(scope="module")
-def backbone(model: PreTrainedModel) -> Backbone:
-    return build_backbone(model)
 
 
 @pytest.fixture(scope="module")
