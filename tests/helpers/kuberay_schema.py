@@ -1,4 +1,4 @@
-"""The part of KubeRay's and Kubernetes' schemas that our manifests use: keys by name, types, and what is required.
+"""The part of KubeRay's and Kubernetes' schemas that our manifests use, as types in which an unknown key is an error.
 
 From the custom resource definitions of ray.io/v1 and the Kubernetes API reference (core/v1). A key that is not here is
 either a mistake or has to be looked up there and added.
@@ -6,120 +6,225 @@ either a mistake or has to be looked up there and added.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-QUANTITY = (str, int)
-REQUIRED = "!"  # after a key that must be there
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic.alias_generators import to_camel
 
-_RESOURCES = {kind: {"cpu": QUANTITY, "memory": QUANTITY, "nvidia.com/gpu": int} for kind in ("requests", "limits")}
-_SECURITY = {"allowPrivilegeEscalation": bool, "capabilities": {"drop": [str]}}
-_PROBE = {
-    "httpGet!": {"path!": str, "port!": int},
-    "initialDelaySeconds": int,
-    "periodSeconds": int,
-    "timeoutSeconds": int,
-    "failureThreshold": int,
-}
-_CONTAINER = {
-    "name!": str,
-    "image!": str,
-    "imagePullPolicy": str,
-    "securityContext!": _SECURITY,
-    "env": [{"name!": str, "value": str, "valueFrom": {"secretKeyRef": {"name!": str, "key!": str}}}],
-    "ports": [{"name": str, "containerPort!": int}],
-    "resources!": _RESOURCES,
-    "readinessProbe!": _PROBE,
-    "livenessProbe!": _PROBE,
-    "volumeMounts": [{"name!": str, "mountPath!": str, "readOnly": bool}],
-}
-_POD = {
-    "automountServiceAccountToken": bool,
-    "securityContext!": {
-        "runAsNonRoot!": bool,
-        "runAsUser!": int,
-        "runAsGroup": int,
-        "fsGroup": int,
-        "seccompProfile": {"type!": str},
-    },
-    "tolerations": [{"key": str, "operator": str, "effect": str}],
-    "containers!": [_CONTAINER],
-    "volumes": [
-        {
-            "name!": str,
-            "persistentVolumeClaim": {"claimName!": str, "readOnly": bool},
-            "emptyDir": {"medium": str, "sizeLimit": QUANTITY},
-        }
-    ],
-}
-_GROUP = {"rayStartParams!": {"num-cpus": str, "dashboard-host": str}, "template!": {"spec!": _POD}}
-_CLUSTER = {
-    "rayVersion!": str,
-    "enableInTreeAutoscaling": bool,
-    "autoscalerOptions": {"idleTimeoutSeconds": int, "resources": _RESOURCES, "securityContext": _SECURITY},
-    "headGroupSpec!": _GROUP,
-    "workerGroupSpecs!": [
-        _GROUP | {"groupName!": str, "replicas": int, "minReplicas!": int, "maxReplicas!": int},
-    ],
-}
-_METADATA = {"name!": str}
-SCHEMAS: Mapping[tuple[str, str], Any] = {
-    ("ray.io/v1", "RayService"): {
-        "apiVersion!": str,
-        "kind!": str,
-        "metadata!": _METADATA,
-        "spec!": {"serveConfigV2!": str, "rayClusterConfig!": _CLUSTER},
-    },
-    ("ray.io/v1", "RayJob"): {
-        "apiVersion!": str,
-        "kind!": str,
-        "metadata!": _METADATA,
-        "spec!": {
-            "entrypoint!": str,
-            "shutdownAfterJobFinishes": bool,
-            "ttlSecondsAfterFinished": int,
-            "backoffLimit": int,
-            "rayClusterSpec!": _CLUSTER,
-        },
-    },
-    ("v1", "PersistentVolumeClaim"): {
-        "apiVersion!": str,
-        "kind!": str,
-        "metadata!": _METADATA,
-        "spec!": {"accessModes!": [str], "resources!": {"requests!": {"storage!": QUANTITY}}},
-    },
-}
+Quantity = str | int
 
 
-def problems(given: Any) -> list[str]:
-    """Errors of a manifest; none if Kubernetes knows every field of it."""
-    schema = SCHEMAS.get((given.get("apiVersion"), given.get("kind")))
-    return ["apiVersion, kind: unknown"] if schema is None else list(_problems(given, schema, ""))
+class _Object(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, alias_generator=to_camel)
 
 
-def _problems(given: Any, schema: Any, where: str) -> Iterator[str]:
-    if isinstance(schema, dict):
-        yield from _in_object(given, schema, where)
-    elif isinstance(schema, list):
-        if not isinstance(given, list):
-            yield f"{where}: not a list"
-            return
-        for number, one in enumerate(given):
-            yield from _problems(one, schema[0], f"{where}[{number}]")
-    elif not isinstance(given, schema) or (isinstance(given, bool) and schema is not bool):
-        yield f"{where}: {given!r} has another type"
+class _Amounts(_Object):
+    cpu: Quantity | None = None
+    memory: Quantity | None = None
+    gpu: int | None = Field(None, alias="nvidia.com/gpu")
 
 
-def _in_object(given: Any, schema: Mapping[str, Any], where: str) -> Iterator[str]:
-    if not isinstance(given, dict):
-        yield f"{where}: not an object"
-        return
-    known = {key.removesuffix(REQUIRED): inner for key, inner in schema.items()}
-    for key in (key.removesuffix(REQUIRED) for key in schema if key.endswith(REQUIRED)):
-        if key not in given:
-            yield f"{where}.{key}: missing"
-    for key, value in given.items():
-        if key not in known:
-            yield f"{where}.{key}: unknown"
-        else:
-            yield from _problems(value, known[key], f"{where}.{key}")
+class _Resources(_Object):
+    requests: _Amounts | None = None
+    limits: _Amounts | None = None
+
+
+class _Capabilities(_Object):
+    drop: list[str]
+
+
+class _Security(_Object):
+    allow_privilege_escalation: bool | None = None
+    capabilities: _Capabilities | None = None
+
+
+class _HttpGet(_Object):
+    path: str
+    port: int
+
+
+class _Probe(_Object):
+    http_get: _HttpGet
+    initial_delay_seconds: int | None = None
+    period_seconds: int | None = None
+    timeout_seconds: int | None = None
+    failure_threshold: int | None = None
+
+
+class _SecretKey(_Object):
+    name: str
+    key: str
+
+
+class _ValueFrom(_Object):
+    secret_key_ref: _SecretKey
+
+
+class _Variable(_Object):
+    name: str
+    value: str | None = None
+    value_from: _ValueFrom | None = None
+
+
+class _Port(_Object):
+    name: str | None = None
+    container_port: int
+
+
+class _Mount(_Object):
+    name: str
+    mount_path: str
+    read_only: bool | None = None
+
+
+class _Container(_Object):
+    name: str
+    image: str
+    image_pull_policy: str | None = None
+    security_context: _Security
+    env: list[_Variable] = []
+    ports: list[_Port] = []
+    resources: _Resources
+    readiness_probe: _Probe
+    liveness_probe: _Probe
+    volume_mounts: list[_Mount] = []
+
+
+class _Profile(_Object):
+    type: str
+
+
+class _PodSecurity(_Object):
+    run_as_non_root: bool
+    run_as_user: int
+    run_as_group: int | None = None
+    fs_group: int | None = None
+    seccomp_profile: _Profile | None = None
+
+
+class _Toleration(_Object):
+    key: str | None = None
+    operator: str | None = None
+    effect: str | None = None
+
+
+class _Claimed(_Object):
+    claim_name: str
+    read_only: bool | None = None
+
+
+class _EmptyFolder(_Object):
+    medium: str | None = None
+    size_limit: Quantity | None = None
+
+
+class _Volume(_Object):
+    name: str
+    persistent_volume_claim: _Claimed | None = None
+    empty_dir: _EmptyFolder | None = None
+
+
+class _Pod(_Object):
+    automount_service_account_token: bool | None = None
+    security_context: _PodSecurity
+    tolerations: list[_Toleration] = []
+    containers: list[_Container]
+    volumes: list[_Volume] = []
+
+
+class _Template(_Object):
+    spec: _Pod
+
+
+class _StartOptions(_Object):
+    """Options of `ray start`, which Kubernetes wants as texts."""
+
+    cpus: str | None = Field(None, alias="num-cpus")
+    dashboard_host: str | None = Field(None, alias="dashboard-host")
+
+
+class _Group(_Object):
+    ray_start_params: _StartOptions
+    template: _Template
+
+
+class _Workers(_Group):
+    group_name: str
+    replicas: int | None = None
+    min_replicas: int
+    max_replicas: int
+
+
+class _Autoscaler(_Object):
+    idle_timeout_seconds: int | None = None
+    resources: _Resources | None = None
+    security_context: _Security | None = None
+
+
+class _Cluster(_Object):
+    ray_version: str
+    enable_in_tree_autoscaling: bool | None = None
+    autoscaler_options: _Autoscaler | None = None
+    head_group_spec: _Group
+    worker_group_specs: list[_Workers]
+
+
+class _Metadata(_Object):
+    name: str
+
+
+class _ServiceSpec(_Object):
+    serve_config_v2: str = Field(alias="serveConfigV2")
+    ray_cluster_config: _Cluster
+
+
+class _Service(_Object):
+    api_version: Literal["ray.io/v1"]
+    kind: Literal["RayService"]
+    metadata: _Metadata
+    spec: _ServiceSpec
+
+
+class _JobSpec(_Object):
+    entrypoint: str
+    shutdown_after_job_finishes: bool | None = None
+    ttl_seconds_after_finished: int | None = None
+    backoff_limit: int | None = None
+    ray_cluster_spec: _Cluster
+
+
+class _Job(_Object):
+    api_version: Literal["ray.io/v1"]
+    kind: Literal["RayJob"]
+    metadata: _Metadata
+    spec: _JobSpec
+
+
+class _Storage(_Object):
+    storage: Quantity
+
+
+class _StorageResources(_Object):
+    requests: _Storage
+
+
+class _ClaimSpec(_Object):
+    access_modes: list[str]
+    resources: _StorageResources
+
+
+class _Claim(_Object):
+    api_version: Literal["v1"]
+    kind: Literal["PersistentVolumeClaim"]
+    metadata: _Metadata
+    spec: _ClaimSpec
+
+
+_MANIFEST: TypeAdapter[_Service | _Job | _Claim] = TypeAdapter(
+    Annotated[_Service | _Job | _Claim, Field(discriminator="kind")]
+)
+
+
+def check_manifest(given: Any) -> None:
+    """Raise pydantic's ValidationError if Kubernetes does not know every field of a manifest."""
+    _MANIFEST.validate_python(given)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import tomllib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel
 from ray.serve.schema import ServeDeploySchema
 
 import entmtp
@@ -31,29 +30,9 @@ def constraint(package: str) -> str:
     return str(version)
 
 
-def unknown_keys(model: type[BaseModel], given: Any, where: str = "") -> Iterator[str]:
-    """Keys that a pydantic model has no field for, at any depth of models inside it."""
-    if isinstance(given, list):
-        for number, one in enumerate(given):
-            yield from unknown_keys(model, one, f"{where}[{number}]")
-    elif isinstance(given, Mapping):
-        for key, value in given.items():
-            if key not in model.model_fields:
-                yield f"{where}.{key}"
-            elif inner := _model_in(model.model_fields[key].annotation):
-                yield from unknown_keys(inner, value, f"{where}.{key}")
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for one in get_args(annotation) if (found := _model_in(one))), None)
-
-
 def engines_of(serve_config: Any) -> list[EngineArgs]:
     """The engines of a Serve config in which Serve and we understand every word."""
-    ServeDeploySchema.model_validate(serve_config)
-    assert list(unknown_keys(ServeDeploySchema, serve_config)) == []
+    ServeDeploySchema.model_validate(serve_config, extra="forbid")
     engines: list[EngineArgs] = []
     for application in serve_config["applications"]:
         module, _, function = application["import_path"].partition(":")
@@ -94,6 +73,11 @@ def image_stages() -> dict[str, list[tuple[str, str]]]:
     return stages
 
 
+def last_instruction(stage: str, instruction: str) -> str:
+    """The last of a stage's instructions of this kind: the one that counts."""
+    return [rest for kind, rest in image_stages()[stage] if kind == instruction][-1]
+
+
 def image_environment(stage: str) -> dict[str, str]:
     """The environment that an image gives."""
     words = [word for instruction, rest in image_stages()[stage] if instruction == "ENV" for word in rest.split()]
@@ -102,5 +86,5 @@ def image_environment(stage: str) -> dict[str, str]:
 
 def extras() -> set[str]:
     """The optional dependencies that pyproject.toml knows."""
-    section = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[project")[0]
-    return set(re.findall(r"(?m)^(\w+) = \[", section))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return set(project["optional-dependencies"])
