@@ -68,6 +68,7 @@ def test_calls_are_answered_and_accounted_for(
         assert isinstance(last, RequestOutput)
         assert last.finish_reason == "length"
         assert last.stats is not None
+        assert (last.stats.method, last.stats.task) == (ARGS.method, ARGS.task)
         assert last.stats.accepted == sum(last.stats.accepted_by_depth)
         assert last.stats.deepest >= len(last.stats.accepted_by_depth) > 0
         reported = await replica.record_autoscaling_stats()

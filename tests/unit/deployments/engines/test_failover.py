@@ -224,6 +224,11 @@ def test_a_stream_that_ends_too_soon_is_tried_again() -> None:
     assert [token for item in found if isinstance(item, RequestOutput) for token in item.tokens] == TOKENS
 
 
+@pytest.mark.parametrize("sizes", [[12], [5, 7]])
+def test_a_replica_that_dies_after_the_last_token_changes_nothing(sizes: list[int]) -> None:
+    assert one_text(collected(Handle([ACCEPTED, *cut(TOKENS, [12]), dead()], [ACCEPTED, *cut(TOKENS, sizes)])))
+
+
 def test_a_client_that_goes_is_told_to_the_replica() -> None:
     handle = Handle(cut(TOKENS, [1] * 12))
 
