@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 from rich.progress import Progress
@@ -89,12 +90,39 @@ class LLM:
         Raises:
             EntMTPError: if a prompt can't be served; the message names it. Nothing is generated then.
         """
+        requests = self._requests(prompts, params, n)
+        for request in requests:
+            self._check(request)
+        waiting = iter(requests)
+        done: list[Completion] = []
+        ended = 0
+        with Progress(disable=not progress) as bar:
+            task = bar.add_task("answers", total=len(requests))
+            try:
+                while ended < len(requests):
+                    free = self.engine.settings.slots - self.engine.running - self.engine.waiting
+                    done += [self.engine.submit(request) for request in islice(waiting, max(0, free))]
+                    finished = sum(step.finish_reason is not None for step in self.engine.step())
+                    ended += finished
+                    bar.advance(task, finished)
+            finally:  # after an interruption no request may go on running
+                for request in requests:
+                    self.engine.cancel(request.id)
+                self.engine.close()
+        return done
+
+    def _requests(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        n: int,
+    ) -> list[Request]:
         requested: list[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else list(prompts)
         shared = not isinstance(params, Sequence)
         each = list(params) if isinstance(params, Sequence) else [params or SamplingParams()] * len(requested)
         if len(each) != len(requested):
             raise EntMTPError(f"params: {len(each)} are given for {len(requested)} prompts; give one, or one for each")
-        requests = [
+        return [
             Request(
                 f"{at}.{number}",
                 self._encode(at, prompt),
@@ -106,9 +134,6 @@ class LLM:
             for at, (prompt, own) in enumerate(zip(requested, each, strict=True))
             for number in range(n)
         ]
-        for request in requests:
-            self._check(request)
-        return self._run(requests, progress)
 
     def _encode(self, at: int, prompt: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(prompt, str):
@@ -122,25 +147,3 @@ class LLM:
             self.engine.check(request)
         except EntMTPError as error:
             raise EntMTPError(f"prompts[{request.id.partition('.')[0]}]: {error}") from error
-
-    def _run(self, requests: Sequence[Request], progress: bool) -> list[Completion]:
-        waiting = iter(requests)
-        done: list[Completion] = []
-        ended = 0
-        with Progress(disable=not progress) as bar:
-            task = bar.add_task("answers", total=len(requests))
-            try:
-                while ended < len(requests):
-                    while self.engine.running + self.engine.waiting < self.engine.settings.slots:
-                        request = next(waiting, None)
-                        if request is None:
-                            break
-                        done.append(self.engine.submit(request))
-                    finished = sum(step.finish_reason is not None for step in self.engine.step())
-                    ended += finished
-                    bar.advance(task, finished)
-            finally:  # after an interruption no request may go on running
-                for request in requests:
-                    self.engine.cancel(request.id)
-                self.engine.close()
-        return done
