@@ -48,8 +48,8 @@ from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.registry import PolicyInputs, make_policy
 from entmtp.policies.step_cost import MachineCost, hardware_name
 from entmtp.settings import EngineSettings, SamplingParams
-from entmtp.suites import PAPER_SUITES, scored_prompts
-from entmtp.trees.bank import MIXED, TreeBank, bundled_bank, load_bank
+from entmtp.suites import MIXED, PAPER_SUITES, scored_prompts
+from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 
 PLAIN = "autoregressive"
 PUBLISHED = "hydra"

@@ -25,7 +25,8 @@ from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import load_model
 from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import EngineSettings, SamplingParams
-from entmtp.trees.bank import MIXED, bundled_bank, load_bank
+from entmtp.suites import MIXED
+from entmtp.trees.bank import bundled_bank, load_bank
 
 SIZES = ((1, 512), (1, 2048), (4, 512), (4, 2048), (8, 2048))
 MIB = 2**20

@@ -25,8 +25,9 @@ from entmtp.cli_errors import plain_errors
 from entmtp.decoding.outputs import Completion
 from entmtp.errors import EntMTPError
 from entmtp.intervals import Estimate, paired_ratio, ratio
-from entmtp.loading import MethodSpec, load_method
+from entmtp.loading import load_method
 from entmtp.loadtest.traffic import Endpoint, RequestOutcome, Traffic
+from entmtp.method_spec import MethodSpec
 from entmtp.models.loading.load import encode_chat
 from entmtp.policies.step_cost import hardware_name
 from entmtp.ray_head import free_ports

@@ -26,7 +26,8 @@ from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.intervals import paired_ratio, ratio
-from entmtp.loading import MethodSpec, check_method, load_method, policy_of
+from entmtp.loading import load_method, policy_of
+from entmtp.method_spec import MethodSpec, check_method
 from entmtp.methods import heads_of
 from entmtp.models.backbone import Backbone
 from entmtp.models.loading.load import encode_chat

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
 from deployments.log_file import FOLDER
-from entmtp.loading import MethodSpec, check_method
+from entmtp.method_spec import MethodSpec, check_method
 from entmtp.methods import policy_of
 from entmtp.settings import DEFAULT_METHOD, EngineSettings, Kernels, Settings, default_method
 

@@ -67,7 +67,8 @@ def generate(
 ) -> None:
     """Answer a prompt, streaming; then one line of statistics."""
     with plain_errors("generate"):
-        from entmtp.loading import MethodSpec, open_session
+        from entmtp.loading import open_session
+        from entmtp.method_spec import MethodSpec
         from entmtp.settings import SamplingParams, default_method
 
         if max_new_tokens < 1:

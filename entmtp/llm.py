@@ -19,7 +19,8 @@ from rich.progress import Progress
 from entmtp.decoding.outputs import Completion
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
-from entmtp.loading import MethodSpec, load_method
+from entmtp.loading import load_method
+from entmtp.method_spec import MethodSpec
 from entmtp.models.loading.end_of_turn import end_of_turn_ids, with_end_of_turn
 from entmtp.models.loading.load import encode_chat
 from entmtp.settings import EngineSettings, SamplingParams, default_method

@@ -16,6 +16,7 @@ from entmtp.decoding.outputs import Completion
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
+from entmtp.method_spec import MethodSpec, check_method
 from entmtp.methods import AUTOREGRESSIVE, LADDER, NATIVE, heads_of
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
@@ -28,28 +29,7 @@ from entmtp.policies.cost_cache import CostCorrectionFile
 from entmtp.policies.registry import PolicyInputs, make_online_cost_policy, make_policy
 from entmtp.policies.step_cost import MachineCost
 from entmtp.settings import EngineSettings, SamplingParams
-from entmtp.suites import PAPER_SUITES
-from entmtp.trees.bank import MIXED, TreeBank, bundled_bank, load_bank
-
-
-@dataclass(frozen=True)
-class MethodSpec:
-    """Names of a method and its parts, as on the command line.
-
-    Attributes:
-        name: one of :func:`methods.offered`.
-        task: selects the shipped tree bank if ``bank`` is None; 'mixed' is one bank for all tasks.
-        heads: None for the bundled ones; 'native' for the model's own multi-token-prediction layers.
-    """
-
-    name: str
-    task: str = "sharegpt"
-    model: str = "bundled"
-    heads: str | None = None
-    bank: Path | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
-    kernels: str = "auto"
+from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 
 
 @dataclass
@@ -128,13 +108,6 @@ def load_method(
     heads = _load_heads(method, backbone) if drafts else None
     policy = policy_of(method, backbone, heads, settings, say)
     return Engine(backbone, heads, policy, settings, tokenizer.backend_tokenizer), tokenizer
-
-
-def check_method(method: MethodSpec) -> None:
-    """Check the names of method and task; raises EntMTPError for an unknown one."""
-    methods.get(method.name)
-    if method.task not in (tasks := (*PAPER_SUITES, MIXED)):
-        raise EntMTPError(f"task: '{method.task}' is unknown; choose one of {', '.join(tasks)}")
 
 
 def _heads_source(method: MethodSpec) -> str | None:

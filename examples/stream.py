@@ -2,7 +2,8 @@
 
 import sys
 
-from entmtp.loading import MethodSpec, open_session
+from entmtp.loading import open_session
+from entmtp.method_spec import MethodSpec
 from entmtp.settings import SamplingParams
 
 session = open_session(MethodSpec("entmtp-dynamic"), say=lambda text: print(text, file=sys.stderr))

@@ -24,8 +24,7 @@ from entmtp.calibration.command import calibrate_task
 from entmtp.cli_errors import plain_errors
 from entmtp.evaluation.run.placement import ResourceRequest, choose_placement
 from entmtp.persistent_paths import check_persistent_path
-from entmtp.suites import PAPER_SUITES, get_suite
-from entmtp.trees.bank import MIXED
+from entmtp.suites import MIXED, PAPER_SUITES, get_suite
 from jobs.pool import alive_nodes
 from jobs.workers import call_each
 

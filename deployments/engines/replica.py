@@ -25,7 +25,8 @@ from entmtp.decoding.outputs import EngineStatistics, RequestOutput
 from entmtp.decoding.request import InvalidRequestError, Request
 from entmtp.decoding.scheduler import EngineFullError
 from entmtp.errors import EntMTPError
-from entmtp.loading import MethodSpec, check_method, load_method, policy_of
+from entmtp.loading import load_method, policy_of
+from entmtp.method_spec import MethodSpec, check_method
 from entmtp.settings import EngineSettings
 
 _log = logging.getLogger("ray.serve")

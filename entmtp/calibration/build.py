@@ -32,8 +32,9 @@ from entmtp.policies.rate import Cost
 from entmtp.policies.signals import entropy
 from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import CalibrationSettings, CorpusSettings
+from entmtp.suites import MIXED
 from entmtp.training.corpus import part_paths, prompt_id, read_part, write_corpus
-from entmtp.trees.bank import MIXED, Frontier, Provenance, TreeBank
+from entmtp.trees.bank import Frontier, Provenance, TreeBank
 from entmtp.trees.predictor import BEFORE_DRAFTING
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace

@@ -16,9 +16,9 @@ from entmtp.models.build import build_backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import checked_dtype, encode_chat, load_model
 from entmtp.settings import CalibrationSettings
-from entmtp.suites import PAPER_SUITES, load_suite, split
+from entmtp.suites import MIXED, PAPER_SUITES, load_suite, split
 from entmtp.suites.splits import draw
-from entmtp.trees.bank import MIXED, TreeBank, load_bank
+from entmtp.trees.bank import TreeBank, load_bank
 from entmtp.trees.trace import RankTrace, load_traces, save_traces
 
 _SHOWN = (1, 2, 3, 4, 8, 16, 32, 63)

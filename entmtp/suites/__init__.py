@@ -21,6 +21,7 @@ from entmtp.suites.load import load
 from entmtp.suites.math500 import Math500
 from entmtp.suites.mbpp import Mbpp
 from entmtp.suites.mt_bench import MtBench
+from entmtp.suites.protocols import MIXED
 from entmtp.suites.sharegpt import ShareGpt
 from entmtp.suites.spec_bench import TASKS, SpecBench
 from entmtp.suites.speed_bench import (
@@ -63,6 +64,7 @@ FAMILIES = tuple(dict.fromkeys(suite.family for suite in SUITES.values()))
 
 __all__ = [
     "FAMILIES",
+    "MIXED",
     "PAPER_SUITES",
     "SUITES",
     "Prompt",

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from entmtp.trees.bank import MIXED
+MIXED = "mixed"
+"""Task of a tree bank that is made from all suites together."""
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,6 @@ from entmtp.trees.topology import Topology
 from entmtp.trees.tuning_texts import TuningTexts
 
 MAX_BANK_BYTES = 16 * 2**20
-MIXED = "mixed"
-"""Task name of a bank that is made from all suites together."""
-
 MAX_NODES = 255
 """Largest number of nodes of a tree in a bank."""
 

@@ -21,8 +21,7 @@ from entmtp.heads.checkpoint import KINDS, load_heads
 from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
 from entmtp.settings import BenchmarkSettings, SamplingParams
-from entmtp.suites import Prompt
-from entmtp.trees.bank import MIXED
+from entmtp.suites import MIXED, Prompt
 from tests.helpers.saved_project import Saved, save_project
 from tests.helpers.taped_graphs import Taped
 

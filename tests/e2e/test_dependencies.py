@@ -103,6 +103,13 @@ def test_every_command_but_the_benchmark_imports_with_the_core_alone() -> None:
     assert done.stderr == ""
 
 
+def test_a_service_checks_its_configuration_without_heavy_libraries() -> None:
+    """They take seconds to import, for which a mistake, such as a taken port, would wait."""
+    then = "from deployments.serve_local import CONFIG, read_config; read_config(CONFIG)"
+    done = run_without(["torch", "transformers", "scipy", "mlflow", "ray.serve"], then=then)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_blocker_blocks() -> None:
     assert "No module named 'matplotlib'" in run_without(["matplotlib"], ["entmtp.evaluation.report.plots"]).stderr
 

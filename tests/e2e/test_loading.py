@@ -17,7 +17,8 @@ from entmtp.evaluation.run.arms import default_arms
 from entmtp.evaluation.run.planning import make_plan
 from entmtp.evaluation.run.worker import Worker
 from entmtp.heads.checkpoint import KINDS
-from entmtp.loading import MethodSpec, load_method, open_session
+from entmtp.loading import load_method, open_session
+from entmtp.method_spec import MethodSpec
 from entmtp.methods import heads_of
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.correction import OnlineCostPolicy

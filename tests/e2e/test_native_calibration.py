@@ -17,7 +17,8 @@ from entmtp.evaluation.run.arms import default_arms, with_native
 from entmtp.evaluation.run.planning import make_plan
 from entmtp.evaluation.run.worker import Worker
 from entmtp.heads.checkpoint import load_heads
-from entmtp.loading import MethodSpec, load_method
+from entmtp.loading import load_method
+from entmtp.method_spec import MethodSpec
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.static import StaticPolicy

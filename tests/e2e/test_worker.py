@@ -25,8 +25,8 @@ from entmtp.heads.checkpoint import KINDS
 from entmtp.models.loading.load import encode_chat
 from entmtp.policies.step_cost import StepCost, hardware_name
 from entmtp.settings import PAPER_TEMPERATURE, BenchmarkSettings, SamplingParams
-from entmtp.suites import Prompt, get_suite
-from entmtp.trees.bank import MIXED, TreeBank
+from entmtp.suites import MIXED, Prompt, get_suite
+from entmtp.trees.bank import TreeBank
 from tests.helpers.saved_project import Saved, save_project
 from tests.helpers.tiny_models import greedy, plain_logits
 

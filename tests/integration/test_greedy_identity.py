@@ -13,8 +13,8 @@ from entmtp.models.build import build_backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import encode_chat
 from entmtp.settings import EngineSettings
-from entmtp.suites import PAPER_SUITES, draw, load_suite
-from entmtp.trees.bank import MIXED, bundled_bank, load_bank
+from entmtp.suites import MIXED, PAPER_SUITES, draw, load_suite
+from entmtp.trees.bank import bundled_bank, load_bank
 from tests.helpers.small_cases import traced
 from tests.helpers.tiny_models import greedy, plain_logits
 

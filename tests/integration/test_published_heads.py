@@ -10,7 +10,8 @@ from entmtp import methods
 from entmtp.cli import app
 from entmtp.evaluation.results.rows import read_parts
 from entmtp.evaluation.results.storage import open_store
-from entmtp.loading import MethodSpec, load_method
+from entmtp.loading import load_method
+from entmtp.method_spec import MethodSpec
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model

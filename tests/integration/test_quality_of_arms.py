@@ -16,8 +16,8 @@ from entmtp.evaluation.run.units import Unit
 from entmtp.evaluation.run.worker import Worker, WorkerConfig
 from entmtp.heads.checkpoint import KINDS, bundled_heads
 from entmtp.settings import PAPER_TEMPERATURE, BenchmarkSettings
-from entmtp.suites import Prompt, load_suite
-from entmtp.trees.bank import MIXED, bundled_bank
+from entmtp.suites import MIXED, Prompt, load_suite
+from entmtp.trees.bank import bundled_bank
 
 pytestmark = pytest.mark.slow
 

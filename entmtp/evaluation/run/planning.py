@@ -26,9 +26,9 @@ from entmtp.heads.checkpoint import BUNDLED_KINDS, KINDS, bundled_heads
 from entmtp.methods import AUTOREGRESSIVE, NATIVE, check_arms, heads_of
 from entmtp.models.loading.load import checked_dtype, resolve_model
 from entmtp.settings import PROFILES, QUICK, STUDIES, BenchmarkSettings
-from entmtp.suites import FAMILIES, get_suite, suite_names
+from entmtp.suites import FAMILIES, MIXED, get_suite, suite_names
 from entmtp.tracking.client import default_tracking_uri
-from entmtp.trees.bank import MIXED, bundled_bank, load_bank
+from entmtp.trees.bank import bundled_bank, load_bank
 
 
 def validate(*, profile: str, suites: Sequence[str], arms: Sequence[str], overrides: Mapping[str, int | None]) -> None:

@@ -47,9 +47,9 @@ from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.step_cost import CostTable, hardware_name
 from entmtp.settings import BenchmarkSettings, EngineSettings, SamplingParams
-from entmtp.suites import Prompt, get_suite
+from entmtp.suites import MIXED, Prompt, get_suite
 from entmtp.suites.base import Message
-from entmtp.trees.bank import MIXED, TreeBank, load_bank
+from entmtp.trees.bank import TreeBank, load_bank
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.arms import transfer_suite
 from entmtp.suites import (
     FAMILIES,
+    MIXED,
     PAPER_SUITES,
     SUITES,
     Prompt,
@@ -26,7 +27,6 @@ from entmtp.suites.gsm8k import final_number
 from entmtp.suites.load import SAMPLES
 from entmtp.suites.protocols import PROTOCOLS
 from entmtp.suites.sharegpt import MAX_CONVERSATION_CHARACTERS
-from entmtp.trees.bank import MIXED
 from tests.helpers.paths import ROOT
 
 QUESTION = {"question_id": 81, "category": "writing", "turns": ["Write a poem.", "Make it shorter."]}
