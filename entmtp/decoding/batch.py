@@ -33,7 +33,7 @@ class Batch:
 
 @dataclass
 class BatchResult:
-    """What came of a batch. An error of one sequence is in its ``failure``.
+    """Outcome of a batch. An error of one sequence is in its ``failure``.
 
     Attributes:
         batch: the work that was done.

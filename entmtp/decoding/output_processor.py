@@ -1,4 +1,4 @@
-"""What a client gets of a step: new tokens up to the answer's end, with their text and log-probabilities."""
+"""Output of a sequence for a step: new tokens up to the answer's end, with their text and log-probabilities."""
 
 from __future__ import annotations
 

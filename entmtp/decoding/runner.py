@@ -30,8 +30,13 @@ class Runner:
             self._prefill(chunk, result)
         # In the order of slots, so that the step reads consecutive cache rows without a copy.
         decoding = sorted((one for one in batch.sequences if _decodes(one)), key=lambda one: one.slot)
+        tokens_before = {sequence: len(sequence.tokens) for sequence in decoding}
         if decoding:
-            self._decode(decoding, result)
+            began = time.perf_counter()
+            self._retry.step(self.state, self.policy, decoding)
+            result.decode_seconds = time.perf_counter() - began
+        for sequence, before in tokens_before.items():
+            _collect(sequence, before, result)
         return result
 
     def probe(self, slot: int) -> None:
@@ -64,17 +69,14 @@ class Runner:
             sequence.logprobs += logprobs_of(logits[None], [root], count)
         done.prefill_seconds = time.perf_counter() - sequence.arrival - done.waiting_seconds
 
-    def _decode(self, sequences: list[Sequence], result: BatchResult) -> None:
-        tokens_before = [len(sequence.tokens) for sequence in sequences]
-        began = time.perf_counter()
-        self._retry.step(self.state, self.policy, sequences)
-        result.decode_seconds = time.perf_counter() - began
-        for sequence, before in zip(sequences, tokens_before, strict=True):
-            result.new_tokens[sequence] = sequence.tokens[before:]
-            if sequence.failure is not None:
-                result.errors.append(sequence.failure)
-            elif math.isnan(sequence.entropy):
-                sequence.fail(NonFiniteLogitsError(), "decoding it")
+
+def _collect(sequence: Sequence, before: int, result: BatchResult) -> None:
+    """Add the outcome of a sequence that had ``before`` tokens to the result."""
+    result.new_tokens[sequence] = sequence.tokens[before:]
+    if sequence.failure is not None:
+        result.errors.append(sequence.failure)
+    elif math.isnan(sequence.entropy):
+        sequence.fail(NonFiniteLogitsError(), "decoding it")
 
 
 def _decodes(sequence: Sequence) -> bool:
