@@ -26,7 +26,8 @@ from entmtp.models.loading.end_of_turn import end_of_turn_ids, end_of_turn_notic
 from entmtp.models.loading.load import encode_chat, load_model, resolve_model
 from entmtp.policies.base import Policy
 from entmtp.policies.cost_cache import CostCorrectionFile
-from entmtp.policies.registry import PolicyInputs, make_online_cost_policy, make_policy
+from entmtp.policies.online_cost import OnlineStepCost
+from entmtp.policies.registry import PolicyInputs, make_policy
 from entmtp.policies.step_cost import MachineCost
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
@@ -169,7 +170,7 @@ def policy_at_costs(
     policy = methods.policy_of(name)
     if policy == LADDER:
         bank = retune(bank, cost.table(1), say)
-    return make_online_cost_policy(policy, PolicyInputs(heads.num_heads, bank), cost, learnt)
+    return make_policy(policy, PolicyInputs(heads.num_heads, bank, OnlineStepCost(cost, learnt)))
 
 
 def _bank_path(method: MethodSpec, kind: str | None) -> Path:

@@ -14,6 +14,7 @@ from entmtp.heads.interface import Expansion
 from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.base import BeginDraft, Choice, Policy
 from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.signals import Signals
 from entmtp.policies.step_cost import StepCost
 from entmtp.settings import CalibrationSettings
@@ -52,7 +53,7 @@ class FixedDepthPolicy(Policy):
             wide_nodes=63,
             hardware="none",
         )
-        self._dynamic = DynamicPolicy(_SURE, chances, lambda batch, context: cost, self.entropy_window)
+        self._dynamic = DynamicPolicy(_SURE, chances, FixedCost(lambda batch, context: cost), self.entropy_window)
 
     def start(self) -> AcceptanceBias:
         return self._dynamic.start()

@@ -21,6 +21,7 @@ from entmtp.errors import EntMTPError
 from entmtp.intervals import Estimate, paired_ratio, percent, ratio, ratio_of_sums
 from entmtp.policies.base import Policy
 from entmtp.policies.hardware_profile import load_profile
+from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.registry import PolicyInputs, RegisteredPolicy, registered_policies
 from entmtp.policies.step_cost import TreeCost
 from entmtp.trees.bank import TreeBank, load_bank
@@ -85,8 +86,8 @@ def policies(
 
     A policy that runs the heads while it chooses uses the cost of ``expanded`` trees.
     """
-    inputs = PolicyInputs(num_heads, retune(bank, cost, say), SingleRequestCost(cost))
-    drafting_inputs = replace(inputs, cost=SingleRequestCost(expanded or cost))
+    inputs = PolicyInputs(num_heads, retune(bank, cost, say), FixedCost(lambda batch, context: cost))
+    drafting_inputs = replace(inputs, cost=FixedCost(lambda batch, context: expanded or cost))
     known = [one for one in registered_policies() if one.name in methods.policies()]
     return {one.name: _policy_of(one, drafting_inputs if one.drafts else inputs) for one in known}
 
@@ -96,22 +97,6 @@ def _policy_of(policy: RegisteredPolicy, inputs: PolicyInputs) -> PolicyForText:
         return lambda trace: policy.make(replace(inputs, trace=trace))
     made = policy.make(inputs)
     return lambda trace: made
-
-
-@dataclass(frozen=True)
-class SingleRequestCost:
-    """Policy cost that is the same for any batch size and context: that of one request's steps."""
-
-    cost: TreeCost
-
-    def __call__(self, topology: Topology) -> float:
-        return self.cost(topology)
-
-    def draft(self, topology: Topology) -> float:
-        return self.cost.draft(topology)
-
-    def of_batch(self, batch: int, context: int) -> TreeCost:
-        return self.cost
 
 
 def replay_policy(

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from entmtp.policies.base import BeginDraft, Choice, Policy
+from entmtp.policies.policy_cost import PolicyCost
 from entmtp.policies.signals import Signals
+from entmtp.policies.step_cost import rounded_context, widest
 from entmtp.trees.topology import Topology
 
 LEARNING_RATE = 0.02
@@ -43,6 +45,15 @@ class AcceptanceBias:
 class BiasedPolicy(Policy):
     """Policy that corrects its predictions for each request; the request's state is an :class:`AcceptanceBias`."""
 
+    cost: PolicyCost
+
+    def __init__(self, cost: PolicyCost, entropy_window: int) -> None:
+        self.cost = cost
+        self.entropy_window = entropy_window
+        self._context = 0
+        self._expected = 0.0
+        self._last: list[Choice] = []
+
     def start(self) -> AcceptanceBias:
         return AcceptanceBias()
 
@@ -51,15 +62,34 @@ class BiasedPolicy(Policy):
     ) -> list[Choice]:
         for signal, bias in zip(signals, states, strict=True):
             bias.update(signal.gained)
-        if not any(limits):
-            return [Choice(Topology.root_only())] * len(signals)
-        return self.choose_trees(signals, states, limits, begin)
+        self._context = rounded_context([signal.context for signal in signals])
+        self.cost.start_step(self._context, drafts=any(limits))
+        if any(limits):
+            self._last = self.choose_trees(signals, states, limits, self._context, begin)
+        else:
+            self._last = [Choice(Topology.root_only())] * len(signals)
+        self._expected = sum(1 + (bias.expected or 0.0) for bias in states)
+        return self._last
+
+    @property
+    def predicted_goodput(self) -> float | None:
+        if not self._last:
+            return None
+        cost = self.cost.of_batch(len(self._last), self._context)
+        return self._expected / cost(widest([choice.topology for choice in self._last]))
 
     @abstractmethod
     def choose_trees(
-        self, signals: Sequence[Signals], biases: Sequence[AcceptanceBias], limits: Sequence[int], begin: BeginDraft
+        self,
+        signals: Sequence[Signals],
+        biases: Sequence[AcceptanceBias],
+        limits: Sequence[int],
+        context: int,
+        begin: BeginDraft,
     ) -> list[Choice]:
         """Choose as :meth:`choose` does, with corrected ``biases``; some request's limit is above 0.
+
+        ``context`` is the requests' mean context in tokens, rounded, at which trees are priced.
 
         Sets what each request's tree is expected to gain.
         """

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from entmtp.heads.interface import Expansion
+from entmtp.policies.policy_cost import PolicyCost
 from entmtp.policies.signals import Signals
+from entmtp.policies.step_cost import rounded_context
 from entmtp.trees.topology import Topology
 
 
@@ -33,9 +35,15 @@ BeginDraft = Callable[[Sequence[int]], Expansion]
 
 
 class Policy(ABC):
-    """Chooses the topologies of all running requests for the next step together, since they share its time."""
+    """Chooses the topologies of all running requests for the next step together, since they share its time.
+
+    Attributes:
+        entropy_window: window of the entropy's moving average, in steps.
+        cost: step costs that the choice reads and the policy's own steps correct; None if its trees depend on none.
+    """
 
     entropy_window: int
+    cost: PolicyCost | None = None
 
     def start(self) -> Any:
         """Create the state of a new request; a shallow copy of it is independent. None if the policy has no state."""
@@ -49,6 +57,8 @@ class Policy(ABC):
 
         ``limits`` are the maximum nodes of each request's tree. The heads don't run for a request with limit 0. Either
         all of the trees are filled with tokens or none is.
+
+        A policy that reads costs calls :meth:`PolicyCost.start_step` first.
         """
 
     @property
@@ -57,16 +67,14 @@ class Policy(ABC):
         return None
 
     def observe(self, topologies: Sequence[Topology], ms: Mapping[str, float]) -> None:
-        """Take in the milliseconds of each part of a step with these trees. By default nothing is learned."""
-        return
+        """Correct the costs by the milliseconds of each part of the last step, with these trees."""
+        if self.cost is not None:
+            self.cost.observe(topologies, ms)
 
     def close(self) -> None:
-        """Save what this run has learned for the next one. By default there is nothing to save."""
-        return
-
-    def reprice(self) -> bool:
-        """Drop prices cached from step costs, which have changed. Returns False if the policy must be rebuilt."""
-        return False
+        """Save the corrections of the costs for the next run."""
+        if self.cost is not None:
+            self.cost.save()
 
 
 class RequestPolicy(Policy):
@@ -75,6 +83,8 @@ class RequestPolicy(Policy):
     def choose(
         self, signals: Sequence[Signals], states: Sequence[Any], limits: Sequence[int], begin: BeginDraft
     ) -> list[Choice]:
+        if self.cost is not None:
+            self.cost.start_step(rounded_context([signal.context for signal in signals]), drafts=any(limits))
         return [Choice(self.choose_one(*request)) for request in zip(signals, states, limits, strict=True)]
 
     @abstractmethod

@@ -7,9 +7,9 @@ expected to find exceed its token price; that is decided before it runs. The pap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +18,10 @@ import torch
 from entmtp.heads.interface import Expansion
 from entmtp.policies.acceptance_bias import AcceptanceBias, BiasedPolicy
 from entmtp.policies.base import BeginDraft, Choice
-from entmtp.policies.goodput import PRICE_CACHE_SIZE, GoodputPolicy
+from entmtp.policies.goodput import GoodputPolicy
+from entmtp.policies.policy_cost import PolicyCost, cached_at
 from entmtp.policies.registry import PolicyInputs, register_policy
 from entmtp.policies.signals import Signals
-from entmtp.policies.step_cost import TreeCost, rounded_context
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Path, Topology
@@ -82,29 +82,23 @@ class DynamicPolicy(BiasedPolicy):
     """Expands one tree per request and step."""
 
     def __init__(
-        self,
-        predictor: Predictor,
-        chances: ProbabilityCalibration,
-        costs: Callable[[int, int], TreeCost],
-        entropy_window: int,
+        self, predictor: Predictor, chances: ProbabilityCalibration, cost: PolicyCost, entropy_window: int
     ) -> None:
-        """``costs`` are by the number of a step's requests and their mean context in tokens."""
+        super().__init__(cost, entropy_window)
         self.chances = chances
-        self.entropy_window = entropy_window
-        self._costs = costs
         # Whether to draft at all is decided by the signals that are known before the heads run.
-        self._before = GoodputPolicy(predictor, costs, entropy_window)
-        self._token_prices = lru_cache(PRICE_CACHE_SIZE)(self._compute_prices)
-
-    def reprice(self) -> bool:
-        self._token_prices.cache_clear()
-        return self._before.reprice()
+        self._before = GoodputPolicy(predictor, cost, entropy_window)
+        self._token_prices = cached_at(cost, self._compute_prices)
 
     def choose_trees(
-        self, signals: Sequence[Signals], biases: Sequence[AcceptanceBias], limits: Sequence[int], begin: BeginDraft
+        self,
+        signals: Sequence[Signals],
+        biases: Sequence[AcceptanceBias],
+        limits: Sequence[int],
+        context: int,
+        begin: BeginDraft,
     ) -> list[Choice]:
         limits = [min(limit, MAX_EXPANDED_NODES) for limit in limits]
-        context = rounded_context([signal.context for signal in signals])
         before = self._before.best_trees(self._before.scores(signals, biases), limits, context)
         drafting = [request for request, tree in enumerate(before) if self._before.trees[tree].nodes]
         if not drafting:
@@ -121,7 +115,7 @@ class DynamicPolicy(BiasedPolicy):
 
     def _compute_prices(self, limits: tuple[int, ...], context: int) -> _TokenPrices:
         batch = len(limits)
-        cost, rate = self._costs(batch, context), self._before.rate(limits, context)
+        cost, rate = self.cost.of_batch(batch, context), self._before.rate(limits, context)
         verify = rate * np.array([cost(tree) - cost.draft(tree) for tree in _flat_trees()])
         drafts = rate * np.array([0.0, *(cost.draft(chain) for chain in _chains(len(self.chances.slope)))])
         # Kernels may be slow for few tokens, so that a larger tree takes less time. That does not make nodes free.
@@ -234,4 +228,4 @@ def _to_choice(nodes: Sequence[_Node]) -> Choice:
 @register_policy("dynamic", drafts=True)
 def _dynamic(inputs: PolicyInputs) -> DynamicPolicy:
     bank = inputs.needs_bank()
-    return DynamicPolicy(bank.predictor, bank.chances, inputs.needs_cost().of_batch, inputs.entropy_window)
+    return DynamicPolicy(bank.predictor, bank.chances, inputs.needs_cost(), inputs.entropy_window)

@@ -9,25 +9,22 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from entmtp.policies.acceptance_bias import AcceptanceBias, BiasedPolicy
 from entmtp.policies.base import BeginDraft, Choice
 from entmtp.policies.envelope import Envelope, upper_envelope
-from entmtp.policies.rate import BatchCosts, best_choices
+from entmtp.policies.policy_cost import PolicyCost, cached_at
+from entmtp.policies.rate import best_choices
 from entmtp.policies.registry import PolicyInputs, register_policy
 from entmtp.policies.signals import Signals
-from entmtp.policies.step_cost import TYPICAL_CONTEXT, rounded_context
+from entmtp.policies.step_cost import TYPICAL_CONTEXT
 from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
 
 SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 63)
-
-PRICE_CACHE_SIZE = 256
-"""Combinations of limits and context whose prices are cached."""
 
 
 def candidates(predictor: Predictor, sizes: Sequence[int] = SIZES) -> list[Topology]:
@@ -66,11 +63,10 @@ class GoodputPolicy(BiasedPolicy):
     tree within the shape. Plain decoding is one of the shapes, so the choice is never worse than plain decoding.
     """
 
-    def __init__(self, predictor: Predictor, costs: BatchCosts, entropy_window: int) -> None:
+    def __init__(self, predictor: Predictor, cost: PolicyCost, entropy_window: int) -> None:
+        super().__init__(cost, entropy_window)
         self.predictor = predictor
-        self.entropy_window = entropy_window
         self.trees = candidates(predictor)
-        self._costs = costs
         self._gains = predictor.gains(self.trees)
         sizes = sorted({(tree.nodes, tree.max_depth) for tree in self.trees})
         # Trees within each shape [shapes, trees]. The shape's cost is that of its largest tree.
@@ -89,23 +85,23 @@ class GoodputPolicy(BiasedPolicy):
         self._grid = len(nodes), len(depths)
         self._cells = np.array([nodes.index(size) * len(depths) + depths.index(depth) for size, depth in sizes])
         self._max_gains = self._gains_within(nodes[-1])
-        self._price = lru_cache(PRICE_CACHE_SIZE)(self._compute_price)
-        self._single = lru_cache(PRICE_CACHE_SIZE)(self._best_by_score)
+        self._price = cached_at(cost, self._compute_price)
+        self._single = cached_at(cost, self._best_by_score)
 
     def rate(self, limits: Sequence[int] = (MAX_NODES,), context: int = TYPICAL_CONTEXT) -> float:
         """Tokens per millisecond that a schedule reaches for a batch of requests with these limits."""
         return self._price(self._rounded_limits(limits), context).rate
 
-    def reprice(self) -> bool:
-        self._price.cache_clear()
-        self._single.cache_clear()
-        return True
-
     def choose_trees(
-        self, signals: Sequence[Signals], biases: Sequence[AcceptanceBias], limits: Sequence[int], begin: BeginDraft
+        self,
+        signals: Sequence[Signals],
+        biases: Sequence[AcceptanceBias],
+        limits: Sequence[int],
+        context: int,
+        begin: BeginDraft,
     ) -> list[Choice]:
         scores = self.scores(signals, biases)
-        chosen = self.best_trees(scores, limits, rounded_context([signal.context for signal in signals]))
+        chosen = self.best_trees(scores, limits, context)
         for score, bias, at in zip(scores, biases, chosen, strict=True):
             if self.trees[at].nodes:
                 bias.expected = float(self.predictor.centre_weights(score) @ self._gains[:, at]) - 1
@@ -121,7 +117,8 @@ class GoodputPolicy(BiasedPolicy):
     def best_trees(self, scores: Sequence[float], limits: Sequence[int], context: int = TYPICAL_CONTEXT) -> list[int]:
         """Choose among ``trees`` for each request of a step, by scores and within limits; returns their indices."""
         if len(scores) == 1:  # the tree of a single request is its own shape
-            return [self._single(*self._rounded_limits(limits), context).at(scores[0])]
+            (limit,) = self._rounded_limits(limits)
+            return [self._single(limit, context).at(scores[0])]
         price = self._price(self._rounded_limits(limits), context)
         centre_weights = self.predictor.centre_weights_of(scores)
         # Upper bound: between two centres no tree gains more than the best tree at each. If plain decoding wins against
@@ -160,7 +157,7 @@ class GoodputPolicy(BiasedPolicy):
         return self._best_within(np.where(self._nodes <= limit, self._gains, -np.inf))
 
     def _compute_price(self, limits: tuple[int, ...], context: int) -> _Price:
-        cost = self._costs(len(limits), context)
+        cost = self.cost.of_batch(len(limits), context)
         costs = np.array([cost(shape) if shape.nodes <= limits[-1] else np.inf for shape in self._shapes])
         shares = np.array(self.predictor.shares)
         if len(limits) == 1:
@@ -175,4 +172,4 @@ class GoodputPolicy(BiasedPolicy):
 
 @register_policy("goodput")
 def _goodput(inputs: PolicyInputs) -> GoodputPolicy:
-    return GoodputPolicy(inputs.needs_bank().predictor, inputs.needs_cost().of_batch, inputs.entropy_window)
+    return GoodputPolicy(inputs.needs_bank().predictor, inputs.needs_cost(), inputs.entropy_window)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property, partial
 
 import numpy as np
 
 from entmtp.errors import EntMTPError
 from entmtp.policies.base import RequestPolicy
+from entmtp.policies.policy_cost import PolicyCost, cached_at
 from entmtp.policies.rate import Cost, best_choices
 from entmtp.policies.registry import PolicyInputs, register_policy
 from entmtp.policies.signals import Signals
@@ -40,8 +41,13 @@ class Ladder:
         """Index of the rung of an entropy EMA."""
         return sum(entropy >= threshold for threshold in self.thresholds)
 
-    def first(self, nodes: int) -> Ladder:
-        """The same ladder with each rung cut to its first ``nodes`` nodes (:meth:`Topology.first`)."""
+    @cached_property
+    def nodes(self) -> int:
+        """Nodes of the largest rung."""
+        return max(rung.nodes for rung in self.rungs)
+
+    def truncated(self, nodes: int) -> Ladder:
+        """The same ladder with each rung cut to ``nodes`` nodes (:meth:`Topology.truncated`)."""
         return replace(self, rungs=tuple(rung.truncated(nodes) for rung in self.rungs))
 
 
@@ -76,36 +82,39 @@ class LadderPolicy(RequestPolicy):
     The state is a one-element list with the current rung, or -1 before the first step.
     """
 
-    def __init__(self, ladder: Ladder, hysteresis: float, within: Callable[[int], Ladder] | None = None) -> None:
-        """``within(nodes)`` builds the best ladder of trees of at most that many nodes, with the same thresholds.
-
-        By default it is :meth:`Ladder.first`.
-        """
-        self.ladder = ladder
+    def __init__(self, ladder: Ladder, hysteresis: float) -> None:
         self.hysteresis = hysteresis
         self.entropy_window = ladder.entropy_window
-        self._max_nodes = max(rung.nodes for rung in ladder.rungs)
-        self._within = cache(within or ladder.first)
+        self._within: Callable[[int], Ladder] = cache(ladder.truncated)
+
+    @property
+    def ladder(self) -> Ladder:
+        """The current ladder for requests without a limit."""
+        return self._within(MAX_NODES)
 
     def start(self) -> list[int]:
         return [-1]
 
     def choose_one(self, signals: Signals, state: list[int], limit: int) -> Topology:
+        ladder = self.ladder
         if state[0] < 0:
-            state[0] = self.ladder.rung_of(signals.entropy_ema)
+            state[0] = ladder.rung_of(signals.entropy_ema)
         # A threshold is passed only once the entropy is beyond it by the hysteresis. Several may be passed at once.
-        lowest = self.ladder.rung_of(signals.entropy_ema - self.hysteresis)
-        highest = self.ladder.rung_of(signals.entropy_ema + self.hysteresis)
+        lowest = ladder.rung_of(signals.entropy_ema - self.hysteresis)
+        highest = ladder.rung_of(signals.entropy_ema + self.hysteresis)
         state[0] = min(max(state[0], lowest), highest)
-        ladder = self.ladder if self._max_nodes <= limit else self._within(limit)
-        return ladder.rungs[state[0]]
+        return (ladder if ladder.nodes <= limit else self._within(limit)).rungs[state[0]]
 
 
-def ladder_policy(bank: TreeBank, cost: Cost, hysteresis: float) -> LadderPolicy:
-    """Policy with the bank's best ladder; under a limit, with its best ladder of trees within the limit."""
-    return LadderPolicy(build_ladder(bank, cost), hysteresis, lambda nodes: build_ladder(bank, cost, nodes))
+class BankLadderPolicy(LadderPolicy):
+    """The bank's best ladder at the current costs; under a limit, its best ladder of trees within the limit."""
+
+    def __init__(self, bank: TreeBank, cost: PolicyCost, hysteresis: float) -> None:
+        super().__init__(build_ladder(bank, cost), hysteresis)
+        self.cost = cost
+        self._within = cached_at(cost, partial(build_ladder, bank, cost))
 
 
 @register_policy("ladder")
-def _ladder(inputs: PolicyInputs) -> LadderPolicy:
-    return ladder_policy(inputs.needs_bank(), inputs.needs_cost(), LadderSettings().hysteresis)
+def _ladder(inputs: PolicyInputs) -> BankLadderPolicy:
+    return BankLadderPolicy(inputs.needs_bank(), inputs.needs_cost(), LadderSettings().hysteresis)

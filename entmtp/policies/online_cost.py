@@ -1,225 +1,91 @@
-"""Online step cost: the measured table, corrected by the times of real steps.
-
-Machines drift, and the measurement may have been disturbed. A step's time has two causes of error. One is a factor of
-the whole machine, which changes with what else runs there. The other is a factor of its tree size, which may have been
-measured wrongly. A Kalman filter (Kalman 1960) over logarithms of factors separates the two. Factors of other sizes
-follow, the less the farther they are. The covariance is the uncertainty of each size, which decides about probes.
-"""
+"""Online step costs: measured once, then corrected by the times of real steps, with probes of uncertain tree sizes."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from entmtp.policies.cost_cache import CostCorrection, fingerprint
-from entmtp.policies.step_cost import TYPICAL_CONTEXT, CostTable, MachineCost, StepCost
+from entmtp.policies.cost_cache import CostCorrectionFile
+from entmtp.policies.cost_filter import CorrectedCost, CostFilter
+from entmtp.policies.policy_cost import PolicyCost
+from entmtp.policies.probing import ProbeBudget
+from entmtp.policies.step_cost import TYPICAL_CONTEXT, MachineCost, widest
 from entmtp.trees.topology import Topology
 
-NOISE = 0.1
-"""Standard deviation of the logarithm of one step's time."""
+CHECK_PERIOD = 16
+"""Steps between checks whether costs have changed enough for a new version."""
 
-DRAFT_NOISE = 0.3
-"""Standard deviation of the logarithm of drafting's time, which depends on more than depth and nodes."""
+TOLERANCE = 0.05
+"""Relative change of one tree size's cost against another's above which there is a new version, or a probe counts."""
 
-MAX_CHANGE_PER_STEP = 0.05
-"""Maximum change of the logarithm of a step's own time by that step, however disturbed it was."""
+PROBE_PERIOD = 256
+"""Steps after which optimistic costs get a new version in any case: unused tree sizes become less certain with time."""
 
-CONFIDENCE = 2.0
-"""Standard deviations between the corrected cost and the optimistic one."""
-
-# Standard deviations of three factors: the whole machine's, a size's own and drafting's. Initially, and of their change
-# in a step.
-_INITIAL = (0.2, 0.15, 0.2)
-_PER_STEP = (0.02, 0.001, 0.01)
-# Standard deviations of the change of sizes and drafting between two runs: the machine may have changed.
-_BETWEEN_RUNS = (0.05, 0.1)
+SAVE_PERIOD = 2000
+"""Steps between writes of the corrections to disk."""
 
 
-class OnlineCost:
-    """Step cost at one batch size, corrected by the steps of that many requests."""
+class OnlineStepCost(PolicyCost):
+    """Step costs of a machine, those of each batch size corrected by the steps of that many requests.
 
-    def __init__(self, table: CostTable, correction: CostCorrection | None = None) -> None:
-        """``correction`` is that of an earlier run; it is ignored if it is of another table."""
-        self._table = table
-        self._grid = table.costs[0].nodes
-        self._near = 0.5 ** np.abs(np.subtract.outer(*[np.arange(len(self._grid))] * 2))
-        self._fingerprint = fingerprint(table)
-        # Logarithms of the factors and their covariance: the whole machine's first, then those of the node budgets.
-        self._logs = np.zeros(1 + len(self._grid))
-        machine, size, draft = _INITIAL
-        self._covariance = self._covariance_of(machine, max(size, table.spread))
-        self._drift = self._covariance_of(*_PER_STEP[:2])
-        # Drafting's own factor. It does not update the machine's factor, as it depends on more than depth and nodes.
-        self._draft_log, self._draft_variance = 0.0, max(draft, table.spread) ** 2
-        self._last = self._row(0)
-        self._at: dict[int, StepCost] = {}
-        if correction is not None and correction.table == self._fingerprint:
-            self._restore(correction)
-
-    @property
-    def correction(self) -> CostCorrection:
-        """Correction that another run can start from: all factors but the whole machine's, which is temporary."""
-        covariance = self._covariance[1:, 1:]
-        return CostCorrection(
-            table=self._fingerprint,
-            logs=self._logs[1:].tolist(),
-            covariance=((covariance + covariance.T) / 2).tolist(),
-            draft_log=self._draft_log,
-            draft_variance=self._draft_variance,
-        )
-
-    def _restore(self, correction: CostCorrection) -> None:
-        size, draft = _BETWEEN_RUNS
-        self._logs[1:] = correction.logs
-        self._covariance[1:, 1:] = np.array(correction.covariance) + size**2 * self._near
-        self._draft_log, self._draft_variance = correction.draft_log, correction.draft_variance + draft**2
-
-    def at(self, context: int) -> CorrectedCost:
-        """Corrected cost after ``context`` tokens; it follows later corrections."""
-        return CorrectedCost(self, self._measured(context))
-
-    def optimistic(self, context: int) -> CorrectedCost:
-        """Optimistic cost: the least that steps may cost. The size that was used last counts as certain."""
-        return CorrectedCost(self, self._measured(context), CONFIDENCE)
-
-    def observe(self, topology: Topology, context: int, verify_ms: float, draft_ms: float) -> None:
-        """Update the factors with one step: the milliseconds of its drafting, and of everything else."""
-        measured, nodes = self._measured(context), topology.nodes
-        self._last = self._row(nodes)
-        self._update(self._last, verify_ms / measured.without_draft(nodes))
-        if nodes:
-            self._update_draft(draft_ms / measured.draft(topology))
-
-    def size_factor(self, nodes: int, deviations: float = 0.0) -> float:
-        """Factor of a step's time without drafting, minus ``deviations`` standard deviations of its logarithm."""
-        row = self._row(nodes)
-        log = float(row @ self._logs)
-        if deviations:
-            # The machine's factor is common to all sizes, so only the difference from the last size is uncertain.
-            difference = row - self._last
-            log -= deviations * math.sqrt(max(0.0, float(difference @ self._covariance @ difference)))
-        return math.exp(log)
-
-    def draft_factor(self, deviations: float = 0.0) -> float:
-        """Factor of drafting's time, minus ``deviations`` standard deviations of its logarithm."""
-        return math.exp(float(self._logs[0]) + self._draft_log - deviations * math.sqrt(self._draft_variance))
-
-    @property
-    def shape(self) -> np.ndarray:
-        """Logarithms of all factors relative to plain decoding's; a choice between trees depends on nothing else."""
-        return np.append(self._logs[1:], self._draft_log) - self._logs[1]
-
-    def _measured(self, context: int) -> StepCost:
-        if context not in self._at:
-            self._at[context] = self._table.at(context)
-        return self._at[context]
-
-    def _row(self, nodes: int) -> np.ndarray:
-        """Weight of each logarithm in that of a tree's time without drafting ``[1 + sizes]``."""
-        index = float(np.interp(nodes, self._grid, np.arange(len(self._grid))))
-        low = min(int(index), len(self._grid) - 2)
-        row = np.zeros(1 + len(self._grid))
-        row[0] = 1.0
-        row[1 + low : 3 + low] = low + 1 - index, index - low
-        return row
-
-    def _covariance_of(self, machine: float, size: float) -> np.ndarray:
-        """Covariance ``[1 + sizes, 1 + sizes]`` of machine and sizes from standard deviations; only sizes correlate."""
-        covariance = np.zeros((1 + len(self._grid),) * 2)
-        covariance[0, 0] = machine**2
-        covariance[1:, 1:] = size**2 * self._near
-        return covariance
-
-    def _update(self, row: np.ndarray, factor: float) -> None:
-        """Kalman update: ``row @ logs`` was measured as the logarithm of ``factor``."""
-        self._covariance += self._drift
-        with_row = self._covariance @ row
-        own = float(row @ with_row)
-        surprise = _log(factor) - float(row @ self._logs)
-        variance = _variance(surprise, own, NOISE)
-        self._logs += with_row * (surprise / variance)
-        self._covariance -= np.outer(with_row, with_row) / variance
-
-    def _update_draft(self, factor: float) -> None:
-        own = self._draft_variance + _PER_STEP[-1] ** 2
-        surprise = _log(factor) - float(self._logs[0]) - self._draft_log
-        variance = _variance(surprise, own, DRAFT_NOISE)
-        self._draft_log += surprise * own / variance
-        self._draft_variance = own - own**2 / variance
-
-
-def _log(factor: float) -> float:
-    return math.log(max(factor, 1e-6))
-
-
-def _variance(surprise: float, own: float, noise: float) -> float:
-    """Variance of a step's measurement.
-
-    A step that would change the factors too much counts as noisier. Then it changes them less, and lowers their
-    uncertainty less.
+    In a probe step the costs are optimistic: the least that steps may cost.
     """
-    return max(own + noise**2, abs(surprise) * own / MAX_CHANGE_PER_STEP)
 
-
-class CorrectedCost:
-    """Step cost at one batch size and context, with the current factors of an :class:`OnlineCost`."""
-
-    def __init__(self, online: OnlineCost, measured: StepCost, deviations: float = 0.0) -> None:
-        self._online = online
-        self._measured = measured
-        self._deviations = deviations
-
-    def __call__(self, topology: Topology) -> float:
-        """Milliseconds of a step with this tree."""
-        factor = self._online.size_factor(topology.nodes, self._deviations)
-        return factor * self._measured.without_draft(topology.nodes) + self.draft(topology)
-
-    def draft(self, topology: Topology) -> float:
-        """Milliseconds of drafting this tree."""
-        if not topology.nodes:
-            return 0.0
-        return self._online.draft_factor(self._deviations) * self._measured.draft(topology)
-
-
-class OnlineCosts:
-    """Step costs of a machine by batch size, each corrected by the steps of that many requests."""
-
-    def __init__(self, machine: MachineCost, corrections: Mapping[int, CostCorrection]) -> None:
-        """``corrections`` are those of an earlier run, by batch size."""
+    def __init__(self, machine: MachineCost, file: CostCorrectionFile | None = None) -> None:
+        """``file`` stores the corrections: those of earlier runs are continued."""
         self._machine = machine
-        self._earlier = corrections
-        self._online: dict[int, OnlineCost] = {}
-
-    def for_batch(self, batch: int) -> OnlineCost:
-        """Cost for ``batch`` requests. Raises EntMTPError beyond the measured batch sizes."""
-        if batch not in self._online:
-            self._online[batch] = OnlineCost(self._machine.table(batch), self._earlier.get(batch))
-        return self._online[batch]
+        self._file = file
+        self._earlier = file.read() if file else {}
+        self._filters: dict[int, CostFilter] = {}
+        self._shapes: dict[int, np.ndarray] = {}
+        self._budget = ProbeBudget()
+        self._steps = 0
+        self._context = TYPICAL_CONTEXT
+        self._drafts, self._probing = True, False
+        self._corrected_version = self._optimistic_version = 0
 
     @property
-    def corrections(self) -> dict[int, CostCorrection]:
-        """Corrections that this run has learned, by batch size."""
-        return {batch: online.correction for batch, online in self._online.items()}
-
-
-class OnlinePolicyCost:
-    """View of :class:`OnlineCosts` as a :class:`PolicyCost`."""
-
-    def __init__(self, costs: OnlineCosts, optimistic: bool) -> None:
-        self._costs = costs
-        self._optimistic = optimistic
+    def version(self) -> tuple[bool, int]:
+        return self._probing, self._optimistic_version if self._probing else self._corrected_version
 
     def of_batch(self, batch: int, context: int) -> CorrectedCost:
-        """Cost for ``batch`` requests of ``context`` tokens each. Raises EntMTPError beyond what was measured."""
-        online = self._costs.for_batch(batch)
-        return online.optimistic(context) if self._optimistic else online.at(context)
+        costs = self.filter_of(batch)
+        return costs.optimistic(context) if self._probing else costs.at(context)
 
-    def __call__(self, topology: Topology) -> float:
-        """Milliseconds of a step of one request at :data:`TYPICAL_CONTEXT`."""
-        return self.of_batch(1, TYPICAL_CONTEXT)(topology)
+    def filter_of(self, batch: int) -> CostFilter:
+        """Return the filter that corrects the costs of ``batch`` requests. Raises as :meth:`of_batch`."""
+        if batch not in self._filters:
+            self._filters[batch] = CostFilter(self._machine.table(batch), self._earlier.get(batch))
+        return self._filters[batch]
 
-    def draft(self, topology: Topology) -> float:
-        """Milliseconds of drafting one request's tree at :data:`TYPICAL_CONTEXT`."""
-        return self.of_batch(1, TYPICAL_CONTEXT).draft(topology)
+    def start_step(self, context: int, *, drafts: bool) -> None:
+        self._context, self._drafts = context, drafts
+        self._probing = drafts and self._budget.due
+
+    def observe(self, topologies: Sequence[Topology], ms: Mapping[str, float]) -> None:
+        if not self._drafts:  # nothing was chosen: such a step takes no longer than plain decoding
+            return
+        batch, tree, took = len(topologies), widest(topologies), sum(ms.values())
+        costs = self.filter_of(batch)
+        if batch not in self._shapes:
+            self._shapes[batch] = costs.shape
+        least = costs.optimistic(self._context)(tree)
+        probed = self._probing and least < (1 - TOLERANCE) * costs.at(self._context)(tree)
+        self._budget.spend(took, took - least if probed else None)
+        costs.observe(tree, self._context, took - ms["draft"], ms["draft"])
+        self._probing = False
+        self._steps += 1
+        changed = self._steps % CHECK_PERIOD == 0 and np.abs(costs.shape - self._shapes[batch]).max() > TOLERANCE
+        if changed:
+            self._shapes.clear()
+            self._corrected_version += 1
+        if changed or probed or self._steps % PROBE_PERIOD == 0:
+            self._optimistic_version += 1
+        if self._steps % SAVE_PERIOD == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Save the corrections of all batch sizes, if any step was observed."""
+        if self._file is not None and self._steps:
+            self._file.write({batch: costs.correction for batch, costs in self._filters.items()})

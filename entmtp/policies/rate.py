@@ -16,9 +16,6 @@ from entmtp.trees.topology import Topology
 Cost = Callable[[Topology], float]
 """Milliseconds of a step with a tree."""
 
-BatchCosts = Callable[[int, int], Cost]
-"""Cost by the number of a step's requests, all with the same tree, and by their mean context in tokens."""
-
 
 def best_choices(
     gains: Sequence[np.ndarray], costs: Sequence[np.ndarray], shares: np.ndarray

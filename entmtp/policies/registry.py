@@ -7,14 +7,12 @@ Every module of :mod:`entmtp.policies` is imported when a policy is first looked
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from entmtp import methods
 from entmtp.errors import EntMTPError
 from entmtp.policies.base import Policy
-from entmtp.policies.correction import OnlineCostPolicy
-from entmtp.policies.cost_cache import CostCorrectionFile
-from entmtp.policies.step_cost import MachineCost, PolicyCost
+from entmtp.policies.policy_cost import PolicyCost
 from entmtp.settings import CalibrationSettings
 from entmtp.submodules import import_submodules
 from entmtp.trees.bank import TreeBank
@@ -113,13 +111,3 @@ def registered_policies() -> list[RegisteredPolicy]:
 def make_policy(name: str, inputs: PolicyInputs) -> Policy:
     """Build the policy registered under ``name``. Raises EntMTPError if there is none."""
     return find_policy(name).make(inputs)
-
-
-def make_online_cost_policy(
-    name: str, inputs: PolicyInputs, machine: MachineCost, corrections: CostCorrectionFile | None = None
-) -> OnlineCostPolicy:
-    """Build the policy at this machine's costs, corrected by its own steps; ``inputs.cost`` is ignored.
-
-    ``corrections`` is the file of earlier runs' corrections, which this run continues and updates.
-    """
-    return OnlineCostPolicy(lambda cost: make_policy(name, replace(inputs, cost=cost)), machine, corrections)

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 
 from entmtp.policies.base import RequestPolicy
 from entmtp.policies.ladder import best_static
-from entmtp.policies.rate import Cost
+from entmtp.policies.policy_cost import PolicyCost, cached_at
 from entmtp.policies.registry import PolicyInputs, register_policy
 from entmtp.policies.signals import Signals
-from entmtp.trees.bank import TreeBank
+from entmtp.trees.bank import MAX_NODES, TreeBank
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
 
 
 class StaticPolicy(RequestPolicy):
-    """One tree for every step: plain decoding, and the published or best constant trees."""
+    """One given tree for every step, such as plain decoding and the published tree; truncated under a limit."""
 
-    def __init__(
-        self, topology: Topology, entropy_window: int, within: Callable[[int], Topology] | None = None
-    ) -> None:
-        """``within(nodes)`` finds the best tree of at most that many nodes; by default it is :meth:`Topology.first`."""
-        self.topology = topology
+    def __init__(self, topology: Topology, entropy_window: int) -> None:
         self.entropy_window = entropy_window
-        self._within = cache(within or topology.truncated)
+        self._truncated = cache(topology.truncated)
 
     def choose_one(self, signals: Signals, state: None, limit: int) -> Topology:
-        return self.topology if self.topology.nodes <= limit else self._within(limit)
+        return self._truncated(limit)
+
+
+class BestStaticPolicy(RequestPolicy):
+    """The bank's best tree for every step, at the current costs; under a limit, its best tree within the limit."""
+
+    def __init__(self, bank: TreeBank, cost: PolicyCost, entropy_window: int) -> None:
+        self.cost = cost
+        self.entropy_window = entropy_window
+        self._best = cached_at(cost, partial(best_static, bank, cost))
+
+    def choose_one(self, signals: Signals, state: None, limit: int) -> Topology:
+        best = self._best(MAX_NODES)
+        return best if best.nodes <= limit else self._best(limit)
 
 
 class ScheduledPolicy(RequestPolicy):
@@ -59,11 +68,6 @@ class SequencePolicy(RequestPolicy):
         return self.sequence[(state[0] - 1) % len(self.sequence)].truncated(limit)
 
 
-def best_static_policy(bank: TreeBank, cost: Cost, entropy_window: int) -> StaticPolicy:
-    """Policy with the bank's best tree at every step; under a limit, with its best tree within the limit."""
-    return StaticPolicy(best_static(bank, cost), entropy_window, lambda nodes: best_static(bank, cost, nodes))
-
-
 @register_policy("autoregressive", by_cost=False)
 def _autoregressive(inputs: PolicyInputs) -> StaticPolicy:
     return StaticPolicy(Topology.root_only(), inputs.entropy_window)
@@ -75,8 +79,8 @@ def _published(inputs: PolicyInputs) -> StaticPolicy:
 
 
 @register_policy("best-static")
-def _best_static(inputs: PolicyInputs) -> StaticPolicy:
-    return best_static_policy(inputs.needs_bank(), inputs.needs_cost(), inputs.entropy_window)
+def _best_static(inputs: PolicyInputs) -> BestStaticPolicy:
+    return BestStaticPolicy(inputs.needs_bank(), inputs.needs_cost(), inputs.entropy_window)
 
 
 @register_policy("always-big", by_cost=False)

@@ -35,13 +35,6 @@ class TreeCost(Protocol):
         """Milliseconds of drafting the tree."""
 
 
-class PolicyCost(TreeCost, Protocol):
-    """Step costs that a policy is built from. A direct call is for one request at :data:`TYPICAL_CONTEXT`."""
-
-    def of_batch(self, batch: int, context: int) -> TreeCost:
-        """Cost for ``batch`` requests of ``context`` tokens each. Raises EntMTPError beyond what was measured."""
-
-
 class MachineCost(Protocol):
     """Step costs of a machine by batch size."""
 
@@ -57,6 +50,11 @@ def rounded_context(contexts: Sequence[int]) -> int:
     """
     mean = max(1.0, sum(contexts) / max(1, len(contexts)))
     return round(2 ** (round(2 * math.log2(mean)) / 2))
+
+
+def widest(topologies: Sequence[Topology]) -> Topology:
+    """Return the tree whose nodes and levels all trees of a step are padded to, which the step's cost is that of."""
+    return max(topologies, key=lambda tree: (tree.nodes, tree.max_depth))
 
 
 class StepCost(BaseModel):

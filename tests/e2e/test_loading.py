@@ -21,8 +21,8 @@ from entmtp.loading import load_method, open_session
 from entmtp.method_spec import MethodSpec
 from entmtp.methods import heads_of
 from entmtp.models.loading.load import encode_chat, load_model
-from entmtp.policies.correction import OnlineCostPolicy
 from entmtp.policies.ladder import LadderPolicy
+from entmtp.policies.online_cost import OnlineStepCost
 from entmtp.policies.step_cost import BatchedCost, CostTable
 from entmtp.settings import CPU_METHOD, GPU_METHOD, EngineSettings, SamplingParams, default_method
 from entmtp.trees.bank import load_bank
@@ -83,11 +83,9 @@ def test_a_ladder_is_tuned_at_this_machines_costs_and_says_where_it_can_not_be(
     engine, _ = load_method(method_of(saved, name, "hydra", bank=made), said.append, EngineSettings.for_one())
     assert said == []
     if name == "entmtp":
-        assert isinstance(engine.policy, OnlineCostPolicy)
-        assert isinstance(engine.policy.policy, LadderPolicy)
-        assert (
-            list(engine.policy.policy.ladder.thresholds) == retune(load_bank(made), cost, pytest.fail).thresholds != []
-        )
+        assert isinstance(engine.policy.cost, OnlineStepCost)
+        assert isinstance(engine.policy, LadderPolicy)
+        assert list(engine.policy.ladder.thresholds) == retune(load_bank(made), cost, pytest.fail).thresholds != []
 
 
 def test_methods_named_after_heads_refuse_others_and_say_which_do_not(saved: Saved) -> None:

@@ -24,6 +24,7 @@ from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
 from entmtp.policies.ladder import Ladder, LadderPolicy
+from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import SamplingParams
 from entmtp.trees.topology import Topology
@@ -39,8 +40,10 @@ POLICIES: dict[str, Policy] = {
     "plain": StaticPolicy(Topology.root_only(), 8),
     "static": StaticPolicy(WIDE, 8),
     "ladder": LadderPolicy(Ladder((1.0, 1.7), (TREES["chain"], WIDE, TREES["root"]), 8), 0.05),
-    "goodput": GoodputPolicy(small_predictor(), lambda batch, context: small_cost(), 8),
-    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(per_node=0.3), 8),
+    "goodput": GoodputPolicy(small_predictor(), FixedCost(lambda batch, context: small_cost()), 8),
+    "dynamic": DynamicPolicy(
+        small_predictor(), small_chances(), FixedCost(lambda batch, context: small_cost(per_node=0.3)), 8
+    ),
 }
 
 

@@ -13,8 +13,9 @@ import torch
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
+from entmtp.policies.policy_cost import PolicyCost
 from entmtp.policies.signals import SignalTracker
-from entmtp.policies.step_cost import BatchedCost, CostTable, PolicyCost, StepCost
+from entmtp.policies.step_cost import BatchedCost, CostTable, StepCost
 from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.probability_calibration import ProbabilityCalibration
@@ -61,11 +62,11 @@ def wide(nodes: int) -> Topology:
 
 
 def goodput(cost: PolicyCost) -> Policy:
-    return GoodputPolicy(PREDICTOR, cost.of_batch, 8)
+    return GoodputPolicy(PREDICTOR, cost, 8)
 
 
 def dynamic(cost: PolicyCost) -> Policy:
-    return DynamicPolicy(PREDICTOR, CHANCES, cost.of_batch, 8)
+    return DynamicPolicy(PREDICTOR, CHANCES, cost, 8)
 
 
 def step_cost(batch: int = 1, per_level: float = 1.0) -> StepCost:

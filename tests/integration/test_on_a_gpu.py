@@ -24,6 +24,7 @@ from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.settings import BenchmarkSettings, EngineSettings
 from entmtp.trees.published import published_tree
@@ -53,7 +54,9 @@ ROUTED = ("mixtral", "gpt_oss", *MTP_TYPES)
 POLICIES: dict[str, Policy] = {
     "static": StaticPolicy(TREES["bushy"], 8),
     "sequence": SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8),
-    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(0.01, 0.01), 8),
+    "dynamic": DynamicPolicy(
+        small_predictor(), small_chances(), FixedCost(lambda batch, context: small_cost(0.01, 0.01)), 8
+    ),
 }
 
 

@@ -16,9 +16,10 @@ from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.policies import registry
 from entmtp.policies.base import Policy
+from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.registry import PolicyInputs
 from entmtp.policies.static import SequencePolicy
-from entmtp.policies.step_cost import PolicyCost
+from entmtp.policies.step_cost import CostTable, StepCost
 from entmtp.settings import PAPER_TEMPERATURE, Acceptance, EngineSettings, SamplingParams
 from entmtp.trees.bank import TreeBank
 from entmtp.trees.trace import RankTrace
@@ -46,7 +47,7 @@ class Toolbox:
     backbone: Backbone
     heads: Mapping[str, DraftHeads]
     banks: Mapping[str, TreeBank]
-    costs: Mapping[str, PolicyCost]
+    costs: Mapping[str, CostTable | StepCost]
     foreign: Mapping[str, Mapping[str, TreeBank]] = field(default_factory=dict)
     tokenizer: Tokenizer | None = None
 
@@ -136,7 +137,7 @@ def make_policy(arm: str, tools: Toolbox, foresight: Foresight | None = None) ->
     inputs = PolicyInputs(
         num_heads=tools.heads[kind].num_heads if kind in tools.heads else 0,
         bank=bank,
-        cost=tools.costs.get(kind),
+        cost=FixedCost(tools.costs[kind].of_batch) if kind in tools.costs else None,
         trace=None if foresight is None else foresight.trace,
     )
     policy = methods.get_arm(arm).policy

@@ -11,11 +11,13 @@ from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
 from entmtp.policies.ladder import Ladder, LadderPolicy
+from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.signals import Signals
 from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import StepCost
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace_replay import accepted_lengths, visits
+from tests.helpers.policy_costs import LinearCost
 from tests.helpers.small_cases import (
     drafting,
     drawn_trace,
@@ -45,7 +47,7 @@ def goodput(entropy: torch.Tensor) -> Policy:
     seen = small_predictor().model_copy(
         update={"features": ["entropy", "accepted_ema"], "weights": [-1.0, 0.1], "centres": [-high, -low, 0.0]}
     )
-    return GoodputPolicy(seen, lambda batch, context: lambda tree: 10.0 + 2 * tree.nodes, entropy_window=4)
+    return GoodputPolicy(seen, FixedCost(lambda batch, context: LinearCost(10.0, 2.0)), entropy_window=4)
 
 
 @pytest.mark.parametrize("make", [ladder, goodput])
@@ -79,7 +81,7 @@ def test_growing_trees_are_those_of_real_decoding(kind: str) -> None:
         wide_nodes=63,
         hardware="test",
     )
-    policy = DynamicPolicy(predictor, small_chances(), cost.of_batch, entropy_window=8)
+    policy = DynamicPolicy(predictor, small_chances(), FixedCost(cost.of_batch), entropy_window=8)
     real = single_engine(backbone, heads, policy).generate(prompt, 60)
     trace = traced(backbone, heads, prompt, real.tokens)
     with torch.inference_mode():

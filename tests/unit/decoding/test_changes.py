@@ -16,6 +16,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.published import published_tree
@@ -28,7 +29,9 @@ SETTINGS = EngineSettings(slots=2, context=CONTEXT, prefill_tokens=7)
 
 
 def dynamic() -> DynamicPolicy:
-    return DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(1e-3, 1e-3), 8)
+    return DynamicPolicy(
+        small_predictor(), small_chances(), FixedCost(lambda batch, context: small_cost(1e-3, 1e-3)), 8
+    )
 
 
 def engine_of(backbone: Backbone, heads: DraftHeads, policy: Policy | None = None) -> Engine:

@@ -23,6 +23,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import SequencePolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from tests.helpers.arrivals import come_and_go
@@ -38,7 +39,7 @@ from tests.helpers.tiny_models import CONTEXT, TREES, greedy
 
 POLICIES: dict[str, Policy] = {
     "sequence": SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8),
-    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(), 8),
+    "dynamic": DynamicPolicy(small_predictor(), small_chances(), FixedCost(lambda batch, context: small_cost()), 8),
 }
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 

@@ -20,6 +20,7 @@ from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.ladder import Ladder, LadderPolicy
+from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.topology import Path, Topology
@@ -43,7 +44,9 @@ POLICIES: dict[str, Policy] = {
     "wide": StaticPolicy(WIDE, 8),
     "ladder": LadderPolicy(Ladder((0.8, 1.6), (WIDE, TREES["wide"], TREES["root"]), 8), 0.05),
     "sequence": SequencePolicy([WIDE, TREES["root"], TREES["root"], TREES["bushy"], TREES["chain"]], 8),
-    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(0.01, 0.01), 8),
+    "dynamic": DynamicPolicy(
+        small_predictor(), small_chances(), FixedCost(lambda batch, context: small_cost(0.01, 0.01)), 8
+    ),
 }
 
 

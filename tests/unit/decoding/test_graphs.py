@@ -19,6 +19,7 @@ from entmtp.models import cache as cache_module
 from entmtp.models.backbone import Backbone
 from entmtp.policies.base import RequestPolicy
 from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.batch import TreeBatch
@@ -105,7 +106,9 @@ def test_a_thousand_trees_replay_the_graphs_of_a_few_shapes(architecture: str, k
 def test_tokens_that_no_graph_has_made_are_verified_by_graphs() -> None:
     backbone = taped_backbone()
     state = taped_state(backbone, small_heads("hydra", backbone), slots=1)
-    policy = DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(0.01, 0.01), 8)
+    policy = DynamicPolicy(
+        small_predictor(), small_chances(), FixedCost(lambda batch, context: small_cost(0.01, 0.01)), 8
+    )
     prompt = small_prompt(9)
     (request,) = running(state, [prompt])
     request.policy_state = policy.start()

@@ -19,7 +19,8 @@ from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
-from entmtp.policies.ladder import ladder_policy
+from entmtp.policies.ladder import BankLadderPolicy
+from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from tests.helpers.heads_with_caches import DRAFT_CACHE_KINDS, check_draft_cache, draft_cache_heads, draft_cache_model
@@ -40,9 +41,9 @@ KINDS = ("medusa", "hydra", DRAFT_CACHE_KINDS[0], DRAFT_CACHE_KINDS[-1])
 CHEAP = small_cost(1e-3, 1e-3)
 POLICIES: dict[str, Callable[[], Policy]] = {
     "static": lambda: StaticPolicy(TREES["bushy"], 8),
-    "ladder": lambda: ladder_policy(small_bank(), CHEAP, 0.05),
-    "goodput": lambda: GoodputPolicy(small_predictor(), lambda batch, context: CHEAP, 8),
-    "dynamic": lambda: DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: CHEAP, 8),
+    "ladder": lambda: BankLadderPolicy(small_bank(), FixedCost(lambda batch, context: CHEAP), 0.05),
+    "goodput": lambda: GoodputPolicy(small_predictor(), FixedCost(lambda batch, context: CHEAP), 8),
+    "dynamic": lambda: DynamicPolicy(small_predictor(), small_chances(), FixedCost(lambda batch, context: CHEAP), 8),
 }
 NEW_TOKENS = 16
 PROMPTS = [small_prompt(7, seed=1), small_prompt(5, seed=2)]

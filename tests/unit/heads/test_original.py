@@ -17,6 +17,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
@@ -131,7 +132,9 @@ def test_a_trace_has_the_rank_that_the_formula_gives(layout: str, small: Backbon
 
 def policies() -> list[Policy]:
     """Drafting of whole trees, and expansion level by level."""
-    grows = DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(1e-3, 1e-3), 8)
+    grows = DynamicPolicy(
+        small_predictor(), small_chances(), FixedCost(lambda batch, context: small_cost(1e-3, 1e-3)), 8
+    )
     return [StaticPolicy(TREE, 8), grows]
 
 

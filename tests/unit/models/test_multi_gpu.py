@@ -19,6 +19,7 @@ from entmtp.models.loading.load import load_model
 from entmtp.models.multi_gpu import check_all_on_gpus
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from tests.helpers.hydra_plus_plus_heads import random_hydra_plus_plus_heads
@@ -44,7 +45,9 @@ DEVICE_MAP = {
 }
 POLICIES: dict[str, Policy] = {
     "static": StaticPolicy(TREES["wide"], 8),
-    "dynamic": DynamicPolicy(small_predictor(), small_chances(), lambda batch, context: small_cost(0.01, 0.01), 8),
+    "dynamic": DynamicPolicy(
+        small_predictor(), small_chances(), FixedCost(lambda batch, context: small_cost(0.01, 0.01)), 8
+    ),
 }
 
 

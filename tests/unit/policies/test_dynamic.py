@@ -11,6 +11,7 @@ from entmtp.errors import EntMTPError
 from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.base import Choice
 from entmtp.policies.dynamic import MAX_EXPANDED_NODES, ROOT_ONLY, DynamicPolicy, _Node
+from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.signals import Signals
 from entmtp.policies.step_cost import StepCost
 from entmtp.trees.bank import MAX_NODES
@@ -18,6 +19,7 @@ from entmtp.trees.batch import TreeBatch
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Topology
+from tests.helpers.policy_costs import ChangingCost
 from tests.helpers.small_cases import (
     Scripted,
     single_engine,
@@ -48,7 +50,7 @@ def script(*levels: Sequence[float]) -> Scripted:
 
 
 def expanded(heads: Scripted, cost: StepCost, signals: Signals = EASY) -> Choice:
-    return DynamicPolicy(PREDICTOR, UNCALIBRATED, cost.of_batch, 8).choose(
+    return DynamicPolicy(PREDICTOR, UNCALIBRATED, FixedCost(cost.of_batch), 8).choose(
         [signals], [AcceptanceBias()], [63], lambda requests: heads
     )[0]
 
@@ -82,18 +84,18 @@ def test_hopeless_guesses_leave_plain_decoding() -> None:
     assert expanded(script([0.001] * 4), small_cost(2.0, 1.0)) == ROOT_ONLY
 
 
-def test_other_costs_count_once_the_policy_takes_them_in() -> None:
-    costs = [small_cost(1.0, 1.0)]
-    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, lambda batch, context: costs[0], 8)
+def test_other_costs_count_once_their_version_is_another() -> None:
+    cost = ChangingCost(small_cost(1.0, 1.0).of_batch)
+    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, cost, 8)
 
     def nodes() -> int:
         heads = script(*[[0.97, 0.01, 0.005, 0.001]] * 3)
         return policy.choose([EASY], [AcceptanceBias()], [63], lambda requests: heads)[0].topology.nodes
 
     assert nodes() == 3
-    costs[0] = small_cost(50.0, 1.0)
+    cost.current = small_cost(50.0, 1.0).of_batch
     assert nodes() == 3
-    assert policy.reprice()
+    cost.version = 1
     assert nodes() == 0
 
 
@@ -103,7 +105,7 @@ def test_growing_gives_the_tokens_that_filling_gives(kind: str) -> None:
     heads = small_heads(kind, backbone)
     state = DecodingState(backbone, heads, 1, 256)
     state.prefill(0, small_prompt(6))
-    policy = DynamicPolicy(PREDICTOR, small_chances(), small_cost(0.01, 0.01).of_batch, 8)
+    policy = DynamicPolicy(PREDICTOR, small_chances(), FixedCost(small_cost(0.01, 0.01).of_batch), 8)
     with torch.inference_mode():
         (tree,) = policy.choose(
             [EASY], [AcceptanceBias()], [63], lambda requests: state.expand(requests, Stopwatch(backbone.device))
@@ -117,7 +119,7 @@ def test_growing_gives_the_tokens_that_filling_gives(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["medusa", "hydra"])
 def test_the_text_is_the_models_own(kind: str) -> None:
     backbone = small_backbone()
-    policy = DynamicPolicy(PREDICTOR, small_chances(), small_cost(0.05, 0.05).of_batch, 8)
+    policy = DynamicPolicy(PREDICTOR, small_chances(), FixedCost(small_cost(0.05, 0.05).of_batch), 8)
     done = single_engine(backbone, small_heads(kind, backbone), policy).generate(small_prompt(6), 60)
     assert done.tokens == greedy(backbone.model, small_prompt(6), 60)
     assert len({step.topology for step in done.steps}) > 1
@@ -127,7 +129,7 @@ def test_the_text_is_the_models_own(kind: str) -> None:
 
 def test_a_step_that_drafts_nothing_is_timed_too() -> None:
     backbone = small_backbone()
-    policy = DynamicPolicy(PREDICTOR, small_chances(), small_cost(50.0, 50.0).of_batch, 8)
+    policy = DynamicPolicy(PREDICTOR, small_chances(), FixedCost(small_cost(50.0, 50.0).of_batch), 8)
     done = single_engine(backbone, small_heads("hydra", backbone), policy).generate(small_prompt(6), 5)
     assert [step.topology.nodes for step in done.steps] == [0] * 5
     assert all(step.policy_ms > 0 for step in done.steps)
@@ -135,7 +137,9 @@ def test_a_step_that_drafts_nothing_is_timed_too() -> None:
 
 def test_each_request_of_a_batch_grows_its_own_tree() -> None:
     backbone = small_backbone()
-    policy = DynamicPolicy(PREDICTOR, small_chances(), lambda batch, context: small_cost(0.05 * batch, 0.05), 8)
+    policy = DynamicPolicy(
+        PREDICTOR, small_chances(), FixedCost(lambda batch, context: small_cost(0.05 * batch, 0.05)), 8
+    )
     state = DecodingState(backbone, small_heads("hydra", backbone), 3, 256)
     prompts = [small_prompt(length, seed=length) for length in (4, 9, 14)]
     started = [state.prefill(slot, prompt) for slot, prompt in enumerate(prompts)]
@@ -149,7 +153,7 @@ def test_each_request_of_a_batch_grows_its_own_tree() -> None:
 
 def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() -> None:
     heads = Scripted([[0.97, 0.01, 0.005, 0.001]] * 3, [[0.3, 0.25, 0.2, 0.1], [0.1] * 4, [0.1] * 4])
-    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, lambda batch, context: small_cost(0.5 * batch, 0.2), 8)
+    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, FixedCost(lambda batch, context: small_cost(0.5 * batch, 0.2)), 8)
     found = policy.choose([EASY, EASY], [AcceptanceBias(), AcceptanceBias()], [63, 63], lambda requests: heads)
     assert {tree.topology.nodes for tree in found} == {3}
     assert found[0].topology.max_depth == 3
@@ -157,13 +161,13 @@ def test_trees_of_a_batch_share_a_width_and_the_unsure_get_what_is_left_of_it() 
 
 
 def test_the_cost_of_one_request_says_nothing_of_four() -> None:
-    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, small_cost(0.5, 0.2).of_batch, 8)
+    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, FixedCost(small_cost(0.5, 0.2).of_batch), 8)
     with pytest.raises(EntMTPError, match="known for 1 request, not for 4"):
         policy.choose([EASY] * 4, [AcceptanceBias() for _ in range(4)], [63] * 4, lambda requests: Scripted())
 
 
 def test_a_chance_multiplies_along_a_path() -> None:
-    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, small_cost(0.01, 0.01).of_batch, 8)
+    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, FixedCost(small_cost(0.01, 0.01).of_batch), 8)
     nodes = policy._expand(
         script(*[[0.5, 0.2, 0.1, 0.1]] * 3), [_Node(0, (), 0, 1.0, 0, 0.0)], policy._token_prices((63,), 160), [63]
     )
@@ -175,7 +179,7 @@ def test_a_chance_multiplies_along_a_path() -> None:
 def test_each_level_is_one_pass_for_all_requests() -> None:
     sure, unsure = [0.97, 0.01, 0.005, 0.001], [0.3, 0.2, 0.1, 0.1]
     heads = Scripted([sure] * 3, [unsure, sure, sure])
-    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, lambda batch, context: small_cost(0.2 * batch, 0.2), 8)
+    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, FixedCost(lambda batch, context: small_cost(0.2 * batch, 0.2)), 8)
     found = policy.choose([EASY, EASY], [AcceptanceBias(), AcceptanceBias()], [63, 63], lambda requests: heads)
     assert heads.requested[0] == [0, 1]
     assert heads.requested[1][:2] == [0, 4]
@@ -188,7 +192,7 @@ def test_each_level_is_one_pass_for_all_requests() -> None:
 def test_where_nodes_cost_nothing_many_children_are_drafted_and_the_tree_is_as_large_as_may_be() -> None:
     generous = ProbabilityCalibration(slope=[1.0] * 3, offset=[0.0] * 3, follow=[[0.3, *[0.04] * 15]] * 3)
     probabilities = [0.3, *[0.04] * 15]
-    policy = DynamicPolicy(PREDICTOR, generous, lambda batch, context: small_cost(0.0, 0.01), 8)
+    policy = DynamicPolicy(PREDICTOR, generous, FixedCost(lambda batch, context: small_cost(0.0, 0.01)), 8)
     heads = script(*[probabilities] * 3)
     (found,) = policy.choose([EASY], [AcceptanceBias()], [MAX_NODES], lambda requests: heads)
     assert found.topology.nodes == MAX_EXPANDED_NODES
@@ -221,13 +225,13 @@ def test_where_the_first_node_costs_most_and_others_little_trees_are_large() -> 
         wide_nodes=63,
         hardware="test",
     )
-    policy = DynamicPolicy(PREDICTOR, generous, gpu.of_batch, 8)
+    policy = DynamicPolicy(PREDICTOR, generous, FixedCost(gpu.of_batch), 8)
     (found,) = policy.choose([EASY], [AcceptanceBias()], [63], lambda requests: script(*[[0.3, *[0.04] * 15]] * 3))
     assert found.topology.nodes > 40
 
 
 def test_a_request_that_accepts_less_than_was_expected_of_it_is_believed_less() -> None:
-    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, small_cost(0.3, 0.1).of_batch, 8)
+    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, FixedCost(small_cost(0.3, 0.1).of_batch), 8)
 
     def nodes_after(gained: int) -> int:
         bias = AcceptanceBias()

@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.goodput import GoodputPolicy, candidates
-from entmtp.policies.rate import BatchCosts, best_choices
+from entmtp.policies.policy_cost import FixedCost
+from entmtp.policies.rate import best_choices
 from entmtp.policies.signals import Signals
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
+from tests.helpers.policy_costs import ChangingCost, LinearCost
 
 EASY = Signals(0, 0.0, 0.0, 0.0)
 HARD = Signals(0, 4.0, 4.0, 0.0)
@@ -25,9 +27,9 @@ PREDICTOR = Predictor(
 )
 
 
-def linear(per_node: float, per_level: float = 0.0) -> BatchCosts:
+def linear(per_node: float, per_level: float = 0.0) -> FixedCost:
     """Nodes of all requests are verified one after another; levels are drafted side by side."""
-    return lambda batch, context: lambda tree: 10 + per_node * batch * tree.nodes + per_level * tree.max_depth
+    return FixedCost(lambda batch, context: LinearCost(10, per_node * batch, per_level))
 
 
 def chosen_by(policy: GoodputPolicy, *signals: Signals) -> list[Topology]:
@@ -79,14 +81,14 @@ def test_a_batch_for_which_nodes_are_expensive_decodes_plainly() -> None:
     assert policy.rate([63] * 16) == pytest.approx(16 / 10)
 
 
-def test_other_costs_count_once_the_policy_takes_them_in() -> None:
-    costs = linear(0.5)
-    policy = GoodputPolicy(PREDICTOR, lambda batch, context: costs(batch, context), 8)
+def test_other_costs_count_once_their_version_is_another() -> None:
+    cost = ChangingCost(linear(0.5).of_batch)
+    policy = GoodputPolicy(PREDICTOR, cost, 8)
     batches = [EASY], [EASY, EASY]
     cheap = [chosen_by(policy, *batch) for batch in batches]
-    costs = linear(10.0)
+    cost.current = linear(10.0).of_batch
     assert [chosen_by(policy, *batch) for batch in batches] == cheap
-    assert policy.reprice()
+    cost.version = 1
     assert [chosen_by(policy, *batch) for batch in batches] == [
         [Topology.root_only()] * len(batch) for batch in batches
     ]
@@ -97,7 +99,7 @@ def test_other_costs_count_once_the_policy_takes_them_in() -> None:
 def test_no_shape_has_a_larger_net_gain(nats: list[float], per_node: float, per_level: float) -> None:
     policy = GoodputPolicy(PREDICTOR, linear(per_node, per_level), 8)
     signals = [Signals(0, each, each, 0.0) for each in nats]
-    cost, rate = linear(per_node, per_level)(len(nats), 160), policy.rate([63] * len(nats))
+    cost, rate = linear(per_node, per_level).of_batch(len(nats), 160), policy.rate([63] * len(nats))
 
     def net_gain(trees: list[Topology]) -> float:
         widest = max(trees, key=lambda tree: (tree.nodes, tree.max_depth))

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -5,10 +6,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from entmtp.errors import EntMTPError
-from entmtp.policies.ladder import Ladder, best_static, build_ladder
+from entmtp.policies.base import Policy
+from entmtp.policies.ladder import BankLadderPolicy, Ladder, best_static, build_ladder
+from entmtp.policies.policy_cost import FixedCost, PolicyCost
 from entmtp.policies.rate import Cost
+from entmtp.policies.signals import Signals
+from entmtp.policies.static import BestStaticPolicy
 from entmtp.trees.bank import Frontier, TreeBank
 from entmtp.trees.topology import Topology
+from tests.helpers.policy_costs import ChangingCost, LinearCost
 from tests.helpers.small_cases import frontier, provenance, small_bank, small_chances, small_predictor
 
 CHAIN = [(0,) * depth for depth in range(1, 6)]
@@ -106,3 +112,38 @@ def test_a_ladder_needs_one_rung_more_than_thresholds() -> None:
         Ladder((0.5,), (plain,), 8)
     with pytest.raises(EntMTPError, match="must increase"):
         Ladder((0.5, 0.5), (plain, plain, plain), 8)
+
+
+BANK_POLICIES: dict[str, Callable[[PolicyCost], Policy]] = {
+    "best-static": lambda cost: BestStaticPolicy(small_bank(), cost, 8),
+    "ladder": lambda cost: BankLadderPolicy(small_bank(), cost, 0.05),
+}
+
+
+@pytest.mark.parametrize("name", list(BANK_POLICIES))
+def test_other_costs_count_once_their_version_is_another(name: str) -> None:
+    cost = ChangingCost(lambda batch, context: LinearCost(30, 6))
+    policy = BANK_POLICIES[name](cost)
+
+    def nodes(limit: int) -> int:
+        calm = Signals(0, 0.0, 0.0, 0.0)
+        (choice,) = policy.choose([calm], [policy.start()], [limit], lambda requests: pytest.fail("it drafted"))
+        return choice.topology.nodes
+
+    before = nodes(1), nodes(63)
+    assert before[1] > before[0] == 1
+    cost.current = lambda batch, context: LinearCost(10, 10)
+    assert (nodes(1), nodes(63)) == before
+    cost.version = 1
+    assert (nodes(1), nodes(63)) == (0, 0)
+
+
+@pytest.mark.parametrize("name", list(BANK_POLICIES))
+def test_fixed_costs_learn_nothing_from_steps(name: str) -> None:
+    cost = FixedCost(lambda batch, context: LinearCost(30, 6))
+    policy, tree = BANK_POLICIES[name](cost), Topology.of([(0,)])
+    for _ in range(1000):
+        policy.observe([tree], {"verify": 1e6, "draft": 1e6})
+    policy.close()
+    assert cost(tree) == 36
+    assert cost.version == 0

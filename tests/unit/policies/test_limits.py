@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.base import BeginDraft, Policy
-from entmtp.policies.correction import OnlineCostPolicy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
-from entmtp.policies.ladder import Ladder, LadderPolicy, ladder_policy
+from entmtp.policies.ladder import BankLadderPolicy, Ladder, LadderPolicy
+from entmtp.policies.online_cost import OnlineStepCost
+from entmtp.policies.policy_cost import FixedCost, PolicyCost
 from entmtp.policies.signals import Signals
-from entmtp.policies.static import ScheduledPolicy, SequencePolicy, StaticPolicy, best_static_policy
-from entmtp.policies.step_cost import CostTable, PolicyCost, StepCost, TreeCost
+from entmtp.policies.static import BestStaticPolicy, ScheduledPolicy, SequencePolicy, StaticPolicy
+from entmtp.policies.step_cost import CostTable, StepCost, TreeCost
 from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.published import published_tree
@@ -36,40 +37,31 @@ def batches(batch: int, context: int) -> StepCost:
     return small_cost(0.02 * batch, 0.02)
 
 
-class SameCost:
-    """One cost, however many requests share a step."""
-
-    def __call__(self, topology: Topology) -> float:
-        return COST(topology)
-
-    def draft(self, topology: Topology) -> float:
-        return COST.draft(topology)
-
-    def of_batch(self, batch: int, context: int) -> StepCost:
-        return batches(batch, context)
+class AnyBatch:
+    """Measured costs of any number of requests."""
 
     def table(self, batch: int) -> CostTable:
         return CostTable(contexts=[160], costs=[batches(batch, 160)])
 
 
 def goodput(cost: PolicyCost | None = None) -> GoodputPolicy:
-    return GoodputPolicy(small_predictor(), batches if cost is None else cost.of_batch, 8)
+    return GoodputPolicy(small_predictor(), cost or FixedCost(batches), 8)
 
 
 def dynamic(chances: ProbabilityCalibration | None = None) -> DynamicPolicy:
-    return DynamicPolicy(small_predictor(), chances or small_chances(), batches, 8)
+    return DynamicPolicy(small_predictor(), chances or small_chances(), FixedCost(batches), 8)
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "static": lambda: StaticPolicy(published_tree(), 8),
-    "best-static": lambda: best_static_policy(small_bank(), COST, 8),
-    "ladder": lambda: ladder_policy(small_bank(), COST, 0.05),
+    "best-static": lambda: BestStaticPolicy(small_bank(), FixedCost(COST.of_batch), 8),
+    "ladder": lambda: BankLadderPolicy(small_bank(), FixedCost(COST.of_batch), 0.05),
     "given ladder": lambda: LadderPolicy(Ladder((0.4, 0.9), (TREES["deep"], TREES["bushy"], WIDE), 8), 0.05),
     "scheduled": lambda: ScheduledPolicy(dict.fromkeys(range(0, 60, 2), TREES["bushy"]), 8),
     "sequence": lambda: SequencePolicy([TREES["deep"], TREES["bushy"], WIDE], 8),
     "goodput": goodput,
     "dynamic": dynamic,
-    "corrected": lambda: OnlineCostPolicy(lambda cost: goodput(cost), SameCost()),
+    "corrected": lambda: goodput(OnlineStepCost(AnyBatch())),
 }
 
 
@@ -158,12 +150,13 @@ def test_a_step_without_any_tree_updates_the_biases_by_the_last_one_and_scores_n
 
 
 def test_a_step_without_any_tree_corrects_no_cost_and_one_with_some_does() -> None:
-    policy = OnlineCostPolicy(lambda cost: goodput(cost), SameCost())
-    before = policy._costs.for_batch(1).correction
+    cost = OnlineStepCost(AnyBatch())
+    policy = goodput(cost)
+    before = cost.filter_of(1).correction
     for limit, learns in ((0, False), (MAX_NODES, True)):
         trees = chosen(policy, [Signals(0, 0.1, 0.1, 1.0)], [policy.start()], [limit])
         policy.observe(trees, {"draft": 1.0, "verify": 50.0})
-        assert (policy._costs.for_batch(1).correction != before) == learns
+        assert (cost.filter_of(1).correction != before) == learns
 
 
 def net_gain(policy: GoodputPolicy, tree: Topology, nats: float, cost: TreeCost, limits: Sequence[int]) -> float:
@@ -175,7 +168,7 @@ def net_gain(policy: GoodputPolicy, tree: Topology, nats: float, cost: TreeCost,
 @given(st.integers(0, 8), st.floats(0, 2), st.floats(0, 3))
 def test_goodput_takes_the_best_tree_within_a_limit(limit: int, nats: float, per_node: float) -> None:
     cost = small_cost(per_node, 0.1)
-    policy = GoodputPolicy(small_predictor(), cost.of_batch, 8)
+    policy = GoodputPolicy(small_predictor(), FixedCost(cost.of_batch), 8)
     (found,) = chosen(policy, [Signals(0, nats, nats, 0.0)], [AcceptanceBias()], [limit])
     ours = net_gain(policy, found, nats, cost, [limit])
     for tree in policy.trees:
@@ -188,7 +181,7 @@ def test_goodput_takes_the_best_trees_of_a_batch_within_their_limits(
     requests: list[tuple[int, float]], per_node: float
 ) -> None:
     cost = small_cost(per_node, 0.1)
-    policy = GoodputPolicy(small_predictor(), lambda batch, context: cost, 8)
+    policy = GoodputPolicy(small_predictor(), FixedCost(lambda batch, context: cost), 8)
     limits = [limit for limit, _ in requests]
     seen = [Signals(0, nats, nats, 0.0) for _, nats in requests]
     predictor, rate = small_predictor(), policy.rate(limits)
@@ -216,7 +209,7 @@ def test_the_token_price_of_a_limited_request_is_that_of_its_own_steps() -> None
         wide_nodes=63,
         hardware="test",
     )
-    policy = GoodputPolicy(small_predictor(), cost.of_batch, 8)
+    policy = GoodputPolicy(small_predictor(), FixedCost(cost.of_batch), 8)
     easy = [Signals(0, 0.2, 0.2, 0.0)]
     assert policy.rate([1]) < policy.rate([MAX_NODES])
     assert net_gain(policy, Topology.of([(0,)]), 0.2, cost, [MAX_NODES]) < net_gain(
@@ -257,10 +250,12 @@ def test_a_level_that_could_only_replace_likelier_guesses_is_not_run() -> None:
 def test_bank_policies_take_the_banks_own_best_within_a_limit(limit: int) -> None:
     broad = frontier([((0,), 0.5), ((1,), 0.3), ((2,), 0.2), ((0, 0), 0.1)])  # not in the order of its ranks
     bank = small_bank().model_copy(update={"overall": broad})
-    (static,) = chosen(best_static_policy(bank, COST, 8), [Signals(0, 0.1, 0.1, 1.0)], [None], [limit])
+    (static,) = chosen(
+        BestStaticPolicy(bank, FixedCost(COST.of_batch), 8), [Signals(0, 0.1, 0.1, 1.0)], [None], [limit]
+    )
     tried = [bank.overall.tree(nodes) for nodes in range(limit + 1)]
     assert static == max(tried, key=lambda tree: bank.overall.gain[tree.nodes] / COST(tree))
-    ladder = ladder_policy(bank, COST, 0.05)
+    ladder = BankLadderPolicy(bank, FixedCost(COST.of_batch), 0.05)
     calm, wild = ([Signals(0, nats, nats, 1.0)] for nats in (0.1, 1.5))
     assert chosen(ladder, calm, [ladder.start()], [limit])[0].paths == bank.bins[0].tree(limit).paths
     assert chosen(ladder, wild, [ladder.start()], [limit])[0].paths == bank.bins[2].tree(limit).paths

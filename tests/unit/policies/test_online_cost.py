@@ -1,95 +1,147 @@
 from collections.abc import Callable
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from entmtp.policies.online_cost import OnlineCost, OnlineCosts
-from entmtp.policies.step_cost import CostTable
+from entmtp.policies.base import Policy, RequestPolicy
+from entmtp.policies.goodput import GoodputPolicy
+from entmtp.policies.online_cost import CHECK_PERIOD, OnlineStepCost
+from entmtp.policies.policy_cost import PolicyCost, cached_at
+from entmtp.policies.probing import EVERY
+from entmtp.policies.signals import Signals
+from entmtp.policies.static import StaticPolicy
+from entmtp.policies.step_cost import StepCost
+from entmtp.trees.topology import Topology
 from tests.helpers.simulated_machine import COST, SIZES, machine, wide
+from tests.helpers.small_cases import small_predictor
 
-TABLE = CostTable(contexts=[160], costs=[COST])
-CONTEXT = 160
+EASY = Signals(0, 0.0, 0.0, 0.0)
 
 
-def watch(online: OnlineCost, truth: Callable[[int], float], steps: int, draft: float = 1.0) -> None:
-    """Steps with trees of all sizes in turn, which take ``truth`` times as long as was measured."""
+class CheapestPolicy(RequestPolicy):
+    """Takes the cheapest tree but plain decoding, and counts how often it searches for it."""
+
+    entropy_window = 8
+    cost: PolicyCost
+
+    def __init__(self, cost: PolicyCost) -> None:
+        self.cost = cost
+        self.searches = 0
+        self._cheapest = cached_at(cost, self._search)
+
+    def choose_one(self, signals: Signals, state: None, limit: int) -> Topology:
+        return self._cheapest()
+
+    def _search(self) -> Topology:
+        self.searches += 1
+        costs = {tree: self.cost(tree) / (1 + tree.nodes) for tree in map(wide, SIZES[1:])}
+        return min(costs, key=costs.__getitem__)
+
+
+def online(*costs: StepCost) -> OnlineStepCost:
+    return OnlineStepCost(machine(*costs or (COST,)))
+
+
+def chosen(policy: Policy, state: object = None) -> Topology:
+    (choice,) = policy.choose([EASY], [state], [63], lambda requests: pytest.fail("it drafted"))
+    return choice.topology
+
+
+def run(policy: Policy, truth: Callable[[int], float], steps: int) -> None:
     for at in range(steps):
         tree = wide(SIZES[at % len(SIZES)])
-        online.observe(tree, CONTEXT, truth(tree.nodes) * (COST(tree) - COST.draft(tree)), draft * COST.draft(tree))
+        draft = COST.draft(tree)
+        policy.observe([tree], {"policy": 0.0, "verify": truth(tree.nodes) * (COST(tree) - draft), "draft": draft})
 
 
-def test_a_machine_that_slows_down_as_a_whole_compares_trees_as_before() -> None:
-    online = OnlineCost(TABLE)
-    cost = online.at(CONTEXT)
-    watch(online, lambda nodes: 2.0, 2400, draft=2.0)
-    assert [cost(wide(nodes)) for nodes in SIZES] == pytest.approx([2 * COST(wide(nodes)) for nodes in SIZES], rel=0.01)
-    assert np.abs(online.shape).max() < 0.01
+def test_another_tree_is_chosen_when_trees_compare_otherwise() -> None:
+    policy = CheapestPolicy(online())
+    assert chosen(policy) == wide(16)
+    run(policy, lambda nodes: 4.0 if nodes == 16 else 1.0, 40 * CHECK_PERIOD)
+    assert chosen(policy) == wide(8)
 
 
-def test_sizes_that_were_measured_wrong_are_put_right() -> None:
-    online = OnlineCost(TABLE)
-    cost = online.at(CONTEXT)
-    watch(online, lambda nodes: 1.5 if nodes >= 8 else 1.0, 1200)
-    for nodes in SIZES:
-        expected = (1.5 if nodes >= 8 else 1.0) * (COST(wide(nodes)) - COST.draft(wide(nodes)))
-        assert cost(wide(nodes)) - cost.draft(wide(nodes)) == pytest.approx(expected, rel=0.05)
+def test_a_policy_whose_costs_are_right_derives_nothing_again() -> None:
+    policy = CheapestPolicy(online())
+    chosen(policy)
+    for _ in range(20 * CHECK_PERIOD // len(SIZES)):
+        run(policy, lambda nodes: 1.0, len(SIZES))
+        policy.cost.start_step(160, drafts=False)
+        policy._cheapest()
+    assert policy.searches == 1
 
 
-def test_a_machine_that_slows_down_while_it_decodes_plainly_compares_trees_as_before() -> None:
-    online = OnlineCost(TABLE)
-    cost = online.at(CONTEXT)
-    watch(online, lambda nodes: 1.0, 600)
-    for _ in range(200):
-        online.observe(wide(0), CONTEXT, 1.5 * COST(wide(0)), 0.0)
-    assert cost(wide(0)) == pytest.approx(1.5 * COST(wide(0)), rel=0.01)
-    assert np.abs(online.shape).max() < 0.1 * np.log(1.5)
+def test_goodput_reads_the_corrected_costs() -> None:
+    policy = GoodputPolicy(small_predictor(), online(), 8)
+    before = policy.rate()
+    run(policy, lambda nodes: 1.0 if nodes == 0 else 4.0, 40 * CHECK_PERIOD)
+    assert policy.rate() < before
 
 
-def test_sizes_that_were_measured_wrong_are_put_right_within_some_steps() -> None:
-    online = OnlineCost(TABLE)
-    for at in range(32):
-        tree = wide((0, 1)[at % 2])
-        online.observe(
-            tree, CONTEXT, (0.93 if tree.nodes == 0 else 1.05) * (COST(tree) - COST.draft(tree)), COST.draft(tree)
-        )
-    assert online.shape[1] == pytest.approx(np.log(1.05 / 0.93), rel=0.25)
+@pytest.mark.parametrize("trees", [(0, 16), (16, 0), (1, 0, 16)])
+def test_a_step_of_several_trees_teaches_of_the_widest_to_which_all_are_padded(trees: tuple[int, ...]) -> None:
+    costs = online(*[COST] * len(trees))
+    cost = costs.of_batch(len(trees), 160)
+    draft = COST.draft(wide(16))
+    for _ in range(8 * CHECK_PERIOD):
+        took = {"policy": 0.0, "verify": COST(wide(16)) - draft, "draft": draft}
+        costs.observe([wide(nodes) for nodes in trees], took)
+    assert [cost(wide(nodes)) for nodes in SIZES] == pytest.approx([COST(wide(nodes)) for nodes in SIZES])
 
 
-def test_sizes_that_never_come_follow_their_neighbours() -> None:
-    online = OnlineCost(TABLE)
-    cost = online.at(CONTEXT)
-    for _ in range(200):
-        online.observe(wide(8), CONTEXT, 48.0, 2.0)
-    assert cost(wide(8)) == pytest.approx(50.0, rel=0.01)
-    assert COST(wide(4)) < cost(wide(4)) < 2 * COST(wide(4))
-    assert cost(wide(0)) - COST(wide(0)) < cost(wide(4)) - COST(wide(4))
+def test_the_predicted_goodput_is_reported_if_the_policy_predicts() -> None:
+    policy = GoodputPolicy(small_predictor(), online(), 8)
+    assert policy.predicted_goodput is None
+    bias = policy.start()
+    tree = chosen(policy, bias)
+    assert tree.nodes
+    assert bias.expected is not None
+    assert policy.predicted_goodput == pytest.approx((1 + bias.expected) / COST(tree))
+    policy.choose([EASY], [bias], [0], lambda requests: pytest.fail("it drafted"))
+    assert policy.predicted_goodput == pytest.approx(1 / COST(wide(0)))
+    static = StaticPolicy(wide(2), 8)
+    chosen(static)
+    assert static.predicted_goodput is None
 
 
-def test_drafting_is_corrected_by_itself() -> None:
-    online = OnlineCost(TABLE)
-    cost = online.at(CONTEXT)
-    watch(online, lambda nodes: 1.0, 600, draft=3.0)
-    assert cost.draft(wide(2)) == pytest.approx(6.0, rel=0.01)
-    assert cost(wide(0)) == pytest.approx(20.0)
+def probing() -> OnlineStepCost:
+    """Costs whose next step is a probe."""
+    cost = online()
+    for _ in range(EVERY):
+        cost.observe([wide(0)], {"verify": COST(wide(0)), "draft": 0.0})
+    return cost
 
 
-@given(st.lists(st.tuples(st.sampled_from(SIZES), st.floats(0, 1e6)), max_size=50))
-def test_no_single_step_says_much(steps: list[tuple[int, float]]) -> None:
-    online = OnlineCost(TABLE)
-    cost = online.at(CONTEXT)
-    for nodes, ms in steps:
-        before = cost(wide(nodes))
-        online.observe(wide(nodes), CONTEXT, ms, ms)
-        assert 0.94 < cost(wide(nodes)) / before < 1.06
+def test_a_probe_reads_optimistic_costs_which_have_their_own_version() -> None:
+    cost = probing()
+    corrected, version = cost(wide(16)), cost.version
+    cost.start_step(160, drafts=True)
+    assert cost(wide(16)) < 0.9 * corrected
+    assert cost.version != version
+    cost.observe([wide(0)], {"verify": COST(wide(0)), "draft": 0.0})
+    assert cost.version == version
+    assert cost(wide(16)) == pytest.approx(corrected, rel=0.01)
 
 
-def test_steps_of_two_requests_teach_of_two_alone() -> None:
-    online = OnlineCosts(machine(COST, COST), {})
-    for _ in range(128):
-        online.for_batch(2).observe(wide(1), CONTEXT, 500.0, 2.0)
-    one = online.for_batch(1).at(CONTEXT)
-    assert online.for_batch(2).at(CONTEXT)(wide(1)) > 5 * one(wide(1))
-    assert one(wide(1)) == COST(wide(1))
-    assert one.draft(wide(1)) == COST.draft(wide(1))
+def test_a_step_in_which_nothing_may_be_drafted_is_no_probe() -> None:
+    cost = probing()
+    version = cost.version
+    cost.start_step(160, drafts=False)
+    assert cost.version == version
+
+
+def test_the_goodput_predicted_of_a_probe_is_that_of_corrected_costs() -> None:
+    cost = probing()
+    policy = GoodputPolicy(small_predictor(), cost, 8)
+    bias = policy.start()
+    tree = chosen(policy, bias)
+    policy.observe([tree], {"verify": COST.without_draft(tree.nodes), "draft": COST.draft(tree)})
+    assert bias.expected is not None
+    assert policy.predicted_goodput == pytest.approx((1 + bias.expected) / COST(tree), rel=0.01)
+
+
+def test_probes_may_choose_otherwise_without_what_other_steps_derived_being_lost() -> None:
+    policy = CheapestPolicy(probing())
+    for drafts in (False, True) * 4:
+        policy.cost.start_step(160, drafts=drafts)
+        policy._cheapest()
+    assert policy.searches == 2

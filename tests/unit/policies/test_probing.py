@@ -10,11 +10,12 @@ import pytest
 
 from entmtp.intervals import paired_ratio
 from entmtp.policies.base import Policy
-from entmtp.policies.correction import OnlineCostPolicy
 from entmtp.policies.cost_cache import CostCorrectionFile
 from entmtp.policies.hardware_profile import load_profile
+from entmtp.policies.online_cost import OnlineStepCost
+from entmtp.policies.policy_cost import FixedCost, PolicyCost
 from entmtp.policies.probing import BURST, EVERY, SHARE, ProbeBudget
-from entmtp.policies.step_cost import BatchedCost, CostTable, PolicyCost, StepCost
+from entmtp.policies.step_cost import BatchedCost, CostTable, StepCost
 from tests.helpers.simulated_machine import Steps, dynamic, goodput, machine, simulate, step_cost, times
 
 POLICIES: dict[str, Callable[[PolicyCost], Policy]] = {"goodput": goodput, "dynamic": dynamic}
@@ -42,7 +43,7 @@ def run(
     cache: CostCorrectionFile | None = None,
     noise: float = NOISE,
 ) -> Steps:
-    policy = OnlineCostPolicy(POLICIES[name], table, cache)
+    policy = POLICIES[name](OnlineStepCost(table, cache))
     made = simulate(policy, costs(batch)[-1], steps, batch=batch, seed=seed, noise=noise)
     policy.close()
     return made
@@ -83,8 +84,7 @@ def test_corrections_are_there_after_a_restart(name: str, tmp_path: Path) -> Non
 def test_a_correction_of_another_table_is_ignored(name: str, tmp_path: Path) -> None:
     cache = CostCorrectionFile(tmp_path / "a.learnt.json")
     run(name, too_expensive(1), 1000, cache=cache)
-    policy = OnlineCostPolicy(POLICIES[name], machine(*costs(1)), cache)
-    assert not policy._costs.for_batch(1).shape.any()
+    assert not OnlineStepCost(machine(*costs(1)), cache).filter_of(1).shape.any()
 
 
 @each_policy
@@ -93,7 +93,7 @@ def test_a_machine_that_slows_down_as_a_whole_chooses_as_before(name: str) -> No
         return times(step_cost(), lambda nodes: 2.0, draft=2.0) if step >= 500 else step_cost()
 
     as_ever, slow = (
-        simulate(OnlineCostPolicy(POLICIES[name], machine(step_cost())), truth, 1000, noise=NOISE)
+        simulate(POLICIES[name](OnlineStepCost(machine(step_cost()))), truth, 1000, noise=NOISE)
         for truth in (step_cost(), slower)
     )
     assert slow.rate(550) == pytest.approx(as_ever.rate(550) / 2, rel=0.02)
@@ -104,12 +104,12 @@ def test_a_machine_that_slows_down_as_a_whole_chooses_as_before(name: str) -> No
 def test_one_size_that_is_wrong_is_found(name: str, factor: float) -> None:
     """The size that is used most takes longer than was measured, or less time."""
     truth = step_cost()
-    usual = simulate(OnlineCostPolicy(POLICIES[name], machine(truth)), truth, 300, noise=NOISE)
+    usual = simulate(POLICIES[name](OnlineStepCost(machine(truth))), truth, 300, noise=NOISE)
     sizes = np.array(truth.nodes)
     wrong = int(sizes[np.abs(sizes - np.median(usual.nodes[usual.nodes > 0])).argmin()])
     table = times(truth, lambda nodes: 1 / factor if nodes == wrong else 1.0)
     right, found = (
-        simulate(OnlineCostPolicy(POLICIES[name], machine(cost)), truth, 900, noise=NOISE) for cost in (truth, table)
+        simulate(POLICIES[name](OnlineStepCost(machine(cost))), truth, 900, noise=NOISE) for cost in (truth, table)
     )
     assert found.rate(500) > 0.97 * right.rate(500)
 
@@ -124,8 +124,10 @@ def test_trees_follow_the_context(name: str) -> None:
     def truth(step: int, batch: int, context: int) -> StepCost:
         return table.at(context)
 
-    def nodes(known: PolicyCost, context: Callable[[int], int]) -> list[int]:
-        found: list[int] = simulate(POLICIES[name](known), truth, 100, context=context).nodes.tolist()
+    def nodes(known: CostTable | StepCost, context: Callable[[int], int]) -> list[int]:
+        found: list[int] = simulate(
+            POLICIES[name](FixedCost(known.of_batch)), truth, 100, context=context
+        ).nodes.tolist()
         return found
 
     assert nodes(table, lambda step: 512) == nodes(table.costs[0], lambda step: 512)
