@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 from entmtp.evaluation.report.load_run import LoadedRun
 from entmtp.evaluation.results.rows import REQUEST_SCHEMA, RequestRow, as_table
@@ -15,6 +16,10 @@ Change = Callable[[RequestRow], RequestRow | None]
 
 def run_of(name: str, change: Change = lambda row: row, provenance: Mapping[str, str] = FACTS) -> LoadedRun:
     """A run whose rows are those of all others, but for `change` (none drops a row)."""
-    requests, _ = make_rows(arms=ARMS, suites=SUITES, prompts=6)
-    changed = [new for row in requests if (new := change(row)) is not None]
+    changed = [new for row in _rows() if (new := change(row)) is not None]
     return LoadedRun(name, provenance, as_table(changed, REQUEST_SCHEMA))
+
+
+@cache
+def _rows() -> Sequence[RequestRow]:
+    return tuple(make_rows(arms=ARMS, suites=SUITES, prompts=6)[0])

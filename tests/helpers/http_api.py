@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 from fastapi.testclient import TestClient
 
+from deployments.engines import client
 from deployments.engines.client import EngineClient
 from deployments.engines.rate_limit import RateLimiter
 from deployments.http.access_log import LogSink
@@ -18,6 +21,7 @@ from deployments.protocol.messages import CallStream, Failure
 from deployments.settings import AppArgs
 from entmtp.decoding.outputs import RequestOutput, RequestStats
 from entmtp.decoding.request import Request
+from entmtp.models.loading.load import load_tokenizer
 
 ENGINE = {"name": "e", "model_name": "m", "engine": {"context": 256}}
 STATS = RequestStats(
@@ -85,6 +89,8 @@ class Remote:
 
 
 Lines = list[dict[str, Any]]
+_tokenizer = cache(load_tokenizer)
+"""The tokenizer of a model, read once: it takes longer than all else that a test of the API does."""
 
 
 def api(
@@ -99,7 +105,8 @@ def api(
     async def metrics() -> str:
         return "ray_entmtp_x 1\n"
 
-    service = EngineClient(settings, {"e": answers}, Remote(RateLimiter(settings.limits)))
+    with patch.object(client, "load_tokenizer", _tokenizer):
+        service = EngineClient(settings, {"e": answers}, Remote(RateLimiter(settings.limits)))
     written: Lines = [] if lines is None else lines
     log = LogSink(lambda line: written.append(dict(line)), b"a secret", settings.log_prompts)
     made = make_api(service, keys or ApiKeys({}), ready, metrics, log)
