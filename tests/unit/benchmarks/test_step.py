@@ -117,7 +117,7 @@ def test_steps_start_from_the_same_state_and_time_every_part() -> None:
 
 @pytest.mark.parametrize(("kind", "batch"), [("medusa", 1), ("hydra", 2)])
 @pytest.mark.parametrize("depth", [1, 3, 4])
-def test_the_growing_that_is_timed_runs_every_level_whatever_the_heads_say(
+def test_the_expansion_that_is_timed_runs_every_level_whatever_the_heads_say(
     kind: str, batch: int, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -134,11 +134,11 @@ def test_the_growing_that_is_timed_runs_every_level_whatever_the_heads_say(
     assert record.draft_ms > 0
 
 
-def test_growing_costs_what_the_heads_and_the_host_between_them_take() -> None:
+def test_expanding_costs_what_the_heads_and_the_host_between_them_take() -> None:
     filled = StepTime(dict.fromkeys(PARTS, 0.0) | {"policy": 0.1, "draft": 0.5}, 0.4, 9.0)
-    grown = StepTime(dict.fromkeys(PARTS, 0.0) | {"policy": 1.1, "draft": 0.8}, 0.6, 11.0)
-    assert step.expanded_draft_ms(grown, filled) == pytest.approx(0.8 + 1.0 + 0.2)
-    assert step.expanded_draft_ms(filled, grown) == 0.5
+    expanded = StepTime(dict.fromkeys(PARTS, 0.0) | {"policy": 1.1, "draft": 0.8}, 0.6, 11.0)
+    assert step.expanded_draft_ms(expanded, filled) == pytest.approx(0.8 + 1.0 + 0.2)
+    assert step.expanded_draft_ms(filled, expanded) == 0.5
 
 
 def test_the_ladder_that_is_timed_takes_the_measured_tree_at_any_entropy() -> None:
@@ -227,7 +227,7 @@ def test_one_command_prints_keeps_and_makes_a_profile(tmp_path: Path, monkeypatc
     assert profile.measured.heads_kind == "medusa"
     assert profile.cost(2).verify_ms[0] == pytest.approx(profile.points[1].without_draft_ms[0])
     assert json.loads(made.read_text())["nodes"] == [0, 3]
-    grown = profile.expanded_cost(2)
-    assert grown is not None
-    assert grown.narrow_draft_ms == grown.wide_draft_ms == profile.points[1].expanded_draft_ms
+    expanded = profile.expanded_cost(2)
+    assert expanded is not None
+    assert expanded.narrow_draft_ms == expanded.wide_draft_ms == profile.points[1].expanded_draft_ms
     assert {path.name for path in tmp_path.iterdir()} == {"step.json", "here.json"}

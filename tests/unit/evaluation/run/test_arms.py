@@ -5,7 +5,6 @@ import pytest
 
 from entmtp import methods
 from entmtp.decoding.outputs import Completion
-from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.arms import Foresight, Toolbox, check_acceptance, lossless_arms, make_engine, make_policy
 from entmtp.methods import check_arms
 from entmtp.models.build import build_backbone
@@ -126,10 +125,6 @@ def test_the_bank_oracle_chooses_from_all_trees_of_its_bank(foresight: Foresight
 
 def test_arms_come_in_their_order_and_once() -> None:
     assert check_arms(["entmtp", "medusa", "entmtp", "autoregressive"]) == ["autoregressive", "medusa", "entmtp"]
-    with pytest.raises(EntMTPError, match="arm: 'eagle' is unknown; choose from autoregressive, medusa"):
-        check_arms(["medusa", "eagle"])
-    with pytest.raises(EntMTPError, match=r"arm: 'oracle' is unknown; choose from .*random, bank-oracle, hindsight"):
-        check_arms(["oracle"])
 
 
 def test_plain_decoding_needs_neither_heads_nor_banks(tools: Toolbox) -> None:
@@ -142,5 +137,3 @@ def test_plain_decoding_needs_neither_heads_nor_banks(tools: Toolbox) -> None:
 def test_controls_that_know_the_models_text_beforehand_are_refused_where_it_is_left() -> None:
     check_acceptance(["hydra", "bank-oracle"], "rejection")
     check_acceptance(["hydra", "medusa-typical"], "typical")
-    with pytest.raises(EntMTPError, match="arm: 'bank-oracle' follows the model's own text"):
-        check_acceptance(["hydra", "bank-oracle"], "typical")

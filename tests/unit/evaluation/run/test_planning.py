@@ -68,8 +68,6 @@ def test_profiles_that_draw_have_arms_that_can(saved: Saved, tmp_path: Path) -> 
     assert (paper.settings.acceptance, paper.settings.temperature) == ("typical", 0.7)
     assert paper.arms == [arm for arm in default_arms() if not needs_foresight(arm)]
     assert plan_of(saved, tmp_path, profile="paper-lossless").arms == [*default_arms(), *methods.lossy()]
-    with pytest.raises(EntMTPError, match="arm: 'random' follows the model's own text"):
-        validate(profile="paper", suites=[], arms=["random"], overrides={})
 
 
 def test_studies_run_every_arm_that_can_at_each_temperature() -> None:
@@ -84,8 +82,6 @@ def test_studies_run_every_arm_that_can_at_each_temperature() -> None:
 
 def test_errors_are_reported_before_anything_runs(saved: Saved, tmp_path: Path) -> None:
     validate(profile="full", suites=["gsm8k"], arms=["entmtp"], overrides={"prompts": None})
-    with pytest.raises(EntMTPError, match="repetitions: 0 is not accepted"):
-        validate(profile="full", suites=[], arms=[], overrides={"repetitions": 0})
     with pytest.raises(EntMTPError, match=r"no such folder|not found"):
         plan_of(saved, tmp_path, model=str(tmp_path / "nowhere"))
     with pytest.raises(EntMTPError, match="does not exist; make one with 'entmtp calibrate'"):
