@@ -25,7 +25,8 @@ FOLLOWS = (
 
 PLACEMENTS: list[tuple[Sequence[Node], dict[str, Any], str]] = [
     (CPUS, {"workers": 0}, "workers: 0 is not accepted; give at least 1"),
-    (CPUS, {"gpus_per_worker": 0.0}, "gpus_per_worker: 0 is not accepted; give 1, or a fraction such as 0.5"),
+    (CPUS, {"gpus_per_worker": 0}, "gpus_per_worker: 0 is not accepted; give 1, or a fraction such as 0.5"),
+    (CPUS, {"gpus_per_worker": -1}, "gpus_per_worker: -1 is not accepted; give 1, or a fraction such as 0.5"),
     (
         CPUS,
         {"gpus_per_worker": float("nan")},
@@ -83,7 +84,7 @@ def test_arms_that_know_the_models_text_where_another_is_written() -> None:
         ({"profile": "paper", "arms": ["random"]}, f"arm: 'random' {FOLLOWS}"),
         (
             {"overrides": {"repetitions": 0}},
-            "repetitions: 0 is not accepted: Input should be greater than or equal to 1",
+            "repetitions: 0 is not accepted: input should be greater than or equal to 1",
         ),
     ],
 )

@@ -61,7 +61,7 @@ def test_kinds_of_gpu_are_never_mixed() -> None:
     assert (chosen.kind, workers(chosen, ONE, EIGHT)) == ("T4", [1, 0])
 
 
-def test_cpus_of_workers_without_gpus_are_chosen_beside_gpus_too() -> None:
+def test_workers_without_a_gpu_have_the_requested_cpus_on_nodes_with_gpus_too() -> None:
     assert choose_placement([ONE], ResourceRequest(device="cpu", cpus_per_worker=2)).threads == 2
 
 
