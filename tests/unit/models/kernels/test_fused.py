@@ -15,7 +15,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import fused_linear
 from entmtp.models.kernels.fused_decoder import FusedLayers, with_fused_layers
-from entmtp.models.kernels.fused_linear import FusedLinear, Int8WeightLinear
+from entmtp.models.kernels.fused_linear import FusedLinear, Int8WeightLinear, row_scale
 from entmtp.models.kernels.packed_linear import InferenceLinear
 from entmtp.trees.batch import TreeBatch
 from tests.helpers.tiny_models import TREES, greedy, random_tokens, tiny_model
@@ -50,6 +50,7 @@ def test_a_product_with_int8_weight_is_that_of_the_rounded_weight(
 
 @torch.inference_mode()
 def test_a_weight_of_zeros_has_a_product_of_zeros_in_eight_bits() -> None:
+    assert row_scale(torch.zeros(8, 16)).min() > 0, "the weight is divided by it"
     assert Int8WeightLinear(torch.zeros(8, 16), None)(torch.randn(2, 16)).abs().max() == 0
 
 
