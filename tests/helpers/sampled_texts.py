@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import chisquare
 from transformers import (
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -111,4 +111,4 @@ def p_value(counts: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], fl
         seen, wanted = [*seen, draws - sum(seen)], [*wanted, draws - sum(wanted)]
     else:
         wanted = [each * sum(seen) / sum(wanted) for each in wanted]
-    return float(chisquare(seen, wanted).pvalue)
+    return float(scipy.stats.chisquare(seen, wanted).pvalue)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from entmtp.intervals import (
     Estimate,
@@ -95,7 +95,7 @@ def test_correlations_cover(count: int) -> None:
 def test_a_ratio_is_the_geometric_mean_with_students_interval() -> None:
     logs = np.array([0.1, 0.3, 0.2, 0.5])
     found = paired_ratio(np.exp(logs), np.ones(4)).estimate()
-    low, high = stats.t.interval(0.95, 3, logs.mean(), stats.sem(logs))
+    low, high = scipy.stats.t.interval(0.95, 3, logs.mean(), scipy.stats.sem(logs))
     assert (found.value, found.low, found.high) == pytest.approx(np.exp([logs.mean(), low, high]))
 
 
@@ -103,7 +103,7 @@ def test_suites_have_welchs_degrees_of_freedom() -> None:
     """With two suites and opposite signs this is Welch's own t test."""
     a, b = np.array([0.1, 0.3, 0.2, 0.5]), np.array([0.4, 0.9, 0.1])
     both = mean_of_suites([paired_ratio(np.exp(a), np.ones(4)), paired_ratio(np.ones(3), np.exp(b))])
-    welch = stats.ttest_ind(a, b, equal_var=False)
+    welch = scipy.stats.ttest_ind(a, b, equal_var=False)
     assert both.freedom == pytest.approx(welch.df)
     assert both.error is not None
     assert both.mean / both.error == pytest.approx(welch.statistic)
@@ -132,7 +132,7 @@ def test_more_comparisons_need_wider_intervals() -> None:
     one = LogMean(0.0, 0.1, 5).estimate()
     three = LogMean(0.0, 0.1, 5).estimate(3)
     assert three.high is not None
-    assert three.high == pytest.approx(np.exp(0.1 * stats.t.ppf(1 - 0.05 / 6, 5)))
+    assert three.high == pytest.approx(np.exp(0.1 * scipy.stats.t.ppf(1 - 0.05 / 6, 5)))
     assert one.high is not None
     assert three.high > one.high
 
@@ -148,7 +148,7 @@ def test_a_proportion_of_nothing_is_bounded_by_what_was_counted() -> None:
 
 def test_a_proportion_of_single_trials_is_clopper_and_pearsons() -> None:
     hits = np.array([1.0, 0, 0, 1, 1, 0, 0, 0, 0, 0])
-    found, exact = proportion(hits, np.ones(10)), stats.binomtest(3, 10).proportion_ci()
+    found, exact = proportion(hits, np.ones(10)), scipy.stats.binomtest(3, 10).proportion_ci()
     assert found.value == pytest.approx(0.3)
     assert found.low is not None
     assert found.high is not None

@@ -8,6 +8,7 @@ import pytest
 
 from entmtp.decoding.detokenizer import REPLACEMENT, Detokenizer
 from entmtp.decoding.incremental_decoder import IncrementalDecoder
+from tests.helpers.examples import examples
 from tests.helpers.tokenizers import KINDS, SPACE, ids, made, random_tokens
 
 MANY = pytest.param(10_000, marks=pytest.mark.slow)
@@ -34,7 +35,7 @@ class Counting(Detokenizer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sequences", [3000, MANY])
+@pytest.mark.parametrize("sequences", [examples(per_hundred=3000), MANY])
 def test_parts_are_the_whole_for_random_tokens(kind: str, sequences: int) -> None:
     tokenizer, rng = made(kind), random.Random(0)
     detokenizer = Detokenizer(tokenizer)

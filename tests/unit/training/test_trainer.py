@@ -76,13 +76,18 @@ def test_training_learns_and_what_it_learnt_loads(
     assert measure_accuracy(loaded, dataset, dataset.held_out) == last
 
 
-@every_kind
+@pytest.fixture(scope="module")
+def whole(kind: str, backbone: Backbone, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> StatelessHeads:
+    """Heads of a training that nothing interrupted."""
+    return Trainer(backbone, dataset, settings(kind=kind), tmp_path_factory.mktemp("whole")).train()
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS), scope="module")
 @pytest.mark.parametrize("step", [1, 20, 60], ids=["before a checkpoint", "within an epoch", "in a later epoch"])
 def test_an_interrupted_training_ends_with_the_same_bits(
-    kind: str, step: int, backbone: Backbone, dataset: Dataset, tmp_path: Path
+    kind: str, step: int, whole: StatelessHeads, backbone: Backbone, dataset: Dataset, tmp_path: Path
 ) -> None:
     chosen = settings(kind=kind)
-    whole = Trainer(backbone, dataset, chosen, tmp_path / "whole").train()
     if step > 1:
         with pytest.raises(KeyboardInterrupt):
             Trainer(backbone, dataset, chosen, tmp_path / "cut").train(interrupt_at(step))

@@ -127,7 +127,7 @@ def test_a_broken_model_ends_the_engine(backbone: Backbone, heads: DraftHeads, m
     engine = engine_of(backbone, heads, "sequence")
     serve(engine)
 
-    def broken(*args: Any) -> Any:
+    def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("the device is lost")
 
     monkeypatch.setattr(engine.runner.state.backbone, "verify", broken)

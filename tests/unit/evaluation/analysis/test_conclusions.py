@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from scipy import stats
+import scipy
 
 from entmtp.evaluation.analysis.conclusions import caveats, comparisons, conclusions
 from entmtp.evaluation.analysis.summary import ALL_SUITES
@@ -33,7 +33,7 @@ def test_likelihoods_are_reported_with_who_differs_and_by_how_much() -> None:
     assert f"{begin}the same with every arm" in conclusions(summary_of(with_likelihoods(requests, same), steps))
     shifts = [0.01, -0.01, 0.01, -0.01]
     other = same | {"hydra": [value + shift for value, shift in zip(PLAIN, shifts, strict=True)]}
-    half = stats.t.ppf(1 - 0.05 / 4, 3) * stats.sem(shifts)  # of two comparisons
+    half = scipy.stats.t.ppf(1 - 0.05 / 4, 3) * scipy.stats.sem(shifts)  # of two comparisons
     wanted = f"{begin}the same with medusa; +0.000 [{-half:.3f}, {half:.3f}] with hydra"
     assert wanted in conclusions(summary_of(with_likelihoods(requests, other), steps))
     few = summary_of(*make_rows(arms=("autoregressive", "hydra"), suites=("gsm8k",), prompts=2))

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from entmtp.evaluation.analysis.summary import ALL_SUITES, Summary, tables
 from entmtp.evaluation.report.run_metrics import arm_metrics
@@ -43,7 +43,7 @@ def test_speedup_is_the_geometric_mean_of_the_prompts() -> None:
     assert found.ratio.low is not None
     assert found.ratio.high is not None
     logs = -np.log([0.6, 0.7, 0.8, 0.9])
-    interval = stats.t.interval(0.95, 3, logs.mean(), stats.sem(logs))
+    interval = scipy.stats.t.interval(0.95, 3, logs.mean(), scipy.stats.sem(logs))
     assert (found.ratio.low, found.ratio.high) == pytest.approx(np.exp(interval))
     assert found.verdict == "faster"
 
@@ -128,10 +128,10 @@ def test_likelihoods_are_means_over_prompts_and_compared_prompt_by_prompt() -> N
         with_likelihoods(requests, {"autoregressive": PLAIN, "hydra": LIKELIER, "medusa": PLAIN}), steps
     )
     plain = next(row.log_likelihood for row in summary.arms if row.arm == "autoregressive")
-    low, high = stats.t.interval(0.95, 3, np.mean(PLAIN), stats.sem(PLAIN))
+    low, high = scipy.stats.t.interval(0.95, 3, np.mean(PLAIN), scipy.stats.sem(PLAIN))
     assert (plain.value, plain.low, plain.high) == pytest.approx((np.mean(PLAIN), low, high))
     found = summary.likelihood("gsm8k", "hydra")
-    paired = stats.ttest_rel(LIKELIER, PLAIN).confidence_interval(0.95)
+    paired = scipy.stats.ttest_rel(LIKELIER, PLAIN).confidence_interval(0.95)
     assert found is not None
     assert found.prompts == 4
     assert (found.difference.value, found.difference.low, found.difference.high) == pytest.approx(
@@ -189,7 +189,7 @@ def test_correlation_is_pearsons() -> None:
     x = [rng.normal(size=size) for size in (20, 30, 40)]
     y = [0.5 * part + rng.normal(size=len(part)) for part in x]
     found = correlation(x, y)
-    assert found.value == pytest.approx(stats.pearsonr(np.concatenate(x), np.concatenate(y)).statistic)
+    assert found.value == pytest.approx(scipy.stats.pearsonr(np.concatenate(x), np.concatenate(y)).statistic)
     assert found.low is not None
     assert found.high is not None
     assert found.low < found.value < found.high
