@@ -9,7 +9,7 @@ from entmtp.policies.policy_cost import PolicyCost, cached_at
 from entmtp.policies.probing import EVERY
 from entmtp.policies.signals import Signals
 from entmtp.policies.static import StaticPolicy
-from entmtp.policies.step_cost import StepCost
+from entmtp.policies.step_cost import BatchedCost, CostTable, StepCost
 from entmtp.trees.topology import Topology
 from tests.helpers.simulated_machine import COST, SIZES, machine, wide
 from tests.helpers.small_cases import small_predictor
@@ -70,11 +70,39 @@ def test_a_policy_whose_costs_are_right_derives_nothing_again() -> None:
     assert policy.searches == 1
 
 
+def test_a_change_makes_one_new_version_and_not_one_at_every_check() -> None:
+    policy = CheapestPolicy(online())
+    run(policy, lambda nodes: 4.0 if nodes == 16 else 1.0, 100 * CHECK_PERIOD)
+    settled = policy.cost.version
+    run(policy, lambda nodes: 4.0 if nodes == 16 else 1.0, 10 * CHECK_PERIOD)
+    assert settled != online().version
+    assert policy.cost.version == settled
+
+
 def test_goodput_reads_the_corrected_costs() -> None:
     policy = GoodputPolicy(small_predictor(), online(), 8)
     before = policy.rate()
     run(policy, lambda nodes: 1.0 if nodes == 0 else 4.0, 40 * CHECK_PERIOD)
     assert policy.rate() < before
+
+
+def test_a_step_is_compared_with_what_was_measured_at_its_context() -> None:
+    longer = COST.model_copy(update={"verify_ms": [2 * ms for ms in COST.verify_ms]})
+    costs = OnlineStepCost(BatchedCost(measured={1: CostTable(contexts=[160, 4096], costs=[COST, longer])}))
+    policy, tree = CheapestPolicy(costs), wide(16)
+    signals = Signals(0, 0.0, 0.0, 0.0, context=4096)
+    for _ in range(4 * CHECK_PERIOD):
+        policy.choose([signals], [None], [63], lambda requests: pytest.fail("it drafted"))
+        policy.observe([tree], {"verify": longer.without_draft(16), "draft": longer.draft(tree)})
+    assert costs(tree) == pytest.approx(COST(tree))
+
+
+def test_a_policy_of_each_request_tells_its_costs_when_nothing_may_be_drafted() -> None:
+    costs = online()
+    policy, before = CheapestPolicy(costs), costs.filter_of(1).correction
+    policy.choose([EASY], [None], [0], lambda requests: pytest.fail("it drafted"))
+    policy.observe([wide(0)], {"verify": 500.0, "draft": 0.0})
+    assert costs.filter_of(1).correction == before
 
 
 @pytest.mark.parametrize("trees", [(0, 16), (16, 0), (1, 0, 16)])
