@@ -46,7 +46,7 @@ from entmtp.models.build import build_backbone
 from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.registry import PolicyInputs, make_policy
-from entmtp.policies.step_cost import MachineCost, hardware_name
+from entmtp.policies.step_cost import BatchedCost, hardware_name
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.suites import MIXED, PAPER_SUITES, scored_prompts
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
@@ -153,7 +153,7 @@ def _prompts(tokenizer: Any) -> list[list[int]]:
 
 
 def _engine(
-    name: str, backbone: Backbone, heads: DraftHeads, bank: TreeBank, cost: MachineCost, settings: EngineSettings
+    name: str, backbone: Backbone, heads: DraftHeads, bank: TreeBank, cost: BatchedCost, settings: EngineSettings
 ) -> Engine:
     if name == PLAIN:
         return Engine(backbone, None, make_policy(PLAIN, PolicyInputs()), settings)

@@ -28,7 +28,7 @@ from entmtp.policies.base import Policy
 from entmtp.policies.cost_cache import CostCorrectionFile
 from entmtp.policies.online_cost import OnlineStepCost
 from entmtp.policies.registry import PolicyInputs, make_policy
-from entmtp.policies.step_cost import MachineCost
+from entmtp.policies.step_cost import BatchedCost
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 
@@ -159,7 +159,7 @@ def policy_at_costs(
     name: str,
     heads: DraftHeads,
     bank: TreeBank,
-    cost: MachineCost,
+    cost: BatchedCost,
     say: Callable[[str], None],
     learnt: CostCorrectionFile | None = None,
 ) -> Policy:

@@ -10,7 +10,7 @@ from entmtp.policies.cost_cache import CostCorrectionFile
 from entmtp.policies.cost_filter import CorrectedCost, CostFilter
 from entmtp.policies.policy_cost import PolicyCost
 from entmtp.policies.probing import ProbeBudget
-from entmtp.policies.step_cost import TYPICAL_CONTEXT, MachineCost, widest
+from entmtp.policies.step_cost import TYPICAL_CONTEXT, BatchedCost, widest
 from entmtp.trees.topology import Topology
 
 CHECK_PERIOD = 16
@@ -32,9 +32,9 @@ class OnlineStepCost(PolicyCost):
     In a probe step the costs are optimistic: the least that steps may cost.
     """
 
-    def __init__(self, machine: MachineCost, file: CostCorrectionFile | None = None) -> None:
+    def __init__(self, measured: BatchedCost, file: CostCorrectionFile | None = None) -> None:
         """``file`` stores the corrections: those of earlier runs are continued."""
-        self._machine = machine
+        self._measured = measured
         self._file = file
         self._earlier = file.read() if file else {}
         self._filters: dict[int, CostFilter] = {}
@@ -56,7 +56,7 @@ class OnlineStepCost(PolicyCost):
     def filter_of(self, batch: int) -> CostFilter:
         """Return the filter that corrects the costs of ``batch`` requests. Raises as :meth:`of_batch`."""
         if batch not in self._filters:
-            self._filters[batch] = CostFilter(self._machine.table(batch), self._earlier.get(batch))
+            self._filters[batch] = CostFilter(self._measured.table(batch), self._earlier.get(batch))
         return self._filters[batch]
 
     def start_step(self, context: int, *, drafts: bool) -> None:

@@ -35,13 +35,6 @@ class TreeCost(Protocol):
         """Milliseconds of drafting the tree."""
 
 
-class MachineCost(Protocol):
-    """Step costs of a machine by batch size."""
-
-    def table(self, batch: int) -> CostTable:
-        """Cost for ``batch`` requests. Raises EntMTPError beyond the measured batch sizes."""
-
-
 def rounded_context(contexts: Sequence[int]) -> int:
     """Mean context of a step's requests, rounded to a power of the square root of 2.
 

@@ -20,7 +20,7 @@ from entmtp.policies.online_cost import OnlineStepCost
 from entmtp.policies.policy_cost import FixedCost, PolicyCost
 from entmtp.policies.signals import Signals
 from entmtp.policies.static import BestStaticPolicy, ScheduledPolicy, SequencePolicy, StaticPolicy
-from entmtp.policies.step_cost import CostTable, StepCost, TreeCost
+from entmtp.policies.step_cost import BatchedCost, CostTable, StepCost, TreeCost
 from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.published import published_tree
@@ -37,11 +37,7 @@ def batches(batch: int, context: int) -> StepCost:
     return small_cost(0.02 * batch, 0.02)
 
 
-class AnyBatch:
-    """Measured costs of any number of requests."""
-
-    def table(self, batch: int) -> CostTable:
-        return CostTable(contexts=[160], costs=[batches(batch, 160)])
+MEASURED = BatchedCost(measured={batch: CostTable(contexts=[160], costs=[batches(batch, 160)]) for batch in (1, 5)})
 
 
 def goodput(cost: PolicyCost | None = None) -> GoodputPolicy:
@@ -61,7 +57,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "sequence": lambda: SequencePolicy([TREES["deep"], TREES["bushy"], WIDE], 8),
     "goodput": goodput,
     "dynamic": dynamic,
-    "corrected": lambda: goodput(OnlineStepCost(AnyBatch())),
+    "corrected": lambda: goodput(OnlineStepCost(MEASURED)),
 }
 
 
@@ -150,7 +146,7 @@ def test_a_step_without_any_tree_updates_the_biases_by_the_last_one_and_scores_n
 
 
 def test_a_step_without_any_tree_corrects_no_cost_and_one_with_some_does() -> None:
-    cost = OnlineStepCost(AnyBatch())
+    cost = OnlineStepCost(MEASURED)
     policy = goodput(cost)
     before = cost.filter_of(1).correction
     for limit, learns in ((0, False), (MAX_NODES, True)):
