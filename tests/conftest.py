@@ -4,6 +4,8 @@ import os
 
 # Several processes run tests at once, and two threads on layers of width 32 only spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Commands and services take all cores, which another process uses too: threads that wait for each other must not spin.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING

@@ -12,3 +12,7 @@ import torch
 def test_threads_that_a_test_sets_are_gone_in_the_next(turn: int) -> None:
     assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
     torch.set_num_threads(3)
+
+
+def test_threads_that_wait_sleep() -> None:
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
