@@ -25,8 +25,9 @@ settings.register_profile("dev", deadline=None, max_examples=10)
 settings.load_profile("ci")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps a file's tests in one process, as they share fixtures; all files with Ray clusters share one process."""
+    """Keep a file's tests in one process, as they share fixtures; all files with Ray clusters share one process."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
