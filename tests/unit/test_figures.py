@@ -17,6 +17,7 @@ from entmtp.evaluation.run.dry_run import ASSUMED_TOKENS_PER_SECOND
 from entmtp.intervals import CONFIDENCE
 from entmtp.models.kernels.choices import HALF_TOLERANCE, TOLERANCE
 from entmtp.models.loading.bundled import GGUF_BYTES
+from entmtp.policies.online_cost import TOLERANCE as COST_TOLERANCE
 from entmtp.policies.probing import SHARE
 from entmtp.settings import PAPER_TEMPERATURE
 from entmtp.suites.jail import MAX_MEMORY_BYTES
@@ -138,6 +139,7 @@ FIGURES = [
         step_over_plain("h200-step-vicuna-7b", "batch 16, context 512"),
     ),
     figure("docs/how-it-works.md", "all charges together stay below {:.0%} of the time", SHARE),
+    figure("docs/how-it-works.md", "by more than {:.0%} against another's", COST_TOLERANCE),
     figure("docs/serving.md", "that takes {:.0%} of the time at most", SHARE),
     figure("docs/reproducing-the-paper.md", "did: temperature {} and typical", PAPER_TEMPERATURE),
     figure("docs/serving.md", "keeps its last {:.0f} MB", log_file._FILE_BYTES * log_file._FILES / 1e6),
