@@ -53,6 +53,8 @@ def test_every_request_is_in_the_log_within_a_second(url: str, logs: Path) -> No
 
 
 def test_what_the_proxy_refuses_is_in_the_log(url: str, logs: Path) -> None:
+    refused = asyncio.Event()
+
     async def burst(session: aiohttp.ClientSession, wave: str, count: int, tokens: int) -> list[int]:
         async def ask(number: int) -> int:
             body = {"model": MODEL, "prompt": "Once", "max_tokens": tokens}
@@ -60,6 +62,8 @@ def test_what_the_proxy_refuses_is_in_the_log(url: str, logs: Path) -> None:
             headers = {"x-request-id": f"{wave}-{number}"}
             async with session.post(f"{url}/v1/completions", json=body, headers=headers) as response:
                 await response.read()
+                if response.status == 429:
+                    refused.set()
                 return response.status
 
         return await asyncio.gather(*(ask(number) for number in range(count)))
@@ -67,7 +71,7 @@ def test_what_the_proxy_refuses_is_in_the_log(url: str, logs: Path) -> None:
     async def scene() -> list[int]:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as session:
             first = asyncio.create_task(burst(session, "first", 40, 40))
-            await asyncio.sleep(1.0)  # by now some have been refused
+            await asyncio.wait_for(refused.wait(), 300)  # now the proxy knows that the engine is full
             return [*await burst(session, "second", 20, 2), *await first]
 
     statuses = asyncio.run(scene())
