@@ -31,6 +31,13 @@ def logs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def long_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what a middleware knows of a full engine until the test ends, however slow the machine is."""
+    monkeypatch.setattr(proxy_middleware, "_FULL_SECONDS", 600.0)
+    monkeypatch.setattr(proxy_middleware, "_PROBE_SECONDS", 600.0)
+
+
 FULL = [start(429, [(FULL_HEADER, b"1"), (b"retry-after", b"3"), LOGGED]), part(b"full")]
 
 
@@ -134,6 +141,7 @@ def test_a_body_too_large_to_keep_is_not_sent_again(monkeypatch: pytest.MonkeyPa
     assert len(app.bodies) == 1
 
 
+@pytest.mark.usefixtures("long_memory")
 def test_a_full_engine_refuses_the_next_ones_at_the_door(logs: Path) -> None:
     app = Ingresses(FULL, DONE)
     at_the_door = ProxyMiddleware(app)
@@ -149,6 +157,7 @@ def test_a_full_engine_refuses_the_next_ones_at_the_door(logs: Path) -> None:
     assert (line["status"], line["model"], line["error"]["code"]) == (429, "a", "rate_limit_exceeded")
 
 
+@pytest.mark.usefixtures("long_memory")
 @pytest.mark.parametrize(
     ("path", "varied"),
     [
