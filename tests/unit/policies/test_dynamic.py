@@ -166,6 +166,14 @@ def test_the_cost_of_one_request_says_nothing_of_four() -> None:
         policy.choose([EASY] * 4, [AcceptanceBias() for _ in range(4)], [63] * 4, lambda requests: Scripted())
 
 
+def test_a_level_costs_what_a_chain_that_is_longer_by_it_takes_longer_to_draft() -> None:
+    drafts = [1.0, 3.0, 3.5, 4.5]
+    cost = small_cost().model_copy(update={"narrow_draft_ms": drafts, "wide_draft_ms": drafts})
+    policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, FixedCost(cost.of_batch), 8)
+    rate = policy._before.rate((63,), 160)
+    assert policy._token_prices((63,), 160).levels == pytest.approx([1.0 * rate, 2.0 * rate, 0.5 * rate])
+
+
 def test_a_chance_multiplies_along_a_path() -> None:
     policy = DynamicPolicy(PREDICTOR, UNCALIBRATED, FixedCost(small_cost(0.01, 0.01).of_batch), 8)
     nodes = policy._expand(
