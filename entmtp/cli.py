@@ -14,7 +14,7 @@ from entmtp import methods
 from entmtp.cli_errors import plain_errors, require_extra
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.run.command import benchmark_command
-from entmtp.settings import DEFAULT_METHOD
+from entmtp.settings import DEFAULT_CONTEXT, DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from entmtp.evaluation.run.executor import Executor
@@ -56,7 +56,7 @@ def generate(
     ] = None,
     bank: Annotated[Path | None, typer.Option(help="tree bank for other heads")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens at most")] = 256,
-    context: Annotated[int, typer.Option(min=1, help="tokens of prompt and answer together, at most")] = 2048,
+    context: Annotated[int, typer.Option(min=1, help="most tokens of prompt and answer together")] = DEFAULT_CONTEXT,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token; 1: as the model would draw")] = 0.0,
     top_p: Annotated[float, typer.Option(help="draw only from the likeliest tokens with this much together")] = 1.0,
     top_k: Annotated[int, typer.Option(help="draw only from so many of the likeliest tokens; 0: all")] = 0,

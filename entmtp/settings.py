@@ -146,11 +146,15 @@ def default_method(device: str) -> str:
     return CPU_METHOD if device == "cpu" else GPU_METHOD
 
 
+DEFAULT_CONTEXT = 2048
+"""Tokens of prompt and answer together that an engine has room for by default."""
+
+
 class EngineSettings(Settings):
     """Capacity and limits of an engine (:mod:`entmtp.decoding.engine`)."""
 
     slots: int = Field(8, ge=1, description="requests that run at once")
-    context: int = Field(2048, ge=1, description="tokens of each request, prompt and answer together")
+    context: int = Field(DEFAULT_CONTEXT, ge=1, description="tokens of each request, prompt and answer together")
     prefill_tokens: int = Field(256, ge=1, description="maximum number of prompt tokens read between two steps")
     prefix_reuse: bool = Field(
         default=True, description="reuse the cached prefix that a prompt shares with an earlier text"
@@ -158,7 +162,7 @@ class EngineSettings(Settings):
     max_waiting: int = Field(1024, ge=0, description="maximum number of requests that wait for a slot")
 
     @classmethod
-    def for_one(cls, context: int = 2048) -> EngineSettings:
+    def for_one(cls, context: int = DEFAULT_CONTEXT) -> EngineSettings:
         """Make settings for one request at a time that reuses nothing of earlier ones, as a measurement needs."""
         return cls(slots=1, context=context, prefix_reuse=False)
 

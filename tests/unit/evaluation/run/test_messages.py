@@ -1,4 +1,4 @@
-"""What a benchmark says of options that it refuses, word by word."""
+"""Messages of a benchmark about options that it refuses, word by word."""
 
 from __future__ import annotations
 
