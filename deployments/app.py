@@ -11,11 +11,10 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.schema import LoggingConfig
 
 from deployments.engines.autoscaling import TokensPolicy
-from deployments.engines.rate_limit import RateLimiter
-from deployments.engines.replica import EngineReplica
+from deployments.engines.rate_limit import BoundRateLimiter
+from deployments.engines.replica import BoundEngineReplica
 from deployments.engines.router import PrefixRouter
-from deployments.http.ingress import Ingress
-from deployments.ray_internals import NodeBound
+from deployments.http.ingress import BoundIngress
 from deployments.settings import AppArgs, EngineArgs, LimitArgs, RoutingArgs
 from deployments.start_progress import report_progress
 
@@ -25,18 +24,6 @@ _PROBE_SECONDS = 0.2
 _DRAIN_SECONDS = 0.5
 
 
-class _Ingress(NodeBound, Ingress):
-    pass
-
-
-class _Engine(NodeBound, EngineReplica):
-    pass
-
-
-class _RateLimiter(NodeBound, RateLimiter):
-    pass
-
-
 def build(args: AppArgs) -> serve.Application:
     """Build the Serve application from the config file's `args`, which are validated before anything starts."""
     report_progress("application", f"starting {', '.join(one.name for one in args.engines)}")
@@ -44,7 +31,7 @@ def build(args: AppArgs) -> serve.Application:
     limits = args.limits
     limited = limits.requests_per_minute is not None or limits.tokens_per_minute is not None
     limiter = (
-        serve.deployment(name="Limiter", ray_actor_options={"num_cpus": 0})(_RateLimiter).bind(limits)
+        serve.deployment(name="Limiter", ray_actor_options={"num_cpus": 0})(BoundRateLimiter).bind(limits)
         if limited
         else None
     )
@@ -57,7 +44,7 @@ def build(args: AppArgs) -> serve.Application:
         graceful_shutdown_timeout_s=limits.request_seconds,
         graceful_shutdown_wait_loop_s=_DRAIN_SECONDS,
         logging_config=LoggingConfig(enable_access_log=False),
-    )(serve.ingress()(_Ingress))
+    )(serve.ingress()(BoundIngress))
     # All ingresses share the secret, and it is stored nowhere: hashes of users can't be compared between two starts.
     secret = secrets.token_bytes(32)
     return ingress.bind(args, engines, limiter, secret)
@@ -100,7 +87,7 @@ def _engine(args: EngineArgs, routing: RoutingArgs, limits: LimitArgs) -> serve.
         graceful_shutdown_timeout_s=limits.request_seconds,
         graceful_shutdown_wait_loop_s=_DRAIN_SECONDS,
         logging_config=LoggingConfig(enable_access_log=False),
-    )(_Engine)
+    )(BoundEngineReplica)
     return deployment.bind(args)
 
 

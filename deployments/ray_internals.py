@@ -55,7 +55,8 @@ class NodeBound:
     """First base class of every deployment: its replicas listen only on their node's address, where Serve reaches them.
 
     After a deployment's ``__init__`` Serve opens a gRPC server in the replica on all interfaces, and this server
-    unpickles its messages. The next base class is the deployment itself.
+    unpickles its messages. The next base class is the deployment itself. Both are combined in the deployment's own
+    module: a replica's process imports the module of its class, and so no other deployment.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -107,12 +107,11 @@ def _rows(row_type: type[Row], tables: Any, name: str, path: Path) -> list[Row]:
 
 def _row(row_type: type[Row], row: Mapping[str, Any]) -> Row:
     """A row of `summary.tables` as ``row_type``: the three columns of an estimate become one field."""
-    hints = get_type_hints(row_type)
     values: dict[str, Any] = {}
-    for field in fields(row_type):  # type: ignore[arg-type]
-        value = row[field.name]
-        if hints[field.name] is Estimate:
+    for name, kind in get_type_hints(row_type).items():
+        value = row[name]
+        if kind is Estimate:
             known = math.nan if value is None else value
-            value = Estimate(known, row[f"{field.name}_low"], row[f"{field.name}_high"])
-        values[field.name] = value
+            value = Estimate(known, row[f"{name}_low"], row[f"{name}_high"])
+        values[name] = value
     return row_type(**values)

@@ -8,43 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from deployments.engines.metric_definition import PREFIX, REFUSED, MetricDefinition
 from deployments.ray_internals import record_zero
 from entmtp.decoding.outputs import EngineStatistics, FinishReason, RequestOutput, RequestStats
 
-PREFIX = "entmtp_"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _OLD_PREDICTED_GOODPUT = "goodput_foretold_tokens_per_second"
 """Exported for one more release: dashboards of users may still read it."""
 
 _TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
-
-
-@dataclass(frozen=True)
-class MetricDefinition:
-    """Definition of a metric.
-
-    Attributes:
-        label: a label in addition to the engine's name, if the metric has one.
-        values: values of the label that are exported from the start.
-        boundaries: bucket boundaries of a histogram.
-    """
-
-    kind: Literal["counter", "gauge", "histogram"]
-    name: str
-    description: str
-    label: str | None = None
-    values: tuple[str, ...] = ()
-    boundaries: tuple[float, ...] = ()
-
-    @property
-    def labels(self) -> list[dict[str, str]]:
-        """Sets of labels that are exported from the start."""
-        return [{}] if self.label is None else [{self.label: value} for value in self.values]
 
 
 ENGINE_METRICS = (
@@ -75,9 +51,6 @@ ENGINE_METRICS = (
     MetricDefinition("gauge", "predicted_goodput_tokens_per_second", "what the policy expected of the last step"),
     MetricDefinition("gauge", _OLD_PREDICTED_GOODPUT, "old name of predicted_goodput_tokens_per_second"),
 )
-
-REFUSED = MetricDefinition("counter", "requests_refused", "requests whose engine was full")
-"""Refused requests by ``model``, counted in the proxy, through which all requests go."""
 
 
 class EngineMetrics:
@@ -166,11 +139,6 @@ class RequestRecorder:
             metrics.increase("spec_decode_num_accepted_tokens_per_pos", count, position=str(depth))
         for nodes, count in stats.tree_counts.items():
             metrics.increase("steps", count, nodes=str(nodes))
-
-
-def refused_counter() -> Counter:
-    """Counter of requests that got a 429 because their engine was full, by ``model``."""
-    return Counter(PREFIX + REFUSED.name, REFUSED.description, tag_keys=("model",))
 
 
 def zero_lines(engines: Sequence[str], models: Sequence[str]) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import aiohttp
 import ray
 
-from deployments.engines.metrics import PREFIX, zero_lines
+from deployments.engines.metric_definition import PREFIX
+from deployments.engines.metrics import zero_lines
 
 _SECONDS = 5.0
 _OWNER = re.compile(r'[{,](?:engine|model)="([^"]*)"')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from deployments.ray_internals import NodeBound
 from deployments.settings import LimitArgs
 
 _MINUTE = 60.0
@@ -49,3 +50,7 @@ class RateLimiter:
             for one, amount in zip(buckets, amounts, strict=True):
                 one.available -= amount
         return wait
+
+
+class BoundRateLimiter(NodeBound, RateLimiter):
+    """The rate limiter as Serve runs it."""

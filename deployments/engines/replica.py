@@ -17,6 +17,7 @@ from deployments.engines.autoscaling import OUTSTANDING, SPEED
 from deployments.engines.metrics import EngineMetrics
 from deployments.engines.prefix_hash import block_hashes
 from deployments.protocol.messages import CallStream, Failure
+from deployments.ray_internals import NodeBound
 from deployments.settings import EngineArgs, EngineChanges
 from deployments.start_progress import report_progress
 from entmtp.decoding.async_engine import AsyncEngine, EngineDeadError
@@ -168,3 +169,7 @@ class EngineReplica:
 
 def _statistics_and_texts(engine: Engine) -> tuple[EngineStatistics, Sequence[tuple[str, Sequence[int]]]]:
     return engine.statistics, engine.cached_prefixes if engine.settings.prefix_reuse else []
+
+
+class BoundEngineReplica(NodeBound, EngineReplica):
+    """The engine's replica as Serve runs it."""

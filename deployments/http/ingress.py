@@ -16,7 +16,7 @@ from deployments.http.auth import load_keys, require_keys
 from deployments.http.routes import make_api
 from deployments.log_file import LogFile
 from deployments.proxy_settings import ProxySettings, publish_proxy_settings
-from deployments.ray_internals import http_host, running_replicas
+from deployments.ray_internals import NodeBound, http_host, running_replicas
 from deployments.settings import AppArgs
 
 _STATUS_SECONDS = 1.0
@@ -58,3 +58,7 @@ class Ingress:
         engines = self._client.args.engines
         # An engine that may scale to zero starts a replica for the first request, so it counts as ready.
         return {one.name: running.get(one.name, 0) > 0 or not one.autoscaling.min_replicas for one in engines}
+
+
+class BoundIngress(NodeBound, Ingress):
+    """The ingress as Serve runs it."""

@@ -31,7 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.addresses import ONGOING_PATH
 from deployments.engines.deaths import GIVEN_UP, NO_RETRY, RETRIED_HEADER, RETRIES
-from deployments.engines.metrics import refused_counter
+from deployments.engines.metric_definition import refused_counter
 from deployments.http.cors import cors_headers
 from deployments.log_file import LOGGED_HEADER, LONGEST_PATH, ProxyLog
 from deployments.protocol.errors import FULL_HEADER, ApiError, engine_full_error

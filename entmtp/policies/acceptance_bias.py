@@ -42,6 +42,22 @@ class AcceptanceBias:
         self.expected = None
 
 
+@dataclass(frozen=True)
+class StepInputs:
+    """Inputs of a step's choice of trees: ``signals``, ``limits`` and ``begin`` as of :meth:`Policy.choose`.
+
+    Attributes:
+        biases: updated with what the last step gained.
+        context: the requests' mean context in tokens, rounded, at which trees are priced.
+    """
+
+    signals: Sequence[Signals]
+    biases: Sequence[AcceptanceBias]
+    limits: Sequence[int]
+    context: int
+    begin: BeginDraft
+
+
 class BiasedPolicy(Policy):
     """Policy that corrects its predictions for each request; the request's state is an :class:`AcceptanceBias`."""
 
@@ -65,7 +81,7 @@ class BiasedPolicy(Policy):
         self._context = rounded_context([signal.context for signal in signals])
         self.cost.start_step(self._context, drafts=any(limits))
         if any(limits):
-            self._last = self.choose_trees(signals, states, limits, self._context, begin)
+            self._last = self.choose_trees(StepInputs(signals, states, limits, self._context, begin))
         else:
             self._last = [Choice(Topology.root_only())] * len(signals)
         self._expected = sum(1 + (bias.expected or 0.0) for bias in states)
@@ -79,17 +95,8 @@ class BiasedPolicy(Policy):
         return self._expected / cost(widest([choice.topology for choice in self._last]))
 
     @abstractmethod
-    def choose_trees(
-        self,
-        signals: Sequence[Signals],
-        biases: Sequence[AcceptanceBias],
-        limits: Sequence[int],
-        context: int,
-        begin: BeginDraft,
-    ) -> list[Choice]:
-        """Choose as :meth:`choose` does, with corrected ``biases``; some request's limit is above 0.
-
-        ``context`` is the requests' mean context in tokens, rounded, at which trees are priced.
+    def choose_trees(self, inputs: StepInputs) -> list[Choice]:
+        """Choose the trees of a step in which some request's limit is above 0.
 
         Sets what each request's tree is expected to gain.
         """

@@ -16,12 +16,11 @@ import numpy as np
 import torch
 
 from entmtp.heads.interface import Expansion
-from entmtp.policies.acceptance_bias import AcceptanceBias, BiasedPolicy
-from entmtp.policies.base import BeginDraft, Choice
+from entmtp.policies.acceptance_bias import BiasedPolicy, StepInputs
+from entmtp.policies.base import Choice
 from entmtp.policies.goodput import GoodputPolicy
 from entmtp.policies.policy_cost import PolicyCost, cached_at
 from entmtp.policies.registry import PolicyInputs, register_policy
-from entmtp.policies.signals import Signals
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Path, Topology
@@ -90,15 +89,9 @@ class DynamicPolicy(BiasedPolicy):
         self._before = GoodputPolicy(predictor, cost, entropy_window)
         self._token_prices = cached_at(cost, self._compute_prices)
 
-    def choose_trees(
-        self,
-        signals: Sequence[Signals],
-        biases: Sequence[AcceptanceBias],
-        limits: Sequence[int],
-        context: int,
-        begin: BeginDraft,
-    ) -> list[Choice]:
-        limits = [min(limit, MAX_EXPANDED_NODES) for limit in limits]
+    def choose_trees(self, inputs: StepInputs) -> list[Choice]:
+        signals, biases, context = inputs.signals, inputs.biases, inputs.context
+        limits = [min(limit, MAX_EXPANDED_NODES) for limit in inputs.limits]
         before = self._before.best_trees(self._before.scores(signals, biases), limits, context)
         drafting = [request for request, tree in enumerate(before) if self._before.trees[tree].nodes]
         if not drafting:
@@ -107,7 +100,7 @@ class DynamicPolicy(BiasedPolicy):
         roots = [
             _Node(request, (), 0, 1.0, number, biases[request].log_odds) for number, request in enumerate(drafting)
         ]
-        guesses = _by_request(self._expand(begin(drafting), roots, prices, limits))
+        guesses = _by_request(self._expand(inputs.begin(drafting), roots, prices, limits))
         chosen = self._select([guesses.get(request, []) for request in range(len(signals))], prices)
         for nodes, bias in zip(chosen, biases, strict=True):
             bias.expected = sum(node.chance for node in nodes) if nodes else None

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from entmtp.policies.acceptance_bias import AcceptanceBias, BiasedPolicy
-from entmtp.policies.base import BeginDraft, Choice
+from entmtp.policies.acceptance_bias import AcceptanceBias, BiasedPolicy, StepInputs
+from entmtp.policies.base import Choice
 from entmtp.policies.envelope import Envelope, upper_envelope
 from entmtp.policies.policy_cost import PolicyCost, cached_at
 from entmtp.policies.rate import best_choices
@@ -92,17 +92,10 @@ class GoodputPolicy(BiasedPolicy):
         """Tokens per millisecond that a schedule reaches for a batch of requests with these limits."""
         return self._price(self._rounded_limits(limits), context).rate
 
-    def choose_trees(
-        self,
-        signals: Sequence[Signals],
-        biases: Sequence[AcceptanceBias],
-        limits: Sequence[int],
-        context: int,
-        begin: BeginDraft,
-    ) -> list[Choice]:
-        scores = self.scores(signals, biases)
-        chosen = self.best_trees(scores, limits, context)
-        for score, bias, at in zip(scores, biases, chosen, strict=True):
+    def choose_trees(self, inputs: StepInputs) -> list[Choice]:
+        scores = self.scores(inputs.signals, inputs.biases)
+        chosen = self.best_trees(scores, inputs.limits, inputs.context)
+        for score, bias, at in zip(scores, inputs.biases, chosen, strict=True):
             if self.trees[at].nodes:
                 bias.expected = float(self.predictor.centre_weights(score) @ self._gains[:, at]) - 1
         return [Choice(self.trees[at]) for at in chosen]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -10,17 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from entmtp.files import write_text
 from entmtp.provenance import flatten_provenance
-from entmtp.tracking.client import (
-    TrackedModel,
-    TrackedRun,
-    check_model_files,
-    connect,
-    ensure_experiment,
-    log_batch,
-    log_models,
-    mlflow_errors,
-    run_status,
-)
+from entmtp.tracking.client import connect, ensure_experiment, log_batch, mlflow_errors, run_status
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,10 +21,9 @@ TRAINING_EXPERIMENT = "entmtp-training"
 class TrainingRun:
     """A training run in progress; as a context manager it ends as failed if its block raises."""
 
-    def __init__(self, client: MlflowClient, tracking_uri: str, experiment_id: str, run_id: str) -> None:
+    def __init__(self, client: MlflowClient, tracking_uri: str, run_id: str) -> None:
         self._client = client
         self._tracking_uri = tracking_uri
-        self._experiment_id = experiment_id
         self._ended = False
         self.run_id = run_id
 
@@ -52,13 +41,9 @@ class TrainingRun:
         with mlflow_errors(self._tracking_uri):
             log_batch(self._client, self.run_id, metrics, {}, step=step)
 
-    def finish(self, artifacts: Sequence[TrackedModel]) -> TrackedRun:
-        """Log the trained models and end the run."""
-        check_model_files(artifacts)
-        with mlflow_errors(self._tracking_uri):
-            models = log_models(self._client, self._experiment_id, self.run_id, artifacts)
+    def finish(self) -> None:
+        """End the run as finished."""
         self._end("FINISHED")
-        return TrackedRun(self._tracking_uri, self._experiment_id, self.run_id, models)
 
     def _end(self, status: str) -> None:
         with mlflow_errors(self._tracking_uri):
@@ -91,7 +76,7 @@ def start_training_run(
             for name, text in flat.items():
                 if original.get(name, text) != text:
                     client.set_tag(run_id, f"resumed.{name}", text)
-        return TrainingRun(client, tracking_uri, run.info.experiment_id, run.info.run_id)
+        return TrainingRun(client, tracking_uri, run.info.run_id)
 
 
 @contextmanager
@@ -110,4 +95,4 @@ def tracked_training(
     with start_training_run(tracking_uri, TRAINING_EXPERIMENT, settings, run_id) as run:
         write_text(id_file, run.run_id)
         yield run.log
-        run.finish([])
+        run.finish()

@@ -18,13 +18,12 @@ from entmtp.decoding.sampling import Sampler
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.policies.base import Policy
-from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
 from entmtp.policies.ladder import Ladder, LadderPolicy
 from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
-from tests.helpers.small_cases import small_chances, small_cost, small_predictor, small_prompt
+from tests.helpers.small_cases import small_cost, small_dynamic_policy, small_predictor, small_prompt
 from tests.helpers.taped_graphs import Taped
 from tests.helpers.tiny_models import TREES
 
@@ -34,9 +33,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "sequence": lambda: SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8),
     "ladder": lambda: LadderPolicy(Ladder((0.5, 1.5), (TREES["bushy"], TREES["chain"], TREES["root"]), 8), 0.05),
     "goodput": lambda: GoodputPolicy(small_predictor(), FixedCost(lambda batch, context: small_cost()), 8),
-    "dynamic": lambda: DynamicPolicy(
-        small_predictor(), small_chances(), FixedCost(lambda batch, context: small_cost()), 8
-    ),
+    "dynamic": small_dynamic_policy,
 }
 SLOTS = 3
 REQUESTS: list[tuple[list[int], dict[str, Any]]] = [

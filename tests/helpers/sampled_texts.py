@@ -21,14 +21,13 @@ from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.policies.base import Policy
-from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
 from entmtp.policies.ladder import Ladder, LadderPolicy
 from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import SamplingParams
 from entmtp.trees.topology import Topology
-from tests.helpers.small_cases import SMALL_VOCAB, small_chances, small_cost, small_predictor, small_prompt
+from tests.helpers.small_cases import SMALL_VOCAB, small_cost, small_dynamic_policy, small_predictor, small_prompt
 from tests.helpers.tiny_models import TREES
 
 LENGTH = 3
@@ -41,9 +40,7 @@ POLICIES: dict[str, Policy] = {
     "static": StaticPolicy(WIDE, 8),
     "ladder": LadderPolicy(Ladder((1.0, 1.7), (TREES["chain"], WIDE, TREES["root"]), 8), 0.05),
     "goodput": GoodputPolicy(small_predictor(), FixedCost(lambda batch, context: small_cost()), 8),
-    "dynamic": DynamicPolicy(
-        small_predictor(), small_chances(), FixedCost(lambda batch, context: small_cost(per_node=0.3)), 8
-    ),
+    "dynamic": small_dynamic_policy(per_node=0.3),
 }
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -112,6 +113,11 @@ class _Heads:
         return torch.zeros_like(log_probs, dtype=torch.int64), log_probs
 
 
+def _begin(kinds: np.ndarray, drafting: Sequence[int]) -> _Heads:
+    """Heads of the requests ``drafting``, whose texts are now of these ``kinds``."""
+    return _Heads([GUESSES[kinds[request]] for request in drafting])
+
+
 @dataclass(frozen=True)
 class Steps:
     """What steps did ``[steps]``: tokens that they could expect, milliseconds, and nodes of their widest trees."""
@@ -153,7 +159,7 @@ def simulate(
             signals,
             states,
             [MAX_NODES] * batch,
-            lambda drafting, kinds=kinds: _Heads([GUESSES[kinds[request]] for request in drafting]),  # type: ignore[misc]
+            partial(_begin, kinds),
         )
         trees = [choice.topology for choice in chosen]
         cost = truth if isinstance(truth, StepCost) else truth(step, batch, context(step))

@@ -16,6 +16,8 @@ from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
+from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.signals import entropy
 from entmtp.policies.step_cost import StepCost
 from entmtp.settings import EngineSettings, Kernels
@@ -186,6 +188,12 @@ def small_cost(per_node: float = 0.05, per_level: float = 0.05) -> StepCost:
         wide_nodes=63,
         hardware="test",
     )
+
+
+def small_dynamic_policy(per_node: float = 0.05, per_level: float = 0.05) -> DynamicPolicy:
+    """Expansion level by level at the costs of :func:`small_cost`, whatever the batch."""
+    cost = small_cost(per_node, per_level)
+    return DynamicPolicy(small_predictor(), small_chances(), FixedCost(lambda batch, context: cost), 8)
 
 
 def single_engine(backbone: Backbone, heads: DraftHeads | None, policy: Policy) -> Engine:

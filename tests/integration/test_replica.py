@@ -18,7 +18,7 @@ from deployments.engines.replica import EngineReplica
 from deployments.http.access_log import LogSink
 from deployments.http.auth import ApiKeys
 from deployments.http.routes import make_api
-from deployments.protocol.messages import CallStream, Failure
+from deployments.protocol.messages import Failure
 from deployments.settings import AppArgs, EngineArgs
 from entmtp.decoding import engine as engine_module
 from entmtp.decoding.outputs import RequestOutput
@@ -27,6 +27,7 @@ from entmtp.decoding.text import TextStream
 from entmtp.errors import EntMTPError
 from entmtp.models.loading.load import encode_chat
 from entmtp.settings import SamplingParams
+from tests.helpers.in_process_replica import InProcessHandle
 from tests.helpers.tiny_models import greedy
 
 ARGS = EngineArgs.parse(
@@ -165,12 +166,12 @@ def test_another_policy_takes_over_while_a_call_runs(
     asyncio.run(scene())
 
 
-def test_a_dead_loop_is_seen_and_told(prompt: list[int]) -> None:
+def test_a_dead_loop_is_seen_and_told(prompt: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     replica = EngineReplica(ARGS)
     replica.check_health()
 
     async def scene() -> None:
-        replica._engine.engine.step = None  # type: ignore[assignment, method-assign]
+        monkeypatch.setattr(replica._engine.engine, "step", None)
         (failure,) = await answered(replica, Request("d", prompt, GREEDY))
         assert isinstance(failure, Failure)
         assert failure.kind == "dead"
@@ -183,36 +184,6 @@ def test_a_dead_loop_is_seen_and_told(prompt: list[int]) -> None:
         replica.check_health()
 
 
-class Handle:
-    """Stands for Serve's handle of an engine: its calls go to a replica in this process."""
-
-    def __init__(self, replica: EngineReplica) -> None:
-        self._replica = replica
-
-    @property
-    def generate(self) -> Handle:
-        return self
-
-    def options(self, *, stream: bool) -> Handle:
-        return self
-
-    def remote(self, call: Request) -> Stream:
-        return Stream(self._replica.generate(call))
-
-
-class Stream:
-    """Stands for Serve's response."""
-
-    def __init__(self, items: CallStream) -> None:
-        self._items = items
-
-    def __aiter__(self) -> CallStream:
-        return self._items
-
-    def cancel(self) -> None:
-        pass
-
-
 def api_of(replica: EngineReplica, lines: list[dict[str, Any]]) -> TestClient:
     """The HTTP API over one replica."""
 
@@ -222,7 +193,7 @@ def api_of(replica: EngineReplica, lines: list[dict[str, Any]]) -> TestClient:
     async def metrics() -> str:
         return ""
 
-    service = EngineClient(AppArgs(engines=[ARGS]), {"e": Handle(replica)}, None)
+    service = EngineClient(AppArgs(engines=[ARGS]), {"e": InProcessHandle(replica)}, None)
     log = LogSink(lambda line: lines.append(dict(line)), b"secret")
     return TestClient(make_api(service, ApiKeys({}), ready, metrics, log), raise_server_exceptions=False)
 

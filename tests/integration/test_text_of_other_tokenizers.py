@@ -14,10 +14,9 @@ from deployments.engines.replica import EngineReplica
 from deployments.http.access_log import LogSink
 from deployments.http.auth import ApiKeys
 from deployments.http.routes import make_api
-from deployments.protocol.messages import CallStream
 from deployments.settings import AppArgs, EngineArgs
-from entmtp.decoding.request import Request
 from tests.helpers.chained_models import save_chained
+from tests.helpers.in_process_replica import InProcessHandle
 from tests.helpers.tokenizers import DECODERS, SPACE, ids, with_decoder
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
@@ -29,35 +28,6 @@ TOKENIZER.add_special_tokens(["<|im_end|>"])
 
 def tokens(*names: str) -> list[int]:
     return ids(TOKENIZER, *names)
-
-
-class InProcess:
-    """Stands for Serve's handle of an engine: its replica runs in this process."""
-
-    def __init__(self, replica: EngineReplica) -> None:
-        self._replica = replica
-        self._calls: list[Request] = []
-
-    @property
-    def generate(self) -> InProcess:
-        return self
-
-    def options(self, *, stream: bool) -> InProcess:
-        return self
-
-    def remote(self, call: Request) -> _Response:
-        return _Response(self._replica.generate(call))
-
-
-class _Response:
-    def __init__(self, stream: CallStream) -> None:
-        self._stream = stream
-
-    def __aiter__(self) -> CallStream:
-        return self._stream
-
-    def cancel(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +51,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         return ""
 
     replica = EngineReplica(EngineArgs.parse(**args.engines[0].model_dump()))
-    service = EngineClient(args, {"e": InProcess(replica)}, None)
+    service = EngineClient(args, {"e": InProcessHandle(replica)}, None)
     with TestClient(make_api(service, ApiKeys({}), ready, metrics, LogSink(lambda line: None, b"", False))) as made:
         yield made
     replica._engine.close()

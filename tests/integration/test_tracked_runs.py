@@ -82,7 +82,7 @@ def test_what_is_no_finished_benchmark_is_told_in_a_line(tracked: list[TrackedRu
         with pytest.raises(EntMTPError, match=reason) as caught:
             open_run(run, uri)
         assert "\n" not in str(caught.value)
-    training.finish([])
+    training.finish()
     with pytest.raises(EntMTPError, match=r"has no report/summary\.json"):
         open_run(training.run_id, uri)
     absent = default_tracking_uri(tmp_path)

@@ -99,7 +99,8 @@ def test_an_embedding_table_of_its_own_is_looked_up_not_multiplied() -> None:
 def test_the_cache_counts_as_far_as_it_is_read() -> None:
     two = bench("hydra", 2, 9)
     model = tiny_models.tiny_model("llama")
-    found = step.work_of(two, model, two.state.heads, Topology.root_only())  # type: ignore[arg-type]
+    assert two.state.heads is not None
+    found = step.work_of(two, model, two.state.heads, Topology.root_only())
     config = two.state.backbone.config
     cached = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 9
     assert found.bytes == 4 * (multiplied(model) + cached)

@@ -16,12 +16,11 @@ from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
-from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
-from tests.helpers.small_cases import small_chances, small_cost, small_predictor, small_prompt
+from tests.helpers.small_cases import small_dynamic_policy, small_prompt
 from tests.helpers.tiny_models import CONTEXT, TREES, greedy, topologies
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=20)
@@ -29,9 +28,7 @@ SETTINGS = EngineSettings(slots=2, context=CONTEXT, prefill_tokens=7)
 
 
 def dynamic() -> DynamicPolicy:
-    return DynamicPolicy(
-        small_predictor(), small_chances(), FixedCost(lambda batch, context: small_cost(1e-3, 1e-3)), 8
-    )
+    return small_dynamic_policy(1e-3, 1e-3)
 
 
 def engine_of(backbone: Backbone, heads: DraftHeads, policy: Policy | None = None) -> Engine:

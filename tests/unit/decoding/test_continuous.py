@@ -22,24 +22,16 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.policies.base import Policy
-from entmtp.policies.dynamic import DynamicPolicy
-from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import SequencePolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from tests.helpers.arrivals import come_and_go
 from tests.helpers.examples import examples
-from tests.helpers.small_cases import (
-    SMALL_VOCAB,
-    small_chances,
-    small_cost,
-    small_predictor,
-    small_prompt,
-)
+from tests.helpers.small_cases import SMALL_VOCAB, small_dynamic_policy, small_prompt
 from tests.helpers.tiny_models import CONTEXT, TREES, greedy
 
 POLICIES: dict[str, Policy] = {
     "sequence": SequencePolicy([TREES["bushy"], TREES["root"], TREES["chain"], TREES["wide"]], 8),
-    "dynamic": DynamicPolicy(small_predictor(), small_chances(), FixedCost(lambda batch, context: small_cost()), 8),
+    "dynamic": small_dynamic_policy(),
 }
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 

@@ -10,7 +10,9 @@ import ray
 from ray.serve._private import replica
 
 from deployments import TESTED_RAY, ray_internals
-from deployments.app import _Engine, _Ingress, _RateLimiter
+from deployments.engines.rate_limit import BoundRateLimiter
+from deployments.engines.replica import BoundEngineReplica
+from deployments.http.ingress import BoundIngress
 from deployments.ray_internals import NodeBound
 from entmtp.errors import EntMTPError
 from tests.helpers.strict_files import constraint
@@ -79,7 +81,7 @@ def test_a_port_that_was_opened_in_another_way_ends_the_replica(kind: Any) -> No
 
 
 def test_every_deployment_is_bound_before_it_is_made() -> None:
-    for kind in (_Ingress, _Engine, _RateLimiter):
+    for kind in (BoundIngress, BoundEngineReplica, BoundRateLimiter):
         assert kind.__mro__[1] is NodeBound
 
 

@@ -16,8 +16,6 @@ from entmtp.heads.stateless import StatelessExpansion, StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
-from entmtp.policies.dynamic import DynamicPolicy
-from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
@@ -26,9 +24,7 @@ from tests.helpers.published_checkpoints import LAYOUTS, Model, Published
 from tests.helpers.small_cases import (
     single_engine,
     small_backbone,
-    small_chances,
-    small_cost,
-    small_predictor,
+    small_dynamic_policy,
     small_prompt,
     traced,
 )
@@ -132,9 +128,7 @@ def test_a_trace_has_the_rank_that_the_formula_gives(layout: str, small: Backbon
 
 def policies() -> list[Policy]:
     """Drafting of whole trees, and expansion level by level."""
-    grows = DynamicPolicy(
-        small_predictor(), small_chances(), FixedCost(lambda batch, context: small_cost(1e-3, 1e-3)), 8
-    )
+    grows = small_dynamic_policy(1e-3, 1e-3)
     return [StaticPolicy(TREE, 8), grows]
 
 

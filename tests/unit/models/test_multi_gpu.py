@@ -18,8 +18,6 @@ from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import load_model
 from entmtp.models.multi_gpu import check_all_on_gpus
 from entmtp.policies.base import Policy
-from entmtp.policies.dynamic import DynamicPolicy
-from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from tests.helpers.hydra_plus_plus_heads import random_hydra_plus_plus_heads
@@ -27,10 +25,8 @@ from tests.helpers.second_device import ELSEWHERE, second_device
 from tests.helpers.small_cases import (
     SMALL_VOCAB,
     small_backbone,
-    small_chances,
-    small_cost,
+    small_dynamic_policy,
     small_heads,
-    small_predictor,
     small_prompt,
 )
 from tests.helpers.tiny_models import CONTEXT, TREES, greedy, tiny_model
@@ -45,9 +41,7 @@ DEVICE_MAP = {
 }
 POLICIES: dict[str, Policy] = {
     "static": StaticPolicy(TREES["wide"], 8),
-    "dynamic": DynamicPolicy(
-        small_predictor(), small_chances(), FixedCost(lambda batch, context: small_cost(0.01, 0.01)), 8
-    ),
+    "dynamic": small_dynamic_policy(0.01, 0.01),
 }
 
 

@@ -200,14 +200,16 @@ def test_random_candidates_stand_for_those_left_out(backbone: Backbone, dataset:
     assert len({tuple(candidates.tolist()) for candidates, _ in draws}) > 1
 
 
-def test_batches_without_a_label_do_no_harm(backbone: Backbone, dataset: Dataset, tmp_path: Path) -> None:
+def test_batches_without_a_label_do_no_harm(
+    backbone: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = settings(epochs=1, batch_size=2, draft_vocab_size=16)
     guessable = torch.isin(dataset.tokens, dataset.frequent_tokens(16, VOCAB).long())
     batch = dataset.batch(dataset.train, 2)
     labelled = torch.isin(batch.tokens[:, 1:], dataset.tokens[guessable]) & batch.valid
     without = copy(dataset)
     without.train = dataset.train[~labelled.any(1)][:30]
-    without.frequent_tokens = dataset.frequent_tokens  # type: ignore[method-assign]
+    monkeypatch.setattr(without, "frequent_tokens", dataset.frequent_tokens)
     assert len(without.train) > 2
     heads = Trainer(backbone, without, chosen, tmp_path).train()
     assert all(parameter.isfinite().all() for parameter in heads.parameters())

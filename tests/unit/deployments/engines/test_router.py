@@ -21,6 +21,10 @@ from entmtp.decoding.request import Request
 from entmtp.settings import SamplingParams
 
 TEXT = list(range(5 * BLOCK))
+A: Any = "a"
+B: Any = "b"
+"""Replicas' ids, for which Serve has a type of its own."""
+
 TOKENS = st.lists(st.integers(0, 3), max_size=4 * BLOCK)
 
 
@@ -47,11 +51,15 @@ def test_the_longest_prefix_wins_among_those_that_have_time(replicas: list[tuple
     assert loads[order[0]] == min(loads[at] for at in fit if shared[at] == shared[order[0]])
 
 
-class Routed:
+class _Running:
     """A request that runs until it is done."""
 
     def add_done_callback(self, callback: Any) -> None:
         self.done = callback
+
+
+def routed() -> Any:
+    return _Running()
 
 
 def replica(name: str, **stats: Any) -> Any:
@@ -84,7 +92,7 @@ def test_a_second_turn_goes_where_the_first_went() -> None:
     async def scene() -> None:
         made = router()
         replicas = [replica("a"), replica("b")]
-        made.on_request_routed(pending(TEXT), "b", Routed())  # type: ignore[arg-type]
+        made.on_request_routed(pending(TEXT), B, routed())
         assert await first(made, replicas, pending([*TEXT, 1, 2])) == "b"
         assert await first(made, replicas, pending([9, *TEXT])) == "a"
 
@@ -103,10 +111,10 @@ def test_an_overloaded_replica_is_passed_over_until_it_has_time() -> None:
     async def scene() -> None:
         made = router()
         replicas = [replica("a"), replica("b")]
-        routed = Routed()
-        made.on_request_routed(pending(TEXT, tokens=5000), "b", routed)  # type: ignore[arg-type]
+        running = routed()
+        made.on_request_routed(pending(TEXT, tokens=5000), B, running)
         assert await first(made, replicas, pending(TEXT)) == "a"
-        routed.done(None)
+        running.done(None)
         await asyncio.sleep(0)
         assert await first(made, replicas, pending(TEXT)) == "b"
 
@@ -125,7 +133,7 @@ def test_other_calls_than_those_for_text_go_anywhere() -> None:
 def test_a_call_waits_for_room_as_long_as_it_may_and_asks_with_pauses() -> None:
     async def scene() -> None:
         made = router()
-        made.replica_queue_len_cache.update("a", 4)  # type: ignore[arg-type]
+        made.replica_queue_len_cache.update(A, 4)
         call = pending(TEXT)
         await first(made, [replica("a")], call)
         assert call.routing_context.should_backoff
@@ -143,7 +151,7 @@ def test_a_call_waits_for_replicas_that_do_not_say_that_they_are_full(reported: 
     async def scene() -> None:
         made = router()
         if reported is not None:
-            made.replica_queue_len_cache.update("a", reported)  # type: ignore[arg-type]
+            made.replica_queue_len_cache.update(A, reported)
         call = pending(TEXT)
         call.created_at -= 61.0
         await first(made, [replica("a"), replica("b")], call)
@@ -155,7 +163,7 @@ def test_a_call_waits_for_replicas_that_do_not_say_that_they_are_full(reported: 
 def test_the_start_of_the_first_replica_is_no_waiting_for_room() -> None:
     async def scene() -> None:
         made = router()
-        made.replica_queue_len_cache.update("a", 4)  # type: ignore[arg-type]
+        made.replica_queue_len_cache.update(A, 4)
         made._replicas_since = time.time()
         call = pending(TEXT)
         call.created_at -= 61.0
