@@ -155,8 +155,10 @@ def test_a_package_that_an_extra_brings_is_missed_in_one_line(capsys: pytest.Cap
     with pytest.raises(SystemExit) as ended, plain_errors("benchmark"):
         raise ModuleNotFoundError("No module named 'matplotlib.axes'", name="matplotlib.axes")
     assert ended.value.code == 2
-    told = "entmtp benchmark: matplotlib is not installed; pip install 'entmtp[benchmark]'\n"
-    assert capsys.readouterr().err == told
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "matplotlib" in told
+    assert "entmtp[benchmark]" in told
 
 
 SERVING = "import sys; from entmtp.cli import app; app(['serve', '--config=nowhere.yaml'])"

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -179,18 +180,20 @@ def times_of(wall: float, draft: float = 0.0, accept: float = 0.0) -> StepTime:
     return StepTime(dict.fromkeys(PARTS, 0.0) | {"draft": draft, "accept": accept}, 0.0, wall)
 
 
+def figures(line: str) -> list[str]:
+    """Verdict, step and figures of a bar."""
+    return re.findall(r"PASS|FAIL|\d+-token|\d+ nodes|[\d.]+[x%]", line)
+
+
 def test_bars_say_what_passed_with_numbers() -> None:
-    found = list(cpu_bars({0: times_of(10), 3: times_of(13.5, accept=1.0), 15: times_of(23, draft=3)}))
-    assert found[:2] == [
-        "PASS: the 4-token step takes 1.35x of the one-token step (bar: 1.35x).",
-        "FAIL: the 16-token step takes 2.30x of the one-token step (bar: 2.20x).",
-    ]
-    assert "FAIL: policy, accept and compact take 7.4% of the 4-token step (bar: 5.0%)." in found
-    assert found[-1] == "PASS: the heads take 13.0% of the 16-token step (bar: 15.0%)."
+    found = [*map(figures, cpu_bars({0: times_of(10), 3: times_of(13.5, accept=1.0), 15: times_of(23, draft=3)}))]
+    assert found[:2] == [["PASS", "4-token", "1.35x", "1.35x"], ["FAIL", "16-token", "2.30x", "2.20x"]]
+    assert ["FAIL", "7.4%", "4-token", "5.0%"] in found
+    assert found[-1] == ["PASS", "13.0%", "16-token", "15.0%"]
     assert len(found) == 6
-    assert list(cuda_bars({0: times_of(11.1), 32: times_of(12)}, {0: 10, 32: 10})) == [
-        "FAIL: the step with 0 nodes takes 1.11x of its bandwidth floor (bar: 1.10x).",
-        "PASS: the step with 32 nodes takes 1.20x of its bandwidth floor (bar: 1.25x).",
+    assert [*map(figures, cuda_bars({0: times_of(11.1), 32: times_of(12)}, {0: 10, 32: 10}))] == [
+        ["FAIL", "0 nodes", "1.11x", "1.10x"],
+        ["PASS", "32 nodes", "1.20x", "1.25x"],
     ]
 
 
@@ -198,7 +201,7 @@ def test_a_shape_is_made_where_it_stays() -> None:
     model = random_model(SHAPES["vicuna-7b"], torch.device("meta"), torch.bfloat16)
     assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
     assert multiplied(model) == 6_607_343_616
-    with pytest.raises(EntMTPError, match="shape: 'huge' is unknown; choose one of vicuna-7b, small, tiny"):
+    with pytest.raises(EntMTPError, match=r"^shape: 'huge' .* vicuna-7b, small, tiny"):
         shape_of("huge")
 
 
@@ -206,7 +209,7 @@ def test_a_shapes_heads_fill_trees() -> None:
     backbone = build_backbone(random_model(SHAPES["tiny"], torch.device("cpu"), torch.float32))
     heads = random_heads(SHAPES["tiny"], "hydra", backbone)
     assert (heads.num_heads, heads.config.draft_vocab_size) == (4, 512)
-    with pytest.raises(EntMTPError, match="heads: kind 'eagle' is unknown"):
+    with pytest.raises(EntMTPError, match=r"^heads: kind 'eagle' "):
         random_heads(SHAPES["tiny"], "eagle", backbone)
 
 

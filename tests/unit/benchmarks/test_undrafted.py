@@ -44,7 +44,7 @@ def test_heads_never_run(engines: dict[str, Engine], monkeypatch: pytest.MonkeyP
 def test_another_text_is_an_error(engines: dict[str, Engine]) -> None:
     other = small_backbone(seed=1)
     engines["bushy"] = single_engine(other, small_heads("hydra", other), engines["bushy"].policy)
-    with pytest.raises(EntMTPError, match="bushy and autoregressive differ on prompt 0"):
+    with pytest.raises(EntMTPError, match=r"bushy.* autoregressive .*prompt 0"):
         undrafted.measure(engines, PROMPTS, tokens=5, rounds=1)
 
 

@@ -163,12 +163,12 @@ def test_a_prompt_that_was_read_before_is_not_read_again(backbone: Backbone, hea
 @pytest.mark.parametrize(
     ("prompt", "params", "message"),
     [
-        ([], {}, "prompt: it has no tokens"),
-        ([1, SMALL_VOCAB], {}, f"prompt: token {SMALL_VOCAB} is not one of the model's {SMALL_VOCAB}"),
-        ([1], {"logit_bias": {99: 1.0}}, "logit_bias: token 99 is not one of the model's"),
-        ([1], {"stop_token_ids": [99]}, "stop_token_ids: token 99 is not one of the model's"),
-        ([1], {"max_tokens": CONTEXT}, f"1 tokens and {CONTEXT} new ones exceed the context of {CONTEXT}"),
-        ([1], {"max_tokens": 3, "min_tokens": 4}, "min_tokens: 4 is more than max_tokens 3"),
+        ([], {}, "^prompt: "),
+        ([1, SMALL_VOCAB], {}, f"^prompt: token {SMALL_VOCAB} .* {SMALL_VOCAB};"),
+        ([1], {"logit_bias": {99: 1.0}}, "^logit_bias: token 99 "),
+        ([1], {"stop_token_ids": [99]}, "^stop_token_ids: token 99 "),
+        ([1], {"max_tokens": CONTEXT}, f"^prompt: 1 tokens and {CONTEXT} .* context of {CONTEXT};"),
+        ([1], {"max_tokens": 3, "min_tokens": 4}, "^min_tokens: 4 .* max_tokens 3;"),
         ([1], {"stop": ["x"]}, "stop: this engine has no tokenizer"),
     ],
 )

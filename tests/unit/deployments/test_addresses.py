@@ -74,9 +74,7 @@ def test_a_port_whose_last_server_has_just_closed_its_connections_is_free() -> N
     check_free("127.0.0.1", port)
 
 
-@pytest.mark.parametrize(
-    ("host", "said"), [("203.0.113.1", "host: 203.0.113.1 is no address of this"), ("no.such.invalid", "is unknown")]
-)
+@pytest.mark.parametrize(("host", "said"), [("203.0.113.1", "^host: 203.0.113.1 "), ("no.such.invalid", "is unknown")])
 def test_a_host_that_is_not_this_machine(host: str, said: str) -> None:
     with pytest.raises(EntMTPError, match=said):
         check_free(host, 8000)

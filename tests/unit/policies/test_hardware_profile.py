@@ -99,7 +99,7 @@ def test_a_profile_with_holes_is_reported_in_one_line(changes: dict[str, Any], r
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     known = ", ".join(known_profiles())
-    with pytest.raises(EntMTPError, match=rf"'abacus' is neither a file nor a known profile \({known}\)"):
+    with pytest.raises(EntMTPError, match=rf"^profile: 'abacus' .* \({known}\)"):
         load_profile("abacus")
 
 

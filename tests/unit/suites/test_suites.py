@@ -262,7 +262,7 @@ def test_repeated_ids_and_limits_below_one(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "a.jsonl", rows)
     assert "line 2: id 'a/1' appears twice" in error_of("humaneval", file)
     assert "limit 0 for suite gsm8k is below 1" in error_of("gsm8k", None, limit=0)
-    with pytest.raises(EntMTPError, match="count 0 is below 1"):
+    with pytest.raises(EntMTPError, match=r"^count 0 "):
         draw(make_prompts(3), 0, seed=0)
 
 

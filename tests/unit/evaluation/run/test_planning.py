@@ -50,7 +50,7 @@ def test_another_type_makes_other_units(saved: Saved, tmp_path: Path) -> None:
     whole, half = plan_of(saved, tmp_path), plan_of(saved, tmp_path, dtype="bfloat16")
     assert half.config.dtype == "bfloat16"
     assert not {unit.key for unit in whole.units} & {unit.key for unit in half.units}
-    with pytest.raises(EntMTPError, match="dtype 'int8': unknown; use float32, bfloat16 or float16"):
+    with pytest.raises(EntMTPError, match=r"^dtype 'int8': "):
         plan_of(saved, tmp_path, dtype="int8")
 
 
