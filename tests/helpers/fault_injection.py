@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
-from collections.abc import Hashable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+import entmtp
+
+PACKAGE = str(Path(entmtp.__file__).parent)
+
+Location = tuple[tuple[tuple[str, int], ...], str]
+"""The package's lines on the stack, innermost first, and the operator that they run."""
 
 
 class FaultAt(TorchDispatchMode):
@@ -19,28 +25,29 @@ class FaultAt(TorchDispatchMode):
     Out of memory is raised only by operations that allocate memory: neither by views nor by in-place writes.
 
     Attributes:
+        at: number of the operation; None to raise nothing.
         count: operations so far.
-        where: the operation that raised the error.
+        location: the package's lines on the stack, and the operator, that raised the error; None before.
         callers: names of the functions on the stack at that operation.
-        locations: numbers of the operations by the package's lines on the stack and the operator; only without ``at``.
+        locations: numbers of the operations by their location, if they are ``located``.
     """
 
-    def __init__(self, at: int | None = None, error: Exception | None = None) -> None:
+    def __init__(self, at: int | None = None, error: Exception | None = None, located: bool = False) -> None:
         super().__init__()
         self.count = 0
-        self.where = ""
+        self.location: Location | None = None
         self.callers: frozenset[str] = frozenset()
-        self.locations: dict[Hashable, list[int]] = {}
-        self._at, self._error = at, error
+        self.locations: dict[Location, list[int]] = {}
+        self.at, self._error, self._located = at, error, located
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not isinstance(self._error, torch.OutOfMemoryError) or _allocates(func):
-            if self.count == self._at and self._error is not None:
-                self.where = str(func)
-                self.callers = frozenset(frame.name for frame in traceback.extract_stack())
+            if self.count == self.at and self._error is not None:
+                self.location = (_lines(), str(func))
+                self.callers = frozenset(frame.f_code.co_name for frame, _ in traceback.walk_stack(None))
                 self.count += 1
                 raise self._error
-            if self._at is None:
+            if self._located:
                 self.locations.setdefault((_lines(), str(func)), []).append(self.count)
             self.count += 1
         return func(*args, **(kwargs or {}))
@@ -51,7 +58,7 @@ def _lines() -> tuple[tuple[str, int], ...]:
     found = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if f"{os.sep}entmtp{os.sep}" in frame.f_code.co_filename:
+        if frame.f_code.co_filename.startswith(PACKAGE):
             found.append((frame.f_code.co_filename, frame.f_lineno))
         frame = frame.f_back
     return tuple(found)

@@ -37,10 +37,10 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 }
 SLOTS = 3
 REQUESTS: list[tuple[list[int], dict[str, Any]]] = [
-    (small_prompt(3, seed=1), {"max_tokens": 3}),  # ends first: the others move to the first slots
-    (small_prompt(9, seed=2), {"max_tokens": 8, "logprobs": 2}),
-    (small_prompt(5, seed=3), {"max_tokens": 7, "temperature": 0.9, "seed": 4, "repetition_penalty": 1.2}),
-    (small_prompt(9, seed=2), {"max_tokens": 6}),  # shares a prefix with the second
+    (small_prompt(3, seed=1), {"max_tokens": 2}),  # ends first: the others move to the first slots
+    (small_prompt(9, seed=2), {"max_tokens": 6, "logprobs": 2}),
+    (small_prompt(5, seed=3), {"max_tokens": 5, "temperature": 0.9, "seed": 4, "repetition_penalty": 1.2}),
+    (small_prompt(9, seed=2), {"max_tokens": 4}),  # shares a prefix with the second
 ]
 ERRORS: dict[str, Callable[[], Exception]] = {
     "memory": lambda: torch.OutOfMemoryError("CUDA out of memory"),

@@ -84,7 +84,7 @@ def content(**changes: Any) -> str:
         content(logs=[float("nan"), 0.0]),
         content(draft_variance=-1.0),
         content(unknown=1),
-        content().ljust(2**22 + 1),
+        pytest.param(content().ljust(2**22 + 1), id="too long"),
     ],
 )
 def test_a_broken_file_of_corrections_is_started_anew(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterable
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import pytest
 
@@ -14,31 +15,77 @@ from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.settings import SamplingParams
 from tests.helpers.examples import examples
-from tests.helpers.fault_injection import FaultAt
+from tests.helpers.fault_injection import FaultAt, Location
 from tests.helpers.faulty_engines import ERRORS, POLICIES, REQUESTS, check, engine_of, run, serve
 from tests.helpers.small_cases import small_prompt
 
 Point = tuple[int, int]
 """Number of an engine's step, and of an operation within it."""
 
-CASES = [(policy, error, captured) for policy in POLICIES for error in ERRORS for captured in (False, True)]
+each_case = pytest.mark.parametrize(
+    ("policy", "error", "captured"),
+    [(policy, error, captured) for policy in POLICIES for error in ERRORS for captured in (False, True)],
+)
 
 
-def walk(
-    backbone: Backbone, heads: DraftHeads, policy: str, error: str, captured: bool, points: Iterable[Point]
-) -> None:
-    """Serve the requests once for each point, with the fault injected there."""
-    expected = serve(engine_of(backbone, heads, policy, captured))
-    assert [one.finish_reason for one in expected] == ["length"] * len(REQUESTS)
-    for faulty_step, operation in points:
-        engine, fault = engine_of(backbone, heads, policy, captured), FaultAt(operation, ERRORS[error]())
-        contexts: dict[int, AbstractContextManager[object]] = {faulty_step: fault}
-        done = serve(engine, lambda step, contexts=contexts: contexts.get(step, nullcontext()))  # type: ignore[misc]
-        assert fault.where
-        where = f"{error} at {operation} of step {faulty_step}, {fault.where}"
-        assert check(engine, done, expected, where) <= most_ended(error, fault.callers), where
+class Case:
+    """Engines with one policy, whose parts are captured or not, and one kind of fault."""
+
+    def __init__(self, backbone: Backbone, heads: DraftHeads, policy: str, error: str, captured: bool) -> None:
+        self.engine = partial(engine_of, backbone, heads, policy, captured)
+        self.error = error
+        self.expected = serve(self.engine())
+        assert [one.finish_reason for one in self.expected] == ["length"] * len(REQUESTS)
+
+    def faultless(self, located: bool) -> list[FaultAt]:
+        """Counts of operations in each step, if nothing fails."""
+        steps: list[FaultAt] = []
+
+        def counted(step: int) -> FaultAt:
+            steps.append(FaultAt(None, ERRORS[self.error](), located))
+            return steps[-1]
+
+        serve(self.engine(), counted)
+        return steps
+
+    def walk(self, points: Mapping[Point, Location | None]) -> None:
+        """Serve the requests until a fault came at each of the points, at most one in each step.
+
+        A fault may change what later steps do. A point that is absent by then, or at another location than the one
+        given, waits for another engine.
+        """
+        waiting = dict(points)
+        while waiting:
+            faults = {
+                step: FaultAt(operation, ERRORS[self.error]()) for step, operation in sorted(waiting, reverse=True)
+            }
+            self.check(faults)
+            came = {(step, fault.at): fault.location for step, fault in faults.items() if fault.location}
+            left = {
+                point: location
+                for point, location in waiting.items()
+                if point not in came or location not in (None, came[point])
+            }
+            assert len(left) < len(waiting)
+            waiting = left
+
+    def check(self, faults: Mapping[int, FaultAt]) -> None:
+        """Check that these faults, by step, harm no other request than those in whose own work they come."""
+        engine = self.engine()
+
+        def fault_of(step: int) -> AbstractContextManager[object]:
+            if step in faults:
+                # As if enough steps had passed: a sequence that steps alone would end by a fault of that step.
+                engine.runner._retry._steps_alone = 0
+            return faults.get(step, nullcontext())
+
+        done = serve(engine, fault_of)
+        raised = {step: fault for step, fault in faults.items() if fault.location}
+        where = f"{self.error} at {[(step, fault.at, fault.location) for step, fault in raised.items()]}"
+        most = sum(most_ended(self.error, fault.callers) for fault in raised.values())
+        assert check(engine, done, self.expected, where) <= most, where
         assert engine.runner.state.graphs.disabled_reason is None, where
-        assert check(engine, serve(engine), expected, f"after {where}") == 0
+        assert check(engine, serve(engine), self.expected, f"after {where}") == 0
 
 
 def most_ended(error: str, callers: frozenset[str]) -> int:
@@ -49,65 +96,28 @@ def most_ended(error: str, callers: frozenset[str]) -> int:
     return int(bool(own & callers))  # a failed step of the batch is repeated request by request
 
 
-def points_of(
-    backbone: Backbone, heads: DraftHeads, policy: str, error: str, captured: bool
-) -> dict[Hashable, list[Point]]:
-    """Points at which the fault may come, by the location in the code that they come from."""
-    steps: list[FaultAt] = []
-
-    def counted(step: int) -> FaultAt:
-        steps.append(FaultAt(None, ERRORS[error]()))
-        return steps[-1]
-
-    serve(engine_of(backbone, heads, policy, captured), counted)
-    found: dict[Hashable, list[Point]] = {}
-    for step, fault in enumerate(steps):
-        for location, operations in fault.locations.items():
-            found.setdefault(location, []).extend((step, operation) for operation in operations)
-    return found
-
-
-@pytest.mark.parametrize(("policy", "error", "captured"), CASES)
+@each_case
 def test_a_fault_at_any_point_harms_no_other(
     policy: str, error: str, captured: bool, backbone: Backbone, heads: DraftHeads
 ) -> None:
-    locations = points_of(backbone, heads, policy, error, captured)
-    points = sorted(point for each in locations.values() for point in each)
-    drawn = random.Random(len(points)).sample(points, examples(per_hundred=10))
-    walk(backbone, heads, policy, error, captured, sorted(drawn))
-
-
-@pytest.fixture(scope="module")
-def every_location(backbone: Backbone, heads: DraftHeads) -> dict[tuple[str, str, bool], list[Point]]:
-    """A point of every location in the code, by case: with each error, captured or not, under one of the policies.
-
-    The policies reach mostly the same locations, so each location is tried with one policy that reaches it.
-    """
-    chosen: dict[tuple[str, str, bool], list[Point]] = {case: [] for case in CASES}
-    drawn = random.Random(0)
-    for error in ERRORS:
-        for captured in (False, True):
-            reached: dict[Hashable, list[tuple[str, list[Point]]]] = {}
-            for policy in POLICIES:
-                for location, points in points_of(backbone, heads, policy, error, captured).items():
-                    reached.setdefault(location, []).append((policy, points))
-            for by_policy in reached.values():
-                policy, points = drawn.choice(by_policy)
-                chosen[policy, error, captured].append(drawn.choice(points))
-    return chosen
+    case = Case(backbone, heads, policy, error, captured)
+    counts = [fault.count for fault in case.faultless(located=False)]
+    points = [(step, operation) for step, count in enumerate(counts) for operation in range(count)]
+    case.walk(dict.fromkeys(random.Random(len(points)).sample(points, examples(per_hundred=10))))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("policy", "error", "captured"), CASES)
-def test_a_fault_at_every_point_harms_no_other(
-    policy: str,
-    error: str,
-    captured: bool,
-    backbone: Backbone,
-    heads: DraftHeads,
-    every_location: dict[tuple[str, str, bool], list[Point]],
+@each_case
+def test_a_fault_at_every_location_harms_no_other(
+    policy: str, error: str, captured: bool, backbone: Backbone, heads: DraftHeads
 ) -> None:
-    walk(backbone, heads, policy, error, captured, every_location[policy, error, captured])
+    case = Case(backbone, heads, policy, error, captured)
+    found: dict[Location, list[Point]] = {}
+    for step, fault in enumerate(case.faultless(located=True)):
+        for location, operations in fault.locations.items():
+            found.setdefault(location, []).extend((step, operation) for operation in operations)
+    drawn = random.Random(0)
+    case.walk({drawn.choice(points): location for location, points in found.items()})
 
 
 @pytest.mark.parametrize("policy", POLICIES)

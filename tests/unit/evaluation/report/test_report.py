@@ -1,7 +1,8 @@
 import io
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -28,7 +29,8 @@ FACTS = {
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(tmp_path_factory.mktemp("report"), *make_tables(prompts=4), FACTS)
+    with blank_figures():
+        return write_report(tmp_path_factory.mktemp("report"), *make_tables(prompts=4), FACTS)
 
 
 @dataclass
@@ -38,7 +40,11 @@ class Element:
     tag: str
     within: list[str]
     attributes: dict[str, str | None]
-    text: str = ""
+    pieces: list[str] = field(default_factory=list)
+
+    @cached_property
+    def text(self) -> str:
+        return " ".join(" ".join(self.pieces).split())
 
 
 class Page(HTMLParser):
@@ -61,7 +67,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         for element in self._open:
-            element.text = " ".join(f"{element.text} {data}".split())
+            element.pieces.append(data)
 
     def all(self, tag: str) -> list[Element]:
         return [element for element in self.elements if element.tag == tag]
@@ -192,6 +198,16 @@ def test_the_quality_of_every_arms_texts_is_on_the_page(page: Page) -> None:
     assert {row[3] for row in body} == {"", "exact match 0.333 (4)"}  # one repetition of three is right
     assert {(row[2], row[4], row[8]) for row in body} == {("4", "-0.650", "12 of 12")}
     assert all((row[6] == "+0.000") == (row[1] != "autoregressive") for row in body)
+
+
+def test_figures_are_drawn(tmp_path: Path) -> None:
+    """A small report with all figures: most of a large one's time is their drawing."""
+    arms = ("autoregressive", "medusa", "hydra", "entmtp")
+    write_report(tmp_path, *make_tables(arms=arms, suites=("gsm8k",), prompts=3, repetitions=1), FACTS)
+    for name in ("speedup", "tau", "entropy", "trees", "shares", "entropy-distribution"):
+        drawn = (tmp_path / f"{name}.png").read_bytes()
+        assert drawn.startswith(PNG)
+        assert len(drawn) > 2000
 
 
 def test_figures_and_tables_are_files_too(report: Path) -> None:
