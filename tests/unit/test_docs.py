@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,6 +101,17 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
         r"`((?:entmtp|deployments|jobs|benchmarks|tests)/[\w./-]+)`", page.read_text(encoding="utf-8")
     ):
         assert "NAME" in name or (ROOT / name).exists(), name
+
+
+def test_the_architecture_lists_packages_from_the_bottom_up() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    floors = [re.split(r" \| ", floor) for floor in reversed(contracts[0]["layers"])]
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `entmtp/(\w+)", page, re.MULTILINE)
+    heights = [next(height for height, floor in enumerate(floors) if name in floor) for name in named]
+    assert heights == sorted(heights)
+    packages = {path.parent.name for path in (ROOT / "entmtp").glob("*/__init__.py")}
+    assert packages <= set(named)
 
 
 def _alone(main: Any) -> Any:
