@@ -1,6 +1,9 @@
 """Fixtures that several test files share."""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 # Several processes run tests at once, and two threads on layers of width 32 only spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,6 +26,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 settings.register_profile("ci", deadline=None, max_examples=100)
 settings.register_profile("dev", deadline=None, max_examples=10)
 settings.load_profile("ci")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the run a cache of its own: the user's model, kernels and step costs, to which nothing measured is added."""
+    if hasattr(config, "workerinput"):
+        return  # inherits it from the process that started it
+    from entmtp.models.loading.bundled import cache_folder
+
+    usual, own = cache_folder(), tempfile.TemporaryDirectory(prefix="entmtp-cache-")
+    config.add_cleanup(own.cleanup)
+    for name in ("models", "kernels"):  # made once, and the same for every run
+        (usual / name).mkdir(parents=True, exist_ok=True)
+        (Path(own.name) / name).symlink_to(usual / name)
+    if (usual / "costs").is_dir():
+        shutil.copytree(usual / "costs", Path(own.name) / "costs")
+    os.environ["ENTMTP_CACHE"] = own.name
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

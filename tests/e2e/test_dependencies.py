@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def distributions(texts: Iterable[str]) -> set[str]:
     return {name for name, _ in seen}
 
 
+@cache
 def requires(name: str) -> list[str]:
     """The requirements of an installed distribution; none of one that this platform does without."""
     try:
@@ -72,12 +74,18 @@ def normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+@cache
+def owners() -> Mapping[str, Sequence[str]]:
+    """Distributions that bring each package that can be imported; reading all of them takes a second."""
+    return metadata.packages_distributions()
+
+
+@cache
 def beyond(*extras: str) -> set[str]:
     """Names by which packages are imported that neither the core's dependencies nor these extras bring."""
     texts = PROJECT["dependencies"] + [text for extra in extras for text in declared(extra)]
     brought = distributions(texts) | {"entmtp", "pip", "setuptools"}
-    owners = metadata.packages_distributions()
-    return {module for module, names in owners.items() if not brought & {normalised(name) for name in names}}
+    return {module for module, names in owners().items() if not brought & {normalised(name) for name in names}}
 
 
 def imported_by_the_command_line() -> set[str]:
@@ -132,12 +140,11 @@ def imported(path: Path) -> set[str]:
 def test_every_package_that_is_imported_is_declared(folder: str, extras: list[str]) -> None:
     texts = PROJECT["dependencies"] + [text for extra in extras for text in declared(extra)]
     names = {normalised(Requirement(text).name) for text in texts}
-    owners = metadata.packages_distributions()
     lacking = {
         f"{path.relative_to(ROOT)}: {package}"
         for path in (ROOT / folder).rglob("*.py")
         for package in imported(path) - IMPLIED.keys()
-        if not names & {normalised(name) for name in owners.get(package, [package])}
+        if not names & {normalised(name) for name in owners().get(package, [package])}
     }
     assert not lacking
 
@@ -194,4 +201,4 @@ def test_a_module_that_no_extra_brings_is_a_fault_of_ours() -> None:
 @pytest.mark.parametrize(("package", "extra"), EXTRA_OF.items())
 def test_the_extra_that_is_named_brings_the_package(package: str, extra: str) -> None:
     names = {normalised(Requirement(text).name) for text in declared(extra)}
-    assert names & {normalised(name) for name in metadata.packages_distributions()[package]}
+    assert names & {normalised(name) for name in owners()[package]}

@@ -19,7 +19,7 @@ from tests.helpers.small_fixtures import backbone_fixture, heads_fixture
 
 __all__ = ["backbone_fixture", "heads_fixture"]
 
-BATCH = 50
+BATCH = 100
 """Steps of many requests cost little more than steps of one."""
 
 

@@ -45,9 +45,9 @@ POLICIES: dict[str, Policy] = {
 
 
 @torch.inference_mode()
-def next_chances(backbone: Backbone, text: Sequence[int], params: SamplingParams) -> np.ndarray:
-    """The target behind ``text``, by transformers' processors on the model's own logits."""
-    ids = torch.tensor([list(text)], device=backbone.device)
+def next_chances(backbone: Backbone, texts: Sequence[Sequence[int]], params: SamplingParams) -> np.ndarray:
+    """The target after each of the texts ``[texts, vocab]``, by transformers' processors on the model's own logits."""
+    ids = torch.tensor([list(text) for text in texts], device=backbone.device)
     scores = backbone.model(ids).logits[:, -1]
     if params.repetition_penalty != 1:
         scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(ids, scores)
@@ -55,7 +55,7 @@ def next_chances(backbone: Backbone, text: Sequence[int], params: SamplingParams
         scores = TemperatureLogitsWarper(params.temperature)(ids, scores)
     if params.top_p < 1:
         scores = TopPLogitsWarper(params.top_p)(ids, scores)
-    chances: np.ndarray = scores.softmax(-1)[0].double().cpu().numpy()
+    chances: np.ndarray = scores.softmax(-1).double().cpu().numpy()
     return chances
 
 
@@ -63,10 +63,11 @@ def exact(backbone: Backbone, params: SamplingParams) -> dict[tuple[int, ...], f
     """The probability of every text of :data:`LENGTH` tokens."""
     texts: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(LENGTH):
+        after = next_chances(backbone, [[*PROMPT, *text] for text in texts], params)
         texts = {
             (*text, token): chance * float(each)
-            for text, chance in texts.items()
-            for token, each in enumerate(next_chances(backbone, [*PROMPT, *text], params))
+            for (text, chance), chances in zip(texts.items(), after, strict=True)
+            for token, each in enumerate(chances)
             if each > 0
         }
     return texts
@@ -80,7 +81,7 @@ def drawn(
     for slot in range(batch):
         state.prefill(slot, PROMPT)
     assert state.drafter is not None
-    behind = state.drafter.states.clone()
+    behind, logits = state.drafter.states.clone(), state.next_logits(0)
     counts: Counter[tuple[int, ...]] = Counter()
     for first in range(0, draws, batch):
         requests = []
@@ -89,7 +90,7 @@ def drawn(
             state.drafter.states[slot] = behind[slot]
             sampler = Sampler(params.model_copy(update={"seed": first + slot}))
             sampler.observe_prompt(PROMPT, SMALL_VOCAB, backbone.device)
-            root, uncertainty = state.start(slot, state.next_logits(slot), sampler)
+            root, uncertainty = state.start(slot, logits, sampler)
             requests.append(bare_sequence(slot, policy, root, uncertainty, sampler))
         while min(len(request.tokens) for request in requests) < LENGTH:
             decode_step(state, policy, requests)

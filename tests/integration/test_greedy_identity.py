@@ -79,10 +79,9 @@ def test_shipped_banks_belong_to_the_shipped_heads(toolboxes: Toolboxes) -> None
             )
 
 
-@pytest.mark.parametrize("suite", ["gsm8k", "sharegpt"])
-def test_a_prompt_of_a_suite_is_answered_alike_by_every_arm(suite: str, toolboxes: Toolboxes, bundled: Bundled) -> None:
-    (prompt,) = draw(load_suite(suite).prompts, 1, seed=1)
-    assert differences(bundled[0], encode_chat(bundled[1], prompt.text), toolboxes[suite], lossless_arms(), 32) == []
+def test_a_prompt_of_a_suite_is_answered_alike_by_every_arm(toolboxes: Toolboxes, bundled: Bundled) -> None:
+    (prompt,) = draw(load_suite("gsm8k").prompts, 1, seed=1)
+    assert differences(bundled[0], encode_chat(bundled[1], prompt.text), toolboxes["gsm8k"], lossless_arms(), 32) == []
 
 
 def test_the_end_of_text_comes_where_the_model_puts_it(toolboxes: Toolboxes, bundled: Bundled) -> None:

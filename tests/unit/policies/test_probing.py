@@ -56,8 +56,15 @@ def test_a_table_with_trees_too_expensive_recovers_within_500_steps(name: str, b
     assert stuck.rate(500) > 0.97 * right.rate(500)
 
 
-@each_policy
-@pytest.mark.parametrize(("spread", "noise", "steps"), [(0.0, NOISE, 1000), (0.6, 0.0, 400)])
+@pytest.mark.parametrize(
+    ("name", "spread", "noise", "steps"),
+    [
+        ("goodput", 0.0, NOISE, 1000),
+        pytest.param("dynamic", 0.0, NOISE, 1000, marks=pytest.mark.slow),
+        ("goodput", 0.6, 0.0, 400),
+        ("dynamic", 0.6, 0.0, 400),
+    ],
+)
 def test_right_costs_lose_at_most_1_percent_to_probes(
     name: str, spread: float, noise: float, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
