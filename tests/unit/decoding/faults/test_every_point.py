@@ -51,8 +51,8 @@ class Case:
     def walk(self, points: Mapping[Point, Location | None]) -> None:
         """Serve the requests until a fault came at each of the points, at most one in each step.
 
-        A fault may change what later steps do. A point that is absent by then, or at another location than the one
-        given, waits for another engine.
+        A fault may change what later steps do, so that a point is absent by then, or at another location. It waits for
+        another engine until a fault came at its location, or at itself where no location is given.
         """
         waiting = dict(points)
         while waiting:
@@ -61,10 +61,11 @@ class Case:
             }
             self.check(faults)
             came = {(step, fault.at): fault.location for step, fault in faults.items() if fault.location}
+            visited = set(came.values())
             left = {
                 point: location
                 for point, location in waiting.items()
-                if point not in came or location not in (None, came[point])
+                if (location not in visited if location else point not in came)
             }
             assert len(left) < len(waiting)
             waiting = left
