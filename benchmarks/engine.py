@@ -43,8 +43,8 @@ from entmtp.intervals import Estimate, paired_ratio, ratio
 from entmtp.loading import policy_at_costs
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
-from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.persistent_paths import cache_folder
 from entmtp.policies.registry import PolicyInputs, make_policy
 from entmtp.policies.step_cost import BatchedCost, hardware_name
 from entmtp.settings import EngineSettings, SamplingParams

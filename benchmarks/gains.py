@@ -29,9 +29,10 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.intervals import paired_ratio, ratio
 from entmtp.models import backbone as backbones
-from entmtp.models.backbone import Backbone
+from entmtp.models.backbone import Backbone, sharing_copy
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import packed_linear
+from entmtp.models.kernels.block_weight import dequantize_layers
 from entmtp.models.kernels.choices import parse_kernels
 from entmtp.models.kernels.packed_linear import replace_linear_layers
 from entmtp.models.loading.load import load_model
@@ -112,6 +113,7 @@ def on_cpu(kind: str, kernels: Kernels) -> dict[str, Build]:
     """List the full system and its variants on a CPU, by the optimisation that they lack."""
     full = _backbone_by(lambda model: build_backbone(model, kernels), kind)
     layers = {
+        "GGUF's blocks (float32 weights instead)": _backbone_by(_without_blocks, kind),
         "fused layers": _backbone_by(_without_fused_layers, kind),
         "fused products (oneDNN's instead)": _backbone_by(lambda model: build_backbone(model, "packed"), kind),
     }
@@ -146,6 +148,13 @@ def _backbone_by(make: Callable[[Any], Backbone], kind: str) -> Build:
     return build
 
 
+def _without_blocks(model: Any) -> Backbone:
+    """Build a backbone with the weights that the blocks stand for."""
+    plain = sharing_copy(model)
+    dequantize_layers(plain)
+    return build_backbone(plain, "fused")
+
+
 def _without_fused_layers(model: Any) -> Backbone:
     """Build a backbone with fused products in the model's own layers."""
     with patch.object(backbones, "with_fused_layers", lambda decoder, config: None):
@@ -163,6 +172,9 @@ def _without_output_product(model: Any, kernels: Kernels) -> Backbone:
 
     def replace(layers: Any, siblings: Any, make: Any, keep_weight: Any, leave: Any) -> None:
         replace_linear_layers(getattr(layers, layers.base_model_prefix), siblings, make, keep_weight, leave)
+        output = torch.nn.ModuleDict({"layer": layers.get_output_embeddings()})
+        dequantize_layers(output)
+        layers.set_output_embeddings(output["layer"])
 
     with patch.object(backbones, "replace_linear_layers", replace):
         return build_backbone(model, kernels)

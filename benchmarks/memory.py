@@ -21,8 +21,8 @@ from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.loading import policy_at_costs
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
-from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import load_model
+from entmtp.persistent_paths import cache_folder
 from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.suites import MIXED

@@ -21,9 +21,9 @@ from entmtp.methods import AUTOREGRESSIVE, LADDER, NATIVE, heads_of
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels.choices import parse_kernels
-from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.end_of_turn import end_of_turn_ids, end_of_turn_notice, with_end_of_turn
 from entmtp.models.loading.load import encode_chat, load_model, resolve_model
+from entmtp.persistent_paths import cache_folder
 from entmtp.policies.base import Policy
 from entmtp.policies.cost_cache import CostCorrectionFile
 from entmtp.policies.online_cost import OnlineStepCost

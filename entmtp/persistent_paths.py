@@ -1,8 +1,9 @@
-"""Check of output paths: results must outlive the Ray job that writes them."""
+"""The cache folder, and a check of output paths: results must outlive the Ray job that writes them."""
 
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,14 @@ _UPLOADS = ("runtime_resources", "working_dir_files")
 """Consecutive folders of the path where Ray unpacks a submitted job's working directory."""
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/")
 """Start of a URI that was made a path, which merges the two slashes into one."""
+
+
+def cache_folder() -> Path:
+    """Folder of everything that EntMTP can make again: `$ENTMTP_CACHE`, else the user's cache folder (XDG)."""
+    if chosen := os.environ.get("ENTMTP_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "entmtp"
 
 
 def check_persistent_path(option: str, path: Path, instead: str = "an absolute path") -> None:

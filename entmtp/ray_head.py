@@ -23,7 +23,7 @@ from typing import NamedTuple, NoReturn
 import psutil
 
 from entmtp.errors import EntMTPError
-from entmtp.models.loading.bundled import cache_folder
+from entmtp.persistent_paths import cache_folder
 
 START_SECONDS = 180
 # Results are files, not Ray objects, so a small object store is enough and spares /dev/shm.

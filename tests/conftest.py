@@ -66,7 +66,13 @@ def _alike() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def bundled() -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """The bundled model in float32 and its tokenizer, loaded once for the whole run; treat both as read-only."""
+    """The bundled model with plain float32 weights, to compare with, and its tokenizer.
+
+    Loaded once for the whole run; treat both as read-only.
+    """
+    from entmtp.models.kernels.block_weight import dequantize_layers
     from entmtp.models.loading.load import load_model
 
-    return load_model("bundled")
+    model, tokenizer = load_model("bundled")
+    dequantize_layers(model)
+    return model, tokenizer

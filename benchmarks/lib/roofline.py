@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from entmtp.heads.base import DraftHeads
+from entmtp.models.kernels.block_weight import Weight, named_weights, weight_of
 from entmtp.trees.batch import TreeShape
 from entmtp.trees.topology import Topology
 
@@ -69,7 +70,8 @@ def step_work(model: Any, heads: DraftHeads, topology: Topology, batch: int, cac
     """
     tree, depth = TreeShape.of([topology] * batch), topology.max_depth
     tokens = batch * (1 + topology.nodes)
-    weights = multiplied(model)
+    multiplied = multiplied_weights(model)
+    weights = sum(weight.numel() for weight in multiplied)
     layers = heads.output_layers
     output = layers[0].numel() if depth else 0
     borrowed = heads.output_weight.numel() > 0  # the model's output layer, which is no parameter of the heads
@@ -81,7 +83,7 @@ def step_work(model: Any, heads: DraftHeads, topology: Topology, batch: int, cac
     ranked = sum(tree.parents) if one_by_one else batch * depth
     size = model.dtype.itemsize
     return Work(
-        bytes=size * (weights + drafting + cached_values),
+        bytes=sum(weight.nbytes for weight in multiplied) + size * (drafting + cached_values),
         again_bytes=(size * output,) * (depth - 1) if one_by_one and len(layers) == 1 else (),
         multiply_adds=tokens * (weights + cached_values // batch) + ranked * output,
     )
@@ -92,10 +94,10 @@ def count(module: torch.nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def multiplied(model: Any) -> int:
-    """Number of parameters that a step multiplies by; not those of an untied embedding table, which it only indexes."""
-    embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    return count(model) - (0 if output is embedding else embedding.numel())
+def multiplied_weights(model: Any) -> list[Weight]:
+    """Weights that a step multiplies by: not an untied embedding table, which it only indexes."""
+    embedding, output = (weight_of(layer) for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
+    return [weight for _, weight in named_weights(model) if weight is output or weight is not embedding]
 
 
 @torch.inference_mode()

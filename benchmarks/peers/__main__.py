@@ -45,8 +45,8 @@ from entmtp.evaluation.run.arms import Toolbox, make_engine
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
-from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.persistent_paths import cache_folder
 from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import EngineSettings
 from entmtp.suites import PAPER_SUITES, load_suite, split

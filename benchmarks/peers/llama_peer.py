@@ -17,7 +17,7 @@ from gguf.quants import dequantize
 
 from entmtp.errors import EntMTPError
 from entmtp.files import write_whole
-from entmtp.models.loading.bundled import GGUF_NAME, find_gguf
+from entmtp.models.loading.bundled import GGUF_NAME, bundled_model
 
 CHILD = Path(__file__).with_name("llama_child.py")
 HOW_TO_ADD = (
@@ -108,9 +108,8 @@ def bundled_ggufs(folder: Path) -> dict[str, Path]:
     small, large = folder / GGUF_NAME, folder / GGUF_NAME.replace("Q4_1", "F32")
     if not small.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            found = find_gguf(Path(scratch))
-            write_whole(small, lambda unfinished: shutil.copyfile(found, unfinished))
+        found = bundled_model()
+        write_whole(small, lambda unfinished: shutil.copyfile(found, unfinished))
     if not large.is_file():
         write_whole(large, lambda unfinished: write_float32(small, unfinished))
     return {"llama.cpp Q4_1": small, "llama.cpp F32": large}

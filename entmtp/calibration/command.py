@@ -13,8 +13,8 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.checkpoint import BUNDLED_KINDS, KINDS, bundled_heads, load_heads
 from entmtp.methods import NATIVE
 from entmtp.models.build import build_backbone
-from entmtp.models.loading.bundled import cache_folder
 from entmtp.models.loading.load import checked_dtype, encode_chat, load_model
+from entmtp.persistent_paths import cache_folder
 from entmtp.settings import CalibrationSettings
 from entmtp.suites import MIXED, PAPER_SUITES, load_suite, split
 from entmtp.suites.splits import draw

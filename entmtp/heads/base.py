@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from entmtp.errors import EntMTPError
 from entmtp.heads.interface import Drafter, TracedText
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, TreeCache
+from entmtp.models.kernels.block_weight import BlockWeight, Weight, weight_of
 from entmtp.models.kernels.choices import draft_layer_maker
 from entmtp.models.kernels.packed_linear import InferenceLinear, MakeLayer
 from entmtp.trees.topology import Topology
@@ -58,7 +59,7 @@ class DraftHeads(PreTrainedModel):
         self.fingerprint = ""  # hash of the checkpoint's weights; set on loading
         self.output_weight = torch.empty(0)
         self.output_bias: torch.Tensor | None = None
-        self.input_embeddings = torch.empty(0)
+        self.input_embeddings: Weight = torch.empty(0)
         self._make_layer: MakeLayer | None = None
         self._inference_layers: dict[tuple[str, int], InferenceLinear] = {}
 
@@ -126,7 +127,9 @@ class DraftHeads(PreTrainedModel):
             )
         nn.Module.to(self, backbone.device, backbone.dtype)
         self.bind_output(backbone.model.get_output_embeddings())
-        self.input_embeddings = backbone.embeddings.detach()
+        table = backbone.embeddings
+        # Detached, as a parameter would become one of the heads' own.
+        self.input_embeddings = table if isinstance(table, BlockWeight) else table.detach()
         self._make_layer = draft_layer_maker(backbone.make_layer)
         return self.eval()
 
@@ -134,11 +137,16 @@ class DraftHeads(PreTrainedModel):
         """Restricts the model's output ``layer`` to the draft vocabulary, without a copy if that is the whole one."""
         tokens = self.draft_vocab.long()
         # In a model on several devices the output layer may be on another device.
-        weight, bias = layer.weight.detach().to(tokens.device), getattr(layer, "bias", None)
+        weight, bias = weight_of(layer), getattr(layer, "bias", None)
         bias = None if bias is None else bias.detach().to(tokens.device)
-        if not torch.equal(tokens, torch.arange(len(weight), device=tokens.device)):
-            weight, bias = weight[tokens], None if bias is None else bias[tokens]
-        self.output_weight, self.output_bias = weight.contiguous(), bias
+        if isinstance(weight, BlockWeight):
+            weight = weight.embed(tokens)
+        else:
+            weight = weight.detach().to(tokens.device)
+            if not torch.equal(tokens, torch.arange(len(weight), device=tokens.device)):
+                weight = weight[tokens]
+        self.output_weight = weight.contiguous()
+        self.output_bias = None if bias is None else bias[tokens]
 
     @property
     def output_layers(self) -> Sequence[torch.Tensor]:

@@ -15,6 +15,7 @@ from torch import nn
 from entmtp.heads.original import OriginalHeads, OriginalHeadsConfig
 from entmtp.heads.registry import register_heads
 from entmtp.heads.sequential import SequentialHeads
+from entmtp.models.kernels.block_weight import embed
 
 
 class OriginalHydraConfig(OriginalHeadsConfig):
@@ -47,7 +48,7 @@ class OriginalHydraHeads(SequentialHeads, OriginalHeads):
         self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, prefix_state: torch.Tensor | None
     ) -> torch.Tensor:
         """Decoder states and embeddings ``[paths, (level + 2) * hidden_size]``, concatenated."""
-        embedded = nn.functional.embedding(tokens, self.input_embeddings)
+        embedded = embed(self.input_embeddings, tokens)
         return torch.cat([hidden if prefix_state is None else prefix_state, embedded], dim=-1)
 
     def path_states(self, hidden: torch.Tensor, level: int, inputs: torch.Tensor) -> torch.Tensor:

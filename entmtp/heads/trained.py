@@ -10,6 +10,7 @@ from torch import nn
 
 from entmtp.heads.base import DraftHeadsConfig
 from entmtp.heads.stateless import StatelessHeads
+from entmtp.models.kernels.block_weight import embed
 
 
 class TrainedHeadsConfig(DraftHeadsConfig):
@@ -33,7 +34,7 @@ class TrainedHeads(StatelessHeads):
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """RMS-normalised input embeddings ``[..., hidden_size]`` of tokens ``[...]``."""
-        return rms_norm(nn.functional.embedding(tokens, self.input_embeddings))
+        return rms_norm(embed(self.input_embeddings, tokens))
 
     def head_state(self, head: int, hidden: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """States ``[n, hidden_size]`` of a head.

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from entmtp.models import attention
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, LayerShape, TreeCache
+from entmtp.models.kernels.block_weight import Weight, dequantize_layers, weight_of
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.models.kernels.fused_decoder import with_fused_layers
 from entmtp.models.kernels.packed_linear import MakeLayer, replace_linear_layers
@@ -64,12 +65,15 @@ class Backbone:
 
     def use_model(self, model: PreTrainedModel) -> None:
         """Run on a copy of ``model`` that shares its parameters, with PyTorch's own layers."""
-        self._set_model(_sharing_copy(model))
+        self._set_model(sharing_copy(model))
 
     def use_kernels(self, kernels: Kernels, siblings: Sequence[Sequence[torch.nn.Linear]]) -> None:
         """Run linear layers with this kernel choice; each group of ``siblings``, which share their input, is merged."""
         self.kernels = kernels
-        if self.make_layer is not None:
+        if self.make_layer is None:
+            dequantize_layers(self.model)
+            self._set_model(self.model)
+        else:
             fused = None
             if CHOICES[kernels].fuses and self.model.config._attn_implementation == attention.NAME:
                 fused = with_fused_layers(self.decoder, self.config)
@@ -101,9 +105,9 @@ class Backbone:
         return getattr(self.model, self.model.base_model_prefix)
 
     @property
-    def embeddings(self) -> torch.Tensor:
+    def embeddings(self) -> Weight:
         """Input embedding table ``[vocab_size, hidden_size]``."""
-        return self.model.get_input_embeddings().weight
+        return weight_of(self.model.get_input_embeddings())
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -232,7 +236,7 @@ class _Passthrough(torch.nn.Module):
         return _States(last_hidden_state=inputs_embeds)
 
 
-def _sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
+def sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Copy the modules of a model, but share its parameters and buffers."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

@@ -5,9 +5,13 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from entmtp.errors import EntMTPError
-from entmtp.models.backbone import Backbone
+from entmtp.models.backbone import Backbone, sharing_copy
+from entmtp.models.kernels import compiled
+from entmtp.models.kernels.block_weight import formats_of
 from entmtp.models.kernels.choices import describe_kernels, supported_kernels
+from entmtp.models.kernels.fused_linear import FusedLinear
 from entmtp.models.kernels.merged_projections import collect_siblings
+from entmtp.models.kernels.packed_linear import replace_linear_layers
 from entmtp.models.selftest import check_kernels, check_supported, choose_attention, sequential_reference
 from entmtp.settings import Kernels
 
@@ -41,9 +45,20 @@ def build_backbone(model: PreTrainedModel, kernels: Kernels = "auto") -> Backbon
         chosen = next(candidates)
         backbone.use_model(model)
         choose_attention(backbone, expected)
+    weights = ", ".join(formats_of(model)) if chosen == "fused" else ""
+    weights = weights or str(backbone.dtype).removeprefix("torch.")
     placement = [f"spread over {len(backbone.devices)} devices"] * backbone.is_multi_device
-    backbone.kernels_description = "; ".join([describe_kernels(chosen, backbone.dtype), *placement, *refusals])
+    backbone.kernels_description = "; ".join([describe_kernels(chosen, weights), *placement, *refusals])
     return backbone
+
+
+def reference_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The model to run by its own code: itself, or a copy that multiplies GGUF's blocks where they lie."""
+    if not formats_of(model) or compiled.unsupported_reason(*formats_of(model)) is not None:
+        return model
+    copied = sharing_copy(model)
+    replace_linear_layers(copied, [], FusedLinear, keep_weight=None)
+    return copied
 
 
 def _multi_device_kernels(kernels: Kernels) -> Kernels:

@@ -21,6 +21,7 @@ from entmtp.files import write_whole
 from entmtp.heads.registry import find_trained_heads
 from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
+from entmtp.models.kernels.block_weight import dequantized
 from entmtp.settings import TrainingSettings
 from entmtp.training.dataset import Dataset
 from entmtp.training.evaluate import HeadAccuracy, measure_accuracy
@@ -77,7 +78,7 @@ class Trainer:
         # Attaching sets the model's frozen output layer; training is in float32, whatever the model's type.
         self.heads.float().train()
         self.heads.output_weight = self.heads.output_weight.float()
-        self.heads.input_embeddings = self.heads.input_embeddings.float()
+        self.heads.input_embeddings = dequantized(self.heads.input_embeddings).float()
         if self.heads.output_bias is not None:
             self.heads.output_bias = self.heads.output_bias.float()
         self.label_of = torch.full((backbone.vocab_size,), IGNORED)

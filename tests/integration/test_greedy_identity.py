@@ -10,8 +10,8 @@ from entmtp.evaluation.run.arms import Foresight, Toolbox, lossless_arms, make_e
 from entmtp.evaluation.run.reference import first_difference
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.models.build import build_backbone
-from entmtp.models.loading.bundled import cache_folder
-from entmtp.models.loading.load import encode_chat
+from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.persistent_paths import cache_folder
 from entmtp.settings import EngineSettings
 from entmtp.suites import MIXED, PAPER_SUITES, draw, load_suite
 from entmtp.trees.bank import bundled_bank, load_bank
@@ -26,9 +26,9 @@ Toolboxes = Mapping[str, Toolbox]
 
 
 @pytest.fixture(scope="module")
-def toolboxes(bundled: Bundled) -> Toolboxes:
+def toolboxes() -> Toolboxes:
     """What each suite's arms are made of, as it is shipped."""
-    backbone = build_backbone(bundled[0])
+    backbone = build_backbone(load_model("bundled")[0])
     heads = {kind: load_heads(bundled_heads(kind), backbone) for kind in KINDS}
     costs = {kind: step_cost(backbone, one, cache_folder(), print) for kind, one in heads.items()}
     banks = {suite: {kind: load_bank(bundled_bank(suite, kind)) for kind in KINDS} for suite in PAPER_SUITES}

@@ -14,6 +14,7 @@ from entmtp.loading import load_method
 from entmtp.method_spec import MethodSpec
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
+from entmtp.models.kernels.block_weight import dequantized
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.settings import EngineSettings
 from tests.helpers.hydra_plus_plus_heads import HydraPlusPlusShape, published_hydra_plus_plus
@@ -43,7 +44,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """A model, imported heads of both families, data and a bank for each family."""
     saved = Saved(tmp_path_factory.mktemp("project"))
     backbone: Backbone = save_tiny_model(saved.model)
-    seen = Model(backbone.model.get_output_embeddings().weight.detach(), backbone.embeddings.detach())
+    seen = Model(backbone.model.get_output_embeddings().weight.detach(), dequantized(backbone.embeddings).detach())
     for published in (medusa(seen), hydra(seen)):
         folder = published.save(saved.folder / f"published-{published.kind}")
         said = run("import-heads", folder, f"--output={saved.heads(published.kind)}", f"--model={saved.model}")
@@ -83,7 +84,7 @@ def test_heads_of_each_kind_run_every_policy(saved: Saved, name: str, kind: str)
 
 def test_heads_that_look_back_go_the_same_way(saved: Saved, tmp_path: Path) -> None:
     backbone = build_backbone(load_model(str(saved.model))[0])
-    seen = Model(backbone.model.get_output_embeddings().weight.detach(), backbone.embeddings.detach())
+    seen = Model(backbone.model.get_output_embeddings().weight.detach(), dequantized(backbone.embeddings).detach())
     published = published_hydra_plus_plus(seen, HydraPlusPlusShape.of(backbone.model)).save(tmp_path / "published")
     run("import-heads", published, f"--output={tmp_path / 'ours'}", f"--model={saved.model}")
     run("calibrate", "--task=gsm8k", f"--output={tmp_path}", f"--model={saved.model}",

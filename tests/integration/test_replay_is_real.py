@@ -14,7 +14,7 @@ from entmtp.decoding.outputs import StepRecord
 from entmtp.evaluation.run.arms import Toolbox, make_engine
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.build import build_backbone
-from entmtp.models.loading.load import encode_chat
+from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.hardware_profile import load_profile
 from entmtp.settings import EngineSettings
 from entmtp.suites import PAPER_SUITES, Prompt, scored_prompts
@@ -32,9 +32,9 @@ Texts = Mapping[str, list[Text]]
 
 
 @pytest.fixture(scope="module")
-def tools_of(bundled: Bundled) -> ToolsOf:
+def tools_of() -> ToolsOf:
     """A suite's toolbox with a ladder that moves; steps cost what a shipped profile says, so that runs are alike."""
-    backbone = build_backbone(bundled[0])
+    backbone = build_backbone(load_model("bundled")[0])
     heads = {"hydra": load_heads(bundled_heads("hydra"), backbone)}
     cost = load_profile("xeon-2-cores").cost()
 

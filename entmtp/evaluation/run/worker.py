@@ -42,9 +42,9 @@ from entmtp.evaluation.run.work_queue import UnitOutcome
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import load_heads
 from entmtp.methods import heads_of
-from entmtp.models.build import build_backbone
-from entmtp.models.loading.bundled import cache_folder
+from entmtp.models.build import build_backbone, reference_model
 from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.persistent_paths import cache_folder
 from entmtp.policies.step_cost import CostTable, hardware_name
 from entmtp.settings import BenchmarkSettings, EngineSettings, SamplingParams
 from entmtp.suites import MIXED, Prompt, get_suite
@@ -93,9 +93,10 @@ class Worker:
     def __init__(self, config: WorkerConfig, say: Callable[[str], None] = print) -> None:
         torch.set_num_threads(config.threads)
         self.config = config
-        # transformers' own model writes the reference; the backbone works on a copy of it.
-        self.model, self.tokenizer = load_model(config.model, dtype=config.dtype, device=config.device)
-        self.backbone = build_backbone(self.model)
+        loaded, self.tokenizer = load_model(config.model, dtype=config.dtype, device=config.device)
+        self.backbone = build_backbone(loaded)
+        # transformers' own code writes the reference.
+        self.model = reference_model(loaded)
         self.heads: dict[str, DraftHeads] = {
             kind: load_heads(source, self.backbone) for kind, source in config.heads.items()
         }

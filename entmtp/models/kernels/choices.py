@@ -12,7 +12,7 @@ from typing import get_args
 import torch
 
 from entmtp.errors import EntMTPError
-from entmtp.models.kernels import fused_linear
+from entmtp.models.kernels import compiled, fused_linear
 from entmtp.models.kernels.packed_linear import PACKABLE, MakeLayer, PackedLinear, can_pack
 from entmtp.settings import Kernels
 
@@ -23,7 +23,7 @@ class KernelChoice:
 
     Attributes:
         make_layer: factory of the layers; None leaves the model's own.
-        description: text for a user; ``{dtype}`` stands for the model's type.
+        description: text for a user; ``{weights}`` stands for the type or the formats of the weights.
         unsupported_reason: gives the reason why weights of this type and device can't use the choice, or None.
         fuses: whether decoder layers of a known kind run as a few loops each.
     """
@@ -41,7 +41,7 @@ def _none(dtype: torch.dtype, device: torch.device) -> str | None:
 def _unfusable(dtype: torch.dtype, device: torch.device) -> str | None:
     if dtype != torch.float32 or device.type != "cpu":
         return f"needs float32 weights on a CPU; these are {dtype} on {device}"
-    return fused_linear.unsupported_reason()
+    return compiled.unsupported_reason()
 
 
 def _unpackable(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -52,9 +52,9 @@ def _unpackable(dtype: torch.dtype, device: torch.device) -> str | None:
 
 
 CHOICES: dict[Kernels, KernelChoice] = {
-    "fused": KernelChoice(fused_linear.FusedLinear, "fused {dtype} (C++ for this CPU)", _unfusable, fuses=True),
-    "packed": KernelChoice(PackedLinear, "packed {dtype} (oneDNN)", _unpackable),
-    "eager": KernelChoice(None, "eager {dtype} (PyTorch)", _none),
+    "fused": KernelChoice(fused_linear.FusedLinear, "fused {weights} (C++ for this CPU)", _unfusable, fuses=True),
+    "packed": KernelChoice(PackedLinear, "packed {weights} (oneDNN)", _unpackable),
+    "eager": KernelChoice(None, "eager {weights} (PyTorch)", _none),
 }
 """All choices, fastest first; ``auto`` takes the first supported one."""
 TOLERANCE = 1e-3
@@ -99,6 +99,6 @@ def draft_layer_maker(model_layers: MakeLayer | None) -> MakeLayer | None:
     return fused_linear.Int8WeightLinear if model_layers is fused_linear.FusedLinear else model_layers
 
 
-def describe_kernels(kernels: Kernels, dtype: torch.dtype) -> str:
-    """Description of a choice for a user."""
-    return CHOICES[kernels].description.format(dtype=str(dtype).removeprefix("torch."))
+def describe_kernels(kernels: Kernels, weights: str) -> str:
+    """Description of a choice for a user; ``weights`` names the type or the formats of the model's weights."""
+    return CHOICES[kernels].description.format(weights=weights)

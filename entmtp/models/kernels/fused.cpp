@@ -6,6 +6,9 @@
 #include <sys/mman.h>
 #endif
 
+#include <limits>
+
+#include "gguf_blocks.hpp"
 #include "packed_product.hpp"
 
 namespace {
@@ -40,10 +43,11 @@ void rotate(const float* x, const float* cos, const float* sin, float* y, int64_
 
 extern "C" {
 
-// Tensors of a decoder layer: packed weights, and null where the model has none.
+// Tensors of a decoder layer, null where the model has none. Queries, keys and values are one matrix where they have one
+// format; the others are then empty.
 struct Layer {
-  const float *input_norm, *qkv, *qkv_bias, *query_norm, *key_norm;
-  const float *output, *output_bias, *middle_norm, *gated, *down, *down_bias;
+  Matrix qkv[3], output, gates, values, down;
+  const float *input_norm, *qkv_bias, *query_norm, *key_norm, *output_bias, *middle_norm, *down_bias;
 };
 
 // Sizes that all layers of a model share.
@@ -211,17 +215,22 @@ struct Decoder {
     const int64_t qkv_size = (size.heads + 2 * size.kv_heads) * size.dim, attended_size = size.heads * size.dim;
     const int threads = pass.threads;
     normalize_rows(input, layer.input_norm, size.eps, normalized.data(), tokens, size.hidden, threads);
-    multiply(normalized.data(), layer.qkv, qkv.data(), tokens, size.hidden, threads,
-             Linear{layer.qkv_bias, nullptr, qkv_size});
+    int64_t first = 0;
+    for (const Matrix& matrix : layer.qkv) {
+      const float* bias = layer.qkv_bias ? layer.qkv_bias + first : nullptr;
+      multiply(normalized.data(), qkv.data() + first, tokens, size.hidden, threads,
+               Linear{matrix, bias, nullptr, qkv_size});
+      first += matrix.out;
+    }
 #pragma omp parallel for schedule(static) num_threads(threads) if (tokens * qkv_size > SERIAL)
     for (int64_t token = 0; token < tokens; token++) rotate_and_store(layer, index, token);
     attend_all(index);
-    multiply(attended.data(), layer.output, middle.data(), tokens, attended_size, threads,
-             Linear{layer.output_bias, input, size.hidden});
+    multiply(attended.data(), middle.data(), tokens, attended_size, threads,
+             Linear{layer.output, layer.output_bias, input, size.hidden});
     normalize_rows(middle.data(), layer.middle_norm, size.eps, normalized.data(), tokens, size.hidden, threads);
-    multiply(normalized.data(), layer.gated, gated.data(), tokens, size.hidden, threads, Gated{size.inner});
-    multiply(gated.data(), layer.down, output, tokens, size.inner, threads,
-             Linear{layer.down_bias, middle.data(), size.hidden});
+    multiply(normalized.data(), gated.data(), tokens, size.hidden, threads, Gated{layer.gates, layer.values});
+    multiply(gated.data(), output, tokens, size.inner, threads,
+             Linear{layer.down, layer.down_bias, middle.data(), size.hidden});
   }
 };
 
@@ -229,55 +238,57 @@ struct Decoder {
 
 extern "C" {
 
-int64_t entmtp_panel() { return PANEL; }
+// Bytes of a packed weight [out, in].
+int64_t entmtp_packed_bytes(int32_t format, int64_t out, int64_t in) {
+  return (out + PANEL - 1) / PANEL * 2 * strip_bytes(format, in);
+}
 
-// Packs weight [out, in] into [panels, in, PANEL], with zeros after the last output. With values [out, in], a panel is
-// LANES outputs of weight followed by LANES outputs of values, for a gated product.
-void entmtp_pack(const float* weight, const float* values, float* packed, int64_t out, int64_t in, int threads) {
-  const int64_t width = values ? LANES : PANEL, panels = (out + width - 1) / width;
+// Packs rows of float32 values or of GGUF blocks, `row_bytes` after each other. Lanes after the last output are zero.
+void entmtp_pack(int32_t format, const uint8_t* rows, int64_t row_bytes, uint8_t* packed, int64_t out, int64_t in,
+                 int threads) {
 #if defined(MADV_HUGEPAGE)
   // Weights are read from start to end. With small pages, a tenth of that time is address translation.
   constexpr uintptr_t huge = 1 << 21;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(packed) + huge - 1) / huge * huge;
-  const uintptr_t last = reinterpret_cast<uintptr_t>(packed + panels * PANEL * in) / huge * huge;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(packed) + huge - 1) / huge * huge;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(packed) + entmtp_packed_bytes(format, out, in)) / huge * huge;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
-  const std::vector<float> zeros(in);
+  const int64_t strips = (out + PANEL - 1) / PANEL * 2, bytes = strip_bytes(format, in);
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t panel = 0; panel < panels; panel++) {
-    const float* sources[PANEL];
-    for (int64_t i = 0; i < PANEL; i++) {
-      const int64_t row = panel * width + i % width;
-      sources[i] = row < out ? (i < width ? weight : values) + row * in : zeros.data();
-    }
-    float* target = packed + panel * PANEL * in;
-    for (int64_t k = 0; k < in; k++)
-      for (int64_t i = 0; i < PANEL; i++) target[k * PANEL + i] = sources[i][k];
+  for (int64_t strip = 0; strip < strips; strip++) {
+    const int64_t lanes = std::clamp<int64_t>(out - strip * LANES, 0, LANES);
+    const uint8_t* source = rows + (lanes ? strip * LANES : 0) * row_bytes;
+    with_reader(format, [&](auto* reader) { pack_strip(source, row_bytes, lanes, in, format, packed + strip * bytes, reader); });
   }
 }
 
-// Quantizes packed [panels, in, PANEL] to int8 in the same layout: packed is about quantized * scale [out].
-void entmtp_quantize(const float* packed, const float* scale, int8_t* quantized, int64_t out, int64_t in, int threads) {
-  const int64_t panels = (out + PANEL - 1) / PANEL;
+// Values [count, in] of the rows `numbers` of a table of GGUF blocks.
+void entmtp_dequantize(int32_t format, const uint8_t* rows, int64_t row_bytes, const int64_t* numbers, int64_t count,
+                       int64_t in, float* values, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (count * in > SERIAL)
+  for (int64_t i = 0; i < count; i++)
+    with_reader(format, [&](auto* reader) {
+      dequantize_row(rows + numbers[i] * row_bytes, in, format, values + i * in, reader);
+    });
+}
+
+// Rounds a weight [out, in] to int8 numbers of `scale` [out] each, packed.
+void entmtp_quantize(const float* weight, const float* scale, int8_t* packed, int64_t out, int64_t in, int threads) {
+  const int64_t strips = (out + PANEL - 1) / PANEL * 2;
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t panel = 0; panel < panels; panel++)
+  for (int64_t strip = 0; strip < strips; strip++)
     for (int64_t k = 0; k < in; k++)
-      for (int64_t i = 0; i < PANEL; i++) {
-        const int64_t row = panel * PANEL + i, at = (panel * in + k) * PANEL + i;
-        quantized[at] = row < out ? static_cast<int8_t>(std::lrintf(packed[at] / scale[row])) : 0;
+      for (int64_t lane = 0; lane < LANES; lane++) {
+        const int64_t row = strip * LANES + lane;
+        packed[(strip * in + k) * LANES + lane] =
+            row < out ? static_cast<int8_t>(std::lrintf(weight[row * in + k] / scale[row])) : 0;
       }
 }
 
-// y [rows, out] = x [rows, in] times an int8 weight * scale [out], + bias [out] where given.
-void entmtp_int8_linear(const float* x, const int8_t* quantized, const float* scale, const float* bias, float* y,
-                          int64_t rows, int64_t out, int64_t in, int threads) {
-  multiply(x, quantized, y, rows, in, threads, Linear{bias, nullptr, out, scale});
-}
-
-// y [rows, out] = x [rows, in] times the packed weight, + bias [out] where given.
-void entmtp_linear(const float* x, const float* packed, const float* bias, float* y, int64_t rows, int64_t out,
-                   int64_t in, int threads) {
-  multiply(x, packed, y, rows, in, threads, Linear{bias, nullptr, out});
+// y [rows, out] = x [rows, in] times the weight, + bias [out] where given.
+void entmtp_linear(const float* x, const Matrix* weight, const float* bias, float* y, int64_t rows, int64_t in,
+                   int threads) {
+  multiply(x, y, rows, in, threads, Linear{*weight, bias, nullptr, weight->out});
 }
 
 // Runs states [batch, n, hidden] through all layers, in place.

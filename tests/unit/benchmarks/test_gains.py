@@ -45,6 +45,7 @@ def test_each_variant_of_the_fused_system_lacks_one_thing() -> None:
     full = {FusedLayers}, FusedLinear
     assert found == {
         gains.FULL: full,
+        "GGUF's blocks (float32 weights instead)": full,
         "fused layers": ({MergedLinear, FusedLinear}, FusedLinear),
         "fused products (oneDNN's instead)": ({MergedLinear, PackedLinear}, PackedLinear),
         "any of these (PyTorch's own)": ({torch.nn.Linear}, torch.nn.Linear),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from benchmarks.lib import timing
 from benchmarks.lib.bars import cpu_bars, cuda_bars
 from benchmarks.lib.fixed_depth import FixedDepthPolicy
 from benchmarks.lib.record import read_record
-from benchmarks.lib.roofline import Machine, Work, multiplied, step_work
+from benchmarks.lib.roofline import Machine, Work, multiplied_weights, step_work
 from benchmarks.lib.shapes import SHAPES, random_heads, random_model, shape_of
 from benchmarks.lib.timing import StepTime, churn, ladder_of, random_tree, timed_steps
 from entmtp.decoding.graphs import Graphs
@@ -34,6 +35,11 @@ from tests.helpers.taped_graphs import Taped
 
 UNIT = Machine(bytes_per_ms=1, multiply_adds_per_ms=1, cache_bytes=0)
 DEEP = Topology.of([(0,), (0, 0), (1,), (1, 0), (0, 0, 0)])
+
+
+def multiplied(model: Any) -> int:
+    """Number of weights that a step multiplies by."""
+    return sum(weight.numel() for weight in multiplied_weights(model))
 
 
 def work(kind: str, tree: Topology, batch: int = 1, cached: int = 0) -> Work:

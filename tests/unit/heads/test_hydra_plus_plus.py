@@ -18,6 +18,7 @@ from entmtp.heads.importing.import_heads import import_heads
 from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
+from entmtp.models.kernels.block_weight import dequantized
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from tests.helpers.heads_with_caches import BUSHY, CLOSE
@@ -58,7 +59,7 @@ def shape(backbone: Backbone) -> HydraPlusPlusShape:
 @pytest.fixture(scope="module")
 def published(backbone: Backbone, shape: HydraPlusPlusShape) -> Published:
     output = backbone.model.get_output_embeddings().weight.detach()
-    return published_hydra_plus_plus(Model(output.clone(), backbone.embeddings.detach().clone()), shape)
+    return published_hydra_plus_plus(Model(output.clone(), dequantized(backbone.embeddings).detach().clone()), shape)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from entmtp.heads.importing.import_heads import import_heads
 from entmtp.heads.stateless import StatelessExpansion, StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
+from entmtp.models.kernels.block_weight import dequantized
 from entmtp.policies.base import Policy
 from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.trees.batch import TreeBatch
@@ -37,7 +38,7 @@ TREE = Topology.of([(0,), (1,), (4,), (0, 1), (4, 0), (4, 2), (4, 0, 3), (0, 1, 
 
 def model_of(backbone: Backbone) -> Model:
     output = backbone.model.get_output_embeddings().weight.detach()
-    return Model(output.clone(), backbone.embeddings.detach().clone())
+    return Model(output.clone(), dequantized(backbone.embeddings).detach().clone())
 
 
 def imported(published: Published, backbone: Backbone, folder: Path) -> StatelessHeads:

@@ -8,7 +8,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
-from entmtp.models.kernels import fused_linear
+from entmtp.models.kernels import compiled
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Path, Topology
 from tests.helpers.tiny_models import DRAFT_VOCAB, HEADS, TREES, random_heads, random_tokens, tiny_model
@@ -76,7 +76,7 @@ def test_guesses_in_fewer_bits_are_nearly_the_exact_ones(heads: StatelessHeads, 
     tokens = torch.tensor([random_tokens(HEADS, seed) for seed in range(64)])
     with torch.inference_mode():
         guessed, exact = (one.draft_logits(one.teacher_forced(hidden, tokens)) for one in (heads, exact_heads))
-    assert 0 < (guessed - exact).abs().max() < 0.1 * exact.std() or fused_linear.unsupported_reason() is not None
+    assert 0 < (guessed - exact).abs().max() < 0.1 * exact.std() or compiled.unsupported_reason() is not None
 
 
 @torch.inference_mode()

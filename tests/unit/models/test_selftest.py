@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from entmtp.errors import EntMTPError
 from entmtp.models.build import build_backbone
-from entmtp.models.kernels import fused_linear
+from entmtp.models.kernels import compiled
 from entmtp.settings import Kernels
 from tests.helpers.tiny_models import SUPPORTED, WINDOW, greedy, random_tokens, tiny_model
 
@@ -98,7 +98,7 @@ def test_a_refusal_does_not_change_what_the_model_generates() -> None:
 def test_the_models_own_kernels_are_refused_too_where_a_token_depends_on_others(
     kernels: Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused_linear, "unsupported_reason", lambda: "is not tested here: fused layers run no hooks")
+    monkeypatch.setattr(compiled, "unsupported_reason", lambda: "is not tested here: fused layers run no hooks")
     model = tiny_model("llama")
     model.model.layers[0].register_forward_hook(lambda module, args, output: output + (output.shape[1] == 1))
     with pytest.raises(

@@ -8,9 +8,10 @@ from torch import nn
 from entmtp.errors import EntMTPError
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import choices as module
+from entmtp.models.kernels.block_weight import Weight, dequantized
 from entmtp.models.kernels.choices import CHOICES, describe_kernels, parse_kernels, supported_kernels
-from entmtp.models.kernels.fused_linear import row_scale
 from entmtp.models.kernels.packed_linear import MakeLayer, PackedLinear, can_pack
+from entmtp.models.kernels.packed_weight import row_scale
 from entmtp.settings import Kernels
 from tests.helpers.tiny_models import tiny_model
 
@@ -64,7 +65,7 @@ def test_a_row_does_not_depend_on_other_rows(name: str, make: MakeLayer, rows: i
 def test_a_good_choice_is_accepted(model_type: str, name: Kernels) -> None:
     backbone = build_backbone(tiny_model(model_type, initializer_range=0.1), name)
     assert backbone.kernels == name
-    assert backbone.kernels_description == describe_kernels(name, torch.float32)
+    assert backbone.kernels_description == describe_kernels(name, "float32")
     make = CHOICES[name].make_layer
     if make is not None:
         assert isinstance(make, type)
@@ -92,8 +93,8 @@ class TestKernelsWhoseRowsDependOnEachOther:
 
 @needs_packing
 def test_logits_far_from_the_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def halved(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
-        return PackedLinear(weight / 2, bias)
+    def halved(weight: Weight, bias: torch.Tensor | None) -> PackedLinear:
+        return PackedLinear(dequantized(weight) / 2, bias)
 
     monkeypatch.setitem(module.CHOICES, "packed", replace(CHOICES["packed"], make_layer=halved))
     with pytest.raises(EntMTPError, match="'packed' are refused for lossless decoding: the logits differ from"):

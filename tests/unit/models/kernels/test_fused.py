@@ -13,14 +13,15 @@ from torch import nn
 from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
-from entmtp.models.kernels import fused_linear
+from entmtp.models.kernels import compiled
 from entmtp.models.kernels.fused_decoder import FusedLayers, with_fused_layers
-from entmtp.models.kernels.fused_linear import FusedLinear, Int8WeightLinear, row_scale
+from entmtp.models.kernels.fused_linear import FusedLinear, Int8WeightLinear
 from entmtp.models.kernels.packed_linear import InferenceLinear
+from entmtp.models.kernels.packed_weight import row_scale
 from entmtp.trees.batch import TreeBatch
 from tests.helpers.tiny_models import TREES, greedy, random_tokens, tiny_model
 
-pytestmark = pytest.mark.skipif(fused_linear.unsupported_reason() is not None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(compiled.unsupported_reason() is not None, reason="no C++ compiler")
 FUSED = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -149,11 +150,10 @@ class TestCompiling:
     @pytest.fixture(autouse=True)
     def empty_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setenv("ENTMTP_CACHE", str(tmp_path))
-        for function in (fused_linear.library, fused_linear.unsupported_reason):
-            function.cache_clear()
+        monkeypatch.setattr(compiled, "_loaded", {})
+        compiled.unsupported_reason.cache_clear()
         yield
-        for function in (fused_linear.library, fused_linear.unsupported_reason):
-            function.cache_clear()
+        compiled.unsupported_reason.cache_clear()
 
     def compiler(self, folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
         path = folder / "c++"
@@ -162,11 +162,11 @@ class TestCompiling:
         monkeypatch.setattr(shutil, "which", lambda name: str(path) if name == "c++" else None)
 
     def test_the_library_is_compiled_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert fused_linear.unsupported_reason() is None
+        assert compiled.unsupported_reason() is None
         (made,) = (tmp_path / "kernels").glob("*.so")
-        fused_linear.library.cache_clear()
+        compiled._loaded.clear()
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
-        fused_linear.library()
+        compiled.library()
         assert [made] == list((tmp_path / "kernels").glob("*.so"))
 
     def test_without_a_compiler_the_next_best_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,6 @@ class TestCompiling:
             build_backbone(tiny_model("llama"), "fused")
 
     def test_the_compiler_and_its_flags_are_part_of_the_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        before = fused_linear._identity("g++")
-        assert before != fused_linear._identity("clang++")
-        monkeypatch.setattr(fused_linear, "_FLAGS", (*fused_linear._FLAGS, "-DX"))
-        assert before != fused_linear._identity("g++")
+        before = compiled._identity("g++", ["-O3"])
+        assert before != compiled._identity("clang++", ["-O3"])
+        assert before != compiled._identity("g++", ["-O3", "-DX"])

@@ -4,7 +4,7 @@ from torch import nn
 
 from entmtp.errors import EntMTPError
 from entmtp.models.build import build_backbone
-from entmtp.models.kernels import fused_linear
+from entmtp.models.kernels import compiled
 from entmtp.models.kernels.merged_projections import MergedLinear, MergedProduct, collect_siblings, merge_linear_layers
 from entmtp.models.kernels.packed_linear import PackedLinear, can_pack
 from tests.helpers.tiny_models import random_tokens, tiny_model
@@ -121,7 +121,7 @@ class TestBackbone:
 
     def test_kernels_that_fail_the_self_test_are_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.broken(monkeypatch)
-        monkeypatch.setattr(fused_linear, "unsupported_reason", lambda: "needs a C++ compiler")
+        monkeypatch.setattr(compiled, "unsupported_reason", lambda: "needs a C++ compiler")
         backbone = build_backbone(tiny_model("llama"))
         assert backbone.kernels == "eager"
         assert backbone.kernels_description.startswith("eager float32 (PyTorch); kernels: 'packed' are refused")

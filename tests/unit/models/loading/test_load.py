@@ -85,8 +85,8 @@ def test_an_absent_model_says_where_it_was_looked_for(
 
 
 def test_a_file_and_an_empty_folder_are_not_models(tmp_path: Path) -> None:
-    (tmp_path / "weights.gguf").write_text("")
-    assert_refused(lambda: resolve_model(str(tmp_path / "weights.gguf")), "is a file; give the folder")
+    (tmp_path / "weights.bin").write_text("")
+    assert_refused(lambda: resolve_model(str(tmp_path / "weights.bin")), "is a file, but not a .gguf file")
     assert_refused(lambda: resolve_model(str(tmp_path)), "holds no config.json")
 
 

@@ -1,0 +1,1 @@
+"""Models in GGUF files: metadata, tokenizer and weights, read where they lie."""

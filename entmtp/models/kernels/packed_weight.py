@@ -1,0 +1,83 @@
+"""Weights packed in the order in which the compiled kernels read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from entmtp.models.kernels.block_weight import BlockWeight, Weight
+from entmtp.models.kernels.compiled import FORMATS, Matrix, library
+
+_INT8_MAX = 127
+_SMALLEST_SCALE = 1e-12
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A packed weight ``[out, in]``.
+
+    Attributes:
+        data: strips of weights, in bytes.
+        scale: size of a step for each output ``[out]``, of an int8 weight alone.
+    """
+
+    format: str
+    data: torch.Tensor
+    out: int
+    scale: torch.Tensor | None = None
+
+    @property
+    def matrix(self) -> Matrix:
+        """The weight's address and shape; the caller keeps the weight alive."""
+        scale = None if self.scale is None else self.scale.data_ptr()
+        return Matrix(self.data.data_ptr(), scale, self.out, FORMATS.index(self.format))
+
+
+def format_of(weight: Weight) -> str:
+    """Name of a weight's format."""
+    return weight.format if isinstance(weight, BlockWeight) else "FLOAT32"
+
+
+def merged(weights: Sequence[Weight]) -> list[Weight]:
+    """The weights as one of all their outputs where they have one format, else as they are."""
+    if len({format_of(weight) for weight in weights}) > 1:
+        return list(weights)
+    tensors = [weight.rows if isinstance(weight, BlockWeight) else weight for weight in weights]
+    joined = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+    return [BlockWeight(weights[0].format, joined) if isinstance(weights[0], BlockWeight) else joined]
+
+
+def pack(weight: Weight) -> PackedWeight:
+    """Pack a weight without any change of its values."""
+    name = format_of(weight)
+    rows = (weight.rows if isinstance(weight, BlockWeight) else weight.detach()).contiguous()
+    out, width = weight.shape
+    kernels = library([name])
+    data = torch.empty(kernels.entmtp_packed_bytes(FORMATS.index(name), out, width), dtype=torch.uint8)
+    kernels.entmtp_pack(
+        FORMATS.index(name),
+        rows.data_ptr(),
+        rows.stride(0) * rows.element_size(),
+        data.data_ptr(),
+        out,
+        width,
+        torch.get_num_threads(),
+    )
+    return PackedWeight(name, data, out)
+
+
+def pack_rounded(weight: torch.Tensor) -> PackedWeight:
+    """Pack a float32 weight rounded to int8, with a scale for each output."""
+    out, width = weight.shape
+    scale = row_scale(weight.detach())[:, 0].contiguous()
+    data = torch.empty(library().entmtp_packed_bytes(FORMATS.index("INT8"), out, width), dtype=torch.uint8)
+    rows = weight.detach().contiguous()
+    library().entmtp_quantize(rows.data_ptr(), scale.data_ptr(), data.data_ptr(), out, width, torch.get_num_threads())
+    return PackedWeight("INT8", data, out, scale)
+
+
+def row_scale(weight: torch.Tensor) -> torch.Tensor:
+    """Size ``[out, 1]`` of an int8 step in each row of ``weight [out, in]``: the largest value is 127 steps."""
+    return weight.abs().amax(-1, keepdim=True).clamp_(min=_SMALLEST_SCALE) / _INT8_MAX

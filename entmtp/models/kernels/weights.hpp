@@ -1,0 +1,144 @@
+// Packed weights of linear layers, and readers that turn them into float32 vectors in registers.
+//
+// A step of few rows takes as long as reading the weights, so they are packed in the order in which they are read. A
+// strip holds the weights of LANES outputs for all inputs. Within a strip the blocks of GGUF's formats follow each
+// other: scales of all lanes, then numbers of all lanes. A weight is scale * number + offset, exactly as GGUF defines
+// it: every product of a scale and a number is exact in float32.
+
+#pragma once
+
+#include "vectors.hpp"
+
+namespace {
+
+enum Format : int32_t { FLOAT32, INT8, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K };
+
+// A reader of a strip. After `open` at every SUPER inputs and `begin` at every BLOCK inputs, `value(i)` is the weight of
+// input i of a group of GROUP inputs, and `advance` goes to the next group.
+template <class Number>
+struct Plain {
+  static constexpr int SUPER = 1, BLOCK = 1, GROUP = 1;
+  static constexpr int64_t bytes(int64_t in) { return in * LANES * sizeof(Number); }
+
+  const Number* next;
+
+  explicit Plain(const void* strip) : next(static_cast<const Number*>(strip)) {}
+  void open() {}
+  void begin() {}
+  Vector value(int) const {
+    if constexpr (sizeof(Number) == 1)
+      return floats(next);
+    else
+      return at(next);
+  }
+  void advance() { next += LANES; }
+};
+
+// Numbers of BITS bits. One scale for `Block` inputs is a float16; or, where `Super` is larger, an integer of one byte
+// times a float16 for `Super` inputs. The offset is stored like the scale where OFFSET is STORED, else -OFFSET * scale.
+constexpr int STORED = -1;
+
+template <int BITS, int Super, int Block, int OFFSET>
+struct Blocks {
+  static constexpr int SUPER = Super, BLOCK = Block, GROUP = 8;
+  static constexpr bool NESTED = SUPER > BLOCK, SIGNED_SCALE = OFFSET != STORED;
+  static constexpr int SCALES = OFFSET == STORED ? 2 : 1;
+  static constexpr int NUMBERS = BITS == 8 ? BLOCK : BLOCK / 2;   // bytes per lane of the low bits
+  static constexpr int HIGH = BITS == 8 || BITS == 4 ? 0 : 4;     // bytes per lane of the bits above the fourth
+  static constexpr int BLOCK_BYTES = (NESTED ? 1 : 2) * SCALES + HIGH + NUMBERS;
+  static constexpr int SUPER_BYTES = (NESTED ? 2 * SCALES : 0) + SUPER / BLOCK * BLOCK_BYTES;
+  static constexpr int64_t bytes(int64_t in) { return in / SUPER * SUPER_BYTES * LANES; }
+  static_assert(HIGH == 0 || (BITS - 4) * BLOCK == 32, "the high bits of a block are one word");
+
+  const uint8_t* next;
+  Vector scale{}, offset{}, super_scale{}, super_offset{};
+  Words high{};
+
+  explicit Blocks(const void* strip) : next(static_cast<const uint8_t*>(strip)) {}
+
+  Vector take_halves() {
+    const Vector values = halves(next);
+    next += 2 * LANES;
+    return values;
+  }
+
+  Vector take_bytes() {
+    Vector values = floats(reinterpret_cast<const int8_t*>(next));  // at most 63 where they have no sign
+    next += LANES;
+    return values;
+  }
+
+  void open() {
+    if constexpr (NESTED) {
+      super_scale = take_halves();
+      if constexpr (OFFSET == STORED) super_offset = -take_halves();
+    }
+  }
+
+  void begin() {
+    scale = NESTED ? super_scale * take_bytes() : take_halves();
+    if constexpr (OFFSET == STORED)
+      offset = NESTED ? super_offset * take_bytes() : take_halves();
+    else
+      offset = scale * float(-OFFSET);
+    if constexpr (HIGH > 0) {
+      std::memcpy(&high, next, sizeof high);
+      next += sizeof high;
+    }
+  }
+
+  Vector value(int input) const {
+    if constexpr (BITS == 8) {
+      return floats(reinterpret_cast<const int8_t*>(next) + input * LANES) * scale;
+    } else {
+      const Words word = *reinterpret_cast<const Words*>(next) >> (4 * input);
+      if constexpr (BITS == 4) return lowest_bits(word) * scale + offset;
+      constexpr int WIDTH = BITS - 4;
+      constexpr uint32_t MASK = ((1 << WIDTH) - 1) << 4;
+      const int shift = 4 - WIDTH * input;
+      const Words above = (shift > 0 ? high << shift : high >> -shift) & MASK;
+      return floats((word & 15) | above) * scale + offset;
+    }
+  }
+
+  void advance() {
+    next += (BITS == 8 ? 8 : 4) * LANES;
+    if constexpr (HIGH > 0) high = high >> ((BITS - 4) * 8 % 32);
+  }
+};
+
+// Calls `use` with the reader type of a format, as a null pointer. Formats that a model has are chosen when this is
+// compiled, as each takes its time.
+template <class Use>
+void with_reader(int32_t format, Use use) {
+  switch (format) {
+    case INT8: return use(static_cast<Plain<int8_t>*>(nullptr));
+#if defined(ENTMTP_Q4_0)
+    case Q4_0: return use(static_cast<Blocks<4, 32, 32, 8>*>(nullptr));
+#endif
+#if defined(ENTMTP_Q4_1)
+    case Q4_1: return use(static_cast<Blocks<4, 32, 32, STORED>*>(nullptr));
+#endif
+#if defined(ENTMTP_Q5_0)
+    case Q5_0: return use(static_cast<Blocks<5, 32, 32, 16>*>(nullptr));
+#endif
+#if defined(ENTMTP_Q5_1)
+    case Q5_1: return use(static_cast<Blocks<5, 32, 32, STORED>*>(nullptr));
+#endif
+#if defined(ENTMTP_Q8_0)
+    case Q8_0: return use(static_cast<Blocks<8, 32, 32, 0>*>(nullptr));
+#endif
+#if defined(ENTMTP_Q4_K)
+    case Q4_K: return use(static_cast<Blocks<4, 256, 32, STORED>*>(nullptr));
+#endif
+#if defined(ENTMTP_Q5_K)
+    case Q5_K: return use(static_cast<Blocks<5, 256, 32, STORED>*>(nullptr));
+#endif
+#if defined(ENTMTP_Q6_K)
+    case Q6_K: return use(static_cast<Blocks<6, 256, 16, 32>*>(nullptr));
+#endif
+    default: return use(static_cast<Plain<float>*>(nullptr));
+  }
+}
+
+}  // namespace
