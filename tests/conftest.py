@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give the run a cache of its own: the user's model, kernels and step costs, to which nothing measured is added."""
     if hasattr(config, "workerinput"):
         return  # inherits it from the process that started it
-    from entmtp.models.loading.bundled import cache_folder
+    from entmtp.persistent_paths import cache_folder
 
     usual, own = cache_folder(), tempfile.TemporaryDirectory(prefix="entmtp-cache-")
     config.add_cleanup(own.cleanup)

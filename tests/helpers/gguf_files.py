@@ -45,6 +45,7 @@ def write_model(path: Path, architecture: str, format: str, seed: int = 0, **cha
     """
     hidden, inner, heads, kv_heads, layers = 256, 512, 4, 2, 2
     a = architecture
+    head_dim = 128 if a == "qwen3" else hidden // heads  # what transformers takes for granted there
     metadata: dict[str, Any] = {
         f"{a}.block_count": layers,
         f"{a}.context_length": 128,
@@ -53,7 +54,7 @@ def write_model(path: Path, architecture: str, format: str, seed: int = 0, **cha
         f"{a}.attention.head_count": heads,
         f"{a}.attention.head_count_kv": kv_heads,
         f"{a}.attention.layer_norm_rms_epsilon": 1e-5,
-        f"{a}.attention.key_length": hidden // heads,
+        f"{a}.attention.key_length": head_dim,
         f"{a}.rope.freq_base": 10_000.0,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
@@ -66,7 +67,6 @@ def write_model(path: Path, architecture: str, format: str, seed: int = 0, **cha
     writer = GGUFWriter(path, a)
     for key, value in metadata.items():
         _add(writer, key, value)
-    head_dim = hidden // heads
     shapes = {"token_embd": (len(VOCABULARY), hidden), "output": (len(VOCABULARY), hidden)}
     for layer in range(layers):
         shapes |= {

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-_PUBLISHED = Path(mistral_common.__file__).parent / "data"
+PUBLISHED = Path(mistral_common.__file__).parent / "data"
 SPACE = "▁"
 SPECIAL = ["<s>", "</s>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -89,14 +89,14 @@ def byte_level(words: Sequence[str] = (" Paris", " the", "é", "😀", "a€")) 
 
 def _sentencepiece() -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(_PUBLISHED / "tokenizer.model.v1", Path(folder) / "tokenizer.model")
+        shutil.copy(PUBLISHED / "tokenizer.model.v1", Path(folder) / "tokenizer.model")
         tokenizer: Tokenizer = LlamaTokenizer.from_pretrained(folder).backend_tokenizer
     return tokenizer
 
 
 def _tekken() -> Tokenizer:
     """Its vocabulary and decoder; without merges, so that it only decodes."""
-    published = json.loads((_PUBLISHED / "tekken_240911.json").read_text())
+    published = json.loads((PUBLISHED / "tekken_240911.json").read_text())
     specials = published["config"]["default_num_special_tokens"]
     count = published["config"]["default_vocab_size"] - specials
     signs = bytes_to_unicode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from entmtp.models.loading.bundled import cache_folder
+from entmtp.persistent_paths import cache_folder
 
 
 def test_a_run_has_a_cache_of_its_own_with_the_users_model() -> None:

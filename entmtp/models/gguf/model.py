@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from entmtp.errors import EntMTPError, quoted
 from entmtp.models.gguf.configuration import OUTPUT, architecture, configuration
 from entmtp.models.gguf.file import GgufFile, GgufTensor
-from entmtp.models.kernels.block_weight import BlockEmbedding, BlockLinear, BlockWeight
+from entmtp.models.kernels.block_weight import BlockEmbedding, BlockLinear, BlockWeight, plain_embedding, plain_linear
 from entmtp.models.kernels.compiled import BLOCK_FORMATS
 
 _LAYER = {
@@ -35,7 +35,7 @@ _ROPE_FACTORS = "rope_freqs.weight"
 _FLOATS = "F32", "F16", "BF16"
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def gguf_model(file: GgufFile) -> PreTrainedModel:
     """The model of a file, in evaluation mode; only its vectors are copied from the file.
 
@@ -71,11 +71,9 @@ class _Filling:
                 parent, _, child = name.rpartition(".")
                 setattr(modules[parent], child, self._filled(name, module))
         if self._config.tie_word_embeddings:
-            model.lm_head = (
-                BlockLinear(model.model.embed_tokens.blocks)
-                if isinstance(model.model.embed_tokens, BlockEmbedding)
-                else _linear(model.model.embed_tokens.weight, None)
-            )
+            table = model.model.embed_tokens
+            is_blocks = isinstance(table, BlockEmbedding)
+            model.lm_head = BlockLinear(table.blocks) if is_blocks else plain_linear(table.weight, None)
 
     def _filled(self, name: str, module: Any) -> nn.Module:
         source = self._name(name)
@@ -137,14 +135,8 @@ def _half_by_half(rows: int, heads: int) -> torch.Tensor:
 
 def _plain(module: Any, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
     if isinstance(module, nn.Embedding):
-        return nn.Embedding.from_pretrained(weight)
+        return plain_embedding(weight)
     if isinstance(module, nn.Linear):
-        return _linear(weight, bias)
+        return plain_linear(weight, bias)
     module.weight = weight
     return module
-
-
-def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    layer.weight, layer.bias = weight, bias  # type: ignore[assignment]  # None is a layer without a bias
-    return layer

@@ -92,7 +92,7 @@ class BlockLinear(nn.Module):
         super().__init__()
         self.blocks = blocks
         self.out_features, self.in_features = blocks.shape
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.bias: nn.Parameter | None = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -142,7 +142,7 @@ def formats_of(model: nn.Module) -> list[str]:
     return sorted({layer.blocks.format for layer in layers})
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def dequantize_layers(model: nn.Module) -> None:
     """Replace the layers with blocks by PyTorch's own; tied layers stay tied."""
     made: dict[BlockWeight, nn.Parameter] = {}
@@ -153,9 +153,21 @@ def dequantize_layers(model: nn.Module) -> None:
             if layer.blocks not in made:
                 made[layer.blocks] = nn.Parameter(layer.blocks.dequantized(), requires_grad=False)
             weight = made[layer.blocks]
-            if isinstance(layer, BlockEmbedding):
-                plain: nn.Module = nn.Embedding.from_pretrained(weight)
+            if isinstance(layer, BlockLinear):
+                setattr(parent, name, plain_linear(weight, layer.bias))
             else:
-                plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-                plain.weight, plain.bias = weight, layer.bias  # type: ignore[assignment]  # None is no bias
-            setattr(parent, name, plain)
+                setattr(parent, name, plain_embedding(weight))
+
+
+def plain_linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+    """PyTorch's linear layer with this weight ``[out, in]`` itself, not a copy."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight, layer.bias = weight, bias  # type: ignore[assignment]  # None is a layer without a bias
+    return layer
+
+
+def plain_embedding(weight: nn.Parameter) -> nn.Embedding:
+    """PyTorch's embedding table with this weight ``[out, in]`` itself, not a copy."""
+    table = nn.Embedding(weight.shape[0], weight.shape[1], device="meta")
+    table.weight = weight
+    return table

@@ -66,11 +66,11 @@ def test_a_tied_output_layer_is_the_embedding_table(tmp_path: Path) -> None:
 
 
 def test_layers_of_several_formats_are_read_side_by_side(tmp_path: Path) -> None:
-    one, other = (write_model(tmp_path / f"{name}.gguf", "llama", name) for name in ("Q4_K", "Q6_K"))
-    model, mixed = (gguf_model(read_gguf(path)) for path in (one, other))
-    layers: Any = model.model.layers  # type: ignore[union-attr]
-    layers[0].self_attn.v_proj = mixed.model.layers[0].self_attn.v_proj  # type: ignore[index,union-attr]
-    layers[1].mlp.up_proj = mixed.model.layers[1].mlp.up_proj  # type: ignore[index,union-attr]
+    paths = [write_model(tmp_path / f"{name}.gguf", "llama", name) for name in ("Q4_K", "Q6_K")]
+    models: list[Any] = [gguf_model(read_gguf(path)) for path in paths]
+    model, other = models
+    model.model.layers[0].self_attn.v_proj = other.model.layers[0].self_attn.v_proj
+    model.model.layers[1].mlp.up_proj = other.model.layers[1].mlp.up_proj
     assert formats_of(model) == ["Q4_K", "Q6_K"]
     backbone, expected = build_backbone(model), greedy(reference_model(model), PROMPT, 12)
     cache = backbone.new_cache(slots=1, capacity=64)
