@@ -69,12 +69,12 @@ def with_absolute_paths(arguments: list[str]) -> list[str]:
 def submit(job: list[str], environment: dict[str, str]) -> int:
     """Submit `job` to the cluster of `environment` and follow its log until it ends."""
     name = f"entmtp-{Path(job[1]).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    command = [*ray_command(), "job", "submit", "--working-dir", ".", "--submission-id", name]
+    arguments = ["job", "submit", "--working-dir", ".", "--submission-id", name]
     if commit := git_commit():
-        command += ["--runtime-env-json", json.dumps({"env_vars": {"ENTMTP_GIT_COMMIT": commit}})]
-    command += ["--", *job]
-    print("+ ray " + shlex.join(command[1:]), flush=True)
-    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as follower:
+        arguments += ["--runtime-env-json", json.dumps({"env_vars": {"ENTMTP_GIT_COMMIT": commit}})]
+    arguments += ["--", *job]
+    print("+ ray " + shlex.join(arguments), flush=True)
+    with subprocess.Popen([*ray_command(), *arguments], env=environment, stdin=subprocess.DEVNULL) as follower:
         try:
             return follower.wait()
         except KeyboardInterrupt:

@@ -19,9 +19,9 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int ROWS = 12, UNPACKED_ROWS = 12;  // 24 sums, 2 weights and 1 input in 32 registers
+constexpr int ROWS = 12, MOST_READ_IN_BLOCKS = 1 << 30;  // 24 sums, 2 weights and 1 input in 32 registers
 #else
-constexpr int ROWS = 6, UNPACKED_ROWS = 3;  // 12 sums, 2 weights and 1 input in 16 registers; blocks need 4 more
+constexpr int ROWS = 6, MOST_READ_IN_BLOCKS = 8;  // 12 sums, 2 weights and 1 input in 16 registers
 #endif
 constexpr int PANEL = 2 * LANES;
 constexpr int64_t AHEAD = 4096;      // bytes of a strip by which its prefetch is ahead of its use
@@ -52,11 +52,12 @@ struct Linear {
 
   int64_t panels() const { return weight.panels(); }
   const Matrix& matrix(int) const { return weight; }
-  int64_t strip(int64_t panel, int half) const { return 2 * panel + half; }
+  // A strip of each half of the outputs, so that the next panel's strips follow them in memory.
+  int64_t strip(int64_t panel, int half) const { return panel + half * panels(); }
 
   void write(Vector sums[2], float* y, int64_t row, int64_t panel) const {
     for (int half = 0; half < 2; half++) {
-      const int64_t first = panel * PANEL + half * LANES, count = weight.out - first;
+      const int64_t first = strip(panel, half) * LANES, count = weight.out - first;
       if (weight.scale) sums[half] *= load(weight.scale + first, count);
       if (bias) sums[half] += load(bias + first, count);
       if (residual) sums[half] += load(residual + row * stride + first, count);
@@ -186,7 +187,8 @@ void unpack(Reader strip, int64_t in, float* target) {
   }
 }
 
-// Rows times one panel. Few rows read the weights where they lie; for more rows they are unpacked once.
+// Rows times one panel, in sweeps of up to ROWS. Each sweep turns blocks into numbers anew. With many rows they are
+// unpacked once.
 template <class Target>
 struct PanelProduct {
   const float* x;
@@ -201,46 +203,43 @@ struct PanelProduct {
 
   void operator()(int64_t panel) const {
     const int32_t format = target.matrix(0).format;
-    const bool alike = format == target.matrix(1).format;
-    if (alike && (format == FLOAT32 ? rows <= ROWS : rows <= UNPACKED_ROWS))
-      with_reader(format, [&](auto* reader) { read<std::remove_pointer_t<decltype(reader)>>(panel); });
-    else
-      unpack_and_read(panel);
+    if (format != target.matrix(1).format || (format != FLOAT32 && rows > MOST_READ_IN_BLOCKS)) return unpacked(panel);
+    with_reader(format, [&](auto* reader) {
+      using Reader = std::remove_pointer_t<decltype(reader)>;
+      if constexpr (std::is_same_v<Reader, Plain<int8_t>> && !Target::ROUNDED) return;
+      sweeps(panel, Reader(strip(panel, 0)), Reader(strip(panel, 1)));
+    });
   }
 
-  // One sweep, which prefetches a little ahead of what it reads.
+  // A single sweep prefetches AHEAD bytes ahead. Of several sweeps, each prefetches a part of the next panel.
   template <class Reader>
-  void read(int64_t panel) const {
-    if constexpr (std::is_same_v<Reader, Plain<int8_t>> && !Target::ROUNDED) return;
-    const uint8_t *first = strip(panel, 0), *second = strip(panel, 1);
-    const Fetch fetch{first + AHEAD, second + AHEAD, Reader::bytes(Reader::SUPER) * Reader::BLOCK / Reader::SUPER};
-    constexpr int MOST = std::is_same_v<Reader, Plain<float>> ? ROWS : UNPACKED_ROWS;
-    sweep_rows<MOST>(rows, x, Reader(first), Reader(second), in, y, 0, panel, fetch, target);
+  void sweeps(int64_t panel, Reader first, Reader second) const {
+    const int64_t blocks = (rows + ROWS - 1) / ROWS, block = (rows + blocks - 1) / blocks;
+    const int64_t share = bytes[0] * Reader::BLOCK / in;
+    Fetch fetch{strip(panel, 0) + AHEAD, strip(panel, 1) + AHEAD, share};
+    if (blocks > 1) fetch = {strip(panel + 1, 0), strip(panel + 1, 1), share, 64 * blocks};
+    for (int64_t row = 0; row < rows; row += block) {
+      sweep_rows<ROWS>(std::min(block, rows - row), x + row * in, first, second, in, y, row, panel, fetch, target);
+      fetch.first += bytes[0] / blocks;
+      fetch.second += bytes[0] / blocks;
+    }
   }
 
-  // Several sweeps over float32 weights, each of which prefetches a part of the next panel.
-  void unpack_and_read(int64_t panel) const {
-    static thread_local std::vector<float> unpacked;
+  void unpacked(int64_t panel) const {
+    static thread_local std::vector<float> tile;
     const float* floats[2];
-    if (int64_t(unpacked.size()) < PANEL * in) unpacked.resize(PANEL * in);
+    if (int64_t(tile.size()) < PANEL * in) tile.resize(PANEL * in);
     for (int half = 0; half < 2; half++)
       with_reader(target.matrix(half).format, [&](auto* reader) {
         using Reader = std::remove_pointer_t<decltype(reader)>;
         if constexpr (std::is_same_v<Reader, Plain<float>>) {
           floats[half] = reinterpret_cast<const float*>(strip(panel, half));
         } else {
-          floats[half] = unpacked.data() + half * LANES * in;
-          unpack(Reader(strip(panel, half)), in, unpacked.data() + half * LANES * in);
+          floats[half] = tile.data() + half * LANES * in;
+          unpack(Reader(strip(panel, half)), in, tile.data() + half * LANES * in);
         }
       });
-    const int64_t blocks = (rows + ROWS - 1) / ROWS, block = (rows + blocks - 1) / blocks;
-    Fetch fetch{strip(panel + 1, 0), strip(panel + 1, 1), bytes[0] / in, 64 * blocks};
-    for (int64_t row = 0; row < rows; row += block) {
-      sweep_rows<ROWS>(std::min(block, rows - row), x + row * in, Plain<float>(floats[0]), Plain<float>(floats[1]), in,
-                       y, row, panel, fetch, target);
-      fetch.first += bytes[0] / blocks;
-      fetch.second += bytes[0] / blocks;
-    }
+    sweeps(panel, Plain<float>(floats[0]), Plain<float>(floats[1]));
   }
 };
 
