@@ -31,7 +31,8 @@ void normalize_rows(const float* x, const float* weight, float eps, float* y, in
   for (int64_t row = 0; row < rows; row++) normalize(x + row * width, weight, eps, y + row * width, width);
 }
 
-void rotate(const float* x, const float* cos, const float* sin, float* y, int64_t dim) {
+void rotate(const float* __restrict x, const float* __restrict cos, const float* __restrict sin, float* __restrict y,
+            int64_t dim) {
   const int64_t half = dim / 2;
   for (int64_t i = 0; i < half; i++) {
     y[i] = x[i] * cos[i] - x[half + i] * sin[i];
@@ -148,11 +149,15 @@ struct Decoder {
     for (int64_t key = 0; key < length; key += KEYS) {
       const int64_t count = std::min<int64_t>(KEYS, length - key);
       const float* row[KEYS];
+#pragma GCC unroll 8
       for (int k = 0; k < KEYS; k++) row[k] = keys + (key + std::min<int64_t>(k, count - 1)) * size.dim;
       Vector sums[KEYS] = {};
       for (int64_t i = 0; i < size.dim; i++)
+#pragma GCC unroll 8
         for (int k = 0; k < KEYS; k++) sums[k] += at(queries + i * LANES) * broadcast(row[k][i]);
-      for (int k = 0; k < count; k++) {
+#pragma GCC unroll 8
+      for (int k = 0; k < KEYS; k++) {
+        if (k >= count) break;
         sums[k] += at(mask + (key + k) * LANES);
         at(scores + (key + k) * LANES) = sums[k];
         largest = larger(largest, sums[k]);
@@ -168,6 +173,7 @@ struct Decoder {
     for (int64_t key = 0; key < length; key++) {
       const float* value = values + key * size.dim + column;
       const Vector first = load(value, rest), second = load(value + LANES, rest - LANES);
+#pragma GCC unroll 4
       for (int row = 0; row < BLOCK; row++) {
         const Vector weight = broadcast(weights[key * LANES + row]);
         sums[row][0] += weight * first;
