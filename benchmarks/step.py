@@ -57,7 +57,7 @@ Times = Mapping[tuple[str, int], StepTime]
 
 
 def main(
-    model: Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")] = "bundled",
+    model: Annotated[str, typer.Option(help="'bundled', a hub name, a local folder or a GGUF file")] = "bundled",
     heads: Annotated[str, typer.Option(help="kind, for the bundled model or a shape; or folder or hub name")] = "hydra",
     shape: Annotated[str | None, typer.Option(help=f"random weights instead: {', '.join(SHAPES)}")] = None,
     nodes: Annotated[list[int] | None, typer.Option(min=0, help="node budgets, without the root; may repeat")] = None,

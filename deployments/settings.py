@@ -45,7 +45,7 @@ class EngineArgs(Settings):
 
     name: Name = Field(description="of the deployment; clients request `model_name`, and may add `speculation`")
     model_name: ModelName = Field(description="the `model` of requests; engines of one model differ in method or task")
-    model: str = Field("bundled", description="'bundled', a hub name or a folder")
+    model: str = Field("bundled", description="'bundled', a hub name, a folder or a GGUF file")
     task: str = Field("sharegpt", description="whose tree bank is used")
     heads: str | None = Field(None, description="None: the bundled ones")
     bank: Path | None = Field(None, description="None: the bundled one of the task")

@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Model = Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")]
+Model = Annotated[str, typer.Option(help="'bundled', a hub name, a local folder or a GGUF file")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or balanced: over all GPUs, for a model that one can't hold")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]
 

@@ -49,10 +49,10 @@ class LLM:
         settings: EngineSettings | None = None,
         say: Callable[[str], None] = _say,
     ) -> None:
-        """``model`` and ``heads`` are 'bundled', a hub name or a folder; ``policy`` is a method's name.
+        """``model`` and ``heads`` are 'bundled', a hub name or a folder; ``model`` may be a GGUF file too.
 
-        Without a name it is the device's :func:`~entmtp.settings.default_method`. ``device`` is 'cpu', 'cuda', or
-        'balanced' for a model spread over all GPUs.
+        ``policy`` is a method's name, by default the device's (:func:`~entmtp.settings.default_method`). ``device`` is
+        'cpu', 'cuda', or 'balanced' for a model spread over all GPUs.
 
         Raises:
             EntMTPError: for an unknown name, or parts that do not belong together.

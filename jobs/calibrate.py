@@ -48,7 +48,7 @@ def main(
     task: Annotated[
         list[str] | None, typer.Option(help="repeat for several (default: all, and one bank for all, 'mixed')")
     ] = None,
-    model: Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")] = "bundled",
+    model: Annotated[str, typer.Option(help="'bundled', a hub name, a local folder or a GGUF file")] = "bundled",
     heads: Annotated[list[str] | None, typer.Option(help="medusa=FOLDER and/or hydra=FOLDER, or native=native")] = None,
     data: Annotated[list[str] | None, typer.Option(help="TASK=FILE in the hub's schema; may repeat")] = None,
     cpus_per_worker: Annotated[

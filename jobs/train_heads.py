@@ -53,7 +53,7 @@ def main(
     ],
     output: Annotated[Path, typer.Option(help="folder for text, checkpoints and heads")],
     kind: Annotated[list[str] | None, typer.Option(help="medusa, hydra; repeat for several (default: both)")] = None,
-    model: Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")] = "bundled",
+    model: Annotated[str, typer.Option(help="'bundled', a hub name, a local folder or a GGUF file")] = "bundled",
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow address; without it nothing is tracked")] = None,
     cpus_per_worker: Annotated[
         int | None, typer.Option(help="of a worker without a GPU, where a service holds others (default: a node's)")

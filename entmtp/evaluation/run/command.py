@@ -32,7 +32,7 @@ def benchmark_command(make_executor: Callable[[ResourceRequest], Executor]) -> C
         arm: Annotated[
             list[str] | None, typer.Option(help="repeat for several (default: those of the profile)")
         ] = None,
-        model: Annotated[str, typer.Option(help="'bundled', a hub name or a local folder")] = "bundled",
+        model: Annotated[str, typer.Option(help="'bundled', a hub name, a local folder or a GGUF file")] = "bundled",
         heads: Annotated[
             list[str] | None, typer.Option(help="medusa=FOLDER and hydra=FOLDER, or hub names, or native=native")
         ] = None,

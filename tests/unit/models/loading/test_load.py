@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -20,6 +22,7 @@ from transformers import (
 from entmtp.errors import EntMTPError
 from entmtp.models.loading.chat_templates import set_chat_template
 from entmtp.models.loading.load import encode_chat, load_model, model_fingerprint, resolve_model
+from tests.helpers.gguf_files import write_model
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
@@ -75,6 +78,9 @@ def test_dtype_and_attention_are_passed_to_the_model(llama_folder: Path) -> None
         ("./absent", "no such folder .* not a hub name"),
         ("two words", "no such folder .* not a hub name"),
         ("", "holds no config.json"),
+        ("absent.gguf", "looked for a folder .*absent.gguf"),
+        ("org/absent:weights.gguf", "looked for the file in the hub cache .*offline mode is on"),
+        ("two words:weights.gguf", "no such file .*, and 'two words' is no hub name like org/name"),
     ],
 )
 def test_an_absent_model_says_where_it_was_looked_for(
@@ -82,6 +88,21 @@ def test_an_absent_model_says_where_it_was_looked_for(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert_refused(lambda: resolve_model(name), message)
+
+
+def test_a_file_of_a_hubs_repository_is_taken_from_the_local_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--org--name"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    file = write_model(repository / "snapshots" / commit / "weights.gguf", "llama", "Q4_0")
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", partial(huggingface_hub.hf_hub_download, cache_dir=tmp_path)
+    )
+    assert resolve_model("org/name:weights.gguf") == file
 
 
 def test_a_file_and_an_empty_folder_are_not_models(tmp_path: Path) -> None:
