@@ -17,6 +17,9 @@ BIN := $(VENV)/bin
 PARALLEL := -n 2 --dist loadgroup
 INSTALLED := $(VENV)/.installed
 
+# Tests are compiled once, as pytest rewrites their assertions, and not again in every process of every run.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DELETE_ON_ERROR:
 .PHONY: benchmark check lint test test-slow performance study serve audit clean
 

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from entmtp.policies.cost_cache import CostCorrection, fingerprint
-from entmtp.policies.step_cost import CostTable, StepCost
+from entmtp.policies.step_cost import CostTable, StepCost, interpolated
 from entmtp.trees.topology import Topology
 
 NOISE = 0.1
@@ -52,6 +52,7 @@ class CostFilter:
         self._drift = self._covariance_of(*_PER_STEP[:2])
         # Drafting's own factor. It does not update the machine's factor, as it depends on more than depth and nodes.
         self._draft_log, self._draft_variance = 0.0, max(draft, table.spread) ** 2
+        self._rows: dict[int, np.ndarray] = {}
         self._last = self._row(0)
         self._at: dict[int, StepCost] = {}
         if correction is not None and correction.table == self._fingerprint:
@@ -117,12 +118,14 @@ class CostFilter:
 
     def _row(self, nodes: int) -> np.ndarray:
         """Weight of each logarithm in that of a tree's time without drafting ``[1 + sizes]``."""
-        index = float(np.interp(nodes, self._grid, np.arange(len(self._grid))))
-        low = min(int(index), len(self._grid) - 2)
-        row = np.zeros(1 + len(self._grid))
-        row[0] = 1.0
-        row[1 + low : 3 + low] = low + 1 - index, index - low
-        return row
+        if nodes not in self._rows:
+            index = interpolated(nodes, self._grid, range(len(self._grid)))
+            low = min(int(index), len(self._grid) - 2)
+            row = np.zeros(1 + len(self._grid))
+            row[0] = 1.0
+            row[1 + low : 3 + low] = low + 1 - index, index - low
+            self._rows[nodes] = row
+        return self._rows[nodes]
 
     def _covariance_of(self, machine: float, size: float) -> np.ndarray:
         """Covariance ``[1 + sizes, 1 + sizes]`` of machine and sizes from standard deviations; only sizes correlate."""

@@ -50,6 +50,19 @@ def widest(topologies: Sequence[Topology]) -> Topology:
     return max(topologies, key=lambda tree: (tree.nodes, tree.max_depth))
 
 
+def interpolated(at: float, grid: Sequence[float], values: Sequence[float]) -> float:
+    """Interpolate linearly between the values on an increasing grid; beyond its ends the value is that of the end.
+
+    Equal to ``np.interp``, whose conversions take ten times as long for one number.
+    """
+    if at <= grid[0]:
+        return values[0]
+    if at >= grid[-1]:
+        return values[-1]
+    low = bisect_right(grid, at) - 1
+    return (values[low + 1] - values[low]) / (grid[low + 1] - grid[low]) * (at - grid[low]) + values[low]
+
+
 class StepCost(BaseModel):
     """Milliseconds per step at one batch size and one context.
 
@@ -97,7 +110,7 @@ class StepCost(BaseModel):
         """
         beyond = max(0, nodes - self.nodes[-1])
         slope = (self.verify_ms[-1] - self.verify_ms[-2]) / (self.nodes[-1] - self.nodes[-2])
-        return float(np.interp(nodes, self.nodes, self.verify_ms)) + beyond * max(0.0, slope)
+        return interpolated(nodes, self.nodes, self.verify_ms) + beyond * max(0.0, slope)
 
     def draft(self, topology: Topology) -> float:
         """Predicted milliseconds of drafting this tree."""
@@ -105,7 +118,7 @@ class StepCost(BaseModel):
         if depth == 0:
             return 0.0
         ends = [self.narrow_draft_ms[depth - 1], self.wide_draft_ms[depth - 1]]
-        return float(np.interp(topology.nodes, [depth, max(self.wide_nodes, depth + 1)], ends))
+        return interpolated(topology.nodes, [depth, max(self.wide_nodes, depth + 1)], ends)
 
 
 class CostTable(BaseModel):

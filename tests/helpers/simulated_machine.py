@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -39,6 +40,8 @@ NATS = (1.6, 0.8, 0.2)
 """Entropies of hard, middling and easy places of a text."""
 GUESSES = ((0.38, 0.12, 0.05, 0.02), (0.52, 0.12, 0.05, 0.02), (0.62, 0.10, 0.04, 0.02))
 """Chances of the heads' four first guesses there, at each level."""
+
+_CUMULATIVE = np.cumsum(GUESSES, axis=1).tolist()
 
 PATHS: list[Path] = [path for depth in range(1, LEVELS + 1) for path in itertools.product(range(4), repeat=depth)]
 PREDICTOR = Predictor(
@@ -113,7 +116,7 @@ class _Heads:
         return torch.zeros_like(log_probs, dtype=torch.int64), log_probs
 
 
-def _begin(kinds: np.ndarray, drafting: Sequence[int]) -> _Heads:
+def _begin(kinds: Sequence[int], drafting: Sequence[int]) -> _Heads:
     """Heads of the requests ``drafting``, whose texts are now of these ``kinds``."""
     return _Heads([GUESSES[kinds[request]] for request in drafting])
 
@@ -147,11 +150,13 @@ def simulate(
     ``ms`` leaves out. Text and noise depend on the seed alone.
     """
     texts, noises, outcomes = (np.random.default_rng([seed, stream]) for stream in range(3))
+    all_kinds = texts.choice(len(NATS), size=(steps, batch), p=PREDICTOR.shares).tolist()
+    slowness = np.exp(noise * noises.standard_normal(steps)).tolist()
+    draws = outcomes.random((steps, batch, LEVELS)).tolist()
     trackers = [SignalTracker(8) for _ in range(batch)]
     states = [policy.start() for _ in range(batch)]
     made: list[tuple[float, float, int]] = []
-    for step in range(steps):
-        kinds = texts.choice(len(NATS), size=batch, p=PREDICTOR.shares)
+    for step, (kinds, slower) in enumerate(zip(all_kinds, slowness, strict=True)):
         signals = [
             tracker.start_step(step, NATS[kind], context(step)) for tracker, kind in zip(trackers, kinds, strict=True)
         ]
@@ -164,27 +169,32 @@ def simulate(
         trees = [choice.topology for choice in chosen]
         cost = truth if isinstance(truth, StepCost) else truth(step, batch, context(step))
         widest = max(trees, key=lambda tree: (tree.nodes, tree.max_depth))
-        slower = math.exp(noise * noises.standard_normal())
         parts: Mapping[str, float] = {
             "draft": slower * cost.draft(widest),
             "verify": slower * cost.without_draft(widest.nodes),
         }
         policy.observe(trees, parts)
-        for tracker, tree, kind in zip(trackers, trees, kinds, strict=True):
-            tracker.end_step(1 + _accepted(tree, GUESSES[kind], outcomes))
-        made.append((sum(map(_gain, trees, [GUESSES[kind] for kind in kinds])), cost(widest), widest.nodes))
+        for tracker, tree, kind, drawn in zip(trackers, trees, kinds, draws[step], strict=True):
+            tracker.end_step(1 + _accepted(tree, kind, drawn))
+        made.append((sum(map(_gain, trees, kinds)), cost(widest), widest.nodes))
     return Steps(*map(np.array, zip(*made, strict=True)))
 
 
-def _gain(tree: Topology, chances: Sequence[float]) -> float:
-    return 1 + sum(math.prod(chances[rank] for rank in path) for path in tree.paths)
+@cache
+def _chance(kind: int, path: Path) -> float:
+    """Chance that a path is right in a text of this kind."""
+    return math.prod(GUESSES[kind][rank] for rank in path)
 
 
-def _accepted(tree: Topology, chances: Sequence[float], outcomes: np.random.Generator) -> int:
-    """Length of the path that is right, each level's right rank drawn anew."""
+def _gain(tree: Topology, kind: int) -> float:
+    return 1 + sum(_chance(kind, path) for path in tree.paths)
+
+
+def _accepted(tree: Topology, kind: int, draws: Sequence[float]) -> int:
+    """Length of the path that is right, each level's right rank by a draw of its own."""
     path: Path = ()
-    for draw in outcomes.random(LEVELS):
-        path = (*path, int(np.searchsorted(np.cumsum(chances), draw)))
+    for draw in draws:
+        path = (*path, bisect_left(_CUMULATIVE[kind], draw))
         if path not in tree.paths:
             return len(path) - 1
-    return LEVELS
+    return len(draws)

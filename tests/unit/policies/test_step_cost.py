@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from entmtp.errors import EntMTPError
 from entmtp.policies.hardware_profile import load_profile
-from entmtp.policies.step_cost import BatchedCost, CostTable, StepCost, hardware_name, rounded_context
+from entmtp.policies.step_cost import BatchedCost, CostTable, StepCost, hardware_name, interpolated, rounded_context
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
 
@@ -37,6 +38,13 @@ def test_between_grid_points_it_is_linear() -> None:
     assert cost(wide(3)) == pytest.approx(18 + 1 + 2 / 13)
     assert cost(CHAIN) == pytest.approx(22 + 4.0)
     assert cost.draft(Topology.of([*CHAIN.paths, *((rank,) for rank in range(1, 11))])) == 9.0
+
+
+@given(st.sets(st.integers(0, 20), min_size=2), st.integers(0, 25), st.integers(0, 99))
+def test_interpolation_is_numpys(points: set[int], at: int, seed: int) -> None:
+    grid = sorted(points)
+    values = np.random.default_rng(seed).uniform(1, 50, len(grid)).tolist()
+    assert interpolated(at, grid, values) == np.interp(at, grid, values)
 
 
 def test_a_tree_beyond_the_grid_is_not_free() -> None:
