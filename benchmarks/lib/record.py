@@ -28,7 +28,10 @@ Cell = str | int | float
 
 
 def _checked(context: typer.Context, path: Path | None) -> Path | None:
-    """Check, before anything is measured, that the record's commit will be the code that ran."""
+    """Check, before anything is measured, that the record can be written, of the code that will have run."""
+    if path is not None and path.is_dir():
+        with plain_errors("record"):
+            raise EntMTPError(f"record: '{path}' is a folder; give a file, such as record.json")
     if path is not None and not context.params["uncommitted"]:
         with plain_errors("record"):
             origin.check_committed()

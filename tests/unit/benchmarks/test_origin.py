@@ -169,6 +169,16 @@ def test_a_benchmark_refuses_changed_files_before_it_measures(
     assert not command.make_context(name, [*options, "--record", "x.json"]).params["uncommitted"]
 
 
+@pytest.mark.parametrize("given", ["", "."])
+def test_a_record_that_is_a_folder_is_refused_before_anything_is_measured(
+    given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        _command("step").make_context("step", ["--record", given, "--uncommitted"])
+    assert ended.value.code == 2
+    assert "record: '.' is a folder; give a file" in capsys.readouterr().err
+
+
 def test_files_changed_while_it_measured_are_refused_at_the_end(
     checkout: Path, git: Git, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

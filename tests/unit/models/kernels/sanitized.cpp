@@ -1,0 +1,42 @@
+// Runs the kernels of every format on memory that ends exactly where the tensors do; address sanitizer ends the program
+// at the first read or write outside.
+
+#include "fused.cpp"
+
+#include <cstdio>
+#include <memory>
+
+template <class T>
+std::unique_ptr<T[]> filled(int64_t count, int seed) {
+  std::unique_ptr<T[]> values(new T[count]);
+  for (int64_t i = 0; i < count; i++) values[i] = T((i * 7 + seed) % 5);
+  return values;
+}
+
+void run(int32_t format, int64_t out, int64_t in, int64_t rows) {
+  const bool is_file = format >= Q4_0;
+  const FileFormat file = is_file ? file_format(format) : FileFormat{1, 4, nullptr};
+  const int64_t row_bytes = in / file.weights * file.bytes;
+  const auto source = filled<uint8_t>(out * row_bytes, 1);
+  const auto packed = filled<uint8_t>(entmtp_packed_bytes(format, out, in), 2);
+  entmtp_pack(format, source.get(), row_bytes, packed.get(), out, in, 2);
+  const auto x = filled<float>(rows * in, 3);
+  const auto bias = filled<float>(out, 4), y = filled<float>(rows * out, 5);
+  const Matrix weight{packed.get(), nullptr, out, format};
+  entmtp_linear(x.get(), &weight, bias.get(), y.get(), rows, in, 2);
+  multiply(x.get(), y.get(), rows, in, 2, Gated{weight, weight});
+  if (!is_file) return;
+  const auto numbers = filled<int64_t>(out, 0);
+  for (int64_t i = 0; i < out; i++) numbers[i] = out - 1 - i;
+  const auto values = filled<float>(out * in, 6);
+  entmtp_dequantize(format, source.get(), row_bytes, numbers.get(), out, in, values.get(), 2);
+}
+
+int main() {
+  for (int32_t format : {int32_t(FLOAT32), int32_t(Q4_0), int32_t(Q4_1), int32_t(Q5_0), int32_t(Q5_1), int32_t(Q8_0),
+                         int32_t(Q4_K), int32_t(Q5_K), int32_t(Q6_K)})
+    for (int64_t out : {1, 17, 70})
+      for (int64_t in : {256, 768})
+        for (int64_t rows : {1, 6, 9, 13, 40}) run(format, out, in, rows);
+  std::puts("nothing outside");
+}
