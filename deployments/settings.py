@@ -11,7 +11,7 @@ from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_
 from deployments.log_file import FOLDER
 from entmtp.method_spec import MethodSpec, check_method
 from entmtp.methods import policy_of
-from entmtp.settings import DEFAULT_METHOD, EngineSettings, Kernels, Settings, default_method
+from entmtp.settings import DEFAULT_METHOD, EngineSettings, Kernels, Settings, Weights, default_method
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -57,6 +57,7 @@ class EngineArgs(Settings):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     kernels: Kernels = "auto"
+    weights: Weights = Field("own", description="q8, q4: rounded at load, on a CPU")
     num_cpus: FiniteFloat | None = Field(
         None, gt=0, description="of a replica, for Ray, and its threads on a CPU; None: all of a node, or 1 with a GPU"
     )

@@ -64,6 +64,7 @@ def generate(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     kernels: Annotated[str, typer.Option(help="auto, fused, packed or eager")] = "auto",
+    weights: Annotated[str, typer.Option(help="own, or q8 or q4: rounded at load, on a CPU")] = "own",
 ) -> None:
     """Answer a prompt, streaming; then one line of statistics."""
     with plain_errors("generate"):
@@ -86,6 +87,7 @@ def generate(
             device=device,
             dtype=dtype,
             kernels=kernels,
+            weights=weights,
         )
         session = open_session(chosen, _say, context)
         for text in session.stream(prompt, params):

@@ -46,13 +46,15 @@ class LLM:
         device: str = "cpu",
         dtype: str = "float32",
         kernels: str = "auto",
+        weights: str = "own",
         settings: EngineSettings | None = None,
         say: Callable[[str], None] = _say,
     ) -> None:
         """``model`` and ``heads`` are 'bundled', a hub name or a folder; ``model`` may be a GGUF file too.
 
         ``policy`` is a method's name, by default the device's (:func:`~entmtp.settings.default_method`). ``device`` is
-        'cpu', 'cuda', or 'balanced' for a model spread over all GPUs.
+        'cpu', 'cuda', or 'balanced' for a model spread over all GPUs. ``weights`` are the model's 'own', or 'q8' or
+        'q4': rounded at load.
 
         Raises:
             EntMTPError: for an unknown name, or parts that do not belong together.
@@ -66,6 +68,7 @@ class LLM:
             device=device,
             dtype=dtype,
             kernels=kernels,
+            weights=weights,
         )
         self.engine, self.tokenizer = load_method(method, say, settings or EngineSettings())
         self._turn_ends = end_of_turn_ids(self.tokenizer, self.engine.backbone.vocab_size)

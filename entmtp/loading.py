@@ -23,6 +23,7 @@ from entmtp.models.build import build_backbone
 from entmtp.models.kernels.choices import parse_kernels
 from entmtp.models.loading.end_of_turn import end_of_turn_ids, end_of_turn_notice, with_end_of_turn
 from entmtp.models.loading.load import encode_chat, load_model, resolve_model
+from entmtp.models.round_weights import parse_weights, round_weights
 from entmtp.persistent_paths import cache_folder
 from entmtp.policies.base import Policy
 from entmtp.policies.cost_cache import CostCorrectionFile
@@ -91,7 +92,7 @@ def load_method(
             are not found.
     """
     check_method(method)
-    chosen = parse_kernels(method.kernels)
+    chosen, weights = parse_kernels(method.kernels), parse_weights(method.weights)
     resolve_model(method.model)
     drafts = method.name != AUTOREGRESSIVE
     if drafts and method.model != "bundled" and _heads_source(method) is None:
@@ -102,6 +103,7 @@ def load_method(
     if drafts and method.model != "bundled":
         _bank_path(method, NATIVE if _heads_source(method) == NATIVE else None)
     loaded, tokenizer = load_model(method.model, dtype=method.dtype, device=method.device)
+    round_weights(loaded, tokenizer, weights, say)
     backbone = build_backbone(loaded, chosen)
     ends = end_of_turn_ids(tokenizer, backbone.vocab_size)
     if (notice := end_of_turn_notice(tokenizer, ends, backbone.eos_token_ids)) is not None:

@@ -20,6 +20,7 @@ class MethodSpec:
     Attributes:
         name: one of :func:`methods.offered`.
         task: selects the shipped tree bank if ``bank`` is None; 'mixed' is one bank for all tasks.
+        weights: 'own', or 'q8' and 'q4' to round them at load.
         heads: None for the bundled ones; 'native' for the model's own multi-token-prediction layers.
     """
 
@@ -31,6 +32,7 @@ class MethodSpec:
     device: str = "cpu"
     dtype: str = "float32"
     kernels: str = "auto"
+    weights: str = "own"
 
 
 def check_method(method: MethodSpec) -> None:

@@ -20,6 +20,10 @@ Kernels = Literal["auto", "fused", "packed", "eager"]
 """
 
 
+Weights = Literal["own", "q8", "q4"]
+"""A model's weights on a CPU: as it has them, or rounded at load to blocks of 32 with 8 or 4 bits per weight."""
+
+
 class Settings(BaseModel):
     """Base of all settings: immutable, and an unknown name is an error."""
 

@@ -52,6 +52,7 @@ class EngineReplica:
             device=args.device,
             dtype=args.dtype,
             kernels=args.kernels,
+            weights=args.weights,
         )
         self._method = self._deployed
         # The engine's thread and the event loop share the GIL; by default each would wait 5 ms for the other.
