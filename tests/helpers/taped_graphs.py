@@ -39,8 +39,16 @@ class _Tape(TorchDispatchMode):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 self.before.append((value, value.clone()))
         results = func(*args, **kwargs)
-        self.calls.append((func, args, kwargs, _tensors(results)))
+        outputs = _tensors(results)
+        if func._schema.is_mutable or not _are_views(outputs, (args, kwargs)):
+            self.calls.append((func, args, kwargs, outputs))
         return results
+
+
+def _are_views(outputs: list[torch.Tensor], operands: Any) -> bool:
+    """Whether the results of an operator that writes nothing lie in its operands' memory, so that it does nothing."""
+    memory = {tensor.untyped_storage().data_ptr() for tensor in _tensors(operands)}
+    return all(output.untyped_storage().data_ptr() in memory for output in outputs)
 
 
 def _has_boolean_index(name: str, args: Any) -> bool:

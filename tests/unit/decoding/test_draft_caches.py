@@ -65,7 +65,13 @@ def heads(kind: str, backbone: Backbone) -> DraftHeads:
     return draft_cache_heads(kind, backbone)
 
 
-@pytest.mark.parametrize("name", list(POLICIES))
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("wide", "sequence", "dynamic"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("chain", "ladder")),  # trees as in the sequence
+    ],
+)
 def test_the_output_is_the_models_own_greedy_text(
     name: str, model: PreTrainedModel, backbone: Backbone, heads: DraftHeads
 ) -> None:

@@ -1,6 +1,7 @@
 import random
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as GenericSequence
+from functools import cache
 
 import pytest
 import torch
@@ -52,6 +53,7 @@ def drawn_tree(generator: random.Random) -> Topology:
     return Topology.of(paths) if paths else Topology.root_only()
 
 
+@cache
 def taped_backbone(architecture: str = "llama", **changes: int) -> Backbone:
     """Backbone without fused kernels: a tape, like a CUDA graph, captures nothing else."""
     return small_backbone(architecture, kernels="eager", **changes)
@@ -78,8 +80,14 @@ def captured_batch_sizes(state: DecodingState) -> set[int]:
     return {len(kv_range.slots) for part, *_, kv_range in keys if part == "verify"}
 
 
-@pytest.mark.parametrize("kind", ["medusa", "hydra"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        *((architecture, "hydra") for architecture in ARCHITECTURES),
+        ("llama", "medusa"),
+        *(pytest.param(architecture, "medusa", marks=pytest.mark.slow) for architecture in ARCHITECTURES[1:]),
+    ],
+)
 def test_a_thousand_trees_replay_the_graphs_of_a_few_shapes(architecture: str, kind: str) -> None:
     backbone = taped_backbone(architecture, max_position_embeddings=1024)
     state = taped_state(backbone, small_heads(kind, backbone), slots=1)

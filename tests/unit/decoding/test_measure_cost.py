@@ -28,6 +28,12 @@ def heads(backbone: Backbone) -> DraftHeads:
     return random_heads("hydra", backbone, draft_vocab_size=VOCAB).attach(backbone)
 
 
+@pytest.fixture(autouse=True)
+def _few_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_cost, "_REPETITIONS", 2)
+    monkeypatch.setattr(measure_cost, "_WARM_UP", 1)
+
+
 def test_it_is_measured_once_then_read_back(
     backbone: Backbone, heads: DraftHeads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,24 +29,26 @@ each_case = pytest.mark.parametrize(
 
 
 class Case:
-    """Engines with one policy, whose parts are captured or not, and one kind of fault."""
+    """Engines with one policy, whose parts are captured or not, and one kind of fault.
 
-    def __init__(self, backbone: Backbone, heads: DraftHeads, policy: str, error: str, captured: bool) -> None:
+    Attributes:
+        expected: what the requests write if nothing fails.
+        faultless: counts of operations in each step then.
+    """
+
+    def __init__(
+        self, backbone: Backbone, heads: DraftHeads, policy: str, error: str, captured: bool, *, located: bool
+    ) -> None:
         self.engine = partial(engine_of, backbone, heads, policy, captured)
         self.error = error
-        self.expected = serve(self.engine())
-        assert [one.finish_reason for one in self.expected] == ["length"] * len(REQUESTS)
-
-    def faultless(self, located: bool) -> list[FaultAt]:
-        """Counts of operations in each step, if nothing fails."""
-        steps: list[FaultAt] = []
+        self.faultless: list[FaultAt] = []
 
         def counted(step: int) -> FaultAt:
-            steps.append(FaultAt(None, ERRORS[self.error](), located))
-            return steps[-1]
+            self.faultless.append(FaultAt(None, ERRORS[error](), located))
+            return self.faultless[-1]
 
-        serve(self.engine(), counted)
-        return steps
+        self.expected = serve(self.engine(), counted)
+        assert [one.finish_reason for one in self.expected] == ["length"] * len(REQUESTS)
 
     def walk(self, points: Mapping[Point, Location | None]) -> None:
         """Serve the requests until a fault came at each of the points, at most one in each step.
@@ -101,8 +103,8 @@ def most_ended(error: str, callers: frozenset[str]) -> int:
 def test_a_fault_at_any_point_harms_no_other(
     policy: str, error: str, captured: bool, backbone: Backbone, heads: DraftHeads
 ) -> None:
-    case = Case(backbone, heads, policy, error, captured)
-    counts = [fault.count for fault in case.faultless(located=False)]
+    case = Case(backbone, heads, policy, error, captured, located=False)
+    counts = [fault.count for fault in case.faultless]
     points = [(step, operation) for step, count in enumerate(counts) for operation in range(count)]
     case.walk(dict.fromkeys(random.Random(len(points)).sample(points, examples(per_hundred=10))))
 
@@ -112,9 +114,9 @@ def test_a_fault_at_any_point_harms_no_other(
 def test_a_fault_at_every_location_harms_no_other(
     policy: str, error: str, captured: bool, backbone: Backbone, heads: DraftHeads
 ) -> None:
-    case = Case(backbone, heads, policy, error, captured)
+    case = Case(backbone, heads, policy, error, captured, located=True)
     found: dict[Location, list[Point]] = {}
-    for step, fault in enumerate(case.faultless(located=True)):
+    for step, fault in enumerate(case.faultless):
         for location, operations in fault.locations.items():
             found.setdefault(location, []).extend((step, operation) for operation in operations)
     drawn = random.Random(0)
