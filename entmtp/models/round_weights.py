@@ -20,7 +20,7 @@ from entmtp.models.kernels.block_weight import (
     named_weights,
     weight_of,
 )
-from entmtp.models.loading.load import keep_fingerprint
+from entmtp.models.loading.load import store_fingerprint
 from entmtp.settings import Weights
 
 _LAYERS = {"q8": GGMLQuantizationType.Q8_0, "q4": GGMLQuantizationType.Q4_1}
@@ -73,7 +73,7 @@ def round_weights(
         raise EntMTPError(f"weights: '{weights}' are for a CPU and float32; leave them 'own' on {model.device}")
     if formats_of(model):
         raise EntMTPError(f"weights: the file has its own ({', '.join(formats_of(model))}); leave them 'own'")
-    keep_fingerprint(model)
+    store_fingerprint(model)
     before = sum(weight.nbytes for _, weight in named_weights(model))
     ids = torch.tensor([tokenizer(_TEXT)["input_ids"]])
     own = _log_probabilities(model, ids)

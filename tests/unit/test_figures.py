@@ -62,8 +62,6 @@ def parameters(shape: Shape) -> int:
 
 
 VICUNA = SHAPES["vicuna-7b"]
-BUNDLED_WEIGHTS = 134_515_008
-"""SmolLM2-135M's, as its model card and `tests/integration/test_bundled_model.py` have it."""
 
 WEIGHTS_GB = parameters(VICUNA) * 2 / 1e9
 OUTPUT_GB = VICUNA.vocab * VICUNA.hidden * 2 / 1e9
@@ -90,8 +88,7 @@ def figure(page: str, words: str, *numbers: float) -> Figure:
 
 
 FIGURES = [
-    figure("README.md", "SmolLM2-135M-Instruct, {:.0f} MB, Apache-2.0", GGUF_BYTES / 1e6),
-    figure("README.md", "to safetensors ({:.0f} MB)", 10 * round(BUNDLED_WEIGHTS * 4 / 1e7)),
+    figure("README.md", "SmolLM2-135M-Instruct in 4 bits, {:.0f} MB, Apache-2.0", GGUF_BYTES / 1e6),
     figure("README.md", "with a {:.0%} interval over prompts", CONFIDENCE),
     figure("README.md", "and at the paper's {}, and renders", PAPER_TEMPERATURE),
     figure("README.md", "measures at temperature {} with Medusa's typical acceptance", PAPER_TEMPERATURE),

@@ -27,7 +27,7 @@ GGUF = ".gguf"
 HUB_SECONDS = 10.0
 SAMPLED_PARAMETERS = 8
 SAMPLED_VALUES = 256
-_KEPT_FINGERPRINT = "_entmtp_fingerprint"
+_STORED_FINGERPRINT = "_entmtp_fingerprint"
 
 
 def resolve_model(name: str) -> Path | str:
@@ -342,16 +342,16 @@ def model_fingerprint(model: "PreTrainedModel") -> str:
     """
     from entmtp.models.kernels.block_weight import named_weights
 
-    if (kept := getattr(model, _KEPT_FINGERPRINT, None)) is not None:
-        return str(kept)
+    if (stored := getattr(model, _STORED_FINGERPRINT, None)) is not None:
+        return str(stored)
     config = model.config.get_text_config()
     shape = (config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size)
     return sampled_fingerprint(shape, named_weights(model))
 
 
-def keep_fingerprint(model: "PreTrainedModel") -> None:
-    """Keep the model's fingerprint whatever becomes of its weights."""
-    setattr(model, _KEPT_FINGERPRINT, model_fingerprint(model))
+def store_fingerprint(model: "PreTrainedModel") -> None:
+    """Store the model's fingerprint, which stays whatever becomes of its weights."""
+    setattr(model, _STORED_FINGERPRINT, model_fingerprint(model))
 
 
 def sampled_fingerprint(shape: tuple[object, ...], parameters: "Sequence[tuple[str, Weight]]") -> str:
