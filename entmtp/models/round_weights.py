@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.errors import EntMTPError
+from entmtp.models.kernels import compiled
 from entmtp.models.kernels.block_weight import (
     BlockEmbedding,
     BlockLinear,
@@ -78,6 +79,8 @@ def round_weights(
     ids = torch.tensor([tokenizer(_TEXT)["input_ids"]])
     own = _log_probabilities(model, ids)
     _round_layers(model, _LAYERS[weights])
+    # One library for all formats of the model, before one is compiled for each.
+    compiled.unsupported_reason(*formats_of(model))
     if not formats_of(model):
         raise EntMTPError(f"weights: no matrix has rows of whole blocks of 32; leave them 'own' instead of '{weights}'")
     found = compare(own, _log_probabilities(model, ids))
@@ -109,7 +112,8 @@ def _round_layers(model: Any, layers: GGMLQuantizationType) -> None:
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             # Only exact types, because a subclass may do more than multiply or look up.
-            if type(layer) not in (nn.Linear, nn.Embedding) or (layer is not embedding and type(layer) is nn.Embedding):
+            is_table = layer is embedding and type(layer) is nn.Embedding
+            if not is_table and type(layer) is not nn.Linear:
                 continue
             weight = weight_of(layer)
             kind = _TABLES if layer in (embedding, output) else layers
@@ -118,5 +122,4 @@ def _round_layers(model: Any, layers: GGMLQuantizationType) -> None:
             if weight not in made:
                 made[weight] = BlockWeight(kind.name, torch.from_numpy(quants.quantize(weight.detach().numpy(), kind)))
             blocks = made[weight]
-            is_table = layer is embedding
             setattr(parent, name, BlockEmbedding(blocks) if is_table else BlockLinear(blocks, layer.bias))

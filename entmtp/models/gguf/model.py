@@ -13,7 +13,15 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from entmtp.errors import EntMTPError, quoted
 from entmtp.models.gguf.configuration import OUTPUT, architecture, configuration
 from entmtp.models.gguf.file import GgufFile, GgufTensor
-from entmtp.models.kernels.block_weight import BlockEmbedding, BlockLinear, BlockWeight, plain_embedding, plain_linear
+from entmtp.models.kernels import compiled
+from entmtp.models.kernels.block_weight import (
+    BlockEmbedding,
+    BlockLinear,
+    BlockWeight,
+    formats_of,
+    plain_embedding,
+    plain_linear,
+)
 from entmtp.models.kernels.compiled import BLOCK_FORMATS
 
 _LAYER = {
@@ -52,6 +60,8 @@ def gguf_model(file: GgufFile) -> PreTrainedModel:
         fresh.inv_freq = fresh.inv_freq / _values(file, file.tensors[_ROPE_FACTORS])
     model.model.rotary_emb = fresh
     model.generation_config = GenerationConfig.from_model_config(config)
+    # One library for all formats of the model, before one is compiled for each.
+    compiled.unsupported_reason(*formats_of(model))
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
 

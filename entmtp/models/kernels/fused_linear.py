@@ -20,13 +20,14 @@ class _CompiledLinear(InferenceLinear):
         super().__init__(None if bias is None else bias.detach().contiguous())
         self._packed, self._in = packed, width
         self._matrix = packed.matrix
+        self._library = library([packed.format])
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """``[..., in] -> [..., out]``."""
         states = states.contiguous()
         product = states.new_empty(*states.shape[:-1], self._packed.out)
         with record_function("entmtp::linear"):
-            library([self._packed.format]).entmtp_linear(
+            self._library.entmtp_linear(
                 states.data_ptr(),
                 byref(self._matrix),
                 None if self.bias is None else self.bias.data_ptr(),
