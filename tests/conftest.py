@@ -2,7 +2,6 @@
 
 import gc
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the run a cache of its own: the user's model, kernels and step costs, to which nothing measured is added."""
+    """Give the run a cache of its own: the user's model and kernels, but no step costs."""
     if hasattr(config, "workerinput"):
         return  # inherits it from the process that started it
     from entmtp.persistent_paths import cache_folder
@@ -51,8 +50,6 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in ("models", "kernels"):  # made once, and the same for every run
         (usual / name).mkdir(parents=True, exist_ok=True)
         (Path(own.name) / name).symlink_to(usual / name)
-    if (usual / "costs").is_dir():
-        shutil.copytree(usual / "costs", Path(own.name) / "costs")
     os.environ["ENTMTP_CACHE"] = own.name
 
 
@@ -88,3 +85,11 @@ def bundled() -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     model, tokenizer = load_model("bundled")
     dequantize_layers(model)
     return model, tokenizer
+
+
+@pytest.fixture(scope="session")
+def step_costs() -> None:
+    """Fixed step costs of the bundled model in the run's cache: its methods measure nothing, and choose trees."""
+    from tests.helpers.step_costs import write_step_costs
+
+    write_step_costs()

@@ -305,11 +305,16 @@ def test_a_training_that_cannot_be_tracked_is_refused_before_any_text_is_written
     assert not Path("out").exists()
 
 
-def test_an_answer_streams_and_ends_in_a_line_of_statistics(saved: Saved) -> None:
+def test_an_answer_streams_and_ends_in_a_line_of_statistics(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENTMTP_CACHE", str(tmp_path))  # nothing is measured yet
     options = ["--model", saved.model, "--heads", saved.heads("hydra"), "--bank", saved.banks / "gsm8k-hydra.json"]
     fast = run("generate", "Hello", *options, "--max-new-tokens=24")
     plain = run("generate", "Hello", "--model", saved.model, "--method=autoregressive", "--max-new-tokens=24")
     assert (fast.exit_code, plain.exit_code) == (0, 0)
+    assert "measuring the cost of a step with hydra heads" in fast.stderr
+    assert "measuring" not in plain.stderr, "it has nothing to measure"
     text, statistics = fast.stdout.rsplit("\n\n", 1)
     assert text == plain.stdout.rsplit("\n\n", 1)[0]
     assert statistics.startswith("entmtp-dynamic: 24 tokens in ")

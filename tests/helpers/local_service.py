@@ -13,9 +13,10 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import openai
+import psutil
 
 from entmtp.ray_head import free_ports
 from tests.helpers.paths import ROOT
@@ -27,14 +28,6 @@ START_SECONDS = 900.0
 """More than the service gives itself: a slow machine is no failure, and the service's own error comes first."""
 WAIT_SECONDS = 300.0
 """For whatever a running service does."""
-
-
-class Served(NamedTuple):
-    """Addresses of a running service and of its Ray dashboard, and its metrics before the first request."""
-
-    address: str
-    dashboard: str
-    first_metrics: str
 
 
 class ServiceProcess:
@@ -87,19 +80,54 @@ class ServiceProcess:
             self.ended(WAIT_SECONDS)
 
 
+class Service(ServiceProcess):
+    """`entmtp serve` with a configuration file, and all processes that were seen to descend from it.
+
+    Attributes:
+        url: its address.
+        first_metrics: its metrics before the first request.
+    """
+
+    def __init__(self, config: Path) -> None:
+        (port,) = free_ports(1)
+        command = [sys.executable, "-m", "entmtp.cli", "serve", "--config", str(config), "--port", str(port)]
+        super().__init__(command, config.parent)
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.first_metrics = ""
+        self.family: set[psutil.Process] = set()
+
+    def wait_until_ready(self) -> None:
+        self.wait_for(READY)
+        with urllib.request.urlopen(f"{self.url}/metrics") as response:
+            self.first_metrics = response.read().decode()
+
+    @property
+    def dashboard(self) -> str:
+        """Address of its Ray dashboard."""
+        return self.wait_for("dashboard: ").partition(": ")[2]
+
+    def request(self, **fields: Any) -> urllib.request.Request:
+        """A plain completion with these fields."""
+        body = json.dumps({"model": MODEL} | fields).encode()
+        return urllib.request.Request(f"{self.url}/v1/completions", body, {"Content-Type": "application/json"})
+
+    def look(self) -> set[psutil.Process]:
+        """All processes that were seen, now and before, to descend from it."""
+        self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
+        return self.family
+
+    def left(self) -> list[psutil.Process]:
+        """Processes of it that run although it has ended."""
+        return [one for one in self.family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
 @contextmanager
-def started(*options: str) -> Iterator[Served]:
-    """Start a service by `python -m deployments.serve_local`, and stop it at the end of the block."""
-    (port,) = free_ports(1)
-    service = ServiceProcess([sys.executable, "-m", "deployments.serve_local", "--port", str(port), *options], ROOT)
+def started(config: Path) -> Iterator[Service]:
+    """Start a service, which need not be ready, and stop it at once at the end of the block."""
+    service = Service(config)
     try:
-        service.wait_for(READY)
-        address, dashboard = (service.wait_for(f"{name}: ").partition(": ")[2] for name in ("ready", "dashboard"))
-        with urllib.request.urlopen(f"{address}/metrics") as response:
-            metrics = response.read().decode()
-        yield Served(address, dashboard, metrics)
-        service.interrupt()
-        assert service.ended(WAIT_SECONDS) == 130
+        yield service
     finally:
         service.kill()
 

@@ -1,4 +1,4 @@
-"""The service as `make serve` starts it, once for all tests that only send requests."""
+"""The service as `make serve` starts it, once for the whole run: `test_stopping` is the last file that uses it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from entmtp.files import write_text
-from tests.helpers.local_service import Served, read_request_log, started
+from tests.helpers.local_service import Service, started
 from tests.helpers.paths import ROOT
 
 
@@ -29,16 +29,16 @@ def config(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def served(config: Path, logs: Path) -> Iterator[Served]:
-    """The bundled model's service."""
-    with started("--config", str(config)) as found:
-        yield found
-    assert read_request_log(logs)  # the log outlives the service
+def service(config: Path, step_costs: None) -> Iterator[Service]:
+    """The bundled model's service, which `test_stopping` ends."""
+    with started(config) as made:
+        made.wait_until_ready()
+        yield made
 
 
 @pytest.fixture(scope="session")
-def url(served: Served) -> str:
-    return served.address
+def url(service: Service) -> str:
+    return service.url
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.usefixtures("step_costs")
+
 SCRIPTS = ("generate.py", "stream.py", "compare_methods.py", "own_policy.py")
 
 

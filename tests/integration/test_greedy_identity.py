@@ -26,7 +26,7 @@ Toolboxes = Mapping[str, Toolbox]
 
 
 @pytest.fixture(scope="module")
-def toolboxes() -> Toolboxes:
+def toolboxes(step_costs: None) -> Toolboxes:
     """What each suite's arms are made of, as it is shipped."""
     backbone = build_backbone(load_model("bundled")[0])
     heads = {kind: load_heads(bundled_heads(kind), backbone) for kind in KINDS}

@@ -1,84 +1,29 @@
-"""A service on this machine from its start to its end: what it tells, who can reach it, and that nothing is left."""
+"""A service on this machine from its start on: what it tells, who can reach it, and how it is stopped at once."""
 
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import re
 import struct
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import yaml
 
-from entmtp.files import write_text
-from entmtp.ray_head import free_ports
-from tests.helpers.local_service import MODEL, READY, WAIT_SECONDS, ServiceProcess
+from tests.helpers.local_service import WAIT_SECONDS, Service, started
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.xdist_group("ray")
 
 LISTEN = "0A"
-TOKENS = 100
-ANSWERS = 16
-"""More than run at once."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-class Service(ServiceProcess):
-    """`entmtp serve`, and all processes that were seen to descend from it."""
-
-    def __init__(self, folder: Path) -> None:
-        (self.port,) = free_ports(1)
-        config = yaml.safe_load((ROOT / "deployments" / "config.cpu.yaml").read_text())
-        (application,) = config["applications"]
-        application["args"]["engines"][0] |= {"method": "autoregressive"}
-        path = write_text(folder / "config.yaml", yaml.safe_dump(config))
-        command = [sys.executable, "-m", "entmtp.cli", "serve", "--config", str(path), "--port", str(self.port)]
-        super().__init__(command, folder)
-        self.family: set[psutil.Process] = set()
-
-    def request(self, **fields: Any) -> urllib.request.Request:
-        """A plain completion with these fields."""
-        body = json.dumps({"model": MODEL} | fields).encode()
-        url = f"http://127.0.0.1:{self.port}/v1/completions"
-        return urllib.request.Request(url, body, {"Content-Type": "application/json"})
-
-    def look(self) -> set[psutil.Process]:
-        self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
-        return self.family
-
-    def left(self) -> list[psutil.Process]:
-        """Processes of it that run although it has ended."""
-        return [one for one in self.family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-
-
-@contextmanager
-def started(folder: Path) -> Iterator[Service]:
-    service = Service(folder)
-    try:
-        yield service
-    finally:
-        service.kill()
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with started(tmp_path_factory.mktemp("service")) as made:
-        made.wait_for(READY)
-        yield made
 
 
 def listening_sockets(pid: int) -> Iterator[tuple[Address, int]]:
@@ -107,14 +52,14 @@ def test_it_tells_what_it_does_in_order(service: Service) -> None:
         "starting a local Ray cluster (http://127.0.0.1:",
         "Ray runs (dashboard: http://127.0.0.1:",
         f"application: starting {engine}",
-        f"{engine}: loading model bundled for autoregressive",
+        f"{engine}: loading model bundled for entmtp-dynamic",
         f"{engine}: loaded (",
         f"ready: http://127.0.0.1:{service.port}",
         "dashboard: http://127.0.0.1:",
     ]
     at = [next(n for n, line in enumerate(service.lines) if line.startswith(one)) for one in expected]
     assert at == sorted(at)
-    assert not any("measur" in line for line in service.lines)  # plain decoding has nothing to measure
+    assert not any("measur" in line for line in service.lines)  # its step costs are known
 
 
 def test_nothing_of_it_listens_for_other_machines(service: Service) -> None:
@@ -170,35 +115,8 @@ def test_a_burst_on_an_idle_engine_is_answered_as_far_as_there_is_room(service: 
             assert list(users.map(ask, range(12))) == [200] * 12  # 8 run, and 4 wait
 
 
-def test_it_finishes_its_requests_and_leaves_nothing(service: Service) -> None:
-    streamed = service.request(prompt="Once", max_tokens=TOKENS, ignore_eos=True, stream=True)
-    many = service.request(prompt=[f"{number}," for number in range(ANSWERS)], max_tokens=TOKENS, ignore_eos=True)
-    service.look()
-    with ThreadPoolExecutor(1) as other, urllib.request.urlopen(streamed, timeout=WAIT_SECONDS) as response:
-        whole = other.submit(lambda: json.load(urllib.request.urlopen(many, timeout=WAIT_SECONDS)))
-        response.readline()
-        time.sleep(1.0)  # by now it is being written, but most of it is not begun
-        service.interrupt()
-        service.wait_for("stopping: finishing 2 requests;")
-        with pytest.raises(urllib.error.HTTPError) as late:
-            urllib.request.urlopen(service.request(prompt="Once"), timeout=WAIT_SECONDS)
-        text = response.read().decode()
-        answers = whole.result()
-    assert text.strip().endswith("data: [DONE]")
-    assert [one["finish_reason"] for one in answers["choices"]] == ["length"] * ANSWERS
-    assert (late.value.code, late.value.headers["Retry-After"]) == (503, "1")
-    assert json.load(late.value)["error"]["type"] == "unavailable_error"
-    began = time.monotonic()
-    assert service.ended(WAIT_SECONDS) == 130
-    assert time.monotonic() - began < 30  # Ray alone would take longer
-    (stopped,) = [line for line in service.lines if line.startswith("stopped the local Ray cluster; ")]
-    stored = Path(stopped.split()[-1])
-    assert "loaded (" in "".join(one.read_text() for one in stored.glob("logs/serve/replica_*dynamic*"))
-    assert service.left() == []
-
-
-def test_a_second_interrupt_stops_it_at_once_even_while_it_starts(tmp_path: Path) -> None:
-    with started(tmp_path) as service:
+def test_a_second_interrupt_stops_it_at_once_even_while_it_starts(config: Path) -> None:
+    with started(config) as service:
         service.wait_for("application entmtp: deploying")
         assert len(service.look()) > 5
         service.interrupt()

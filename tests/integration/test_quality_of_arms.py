@@ -47,7 +47,7 @@ SUITES = ("humaneval", "gsm8k")
 
 
 @pytest.fixture(scope="module")
-def worker() -> Worker:
+def worker(step_costs: None) -> Worker:
     heads = {kind: str(bundled_heads(kind)) for kind in KINDS}
     tasks = ("humaneval", "gsm8k", "litbench", "sharegpt", MIXED)
     banks = {task: {kind: str(bundled_bank(task, kind)) for kind in KINDS} for task in tasks}

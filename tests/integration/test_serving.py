@@ -23,7 +23,7 @@ from entmtp.llm import LLM, EngineSettings, SamplingParams
 from entmtp.loadtest.traffic import Endpoint, Traffic
 from entmtp.models.loading.load import encode_chat
 from entmtp.suites import PAPER_SUITES, scored_prompts
-from tests.helpers.local_service import MODEL, Served, chat
+from tests.helpers.local_service import MODEL, Service, chat
 from tests.helpers.tiny_models import greedy
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -261,19 +261,19 @@ def test_a_client_that_goes_frees_its_slot(client: openai.OpenAI, url: str) -> N
 
 
 def test_another_method_takes_over_without_a_restart(
-    served: Served, client: openai.OpenAI, config: Path, tmp_path: Path
+    service: Service, client: openai.OpenAI, config: Path, tmp_path: Path
 ) -> None:
     before, text = engine_processes(), chat(client, PROMPTS[0])
 
     def deploy(method: str) -> None:
         """Change the engine's method and wait until it answers by it."""
         given = yaml.safe_load(config.read_text())
-        given["http_options"]["port"] = int(served.address.rpartition(":")[2])
+        given["http_options"]["port"] = service.port
         (application,) = given["applications"]
         engine = application["args"]["engines"][0]["name"]
         application["deployments"] = [{"name": engine, "user_config": {"method": method}}]
         path = write_text(tmp_path / "config.yaml", yaml.safe_dump(given))
-        command = [str(Path(sys.executable).with_name("serve")), "deploy", str(path), "--address", served.dashboard]
+        command = [str(Path(sys.executable).with_name("serve")), "deploy", str(path), "--address", service.dashboard]
         subprocess.run(command, capture_output=True, check=True)
         deadline = time.monotonic() + CHANGE_SECONDS
         while answering_method(client) != method:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.core.result import Ok
 
-from tests.helpers.local_service import MODEL, started
+from tests.helpers.local_service import MODEL, WAIT_SECONDS, started
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -22,15 +22,18 @@ CASES = 2000
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(tmp_path_factory: pytest.TempPathFactory, step_costs: None) -> Iterator[str]:
     """A service whose answers can only be short."""
     config = yaml.safe_load((ROOT / "deployments" / "config.cpu.yaml").read_text())
     engine = config["applications"][0]["args"]["engines"][0]
     engine["engine"] = {"slots": 8, "context": 64, "max_waiting": 16}
     path: Path = tmp_path_factory.mktemp("config") / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    with started("--config", str(path)) as served:
-        yield served.address
+    with started(path) as service:
+        service.wait_until_ready()
+        yield service.url
+        service.interrupt()
+        assert service.ended(WAIT_SECONDS) == 130
 
 
 @pytest.mark.slow

@@ -18,15 +18,15 @@ import openai
 import pytest
 
 from deployments.engines.metrics import ENGINE_METRICS
-from tests.helpers.local_service import MODEL, Served, read_request_log
+from tests.helpers.local_service import MODEL, Service, read_request_log
 from tests.helpers.paths import ROOT
 from tests.helpers.raw_http import post_bytes, send_raw
 
 pytestmark = pytest.mark.xdist_group("ray")
 
 
-def test_every_metric_is_there_before_the_first_request(served: Served) -> None:
-    text = served.first_metrics
+def test_every_metric_is_there_before_the_first_request(service: Service) -> None:
+    text = service.first_metrics
     for one in ENGINE_METRICS:
         assert any(line.startswith(f"ray_entmtp_{one.name}") for line in text.splitlines()), one.name
     assert 'requests_refused_total{model="smollm2-135m"} 0.0' in text
