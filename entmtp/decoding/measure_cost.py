@@ -31,18 +31,19 @@ NODES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 16, 24, 32, 48, 63)
 CONTEXTS = (64, 512, 2048)
 """Tokens in the cache before the measured step. Only the first context is measured with all trees.
 
-A longer context adds attention time, which is smooth in the number of nodes: a few trees suffice.
+A longer context adds attention time, which is smooth in the number of nodes: a few trees suffice. Of several requests
+only the first and the last context are measured.
 """
-FEW_NODES = (0, 4, 16, 63)
+FEW_NODES = (0, 16, 63)
 
-MAX_BATCHED_NODES = 16
-"""Size of the largest tree that is measured for several requests. Costs of larger ones are extrapolated well."""
+BATCHED_NODES = (0, 1, 2, 4, 8, 16)
+"""Sizes of trees that are measured for several requests. Costs of larger ones are extrapolated well."""
 
 WIDE_SPREAD = 0.25
 """Spread above which a measurement counts as disturbed (:class:`~entmtp.policies.step_cost.CostTable`)."""
 
-_REPETITIONS = 5
-_WARM_UP = 2
+_REPETITIONS = 4
+_WARM_UP = 1
 
 
 class StepBench:
@@ -148,7 +149,7 @@ def step_cost(
 
     It covers :data:`CONTEXTS` up to ``context`` tokens, by default the model's maximum.
     """
-    contexts = _contexts(backbone, context)
+    contexts = _contexts(min(backbone.max_context, context or backbone.max_context), batch)
     path = cost_path(cache_folder, *_parts(backbone, heads), batch)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
@@ -167,9 +168,9 @@ def _parts(backbone: Backbone, heads: DraftHeads) -> tuple[str, str, str, str]:
     return hardware, backbone.fingerprint, heads.fingerprint, f"{backbone.kernels_description}, {backbone.dtype}"
 
 
-def _contexts(backbone: Backbone, context: int | None) -> tuple[int, ...]:
-    most = min(backbone.max_context, context or backbone.max_context)
-    return (CONTEXTS[0], *(tokens for tokens in CONTEXTS[1:] if tokens <= most))
+def _contexts(longest: int, batch: int) -> list[int]:
+    contexts = [CONTEXTS[0], *(tokens for tokens in CONTEXTS[1:] if tokens <= longest)]
+    return contexts if batch == 1 else sorted({contexts[0], contexts[-1]})
 
 
 def _measure_steadily(measure: Callable[[], CostTable], say: Callable[[str], None]) -> CostTable:
@@ -186,20 +187,24 @@ def _measure_steadily(measure: Callable[[], CostTable], say: Callable[[str], Non
 
 
 def measure_cost(backbone: Backbone, heads: DraftHeads, contexts: Sequence[int], batch: int = 1) -> CostTable:
-    """Measure whole steps with trees of each size and depth, at each of ``contexts``: medians of interleaved runs."""
-    nodes = NODES if batch == 1 else tuple(size for size in NODES if size <= MAX_BATCHED_NODES)
-    wide_nodes = len(published_order()) if batch == 1 else MAX_BATCHED_NODES
+    """Measure whole steps with trees of each size, at each of ``contexts``: medians of interleaved runs.
+
+    Drafting is measured at the first and the last level, as each level takes about as long as the one before it.
+    """
+    nodes = NODES if batch == 1 else BATCHED_NODES
+    wide_nodes = len(published_order()) if batch == 1 else BATCHED_NODES[-1]
     bench = StepBench(backbone, heads, batch=batch, context=contexts[-1], max_nodes=wide_nodes)
 
     def one_step(tree: Topology, context: int) -> Callable[[], StepRecord]:
         return lambda: bench.step(StaticPolicy(tree, entropy_window=8), context)
 
     trees = grid_trees(heads.num_heads, nodes, wide_nodes)
-    # Heads without a draft cache read no context.
-    few = {key: tree for key, tree in trees.items() if key[0] == "verify" and key[1] in FEW_NODES}
-    if not bench.state.drafts_in_graphs:
-        few |= {key: tree for key, tree in trees.items() if key[0] != "verify" and key[1] in (1, heads.num_heads)}
-    work = {(contexts[0], *key): one_step(tree, contexts[0]) for key, tree in trees.items()}
+    verified = {key: tree for key, tree in trees.items() if key[0] == "verify"}
+    drafted = {key: tree for key, tree in trees.items() if key[0] != "verify" and key[1] in (1, heads.num_heads)}
+    few = {key: tree for key, tree in verified.items() if key[1] in FEW_NODES}
+    if not bench.state.drafts_in_graphs:  # heads without a draft cache read no context
+        few |= drafted
+    work = {(contexts[0], *key): one_step(tree, contexts[0]) for key, tree in (verified | drafted).items()}
     work |= {(context, *key): one_step(tree, context) for context in contexts[1:] for key, tree in few.items()}
     records = run_interleaved(work, _REPETITIONS)
     ms = medians(records)
@@ -223,14 +228,15 @@ def _step_costs(
     took = {
         key: parts["draft"] if key[1] != "verify" else sum(parts.values()) - parts["draft"] for key, parts in ms.items()
     }
-    times = {kind: np.array([took[contexts[0], kind, size] for size in its]) for kind, its in sizes.items()}
+    times = {kind: np.zeros(len(its)) for kind, its in sizes.items()}
     costs = []
-    for previous, context in zip([contexts[0], *contexts], contexts):
+    for previous, context in itertools.pairwise((0, *contexts)):
         for kind, its in sizes.items():
-            measured = [size for size in its if (context, kind, size) in took]
-            if context != previous and measured:
+            if measured := [size for size in its if (context, kind, size) in took]:
                 # A longer context never takes less time: negative differences are noise.
-                added = [max(0.0, took[context, kind, size] - took[previous, kind, size]) for size in measured]
+                added = [
+                    max(0.0, took[context, kind, size] - took.get((previous, kind, size), 0.0)) for size in measured
+                ]
                 times[kind] = times[kind] + np.interp(its, measured, added)
         costs.append(
             StepCost(

@@ -13,6 +13,8 @@
 
 namespace {
 
+constexpr int64_t SERIAL = 1 << 14;  // values; with less work than this, starting a thread costs more than it saves
+
 // y [width] = weight [width] * x / sqrt(mean(x^2) + eps)
 void normalize(const float* x, const float* weight, float eps, float* y, int64_t width) {
   Vector sums{};
@@ -25,10 +27,9 @@ void normalize(const float* x, const float* weight, float eps, float* y, int64_t
   for (i = 0; i < width; i++) y[i] = weight[i] * (x[i] * scale);
 }
 
-void normalize_rows(const float* x, const float* weight, float eps, float* y, int64_t rows, int64_t width,
-                    int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * width > SERIAL)
-  for (int64_t row = 0; row < rows; row++) normalize(x + row * width, weight, eps, y + row * width, width);
+void normalize_rows(Worker& worker, const float* x, const float* weight, float eps, float* y, int64_t rows,
+                    int64_t width) {
+  worker.run(rows, [&](int64_t row) { normalize(x + row * width, weight, eps, y + row * width, width); });
 }
 
 void rotate(const float* __restrict x, const float* __restrict cos, const float* __restrict sin, float* __restrict y,
@@ -73,6 +74,8 @@ struct Pass {
 namespace {
 
 struct Decoder {
+  static constexpr int64_t PHASES = 10;  // of a layer
+
   const Sizes& size;
   const Pass& pass;
   const int64_t tokens = pass.batch * pass.n, length = pass.last - pass.first, groups = size.heads / size.kv_heads;
@@ -86,9 +89,8 @@ struct Decoder {
   std::vector<float> gated = std::vector<float>(tokens * size.inner);
 
   // Transposes the mask to [batch, chunks, length, LANES], once for all layers and heads.
-  void transpose_mask() {
-#pragma omp parallel for schedule(static) num_threads(pass.threads) if (int64_t(mask.size()) > SERIAL)
-    for (int64_t chunk = 0; chunk < pass.batch * chunks; chunk++)
+  void transpose_mask(Worker& worker) {
+    worker.run(pass.batch * chunks, [&](int64_t chunk) {
       for (int64_t key = 0; key < length; key++)
         for (int64_t lane = 0; lane < LANES; lane++) {
           const int64_t row = chunk % chunks * LANES + lane;
@@ -97,6 +99,7 @@ struct Decoder {
                   ? pass.mask[(chunk / chunks * pass.mask_rows + row % pass.n) * length + key]
                   : 0.f;
         }
+    });
   }
 
   float* block(int64_t number, int64_t request, int64_t kv_head) const {
@@ -182,7 +185,10 @@ struct Decoder {
     }
   }
 
-  void attend(int64_t index, int64_t request, int64_t kv_head, int64_t chunk, float* queries, float* scores) {
+  void attend(int64_t index, int64_t request, int64_t kv_head, int64_t chunk) {
+    static thread_local std::vector<float> workspace;
+    workspace.resize((size.dim + length) * LANES);
+    float *queries = workspace.data(), *scores = queries + size.dim * LANES;
     const float* keys = block(2 * index, request, kv_head) + pass.first * size.dim;
     const float* values = block(2 * index + 1, request, kv_head) + pass.first * size.dim;
     gather(queries, request, kv_head, chunk);
@@ -205,37 +211,25 @@ struct Decoder {
       }
   }
 
-  void attend_all(int64_t index) {
-    const int64_t tasks = pass.batch * size.kv_heads * chunks;
-#pragma omp parallel num_threads(pass.threads) if (tasks * length * size.dim > SERIAL)
-    {
-      std::vector<float> queries(size.dim * LANES), scores(length * LANES);
-#pragma omp for schedule(dynamic)
-      for (int64_t task = 0; task < tasks; task++)
-        attend(index, task / chunks / size.kv_heads, task / chunks % size.kv_heads, task % chunks, queries.data(),
-               scores.data());
-    }
-  }
-
-  void run(const Layer& layer, int64_t index, const float* input, float* output) {
+  void run(Worker& worker, const Layer& layer, int64_t index, const float* input, float* output) {
     const int64_t qkv_size = (size.heads + 2 * size.kv_heads) * size.dim, attended_size = size.heads * size.dim;
-    const int threads = pass.threads;
-    normalize_rows(input, layer.input_norm, size.eps, normalized.data(), tokens, size.hidden, threads);
+    normalize_rows(worker, input, layer.input_norm, size.eps, normalized.data(), tokens, size.hidden);
     int64_t first = 0;
     for (const Matrix& matrix : layer.qkv) {
       const float* bias = layer.qkv_bias ? layer.qkv_bias + first : nullptr;
-      multiply(normalized.data(), qkv.data() + first, tokens, size.hidden, threads,
+      multiply(worker, normalized.data(), qkv.data() + first, tokens, size.hidden,
                Linear{matrix, bias, nullptr, qkv_size});
       first += matrix.out;
     }
-#pragma omp parallel for schedule(static) num_threads(threads) if (tokens * qkv_size > SERIAL)
-    for (int64_t token = 0; token < tokens; token++) rotate_and_store(layer, index, token);
-    attend_all(index);
-    multiply(attended.data(), middle.data(), tokens, attended_size, threads,
+    worker.run(tokens, [&](int64_t token) { rotate_and_store(layer, index, token); });
+    worker.run(pass.batch * size.kv_heads * chunks, [&](int64_t task) {
+      attend(index, task / chunks / size.kv_heads, task / chunks % size.kv_heads, task % chunks);
+    });
+    multiply(worker, attended.data(), middle.data(), tokens, attended_size,
              Linear{layer.output, layer.output_bias, input, size.hidden});
-    normalize_rows(middle.data(), layer.middle_norm, size.eps, normalized.data(), tokens, size.hidden, threads);
-    multiply(normalized.data(), gated.data(), tokens, size.hidden, threads, Gated{layer.gates, layer.values});
-    multiply(gated.data(), output, tokens, size.inner, threads,
+    normalize_rows(worker, middle.data(), layer.middle_norm, size.eps, normalized.data(), tokens, size.hidden);
+    multiply(worker, normalized.data(), gated.data(), tokens, size.hidden, Gated{layer.gates, layer.values});
+    multiply(worker, gated.data(), output, tokens, size.inner,
              Linear{layer.down, layer.down_bias, middle.data(), size.hidden});
   }
 };
@@ -294,14 +288,17 @@ void entmtp_quantize(const float* weight, const float* scale, int8_t* packed, in
 // y [rows, out] = x [rows, in] times the weight, + bias [out] where given.
 void entmtp_linear(const float* x, const Matrix* weight, const float* bias, float* y, int64_t rows, int64_t in,
                    int threads) {
-  multiply(x, y, rows, in, threads, Linear{*weight, bias, nullptr, weight->out});
+  run_team(threads, 1,
+           [&](Worker& worker) { multiply(worker, x, y, rows, in, Linear{*weight, bias, nullptr, weight->out}); });
 }
 
 // Runs states [batch, n, hidden] through all layers, in place.
 void entmtp_layers(const Layer* layers, int64_t count, const Sizes* sizes, const Pass* pass, float* states) {
   Decoder decoder{*sizes, *pass};
-  decoder.transpose_mask();
-  for (int64_t index = 0; index < count; index++) decoder.run(layers[index], index, states, states);
+  run_team(pass->threads, 1 + count * Decoder::PHASES, [&](Worker& worker) {
+    decoder.transpose_mask(worker);
+    for (int64_t index = 0; index < count; index++) decoder.run(worker, layers[index], index, states, states);
+  });
 }
 
 }  // extern "C"

@@ -7,13 +7,11 @@
 
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
-#include <atomic>
 #include <type_traits>
 #include <vector>
 
+#include "thread_team.hpp"
 #include "weights.hpp"
 
 namespace {
@@ -25,7 +23,6 @@ constexpr int ROWS = 6, MOST_READ_IN_BLOCKS = 8;  // 12 sums, 2 weights and 1 in
 #endif
 constexpr int PANEL = 2 * LANES;
 constexpr int64_t AHEAD = 4096;      // bytes of a strip by which its prefetch is ahead of its use
-constexpr int64_t SERIAL = 1 << 14;  // values; with less work than this, starting a thread costs more than it saves
 
 // A packed weight: strips [out / LANES, in, LANES], an even number of them. `scale` [out] is of INT8 only.
 struct Matrix {
@@ -146,31 +143,6 @@ void sweep_rows(int64_t m, const float* x, Reader first, Reader second, int64_t 
   }
 }
 
-// Distributes panels over threads, a contiguous range for each. A thread that has finished its range steals panels from
-// the others, so that a preempted thread does not stall the rest.
-class PanelQueue {
-  struct alignas(64) Next {
-    std::atomic<int64_t> panel;
-  };
-  int64_t panels;
-  std::vector<Next> next;
-
-  int64_t begin(int64_t range) const { return panels * range / int64_t(next.size()); }
-
- public:
-  PanelQueue(int64_t panels, int threads) : panels(panels), next(threads) {
-    for (int range = 0; range < threads; range++) next[range].panel = begin(range);
-  }
-
-  template <class Work>
-  void run(int thread, Work work) {
-    for (size_t turn = 0; turn < next.size(); turn++) {
-      const int64_t range = (thread + turn) % next.size(), end = begin(range + 1);
-      for (int64_t panel; (panel = next[range].panel.fetch_add(1, std::memory_order_relaxed)) < end;) work(panel);
-    }
-  }
-};
-
 // Writes a strip's weights as float32.
 template <class Reader>
 void unpack(Reader strip, int64_t in, float* target) {
@@ -244,11 +216,8 @@ struct PanelProduct {
 };
 
 template <class Target>
-void multiply(const float* x, float* y, int64_t rows, int64_t in, int threads, Target target) {
-  const PanelProduct<Target> product{x, y, rows, in, target};
-  PanelQueue queue(target.panels(), threads);
-#pragma omp parallel num_threads(threads)
-  queue.run(omp_get_thread_num(), product);
+void multiply(Worker& worker, const float* x, float* y, int64_t rows, int64_t in, Target target) {
+  worker.run(target.panels(), PanelProduct<Target>{x, y, rows, in, target});
 }
 
 }  // namespace

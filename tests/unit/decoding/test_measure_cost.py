@@ -73,6 +73,14 @@ def test_longer_contexts_are_measured_with_a_few_trees_where_the_model_reaches_s
         assert longer.narrow_draft_ms == short.narrow_draft_ms, "its heads read no context"
 
 
+@pytest.mark.parametrize(
+    ("longest", "batch", "contexts"),
+    [(100, 1, [64]), (2000, 1, [64, 512]), (9000, 1, [64, 512, 2048]), (100, 2, [64]), (9000, 2, [64, 2048])],
+)
+def test_contexts_reach_as_far_as_texts(longest: int, batch: int, contexts: list[int]) -> None:
+    assert measure_cost._contexts(longest, batch) == contexts
+
+
 def took(ms: float) -> StepRecord:
     return StepRecord(0, Topology.root_only(), (), Signals(0, 0.0, 0.0, 0.0), 0.0, ms, 0.0, 0.0, 0.0, 0, True)
 
@@ -102,7 +110,7 @@ def test_what_is_not_measured_at_a_longer_context_grows_as_its_neighbours_do() -
         return {"policy": 0.0, "draft": draft, "verify": verify, "accept": 0.0, "compact": 0.0}
 
     ms = {(64, "verify", nodes): parts(10.0 + nodes, 9.0) for nodes in (0, 2, 4)}
-    ms |= {(64, kind, depth): parts(9.0, depth) for kind in ("narrow", "wide") for depth in (1, 2, 3)}
+    ms |= {(64, kind, depth): parts(9.0, depth) for kind in ("narrow", "wide") for depth in (1, 3)}
     ms |= {(512, "verify", 0): parts(11.0, 9.0), (512, "verify", 4): parts(20.0, 9.0)}
     ms |= {(512, "narrow", 1): parts(9.0, 2.0), (512, "narrow", 3): parts(9.0, 6.0)}
     ms |= {(2048, "verify", 0): parts(10.5, 9.0), (2048, "verify", 4): parts(21.0, 9.0)}
@@ -138,7 +146,8 @@ def test_several_requests_are_measured_at_doubling_numbers_each_once(
     cost = measure_cost.machine_cost(backbone, heads, tmp_path, said.append, slots=3)
     assert sorted(cost.measured) == [1, 2, 3]
     assert cost.table(1).typical.nodes == list(measure_cost.NODES)
-    assert max(cost.table(3).typical.nodes) == cost.table(3).typical.wide_nodes == measure_cost.MAX_BATCHED_NODES
+    assert cost.table(3).typical.nodes == list(measure_cost.BATCHED_NODES)
+    assert cost.table(3).typical.wide_nodes == measure_cost.BATCHED_NODES[-1]
     assert "for 2 requests" in said[1]
     assert measure_cost.machine_cost(backbone, heads, tmp_path, said.append, slots=2).measured[2] == cost.measured[2]
     assert len(said) == 3

@@ -1,5 +1,6 @@
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,32 @@ def _states(backbone: Backbone, topologies: list[Any]) -> list[torch.Tensor]:
     tokens = torch.arange(batch.width) + torch.tensor([[1], [20], [40]])
     _, hidden = backbone.verify(tokens, batch, cache.kv_range(slots, batch.width, padded=batch.shape.padded), cache)
     return [states[: tree.nodes + 1] for states, tree in zip(hidden, topologies, strict=True)]
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+@torch.inference_mode()
+def test_states_have_the_same_bits_with_any_number_of_threads(threads: int) -> None:
+    backbone, trees = build_backbone(tiny_model("llama", num_hidden_layers=4)), [TREES["bushy"]] * 3
+    expected = torch.cat(_states(backbone, trees))
+    torch.set_num_threads(threads)  # also more than there are cores, so that some are always late
+    for _ in range(20):
+        assert torch.equal(torch.cat(_states(backbone, trees)), expected)
+
+
+def test_threads_that_do_not_come_are_not_waited_for() -> None:
+    backbone, trees = build_backbone(tiny_model("llama")), [TREES["bushy"]] * 3
+    openmp = compiled.library()
+
+    @torch.inference_mode()
+    def without_other_threads() -> None:
+        torch.set_num_threads(2)
+        openmp.omp_set_max_active_levels(0)
+        _states(backbone, trees)
+
+    thread = threading.Thread(target=without_other_threads, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 @torch.inference_mode()
