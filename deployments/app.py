@@ -103,7 +103,11 @@ def _queue_capacity(args: EngineArgs, limits: LimitArgs) -> int:
 
 def _resources(args: EngineArgs) -> dict[str, Any]:
     cpus = args.num_cpus or (_smallest_node() if args.device == "cpu" else 1.0)
-    environment = {"OMP_NUM_THREADS": str(max(1, round(cpus))), "TOKENIZERS_PARALLELISM": "false"}
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, round(cpus))),
+        "OMP_WAIT_POLICY": "passive",  # threads that spin between steps take the cores that the ingress needs
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     return {"num_cpus": cpus, "num_gpus": args.num_gpus, "runtime_env": {"env_vars": environment}}
 
 

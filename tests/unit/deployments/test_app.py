@@ -29,3 +29,9 @@ def test_a_burst_that_the_replicas_have_room_for_may_wait_for_its_routing(
     deployment = deployed(queued, replicas)
     assert deployment.max_ongoing_requests == 12
     assert deployment.max_queued_requests == expected
+
+
+def test_a_replicas_threads_do_not_spin_on_the_cores_of_others() -> None:
+    environment = deployed(queued=8, replicas=1).ray_actor_options["runtime_env"]["env_vars"]
+    assert environment["OMP_NUM_THREADS"] == "1"
+    assert environment["OMP_WAIT_POLICY"] == "passive"
