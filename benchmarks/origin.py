@@ -18,6 +18,7 @@ from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 
 ROOT = Path(__file__).resolve().parent.parent
+SHORT_HASH = 12
 _CODE = ("entmtp", "deployments", "jobs", "benchmarks")
 """Where a file counts that git does not track yet."""
 
@@ -34,7 +35,7 @@ def main() -> None:
 @cache
 def commit() -> str:
     """The commit that was checked out when this process first asked; empty without git."""
-    return _git("rev-parse", "--short=12", "HEAD") or ""
+    return _git("rev-parse", f"--short={SHORT_HASH}", "HEAD") or ""
 
 
 def changed_files() -> list[str]:

@@ -15,12 +15,12 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record, portable_words
+from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
 from benchmarks.study.input import read_study
 from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.summary import Summary
-from entmtp.intervals import CONFIDENCE, ratio
+from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD, ratio
 
 
 def main(
@@ -32,17 +32,17 @@ def main(
     """Print the speedups of an arm over all others."""
     with plain_errors("speedups"):
         study = read_study(results / "report")
-        settings = study.provenance["settings"]
-        command = portable_words(study.provenance["command"])
         notes = [
-            f"From `{command}` of {study.provenance['date']}, commit {study.provenance['git_commit'][:9]}: up to"
-            f" {settings['prompts']} prompts a suite, {settings['max_new_tokens']} tokens each, the median of"
-            f" {settings['repetitions']} repetitions.",
-            f"Wall-clock time over the arm's on the same prompts, with {CONFIDENCE:.0%} intervals over prompts.",
+            f"From {study.run}",
+            f"The column's wall-clock time over {arm}'s for the same tokens of the same prompts: above 1, {arm} is"
+            f" faster. A dash has fewer than {FEWEST_PROMPTS} prompts.",
+            f"Intervals are {CONFIDENCE:.0%}: {METHOD}. Each holds for its own comparison: of twenty, one may miss.",
         ]
-        title = f"{arm}, more closely"
-        machine = str(study.provenance["hardware"])
-        deliver(make_record("speedups", title, machine, [speedups(study.summary, arm)], notes), record, uncommitted)
+        title = f"Speedup of {arm} over other arms"
+        made = make_record("speedups", title, str(study.provenance["hardware"]), [speedups(study.summary, arm)], notes)
+        # The numbers are of the benchmark's date and code, not of those that this record is made with.
+        measured = {"date": study.provenance["date"], "commit": study.commit}
+        deliver(made.model_copy(update=measured), record, uncommitted)
 
 
 def speedups(summary: Summary, arm: str) -> Table:

@@ -19,6 +19,10 @@ METHOD = (
     "Student's t over prompts on the logs of paired ratios; a speedup is the geometric mean of its prompts' ratios,"
     " several suites weigh alike and have Welch and Satterthwaite's degrees of freedom"
 )
+OTHER_METHODS = (
+    "tau and correlations have the jackknife over prompts, on the logarithm and on Fisher's scale, with Student's t;"
+    " log-likelihoods Student's t over prompts"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.summary import Summary
 from entmtp.files import write_text
+from entmtp.intervals import CONFIDENCE
 from entmtp.methods import AUTOREGRESSIVE
 from entmtp.provenance import flatten_provenance
 
@@ -105,7 +106,7 @@ def _run_section(study: Study) -> Iterator[str]:
     yield from table_lines(
         ["fact", "value"], [(name, portable_words(str(value))) for name, value in flatten_provenance(provenance)]
     )
-    yield from (age(str(provenance.get("git_commit", "")), LIBRARY), "")
+    yield from (age(study.commit, LIBRARY), "")
     sources = ", ".join(f"{suite} ({source})" for suite, source in study.summary.sources.items())
     yield from (f"Suites and where their prompts come from: {sources}.", "")
     if study.caveats:
@@ -129,6 +130,12 @@ def _claims(summary: Summary) -> Iterator[str]:
             " on these same prompts, and as the best of several it looks a little better than it would on others."
         )
         yield ""
+    yield (
+        f"The intervals of one claim hold all together with {CONFIDENCE:.0%} (Bonferroni), so they are wider than those"
+        " of the table. Where the best adaptive arm is compared, the comparisons of every arm that might have been the"
+        " best count. Inconclusive means that the interval holds 1."
+    )
+    yield ""
     for number, claim in enumerate(claims(summary), start=1):
         yield from (f"### {number}. {claim.title}", "", *(f"- {sentence}" for sentence in claim.found), "")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from entmtp import methods
-from entmtp.evaluation.analysis.summary import ALL_SUITES, ArmSummary, Speedup, Summary
-from entmtp.intervals import Estimate, interval, percent, ratio
+from entmtp.evaluation.analysis.summary import ALL_SUITES, ArmSummary, Speedup, Summary, verdict
+from entmtp.intervals import CONFIDENCE, Estimate, interval, percent, ratio
 from entmtp.methods import AUTOREGRESSIVE, ENTMTP
 
 _PAPER_OVER_HYDRA = (1.09, 1.15)
@@ -35,13 +35,19 @@ class Claim:
 
 
 def claims(summary: Summary) -> list[Claim]:
-    """All claims, in the order of the page."""
+    """All claims, in the order of the page.
+
+    The intervals of a claim's speedups and shares hold together, with those of every arm that might have been the best.
+    """
     best = summary.best_adaptive or ENTMTP
     made = [
         Claim("Entropy predicts the accepted length", list(_entropy(summary))),
         Claim("EntMTP beats the published trees of Hydra and Medusa", list(_published(summary, best))),
         Claim("The paper's policy beats the best static tree of the suite", list(_ladder(summary))),
-        Claim("The best adaptive arm beats the best static tree", list(_against(summary, best, _STATIC))),
+        Claim(
+            "The best adaptive arm beats the best static tree",
+            list(_against(summary, best, _STATIC, _candidates(summary))),
+        ),
         Claim("Choosing in time beats the same trees at random", list(_against(summary, _SHUFFLED, "random"))),
         Claim("Never slower than autoregressive decoding", list(_never_slower(summary))),
         Claim("How much of what hindsight gains is reached", list(_shares(summary))),
@@ -54,10 +60,12 @@ def _entropy(summary: Summary) -> Iterator[str]:
     rows = [row for row in summary.entropy_correlations if row.signal == "entropy"]
     if not rows:
         return
-    holds = sum(_below_zero(row.correlation) for row in rows)
-    yield f"Holds on {holds} of {len(rows)} suites: there the interval of the correlation lies below 0."
-    for row in rows:
-        word = "holds" if _below_zero(row.correlation) else "not seen"
+    found = [_direction(row.correlation) for row in rows]
+    yield (
+        f"Holds on {found.count('holds')} of {len(rows)} suites: there the interval of the correlation lies below 0."
+        " Each interval holds for its own suite."
+    )
+    for row, word in zip(rows, found, strict=True):
         yield (
             f"{summary.label(row.suite)}: {word}. Correlation of a step's entropy with its accepted tokens "
             f"{row.correlation.value:.2f} {interval(row.correlation)} ({row.arm}, {row.steps} steps of {row.prompts} "
@@ -65,8 +73,11 @@ def _entropy(summary: Summary) -> Iterator[str]:
         )
 
 
-def _below_zero(estimate: Estimate) -> bool:
-    return estimate.high is not None and estimate.high < 0
+def _direction(estimate: Estimate) -> str:
+    """'holds' below 0, 'the reverse' above, 'not seen' if the interval holds 0 or there is none."""
+    if estimate.low is None or estimate.high is None:
+        return "not seen"
+    return "holds" if estimate.high < 0 else "the reverse" if estimate.low > 0 else "not seen"
 
 
 def _published(summary: Summary, best: str) -> Iterator[str]:
@@ -78,31 +89,38 @@ def _published(summary: Summary, best: str) -> Iterator[str]:
 def against_paper(summary: Summary, best: str) -> Iterator[str]:
     """The speedups that the paper reports, as measured with entmtp and with the ``best`` adaptive arm."""
     low, high = _PAPER_OVER_HYDRA
+    papers = {
+        "hydra": (low, high, f"{low:.2f}x to {high:.2f}x"),
+        "medusa": (1.0, _PAPER_OVER_MEDUSA, f"up to {_PAPER_OVER_MEDUSA:.2f}x"),
+    }
+    compared = _candidates(summary) * sum(len(_by_suite(summary, best, baseline)) for baseline in papers)
     for arm in dict.fromkeys((ENTMTP, best)):
-        yield from _compared_with_paper(summary, arm, "hydra", low, high, f"{low:.2f}x to {high:.2f}x")
-        yield from _compared_with_paper(
-            summary, arm, "medusa", 1.0, _PAPER_OVER_MEDUSA, f"up to {_PAPER_OVER_MEDUSA:.2f}x"
-        )
+        for baseline, (least, most, said) in papers.items():
+            if rows := _by_suite(summary, arm, baseline):
+                ratios = [(summary.label(row.suite), row.adjusted_for(compared)) for row in rows]
+                found = [f"{suite} {ratio(one)} ({_position(one, least, most)})" for suite, one in ratios]
+                yield f"{arm} against {baseline}, where the paper has {said}: {', '.join(found)}."
+    yield from _together(compared)
 
 
-def _compared_with_paper(
-    summary: Summary, arm: str, baseline: str, low: float, high: float, paper: str
-) -> Iterator[str]:
-    """All suites' speedups in one sentence, each with the position of its interval against the paper's range."""
-    rows = _by_suite(summary, arm, baseline)
-    if not rows:
-        return
-    found = [f"{summary.label(row.suite)} {ratio(row.ratio)} ({_position(row.ratio, low, high)})" for row in rows]
-    yield f"{arm} against {baseline}, where the paper has {paper}: {', '.join(found)}."
+def _candidates(summary: Summary) -> int:
+    """Number of adaptive arms that ran, from which the best one was chosen."""
+    return sum(any(row.arm == arm for row in summary.arms) for arm in methods.adaptive())
 
 
 def _position(found: Estimate, low: float, high: float) -> str:
-    """The position of an interval against a range: 'above', 'below' or 'agrees'."""
+    """The position of an interval against a range: 'above', 'below' or 'overlaps'."""
     if found.low is None or found.high is None:
         return "too few prompts"
     if found.low > high:
         return "above"
-    return "below" if found.high < low else "agrees"
+    return "below" if found.high < low else "overlaps"
+
+
+def _together(compared: int) -> Iterator[str]:
+    """The sentence about the intervals of ``compared`` comparisons; none where there is one or none."""
+    if compared > 1:
+        yield f"Intervals: {compared} comparisons that hold all together with {CONFIDENCE:.0%}."
 
 
 def _price(summary: Summary, arm: str) -> Iterator[str]:
@@ -113,15 +131,18 @@ def _price(summary: Summary, arm: str) -> Iterator[str]:
         return
     prices = [_step_ms(row) / plain[row.suite] for row in trees]
     nodes = max(row.nodes for row in trees)
-    verdict = (
-        "on a machine without arithmetic to spare, such as a CPU, this comparison is easy to win, and the best static"
-        " tree is the one to beat"
-        if min(prices) > _EASY
-        else "the tree costs little more than a plain step, so this comparison is a fair one"
-    )
+    if min(prices) > _EASY:
+        meaning = (
+            "on a machine without arithmetic to spare, such as a CPU, this comparison is easy to win, and the best"
+            " static tree is the one to beat"
+        )
+    elif max(prices) > _EASY:
+        meaning = "on some suites this comparison is easy to win"
+    else:
+        meaning = "the tree costs little more than a plain step, so this comparison is a fair one"
     yield (
         f"A step of {arm}'s published tree ({nodes:.0f} nodes) takes as long as {_span(prices)} plain steps here: "
-        f"{verdict}."
+        f"{meaning}."
     )
 
 
@@ -134,14 +155,16 @@ def _step_ms(row: ArmSummary) -> float:
     return row.draft_ms + row.verify_ms + row.accept_ms + row.policy_ms + row.other_ms
 
 
-def _against(summary: Summary, arm: str, baseline: str) -> Iterator[str]:
+def _against(summary: Summary, arm: str, baseline: str, of: int = 1) -> Iterator[str]:
+    """The arm, chosen as the best ``of`` several, against the baseline on each suite and on all."""
     rows = _by_suite(summary, arm, baseline)
     if not rows:
         return
-    yield _count(rows, f"{arm} against {baseline}")
-    overall = summary.speedup(ALL_SUITES, arm, baseline)
-    for row in [*rows, *([overall] if overall is not None and len(rows) > 1 else [])]:
-        yield _compared(summary, row)
+    shown = [*rows, *_overall(summary, arm, baseline)]
+    compared = len(shown) * of
+    yield _count(rows, compared, f"{arm} against {baseline}")
+    yield from (_compared(summary, row, compared) for row in shown)
+    yield from _together(compared)
 
 
 def _ladder(summary: Summary) -> Iterator[str]:
@@ -149,64 +172,57 @@ def _ladder(summary: Summary) -> Iterator[str]:
     rows = _by_suite(summary, ENTMTP, _STATIC)
     if not rows:
         return
-    overall = summary.speedup(ALL_SUITES, ENTMTP, _STATIC)
-    shown = [*rows, *([overall] if overall is not None and len(rows) > 1 else [])]
-    found = [f"{summary.label(row.suite)} {ratio(row.ratio)} ({row.verdict})" for row in shown]
+    shown = [*rows, *_overall(summary, ENTMTP, _STATIC)]
+    ratios = [(summary.label(row.suite), row.adjusted_for(len(shown))) for row in shown]
+    found = [f"{suite} {ratio(one)} ({verdict(one)})" for suite, one in ratios]
     known = [row.ratio.value for row in rows if row.ratio.has_interval]
     span = f"{_span(known, 2)} of the speed of {_STATIC}" if known else f"no claim against {_STATIC}"
     yield f"{ENTMTP}, the paper's ladder of trees by entropy: {span}, suite by suite: {', '.join(found)}."
+    yield from _together(len(shown))
     trees = {row.suite: row.trees for row in summary.arms if row.arm == ENTMTP}
     used = [f"{summary.label(suite)} {count}" for suite, count in trees.items()]
     yield f"Different trees that it used, where one makes it a static tree: {', '.join(used)}."
 
 
 def _never_slower(summary: Summary) -> Iterator[str]:
+    """Whether every adaptive arm is faster on every suite: an interval that holds 1 decides neither."""
     arms = [arm for arm in dict.fromkeys(row.arm for row in summary.arms) if arm.startswith(ENTMTP)]
     rows = [row for arm in arms for row in _by_suite(summary, arm, AUTOREGRESSIVE)]
     if not rows:
         return
-    slower = [row for row in rows if row.verdict == "slower"]
-    unknown = any(row.verdict == "no claim" for row in rows)
-    holds = "Does not hold" if slower else "Not known" if unknown else "Holds"
-    yield f"{holds}. {_count(rows, 'Adaptive arms, suite by suite')}"
-    for row in slower:
-        yield _compared(summary, row)
-    for arm in arms:
-        overall = summary.speedup(ALL_SUITES, arm, AUTOREGRESSIVE)
-        if overall is not None:
-            yield _compared(summary, overall)
+    overall = [row for arm in arms for row in _overall(summary, arm, AUTOREGRESSIVE)]
+    compared = len(rows) + len(overall)
+    verdicts = [verdict(row.adjusted_for(compared)) for row in rows]
+    slower = [row for row, word in zip(rows, verdicts, strict=True) if word == "slower"]
+    holds = "Does not hold" if slower else "Holds" if set(verdicts) == {"faster"} else "Not known"
+    yield f"{holds}. {_count(rows, compared, 'Adaptive arms, suite by suite')}"
+    yield from (_compared(summary, row, compared) for row in ([*slower, *overall] if overall else rows))
+    yield from _together(compared)
 
 
 def _shares(summary: Summary) -> Iterator[str]:
     """Each adaptive arm's share of each yardstick's speed, after a definition of a share."""
-    pairs = product(methods.adaptive(), methods.yardsticks())
-    sentences = [sentence for arm, yardstick in pairs for sentence in _share(summary, arm, yardstick)]
-    if sentences:
+    pairs = list(product(methods.adaptive(), methods.yardsticks()))
+    shown = {pair: [*_by_suite(summary, *pair), *_overall(summary, *pair)] for pair in pairs}
+    compared = sum(map(len, shown.values()))
+    if compared:
         yield _SHARE
-        yield from sentences
-
-
-def _share(summary: Summary, arm: str, yardstick: str) -> Iterator[str]:
-    """'entmtp reaches of bank-oracle's speed: gsm8k 76% [75%, 78%], all suites 77% [76%, 78%].'"""
-    rows = _by_suite(summary, arm, yardstick)
-    if not rows:
-        return
-    overall = summary.speedup(ALL_SUITES, arm, yardstick)
-    shown = [*rows, *([overall] if overall is not None and len(rows) > 1 else [])]
-    yield (
-        f"{arm} reaches of {yardstick}'s speed: "
-        + ", ".join(f"{summary.label(row.suite)} {percent(row.ratio)}" for row in shown)
-        + "."
-    )
+    for (arm, yardstick), rows in shown.items():
+        if rows:
+            shares = [f"{summary.label(row.suite)} {percent(row.adjusted_for(compared))}" for row in rows]
+            yield f"{arm} reaches of {yardstick}'s speed: {', '.join(shares)}."
+    yield from _together(compared)
 
 
 def _banks(summary: Summary) -> Iterator[str]:
-    for other, bank in _OTHER_BANKS.items():
-        rows = _by_suite(summary, _OWN_BANK, other)
+    found = {other: _by_suite(summary, _OWN_BANK, other) for other in _OTHER_BANKS}
+    compared = sum(map(len, found.values()))
+    for other, rows in found.items():
         if rows:
-            yield _count(rows, f"{_OWN_BANK} with the suite's own bank against {other}, which has {bank}")
-        for row in rows:
-            yield _compared(summary, row)
+            what = f"{_OWN_BANK} with the suite's own bank against {other}, which has {_OTHER_BANKS[other]}"
+            yield _count(rows, compared, what)
+        yield from (_compared(summary, row, compared) for row in rows)
+    yield from _together(compared)
 
 
 def _by_suite(summary: Summary, arm: str, baseline: str) -> list[Speedup]:
@@ -214,18 +230,24 @@ def _by_suite(summary: Summary, arm: str, baseline: str) -> list[Speedup]:
     return [row for row in rows if row is not None]
 
 
-def _count(rows: list[Speedup], what: str) -> str:
-    """Number of comparisons by verdict: 'entmtp against random: faster in 3, level in 1 of 4 comparisons.'"""
-    verdicts = [row.verdict for row in rows]
-    counted = [f"{word} in {verdicts.count(word)}" for word in ("faster", "level", "slower") if word in verdicts]
+def _overall(summary: Summary, arm: str, baseline: str) -> list[Speedup]:
+    """The comparison over all suites; none where there is one suite, whose own comparison it is."""
+    row = summary.speedup(ALL_SUITES, arm, baseline)
+    return [] if row is None or row.suites == 1 else [row]
+
+
+def _count(rows: list[Speedup], compared: int, what: str) -> str:
+    """Number of comparisons by verdict: 'entmtp against random: faster in 3, inconclusive in 1 of 4 comparisons.'"""
+    verdicts = [verdict(row.adjusted_for(compared)) for row in rows]
+    counted = [f"{word} in {verdicts.count(word)}" for word in ("faster", "inconclusive", "slower") if word in verdicts]
     if "no claim" in verdicts:
         counted.append(f"too few prompts in {verdicts.count('no claim')}")
     return f"{what}: {', '.join(counted)} of {len(rows)} comparison{'s' * (len(rows) > 1)}."
 
 
-def _compared(summary: Summary, row: Speedup) -> str:
+def _compared(summary: Summary, row: Speedup, compared: int) -> str:
     """A comparison as a sentence: 'gsm8k: entmtp is 1.20x [1.10, 1.30] as fast as hydra: faster.'"""
-    what = f"{summary.label(row.suite)}: {row.arm}"
-    if not row.ratio.has_interval:
+    what, found = f"{summary.label(row.suite)}: {row.arm}", row.adjusted_for(compared)
+    if not found.has_interval:
         return f"{what} against {row.baseline}: no claim, too few prompts ({row.fewest_prompts})."
-    return f"{what} is {ratio(row.ratio)} as fast as {row.baseline}: {row.verdict}."
+    return f"{what} is {ratio(found)} as fast as {row.baseline}: {verdict(found)}."

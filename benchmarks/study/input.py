@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from benchmarks.lib.record import portable_words
+from benchmarks.origin import SHORT_HASH
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.summary import (
     ArmSummary,
@@ -49,6 +51,24 @@ class Study:
     caveats: list[str]
     summary: Summary
     figures: list[Figure]
+
+    @property
+    def run(self) -> str:
+        """The run in a sentence: its command, date, code, machine and size."""
+        ran = self.provenance
+        settings = ran["settings"]
+        prompts, tokens, repetitions = (settings[name] for name in ("prompts", "max_new_tokens", "repetitions"))
+        code = f"commit {self.commit}" if self.commit else "code without git"
+        times = f"the median of {repetitions} repetitions" if repetitions > 1 else "one repetition"
+        return (
+            f"`{portable_words(ran['command'])}` of {ran['date']}, {code}, on {ran['hardware']}: up to {prompts}"
+            f" prompts a suite, up to {tokens} tokens each, {times}."
+        )
+
+    @property
+    def commit(self) -> str:
+        """The measured commit, shortened as in records; empty without git."""
+        return str(self.provenance.get("git_commit") or "")[:SHORT_HASH]
 
 
 def read_study(report: Path) -> Study:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.lib.record import portable_words
 from benchmarks.study.claims import against_paper
 from benchmarks.study.input import Study
 from benchmarks.study.tables import quality_lines, speed_lines
@@ -69,14 +68,8 @@ def sampled_lines(runs: Sequence[Sampled]) -> Iterator[str]:
 
 
 def _found(study: Study) -> Iterator[str]:
-    ran, summary = study.provenance, study.summary
-    settings = ran["settings"]
-    yield (
-        f"`{portable_words(ran['command'])}` of {ran['date']}, commit {ran['git_commit'][:9]},"
-        f" on {ran['hardware']}: up to {settings['prompts']} prompts a suite, {settings['max_new_tokens']}"
-        f" tokens each, the median of {settings['repetitions']} repetitions."
-    )
-    yield ""
+    summary = study.summary
+    yield from (study.run, "")
     best = summary.best_adaptive or ENTMTP
     sentences = [*against_paper(summary, best), *quality_conclusions(summary), *study.caveats]
     yield from (*(f"- {sentence}" for sentence in sentences), "")

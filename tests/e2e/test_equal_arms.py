@@ -19,9 +19,9 @@ def test_equal_arms_are_distinguished_in_one_of_twenty_runs_at_most(runs: int) -
     wrong = claims = 0
     for _ in range(runs):
         drawn = [replace(row, seconds=float(np.exp(0.2 * rng.gamma(4)))) for row in requests]
-        claimed = [line for line in conclusions(summary_of(drawn, steps)) if " is " in line and "suites," in line]
+        claimed = [line for line in conclusions(summary_of(drawn, steps)) if "suites," in line]
         assert len(claimed) == 3
         claims += len(claimed)
-        wrong += sum("is level with" not in line for line in claimed)
+        wrong += sum("inconclusive" not in line for line in claimed)
     assert wrong / claims <= 0.05
     assert wrong  # or intervals would be wider than they must be

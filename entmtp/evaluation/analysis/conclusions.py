@@ -106,8 +106,7 @@ def caveats(summary: Summary, provenance: Mapping[str, Any]) -> list[str]:
     constant = [row.suite for row in summary.arms if row.arm == ENTMTP and row.trees == 1]
     if constant:
         sentences.append(
-            f"{', '.join(constant)}: entmtp used one tree at every step, as no other pays at any entropy by this"
-            " machine's step costs; it is a static tree there."
+            f"{', '.join(constant)}: entmtp used one tree at every step of these texts, so it is a static tree there."
         )
     sentences += overlap_caveats(provenance)
     if unsettled := sum(row.unsettled_steps for row in summary.arms):
@@ -129,9 +128,9 @@ def _against(row: Speedup, compared: int) -> str:
     found = row.adjusted_for(compared)
     if not found.has_interval:
         return f"{row.arm} against {row.baseline}: no claim, {_too_few(row)}"
-    words = {"faster": "is faster than", "slower": "is slower than", "level": "is level with"}
-    why = ", the interval holds 1" if verdict(found) == "level" else ""
-    return f"{row.arm} {words[verdict(found)]} {row.baseline}: {ratio(found)}{why} ({_extent(row)})"
+    if (word := verdict(found)) == "inconclusive":
+        return f"{row.arm} against {row.baseline}: {word}, {ratio(found)}, the interval holds 1 ({_extent(row)})"
+    return f"{row.arm} is {word} than {row.baseline}: {ratio(found)} ({_extent(row)})"
 
 
 def share_of(row: Speedup, compared: int = 1) -> str:
@@ -179,7 +178,8 @@ def _quality(summary: Summary) -> list[str]:
             shared = len(by_score) == 1
             found = [f"{score} with {'every arm' if shared else ', '.join(arms)}" for score, arms in by_score.items()]
             prompts = max(row.scored for row in rows)
-            sentences.append(f"{suite} {metric(suite)} over {prompts} prompts: {'; '.join(found)}")
+            unsolved = " (none was solved, so it compares nothing)" if not any(row.score for row in rows) else ""
+            sentences.append(f"{suite} {metric(suite)} over {prompts} prompts: {'; '.join(found)}{unsolved}")
     return sentences
 
 

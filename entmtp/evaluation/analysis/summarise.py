@@ -21,6 +21,7 @@ from entmtp.evaluation.analysis.by_prompt import (
 from entmtp.evaluation.analysis.entropy import entropy_relation
 from entmtp.evaluation.analysis.summary import (
     ALL_SUITES,
+    BASELINES,
     ArmSummary,
     DepthAcceptance,
     LikelihoodDifference,
@@ -33,7 +34,6 @@ from entmtp.methods import AUTOREGRESSIVE, order
 
 TIE_MARGIN = 1e-4  # top-2 logits closer than this are a tie: either token is the model's own greedy choice
 
-_BASELINES = (AUTOREGRESSIVE, "medusa", "hydra")  # every arm is compared with these, adaptive ones with every arm
 _HEAVY = ("text", "token_ids")
 
 _Runs = Mapping[tuple[str, str], Prompts]  # by (suite, arm)
@@ -111,9 +111,9 @@ def _arms(runs: _Runs) -> list[str]:
 def _pairs(runs: _Runs) -> list[tuple[str, str]]:
     """The (arm, baseline) pairs that are compared."""
     arms = _arms(runs)
-    pairs = [(arm, baseline) for baseline in _BASELINES if baseline in arms for arm in arms if arm != baseline]
+    pairs = [(arm, baseline) for baseline in BASELINES if baseline in arms for arm in arms if arm != baseline]
     adaptive = [arm for arm in methods.adaptive() if arm in arms]
-    return pairs + [(arm, other) for arm in adaptive for other in arms if other not in (arm, *_BASELINES)]
+    return pairs + [(arm, other) for arm in adaptive for other in arms if other not in (arm, *BASELINES)]
 
 
 def _speedups(runs: _Runs, arm: str, baseline: str) -> list[Speedup]:

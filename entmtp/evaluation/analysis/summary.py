@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Self
 
 import pyarrow as pa
@@ -14,6 +14,8 @@ from entmtp.methods import AUTOREGRESSIVE
 
 ALL_SUITES = "all suites"
 SAMPLE = "sample"
+BASELINES = (AUTOREGRESSIVE, "medusa", "hydra")
+"""Arms that every arm is compared with; adaptive arms are compared with every arm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,12 @@ class Speedup(PairedRatio):
             freedom=log_ratio.freedom,
         )
 
+    @property
+    def reversed(self) -> Self:
+        """The same comparison with the two arms exchanged."""
+        ratio = LogMean(-math.log(self.ratio.value), self.log_error, self.freedom).estimate()
+        return replace(self, arm=self.baseline, baseline=self.arm, ratio=ratio)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LikelihoodDifference:
@@ -123,12 +131,12 @@ class LikelihoodDifference:
 
 
 def verdict(ratio: Estimate) -> str:
-    """'faster', 'slower', 'level' (the interval holds 1), or 'no claim' without an interval."""
+    """'faster', 'slower', 'inconclusive' (the interval holds 1), or 'no claim' without an interval."""
     if ratio.low is None or ratio.high is None:
         return "no claim"
     if ratio.low > 1:
         return "faster"
-    return "slower" if ratio.high < 1 else "level"
+    return "slower" if ratio.high < 1 else "inconclusive"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

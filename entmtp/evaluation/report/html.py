@@ -19,7 +19,7 @@ from entmtp.evaluation.report.html_table import HtmlTable
 from entmtp.evaluation.report.plot_style import Plot
 from entmtp.evaluation.report.quality_table import quality_table
 from entmtp.evaluation.report.study_tables import study_tables
-from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD, interval
+from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD, OTHER_METHODS, interval
 from entmtp.provenance import flatten_provenance
 
 _TITLE = "EntMTP benchmark"
@@ -28,13 +28,12 @@ _PACKAGE = "entmtp.evaluation.report"
 
 @dataclass(frozen=True, slots=True)
 class HtmlSection:
-    """A folded section of the page. `kind` is a CSS class of its tables."""
+    """A folded section of the page."""
 
     title: str
     note: str
     tables: Sequence[HtmlTable] = ()
     plots: Sequence[Plot] = ()
-    kind: str = ""
 
 
 def render_html(
@@ -55,6 +54,7 @@ def render_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["capitalize_first"] = lambda sentence: sentence[:1].upper() + sentence[1:]
     environment.filters["image"] = lambda plot: base64.b64encode(plot.path.read_bytes()).decode()
     return environment.get_template("report.html.j2").render(
         title=_TITLE,
@@ -72,6 +72,7 @@ def render_html(
         provenance=list(flatten_provenance(provenance)),
         confidence=f"{CONFIDENCE:.0%}",
         how=METHOD,
+        other=OTHER_METHODS,
         fewest=FEWEST_PROMPTS,
     )
 
@@ -92,7 +93,7 @@ def _sections(summary: Summary, plots: Sequence[Plot], pareto: Sequence[ParetoPo
         *study_tables(summary, pareto),
     ]
     found = [
-        HtmlSection("Paired comparisons of all arms", NOTE, comparison_matrices(summary), kind="matrix"),
+        HtmlSection("Paired comparisons of all arms", NOTE, comparison_matrices(summary)),
         HtmlSection("More figures: " + ", ".join(plot.title for plot in plots), "", plots=plots),
         *(HtmlSection(table.title, table.note, [table]) for table in tables if table.rows),
     ]

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from entmtp.evaluation.analysis.summary import Speedup
 from entmtp.intervals import Estimate, interval
 
-_MARKS = {"faster": "▲", "slower": "▼", "level": "="}
+_MARKS = {"faster": "▲", "slower": "▼", "inconclusive": "~"}
 """Sign of each verdict, for readers who can't tell the colours apart."""
 
 
 @dataclass(frozen=True, slots=True)
 class HtmlCell:
-    """A number with its interval. A `verdict` colours the cell and gives it a mark."""
+    """A value, and a detail in small print, such as its interval. A `verdict` colours the cell and gives it a mark."""
 
     text: str
-    interval: str = ""
+    detail: str = ""
     verdict: str = ""
 
     @property
@@ -25,13 +25,14 @@ class HtmlCell:
 
 @dataclass(frozen=True, slots=True)
 class HtmlTable:
-    """A table of the page. Its first `names` columns name the row."""
+    """A table of the page. Its first `names` columns name the row. `kind` is its CSS class."""
 
     title: str
     note: str
     headings: Sequence[str]
     rows: Sequence[Sequence[str | HtmlCell]]
     names: int = 2
+    kind: str = ""
 
 
 def estimate_cell(estimate: Estimate) -> HtmlCell:

@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from entmtp import methods
 from entmtp.evaluation.analysis.summary import ALL_SUITES, SAMPLE, Summary
-from entmtp.evaluation.report.plot_style import FAINT, INK, Plot, panels, save, style_context, whiskers
+from entmtp.evaluation.report.plot_style import FAINT, INK, Plot, panels, ratio_axis, save, style_context, whiskers
 from entmtp.intervals import FEWEST_PROMPTS, Estimate
 from entmtp.methods import AUTOREGRESSIVE, colour
 
@@ -37,19 +39,23 @@ def _draw_speedups(folder: Path, summary: Summary) -> Plot | None:
             shown[row.suite][row.arm] = row.ratio
     if not any(shown.values()):
         return None
-    figure = _bars(summary, shown, "times as fast as autoregressive decoding", bare_bars=False)
+    figure, axes = _bars(summary, shown, "times as fast as autoregressive decoding, logarithmic", start=1)
+    ratio_axis(axes[0], [row for estimates in shown.values() for row in estimates.values() if row.has_interval])
     return save(
         figure,
         folder / "speedup.png",
         "Speedup against autoregressive decoding" + _sample_mark(summary),
-        "Left of the line at 1 an arm is slower than autoregressive decoding. Whiskers are 95% intervals over prompts; "
-        f"with fewer than {FEWEST_PROMPTS} prompts there is no interval, and so no bar.",
+        "Bars begin at 1, the speed of autoregressive decoding: to the left an arm is slower, to the right faster. "
+        "Whiskers are 95% intervals over prompts, each for its own comparison; one that crosses the line is "
+        f"inconclusive. With fewer than {FEWEST_PROMPTS} prompts there is no interval, and so no bar.",
     )
 
 
 def _draw_taus(folder: Path, summary: Summary) -> Plot:
     shown = {suite: {row.arm: row.tau for row in summary.arms if row.suite == suite} for suite in summary.suites}
-    figure = _bars(summary, shown, "tokens per step (tau, root included)", bare_bars=True)
+    figure, axes = _bars(summary, shown, "tokens per step (tau, root included)", start=0)
+    highest = max(row.high or row.value for estimates in shown.values() for row in estimates.values())
+    axes[0].set_xlim(0, max(1.2, 1.25 * highest))
     return save(
         figure,
         folder / "tau.png",
@@ -59,33 +65,36 @@ def _draw_taus(folder: Path, summary: Summary) -> Plot:
     )
 
 
-def _bars(summary: Summary, shown: Mapping[str, Mapping[str, Estimate]], label: str, *, bare_bars: bool) -> Figure:
-    """A panel of horizontal bars per suite, arms in the same order. `bare_bars` also draws bars without an interval."""
+def _bars(
+    summary: Summary, shown: Mapping[str, Mapping[str, Estimate]], label: str, *, start: Literal[0, 1]
+) -> tuple[Figure, list[Axes]]:
+    """A panel of horizontal bars per suite, arms in the same order. Bars from 1 are ratios, drawn only with an
+    interval."""
     arms = list(dict.fromkeys(arm for estimates in shown.values() for arm in estimates))
     figure, axes = panels(len(shown), height=0.7 + 0.3 * len(arms))
     for axis, (suite, estimates) in zip(axes, shown.items(), strict=True):
         for position, arm in enumerate(arms):
             if arm in estimates:
-                _bar(axis, position, estimates[arm], colour(arm), bare_bars)
+                _bar(axis, position, estimates[arm], colour(arm), start)
         axis.set_title(summary.label(suite))
         axis.axvline(1, color=INK, linewidth=1)
         axis.set_yticks(range(len(arms)), arms)
         axis.grid(visible=False, axis="y")
-    highest = max(row.high or row.value for estimates in shown.values() for row in estimates.values())
-    axes[0].set_xlim(0, max(1.2, 1.25 * highest))
     axes[0].invert_yaxis()
     figure.supxlabel(label, fontsize=10)
-    return figure
+    return figure, axes
 
 
-def _bar(axis: Axes, position: int, estimate: Estimate, face: str, bare_bars: bool) -> None:
-    if not estimate.has_interval and not bare_bars:
-        axis.text(0, position, " no bar: too few prompts", va="center", fontsize=8, color=FAINT)
+def _bar(axis: Axes, position: int, estimate: Estimate, face: str, start: Literal[0, 1]) -> None:
+    if not estimate.has_interval and start == 1:
+        axis.text(start, position, " no bar: too few prompts", va="center", fontsize=8, color=FAINT)
         return
-    axis.barh(position, estimate.value, color=face, height=0.7)
-    axis.errorbar(estimate.value, position, xerr=whiskers([estimate]), color=INK, capsize=3, linewidth=1.2)
+    axis.barh(position, estimate.value - start, left=start, color=face, height=0.7)
+    whisker = axis.errorbar(estimate.value, position, xerr=whiskers([estimate]), color=INK, capsize=3, linewidth=1.2)
+    for line in (*whisker.lines[1], *whisker.lines[2]):
+        line.set_path_effects([withStroke(linewidth=1.9, foreground="white")])  # dark bars would hide it
     note = f"  {estimate.value:.2f}" + ("" if estimate.has_interval else " (no interval)")
-    axis.text(estimate.high or estimate.value, position, note, va="center", fontsize=8.5, color=INK)
+    axis.text(max(start, estimate.high or estimate.value), position, note, va="center", fontsize=8.5, color=INK)
 
 
 def _draw_entropy(folder: Path, summary: Summary) -> Plot | None:
@@ -140,13 +149,26 @@ def _draw_tree_choice(folder: Path, summary: Summary, steps: pa.Table) -> Plot |
     suites = [suite for suite in summary.suites if suite in prompts]
     figure, axes = panels(len(suites), height=2.3)
     of_arm = first.filter(pc.field("arm") == arm).sort_by("step")
-    highest = 1.25 * float(np.nanmax(of_arm["entropy_ema"].to_numpy(), initial=0.1))
-    for axis, suite in zip(axes, suites, strict=True):
-        table = of_arm.filter((pc.field("suite") == suite) & (pc.field("prompt_id") == prompts[suite]))
+    tables = {
+        suite: of_arm.filter((pc.field("suite") == suite) & (pc.field("prompt_id") == prompts[suite]))
+        for suite in suites
+    }
+    highest = max(float(np.nanmax(table["entropy_ema"].to_numpy(), initial=0.1)) for table in tables.values())
+    for axis, (suite, table) in zip(axes, tables.items(), strict=True):
         number, nodes = table["step"].to_numpy(), table["nodes"].to_numpy()
         axis.vlines(number, 0, nodes, color="#bbbbbb", linewidth=1.2)
-        entropies = table["entropy_ema"].to_numpy()
-        points = axis.scatter(number, nodes, c=entropies, cmap="viridis_r", vmin=0, vmax=highest, s=28, zorder=3)
+        points = axis.scatter(
+            number,
+            nodes,
+            c=table["entropy_ema"].to_numpy(),
+            cmap="viridis_r",
+            vmin=0,
+            vmax=highest,
+            s=28,
+            edgecolors=FAINT,
+            linewidths=0.5,
+            zorder=3,
+        )
         axis.set_title(summary.label(suite))
     axes[0].set_ylim(bottom=-0.5)
     figure.supxlabel("step of the answer", fontsize=10)

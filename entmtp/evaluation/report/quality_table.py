@@ -14,7 +14,7 @@ def quality_table(summary: Summary) -> HtmlTable:
         title="Quality of the texts",
         note="Score: pass@1 or exact match, the mean over scored prompts. Log-likelihood: nats per token of the text"
         " under the model at temperature 1, the mean over prompts; difference: paired with autoregressive decoding's"
-        " text for the same prompt. Lossless arms write the very same texts, so theirs is 0. Same text: requests that"
+        " text for the same prompt, so 0 where an arm wrote the very same texts. Same text: requests that"
         " wrote exactly the tokens of autoregressive decoding.",
         headings=("suite", "arm", "prompts", "score", "log-likelihood", "95%", "difference", "95%", "same text"),
         rows=[_cells(summary, row) for row in summary.arms],

@@ -54,7 +54,7 @@ def _draw_tree_sizes(folder: Path, summary: Summary) -> Plot | None:
     return save(
         figure,
         folder / "shares.png",
-        "Sizes and shapes of the trees that adaptive arms chose",
+        "Sizes and shapes of the chosen trees",
         "Shares of steps by nodes of their tree, without the root; 0 is a plain step. Each part of a colour is a shape,"
         " with its depth x its width (most nodes of a level) where there is room; the last, pale part are shapes below"
         f" {COMMON:.0%} each. First repetition of each prompt.",

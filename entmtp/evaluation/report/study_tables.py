@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from entmtp.evaluation.analysis.pareto import ParetoPoint, fastest
 from entmtp.evaluation.analysis.summary import Summary, TreeShare
 from entmtp.evaluation.analysis.tree_sizes import COMMON, SHOWN, SIZES, size_of
-from entmtp.evaluation.report.html_table import HtmlTable
+from entmtp.evaluation.report.html_table import HtmlCell, HtmlTable
 from entmtp.evaluation.report.study_plots import size_name
 from entmtp.trees.topology import Shape
 
@@ -30,26 +30,28 @@ def _tree_sizes(summary: Summary) -> HtmlTable:
             [summary.label(suite), arm, *(_of_size(rows, size) for size in SIZES)]
             for (suite, arm), rows in runs.items()
         ],
+        kind="matrix",
     )
 
 
-def _of_size(rows: Sequence[TreeShare], size: tuple[int, int | None]) -> str:
-    """Share of a size, and its most frequent shape: '41.2% n8 d4 w3'."""
+def _of_size(rows: Sequence[TreeShare], size: tuple[int, int | None]) -> HtmlCell:
+    """Share of a size, and below it its most frequent shape: '41.2%' and 'n8 d4 w3'."""
     inside = [row for row in rows if size_of(row) == size]
     shapes = [str(Shape(row.nodes_from, row.depth, row.width or 0)) for row in inside if row.depth]
-    return " ".join([f"{sum(row.share for row in inside):.1%}", *shapes[:1]])
+    return HtmlCell(f"{sum(row.share for row in inside):.1%}", *shapes[:1])
 
 
 def _uses(summary: Summary) -> HtmlTable:
-    uses: dict[tuple[str, str], list[str]] = {}
+    uses: dict[tuple[str, str], list[HtmlCell]] = {}
     for row in summary.tree_uses:
-        uses.setdefault((row.suite, row.arm), []).append(f"{row.tree} {row.share:.1%}")
+        uses.setdefault((row.suite, row.arm), []).append(HtmlCell(f"{row.share:.1%}", row.tree))
     return HtmlTable(
         title="Trees that were chosen most",
         note="n: nodes without the root, d: depth, w: most nodes of one level; the last part distinguishes trees of "
         "one shape. Shares of the arm's steps, first repetition of each prompt.",
         headings=("suite", "arm", *(f"{rank + 1}." for rank in range(SHOWN))),
-        rows=[[summary.label(suite), arm, *(own + [""] * SHOWN)[:SHOWN]] for (suite, arm), own in uses.items()],
+        rows=[[summary.label(suite), arm, *own, *[""] * (SHOWN - len(own))] for (suite, arm), own in uses.items()],
+        kind="matrix",
     )
 
 

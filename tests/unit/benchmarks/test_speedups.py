@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import origin
+from benchmarks.lib.record import read_record
 from benchmarks.speedups import main
 from entmtp.evaluation.report.report import write_report
 from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
@@ -40,7 +41,9 @@ def test_an_arm_is_told_against_each_other_on_each_suite_and_over_all(
     told = (tmp_path / "record.json").read_text()
     assert "3.00x [3.00, 3.00]" in told
     assert "2.00x [2.00, 2.00]" in told
-    assert "commit 012345678:" in told
+    assert "commit 0123456789ab, on a CPU: up to 4 prompts a suite, up to 8 tokens each, one repetition." in told
+    made = read_record(tmp_path / "record.json")
+    assert (made.commit, made.date) == ("0123456789ab", "2026-01-01"), "of the run, not of the extract"
     assert "jobs/benchmark.py" in told
     assert str(results) not in told
     assert '"all suites' in told

@@ -22,7 +22,7 @@ from entmtp.evaluation.analysis.summarise import summarise
 from entmtp.evaluation.analysis.summary import Summary, tables
 from entmtp.evaluation.report.report import write_report
 from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, RequestRow, as_table
-from entmtp.intervals import Estimate
+from entmtp.intervals import Estimate, LogMean
 from entmtp.settings import STUDIES
 from tests.helpers.benchmark_commands import main_of
 from tests.helpers.blank_figures import blank_figures
@@ -167,7 +167,8 @@ def test_a_temperatures_run_is_reported_with_speed_likelihood_and_the_papers_num
     assert "Not run." in lossless
     assert "Not run." not in typical
     assert (
-        "commit 0123abc, on a | CPU: up to 4 prompts a suite, 64 tokens each, the median of 3 repetitions." in typical
+        "commit 0123abc, on a | CPU: up to 4 prompts a suite, up to 64 tokens each, the median of 3 repetitions."
+        in typical
     )
     assert "entmtp against hydra, where the paper has 1.09x to 1.15x: humaneval 1.8" in typical
     assert "entmtp against medusa, where the paper has up to 1.36x: humaneval 2.50x [2.50, 2.50] (above)" in typical
@@ -201,9 +202,9 @@ def test_claims_are_computed_from_the_tables(report: Path) -> None:
     assert "this comparison is easy to win" in published
     assert ladder.startswith(
         "entmtp, the paper's ladder of trees by entropy: 1.00 of the speed of hydra-best, suite by suite:"
-        " humaneval 1.00x [1.00, 1.00] (level), gsm8k 1.00x [1.00, 1.00] (level), "
+        " humaneval 1.00x [1.00, 1.00] (inconclusive), gsm8k 1.00x [1.00, 1.00] (inconclusive), "
     )
-    assert "all suites (1 of 4 sample) 1.00x [1.00, 1.00] (level)." in ladder
+    assert "all suites (1 of 4 sample) 1.00x [1.00, 1.00] (inconclusive)." in ladder
     assert ladder.endswith("makes it a static tree: humaneval 3, gsm8k 3, sharegpt 3, litbench (sample) 3.")
     assert static.startswith("entmtp-dynamic against hydra-best: faster in 4 of 4 comparisons.")
     assert "gsm8k: entmtp-dynamic is 1.20x [1.20, 1.20] as fast as random: faster." in shuffled
@@ -216,7 +217,7 @@ def test_claims_are_computed_from_the_tables(report: Path) -> None:
     assert "entmtp-goodput reaches of hindsight's speed: humaneval 23% [23%, 23%], " in shares
     assert shares.count("all suites") == 6
     assert "gsm8k: entmtp-dynamic is 1.10x [1.10, 1.10] as fast as entmtp-transfer: faster." in banks
-    assert "gsm8k: entmtp-dynamic is 1.00x [1.00, 1.00] as fast as entmtp-mixed: level." in banks
+    assert "gsm8k: entmtp-dynamic is 1.00x [1.00, 1.00] as fast as entmtp-mixed: inconclusive." in banks
 
 
 def test_claims_without_their_arms_or_enough_prompts_are_not_made() -> None:
@@ -235,18 +236,84 @@ def test_the_papers_policy_has_a_sentence_of_its_own_suite_by_suite(report: Path
     summary = read_study(report).summary
     values = {"humaneval": 0.98, "gsm8k": 1.0, "sharegpt": 0.99, "litbench": 0.985}
     rows = [
-        replace(row, ratio=Estimate(values[row.suite], values[row.suite] - 0.03, values[row.suite] - 0.005))
+        replace(row, ratio=Estimate(values[row.suite], 0.9, 0.99), log_error=0.0005)
         if (row.arm, row.baseline) == ("entmtp", "hydra-best") and row.suite in values
         else row
         for row in summary.speedups
     ]
     sentence = found(replace(summary, speedups=rows))[2]
     assert "0.98 to 1.00 of the speed of hydra-best" in sentence
-    assert "humaneval 0.98x [0.95, 0.97] (slower)" in sentence
-    few = [replace(row, ratio=replace(row.ratio, low=None, high=None)) for row in rows]
+    assert "humaneval 0.98x [0.98, 0.98] (slower)" in sentence
+    few = [replace(row, ratio=replace(row.ratio, low=None, high=None), log_error=None) for row in rows]
     sentence = found(replace(summary, speedups=few))[2]
     assert "no claim against hydra-best" in sentence
     assert not re.search(r"\d\.\d\dx", sentence)
+
+
+def with_error(summary: Summary, arm: str, baseline: str, ratio: float, error: float) -> Summary:
+    """The summary with another speedup of an arm, known to a standard error of 10 degrees of freedom."""
+    log_ratio = LogMean(math.log(ratio), error, 10)
+    rows = [
+        replace(row, ratio=log_ratio.estimate(), log_error=error, freedom=10)
+        if (row.arm, row.baseline) == (arm, baseline)
+        else row
+        for row in summary.speedups
+    ]
+    return replace(summary, speedups=rows)
+
+
+def test_the_intervals_of_a_claim_hold_together_with_those_of_every_arm_that_might_have_been_best(
+    report: Path,
+) -> None:
+    """An arm that is faster by each interval alone, and not by all of them together."""
+    summary = with_error(read_study(report).summary, "entmtp-dynamic", "hydra-best", 1.2, 0.06)
+    assert {row.verdict for row in summary.speedups if (row.arm, row.baseline) == ("entmtp-dynamic", "hydra-best")} == {
+        "faster"
+    }
+    static = found(summary)[3]
+    assert static.startswith("entmtp-dynamic against hydra-best: inconclusive in 4 of 4 comparisons.")
+    assert static.endswith("Intervals: 15 comparisons that hold all together with 95%.")
+    wide = LogMean(math.log(1.2), 0.06, 10).estimate(15)
+    assert f"gsm8k: entmtp-dynamic is 1.20x [{wide.low:.2f}, {wide.high:.2f}] as fast as hydra-best" in static
+
+
+@pytest.mark.parametrize(("ratio", "error", "begin"), [(1.5, 0.3, "Not known."), (1.5, 0.01, "Holds.")])
+def test_never_slower_holds_only_where_every_arm_is_faster(
+    ratio: float, error: float, begin: str, report: Path
+) -> None:
+    summary = read_study(report).summary
+    for arm in {row.arm for row in summary.arms if row.arm.startswith("entmtp")}:
+        summary = with_error(summary, arm, "autoregressive", ratio, error)
+    assert found(summary)[5].startswith(begin)
+
+
+def test_a_wide_interval_overlaps_the_papers_range_and_does_not_agree(report: Path) -> None:
+    summary = with_error(read_study(report).summary, "entmtp", "hydra", 1.5, 0.3)
+    assert re.search(r"entmtp against hydra, .*: humaneval 1\.50x \[.*?\] \(overlaps\), ", found(summary)[1])
+
+
+def test_a_correlation_of_the_other_sign_is_the_reverse(report: Path) -> None:
+    summary = read_study(report).summary
+    rows = [replace(row, correlation=Estimate(0.5, 0.4, 0.6)) for row in summary.entropy_correlations]
+    entropy = found(replace(summary, entropy_correlations=rows))[0]
+    assert entropy.startswith("Holds on 0 of 4 suites")
+    assert "gsm8k: the reverse. Correlation" in entropy
+
+
+def test_a_published_tree_that_is_cheap_on_some_suites_is_not_called_fair(report: Path) -> None:
+    summary = read_study(report).summary
+    cheap = [replace(row, verify_ms=30.0, draft_ms=1.0, other_ms=0.0) for row in summary.arms]
+    mixed = [replace(row, verify_ms=300.0) if row.suite == "gsm8k" and row.arm == "hydra" else row for row in cheap]
+    published = found(replace(summary, arms=mixed))[1]
+    assert "on some suites this comparison is easy to win" in published
+    assert published.count("fair") == 1, "medusa's"
+
+
+def test_a_run_without_git_is_described_so(report: Path) -> None:
+    study = read_study(report)
+    settings = {"prompts": 4, "max_new_tokens": 8, "repetitions": 1}
+    without = replace(study, provenance=study.provenance | {"settings": settings, "git_commit": None})
+    assert "of 2026-01-01, code without git, on a | CPU: up to 4 prompts a suite" in without.run
 
 
 def test_published_trees_that_cost_little_are_a_fair_comparison(report: Path) -> None:

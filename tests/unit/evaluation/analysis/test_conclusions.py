@@ -25,6 +25,13 @@ def test_scores_are_reported_by_name_with_their_count_and_who_differs() -> None:
     assert sentence in conclusions(summary_of(worse, steps))
 
 
+def test_scores_of_texts_that_solve_nothing_compare_nothing() -> None:
+    requests, steps = make_rows(arms=("autoregressive", "hydra"), suites=("humaneval",), prompts=4)
+    unsolved = summary_of([replace(row, score=0.0) for row in requests], steps)
+    said = "humaneval pass@1 over 4 prompts: 0.000 with every arm (none was solved, so it compares nothing)"
+    assert said in conclusions(unsolved)
+
+
 def test_likelihoods_are_reported_with_who_differs_and_by_how_much() -> None:
     requests, steps = make_rows(arms=("autoregressive", "hydra", "medusa"), suites=("gsm8k",), prompts=4)
     begin = "log-likelihood of the texts against autoregressive's, nats per token: "
@@ -80,7 +87,7 @@ def test_ties_are_distinguished_from_real_differences() -> None:
     assert "1 first differ at a tie of the two best tokens, 1 differ without one" in conclusions(summary)[-1]
 
 
-def test_verdicts_say_faster_slower_and_level() -> None:
+def test_verdicts_say_faster_slower_and_inconclusive() -> None:
     requests, steps = make_rows(suites=("gsm8k", "litbench"), prompts=4)
     seconds = {"autoregressive": 1.0, "medusa": 2.0, "hydra": 1.5, "medusa-best": 0.5, "hydra-best": 0.8}
     others = {
@@ -99,8 +106,8 @@ def test_verdicts_say_faster_slower_and_level() -> None:
     assert "entmtp is faster than medusa: 2.50x [2.50, 2.50] (2 suites, 8 prompts, paired t)" in sentences
     assert "entmtp is slower than medusa-best: 0.62x [0.62, 0.62] (2 suites, 8 prompts, paired t)" in sentences
     assert (
-        "entmtp is level with hydra-best: 1.00x [1.00, 1.00], the interval holds 1 (2 suites, 8 prompts, paired t)"
-        in sentences
+        "entmtp against hydra-best: inconclusive, 1.00x [1.00, 1.00], the interval holds 1"
+        " (2 suites, 8 prompts, paired t)" in sentences
     )
     assert "entmtp-dynamic reaches 92% [92%, 92%] of bank-oracle's speed (2 suites, 8 prompts, paired t)" in sentences
     assert "entmtp-goodput reaches 57% [57%, 57%] of hindsight's speed (2 suites, 8 prompts, paired t)" in sentences
@@ -118,7 +125,7 @@ def test_the_best_adaptive_arm_is_the_fastest_and_no_sentence_comes_twice() -> N
     assert len(sentences) == len(set(sentences))
     assert "entmtp-goodput is faster than random: 2.00x [2.00, 2.00] (2 suites, 8 prompts, paired t)" in sentences
     assert "entmtp-goodput reaches 80% [80%, 80%] of bank-oracle's speed (2 suites, 8 prompts, paired t)" in sentences
-    assert not any(sentence.startswith("entmtp-dynamic is level with random") for sentence in sentences)
+    assert not any(sentence.startswith("entmtp-dynamic against random") for sentence in sentences)
     assert sentences[0].startswith("entmtp is")
     assert summary.speedup("gsm8k", "entmtp-dynamic", "entmtp-transfer") is not None
 

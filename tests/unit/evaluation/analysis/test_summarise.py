@@ -1,6 +1,6 @@
 """The numbers of a summary."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import pairwise
 
 import numpy as np
@@ -46,6 +46,19 @@ def test_speedup_is_the_geometric_mean_of_the_prompts() -> None:
     interval = scipy.stats.t.interval(0.95, 3, logs.mean(), scipy.stats.sem(logs))
     assert (found.ratio.low, found.ratio.high) == pytest.approx(np.exp(interval))
     assert found.verdict == "faster"
+
+
+def test_a_comparison_can_be_read_the_other_way_round() -> None:
+    requests, steps = make_rows(arms=("medusa", "hydra"), suites=("gsm8k",), prompts=4)
+    rng = np.random.default_rng(0)
+    summary = summary_of([replace(row, seconds=float(rng.uniform(1, 2))) for row in requests], steps)
+    one, other = summary.speedup("gsm8k", "medusa", "hydra"), summary.speedup("gsm8k", "hydra", "medusa")
+    assert one is not None
+    assert other is not None
+    turned = one.reversed
+    assert replace(turned, ratio=other.ratio, log_error=other.log_error) == other
+    for ours, theirs in zip(astuple(turned.ratio), astuple(other.ratio), strict=True):
+        assert ours == pytest.approx(theirs)
 
 
 def test_speedup_compares_times_of_equal_work_after_a_tie() -> None:

@@ -7,6 +7,7 @@ import pytest
 from entmtp.evaluation.analysis.summarise import summarise
 from entmtp.evaluation.analysis.summary import Summary, tables
 from entmtp.evaluation.analysis.tree_sizes import COMMON, SIZES, size_of
+from entmtp.evaluation.report.html_table import HtmlCell
 from entmtp.evaluation.report.study_tables import study_tables
 from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, RequestRow, StepRow, as_table
 from tests.helpers.synthetic_rows import make_rows
@@ -62,8 +63,8 @@ def test_the_page_tells_the_commonest_shape_of_each_size() -> None:
         one for one in study_tables(summary_of(requests, steps), []) if one.title.startswith("Sizes and shapes")
     )
     (row,) = table.rows
-    assert row[list(table.headings).index("5-8")] == "100.0% n8 d4 w2"
-    assert row[list(table.headings).index("33+")] == "0.0%"
+    assert row[list(table.headings).index("5-8")] == HtmlCell("100.0%", "n8 d4 w2")
+    assert row[list(table.headings).index("33+")] == HtmlCell("0.0%")
 
 
 def test_trees_of_one_size_are_counted_apart() -> None:

@@ -44,7 +44,7 @@ def test_runs_are_paired_by_prompt() -> None:
 
 def test_a_run_against_itself_is_level() -> None:
     row = ratio_of(compare([run_of("a"), run_of("b")]), ALL_SUITES, "entmtp")
-    assert (row.ratio.value, row.verdict) == (1.0, "level")
+    assert (row.ratio.value, row.verdict) == (1.0, "inconclusive")
 
 
 def test_suites_are_averaged_geometrically() -> None:
