@@ -40,7 +40,7 @@ from entmtp.calibration.replay import (
 )
 from entmtp.cli_errors import plain_errors
 from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads, load_heads
-from entmtp.intervals import percent, ratio
+from entmtp.intervals import CONFIDENCE, percent, ratio
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.hardware_profile import load_profile
@@ -67,7 +67,9 @@ NOTES = (
     " that knows the heads' calibrated chances exactly, in expectation, where those chances are true; it verifies"
     " before it knows what is right, so that a policy can come near it.",
     "Where the chances are exact: steps start where dynamic's start in the texts, hindsight knows the right path of"
-    " each. Nothing is drawn, so there is no seed; intervals are over texts.",
+    " each. Nothing is drawn, so there is no seed.",
+    f"Intervals are {CONFIDENCE:.0%} over texts: speedups have the jackknife on the logarithm with Student's t, shares"
+    " Student's t on the logs of paired ratios. Each holds for its own comparison: of twenty, one may miss.",
 )
 EXPANDED = (
     "dynamic's drafting is charged level by level, with the host's part between levels, as the profile measured it."

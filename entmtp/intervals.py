@@ -187,7 +187,19 @@ def interval(estimate: Estimate, digits: int = 2, unit: str = "") -> str:
 
 def ratio(estimate: Estimate, unit: str = "x") -> str:
     """Format a speedup as '1.52x [1.44, 1.60]', or as a dash if it has no interval."""
-    return f"{estimate.value:.2f}{unit} {interval(estimate)}" if estimate.has_interval else "–"
+    return f"{times(estimate.value)}{unit} {ratio_interval(estimate)}" if estimate.has_interval else "–"
+
+
+def ratio_interval(estimate: Estimate) -> str:
+    """Format a speedup's interval as '[1.44, 1.60]' or '[0.03, 126]', or as a dash if there are too few prompts."""
+    if estimate.low is None or estimate.high is None:
+        return "–"
+    return f"[{times(estimate.low)}, {times(estimate.high)}]"
+
+
+def times(value: float) -> str:
+    """Format a positive ratio with two decimals, from 10 on with three significant digits."""
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def percent(share: Estimate) -> str:

@@ -12,6 +12,7 @@ The job runs in a copy of the working folder, so paths are made absolute: those 
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -73,24 +74,54 @@ def submit(job: list[str], environment: dict[str, str]) -> int:
     if commit := git_commit():
         arguments += ["--runtime-env-json", json.dumps({"env_vars": {"ENTMTP_GIT_COMMIT": commit}})]
     arguments += ["--", *job]
+    try:
+        code = run_ray(arguments, environment)
+        while code == 0 and (state := job_state(name, environment)) != "succeeded":
+            if state is not None:
+                return 1
+            print("the connection to the job's log was lost; reading it again from its beginning", flush=True)
+            code = run_ray(["job", "logs", "--follow", name], environment)
+    except KeyboardInterrupt:
+        print("stopping the job", flush=True)
+        with suppress(subprocess.TimeoutExpired):
+            stop = [*ray_command(), "job", "stop", name]
+            subprocess.run(
+                stop,
+                env=environment,
+                timeout=STOP_SECONDS,
+                capture_output=True,
+                start_new_session=True,
+                check=False,
+            )
+        raise
+    return code
+
+
+def run_ray(arguments: list[str], environment: dict[str, str]) -> int:
+    """Run a command of Ray until it ends; returns its exit code. It is terminated if this process is interrupted."""
     print("+ ray " + shlex.join(arguments), flush=True)
-    with subprocess.Popen([*ray_command(), *arguments], env=environment, stdin=subprocess.DEVNULL) as follower:
+    with subprocess.Popen([*ray_command(), *arguments], env=environment, stdin=subprocess.DEVNULL) as running:
         try:
-            return follower.wait()
+            return running.wait()
         except KeyboardInterrupt:
-            print("stopping the job", flush=True)
-            follower.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                stop = [*ray_command(), "job", "stop", name]
-                subprocess.run(
-                    stop,
-                    env=environment,
-                    timeout=STOP_SECONDS,
-                    capture_output=True,
-                    start_new_session=True,
-                    check=False,
-                )
+            running.terminate()
             raise
+
+
+def job_state(name: str, environment: dict[str, str]) -> str | None:
+    """How a job ended: 'succeeded', 'failed' or 'was stopped'; None while it runs.
+
+    `ray job submit` ends with exit code 0 where a busy head closes the connection before the job's end.
+
+    Raises:
+        EntMTPError: the cluster does not answer.
+    """
+    command = [*ray_command(), "job", "status", name]
+    asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if asked.returncode:
+        raise EntMTPError(f"ray: the state of job '{name}' is unknown, as the cluster does not answer; see its logs")
+    ended = re.search(f"Job '{re.escape(name)}' (succeeded|failed|was stopped)", asked.stdout + asked.stderr)
+    return ended[1] if ended else None
 
 
 def git_commit() -> str | None:

@@ -138,11 +138,13 @@ class PredictorQuality:
 
     Attributes:
         log_loss: nats per step of the accepted length's distribution.
+        text_losses: the same of each text, in the order of the texts' numbers, ``[texts]``.
         calibration_error: expected calibration error (ECE) of the probability that anything is accepted.
         within_text: correlation of predicted and measured accepted lengths within texts (without the texts' means).
     """
 
     log_loss: float
+    text_losses: np.ndarray
     calibration_error: float
     within_text: float
 
@@ -153,9 +155,11 @@ def quality(predictor: Predictor, rows: StepTable, topology: Topology, bins: int
     predicted = np.array([predictor.lengths(topology, score) for score in predictor.score(rows.features[:, columns])])
     seen = np.array([accepted_length(topology, row) for row in rows.ranks.tolist()])
     chance = np.clip(predicted[np.arange(len(seen)), seen], 1e-6, 1.0)
+    losses = -np.log(chance)
     expected = predicted @ np.arange(predicted.shape[1])
     return PredictorQuality(
-        log_loss=float(-np.log(chance).mean()),
+        log_loss=float(losses.mean()),
+        text_losses=np.array([losses[rows.text == number].mean() for number in np.unique(rows.text)]),
         calibration_error=_calibration_error(1 - predicted[:, 0], seen > 0, bins),
         within_text=_within(expected, seen.astype(np.float64), rows.text),
     )

@@ -17,7 +17,9 @@ from entmtp.intervals import (
     mean_of_suites,
     paired_ratio,
     proportion,
+    ratio,
     ratio_of_sums,
+    times,
 )
 
 COUNTS = (3, 30, *(pytest.param(count, marks=pytest.mark.slow) for count in (4, 6, 10, 14)))
@@ -178,3 +180,20 @@ def test_proportions_cover_whether_hits_come_together_or_not(share: float, corre
             own = rng.beta(share * (1 / correlation_of_hits - 1), (1 - share) * (1 / correlation_of_hits - 1), 24)
         hits += covered(proportion(rng.binomial(100, own).astype(float), counts), share)
     assert hits / TRIALS >= 0.93
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.004, "0.00"),
+        (1.525, "1.52"),
+        (9.994, "9.99"),
+        (9.996, "10.0"),
+        (34.8, "34.8"),
+        (99.96, "100"),
+        (1234.5, "1234"),
+    ],
+)
+def test_large_ratios_have_three_significant_digits(value: float, shown: str) -> None:
+    assert times(value) == shown
+    assert ratio(Estimate(value, value, value)) == f"{shown}x [{shown}, {shown}]"

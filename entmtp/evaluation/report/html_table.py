@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from entmtp.evaluation.analysis.summary import Speedup
-from entmtp.intervals import Estimate, interval
+from entmtp.intervals import Estimate, interval, ratio_interval, times
 
 _MARKS = {"faster": "▲", "slower": "▼", "inconclusive": "~"}
 """Sign of each verdict, for readers who can't tell the colours apart."""
@@ -46,4 +46,4 @@ def speedup_cell(row: Speedup | None) -> HtmlCell:
         return HtmlCell("")
     if not row.ratio.has_interval:
         return HtmlCell("–")
-    return HtmlCell(f"{row.ratio.value:.2f}×", interval(row.ratio), row.verdict)
+    return HtmlCell(f"{times(row.ratio.value)}×", ratio_interval(row.ratio), row.verdict)

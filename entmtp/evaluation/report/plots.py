@@ -15,7 +15,7 @@ from matplotlib.patheffects import withStroke
 from entmtp import methods
 from entmtp.evaluation.analysis.summary import ALL_SUITES, SAMPLE, Summary
 from entmtp.evaluation.report.plot_style import FAINT, INK, Plot, panels, ratio_axis, save, style_context, whiskers
-from entmtp.intervals import FEWEST_PROMPTS, Estimate
+from entmtp.intervals import FEWEST_PROMPTS, Estimate, times
 from entmtp.methods import AUTOREGRESSIVE, colour
 
 
@@ -93,7 +93,7 @@ def _bar(axis: Axes, position: int, estimate: Estimate, face: str, start: Litera
     whisker = axis.errorbar(estimate.value, position, xerr=whiskers([estimate]), color=INK, capsize=3, linewidth=1.2)
     for line in (*whisker.lines[1], *whisker.lines[2]):
         line.set_path_effects([withStroke(linewidth=1.9, foreground="white")])  # dark bars would hide it
-    note = f"  {estimate.value:.2f}" + ("" if estimate.has_interval else " (no interval)")
+    note = f"  {times(estimate.value)}" + ("" if estimate.has_interval else " (no interval)")
     axis.text(max(start, estimate.high or estimate.value), position, note, va="center", fontsize=8.5, color=INK)
 
 

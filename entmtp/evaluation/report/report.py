@@ -75,10 +75,10 @@ def _table(summary: Summary, *, wide: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("suite, arm", no_wrap=True)
     for heading in ("tokens\nper s", "tau", "times as fast as\nautoregressive"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len("1.00"))
     table.add_column("", min_width=len("slower"), no_wrap=True)
     for heading in ("times as fast as\nhydra", "same\ntext", *(_WIDE_HEADINGS if wide else ())):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len("same"))
     for suite in summary.suites:
         table.add_row(Text(summary.label(suite), style="bold"))
         for row in summary.arms:

@@ -65,7 +65,7 @@ def test_each_machine_has_its_section_with_command_and_date() -> None:
 def test_a_section_says_what_its_code_was_and_how_old_it_is() -> None:
     page = performance.render([sample_record("step", commit="abc+")], "2026-01-02")
     assert ", commit abc with uncommitted changes, python" in page
-    assert "told as of 2026-01-02." in " ".join(page.split())
+    assert "counted as of 2026-01-02." in " ".join(page.split())
     assert page.count(f"\n{SINCE}unknown, as its commit is not in this history.\n") == 1
 
 

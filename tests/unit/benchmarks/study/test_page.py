@@ -312,7 +312,7 @@ def test_a_published_tree_that_is_cheap_on_some_suites_is_not_called_fair(report
 def test_a_run_without_git_is_described_so(report: Path) -> None:
     study = read_study(report)
     settings = {"prompts": 4, "max_new_tokens": 8, "repetitions": 1}
-    without = replace(study, provenance=study.provenance | {"settings": settings, "git_commit": None})
+    without = replace(study, provenance={**study.provenance, "settings": settings, "git_commit": None})
     assert "of 2026-01-01, code without git, on a | CPU: up to 4 prompts a suite" in without.run
 
 

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
@@ -276,6 +277,18 @@ def test_terminal_table_fits_and_cuts_nothing(width: int) -> None:
     assert "litbench (sample)" in table
     assert ("ms per step" in table) == (width >= WIDE)
     assert ({row[-1] for row in rows} == {"-0.60"}) == (width >= WIDE), "the mean of -0.5, -0.6 and -0.7"
+
+
+def test_terminal_table_fits_where_intervals_are_wild() -> None:
+    requests, steps = make_rows(suites=("gsm8k",), prompts=3, repetitions=1)
+    rng = np.random.default_rng(0)
+    wild = [replace(row, seconds=float(np.exp(rng.normal(0, 1.5)))) for row in requests]
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    print_table(console, summarise(as_table(wild, REQUEST_SCHEMA), as_table(steps, STEP_SCHEMA)), FACTS)
+    assert isinstance(console.file, io.StringIO)
+    table = console.file.getvalue().split("- entmtp")[0]
+    assert re.search(r"\[0\.\d\d, \d{3,}\]", table), "an interval up to hundreds"
+    assert "…" not in table
 
 
 def test_terminal_table_counts_differing_requests() -> None:
