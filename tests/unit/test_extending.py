@@ -24,17 +24,14 @@ from entmtp.heads.registry import find_trained_heads, register_heads
 from entmtp.methods import Method
 from entmtp.models.build import build_backbone
 from entmtp.policies import registry
-from entmtp.policies.base import RequestPolicy
-from entmtp.policies.registry import PolicyInputs, register_policy
-from entmtp.policies.signals import Signals
 from entmtp.settings import EngineSettings
 from entmtp.suites import Prompt, Suite, load_suite, suite_names
 from entmtp.suites.protocols import Protocol
 from entmtp.trees.batch import TreeBatch
-from entmtp.trees.topology import Topology
 from entmtp.trees.trace import save_traces
 from tests.helpers import synthetic_rows
 from tests.helpers.blank_figures import blank_figures
+from tests.helpers.paths import ROOT
 from tests.helpers.small_cases import drawn_trace, small_backbone, small_bank, small_heads, small_prompt
 from tests.helpers.synthetic_rows import make_tables
 from tests.helpers.tiny_models import TREES, greedy, tiny_model
@@ -42,11 +39,13 @@ from tests.helpers.tiny_models import TREES, greedy, tiny_model
 LINE = Method("entmtp-sure", "sure", "#AA3377", "a chain where the model was sure", adaptive=True)
 
 
-class SurePolicy(RequestPolicy):
-    entropy_window = 8
-
-    def choose_one(self, signals: Signals, state: None, limit: int) -> Topology:
-        return (Topology.of([(0,), (0, 0)]) if signals.entropy < 5 else Topology.root_only()).truncated(limit)
+def file_of_the_policy() -> str:
+    """The policy's file as docs/extending.md gives it, except that no random model is as sure as its threshold asks."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (file,) = (str(block) for block in blocks if "@register_policy" in block)
+    assert "threshold=0.5" in file
+    return file.replace("threshold=0.5", "threshold=5.0")
 
 
 @pytest.fixture
@@ -54,11 +53,7 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The policy's file, and its line after that of the paper's own."""
     every = {policy.name: policy for policy in registry.registered_policies()}
     monkeypatch.setattr(registry, "_REGISTERED", every)
-
-    @register_policy("sure", by_cost=False)
-    def sure(inputs: PolicyInputs) -> SurePolicy:
-        return SurePolicy()
-
+    exec(file_of_the_policy(), {"__name__": "entmtp.policies.sure"})
     at = methods.names().index(methods.ENTMTP) + 1
     monkeypatch.setattr(methods, "TABLE", [*methods.TABLE[:at], LINE, *methods.TABLE[at:]])
     yield
