@@ -8,7 +8,7 @@ self-test.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from entmtp.models import attention
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, LayerShape, TreeCache
 from entmtp.models.kernels.block_weight import Weight, dequantize_layers, weight_of
 from entmtp.models.kernels.choices import CHOICES
-from entmtp.models.kernels.fused_decoder import with_fused_layers
+from entmtp.models.kernels.fused_decoder import FusedDecoder, fused_decoder
 from entmtp.models.kernels.packed_linear import MakeLayer, replace_linear_layers
+from entmtp.models.known_kinds import is_known
 from entmtp.models.loading.load import model_fingerprint, positions_of
 from entmtp.models.masks import AttentionWindow, additive_mask
 from entmtp.models.multi_gpu import devices_of, remove_dispatch_hook
@@ -30,8 +31,8 @@ from entmtp.trees.batch import TreeBatch
 PREFILL_CHUNK = 512
 PREFILL_MULTIPLE = 16
 
-Masks = torch.Tensor | dict[str, torch.Tensor]
-"""One additive mask ``[batch, 1, n, rows]``, or one per layer type."""
+Output = Callable[[torch.Tensor], torch.Tensor]
+"""Function from decoder states ``[1, n, hidden_size]`` to logits ``[1, n, vocab_size]``."""
 
 
 class Backbone:
@@ -49,7 +50,7 @@ class Backbone:
     def __init__(self, model: PreTrainedModel) -> None:
         """Use PyTorch's own kernels; :func:`~entmtp.models.build.build_backbone` finds and tests faster ones."""
         self.fingerprint = model_fingerprint(model)
-        self._fused_decoder: torch.nn.Module | None = None
+        self._fused_decoder: FusedDecoder | None = None
         self.use_model(model)
         self.config: Any = self.model.config.get_text_config(decoder=True)
         self.device, self.dtype = model.device, model.dtype
@@ -76,17 +77,17 @@ class Backbone:
         else:
             fused = None
             if CHOICES[kernels].fuses and self.model.config._attn_implementation == attention.NAME:
-                fused = with_fused_layers(self.decoder, self.config)
+                fused = fused_decoder(self.decoder, self.config)
             output_layer = self.model.get_output_embeddings()
-            # A decoder with fused layers is separate: any caller may run the model's own with any cache.
+            # A fused decoder is separate: any caller may run the model's own with any cache.
             unchanged = None if fused is None else self.decoder
             replace_linear_layers(self.model, siblings, self.make_layer, output_layer, unchanged)
-            self._set_model(self.model)  # so that the replay of the output layer has the new layers too
+            self._set_model(self.model)  # so that logits come from the new output layer
             self._fused_decoder = fused
 
     def _set_model(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
-        self._output = _output_replay(self.model)
+        self._output = _output_of(self.model)
         self._fused_decoder = None
 
     @property
@@ -124,8 +125,7 @@ class Backbone:
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits ``[..., vocab_size]`` of decoder states ``[..., hidden_size]``, scaled as the model does."""
-        flat = hidden.reshape(1, -1, hidden.shape[-1])
-        logits = self._output(inputs_embeds=flat, use_cache=False).logits
+        logits = self._output(hidden.reshape(1, -1, hidden.shape[-1]))
         return logits.reshape(*hidden.shape[:-1], -1).to(self.device)
 
     @torch.inference_mode()
@@ -184,25 +184,30 @@ class Backbone:
         # Learned position tables end at the context. Tokens past it are cut later, and padding is never read.
         positions = (start[:, None] + depth).clamp(max=self.max_context - 1)
         window = AttentionWindow(start[:, None], start, ancestors, positions, positions, real)
-        output = (self._fused_decoder or self.decoder)(
+        sliding_windows = self._sliding_windows()
+        if self._fused_decoder is not None:
+            (size,) = sliding_windows.values()
+            return self._fused_decoder(tokens, window, size, cache)
+        visible = window.visible(kv_range)
+        masks = {
+            kind: self._additive(visible if size is None else visible & window.within_sliding_window(kv_range, size))
+            for kind, size in sliding_windows.items()
+        }
+        output = self.decoder(
             input_ids=tokens,
-            attention_mask=self._masks(window, kv_range),
+            attention_mask=masks.get(None, masks),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
         )
         return output.last_hidden_state.to(self.device)
 
-    def _masks(self, window: AttentionWindow, kv_range: KvRange) -> Masks:
-        """The additive mask ``[batch, 1, n, rows]``, or one per layer type where the model has several."""
-        sliding_window: int | None = getattr(self.config, "sliding_window", None)
-        layer_types = set(getattr(self.config, "layer_types", None) or [])
-        visible = local = window.visible(kv_range)
-        if sliding_window is not None and self.applies_sliding_window:
-            local = visible & window.within_sliding_window(kv_range, sliding_window)
-        if not layer_types:
-            return self._additive(local)
-        return {kind: self._additive(local if kind == "sliding_attention" else visible) for kind in layer_types}
+    def _sliding_windows(self) -> dict[str | None, int | None]:
+        """Size of the sliding window of each layer type, or None; the type is None where the model has no types."""
+        size: int | None = getattr(self.config, "sliding_window", None)
+        slides = size is not None and self.applies_sliding_window
+        layer_types: set[str | None] = set(getattr(self.config, "layer_types", None) or [None])
+        return {kind: size if slides and kind in (None, "sliding_attention") else None for kind in layer_types}
 
     def _additive(self, visible: torch.Tensor) -> torch.Tensor:
         return additive_mask(visible, self.dtype).repeat(1, 1, self._query_groups, 1)
@@ -242,13 +247,16 @@ def sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def _output_replay(model: PreTrainedModel) -> PreTrainedModel:
-    """The model's own forward without the decoder, for exact logits wherever they are scaled, capped or biased."""
+def _output_of(model: PreTrainedModel) -> Output:
+    """The model's output: a layer, or the model's own forward without the decoder, which may scale, cap or bias."""
+    if is_known(model, "ForCausalLM"):
+        output: Output = model.get_output_embeddings()
+        return output
     replay = copy.copy(model)
     replay._modules = dict(model._modules)
     replay._modules[model.base_model_prefix] = _Passthrough()
     remove_dispatch_hook(replay)
-    return replay
+    return lambda states: replay(inputs_embeds=states, use_cache=False).logits
 
 
 __all__ = ["Backbone", "attention"]

@@ -13,9 +13,11 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 
+import torch
 from filelock import FileLock
 
 from entmtp.errors import EntMTPError
@@ -36,7 +38,7 @@ _SIGNATURES = {
     "entmtp_dequantize": (None, [_INT32, _POINTER, _INT, _POINTER, _INT, _INT, _POINTER, _INT32]),
     "entmtp_quantize": (None, [_POINTER] * 3 + [_INT] * 2 + [_INT32]),
     "entmtp_linear": (None, [_POINTER] * 4 + [_INT] * 2 + [_INT32]),
-    "entmtp_layers": (None, [_POINTER, _INT] + [_POINTER] * 3),
+    "entmtp_decode": (None, [_POINTER] * 3),
 }
 FORMATS = ("FLOAT32", "INT8", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """Formats of weights, in the order of enum ``Format`` of weights.hpp; those after the first two are GGUF's."""
@@ -62,12 +64,14 @@ class Layer(ctypes.Structure):
     ]
 
 
-class Sizes(ctypes.Structure):
-    """Struct ``Sizes`` of fused.cpp."""
+class Model(ctypes.Structure):
+    """Struct ``Model`` of fused.cpp."""
 
     _fields_ = [
+        *((name, _POINTER) for name in ("embeddings", "layers", "norm")),
+        *((name, _INT) for name in ("row_bytes", "count", "hidden", "inner", "heads", "kv_heads", "dim")),
         *((name, _FLOAT) for name in ("eps", "scaling")),
-        *((name, _INT) for name in ("hidden", "inner", "heads", "kv_heads", "dim")),
+        ("format", _INT32),
     ]
 
 
@@ -75,8 +79,9 @@ class Pass(ctypes.Structure):
     """Struct ``Pass`` of fused.cpp."""
 
     _fields_ = [
-        *((name, _POINTER) for name in ("cos", "sin", "mask", "slots", "rows", "pool")),
-        *((name, _INT) for name in ("batch", "n", "mask_rows", "first", "last", "pool_slots", "capacity")),
+        *((name, _POINTER) for name in ("tokens", "positions", "rows", "angles", "slots", "start", "tree")),
+        *((name, _POINTER) for name in ("rotary", "pool")),
+        *((name, _INT) for name in ("batch", "n", "first", "last", "pool_slots", "capacity", "window")),
         ("threads", _INT32),
     ]
 
@@ -116,6 +121,11 @@ def library(formats: Iterable[str] = ()) -> ctypes.CDLL:
         function.argtypes, function.restype = types, result
     _loaded[wanted] = loaded
     return loaded
+
+
+def profiled(name: str) -> AbstractContextManager[object]:
+    """Name a call for PyTorch's profiler; without a profiler that would take as long as several operators."""
+    return torch.profiler.record_function(name) if torch._C._autograd._profiler_enabled() else nullcontext()
 
 
 def _compiled(compiler: str, formats: frozenset[str]) -> Path:

@@ -32,6 +32,11 @@ void normalize_rows(Worker& worker, const float* x, const float* weight, float e
   worker.run(rows, [&](int64_t row) { normalize(x + row * width, weight, eps, y + row * width, width); });
 }
 
+// Values [in] of a row of a table.
+void read_row(int32_t format, const uint8_t* row, int64_t in, float* values) {
+  with_reader(format, [&](auto* reader) { dequantize_row(row, in, format, values, reader); });
+}
+
 void rotate(const float* __restrict x, const float* __restrict cos, const float* __restrict sin, float* __restrict y,
             int64_t dim) {
   const int64_t half = dim / 2;
@@ -52,20 +57,28 @@ struct Layer {
   const float *input_norm, *qkv_bias, *query_norm, *key_norm, *output_bias, *middle_norm, *down_bias;
 };
 
-// Sizes that all layers of a model share.
-struct Sizes {
+// A decoder: embedding table, layers and last norm. The table's rows are as entmtp_pack takes them.
+struct Model {
+  const uint8_t* embeddings;
+  const Layer* layers;
+  const float* norm;
+  int64_t row_bytes, count, hidden, inner, heads, kv_heads, dim;
   float eps, scaling;
-  int64_t hidden, inner, heads, kv_heads, dim;
+  int32_t format;
 };
 
-// A pass over batch * n tokens. Layer i stores its keys in block 2 * i of the pool and its values in block 2 * i + 1.
-// A block is [slots, kv_heads, capacity, dim].
+// A pass over `batch` trees of `n` tokens, which follow the first `start` tokens of their slots. It reads the cache rows
+// from `first` to `last`; the token at position p is in row p + 1. Layer i stores its keys in block 2 * i of the pool and
+// its values in block 2 * i + 1. A block is [slots, kv_heads, capacity, dim].
 struct Pass {
-  const float *cos, *sin;         // [batch, n, dim]
-  const float* mask;              // [batch, mask_rows, last - first], additive; the first n rows are read
-  const int64_t *slots, *rows;    // [batch]; [batch, n]: the slot mapping of each token's keys and values
+  const int64_t *tokens, *positions;  // [batch, n]
+  const int64_t* rows;                // [batch, n]: the cache row that a token is stored in
+  const int64_t* angles;              // [batch, n]: its row of `rotary`
+  const int64_t *slots, *start;       // [batch]
+  const bool* tree;                   // [batch, n, n]: whether a token attends to another of its tree, or to itself
+  const float* rotary;                // [*, 2, dim]: cosines, then sines
   float* pool;
-  int64_t batch, n, mask_rows, first, last, pool_slots, capacity;
+  int64_t batch, n, first, last, pool_slots, capacity, window;  // a token sees fewer than `window` positions back
   int threads;
 };
 
@@ -76,54 +89,60 @@ namespace {
 struct Decoder {
   static constexpr int64_t PHASES = 10;  // of a layer
 
-  const Sizes& size;
+  const Model& model;
   const Pass& pass;
-  const int64_t tokens = pass.batch * pass.n, length = pass.last - pass.first, groups = size.heads / size.kv_heads;
+  const int64_t tokens = pass.batch * pass.n, length = pass.last - pass.first, groups = model.heads / model.kv_heads;
   // Query rows that share keys are in adjacent lanes; a chunk is one vector of them.
   const int64_t query_rows = groups * pass.n, chunks = (query_rows + LANES - 1) / LANES;
   std::vector<float> mask = std::vector<float>(pass.batch * chunks * length * LANES);
-  std::vector<float> normalized = std::vector<float>(tokens * size.hidden);
-  std::vector<float> qkv = std::vector<float>(tokens * (size.heads + 2 * size.kv_heads) * size.dim);
-  std::vector<float> attended = std::vector<float>(tokens * size.heads * size.dim);
-  std::vector<float> middle = std::vector<float>(tokens * size.hidden);
-  std::vector<float> gated = std::vector<float>(tokens * size.inner);
+  std::vector<float> normalized = std::vector<float>(tokens * model.hidden);
+  std::vector<float> qkv = std::vector<float>(tokens * (model.heads + 2 * model.kv_heads) * model.dim);
+  std::vector<float> attended = std::vector<float>(tokens * model.heads * model.dim);
+  std::vector<float> middle = std::vector<float>(tokens * model.hidden);
+  std::vector<float> gated = std::vector<float>(tokens * model.inner);
 
-  // Transposes the mask to [batch, chunks, length, LANES], once for all layers and heads.
-  void transpose_mask(Worker& worker) {
-    worker.run(pass.batch * chunks, [&](int64_t chunk) {
-      for (int64_t key = 0; key < length; key++)
-        for (int64_t lane = 0; lane < LANES; lane++) {
-          const int64_t row = chunk % chunks * LANES + lane;
-          mask[(chunk * length + key) * LANES + lane] =
-              row < query_rows
-                  ? pass.mask[(chunk / chunks * pass.mask_rows + row % pass.n) * length + key]
-                  : 0.f;
-        }
-    });
+  // Whether a token attends to a cache row.
+  bool sees(int64_t request, int64_t token, int64_t row) const {
+    if (row == 0) return false;  // the trash row
+    const int64_t node = row - 1 - pass.start[request];
+    if (node >= 0 && (node >= pass.n || !pass.tree[token * pass.n + node])) return false;
+    const int64_t position = node < 0 ? row - 1 : pass.positions[request * pass.n + node];
+    return pass.positions[token] - position < pass.window;
+  }
+
+  // Makes a token's part of the additive mask [batch, chunks, length, LANES], which all layers and heads share.
+  void hide(int64_t token) {
+    const int64_t request = token / pass.n;
+    for (int64_t key = 0; key < length; key++) {
+      if (sees(request, token, pass.first + key)) continue;
+      for (int64_t row = token % pass.n; row < query_rows; row += pass.n)
+        mask[((request * chunks + row / LANES) * length + key) * LANES + row % LANES] =
+            std::numeric_limits<float>::lowest();
+    }
   }
 
   float* block(int64_t number, int64_t request, int64_t kv_head) const {
     return pass.pool +
-           ((number * pass.pool_slots + pass.slots[request]) * size.kv_heads + kv_head) * pass.capacity * size.dim;
+           ((number * pass.pool_slots + pass.slots[request]) * model.kv_heads + kv_head) * pass.capacity * model.dim;
   }
 
   // Normalizes and rotates a token's queries and keys in place, and stores its keys and values in the cache.
   void rotate_and_store(const Layer& layer, int64_t index, int64_t token) {
-    const int64_t dim = size.dim, request = token / pass.n, row = pass.rows[token] * dim;
-    const float *cos = pass.cos + token * dim, *sin = pass.sin + token * dim;
-    float* states = qkv.data() + token * (size.heads + 2 * size.kv_heads) * dim;
+    const int64_t dim = model.dim, request = token / pass.n, row = pass.rows[token] * dim;
+    const float *cos = pass.rotary + pass.angles[token] * 2 * dim, *sin = cos + dim;
+    float* states = qkv.data() + token * (model.heads + 2 * model.kv_heads) * dim;
     std::vector<float> unrotated(dim);
-    for (int64_t head = 0; head < size.heads + size.kv_heads; head++) {
+    for (int64_t head = 0; head < model.heads + model.kv_heads; head++) {
       float* here = states + head * dim;
-      const float* norm = head < size.heads ? layer.query_norm : layer.key_norm;
+      const float* norm = head < model.heads ? layer.query_norm : layer.key_norm;
       if (norm)
-        normalize(here, norm, size.eps, unrotated.data(), dim);
+        normalize(here, norm, model.eps, unrotated.data(), dim);
       else
         std::memcpy(unrotated.data(), here, dim * sizeof(float));
       rotate(unrotated.data(), cos, sin, here, dim);
     }
-    const float *keys = states + size.heads * dim, *values = keys + size.kv_heads * dim;
-    for (int64_t head = 0; head < size.kv_heads; head++) {
+    const float *keys = states + model.heads * dim, *values = keys + model.kv_heads * dim;
+    for (int64_t head = 0; head < model.kv_heads; head++) {
       std::memcpy(block(2 * index, request, head) + row, keys + head * dim, dim * sizeof(float));
       std::memcpy(block(2 * index + 1, request, head) + row, values + head * dim, dim * sizeof(float));
     }
@@ -131,17 +150,17 @@ struct Decoder {
 
   // Offset of a query row of a key/value head in states [batch, n, heads, dim].
   int64_t query_offset(int64_t heads, int64_t request, int64_t kv_head, int64_t row) const {
-    return ((request * pass.n + row % pass.n) * heads + kv_head * groups + row / pass.n) * size.dim;
+    return ((request * pass.n + row % pass.n) * heads + kv_head * groups + row / pass.n) * model.dim;
   }
 
   // Gathers a chunk's queries as [dim, LANES], transposed and scaled; unused lanes are zero.
   void gather(float* queries, int64_t request, int64_t kv_head, int64_t chunk) const {
     for (int64_t lane = 0; lane < LANES; lane++) {
       const int64_t row = chunk * LANES + lane;
-      const int64_t offset = query_offset(size.heads + 2 * size.kv_heads, request, kv_head, row);
+      const int64_t offset = query_offset(model.heads + 2 * model.kv_heads, request, kv_head, row);
       const float* source = &qkv[row < query_rows ? offset : 0];
-      const float scaling = row < query_rows ? size.scaling : 0.f;
-      for (int64_t i = 0; i < size.dim; i++) queries[i * LANES + lane] = source[i] * scaling;
+      const float scaling = row < query_rows ? model.scaling : 0.f;
+      for (int64_t i = 0; i < model.dim; i++) queries[i * LANES + lane] = source[i] * scaling;
     }
   }
 
@@ -153,9 +172,9 @@ struct Decoder {
       const int64_t count = std::min<int64_t>(KEYS, length - key);
       const float* row[KEYS];
 #pragma GCC unroll 8
-      for (int k = 0; k < KEYS; k++) row[k] = keys + (key + std::min<int64_t>(k, count - 1)) * size.dim;
+      for (int k = 0; k < KEYS; k++) row[k] = keys + (key + std::min<int64_t>(k, count - 1)) * model.dim;
       Vector sums[KEYS] = {};
-      for (int64_t i = 0; i < size.dim; i++)
+      for (int64_t i = 0; i < model.dim; i++)
 #pragma GCC unroll 8
         for (int k = 0; k < KEYS; k++) sums[k] += at(queries + i * LANES) * broadcast(row[k][i]);
 #pragma GCC unroll 8
@@ -172,9 +191,9 @@ struct Decoder {
   // Adds the weighted values of BLOCK rows of a chunk to their sums.
   template <int BLOCK>
   void mix(const float* weights, const float* values, int64_t column, Vector (&sums)[BLOCK][2]) const {
-    const int64_t rest = size.dim - column;
+    const int64_t rest = model.dim - column;
     for (int64_t key = 0; key < length; key++) {
-      const float* value = values + key * size.dim + column;
+      const float* value = values + key * model.dim + column;
       const Vector first = load(value, rest), second = load(value + LANES, rest - LANES);
 #pragma GCC unroll 4
       for (int row = 0; row < BLOCK; row++) {
@@ -187,10 +206,10 @@ struct Decoder {
 
   void attend(int64_t index, int64_t request, int64_t kv_head, int64_t chunk) {
     static thread_local std::vector<float> workspace;
-    workspace.resize((size.dim + length) * LANES);
-    float *queries = workspace.data(), *scores = queries + size.dim * LANES;
-    const float* keys = block(2 * index, request, kv_head) + pass.first * size.dim;
-    const float* values = block(2 * index + 1, request, kv_head) + pass.first * size.dim;
+    workspace.resize((model.dim + length) * LANES);
+    float *queries = workspace.data(), *scores = queries + model.dim * LANES;
+    const float* keys = block(2 * index, request, kv_head) + pass.first * model.dim;
+    const float* values = block(2 * index + 1, request, kv_head) + pass.first * model.dim;
     gather(queries, request, kv_head, chunk);
     const Vector largest = score(queries, keys, mask.data() + (request * chunks + chunk) * length * LANES, scores);
     Vector total{};
@@ -201,36 +220,47 @@ struct Decoder {
     constexpr int BLOCK = 4;
     const int64_t rows = std::min<int64_t>(LANES, query_rows - chunk * LANES);
     for (int64_t row = 0; row < rows; row += BLOCK)
-      for (int64_t column = 0; column < size.dim; column += PANEL) {
+      for (int64_t column = 0; column < model.dim; column += PANEL) {
         Vector sums[BLOCK][2] = {};
         mix<BLOCK>(scores + row, values, column, sums);
         for (int64_t r = row; r < std::min(rows, row + BLOCK); r++)
-          for (int64_t half = column; half < std::min(size.dim, column + PANEL); half += LANES)
+          for (int64_t half = column; half < std::min(model.dim, column + PANEL); half += LANES)
             store(sums[r - row][half > column] / total[r],
-                  &attended[query_offset(size.heads, request, kv_head, chunk * LANES + r) + half], size.dim - half);
+                  &attended[query_offset(model.heads, request, kv_head, chunk * LANES + r) + half], model.dim - half);
       }
   }
 
-  void run(Worker& worker, const Layer& layer, int64_t index, const float* input, float* output) {
-    const int64_t qkv_size = (size.heads + 2 * size.kv_heads) * size.dim, attended_size = size.heads * size.dim;
-    normalize_rows(worker, input, layer.input_norm, size.eps, normalized.data(), tokens, size.hidden);
+  void run(Worker& worker, const Layer& layer, int64_t index, float* states) {
+    const int64_t qkv_size = (model.heads + 2 * model.kv_heads) * model.dim, attended_size = model.heads * model.dim;
+    normalize_rows(worker, states, layer.input_norm, model.eps, normalized.data(), tokens, model.hidden);
     int64_t first = 0;
     for (const Matrix& matrix : layer.qkv) {
       const float* bias = layer.qkv_bias ? layer.qkv_bias + first : nullptr;
-      multiply(worker, normalized.data(), qkv.data() + first, tokens, size.hidden,
+      multiply(worker, normalized.data(), qkv.data() + first, tokens, model.hidden,
                Linear{matrix, bias, nullptr, qkv_size});
       first += matrix.out;
     }
     worker.run(tokens, [&](int64_t token) { rotate_and_store(layer, index, token); });
-    worker.run(pass.batch * size.kv_heads * chunks, [&](int64_t task) {
-      attend(index, task / chunks / size.kv_heads, task / chunks % size.kv_heads, task % chunks);
+    worker.run(pass.batch * model.kv_heads * chunks, [&](int64_t task) {
+      attend(index, task / chunks / model.kv_heads, task / chunks % model.kv_heads, task % chunks);
     });
     multiply(worker, attended.data(), middle.data(), tokens, attended_size,
-             Linear{layer.output, layer.output_bias, input, size.hidden});
-    normalize_rows(worker, middle.data(), layer.middle_norm, size.eps, normalized.data(), tokens, size.hidden);
-    multiply(worker, normalized.data(), gated.data(), tokens, size.hidden, Gated{layer.gates, layer.values});
-    multiply(worker, gated.data(), output, tokens, size.inner,
-             Linear{layer.down, layer.down_bias, middle.data(), size.hidden});
+             Linear{layer.output, layer.output_bias, states, model.hidden});
+    normalize_rows(worker, middle.data(), layer.middle_norm, model.eps, normalized.data(), tokens, model.hidden);
+    multiply(worker, normalized.data(), gated.data(), tokens, model.hidden, Gated{layer.gates, layer.values});
+    multiply(worker, gated.data(), states, tokens, model.inner,
+             Linear{layer.down, layer.down_bias, middle.data(), model.hidden});
+  }
+
+  // States [batch, n, hidden] of the pass.
+  void run(Worker& worker, float* states) {
+    worker.run(tokens, [&](int64_t token) {
+      hide(token);
+      read_row(model.format, model.embeddings + pass.tokens[token] * model.row_bytes, model.hidden,
+               states + token * model.hidden);
+    });
+    for (int64_t index = 0; index < model.count; index++) run(worker, model.layers[index], index, states);
+    normalize_rows(worker, states, model.norm, model.eps, states, tokens, model.hidden);
   }
 };
 
@@ -267,9 +297,7 @@ void entmtp_dequantize(int32_t format, const uint8_t* rows, int64_t row_bytes, c
                        int64_t in, float* values, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (count * in > SERIAL)
   for (int64_t i = 0; i < count; i++)
-    with_reader(format, [&](auto* reader) {
-      dequantize_row(rows + numbers[i] * row_bytes, in, format, values + i * in, reader);
-    });
+    read_row(format, rows + numbers[i] * row_bytes, in, values + i * in);
 }
 
 // Rounds a weight [out, in] to int8 numbers of `scale` [out] each, packed.
@@ -292,13 +320,10 @@ void entmtp_linear(const float* x, const Matrix* weight, const float* bias, floa
            [&](Worker& worker) { multiply(worker, x, y, rows, in, Linear{*weight, bias, nullptr, weight->out}); });
 }
 
-// Runs states [batch, n, hidden] through all layers, in place.
-void entmtp_layers(const Layer* layers, int64_t count, const Sizes* sizes, const Pass* pass, float* states) {
-  Decoder decoder{*sizes, *pass};
-  run_team(pass->threads, 1 + count * Decoder::PHASES, [&](Worker& worker) {
-    decoder.transpose_mask(worker);
-    for (int64_t index = 0; index < count; index++) decoder.run(worker, layers[index], index, states, states);
-  });
+// States [batch, n, hidden] of a pass.
+void entmtp_decode(const Model* model, const Pass* pass, float* states) {
+  Decoder decoder{*model, *pass};
+  run_team(pass->threads, 2 + model->count * Decoder::PHASES, [&](Worker& worker) { decoder.run(worker, states); });
 }
 
 }  // extern "C"

@@ -1,92 +1,99 @@
-"""All decoder layers of a Llama-like model in one call, instead of about seventy operators per layer.
+"""A Llama-like decoder in one call, instead of about seventy operators per layer.
 
 A layer has two halves. Attention: RMSNorm, one merged product for queries, keys and values, rotary embedding,
 attention, and a product that adds the residual. MLP: RMSNorm, one gated product, and a product that adds the residual.
-The self-test compares the fused model with the model's own layers. So a model whose code changes is refused instead of
+The self-test compares the fused decoder with the model's own. So a model whose code changes is refused instead of
 computed wrongly.
 """
 
 from __future__ import annotations
 
-import copy
-from ctypes import byref
+from ctypes import addressof, byref
 from typing import Any
 
 import torch
 from torch import nn
-from torch.profiler import record_function
-from transformers import Cache
 from transformers.activations import ACT2FN
 
 from entmtp.models.cache import TreeCache
-from entmtp.models.kernels.block_weight import weight_of
-from entmtp.models.kernels.compiled import Layer, Matrix, Pass, Sizes, library
-from entmtp.models.kernels.packed_weight import PackedWeight, merged, pack
+from entmtp.models.kernels.block_weight import BlockEmbedding, BlockWeight, weight_of
+from entmtp.models.kernels.compiled import FORMATS, Layer, Matrix, Model, Pass, library, profiled
+from entmtp.models.kernels.packed_weight import PackedWeight, format_of, merged, pack
+from entmtp.models.kernels.rotary_table import RotaryTable
+from entmtp.models.known_kinds import is_known
+from entmtp.models.masks import AttentionWindow
 
-# By name, because importing the code of every model would take longer than loading one.
-KINDS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+_NO_WINDOW = 2**62
+"""Sliding window of layers that have none, in positions."""
 
 
-class FusedLayers(nn.Module):
-    """Replacement of a model's decoder layers, in float32, for inference with a :class:`TreeCache` only."""
+class FusedDecoder(nn.Module):
+    """Replacement of a model's decoder, in float32, for inference with a :class:`TreeCache` only."""
 
-    def __init__(self, layers: nn.ModuleList) -> None:
+    def __init__(self, decoder: Any) -> None:
         super().__init__()
-        first: Any = layers[0]
+        first = decoder.layers[0]
         attention, mlp = first.self_attn, first.mlp
         # Stored because the structures below only have their addresses.
-        self._weights = [_LayerWeights(layer) for layer in layers]
-        self._layers = (Layer * len(layers))(*(weights.structure() for weights in self._weights))
-        self._library = library({each.format for weights in self._weights for each in weights.packed})
-        self._sizes = Sizes(
-            eps=first.input_layernorm.variance_epsilon,
-            scaling=attention.scaling,
+        self._weights = [_LayerWeights(layer) for layer in decoder.layers]
+        self._layers = (Layer * len(self._weights))(*(weights.structure() for weights in self._weights))
+        embeddings = weight_of(decoder.embed_tokens)
+        self._table = (embeddings.rows if isinstance(embeddings, BlockWeight) else embeddings.detach()).contiguous()
+        self._norm = decoder.norm.weight
+        self._rotary = RotaryTable(decoder.rotary_emb)
+        self._library = library({format_of(embeddings), *(each.format for all in self._weights for each in all.packed)})
+        self._model = Model(
+            embeddings=self._table.data_ptr(),
+            layers=addressof(self._layers),
+            norm=self._norm.data_ptr(),
+            row_bytes=self._table.stride(0) * self._table.element_size(),
+            count=len(self._layers),
             hidden=mlp.gate_proj.in_features,
             inner=mlp.gate_proj.out_features,
             heads=attention.q_proj.out_features // attention.head_dim,
             kv_heads=attention.k_proj.out_features // attention.head_dim,
             dim=attention.head_dim,
+            eps=first.input_layernorm.variance_epsilon,
+            scaling=attention.scaling,
+            format=FORMATS.index(format_of(embeddings)),
         )
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        past_key_values: Cache | None = None,
-        **_: object,
+        self, tokens: torch.Tensor, window: AttentionWindow, sliding_window: int | None, cache: TreeCache
     ) -> torch.Tensor:
-        """``[batch, n, hidden_size] -> [batch, n, hidden_size]``, with the arguments of a decoder layer."""
-        assert position_embeddings is not None
-        assert attention_mask is not None
-        assert isinstance(past_key_values, TreeCache)
-        batch, n, _width = hidden_states.shape
-        (pool,) = past_key_values.pools.values()
-        mapping = past_key_values.slot_mapping
-        cos, sin, mask, rows = (
-            each.contiguous() for each in (*position_embeddings, attention_mask, mapping.cache_rows)
-        )
-        states = hidden_states.clone(memory_format=torch.contiguous_format)
+        """Decoder states ``[batch, n, hidden_size]`` of ``tokens [batch, n]``, which see the rows of ``window``.
+
+        Keys and values are stored by the cache's slot mapping.
+        """
+        mapping, pool = cache.slot_mapping, next(iter(cache.pools.values()))
+        batch, n = tokens.shape
+        rotary, angles = self._rotary.rows(window.positions, mapping.kv_range.last)
+        inputs = {
+            "tokens": tokens,
+            "positions": window.positions,
+            "rows": mapping.cache_rows,
+            "angles": angles,
+            "slots": mapping.slots,
+            "start": window.start,
+            "tree": window.tree_mask,
+        }
+        inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
         run = Pass(
-            cos=cos.data_ptr(),
-            sin=sin.data_ptr(),
-            mask=mask.data_ptr(),
-            slots=mapping.slots.data_ptr(),
-            rows=rows.data_ptr(),
+            **{name: tensor.data_ptr() for name, tensor in inputs.items()},
+            rotary=rotary.data_ptr(),
             pool=pool.data_ptr(),
             batch=batch,
             n=n,
-            mask_rows=mask.shape[-2],
             first=mapping.kv_range.first,
             last=mapping.kv_range.last,
             pool_slots=pool.shape[1],
             capacity=pool.shape[-2],
+            window=_NO_WINDOW if sliding_window is None else sliding_window,
             threads=torch.get_num_threads(),
         )
-        with record_function("entmtp::layers"):
-            self._library.entmtp_layers(
-                self._layers, len(self._layers), byref(self._sizes), byref(run), states.data_ptr()
-            )
+        states = torch.empty(batch, n, self._model.hidden, dtype=torch.float32)
+        with profiled("entmtp::decode"):
+            self._library.entmtp_decode(byref(self._model), byref(run), states.data_ptr())
         return states
 
 
@@ -127,25 +134,22 @@ class _LayerWeights:
         )
 
 
-def _can_fuse(layers: nn.ModuleList, config: Any) -> bool:
-    """Whether all layers are of one known kind and use the same mask."""
-    kinds = {type(layer) for layer in layers}
-    known = {kind for kind in kinds if kind.__name__ in KINDS and kind.__module__.startswith("transformers.models.")}
-    if len(known) != 1 or known != kinds or len(set(getattr(config, "layer_types", None) or ["same"])) > 1:
+def _can_fuse(decoder: Any, config: Any) -> bool:
+    """Whether decoder and layers are of a known kind, and all layers use the same mask."""
+    if not is_known(decoder, "Model") or len(set(getattr(config, "layer_types", None) or ["same"])) > 1:
         return False
-    mlps: list[Any] = [layer.mlp for layer in layers]
-    return all(type(mlp.act_fn) is type(ACT2FN["silu"]) and mlp.gate_proj.bias is None for mlp in mlps)
+    return type(decoder.embed_tokens) in (nn.Embedding, BlockEmbedding) and all(
+        is_known(layer, "DecoderLayer")
+        and type(layer.mlp.act_fn) is type(ACT2FN["silu"])
+        and layer.mlp.gate_proj.bias is None
+        for layer in decoder.layers
+    )
 
 
 @torch.inference_mode()
-def with_fused_layers(decoder: nn.Module, config: Any) -> nn.Module | None:
-    """A copy of ``decoder`` with one :class:`FusedLayers` for all its layers; everything else is shared.
+def fused_decoder(decoder: nn.Module, config: Any) -> FusedDecoder | None:
+    """A :class:`FusedDecoder` that does what ``decoder`` does, with packed copies of its layers' weights.
 
-    Returns None if the layers are of an unknown kind.
+    Returns None if the decoder is of an unknown kind.
     """
-    layers = getattr(decoder, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not _can_fuse(layers, config):
-        return None
-    fused = copy.copy(decoder)
-    fused._modules = decoder._modules | {"layers": nn.ModuleList([FusedLayers(layers)])}
-    return fused
+    return FusedDecoder(decoder) if _can_fuse(decoder, config) else None

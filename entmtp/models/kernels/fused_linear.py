@@ -5,10 +5,9 @@ from __future__ import annotations
 from ctypes import byref
 
 import torch
-from torch.profiler import record_function
 
 from entmtp.models.kernels.block_weight import Weight, dequantized
-from entmtp.models.kernels.compiled import library
+from entmtp.models.kernels.compiled import library, profiled
 from entmtp.models.kernels.packed_linear import InferenceLinear
 from entmtp.models.kernels.packed_weight import PackedWeight, pack, pack_rounded
 
@@ -26,7 +25,7 @@ class _CompiledLinear(InferenceLinear):
         """``[..., in] -> [..., out]``."""
         states = states.contiguous()
         product = states.new_empty(*states.shape[:-1], self._packed.out)
-        with record_function("entmtp::linear"):
+        with profiled("entmtp::linear"):
             self._library.entmtp_linear(
                 states.data_ptr(),
                 byref(self._matrix),

@@ -9,14 +9,14 @@ from benchmarks.lib.timing import ladder_of
 from entmtp.decoding.measure_cost import StepBench
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
-from entmtp.models.kernels.fused_decoder import FusedLayers
+from entmtp.models.kernels.fused_decoder import FusedDecoder
 from entmtp.models.kernels.fused_linear import FusedLinear
 from entmtp.models.kernels.merged_projections import MergedLinear
 from entmtp.models.kernels.packed_linear import PackedLinear
 from entmtp.settings import Kernels
 from tests.helpers.tiny_models import random_heads, tiny_model
 
-LAYERS = torch.nn.Linear, MergedLinear, PackedLinear, FusedLinear, FusedLayers
+LAYERS = torch.nn.Linear, MergedLinear, PackedLinear, FusedLinear, FusedDecoder
 
 
 def kinds(module: torch.nn.Module) -> set[type]:
@@ -42,14 +42,14 @@ def test_each_variant_of_the_fused_system_lacks_one_thing() -> None:
         name: (kinds(backbone._fused_decoder or backbone.decoder), type(backbone.model.lm_head))
         for name, (backbone, _) in built.items()
     }
-    full = {FusedLayers}, FusedLinear
+    full = {FusedDecoder}, FusedLinear
     assert found == {
         gains.FULL: full,
         "GGUF's blocks (float32 weights instead)": full,
         "fused layers": ({MergedLinear, FusedLinear}, FusedLinear),
         "fused products (oneDNN's instead)": ({MergedLinear, PackedLinear}, PackedLinear),
         "any of these (PyTorch's own)": ({torch.nn.Linear}, torch.nn.Linear),
-        "the output layer's product": ({FusedLayers}, torch.nn.Linear),
+        "the output layer's product": ({FusedDecoder}, torch.nn.Linear),
         "the heads' products": full,
     }
 

@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.profiler import profile
 
 from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import compiled
-from entmtp.models.kernels.fused_decoder import FusedLayers, with_fused_layers
+from entmtp.models.kernels.fused_decoder import fused_decoder
 from entmtp.models.kernels.fused_linear import FusedLinear, Int8WeightLinear
 from entmtp.models.kernels.packed_linear import InferenceLinear
 from entmtp.models.kernels.packed_weight import row_scale
@@ -76,10 +77,10 @@ def test_states_of_any_layout_are_read_right() -> None:
 
 
 @pytest.mark.parametrize("model_type", FUSED)
-def test_layers_of_known_kinds_are_fused(model_type: str) -> None:
+def test_decoders_of_known_kinds_are_fused(model_type: str) -> None:
     backbone = build_backbone(tiny_model(model_type))
     assert backbone.kernels == "fused"
-    assert [type(layer) for layer in backbone._fused_decoder.layers] == [FusedLayers]  # type: ignore[union-attr]
+    assert backbone._fused_decoder is not None
     assert [type(layer).__name__ for layer in backbone.decoder.layers] == [  # type: ignore[union-attr]
         type(layer).__name__ for layer in tiny_model(model_type).model.layers
     ]
@@ -95,7 +96,7 @@ def test_layers_of_known_kinds_are_fused(model_type: str) -> None:
         ("qwen3", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
     ],
 )
-def test_other_layers_have_fused_products_only(model_type: str, changes: dict[str, Any]) -> None:
+def test_other_decoders_have_fused_products_only(model_type: str, changes: dict[str, Any]) -> None:
     backbone = build_backbone(tiny_model(model_type, **changes))
     assert backbone.kernels == "fused"
     assert backbone._fused_decoder is None
@@ -111,15 +112,48 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
+def rotary(**parameters: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_theta": 100.0, **parameters}}
+
+
+@pytest.mark.parametrize("part", ["layer", "decoder"])
+def test_a_decoder_with_a_hook_is_run_by_its_own_code(part: str) -> None:
+    model: Any = tiny_model("llama")
+    hooked = model.model if part == "decoder" else model.model.layers[0]
+    hooked.register_forward_pre_hook(lambda module, arguments: None)
+    assert build_backbone(model)._fused_decoder is None
+
+
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
 @pytest.mark.parametrize("model_type", FUSED)
 @torch.inference_mode()
-def test_fused_layers_of_a_batch_of_trees_compute_what_the_layers_do(model_type: str, changes: dict[str, Any]) -> None:
+def test_a_fused_decoder_computes_for_a_batch_of_trees_what_the_decoder_does(
+    model_type: str, changes: dict[str, Any]
+) -> None:
     model = tiny_model(model_type, **(changes | ({"attention_bias": True} if model_type == "llama" else {})))
     trees = [TREES["bushy"], TREES["root"], TREES["deep"]]
     found, expected = (_states(build_backbone(model, kernels), trees) for kernels in ("fused", "eager"))
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rope_type", ["default", "dynamic", "linear"])
+@torch.inference_mode()
+def test_positions_are_embedded_as_the_models_own_code_does(rope_type: str) -> None:
+    model = tiny_model("llama", **rotary(rope_type=rope_type, factor=2.0), max_position_embeddings=48)
+    trees = [TREES["bushy"], TREES["root"], TREES["deep"]]
+    found, expected = (_states(build_backbone(model, kernels), trees) for kernels in ("fused", "eager"))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_the_profiler_names_the_calls() -> None:
+    backbone = build_backbone(tiny_model("llama"))
+    with profile() as profiler:
+        _states(backbone, [TREES["root"]] * 3)
+        backbone.logits(torch.zeros(1, backbone.hidden_size))
+    assert {"entmtp::decode", "entmtp::linear"} <= {event.key for event in profiler.key_averages()}
 
 
 def _states(backbone: Backbone, topologies: list[Any]) -> list[torch.Tensor]:
@@ -170,7 +204,7 @@ def test_a_node_has_the_same_bits_in_any_tree() -> None:
 
 def test_a_decoder_of_another_kind_is_not_fused() -> None:
     decoder = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2)])})
-    assert with_fused_layers(decoder, None) is None
+    assert fused_decoder(decoder, None) is None
 
 
 class TestCompiling:
