@@ -145,7 +145,7 @@ def _costs(name: str, batch: int, context: int | None) -> Costs:
     chosen, expanded = cost_of(name, batch, context), expanded_cost_of(name, batch, context)
     if name in IDEAL:
         return Costs(
-            chosen, expanded, list(BUNDLED_KINDS), f"idealised, no machine: {IDEAL_DESCRIPTIONS[name]}", IDEAL_EXPANDED
+            chosen, expanded, list(BUNDLED_KINDS), f"no machine, idealised: {IDEAL_DESCRIPTIONS[name]}", IDEAL_EXPANDED
         )
     profile = load_profile(name)
     measured = profile.measured

@@ -15,6 +15,7 @@ Floats = NDArray[np.float64]
 
 FEWEST_PROMPTS = 3  # with fewer, an interval would mean nothing
 CONFIDENCE = 0.95
+_MOST_TIMES = 999  # larger bounds, of very few prompts, are printed as '>999'
 METHOD = (
     "Student's t over prompts on the logs of paired ratios; a speedup is the geometric mean of its prompts' ratios,"
     " several suites weigh alike and have Welch and Satterthwaite's degrees of freedom"
@@ -198,7 +199,9 @@ def ratio_interval(estimate: Estimate) -> str:
 
 
 def times(value: float) -> str:
-    """Format a positive ratio with two decimals, from 10 on with three significant digits."""
+    """Format a positive ratio with two decimals, from 10 on with three significant digits, up to `_MOST_TIMES`."""
+    if value > _MOST_TIMES:
+        return f">{_MOST_TIMES}"
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
@@ -206,4 +209,7 @@ def percent(share: Estimate) -> str:
     """Format a share as '76% [75%, 78%]', or as a dash if it has no interval."""
     if share.low is None or share.high is None:
         return "–"
-    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
+    value, low, high = (
+        f"{one:.0%}" if one <= _MOST_TIMES else f">{_MOST_TIMES:.0%}" for one in (share.value, share.low, share.high)
+    )
+    return f"{value} [{low}, {high}]"

@@ -41,6 +41,7 @@ _PROVENANCE = (
     "hardware",
     "platform",
     "model",
+    "dtype",
     "heads",
     "date",
     "git_commit",

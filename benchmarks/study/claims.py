@@ -120,7 +120,7 @@ def _position(found: Estimate, low: float, high: float) -> str:
 def _together(compared: int) -> Iterator[str]:
     """The sentence about the intervals of ``compared`` comparisons; none where there is one or none."""
     if compared > 1:
-        yield f"Intervals: {compared} comparisons that hold all together with {CONFIDENCE:.0%}."
+        yield f"The intervals hold all together with {CONFIDENCE:.0%}, for {compared} comparisons."
 
 
 def _price(summary: Summary, arm: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from entmtp.evaluation.report.quality_table import quality_table
 from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD, OTHER_METHODS, interval, ratio
 
 SPEED_NOTE = (
-    "tau counts the root. A speedup is wall-clock time against the named arm on the same prompts, with its"
+    "tau counts the root. A speedup is the column's wall-clock time over the row's for the same prompts, with its"
     f" {CONFIDENCE:.0%} interval over prompts; an empty cell was not compared, a dash has fewer than"
     f" {FEWEST_PROMPTS} prompts. Each interval holds for its own comparison: of twenty, one may miss. Method: {METHOD};"
     f" {OTHER_METHODS}."

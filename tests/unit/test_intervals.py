@@ -16,6 +16,7 @@ from entmtp.intervals import (
     mean_of_logs,
     mean_of_suites,
     paired_ratio,
+    percent,
     proportion,
     ratio,
     ratio_of_sums,
@@ -191,9 +192,15 @@ def test_proportions_cover_whether_hits_come_together_or_not(share: float, corre
         (9.996, "10.0"),
         (34.8, "34.8"),
         (99.96, "100"),
-        (1234.5, "1234"),
+        (999.4, ">999"),
+        (998.6, "999"),
+        (1e9, ">999"),
     ],
 )
 def test_large_ratios_have_three_significant_digits(value: float, shown: str) -> None:
     assert times(value) == shown
     assert ratio(Estimate(value, value, value)) == f"{shown}x [{shown}, {shown}]"
+
+
+def test_bounds_of_shares_without_meaning_are_cut() -> None:
+    assert percent(Estimate(0.76, 0.012, 3e7)) == "76% [1%, >99900%]"

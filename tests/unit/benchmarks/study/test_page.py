@@ -272,7 +272,7 @@ def test_the_intervals_of_a_claim_hold_together_with_those_of_every_arm_that_mig
     }
     static = found(summary)[3]
     assert static.startswith("entmtp-dynamic against hydra-best: inconclusive in 4 of 4 comparisons.")
-    assert static.endswith("Intervals: 15 comparisons that hold all together with 95%.")
+    assert static.endswith("The intervals hold all together with 95%, for 15 comparisons.")
     wide = LogMean(math.log(1.2), 0.06, 10).estimate(15)
     assert f"gsm8k: entmtp-dynamic is 1.20x [{wide.low:.2f}, {wide.high:.2f}] as fast as hydra-best" in static
 
