@@ -24,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from entmtp.errors import EntMTPError
+from entmtp.provenance import COMMIT_VARIABLE, checkout_commit
 from entmtp.ray_head import handle_stop_signals, local_head, ray_command
 
 STOP_SECONDS = 60
@@ -71,8 +72,8 @@ def submit(job: list[str], environment: dict[str, str]) -> int:
     """Submit `job` to the cluster of `environment` and follow its log until it ends."""
     name = f"entmtp-{Path(job[1]).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     arguments = ["job", "submit", "--working-dir", ".", "--submission-id", name]
-    if commit := git_commit():
-        arguments += ["--runtime-env-json", json.dumps({"env_vars": {"ENTMTP_GIT_COMMIT": commit}})]
+    if commit := checkout_commit():
+        arguments += ["--runtime-env-json", json.dumps({"env_vars": {COMMIT_VARIABLE: commit}})]
     arguments += ["--", *job]
     try:
         code = run_ray(arguments, environment)
@@ -117,20 +118,11 @@ def job_state(name: str, environment: dict[str, str]) -> str | None:
         EntMTPError: the cluster does not answer.
     """
     command = [*ray_command(), "job", "status", name]
-    asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if asked.returncode:
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if answer.returncode:
         raise EntMTPError(f"ray: the state of job '{name}' is unknown, as the cluster does not answer; see its logs")
-    ended = re.search(f"Job '{re.escape(name)}' (succeeded|failed|was stopped)", asked.stdout + asked.stderr)
+    ended = re.search(f"Job '{re.escape(name)}' (succeeded|failed|was stopped)", answer.stdout + answer.stderr)
     return ended[1] if ended else None
-
-
-def git_commit() -> str | None:
-    """Commit of the checkout, as the uploaded copy has no git history; None without git."""
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

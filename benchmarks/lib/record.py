@@ -23,7 +23,8 @@ from entmtp.files import write_text
 
 WIDTH = 120
 _VERSIONED = ("torch", "transformers")
-_CHANGED = "+"
+CHANGED = "+"
+"""Mark after a commit from which the code that ran differed."""
 Cell = str | int | float
 
 
@@ -93,12 +94,12 @@ class Record(BaseModel):
     @property
     def is_committed(self) -> bool:
         """Whether the code that ran was the commit's, by git."""
-        return not self.commit.endswith(_CHANGED)
+        return not self.commit.endswith(CHANGED)
 
     @property
     def base_commit(self) -> str:
         """The commit alone; empty without git."""
-        return self.commit.removesuffix(_CHANGED)
+        return self.commit.removesuffix(CHANGED)
 
     @property
     def commit_description(self) -> str:
@@ -124,7 +125,7 @@ def make_record(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=machine,
         versions={"python": platform.python_version()} | {package: version(package) for package in _VERSIONED},
-        commit=origin.commit() + _CHANGED * bool(origin.changed_files()),
+        commit=origin.commit() + CHANGED * bool(origin.changed_files()),
         notes=list(notes),
         tables=list(tables),
         figures=[] if figure is None else [figure.name],
@@ -174,13 +175,17 @@ def deliver(record: Record, path: Path | None, uncommitted: bool) -> None:
     """Print a benchmark's record, and write it to the path of ``--record``.
 
     Raises:
-        EntMTPError: if files were changed during the measurement, unless ``uncommitted`` allows that.
+        EntMTPError: if files differed from the commit in the measurement, unless ``uncommitted`` allows that.
     """
     show(record)
     if path is None:
         return
     if not (record.is_committed or uncommitted):
         origin.check_committed()
+        raise EntMTPError(
+            f"record: the numbers are of {record.commit_description}, so nobody could measure them again; measure anew,"
+            " or give --uncommitted, and the record says so"
+        )
     write_record(path, record)
 
 

@@ -19,7 +19,7 @@ import typer
 
 from benchmarks.lib.age import LIBRARY, age
 from benchmarks.lib.markdown import record_section, table_lines
-from benchmarks.lib.record import Record, portable_words, read_records
+from benchmarks.lib.record import CHANGED, Record, portable_words, read_records
 from benchmarks.origin import ROOT, history_date
 from benchmarks.study.claims import claims
 from benchmarks.study.input import REMEDY, Figure, Study, read_if_run, read_study
@@ -107,7 +107,7 @@ def _run_section(study: Study) -> Iterator[str]:
     yield from table_lines(
         ["fact", "value"], [(name, portable_words(str(value))) for name, value in flatten_provenance(provenance)]
     )
-    yield from (age(study.commit, LIBRARY), "")
+    yield from (age(study.commit.removesuffix(CHANGED), LIBRARY), "")
     sources = ", ".join(f"{suite} ({source})" for suite, source in study.summary.sources.items())
     yield from (f"Suites and where their prompts come from: {sources}.", "")
     if study.caveats:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from benchmarks.lib.record import portable_words
+from benchmarks.lib.record import CHANGED, portable_words
 from benchmarks.origin import SHORT_HASH
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.summary import (
@@ -58,7 +58,8 @@ class Study:
         ran = self.provenance
         settings = ran["settings"]
         prompts, tokens, repetitions = (settings[name] for name in ("prompts", "max_new_tokens", "repetitions"))
-        code = f"commit {self.commit}" if self.commit else "code without git"
+        changed = " with uncommitted changes" * self.commit.endswith(CHANGED)
+        code = f"commit {self.commit.removesuffix(CHANGED)}{changed}" if self.commit else "code without git"
         times = f"the median of {repetitions} repetitions" if repetitions > 1 else "one repetition"
         return (
             f"`{portable_words(ran['command'])}` of {ran['date']}, {code}, on {ran['hardware']}: up to {prompts}"
@@ -67,8 +68,9 @@ class Study:
 
     @property
     def commit(self) -> str:
-        """The measured commit, shortened as in records; empty without git."""
-        return str(self.provenance.get("git_commit") or "")[:SHORT_HASH]
+        """The measured commit, shortened and marked as in records; empty without git."""
+        commit = str(self.provenance.get("git_commit") or "")
+        return commit.removesuffix(CHANGED)[:SHORT_HASH] + CHANGED * commit.endswith(CHANGED)
 
 
 def read_study(report: Path) -> Study:

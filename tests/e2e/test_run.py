@@ -100,6 +100,20 @@ def test_a_finished_plan_shows_what_static_trees_could_do(saved: Saved, tmp_path
         assert {row["ms"] for row in rows if row["nodes"] == 0} == {30.0}
 
 
+def test_parts_of_other_commits_are_named(saved: Saved, tmp_path: Path) -> None:
+    plan = plan_of(saved, tmp_path)
+    for number, unit in enumerate(plan.units):
+        save_unit(plan, settled(unit, **({"git_commit": "0123abc"} if number else {})))
+    assert finish(plan, QUIET) == 0
+    content = json.loads((tmp_path / "report" / "summary.json").read_text(encoding="utf-8"))
+    now = content["facts"]["git_commit"]
+    assert now is not None
+    assert content["facts"]["measured_commits"] == sorted(["0123abc", now])
+    assert any(
+        line.startswith(f"Not all of it was measured by the code of commit {now}") for line in content["caveats"]
+    )
+
+
 def test_a_finished_plan_can_be_compared(saved: Saved, tmp_path: Path) -> None:
     for folder, prompts in (("one", 2), ("same", 2), ("other", 1)):
         overrides = {"prompts": prompts, "max_new_tokens": None, "repetitions": None}

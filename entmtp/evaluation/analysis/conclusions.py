@@ -109,6 +109,11 @@ def caveats(summary: Summary, provenance: Mapping[str, Any]) -> list[str]:
             f"{', '.join(constant)}: entmtp used one tree at every step of these texts, so it is a static tree there."
         )
     sentences += overlap_caveats(provenance)
+    measured, commit = provenance.get("measured_commits", []), provenance.get("git_commit")
+    if commit is not None and set(measured) - {commit}:
+        sentences.append(f"Not all of it was measured by the code of commit {commit}, but at {', '.join(measured)}.")
+    if any(one.endswith("+") for one in measured):
+        sentences.append("Files of the code differed from the commit (+) that it was measured at.")
     if unsettled := sum(row.unsettled_steps for row in summary.arms):
         captures = sum(row.captures for row in summary.arms)
         sentences.append(

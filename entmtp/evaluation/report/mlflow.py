@@ -70,7 +70,7 @@ def log_benchmark(
         experiment_id = ensure_experiment(client, tracking_uri, experiment)
         tags = {
             "mlflow.note.content": description(summary, provenance),
-            "mlflow.source.git.commit": str(provenance.get("git_commit") or ""),
+            "mlflow.source.git.commit": str(provenance.get("git_commit") or "").removesuffix("+"),
             "mlflow.source.name": str(provenance.get("command") or ""),
         }
         with tracked_run(

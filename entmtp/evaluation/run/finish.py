@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import os
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +25,7 @@ from entmtp.evaluation.run.units import Unit
 from entmtp.evaluation.run.work_queue import PEAKS
 from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads
 from entmtp.policies.step_cost import StepCost
+from entmtp.provenance import git_commit
 from entmtp.suites.base import Message, Prompt, fingerprint
 from entmtp.tracking.client import TrackedModel
 from entmtp.trees.bank import load_bank
@@ -88,7 +87,8 @@ def _provenance(
         "set_aside": set_aside or None,
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in _VERSIONED} | {"python": platform.python_version()},
-        "git_commit": os.environ.get("ENTMTP_GIT_COMMIT") or _git_commit(),
+        "git_commit": git_commit(),
+        "measured_commits": _commits(metadata),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -115,6 +115,11 @@ def _hardware(plan: Plan, metadata: Sequence[Mapping[str, Any]]) -> str:
             " had run into one folder; run into another --results"
         )
     return kinds[0] if kinds else "not reported by the parts"
+
+
+def _commits(metadata: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Commits that the parts were measured at: several where a run went on with later code, 'unknown' without git."""
+    return sorted({part.get("git_commit") or "unknown" for part in metadata})
 
 
 def _tracked(plan: Plan) -> list[TrackedModel]:
@@ -161,12 +166,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _git_commit() -> str | None:
-    """The checkout's commit; None where the job runs from an uploaded copy or there is no git."""
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()

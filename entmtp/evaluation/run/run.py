@@ -18,6 +18,7 @@ from entmtp.evaluation.run.plan import Plan, bank_task
 from entmtp.evaluation.run.progress import Progress, WorkerStates
 from entmtp.evaluation.run.units import Unit
 from entmtp.evaluation.run.work_queue import SettledUnit
+from entmtp.provenance import git_commit
 from entmtp.suites import get_suite
 
 _WRITERS = 4
@@ -74,6 +75,7 @@ def save_unit(plan: Plan, settled: SettledUnit) -> None:
         "unit": settled.unit.key,
         "depends_on": plan.depends_on,
         "busy_seconds": settled.busy_seconds,
+        "git_commit": git_commit(),
         "set_aside": [asdict(prompt) for prompt in settled.set_aside],
         **settled.metadata,
     }

@@ -1,5 +1,6 @@
 """The speedups of a benchmark as a record, from a report of made-up rows."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,25 @@ def test_an_arm_is_told_against_each_other_on_each_suite_and_over_all(
     assert str(results) not in told
     assert '"all suites' in told
     assert "entmtp-dynamic over" in capsys.readouterr().out
+
+
+def test_a_run_of_changed_code_is_no_record_unless_asked_for(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(origin, "changed_files", list)
+    changed = tmp_path / "changed"
+    shutil.copytree(results, changed)
+    summary = changed / "report" / "summary.json"
+    summary.write_text(summary.read_text().replace('"0123456789abc"', '"0123456789abc+"'))
+    with pytest.raises(SystemExit):
+        main(changed, record=tmp_path / "record.json")
+    assert "of commit 0123456789ab with uncommitted changes, so nobody could" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    main(changed, record=tmp_path / "record.json", uncommitted=True)
+    made = read_record(tmp_path / "record.json")
+    assert made.commit == "0123456789ab+"
+    assert "commit 0123456789ab with uncommitted changes, on a CPU" in made.notes[0]
 
 
 def test_an_arm_that_did_not_run_is_refused(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,6 +174,16 @@ def test_caveats_name_samples_quick_runs_and_single_repetitions() -> None:
     assert caveats(full, {"profile": "full"}) == []
 
 
+def test_code_that_is_not_the_commits_is_a_caveat() -> None:
+    full = summary_of(*make_rows(arms=("autoregressive",), suites=("gsm8k",), prompts=3))
+    assert caveats(full, {"git_commit": "abc", "measured_commits": ["abc"]}) == []
+    assert caveats(full, {"git_commit": None, "measured_commits": ["unknown"]}) == []
+    (mixed,) = caveats(full, {"git_commit": "abc", "measured_commits": ["abc", "unknown"]})
+    assert mixed == "Not all of it was measured by the code of commit abc, but at abc, unknown."
+    (changed,) = caveats(full, {"git_commit": "abc+", "measured_commits": ["abc+"]})
+    assert changed.startswith("Files of the code differed")
+
+
 def test_caveats_say_how_texts_are_drawn() -> None:
     full = summary_of(*make_rows(arms=("autoregressive",), suites=("gsm8k",), prompts=3))
     drawn = {"settings": {"temperature": 0.7, "acceptance": "rejection"}}
