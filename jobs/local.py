@@ -110,7 +110,7 @@ def run_ray(arguments: list[str], environment: dict[str, str]) -> int:
 
 
 def job_state(name: str, environment: dict[str, str]) -> str | None:
-    """How a job ended: 'succeeded', 'failed' or 'was stopped'; None while it runs.
+    """The end of a job: 'succeeded', 'failed' or 'was stopped'; None while it runs.
 
     `ray job submit` ends with exit code 0 where a busy head closes the connection before the job's end.
 
