@@ -14,7 +14,7 @@ ARGS ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 BIN := $(VENV)/bin
-PARALLEL := -n 2 --dist loadgroup
+PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
 # Tests are compiled once, as pytest rewrites their assertions, and not again in every process of every run.

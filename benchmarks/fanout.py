@@ -14,7 +14,6 @@ import contextlib
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,16 +24,16 @@ import typer
 from rich.console import Console
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
+from benchmarks.lib.sleeping_worker import SleepingWorker
 from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.results.rows import RequestRow, StepRow, tables_of
 from entmtp.evaluation.results.storage import open_store
 from entmtp.evaluation.run.executor import Usage
 from entmtp.evaluation.run.placement import ResourceRequest
 from entmtp.evaluation.run.plan import Plan
 from entmtp.evaluation.run.run import run_units
 from entmtp.evaluation.run.units import Unit
-from entmtp.evaluation.run.work_queue import SettledUnit, UnitOutcome, WorkQueue
+from entmtp.evaluation.run.work_queue import SettledUnit, WorkQueue
 from entmtp.evaluation.run.worker import WorkerConfig
 from entmtp.policies.step_cost import hardware_name
 from entmtp.ray_head import LOCAL_SETTINGS
@@ -44,7 +43,6 @@ from jobs.pool import WorkerPool
 
 WORKERS = (1, 2, 4)
 BAR = 0.08
-_REQUESTS, _STEPS = 33, 40  # of a unit: eleven arms, three times each, 40 steps in a request
 _RESOURCES = ResourceRequest(device="cpu", gpus_per_worker=1)
 NOTES = (
     "seconds: from when a worker had started to the end, the mean over workers; perfect: the one worker's, divided by"
@@ -52,81 +50,6 @@ NOTES = (
     " Ray and storage with each, on a machine that they share with all workers; a real unit takes seconds to minutes,"
     " and the main job prints how busy its workers were.",
 )
-
-
-class SleepingWorker:
-    """A worker that sleeps instead of decoding, and returns as many rows as a prompt of the standard profile has."""
-
-    def load(self) -> str:
-        """Name of its hardware."""
-        return "none"
-
-    def run(self, unit: Unit, seconds: float) -> UnitOutcome:
-        """Sleep for ``seconds`` for each prompt."""
-        began = time.perf_counter()
-        requests: list[RequestRow] = []
-        steps: list[StepRow] = []
-        for prompt in unit.prompts:
-            time.sleep(seconds)
-            for number in range(_REQUESTS):
-                requests.append(request_row(unit, prompt, number, seconds))
-                steps += [step_row(unit, prompt, number, step) for step in range(_STEPS)]
-        tables = tables_of(requests, steps)
-        return UnitOutcome(*tables, {}, time.perf_counter() - began, {"hardware": "none", "peak_memory_mib": 0.0})
-
-
-def request_row(unit: Unit, prompt: Prompt, number: int, seconds: float) -> RequestRow:
-    """Row of a request with two new tokens in each step."""
-    return RequestRow(
-        suite=unit.suite,
-        source=unit.source,
-        arm=f"arm-{number // 3}",
-        prompt_id=prompt.id,
-        repetition=number % 3,
-        order=number // 3,
-        prompt_tokens=64,
-        new_tokens=2 * _STEPS,
-        steps=_STEPS,
-        drafted=8 * _STEPS,
-        captures=0,
-        unsettled_steps=0,
-        seconds=seconds / _REQUESTS,
-        prefill_seconds=0.0,
-        draft_seconds=0.0,
-        verify_seconds=0.0,
-        accept_seconds=0.0,
-        policy_seconds=0.0,
-        identical=True,
-        first_difference=-1,
-        tie_margin=float("nan"),
-        score=None,
-        log_likelihood=-0.5,
-        text="word " * 2 * _STEPS,
-        token_ids=list(range(2 * _STEPS)),
-    )
-
-
-def step_row(unit: Unit, prompt: Prompt, number: int, step: int) -> StepRow:
-    """Row of a step with a tree of eight nodes."""
-    return StepRow(
-        suite=unit.suite,
-        arm=f"arm-{number // 3}",
-        prompt_id=prompt.id,
-        repetition=number % 3,
-        step=step,
-        position=2 * step,
-        tree="eight",
-        nodes=8,
-        depth=4,
-        accepted=2,
-        entropy=0.5,
-        entropy_ema=0.5,
-        draft_ms=1.0,
-        verify_ms=10.0,
-        accept_ms=0.1,
-        policy_ms=0.1,
-        accepted_path=[0],
-    )
 
 
 def make_units(count: int, prompts: int = 1) -> list[Unit]:

@@ -141,6 +141,8 @@ CPU_METHOD, GPU_METHOD = "entmtp-dynamic", "entmtp-goodput"
 
 Trees that are expanded while the heads draft need the host between levels. On a GPU that takes longer than the levels.
 """
+BALANCED = "balanced"
+"""Device name that distributes a model over all visible GPUs."""
 DEFAULT_METHOD = f"{CPU_METHOD} on a CPU, {GPU_METHOD} on a GPU"
 """Description of :func:`default_method` in help texts."""
 

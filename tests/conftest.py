@@ -55,10 +55,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, as they share fixtures; all files with Ray clusters share one process."""
+    """Keep a file's tests in one process, as they share fixtures; all files with Ray clusters share one process.
+
+    What takes longest comes first, so that both processes end together: Ray's files, then others of whole programs.
+    """
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    group = item.get_closest_marker("xdist_group")
+    assert group is not None
+    if group.args == ("ray",):
+        return 0
+    return next((rank for rank, kind in enumerate(("integration", "e2e"), 1) if f"tests/{kind}/" in item.nodeid), 3)
 
 
 @pytest.fixture(autouse=True)

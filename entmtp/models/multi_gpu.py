@@ -12,9 +12,7 @@ from typing import Any
 import torch
 
 from entmtp.errors import EntMTPError
-
-BALANCED = "balanced"
-"""Device name that distributes a model over all visible GPUs."""
+from entmtp.settings import BALANCED
 
 
 def check_gpus() -> None:

@@ -49,10 +49,8 @@ def config(saved: Saved) -> WorkerConfig:
 
 
 @pytest.fixture(scope="module")
-def loaded(config: WorkerConfig, tmp_path_factory: pytest.TempPathFactory) -> Worker:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ENTMTP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return Worker(config, say=lambda text: None)
+def loaded(config: WorkerConfig) -> Worker:
+    return Worker(config, say=lambda text: None)
 
 
 @pytest.fixture

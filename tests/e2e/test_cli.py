@@ -11,13 +11,12 @@ import torch
 from typer.testing import CliRunner, Result
 
 from entmtp.cli import app
-from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT
 from entmtp.evaluation.results.rows import finished_keys, part_files, tables_of, write_part
 from entmtp.evaluation.results.storage import open_store
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.build import build_backbone
 from entmtp.suites import load_suite, split
-from entmtp.tracking.client import check_tracking, default_tracking_uri
+from entmtp.tracking.client import default_tracking_uri
 from tests.helpers.published_checkpoints import Model, medusa
 from tests.helpers.saved_project import SUITES, VOCAB, Saved, save_heads, save_project
 from tests.helpers.tiny_models import random_heads, tiny_model
@@ -25,17 +24,11 @@ from tests.helpers.tiny_models import random_heads, tiny_model
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    project = save_project(tmp_path_factory.mktemp("project"))
-    check_tracking(
-        default_tracking_uri(project.folder), BENCHMARK_EXPERIMENT
-    )  # making a database takes seconds: once for all
-    return project
+    return save_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = tmp_path_factory.getbasetemp() / "entmtp-cache"  # one for all, so that step costs are measured once
-    monkeypatch.setenv("ENTMTP_CACHE", str(cache))
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 

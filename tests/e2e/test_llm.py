@@ -23,16 +23,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 @pytest.fixture(scope="module")
 def llm(saved: Saved) -> LLM:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ENTMTP_CACHE", str(saved.folder / "cache"))
-        return LLM(
-            str(saved.model),
-            policy="entmtp-dynamic",
-            heads=str(saved.heads("hydra")),
-            bank=saved.banks / "gsm8k-hydra.json",
-            settings=SETTINGS,
-            say=lambda text: None,
-        )
+    return LLM(
+        str(saved.model),
+        policy="entmtp-dynamic",
+        heads=str(saved.heads("hydra")),
+        bank=saved.banks / "gsm8k-hydra.json",
+        settings=SETTINGS,
+        say=lambda text: None,
+    )
 
 
 def test_answers_come_in_the_order_of_the_prompts(llm: LLM) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,8 @@ NEW_TOKENS = 16
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
-    saved = save_project(tmp_path_factory.mktemp("session"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ENTMTP_CACHE", str(saved.folder / "cache"))
-        yield saved
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    return save_project(tmp_path_factory.mktemp("session"))
 
 
 def method_of(saved: Saved, name: str, kind: str, **changes: Any) -> MethodSpec:

@@ -2,12 +2,12 @@
 
 import re
 
-from mlflow.cli import cli
-
 from tests.helpers.strict_files import last_instruction
 
 
 def test_mlflow_is_started_with_options_that_it_knows() -> None:
+    from mlflow.cli import cli
+
     mlflow, command, *options = re.findall(r'"([^"]+)"', last_instruction("mlflow", "CMD"))
     assert mlflow == "mlflow"
     known = {name for parameter in cli.commands[command].params for name in parameter.opts}

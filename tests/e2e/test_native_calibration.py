@@ -1,6 +1,5 @@
 """A model's own multi-token-prediction layers: calibration to a bank, a session and a benchmark, by saved files."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def _calibrate(folder: Path, *heads: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("native")
     dense = {"mlp_layer_types": ["dense"] * 2, "mtp_mlp_layer_types": ["dense"]}
     model = mtp_model("mellum", vocab_size=VOCAB, max_position_embeddings=512, **dense)
@@ -60,10 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     save_native(model, heads, folder / "model")
     save_tokenizer(folder / "model")
     save_data(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ENTMTP_CACHE", str(folder / "cache"))
-        _calibrate(folder, "native=native")
-        yield folder
+    _calibrate(folder, "native=native")
+    return folder
 
 
 def test_traces_of_written_text_are_those_of_a_real_run(folder: Path) -> None:

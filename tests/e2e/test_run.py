@@ -15,7 +15,6 @@ from rich.console import Console
 
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.report.load_run import open_run
-from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT
 from entmtp.evaluation.results.rows import finished_keys, read_metadata, read_parts, tables_of
 from entmtp.evaluation.results.storage import Store
 from entmtp.evaluation.run.arms import quick_arms
@@ -31,7 +30,6 @@ from entmtp.heads.checkpoint import KINDS
 from entmtp.heads.training_prompts import write_training_prompt_hashes
 from entmtp.intervals import FEWEST_PROMPTS
 from entmtp.prompt_hash import prompt_hash
-from entmtp.tracking.client import check_tracking, default_tracking_uri
 from tests.helpers.benchmark_plans import plan_of
 from tests.helpers.saved_project import SUITES, Saved, save_project
 from tests.helpers.synthetic_rows import COST, make_rows
@@ -41,9 +39,7 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    project = save_project(tmp_path_factory.mktemp("project"))
-    check_tracking(default_tracking_uri(project.folder), BENCHMARK_EXPERIMENT)
-    return project
+    return save_project(tmp_path_factory.mktemp("project"))
 
 
 def settled(unit: Unit, hardware: str = "test", **measured: Any) -> SettledUnit:

@@ -1,21 +1,27 @@
-"""A tiny random model on disk with everything that a benchmark of it needs: tokenizer, heads, data files and banks."""
+"""A tiny random model on disk with everything that a benchmark of it needs: tokenizer, heads, data
+files, banks and an empty database of MLflow."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from entmtp.calibration.command import calibrate_task
+from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT
 from entmtp.heads.checkpoint import KINDS
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
+from entmtp.persistent_paths import cache_folder
+from entmtp.tracking.client import check_tracking, default_tracking_uri
 from tests.helpers.tiny_models import random_heads, tiny_model
 
 SUITES = ("gsm8k", "sharegpt")
@@ -85,7 +91,20 @@ def save_data(folder: Path) -> None:
 
 
 def save_project(folder: Path) -> Saved:
-    """Saves all of it; the banks come from a calibration."""
+    """Saves a copy of all of it. It is made once for a run of tests."""
+    made = cache_folder() / "tiny-project"
+    made.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(made.with_suffix(".lock")):
+        if not made.exists():
+            unfinished = made.with_suffix(".unfinished")
+            _make_project(unfinished)
+            unfinished.rename(made)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    return Saved(folder)
+
+
+def _make_project(folder: Path) -> None:
+    """Make a project whose banks come from a calibration, with an empty database for its runs."""
     saved = Saved(folder)
     backbone = save_tiny_model(saved.model)
     for kind in KINDS:
@@ -102,4 +121,4 @@ def save_project(folder: Path) -> Saved:
             device="cpu",
             console=Console(quiet=True),
         )
-    return saved
+    check_tracking(default_tracking_uri(folder), BENCHMARK_EXPERIMENT)

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 
-from benchmarks.fanout import SleepingWorker, local_cluster, make_plan, make_units, run_sleeping
+from benchmarks.fanout import local_cluster, make_plan, make_units, run_sleeping
+from benchmarks.lib.sleeping_worker import SleepingWorker
 from entmtp.evaluation.results.rows import finished_keys, read_metadata, read_parts
 from entmtp.evaluation.results.storage import open_store
 from entmtp.evaluation.run.placement import ResourceRequest

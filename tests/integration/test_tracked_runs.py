@@ -18,6 +18,7 @@ from entmtp.evaluation.results.rows import REQUEST_SCHEMA, STEP_SCHEMA, as_table
 from entmtp.tracking.client import TrackedRun, default_tracking_uri
 from entmtp.training.mlflow import start_training_run
 from jobs import compare as job
+from tests.helpers.blank_figures import blank_figures
 from tests.helpers.synthetic_rows import make_rows
 
 FACTS = {"settings": {"max_new_tokens": 64, "repetitions": 3}}
@@ -37,7 +38,8 @@ def benchmark(folder: Path, hardware: str, factor: float) -> TrackedRun:
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> list[TrackedRun]:
     folder = tmp_path_factory.mktemp("results")
-    return [benchmark(folder, "old", 1.0), benchmark(folder, "new", 1.25)]
+    with blank_figures():
+        return [benchmark(folder, "old", 1.0), benchmark(folder, "new", 1.25)]
 
 
 def compare(*arguments: str) -> tuple[int, str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from entmtp.errors import EntMTPError
-from entmtp.models.multi_gpu import BALANCED
+from entmtp.settings import BALANCED
 
 DEVICES = ("auto", "cpu", "cuda")
 

@@ -13,6 +13,7 @@ from entmtp.errors import EntMTPError
 from entmtp.models.loading.bundled import bundled_model
 from entmtp.models.loading.chat_templates import set_chat_template
 from entmtp.models.loading.quiet import quiet_loading
+from entmtp.settings import BALANCED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,7 +142,7 @@ def load_model(
         EntMTPError: if the model is absent, is not a decoder-only language model, or can't be loaded with these
             settings.
     """
-    from entmtp.models.multi_gpu import BALANCED, check_all_on_gpus, check_gpus
+    from entmtp.models.multi_gpu import check_all_on_gpus, check_gpus
 
     source = resolve_model(name)
     torch_dtype = checked_dtype(dtype)

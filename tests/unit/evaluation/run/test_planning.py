@@ -6,11 +6,9 @@ import pytest
 
 from entmtp import methods
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT
 from entmtp.evaluation.run.arms import default_arms, lossless_arms, needs_foresight, quick_arms
 from entmtp.evaluation.run.planning import _usual_arms, validate
 from entmtp.settings import PROFILES, STUDIES
-from entmtp.tracking.client import check_tracking, default_tracking_uri
 from tests.helpers.benchmark_plans import plan_of
 from tests.helpers.saved_project import SUITES, VOCAB, Saved, save_project, save_tiny_model
 from tests.helpers.tiny_models import random_heads
@@ -18,9 +16,7 @@ from tests.helpers.tiny_models import random_heads
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    project = save_project(tmp_path_factory.mktemp("project"))
-    check_tracking(default_tracking_uri(project.folder), BENCHMARK_EXPERIMENT)
-    return project
+    return save_project(tmp_path_factory.mktemp("project"))
 
 
 def test_a_plan_says_everything_that_a_worker_needs(saved: Saved, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Published heads from their checkpoints to text and a benchmark, by the commands that a user would type."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,13 +29,6 @@ def run(*arguments: object) -> str:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     return result.stdout
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ENTMTP_CACHE", str(tmp_path_factory.getbasetemp() / "entmtp-cache"))
-        yield
 
 
 @pytest.fixture(scope="module")
