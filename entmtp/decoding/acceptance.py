@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from entmtp.decoding.sampling import GREEDY, Sampler, choose_tokens, process_logits
+from entmtp.models.kernels import fused_acceptance
 from entmtp.policies.signals import entropy
 from entmtp.trees.batch import TreeBatch
 
@@ -80,6 +81,14 @@ def accept_greedy(tokens: torch.Tensor, logits: torch.Tensor, trees: TreeBatch) 
     """
     best = logits.max(-1).indices  # as argmax, in a third of its time on a CPU
     return accept_longest_path(tokens, matches_choice(tokens, best, trees), best, logits, trees)
+
+
+def accept_greedy_fused(tokens: torch.Tensor, logits: torch.Tensor, hidden: torch.Tensor, trees: TreeBatch) -> Accepted:
+    """As :func:`accept_greedy`, checked for states ``hidden`` that are not finite, in one call.
+
+    It needs the fused kernels: logits and states in float32, on a CPU.
+    """
+    return Accepted(*fused_acceptance.accept_greedy(tokens, logits, hidden, trees))
 
 
 def accept_sampled(

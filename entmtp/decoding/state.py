@@ -162,6 +162,11 @@ class DecodingState:
         return accepted.with_finite_check(self.drafter.states[self.cache.table.index(slots)])
 
     @property
+    def is_fused(self) -> bool:
+        """Whether fused kernels run, which graphs can't capture."""
+        return self.backbone.kernels == "fused" and not self.graphs.active
+
+    @property
     def drafts_in_graphs(self) -> bool:
         """Whether drafting may be captured; True without a drafter."""
         return self.drafter is None or self.drafter.is_capturable

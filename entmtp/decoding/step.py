@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from entmtp.decoding.acceptance import Accepted, Outcome, accept_greedy, accept_sampled
+from entmtp.decoding.acceptance import Accepted, Outcome, accept_greedy, accept_greedy_fused, accept_sampled
 from entmtp.decoding.outputs import StepRecord, TokenLogprobs, logprobs_of
 from entmtp.decoding.sequence import Sequence
 from entmtp.decoding.state import DecodingState
@@ -80,7 +80,9 @@ def decode_step(state: DecodingState, policy: Policy, sequences: GenericSequence
 
         # 4. the longest accepted path is committed; its rows stay in the cache, its last state chose the next root
         samplers = [sequence.sampler for sequence in sequences]
-        if all(sampler.is_plain_greedy for sampler in samplers):
+        if state.is_fused and all(sampler.is_plain_greedy for sampler in samplers):
+            accepted = accept_greedy_fused(tokens, logits, hidden, trees)
+        elif all(sampler.is_plain_greedy for sampler in samplers):
             accepted = run(
                 ("accept", trees.shape, kv_range),
                 lambda trees: accept_greedy(tokens, logits, trees).with_finite_check(hidden),

@@ -39,6 +39,7 @@ _SIGNATURES = {
     "entmtp_quantize": (None, [_POINTER] * 3 + [_INT] * 2 + [_INT32]),
     "entmtp_linear": (None, [_POINTER] * 4 + [_INT] * 2 + [_INT32]),
     "entmtp_decode": (None, [_POINTER] * 3),
+    "entmtp_accept": (None, [_POINTER] * 2),
 }
 FORMATS = ("FLOAT32", "INT8", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """Formats of weights, in the order of enum ``Format`` of weights.hpp; those after the first two are GGUF's."""
@@ -84,6 +85,22 @@ class Pass(ctypes.Structure):
         *((name, _INT) for name in ("batch", "n", "first", "last", "pool_slots", "capacity", "window")),
         ("threads", _INT32),
     ]
+
+
+class Verified(ctypes.Structure):
+    """Struct ``Verified`` of acceptance.hpp."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("tokens", "parent", "real", "logits", "states")),
+        *((name, _INT) for name in ("batch", "width", "depth", "vocab", "hidden")),
+        ("threads", _INT32),
+    ]
+
+
+class Accepted(ctypes.Structure):
+    """Struct ``Accepted`` of acceptance.hpp."""
+
+    _fields_ = [(name, _POINTER) for name in ("nodes", "counts", "root", "report")]
 
 
 @cache

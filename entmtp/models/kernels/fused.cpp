@@ -8,6 +8,7 @@
 
 #include <limits>
 
+#include "acceptance.hpp"
 #include "gguf_blocks.hpp"
 #include "packed_product.hpp"
 
@@ -325,5 +326,8 @@ void entmtp_decode(const Model* model, const Pass* pass, float* states) {
   Decoder decoder{*model, *pass};
   run_team(pass->threads, 2 + model->count * Decoder::PHASES, [&](Worker& worker) { decoder.run(worker, states); });
 }
+
+// Accepts the longest path of each tree.
+void entmtp_accept(const Verified* trees, const Accepted* accepted) { accept_greedy(*trees, *accepted); }
 
 }  // extern "C"
