@@ -29,7 +29,7 @@ from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.suites import scored_prompts
 
-ASKED = "Please say that once more in other words, with an example that a child would understand."
+FOLLOW_UP = "Please say that once more in other words, with an example that a child would understand."
 
 
 def main(
@@ -76,7 +76,7 @@ def _chat(engine: Engine, tokenizer: Any, opening: str, turns: int, max_new_toke
         while not engine.idle:
             engine.step()
         answers.append(done)
-        messages += [{"role": "assistant", "content": done.text}, {"role": "user", "content": ASKED}]
+        messages += [{"role": "assistant", "content": done.text}, {"role": "user", "content": FOLLOW_UP}]
     return answers
 
 

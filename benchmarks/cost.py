@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How well the cost model predicts steps that it was not measured on: other trees, other lengths of context.
+"""Errors of the cost model on steps that it was not measured on: other trees, other lengths of context.
 
     python -m benchmarks.cost
 
@@ -106,7 +106,7 @@ def rows(kind: str, context: int, cost: StepCost, measured: dict[Topology, float
 
 
 def summary(cost: StepCost, measured: dict[Topology, float]) -> list[Cell]:
-    """Of all trees: how many, and their errors' mean, spread and largest size."""
+    """Number of trees, and their errors' mean, spread and largest size."""
     errors = [error(cost, tree, ms) for tree, ms in measured.items()]
     largest = max(map(abs, errors))
     return [len(errors), f"{statistics.mean(errors):+.1%}", f"{statistics.pstdev(errors):.1%}", f"{largest:.1%}"]

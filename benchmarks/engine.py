@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How many tokens a second the engine writes for several users at once, by method.
+"""Tokens per second that the engine writes for several users at once, by method.
 
     python -m benchmarks.engine
     python -m benchmarks.engine --concurrency 1 --concurrency 8 --figure engine.svg --record engine.json
@@ -63,7 +63,7 @@ LOADS = (1, 2, 4, 8, 16)
 SLACK = 0.98
 PAGE = 64
 NOTES = (
-    "Each round is a closed loop over as many requests per user as asked for; tokens/s counts new tokens over the time"
+    "Each round is a closed loop over as many requests per user as requested; tokens/s counts new tokens over the time"
     " of all steps of a round, prompts read included.",
     f"Our methods take turns at every step, in an order that is drawn anew for each; {PEER} answers a whole round.",
     "At a round's end, when no user has a next request, fewer are on their way: a large part of a round of one request"
@@ -122,10 +122,10 @@ def main(
                 found[load] = {name: [] for name in arms}
                 for number in range(-1, rounds):  # the first warms up
                     first = (number + 1) * load * requests
-                    asked = [prompts[at % len(prompts)] for at in range(first, first + load * requests)]
-                    results = in_turns(engines, max_new_tokens, asked, random.Random(number))
+                    requested = [prompts[at % len(prompts)] for at in range(first, first + load * requests)]
+                    results = in_turns(engines, max_new_tokens, requested, random.Random(number))
                     if PEER in arms:
-                        results[PEER] = _by_transformers(peer, load, context, max_new_tokens, asked)
+                        results[PEER] = _by_transformers(peer, load, context, max_new_tokens, requested)
                     _check_same(results)
                     if number >= 0:
                         for name, result in results.items():
@@ -135,7 +135,7 @@ def main(
         title = f"Throughput of the engine, {max_new_tokens} tokens per request, {requests} per user and round"
         if figure is not None:
             write_whole(figure, lambda unfinished: drawn(found).savefig(unfinished, format="svg", bbox_inches="tight"))
-        notes = [*NOTES, *verdicts(found)]
+        notes = [*NOTES, *conclusions(found)]
         deliver(
             make_record("engine", title, hardware_name(backbone.device), [table], notes, figure), record, uncommitted
         )
@@ -247,8 +247,8 @@ def _speedup(arms: Mapping[str, Sequence[Round]], name: str, base: str) -> Estim
     return paired_ratio(slow, fast).estimate()
 
 
-def verdicts(found: Mapping[int, Mapping[str, Sequence[Round]]]) -> list[str]:
-    """Verdicts on the bars: not slower than plain decoding or the published tree, but for `SLACK`, at any load."""
+def conclusions(found: Mapping[int, Mapping[str, Sequence[Round]]]) -> list[str]:
+    """Conclusions on the bars: not slower than plain decoding or the published tree, but for `SLACK`, at any load."""
     sentences = []
     for name in OURS:
         for base in (PLAIN, PUBLISHED):

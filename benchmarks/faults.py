@@ -41,7 +41,7 @@ _SETTLE_SECONDS = 2.0
 _RECOVERY_SECONDS = 180.0
 NOTES = (
     "lost: neither a whole answer nor a clear error reached the client. wrong: a text that differs from the one without"
-    " faults. leaked: slots that are not free when all clients have gone. told: requests that ended with a clear error."
+    " faults. leaked: slots that are not free when all clients have gone. reported: requests that ended with a clear error."
     " recovery: from the fault until as many replicas run as should.",
 )
 
@@ -118,14 +118,14 @@ class Clients:
             return "lost", repr(error)
         if response.status == 200:
             return "answered", answer["choices"][0]["message"]["content"]
-        return "told", answer["error"]["message"]
+        return "reported", answer["error"]["message"]
 
     async def _stream(self, session: aiohttp.ClientSession, prompt: str) -> tuple[str, str]:
         text = ""
         try:
             async with session.post(f"{self._url}/v1/chat/completions", json=self._body(prompt, True)) as response:
                 if response.status != 200:
-                    return "told", (await response.json())["error"]["message"]
+                    return "reported", (await response.json())["error"]["message"]
                 async for line in response.content:
                     data = line.decode().removeprefix("data: ").strip()
                     if data == "[DONE]":
@@ -134,7 +134,7 @@ class Clients:
                         continue
                     chunk = json.loads(data)
                     if "error" in chunk:
-                        return "told", chunk["error"]["message"]
+                        return "reported", chunk["error"]["message"]
                     text += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             return "lost", repr(error)
@@ -315,8 +315,8 @@ async def run_faults(
                 await asyncio.sleep(_SETTLE_SECONDS)
             outcome.leaked = await cluster.leaked()
             found[fault].append(outcome)
-            told = f"{dict(outcome.outcomes)}, recovery {outcome.recovery:.1f} s"
-            console.print(f"{fault} {number + 1}/{repetitions}: {told}", highlight=False)
+            result = f"{dict(outcome.outcomes)}, recovery {outcome.recovery:.1f} s"
+            console.print(f"{fault} {number + 1}/{repetitions}: {result}", highlight=False)
     return found
 
 
@@ -345,10 +345,10 @@ def _table(found: dict[str, list[LoadOutcome]], users: int) -> Table:
     for fault, times in found.items():
         total: Counter[str] = sum((one.outcomes for one in times), Counter())
         recovery = sorted(one.recovery for one in times)
-        counts = [total[kind] for kind in ("answered", "told", "lost", "wrong")]
+        counts = [total[kind] for kind in ("answered", "reported", "lost", "wrong")]
         leaked = sum(one.leaked for one in times)
         rows.append([fault, len(times), *counts, leaked, round(recovery[len(recovery) // 2], 1)])
-    columns = ["fault", "times", "answered", "told", "lost", "wrong", "leaked", "recovery, s"]
+    columns = ["fault", "times", "answered", "reported", "lost", "wrong", "leaked", "recovery, s"]
     return Table(title=f"{users} clients, two replicas", columns=columns, rows=rows)
 
 
@@ -357,7 +357,7 @@ def _errors(found: dict[str, list[LoadOutcome]]) -> Table:
     for fault, times in found.items():
         total: Counter[str] = sum((one.errors for one in times), Counter())
         rows += [[fault, count, message] for message, count in total.most_common()]
-    return Table(title="What clients were told", columns=["fault", "times", "message"], rows=rows)
+    return Table(title="Errors that clients received", columns=["fault", "times", "message"], rows=rows)
 
 
 if __name__ == "__main__":

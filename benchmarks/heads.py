@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How good the bundled heads are where it counts: tau on prompts that neither training nor calibration has seen.
+"""Quality of the bundled heads where it counts: tau on prompts that neither training nor calibration has seen.
 
     python -m benchmarks.heads --output results/heads
 
@@ -46,8 +46,8 @@ def main(
         rows: list[list[Cell]] = []
         for name in PAPER_SUITES:
             suite = load_suite(name, files.get(name))
-            asked = draw(split(suite.prompts)[1], prompts, seed=0)
-            ids = [encode_chat(tokenizer, prompt.text) for prompt in asked]
+            scored = draw(split(suite.prompts)[1], prompts, seed=0)
+            ids = [encode_chat(tokenizer, prompt.text) for prompt in scored]
             folder = output / name
             write_answers(backbone, ids, folder, CalibrationSettings())
             for kind in BUNDLED_KINDS:

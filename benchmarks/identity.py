@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How often decoding with trees takes another greedy token than plain decoding on the same kernels in the same type.
+"""Rate at which decoding with trees takes another greedy token than plain decoding on the same kernels in the same type.
 
     python -m benchmarks.identity                                          # every choice that this machine has
     python -m benchmarks.identity --case fused:float32 --case eager:bfloat16
     python -m benchmarks.identity --shape vicuna-7b --case eager:bfloat16  # on a GPU: random weights
 
-Plain decoding writes a text, and each method is asked for it. Where its token is another, that counts as one, and it
+Plain decoding writes a text, and each method writes it too. Where its token is another, that counts as one, and it
 goes on from plain decoding's tokens, this one included. So every token is compared after the same tokens.
 """
 
@@ -177,7 +177,7 @@ def _constant(tree: Topology) -> StaticPolicy:
 def compare(
     engines: Mapping[str, Engine], prompts: Sequence[Sequence[int]], tokens: int, title: str
 ) -> dict[str, Compared]:
-    """How each engine's greedy tokens differ from those of plain decoding, which is one of them."""
+    """Differences of each engine's greedy tokens from those of plain decoding, which is one of them."""
     params = SamplingParams(temperature=0.0, max_tokens=tokens, logprobs=2)
     texts = [_answer(engines[PLAIN], prompt, params) for prompt in track(prompts, f"{title} {PLAIN}")]
     drafting = {name: engine for name, engine in engines.items() if name != PLAIN}
@@ -201,9 +201,9 @@ def _compared(engine: Engine, prompts: Sequence[Sequence[int]], texts: Sequence[
 
     pairs = track(list(zip(prompts, texts)), title)
     differs = [differing(write, prompt, text.tokens) for prompt, text in pairs]
-    gaps = [_gap(text.logprobs[at]) for text, places in zip(texts, differs) for at in places]
+    gaps = [_gap(text.logprobs[at]) for text, positions in zip(texts, differs) for at in positions]
     counts = [len(text.tokens) for text in texts]
-    return Compared(counts, [len(places) for places in differs], max(gaps, default=None), float(np.mean(nodes)))
+    return Compared(counts, [len(positions) for positions in differs], max(gaps, default=None), float(np.mean(nodes)))
 
 
 def differing(
@@ -220,8 +220,8 @@ def differing(
     return found
 
 
-def _gap(place: TokenLogprobs) -> float:
-    (_, first), (_, second) = place.top
+def _gap(position: TokenLogprobs) -> float:
+    (_, first), (_, second) = position.top
     return first - second
 
 

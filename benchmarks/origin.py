@@ -34,7 +34,7 @@ def main() -> None:
 
 @cache
 def commit() -> str:
-    """The commit that was checked out when this process first asked; empty without git."""
+    """Commit that was checked out at the first call in this process; empty without git."""
     return _git("rev-parse", f"--short={SHORT_HASH}", "HEAD") or ""
 
 
@@ -64,7 +64,7 @@ def check_committed() -> None:
 
 
 def commits_since(commit: str, paths: Sequence[str]) -> int | None:
-    """How many commits after ``commit`` changed one of ``paths``; None if this checkout's history lacks it."""
+    """Number of commits after ``commit`` changed one of ``paths``; None if this checkout's history lacks it."""
     if _git("merge-base", "--is-ancestor", commit, "HEAD") is None:
         return None
     count = _git("rev-list", "--count", f"{commit}..HEAD", "--", *paths)
@@ -83,7 +83,7 @@ def history_date() -> str:
 
 
 def _git(*words: str) -> str | None:
-    """What git prints about this checkout; None if there is no git, no repository, or it fails."""
+    """Git's output about this checkout; None if there is no git, no repository, or it fails."""
     # The repository must be this checkout's own, not one that it was unpacked into.
     environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}
     command = ["git", "-C", str(ROOT), *words]

@@ -34,7 +34,7 @@ from entmtp.policies.step_cost import hardware_name
 from entmtp.suites import PAPER_SUITES, scored_prompts
 
 REFUSED = "HTTP 429"
-REFUSAL_SECONDS, TPOT_RATIO, RECOVERY_SECONDS, GROWTH_MIB = 1.0, 1.5, 5.0, 64.0
+REFUSAL_SECONDS, TPOT_RATIO, RECOVERY_SECONDS, MEMORY_RISE_MIB = 1.0, 1.5, 5.0, 64.0
 _PATIENCE_SECONDS = 120.0
 NOTES = (
     "Memory is that of all Serve replicas and proxies of the machine, at the begin of the overload and at its highest."
@@ -136,7 +136,7 @@ def _table(
     others = sorted({str(one.error) for one in hot if one.error not in (None, REFUSED)})
     before, after = _usual_tpot(calm), _usual_tpot(taken or calm)
     slowest = max(refused, default=0.0)
-    growth = max(memory) - memory[0]
+    rise = max(memory) - memory[0]
     rows: list[list[Cell]] = [
         ["requests", len(hot), ""],
         ["taken and answered", len(taken), ""],
@@ -147,7 +147,7 @@ def _table(
         ["TPOT under overload, ms", round(1e3 * after, 1), ""],
         ["its ratio", round(after / before, 2), _verdict(after <= TPOT_RATIO * before, f"≤ {TPOT_RATIO:g}")],
         ["memory at the begin, MiB", round(memory[0]), ""],
-        ["growth at most, MiB", round(growth), _verdict(growth < GROWTH_MIB, f"< {GROWTH_MIB:g}")],
+        ["memory's rise, at most, MiB", round(rise), _verdict(rise < MEMORY_RISE_MIB, f"< {MEMORY_RISE_MIB:g}")],
         ["recovery, s", round(recovery, 1), _verdict(recovery <= RECOVERY_SECONDS, f"≤ {RECOVERY_SECONDS:g}")],
     ]
     return Table(title="Overload", columns=["", "measured", "bar"], rows=rows)

@@ -29,7 +29,7 @@ RECORDS = ROOT / "docs" / "performance"
 PAGE = ROOT / "docs" / "performance.md"
 
 # What `--run` measures, by set: the name of the record and the command (with `python -m benchmarks.` before it and
-# `--record` behind it). Each names its model and sizes, so that two machines' numbers are about the same.
+# `--record` after it). Each names its model and sizes, so that two machines' numbers are about the same.
 COMMANDS: dict[str, dict[str, str]] = {
     "cpu": {
         "startup": "startup",
@@ -107,12 +107,12 @@ def measure(name: str, uncommitted: bool = False) -> None:
             raise EntMTPError(f"run: '{text}' ended with exit code {code}; its message is above")
 
 
-def render(kept: Sequence[Record], date: str) -> str:
+def render(records: Sequence[Record], date: str) -> str:
     """The page: machine by machine, in the order of the machines' names; ``date`` is when the records' ages hold."""
     lines = [HEADER.format(date=date, confidence=f"{CONFIDENCE:.0%}")]
-    for machine in sorted({record.machine for record in kept}):
+    for machine in sorted({record.machine for record in records}):
         lines += [f"## {machine}", ""]
-        for record in kept:
+        for record in records:
             if record.machine == machine:
                 lines += record_section(record, RECORDS.name)
     return "\n".join(lines).rstrip() + "\n"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The speedups of a benchmark as a record: the study's closest question, asked with more prompts and longer answers.
+"""The speedups of a benchmark as a record: the study's closest question with more prompts and longer answers.
 
     python jobs/local.py jobs/benchmark.py --profile study --arm autoregressive --arm hydra-best \\
         --arm entmtp-dynamic --arm random --prompts 20 --max-new-tokens 96 --results results/closer

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long a user waits for the first token of a new process, everything cached.
+"""Time to the first token of a new process, everything cached.
 
     python -m benchmarks.startup
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Where a step's time goes, beside what the machine could do at best.
+"""Where a step's time goes, next to what the machine could do at best.
 
     python -m benchmarks.step
     python -m benchmarks.step --nodes 0 --nodes 15 --batch 1 --batch 4 --context 512 --profile
@@ -50,7 +50,7 @@ SIZES = (0, 1, 3, 7, 15, 31, 63)
 CONTEXT = 160
 COLUMNS = ("nodes", *PARTS, "rest", "step ms", "over plain", "bytes floor", "operations floor", "step / floor")
 NOTES = (
-    "step ms is the wall clock around a whole step; rest is what it has beside its parts, the host's own work.",
+    "step ms is the wall clock around a whole step; rest is what no part covers, the host's own work.",
     "policy is a ladder's: signals, thresholds, the batch of trees and the cache rows that they may use.",
 )
 Times = Mapping[tuple[str, int], StepTime]
@@ -83,7 +83,7 @@ def main(
             trees = {key: tree for key, tree in trees.items() if key[0] == "verify"}
         policies: dict[tuple[str, int], Policy] = {key: ladder_of(tree) for key, tree in trees.items()}
         if save_profile is not None:
-            policies |= {("grown", depth): FixedDepthPolicy(depth) for depth in range(1, drafter.num_heads + 1)}
+            policies |= {("expanded", depth): FixedDepthPolicy(depth) for depth in range(1, drafter.num_heads + 1)}
         machine = measure_machine(backbone.device, backbone.dtype)
         tables, notes, points = [], [f"This machine {machine.text}.", *NOTES], []
         for requests, tokens in grid:
@@ -145,7 +145,7 @@ def _check(
 
 
 def work_of(bench: StepBench, model: Any, heads: DraftHeads, tree: Topology) -> Work:
-    """What a step of ``bench`` with this tree can't do without."""
+    """Work that a step of ``bench`` with this tree can't do without."""
     cache = bench.state.cache
     values = sum(pool.numel() for pool in cache.pools.values()) * bench.context // (cache.capacity + 1)
     return step_work(model, heads, tree, bench.batch, values)
@@ -210,19 +210,19 @@ def _point(batch: int, context: int, sizes: Sequence[int], heads: int, times: Ti
         for kind in ("narrow", "wide")
     }
     drafts["grown_draft_ms"] = [
-        expanded_draft_ms(times["grown", depth], times["narrow", depth]) for depth in range(1, heads + 1)
+        expanded_draft_ms(times["expanded", depth], times["narrow", depth]) for depth in range(1, heads + 1)
     ]
     rest = [times["verify", size].rest_ms for size in sizes]
     return ProfilePoint.model_validate({"batch": batch, "context": context, "rest_ms": rest} | parts | drafts)
 
 
-def expanded_draft_ms(grown: StepTime, filled: StepTime) -> float:
+def expanded_draft_ms(expanded: StepTime, filled: StepTime) -> float:
     """Milliseconds of drafting where the tree grows: what the heads take, and what the host does more than a ladder's.
 
     ``filled`` is a step whose tree was chosen before the heads ran. Between levels the host waits for the device.
     """
-    more = grown.parts["policy"] + grown.rest_ms - filled.parts["policy"] - filled.rest_ms
-    return grown.parts["draft"] + max(0.0, more)
+    more = expanded.parts["policy"] + expanded.rest_ms - filled.parts["policy"] - filled.rest_ms
+    return expanded.parts["draft"] + max(0.0, more)
 
 
 def _origin(measured: Record, backbone: Backbone, heads: DraftHeads, model: str) -> ProfileProvenance:

@@ -19,7 +19,7 @@ DRAFTING_NODES = 15
 
 
 def cpu_bars(times: Mapping[int, StepTime]) -> Iterator[str]:
-    """Verdicts on the sizes in ``times`` (by nodes without the root) that have a bar."""
+    """Conclusions about the sizes in ``times`` (by nodes without the root) that have a bar."""
     for nodes, bar in CPU_OVER_PLAIN.items():
         if nodes in times and 0 in times:
             over = times[nodes].wall_ms / times[0].wall_ms
@@ -36,7 +36,7 @@ def cpu_bars(times: Mapping[int, StepTime]) -> Iterator[str]:
 
 
 def cuda_bars(times: Mapping[int, StepTime], bytes_floors: Mapping[int, float]) -> Iterator[str]:
-    """Verdicts as :func:`cpu_bars`, against the bandwidth floors in milliseconds."""
+    """Conclusions as :func:`cpu_bars`, against the bandwidth floors in milliseconds."""
     for nodes, bar in CUDA_OVER_FLOOR.items():
         if nodes in times:
             over = times[nodes].wall_ms / bytes_floors[nodes]

@@ -74,7 +74,7 @@ class Record(BaseModel):
         date: UTC, ISO 8601.
         machine: its :func:`entmtp.policies.step_cost.hardware_name`.
         commit: of the checkout, with ``+`` after it if files differed; empty without git.
-        notes: sentences that explain the tables, bars and their verdicts included.
+        notes: sentences that explain the tables, bars and whether they are met included.
         figures: names of pictures in the record's folder.
     """
 

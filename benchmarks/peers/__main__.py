@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast the bundled model writes with EntMTP, and with others, on the same prompts.
+"""Speed of the bundled model with EntMTP, and with others, on the same prompts.
 
     python -m benchmarks.peers
     python -m benchmarks.peers --llama-python llama/bin/python --record peers.json
@@ -29,8 +29,8 @@ from benchmarks.peers.arms import (
     CACHES,
     ENTMTP,
     Arm,
-    Asked,
     Referee,
+    ScoredSuite,
     generate_arms,
     llama_arm,
     measure,
@@ -84,31 +84,31 @@ def main(
             console.print(
                 f"the machine is busy (load {load:.1f}), which hurts methods unequally; better wait until it is quiet"
             )
-        asked = _scored(tokenizer, prompts)
-        context = max(len(ids) for suite in asked for ids in suite.prompts) + max_new_tokens
+        suites = _scored(tokenizer, prompts)
+        context = max(len(ids) for suite in suites for ids in suite.prompts) + max_new_tokens
         llamas = {name: stack.enter_context(peer) for name, peer in _llamas(llama_python, context)}
         others = generate_arms(model) | {name: llama_arm(peer) for name, peer in llamas.items()}
         arms = {suite: own | others for suite, own in _own(build_backbone(model), console).items()}
         timed = _timed(
-            asked, arms, max_new_tokens, repetitions, Referee(model, frozenset(llamas), console.print), console
+            suites, arms, max_new_tokens, repetitions, Referee(model, frozenset(llamas), console.print), console
         )
         machine = hardware_name(model.device)
         comparison = Comparison(timed)
-        rows, verdicts = table_rows(comparison, OURS), [bar.judge(comparison) for bar in BARS]
+        rows, conclusions = table_rows(comparison, OURS), [bar.judge(comparison) for bar in BARS]
         table = to_table(rows, OURS, f"the bundled model, float32, {max_new_tokens} tokens per text")
-        notes = verdicts if llama_python else [*verdicts, HOW_TO_ADD]
+        notes = conclusions if llama_python else [*conclusions, HOW_TO_ADD]
         notes += [f"{name} is {peer.version}." for name, peer in llamas.items()]
-        title = "EntMTP and autoregressive decoding beside peers"
+        title = "EntMTP and autoregressive decoding next to peers"
         deliver(make_record("peers", title, machine, [table], notes), record, uncommitted)
 
 
-def _scored(tokenizer: Any, count: int) -> list[Asked]:
+def _scored(tokenizer: Any, count: int) -> list[ScoredSuite]:
     """Prompts that no bank was calibrated on."""
     found = []
     for name in PAPER_SUITES:
         suite = load_suite(name)
         ids = [encode_chat(tokenizer, prompt.text) for prompt in draw(split(suite.prompts)[1], count, seed=0)]
-        found.append(Asked(name, f"{name} (sample)" if suite.source == SAMPLE else name, ids))
+        found.append(ScoredSuite(name, f"{name} (sample)" if suite.source == SAMPLE else name, ids))
     return found
 
 
@@ -124,14 +124,14 @@ def _own(backbone: Backbone, console: Console) -> dict[str, dict[str, Arm]]:
 
 
 def _llamas(python: Path | None, context: int) -> Iterator[tuple[str, LlamaPeer]]:
-    """One child for each of the files, started when it is asked for."""
+    """One child for each of the files, started at its turn."""
     if python is not None:
         for name, gguf in bundled_ggufs(cache_folder() / "ggufs").items():
             yield name, LlamaPeer(python, gguf, context, torch.get_num_threads())
 
 
 def _timed(
-    asked: Sequence[Asked],
+    suites: Sequence[ScoredSuite],
     arms: Mapping[str, Mapping[str, Arm]],
     max_new_tokens: int,
     repetitions: int,
@@ -139,7 +139,7 @@ def _timed(
     console: Console,
 ) -> list[TimedText]:
     """Measures, with progress on the terminal."""
-    texts = repetitions * sum(len(suite.prompts) * len(arms[suite.suite]) for suite in asked)
+    texts = repetitions * sum(len(suite.prompts) * len(arms[suite.suite]) for suite in suites)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("warming up", total=texts)
@@ -147,7 +147,7 @@ def _timed(
         def advance(what: str) -> None:
             progress.update(task, advance=1, description=what)
 
-        return measure(asked, arms, max_new_tokens, repetitions, referee, advance)
+        return measure(suites, arms, max_new_tokens, repetitions, referee, advance)
 
 
 if __name__ == "__main__":

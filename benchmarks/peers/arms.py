@@ -35,11 +35,11 @@ class Written:
 
 
 Arm = Callable[[list[int], int], Written]
-"""Writes that many greedy tokens behind a prompt, or fewer where the text ends."""
+"""Writes that many greedy tokens after a prompt, or fewer where the text ends."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScoredSuite:
     """A suite's name, how tables call it, and the token ids of its prompts."""
 
     suite: str
@@ -95,19 +95,19 @@ class Referee:
 
     def __init__(self, model: Any, free: frozenset[str], say: Callable[[str], None]) -> None:
         self._model, self._free, self._say = model, free, say
-        self._told: set[tuple[str, tuple[int, ...]]] = set()
+        self._reported: set[tuple[str, tuple[int, ...]]] = set()
 
     def identical(self, arm: str, prompt: list[int], reference: list[int], tokens: list[int]) -> bool:
         """Whether the arm wrote the reference's tokens; says so, once, where a tie is why it did not."""
         at = first_difference(tokens, reference)
         if at < 0:
             return True
-        if arm not in self._free and (arm, tuple(prompt)) not in self._told:
+        if arm not in self._free and (arm, tuple(prompt)) not in self._reported:
             if at >= min(len(tokens), len(reference)) or not self._tie(
                 [*prompt, *reference[:at]], {tokens[at], reference[at]}
             ):
                 raise EntMTPError(f"{arm}: new token {at} of a prompt differs from generate's, so times do not compare")
-            self._told.add((arm, tuple(prompt)))
+            self._reported.add((arm, tuple(prompt)))
             self._say(f"{arm}: one text goes another way at new token {at}, a tie of the two best tokens")
         return False
 
@@ -118,7 +118,7 @@ class Referee:
 
 
 def measure(
-    asked: Sequence[Asked],
+    suites: Sequence[ScoredSuite],
     arms: Mapping[str, Mapping[str, Arm]],
     max_new_tokens: int,
     repetitions: int,
@@ -127,11 +127,11 @@ def measure(
 ) -> list[TimedText]:
     """Every arm (by suite, then name) on every prompt, in rotating order; each first writes a little untimed.
 
-    The reference is what ``generate`` writes. An arm's time is told for as many tokens, so that a text that goes
+    The reference is what ``generate`` writes. An arm's time is reported for as many tokens, so that a text that goes
     another way does not change the work compared. ``advance`` hears what was written after each text.
     """
     timed, turns = [], itertools.count()
-    for suite in asked:
+    for suite in suites:
         names = list(arms[suite.suite])
         for number, prompt in enumerate(suite.prompts):
             reference = arms[suite.suite][REFERENCE](prompt, max_new_tokens).tokens

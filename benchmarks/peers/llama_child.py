@@ -40,14 +40,14 @@ class Greedy:
         self.sampler = llama_cpp.llama_sampler_init_greedy()
 
     def write(self, prompt: list[int], new_tokens: int) -> list[int]:
-        """``new_tokens`` tokens behind ``prompt``."""
+        """``new_tokens`` tokens after ``prompt``."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), False)
         tokens: list[int] = []
         unread = prompt
         while len(tokens) < new_tokens:
             ids = (llama_cpp.llama_token * len(unread))(*unread)
             if llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(ids, len(unread))):
-                raise ValueError(f"llama.cpp cannot read {len(unread)} tokens behind {len(tokens)} new ones")
+                raise ValueError(f"llama.cpp cannot read {len(unread)} tokens after {len(tokens)} new ones")
             tokens.append(llama_cpp.llama_sampler_sample(self.sampler, self.context, -1))
             unread = tokens[-1:]
         return tokens

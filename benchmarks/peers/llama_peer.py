@@ -55,7 +55,7 @@ class LlamaPeer:
         self.version: str = self._answer()["version"]
 
     def write(self, prompt: list[int], new_tokens: int) -> tuple[list[int], float]:
-        """``new_tokens`` greedy tokens behind ``prompt``, and the seconds that they took."""
+        """``new_tokens`` greedy tokens after ``prompt``, and the seconds that they took."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # the missing answer says why
             print(json.dumps({"prompt": prompt, "new_tokens": new_tokens}), file=self._process.stdin, flush=True)
@@ -100,7 +100,7 @@ class LlamaPeer:
 
 
 def bundled_ggufs(folder: Path) -> dict[str, Path]:
-    """The bundled model's own 4-bit file and the same weights as float32, by name; both are kept in ``folder``.
+    """The bundled model's own 4-bit file and the same weights as float32, by name; both are stored in ``folder``.
 
     Raises:
         EntMTPError: if the file is neither installed nor to be downloaded.

@@ -192,9 +192,9 @@ def _never_slower(summary: Summary) -> Iterator[str]:
         return
     overall = [row for arm in arms for row in _overall(summary, arm, AUTOREGRESSIVE)]
     compared = len(rows) + len(overall)
-    verdicts = [verdict(row.adjusted_for(compared)) for row in rows]
-    slower = [row for row, word in zip(rows, verdicts, strict=True) if word == "slower"]
-    holds = "Does not hold" if slower else "Holds" if set(verdicts) == {"faster"} else "Not known"
+    found = [verdict(row.adjusted_for(compared)) for row in rows]
+    slower = [row for row, word in zip(rows, found, strict=True) if word == "slower"]
+    holds = "Does not hold" if slower else "Holds" if set(found) == {"faster"} else "Not known"
     yield f"{holds}. {_count(rows, compared, 'Adaptive arms, suite by suite')}"
     yield from (_compared(summary, row, compared) for row in ([*slower, *overall] if overall else rows))
     yield from _together(compared)
@@ -238,10 +238,10 @@ def _overall(summary: Summary, arm: str, baseline: str) -> list[Speedup]:
 
 def _count(rows: list[Speedup], compared: int, what: str) -> str:
     """Number of comparisons by verdict: 'entmtp against random: faster in 3, inconclusive in 1 of 4 comparisons.'"""
-    verdicts = [verdict(row.adjusted_for(compared)) for row in rows]
-    counted = [f"{word} in {verdicts.count(word)}" for word in ("faster", "inconclusive", "slower") if word in verdicts]
-    if "no claim" in verdicts:
-        counted.append(f"too few prompts in {verdicts.count('no claim')}")
+    found = [verdict(row.adjusted_for(compared)) for row in rows]
+    counted = [f"{word} in {found.count(word)}" for word in ("faster", "inconclusive", "slower") if word in found]
+    if "no claim" in found:
+        counted.append(f"too few prompts in {found.count('no claim')}")
     return f"{what}: {', '.join(counted)} of {len(rows)} comparison{'s' * (len(rows) > 1)}."
 
 

@@ -48,7 +48,8 @@ ALLOWED = {
 }
 """By word: where it stays, each with the reason."""
 
-SOURCES = [path for folder in ("entmtp", "deployments", "jobs") for path in sorted((ROOT / folder).rglob("*.py"))]
+FOLDERS = ("entmtp", "deployments", "jobs", "benchmarks", "examples")
+SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 _BEGINNINGS = ("Of", "That", "Who", "Which", "What", "Whose", "How")
 
 

@@ -2,7 +2,7 @@
 
 from matplotlib.colors import to_hex
 
-from benchmarks.engine import Round, drawn, rows, verdicts
+from benchmarks.engine import Round, conclusions, drawn, rows
 from entmtp import methods
 from entmtp.decoding.outputs import Completion
 
@@ -20,7 +20,7 @@ FOUND = {
 
 
 def test_a_bar_is_met_only_by_the_whole_interval_at_every_load() -> None:
-    plain, published = verdicts(FOUND)
+    plain, published = conclusions(FOUND)
     assert plain.endswith("0.98x as fast as autoregressive at every load, by the whole interval: missed at 8.")
     assert published.endswith("as fast as hydra at every load, by the whole interval: met.")
 

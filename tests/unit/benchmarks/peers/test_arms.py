@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.peers.arms import REFERENCE, Arm, Asked, Referee, Written, generate_arms, measure, own_arm
+from benchmarks.peers.arms import REFERENCE, Arm, Referee, ScoredSuite, Written, generate_arms, measure, own_arm
 from entmtp.errors import EntMTPError
 from entmtp.models.build import build_backbone
 from entmtp.policies.static import StaticPolicy
@@ -40,16 +40,16 @@ def writes(text: list[int], seconds: float = 1.0, order: list[str] | None = None
 
 
 def run(other: Arm, said: list[str], margin: float = 1.0, free: frozenset[str] = frozenset()) -> list[Any]:
-    asked = [Asked("suite", "suite (sample)", [[1, 2], [3]])]
+    suites = [ScoredSuite("suite", "suite (sample)", [[1, 2], [3]])]
     referee = Referee(Model(margin), free, said.append)
-    return measure(asked, {"suite": {REFERENCE: writes(TEXT), "other": other}}, 4, 2, referee, lambda what: None)
+    return measure(suites, {"suite": {REFERENCE: writes(TEXT), "other": other}}, 4, 2, referee, lambda what: None)
 
 
 def test_every_arm_writes_every_prompt_as_often_and_in_rotating_order() -> None:
     order: list[str] = []
     arms = {name: writes(TEXT, order=order, name=name) for name in (REFERENCE, "b", "c")}
-    asked = [Asked("s", "s", [[1], [2]])]
-    rows = measure(asked, {"s": arms}, 4, 3, Referee(Model(1.0), frozenset(), print), lambda what: None)
+    suites = [ScoredSuite("s", "s", [[1], [2]])]
+    rows = measure(suites, {"s": arms}, 4, 3, Referee(Model(1.0), frozenset(), print), lambda what: None)
     assert len(rows) == 2 * 3 * 3
     assert {(row.arm, row.prompt) for row in rows} == {(name, prompt) for name in arms for prompt in (0, 1)}
     turns = [tuple(row.arm for row in rows[at : at + 3]) for at in range(0, len(rows), 3)]
