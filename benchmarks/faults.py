@@ -41,8 +41,8 @@ _SETTLE_SECONDS = 2.0
 _RECOVERY_SECONDS = 180.0
 NOTES = (
     "lost: neither a whole answer nor a clear error reached the client. wrong: a text that differs from the one without"
-    " faults. leaked: slots that are not free when all clients have gone. reported: requests that ended with a clear error."
-    " recovery: from the fault until as many replicas run as should.",
+    " faults. leaked: slots that are not free when all clients have gone. reported: requests that ended with a clear"
+    " error. recovery: from the fault until as many replicas run as should.",
 )
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Rate at which decoding with trees takes another greedy token than plain decoding on the same kernels in the same type.
+"""Rate of greedy tokens that differ between decoding with trees and plain decoding on the same kernels and type.
 
     python -m benchmarks.identity                                          # every choice that this machine has
     python -m benchmarks.identity --case fused:float32 --case eager:bfloat16
