@@ -55,7 +55,7 @@ def test_the_child_answers_line_by_line_and_remembers_no_prompt() -> None:
 @pytest.mark.usefixtures("library")
 def test_a_child_that_fails_is_told_with_its_own_last_line() -> None:
     peer = LlamaPeer(Path(sys.executable), Path("m.gguf"), 3, 2)
-    with pytest.raises(EntMTPError, match=r"cannot read 1 tokens behind 2 new ones") as caught:
+    with pytest.raises(EntMTPError, match=r"cannot read 1 tokens after 2 new ones") as caught:
         peer.write([1, 2], 4)
     assert "\n" not in str(caught.value)
     with pytest.raises(EntMTPError, match=r"cannot load model\.bin"):
