@@ -75,10 +75,10 @@ def _table(summary: Summary, *, wide: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("suite, arm", no_wrap=True)
     for heading in ("tokens\nper s", "tau", "times as fast as\nautoregressive"):
-        table.add_column(heading, justify="right", no_wrap=True, min_width=len("1.00"))
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", min_width=len("slower"), no_wrap=True)
     for heading in ("times as fast as\nhydra", "same\ntext", *(_WIDE_HEADINGS if wide else ())):
-        table.add_column(heading, justify="right", no_wrap=True, min_width=len("same"))
+        table.add_column(heading, justify="right", no_wrap=True)
     for suite in summary.suites:
         table.add_row(Text(summary.label(suite), style="bold"))
         for row in summary.arms:
@@ -90,13 +90,13 @@ def _table(summary: Summary, *, wide: bool) -> Table:
 def _cells(summary: Summary, row: ArmSummary) -> list[Text]:
     against_plain = summary.speedup(row.suite, row.arm, AUTOREGRESSIVE)
     against_hydra = summary.speedup(row.suite, row.arm, "hydra")
-    slower = against_plain is not None and against_plain.verdict == "slower"
+    verdict = "" if against_plain is None else against_plain.verdict
     return [
         Text(f"  {row.arm}"),
         Text(f"{row.tokens_per_second:.1f}"),
         Text(f"{row.tau.value:.2f}"),
         _comparison(against_plain),
-        Text("slower" if slower else "", style="red"),  # a word, for logs have no colours
+        Text(verdict if verdict in _COLOURS else "", style=_COLOURS.get(verdict, "")),  # logs have no colours
         _comparison(against_hydra),
         Text("all") if row.identical == row.requests else Text(f"{row.identical}/{row.requests}", style="red"),
     ]

@@ -274,6 +274,7 @@ def test_terminal_table_fits_and_cuts_nothing(width: int) -> None:
     rows = [line.split() for line in table.splitlines() if line.split()[:1] and line.split()[0] in ARMS]
     assert len(rows) == len(ARMS) * len(SUITES)
     assert {row[0] for row in rows if "slower" in row} == {"medusa", "hydra", "always-big"}
+    assert {row[0] for row in rows if "faster" in row} >= {"entmtp", "entmtp-dynamic", "bank-oracle", "hindsight"}
     assert "litbench (sample)" in table
     assert ("ms per step" in table) == (width >= WIDE)
     assert ({row[-1] for row in rows} == {"-0.60"}) == (width >= WIDE), "the mean of -0.5, -0.6 and -0.7"
