@@ -9,11 +9,10 @@ from filelock import FileLock
 
 from entmtp.decoding.measure_cost import CONTEXTS, NODES, _parts
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
-from entmtp.models.build import build_backbone
-from entmtp.models.loading.load import load_model
 from entmtp.persistent_paths import cache_folder
 from entmtp.policies.cost_cache import cost_path, write_cost
 from entmtp.policies.step_cost import CostTable, StepCost
+from tests.helpers.bundled_backbone import bundled_backbone
 
 BATCHES = (1, 2, 4, 8)
 
@@ -25,7 +24,7 @@ def write_step_costs() -> None:
     with FileLock(folder / "bundled.lock"):
         if (written := folder / "bundled").exists():
             return
-        backbone = build_backbone(load_model("bundled")[0])
+        backbone = bundled_backbone()
         heads = [load_heads(bundled_heads(kind), backbone) for kind in KINDS]
         before = torch.get_num_threads()
         for threads in range(1, (os.cpu_count() or 1) + 1):

@@ -10,8 +10,16 @@ import pytest
 import yaml
 
 from entmtp.files import write_text
+from tests.helpers.bundled_backbone import loaded_once
 from tests.helpers.local_service import Service, started
 from tests.helpers.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def loads_once(step_costs: None) -> Iterator[None]:
+    """Engines of the bundled model share its backbone, and their step costs are known."""
+    with loaded_once():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-pytestmark = pytest.mark.usefixtures("step_costs")
+pytestmark = pytest.mark.usefixtures("loads_once")
 
 SCRIPTS = ("generate.py", "stream.py", "compare_methods.py", "own_policy.py")
 

@@ -9,12 +9,12 @@ from entmtp.decoding.measure_cost import step_cost
 from entmtp.evaluation.run.arms import Foresight, Toolbox, lossless_arms, make_engine, transfer_suite
 from entmtp.evaluation.run.reference import first_difference
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
-from entmtp.models.build import build_backbone
-from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.models.loading.load import encode_chat
 from entmtp.persistent_paths import cache_folder
 from entmtp.settings import EngineSettings
 from entmtp.suites import MIXED, PAPER_SUITES, draw, load_suite
 from entmtp.trees.bank import bundled_bank, load_bank
+from tests.helpers.bundled_backbone import bundled_backbone
 from tests.helpers.small_cases import traced
 from tests.helpers.tiny_models import greedy, plain_logits
 
@@ -28,7 +28,7 @@ Toolboxes = Mapping[str, Toolbox]
 @pytest.fixture(scope="module")
 def toolboxes(step_costs: None) -> Toolboxes:
     """What each suite's arms are made of, as it is shipped."""
-    backbone = build_backbone(load_model("bundled")[0])
+    backbone = bundled_backbone()
     heads = {kind: load_heads(bundled_heads(kind), backbone) for kind in KINDS}
     costs = {kind: step_cost(backbone, one, cache_folder(), print) for kind, one in heads.items()}
     banks = {suite: {kind: load_bank(bundled_bank(suite, kind)) for kind in KINDS} for suite in PAPER_SUITES}

@@ -30,7 +30,7 @@ from entmtp.settings import SamplingParams
 from tests.helpers.in_process_replica import InProcessHandle
 from tests.helpers.tiny_models import greedy
 
-pytestmark = pytest.mark.usefixtures("step_costs")
+pytestmark = pytest.mark.usefixtures("loads_once")
 
 ARGS = EngineArgs.parse(
     name="e", model_name="m", method="hydra-best", engine={"slots": 2, "context": 256, "max_waiting": 1}
@@ -39,7 +39,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=16, seed=0)
 
 
 @pytest.fixture(scope="module")
-def replica(step_costs: None) -> Iterator[EngineReplica]:
+def replica(loads_once: None) -> Iterator[EngineReplica]:
     made = EngineReplica(ARGS)
     yield made
     made._engine.close()
