@@ -20,6 +20,7 @@ from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, Layer
 from entmtp.models.kernels.block_weight import Weight, dequantize_layers, weight_of
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.models.kernels.fused_decoder import FusedDecoder, fused_decoder
+from entmtp.models.kernels.fused_linear import FusedLinear
 from entmtp.models.kernels.packed_linear import MakeLayer, replace_linear_layers
 from entmtp.models.known_kinds import is_known
 from entmtp.models.loading.load import model_fingerprint, positions_of
@@ -76,9 +77,9 @@ class Backbone:
             self._set_model(self.model)
         else:
             fused = None
+            output_layer: Any = self.model.get_output_embeddings()
             if CHOICES[kernels].fuses and self.model.config._attn_implementation == attention.NAME:
-                fused = fused_decoder(self.decoder, self.config)
-            output_layer = self.model.get_output_embeddings()
+                fused = fused_decoder(self.decoder, output_layer, self.config)
             # A fused decoder is separate: any caller may run the model's own with any cache.
             unchanged = None if fused is None else self.decoder
             replace_linear_layers(self.model, siblings, self.make_layer, output_layer, unchanged)
@@ -157,7 +158,8 @@ class Backbone:
         batch, width = tokens.shape
         depth = torch.arange(width, device=self.device).expand(batch, width)
         ancestors = torch.ones(width, width, dtype=torch.bool, device=self.device).tril().expand(batch, width, width)
-        return self._forward(tokens, depth, ancestors & real[:, :, None] & real[:, None, :], real, kv_range, cache)
+        window = self._window(depth, ancestors & real[:, :, None] & real[:, None, :], real, kv_range, cache)
+        return self._forward(tokens, window, kv_range, cache)
 
     @torch.inference_mode()
     def verify(
@@ -168,22 +170,30 @@ class Backbone:
         ``tokens [batch, width]`` holds the root first; ``kv_range`` is :meth:`TreeCache.kv_range` of the trees. The
         caller commits the accepted path. Apart from ``trees.shape`` and ``kv_range``, the host provides nothing.
         """
-        hidden = self._forward(tokens, trees.depth, trees.ancestors, trees.real, kv_range, cache)
+        window = self._window(trees.depth, trees.ancestors, trees.real, kv_range, cache)
+        if self._fused_decoder is not None and isinstance(self._output, FusedLinear):
+            (size,) = self._sliding_windows().values()
+            return self._fused_decoder.verify(tokens, window, size, cache, self._output)
+        hidden = self._forward(tokens, window, kv_range, cache)
         return self.logits(hidden), hidden
 
-    def _forward(
+    def _window(
         self,
-        tokens: torch.Tensor,
         depth: torch.Tensor,
         ancestors: torch.Tensor,
         real: torch.Tensor,
         kv_range: KvRange,
         cache: TreeCache,
-    ) -> torch.Tensor:
+    ) -> AttentionWindow:
+        """Map the nodes of a pass to cache rows; returns the rows that they attend to."""
         start = cache.map_slots(kv_range, real).start
         # Learned position tables end at the context. Tokens past it are cut later, and padding is never read.
         positions = (start[:, None] + depth).clamp(max=self.max_context - 1)
-        window = AttentionWindow(start[:, None], start, ancestors, positions, positions, real)
+        return AttentionWindow(start[:, None], start, ancestors, positions, positions, real)
+
+    def _forward(
+        self, tokens: torch.Tensor, window: AttentionWindow, kv_range: KvRange, cache: TreeCache
+    ) -> torch.Tensor:
         sliding_windows = self._sliding_windows()
         if self._fused_decoder is not None:
             (size,) = sliding_windows.values()
@@ -196,7 +206,7 @@ class Backbone:
         output = self.decoder(
             input_ids=tokens,
             attention_mask=masks.get(None, masks),
-            position_ids=positions,
+            position_ids=window.positions,
             past_key_values=cache,
             use_cache=True,
         )

@@ -38,7 +38,7 @@ _SIGNATURES = {
     "entmtp_dequantize": (None, [_INT32, _POINTER, _INT, _POINTER, _INT, _INT, _POINTER, _INT32]),
     "entmtp_quantize": (None, [_POINTER] * 3 + [_INT] * 2 + [_INT32]),
     "entmtp_linear": (None, [_POINTER] * 4 + [_INT] * 2 + [_INT32]),
-    "entmtp_decode": (None, [_POINTER] * 3),
+    "entmtp_decode": (None, [_POINTER] * 5),
     "entmtp_accept": (None, [_POINTER] * 2),
 }
 FORMATS = ("FLOAT32", "INT8", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")

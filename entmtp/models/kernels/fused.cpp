@@ -253,8 +253,8 @@ struct Decoder {
              Linear{layer.down, layer.down_bias, middle.data(), model.hidden});
   }
 
-  // States [batch, n, hidden] of the pass.
-  void run(Worker& worker, float* states) {
+  // States [batch, n, hidden] of the pass, and logits [batch, n, vocabulary] where there is an output layer.
+  void run(Worker& worker, float* states, const Matrix* output, float* logits) {
     worker.run(tokens, [&](int64_t token) {
       hide(token);
       read_row(model.format, model.embeddings + pass.tokens[token] * model.row_bytes, model.hidden,
@@ -262,6 +262,8 @@ struct Decoder {
     });
     for (int64_t index = 0; index < model.count; index++) run(worker, model.layers[index], index, states);
     normalize_rows(worker, states, model.norm, model.eps, states, tokens, model.hidden);
+    if (output)
+      multiply(worker, states, logits, tokens, model.hidden, Linear{*output, nullptr, nullptr, output->out});
   }
 };
 
@@ -321,10 +323,11 @@ void entmtp_linear(const float* x, const Matrix* weight, const float* bias, floa
            [&](Worker& worker) { multiply(worker, x, y, rows, in, Linear{*weight, bias, nullptr, weight->out}); });
 }
 
-// States [batch, n, hidden] of a pass.
-void entmtp_decode(const Model* model, const Pass* pass, float* states) {
+// States [batch, n, hidden] of a pass, and logits [batch, n, vocabulary] where there is an output layer.
+void entmtp_decode(const Model* model, const Pass* pass, float* states, const Matrix* output, float* logits) {
   Decoder decoder{*model, *pass};
-  run_team(pass->threads, 2 + model->count * Decoder::PHASES, [&](Worker& worker) { decoder.run(worker, states); });
+  run_team(pass->threads, 3 + model->count * Decoder::PHASES,
+           [&](Worker& worker) { decoder.run(worker, states, output, logits); });
 }
 
 // Accepts the longest path of each tree.

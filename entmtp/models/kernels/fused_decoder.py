@@ -18,6 +18,7 @@ from transformers.activations import ACT2FN
 from entmtp.models.cache import TreeCache
 from entmtp.models.kernels.block_weight import BlockEmbedding, BlockWeight, weight_of
 from entmtp.models.kernels.compiled import FORMATS, Layer, Matrix, Model, Pass, library, profiled
+from entmtp.models.kernels.fused_linear import FusedLinear
 from entmtp.models.kernels.packed_weight import PackedWeight, format_of, merged, pack
 from entmtp.models.kernels.rotary_table import RotaryTable
 from entmtp.models.known_kinds import is_known
@@ -30,7 +31,7 @@ _NO_WINDOW = 2**62
 class FusedDecoder(nn.Module):
     """Replacement of a model's decoder, in float32, for inference with a :class:`TreeCache` only."""
 
-    def __init__(self, decoder: Any) -> None:
+    def __init__(self, decoder: Any, output_layer: nn.Module) -> None:
         super().__init__()
         first = decoder.layers[0]
         attention, mlp = first.self_attn, first.mlp
@@ -41,7 +42,13 @@ class FusedDecoder(nn.Module):
         self._table = (embeddings.rows if isinstance(embeddings, BlockWeight) else embeddings.detach()).contiguous()
         self._norm = decoder.norm.weight
         self._rotary = RotaryTable(decoder.rotary_emb)
-        self._library = library({format_of(embeddings), *(each.format for all in self._weights for each in all.packed)})
+        self._library = library(
+            {
+                format_of(embeddings),
+                format_of(weight_of(output_layer)),
+                *(each.format for weights in self._weights for each in weights.packed),
+            }
+        )
         self._model = Model(
             embeddings=self._table.data_ptr(),
             layers=addressof(self._layers),
@@ -65,6 +72,34 @@ class FusedDecoder(nn.Module):
 
         Keys and values are stored by the cache's slot mapping.
         """
+        states = torch.empty(*tokens.shape, self._model.hidden, dtype=torch.float32)
+        self._run(tokens, window, sliding_window, cache, states)
+        return states
+
+    def verify(
+        self,
+        tokens: torch.Tensor,
+        window: AttentionWindow,
+        sliding_window: int | None,
+        cache: TreeCache,
+        output: FusedLinear,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits ``[batch, n, vocab_size]`` and decoder states; arguments as :meth:`forward`, and the output layer."""
+        states = torch.empty(*tokens.shape, self._model.hidden, dtype=torch.float32)
+        logits = torch.empty(*tokens.shape, output.matrix.out, dtype=torch.float32)
+        self._run(tokens, window, sliding_window, cache, states, byref(output.matrix), logits.data_ptr())
+        return logits, states
+
+    def _run(
+        self,
+        tokens: torch.Tensor,
+        window: AttentionWindow,
+        sliding_window: int | None,
+        cache: TreeCache,
+        states: torch.Tensor,
+        *output: Any,
+    ) -> None:
+        """Fill ``states``, and the logits at the address after the ``output`` layer's, if it is given."""
         mapping, pool = cache.slot_mapping, next(iter(cache.pools.values()))
         batch, n = tokens.shape
         rotary, angles = self._rotary.rows(window.positions, mapping.kv_range.last)
@@ -91,10 +126,8 @@ class FusedDecoder(nn.Module):
             window=_NO_WINDOW if sliding_window is None else sliding_window,
             threads=torch.get_num_threads(),
         )
-        states = torch.empty(batch, n, self._model.hidden, dtype=torch.float32)
         with profiled("entmtp::decode"):
-            self._library.entmtp_decode(byref(self._model), byref(run), states.data_ptr())
-        return states
+            self._library.entmtp_decode(byref(self._model), byref(run), states.data_ptr(), *(output or (None, None)))
 
 
 class _LayerWeights:
@@ -147,9 +180,9 @@ def _can_fuse(decoder: Any, config: Any) -> bool:
 
 
 @torch.inference_mode()
-def fused_decoder(decoder: nn.Module, config: Any) -> FusedDecoder | None:
+def fused_decoder(decoder: nn.Module, output_layer: nn.Module, config: Any) -> FusedDecoder | None:
     """A :class:`FusedDecoder` that does what ``decoder`` does, with packed copies of its layers' weights.
 
-    Returns None if the decoder is of an unknown kind.
+    It can run the model's ``output_layer`` too. Returns None if the decoder is of an unknown kind.
     """
-    return FusedDecoder(decoder) if _can_fuse(decoder, config) else None
+    return FusedDecoder(decoder, output_layer) if _can_fuse(decoder, config) else None

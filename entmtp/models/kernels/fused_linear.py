@@ -13,12 +13,16 @@ from entmtp.models.kernels.packed_weight import PackedWeight, pack, pack_rounded
 
 
 class _CompiledLinear(InferenceLinear):
-    """A linear layer on float32 states with a packed weight."""
+    """A linear layer on float32 states with a packed weight.
+
+    Attributes:
+        matrix: the weight's address and shape, for the kernels.
+    """
 
     def __init__(self, packed: PackedWeight, width: int, bias: torch.Tensor | None) -> None:
         super().__init__(None if bias is None else bias.detach().contiguous())
         self._packed, self._in = packed, width
-        self._matrix = packed.matrix
+        self.matrix = packed.matrix
         self._library = library([packed.format])
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -28,7 +32,7 @@ class _CompiledLinear(InferenceLinear):
         with profiled("entmtp::linear"):
             self._library.entmtp_linear(
                 states.data_ptr(),
-                byref(self._matrix),
+                byref(self.matrix),
                 None if self.bias is None else self.bias.data_ptr(),
                 product.data_ptr(),
                 states.numel() // self._in,

@@ -157,14 +157,16 @@ def test_the_profiler_names_the_calls() -> None:
 
 
 def _states(backbone: Backbone, topologies: list[Any]) -> list[torch.Tensor]:
-    """Decoder states of each tree's nodes after prompts of several lengths."""
+    """Decoder states of each tree's nodes after prompts of several lengths, whose logits are the output layer's."""
     cache = backbone.new_cache(slots=4, capacity=120)
     slots = (3, 0, 2)
     for slot, length in zip(slots, (23, 5, 40), strict=True):
         backbone.prefill(random_tokens(length), slot, cache)
     batch = TreeBatch.of(topologies, backbone.device, rounded=False)
     tokens = torch.arange(batch.width) + torch.tensor([[1], [20], [40]])
-    _, hidden = backbone.verify(tokens, batch, cache.kv_range(slots, batch.width, padded=batch.shape.padded), cache)
+    kv_range = cache.kv_range(slots, batch.width, padded=batch.shape.padded)
+    logits, hidden = backbone.verify(tokens, batch, kv_range, cache)
+    assert torch.equal(logits, backbone.logits(hidden))
     return [states[: tree.nodes + 1] for states, tree in zip(hidden, topologies, strict=True)]
 
 
@@ -204,7 +206,7 @@ def test_a_node_has_the_same_bits_in_any_tree() -> None:
 
 def test_a_decoder_of_another_kind_is_not_fused() -> None:
     decoder = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2)])})
-    assert fused_decoder(decoder, None) is None
+    assert fused_decoder(decoder, nn.Linear(2, 2), None) is None
 
 
 class TestCompiling:
