@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from entmtp import methods
 from entmtp.evaluation.analysis.summary import ALL_SUITES, SAMPLE, Summary
@@ -171,6 +172,8 @@ def _draw_tree_choice(folder: Path, summary: Summary, steps: pa.Table) -> Plot |
         )
         axis.set_title(summary.label(suite))
     axes[0].set_ylim(bottom=-0.5)
+    for axis in (axes[0].xaxis, axes[0].yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     figure.supxlabel("step of the answer", fontsize=10)
     figure.supylabel("nodes of the step's tree", fontsize=10)
     figure.colorbar(points, ax=axes, label="entropy's moving average (nats)", aspect=30)
