@@ -172,8 +172,8 @@ def _draw_tree_choice(folder: Path, summary: Summary, steps: pa.Table) -> Plot |
         )
         axis.set_title(summary.label(suite))
     axes[0].set_ylim(bottom=-0.5)
-    for axis in (axes[0].xaxis, axes[0].yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+    for counted in (axes[0].xaxis, axes[0].yaxis):
+        counted.set_major_locator(MaxNLocator(integer=True))
     figure.supxlabel("step of the answer", fontsize=10)
     figure.supylabel("nodes of the step's tree", fontsize=10)
     figure.colorbar(points, ax=axes, label="entropy's moving average (nats)", aspect=30)
