@@ -15,6 +15,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import AcceptedPaths, Expansion
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import NO_DRAFT_CACHE, TreeCache
+from entmtp.models.kernels.choices import CHOICES
 from entmtp.policies.signals import entropy
 from entmtp.trees.batch import TreeBatch, rounded_rows
 
@@ -164,7 +165,7 @@ class DecodingState:
     @property
     def is_fused(self) -> bool:
         """Whether fused kernels run, which graphs can't capture."""
-        return self.backbone.kernels == "fused" and not self.graphs.active
+        return CHOICES[self.backbone.kernels].fuses and not self.graphs.active
 
     @property
     def drafts_in_graphs(self) -> bool:

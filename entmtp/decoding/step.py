@@ -80,17 +80,18 @@ def decode_step(state: DecodingState, policy: Policy, sequences: GenericSequence
 
         # 4. the longest accepted path is committed; its rows stay in the cache, its last state chose the next root
         samplers = [sequence.sampler for sequence in sequences]
-        if state.is_fused and all(sampler.is_plain_greedy for sampler in samplers):
+        if not all(sampler.is_plain_greedy for sampler in samplers):
+            # Random numbers and penalties change with every step, so a captured graph would repeat old ones.
+            accepted = accept_sampled(tokens, logits, trees, samplers).with_finite_check(hidden)
+        elif state.is_fused:
             accepted = accept_greedy_fused(tokens, logits, hidden, trees)
-        elif all(sampler.is_plain_greedy for sampler in samplers):
+        else:
             accepted = run(
                 ("accept", trees.shape, kv_range),
                 lambda trees: accept_greedy(tokens, logits, trees).with_finite_check(hidden),
                 trees,
                 key,
             )
-        else:  # random numbers and penalties change with every step, so a captured graph would repeat old ones
-            accepted = accept_sampled(tokens, logits, trees, samplers).with_finite_check(hidden)
         accepted = Accepted(*map(to_static_buffer, Accepted._fields, accepted))
         watch.mark("accept")
         run(

@@ -172,8 +172,7 @@ class Backbone:
         """
         window = self._window(trees.depth, trees.ancestors, trees.real, kv_range, cache)
         if self._fused_decoder is not None and isinstance(self._output, FusedLinear):
-            (size,) = self._sliding_windows().values()
-            return self._fused_decoder.verify(tokens, window, size, cache, self._output)
+            return self._fused_decoder.verify(tokens, window, self._shared_sliding_window(), cache, self._output)
         hidden = self._forward(tokens, window, kv_range, cache)
         return self.logits(hidden), hidden
 
@@ -194,14 +193,12 @@ class Backbone:
     def _forward(
         self, tokens: torch.Tensor, window: AttentionWindow, kv_range: KvRange, cache: TreeCache
     ) -> torch.Tensor:
-        sliding_windows = self._sliding_windows()
         if self._fused_decoder is not None:
-            (size,) = sliding_windows.values()
-            return self._fused_decoder(tokens, window, size, cache)
+            return self._fused_decoder(tokens, window, self._shared_sliding_window(), cache)
         visible = window.visible(kv_range)
         masks = {
             kind: self._additive(visible if size is None else visible & window.within_sliding_window(kv_range, size))
-            for kind, size in sliding_windows.items()
+            for kind, size in self._sliding_windows().items()
         }
         output = self.decoder(
             input_ids=tokens,
@@ -218,6 +215,11 @@ class Backbone:
         slides = size is not None and self.applies_sliding_window
         layer_types: set[str | None] = set(getattr(self.config, "layer_types", None) or [None])
         return {kind: size if slides and kind in (None, "sliding_attention") else None for kind in layer_types}
+
+    def _shared_sliding_window(self) -> int | None:
+        """Size of the sliding window of all layers, which are of one type where a fused decoder runs; or None."""
+        (size,) = self._sliding_windows().values()
+        return size
 
     def _additive(self, visible: torch.Tensor) -> torch.Tensor:
         return additive_mask(visible, self.dtype).repeat(1, 1, self._query_groups, 1)

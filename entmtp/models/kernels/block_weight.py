@@ -25,7 +25,7 @@ class BlockWeight:
     rows: torch.Tensor
 
     def __deepcopy__(self, memo: dict[int, object]) -> BlockWeight:
-        return self  # nobody changes it, and it may be mapped from a file
+        return self  # it is never changed, and it may be mapped from a file
 
     @property
     def shape(self) -> tuple[int, int]:

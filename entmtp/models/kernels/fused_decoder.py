@@ -87,7 +87,7 @@ class FusedDecoder(nn.Module):
         """Logits ``[batch, n, vocab_size]`` and decoder states; arguments as :meth:`forward`, and the output layer."""
         states = torch.empty(*tokens.shape, self._model.hidden, dtype=torch.float32)
         logits = torch.empty(*tokens.shape, output.matrix.out, dtype=torch.float32)
-        self._run(tokens, window, sliding_window, cache, states, byref(output.matrix), logits.data_ptr())
+        self._run(tokens, window, sliding_window, cache, states, output, logits)
         return logits, states
 
     def _run(
@@ -97,9 +97,10 @@ class FusedDecoder(nn.Module):
         sliding_window: int | None,
         cache: TreeCache,
         states: torch.Tensor,
-        *output: Any,
+        output: FusedLinear | None = None,
+        logits: torch.Tensor | None = None,
     ) -> None:
-        """Fill ``states``, and the logits at the address after the ``output`` layer's, if it is given."""
+        """Fill ``states``, and ``logits`` if the ``output`` layer is given."""
         mapping, pool = cache.slot_mapping, next(iter(cache.pools.values()))
         batch, n = tokens.shape
         rotary, angles = self._rotary.rows(window.positions, mapping.kv_range.last)
@@ -127,7 +128,13 @@ class FusedDecoder(nn.Module):
             threads=torch.get_num_threads(),
         )
         with profiled("entmtp::decode"):
-            self._library.entmtp_decode(byref(self._model), byref(run), states.data_ptr(), *(output or (None, None)))
+            self._library.entmtp_decode(
+                byref(self._model),
+                byref(run),
+                states.data_ptr(),
+                None if output is None else byref(output.matrix),
+                None if logits is None else logits.data_ptr(),
+            )
 
 
 class _LayerWeights:

@@ -129,7 +129,7 @@ void pack_strip(const uint8_t* rows, int64_t bytes, int64_t lanes, int64_t in, i
   }
 }
 
-// Packs a strip's rows of float32 (or of int8, which nobody has in a file).
+// Packs a strip's rows of float32 (or of int8, which no file has).
 template <class Number>
 void pack_strip(const uint8_t* rows, int64_t bytes, int64_t lanes, int64_t in, int32_t, uint8_t* target,
                 Plain<Number>*) {

@@ -187,8 +187,10 @@ def test_threads_that_do_not_come_are_not_waited_for() -> None:
     @torch.inference_mode()
     def without_other_threads() -> None:
         torch.set_num_threads(2)
+        before = openmp.omp_get_max_active_levels()
         openmp.omp_set_max_active_levels(0)
         _states(backbone, trees)
+        openmp.omp_set_max_active_levels(before)
 
     thread = threading.Thread(target=without_other_threads, daemon=True)
     thread.start()
