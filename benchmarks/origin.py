@@ -6,8 +6,6 @@ python -m benchmarks.origin     # exit code 2 where files differ from the commit
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,6 +14,7 @@ import typer
 
 from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
+from entmtp.provenance import git_output
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT_HASH = 12
@@ -58,7 +57,7 @@ def check_committed() -> None:
     if changed := changed_files():
         few = ", ".join(changed[:3]) + ", …" * (len(changed) > 3)
         raise EntMTPError(
-            f"record: {few} differ{'s' * (len(changed) == 1)} from commit {commit()}, so nobody could measure this"
+            f"record: {few} differ{'s' * (len(changed) == 1)} from commit {commit()}, so this could not be measured"
             " again; commit first, or give --uncommitted, and the record says so"
         )
 
@@ -83,16 +82,8 @@ def history_date() -> str:
 
 
 def _git(*words: str) -> str | None:
-    """Git's output about this checkout; None if there is no git, no repository, or it fails."""
-    # The repository must be this checkout's own, not one that it was unpacked into.
-    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}
-    command = ["git", "-C", str(ROOT), *words]
-    try:
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True, timeout=60
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    """Git's output about this checkout, not about a repository that it was unpacked into."""
+    return git_output(*words, root=ROOT)
 
 
 if __name__ == "__main__":

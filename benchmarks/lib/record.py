@@ -20,11 +20,10 @@ from benchmarks import origin
 from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.files import write_text
+from entmtp.provenance import CHANGED
 
 WIDTH = 120
 _VERSIONED = ("torch", "transformers")
-CHANGED = "+"
-"""Mark after a commit from which the code that ran differed."""
 Cell = str | int | float
 
 
@@ -104,9 +103,14 @@ class Record(BaseModel):
     @property
     def commit_description(self) -> str:
         """Description of the code that ran, for a reader."""
-        if not self.commit:
-            return "code without git, so of no known commit"
-        return f"commit {self.base_commit}{'' if self.is_committed else ' with uncommitted changes'}"
+        return describe_commit(self.commit)
+
+
+def describe_commit(commit: str) -> str:
+    """Description of the code at ``commit``, which may have the mark of changes; empty without git."""
+    if not commit:
+        return "code without git, so of no known commit"
+    return f"commit {commit.removesuffix(CHANGED)}{' with uncommitted changes' * commit.endswith(CHANGED)}"
 
 
 def make_record(
@@ -183,8 +187,8 @@ def deliver(record: Record, path: Path | None, uncommitted: bool) -> None:
     if not (record.is_committed or uncommitted):
         origin.check_committed()
         raise EntMTPError(
-            f"record: the numbers are of {record.commit_description}, so nobody could measure them again; measure anew,"
-            " or give --uncommitted, and the record says so"
+            f"record: the numbers are of {record.commit_description}, so they could not be measured again; measure"
+            " anew, or give --uncommitted, and the record says so"
         )
     write_record(path, record)
 

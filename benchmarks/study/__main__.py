@@ -19,7 +19,7 @@ import typer
 
 from benchmarks.lib.age import LIBRARY, age
 from benchmarks.lib.markdown import record_section, table_lines
-from benchmarks.lib.record import CHANGED, Record, portable_words, read_records
+from benchmarks.lib.record import Record, portable_words, read_records
 from benchmarks.origin import ROOT, history_date
 from benchmarks.study.claims import claims
 from benchmarks.study.input import REMEDY, Figure, Study, read_if_run, read_study
@@ -32,7 +32,7 @@ from entmtp.evaluation.analysis.summary import Summary
 from entmtp.files import write_text
 from entmtp.intervals import CONFIDENCE
 from entmtp.methods import AUTOREGRESSIVE
-from entmtp.provenance import flatten_provenance
+from entmtp.provenance import CHANGED, flatten_provenance
 
 FOLDER = ROOT / "docs" / "study"
 _PROVENANCE = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from benchmarks.lib.record import CHANGED, portable_words
+from benchmarks.lib.record import describe_commit, portable_words
 from benchmarks.origin import SHORT_HASH
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.summary import (
@@ -25,6 +25,7 @@ from entmtp.evaluation.analysis.summary import (
     TreeUse,
 )
 from entmtp.intervals import Estimate
+from entmtp.provenance import CHANGED
 
 REMEDY = "make it with 'make study'"
 Row = TypeVar("Row")
@@ -58,8 +59,7 @@ class Study:
         ran = self.provenance
         settings = ran["settings"]
         prompts, tokens, repetitions = (settings[name] for name in ("prompts", "max_new_tokens", "repetitions"))
-        changed = " with uncommitted changes" * self.commit.endswith(CHANGED)
-        code = f"commit {self.commit.removesuffix(CHANGED)}{changed}" if self.commit else "code without git"
+        code = describe_commit(self.commit) if self.commit else "code without git"
         times = f"the median of {repetitions} repetitions" if repetitions > 1 else "one repetition"
         return (
             f"`{portable_words(ran['command'])}` of {ran['date']}, {code}, on {ran['hardware']}: up to {prompts}"

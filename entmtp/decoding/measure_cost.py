@@ -134,7 +134,7 @@ def machine_cost(
 
 def cost_corrections(backbone: Backbone, heads: DraftHeads, cache_folder: Path) -> CostCorrectionFile:
     """Corrections of the step cost that earlier runs have learnt on this machine."""
-    return CostCorrectionFile(correction_path(cache_folder, *_parts(backbone, heads)))
+    return CostCorrectionFile(correction_path(cache_folder, *cost_key(backbone, heads)))
 
 
 def step_cost(
@@ -150,7 +150,7 @@ def step_cost(
     It covers :data:`CONTEXTS` up to ``context`` tokens, by default the model's maximum.
     """
     contexts = _contexts(min(backbone.max_context, context or backbone.max_context), batch)
-    path = cost_path(cache_folder, *_parts(backbone, heads), batch)
+    path = cost_path(cache_folder, *cost_key(backbone, heads), batch)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         cost = read_cost(path, say)
@@ -162,7 +162,7 @@ def step_cost(
     return cost
 
 
-def _parts(backbone: Backbone, heads: DraftHeads) -> tuple[str, str, str, str]:
+def cost_key(backbone: Backbone, heads: DraftHeads) -> tuple[str, str, str, str]:
     """Everything that a step's time depends on: hardware, model, heads and kernels."""
     hardware = hardware_name(backbone.device, len(backbone.devices))
     return hardware, backbone.fingerprint, heads.fingerprint, f"{backbone.kernels_description}, {backbone.dtype}"
@@ -210,7 +210,7 @@ def measure_cost(backbone: Backbone, heads: DraftHeads, contexts: Sequence[int],
     ms = medians(records)
     return CostTable(
         contexts=list(contexts),
-        costs=_step_costs(ms, contexts, nodes, heads.num_heads, wide_nodes, _parts(backbone, heads)[0]),
+        costs=_step_costs(ms, contexts, nodes, heads.num_heads, wide_nodes, cost_key(backbone, heads)[0]),
         spread=spread(records),
     )
 

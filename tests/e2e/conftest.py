@@ -1,4 +1,4 @@
-"""What whole programs do here that no end-to-end test looks at, made short."""
+"""Short cuts for whole programs, in parts that no end-to-end test looks at."""
 
 from __future__ import annotations
 

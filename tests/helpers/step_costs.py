@@ -7,7 +7,7 @@ import os
 import torch
 from filelock import FileLock
 
-from entmtp.decoding.measure_cost import CONTEXTS, NODES, _parts
+from entmtp.decoding.measure_cost import CONTEXTS, NODES, cost_key
 from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
 from entmtp.persistent_paths import cache_folder
 from entmtp.policies.cost_cache import cost_path, write_cost
@@ -30,7 +30,7 @@ def write_step_costs() -> None:
         for threads in range(1, (os.cpu_count() or 1) + 1):
             torch.set_num_threads(threads)  # it is part of the hardware's name
             for one in heads:
-                parts = _parts(backbone, one)
+                parts = cost_key(backbone, one)
                 for batch in BATCHES:
                     write_cost(cost_path(folder.parent, *parts, batch), _cost(parts[0], one.num_heads, batch))
         torch.set_num_threads(before)

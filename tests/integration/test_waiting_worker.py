@@ -100,9 +100,9 @@ def test_calls_in_workers_of_their_own_say_so_too_and_follow_each_other(
         reported.append(capsys.readouterr().out)
         return any(reported)
 
-    assert let_go_when(said, holder, lambda: call_each(doubled, [(1,), (2,)], placement)) == [2, 4]
+    assert let_go_when(said, holder, lambda: call_each(doubled, [(1,), (2,), (3,)], placement)) == [2, 4, 6]
     assert "".join(reported) + capsys.readouterr().out == LINE.replace(
-        "the worker waits", "2 workers wait, one of them"
+        "the worker waits", "3 workers wait, one of them"
     )
 
 

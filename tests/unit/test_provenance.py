@@ -1,11 +1,11 @@
 """The commit that numbers are of."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from entmtp.provenance import COMMIT_VARIABLE, checkout_commit, git_commit
+from tests.helpers.git_repository import commit_all
 
 
 @pytest.fixture
@@ -16,9 +16,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("entmtp/code.py", "docs/page.md"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("one\n")
-    who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.com"]
-    for words in (["init", "-q"], ["add", "-A"], [*who, "commit", "-q", "-m", "One"]):
-        subprocess.run(["git", *words], check=True)
+    commit_all(tmp_path)
     return tmp_path
 
 

@@ -9,6 +9,7 @@ from entmtp.evaluation.analysis.score import metric
 from entmtp.evaluation.analysis.summary import ALL_SUITES, SAMPLE, ArmSummary, Speedup, Summary, verdict
 from entmtp.intervals import CONFIDENCE, FEWEST_PROMPTS, METHOD, Estimate, interval, percent, ratio
 from entmtp.methods import AUTOREGRESSIVE, ENTMTP
+from entmtp.provenance import CHANGED
 
 _NAMED = 10  # prompts that were set aside; the report's provenance names all
 _ENTMTP_AGAINST = ("medusa", "hydra", "medusa-best", "hydra-best", "random", AUTOREGRESSIVE)
@@ -112,8 +113,8 @@ def caveats(summary: Summary, provenance: Mapping[str, Any]) -> list[str]:
     measured, commit = provenance.get("measured_commits", []), provenance.get("git_commit")
     if commit is not None and set(measured) - {commit}:
         sentences.append(f"Not all of it was measured by the code of commit {commit}, but at {', '.join(measured)}.")
-    if any(one.endswith("+") for one in measured):
-        sentences.append("Files of the code differed from the commit (+) that it was measured at.")
+    if any(one.endswith(CHANGED) for one in measured):
+        sentences.append(f"Files of the code differed from the commit ({CHANGED}) that it was measured at.")
     if unsettled := sum(row.unsettled_steps for row in summary.arms):
         captures = sum(row.captures for row in summary.arms)
         sentences.append(

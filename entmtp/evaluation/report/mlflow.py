@@ -14,7 +14,7 @@ from entmtp.evaluation.analysis.overlap_description import overlap_metrics
 from entmtp.evaluation.analysis.summarise import summarise
 from entmtp.evaluation.analysis.summary import tables
 from entmtp.evaluation.report.run_metrics import arm_metrics, description, overall_metrics
-from entmtp.provenance import flatten_provenance
+from entmtp.provenance import CHANGED, flatten_provenance
 from entmtp.tracking.client import (
     TrackedModel,
     TrackedRun,
@@ -70,7 +70,7 @@ def log_benchmark(
         experiment_id = ensure_experiment(client, tracking_uri, experiment)
         tags = {
             "mlflow.note.content": description(summary, provenance),
-            "mlflow.source.git.commit": str(provenance.get("git_commit") or "").removesuffix("+"),
+            "mlflow.source.git.commit": str(provenance.get("git_commit") or "").removesuffix(CHANGED),
             "mlflow.source.name": str(provenance.get("command") or ""),
         }
         with tracked_run(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from benchmarks.lib.age import age, measured_code
 from benchmarks.lib.record import Record, Table, deliver, make_record
 from entmtp.errors import EntMTPError
 from tests.helpers.benchmark_commands import main_of, source_files
+from tests.helpers.git_repository import commit_all, run_git
 
 Git = Callable[..., str]
 FOLDER = Path(performance.__file__).parent
@@ -39,18 +40,10 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def git(checkout: Path) -> Git:
     """Runs git in the checkout, which has one commit of three files."""
-
-    def run(*words: str) -> str:
-        author = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
-        done = subprocess.run(["git", *author, *words], cwd=checkout, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
     for name in ("entmtp/step.py", "README.md", "docs/performance/cpu-step.json"):
         (checkout / name).write_text("first\n")
-    run("init", "--quiet")
-    run("add", ".")
-    run("commit", "--quiet", "--message", "first")
-    return run
+    commit_all(checkout)
+    return partial(run_git, checkout)
 
 
 def record() -> Record:

@@ -61,9 +61,7 @@ def test_a_run_of_changed_code_is_no_record_unless_asked_for(
     summary.write_text(summary.read_text().replace('"0123456789abc"', '"0123456789abc+"'))
     with pytest.raises(SystemExit):
         main(changed, record=tmp_path / "record.json")
-    assert "of commit 0123456789ab with uncommitted changes, so nobody could" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    assert "of commit 0123456789ab with uncommitted changes, so they could" in " ".join(capsys.readouterr().err.split())
     main(changed, record=tmp_path / "record.json", uncommitted=True)
     made = read_record(tmp_path / "record.json")
     assert made.commit == "0123456789ab+"
