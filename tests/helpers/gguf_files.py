@@ -23,6 +23,12 @@ _HALVES = {
 }
 """Bytes of a block at which it has a float16."""
 
+_SPREADS = {"Q4_0": 4.5, "Q4_1": 8.9, "Q5_0": 9.2, "Q5_1": 17.7, "Q8_0": 75.6, "Q4_K": 296, "Q5_K": 687, "Q6_K": 1431}
+"""Standard deviation of the weights of random blocks whose scales have one of 1."""
+
+_SPREAD_OF_A_MODEL = 0.05
+"""Standard deviation of weights that keep states of a size at which float32 is precise."""
+
 
 def random_blocks(name: str, out: int, width: int, seed: int, size: float = 0.05) -> BlockWeight:
     """A weight ``[out, width]`` of random bits, with scales of about ``size``."""
@@ -118,7 +124,9 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
 
 def _add_matrix(writer: GGUFWriter, name: str, shape: tuple[int, int], format: str, seed: int) -> None:
     if format == "F32":
-        writer.add_tensor(name, (np.random.default_rng(seed).standard_normal(shape) * 0.05).astype(np.float32))
+        writer.add_tensor(
+            name, (np.random.default_rng(seed).standard_normal(shape) * _SPREAD_OF_A_MODEL).astype(np.float32)
+        )
         return
-    blocks = random_blocks(format, *shape, seed, size=0.002)
+    blocks = random_blocks(format, *shape, seed, size=_SPREAD_OF_A_MODEL / _SPREADS[format])
     writer.add_tensor(name, blocks.rows.numpy(), raw_dtype=GGMLQuantizationType[format])
