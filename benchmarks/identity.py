@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Rate of greedy tokens that differ between decoding with trees and plain decoding on the same kernels and type.
 
+Lossy kernels are compared with the model's own text as well.
+
     python -m benchmarks.identity                                          # every choice that this machine has
     python -m benchmarks.identity --case fused:float32 --case eager:bfloat16
     python -m benchmarks.identity --shape vicuna-7b --case eager:bfloat16  # on a GPU: random weights
@@ -44,6 +46,7 @@ from entmtp.trees.topology import Topology
 METHODS = ("entmtp-dynamic", "hydra")
 TREES = (3, 15, 63)
 COLUMNS = ["kernels", "type", "method", "nodes", "same texts", "tokens", "differing", "rate", "gap, nats"]
+ROUNDED = "autoregressive, rounded"
 NOTES = (
     "differing: tokens other than plain decoding's after the same tokens, on the same kernels in the same type. same"
     " texts: answers without one. nodes: of a tree, the mean over steps. gap: the widest between the log-probabilities"
@@ -108,6 +111,7 @@ def main(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         chosen = [Case.of(text) for text in cases] if cases else list(available_cases(device))
         rows: list[list[Cell]] = []
+        lossy: list[list[Cell]] = []
         refused: list[str] = []
         for case in chosen:
             try:
@@ -117,11 +121,16 @@ def main(
                 continue
             title = f"{case.kernels}:{case.dtype}"
             rows += [row(case, name, found) for name, found in compare(engines, ids, tokens, title).items()]
+            if CHOICES[case.kernels].rounds and shape is None:
+                pair = {PLAIN: _plain(_unrounded(case, device)), ROUNDED: engines[PLAIN]}
+                lossy += [row(case, name, found) for name, found in compare(pair, ids, tokens, title).items()]
         if not rows:
             raise EntMTPError(f"case: none runs here; {' '.join(refused)}")
-        table = Table(title="Greedy tokens that trees change", columns=COLUMNS, rows=rows)
+        tables = [Table(title="Greedy tokens that trees change", columns=COLUMNS, rows=rows)]
+        if lossy:
+            tables.append(Table(title="Greedy tokens that lossy kernels change", columns=COLUMNS, rows=lossy))
         title = f"Identity with plain decoding: {shape or 'bundled'} model"
-        made = make_record("identity", title, hardware_name(device), [table], [*NOTES, *refused])
+        made = make_record("identity", title, hardware_name(device), tables, [*NOTES, *refused])
         deliver(made, record, uncommitted)
 
 
@@ -148,6 +157,12 @@ def subject(
     engines = {PLAIN: _plain(backbone)} | {name: engine_of(name, backbone) for name in methods}
     texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, prompts)]
     return engines, [encode_chat(tokenizer, text) for text in texts]
+
+
+def _unrounded(case: Case, device: torch.device) -> Backbone:
+    """The bundled model on the fastest kernels that write its own text."""
+    model, _ = load_model("bundled", dtype=case.dtype, device=str(device))
+    return build_backbone(model)
 
 
 def _random_subject(

@@ -8,7 +8,7 @@ from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone, sharing_copy
 from entmtp.models.kernels import compiled
 from entmtp.models.kernels.block_weight import formats_of
-from entmtp.models.kernels.choices import describe_kernels, supported_kernels
+from entmtp.models.kernels.choices import CHOICES, describe_kernels, supported_kernels
 from entmtp.models.kernels.fused_linear import FusedLinear
 from entmtp.models.kernels.merged_projections import collect_siblings
 from entmtp.models.kernels.packed_linear import replace_linear_layers
@@ -29,6 +29,10 @@ def build_backbone(model: PreTrainedModel, kernels: Kernels = "auto") -> Backbon
     wanted = _multi_device_kernels(kernels) if backbone.is_multi_device else kernels
     candidates = iter(supported_kernels(wanted, backbone.dtype, backbone.device))
     chosen = next(candidates)
+    if CHOICES[chosen].rounds and not formats_of(model):
+        raise EntMTPError(
+            f"kernels: '{chosen}' needs weights in GGUF's blocks; give a GGUF file, or --weights q8, or use 'auto'"
+        )
     with collect_siblings(backbone.model) as siblings:
         expected, backbone.cache_shapes = sequential_reference(backbone)
     choose_attention(backbone, expected)
@@ -45,7 +49,7 @@ def build_backbone(model: PreTrainedModel, kernels: Kernels = "auto") -> Backbon
         chosen = next(candidates)
         backbone.use_model(model)
         choose_attention(backbone, expected)
-    weights = ", ".join(formats_of(model)) if chosen == "fused" else ""
+    weights = ", ".join(formats_of(model)) if CHOICES[chosen].fuses else ""
     weights = weights or str(backbone.dtype).removeprefix("torch.")
     placement = [f"spread over {len(backbone.devices)} devices"] * backbone.is_multi_device
     backbone.kernels_description = "; ".join([describe_kernels(chosen, weights), *placement, *refusals])

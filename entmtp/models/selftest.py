@@ -18,7 +18,7 @@ from entmtp.errors import EntMTPError
 from entmtp.models import attention
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import BufferShape, LayerShape
-from entmtp.models.kernels.choices import HALF_TOLERANCE, TOLERANCE
+from entmtp.models.kernels.choices import CHOICES, HALF_TOLERANCE, ROUNDED_TOLERANCE, TOLERANCE
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 
@@ -108,7 +108,7 @@ def check_kernels(backbone: Backbone, expected: torch.Tensor) -> None:
     else:
         if not batch_difference <= _tolerance(backbone):
             reason = f"a token's logits depend on the other tokens of a pass, by {batch_difference:.1e} of the largest"
-        elif not model_difference <= _tolerance(backbone):
+        elif not model_difference <= (ROUNDED_TOLERANCE if CHOICES[backbone.kernels].rounds else _tolerance(backbone)):
             reason = f"the logits differ from the model's own by {model_difference:.1e} of the largest"
     if reason:
         raise EntMTPError(

@@ -26,12 +26,15 @@ class KernelChoice:
         description: text for a user; ``{weights}`` stands for the type or the formats of the weights.
         unsupported_reason: gives the reason why weights of this type and device can't use the choice, or None.
         fuses: whether decoder layers of a known kind run as a few loops each.
+        rounds: whether the inputs of products are rounded, so that the text isn't the model's own. ``auto`` never takes
+            such a choice.
     """
 
     make_layer: MakeLayer | None
     description: str
     unsupported_reason: Callable[[torch.dtype, torch.device], str | None]
     fuses: bool = False
+    rounds: bool = False
 
 
 def _none(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -53,6 +56,13 @@ def _unpackable(dtype: torch.dtype, device: torch.device) -> str | None:
 
 CHOICES: dict[Kernels, KernelChoice] = {
     "fused": KernelChoice(fused_linear.FusedLinear, "fused {weights} (C++ for this CPU)", _unfusable, fuses=True),
+    "fused-int8": KernelChoice(
+        fused_linear.RoundingLinear,
+        "fused {weights} with inputs rounded to int8 (C++ for this CPU; lossy)",
+        _unfusable,
+        fuses=True,
+        rounds=True,
+    ),
     "packed": KernelChoice(PackedLinear, "packed {weights} (oneDNN)", _unpackable),
     "eager": KernelChoice(None, "eager {weights} (PyTorch)", _none),
 }
@@ -64,6 +74,11 @@ It is the rounding of another order of float32 sums.
 """
 HALF_TOLERANCE = 0.08
 """:data:`TOLERANCE` of a 16-bit model, in which every operation rounds, not the order of the sums alone."""
+ROUNDED_TOLERANCE = 0.2
+""":data:`TOLERANCE` against the unmodified model, of a choice that rounds its inputs to int8.
+
+It finds errors. How many texts stay the same is counted by `benchmarks.identity`.
+"""
 
 
 def parse_kernels(kernels: str) -> Kernels:
@@ -84,7 +99,8 @@ def supported_kernels(kernels: Kernels, dtype: torch.dtype, device: torch.device
         EntMTPError: if a choice that is requested by name is unsupported here.
     """
     if kernels == "auto":
-        return [name for name, choice in CHOICES.items() if choice.unsupported_reason(dtype, device) is None]
+        lossless = [name for name, choice in CHOICES.items() if not choice.rounds]
+        return [name for name in lossless if CHOICES[name].unsupported_reason(dtype, device) is None]
     if reason := CHOICES[kernels].unsupported_reason(dtype, device):
         raise EntMTPError(f"kernels: '{kernels}' {reason}; use 'auto'")
     return [kernels]
@@ -96,7 +112,8 @@ def draft_layer_maker(model_layers: MakeLayer | None) -> MakeLayer | None:
     Drafted tokens are verified, so int8 weights are safe. They take a quarter of the bytes, which makes drafting
     cheaper, and change few drafted tokens.
     """
-    return fused_linear.Int8WeightLinear if model_layers is fused_linear.FusedLinear else model_layers
+    fused = fused_linear.FusedLinear, fused_linear.RoundingLinear
+    return fused_linear.Int8WeightLinear if model_layers in fused else model_layers
 
 
 def describe_kernels(kernels: Kernels, weights: str) -> str:

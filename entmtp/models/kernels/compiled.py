@@ -37,7 +37,7 @@ _SIGNATURES = {
     "entmtp_pack": (None, [_INT32, _POINTER, _INT, _POINTER, _INT, _INT, _INT32]),
     "entmtp_dequantize": (None, [_INT32, _POINTER, _INT, _POINTER, _INT, _INT, _POINTER, _INT32]),
     "entmtp_quantize": (None, [_POINTER] * 3 + [_INT] * 2 + [_INT32]),
-    "entmtp_linear": (None, [_POINTER] * 4 + [_INT] * 2 + [_INT32]),
+    "entmtp_linear": (None, [_POINTER] * 4 + [_INT] * 2 + [_INT32] * 2),
     "entmtp_decode": (None, [_POINTER] * 5),
     "entmtp_accept": (None, [_POINTER] * 2),
 }
@@ -72,7 +72,7 @@ class Model(ctypes.Structure):
         *((name, _POINTER) for name in ("embeddings", "layers", "norm")),
         *((name, _INT) for name in ("row_bytes", "count", "hidden", "inner", "heads", "kv_heads", "dim")),
         *((name, _FLOAT) for name in ("eps", "scaling")),
-        ("format", _INT32),
+        *((name, _INT32) for name in ("format", "rounds")),
     ]
 
 

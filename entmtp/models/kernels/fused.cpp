@@ -66,6 +66,7 @@ struct Model {
   int64_t row_bytes, count, hidden, inner, heads, kv_heads, dim;
   float eps, scaling;
   int32_t format;
+  int32_t rounds;  // whether products round their inputs
 };
 
 // A pass over `batch` trees of `n` tokens, which follow the first `start` tokens of their slots. It reads the cache rows
@@ -88,7 +89,7 @@ struct Pass {
 namespace {
 
 struct Decoder {
-  static constexpr int64_t PHASES = 10;  // of a layer
+  static constexpr int64_t PHASES = 16;  // of a layer, at most
 
   const Model& model;
   const Pass& pass;
@@ -101,6 +102,12 @@ struct Decoder {
   std::vector<float> attended = std::vector<float>(tokens * model.heads * model.dim);
   std::vector<float> middle = std::vector<float>(tokens * model.hidden);
   std::vector<float> gated = std::vector<float>(tokens * model.inner);
+  Rounding rounding = Rounding(model.rounds ? tokens * std::max({model.hidden, model.inner, model.heads * model.dim}) : 0);
+
+  template <class Target>
+  void product(Worker& worker, const std::vector<float>& x, float* y, int64_t in, Target target) {
+    multiply(worker, x.data(), y, tokens, in, target, model.rounds ? &rounding : nullptr);
+  }
 
   // Whether a token attends to a cache row.
   bool sees(int64_t request, int64_t token, int64_t row) const {
@@ -237,20 +244,18 @@ struct Decoder {
     int64_t first = 0;
     for (const Matrix& matrix : layer.qkv) {
       const float* bias = layer.qkv_bias ? layer.qkv_bias + first : nullptr;
-      multiply(worker, normalized.data(), qkv.data() + first, tokens, model.hidden,
-               Linear{matrix, bias, nullptr, qkv_size});
+      product(worker, normalized, qkv.data() + first, model.hidden, Linear{matrix, bias, nullptr, qkv_size});
       first += matrix.out;
     }
     worker.run(tokens, [&](int64_t token) { rotate_and_store(layer, index, token); });
     worker.run(pass.batch * model.kv_heads * chunks, [&](int64_t task) {
       attend(index, task / chunks / model.kv_heads, task / chunks % model.kv_heads, task % chunks);
     });
-    multiply(worker, attended.data(), middle.data(), tokens, attended_size,
-             Linear{layer.output, layer.output_bias, states, model.hidden});
+    product(worker, attended, middle.data(), attended_size,
+            Linear{layer.output, layer.output_bias, states, model.hidden});
     normalize_rows(worker, middle.data(), layer.middle_norm, model.eps, normalized.data(), tokens, model.hidden);
-    multiply(worker, normalized.data(), gated.data(), tokens, model.hidden, Gated{layer.gates, layer.values});
-    multiply(worker, gated.data(), states, tokens, model.inner,
-             Linear{layer.down, layer.down_bias, middle.data(), model.hidden});
+    product(worker, normalized, gated.data(), model.hidden, Gated{layer.gates, layer.values});
+    product(worker, gated, states, model.inner, Linear{layer.down, layer.down_bias, middle.data(), model.hidden});
   }
 
   // States [batch, n, hidden] of the pass, and logits [batch, n, vocabulary] where there is an output layer.
@@ -263,7 +268,8 @@ struct Decoder {
     for (int64_t index = 0; index < model.count; index++) run(worker, model.layers[index], index, states);
     normalize_rows(worker, states, model.norm, model.eps, states, tokens, model.hidden);
     if (output)
-      multiply(worker, states, logits, tokens, model.hidden, Linear{*output, nullptr, nullptr, output->out});
+      multiply(worker, states, logits, tokens, model.hidden, Linear{*output, nullptr, nullptr, output->out},
+               model.rounds ? &rounding : nullptr);
   }
 };
 
@@ -316,17 +322,19 @@ void entmtp_quantize(const float* weight, const float* scale, int8_t* packed, in
       }
 }
 
-// y [rows, out] = x [rows, in] times the weight, + bias [out] where given.
+// y [rows, out] = x [rows, in], rounded or not, times the weight, + bias [out] where given.
 void entmtp_linear(const float* x, const Matrix* weight, const float* bias, float* y, int64_t rows, int64_t in,
-                   int threads) {
-  run_team(threads, 1,
-           [&](Worker& worker) { multiply(worker, x, y, rows, in, Linear{*weight, bias, nullptr, weight->out}); });
+                   int32_t rounds, int threads) {
+  Rounding rounding(rounds ? rows * in : 0);
+  run_team(threads, 2, [&](Worker& worker) {
+    multiply(worker, x, y, rows, in, Linear{*weight, bias, nullptr, weight->out}, rounds ? &rounding : nullptr);
+  });
 }
 
 // States [batch, n, hidden] of a pass, and logits [batch, n, vocabulary] where there is an output layer.
 void entmtp_decode(const Model* model, const Pass* pass, float* states, const Matrix* output, float* logits) {
   Decoder decoder{*model, *pass};
-  run_team(pass->threads, 3 + model->count * Decoder::PHASES,
+  run_team(pass->threads, 4 + model->count * Decoder::PHASES,
            [&](Worker& worker) { decoder.run(worker, states, output, logits); });
 }
 

@@ -17,7 +17,10 @@ class _CompiledLinear(InferenceLinear):
 
     Attributes:
         matrix: the weight's address and shape, for the kernels.
+        rounds: whether the states are rounded to int8 where the weight is in blocks.
     """
+
+    rounds = False
 
     def __init__(self, packed: PackedWeight, width: int, bias: torch.Tensor | None) -> None:
         super().__init__(None if bias is None else bias.detach().contiguous())
@@ -37,6 +40,7 @@ class _CompiledLinear(InferenceLinear):
                 product.data_ptr(),
                 states.numel() // self._in,
                 self._in,
+                self.rounds,
                 torch.get_num_threads(),
             )
         return product
@@ -47,6 +51,15 @@ class FusedLinear(_CompiledLinear):
 
     def __init__(self, weight: Weight, bias: torch.Tensor | None) -> None:
         super().__init__(pack(weight), weight.shape[1], bias)
+
+
+class RoundingLinear(FusedLinear):
+    """A linear layer that rounds its states to int8 in blocks, so that products with GGUF's blocks are of integers.
+
+    Lossy: each block's largest value is 127 steps. A weight in float32 is multiplied as it is.
+    """
+
+    rounds = True
 
 
 class Int8WeightLinear(_CompiledLinear):

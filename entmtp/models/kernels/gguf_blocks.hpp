@@ -100,19 +100,21 @@ uint8_t* write_blocks(const RowBlock (&rows)[LANES], uint8_t* target, Blocks<BIT
   for (int part = 0; part < SUPER / BLOCK; part++) {
     if (Reader::NESTED) write([&](const RowBlock& row) { return row.scales[part]; });
     if (Reader::NESTED && OFFSET == STORED) write([&](const RowBlock& row) { return row.offsets[part]; });
-    const auto word_of = [&](const RowBlock& row, int first, int count, int from, int width) {
-      uint32_t word = 0;
-      for (int i = 0; i < count; i++)
-        word |= (row.numbers[part * BLOCK + first + i] >> from & ((1u << width) - 1)) << width * i;
-      return word;
-    };
     if constexpr (Reader::HIGH > 0)
-      write([&](const RowBlock& row) { return word_of(row, 0, BLOCK, 4, BITS - 4); });
-    if constexpr (BITS == 8)
-      for (int i = 0; i < BLOCK; i++) write([&](const RowBlock& row) { return row.numbers[part * BLOCK + i]; });
-    else
-      for (int first = 0; first < BLOCK; first += 8)
-        write([&](const RowBlock& row) { return word_of(row, first, 8, 0, 4); });
+      write([&](const RowBlock& row) {
+        uint32_t word = 0;
+        for (int i = 0; i < BLOCK; i++) word |= uint32_t(row.numbers[part * BLOCK + i] >> 4) << Reader::high_bit(i);
+        return word;
+      });
+    for (int first = part * BLOCK; first < (part + 1) * BLOCK; first += 8)
+      if constexpr (BITS == 8)
+        for (int input : {0, 2, 4, 6, 1, 3, 5, 7}) write([&](const RowBlock& row) { return row.numbers[first + input]; });
+      else
+        write([&](const RowBlock& row) {
+          uint32_t word = 0;
+          for (int i = 0; i < 8; i++) word |= (row.numbers[first + i] & 15u) << 4 * i;
+          return word;
+        });
   }
   return target;
 }

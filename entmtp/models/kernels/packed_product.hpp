@@ -1,9 +1,9 @@
-// Products of a few float32 rows with packed weights.
+// Products of a few rows with packed weights.
 //
 // A panel is two strips of weights. One sweep over a panel computes up to ROWS rows at once, and their sums stay in
-// registers. Every sum is one chain of fused multiply-adds in the order of the inputs, for any number of rows and any
-// format. So the product of a row has the same bits alone and in a batch, with blocks and with the float32 weights that
-// they stand for.
+// registers. A row's sums are the same operations in the same order for any number of rows, so its product has the same
+// bits alone and in a batch. Of float32 rows every sum is one chain of fused multiply-adds in the order of the inputs. So
+// blocks give the same bits as the float32 weights that they stand for.
 
 #pragma once
 
@@ -11,16 +11,26 @@
 #include <type_traits>
 #include <vector>
 
+#include "rounded_rows.hpp"
 #include "thread_team.hpp"
 #include "weights.hpp"
 
 namespace {
 
+// Rows [rows, in] of inputs.
+struct FloatRows {
 #if defined(__AVX512F__)
-constexpr int ROWS = 12, MOST_READ_IN_BLOCKS = 1 << 30;  // 24 sums, 2 weights and 1 input in 32 registers
+  static constexpr int ROWS = 12, MOST_READ_IN_BLOCKS = 1 << 30;  // 24 sums, 2 weights and 1 input in 32 registers
 #else
-constexpr int ROWS = 6, MOST_READ_IN_BLOCKS = 8;  // 12 sums, 2 weights and 1 input in 16 registers
+  static constexpr int ROWS = 6, MOST_READ_IN_BLOCKS = 8;  // 12 sums, 2 weights and 1 input in 16 registers
 #endif
+
+  const float* x;
+  int64_t in;
+
+  FloatRows from(int64_t row) const { return {x + row * in, in}; }
+};
+
 constexpr int PANEL = 2 * LANES;
 constexpr int64_t AHEAD = 4096;      // bytes of a strip by which its prefetch is ahead of its use
 
@@ -94,9 +104,11 @@ struct Fetch {
   }
 };
 
-// Calls `use(first, second)` with the weights of every input k of a panel. Inlined, so that sums stay in registers.
-template <class Reader, class Use>
-__attribute__((always_inline)) inline void for_each_input(Reader first, Reader second, int64_t in, Fetch fetch, Use use) {
+// Calls `open` at each block of a panel with its first input, `use` at each group, and `close` after the block. Inlined,
+// so that sums stay in registers.
+template <class Reader, class Open, class Use, class Close>
+__attribute__((always_inline)) inline void for_each_group(Reader& first, Reader& second, int64_t in, Fetch fetch,
+                                                          Open open, Use use, Close close) {
   for (int64_t super = 0; super < in; super += Reader::SUPER) {
     first.open();
     second.open();
@@ -104,42 +116,88 @@ __attribute__((always_inline)) inline void for_each_input(Reader first, Reader s
       fetch();
       first.begin();
       second.begin();
+      open();
       for (int64_t group = block; group < block + Reader::BLOCK; group += Reader::GROUP) {
-#pragma GCC unroll 8
-        for (int input = 0; input < Reader::GROUP; input++) use(first.value(input), second.value(input));
+        use(group);
         first.advance();
         second.advance();
       }
+      close(block / Reader::BLOCK);
     }
   }
 }
 
 template <int M, class Reader, class Target>
-__attribute__((noinline)) void sweep(const float* x, Reader first, Reader second, int64_t in, float* y, int64_t row, int64_t panel, Fetch fetch,
-           Target target) {
+__attribute__((noinline)) void sweep(FloatRows rows, Reader first, Reader second, float* y, int64_t row, int64_t panel,
+                                     Fetch fetch, Target target) {
+  const int64_t in = rows.in;
   Vector sums[M][2] = {};
   // A pointer for every three rows: the others are one and two strides away, which an address can say by itself.
   const float* inputs[(M + 2) / 3];
-  for (int i = 0; i < (M + 2) / 3; i++) inputs[i] = x + 3 * i * in;
-  for_each_input(first, second, in, fetch, [&](Vector one, Vector two) __attribute__((always_inline)) {
+  for (int i = 0; i < (M + 2) / 3; i++) inputs[i] = rows.x + 3 * i * in;
+  const auto nothing = [](auto...) {};
+  for_each_group(first, second, in, fetch, nothing, [&](int64_t) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int i = 0; i < Reader::GROUP; i++) {
+      const Vector one = first.value(i), two = second.value(i);
 #pragma GCC unroll 16
-    for (int m = 0; m < M; m++) {
-      const Vector input = broadcast(inputs[m / 3][m % 3 * in]);
-      sums[m][0] += input * one;
-      sums[m][1] += input * two;
-    }
+      for (int m = 0; m < M; m++) {
+        const Vector input = broadcast(inputs[m / 3][m % 3 * in]);
+        sums[m][0] += input * one;
+        sums[m][1] += input * two;
+      }
 #pragma GCC unroll 4
-    for (const float*& each : inputs) each++;
-  });
+      for (const float*& each : inputs) each++;
+    }
+  }, nothing);
   for (int m = 0; m < M; m++) target.write(sums[m], y, row + m, panel);
 }
 
+// In integers within a block; the scales of inputs and weights are applied to the block's sum.
 template <int M, class Reader, class Target>
-void sweep_rows(int64_t m, const float* x, Reader first, Reader second, int64_t in, float* y, int64_t row,
-                int64_t panel, Fetch fetch, Target target) {
+__attribute__((noinline)) void sweep(RoundedRows rows, Reader first, Reader second, float* y, int64_t row, int64_t panel,
+                                     Fetch fetch, Target target) {
+  Vector sums[M][2] = {};
+  Integers products[M][2];
+  const int64_t in = rows.in, blocks = in / Reader::BLOCK;
+  for_each_group(first, second, in, fetch,
+    [&]() __attribute__((always_inline)) {
+#pragma GCC unroll 16
+      for (int m = 0; m < M; m++) products[m][0] = products[m][1] = Integers{};
+    },
+    [&](int64_t group) __attribute__((always_inline)) {
+      const Words numbers[2][2] = {{first.numbers(0), first.numbers(1)}, {second.numbers(0), second.numbers(1)}};
+#pragma GCC unroll 16
+      for (int m = 0; m < M; m++) {
+        const uint32_t* words = reinterpret_cast<const uint32_t*>(rows.numbers + m * in + group);
+        const Words inputs[2] = {words[0] - Words{}, words[1] - Words{}};
+        for (int half = 0; half < 2; half++)
+          products[m][half] = multiply_add<Reader::BITS>(products[m][half], numbers[half], inputs);
+      }
+    },
+    [&](int64_t block) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+      for (int m = 0; m < M; m++) {
+        const float scale = rows.scales[m * blocks + block];
+        const int32_t total = rows.totals[m * blocks + block];
+        const Reader* readers[2] = {&first, &second};
+        for (int half = 0; half < 2; half++) {
+          const Reader& reader = *readers[half];
+          if constexpr (Reader::OFFSET != STORED) products[m][half] -= (Reader::OFFSET + (Reader::BITS == 8 ? BIAS : 0)) * total;
+          sums[m][half] += __builtin_convertvector(products[m][half], Vector) * (reader.scale * scale);
+          if constexpr (Reader::OFFSET == STORED) sums[m][half] += reader.offset * (scale * float(total));
+        }
+      }
+    });
+  for (int m = 0; m < M; m++) target.write(sums[m], y, row + m, panel);
+}
+
+template <int M, class Rows, class Reader, class Target>
+void sweep_rows(int64_t m, Rows rows, Reader first, Reader second, float* y, int64_t row, int64_t panel, Fetch fetch,
+                Target target) {
   if constexpr (M > 0) {
-    if (m == M) return sweep<M>(x, first, second, in, y, row, panel, fetch, target);
-    sweep_rows<M - 1>(m, x, first, second, in, y, row, panel, fetch, target);
+    if (m == M) return sweep<M>(rows, first, second, y, row, panel, fetch, target);
+    sweep_rows<M - 1>(m, rows, first, second, y, row, panel, fetch, target);
   }
 }
 
@@ -159,15 +217,15 @@ void unpack(Reader strip, int64_t in, float* target) {
   }
 }
 
-// Rows times one panel, in sweeps of up to ROWS. Each sweep turns blocks into numbers anew. With many rows they are
-// unpacked once.
-template <class Target>
+// Rows times one panel, in sweeps of up to Rows::ROWS. Each sweep turns blocks into numbers anew. With many rows they
+// are unpacked once.
+template <class Rows, class Target>
 struct PanelProduct {
-  const float* x;
+  Rows x;
   float* y;
-  int64_t rows, in;
+  int64_t rows;
   Target target;
-  int64_t bytes[2] = {strip_bytes(target.matrix(0).format, in), strip_bytes(target.matrix(1).format, in)};
+  int64_t bytes[2] = {strip_bytes(target.matrix(0).format, x.in), strip_bytes(target.matrix(1).format, x.in)};
 
   const uint8_t* strip(int64_t panel, int half) const {
     return target.matrix(half).data + target.strip(panel, half) * bytes[half];
@@ -175,23 +233,27 @@ struct PanelProduct {
 
   void operator()(int64_t panel) const {
     const int32_t format = target.matrix(0).format;
-    if (format != target.matrix(1).format || (format != FLOAT32 && rows > MOST_READ_IN_BLOCKS)) return unpacked(panel);
+    if constexpr (std::is_same_v<Rows, FloatRows>)
+      if (format != target.matrix(1).format || (format != FLOAT32 && rows > Rows::MOST_READ_IN_BLOCKS))
+        return unpacked(panel);
     with_reader(format, [&](auto* reader) {
       using Reader = std::remove_pointer_t<decltype(reader)>;
+      constexpr bool IS_PLAIN = Reader::GROUP == 1;
       if constexpr (std::is_same_v<Reader, Plain<int8_t>> && !Target::ROUNDED) return;
-      sweeps(panel, Reader(strip(panel, 0)), Reader(strip(panel, 1)));
+      else if constexpr (IS_PLAIN && !std::is_same_v<Rows, FloatRows>) return;
+      else sweeps(panel, Reader(strip(panel, 0)), Reader(strip(panel, 1)));
     });
   }
 
   // A single sweep prefetches AHEAD bytes ahead. Of several sweeps, each prefetches a part of the next panel.
   template <class Reader>
   void sweeps(int64_t panel, Reader first, Reader second) const {
-    const int64_t blocks = (rows + ROWS - 1) / ROWS, block = (rows + blocks - 1) / blocks;
-    const int64_t share = bytes[0] * Reader::BLOCK / in;
+    const int64_t blocks = (rows + Rows::ROWS - 1) / Rows::ROWS, block = (rows + blocks - 1) / blocks;
+    const int64_t share = bytes[0] * Reader::BLOCK / x.in;
     Fetch fetch{strip(panel, 0) + AHEAD, strip(panel, 1) + AHEAD, share};
     if (blocks > 1) fetch = {strip(panel + 1, 0), strip(panel + 1, 1), share, 64 * blocks};
     for (int64_t row = 0; row < rows; row += block) {
-      sweep_rows<ROWS>(std::min(block, rows - row), x + row * in, first, second, in, y, row, panel, fetch, target);
+      sweep_rows<Rows::ROWS>(std::min(block, rows - row), x.from(row), first, second, y, row, panel, fetch, target);
       fetch.first += bytes[0] / blocks;
       fetch.second += bytes[0] / blocks;
     }
@@ -200,24 +262,41 @@ struct PanelProduct {
   void unpacked(int64_t panel) const {
     static thread_local std::vector<float> tile;
     const float* floats[2];
-    if (int64_t(tile.size()) < PANEL * in) tile.resize(PANEL * in);
+    if (int64_t(tile.size()) < PANEL * x.in) tile.resize(PANEL * x.in);
     for (int half = 0; half < 2; half++)
       with_reader(target.matrix(half).format, [&](auto* reader) {
         using Reader = std::remove_pointer_t<decltype(reader)>;
         if constexpr (std::is_same_v<Reader, Plain<float>>) {
           floats[half] = reinterpret_cast<const float*>(strip(panel, half));
         } else {
-          floats[half] = tile.data() + half * LANES * in;
-          unpack(Reader(strip(panel, half)), in, tile.data() + half * LANES * in);
+          floats[half] = tile.data() + half * LANES * x.in;
+          unpack(Reader(strip(panel, half)), x.in, tile.data() + half * LANES * x.in);
         }
       });
     sweeps(panel, Plain<float>(floats[0]), Plain<float>(floats[1]));
   }
 };
 
+// The number of inputs that share a scale in both weights of a product, if rounded rows can be multiplied by them; or 0.
 template <class Target>
-void multiply(Worker& worker, const float* x, float* y, int64_t rows, int64_t in, Target target) {
-  worker.run(target.panels(), PanelProduct<Target>{x, y, rows, in, target});
+int64_t rounded_block(const Target& target) {
+  int64_t block = 0;
+  if (target.matrix(0).format == target.matrix(1).format)
+    with_reader(target.matrix(0).format, [&](auto* reader) {
+      using Reader = std::remove_pointer_t<decltype(reader)>;
+      if constexpr (Reader::GROUP > 1) block = Reader::BLOCK;
+    });
+  return block;
+}
+
+// Two phases if there is memory for a `rounding` of the inputs, else one.
+template <class Target>
+void multiply(Worker& worker, const float* x, float* y, int64_t rows, int64_t in, Target target, Rounding* rounding) {
+  const int64_t block = rounding ? rounded_block(target) : 0;
+  if (block == 0)
+    return worker.run(target.panels(), PanelProduct<FloatRows, Target>{{x, in}, y, rows, target});
+  worker.run(rows, [&](int64_t row) { rounding->round(x, row, in, block); });
+  worker.run(target.panels(), PanelProduct<RoundedRows, Target>{rounding->rows(in, block), y, rows, target});
 }
 
 }  // namespace

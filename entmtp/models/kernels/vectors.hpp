@@ -64,6 +64,15 @@ inline float half(uint16_t bits) {
   return value;
 }
 
+// The same four of each lane's bytes, next to each other: [4, LANES] becomes [LANES, 4].
+Words transposed(const uint8_t* bytes) {
+  typedef uint8_t Bytes __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+  Bytes order;
+  for (int i = 0; i < LANES * 4; i++) order[i] = i % 4 * LANES + i / 4;
+  const Bytes moved = __builtin_shuffle(*reinterpret_cast<const Bytes*>(bytes), order);
+  return reinterpret_cast<const Words&>(moved);
+}
+
 Vector halves(const uint8_t* values) {
 #if defined(__AVX512F__)
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));

@@ -208,7 +208,7 @@ def test_a_node_has_the_same_bits_in_any_tree() -> None:
 
 def test_a_decoder_of_another_kind_is_not_fused() -> None:
     decoder = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2)])})
-    assert fused_decoder(decoder, nn.Linear(2, 2), None) is None
+    assert fused_decoder(decoder, nn.Linear(2, 2), None, rounds=False) is None
 
 
 class TestCompiling:
