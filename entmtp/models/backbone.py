@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from entmtp.models import attention
-from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, LayerShape, TreeCache
+from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, LayerShape, TreeCache, move_rows
+from entmtp.models.kernels import fused_moves
 from entmtp.models.kernels.block_weight import Weight, dequantize_layers, weight_of
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.models.kernels.fused_decoder import FusedDecoder, fused_decoder
@@ -121,7 +122,8 @@ class Backbone:
     def new_cache(self, slots: int, capacity: int, draft: DraftCacheLayout = NO_DRAFT_CACHE) -> TreeCache:
         """Make a cache for ``slots`` requests of up to ``capacity`` rows, with the ``draft`` cache of the heads."""
         layers = [*self.cache_shapes, *draft.layers]
-        return TreeCache(layers, slots, capacity + draft.spare_rows, self.device, draft.state_buffers)
+        move = fused_moves.move_rows if CHOICES[self.kernels].fuses else move_rows
+        return TreeCache(layers, slots, capacity + draft.spare_rows, self.device, draft.state_buffers, move)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ copy follows when the outcome of the step arrives (:meth:`TreeCache.sync_lengths
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -106,6 +106,24 @@ class SlotMapping:
     cache_rows: torch.Tensor
 
 
+MoveRows = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""Moves accepted rows together, as :func:`move_rows` does."""
+
+
+def move_rows(pool: torch.Tensor, slots: torch.Tensor, start: torch.Tensor, nodes: torch.Tensor) -> None:
+    """Move node ``nodes[request, i]`` of each request's last pass to row ``start + 1 + i`` of its slot.
+
+    Args:
+        pool: buffers ``[blocks, slots, heads, capacity + 1, head_dim]``, changed in place.
+        slots, start: ``[batch]`` slot of each request, and the tokens before the pass.
+        nodes: ``[batch, count]``, ascending, whose rows lie after those tokens.
+    """
+    first = start[:, None] + 1
+    target = first + torch.arange(nodes.shape[1], device=nodes.device)
+    slot, to_rows, from_rows = (rows.to(pool.device) for rows in (slots[:, None], target, first + nodes))
+    pool[:, slot, :, to_rows] = pool[:, slot, :, from_rows]
+
+
 class SlotTable:
     """State that the layers of a cache share: the lengths of the slots and the slot mapping of the running pass.
 
@@ -185,11 +203,14 @@ class TreeCache(Cache):
         capacity: int,
         device: torch.device | str = "cpu",
         state_buffers: Sequence[BufferShape] = (),
+        move: MoveRows = move_rows,
     ) -> None:
         """Allocate all buffers.
 
-        ``state_buffers`` are ``[slots, heads, capacity + 1, head_dim]``, for what is neither keys nor values.
+        ``state_buffers`` are ``[slots, heads, capacity + 1, head_dim]``, for what is neither keys nor values. ``move``
+        moves the rows of accepted paths.
         """
+        self._move = move
         self.table = SlotTable(slots, capacity, torch.device(device))
         # One block of memory for all buffers of a shape, so that a path moves in all of them at once.
         shapes = [(keys.on(self.table.device), values.on(self.table.device)) for keys, values in shapes]
@@ -281,12 +302,10 @@ class TreeCache(Cache):
         :meth:`sync_lengths` updates the host.
         """
         index = self.table.index(slots)
-        first = (self.table.device_lengths[index] * (counts > 0))[:, None] + 1
-        source, target = first + nodes, first + torch.arange(nodes.shape[1], device=nodes.device)
         if nodes.shape[1] > 1:  # a root alone is in its row already
+            start = self.table.device_lengths[index] * (counts > 0)
             for pool in self.pools.values():
-                slot, to_rows, from_rows = (rows.to(pool.device) for rows in (index[:, None], target, source))
-                pool[:, slot, :, to_rows] = pool[:, slot, :, from_rows]
+                self._move(pool, index, start, nodes)
         self.table.device_lengths.index_add_(0, index, counts)
 
     def sync_lengths(self, slots: Sequence[int], counts: Sequence[int]) -> None:

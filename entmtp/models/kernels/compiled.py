@@ -39,6 +39,7 @@ _SIGNATURES = {
     "entmtp_quantize": (None, [_POINTER] * 3 + [_INT] * 2 + [_INT32]),
     "entmtp_linear": (None, [_POINTER] * 4 + [_INT] * 2 + [_INT32] * 2),
     "entmtp_decode": (None, [_POINTER] * 5),
+    "entmtp_move_rows": (None, [_POINTER]),
     "entmtp_accept": (None, [_POINTER] * 2),
 }
 FORMATS = ("FLOAT32", "INT8", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
@@ -84,6 +85,15 @@ class Pass(ctypes.Structure):
         *((name, _POINTER) for name in ("rotary", "pool")),
         *((name, _INT) for name in ("batch", "n", "first", "last", "pool_slots", "capacity", "window")),
         ("threads", _INT32),
+    ]
+
+
+class Moves(ctypes.Structure):
+    """Struct ``Moves`` of cache_rows.hpp."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("pool", "slots", "start", "nodes")),
+        *((name, _INT) for name in ("blocks", "pool_slots", "heads", "capacity", "row_bytes", "batch", "count")),
     ]
 
 

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "acceptance.hpp"
+#include "cache_rows.hpp"
 #include "gguf_blocks.hpp"
 #include "packed_product.hpp"
 
@@ -337,6 +338,9 @@ void entmtp_decode(const Model* model, const Pass* pass, float* states, const Ma
   run_team(pass->threads, 4 + model->count * Decoder::PHASES,
            [&](Worker& worker) { decoder.run(worker, states, output, logits); });
 }
+
+// Moves the rows of accepted nodes together.
+void entmtp_move_rows(const Moves* moves) { move_rows(*moves); }
 
 // Accepts the longest path of each tree.
 void entmtp_accept(const Verified* trees, const Accepted* accepted) { accept_greedy(*trees, *accepted); }

@@ -8,15 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entmtp.errors import EntMTPError
-from entmtp.models.cache import BufferShape, SlotMapping, TreeCache
+from entmtp.models.cache import BufferShape, MoveRows, SlotMapping, TreeCache, move_rows
+from entmtp.models.kernels import compiled, fused_moves
 from tests.helpers.tiny_models import buffers, commit
 
+needs_compiler = pytest.mark.skipif(compiled.unsupported_reason() is not None, reason="no C++ compiler")
 SLOTS, CAPACITY, HEADS, HEAD_DIM = 4, 12, 2, 3
 
 
-def _cache(layers: int, slots: int, capacity: int = CAPACITY) -> TreeCache:
+def _cache(layers: int, slots: int, capacity: int = CAPACITY, move: MoveRows = move_rows) -> TreeCache:
     shape = BufferShape(HEADS, HEAD_DIM)
-    return TreeCache([(shape, shape)] * layers, slots, capacity)
+    return TreeCache([(shape, shape)] * layers, slots, capacity, move=move)
 
 
 def _map_slots(cache: TreeCache, slots: list[int], real: torch.Tensor) -> SlotMapping:
@@ -45,9 +47,10 @@ def _write(cache: TreeCache, labels: torch.Tensor, real: torch.Tensor) -> list[t
     return [cache.update(keys, -keys, layer) for layer in range(len(cache.layers))]
 
 
+@pytest.mark.parametrize("move", [move_rows, pytest.param(fused_moves.move_rows, marks=needs_compiler)])
 @given(st.data())
-def test_any_sequence_of_steps_and_releases_equals_lists(data: st.DataObject) -> None:
-    cache = _cache(layers=2, slots=SLOTS)
+def test_any_sequence_of_steps_and_releases_equals_lists(move: MoveRows, data: st.DataObject) -> None:
+    cache = _cache(layers=2, slots=SLOTS, move=move)
     expected: list[list[float]] = [[] for _ in range(SLOTS)]
     fresh = count(1)
     addresses: list[int] = []
