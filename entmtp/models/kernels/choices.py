@@ -109,11 +109,10 @@ def supported_kernels(kernels: Kernels, dtype: torch.dtype, device: torch.device
 def draft_layer_maker(model_layers: MakeLayer | None) -> MakeLayer | None:
     """The factory of the draft heads' layers, for a model whose layers ``model_layers`` makes.
 
-    Drafted tokens are verified, so int8 weights are safe. They take a quarter of the bytes, which makes drafting
-    cheaper, and change few drafted tokens.
+    Drafted tokens are verified, so rounding is safe. It makes drafting cheaper, and changes few drafted tokens.
     """
     fused = fused_linear.FusedLinear, fused_linear.RoundingLinear
-    return fused_linear.Int8WeightLinear if model_layers in fused else model_layers
+    return fused_linear.DraftLinear if model_layers in fused else model_layers
 
 
 def describe_kernels(kernels: Kernels, weights: str) -> str:

@@ -36,21 +36,20 @@ _SIGNATURES = {
     "entmtp_packed_bytes": (_INT, [_INT32] + [_INT] * 2),
     "entmtp_pack": (None, [_INT32, _POINTER, _INT, _POINTER, _INT, _INT, _INT32]),
     "entmtp_dequantize": (None, [_INT32, _POINTER, _INT, _POINTER, _INT, _INT, _POINTER, _INT32]),
-    "entmtp_quantize": (None, [_POINTER] * 3 + [_INT] * 2 + [_INT32]),
     "entmtp_linear": (None, [_POINTER] * 4 + [_INT] * 2 + [_INT32] * 2),
     "entmtp_decode": (None, [_POINTER] * 5),
     "entmtp_move_rows": (None, [_POINTER]),
     "entmtp_accept": (None, [_POINTER] * 2),
 }
-FORMATS = ("FLOAT32", "INT8", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
-"""Formats of weights, in the order of enum ``Format`` of weights.hpp; those after the first two are GGUF's."""
-BLOCK_FORMATS = frozenset(FORMATS[2:])
+FORMATS = ("FLOAT32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+"""Formats of weights, in the order of enum ``Format`` of weights.hpp; those after the first are GGUF's."""
+BLOCK_FORMATS = frozenset(FORMATS[1:])
 
 
 class Matrix(ctypes.Structure):
     """Struct ``Matrix`` of packed_product.hpp."""
 
-    _fields_ = [("data", _POINTER), ("scale", _POINTER), ("out", _INT), ("format", _INT32)]
+    _fields_ = [("data", _POINTER), ("out", _INT), ("format", _INT32)]
 
 
 class Layer(ctypes.Structure):
@@ -127,7 +126,7 @@ _loaded: dict[frozenset[str], ctypes.CDLL] = {}
 
 
 def library(formats: Iterable[str] = ()) -> ctypes.CDLL:
-    """The shared library of the kernels for weights in float32, int8 and these ``formats``, at least.
+    """The shared library of the kernels for weights in float32 and these ``formats``, at least.
 
     Raises:
         EntMTPError: if there is no compiler, or it fails.

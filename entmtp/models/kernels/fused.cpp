@@ -310,19 +310,6 @@ void entmtp_dequantize(int32_t format, const uint8_t* rows, int64_t row_bytes, c
     read_row(format, rows + numbers[i] * row_bytes, in, values + i * in);
 }
 
-// Rounds a weight [out, in] to int8 numbers of `scale` [out] each, packed.
-void entmtp_quantize(const float* weight, const float* scale, int8_t* packed, int64_t out, int64_t in, int threads) {
-  const int64_t strips = (out + PANEL - 1) / PANEL * 2;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t strip = 0; strip < strips; strip++)
-    for (int64_t k = 0; k < in; k++)
-      for (int64_t lane = 0; lane < LANES; lane++) {
-        const int64_t row = strip * LANES + lane;
-        packed[(strip * in + k) * LANES + lane] =
-            row < out ? static_cast<int8_t>(std::lrintf(weight[row * in + k] / scale[row])) : 0;
-      }
-}
-
 // y [rows, out] = x [rows, in], rounded or not, times the weight, + bias [out] where given.
 void entmtp_linear(const float* x, const Matrix* weight, const float* bias, float* y, int64_t rows, int64_t in,
                    int32_t rounds, int threads) {

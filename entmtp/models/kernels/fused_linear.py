@@ -5,11 +5,14 @@ from __future__ import annotations
 from ctypes import byref
 
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
-from entmtp.models.kernels.block_weight import Weight, dequantized
+from entmtp.models.kernels.block_weight import BlockWeight, Weight
 from entmtp.models.kernels.compiled import library, profiled
 from entmtp.models.kernels.packed_linear import InferenceLinear
-from entmtp.models.kernels.packed_weight import PackedWeight, pack, pack_rounded
+from entmtp.models.kernels.packed_weight import PackedWeight, pack
+
+_DRAFT_FORMAT = GGMLQuantizationType.Q8_0
 
 
 class _CompiledLinear(InferenceLinear):
@@ -62,11 +65,18 @@ class RoundingLinear(FusedLinear):
     rounds = True
 
 
-class Int8WeightLinear(_CompiledLinear):
-    """A linear layer with an int8 weight and a scale per output; states and sums are float32.
+class DraftLinear(RoundingLinear):
+    """A linear layer of draft heads: weight and states are rounded to int8 in blocks of 32.
 
-    The states aren't rounded. So states that differ by little have products that differ by little.
+    A weight whose rows aren't whole blocks stays as it is.
     """
 
     def __init__(self, weight: Weight, bias: torch.Tensor | None) -> None:
-        super().__init__(pack_rounded(dequantized(weight)), weight.shape[1], bias)
+        super().__init__(_rounded(weight), bias)
+
+
+def _rounded(weight: Weight) -> Weight:
+    block, _ = GGML_QUANT_SIZES[_DRAFT_FORMAT]
+    if isinstance(weight, BlockWeight) or weight.shape[1] % block:
+        return weight
+    return BlockWeight(_DRAFT_FORMAT.name, torch.from_numpy(quants.quantize(weight.detach().numpy(), _DRAFT_FORMAT)))

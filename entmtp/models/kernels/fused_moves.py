@@ -10,7 +10,7 @@ from entmtp.models.kernels.compiled import Moves, library, profiled
 
 
 def move_rows(pool: torch.Tensor, slots: torch.Tensor, start: torch.Tensor, nodes: torch.Tensor) -> None:
-    """What :func:`entmtp.models.cache.move_rows` does, on a CPU."""
+    """Move rows on a CPU, as :func:`entmtp.models.cache.move_rows` does."""
     slots, start, nodes = slots.contiguous(), start.contiguous(), nodes.contiguous()
     moves = Moves(
         pool=pool.data_ptr(),

@@ -131,21 +131,19 @@ void pack_strip(const uint8_t* rows, int64_t bytes, int64_t lanes, int64_t in, i
   }
 }
 
-// Packs a strip's rows of float32 (or of int8, which no file has).
-template <class Number>
+// Packs a strip's rows of float32.
 void pack_strip(const uint8_t* rows, int64_t bytes, int64_t lanes, int64_t in, int32_t, uint8_t* target,
-                Plain<Number>*) {
+                Floats*) {
   for (int64_t k = 0; k < in; k++)
-    for (int64_t lane = 0; lane < LANES; lane++, target += sizeof(Number))
+    for (int64_t lane = 0; lane < LANES; lane++, target += sizeof(float))
       if (lane < lanes)
-        std::memcpy(target, rows + lane * bytes + k * sizeof(Number), sizeof(Number));
+        std::memcpy(target, rows + lane * bytes + k * sizeof(float), sizeof(float));
       else
-        std::memset(target, 0, sizeof(Number));
+        std::memset(target, 0, sizeof(float));
 }
 
-template <class Number>
-void dequantize_row(const uint8_t* row, int64_t in, int32_t, float* values, Plain<Number>*) {
-  for (int64_t k = 0; k < in; k++) values[k] = reinterpret_cast<const Number*>(row)[k];
+void dequantize_row(const uint8_t* row, int64_t in, int32_t, float* values, Floats*) {
+  std::memcpy(values, row, in * sizeof(float));
 }
 
 // Values [in] of one row of a file.

@@ -34,10 +34,9 @@ struct FloatRows {
 constexpr int PANEL = 2 * LANES;
 constexpr int64_t AHEAD = 4096;      // bytes of a strip by which its prefetch is ahead of its use
 
-// A packed weight: strips [out / LANES, in, LANES], an even number of them. `scale` [out] is of INT8 only.
+// A packed weight: strips [out / LANES, in, LANES], an even number of them.
 struct Matrix {
   const uint8_t* data;
-  const float* scale;
   int64_t out;
   int32_t format;
 
@@ -50,9 +49,8 @@ int64_t strip_bytes(int32_t format, int64_t in) {
   return bytes;
 }
 
-// A linear layer: y [rows, stride] = sums * scale [out] + bias [out] + residual [rows, stride], each where given.
+// A linear layer: y [rows, stride] = sums + bias [out] + residual [rows, stride], each where given.
 struct Linear {
-  static constexpr bool ROUNDED = true;  // whether the weight may be INT8
   const Matrix& weight;
   const float *bias, *residual;
   int64_t stride;
@@ -65,7 +63,6 @@ struct Linear {
   void write(Vector sums[2], float* y, int64_t row, int64_t panel) const {
     for (int half = 0; half < 2; half++) {
       const int64_t first = strip(panel, half) * LANES, count = weight.out - first;
-      if (weight.scale) sums[half] *= load(weight.scale + first, count);
       if (bias) sums[half] += load(bias + first, count);
       if (residual) sums[half] += load(residual + row * stride + first, count);
       store(sums[half], y + row * stride + first, count);
@@ -75,7 +72,6 @@ struct Linear {
 
 // A gated layer, whose panels are a strip of gates and a strip of values: y = silu(gate) * value.
 struct Gated {
-  static constexpr bool ROUNDED = false;
   const Matrix &gates, &values;
 
   int64_t panels() const { return (gates.out + LANES - 1) / LANES; }
@@ -238,10 +234,8 @@ struct PanelProduct {
         return unpacked(panel);
     with_reader(format, [&](auto* reader) {
       using Reader = std::remove_pointer_t<decltype(reader)>;
-      constexpr bool IS_PLAIN = Reader::GROUP == 1;
-      if constexpr (std::is_same_v<Reader, Plain<int8_t>> && !Target::ROUNDED) return;
-      else if constexpr (IS_PLAIN && !std::is_same_v<Rows, FloatRows>) return;
-      else sweeps(panel, Reader(strip(panel, 0)), Reader(strip(panel, 1)));
+      if constexpr (std::is_same_v<Rows, FloatRows> || !std::is_same_v<Reader, Floats>)
+        sweeps(panel, Reader(strip(panel, 0)), Reader(strip(panel, 1)));
     });
   }
 
@@ -266,14 +260,14 @@ struct PanelProduct {
     for (int half = 0; half < 2; half++)
       with_reader(target.matrix(half).format, [&](auto* reader) {
         using Reader = std::remove_pointer_t<decltype(reader)>;
-        if constexpr (std::is_same_v<Reader, Plain<float>>) {
+        if constexpr (std::is_same_v<Reader, Floats>) {
           floats[half] = reinterpret_cast<const float*>(strip(panel, half));
         } else {
           floats[half] = tile.data() + half * LANES * x.in;
           unpack(Reader(strip(panel, half)), x.in, tile.data() + half * LANES * x.in);
         }
       });
-    sweeps(panel, Plain<float>(floats[0]), Plain<float>(floats[1]));
+    sweeps(panel, Floats(floats[0]), Floats(floats[1]));
   }
 };
 
@@ -284,7 +278,7 @@ int64_t rounded_block(const Target& target) {
   if (target.matrix(0).format == target.matrix(1).format)
     with_reader(target.matrix(0).format, [&](auto* reader) {
       using Reader = std::remove_pointer_t<decltype(reader)>;
-      if constexpr (Reader::GROUP > 1) block = Reader::BLOCK;
+      if constexpr (!std::is_same_v<Reader, Floats>) block = Reader::BLOCK;
     });
   return block;
 }

@@ -10,9 +10,6 @@ import torch
 from entmtp.models.kernels.block_weight import BlockWeight, Weight
 from entmtp.models.kernels.compiled import FORMATS, Matrix, library
 
-_INT8_MAX = 127
-_SMALLEST_SCALE = 1e-12
-
 
 @dataclass(frozen=True)
 class PackedWeight:
@@ -20,19 +17,16 @@ class PackedWeight:
 
     Attributes:
         data: strips of weights, in bytes.
-        scale: size of a step for each output ``[out]``, of an int8 weight alone.
     """
 
     format: str
     data: torch.Tensor
     out: int
-    scale: torch.Tensor | None = None
 
     @property
     def matrix(self) -> Matrix:
         """The weight's address and shape; the caller keeps the weight alive."""
-        scale = None if self.scale is None else self.scale.data_ptr()
-        return Matrix(self.data.data_ptr(), scale, self.out, FORMATS.index(self.format))
+        return Matrix(self.data.data_ptr(), self.out, FORMATS.index(self.format))
 
 
 def format_of(weight: Weight) -> str:
@@ -66,18 +60,3 @@ def pack(weight: Weight) -> PackedWeight:
         torch.get_num_threads(),
     )
     return PackedWeight(name, data, out)
-
-
-def pack_rounded(weight: torch.Tensor) -> PackedWeight:
-    """Pack a float32 weight rounded to int8, with a scale for each output."""
-    out, width = weight.shape
-    scale = row_scale(weight.detach())[:, 0].contiguous()
-    data = torch.empty(library().entmtp_packed_bytes(FORMATS.index("INT8"), out, width), dtype=torch.uint8)
-    rows = weight.detach().contiguous()
-    library().entmtp_quantize(rows.data_ptr(), scale.data_ptr(), data.data_ptr(), out, width, torch.get_num_threads())
-    return PackedWeight("INT8", data, out, scale)
-
-
-def row_scale(weight: torch.Tensor) -> torch.Tensor:
-    """Size ``[out, 1]`` of an int8 step in each row of ``weight [out, in]``: the largest value is 127 steps."""
-    return weight.abs().amax(-1, keepdim=True).clamp_(min=_SMALLEST_SCALE) / _INT8_MAX

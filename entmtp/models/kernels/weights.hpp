@@ -11,27 +11,21 @@
 
 namespace {
 
-enum Format : int32_t { FLOAT32, INT8, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K };
+enum Format : int32_t { FLOAT32, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K };
 
 // A reader of a strip. After `open` at every SUPER inputs and `begin` at every BLOCK inputs, `value(i)` is the weight of
 // input i of a group of GROUP inputs, and `advance` goes to the next group. Readers of blocks also give the numbers of
 // four inputs at once: `numbers(0)` those of inputs 0, 2, 4 and 6 of the group, `numbers(1)` those of the others.
-template <class Number>
-struct Plain {
+struct Floats {
   static constexpr int SUPER = 1, BLOCK = 1, GROUP = 1;
-  static constexpr int64_t bytes(int64_t in) { return in * LANES * sizeof(Number); }
+  static constexpr int64_t bytes(int64_t in) { return in * LANES * sizeof(float); }
 
-  const Number* next;
+  const float* next;
 
-  explicit Plain(const void* strip) : next(static_cast<const Number*>(strip)) {}
+  explicit Floats(const void* strip) : next(static_cast<const float*>(strip)) {}
   void open() {}
   void begin() {}
-  Vector value(int) const {
-    if constexpr (sizeof(Number) == 1)
-      return floats(next);
-    else
-      return at(next);
-  }
+  Vector value(int) const { return at(next); }
   void advance() { next += LANES; }
 };
 
@@ -135,7 +129,6 @@ struct Blocks {
 template <class Use>
 void with_reader(int32_t format, Use use) {
   switch (format) {
-    case INT8: return use(static_cast<Plain<int8_t>*>(nullptr));
 #if defined(ENTMTP_Q4_0)
     case Q4_0: return use(static_cast<Blocks<4, 32, 32, 8>*>(nullptr));
 #endif
@@ -160,7 +153,7 @@ void with_reader(int32_t format, Use use) {
 #if defined(ENTMTP_Q6_K)
     case Q6_K: return use(static_cast<Blocks<6, 256, 16, 32>*>(nullptr));
 #endif
-    default: return use(static_cast<Plain<float>*>(nullptr));
+    default: return use(static_cast<Floats*>(nullptr));
   }
 }
 

@@ -11,7 +11,7 @@ from entmtp.models.build import build_backbone
 from entmtp.models.gguf.configuration import ARCHITECTURES
 from entmtp.models.kernels import compiled
 from entmtp.models.kernels.choices import draft_layer_maker, supported_kernels
-from entmtp.models.kernels.fused_linear import Int8WeightLinear, RoundingLinear
+from entmtp.models.kernels.fused_linear import DraftLinear, FusedLinear, RoundingLinear
 from entmtp.models.loading.load import load_model
 from entmtp.policies.static import StaticPolicy
 from entmtp.trees.topology import Topology
@@ -58,7 +58,7 @@ def test_nothing_takes_them_by_itself() -> None:
 
 
 def test_drafts_are_made_by_the_layers_that_the_lossless_kernels_draft_with() -> None:
-    assert draft_layer_maker(RoundingLinear) is Int8WeightLinear
+    assert draft_layer_maker(RoundingLinear) is draft_layer_maker(FusedLinear) is DraftLinear
 
 
 def test_weights_that_are_not_in_blocks_are_refused() -> None:

@@ -22,9 +22,14 @@ void run(int32_t format, int64_t out, int64_t in, int64_t rows) {
   entmtp_pack(format, source.get(), row_bytes, packed.get(), out, in, 2);
   const auto x = filled<float>(rows * in, 3);
   const auto bias = filled<float>(out, 4), y = filled<float>(rows * out, 5);
-  const Matrix weight{packed.get(), nullptr, out, format};
-  entmtp_linear(x.get(), &weight, bias.get(), y.get(), rows, in, 2);
-  multiply(x.get(), y.get(), rows, in, 2, Gated{weight, weight});
+  const Matrix weight{packed.get(), out, format};
+  for (int rounds : {0, 1}) {
+    entmtp_linear(x.get(), &weight, bias.get(), y.get(), rows, in, rounds, 2);
+    Rounding rounding(rounds ? rows * in : 0);
+    run_team(2, 2, [&](Worker& worker) {
+      multiply(worker, x.get(), y.get(), rows, in, Gated{weight, weight}, rounds ? &rounding : nullptr);
+    });
+  }
   if (!is_file) return;
   const auto numbers = filled<int64_t>(out, 0);
   for (int64_t i = 0; i < out; i++) numbers[i] = out - 1 - i;
@@ -32,7 +37,16 @@ void run(int32_t format, int64_t out, int64_t in, int64_t rows) {
   entmtp_dequantize(format, source.get(), row_bytes, numbers.get(), out, in, values.get(), 2);
 }
 
+void move() {
+  const int64_t blocks = 2, slots = 2, heads = 3, capacity = 6, row_bytes = 5;
+  const auto pool = filled<uint8_t>(blocks * slots * heads * capacity * row_bytes, 7);
+  const int64_t slot[] = {1, 0}, start[] = {1, 2}, nodes[] = {0, 2, 3, 0, 1, 2};
+  const Moves moves{pool.get(), slot, start, nodes, blocks, slots, heads, capacity, row_bytes, 2, 3};
+  entmtp_move_rows(&moves);
+}
+
 int main() {
+  move();
   for (int32_t format : {int32_t(FLOAT32), int32_t(Q4_0), int32_t(Q4_1), int32_t(Q5_0), int32_t(Q5_1), int32_t(Q8_0),
                          int32_t(Q4_K), int32_t(Q5_K), int32_t(Q6_K)})
     for (int64_t out : {1, 17, 70})

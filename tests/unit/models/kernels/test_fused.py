@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType, quants
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -16,10 +17,10 @@ from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import compiled
+from entmtp.models.kernels.block_weight import BlockWeight
 from entmtp.models.kernels.fused_decoder import fused_decoder
-from entmtp.models.kernels.fused_linear import FusedLinear, Int8WeightLinear
+from entmtp.models.kernels.fused_linear import DraftLinear, FusedLinear, RoundingLinear
 from entmtp.models.kernels.packed_linear import InferenceLinear
-from entmtp.models.kernels.packed_weight import row_scale
 from entmtp.trees.batch import TreeBatch
 from tests.helpers.tiny_models import TREES, greedy, random_tokens, tiny_model
 
@@ -37,27 +38,32 @@ def test_a_fused_product_is_the_plain_one(rows: int, width: int, out: int, biase
     assert torch.allclose(found[0], nn.functional.linear(states, weight, bias), rtol=1e-5, atol=1e-4)
 
 
-@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 70), st.booleans(), st.integers(0, 2**16))
-def test_a_product_with_int8_weight_is_that_of_the_rounded_weight(
-    rows: int, width: int, out: int, biased: bool, seed: int
+@given(st.integers(1, 70), st.integers(1, 3), st.integers(1, 70), st.booleans(), st.integers(0, 2**16))
+def test_a_draft_product_is_that_of_the_weight_in_blocks_of_8_bits(
+    rows: int, blocks: int, out: int, biased: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    states, weight = (torch.randn(size, width, generator=generator) for size in (rows, out))
+    states, weight = (torch.randn(size, 32 * blocks, generator=generator) for size in (rows, out))
     bias = torch.randn(out, generator=generator) if biased else None
-    scale = weight.abs().amax(1, keepdim=True) / 127
+    blocked = BlockWeight("Q8_0", torch.from_numpy(quants.quantize(weight.numpy(), GGMLQuantizationType.Q8_0)))
     with torch.inference_mode():
-        found = Int8WeightLinear(weight, bias)(states[None])
-    rounded = (weight / scale).round() * scale
-    assert torch.allclose(found[0], nn.functional.linear(states, rounded, bias), rtol=1e-5, atol=1e-4)
+        found, expected = DraftLinear(weight, bias)(states[None]), RoundingLinear(blocked, bias)(states[None])
+    assert torch.equal(found, expected)
+    assert ((found[0] - nn.functional.linear(states, weight, bias)).norm() / expected.norm()).item() < 0.1
+
+
+@torch.inference_mode()
+def test_a_draft_weight_whose_rows_are_no_whole_blocks_stays_as_it_is() -> None:
+    weight, states = torch.randn(6, 24), torch.randn(3, 24)
+    assert torch.equal(DraftLinear(weight, None)(states), FusedLinear(weight, None)(states))
 
 
 @torch.inference_mode()
 def test_a_weight_of_zeros_has_a_product_of_zeros_in_eight_bits() -> None:
-    assert row_scale(torch.zeros(8, 16)).min() > 0, "the weight is divided by it"
-    assert Int8WeightLinear(torch.zeros(8, 16), None)(torch.randn(2, 16)).abs().max() == 0
+    assert DraftLinear(torch.zeros(8, 32), None)(torch.randn(2, 32)).abs().max() == 0
 
 
-@pytest.mark.parametrize("kind", [FusedLinear, Int8WeightLinear])
+@pytest.mark.parametrize("kind", [FusedLinear, DraftLinear])
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
 def test_a_row_has_the_same_bits_alone_and_in_a_batch(
     kind: Callable[..., InferenceLinear], rows: int, width: int, out: int
