@@ -157,7 +157,7 @@ def _without_blocks(model: Any) -> Backbone:
 
 def _without_fused_layers(model: Any) -> Backbone:
     """Build a backbone with fused products in the model's own layers."""
-    with patch.object(backbones, "fused_decoder", lambda decoder, output_layer, config: None):
+    with patch.object(backbones, "fused_decoder", lambda *parts: None):
         return build_backbone(model, "fused")
 
 

@@ -135,7 +135,10 @@ def check_params(prompt: list[int], **params: Any) -> None:
 
 
 REFUSALS: list[tuple[Callable[[Path], object], str]] = [
-    (lambda _: parse_kernels("fast"), "kernels: 'fast' is unknown; choose one of auto, fused, packed, eager"),
+    (
+        lambda _: parse_kernels("fast"),
+        "kernels: 'fast' is unknown; choose one of auto, fused, fused-int8, packed, eager",
+    ),
     (
         lambda _: supported_kernels("packed", torch.float16, CPU),
         "kernels: 'packed' needs float32 or bfloat16 weights on a CPU, AVX-512 for bfloat16, and oneDNN in"

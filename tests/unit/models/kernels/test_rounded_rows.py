@@ -31,7 +31,8 @@ def rounded(states: torch.Tensor, block: int) -> torch.Tensor:
     """The values that rounding leaves of ``states [rows, in]``, in float64."""
     blocks = states.double().unflatten(1, (-1, block))
     largest = blocks.abs().amax(-1, keepdim=True)
-    steps = torch.where(largest > 0, (127 / largest.float()).double(), torch.zeros_like(largest))
+    # A tensor, as PyTorch divides a number by multiplying it with the reciprocal.
+    steps = torch.where(largest > 0, (torch.tensor(127.0) / largest.float()).double(), torch.zeros_like(largest))
     return ((blocks * steps).round() * (largest.float() / 127).double()).flatten(1)
 
 
