@@ -32,6 +32,19 @@ def conclusions(summary: Summary) -> list[str]:
     return [*_compared(summary, pairs), *method(summary), *quality_conclusions(summary)]
 
 
+def _undrafted(summary: Summary) -> list[str]:
+    """A sentence for each adaptive arm on the suites where it never drafted."""
+    suites = {
+        arm: [row.suite for row in summary.arms if row.arm == arm and row.nodes == 0] for arm in methods.adaptive()
+    }
+    return [
+        f"{', '.join(found)}: {arm} drafted nothing: at this machine's step costs no tree was predicted to be faster"
+        " than plain decoding."
+        for arm, found in suites.items()
+        if found
+    ]
+
+
 def headline(summary: Summary) -> list[str]:
     """The sentences to read first: the best adaptive arm against the usual methods, and whether the text is the same.
 
@@ -104,7 +117,8 @@ def caveats(summary: Summary, provenance: Mapping[str, Any]) -> list[str]:
             f"All ran in {dtype}: which of two close tokens is the likelier then changes with how many are computed"
             " at once, for plain decoding too. Whether a method keeps the text, only float32 shows."
         )
-    constant = [row.suite for row in summary.arms if row.arm == ENTMTP and row.trees == 1]
+    sentences += _undrafted(summary)
+    constant = [row.suite for row in summary.arms if row.arm == ENTMTP and row.trees == 1 and row.nodes > 0]
     if constant:
         sentences.append(
             f"{', '.join(constant)}: entmtp used one tree at every step of these texts, so it is a static tree there."

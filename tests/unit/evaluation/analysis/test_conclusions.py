@@ -193,3 +193,17 @@ def test_caveats_say_how_texts_are_drawn() -> None:
     typical = caveats(full, {"settings": drawn["settings"] | {"acceptance": "typical"}})
     assert typical[0] == seed
     assert "only autoregressive is lossless here" in typical[1]
+
+
+def test_an_adaptive_arm_that_never_drafted_or_never_changed_its_tree_is_a_caveat() -> None:
+    arms, suites = ("autoregressive", "entmtp", "entmtp-dynamic"), ("gsm8k", "humaneval")
+    summary = summary_of(*make_rows(arms=arms, suites=suites))
+    rows = [replace(row, trees=1, nodes=0.0 if row.suite == "gsm8k" else 3.0) for row in summary.arms]
+    said = caveats(replace(summary, arms=rows), {})
+    for arm in arms[1:]:
+        assert (
+            f"gsm8k: {arm} drafted nothing: at this machine's step costs no tree was predicted to be faster than plain"
+            " decoding."
+        ) in said
+    assert "humaneval: entmtp used one tree at every step of these texts, so it is a static tree there." in said
+    assert len(said) == 3
