@@ -25,6 +25,8 @@ from entmtp.trees.topology import Topology
 _PATHS = Topology.of([(0,), (1,), (0, 0)])
 _CHAIN = [0, 1, 3]
 """The nodes of the deepest path."""
+_OTHER = [0, 2]
+"""The nodes of the other leaf's path."""
 _PROMPT = 4
 _WINDOW = 3
 _RECURRENT = "linear_attention", "mamba", "recurrent", "conv", "hybrid"
@@ -39,7 +41,7 @@ def check_supported(backbone: Backbone) -> None:
 
 @torch.inference_mode()
 def sequential_reference(backbone: Backbone) -> tuple[torch.Tensor, list[LayerShape]]:
-    """Run each path of the tree alone through the unmodified model.
+    """Run the path of each of the tree's leaves alone through the unmodified model.
 
     Returns the logits ``[nodes + 1, vocab]`` of each node, and the shapes of the keys and values that the layers cache.
 
@@ -48,17 +50,15 @@ def sequential_reference(backbone: Backbone) -> tuple[torch.Tensor, list[LayerSh
     """
     tokens = _tokens(backbone)
     prompt, nodes = tokens[:_PROMPT], tokens[_PROMPT:]
-    rows = []
+    rows: dict[int, torch.Tensor] = {}
     with _small_window(backbone):
-        for node in range(_PATHS.nodes + 1):
-            path = nodes[_PATHS.ancestors[node].to(nodes.device)]
-            ids = torch.cat([prompt, path])[None]
+        for path in _CHAIN, _OTHER:
             try:
-                output = backbone.model(input_ids=ids, use_cache=True)
+                output = backbone.model(input_ids=torch.cat([prompt, nodes[path]])[None], use_cache=True)
             except Exception as error:  # any type: the code that runs is the model's
                 _refuse(backbone, f"a plain pass raised {_in_one_line(error)}")
-            rows.append(output.logits[0, -1])
-    return torch.stack(rows).float(), _cache_shapes(backbone, output)
+            rows |= zip(path, output.logits[0, -len(path) :])
+    return torch.stack([rows[node] for node in sorted(rows)]).float(), _cache_shapes(backbone, output)
 
 
 def _cache_shapes(backbone: Backbone, output: Any) -> list[LayerShape]:
