@@ -4,9 +4,11 @@
     python -m benchmarks.peers
     python -m benchmarks.peers --llama-python llama/bin/python --record peers.json
 
-Arms take turns on every scored prompt in rotating order: our autoregressive decoding and EntMTP; the untouched model's
-own ``generate`` with its two caches and with prompt lookup; and, where an interpreter with llama-cpp-python is given,
-llama.cpp on the same weights. All but llama.cpp must write the same tokens. A ratio above 1 means that ours is faster.
+Arms take turns on every scored prompt in rotating order: our autoregressive decoding and EntMTP, on the model's own
+numbers and on kernels that round the inputs of products to int8; the untouched model's own ``generate`` with its two
+caches and with prompt lookup; and, where an interpreter with llama-cpp-python is given, llama.cpp on the same weights,
+which rounds its inputs too. All that round nothing must write the same tokens. A ratio above 1 means that ours is
+faster.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from benchmarks.lib.record import RecordOption, UncommittedOption, deliver, make
 from benchmarks.peers.arms import (
     AUTOREGRESSIVE,
     CACHES,
+    DYNAMIC,
     ENTMTP,
     Arm,
     Referee,
@@ -35,8 +38,9 @@ from benchmarks.peers.arms import (
     llama_arm,
     measure,
     own_arm,
+    rounded,
 )
-from benchmarks.peers.llama_peer import HOW_TO_ADD, LlamaPeer, bundled_ggufs
+from benchmarks.peers.llama_peer import HOW_TO_ADD, LLAMA, LlamaPeer, bundled_ggufs
 from entmtp.cli_errors import plain_errors
 from entmtp.decoding.measure_cost import step_cost
 from entmtp.errors import EntMTPError
@@ -45,21 +49,30 @@ from entmtp.evaluation.run.arms import Toolbox, make_engine
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
+from entmtp.models.kernels.choices import CHOICES
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.persistent_paths import cache_folder
 from entmtp.policies.step_cost import hardware_name
-from entmtp.settings import EngineSettings
+from entmtp.settings import EngineSettings, Kernels
 from entmtp.suites import PAPER_SUITES, load_suite, split
 from entmtp.suites.splits import draw
 from entmtp.trees.bank import bundled_bank, load_bank
 
-OURS = (ENTMTP, AUTOREGRESSIVE)
+OURS = (AUTOREGRESSIVE, ENTMTP, DYNAMIC)
+ROUNDING: Kernels = "fused-int8"
+COMPARED = (DYNAMIC, rounded(DYNAMIC))
+"""The arms whose speedup over every other is shown."""
 BEST_CACHE = "generate with its best cache"
 BARS = (
     Bar(AUTOREGRESSIVE, CACHES, BEST_CACHE, 1.3, on_each=False),
-    Bar(ENTMTP, (AUTOREGRESSIVE,), AUTOREGRESSIVE, 1.15, on_each=False),
-    Bar(ENTMTP, (AUTOREGRESSIVE,), AUTOREGRESSIVE, 1.0, on_each=True),
-    Bar(ENTMTP, CACHES, BEST_CACHE, 1.5, on_each=True),
+    Bar(DYNAMIC, (AUTOREGRESSIVE,), AUTOREGRESSIVE, 1.0, on_each=True),
+    Bar(DYNAMIC, CACHES, BEST_CACHE, 1.5, on_each=True),
+)
+LLAMA_BARS = (
+    Bar(AUTOREGRESSIVE, (LLAMA,), LLAMA, 1.0, on_each=False),
+    Bar(rounded(AUTOREGRESSIVE), (LLAMA,), LLAMA, 1.0, on_each=False),
+    Bar(DYNAMIC, (LLAMA,), LLAMA, 1.6, on_each=True),
+    Bar(rounded(DYNAMIC), (LLAMA,), LLAMA, 1.6, on_each=True),
 )
 
 
@@ -89,13 +102,18 @@ def main(
         llamas = {name: stack.enter_context(peer) for name, peer in _llamas(llama_python, context)}
         others = generate_arms(model) | {name: llama_arm(peer) for name, peer in llamas.items()}
         arms = {suite: own | others for suite, own in _own(build_backbone(model), console).items()}
-        timed = _timed(
-            suites, arms, max_new_tokens, repetitions, Referee(model, frozenset(llamas), console.print), console
-        )
+        free = frozenset(llamas)
+        if CHOICES[ROUNDING].unsupported_reason(model.dtype, model.device) is None:
+            for suite, own in _own(build_backbone(model, ROUNDING), console).items():
+                arms[suite] |= {rounded(name): arm for name, arm in own.items()}
+            free |= {rounded(name) for name in OURS}
+        timed = _timed(suites, arms, max_new_tokens, repetitions, Referee(model, free, console.print), console)
         machine = hardware_name(model.device)
         comparison = Comparison(timed)
-        rows, conclusions = table_rows(comparison, OURS), [bar.judge(comparison) for bar in BARS]
-        table = to_table(rows, OURS, f"the bundled model, float32, {max_new_tokens} tokens per text")
+        compared = [arm for arm in COMPARED if arm in comparison.arms]
+        bars = [bar for bar in (*BARS, *LLAMA_BARS) if {bar.arm, *bar.peers} <= set(comparison.arms)]
+        rows, conclusions = table_rows(comparison, compared), [bar.judge(comparison) for bar in bars]
+        table = to_table(rows, compared, f"the bundled model, float32, {max_new_tokens} tokens per text")
         notes = conclusions if llama_python else [*conclusions, HOW_TO_ADD]
         notes += [f"{name} is {peer.version}." for name, peer in llamas.items()]
         title = "EntMTP and autoregressive decoding next to peers"

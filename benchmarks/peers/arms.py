@@ -17,7 +17,7 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.summarise import TIE_MARGIN
 from entmtp.evaluation.run.reference import first_difference
 
-ENTMTP, AUTOREGRESSIVE = "entmtp", "autoregressive"
+ENTMTP, DYNAMIC, AUTOREGRESSIVE = "entmtp", "entmtp-dynamic", "autoregressive"
 REFERENCE = "generate, dynamic cache"
 CACHES = (REFERENCE, "generate, static cache")
 LOOKUP = "generate, prompt lookup"
@@ -45,6 +45,11 @@ class ScoredSuite:
     suite: str
     label: str
     prompts: Sequence[list[int]]
+
+
+def rounded(arm: str) -> str:
+    """Name of one of our arms on kernels that round the inputs of products."""
+    return f"{arm}, int8"
 
 
 def own_arm(engine: Engine) -> Arm:

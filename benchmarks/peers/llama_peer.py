@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import tempfile
 from contextlib import suppress
@@ -24,6 +23,7 @@ HOW_TO_ADD = (
     "llama.cpp is not compared: make an environment of its own (python -m venv llama;"
     " llama/bin/pip install llama-cpp-python) and give --llama-python llama/bin/python"
 )
+LLAMA = "llama.cpp Q4_1"
 GRACE_SECONDS = 10
 
 
@@ -100,19 +100,16 @@ class LlamaPeer:
 
 
 def bundled_ggufs(folder: Path) -> dict[str, Path]:
-    """The bundled model's own 4-bit file and the same weights as float32, by name; both are stored in ``folder``.
+    """The bundled model's own 4-bit file, and the same weights as float32, which are stored in ``folder``; by name.
 
     Raises:
         EntMTPError: if the file is neither installed nor to be downloaded.
     """
-    small, large = folder / GGUF_NAME, folder / GGUF_NAME.replace("Q4_1", "F32")
-    if not small.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        found = bundled_model()
-        write_whole(small, lambda unfinished: shutil.copyfile(found, unfinished))
+    small, large = bundled_model(), folder / GGUF_NAME.replace("Q4_1", "F32")
     if not large.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
         write_whole(large, lambda unfinished: write_float32(small, unfinished))
-    return {"llama.cpp Q4_1": small, "llama.cpp F32": large}
+    return {LLAMA: small, "llama.cpp F32": large}
 
 
 def write_float32(source: Path, target: Path) -> None:
