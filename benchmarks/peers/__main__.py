@@ -47,8 +47,9 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.summary import SAMPLE
 from entmtp.evaluation.run.arms import Toolbox, make_engine
 from entmtp.heads.checkpoint import bundled_heads, load_heads
-from entmtp.models.backbone import Backbone
+from entmtp.models.backbone import Backbone, sharing_copy
 from entmtp.models.build import build_backbone
+from entmtp.models.kernels.block_weight import dequantize_layers
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.persistent_paths import cache_folder
@@ -100,14 +101,17 @@ def main(
         suites = _scored(tokenizer, prompts)
         context = max(len(ids) for suite in suites for ids in suite.prompts) + max_new_tokens
         llamas = {name: stack.enter_context(peer) for name, peer in _llamas(llama_python, context)}
-        others = generate_arms(model) | {name: llama_arm(peer) for name, peer in llamas.items()}
+        # By its own code on float32 weights: unpacking blocks anew in each pass would take most of its time.
+        plain = sharing_copy(model)
+        dequantize_layers(plain)
+        others = generate_arms(plain) | {name: llama_arm(peer) for name, peer in llamas.items()}
         arms = {suite: own | others for suite, own in _own(build_backbone(model), console).items()}
         free = frozenset(llamas)
         if CHOICES[ROUNDING].unsupported_reason(model.dtype, model.device) is None:
             for suite, own in _own(build_backbone(model, ROUNDING), console).items():
                 arms[suite] |= {rounded(name): arm for name, arm in own.items()}
             free |= {rounded(name) for name in OURS}
-        timed = _timed(suites, arms, max_new_tokens, repetitions, Referee(model, free, console.print), console)
+        timed = _timed(suites, arms, max_new_tokens, repetitions, Referee(plain, free, console.print), console)
         machine = hardware_name(model.device)
         comparison = Comparison(timed)
         compared = [arm for arm in COMPARED if arm in comparison.arms]
