@@ -20,7 +20,7 @@ namespace {
 // Rows [rows, in] of inputs.
 struct FloatRows {
 #if defined(__AVX512F__)
-  static constexpr int ROWS = 12, MOST_READ_IN_BLOCKS = 1 << 30;  // 24 sums, 2 weights and 1 input in 32 registers
+  static constexpr int ROWS = 12, MOST_READ_IN_BLOCKS = 24;  // 24 sums, 2 weights and 1 input in 32 registers
 #else
   static constexpr int ROWS = 6, MOST_READ_IN_BLOCKS = 8;  // 12 sums, 2 weights and 1 input in 16 registers
 #endif
