@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -120,6 +120,6 @@ def _round_layers(model: Any, layers: GGMLQuantizationType) -> None:
             if not isinstance(weight, torch.Tensor) or weight.shape[1] % GGML_QUANT_SIZES[kind][0]:
                 continue
             if weight not in made:
-                made[weight] = BlockWeight(kind.name, torch.from_numpy(quants.quantize(weight.detach().numpy(), kind)))
+                made[weight] = BlockWeight.rounded(weight, kind)
             blocks = made[weight]
             setattr(parent, name, BlockEmbedding(blocks) if is_table else BlockLinear(blocks, layer.bias))

@@ -24,6 +24,11 @@ class BlockWeight:
     format: str
     rows: torch.Tensor
 
+    @classmethod
+    def rounded(cls, weight: torch.Tensor, format: GGMLQuantizationType) -> BlockWeight:
+        """A float32 weight ``[out, in]`` rounded to blocks of ``format``, of which its rows must be whole ones."""
+        return cls(format.name, torch.from_numpy(quants.quantize(weight.detach().numpy(), format)))
+
     def __deepcopy__(self, memo: dict[int, object]) -> BlockWeight:
         return self  # it is never changed, and it may be mapped from a file
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import byref
 
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from entmtp.models.kernels.block_weight import BlockWeight, Weight
 from entmtp.models.kernels.compiled import library, profiled
@@ -79,4 +79,4 @@ def _rounded(weight: Weight) -> Weight:
     block, _ = GGML_QUANT_SIZES[_DRAFT_FORMAT]
     if isinstance(weight, BlockWeight) or weight.shape[1] % block:
         return weight
-    return BlockWeight(_DRAFT_FORMAT.name, torch.from_numpy(quants.quantize(weight.detach().numpy(), _DRAFT_FORMAT)))
+    return BlockWeight.rounded(weight, _DRAFT_FORMAT)

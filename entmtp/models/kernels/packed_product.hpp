@@ -100,8 +100,8 @@ struct Fetch {
   }
 };
 
-// Calls `open` at each block of a panel with its first input, `use` at each group, and `close` after the block. Inlined,
-// so that sums stay in registers.
+// Calls `open` before each block of a panel, `use` with the first input of each of its groups, and `close` with the
+// block's number after it. Inlined, so that sums stay in registers.
 template <class Reader, class Open, class Use, class Close>
 __attribute__((always_inline)) inline void for_each_group(Reader& first, Reader& second, int64_t in, Fetch fetch,
                                                           Open open, Use use, Close close) {
