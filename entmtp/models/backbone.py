@@ -137,15 +137,19 @@ class Backbone:
         chunks = []
         for begin in range(0, len(ids), PREFILL_CHUNK):
             chunk = list(ids[begin : begin + PREFILL_CHUNK])
-            # Padded to few distinct widths, so that kernels built per shape (oneDNN's, CUDA graphs) are built rarely.
             free = max(0, cache.capacity - cache.lengths[slot] - len(chunk))
-            padding = min(-len(chunk) % PREFILL_MULTIPLE, free)
+            padding = min(-len(chunk) % self._prefill_multiple, free)
             tokens = torch.tensor([chunk + [0] * padding], device=self.device)
             real = torch.arange(len(chunk) + padding, device=self.device)[None] < len(chunk)
             kv_range = cache.kv_range([slot], tokens.shape[1], padded=padding > 0)
             chunks.append(self._chain(tokens, real, kv_range, cache)[0, : len(chunk)])
             cache.append([slot], [len(chunk)])
         return torch.cat(chunks)
+
+    @property
+    def _prefill_multiple(self) -> int:
+        """Prompts are padded to a multiple of this, as kernels built per shape (oneDNN's, CUDA graphs) are built rarely."""
+        return PREFILL_MULTIPLE if self._fused_decoder is None else 1
 
     @torch.inference_mode()
     def extend(self, tokens: torch.Tensor, slots: Sequence[int], cache: TreeCache) -> torch.Tensor:

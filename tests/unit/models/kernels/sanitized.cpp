@@ -45,8 +45,32 @@ void move() {
   entmtp_move_rows(&moves);
 }
 
+void attend(int64_t dim, int64_t length, int64_t n) {
+  const int64_t heads = 6, kv_heads = 2, capacity = length + n + 1;
+  Model model{};
+  model.heads = heads, model.kv_heads = kv_heads, model.dim = dim, model.scaling = 1;
+  const auto pool = filled<float>(2 * kv_heads * capacity * dim, 8), qkv = filled<float>(n * (heads + 2 * kv_heads) * dim, 9);
+  const auto attended = filled<float>(n * heads * dim, 10);
+  const auto positions = filled<int64_t>(n, 0);
+  const auto tree = filled<bool>(n * n, 1);
+  for (int64_t i = 0; i < n; i++) positions[i] = length + i;
+  const int64_t slot = 0;
+  Pass pass{};
+  pass.positions = positions.get(), pass.slots = &slot, pass.start = &length, pass.tree = tree.get(), pass.pool = pool.get();
+  pass.batch = 1, pass.n = n, pass.first = 1, pass.last = capacity, pass.pool_slots = 1, pass.capacity = capacity;
+  pass.window = 1 << 20, pass.threads = 2;
+  Attention attention(model, pass);
+  run_team(2, Attention::PHASES + 1, [&](Worker& worker) {
+    worker.run(n, [&](int64_t token) { attention.hide(token); });
+    attention.run(worker, 0, qkv.get(), attended.get());
+  });
+}
+
 int main() {
   move();
+  for (int64_t dim : {10, 64, 80})
+    for (int64_t length : {0, 5, 127, 300})
+      for (int64_t n : {1, 3, 40}) attend(dim, length, n);
   for (int32_t format : {int32_t(FLOAT32), int32_t(Q4_0), int32_t(Q4_1), int32_t(Q5_0), int32_t(Q5_1), int32_t(Q8_0),
                          int32_t(Q4_K), int32_t(Q5_K), int32_t(Q6_K)})
     for (int64_t out : {1, 17, 70})

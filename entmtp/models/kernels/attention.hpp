@@ -1,0 +1,329 @@
+// Attention of the tokens of a pass to the cache rows that they see.
+//
+// The keys of a text are taken in parts of PART positions, so that threads can share even one token's. A part gives its
+// largest score, and relative to it the sums of weights and of weighted values; parts are folded in their order
+// (arXiv 2205.14135, section 3.1). What belongs to a part depends on positions alone, and sums run in the order of the
+// keys. So a token's result has the same bits in any tree and batch, and with any number of threads.
+
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "pass.hpp"
+
+namespace {
+
+float* cache_block(const Model& model, const Pass& pass, int64_t number, int64_t request, int64_t kv_head) {
+  return pass.pool +
+         ((number * pass.pool_slots + pass.slots[request]) * model.kv_heads + kv_head) * pass.capacity * model.dim;
+}
+
+constexpr float HIDDEN = std::numeric_limits<float>::lowest();  // mask of a row that a token does not see
+#if defined(__AVX512F__)
+constexpr int QUERIES = 8, MIXED_VECTORS = 4;
+#else
+constexpr int QUERIES = 4, MIXED_VECTORS = 2;
+#endif
+constexpr int MIXED_ROWS = 4;
+
+int64_t padded(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
+
+// Which lanes of two vectors, one after the other, make up each of the two that a step of a transposition makes of them.
+template <int STEP>
+struct Exchange {
+  alignas(Vector) int32_t low[LANES], high[LANES];
+
+  constexpr Exchange() : low(), high() {
+    for (int lane = 0; lane < LANES; lane++) {
+      low[lane] = lane & STEP ? LANES + lane - STEP : lane;
+      high[lane] = lane & STEP ? LANES + lane : lane + STEP;
+    }
+  }
+};
+
+// Exchanges blocks of STEP lanes and rows of a square, then the smaller ones.
+template <int STEP>
+inline void exchange(Vector (&square)[LANES]) {
+  static constexpr Exchange<STEP> lanes;
+  const Integers low = *reinterpret_cast<const Integers*>(lanes.low), high = *reinterpret_cast<const Integers*>(lanes.high);
+#pragma GCC unroll 16
+  for (int row = 0; row < LANES; row++)
+    if (!(row & STEP)) {
+      const Vector one = square[row], other = square[row + STEP];
+      square[row] = __builtin_shuffle(one, other, low);
+      square[row + STEP] = __builtin_shuffle(one, other, high);
+    }
+  if constexpr (STEP > 1) exchange<STEP / 2>(square);
+}
+
+// Writes LANES rows of LANES values as columns of a tile [LANES, PANEL].
+inline void transpose(const float* const (&rows)[LANES], int64_t first, float* tile) {
+  Vector square[LANES];
+#pragma GCC unroll 16
+  for (int row = 0; row < LANES; row++) square[row] = at(rows[row] + first);
+  exchange<LANES / 2>(square);
+#pragma GCC unroll 16
+  for (int row = 0; row < LANES; row++) at(tile + row * PANEL) = square[row];
+}
+
+// Writes LANES rows of `width` values as columns of a tile [width, PANEL].
+void transpose_rows(const float* const (&rows)[LANES], int64_t width, float* tile) {
+  int64_t first = 0;
+  for (; first + LANES <= width; first += LANES) transpose(rows, first, tile + first * PANEL);
+  for (; first < width; first++)
+    for (int row = 0; row < LANES; row++) tile[first * PANEL + row] = rows[row][first];
+}
+
+// Scores of M of the queries [dim, QUERIES] with a tile of keys [dim, PANEL].
+template <int M>
+void score(const float* queries, const float* tile, int64_t dim, float* scores, int64_t stride) {
+  Vector sums[M][2] = {};
+  for (int64_t i = 0; i < dim; i++, queries += QUERIES, tile += PANEL) {
+    const Vector first = at(tile), second = at(tile + LANES);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+      const Vector query = broadcast(queries[m]);
+      sums[m][0] += query * first;
+      sums[m][1] += query * second;
+    }
+  }
+  for (int m = 0; m < M; m++)
+    for (int half = 0; half < 2; half++) at(scores + m * stride + half * LANES) = sums[m][half];
+}
+
+// Writes to `sums` [M, stride] the values [keys, dim], from a column on, weighted for each of M rows and added up. With the
+// first column, a row's sum of weights is written in front of it.
+template <int M, int VECTORS>
+void mix(const float* weights, int64_t weight_stride, const float* values, int64_t keys, int64_t dim, int64_t column,
+         float* sums, int64_t stride) {
+  Vector mixed[M][VECTORS] = {}, totals[M] = {};
+  const int64_t rest = dim - column;
+  for (int64_t key = 0; key < keys; key++) {
+    const float* value = values + key * dim + column;
+    Vector parts[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++) parts[v] = VECTORS > 1 ? at(value + v * LANES) : load(value, rest);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; m++) {
+      const Vector weight = broadcast(weights[m * weight_stride + key]);
+      totals[m] += weight;
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; v++) mixed[m][v] += weight * parts[v];
+    }
+  }
+  for (int m = 0; m < M; m++) {
+    if (column == 0) sums[m * stride - 1] = totals[m][0];
+    for (int v = 0; v < VECTORS; v++) store(mixed[m][v], sums + m * stride + column + v * LANES, rest - v * LANES);
+  }
+}
+
+// Prefetches values into the L2 cache. Rows are read in another order than that of memory, which the CPU can't foresee.
+void fetch(const float* values, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / sizeof(float)) __builtin_prefetch(values + i, 0, 2);
+}
+
+// Calls `use` with a number from 1 to MOST, as a type.
+template <int MOST, class Use>
+void with_count(int64_t count, Use use) {
+  if constexpr (MOST > 1)
+    if (count < MOST) return with_count<MOST - 1>(count, use);
+  use(std::integral_constant<int, MOST>{});
+}
+
+class Attention {
+  static constexpr int64_t PART = 128;         // positions
+  static constexpr int64_t MOST_ROWS = 48;     // of a task, which share the transposed keys
+  static constexpr int64_t TASKS_OF_THREAD = 4;  // with fewer tasks, parts of a text become tasks of their own
+
+  // The PART positions from `begin` on: cache rows from `row` to `end`, and their first column of the mask.
+  struct Part {
+    int64_t begin, row, end, column;
+
+    bool has(int64_t position) const { return position >= begin && position < begin + PART; }
+  };
+
+  const Model& model;
+  const Pass& pass;
+  const int64_t groups = model.heads / model.kv_heads;
+  const int64_t block = std::clamp<int64_t>(MOST_ROWS / groups, 1, pass.n);  // tokens of a task
+  const int64_t blocks = (pass.n + block - 1) / block;
+  const int64_t result = model.dim + 2;  // largest score, sum of weights, sums of weighted values
+  std::vector<std::vector<Part>> parts = std::vector<std::vector<Part>>(pass.batch);
+  std::vector<int64_t> ends = std::vector<int64_t>(pass.batch * pass.n);  // of the rows that a token sees
+  int64_t width = 0, slices = 1;
+  std::vector<float> mask;     // [batch, n, width]
+  std::vector<float> results;  // [batch, n, heads, slices, result]
+
+  // The rows of each part. A tree's tokens lie behind the text, in any order of positions.
+  std::vector<Part> divide(int64_t request) {
+    std::vector<Part> found;
+    const int64_t start = pass.start[request], *positions = pass.positions + request * pass.n;
+    const int64_t last = *std::max_element(positions, positions + pass.n);
+    int64_t column = 0;
+    for (int64_t begin = 0; begin <= last; begin += PART) {
+      Part part{begin, std::max(begin + 1, pass.first), std::min(begin + PART, start) + 1, column};
+      part.row = std::min(part.row, part.end);
+      for (int64_t node = 0; node < pass.n; node++)
+        if (part.has(positions[node])) {
+          if (part.row == part.end) part.row = start + 1 + node;
+          part.end = start + 2 + node;
+        }
+      if (part.row >= part.end) continue;
+      column += padded(part.end - part.row, PANEL);
+      found.push_back(part);
+    }
+    width = std::max(width, column);
+    return found;
+  }
+
+  static void clear(float* result, int64_t size) {
+    std::fill_n(result, size, 0.f);
+    result[0] = HIDDEN;
+  }
+
+  // Adds a part's result to that of the parts before it.
+  void fold(float* sums, const float* part) const {
+    if (part[0] == HIDDEN) return;
+    const float largest = std::max(sums[0], part[0]);
+    const float before = sums[0] == HIDDEN ? 0 : std::exp(sums[0] - largest), here = std::exp(part[0] - largest);
+    sums[0] = largest;
+    for (int64_t i = 1; i < result; i++) sums[i] = sums[i] * before + part[i] * here;
+  }
+
+  // Gathers query rows as [rows / QUERIES, dim, QUERIES], scaled; those behind the last are zero.
+  void gather(const float* qkv, int64_t token, int64_t kv_head, int64_t rows, float* queries) const {
+    const int64_t stride = (model.heads + 2 * model.kv_heads) * model.dim;
+    for (int64_t row = 0; row < rows; row++) {
+      const float* source = qkv + (token + row / groups) * stride + (kv_head * groups + row % groups) * model.dim;
+      float* target = queries + row / QUERIES * QUERIES * model.dim + row % QUERIES;
+      for (int64_t i = 0; i < model.dim; i++) target[i * QUERIES] = source[i] * model.scaling;
+    }
+  }
+
+  // Scores [rows, stride] of query rows with a part's keys.
+  void score_part(const float* queries, int64_t rows, const float* keys, const float* values, int64_t count, float* tile,
+                  float* scores, int64_t stride) const {
+    for (int64_t key = 0; key < count; key += PANEL) {
+      fetch(keys + (key + 2 * PANEL) * model.dim, PANEL * model.dim);
+      fetch(values + key * model.dim, PANEL * model.dim);
+      for (int half = 0; half < 2; half++) {
+        const float* lanes[LANES];
+        for (int lane = 0; lane < LANES; lane++)
+          lanes[lane] = keys + std::min(key + half * LANES + lane, count - 1) * model.dim;
+        transpose_rows(lanes, model.dim, tile + half * LANES);
+      }
+      for (int64_t row = 0; row < rows; row += QUERIES)
+        with_count<QUERIES>(rows - row, [&](auto m) {
+          score<decltype(m)::value>(queries + row * model.dim, tile, model.dim, scores + row * stride + key, stride);
+        });
+    }
+  }
+
+  // Turns scores into weights relative to the largest of them, which is returned.
+  static float weigh(float* scores, const float* mask, int64_t count) {
+    Vector high = broadcast(HIDDEN);
+    for (int64_t key = 0; key < count; key += LANES) {
+      at(scores + key) += at(mask + key);
+      high = larger(at(scores + key), high);
+    }
+    float largest = HIDDEN;
+    for (int lane = 0; lane < LANES; lane++) largest = std::max(largest, high[lane]);
+    for (int64_t key = 0; key < count; key += LANES)
+      at(scores + key) = at(mask + key) < 0.f ? Vector{} : exponential(at(scores + key) - largest);
+    return largest;
+  }
+
+  // Folds the parts of a slice for a block of tokens and a key/value head.
+  void attend(int64_t layer, const float* qkv, int64_t request, int64_t kv_head, int64_t first_token, int64_t slice) {
+    const int64_t token = request * pass.n + first_token, count = std::min(block, pass.n - first_token);
+    const int64_t rows = count * groups, stride = padded(PART + pass.n, PANEL);
+    static thread_local std::vector<float> workspace;
+    workspace.resize((padded(rows, QUERIES) + PANEL) * model.dim + rows * (stride + result));
+    float *queries = workspace.data(), *tile = queries + padded(rows, QUERIES) * model.dim;
+    float *scores = tile + PANEL * model.dim, *found = scores + rows * stride;
+    const auto sums = [&](int64_t row) {
+      const int64_t head = (token + row / groups) * model.heads + kv_head * groups + row % groups;
+      return results.data() + (head * slices + slice) * result;
+    };
+    for (int64_t row = 0; row < rows; row++) clear(sums(row), result);
+    gather(qkv, token, kv_head, rows, queries);
+    const int64_t end = *std::max_element(ends.data() + token, ends.data() + token + count);
+    const int64_t all = parts[request].size(), last = slices > 1 ? std::min(slice + 1, all) : all;
+    for (int64_t number = slice; number < last; number++) {
+      const Part& part = parts[request][number];
+      const int64_t keys = std::min(part.end, end) - part.row, offset = part.row * model.dim;
+      if (keys <= 0) continue;
+      const float* values = cache_block(model, pass, 2 * layer + 1, request, kv_head) + offset;
+      score_part(queries, rows, cache_block(model, pass, 2 * layer, request, kv_head) + offset, values, keys, tile, scores,
+                 stride);
+      for (int64_t row = 0; row < rows; row++)
+        found[row * result] =
+            weigh(scores + row * stride, mask.data() + (token + row / groups) * width + part.column, keys);
+      mix_part(scores, stride, rows, values, keys, found + 2);
+      for (int64_t row = 0; row < rows; row++) fold(sums(row), found + row * result);
+    }
+  }
+
+  void mix_part(const float* weights, int64_t stride, int64_t rows, const float* values, int64_t keys, float* sums) const {
+    for (int64_t row = 0; row < rows; row += MIXED_ROWS)
+      with_count<MIXED_ROWS>(rows - row, [&](auto m) {
+        for (int64_t column = 0, step; column < model.dim; column += step) {
+          const bool whole = model.dim - column >= MIXED_VECTORS * LANES;
+          step = whole ? MIXED_VECTORS * LANES : LANES;
+          const auto use = whole ? mix<decltype(m)::value, MIXED_VECTORS> : mix<decltype(m)::value, 1>;
+          use(weights + row * stride, stride, values, keys, model.dim, column, sums + row * result, result);
+        }
+      });
+  }
+
+ public:
+  static constexpr int64_t PHASES = 2;  // of a layer
+
+  Attention(const Model& model, const Pass& pass) : model(model), pass(pass) {
+    int64_t most = 0;
+    for (int64_t request = 0; request < pass.batch; request++) {
+      parts[request] = divide(request);
+      most = std::max<int64_t>(most, parts[request].size());
+    }
+    if (pass.batch * model.kv_heads * blocks < TASKS_OF_THREAD * pass.threads) slices = most;
+    mask = std::vector<float>(pass.batch * pass.n * width);
+    results = std::vector<float>(pass.batch * pass.n * model.heads * slices * result);
+  }
+
+  // Makes a token's part of the mask, which all layers and heads share.
+  void hide(int64_t token) {
+    const int64_t request = token / pass.n, start = pass.start[request], position = pass.positions[token];
+    const int64_t* positions = pass.positions + request * pass.n;
+    const bool* tree = pass.tree + token % pass.n * pass.n + request * pass.n * pass.n;
+    ends[token] = start + 1;
+    for (const Part& part : parts[request]) {
+      float* here = mask.data() + token * width + part.column;
+      std::fill_n(here, padded(part.end - part.row, PANEL), HIDDEN);
+      const int64_t oldest = std::max(part.row, position - pass.window + 2), text_end = std::min(part.end, start + 1);
+      if (oldest < text_end) std::fill(here + oldest - part.row, here + text_end - part.row, 0.f);
+      for (int64_t row = std::max(part.row, start + 1); row < part.end; row++) {
+        const int64_t node = row - 1 - start;
+        if (!tree[node] || !part.has(positions[node]) || position - positions[node] >= pass.window) continue;
+        here[row - part.row] = 0.f;
+        ends[token] = std::max(ends[token], row + 1);
+      }
+    }
+  }
+
+  // Attended values [batch, n, heads, dim] of queries, keys and values [batch, n, heads + 2 * kv_heads, dim] of a layer.
+  void run(Worker& worker, int64_t layer, const float* qkv, float* attended) {
+    worker.run(pass.batch * model.kv_heads * blocks * slices, [&](int64_t task) {
+      const int64_t slice = task % slices, first_token = task / slices % blocks * block, pair = task / slices / blocks;
+      attend(layer, qkv, pair / model.kv_heads, pair % model.kv_heads, first_token, slice);
+    });
+    worker.run(pass.batch * pass.n * model.heads, [&](int64_t head) {
+      float* sums = results.data() + head * slices * result;
+      for (int64_t slice = 1; slice < slices; slice++) fold(sums, sums + slice * result);
+      const float total = sums[1] > 0 ? sums[1] : 1;  // padding may see nothing
+      for (int64_t i = 0; i < model.dim; i++) attended[head * model.dim + i] = sums[2 + i] / total;
+    });
+  }
+};
+
+}  // namespace

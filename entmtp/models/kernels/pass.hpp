@@ -1,0 +1,42 @@
+// What a pass of a decoder reads and writes, as its callers give it (compiled.py has the same structures).
+
+#pragma once
+
+#include "packed_product.hpp"
+
+extern "C" {
+
+// Tensors of a decoder layer, null where the model has none. Queries, keys and values are one matrix where they have one
+// format; the others are then empty.
+struct Layer {
+  Matrix qkv[3], output, gates, values, down;
+  const float *input_norm, *qkv_bias, *query_norm, *key_norm, *output_bias, *middle_norm, *down_bias;
+};
+
+// A decoder: embedding table, layers and last norm. The table's rows are as entmtp_pack takes them.
+struct Model {
+  const uint8_t* embeddings;
+  const Layer* layers;
+  const float* norm;
+  int64_t row_bytes, count, hidden, inner, heads, kv_heads, dim;
+  float eps, scaling;
+  int32_t format;
+  int32_t rounds;  // whether products round their inputs
+};
+
+// A pass over `batch` trees of `n` tokens, which follow the first `start` tokens of their slots. It reads the cache rows
+// from `first` to `last`; the token at position p is in row p + 1. Layer i stores its keys in block 2 * i of the pool and
+// its values in block 2 * i + 1. A block is [slots, kv_heads, capacity, dim].
+struct Pass {
+  const int64_t *tokens, *positions;  // [batch, n]
+  const int64_t* rows;                // [batch, n]: the cache row that a token is stored in
+  const int64_t* angles;              // [batch, n]: its row of `rotary`
+  const int64_t *slots, *start;       // [batch]
+  const bool* tree;                   // [batch, n, n]: whether a token attends to another of its tree, or to itself
+  const float* rotary;                // [*, 2, dim]: cosines, then sines
+  float* pool;
+  int64_t batch, n, first, last, pool_slots, capacity, window;  // a token sees fewer than `window` positions back
+  int threads;
+};
+
+}  // extern "C"
