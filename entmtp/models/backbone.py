@@ -148,7 +148,7 @@ class Backbone:
 
     @property
     def _prefill_multiple(self) -> int:
-        """Prompts are padded to a multiple of this, as kernels built per shape (oneDNN's, CUDA graphs) are built rarely."""
+        """Prompts are padded to a multiple of it, so that kernels built per shape (oneDNN's, CUDA graphs) are few."""
         return PREFILL_MULTIPLE if self._fused_decoder is None else 1
 
     @torch.inference_mode()

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -85,7 +86,7 @@ def test_a_text_has_the_same_bits_however_it_is_cut_into_passes(data: st.DataObj
     cuts = [0, *sorted(data.draw(st.sets(st.integers(1, length - 1))) if length > 1 else []), length]
     torch.set_num_threads(threads)
     cache = backbone.new_cache(slots=1, capacity=450)
-    found = [backbone.prefill(tokens[begin:end], 0, cache) for begin, end in zip(cuts, cuts[1:], strict=False)]
+    found = [backbone.prefill(tokens[begin:end], 0, cache) for begin, end in pairwise(cuts)]
     assert torch.equal(torch.cat(found), expected)
 
 
