@@ -10,20 +10,25 @@ One request at a time, greedy, streamed. The texts must be the same.
 from __future__ import annotations
 
 import asyncio
+import copy
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import typer
+import yaml
 from rich.progress import track
 
 from benchmarks.lib.record import Cell, RecordOption, Table, UncommittedOption, deliver, make_record
-from deployments.serve_local import service
+from deployments.serve_local import CONFIG, read_config, service
 from entmtp.cli_errors import plain_errors
 from entmtp.decoding.outputs import Completion
 from entmtp.errors import EntMTPError
+from entmtp.files import write_text
 from entmtp.intervals import Estimate, paired_ratio, ratio
 from entmtp.loading import load_method
 from entmtp.loadtest.traffic import Endpoint, RequestOutcome, Traffic
@@ -31,7 +36,7 @@ from entmtp.method_spec import MethodSpec
 from entmtp.models.loading.load import encode_chat
 from entmtp.policies.step_cost import hardware_name
 from entmtp.ray_head import free_ports
-from entmtp.settings import EngineSettings, SamplingParams
+from entmtp.settings import EngineSettings, Kernels, SamplingParams
 from entmtp.suites import PAPER_SUITES, scored_prompts
 
 BAR = 1.10
@@ -85,14 +90,31 @@ def main(
 
 
 @contextmanager
-def service_address(url: str | None) -> Iterator[str]:
-    """Address of the service at ``url``; without one, a service is started for the block."""
+def service_address(url: str | None, kernels: Kernels = "auto") -> Iterator[str]:
+    """Address of the service at ``url``; without one, a service with these kernels is started for the block.
+
+    Raises:
+        EntMTPError: kernels were chosen for a service that runs.
+    """
     if url is not None:
+        if kernels != "auto":
+            raise EntMTPError(f"kernels: '{kernels}' can't be set for the service at {url}; start it with them")
         yield url
         return
     (port,) = free_ports(1)
-    with service(port=port) as started:
-        yield started.address
+    with tempfile.TemporaryDirectory() as scratch:
+        config = write_text(Path(scratch) / CONFIG.name, yaml.safe_dump(with_kernels(read_config(CONFIG), kernels)))
+        with service(config, port) as started:
+            yield started.address
+
+
+def with_kernels(config: dict[str, Any], kernels: Kernels) -> dict[str, Any]:
+    """A Serve config with these kernels in each engine."""
+    changed = copy.deepcopy(config)
+    for application in changed["applications"]:
+        for engine in application["args"]["engines"]:
+            engine["kernels"] = kernels
+    return changed
 
 
 def _table(served: list[list[RequestOutcome]], alone: list[list[Completion]]) -> Table:

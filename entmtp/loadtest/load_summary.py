@@ -111,18 +111,20 @@ def speedup(
 ) -> Estimate | None:
     """Speedup of the first over the other, over requests that both answered; ``quantity`` is e2e or ttft.
 
-    None where there is no such request.
+    A whole answer (e2e) counts for as many tokens as the shorter of the two has, since texts may differ. None where
+    there is no such request.
     """
     mine = {(at, one.number): one for at, round_ in enumerate(rounds) for one in round_ if one.error is None}
     theirs = {(at, one.number): one for at, round_ in enumerate(others) for one in round_ if one.error is None}
-    both = sorted(mine.keys() & theirs.keys())
+    both = [(mine[key], theirs[key]) for key in sorted(mine.keys() & theirs.keys())]
     if not both:
         return None
-
-    def seconds(found: Mapping[tuple[int, int], RequestOutcome]) -> np.ndarray:
-        return np.array([found[key].seconds if quantity == "e2e" else found[key].ttft for key in both])
-
-    return paired_ratio(seconds(theirs), seconds(mine)).estimate()
+    if quantity == "ttft":
+        seconds = [(other.ttft, one.ttft) for one, other in both]
+    else:
+        common = [min(one.tokens, other.tokens) for one, other in both]
+        seconds = [(b.seconds_for(tokens), a.seconds_for(tokens)) for (a, b), tokens in zip(both, common)]
+    return paired_ratio(*np.array(seconds).T).estimate()
 
 
 def outcome_table(found: Mapping[Level, Mapping[str, Sequence[Sequence[RequestOutcome]]]]) -> pa.Table:

@@ -95,6 +95,10 @@ class RequestOutcome:
         """Seconds from begin to end."""
         return self.ended - self.began
 
+    def seconds_for(self, tokens: int) -> float:
+        """:attr:`seconds` without those of the tokens after the first ``tokens``, at the request's own pace."""
+        return self.seconds - (self.tokens - tokens) * (self.tpot or 0.0)
+
 
 class Traffic:
     """Sends prompts to one endpoint, greedily."""

@@ -113,6 +113,16 @@ def test_two_endpoints_are_compared_on_what_both_answered() -> None:
     assert speedup(fast, [[outcome(0, 0.0, error="x")]], "e2e") is None
 
 
+@pytest.mark.parametrize("longer_is_first", [True, False])
+def test_the_last_tokens_of_a_longer_answer_are_not_counted(longer_is_first: bool) -> None:
+    # Six tokens of 0.2 s each after the first at 0.5 s, and two of 0.2 s: the same pace.
+    long = [[RequestOutcome(0, 0.0, [0.5, 1.7], 1.8, "", 7)]]
+    short = [[RequestOutcome(0, 0.0, [0.5, 0.9], 1.0, "", 3)]]
+    found = speedup(long, short, "e2e") if longer_is_first else speedup(short, long, "e2e")
+    assert found is not None
+    assert found.value == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("text", ["", "a", "=http://x", "a=x", "a=ftp://x"])
 def test_an_endpoint_needs_a_name_and_an_address(text: str) -> None:
     with pytest.raises(EntMTPError, match="endpoint"):
