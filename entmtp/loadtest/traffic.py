@@ -140,7 +140,8 @@ class Traffic:
         outcomes: list[RequestOutcome] = []
         headers = {"Authorization": f"Bearer {self.endpoint.key}"}
         timeout = aiohttp.ClientTimeout(total=self._timeout)
-        connector = aiohttp.TCPConnector(limit=0)
+        # Each request has its own connection: llama.cpp's server closes one after a streamed answer, unannounced.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(
             headers=headers, timeout=timeout, connector=connector, read_bufsize=_LINE_BYTES
         ) as session:

@@ -27,7 +27,8 @@ class Crowd:
 async def service(together: int) -> AsyncIterator[tuple[str, Crowd]]:
     """A service on a socket that writes three words, two at first; 'fail', 'odd', 'cut' and 'full' are what they say.
 
-    'meet' waits until so many requests are there ``together``.
+    'meet' waits until so many requests are there ``together``. 'close' ends the connection after the answer,
+    unannounced.
     """
     crowd = Crowd(together)
 
@@ -69,6 +70,10 @@ async def service(together: int) -> AsyncIterator[tuple[str, Crowd]]:
         usage = {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4, "speculation": {"tau": 1.5}}
         await send(usage=usage)
         await response.write(b"data: [DONE]\n\n")
+        if prompt == "close":
+            await response.write_eof()
+            assert request.transport is not None
+            request.transport.close()
         return response
 
     application = web.Application()

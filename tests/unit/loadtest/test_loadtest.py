@@ -49,6 +49,11 @@ def test_errors_have_kinds() -> None:
     assert [one.error for one in outcomes] == kinds
 
 
+def test_a_service_may_close_a_connection_after_an_answer() -> None:
+    outcomes, _ = outcomes_of(*["close"] * 6)
+    assert [one.error for one in outcomes] == [None] * 6
+
+
 def test_nobody_there_is_an_error_too() -> None:
     traffic = Traffic(Endpoint("e", "http://127.0.0.1:9/v1", "m"), ["x"], 3, 10.0)
     (outcome,) = asyncio.run(traffic.closed([0], 1, lambda _: None))
