@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -96,7 +99,8 @@ def test_servers_have_names_of_their_own(
 
 
 def test_all_servers_are_warmed_up_by_as_many_users_as_come_and_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoints, "_REST_SECONDS", 0.0)
+    rests: list[float] = []
+    monkeypatch.setattr(endpoints, "time", SimpleNamespace(sleep=rests.append))
     levels = [Level(users=1), Level(users=3)]
 
     async def scene() -> tuple[dict[Level, Rounds], int]:
@@ -110,6 +114,29 @@ def test_all_servers_are_warmed_up_by_as_many_users_as_come_and_take_turns(monke
     assert most == 3
     assert [list(measured[level]) for level in levels] == [[OURS, "a", "b"]] * 2
     assert [[len(round_) for round_ in measured[level]["b"]] for level in levels] == [[2, 2], [6, 6]]
+    assert rests == [endpoints._REST_SECONDS] * (2 * 2 * 3)  # before each round of each server
+
+
+def test_the_service_with_chosen_kernels_is_compared_with_all_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def started(url: str | None, kernels: str) -> Iterator[str]:
+        yield f"http://{kernels}"
+
+    async def measured(traffic: list[Traffic], levels: list[Level], *_: Any) -> dict[Level, Rounds]:
+        assert traffic[0].endpoint == Endpoint(OURS, "http://fused-int8/v1", "smollm2-135m")
+        seconds = {OURS: 1.0, "a": 2.0, "b": 0.5}
+        return {level: {one.endpoint.name: [all_in(seconds[one.endpoint.name])] for one in traffic} for level in levels}
+
+    monkeypatch.setattr(endpoints, "service_address", started)
+    monkeypatch.setattr(endpoints, "_measure", measured)
+    endpoints.main(["a=http://x/v1", "b=http://y/v1"], kernels="fused-int8", users=[4, 1], rounds=1)
+    shown = capsys.readouterr().out
+    assert "The service next to a, b, with kernels fused-int8" in shown
+    lines = [line[2:] for line in shown.splitlines() if line.startswith(("- PASS", "- FAIL"))]
+    bars = [line.partition(": whole")[0] for line in lines]
+    assert bars == ["PASS: 1 user", "FAIL: 1 user", "PASS: 4 users", "FAIL: 4 users"]
 
 
 def test_a_server_that_does_not_answer_is_named_before_anything_is_measured() -> None:
