@@ -13,7 +13,8 @@ is preloaded with the libraries that its log recommends. A second one in bfloat1
         VLLM_CPU_KVCACHE_SPACE=2 VLLM_CPU_OMP_THREADS_BIND=0-1 python -m vllm.entrypoints.openai.api_server \\
         --port 8177 --model $MODEL --served-model-name smollm2-135m --max-model-len 2048 --dtype float32
 
-llama.cpp reads the bundled file itself. Its own server, with requests batched, is in a package that needs no compiler:
+llama.cpp reads the bundled file itself. Its own server, with requests batched, is in a package that needs no compiler.
+It is built for AVX2; a build for AVX-512 took the same time for a token of this file:
 
     pip install xllamacpp
     python benchmarks/peers/llama_server.py --port 8178 ~/.cache/entmtp/models/SmolLM2-….gguf
