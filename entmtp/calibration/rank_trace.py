@@ -8,7 +8,8 @@ from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import TracedText
 from entmtp.trees.trace import MISS, TRACED_RANKS, RankTrace
 
-_CHUNK = 128
+_CHUNK = 32
+"""Positions whose logits are in memory at a time."""
 
 
 @torch.inference_mode()

@@ -77,10 +77,10 @@ def requests_of(worker: Worker, unit: Unit, arms: Sequence[str] = ARMS) -> list[
     return [RequestRow(**row) for row in outcome.requests.to_pylist()]
 
 
-def graphs_of(worker: Worker) -> dict[str, Graphs]:
-    """By arm."""
+def graphs_of(worker: Worker) -> dict[str | None, Graphs]:
+    """By kind of heads."""
     assert worker._engines is not None
-    return {arm: engine.runner.state.graphs for arm, engine in worker._engines._engines.items()}
+    return {kind: engine.runner.state.graphs for kind, engine in worker._engines._engines.items()}
 
 
 def custom(*prompts: Prompt) -> Unit:
@@ -88,7 +88,7 @@ def custom(*prompts: Prompt) -> Unit:
 
 
 def test_no_capture_lies_in_a_timed_step_and_prompts_share_their_graphs(taped: Worker, units: list[Unit]) -> None:
-    seen: list[dict[str, Graphs]] = []
+    seen: list[dict[str | None, Graphs]] = []
     for unit in units:
         for row in requests_of(taped, unit):
             assert (row.captures, row.unsettled_steps, row.identical) == (0, 0, True)
@@ -102,11 +102,11 @@ def test_without_the_warm_up_timed_steps_hold_captures(
 ) -> None:
     monkeypatch.setattr(ArmEngines, "warm_up", lambda *request: None)
     rows = requests_of(taped, units[0])
-    captures = {arm: sum(row.captures for row in rows if row.arm == arm) for arm in ARMS}
-    assert captures == {arm: graphs.captures for arm, graphs in graphs_of(taped).items()}
-    assert all(captures.values())
+    captures = [graphs.captures for graphs in graphs_of(taped).values()]
+    assert sum(row.captures for row in rows) == sum(captures)
+    assert all(captures)
     # Each part runs once as it is, and is then captured.
-    assert all(row.unsettled_steps >= 2 for row in rows if row.repetition == 0)
+    assert sum(row.unsettled_steps >= 2 for row in rows) >= len(captures)
 
 
 def test_warming_up_ends_where_it_never_would(
@@ -116,7 +116,7 @@ def test_warming_up_ends_where_it_never_would(
 
     def restless(engines: ArmEngines, arm: str, ids: Sequence[int], params: SamplingParams) -> Completion:
         runs.append(params)
-        completion = arm_engines.complete(engines._engines[arm], ids, params)
+        completion = arm_engines.complete(engines.engine(arm), ids, params)
         completion.steps = [replace(step, is_steady=False) for step in completion.steps]
         return completion
 
@@ -132,7 +132,7 @@ def test_no_prompt_is_read_from_the_text_of_an_earlier_one(worker: Worker, monke
     reused = []
 
     def complete(engines: ArmEngines, arm: str, ids: Sequence[int], params: SamplingParams) -> Completion:
-        completion = arm_engines.complete(engines._engines[arm], ids, params)
+        completion = arm_engines.complete(engines.engine(arm), ids, params)
         reused.append(completion.reused_tokens)
         return completion
 
@@ -171,11 +171,11 @@ def test_engines_of_another_suite_take_the_memory_of_the_last_and_failures_clear
 ) -> None:
     requests_of(worker, units[0], ["hydra", "entmtp"])
     assert worker._engines is not None
-    caches = [weakref.ref(engine.runner.state.cache) for engine in worker._engines._engines.values()]
+    (cache,) = [weakref.ref(engine.runner.state.cache) for engine in worker._engines._engines.values()]
     gc.disable()  # no cycle keeps them until some later collection
     try:
         requests_of(worker, custom(QUESTION), ["hydra", "entmtp"])
-        assert [reference() for reference in caches] == [None, None]
+        assert cache() is None
     finally:
         gc.enable()
     assert worker._engines.suite == "custom"

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.outputs import Completion
-from entmtp.evaluation.run.arms import Foresight, Toolbox, make_engine, make_policy
+from entmtp.evaluation.run.arms import Foresight, Toolbox, drafting_kind, make_policy
+from entmtp.policies.base import Policy
 from entmtp.settings import EngineSettings, SamplingParams
 
 MOST_WARM_RUNS = 5
@@ -21,10 +22,10 @@ _log = logging.getLogger(__name__)
 
 
 class ArmEngines:
-    """One engine for each arm of a suite, for texts of up to ``tokens`` tokens, prompt and answer together.
+    """Engines for the arms of a suite, for texts of up to ``tokens`` tokens, prompt and answer together.
 
-    Engines share the model and the heads. Each has a cache for one request and, on a GPU, CUDA graphs of its own. Their
-    memory is freed with this object.
+    Arms with the same heads take turns on one engine: its cache for one request and, on a GPU, its CUDA graphs. Each
+    has a policy of its own. The engines' memory is freed with this object.
     """
 
     def __init__(self, suite: str, arms: Sequence[str], tools: Toolbox, tokens: int) -> None:
@@ -34,7 +35,8 @@ class ArmEngines:
         context = min(1 << (tokens - 1).bit_length(), tools.backbone.max_context)
         self.settings = EngineSettings.for_one(context)
         self._tools = tools
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[str | None, Engine] = {}  # by kind of heads
+        self._policies: dict[str, Policy] = {}
 
     def fits(self, suite: str, arms: Sequence[str], tokens: int) -> bool:
         """Whether these engines serve the suite and the arms, and have room for so many tokens."""
@@ -42,15 +44,20 @@ class ArmEngines:
 
     def set_policies(self, foresight: Foresight | None) -> None:
         """Give each arm a new policy for the next prompt. The controls get the prompt's ``foresight``."""
-        for arm in self.arms:
-            if arm in self._engines:
-                self._engines[arm].reconfigure(make_policy(arm, self._tools, foresight), self.settings)
-            else:
-                self._engines[arm] = make_engine(arm, self._tools, self.settings, foresight)
+        self._policies = {arm: make_policy(arm, self._tools, foresight) for arm in self.arms}
+
+    def engine(self, arm: str) -> Engine:
+        """The engine of the arm's heads, with the arm's policy."""
+        kind, policy = drafting_kind(arm, self._tools), self._policies[arm]
+        if kind not in self._engines:
+            heads = None if kind is None else self._tools.heads[kind]
+            self._engines[kind] = Engine(self._tools.backbone, heads, policy, self.settings, self._tools.tokenizer)
+        self._engines[kind].reconfigure(policy, self.settings)
+        return self._engines[kind]
 
     def captures_steps(self, arm: str) -> bool:
         """Whether the arm's steps are captured as CUDA graphs."""
-        return self._engines[arm].captures_steps
+        return self.engine(arm).captures_steps
 
     def warm_up(self, arm: str, ids: Sequence[int], params: SamplingParams) -> None:
         """Run a request untimed until no step of it captures a CUDA graph or runs for the first time."""
@@ -61,7 +68,7 @@ class ArmEngines:
 
     def complete(self, arm: str, ids: Sequence[int], params: SamplingParams) -> Completion:
         """Run a request of the arm, as :func:`complete`."""
-        return complete(self._engines[arm], ids, params)
+        return complete(self.engine(arm), ids, params)
 
 
 def complete(engine: Engine, ids: Sequence[int], params: SamplingParams) -> Completion:

@@ -113,8 +113,14 @@ def check_acceptance(names: Sequence[str], acceptance: Acceptance) -> None:
 
 def make_engine(arm: str, tools: Toolbox, settings: EngineSettings, foresight: Foresight | None = None) -> Engine:
     """The engine of an arm; the controls need the ``foresight``."""
-    heads = None if arm == methods.AUTOREGRESSIVE else tools.heads[methods.heads_of(arm, tools.heads)]
+    kind = drafting_kind(arm, tools)
+    heads = None if kind is None else tools.heads[kind]
     return Engine(tools.backbone, heads, make_policy(arm, tools, foresight), settings, tools.tokenizer)
+
+
+def drafting_kind(arm: str, tools: Toolbox) -> str | None:
+    """Kind of the heads that an arm drafts with; None if it drafts nothing."""
+    return None if arm == methods.AUTOREGRESSIVE else methods.heads_of(arm, tools.heads)
 
 
 def params_of(arm: str, params: SamplingParams) -> SamplingParams:

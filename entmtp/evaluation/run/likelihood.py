@@ -8,6 +8,9 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
+_CHUNK = 32
+"""Positions whose log-probabilities are in memory at a time."""
+
 
 class TextLikelihood:
     """Mean log-likelihood of texts after one prompt. Scores are cached by text.
@@ -37,5 +40,6 @@ def _log_probs(model: PreTrainedModel, prompt: Sequence[int], tokens: Sequence[i
     ids = torch.tensor([[*prompt, *tokens]], device=model.device)
     # The logits at the prompt's last token score the first of ``tokens``.
     found = cast(Any, model)(ids[:, :-1], use_cache=False, logits_to_keep=len(tokens))
-    log_probs: torch.Tensor = found.logits[0].float().log_softmax(-1)
-    return log_probs.gather(-1, ids[0, len(prompt) :].to(log_probs.device)[:, None])[:, 0]
+    chosen = ids[0, len(prompt) :].to(found.logits.device)[:, None]
+    chunks = zip(found.logits[0].split(_CHUNK), chosen.split(_CHUNK), strict=True)
+    return torch.cat([logits.float().log_softmax(-1).gather(-1, its)[:, 0] for logits, its in chunks])

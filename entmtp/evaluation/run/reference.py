@@ -23,6 +23,9 @@ from entmtp.policies.signals import entropy
 from entmtp.suites.base import Message
 from entmtp.trees.trace import RankTrace
 
+_CHUNK = 32
+"""Positions whose logits are in memory at a time."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -76,15 +79,18 @@ def make_reference(
     """Make the reference of a text by one forward pass. ``drawn`` says that the text was sampled."""
     cache = backbone.new_cache(slots=1, capacity=len(ids) + len(tokens) + 16)
     hidden = backbone.prefill([*ids, *tokens], 0, cache)
-    states = hidden[len(ids) - 1 : -1]
-    logits = backbone.logits(states).float()
-    top = logits.topk(2, dim=-1).values
-    margins = [] if drawn else (top[:, 0] - top[:, 1]).tolist()
+    margins: list[float] = []
+    entropies = []
+    for states in hidden[len(ids) - 1 : -1].split(_CHUNK):
+        logits = backbone.logits(states).float()
+        top = logits.topk(2, dim=-1).values
+        margins += [] if drawn else (top[:, 0] - top[:, 1]).tolist()
+        entropies.append(entropy(logits))
     if heads is None:
         return Reference(tokens, margins, None)
     whole = torch.tensor([*ids, *tokens], device=backbone.device)
     text = heads.traced_text(hidden, whole, begin=len(ids))
-    return Reference(tokens, margins, rank_trace(heads, whole[len(ids) :], text, entropy(logits)))
+    return Reference(tokens, margins, rank_trace(heads, whole[len(ids) :], text, torch.cat(entropies)))
 
 
 def truncate_at_stop(tokens: Sequence[int], tokenizer: Tokenizer, stop: Sequence[str]) -> list[int]:

@@ -44,7 +44,7 @@ class Attention {
   const int64_t result = model.dim + 2;  // largest score, sum of weights, sums of weighted values
   std::vector<std::vector<Part>> parts = std::vector<std::vector<Part>>(pass.batch);
   std::vector<int64_t> ends = std::vector<int64_t>(pass.batch * pass.n);  // of the rows that a token sees
-  int64_t width = 0, slices = 1;
+  int64_t width = 0, longest = 0, slices = 1;  // columns of the mask, and of a part
   std::vector<float> mask;     // [batch, n, width]
   std::vector<float> results;  // [batch, n, heads, slices, result]
 
@@ -52,7 +52,7 @@ class Attention {
   std::vector<Part> divide(int64_t request) {
     std::vector<Part> found;
     const int64_t start = pass.start[request], *positions = pass.positions + request * pass.n;
-    const int64_t last = *std::max_element(positions, positions + pass.n);
+    const int64_t last = std::max(start - 1, *std::max_element(positions, positions + pass.n));
     int64_t column = 0;
     for (int64_t begin = 0; begin <= last; begin += PART) {
       Part part{begin, std::max(begin + 1, pass.first), std::min(begin + PART, start) + 1, column};
@@ -63,7 +63,9 @@ class Attention {
           part.end = start + 2 + node;
         }
       if (part.row >= part.end) continue;
-      column += padded(part.end - part.row, PANEL);
+      const int64_t keys = padded(part.end - part.row, PANEL);
+      longest = std::max(longest, keys);
+      column += keys;
       found.push_back(part);
     }
     width = std::max(width, column);
@@ -130,7 +132,7 @@ class Attention {
   // Folds the parts of a slice for a block of tokens and a key/value head.
   void attend(int64_t layer, const float* qkv, int64_t request, int64_t kv_head, int64_t first_token, int64_t slice) {
     const int64_t token = request * pass.n + first_token, count = std::min(block, pass.n - first_token);
-    const int64_t rows = count * groups, stride = padded(PART + pass.n, PANEL);
+    const int64_t rows = count * groups, stride = longest;
     static thread_local std::vector<float> workspace;
     workspace.resize((padded(rows, QUERIES) + PANEL) * model.dim + rows * (stride + result));
     float *queries = workspace.data(), *tile = queries + padded(rows, QUERIES) * model.dim;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -43,8 +44,19 @@ def merged(weights: Sequence[Weight]) -> list[Weight]:
     return [BlockWeight(weights[0].format, joined) if isinstance(weights[0], BlockWeight) else joined]
 
 
+_packed_blocks: WeakKeyDictionary[BlockWeight, PackedWeight] = WeakKeyDictionary()
+
+
 def pack(weight: Weight) -> PackedWeight:
-    """Pack a weight without any change of its values."""
+    """Pack a weight without any change of its values; a weight in blocks is packed once for all who need it."""
+    if not isinstance(weight, BlockWeight):
+        return _pack(weight)
+    if weight not in _packed_blocks:
+        _packed_blocks[weight] = _pack(weight)
+    return _packed_blocks[weight]
+
+
+def _pack(weight: Weight) -> PackedWeight:
     name = format_of(weight)
     rows = (weight.rows if isinstance(weight, BlockWeight) else weight.detach()).contiguous()
     out, width = weight.shape

@@ -99,6 +99,17 @@ def test_a_text_has_the_same_bits_alone_and_in_a_batch() -> None:
 
 
 @torch.inference_mode()
+def test_a_tree_beyond_the_context_changes_nothing_before_its_end() -> None:
+    backbone = build_backbone(tiny_model("llama", max_position_embeddings=160), "fused")
+    tokens = random_tokens(300)
+    cache = backbone.new_cache(slots=1, capacity=450)
+    states = backbone.prefill(tokens[:155], 0, cache)
+    after = backbone.prefill(tokens[155:], 0, cache)  # most of it has no position of its own
+    whole = backbone.prefill(tokens[:160], 0, backbone.new_cache(slots=1, capacity=450))
+    assert torch.equal(torch.cat([states, after[:5]]), whole)
+
+
+@torch.inference_mode()
 def test_a_row_outside_the_window_has_no_weight_at_all() -> None:
     backbone = build_backbone(tiny_model("mistral", **ROOM, sliding_window=7), "fused")
     (expected,) = verify(backbone, read(backbone, [60]), [TREES["bushy"]])
