@@ -28,14 +28,16 @@ from entmtp.decoding.measure_cost import StepBench, interleaved, sized_tree
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.intervals import paired_ratio, ratio
-from entmtp.models import backbone as backbones
-from entmtp.models.backbone import Backbone, sharing_copy
+from entmtp.models import transformers_backbone as backbones
+from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import packed_linear
 from entmtp.models.kernels.block_weight import dequantize_layers
 from entmtp.models.kernels.choices import parse_kernels
 from entmtp.models.kernels.packed_linear import replace_linear_layers
 from entmtp.models.loading.load import load_model
+from entmtp.models.transformers_backbone import TransformersBackbone
+from entmtp.models.transformers_model import sharing_copy
 from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import Kernels
 from entmtp.trees.topology import Topology
@@ -134,9 +136,9 @@ def on_cpu(kind: str, kernels: Kernels) -> dict[str, Build]:
 def on_cuda(kind: str) -> dict[str, Build]:
     """List the full system and its variants on a GPU, where products are PyTorch's and steps are captured."""
     return {
-        FULL: _backbone_by(Backbone, kind),
+        FULL: _backbone_by(TransformersBackbone, kind),
         "packed grouped-query attention": _backbone_by(lambda model: _with_sdpa(model, "auto"), kind),
-        GRAPHS: _backbone_by(Backbone, kind),
+        GRAPHS: _backbone_by(TransformersBackbone, kind),
     }
 
 

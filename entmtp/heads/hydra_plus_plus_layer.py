@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
 if TYPE_CHECKING:
+    from transformers import LlamaConfig
     from transformers.cache_utils import Cache
 
 
@@ -17,6 +16,8 @@ class HydraPlusPlusLayer(nn.Module):
     """A Llama decoder layer and the norm after it; positions are rotary."""
 
     def __init__(self, config: LlamaConfig) -> None:
+        from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
+
         super().__init__()
         config._attn_implementation = "sdpa"
         self.config = config

@@ -16,7 +16,8 @@ from entmtp.heads.importing.source import find_source
 from entmtp.heads.importing.tensors import Tensors, preview_names, read_tensors
 from entmtp.heads.importing.vllm import VLLM
 from entmtp.heads.original import OriginalHeads
-from entmtp.models.loading.load import load_model, model_fingerprint
+from entmtp.models.fingerprint import model_fingerprint
+from entmtp.models.loading.load import load_model
 
 LAYOUTS = (MEDUSA, VLLM, HYDRA)
 """Known layouts. To add one, write a module for it and add its name here."""

@@ -10,14 +10,16 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from transformers import AutoModelForCausalLM
 
 from entmtp.errors import EntMTPError
-from entmtp.models.build import build_backbone, reference_model
+from entmtp.models.build import build_backbone
+from entmtp.models.fingerprint import model_fingerprint
 from entmtp.models.gguf.configuration import ARCHITECTURES
 from entmtp.models.gguf.file import read_gguf
 from entmtp.models.gguf.model import gguf_model
 from entmtp.models.kernels import compiled
 from entmtp.models.kernels.block_weight import BlockLinear, dequantize_layers, formats_of
 from entmtp.models.kernels.compiled import BLOCK_FORMATS
-from entmtp.models.loading.load import load_model, max_positions, model_fingerprint, vocabulary_size
+from entmtp.models.loading.load import load_model, max_positions, vocabulary_size
+from entmtp.models.transformers_model import reference_model
 from tests.helpers.gguf_files import VOCABULARY, write_model
 from tests.helpers.tiny_models import greedy
 
