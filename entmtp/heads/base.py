@@ -51,7 +51,7 @@ class DraftHeads(nn.Module, ABC):
     def __init__(self, config: DraftHeadsConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("draft_vocab", torch.arange(config.draft_vocab_size, dtype=torch.int32))
+        self.register_buffer("draft_vocab", torch.arange(config.draft_vocab_size, dtype=torch.int32, device="cpu"))
         self.fingerprint = ""  # hash of the checkpoint's weights; set on loading
         self.output_weight = torch.empty(0)
         self.output_bias: torch.Tensor | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from entmtp.models.bare_model import BareModel
-from entmtp.models.kernels.block_weight import Weight, dequantized, named_weights
+from entmtp.models.kernels.block_weight import BlockWeight, Weight, named_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,6 +50,12 @@ def sampled_fingerprint(shape: tuple[object, ...], parameters: Sequence[tuple[st
 
 def _sample(values: Weight) -> bytes:
     """Bytes of up to 256 evenly spaced values, rounded to bfloat16."""
-    flat = dequantized(values).detach().reshape(-1)
-    picked = flat[:: max(1, flat.numel() // SAMPLED_VALUES)][:SAMPLED_VALUES]
+    count = values.numel()
+    at = torch.arange(0, count, max(1, count // SAMPLED_VALUES))[:SAMPLED_VALUES]
+    if isinstance(values, BlockWeight):  # of a large table, only the rows with sampled values are dequantized
+        width = values.shape[1]
+        rows, of_rows = torch.unique(at // width, return_inverse=True)
+        picked = values.embed(rows)[of_rows, at % width]
+    else:
+        picked = values.detach().reshape(-1)[at.to(values.device)]
     return bytes(picked.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())

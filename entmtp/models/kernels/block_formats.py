@@ -86,6 +86,8 @@ GGML_QUANT_SIZES = {
     GGMLQuantizationType.Q1_0: (128, 18),
 }
 """Values of a block of each type, and its bytes."""
+_BLOCKS_AT_ONCE = 4096
+"""Blocks that are rounded together, so that what is computed of them stays in the CPU's cache."""
 
 
 def quantize(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
@@ -115,13 +117,15 @@ def _quantize_q8_0(values: np.ndarray) -> np.ndarray:
     """As ggml does it: a block's scale is its largest value in 127 steps, and halves are rounded away from 0."""
     block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType.Q8_0]
     blocks = np.ascontiguousarray(values, np.float32).reshape(-1, block)
-    scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-    with np.errstate(divide="ignore"):
-        steps = blocks * np.where(scale == 0, np.float32(0), 1 / scale)
-    magnitude = np.abs(steps)
-    floor = np.floor(magnitude)
-    rounded = np.sign(steps) * (floor + np.floor(2 * (magnitude - floor)))
     packed = np.empty((len(blocks), block_bytes), np.uint8)
-    packed[:, :2] = scale.astype(np.float16).view(np.uint8)
-    packed[:, 2:] = rounded.astype(np.int8).view(np.uint8)
+    for first in range(0, len(blocks), _BLOCKS_AT_ONCE):
+        part, rows = blocks[first : first + _BLOCKS_AT_ONCE], packed[first : first + _BLOCKS_AT_ONCE]
+        scale = np.abs(part).max(axis=1, keepdims=True) / np.float32(127)
+        with np.errstate(divide="ignore"):
+            steps = part * np.where(scale == 0, np.float32(0), 1 / scale)
+        magnitude = np.abs(steps)
+        floor = np.floor(magnitude)
+        rounded = np.sign(steps) * (floor + np.floor(2 * (magnitude - floor)))
+        rows[:, :2] = scale.astype(np.float16).view(np.uint8)
+        rows[:, 2:] = rounded.astype(np.int8).view(np.uint8)
     return packed.reshape(len(values), -1)
