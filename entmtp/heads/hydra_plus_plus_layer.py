@@ -23,7 +23,8 @@ class HydraPlusPlusLayer(nn.Module):
         self.config = config
         self.layer = LlamaDecoderLayer(config, layer_idx=0)
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary = LlamaRotaryEmbedding(config)
+        with torch.device("cpu"):  # what it computes can't be computed on the meta device
+            self.rotary = LlamaRotaryEmbedding(config)
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Computes the layer's states ``s`` from the model's states ``hidden``, both ``[batch, n, hidden_size]``.

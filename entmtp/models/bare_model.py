@@ -6,7 +6,7 @@ need none of transformers' classes, whose import takes longer than a short answe
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import nn
 
@@ -18,7 +18,7 @@ from entmtp.models.rotary_embedding import RotaryEmbedding
 class WeightSource(Protocol):
     """Parts of a model, by transformers' names."""
 
-    def linear(self, name: str, shape: tuple[int, int], biased: bool) -> nn.Module:
+    def linear(self, name: str, shape: tuple[int, int], biased: bool) -> nn.Linear | BlockLinear:
         """Linear layer with a weight of this ``(out, in)``."""
 
     def embedding(self, name: str, shape: tuple[int, int]) -> nn.Embedding | BlockEmbedding:
@@ -114,6 +114,8 @@ class BareNorm(nn.Module):
         self.weight, self.variance_epsilon = weight, eps
 
 
-def output_of(table: nn.Embedding | BlockEmbedding) -> nn.Module:
+def output_of(table: nn.Embedding | BlockEmbedding) -> nn.Linear | BlockLinear:
     """Output layer with the weight of an embedding table itself."""
-    return BlockLinear(table.blocks) if isinstance(table, BlockEmbedding) else plain_linear(table.weight, None)
+    if isinstance(table, BlockEmbedding):
+        return BlockLinear(table.blocks)
+    return plain_linear(cast("nn.Parameter", table.weight), None)

@@ -13,7 +13,7 @@ from entmtp.models.cache import BufferShape, KvRange, TreeCache
 from entmtp.models.kernels.block_weight import weight_of
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.models.kernels.fused_decoder import FusedDecoder
-from entmtp.models.kernels.fused_linear import FusedLinear
+from entmtp.models.kernels.fused_linear import FusedLinear, RoundingLinear
 from entmtp.models.masks import AttentionWindow
 from entmtp.settings import Kernels
 
@@ -32,8 +32,8 @@ class FusedBackbone(Backbone):
         rows = BufferShape(bare.config.num_key_value_heads, bare.config.head_dim, self.dtype, self.device)
         self.cache_shapes = [(rows, rows)] * bare.config.num_hidden_layers
         self._decoder = FusedDecoder(bare.model, bare.lm_head, CHOICES[kernels].rounds)
-        output = CHOICES[kernels].make_layer(weight_of(bare.lm_head), bare.lm_head.bias)
-        self._output: FusedLinear = output
+        output = RoundingLinear if CHOICES[kernels].rounds else FusedLinear
+        self._output = output(weight_of(bare.lm_head), bare.lm_head.bias)
 
     @cached_property
     def model(self) -> PreTrainedModel:

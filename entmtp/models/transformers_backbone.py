@@ -42,8 +42,9 @@ class TransformersBackbone(Backbone):
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Use PyTorch's own kernels; :func:`~entmtp.models.build.build_backbone` finds and tests faster ones."""
-        super().__init__(model, model.config.get_text_config(decoder=True), "eager")
+        super().__init__(model, _text_config(model), "eager")
         self.cache_shapes = []  # the self-test finds them
+        self._fused_decoder: FusedDecoder | None = None
         self._caches: WeakKeyDictionary[TreeCache, Cache] = WeakKeyDictionary()
         self.use_model(model)
 
@@ -75,6 +76,7 @@ class TransformersBackbone(Backbone):
     def use_model(self, model: PreTrainedModel) -> None:
         """Run on a copy of ``model`` that shares its parameters, with PyTorch's own layers."""
         self._set_model(sharing_copy(model))
+        self.config = _text_config(self._model)
 
     def use_kernels(self, kernels: Kernels, siblings: Sequence[Sequence[torch.nn.Linear]]) -> None:
         """Run linear layers with this kernel choice; each group of ``siblings``, which share their input, is merged."""
@@ -96,7 +98,7 @@ class TransformersBackbone(Backbone):
     def _set_model(self, model: PreTrainedModel) -> None:
         self._model: PreTrainedModel = model.eval().requires_grad_(False)
         self._output = _output_of(model)
-        self._fused_decoder: FusedDecoder | None = None
+        self._fused_decoder = None
 
     def _output_logits(self, states: torch.Tensor) -> torch.Tensor:
         return self._output(states)
@@ -155,6 +157,10 @@ class TransformersBackbone(Backbone):
             return 1
         heads: int = self.config.num_attention_heads
         return heads // (getattr(self.config, "num_key_value_heads", None) or heads)
+
+
+def _text_config(model: PreTrainedModel) -> Any:
+    return model.config.get_text_config(decoder=True)
 
 
 class _States(BaseModelOutputWithPast):

@@ -97,9 +97,9 @@ def quantize(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     """
     if kind == GGMLQuantizationType.Q8_0:
         return _quantize_q8_0(values)
-    from gguf import quants
+    import gguf
 
-    blocks: np.ndarray = quants.quantize(values, kind)
+    blocks: np.ndarray = gguf.quants.quantize(values, gguf.GGMLQuantizationType(kind))
     return blocks
 
 
@@ -107,9 +107,9 @@ def dequantize(rows: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     """Values ``[rows, width]`` in float32 of ``rows [rows, bytes per row]`` of a type."""
     if kind == GGMLQuantizationType.F32:
         return rows.view(np.float32)
-    from gguf import quants
+    import gguf
 
-    values: np.ndarray = quants.dequantize(rows, kind)
+    values: np.ndarray = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType(kind))
     return values
 
 
