@@ -19,7 +19,7 @@ from entmtp.models.kernels import compiled
 from entmtp.models.kernels.block_weight import BlockLinear, dequantize_layers, formats_of
 from entmtp.models.kernels.compiled import BLOCK_FORMATS
 from entmtp.models.loading.load import load_model, max_positions, vocabulary_size
-from entmtp.models.transformers_model import reference_model
+from entmtp.models.transformers_model import reference_model, transformers_model
 from tests.helpers.gguf_files import VOCABULARY, write_model
 from tests.helpers.tiny_models import greedy
 
@@ -28,7 +28,7 @@ PROMPT = [5, 17, 80, 33]
 
 def plain(path: Path) -> Any:
     """The model with float32 weights of PyTorch's own layers."""
-    model = gguf_model(read_gguf(path))
+    model = transformers_model(gguf_model(read_gguf(path)))
     dequantize_layers(model)
     return model
 
