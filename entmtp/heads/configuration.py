@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 from entmtp.errors import EntMTPError, quoted
 
-_WRITTEN_BESIDE = {"architectures", "dtype", "model_type", "torch_dtype", "transformers_version"}
-"""Fields of ``config.json`` that say nothing of the heads' sizes."""
+_BOOKKEEPING = {"architectures", "dtype", "model_type", "torch_dtype", "transformers_version"}
+"""Fields of ``config.json`` that do not tell the heads' sizes; some are transformers'."""
 
 
 @dataclass(kw_only=True)
@@ -35,7 +35,7 @@ class DraftHeadsConfig:
         """
         types = get_type_hints(cls)
         known = {field.name: types[field.name] for field in dataclasses.fields(cls)}
-        given = {name: value for name, value in fields.items() if name not in _WRITTEN_BESIDE}
+        given = {name: value for name, value in fields.items() if name not in _BOOKKEEPING}
         for name, value in given.items():
             if name not in known:
                 raise EntMTPError(f"{name} is no field of {cls.model_type}")

@@ -80,7 +80,7 @@ class Backbone(ABC):
     @property
     @abstractmethod
     def model(self) -> Any:
-        """transformers' model; a backbone that runs without one builds it when it is first asked for."""
+        """transformers' model; a backbone that runs without one builds it when it is first read."""
 
     @property
     def make_layer(self) -> MakeLayer | None:

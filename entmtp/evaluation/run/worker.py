@@ -111,7 +111,7 @@ class Worker:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The model by transformers' own code, which writes the reference; made when it is first asked for."""
+        """The model by transformers' own code, which writes the reference; made when it is first read."""
         from entmtp.models.transformers_model import reference_model
 
         return reference_model(self._loaded)
