@@ -23,6 +23,7 @@ UNNEEDED = (
     "scipy",
     "gguf",
     "mistral_common",
+    "pyarrow",
 )
 CODE = f"""
 import sys

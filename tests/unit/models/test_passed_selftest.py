@@ -89,6 +89,9 @@ def test_every_condition_counts(folder: Path, tmp_path: Path, monkeypatch: pytes
         assert conditions(**change) != usual
     model, of = gguf_model(read_gguf(tmp_path / "model.gguf")), PassedSelftest.of
     first = of(model, "fused", "fingerprint")
+    model.model.rotary_emb.inv_freq = 2 * model.model.rotary_emb.inv_freq  # as by a file's factors
+    assert of(model, "fused", "fingerprint") != first
+    first = of(model, "fused", "fingerprint")
     assert of(model, "fused-int8", "fingerprint") != first
     assert of(model, "fused", "another") != first
     own = "entmtp.models.passed_selftest"
