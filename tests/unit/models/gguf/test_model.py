@@ -87,6 +87,7 @@ def test_rope_factors_of_a_file_divide_the_frequencies(tmp_path: Path) -> None:
     model: Any = gguf_model(read_gguf(with_tensor(path, "rope_freqs.weight", factors)))
     original: Any = gguf_model(read_gguf(path))
     assert torch.allclose(model.model.rotary_emb.inv_freq * factors, original.model.rotary_emb.inv_freq)
+    assert torch.equal(transformers_model(model).model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
 
 
 def test_what_is_asked_of_a_name_is_read_without_the_model(tmp_path: Path) -> None:
