@@ -43,7 +43,7 @@ class DraftHeads(nn.Module, ABC):
         kind: the family, such as "medusa"; methods and tree banks are chosen by it.
     """
 
-    config_class: type[Any] = DraftHeadsConfig
+    config_class: type[DraftHeadsConfig] = DraftHeadsConfig
     config: DraftHeadsConfig
     kind: str
     draft_vocab: torch.Tensor

@@ -112,10 +112,9 @@ def _no_config(path: Path) -> EntMTPError:
 
 def _config_of(kind: type[DraftHeads], folder: Path) -> DraftHeadsConfig:
     try:
-        config: DraftHeadsConfig = kind.config_class.of(_fields_of(folder))
+        return kind.config_class.of(_fields_of(folder))
     except EntMTPError as error:
         raise _unreadable(folder / CONFIG, error) from error
-    return config
 
 
 def _class_of(folder: Path) -> type[DraftHeads]:

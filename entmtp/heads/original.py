@@ -46,7 +46,7 @@ class OriginalHeads(StatelessHeads):
     hidden_size]`` and, with a bias, ``own_bias [outputs, draft_vocab_size]``.
     """
 
-    config_class = OriginalHeadsConfig
+    config_class: type[OriginalHeadsConfig] = OriginalHeadsConfig
     config: OriginalHeadsConfig
 
     def __init__(self, config: OriginalHeadsConfig) -> None:

@@ -28,7 +28,7 @@ class TrainedHeads(StatelessHeads):
     Parameters: ``scale [num_heads]``, ``down [num_heads, inner_size, hidden_size]``.
     """
 
-    config_class = TrainedHeadsConfig
+    config_class: type[TrainedHeadsConfig] = TrainedHeadsConfig
     config: TrainedHeadsConfig
 
     def __init__(self, config: TrainedHeadsConfig) -> None:

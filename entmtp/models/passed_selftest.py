@@ -15,8 +15,9 @@ from pathlib import Path
 
 from entmtp.files import write_text
 from entmtp.models.bare_model import BareModel
-from entmtp.models.kernels.block_weight import formats_of
+from entmtp.models.kernels.block_weight import formats_of, named_weights
 from entmtp.models.kernels.compiled import library
+from entmtp.models.kernels.packed_weight import format_of
 from entmtp.persistent_paths import cache_folder
 from entmtp.settings import Kernels
 
@@ -36,11 +37,11 @@ class PassedSelftest:
     @classmethod
     def of(cls, model: BareModel, kernels: Kernels, fingerprint: str) -> PassedSelftest:
         """The comparison for ``model``, which has this ``fingerprint``, with these ``kernels``."""
-        formats = formats_of(model)
         frequencies = model.model.rotary_emb.inv_freq.numpy().tobytes()
+        formats = repr([(name, format_of(weight)) for name, weight in named_weights(model)]).encode()
+        parts = fingerprint, repr(model.config), *(hashlib.sha256(each).hexdigest() for each in (frequencies, formats))
+        compiled = Path(library(formats_of(model))._name).stem  # its sources, flags and CPU
         versions = [f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers")]
-        compiled = Path(library(formats)._name).stem  # its sources, flags and CPU
-        parts = fingerprint, repr(model.config), hashlib.sha256(frequencies).hexdigest(), ", ".join(formats)
         return cls((*parts, kernels, compiled, *versions, _sources()))
 
     def is_remembered(self) -> bool:

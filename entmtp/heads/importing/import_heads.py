@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import check_sizes
@@ -48,9 +47,8 @@ def import_heads(source: str, output: Path, model: str | None, report: Callable[
         sizes = loaded.config.get_text_config()
         checkpoint = HeadsImport(found, tensors, sizes)
         heads = _read(layout, checkpoint)
-        config: Any = heads.config
-        check_sizes(config, sizes.hidden_size, sizes.vocab_size)
-        config.model_fingerprint = model_fingerprint(loaded)
+        check_sizes(heads.config, sizes.hidden_size, sizes.vocab_size)
+        heads.config.model_fingerprint = model_fingerprint(loaded)
     for note in checkpoint.notes:
         report(note)
     _write(heads, output)

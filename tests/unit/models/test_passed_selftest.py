@@ -93,6 +93,14 @@ def test_every_condition_counts(folder: Path, tmp_path: Path, monkeypatch: pytes
     assert of(model, "fused", "fingerprint") != first
     first = of(model, "fused", "fingerprint")
     assert of(model, "fused-int8", "fingerprint") != first
+    source: Any = gguf_model(read_gguf(write_model(tmp_path / "other.gguf", "llama", "Q8_0")))
+    layers: Any = model.model.layers
+    mixed = []
+    for layer in (layers[0].self_attn, layers[1].self_attn):  # the same formats, of other layers
+        own, layer.v_proj = layer.v_proj, source.model.layers[0].self_attn.v_proj
+        mixed.append(of(model, "fused", "fingerprint"))
+        layer.v_proj = own
+    assert len({first, *mixed}) == 3
     assert of(model, "fused", "another") != first
     own = "entmtp.models.passed_selftest"
     others = {
