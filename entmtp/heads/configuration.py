@@ -13,6 +13,8 @@ from entmtp.errors import EntMTPError, quoted
 _BOOKKEEPING = {"architectures", "dtype", "model_type", "torch_dtype", "transformers_version"}
 """Fields of ``config.json`` that do not tell the heads' sizes; some are transformers'."""
 
+_NAMES = {int: "a whole number of at least 0", str: "a text", bool: "true or false"}
+
 
 @dataclass(kw_only=True)
 class DraftHeadsConfig:
@@ -40,7 +42,7 @@ class DraftHeadsConfig:
             if name not in known:
                 raise EntMTPError(f"{name} is no field of {cls.model_type}")
             if not _is_of(value, known[name]):
-                raise EntMTPError(f"{name} is {quoted(value)}, which is no such field's value")
+                raise EntMTPError(f"{name} is {quoted(value)}, not {_NAMES.get(known[name], 'a JSON object')}")
         return cls(**given)
 
     def fields(self) -> dict[str, Any]:

@@ -131,7 +131,10 @@ def _with_field(name: str, value: object) -> Callable[[Path], object]:
         (_with_config("{}"), "model_type 'None'"),
         (_with_config('{"model_type": ["entmtp_hydra"]}'), "it must be one of entmtp_hydra, entmtp_medusa"),
         (_with_config('{"model_type": "llama"}'), "model_type 'llama'"),
-        (_with_field("inner_size", "wide"), "config.json can't be read (inner_size is 'wide'"),
+        (
+            _with_field("inner_size", "wide"),
+            "config.json can't be read (inner_size is 'wide', not a whole number of at least 0)",
+        ),
         (_with_field("num_heads", True), "config.json can't be read (num_heads is True"),
         (_with_field("num_heads", -1), "config.json can't be read (num_heads is -1"),
         (_with_field("model_fingerprint", None), "config.json can't be read (model_fingerprint is None"),
