@@ -28,14 +28,15 @@ from entmtp.decoding.measure_cost import StepBench, interleaved, sized_tree
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.intervals import paired_ratio, ratio
-from entmtp.models import backbone as backbones
-from entmtp.models.backbone import Backbone, sharing_copy
+from entmtp.models import transformers_backbone as backbones
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import packed_linear
 from entmtp.models.kernels.block_weight import dequantize_layers
 from entmtp.models.kernels.choices import parse_kernels
 from entmtp.models.kernels.packed_linear import replace_linear_layers
 from entmtp.models.loading.load import load_model
+from entmtp.models.transformers_backbone import TransformersBackbone
+from entmtp.models.transformers_model import sharing_copy
 from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import Kernels
 from entmtp.trees.topology import Topology
@@ -44,7 +45,7 @@ TOKENS = (1, 4, 16, 32)
 CONTEXT = 160
 FULL = "everything on"
 GRAPHS = "CUDA graphs"
-Build = Callable[[Any], tuple[Backbone, DraftHeads]]
+Build = Callable[[Any], tuple[TransformersBackbone, DraftHeads]]
 NOTES = (
     "A ratio is a step's wall-clock time without the optimisation over that with everything on; 1.00 is no gain.",
     "Intervals are 95%, over repetitions in pairs; one that holds 1 shows no gain at that size.",
@@ -134,40 +135,40 @@ def on_cpu(kind: str, kernels: Kernels) -> dict[str, Build]:
 def on_cuda(kind: str) -> dict[str, Build]:
     """List the full system and its variants on a GPU, where products are PyTorch's and steps are captured."""
     return {
-        FULL: _backbone_by(Backbone, kind),
+        FULL: _backbone_by(TransformersBackbone, kind),
         "packed grouped-query attention": _backbone_by(lambda model: _with_sdpa(model, "auto"), kind),
-        GRAPHS: _backbone_by(Backbone, kind),
+        GRAPHS: _backbone_by(TransformersBackbone, kind),
     }
 
 
-def _backbone_by(make: Callable[[Any], Backbone], kind: str) -> Build:
-    def build(model: Any) -> tuple[Backbone, DraftHeads]:
+def _backbone_by(make: Callable[[Any], TransformersBackbone], kind: str) -> Build:
+    def build(model: Any) -> tuple[TransformersBackbone, DraftHeads]:
         backbone = make(model)
         return backbone, load_heads(bundled_heads(kind), backbone)
 
     return build
 
 
-def _without_blocks(model: Any) -> Backbone:
+def _without_blocks(model: Any) -> TransformersBackbone:
     """Build a backbone with the weights that the blocks stand for."""
     plain = sharing_copy(model)
     dequantize_layers(plain)
     return build_backbone(plain, "fused")
 
 
-def _without_fused_layers(model: Any) -> Backbone:
+def _without_fused_layers(model: Any) -> TransformersBackbone:
     """Build a backbone with fused products in the model's own layers."""
     with patch.object(backbones, "fused_decoder", lambda *parts: None):
         return build_backbone(model, "fused")
 
 
-def _without_merged_projections(model: Any) -> Backbone:
+def _without_merged_projections(model: Any) -> TransformersBackbone:
     """Build a backbone with layers that are packed one by one."""
     with patch.object(packed_linear, "merge_linear_layers", lambda layers, groups, make: None):
         return build_backbone(model, "packed")
 
 
-def _without_output_product(model: Any, kernels: Kernels) -> Backbone:
+def _without_output_product(model: Any, kernels: Kernels) -> TransformersBackbone:
     """Build a backbone in which only the decoder's products are replaced."""
 
     def replace(layers: Any, siblings: Any, make: Any, keep_weight: Any, leave: Any) -> None:
@@ -180,14 +181,16 @@ def _without_output_product(model: Any, kernels: Kernels) -> Backbone:
         return build_backbone(model, kernels)
 
 
-def _with_sdpa(model: Any, kernels: Kernels = "packed") -> Backbone:
+def _with_sdpa(model: Any, kernels: Kernels = "packed") -> TransformersBackbone:
     """Build a backbone with transformers' sdpa attention, which repeats keys and values for each query head."""
     backbone = build_backbone(model, kernels)
     backbone.model.set_attn_implementation("sdpa")
     return backbone
 
 
-def _without_head_products(backbone: Backbone, heads: DraftHeads) -> tuple[Backbone, DraftHeads]:
+def _without_head_products(
+    backbone: TransformersBackbone, heads: DraftHeads
+) -> tuple[TransformersBackbone, DraftHeads]:
     def linear(name: str, states: Any, weight: Any, bias: Any = None) -> Any:
         return torch.nn.functional.linear(states, weight, bias)
 

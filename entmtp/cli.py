@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,6 +43,17 @@ def _say(text: str) -> None:
     print(f"entmtp: {text}", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Collect no garbage in the block, nor ever among what it makes: imported modules and weights stay to the end."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="what to answer")],
@@ -68,28 +82,29 @@ def generate(
 ) -> None:
     """Answer a prompt, streaming; then one line of statistics."""
     with plain_errors("generate"):
-        from entmtp.loading import open_session
-        from entmtp.method_spec import MethodSpec
-        from entmtp.settings import SamplingParams, default_method
+        with _no_garbage():
+            from entmtp.loading import open_session
+            from entmtp.method_spec import MethodSpec
+            from entmtp.settings import SamplingParams, default_method
 
-        if max_new_tokens < 1:
-            raise EntMTPError(f"max_new_tokens: {max_new_tokens} is not accepted; ask for at least 1")
-        params = SamplingParams.parse(
-            max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
-        )
+            if max_new_tokens < 1:
+                raise EntMTPError(f"max_new_tokens: {max_new_tokens} is not accepted; ask for at least 1")
+            params = SamplingParams.parse(
+                max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+            )
 
-        chosen = MethodSpec(
-            name=method or default_method(device),
-            task=task,
-            model=model,
-            heads=heads,
-            bank=bank,
-            device=device,
-            dtype=dtype,
-            kernels=kernels,
-            weights=weights,
-        )
-        session = open_session(chosen, _say, context)
+            chosen = MethodSpec(
+                name=method or default_method(device),
+                task=task,
+                model=model,
+                heads=heads,
+                bank=bank,
+                device=device,
+                dtype=dtype,
+                kernels=kernels,
+                weights=weights,
+            )
+            session = open_session(chosen, _say, context)
         for text in session.stream(prompt, params):
             print(text, end="", flush=True)
         print(f"\n\n{session.statistics()}", flush=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from entmtp import methods
 from entmtp.calibration.thresholds import retune
@@ -22,7 +21,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels.choices import parse_kernels
 from entmtp.models.loading.end_of_turn import end_of_turn_ids, end_of_turn_notice, with_end_of_turn
-from entmtp.models.loading.load import encode_chat, load_model, resolve_model
+from entmtp.models.loading.load import encode_chat, load_model, load_weights, resolve_model
 from entmtp.models.round_weights import parse_weights, round_weights
 from entmtp.persistent_paths import cache_folder
 from entmtp.policies.base import Policy
@@ -32,6 +31,9 @@ from entmtp.policies.registry import PolicyInputs, make_policy
 from entmtp.policies.step_cost import BatchedCost
 from entmtp.settings import DEFAULT_CONTEXT, EngineSettings, SamplingParams
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -102,9 +104,13 @@ def load_method(
         )
     if drafts and method.model != "bundled":
         _bank_path(method, NATIVE if _heads_source(method) == NATIVE else None)
-    loaded, tokenizer = load_model(method.model, dtype=method.dtype, device=method.device)
-    round_weights(loaded, tokenizer, weights, say)
-    backbone = build_backbone(loaded, chosen)
+    if weights == "own":
+        loaded, tokenizer = load_weights(method.model, dtype=method.dtype, device=method.device)
+        backbone = build_backbone(loaded, chosen)
+    else:
+        model, tokenizer = load_model(method.model, dtype=method.dtype, device=method.device)
+        round_weights(model, tokenizer, weights, say)
+        backbone = build_backbone(model, chosen)
     ends = end_of_turn_ids(tokenizer, backbone.vocab_size)
     if (notice := end_of_turn_notice(tokenizer, ends, backbone.eos_token_ids)) is not None:
         say(notice)

@@ -47,11 +47,12 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.summary import SAMPLE
 from entmtp.evaluation.run.arms import Toolbox, make_engine
 from entmtp.heads.checkpoint import bundled_heads, load_heads
-from entmtp.models.backbone import Backbone, sharing_copy
+from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels.block_weight import dequantize_layers
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.models.transformers_model import sharing_copy
 from entmtp.persistent_paths import cache_folder
 from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import EngineSettings, Kernels

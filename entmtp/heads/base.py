@@ -8,15 +8,19 @@ heads may have output layers of their own (:mod:`entmtp.heads.original`).
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from entmtp.errors import EntMTPError
+from entmtp.files import write_text, write_whole
+from entmtp.heads.configuration import DraftHeadsConfig
 from entmtp.heads.interface import Drafter, TracedText
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, TreeCache
 from entmtp.models.kernels.block_weight import BlockWeight, Weight, weight_of
@@ -28,19 +32,11 @@ if TYPE_CHECKING:
     from entmtp.models.backbone import Backbone
 
 
-class DraftHeadsConfig(PreTrainedConfig):
-    """Sizes of draft heads, and the fingerprint of the model that they were trained for ("" if unknown)."""
-
-    model_type = "entmtp_draft_heads"
-
-    hidden_size: int = 576
-    vocab_size: int = 49_152
-    num_heads: int = 4
-    draft_vocab_size: int = 16_384
-    model_fingerprint: str = ""
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+"""Files of a checkpoint."""
 
 
-class DraftHeads(PreTrainedModel):
+class DraftHeads(nn.Module, ABC):
     """Base of all draft heads; attach them to a backbone before use.
 
     Attributes:
@@ -48,14 +44,14 @@ class DraftHeads(PreTrainedModel):
     """
 
     config_class: type[DraftHeadsConfig] = DraftHeadsConfig
-    base_model_prefix = ""
-    main_input_name = "hidden"
+    config: DraftHeadsConfig
     kind: str
     draft_vocab: torch.Tensor
 
     def __init__(self, config: DraftHeadsConfig) -> None:
-        super().__init__(config)
-        self.register_buffer("draft_vocab", torch.arange(config.draft_vocab_size, dtype=torch.int32))
+        super().__init__()
+        self.config = config
+        self.register_buffer("draft_vocab", torch.arange(config.draft_vocab_size, dtype=torch.int32, device="cpu"))
         self.fingerprint = ""  # hash of the checkpoint's weights; set on loading
         self.output_weight = torch.empty(0)
         self.output_bias: torch.Tensor | None = None
@@ -83,8 +79,19 @@ class DraftHeads(PreTrainedModel):
         product: torch.Tensor = self._inference_layers[key](states)
         return product
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Leaves the weights alone: each class initialises its own in its constructor."""
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Writes the weights and the configuration to a folder, which is made if it is absent."""
+        folder = Path(folder)
+        weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        dtype = str(self.dtype).removeprefix("torch.")
+        fields = {"architectures": [type(self).__name__], "dtype": dtype, **self.config.fields()}
+        write_whole(folder / WEIGHTS, lambda unfinished: save_file(weights, unfinished, metadata={"format": "pt"}))
+        write_text(folder / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
 
     @property
     def num_heads(self) -> int:
@@ -118,15 +125,14 @@ class DraftHeads(PreTrainedModel):
         Raises:
             EntMTPError: if the heads were made for another model.
         """
-        config: Any = self.config
-        check_same_model(config, backbone)
+        check_same_model(self.config, backbone)
         if not 0 <= int(self.draft_vocab.min()) <= int(self.draft_vocab.max()) < backbone.vocab_size:
             raise EntMTPError(
                 f"heads: their draft vocabulary has tokens outside the model's {backbone.vocab_size};"
                 " use heads made for this model"
             )
-        nn.Module.to(self, backbone.device, backbone.dtype)
-        self.bind_output(backbone.model.get_output_embeddings())
+        self.to(backbone.device, backbone.dtype)
+        self.bind_output(backbone.output_layer)
         table = backbone.embeddings
         # Detached, as a parameter would become one of the heads' own.
         self.input_embeddings = table if isinstance(table, BlockWeight) else table.detach()

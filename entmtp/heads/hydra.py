@@ -8,6 +8,8 @@ about the previous token, and a node's contributions are computed once for its w
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -19,7 +21,7 @@ from entmtp.heads.trained import TrainedHeads, TrainedHeadsConfig, rms_norm
 class HydraConfig(TrainedHeadsConfig):
     """Configuration of Hydra heads."""
 
-    model_type = "entmtp_hydra"
+    model_type: ClassVar[str] = "entmtp_hydra"
 
 
 @register_heads
@@ -33,7 +35,6 @@ class HydraHeads(SequentialHeads, TrainedHeads):
         heads, inner, hidden = config.num_heads, config.inner_size, config.hidden_size
         self.from_state = nn.Linear(hidden, heads * inner, bias=False)
         self.from_token = nn.Linear(hidden, heads * inner, bias=False)
-        self.post_init()
 
     def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
         """Head states given the true continuation.

@@ -9,11 +9,10 @@ guesses after a root start from that one state, which the drafter updates with e
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from entmtp.heads.hydra_plus_plus_cache import HydraPlusPlusDrafter, HydraPlusPlusText
 from entmtp.heads.hydra_plus_plus_layer import HydraPlusPlusLayer
@@ -26,10 +25,11 @@ if TYPE_CHECKING:
     from entmtp.models.backbone import Backbone
 
 
+@dataclass(kw_only=True)
 class HydraPlusPlusConfig(OriginalHydraConfig):
     """Configuration of imported Hydra++ heads; ``layer`` has the arguments of the layer's ``LlamaConfig``."""
 
-    model_type = "entmtp_prefix_hydra"
+    model_type: ClassVar[str] = "entmtp_prefix_hydra"
 
     layer: dict[str, Any] | None = None
 
@@ -39,12 +39,17 @@ class HydraPlusPlusHeads(OriginalHydraHeads):
     """Hydra heads whose methods expect ``s`` as the decoder state; call them through a drafter or a traced text."""
 
     config_class = HydraPlusPlusConfig
+    config: HydraPlusPlusConfig
 
     def __init__(self, config: HydraPlusPlusConfig) -> None:
+        from transformers import LlamaConfig
+
         super().__init__(config)
         self.prefix_layer = HydraPlusPlusLayer(LlamaConfig(**config.layer or {}))
 
     def attach(self, backbone: Backbone) -> Self:
+        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
         attached = super().attach(backbone)
         # The checkpoint lacks the rotary frequencies, and in 16 bits they would be too coarse at high positions.
         self.prefix_layer.rotary = LlamaRotaryEmbedding(self.prefix_layer.config).to(backbone.device)

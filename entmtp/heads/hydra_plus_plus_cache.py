@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers.cache_utils import Cache
 
 from entmtp.heads.hydra_plus_plus_layer import HydraPlusPlusLayer
 from entmtp.heads.interface import PREFILL_CHUNK, AcceptedPaths, Drafter, Proposal, TracedText
@@ -27,9 +26,11 @@ class HydraPlusPlusDrafter(Drafter):
     """
 
     def __init__(self, heads: StatelessHeads, layer: HydraPlusPlusLayer, cache: TreeCache) -> None:
+        from entmtp.models.transformers_cache import transformers_cache
+
         self.cache = cache
         self._heads, self._layer = heads, layer
-        self._layer_cache = Cache(layers=[cache.tree_layers[-1]])
+        self._layer_cache = transformers_cache(cache.tree_layers[-1:])
         shape = len(cache.lengths), heads.config.hidden_size
         self.states = torch.zeros(shape, dtype=heads.dtype, device=cache.table.device)
 

@@ -5,6 +5,8 @@ Head i: ``scale_i * h + W2_i SiLU(W1_i rmsnorm(h))``, then the model's output la
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -16,7 +18,7 @@ from entmtp.heads.trained import TrainedHeads, TrainedHeadsConfig, rms_norm
 class MedusaConfig(TrainedHeadsConfig):
     """Configuration of Medusa heads."""
 
-    model_type = "entmtp_medusa"
+    model_type: ClassVar[str] = "entmtp_medusa"
 
 
 @register_heads
@@ -29,7 +31,6 @@ class MedusaHeads(IndependentHeads, TrainedHeads):
         super().__init__(config)
         heads, inner, hidden = config.num_heads, config.inner_size, config.hidden_size
         self.up = nn.Linear(hidden, heads * inner, bias=False)
-        self.post_init()
 
     def head_states(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
         inner = self.config.inner_size

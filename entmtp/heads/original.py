@@ -8,15 +8,17 @@ their own has ``draft_vocab_size * hidden_size`` weights: for Vicuna-7B's five M
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from entmtp.heads.base import DraftHeadsConfig
+from entmtp.heads.configuration import DraftHeadsConfig
 from entmtp.heads.stateless import StatelessHeads
 
 
+@dataclass(kw_only=True)
 class OriginalHeadsConfig(DraftHeadsConfig):
     """Configuration of imported heads.
 
@@ -45,6 +47,7 @@ class OriginalHeads(StatelessHeads):
     """
 
     config_class: type[OriginalHeadsConfig] = OriginalHeadsConfig
+    config: OriginalHeadsConfig
 
     def __init__(self, config: OriginalHeadsConfig) -> None:
         super().__init__(config)

@@ -7,7 +7,7 @@ square, and its own output layer follows.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from entmtp.models.kernels.block_weight import embed
 class OriginalHydraConfig(OriginalHeadsConfig):
     """Configuration of imported Hydra heads; ``num_layers`` includes the first block."""
 
-    model_type = "entmtp_published_hydra"
+    model_type: ClassVar[str] = "entmtp_published_hydra"
 
     @property
     def square_blocks(self) -> int:
@@ -42,7 +42,6 @@ class OriginalHydraHeads(SequentialHeads, OriginalHeads):
         super().__init__(config)
         hidden = config.hidden_size
         self.first = nn.ModuleList(nn.Linear((head + 2) * hidden, 2 * hidden) for head in range(config.num_heads))
-        self.post_init()
 
     def path_inputs(
         self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, prefix_state: torch.Tensor | None

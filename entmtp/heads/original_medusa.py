@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from entmtp.heads.independent import IndependentHeads
@@ -12,7 +14,7 @@ from entmtp.heads.registry import register_heads
 class OriginalMedusaConfig(OriginalHeadsConfig):
     """Configuration of imported Medusa heads."""
 
-    model_type = "entmtp_published_medusa"
+    model_type: ClassVar[str] = "entmtp_published_medusa"
 
 
 @register_heads
@@ -23,7 +25,6 @@ class OriginalMedusaHeads(IndependentHeads, OriginalHeads):
 
     def __init__(self, config: OriginalMedusaConfig) -> None:
         super().__init__(config)
-        self.post_init()
 
     def head_states(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
         return torch.stack([self.residual(head, hidden) for head in range(heads)], dim=1)

@@ -5,14 +5,17 @@ Head i: ``scale_i * h + W2_i SiLU(inputs)``, then the model's own output layer. 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
-from entmtp.heads.base import DraftHeadsConfig
+from entmtp.heads.configuration import DraftHeadsConfig
 from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.kernels.block_weight import embed
 
 
+@dataclass(kw_only=True)
 class TrainedHeadsConfig(DraftHeadsConfig):
     """Configuration of heads that ``entmtp train`` makes; ``inner_size`` is the width of each one's hidden layer."""
 
@@ -26,6 +29,7 @@ class TrainedHeads(StatelessHeads):
     """
 
     config_class: type[TrainedHeadsConfig] = TrainedHeadsConfig
+    config: TrainedHeadsConfig
 
     def __init__(self, config: TrainedHeadsConfig) -> None:
         super().__init__(config)

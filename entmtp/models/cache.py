@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from entmtp.errors import EntMTPError
 
@@ -148,27 +147,16 @@ class SlotTable:
         return self._indices[slots]
 
 
-class TreeLayer(CacheLayerMixin):
+class TreeLayer:
     """Keys and values of one layer ``[slots, kv_heads, capacity + 1, head_dim]``, views of the cache's pools."""
 
-    is_sliding = False
-
     def __init__(self, table: SlotTable, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().__init__()
         self.table = table
         self.keys = keys
         self.values = values
-        self.is_initialized = True
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Do nothing: all memory is allocated at construction."""
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write ``[batch, kv_heads, n, head_dim]`` to the mapped rows; return all rows that attention reads."""
-        assert self.keys is not None
-        assert self.values is not None
         return self._write_read(self.keys, key_states), self._write_read(self.values, value_states)
 
     def _write_read(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -183,17 +171,8 @@ class TreeLayer(CacheLayerMixin):
             return buffer[kv_range.slots[0] : kv_range.slots[-1] + 1, :, kv_range.first : kv_range.last]
         return buffer[slots, :, kv_range.first : kv_range.last]
 
-    def get_seq_length(self) -> int:
-        return max(self.table.lengths[slot] for slot in self.table.slot_mapping.kv_range.slots)
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.table.slot_mapping.kv_range.last - self.table.slot_mapping.kv_range.first, 0
-
-    def get_max_length(self) -> int:
-        return self.table.capacity
-
-
-class TreeCache(Cache):
+class TreeCache:
     """A cache of ``slots`` requests with ``capacity`` rows each: committed tokens and the tree of the running step."""
 
     def __init__(
@@ -228,7 +207,6 @@ class TreeCache(Cache):
         free = {shape: iter(pool) for shape, pool in self.pools.items()}
         self.tree_layers = [TreeLayer(self.table, next(free[keys]), next(free[values])) for keys, values in shapes]
         self.state_buffers = [next(free[shape]) for shape in state_buffers]
-        super().__init__(layers=list(self.tree_layers))
 
     @property
     def capacity(self) -> int:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.errors import EntMTPError
+from entmtp.models.fingerprint import store_fingerprint
 from entmtp.models.kernels import compiled
+from entmtp.models.kernels.block_formats import GGML_QUANT_SIZES, GGMLQuantizationType
 from entmtp.models.kernels.block_weight import (
     BlockEmbedding,
     BlockLinear,
@@ -21,8 +21,10 @@ from entmtp.models.kernels.block_weight import (
     named_weights,
     weight_of,
 )
-from entmtp.models.loading.load import store_fingerprint
 from entmtp.settings import Weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _LAYERS = {"q8": GGMLQuantizationType.Q8_0, "q4": GGMLQuantizationType.Q4_1}
 _TABLES = GGMLQuantizationType.Q8_0

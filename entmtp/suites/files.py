@@ -10,9 +10,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from entmtp.errors import EntMTPError
 from entmtp.json_lines import MAX_LINE_BYTES, Located, check_file, check_size, read_json_lines, read_text, unreadable
 
@@ -69,6 +66,9 @@ def _list_rows(path: Path) -> Iterator[Located]:
 
 
 def _parquet_rows(path: Path, columns: frozenset[str]) -> Iterator[Located]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))

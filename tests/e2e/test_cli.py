@@ -1,8 +1,9 @@
 """Mistakes on the command line: exit code 2 and one line that names what is wrong. No command gets to work here."""
 
+import gc
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from entmtp import loading
 from entmtp.cli import app
 from entmtp.evaluation.results.rows import finished_keys, part_files, tables_of, write_part
 from entmtp.evaluation.results.storage import open_store
@@ -314,6 +316,28 @@ def test_an_answer_streams_and_ends_in_a_line_of_statistics(
     assert statistics.count("\n") == 1
     assert "autoregressive: 24 tokens in" in plain.stdout
     assert "24 steps, tau 1.00, 0.0 nodes per step" in plain.stdout
+
+
+def test_garbage_is_collected_while_an_answer_is_written_but_not_among_what_was_loaded(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collects: list[bool] = []
+    open_session, stream = loading.open_session, loading.Session.stream
+
+    def opened(*arguments: Any) -> loading.Session:
+        collects.append(gc.isenabled())
+        return open_session(*arguments)
+
+    def streamed(*arguments: Any) -> Iterator[str]:
+        collects.append(gc.isenabled())
+        return stream(*arguments)
+
+    monkeypatch.setattr(loading, "open_session", opened)
+    monkeypatch.setattr(loading.Session, "stream", streamed)
+    gc.unfreeze()
+    done = run("generate", "Hello", "--model", saved.model, "--method=autoregressive", "--max-new-tokens=2")
+    assert (done.exit_code, collects) == (0, [False, True])
+    assert gc.get_freeze_count()
 
 
 def test_heads_that_cannot_be_imported(saved: Saved, tmp_path: Path) -> None:

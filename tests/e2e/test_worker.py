@@ -2,6 +2,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,11 +23,13 @@ from entmtp.evaluation.run.units import Unit, make_units
 from entmtp.evaluation.run.work_queue import UnitOutcome
 from entmtp.evaluation.run.worker import Worker, WorkerConfig, text_params
 from entmtp.heads.checkpoint import KINDS
-from entmtp.models.loading.load import encode_chat
+from entmtp.models import transformers_model
+from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.step_cost import StepCost, hardware_name
 from entmtp.settings import PAPER_TEMPERATURE, BenchmarkSettings, SamplingParams
 from entmtp.suites import MIXED, Prompt, get_suite
 from entmtp.trees.bank import TreeBank
+from tests.helpers.gguf_files import write_model
 from tests.helpers.saved_project import Saved, save_project
 from tests.helpers.tiny_models import greedy, plain_logits
 
@@ -95,6 +98,24 @@ def test_a_suites_ladder_is_tuned_at_the_workers_costs_once(worker: Worker, monk
         tools = worker._toolbox("gsm8k", ["entmtp", "entmtp-mixed"])
     assert tuned == [worker._costs[kind] for kind in KINDS]
     assert [tools.banks[kind].bins for kind in KINDS] == [[tools.banks[kind].overall] for kind in KINDS]
+
+
+def test_the_model_of_the_reference_is_made_when_a_text_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    reference_model = transformers_model.reference_model
+
+    def watched(model: Any) -> Any:
+        made.append(model)
+        return reference_model(model)
+
+    monkeypatch.setattr(transformers_model, "reference_model", watched)
+    path = write_model(tmp_path / "model.gguf", "llama", "Q8_0")
+    worker = Worker(WorkerConfig(str(path), {}, {}, "cpu", 1), say=lambda text: None)
+    assert not made
+    assert greedy(worker.model, [5, 6], 4) == greedy(load_model(str(path))[0], [5, 6], 4)
+    assert made
 
 
 def test_steps_are_timed_only_with_heads_by_whose_cost_an_arm_chooses(config: WorkerConfig, units: list[Unit]) -> None:

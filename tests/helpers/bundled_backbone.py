@@ -12,13 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp import loading
 from entmtp.models.backbone import Backbone
+from entmtp.models.bare_model import BareModel
 from entmtp.models.build import build_backbone
-from entmtp.models.loading.load import load_model
+from entmtp.models.loading.load import load_weights
 
 
 @cache
-def _loaded() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Backbone]:
-    model, tokenizer = load_model("bundled")
+def _loaded() -> tuple[BareModel | PreTrainedModel, PreTrainedTokenizerBase, Backbone]:
+    model, tokenizer = load_weights("bundled")
     return model, tokenizer, build_backbone(model)
 
 
@@ -32,11 +33,11 @@ def loaded_once() -> Iterator[None]:
     """Give every method that is loaded here the same model and backbone."""
     model, tokenizer, backbone = _loaded()
 
-    def load(name: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load(name: str, **options: Any) -> tuple[BareModel | PreTrainedModel, PreTrainedTokenizerBase]:
         assert (name, options) == ("bundled", {"dtype": "float32", "device": "cpu"})
         return model, tokenizer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "load_model", load)
+        patch.setattr(loading, "load_weights", load)
         patch.setattr(loading, "build_backbone", lambda given, kernels: backbone)
         yield

@@ -8,8 +8,9 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from entmtp.models.fingerprint import model_fingerprint
 from entmtp.models.loading.bundled import GGUF_BYTES, bundled_model
-from entmtp.models.loading.load import encode_chat, load_model, model_fingerprint
+from entmtp.models.loading.load import encode_chat, load_model
 
 Bundled = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 

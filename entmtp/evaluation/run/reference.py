@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.calibration.rank_trace import rank_trace
 from entmtp.decoding.detokenizer import Detokenizer
@@ -22,6 +21,9 @@ from entmtp.models.loading.load import encode_chat
 from entmtp.policies.signals import entropy
 from entmtp.suites.base import Message
 from entmtp.trees.trace import RankTrace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _CHUNK = 32
 """Positions whose logits are in memory at a time."""

@@ -14,8 +14,9 @@ import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -42,14 +43,17 @@ from entmtp.evaluation.run.work_queue import UnitOutcome
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import load_heads
 from entmtp.methods import heads_of
-from entmtp.models.build import build_backbone, reference_model
-from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.models.build import build_backbone
+from entmtp.models.loading.load import encode_chat, load_weights
 from entmtp.persistent_paths import cache_folder
 from entmtp.policies.step_cost import CostTable, hardware_name
 from entmtp.settings import BenchmarkSettings, EngineSettings, SamplingParams
 from entmtp.suites import MIXED, Prompt, get_suite
 from entmtp.suites.base import Message
 from entmtp.trees.bank import TreeBank, load_bank
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,8 @@ class Worker:
     def __init__(self, config: WorkerConfig, say: Callable[[str], None] = print) -> None:
         torch.set_num_threads(config.threads)
         self.config = config
-        loaded, self.tokenizer = load_model(config.model, dtype=config.dtype, device=config.device)
-        self.backbone = build_backbone(loaded)
-        # transformers' own code writes the reference.
-        self.model = reference_model(loaded)
+        self._loaded, self.tokenizer = load_weights(config.model, dtype=config.dtype, device=config.device)
+        self.backbone = build_backbone(self._loaded)
         self.heads: dict[str, DraftHeads] = {
             kind: load_heads(source, self.backbone) for kind, source in config.heads.items()
         }
@@ -106,6 +108,13 @@ class Worker:
         self._tuned: dict[str, dict[str, TreeBank]] = {}
         self._warm: set[tuple[str, str]] = set()
         self._warm_up_seconds = 0.0
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model by transformers' own code, which writes the reference; made when it is first read."""
+        from entmtp.models.transformers_model import reference_model
+
+        return reference_model(self._loaded)
 
     @property
     def hardware(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import check_sizes
@@ -16,7 +15,8 @@ from entmtp.heads.importing.source import find_source
 from entmtp.heads.importing.tensors import Tensors, preview_names, read_tensors
 from entmtp.heads.importing.vllm import VLLM
 from entmtp.heads.original import OriginalHeads
-from entmtp.models.loading.load import load_model, model_fingerprint
+from entmtp.models.fingerprint import model_fingerprint
+from entmtp.models.loading.load import load_model
 
 LAYOUTS = (MEDUSA, VLLM, HYDRA)
 """Known layouts. To add one, write a module for it and add its name here."""
@@ -47,9 +47,8 @@ def import_heads(source: str, output: Path, model: str | None, report: Callable[
         sizes = loaded.config.get_text_config()
         checkpoint = HeadsImport(found, tensors, sizes)
         heads = _read(layout, checkpoint)
-        config: Any = heads.config
-        check_sizes(config, sizes.hidden_size, sizes.vocab_size)
-        config.model_fingerprint = model_fingerprint(loaded)
+        check_sizes(heads.config, sizes.hidden_size, sizes.vocab_size)
+        heads.config.model_fingerprint = model_fingerprint(loaded)
     for note in checkpoint.notes:
         report(note)
     _write(heads, output)

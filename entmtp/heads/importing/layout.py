@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from entmtp.errors import EntMTPError
 from entmtp.heads.importing.source import Source
 from entmtp.heads.importing.tensors import Tensors
 from entmtp.heads.original import OriginalHeads
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 MAX_COUNT = 16
 """Limit on heads and on blocks of a head, as for heads that are trained here."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers.cache_utils import Cache
 
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import PREFILL_CHUNK, AcceptedPaths, Drafter, Proposal
@@ -28,8 +27,10 @@ class NativeDrafter(Drafter):
     """
 
     def __init__(self, heads: DraftHeads, layers: NativeLayers, cache: TreeCache) -> None:
+        from entmtp.models.transformers_cache import transformers_cache
+
         self.heads, self.layers, self.cache = heads, layers, cache
-        self._layer_cache = Cache(layers=list(cache.tree_layers[-layers.count :]))
+        self._layer_cache = transformers_cache(cache.tree_layers[-layers.count :])
         shape = len(cache.lengths), layers.count, layers.hidden_size
         self.states = torch.zeros(shape, dtype=layers.dtype, device=cache.table.device)
 

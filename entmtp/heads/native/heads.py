@@ -21,19 +21,20 @@ model's own decoder states (:mod:`entmtp.heads.native.cache`), as in SGLang's 'd
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.base import DraftHeads, DraftHeadsConfig
+from entmtp.heads.base import DraftHeads
+from entmtp.heads.configuration import DraftHeadsConfig
 from entmtp.heads.native.cache import NativeDrafter
 from entmtp.heads.native.layers import SHARED, NativeLayers
 from entmtp.heads.native.text import ROOTS_PER_PASS, NativeText
 from entmtp.methods import NATIVE
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import BufferShape, DraftCacheLayout, TreeCache
-from entmtp.models.loading.load import sampled_fingerprint
+from entmtp.models.fingerprint import sampled_fingerprint
 from entmtp.models.loading.quiet import quiet_loading
 
 DEPTH = 4
@@ -46,7 +47,7 @@ _EXPANDED = 64
 class NativeConfig(DraftHeadsConfig):
     """Configuration of native heads."""
 
-    model_type = "entmtp_native"
+    model_type: ClassVar[str] = "entmtp_native"
 
 
 class NativeHeads(DraftHeads):

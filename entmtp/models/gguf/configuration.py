@@ -1,15 +1,13 @@
-"""The ``transformers`` configuration of a model in a GGUF file."""
+"""The configuration of a model in a GGUF file."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from entmtp.errors import EntMTPError, quoted
+from entmtp.models.bare_config import BareConfig
 from entmtp.models.gguf.file import GgufFile
 from entmtp.models.gguf.metadata import optional, required
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """GGUF's architectures that are read (Mistral and SmolLM are 'llama' there), and transformers' model types."""
@@ -32,14 +30,12 @@ def architecture(file: GgufFile) -> str:
     return name
 
 
-def configuration(file: GgufFile) -> PretrainedConfig:
+def configuration(file: GgufFile) -> BareConfig:
     """Configuration of the model.
 
     Raises:
         EntMTPError: if the architecture is unsupported, or a field is missing or impossible.
     """
-    from transformers import AutoConfig
-
     name = architecture(file)
 
     def number(key: str) -> int:
@@ -56,26 +52,25 @@ def configuration(file: GgufFile) -> PretrainedConfig:
             f"model '{file.path}': {heads} attention heads can't share {kv_heads} heads of keys;"
             " download the file again"
         )
-    token = {
-        field: optional(file, f"tokenizer.ggml.{key}_token_id", int)
-        for field, key in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding"))
-    }
-    fields: dict[str, Any] = {
-        "hidden_size": hidden,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "num_hidden_layers": number("block_count"),
-        "intermediate_size": number("feed_forward_length"),
-        "max_position_embeddings": number("context_length"),
-        "vocab_size": _vocabulary(file),
-        "rms_norm_eps": required(file, f"{name}.attention.layer_norm_rms_epsilon", float),
-        "rope_parameters": _rope(file, name),
-        "tie_word_embeddings": OUTPUT not in file.tensors,
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-    }
-    config: PretrainedConfig = AutoConfig.for_model(ARCHITECTURES[name], **fields, **token)
-    return config
+    tokens = {key: optional(file, f"tokenizer.ggml.{key}_token_id", int) for key in ("bos", "eos", "padding")}
+    return BareConfig(
+        model_type=ARCHITECTURES[name],
+        vocab_size=_vocabulary(file),
+        hidden_size=hidden,
+        intermediate_size=number("feed_forward_length"),
+        num_hidden_layers=number("block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=number("context_length"),
+        rms_norm_eps=required(file, f"{name}.attention.layer_norm_rms_epsilon", float),
+        rope_parameters=_rope(file, name),
+        tie_word_embeddings=OUTPUT not in file.tensors,
+        attention_bias="blk.0.attn_q.bias" in file.tensors,
+        bos_token_id=tokens["bos"],
+        eos_token_id=tokens["eos"],
+        pad_token_id=tokens["padding"],
+    )
 
 
 def _vocabulary(file: GgufFile) -> int:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from entmtp.errors import EntMTPError, quoted
+from entmtp.models.kernels.block_formats import GGML_QUANT_SIZES, GGMLQuantizationType
 
 Value: TypeAlias = "int | float | bool | str | list[Value]"
 

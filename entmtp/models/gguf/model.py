@@ -1,19 +1,18 @@
-"""A ``transformers`` model whose weights are the blocks of a GGUF file, where they lie."""
+"""A model whose weights are the blocks of a GGUF file, where they lie."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, quants
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from entmtp.errors import EntMTPError, quoted
-from entmtp.models.gguf.configuration import OUTPUT, architecture, configuration
+from entmtp.models.bare_config import BareConfig
+from entmtp.models.bare_model import BareModel
+from entmtp.models.gguf.configuration import architecture, configuration
 from entmtp.models.gguf.file import GgufFile, GgufTensor
 from entmtp.models.kernels import compiled
+from entmtp.models.kernels.block_formats import GGMLQuantizationType, dequantize
 from entmtp.models.kernels.block_weight import (
     BlockEmbedding,
     BlockLinear,
@@ -23,6 +22,7 @@ from entmtp.models.kernels.block_weight import (
     plain_linear,
 )
 from entmtp.models.kernels.compiled import BLOCK_FORMATS
+from entmtp.models.rotary_embedding import RotaryEmbedding
 
 _LAYER = {
     "self_attn.q_proj": "attn_q",
@@ -44,70 +44,51 @@ _FLOATS = "F32", "F16", "BF16"
 
 
 @torch.no_grad()
-def gguf_model(file: GgufFile) -> PreTrainedModel:
+def gguf_model(file: GgufFile) -> BareModel:
     """The model of a file, in evaluation mode; only its vectors are copied from the file.
 
     Raises:
         EntMTPError: if the architecture or a format is unsupported, or a tensor is missing or has another shape.
     """
-    config: Any = configuration(file)
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
-    _Filling(file, config).fill(model)
-    rotary = model.model.rotary_emb
-    fresh = type(rotary)(config)  # what the constructor computes can't be computed on the meta device
-    if _ROPE_FACTORS in file.tensors:
-        fresh.inv_freq = fresh.inv_freq / _values(file, file.tensors[_ROPE_FACTORS])
-    model.model.rotary_emb = fresh
-    model.generation_config = GenerationConfig.from_model_config(config)
+    config = configuration(file)
+    factors = _values(file, file.tensors[_ROPE_FACTORS]) if _ROPE_FACTORS in file.tensors else None
+    model = BareModel(config, _Tensors(file, config), RotaryEmbedding(config, factors))
     # One library for all formats of the model, before one is compiled for each.
     compiled.unsupported_reason(*formats_of(model))
-    loaded: PreTrainedModel = model.eval().requires_grad_(False)
-    return loaded
+    return model.eval().requires_grad_(False)
 
 
-class _Filling:
-    """The file's tensors, put into a model that has shapes alone."""
+class _Tensors:
+    """The file's tensors as layers (:class:`~entmtp.models.bare_model.WeightSource`)."""
 
-    def __init__(self, file: GgufFile, config: Any) -> None:
-        self._file, self._config = file, config
+    def __init__(self, file: GgufFile, config: BareConfig) -> None:
+        self._file = file
         # llama.cpp rotates neighbouring values in this architecture, and stores the rows in that order.
-        self._interleaved = architecture(file) == "llama"
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        self._interleaved = heads if architecture(file) == "llama" else {}
 
-    def fill(self, model: Any) -> None:
-        modules = dict(model.named_modules())
-        for name, module in modules.items():
-            if not list(module.children()) and any(True for _ in module.parameters(recurse=False)):
-                parent, _, child = name.rpartition(".")
-                setattr(modules[parent], child, self._filled(name, module))
-        if self._config.tie_word_embeddings:
-            table = model.model.embed_tokens
-            is_blocks = isinstance(table, BlockEmbedding)
-            model.lm_head = BlockLinear(table.blocks) if is_blocks else plain_linear(table.weight, None)
-
-    def _filled(self, name: str, module: Any) -> nn.Module:
-        source = self._name(name)
-        if name == "lm_head" and OUTPUT not in self._file.tensors:
-            return module
-        weight = self._tensor(f"{source}.weight", tuple(module.weight.shape))
-        bias = getattr(module, "bias", None)
-        bias = None if bias is None else self._numbers(f"{source}.bias", tuple(bias.shape))
-        heads = {"attn_q": self._config.num_attention_heads, "attn_k": self._config.num_key_value_heads}
-        order = None
-        if self._interleaved and (count := heads.get(source.rpartition(".")[2])):
-            order = _half_by_half(weight.shape[0], count)
+    def linear(self, name: str, shape: tuple[int, int], biased: bool) -> nn.Linear | BlockLinear:
+        weight, order = self._matrix(name, shape), None
+        bias = self._numbers(f"{_source(name)}.bias", shape[:1]) if biased else None
+        if count := self._interleaved.get(name.rpartition(".")[2]):
+            order = _half_by_half(shape[0], count)
             bias = None if bias is None else nn.Parameter(bias[order], requires_grad=False)
         if weight.format in _FLOATS:
-            return _plain(module, self._numbers(weight.name, weight.shape, order), bias)
+            return plain_linear(self._numbers(weight.name, shape, order), bias)
         rows = torch.from_numpy(weight.rows)
-        blocks = BlockWeight(weight.format, rows if order is None else rows[order])
-        return BlockEmbedding(blocks) if isinstance(module, nn.Embedding) else BlockLinear(blocks, bias)
+        return BlockLinear(BlockWeight(weight.format, rows if order is None else rows[order]), bias)
 
-    def _name(self, name: str) -> str:
-        if name in _OUTSIDE:
-            return _OUTSIDE[name]
-        _, _, layer, part = name.split(".", 3)
-        return f"blk.{layer}.{_LAYER[part]}"
+    def embedding(self, name: str, shape: tuple[int, int]) -> nn.Embedding | BlockEmbedding:
+        weight = self._matrix(name, shape)
+        if weight.format in _FLOATS:
+            return plain_embedding(self._numbers(weight.name, shape))
+        return BlockEmbedding(BlockWeight(weight.format, torch.from_numpy(weight.rows)))
+
+    def vector(self, name: str, size: int) -> nn.Parameter:
+        return self._numbers(f"{_source(name)}.weight", (size,))
+
+    def _matrix(self, name: str, shape: tuple[int, int]) -> GgufTensor:
+        return self._tensor(f"{_source(name)}.weight", shape)
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> GgufTensor:
         found = self._file.tensors.get(name)
@@ -130,23 +111,22 @@ class _Filling:
         return nn.Parameter(values if order is None else values[order], requires_grad=False)
 
 
+def _source(name: str) -> str:
+    """GGUF's name of a part, without its last word."""
+    if name in _OUTSIDE:
+        return _OUTSIDE[name]
+    _, _, layer, part = name.split(".", 3)
+    return f"blk.{layer}.{_LAYER[part]}"
+
+
 def _values(file: GgufFile, tensor: GgufTensor) -> torch.Tensor:
     """A tensor in float32."""
     if tensor.format not in _FLOATS:
         raise EntMTPError(f"model '{file.path}': tensor {tensor.name} is in {tensor.format}, not in float32")
-    values: np.ndarray = quants.dequantize(tensor.rows, GGMLQuantizationType[tensor.format])
+    values = dequantize(tensor.rows, GGMLQuantizationType[tensor.format])
     return torch.from_numpy(np.array(values, dtype=np.float32)).view(tensor.shape)
 
 
 def _half_by_half(rows: int, heads: int) -> torch.Tensor:
     """Row numbers in transformers' order, in which a head's rotated pairs are half a head apart."""
     return torch.arange(rows).view(heads, rows // heads // 2, 2).transpose(1, 2).reshape(-1)
-
-
-def _plain(module: Any, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
-    if isinstance(module, nn.Embedding):
-        return plain_embedding(weight)
-    if isinstance(module, nn.Linear):
-        return plain_linear(weight, bias)
-    module.weight = weight
-    return module

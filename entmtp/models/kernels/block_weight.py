@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from torch import nn
 
 from entmtp.models.kernels import compiled
+from entmtp.models.kernels.block_formats import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize, quantize
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class BlockWeight:
     @classmethod
     def rounded(cls, weight: torch.Tensor, format: GGMLQuantizationType) -> BlockWeight:
         """A float32 weight ``[out, in]`` rounded to blocks of ``format``, of which its rows must be whole ones."""
-        return cls(format.name, torch.from_numpy(quants.quantize(weight.detach().numpy(), format)))
+        return cls(format.name, torch.from_numpy(quantize(weight.detach().numpy(), format)))
 
     def __deepcopy__(self, memo: dict[int, object]) -> BlockWeight:
         return self  # it is never changed, and it may be mapped from a file
@@ -60,7 +60,7 @@ class BlockWeight:
         """Rows ``[..., in]`` in float32 of ``tokens [...]``."""
         numbers = tokens.reshape(-1).contiguous()
         if compiled.unsupported_reason() is not None:
-            slow = quants.dequantize(self.rows[numbers].numpy(), self._type)
+            slow = dequantize(self.rows[numbers].numpy(), self._type)
             return torch.from_numpy(slow).view(*tokens.shape, self.shape[1])
         values = torch.empty(len(numbers), self.shape[1])
         compiled.library([self.format]).entmtp_dequantize(

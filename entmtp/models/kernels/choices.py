@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import get_args
 
 import torch
+from torch import nn
 
 from entmtp.errors import EntMTPError
 from entmtp.models.kernels import compiled, fused_linear
+from entmtp.models.kernels.block_weight import formats_of
 from entmtp.models.kernels.packed_linear import PACKABLE, MakeLayer, PackedLinear, can_pack
 from entmtp.settings import Kernels
 
@@ -113,6 +115,12 @@ def draft_layer_maker(model_layers: MakeLayer | None) -> MakeLayer | None:
     """
     fused = fused_linear.FusedLinear, fused_linear.RoundingLinear
     return fused_linear.DraftLinear if model_layers in fused else model_layers
+
+
+def describe_weights(model: nn.Module, kernels: Kernels, dtype: torch.dtype) -> str:
+    """The formats of a model's weights where a choice reads them as they are, else their type."""
+    formats = formats_of(model) if CHOICES[kernels].fuses else []
+    return ", ".join(formats) or str(dtype).removeprefix("torch.")
 
 
 def describe_kernels(kernels: Kernels, weights: str) -> str:

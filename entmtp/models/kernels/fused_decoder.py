@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
 
 from entmtp.models.cache import TreeCache
 from entmtp.models.kernels.block_weight import BlockEmbedding, BlockWeight, weight_of
@@ -177,6 +176,8 @@ class _LayerWeights:
 
 def _can_fuse(decoder: Any, config: Any) -> bool:
     """Whether decoder and layers are of a known kind, and all layers use the same mask."""
+    from transformers.activations import ACT2FN
+
     if not is_known(decoder, "Model") or len(set(getattr(config, "layer_types", None) or ["same"])) > 1:
         return False
     return type(decoder.embed_tokens) in (nn.Embedding, BlockEmbedding) and all(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ctypes import byref
 
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from entmtp.models.kernels.block_formats import GGML_QUANT_SIZES, GGMLQuantizationType
 from entmtp.models.kernels.block_weight import BlockWeight, Weight
 from entmtp.models.kernels.compiled import library, profiled
 from entmtp.models.kernels.packed_linear import InferenceLinear

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from entmtp.models.kernels.block_weight import BlockLinear, Weight, dequantized, weight_of
 from entmtp.models.kernels.merged_projections import merge_linear_layers
@@ -76,6 +75,8 @@ def replace_linear_layers(
         keep_weight: a layer whose replacement also has the plain weight.
         unchanged: a part of the model whose layers stay as they are.
     """
+    from transformers.pytorch_utils import Conv1D
+
     excluded = set() if unchanged is None else set(unchanged.modules())
     merge_linear_layers(model, [group for group in siblings if excluded.isdisjoint(group)], make)
     for parent in [each for each in model.modules() if each not in excluded]:

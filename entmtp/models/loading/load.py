@@ -4,7 +4,6 @@ torch and transformers are imported inside the functions, so that resolving a na
 """
 
 import contextlib
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
@@ -21,14 +20,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from entmtp.models.kernels.block_weight import Weight
+    from entmtp.models.bare_config import BareConfig
+    from entmtp.models.bare_model import BareModel
 
 BUNDLED = "bundled"
 GGUF = ".gguf"
 HUB_SECONDS = 10.0
-SAMPLED_PARAMETERS = 8
-SAMPLED_VALUES = 256
-_STORED_FINGERPRINT = "_entmtp_fingerprint"
 
 
 def resolve_model(name: str) -> Path | str:
@@ -128,6 +125,25 @@ def _hub_problem(name: str) -> str | None:
     return None
 
 
+def load_weights(
+    name: str, dtype: "torch.dtype | str" = "float32", device: str = "cpu"
+) -> "tuple[BareModel | PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load what a backbone needs of model `name`, and its tokenizer.
+
+    Of a GGUF file in float32 on a CPU these are the weights alone. Elsewhere it is transformers' model, as
+    :func:`load_model` returns it.
+
+    Raises:
+        EntMTPError: as :func:`load_model`.
+    """
+    import torch
+
+    source = resolve_model(name)
+    if _is_gguf(source) and checked_dtype(dtype) == torch.float32 and device == "cpu":
+        return _read_gguf(name, source)
+    return load_model(name, dtype, device)
+
+
 def load_model(
     name: str,
     dtype: "torch.dtype | str" = "float32",
@@ -190,17 +206,25 @@ def _load_gguf(
     """The model and tokenizer of a GGUF file: in its blocks in float32 on a CPU, else as plain numbers."""
     import torch
 
+    from entmtp.models.kernels.block_weight import dequantize_layers
+    from entmtp.models.transformers_model import transformers_model
+
+    weights, tokenizer = _read_gguf(name, source)
+    model = transformers_model(weights)
+    if dtype != torch.float32 or device.type != "cpu":
+        dequantize_layers(model)
+        model = cast(Any, model).to(device, dtype)
+    return model, tokenizer
+
+
+def _read_gguf(name: str, source: Path) -> "tuple[BareModel, PreTrainedTokenizerBase]":
     from entmtp.models.gguf.file import read_gguf
     from entmtp.models.gguf.model import gguf_model
     from entmtp.models.gguf.tokenizer import gguf_tokenizer
-    from entmtp.models.kernels.block_weight import dequantize_layers
 
     file = read_gguf(source)
     model, tokenizer = gguf_model(file), gguf_tokenizer(file)
     set_chat_template(name, tokenizer)
-    if dtype != torch.float32 or device.type != "cpu":
-        dequantize_layers(model)
-        model = cast(Any, model).to(device, dtype)
     return model, tokenizer
 
 
@@ -210,8 +234,6 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     Raises:
         EntMTPError: if the model is not found, or its tokenizer can't be read.
     """
-    from transformers import AutoTokenizer
-
     source = resolve_model(name)
     if _is_gguf(source):
         from entmtp.models.gguf.file import read_gguf
@@ -220,6 +242,8 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
         tokenizer = gguf_tokenizer(read_gguf(source))
         set_chat_template(name, tokenizer)
         return tokenizer
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = cast(Any, AutoTokenizer).from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -234,7 +258,7 @@ def max_positions(name: str) -> int:
     Raises:
         EntMTPError: if the model is not found, or its configuration can't be read.
     """
-    return positions_of(_config(name, resolve_model(name)).get_text_config())
+    return positions_of(_text_config(name, resolve_model(name)))
 
 
 def vocabulary_size(name: str) -> int:
@@ -243,15 +267,19 @@ def vocabulary_size(name: str) -> int:
     Raises:
         EntMTPError: if the model is not found, or its configuration can't be read.
     """
-    return int(_config(name, resolve_model(name)).get_text_config().vocab_size)
+    return int(_text_config(name, resolve_model(name)).vocab_size)
 
 
-def _config(name: str, source: "Path | str") -> "PretrainedConfig":
+def _text_config(name: str, source: "Path | str") -> "PretrainedConfig | BareConfig":
     if _is_gguf(source):
         from entmtp.models.gguf.configuration import configuration
         from entmtp.models.gguf.file import read_gguf
 
         return configuration(read_gguf(source))
+    return _config(name, source).get_text_config()
+
+
+def _config(name: str, source: "Path | str") -> "PretrainedConfig":
     from transformers import AutoConfig
 
     try:
@@ -260,7 +288,7 @@ def _config(name: str, source: "Path | str") -> "PretrainedConfig":
         raise EntMTPError(f"model {name!r}: its configuration cannot be read: {_first_line(error)}") from error
 
 
-def positions_of(config: "PretrainedConfig") -> int:
+def positions_of(config: "PretrainedConfig | BareConfig") -> int:
     """Context length of a model in tokens; practically unlimited where its configuration has no limit."""
     return getattr(config, "max_position_embeddings", None) or 2**30
 
@@ -333,45 +361,3 @@ def encode_chat(tokenizer: "PreTrainedTokenizerBase", text: str, history: Sequen
     if not ids:
         raise EntMTPError("prompt '': is empty; give some text")
     return [int(token) for token in ids]
-
-
-def model_fingerprint(model: "PreTrainedModel") -> str:
-    """SHA-256 that identifies a model: a hash of its shape and of sampled values of eight of its parameters.
-
-    The sample is rounded to bfloat16. So a model has one fingerprint whether it is loaded in float32, bfloat16 or the
-    type it was saved in. It takes milliseconds at any size.
-    """
-    from entmtp.models.kernels.block_weight import named_weights
-
-    if (stored := getattr(model, _STORED_FINGERPRINT, None)) is not None:
-        return str(stored)
-    config = model.config.get_text_config()
-    shape = (config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size)
-    return sampled_fingerprint(shape, named_weights(model))
-
-
-def store_fingerprint(model: "PreTrainedModel") -> None:
-    """Store the model's fingerprint, which stays whatever becomes of its weights."""
-    setattr(model, _STORED_FINGERPRINT, model_fingerprint(model))
-
-
-def sampled_fingerprint(shape: tuple[object, ...], parameters: "Sequence[tuple[str, Weight]]") -> str:
-    """Fingerprint of these ``parameters`` and this ``shape``, as in :func:`model_fingerprint`."""
-    digest = hashlib.sha256(repr(shape).encode())
-    last = len(parameters) - 1
-    for index in sorted({i * last // (SAMPLED_PARAMETERS - 1) for i in range(SAMPLED_PARAMETERS)}):
-        name, values = parameters[index]
-        digest.update(f"{name}{tuple(values.shape)}".encode())
-        digest.update(_sample(values))
-    return digest.hexdigest()
-
-
-def _sample(values: "Weight") -> bytes:
-    """Bytes of up to 256 evenly spaced values, rounded to bfloat16."""
-    import torch
-
-    from entmtp.models.kernels.block_weight import dequantized
-
-    flat = dequantized(values).detach().reshape(-1)
-    picked = flat[:: max(1, flat.numel() // SAMPLED_VALUES)][:SAMPLED_VALUES]
-    return bytes(picked.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())

@@ -8,11 +8,11 @@ from benchmarks import gains
 from benchmarks.lib.timing import ladder_of
 from entmtp.decoding.measure_cost import StepBench
 from entmtp.heads.base import DraftHeads
-from entmtp.models.backbone import Backbone
 from entmtp.models.kernels.fused_decoder import FusedDecoder
 from entmtp.models.kernels.fused_linear import FusedLinear
 from entmtp.models.kernels.merged_projections import MergedLinear
 from entmtp.models.kernels.packed_linear import PackedLinear
+from entmtp.models.transformers_backbone import TransformersBackbone
 from entmtp.settings import Kernels
 from tests.helpers.tiny_models import random_heads, tiny_model
 
@@ -23,7 +23,7 @@ def kinds(module: torch.nn.Module) -> set[type]:
     return {type(layer) for layer in module.modules()} & set(LAYERS)
 
 
-Built = dict[str, tuple[Backbone, DraftHeads]]
+Built = dict[str, tuple[TransformersBackbone, DraftHeads]]
 
 
 def build(kernels: Kernels) -> Built:

@@ -53,7 +53,7 @@ PROMPTS = [small_prompt(7, seed=1), small_prompt(5, seed=2)]
 def heads(request: pytest.FixtureRequest) -> tuple[Backbone, DraftHeads]:
     kind = str(request.param)
     if kind in DRAFT_CACHE_KINDS:
-        backbone = build_backbone(draft_cache_model(kind), kernels="eager")
+        backbone: Backbone = build_backbone(draft_cache_model(kind), kernels="eager")
         return backbone, draft_cache_heads(kind, backbone)
     backbone = small_backbone()
     return backbone, small_heads(kind, backbone)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.checkpoint import BUNDLED_KINDS, KINDS, bundled_heads, load_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, KINDS, _with_weights, bundled_heads, load_heads
 from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
@@ -107,9 +107,12 @@ def _with_config(text: str) -> Callable[[Path], object]:
     return lambda folder: (folder / CONFIG).write_text(text)
 
 
-def _with_text_as_size(folder: Path) -> None:
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps(config | {"inner_size": "wide"}))
+def _with_field(name: str, value: object) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / CONFIG).read_text())
+        (folder / CONFIG).write_text(json.dumps(config | {name: value}))
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,7 @@ def _with_text_as_size(folder: Path) -> None:
         (_cut_off, "model.safetensors can't be read"),
         (_without_a_tensor, "tensor down is missing"),
         (_with_a_foreign_tensor, "tensor extra is missing or does not belong to"),
-        (_with_a_short_tensor, "can't be read"),
+        (_with_a_short_tensor, "can't be read (tensor scale has the shape [2] instead of [4])"),
         (_with_tokens_outside, "tokens outside the model's 96"),
         (_without_config, "config.json is missing or not JSON"),
         (_with_config("{"), "config.json is missing or not JSON"),
@@ -128,7 +131,14 @@ def _with_text_as_size(folder: Path) -> None:
         (_with_config("{}"), "model_type 'None'"),
         (_with_config('{"model_type": ["entmtp_hydra"]}'), "it must be one of entmtp_hydra, entmtp_medusa"),
         (_with_config('{"model_type": "llama"}'), "model_type 'llama'"),
-        (_with_text_as_size, "can't be read"),
+        (
+            _with_field("inner_size", "wide"),
+            "config.json can't be read (inner_size is 'wide', not a whole number of at least 0)",
+        ),
+        (_with_field("num_heads", True), "config.json can't be read (num_heads is True"),
+        (_with_field("num_heads", -1), "config.json can't be read (num_heads is -1"),
+        (_with_field("model_fingerprint", None), "config.json can't be read (model_fingerprint is None"),
+        (_with_field("inner_sizes", 8), "config.json can't be read (inner_sizes is no field of entmtp_"),
     ],
 )
 def test_a_broken_checkpoint_is_one_line_that_names_it(
@@ -158,6 +168,26 @@ def test_the_config_says_what_was_saved(heads: StatelessHeads, folder: Path) -> 
     assert saved["model_type"] == f"entmtp_{heads.kind}"
     for field in ("hidden_size", "vocab_size", "num_heads", "inner_size", "draft_vocab_size", "model_fingerprint"):
         assert saved[field] == getattr(heads.config, field)
+
+
+def test_what_transformers_writes_beside_the_sizes_is_read_over(folder: Path, backbone: Backbone) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    theirs = {"transformers_version": "5.23.0", "torch_dtype": "float16"}
+    (folder / CONFIG).write_text(json.dumps(config | theirs))
+    assert load_heads(folder, backbone).config.fields() == {
+        name: value for name, value in config.items() if name not in ("architectures", "dtype")
+    }
+
+
+@pytest.mark.parametrize("kind", BUNDLED_KINDS)
+def test_shipped_heads_are_loaded_as_transformers_loaded_them(kind: str) -> None:
+    folder = bundled_heads(kind)
+    config = KINDS[kind].config_class.of(json.loads((folder / CONFIG).read_text()))
+    assert (config.hidden_size, config.num_heads, config.draft_vocab_size) == (576, 4, 16_384)
+    heads = _with_weights(KINDS[kind], config, load_file(folder / WEIGHTS))
+    assert heads.dtype == torch.float16
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        assert torch.equal(heads.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("kind", KINDS)

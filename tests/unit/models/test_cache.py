@@ -35,7 +35,7 @@ def _committed(cache: TreeCache, slot: int) -> list[list[float]]:
     """Labels in each layer's keys and negated values of a slot's committed tokens."""
     rows = slice(1, cache.lengths[slot] + 1)
     found = []
-    for buffer, sign in zip(buffers(cache), [1, -1] * len(cache.layers)):
+    for buffer, sign in zip(buffers(cache), [1, -1] * len(cache.tree_layers)):
         labels = sign * buffer[slot, :, rows]
         assert (labels == labels[:1, :, :1]).all()
         found.append(labels[0, :, 0].tolist())
@@ -44,7 +44,7 @@ def _committed(cache: TreeCache, slot: int) -> list[list[float]]:
 
 def _write(cache: TreeCache, labels: torch.Tensor, real: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     keys = _states(labels.masked_fill(~real, -7))
-    return [cache.update(keys, -keys, layer) for layer in range(len(cache.layers))]
+    return [layer.update(keys, -keys) for layer in cache.tree_layers]
 
 
 @pytest.mark.parametrize("move", [move_rows, pytest.param(fused_moves.move_rows, marks=needs_compiler)])

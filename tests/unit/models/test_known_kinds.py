@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from entmtp.models.backbone import Backbone
 from entmtp.models.known_kinds import is_known
+from entmtp.models.transformers_backbone import TransformersBackbone
 from tests.helpers.tiny_models import tiny_model
 
 
@@ -44,9 +44,9 @@ def pre_hook(model: Any) -> None:
 @torch.inference_mode()
 def test_a_change_of_the_logits_is_not_left_out(change: Any) -> None:
     model, states = tiny_model("llama"), torch.randn(1, 3, 32)
-    before = Backbone(model).logits(states)
+    before = TransformersBackbone(model).logits(states)
     change(model)
-    assert torch.allclose(Backbone(model).logits(states), 2 * before, rtol=1e-5)
+    assert torch.allclose(TransformersBackbone(model).logits(states), 2 * before, rtol=1e-5)
 
 
 def test_a_model_with_another_forward_is_not_known() -> None:

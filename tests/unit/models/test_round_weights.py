@@ -9,11 +9,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from entmtp.errors import EntMTPError
-from entmtp.models.build import build_backbone, reference_model
+from entmtp.models.build import build_backbone
+from entmtp.models.fingerprint import model_fingerprint
 from entmtp.models.kernels import compiled
 from entmtp.models.kernels.block_weight import BlockEmbedding, BlockLinear, formats_of
-from entmtp.models.loading.load import model_fingerprint
 from entmtp.models.round_weights import compare, parse_weights, round_weights
+from entmtp.models.transformers_model import reference_model
 from tests.helpers.tiny_models import greedy, random_tokens, tiny_model
 
 Words = Callable[[str], PreTrainedTokenizerBase]

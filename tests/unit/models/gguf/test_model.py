@@ -10,14 +10,16 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from transformers import AutoModelForCausalLM
 
 from entmtp.errors import EntMTPError
-from entmtp.models.build import build_backbone, reference_model
+from entmtp.models.build import build_backbone
+from entmtp.models.fingerprint import model_fingerprint
 from entmtp.models.gguf.configuration import ARCHITECTURES
 from entmtp.models.gguf.file import read_gguf
 from entmtp.models.gguf.model import gguf_model
 from entmtp.models.kernels import compiled
 from entmtp.models.kernels.block_weight import BlockLinear, dequantize_layers, formats_of
 from entmtp.models.kernels.compiled import BLOCK_FORMATS
-from entmtp.models.loading.load import load_model, max_positions, model_fingerprint, vocabulary_size
+from entmtp.models.loading.load import load_model, max_positions, vocabulary_size
+from entmtp.models.transformers_model import reference_model, transformers_model
 from tests.helpers.gguf_files import VOCABULARY, write_model
 from tests.helpers.tiny_models import greedy
 
@@ -26,7 +28,7 @@ PROMPT = [5, 17, 80, 33]
 
 def plain(path: Path) -> Any:
     """The model with float32 weights of PyTorch's own layers."""
-    model = gguf_model(read_gguf(path))
+    model = transformers_model(gguf_model(read_gguf(path)))
     dequantize_layers(model)
     return model
 
@@ -85,6 +87,7 @@ def test_rope_factors_of_a_file_divide_the_frequencies(tmp_path: Path) -> None:
     model: Any = gguf_model(read_gguf(with_tensor(path, "rope_freqs.weight", factors)))
     original: Any = gguf_model(read_gguf(path))
     assert torch.allclose(model.model.rotary_emb.inv_freq * factors, original.model.rotary_emb.inv_freq)
+    assert torch.equal(transformers_model(model).model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
 
 
 def test_what_is_asked_of_a_name_is_read_without_the_model(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from entmtp.models.kernels import compiled
+from entmtp.models.kernels import block_formats, compiled
 from entmtp.models.kernels.block_weight import BlockLinear, BlockWeight, dequantize_layers
 from entmtp.models.kernels.compiled import BLOCK_FORMATS
 from entmtp.models.kernels.fused_linear import FusedLinear
@@ -41,6 +41,32 @@ def test_blocks_stand_for_the_weights_that_gguf_says(name: str, out: int, blocks
     assert torch.equal(weight.dequantized(), expected)
     tokens = torch.randint(out, (2, 3))
     assert torch.equal(weight.embed(tokens), expected[tokens])
+
+
+def test_types_and_their_sizes_are_those_of_gguf() -> None:
+    ours = {(kind.name, kind.value): size for kind, size in block_formats.GGML_QUANT_SIZES.items()}
+    assert ours == {(kind.name, kind.value): size for kind, size in GGML_QUANT_SIZES.items()}
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_1", "Q5_0"])
+@given(st.integers(1, 300), st.integers(0, 2**16))
+def test_values_are_rounded_to_the_bits_of_gguf(name: str, rows: int, seed: int) -> None:
+    kind = GGMLQuantizationType[name]
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal((rows, 96)).astype(np.float32) * generator.integers(0, 3, (rows, 1))
+    values = values.astype(np.float32).round(seed % 4)  # also blocks of zeros, and halves
+    found = block_formats.quantize(values, block_formats.GGMLQuantizationType[name])
+    assert np.array_equal(found, quants.quantize(values, kind))
+    assert np.array_equal(
+        block_formats.dequantize(found, block_formats.GGMLQuantizationType[name]), quants.dequantize(found, kind)
+    )
+
+
+def test_parts_of_a_weight_are_rounded_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32)
+    monkeypatch.setattr(block_formats, "_BLOCKS_AT_ONCE", 7)
+    found = block_formats.quantize(values, block_formats.GGMLQuantizationType.Q8_0)
+    assert np.array_equal(found, quants.quantize(values, GGMLQuantizationType.Q8_0))
 
 
 @needs_compiler

@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from entmtp.errors import EntMTPError
+from entmtp.models.fingerprint import model_fingerprint
 from entmtp.models.loading.chat_templates import set_chat_template
-from entmtp.models.loading.load import encode_chat, load_model, model_fingerprint, resolve_model
+from entmtp.models.loading.load import encode_chat, load_model, resolve_model
 from tests.helpers.gguf_files import write_model
 
 TEMPLATE = (

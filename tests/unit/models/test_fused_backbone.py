@@ -1,0 +1,102 @@
+"""The backbone of the fused kernels alone computes what the backbone of transformers' model with them computes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from entmtp.errors import EntMTPError
+from entmtp.models import transformers_model as made
+from entmtp.models.backbone import Backbone
+from entmtp.models.build import build_backbone
+from entmtp.models.fused_backbone import FusedBackbone
+from entmtp.models.kernels import compiled
+from entmtp.models.loading.load import load_model, load_weights
+from entmtp.models.transformers_backbone import TransformersBackbone
+from entmtp.settings import Kernels
+from entmtp.trees.batch import TreeBatch
+from tests.helpers.gguf_files import write_model
+from tests.helpers.tiny_models import TREES, greedy, random_tokens
+
+pytestmark = pytest.mark.skipif(compiled.unsupported_reason() is not None, reason="no C++ compiler")
+PROMPT = random_tokens(9)
+
+
+def backbones(path: Path, kernels: Kernels = "auto") -> tuple[FusedBackbone, TransformersBackbone]:
+    ours, theirs = (build_backbone(load(str(path))[0], kernels) for load in (load_weights, load_model))
+    assert isinstance(ours, FusedBackbone)
+    assert isinstance(theirs, TransformersBackbone)
+    return ours, theirs
+
+
+@torch.inference_mode()
+def computed(backbone: Backbone) -> list[torch.Tensor]:
+    """States of a prompt and a chain, and logits and states of trees."""
+    cache = backbone.new_cache(slots=2, capacity=64)
+    states = [backbone.prefill(PROMPT[slot:], slot, cache) for slot in range(2)]
+    trees = TreeBatch.of([TREES["bushy"], TREES["chain"]])
+    kv_range = cache.kv_range([0, 1], trees.width, padded=True)
+    tokens = torch.arange(2 * trees.width).view(2, -1) + 3
+    return [*states, *backbone.verify(tokens, trees, kv_range, cache), backbone.extend(tokens[:, :1], [0, 1], cache)]
+
+
+@pytest.mark.parametrize("kernels", ["auto", "fused-int8"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_its_bits_are_those_of_transformers_model_with_the_same_kernels(
+    architecture: str, kernels: Kernels, tmp_path: Path
+) -> None:
+    ours, theirs = backbones(write_model(tmp_path / "model.gguf", architecture, "Q4_1"), kernels)
+    for found, expected in zip(computed(ours), computed(theirs), strict=True):
+        assert torch.equal(found, expected)
+    for name in (
+        "fingerprint",
+        "kernels",
+        "kernels_description",
+        "cache_shapes",
+        "device",
+        "devices",
+        "dtype",
+        "hidden_size",
+        "vocab_size",
+        "max_context",
+        "eos_token_ids",
+        "make_layer",
+    ):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert torch.equal(ours.embeddings.rows, theirs.embeddings.rows)  # type: ignore[union-attr]
+
+
+def test_transformers_model_is_built_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(write_model(tmp_path / "model.gguf", "llama", "Q4_1"))
+    build_backbone(load_weights(path)[0])  # the comparison at the first load
+    asked: list[object] = []
+    real = made.transformers_model
+
+    def watched(model: object) -> object:
+        asked.append(model)
+        return real(model)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(made, "transformers_model", watched)
+    weights, _ = load_weights(path)
+    backbone = build_backbone(weights)
+    assert not asked
+    assert greedy(backbone.model, PROMPT, 5) == greedy(load_model(path)[0], PROMPT, 5)
+    assert asked[0] is weights
+
+
+@pytest.mark.parametrize("kernels", ["packed", "eager"])
+def test_other_kernels_run_in_transformers_model(kernels: Kernels, tmp_path: Path) -> None:
+    weights, _ = load_weights(str(write_model(tmp_path / "model.gguf", "llama", "Q8_0")))
+    assert isinstance(build_backbone(weights, kernels), TransformersBackbone)
+
+
+def test_rounding_kernels_need_blocks_here_too(tmp_path: Path) -> None:
+    weights, _ = load_weights(str(write_model(tmp_path / "model.gguf", "llama", "F32")))
+    with pytest.raises(EntMTPError, match="'fused-int8' needs weights in GGUF's blocks"):
+        build_backbone(weights, "fused-int8")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_types_are_loaded_as_transformers_model(dtype: str, tmp_path: Path) -> None:
+    loaded, _ = load_weights(str(write_model(tmp_path / "model.gguf", "llama", "Q8_0")), dtype)
+    assert type(loaded).__name__ == "LlamaForCausalLM"
