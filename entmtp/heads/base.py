@@ -23,7 +23,7 @@ from entmtp.files import write_text, write_whole
 from entmtp.heads.configuration import DraftHeadsConfig
 from entmtp.heads.interface import Drafter, TracedText
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, TreeCache
-from entmtp.models.kernels.block_weight import BlockWeight, Weight, weight_of
+from entmtp.models.kernels.block_weight import BlockWeight, Weight, dequantized, weight_of
 from entmtp.models.kernels.choices import draft_layer_maker
 from entmtp.models.kernels.packed_linear import InferenceLinear, MakeLayer
 from entmtp.trees.topology import Topology
@@ -53,7 +53,7 @@ class DraftHeads(nn.Module, ABC):
         self.config = config
         self.register_buffer("draft_vocab", torch.arange(config.draft_vocab_size, dtype=torch.int32, device="cpu"))
         self.fingerprint = ""  # hash of the checkpoint's weights; set on loading
-        self.output_weight = torch.empty(0)
+        self.output_weight: Weight = torch.empty(0)
         self.output_bias: torch.Tensor | None = None
         self.input_embeddings: Weight = torch.empty(0)
         self._make_layer: MakeLayer | None = None
@@ -64,15 +64,13 @@ class DraftHeads(nn.Module, ABC):
         self._inference_layers.clear()
         return super().train(mode)
 
-    def linear(
-        self, name: str, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def linear(self, name: str, states: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Multiplies ``states [..., in]`` by ``weight [out, in]``.
 
         Under inference mode it uses the model's kernels, with a layer that is cached under ``name``.
         """
         if self.training or not torch.is_inference_mode_enabled() or self._make_layer is None:
-            return nn.functional.linear(states, weight, bias)
+            return nn.functional.linear(states, dequantized(weight), bias)
         key = name, weight.shape[0]
         if key not in self._inference_layers:
             self._inference_layers[key] = self._make_layer(weight, bias)
@@ -145,17 +143,15 @@ class DraftHeads(nn.Module, ABC):
         # In a model on several devices the output layer may be on another device.
         weight, bias = weight_of(layer), getattr(layer, "bias", None)
         bias = None if bias is None else bias.detach().to(tokens.device)
-        if isinstance(weight, BlockWeight):
-            weight = weight.embed(tokens)
-        else:
+        if not isinstance(weight, BlockWeight):
             weight = weight.detach().to(tokens.device)
-            if not torch.equal(tokens, torch.arange(len(weight), device=tokens.device)):
-                weight = weight[tokens]
-        self.output_weight = weight.contiguous()
+        if not torch.equal(tokens, torch.arange(weight.shape[0], device=tokens.device)):
+            weight = weight[tokens]
+        self.output_weight = weight
         self.output_bias = None if bias is None else bias[tokens]
 
     @property
-    def output_layers(self) -> Sequence[torch.Tensor]:
+    def output_layers(self) -> Sequence[Weight]:
         """Output weights ``[draft_vocab_size, hidden_size]``: one for each head, or one for all."""
         return [self.output_weight]
 

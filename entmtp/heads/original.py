@@ -16,6 +16,7 @@ from torch import nn
 
 from entmtp.heads.configuration import DraftHeadsConfig
 from entmtp.heads.stateless import StatelessHeads
+from entmtp.models.kernels.block_weight import Weight
 
 
 @dataclass(kw_only=True)
@@ -71,7 +72,7 @@ class OriginalHeads(StatelessHeads):
             super().bind_output(layer)
 
     @property
-    def output_layers(self) -> Sequence[torch.Tensor]:
+    def output_layers(self) -> Sequence[Weight]:
         return super().output_layers if self.own_weight is None else list(self.own_weight)
 
     def draft_logits(self, states: torch.Tensor, head: int | None = None) -> torch.Tensor:

@@ -27,6 +27,9 @@ class WeightSource(Protocol):
     def vector(self, name: str, size: int) -> nn.Parameter:
         """Weight of a norm."""
 
+    def release(self) -> None:
+        """Give back memory whose contents can be read again."""
+
 
 class BareModel(nn.Module):
     """A causal LM's weights; they can't be run by themselves.
@@ -35,11 +38,13 @@ class BareModel(nn.Module):
         config: its sizes.
         model: the decoder.
         lm_head: the output layer.
+        release: gives back memory whose contents can be read again, once the weights are packed.
     """
 
     def __init__(self, config: BareConfig, source: WeightSource, rotary: RotaryEmbedding) -> None:
         super().__init__()
         self.config = config
+        self.release = source.release
         self.model = BareDecoder(config, source, rotary)
         shape = config.vocab_size, config.hidden_size
         table = self.model.embed_tokens

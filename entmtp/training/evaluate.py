@@ -42,8 +42,8 @@ def measure_accuracy(
     hits = torch.zeros(heads.num_heads, len(TOP))
     counts = torch.zeros(heads.num_heads)
     for chunk in positions.split(_BATCH_SIZE):
-        batch = dataset.batch(chunk, heads.num_heads).to(heads.output_weight.device)
-        states = heads.teacher_forced(batch.states[:, 0].to(heads.output_weight.dtype), batch.tokens[:, :-1])
+        batch = dataset.batch(chunk, heads.num_heads).to(heads.draft_vocab.device)
+        states = heads.teacher_forced(batch.states[:, 0].to(heads.dtype), batch.tokens[:, :-1])
         top_tokens = heads.draft_logits(states).topk(max(TOP), dim=-1).indices
         is_hit = heads.draft_vocab.long()[top_tokens] == batch.tokens[:, 1:, None]
         is_hit &= batch.valid[:, :, None]

@@ -7,6 +7,7 @@ mapped into memory, and the tensors stay there.
 from __future__ import annotations
 
 import math
+import mmap
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,6 +75,12 @@ class GgufFile:
     path: Path
     metadata: dict[str, Value]
     tensors: dict[str, GgufTensor]
+    mapping: mmap.mmap | None = None
+
+    def release(self) -> None:
+        """Give back the memory of what was read; what is read again comes from the file again."""
+        if self.mapping is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on every system
+            self.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -85,13 +92,14 @@ def read_gguf(path: Path) -> GgufFile:
     try:
         if path.stat().st_size == 0:
             raise _Malformed("it is empty")
-        data = np.memmap(path, dtype=np.uint8, mode="c")
+        with path.open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError as error:
         raise EntMTPError(f"model '{path}': cannot be read: {error.strerror or error}; check the path") from error
     except _Malformed as error:
         raise _damaged(path, error) from error
     try:
-        return _read(path, data)
+        return _read(path, mapping)
     except _Malformed as error:
         raise _damaged(path, error) from error
 
@@ -100,7 +108,8 @@ def _damaged(path: Path, error: _Malformed) -> EntMTPError:
     return EntMTPError(f"model '{path}': is not a GGUF file that can be read: {error}; download it again")
 
 
-def _read(path: Path, data: np.ndarray) -> GgufFile:
+def _read(path: Path, mapping: mmap.mmap) -> GgufFile:
+    data = np.frombuffer(mapping, dtype=np.uint8)
     reader = _Reader(data)
     if reader.take(4, "the magic bytes") != _MAGIC:
         raise _Malformed("it does not begin with 'GGUF'")
@@ -124,7 +133,7 @@ def _read(path: Path, data: np.ndarray) -> GgufFile:
         if info.name in found:
             raise _Malformed(f"it has the tensor {quoted(info.name)} twice")
         found[info.name] = _tensor(info, data, begin, alignment)
-    return GgufFile(path, metadata, found)
+    return GgufFile(path, metadata, found, mapping)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,9 @@ class _Tensors:
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         self._interleaved = heads if architecture(file) == "llama" else {}
 
+    def release(self) -> None:
+        self._file.release()
+
     def linear(self, name: str, shape: tuple[int, int], biased: bool) -> nn.Linear | BlockLinear:
         weight, order = self._matrix(name, shape), None
         bias = self._numbers(f"{_source(name)}.bias", shape[:1]) if biased else None

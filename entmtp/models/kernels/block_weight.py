@@ -32,6 +32,10 @@ class BlockWeight:
     def __deepcopy__(self, memo: dict[int, object]) -> BlockWeight:
         return self  # it is never changed, and it may be mapped from a file
 
+    def __getitem__(self, rows: torch.Tensor) -> BlockWeight:
+        """The weight of these outputs alone."""
+        return BlockWeight(self.format, self.rows[rows])
+
     @property
     def shape(self) -> tuple[int, int]:
         """``(out, in)``."""

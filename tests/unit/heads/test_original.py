@@ -176,4 +176,5 @@ def test_they_keep_the_type_that_they_were_saved_in(
 
 def test_heads_of_a_model_whose_output_they_use_hold_no_second_copy(exact: Backbone, tmp_path: Path) -> None:
     heads = imported(LAYOUTS["medusa, legacy"](model_of(exact)), exact, tmp_path)
+    assert isinstance(heads.output_weight, torch.Tensor)
     assert heads.output_weight.data_ptr() == exact.model.get_output_embeddings().weight.data_ptr()

@@ -4,13 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from entmtp.errors import EntMTPError
+from entmtp.heads.medusa import MedusaConfig, MedusaHeads
 from entmtp.models import transformers_model as made
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.fused_backbone import FusedBackbone
+from entmtp.models.gguf.file import GgufFile
 from entmtp.models.kernels import compiled
+from entmtp.models.kernels.block_weight import BlockWeight, weight_of
 from entmtp.models.loading.load import load_model, load_weights
 from entmtp.models.transformers_backbone import TransformersBackbone
 from entmtp.settings import Kernels
@@ -100,3 +104,27 @@ def test_rounding_kernels_need_blocks_here_too(tmp_path: Path) -> None:
 def test_other_types_are_loaded_as_transformers_model(dtype: str, tmp_path: Path) -> None:
     loaded, _ = load_weights(str(write_model(tmp_path / "model.gguf", "llama", "Q8_0")), dtype)
     assert type(loaded).__name__ == "LlamaForCausalLM"
+
+
+@torch.inference_mode()
+def test_heads_share_the_blocks_of_the_output_layer(tmp_path: Path) -> None:
+    ours, _ = backbones(write_model(tmp_path / "model.gguf", "llama", "Q8_0"))
+    config = MedusaConfig(hidden_size=ours.hidden_size, vocab_size=ours.vocab_size, num_heads=2, draft_vocab_size=8)
+    heads, chosen = MedusaHeads(config), torch.randperm(ours.vocab_size)[:8]
+    heads.draft_vocab.copy_(chosen)
+    heads.attach(ours)
+    assert isinstance(heads.output_weight, BlockWeight)
+    weight = weight_of(ours.output_layer)
+    assert isinstance(weight, BlockWeight)
+    assert torch.equal(heads.output_weight.dequantized(), weight.dequantized()[chosen])
+    states = torch.randn(3, ours.hidden_size)
+    plain = nn.functional.linear(states, heads.output_weight.dequantized())
+    assert ((heads.draft_logits(states) - plain).norm() / plain.norm()).item() < 0.05
+
+
+def test_pages_of_the_file_are_given_back_once_they_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = []
+    monkeypatch.setattr(GgufFile, "release", lambda file: released.append(file.path))
+    path = write_model(tmp_path / "model.gguf", "llama", "Q4_1")
+    build_backbone(load_weights(str(path))[0])
+    assert released == [path]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from gguf import GGUFReader
 from hypothesis import given
@@ -140,3 +141,15 @@ def test_what_is_read_is_what_the_package_reads(whole: bytes, tmp_path: Path) ->
     keys = {name for name in expected.fields if not name.startswith("GGUF.")}
     assert set(found.metadata) == keys
     assert {key: found.metadata[key] for key in keys} == {key: expected.fields[key].contents() for key in keys}
+
+
+def test_released_memory_is_read_again_from_the_file(tmp_path: Path) -> None:
+    path, size = tmp_path / "large.gguf", 64 << 20
+    path.write_bytes(made(tensors=[tensor(b"w", (size // 4,), 0, 0)], data=0) + bytes(64) + b"\x07" * size)
+    file = read_gguf(path)
+    rows, before = file.tensors["w"].rows, psutil.Process().memory_info().rss
+    total = int(rows.sum(dtype=np.int64))
+    assert psutil.Process().memory_info().rss > before + size // 2
+    file.release()
+    assert psutil.Process().memory_info().rss < before + size // 2
+    assert int(rows.sum(dtype=np.int64)) == total > 0

@@ -1,5 +1,7 @@
 """GGUF's blocks in the compiled kernels: the weights of the `gguf` package, and the bits of float32 products."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,16 @@ def test_a_packed_weight_takes_hardly_more_bytes_than_in_the_file() -> None:
     for name in FORMATS:
         weight = random_blocks(name, 64, 512, seed=3)
         assert 1 <= pack(weight).data.numel() / weight.rows.numel() < 1.03, name  # the K formats' scales become bytes
+
+
+@needs_compiler
+def test_a_weight_in_blocks_is_packed_once_and_not_kept() -> None:
+    weight = random_blocks("Q4_1", 8, 32, seed=7)
+    packed = pack(weight)
+    assert pack(weight) is packed
+    kept = weakref.ref(packed)
+    del weight, packed
+    assert kept() is None
 
 
 def test_without_a_compiler_blocks_are_dequantized_by_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
