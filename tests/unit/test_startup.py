@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from entmtp.models.kernels import compiled
+from entmtp.models.loading.bundled import bundled_model
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.skipif(compiled.unsupported_reason() is not None, reason="no C++ compiler")
@@ -34,11 +35,11 @@ print(len(tokens), [name for name in {UNNEEDED} if name in sys.modules])
 """
 
 
-def generate(model: str, method: str) -> str:
+def generate(model: str, method: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", CODE, model, method],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -66,3 +67,11 @@ def test_naming_a_gguf_file_imports_as_little(tmp_path: Path) -> None:
     path = str(write_model(tmp_path / "model.gguf", "qwen2", "Q4_0"))
     assert generate(path, "autoregressive").startswith("2 ['transformers.modeling_utils'")
     assert generate(path, "autoregressive") == "2 []"
+
+
+def test_a_first_start_compiles_one_library_for_model_and_heads(tmp_path: Path) -> None:
+    model = tmp_path / "models" / bundled_model().name
+    model.parent.mkdir()
+    model.symlink_to(bundled_model())
+    generate("bundled", "medusa", ENTMTP_CACHE=str(tmp_path))
+    assert len(list((tmp_path / "kernels").glob("*.so"))) == 1
