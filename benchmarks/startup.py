@@ -10,6 +10,7 @@ measures the costs of steps.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import statistics
@@ -34,6 +35,7 @@ from entmtp.ray_head import free_ports
 METHODS = ("autoregressive", "medusa", "hydra", "entmtp")
 BAR_SECONDS = 3.5
 BAR_MB = 130
+SERVED_NAME = "smollm2-135m"
 _COMMAND = [sys.executable, "-c", "from entmtp.cli import main; main()"]
 _LONGEST_START = 900.0
 _QUESTION = ["generate", "Why is the sky blue?", "--max-new-tokens", "1"]
@@ -112,7 +114,12 @@ def first_service() -> tuple[float, float, int]:
 
 
 def _answers(port: int) -> bool:
-    with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=1) as answer:
+    """Whether the service answers a question; it lists its models before they are loaded."""
+    asked = {"model": SERVED_NAME, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+    )
+    with suppress(OSError), urllib.request.urlopen(request, timeout=_LONGEST_START) as answer:
         return bool(answer.status == 200)
     return False
 
