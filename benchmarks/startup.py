@@ -115,9 +115,11 @@ def first_service() -> tuple[float, float, int]:
 
 def _answers(port: int) -> bool:
     """Whether the service answers a question; it lists its models before they are loaded."""
-    asked = {"model": SERVED_NAME, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    requested = {"model": SERVED_NAME, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+        f"http://127.0.0.1:{port}/v1/chat/completions",
+        json.dumps(requested).encode(),
+        {"Content-Type": "application/json"},
     )
     with suppress(OSError), urllib.request.urlopen(request, timeout=_LONGEST_START) as answer:
         return bool(answer.status == 200)
