@@ -26,7 +26,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import TracedText
 from entmtp.heads.stateless import StatelessHeads, StatelessText
-from entmtp.models.backbone import Backbone
+from entmtp.models.backbone import LOGITS_CHUNK, Backbone
 from entmtp.models.cache import NO_DRAFT_CACHE
 from entmtp.policies.rate import Cost
 from entmtp.policies.signals import entropy
@@ -40,8 +40,6 @@ from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
 from entmtp.trees.trace_replay import static_tau
 from entmtp.trees.tuning_texts import TuningTexts
-
-_ENTROPY_CHUNK = 64
 
 
 def write_answers(
@@ -69,7 +67,7 @@ def traces_of(
     """Compute the rank traces of all answers in ``folder``; heads with a draft cache need the ``prompts`` too."""
     traces = []
     for answer in _answers(folder, backbone, prompts):
-        chunks = [entropy(backbone.logits(chunk)) for chunk in answer.states.split(_ENTROPY_CHUNK)]
+        chunks = [entropy(backbone.logits(chunk)) for chunk in answer.states.split(LOGITS_CHUNK)]
         traces.append(rank_trace(heads, answer.tokens, answer.text(backbone, heads), torch.cat(chunks)))
     if not traces:
         raise EntMTPError(f"calibration: {folder} holds no answers; write some first")

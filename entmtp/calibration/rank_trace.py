@@ -6,10 +6,8 @@ import torch
 
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import TracedText
+from entmtp.models.backbone import LOGITS_CHUNK
 from entmtp.trees.trace import MISS, TRACED_RANKS, RankTrace
-
-_CHUNK = 32
-"""Positions whose logits are in memory at a time."""
 
 
 @torch.inference_mode()
@@ -22,8 +20,8 @@ def rank_trace(heads: DraftHeads, tokens: torch.Tensor, text: TracedText, entrop
     index_of[heads.draft_vocab.long()] = torch.arange(len(heads.draft_vocab), device=tokens.device)
     ranks = torch.full((positions, depth), MISS, dtype=torch.int64, device=tokens.device)
     confidence = torch.zeros(positions, depth, TRACED_RANKS, device=tokens.device)
-    for begin in range(0, positions, _CHUNK):
-        chunk = slice(begin, begin + _CHUNK)
+    for begin in range(0, positions, LOGITS_CHUNK):
+        chunk = slice(begin, begin + LOGITS_CHUNK)
         forced = text.teacher_forced(at[chunk, 0], windows[chunk, :-1])
         logits = heads.draft_logits(forced)
         label = index_of[windows[chunk, 1:]]

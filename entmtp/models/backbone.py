@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from entmtp.models.bare_model import BareModel
 
 PREFILL_CHUNK = 512
+LOGITS_CHUNK = 32
+"""Positions whose logits are in memory at a time, where only a few numbers of each are needed."""
 
 
 class Backbone(ABC):

@@ -77,7 +77,7 @@ class Trainer:
         self.heads.attach(backbone)
         # Attaching sets the model's frozen output layer; training is in float32, whatever the model's type.
         self.heads.float().train()
-        self.heads.output_weight = self._output_weight = dequantized(self.heads.output_weight).float()
+        self.heads.output_weight = dequantized(self.heads.output_weight).float()
         self.heads.input_embeddings = dequantized(self.heads.input_embeddings).float()
         if self.heads.output_bias is not None:
             self.heads.output_bias = self.heads.output_bias.float()
@@ -145,7 +145,7 @@ class Trainer:
         labels = self.label_of[batch.tokens[:, 1:].cpu()].masked_fill(~batch.valid.cpu(), IGNORED)
         candidates, correction = self._candidates(labels)
         states = self.heads.teacher_forced(batch.states[:, 0], batch.tokens[:, :-1])
-        weight, bias = self._output_weight[candidates], self.heads.output_bias
+        weight, bias = dequantized(self.heads.output_weight)[candidates], self.heads.output_bias
         offset = correction if bias is None else correction + bias[candidates]
         logits = nn.functional.linear(states, weight).float() + offset
         with torch.no_grad():

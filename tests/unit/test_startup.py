@@ -1,4 +1,4 @@
-"""What a start imports: a model in a GGUF file runs on a CPU without transformers' models and what they bring along."""
+"""Imports of a start: a model in a GGUF file runs on a CPU without transformers' models and what they bring along."""
 
 import os
 import subprocess

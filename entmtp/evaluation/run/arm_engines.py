@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.outputs import Completion
-from entmtp.evaluation.run.arms import Foresight, Toolbox, drafting_kind, make_policy
+from entmtp.evaluation.run.arms import Foresight, Toolbox, drafting_kind, engine_with, make_policy
 from entmtp.policies.base import Policy
 from entmtp.settings import EngineSettings, SamplingParams
 
@@ -50,10 +50,11 @@ class ArmEngines:
         """The engine of the arm's heads, with the arm's policy."""
         kind, policy = drafting_kind(arm, self._tools), self._policies[arm]
         if kind not in self._engines:
-            heads = None if kind is None else self._tools.heads[kind]
-            self._engines[kind] = Engine(self._tools.backbone, heads, policy, self.settings, self._tools.tokenizer)
-        self._engines[kind].reconfigure(policy, self.settings)
-        return self._engines[kind]
+            self._engines[kind] = engine_with(policy, kind, self._tools, self.settings)
+        engine = self._engines[kind]
+        if engine.policy is not policy:
+            engine.reconfigure(policy, self.settings)
+        return engine
 
     def captures_steps(self, arm: str) -> bool:
         """Whether the arm's steps are captured as CUDA graphs."""

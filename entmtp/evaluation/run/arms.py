@@ -113,9 +113,13 @@ def check_acceptance(names: Sequence[str], acceptance: Acceptance) -> None:
 
 def make_engine(arm: str, tools: Toolbox, settings: EngineSettings, foresight: Foresight | None = None) -> Engine:
     """The engine of an arm; the controls need the ``foresight``."""
-    kind = drafting_kind(arm, tools)
+    return engine_with(make_policy(arm, tools, foresight), drafting_kind(arm, tools), tools, settings)
+
+
+def engine_with(policy: Policy, kind: str | None, tools: Toolbox, settings: EngineSettings) -> Engine:
+    """An engine with this policy and heads of this kind, or without heads."""
     heads = None if kind is None else tools.heads[kind]
-    return Engine(tools.backbone, heads, make_policy(arm, tools, foresight), settings, tools.tokenizer)
+    return Engine(tools.backbone, heads, policy, settings, tools.tokenizer)
 
 
 def drafting_kind(arm: str, tools: Toolbox) -> str | None:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from entmtp.models.backbone import LOGITS_CHUNK
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_CHUNK = 32
-"""Positions whose log-probabilities are in memory at a time."""
 
 
 class TextLikelihood:
@@ -43,5 +42,5 @@ def _log_probs(model: PreTrainedModel, prompt: Sequence[int], tokens: Sequence[i
     # The logits at the prompt's last token score the first of ``tokens``.
     found = cast(Any, model)(ids[:, :-1], use_cache=False, logits_to_keep=len(tokens))
     chosen = ids[0, len(prompt) :].to(found.logits.device)[:, None]
-    chunks = zip(found.logits[0].split(_CHUNK), chosen.split(_CHUNK), strict=True)
+    chunks = zip(found.logits[0].split(LOGITS_CHUNK), chosen.split(LOGITS_CHUNK), strict=True)
     return torch.cat([logits.float().log_softmax(-1).gather(-1, its)[:, 0] for logits, its in chunks])

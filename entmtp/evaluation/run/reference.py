@@ -16,7 +16,7 @@ from entmtp.calibration.rank_trace import rank_trace
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.text import TextStream
 from entmtp.heads.base import DraftHeads
-from entmtp.models.backbone import Backbone
+from entmtp.models.backbone import LOGITS_CHUNK, Backbone
 from entmtp.models.loading.load import encode_chat
 from entmtp.policies.signals import entropy
 from entmtp.suites.base import Message
@@ -24,9 +24,6 @@ from entmtp.trees.trace import RankTrace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_CHUNK = 32
-"""Positions whose logits are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def make_reference(
     hidden = backbone.prefill([*ids, *tokens], 0, cache)
     margins: list[float] = []
     entropies = []
-    for states in hidden[len(ids) - 1 : -1].split(_CHUNK):
+    for states in hidden[len(ids) - 1 : -1].split(LOGITS_CHUNK):
         logits = backbone.logits(states).float()
         top = logits.topk(2, dim=-1).values
         margins += [] if drawn else (top[:, 0] - top[:, 1]).tolist()

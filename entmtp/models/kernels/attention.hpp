@@ -48,7 +48,7 @@ class Attention {
   std::vector<float> mask;     // [batch, n, width]
   std::vector<float> results;  // [batch, n, heads, slices, result]
 
-  // The rows of each part. A tree's tokens lie behind the text, in any order of positions.
+  // The rows of each part. A tree's tokens follow the text, in any order of positions.
   std::vector<Part> divide(int64_t request) {
     std::vector<Part> found;
     const int64_t start = pass.start[request], *positions = pass.positions + request * pass.n;
@@ -72,9 +72,10 @@ class Attention {
     return found;
   }
 
-  static void clear(float* result, int64_t size) {
-    std::fill_n(result, size, 0.f);
-    result[0] = HIDDEN;
+  // Makes a result that no part has been added to.
+  void clear(float* sums) const {
+    std::fill_n(sums, result, 0.f);
+    sums[0] = HIDDEN;
   }
 
   // Adds a part's result to that of the parts before it.
@@ -86,7 +87,7 @@ class Attention {
     for (int64_t i = 1; i < result; i++) sums[i] = sums[i] * before + part[i] * here;
   }
 
-  // Gathers query rows as [rows / QUERIES, dim, QUERIES], scaled; those behind the last are zero.
+  // Gathers query rows as [rows / QUERIES, dim, QUERIES], scaled; those after the last are zero.
   void gather(const float* qkv, int64_t token, int64_t kv_head, int64_t rows, float* queries) const {
     const int64_t stride = (model.heads + 2 * model.kv_heads) * model.dim;
     for (int64_t row = 0; row < rows; row++) {
@@ -141,7 +142,7 @@ class Attention {
       const int64_t head = (token + row / groups) * model.heads + kv_head * groups + row % groups;
       return results.data() + (head * slices + slice) * result;
     };
-    for (int64_t row = 0; row < rows; row++) clear(sums(row), result);
+    for (int64_t row = 0; row < rows; row++) clear(sums(row));
     gather(qkv, token, kv_head, rows, queries);
     const int64_t end = *std::max_element(ends.data() + token, ends.data() + token + count);
     const int64_t all = parts[request].size(), last = slices > 1 ? std::min(slice + 1, all) : all;
@@ -190,7 +191,7 @@ class Attention {
   void hide(int64_t token) {
     const int64_t request = token / pass.n, start = pass.start[request], position = pass.positions[token];
     const int64_t* positions = pass.positions + request * pass.n;
-    const bool* tree = pass.tree + token % pass.n * pass.n + request * pass.n * pass.n;
+    const bool* tree = pass.tree + token * pass.n;
     ends[token] = start + 1;
     for (const Part& part : parts[request]) {
       float* here = mask.data() + token * width + part.column;

@@ -38,7 +38,7 @@ def read(backbone: Backbone, lengths: Sequence[int]) -> TreeCache:
 
 
 def verify(backbone: Backbone, cache: TreeCache, trees: Sequence[Topology]) -> list[torch.Tensor]:
-    """Decoder states of the nodes of a tree behind each slot's text."""
+    """Decoder states of the nodes of a tree after each slot's text."""
     batch = TreeBatch.of(list(trees), backbone.device, rounded=False)
     tokens = torch.arange(batch.width) + torch.tensor([[7 * row] for row in range(len(trees))])
     kv_range = cache.kv_range(range(len(trees)), batch.width, padded=batch.shape.padded)
