@@ -64,11 +64,11 @@ struct Decoder {
   Attention attention = Attention(model, pass);
   std::vector<float> middle = std::vector<float>(tokens * model.hidden);
   std::vector<float> gated = std::vector<float>(tokens * model.inner);
-  Rounding rounding = Rounding(model.rounds ? tokens * std::max({model.hidden, model.inner, model.heads * model.dim}) : 0);
+  Rounding rounding = Rounding(model.rounds ? 1 : EXACT_DIGITS, tokens * std::max({model.hidden, model.inner, model.heads * model.dim}));
 
   template <class Target>
   void product(Worker& worker, const std::vector<float>& x, float* y, int64_t in, Target target) {
-    multiply(worker, x.data(), y, tokens, in, target, model.rounds ? &rounding : nullptr);
+    multiply(worker, x.data(), y, tokens, in, target, rounding);
   }
 
   // Normalizes and rotates a token's queries and keys in place, and stores its keys and values in the cache.
@@ -121,8 +121,7 @@ struct Decoder {
     for (int64_t index = 0; index < model.count; index++) run(worker, model.layers[index], index, states);
     normalize_rows(worker, states, model.norm, model.eps, states, tokens, model.hidden);
     if (output)
-      multiply(worker, states, logits, tokens, model.hidden, Linear{*output, nullptr, nullptr, output->out},
-               model.rounds ? &rounding : nullptr);
+      multiply(worker, states, logits, tokens, model.hidden, Linear{*output, nullptr, nullptr, output->out}, rounding);
   }
 };
 
@@ -165,9 +164,9 @@ void entmtp_dequantize(int32_t format, const uint8_t* rows, int64_t row_bytes, c
 // y [rows, out] = x [rows, in], rounded or not, times the weight, + bias [out] where given.
 void entmtp_linear(const float* x, const Matrix* weight, const float* bias, float* y, int64_t rows, int64_t in,
                    int32_t rounds, int threads) {
-  Rounding rounding(rounds ? rows * in : 0);
+  Rounding rounding(rounds ? 1 : EXACT_DIGITS, rows * in);
   run_team(threads, 2, [&](Worker& worker) {
-    multiply(worker, x, y, rows, in, Linear{*weight, bias, nullptr, weight->out}, rounds ? &rounding : nullptr);
+    multiply(worker, x, y, rows, in, Linear{*weight, bias, nullptr, weight->out}, rounding);
   });
 }
 

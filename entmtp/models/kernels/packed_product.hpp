@@ -2,8 +2,8 @@
 //
 // A panel is two strips of weights. One sweep over a panel computes up to ROWS rows at once, and their sums stay in
 // registers. A row's sums are the same operations in the same order for any number of rows, so its product has the same
-// bits alone and in a batch. Of float32 rows every sum is one chain of fused multiply-adds in the order of the inputs. So
-// blocks give the same bits as the float32 weights that they stand for.
+// bits alone and in a batch. Inputs are rounded to integers for products with blocks, or stay in float32; then every sum
+// is one chain of fused multiply-adds in the order of the inputs.
 
 #pragma once
 
@@ -17,7 +17,7 @@
 
 namespace {
 
-// Rows [rows, in] of inputs.
+// Rows [rows, in] of inputs. Of more rows than MOST_READ_IN_BLOCKS, blocks are first unpacked.
 struct FloatRows {
 #if defined(__AVX512F__)
   static constexpr int ROWS = 12, MOST_READ_IN_BLOCKS = 24;  // 24 sums, 2 weights and 1 input in 32 registers
@@ -100,8 +100,8 @@ struct Fetch {
   }
 };
 
-// Calls `open` before each block of a panel, `use` with the first input of each of its groups, and `close` with the
-// block's number after it. Inlined, so that sums stay in registers.
+// Calls `open` before each block of a panel, `use` for each of its groups, and `close` after it. Inlined, so that sums stay
+// in registers.
 template <class Reader, class Open, class Use, class Close>
 __attribute__((always_inline)) inline void for_each_group(Reader& first, Reader& second, int64_t in, Fetch fetch,
                                                           Open open, Use use, Close close) {
@@ -114,11 +114,11 @@ __attribute__((always_inline)) inline void for_each_group(Reader& first, Reader&
       second.begin();
       open();
       for (int64_t group = block; group < block + Reader::BLOCK; group += Reader::GROUP) {
-        use(group);
+        use();
         first.advance();
         second.advance();
       }
-      close(block / Reader::BLOCK);
+      close();
     }
   }
 }
@@ -131,8 +131,8 @@ __attribute__((noinline)) void sweep(FloatRows rows, Reader first, Reader second
   // A pointer for every three rows: the others are one and two strides away, which an address can say by itself.
   const float* inputs[(M + 2) / 3];
   for (int i = 0; i < (M + 2) / 3; i++) inputs[i] = rows.x + 3 * i * in;
-  const auto nothing = [](auto...) {};
-  for_each_group(first, second, in, fetch, nothing, [&](int64_t) __attribute__((always_inline)) {
+  const auto nothing = [] {};
+  for_each_group(first, second, in, fetch, nothing, [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int i = 0; i < Reader::GROUP; i++) {
       const Vector one = first.value(i), two = second.value(i);
@@ -149,41 +149,74 @@ __attribute__((noinline)) void sweep(FloatRows rows, Reader first, Reader second
   for (int m = 0; m < M; m++) target.write(sums[m], y, row + m, panel);
 }
 
+// The number that stands for about zero in a reader's blocks, as the instructions take its numbers.
+template <class Reader>
+constexpr int32_t zero_of() {
+  if (Reader::OFFSET == STORED) return 1 << (Reader::BITS - 1);
+  return Reader::OFFSET + (Reader::BITS == 8 ? BIAS : 0);
+}
+
+// The sum of products of all digits, highest first.
+inline Vector whole(const Integers (&products)[1]) { return __builtin_convertvector(products[0], Vector); }
+inline Vector whole(const Integers (&products)[3]) {
+  return __builtin_convertvector(products[0], Vector) * 65536.f +
+         __builtin_convertvector(products[1] * 256 + products[2], Vector);
+}
+
 // In integers within a block; the scales of inputs and weights are applied to the block's sum.
-template <int M, class Reader, class Target>
-__attribute__((noinline)) void sweep(RoundedRows rows, Reader first, Reader second, float* y, int64_t row, int64_t panel,
-                                     Fetch fetch, Target target) {
+template <int M, int DIGITS, class Reader, class Target>
+__attribute__((noinline)) void sweep(RoundedRows<DIGITS> rows, Reader first, Reader second, float* y, int64_t row,
+                                     int64_t panel, Fetch fetch, Target target) {
+  using Block = RoundedBlock<DIGITS, Reader::BLOCK>;
   Vector sums[M][2] = {};
-  Integers products[M][2];
-  const int64_t in = rows.in, blocks = in / Reader::BLOCK;
-  for_each_group(first, second, in, fetch,
+  Integers products[M][2][DIGITS];
+  // As in the sweep over float32 rows.
+  const uint8_t* inputs[(M + 2) / 3];
+  for (int i = 0; i < (M + 2) / 3; i++) inputs[i] = rows.blocks + 3 * i * rows.row_bytes;
+  const auto block = [&](int m) __attribute__((always_inline)) {
+    return reinterpret_cast<const Block*>(inputs[m / 3] + m % 3 * rows.row_bytes);
+  };
+  const auto advance = [&](int64_t bytes) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (const uint8_t*& each : inputs) each += bytes;
+  };
+  for_each_group(first, second, rows.in, fetch,
     [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 16
-      for (int m = 0; m < M; m++) products[m][0] = products[m][1] = Integers{};
+      for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+        for (int digit = 0; digit < DIGITS; digit++)
+          products[m][0][digit] = products[m][1][digit] = block(m)->starts[digit] - Integers{};
     },
-    [&](int64_t group) __attribute__((always_inline)) {
+    [&]() __attribute__((always_inline)) {
       const Words numbers[2][2] = {{first.numbers(0), first.numbers(1)}, {second.numbers(0), second.numbers(1)}};
 #pragma GCC unroll 16
       for (int m = 0; m < M; m++) {
-        const uint32_t* words = reinterpret_cast<const uint32_t*>(rows.numbers + m * in + group);
-        const Words inputs[2] = {words[0] - Words{}, words[1] - Words{}};
-        for (int half = 0; half < 2; half++)
-          products[m][half] = multiply_add<Reader::BITS>(products[m][half], numbers[half], inputs);
-      }
-    },
-    [&](int64_t block) __attribute__((always_inline)) {
-#pragma GCC unroll 16
-      for (int m = 0; m < M; m++) {
-        const float scale = rows.scales[m * blocks + block];
-        const int32_t total = rows.totals[m * blocks + block];
-        const Reader* readers[2] = {&first, &second};
-        for (int half = 0; half < 2; half++) {
-          const Reader& reader = *readers[half];
-          if constexpr (Reader::OFFSET != STORED) products[m][half] -= (Reader::OFFSET + (Reader::BITS == 8 ? BIAS : 0)) * total;
-          sums[m][half] += __builtin_convertvector(products[m][half], Vector) * (reader.scale * scale);
-          if constexpr (Reader::OFFSET == STORED) sums[m][half] += reader.offset * (scale * float(total));
+#pragma GCC unroll 4
+        for (int digit = 0; digit < DIGITS; digit++) {
+          const uint32_t* words = reinterpret_cast<const uint32_t*>(block(m)->digits[0][digit]);
+          const Words inputs[2] = {words[0] - Words{}, words[1] - Words{}};
+#pragma GCC unroll 2
+          for (int half = 0; half < 2; half++)
+            products[m][half][digit] = multiply_add<Reader::BITS>(products[m][half][digit], numbers[half], inputs);
         }
       }
+      advance(sizeof Block::digits / (Reader::BLOCK / Reader::GROUP));
+    },
+    [&]() __attribute__((always_inline)) {
+      constexpr float zero = zero_of<Reader>();
+      advance(-int64_t(sizeof Block::digits));
+      const Vector scales[2] = {first.scale, second.scale};
+      const Vector offsets[2] = {first.offset + zero * first.scale, second.offset + zero * second.scale};
+#pragma GCC unroll 16
+      for (int m = 0; m < M; m++) {
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+          sums[m][half] += whole(products[m][half]) * (scales[half] * block(m)->scale);
+          if constexpr (Reader::OFFSET == STORED) sums[m][half] += offsets[half] * block(m)->sum;
+        }
+      }
+      advance(sizeof(Block));
     });
   for (int m = 0; m < M; m++) target.write(sums[m], y, row + m, panel);
 }
@@ -213,8 +246,8 @@ void unpack(Reader strip, int64_t in, float* target) {
   }
 }
 
-// Rows times one panel, in sweeps of up to Rows::ROWS. Each sweep turns blocks into numbers anew. With many rows they
-// are unpacked once.
+// Rows times one panel, in sweeps of up to Rows::ROWS. Each sweep turns blocks into numbers anew. For many rows in float32
+// they are unpacked once, and for any number where such rows are the exception, as two formats are in one product.
 template <class Rows, class Target>
 struct PanelProduct {
   Rows x;
@@ -230,11 +263,13 @@ struct PanelProduct {
   void operator()(int64_t panel) const {
     const int32_t format = target.matrix(0).format;
     if constexpr (std::is_same_v<Rows, FloatRows>)
-      if (format != target.matrix(1).format || (format != FLOAT32 && rows > Rows::MOST_READ_IN_BLOCKS))
+      if (format != target.matrix(1).format ||
+          (format != FLOAT32 && (EXACT_DIGITS > 0 || rows > Rows::MOST_READ_IN_BLOCKS)))
         return unpacked(panel);
     with_reader(format, [&](auto* reader) {
       using Reader = std::remove_pointer_t<decltype(reader)>;
-      if constexpr (std::is_same_v<Rows, FloatRows> || !std::is_same_v<Reader, Floats>)
+      if constexpr (std::is_same_v<Rows, FloatRows> ? EXACT_DIGITS == 0 || std::is_same_v<Reader, Floats>
+                                                    : !std::is_same_v<Reader, Floats>)
         sweeps(panel, Reader(strip(panel, 0)), Reader(strip(panel, 1)));
     });
   }
@@ -271,26 +306,34 @@ struct PanelProduct {
   }
 };
 
-// The number of inputs that share a scale in both weights of a product, if rounded rows can be multiplied by them; or 0.
-template <class Target>
-int64_t rounded_block(const Target& target) {
-  int64_t block = 0;
-  if (target.matrix(0).format == target.matrix(1).format)
-    with_reader(target.matrix(0).format, [&](auto* reader) {
-      using Reader = std::remove_pointer_t<decltype(reader)>;
-      if constexpr (!std::is_same_v<Reader, Floats>) block = Reader::BLOCK;
-    });
-  return block;
+// Calls `use` with the type of reader that both weights of a product have in common; otherwise, with that of float32.
+template <class Target, class Use>
+void with_common_reader(const Target& target, Use use) {
+  const int32_t format = target.matrix(0).format;
+  with_reader(format == target.matrix(1).format ? format : FLOAT32, use);
 }
 
-// Two phases if there is memory for a `rounding` of the inputs, else one.
+template <int DIGITS, class Reader, class Target>
+void multiply_rounded(Worker& worker, const float* x, float* y, int64_t rows, int64_t in, Target target,
+                      Rounding& rounding) {
+  constexpr int64_t block = Reader::BLOCK;
+  worker.run(rows, [&](int64_t row) { rounding.round<DIGITS, block>(x, row, in, zero_of<Reader>()); });
+  worker.run(target.panels(), PanelProduct<RoundedRows<DIGITS>, Target>{rounding.rows<DIGITS, block>(in), y, rows, target});
+}
+
+// Two phases if inputs are rounded, else one.
 template <class Target>
-void multiply(Worker& worker, const float* x, float* y, int64_t rows, int64_t in, Target target, Rounding* rounding) {
-  const int64_t block = rounding ? rounded_block(target) : 0;
-  if (block == 0)
-    return worker.run(target.panels(), PanelProduct<FloatRows, Target>{{x, in}, y, rows, target});
-  worker.run(rows, [&](int64_t row) { rounding->round(x, row, in, block); });
-  worker.run(target.panels(), PanelProduct<RoundedRows, Target>{rounding->rows(in, block), y, rows, target});
+void multiply(Worker& worker, const float* x, float* y, int64_t rows, int64_t in, Target target, Rounding& rounding) {
+  with_common_reader(target, [&](auto* reader) {
+    using Reader = std::remove_pointer_t<decltype(reader)>;
+    if constexpr (!std::is_same_v<Reader, Floats>) {
+      if constexpr (EXACT_DIGITS > 0)
+        if (rounding.digits == EXACT_DIGITS)
+          return multiply_rounded<EXACT_DIGITS, Reader>(worker, x, y, rows, in, target, rounding);
+      if (rounding.digits == 1) return multiply_rounded<1, Reader>(worker, x, y, rows, in, target, rounding);
+    }
+    worker.run(target.panels(), PanelProduct<FloatRows, Target>{{x, in}, y, rows, target});
+  });
 }
 
 }  // namespace

@@ -1,11 +1,13 @@
-// Rows of inputs, rounded to integers of 8 bits, and their products with words of numbers.
+// Rows of inputs as integers with digits of 8 bits, and their products with words of numbers.
 //
-// Lossy: of each block of inputs the largest is 127 steps. Four products and their sum are then one instruction, where
-// float32 takes four and the conversion of four weights.
+// Four products of a digit and their sum are one instruction, where float32 takes four and the conversion of four
+// weights. The largest input of a block uses all digits. One digit is lossy. Three have the 24 bits of float32: at most
+// about a unit in the last place of the block's largest input is cut off, and the block's sum of products is not rounded
+// at all, so that products are closer to the exact ones than chains of float32's operations are (after Ozaki, Ogita,
+// Oishi and Rump, doi:10.1007/s11075-011-9478-1, who split both factors and lose nothing).
 
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
 #include "weights.hpp"
@@ -14,9 +16,18 @@ namespace {
 
 // What is added to numbers of 8 bits, so that they have no sign as the instruction demands.
 #if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
+#define ENTMTP_VNNI
 constexpr int BIAS = 128;
 #else
 constexpr int BIAS = 0;
+#endif
+
+// Digits of inputs for products as precise as float32's. None: in float32, which is faster where there is no instruction
+// that multiplies integers and adds them.
+#if defined(ENTMTP_VNNI)
+constexpr int EXACT_DIGITS = 3;
+#else
+constexpr int EXACT_DIGITS = 0;
 #endif
 
 #if defined(__AVX512F__)
@@ -28,7 +39,7 @@ typedef __m256i Register;
 // Adds the products of a group of eight inputs to each lane's sum: numbers of BITS bits in words, as a reader gives them.
 template <int BITS>
 inline Integers multiply_add(Integers sums, const Words (&numbers)[2], const Words (&inputs)[2]) {
-#if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
+#if defined(ENTMTP_VNNI)
   Register total = reinterpret_cast<const Register&>(sums);
   for (int half = 0; half < 2; half++) {
     const Words unsigned_numbers = BITS == 8 ? numbers[half] ^ 0x80808080 : numbers[half];
@@ -66,68 +77,95 @@ inline Integers multiply_add(Integers sums, const Words (&numbers)[2], const Wor
 #endif
 }
 
-// Rounded rows [rows, in]: `scales` and `totals` are of each `block` inputs, [rows, in / block]. The integers of a group
-// lie in the order in which readers give numbers.
-struct RoundedRows {
-  static constexpr int64_t MOST_READ_IN_BLOCKS = 1 << 30;
-#if defined(__AVX512F__)
-  static constexpr int ROWS = 8;
-#else
-  static constexpr int ROWS = 4;
-#endif
-
-  const int8_t* numbers;
-  const float* scales;
-  const int32_t* totals;
-  int64_t in, block;
-
-  RoundedRows from(int64_t row) const {
-    return {numbers + row * in, scales + row * (in / block), totals + row * (in / block), in, block};
-  }
+// A block of rounded inputs, as its words follow each other: its scale; the scale times the sum of its integers; where the
+// sum of products of each digit starts, which takes the number for zero off; and the digits, highest first, of each group
+// of eight inputs, in the order in which readers give numbers.
+template <int DIGITS, int64_t BLOCK>
+struct RoundedBlock {
+  float scale, sum;
+  int32_t starts[DIGITS];
+  int8_t digits[BLOCK / 8][DIGITS][8];
 };
 
-// Memory for rounded rows.
+// Rounded rows [rows, in].
+template <int Digits>
+struct RoundedRows {
+  static constexpr int DIGITS = Digits;
+#if defined(__AVX512F__)
+  static constexpr int ROWS = DIGITS == 1 ? 8 : 4;
+#else
+  static constexpr int ROWS = DIGITS == 1 ? 4 : 2;
+#endif
+
+  const uint8_t* blocks;
+  int64_t in, row_bytes;
+
+  RoundedRows from(int64_t row) const { return {blocks + row * row_bytes, in, row_bytes}; }
+};
+
+// Memory for rounded rows of so many digits; of none if products are in float32.
 class Rounding {
-  std::vector<int8_t> numbers;
-  std::vector<float> scales;
-  std::vector<int32_t> totals;
+  std::vector<uint8_t> blocks;
 
  public:
-  Rounding() = default;
-  // Room for so many inputs, in blocks of 16 at least.
-  explicit Rounding(int64_t inputs) : numbers(inputs), scales(inputs / 16), totals(inputs / 16) {}
+  const int digits;
 
-  RoundedRows rows(int64_t in, int64_t block) const { return {numbers.data(), scales.data(), totals.data(), in, block}; }
+  // Room for so many inputs, in blocks of 16 at least.
+  Rounding(int digits, int64_t inputs) : blocks(inputs / 16 * (8 + 20 * digits)), digits(digits) {}
+
+  template <int DIGITS, int64_t BLOCK>
+  RoundedRows<DIGITS> rows(int64_t in) const {
+    return {blocks.data(), in, in / BLOCK * int64_t(sizeof(RoundedBlock<DIGITS, BLOCK>))};
+  }
 
   // Rounds a row. A value that is not finite makes its block's products not a number.
-  void round(const float* x, int64_t row, int64_t in, int64_t block) {
+  template <int DIGITS, int64_t BLOCK>
+  void round(const float* x, int64_t row, int64_t in, int32_t number_for_zero) {
+    constexpr float limit = DIGITS == 1 ? 127 : 127 * 65536 + 127 * 256;  // rounded up, it is in the digits' range
+    auto* block = reinterpret_cast<RoundedBlock<DIGITS, BLOCK>*>(blocks.data()) + row * (in / BLOCK);
+    for (const float *next = x + row * in, *end = next + in; next < end; next += BLOCK, block++) {
+      Vector high{}, check{};
+#pragma GCC unroll 4
+      for (int i = 0; i < BLOCK; i += LANES) {
+        high = larger(high, larger(at(next + i), -at(next + i)));
+        check += at(next + i) - at(next + i);
+      }
+      const float largest = reduced(high, [](const Vector& a, const Vector& b) { return larger(a, b); });
+      const float not_finite = reduced(check, [](const Vector& a, const Vector& b) { return a + b; });
+      const float steps = largest > 0 ? limit / largest : 0;
+      Integers totals[DIGITS] = {};
+#pragma GCC unroll 4
+      for (int i = 0; i < BLOCK; i += LANES) split(at(next + i) * steps, block->digits + i / 8, totals);
+      float sum = 0;
+#pragma GCC unroll 4
+      for (int digit = 0; digit < DIGITS; digit++) {
+        const int32_t total = reduced(totals[digit], [](const Integers& a, const Integers& b) { return a + b; });
+        block->starts[digit] = -number_for_zero * total;
+        sum = sum * 256 + total;
+      }
+      block->scale = largest / limit + not_finite;
+      block->sum = block->scale * sum;
+    }
+  }
+
+ private:
+  // Writes the digits of as many inputs as there are lanes, and adds them to their totals.
+  template <int DIGITS>
+  static void split(const Vector& values, int8_t (*groups)[DIGITS][8], Integers (&totals)[DIGITS]) {
     typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
     Bytes order;
-    for (int i = 0; i < LANES; i++) order[i / 8 * 8 + place(i % 8)] = i;
-    for (int64_t first = row * in; first < (row + 1) * in; first += block) {
-      Vector high{}, check{};
-      for (int64_t i = first; i < first + block; i += LANES) {
-        high = larger(high, larger(at(x + i), -at(x + i)));
-        check += at(x + i) - at(x + i);
-      }
-      float largest = 0, zero = 0;
-      for (int lane = 0; lane < LANES; lane++) {
-        largest = std::max(largest, high[lane]);
-        zero += check[lane];
-      }
-      const float steps = largest > 0 ? 127 / largest : 0;
-      constexpr float magic = 12582912.f;  // adding it rounds to an integer
-      Integers totals_of_lanes{};
-      for (int64_t i = first; i < first + block; i += LANES) {
-        const Integers whole = __builtin_convertvector((at(x + i) * steps + magic) - magic, Integers);
-        totals_of_lanes += whole;
-        const Bytes ordered = __builtin_shuffle(__builtin_convertvector(whole, Bytes), order);
-        std::memcpy(numbers.data() + i, &ordered, sizeof ordered);
-      }
-      int32_t total = 0;
-      for (int lane = 0; lane < LANES; lane++) total += totals_of_lanes[lane];
-      scales[first / block] = largest / 127 + zero;
-      totals[first / block] = total;
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) order[i] = i / 8 * 8 + i % 8 % 4 * 2 + i % 8 / 4;
+    Integers rest = nearest(values);
+#pragma GCC unroll 4
+    for (int digit = DIGITS - 1; digit >= 0; digit--) {
+      const Integers low = digit ? rest << 24 >> 24 : rest;
+      rest = (rest - low) >> 8;
+      totals[digit] += low;
+      const Bytes ordered = __builtin_shuffle(__builtin_convertvector(low, Bytes), order);
+#pragma GCC unroll 2
+      for (int group = 0; group < LANES / 8; group++)
+        std::memcpy(groups[group][digit], reinterpret_cast<const char*>(&ordered) + group * 8, 8);
     }
   }
 };

@@ -27,6 +27,31 @@ Vector broadcast(float value) { return value - Vector{}; }
 Vector larger(const Vector& a, const Vector& b) { return a > b ? a : b; }
 Vector floats(const Words& values) { return __builtin_convertvector(reinterpret_cast<const Integers&>(values), Vector); }
 
+// Integers next to the values, which are less than 2^22 from zero; where there is an instruction for it, less than 2^31.
+Integers nearest(const Vector& values) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Integers>(_mm512_cvtps_epi32(values));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Integers>(_mm256_cvtps_epi32(values));
+#else
+  constexpr float magic = 12582912.f;  // adding it rounds to an integer
+  return __builtin_convertvector((values + magic) - magic, Integers);
+#endif
+}
+
+// All lanes combined in pairs, and the pairs again.
+template <class Lanes, class Combine>
+auto reduced(Lanes values, Combine combine) {
+  Integers other;
+#pragma GCC unroll 4
+  for (int width = LANES / 2; width > 0; width /= 2) {
+#pragma GCC unroll 16
+    for (int lane = 0; lane < LANES; lane++) other[lane] = lane ^ width;
+    values = combine(values, __builtin_shuffle(values, other));
+  }
+  return values[0];
+}
+
 // The numbers in the lowest four bits of each lane.
 Vector lowest_bits(const Words& values) {
 #if defined(__AVX512F__)

@@ -25,9 +25,9 @@ void run(int32_t format, int64_t out, int64_t in, int64_t rows) {
   const Matrix weight{packed.get(), out, format};
   for (int rounds : {0, 1}) {
     entmtp_linear(x.get(), &weight, bias.get(), y.get(), rows, in, rounds, 2);
-    Rounding rounding(rounds ? rows * in : 0);
+    Rounding rounding(rounds ? 1 : EXACT_DIGITS, rows * in);
     run_team(2, 2, [&](Worker& worker) {
-      multiply(worker, x.get(), y.get(), rows, in, Gated{weight, weight}, rounds ? &rounding : nullptr);
+      multiply(worker, x.get(), y.get(), rows, in, Gated{weight, weight}, rounding);
     });
   }
   if (!is_file) return;

@@ -11,6 +11,7 @@ from entmtp.models.kernels.block_weight import BlockWeight
 from entmtp.models.kernels.compiled import BLOCK_FORMATS
 from entmtp.models.kernels.fused_linear import FusedLinear, RoundingLinear
 from tests.helpers.gguf_files import random_blocks
+from tests.helpers.precision import assert_precise
 
 pytestmark = pytest.mark.skipif(compiled.unsupported_reason() is not None, reason="no C++ compiler")
 FORMATS = sorted(BLOCK_FORMATS)
@@ -29,11 +30,11 @@ def weight_of(name: str, out: int, blocks: int, seed: int) -> BlockWeight:
 
 def rounded(states: torch.Tensor, block: int) -> torch.Tensor:
     """The values that rounding leaves of ``states [rows, in]``, in float64."""
-    blocks = states.double().unflatten(1, (-1, block))
+    blocks = states.unflatten(1, (-1, block))
     largest = blocks.abs().amax(-1, keepdim=True)
     # A tensor, as PyTorch divides a number by multiplying it with the reciprocal.
-    steps = torch.where(largest > 0, (torch.tensor(127.0) / largest.float()).double(), torch.zeros_like(largest))
-    return ((blocks * steps).round() * (largest.float() / 127).double()).flatten(1)
+    steps = torch.where(largest > 0, torch.tensor(127.0) / largest, torch.zeros_like(largest))
+    return ((blocks * steps).round().double() * (largest / 127).double()).flatten(1)
 
 
 def check_product(name: str, rows: int, out: int, blocks: int, seed: int) -> None:
@@ -72,10 +73,7 @@ def test_products_are_the_same_on_other_cpus(other_instructions: None) -> None:
     for name in FORMATS:
         for rows, out, blocks in (1, 5, 1), (3, 33, 2), (4, 70, 3), (13, 40, 2):
             check_product(name, rows, out, blocks, seed=rows)
-            weight = weight_of(name, out, blocks, seed=out)
-            states = torch.randn(rows, weight.shape[1])
-            exact = FusedLinear(weight, None)(states)
-            assert torch.equal(exact, FusedLinear(weight.dequantized(), None)(states))
+        assert_precise(name)
 
 
 @pytest.mark.parametrize("name", FORMATS)
