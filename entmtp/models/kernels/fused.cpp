@@ -28,10 +28,15 @@ void normalize(const float* x, const float* weight, float eps, float* y, int64_t
   for (i = 0; i < width; i++) y[i] = weight[i] * (x[i] * scale);
 }
 
-void normalize_rows(Worker& worker, const float* x, const float* weight, float eps, float* y, int64_t rows,
-                    int64_t width) {
-  worker.run(rows, [&](int64_t row) { normalize(x + row * width, weight, eps, y + row * width, width); });
-}
+// Normalizes the rows of a matrix [*, width].
+struct Norm {
+  const float *x, *weight;
+  float eps;
+  float* y;
+  int64_t width;
+
+  void operator()(int64_t row) const { normalize(x + row * width, weight, eps, y + row * width, width); }
+};
 
 // Values [in] of a row of a table.
 void read_row(int32_t format, const uint8_t* row, int64_t in, float* values) {
@@ -66,9 +71,9 @@ struct Decoder {
   std::vector<float> gated = std::vector<float>(tokens * model.inner);
   Rounding rounding = Rounding(model.rounds ? 1 : EXACT_DIGITS, tokens * std::max({model.hidden, model.inner, model.heads * model.dim}));
 
-  template <class Target>
-  void product(Worker& worker, const std::vector<float>& x, float* y, int64_t in, Target target) {
-    multiply(worker, x.data(), y, tokens, in, target, rounding);
+  template <class Target, class Before = Nothing>
+  void product(Worker& worker, const std::vector<float>& x, float* y, int64_t in, Target target, Before before = {}) {
+    multiply(worker, x.data(), y, tokens, in, target, rounding, before);
   }
 
   // Normalizes and rotates a token's queries and keys in place, and stores its keys and values in the cache.
@@ -95,19 +100,22 @@ struct Decoder {
 
   void run(Worker& worker, const Layer& layer, int64_t index, float* states) {
     const int64_t qkv_size = (model.heads + 2 * model.kv_heads) * model.dim, attended_size = model.heads * model.dim;
-    normalize_rows(worker, states, layer.input_norm, model.eps, normalized.data(), tokens, model.hidden);
+    const Norm input_norm{states, layer.input_norm, model.eps, normalized.data(), model.hidden};
+    const Norm middle_norm{middle.data(), layer.middle_norm, model.eps, normalized.data(), model.hidden};
     int64_t first = 0;
     for (const Matrix& matrix : layer.qkv) {
-      const float* bias = layer.qkv_bias ? layer.qkv_bias + first : nullptr;
-      product(worker, normalized, qkv.data() + first, model.hidden, Linear{matrix, bias, nullptr, qkv_size});
+      const Linear linear{matrix, layer.qkv_bias ? layer.qkv_bias + first : nullptr, nullptr, qkv_size};
+      if (first == 0)
+        product(worker, normalized, qkv.data(), model.hidden, linear, input_norm);
+      else
+        product(worker, normalized, qkv.data() + first, model.hidden, linear);
       first += matrix.out;
     }
     worker.run(tokens, [&](int64_t token) { rotate_and_store(layer, index, token); });
     attention.run(worker, index, qkv.data(), attended.data());
     product(worker, attended, middle.data(), attended_size,
             Linear{layer.output, layer.output_bias, states, model.hidden});
-    normalize_rows(worker, middle.data(), layer.middle_norm, model.eps, normalized.data(), tokens, model.hidden);
-    product(worker, normalized, gated.data(), model.hidden, Gated{layer.gates, layer.values});
+    product(worker, normalized, gated.data(), model.hidden, Gated{layer.gates, layer.values}, middle_norm);
     product(worker, gated, states, model.inner, Linear{layer.down, layer.down_bias, middle.data(), model.hidden});
   }
 
@@ -119,9 +127,11 @@ struct Decoder {
                states + token * model.hidden);
     });
     for (int64_t index = 0; index < model.count; index++) run(worker, model.layers[index], index, states);
-    normalize_rows(worker, states, model.norm, model.eps, states, tokens, model.hidden);
+    const Norm norm{states, model.norm, model.eps, states, model.hidden};
     if (output)
-      multiply(worker, states, logits, tokens, model.hidden, Linear{*output, nullptr, nullptr, output->out}, rounding);
+      multiply(worker, states, logits, tokens, model.hidden, Linear{*output, nullptr, nullptr, output->out}, rounding, norm);
+    else
+      worker.run(tokens, norm);
   }
 };
 

@@ -125,7 +125,7 @@ __attribute__((always_inline)) inline void for_each_group(Reader& first, Reader&
 
 template <int M, class Reader, class Target>
 __attribute__((noinline)) void sweep(FloatRows rows, Reader first, Reader second, float* y, int64_t row, int64_t panel,
-                                     Fetch fetch, Target target) {
+                                     Fetch fetch, const Target& target) {
   const int64_t in = rows.in;
   Vector sums[M][2] = {};
   // A pointer for every three rows: the others are one and two strides away, which an address can say by itself.
@@ -166,7 +166,7 @@ inline Vector whole(const Integers (&products)[3]) {
 // In integers within a block; the scales of inputs and weights are applied to the block's sum.
 template <int M, int DIGITS, class Reader, class Target>
 __attribute__((noinline)) void sweep(RoundedRows<DIGITS> rows, Reader first, Reader second, float* y, int64_t row,
-                                     int64_t panel, Fetch fetch, Target target) {
+                                     int64_t panel, Fetch fetch, const Target& target) {
   using Block = RoundedBlock<DIGITS, Reader::BLOCK>;
   Vector sums[M][2] = {};
   Integers products[M][2][DIGITS];
@@ -223,7 +223,7 @@ __attribute__((noinline)) void sweep(RoundedRows<DIGITS> rows, Reader first, Rea
 
 template <int M, class Rows, class Reader, class Target>
 void sweep_rows(int64_t m, Rows rows, Reader first, Reader second, float* y, int64_t row, int64_t panel, Fetch fetch,
-                Target target) {
+                const Target& target) {
   if constexpr (M > 0) {
     if (m == M) return sweep<M>(rows, first, second, y, row, panel, fetch, target);
     sweep_rows<M - 1>(m, rows, first, second, y, row, panel, fetch, target);
@@ -313,25 +313,35 @@ void with_common_reader(const Target& target, Use use) {
   with_reader(format == target.matrix(1).format ? format : FLOAT32, use);
 }
 
-template <int DIGITS, class Reader, class Target>
+template <int DIGITS, class Reader, class Target, class Before>
 void multiply_rounded(Worker& worker, const float* x, float* y, int64_t rows, int64_t in, Target target,
-                      Rounding& rounding) {
+                      Rounding& rounding, Before before) {
   constexpr int64_t block = Reader::BLOCK;
-  worker.run(rows, [&](int64_t row) { rounding.round<DIGITS, block>(x, row, in, zero_of<Reader>()); });
+  worker.run(rows, [&](int64_t row) {
+    before(row);
+    rounding.round<DIGITS, block>(x, row, in, zero_of<Reader>());
+  });
   worker.run(target.panels(), PanelProduct<RoundedRows<DIGITS>, Target>{rounding.rows<DIGITS, block>(in), y, rows, target});
 }
 
-// Two phases if inputs are rounded, else one.
-template <class Target>
-void multiply(Worker& worker, const float* x, float* y, int64_t rows, int64_t in, Target target, Rounding& rounding) {
+struct Nothing {
+  void operator()(int64_t) const {}
+};
+
+// `before(row)` makes a row of inputs, where they are not yet there. Two phases if it does or if inputs are rounded.
+template <class Target, class Before = Nothing>
+void multiply(Worker& worker, const float* x, float* y, int64_t rows, int64_t in, Target target, Rounding& rounding,
+              Before before = {}) {
   with_common_reader(target, [&](auto* reader) {
     using Reader = std::remove_pointer_t<decltype(reader)>;
     if constexpr (!std::is_same_v<Reader, Floats>) {
       if constexpr (EXACT_DIGITS > 0)
         if (rounding.digits == EXACT_DIGITS)
-          return multiply_rounded<EXACT_DIGITS, Reader>(worker, x, y, rows, in, target, rounding);
-      if (rounding.digits == 1) return multiply_rounded<1, Reader>(worker, x, y, rows, in, target, rounding);
+          return multiply_rounded<EXACT_DIGITS, Reader>(worker, x, y, rows, in, target, rounding, before);
+      if (rounding.digits == 1)
+        return multiply_rounded<1, Reader>(worker, x, y, rows, in, target, rounding, before);
     }
+    if constexpr (!std::is_same_v<Before, Nothing>) worker.run(rows, before);
     worker.run(target.panels(), PanelProduct<FloatRows, Target>{{x, in}, y, rows, target});
   });
 }

@@ -118,55 +118,69 @@ class Rounding {
     return {blocks.data(), in, in / BLOCK * int64_t(sizeof(RoundedBlock<DIGITS, BLOCK>))};
   }
 
-  // Rounds a row. A value that is not finite makes its block's products not a number.
+  // Rounds a row. A value that is not finite makes its block's products not a number. A block of values that vanish in
+  // any sum is rounded to zeros, as their steps would not be finite.
   template <int DIGITS, int64_t BLOCK>
   void round(const float* x, int64_t row, int64_t in, int32_t number_for_zero) {
     constexpr float limit = DIGITS == 1 ? 127 : 127 * 65536 + 127 * 256;  // rounded up, it is in the digits' range
+    constexpr float vanishing = 1e-30f;
     auto* block = reinterpret_cast<RoundedBlock<DIGITS, BLOCK>*>(blocks.data()) + row * (in / BLOCK);
     for (const float *next = x + row * in, *end = next + in; next < end; next += BLOCK, block++) {
-      Vector high{}, check{};
+      const float largest = largest_of<BLOCK>(next), steps = largest > vanishing ? limit / largest : 0;
+      Integers totals{};
 #pragma GCC unroll 4
       for (int i = 0; i < BLOCK; i += LANES) {
-        high = larger(high, larger(at(next + i), -at(next + i)));
-        check += at(next + i) - at(next + i);
+        const Integers rounded = nearest(at(next + i) * steps);
+        totals += rounded;
+        write_digits<DIGITS>(rounded, block->digits[i / 8][0]);
       }
-      const float largest = reduced(high, [](const Vector& a, const Vector& b) { return larger(a, b); });
-      const float not_finite = reduced(check, [](const Vector& a, const Vector& b) { return a + b; });
-      const float steps = largest > 0 ? limit / largest : 0;
-      Integers totals[DIGITS] = {};
-#pragma GCC unroll 4
-      for (int i = 0; i < BLOCK; i += LANES) split(at(next + i) * steps, block->digits + i / 8, totals);
-      float sum = 0;
-#pragma GCC unroll 4
-      for (int digit = 0; digit < DIGITS; digit++) {
-        const int32_t total = reduced(totals[digit], [](const Integers& a, const Integers& b) { return a + b; });
-        block->starts[digit] = -number_for_zero * total;
-        sum = sum * 256 + total;
-      }
-      block->scale = largest / limit + not_finite;
-      block->sum = block->scale * sum;
+      const int32_t total = reduced(totals, [](const Integers& a, const Integers& b) { return a + b; });
+      block->scale = largest < INFINITY ? largest / limit : NAN;
+      block->sum = block->scale * total;
+      start(-number_for_zero, total, block->starts);
     }
   }
 
  private:
-  // Writes the digits of as many inputs as there are lanes, and adds them to their totals.
-  template <int DIGITS>
-  static void split(const Vector& values, int8_t (*groups)[DIGITS][8], Integers (&totals)[DIGITS]) {
-    typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
-    Bytes order;
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES; i++) order[i] = i / 8 * 8 + i % 8 % 4 * 2 + i % 8 / 4;
-    Integers rest = nearest(values);
+  // The largest absolute value of a block, as if not a number were larger than infinity.
+  template <int64_t BLOCK>
+  static float largest_of(const float* values) {
+    Integers largest{};
 #pragma GCC unroll 4
-    for (int digit = DIGITS - 1; digit >= 0; digit--) {
-      const Integers low = digit ? rest << 24 >> 24 : rest;
-      rest = (rest - low) >> 8;
-      totals[digit] += low;
-      const Bytes ordered = __builtin_shuffle(__builtin_convertvector(low, Bytes), order);
-#pragma GCC unroll 2
-      for (int group = 0; group < LANES / 8; group++)
-        std::memcpy(groups[group][digit], reinterpret_cast<const char*>(&ordered) + group * 8, 8);
+    for (int i = 0; i < BLOCK; i += LANES) {
+      const Integers bits = reinterpret_cast<const Integers&>(values[i]) & 0x7fffffff;  // in the order of their values
+      largest = bits > largest ? bits : largest;
     }
+    const int32_t bits = reduced(largest, [](const Integers& a, const Integers& b) { return a > b ? a : b; });
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+
+  // Writes the digits of as many inputs as there are lanes.
+  template <int DIGITS>
+  static void write_digits(const Integers& rounded, int8_t* target) {
+    typedef uint8_t Bytes __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+    // With 128 added to each digit the bytes are digits without a sign; the other way round, digits with one.
+    constexpr int32_t bias = DIGITS == 1 ? 0 : 0x808080;
+    const Integers bytes = (rounded + bias) ^ bias;
+    Bytes order;
+#pragma GCC unroll 64
+    for (int i = 0; i < LANES * 4; i++) {
+      const int input = i / (8 * DIGITS) * 8 + i % 4 * 2 + i % 8 / 4, digit = i / 8 % DIGITS;
+      order[i] = (input * 4 + DIGITS - 1 - digit) % (LANES * 4);
+    }
+    const Bytes ordered = __builtin_shuffle(reinterpret_cast<const Bytes&>(bytes), order);
+    std::memcpy(target, &ordered, LANES * DIGITS);
+  }
+
+  // Splits `total` times a factor into the digits' shares.
+  static void start(int32_t factor, int32_t total, int32_t (&starts)[1]) { starts[0] = factor * total; }
+  static void start(int32_t factor, int32_t total, int32_t (&starts)[3]) {
+    const int32_t high = (total + 32768) >> 16;
+    starts[0] = factor * high;
+    starts[1] = 0;
+    starts[2] = factor * (total - high * 65536);
   }
 };
 
