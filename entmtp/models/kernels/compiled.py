@@ -40,6 +40,7 @@ _SIGNATURES = {
     "entmtp_decode": (None, [_POINTER] * 5),
     "entmtp_move_rows": (None, [_POINTER]),
     "entmtp_accept": (None, [_POINTER] * 2),
+    "entmtp_top_k": (None, [_POINTER]),
 }
 FORMATS = ("FLOAT32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """Formats of weights, in the order of enum ``Format`` of weights.hpp; those after the first are GGUF's."""
@@ -110,6 +111,16 @@ class Accepted(ctypes.Structure):
     """Struct ``Accepted`` of acceptance.hpp."""
 
     _fields_ = [(name, _POINTER) for name in ("nodes", "counts", "root", "report")]
+
+
+class Guesses(ctypes.Structure):
+    """Struct ``Guesses`` of top_k.hpp."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("logits", "vocabulary", "tokens", "log_probs")),
+        *((name, _INT) for name in ("rows", "width", "count")),
+        ("threads", _INT32),
+    ]
 
 
 @cache

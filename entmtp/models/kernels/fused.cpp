@@ -11,6 +11,7 @@
 #include "cache_rows.hpp"
 #include "gguf_blocks.hpp"
 #include "pass.hpp"
+#include "top_k.hpp"
 
 namespace {
 
@@ -192,5 +193,8 @@ void entmtp_move_rows(const Moves* moves) { move_rows(*moves); }
 
 // Accepts the longest path of each tree.
 void entmtp_accept(const Verified* trees, const Accepted* accepted) { accept_greedy(*trees, *accepted); }
+
+// Finds the likeliest tokens of rows of logits.
+void entmtp_top_k(const Guesses* guesses) { guess_rows(*guesses); }
 
 }  // extern "C"

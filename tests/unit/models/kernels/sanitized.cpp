@@ -45,6 +45,15 @@ void move() {
   entmtp_move_rows(&moves);
 }
 
+void guess(int64_t width, int64_t count) {
+  const int64_t rows = 3;
+  const auto logits = filled<float>(rows * width, 11), log_probs = filled<float>(rows * count, 12);
+  const auto vocabulary = filled<int32_t>(width, 13);
+  const auto tokens = filled<int64_t>(rows * count, 14);
+  const Guesses guesses{logits.get(), vocabulary.get(), tokens.get(), log_probs.get(), rows, width, count, 2};
+  entmtp_top_k(&guesses);
+}
+
 void attend(int64_t dim, int64_t length, int64_t n) {
   const int64_t heads = 6, kv_heads = 2, capacity = length + n + 1;
   Model model{};
@@ -68,6 +77,7 @@ void attend(int64_t dim, int64_t length, int64_t n) {
 
 int main() {
   move();
+  for (int64_t width : {1, 17, 300, 1024}) guess(width, std::min<int64_t>(width, 9));
   for (int64_t dim : {10, 64, 80})
     for (int64_t length : {0, 5, 127, 300})
       for (int64_t n : {1, 3, 40}) attend(dim, length, n);
