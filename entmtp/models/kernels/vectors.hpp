@@ -128,7 +128,7 @@ void store(const Vector& values, float* target, int64_t count) {
 }
 
 // Cephes' expf: 2^n times a polynomial in the remainder. The error is at most two units in the last place.
-Vector exponential(Vector x) {
+__attribute__((always_inline)) inline Vector exponential(Vector x) {
   x = larger(x > 88.f ? broadcast(88.f) : x, broadcast(-87.f));
   constexpr float magic = 12582912.f;  // adding it rounds to an integer
   const Vector n = (x * 1.44269504088896341f + magic) - magic;
