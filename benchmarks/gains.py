@@ -31,7 +31,7 @@ from entmtp.intervals import paired_ratio, ratio
 from entmtp.models import transformers_backbone as backbones
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import packed_linear
-from entmtp.models.kernels.block_weight import dequantize_layers
+from entmtp.models.kernels.block_weight import dequantize_layers, dequantized
 from entmtp.models.kernels.choices import parse_kernels
 from entmtp.models.kernels.packed_linear import replace_linear_layers
 from entmtp.models.loading.load import load_model
@@ -191,8 +191,11 @@ def _with_sdpa(model: Any, kernels: Kernels = "packed") -> TransformersBackbone:
 def _without_head_products(
     backbone: TransformersBackbone, heads: DraftHeads
 ) -> tuple[TransformersBackbone, DraftHeads]:
-    def linear(name: str, states: Any, weight: Any, bias: Any = None) -> Any:
-        return torch.nn.functional.linear(states, weight, bias)
+    weights = {name: (dequantized(weight), bias) for name, (weight, bias) in heads.linear_weights().items()}
+
+    def linear(name: str, states: Any, rows: int | None = None) -> Any:
+        weight, bias = weights[name]
+        return torch.nn.functional.linear(states, weight[:rows], None if bias is None else bias[:rows])
 
     heads.linear = linear  # type: ignore[method-assign]
     return backbone, heads

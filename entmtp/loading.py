@@ -133,7 +133,7 @@ def _load_heads(method: MethodSpec, backbone: Backbone) -> DraftHeads:
             f"heads: {source} holds {heads.kind} heads but the method needs {kind} heads; give such, or a"
             f" method that runs with any: {', '.join(methods.adaptive())}"
         )
-    return heads
+    return heads.draft_only()
 
 
 def policy_of(

@@ -22,9 +22,12 @@ from entmtp.errors import EntMTPError
 from entmtp.files import write_text, write_whole
 from entmtp.heads.configuration import DraftHeadsConfig
 from entmtp.heads.interface import Drafter, TracedText
+from entmtp.heads.linear_weights import LinearWeights, first_rows, free_parameters
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, TreeCache
-from entmtp.models.kernels.block_weight import BlockWeight, Weight, dequantized, weight_of
+from entmtp.models.kernels.block_weight import BlockWeight, Weight, dequantized, select_rows, weight_of
 from entmtp.models.kernels.choices import draft_layer_maker
+from entmtp.models.kernels.draft_weight import draft_weight
+from entmtp.models.kernels.fused_linear import DraftLinear
 from entmtp.models.kernels.packed_linear import InferenceLinear, MakeLayer
 from entmtp.trees.topology import Topology
 
@@ -57,28 +60,69 @@ class DraftHeads(nn.Module, ABC):
         self.output_bias: torch.Tensor | None = None
         self.input_embeddings: Weight = torch.empty(0)
         self._make_layer: MakeLayer | None = None
-        self._inference_layers: dict[tuple[str, int], InferenceLinear] = {}
+        self._inference_layers: dict[tuple[str, int | None], InferenceLinear] = {}
+        self._drafting_weights: dict[str, LinearWeights] | None = None
 
     def train(self, mode: bool = True) -> Self:
-        """Sets the mode and drops the inference layers, since training changes the weights that they copied."""
+        """Sets the mode and drops the inference layers, since training changes the weights that they copied.
+
+        Raises:
+            ValueError: to train heads that only draft.
+        """
+        if mode and self.only_drafts:
+            raise ValueError("heads: these only draft and can't be trained")
         self._inference_layers.clear()
         return super().train(mode)
 
-    def linear(self, name: str, states: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Multiplies ``states [..., in]`` by ``weight [out, in]``.
+    def linear_weights(self) -> dict[str, LinearWeights]:
+        """Weights of the linear layers by name: views of the parameters, and the output layer's."""
+        return {"output": (self.output_weight, self.output_bias)}
 
-        Under inference mode it uses the model's kernels, with a layer that is cached under ``name``.
+    def linear(self, name: str, states: torch.Tensor, rows: int | None = None) -> torch.Tensor:
+        """Multiplies ``states [..., in]`` by the weight ``[out, in]`` of this name, or by its first ``rows``.
+
+        Under inference mode it uses the model's kernels, with a layer that is cached.
         """
         if self.training or not torch.is_inference_mode_enabled() or self._make_layer is None:
+            weight, bias = first_rows(self._weights(name), rows)
             return nn.functional.linear(states, dequantized(weight), bias)
-        key = name, weight.shape[0]
+        key = name, rows
         if key not in self._inference_layers:
-            self._inference_layers[key] = self._make_layer(weight, bias)
+            self._inference_layers[key] = self._make_layer(*first_rows(self._weights(name), rows))
         product: torch.Tensor = self._inference_layers[key](states)
         return product
 
+    def _weights(self, name: str) -> LinearWeights:
+        return (self._drafting_weights or self.linear_weights())[name]
+
+    @property
+    def only_drafts(self) -> bool:
+        """Whether :meth:`draft_only` has freed the parameters."""
+        return self._drafting_weights is not None
+
+    def draft_only(self) -> Self:
+        """Frees the parameters that attached heads don't draft with: they can't be trained or saved any more.
+
+        Kernels that round the heads' weights to blocks read these blocks alone. Other kernels need the parameters.
+        """
+        if self._make_layer is not DraftLinear or self.only_drafts:
+            return self
+        weights = self.linear_weights()
+        rounded = {name: (draft_weight(weight), bias) for name, (weight, bias) in weights.items()}
+        free_parameters(self, [weight for name, (weight, _) in weights.items() if weight is not rounded[name][0]])
+        if "output" in rounded:
+            self.output_weight, _ = rounded["output"]
+        self._drafting_weights = rounded
+        return self
+
     def save_pretrained(self, folder: Path | str) -> None:
-        """Writes the weights and the configuration to a folder, which is made if it is absent."""
+        """Writes the weights and the configuration to a folder, which is made if it is absent.
+
+        Raises:
+            ValueError: if the heads only draft.
+        """
+        if self.only_drafts:
+            raise ValueError("heads: these only draft and can't be saved")
         folder = Path(folder)
         weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
         dtype = str(self.dtype).removeprefix("torch.")
@@ -135,6 +179,7 @@ class DraftHeads(nn.Module, ABC):
         # Detached, as a parameter would become one of the heads' own.
         self.input_embeddings = table if isinstance(table, BlockWeight) else table.detach()
         self._make_layer = draft_layer_maker(backbone.make_layer)
+        backbone.release()  # the rows of the output layer were read all over the model's file
         return self.eval()
 
     def bind_output(self, layer: Any) -> None:
@@ -146,7 +191,7 @@ class DraftHeads(nn.Module, ABC):
         if not isinstance(weight, BlockWeight):
             weight = weight.detach().to(tokens.device)
         if not torch.equal(tokens, torch.arange(weight.shape[0], device=tokens.device)):
-            weight = weight[tokens]
+            weight = select_rows(weight, tokens)
         self.output_weight = weight
         self.output_bias = None if bias is None else bias[tokens]
 
@@ -160,7 +205,7 @@ class DraftHeads(nn.Module, ABC):
 
         All states belong to ``head``. If it is None, they are those of the first heads, ``[..., heads, hidden_size]``.
         """
-        return self.linear("output", states, self.output_weight, self.output_bias)
+        return self.linear("output", states)
 
     def top_k(self, states: torch.Tensor, count: int, head: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Top-k tokens ``[..., count]`` of head states and their log-probabilities.

@@ -64,6 +64,8 @@ def load_heads(source: str | Path, backbone: Backbone) -> DraftHeads:
         heads = _with_weights(heads_class, config, load_file(folder / WEIGHTS))
     except Exception as error:  # safetensors and torch each raise their own types for a bad file
         raise _unreadable(folder / WEIGHTS, error) from error
+    # Tensors are views of the mapped file, which stays in memory as long as one of them. Others take the model's type.
+    heads.draft_vocab = heads.draft_vocab.clone()
     heads.fingerprint = file_hash(folder / WEIGHTS)
     return heads.attach(backbone)
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from entmtp.heads.linear_weights import LinearWeights
 from entmtp.heads.registry import register_heads
 from entmtp.heads.sequential import SequentialHeads
 from entmtp.heads.trained import TrainedHeads, TrainedHeadsConfig, rms_norm
@@ -35,6 +36,10 @@ class HydraHeads(SequentialHeads, TrainedHeads):
         heads, inner, hidden = config.num_heads, config.inner_size, config.hidden_size
         self.from_state = nn.Linear(hidden, heads * inner, bias=False)
         self.from_token = nn.Linear(hidden, heads * inner, bias=False)
+
+    def linear_weights(self) -> dict[str, LinearWeights]:
+        own = {"state": (self.from_state.weight, None), "token": (self.from_token.weight, None)}
+        return super().linear_weights() | own
 
     def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
         """Head states given the true continuation.
@@ -62,10 +67,10 @@ class HydraHeads(SequentialHeads, TrainedHeads):
 
     def _from_state(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
         """The decoder state's contributions ``[n, heads, inner_size]`` to each head's hidden layer."""
-        weight = self.from_state.weight[: heads * self.config.inner_size]
-        return self.linear("state", rms_norm(hidden), weight).unflatten(-1, (heads, -1))
+        rows = heads * self.config.inner_size
+        return self.linear("state", rms_norm(hidden), rows).unflatten(-1, (heads, -1))
 
     def _from_token(self, tokens: torch.Tensor, distances: int) -> torch.Tensor:
         """A token's contributions ``[..., distances, inner_size]`` to the heads 1 ... ``distances`` after it."""
-        weight = self.from_token.weight[: distances * self.config.inner_size]
-        return self.linear("token", self.embed(tokens), weight).unflatten(-1, (distances, -1))
+        rows = distances * self.config.inner_size
+        return self.linear("token", self.embed(tokens), rows).unflatten(-1, (distances, -1))

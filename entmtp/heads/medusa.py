@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from entmtp.heads.independent import IndependentHeads
+from entmtp.heads.linear_weights import LinearWeights
 from entmtp.heads.registry import register_heads
 from entmtp.heads.trained import TrainedHeads, TrainedHeadsConfig, rms_norm
 
@@ -32,7 +33,10 @@ class MedusaHeads(IndependentHeads, TrainedHeads):
         heads, inner, hidden = config.num_heads, config.inner_size, config.hidden_size
         self.up = nn.Linear(hidden, heads * inner, bias=False)
 
+    def linear_weights(self) -> dict[str, LinearWeights]:
+        return super().linear_weights() | {"up": (self.up.weight, None)}
+
     def head_states(self, hidden: torch.Tensor, heads: int) -> torch.Tensor:
         inner = self.config.inner_size
-        inputs = self.linear("up", rms_norm(hidden), self.up.weight[: heads * inner]).unflatten(-1, (heads, inner))
+        inputs = self.linear("up", rms_norm(hidden), heads * inner).unflatten(-1, (heads, inner))
         return torch.stack([self.head_state(head, hidden, inputs[:, head]) for head in range(heads)], dim=1)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from entmtp.heads.configuration import DraftHeadsConfig
+from entmtp.heads.linear_weights import LinearWeights
 from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.kernels.block_weight import Weight
 
@@ -60,11 +61,22 @@ class OriginalHeads(StatelessHeads):
         biased = config.outputs and config.output_bias
         self.own_bias = nn.Parameter(torch.zeros(config.outputs, vocab)) if biased else None
 
+    def linear_weights(self) -> dict[str, LinearWeights]:
+        blocks: dict[str, LinearWeights] = {
+            f"block {head} {block}": (self.block_weight[head, block], self.block_bias[head, block])
+            for head in range(self.num_heads)
+            for block in range(self.block_weight.shape[1])
+        }
+        if self.own_weight is None:
+            return super().linear_weights() | blocks
+        for output, weight in enumerate(self.own_weight):
+            blocks[f"output {output}"] = weight, None if self.own_bias is None else self.own_bias[output]
+        return blocks
+
     def residual(self, head: int, states: torch.Tensor) -> torch.Tensor:
         """Runs ``states [n, hidden_size]`` through a head's blocks."""
         for block in range(self.block_weight.shape[1]):
-            weight, bias = self.block_weight[head, block], self.block_bias[head, block]
-            states = states + nn.functional.silu(self.linear(f"block {head} {block}", states, weight, bias))
+            states = states + nn.functional.silu(self.linear(f"block {head} {block}", states))
         return states
 
     def bind_output(self, layer: Any) -> None:
@@ -79,13 +91,8 @@ class OriginalHeads(StatelessHeads):
         if self.own_weight is None:
             return super().draft_logits(states, head)
         if len(self.own_weight) == 1:
-            return self._own_logits(states, 0)
+            return self.linear("output 0", states)
         if head is not None:
-            return self._own_logits(states, head)
-        logits = [self._own_logits(each, number) for number, each in enumerate(states.unbind(-2))]
+            return self.linear(f"output {head}", states)
+        logits = [self.linear(f"output {number}", each) for number, each in enumerate(states.unbind(-2))]
         return torch.stack(logits, dim=-2)
-
-    def _own_logits(self, states: torch.Tensor, output: int) -> torch.Tensor:
-        assert self.own_weight is not None
-        bias = None if self.own_bias is None else self.own_bias[output]
-        return self.linear(f"output {output}", states, self.own_weight[output], bias)

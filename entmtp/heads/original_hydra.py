@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from entmtp.heads.linear_weights import LinearWeights
 from entmtp.heads.original import OriginalHeads, OriginalHeadsConfig
 from entmtp.heads.registry import register_heads
 from entmtp.heads.sequential import SequentialHeads
@@ -43,6 +44,10 @@ class OriginalHydraHeads(SequentialHeads, OriginalHeads):
         hidden = config.hidden_size
         self.first = nn.ModuleList(nn.Linear((head + 2) * hidden, 2 * hidden) for head in range(config.num_heads))
 
+    def linear_weights(self) -> dict[str, LinearWeights]:
+        first: Any = self.first
+        return super().linear_weights() | {f"first {head}": (each.weight, each.bias) for head, each in enumerate(first)}
+
     def path_inputs(
         self, hidden: torch.Tensor, tokens: torch.Tensor, level: int, depth: int, prefix_state: torch.Tensor | None
     ) -> torch.Tensor:
@@ -51,6 +56,5 @@ class OriginalHydraHeads(SequentialHeads, OriginalHeads):
         return torch.cat([hidden if prefix_state is None else prefix_state, embedded], dim=-1)
 
     def path_states(self, hidden: torch.Tensor, level: int, inputs: torch.Tensor) -> torch.Tensor:
-        first: Any = self.first[level]
-        skip, inner = self.linear(f"first {level}", inputs, first.weight, first.bias).chunk(2, dim=-1)
+        skip, inner = self.linear(f"first {level}", inputs).chunk(2, dim=-1)
         return self.residual(level, skip + nn.functional.silu(inner))

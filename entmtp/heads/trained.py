@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from entmtp.heads.configuration import DraftHeadsConfig
+from entmtp.heads.linear_weights import LinearWeights
 from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.kernels.block_weight import embed
 
@@ -36,6 +37,9 @@ class TrainedHeads(StatelessHeads):
         self.scale = nn.Parameter(torch.ones(config.num_heads))
         self.down = nn.Parameter(torch.zeros(config.num_heads, config.inner_size, config.hidden_size))
 
+    def linear_weights(self) -> dict[str, LinearWeights]:
+        return super().linear_weights() | {f"down {head}": (each.t(), None) for head, each in enumerate(self.down)}
+
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """RMS-normalised input embeddings ``[..., hidden_size]`` of tokens ``[...]``."""
         return rms_norm(embed(self.input_embeddings, tokens))
@@ -45,7 +49,7 @@ class TrainedHeads(StatelessHeads):
 
         ``hidden [n, hidden_size]`` are decoder states and ``inputs [n, inner_size]`` its hidden layer's inputs.
         """
-        update = self.linear(f"down {head}", nn.functional.silu(inputs), self.down[head].t())
+        update = self.linear(f"down {head}", nn.functional.silu(inputs))
         return self.scale[head] * hidden + update
 
 

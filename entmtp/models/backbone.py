@@ -93,6 +93,10 @@ class Backbone(ABC):
         """Whether the model's layers are on several devices."""
         return len(self.devices) > 1
 
+    @abstractmethod
+    def release(self) -> None:
+        """Give back memory whose contents can be read again, such as pages of a mapped file."""
+
     @property
     def embeddings(self) -> Weight:
         """Input embedding table ``[vocab_size, hidden_size]``."""

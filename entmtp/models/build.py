@@ -61,7 +61,7 @@ def _fused_backbone(model: BareModel, kernels: Kernels) -> FusedBackbone | None:
             passed.remember()
     except EntMTPError:
         return None
-    model.release()
+    backbone.release()
     backbone.kernels_description = describe_kernels(chosen, describe_weights(model, chosen, backbone.dtype))
     return backbone
 

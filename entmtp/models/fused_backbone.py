@@ -42,6 +42,9 @@ class FusedBackbone(Backbone):
 
         return transformers_model(self._bare)
 
+    def release(self) -> None:
+        self._bare.release()
+
     @property
     def input_layer(self) -> torch.nn.Module:
         return self._bare.model.embed_tokens

@@ -80,6 +80,9 @@ class TransformersBackbone(Backbone):
         # Kernels are built per shape (oneDNN's, CUDA graphs), and are few this way.
         return PREFILL_MULTIPLE if self._fused_decoder is None else 1
 
+    def release(self) -> None:
+        """Does nothing: transformers' model owns its memory."""
+
     def use_model(self, model: PreTrainedModel) -> None:
         """Run on a copy of ``model`` that shares its parameters, with PyTorch's own layers."""
         self._set_model(sharing_copy(model))

@@ -100,7 +100,7 @@ class Worker:
         self._loaded, self.tokenizer = load_weights(config.model, dtype=config.dtype, device=config.device)
         self.backbone = build_backbone(self._loaded)
         self.heads: dict[str, DraftHeads] = {
-            kind: load_heads(source, self.backbone) for kind, source in config.heads.items()
+            kind: load_heads(source, self.backbone).draft_only() for kind, source in config.heads.items()
         }
         self._costs: dict[str, CostTable] = {}
         self._engines: ArmEngines | None = None

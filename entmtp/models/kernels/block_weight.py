@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import nn
@@ -32,7 +34,7 @@ class BlockWeight:
     def __deepcopy__(self, memo: dict[int, object]) -> BlockWeight:
         return self  # it is never changed, and it may be mapped from a file
 
-    def __getitem__(self, rows: torch.Tensor) -> BlockWeight:
+    def __getitem__(self, rows: torch.Tensor | slice) -> BlockWeight:
         """The weight of these outputs alone."""
         return BlockWeight(self.format, self.rows[rows])
 
@@ -92,6 +94,23 @@ def dequantized(weight: Weight) -> torch.Tensor:
 def embed(table: Weight, tokens: torch.Tensor) -> torch.Tensor:
     """Rows ``[..., in]`` of a table ``[out, in]`` at ``tokens [...]``."""
     return table.embed(tokens) if isinstance(table, BlockWeight) else nn.functional.embedding(tokens, table)
+
+
+_selected: WeakKeyDictionary[BlockWeight, WeakValueDictionary[str, BlockWeight]] = WeakKeyDictionary()
+
+
+def select_rows(weight: Weight, rows: torch.Tensor) -> Weight:
+    """The weight of the outputs ``rows [n]`` alone.
+
+    Of a weight in blocks all who need the same rows get one copy, which is then packed once.
+    """
+    if not isinstance(weight, BlockWeight):
+        return weight[rows]
+    copies = _selected.setdefault(weight, WeakValueDictionary())
+    key = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
+    if (copy := copies.get(key)) is None:
+        copies[key] = copy = weight[rows]
+    return copy
 
 
 class BlockLinear(nn.Module):

@@ -1,5 +1,6 @@
 """The backbone of the fused kernels alone computes what the backbone of transformers' model with them computes."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from entmtp.models.fused_backbone import FusedBackbone
 from entmtp.models.gguf.file import GgufFile
 from entmtp.models.kernels import compiled
 from entmtp.models.kernels.block_weight import BlockWeight, weight_of
+from entmtp.models.kernels.packed_weight import pack
 from entmtp.models.loading.load import load_model, load_weights
 from entmtp.models.transformers_backbone import TransformersBackbone
 from entmtp.settings import Kernels
@@ -122,9 +124,34 @@ def test_heads_share_the_blocks_of_the_output_layer(tmp_path: Path) -> None:
     assert ((heads.draft_logits(states) - plain).norm() / plain.norm()).item() < 0.05
 
 
+def test_heads_of_one_draft_vocabulary_share_its_rows(tmp_path: Path) -> None:
+    ours, _ = backbones(write_model(tmp_path / "model.gguf", "llama", "Q8_0"))
+    config = MedusaConfig(hidden_size=ours.hidden_size, vocab_size=ours.vocab_size, num_heads=2, draft_vocab_size=8)
+    chosen, other = torch.randperm(ours.vocab_size).split(8)[:2]
+    heads = [MedusaHeads(config) for _ in range(3)]
+    for each, vocabulary in zip(heads, (chosen, chosen, other), strict=True):
+        each.draft_vocab.copy_(vocabulary)
+        each.attach(ours).draft_only()
+    first, same, another = (weight_of_output(each) for each in heads)
+    assert first is same
+    assert pack(first) is pack(same)
+    assert first is not another
+    rows = weakref.ref(first.rows)
+    del first, same, heads[:2], each
+    assert rows() is None, "rows without heads take no memory"
+
+
+def weight_of_output(heads: MedusaHeads) -> BlockWeight:
+    assert isinstance(heads.output_weight, BlockWeight)
+    return heads.output_weight
+
+
 def test_pages_of_the_file_are_given_back_once_they_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     released = []
     monkeypatch.setattr(GgufFile, "release", lambda file: released.append(file.path))
     path = write_model(tmp_path / "model.gguf", "llama", "Q4_1")
-    build_backbone(load_weights(str(path))[0])
+    backbone = build_backbone(load_weights(str(path))[0])
     assert released == [path]
+    config = MedusaConfig(hidden_size=backbone.hidden_size, vocab_size=backbone.vocab_size, draft_vocab_size=8)
+    MedusaHeads(config).attach(backbone)
+    assert released == [path] * 2, "heads read rows from all over the file"
