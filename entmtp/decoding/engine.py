@@ -16,7 +16,7 @@ from entmtp.decoding.runner import Runner
 from entmtp.decoding.sampling import Sampler
 from entmtp.decoding.scheduler import Scheduler
 from entmtp.decoding.sequence import Sequence, SequenceStatus
-from entmtp.decoding.state import DecodingState
+from entmtp.decoding.state import DecodingState, NewCache
 from entmtp.decoding.text import TextStream
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
@@ -49,13 +49,18 @@ class Engine:
         policy: Policy,
         settings: EngineSettings,
         tokenizer: Tokenizer | None = None,
+        new_cache: NewCache | None = None,
     ) -> None:
+        """Allocate the memory.
+
+        ``new_cache`` may return a cache that another engine has too. Such engines take turns, and reuse no prefixes.
+        """
         self.backbone = backbone
         self.heads = heads
         self.detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
         # The last step of a text may overshoot by a whole tree.
         cache_rows = min(settings.context, backbone.max_context) + MAX_NODES + 1
-        state = DecodingState(backbone, heads, settings.slots, cache_rows)
+        state = DecodingState(backbone, heads, settings.slots, cache_rows, new_cache)
         self.runner = Runner(state, policy)
         self.scheduler = Scheduler(state, settings)
         self._steps = self._tokens = 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 
@@ -14,10 +15,13 @@ from entmtp.decoding.timers import Stopwatch
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import AcceptedPaths, Expansion
 from entmtp.models.backbone import Backbone
-from entmtp.models.cache import NO_DRAFT_CACHE, TreeCache
+from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, TreeCache
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.policies.signals import entropy
 from entmtp.trees.batch import TreeBatch, rounded_rows
+
+NewCache: TypeAlias = Callable[[int, int, DraftCacheLayout], TreeCache]
+"""Makes a cache for so many slots with so many rows each, and this draft cache."""
 
 
 class DecodingState:
@@ -32,13 +36,15 @@ class DecodingState:
         graphs: runs the parts of a step.
     """
 
-    def __init__(self, backbone: Backbone, heads: DraftHeads | None, slots: int, capacity: int) -> None:
+    def __init__(
+        self, backbone: Backbone, heads: DraftHeads | None, slots: int, capacity: int, new_cache: NewCache | None = None
+    ) -> None:
+        """Allocate the memory; ``new_cache`` makes the cache instead of :meth:`Backbone.new_cache`."""
         self.backbone = backbone
         self.heads = heads
         self.capacity = capacity
-        self.cache: TreeCache = backbone.new_cache(
-            slots, capacity, NO_DRAFT_CACHE if heads is None else heads.cache_layout
-        )
+        layout = NO_DRAFT_CACHE if heads is None else heads.cache_layout
+        self.cache: TreeCache = (new_cache or backbone.new_cache)(slots, capacity, layout)
         self.drafter = None if heads is None else heads.drafter(self.cache)
         self.root = torch.zeros(slots, dtype=torch.int64, device=backbone.device)
         self.last_hidden = torch.zeros(slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)

@@ -19,6 +19,7 @@ from entmtp.evaluation.run.units import Unit, make_units
 from entmtp.evaluation.run.worker import Worker, WorkerConfig
 from entmtp.heads.checkpoint import KINDS, load_heads
 from entmtp.models.build import build_backbone
+from entmtp.models.kernels.choices import CHOICES
 from entmtp.policies.base import Policy
 from entmtp.settings import BenchmarkSettings, SamplingParams
 from entmtp.suites import MIXED, Prompt
@@ -182,6 +183,19 @@ def test_engines_of_another_suite_take_the_memory_of_the_last_and_failures_clear
     outcome = worker.run(custom(replace(QUESTION, text="x" * 4096)), ["hydra", "entmtp"], SETTINGS)
     assert outcome.failures
     assert worker._engines is None
+
+
+def test_engines_without_draft_caches_take_turns_on_one_cache(worker: Worker, units: list[Unit]) -> None:
+    requests_of(worker, units[0], ["autoregressive", "medusa", "hydra"])
+    assert worker._engines is not None
+    caches = {kind: engine.runner.state.cache for kind, engine in worker._engines._engines.items()}
+    assert set(caches) == {None, "medusa", "hydra"}
+    assert len({id(cache) for cache in caches.values()}) == 1
+
+
+def test_a_workers_heads_only_draft(worker: Worker) -> None:
+    rounds = CHOICES[worker.backbone.kernels].fuses
+    assert {kind: heads.only_drafts for kind, heads in worker.heads.items()} == dict.fromkeys(KINDS, rounds)
 
 
 def test_a_longer_prompt_gets_larger_engines_and_a_shorter_one_keeps_them(worker: Worker) -> None:

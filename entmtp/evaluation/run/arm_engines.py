@@ -6,11 +6,13 @@ and no prompt reuses the prefix of an earlier one.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.outputs import Completion
+from entmtp.decoding.state import NewCache
 from entmtp.evaluation.run.arms import Foresight, Toolbox, drafting_kind, engine_with, make_policy
 from entmtp.policies.base import Policy
 from entmtp.settings import EngineSettings, SamplingParams
@@ -24,8 +26,9 @@ _log = logging.getLogger(__name__)
 class ArmEngines:
     """Engines for the arms of a suite, for texts of up to ``tokens`` tokens, prompt and answer together.
 
-    Arms with the same heads take turns on one engine: its cache for one request and, on a GPU, its CUDA graphs. Each
-    has a policy of its own. The engines' memory is freed with this object.
+    Arms with the same heads take turns on one engine and, on a GPU, its CUDA graphs. Each has a policy of its own. The
+    engines take turns on one cache for one request, or one for each draft cache that heads need. All memory is freed
+    with this object.
     """
 
     def __init__(self, suite: str, arms: Sequence[str], tools: Toolbox, tokens: int) -> None:
@@ -37,6 +40,7 @@ class ArmEngines:
         self._tools = tools
         self._engines: dict[str | None, Engine] = {}  # by kind of heads
         self._policies: dict[str, Policy] = {}
+        self._new_cache: NewCache = functools.cache(tools.backbone.new_cache)
 
     def fits(self, suite: str, arms: Sequence[str], tokens: int) -> bool:
         """Whether these engines serve the suite and the arms, and have room for so many tokens."""
@@ -50,7 +54,7 @@ class ArmEngines:
         """The engine of the arm's heads, with the arm's policy."""
         kind, policy = drafting_kind(arm, self._tools), self._policies[arm]
         if kind not in self._engines:
-            self._engines[kind] = engine_with(policy, kind, self._tools, self.settings)
+            self._engines[kind] = engine_with(policy, kind, self._tools, self.settings, self._new_cache)
         engine = self._engines[kind]
         if engine.policy is not policy:
             engine.reconfigure(policy, self.settings)

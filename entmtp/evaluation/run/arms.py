@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from entmtp import methods
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.outputs import Completion
+from entmtp.decoding.state import NewCache
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
@@ -116,10 +117,12 @@ def make_engine(arm: str, tools: Toolbox, settings: EngineSettings, foresight: F
     return engine_with(make_policy(arm, tools, foresight), drafting_kind(arm, tools), tools, settings)
 
 
-def engine_with(policy: Policy, kind: str | None, tools: Toolbox, settings: EngineSettings) -> Engine:
-    """An engine with this policy and heads of this kind, or without heads."""
+def engine_with(
+    policy: Policy, kind: str | None, tools: Toolbox, settings: EngineSettings, new_cache: NewCache | None = None
+) -> Engine:
+    """An engine with this policy and heads of this kind, or without heads; ``new_cache`` as in :class:`Engine`."""
     heads = None if kind is None else tools.heads[kind]
-    return Engine(tools.backbone, heads, policy, settings, tools.tokenizer)
+    return Engine(tools.backbone, heads, policy, settings, tools.tokenizer, new_cache)
 
 
 def drafting_kind(arm: str, tools: Toolbox) -> str | None:
