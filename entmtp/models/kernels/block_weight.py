@@ -113,8 +113,12 @@ def select_rows(weight: Weight, rows: torch.Tensor) -> Weight:
     return copy
 
 
+DEQUANTIZED_ROWS = 4096
+"""Rows of a weight that are dequantized at a time: those of a whole output layer take as much as a small model."""
+
+
 class BlockLinear(nn.Module):
-    """A linear layer with a :class:`BlockWeight`; alone it multiplies by the dequantized weight."""
+    """A linear layer with a :class:`BlockWeight`; alone it multiplies by the dequantized weight, part by part."""
 
     def __init__(self, blocks: BlockWeight, bias: torch.Tensor | None = None) -> None:
         super().__init__()
@@ -129,7 +133,12 @@ class BlockLinear(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """``[..., in] -> [..., out]``."""
-        return nn.functional.linear(states, self.weight, self.bias)
+        parts = []
+        for first in range(0, self.out_features, DEQUANTIZED_ROWS):
+            rows = slice(first, first + DEQUANTIZED_ROWS)
+            bias = None if self.bias is None else self.bias[rows]
+            parts.append(nn.functional.linear(states, self.blocks[rows].dequantized(), bias))
+        return torch.cat(parts, dim=-1)
 
 
 class BlockEmbedding(nn.Module):

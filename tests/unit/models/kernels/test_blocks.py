@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from entmtp.models.kernels import block_formats, compiled
+from entmtp.models.kernels import block_formats, block_weight, compiled
 from entmtp.models.kernels.block_weight import BlockLinear, BlockWeight, dequantize_layers
 from entmtp.models.kernels.compiled import BLOCK_FORMATS
 from entmtp.models.kernels.fused_linear import FusedLinear
@@ -130,6 +130,24 @@ def test_without_a_compiler_blocks_are_dequantized_by_the_package(monkeypatch: p
     weight = random_blocks("Q5_K", 6, 512, seed=4)
     monkeypatch.setattr(compiled, "unsupported_reason", lambda: "needs a C++ compiler")
     assert torch.equal(weight.embed(torch.tensor([[5, 0]])), reference(weight)[torch.tensor([[5, 0]])])
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_product_never_has_the_whole_of_a_large_weight_in_float32(
+    biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks, sizes = random_blocks("Q8_0", 20, 64, seed=7), []
+
+    def dequantized(weight: BlockWeight) -> torch.Tensor:
+        sizes.append(weight.shape[0])
+        return reference(weight)
+
+    monkeypatch.setattr(block_weight, "DEQUANTIZED_ROWS", 8)
+    monkeypatch.setattr(BlockWeight, "dequantized", dequantized)
+    bias, states = torch.randn(20) if biased else None, torch.randn(2, 3, 64)
+    found = BlockLinear(blocks, bias)(states)
+    assert torch.allclose(found, nn.functional.linear(states, reference(blocks), bias), atol=1e-4)
+    assert sizes == [8, 8, 4]
 
 
 def test_dequantized_layers_are_pytorchs_own_and_stay_tied() -> None:
