@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
@@ -42,6 +43,9 @@ from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import CalibrationSettings, EngineSettings, Kernels, SamplingParams
 from entmtp.suites import PAPER_SUITES, scored_prompts
 from entmtp.trees.topology import Topology
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 METHODS = ("entmtp-dynamic", "hydra")
 TREES = (3, 15, 63)
@@ -152,7 +156,7 @@ def subject(
     """
     if shape is not None:
         return _random_subject(case, device, shape, prompts)
-    model, tokenizer = load_model("bundled", dtype=case.dtype, device=str(device))
+    model, tokenizer = _bundled(case.dtype, device)
     backbone = build_backbone(model, case.kernels)
     engines = {PLAIN: _plain(backbone)} | {name: engine_of(name, backbone) for name in methods}
     texts = [one.text for name in PAPER_SUITES for one in scored_prompts(name, prompts)]
@@ -161,8 +165,14 @@ def subject(
 
 def _unrounded(case: Case, device: torch.device) -> Backbone:
     """The bundled model on the fastest kernels that write its own text."""
-    model, _ = load_model("bundled", dtype=case.dtype, device=str(device))
+    model, _ = _bundled(case.dtype, device)
     return build_backbone(model)
+
+
+@lru_cache(maxsize=1)
+def _bundled(dtype: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The bundled model and its tokenizer. Cases of one type share them, since no backbone changes its model."""
+    return load_model("bundled", dtype=dtype, device=str(device))
 
 
 def _random_subject(

@@ -8,13 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
+from benchmarks import identity
 from benchmarks.identity import Case, Compared, available_cases, compare, differing, row, subject
 from benchmarks.step import TYPES
 from benchmarks.undrafted import PLAIN
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.models.kernels.choices import CHOICES
+from tests.helpers.tiny_models import tiny_model
 
 CPU = torch.device("cpu")
 PROMPT = [7, 8]
@@ -55,6 +58,21 @@ def test_random_weights_are_compared_in_each_case(case: str) -> None:
 
 def texts_of(engines: dict[str, Engine], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     return [engines[PLAIN].generate(prompt, 12).tokens for prompt in prompts]
+
+
+def test_the_bundled_model_is_loaded_once_for_all_cases_of_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
+    def load(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, None]:
+        loaded.append((name, dtype, device))
+        return tiny_model("llama", dtype=TYPES[dtype]), None
+
+    monkeypatch.setattr(identity, "load_model", load)
+    identity._bundled.cache_clear()
+    for case in ("packed:float32", "eager:float32", "eager:float32", "eager:bfloat16"):
+        identity._unrounded(Case.of(case), CPU)
+    identity._bundled.cache_clear()
+    assert loaded == [("bundled", "float32", "cpu"), ("bundled", "bfloat16", "cpu")]
 
 
 def test_another_model_is_seen_to_differ() -> None:
