@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 
 from entmtp.heads.hydra_plus_plus_layer import HydraPlusPlusLayer
-from entmtp.heads.interface import PREFILL_CHUNK, AcceptedPaths, Drafter, Proposal, TracedText
+from entmtp.heads.interface import AcceptedPaths, Drafter, Proposal, TracedText
 from entmtp.heads.stateless import StatelessExpansion, StatelessHeads
+from entmtp.models.backbone import PREFILL_CHUNK
 from entmtp.models.cache import KvRange, TreeCache
 from entmtp.models.masks import AttentionWindow, additive_mask
 from entmtp.trees.batch import TreeBatch

@@ -25,9 +25,6 @@ import torch
 
 from entmtp.trees.batch import TreeBatch
 
-PREFILL_CHUNK = 512
-"""Committed tokens that are run in one pass, as many as in the model's own prefill."""
-
 
 @dataclass(frozen=True)
 class Proposal:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from entmtp.models.bare_model import BareModel
 
 PREFILL_CHUNK = 512
+"""Committed tokens that the model, and heads with a draft cache, run in one pass."""
 LOGITS_CHUNK = 32
 """Positions whose logits are in memory at a time, where only a few numbers of each are needed."""
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.interface import PREFILL_CHUNK, AcceptedPaths, Drafter, Proposal
+from entmtp.heads.interface import AcceptedPaths, Drafter, Proposal
 from entmtp.heads.native.drafting import GuessedLevel, NativeExpansion, draft_trees
 from entmtp.heads.native.layers import NativeLayers
+from entmtp.models.backbone import PREFILL_CHUNK
 from entmtp.models.cache import KvRange, TreeCache
 from entmtp.models.masks import AttentionWindow
 from entmtp.trees.batch import TreeBatch
