@@ -71,7 +71,7 @@ def calibrate_task(
     ids = [encode_chat(tokenizer, prompt) for prompt in prompts]
     write_answers(backbone, ids, folder, settings, progress)
     for kind, source in sources.items():
-        attached = load_heads(source, backbone)
+        attached = load_heads(source, backbone).draft_only()
         traces = traces_of(folder, backbone, attached, ids)
         tokens = sum(len(trace) for trace in traces)
         provenance = provenance_of(backbone, attached, task, origin, prompts, tokens)
@@ -103,7 +103,7 @@ def _calibrate_mixed(
     loaded, _ = load_model(model, dtype=dtype, device=device)
     backbone = build_backbone(loaded)
     for kind, parts in calibrations.items():
-        attached = load_heads(sources[kind], backbone)
+        attached = load_heads(sources[kind], backbone).draft_only()
         for bank, _ in parts:
             bank.check_heads(
                 kind=kind,
