@@ -41,7 +41,7 @@ def main(
     with plain_errors("memory", "nothing was recorded"):
         model, _ = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
         backbone = build_backbone(model)
-        heads = load_heads(bundled_heads("hydra"), backbone)
+        heads = load_heads(bundled_heads("hydra"), backbone).draft_only()
         bank = load_bank(bundled_bank(MIXED, "hydra"))
         cost = machine_cost(backbone, heads, cache_folder(), print, 8)
         policy = policy_at_costs("entmtp-dynamic", heads, bank, cost, print)

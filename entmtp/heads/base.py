@@ -24,6 +24,7 @@ from entmtp.heads.configuration import DraftHeadsConfig
 from entmtp.heads.interface import Drafter, TracedText
 from entmtp.heads.linear_weights import LinearWeights, first_rows, free_parameters
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, TreeCache
+from entmtp.models.kernels import fused_top_k
 from entmtp.models.kernels.block_weight import BlockWeight, Weight, dequantized, select_rows, weight_of
 from entmtp.models.kernels.choices import draft_layer_maker
 from entmtp.models.kernels.draft_weight import draft_weight
@@ -96,6 +97,11 @@ class DraftHeads(nn.Module, ABC):
         return (self._drafting_weights or self.linear_weights())[name]
 
     @property
+    def _is_fused(self) -> bool:
+        """Whether the compiled kernels draft, in float32 on a CPU."""
+        return self._make_layer is DraftLinear
+
+    @property
     def only_drafts(self) -> bool:
         """Whether :meth:`draft_only` has freed the parameters."""
         return self._drafting_weights is not None
@@ -105,7 +111,7 @@ class DraftHeads(nn.Module, ABC):
 
         Kernels that round the heads' weights to blocks read these blocks alone. Other kernels need the parameters.
         """
-        if self._make_layer is not DraftLinear or self.only_drafts:
+        if not self._is_fused or self.only_drafts:
             return self
         weights = self.linear_weights()
         rounded = {name: (draft_weight(weight), bias) for name, (weight, bias) in weights.items()}
@@ -213,7 +219,10 @@ class DraftHeads(nn.Module, ABC):
         States are as for :meth:`draft_logits`. ``count`` is cut to the size of the draft vocabulary.
         """
         logits = self.draft_logits(states, head).float()
-        top = logits.topk(min(count, logits.shape[-1]), dim=-1)
+        count = min(count, logits.shape[-1])
+        if self._is_fused and torch.is_inference_mode_enabled():
+            return fused_top_k.top_k(logits, self.draft_vocab, count)
+        top = logits.topk(count, dim=-1)
         return self.draft_vocab.long()[top.indices], top.values - logits.logsumexp(-1, keepdim=True)
 
     def check_trees(self, topologies: Sequence[Topology]) -> None:

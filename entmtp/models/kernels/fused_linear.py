@@ -6,13 +6,11 @@ from ctypes import byref
 
 import torch
 
-from entmtp.models.kernels.block_formats import GGML_QUANT_SIZES, GGMLQuantizationType
-from entmtp.models.kernels.block_weight import BlockWeight, Weight
+from entmtp.models.kernels.block_weight import Weight
 from entmtp.models.kernels.compiled import library, profiled
+from entmtp.models.kernels.draft_weight import draft_weight
 from entmtp.models.kernels.packed_linear import InferenceLinear
 from entmtp.models.kernels.packed_weight import PackedWeight, pack
-
-_DRAFT_FORMAT = GGMLQuantizationType.Q8_0
 
 
 class _CompiledLinear(InferenceLinear):
@@ -72,11 +70,4 @@ class DraftLinear(RoundingLinear):
     """
 
     def __init__(self, weight: Weight, bias: torch.Tensor | None) -> None:
-        super().__init__(_rounded(weight), bias)
-
-
-def _rounded(weight: Weight) -> Weight:
-    block, _ = GGML_QUANT_SIZES[_DRAFT_FORMAT]
-    if isinstance(weight, BlockWeight) or weight.shape[1] % block:
-        return weight
-    return BlockWeight.rounded(weight, _DRAFT_FORMAT)
+        super().__init__(draft_weight(weight), bias)
