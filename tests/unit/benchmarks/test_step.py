@@ -29,6 +29,7 @@ from entmtp.heads.stateless import StatelessExpansion
 from entmtp.models.build import build_backbone
 from entmtp.policies.hardware_profile import load_profile
 from entmtp.policies.signals import Signals
+from entmtp.settings import Kernels
 from entmtp.trees.topology import Topology
 from tests.helpers import tiny_models
 from tests.helpers.taped_graphs import Taped
@@ -48,8 +49,8 @@ def work(kind: str, tree: Topology, batch: int = 1, cached: int = 0) -> Work:
     return step_work(model, tiny_models.random_heads(kind, backbone).attach(backbone), tree, batch, cached)
 
 
-def bench(kind: str, batch: int, context: int, max_nodes: int = 20) -> StepBench:
-    backbone = build_backbone(tiny_models.tiny_model("llama"))
+def bench(kind: str, batch: int, context: int, max_nodes: int = 20, kernels: Kernels = "auto") -> StepBench:
+    backbone = build_backbone(tiny_models.tiny_model("llama"), kernels)
     return StepBench(backbone, tiny_models.random_heads(kind, backbone).attach(backbone), batch, context, max_nodes)
 
 
@@ -158,7 +159,7 @@ def test_the_ladder_that_is_timed_takes_the_measured_tree_at_any_entropy() -> No
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_changing_trees_capture_nothing_after_the_warm_up(batch: int) -> None:
-    some = bench("hydra", batch, 20, max_nodes=12)
+    some = bench("hydra", batch, 20, max_nodes=12, kernels="eager")  # a tape captures no fused kernels
     some.state.graphs = Graphs(Taped())
     found = churn(some, 12, 3, steps=30, warm_up=0)
     assert (found.steps, found.graphs, found.captures) == (30, True, 0)
@@ -166,7 +167,7 @@ def test_changing_trees_capture_nothing_after_the_warm_up(batch: int) -> None:
 
 
 def test_a_capture_in_the_counted_steps_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    some = bench("medusa", 1, 20, max_nodes=12)
+    some = bench("medusa", 1, 20, max_nodes=12, kernels="eager")
     some.state.graphs = Graphs(Taped())
     monkeypatch.setattr(timing, "_shapes", lambda nodes, depth: iter([(0, 0)]))
     assert churn(some, 12, 3, steps=20, warm_up=0).captures > 0
