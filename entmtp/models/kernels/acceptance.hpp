@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -100,10 +101,10 @@ void accept_path(const Verified& trees, int64_t request, const int64_t* choice, 
 }
 
 void accept_greedy(const Verified& trees, const Accepted& accepted) {
-  std::vector<int64_t> choice(trees.batch * trees.width);
-  run_team(trees.threads, 2, [&](Worker& worker) {
-    worker.run(trees.batch * trees.width,
-               [&](int64_t node) { choice[node] = likeliest(trees.logits + node * trees.vocab, trees.vocab); });
+  const int64_t nodes = trees.batch * trees.width;
+  std::vector<int64_t> choice(nodes);
+  run_team(std::min<int64_t>(trees.threads, nodes), 2, [&](Worker& worker) {
+    worker.run(nodes, [&](int64_t node) { choice[node] = likeliest(trees.logits + node * trees.vocab, trees.vocab); });
     worker.run(trees.batch, [&](int64_t request) {
       accept_path(trees, request, choice.data() + request * trees.width, accepted);
     });

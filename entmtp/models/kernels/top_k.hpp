@@ -90,7 +90,7 @@ void guess(const Guesses& guesses, int64_t row) {
 }
 
 void guess_rows(const Guesses& guesses) {
-  run_team(guesses.threads, 1, [&](Worker& worker) {
+  run_team(std::min<int64_t>(guesses.threads, guesses.rows), 1, [&](Worker& worker) {
     worker.run(guesses.rows, [&](int64_t row) { guess(guesses, row); });
   });
 }
