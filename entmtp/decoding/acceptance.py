@@ -55,6 +55,11 @@ class Accepted(NamedTuple):
     root: torch.Tensor
     report: torch.Tensor
 
+    @property
+    def last(self) -> torch.Tensor:
+        """``[batch]`` the path's last node; any valid one on idle rows."""
+        return self.report[:, 2]
+
     def to_host(self) -> list[Outcome]:
         """Copy the report to the host: the one synchronisation of a step."""
         report = self.report.cpu()

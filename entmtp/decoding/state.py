@@ -151,9 +151,11 @@ class DecodingState:
         """
         index = self.cache.table.index(slots)
         self.cache.commit(slots, accepted.nodes, accepted.counts)
-        self.root[index] = torch.where(accepted.counts > 0, accepted.root, self.root[index])
+        padded = self.graphs.active  # else batch_slots() adds no idle rows
+        root = torch.where(accepted.counts > 0, accepted.root, self.root[index]) if padded else accepted.root
+        self.root[index] = root
         if self.drafter is not None and self.drafts_in_graphs:
-            self.drafter.append(slots, _paths(tokens, hidden, accepted))
+            self.drafter.append(slots, _paths(tokens, hidden, accepted, padded))
         return ()
 
     def append(
@@ -165,7 +167,7 @@ class DecodingState:
         """
         if self.drafter is None or self.drafts_in_graphs:
             return accepted
-        self.drafter.append(slots, _paths(tokens, hidden, accepted))
+        self.drafter.append(slots, _paths(tokens, hidden, accepted, padded=False))
         return accepted.with_finite_check(self.drafter.states[self.cache.table.index(slots)])
 
     @property
@@ -179,8 +181,10 @@ class DecodingState:
         return self.drafter is None or self.drafter.is_capturable
 
 
-def _paths(tokens: torch.Tensor, hidden: torch.Tensor, accepted: Accepted) -> AcceptedPaths:
-    return AcceptedPaths(tokens, hidden, accepted.nodes, accepted.counts, accepted.root)
+def _paths(tokens: torch.Tensor, hidden: torch.Tensor, accepted: Accepted, padded: bool) -> AcceptedPaths:
+    return AcceptedPaths(
+        tokens, hidden, accepted.nodes, accepted.counts, accepted.root, last=accepted.last, padded=padded
+    )
 
 
 class _TimedExpansion:

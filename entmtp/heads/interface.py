@@ -55,6 +55,8 @@ class AcceptedPaths:
         nodes: ``[batch, n]`` tree columns of the accepted paths, the root first; ignored from ``counts`` on.
         counts: ``[batch]`` accepted tokens, the root included; 0 in idle batch rows.
         roots: ``[batch]`` the new roots, chosen after the accepted paths.
+        last: ``[batch]`` tree columns of the paths' last nodes; any in idle batch rows.
+        padded: whether batch rows may be idle, so that what belongs to their slots must stay.
     """
 
     tokens: torch.Tensor
@@ -62,12 +64,13 @@ class AcceptedPaths:
     nodes: torch.Tensor
     counts: torch.Tensor
     roots: torch.Tensor
+    last: torch.Tensor
+    padded: bool
 
     @property
     def last_hidden(self) -> torch.Tensor:
         """Decoder states ``[batch, hidden_size]`` from which the new roots were chosen."""
-        last = self.nodes.gather(1, (self.counts[:, None] - 1).clamp(min=0))[:, 0]
-        return self.hidden[torch.arange(len(last), device=last.device), last]
+        return self.hidden[torch.arange(len(self.last), device=self.last.device), self.last]
 
     @property
     def path_hidden(self) -> torch.Tensor:

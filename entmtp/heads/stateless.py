@@ -85,8 +85,10 @@ class StatelessDrafter(Drafter):
         """Does nothing: the root has no decoder state yet."""
 
     def append(self, slots: tuple[int, ...], accepted: AcceptedPaths) -> None:
-        index, is_busy = self._table.index(slots), accepted.counts > 0
-        self.states[index] = torch.where(is_busy[:, None], accepted.last_hidden, self.states[index])
+        index, states = self._table.index(slots), accepted.last_hidden
+        if accepted.padded:
+            states = torch.where((accepted.counts > 0)[:, None], states, self.states[index])
+        self.states[index] = states
 
     def draft(self, slots: tuple[int, ...], roots: torch.Tensor, trees: TreeBatch) -> Proposal:
         return self._heads.draft(self.states[self._table.index(slots)], roots, trees)
