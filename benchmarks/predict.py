@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Predict the methods' speedups on another machine, by replay; nothing is timed.
 
-    python -m benchmarks.predict --profile xeon-2-cores --output results/heads
+    python -m benchmarks.predict --profile epyc-2-cores --output results/heads
     python -m benchmarks.predict --profile flat --output results/heads        # idealised: any tree costs one step
     python -m benchmarks.predict --profile gpu-like --output results/heads    # idealised: only drafting costs
 
