@@ -180,7 +180,8 @@ REFUSALS: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda _: load_profile("abacus"),
-        "profile: 'abacus' is neither a file nor a known profile (epyc-2-cores, h200-vicuna-7b, xeon-2-cores); give one of them",
+        "profile: 'abacus' is neither a file nor a known profile (epyc-2-cores, h200-vicuna-7b, xeon-2-cores);"
+        " give one of them",
     ),
     (
         lambda _: suite_names(["gsm8k-9-shot"]),
