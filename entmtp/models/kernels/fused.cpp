@@ -70,7 +70,8 @@ struct Decoder {
   Attention attention = Attention(model, pass);
   std::vector<float> middle = std::vector<float>(tokens * model.hidden);
   std::vector<float> gated = std::vector<float>(tokens * model.inner);
-  Rounding rounding = Rounding(model.rounds ? 1 : EXACT_DIGITS, tokens * std::max({model.hidden, model.inner, model.heads * model.dim}));
+  const int64_t widest = std::max({model.hidden, model.inner, model.heads * model.dim});
+  Rounding rounding = Rounding(model.rounds ? 1 : EXACT_DIGITS, tokens * widest);
 
   template <class Target, class Before = Nothing>
   void product(Worker& worker, const std::vector<float>& x, float* y, int64_t in, Target target, Before before = {}) {
@@ -129,10 +130,9 @@ struct Decoder {
     });
     for (int64_t index = 0; index < model.count; index++) run(worker, model.layers[index], index, states);
     const Norm norm{states, model.norm, model.eps, states, model.hidden};
-    if (output)
-      multiply(worker, states, logits, tokens, model.hidden, Linear{*output, nullptr, nullptr, output->out}, rounding, norm);
-    else
-      worker.run(tokens, norm);
+    if (!output) return worker.run(tokens, norm);
+    const Linear linear{*output, nullptr, nullptr, output->out};
+    multiply(worker, states, logits, tokens, model.hidden, linear, rounding, norm);
   }
 };
 

@@ -100,8 +100,8 @@ struct Fetch {
   }
 };
 
-// Calls `open` before each block of a panel, `use` for each of its groups, and `close` after it. Inlined, so that sums stay
-// in registers.
+// Calls `open` before each block of a panel, `use` for each of its groups, and `close` after it. Inlined, so that sums
+// stay in registers.
 template <class Reader, class Open, class Use, class Close>
 __attribute__((always_inline)) inline void for_each_group(Reader& first, Reader& second, int64_t in, Fetch fetch,
                                                           Open open, Use use, Close close) {
@@ -246,8 +246,9 @@ void unpack(Reader strip, int64_t in, float* target) {
   }
 }
 
-// Rows times one panel, in sweeps of up to Rows::ROWS. Each sweep turns blocks into numbers anew. For many rows in float32
-// they are unpacked once, and for any number where such rows are the exception, as two formats are in one product.
+// Rows times one panel, in sweeps of up to Rows::ROWS. Each sweep turns blocks into numbers anew. For many rows in
+// float32 they are unpacked once. Where such rows are the exception, since only two formats in one product need them,
+// they are for any number.
 template <class Rows, class Target>
 struct PanelProduct {
   Rows x;
@@ -321,7 +322,8 @@ void multiply_rounded(Worker& worker, const float* x, float* y, int64_t rows, in
     before(row);
     rounding.round<DIGITS, block>(x, row, in, zero_of<Reader>());
   });
-  worker.run(target.panels(), PanelProduct<RoundedRows<DIGITS>, Target>{rounding.rows<DIGITS, block>(in), y, rows, target});
+  using Product = PanelProduct<RoundedRows<DIGITS>, Target>;
+  worker.run(target.panels(), Product{rounding.rows<DIGITS, block>(in), y, rows, target});
 }
 
 struct Nothing {

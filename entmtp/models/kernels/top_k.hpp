@@ -74,7 +74,7 @@ void guess(const Guesses& guesses, int64_t row) {
   const float* logits = guesses.logits + row * guesses.width;
   const int64_t chunks = (guesses.width + CHUNK - 1) / CHUNK;
   const auto end_of = [&](int64_t chunk) { return std::min((chunk + 1) * CHUNK, guesses.width); };
-  std::vector<float> largest(chunks);                                                       // of those not yet taken
+  std::vector<float> largest(chunks);  // of the values that are not yet taken
   std::vector<Ranked> taken(chunks, {std::numeric_limits<float>::infinity(), -1});  // the last one of each chunk
   for (int64_t chunk = 0; chunk < chunks; chunk++)
     largest[chunk] = largest_of(logits + chunk * CHUNK, end_of(chunk) - chunk * CHUNK);
