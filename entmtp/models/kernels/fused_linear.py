@@ -48,7 +48,7 @@ class _CompiledLinear(InferenceLinear):
 
 
 class FusedLinear(_CompiledLinear):
-    """A linear layer with a weight in float32 or in GGUF's blocks, exact for one row and for several."""
+    """A linear layer with a weight in float32 or in GGUF's blocks, as precise as float32 and the same for any batch."""
 
     def __init__(self, weight: Weight, bias: torch.Tensor | None) -> None:
         super().__init__(pack(weight), weight.shape[1], bias)

@@ -21,6 +21,7 @@ from entmtp.trees.batch import TreeBatch
 from tests.helpers.tiny_models import TREES, VOCAB, random_tokens, tiny_model
 
 needs_compiler = pytest.mark.skipif(compiled.unsupported_reason() is not None, reason="no C++ compiler")
+MAPPINGS = Path("/proc/self/maps")
 TRAINED = {"inner_size": 64}
 OWN_OUTPUTS = {"num_layers": 2, "outputs": 4, "output_bias": True}
 KINDS = {
@@ -107,11 +108,9 @@ def test_other_kernels_need_the_parameters(heads: StatelessHeads, tmp_path: Path
 
 
 @needs_compiler
+@pytest.mark.skipif(not MAPPINGS.exists(), reason="this system lists no mappings")
 def test_no_view_holds_the_mapped_checkpoint(heads: StatelessHeads, backbone: Backbone, tmp_path: Path) -> None:
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        pytest.skip("this system lists no mappings")
     nn.Module.half(heads).save_pretrained(tmp_path)
     loaded = load_heads(tmp_path, backbone).draft_only()
     assert loaded.fingerprint
-    assert str(tmp_path) not in maps.read_text()
+    assert str(tmp_path) not in MAPPINGS.read_text()
