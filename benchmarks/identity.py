@@ -125,7 +125,7 @@ def main(
                 continue
             title = f"{case.kernels}:{case.dtype}"
             rows += [row(case, name, found) for name, found in compare(engines, ids, tokens, title).items()]
-            if CHOICES[case.kernels].rounds and shape is None:
+            if CHOICES[case.kernels].digits and shape is None:
                 pair = {PLAIN: _plain(_unrounded(case, device)), ROUNDED: engines[PLAIN]}
                 lossy += [row(case, name, found) for name, found in compare(pair, ids, tokens, title).items()]
         if not rows:

@@ -10,12 +10,13 @@ from entmtp.errors import EntMTPError, validation_message
 
 S = TypeVar("S", bound="Settings")
 
-Kernels = Literal["auto", "fused", "fused-int8", "packed", "eager"]
+Kernels = Literal["auto", "fused", "fused-int16", "fused-int8", "packed", "eager"]
 """Kernels of a model's linear layers (:mod:`entmtp.models.kernels.choices`).
 
 'auto': the fastest ones that keep the loaded model's text.
 'fused': kernels compiled for this CPU.
-'fused-int8': these, with the inputs of products with GGUF's blocks rounded to 8 bits. Faster, and lossy.
+'fused-int16', 'fused-int8': these, with the inputs of products with GGUF's blocks rounded to 16 or 8 bits. Faster, and
+lossy.
 'packed': on packed weights.
 'eager': PyTorch's own.
 """

@@ -49,7 +49,7 @@ def build_backbone(model: BareModel | PreTrainedModel, kernels: Kernels = "auto"
 def _fused_backbone(model: BareModel, kernels: Kernels) -> FusedBackbone | None:
     """A backbone of the fused kernels alone; None where transformers' model is needed, or has to say what is wrong."""
     chosen = supported_kernels(kernels, torch.float32, torch.device("cpu"))[0]
-    if not CHOICES[chosen].fuses or (CHOICES[chosen].rounds and not formats_of(model)):
+    if not CHOICES[chosen].fuses or (CHOICES[chosen].digits and not formats_of(model)):
         return None
     backbone = FusedBackbone(model, chosen)
     passed = PassedSelftest.of(model, chosen, backbone.fingerprint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -13,12 +13,13 @@ from entmtp.models.cache import BufferShape, KvRange, TreeCache
 from entmtp.models.kernels.block_weight import weight_of
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.models.kernels.fused_decoder import FusedDecoder
-from entmtp.models.kernels.fused_linear import FusedLinear, RoundingLinear
 from entmtp.models.masks import AttentionWindow
 from entmtp.settings import Kernels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from entmtp.models.kernels.fused_linear import FusedLinear
 
 
 class FusedBackbone(Backbone):
@@ -31,9 +32,9 @@ class FusedBackbone(Backbone):
         self._bare = bare
         rows = BufferShape(bare.config.num_key_value_heads, bare.config.head_dim, self.dtype, self.device)
         self.cache_shapes = [(rows, rows)] * bare.config.num_hidden_layers
-        self._decoder = FusedDecoder(bare.model, bare.lm_head, CHOICES[kernels].rounds)
-        output = RoundingLinear if CHOICES[kernels].rounds else FusedLinear
-        self._output = output(weight_of(bare.lm_head), bare.lm_head.bias)
+        self._decoder = FusedDecoder(bare.model, bare.lm_head, CHOICES[kernels].digits)
+        output_layer = cast("type[FusedLinear]", self.make_layer)
+        self._output = output_layer(weight_of(bare.lm_head), bare.lm_head.bias)
 
     @cached_property
     def model(self) -> PreTrainedModel:

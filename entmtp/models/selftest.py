@@ -14,7 +14,7 @@ import torch
 
 from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
-from entmtp.models.kernels.choices import CHOICES, HALF_TOLERANCE, ROUNDED_TOLERANCE, TOLERANCE
+from entmtp.models.kernels.choices import CHOICES, HALF_TOLERANCE, TOLERANCE
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 
@@ -50,7 +50,7 @@ def check_kernels(backbone: Backbone, expected: torch.Tensor | None) -> None:
     else:
         if not batch_difference <= tolerance(backbone):
             reason = f"a token's logits depend on the other tokens of a pass, by {batch_difference:.1e} of the largest"
-        elif not model_difference <= (ROUNDED_TOLERANCE if CHOICES[backbone.kernels].rounds else tolerance(backbone)):
+        elif not model_difference <= (CHOICES[backbone.kernels].tolerance or tolerance(backbone)):
             reason = f"the logits differ from the model's own by {model_difference:.1e} of the largest"
     if reason:
         raise EntMTPError(

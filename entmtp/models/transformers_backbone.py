@@ -98,7 +98,7 @@ class TransformersBackbone(Backbone):
             fused = None
             output_layer: Any = self._model.get_output_embeddings()
             if CHOICES[kernels].fuses and self.model.config._attn_implementation == attention.NAME:
-                fused = fused_decoder(self.decoder, output_layer, self.config, CHOICES[kernels].rounds)
+                fused = fused_decoder(self.decoder, output_layer, self.config, CHOICES[kernels].digits)
             # A fused decoder is separate: any caller may run the model's own with any cache.
             unchanged = None if fused is None else self.decoder
             replace_linear_layers(self.model, siblings, self.make_layer, output_layer, unchanged)

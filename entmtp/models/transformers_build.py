@@ -21,7 +21,7 @@ def build_transformers_backbone(model: PreTrainedModel, kernels: Kernels) -> Tra
     wanted = _multi_device_kernels(kernels) if backbone.is_multi_device else kernels
     candidates = iter(supported_kernels(wanted, backbone.dtype, backbone.device))
     chosen = next(candidates)
-    if CHOICES[chosen].rounds and not formats_of(model):
+    if CHOICES[chosen].digits and not formats_of(model):
         raise EntMTPError(
             f"kernels: '{chosen}' needs weights in GGUF's blocks; give a GGUF file, or --weights q8, or use 'auto'"
         )

@@ -32,9 +32,7 @@ from tests.helpers.tiny_models import greedy
 
 pytestmark = pytest.mark.usefixtures("loads_once")
 
-ARGS = EngineArgs.parse(
-    name="e", model_name="m", method="hydra", engine={"slots": 2, "context": 256, "max_waiting": 1}
-)
+ARGS = EngineArgs.parse(name="e", model_name="m", method="hydra", engine={"slots": 2, "context": 256, "max_waiting": 1})
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16, seed=0)
 
 

@@ -98,11 +98,9 @@ class Attention {
   }
 
   // Scores [rows, stride] of query rows with a part's keys.
-  void score_part(const float* queries, int64_t rows, const float* keys, const float* values, int64_t count, float* tile,
-                  float* scores, int64_t stride) const {
+  void score_part(const float* queries, int64_t rows, const float* keys, int64_t count, float* tile, float* scores,
+                  int64_t stride) const {
     for (int64_t key = 0; key < count; key += PANEL) {
-      fetch(keys + (key + 2 * PANEL) * model.dim, PANEL * model.dim);
-      fetch(values + key * model.dim, PANEL * model.dim);
       for (int half = 0; half < 2; half++) {
         const float* lanes[LANES];
         for (int lane = 0; lane < LANES; lane++)
@@ -151,8 +149,7 @@ class Attention {
       const int64_t keys = std::min(part.end, end) - part.row, offset = part.row * model.dim;
       if (keys <= 0) continue;
       const float* values = cache_block(model, pass, 2 * layer + 1, request, kv_head) + offset;
-      score_part(queries, rows, cache_block(model, pass, 2 * layer, request, kv_head) + offset, values, keys, tile, scores,
-                 stride);
+      score_part(queries, rows, cache_block(model, pass, 2 * layer, request, kv_head) + offset, keys, tile, scores, stride);
       for (int64_t row = 0; row < rows; row++)
         found[row * result] =
             weigh(scores + row * stride, mask.data() + (token + row / groups) * width + part.column, keys);

@@ -104,11 +104,6 @@ void mix(const float* weights, int64_t weight_stride, const float* values, int64
   }
 }
 
-// Prefetches values into the L2 cache. Rows are read in another order than that of memory, which the CPU can't foresee.
-void fetch(const float* values, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / sizeof(float)) __builtin_prefetch(values + i, 0, 2);
-}
-
 // Calls `use` with a number from 1 to MOST, as a type.
 template <int MOST, class Use>
 void with_count(int64_t count, Use use) {

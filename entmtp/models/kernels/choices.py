@@ -28,15 +28,17 @@ class KernelChoice:
         description: text for a user; ``{weights}`` stands for the type or the formats of the weights.
         unsupported_reason: gives the reason why weights of this type and device can't use the choice, or None.
         fuses: whether decoder layers of a known kind run as a few loops each.
-        rounds: whether the inputs of products are rounded, so that the text isn't the model's own. ``auto`` never takes
-            such a choice.
+        digits: digits of 8 bits to which the inputs of products are rounded, so that the text isn't the model's own;
+            0 if they aren't. ``auto`` never takes a choice that rounds.
+        tolerance: allowed difference from the unmodified model, in place of the type's own.
     """
 
     make_layer: MakeLayer | None
     description: str
     unsupported_reason: Callable[[torch.dtype, torch.device], str | None]
     fuses: bool = False
-    rounds: bool = False
+    digits: int = 0
+    tolerance: float | None = None
 
 
 def _none(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -56,19 +58,6 @@ def _unpackable(dtype: torch.dtype, device: torch.device) -> str | None:
     return f"needs {types} weights on a CPU, AVX-512 for bfloat16, and oneDNN in PyTorch; these are {dtype} on {device}"
 
 
-CHOICES: dict[Kernels, KernelChoice] = {
-    "fused": KernelChoice(fused_linear.FusedLinear, "fused {weights} (C++ for this CPU)", _unfusable, fuses=True),
-    "fused-int8": KernelChoice(
-        fused_linear.RoundingLinear,
-        "fused {weights} with inputs rounded to int8 (C++ for this CPU; lossy)",
-        _unfusable,
-        fuses=True,
-        rounds=True,
-    ),
-    "packed": KernelChoice(PackedLinear, "packed {weights} (oneDNN)", _unpackable),
-    "eager": KernelChoice(None, "eager {weights} (PyTorch)", _none),
-}
-"""All choices, fastest first; ``auto`` takes the first supported one."""
 TOLERANCE = 1e-3
 """Allowed max |dlogit| / max |logit| in float32, when the batch width changes and against the unmodified model.
 
@@ -76,11 +65,34 @@ It is the rounding of another order of float32 sums.
 """
 HALF_TOLERANCE = 0.08
 """:data:`TOLERANCE` of a 16-bit model, in which every operation rounds, not the order of the sums alone."""
-ROUNDED_TOLERANCE = 0.2
-""":data:`TOLERANCE` against the unmodified model, of a choice that rounds its inputs to int8.
+INT16_TOLERANCE, INT8_TOLERANCE = 0.01, 0.2
+""":data:`TOLERANCE` against the unmodified model, of choices that round their inputs.
 
-It finds errors. How many texts stay the same is counted by `benchmarks.identity`.
+They find errors. How many texts stay the same is counted by `benchmarks.identity`.
 """
+
+CHOICES: dict[Kernels, KernelChoice] = {
+    "fused": KernelChoice(fused_linear.FusedLinear, "fused {weights} (C++ for this CPU)", _unfusable, fuses=True),
+    "fused-int16": KernelChoice(
+        fused_linear.Int16Linear,
+        "fused {weights} with inputs rounded to int16 (C++ for this CPU; lossy)",
+        _unfusable,
+        fuses=True,
+        digits=2,
+        tolerance=INT16_TOLERANCE,
+    ),
+    "fused-int8": KernelChoice(
+        fused_linear.Int8Linear,
+        "fused {weights} with inputs rounded to int8 (C++ for this CPU; lossy)",
+        _unfusable,
+        fuses=True,
+        digits=1,
+        tolerance=INT8_TOLERANCE,
+    ),
+    "packed": KernelChoice(PackedLinear, "packed {weights} (oneDNN)", _unpackable),
+    "eager": KernelChoice(None, "eager {weights} (PyTorch)", _none),
+}
+"""All choices; ``auto`` takes the first supported one that doesn't round."""
 
 
 def parse_kernels(kernels: str) -> Kernels:
@@ -101,7 +113,7 @@ def supported_kernels(kernels: Kernels, dtype: torch.dtype, device: torch.device
         EntMTPError: if a choice that is requested by name is unsupported here.
     """
     if kernels == "auto":
-        lossless = [name for name, choice in CHOICES.items() if not choice.rounds]
+        lossless = [name for name, choice in CHOICES.items() if not choice.digits]
         return [name for name in lossless if CHOICES[name].unsupported_reason(dtype, device) is None]
     if reason := CHOICES[kernels].unsupported_reason(dtype, device):
         raise EntMTPError(f"kernels: '{kernels}' {reason}; use 'auto'")
@@ -113,7 +125,7 @@ def draft_layer_maker(model_layers: MakeLayer | None) -> MakeLayer | None:
 
     Drafted tokens are verified, so rounding is safe. It makes drafting cheaper, and changes few drafted tokens.
     """
-    fused = fused_linear.FusedLinear, fused_linear.RoundingLinear
+    fused = fused_linear.FusedLinear, fused_linear.Int16Linear, fused_linear.Int8Linear
     return fused_linear.DraftLinear if model_layers in fused else model_layers
 
 

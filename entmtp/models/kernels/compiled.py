@@ -73,7 +73,7 @@ class Model(ctypes.Structure):
         *((name, _POINTER) for name in ("embeddings", "layers", "norm")),
         *((name, _INT) for name in ("row_bytes", "count", "hidden", "inner", "heads", "kv_heads", "dim")),
         *((name, _FLOAT) for name in ("eps", "scaling")),
-        *((name, _INT32) for name in ("format", "rounds")),
+        *((name, _INT32) for name in ("format", "digits")),
     ]
 
 

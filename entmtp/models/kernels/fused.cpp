@@ -71,7 +71,7 @@ struct Decoder {
   std::vector<float> middle = std::vector<float>(tokens * model.hidden);
   std::vector<float> gated = std::vector<float>(tokens * model.inner);
   const int64_t widest = std::max({model.hidden, model.inner, model.heads * model.dim});
-  Rounding rounding = Rounding(model.rounds ? 1 : EXACT_DIGITS, tokens * widest);
+  Rounding rounding = Rounding(model.digits, tokens * widest);
 
   template <class Target, class Before = Nothing>
   void product(Worker& worker, const std::vector<float>& x, float* y, int64_t in, Target target, Before before = {}) {
@@ -172,10 +172,10 @@ void entmtp_dequantize(int32_t format, const uint8_t* rows, int64_t row_bytes, c
     read_row(format, rows + numbers[i] * row_bytes, in, values + i * in);
 }
 
-// y [rows, out] = x [rows, in], rounded or not, times the weight, + bias [out] where given.
+// y [rows, out] = x [rows, in], rounded to so many digits or, with 0, not, times the weight, + bias [out] where given.
 void entmtp_linear(const float* x, const Matrix* weight, const float* bias, float* y, int64_t rows, int64_t in,
-                   int32_t rounds, int threads) {
-  Rounding rounding(rounds ? 1 : EXACT_DIGITS, rows * in);
+                   int32_t digits, int threads) {
+  Rounding rounding(digits, rows * in);
   run_team(threads, 2, [&](Worker& worker) {
     multiply(worker, x, y, rows, in, Linear{*weight, bias, nullptr, weight->out}, rounding);
   });

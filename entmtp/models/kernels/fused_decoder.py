@@ -30,7 +30,7 @@ _NO_WINDOW = 2**62
 class FusedDecoder(nn.Module):
     """Replacement of a model's decoder, in float32, for inference with a :class:`TreeCache` only."""
 
-    def __init__(self, decoder: Any, output_layer: nn.Module, rounds: bool) -> None:
+    def __init__(self, decoder: Any, output_layer: nn.Module, digits: int) -> None:
         super().__init__()
         first = decoder.layers[0]
         attention, mlp = first.self_attn, first.mlp
@@ -62,7 +62,7 @@ class FusedDecoder(nn.Module):
             eps=first.input_layernorm.variance_epsilon,
             scaling=attention.scaling,
             format=FORMATS.index(format_of(embeddings)),
-            rounds=rounds,
+            digits=digits,
         )
 
     def forward(
@@ -189,10 +189,10 @@ def _can_fuse(decoder: Any, config: Any) -> bool:
 
 
 @torch.inference_mode()
-def fused_decoder(decoder: nn.Module, output_layer: nn.Module, config: Any, rounds: bool) -> FusedDecoder | None:
+def fused_decoder(decoder: nn.Module, output_layer: nn.Module, config: Any, digits: int) -> FusedDecoder | None:
     """A :class:`FusedDecoder` that does what ``decoder`` does, with packed copies of its layers' weights.
 
-    It can run the model's ``output_layer`` too. With ``rounds``, products with GGUF's blocks round their inputs to
-    int8. Returns None if the decoder is of an unknown kind.
+    It can run the model's ``output_layer`` too. Products with GGUF's blocks round their inputs to so many
+    ``digits`` of 8 bits, or not with 0. Returns None if the decoder is of an unknown kind.
     """
-    return FusedDecoder(decoder, output_layer, rounds) if _can_fuse(decoder, config) else None
+    return FusedDecoder(decoder, output_layer, digits) if _can_fuse(decoder, config) else None

@@ -18,10 +18,10 @@ class _CompiledLinear(InferenceLinear):
 
     Attributes:
         matrix: the weight's address and shape, for the kernels.
-        rounds: whether the states are rounded to int8 where the weight is in blocks.
+        digits: digits of 8 bits to which states are rounded where the weight is in blocks; 0 is as precise as float32.
     """
 
-    rounds = False
+    digits = 0
 
     def __init__(self, packed: PackedWeight, width: int, bias: torch.Tensor | None) -> None:
         super().__init__(None if bias is None else bias.detach().contiguous())
@@ -41,7 +41,7 @@ class _CompiledLinear(InferenceLinear):
                 product.data_ptr(),
                 states.numel() // self._in,
                 self._in,
-                self.rounds,
+                self.digits,
                 torch.get_num_threads(),
             )
         return product
@@ -54,16 +54,22 @@ class FusedLinear(_CompiledLinear):
         super().__init__(pack(weight), weight.shape[1], bias)
 
 
-class RoundingLinear(FusedLinear):
-    """A linear layer that rounds its states to int8 in blocks, so that products with GGUF's blocks are of integers.
+class Int16Linear(FusedLinear):
+    """A linear layer that rounds its states to 16 bits in blocks, so that products with GGUF's blocks are of integers.
 
-    Lossy: each block's largest value is 127 steps. A weight in float32 is multiplied as it is.
+    Lossy: each block's largest value is 32,512 steps. A weight in float32 is multiplied as it is.
     """
 
-    rounds = True
+    digits = 2
 
 
-class DraftLinear(RoundingLinear):
+class Int8Linear(FusedLinear):
+    """As :class:`Int16Linear`, with 8 bits: each block's largest value is 127 steps."""
+
+    digits = 1
+
+
+class DraftLinear(Int8Linear):
     """A linear layer of draft heads: weight and states are rounded to int8 in blocks of 32.
 
     A weight whose rows aren't whole blocks stays as it is.

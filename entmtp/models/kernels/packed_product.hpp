@@ -158,6 +158,9 @@ constexpr int32_t zero_of() {
 
 // The sum of products of all digits, highest first.
 inline Vector whole(const Integers (&products)[1]) { return __builtin_convertvector(products[0], Vector); }
+inline Vector whole(const Integers (&products)[2]) {
+  return __builtin_convertvector(products[0] * 256 + products[1], Vector);
+}
 inline Vector whole(const Integers (&products)[3]) {
   return __builtin_convertvector(products[0], Vector) * 65536.f +
          __builtin_convertvector(products[1] * 256 + products[2], Vector);
@@ -340,6 +343,8 @@ void multiply(Worker& worker, const float* x, float* y, int64_t rows, int64_t in
       if constexpr (EXACT_DIGITS > 0)
         if (rounding.digits == EXACT_DIGITS)
           return multiply_rounded<EXACT_DIGITS, Reader>(worker, x, y, rows, in, target, rounding, before);
+      if (rounding.digits == 2)
+        return multiply_rounded<2, Reader>(worker, x, y, rows, in, target, rounding, before);
       if (rounding.digits == 1)
         return multiply_rounded<1, Reader>(worker, x, y, rows, in, target, rounding, before);
     }

@@ -21,7 +21,7 @@ struct Model {
   int64_t row_bytes, count, hidden, inner, heads, kv_heads, dim;
   float eps, scaling;
   int32_t format;
-  int32_t rounds;  // whether products round their inputs to 8 bits
+  int32_t digits;  // of 8 bits, to which products round their inputs; 0: as precise as float32
 };
 
 // A pass over `batch` trees of `n` tokens, which follow the first `start` tokens of their slots. It reads the cache rows

@@ -1,7 +1,7 @@
 // Rows of inputs as integers with digits of 8 bits, and their products with words of numbers.
 //
 // Four products of a digit and their sum are one instruction, where float32 takes four and the conversion of four
-// weights. The largest input of a block uses all digits. One digit is lossy. Three have the 24 bits of float32: at most
+// weights. The largest input of a block uses all digits. One digit or two are lossy. Three have the 24 bits of float32: at most
 // about a unit in the last place of the block's largest input is cut off, and the block's sum of products is not rounded
 // at all, so that products are closer to the exact ones than chains of float32's operations are (after Ozaki, Ogita,
 // Oishi and Rump, doi:10.1007/s11075-011-9478-1, who split both factors and lose nothing).
@@ -22,7 +22,7 @@ constexpr int BIAS = 128;
 constexpr int BIAS = 0;
 #endif
 
-// Digits of inputs for products as precise as float32's. None: in float32, which is faster where there is no instruction
+// Digits of inputs for products as precise as float32's. 0: in float32, which is faster where there is no instruction
 // that multiplies integers and adds them.
 #if defined(ENTMTP_VNNI)
 constexpr int EXACT_DIGITS = 3;
@@ -103,15 +103,18 @@ struct RoundedRows {
   RoundedRows from(int64_t row) const { return {blocks + row * row_bytes, in, row_bytes}; }
 };
 
-// Memory for rounded rows of so many digits; of none if products are in float32.
+// Memory for rounded rows. Of 0 digits, they are as precise as float32.
 class Rounding {
-  std::vector<uint8_t> blocks;
-
  public:
   const int digits;
 
+ private:
+  std::vector<uint8_t> blocks;
+
+ public:
   // Room for so many inputs, in blocks of 16 at least.
-  Rounding(int digits, int64_t inputs) : blocks(inputs / 16 * (8 + 20 * digits)), digits(digits) {}
+  Rounding(int32_t wanted, int64_t inputs)
+      : digits(wanted ? wanted : EXACT_DIGITS), blocks(inputs / 16 * (8 + 20 * digits)) {}
 
   template <int DIGITS, int64_t BLOCK>
   RoundedRows<DIGITS> rows(int64_t in) const {
@@ -122,7 +125,7 @@ class Rounding {
   // any sum is rounded to zeros, as their steps would not be finite.
   template <int DIGITS, int64_t BLOCK>
   void round(const float* x, int64_t row, int64_t in, int32_t number_for_zero) {
-    constexpr float limit = DIGITS == 1 ? 127 : 127 * 65536 + 127 * 256;  // rounded up, it is in the digits' range
+    constexpr float limit = DIGITS == 1 ? 127 : DIGITS == 2 ? 127 * 256 : 127 * 65536 + 127 * 256;  // all digits in range
     constexpr float vanishing = 1e-30f;
     auto* block = reinterpret_cast<RoundedBlock<DIGITS, BLOCK>*>(blocks.data()) + row * (in / BLOCK);
     for (const float *next = x + row * in, *end = next + in; next < end; next += BLOCK, block++) {
@@ -162,7 +165,7 @@ class Rounding {
   static void write_digits(const Integers& rounded, int8_t* target) {
     typedef uint8_t Bytes __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
     // With 128 added to each digit the bytes are digits without a sign; the other way round, digits with one.
-    constexpr int32_t bias = DIGITS == 1 ? 0 : 0x808080;
+    constexpr int32_t bias = 0x808080 & ((1 << 8 * (DIGITS - 1)) - 1);
     const Integers bytes = (rounded + bias) ^ bias;
     Bytes order;
 #pragma GCC unroll 64
@@ -176,6 +179,10 @@ class Rounding {
 
   // Splits `total` times a factor into the digits' shares.
   static void start(int32_t factor, int32_t total, int32_t (&starts)[1]) { starts[0] = factor * total; }
+  static void start(int32_t factor, int32_t total, int32_t (&starts)[2]) {
+    starts[0] = 0;
+    starts[1] = factor * total;
+  }
   static void start(int32_t factor, int32_t total, int32_t (&starts)[3]) {
     const int32_t high = (total + 32768) >> 16;
     starts[0] = factor * high;

@@ -23,9 +23,9 @@ void run(int32_t format, int64_t out, int64_t in, int64_t rows) {
   const auto x = filled<float>(rows * in, 3);
   const auto bias = filled<float>(out, 4), y = filled<float>(rows * out, 5);
   const Matrix weight{packed.get(), out, format};
-  for (int rounds : {0, 1}) {
-    entmtp_linear(x.get(), &weight, bias.get(), y.get(), rows, in, rounds, 2);
-    Rounding rounding(rounds ? 1 : EXACT_DIGITS, rows * in);
+  for (int digits : {0, 1, 2}) {
+    entmtp_linear(x.get(), &weight, bias.get(), y.get(), rows, in, digits, 2);
+    Rounding rounding(digits, rows * in);
     run_team(2, 2, [&](Worker& worker) {
       multiply(worker, x.get(), y.get(), rows, in, Gated{weight, weight}, rounding);
     });

@@ -15,7 +15,7 @@ from entmtp.settings import Kernels
 from tests.helpers.tiny_models import tiny_model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-LOSSLESS = [name for name, choice in CHOICES.items() if not choice.rounds]
+LOSSLESS = [name for name, choice in CHOICES.items() if not choice.digits]
 HERE = [name for name in LOSSLESS if CHOICES[name].unsupported_reason(torch.float32, CPU) is None]
 LAYERS = [
     (name, choice.make_layer) for name, choice in CHOICES.items() if name in HERE and choice.make_layer is not None

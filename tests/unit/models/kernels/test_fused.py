@@ -19,7 +19,7 @@ from entmtp.models.build import build_backbone
 from entmtp.models.kernels import compiled
 from entmtp.models.kernels.block_weight import BlockWeight
 from entmtp.models.kernels.fused_decoder import fused_decoder
-from entmtp.models.kernels.fused_linear import DraftLinear, FusedLinear, RoundingLinear
+from entmtp.models.kernels.fused_linear import DraftLinear, FusedLinear, Int8Linear
 from entmtp.models.kernels.packed_linear import InferenceLinear
 from entmtp.trees.batch import TreeBatch
 from tests.helpers.tiny_models import TREES, greedy, random_tokens, tiny_model
@@ -47,7 +47,7 @@ def test_a_draft_product_is_that_of_the_weight_in_blocks_of_8_bits(
     bias = torch.randn(out, generator=generator) if biased else None
     blocked = BlockWeight("Q8_0", torch.from_numpy(quants.quantize(weight.numpy(), GGMLQuantizationType.Q8_0)))
     with torch.inference_mode():
-        found, expected = DraftLinear(weight, bias)(states[None]), RoundingLinear(blocked, bias)(states[None])
+        found, expected = DraftLinear(weight, bias)(states[None]), Int8Linear(blocked, bias)(states[None])
     assert torch.equal(found, expected)
     error = (found[0] - nn.functional.linear(states, weight, bias)).abs()
     assert (error <= 0.01 * states.norm(dim=1)[:, None] * weight.norm(dim=1)).all()
@@ -215,7 +215,7 @@ def test_a_node_has_the_same_bits_in_any_tree() -> None:
 
 def test_a_decoder_of_another_kind_is_not_fused() -> None:
     decoder = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2)])})
-    assert fused_decoder(decoder, nn.Linear(2, 2), None, rounds=False) is None
+    assert fused_decoder(decoder, nn.Linear(2, 2), None, digits=0) is None
 
 
 class TestCompiling:
