@@ -64,7 +64,10 @@ def write_answers(
 def traces_of(
     folder: Path, backbone: Backbone, heads: DraftHeads, prompts: Sequence[Sequence[int]] = ()
 ) -> list[RankTrace]:
-    """Compute the rank traces of all answers in ``folder``; heads with a draft cache need the ``prompts`` too."""
+    """Compute the rank traces of all answers in ``folder``.
+
+    Heads with a draft cache or with feature layers need the ``prompts`` too.
+    """
     traces = []
     for answer in _answers(folder, backbone, prompts):
         chunks = [entropy(backbone.logits(chunk)) for chunk in answer.states.split(LOGITS_CHUNK)]
@@ -93,8 +96,11 @@ class _Answer:
     states: torch.Tensor
 
     def text(self, backbone: Backbone, heads: DraftHeads) -> TracedText:
-        """Return the heads' view of the answer; for heads with a draft cache, the model reads the whole text again."""
-        if isinstance(heads, StatelessHeads) and heads.cache_layout == NO_DRAFT_CACHE:
+        """Return the heads' view of the answer.
+
+        For heads that need more than the stored states, the model reads the whole text again.
+        """
+        if isinstance(heads, StatelessHeads) and heads.cache_layout == NO_DRAFT_CACHE and not heads.feature_layers:
             return StatelessText(heads, self.states, self.tokens)
         if self.prompt is None:
             raise EntMTPError(
@@ -108,7 +114,8 @@ def traced_text(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], an
     """Let the model read a ``prompt`` and its ``answer [positions]`` again; return the heads' view of the answer."""
     tokens = torch.cat([torch.tensor(prompt, dtype=answer.dtype, device=answer.device), answer])
     cache = backbone.new_cache(slots=1, capacity=len(tokens))
-    return heads.traced_text(backbone.prefill(tokens.tolist(), 0, cache), tokens, begin=len(prompt))
+    read = backbone.prefill(tokens.tolist(), 0, cache, heads.feature_layers)
+    return heads.traced_text(read.features, tokens, begin=len(prompt))
 
 
 def _answers(folder: Path, backbone: Backbone, prompts: Sequence[Sequence[int]]) -> Iterator[_Answer]:

@@ -72,7 +72,8 @@ class Accepted(NamedTuple):
     def with_finite_check(self, states: torch.Tensor) -> Accepted:
         """Copy whose report also covers whether ``states [batch, ..., hidden_size]`` are finite.
 
-        A cache row that is not finite makes the state of its own node not finite, as each node attends to itself.
+        A cache row that is not finite makes the state of its own node not finite, as each node attends to itself. So
+        does a state that enters a layer, since each layer adds to it. Features of heads need no check of their own.
         """
         report = self.report.clone()
         report[:, 0] &= states.isfinite().flatten(1).all(-1)

@@ -15,7 +15,7 @@ from entmtp.decoding.timers import Stopwatch
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import AcceptedPaths, Expansion
 from entmtp.models.backbone import Backbone
-from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, TreeCache
+from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, TreeCache
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.policies.signals import entropy
 from entmtp.trees.batch import TreeBatch, rounded_rows
@@ -33,6 +33,7 @@ class DecodingState:
         capacity: cache rows of each slot for a text and a tree; the heads may have more of their own.
         cache: keys and values of all tokens before the root.
         drafter: drafts for the slots; None without heads.
+        feature_layers: decoder layers whose inputs the heads read, none where they read the final states.
         graphs: runs the parts of a step.
     """
 
@@ -46,6 +47,7 @@ class DecodingState:
         layout = NO_DRAFT_CACHE if heads is None else heads.cache_layout
         self.cache: TreeCache = (new_cache or backbone.new_cache)(slots, capacity, layout)
         self.drafter = None if heads is None else heads.drafter(self.cache)
+        self.feature_layers = () if heads is None else heads.feature_layers
         self.root = torch.zeros(slots, dtype=torch.int64, device=backbone.device)
         self.last_hidden = torch.zeros(slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
         self._step_inputs = [self.root, self.last_hidden, *([] if self.drafter is None else [self.drafter.states])]
@@ -92,10 +94,10 @@ class DecodingState:
     @torch.inference_mode()
     def prefill_chunk(self, slot: int, tokens: Sequence[int]) -> None:
         """Append a part of a prompt to ``slot``."""
-        states = self.backbone.prefill(tokens, slot, self.cache)
-        self.last_hidden[slot] = states[-1]
+        states = self.backbone.prefill(tokens, slot, self.cache, self.feature_layers)
+        self.last_hidden[slot] = states.hidden[-1]
         if self.drafter is not None:
-            self.drafter.prefill(slot, states, tokens)
+            self.drafter.prefill(slot, states.features, tokens)
 
     @torch.inference_mode()
     def next_logits(self, slot: int) -> torch.Tensor:
@@ -141,12 +143,23 @@ class DecodingState:
         filled[:, 0] = self.root[self.cache.table.index(slots)]
         return filled
 
+    def verify(
+        self, tokens: torch.Tensor, kv_range: KvRange, trees: TreeBatch
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Run the model over the trees' ``tokens [batch, width]``.
+
+        Returns the nodes' logits, their decoder states, and the features that the heads read, each ``[batch, width,
+        ...]``. A captured graph returns all three, as its results stay where they are.
+        """
+        logits, states = self.backbone.verify(tokens, trees, kv_range, self.cache, self.feature_layers)
+        return logits, states.hidden, states.features
+
     def commit(
-        self, slots: tuple[int, ...], tokens: torch.Tensor, hidden: torch.Tensor, accepted: Accepted
+        self, slots: tuple[int, ...], tokens: torch.Tensor, features: torch.Tensor, accepted: Accepted
     ) -> tuple[()]:
         """Commit the accepted paths: their cache rows, the next roots and the drafter's states.
 
-        ``tokens [batch, width]`` and ``hidden [batch, width, hidden_size]`` belong to the trees. The slots of idle
+        ``tokens [batch, width]`` and ``features [batch, width, feature_size]`` belong to the trees. The slots of idle
         batch rows are not changed.
         """
         index = self.cache.table.index(slots)
@@ -155,11 +168,11 @@ class DecodingState:
         root = torch.where(accepted.counts > 0, accepted.root, self.root[index]) if padded else accepted.root
         self.root[index] = root
         if self.drafter is not None and self.drafts_in_graphs:
-            self.drafter.append(slots, _paths(tokens, hidden, accepted, padded))
+            self.drafter.append(slots, _paths(tokens, features, accepted, padded))
         return ()
 
     def append(
-        self, slots: tuple[int, ...], tokens: torch.Tensor, hidden: torch.Tensor, accepted: Accepted
+        self, slots: tuple[int, ...], tokens: torch.Tensor, features: torch.Tensor, accepted: Accepted
     ) -> Accepted:
         """Append the accepted paths to a drafter that can't be captured, after :meth:`commit`.
 
@@ -167,7 +180,7 @@ class DecodingState:
         """
         if self.drafter is None or self.drafts_in_graphs:
             return accepted
-        self.drafter.append(slots, _paths(tokens, hidden, accepted, padded=False))
+        self.drafter.append(slots, _paths(tokens, features, accepted, padded=False))
         return accepted.with_finite_check(self.drafter.states[self.cache.table.index(slots)])
 
     @property
@@ -181,9 +194,9 @@ class DecodingState:
         return self.drafter is None or self.drafter.is_capturable
 
 
-def _paths(tokens: torch.Tensor, hidden: torch.Tensor, accepted: Accepted, padded: bool) -> AcceptedPaths:
+def _paths(tokens: torch.Tensor, features: torch.Tensor, accepted: Accepted, padded: bool) -> AcceptedPaths:
     return AcceptedPaths(
-        tokens, hidden, accepted.nodes, accepted.counts, accepted.root, last=accepted.last, padded=padded
+        tokens, features, accepted.nodes, accepted.counts, accepted.root, last=accepted.last, padded=padded
     )
 
 

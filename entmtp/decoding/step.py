@@ -75,7 +75,7 @@ def decode_step(state: DecodingState, policy: Policy, sequences: GenericSequence
 
         # 3. one forward pass over all nodes of all trees
         key = "verify", trees.width, kv_range
-        logits, hidden = run(key, partial(backbone.verify, tokens, kv_range=kv_range, cache=cache), trees)
+        logits, hidden, features = run(key, partial(state.verify, tokens, kv_range), trees)
         watch.mark("verify")
 
         # 4. the longest accepted path is committed; its rows stay in the cache, its last state chose the next root
@@ -96,11 +96,11 @@ def decode_step(state: DecodingState, policy: Policy, sequences: GenericSequence
         watch.mark("accept")
         run(
             ("compact", trees.shape, kv_range),
-            lambda _: state.commit(batch_slots, tokens, hidden, accepted),
+            lambda _: state.commit(batch_slots, tokens, features, accepted),
             trees,
             key,
         )
-        accepted = state.append(batch_slots, tokens, hidden, accepted)
+        accepted = state.append(batch_slots, tokens, features, accepted)
         watch.mark("compact")
 
         # 5. the host learns what came of it

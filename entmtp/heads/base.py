@@ -151,29 +151,40 @@ class DraftHeads(nn.Module, ABC):
         """Draft cache of each token; empty for heads that guess from a decoder state alone."""
         return NO_DRAFT_CACHE
 
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """Decoder layers whose inputs the heads read; empty for heads that read the final decoder state."""
+        return ()
+
+    @property
+    def feature_size(self) -> int:
+        """Width of the features that the heads read of each token: one state per feature layer, or the final one."""
+        return self.config.hidden_size * max(1, len(self.feature_layers))
+
     @abstractmethod
     def drafter(self, cache: TreeCache) -> Drafter:
         """Drafter for the slots of a cache that was made with :attr:`cache_layout`."""
 
     @abstractmethod
-    def traced_text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
+    def traced_text(self, features: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
         """Reads a whole text for rank traces; its answer is ``tokens[begin:]``.
 
-        ``hidden [n, hidden_size]`` are the decoder states of ``tokens [n]``.
+        ``features [n, feature_size]`` are those of ``tokens [n]`` (:class:`~entmtp.models.states.States`).
         """
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """Type of the decoder states that the heads receive."""
+        """Type of the features that the heads receive."""
         return self.dtype
 
     def attach(self, backbone: Backbone) -> Self:
         """Binds the model's embeddings and output layer; moves the heads to its device, dtype and kernels.
 
         Raises:
-            EntMTPError: if the heads were made for another model.
+            EntMTPError: if the heads were made for another model, or read layers that it has not.
         """
         check_same_model(self.config, backbone)
+        backbone.check_feature_layers(self.feature_layers)
         if not 0 <= int(self.draft_vocab.min()) <= int(self.draft_vocab.max()) < backbone.vocab_size:
             raise EntMTPError(
                 f"heads: their draft vocabulary has tokens outside the model's {backbone.vocab_size};"

@@ -65,6 +65,6 @@ class HydraPlusPlusHeads(OriginalHydraHeads):
     def drafter(self, cache: TreeCache) -> HydraPlusPlusDrafter:
         return HydraPlusPlusDrafter(self, self.prefix_layer, cache)
 
-    def traced_text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
+    def traced_text(self, features: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
         cache = TreeCache(self.cache_layout.layers, 1, len(tokens), tokens.device)
-        return HydraPlusPlusText(self, self.drafter(cache), hidden, tokens, begin)
+        return HydraPlusPlusText(self, self.drafter(cache), features, tokens, begin)

@@ -35,8 +35,8 @@ class HydraPlusPlusDrafter(Drafter):
         shape = len(cache.lengths), heads.config.hidden_size
         self.states = torch.zeros(shape, dtype=heads.dtype, device=cache.table.device)
 
-    def prefill(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> None:
-        self.states[slot] = self.prefill_states(slot, hidden)[-1]
+    def prefill(self, slot: int, features: torch.Tensor, tokens: Sequence[int]) -> None:
+        self.states[slot] = self.prefill_states(slot, features)[-1]
 
     def prefill_states(self, slot: int, hidden: torch.Tensor) -> torch.Tensor:
         """Runs the layer on the last tokens of ``slot``; returns its states ``[n, hidden_size]``.
@@ -60,7 +60,7 @@ class HydraPlusPlusDrafter(Drafter):
         width = accepted.nodes.shape[1]
         first = self.cache.table.device_lengths[index] - counts
         real = torch.arange(width, device=counts.device) < counts[:, None]
-        states = self._extend(self.cache.kv_range(slots, width, padded=True), first, accepted.path_hidden, real)
+        states = self._extend(self.cache.kv_range(slots, width, padded=True), first, accepted.path_features, real)
         self.states[index] = states[torch.arange(len(slots), device=index.device), counts - 1]
 
     def draft(self, slots: tuple[int, ...], roots: torch.Tensor, trees: TreeBatch) -> Proposal:

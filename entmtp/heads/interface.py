@@ -1,7 +1,9 @@
 """Interface between draft heads and the decoding loop.
 
 A :class:`Drafter` drafts for the slots of one cache. It stores the states that drafting after each slot's root starts
-from. Heads that guess from a decoder state alone need no more than that (:mod:`entmtp.heads.stateless`).
+from. It makes them from *features* of the tokens that the model has read: their final decoder states, or the states
+that enter the layers that its heads name (:attr:`~entmtp.heads.base.DraftHeads.feature_layers`). Heads that guess from
+the features of one token alone need no more than that (:mod:`entmtp.heads.stateless`).
 
 Other heads attend to earlier positions, so they have a draft cache. What they store of each token
 (:attr:`~entmtp.heads.base.DraftHeads.cache_layout`) lies in the same rows of the model's own cache. Truncating, copying
@@ -51,7 +53,7 @@ class AcceptedPaths:
 
     Attributes:
         tokens: ``[batch, width]`` the trees' tokens, the root first.
-        hidden: ``[batch, width, hidden_size]`` the trees' decoder states.
+        features: ``[batch, width, feature_size]`` what the heads read of the trees' nodes.
         nodes: ``[batch, n]`` tree columns of the accepted paths, the root first; ignored from ``counts`` on.
         counts: ``[batch]`` accepted tokens, the root included; 0 in idle batch rows.
         roots: ``[batch]`` the new roots, chosen after the accepted paths.
@@ -60,7 +62,7 @@ class AcceptedPaths:
     """
 
     tokens: torch.Tensor
-    hidden: torch.Tensor
+    features: torch.Tensor
     nodes: torch.Tensor
     counts: torch.Tensor
     roots: torch.Tensor
@@ -68,14 +70,14 @@ class AcceptedPaths:
     padded: bool
 
     @property
-    def last_hidden(self) -> torch.Tensor:
-        """Decoder states ``[batch, hidden_size]`` from which the new roots were chosen."""
-        return self.hidden[torch.arange(len(self.last), device=self.last.device), self.last]
+    def last_features(self) -> torch.Tensor:
+        """Features ``[batch, feature_size]`` of the nodes after which the new roots were chosen."""
+        return self.features[torch.arange(len(self.last), device=self.last.device), self.last]
 
     @property
-    def path_hidden(self) -> torch.Tensor:
-        """Decoder states ``[batch, n, hidden_size]`` along the paths."""
-        return self.hidden.gather(1, self.nodes[..., None].expand(-1, -1, self.hidden.shape[-1]))
+    def path_features(self) -> torch.Tensor:
+        """Features ``[batch, n, feature_size]`` along the paths."""
+        return self.features.gather(1, self.nodes[..., None].expand(-1, -1, self.features.shape[-1]))
 
     @property
     def next_tokens(self) -> torch.Tensor:
@@ -113,10 +115,10 @@ class Drafter(ABC):
     is_capturable = False
 
     @abstractmethod
-    def prefill(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> None:
+    def prefill(self, slot: int, features: torch.Tensor, tokens: Sequence[int]) -> None:
         """Appends the last tokens of ``slot``, which the model has read.
 
-        ``hidden [n, hidden_size]`` are the decoder states of ``tokens [n]``.
+        ``features [n, feature_size]`` are those of ``tokens [n]``.
         """
 
     @abstractmethod

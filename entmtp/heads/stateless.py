@@ -16,14 +16,15 @@ from entmtp.trees.batch import TreeBatch
 class StatelessHeads(DraftHeads):
     """Base of heads whose guesses after a root depend on the root and its decoder state alone.
 
-    A root's decoder state is the one from which the root was chosen.
+    A root's decoder state is the one from which the root was chosen. Heads that name :attr:`feature_layers` get the
+    states of the same token that enter those layers instead, ``[..., feature_size]``, wherever ``hidden`` is given.
     """
 
     def drafter(self, cache: TreeCache) -> Drafter:
         return StatelessDrafter(self, cache)
 
-    def traced_text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
-        return StatelessText(self, hidden[begin - 1 : -1], tokens[begin:])
+    def traced_text(self, features: torch.Tensor, tokens: torch.Tensor, begin: int) -> TracedText:
+        return StatelessText(self, features[begin - 1 : -1], tokens[begin:])
 
     @abstractmethod
     def teacher_forced(self, hidden: torch.Tensor, tokens: torch.Tensor, heads: int | None = None) -> torch.Tensor:
@@ -68,24 +69,24 @@ class StatelessDrafter(Drafter):
     """Drafter that starts from the decoder state from which each root was chosen.
 
     Attributes:
-        states: ``[slots, hidden_size]`` these decoder states.
+        states: ``[slots, feature_size]`` these decoder states, or features.
     """
 
     is_capturable = True
 
     def __init__(self, heads: StatelessHeads, cache: TreeCache) -> None:
         self._heads, self._table = heads, cache.table
-        shape = len(cache.lengths), heads.config.hidden_size
+        shape = len(cache.lengths), heads.feature_size
         self.states = torch.zeros(shape, dtype=heads.state_dtype, device=cache.table.device)
 
-    def prefill(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> None:
-        self.states[slot] = hidden[-1]
+    def prefill(self, slot: int, features: torch.Tensor, tokens: Sequence[int]) -> None:
+        self.states[slot] = features[-1]
 
     def start(self, slot: int, root: torch.Tensor) -> None:
         """Does nothing: the root has no decoder state yet."""
 
     def append(self, slots: tuple[int, ...], accepted: AcceptedPaths) -> None:
-        index, states = self._table.index(slots), accepted.last_hidden
+        index, states = self._table.index(slots), accepted.last_features
         if accepted.padded:
             states = torch.where((accepted.counts > 0)[:, None], states, self.states[index])
         self.states[index] = states

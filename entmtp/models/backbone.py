@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from entmtp.errors import EntMTPError
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, LayerShape, TreeCache, move_rows
 from entmtp.models.fingerprint import model_fingerprint
 from entmtp.models.kernels import fused_moves
@@ -23,6 +24,7 @@ from entmtp.models.kernels.packed_linear import MakeLayer
 from entmtp.models.loading.load import positions_of
 from entmtp.models.masks import AttentionWindow
 from entmtp.models.multi_gpu import devices_of
+from entmtp.models.states import States
 from entmtp.settings import Kernels
 from entmtp.trees.batch import TreeBatch
 
@@ -94,6 +96,15 @@ class Backbone(ABC):
         """Whether the model's layers are on several devices."""
         return len(self.devices) > 1
 
+    def check_feature_layers(self, layers: Sequence[int]) -> None:
+        """Raise EntMTPError unless the states that enter these ``layers`` can be handed out."""
+        count: int = self.config.num_hidden_layers
+        if outside := [layer for layer in layers if not 0 <= layer < count]:
+            raise EntMTPError(
+                f"feature_layers: {outside[0]} is not one of the model's {count} layers;"
+                f" use numbers from 0 to {count - 1}"
+            )
+
     @abstractmethod
     def release(self) -> None:
         """Give back memory whose contents can be read again, such as pages of a mapped file."""
@@ -116,8 +127,11 @@ class Backbone(ABC):
         return logits.reshape(*hidden.shape[:-1], -1).to(self.device)
 
     @torch.inference_mode()
-    def prefill(self, ids: Sequence[int], slot: int, cache: TreeCache) -> torch.Tensor:
-        """Append ``ids`` to ``slot`` and return their decoder states ``[len(ids), hidden_size]``."""
+    def prefill(self, ids: Sequence[int], slot: int, cache: TreeCache, feature_layers: Sequence[int] = ()) -> States:
+        """Append ``ids`` to ``slot`` and return their states ``[len(ids), ...]``.
+
+        The features are the states that enter ``feature_layers``, or the decoder states where none are named.
+        """
         chunks = []
         for begin in range(0, len(ids), PREFILL_CHUNK):
             chunk = list(ids[begin : begin + PREFILL_CHUNK])
@@ -126,9 +140,9 @@ class Backbone(ABC):
             tokens = torch.tensor([chunk + [0] * padding], device=self.device)
             real = torch.arange(len(chunk) + padding, device=self.device)[None] < len(chunk)
             kv_range = cache.kv_range([slot], tokens.shape[1], padded=padding > 0)
-            chunks.append(self._chain(tokens, real, kv_range, cache)[0, : len(chunk)])
+            chunks.append(self._chain(tokens, real, kv_range, cache, feature_layers).at(0, len(chunk)))
             cache.append([slot], [len(chunk)])
-        return torch.cat(chunks)
+        return States.joined(chunks)
 
     @property
     def _prefill_multiple(self) -> int:
@@ -142,26 +156,39 @@ class Backbone(ABC):
         The caller appends the tokens that it commits.
         """
         kv_range = cache.kv_range(slots, tokens.shape[1], padded=False)
-        return self._chain(tokens, torch.ones_like(tokens, dtype=torch.bool), kv_range, cache)
+        return self._chain(tokens, torch.ones_like(tokens, dtype=torch.bool), kv_range, cache, ()).hidden
 
-    def _chain(self, tokens: torch.Tensor, real: torch.Tensor, kv_range: KvRange, cache: TreeCache) -> torch.Tensor:
+    def _chain(
+        self,
+        tokens: torch.Tensor,
+        real: torch.Tensor,
+        kv_range: KvRange,
+        cache: TreeCache,
+        feature_layers: Sequence[int],
+    ) -> States:
         batch, width = tokens.shape
         depth = torch.arange(width, device=self.device).expand(batch, width)
         ancestors = torch.ones(width, width, dtype=torch.bool, device=self.device).tril().expand(batch, width, width)
         window = self._window(depth, ancestors & real[:, :, None] & real[:, None, :], real, kv_range, cache)
-        return self._forward(tokens, window, kv_range, cache)
+        return self._forward(tokens, window, kv_range, cache, feature_layers)
 
     @torch.inference_mode()
     def verify(
-        self, tokens: torch.Tensor, trees: TreeBatch, kv_range: KvRange, cache: TreeCache
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits ``[batch, width, vocab_size]`` and decoder states ``[batch, width, hidden_size]`` of all nodes.
+        self,
+        tokens: torch.Tensor,
+        trees: TreeBatch,
+        kv_range: KvRange,
+        cache: TreeCache,
+        feature_layers: Sequence[int] = (),
+    ) -> tuple[torch.Tensor, States]:
+        """Logits ``[batch, width, vocab_size]`` and states ``[batch, width, ...]`` of all nodes.
 
         ``tokens [batch, width]`` holds the root first; ``kv_range`` is :meth:`TreeCache.kv_range` of the trees. The
-        caller commits the accepted path. Apart from ``trees.shape`` and ``kv_range``, the host provides nothing.
+        features are as of :meth:`prefill`. The caller commits the accepted path. Apart from ``trees.shape`` and
+        ``kv_range``, the host provides nothing.
         """
         window = self._window(trees.depth, trees.ancestors, trees.real, kv_range, cache)
-        return self._verify(tokens, window, kv_range, cache)
+        return self._verify(tokens, window, kv_range, cache, feature_layers)
 
     def _window(
         self,
@@ -179,17 +206,27 @@ class Backbone(ABC):
 
     @abstractmethod
     def _forward(
-        self, tokens: torch.Tensor, window: AttentionWindow, kv_range: KvRange, cache: TreeCache
-    ) -> torch.Tensor:
-        """Decoder states ``[batch, n, hidden_size]`` of ``tokens [batch, n]``, which see the rows of ``window``."""
+        self,
+        tokens: torch.Tensor,
+        window: AttentionWindow,
+        kv_range: KvRange,
+        cache: TreeCache,
+        feature_layers: Sequence[int],
+    ) -> States:
+        """States ``[batch, n, ...]`` of ``tokens [batch, n]``, which see the rows of ``window``."""
 
     @abstractmethod
     def _output_logits(self, states: torch.Tensor) -> torch.Tensor:
         """Logits ``[1, n, vocab_size]`` of decoder states ``[1, n, hidden_size]``."""
 
     def _verify(
-        self, tokens: torch.Tensor, window: AttentionWindow, kv_range: KvRange, cache: TreeCache
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits ``[batch, n, vocab_size]`` and decoder states; arguments as :meth:`_forward`."""
-        hidden = self._forward(tokens, window, kv_range, cache)
-        return self.logits(hidden), hidden
+        self,
+        tokens: torch.Tensor,
+        window: AttentionWindow,
+        kv_range: KvRange,
+        cache: TreeCache,
+        feature_layers: Sequence[int],
+    ) -> tuple[torch.Tensor, States]:
+        """Logits ``[batch, n, vocab_size]`` and states; arguments as :meth:`_forward`."""
+        states = self._forward(tokens, window, kv_range, cache, feature_layers)
+        return self.logits(states.hidden), states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
@@ -14,6 +15,7 @@ from entmtp.models.kernels.block_weight import weight_of
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.models.kernels.fused_decoder import FusedDecoder
 from entmtp.models.masks import AttentionWindow
+from entmtp.models.states import States
 from entmtp.settings import Kernels
 
 if TYPE_CHECKING:
@@ -60,15 +62,25 @@ class FusedBackbone(Backbone):
         return frozenset([] if eos is None else [eos])
 
     def _forward(
-        self, tokens: torch.Tensor, window: AttentionWindow, kv_range: KvRange, cache: TreeCache
-    ) -> torch.Tensor:
-        states: torch.Tensor = self._decoder(tokens, window, None, cache)
+        self,
+        tokens: torch.Tensor,
+        window: AttentionWindow,
+        kv_range: KvRange,
+        cache: TreeCache,
+        feature_layers: Sequence[int],
+    ) -> States:
+        states: States = self._decoder(tokens, window, None, cache, feature_layers)
         return states
 
     def _output_logits(self, states: torch.Tensor) -> torch.Tensor:
         return self._output.forward(states)
 
     def _verify(
-        self, tokens: torch.Tensor, window: AttentionWindow, kv_range: KvRange, cache: TreeCache
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._decoder.verify(tokens, window, None, cache, self._output)
+        self,
+        tokens: torch.Tensor,
+        window: AttentionWindow,
+        kv_range: KvRange,
+        cache: TreeCache,
+        feature_layers: Sequence[int],
+    ) -> tuple[torch.Tensor, States]:
+        return self._decoder.verify(tokens, window, None, cache, feature_layers, self._output)

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from entmtp.models import attention
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import KvRange, TreeCache
+from entmtp.models.features import FeatureBuffer, decoder_layers
 from entmtp.models.kernels.block_weight import dequantize_layers
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.models.kernels.fused_decoder import FusedDecoder, fused_decoder
@@ -26,6 +27,7 @@ from entmtp.models.kernels.packed_linear import replace_linear_layers
 from entmtp.models.known_kinds import is_known
 from entmtp.models.masks import AttentionWindow, additive_mask
 from entmtp.models.multi_gpu import remove_dispatch_hook
+from entmtp.models.states import States
 from entmtp.models.transformers_cache import transformers_cache
 from entmtp.models.transformers_model import sharing_copy
 from entmtp.settings import Kernels
@@ -80,6 +82,11 @@ class TransformersBackbone(Backbone):
         # Kernels are built per shape (oneDNN's, CUDA graphs), and are few this way.
         return PREFILL_MULTIPLE if self._fused_decoder is None else 1
 
+    def check_feature_layers(self, layers: Sequence[int]) -> None:
+        super().check_feature_layers(layers)
+        if layers and self._fused_decoder is None:
+            self._decoder_layers()
+
     def release(self) -> None:
         """Does nothing: transformers' model owns its memory."""
 
@@ -108,16 +115,40 @@ class TransformersBackbone(Backbone):
     def _set_model(self, model: PreTrainedModel) -> None:
         self._model: PreTrainedModel = model.eval().requires_grad_(False)
         self._output = _output_of(model)
+        self._layers: torch.nn.ModuleList | None = None
         self._fused_decoder = None
+
+    def _decoder_layers(self) -> torch.nn.ModuleList:
+        """The decoder's layers; raises EntMTPError where they can't be found."""
+        if self._layers is None:
+            self._layers = decoder_layers(self.decoder, self.config)
+        return self._layers
 
     def _output_logits(self, states: torch.Tensor) -> torch.Tensor:
         return self._output(states)
 
     def _forward(
+        self,
+        tokens: torch.Tensor,
+        window: AttentionWindow,
+        kv_range: KvRange,
+        cache: TreeCache,
+        feature_layers: Sequence[int],
+    ) -> States:
+        if self._fused_decoder is not None:
+            states: States = self._fused_decoder(tokens, window, self._shared_sliding_window(), cache, feature_layers)
+            return states
+        if not feature_layers:
+            return States.of_hidden(self._decode(tokens, window, kv_range, cache))
+        features = FeatureBuffer(feature_layers, (*tokens.shape, self.hidden_size), self.dtype, self.device)
+        with features.filled_by(self._decoder_layers()):
+            hidden = self._decode(tokens, window, kv_range, cache)
+        return States(hidden, features.features)
+
+    def _decode(
         self, tokens: torch.Tensor, window: AttentionWindow, kv_range: KvRange, cache: TreeCache
     ) -> torch.Tensor:
-        if self._fused_decoder is not None:
-            return self._fused_decoder(tokens, window, self._shared_sliding_window(), cache)
+        """Decoder states ``[batch, n, hidden_size]``, by transformers' code."""
         visible = window.visible(kv_range)
         masks = {
             kind: self._additive(visible if size is None else visible & window.within_sliding_window(kv_range, size))
@@ -130,14 +161,21 @@ class TransformersBackbone(Backbone):
             past_key_values=self._cache_of(cache),
             use_cache=True,
         )
-        return output.last_hidden_state.to(self.device)
+        hidden: torch.Tensor = output.last_hidden_state.to(self.device)
+        return hidden
 
     def _verify(
-        self, tokens: torch.Tensor, window: AttentionWindow, kv_range: KvRange, cache: TreeCache
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        tokens: torch.Tensor,
+        window: AttentionWindow,
+        kv_range: KvRange,
+        cache: TreeCache,
+        feature_layers: Sequence[int],
+    ) -> tuple[torch.Tensor, States]:
         if self._fused_decoder is not None and isinstance(self._output, FusedLinear):
-            return self._fused_decoder.verify(tokens, window, self._shared_sliding_window(), cache, self._output)
-        return super()._verify(tokens, window, kv_range, cache)
+            sliding_window = self._shared_sliding_window()
+            return self._fused_decoder.verify(tokens, window, sliding_window, cache, feature_layers, self._output)
+        return super()._verify(tokens, window, kv_range, cache, feature_layers)
 
     def _cache_of(self, cache: TreeCache) -> Cache:
         """The cache as transformers' layers use it; made once."""

@@ -99,7 +99,7 @@ def generate_answers(backbone: Backbone, waiting: Iterator[list[int]], settings:
         for slot in range(settings.slots):
             if slot not in running and (ids := next(waiting, None)) is not None:
                 running[slot] = Answer(prompt_id(ids), _is_sampled(ids, settings))
-                state[slot] = backbone.prefill(ids, slot, cache)[-1]
+                state[slot] = backbone.prefill(ids, slot, cache).hidden[-1]
         if not running:
             return
         slots = sorted(running)

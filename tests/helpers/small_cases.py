@@ -15,6 +15,7 @@ from entmtp.heads.checkpoint import KINDS
 from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
+from entmtp.models.states import States
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.policy_cost import FixedCost
@@ -79,20 +80,21 @@ def small_prompt(count: int, seed: int = 0) -> list[int]:
 @torch.inference_mode()
 def traced(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text: Sequence[int]) -> RankTrace:
     """The rank trace of a text that the model really wrote after ``prompt``."""
-    hidden = _read(backbone, prompt, text)
-    states = hidden[len(prompt) - 1 : -1]
-    seen = heads.traced_text(hidden, torch.tensor([*prompt, *text]), begin=len(prompt))
+    read = _read(backbone, heads, prompt, text)
+    states = read.hidden[len(prompt) - 1 : -1]
+    seen = heads.traced_text(read.features, torch.tensor([*prompt, *text]), begin=len(prompt))
     return rank_trace(heads, torch.tensor(text), seen, entropy(backbone.logits(states)))
 
 
 def drafting(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text: Sequence[int]) -> ExpansionAt:
     """The heads' expansion at each position of a text that the model wrote after ``prompt``."""
-    return heads.traced_text(_read(backbone, prompt, text), torch.tensor([*prompt, *text]), begin=len(prompt)).expand
+    features = _read(backbone, heads, prompt, text).features
+    return heads.traced_text(features, torch.tensor([*prompt, *text]), begin=len(prompt)).expand
 
 
-def _read(backbone: Backbone, prompt: Sequence[int], text: Sequence[int]) -> torch.Tensor:
+def _read(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text: Sequence[int]) -> States:
     cache = backbone.new_cache(slots=1, capacity=len(prompt) + len(text) + 16)
-    return backbone.prefill([*prompt, *text], 0, cache)
+    return backbone.prefill([*prompt, *text], 0, cache, heads.feature_layers)
 
 
 class Scripted:

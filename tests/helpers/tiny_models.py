@@ -156,7 +156,8 @@ def verify(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and states of the trees' nodes, with the smallest KV range."""
     kv_range = cache.kv_range(slots, trees.width, padded=trees.shape.padded)
-    return backbone.verify(tokens, trees, kv_range, cache)
+    logits, states = backbone.verify(tokens, trees, kv_range, cache)
+    return logits, states.hidden
 
 
 def buffers(cache: TreeCache) -> list[torch.Tensor]:

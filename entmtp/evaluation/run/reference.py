@@ -77,10 +77,10 @@ def make_reference(
 ) -> Reference:
     """Make the reference of a text by one forward pass. ``drawn`` says that the text was sampled."""
     cache = backbone.new_cache(slots=1, capacity=len(ids) + len(tokens) + 16)
-    hidden = backbone.prefill([*ids, *tokens], 0, cache)
+    read = backbone.prefill([*ids, *tokens], 0, cache, () if heads is None else heads.feature_layers)
     margins: list[float] = []
     entropies = []
-    for states in hidden[len(ids) - 1 : -1].split(LOGITS_CHUNK):
+    for states in read.hidden[len(ids) - 1 : -1].split(LOGITS_CHUNK):
         logits = backbone.logits(states).float()
         top = logits.topk(2, dim=-1).values
         margins += [] if drawn else (top[:, 0] - top[:, 1]).tolist()
@@ -88,7 +88,7 @@ def make_reference(
     if heads is None:
         return Reference(tokens, margins, None)
     whole = torch.tensor([*ids, *tokens], device=backbone.device)
-    text = heads.traced_text(hidden, whole, begin=len(ids))
+    text = heads.traced_text(read.features, whole, begin=len(ids))
     return Reference(tokens, margins, rank_trace(heads, whole[len(ids) :], text, torch.cat(entropies)))
 
 

@@ -35,8 +35,8 @@ class NativeDrafter(Drafter):
         shape = len(cache.lengths), layers.count, layers.hidden_size
         self.states = torch.zeros(shape, dtype=layers.dtype, device=cache.table.device)
 
-    def prefill(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> None:
-        for _ in self.prefill_states(slot, hidden, tokens):
+    def prefill(self, slot: int, features: torch.Tensor, tokens: Sequence[int]) -> None:
+        for _ in self.prefill_states(slot, features, tokens):
             pass
 
     def prefill_states(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> list[torch.Tensor]:
@@ -69,7 +69,7 @@ class NativeDrafter(Drafter):
         first = self.cache.table.device_lengths[index] - counts + 1
         at = torch.arange(width, device=counts.device)
         real = at < counts[:, None]
-        self.cache.state_buffers[0][index[:, None], 0, (first[:, None] + at) * real] = accepted.path_hidden
+        self.cache.state_buffers[0][index[:, None], 0, (first[:, None] + at) * real] = accepted.path_features
         kv_range = self.cache.kv_range(slots, width + 1, padded=True)
         states = self._extend(kv_range, first, accepted.next_tokens, real)
         self.states[index] = states[torch.arange(len(slots), device=index.device), counts - 1]

@@ -90,11 +90,11 @@ class NativeHeads(DraftHeads):
     def drafter(self, cache: TreeCache) -> NativeDrafter:
         return NativeDrafter(self, self.layers, cache)
 
-    def traced_text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> NativeText:
+    def traced_text(self, features: torch.Tensor, tokens: torch.Tensor, begin: int) -> NativeText:
         layout, levels = self.cache_layout, self.num_heads - self.layers.count
         capacity = len(tokens) + ROOTS_PER_PASS * levels + layout.spare_rows
         cache = TreeCache(layout.layers, 1, capacity, tokens.device, layout.state_buffers)
-        return NativeText(self.drafter(cache), hidden, tokens, begin)
+        return NativeText(self.drafter(cache), features, tokens, begin)
 
     def draft_logits(self, states: torch.Tensor, head: int | None = None) -> torch.Tensor:
         return self.mtp._project_to_logits(states)

@@ -82,8 +82,9 @@ class Pass(ctypes.Structure):
 
     _fields_ = [
         *((name, _POINTER) for name in ("tokens", "positions", "rows", "angles", "slots", "start", "tree")),
-        *((name, _POINTER) for name in ("rotary", "pool")),
+        *((name, _POINTER) for name in ("rotary", "pool", "feature_layers", "features")),
         *((name, _INT) for name in ("batch", "n", "first", "last", "pool_slots", "capacity", "window")),
+        ("feature_count", _INT),
         ("threads", _INT32),
     ]
 

@@ -100,15 +100,28 @@ struct Decoder {
     }
   }
 
+  // Hands out a token's state that enters a layer, where it was requested.
+  void copy_features(int64_t index, int64_t token, const float* states) const {
+    float* features = pass.features + token * pass.feature_count * model.hidden;
+    for (int64_t i = 0; i < pass.feature_count; i++)
+      if (pass.feature_layers[i] == index)
+        std::memcpy(features + i * model.hidden, states + token * model.hidden, model.hidden * sizeof(float));
+  }
+
   void run(Worker& worker, const Layer& layer, int64_t index, float* states) {
     const int64_t qkv_size = (model.heads + 2 * model.kv_heads) * model.dim, attended_size = model.heads * model.dim;
     const Norm input_norm{states, layer.input_norm, model.eps, normalized.data(), model.hidden};
     const Norm middle_norm{middle.data(), layer.middle_norm, model.eps, normalized.data(), model.hidden};
+    // In the phase that normalizes a layer's inputs no thread writes them.
+    const auto read_inputs = [&](int64_t token) {
+      copy_features(index, token, states);
+      input_norm(token);
+    };
     int64_t first = 0;
     for (const Matrix& matrix : layer.qkv) {
       const Linear linear{matrix, layer.qkv_bias ? layer.qkv_bias + first : nullptr, nullptr, qkv_size};
       if (first == 0)
-        product(worker, normalized, qkv.data(), model.hidden, linear, input_norm);
+        product(worker, normalized, qkv.data(), model.hidden, linear, read_inputs);
       else
         product(worker, normalized, qkv.data() + first, model.hidden, linear);
       first += matrix.out;

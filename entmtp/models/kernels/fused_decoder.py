@@ -8,7 +8,8 @@ computed wrongly.
 
 from __future__ import annotations
 
-from ctypes import addressof, byref
+from collections.abc import Sequence
+from ctypes import addressof, byref, c_int64
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from entmtp.models.kernels.packed_weight import PackedWeight, format_of, merged,
 from entmtp.models.kernels.rotary_table import RotaryTable
 from entmtp.models.known_kinds import is_known
 from entmtp.models.masks import AttentionWindow
+from entmtp.models.states import States
 
 _NO_WINDOW = 2**62
 """Sliding window of layers that have none, in positions."""
@@ -66,14 +68,20 @@ class FusedDecoder(nn.Module):
         )
 
     def forward(
-        self, tokens: torch.Tensor, window: AttentionWindow, sliding_window: int | None, cache: TreeCache
-    ) -> torch.Tensor:
-        """Decoder states ``[batch, n, hidden_size]`` of ``tokens [batch, n]``, which see the rows of ``window``.
+        self,
+        tokens: torch.Tensor,
+        window: AttentionWindow,
+        sliding_window: int | None,
+        cache: TreeCache,
+        feature_layers: Sequence[int],
+    ) -> States:
+        """States ``[batch, n, ...]`` of ``tokens [batch, n]``, which see the rows of ``window``.
 
-        Keys and values are stored by the cache's slot mapping.
+        Keys and values are stored by the cache's slot mapping. The features are the states that enter
+        ``feature_layers``, or the decoder states where none are named.
         """
-        states = torch.empty(*tokens.shape, self._model.hidden, dtype=torch.float32)
-        self._run(tokens, window, sliding_window, cache, states)
+        states = self._states(tokens, feature_layers)
+        self._run(tokens, window, sliding_window, cache, feature_layers, states)
         return states
 
     def verify(
@@ -82,13 +90,21 @@ class FusedDecoder(nn.Module):
         window: AttentionWindow,
         sliding_window: int | None,
         cache: TreeCache,
+        feature_layers: Sequence[int],
         output: FusedLinear,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits ``[batch, n, vocab_size]`` and decoder states; arguments as :meth:`forward`, and the output layer."""
-        states = torch.empty(*tokens.shape, self._model.hidden, dtype=torch.float32)
+    ) -> tuple[torch.Tensor, States]:
+        """Logits ``[batch, n, vocab_size]`` and states; arguments as :meth:`forward`, and the output layer."""
+        states = self._states(tokens, feature_layers)
         logits = torch.empty(*tokens.shape, output.matrix.out, dtype=torch.float32)
-        self._run(tokens, window, sliding_window, cache, states, output, logits)
+        self._run(tokens, window, sliding_window, cache, feature_layers, states, output, logits)
         return logits, states
+
+    def _states(self, tokens: torch.Tensor, feature_layers: Sequence[int]) -> States:
+        """Memory for the states of a pass."""
+        hidden = torch.empty(*tokens.shape, self._model.hidden, dtype=torch.float32)
+        if not feature_layers:
+            return States.of_hidden(hidden)
+        return States(hidden, hidden.new_empty(*tokens.shape, len(feature_layers) * self._model.hidden))
 
     def _run(
         self,
@@ -96,7 +112,8 @@ class FusedDecoder(nn.Module):
         window: AttentionWindow,
         sliding_window: int | None,
         cache: TreeCache,
-        states: torch.Tensor,
+        feature_layers: Sequence[int],
+        states: States,
         output: FusedLinear | None = None,
         logits: torch.Tensor | None = None,
     ) -> None:
@@ -114,10 +131,13 @@ class FusedDecoder(nn.Module):
             "tree": window.tree_mask,
         }
         inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        layers = (c_int64 * len(feature_layers))(*feature_layers)
         run = Pass(
             **{name: tensor.data_ptr() for name, tensor in inputs.items()},
             rotary=rotary.data_ptr(),
             pool=pool.data_ptr(),
+            feature_layers=addressof(layers),
+            features=states.features.data_ptr(),
             batch=batch,
             n=n,
             first=mapping.kv_range.first,
@@ -125,13 +145,14 @@ class FusedDecoder(nn.Module):
             pool_slots=pool.shape[1],
             capacity=pool.shape[-2],
             window=_NO_WINDOW if sliding_window is None else sliding_window,
+            feature_count=len(feature_layers),
             threads=torch.get_num_threads(),
         )
         with profiled("entmtp::decode"):
             self._library.entmtp_decode(
                 byref(self._model),
                 byref(run),
-                states.data_ptr(),
+                states.hidden.data_ptr(),
                 None if output is None else byref(output.matrix),
                 None if logits is None else logits.data_ptr(),
             )

@@ -35,7 +35,10 @@ struct Pass {
   const bool* tree;                   // [batch, n, n]: whether a token attends to another of its tree, or to itself
   const float* rotary;                // [*, 2, dim]: cosines, then sines
   float* pool;
+  const int64_t* feature_layers;  // [feature_count]: layers whose inputs are handed out
+  float* features;                // [batch, n, feature_count, hidden]
   int64_t batch, n, first, last, pool_slots, capacity, window;  // a token sees fewer than `window` positions back
+  int64_t feature_count;
   int threads;
 };
 

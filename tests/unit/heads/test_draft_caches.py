@@ -87,7 +87,7 @@ def _accept(state: DecodingState, slots: tuple[int, ...], trees: TreeBatch, data
     """Runs a step that accepts any path and takes any token as the next root; returns the accepted tokens."""
     (tokens,) = state.draft(slots, trees)
     kv_range = state.cache.kv_range(slots, trees.width, padded=trees.shape.padded)
-    _, hidden = state.backbone.verify(tokens, trees, kv_range, state.cache)
+    _, _, features = state.verify(tokens, kv_range, trees)
     paths = [topology.lineages[data.draw(st.integers(0, topology.nodes), "accepted")] for topology in trees.topologies]
     width = trees.max_depth + 1
     # Entries after a path are ignored, but must be ascending node numbers.
@@ -96,8 +96,8 @@ def _accept(state: DecodingState, slots: tuple[int, ...], trees: TreeBatch, data
     roots = torch.tensor([data.draw(st.integers(0, SMALL_VOCAB - 1), "root") for _ in slots])
     report = torch.ones(len(slots), 6 + trees.max_depth, dtype=torch.int64)
     accepted = Accepted(nodes, torch.tensor([len(path) for path in paths]), roots, report)
-    state.commit(slots, tokens, hidden, accepted)
-    accepted = state.append(slots, tokens, hidden, accepted)
+    state.commit(slots, tokens, features, accepted)
+    accepted = state.append(slots, tokens, features, accepted)
     assert accepted.report[:, 0].all()
     state.cache.sync_lengths(slots, [len(path) for path in paths])
     return [tokens[row, list(path)].tolist() for row, path in enumerate(paths)]

@@ -116,7 +116,7 @@ def test_a_trace_has_the_rank_that_the_formula_gives(layout: str, small: Backbon
     text = small_prompt(12, seed=3)
     trace = traced(small, heads, small_prompt(4), text)
     cache = small.new_cache(slots=1, capacity=64)
-    states = small.prefill([*small_prompt(4), *text[:-1]], 0, cache)[3:]
+    states = small.prefill([*small_prompt(4), *text[:-1]], 0, cache).hidden[3:]
     for at in range(len(text) - heads.num_heads):
         for head in range(heads.num_heads):
             logits = published.logits(head, states[at : at + 1], torch.tensor([text[at : at + head + 1]]))[0]

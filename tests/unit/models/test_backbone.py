@@ -123,7 +123,7 @@ def test_chunked_and_padded_prefill_equals_the_plain_pass(
     cache = backbone.new_cache(1, len(text))
     at, states = 0, []
     for part in parts:
-        states.append(backbone.prefill(text[at : at + part], 0, cache))
+        states.append(backbone.prefill(text[at : at + part], 0, cache).hidden)
         at += part
     assert cache.lengths == [len(text)]
     assert_close(backbone.logits(torch.cat(states)), plain_logits(plain, text))
@@ -135,7 +135,7 @@ def test_prefill_uses_the_whole_context(model_type: str) -> None:
     text = random_tokens(CONTEXT)
     cache = backbone.new_cache(1, CONTEXT + 64)
     backbone.prefill(text[:-3], 0, cache)
-    end = backbone.logits(backbone.prefill(text[-3:], 0, cache))
+    end = backbone.logits(backbone.prefill(text[-3:], 0, cache).hidden)
     assert_close(end, plain_logits(plain, text)[-3:])
 
 

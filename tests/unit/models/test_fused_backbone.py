@@ -37,13 +37,14 @@ def backbones(path: Path, kernels: Kernels = "auto") -> tuple[FusedBackbone, Tra
 
 @torch.inference_mode()
 def computed(backbone: Backbone) -> list[torch.Tensor]:
-    """States of a prompt and a chain, and logits and states of trees."""
+    """States of a prompt and a chain, and logits and states of trees, with the states that enter both layers."""
     cache = backbone.new_cache(slots=2, capacity=64)
-    states = [backbone.prefill(PROMPT[slot:], slot, cache) for slot in range(2)]
+    states = [each for slot in range(2) for each in backbone.prefill(PROMPT[slot:], slot, cache, (1, 0))]
     trees = TreeBatch.of([TREES["bushy"], TREES["chain"]])
     kv_range = cache.kv_range([0, 1], trees.width, padded=True)
     tokens = torch.arange(2 * trees.width).view(2, -1) + 3
-    return [*states, *backbone.verify(tokens, trees, kv_range, cache), backbone.extend(tokens[:, :1], [0, 1], cache)]
+    logits, verified = backbone.verify(tokens, trees, kv_range, cache, (1, 0))
+    return [*states, logits, *verified, backbone.extend(tokens[:, :1], [0, 1], cache)]
 
 
 @pytest.mark.parametrize("kernels", ["auto", "fused-int8"])

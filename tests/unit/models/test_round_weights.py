@@ -45,7 +45,7 @@ def test_a_rounded_model_runs_in_blocks_and_writes_its_own_text(
     expected = greedy(reference_model(model), random_tokens(6), 8)
     cache = backbone.new_cache(slots=1, capacity=64)
     with torch.inference_mode():
-        logits = backbone.logits(backbone.prefill([*random_tokens(6), *expected], 0, cache))
+        logits = backbone.logits(backbone.prefill([*random_tokens(6), *expected], 0, cache).hidden)
     assert logits[5:-1].argmax(-1).tolist() == expected
     (line,) = said
     found = re.fullmatch(

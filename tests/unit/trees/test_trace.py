@@ -25,7 +25,7 @@ def test_a_rank_is_the_position_of_the_true_token_among_the_heads_top_tokens(kin
     prompt, text = small_prompt(5), small_prompt(9, seed=1)
     trace = traced(backbone, heads, prompt, text)
     cache = backbone.new_cache(slots=1, capacity=64)
-    states = backbone.prefill([*prompt, *text[:-1]], 0, cache)[len(prompt) - 1 :]
+    states = backbone.prefill([*prompt, *text[:-1]], 0, cache).hidden[len(prompt) - 1 :]
 
     for start in range(len(text)):
         path: tuple[int, ...] = ()

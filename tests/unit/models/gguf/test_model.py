@@ -46,7 +46,7 @@ def test_a_file_writes_what_its_weights_in_float32_write(architecture: str, form
     assert greedy(reference_model(model), PROMPT, 12) == greedy(expected, PROMPT, 12)
     cache = backbone.new_cache(slots=1, capacity=64)
     with torch.inference_mode():
-        states = backbone.prefill(PROMPT, 0, cache)
+        states = backbone.prefill(PROMPT, 0, cache).hidden
         logits = backbone.logits(states)
         assert torch.allclose(logits, expected(torch.tensor([PROMPT])).logits[0], rtol=1e-4, atol=1e-4)
     assert backbone.fingerprint == model_fingerprint(expected)
@@ -77,7 +77,7 @@ def test_layers_of_several_formats_are_read_side_by_side(tmp_path: Path) -> None
     backbone, expected = build_backbone(model), greedy(reference_model(model), PROMPT, 12)
     cache = backbone.new_cache(slots=1, capacity=64)
     with torch.inference_mode():
-        logits = backbone.logits(backbone.prefill([*PROMPT, *expected], 0, cache))
+        logits = backbone.logits(backbone.prefill([*PROMPT, *expected], 0, cache).hidden)
     assert logits[len(PROMPT) - 1 : -1].argmax(-1).tolist() == expected
 
 

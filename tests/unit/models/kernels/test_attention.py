@@ -42,8 +42,8 @@ def verify(backbone: Backbone, cache: TreeCache, trees: Sequence[Topology]) -> l
     batch = TreeBatch.of(list(trees), backbone.device, rounded=False)
     tokens = torch.arange(batch.width) + torch.tensor([[7 * row] for row in range(len(trees))])
     kv_range = cache.kv_range(range(len(trees)), batch.width, padded=batch.shape.padded)
-    _, hidden = backbone.verify(tokens, batch, kv_range, cache)
-    return [states[: tree.nodes + 1] for states, tree in zip(hidden, trees, strict=True)]
+    _, verified = backbone.verify(tokens, batch, kv_range, cache)
+    return [states[: tree.nodes + 1] for states, tree in zip(verified.hidden, trees, strict=True)]
 
 
 @pytest.mark.parametrize(("model_type", "changes"), MODELS, ids=str)
@@ -82,11 +82,11 @@ def test_a_path_across_two_parts_has_the_same_bits_alone_and_in_a_tree(
 @torch.inference_mode()
 def test_a_text_has_the_same_bits_however_it_is_cut_into_passes(data: st.DataObject, length: int, threads: int) -> None:
     backbone, tokens = build_backbone(tiny_model("llama", **ROOM), "fused"), random_tokens(length)
-    expected = backbone.prefill(tokens, 0, backbone.new_cache(slots=1, capacity=450))
+    expected = backbone.prefill(tokens, 0, backbone.new_cache(slots=1, capacity=450)).hidden
     cuts = [0, *sorted(data.draw(st.sets(st.integers(1, length - 1))) if length > 1 else []), length]
     torch.set_num_threads(threads)
     cache = backbone.new_cache(slots=1, capacity=450)
-    found = [backbone.prefill(tokens[begin:end], 0, cache) for begin, end in pairwise(cuts)]
+    found = [backbone.prefill(tokens[begin:end], 0, cache).hidden for begin, end in pairwise(cuts)]
     assert torch.equal(torch.cat(found), expected)
 
 
@@ -103,9 +103,9 @@ def test_a_tree_beyond_the_context_changes_nothing_before_its_end() -> None:
     backbone = build_backbone(tiny_model("llama", max_position_embeddings=160), "fused")
     tokens = random_tokens(300)
     cache = backbone.new_cache(slots=1, capacity=450)
-    states = backbone.prefill(tokens[:155], 0, cache)
-    after = backbone.prefill(tokens[155:], 0, cache)  # most of it has no position of its own
-    whole = backbone.prefill(tokens[:160], 0, backbone.new_cache(slots=1, capacity=450))
+    states = backbone.prefill(tokens[:155], 0, cache).hidden
+    after = backbone.prefill(tokens[155:], 0, cache).hidden  # most of it has no position of its own
+    whole = backbone.prefill(tokens[:160], 0, backbone.new_cache(slots=1, capacity=450)).hidden
     assert torch.equal(torch.cat([states, after[:5]]), whole)
 
 

@@ -172,9 +172,9 @@ def _states(backbone: Backbone, topologies: list[Any]) -> list[torch.Tensor]:
     batch = TreeBatch.of(topologies, backbone.device, rounded=False)
     tokens = torch.arange(batch.width) + torch.tensor([[1], [20], [40]])
     kv_range = cache.kv_range(slots, batch.width, padded=batch.shape.padded)
-    logits, hidden = backbone.verify(tokens, batch, kv_range, cache)
-    assert torch.equal(logits, backbone.logits(hidden))
-    return [states[: tree.nodes + 1] for states, tree in zip(hidden, topologies, strict=True)]
+    logits, verified = backbone.verify(tokens, batch, kv_range, cache)
+    assert torch.equal(logits, backbone.logits(verified.hidden))
+    return [states[: tree.nodes + 1] for states, tree in zip(verified.hidden, topologies, strict=True)]
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])
