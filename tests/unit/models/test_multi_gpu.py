@@ -20,6 +20,7 @@ from entmtp.models.multi_gpu import check_all_on_gpus
 from entmtp.policies.base import Policy
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
+from tests.helpers.heads_with_features import entering
 from tests.helpers.hydra_plus_plus_heads import random_hydra_plus_plus_heads
 from tests.helpers.second_device import ELSEWHERE, second_device
 from tests.helpers.small_cases import (
@@ -99,6 +100,16 @@ def test_several_requests_write_the_models_own_text(
         assert completion.tokens == greedy(plain, prompt, 10)
     assert any(completion.accepted for completion in done), "nothing was accepted: the case shows nothing"
     assert done[2].reused_tokens, "no slot started with the prefix of another"
+
+
+@torch.inference_mode()
+def test_states_that_enter_layers_of_any_device_are_handed_out_on_the_first(
+    backbone: Backbone, plain: PreTrainedModel
+) -> None:
+    text = small_prompt(9)
+    features = backbone.prefill(text, 0, backbone.new_cache(1, 32), (1, 0)).features
+    assert features.device == backbone.device
+    torch.testing.assert_close(features, entering(plain, text, (1, 0)), rtol=1e-4, atol=1e-4)
 
 
 def test_sampled_text_equals_that_of_one_device(backbone: Backbone) -> None:
