@@ -153,7 +153,7 @@ class DraftHeads(nn.Module, ABC):
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
-        """Decoder layers whose inputs the heads read; empty for heads that read the final decoder state."""
+        """Decoder layers whose inputs the heads read, in this order; empty if they read the final decoder state."""
         return ()
 
     @property

@@ -1,6 +1,6 @@
 """Inputs of a decoder's layers in transformers' code, copied by hooks while a pass runs.
 
-transformers' own ``output_hidden_states`` stores those of all layers.
+transformers' own ``output_hidden_states`` stores those of all layers, and leaves its hooks in the model.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class FeatureBuffer:
 
     @contextmanager
     def filled_by(self, modules: nn.ModuleList) -> Iterator[None]:
-        """Fill the memory by the pass that is run meanwhile through all layers, ``modules``.
+        """Fill the memory by the pass that is run meanwhile through all layers, ``modules``; no other pass may run.
 
         Raises:
             EntMTPError: if the pass has not called a layer.
