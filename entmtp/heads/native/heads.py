@@ -15,8 +15,7 @@ Most published models have a single layer (``num_nextn_predict_layers`` is 1). t
 one token; vLLM and SGLang apply the layer again to its own output, as EAGLE does, and so does this module. At depths
 beyond the last layer, that layer receives its own state of the parent.
 
-Draft cache entries of guesses are discarded after the step. Those of accepted tokens are computed again from the
-model's own decoder states (:mod:`entmtp.heads.native.cache`), as in SGLang's 'draft extend'.
+:mod:`entmtp.heads.autoregressive.heads` has the draft cache and the drafter.
 """
 
 from __future__ import annotations
@@ -26,22 +25,16 @@ from typing import Any, ClassVar
 import torch
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.base import DraftHeads
+from entmtp.heads.autoregressive.heads import AutoregressiveHeads
 from entmtp.heads.configuration import DraftHeadsConfig
-from entmtp.heads.native.cache import NativeDrafter
 from entmtp.heads.native.layers import SHARED, NativeLayers
-from entmtp.heads.native.text import ROOTS_PER_PASS, NativeText
 from entmtp.methods import NATIVE
 from entmtp.models.backbone import Backbone
-from entmtp.models.cache import BufferShape, DraftCacheLayout, TreeCache
 from entmtp.models.fingerprint import sampled_fingerprint
 from entmtp.models.loading.quiet import quiet_loading
 
 DEPTH = 4
 """Depth of the trees, as of trained heads; a model with more layers gets one level per layer."""
-
-_EXPANDED = 64
-"""Most nodes of one request and level that a policy may expand."""
 
 
 class NativeConfig(DraftHeadsConfig):
@@ -50,11 +43,12 @@ class NativeConfig(DraftHeadsConfig):
     model_type: ClassVar[str] = "entmtp_native"
 
 
-class NativeHeads(DraftHeads):
+class NativeHeads(AutoregressiveHeads):
     """Heads that are part of the model and guess within the whole vocabulary."""
 
     config_class = NativeConfig
     kind = NATIVE
+    layers: NativeLayers
 
     def __init__(self, backbone: Backbone, mtp: Any) -> None:
         """Wraps transformers' ``MtpModel`` of the backbone's model."""
@@ -78,23 +72,6 @@ class NativeHeads(DraftHeads):
     @property
     def state_dtype(self) -> torch.dtype:
         return self.layers.dtype
-
-    @property
-    def cache_layout(self) -> DraftCacheLayout:
-        """Each layer's keys and values, and its input states: ``h_{k-1}`` of each token, for layer k."""
-        states = BufferShape(1, self.config.hidden_size, self.state_dtype)
-        return DraftCacheLayout(
-            self.layers.shapes, (states,) * self.layers.count, spare_rows=_EXPANDED * (self.num_heads - 1)
-        )
-
-    def drafter(self, cache: TreeCache) -> NativeDrafter:
-        return NativeDrafter(self, self.layers, cache)
-
-    def traced_text(self, features: torch.Tensor, tokens: torch.Tensor, begin: int) -> NativeText:
-        layout, levels = self.cache_layout, self.num_heads - self.layers.count
-        capacity = len(tokens) + ROOTS_PER_PASS * levels + layout.spare_rows
-        cache = TreeCache(layout.layers, 1, capacity, tokens.device, layout.state_buffers)
-        return NativeText(self.drafter(cache), features, tokens, begin)
 
     def draft_logits(self, states: torch.Tensor, head: int | None = None) -> torch.Tensor:
         return self.mtp._project_to_logits(states)

@@ -1,5 +1,6 @@
 """Multi-token-prediction layers of a model, run with the masks of a tree.
 
+They are :class:`entmtp.heads.autoregressive.layers.DraftLayers`.
 :mod:`entmtp.heads.native.heads` has the formulas. The modules are transformers' own (``MtpModel``).
 """
 
@@ -44,6 +45,10 @@ class NativeLayers:
         self.shapes = tuple(self._shape_of(layer) for layer in range(self.count))
         self._masks = _TreeMask()
         mtp.create_masks_for_mtp_layer = self._masks
+
+    def inputs(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The model's last decoder states themselves."""
+        return hidden
 
     def run(
         self,

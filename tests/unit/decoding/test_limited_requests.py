@@ -11,9 +11,9 @@ import torch
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.outputs import Completion
 from entmtp.decoding.request import Request
+from entmtp.heads.autoregressive.drafter import AutoregressiveDrafter
+from entmtp.heads.autoregressive.expansion import GuessedLevel
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.native.cache import NativeDrafter
-from entmtp.heads.native.drafting import GuessedLevel
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
@@ -112,14 +112,14 @@ def test_in_a_batch_a_request_that_may_have_no_tree_is_not_guessed_for(
 
 def test_native_layers_run_on_the_guesses_of_drafting_requests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = build_backbone(draft_cache_model(DRAFT_CACHE_KINDS[0]), kernels="eager")
-    real = NativeDrafter.run_level
+    real = AutoregressiveDrafter.run_level
     batches: list[int] = []
 
-    def run_level(drafter: NativeDrafter, level: GuessedLevel) -> torch.Tensor:
+    def run_level(drafter: AutoregressiveDrafter, level: GuessedLevel) -> torch.Tensor:
         batches.append(len(level.slots))
         return real(drafter, level)
 
-    monkeypatch.setattr(NativeDrafter, "run_level", run_level)
+    monkeypatch.setattr(AutoregressiveDrafter, "run_level", run_level)
     served(engine_of(backbone, draft_cache_heads(DRAFT_CACHE_KINDS[0], backbone), "static"), 0, None)
     assert set(batches) == {1}
 

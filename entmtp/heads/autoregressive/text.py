@@ -1,23 +1,23 @@
-"""Whole texts under native heads, for rank traces: states at all positions in a few passes."""
+"""Whole texts under autoregressive heads, for rank traces: states at all positions in a few passes."""
 
 from __future__ import annotations
 
 import torch
 
+from entmtp.heads.autoregressive.drafter import AutoregressiveDrafter
+from entmtp.heads.autoregressive.expansion import AutoregressiveExpansion, GuessedLevel
 from entmtp.heads.interface import TracedText
-from entmtp.heads.native.cache import NativeDrafter
-from entmtp.heads.native.drafting import GuessedLevel, NativeExpansion
 from entmtp.models.masks import AttentionWindow
 
 ROOTS_PER_PASS = 128
 """Roots whose continuations are run in one pass."""
 
 
-class NativeText(TracedText):
+class AutoregressiveText(TracedText):
     """A text in a cache of its own; guesses use the cache rows after its end."""
 
     @torch.inference_mode()
-    def __init__(self, drafter: NativeDrafter, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> None:
+    def __init__(self, drafter: AutoregressiveDrafter, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> None:
         """Reads the text; ``drafter`` has its own cache with one empty slot. See :meth:`DraftHeads.traced_text`."""
         self._drafter, self._begin, self._length = drafter, begin, len(tokens)
         self._end = torch.full((1,), self._length, device=tokens.device)
@@ -52,9 +52,9 @@ class NativeText(TracedText):
             forced.append(states[0, :, -1])
         return torch.stack(forced, dim=1)
 
-    def expand(self, at: int) -> NativeExpansion:
+    def expand(self, at: int) -> AutoregressiveExpansion:
         position = torch.full_like(self._end, self._begin + at)
-        return NativeExpansion(
+        return AutoregressiveExpansion(
             self._drafter, (0,), self._states[position], prefix_lengths=position + 1, start=self._end, position=position
         )
 

@@ -1,7 +1,8 @@
-"""Draft cache of native heads and their drafter (:mod:`entmtp.heads.native.heads` has the formulas).
+"""Draft cache of autoregressive heads and their drafter.
 
-The cache row of the token at position p has layer k's key and value of it. The same row of the state buffers has the
-state ``h_{k-1}[p]``, which layer k needs for token p + 1. So drafting can continue after any token of any slot.
+The cache row of the token at position p has the layers' keys and values of it. The same row of the state buffers has
+what each layer needs of it for token p + 1. For layer 0 it is made from the model's decoder state, for any other it is
+the previous layer's state. So drafting can continue after any token of any slot.
 """
 
 from __future__ import annotations
@@ -10,28 +11,28 @@ from collections.abc import Sequence
 
 import torch
 
+from entmtp.heads.autoregressive.expansion import AutoregressiveExpansion, GuessedLevel, draft_trees
+from entmtp.heads.autoregressive.layers import DraftLayers
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import AcceptedPaths, Drafter, Proposal
-from entmtp.heads.native.drafting import GuessedLevel, NativeExpansion, draft_trees
-from entmtp.heads.native.layers import NativeLayers
 from entmtp.models.backbone import PREFILL_CHUNK
 from entmtp.models.cache import KvRange, TreeCache
 from entmtp.models.masks import AttentionWindow
 from entmtp.trees.batch import TreeBatch
 
 
-class NativeDrafter(Drafter):
+class AutoregressiveDrafter(Drafter):
     """Drafter that starts from the layers' states of each slot's root.
 
     Attributes:
         states: ``[slots, layers, hidden_size]`` these states.
     """
 
-    def __init__(self, heads: DraftHeads, layers: NativeLayers, cache: TreeCache) -> None:
+    def __init__(self, heads: DraftHeads, layers: DraftLayers, cache: TreeCache) -> None:
         from entmtp.models.transformers_cache import transformers_cache
 
         self.heads, self.layers, self.cache = heads, layers, cache
-        self._layer_cache = transformers_cache(cache.tree_layers[-layers.count :])
+        self._layer_cache = transformers_cache(cache.tree_layers[-len(layers.shapes) :])
         shape = len(cache.lengths), layers.count, layers.hidden_size
         self.states = torch.zeros(shape, dtype=layers.dtype, device=cache.table.device)
 
@@ -46,7 +47,7 @@ class NativeDrafter(Drafter):
         """
         end = self.cache.lengths[slot]
         begin = end - len(tokens)
-        self.cache.state_buffers[0][slot, 0, begin + 1 : end + 1] = hidden
+        self.cache.state_buffers[0][slot, 0, begin + 1 : end + 1] = self.layers.inputs(hidden)
         chunks = []
         for first in range(max(begin, 1), end, PREFILL_CHUNK):  # token 0 has no predecessor, so it has no entry
             chunk = list(tokens[first - begin : first - begin + PREFILL_CHUNK])
@@ -69,7 +70,8 @@ class NativeDrafter(Drafter):
         first = self.cache.table.device_lengths[index] - counts + 1
         at = torch.arange(width, device=counts.device)
         real = at < counts[:, None]
-        self.cache.state_buffers[0][index[:, None], 0, (first[:, None] + at) * real] = accepted.path_features
+        inputs = self.layers.inputs(accepted.path_features)
+        self.cache.state_buffers[0][index[:, None], 0, (first[:, None] + at) * real] = inputs
         kv_range = self.cache.kv_range(slots, width + 1, padded=True)
         states = self._extend(kv_range, first, accepted.next_tokens, real)
         self.states[index] = states[torch.arange(len(slots), device=index.device), counts - 1]
@@ -79,10 +81,10 @@ class NativeDrafter(Drafter):
         expansion = self.expand(tuple(slots[row] for row in drafting), roots[drafting])
         return draft_trees(expansion, drafting, roots, trees)
 
-    def expand(self, slots: tuple[int, ...], roots: torch.Tensor) -> NativeExpansion:
+    def expand(self, slots: tuple[int, ...], roots: torch.Tensor) -> AutoregressiveExpansion:
         index = self.cache.table.index(slots)
         lengths = self.cache.table.device_lengths[index]
-        return NativeExpansion(
+        return AutoregressiveExpansion(
             self, slots, self.states[index], prefix_lengths=lengths + 1, start=lengths + 1, position=lengths
         )
 
@@ -101,7 +103,7 @@ class NativeDrafter(Drafter):
     def _extend(self, kv_range: KvRange, first: torch.Tensor, tokens: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Runs the layers on committed ``tokens [batch, n]`` at positions ``first [batch]``, ``first + 1``, ...
 
-        Layer 0's input states must be in the state buffers. Returns the layers' states, ``[batch, n, layers,
+        What layer 0 receives must be in the state buffers. Returns the layers' states, ``[batch, n, layers,
         hidden_size]``.
         """
         window = AttentionWindow.of_chains(first, real)

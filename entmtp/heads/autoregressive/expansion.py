@@ -1,4 +1,4 @@
-"""Drafting trees with native heads, level by level. A node attends to the text and its own ancestors."""
+"""Drafting trees with autoregressive heads, level by level. A node attends to the text and its own ancestors."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _ExpandedNode:
     path: tuple[int, ...]
 
 
-class NativeExpansion:
+class AutoregressiveExpansion:
     """Drafting after the roots of a batch of requests (:class:`entmtp.heads.interface.Expansion`)."""
 
     def __init__(

@@ -1,0 +1,56 @@
+"""Interface of the layers that autoregressive heads draft with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from entmtp.models.cache import KvRange, LayerShape
+from entmtp.models.masks import AttentionWindow
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
+
+class DraftLayers(Protocol):
+    """Layers that guess the token after each token from that token and a state of its predecessor.
+
+    Layer 0 receives :meth:`inputs` of the model's decoder state, every other layer the previous layer's state. At
+    depths beyond the last layer, that layer receives its own state of the parent.
+    """
+
+    @property
+    def count(self) -> int:
+        """Number of layers."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the layers' states."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the layers' states."""
+
+    @property
+    def shapes(self) -> Sequence[LayerShape]:
+        """Shapes of all cached keys and values of a token. One layer may have several."""
+
+    def inputs(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What layer 0 receives, ``[..., hidden_size]``, of the model's decoder states ``[..., width]``."""
+
+    def run(
+        self,
+        layer: int,
+        tokens: torch.Tensor,
+        inputs: torch.Tensor,
+        window: AttentionWindow,
+        kv_range: KvRange,
+        cache: Cache,
+    ) -> torch.Tensor:
+        """Runs a layer on ``tokens [batch, n]``; returns its states ``[batch, n, hidden_size]``.
+
+        ``inputs [batch, n, hidden_size]`` are what it receives of each token's predecessor. ``cache`` has the layers'
+        own keys and values, and stores new ones in the rows of its slot mapping.
+        """
