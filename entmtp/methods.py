@@ -19,7 +19,7 @@ BANK_ORACLE = "bank-oracle"
 HINDSIGHT = "hindsight"
 RANDOM = "random"
 
-HYDRA, NATIVE, MEDUSA = "hydra", "native", "medusa"
+HYDRA, NATIVE, MEDUSA, EAGLE3 = "hydra", "native", "medusa", "eagle3"
 FAMILIES = (HYDRA, NATIVE, MEDUSA)
 """Families of draft heads, in the order of preference of methods that name none."""
 

@@ -13,7 +13,13 @@ from entmtp.errors import EntMTPError, quoted
 _BOOKKEEPING = {"architectures", "dtype", "model_type", "torch_dtype", "transformers_version"}
 """Fields of ``config.json`` that do not tell the heads' sizes; some are transformers'."""
 
-_NAMES = {int: "a whole number of at least 0", str: "a text", bool: "true or false"}
+_NAMES = {
+    int: "a whole number of at least 0",
+    float: "a number with a decimal point",
+    str: "a text",
+    bool: "true or false",
+    list: "a list",
+}
 
 
 @dataclass(kw_only=True)
@@ -42,7 +48,8 @@ class DraftHeadsConfig:
             if name not in known:
                 raise EntMTPError(f"{name} is no field of {cls.model_type}")
             if not _is_of(value, known[name]):
-                raise EntMTPError(f"{name} is {quoted(value)}, not {_NAMES.get(known[name], 'a JSON object')}")
+                kind = get_origin(known[name]) or known[name]
+                raise EntMTPError(f"{name} is {quoted(value)}, not {_NAMES.get(kind, 'a JSON object')}")
         return cls(**given)
 
     def fields(self) -> dict[str, Any]:

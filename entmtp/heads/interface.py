@@ -12,9 +12,9 @@ committed tokens: a chunk of a prompt, the first root, or an accepted path with 
 
 The draft cache entry of position p may need the decoder state of position p - 1 alone. The root then has an entry
 before the model has read it, so these heads are one token ahead of the model
-(:mod:`entmtp.heads.autoregressive.heads`). Multi-token-prediction layers and EAGLE-3 are of this kind
-(:mod:`entmtp.heads.native.heads`, :mod:`entmtp.heads.eagle3.heads`). Hydra++ heads are not: their decoder layer reads the same tokens as the model,
-and they guess from its last state instead of the model's (:mod:`entmtp.heads.hydra_plus_plus`).
+(:mod:`entmtp.heads.autoregressive.heads`). Multi-token-prediction layers and EAGLE-3 are of this kind. Hydra++ heads
+are not: their decoder layer reads the same tokens as the model, and they guess from its last state instead of the
+model's (:mod:`entmtp.heads.hydra_plus_plus`).
 """
 
 from __future__ import annotations

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+
+from entmtp.models.grouped_attention import attend
 
 NAME = "entmtp_tree"
 
@@ -37,13 +38,7 @@ def grouped_attention(
     """
     if extras.get("softcap") is not None or extras.get("s_aux") is not None:
         raise NeedsEagerAttention
-    batch, heads, n, _ = query.shape
-    groups = heads // key.shape[1]
-    packed = query.reshape(batch, key.shape[1], groups * n, query.shape[-1])
-    if attention_mask is not None and attention_mask.shape[2] != groups * n:
-        attention_mask = attention_mask[:, :, :n].repeat(1, 1, groups, 1)
-    attended = scaled_dot_product_attention(packed, key, value, attn_mask=attention_mask, scale=scaling)
-    return attended.reshape(batch, heads, n, value.shape[-1]).transpose(1, 2).contiguous(), None
+    return attend(query, key, value, attention_mask, scaling), None
 
 
 def _explicit_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:

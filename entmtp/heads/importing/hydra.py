@@ -34,7 +34,15 @@ from pydantic import Field
 from entmtp.errors import EntMTPError
 from entmtp.heads.hydra_plus_plus import HydraPlusPlusHeads
 from entmtp.heads.importing.hydra_prefix import PREFIX, layer_config, prefix_layer
-from entmtp.heads.importing.layout import HeadsImport, Layout, build_heads, count_from_indices, indices, square_blocks
+from entmtp.heads.importing.layout import (
+    HeadsImport,
+    Layout,
+    build_heads,
+    count_from_indices,
+    indices,
+    square_blocks,
+    summary_of_blocks,
+)
 from entmtp.heads.importing.source import ConfigFields
 from entmtp.heads.importing.tensors import Tensors
 from entmtp.heads.original import OriginalHeads
@@ -154,4 +162,4 @@ def _square_blocks(tensors: Tensors, names: list[list[str]], hidden: int) -> dic
     return square_blocks(tensors, [[f"{name}.linear" for name in row] for row in names], hidden)
 
 
-HYDRA = Layout("Hydra's (tensors like hydra_mlp.0.0.linear.weight)", _matches, _read)
+HYDRA = Layout("Hydra's (tensors like hydra_mlp.0.0.linear.weight)", _matches, _read, summary_of_blocks)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.base import check_sizes
+from entmtp.heads.base import DraftHeads, check_sizes
+from entmtp.heads.importing.eagle3 import EAGLE3, SPECULATORS
 from entmtp.heads.importing.hydra import HYDRA
 from entmtp.heads.importing.layout import HeadsImport, Layout
 from entmtp.heads.importing.medusa import MEDUSA
 from entmtp.heads.importing.source import find_source
 from entmtp.heads.importing.tensors import Tensors, preview_names, read_tensors
 from entmtp.heads.importing.vllm import VLLM
-from entmtp.heads.original import OriginalHeads
 from entmtp.models.fingerprint import model_fingerprint
 from entmtp.models.loading.load import load_model
 
-LAYOUTS = (MEDUSA, VLLM, HYDRA)
+LAYOUTS: tuple[Layout[Any], ...] = (MEDUSA, VLLM, HYDRA, EAGLE3, SPECULATORS)
 """Known layouts. To add one, write a module for it and add its name here."""
 
 
@@ -52,10 +53,10 @@ def import_heads(source: str, output: Path, model: str | None, report: Callable[
     for note in checkpoint.notes:
         report(note)
     _write(heads, output)
-    report(f"{output}: {_summary(heads)}")
+    report(f"{output}: {_summary(layout, heads)}")
 
 
-def _layout_of(tensors: Tensors) -> Layout:
+def _layout_of(tensors: Tensors) -> Layout[Any]:
     for layout in LAYOUTS:
         if layout.matches(tensors):
             return layout
@@ -63,13 +64,13 @@ def _layout_of(tensors: Tensors) -> Layout:
     raise tensors.error(f"{preview_names(tensors)} are of no known layout; known are {known}")
 
 
-def _read(layout: Layout, checkpoint: HeadsImport) -> OriginalHeads:
-    heads = layout.read(checkpoint)
+def _read(layout: Layout[Any], checkpoint: HeadsImport) -> DraftHeads:
+    heads: DraftHeads = layout.read(checkpoint)
     checkpoint.tensors.check_all_taken()
     return heads
 
 
-def _write(heads: OriginalHeads, output: Path) -> None:
+def _write(heads: DraftHeads, output: Path) -> None:
     """Saves the heads atomically: to a temporary folder that is then renamed."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".importing-", dir=output.parent) as scratch:
@@ -78,11 +79,7 @@ def _write(heads: OriginalHeads, output: Path) -> None:
         folder.replace(output)
 
 
-def _summary(heads: OriginalHeads) -> str:
+def _summary(layout: Layout[Any], heads: DraftHeads) -> str:
     config = heads.config
-    output = {0: "the model's own output layer", 1: "one output layer"}.get(config.outputs, "an output layer each")
     fits = "that model" if config.model_fingerprint else "any model of these sizes"
-    return (
-        f"{config.num_heads} {heads.kind} heads of {config.num_layers} blocks with {output}, hidden size"
-        f" {config.hidden_size}, vocabulary {config.vocab_size}, for {fits}"
-    )
+    return f"{layout.summary(heads)}, hidden size {config.hidden_size}, vocabulary {config.vocab_size}, for {fits}"

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
 from entmtp.errors import EntMTPError
+from entmtp.heads.base import DraftHeads
 from entmtp.heads.importing.source import Source
 from entmtp.heads.importing.tensors import Tensors
 from entmtp.heads.original import OriginalHeads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+Heads = TypeVar("Heads", bound=DraftHeads)
 
 MAX_COUNT = 16
 """Limit on heads and on blocks of a head, as for heads that are trained here."""
@@ -83,18 +86,20 @@ class HeadsImport:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(Generic[Heads]):
     """A published layout.
 
     Attributes:
         description: its name in messages to the user.
         matches: whether tensors of these names are in this layout.
         read: makes heads from all tensors.
+        summary: describes these heads to the user.
     """
 
     description: str
     matches: Callable[[Iterable[str]], bool]
-    read: Callable[[HeadsImport], OriginalHeads]
+    read: Callable[[HeadsImport], Heads]
+    summary: Callable[[Heads], str]
 
 
 def indices(names: Iterable[str], pattern: str) -> list[tuple[int, ...]]:
@@ -124,12 +129,19 @@ def square_blocks(tensors: Tensors, names: Sequence[Sequence[str]], hidden: int)
     }
 
 
+def summary_of_blocks(heads: OriginalHeads) -> str:
+    """Describes heads of residual blocks."""
+    config = heads.config
+    output = {0: "the model's own output layer", 1: "one output layer"}.get(config.outputs, "an output layer each")
+    return f"{config.num_heads} {heads.kind} heads of {config.num_layers} blocks with {output}"
+
+
 def build_heads(
-    kind: type[OriginalHeads],
+    kind: type[Heads],
     parameters: dict[str, torch.Tensor],
     draft_vocab: torch.Tensor | None = None,
     **config: Any,
-) -> OriginalHeads:
+) -> Heads:
     """Heads with these parameters, in one floating-point type. ``draft_vocab`` None is the whole vocabulary."""
     if draft_vocab is None:
         draft_vocab = torch.arange(config["vocab_size"], dtype=torch.int32)

@@ -21,7 +21,15 @@ from collections.abc import Iterable
 import torch
 from pydantic import Field
 
-from entmtp.heads.importing.layout import HeadsImport, Layout, build_heads, count_from_indices, indices, square_blocks
+from entmtp.heads.importing.layout import (
+    HeadsImport,
+    Layout,
+    build_heads,
+    count_from_indices,
+    indices,
+    square_blocks,
+    summary_of_blocks,
+)
 from entmtp.heads.importing.source import ConfigFields
 from entmtp.heads.original import OriginalHeads
 from entmtp.heads.original_medusa import OriginalMedusaHeads
@@ -67,4 +75,4 @@ def _read(checkpoint: HeadsImport) -> OriginalHeads:
     )
 
 
-MEDUSA = Layout("Medusa's and TGI's (tensors like 0.0.linear.weight)", _matches, _read)
+MEDUSA = Layout("Medusa's and TGI's (tensors like 0.0.linear.weight)", _matches, _read, summary_of_blocks)

@@ -18,8 +18,13 @@ WEIGHTS = (
     "hydra_lm_head.safetensors",
     "hydra_lm_head.pt",
     "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 )
-"""File names of published weights; if a folder has several, the first is taken."""
+"""File names of published weights; if a folder has several, the first is taken. An index names the parts of large ones.
+"""
+_PARTS = "model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 2**20
 
@@ -61,7 +66,7 @@ def find_source(name: str) -> Source:
     if folder.is_file():
         raise EntMTPError(f"heads: {name} is a file; give the folder that holds it and its {CONFIG}")
     if not folder.is_dir():
-        folder = download(name, (CONFIG, *WEIGHTS))
+        folder = download(name, (CONFIG, *WEIGHTS, *_PARTS))
     weights = [folder / known for known in WEIGHTS if (folder / known).is_file()]
     if not weights:
         # A download without files makes no folder.
@@ -70,15 +75,20 @@ def find_source(name: str) -> Source:
         raise EntMTPError(
             f"heads: {folder} has none of {', '.join(WEIGHTS)} (found {found}); give a published checkpoint"
         )
-    return Source(weights[0], folder / CONFIG, _config(folder / CONFIG))
+    return Source(weights[0], folder / CONFIG, read_json_object(folder / CONFIG))
 
 
-def _config(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object of a published checkpoint.
+
+    Raises:
+        EntMTPError: if the file is missing, too long, or holds anything else.
+    """
     try:
         with path.open("rb") as file:
-            config = json.loads(file.read(MAX_CONFIG_BYTES))
+            found = json.loads(file.read(MAX_CONFIG_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise EntMTPError(f"heads: {path} is missing or not JSON; give the published checkpoint's own") from error
-    if not isinstance(config, dict):
+    if not isinstance(found, dict):
         raise EntMTPError(f"heads: {path} is not a JSON object; give the published checkpoint's own")
-    return config
+    return found

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from entmtp.errors import EntMTPError
+from entmtp.errors import EntMTPError, quoted
+from entmtp.heads.importing.source import read_json_object
 
 MAX_BYTES = 32 * 2**30
 """Limit on a checkpoint's size; five heads of a 70B model with 128,000 tokens have 10 GiB in 16 bits."""
@@ -18,12 +19,12 @@ MAX_TENSORS = 4096
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _TOKEN_TYPES = (torch.int32, torch.int64)
-_PREFIXES = "medusa_heads.", "medusa_head."
+_PREFIXES = "medusa_heads.", "medusa_head.", "model."
 _SHOWN, _NAME = 4, 80
 
 
 class Tensors:
-    """Tensors of a checkpoint by name, each to be taken once. Prefixes of Medusa's wrapper models are removed.
+    """Tensors of a checkpoint by name, each to be taken once. Prefixes of wrapper models are removed.
 
     Every method raises EntMTPError if a tensor is missing or not as requested.
     """
@@ -69,6 +70,20 @@ class Tensors:
             raise self.error(f"tensor '{name}' holds tokens twice, or outside the vocabulary of {vocab_size}")
         return tensor.to(torch.int32)
 
+    def take_offsets(self, name: str, count: int) -> torch.Tensor:
+        """Takes whole numbers ``[count]``, as int64."""
+        tensor = self._take_any(name, count)
+        if tensor.dtype not in _TOKEN_TYPES:
+            raise self.error(f"tensor '{name}' is of type {tensor.dtype}, not int32 or int64")
+        return tensor.long()
+
+    def take_mask(self, name: str, count: int) -> torch.Tensor:
+        """Takes truth values ``[count]``."""
+        tensor = self._take_any(name, count)
+        if tensor.dtype != torch.bool:
+            raise self.error(f"tensor '{name}' is of type {tensor.dtype}, not bool")
+        return tensor
+
     def check_all_taken(self) -> None:
         """Raises EntMTPError if tensors remain that do not belong to the heads."""
         if self._remaining:
@@ -90,18 +105,41 @@ class Tensors:
 
 
 def read_tensors(path: Path) -> Tensors:
-    """Reads a ``.safetensors`` file, or a dictionary of tensors that ``torch.save`` wrote.
+    """Reads a ``.safetensors`` file, or a dictionary of tensors that ``torch.save`` wrote, or all files of an index.
 
     Raises:
-        EntMTPError: if the file is too large, damaged, or contains anything else.
+        EntMTPError: if a file is too large, damaged, or contains anything else.
     """
-    if (size := path.stat().st_size) > MAX_BYTES:
+    parts = _parts(path) if path.suffix == ".json" else [path]
+    if (size := sum(part.stat().st_size for part in parts)) > MAX_BYTES:
         raise EntMTPError(
             f"heads: {path} has {size / 2**30:.0f} GiB, more than the {MAX_BYTES // 2**30} that heads may have;"
             " give a checkpoint of heads alone"
         )
+    tensors: dict[str, torch.Tensor] = {}
+    for part in parts:
+        found = _tensors_of(part)
+        if twice := found.keys() & tensors.keys():
+            raise EntMTPError(f"heads: {path}: {preview_names(twice)} are in two of its files; download it again")
+        tensors |= found
+    return Tensors(path, tensors)
+
+
+def _parts(index: Path) -> list[Path]:
+    """The files that an index names, which must lie next to it."""
+    names = read_json_object(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise EntMTPError(f"heads: {index}: weight_map is {quoted(names)}, not files by tensor; download it again")
+    files = sorted({*names.values()})
+    for name in files:
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise EntMTPError(f"heads: {index} names {quoted(name)}, which is no file next to it; download it again")
+    return [index.parent / name for name in files]
+
+
+def _tensors_of(path: Path) -> dict[str, torch.Tensor]:
     try:
-        tensors = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+        return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
     except pickle.UnpicklingError as error:
         raise EntMTPError(
             f"heads: {path} holds more than tensors, and what else it holds could run code;"
@@ -110,7 +148,6 @@ def read_tensors(path: Path) -> Tensors:
     except Exception as error:  # zipfile, torch and safetensors each raise their own types for a bad file
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise EntMTPError(f"heads: {path} can't be read ({reason}); download it again") from error
-    return Tensors(path, tensors)
 
 
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:

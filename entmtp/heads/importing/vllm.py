@@ -24,7 +24,15 @@ import torch
 from pydantic import AliasChoices, Field
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.importing.layout import HeadsImport, Layout, build_heads, count_from_indices, indices, stack_grid
+from entmtp.heads.importing.layout import (
+    HeadsImport,
+    Layout,
+    build_heads,
+    count_from_indices,
+    indices,
+    stack_grid,
+    summary_of_blocks,
+)
 from entmtp.heads.importing.source import ConfigFields
 from entmtp.heads.importing.tensors import Tensors
 from entmtp.heads.original import OriginalHeads
@@ -119,4 +127,4 @@ def _output_weight(
     return tensors.take(name, len(token_map), hidden)
 
 
-VLLM = Layout("vLLM's (tensors like blocks.0.layers.0.weight)", _matches, _read)
+VLLM = Layout("vLLM's (tensors like blocks.0.layers.0.weight)", _matches, _read, summary_of_blocks)

@@ -1,0 +1,90 @@
+"""EAGLE-3 heads (arXiv 2503.01840): a decoder layer that reads the model's states at several depths.
+
+For the token at position p + 1, with ``f_p`` the states of position p that enter a low, a middle and a high decoder
+layer of the model, side by side:
+
+    ``g = fc(f_p)``, and for a drafted token the parent's ``a`` instead
+    ``x = [RMS_input(embedding of token p + 1), RMS_hidden(g)]``
+    ``a = g + o_proj(attention(x))``, attending to the layer's own keys and values of the text and the node's ancestors
+    ``a = a + down(silu(gate n) * up n)`` with ``n = RMS_post(a)``
+    ``logits = output(RMS(a))`` over the draft vocabulary, for the token at position p + 2
+
+Published variants (:class:`~entmtp.heads.eagle3.configuration.Eagle3Config` has their fields): ``RMS_hidden(g) +
+o_proj(...)`` with ``norm_before_residual``; norms of ``f_p``; ``RMS(a)`` as the children's ``g`` with ``norm_output``;
+norms of queries and keys; further plain decoder layers after the first. Rotary positions are the tokens'. Those of the
+authors are one lower, which makes no difference since attention depends on their distances alone.
+
+Sources: ``eagle/model/cnets.py`` in github.com/SafeAILab/EAGLE; ``src/speculators/models/eagle3`` in
+github.com/vllm-project/speculators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from entmtp.errors import EntMTPError
+from entmtp.heads.autoregressive.heads import AutoregressiveHeads
+from entmtp.heads.eagle3.configuration import Eagle3Config, default_feature_layers
+from entmtp.heads.eagle3.layers import Eagle3Layers
+from entmtp.heads.eagle3.weights import Eagle3Weights
+from entmtp.heads.linear_weights import LinearWeights
+from entmtp.heads.registry import register_heads
+from entmtp.methods import EAGLE3
+from entmtp.models.kernels.block_weight import Weight, embed
+
+if TYPE_CHECKING:
+    from entmtp.models.backbone import Backbone
+
+
+@register_heads
+class Eagle3Heads(AutoregressiveHeads):
+    """Heads whose states are ``a``, or ``RMS(a)`` with ``norm_output``."""
+
+    config_class = Eagle3Config
+    config: Eagle3Config
+    kind = EAGLE3
+    layers: Eagle3Layers
+
+    def __init__(self, config: Eagle3Config) -> None:
+        super().__init__(config)
+        self.weights = Eagle3Weights(config)
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        return tuple(self.config.feature_layers)
+
+    def attach(self, backbone: Backbone) -> Self:
+        count = backbone.config.num_hidden_layers
+        if not self.config.feature_layers:
+            self.config.feature_layers = default_feature_layers(count)
+        if (highest := self.config.feature_layers[-1]) >= count:
+            raise EntMTPError(
+                f"heads: feature_layers has {highest} but the model's layers are 0 to {count - 1}; use heads made for"
+                " this model"
+            )
+        attached = super().attach(backbone)
+        self.layers = Eagle3Layers(self.config, self.weights, self.linear, self._embed, backbone.device)
+        return attached
+
+    def linear_weights(self) -> dict[str, LinearWeights]:
+        return super().linear_weights() | self.weights.linear_weights()
+
+    def bind_output(self, layer: Any) -> None:
+        if self.weights.output is None:
+            super().bind_output(layer)
+
+    @property
+    def output_layers(self) -> Sequence[Weight]:
+        return super().output_layers if self.weights.output is None else [self.weights.output]
+
+    def draft_logits(self, states: torch.Tensor, head: int | None = None) -> torch.Tensor:
+        if not self.config.norm_output:
+            states = self.layers.norm(states, self.weights.norm)
+        return self.linear("output", states)
+
+    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        own = self.weights.embeddings
+        return embed(self.input_embeddings if own is None else own, tokens)

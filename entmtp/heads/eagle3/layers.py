@@ -1,0 +1,147 @@
+"""Layers of EAGLE-3 heads, run with the masks of a tree (:mod:`entmtp.heads.eagle3.heads` has the formulas).
+
+They are :class:`entmtp.heads.autoregressive.layers.DraftLayers`: one module, which may have several decoder layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import rms_norm, silu
+
+from entmtp.heads.eagle3.configuration import Eagle3Config
+from entmtp.heads.eagle3.weights import Eagle3LayerWeights, Eagle3Weights
+from entmtp.models.bare_config import BareConfig
+from entmtp.models.cache import BufferShape, KvRange, LayerShape
+from entmtp.models.grouped_attention import attend
+from entmtp.models.masks import AttentionWindow, additive_mask
+from entmtp.models.rotary_embedding import RotaryEmbedding
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
+Rotations = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines of the tokens' positions, each ``[batch, 1, n, head_dim]``."""
+
+
+class Eagle3Layers:
+    """Decoder layers that receive a token's embedding and a state of its predecessor.
+
+    Attributes:
+        count: 1, since all of them run at every level.
+        shapes: keys and values of each decoder layer.
+    """
+
+    count = 1
+
+    def __init__(
+        self,
+        config: Eagle3Config,
+        weights: Eagle3Weights,
+        linear: Callable[[str, torch.Tensor], torch.Tensor],
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        device: torch.device,
+    ) -> None:
+        """Runs ``weights`` by ``linear(name, states)`` and ``embed(tokens)``, which know the model's kernels."""
+        self.hidden_size, self.dtype = config.draft_hidden_size, weights.fc.dtype
+        self._config, self._weights = config, weights
+        self._linear, self._embed = linear, embed
+        keys = BufferShape(config.num_key_value_heads, config.head_dim, self.dtype)
+        self.shapes: tuple[LayerShape, ...] = ((keys, keys),) * config.num_layers
+        # Never in 16 bits, in which the frequencies would be too coarse at high positions.
+        self._rotary = RotaryEmbedding(rotary_config(config)).to(device)
+
+    def inputs(self, hidden: torch.Tensor) -> torch.Tensor:
+        """``fc`` of the model's states side by side, after their norm if they have one."""
+        config, norm = self._config, self._weights.features_norm
+        if norm is not None:
+            groups = config.num_features if config.fc_norm else 1
+            normed = rms_norm(
+                hidden.unflatten(-1, (groups, -1)), (hidden.shape[-1] // groups,), eps=config.rms_norm_eps
+            )
+            hidden = normed.flatten(-2) * norm
+        return self._linear("fc", hidden)
+
+    def run(
+        self,
+        layer: int,
+        tokens: torch.Tensor,
+        inputs: torch.Tensor,
+        window: AttentionWindow,
+        kv_range: KvRange,
+        cache: Cache,
+    ) -> torch.Tensor:
+        """Runs all decoder layers; arguments as :meth:`DraftLayers.run`."""
+        mask = additive_mask(window.visible(kv_range, first_row=2), inputs.dtype)  # token 0 has no predecessor
+        cosines, sines = self._rotary(inputs, window.positions)
+        rotations = cosines[:, None], sines[:, None]
+        embedded, states = self._embed(tokens).to(inputs.dtype), inputs
+        for number, weights in enumerate(self._weights.layers):
+            assert isinstance(weights, Eagle3LayerWeights)
+            residual, read = self._before_attention(weights, embedded, states)
+            attended = self._attention(number, weights, read, mask, rotations, cache)
+            states = residual + self._linear(f"{number} attention output", attended)
+            gate, up = self._linear(f"{number} gate up", self.norm(states, weights.mlp_norm)).chunk(2, dim=-1)
+            states = states + self._linear(f"{number} down", silu(gate) * up)
+        return self.norm(states, self._weights.norm) if self._config.norm_output else states
+
+    def norm(self, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Root-mean-square normalisation over the last dimension."""
+        return rms_norm(states, weight.shape, weight, self._config.rms_norm_eps)
+
+    def _before_attention(
+        self, weights: Eagle3LayerWeights, embedded: torch.Tensor, states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The state that a layer's output is added to, and what its attention receives."""
+        if weights.hidden_norm is None:
+            return states, self.norm(states, weights.input_norm)
+        normed = self.norm(states, weights.hidden_norm)
+        read = torch.cat([self.norm(embedded, weights.input_norm), normed], dim=-1)
+        return normed if self._config.norm_before_residual else states, read
+
+    def _attention(
+        self,
+        number: int,
+        weights: Eagle3LayerWeights,
+        states: torch.Tensor,
+        mask: torch.Tensor,
+        rotations: Rotations,
+        cache: Cache,
+    ) -> torch.Tensor:
+        """A layer's attention ``[batch, n, heads * head_dim]``, before its output projection."""
+        config = self._config
+        counts = config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads
+        projected = self._linear(f"{number} qkv", states).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
+        queries, keys, values = projected.split(counts, dim=1)
+        if weights.query_norm is not None and weights.key_norm is not None:
+            queries, keys = self.norm(queries, weights.query_norm), self.norm(keys, weights.key_norm)
+        keys, values = cache.update(_rotated(keys, rotations), values, number)
+        return attend(_rotated(queries, rotations), keys, values, mask).flatten(-2)
+
+
+def rotary_config(config: Eagle3Config) -> BareConfig:
+    """The configuration of a Llama with the heads' rotary embedding."""
+    return BareConfig(
+        model_type="llama",
+        vocab_size=config.vocab_size,
+        hidden_size=config.draft_hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_position_embeddings,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters=config.rope_parameters,
+        tie_word_embeddings=False,
+        attention_bias=config.attention_bias,
+    )
+
+
+def _rotated(states: torch.Tensor, rotations: Rotations) -> torch.Tensor:
+    """States ``[batch, heads, n, head_dim]`` with the pairs (i, i + head_dim / 2) turned by their positions."""
+    cosines, sines = rotations
+    first, second = states.chunk(2, dim=-1)
+    return states * cosines + torch.cat([-second, first], dim=-1) * sines
