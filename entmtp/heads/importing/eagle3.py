@@ -62,8 +62,7 @@ def _read(checkpoint: HeadsImport) -> Eagle3Heads:
             " be there, since the model's don't fit",
         )
     if fields.tie_word_embeddings and own_embeddings and not own_output:
-        raise invalid(source, "tie_word_embeddings", "is True, and heads whose output layer is their embedding table "
-                      "can't be imported")  # fmt: skip
+        raise invalid(source, "tie_word_embeddings", "is True; heads that share one table can't be imported")
     draft_vocab = _draft_vocab(tensors, fields, own_output)
     parameters = other_parameters(tensors, sizes, len(draft_vocab))
     for layer in range(fields.num_hidden_layers):

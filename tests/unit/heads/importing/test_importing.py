@@ -172,7 +172,7 @@ def a_list(folder: Path) -> None:
 
 
 def without_weights(folder: Path) -> None:
-    (folder / "medusa_lm_head.pt").rename(folder / "pytorch_model.bin")
+    (folder / "medusa_lm_head.pt").rename(folder / "weights.bin")
 
 
 def emptied(folder: Path) -> None:
@@ -193,7 +193,7 @@ def config(text: str) -> Callable[[Path], object]:
         (cut_off_safetensors, "medusa_lm_head.safetensors can't be read"),
         (compressed, "it is compressed, which torch.save never does"),
         (a_list, "it is not a dictionary of tensors"),
-        (without_weights, "model.safetensors (found config.json, pytorch_model.bin); give a published checkpoint"),
+        (without_weights, "model.bin.index.json (found config.json, weights.bin); give a published checkpoint"),
         (emptied, "(found nothing); give a published checkpoint"),
         (lambda folder: (folder / CONFIG).unlink(), "config.json is missing or not JSON"),
         (config("{"), "config.json is missing or not JSON"),
