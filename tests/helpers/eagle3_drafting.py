@@ -79,7 +79,8 @@ class Drafting:
     def draft(self, slots: Sequence[int], trees: Sequence[Topology]) -> Proposal:
         """Drafts a tree for each of ``slots``."""
         roots = torch.tensor([self.texts[slot][-1] for slot in slots])
-        return self.drafter.draft(tuple(slots), roots, TreeBatch.of(trees))
+        batch = TreeBatch.of(trees)
+        return self.drafter.draft(tuple(slots), roots, batch) if batch.max_depth else Proposal.of_roots(roots)
 
     @torch.inference_mode()
     def accept(
@@ -106,3 +107,25 @@ class Drafting:
         accepted = AcceptedPaths(drafted.tokens, features, columns, counts, torch.tensor(roots), last, padded=False)
         self.drafter.append(index, accepted)
         self.cache.sync_lengths(index, counts.tolist())
+
+    @torch.inference_mode()
+    def begin_again(self, source: int, target: int, length: int) -> None:
+        """Starts ``target`` with the first ``length`` tokens of ``source``, one more token and a root."""
+        self.cache.copy_prefix(source, target, length)
+        self.texts[target] = [*self.texts[source][:length], 3, 4]
+        self.cache.append([target], [1])
+        self.drafter.prefill(target, self.features(target)[length:], [3])
+        self.drafter.start(target, torch.tensor(4))
+
+    @torch.inference_mode()
+    def swap(self) -> None:
+        """Exchanges the first two slots."""
+        self.cache.swap(0, 1)
+        self.drafter.states[:2] = self.drafter.states[[1, 0]]
+        self.texts[:2] = reversed(self.texts[:2])
+
+    def entries(self, slot: int) -> list[torch.Tensor]:
+        """What the draft cache has of a slot's text and root; token 0 has no keys and no state before it."""
+        end = len(self.texts[slot]) + 1
+        rows = [buffer[slot, :, 2:end] for layer in self.cache.tree_layers for buffer in (layer.keys, layer.values)]
+        return [*rows, self.cache.state_buffers[0][slot, :, 1 : end - 1]]
