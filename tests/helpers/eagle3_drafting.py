@@ -24,9 +24,9 @@ from tests.helpers.tiny_models import tiny_model
 LAYERS = 8
 
 
-def deep_model(**changes: int) -> PreTrainedModel:
+def deep_model() -> PreTrainedModel:
     """A tiny Llama with enough layers for the default features."""
-    return tiny_model("llama", num_hidden_layers=LAYERS, initializer_range=0.1, **changes)
+    return tiny_model("llama", num_hidden_layers=LAYERS, initializer_range=0.1)
 
 
 def seen_model(backbone: Backbone) -> Model:

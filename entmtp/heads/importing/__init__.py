@@ -1,1 +1,1 @@
-"""Import of published draft heads: Medusa, Hydra, TGI and vLLM layouts."""
+"""Import of published draft heads: layouts of Medusa, Hydra and EAGLE-3, their authors' and other engines'."""

@@ -159,9 +159,8 @@ def _note_residual(checkpoint: HeadsImport, fields: Eagle3Fields) -> None:
 
 def _summary(heads: Eagle3Heads) -> str:
     config = heads.config
-    read = (
-        f"inputs of layers {', '.join(map(str, config.feature_layers))}" if config.feature_layers else "default layers"
-    )
+    named = ", ".join(map(str, config.feature_layers))
+    read = f"inputs of layers {named}" if named else "inputs of the default layers"
     output = "an output layer" if config.own_output else "the model's output layer"
     layers = "1 layer" if config.num_layers == 1 else f"{config.num_layers} layers"
     return (

@@ -16,28 +16,12 @@ from entmtp.heads.checkpoint import load_heads
 from entmtp.heads.importing import tensors as importing_tensors
 from entmtp.heads.importing.import_heads import import_heads
 from entmtp.models.build import build_backbone
+from tests.helpers.importer_messages import imported, refused
 from tests.helpers.published_checkpoints import CONFIG, Model, Published, hydra, medusa, save_tensors, vllm
 from tests.helpers.tiny_models import VOCAB, tiny_model
 
 HIDDEN = 32
 MODEL = Model(torch.randn(VOCAB, HIDDEN), torch.randn(VOCAB, HIDDEN))
-
-
-def imported(folder: Path, output: Path, model: Path | None = None) -> list[str]:
-    """Imports a checkpoint; returns the importer's messages."""
-    messages: list[str] = []
-    import_heads(str(folder), output, None if model is None else str(model), messages.append)
-    return messages
-
-
-def refused(folder: Path, named: str, model: Path | None = None) -> None:
-    output = folder.parent / "ours"
-    with pytest.raises(EntMTPError) as raised:
-        imported(folder, output, model)
-    assert named in str(raised.value)
-    assert "\n" not in str(raised.value)
-    assert not output.exists()
-    assert not list(folder.parent.glob(".importing-*"))
 
 
 def changed(published: Published, **tensors: torch.Tensor) -> Published:
