@@ -222,7 +222,7 @@ def import_published_heads(
         str | None, typer.Option(help="hub name or folder of the model that they are for; checks and binds them to it")
     ] = None,
 ) -> None:
-    """Convert published Medusa, Hydra or EAGLE-3 heads, in their authors' or an engine's layout, for use with EntMTP."""
+    """Convert published Medusa, Hydra or EAGLE-3 heads, in their authors' or an engine's layout, to EntMTP's format."""
     with plain_errors("import-heads"):
         from entmtp.heads.importing.import_heads import import_heads
 

@@ -38,7 +38,7 @@ class DraftLayers(Protocol):
         """Shapes of all cached keys and values of a token. One layer may have several."""
 
     def inputs(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What layer 0 receives, ``[..., hidden_size]``, of the model's decoder states ``[..., width]``."""
+        """Layer 0's inputs ``[..., hidden_size]`` from the model's decoder states ``[..., width]``."""
 
     def run(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import rms_norm, silu
 
+from entmtp.errors import EntMTPError, quoted
 from entmtp.heads.eagle3.configuration import Eagle3Config
 from entmtp.heads.eagle3.weights import Eagle3LayerWeights, Eagle3Weights
 from entmtp.models.bare_config import BareConfig
@@ -50,8 +51,7 @@ class Eagle3Layers:
         self._linear, self._embed = linear, embed
         keys = BufferShape(config.num_key_value_heads, config.head_dim, self.dtype)
         self.shapes: tuple[LayerShape, ...] = ((keys, keys),) * config.num_layers
-        # Never in 16 bits, in which the frequencies would be too coarse at high positions.
-        self._rotary = RotaryEmbedding(rotary_config(config)).to(device)
+        self._rotary = _rotary_embedding(config).to(device)
 
     def inputs(self, hidden: torch.Tensor) -> torch.Tensor:
         """``fc`` of the model's states side by side, after their norm if they have one."""
@@ -121,9 +121,13 @@ class Eagle3Layers:
         return attend(_rotated(queries, rotations), keys, values, mask).flatten(-2)
 
 
-def rotary_config(config: Eagle3Config) -> BareConfig:
-    """The configuration of a Llama with the heads' rotary embedding."""
-    return BareConfig(
+def _rotary_embedding(config: Eagle3Config) -> RotaryEmbedding:
+    """Rotary embedding in float32: in 16 bits the frequencies would be too coarse at high positions.
+
+    Raises:
+        EntMTPError: if its parameters are unusable.
+    """
+    like_a_llama = BareConfig(
         model_type="llama",
         vocab_size=config.vocab_size,
         hidden_size=config.draft_hidden_size,
@@ -138,6 +142,13 @@ def rotary_config(config: Eagle3Config) -> BareConfig:
         tie_word_embeddings=False,
         attention_bias=config.attention_bias,
     )
+    try:
+        return RotaryEmbedding(like_a_llama)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise EntMTPError(
+            f"heads: rope_parameters {quoted(config.rope_parameters)} can't be used ({reason}); import the heads again"
+        ) from error
 
 
 def _rotated(states: torch.Tensor, rotations: Rotations) -> torch.Tensor:

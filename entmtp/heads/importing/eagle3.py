@@ -25,6 +25,7 @@ from collections.abc import Iterable
 
 import torch
 
+from entmtp.errors import EntMTPError
 from entmtp.heads.eagle3.configuration import default_feature_layers
 from entmtp.heads.eagle3.heads import Eagle3Heads
 from entmtp.heads.importing.eagle3_config import Eagle3Fields, feature_layers, invalid, parallel_drafting, read_fields
@@ -115,8 +116,9 @@ def _feature_layers(checkpoint: HeadsImport, fields: Eagle3Fields) -> list[int]:
     if not layers:
         return default_feature_layers(count)
     if layers[-1] >= count:
-        raise invalid(
-            checkpoint.source, "layer ids", f"name the states that enter layer {layers[-1]} of a model with {count}"
+        raise EntMTPError(
+            f"heads: {checkpoint.source.config_path}: the heads read the input of layer {layers[-1]} but the model's"
+            f" layers are 0 to {count - 1}; give --model with the model that they are for"
         )
     return layers
 

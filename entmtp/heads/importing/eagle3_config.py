@@ -39,6 +39,7 @@ IRRELEVANT = frozenset(
 """Fields that do not change what the heads compute."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "bias": (False,),
     "hidden_act": ("silu",),
     "mlp_bias": (False,),
     "parallel_drafting": (False, None),
@@ -48,6 +49,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Fields with the only values that these heads can have."""
 
 _EAGLE_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "bias": (False,),
     "next_layer_regular": (True,),
     "parallel_draft_step": (1,),
     "use_aux_hidden_state": (True,),

@@ -129,7 +129,10 @@ def _with_field(name: str, value: object) -> Callable[[Path], object]:
         (_with_config("{"), "config.json is missing or not JSON"),
         (_with_config("[1]"), "config.json is missing or not JSON"),
         (_with_config("{}"), "model_type 'None'"),
-        (_with_config('{"model_type": ["entmtp_hydra"]}'), "it must be one of entmtp_hydra, entmtp_medusa"),
+        (
+            _with_config('{"model_type": ["entmtp_hydra"]}'),
+            "one of entmtp_eagle3, entmtp_hydra, entmtp_medusa",
+        ),
         (_with_config('{"model_type": "llama"}'), "model_type 'llama'"),
         (
             _with_field("inner_size", "wide"),

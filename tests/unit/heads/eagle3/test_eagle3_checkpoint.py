@@ -110,6 +110,9 @@ def test_the_draft_cache_has_rows_for_a_wide_tree_at_every_depth(backbone: Backb
         ("head_dim", 7, "4 attention heads of 7 numbers"),
         ("draft_hidden_size", 48, "own_embeddings and own_output must be true"),
         ("fc_norm", True, "norm_before_fc and fc_norm are both true"),
+        ("rope_parameters", {}, r"rope_parameters {} can't be used \(KeyError: 'rope_type'\)"),
+        ("rope_parameters", {"rope_type": "linear", "rope_theta": 1e4}, r"can't be used \(.*import the heads again"),
+        ("rope_parameters", {"rope_type": "wild", "rope_theta": 1e4}, r"can't be used \(.*import the heads again"),
         ("surprise", 1, "surprise is no field of entmtp_eagle3"),
     ],
 )

@@ -73,7 +73,7 @@ def test_another_models_heads_are_refused(model_folder: Path, tmp_path: Path) ->
     small = Model(torch.randn(95, HIDDEN), torch.randn(95, HIDDEN))
     refused(eagle3(small).save(tmp_path / "small"), "vocab_size is 95 but the model's is 96", model_folder)
     deep_ids = eagle3(MODEL, "speculators", features=(2, 4, 8)).save(tmp_path / "deep")
-    refused(deep_ids, "layer ids name the states that enter layer 8 of a model with 8", model_folder)
+    refused(deep_ids, "the heads read the input of layer 8 but the model's layers are 0 to 7", model_folder)
 
 
 def test_heads_of_speculators_that_do_not_say_where_they_normalise_get_a_hint(tmp_path: Path) -> None:
