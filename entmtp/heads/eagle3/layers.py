@@ -57,11 +57,8 @@ class Eagle3Layers:
         """``fc`` of the model's states side by side, after their norm if they have one."""
         config, norm = self._config, self._weights.features_norm
         if norm is not None:
-            groups = config.num_features if config.fc_norm else 1
-            normed = rms_norm(
-                hidden.unflatten(-1, (groups, -1)), (hidden.shape[-1] // groups,), eps=config.rms_norm_eps
-            )
-            hidden = normed.flatten(-2) * norm
+            groups = hidden.unflatten(-1, (config.num_features if config.fc_norm else 1, -1))
+            hidden = rms_norm(groups, groups.shape[-1:], eps=config.rms_norm_eps).flatten(-2) * norm
         return self._linear("fc", hidden)
 
     def run(

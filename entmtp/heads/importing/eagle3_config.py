@@ -61,6 +61,7 @@ _EAGLE_NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 _IDS = "eagle_aux_hidden_state_layer_ids"
 _LAYER_CONFIG = "transformer_layer_config"
+_MAX_VOCAB = 2**24
 _PARALLEL = "mask_token_id", "ptd_token_id"
 """Fields of heads that draft all depths in one pass."""
 
@@ -76,8 +77,8 @@ class Eagle3Fields(ConfigFields):
     num_key_value_heads: int | None = Field(None, ge=1)
     head_dim: int | None = Field(None, ge=2, multiple_of=2)
     num_hidden_layers: int = Field(ge=1, le=MAX_COUNT)
-    vocab_size: int = Field(ge=1)
-    draft_vocab_size: int | None = Field(None, ge=1)
+    vocab_size: int = Field(ge=1, le=_MAX_VOCAB)
+    draft_vocab_size: int | None = Field(None, ge=1, le=_MAX_VOCAB)
     target_hidden_size: int | None = Field(None, ge=1)
     rms_norm_eps: float = Field(gt=0, lt=1)
     max_position_embeddings: int = Field(2048, ge=1)

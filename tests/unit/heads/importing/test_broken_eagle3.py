@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from entmtp.errors import EntMTPError
+from entmtp.heads.importing.eagle3_config import NEUTRAL, Eagle3Fields
 from tests.helpers.eagle3_checkpoints import DRAFT_VOCAB, Eagle3Checkpoint, eagle3
-from tests.helpers.importer_messages import refused
+from tests.helpers.examples import examples
+from tests.helpers.importer_messages import imported, refused
 from tests.helpers.published_checkpoints import CONFIG, Model, save_tensors
 from tests.helpers.tiny_models import VOCAB
 
@@ -120,6 +125,10 @@ CASES: dict[str, tuple[Eagle3Checkpoint, str]] = {
     "SafeAILab, more guesses than tokens": (
         safe().configured(draft_vocab_size=97),
         "the draft vocabulary has 97 tokens and the model's 96",
+    ),
+    "SafeAILab, tokens without end": (
+        safe().configured(vocab_size=10**13, draft_vocab_size=10**13),
+        "vocab_size: 10000000000000 is not accepted: input should be less than or equal to 16777216",
     ),
     "SafeAILab, narrower than the model": (
         eagle3(MODEL, hidden=48),
@@ -303,3 +312,27 @@ def test_files_that_are_no_checkpoint(
     spoil(folder)
     refused(folder, named)
     assert not (tmp_path / "ran").exists(), "code of the file was run"
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+FIELDS = (*Eagle3Fields.model_fields, *NEUTRAL, "architectures", "transformer_layer_config", "mask_token_id")
+
+
+@given(checkpoint=st.sampled_from([safe(), spec(), sgl(), deep()]), field=st.sampled_from(FIELDS), value=ANY_JSON)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(per_hundred=100))
+def test_any_value_of_a_field_is_read_or_refused(
+    checkpoint: Eagle3Checkpoint, field: str, value: object, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    changed = checkpoint.configured(**{field: value})
+    if "transformer_layer_config" in changed.config and field in Eagle3Fields.model_fields:
+        nested_fields = changed.config["transformer_layer_config"] | {field: value}
+        changed = checkpoint.configured(transformer_layer_config=nested_fields)
+    try:
+        imported(changed.save(folder / "published"), folder / "ours")
+    except EntMTPError as error:
+        assert "\n" not in str(error)

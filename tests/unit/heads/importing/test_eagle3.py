@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig
+from typer.testing import CliRunner
 
+from entmtp.cli import app
 from entmtp.heads.checkpoint import load_heads
 from entmtp.heads.eagle3 import Eagle3Heads
 from entmtp.models.build import build_backbone
@@ -129,3 +131,14 @@ def test_yarn_positions_are_transformers(tmp_path: Path) -> None:
     frequencies, scaling = ROPE_INIT_FUNCTIONS["yarn"](config)
     assert torch.equal(heads.layers._rotary.inv_freq, frequencies)
     assert heads.layers._rotary.attention_scaling == scaling != 1
+
+
+def test_the_command_says_what_it_read_or_one_line_why_not(tmp_path: Path) -> None:
+    folder = eagle3(MODEL, "SGLang").save(tmp_path / "published")
+    done = CliRunner().invoke(app, ["import-heads", str(folder), f"--output={tmp_path / 'ours'}"])
+    assert done.exit_code == 0
+    assert "EAGLE-3 heads of 1 layer on the inputs of layers 2, 4, 5" in done.output
+    broken = eagle3(MODEL).configured(surprise=1).save(tmp_path / "broken")
+    failed = CliRunner().invoke(app, ["import-heads", str(broken), f"--output={tmp_path / 'theirs'}"])
+    assert failed.exit_code == 2
+    assert "'surprise' is 1, and this importer does not know the field" in " ".join(failed.output.split())
