@@ -147,16 +147,6 @@ class DraftHeads(nn.Module, ABC):
         return self.config.num_heads
 
     @property
-    def feature_layers(self) -> tuple[int, ...]:
-        """The model's decoder layers whose inputs the heads read; empty for its last decoder state alone.
-
-        Index i stands for the state that enters layer i, which is transformers' ``output_hidden_states[i]``. The
-        decoder states that a drafter and a traced text receive are then these states side by side, in this order:
-        ``[n, len(feature_layers) * hidden_size]``.
-        """
-        return ()
-
-    @property
     def cache_layout(self) -> DraftCacheLayout:
         """Draft cache of each token; empty for heads that guess from a decoder state alone."""
         return NO_DRAFT_CACHE

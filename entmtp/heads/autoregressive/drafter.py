@@ -40,20 +40,20 @@ class AutoregressiveDrafter(Drafter):
         for _ in self.prefill_states(slot, features, tokens):
             pass
 
-    def prefill_states(self, slot: int, hidden: torch.Tensor, tokens: Sequence[int]) -> list[torch.Tensor]:
+    def prefill_states(self, slot: int, features: torch.Tensor, tokens: Sequence[int]) -> list[torch.Tensor]:
         """Prefills as :meth:`prefill` does.
 
         Returns the layers' states ``[n, layers, hidden_size]`` in chunks. A text's token 0 has none.
         """
         end = self.cache.lengths[slot]
         begin = end - len(tokens)
-        self.cache.state_buffers[0][slot, 0, begin + 1 : end + 1] = self.layers.inputs(hidden)
+        self.cache.state_buffers[0][slot, 0, begin + 1 : end + 1] = self.layers.inputs(features)
         chunks = []
         for first in range(max(begin, 1), end, PREFILL_CHUNK):  # token 0 has no predecessor, so it has no entry
             chunk = list(tokens[first - begin : first - begin + PREFILL_CHUNK])
-            ids = torch.tensor([chunk], device=hidden.device)
+            ids = torch.tensor([chunk], device=features.device)
             kv_range = KvRange((slot,), 0, first + len(chunk) + 1)
-            start = torch.tensor([first], device=hidden.device)
+            start = torch.tensor([first], device=features.device)
             chunks.append(self._extend(kv_range, start, ids, torch.ones_like(ids, dtype=torch.bool))[0])
         return chunks
 

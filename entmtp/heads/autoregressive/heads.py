@@ -42,8 +42,8 @@ class AutoregressiveHeads(DraftHeads):
     def drafter(self, cache: TreeCache) -> AutoregressiveDrafter:
         return AutoregressiveDrafter(self, self.layers, cache)
 
-    def traced_text(self, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> AutoregressiveText:
+    def traced_text(self, features: torch.Tensor, tokens: torch.Tensor, begin: int) -> AutoregressiveText:
         layout, levels = self.cache_layout, self.num_heads - self.layers.count
         capacity = len(tokens) + ROOTS_PER_PASS * levels + layout.spare_rows
         cache = TreeCache(layout.layers, 1, capacity, tokens.device, layout.state_buffers)
-        return AutoregressiveText(self.drafter(cache), hidden, tokens, begin)
+        return AutoregressiveText(self.drafter(cache), features, tokens, begin)

@@ -37,8 +37,8 @@ class DraftLayers(Protocol):
     def shapes(self) -> Sequence[LayerShape]:
         """Shapes of all cached keys and values of a token. One layer may have several."""
 
-    def inputs(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Layer 0's inputs ``[..., hidden_size]`` from the model's decoder states ``[..., width]``."""
+    def inputs(self, features: torch.Tensor) -> torch.Tensor:
+        """Layer 0's inputs ``[..., hidden_size]`` from the model's features ``[..., width]``."""
 
     def run(
         self,

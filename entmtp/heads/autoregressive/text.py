@@ -17,13 +17,15 @@ class AutoregressiveText(TracedText):
     """A text in a cache of its own; guesses use the cache rows after its end."""
 
     @torch.inference_mode()
-    def __init__(self, drafter: AutoregressiveDrafter, hidden: torch.Tensor, tokens: torch.Tensor, begin: int) -> None:
+    def __init__(
+        self, drafter: AutoregressiveDrafter, features: torch.Tensor, tokens: torch.Tensor, begin: int
+    ) -> None:
         """Reads the text; ``drafter`` has its own cache with one empty slot. See :meth:`DraftHeads.traced_text`."""
         self._drafter, self._begin, self._length = drafter, begin, len(tokens)
         self._end = torch.full((1,), self._length, device=tokens.device)
         drafter.cache.append([0], [self._length])
         no_entry = torch.zeros_like(drafter.states)  # token 0 has no predecessor
-        self._states = torch.cat([no_entry, *drafter.prefill_states(0, hidden, tokens.tolist())])
+        self._states = torch.cat([no_entry, *drafter.prefill_states(0, features, tokens.tolist())])
 
     @torch.inference_mode()
     def teacher_forced(self, at: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

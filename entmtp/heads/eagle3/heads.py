@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from entmtp.errors import EntMTPError
 from entmtp.heads.autoregressive.heads import AutoregressiveHeads
 from entmtp.heads.eagle3.configuration import Eagle3Config, default_feature_layers
 from entmtp.heads.eagle3.layers import Eagle3Layers
@@ -57,14 +56,8 @@ class Eagle3Heads(AutoregressiveHeads):
         return tuple(self.config.feature_layers)
 
     def attach(self, backbone: Backbone) -> Self:
-        count = backbone.config.num_hidden_layers
         if not self.config.feature_layers:
-            self.config.feature_layers = default_feature_layers(count)
-        if (highest := self.config.feature_layers[-1]) >= count:
-            raise EntMTPError(
-                f"heads: feature_layers has {highest} but the model's layers are 0 to {count - 1}; use heads made for"
-                " this model"
-            )
+            self.config.feature_layers = default_feature_layers(backbone.config.num_hidden_layers)
         attached = super().attach(backbone)
         self.layers = Eagle3Layers(self.config, self.weights, self.linear, self._embed, backbone.device)
         return attached
@@ -81,9 +74,11 @@ class Eagle3Heads(AutoregressiveHeads):
         return super().output_layers if self.weights.output is None else [self.weights.output]
 
     def draft_logits(self, states: torch.Tensor, head: int | None = None) -> torch.Tensor:
-        if not self.config.norm_output:
-            states = self.layers.norm(states, self.weights.norm)
-        return self.linear("output", states)
+        return self.linear("output", self.output_states(states))
+
+    def output_states(self, states: torch.Tensor) -> torch.Tensor:
+        """What the output layer receives, of states ``[..., draft_hidden_size]``."""
+        return states if self.config.norm_output else self.layers.norm(states, self.weights.norm)
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         own = self.weights.embeddings

@@ -6,7 +6,7 @@ They are :class:`entmtp.heads.autoregressive.layers.DraftLayers`: one module, wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.nn.functional import rms_norm, silu
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 Rotations = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines of the tokens' positions, each ``[batch, 1, n, head_dim]``."""
+
+
+class KeyValueStore(Protocol):
+    """Keys and values of the decoder layers."""
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, /) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores keys and values ``[batch, heads, n, head_dim]``; returns all that attention may read, in one order."""
 
 
 class Eagle3Layers:
@@ -53,13 +60,15 @@ class Eagle3Layers:
         self.shapes: tuple[LayerShape, ...] = ((keys, keys),) * config.num_layers
         self._rotary = _rotary_embedding(config).to(device)
 
-    def inputs(self, hidden: torch.Tensor) -> torch.Tensor:
+    def inputs(self, features: torch.Tensor) -> torch.Tensor:
         """``fc`` of the model's states side by side, after their norm if they have one."""
         config, norm = self._config, self._weights.features_norm
         if norm is not None:
-            groups = hidden.unflatten(-1, (config.num_features if config.fc_norm else 1, -1))
-            hidden = rms_norm(groups, groups.shape[-1:], eps=config.rms_norm_eps).flatten(-2) * norm
-        return self._linear("fc", hidden)
+            groups = config.num_features if config.fc_norm else 1
+            width = features.shape[-1] // groups
+            normed = rms_norm(features.unflatten(-1, (groups, width)), (width,), eps=config.rms_norm_eps)
+            features = normed.flatten(-2) * norm
+        return self._linear("fc", features)
 
     def run(
         self,
@@ -71,8 +80,24 @@ class Eagle3Layers:
         cache: Cache,
     ) -> torch.Tensor:
         """Runs all decoder layers; arguments as :meth:`DraftLayers.run`."""
-        mask = additive_mask(window.visible(kv_range, first_row=2), inputs.dtype)  # token 0 has no predecessor
-        cosines, sines = self._rotary(inputs, window.positions)
+        visible = window.visible(kv_range, first_row=2)  # token 0 has no predecessor
+        return self.forward(tokens, inputs, window.positions, visible, cache)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        inputs: torch.Tensor,
+        positions: torch.Tensor,
+        visible: torch.Tensor,
+        cache: KeyValueStore,
+    ) -> torch.Tensor:
+        """States ``[batch, n, hidden_size]`` of ``tokens [batch, n]`` at ``positions [batch, n]``.
+
+        ``inputs [batch, n, hidden_size]`` are those of each token's predecessor. ``visible [batch, n, rows]`` says
+        which of the keys that ``cache`` returns a token attends to.
+        """
+        mask = additive_mask(visible, inputs.dtype)
+        cosines, sines = self._rotary(inputs, positions)
         rotations = cosines[:, None], sines[:, None]
         embedded, states = self._embed(tokens).to(inputs.dtype), inputs
         for number, weights in enumerate(self._weights.layers):
@@ -105,7 +130,7 @@ class Eagle3Layers:
         states: torch.Tensor,
         mask: torch.Tensor,
         rotations: Rotations,
-        cache: Cache,
+        cache: KeyValueStore,
     ) -> torch.Tensor:
         """A layer's attention ``[batch, n, heads * head_dim]``, before its output projection."""
         config = self._config

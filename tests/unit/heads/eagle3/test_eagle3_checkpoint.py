@@ -85,7 +85,7 @@ def test_heads_that_name_no_layers_read_those_of_the_authors(backbone: Backbone)
 
 def test_layers_that_the_model_lacks_are_refused(backbone: Backbone) -> None:
     assert random_eagle3(feature_layers=[0, 7]).attach(backbone).feature_layers == (0, 7)
-    with pytest.raises(EntMTPError, match="feature_layers has 8 but the model's layers are 0 to 7"):
+    with pytest.raises(EntMTPError, match="feature_layers: 8 is not one of the model's 8 layers"):
         random_eagle3(feature_layers=[2, 4, 8]).attach(backbone)
 
 
