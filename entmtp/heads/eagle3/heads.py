@@ -77,7 +77,7 @@ class Eagle3Heads(AutoregressiveHeads):
         return self.linear("output", self.output_states(states))
 
     def output_states(self, states: torch.Tensor) -> torch.Tensor:
-        """What the output layer receives, of states ``[..., draft_hidden_size]``."""
+        """Inputs of the output layer, of states ``[..., draft_hidden_size]``."""
         return states if self.config.norm_output else self.layers.norm(states, self.weights.norm)
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:

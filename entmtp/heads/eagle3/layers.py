@@ -110,8 +110,8 @@ class Eagle3Layers:
         return self.norm(states, self._weights.norm) if self._config.norm_output else states
 
     def norm(self, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Root-mean-square normalisation over the last dimension."""
-        return rms_norm(states, weight.shape, weight, self._config.rms_norm_eps)
+        """Root-mean-square normalisation over the last dimension, in the weights' type where training mixes types."""
+        return rms_norm(states.to(weight.dtype), weight.shape, weight, self._config.rms_norm_eps)
 
     def _before_attention(
         self, weights: Eagle3LayerWeights, embedded: torch.Tensor, states: torch.Tensor
