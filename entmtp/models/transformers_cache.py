@@ -16,13 +16,17 @@ def transformers_cache(layers: Sequence[TreeLayer]) -> Cache:
 
 
 class _Layer(CacheLayerMixin):
-    """A layer of a tree cache, by the names of transformers."""
+    """A layer of a tree cache, by the names of transformers.
+
+    Attributes:
+        tree_layer: the layer itself.
+    """
 
     is_sliding = False
 
     def __init__(self, layer: TreeLayer) -> None:
         super().__init__()
-        self._layer = layer
+        self.tree_layer = layer
         self.keys, self.values = layer.keys, layer.values
         self.is_initialized = True
 
@@ -32,15 +36,15 @@ class _Layer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._layer.update(key_states, value_states)
+        return self.tree_layer.update(key_states, value_states)
 
     def get_seq_length(self) -> int:
-        table = self._layer.table
+        table = self.tree_layer.table
         return max(table.lengths[slot] for slot in table.slot_mapping.kv_range.slots)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        kv_range = self._layer.table.slot_mapping.kv_range
+        kv_range = self.tree_layer.table.slot_mapping.kv_range
         return kv_range.last - kv_range.first, 0
 
     def get_max_length(self) -> int:
-        return self._layer.table.capacity
+        return self.tree_layer.table.capacity

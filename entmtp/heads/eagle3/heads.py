@@ -33,6 +33,7 @@ from entmtp.heads.linear_weights import LinearWeights
 from entmtp.heads.registry import register_heads
 from entmtp.methods import EAGLE3
 from entmtp.models.kernels.block_weight import Weight, embed
+from entmtp.models.kernels.fused_draft import DraftLayer, FusedDraftDecoder
 
 if TYPE_CHECKING:
     from entmtp.models.backbone import Backbone
@@ -50,6 +51,11 @@ class Eagle3Heads(AutoregressiveHeads):
     def __init__(self, config: Eagle3Config) -> None:
         super().__init__(config)
         self.weights = Eagle3Weights(config)
+        self._decoder: FusedDraftDecoder | None = None
+
+    def train(self, mode: bool = True) -> Self:
+        self._decoder = None  # it copied the weights, which training changes
+        return super().train(mode)
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
@@ -59,7 +65,9 @@ class Eagle3Heads(AutoregressiveHeads):
         if not self.config.feature_layers:
             self.config.feature_layers = default_feature_layers(backbone.config.num_hidden_layers)
         attached = super().attach(backbone)
-        self.layers = Eagle3Layers(self.config, self.weights, self.linear, self._embed, backbone.device)
+        self.layers = Eagle3Layers(
+            self.config, self.weights, self.linear, self._embed, self._fused_decoder, backbone.device
+        )
         return attached
 
     def linear_weights(self) -> dict[str, LinearWeights]:
@@ -79,6 +87,45 @@ class Eagle3Heads(AutoregressiveHeads):
     def output_states(self, states: torch.Tensor) -> torch.Tensor:
         """Inputs of the output layer, of states ``[..., draft_hidden_size]``."""
         return states if self.config.norm_output else self.layers.norm(states, self.weights.norm)
+
+    def _fused_decoder(self) -> FusedDraftDecoder | None:
+        """The compiled kernels' decoder, which has its own copy of the weights; None where they don't draft."""
+        if not self._is_fused or self.training or not torch.is_inference_mode_enabled():
+            return None
+        if self._decoder is None:
+            own = self.weights.embeddings
+            self._decoder = FusedDraftDecoder(
+                [self._draft_layer(number) for number in range(self.config.num_layers)],
+                self.input_embeddings if own is None else own,
+                self.weights.layer(0).input_norm,
+                self.weights.norm,
+                self.layers.rotary,
+                kv_heads=self.config.num_key_value_heads,
+                head_dim=self.config.head_dim,
+                eps=self.config.rms_norm_eps,
+                adds_to_normalized=self.config.norm_before_residual,
+                keeps_states=not self.config.norm_output,
+            )
+        return self._decoder
+
+    def _draft_layer(self, number: int) -> DraftLayer:
+        layer, inner = self.weights.layer(number), self.config.intermediate_size
+        qkv, qkv_bias = self._weights(f"{number} qkv")
+        output, output_bias = self._weights(f"{number} attention output")
+        gate_up, _ = self._weights(f"{number} gate up")
+        return DraftLayer(
+            qkv=qkv,
+            output=output,
+            gates=gate_up[:inner],
+            values=gate_up[inner:],
+            down=self._weights(f"{number} down")[0],
+            input_norm=layer.input_norm if layer.hidden_norm is None else layer.hidden_norm,
+            middle_norm=layer.mlp_norm,
+            qkv_bias=qkv_bias,
+            output_bias=output_bias,
+            query_norm=layer.query_norm,
+            key_norm=layer.key_norm,
+        )
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         own = self.weights.embeddings

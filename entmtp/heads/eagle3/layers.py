@@ -6,7 +6,7 @@ They are :class:`entmtp.heads.autoregressive.layers.DraftLayers`: one module, wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn.functional import rms_norm, silu
@@ -22,6 +22,8 @@ from entmtp.models.rotary_embedding import RotaryEmbedding
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
+
+    from entmtp.models.kernels.fused_draft import FusedDraftDecoder
 
 Rotations = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines of the tokens' positions, each ``[batch, 1, n, head_dim]``."""
@@ -39,6 +41,7 @@ class Eagle3Layers:
 
     Attributes:
         count: 1, since all of them run at every level.
+        rotary: module that gives the angles of positions.
         shapes: keys and values of each decoder layer.
     """
 
@@ -50,15 +53,19 @@ class Eagle3Layers:
         weights: Eagle3Weights,
         linear: Callable[[str, torch.Tensor], torch.Tensor],
         embed: Callable[[torch.Tensor], torch.Tensor],
+        fused: Callable[[], FusedDraftDecoder | None],
         device: torch.device,
     ) -> None:
-        """Runs ``weights`` by ``linear(name, states)`` and ``embed(tokens)``, which know the model's kernels."""
+        """Runs ``weights`` by ``linear(name, states)`` and ``embed(tokens)``, which know the model's kernels.
+
+        Where ``fused()`` gives a decoder, it runs them instead.
+        """
         self.hidden_size, self.dtype = config.draft_hidden_size, weights.fc.dtype
         self._config, self._weights = config, weights
-        self._linear, self._embed = linear, embed
+        self._linear, self._embed, self._fused = linear, embed, fused
         keys = BufferShape(config.num_key_value_heads, config.head_dim, self.dtype)
         self.shapes: tuple[LayerShape, ...] = ((keys, keys),) * config.num_layers
-        self._rotary = _rotary_embedding(config).to(device)
+        self.rotary = _rotary_embedding(config).to(device)
 
     def inputs(self, features: torch.Tensor) -> torch.Tensor:
         """``fc`` of the model's states side by side, after their norm if they have one."""
@@ -80,6 +87,9 @@ class Eagle3Layers:
         cache: Cache,
     ) -> torch.Tensor:
         """Runs all decoder layers; arguments as :meth:`DraftLayers.run`."""
+        if (decoder := self._fused()) is not None:
+            layer_cache: Any = cache.layers[0]
+            return decoder.forward(tokens, inputs, window, layer_cache.tree_layer)
         visible = window.visible(kv_range, first_row=2)  # token 0 has no predecessor
         return self.forward(tokens, inputs, window.positions, visible, cache)
 
@@ -97,11 +107,11 @@ class Eagle3Layers:
         which of the keys that ``cache`` returns a token attends to.
         """
         mask = additive_mask(visible, inputs.dtype)
-        cosines, sines = self._rotary(inputs, positions)
+        cosines, sines = self.rotary(inputs, positions)
         rotations = cosines[:, None], sines[:, None]
         embedded, states = self._embed(tokens).to(inputs.dtype), inputs
-        for number, weights in enumerate(self._weights.layers):
-            assert isinstance(weights, Eagle3LayerWeights)
+        for number in range(self._config.num_layers):
+            weights = self._weights.layer(number)
             residual, read = self._before_attention(weights, embedded, states)
             attended = self._attention(number, weights, read, mask, rotations, cache)
             states = residual + self._linear(f"{number} attention output", attended)

@@ -63,12 +63,17 @@ class Eagle3Weights(nn.Module):
         self.embeddings = nn.Parameter(torch.zeros(config.vocab_size, hidden)) if config.own_embeddings else None
         self.output = nn.Parameter(torch.zeros(config.draft_vocab_size, hidden)) if config.own_output else None
 
+    def layer(self, number: int) -> Eagle3LayerWeights:
+        """Weights of a decoder layer."""
+        layer = self.layers[number]
+        assert isinstance(layer, Eagle3LayerWeights)
+        return layer
+
     def linear_weights(self) -> dict[str, LinearWeights]:
         """Weights of the linear layers by name; those of layer i begin with ``i``."""
         weights: dict[str, LinearWeights] = {"fc": (self.fc, None)}
-        for number, layer in enumerate(self.layers):
-            assert isinstance(layer, Eagle3LayerWeights)
-            weights |= {f"{number} {name}": each for name, each in layer.linear_weights().items()}
+        for number in range(len(self.layers)):
+            weights |= {f"{number} {name}": each for name, each in self.layer(number).linear_weights().items()}
         return weights if self.output is None else weights | {"output": (self.output, None)}
 
 

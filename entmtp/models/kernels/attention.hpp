@@ -51,13 +51,13 @@ class Attention {
   // The rows of each part. A tree's tokens follow the text, in any order of positions.
   std::vector<Part> divide(int64_t request) {
     std::vector<Part> found;
-    const int64_t start = pass.start[request], *positions = pass.positions + request * pass.n;
-    const int64_t last = std::max(start - 1, *std::max_element(positions, positions + pass.n));
+    const int64_t start = pass.start[request], *positions = pass.tree_positions + request * pass.tree_rows;
+    const int64_t last = std::max(start - 1, *std::max_element(positions, positions + pass.tree_rows));
     int64_t column = 0;
     for (int64_t begin = 0; begin <= last; begin += PART) {
       Part part{begin, std::max(begin + 1, pass.first), std::min(begin + PART, start) + 1, column};
       part.row = std::min(part.row, part.end);
-      for (int64_t node = 0; node < pass.n; node++)
+      for (int64_t node = 0; node < pass.tree_rows; node++)
         if (part.has(positions[node])) {
           if (part.row == part.end) part.row = start + 1 + node;
           part.end = start + 2 + node;
@@ -187,13 +187,14 @@ class Attention {
   // Makes a token's part of the mask, which all layers and heads share.
   void hide(int64_t token) {
     const int64_t request = token / pass.n, start = pass.start[request], position = pass.positions[token];
-    const int64_t* positions = pass.positions + request * pass.n;
-    const bool* tree = pass.tree + token * pass.n;
-    ends[token] = start + 1;
+    const int64_t prefix = pass.prefix[token];
+    const int64_t* positions = pass.tree_positions + request * pass.tree_rows;
+    const bool* tree = pass.tree + token * pass.tree_rows;
+    ends[token] = prefix + 1;
     for (const Part& part : parts[request]) {
       float* here = mask.data() + token * width + part.column;
       std::fill_n(here, padded(part.end - part.row, PANEL), HIDDEN);
-      const int64_t oldest = std::max(part.row, position - pass.window + 2), text_end = std::min(part.end, start + 1);
+      const int64_t oldest = std::max(part.row, position - pass.window + 2), text_end = std::min(part.end, prefix + 1);
       if (oldest < text_end) std::fill(here + oldest - part.row, here + text_end - part.row, 0.f);
       for (int64_t row = std::max(part.row, start + 1); row < part.end; row++) {
         const int64_t node = row - 1 - start;

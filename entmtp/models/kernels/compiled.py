@@ -70,10 +70,10 @@ class Model(ctypes.Structure):
     """Struct ``Model`` of fused.cpp."""
 
     _fields_ = [
-        *((name, _POINTER) for name in ("embeddings", "layers", "norm")),
+        *((name, _POINTER) for name in ("embeddings", "layers", "norm", "embedding_norm")),
         *((name, _INT) for name in ("row_bytes", "count", "hidden", "inner", "heads", "kv_heads", "dim")),
         *((name, _FLOAT) for name in ("eps", "scaling")),
-        *((name, _INT32) for name in ("format", "digits")),
+        *((name, _INT32) for name in ("format", "digits", "adds_to_normalized", "keeps_states")),
     ]
 
 
@@ -81,9 +81,9 @@ class Pass(ctypes.Structure):
     """Struct ``Pass`` of fused.cpp."""
 
     _fields_ = [
-        *((name, _POINTER) for name in ("tokens", "positions", "rows", "angles", "slots", "start", "tree")),
-        *((name, _POINTER) for name in ("rotary", "pool", "feature_layers", "features")),
-        *((name, _INT) for name in ("batch", "n", "first", "last", "pool_slots", "capacity", "window")),
+        *((name, _POINTER) for name in ("tokens", "positions", "prefix", "rows", "angles", "slots", "start", "tree")),
+        *((name, _POINTER) for name in ("tree_positions", "rotary", "pool", "feature_layers", "features")),
+        *((name, _INT) for name in ("batch", "n", "tree_rows", "first", "last", "pool_slots", "capacity", "window")),
         ("feature_count", _INT),
         ("threads", _INT32),
     ]

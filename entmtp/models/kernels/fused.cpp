@@ -64,13 +64,14 @@ struct Decoder {
   const Model& model;
   const Pass& pass;
   const int64_t tokens = pass.batch * pass.n;
-  std::vector<float> normalized = std::vector<float>(tokens * model.hidden);
+  const int64_t first_inputs = model.embedding_norm ? 2 * model.hidden : model.hidden;
+  std::vector<float> normalized = std::vector<float>(tokens * first_inputs);
   std::vector<float> qkv = std::vector<float>(tokens * (model.heads + 2 * model.kv_heads) * model.dim);
   std::vector<float> attended = std::vector<float>(tokens * model.heads * model.dim);
   Attention attention = Attention(model, pass);
   std::vector<float> middle = std::vector<float>(tokens * model.hidden);
   std::vector<float> gated = std::vector<float>(tokens * model.inner);
-  const int64_t widest = std::max({model.hidden, model.inner, model.heads * model.dim});
+  const int64_t widest = std::max({first_inputs, model.inner, model.heads * model.dim});
   Rounding rounding = Rounding(model.digits, tokens * widest);
 
   template <class Target, class Before = Nothing>
@@ -108,22 +109,40 @@ struct Decoder {
         std::memcpy(features + i * model.hidden, states + token * model.hidden, model.hidden * sizeof(float));
   }
 
+  // Makes what the first layer of draft heads receives of a token.
+  void pair_with_embedding(const Layer& layer, int64_t token, float* states) {
+    float *embedded = normalized.data() + token * first_inputs, *state = embedded + model.hidden;
+    read_embedding(token, embedded);
+    normalize(embedded, model.embedding_norm, model.eps, embedded, model.hidden);
+    normalize(states + token * model.hidden, layer.input_norm, model.eps, state, model.hidden);
+    if (model.adds_to_normalized) std::memcpy(states + token * model.hidden, state, model.hidden * sizeof(float));
+  }
+
+  void read_embedding(int64_t token, float* values) const {
+    read_row(model.format, model.embeddings + pass.tokens[token] * model.row_bytes, model.hidden, values);
+  }
+
   void run(Worker& worker, const Layer& layer, int64_t index, float* states) {
+    const bool pairs = index == 0 && model.embedding_norm;
+    const int64_t in = pairs ? first_inputs : model.hidden;
     const int64_t qkv_size = (model.heads + 2 * model.kv_heads) * model.dim, attended_size = model.heads * model.dim;
     const Norm input_norm{states, layer.input_norm, model.eps, normalized.data(), model.hidden};
     const Norm middle_norm{middle.data(), layer.middle_norm, model.eps, normalized.data(), model.hidden};
     // In the phase that normalizes a layer's inputs no thread writes them.
     const auto read_inputs = [&](int64_t token) {
       copy_features(index, token, states);
-      input_norm(token);
+      if (pairs)
+        pair_with_embedding(layer, token, states);
+      else
+        input_norm(token);
     };
     int64_t first = 0;
     for (const Matrix& matrix : layer.qkv) {
       const Linear linear{matrix, layer.qkv_bias ? layer.qkv_bias + first : nullptr, nullptr, qkv_size};
       if (first == 0)
-        product(worker, normalized, qkv.data(), model.hidden, linear, read_inputs);
+        product(worker, normalized, qkv.data(), in, linear, read_inputs);
       else
-        product(worker, normalized, qkv.data() + first, model.hidden, linear);
+        product(worker, normalized, qkv.data() + first, in, linear);
       first += matrix.out;
     }
     worker.run(tokens, [&](int64_t token) { rotate_and_store(layer, index, token); });
@@ -134,18 +153,20 @@ struct Decoder {
     product(worker, gated, states, model.inner, Linear{layer.down, layer.down_bias, middle.data(), model.hidden});
   }
 
-  // States [batch, n, hidden] of the pass, and logits [batch, n, vocabulary] where there is an output layer.
+  // States [batch, n, hidden] of the pass, and logits [batch, n, vocabulary] where there is an output layer. The states of
+  // draft heads are given, those of the tokens' predecessors.
   void run(Worker& worker, float* states, const Matrix* output, float* logits) {
     worker.run(tokens, [&](int64_t token) {
       attention.hide(token);
-      read_row(model.format, model.embeddings + pass.tokens[token] * model.row_bytes, model.hidden,
-               states + token * model.hidden);
+      if (!model.embedding_norm) read_embedding(token, states + token * model.hidden);
     });
     for (int64_t index = 0; index < model.count; index++) run(worker, model.layers[index], index, states);
-    const Norm norm{states, model.norm, model.eps, states, model.hidden};
-    if (!output) return worker.run(tokens, norm);
+    float* last = model.keeps_states ? normalized.data() : states;
+    const Norm norm{states, model.norm, model.eps, last, model.hidden};
+    if (!output && !model.keeps_states) worker.run(tokens, norm);
+    if (!output) return;
     const Linear linear{*output, nullptr, nullptr, output->out};
-    multiply(worker, states, logits, tokens, model.hidden, linear, rounding, norm);
+    multiply(worker, last, logits, tokens, model.hidden, linear, rounding, norm);
   }
 };
 

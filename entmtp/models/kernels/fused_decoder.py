@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from entmtp.models.cache import TreeCache
+from entmtp.models.cache import SlotMapping, TreeCache
 from entmtp.models.kernels.block_weight import BlockEmbedding, BlockWeight, weight_of
 from entmtp.models.kernels.compiled import FORMATS, Layer, Matrix, Model, Pass, library, profiled
 from entmtp.models.kernels.fused_linear import FusedLinear
@@ -118,44 +118,83 @@ class FusedDecoder(nn.Module):
         logits: torch.Tensor | None = None,
     ) -> None:
         """Fill ``states``, and ``logits`` if the ``output`` layer is given."""
-        mapping, pool = cache.slot_mapping, next(iter(cache.pools.values()))
-        batch, n = tokens.shape
-        rotary, angles = self._rotary.rows(window.positions, mapping.kv_range.last)
-        inputs = {
-            "tokens": tokens,
-            "positions": window.positions,
-            "rows": mapping.cache_rows,
-            "angles": angles,
-            "slots": mapping.slots,
-            "start": window.start,
-            "tree": window.tree_mask,
-        }
-        inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
         layers = (c_int64 * len(feature_layers))(*feature_layers)
-        run = Pass(
-            **{name: tensor.data_ptr() for name, tensor in inputs.items()},
-            rotary=rotary.data_ptr(),
-            pool=pool.data_ptr(),
+        run_pass(
+            self._library,
+            self._model,
+            tokens,
+            window,
+            cache.slot_mapping,
+            cache.tree_layers[0].keys,
+            self._rotary,
+            states.hidden,
+            output,
+            logits,
+            window_size=_NO_WINDOW if sliding_window is None else sliding_window,
             feature_layers=addressof(layers),
             features=states.features.data_ptr(),
-            batch=batch,
-            n=n,
-            first=mapping.kv_range.first,
-            last=mapping.kv_range.last,
-            pool_slots=pool.shape[1],
-            capacity=pool.shape[-2],
-            window=_NO_WINDOW if sliding_window is None else sliding_window,
             feature_count=len(feature_layers),
-            threads=torch.get_num_threads(),
         )
-        with profiled("entmtp::decode"):
-            self._library.entmtp_decode(
-                byref(self._model),
-                byref(run),
-                states.hidden.data_ptr(),
-                None if output is None else byref(output.matrix),
-                None if logits is None else logits.data_ptr(),
-            )
+
+
+def run_pass(
+    kernels: Any,
+    model: Model,
+    tokens: torch.Tensor,
+    window: AttentionWindow,
+    mapping: SlotMapping,
+    keys: torch.Tensor,
+    rotary: RotaryTable,
+    states: torch.Tensor,
+    output: FusedLinear | None = None,
+    logits: torch.Tensor | None = None,
+    *,
+    first_row: int = 1,
+    window_size: int = _NO_WINDOW,
+    **features: int,
+) -> None:
+    """Fill the ``states [batch, n, hidden_size]`` of ``tokens [batch, n]``, and ``logits`` with the ``output`` layer.
+
+    ``keys`` are those of the first layer in the cache; values and other layers follow them in memory. Cache rows before
+    ``first_row`` have no keys. ``features`` are fields of a pass.
+    """
+    batch, n = tokens.shape
+    table, angles = rotary.rows(window.positions, mapping.kv_range.last)
+    inputs = {
+        "tokens": tokens,
+        "positions": window.positions,
+        "prefix": window.prefix_lengths.expand(batch, n),
+        "rows": mapping.cache_rows,
+        "angles": angles,
+        "slots": mapping.slots,
+        "start": window.start,
+        "tree": window.tree_mask,
+        "tree_positions": window.tree_positions,
+    }
+    inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
+    run = Pass(
+        **{name: tensor.data_ptr() for name, tensor in inputs.items()},
+        rotary=table.data_ptr(),
+        pool=keys.data_ptr(),
+        batch=batch,
+        n=n,
+        tree_rows=window.tree_mask.shape[2],
+        first=max(first_row, mapping.kv_range.first),
+        last=mapping.kv_range.last,
+        pool_slots=keys.shape[0],
+        capacity=keys.shape[2],
+        window=window_size,
+        threads=torch.get_num_threads(),
+        **features,
+    )
+    with profiled("entmtp::decode"):
+        kernels.entmtp_decode(
+            byref(model),
+            byref(run),
+            states.data_ptr(),
+            None if output is None else byref(output.matrix),
+            None if logits is None else logits.data_ptr(),
+        )
 
 
 class _LayerWeights:

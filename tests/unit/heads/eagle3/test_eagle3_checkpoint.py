@@ -134,7 +134,7 @@ def test_rounded_weights_draft_nearly_the_same(backbone: Backbone, tmp_path: Pat
     halved = load_heads(tmp_path / "ours", build_backbone(model, kernels="eager"))
     assert isinstance(halved, Eagle3Heads)
     assert halved.dtype == torch.bfloat16
-    assert halved.layers._rotary.inv_freq.dtype == torch.float32
+    assert halved.layers.rotary.inv_freq.dtype == torch.float32
     prefilled = []
     for each, of in ((heads, backbone.model), (halved, model)):
         drafting = Drafting(each, of, slots=1)

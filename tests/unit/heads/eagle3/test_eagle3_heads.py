@@ -1,11 +1,15 @@
 """EAGLE-3 heads equal the published formula in every layout and variant, wherever they draft."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from entmtp.heads.eagle3 import Eagle3Heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
+from entmtp.models.kernels import compiled, fused_draft, fused_linear
+from entmtp.settings import Kernels
 from entmtp.trees.topology import Topology
 from tests.helpers.eagle3_checkpoints import EAGLE3_VARIANTS, Eagle3Checkpoint
 from tests.helpers.eagle3_drafting import Drafting, deep_model, features_of, imported_eagle3, seen_model
@@ -29,9 +33,20 @@ def checkpoint(request: pytest.FixtureRequest, backbone: Backbone) -> Eagle3Chec
     return EAGLE3_VARIANTS[request.param](seen_model(backbone))
 
 
+@pytest.fixture(scope="module", params=["eager", "fused"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    """The kernels that draft: PyTorch's, or the compiled ones without rounding, for which no formula is exact."""
+    if request.param == "fused" and compiled.unsupported_reason() is not None:
+        pytest.skip("no C++ compiler")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in fused_linear, fused_draft:
+            patch.setattr(module, "draft_weight", lambda weight: weight)
+        yield request.param
+
+
 @pytest.fixture(scope="module")
-def heads(checkpoint: Eagle3Checkpoint, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Eagle3Heads:
-    return imported_eagle3(checkpoint, backbone, tmp_path_factory.mktemp("heads"))
+def heads(kernels: Kernels, checkpoint: Eagle3Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Eagle3Heads:
+    return imported_eagle3(checkpoint, build_backbone(deep_model(), kernels), tmp_path_factory.mktemp("heads"))
 
 
 @pytest.fixture(scope="module")

@@ -129,8 +129,8 @@ def test_yarn_positions_are_transformers(tmp_path: Path) -> None:
 
     config = AutoConfig.for_model("llama", head_dim=8, max_position_embeddings=64, rope_parameters=yarn)
     frequencies, scaling = ROPE_INIT_FUNCTIONS["yarn"](config)
-    assert torch.equal(heads.layers._rotary.inv_freq, frequencies)
-    assert heads.layers._rotary.attention_scaling == scaling != 1
+    assert torch.equal(heads.layers.rotary.inv_freq, frequencies)
+    assert heads.layers.rotary.attention_scaling == scaling != 1
 
 
 def test_the_command_says_what_it_read_or_one_line_why_not(tmp_path: Path) -> None:

@@ -65,8 +65,10 @@ void attend(int64_t dim, int64_t length, int64_t n) {
   for (int64_t i = 0; i < n; i++) positions[i] = length + i;
   const int64_t slot = 0;
   Pass pass{};
-  pass.positions = positions.get(), pass.slots = &slot, pass.start = &length, pass.tree = tree.get(), pass.pool = pool.get();
-  pass.batch = 1, pass.n = n, pass.first = 1, pass.last = capacity, pass.pool_slots = 1, pass.capacity = capacity;
+  const auto prefix = filled<int64_t>(n, 0);
+  for (int64_t i = 0; i < n; i++) prefix[i] = length;
+  pass.positions = pass.tree_positions = positions.get(), pass.prefix = prefix.get(), pass.slots = &slot, pass.start = &length, pass.tree = tree.get(), pass.pool = pool.get();
+  pass.batch = 1, pass.n = pass.tree_rows = n, pass.first = 1, pass.last = capacity, pass.pool_slots = 1, pass.capacity = capacity;
   pass.window = 1 << 20, pass.threads = 2;
   Attention attention(model, pass);
   run_team(2, Attention::PHASES + 1, [&](Worker& worker) {
