@@ -51,6 +51,12 @@ def _unfusable(dtype: torch.dtype, device: torch.device) -> str | None:
     return compiled.unsupported_reason()
 
 
+def _unfusable_in_16_bits(dtype: torch.dtype, device: torch.device) -> str | None:
+    if reason := _unfusable(dtype, device):
+        return reason
+    return None if compiled.library().entmtp_digits() > 1 else "needs a CPU with VNNI instructions"
+
+
 def _unpackable(dtype: torch.dtype, device: torch.device) -> str | None:
     if can_pack(dtype, device):
         return None
@@ -76,7 +82,7 @@ CHOICES: dict[Kernels, KernelChoice] = {
     "fused-int16": KernelChoice(
         fused_linear.Int16Linear,
         "fused {weights} with inputs rounded to int16 (C++ for this CPU; lossy)",
-        _unfusable,
+        _unfusable_in_16_bits,
         fuses=True,
         digits=2,
         tolerance=INT16_TOLERANCE,

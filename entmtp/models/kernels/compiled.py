@@ -36,6 +36,7 @@ _SIGNATURES = {
     "entmtp_packed_bytes": (_INT, [_INT32] + [_INT] * 2),
     "entmtp_pack": (None, [_INT32, _POINTER, _INT, _POINTER, _INT, _INT, _INT32]),
     "entmtp_dequantize": (None, [_INT32, _POINTER, _INT, _POINTER, _INT, _INT, _POINTER, _INT32]),
+    "entmtp_digits": (_INT32, []),
     "entmtp_linear": (None, [_POINTER] * 4 + [_INT] * 2 + [_INT32] * 2),
     "entmtp_decode": (None, [_POINTER] * 5),
     "entmtp_move_rows": (None, [_POINTER]),

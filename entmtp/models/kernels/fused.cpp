@@ -174,6 +174,9 @@ struct Decoder {
 
 extern "C" {
 
+// Most digits to which products with blocks can round their inputs.
+int32_t entmtp_digits() { return std::max(1, EXACT_DIGITS); }
+
 // Bytes of a packed weight [out, in].
 int64_t entmtp_packed_bytes(int32_t format, int64_t out, int64_t in) {
   return (out + PANEL - 1) / PANEL * 2 * strip_bytes(format, in);

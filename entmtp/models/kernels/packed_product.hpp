@@ -343,8 +343,9 @@ void multiply(Worker& worker, const float* x, float* y, int64_t rows, int64_t in
       if constexpr (EXACT_DIGITS > 0)
         if (rounding.digits == EXACT_DIGITS)
           return multiply_rounded<EXACT_DIGITS, Reader>(worker, x, y, rows, in, target, rounding, before);
-      if (rounding.digits == 2)
-        return multiply_rounded<2, Reader>(worker, x, y, rows, in, target, rounding, before);
+      if constexpr (EXACT_DIGITS > 0)
+        if (rounding.digits == 2)
+          return multiply_rounded<2, Reader>(worker, x, y, rows, in, target, rounding, before);
       if (rounding.digits == 1)
         return multiply_rounded<1, Reader>(worker, x, y, rows, in, target, rounding, before);
     }

@@ -23,7 +23,7 @@ constexpr int BIAS = 0;
 #endif
 
 // Digits of inputs for products as precise as float32's. 0: in float32, which is faster where there is no instruction
-// that multiplies integers and adds them.
+// that multiplies integers and adds them. Without it there is one digit alone, which is never -128.
 #if defined(ENTMTP_VNNI)
 constexpr int EXACT_DIGITS = 3;
 #else

@@ -23,13 +23,19 @@ from tests.helpers.tiny_models import random_heads, tiny_model
 pytestmark = pytest.mark.skipif(compiled.unsupported_reason() is not None, reason="no C++ compiler")
 PROMPT = [5, 17, 80, 33, 8, 61, 2, 90]
 WINDOW = 8
-ROUNDING: list[Kernels] = ["fused-int16", "fused-int8"]
+needs_vnni = pytest.mark.skipif(
+    compiled.unsupported_reason() is not None or compiled.library().entmtp_digits() < 2, reason="no VNNI instructions"
+)
+every_rounding = pytest.mark.parametrize("kernels", ["fused-int8", pytest.param("fused-int16", marks=needs_vnni)])
 TREE = Topology.of([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0)])
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 @pytest.mark.parametrize("format", ["Q4_0", "Q4_1", "Q6_K", "Q8_0"])
-@pytest.mark.parametrize(("rounding", "bits", "allowed"), [("fused-int8", 8, 0.05), ("fused-int16", 16, 2e-4)])
+@pytest.mark.parametrize(
+    ("rounding", "bits", "allowed"),
+    [("fused-int8", 8, 0.05), pytest.param("fused-int16", 16, 2e-4, marks=needs_vnni)],
+)
 def test_logits_are_near_the_models_own(
     architecture: str, format: str, rounding: Kernels, bits: int, allowed: float, tmp_path: Path
 ) -> None:
@@ -47,7 +53,7 @@ def test_logits_are_near_the_models_own(
 
 
 @pytest.mark.parametrize("format", ["Q4_1", "Q5_K", "Q8_0"])
-@pytest.mark.parametrize("kernels", ROUNDING)
+@every_rounding
 def test_a_tree_writes_the_text_of_plain_decoding(format: str, kernels: Kernels, tmp_path: Path) -> None:
     model, _ = load_model(str(write_model(tmp_path / "model.gguf", "llama", format)))
     backbone = build_backbone(model, kernels)
@@ -59,7 +65,7 @@ def test_a_tree_writes_the_text_of_plain_decoding(format: str, kernels: Kernels,
     assert drafted.drafted > 0
 
 
-@pytest.mark.parametrize("kernels", ROUNDING)
+@every_rounding
 def test_nothing_takes_them_by_itself(kernels: Kernels) -> None:
     assert kernels not in supported_kernels("auto", torch.float32, torch.device("cpu"))
     assert supported_kernels(kernels, torch.float32, torch.device("cpu")) == [kernels]
@@ -83,3 +89,11 @@ def test_kernels_that_round_too_much_are_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(CHOICES, "fused-int8", replace(CHOICES["fused-int8"], tolerance=1e-5))
     with pytest.raises(EntMTPError, match=r"the logits differ from the model's own by .* of the largest; use 'eager'"):
         build_backbone(model, "fused-int8")
+
+
+def test_16_bits_need_instructions_for_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_FLAGS", [*compiled._FLAGS, "-march=x86-64", "-Wno-psabi"])
+    monkeypatch.setattr(compiled, "_loaded", {})
+    with pytest.raises(EntMTPError) as refusal:
+        supported_kernels("fused-int16", torch.float32, torch.device("cpu"))
+    assert str(refusal.value) == "kernels: 'fused-int16' needs a CPU with VNNI instructions; use 'auto'"
