@@ -176,14 +176,14 @@ def _choose_at(
 ) -> torch.Tensor:
     """Choose tokens ``[batch, width]``: node ``w`` of answer ``b`` for position ``positions[b][index[b, w]]``."""
     best = logits.max(-1).indices  # as argmax, in a third of its time on a CPU
-    random = [sampler.is_random for sampler in samplers]
-    if not any(random):
+    random = [row for row, sampler in enumerate(samplers) if sampler.is_random]
+    if not random:
         return best
-    filters = Filters.of([sampler.params for sampler in samplers], logits.shape[-1], logits.device)
-    numbers = [list(map(sampler.uniform, own)) for sampler, own in zip(samplers, positions, strict=True)]
-    uniforms = torch.tensor(numbers, dtype=torch.float64, device=logits.device).gather(1, index)
-    drawn = _draw(logits, filters, uniforms)
-    return torch.where(torch.tensor(random, device=best.device)[:, None], drawn, best)
+    rows = torch.tensor(random, device=logits.device)
+    filters = Filters.of([samplers[row].params for row in random], logits.shape[-1], logits.device)
+    numbers = [list(map(samplers[row].uniform, positions[row])) for row in random]
+    uniforms = torch.tensor(numbers, dtype=torch.float64, device=logits.device).gather(1, index[rows])
+    return best.index_copy(0, rows, _draw(logits[rows], filters, uniforms))
 
 
 def _draw(logits: torch.Tensor, filters: Filters, uniforms: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from entmtp.decoding import acceptance, sampling
-from entmtp.decoding.sampling import Sampler, choose_first_token
+from entmtp.decoding.sampling import GREEDY, Sampler, _draw, choose_first_token, choose_tokens
 from entmtp.decoding.sequence import bare_sequence
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.step import decode_step
+from entmtp.decoding.warpers import Filters
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.policies.base import Policy
@@ -53,6 +54,36 @@ def test_answers_to_one_seed_differ_by_their_number() -> None:
         int(choose_first_token(logits, Sampler(SamplingParams(seed=1), answer_index=number))) for number in range(6)
     ]
     assert len(set(first)) == 6
+
+
+@pytest.mark.parametrize("random_rows", [(), (0,), (2,), (0, 3), (1, 2), (0, 1, 2, 3)])
+def test_only_random_rows_are_drawn_and_each_as_if_alone(
+    random_rows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def draw(logits: torch.Tensor, filters: Filters, uniforms: torch.Tensor) -> torch.Tensor:
+        drawn.append(len(logits))
+        return _draw(logits, filters, uniforms)
+
+    monkeypatch.setattr(sampling, "_draw", draw)
+    chain, wide = Topology.of([(0,), (0, 0), (0, 0, 0)]), Topology.of([(0,), (1,)])
+    trees = [chain, wide, wide, chain]
+    logits = torch.randn(4, 4, SMALL_VOCAB, generator=torch.Generator().manual_seed(0))
+
+    def sampler(row: int) -> Sampler:
+        params = SamplingParams(temperature=1.5, top_k=3 + row, seed=row)
+        return Sampler(params if row in random_rows else GREEDY, written=5 * row)
+
+    chosen = choose_tokens(logits, TreeBatch.of(trees), [sampler(row) for row in range(4)])
+    assert drawn == ([len(random_rows)] if random_rows else [])
+    for row, tree in enumerate(trees):
+        nodes = 1 + tree.nodes
+        own = logits[row : row + 1, :nodes]
+        alone = choose_tokens(own, TreeBatch.of([tree]), [sampler(row)])[0]
+        assert torch.equal(chosen[row, :nodes], alone)
+        if row not in random_rows:
+            assert torch.equal(alone, own[0].argmax(-1))
 
 
 FIRST_NUMBERS = {
