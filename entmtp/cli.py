@@ -188,10 +188,10 @@ def prompts(
 def train(
     prompts: Annotated[Path, typer.Option(help="JSON lines with a 'prompt' each")],
     output: Annotated[Path, typer.Option(help="folder for the text, the checkpoints and the heads")],
-    kind: Annotated[str, typer.Option(help="medusa or hydra")] = "hydra",
+    kind: Annotated[str, typer.Option(help="medusa, hydra or eagle3")] = "hydra",
     model: Model = "bundled",
     epochs: Annotated[int | None, typer.Option(help="passes over the text")] = None,
-    inner_size: Annotated[int | None, typer.Option(help="width of each head's hidden layer")] = None,
+    inner_size: Annotated[int | None, typer.Option(help="width of the heads' hidden layers")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow address; without it nothing is tracked")] = None,
     device: Device = "cpu",
 ) -> None:
@@ -199,7 +199,7 @@ def train(
     with plain_errors("train"):
         from entmtp.tracking.client import check_tracking
         from entmtp.training.mlflow import TRAINING_EXPERIMENT, tracked_training
-        from entmtp.training.train_heads import train_heads
+        from entmtp.training.train_heads import CHECKPOINTS, train_heads
 
         if tracking_uri is not None:
             check_tracking(tracking_uri, TRAINING_EXPERIMENT)
@@ -208,7 +208,7 @@ def train(
             output=output,
             model=model,
             overrides={"kind": kind, "epochs": epochs, "inner_size": inner_size},
-            tracked=partial(tracked_training, tracking_uri, output),
+            tracked=partial(tracked_training, tracking_uri, output / CHECKPOINTS),
             device=device,
             console=Console(),
         )

@@ -47,6 +47,7 @@ class CorpusSettings(Settings):
     slots: int = Field(64, ge=1, description="prompts answered at once")
     max_prompt_tokens: int = Field(256, ge=1, description="a longer prompt is left out")
     max_new_tokens: int = Field(192, ge=1, description="a longer answer is cut")
+    prefill_tokens: int = Field(1024, ge=1, description="prompt tokens read between two steps")
     temperature: float = Field(0.7, gt=0, description="of the prompts that are sampled; the others are greedy")
     sampled_share: float = Field(1 / 3, ge=0, le=1, description="share of prompts that are sampled")
     part_tokens: int = Field(16_384, ge=1, description="tokens per file")
@@ -67,14 +68,16 @@ class TrainingSettings(Settings):
     """Settings of the training of draft heads (:mod:`entmtp.training.trainer`)."""
 
     kind: str = "hydra"
-    num_heads: int = Field(4, ge=1, le=16, description="depth of the deepest tree")
-    inner_size: int = Field(736, ge=1, description="width of each head's hidden layer")
+    num_heads: int | None = Field(None, ge=1, le=16, description="depth of the deepest tree; by default the kind's")
+    inner_size: int | None = Field(None, ge=1, description="width of the hidden layers; by default the kind's")
     draft_vocab_size: int = Field(16_384, ge=16, description="tokens that the heads can guess, the most frequent ones")
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(512, ge=1, description="positions per optimizer step")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup_steps: int = Field(100, ge=0)
+    levels: int = Field(6, ge=1, le=16, description="levels that heads with layers of their own are trained on")
+    level_decay: float = Field(0.8, gt=0, le=1, description="weight of each of these in the loss, over the one before")
     distillation: float = Field(0.5, ge=0, le=1, description="weight of the divergence from the model's distribution")
     frequent_candidates: int = Field(1024, ge=1, description="most frequent tokens in every step's candidate set")
     random_candidates: int = Field(1024, ge=1, description="random tokens in every step's candidate set")

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
+from entmtp.heads.trained import TrainedHeads
 from entmtp.models.backbone import Backbone
 
 NUM_HEADS = 4
@@ -82,9 +83,11 @@ def random_heads(shape: Shape, kind: str, backbone: Backbone) -> DraftHeads:
     Raises:
         EntMTPError: if the kind is unknown.
     """
-    if kind not in KINDS:
-        raise EntMTPError(f"heads: kind '{kind}' is unknown; with --shape choose one of {', '.join(KINDS)}")
-    config = KINDS[kind].config_class(
+    if kind not in shape.inner:
+        raise EntMTPError(f"heads: kind '{kind}' is unknown; with --shape choose one of {', '.join(shape.inner)}")
+    heads_class = KINDS[kind]
+    assert issubclass(heads_class, TrainedHeads)
+    config = heads_class.config_class(
         hidden_size=shape.hidden,
         vocab_size=shape.vocab,
         num_heads=NUM_HEADS,
@@ -93,7 +96,7 @@ def random_heads(shape: Shape, kind: str, backbone: Backbone) -> DraftHeads:
     )
     torch.manual_seed(_SEED)
     with backbone.device, torch.no_grad():
-        heads = KINDS[kind](config)
+        heads = heads_class(config)
         for weight in heads.parameters():
             if weight.ndim > 1:  # the scales stay as they are
                 torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)

@@ -10,8 +10,7 @@ import datetime
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,15 +24,13 @@ from entmtp.calibration.thresholds import PROBES, tuned_bins
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import TracedText
-from entmtp.heads.stateless import StatelessHeads, StatelessText
 from entmtp.models.backbone import LOGITS_CHUNK, Backbone
-from entmtp.models.cache import NO_DRAFT_CACHE
 from entmtp.policies.rate import Cost
 from entmtp.policies.signals import entropy
 from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import CalibrationSettings, CorpusSettings
 from entmtp.suites import MIXED
-from entmtp.training.corpus import part_paths, prompt_id, read_part, write_corpus
+from entmtp.training.corpus import Text, read_corpus, write_corpus
 from entmtp.trees.bank import Frontier, Provenance, TreeBank
 from entmtp.trees.predictor import BEFORE_DRAFTING
 from entmtp.trees.topology import Topology
@@ -61,71 +58,32 @@ def write_answers(
 
 
 @torch.inference_mode()
-def traces_of(
-    folder: Path, backbone: Backbone, heads: DraftHeads, prompts: Sequence[Sequence[int]] = ()
-) -> list[RankTrace]:
-    """Compute the rank traces of all answers in ``folder``.
-
-    Heads with a draft cache or with feature layers need the ``prompts`` too.
-    """
+def traces_of(folder: Path, backbone: Backbone, heads: DraftHeads) -> list[RankTrace]:
+    """Compute the rank traces of all answers in ``folder``."""
     traces = []
-    for answer in _answers(folder, backbone, prompts):
-        chunks = [entropy(backbone.logits(chunk)) for chunk in answer.states.split(LOGITS_CHUNK)]
-        traces.append(rank_trace(heads, answer.tokens, answer.text(backbone, heads), torch.cat(chunks)))
+    for text in read_corpus(folder):
+        traced, states = read_text(backbone, heads, text)
+        chunks = [entropy(backbone.logits(chunk)) for chunk in states.split(LOGITS_CHUNK)]
+        answer = torch.tensor(text.answer, device=backbone.device)
+        traces.append(rank_trace(heads, answer, traced, torch.cat(chunks)))
     if not traces:
         raise EntMTPError(f"calibration: {folder} holds no answers; write some first")
     return traces
 
 
-def expansions_of(
-    folder: Path, backbone: Backbone, heads: DraftHeads, prompts: Sequence[Sequence[int]] = ()
-) -> list[ExpansionAt]:
-    """Return each answer's drafting function of ``heads``; order and arguments are those of :func:`traces_of`."""
-    return [answer.text(backbone, heads).expand for answer in _answers(folder, backbone, prompts)]
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """One answer: ``tokens [positions]`` and the hidden ``states [positions, hidden_size]`` that chose them.
-
-    ``prompt`` is None if it was not given.
-    """
-
-    prompt: Sequence[int] | None
-    tokens: torch.Tensor
-    states: torch.Tensor
-
-    def text(self, backbone: Backbone, heads: DraftHeads) -> TracedText:
-        """Return the heads' view of the answer.
-
-        For heads that need more than the stored states, the model reads the whole text again.
-        """
-        if isinstance(heads, StatelessHeads) and heads.cache_layout == NO_DRAFT_CACHE and not heads.feature_layers:
-            return StatelessText(heads, self.states, self.tokens)
-        if self.prompt is None:
-            raise EntMTPError(
-                f"calibration: {heads.kind} heads look back on the prompts too; give those of the answers"
-            )
-        return traced_text(backbone, heads, self.prompt, self.tokens)
+def expansions_of(folder: Path, backbone: Backbone, heads: DraftHeads) -> list[ExpansionAt]:
+    """Return each answer's drafting function of ``heads``, in the order of :func:`traces_of`."""
+    return [read_text(backbone, heads, text)[0].expand for text in read_corpus(folder)]
 
 
 @torch.inference_mode()
-def traced_text(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], answer: torch.Tensor) -> TracedText:
-    """Let the model read a ``prompt`` and its ``answer [positions]`` again; return the heads' view of the answer."""
-    tokens = torch.cat([torch.tensor(prompt, dtype=answer.dtype, device=answer.device), answer])
+def read_text(backbone: Backbone, heads: DraftHeads, text: Text) -> tuple[TracedText, torch.Tensor]:
+    """Let the model read a text; return the heads' view of its answer, and the states that chose its tokens."""
+    tokens, begin = text.tokens, len(text.prompt)
     cache = backbone.new_cache(slots=1, capacity=len(tokens))
-    read = backbone.prefill(tokens.tolist(), 0, cache, heads.feature_layers)
-    return heads.traced_text(read.features, tokens, begin=len(prompt))
-
-
-def _answers(folder: Path, backbone: Backbone, prompts: Sequence[Sequence[int]]) -> Iterator[_Answer]:
-    by_id = {prompt_id(ids): ids for ids in prompts}
-    for path in part_paths(folder):
-        part = read_part(path)
-        ranges = zip(part.prompt_ids, part.starts[:-1].tolist(), part.starts[1:].tolist(), strict=True)
-        for name, begin, end in ranges:
-            tokens, states = part.tokens[begin:end], part.states[begin:end]
-            yield _Answer(by_id.get(name), tokens.to(backbone.device), states.to(backbone.device, backbone.dtype))
+    states = backbone.prefill(tokens, 0, cache, heads.feature_layers)
+    traced = heads.traced_text(states.features, torch.tensor(tokens, device=backbone.device), begin)
+    return traced, states.hidden[begin - 1 : -1]
 
 
 def make_bank(

@@ -72,7 +72,7 @@ def calibrate_task(
     write_answers(backbone, ids, folder, settings, progress)
     for kind, source in sources.items():
         attached = load_heads(source, backbone).draft_only()
-        traces = traces_of(folder, backbone, attached, ids)
+        traces = traces_of(folder, backbone, attached)
         tokens = sum(len(trace) for trace in traces)
         provenance = provenance_of(backbone, attached, task, origin, prompts, tokens)
         cost = step_cost(backbone, attached, cache_folder(), console.print)

@@ -12,7 +12,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from safetensors.torch import save_file
@@ -45,11 +45,13 @@ class DraftHeads(nn.Module, ABC):
 
     Attributes:
         kind: the family, such as "medusa"; methods and tree banks are chosen by it.
+        is_trainable: whether ``entmtp train`` makes heads of this class.
     """
 
     config_class: type[DraftHeadsConfig] = DraftHeadsConfig
     config: DraftHeadsConfig
     kind: str
+    is_trainable: ClassVar[bool] = False
     draft_vocab: torch.Tensor
 
     def __init__(self, config: DraftHeadsConfig) -> None:

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.trained import TrainedHeads
 from entmtp.submodules import import_submodules
 
 Heads = TypeVar("Heads", bound=type[DraftHeads])
@@ -33,13 +32,13 @@ def registered_heads() -> dict[str, type[DraftHeads]]:
     return _REGISTERED
 
 
-def trained_heads() -> dict[str, type[TrainedHeads]]:
+def trained_heads() -> dict[str, type[DraftHeads]]:
     """Classes of heads that ``entmtp train`` makes, by kind, in alphabetical order."""
-    trained = (heads for heads in registered_heads().values() if issubclass(heads, TrainedHeads))
+    trained = (heads for heads in registered_heads().values() if heads.is_trainable)
     return {heads.kind: heads for heads in sorted(trained, key=lambda heads: heads.kind)}
 
 
-def find_trained_heads(kind: str) -> type[TrainedHeads]:
+def find_trained_heads(kind: str) -> type[DraftHeads]:
     """Class of the heads of this kind that ``entmtp train`` makes. Raises EntMTPError if there is none."""
     known = trained_heads()
     if kind not in known:

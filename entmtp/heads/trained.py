@@ -29,6 +29,7 @@ class TrainedHeads(StatelessHeads):
     Parameters: ``scale [num_heads]``, ``down [num_heads, inner_size, hidden_size]``.
     """
 
+    is_trainable = True
     config_class: type[TrainedHeadsConfig] = TrainedHeadsConfig
     config: TrainedHeadsConfig
 

@@ -1,8 +1,9 @@
-"""Training corpus: text that the model generates itself, stored with its decoder states.
+"""Corpus: texts that the model writes itself, as token ids, for training and calibration of any heads.
 
 Draft heads learn to guess the *model's* continuations, so the corpus is the model's own answer to each prompt
-(self-distillation, Medusa section 2.3.3). Generation computes the decoder states anyway; storing them saves a second
-pass. A corpus is a folder of parts, each a safetensors file. An interrupted run continues after its last part.
+(self-distillation, Medusa section 2.3.3). The engine writes the answers, all slots together. A corpus is a folder of
+parts, each a safetensors file. An interrupted run continues after its last part. What heads read of the texts is
+computed for them later (:mod:`entmtp.training.states`), so one corpus serves all kinds of heads.
 """
 
 from __future__ import annotations
@@ -10,38 +11,40 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from entmtp.decoding.engine import Engine
+from entmtp.decoding.outputs import Completion
+from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.files import write_whole
 from entmtp.models.backbone import Backbone
-from entmtp.models.cache import TreeCache
-from entmtp.settings import CorpusSettings
-
-
-@dataclass
-class Answer:
-    """An answer in progress: ``tokens[i]`` was chosen from the decoder state ``states[i]``."""
-
-    prompt_id: str
-    sampled: bool
-    tokens: list[int] = field(default_factory=list)
-    states: list[torch.Tensor] = field(default_factory=list)
+from entmtp.policies.static import StaticPolicy
+from entmtp.settings import CorpusSettings, EngineSettings, SamplingParams
+from entmtp.trees.topology import Topology
 
 
 @dataclass(frozen=True)
-class CorpusPart:
-    """Concatenated answers: ``tokens [total]``, ``states [total, hidden_size]``, ``starts [answers + 1]``."""
+class Text:
+    """A prompt and the model's answer to it, both as token ids."""
 
-    tokens: torch.Tensor
-    states: torch.Tensor
-    starts: torch.Tensor
-    prompt_ids: list[str]
+    prompt: Sequence[int]
+    answer: Sequence[int]
+
+    @property
+    def tokens(self) -> list[int]:
+        """The whole text."""
+        return [*self.prompt, *self.answer]
+
+    @property
+    def prompt_id(self) -> str:
+        """Stable id of the prompt."""
+        return prompt_id(self.prompt)
 
 
 def prompt_id(ids: Sequence[int]) -> str:
@@ -49,7 +52,6 @@ def prompt_id(ids: Sequence[int]) -> str:
     return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
 
 
-@torch.inference_mode()
 def write_corpus(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],
@@ -57,12 +59,12 @@ def write_corpus(
     settings: CorpusSettings,
     progress: Callable[[int, int], None] = lambda answers, tokens: None,
 ) -> int:
-    """Generates an answer to each of ``prompts`` (token ids) and writes them to ``folder``.
+    """Generates an answer to each of ``prompts`` (token ids) and writes the texts to ``folder``.
 
     Prompts that the folder's parts answer already are skipped. Returns the number of tokens written.
 
     Raises:
-        EntMTPError: if no prompt is short enough for the settings and the model's context.
+        EntMTPError: if no prompt is short enough for the settings and the model's context, or the model fails.
     """
     longest = min(settings.max_prompt_tokens, backbone.max_context - settings.max_new_tokens)
     fitting = [list(ids) for ids in prompts if 0 < len(ids) <= longest]
@@ -72,15 +74,17 @@ def write_corpus(
             " the model's context leave; give shorter prompts, raise max_prompt_tokens or lower max_new_tokens"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    done = {name for path in part_paths(folder) for name in read_part(path, states=False).prompt_ids}
+    done = {text.prompt_id for text in read_corpus(folder)}
     unique = {prompt_id(ids): ids for ids in fitting}
-    waiting = iter([ids for name, ids in unique.items() if name not in done])
-    pending: list[Answer] = []
+    waiting = [ids for name, ids in unique.items() if name not in done]
+    if not waiting:
+        return 0
+    pending: list[Text] = []
     count, tokens = len(done), 0
-    for answer in generate_answers(backbone, waiting, settings):
-        pending.append(answer)
-        count, tokens = count + 1, tokens + len(answer.tokens)
-        if sum(len(each.tokens) for each in pending) >= settings.part_tokens:
+    for text in _answered(backbone, waiting, settings):
+        pending.append(text)
+        count, tokens = count + 1, tokens + len(text.answer)
+        if sum(len(each.answer) for each in pending) >= settings.part_tokens:
             _write_part(folder, pending)
             pending = []
         progress(count, tokens)
@@ -89,63 +93,44 @@ def write_corpus(
     return tokens
 
 
-def generate_answers(backbone: Backbone, waiting: Iterator[list[int]], settings: CorpusSettings) -> Iterator[Answer]:
-    """Yields answers as they finish; a free slot takes the next prompt at once (continuous batching)."""
-    cache = backbone.new_cache(settings.slots, settings.max_prompt_tokens + settings.max_new_tokens + 1)
-    randomness = torch.Generator().manual_seed(settings.seed)
-    running: dict[int, Answer] = {}
-    state = torch.zeros(settings.slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
+def _answered(backbone: Backbone, prompts: Sequence[list[int]], settings: CorpusSettings) -> Iterator[Text]:
+    """Yields texts as their answers end; a free slot takes the next prompt at once."""
+    engine = Engine(
+        backbone,
+        None,
+        StaticPolicy(Topology.root_only(), entropy_window=1),
+        EngineSettings(
+            slots=min(settings.slots, len(prompts)),
+            context=settings.max_prompt_tokens + settings.max_new_tokens,
+            prefill_tokens=settings.prefill_tokens,
+            prefix_reuse=False,
+        ),
+    )
+    waiting, running = iter(prompts), dict[str, tuple[list[int], Completion]]()
     while True:
-        for slot in range(settings.slots):
-            if slot not in running and (ids := next(waiting, None)) is not None:
-                running[slot] = Answer(prompt_id(ids), _is_sampled(ids, settings))
-                state[slot] = backbone.prefill(ids, slot, cache).hidden[-1]
+        while len(running) < settings.slots and (ids := next(waiting, None)) is not None:
+            name = prompt_id(ids)
+            running[name] = ids, engine.submit(Request(name, ids, _sampling(name, settings)))
         if not running:
             return
-        slots = sorted(running)
-        chosen = _choose(backbone.logits(state[slots]), [running[slot] for slot in slots], settings, randomness)
-        yield from _append_tokens(backbone, cache, running, slots, state, chosen, settings)
-        slots_left = [slot for slot in slots if slot in running]
-        if slots_left:
-            tokens = torch.tensor([running[slot].tokens[-1:] for slot in slots_left], device=backbone.device)
-            state[slots_left] = backbone.extend(tokens, slots_left, cache)[:, 0]
-            cache.append(slots_left, [1] * len(slots_left))
+        for output in engine.step():
+            if output.finish_reason is None:
+                continue
+            ids, completion = running.pop(output.id)
+            if completion.error:
+                raise EntMTPError(f"text: {completion.error}")
+            yield Text(ids, completion.tokens)
 
 
-def _is_sampled(ids: Sequence[int], settings: CorpusSettings) -> bool:
-    return int(prompt_id(ids)[:8], 16) / 0xFFFFFFFF < settings.sampled_share
-
-
-def _choose(
-    logits: torch.Tensor, answers: list[Answer], settings: CorpusSettings, randomness: torch.Generator
-) -> list[int]:
-    """Chooses the next token of each running answer: argmax, or a sample at the temperature."""
-    chosen = logits.argmax(-1)
-    sampled = torch.tensor([answer.sampled for answer in answers], device=logits.device)
-    if sampled.any():
-        probabilities = (logits[sampled].float() / settings.temperature).softmax(-1).cpu()
-        chosen[sampled] = torch.multinomial(probabilities, 1, generator=randomness)[:, 0].to(chosen.device)
-    return chosen.tolist()
-
-
-def _append_tokens(
-    backbone: Backbone,
-    cache: TreeCache,
-    running: dict[int, Answer],
-    slots: list[int],
-    state: torch.Tensor,
-    chosen: list[int],
-    settings: CorpusSettings,
-) -> Iterator[Answer]:
-    """Appends the chosen tokens to their answers and yields those that are finished."""
-    states = state[slots].to("cpu", torch.bfloat16)
-    for batch_row, (slot, token) in enumerate(zip(slots, chosen, strict=True)):
-        answer = running[slot]
-        answer.tokens.append(token)
-        answer.states.append(states[batch_row])
-        if token in backbone.eos_token_ids or len(answer.tokens) >= settings.max_new_tokens:
-            cache.truncate(slot)
-            yield running.pop(slot)
+def _sampling(name: str, settings: CorpusSettings) -> SamplingParams:
+    """Sampling of an answer, by its prompt alone, so that an interrupted run continues with the same texts."""
+    draw = hashlib.sha256(f"{settings.seed} {name}".encode()).digest()
+    is_sampled = int(name[:8], 16) / 0xFFFFFFFF < settings.sampled_share
+    return SamplingParams(
+        max_tokens=settings.max_new_tokens,
+        temperature=settings.temperature if is_sampled else 0.0,
+        seed=int.from_bytes(draw[:8]),
+    )
 
 
 def part_paths(folder: Path) -> list[Path]:
@@ -153,29 +138,35 @@ def part_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-[0-9][0-9][0-9][0-9][0-9].safetensors"))
 
 
-def _write_part(folder: Path, answers: list[Answer]) -> None:
+def _write_part(folder: Path, texts: Sequence[Text]) -> None:
     # The last number plus one, not the count: if a part was removed, the count is the number of an existing part.
     number = max((int(path.stem.removeprefix("part-")) for path in part_paths(folder)), default=-1) + 1
-    path = folder / f"part-{number:05d}.safetensors"
     tensors = {
-        "tokens": torch.tensor([token for answer in answers for token in answer.tokens], dtype=torch.int32),
-        "states": torch.stack([state for answer in answers for state in answer.states]),
-        "starts": torch.tensor([0, *(len(answer.tokens) for answer in answers)]).cumsum(0),
+        "tokens": torch.tensor([token for text in texts for token in text.tokens], dtype=torch.int32),
+        "starts": torch.tensor([0, *(len(text.tokens) for text in texts)]).cumsum(0),
+        "prompt_lengths": torch.tensor([len(text.prompt) for text in texts]),
     }
-    metadata = {"prompt_ids": json.dumps([answer.prompt_id for answer in answers])}
-    write_whole(path, lambda unfinished: save_file(tensors, unfinished, metadata=metadata))
+    write_whole(folder / f"part-{number:05d}.safetensors", lambda unfinished: save_file(tensors, unfinished))
 
 
-def read_part(path: Path, *, states: bool = True) -> CorpusPart:
-    """Reads one part; ``states=False`` skips the (large) decoder states.
+def read_corpus(folder: Path) -> Iterator[Text]:
+    """Yields all texts of a corpus, part by part. Raises EntMTPError as :func:`read_part`."""
+    for path in part_paths(folder):
+        yield from read_part(path)
+
+
+def read_part(path: Path) -> list[Text]:
+    """Reads the texts of one part.
 
     Raises:
         EntMTPError: if the file is not a corpus part.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            hidden = file.get_tensor("states") if states else torch.empty(0)
-            prompt_ids = json.loads(file.metadata()["prompt_ids"])
-            return CorpusPart(file.get_tensor("tokens").long(), hidden, file.get_tensor("starts"), prompt_ids)
+        part = load_file(path)
+        tokens, starts, prompt_lengths = (part[name].tolist() for name in ("tokens", "starts", "prompt_lengths"))
+        ranges = zip(pairwise(starts), prompt_lengths, strict=True)
+        return [Text(tokens[begin : begin + prompt], tokens[begin + prompt : end]) for (begin, end), prompt in ranges]
     except Exception as error:  # safetensors raises its own type, and a foreign file lacks any of the keys
-        raise EntMTPError(f"corpus: {path} is not a corpus part ({error}); write the corpus again") from error
+        raise EntMTPError(
+            f"corpus: {path} is not a corpus part ({error}); remove it, and its texts are written again"
+        ) from error

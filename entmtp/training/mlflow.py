@@ -81,16 +81,16 @@ def start_training_run(
 
 @contextmanager
 def tracked_training(
-    tracking_uri: str | None, output: Path, settings: Mapping[str, Any]
+    tracking_uri: str | None, folder: Path, settings: Mapping[str, Any]
 ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """Track a training in one run, whose id is stored in `output` so that an interrupted training resumes it.
+    """Track a training in one run, whose id is stored in `folder` so that an interrupted training resumes it.
 
-    Without a tracking URI nothing is logged.
+    Each kind of heads has a run of its own. Without a tracking URI nothing is logged.
     """
     if tracking_uri is None:
         yield lambda step, metrics: None
         return
-    id_file = output / "mlflow-run-id"
+    id_file = folder / f"{settings['kind']}.mlflow-run-id"
     run_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else None
     with start_training_run(tracking_uri, TRAINING_EXPERIMENT, settings, run_id) as run:
         write_text(id_file, run.run_id)

@@ -6,40 +6,44 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from entmtp.files import write_text
-from entmtp.settings import TrainingSettings
-from entmtp.training.dataset import Dataset
+from entmtp.heads.base import DraftHeads
+from entmtp.methods import EAGLE3
 from entmtp.training.evaluate import TOP
+from entmtp.training.trainer import Trainer
+
+_NAMES = {EAGLE3: "EAGLE-3"}
 
 
 def write_model_card(
-    folder: Path, settings: TrainingSettings, dataset: Dataset, model: str, prompts: str, metrics: Mapping[str, float]
+    folder: Path, trainer: Trainer[DraftHeads], model: str, prompts: str, metrics: Mapping[str, float]
 ) -> None:
     """Writes ``README.md`` next to the weights.
 
     ``prompts`` describes the training prompts; ``metrics`` are the final held-out accuracies.
     """
+    settings, dataset, heads = trainer.settings, trainer.dataset, trainer.heads
     rows = "\n".join(
         f"| {head} | " + " | ".join(f"{metrics[f'head{head}_top{top}']:.3f}" for top in TOP) + " |"
-        for head in range(1, settings.num_heads + 1)
+        for head in range(1, heads.num_heads + 1)
     )
     text = f"""---
 library_name: entmtp
 license: apache-2.0
 tags: [speculative-decoding, {settings.kind}]
 ---
-# {settings.kind.capitalize()} heads for {model}
+# {_NAMES.get(heads.kind, heads.kind.capitalize())} heads for {model}
 
-Draft heads for EntMTP: {settings.num_heads} heads, hidden layers {settings.inner_size} wide, guessing within the
-{settings.draft_vocab_size} tokens that are most frequent in the training text.
+Draft heads for EntMTP: {trainer.description}, guessing within the
+{heads.config.draft_vocab_size} tokens that are most frequent in the training text.
 
-Trained on text that the model wrote itself: {dataset.answers} answers, {len(dataset.tokens)} tokens, of which
-{len(dataset.train)} positions were trained on and {len(dataset.held_out)} held out (whole prompts).
-{settings.epochs} epochs of {settings.batch_size} positions a step, AdamW at {settings.learning_rate}; cross-entropy
-and divergence from the model's own distribution (share {settings.distillation}). Prompts: {prompts}.
+Trained on text that the model wrote itself: {len(dataset.texts)} answers, {dataset.answer_tokens} tokens, of which
+{len(dataset.held_out)} answers were held out. {settings.epochs} epochs of about {settings.batch_size} positions a step,
+AdamW at {settings.learning_rate}; cross-entropy and divergence from the model's own distribution
+(share {settings.distillation}). Prompts: {prompts}.
 
 Accuracy on the held-out text, true tokens before each guess:
 
-| head | {" | ".join(f"top {top}" for top in TOP)} |
+| depth | {" | ".join(f"top {top}" for top in TOP)} |
 | --- | {" | ".join("---" for _ in TOP)} |
 {rows}
 

@@ -17,7 +17,7 @@ from entmtp.evaluation.run.arm_engines import MOST_WARM_RUNS, ArmEngines
 from entmtp.evaluation.run.arms import Foresight, Toolbox, lossless_arms, make_policy
 from entmtp.evaluation.run.units import Unit, make_units
 from entmtp.evaluation.run.worker import Worker, WorkerConfig
-from entmtp.heads.checkpoint import KINDS, load_heads
+from entmtp.heads.checkpoint import load_heads
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.policies.base import Policy
@@ -25,6 +25,7 @@ from entmtp.settings import BenchmarkSettings, SamplingParams
 from entmtp.suites import MIXED, Prompt
 from tests.helpers.saved_project import Saved, save_project
 from tests.helpers.taped_graphs import Taped
+from tests.helpers.tiny_models import STATELESS_KINDS
 
 SETTINGS = BenchmarkSettings(prompts=2, max_new_tokens=20, repetitions=2, shard_prompts=1)
 ARMS = ("autoregressive", "medusa", "hydra", "entmtp", "entmtp-dynamic", "random", "bank-oracle", "hindsight")
@@ -44,8 +45,11 @@ def units(saved: Saved) -> list[Unit]:
 @pytest.fixture(scope="module")
 def config(saved: Saved) -> WorkerConfig:
     tasks = dict.fromkeys(("gsm8k", "custom", MIXED), "gsm8k") | {"sharegpt": "sharegpt"}
-    banks = {task: {kind: str(saved.banks / f"{made}-{kind}.json") for kind in KINDS} for task, made in tasks.items()}
-    heads = {kind: str(saved.heads(kind)) for kind in KINDS}
+    banks = {
+        task: {kind: str(saved.banks / f"{made}-{kind}.json") for kind in STATELESS_KINDS}
+        for task, made in tasks.items()
+    }
+    heads = {kind: str(saved.heads(kind)) for kind in STATELESS_KINDS}
     return WorkerConfig(str(saved.model), heads, banks, "cpu", torch.get_num_threads())
 
 
@@ -195,7 +199,7 @@ def test_engines_without_draft_caches_take_turns_on_one_cache(worker: Worker, un
 
 def test_a_workers_heads_only_draft(worker: Worker) -> None:
     rounds = CHOICES[worker.backbone.kernels].fuses
-    assert {kind: heads.only_drafts for kind, heads in worker.heads.items()} == dict.fromkeys(KINDS, rounds)
+    assert {kind: heads.only_drafts for kind, heads in worker.heads.items()} == dict.fromkeys(STATELESS_KINDS, rounds)
 
 
 def test_a_longer_prompt_gets_larger_engines_and_a_shorter_one_keeps_them(worker: Worker) -> None:

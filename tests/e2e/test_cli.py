@@ -15,13 +15,12 @@ from entmtp import loading
 from entmtp.cli import app
 from entmtp.evaluation.results.rows import finished_keys, part_files, tables_of, write_part
 from entmtp.evaluation.results.storage import open_store
-from entmtp.heads.checkpoint import KINDS
 from entmtp.models.build import build_backbone
 from entmtp.suites import load_suite, split
 from entmtp.tracking.client import default_tracking_uri
 from tests.helpers.published_checkpoints import Model, medusa
 from tests.helpers.saved_project import SUITES, VOCAB, Saved, save_heads, save_project
-from tests.helpers.tiny_models import random_heads, tiny_model
+from tests.helpers.tiny_models import STATELESS_KINDS, random_heads, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def test_a_benchmark_that_cannot_be(arguments: list[str], said: str) -> None:
 
 
 def test_a_benchmark_of_a_model_without_banks(saved: Saved) -> None:
-    heads = [f"--heads={kind}={saved.heads(kind)}" for kind in KINDS]
+    heads = [f"--heads={kind}={saved.heads(kind)}" for kind in STATELESS_KINDS]
     refused("banks: none are shipped for model", "benchmark", "--model", saved.model, *heads)
     refused("gsm8k-hydra.json does not exist", *benchmark(saved), "--banks", saved.folder)
 
@@ -113,7 +112,7 @@ def test_a_benchmark_whose_results_were_measured_elsewhere(saved: Saved, tmp_pat
     refused("were measured on 'another machine' and here is '", *options)
 
 
-@pytest.mark.parametrize("heads", ["medusa", "medusa=", "eagle=folder", "=folder"])
+@pytest.mark.parametrize("heads", ["medusa", "medusa=", "eagle=folder", "eagle3=folder", "=folder"])
 def test_heads_that_are_not_a_pair(heads: str, saved: Saved) -> None:
     refused(f"heads: '{heads}' is not NAME=PATH", *benchmark(saved), "--heads", heads)
 
@@ -270,6 +269,7 @@ def test_a_calibration_that_cannot_be(saved: Saved, tmp_path: Path) -> None:
     [
         ('{"prompt": "Hi"}', ["--kind=eagle"], "kind: 'eagle' is not accepted"),
         ('{"prompt": "Hi"}', ["--epochs=0"], "epochs: 0 is not accepted"),
+        ('{"prompt": "Hi"}', ["--kind=eagle3", "--inner-size=0"], "inner_size: 0 is not accepted"),
         ('{"prompt": "Hi"}\n{"text": "Hi"}', [], 'line 2 is not {"prompt": "..."}'),
         ('{"prompt": "Hi"}\n["prompt"]', [], 'line 2 is not {"prompt": "..."}'),
         ('{"prompt": "Hi"}\n["prompt"', [], "train: prompts: prompts.jsonl, line 2: broken JSON ("),
@@ -282,6 +282,14 @@ def test_a_calibration_that_cannot_be(saved: Saved, tmp_path: Path) -> None:
 def test_a_training_that_cannot_be(content: str, arguments: list[str], said: str, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text(content)
     refused(said, "train", "--prompts=prompts.jsonl", "--output=out", *arguments)
+
+
+def test_a_model_that_is_too_shallow_for_its_heads_writes_no_text(saved: Saved) -> None:
+    Path("prompts.jsonl").write_text('{"prompt": "Hi"}')
+    options = ["--prompts=prompts.jsonl", "--output=out", f"--model={saved.model}"]
+    refused("kind: 'eagle3' heads read a low, a middle and a high layer, and a model of 2 layers is too shallow",
+            "train", "--kind=eagle3", *options)  # fmt: skip
+    assert not Path("out").exists()
 
 
 def test_training_prompts_that_are_nowhere() -> None:

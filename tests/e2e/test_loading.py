@@ -15,7 +15,6 @@ from entmtp.evaluation.results.storage import open_store
 from entmtp.evaluation.run.arms import default_arms
 from entmtp.evaluation.run.planning import make_plan
 from entmtp.evaluation.run.worker import Worker
-from entmtp.heads.checkpoint import KINDS
 from entmtp.loading import load_method, open_session
 from entmtp.method_spec import MethodSpec
 from entmtp.methods import heads_of
@@ -31,7 +30,7 @@ from tests.helpers.chained_models import save_chained
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_project import Saved, save_project
 from tests.helpers.small_cases import small_cost
-from tests.helpers.tiny_models import greedy
+from tests.helpers.tiny_models import STATELESS_KINDS, greedy
 from tests.helpers.tokenizers import DECODERS, SPACE, ids, with_decoder
 
 NEW_TOKENS = 16
@@ -48,7 +47,7 @@ def method_of(saved: Saved, name: str, kind: str, **changes: Any) -> MethodSpec:
 
 
 @pytest.mark.parametrize("name", methods.adaptive())
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", STATELESS_KINDS)
 def test_every_kind_of_heads_runs_every_policy(saved: Saved, kind: str, name: str) -> None:
     engine, tokenizer = load_method(method_of(saved, name, kind), lambda text: None, EngineSettings.for_one())
     assert engine.heads is not None

@@ -26,13 +26,13 @@ from entmtp.evaluation.run.plan import Plan, bank_task
 from entmtp.evaluation.run.run import describe, run_units, save_unit
 from entmtp.evaluation.run.units import Unit
 from entmtp.evaluation.run.work_queue import SetAside, SettledUnit
-from entmtp.heads.checkpoint import KINDS
 from entmtp.heads.training_prompts import write_training_prompt_hashes
 from entmtp.intervals import FEWEST_PROMPTS
 from entmtp.prompt_hash import prompt_hash
 from tests.helpers.benchmark_plans import plan_of
 from tests.helpers.saved_project import SUITES, Saved, save_project
 from tests.helpers.synthetic_rows import COST, make_rows
+from tests.helpers.tiny_models import STATELESS_KINDS
 
 QUIET = Console(quiet=True)
 
@@ -206,7 +206,7 @@ def test_results_elsewhere_get_parts_and_report(saved: Saved, tmp_path: Path) ->
 def test_the_end_says_what_was_captured_while_timed_and_what_heads_were_trained_on(
     saved: Saved, tmp_path: Path
 ) -> None:
-    heads = {kind: tmp_path / kind for kind in KINDS}
+    heads = {kind: tmp_path / kind for kind in STATELESS_KINDS}
     for kind, folder in heads.items():
         shutil.copytree(saved.heads(kind), folder)
     first = plan_of(saved, tmp_path).units[0]
@@ -278,7 +278,7 @@ def banks(saved: Saved, tmp_path: Path) -> Path:
     """The project's banks, and one for all."""
     folder = tmp_path / "banks"
     folder.mkdir()
-    for kind in KINDS:
+    for kind in STATELESS_KINDS:
         for suite in SUITES:
             shutil.copy(saved.banks / f"{suite}-{kind}.json", folder)
         shutil.copy(saved.banks / f"gsm8k-{kind}.json", folder / f"mixed-{kind}.json")
@@ -304,7 +304,7 @@ def test_a_suite_uses_the_mixed_bank_unless_there_is_one_of_its_name(saved: Save
     assert lines[0] == "custom: 9 prompts (file), up to 24 new tokens, tree banks of 'mixed'"
     assert lines[1].endswith("tree banks of 'gsm8k'")
 
-    for kind in KINDS:
+    for kind in STATELESS_KINDS:
         shutil.copy(banks / f"mixed-{kind}.json", banks / f"custom-{kind}.json")
     own = custom_plan(saved, tmp_path, banks, overrides=many)
     assert bank_task(own.config, "custom") == "custom"

@@ -22,7 +22,6 @@ from entmtp.evaluation.run.reference import first_difference, truncate_at_stop
 from entmtp.evaluation.run.units import Unit, make_units
 from entmtp.evaluation.run.work_queue import UnitOutcome
 from entmtp.evaluation.run.worker import Worker, WorkerConfig, text_params
-from entmtp.heads.checkpoint import KINDS
 from entmtp.models import transformers_model
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.step_cost import StepCost, hardware_name
@@ -31,7 +30,7 @@ from entmtp.suites import MIXED, Prompt, get_suite
 from entmtp.trees.bank import TreeBank
 from tests.helpers.gguf_files import write_model
 from tests.helpers.saved_project import Saved, save_project
-from tests.helpers.tiny_models import greedy, plain_logits
+from tests.helpers.tiny_models import STATELESS_KINDS, greedy, plain_logits
 
 SETTINGS = BenchmarkSettings(prompts=2, max_new_tokens=24, repetitions=2, shard_prompts=1)
 
@@ -44,8 +43,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 @pytest.fixture(scope="module")
 def config(saved: Saved) -> WorkerConfig:
     tasks = dict.fromkeys(("gsm8k", "gsm8k-2-shot", "custom", MIXED), "gsm8k") | {"sharegpt": "sharegpt"}
-    banks = {task: {kind: str(saved.banks / f"{made}-{kind}.json") for kind in KINDS} for task, made in tasks.items()}
-    heads = {kind: str(saved.heads(kind)) for kind in KINDS}
+    banks = {
+        task: {kind: str(saved.banks / f"{made}-{kind}.json") for kind in STATELESS_KINDS}
+        for task, made in tasks.items()
+    }
+    heads = {kind: str(saved.heads(kind)) for kind in STATELESS_KINDS}
     return WorkerConfig(str(saved.model), heads, banks, "cpu", torch.get_num_threads())
 
 
@@ -79,7 +81,9 @@ def test_every_arm_runs_every_prompt_as_often_as_requested(outcomes: list[UnitOu
         measured = outcome.metadata
         assert measured["peak_memory_mib"] > 10
         assert measured["hardware"] == hardware_name(torch.device("cpu"))
-        assert {kind: StepCost.model_validate(cost) for kind, cost in measured["costs"].items()}.keys() == set(KINDS)
+        assert {kind: StepCost.model_validate(cost) for kind, cost in measured["costs"].items()}.keys() == set(
+            STATELESS_KINDS
+        )
         assert outcome.busy_seconds > sum(row.seconds for row in requests_of(outcome))
         assert not outcome.failures
 
@@ -96,8 +100,10 @@ def test_a_suites_ladder_is_tuned_at_the_workers_costs_once(worker: Worker, monk
     worker._measure_costs(["medusa-best", "entmtp"])
     for _ in range(2):
         tools = worker._toolbox("gsm8k", ["entmtp", "entmtp-mixed"])
-    assert tuned == [worker._costs[kind] for kind in KINDS]
-    assert [tools.banks[kind].bins for kind in KINDS] == [[tools.banks[kind].overall] for kind in KINDS]
+    assert tuned == [worker._costs[kind] for kind in STATELESS_KINDS]
+    assert [tools.banks[kind].bins for kind in STATELESS_KINDS] == [
+        [tools.banks[kind].overall] for kind in STATELESS_KINDS
+    ]
 
 
 def test_the_model_of_the_reference_is_made_when_a_text_needs_it(

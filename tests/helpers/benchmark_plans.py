@@ -6,9 +6,9 @@ from typing import Any
 from entmtp.evaluation.results.storage import open_store
 from entmtp.evaluation.run.plan import Plan
 from entmtp.evaluation.run.planning import make_plan
-from entmtp.heads.checkpoint import KINDS
 from entmtp.tracking.client import default_tracking_uri
 from tests.helpers.saved_project import SUITES, Saved
+from tests.helpers.tiny_models import STATELESS_KINDS
 
 
 def plan_of(saved: Saved, folder: Path, **changes: Any) -> Plan:
@@ -18,7 +18,7 @@ def plan_of(saved: Saved, folder: Path, **changes: Any) -> Plan:
         "suites": list(SUITES),
         "arms": [],
         "model": str(saved.model),
-        "heads": [f"{kind}={saved.heads(kind)}" for kind in KINDS],
+        "heads": [f"{kind}={saved.heads(kind)}" for kind in STATELESS_KINDS],
         "banks": saved.banks,
         "data": [f"{suite}={saved.data(suite)}" for suite in SUITES],
         "overrides": {"prompts": 2, "max_new_tokens": None, "repetitions": None},

@@ -17,12 +17,11 @@ from transformers import PreTrainedTokenizerFast
 
 from entmtp.calibration.command import calibrate_task
 from entmtp.evaluation.report.mlflow import BENCHMARK_EXPERIMENT
-from entmtp.heads.checkpoint import KINDS
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.persistent_paths import cache_folder
 from entmtp.tracking.client import check_tracking, default_tracking_uri
-from tests.helpers.tiny_models import random_heads, tiny_model
+from tests.helpers.tiny_models import STATELESS_KINDS, random_heads, tiny_model
 
 SUITES = ("gsm8k", "sharegpt")
 VOCAB = 257
@@ -52,15 +51,16 @@ class Saved:
     def options(self, suites: Sequence[str] = SUITES) -> list[str]:
         """Command-line options for a benchmark of these suites."""
         texts = ["--model", str(self.model), "--banks", str(self.banks)]
-        texts += [part for kind in KINDS for part in ("--heads", f"{kind}={self.heads(kind)}")]
+        texts += [part for kind in STATELESS_KINDS for part in ("--heads", f"{kind}={self.heads(kind)}")]
         for suite in suites:
             texts += ["--suite", suite, "--data", f"{suite}={self.data(suite)}"]
         return texts
 
 
-def save_tiny_model(folder: Path, seed: int = 0, model_type: str = "llama") -> Backbone:
+def save_tiny_model(folder: Path, seed: int = 0, model_type: str = "llama", **changes: Any) -> Backbone:
     """A random model over bytes that repeats itself, so that heads that start at the model's state guess well."""
-    model = tiny_model(model_type, seed, vocab_size=VOCAB, max_position_embeddings=512, tie_word_embeddings=True)
+    shape: dict[str, Any] = {"vocab_size": VOCAB, "max_position_embeddings": 512, "tie_word_embeddings": True}
+    model = tiny_model(model_type, seed, **(shape | changes))
     model.save_pretrained(folder)
     save_tokenizer(folder)
     return build_backbone(model)
@@ -107,7 +107,7 @@ def _make_project(folder: Path) -> None:
     """Make a project whose banks come from a calibration, with an empty database for its runs."""
     saved = Saved(folder)
     backbone = save_tiny_model(saved.model)
-    for kind in KINDS:
+    for kind in STATELESS_KINDS:
         save_heads(kind, backbone, saved.heads(kind))
     save_data(folder)
     for suite in SUITES:
@@ -115,7 +115,7 @@ def _make_project(folder: Path) -> None:
             task=suite,
             output=saved.banks,
             model=str(saved.model),
-            heads=[f"{kind}={saved.heads(kind)}" for kind in KINDS],
+            heads=[f"{kind}={saved.heads(kind)}" for kind in STATELESS_KINDS],
             data=saved.data(suite),
             overrides={"prompts": 4, "max_new_tokens": 48},
             device="cpu",

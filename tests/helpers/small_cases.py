@@ -12,7 +12,7 @@ from entmtp.calibration.rank_trace import rank_trace
 from entmtp.decoding.engine import Engine
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
-from entmtp.heads.stateless import StatelessHeads
+from entmtp.heads.trained import TrainedHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.states import States
@@ -55,16 +55,18 @@ def small_backbone(model_type: str = "llama", kernels: Kernels = "auto", **chang
     return build_backbone(tiny_model(model_type, vocab_size=SMALL_VOCAB, **changes), kernels)
 
 
-def small_heads(kind: str, backbone: Backbone, seed: int = 0) -> StatelessHeads:
+def small_heads(kind: str, backbone: Backbone, seed: int = 0) -> TrainedHeads:
     """Attached heads with random weights that can guess every token."""
-    config = KINDS[kind].config_class(
+    heads_class = KINDS[kind]
+    assert issubclass(heads_class, TrainedHeads)
+    config = heads_class.config_class(
         hidden_size=backbone.hidden_size,
         vocab_size=SMALL_VOCAB,
         num_heads=4,
         inner_size=24,
         draft_vocab_size=SMALL_VOCAB,
     )
-    heads = KINDS[kind](config)
+    heads = heads_class(config)
     generator = torch.Generator().manual_seed(seed)
     for parameter in heads.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5

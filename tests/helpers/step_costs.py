@@ -8,7 +8,7 @@ import torch
 from filelock import FileLock
 
 from entmtp.decoding.measure_cost import CONTEXTS, NODES, cost_key
-from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads, load_heads
 from entmtp.persistent_paths import cache_folder
 from entmtp.policies.cost_cache import cost_path, write_cost
 from entmtp.policies.step_cost import CostTable, StepCost
@@ -25,7 +25,7 @@ def write_step_costs() -> None:
         if (written := folder / "bundled").exists():
             return
         backbone = bundled_backbone()
-        heads = [load_heads(bundled_heads(kind), backbone) for kind in KINDS]
+        heads = [load_heads(bundled_heads(kind), backbone) for kind in BUNDLED_KINDS]
         before = torch.get_num_threads()
         for threads in range(1, (os.cpu_count() or 1) + 1):
             torch.set_num_threads(threads)  # it is part of the hardware's name

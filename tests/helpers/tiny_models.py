@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from entmtp.heads.checkpoint import KINDS
-from entmtp.heads.stateless import StatelessHeads
+from entmtp.heads.trained import TrainedHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import TreeCache
 from entmtp.trees.batch import TreeBatch
@@ -21,6 +21,8 @@ VOCAB = 96
 CONTEXT = 128
 WINDOW = 6
 HEADS, DRAFT_VOCAB = 4, 40
+STATELESS_KINDS = tuple(kind for kind, heads in KINDS.items() if issubclass(heads, TrainedHeads))
+"""Trained kinds of heads that guess from one decoder state."""
 PATTERN = ["sliding_attention", "full_attention"]
 MOE = {"num_experts_per_tok": 2, "num_local_experts": 4}
 
@@ -73,7 +75,7 @@ def _disturb(model: PreTrainedModel) -> None:
             parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
 
 
-def random_heads(kind: str, backbone: Backbone, **changes: int | str) -> StatelessHeads:
+def random_heads(kind: str, backbone: Backbone, **changes: int | str) -> TrainedHeads:
     """Unattached heads that guess within a scattered part of the vocabulary."""
     shape: dict[str, Any] = {
         "hidden_size": backbone.hidden_size,
@@ -83,7 +85,9 @@ def random_heads(kind: str, backbone: Backbone, **changes: int | str) -> Statele
         "draft_vocab_size": DRAFT_VOCAB,
         "model_fingerprint": backbone.fingerprint,
     }
-    heads = KINDS[kind](KINDS[kind].config_class(**(shape | changes)))
+    heads_class = KINDS[kind]
+    assert issubclass(heads_class, TrainedHeads)
+    heads = heads_class(heads_class.config_class(**(shape | changes)))
     generator = torch.Generator().manual_seed(3)
     for parameter in heads.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5

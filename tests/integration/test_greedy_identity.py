@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from entmtp.decoding.measure_cost import step_cost
 from entmtp.evaluation.run.arms import Foresight, Toolbox, lossless_arms, make_engine, transfer_suite
 from entmtp.evaluation.run.reference import first_difference
-from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads, load_heads
 from entmtp.models.loading.load import encode_chat
 from entmtp.persistent_paths import cache_folder
 from entmtp.settings import EngineSettings
@@ -29,10 +29,10 @@ Toolboxes = Mapping[str, Toolbox]
 def toolboxes(step_costs: None) -> Toolboxes:
     """What each suite's arms are made of, as it is shipped."""
     backbone = bundled_backbone()
-    heads = {kind: load_heads(bundled_heads(kind), backbone) for kind in KINDS}
+    heads = {kind: load_heads(bundled_heads(kind), backbone) for kind in BUNDLED_KINDS}
     costs = {kind: step_cost(backbone, one, cache_folder(), print) for kind, one in heads.items()}
-    banks = {suite: {kind: load_bank(bundled_bank(suite, kind)) for kind in KINDS} for suite in PAPER_SUITES}
-    mixed = {kind: load_bank(bundled_bank(MIXED, kind)) for kind in KINDS}
+    banks = {suite: {kind: load_bank(bundled_bank(suite, kind)) for kind in BUNDLED_KINDS} for suite in PAPER_SUITES}
+    mixed = {kind: load_bank(bundled_bank(MIXED, kind)) for kind in BUNDLED_KINDS}
     return {
         suite: Toolbox(
             backbone,

@@ -18,7 +18,7 @@ from entmtp.evaluation.run.arms import default_arms
 from entmtp.evaluation.run.units import make_units
 from entmtp.evaluation.run.worker import Worker, WorkerConfig
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
@@ -43,7 +43,7 @@ from tests.helpers.small_cases import (
     small_predictor,
     small_prompt,
 )
-from tests.helpers.tiny_models import SUPPORTED, TREES, VOCAB, greedy, random_heads, tiny_model
+from tests.helpers.tiny_models import STATELESS_KINDS, SUPPORTED, TREES, VOCAB, greedy, random_heads, tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
 
@@ -80,7 +80,7 @@ def heads(backbone: Backbone) -> DraftHeads:
 
 
 @pytest.mark.parametrize("policy", list(POLICIES))
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", STATELESS_KINDS)
 @pytest.mark.parametrize("architecture", SUPPORTED)
 def test_the_output_is_the_models_own_greedy_text(architecture: str, kind: str, policy: str) -> None:
     model = small_model(architecture)
@@ -179,7 +179,7 @@ def test_the_cost_of_steps_is_measured_with_events(tmp_path: Path) -> None:
     assert all(getattr(step, f"{part}_ms") > 0 for step in done.steps for part in PARTS)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", BUNDLED_KINDS)
 def test_the_bundled_model_writes_its_own_text(kind: str) -> None:
     model, tokenizer = load_model("bundled", device=GPU)
     backbone = build_backbone(model)
@@ -197,8 +197,8 @@ def test_the_bundled_model_writes_its_own_text(kind: str) -> None:
 def test_no_capture_lies_in_a_timed_step_of_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENTMTP_CACHE", str(tmp_path / "cache"))
     saved = save_project(tmp_path)
-    banks = {suite: {kind: str(saved.banks / f"{suite}-{kind}.json") for kind in KINDS} for suite in SUITES}
-    heads = {kind: str(saved.heads(kind)) for kind in KINDS}
+    banks = {suite: {kind: str(saved.banks / f"{suite}-{kind}.json") for kind in STATELESS_KINDS} for suite in SUITES}
+    heads = {kind: str(saved.heads(kind)) for kind in STATELESS_KINDS}
     worker = Worker(WorkerConfig(str(saved.model), heads, banks, GPU, 1))
     settings = BenchmarkSettings(prompts=2, max_new_tokens=40)
     files = {suite: str(saved.data(suite)) for suite in SUITES}

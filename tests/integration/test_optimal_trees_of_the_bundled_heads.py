@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from entmtp.calibration.build import traces_of, write_answers
 from entmtp.calibration.optimal import optimal_tree
-from entmtp.heads.checkpoint import KINDS, bundled_heads, load_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads, load_heads
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat
 from entmtp.settings import CalibrationSettings
@@ -29,7 +29,7 @@ def test_an_optimal_tree_of_any_size_beats_or_equals_the_published_one(
     backbone = build_backbone(model)
     prompts = draw(split(load_suite(suite).prompts)[0], SETTINGS.prompts, seed=0)
     write_answers(backbone, [encode_chat(tokenizer, prompt.text) for prompt in prompts], tmp_path, SETTINGS)
-    for kind in KINDS:
+    for kind in BUNDLED_KINDS:
         heads = load_heads(bundled_heads(kind), backbone)
         traces = traces_of(tmp_path, backbone, heads)
         assert len(traces) == SETTINGS.prompts

@@ -14,7 +14,7 @@ from entmtp.evaluation.analysis.summary import Summary
 from entmtp.evaluation.run.arms import default_arms, lossless_arms
 from entmtp.evaluation.run.units import Unit
 from entmtp.evaluation.run.worker import Worker, WorkerConfig
-from entmtp.heads.checkpoint import KINDS, bundled_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads
 from entmtp.settings import PAPER_TEMPERATURE, BenchmarkSettings
 from entmtp.suites import MIXED, Prompt, load_suite
 from entmtp.trees.bank import bundled_bank
@@ -48,9 +48,9 @@ SUITES = ("humaneval", "gsm8k")
 
 @pytest.fixture(scope="module")
 def worker(step_costs: None) -> Worker:
-    heads = {kind: str(bundled_heads(kind)) for kind in KINDS}
+    heads = {kind: str(bundled_heads(kind)) for kind in BUNDLED_KINDS}
     tasks = ("humaneval", "gsm8k", "litbench", "sharegpt", MIXED)
-    banks = {task: {kind: str(bundled_bank(task, kind)) for kind in KINDS} for task in tasks}
+    banks = {task: {kind: str(bundled_bank(task, kind)) for kind in BUNDLED_KINDS} for task in tasks}
     return Worker(WorkerConfig("bundled", heads, banks, "cpu", torch.get_num_threads()))
 
 

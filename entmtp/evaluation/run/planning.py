@@ -22,7 +22,7 @@ from entmtp.evaluation.run.plan import Plan, bank_task, dependency_hashes
 from entmtp.evaluation.run.training_overlap import training_overlap
 from entmtp.evaluation.run.units import make_units
 from entmtp.evaluation.run.worker import WorkerConfig
-from entmtp.heads.checkpoint import BUNDLED_KINDS, KINDS, bundled_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads
 from entmtp.methods import AUTOREGRESSIVE, NATIVE, check_arms, heads_of
 from entmtp.models.loading.load import checked_dtype, resolve_model
 from entmtp.settings import PROFILES, QUICK, STUDIES, BenchmarkSettings
@@ -123,7 +123,7 @@ def _foreign_tasks(suites: Sequence[str], arms: Sequence[str]) -> list[str]:
 
 def _heads_sources(model: str, given: Sequence[str]) -> dict[str, str]:
     if given:
-        sources = named_paths("heads", given, [*KINDS, NATIVE])
+        sources = named_paths("heads", given, methods.FAMILIES)
     elif model == "bundled":
         sources = {kind: str(bundled_heads(kind)) for kind in BUNDLED_KINDS}
     else:

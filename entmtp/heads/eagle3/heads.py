@@ -46,6 +46,7 @@ class Eagle3Heads(AutoregressiveHeads):
     config_class = Eagle3Config
     config: Eagle3Config
     kind = EAGLE3
+    is_trainable = True
     layers: Eagle3Layers
 
     def __init__(self, config: Eagle3Config) -> None:

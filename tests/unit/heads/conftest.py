@@ -2,11 +2,10 @@
 
 import pytest
 
-from entmtp.heads.checkpoint import KINDS
 from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
-from tests.helpers.tiny_models import random_heads, tiny_model
+from tests.helpers.tiny_models import STATELESS_KINDS, random_heads, tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +13,7 @@ def backbone() -> Backbone:
     return build_backbone(tiny_model("llama"))
 
 
-@pytest.fixture(params=sorted(KINDS))
+@pytest.fixture(params=sorted(STATELESS_KINDS))
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

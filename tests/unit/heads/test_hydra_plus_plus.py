@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from entmtp.calibration.build import traced_text
+from entmtp.calibration.build import read_text
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.timers import Stopwatch
 from entmtp.errors import EntMTPError
@@ -19,6 +19,7 @@ from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels.block_weight import dequantized
+from entmtp.training.corpus import Text
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from tests.helpers.heads_with_caches import BUSHY, CLOSE
@@ -132,7 +133,7 @@ def test_guesses_at_every_position_of_a_traced_text_equal_those_after_its_prefix
     heads: StatelessHeads, backbone: Backbone, expected: Callable[..., torch.Tensor]
 ) -> None:
     prompt, answer = small_prompt(3, seed=4), small_prompt(12, seed=5)
-    text = traced_text(backbone, heads, prompt, torch.tensor(answer))
+    text, _ = read_text(backbone, heads, Text(prompt, answer))
     assert text is not None
     at = torch.arange(len(answer) - heads.num_heads + 1)
     windows = torch.tensor(answer).unfold(0, heads.num_heads, 1)

@@ -12,8 +12,12 @@ from entmtp.models.build import build_backbone
 from entmtp.settings import CorpusSettings
 from entmtp.training.corpus import write_corpus
 from entmtp.training.dataset import Dataset
+from entmtp.training.eagle3 import Eagle3Trainer
+from entmtp.training.states import write_states
 from tests.helpers.tiny_models import random_tokens, tiny_model
 
+LAYERS = 7
+"""So many that EAGLE-3 heads find a low, a middle and a high one."""
 PROMPTS = [random_tokens(3 + number % 5, seed=number) for number in range(80)]
 
 
@@ -29,7 +33,7 @@ def orderly_model(**changes: Any) -> PreTrainedModel:
 
 @pytest.fixture(scope="session")
 def backbone() -> Backbone:
-    return build_backbone(orderly_model())
+    return build_backbone(orderly_model(num_hidden_layers=LAYERS))
 
 
 @pytest.fixture
@@ -39,11 +43,12 @@ def prompts() -> list[list[int]]:
 
 @pytest.fixture(scope="session")
 def corpus(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
+    folder = tmp_path_factory.mktemp("text") / "corpus"
     write_corpus(backbone, PROMPTS, folder, CorpusSettings(slots=40, max_new_tokens=32, part_tokens=700))
     return folder
 
 
 @pytest.fixture(scope="session")
-def dataset(corpus: Path) -> Dataset:
-    return Dataset([corpus], held_out_share=0.2)
+def dataset(backbone: Backbone, corpus: Path) -> Dataset:
+    """The text with the states that any kind of heads reads."""
+    return Dataset(corpus, write_states(backbone, corpus, Eagle3Trainer.feature_layers(backbone)), held_out_share=0.2)

@@ -1,106 +1,98 @@
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from entmtp.errors import EntMTPError
-from entmtp.heads.checkpoint import KINDS
-from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.settings import CorpusSettings
-from entmtp.training.corpus import part_paths, read_part, write_corpus
-from entmtp.training.dataset import Dataset
-from entmtp.training.evaluate import TOP, measure_accuracy
-from tests.helpers.tiny_models import VOCAB, random_heads, tiny_model
+from entmtp.training.corpus import part_paths, read_corpus, write_corpus
+from entmtp.training.dataset import Dataset, Positions
+from entmtp.training.states import write_states
+from tests.helpers.tiny_models import VOCAB, greedy, tiny_model
 
 AHEAD = 4
-
-
-def answer_of(dataset: Dataset) -> torch.Tensor:
-    """The number of the answer that each token belongs to."""
-    return torch.unique(dataset.end_of, return_inverse=True)[1]
+SHORT = CorpusSettings(slots=1, max_new_tokens=4, sampled_share=0)
 
 
 def test_a_batch_holds_what_follows_and_marks_the_answers_end(dataset: Dataset) -> None:
-    positions = torch.cat([dataset.train, dataset.held_out])
-    batch = dataset.batch(positions, AHEAD)
-    owner = answer_of(dataset)
-    for row, position in enumerate(positions.tolist()):
-        assert batch.tokens[row, 0] == dataset.tokens[position]
-        assert batch.valid[row, 0], "a position with nothing after it teaches nothing"
-        for ahead in range(1, AHEAD + 1):
-            inside = position + ahead < len(owner) and bool(owner[position] == owner[position + ahead])
-            assert batch.valid[row, ahead - 1] == inside
-            if inside:
-                assert batch.tokens[row, ahead] == dataset.tokens[position + ahead]
-                assert torch.equal(batch.states[row, ahead], dataset.states[position + ahead])
+    positions = Positions.of(dataset.texts)
+    batch = positions.batch(positions.usable, AHEAD)
+    rows = iter(range(len(batch.tokens)))
+    for each in dataset.texts:
+        answer = torch.tensor(each.text.answer)
+        states = each.states.hidden[len(each.text.prompt) - 1 :]
+        for start in range(len(answer) - 1):
+            row = next(rows)
+            assert batch.valid[row, 0], "a position with nothing after it teaches nothing"
+            for ahead in range(AHEAD + 1):
+                inside = start + ahead < len(answer)
+                assert ahead == 0 or batch.valid[row, ahead - 1] == inside
+                if inside:
+                    assert batch.tokens[row, ahead] == answer[start + ahead]
+                    assert torch.equal(batch.states[row, ahead], states[start + ahead])
+    assert next(rows, None) is None
 
 
-def test_an_answer_is_on_one_side_only_and_every_position_is_used(dataset: Dataset, corpus: Path) -> None:
-    owner = answer_of(dataset)
-    train, held_out = set(owner[dataset.train].tolist()), set(owner[dataset.held_out].tolist())
+def test_a_text_is_on_one_side_only_and_every_position_is_used(dataset: Dataset, corpus: Path) -> None:
+    train, held_out = ({each.text.prompt_id for each in side} for side in (dataset.train, dataset.held_out))
     assert train.isdisjoint(held_out)
-    assert len(train | held_out) == dataset.answers == 80
-    assert len(dataset.train) + len(dataset.held_out) == len(dataset.tokens) - dataset.answers
+    assert len(train | held_out) == len(dataset.texts) == 80
+    assert len(Positions.of(dataset.texts).usable) == dataset.answer_tokens - len(dataset.texts)
     assert 4 <= len(held_out) <= 36
-    assert sum(len(read_part(path).tokens) for path in part_paths(corpus)) == len(dataset.tokens)
+    texts = {text.prompt_id: text for text in read_corpus(corpus)}
+    assert {each.text.prompt_id: each.text for each in dataset.texts} == texts
+    assert dataset.answer_tokens == sum(len(text.answer) for text in texts.values())
+
+
+def test_states_are_those_of_their_text(backbone: Backbone, dataset: Dataset) -> None:
+    for each in dataset.texts[::9]:
+        assert len(each.states.hidden) == len(each.states.features) == len(each.text.tokens)
+        cache = backbone.new_cache(slots=1, capacity=len(each.text.tokens))
+        own = backbone.prefill(each.text.tokens, 0, cache).hidden
+        torch.testing.assert_close(each.states.hidden.float(), own, atol=1e-3, rtol=1e-2)
 
 
 def test_frequent_tokens_come_first(dataset: Dataset) -> None:
     tokens = dataset.frequent_tokens(VOCAB, VOCAB)
-    counts = torch.bincount(dataset.tokens[dataset.train], minlength=VOCAB)[tokens.long()]
+    text = torch.tensor([token for each in dataset.train for token in each.text.answer])
+    counts = torch.bincount(text, minlength=VOCAB)[tokens.long()]
     assert sorted(tokens.tolist()) == list(range(VOCAB))
     assert torch.equal(counts, counts.sort(descending=True).values)
     assert torch.equal(dataset.frequent_tokens(5, VOCAB), tokens[:5])
 
 
-def test_several_folders_are_one_corpus(corpus: Path, dataset: Dataset) -> None:
-    twice = Dataset([corpus, corpus], held_out_share=0.2)
-    assert len(twice.train) == 2 * len(dataset.train)
-    assert twice.fingerprint != dataset.fingerprint
+def test_another_corpus_has_another_fingerprint(
+    backbone: Backbone, corpus: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    states = write_states(backbone, corpus, ())
+    assert Dataset(corpus, states, 0.2).fingerprint == dataset.fingerprint
+    shutil.copytree(corpus, tmp_path / "less")
+    part_paths(tmp_path / "less")[-1].unlink()
+    assert Dataset(tmp_path / "less", states, 0.2).fingerprint != dataset.fingerprint
+
+
+def test_answers_of_one_token_are_left_out(prompts: list[list[int]], tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    firsts = [greedy(model, ids, 1)[0] for ids in prompts[:30]]
+    model.generation_config.eos_token_id = firsts[0]
+    backbone = build_backbone(model)
+    write_corpus(backbone, prompts[:30], tmp_path / "corpus", SHORT)
+    made = Dataset(tmp_path / "corpus", write_states(backbone, tmp_path / "corpus", ()), 0.3)
+    assert len(made.texts) == sum(first != firsts[0] for first in firsts) < 30
+    assert min(len(each.text.answer) for each in made.texts) > 1
 
 
 def test_unusable_corpora_are_named(backbone: Backbone, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(EntMTPError, match=rf"no part-\*\.safetensors in {tmp_path}"):
-        Dataset([tmp_path], 0.2)
-    short = CorpusSettings(slots=1, max_new_tokens=4)
-    write_corpus(backbone, [[5, 6]], tmp_path / "one", short)
+        Dataset(tmp_path, tmp_path, 0.2)
+    write_corpus(backbone, [[5, 6]], tmp_path / "corpus", SHORT)
+    states = write_states(backbone, tmp_path / "corpus", ())
     with pytest.raises(EntMTPError, match=r"1 answers are too few to hold out a share of 0\.2"):
-        Dataset([tmp_path / "one"], 0.2)
-    write_corpus(build_backbone(tiny_model("llama", hidden_size=48)), [[5, 6]], tmp_path / "wide", short)
-    with pytest.raises(EntMTPError, match=r"hidden sizes \[32, 48\]"):
-        Dataset([corpus, tmp_path / "wide"], 0.2)
-
-
-@pytest.fixture(params=sorted(KINDS))
-def heads(request: pytest.FixtureRequest, backbone: Backbone) -> StatelessHeads:
-    return random_heads(request.param, backbone).attach(backbone)
-
-
-@torch.inference_mode()
-def test_accuracy_counts_guesses_that_hold_the_true_token(heads: StatelessHeads, dataset: Dataset) -> None:
-    scores = measure_accuracy(heads, dataset, dataset.held_out)
-    hits = torch.zeros(heads.num_heads, len(TOP))
-    seen = torch.zeros(heads.num_heads)
-    for position in dataset.held_out.tolist():
-        batch = dataset.batch(torch.tensor([position]), heads.num_heads)
-        states = heads.teacher_forced(batch.states[:, 0].float(), batch.tokens[:, :-1])[0]
-        for head in range(int(batch.valid.sum())):
-            ranking = heads.draft_vocab[heads.draft_logits(states[head]).argsort(descending=True)].tolist()
-            seen[head] += 1
-            hits[head] += torch.tensor([int(batch.tokens[0, head + 1]) in ranking[:top] for top in TOP])
-    expected = (hits / seen[:, None]).tolist()
-    assert scores.positions == len(dataset.held_out)
-    assert scores.shares == pytest.approx([pytest.approx(row) for row in expected])
-    assert scores.metrics()["head2_top5"] == pytest.approx(expected[1][1])
-    assert len(scores.metrics()) == heads.num_heads * len(TOP)
-
-
-@pytest.mark.parametrize("limit", [1, 7, 50, 10_000])
-def test_accuracy_is_measured_at_no_more_positions_than_the_limit(
-    limit: int, backbone: Backbone, dataset: Dataset
-) -> None:
-    heads = random_heads("medusa", backbone).attach(backbone)
-    seen = measure_accuracy(heads, dataset, dataset.train, limit).positions
-    assert min(limit, len(dataset.train)) / 2 <= seen <= limit
+        Dataset(tmp_path / "corpus", states, 0.2)
+    with pytest.raises(EntMTPError, match=rf"{states}/part-00000\.safetensors is not of {corpus}/part-00000"):
+        Dataset(corpus, states, 0.2)
+    with pytest.raises(EntMTPError, match=r"states: .*part-00000\.safetensors can't be read"):
+        Dataset(tmp_path / "corpus", tmp_path, 0.2)

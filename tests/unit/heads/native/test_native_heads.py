@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from entmtp.calibration.build import traced_text
+from entmtp.calibration.build import read_text
 from entmtp.decoding.state import DecodingState
 from entmtp.decoding.timers import Stopwatch
 from entmtp.errors import EntMTPError
@@ -14,6 +14,7 @@ from entmtp.heads.native.heads import NativeHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.cache import TreeCache
+from entmtp.training.corpus import Text
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from tests.helpers.heads_with_caches import BUSHY, CLOSE
@@ -89,7 +90,7 @@ def test_guesses_at_every_position_of_a_traced_text_equal_those_after_its_prefix
     model: PreTrainedModel, backbone: Backbone, heads: NativeHeads
 ) -> None:
     prompt, answer = small_prompt(3, seed=4), small_prompt(12, seed=5)
-    text = traced_text(backbone, heads, prompt, torch.tensor(answer))
+    text, _ = read_text(backbone, heads, Text(prompt, answer))
     assert text is not None
     chain = Chain(model, heads)
     at = torch.arange(len(answer) - heads.num_heads + 1)

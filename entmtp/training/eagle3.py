@@ -1,0 +1,132 @@
+"""Training of EAGLE-3 heads: every text is an example (:mod:`entmtp.training.training_time_test`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from entmtp.errors import EntMTPError
+from entmtp.heads.eagle3.configuration import Eagle3Config, default_feature_layers
+from entmtp.heads.eagle3.heads import Eagle3Heads
+from entmtp.models.backbone import Backbone
+from entmtp.models.kernels.block_weight import dequantized
+from entmtp.settings import TrainingSettings
+from entmtp.training.dataset import Dataset, TextWithStates
+from entmtp.training.evaluate import HeadAccuracy, TopCounts
+from entmtp.training.sampled_softmax import IGNORED, Candidates, divergence_and_cross_entropy
+from entmtp.training.trainer import Trainer
+from entmtp.training.training_time_test import TextBatch, level_states
+
+_MEASURED_TEXTS, _TEXTS_PER_PASS = 256, 8
+
+
+class Eagle3Trainer(Trainer[Eagle3Heads]):
+    """Trainer of EAGLE-3 heads on the model's output layer and embeddings, which stay as they are."""
+
+    def __init__(self, backbone: Backbone, dataset: Dataset, settings: TrainingSettings, checkpoint: Path) -> None:
+        super().__init__(backbone, dataset, settings, checkpoint)
+        per_text = dataset.answer_tokens / len(dataset.texts)
+        self._batch_size = max(1, round(settings.batch_size / per_text))
+
+    @classmethod
+    def feature_layers(cls, backbone: Backbone) -> tuple[int, ...]:
+        layers = backbone.config.num_hidden_layers
+        try:
+            return tuple(default_feature_layers(layers))
+        except EntMTPError as error:
+            raise EntMTPError(
+                f"kind: 'eagle3' heads read a low, a middle and a high layer, and a model of {layers} layers is too"
+                " shallow for that; train hydra or medusa heads"
+            ) from error
+
+    @property
+    def description(self) -> str:
+        layers = ", ".join(map(str, self.heads.feature_layers))
+        return (
+            f"one decoder layer on the states that enter the model's layers {layers}, run again at each of"
+            f" {self.heads.num_heads} depths"
+        )
+
+    def new_heads(self, backbone: Backbone) -> Eagle3Heads:
+        return new_eagle3_heads(backbone, self.settings)
+
+    @property
+    def examples(self) -> int:
+        return len(self.dataset.train)
+
+    @property
+    def batch_size(self) -> int:
+        return self._batch_size
+
+    def loss_of(self, examples: torch.Tensor) -> torch.Tensor:
+        settings = self.settings
+        batch = TextBatch.of([self.dataset.train[number] for number in examples.tolist()], self.device)
+        labels = self.label_of[batch.labels.cpu()].masked_fill(~batch.valid.cpu(), IGNORED)
+        candidates = Candidates.sample(len(self.heads.draft_vocab), labels, settings, self.randomness).to(self.device)
+        weight, bias = dequantized(self.heads.output_weight)[candidates.indices], self.heads.output_bias
+        offset = candidates.correction if bias is None else candidates.correction + bias[candidates.indices]
+        with torch.no_grad():
+            teacher = nn.functional.linear(batch.hidden, weight).float() + offset
+        targets = candidates.targets(labels)
+        losses = []
+        for level, states in enumerate(level_states(self.heads, batch, settings.levels)):
+            valid = batch.valid_at(level)
+            student = nn.functional.linear(self.heads.output_states(states[valid]), weight).float() + offset
+            every = torch.ones(len(student), dtype=torch.bool, device=self.device)
+            losses.append(
+                divergence_and_cross_entropy(student, teacher[valid], targets[valid], every, settings.distillation)
+            )
+        shares = torch.tensor([settings.level_decay**level for level in range(len(losses))], device=self.device)
+        return (torch.stack(losses) * shares).sum() / shares.sum()
+
+    @torch.no_grad()
+    def accuracy(self) -> HeadAccuracy:
+        self.heads.eval()
+        texts = self.dataset.held_out[:_MEASURED_TEXTS]
+        counts = TopCounts(self.heads.num_heads)
+        for first in range(0, len(texts), _TEXTS_PER_PASS):
+            self._count(texts[first : first + _TEXTS_PER_PASS], counts)
+        self.heads.train()
+        return counts.accuracy()
+
+    def _count(self, texts: Sequence[TextWithStates], counts: TopCounts) -> None:
+        batch = TextBatch.of(texts, self.device)
+        vocabulary = self.heads.draft_vocab.long()
+        for level, states in enumerate(level_states(self.heads, batch, self.heads.num_heads)):
+            valid = batch.valid_at(level)
+            top = self.heads.draft_logits(states[valid]).topk(counts.widest, dim=-1).indices
+            counts.add(level, vocabulary[top] == batch.labels[valid][:, None])
+
+
+def new_eagle3_heads(backbone: Backbone, settings: TrainingSettings) -> Eagle3Heads:
+    """Untrained heads of the model's own shape, with a norm for each of its states."""
+    config = backbone.config
+    heads = getattr(config, "num_attention_heads", None) or 1
+    made = Eagle3Heads(
+        Eagle3Config(
+            hidden_size=backbone.hidden_size,
+            vocab_size=backbone.vocab_size,
+            num_heads=settings.num_heads or Eagle3Config.num_heads,
+            draft_vocab_size=min(settings.draft_vocab_size, backbone.vocab_size),
+            model_fingerprint=backbone.fingerprint,
+            feature_layers=default_feature_layers(config.num_hidden_layers),
+            draft_hidden_size=backbone.hidden_size,
+            intermediate_size=settings.inner_size or _intermediate_size(backbone),
+            num_attention_heads=heads,
+            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or backbone.hidden_size // heads,
+            rms_norm_eps=getattr(config, "rms_norm_eps", Eagle3Config.rms_norm_eps),
+            max_position_embeddings=backbone.max_context,
+            fc_norm=True,
+        )
+    )
+    nn.init.normal_(made.weights.fc, std=made.weights.fc.shape[1] ** -0.5)
+    return made
+
+
+def _intermediate_size(backbone: Backbone) -> int:
+    """Width of the model's own hidden layers; GPT-2's default where its configuration names none."""
+    return getattr(backbone.config, "intermediate_size", None) or 4 * backbone.hidden_size
