@@ -44,6 +44,7 @@ from entmtp.intervals import CONFIDENCE, percent, ratio
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import encode_chat, load_model
 from entmtp.policies.hardware_profile import load_profile
+from entmtp.policies.registry import find_policy
 from entmtp.policies.step_cost import TreeCost, hardware_name
 from entmtp.settings import CalibrationSettings
 from entmtp.suites import PAPER_SUITES, load_suite, split
@@ -51,7 +52,8 @@ from entmtp.suites.splits import draw
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 from entmtp.trees.trace import RankTrace
 
-METHODS = tuple(name for name in methods.policies() if name != methods.AUTOREGRESSIVE)
+METHODS = tuple(name for name in methods.policies(BUNDLED_KINDS) if name != methods.AUTOREGRESSIVE)
+"""Policies of the methods that run with the bundled heads."""
 SHARED = ("best-static", "ladder", "goodput", DYNAMIC, KNOWN_CHANCES)
 _SOURCE = ("suite", "source", "heads")
 _KNOWN = (KNOWN_CHANCES, DYNAMIC, "hindsight", "dynamic of known-chances", "known-chances of hindsight")
@@ -170,11 +172,12 @@ class Predicted:
 def predict(traces: list[RankTrace], expansions: list[ExpansionAt], bank: TreeBank, costs: Costs) -> Predicted:
     """Predict the speedup of each of :data:`METHODS` on texts, and its share of each yardstick."""
     made = policies(bank, costs.chosen, traces[0].ranks.shape[1], costs.expanded, typer.echo)
+    drafting = [name for name in METHODS if find_policy(name).drafts]
     found: dict[str, DecodingSpeed] = {
-        name: replay_policy(traces, made[name], costs.chosen) for name in METHODS if name != DYNAMIC
+        name: replay_policy(traces, made[name], costs.chosen) for name in METHODS if name not in drafting
     }
     if costs.expanded is not None:
-        found[DYNAMIC] = replay_policy(traces, made[DYNAMIC], costs.expanded, expansions)
+        found |= {name: replay_policy(traces, made[name], costs.expanded, expansions) for name in drafting}
     known_chances = replay_known_chances(traces, expansions, bank, costs.chosen, costs.expanded)
     speedups = [_speed(found.get(name)) for name in METHODS]
     found[KNOWN_CHANCES] = known_chances.best

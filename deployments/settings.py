@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
 from deployments.log_file import FOLDER
-from entmtp.method_spec import MethodSpec, check_method
+from entmtp.method_spec import MethodSpec, check_heads_source, check_method
 from entmtp.methods import policy_of
 from entmtp.settings import DEFAULT_METHOD, EngineSettings, Kernels, Settings, Weights, default_method
 
@@ -77,7 +77,9 @@ class EngineArgs(Settings):
 
     @model_validator(mode="after")
     def _known(self) -> EngineArgs:
-        check_method(MethodSpec(self.method, self.task))
+        method = MethodSpec(self.method, self.task, self.model, self.heads)
+        check_method(method)
+        check_heads_source(method)
         return self
 
     @model_validator(mode="after")

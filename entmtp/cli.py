@@ -117,7 +117,7 @@ def calibrate(
     model: Model = "bundled",
     heads: Annotated[
         list[str] | None,
-        typer.Option(help="medusa=FOLDER and/or hydra=FOLDER, or native=native (default: the bundled ones)"),
+        typer.Option(help="hydra=FOLDER, eagle3=…, medusa=… or native=native; may repeat (default: the bundled ones)"),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="prompts in the hub's schema instead of the hub")] = None,
     prompts: Annotated[int | None, typer.Option(help="calibration prompts")] = None,

@@ -15,7 +15,7 @@ from entmtp.decoding.outputs import Completion
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import bundled_heads, load_heads
-from entmtp.method_spec import MethodSpec, check_method
+from entmtp.method_spec import MethodSpec, check_heads_source, check_method, heads_source
 from entmtp.methods import AUTOREGRESSIVE, LADDER, NATIVE, heads_of
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
@@ -27,7 +27,7 @@ from entmtp.persistent_paths import cache_folder
 from entmtp.policies.base import Policy
 from entmtp.policies.cost_cache import CostCorrectionFile
 from entmtp.policies.online_cost import OnlineStepCost
-from entmtp.policies.registry import PolicyInputs, make_policy
+from entmtp.policies.registry import PolicyInputs, find_policy, make_policy
 from entmtp.policies.step_cost import BatchedCost
 from entmtp.settings import DEFAULT_CONTEXT, EngineSettings, SamplingParams
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
@@ -96,14 +96,10 @@ def load_method(
     check_method(method)
     chosen, weights = parse_kernels(method.kernels), parse_weights(method.weights)
     resolve_model(method.model)
+    check_heads_source(method)
     drafts = method.name != AUTOREGRESSIVE
-    if drafts and method.model != "bundled" and _heads_source(method) is None:
-        raise EntMTPError(
-            f"heads: none are shipped for model '{method.model}'; give --heads, --heads {NATIVE} if it has"
-            " multi-token-prediction layers, or --method autoregressive"
-        )
-    if drafts and method.model != "bundled":
-        _bank_path(method, NATIVE if _heads_source(method) == NATIVE else None)
+    if drafts and method.model != "bundled" and find_policy(methods.policy_of(method.name)).by_bank:
+        _bank_path(method, NATIVE if heads_source(method) == NATIVE else methods.get(method.name).heads)
     if weights == "own":
         loaded, tokenizer = load_weights(method.model, dtype=method.dtype, device=method.device)
         backbone = build_backbone(loaded, chosen)
@@ -119,13 +115,8 @@ def load_method(
     return Engine(backbone, heads, policy, settings, tokenizer.backend_tokenizer), tokenizer
 
 
-def _heads_source(method: MethodSpec) -> str | None:
-    """Source of the method's heads; None for the bundled ones."""
-    return method.heads or (NATIVE if method.name in methods.of_native_heads() else None)
-
-
 def _load_heads(method: MethodSpec, backbone: Backbone) -> DraftHeads:
-    source = _heads_source(method) or str(bundled_heads(heads_of(method.name)))
+    source = heads_source(method) or str(bundled_heads(heads_of(method.name)))
     heads = load_heads(source, backbone)
     kind = heads_of(method.name, (heads.kind,))  # the given heads decide, unless the method is named after a kind
     if heads.kind != kind:
@@ -145,6 +136,8 @@ def policy_of(
 ) -> Policy:
     """Make the method's policy for as many requests as there are slots, with step costs corrected as steps run.
 
+    A bank is needed and costs are measured only if the policy's trees depend on them. A bank that is given is checked.
+
     Raises:
         EntMTPError: if the method needs other heads, or the bank was made for others.
     """
@@ -154,11 +147,16 @@ def policy_of(
     if heads is None or heads.kind != kind:
         loaded = "none" if heads is None else f"{heads.kind} heads"
         raise EntMTPError(f"heads: method '{method.name}' needs {kind} heads but {loaded} are loaded; load others")
+    registered = find_policy(methods.policy_of(method.name))
+    if not registered.by_bank and method.bank is None:
+        return registered.make(PolicyInputs(heads.num_heads))
     bank = load_bank(_bank_path(method, kind))
     fingerprint = backbone.fingerprint
     bank.check_heads(
         kind=heads.kind, num_heads=heads.num_heads, model_fingerprint=fingerprint, heads_fingerprint=heads.fingerprint
     )
+    if not registered.by_cost:
+        return registered.make(PolicyInputs(heads.num_heads, bank))
     cost = machine_cost(backbone, heads, cache_folder(), say, settings.slots, settings.context)
     return policy_at_costs(method.name, heads, bank, cost, say, cost_corrections(backbone, heads, cache_folder()))
 

@@ -6,10 +6,12 @@ This module imports neither torch nor transformers, so that a service refuses un
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from entmtp import methods
 from entmtp.errors import EntMTPError
+from entmtp.methods import AUTOREGRESSIVE, NATIVE, heads_of
 from entmtp.suites import MIXED, PAPER_SUITES
 
 
@@ -40,3 +42,25 @@ def check_method(method: MethodSpec) -> None:
     methods.get(method.name)
     if method.task not in (tasks := (*PAPER_SUITES, MIXED)):
         raise EntMTPError(f"task: '{method.task}' is unknown; choose one of {', '.join(tasks)}")
+
+
+def heads_source(method: MethodSpec) -> str | None:
+    """Source of the method's heads; None for the bundled ones."""
+    return method.heads or (NATIVE if methods.get(method.name).heads == NATIVE else None)
+
+
+def check_heads_source(method: MethodSpec) -> None:
+    """Raise EntMTPError if the method drafts, no heads are given, and none are shipped for it."""
+    if method.name == AUTOREGRESSIVE or heads_source(method) is not None:
+        return
+    if method.model != "bundled":
+        raise EntMTPError(
+            f"heads: none are shipped for model '{method.model}'; give --heads, --heads {NATIVE} if it has"
+            " multi-token-prediction layers, or --method autoregressive"
+        )
+    kind = heads_of(method.name)
+    if not files("entmtp").joinpath("assets", kind).is_dir():
+        raise EntMTPError(
+            f"heads: no {kind} ones are shipped and method '{method.name}' needs some; give a folder of"
+            " 'entmtp import-heads', or choose another method"
+        )

@@ -20,7 +20,7 @@ HINDSIGHT = "hindsight"
 RANDOM = "random"
 
 HYDRA, NATIVE, MEDUSA, EAGLE3 = "hydra", "native", "medusa", "eagle3"
-FAMILIES = (HYDRA, NATIVE, MEDUSA)
+FAMILIES = (HYDRA, EAGLE3, NATIVE, MEDUSA)
 """Families of draft heads, in the order of preference of methods that name none."""
 
 LADDER = "ladder"
@@ -66,6 +66,8 @@ TABLE: list[Method] = [
     Method("hydra-best", "best-static", "#D55E00", "Hydra heads, the best constant tree", HYDRA, quick=True),
     Method("native", "published", "#88CCEE", "the model's own MTP layers, the published tree", NATIVE),
     Method("native-best", "best-static", "#AA4499", "the model's own MTP layers, the best constant tree", NATIVE),
+    Method("eagle3", "eagle2", "#FFAABB", "EAGLE-3 heads, EAGLE-2's tree of 59 nodes", EAGLE3),
+    Method("eagle3-best", "best-static", "#994455", "EAGLE-3 heads, the best constant tree", EAGLE3),
     Method(ENTMTP, LADDER, "#009E73", "a tree per step by the entropy's moving average", adaptive=True, quick=True),
     Method(
         "entmtp-goodput", "goodput", "#117733", "most predicted tokens, less the price of their time", adaptive=True
@@ -118,9 +120,10 @@ def offered() -> tuple[str, ...]:
     return names(lambda method: method.role == "method")
 
 
-def policies() -> tuple[str, ...]:
-    """List the policies of methods and yardsticks, each once."""
-    chosen = (method.policy for method in TABLE if method.role in ("method", "yardstick"))
+def policies(families: Container[str] = FAMILIES) -> tuple[str, ...]:
+    """List the policies of methods and yardsticks that run with heads of ``families`` or with any, each once."""
+    offered = (method for method in TABLE if method.role in ("method", "yardstick"))
+    chosen = (method.policy for method in offered if method.heads is None or method.heads in families)
     return tuple(dict.fromkeys(policy for policy in chosen if policy is not None))
 
 
@@ -144,9 +147,9 @@ def foreign_banks() -> tuple[str, ...]:
     return names(lambda method: method.role == "foreign-bank")
 
 
-def of_native_heads() -> tuple[str, ...]:
-    """List the methods that need a model with multi-token-prediction layers of its own."""
-    return names(lambda method: method.heads == NATIVE)
+def of_family(family: str) -> tuple[str, ...]:
+    """List the methods that run with heads of that family alone."""
+    return names(lambda method: method.heads == family and method.role == "method")
 
 
 def of_trained_heads() -> tuple[str, ...]:

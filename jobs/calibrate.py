@@ -49,7 +49,9 @@ def main(
         list[str] | None, typer.Option(help="repeat for several (default: all, and one bank for all, 'mixed')")
     ] = None,
     model: Annotated[str, typer.Option(help="'bundled', a hub name, a local folder or a GGUF file")] = "bundled",
-    heads: Annotated[list[str] | None, typer.Option(help="medusa=FOLDER and/or hydra=FOLDER, or native=native")] = None,
+    heads: Annotated[
+        list[str] | None, typer.Option(help="hydra=FOLDER, eagle3=…, medusa=… or native=native; may repeat")
+    ] = None,
     data: Annotated[list[str] | None, typer.Option(help="TASK=FILE in the hub's schema; may repeat")] = None,
     cpus_per_worker: Annotated[
         int | None, typer.Option(help="of a worker without a GPU, where a service holds others (default: a node's)")

@@ -142,8 +142,9 @@ def _sources(model: str, heads: Sequence[str]) -> dict[str, str]:
     if not heads:
         if model != "bundled":
             raise EntMTPError(
-                f"heads: none are shipped for model '{model}'; give --heads hydra=FOLDER, or --heads {NATIVE}={NATIVE}"
-                " if the model has multi-token-prediction layers"
+                f"heads: none are shipped for model '{model}'; give --heads KIND=FOLDER with KIND one of"
+                f" {', '.join(KINDS)}, or --heads {NATIVE}={NATIVE} if the model has multi-token-prediction"
+                " layers"
             )
         return {kind: str(bundled_heads(kind)) for kind in BUNDLED_KINDS}
     pairs = dict(text.partition("=")[::2] for text in heads)

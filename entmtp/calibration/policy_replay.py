@@ -49,7 +49,9 @@ def no_heads(position: int) -> Expansion:
     Raises:
         EntMTPError: whenever it is called.
     """
-    raise EntMTPError("policy: 'dynamic' expands its trees with the heads; replay it where they are loaded")
+    raise EntMTPError(
+        "policy: 'dynamic' and 'eagle2' expand their trees with the heads; replay them where these are loaded"
+    )
 
 
 class _CountedExpansion:

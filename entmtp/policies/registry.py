@@ -65,6 +65,7 @@ class RegisteredPolicy:
 
     Attributes:
         by_cost: whether its trees depend on step costs.
+        by_bank: whether its trees depend on a bank.
         knows_text: whether it is built for one text, which it knows beforehand.
         drafts: whether it runs the heads while it chooses, so that a replay needs the heads too.
     """
@@ -72,6 +73,7 @@ class RegisteredPolicy:
     name: str
     make: MakePolicy
     by_cost: bool
+    by_bank: bool
     knows_text: bool
     drafts: bool
 
@@ -80,14 +82,14 @@ _REGISTERED: dict[str, RegisteredPolicy] = {}
 
 
 def register_policy(
-    name: str, *, by_cost: bool = True, knows_text: bool = False, drafts: bool = False
+    name: str, *, by_cost: bool = True, by_bank: bool = True, knows_text: bool = False, drafts: bool = False
 ) -> Callable[[MakePolicy], MakePolicy]:
     """Decorator that registers a policy under ``name``. Raises ValueError for a name that is taken."""
 
     def register(make: MakePolicy) -> MakePolicy:
         if name in _REGISTERED:
             raise ValueError(f"policy: '{name}' is registered already")
-        _REGISTERED[name] = RegisteredPolicy(name, make, by_cost, knows_text, drafts)
+        _REGISTERED[name] = RegisteredPolicy(name, make, by_cost, by_bank, knows_text, drafts)
         return make
 
     return register

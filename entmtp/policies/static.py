@@ -68,12 +68,12 @@ class SequencePolicy(RequestPolicy):
         return self.sequence[(state[0] - 1) % len(self.sequence)].truncated(limit)
 
 
-@register_policy("autoregressive", by_cost=False)
+@register_policy("autoregressive", by_cost=False, by_bank=False)
 def _autoregressive(inputs: PolicyInputs) -> StaticPolicy:
     return StaticPolicy(Topology.root_only(), inputs.entropy_window)
 
 
-@register_policy("published", by_cost=False)
+@register_policy("published", by_cost=False, by_bank=False)
 def _published(inputs: PolicyInputs) -> StaticPolicy:
     return StaticPolicy(published_tree(inputs.num_heads), inputs.entropy_window)
 

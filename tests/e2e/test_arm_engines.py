@@ -14,7 +14,7 @@ from entmtp.decoding.outputs import Completion
 from entmtp.evaluation.results.rows import RequestRow, StepRow
 from entmtp.evaluation.run import arm_engines
 from entmtp.evaluation.run.arm_engines import MOST_WARM_RUNS, ArmEngines
-from entmtp.evaluation.run.arms import Foresight, Toolbox, lossless_arms, make_policy
+from entmtp.evaluation.run.arms import Foresight, Toolbox, make_policy
 from entmtp.evaluation.run.units import Unit, make_units
 from entmtp.evaluation.run.worker import Worker, WorkerConfig
 from entmtp.heads.checkpoint import load_heads
@@ -24,6 +24,7 @@ from entmtp.policies.base import Policy
 from entmtp.settings import BenchmarkSettings, SamplingParams
 from entmtp.suites import MIXED, Prompt
 from tests.helpers.saved_project import Saved, save_project
+from tests.helpers.stateless_arms import LOSSLESS
 from tests.helpers.taped_graphs import Taped
 from tests.helpers.tiny_models import STATELESS_KINDS
 
@@ -161,13 +162,13 @@ def test_what_arms_do_on_a_prompt_is_the_same_after_others(worker: Worker, units
 
 
 def test_no_policy_of_an_arm_learns_from_what_steps_took(worker: Worker) -> None:
-    tools: Toolbox = replace(worker._toolbox("gsm8k", lossless_arms()), foreign={})
+    tools: Toolbox = replace(worker._toolbox("gsm8k", LOSSLESS), foreign={})
     tools = replace(tools, foreign=dict.fromkeys(("entmtp-transfer", "entmtp-mixed"), tools.banks))
     ids = [1, 2, 3]
     reference = worker._reference(ids, SamplingParams(temperature=0.0, max_tokens=8), tools)
     assert reference.trace is not None
     foresight = Foresight(reference.trace, Completion(), "seed")
-    for arm in lossless_arms():
+    for arm in LOSSLESS:
         assert type(make_policy(arm, tools, foresight)).observe is Policy.observe, arm
 
 

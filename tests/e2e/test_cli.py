@@ -112,7 +112,7 @@ def test_a_benchmark_whose_results_were_measured_elsewhere(saved: Saved, tmp_pat
     refused("were measured on 'another machine' and here is '", *options)
 
 
-@pytest.mark.parametrize("heads", ["medusa", "medusa=", "eagle=folder", "eagle3=folder", "=folder"])
+@pytest.mark.parametrize("heads", ["medusa", "medusa=", "eagle=folder", "eagle2=folder", "=folder"])
 def test_heads_that_are_not_a_pair(heads: str, saved: Saved) -> None:
     refused(f"heads: '{heads}' is not NAME=PATH", *benchmark(saved), "--heads", heads)
 

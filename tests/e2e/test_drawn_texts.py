@@ -13,6 +13,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.settings import SamplingParams
 from entmtp.trees.batch import TreeBatch
+from tests.helpers.eagle3_heads import eagle3_heads
 from tests.helpers.sampled_texts import FREE, POLICIES, SHAPED, drawn, exact, p_value
 from tests.helpers.small_cases import SMALL_VOCAB
 from tests.helpers.small_fixtures import backbone_fixture, heads_fixture
@@ -23,6 +24,15 @@ BATCH = 100
 """Steps of many requests cost little more than steps of one."""
 
 
+OF_EAGLE3 = ("static", "dynamic", "eagle2")
+"""Policies that draw with EAGLE-3 heads too: a tree that is filled, and two that are expanded."""
+
+
+@pytest.fixture(scope="module", name="eagle3")
+def eagle3_fixture(backbone: Backbone) -> DraftHeads:
+    return eagle3_heads(backbone)
+
+
 @pytest.mark.parametrize("params", [FREE, SHAPED], ids=["free", "shaped"])
 @pytest.mark.parametrize("name", list(POLICIES))
 def test_texts_come_as_often_as_the_model_would_write_them(
@@ -30,6 +40,23 @@ def test_texts_come_as_often_as_the_model_would_write_them(
 ) -> None:
     counts = drawn(backbone, heads, POLICIES[name], params, BATCH, draws=2_000)
     assert p_value(counts, exact(backbone, params)) > 1e-3
+
+
+def test_texts_over_eagle3_heads_come_as_often_as_the_model_would_write_them(
+    backbone: Backbone, eagle3: DraftHeads
+) -> None:
+    counts = drawn(backbone, eagle3, POLICIES["eagle2"], SHAPED, BATCH, draws=1_000)
+    assert p_value(counts, exact(backbone, SHAPED)) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("name", OF_EAGLE3)
+def test_fifty_thousand_texts_over_eagle3_heads_come_as_often_as_the_model_would_write_them(
+    name: str, batch: int, backbone: Backbone, eagle3: DraftHeads
+) -> None:
+    counts = drawn(backbone, eagle3, POLICIES[name], SHAPED, batch, draws=50_000)
+    assert p_value(counts, exact(backbone, SHAPED)) > 1e-3
 
 
 @pytest.mark.slow

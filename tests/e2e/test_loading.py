@@ -12,7 +12,6 @@ from entmtp import cli, llm, methods
 from entmtp.calibration.thresholds import retune
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.results.storage import open_store
-from entmtp.evaluation.run.arms import default_arms
 from entmtp.evaluation.run.planning import make_plan
 from entmtp.evaluation.run.worker import Worker
 from entmtp.loading import load_method, open_session
@@ -30,6 +29,7 @@ from tests.helpers.chained_models import save_chained
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_project import Saved, save_project
 from tests.helpers.small_cases import small_cost
+from tests.helpers.stateless_arms import DEFAULT
 from tests.helpers.tiny_models import STATELESS_KINDS, greedy
 from tests.helpers.tokenizers import DECODERS, SPACE, ids, with_decoder
 
@@ -118,7 +118,7 @@ def test_a_benchmark_of_medusa_heads_alone_has_all_policies(saved: Saved, tmp_pa
         device="cpu",
         threads=1,
     )
-    assert set(plan.arms) == {arm for arm in default_arms() if not arm.startswith("hydra")}
+    assert set(plan.arms) == {arm for arm in DEFAULT if not arm.startswith("hydra")}
     requests = Worker(plan.config).run(plan.units[0], plan.arms, plan.settings).requests.to_pylist()
     assert {row["arm"] for row in requests} == set(plan.arms)
     assert all(row["identical"] for row in requests)

@@ -12,7 +12,7 @@ from entmtp.calibration.build import expansions_of, traces_of
 from entmtp.calibration.command import calibrate_task
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.results.storage import open_store
-from entmtp.evaluation.run.arms import default_arms, with_native
+from entmtp.evaluation.run.arms import default_arms, with_family
 from entmtp.evaluation.run.planning import make_plan
 from entmtp.evaluation.run.worker import Worker
 from entmtp.heads.checkpoint import load_heads
@@ -88,8 +88,8 @@ def test_traces_of_written_text_are_those_of_a_real_run(folder: Path) -> None:
 
 @pytest.mark.parametrize("method", ["native", "native-best", "entmtp", "entmtp-goodput", "entmtp-dynamic"])
 def test_every_method_writes_the_models_own_text(folder: Path, method: str) -> None:
-    bank = folder / "banks" / "gsm8k-native.json"
-    heads = None if method in methods.of_native_heads() else "native"
+    bank = None if method == "native" else folder / "banks" / "gsm8k-native.json"
+    heads = None if method in methods.of_family("native") else "native"
     engine, tokenizer = load_method(
         MethodSpec(method, model=str(folder / "model"), heads=heads, bank=bank), print, EngineSettings.for_one()
     )
@@ -131,7 +131,7 @@ def test_a_benchmark_of_native_heads_alone_has_the_arms_that_they_can_do(folder:
         "threads": 1,
     }
     plan = make_plan(arms=[], heads=["native=native"], **options)
-    assert set(plan.arms) == set(with_native(default_arms()))
+    assert set(plan.arms) == set(with_family(default_arms(), "native"))
     requests = Worker(plan.config).run(plan.units[0], plan.arms, plan.settings).requests.to_pylist()
     assert [row["arm"] for row in requests if not row["identical"]] == []
     assert {row["arm"] for row in requests} == set(plan.arms)

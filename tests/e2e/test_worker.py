@@ -16,7 +16,7 @@ from entmtp.evaluation.results.rows import RequestRow, StepRow
 from entmtp.evaluation.run import arm_engines
 from entmtp.evaluation.run import worker as worker_module
 from entmtp.evaluation.run.arm_engines import complete
-from entmtp.evaluation.run.arms import Toolbox, lossless_arms, params_of, quick_arms
+from entmtp.evaluation.run.arms import Toolbox, params_of, quick_arms
 from entmtp.evaluation.run.completion_rows import request_row
 from entmtp.evaluation.run.reference import first_difference, truncate_at_stop
 from entmtp.evaluation.run.units import Unit, make_units
@@ -30,6 +30,7 @@ from entmtp.suites import MIXED, Prompt, get_suite
 from entmtp.trees.bank import TreeBank
 from tests.helpers.gguf_files import write_model
 from tests.helpers.saved_project import Saved, save_project
+from tests.helpers.stateless_arms import LOSSLESS
 from tests.helpers.tiny_models import STATELESS_KINDS, greedy, plain_logits
 
 SETTINGS = BenchmarkSettings(prompts=2, max_new_tokens=24, repetitions=2, shard_prompts=1)
@@ -58,12 +59,12 @@ def worker(config: WorkerConfig) -> Worker:
 
 @pytest.fixture(scope="module")
 def units(saved: Saved) -> list[Unit]:
-    return make_units(["gsm8k"], {"gsm8k": str(saved.data("gsm8k"))}, lossless_arms(), SETTINGS, {})
+    return make_units(["gsm8k"], {"gsm8k": str(saved.data("gsm8k"))}, LOSSLESS, SETTINGS, {})
 
 
 @pytest.fixture(scope="module")
 def outcomes(worker: Worker, units: list[Unit]) -> list[UnitOutcome]:
-    return [worker.run(unit, lossless_arms(), SETTINGS) for unit in units]
+    return [worker.run(unit, LOSSLESS, SETTINGS) for unit in units]
 
 
 def requests_of(outcome: UnitOutcome) -> list[RequestRow]:
@@ -76,7 +77,7 @@ def steps_of(outcome: UnitOutcome) -> list[StepRow]:
 
 def test_every_arm_runs_every_prompt_as_often_as_requested(outcomes: list[UnitOutcome]) -> None:
     for outcome in outcomes:
-        assert Counter(row.arm for row in requests_of(outcome)) == dict.fromkeys(lossless_arms(), SETTINGS.repetitions)
+        assert Counter(row.arm for row in requests_of(outcome)) == dict.fromkeys(LOSSLESS, SETTINGS.repetitions)
         assert len({row.prompt_id for row in requests_of(outcome)}) == 1
         measured = outcome.metadata
         assert measured["peak_memory_mib"] > 10
@@ -171,7 +172,7 @@ def test_arms_rotate_from_round_to_round_in_an_order_of_each_prompts_own(outcome
         for arms in rounds:
             turned = arms.index(rounds[0][0])
             assert [*arms[turned:], *arms[:turned]] == rounds[0]
-        neighbours.add(tuple(rounds[0][(rounds[0].index("entmtp") + 1) % len(lossless_arms()) :][:1]))
+        neighbours.add(tuple(rounds[0][(rounds[0].index("entmtp") + 1) % len(LOSSLESS) :][:1]))
     assert len(outcomes) == 1 or len(neighbours) > 1, "the arm after entmtp is not always the same"
 
 
@@ -238,7 +239,7 @@ def test_steps_add_up_to_their_request(outcomes: list[UnitOutcome]) -> None:
 
 def test_repetitions_differ_in_nothing_but_time(outcomes: list[UnitOutcome]) -> None:
     for outcome in outcomes:
-        for arm in lossless_arms():
+        for arm in LOSSLESS:
             walks = [
                 [
                     (step.tree, step.accepted_path)
@@ -302,12 +303,12 @@ def prompts_unit(*prompts: Prompt) -> Unit:
 def test_drawn_texts_are_one_text_for_all_lossless_arms(worker: Worker, units: list[Unit]) -> None:
     settings = SETTINGS.model_copy(update={"temperature": 1.0})
     greedy_tokens = requests_of(worker.run(units[0], ["autoregressive"], SETTINGS))[0].token_ids
-    requests = requests_of(worker.run(units[0], [*lossless_arms(), *methods.lossy()], settings))
+    requests = requests_of(worker.run(units[0], [*LOSSLESS, *methods.lossy()], settings))
     plain = next(row.token_ids for row in requests if row.arm == "autoregressive")
     assert plain != greedy_tokens
-    assert {row.arm for row in requests if row.token_ids == plain} >= set(lossless_arms())
-    assert all(row.identical for row in requests if row.arm in lossless_arms())
-    likelihoods = {row.log_likelihood for row in requests if row.arm in lossless_arms()}
+    assert {row.arm for row in requests if row.token_ids == plain} >= set(LOSSLESS)
+    assert all(row.identical for row in requests if row.arm in LOSSLESS)
+    likelihoods = {row.log_likelihood for row in requests if row.arm in LOSSLESS}
     assert len(likelihoods) == 1
     assert all(row.log_likelihood not in likelihoods for row in requests if row.arm in methods.lossy())
     again = requests_of(worker.run(units[0], ["autoregressive"], settings))
@@ -360,7 +361,7 @@ def test_a_stop_text_ends_every_arm_and_the_reference(worker: Worker, monkeypatc
     stop = text[6:8]
     protocol = get_suite("gsm8k-2-shot").protocol
     monkeypatch.setattr(get_suite("gsm8k-2-shot"), "protocol", replace(protocol, stop=(stop,)))
-    requests = requests_of(worker.run(prompts_unit(prompt), lossless_arms(), SETTINGS))
+    requests = requests_of(worker.run(prompts_unit(prompt), LOSSLESS, SETTINGS))
     assert len({len(row.token_ids) for row in requests}) == 1
     for row in requests:
         assert row.identical

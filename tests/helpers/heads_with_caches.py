@@ -8,19 +8,21 @@ import torch
 from transformers import PreTrainedModel
 
 from entmtp.decoding.state import DecodingState
+from entmtp.heads.autoregressive.heads import AutoregressiveHeads
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.hydra_plus_plus_cache import HydraPlusPlusDrafter
-from entmtp.heads.native.heads import NativeHeads
+from entmtp.methods import EAGLE3
 from entmtp.models.backbone import Backbone
 from entmtp.trees.topology import Topology
+from tests.helpers.eagle3_heads import eagle3_heads
 from tests.helpers.hydra_plus_plus_heads import random_hydra_plus_plus_heads
 from tests.helpers.native_models import MTP_TYPES, mtp_model, native_heads
 from tests.helpers.small_cases import SMALL_VOCAB
 from tests.helpers.tiny_models import tiny_model
 
 PREFIX = "prefix-mlp"
-DRAFT_CACHE_KINDS = (*MTP_TYPES, PREFIX)
-"""Native heads by their models' types, and Hydra++ heads."""
+DRAFT_CACHE_KINDS = (*MTP_TYPES, EAGLE3, PREFIX)
+"""Native heads by their models' types, EAGLE-3 heads and Hydra++ heads."""
 
 CLOSE = 2e-4
 """Absolute tolerance between two ways to compute a number, in float32 on any machine."""
@@ -31,12 +33,14 @@ BUSHY = Topology.of([(0,), (1,), (3,), (0, 0), (0, 2), (1, 0), (0, 2, 0), (0, 2,
 
 def draft_cache_model(kind: str) -> PreTrainedModel:
     """A tiny model over a small vocabulary, for heads of a kind."""
-    return tiny_model("llama", vocab_size=SMALL_VOCAB) if kind == PREFIX else mtp_model(kind)
+    return mtp_model(kind) if kind in MTP_TYPES else tiny_model("llama", vocab_size=SMALL_VOCAB)
 
 
 def draft_cache_heads(kind: str, backbone: Backbone) -> DraftHeads:
     """Random heads for such a model."""
-    return random_hydra_plus_plus_heads(backbone) if kind == PREFIX else native_heads(backbone)
+    if kind in MTP_TYPES:
+        return native_heads(backbone)
+    return eagle3_heads(backbone) if kind == EAGLE3 else random_hydra_plus_plus_heads(backbone)
 
 
 def draft_cache_entries(state: DecodingState, slot: int, length: int) -> list[torch.Tensor]:
@@ -49,7 +53,7 @@ def draft_cache_entries(state: DecodingState, slot: int, length: int) -> list[to
         assert layer_cache.keys is not None
         assert layer_cache.values is not None
         return [buffer[slot, :, 1 : length + 1] for buffer in (layer_cache.keys, layer_cache.values)]
-    assert isinstance(state.heads, NativeHeads)
+    assert isinstance(state.heads, AutoregressiveHeads)
     count = state.heads.layers.count
     entries = []
     for layer, layer_cache in enumerate(state.cache.tree_layers[-count:]):

@@ -21,6 +21,7 @@ from entmtp.decoding.step import decode_step
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.policies.base import Policy
+from entmtp.policies.eagle2 import Eagle2Policy
 from entmtp.policies.goodput import GoodputPolicy
 from entmtp.policies.ladder import Ladder, LadderPolicy
 from entmtp.policies.policy_cost import FixedCost
@@ -41,6 +42,7 @@ POLICIES: dict[str, Policy] = {
     "ladder": LadderPolicy(Ladder((1.0, 1.7), (TREES["chain"], WIDE, TREES["root"]), 8), 0.05),
     "goodput": GoodputPolicy(small_predictor(), FixedCost(lambda batch, context: small_cost()), 8),
     "dynamic": small_dynamic_policy(per_node=0.3),
+    "eagle2": Eagle2Policy(8),
 }
 
 

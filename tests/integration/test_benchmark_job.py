@@ -15,10 +15,10 @@ from mlflow import MlflowClient
 
 from entmtp.evaluation.results.rows import read_parts
 from entmtp.evaluation.results.storage import open_store
-from entmtp.evaluation.run.arms import default_arms
 from entmtp.tracking.client import default_tracking_uri
 from tests.helpers.paths import ROOT
 from tests.helpers.saved_project import SUITES, Saved, save_project
+from tests.helpers.stateless_arms import DEFAULT
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
@@ -147,7 +147,7 @@ def test_an_uninterrupted_run_leaves_report_and_tracking(uninterrupted: tuple[Pa
     assert "mlflow ui --backend-store-uri" in output
     page = (results / "report" / "index.html").read_text()
     assert page.count("data:image/png;base64,") >= 4
-    for arm in default_arms():
+    for arm in DEFAULT:
         assert arm in output
     _assert_tracked(results)
 
@@ -158,7 +158,7 @@ def _assert_tracked(results: Path) -> None:
     runs = client.search_runs([experiment.experiment_id])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 1
-    assert len(runs) == 1 + len(default_arms()) * len(SUITES)
+    assert len(runs) == 1 + len(DEFAULT) * len(SUITES)
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
@@ -179,5 +179,5 @@ def test_it_runs_as_a_ray_job(
     _assert_tracked(tmp_path)
     requests, _ = read_parts(open_store(str(tmp_path / "parts")))
     expected, _ = read_parts(open_store(str(uninterrupted[0] / "parts")))
-    assert requests["identical"].to_pylist() == [True] * UNITS * len(default_arms())
+    assert requests["identical"].to_pylist() == [True] * UNITS * len(DEFAULT)
     assert requests["token_ids"].to_pylist() == expected["token_ids"].to_pylist()

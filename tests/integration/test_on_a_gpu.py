@@ -14,7 +14,6 @@ from entmtp.decoding.measure_cost import machine_cost
 from entmtp.decoding.outputs import PARTS
 from entmtp.decoding.request import Request
 from entmtp.decoding.state import DecodingState
-from entmtp.evaluation.run.arms import default_arms
 from entmtp.evaluation.run.units import make_units
 from entmtp.evaluation.run.worker import Worker, WorkerConfig
 from entmtp.heads.base import DraftHeads
@@ -43,6 +42,7 @@ from tests.helpers.small_cases import (
     small_predictor,
     small_prompt,
 )
+from tests.helpers.stateless_arms import DEFAULT
 from tests.helpers.tiny_models import STATELESS_KINDS, SUPPORTED, TREES, VOCAB, greedy, random_heads, tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
@@ -202,8 +202,8 @@ def test_no_capture_lies_in_a_timed_step_of_a_benchmark(tmp_path: Path, monkeypa
     worker = Worker(WorkerConfig(str(saved.model), heads, banks, GPU, 1))
     settings = BenchmarkSettings(prompts=2, max_new_tokens=40)
     files = {suite: str(saved.data(suite)) for suite in SUITES}
-    for unit in make_units(SUITES, files, default_arms(), settings, {}):
-        outcome = worker.run(unit, default_arms(), settings)
+    for unit in make_units(SUITES, files, DEFAULT, settings, {}):
+        outcome = worker.run(unit, DEFAULT, settings)
         assert not outcome.failures
         assert outcome.metadata["peak_device_memory_mib"] > 0
         for row in outcome.requests.to_pylist():

@@ -11,7 +11,7 @@ from entmtp import methods
 from entmtp.evaluation.analysis.conclusions import conclusions
 from entmtp.evaluation.analysis.summarise import summarise
 from entmtp.evaluation.analysis.summary import Summary
-from entmtp.evaluation.run.arms import default_arms, lossless_arms
+from entmtp.evaluation.run.arms import default_arms, lossless_arms, with_heads
 from entmtp.evaluation.run.units import Unit
 from entmtp.evaluation.run.worker import Worker, WorkerConfig
 from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads
@@ -21,7 +21,8 @@ from entmtp.trees.bank import bundled_bank
 
 pytestmark = pytest.mark.slow
 
-ARMS = (*lossless_arms(), *methods.lossy())
+LOSSLESS = tuple(with_heads(lossless_arms(), BUNDLED_KINDS))
+ARMS = (*LOSSLESS, *methods.lossy())
 GREEDY = BenchmarkSettings(max_new_tokens=96, repetitions=1)
 DRAWN = BenchmarkSettings(max_new_tokens=48, repetitions=1, temperature=PAPER_TEMPERATURE)
 SUMS = {
@@ -75,9 +76,13 @@ def drawn(worker: Worker) -> Summary:
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_lossless_arm_scores_what_plain_decoding_scores(suite: str, greedy: Summary) -> None:
     rows = {row.arm: row for row in greedy.arms if row.suite == suite}
-    assert set(rows) == set(ARMS) == {*default_arms(), *methods.foreign_banks(), *methods.lossy()}
+    assert (
+        set(rows)
+        == set(ARMS)
+        == {*with_heads(default_arms(), BUNDLED_KINDS), *methods.foreign_banks(), *methods.lossy()}
+    )
     assert rows["autoregressive"].score == SOLVED, "or scores would be compared that are all the same"
-    for arm in lossless_arms():
+    for arm in LOSSLESS:
         assert rows[arm].identical + rows[arm].ties == rows[arm].requests == 3, arm
         assert rows[arm].score == SOLVED, arm
         assert rows[arm].scored == 3, arm
@@ -87,7 +92,7 @@ def test_every_lossless_arm_scores_what_plain_decoding_scores(suite: str, greedy
 @pytest.mark.parametrize("suite", SUITES)
 def test_drawn_texts_of_lossless_arms_are_as_likely_as_plain_decodings(suite: str, drawn: Summary) -> None:
     rows = {row.arm: row for row in drawn.arms if row.suite == suite}
-    for arm in set(lossless_arms()) - {"autoregressive"}:
+    for arm in set(LOSSLESS) - {"autoregressive"}:
         assert rows[arm].identical == 3, arm
         found = drawn.likelihood(suite, arm)
         assert found is not None

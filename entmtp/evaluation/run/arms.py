@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tokenizers import Tokenizer
@@ -97,10 +97,16 @@ def is_priced(arm: str) -> bool:
     return policy is None or (registry.find_policy(policy).by_cost and arm not in methods.lossy())
 
 
-def with_native(arms: Sequence[str]) -> list[str]:
-    """``arms`` for a model with native heads only: arms of trained heads are replaced by those of native heads."""
-    trained = (methods.MEDUSA, methods.HYDRA)
-    return [*(name for name in arms if methods.get_arm(name).heads not in trained), *methods.of_native_heads()]
+def with_family(arms: Sequence[str], family: str) -> list[str]:
+    """``arms`` where heads of one ``family`` alone are loaded: its methods are among them, whatever the profile."""
+    runnable = with_heads(arms, [family])
+    known = any(methods.get_arm(name).heads == family for name in runnable)
+    return runnable if known else [*runnable, *methods.of_family(family)]
+
+
+def with_heads(arms: Sequence[str], loaded: Collection[str]) -> list[str]:
+    """Those of ``arms`` that run with heads of the ``loaded`` families."""
+    return [arm for arm in arms if arm == methods.AUTOREGRESSIVE or methods.heads_of(arm, loaded) in loaded]
 
 
 def check_acceptance(names: Sequence[str], acceptance: Acceptance) -> None:

@@ -15,14 +15,15 @@ from entmtp.evaluation.run.arms import (
     needs_foresight,
     quick_arms,
     transfer_suite,
-    with_native,
+    with_family,
+    with_heads,
 )
 from entmtp.evaluation.run.options import named_paths
 from entmtp.evaluation.run.plan import Plan, bank_task, dependency_hashes
 from entmtp.evaluation.run.training_overlap import training_overlap
 from entmtp.evaluation.run.units import make_units
 from entmtp.evaluation.run.worker import WorkerConfig
-from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, KINDS, bundled_heads
 from entmtp.methods import AUTOREGRESSIVE, NATIVE, check_arms, heads_of
 from entmtp.models.loading.load import checked_dtype, resolve_model
 from entmtp.settings import PROFILES, QUICK, STUDIES, BenchmarkSettings
@@ -101,8 +102,8 @@ def _default_tracking(results: Store) -> str:
 
 def _default_arms(profile: str, settings: BenchmarkSettings, sources: Mapping[str, str]) -> list[str]:
     """Arms of a profile for which heads are loaded."""
-    usual = with_native(_usual_arms(profile, settings)) if list(sources) == [NATIVE] else _usual_arms(profile, settings)
-    return [arm for arm in usual if arm == AUTOREGRESSIVE or heads_of(arm, sources) in sources]
+    usual = _usual_arms(profile, settings)
+    return with_family(usual, *sources) if len(sources) == 1 else with_heads(usual, sources)
 
 
 def _usual_arms(profile: str, settings: BenchmarkSettings) -> Sequence[str]:
@@ -128,8 +129,9 @@ def _heads_sources(model: str, given: Sequence[str]) -> dict[str, str]:
         sources = {kind: str(bundled_heads(kind)) for kind in BUNDLED_KINDS}
     else:
         raise EntMTPError(
-            f"heads: none are shipped for model '{model}'; give --heads medusa=FOLDER and --heads hydra=FOLDER,"
-            f" --heads {NATIVE}={NATIVE} if it has multi-token-prediction layers, or train some with 'entmtp train'"
+            f"heads: none are shipped for model '{model}'; give --heads KIND=FOLDER with KIND one of"
+            f" {', '.join(KINDS)}, --heads {NATIVE}={NATIVE} if it has multi-token-prediction layers, or train"
+            " some with 'entmtp train'"
         )
     if sources.get(NATIVE, NATIVE) != NATIVE:
         raise EntMTPError(f"heads: {NATIVE} ones are the model's own, not '{sources[NATIVE]}'; give {NATIVE}={NATIVE}")

@@ -121,7 +121,7 @@ def test_the_ladder_is_tuned_at_the_cost_that_is_replayed() -> None:
 @pytest.mark.parametrize("cost", [FLAT, GPU_LIKE, STEEP])
 def test_nothing_beats_hindsight_and_plain_decoding_is_the_measure(cost: TreeCost) -> None:
     made = policies(small_bank(), cost, 4)
-    assert set(made) == {*replayable(), DYNAMIC}
+    assert set(made) == {*replayable(), DYNAMIC, "eagle2"}
     found = {name: replay_policy(TRACES, made[name], cost) for name in replayable()}
     assert found["autoregressive"].speedup.value == pytest.approx(1)
     for name in set(replayable()) - {"published", "hindsight"}:  # whose trees are not among the bank's
@@ -160,7 +160,7 @@ def test_where_trees_are_free_a_speedup_is_tau() -> None:
 
 
 def test_the_dynamic_policy_needs_the_heads() -> None:
-    with pytest.raises(EntMTPError, match="policy: 'dynamic' expands its trees with the heads"):
+    with pytest.raises(EntMTPError, match="policy: 'dynamic' and 'eagle2' expand their trees with the heads"):
         replay_policy(TRACES, policies(small_bank(), FLAT, 4)[DYNAMIC], FLAT)
 
 
@@ -183,7 +183,7 @@ class TestFile:
         assert all(name in done.output for name in replayable())
         assert done.output.count("bank-oracle") == 2, "a row, and a column of the shares of it"
 
-    @pytest.mark.parametrize("name", ["dynamic", "known-chances"])
+    @pytest.mark.parametrize("name", ["dynamic", "eagle2", "known-chances"])
     def test_what_needs_the_heads_is_sent_to_them(self, name: str, files: tuple[Path, Path]) -> None:
         with pytest.raises(
             EntMTPError, match=f"policy: '{name}' expands its trees .*replay it with 'python -m benchmar"

@@ -15,16 +15,19 @@ from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.outputs import Completion
 from entmtp.decoding.request import Request
 from entmtp.heads.base import DraftHeads
+from entmtp.methods import EAGLE3
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.eagle2 import Eagle2Policy
 from entmtp.policies.ladder import Ladder, LadderPolicy
 from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.topology import Path, Topology
 from tests.helpers.arrivals import come_and_go
+from tests.helpers.eagle3_heads import sure_eagle3
 from tests.helpers.examples import examples
 from tests.helpers.heads_with_caches import DRAFT_CACHE_KINDS, check_draft_cache, draft_cache_heads, draft_cache_model
 from tests.helpers.native_models import mtp_model, native_heads, sure_heads
@@ -47,6 +50,7 @@ POLICIES: dict[str, Policy] = {
     "dynamic": DynamicPolicy(
         small_predictor(), small_chances(), FixedCost(lambda batch, context: small_cost(0.01, 0.01)), 8
     ),
+    "eagle2": Eagle2Policy(8),
 }
 
 
@@ -68,31 +72,33 @@ def heads(kind: str, backbone: Backbone) -> DraftHeads:
 @pytest.mark.parametrize(
     "name",
     [
-        *("wide", "sequence", "dynamic"),
+        *("wide", "sequence", "dynamic", "eagle2"),
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("chain", "ladder")),  # trees as in the sequence
     ],
 )
 def test_the_output_is_the_models_own_greedy_text(
-    name: str, model: PreTrainedModel, backbone: Backbone, heads: DraftHeads
+    name: str, kind: str, model: PreTrainedModel, backbone: Backbone, heads: DraftHeads
 ) -> None:
     prompt = small_prompt(9)
     done = single_engine(backbone, heads, POLICIES[name]).generate(prompt, 50)
     assert done.tokens == greedy(model, prompt, 50)
-    if name in ("wide", "dynamic"):
+    if name in ("wide", "dynamic") or (name, kind) == ("eagle2", EAGLE3):
         assert done.tau > 1.15, "nothing was accepted: the case shows nothing"
         assert any(step.gained > 2 for step in done.steps) or name == "dynamic"
 
 
-def test_a_layer_that_knows_the_model_is_right_at_every_depth() -> None:
-    model = mtp_model("mellum")
-    backbone, heads = sure_heads(model)
+@pytest.mark.parametrize("kind", ["mellum", EAGLE3])
+def test_a_layer_that_knows_the_model_is_right_at_every_depth(kind: str) -> None:
+    model = draft_cache_model(kind)
+    backbone, heads = sure_eagle3(model) if kind == EAGLE3 else sure_heads(model)
     prompt = small_prompt(9)
-    expected = greedy(model, prompt, 60)
+    length = 12 * (1 + heads.num_heads)
+    expected = greedy(model, prompt, length)
     chain = Topology.of([(0,) * depth for depth in range(1, heads.num_heads + 1)])
-    done = single_engine(backbone, heads, StaticPolicy(chain, 8)).generate(prompt, 60)
+    done = single_engine(backbone, heads, StaticPolicy(chain, 8)).generate(prompt, length)
     assert done.tokens == expected
     assert done.tau == 1 + heads.num_heads
-    expanded = single_engine(backbone, heads, POLICIES["dynamic"]).generate(prompt, 60)
+    expanded = single_engine(backbone, heads, POLICIES["dynamic"]).generate(prompt, length)
     assert expanded.tokens == expected
     assert [step.path for step in expanded.steps] == [likeliest(step.topology) for step in expanded.steps]
 
@@ -102,7 +108,7 @@ def likeliest(topology: Topology) -> tuple[int, ...]:
     return max((path for path in topology.paths if not any(path)), key=len, default=())
 
 
-@given(st.randoms(use_true_random=False), st.sampled_from(["wide", "sequence", "dynamic"]), st.booleans())
+@given(st.randoms(use_true_random=False), st.sampled_from(["wide", "sequence", "dynamic", "eagle2"]), st.booleans())
 @settings(max_examples=examples(per_hundred=4), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_requests_that_come_and_go_write_what_each_writes_alone(
     model: PreTrainedModel, backbone: Backbone, heads: DraftHeads, rng: random.Random, policy: str, reuse: bool

@@ -18,6 +18,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.eagle2 import Eagle2Policy
 from entmtp.policies.goodput import GoodputPolicy
 from entmtp.policies.ladder import BankLadderPolicy
 from entmtp.policies.policy_cost import FixedCost
@@ -35,8 +36,8 @@ from tests.helpers.small_cases import (
 )
 from tests.helpers.tiny_models import CONTEXT, TREES, greedy
 
-KINDS = ("medusa", "hydra", DRAFT_CACHE_KINDS[0], DRAFT_CACHE_KINDS[-1])
-"""Heads that guess from a state alone, native ones and Hydra++'s."""
+KINDS = ("medusa", "hydra", DRAFT_CACHE_KINDS[0], *DRAFT_CACHE_KINDS[-2:])
+"""Heads that guess from a state alone, native ones, EAGLE-3 and Hydra++'s."""
 
 CHEAP = small_cost(1e-3, 1e-3)
 POLICIES: dict[str, Callable[[], Policy]] = {
@@ -44,6 +45,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "ladder": lambda: BankLadderPolicy(small_bank(), FixedCost(lambda batch, context: CHEAP), 0.05),
     "goodput": lambda: GoodputPolicy(small_predictor(), FixedCost(lambda batch, context: CHEAP), 8),
     "dynamic": lambda: DynamicPolicy(small_predictor(), small_chances(), FixedCost(lambda batch, context: CHEAP), 8),
+    "eagle2": lambda: Eagle2Policy(8),
 }
 NEW_TOKENS = 16
 PROMPTS = [small_prompt(7, seed=1), small_prompt(5, seed=2)]
@@ -134,7 +136,7 @@ def test_limits_hold_and_the_text_is_the_models_own(
         assert all(limit is None or step.topology.nodes <= limit for step in done.steps)
 
 
-@pytest.mark.parametrize("kind", [DRAFT_CACHE_KINDS[0], DRAFT_CACHE_KINDS[-1]])
+@pytest.mark.parametrize("kind", [DRAFT_CACHE_KINDS[0], *DRAFT_CACHE_KINDS[-2:]])
 def test_a_draft_cache_stays_right_where_nothing_is_drafted(kind: str) -> None:
     """Another request may begin with the text, and have trees."""
     backbone = build_backbone(draft_cache_model(kind), kernels="eager")

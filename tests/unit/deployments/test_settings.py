@@ -15,13 +15,14 @@ from deployments.engines.catalogue import Catalogue
 from deployments.protocol.errors import ApiError
 from deployments.protocol.schema import Speculation
 from deployments.serve_local import read_config
-from deployments.settings import AppArgs
+from deployments.settings import AppArgs, EngineArgs
 from entmtp.errors import EntMTPError
 from tests.helpers.paths import ROOT
 from tests.helpers.strict_files import engines_of
 
 FOLDER = ROOT / "deployments"
 ENGINE = {"name": "a", "model_name": "m"}
+OTHER = ENGINE | {"name": "b", "model": "other"}
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "config.cpu.yaml"])
@@ -55,7 +56,12 @@ def test_a_word_that_serve_would_drop_is_found(change: dict[str, Any]) -> None:
         ({"engines": [ENGINE | {"name": "a/b"}]}, "engines.0.name"),
         ({"engines": [ENGINE, ENGINE]}, "engines"),
         ({"engines": [ENGINE, ENGINE | {"name": "b"}]}, "method"),
-        ({"engines": [ENGINE, ENGINE | {"name": "b", "model": "other", "method": "hydra"}]}, "model_name"),
+        (
+            {"engines": [ENGINE, ENGINE | {"name": "b", "model": "other", "method": "hydra", "heads": "h"}]},
+            "model_name",
+        ),
+        ({"engines": [OTHER]}, "heads: none are shipped for model 'other'"),
+        ({"engines": [ENGINE | {"method": "eagle3"}]}, "heads: no eagle3 ones are shipped and method 'eagle3' needs"),
         ({"engines": [ENGINE | {"device": "cuda"}]}, "num_gpus"),
         ({"engines": [ENGINE | {"device": "balanced", "num_gpus": 1}]}, "num_gpus"),
         ({"engines": [ENGINE | {"autoscaling": {"min_replicas": 3, "max_replicas": 2}}]}, "max_replicas"),
@@ -162,3 +168,7 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     assert len(requested) > 10
     for name in requested:
         assert f'"{name}"' in source, name
+
+
+def test_an_engine_takes_eagle3_heads() -> None:
+    assert EngineArgs.parse(**ENGINE, method="eagle3", heads="folder").policy == "eagle2"

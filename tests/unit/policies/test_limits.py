@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.base import BeginDraft, Policy
 from entmtp.policies.dynamic import DynamicPolicy
+from entmtp.policies.eagle2 import Eagle2Policy
 from entmtp.policies.goodput import GoodputPolicy
 from entmtp.policies.ladder import BankLadderPolicy, Ladder, LadderPolicy
 from entmtp.policies.online_cost import OnlineStepCost
@@ -57,6 +58,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "sequence": lambda: SequencePolicy([TREES["deep"], TREES["bushy"], WIDE], 8),
     "goodput": goodput,
     "dynamic": dynamic,
+    "eagle2": lambda: Eagle2Policy(8),
     "corrected": lambda: goodput(OnlineStepCost(MEASURED)),
 }
 

@@ -5,7 +5,7 @@ import pytest
 
 from entmtp import methods
 from entmtp.decoding.outputs import Completion
-from entmtp.evaluation.run.arms import Foresight, Toolbox, check_acceptance, lossless_arms, make_engine, make_policy
+from entmtp.evaluation.run.arms import Foresight, Toolbox, check_acceptance, make_engine, make_policy
 from entmtp.methods import check_arms
 from entmtp.models.build import build_backbone
 from entmtp.policies.ladder import best_static
@@ -18,6 +18,7 @@ from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace_replay import best_schedule, right_path_schedule
 from tests.helpers.small_cases import small_bank, trace_of, traced
+from tests.helpers.stateless_arms import LOSSLESS
 from tests.helpers.tiny_models import greedy, random_heads, random_tokens, tiny_model
 
 NEW_TOKENS = 40
@@ -50,14 +51,14 @@ def foresight(tools: Toolbox) -> Foresight:
 
 @pytest.fixture(scope="module")
 def runs(tools: Toolbox, foresight: Foresight) -> dict[str, Completion]:
-    return {arm: make_engine(arm, tools, SINGLE, foresight).generate(PROMPT, NEW_TOKENS) for arm in lossless_arms()}
+    return {arm: make_engine(arm, tools, SINGLE, foresight).generate(PROMPT, NEW_TOKENS) for arm in LOSSLESS}
 
 
 def trees(run: Completion) -> list[Topology]:
     return [step.topology for step in run.steps]
 
 
-@pytest.mark.parametrize("arm", lossless_arms())
+@pytest.mark.parametrize("arm", LOSSLESS)
 def test_every_arm_writes_the_models_own_text(arm: str, runs: dict[str, Completion], tools: Toolbox) -> None:
     assert runs[arm].tokens == greedy(tools.backbone.model, PROMPT, NEW_TOKENS)
 
@@ -90,7 +91,7 @@ def test_the_random_control_has_a_policys_trees_in_another_order(
 def test_no_arm_of_the_same_heads_and_bank_beats_the_bank_oracle_and_that_not_hindsight(
     runs: dict[str, Completion], foresight: Foresight, tools: Toolbox
 ) -> None:
-    predicted = {arm: sum(COST(tree) for tree in trees(runs[arm])) for arm in lossless_arms()}
+    predicted = {arm: sum(COST(tree) for tree in trees(runs[arm])) for arm in LOSSLESS}
     bank = tools.banks["hydra"]
     _, best = best_schedule(foresight.trace, all_trees(bank), COST)
     assert predicted["bank-oracle"] == pytest.approx(best)

@@ -6,11 +6,12 @@ import pytest
 
 from entmtp import methods
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.run.arms import default_arms, lossless_arms, needs_foresight, quick_arms
+from entmtp.evaluation.run.arms import lossless_arms, needs_foresight, quick_arms
 from entmtp.evaluation.run.planning import _usual_arms, validate
 from entmtp.settings import PROFILES, STUDIES
 from tests.helpers.benchmark_plans import plan_of
 from tests.helpers.saved_project import SUITES, VOCAB, Saved, save_project, save_tiny_model
+from tests.helpers.stateless_arms import DEFAULT, LOSSLESS
 from tests.helpers.tiny_models import random_heads
 
 
@@ -55,15 +56,15 @@ def test_controls_and_variants_are_for_longer_profiles(saved: Saved, tmp_path: P
         return plan_of(saved, tmp_path, profile=profile).arms
 
     assert {"autoregressive", "medusa", "hydra", "hydra-best", "entmtp", "entmtp-dynamic"} == set(arms("quick"))
-    assert arms("standard") == arms("full") == list(default_arms())
-    assert set(quick_arms()) < set(default_arms()) < set(lossless_arms())
+    assert arms("standard") == arms("full") == list(DEFAULT)
+    assert set(quick_arms()) < set(DEFAULT) < set(LOSSLESS)
 
 
 def test_profiles_that_draw_have_arms_that_can(saved: Saved, tmp_path: Path) -> None:
     paper = plan_of(saved, tmp_path, profile="paper")
     assert (paper.settings.acceptance, paper.settings.temperature) == ("typical", 0.7)
-    assert paper.arms == [arm for arm in default_arms() if not needs_foresight(arm)]
-    assert plan_of(saved, tmp_path, profile="paper-lossless").arms == [*default_arms(), *methods.lossy()]
+    assert paper.arms == [arm for arm in DEFAULT if not needs_foresight(arm)]
+    assert plan_of(saved, tmp_path, profile="paper-lossless").arms == [*DEFAULT, *methods.lossy()]
 
 
 def test_studies_run_every_arm_that_can_at_each_temperature() -> None:
