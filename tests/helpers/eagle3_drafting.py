@@ -37,8 +37,13 @@ def seen_model(backbone: Backbone) -> Model:
 
 def imported_eagle3(checkpoint: Eagle3Checkpoint, backbone: Backbone, folder: Path) -> Eagle3Heads:
     """Imports a checkpoint without naming a model, and loads it with one."""
-    import_heads(str(checkpoint.save(folder / "published")), folder / "ours", None, lambda text: None)
-    heads = load_heads(folder / "ours", backbone)
+    return imported_folder(checkpoint.save(folder / "published"), backbone, folder / "ours")
+
+
+def imported_folder(published: Path, backbone: Backbone, ours: Path) -> Eagle3Heads:
+    """Imports the checkpoint in a folder without naming a model, and loads it with one."""
+    import_heads(str(published), ours, None, lambda text: None)
+    heads = load_heads(ours, backbone)
     assert isinstance(heads, Eagle3Heads)
     return heads
 
