@@ -12,11 +12,10 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.eagle3.configuration import Eagle3Config, default_feature_layers
 from entmtp.heads.eagle3.heads import Eagle3Heads
 from entmtp.models.backbone import Backbone
-from entmtp.models.kernels.block_weight import dequantized
 from entmtp.settings import TrainingSettings
 from entmtp.training.dataset import Dataset, TextWithStates
 from entmtp.training.evaluate import HeadAccuracy, TopCounts
-from entmtp.training.sampled_softmax import IGNORED, Candidates, divergence_and_cross_entropy
+from entmtp.training.sampled_softmax import divergence_and_cross_entropy
 from entmtp.training.trainer import Trainer
 from entmtp.training.training_time_test import TextBatch, level_states
 
@@ -64,20 +63,18 @@ class Eagle3Trainer(Trainer[Eagle3Heads]):
     def loss_of(self, examples: torch.Tensor) -> torch.Tensor:
         settings = self.settings
         batch = TextBatch.of([self.dataset.train[number] for number in examples.tolist()], self.device)
-        labels = self.label_of[batch.labels.cpu()].masked_fill(~batch.valid.cpu(), IGNORED)
-        candidates = Candidates.sample(len(self.heads.draft_vocab), labels, settings, self.randomness).to(self.device)
-        weight, bias = dequantized(self.heads.output_weight)[candidates.indices], self.heads.output_bias
-        offset = candidates.correction if bias is None else candidates.correction + bias[candidates.indices]
+        output = self.sampled_output(batch.labels, batch.valid)
         with torch.no_grad():
-            teacher = nn.functional.linear(batch.hidden, weight).float() + offset
-        targets = candidates.targets(labels)
+            teacher = output.logits(batch.hidden)
         losses = []
         for level, states in enumerate(level_states(self.heads, batch, settings.levels)):
             valid = batch.valid_at(level)
-            student = nn.functional.linear(self.heads.output_states(states[valid]), weight).float() + offset
+            student = output.logits(self.heads.output_states(states[valid]))
             every = torch.ones(len(student), dtype=torch.bool, device=self.device)
             losses.append(
-                divergence_and_cross_entropy(student, teacher[valid], targets[valid], every, settings.distillation)
+                divergence_and_cross_entropy(
+                    student, teacher[valid], output.targets[valid], every, settings.distillation
+                )
             )
         shares = torch.tensor([settings.level_decay**level for level in range(len(losses))], device=self.device)
         return (torch.stack(losses) * shares).sum() / shares.sum()

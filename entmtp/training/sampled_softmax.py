@@ -54,6 +54,25 @@ class Candidates:
         return at.masked_fill(labels.to(at.device) == IGNORED, IGNORED)
 
 
+@dataclass(frozen=True)
+class SampledOutput:
+    """An output layer restricted to a step's candidates.
+
+    Attributes:
+        weight: ``[candidates, hidden_size]``.
+        offset: ``[candidates]`` added to the logits: the correction, and the layer's bias where it has one.
+        targets: ``[...]`` the true tokens among the candidates, or :data:`IGNORED`.
+    """
+
+    weight: torch.Tensor
+    offset: torch.Tensor
+    targets: torch.Tensor
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits ``[..., candidates]`` of ``states [..., hidden_size]``, in float32."""
+        return nn.functional.linear(states, self.weight).float() + self.offset
+
+
 def divergence_and_cross_entropy(
     student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor, share: float
 ) -> torch.Tensor:

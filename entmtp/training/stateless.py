@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from entmtp.heads.registry import find_trained_heads
 from entmtp.heads.trained import TrainedHeads
 from entmtp.models.backbone import Backbone
-from entmtp.models.kernels.block_weight import dequantized
 from entmtp.settings import TrainingSettings
 from entmtp.training.dataset import Dataset, Positions
 from entmtp.training.evaluate import HeadAccuracy, measure_accuracy
-from entmtp.training.sampled_softmax import IGNORED, Candidates, divergence_and_cross_entropy
+from entmtp.training.sampled_softmax import divergence_and_cross_entropy
 from entmtp.training.trainer import Trainer
 
 
@@ -61,19 +59,14 @@ class StatelessTrainer(Trainer[TrainedHeads]):
 
     def loss_of(self, examples: torch.Tensor) -> torch.Tensor:
         batch = self._positions.batch(self._usable[examples], self.heads.num_heads).to(self.device)
-        labels = self.label_of[batch.tokens[:, 1:].cpu()].masked_fill(~batch.valid.cpu(), IGNORED)
-        candidates = Candidates.sample(len(self.heads.draft_vocab), labels, self.settings, self.randomness)
-        candidates = candidates.to(self.device)
-        weight, bias = dequantized(self.heads.output_weight)[candidates.indices], self.heads.output_bias
-        offset = candidates.correction if bias is None else candidates.correction + bias[candidates.indices]
-        states = self.heads.teacher_forced(batch.states[:, 0], batch.tokens[:, :-1])
-        student = nn.functional.linear(states, weight).float() + offset
+        output = self.sampled_output(batch.tokens[:, 1:], batch.valid)
+        student = output.logits(self.heads.teacher_forced(batch.states[:, 0], batch.tokens[:, :-1]))
         with torch.no_grad():
-            teacher = nn.functional.linear(batch.states[:, 1:], weight).float() + offset
+            teacher = output.logits(batch.states[:, 1:])
         return divergence_and_cross_entropy(
             student.flatten(0, 1),
             teacher.flatten(0, 1),
-            candidates.targets(labels).flatten(),
+            output.targets.flatten(),
             batch.valid.flatten(),
             self.settings.distillation,
         )

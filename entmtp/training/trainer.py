@@ -21,7 +21,7 @@ from entmtp.models.kernels.block_weight import dequantized
 from entmtp.settings import TrainingSettings
 from entmtp.training.dataset import Dataset
 from entmtp.training.evaluate import HeadAccuracy
-from entmtp.training.sampled_softmax import IGNORED
+from entmtp.training.sampled_softmax import IGNORED, Candidates, SampledOutput
 
 Heads = TypeVar("Heads", bound=DraftHeads)
 
@@ -138,6 +138,18 @@ class Trainer(ABC, Generic[Heads]):
     def shuffled(self, epoch: int) -> torch.Tensor:
         """The numbers of all examples in the order of an epoch."""
         return torch.randperm(self.examples, generator=torch.Generator().manual_seed(self.settings.seed + epoch))
+
+    def sampled_output(self, tokens: torch.Tensor, valid: torch.Tensor) -> SampledOutput:
+        """The output layer, restricted to candidates for the true ``tokens [...]`` where they are ``valid [...]``."""
+        labels = self.label_of[tokens.cpu()].masked_fill(~valid.cpu(), IGNORED)
+        vocabulary = len(self.heads.draft_vocab)
+        candidates = Candidates.sample(vocabulary, labels, self.settings, self.randomness).to(self.device)
+        offset, bias = candidates.correction, self.heads.output_bias
+        return SampledOutput(
+            dequantized(self.heads.output_weight)[candidates.indices],
+            offset if bias is None else offset + bias[candidates.indices],
+            candidates.targets(labels),
+        )
 
     def _progress(self, ended: bool) -> Progress:
         return Progress(self.step, self.steps, self.loss, self.accuracy() if ended else None)
