@@ -80,8 +80,7 @@ def expansions_of(folder: Path, backbone: Backbone, heads: DraftHeads) -> list[E
 def read_text(backbone: Backbone, heads: DraftHeads, text: Text) -> tuple[TracedText, torch.Tensor]:
     """Let the model read a text; return the heads' view of its answer, and the states that chose its tokens."""
     tokens, begin = text.tokens, len(text.prompt)
-    cache = backbone.new_cache(slots=1, capacity=len(tokens))
-    states = backbone.prefill(tokens, 0, cache, heads.feature_layers)
+    states = backbone.read(tokens, heads.feature_layers)
     traced = heads.traced_text(states.features, torch.tensor(tokens, device=backbone.device), begin)
     return traced, states.hidden[begin - 1 : -1]
 

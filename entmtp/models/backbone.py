@@ -144,6 +144,11 @@ class Backbone(ABC):
             cache.append([slot], [len(chunk)])
         return States.joined(chunks)
 
+    def read(self, tokens: Sequence[int], feature_layers: Sequence[int] = ()) -> States:
+        """States of a whole text ``[len(tokens), ...]``, in a cache of its own."""
+        cache = self.new_cache(slots=1, capacity=len(tokens) + self._prefill_multiple)
+        return self.prefill(tokens, 0, cache, feature_layers)
+
     @property
     def _prefill_multiple(self) -> int:
         """Prompts are padded to a multiple of it."""

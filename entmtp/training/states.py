@@ -18,7 +18,7 @@ from entmtp.errors import EntMTPError
 from entmtp.files import write_whole
 from entmtp.models.backbone import Backbone
 from entmtp.models.states import States
-from entmtp.training.corpus import Text, part_paths, read_part
+from entmtp.training.corpus import part_paths, read_part
 
 
 @torch.inference_mode()
@@ -40,16 +40,9 @@ def write_states(
         target = folder / path.name
         origin = {"model": backbone.fingerprint, "corpus": hashlib.sha256(path.read_bytes()).hexdigest()}
         if _origin(target) != origin:
-            _write_part(target, [_read(backbone, text, feature_layers) for text in read_part(path)], origin)
+            _write_part(target, [backbone.read(text.tokens, feature_layers) for text in read_part(path)], origin)
         progress(number, len(paths))
     return folder
-
-
-def _read(backbone: Backbone, text: Text, feature_layers: Sequence[int]) -> States:
-    """The model's states of a whole text."""
-    tokens = text.tokens
-    cache = backbone.new_cache(slots=1, capacity=len(tokens))
-    return backbone.prefill(tokens, 0, cache, tuple(feature_layers))
 
 
 def _write_part(path: Path, texts: Sequence[States], origin: dict[str, str]) -> None:

@@ -76,8 +76,7 @@ def make_reference(
     backbone: Backbone, heads: DraftHeads | None, ids: list[int], tokens: list[int], drawn: bool
 ) -> Reference:
     """Make the reference of a text by one forward pass. ``drawn`` says that the text was sampled."""
-    cache = backbone.new_cache(slots=1, capacity=len(ids) + len(tokens) + 16)
-    read = backbone.prefill([*ids, *tokens], 0, cache, () if heads is None else heads.feature_layers)
+    read = backbone.read([*ids, *tokens], () if heads is None else heads.feature_layers)
     margins: list[float] = []
     entropies = []
     for states in read.hidden[len(ids) - 1 : -1].split(LOGITS_CHUNK):

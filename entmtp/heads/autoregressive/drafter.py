@@ -37,8 +37,7 @@ class AutoregressiveDrafter(Drafter):
         self.states = torch.zeros(shape, dtype=layers.dtype, device=cache.table.device)
 
     def prefill(self, slot: int, features: torch.Tensor, tokens: Sequence[int]) -> None:
-        for _ in self.prefill_states(slot, features, tokens):
-            pass
+        self.prefill_states(slot, features, tokens)
 
     def prefill_states(self, slot: int, features: torch.Tensor, tokens: Sequence[int]) -> list[torch.Tensor]:
         """Prefills as :meth:`prefill` does.

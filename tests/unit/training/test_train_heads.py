@@ -80,7 +80,7 @@ def test_kinds_share_one_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert sorted(path.name for path in output.iterdir()) == ["corpus", "states", "states-2-3-4"]
     written = {path: path.read_bytes() for path in output.rglob("*.safetensors")}
     monkeypatch.setattr("entmtp.training.corpus.Engine", never)
-    monkeypatch.setattr("entmtp.training.states._read", never)
+    monkeypatch.setattr("entmtp.models.backbone.Backbone.read", never)
     for kind in sorted(KINDS):
         heads = train_heads(overrides=SMALL | {"kind": kind}, tracked=untracked, **shared)
         assert heads == output / kind
