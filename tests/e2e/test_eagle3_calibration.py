@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from entmtp import LLM, methods
 from entmtp.calibration.build import expansions_of, traces_of
-from entmtp.calibration.command import calibrate_task
 from entmtp.calibration.policy_replay import replay_steps
 from entmtp.calibration.replay import FLAT, cost_of, replay_file, replayable
 from entmtp.decoding.measure_cost import step_cost
@@ -33,7 +31,7 @@ from entmtp.suites import load_suite, split
 from entmtp.suites.splits import draw
 from entmtp.trees.bank import MAX_NODES, TreeBank, load_bank
 from tests.helpers.eagle3_heads import eagle3_heads, sure_eagle3
-from tests.helpers.saved_project import VOCAB, save_data, save_tokenizer
+from tests.helpers.saved_project import VOCAB, calibrate_quietly, save_data, save_tokenizer
 from tests.helpers.tiny_models import greedy, random_heads, tiny_model
 
 NEW_TOKENS = 32
@@ -46,19 +44,6 @@ COST = StepCost(
     wide_nodes=63,
     hardware="test",
 )
-
-
-def calibrate(folder: Path, *heads: str) -> None:
-    calibrate_task(
-        task="gsm8k",
-        output=folder / "banks",
-        model=str(folder / "model"),
-        heads=heads,
-        data=folder / "gsm8k.jsonl",
-        overrides={"prompts": 4, "max_new_tokens": NEW_TOKENS},
-        device="cpu",
-        console=Console(quiet=True),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     heads.config.model_fingerprint = saved.fingerprint
     heads.save_pretrained(folder / "heads")
     random_heads("hydra", backbone, vocab_size=VOCAB, draft_vocab_size=96).save_pretrained(folder / "hydra")
-    calibrate(folder, f"eagle3={folder / 'heads'}")
+    calibrate_quietly("gsm8k", folder, [f"eagle3={folder / 'heads'}"], NEW_TOKENS)
     return folder
 
 
@@ -205,7 +190,7 @@ def test_a_bank_of_other_heads_is_refused_even_where_none_is_needed(
 
 def test_kinds_that_calibration_does_not_know_are_listed_with_eagle3(folder: Path) -> None:
     with pytest.raises(EntMTPError, match="heads: 'eagle=x' is not KIND=FOLDER with KIND one of eagle3, hydra, medusa"):
-        calibrate(folder, "eagle=x")
+        calibrate_quietly("gsm8k", folder, ["eagle=x"], NEW_TOKENS)
 
 
 @pytest.mark.parametrize("profile", ["quick", "standard"])

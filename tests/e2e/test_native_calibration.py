@@ -5,11 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from entmtp import methods
 from entmtp.calibration.build import expansions_of, traces_of
-from entmtp.calibration.command import calibrate_task
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.results.storage import open_store
 from entmtp.evaluation.run.arms import default_arms, with_family
@@ -27,24 +25,11 @@ from entmtp.suites.splits import draw
 from entmtp.trees.bank import load_bank
 from entmtp.trees.trace_replay import static_tau
 from tests.helpers.native_models import mtp_model, save_native, sure_heads
-from tests.helpers.saved_project import VOCAB, save_data, save_tokenizer
+from tests.helpers.saved_project import VOCAB, calibrate_quietly, save_data, save_tokenizer
 from tests.helpers.small_cases import single_engine
 from tests.helpers.tiny_models import greedy
 
 NEW_TOKENS = 24
-
-
-def _calibrate(folder: Path, *heads: str) -> None:
-    calibrate_task(
-        task="gsm8k",
-        output=folder / "banks",
-        model=str(folder / "model"),
-        heads=heads,
-        data=folder / "gsm8k.jsonl",
-        overrides={"prompts": 4, "max_new_tokens": NEW_TOKENS},
-        device="cpu",
-        console=Console(quiet=True),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_native(model, heads, folder / "model")
     save_tokenizer(folder / "model")
     save_data(folder)
-    _calibrate(folder, "native=native")
+    calibrate_quietly("gsm8k", folder, ["native=native"], NEW_TOKENS)
     return folder
 
 
@@ -114,7 +99,7 @@ def test_what_does_not_fit_is_told(folder: Path) -> None:
             load_method(method, print, EngineSettings.for_one())
     for heads in ("native=folder", "native"):
         with pytest.raises(EntMTPError, match=f"heads: '{heads}=?' is not KIND=FOLDER .* and not native=native"):
-            _calibrate(folder, heads)
+            calibrate_quietly("gsm8k", folder, [heads], NEW_TOKENS)
 
 
 def test_a_benchmark_of_native_heads_alone_has_the_arms_that_they_can_do(folder: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ SLOTS = 3
 
 
 def run(*arguments: object) -> str:
-    """What a command prints; it must succeed."""
+    """Output of a command, which must succeed."""
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
     return done.output

@@ -130,7 +130,7 @@ class Drafting:
         self.texts[:2] = reversed(self.texts[:2])
 
     def entries(self, slot: int) -> list[torch.Tensor]:
-        """What the draft cache has of a slot's text and root; token 0 has no keys and no state before it."""
+        """Entries of the draft cache for a slot's text and root; token 0 has no keys and no state before it."""
         end = len(self.texts[slot]) + 1
         rows = [buffer[slot, :, 2:end] for layer in self.cache.tree_layers for buffer in (layer.keys, layer.values)]
         return [*rows, self.cache.state_buffers[0][slot, :, 1 : end - 1]]

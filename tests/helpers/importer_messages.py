@@ -1,4 +1,4 @@
-"""What the importer says, of good and bad checkpoints."""
+"""Messages of the importer, of good and bad checkpoints."""
 
 from __future__ import annotations
 

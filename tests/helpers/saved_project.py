@@ -57,6 +57,20 @@ class Saved:
         return texts
 
 
+def calibrate_quietly(task: str, folder: Path, heads: Sequence[str], max_new_tokens: int) -> None:
+    """Makes the banks of a task in ``folder``, which has the model and the task's data."""
+    calibrate_task(
+        task=task,
+        output=folder / "banks",
+        model=str(folder / "model"),
+        heads=heads,
+        data=folder / f"{task}.jsonl",
+        overrides={"prompts": 4, "max_new_tokens": max_new_tokens},
+        device="cpu",
+        console=Console(quiet=True),
+    )
+
+
 def save_tiny_model(folder: Path, seed: int = 0, model_type: str = "llama", **changes: Any) -> Backbone:
     """A random model over bytes that repeats itself, so that heads that start at the model's state guess well."""
     shape: dict[str, Any] = {"vocab_size": VOCAB, "max_position_embeddings": 512, "tie_word_embeddings": True}
@@ -111,14 +125,5 @@ def _make_project(folder: Path) -> None:
         save_heads(kind, backbone, saved.heads(kind))
     save_data(folder)
     for suite in SUITES:
-        calibrate_task(
-            task=suite,
-            output=saved.banks,
-            model=str(saved.model),
-            heads=[f"{kind}={saved.heads(kind)}" for kind in STATELESS_KINDS],
-            data=saved.data(suite),
-            overrides={"prompts": 4, "max_new_tokens": 48},
-            device="cpu",
-            console=Console(quiet=True),
-        )
+        calibrate_quietly(suite, folder, [f"{kind}={saved.heads(kind)}" for kind in STATELESS_KINDS], 48)
     check_tracking(default_tracking_uri(folder), BENCHMARK_EXPERIMENT)

@@ -19,7 +19,7 @@ Call = tuple[Callable[..., Any], Sequence[Sequence[Any]]]
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """What a cluster of one node is asked for."""
+    """Resources that a cluster of one node is asked for."""
     asked: list[Call] = []
 
     def call_each(function: Callable[..., Any], calls: Sequence[Sequence[Any]], placement: object) -> list[str]:

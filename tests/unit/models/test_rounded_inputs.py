@@ -16,6 +16,7 @@ from entmtp.models.loading.load import load_model
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import Kernels
 from entmtp.trees.topology import Topology
+from tests.helpers.cpu_instructions import needs_vnni
 from tests.helpers.gguf_files import write_model
 from tests.helpers.small_cases import single_engine
 from tests.helpers.tiny_models import random_heads, tiny_model
@@ -23,9 +24,6 @@ from tests.helpers.tiny_models import random_heads, tiny_model
 pytestmark = pytest.mark.skipif(compiled.unsupported_reason() is not None, reason="no C++ compiler")
 PROMPT = [5, 17, 80, 33, 8, 61, 2, 90]
 WINDOW = 8
-needs_vnni = pytest.mark.skipif(
-    compiled.unsupported_reason() is not None or compiled.library().entmtp_digits() < 2, reason="no VNNI instructions"
-)
 every_rounding = pytest.mark.parametrize("kernels", ["fused-int8", pytest.param("fused-int16", marks=needs_vnni)])
 TREE = Topology.of([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0)])
 

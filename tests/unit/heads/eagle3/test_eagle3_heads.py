@@ -33,11 +33,17 @@ def checkpoint(request: pytest.FixtureRequest, backbone: Backbone) -> Eagle3Chec
     return EAGLE3_VARIANTS[request.param](seen_model(backbone))
 
 
-@pytest.fixture(scope="module", params=["eager", "fused"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "eager",
+        pytest.param(
+            "fused", marks=pytest.mark.skipif(compiled.unsupported_reason() is not None, reason="no C++ compiler")
+        ),
+    ],
+)
 def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
     """The kernels that draft: PyTorch's, or the compiled ones without rounding, for which no formula is exact."""
-    if request.param == "fused" and compiled.unsupported_reason() is not None:
-        pytest.skip("no C++ compiler")
     with pytest.MonkeyPatch.context() as patch:
         for module in fused_linear, fused_draft:
             patch.setattr(module, "draft_weight", lambda weight: weight)

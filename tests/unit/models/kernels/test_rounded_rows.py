@@ -10,6 +10,7 @@ from entmtp.models.kernels import compiled
 from entmtp.models.kernels.block_weight import BlockWeight
 from entmtp.models.kernels.compiled import BLOCK_FORMATS
 from entmtp.models.kernels.fused_linear import FusedLinear, Int8Linear, Int16Linear
+from tests.helpers.cpu_instructions import needs_vnni
 from tests.helpers.gguf_files import random_blocks
 from tests.helpers.precision import assert_precise
 
@@ -17,9 +18,6 @@ pytestmark = pytest.mark.skipif(compiled.unsupported_reason() is not None, reaso
 FORMATS = sorted(BLOCK_FORMATS)
 LIMITS = {Int8Linear: 127.0, Int16Linear: 127.0 * 256}
 """The steps of a block's largest value."""
-needs_vnni = pytest.mark.skipif(
-    compiled.unsupported_reason() is not None or compiled.library().entmtp_digits() < 2, reason="no VNNI instructions"
-)
 kinds = pytest.mark.parametrize("kind", [Int8Linear, pytest.param(Int16Linear, marks=needs_vnni)])
 OTHER_INSTRUCTIONS = ["-mno-avx512f"], ["-mno-avx512f", "-mno-avxvnni"], ["-march=x86-64", "-Wno-psabi"]
 
