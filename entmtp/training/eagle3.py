@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.functional import rms_norm
 
 from entmtp.errors import EntMTPError
 from entmtp.heads.eagle3.configuration import Eagle3Config, default_feature_layers
@@ -50,7 +51,9 @@ class Eagle3Trainer(Trainer[Eagle3Heads]):
         )
 
     def new_heads(self, backbone: Backbone) -> Eagle3Heads:
-        return new_eagle3_heads(backbone, self.settings)
+        heads = new_eagle3_heads(backbone, self.settings)
+        _start_from_the_highest_state(heads, self.dataset.train[:_MEASURED_TEXTS])
+        return heads
 
     @property
     def examples(self) -> int:
@@ -60,14 +63,23 @@ class Eagle3Trainer(Trainer[Eagle3Heads]):
     def batch_size(self) -> int:
         return self._batch_size
 
+    def matrices(self) -> Sequence[nn.Parameter]:
+        return [each for each in self.heads.parameters() if each.ndim == 2]
+
     def loss_of(self, examples: torch.Tensor) -> torch.Tensor:
+        """Mean loss of the first levels, of a number that each step draws anew.
+
+        So a step costs half of what all levels would, and the first levels, without which no tree gets deeper, weigh
+        most.
+        """
         settings = self.settings
         batch = TextBatch.of([self.dataset.train[number] for number in examples.tolist()], self.device)
         output = self.sampled_output(batch.labels, batch.valid)
         with torch.no_grad():
             teacher = output.logits(batch.hidden)
         losses = []
-        for level, states in enumerate(level_states(self.heads, batch, settings.levels)):
+        levels = int(torch.randint(1, settings.levels + 1, (), generator=self.randomness))
+        for level, states in enumerate(level_states(self.heads, batch, levels)):
             valid = batch.valid_at(level)
             student = output.logits(self.heads.output_states(states[valid]))
             every = torch.ones(len(student), dtype=torch.bool, device=self.device)
@@ -76,8 +88,7 @@ class Eagle3Trainer(Trainer[Eagle3Heads]):
                     student, teacher[valid], output.targets[valid], every, settings.distillation
                 )
             )
-        shares = torch.tensor([settings.level_decay**level for level in range(len(losses))], device=self.device)
-        return (torch.stack(losses) * shares).sum() / shares.sum()
+        return torch.stack(losses).mean()
 
     @torch.no_grad()
     def accuracy(self) -> HeadAccuracy:
@@ -120,8 +131,26 @@ def new_eagle3_heads(backbone: Backbone, settings: TrainingSettings) -> Eagle3He
             fc_norm=True,
         )
     )
-    nn.init.normal_(made.weights.fc, std=made.weights.fc.shape[1] ** -0.5)
     return made
+
+
+@torch.no_grad()
+def _start_from_the_highest_state(heads: Eagle3Heads, texts: Sequence[TextWithStates]) -> None:
+    """Set the weights such that untrained heads hand on the highest state that they read as the decoder state.
+
+    The layers add nothing to it. The last norm's weights are those that bring it nearest to the decoder states of
+    ``texts``, by least squares.
+    """
+    weights, size = heads.weights, heads.config.hidden_size
+    weights.fc.zero_()
+    weights.fc[:, -size:].copy_(torch.eye(size))
+    for number in range(heads.config.num_layers):
+        weights.layer(number).attention_output.weight.zero_()
+        weights.layer(number).down.weight.zero_()
+    highest = torch.cat([each.states.features[:, -size:] for each in texts]).float()
+    hidden = torch.cat([each.states.hidden for each in texts]).float()
+    highest = rms_norm(highest, (size,), eps=heads.config.rms_norm_eps)
+    weights.norm.copy_((highest * hidden).sum(0) / highest.square().sum(0))
 
 
 def _intermediate_size(backbone: Backbone) -> int:

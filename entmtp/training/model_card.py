@@ -38,7 +38,7 @@ Draft heads for EntMTP: {trainer.description}, guessing within the
 
 Trained on text that the model wrote itself: {len(dataset.texts)} answers, {dataset.answer_tokens} tokens, of which
 {len(dataset.held_out)} answers were held out. {settings.epochs} epochs of about {settings.batch_size} positions a step,
-AdamW at {settings.learning_rate}; cross-entropy and divergence from the model's own distribution
+{trainer.optimizer.name} at {settings.learning_rate}; cross-entropy and divergence from the model's own distribution
 (share {settings.distillation}). Prompts: {prompts}.
 
 Accuracy on the held-out text, true tokens before each guess:

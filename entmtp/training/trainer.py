@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -21,6 +21,7 @@ from entmtp.models.kernels.block_weight import dequantized
 from entmtp.settings import TrainingSettings
 from entmtp.training.dataset import Dataset
 from entmtp.training.evaluate import HeadAccuracy
+from entmtp.training.optimizer import HeadsOptimizer
 from entmtp.training.sampled_softmax import IGNORED, Candidates, SampledOutput
 
 Heads = TypeVar("Heads", bound=DraftHeads)
@@ -65,9 +66,8 @@ class Trainer(ABC, Generic[Heads]):
             self.heads.output_bias = self.heads.output_bias.float()
         self.label_of = torch.full((backbone.vocab_size,), IGNORED)
         self.label_of[self.heads.draft_vocab.long().cpu()] = torch.arange(len(self.heads.draft_vocab))
-        self.optimizer = torch.optim.AdamW(
-            self.heads.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        matrices = self.matrices() if fast_bfloat16(self.device) else ()
+        self.optimizer = HeadsOptimizer(self.heads.parameters(), matrices, settings)
         self.randomness = torch.Generator().manual_seed(settings.seed)
         self.step, self.loss = 0, math.nan
 
@@ -84,6 +84,10 @@ class Trainer(ABC, Generic[Heads]):
     @abstractmethod
     def new_heads(self, backbone: Backbone) -> Heads:
         """Untrained heads for ``backbone``; their draft vocabulary is set later."""
+
+    def matrices(self) -> Sequence[nn.Parameter]:
+        """Parameters of the heads that Muon moves, where the device is fast enough for that; none by default."""
+        return ()
 
     @property
     @abstractmethod
@@ -155,14 +159,11 @@ class Trainer(ABC, Generic[Heads]):
         return Progress(self.step, self.steps, self.loss, self.accuracy() if ended else None)
 
     def _optimize(self, examples: torch.Tensor) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * self._schedule()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=_fast_bfloat16(self.device)):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bfloat16(self.device)):
             loss = self.loss_of(examples)
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.heads.parameters(), 1.0)
-        self.optimizer.step()
+        self.optimizer.step(self._schedule())
         return loss.item()
 
     def _schedule(self) -> float:
@@ -204,10 +205,10 @@ class Trainer(ABC, Generic[Heads]):
 
     def _identity(self) -> str:
         model = self.heads.config.model_fingerprint
-        text = f"{self.settings.model_dump_json()} {self.dataset.fingerprint} {model}"
+        text = f"{self.settings.model_dump_json()} {self.optimizer.name} {self.dataset.fingerprint} {model}"
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _fast_bfloat16(device: torch.device) -> bool:
+def fast_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32 on this device."""
     return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()

@@ -16,6 +16,7 @@ from entmtp.settings import TrainingSettings
 from entmtp.training.dataset import Dataset, TextWithStates
 from entmtp.training.eagle3 import Eagle3Trainer, new_eagle3_heads
 from entmtp.training.evaluate import TOP
+from entmtp.training.training_time_test import TextBatch, level_states
 from tests.helpers.tiny_models import SUPPORTED, tiny_model
 from tests.unit.training.conftest import LAYERS
 
@@ -32,7 +33,7 @@ def trainer_of(backbone: Backbone, dataset: Dataset, folder: Path, **changes: An
     trainer = Eagle3Trainer(backbone, dataset, settings(**changes), folder / "checkpoint.pt")
     generator = torch.Generator().manual_seed(0)
     for parameter in trainer.heads.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
     return trainer
 
 
@@ -58,8 +59,7 @@ def test_with_every_candidate_the_loss_is_the_full_one(
     model_type: str, distillation: float, dataset: Dataset, tmp_path: Path
 ) -> None:
     backbone = build_backbone(tiny_model(model_type, num_hidden_layers=LAYERS))
-    changes: dict[str, Any] = {"distillation": distillation, "level_decay": 0.7, "frequent_candidates": 64}
-    trainer = trainer_of(backbone, dataset, tmp_path, **changes)
+    trainer = trainer_of(backbone, dataset, tmp_path, distillation=distillation, frequent_candidates=64)
     heads, losses = trainer.heads, [list[torch.Tensor]() for _ in range(DEPTHS)]
     vocab = heads.draft_vocab.tolist()
     with torch.inference_mode():
@@ -70,9 +70,29 @@ def test_with_every_candidate_the_loss_is_the_full_one(
                 losses[level].append(functional.kl_div(student, teacher, reduction="sum", log_target=True))
             elif token in vocab:
                 losses[level].append(-student[vocab.index(token)])
-    means = [torch.stack(each).mean() for each in losses]
-    expected = (means[0] + 0.7 * means[1] + 0.49 * means[2]) / (1 + 0.7 + 0.49)
-    torch.testing.assert_close(trainer.loss_of(torch.arange(3)).detach(), expected, atol=1e-4, rtol=1e-4)
+    means = torch.stack([torch.stack(each).mean() for each in losses])
+    expected = means.cumsum(0) / torch.arange(1, DEPTHS + 1)
+    found = torch.stack([trainer.loss_of(torch.arange(3)).detach() for _ in range(30)])
+    drawn = (found[:, None] - expected).abs().argmin(1)
+    torch.testing.assert_close(found, expected[drawn], atol=1e-4, rtol=1e-4)
+    assert drawn.unique().tolist() == list(range(DEPTHS)), "each step trains a number of levels of its own"
+
+
+@torch.inference_mode()
+def test_untrained_heads_hand_on_the_highest_state(backbone: Backbone, dataset: Dataset, tmp_path: Path) -> None:
+    trainer = Eagle3Trainer(backbone, dataset, settings(), tmp_path / "checkpoint.pt")
+    states = torch.cat([each.states.features for each in dataset.train]).float()
+    hidden = torch.cat([each.states.hidden for each in dataset.train]).float()
+    inputs = trainer.heads.layers.inputs(states)
+    highest = functional.rms_norm(states[:, -backbone.hidden_size :], (backbone.hidden_size,), eps=1e-5)
+    torch.testing.assert_close(inputs, highest, atol=1e-4, rtol=1e-4)
+    weights = trainer.heads.weights.norm
+    error = (inputs * weights - hidden).square().sum()
+    for factor in (0.98, 1.02):
+        assert error < (inputs * weights * factor - hidden).square().sum()
+    batch = TextBatch.of(dataset.train[:3], torch.device("cpu"))
+    first = next(level_states(trainer.heads, batch, DEPTHS))
+    assert torch.equal(first, batch.rows(trainer.heads.layers.inputs(batch.features)))
 
 
 @torch.inference_mode()
