@@ -113,7 +113,7 @@ def new_eagle3_heads(backbone: Backbone, settings: TrainingSettings) -> Eagle3He
     """Untrained heads of the model's own shape, with a norm for each of its states."""
     config = backbone.config
     heads = getattr(config, "num_attention_heads", None) or 1
-    made = Eagle3Heads(
+    return Eagle3Heads(
         Eagle3Config(
             hidden_size=backbone.hidden_size,
             vocab_size=backbone.vocab_size,
@@ -131,7 +131,6 @@ def new_eagle3_heads(backbone: Backbone, settings: TrainingSettings) -> Eagle3He
             fc_norm=True,
         )
     )
-    return made
 
 
 @torch.no_grad()
