@@ -72,7 +72,7 @@ class TrainingSettings(Settings):
     inner_size: int | None = Field(None, ge=1, description="width of the hidden layers; by default the kind's")
     draft_vocab_size: int = Field(16_384, ge=16, description="tokens that the heads can guess, the most frequent ones")
     epochs: int = Field(5, ge=1)
-    batch_size: int = Field(512, ge=1, description="positions per optimizer step")
+    batch_size: int | None = Field(None, ge=1, description="positions per optimizer step; by default the kind's")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup_steps: int = Field(100, ge=0)

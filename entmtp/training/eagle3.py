@@ -26,10 +26,12 @@ _MEASURED_TEXTS, _TEXTS_PER_PASS = 256, 8
 class Eagle3Trainer(Trainer[Eagle3Heads]):
     """Trainer of EAGLE-3 heads on the model's output layer and embeddings, which stay as they are."""
 
+    default_positions = 1024  # Muon's products cost the same for any number
+
     def __init__(self, backbone: Backbone, dataset: Dataset, settings: TrainingSettings, checkpoint: Path) -> None:
         super().__init__(backbone, dataset, settings, checkpoint)
         per_text = dataset.answer_tokens / len(dataset.texts)
-        self._batch_size = max(1, round(settings.batch_size / per_text))
+        self._batch_size = max(1, round(self.positions / per_text))
 
     @classmethod
     def feature_layers(cls, backbone: Backbone) -> tuple[int, ...]:

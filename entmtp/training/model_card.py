@@ -37,7 +37,7 @@ Draft heads for EntMTP: {trainer.description}, guessing within the
 {heads.config.draft_vocab_size} tokens that are most frequent in the training text.
 
 Trained on text that the model wrote itself: {len(dataset.texts)} answers, {dataset.answer_tokens} tokens, of which
-{len(dataset.held_out)} answers were held out. {settings.epochs} epochs of about {settings.batch_size} positions a step,
+{len(dataset.held_out)} answers were held out. {settings.epochs} epochs of about {trainer.positions} positions a step,
 {trainer.optimizer.name} at {settings.learning_rate}; cross-entropy and divergence from the model's own distribution
 (share {settings.distillation}). Prompts: {prompts}.
 

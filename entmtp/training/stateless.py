@@ -52,7 +52,7 @@ class StatelessTrainer(Trainer[TrainedHeads]):
 
     @property
     def batch_size(self) -> int:
-        return self.settings.batch_size
+        return self.positions
 
     def accuracy(self) -> HeadAccuracy:
         return measure_accuracy(self.heads, self._held_out)

@@ -40,10 +40,15 @@ class Progress:
 class Trainer(ABC, Generic[Heads]):
     """Trains new heads and saves checkpoints, from which a second run continues.
 
+    Attributes:
+        default_positions: positions per optimizer step, unless the settings say otherwise.
+
     Raises:
         EntMTPError: if the corpus is another model's; from :meth:`train`, if the checkpoint can't be read or was made
             with other settings, another corpus or another model.
     """
+
+    default_positions = 512
 
     def __init__(self, backbone: Backbone, dataset: Dataset, settings: TrainingSettings, checkpoint: Path) -> None:
         self.settings, self.dataset, self.checkpoint = settings, dataset, checkpoint
@@ -93,6 +98,11 @@ class Trainer(ABC, Generic[Heads]):
     @abstractmethod
     def examples(self) -> int:
         """Number of examples that an epoch goes through."""
+
+    @property
+    def positions(self) -> int:
+        """Positions per optimizer step; about as many where examples are whole texts."""
+        return self.settings.batch_size or self.default_positions
 
     @property
     @abstractmethod
