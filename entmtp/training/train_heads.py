@@ -79,6 +79,9 @@ def train_heads(
             last.update(metrics)
             log(progress.step, metrics)
             console.print(f"step {progress.step}/{progress.steps}, loss {progress.loss:.3f}", end=_end(console))
+            if progress.accuracy:
+                right = " ".join(f"{first:.1%}" for first, *_ in progress.accuracy.shares)
+                console.print(f"held-out text, first guesses that are right by depth: {right}")
 
         heads = trainer.train(report)
     folder = output / settings.kind

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ def test_heads_tell_which_prompts_they_were_trained_on(tmp_path: Path) -> None:
     listed, said = train([*PROMPTS, too_long])
     assert listed == frozenset(map(prompt_hash, PROMPTS))
     assert "training_prompts.txt: 12 prompts" in said
+    assert re.search(r"held-out text, first guesses that are right by depth: \d+\.\d% \d+\.\d%\n", said)
     # The corpus keeps answers to prompts that are no longer given: a list without them would be too short.
     shutil.rmtree(tmp_path / "trained" / "checkpoints")
     listed, said = train(["Another one.", *PROMPTS[2:]])
