@@ -89,11 +89,16 @@ class DraftHeads(nn.Module, ABC):
         if self.training or not torch.is_inference_mode_enabled() or self._make_layer is None:
             weight, bias = first_rows(self._weights(name), rows)
             return nn.functional.linear(states, dequantized(weight), bias)
+        product: torch.Tensor = self.inference_layer(name, rows)(states)
+        return product
+
+    def inference_layer(self, name: str, rows: int | None = None) -> InferenceLinear:
+        """The layer of attached heads that multiplies by a weight, as in :meth:`linear`, in the model's kernels."""
+        assert self._make_layer is not None
         key = name, rows
         if key not in self._inference_layers:
             self._inference_layers[key] = self._make_layer(*first_rows(self._weights(name), rows))
-        product: torch.Tensor = self._inference_layers[key](states)
-        return product
+        return self._inference_layers[key]
 
     def _weights(self, name: str) -> LinearWeights:
         return (self._drafting_weights or self.linear_weights())[name]

@@ -8,17 +8,20 @@ the previous layer's state. So drafting can continue after any token of any slot
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from entmtp.heads.autoregressive.expansion import AutoregressiveExpansion, GuessedLevel, draft_trees
 from entmtp.heads.autoregressive.layers import DraftLayers
-from entmtp.heads.base import DraftHeads
 from entmtp.heads.interface import AcceptedPaths, Drafter, Proposal
 from entmtp.models.backbone import PREFILL_CHUNK
 from entmtp.models.cache import KvRange, TreeCache
 from entmtp.models.masks import AttentionWindow
 from entmtp.trees.batch import TreeBatch
+
+if TYPE_CHECKING:
+    from entmtp.heads.autoregressive.heads import AutoregressiveHeads
 
 
 class AutoregressiveDrafter(Drafter):
@@ -28,7 +31,7 @@ class AutoregressiveDrafter(Drafter):
         states: ``[slots, layers, hidden_size]`` these states.
     """
 
-    def __init__(self, heads: DraftHeads, layers: DraftLayers, cache: TreeCache) -> None:
+    def __init__(self, heads: AutoregressiveHeads, layers: DraftLayers, cache: TreeCache) -> None:
         from entmtp.models.transformers_cache import transformers_cache
 
         self.heads, self.layers, self.cache = heads, layers, cache
@@ -118,16 +121,25 @@ class AutoregressiveDrafter(Drafter):
         return torch.stack(states, dim=2)
 
     def run_level(self, level: GuessedLevel) -> torch.Tensor:
-        """The layers' states ``[batch, n, layers, hidden_size]`` of a level's tokens."""
-        kv_range = self.cache.kv_range(level.slots, level.window.tree_mask.shape[2] + 1, padded=True)
-        self.cache.map_slots(kv_range, level.window.real, level.start)
+        """The last layer's states ``[batch, n, hidden_size]`` of a level that is deeper than the layers."""
+        where = level.window, self._place(level), self._layer_cache
+        return self.layers.run(self.layers.count - 1, level.tokens, level.states[:, :, -1], *where)
+
+    def guess_level(self, level: GuessedLevel, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        where = level.window, self._place(level), self._layer_cache
         outputs = torch.zeros_like(level.states)
         last = self.layers.count - 1
         # Layer k guesses at level k alone, the last layer at all deeper levels too. Layers from this level on are
         # run, since they need entries of this level's tokens.
-        for layer in range(min(level.depth, last), last + 1):
-            inputs = level.states[:, :, layer - 1 if level.depth <= last else last]
-            outputs[:, :, layer] = self.layers.run(
-                layer, level.tokens, inputs, level.window, kv_range, self._layer_cache
-            )
-        return outputs
+        first = min(level.depth, last)
+        inputs = level.states[:, :, first - 1 if level.depth <= last else last]
+        outputs[:, :, first], tokens, log_probs = self.heads.guess(first, level.tokens, inputs, *where, count)
+        for layer in range(first + 1, last + 1):
+            outputs[:, :, layer] = self.layers.run(layer, level.tokens, level.states[:, :, layer - 1], *where)
+        return outputs, tokens, log_probs
+
+    def _place(self, level: GuessedLevel) -> KvRange:
+        """Maps a level's tokens to cache rows; returns the range that they attend to."""
+        kv_range = self.cache.kv_range(level.slots, level.window.tree_mask.shape[2] + 1, padded=True)
+        self.cache.map_slots(kv_range, level.window.real, level.start)
+        return kv_range

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from entmtp.heads.interface import Expansion, Proposal
@@ -45,8 +46,12 @@ class LevelRunner(Protocol):
     def top_k(self, states: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Top-k tokens ``[..., count]`` of layers' states ``[..., hidden_size]`` and their log-probabilities."""
 
-    def run_level(self, level: GuessedLevel) -> torch.Tensor:
-        """The layers' states ``[batch, n, layers, hidden_size]`` of a level's tokens."""
+    def guess_level(self, level: GuessedLevel, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Runs the layers on a level's tokens.
+
+        Returns the layers' states ``[batch, n, layers, hidden_size]``, and the ``count`` likeliest tokens after each
+        token ``[batch, n, count]`` with their log-probabilities.
+        """
 
 
 @dataclass(frozen=True)
@@ -88,19 +93,21 @@ class AutoregressiveExpansion:
     def next_level(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self._level == 0:
             self._expanded = [self._expanded[parent] for parent in parents]
-            self._states = self._states[self._on_device(parents)]
+            self._states = self._states[self._on_device(np.array(parents))]
+            self._tokens, log_probs = self._runner.top_k(self._states[:, 0], count)
         else:
-            self._run(parents)
-        states = self._states[:, min(self._level, self._runner.num_layers - 1)]
-        self._tokens, log_probs = self._runner.top_k(states, count)
+            log_probs = self._run(parents, count)
         self._level += 1
         return self._tokens, log_probs
 
-    def _run(self, parents: Sequence[int]) -> None:
-        """Runs the layers on the guesses ``parents``, one batch row per request, padded to the longest."""
-        count = self._tokens.shape[1]
-        grandparents = [self._expanded[parent // count] for parent in parents]
-        columns, used = [], [0] * len(self._slots)
+    def _run(self, parents: Sequence[int], count: int) -> torch.Tensor:
+        """Runs the layers on the guesses ``parents``, one batch row per request, padded to the longest.
+
+        What has no dependence on the guessed tokens is made in numpy, whose calls take a tenth of a tensor's.
+        """
+        batch, guesses = len(self._slots), self._tokens.shape[1]
+        grandparents = [self._expanded[parent // guesses] for parent in parents]
+        columns, used = [], [0] * batch
         for node in grandparents:
             columns.append(used[node.batch_row])
             used[node.batch_row] += 1
@@ -110,36 +117,31 @@ class AutoregressiveExpansion:
             _ExpandedNode(node.batch_row, (*node.path, first + column))
             for node, column in zip(grandparents, columns, strict=True)
         ]
-        guesses = self._on_device(parents)
-        batch_row, column, *path = self._on_device(
-            [[node.batch_row, column, *node.path] for node, column in zip(self._expanded, columns, strict=True)]
-        ).T
-        tokens, states, tree_mask = self._padded(width)
-        tokens[batch_row, column] = self._tokens.flatten()[guesses]
-        states[batch_row, column] = self._states[guesses // count]
-        for draft_row in path:
-            tree_mask[batch_row, column, draft_row] = True
+        source = np.zeros((batch, width), dtype=np.int64)  # padding repeats guess 0
+        tree_mask = np.zeros((batch, width, len(self._depths)), dtype=np.bool_)
+        for node, column, parent in zip(self._expanded, columns, parents, strict=True):
+            source[node.batch_row, column] = parent
+            tree_mask[node.batch_row, column, node.path] = True
+        guess = self._on_device(source)
         window = AttentionWindow(
             prefix_lengths=self._prefix_lengths[:, None],
             start=self._start,
-            tree_mask=tree_mask,
+            tree_mask=self._on_device(tree_mask),
             positions=(self._position + self._level)[:, None].expand(-1, width),
-            tree_positions=self._position[:, None] + self._on_device(self._depths),
-            real=tree_mask.any(-1),
+            tree_positions=self._position[:, None] + self._on_device(np.array(self._depths)),
+            real=self._on_device(tree_mask.any(-1)),
         )
+        tokens, states = self._tokens.flatten()[guess], self._states[guess // guesses]
         level = GuessedLevel(self._level, self._slots, tokens, states, window, self._start + first)
-        outputs = self._runner.run_level(level)
-        self._states = outputs[batch_row, column]
+        found = self._runner.guess_level(level, count)
+        cells = self._on_device(
+            np.array([node.batch_row * width + column for node, column in zip(self._expanded, columns, strict=True)])
+        )
+        self._states, self._tokens, log_probs = (each.flatten(0, 1)[cells] for each in found)
+        return log_probs
 
-    def _padded(self, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        batch = len(self._slots)
-        tokens = self._tokens.new_zeros(batch, width)
-        states = self._states.new_zeros(batch, width, *self._states.shape[1:])
-        tree_mask = torch.zeros(batch, width, len(self._depths), dtype=torch.bool, device=tokens.device)
-        return tokens, states, tree_mask
-
-    def _on_device(self, numbers: Sequence[int] | list[list[int]]) -> torch.Tensor:
-        return torch.tensor(numbers, device=self._start.device)
+    def _on_device(self, numbers: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(numbers).to(self._start.device)
 
 
 def draft_trees(expansion: Expansion, drafting: Sequence[int], roots: torch.Tensor, trees: TreeBatch) -> Proposal:

@@ -14,9 +14,12 @@ import torch
 from entmtp.heads.autoregressive.drafter import AutoregressiveDrafter
 from entmtp.heads.autoregressive.text import ROOTS_PER_PASS, AutoregressiveText
 from entmtp.heads.base import DraftHeads
-from entmtp.models.cache import BufferShape, DraftCacheLayout, TreeCache
+from entmtp.models.cache import BufferShape, DraftCacheLayout, KvRange, TreeCache
+from entmtp.models.masks import AttentionWindow
 
 if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
     from entmtp.heads.autoregressive.layers import DraftLayers
 
 EXPANDED = 64
@@ -38,6 +41,23 @@ class AutoregressiveHeads(DraftHeads):
         states = BufferShape(1, self.layers.hidden_size, self.layers.dtype)
         spare_rows = EXPANDED * (self.num_heads - 1)
         return DraftCacheLayout(tuple(self.layers.shapes), (states,) * self.layers.count, spare_rows)
+
+    def guess(
+        self,
+        layer: int,
+        tokens: torch.Tensor,
+        inputs: torch.Tensor,
+        window: AttentionWindow,
+        kv_range: KvRange,
+        cache: Cache,
+        count: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Runs a layer as :meth:`DraftLayers.run`; returns its states and the ``count`` likeliest tokens after each.
+
+        Tokens and their log-probabilities are ``[batch, n, count]``.
+        """
+        states = self.layers.run(layer, tokens, inputs, window, kv_range, cache)
+        return states, *self.top_k(states, count)
 
     def drafter(self, cache: TreeCache) -> AutoregressiveDrafter:
         return AutoregressiveDrafter(self, self.layers, cache)

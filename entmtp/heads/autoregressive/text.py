@@ -50,8 +50,9 @@ class AutoregressiveText(TracedText):
                 real=torch.ones(1, count, dtype=torch.bool, device=at.device),
             )
             start = self._end + (level - layers) * count
-            states = self._drafter.run_level(GuessedLevel(level, (0,), tokens[None, :, level], states, window, start))
-            forced.append(states[0, :, -1])
+            guessed = GuessedLevel(level, (0,), tokens[None, :, level], states, window, start)
+            states = self._drafter.run_level(guessed)[:, :, None]
+            forced.append(states[0, :, 0])
         return torch.stack(forced, dim=1)
 
     def expand(self, at: int) -> AutoregressiveExpansion:

@@ -27,16 +27,21 @@ import torch
 
 from entmtp.heads.autoregressive.heads import AutoregressiveHeads
 from entmtp.heads.eagle3.configuration import Eagle3Config, default_feature_layers
-from entmtp.heads.eagle3.layers import Eagle3Layers
+from entmtp.heads.eagle3.layers import Eagle3Layers, tree_layer_of
 from entmtp.heads.eagle3.weights import Eagle3Weights
 from entmtp.heads.linear_weights import LinearWeights
 from entmtp.heads.registry import register_heads
 from entmtp.methods import EAGLE3
 from entmtp.models.kernels.block_weight import Weight, embed
 from entmtp.models.kernels.fused_draft import DraftLayer, FusedDraftDecoder
+from entmtp.models.kernels.fused_linear import DraftLinear
 
 if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
     from entmtp.models.backbone import Backbone
+    from entmtp.models.cache import KvRange
+    from entmtp.models.masks import AttentionWindow
 
 
 @register_heads
@@ -89,6 +94,22 @@ class Eagle3Heads(AutoregressiveHeads):
         """Inputs of the output layer, of states ``[..., draft_hidden_size]``."""
         return states if self.config.norm_output else self.layers.norm(states, self.weights.norm)
 
+    def guess(
+        self,
+        layer: int,
+        tokens: torch.Tensor,
+        inputs: torch.Tensor,
+        window: AttentionWindow,
+        kv_range: KvRange,
+        cache: Cache,
+        count: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if (decoder := self._fused_decoder()) is None:
+            return super().guess(layer, tokens, inputs, window, kv_range, cache, count)
+        output = self.inference_layer("output")
+        assert isinstance(output, DraftLinear)
+        return decoder.guess(tokens, inputs, window, tree_layer_of(cache), output, self.draft_vocab, count)
+
     def _fused_decoder(self) -> FusedDraftDecoder | None:
         """The compiled kernels' decoder, which has its own copy of the weights; None where they don't draft."""
         if not self._is_fused or self.training or not torch.is_inference_mode_enabled():
@@ -101,6 +122,7 @@ class Eagle3Heads(AutoregressiveHeads):
                 self.weights.layer(0).input_norm,
                 self.weights.norm,
                 self.layers.rotary,
+                self._weights("output")[0],
                 kv_heads=self.config.num_key_value_heads,
                 head_dim=self.config.head_dim,
                 eps=self.config.rms_norm_eps,

@@ -15,7 +15,7 @@ from entmtp.errors import EntMTPError, quoted
 from entmtp.heads.eagle3.configuration import Eagle3Config
 from entmtp.heads.eagle3.weights import Eagle3LayerWeights, Eagle3Weights
 from entmtp.models.bare_config import BareConfig
-from entmtp.models.cache import BufferShape, KvRange, LayerShape
+from entmtp.models.cache import BufferShape, KvRange, LayerShape, TreeLayer
 from entmtp.models.grouped_attention import attend
 from entmtp.models.masks import AttentionWindow, additive_mask
 from entmtp.models.rotary_embedding import RotaryEmbedding
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 Rotations = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines of the tokens' positions, each ``[batch, 1, n, head_dim]``."""
+
+
+def tree_layer_of(cache: Cache) -> TreeLayer:
+    """The first decoder layer's part of the draft cache, behind transformers' interface of caches."""
+    layer_cache: Any = cache.layers[0]
+    tree_layer: TreeLayer = layer_cache.tree_layer
+    return tree_layer
 
 
 class KeyValueStore(Protocol):
@@ -88,8 +95,7 @@ class Eagle3Layers:
     ) -> torch.Tensor:
         """Runs all decoder layers; arguments as :meth:`DraftLayers.run`."""
         if (decoder := self._fused()) is not None:
-            layer_cache: Any = cache.layers[0]
-            return decoder.forward(tokens, inputs, window, layer_cache.tree_layer)
+            return decoder.forward(tokens, inputs, window, tree_layer_of(cache))
         visible = window.visible(kv_range, first_row=2)  # token 0 has no predecessor
         return self.forward(tokens, inputs, window.positions, visible, cache)
 

@@ -39,6 +39,7 @@ _SIGNATURES = {
     "entmtp_digits": (_INT32, []),
     "entmtp_linear": (None, [_POINTER] * 4 + [_INT] * 2 + [_INT32] * 2),
     "entmtp_decode": (None, [_POINTER] * 5),
+    "entmtp_draft": (None, [_POINTER] * 6),
     "entmtp_move_rows": (None, [_POINTER]),
     "entmtp_accept": (None, [_POINTER] * 2),
     "entmtp_top_k": (None, [_POINTER]),

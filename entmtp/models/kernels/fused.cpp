@@ -155,7 +155,7 @@ struct Decoder {
 
   // States [batch, n, hidden] of the pass, and logits [batch, n, vocabulary] where there is an output layer. The states of
   // draft heads are given, those of the tokens' predecessors.
-  void run(Worker& worker, float* states, const Matrix* output, float* logits) {
+  void run(Worker& worker, float* states, const Matrix* output, const float* bias, float* logits) {
     worker.run(tokens, [&](int64_t token) {
       attention.hide(token);
       if (!model.embedding_norm) read_embedding(token, states + token * model.hidden);
@@ -165,7 +165,7 @@ struct Decoder {
     const Norm norm{states, model.norm, model.eps, last, model.hidden};
     if (!output && !model.keeps_states) worker.run(tokens, norm);
     if (!output) return;
-    const Linear linear{*output, nullptr, nullptr, output->out};
+    const Linear linear{*output, bias, nullptr, output->out};
     multiply(worker, last, logits, tokens, model.hidden, linear, rounding, norm);
   }
 };
@@ -222,7 +222,17 @@ void entmtp_linear(const float* x, const Matrix* weight, const float* bias, floa
 void entmtp_decode(const Model* model, const Pass* pass, float* states, const Matrix* output, float* logits) {
   Decoder decoder{*model, *pass};
   run_team(pass->threads, 4 + model->count * Decoder::PHASES,
-           [&](Worker& worker) { decoder.run(worker, states, output, logits); });
+           [&](Worker& worker) { decoder.run(worker, states, output, nullptr, logits); });
+}
+
+// The same for draft heads, and the likeliest tokens of the logits, whose memory is that of the guesses.
+void entmtp_draft(const Model* model, const Pass* pass, float* states, const Matrix* output, const float* bias,
+                  const Guesses* guesses) {
+  Decoder decoder{*model, *pass};
+  run_team(pass->threads, 5 + model->count * Decoder::PHASES, [&](Worker& worker) {
+    decoder.run(worker, states, output, bias, guesses->logits);
+    worker.run(guesses->rows, [&](int64_t row) { guess(*guesses, row); });
+  });
 }
 
 // Moves the rows of accepted nodes together.

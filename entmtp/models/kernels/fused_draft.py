@@ -19,6 +19,7 @@ from entmtp.models.kernels.compiled import FORMATS, Layer, Matrix, Model, librar
 from entmtp.models.kernels.draft_weight import draft_weight
 from entmtp.models.kernels.fused_decoder import run_pass
 from entmtp.models.kernels.fused_linear import DraftLinear
+from entmtp.models.kernels.fused_top_k import TopK
 from entmtp.models.kernels.packed_weight import PackedWeight, format_of, pack
 from entmtp.models.kernels.rotary_table import RotaryTable
 from entmtp.models.masks import AttentionWindow
@@ -68,6 +69,7 @@ class FusedDraftDecoder:
         embedding_norm: torch.Tensor,
         norm: torch.Tensor,
         rotary: Any,
+        output: Weight,
         *,
         kv_heads: int,
         head_dim: int,
@@ -77,8 +79,9 @@ class FusedDraftDecoder:
     ) -> None:
         """Pack the weights.
 
-        With ``adds_to_normalized`` the first layer's output is added to the normalized state. ``keeps_states`` hands
-        out the states before the last ``norm``, otherwise those after it.
+        ``output`` is the weight of the output layer that :meth:`guess` is called with. With ``adds_to_normalized`` the
+        first layer's output is added to the normalized state. ``keeps_states`` hands out the states before the last
+        ``norm``, otherwise those after it.
         """
         packed = [[pack(draft_weight(each)) for each in (layer.qkv, *layer.matrices.values())] for layer in layers]
         vectors = [layer.vectors for layer in layers]
@@ -89,7 +92,8 @@ class FusedDraftDecoder:
         # The structures have the addresses alone.
         self._memory = packed, vectors, table, norms
         self._rotary = RotaryTable(rotary)
-        self._library = library({format_of(embeddings), *(each.format for row in packed for each in row)})
+        formats = [each.format for row in packed for each in row]
+        self._library = library({format_of(embeddings), format_of(draft_weight(output)), *formats})
         inner, hidden = layers[0].gates.shape
         self._model = Model(
             embeddings=table.data_ptr(),
@@ -119,17 +123,34 @@ class FusedDraftDecoder:
         ``inputs [batch, n, hidden_size]`` are states of the tokens' predecessors. ``layer`` is the first layer's cache;
         token 0 of a text has no entry there.
         """
+        return self._run(tokens, inputs, window, layer)
+
+    def guess(
+        self,
+        tokens: torch.Tensor,
+        inputs: torch.Tensor,
+        window: AttentionWindow,
+        layer: TreeLayer,
+        output: DraftLinear,
+        vocabulary: torch.Tensor,
+        count: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """States as :meth:`forward`, and the ``count`` likeliest tokens after each with their log-probabilities.
+
+        Both are ``[batch, n, count]``, by the ``output`` layer over a ``vocabulary`` of int32 tokens.
+        """
+        logits = torch.empty(*tokens.shape, output.matrix.out)
+        found = TopK.of(logits, vocabulary, count)
+        states = self._run(tokens, inputs, window, layer, output, logits, found)
+        return states, found.tokens, found.log_probs
+
+    def _run(
+        self, tokens: torch.Tensor, inputs: torch.Tensor, window: AttentionWindow, layer: TreeLayer, *guessing: Any
+    ) -> torch.Tensor:
         states = inputs.clone(memory_format=torch.contiguous_format)
+        mapping, keys = layer.table.slot_mapping, layer.keys
         run_pass(
-            self._library,
-            self._model,
-            tokens,
-            window,
-            layer.table.slot_mapping,
-            layer.keys,
-            self._rotary,
-            states,
-            first_row=2,
+            self._library, self._model, tokens, window, mapping, keys, self._rotary, states, *guessing, first_row=2
         )
         return states
 

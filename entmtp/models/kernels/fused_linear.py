@@ -13,7 +13,7 @@ from entmtp.models.kernels.packed_linear import InferenceLinear
 from entmtp.models.kernels.packed_weight import PackedWeight, pack
 
 
-class _CompiledLinear(InferenceLinear):
+class CompiledLinear(InferenceLinear):
     """A linear layer on float32 states with a packed weight.
 
     Attributes:
@@ -47,7 +47,7 @@ class _CompiledLinear(InferenceLinear):
         return product
 
 
-class FusedLinear(_CompiledLinear):
+class FusedLinear(CompiledLinear):
     """A linear layer with a weight in float32 or in GGUF's blocks, as precise as float32 and the same for any batch."""
 
     def __init__(self, weight: Weight, bias: torch.Tensor | None) -> None:

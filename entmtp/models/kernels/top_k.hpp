@@ -14,7 +14,7 @@ extern "C" {
 
 // Rows of logits [rows, width] over a vocabulary [width] of tokens, and what is found in them [rows, count].
 struct Guesses {
-  const float* logits;
+  float* logits;
   const int32_t* vocabulary;
   int64_t* tokens;
   float* log_probs;

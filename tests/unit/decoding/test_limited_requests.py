@@ -114,14 +114,14 @@ def test_in_a_batch_a_request_that_may_have_no_tree_is_not_guessed_for(
 
 def test_native_layers_run_on_the_guesses_of_drafting_requests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = build_backbone(draft_cache_model(DRAFT_CACHE_KINDS[0]), kernels="eager")
-    real = AutoregressiveDrafter.run_level
+    real = AutoregressiveDrafter.guess_level
     batches: list[int] = []
 
-    def run_level(drafter: AutoregressiveDrafter, level: GuessedLevel) -> torch.Tensor:
+    def guess_level(drafter: AutoregressiveDrafter, level: GuessedLevel, count: int) -> Any:
         batches.append(len(level.slots))
-        return real(drafter, level)
+        return real(drafter, level, count)
 
-    monkeypatch.setattr(AutoregressiveDrafter, "run_level", run_level)
+    monkeypatch.setattr(AutoregressiveDrafter, "guess_level", guess_level)
     served(engine_of(backbone, draft_cache_heads(DRAFT_CACHE_KINDS[0], backbone), "static"), 0, None)
     assert set(batches) == {1}
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from entmtp.heads.autoregressive.heads import AutoregressiveHeads
 from entmtp.heads.eagle3 import Eagle3Heads
 from entmtp.heads.eagle3.configuration import Eagle3Config
 from entmtp.models.build import build_backbone
@@ -14,7 +15,7 @@ from tests.helpers.tiny_models import VOCAB, random_tokens
 pytestmark = pytest.mark.skipif(compiled.unsupported_reason() is not None, reason="no C++ compiler")
 
 
-def random_eagle3() -> Eagle3Heads:
+def random_eagle3(*, norm_output: bool = False) -> Eagle3Heads:
     torch.manual_seed(0)
     config = Eagle3Config(
         hidden_size=32,
@@ -26,6 +27,7 @@ def random_eagle3() -> Eagle3Heads:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
+        norm_output=norm_output,
     )
     heads = Eagle3Heads(config)
     torch.nn.init.normal_(heads.weights.fc, std=0.1)
@@ -47,6 +49,22 @@ def test_rounding_changes_little() -> None:
     )
     assert 0 < (log_probs - own).abs().max() < 0.05
     assert tokens.shape == (2, BUSHY.nodes + 1)
+
+
+@pytest.mark.parametrize("norm_output", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_one_call_guesses_what_layers_and_output_layer_do(
+    norm_output: bool, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = random_eagle3(norm_output=norm_output).attach(build_backbone(deep_model(), "fused"))
+    torch.nn.init.normal_(heads.weights.norm)
+    if biased:
+        heads.output_bias = torch.randn(VOCAB)
+    tokens, log_probs = drafted(heads)
+    monkeypatch.setattr(Eagle3Heads, "guess", AutoregressiveHeads.guess)
+    expected, its = drafted(heads)
+    assert torch.equal(tokens, expected)
+    torch.testing.assert_close(log_probs, its, atol=1e-5, rtol=1e-5)
 
 
 def test_heads_that_only_draft_draft_the_same() -> None:
