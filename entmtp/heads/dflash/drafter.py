@@ -70,7 +70,7 @@ class DFlashDrafter(Drafter):
     ) -> torch.Tensor:
         """States ``[batch, n, depths, hidden_size]`` that guess after ``roots [batch, n]`` at ``positions [batch, n]``.
 
-        Each block attends to the tokens before its root, and to itself. Cache rows after row ``start [batch]`` are free.
+        Each block attends to the tokens before its root and to itself. Cache rows after row ``start [batch]`` are free.
         """
         config, (batch, count) = self._heads.config, roots.shape
         size, device = config.block_size, roots.device

@@ -42,8 +42,8 @@ class DFlashLayerWeights(nn.Module):
 class DFlashWeights(nn.Module):
     """All weights of DFlash heads.
 
-    Parameters: ``fc [hidden_size, features * hidden_size]``, ``context_norm [hidden_size]``, ``norm [hidden_size]``, and
-    the layers'. By the configuration also these, which are None otherwise:
+    Parameters: ``fc [hidden_size, features * hidden_size]``, ``context_norm`` and ``norm [hidden_size]``, and the
+    layers'. By the configuration also these, which are None otherwise:
 
     - ``embeddings [vocab_size, hidden_size]`` and ``output [draft_vocab_size, hidden_size]``;
     - ``markov_tokens [vocab_size, markov_rank]`` and ``markov_output [draft_vocab_size, markov_rank]``;
