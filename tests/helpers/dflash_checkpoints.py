@@ -181,6 +181,7 @@ def _speculators(
     sizes: dict[str, Any], own: dict[str, Any], dspark: dict[str, Any], features: tuple[int, ...]
 ) -> tuple[dict[str, Any], int]:
     kind = "dspark" if dspark["markov_rank"] else "dflash"
+    dspark = {**dspark, "sample_from_anchor": True}
     return {
         "architectures": ["DFlashDraftModel"],
         "speculators_model_type": kind,

@@ -6,7 +6,8 @@ has such a one in ``transformer_layer_config`` and the further fields next to it
 - Layers of the model whose states the heads read: ``target_layer_ids`` of z-lab and DeepSpec count by the layer that a
   state leaves, ``aux_hidden_state_layer_ids`` of speculators by the layer that it enters, one higher.
 - Guesses of a block: the states of z-lab's mask tokens guess, one less than ``block_size``. All of DeepSpec's states
-  do, the root's own included, in its DFlash heads too. speculators' heads say which (``sample_from_anchor``).
+  do, the root's own included, in its DFlash heads too. speculators' heads say which (``sample_from_anchor``); those of
+  DSpark must, since it changed between versions.
 
 Sources: ``dflash/model.py`` in github.com/z-lab/dflash, ``deepspec/modeling/dspark/qwen3`` in
 github.com/deepseek-ai/DeepSpec, ``src/speculators/models/{dflash,dspark}/config.py`` in
@@ -47,6 +48,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = decoder_fields.NEUTRAL | {
 
 _NESTED = "dflash_config"
 _KIND = "speculators_model_type"
+_ANCHOR = "sample_from_anchor"
 _DSPARK = frozenset({"confidence_head_with_markov", "enable_confidence_head", "markov_head_type", "markov_rank"})
 
 
@@ -58,7 +60,7 @@ class DFlashFields(DecoderFields):
     mask_token_id: int = Field(ge=0)
     target_layer_ids: list[int] | None = None
     aux_hidden_state_layer_ids: list[int] | None = None
-    sample_from_anchor: bool = False
+    sample_from_anchor: bool
     markov_rank: int = Field(0, ge=0, le=2**16)
     enable_confidence_head: bool = False
     confidence_head_with_markov: bool = False
@@ -72,36 +74,25 @@ class _Authors:
         ids: field with the model's layers; ``offset`` is what is added to them.
         own: further fields that they use.
         neutral: fields with the only values that they can have, in addition to :data:`NEUTRAL`.
-        given: values of fields that go without saying.
+        root_guesses: whether the root's state guesses, unless the configuration says; None if it must.
     """
 
     ids: str
     offset: int
     own: frozenset[str]
     neutral: dict[str, tuple[Any, ...]]
-    given: dict[str, Any]
+    root_guesses: bool | None
 
 
 _QWEN3: dict[str, tuple[Any, ...]] = {"model_type": ("qwen3",)}
-_Z_LAB = _Authors("target_layer_ids", 1, frozenset(), _QWEN3, {"sample_from_anchor": False})
-_DEEPSPEC = _Authors("target_layer_ids", 1, _DSPARK | {"num_anchors"}, _QWEN3, {"sample_from_anchor": True})
+_Z_LAB = _Authors("target_layer_ids", 1, frozenset(), _QWEN3, False)
+_DEEPSPEC = _Authors("target_layer_ids", 1, _DSPARK | {"num_anchors"}, _QWEN3, True)
 _BY_ARCHITECTURE = {"DFlashDraftModel": _Z_LAB, "Qwen3DSparkModel": _DEEPSPEC}
 _IDS = "aux_hidden_state_layer_ids"
-_OF_SPECULATORS = frozenset({"sample_from_anchor", "sliding_window_non_causal"})
+_OF_SPECULATORS = frozenset({_ANCHOR, "sliding_window_non_causal"})
 _BY_KIND = {
-    "dflash": _Authors(_IDS, 0, _OF_SPECULATORS, {}, {"sample_from_anchor": False}),
-    "dspark": _Authors(
-        _IDS,
-        0,
-        _OF_SPECULATORS | _DSPARK,
-        {},
-        {
-            "sample_from_anchor": True,
-            "markov_rank": 256,
-            "enable_confidence_head": True,
-            "confidence_head_with_markov": True,
-        },
-    ),
+    "dflash": _Authors(_IDS, 0, _OF_SPECULATORS, {}, False),
+    "dspark": _Authors(_IDS, 0, _OF_SPECULATORS | _DSPARK, {}, None),
 }
 
 
@@ -129,7 +120,15 @@ def read_fields(source: Source) -> DFlashSource:
     known = {"block_size", "mask_token_id", authors.ids, *DecoderFields.model_fields, *IRRELEVANT, *NEUTRAL}
     check_known(source, "", flat, {*known, "model_type", _KIND, *authors.own})
     check_neutral(source, "", flat, NEUTRAL | authors.neutral)
-    fields = Source(source.weights, source.config_path, authors.given | flat).fields(DFlashFields)
+    if authors.root_guesses is not None:
+        flat = {_ANCHOR: authors.root_guesses} | flat
+    elif _ANCHOR not in flat:
+        raise invalid(
+            source,
+            _ANCHOR,
+            "is missing; it tells whether the root's state guesses: add true or false, as the heads were trained",
+        )
+    fields = Source(source.weights, source.config_path, flat).fields(DFlashFields)
     check_attention(source, fields)
     _check_sizes(source, fields)
     layers = entered_layers(source, authors.ids, flat.get(authors.ids), authors.offset, fields.num_target_layers)

@@ -83,13 +83,13 @@ def test_fields_of_a_block_are_in_either_of_two_positions(tmp_path: Path) -> Non
         assert (found["block_size"], found["mask_token"], found["feature_layers"]) == (6, MASK, [2, 4, 5])
 
 
-def test_what_speculators_leaves_out_of_dspark_goes_without_saying(tmp_path: Path) -> None:
-    checkpoint = dflash(MODEL, "speculators", rank=256, confidence="token")
-    silent = {"markov_rank", "markov_head_type", "enable_confidence_head", "confidence_head_with_markov"}
-    imported(checkpoint.configured(**dict.fromkeys(silent)).save(tmp_path / "published"), tmp_path / "ours")
+def test_which_states_of_a_block_guess_goes_without_saying_in_dflash_alone(tmp_path: Path) -> None:
+    silent = dflash(MODEL, "speculators").configured(sample_from_anchor=None)
+    imported(silent.save(tmp_path / "published"), tmp_path / "ours")
     found = configuration(tmp_path / "ours")
-    assert (found["markov_rank"], found["has_confidence"], found["confidence_reads_token"]) == (256, True, True)
-    assert (found["root_guesses"], found["num_heads"]) == (True, 6)
+    assert (found["root_guesses"], found["num_heads"]) == (False, 5)
+    unclear = dflash(MODEL, "speculators", rank=6).configured(sample_from_anchor=None)
+    refused(unclear.save(tmp_path / "unclear"), "sample_from_anchor is missing; it tells whether the root's state")
 
 
 def test_another_models_heads_are_refused(model_folder: Path, tmp_path: Path) -> None:
