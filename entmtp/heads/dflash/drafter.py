@@ -7,20 +7,17 @@ keys and values go to the rows after the text, where the next step overwrites th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from entmtp.heads.autoregressive.expansion import draft_trees
 from entmtp.heads.dflash.expansion import DFlashExpansion
+from entmtp.heads.dflash.interface import BlockHeads
 from entmtp.heads.interface import AcceptedPaths, Drafter, Proposal
 from entmtp.models.backbone import PREFILL_CHUNK
 from entmtp.models.cache import KvRange, TreeCache
 from entmtp.models.masks import AttentionWindow
 from entmtp.trees.batch import TreeBatch
-
-if TYPE_CHECKING:
-    from entmtp.heads.dflash.heads import DFlashHeads
 
 
 class DFlashDrafter(Drafter):
@@ -31,7 +28,7 @@ class DFlashDrafter(Drafter):
             starts from the root and the draft cache alone.
     """
 
-    def __init__(self, heads: DFlashHeads, cache: TreeCache) -> None:
+    def __init__(self, heads: BlockHeads, cache: TreeCache) -> None:
         self.cache = cache
         self._heads, self._layers = heads, heads.layers
         self._layer_caches = cache.tree_layers[-len(heads.layers.shapes) :]

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from entmtp.heads.dflash.heads import DFlashHeads
+from entmtp.heads.dflash.interface import BlockHeads
 
 
 class DFlashExpansion:
     """Drafting after the roots of a batch of requests (:class:`entmtp.heads.interface.Expansion`)."""
 
     @torch.inference_mode()
-    def __init__(self, heads: DFlashHeads, states: torch.Tensor, roots: torch.Tensor) -> None:
+    def __init__(self, heads: BlockHeads, states: torch.Tensor, roots: torch.Tensor) -> None:
         """Starts from the blocks' states ``[requests, depths, hidden_size]`` of ``roots [requests]``."""
         self.num_heads = states.shape[1]
         self._heads, self._states = heads, states

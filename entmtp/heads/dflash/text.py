@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from entmtp.heads.dflash.drafter import DFlashDrafter
 from entmtp.heads.dflash.expansion import DFlashExpansion
+from entmtp.heads.dflash.interface import BlockHeads
 from entmtp.heads.interface import TracedText
-
-if TYPE_CHECKING:
-    from entmtp.heads.dflash.heads import DFlashHeads
 
 ROOTS_PER_PASS = 32
 """Roots whose blocks are run in one pass."""
@@ -22,7 +18,7 @@ class DFlashText(TracedText):
 
     @torch.inference_mode()
     def __init__(
-        self, heads: DFlashHeads, drafter: DFlashDrafter, features: torch.Tensor, tokens: torch.Tensor, begin: int
+        self, heads: BlockHeads, drafter: DFlashDrafter, features: torch.Tensor, tokens: torch.Tensor, begin: int
     ) -> None:
         """Reads the text; ``drafter`` has its own cache with one empty slot. See :meth:`DraftHeads.traced_text`."""
         self._heads, self._drafter, self._tokens, self._begin = heads, drafter, tokens, begin
