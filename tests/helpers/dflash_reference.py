@@ -27,7 +27,7 @@ class DFlashReference:
         self._embeddings = self._w.get("embed_tokens.weight", model.embeddings.double())
         self._output = self._w.get("lm_head.weight", model.output.double()[checkpoint.guessable])
 
-    def states(self, features: torch.Tensor, root: int) -> list[torch.Tensor]:
+    def block(self, features: torch.Tensor, root: int) -> list[torch.Tensor]:
         """``h`` of the whole block of a root after n tokens; ``features [n, width]`` are the model's, of those."""
         contexts = [self._rms(self._w["fc.weight"] @ row.double(), "hidden_norm.weight") for row in features]
         tokens = [root, *[MASK] * (self._checkpoint.block - 1)]
@@ -36,21 +36,21 @@ class DFlashReference:
             block = self._decoder_layer(f"layers.{layer}.", contexts, block)
         return [self._rms(state, "norm.weight") for state in block]
 
-    def logits(self, features: torch.Tensor, path: Sequence[int]) -> torch.Tensor:
-        """Logits over the draft vocabulary for the token after ``path``, which begins with the root."""
-        logits = self._output @ self.states(features, path[0])[self._checkpoint.first + len(path) - 1]
+    def logits(self, block: Sequence[torch.Tensor], path: Sequence[int]) -> torch.Tensor:
+        """Logits over the draft vocabulary for the token after ``path``, which begins with the block's root."""
+        logits = self._output @ block[self._checkpoint.first + len(path) - 1]
         if "markov_head.markov_w1.weight" in self._w:
             previous = self._w["markov_head.markov_w1.weight"][path[-1]]
             logits = logits + self._w["markov_head.markov_w2.weight"] @ previous
         return logits
 
-    def log_probs(self, features: torch.Tensor, path: Sequence[int]) -> torch.Tensor:
+    def log_probs(self, block: Sequence[torch.Tensor], path: Sequence[int]) -> torch.Tensor:
         """Log-probabilities of :meth:`logits`."""
-        return self.logits(features, path).log_softmax(-1)
+        return self.logits(block, path).log_softmax(-1)
 
-    def confidence(self, features: torch.Tensor, path: Sequence[int]) -> float:
+    def confidence(self, block: Sequence[torch.Tensor], path: Sequence[int]) -> float:
         """The heads' estimate that the token after ``path`` is accepted."""
-        read = self.states(features, path[0])[self._checkpoint.first + len(path) - 1]
+        read = block[self._checkpoint.first + len(path) - 1]
         weight = self._w["confidence_head.proj.weight"][0]
         if len(weight) > len(read):
             read = torch.cat([read, self._w["markov_head.markov_w1.weight"][path[-1]]])

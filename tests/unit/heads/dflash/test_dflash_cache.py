@@ -1,5 +1,7 @@
 """The draft cache of a text is the same however its tokens were committed, and blocks leave nothing in it."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -107,7 +109,7 @@ def test_the_cache_has_rows_for_a_block_at_the_end_of_a_text(backbone: Backbone,
 
 
 @pytest.mark.parametrize("make", [dflash_heads, dspark_heads])
-def test_trees_of_fifteen_levels_are_drafted(make: type, backbone: Backbone) -> None:
+def test_trees_of_fifteen_levels_are_drafted(make: Callable[..., DFlashHeads], backbone: Backbone) -> None:
     heads = make(backbone, block_size=16, num_heads=15, root_guesses=False)
     deep = Topology.of([*((0,) * depth for depth in range(1, 16)), (1,), (0,) * 14 + (1,)])
     drafting = DFlashDrafting(heads, backbone.model, slots=1)

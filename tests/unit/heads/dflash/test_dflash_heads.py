@@ -12,8 +12,9 @@ from entmtp.models.build import build_backbone
 from entmtp.models.kernels import compiled, fused_linear
 from entmtp.settings import Kernels
 from entmtp.trees.topology import Topology
-from tests.helpers.dflash_checkpoints import DFLASH_VARIANTS, DFlashCheckpoint, dflash
+from tests.helpers.dflash_checkpoints import DFLASH_VARIANTS, DFlashCheckpoint
 from tests.helpers.dflash_drafting import DFlashDrafting, imported_dflash
+from tests.helpers.dflash_heads import dflash_heads
 from tests.helpers.dflash_reference import DFlashReference
 from tests.helpers.eagle3_drafting import deep_model, features_of, seen_model
 from tests.helpers.heads_with_caches import BUSHY
@@ -74,10 +75,11 @@ def _check(drafting: DFlashDrafting, slot: int, tree: Topology, row: tuple[torch
            reference: DFlashReference, guessable: torch.Tensor) -> None:  # fmt: skip
     """Asserts that a drafted tree holds the formula's likeliest tokens along each of its paths."""
     tokens, log_probs = row[0].tolist(), row[1]
-    features, root = drafting.features(slot), drafting.texts[slot][-1]
+    root = drafting.texts[slot][-1]
+    block = reference.block(drafting.features(slot), root)
     for node, path in enumerate(tree.paths, start=1):
         before = [tokens[tree.index[path[:depth]]] for depth in range(1, len(path))]
-        expected = reference.log_probs(features, [root, *before])
+        expected = reference.log_probs(block, [root, *before])
         ranked = expected.sort(descending=True)
         assert int(guessable[ranked.indices[path[-1]]]) == tokens[node]
         assert abs(float(ranked.values[path[-1]] - log_probs[node])) < EXACT
@@ -116,8 +118,9 @@ def test_a_traced_text_guesses_as_the_drafter_does_along_the_same_path(
     log_probs = heads.draft_logits(states).log_softmax(-1)
     for position in (0, len(windows) - 1):
         root = len(prompt) + position
+        block = reference.block(features[:root], tokens[root])
         for depth in (0, 1, heads.num_heads - 1):
-            expected = reference.log_probs(features[:root], tokens[root : root + 1 + depth])
+            expected = reference.log_probs(block, tokens[root : root + 1 + depth])
             torch.testing.assert_close(log_probs[position, depth].double(), expected, rtol=0, atol=EXACT)
     drafting = DFlashDrafting(heads, backbone.model, slots=1)
     drafting.prefill(0, tokens[: len(prompt) + 2], root=tokens[len(prompt) + 2])
@@ -142,19 +145,21 @@ def test_the_estimates_of_acceptance_are_those_of_the_formula(
     if not heads.config.has_confidence:
         assert estimates == [None, None]
         return
-    features, roots, children = drafting.features(0), estimates[0], estimates[1]
+    roots, children = estimates
     assert roots is not None
     assert children is not None
-    assert abs(reference.confidence(features, [5]) - float(roots)) < EXACT
+    block = reference.block(drafting.features(0), 5)
+    assert abs(reference.confidence(block, [5]) - float(roots)) < EXACT
     for parent, estimate in zip((2, 0), children.tolist(), strict=True):
-        assert abs(reference.confidence(features, [5, int(first[0, parent])]) - estimate) < EXACT
+        assert abs(reference.confidence(block, [5, int(first[0, parent])]) - estimate) < EXACT
 
 
-@torch.inference_mode()
-def test_every_token_of_a_block_attends_to_all_others(backbone: Backbone) -> None:
-    """The state of the root changes with the number of mask tokens after it, and a causal one would not."""
-    model, features, states = seen_model(backbone), torch.randn(4, 96), []
+def test_the_root_attends_to_the_mask_tokens_after_it(backbone: Backbone) -> None:
+    """What its state guesses changes with their number, and would not if attention were causal."""
+    guessed = []
     for block in (2, 6):
-        checkpoint = dflash(model, "DeepSpec", block=block)
-        states.append(DFlashReference(checkpoint, model).states(features, root=5)[0])
-    assert (states[0] - states[1]).abs().max() > 0.01
+        heads = dflash_heads(backbone, root_guesses=True, block_size=block, num_heads=block)
+        drafting = DFlashDrafting(heads, backbone.model, slots=1)
+        drafting.prefill(0, PROMPTS[0], root=5)
+        guessed.append(drafting.draft([0], [Topology.of([(0,)])]).log_probs[0, 1])
+    assert abs(float(guessed[0] - guessed[1])) > 1e-3

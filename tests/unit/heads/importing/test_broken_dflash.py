@@ -118,9 +118,9 @@ CASES: dict[str, tuple[DFlashCheckpoint, str]] = {
         "target_layer_ids is [1, 3, 7], not layer numbers in ascending order of a model with 8",
     ),
     "z-lab, layers as text": (own(target_layer_ids="1,3,4"), "target_layer_ids: '1,3,4' is not accepted"),
-    "z-lab, no mask": (own(mask_token_id=None), "mask_token_id: None is not accepted"),
+    "z-lab, no mask": (own(mask_token_id=None), "config.json: mask_token_id: {"),
     "z-lab, mask beyond the vocabulary": (own(mask_token_id=96), "mask_token_id is 96 but the tokens are 0 to 95"),
-    "z-lab, no block": (lab().configured(block_size=None), "block_size: None is not accepted"),
+    "z-lab, no block": (lab().configured(block_size=None), "config.json: block_size: {"),
     "z-lab, block of the root alone": (
         lab().configured(block_size=1),
         "block_size is 1, for 0 guesses; only heads with 1 to 16 can be imported",
