@@ -203,9 +203,7 @@ DFLASH_VARIANTS: dict[str, Callable[[Model], DFlashCheckpoint]] = {
     ),
     "DeepSpec": lambda model: dflash(model, "DeepSpec", own_embeddings=True, own_output=True),
     "DeepSpec, embeddings as a state": lambda model: dflash(model, "DeepSpec", features=(0, 3)),
-    "DSpark": lambda model: dflash(
-        model, "DeepSpec", rank=6, confidence="token", own_embeddings=True, own_output=True
-    ),
+    "DSpark": lambda model: dflash(model, "DeepSpec", rank=6, confidence="token", own_embeddings=True, own_output=True),
     "DSpark, estimate by the state": lambda model: dflash(model, "DeepSpec", rank=6, confidence="state", layers=1),
     "speculators": lambda model: dflash(model, "speculators", draft_vocab=DRAFT_VOCAB),
     "speculators, DSpark": lambda model: dflash(

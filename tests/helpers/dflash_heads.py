@@ -11,6 +11,7 @@ from entmtp.heads.dflash import DFlashHeads
 from entmtp.heads.dflash.configuration import DFlashConfig
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
+from entmtp.models.kernels.block_weight import dequantized
 
 _CONFIDENT = 4.0
 """Factor of the heads' logits: a tiny random model's own are almost even."""
@@ -70,7 +71,7 @@ def sure_dspark(model: PreTrainedModel, noise: float = 0.0, **changes: Any) -> t
     generator = torch.Generator().manual_seed(0)
     for parameter in heads.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
-    embeddings = model.get_input_embeddings().weight.data
+    embeddings = dequantized(backbone.embeddings).detach()
     normed = torch.nn.functional.rms_norm(embeddings, (size,), eps=model.config.rms_norm_eps)
     known = normed * model.get_decoder().norm.weight.data
     known = known + noise * known.std() * torch.randn(known.shape, generator=generator)

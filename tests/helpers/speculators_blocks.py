@@ -10,6 +10,7 @@ and ``logits [anchors, block, draft vocabulary]`` of the blocks after ``anchors`
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -68,7 +69,7 @@ def main(folder: Path, variant: dict[str, object]) -> None:
 
 
 @torch.no_grad()
-def _blocks(model: torch.nn.Module, tokens: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
+def _blocks(model: Any, tokens: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
     """The anchors that the package chose, and its logits of their blocks, before or after DSpark's bias."""
     found: dict[str, torch.Tensor] = {}
     chosen = model._build_attention_mask

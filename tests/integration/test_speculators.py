@@ -21,7 +21,7 @@ from tests.helpers.tiny_models import VOCAB
 pytestmark = pytest.mark.slow
 
 PACKAGES = "speculators==0.9.0", "hs-connectors", "loguru"
-"""The package, and what it imports for these heads. Its other dependencies are this environment's, or are not needed."""
+"""The package, and what it imports for these heads. Its other dependencies are this environment's or not needed."""
 BASE = {"model_type": "llama", "draft_vocab_size": 64}
 VARIANTS: dict[str, dict[str, object]] = {
     "Llama": {},
@@ -89,7 +89,9 @@ def test_logits_of_blocks_are_those_of_the_package(variant: str, interpreter: Pa
     expected = load_file(published / "expected.safetensors")
     (published / "expected.safetensors").unlink()
     model = deep_model()
-    model.get_input_embeddings().weight.data = expected["embeddings"]
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    embeddings.weight.data = expected["embeddings"]
     if len(expected["output"]) == VOCAB:
         model.get_output_embeddings().weight.data = expected["output"]
     heads = imported_folder(published, build_backbone(model, "eager"), tmp_path / "ours")

@@ -1,6 +1,7 @@
 """The draft cache of a text is the same however its tokens were committed, and blocks leave nothing in it."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_a_long_prompt_is_read_in_chunks(heads: DFlashHeads, backbone: Backbone)
     for cuts in ([0, length], [0, 5, length]):
         drafting = DFlashDrafting(heads, backbone.model, slots=1, capacity=length)
         with torch.inference_mode():
-            for begin, end in zip(cuts, cuts[1:], strict=False):
+            for begin, end in pairwise(cuts):
                 drafting.cache.append([0], [end - begin])
                 drafting.drafter.prefill(0, features[begin:end], [1] * (end - begin))
         drafters.append(drafting)
