@@ -62,6 +62,7 @@ class DFlashDrafter(Drafter):
     def expand(self, slots: tuple[int, ...], roots: torch.Tensor) -> DFlashExpansion:
         return DFlashExpansion(self._heads, self._block_states(slots, roots), roots)
 
+    @torch.inference_mode()
     def run_blocks(
         self, slots: tuple[int, ...], roots: torch.Tensor, positions: torch.Tensor, start: torch.Tensor
     ) -> torch.Tensor:

@@ -37,7 +37,6 @@ class DFlashText(TracedText):
         position = torch.tensor([at], device=self._tokens.device)
         return DFlashExpansion(self._heads, self._block_states(position), self._tokens[self._begin + position])
 
-    @torch.inference_mode()
     def _block_states(self, at: torch.Tensor) -> torch.Tensor:
         """States ``[n, depths, hidden_size]`` that guess after the answer's tokens ``at [n]``."""
         positions = self._begin + at

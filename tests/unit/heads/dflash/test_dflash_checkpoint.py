@@ -46,7 +46,9 @@ def test_saved_heads_draft_the_same_once_they_are_loaded(own: bool, backbone: Ba
     loaded = load_heads(tmp_path, backbone)
     assert isinstance(loaded, DFlashHeads)
     assert loaded.config == heads.config
-    assert all(torch.equal(found, expected) for found, expected in zip(drafted(loaded, backbone), before, strict=True))
+    tokens, log_probs = drafted(loaded, backbone)
+    assert torch.equal(tokens, before[0])
+    torch.testing.assert_close(log_probs, before[1], rtol=0, atol=1e-6)
     assert registered_heads()["entmtp_dflash"] is DFlashHeads
 
 

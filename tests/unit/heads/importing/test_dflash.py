@@ -85,8 +85,8 @@ def test_fields_of_a_block_are_in_either_of_two_positions(tmp_path: Path) -> Non
 
 def test_which_states_of_a_block_guess_goes_without_saying_in_dflash_alone(tmp_path: Path) -> None:
     silent = dflash(MODEL, "speculators").configured(sample_from_anchor=None)
-    imported(silent.save(tmp_path / "published"), tmp_path / "ours")
-    found = configuration(tmp_path / "ours")
+    imported(silent.save(tmp_path / "published"), tmp_path / "imported")
+    found = configuration(tmp_path / "imported")
     assert (found["root_guesses"], found["num_heads"]) == (False, 5)
     unclear = dflash(MODEL, "speculators", rank=6).configured(sample_from_anchor=None)
     refused(unclear.save(tmp_path / "unclear"), "sample_from_anchor is missing; it tells whether the root's state")
