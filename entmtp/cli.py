@@ -117,7 +117,9 @@ def calibrate(
     model: Model = "bundled",
     heads: Annotated[
         list[str] | None,
-        typer.Option(help="hydra=FOLDER, eagle3=…, medusa=… or native=native; may repeat (default: the bundled ones)"),
+        typer.Option(
+            help="hydra=FOLDER, eagle3=…, dflash=…, medusa=… or native=native; may repeat (default: the bundled ones)"
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="prompts in the hub's schema instead of the hub")] = None,
     prompts: Annotated[int | None, typer.Option(help="calibration prompts")] = None,
@@ -222,7 +224,7 @@ def import_published_heads(
         str | None, typer.Option(help="hub name or folder of the model that they are for; checks and binds them to it")
     ] = None,
 ) -> None:
-    """Convert published Medusa, Hydra or EAGLE-3 heads, in their authors' or an engine's layout, to EntMTP's format."""
+    """Convert published heads to EntMTP's format: Medusa, Hydra, EAGLE-3, DFlash or DSpark, in any known layout."""
     with plain_errors("import-heads"):
         from entmtp.heads.importing.import_heads import import_heads
 

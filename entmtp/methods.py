@@ -19,8 +19,8 @@ BANK_ORACLE = "bank-oracle"
 HINDSIGHT = "hindsight"
 RANDOM = "random"
 
-HYDRA, NATIVE, MEDUSA, EAGLE3 = "hydra", "native", "medusa", "eagle3"
-FAMILIES = (HYDRA, EAGLE3, NATIVE, MEDUSA)
+HYDRA, NATIVE, MEDUSA, EAGLE3, DFLASH = "hydra", "native", "medusa", "eagle3", "dflash"
+FAMILIES = (HYDRA, EAGLE3, DFLASH, NATIVE, MEDUSA)
 """Families of draft heads, in the order of preference of methods that name none."""
 
 LADDER = "ladder"
@@ -68,6 +68,8 @@ TABLE: list[Method] = [
     Method("native-best", "best-static", "#AA4499", "the model's own MTP layers, the best constant tree", NATIVE),
     Method("eagle3", "eagle2", "#FFAABB", "EAGLE-3 heads, EAGLE-2's tree of 59 nodes", EAGLE3),
     Method("eagle3-best", "best-static", "#994455", "EAGLE-3 heads, the best constant tree", EAGLE3),
+    Method("dflash", "chain", "#EE3377", "DFlash or DSpark heads, their authors' chain", DFLASH),
+    Method("dflash-best", "best-static", "#CC3311", "DFlash or DSpark heads, the best constant tree", DFLASH),
     Method(ENTMTP, LADDER, "#009E73", "a tree per step by the entropy's moving average", adaptive=True, quick=True),
     Method(
         "entmtp-goodput", "goodput", "#117733", "most predicted tokens, less the price of their time", adaptive=True

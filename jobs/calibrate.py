@@ -50,7 +50,8 @@ def main(
     ] = None,
     model: Annotated[str, typer.Option(help="'bundled', a hub name, a local folder or a GGUF file")] = "bundled",
     heads: Annotated[
-        list[str] | None, typer.Option(help="hydra=FOLDER, eagle3=…, medusa=… or native=native; may repeat")
+        list[str] | None,
+        typer.Option(help="hydra=FOLDER, eagle3=…, dflash=…, medusa=… or native=native; may repeat"),
     ] = None,
     data: Annotated[list[str] | None, typer.Option(help="TASK=FILE in the hub's schema; may repeat")] = None,
     cpus_per_worker: Annotated[

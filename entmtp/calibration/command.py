@@ -10,7 +10,7 @@ from rich.console import Console
 from entmtp.calibration.build import make_bank, mixed_provenance, provenance_of, traces_of, write_answers
 from entmtp.decoding.measure_cost import step_cost
 from entmtp.errors import EntMTPError
-from entmtp.heads.checkpoint import BUNDLED_KINDS, KINDS, bundled_heads, load_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, FOLDER_KINDS, bundled_heads, load_heads
 from entmtp.methods import NATIVE
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import checked_dtype, encode_chat, load_model
@@ -143,15 +143,15 @@ def _sources(model: str, heads: Sequence[str]) -> dict[str, str]:
         if model != "bundled":
             raise EntMTPError(
                 f"heads: none are shipped for model '{model}'; give --heads KIND=FOLDER with KIND one of"
-                f" {', '.join(KINDS)}, or --heads {NATIVE}={NATIVE} if the model has multi-token-prediction"
+                f" {', '.join(FOLDER_KINDS)}, or --heads {NATIVE}={NATIVE} if the model has multi-token-prediction"
                 " layers"
             )
         return {kind: str(bundled_heads(kind)) for kind in BUNDLED_KINDS}
     pairs = dict(text.partition("=")[::2] for text in heads)
     for kind, source in pairs.items():
-        if (kind not in KINDS or not source) and (kind, source) != (NATIVE, NATIVE):
+        if (kind not in FOLDER_KINDS or not source) and (kind, source) != (NATIVE, NATIVE):
             raise EntMTPError(
-                f"heads: '{kind}={source}' is not KIND=FOLDER with KIND one of {', '.join(KINDS)},"
+                f"heads: '{kind}={source}' is not KIND=FOLDER with KIND one of {', '.join(FOLDER_KINDS)},"
                 f" and not {NATIVE}={NATIVE}"
             )
     return pairs

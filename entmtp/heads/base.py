@@ -236,8 +236,14 @@ class DraftHeads(nn.Module, ABC):
 
         States are as for :meth:`draft_logits`. ``count`` is cut to the size of the draft vocabulary.
         """
-        logits = self.draft_logits(states, head).float()
-        count = min(count, logits.shape[-1])
+        return self.likeliest(self.draft_logits(states, head), count)
+
+    def likeliest(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Top-k tokens ``[..., count]`` of logits over the draft vocabulary and their log-probabilities.
+
+        ``count`` is cut to the size of the draft vocabulary.
+        """
+        logits, count = logits.float(), min(count, logits.shape[-1])
         if self._is_fused and torch.is_inference_mode_enabled():
             return fused_top_k.top_k(logits, self.draft_vocab, count)
         top = logits.topk(count, dim=-1)

@@ -17,7 +17,7 @@ from entmtp.heads.base import CONFIG, WEIGHTS, DraftHeads, check_same_model
 from entmtp.heads.configuration import DraftHeadsConfig
 from entmtp.heads.hub import download
 from entmtp.heads.native.heads import load_native
-from entmtp.heads.registry import registered_heads, trained_heads
+from entmtp.heads.registry import kinds_in_folders, registered_heads, trained_heads
 from entmtp.methods import NATIVE
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _ASSETS = Path(str(files("entmtp") / "assets"))
 KINDS = trained_heads()
 """Classes of heads that can be trained, by kind."""
+FOLDER_KINDS = kinds_in_folders()
+"""Kinds of heads that are given as a folder or hub name: trained or imported."""
 BUNDLED_KINDS = tuple(kind for kind in KINDS if (_ASSETS / kind).is_dir())
 """Kinds of heads that are shipped for the bundled model."""
 

@@ -38,9 +38,16 @@ def trained_heads() -> dict[str, type[DraftHeads]]:
     return {heads.kind: heads for heads in sorted(trained, key=lambda heads: heads.kind)}
 
 
+def kinds_in_folders() -> tuple[str, ...]:
+    """Kinds of heads whose checkpoints can be loaded, in alphabetical order; native heads have none."""
+    return tuple(sorted({heads.kind for heads in registered_heads().values()}))
+
+
 def find_trained_heads(kind: str) -> type[DraftHeads]:
     """Class of the heads of this kind that ``entmtp train`` makes. Raises EntMTPError if there is none."""
     known = trained_heads()
     if kind not in known:
-        raise EntMTPError(f"kind: '{kind}' is not accepted; choose one of {', '.join(known)}")
+        imported = "heads can only be imported, with 'entmtp import-heads'; to train some,"
+        reason = imported if kind in kinds_in_folders() else "is not accepted;"
+        raise EntMTPError(f"kind: '{kind}' {reason} choose one of {', '.join(known)}")
     return known[kind]

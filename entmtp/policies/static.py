@@ -78,6 +78,12 @@ def _published(inputs: PolicyInputs) -> StaticPolicy:
     return StaticPolicy(published_tree(inputs.num_heads), inputs.entropy_window)
 
 
+@register_policy("chain", by_cost=False, by_bank=False)
+def _chain(inputs: PolicyInputs) -> StaticPolicy:
+    chain = Topology.of([(0,) * depth for depth in range(1, inputs.num_heads + 1)])
+    return StaticPolicy(chain, inputs.entropy_window)
+
+
 @register_policy("best-static")
 def _best_static(inputs: PolicyInputs) -> BestStaticPolicy:
     return BestStaticPolicy(inputs.needs_bank(), inputs.needs_cost(), inputs.entropy_window)

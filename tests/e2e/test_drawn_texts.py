@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.settings import SamplingParams
 from entmtp.trees.batch import TreeBatch
+from tests.helpers.dflash_heads import dflash_heads, dspark_heads
 from tests.helpers.eagle3_heads import eagle3_heads
 from tests.helpers.sampled_texts import FREE, POLICIES, SHAPED, drawn, exact, p_value
 from tests.helpers.small_cases import SMALL_VOCAB
@@ -46,6 +47,15 @@ def test_texts_over_eagle3_heads_come_as_often_as_the_model_would_write_them(
     backbone: Backbone, eagle3: DraftHeads
 ) -> None:
     counts = drawn(backbone, eagle3, POLICIES["eagle2"], SHAPED, BATCH, draws=1_000)
+    assert p_value(counts, exact(backbone, SHAPED)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["static", "dynamic"])
+@pytest.mark.parametrize("make", [dflash_heads, dspark_heads])
+def test_texts_over_blocks_come_as_often_as_the_model_would_write_them(
+    make: Callable[[Backbone], DraftHeads], name: str, backbone: Backbone
+) -> None:
+    counts = drawn(backbone, make(backbone), POLICIES[name], SHAPED, BATCH, draws=1_000)
     assert p_value(counts, exact(backbone, SHAPED)) > 1e-3
 
 

@@ -189,7 +189,7 @@ def test_a_bank_of_other_heads_is_refused_even_where_none_is_needed(
 
 
 def test_kinds_that_calibration_does_not_know_are_listed_with_eagle3(folder: Path) -> None:
-    with pytest.raises(EntMTPError, match="heads: 'eagle=x' is not KIND=FOLDER with KIND one of eagle3, hydra, medusa"):
+    with pytest.raises(EntMTPError, match="heads: 'eagle=x' is not KIND=FOLDER with KIND one of dflash, eagle3,"):
         calibrate_quietly("gsm8k", folder, ["eagle=x"], NEW_TOKENS)
 
 

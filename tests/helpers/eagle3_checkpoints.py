@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from tests.helpers.published_checkpoints import CONFIG, Model, save_tensors
+from tests.helpers.decoder_checkpoints import DecoderCheckpoint
+from tests.helpers.published_checkpoints import Model
 
 Layout = Literal["SafeAILab", "speculators", "SGLang", "DeepSpec"]
 HEADS, KEY_HEADS, HEAD_DIM, INNER, EPS = 4, 2, 8, 40, 1e-5
@@ -18,44 +17,11 @@ DRAFT_VOCAB = 40
 FILES = {"SafeAILab": "pytorch_model.bin"}
 
 
-@dataclass(frozen=True)
-class Eagle3Checkpoint:
-    """A checkpoint that is not saved yet.
+@dataclass(frozen=True, kw_only=True)
+class Eagle3Checkpoint(DecoderCheckpoint):
+    """A checkpoint of EAGLE-3 heads; ``first`` is the prefix of the first decoder layer's tensors, in the layout."""
 
-    Attributes:
-        first: prefix of the first decoder layer's tensors, in the layout.
-        features: layers of the model whose inputs the heads read, as the importer must understand the configuration.
-        guessable: the model's tokens that the heads guess.
-    """
-
-    file: str
-    config: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
     first: str
-    features: tuple[int, ...]
-    guessable: torch.Tensor
-    prefix: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def save(self, folder: Path) -> Path:
-        """Writes both files."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(json.dumps(self.config))
-        save_tensors(folder / self.file, {self.prefix + name: tensor for name, tensor in self.tensors.items()})
-        return folder
-
-    def changed(self, **tensors: torch.Tensor) -> Eagle3Checkpoint:
-        """A copy with these tensors added or replaced; ``__`` in a name stands for a dot."""
-        return replace(self, tensors=self.tensors | {name.replace("__", "."): each for name, each in tensors.items()})
-
-    def without(self, name: str) -> Eagle3Checkpoint:
-        """A copy without a tensor."""
-        return replace(self, tensors={each: tensor for each, tensor in self.tensors.items() if each != name})
-
-    def configured(self, **fields: Any) -> Eagle3Checkpoint:
-        """A copy with these fields of the configuration; None removes one."""
-        config = {name: value for name, value in (self.config | fields).items() if value is not None}
-        return replace(self, config=config)
 
 
 def eagle3(
@@ -128,7 +94,16 @@ def eagle3(
         sizes |= {"model_type": "qwen2"} if bias == "qkv" else {"attention_bias": True}
     config = _CONFIGS[layout](sizes, own | options, features)
     file = FILES.get(layout, "model.safetensors")
-    return Eagle3Checkpoint(file, config, tensors, first, features, guessable, prefix, options | sizes)
+    return Eagle3Checkpoint(
+        file=file,
+        config=config,
+        tensors=tensors,
+        first=first,
+        features=features,
+        guessable=guessable,
+        prefix=prefix,
+        options=options | sizes,
+    )
 
 
 def _add_layer(add: Callable[..., None], prefix: str, size: int, width: int, norms_heads: bool, bias: str) -> None:

@@ -1,4 +1,4 @@
-"""Drafting with EAGLE-3 heads on states that transformers computes."""
+"""Drafting with heads that read the model's states at several depths, on states that transformers computes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import load_heads
 from entmtp.heads.eagle3 import Eagle3Heads
 from entmtp.heads.importing.import_heads import import_heads
@@ -37,15 +38,15 @@ def seen_model(backbone: Backbone) -> Model:
 
 def imported_eagle3(checkpoint: Eagle3Checkpoint, backbone: Backbone, folder: Path) -> Eagle3Heads:
     """Imports a checkpoint without naming a model, and loads it with one."""
-    return imported_folder(checkpoint.save(folder / "published"), backbone, folder / "ours")
-
-
-def imported_folder(published: Path, backbone: Backbone, ours: Path) -> Eagle3Heads:
-    """Imports the checkpoint in a folder without naming a model, and loads it with one."""
-    import_heads(str(published), ours, None, lambda text: None)
-    heads = load_heads(ours, backbone)
+    heads = imported_folder(checkpoint.save(folder / "published"), backbone, folder / "ours")
     assert isinstance(heads, Eagle3Heads)
     return heads
+
+
+def imported_folder(published: Path, backbone: Backbone, ours: Path) -> DraftHeads:
+    """Imports the checkpoint in a folder without naming a model, and loads it with one."""
+    import_heads(str(published), ours, None, lambda text: None)
+    return load_heads(ours, backbone)
 
 
 @torch.inference_mode()
@@ -58,7 +59,7 @@ def features_of(model: PreTrainedModel, tokens: Sequence[int], layers: Sequence[
 class Drafting:
     """Slots with a drafter, and the text of each, whose last token is the root."""
 
-    def __init__(self, heads: Eagle3Heads, model: PreTrainedModel, slots: int = 2, capacity: int = 96) -> None:
+    def __init__(self, heads: DraftHeads, model: PreTrainedModel, slots: int = 2, capacity: int = 96) -> None:
         layout = heads.cache_layout
         rows = capacity + layout.spare_rows
         self.cache = TreeCache(layout.layers, slots, rows, state_buffers=layout.state_buffers)
@@ -96,9 +97,7 @@ class Drafting:
         paths = [tree.lineages[node] for tree, node in zip(trees, nodes, strict=True)]
         width = max(map(len, paths))
         columns = torch.zeros(len(slots), width, dtype=torch.int64)
-        features = torch.randn(
-            len(slots), batch.width, len(self._heads.feature_layers) * self._heads.config.hidden_size
-        )
+        features = torch.randn(len(slots), batch.width, self._heads.feature_size)
         for row, (slot, path, root) in enumerate(zip(slots, paths, roots, strict=True)):
             columns[row] = torch.tensor([*path, *range(path[-1] + 1, path[-1] + 1 + width)][:width])
             before = len(self.texts[slot]) - 1

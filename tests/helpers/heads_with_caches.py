@@ -10,10 +10,12 @@ from transformers import PreTrainedModel
 from entmtp.decoding.state import DecodingState
 from entmtp.heads.autoregressive.heads import AutoregressiveHeads
 from entmtp.heads.base import DraftHeads
+from entmtp.heads.dflash import DFlashHeads
 from entmtp.heads.hydra_plus_plus_cache import HydraPlusPlusDrafter
-from entmtp.methods import EAGLE3
+from entmtp.methods import DFLASH, EAGLE3
 from entmtp.models.backbone import Backbone
 from entmtp.trees.topology import Topology
+from tests.helpers.dflash_heads import dflash_heads, dspark_heads
 from tests.helpers.eagle3_heads import eagle3_heads
 from tests.helpers.hydra_plus_plus_heads import random_hydra_plus_plus_heads
 from tests.helpers.native_models import MTP_TYPES, mtp_model, native_heads
@@ -21,8 +23,9 @@ from tests.helpers.small_cases import SMALL_VOCAB
 from tests.helpers.tiny_models import tiny_model
 
 PREFIX = "prefix-mlp"
-DRAFT_CACHE_KINDS = (*MTP_TYPES, EAGLE3, PREFIX)
-"""Native heads by their models' types, EAGLE-3 heads and Hydra++ heads."""
+DSPARK = "dspark"
+DRAFT_CACHE_KINDS = (*MTP_TYPES, EAGLE3, PREFIX, DFLASH, DSPARK)
+"""Native heads by their models' types, EAGLE-3, Hydra++, DFlash and DSpark heads."""
 
 CLOSE = 2e-4
 """Absolute tolerance between two ways to compute a number, in float32 on any machine."""
@@ -40,7 +43,8 @@ def draft_cache_heads(kind: str, backbone: Backbone) -> DraftHeads:
     """Random heads for such a model."""
     if kind in MTP_TYPES:
         return native_heads(backbone)
-    return eagle3_heads(backbone) if kind == EAGLE3 else random_hydra_plus_plus_heads(backbone)
+    of_kind = {EAGLE3: eagle3_heads, PREFIX: random_hydra_plus_plus_heads, DFLASH: dflash_heads, DSPARK: dspark_heads}
+    return of_kind[kind](backbone)
 
 
 def draft_cache_entries(state: DecodingState, slot: int, length: int) -> list[torch.Tensor]:
@@ -53,6 +57,9 @@ def draft_cache_entries(state: DecodingState, slot: int, length: int) -> list[to
         assert layer_cache.keys is not None
         assert layer_cache.values is not None
         return [buffer[slot, :, 1 : length + 1] for buffer in (layer_cache.keys, layer_cache.values)]
+    if isinstance(state.heads, DFlashHeads):
+        own = state.cache.tree_layers[-state.heads.config.num_layers :]
+        return [buffer[slot, :, 1 : length + 1] for layer in own for buffer in (layer.keys, layer.values)]
     assert isinstance(state.heads, AutoregressiveHeads)
     count = state.heads.layers.count
     entries = []

@@ -16,6 +16,7 @@ from entmtp.settings import EngineSettings
 from entmtp.suites import MIXED, PAPER_SUITES, draw, load_suite
 from entmtp.trees.bank import bundled_bank, load_bank
 from tests.helpers.bundled_backbone import bundled_backbone
+from tests.helpers.dflash_heads import dspark_heads
 from tests.helpers.eagle3_heads import eagle3_heads
 from tests.helpers.small_cases import traced
 from tests.helpers.tiny_models import greedy, plain_logits
@@ -23,6 +24,8 @@ from tests.helpers.tiny_models import greedy, plain_logits
 TIE = 1e-4
 """Top-2 logits this close may change places between two ways to compute the same sum."""
 
+MADE = {"eagle3": eagle3_heads, "dflash": dspark_heads}
+"""Heads with random weights, of kinds of which none are shipped."""
 ARMS = with_heads(lossless_arms(), BUNDLED_KINDS)
 
 Bundled = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -111,16 +114,19 @@ def test_ten_prompts_of_each_suite_are_answered_alike_by_every_arm(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["eagle3", "eagle3-best", *methods.adaptive()])
-def test_eagle3_heads_that_guess_at_random_leave_the_text_as_it_is(
-    arm: str, toolboxes: Toolboxes, bundled: Bundled
+@pytest.mark.parametrize(
+    ("kind", "arm"),
+    [(kind, arm) for kind in MADE for arm in (*methods.of_family(kind), *methods.adaptive())],
+)
+def test_heads_that_guess_at_random_leave_the_text_as_it_is(
+    kind: str, arm: str, toolboxes: Toolboxes, bundled: Bundled
 ) -> None:
-    """None are shipped. Trees and costs are those of Hydra heads, so that much is drafted and nearly all rejected."""
+    """Trees and costs are those of Hydra heads, so that much is drafted and nearly all rejected."""
     shipped = toolboxes["gsm8k"]
     bank, cost = shipped.banks["hydra"], shipped.costs["hydra"]
     sizes = {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "intermediate_size": 128}
-    heads = eagle3_heads(shipped.backbone, feature_layers=[2, 15, 27], **sizes)
-    tools = Toolbox(shipped.backbone, {"eagle3": heads}, {"eagle3": bank}, {"eagle3": cost})
+    heads = MADE[kind](shipped.backbone, feature_layers=[2, 15, 27], **sizes)
+    tools = Toolbox(shipped.backbone, {kind: heads}, {kind: bank}, {kind: cost})
     for prompt in draw(load_suite("gsm8k").prompts, 2, seed=2):
         ids = encode_chat(bundled[1], prompt.text)
         engine = make_engine(arm, tools, EngineSettings.for_one())

@@ -1,6 +1,7 @@
-"""EAGLE-3 checkpoints that the package `speculators` wrote give the logits that it computes with them."""
+"""Checkpoints that the package `speculators` wrote give the logits that it computes with them."""
 
 import json
+import os
 import subprocess
 import sysconfig
 import venv
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from entmtp.heads.dflash import DFlashHeads
 from entmtp.heads.eagle3 import Eagle3Heads
 from entmtp.models.build import build_backbone
 from tests.helpers.eagle3_drafting import deep_model, imported_folder
@@ -19,7 +21,7 @@ from tests.helpers.tiny_models import VOCAB
 pytestmark = pytest.mark.slow
 
 PACKAGES = "speculators==0.9.0", "hs-connectors", "loguru"
-"""The package, and what it imports for EAGLE-3. Its other dependencies are this environment's, or are not needed."""
+"""The package, and what it imports for these heads. Its other dependencies are this environment's or not needed."""
 BASE = {"model_type": "llama", "draft_vocab_size": 64}
 VARIANTS: dict[str, dict[str, object]] = {
     "Llama": {},
@@ -30,6 +32,15 @@ VARIANTS: dict[str, dict[str, object]] = {
     "five features": {"eagle_aux_hidden_state_layer_ids": [1, 2, 4, 5, 7], "norm_output": True},
     "two layers": {"model_type": "qwen3", "num_hidden_layers": 2, "norm_before_residual": True},
     "whole vocabulary": {"draft_vocab_size": VOCAB},
+}
+BLOCKS: dict[str, dict[str, object]] = {
+    "DFlash": {"kind": "dflash", "aux_hidden_state_layer_ids": [2, 4, 5]},
+    "DFlash, whole vocabulary": {"kind": "dflash", "draft_vocab_size": VOCAB, "num_hidden_layers": 3},
+    "DFlash, from the root on": {"kind": "dflash", "sample_from_anchor": True},
+    "DSpark": {"kind": "dspark", "markov_rank": 6},
+    "DSpark, whole vocabulary": {"kind": "dspark", "markov_rank": 6, "draft_vocab_size": VOCAB},
+    "DSpark, from its masks": {"kind": "dspark", "markov_rank": 6, "sample_from_anchor": False},
+    "DSpark, without its bias": {"kind": "dspark", "markov_rank": 0, "confidence_head_with_markov": False},
 }
 
 
@@ -65,3 +76,31 @@ def test_logits_are_those_of_the_package(variant: str, interpreter: Path, tmp_pa
     for step in range(steps):
         known = slice(rows - step)  # the package has no tokens for the last rows' chains
         torch.testing.assert_close(found[known, step], logits[step, known], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", BLOCKS)
+@torch.inference_mode()
+def test_logits_of_blocks_are_those_of_the_package(variant: str, interpreter: Path, tmp_path: Path) -> None:
+    defaults = {"draft_vocab_size": 64, "block_size": 6, "aux_hidden_state_layer_ids": [1, 4]}
+    script, fields = ROOT / "tests" / "helpers" / "speculators_blocks.py", json.dumps(defaults | BLOCKS[variant])
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}  # the model that the checkpoint names does not exist
+    published = tmp_path / "published"
+    subprocess.run([interpreter, "-P", script, published, fields], check=True, capture_output=True, env=offline)
+    expected = load_file(published / "expected.safetensors")
+    (published / "expected.safetensors").unlink()
+    model = deep_model()
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    embeddings.weight.data = expected["embeddings"]
+    if len(expected["output"]) == VOCAB:
+        model.get_output_embeddings().weight.data = expected["output"]
+    heads = imported_folder(published, build_backbone(model, "eager"), tmp_path / "ours")
+    assert isinstance(heads, DFlashHeads)
+    tokens, anchors = expected["tokens"], expected["anchors"]
+    after_some = anchors > 0
+    roots = anchors[after_some]
+    text = heads.traced_text(expected["features"], tokens, begin=1)
+    chains = tokens[roots[:, None] + torch.arange(heads.num_heads)]
+    found = heads.draft_logits(text.teacher_forced(roots - 1, chains))
+    theirs = expected["logits"][after_some][:, -heads.num_heads :]
+    torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-4)

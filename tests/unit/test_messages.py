@@ -40,9 +40,9 @@ from tests.helpers.small_cases import small_bank, small_cost
 CPUS = [Node("head", "head", 4.0, 0, "")]
 GPUS = [Node("one", "one", 16.0, 1.0, "T4"), Node("eight", "eight", 64.0, 8.0, "H100")]
 EVERY_ARM = (
-    "autoregressive, medusa, medusa-best, hydra, hydra-best, native, native-best, eagle3, eagle3-best, entmtp,"
-    " entmtp-goodput, entmtp-dynamic, entmtp-transfer, entmtp-mixed, always-big, random, bank-oracle, hindsight,"
-    " medusa-typical"
+    "autoregressive, medusa, medusa-best, hydra, hydra-best, native, native-best, eagle3, eagle3-best, dflash,"
+    " dflash-best, entmtp, entmtp-goodput, entmtp-dynamic, entmtp-transfer, entmtp-mixed, always-big, random,"
+    " bank-oracle, hindsight, medusa-typical"
 )
 FOLLOWS = (
     "follows the model's own text, which typical acceptance does not write; leave it out, or use a lossless profile"

@@ -10,9 +10,11 @@ def test_no_two_methods_have_one_colour() -> None:
 
 def test_methods_and_policies_of_a_family_are_those_that_its_heads_can_run() -> None:
     assert methods.of_family("eagle3") == ("eagle3", "eagle3-best")
+    assert methods.of_family("dflash") == ("dflash", "dflash-best")
     assert "medusa-typical" not in methods.of_family("medusa"), "no user may choose it"
     assert "eagle2" in methods.policies()
     assert "eagle2" not in methods.policies(("medusa", "hydra"))
+    assert "chain" not in methods.policies(("medusa", "eagle3"))
     assert "dynamic" in methods.policies(())
 
 

@@ -35,7 +35,7 @@ def benchmark_command(make_executor: Callable[[ResourceRequest], Executor]) -> C
         model: Annotated[str, typer.Option(help="'bundled', a hub name, a local folder or a GGUF file")] = "bundled",
         heads: Annotated[
             list[str] | None,
-            typer.Option(help="hydra=FOLDER or hub name, eagle3=…, medusa=… or native=native; may repeat"),
+            typer.Option(help="hydra=FOLDER or hub name, eagle3=…, dflash=…, medusa=… or native=native; may repeat"),
         ] = None,
         banks: Annotated[Path | None, typer.Option(help="folder with <suite>-<heads>.json tree banks")] = None,
         data: Annotated[list[str] | None, typer.Option(help="SUITE=FILE in the suite's schema; may repeat")] = None,

@@ -23,7 +23,7 @@ from entmtp.evaluation.run.plan import Plan, bank_task, dependency_hashes
 from entmtp.evaluation.run.training_overlap import training_overlap
 from entmtp.evaluation.run.units import make_units
 from entmtp.evaluation.run.worker import WorkerConfig
-from entmtp.heads.checkpoint import BUNDLED_KINDS, KINDS, bundled_heads
+from entmtp.heads.checkpoint import BUNDLED_KINDS, FOLDER_KINDS, bundled_heads
 from entmtp.methods import AUTOREGRESSIVE, NATIVE, check_arms, heads_of
 from entmtp.models.loading.load import checked_dtype, resolve_model
 from entmtp.settings import PROFILES, QUICK, STUDIES, BenchmarkSettings
@@ -130,7 +130,7 @@ def _heads_sources(model: str, given: Sequence[str]) -> dict[str, str]:
     else:
         raise EntMTPError(
             f"heads: none are shipped for model '{model}'; give --heads KIND=FOLDER with KIND one of"
-            f" {', '.join(KINDS)}, --heads {NATIVE}={NATIVE} if it has multi-token-prediction layers, or train"
+            f" {', '.join(FOLDER_KINDS)}, --heads {NATIVE}={NATIVE} if it has multi-token-prediction layers, or train"
             " some with 'entmtp train'"
         )
     if sources.get(NATIVE, NATIVE) != NATIVE:

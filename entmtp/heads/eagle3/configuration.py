@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-from entmtp.errors import EntMTPError, quoted
-from entmtp.heads.configuration import DraftHeadsConfig
+from entmtp.errors import EntMTPError
+from entmtp.heads.decoder_config import DecoderHeadsConfig
 
 DEPTH = 8
 """Depth of the trees: the same layers are run again at each level, and published heads were trained for that."""
@@ -15,48 +15,32 @@ _DEFAULT_FEATURES = 3
 
 
 @dataclass(kw_only=True)
-class Eagle3Config(DraftHeadsConfig):
+class Eagle3Config(DecoderHeadsConfig):
     """Sizes and variants of EAGLE-3 heads; ``hidden_size`` and ``vocab_size`` are the model's.
 
     Attributes:
-        feature_layers: decoder layers of the model whose inputs the heads read, in ascending order. If empty, they are
-            those of :func:`default_feature_layers`.
-        draft_hidden_size: width of the heads' own layers.
-        num_layers: number of these. They run one after another at each level of a tree.
+        feature_layers: as in the base. If empty, they are those of :func:`default_feature_layers`.
+        draft_hidden_size: width of the heads' own layers, all of which run at each level of a tree.
         attention_bias, attention_output_bias: whether queries, keys and values have a bias, and the projection after
             attention.
         norms_heads: whether queries and keys have a norm over each head, as Qwen3's.
-        rope_parameters: transformers' parameters of the rotary embedding.
         norm_before_residual: whether the first layer adds its output to the normalised state, not to the state itself.
         norm_before_fc: whether the model's states have one norm, side by side.
         fc_norm: whether each of the model's states has a norm of its own.
         norm_output: whether the next level receives the last layer's output after its norm.
-        own_embeddings: whether the heads have input embeddings of their own.
-        own_output: whether they have an output layer of their own.
     """
 
     model_type: ClassVar[str] = "entmtp_eagle3"
 
     num_heads: int = DEPTH
-    feature_layers: list[int] = field(default_factory=list)
     draft_hidden_size: int = 576
-    num_layers: int = 1
-    intermediate_size: int = 1536
-    num_attention_heads: int = 9
-    num_key_value_heads: int = 3
-    head_dim: int = 64
     attention_bias: bool = False
     attention_output_bias: bool = False
     norms_heads: bool = False
-    rms_norm_eps: float = 1e-6
-    max_position_embeddings: int = 2048
-    rope_parameters: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10_000.0})
     norm_before_residual: bool = False
     norm_before_fc: bool = False
     fc_norm: bool = False
     norm_output: bool = False
-    own_embeddings: bool = False
-    own_output: bool = False
 
     def __post_init__(self) -> None:
         """Checks what no single field can tell.
@@ -64,23 +48,20 @@ class Eagle3Config(DraftHeadsConfig):
         Raises:
             EntMTPError: if fields contradict each other.
         """
-        layers = self.feature_layers
-        if not all(type(layer) is int and layer >= 0 for layer in layers) or sorted({*layers}) != layers:
-            raise EntMTPError(f"feature_layers is {quoted(layers)}, not layer numbers in ascending order")
+        super().__post_init__()
         if self.norm_before_fc and self.fc_norm:
             raise EntMTPError("norm_before_fc and fc_norm are both true, and states can have only one of them")
-        if min(self.num_layers, self.num_key_value_heads, self.head_dim, self.draft_hidden_size) < 1:
-            raise EntMTPError("num_layers, num_key_value_heads, head_dim or draft_hidden_size is 0")
-        if self.num_attention_heads % self.num_key_value_heads or self.head_dim % 2:
-            raise EntMTPError(
-                f"{self.num_attention_heads} attention heads of {self.head_dim} numbers can't share"
-                f" {self.num_key_value_heads} key heads"
-            )
+        if not self.draft_hidden_size:
+            raise EntMTPError("draft_hidden_size is 0")
         if self.draft_hidden_size != self.hidden_size and not (self.own_embeddings and self.own_output):
             raise EntMTPError(
                 f"draft_hidden_size is {self.draft_hidden_size} and the model's hidden_size {self.hidden_size}, so the"
                 " model's embeddings and output layer don't fit; own_embeddings and own_output must be true"
             )
+
+    @property
+    def width(self) -> int:
+        return self.draft_hidden_size
 
     @property
     def num_features(self) -> int:

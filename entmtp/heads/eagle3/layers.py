@@ -11,22 +11,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.nn.functional import rms_norm, silu
 
-from entmtp.errors import EntMTPError, quoted
 from entmtp.heads.eagle3.configuration import Eagle3Config
 from entmtp.heads.eagle3.weights import Eagle3LayerWeights, Eagle3Weights
-from entmtp.models.bare_config import BareConfig
+from entmtp.heads.rotary import Rotations, rotary_embedding, rotated, rotations_at
 from entmtp.models.cache import BufferShape, KvRange, LayerShape, TreeLayer
 from entmtp.models.grouped_attention import attend
 from entmtp.models.masks import AttentionWindow, additive_mask
-from entmtp.models.rotary_embedding import RotaryEmbedding
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
     from entmtp.models.kernels.fused_draft import FusedDraftDecoder
-
-Rotations = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines of the tokens' positions, each ``[batch, 1, n, head_dim]``."""
 
 
 def tree_layer_of(cache: Cache) -> TreeLayer:
@@ -72,7 +67,7 @@ class Eagle3Layers:
         self._linear, self._embed, self._fused = linear, embed, fused
         keys = BufferShape(config.num_key_value_heads, config.head_dim, self.dtype)
         self.shapes: tuple[LayerShape, ...] = ((keys, keys),) * config.num_layers
-        self.rotary = _rotary_embedding(config).to(device)
+        self.rotary = rotary_embedding(config).to(device)
 
     def inputs(self, features: torch.Tensor) -> torch.Tensor:
         """``fc`` of the model's states side by side, after their norm if they have one."""
@@ -113,8 +108,7 @@ class Eagle3Layers:
         which of the keys that ``cache`` returns a token attends to.
         """
         mask = additive_mask(visible, inputs.dtype)
-        cosines, sines = self.rotary(inputs, positions)
-        rotations = cosines[:, None], sines[:, None]
+        rotations = rotations_at(self.rotary, inputs, positions)
         embedded, states = self._embed(tokens).to(inputs.dtype), inputs
         for number in range(self._config.num_layers):
             weights = self._weights.layer(number)
@@ -155,42 +149,5 @@ class Eagle3Layers:
         queries, keys, values = projected.split(counts, dim=1)
         if weights.query_norm is not None and weights.key_norm is not None:
             queries, keys = self.norm(queries, weights.query_norm), self.norm(keys, weights.key_norm)
-        keys, values = cache.update(_rotated(keys, rotations), values, number)
-        return attend(_rotated(queries, rotations), keys, values, mask).flatten(-2)
-
-
-def _rotary_embedding(config: Eagle3Config) -> RotaryEmbedding:
-    """Rotary embedding in float32: in 16 bits the frequencies would be too coarse at high positions.
-
-    Raises:
-        EntMTPError: if its parameters are unusable.
-    """
-    like_a_llama = BareConfig(
-        model_type="llama",
-        vocab_size=config.vocab_size,
-        hidden_size=config.draft_hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=config.max_position_embeddings,
-        rms_norm_eps=config.rms_norm_eps,
-        rope_parameters=config.rope_parameters,
-        tie_word_embeddings=False,
-        attention_bias=config.attention_bias,
-    )
-    try:
-        return RotaryEmbedding(like_a_llama)
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise EntMTPError(
-            f"heads: rope_parameters {quoted(config.rope_parameters)} can't be used ({reason}); import the heads again"
-        ) from error
-
-
-def _rotated(states: torch.Tensor, rotations: Rotations) -> torch.Tensor:
-    """States ``[batch, heads, n, head_dim]`` with the pairs (i, i + head_dim / 2) turned by their positions."""
-    cosines, sines = rotations
-    first, second = states.chunk(2, dim=-1)
-    return states * cosines + torch.cat([-second, first], dim=-1) * sines
+        keys, values = cache.update(rotated(keys, rotations), values, number)
+        return attend(rotated(queries, rotations), keys, values, mask).flatten(-2)

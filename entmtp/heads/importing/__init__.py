@@ -1,1 +1,1 @@
-"""Import of published draft heads: layouts of Medusa, Hydra and EAGLE-3, their authors' and other engines'."""
+"""Import of published draft heads: Medusa's, Hydra's, EAGLE-3's, DFlash's and DSpark's, in several layouts."""

@@ -23,15 +23,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-
-from entmtp.errors import EntMTPError
 from entmtp.heads.eagle3.configuration import default_feature_layers
 from entmtp.heads.eagle3.heads import Eagle3Heads
-from entmtp.heads.importing.eagle3_config import Eagle3Fields, feature_layers, invalid, parallel_drafting, read_fields
-from entmtp.heads.importing.eagle3_rope import rope_parameters
+from entmtp.heads.importing.decoder_fields import invalid
+from entmtp.heads.importing.draft_vocab import take_draft_vocab
+from entmtp.heads.importing.eagle3_config import Eagle3Fields, feature_layers, parallel_drafting, read_fields
 from entmtp.heads.importing.eagle3_tensors import Eagle3Sizes, layer_parameters, other_parameters
+from entmtp.heads.importing.feature_layers import check_within_model, model_layer_count
 from entmtp.heads.importing.layout import HeadsImport, Layout, build_heads
+from entmtp.heads.importing.rope import rope_parameters
 from entmtp.heads.importing.tensors import Tensors
 
 _FIRST_LAYERS = "midlayer.", "layers.0."
@@ -64,7 +64,7 @@ def _read(checkpoint: HeadsImport) -> Eagle3Heads:
         )
     if fields.tie_word_embeddings and own_embeddings and not own_output:
         raise invalid(source, "tie_word_embeddings", "is True; heads that share one table can't be imported")
-    draft_vocab = _draft_vocab(tensors, fields, own_output)
+    draft_vocab = take_draft_vocab(tensors, fields.vocab_size, fields.draft_vocab_size, own_output)
     parameters = other_parameters(tensors, sizes, len(draft_vocab))
     for layer in range(fields.num_hidden_layers):
         parameters |= layer_parameters(tensors, sizes, layer, f"layers.{layer}." if layer else first)
@@ -100,12 +100,7 @@ def _read(checkpoint: HeadsImport) -> Eagle3Heads:
 def _feature_layers(checkpoint: HeadsImport, fields: Eagle3Fields) -> list[int]:
     """The model's layers whose inputs the heads read; empty if they are chosen once the model is known."""
     layers = feature_layers(checkpoint.source, fields)
-    count = fields.num_target_layers
-    if checkpoint.model is not None:
-        in_model: int = checkpoint.model.num_hidden_layers
-        if count not in (None, in_model):
-            raise invalid(checkpoint.source, "num_target_layers", f"is {count} but the model's layers are {in_model}")
-        count = in_model
+    count = model_layer_count(checkpoint, fields.num_target_layers)
     if count is None:
         if not layers:
             checkpoint.notes.append(
@@ -115,40 +110,13 @@ def _feature_layers(checkpoint: HeadsImport, fields: Eagle3Fields) -> list[int]:
         return layers
     if not layers:
         return default_feature_layers(count)
-    if layers[-1] >= count:
-        raise EntMTPError(
-            f"heads: {checkpoint.source.config_path}: the heads read the input of layer {layers[-1]} but the model's"
-            f" layers are 0 to {count - 1}; give --model with the model that they are for"
-        )
+    check_within_model(checkpoint.source, layers, count)
     return layers
 
 
 def _norms_heads(tensors: Tensors, first: str, fields: Eagle3Fields) -> bool:
     """Whether queries and keys have norms: a Qwen3's have, and SGLang calls such a layer a Llama's too."""
     return fields.model_type == "qwen3" or f"{first}self_attn.q_norm.weight" in tensors
-
-
-def _draft_vocab(tensors: Tensors, fields: Eagle3Fields, own_output: bool) -> torch.Tensor:
-    """The model's tokens ``[D]`` that the heads guess, in the order of their output layer.
-
-    Raises:
-        EntMTPError: if the tensors and the configuration disagree on them.
-    """
-    vocab = fields.vocab_size
-    count = fields.draft_vocab_size or (tensors.size("lm_head.weight", 0) if own_output else vocab)
-    if count > vocab:
-        raise tensors.error(f"the draft vocabulary has {count} tokens and the model's {vocab}")
-    tokens = torch.arange(count)
-    if "d2t" in tensors or count < vocab:
-        tokens = tokens + tensors.take_offsets("d2t", count)
-        if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab or len(tokens.unique()) != count:
-            raise tensors.error(f"tensor 'd2t' names tokens twice, or outside the vocabulary of {vocab}")
-    if "t2d" in tensors:
-        named = torch.zeros(vocab, dtype=torch.bool)
-        named[tokens] = True
-        if not torch.equal(tensors.take_mask("t2d", vocab), named):
-            raise tensors.error("tensors 't2d' and 'd2t' disagree on the draft vocabulary")
-    return tokens.to(torch.int32)
 
 
 def _note_residual(checkpoint: HeadsImport, fields: Eagle3Fields) -> None:

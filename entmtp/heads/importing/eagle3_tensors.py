@@ -43,8 +43,8 @@ class Eagle3Sizes:
             model_hidden=fields.target_hidden_size or fields.hidden_size,
             inner=fields.intermediate_size,
             heads=fields.num_attention_heads,
-            key_heads=fields.num_key_value_heads or fields.num_attention_heads,
-            head_dim=fields.head_dim or fields.hidden_size // fields.num_attention_heads,
+            key_heads=fields.key_heads,
+            head_dim=fields.width_of_a_head,
             features=features,
             vocab=fields.vocab_size,
             # A Qwen2's projection after attention has none, and its configuration does not say so.

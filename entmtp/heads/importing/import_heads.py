@@ -9,6 +9,7 @@ from typing import Any
 
 from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads, check_sizes
+from entmtp.heads.importing.dflash import DFLASH
 from entmtp.heads.importing.eagle3 import EAGLE3, SPECULATORS
 from entmtp.heads.importing.hydra import HYDRA
 from entmtp.heads.importing.layout import HeadsImport, Layout
@@ -19,7 +20,7 @@ from entmtp.heads.importing.vllm import VLLM
 from entmtp.models.fingerprint import model_fingerprint
 from entmtp.models.loading.load import load_model
 
-LAYOUTS: tuple[Layout[Any], ...] = (MEDUSA, VLLM, HYDRA, EAGLE3, SPECULATORS)
+LAYOUTS: tuple[Layout[Any], ...] = (MEDUSA, VLLM, HYDRA, EAGLE3, DFLASH, SPECULATORS)
 """Known layouts. To add one, write a module for it and add its name here."""
 
 

@@ -11,12 +11,13 @@ from entmtp.decoding.engine import Engine
 from entmtp.decoding.request import Request
 from entmtp.decoding.state import DecodingState
 from entmtp.heads.base import DraftHeads
+from entmtp.methods import DFLASH
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.batch import TreeBatch
-from tests.helpers.heads_with_caches import DRAFT_CACHE_KINDS, draft_cache_heads, draft_cache_model
+from tests.helpers.heads_with_caches import DRAFT_CACHE_KINDS, PREFIX, draft_cache_heads, draft_cache_model
 from tests.helpers.small_cases import small_prompt
 from tests.helpers.tiny_models import CONTEXT, TREES, greedy
 
@@ -52,7 +53,7 @@ def test_two_slots_exchange_all_their_state(backbone: Backbone, heads: DraftHead
     check_swap(DecodingState(backbone, heads, slots=2, capacity=64))
 
 
-@pytest.mark.parametrize("kind", [DRAFT_CACHE_KINDS[0], DRAFT_CACHE_KINDS[-1]])
+@pytest.mark.parametrize("kind", [DRAFT_CACHE_KINDS[0], PREFIX, DFLASH])
 def test_two_slots_exchange_draft_caches_too(kind: str) -> None:
     backbone = build_backbone(draft_cache_model(kind), kernels="eager")
     check_swap(DecodingState(backbone, draft_cache_heads(kind, backbone), slots=2, capacity=64))

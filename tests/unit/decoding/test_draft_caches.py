@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,9 +28,16 @@ from entmtp.policies.static import SequencePolicy, StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.topology import Path, Topology
 from tests.helpers.arrivals import come_and_go
+from tests.helpers.dflash_heads import sure_dspark
 from tests.helpers.eagle3_heads import sure_eagle3
 from tests.helpers.examples import examples
-from tests.helpers.heads_with_caches import DRAFT_CACHE_KINDS, check_draft_cache, draft_cache_heads, draft_cache_model
+from tests.helpers.heads_with_caches import (
+    DRAFT_CACHE_KINDS,
+    DSPARK,
+    check_draft_cache,
+    draft_cache_heads,
+    draft_cache_model,
+)
 from tests.helpers.native_models import mtp_model, native_heads, sure_heads
 from tests.helpers.small_cases import single_engine, small_chances, small_cost, small_predictor, small_prompt
 from tests.helpers.small_fixtures import backbone_of_model
@@ -42,6 +50,11 @@ _WIDE = [(rank,) for rank in range(6)]
 WIDE = Topology.of([*_WIDE, *((rank, child) for rank in range(4) for child in range(4)), (0, 0, 0), (0, 0, 0, 0)])
 """Over twelve tokens, half of which it guesses, so that random layers are right now and then, and twice in a row."""
 
+SURE: dict[str, Callable[[PreTrainedModel], tuple[Backbone, DraftHeads]]] = {
+    "mellum": sure_heads,
+    EAGLE3: sure_eagle3,
+    DSPARK: sure_dspark,
+}
 POLICIES: dict[str, Policy] = {
     "chain": StaticPolicy(TREES["chain"], 8),
     "wide": StaticPolicy(WIDE, 8),
@@ -87,10 +100,10 @@ def test_the_output_is_the_models_own_greedy_text(
         assert any(step.gained > 2 for step in done.steps) or name == "dynamic"
 
 
-@pytest.mark.parametrize("kind", ["mellum", EAGLE3])
+@pytest.mark.parametrize("kind", SURE)
 def test_a_layer_that_knows_the_model_is_right_at_every_depth(kind: str) -> None:
     model = draft_cache_model(kind)
-    backbone, heads = sure_eagle3(model) if kind == EAGLE3 else sure_heads(model)
+    backbone, heads = SURE[kind](model)
     prompt = small_prompt(9)
     length = 12 * (1 + heads.num_heads)
     expected = greedy(model, prompt, length)

@@ -14,6 +14,7 @@ from entmtp.decoding.request import Request
 from entmtp.heads.autoregressive.drafter import AutoregressiveDrafter
 from entmtp.heads.autoregressive.expansion import GuessedLevel
 from entmtp.heads.base import DraftHeads
+from entmtp.methods import DFLASH, EAGLE3
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.policies.base import Policy
@@ -24,7 +25,14 @@ from entmtp.policies.ladder import BankLadderPolicy
 from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
-from tests.helpers.heads_with_caches import DRAFT_CACHE_KINDS, check_draft_cache, draft_cache_heads, draft_cache_model
+from tests.helpers.heads_with_caches import (
+    DRAFT_CACHE_KINDS,
+    DSPARK,
+    PREFIX,
+    check_draft_cache,
+    draft_cache_heads,
+    draft_cache_model,
+)
 from tests.helpers.small_cases import (
     small_backbone,
     small_bank,
@@ -36,8 +44,9 @@ from tests.helpers.small_cases import (
 )
 from tests.helpers.tiny_models import CONTEXT, TREES, greedy
 
-KINDS = ("medusa", "hydra", DRAFT_CACHE_KINDS[0], *DRAFT_CACHE_KINDS[-2:])
-"""Heads that guess from a state alone, native ones, EAGLE-3 and Hydra++'s."""
+CACHED = DRAFT_CACHE_KINDS[0], EAGLE3, PREFIX, DFLASH, DSPARK
+"""Native heads of one type, and every other kind of heads with a draft cache."""
+KINDS = ("medusa", "hydra", *CACHED)
 
 CHEAP = small_cost(1e-3, 1e-3)
 POLICIES: dict[str, Callable[[], Policy]] = {
@@ -62,17 +71,17 @@ def heads(request: pytest.FixtureRequest) -> tuple[Backbone, DraftHeads]:
 
 
 class Spy:
-    """Records the number of states in each call of the heads."""
+    """Records the number of states whose likeliest tokens are drafted, in each call of the heads."""
 
     def __init__(self, heads: DraftHeads, monkeypatch: pytest.MonkeyPatch) -> None:
         self.batch_sizes: list[int] = []
-        real = heads.top_k
+        real = heads.likeliest
 
-        def top_k(states: torch.Tensor, count: int, head: int | None = None) -> Any:
-            self.batch_sizes.append(len(states))
-            return real(states, count, head)
+        def likeliest(logits: torch.Tensor, count: int) -> Any:
+            self.batch_sizes.append(len(logits))
+            return real(logits, count)
 
-        monkeypatch.setattr(heads, "top_k", top_k)
+        monkeypatch.setattr(heads, "likeliest", likeliest)
 
 
 def served(engine: Engine, *limits: int | None) -> list[Completion]:
@@ -136,7 +145,7 @@ def test_limits_hold_and_the_text_is_the_models_own(
         assert all(limit is None or step.topology.nodes <= limit for step in done.steps)
 
 
-@pytest.mark.parametrize("kind", [DRAFT_CACHE_KINDS[0], *DRAFT_CACHE_KINDS[-2:]])
+@pytest.mark.parametrize("kind", CACHED)
 def test_a_draft_cache_stays_right_where_nothing_is_drafted(kind: str) -> None:
     """Another request may begin with the text, and have trees."""
     backbone = build_backbone(draft_cache_model(kind), kernels="eager")

@@ -170,5 +170,6 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
         assert f'"{name}"' in source, name
 
 
-def test_an_engine_takes_eagle3_heads() -> None:
-    assert EngineArgs.parse(**ENGINE, method="eagle3", heads="folder").policy == "eagle2"
+@pytest.mark.parametrize(("method", "policy"), [("eagle3", "eagle2"), ("dflash", "chain")])
+def test_an_engine_takes_heads_of_a_family_of_which_none_are_shipped(method: str, policy: str) -> None:
+    assert EngineArgs.parse(**ENGINE, method=method, heads="folder").policy == policy

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from entmtp.heads.autoregressive.drafter import AutoregressiveDrafter
 from entmtp.heads.eagle3 import Eagle3Heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
@@ -109,6 +110,7 @@ def test_states_of_a_prompt_are_those_of_the_formula(
     drafting = Drafting(heads, backbone.model, slots=1)
     features = features_of(backbone.model, PROMPTS[0], heads.feature_layers)
     drafting.cache.append([0], [len(features)])
+    assert isinstance(drafting.drafter, AutoregressiveDrafter)
     states = drafting.drafter.prefill_states(0, features, PROMPTS[0])[0][:, 0]
     logits = heads.draft_logits(states)
     for at in range(1, len(PROMPTS[0])):

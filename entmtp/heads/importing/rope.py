@@ -1,11 +1,11 @@
-"""Rotary parameters of published EAGLE-3 heads, in transformers' present form."""
+"""Rotary parameters of published heads with decoder layers, in transformers' present form."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from entmtp.errors import quoted
-from entmtp.heads.importing.eagle3_config import Eagle3Fields, invalid
+from entmtp.heads.importing.decoder_fields import DecoderFields, invalid
 from entmtp.heads.importing.source import Source
 
 THETA = 10_000.0
@@ -33,7 +33,7 @@ _PARAMETERS = {
 _REQUIRED = {"linear": ("factor",), "llama3": tuple(sorted(_PARAMETERS["llama3"])), "yarn": ("factor",)}
 
 
-def rope_parameters(source: Source, fields: Eagle3Fields) -> dict[str, Any]:
+def rope_parameters(source: Source, fields: DecoderFields) -> dict[str, Any]:
     """The parameters, from ``rope_theta`` with ``rope_scaling``, or from ``rope_parameters``.
 
     Raises:
