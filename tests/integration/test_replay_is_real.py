@@ -31,16 +31,23 @@ Text = tuple[list[int], list[int], RankTrace, ExpansionAt]
 Texts = Mapping[str, list[Text]]
 
 
+@pytest.fixture(scope="module", params=["hydra", "eagle3"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Heads that guess by a path's tokens alone, and heads with a draft cache."""
+    found: str = request.param
+    return found
+
+
 @pytest.fixture(scope="module")
-def tools_of() -> ToolsOf:
+def tools_of(kind: str) -> ToolsOf:
     """A suite's toolbox with a ladder that moves; steps cost what a shipped profile says, so that runs are alike."""
     backbone = build_backbone(load_model("bundled")[0])
-    heads = {"hydra": load_heads(bundled_heads("hydra"), backbone)}
+    heads = {kind: load_heads(bundled_heads(kind), backbone)}
     cost = load_profile("xeon-2-cores").cost()
 
     def tools(suite: str) -> Toolbox:
-        bank = with_two_rungs(load_bank(bundled_bank(suite, "hydra")))
-        return Toolbox(backbone, heads, {"hydra": bank}, {"hydra": cost})
+        bank = with_two_rungs(load_bank(bundled_bank(suite, kind)))
+        return Toolbox(backbone, heads, {kind: bank}, {kind: cost})
 
     return tools
 
@@ -56,14 +63,14 @@ def with_two_rungs(bank: TreeBank) -> TreeBank:
 
 
 @pytest.fixture(scope="module")
-def texts(bundled: Bundled, tools_of: ToolsOf) -> Texts:
-    """Of each suite's scored prompts: the prompt, the model's own greedy text, the Hydra heads' trace and guesses."""
+def texts(bundled: Bundled, kind: str, tools_of: ToolsOf) -> Texts:
+    """Of each suite's scored prompts: the prompt, the model's own greedy text, the heads' trace and guesses."""
     model, tokenizer = bundled
 
     def read(prompt: Prompt, tools: Toolbox) -> Text:
         ids = encode_chat(tokenizer, prompt.text)
         text = greedy(model, ids, NEW_TOKENS)
-        seen = tools.backbone, tools.heads["hydra"], ids, text
+        seen = tools.backbone, tools.heads[kind], ids, text
         return ids, text, traced(*seen), drafting(*seen)
 
     scored = {suite: scored_prompts(suite, PROMPTS) for suite in PAPER_SUITES}
@@ -91,9 +98,10 @@ def differences(real: Sequence[StepRecord], replayed: Sequence[ReplayedStep], tr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["hydra-best", "entmtp", "entmtp-goodput", "entmtp-dynamic"])
-def test_replay_takes_the_steps_of_real_runs(arm: str, tools_of: ToolsOf, texts: Texts) -> None:
+@pytest.mark.parametrize("method", ["best", "entmtp", "entmtp-goodput", "entmtp-dynamic"])
+def test_replay_takes_the_steps_of_real_runs(method: str, kind: str, tools_of: ToolsOf, texts: Texts) -> None:
     """Twenty-four prompts of 32 tokens over the four suites."""
+    arm = f"{kind}-best" if method == "best" else method
     trees = set()
     for suite, its_texts in texts.items():
         assert len(its_texts) == PROMPTS
@@ -106,4 +114,4 @@ def test_replay_takes_the_steps_of_real_runs(arm: str, tools_of: ToolsOf, texts:
             assert differences(real.steps, replayed, trace) == []
             assert real.tau == len(trace) / len(replayed)
             trees |= {(suite, step.topology) for step in real.steps}
-    assert (len(trees) > len(PAPER_SUITES)) == (arm != "hydra-best"), "adaptive arms must adapt"
+    assert (len(trees) > len(PAPER_SUITES)) == (method != "best"), "adaptive arms must adapt"
