@@ -48,6 +48,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "identity": "identity",
         "signals": "signals --output results/signals",
         "heads": "heads --output results/heads --prompts 4",
+        "drafters": "drafters",
         "predict": "predict --profile epyc-2-cores --output results/heads --prompts 4",
         "predict-flat": "predict --profile flat --output results/heads --prompts 4",
     },

@@ -161,9 +161,9 @@ def test_absent_heads_are_named(source: str, backbone: Backbone) -> None:
 
 
 def test_an_unknown_kind_is_named_with_the_known_ones() -> None:
-    with pytest.raises(EntMTPError, match="kind 'eagle' is unknown; choose one of hydra, medusa"):
+    with pytest.raises(EntMTPError, match="kind 'eagle' is unknown; choose one of eagle3, hydra, medusa"):
         bundled_heads("eagle")
-    assert {bundled_heads(kind).name for kind in BUNDLED_KINDS} == set(BUNDLED_KINDS) == {"hydra", "medusa"}
+    assert {bundled_heads(kind).name for kind in BUNDLED_KINDS} == set(BUNDLED_KINDS) == {"eagle3", "hydra", "medusa"}
 
 
 def test_the_config_says_what_was_saved(heads: StatelessHeads, folder: Path) -> None:
@@ -186,7 +186,8 @@ def test_what_transformers_writes_beside_the_sizes_is_read_over(folder: Path, ba
 def test_shipped_heads_are_loaded_as_transformers_loaded_them(kind: str) -> None:
     folder = bundled_heads(kind)
     config = KINDS[kind].config_class.of(json.loads((folder / CONFIG).read_text()))
-    assert (config.hidden_size, config.num_heads, config.draft_vocab_size) == (576, 4, 16_384)
+    sizes = {"eagle3": (8, 8192)}.get(kind, (4, 16_384))
+    assert (config.hidden_size, config.num_heads, config.draft_vocab_size) == (576, *sizes)
     heads = _with_weights(KINDS[kind], config, load_file(folder / WEIGHTS))
     assert heads.dtype == torch.float16
     for name, tensor in load_file(folder / WEIGHTS).items():
