@@ -1,4 +1,4 @@
-# make benchmark   compare Medusa, Hydra and EntMTP on the bundled model, through a Ray job (PROFILE=standard for controls)
+# make benchmark   compare Medusa, Hydra, EAGLE-3 and EntMTP on the bundled model, through a Ray job (PROFILE=standard: more)
 # make check       lint, types, import floors and unit tests: what to run while working
 # make test        the same with more examples per property, and end-to-end and integration tests
 # make test-slow   what takes long: every point at which a fault may come, fuzzing, killing, large samples

@@ -1,1 +1,1 @@
-"""Draft heads: Medusa, Hydra and Hydra++, trained here or published."""
+"""Draft heads: Medusa, Hydra, EAGLE-3 and others, trained here or published."""

@@ -70,7 +70,7 @@ def benchmark_command(make_executor: Callable[[ResourceRequest], Executor]) -> C
             float | None, typer.Option(help="of one worker, for the duration that --dry-run estimates")
         ] = None,
     ) -> None:
-        """Compare autoregressive decoding, Medusa, Hydra and EntMTP."""
+        """Compare autoregressive decoding, Medusa, Hydra, EAGLE-3 and EntMTP."""
         from entmtp.cli_errors import plain_errors
 
         with plain_errors("benchmark"):
