@@ -139,8 +139,12 @@ def test_heads_without_a_bias_write_the_models_own_text(slots: int, folder: Path
 
 
 def spec(folder: Path, name: str, **changes: Any) -> MethodSpec:
-    given: dict[str, Any] = {"heads": str(folder / "heads"), "bank": folder / "banks" / "gsm8k-dflash.json"}
-    return MethodSpec(name, model=str(folder / "model"), **(given | changes))
+    given: dict[str, Any] = {
+        "model": str(folder / "model"),
+        "heads": str(folder / "heads"),
+        "bank": folder / "banks" / "gsm8k-dflash.json",
+    }
+    return MethodSpec(name, **(given | changes))
 
 
 def test_the_authors_chain_needs_neither_bank_nor_costs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

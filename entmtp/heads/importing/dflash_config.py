@@ -68,7 +68,7 @@ class DFlashFields(DecoderFields):
 
 @dataclass(frozen=True)
 class _Authors:
-    """What a configuration of some authors may have.
+    """Conventions of some authors' configurations.
 
     Attributes:
         ids: field with the model's layers; ``offset`` is what is added to them.

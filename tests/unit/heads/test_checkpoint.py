@@ -131,7 +131,7 @@ def _with_field(name: str, value: object) -> Callable[[Path], object]:
         (_with_config("{}"), "model_type 'None'"),
         (
             _with_config('{"model_type": ["entmtp_hydra"]}'),
-            "one of entmtp_eagle3, entmtp_hydra, entmtp_medusa",
+            "one of entmtp_dflash, entmtp_eagle3, entmtp_hydra, entmtp_medusa",
         ),
         (_with_config('{"model_type": "llama"}'), "model_type 'llama'"),
         (
