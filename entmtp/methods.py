@@ -67,7 +67,7 @@ TABLE: list[Method] = [
     Method("native", "published", "#88CCEE", "the model's own MTP layers, the published tree", NATIVE),
     Method("native-best", "best-static", "#AA4499", "the model's own MTP layers, the best constant tree", NATIVE),
     Method("eagle3", "eagle2", "#FFAABB", "EAGLE-3 heads, EAGLE-2's tree of 59 nodes", EAGLE3, quick=True),
-    Method("eagle3-best", "best-static", "#994455", "EAGLE-3 heads, the best constant tree", EAGLE3),
+    Method("eagle3-best", "best-static", "#994455", "EAGLE-3 heads, the best constant tree", EAGLE3, quick=True),
     Method("dflash", "chain", "#EE3377", "DFlash or DSpark heads, their authors' chain", DFLASH),
     Method("dflash-best", "best-static", "#CC3311", "DFlash or DSpark heads, the best constant tree", DFLASH),
     Method(ENTMTP, LADDER, "#009E73", "a tree per step by the entropy's moving average", adaptive=True, quick=True),

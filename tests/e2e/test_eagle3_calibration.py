@@ -152,7 +152,6 @@ def test_eagle2_needs_neither_bank_nor_costs(
     ("name", "changes", "message"),
     [
         ("eagle3", {"heads": None}, "heads: none are shipped for model"),
-        ("eagle3", {"heads": None, "model": "bundled"}, "heads: no eagle3 ones are shipped and method 'eagle3' needs"),
         ("eagle3", {"heads": "hydra"}, "hydra holds hydra heads but the method needs eagle3 heads"),
         ("hydra", {}, "heads holds eagle3 heads but the method needs hydra heads"),
         ("eagle3-best", {"bank": None}, "bank: none is shipped for eagle3 heads of model .* --heads eagle3=FOLDER"),

@@ -19,7 +19,11 @@ def test_methods_and_policies_of_a_family_are_those_that_its_heads_can_run() -> 
 
 
 def test_the_short_benchmark_has_shipped_heads_alone() -> None:
-    assert {methods.heads_of(name) for name in methods.names(lambda method: method.quick)} == {"medusa", "hydra"}
+    assert {methods.heads_of(name) for name in methods.names(lambda method: method.quick)} == {
+        "medusa",
+        "hydra",
+        "eagle3",
+    }
 
 
 def test_methods_that_name_no_heads_prefer_those_that_are_loaded() -> None:

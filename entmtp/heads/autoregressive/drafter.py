@@ -122,11 +122,11 @@ class AutoregressiveDrafter(Drafter):
 
     def run_level(self, level: GuessedLevel) -> torch.Tensor:
         """The last layer's states ``[batch, n, hidden_size]`` of a level that is deeper than the layers."""
-        where = level.window, self._place(level), self._layer_cache
+        where = level.window, self._map_rows(level), self._layer_cache
         return self.layers.run(self.layers.count - 1, level.tokens, level.states[:, :, -1], *where)
 
     def guess_level(self, level: GuessedLevel, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        where = level.window, self._place(level), self._layer_cache
+        where = level.window, self._map_rows(level), self._layer_cache
         outputs = torch.zeros_like(level.states)
         last = self.layers.count - 1
         # Layer k guesses at level k alone, the last layer at all deeper levels too. Layers from this level on are
@@ -138,7 +138,7 @@ class AutoregressiveDrafter(Drafter):
             outputs[:, :, layer] = self.layers.run(layer, level.tokens, level.states[:, :, layer - 1], *where)
         return outputs, tokens, log_probs
 
-    def _place(self, level: GuessedLevel) -> KvRange:
+    def _map_rows(self, level: GuessedLevel) -> KvRange:
         """Maps a level's tokens to cache rows; returns the range that they attend to."""
         kv_range = self.cache.kv_range(level.slots, level.window.tree_mask.shape[2] + 1, padded=True)
         self.cache.map_slots(kv_range, level.window.real, level.start)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def tree_layer_of(cache: Cache) -> TreeLayer:
-    """The first decoder layer's part of the draft cache, behind transformers' interface of caches."""
+    """The first decoder layer's part of the draft cache, which transformers' interface of caches hides."""
     layer_cache: Any = cache.layers[0]
     tree_layer: TreeLayer = layer_cache.tree_layer
     return tree_layer

@@ -61,7 +61,7 @@ def test_a_word_that_serve_would_drop_is_found(change: dict[str, Any]) -> None:
             "model_name",
         ),
         ({"engines": [OTHER]}, "heads: none are shipped for model 'other'"),
-        ({"engines": [ENGINE | {"method": "eagle3"}]}, "heads: no eagle3 ones are shipped and method 'eagle3' needs"),
+        ({"engines": [ENGINE | {"method": "dflash"}]}, "heads: no dflash ones are shipped and method 'dflash' needs"),
         ({"engines": [ENGINE | {"device": "cuda"}]}, "num_gpus"),
         ({"engines": [ENGINE | {"device": "balanced", "num_gpus": 1}]}, "num_gpus"),
         ({"engines": [ENGINE | {"autoscaling": {"min_replicas": 3, "max_replicas": 2}}]}, "max_replicas"),

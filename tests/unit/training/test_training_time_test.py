@@ -41,6 +41,7 @@ def heads(backbone: Backbone) -> Eagle3Heads:
     assert made.weights.features_norm is not None
     for norm in (made.weights.norm, made.weights.features_norm):
         torch.nn.init.uniform_(norm, 0.5, 1.5)
+    torch.nn.init.normal_(made.weights.fc, std=0.1)
     return made.attach(backbone)
 
 

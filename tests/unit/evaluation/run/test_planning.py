@@ -6,7 +6,7 @@ import pytest
 
 from entmtp import methods
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.run.arms import lossless_arms, needs_foresight, quick_arms
+from entmtp.evaluation.run.arms import lossless_arms, needs_foresight, quick_arms, with_heads
 from entmtp.evaluation.run.planning import _usual_arms, validate
 from entmtp.settings import PROFILES, STUDIES
 from tests.helpers.benchmark_plans import plan_of
@@ -22,7 +22,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 def test_a_plan_says_everything_that_a_worker_needs(saved: Saved, tmp_path: Path) -> None:
     plan = plan_of(saved, tmp_path)
-    assert plan.arms == list(quick_arms())
+    assert plan.arms == with_heads(quick_arms(), ("hydra", "medusa"))
     assert (plan.settings.prompts, plan.settings.repetitions) == (2, 3)
     assert {unit.suite for unit in plan.units} == set(SUITES)
     assert sum(len(unit.prompts) for unit in plan.units) == 4
@@ -57,7 +57,7 @@ def test_controls_and_variants_are_for_longer_profiles(saved: Saved, tmp_path: P
 
     assert {"autoregressive", "medusa", "hydra", "hydra-best", "entmtp", "entmtp-dynamic"} == set(arms("quick"))
     assert arms("standard") == arms("full") == list(DEFAULT)
-    assert set(quick_arms()) < set(DEFAULT) < set(LOSSLESS)
+    assert set(arms("quick")) < set(DEFAULT) < set(LOSSLESS)
 
 
 def test_profiles_that_draw_have_arms_that_can(saved: Saved, tmp_path: Path) -> None:
