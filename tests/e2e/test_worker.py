@@ -16,7 +16,7 @@ from entmtp.evaluation.results.rows import RequestRow, StepRow
 from entmtp.evaluation.run import arm_engines
 from entmtp.evaluation.run import worker as worker_module
 from entmtp.evaluation.run.arm_engines import complete
-from entmtp.evaluation.run.arms import Toolbox, params_of, quick_arms
+from entmtp.evaluation.run.arms import Toolbox, params_of, quick_arms, with_heads
 from entmtp.evaluation.run.completion_rows import request_row
 from entmtp.evaluation.run.reference import first_difference, truncate_at_stop
 from entmtp.evaluation.run.units import Unit, make_units
@@ -130,7 +130,7 @@ def test_steps_are_timed_only_with_heads_by_whose_cost_an_arm_chooses(config: Wo
     short = SETTINGS.model_copy(update={"max_new_tokens": 4, "repetitions": 1})
     for arms, kinds in (
         (["autoregressive", "medusa", "hydra", "always-big"], set()),
-        (quick_arms(), {"hydra"}),
+        (with_heads(quick_arms(), config.heads), {"hydra"}),
         (["medusa-best"], {"hydra", "medusa"}),
     ):
         outcome = worker.run(units[0], arms, short)
