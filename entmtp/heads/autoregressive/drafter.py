@@ -8,20 +8,17 @@ the previous layer's state. So drafting can continue after any token of any slot
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from entmtp.heads.autoregressive.expansion import AutoregressiveExpansion, GuessedLevel, draft_trees
+from entmtp.heads.autoregressive.interface import GuessingHeads
 from entmtp.heads.autoregressive.layers import DraftLayers
 from entmtp.heads.interface import AcceptedPaths, Drafter, Proposal
 from entmtp.models.backbone import PREFILL_CHUNK
 from entmtp.models.cache import KvRange, TreeCache
 from entmtp.models.masks import AttentionWindow
 from entmtp.trees.batch import TreeBatch
-
-if TYPE_CHECKING:
-    from entmtp.heads.autoregressive.heads import AutoregressiveHeads
 
 
 class AutoregressiveDrafter(Drafter):
@@ -31,7 +28,7 @@ class AutoregressiveDrafter(Drafter):
         states: ``[slots, layers, hidden_size]`` these states.
     """
 
-    def __init__(self, heads: AutoregressiveHeads, layers: DraftLayers, cache: TreeCache) -> None:
+    def __init__(self, heads: GuessingHeads, layers: DraftLayers, cache: TreeCache) -> None:
         from entmtp.models.transformers_cache import transformers_cache
 
         self.heads, self.layers, self.cache = heads, layers, cache

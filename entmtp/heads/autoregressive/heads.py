@@ -52,10 +52,7 @@ class AutoregressiveHeads(DraftHeads):
         cache: Cache,
         count: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Runs a layer as :meth:`DraftLayers.run`; returns its states and the ``count`` likeliest tokens after each.
-
-        Tokens and their log-probabilities are ``[batch, n, count]``.
-        """
+        """A layer's states, and the likeliest tokens after each, as in :class:`GuessingHeads`."""
         states = self.layers.run(layer, tokens, inputs, window, kv_range, cache)
         return states, *self.top_k(states, count)
 
