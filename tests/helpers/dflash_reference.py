@@ -23,7 +23,7 @@ class DFlashReference:
         }
         self._o, self._checkpoint = checkpoint.options, checkpoint
         rope = checkpoint.config.get("rope_parameters") or checkpoint.config.get("transformer_layer_config") or {}
-        self._theta = rope.get("rope_theta", checkpoint.config.get("rope_theta"))
+        self._theta: float = rope["rope_theta"] if rope else checkpoint.config["rope_theta"]
         self._embeddings = self._w.get("embed_tokens.weight", model.embeddings.double())
         self._output = self._w.get("lm_head.weight", model.output.double()[checkpoint.guessable])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -27,6 +27,13 @@ DSPARK = "dspark"
 DRAFT_CACHE_KINDS = (*MTP_TYPES, EAGLE3, PREFIX, DFLASH, DSPARK)
 """Native heads by their models' types, EAGLE-3, Hydra++, DFlash and DSpark heads."""
 
+_HEADS: dict[str, Callable[[Backbone], DraftHeads]] = {
+    EAGLE3: eagle3_heads,
+    PREFIX: random_hydra_plus_plus_heads,
+    DFLASH: dflash_heads,
+    DSPARK: dspark_heads,
+}
+
 CLOSE = 2e-4
 """Absolute tolerance between two ways to compute a number, in float32 on any machine."""
 
@@ -43,8 +50,7 @@ def draft_cache_heads(kind: str, backbone: Backbone) -> DraftHeads:
     """Random heads for such a model."""
     if kind in MTP_TYPES:
         return native_heads(backbone)
-    of_kind = {EAGLE3: eagle3_heads, PREFIX: random_hydra_plus_plus_heads, DFLASH: dflash_heads, DSPARK: dspark_heads}
-    return of_kind[kind](backbone)
+    return _HEADS[kind](backbone)
 
 
 def draft_cache_entries(state: DecodingState, slot: int, length: int) -> list[torch.Tensor]:

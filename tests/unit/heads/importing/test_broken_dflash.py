@@ -22,7 +22,7 @@ HIDDEN = 32
 MODEL = Model(torch.randn(VOCAB, HIDDEN), torch.randn(VOCAB, HIDDEN))
 IDS = "aux_hidden_state_layer_ids"
 W1, W2 = "markov_head.markov_w1.weight", "markov_head.markov_w2.weight"
-DSPARK = {"rank": 6, "confidence": "token"}
+DSPARK: dict[str, Any] = {"rank": 6, "confidence": "token"}
 
 
 class Code:
