@@ -16,7 +16,7 @@ import numpy as np
 from entmtp.calibration.fit import logistic
 from entmtp.trees.probability_calibration import (
     Coefficient,
-    HeldOutLogLoss,
+    LogLosses,
     ProbabilityCalibration,
     SharpnessScaling,
     log_odds,
@@ -103,7 +103,7 @@ def fit_scaling(tables: Sequence[GuessTable]) -> ProbabilityCalibration:
     )
 
 
-def held_out_log_loss(tables: Sequence[GuessTable]) -> HeldOutLogLoss | None:
+def held_out_log_loss(tables: Sequence[GuessTable]) -> LogLosses | None:
     """Compare the candidates by cross-validation over whole texts; None if there is only one text."""
     texts = np.unique(np.concatenate([table.text for table in tables]))
     if len(texts) < 2:
@@ -117,7 +117,7 @@ def held_out_log_loss(tables: Sequence[GuessTable]) -> HeldOutLogLoss | None:
         plain += total_log_loss(fitted.plain, held_out)
         sharpness += total_log_loss(fitted, held_out)
     guesses = sum(table.odds.size for table in tables)
-    return HeldOutLogLoss(texts=len(texts), plain=plain / guesses, sharpness=sharpness / guesses)
+    return LogLosses(texts=len(texts), plain=plain / guesses, sharpness=sharpness / guesses)
 
 
 def total_log_loss(chances: ProbabilityCalibration, tables: Sequence[GuessTable]) -> float:

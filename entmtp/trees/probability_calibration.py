@@ -46,7 +46,7 @@ class SharpnessScaling(BaseModel):
         return max(0.0, slope), offset
 
 
-class HeldOutLogLoss(BaseModel):
+class LogLosses(BaseModel):
     """Log-loss on texts that were held out of the fit, in nats per guess, both ways on the same guesses.
 
     Attributes:
@@ -79,7 +79,7 @@ class ProbabilityCalibration(BaseModel):
     offset: list[FiniteFloat]
     follow: list[Annotated[list[Annotated[FiniteFloat, Field(ge=0, le=1)]], Field(min_length=1)]]
     sharpness: SharpnessScaling | None = None
-    held_out: HeldOutLogLoss | None = None
+    held_out: LogLosses | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -7,7 +7,7 @@ import pytest
 
 from entmtp.errors import EntMTPError
 from entmtp.trees.bank import MAX_BANK_BYTES, bundled_bank, load_bank
-from entmtp.trees.probability_calibration import HeldOutLogLoss
+from entmtp.trees.probability_calibration import LogLosses
 from entmtp.trees.tuning_texts import TuningTexts
 from tests.helpers.small_cases import small_bank, small_sharp_chances, trace_of
 
@@ -35,7 +35,7 @@ def test_a_bank_without_sharpness_is_one_with_the_plain_calibration(tmp_path: Pa
 
 
 def test_the_calibration_that_was_chosen_is_stored_with_what_decided(tmp_path: Path) -> None:
-    losses = HeldOutLogLoss(texts=5, plain=0.31, sharpness=0.29)
+    losses = LogLosses(texts=5, plain=0.31, sharpness=0.29)
     chances = small_sharp_chances().model_copy(update={"held_out": losses})
     bank = small_bank().model_copy(update={"chances": chances})
     bank.save(tmp_path / "bank.json")
