@@ -50,6 +50,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "heads": "heads --output results/heads --prompts 4",
         "predict": "predict --profile epyc-2-cores --output results/heads --prompts 4",
         "predict-flat": "predict --profile flat --output results/heads --prompts 4",
+        "chances": "chances --profile epyc-2-cores --output results/chances --prompts 8",
     },
     "cuda": {
         "step": "step --dtype bfloat16 --churn 1000 --profile",
