@@ -17,16 +17,16 @@ from entmtp.calibration.fit_chances import (
     total_log_loss,
 )
 from entmtp.trees.probability_calibration import ProbabilityCalibration
-from entmtp.trees.trace import MISS, RankTrace
+from entmtp.trees.trace import MISS, TRACED_RANKS, RankTrace
 from tests.helpers.small_cases import drawn_trace, trace_of
 
-CLEAR, CLOSE = (0.5, 0.2, 0.02, 0.01), (0.5, 0.05, 0.04, 0.03)
-"""Probabilities of heads in two states. Both times they believe in their first guess equally."""
+ALONE, TIED = (0.5, 0.05, 0.02, 0.01), (0.5, 0.45, 0.02, 0.01)
+"""Probabilities of heads in two states: the first guess is equally likely, and has no rival or one."""
 
 
 def texts_of(true_chances: Sequence[Sequence[float]], seed: int, count: int = 6) -> list[RankTrace]:
     """Texts of 300 positions in either state, where guesses are right with the state's true chances."""
-    rng, claimed = np.random.default_rng(seed), np.log([CLEAR, CLOSE])
+    rng, claimed = np.random.default_rng(seed), np.log([ALONE, TIED])
     traces = []
     for _ in range(count):
         state = rng.integers(0, 2, 300)
@@ -57,19 +57,19 @@ def test_overconfident_heads_are_believed_less() -> None:
 
 
 def test_heads_that_are_right_more_often_where_they_are_surer_are_calibrated_by_sharpness() -> None:
-    chances = fit_chances(texts_of([(0.8, 0.1, 0.0, 0.0), (0.3, 0.02, 0.02, 0.02)], seed=0))
+    chances = fit_chances(texts_of([(0.8, 0.05, 0.02, 0.01), (0.3, 0.28, 0.02, 0.01)], seed=0))
     assert chances.sharpness is not None
     assert chances.held_out is not None
     assert chances.held_out.texts == 6
     assert chances.held_out.sharpness < chances.held_out.plain - 0.01
-    first = [chances.probabilities(0, np.log(state).tolist())[0] for state in (CLEAR, CLOSE)]
+    first = [chances.probabilities(0, np.log(state).tolist())[0] for state in (ALONE, TIED)]
     assert first == pytest.approx([0.8, 0.3], abs=0.06)
-    plain = [chances.plain.probabilities(0, np.log(state).tolist())[0] for state in (CLEAR, CLOSE)]
+    plain = [chances.plain.probabilities(0, np.log(state).tolist())[0] for state in (ALONE, TIED)]
     assert plain[0] == pytest.approx(plain[1])
 
 
 def test_where_sharpness_says_nothing_the_plain_calibration_stays() -> None:
-    believed = [fit_chances(texts_of([CLEAR, CLOSE], seed)) for seed in range(8)]
+    believed = [fit_chances(texts_of([ALONE, TIED], seed)) for seed in range(8)]
     for chances in believed:
         assert chances.held_out is not None
         assert (chances.sharpness is not None) == (chances.held_out.sharpness < chances.held_out.plain)
@@ -91,7 +91,7 @@ def test_a_text_is_never_scored_by_a_fit_that_saw_a_part_of_it(monkeypatch: pyte
 
     monkeypatch.setattr(module, "fit_scaling", fit)
     monkeypatch.setattr(module, "total_log_loss", loss)
-    held_out_log_loss(guess_tables(texts_of([CLEAR, CLOSE], seed=1, count=7)))
+    held_out_log_loss(guess_tables(texts_of([ALONE, TIED], seed=1, count=7)))
     assert len(fitted) == FOLDS
     assert scored[::2] == scored[1::2], "both candidates are judged on the same texts"
     assert all(seen | unseen == set(range(7)) and not seen & unseen for seen, unseen in zip(fitted, scored[::2]))
@@ -104,7 +104,10 @@ def test_the_log_loss_is_that_of_each_guess_by_hand() -> None:
     assert total_log_loss(own, [table]) == pytest.approx(-np.log(1 - 0.6) - np.log(0.3))
 
 
-@pytest.mark.parametrize("traces", [[drawn_trace(200, [0.5], 2, seed=0)], [trace_of([[0, 1]] * 5), trace_of([])]])
+EMPTY = RankTrace(torch.zeros(0, 2, dtype=torch.int32), torch.zeros(0), torch.zeros(0, 2, TRACED_RANKS))
+
+
+@pytest.mark.parametrize("traces", [[drawn_trace(200, [0.5], 2, seed=0)], [trace_of([[0, 1]] * 5), EMPTY]])
 def test_one_text_decides_nothing(traces: list[RankTrace]) -> None:
     chances = fit_chances(traces)
     assert chances.sharpness is None
