@@ -147,8 +147,9 @@ def _replayed(
 
 def text_log_losses(chances: ProbabilityCalibration, texts: Sequence[RankTrace]) -> np.ndarray:
     """Log-loss of each text in nats per guess ``[texts]``."""
-    tables = [guess_tables([text]) for text in texts]
-    return np.array([total_log_loss(chances, each) / sum(head.odds.size for head in each) for each in tables])
+    tables = guess_tables(texts)
+    by_text = [[table.where(table.text == number) for table in tables] for number in range(len(texts))]
+    return np.array([total_log_loss(chances, each) / sum(head.odds.size for head in each) for each in by_text])
 
 
 if __name__ == "__main__":
