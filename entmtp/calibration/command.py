@@ -133,14 +133,14 @@ def _load_calibration(output: Path, suite: str, kind: str) -> tuple[TreeBank, li
 
 
 def _report(path: Path, bank: TreeBank, console: Console) -> None:
-    """Print what the bank promises, and which calibration of the heads' probabilities predicted held-out texts better."""
+    """Print what the bank's trees gain, and how both calibrations of the heads' probabilities predict held-out texts."""
     gain, chances = bank.overall.gain, bank.chances
     sizes = [size for size in _SHOWN if size < len(gain)]
     console.print(f"{path}: tau by nodes " + ", ".join(f"{size}: {gain[size]:.2f}" for size in sizes))
     if (losses := chances.held_out) is not None:
         console.print(
-            f"{path}: log-loss of a guess on held-out texts {losses.plain:.4f} nats, and {losses.sharpness:.4f} with the"
-            f" sharpness of distributions, which the bank {'uses' if chances.sharpness else 'does not use'}"
+            f"{path}: log-loss of a guess on held-out texts {losses.plain:.4f} nats, and {losses.sharpness:.4f} with"
+            f" the sharpness of distributions, which the bank {'uses' if chances.sharpness else 'does not use'}"
         )
 
 
