@@ -133,7 +133,7 @@ def _load_calibration(output: Path, suite: str, kind: str) -> tuple[TreeBank, li
 
 
 def _report(path: Path, bank: TreeBank, console: Console) -> None:
-    """Print what the bank's trees gain, and how both calibrations of the heads' probabilities predict held-out texts."""
+    """Print what the bank's trees gain, and how well both calibrations predict held-out texts."""
     gain, chances = bank.overall.gain, bank.chances
     sizes = [size for size in _SHOWN if size < len(gain)]
     console.print(f"{path}: tau by nodes " + ", ".join(f"{size}: {gain[size]:.2f}" for size in sizes))
