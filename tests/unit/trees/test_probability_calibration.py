@@ -52,6 +52,12 @@ def test_coefficients_follow_the_sharpness_of_the_distribution() -> None:
     assert steeper.probabilities(0, even) == pytest.approx([1 / (1 + math.exp(-odds))] * RANKS)
 
 
+def test_a_slope_below_zero_counts_as_zero() -> None:
+    falling = SharpnessScaling(slope=[(0.5, -1.0, 0.0)] * 2, offset=[(0.2, 0.0, 0.0)] * 2)
+    chances = HALF.model_copy(update={"sharpness": falling})
+    assert chances.probabilities(0, UNSURE) == pytest.approx([1 / (1 + math.exp(-0.2))] * RANKS)
+
+
 def test_the_plain_calibration_ignores_sharpness() -> None:
     for row in (SURE, UNSURE):
         assert SHARP.plain.probabilities(0, row) == HALF.probabilities(0, row) != SHARP.probabilities(0, row)

@@ -50,6 +50,10 @@ def test_margin_is_the_lead_of_the_first_guess(log_probs: list[float]) -> None:
     assert Sharpness.of(log_probs).margin == pytest.approx(min(lead, MAX_MARGIN))
 
 
+def test_a_margin_has_a_bound() -> None:
+    assert Sharpness.of([-1e-9, -21.0, -25.0, -25.0]).margin == MAX_MARGIN
+
+
 @pytest.mark.parametrize("bad", [math.nan, -math.inf, math.inf])
 def test_sharpness_is_finite_whatever_the_heads_return(bad: float) -> None:
     for log_probs in ([bad] * RANKS, [-0.1, bad, bad, bad], [bad]):
