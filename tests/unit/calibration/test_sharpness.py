@@ -17,7 +17,7 @@ KINDS = ("medusa", "hydra", *DRAFT_CACHE_KINDS)
 
 def attached(kind: str) -> tuple[Backbone, DraftHeads]:
     if kind in DRAFT_CACHE_KINDS:
-        backbone = build_backbone(draft_cache_model(kind))
+        backbone: Backbone = build_backbone(draft_cache_model(kind))
         return backbone, draft_cache_heads(kind, backbone)
     backbone = small_backbone()
     return backbone, small_heads(kind, backbone)
