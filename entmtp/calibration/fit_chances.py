@@ -1,8 +1,9 @@
 """Fit the calibration of the heads' probabilities on rank traces (:mod:`entmtp.trees.probability_calibration`).
 
-There are two candidates: Platt scaling per depth, and Platt scaling whose coefficients depend on the sharpness of each
+There are two candidates: Platt scaling per depth, and Platt scaling whose offset depends on the sharpness of each
 distribution. Cross-validation decides between them, as more coefficients always fit better the texts that they were
-fitted on. Whole texts are held out, since the guesses of one text resemble each other.
+fitted on. For that reason the slope depends on nothing: with the bundled heads, that predicted other texts worse. Whole
+texts are held out, since the guesses of one text resemble each other.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import numpy as np
 
 from entmtp.calibration.fit import logistic
 from entmtp.trees.probability_calibration import (
-    Coefficient,
     LogLosses,
     ProbabilityCalibration,
     SharpnessScaling,
@@ -98,7 +98,10 @@ def fit_scaling(tables: Sequence[GuessTable]) -> ProbabilityCalibration:
         offset=[fit.offset for fit in fits],
         follow=[_mean_chances(table).round(5).tolist() for table in tables],
         sharpness=SharpnessScaling(
-            slope=[fit.sharpness_slope for fit in fits], offset=[fit.sharpness_offset for fit in fits]
+            slope=[fit.sharpness_slope for fit in fits],
+            offset=[fit.sharpness_offset for fit in fits],
+            entropy=[fit.entropy for fit in fits],
+            margin=[fit.margin for fit in fits],
         ),
     )
 
@@ -134,22 +137,22 @@ def total_log_loss(chances: ProbabilityCalibration, tables: Sequence[GuessTable]
 class _HeadFit(NamedTuple):
     slope: float
     offset: float
-    sharpness_slope: Coefficient
-    sharpness_offset: Coefficient
+    sharpness_slope: float
+    sharpness_offset: float
+    entropy: float
+    margin: float
 
 
 def _fit_head(table: GuessTable) -> _HeadFit:
     """Fit both candidates for one head. Without a row they are the head's own probabilities."""
     if not len(table.text):
-        return _HeadFit(1.0, 0.0, (1.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+        return _HeadFit(1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
     right = table.right[:, : table.odds.shape[1]].reshape(-1)
-    odds = table.odds[..., None]
-    (slope,), offset = logistic(odds.reshape(-1, 1), right)
-    seen = np.broadcast_to(table.sharpness[:, None], (*table.odds.shape, 2))
-    inputs = np.concatenate([odds, odds * seen, seen], axis=-1)
-    weights, constant = logistic(inputs.reshape(-1, inputs.shape[-1]), right)
-    by_odds, by_entropy, by_margin, entropy, margin = weights.tolist()
-    return _HeadFit(max(0.0, float(slope)), offset, (by_odds, by_entropy, by_margin), (constant, entropy, margin))
+    odds = table.odds.reshape(-1, 1)
+    (slope,), offset = logistic(odds, right)
+    seen = table.sharpness.repeat(table.odds.shape[1], axis=0)
+    (by_odds, entropy, margin), constant = logistic(np.concatenate([odds, seen], axis=1), right)
+    return _HeadFit(max(0.0, float(slope)), offset, max(0.0, float(by_odds)), constant, float(entropy), float(margin))
 
 
 def _mean_chances(table: GuessTable) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Heads are overconfident, and each differs. Platt scaling per depth corrects the log-odds of a drafted token. The
 probability of a path is then the product of its calibrated probabilities (EAGLE-2, arXiv 2406.16858, section 3,
-multiplies the heads' own). How much a head overstates depends on how sure it is, so the coefficients of the scaling may
+multiplies the heads' own). How much a head overstates depends on how sure it is. So the offset of the scaling may
 depend on the sharpness of the distribution that a token comes from (:mod:`entmtp.trees.sharpness`). The output of
 deeper heads is unknown before they run, so the mean probability of each rank is used instead. The calibration is fitted
 on rank traces (:mod:`entmtp.calibration.fit_chances`).
@@ -22,28 +22,30 @@ _MOST_ODDS = 30.0
 _NEARLY_ONE = -math.exp(-_MOST_ODDS)
 _LEAST_ODDS = -700.0  # below it the exponential overflows
 
-Coefficient = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
-"""A coefficient of the scaling: a constant, what a nat of entropy adds, and what a nat of margin adds."""
+NotNegative = Annotated[FiniteFloat, Field(ge=0)]
 
 
 class SharpnessScaling(BaseModel):
-    """Platt scaling whose coefficients depend on the sharpness of a distribution, per depth 0, 1, ...
+    """Platt scaling that also reads the sharpness of a distribution, per depth 0, 1, ...
 
-    A slope below 0 counts as 0, so that a likelier token of one distribution never has the smaller probability.
+    All guesses of one distribution move together, so a likelier one never has the smaller probability.
+
+    Attributes:
+        slope, offset: coefficients of the calibrated log-odds.
+        entropy, margin: log-odds that a nat of a distribution's entropy and of its margin adds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    slope: list[Coefficient]
-    offset: list[Coefficient]
+    slope: list[NotNegative]
+    offset: list[FiniteFloat]
+    entropy: list[FiniteFloat]
+    margin: list[FiniteFloat]
 
     def at(self, depth: int, seen: Sharpness) -> tuple[float, float]:
         """Slope and offset for a distribution of this sharpness."""
-        slope, offset = (
-            constant + by_entropy * seen.entropy + by_margin * seen.margin
-            for constant, by_entropy, by_margin in (self.slope[depth], self.offset[depth])
-        )
-        return max(0.0, slope), offset
+        by_sharpness = self.entropy[depth] * seen.entropy + self.margin[depth] * seen.margin
+        return self.slope[depth], self.offset[depth] + by_sharpness
 
 
 class LogLosses(BaseModel):
@@ -51,8 +53,8 @@ class LogLosses(BaseModel):
 
     Attributes:
         texts: texts of the calibration, each of which was held out once.
-        plain: with the same coefficients for every distribution of a depth.
-        sharpness: with coefficients that depend on the sharpness of each distribution.
+        plain: with the same offset for every distribution of a depth.
+        sharpness: with an offset that depends on the sharpness of each distribution.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,7 +77,7 @@ class ProbabilityCalibration(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    slope: list[Annotated[FiniteFloat, Field(ge=0)]] = Field(min_length=1)
+    slope: list[NotNegative] = Field(min_length=1)
     offset: list[FiniteFloat]
     follow: list[Annotated[list[Annotated[FiniteFloat, Field(ge=0, le=1)]], Field(min_length=1)]]
     sharpness: SharpnessScaling | None = None
@@ -85,8 +87,8 @@ class ProbabilityCalibration(BaseModel):
     def _complete(self) -> Self:
         if not len(self.slope) == len(self.offset) == len(self.follow):
             raise ValueError("every depth needs a slope, an offset and the mean chances of its ranks")
-        if self.sharpness and not len(self.sharpness.slope) == len(self.sharpness.offset) == len(self.slope):
-            raise ValueError(f"sharpness needs a slope and an offset for each of {len(self.slope)} depths")
+        if self.sharpness and {len(each) for _, each in self.sharpness} != {len(self.slope)}:
+            raise ValueError(f"sharpness needs every coefficient for each of {len(self.slope)} depths")
         return self
 
     @property

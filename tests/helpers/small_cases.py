@@ -169,7 +169,7 @@ def small_chances() -> ProbabilityCalibration:
 
 def small_sharp_chances() -> ProbabilityCalibration:
     """The same heads, which can be believed more where they are surer."""
-    scaling = SharpnessScaling(slope=[(0.3, 0.1, 0.1)] * 4, offset=[(-0.9, 0.2, 0.3)] * 4)
+    scaling = SharpnessScaling(slope=[0.5] * 4, offset=[-1.1] * 4, entropy=[0.2] * 4, margin=[0.3] * 4)
     return small_chances().model_copy(update={"sharpness": scaling})
 
 

@@ -186,7 +186,7 @@ def test_a_chance_multiplies_along_a_path() -> None:
 
 
 def test_equally_likely_guesses_of_surer_heads_have_other_chances() -> None:
-    scaling = SharpnessScaling(slope=[(1.0, 0.0, 0.0)] * 3, offset=[(0.0, 0.0, 0.5)] * 3)
+    scaling = SharpnessScaling(slope=[1.0] * 3, offset=[0.0] * 3, entropy=[0.0] * 3, margin=[0.5] * 3)
     chances = UNCALIBRATED.model_copy(update={"sharpness": scaling})
     policy = DynamicPolicy(PREDICTOR, chances, FixedCost(lambda batch, context: small_cost(0.01 * batch, 0.01)), 8)
     clear, close = [0.4, 0.1, 0.05, 0.05], [0.4, 0.39, 0.05, 0.05]

@@ -9,7 +9,7 @@ from entmtp.trees.sharpness import RANKS
 
 HALF = ProbabilityCalibration(slope=[1.0, 0.5], offset=[0.0, -1.0], follow=[[0.5, 0.1], [0.4, 0.1]])
 SHARP = HALF.model_copy(
-    update={"sharpness": SharpnessScaling(slope=[(1.0, -0.9, 0.2)] * 2, offset=[(0.5, 0.1, -0.3)] * 2)}
+    update={"sharpness": SharpnessScaling(slope=[1.0, 0.2], offset=[0.5] * 2, entropy=[0.1] * 2, margin=[-0.3] * 2)}
 )
 SURE, UNSURE = [[math.log(each) for each in row] for row in ([0.97, 0.01, 0.01, 0.005], [0.3, 0.28, 0.2, 0.1])]
 
@@ -39,23 +39,15 @@ def test_a_likelier_token_never_has_the_smaller_probability(
     assert all(0 <= chance <= 1 for chance in found)
 
 
-def test_coefficients_follow_the_sharpness_of_the_distribution() -> None:
-    only_offset = SharpnessScaling(slope=[(1.0, 0.0, 0.0)] * 2, offset=[(0.25, 0.5, -1.0)] * 2)
-    chances = HALF.model_copy(update={"sharpness": only_offset})
+def test_the_offset_follows_the_sharpness_of_the_distribution() -> None:
+    scaling = SharpnessScaling(slope=[9.0, 2.0], offset=[9.0, 0.25], entropy=[9.0, 0.5], margin=[9.0, -1.0])
+    chances = HALF.model_copy(update={"sharpness": scaling})
     even = [math.log(1 / RANKS)] * RANKS  # entropy log(RANKS), margin 0
-    odds = log_odds(even[0]) + 0.25 + 0.5 * math.log(RANKS) + 0.1
+    odds = 2 * log_odds(even[0]) + 0.25 + 0.5 * math.log(RANKS) + 0.1
     assert chances.probabilities(1, even, shift=0.1) == pytest.approx([1 / (1 + math.exp(-odds))] * RANKS)
-    steeper = HALF.model_copy(
-        update={"sharpness": SharpnessScaling(slope=[(0.0, 1.0, 0.0)] * 2, offset=[(0.0, 0.0, 0.0)] * 2)}
-    )
-    odds = math.log(RANKS) * log_odds(even[0])
-    assert steeper.probabilities(0, even) == pytest.approx([1 / (1 + math.exp(-odds))] * RANKS)
-
-
-def test_a_slope_below_zero_counts_as_zero() -> None:
-    falling = SharpnessScaling(slope=[(0.5, -1.0, 0.0)] * 2, offset=[(0.2, 0.0, 0.0)] * 2)
-    chances = HALF.model_copy(update={"sharpness": falling})
-    assert chances.probabilities(0, UNSURE) == pytest.approx([1 / (1 + math.exp(-0.2))] * RANKS)
+    led = [math.log(0.8), math.log(0.2)]  # the whole of a vocabulary of two
+    odds = 2 * log_odds(led[0]) + 0.25 - 0.5 * (0.8 * led[0] + 0.2 * led[1]) - math.log(4)
+    assert chances.probabilities(1, led)[0] == pytest.approx(1 / (1 + math.exp(-odds)))
 
 
 def test_the_plain_calibration_ignores_sharpness() -> None:
@@ -77,9 +69,11 @@ def test_odds_beyond_a_floats_range_have_a_probability() -> None:
         {"slope": []},
         {"slope": [-1.0, 1.0]},
         {"follow": [[2.0], [0.0]]},
-        {"sharpness": {"slope": [[1, 0, 0]], "offset": [[0, 0, 0]]}},
-        {"sharpness": {"slope": [[1, 0, 0]] * 2, "offset": [[0, 0]] * 2}},
-        {"sharpness": {"slope": [["NaN", 0, 0]] * 2, "offset": [[0, 0, 0]] * 2}},
+        {"sharpness": {"slope": [1], "offset": [0], "entropy": [0], "margin": [0]}},
+        {"sharpness": {"slope": [1, 1], "offset": [0, 0], "entropy": [0, 0], "margin": [0]}},
+        {"sharpness": {"slope": [1, 1], "offset": [0, 0], "entropy": [0, "NaN"], "margin": [0, 0]}},
+        {"sharpness": {"slope": [1, -1], "offset": [0, 0], "entropy": [0, 0], "margin": [0, 0]}},
+        {"sharpness": {"slope": [1, 1], "offset": [0, 0]}},
         {"held_out": {"texts": 1, "plain": 0.3, "sharpness": 0.3}},
     ],
 )
