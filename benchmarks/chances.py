@@ -42,19 +42,9 @@ from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.trace import RankTrace
 
-COLUMNS = (
-    "suite",
-    "source",
-    "heads",
-    "log-loss before",
-    "saved",
-    "a calibration stores",
-    "before",
-    "after",
-    "after of before",
-    "before of known-chances",
-    "after of known-chances",
-)
+_SOURCE = ("suite", "source", "heads")
+LOSSES = ("log-loss before", "saved", "a calibration stores")
+SPEEDS = ("before", "after", "after of before", "before of known-chances", "after of known-chances")
 NOTES = (
     f"Tokens are those of the {ACCEPTANCE}; step costs are a profile's. Nothing was timed in this run.",
     "before: chances by depth and probability alone. after: by the sharpness of each distribution too. Both were fitted"
@@ -79,7 +69,10 @@ def main(
         costs = costs_of(profile, 1, None)
         model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
         backbone = build_backbone(model)
-        rows: list[list[Cell]] = []
+        tables = [
+            Table(title="log-loss on held-out prompts", columns=[*_SOURCE, *LOSSES], rows=[]),
+            Table(title=f"{DYNAMIC} in replay of the same prompts", columns=[*_SOURCE, *SPEEDS], rows=[]),
+        ]
         for name in PAPER_SUITES:
             suite = load_suite(name)
             halves = dict(zip(("fitted", "held-out"), split(suite.prompts), strict=True))
@@ -91,11 +84,12 @@ def main(
                 fitted, scored = (traces_of(output / name / half, backbone, heads) for half in halves)
                 expansions = expansions_of(output / name / "held-out", backbone, heads)
                 bank = load_bank(bundled_bank(name, kind))
-                rows.append([name, suite.source, kind, *compare(fitted, scored, expansions, bank, costs)])
-        table = Table(title="on held-out prompts", columns=list(COLUMNS), rows=rows)
+                found = compare(fitted, scored, expansions, bank, costs)
+                for table, cells in zip(tables, (found[: len(LOSSES)], found[len(LOSSES) :]), strict=True):
+                    table.rows.append([name, suite.source, kind, *cells])
         title = f"What sharpness is to the dynamic policy: {ACCEPTANCE}, at the step costs of {costs.where}"
         notes = [*NOTES, costs.note, f"Up to {prompts} prompts per suite for each purpose."]
-        deliver(make_record("chances", title, hardware_name(backbone.device), [table], notes), record, uncommitted)
+        deliver(make_record("chances", title, hardware_name(backbone.device), tables, notes), record, uncommitted)
 
 
 @torch.inference_mode()
@@ -106,7 +100,7 @@ def compare(
     bank: TreeBank,
     costs: Costs,
 ) -> list[Cell]:
-    """Fit both calibrations and judge them on the ``scored`` texts; returns the cells after the table's source.
+    """Fit both calibrations and judge them on the ``scored`` texts; returns the cells of :data:`LOSSES` and :data:`SPEEDS`.
 
     Raises:
         EntMTPError: if the machine's costs say nothing of trees that are expanded level by level.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.chances import COLUMNS, compare, text_log_losses
+from benchmarks.chances import LOSSES, SPEEDS, compare, text_log_losses
 from benchmarks.predict import Costs
 from entmtp.calibration.fit_chances import fit_chances, guess_tables, total_log_loss
 from entmtp.calibration.policy_replay import ExpansionAt
@@ -41,7 +41,7 @@ def test_sharpness_that_tells_saves_loss_and_closes_the_gap() -> None:
         return at
 
     cells = compare(fitted, scored, [expansion_of(claimed) for claimed in claims], small_bank(), COSTS)
-    assert len(cells) == len(COLUMNS) - 3
+    assert len(cells) == len(LOSSES) + len(SPEEDS)
     loss, saved, stored, before, after, gained, *shares = map(str, cells)
     assert stored == "sharpness"
     assert float(saved.split()[0]) > 0.03
