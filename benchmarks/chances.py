@@ -100,7 +100,7 @@ def compare(
     bank: TreeBank,
     costs: Costs,
 ) -> list[Cell]:
-    """Fit both calibrations and judge them on the ``scored`` texts; returns the cells of :data:`LOSSES` and :data:`SPEEDS`.
+    """Fit both calibrations and judge them on ``scored``; returns the cells of :data:`LOSSES` and :data:`SPEEDS`.
 
     Raises:
         EntMTPError: if the machine's costs say nothing of trees that are expanded level by level.
