@@ -51,6 +51,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "drafters": "drafters",
         "predict": "predict --profile epyc-2-cores --output results/heads --prompts 4",
         "predict-flat": "predict --profile flat --output results/heads --prompts 4",
+        "chances": "chances --profile epyc-2-cores --output results/chances --prompts 8",
     },
     "cuda": {
         "step": "step --dtype bfloat16 --churn 1000 --profile",

@@ -115,7 +115,7 @@ def main(
 ) -> None:
     """Print predicted tau and speedup of each method and its share of each yardstick, by suite and kind of heads."""
     with plain_errors("predict"):
-        costs = _costs(profile, batch, context)
+        costs = costs_of(profile, batch, context)
         model, tokenizer = load_model("bundled", device="cuda" if torch.cuda.is_available() else "cpu")
         backbone = build_backbone(model)
         tables = [
@@ -143,7 +143,8 @@ def main(
         deliver(make_record("predict", title, hardware_name(backbone.device), tables, notes), record, uncommitted)
 
 
-def _costs(name: str, batch: int, context: int | None) -> Costs:
+def costs_of(name: str, batch: int, context: int | None) -> Costs:
+    """Costs of a hardware profile or an idealised machine, by its name."""
     chosen, expanded = cost_of(name, batch, context), expanded_cost_of(name, batch, context)
     if name in IDEAL:
         return Costs(

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from entmtp.calibration.fit import fit_chances, fit_predictor, step_table
+from entmtp.calibration.fit import fit_predictor, step_table
+from entmtp.calibration.fit_chances import fit_chances
 from entmtp.calibration.optimal import optimal_order
 from entmtp.calibration.policy_replay import ExpansionAt
 from entmtp.calibration.rank_trace import rank_trace

@@ -86,7 +86,7 @@ def calibrate_task(
             "prompts": provenance.prompts_sha256,
         }
         save_traces(output / f"{task}-{kind}.trace.safetensors", traces, marks)
-        console.print(f"{path}: {_summary(bank)}")
+        _report(path, bank, console)
 
 
 def _calibrate_mixed(
@@ -117,7 +117,7 @@ def _calibrate_mixed(
         bank = make_bank(traces, provenance, settings, cost)
         path = output / f"{MIXED}-{kind}.json"
         bank.save(path)
-        console.print(f"{path}: {_summary(bank)}")
+        _report(path, bank, console)
 
 
 def _load_calibration(output: Path, suite: str, kind: str) -> tuple[TreeBank, list[RankTrace]]:
@@ -132,10 +132,16 @@ def _load_calibration(output: Path, suite: str, kind: str) -> tuple[TreeBank, li
     return load_bank(bank), load_traces(trace)[0]
 
 
-def _summary(bank: TreeBank) -> str:
-    gain = bank.overall.gain
+def _report(path: Path, bank: TreeBank, console: Console) -> None:
+    """Print what the bank's trees gain, and how well both calibrations predict held-out texts."""
+    gain, chances = bank.overall.gain, bank.chances
     sizes = [size for size in _SHOWN if size < len(gain)]
-    return "tau by nodes " + ", ".join(f"{size}: {gain[size]:.2f}" for size in sizes)
+    console.print(f"{path}: tau by nodes " + ", ".join(f"{size}: {gain[size]:.2f}" for size in sizes))
+    if (losses := chances.held_out) is not None:
+        console.print(
+            f"{path}: log-loss of a guess on held-out texts {losses.plain:.4f} nats, and {losses.sharpness:.4f} with"
+            f" the sharpness of distributions, which the bank {'uses' if chances.sharpness else 'does not use'}"
+        )
 
 
 def _sources(model: str, heads: Sequence[str]) -> dict[str, str]:

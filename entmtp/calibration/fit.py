@@ -16,16 +16,12 @@ from entmtp.calibration.optimal import most_probable_paths
 from entmtp.calibration.policy_replay import replay_steps
 from entmtp.policies.static import StaticPolicy
 from entmtp.trees.predictor import FEATURES, Feature, Predictor
-from entmtp.trees.probability_calibration import ProbabilityCalibration, log_odds
 from entmtp.trees.topology import Path, Topology
 from entmtp.trees.trace import RankTrace
 from entmtp.trees.trace_replay import accepted_length
 
 PATHS = 255
 """Maximum number of paths in a predictor."""
-
-FOLLOWED = 16
-"""Ranks whose mean probability is stored: the maximum children of a node in an expanded tree."""
 
 _MOST_BINS = 8
 _ROWS_PER_BIN = 150
@@ -72,7 +68,7 @@ def fit_predictor(rows: StepTable, features: Sequence[Feature], paths: int = PAT
     """Fit a predictor whose input are ``features``."""
     columns = [FEATURES.index(feature) for feature in features]
     seen = rows.features[:, columns]
-    weights, bias = _logistic(seen, rows.ranks[:, 0] == 0)
+    weights, bias = logistic(seen, rows.ranks[:, 0] == 0)
     score = seen @ weights + bias
     bins = max(1, min(_MOST_BINS, len(rows) // _ROWS_PER_BIN))
     edges = np.unique(np.quantile(score, np.arange(1, bins) / bins))
@@ -99,7 +95,7 @@ def _frequencies(ranks: np.ndarray, paths: Sequence[Path], prior: np.ndarray, we
     return (found + weight * prior) / (len(ranks) + weight)
 
 
-def _logistic(features: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float]:
+def logistic(features: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float]:
     """Fit a logistic regression: weights ``[features]`` and bias, by Newton's method on standardised features."""
     mean, spread = features.mean(0), features.std(0)
     spread = np.where(spread > 0, spread, 1.0)
@@ -113,23 +109,6 @@ def _logistic(features: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, floa
         beta = beta - np.linalg.solve(curvature, gradient)
     weights = beta[:-1] / spread
     return weights, float(beta[-1] - weights @ mean)
-
-
-def fit_chances(traces: Sequence[RankTrace]) -> ProbabilityCalibration:
-    """Fit Platt scaling of each head's probabilities, at positions where the heads before it were right."""
-    ranks = np.concatenate([trace.ranks.numpy() for trace in traces])
-    log_probs = np.concatenate([trace.confidence.numpy() for trace in traces])
-    slopes, offsets, follow = [], [], []
-    for depth in range(ranks.shape[1]):
-        reached = (ranks[:, :depth] < FOLLOWED).all(1)
-        used = reached if reached.any() else ~reached
-        right = ranks[used, depth, None] == np.arange(FOLLOWED)
-        odds = np.vectorize(log_odds)(log_probs[used, depth])
-        slope, offset = _logistic(odds.reshape(-1, 1), right[:, : odds.shape[1]].reshape(-1))
-        slopes.append(max(0.0, float(slope[0])))
-        offsets.append(offset)
-        follow.append(right.mean(0).round(5).tolist())
-    return ProbabilityCalibration(slope=slopes, offset=offsets, follow=follow)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def outlook(expansion: Expansion, chances: ProbabilityCalibration, also: Topolog
         count = tokens.shape[1]
         numbers: dict[Path, int] = {}
         for row, (path, values) in enumerate(zip(frontier, log_probs.tolist(), strict=True)):
-            each = [chances.probability(depth, value) for value in values]
+            each = chances.probabilities(depth, values)
             part = known.get(path, 1.0) / max(1.0, sum(each))
             for rank, chance in enumerate(each):
                 known[*path, rank] = part * chance

@@ -132,7 +132,8 @@ class DynamicPolicy(BiasedPolicy):
                 break
             likeliest = max(node.chance for node in parents)
             wanted = max(MIN_CHILDREN, sum(likeliest * chance > prices.node for chance in follow))
-            count = min(wanted, max(limits[node.request] for node in parents))
+            allowed = max(limits[node.request] for node in parents)
+            count = max(self.chances.fewest_guesses, min(wanted, allowed))
             found += self._children(parents, depth, *expansion.next_level([node.number for node in parents], count))
             found = _keep_likeliest(found, limits)
             nodes = [node for node in found if len(node.path) > depth]
@@ -160,19 +161,19 @@ class DynamicPolicy(BiasedPolicy):
         self, parents: Sequence[_Node], depth: int, tokens: torch.Tensor, log_probs: torch.Tensor
     ) -> list[_Node]:
         """Nodes of the guesses after ``parents``."""
-        chance, count = self.chances.probability, tokens.shape[1]
+        probabilities, count = self.chances.probabilities, tokens.shape[1]
         # Plain Python is faster: between two passes over all weights, numpy's own code and data leave the CPU's caches.
         return [
             _Node(
                 node.request,
                 (*node.path, rank),
                 token,
-                node.chance * chance(depth, log_prob, node.log_odds),
+                node.chance * chance,
                 row * count + rank,
                 node.log_odds,
             )
-            for row, (node, *guesses) in enumerate(zip(parents, tokens.tolist(), log_probs.tolist(), strict=True))
-            for rank, (token, log_prob) in enumerate(zip(*guesses, strict=True))
+            for row, (node, its, values) in enumerate(zip(parents, tokens.tolist(), log_probs.tolist(), strict=True))
+            for rank, (token, chance) in enumerate(zip(its, probabilities(depth, values, node.log_odds), strict=True))
         ]
 
     def _select(self, guesses: Sequence[Sequence[_Node]], prices: _TokenPrices) -> list[list[_Node]]:

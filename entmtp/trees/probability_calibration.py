@@ -2,19 +2,66 @@
 
 Heads are overconfident, and each differs. Platt scaling per depth corrects the log-odds of a drafted token. The
 probability of a path is then the product of its calibrated probabilities (EAGLE-2, arXiv 2406.16858, section 3,
-multiplies the heads' own). The output of deeper heads is unknown before they run, so the mean probability of each rank
-is used instead. The calibration is fitted on rank traces (:mod:`entmtp.calibration.fit`).
+multiplies the heads' own). How much a head overstates depends on how sure it is. So the offset of the scaling may
+depend on the sharpness of the distribution that a token comes from (:mod:`entmtp.trees.sharpness`). The output of
+deeper heads is unknown before they run, so the mean probability of each rank is used instead. The calibration is fitted
+on rank traces (:mod:`entmtp.calibration.fit_chances`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from entmtp.trees.sharpness import RANKS, Sharpness
+
 _MOST_ODDS = 30.0
 _NEARLY_ONE = -math.exp(-_MOST_ODDS)
+_LEAST_ODDS = -700.0  # below it the exponential overflows
+
+NotNegative = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class SharpnessScaling(BaseModel):
+    """Platt scaling that also reads the sharpness of a distribution, per depth 0, 1, ...
+
+    All guesses of one distribution move together, so a likelier one never has the smaller probability.
+
+    Attributes:
+        slope, offset: coefficients of the calibrated log-odds.
+        entropy, margin: log-odds that a nat of a distribution's entropy and of its margin adds.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    slope: list[NotNegative]
+    offset: list[FiniteFloat]
+    entropy: list[FiniteFloat]
+    margin: list[FiniteFloat]
+
+    def at(self, depth: int, seen: Sharpness) -> tuple[float, float]:
+        """Slope and offset for a distribution of this sharpness."""
+        by_sharpness = self.entropy[depth] * seen.entropy + self.margin[depth] * seen.margin
+        return self.slope[depth], self.offset[depth] + by_sharpness
+
+
+class LogLosses(BaseModel):
+    """Log-loss on texts that were held out of the fit, in nats per guess, both ways on the same guesses.
+
+    Attributes:
+        texts: texts of the calibration, each of which was held out once.
+        plain: with the same offset for every distribution of a depth.
+        sharpness: with an offset that depends on the sharpness of each distribution.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    texts: int = Field(ge=2)
+    plain: FiniteFloat
+    sharpness: FiniteFloat
 
 
 class ProbabilityCalibration(BaseModel):
@@ -23,30 +70,55 @@ class ProbabilityCalibration(BaseModel):
     Attributes:
         slope, offset: coefficients of the calibrated log-odds.
         follow: ``[depth][rank]`` the mean probability that a token of that rank is accepted.
+        sharpness: coefficients that replace ``slope`` and ``offset``; None if these predict held-out texts as well, and
+            in older banks.
+        held_out: the comparison that decided; None if there was one text only, and in older banks.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    slope: list[Annotated[FiniteFloat, Field(ge=0)]] = Field(min_length=1)
+    slope: list[NotNegative] = Field(min_length=1)
     offset: list[FiniteFloat]
     follow: list[Annotated[list[Annotated[FiniteFloat, Field(ge=0, le=1)]], Field(min_length=1)]]
+    sharpness: SharpnessScaling | None = None
+    held_out: LogLosses | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if not len(self.slope) == len(self.offset) == len(self.follow):
             raise ValueError("every depth needs a slope, an offset and the mean chances of its ranks")
+        if self.sharpness and {len(each) for _, each in self.sharpness} != {len(self.slope)}:
+            raise ValueError(f"sharpness needs every coefficient for each of {len(self.slope)} depths")
         return self
 
-    def probability(self, depth: int, log_prob: float, shift: float = 0.0) -> float:
-        """Calibrated probability of a drafted token at ``depth`` (0 is a child of the root), given its log-probability.
+    @property
+    def plain(self) -> Self:
+        """The same calibration without :attr:`sharpness`."""
+        return self.model_copy(update={"sharpness": None})
 
+    @property
+    def fewest_guesses(self) -> int:
+        """Guesses that must be drafted after a node, for :meth:`probabilities` to be those of the calibration."""
+        return 1 if self.sharpness is None else RANKS
+
+    def probabilities(self, depth: int, log_probs: Sequence[float], shift: float = 0.0) -> list[float]:
+        """Calibrated probabilities of one node's drafted children at ``depth`` (0 is a child of the root).
+
+        ``log_probs`` are theirs, likeliest first: at least :attr:`fewest_guesses`, or the whole draft vocabulary.
         ``shift`` is added to the calibrated log-odds.
         """
-        odds = self.slope[depth] * log_odds(log_prob) + self.offset[depth] + shift
-        return 1 / (1 + math.exp(-odds))
+        slope, offset = self.slope[depth], self.offset[depth]
+        if self.sharpness is not None:
+            slope, offset = self.sharpness.at(depth, Sharpness.of(log_probs))
+        return [_logistic(slope * log_odds(log_prob) + offset + shift) for log_prob in log_probs]
 
 
 def log_odds(log_prob: float) -> float:
     """Bounded log-odds of a probability, which is given by its logarithm."""
     bounded = max(-_MOST_ODDS, min(log_prob, _NEARLY_ONE))
     return bounded - math.log(-math.expm1(bounded))
+
+
+def _logistic(odds: float) -> float:
+    """Probability of these log-odds."""
+    return 1 / (1 + math.exp(-max(odds, _LEAST_ODDS)))

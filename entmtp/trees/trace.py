@@ -22,7 +22,10 @@ MISS = 2**31 - 1
 """Rank of a token that a head can't draft: outside the draft vocabulary, or after the end of the text."""
 
 TRACED_RANKS = 4
-"""Top-k tokens of each head whose probabilities are traced; a dynamically expanded tree may use these ranks."""
+"""Top-k tokens of each head whose probabilities are traced; a dynamically expanded tree may use these ranks.
+
+The sharpness of a distribution is read from them too (:mod:`entmtp.trees.sharpness`).
+"""
 
 _ROWWISE = "ranks", "entropy", "confidence"
 

@@ -24,7 +24,7 @@ from entmtp.policies.step_cost import StepCost
 from entmtp.settings import EngineSettings, Kernels
 from entmtp.trees.bank import Frontier, Provenance, TreeBank
 from entmtp.trees.predictor import Predictor
-from entmtp.trees.probability_calibration import ProbabilityCalibration
+from entmtp.trees.probability_calibration import ProbabilityCalibration, SharpnessScaling
 from entmtp.trees.topology import Path
 from entmtp.trees.trace import MISS, TRACED_RANKS, RankTrace
 from tests.helpers.tiny_models import random_tokens, tiny_model
@@ -165,6 +165,12 @@ def small_predictor() -> Predictor:
 def small_chances() -> ProbabilityCalibration:
     """Heads of which half can be believed."""
     return ProbabilityCalibration(slope=[0.5] * 4, offset=[-0.5] * 4, follow=[[0.5, 0.2, 0.1, 0.05]] * 4)
+
+
+def small_sharp_chances() -> ProbabilityCalibration:
+    """The same heads, which can be believed more where they are surer."""
+    scaling = SharpnessScaling(slope=[0.5] * 4, offset=[-1.1] * 4, entropy=[0.2] * 4, margin=[0.3] * 4)
+    return small_chances().model_copy(update={"sharpness": scaling})
 
 
 def small_bank(**changes: str) -> TreeBank:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from benchmarks.predict import METHODS, NOT_EXPANDED, SHARED, Costs, _costs, predict
+from benchmarks.predict import METHODS, NOT_EXPANDED, SHARED, Costs, costs_of, predict
 from entmtp import methods
 from entmtp.calibration.policy_replay import ExpansionAt
 from entmtp.calibration.replay import DYNAMIC, cost_of
@@ -42,9 +42,9 @@ def test_without_a_cost_of_expanding_dynamic_is_not_ranked() -> None:
 
 
 def test_a_profile_names_its_machine_and_how_expanding_is_charged() -> None:
-    measured = _costs("h200-vicuna-7b", 1, None)
+    measured = costs_of("h200-vicuna-7b", 1, None)
     assert "NVIDIA H200" in measured.where
     assert "vicuna-7b" in measured.where
     assert (measured.expanded is None) == (measured.note == NOT_EXPANDED)
-    ideal = _costs("flat", 1, None)
+    ideal = costs_of("flat", 1, None)
     assert ideal.expanded is ideal.chosen

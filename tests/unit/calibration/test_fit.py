@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from entmtp.calibration.fit import StepTable, fit_chances, fit_predictor, quality, step_table
+from entmtp.calibration.fit import StepTable, fit_predictor, quality, step_table
 from entmtp.trees.predictor import FEATURES
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace
@@ -71,25 +71,6 @@ def test_quality_of_a_known_predictor_is_that_by_hand() -> None:
     found = quality(predictor, rows, Topology.of([(0,)]), bins=2)
     assert found.log_loss == pytest.approx(np.log(2))
     assert found.within_text == 0
-
-
-def test_chances_are_the_heads_own_where_those_can_be_believed() -> None:
-    generator = torch.Generator().manual_seed(0)
-    sure = 0.2 + 0.6 * torch.rand(4000, 1, generator=generator)
-    right = torch.rand(4000, 1, generator=generator) < sure
-    trace = RankTrace(torch.where(right, 0, 9).int(), torch.zeros(4000), sure[..., None].log())
-    chances = fit_chances([trace])
-    assert chances.follow[0][0] == pytest.approx(right.float().mean().item(), abs=1e-3)
-    for probability in (0.3, 0.5, 0.7):
-        assert chances.probability(0, np.log(probability)) == pytest.approx(probability, abs=0.05)
-
-
-def test_overconfident_heads_are_believed_less() -> None:
-    generator = torch.Generator().manual_seed(1)
-    claimed = torch.full((2000, 1, 1), 0.95).log() + 0.01 * torch.rand(2000, 1, 1, generator=generator)
-    right = torch.rand(2000, 1, generator=generator) < 0.6
-    chances = fit_chances([RankTrace(torch.where(right, 0, 9).int(), torch.zeros(2000), claimed)])
-    assert chances.probability(0, np.log(0.95)) == pytest.approx(0.6, abs=0.05)
 
 
 def test_rows_too_few_for_bins_give_one_centre() -> None:

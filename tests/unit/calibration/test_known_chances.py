@@ -14,7 +14,7 @@ from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Path, Topology
 from entmtp.trees.trace_replay import accepted_length
 from tests.helpers.examples import examples
-from tests.helpers.small_cases import Scripted, small_chances
+from tests.helpers.small_cases import Scripted, small_chances, small_sharp_chances
 
 PATHS: list[Path] = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)]
 SHARES = st.floats(0.0, 0.5)
@@ -111,6 +111,18 @@ def test_chances_multiply_along_paths_and_siblings_share_their_parents() -> None
     assert seen.paths[1, 1] == pytest.approx(0.2 * 0.6 / 1.5)
     assert seen.paths[0, 0] + seen.paths[0, 1] == pytest.approx(0.5)
     assert seen.reach == pytest.approx([0.7, 0.7])
+
+
+def test_chances_are_those_that_the_dynamic_policy_reads_where_they_depend_on_sharpness() -> None:
+    levels = [[0.5, 0.3, 0.01, 0.01], [0.4, 0.1, 0.05, 0.05]]
+    first, second = (small_sharp_chances().probabilities(at, np.log(level).tolist()) for at, level in enumerate(levels))
+    seen = outlook(
+        Scripted(levels), small_sharp_chances().model_copy(update={"slope": [0.5] * 2}), Topology.root_only()
+    )
+    assert sum(first) < 1
+    assert sum(second) < 1
+    assert seen.paths[1,] == pytest.approx(first[1])
+    assert seen.paths[0, 2] == pytest.approx(first[0] * second[2])
 
 
 def test_the_likeliest_paths_are_kept_with_their_beginnings_and_the_trees_that_were_chosen(

@@ -15,6 +15,7 @@ from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.signals import Signals
 from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import StepCost
+from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace_replay import accepted_lengths, visits
 from tests.helpers.policy_costs import LinearCost
@@ -27,6 +28,7 @@ from tests.helpers.small_cases import (
     small_heads,
     small_predictor,
     small_prompt,
+    small_sharp_chances,
     traced,
 )
 from tests.helpers.tiny_models import TREES
@@ -67,8 +69,9 @@ def test_an_adaptive_policys_steps_are_those_of_real_decoding(make: Callable[[to
     assert [step.gained for step in steps[:-2]] == [step.gained for step in real.steps[:-2]]
 
 
+@pytest.mark.parametrize("chances", [small_chances(), small_sharp_chances()], ids=["plain", "sharpness"])
 @pytest.mark.parametrize("kind", ["medusa", "hydra"])
-def test_growing_trees_are_those_of_real_decoding(kind: str) -> None:
+def test_growing_trees_are_those_of_real_decoding(kind: str, chances: ProbabilityCalibration) -> None:
     backbone = small_backbone()
     heads = small_heads(kind, backbone)
     prompt = small_prompt(6)
@@ -81,7 +84,7 @@ def test_growing_trees_are_those_of_real_decoding(kind: str) -> None:
         wide_nodes=63,
         hardware="test",
     )
-    policy = DynamicPolicy(predictor, small_chances(), FixedCost(cost.of_batch), entropy_window=8)
+    policy = DynamicPolicy(predictor, chances, FixedCost(cost.of_batch), entropy_window=8)
     real = single_engine(backbone, heads, policy).generate(prompt, 60)
     trace = traced(backbone, heads, prompt, real.tokens)
     with torch.inference_mode():

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from entmtp.policies.step_cost import StepCost
 from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.predictor import Predictor
-from entmtp.trees.probability_calibration import ProbabilityCalibration
+from entmtp.trees.probability_calibration import ProbabilityCalibration, SharpnessScaling
 from entmtp.trees.topology import Topology
 from tests.helpers.policy_costs import ChangingCost
 from tests.helpers.small_cases import (
@@ -182,6 +183,26 @@ def test_a_chance_multiplies_along_a_path() -> None:
     by_path = {node.path: node.chance for node in nodes}
     assert by_path[0, 1] == pytest.approx(0.1, abs=1e-4)
     assert by_path[0, 0, 0] == pytest.approx(0.125, abs=1e-4)
+
+
+def test_equally_likely_guesses_of_surer_heads_have_other_chances() -> None:
+    scaling = SharpnessScaling(slope=[1.0] * 3, offset=[0.0] * 3, entropy=[0.0] * 3, margin=[0.5] * 3)
+    chances = UNCALIBRATED.model_copy(update={"sharpness": scaling})
+    policy = DynamicPolicy(PREDICTOR, chances, FixedCost(lambda batch, context: small_cost(0.01 * batch, 0.01)), 8)
+    clear, close = [0.4, 0.1, 0.05, 0.05], [0.4, 0.39, 0.05, 0.05]
+    biases = [AcceptanceBias(), AcceptanceBias()]
+    nodes = policy._expand(
+        Scripted([clear, close, clear], [close, clear, clear]),
+        [_Node(request, (), 0, 1.0, request, biases[request].log_odds) for request in (0, 1)],
+        policy._token_prices((63, 63), 160),
+        [63, 63],
+    )
+    chance = {(node.request, node.path): node.chance for node in nodes}
+    sure, unsure = (1 / (1 + np.exp(-np.log(0.4 / 0.6) - 0.5 * np.log(0.4 / second))) for second in (0.1, 0.39))
+    assert chance[0, (0,)] == pytest.approx(sure)
+    assert chance[1, (0,)] == pytest.approx(unsure)
+    assert chance[0, (0, 0)] == pytest.approx(sure * unsure)
+    assert chance[1, (0, 0)] == pytest.approx(sure * unsure)
 
 
 def test_each_level_is_one_pass_for_all_requests() -> None:

@@ -27,7 +27,14 @@ from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Path, Topology
 from entmtp.trees.trace_replay import accepted_length
-from tests.helpers.small_cases import frontier, small_bank, small_chances, small_cost, small_predictor
+from tests.helpers.small_cases import (
+    frontier,
+    small_bank,
+    small_chances,
+    small_cost,
+    small_predictor,
+    small_sharp_chances,
+)
 from tests.helpers.tiny_models import TREES
 
 COST = small_cost(0.02, 0.02)
@@ -58,6 +65,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "sequence": lambda: SequencePolicy([TREES["deep"], TREES["bushy"], WIDE], 8),
     "goodput": goodput,
     "dynamic": dynamic,
+    "dynamic by sharpness": lambda: dynamic(small_sharp_chances()),
     "eagle2": lambda: Eagle2Policy(8),
     "corrected": lambda: goodput(OnlineStepCost(MEASURED)),
 }
@@ -227,6 +235,16 @@ def test_the_dynamic_policy_takes_the_likeliest_guesses_within_a_limit(limit: in
         chance.setdefault(path, chance.get(path[:-1], 1.0) * chance[path[-1:]])
     best = sorted(free.paths, key=lambda path: (-round(chance[path], 9), len(path), path))[:limit]
     assert set(found.paths) == set(best)
+
+
+def test_a_limit_hides_none_of_the_guesses_that_sharpness_is_read_from() -> None:
+    chances, bias = small_sharp_chances(), AcceptanceBias()
+    (found,) = chosen(dynamic(chances), [Signals(0, 0.1, 0.1, 1.0)], [bias], [1])
+    log_probs = np.log([0.5, 0.2, 0.1, 0.05]).tolist()
+    expected = chances.probabilities(0, log_probs)[0]
+    assert found.paths == ((0,),)
+    assert bias.expected == pytest.approx(expected)
+    assert chances.probabilities(0, log_probs[:1])[0] != pytest.approx(expected, abs=0.01)
 
 
 def test_a_level_that_could_only_replace_likelier_guesses_is_not_run() -> None:

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from entmtp.errors import EntMTPError
-from entmtp.trees.bank import MAX_BANK_BYTES, load_bank
+from entmtp.trees.bank import MAX_BANK_BYTES, bundled_bank, load_bank
+from entmtp.trees.probability_calibration import LogLosses
 from entmtp.trees.tuning_texts import TuningTexts
-from tests.helpers.small_cases import small_bank, trace_of
+from tests.helpers.small_cases import small_bank, small_sharp_chances, trace_of
 
 
 def write(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
@@ -24,6 +25,29 @@ def test_a_saved_bank_is_read_back_unchanged(tmp_path: Path) -> None:
     bank.save(tmp_path / "new" / "gsm8k-hydra.json")
     assert load_bank(tmp_path / "new" / "gsm8k-hydra.json") == bank
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["gsm8k-hydra.json"]
+
+
+def test_a_bank_without_sharpness_is_one_with_the_plain_calibration(tmp_path: Path) -> None:
+    def older(content: dict[str, Any]) -> None:
+        del content["chances"]["sharpness"], content["chances"]["held_out"]
+
+    assert load_bank(write(tmp_path / "older.json", older)) == small_bank()
+
+
+def test_the_calibration_that_was_chosen_is_stored_with_what_decided(tmp_path: Path) -> None:
+    losses = LogLosses(texts=5, plain=0.31, sharpness=0.29)
+    chances = small_sharp_chances().model_copy(update={"held_out": losses})
+    bank = small_bank().model_copy(update={"chances": chances})
+    bank.save(tmp_path / "bank.json")
+    assert load_bank(tmp_path / "bank.json").chances == chances
+
+
+@pytest.mark.parametrize(
+    "path", sorted(bundled_bank("mixed", "hydra").parent.glob("*.json")), ids=lambda path: path.stem
+)
+def test_every_bank_that_is_shipped_loads(path: Path) -> None:
+    chances = load_bank(path).chances
+    assert (chances.held_out is None) <= (chances.sharpness is None)
 
 
 def test_a_frontier_gives_trees_of_every_size() -> None:
