@@ -17,7 +17,6 @@ from entmtp.errors import EntMTPError
 from entmtp.evaluation.report.load_run import open_run
 from entmtp.evaluation.results.rows import finished_keys, read_metadata, read_parts, tables_of
 from entmtp.evaluation.results.storage import Store
-from entmtp.evaluation.run.arms import quick_arms
 from entmtp.evaluation.run.dry_run import estimate_duration, show_plan, tokens_of
 from entmtp.evaluation.run.finish import finish
 from entmtp.evaluation.run.local_executor import LocalExecutor
@@ -256,7 +255,7 @@ def test_a_plan_can_be_shown_without_running_anything(saved: Saved, tmp_path: Pa
     console = recording_console()
     plan = plan_of(saved, tmp_path / "run")
     show_plan(plan, LocalExecutor(ResourceRequest(device="cpu")), 1, 10.0, console)
-    for said in ("gsm8k", "sharegpt", f"{len(quick_arms())} arms: ", "3 repetitions", "worker-hours", "rests on"):
+    for said in ("gsm8k", "sharegpt", f"{len(plan.arms)} arms: ", "3 repetitions", "worker-hours", "rests on"):
         assert said in text_of(console)
     assert not (tmp_path / "run").exists()
 
