@@ -48,7 +48,7 @@ PARTS = (
     Part("ceilings", "rates that nothing on this card exceeds", 15, 45),
     Part("accuracy", "verification against float64", 25, 60),
     Part("steps", "a verification step by kernels, nodes, requests and context", 40, 180),
-    Part("peer", "plain decoding against transformers' compiled generate", 60, 150),
+    Part("peer", "plain decoding against transformers' compiled generate", 60, 210),
     Part("throughput", "tokens per second of the engine by users and method", 40, 120),
     Part("identity", "greedy tokens that trees change in bfloat16", 30, 70),
     Part(

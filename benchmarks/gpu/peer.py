@@ -131,6 +131,7 @@ class Peer:
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], tokens: int) -> None:
         self._model = model
+        model.generation_config.eos_token_id = None  # of random weights no text ends
         self._ids = torch.tensor([list(prompt) for prompt in prompts], device=model.device)
         self._cache = StaticCache(config=model.config, max_cache_len=PROMPT_TOKENS + tokens + 1)
         # Each number of requests is compiled for itself, as dynamic shapes would be slower.
@@ -141,9 +142,7 @@ class Peer:
         self._cache.reset()
         config = GenerationConfig(
             max_new_tokens=count,
-            min_new_tokens=count,
             do_sample=False,
-            eos_token_id=None,
             pad_token_id=0,
             compile_config=self._compile,
         )
