@@ -118,7 +118,9 @@ def main(
             for load in loads:
                 context = max(map(len, prompts)) + max_new_tokens
                 settings = EngineSettings(slots=load, context=context, prefix_reuse=False)
-                engines = {name: engine_of(name, backbone, heads, bank, cost, settings) for name in arms if name != PEER}
+                engines = {
+                    name: engine_of(name, backbone, heads, bank, cost, settings) for name in arms if name != PEER
+                }
                 found[load] = {name: [] for name in arms}
                 for number in range(-1, rounds):  # the first warms up
                     first = (number + 1) * load * requests

@@ -30,7 +30,18 @@ from entmtp.cli_errors import plain_errors
 from entmtp.errors import EntMTPError
 from entmtp.files import make_folder
 
-REQUIRED = ("torch", "transformers", "pydantic", "numpy", "pyarrow", "scipy", "rich", "matplotlib", "filelock", "safetensors")
+REQUIRED = (
+    "torch",
+    "transformers",
+    "pydantic",
+    "numpy",
+    "pyarrow",
+    "scipy",
+    "rich",
+    "matplotlib",
+    "filelock",
+    "safetensors",
+)
 """Packages that parts import."""
 LOG = "log.txt"
 ENDING_SECONDS = 12.0
@@ -45,7 +56,9 @@ def main(
     ] = None,
     limit: Annotated[float, typer.Option(min=1, help="seconds for all parts")] = 570,
     output: Annotated[Path, typer.Option(help="folder of the records")] = Path("results/gpu"),
-    dry: Annotated[bool, typer.Option("--dry", help="on a CPU, one repetition of everything, no record counts")] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry", help="on a CPU, one repetition of everything, no record counts")
+    ] = False,
     uncommitted: Annotated[bool, typer.Option("--uncommitted", help="although files differ from the commit")] = False,
 ) -> None:
     """Measure part by part, and say at the end how each one ended."""

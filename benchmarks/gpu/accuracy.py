@@ -85,7 +85,9 @@ def _cell(table: Table, name: str, dtype: torch.dtype, device: torch.device, bat
         found = max_error(_backbone(model, kernels), reference, batches)
         fits = found <= BOUNDS[dtype]  # false for NaN too
         kind = str(dtype).removeprefix("torch.")
-        table.rows.append([name, kind, kernels, batches, f"{found:.1e}", f"{BOUNDS[dtype]:g}", "ok" if fits else "FAIL"])
+        table.rows.append(
+            [name, kind, kernels, batches, f"{found:.1e}", f"{BOUNDS[dtype]:g}", "ok" if fits else "FAIL"]
+        )
         if not fits:
             wrong.append(f"{kernels} is off by {found:.1e} of the largest logit (bound: {BOUNDS[dtype]:g})")
     if wrong:

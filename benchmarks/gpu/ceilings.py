@@ -64,9 +64,7 @@ def _float32(device: torch.device) -> list[list[Cell]]:
 
 def facts(device: torch.device) -> list[list[Cell]]:
     """Facts that the numbers depend on, name by name."""
-    rows: list[list[Cell]] = [
-        [package, _version(package)] for package in ("torch", "triton", "transformers")
-    ]
+    rows: list[list[Cell]] = [[package, _version(package)] for package in ("torch", "triton", "transformers")]
     rows.append(["largest cache", f"{cache_bytes(device) / 2**20:.0f} MiB"])
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

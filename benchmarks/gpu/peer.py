@@ -60,9 +60,7 @@ def measure(assignment: Assignment) -> None:
     print_table(table)
 
 
-def _cell(
-    assignment: Assignment, sheet: Sheet, table: Table, model: Any, backbone: Backbone, batch: int
-) -> None:
+def _cell(assignment: Assignment, sheet: Sheet, table: Table, model: Any, backbone: Backbone, batch: int) -> None:
     tokens = assignment.pick(NEW_TOKENS, DRY_TOKENS)
     drawn = np.random.default_rng(0).integers(backbone.vocab_size, size=(batch, PROMPT_TOKENS)).tolist()
     writers: dict[str, Write] = {

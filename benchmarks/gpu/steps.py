@@ -44,7 +44,7 @@ COLUMNS = ["kernels", "nodes", "policy", "draft", "verify", "accept", "compact",
 FLOORS = ["bytes floor", "operations floor", "step / floor"]
 NOTES = [
     "Medians of the wall clock around whole steps; rest is what no part covers, the host's own work. policy is a"
-    " ladder's. The floor is the larger one of the bytes over the copy bandwidth and the products over the matrix rate.",
+    " ladder's. The floor is the larger of the bytes over the copy bandwidth and the products over the matrix rate.",
 ]
 Key = tuple[str, int]
 
@@ -72,9 +72,7 @@ class Subject:
 
     def policies(self) -> dict[Key, Policy]:
         """What is timed: trees of each size, and what tells how drafting grows with the levels."""
-        chosen: dict[Key, Policy] = {
-            key: ladder_of(tree) for key, tree in grid_trees(self.levels, self.nodes).items()
-        }
+        chosen: dict[Key, Policy] = {key: ladder_of(tree) for key, tree in grid_trees(self.levels, self.nodes).items()}
         return chosen | {("expanded", depth): FixedDepthPolicy(depth) for depth in range(1, self.levels + 1)}
 
 
@@ -84,10 +82,12 @@ def measure(assignment: Assignment) -> None:
     subject = load(assignment, notes)
     notes.insert(0, f"This machine {subject.machine.text}.")
     print(notes[0])
-    title = f"One step: {assignment.shape}, hydra heads, {str(DTYPE)}, kernels: {', '.join(subject.backbones)}"
+    title = f"One step: {assignment.shape}, hydra heads, {DTYPE}, kernels: {', '.join(subject.backbones)}"
     sheet = Sheet(assignment, "steps", title, notes)
     grid = assignment.pick(GRID, DRY_GRID)
-    sheet.fill({f"batch {batch}, context {context}": partial(cell, subject, sheet, batch, context) for batch, context in grid})
+    sheet.fill(
+        {f"batch {batch}, context {context}": partial(cell, subject, sheet, batch, context) for batch, context in grid}
+    )
 
 
 def load(assignment: Assignment, notes: list[str]) -> Subject:

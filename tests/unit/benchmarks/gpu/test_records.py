@@ -53,7 +53,7 @@ def test_a_cell_that_fails_leaves_the_others_and_is_reported(tmp_path: Path) -> 
     def fail() -> None:
         raise MemoryError("no room\nfor this")
 
-    with pytest.raises(EntMTPError, match="steps: 1 of 3 cells failed: large: MemoryError: no room$"):
+    with pytest.raises(EntMTPError, match=r"steps: 1 of 3 cells failed: large: MemoryError: no room$"):
         its.fill({"small": row(its, "small"), "large": fail, "last": row(its, "last")})
     written = record_of(tmp_path)
     assert written.tables[0].rows == [["small"], ["last"]]
@@ -92,7 +92,9 @@ sheet.fill({str(number): cell for number in range(100_000)})
 
 
 def test_a_record_is_whole_whenever_its_process_is_killed(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     for _ in range(3):
         process.stdout.readline()
@@ -102,9 +104,7 @@ def test_a_record_is_whole_whenever_its_process_is_killed(tmp_path: Path) -> Non
     assert len(record_of(tmp_path).tables[0].rows) >= 2
 
 
-def test_without_the_bundled_model_a_part_says_where_to_put_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_bundled_model_a_part_says_where_to_put_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENTMTP_CACHE", str(tmp_path))
     monkeypatch.setattr(assignment, "PACKAGE", "no_such_package")
     assert str(tmp_path / "models" / FILE_NAME) in (bundled_unavailable_reason() or "")
