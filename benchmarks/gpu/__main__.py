@@ -16,7 +16,8 @@ import importlib.util
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -71,9 +72,8 @@ def main(
             if not uncommitted:
                 origin.check_committed()
         make_folder("output", output)
-        signal.signal(signal.SIGTERM, _interrupted)
         options = ["--shape", shape or ("tiny" if dry else "vicuna-7b"), "--output", str(output), *["--dry"] * dry]
-        with (output / LOG).open("w", encoding="utf-8") as log:
+        with _interruptible(), (output / LOG).open("w", encoding="utf-8") as log:
             endings = run_parts(chosen, options, began + limit, partial(_say, began, log))
         if failed := [name for name, ending in endings.items() if ending.failed]:
             raise EntMTPError(f"part: {', '.join(failed)} failed; {output / LOG} has all that was printed")
@@ -137,9 +137,18 @@ def _say(began: float, log: TextIO, line: str) -> None:
     print(stamped, file=log, flush=True)
 
 
-def _interrupted(number: int, frame: object) -> None:
-    """End as Ctrl-C does, so that the running part is ended too."""
-    raise KeyboardInterrupt
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """End by SIGTERM as by Ctrl-C, so that the running part is ended too."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

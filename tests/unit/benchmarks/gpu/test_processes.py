@@ -12,8 +12,24 @@ import pytest
 from benchmarks.gpu import processes
 from benchmarks.gpu.processes import Ending, run_process
 
-FOREVER = "import time; print('begun', flush=True)\nwhile True: time.sleep(0.05)"
-DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + FOREVER
+FOREVER = """
+import pathlib, signal, sys, time
+print("begun", flush=True)
+pathlib.Path({file!r}).touch()
+while True:
+    time.sleep(0.05)
+"""
+DEAF = FOREVER.replace("print(", "signal.signal(signal.SIGINT, signal.SIG_IGN)\nprint(")
+WRITING = """
+import pathlib, time
+file = pathlib.Path({file!r})
+try:
+    file.touch()
+    while True:
+        time.sleep(0.05)
+except KeyboardInterrupt:
+    file.write_text("whole")
+"""
 ENDINGS = {
     "done": ("print('first'); print('last')", "done in", "last", False),
     "raises": ("print('begun'); raise ValueError('no memory')", "FAILED after", "ValueError: no memory", True),
@@ -26,7 +42,7 @@ ENDINGS = {
 }
 
 
-def run(code: str, seconds: float = 60.0) -> tuple[Ending, list[str]]:
+def run(code: str, seconds: float = 600.0) -> tuple[Ending, list[str]]:
     lines: list[str] = []
     return run_process([sys.executable, "-c", code], seconds, lines.append), lines
 
@@ -42,27 +58,41 @@ def test_an_ending_is_one_line(name: str) -> None:
     assert lines[-1:] == [ending.detail] * bool(lines)
 
 
+def hang(code: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Ending, list[str]]:
+    """Run code that never ends; its time is up as soon as it has made the file."""
+    waits = iter([lambda process, seconds: _exists(file)])
+    ended = processes._ended
+    monkeypatch.setattr(processes, "_ended", lambda *given: next(waits, ended)(*given))
+    return run(code.format(file=str(file)))
+
+
+def _exists(file: Path) -> bool:
+    while not file.exists():
+        time.sleep(0.05)
+    return False
+
+
 @pytest.mark.parametrize("code", [FOREVER, DEAF], ids=["interrupted", "killed"])
-def test_what_hangs_is_ended_and_what_it_said_stays(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_hangs_is_ended_and_what_it_said_stays(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(processes, "GRACE_SECONDS", 1.0)
-    ending, lines = run(code, seconds=5.0)
+    ending, lines = hang(code, tmp_path / "file", monkeypatch)
     assert lines[0] == "begun"
     assert ending.stopped
     assert not ending.failed
     assert "stopped after" in str(ending)
 
 
-def test_an_interrupted_part_may_write_what_it_has(tmp_path: Path) -> None:
-    file = tmp_path / "record"
-    code = (
-        "import pathlib, time\n"
-        "print('begun', flush=True)\n"
-        "try:\n"
-        "    while True: time.sleep(0.05)\n"
-        f"except KeyboardInterrupt: pathlib.Path({str(file)!r}).write_text('whole')"
-    )
-    run(code, seconds=5.0)
-    assert file.read_text() == "whole"
+def test_an_interrupted_part_may_write_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 60.0)
+    hang(WRITING, tmp_path / "file", monkeypatch)
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_time_that_is_up_is_noticed() -> None:
+    ending, _ = run("import time; time.sleep(600)", seconds=0.1)
+    assert ending.stopped
 
 
 def test_what_a_part_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_cells_that_would_not_fit_the_time_are_named(tmp_path: Path, monkeypatch
     its = sheet(tmp_path)
     clock = iter(range(0, 1000, 20))
     monkeypatch.setattr(assignment.time, "monotonic", lambda: next(clock))
-    its.assignment = Assignment("tiny", tmp_path, 90.0, dry=True)
+    its.assignment = Assignment("tiny", tmp_path, 150.0, dry=True)
     its.fill({name: row(its, name) for name in ("one", "two", "three", "four", "five")})
     written = record_of(tmp_path)
     assert written.tables[0].rows == [["one"], ["two"]]
@@ -93,7 +93,7 @@ sheet.fill({str(number): cell for number in range(100_000)})
 
 def test_a_record_is_whole_whenever_its_process_is_killed(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-u", "-c", KILLED, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     for _ in range(3):

@@ -25,11 +25,11 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "GRACE_SECONDS", 1.0)
 
 
-def part(name: str, code: str, least: float = 0.0, most: float = 60.0, package: str | None = None) -> Part:
+def part(name: str, code: str, least: float = 0.0, most: float = 3000.0, package: str | None = None) -> Part:
     return Part(name, "a test", least, most, package, ("-c", code))
 
 
-def run(*its: Part, seconds: float = 60.0) -> tuple[dict[str, str], list[str]]:
+def run(*its: Part, seconds: float = 6000.0) -> tuple[dict[str, str], list[str]]:
     lines: list[str] = []
     endings = gpu.run_parts(list(its), [], time.monotonic() + seconds, lines.append)
     return {name: str(ending) for name, ending in endings.items()}, lines
@@ -56,17 +56,15 @@ def test_a_part_that_dies_or_hangs_leaves_the_others_alone() -> None:
 
 
 def test_what_no_longer_fits_the_time_is_skipped_with_a_line() -> None:
-    endings, _ = run(part("long", "", least=100.0), part("short", "print('ran')"), seconds=60.0)
-    assert re.fullmatch(r"skipped: (59|60) s left, and it takes 100 s", endings["long"])
+    endings, _ = run(part("long", "", least=9000.0), part("short", "print('ran')"))
+    assert re.fullmatch(r"skipped: (5\d{3}|6000) s left, and it takes 9000 s", endings["long"])
     assert "done in" in endings["short"]
 
 
 def test_a_part_gets_no_more_than_what_is_left() -> None:
-    began = time.monotonic()
     endings, lines = run(part("hang", "import time; time.sleep(600)", most=600.0), seconds=2.0)
     assert "stopped after" in endings["hang"]
     assert "(at most 2 s)" in lines[0]
-    assert time.monotonic() - began < 300
 
 
 def test_a_part_without_its_package_says_so() -> None:
