@@ -75,11 +75,13 @@ class Sheet:
         """Run cells in order, while the longest of them would still fit the time left, and write after each.
 
         Raises:
-            EntMTPError: at the end, if a cell failed; the others were measured.
+            EntMTPError: at the end, if a cell failed; the others were measured. At once, if no time is left.
         """
         failed, longest = [], 0.0
         for number, (name, measure) in enumerate(cells.items(), 1):
             if self.assignment.left < longest:
+                if number == 1:
+                    raise EntMTPError(f"{self.part}: loading took all its time; give a larger --limit, or it as --part")
                 print(f"{number - 1} of {len(cells)} cells fit the time")
                 self.notes.append(f"Not measured, since the time was up: {'; '.join(list(cells)[number - 1 :])}.")
                 break

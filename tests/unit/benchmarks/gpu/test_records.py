@@ -71,6 +71,11 @@ def test_cells_that_would_not_fit_the_time_are_named(tmp_path: Path, monkeypatch
     assert "Not measured, since the time was up: three; four; five." in written.notes
 
 
+def test_a_part_that_loaded_for_too_long_says_so(tmp_path: Path) -> None:
+    with pytest.raises(EntMTPError, match="steps: loading took all its time; give a larger --limit"):
+        sheet(tmp_path, seconds=-1.0).fill({"never": lambda: pytest.fail("it ran")})
+
+
 def test_without_a_cell_there_is_no_record(tmp_path: Path) -> None:
     its = sheet(tmp_path)
     its.fill({"nothing": lambda: None})
