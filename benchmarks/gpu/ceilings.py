@@ -28,18 +28,18 @@ def measure(assignment: Assignment) -> None:
 
     def rate(measured: Callable[[], list[list[Cell]]]) -> None:
         rates.rows.extend(measured())
-        sheet.tables = [rates]
+        sheet.tables = [table for table in (rates, card) if table.rows]
 
-    def describe() -> None:  # after the products, while the clocks are those of work
+    def describe() -> None:  # right after products, while the clocks are those of work
         card.rows.extend(facts(assignment.device))
         sheet.tables = [rates, card]
 
     sheet.fill(
         {
             "copy and bfloat16": partial(rate, partial(_machine, assignment.device)),
+            "card": describe,
             "read": partial(rate, partial(_read, assignment.device)),
             "float32": partial(rate, partial(_float32, assignment.device)),
-            "card": describe,
         }
     )
     for table in sheet.tables:

@@ -65,18 +65,7 @@ def run_process(command: Sequence[str], seconds: float, say: Callable[[str], Non
     It is interrupted after ``seconds``, and killed if it goes on for :data:`GRACE_SECONDS` then.
     """
     began = time.monotonic()
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"},
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,  # a group of its own, with compilers that it may start
-    )
+    process = _started(command)
     last = [""]
 
     def read() -> None:
@@ -100,6 +89,26 @@ def run_process(command: Sequence[str], seconds: float, say: Callable[[str], Non
         reader.join(GRACE_SECONDS)
     code = process.returncode if process.returncode is not None else -signal.SIGKILL
     return Ending(code, stopped, time.monotonic() - began, last[0])
+
+
+def _started(command: Sequence[str]) -> subprocess.Popen[str]:
+    # A shell has interruptions ignored by what it starts in the background, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"},
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # a group of its own, with compilers that it may start
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _ended(process: subprocess.Popen[str], seconds: float) -> bool:
