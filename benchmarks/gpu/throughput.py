@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -24,7 +25,6 @@ from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.loading.load import load_model
-from entmtp.persistent_paths import cache_folder
 from entmtp.policies.step_cost import BatchedCost
 from entmtp.settings import EngineSettings
 from entmtp.suites import MIXED
@@ -123,7 +123,8 @@ def rounds_of(subject: Subject, load: int, tokens: int, rounds: int) -> dict[str
         slots=load, context=max(map(len, subject.prompts)) + tokens, prefix_reuse=False, prefill_tokens=1024
     )
     bank = load_bank(bundled_bank(MIXED, PUBLISHED))
-    cost = _cost(subject, settings, cache_folder())
+    with TemporaryDirectory() as folder:
+        cost = _cost(subject, settings, Path(folder))
     engines = {name: engine_of(name, subject.backbone, subject.heads, bank, cost, settings) for name in ARMS}
     measured: dict[str, list[Round]] = {name: [] for name in ARMS}
     for number in range(-1, rounds):
@@ -139,7 +140,7 @@ def rounds_of(subject: Subject, load: int, tokens: int, rounds: int) -> dict[str
 
 
 def _cost(subject: Subject, settings: EngineSettings, folder: Path) -> BatchedCost:
-    """Costs of steps of this many requests, and of one, which every policy knows."""
+    """Costs of steps of this many requests, and of one, which every policy knows; measured anew for each run."""
     return BatchedCost(
         measured={
             batch: step_cost(subject.backbone, subject.heads, folder, print, batch, settings.context)
