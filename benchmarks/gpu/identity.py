@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 
 from benchmarks import identity
-from benchmarks.gpu.assignment import Assignment, Sheet, bundled_unavailable_reason, print_table
+from benchmarks.gpu.assignment import Assignment, Sheet, print_table
+from benchmarks.gpu.bundled import bundled_unavailable_reason
 from benchmarks.identity import PLAIN, Case
 from benchmarks.lib.record import Table
 from entmtp.decoding.engine import Engine

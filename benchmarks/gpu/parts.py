@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.gpu.bundled import bundled_unavailable_reason
+
 CLOSING_SECONDS = 8.0
 """The time before its limit at which a part stops by its own clock."""
 
@@ -21,6 +23,7 @@ class Part:
         most_seconds: its limit; parts after it get what it leaves.
         package: package without which it can't run.
         arguments: of ``python``, in place of the module's.
+        without_bundled: further arguments where the bundled model is missing, which would be waited for.
     """
 
     name: str
@@ -29,6 +32,7 @@ class Part:
     most_seconds: float
     package: str | None = None
     arguments: tuple[str, ...] = ()
+    without_bundled: tuple[str, ...] = ()
 
     def unavailable_reason(self) -> str | None:
         """Reason why the part can't run here, or None."""
@@ -39,7 +43,8 @@ class Part:
     def command(self, options: Sequence[str], seconds: float) -> list[str]:
         """The command of its process, which stops by itself before ``seconds`` are over."""
         if self.arguments:
-            return [sys.executable, *self.arguments]
+            more = self.without_bundled if bundled_unavailable_reason() else ()
+            return [sys.executable, *self.arguments, *more]
         own = f"{max(1.0, seconds - CLOSING_SECONDS):.0f}"
         return [sys.executable, "-m", "benchmarks.gpu.worker", self.name, *options, "--seconds", own]
 
@@ -58,5 +63,6 @@ PARTS = (
         240,
         "pytest",
         ("-m", "pytest", "tests/integration/test_on_a_gpu.py", "-q", "-p", "no:cacheprovider", "--tb=short"),
+        ("-k", "not bundled"),
     ),
 )

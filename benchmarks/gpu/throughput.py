@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from benchmarks.engine import PLAIN, PUBLISHED, Round, check_same, columns, engine_of, in_turns, rows, suite_prompts
-from benchmarks.gpu.assignment import DTYPE, Assignment, Sheet, bundled_unavailable_reason, print_table, release_memory
+from benchmarks.gpu.assignment import DTYPE, Assignment, Sheet, print_table, release_memory
+from benchmarks.gpu.bundled import bundled_unavailable_reason
 from benchmarks.lib.record import Table
 from benchmarks.lib.shapes import random_heads, random_model, shape_of
 from entmtp.decoding.measure_cost import step_cost

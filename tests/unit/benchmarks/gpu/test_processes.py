@@ -73,9 +73,7 @@ def _exists(file: Path) -> bool:
 
 
 @pytest.mark.parametrize("code", [FOREVER, DEAF], ids=["interrupted", "killed"])
-def test_what_hangs_is_ended_and_what_it_said_stays(
-    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_hangs_is_ended_and_what_it_said_stays(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "GRACE_SECONDS", 1.0)
     ending, lines = hang(code, tmp_path / "file", monkeypatch)
     assert lines[0] == "begun"

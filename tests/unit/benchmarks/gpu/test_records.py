@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import assignment
-from benchmarks.gpu.assignment import DRY, Assignment, Sheet, bundled_unavailable_reason
+from benchmarks.gpu.assignment import DRY, Assignment, Sheet
 from benchmarks.lib.record import Record, Table, read_record
 from entmtp.errors import EntMTPError
-from entmtp.models.loading.bundled import FILE_NAME
 from tests.helpers.paths import ROOT
 
 
@@ -107,12 +106,3 @@ def test_a_record_is_whole_whenever_its_process_is_killed(tmp_path: Path) -> Non
     process.wait()
     process.stdout.close()
     assert len(record_of(tmp_path).tables[0].rows) >= 2
-
-
-def test_without_the_bundled_model_a_part_says_where_to_put_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ENTMTP_CACHE", str(tmp_path))
-    monkeypatch.setattr(assignment, "PACKAGE", "no_such_package")
-    assert str(tmp_path / "models" / FILE_NAME) in (bundled_unavailable_reason() or "")
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / FILE_NAME).touch()
-    assert bundled_unavailable_reason() is None

@@ -14,8 +14,9 @@ import typer
 from typer.testing import CliRunner, Result
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import parts, processes
+from benchmarks.gpu import bundled, parts, processes
 from benchmarks.gpu.parts import PARTS, Part
+from entmtp.models.loading.bundled import FILE_NAME
 from tests.helpers.paths import ROOT
 
 
@@ -76,6 +77,19 @@ def test_a_worker_stops_by_itself_before_its_limit() -> None:
     command = PARTS[0].command(["--shape", "tiny"], 45.0)
     assert command[1:5] == ["-m", "benchmarks.gpu.worker", "ceilings", "--shape"]
     assert float(command[-1]) == 45.0 - parts.CLOSING_SECONDS
+
+
+def test_without_the_bundled_model_a_part_says_where_to_put_it_and_no_test_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENTMTP_CACHE", str(tmp_path))
+    monkeypatch.setattr(bundled, "PACKAGE", "no_such_package")
+    assert str(tmp_path / "models" / FILE_NAME) in (bundled.bundled_unavailable_reason() or "")
+    assert PARTS[-1].command([], 60.0)[-2:] == ["-k", "not bundled"]
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / FILE_NAME).touch()
+    assert bundled.bundled_unavailable_reason() is None
+    assert "-k" not in PARTS[-1].command([], 60.0)
 
 
 def test_parts_without_limits_of_their_own_would_not_take_much_longer_than_all() -> None:
