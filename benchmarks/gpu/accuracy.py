@@ -25,7 +25,7 @@ from entmtp.models.kernels.choices import HALF_TOLERANCE, TOLERANCE, supported_k
 from entmtp.models.selftest import difference
 from entmtp.settings import Kernels
 from entmtp.trees.batch import TreeBatch
-from entmtp.trees.topology import Topology
+from entmtp.trees.topology import Path, Topology
 
 BOUNDS = {torch.float32: TOLERANCE, torch.bfloat16: HALF_TOLERANCE}
 """Allowed max |dlogit| / max |logit|, as of the self-test at load."""
@@ -138,7 +138,8 @@ def expected_logits(
 
     ``draft`` has the nodes' tokens. Paths are padded at their end, which no token before it sees.
     """
-    number = {(): 0} | {path: at for at, path in enumerate(tree.paths, 1)}
+    number: dict[Path, int] = {(): 0}
+    number |= {path: at for at, path in enumerate(tree.paths, 1)}
     inner = {path[:-1] for path in tree.paths}
     chains = [[number[path[:depth]] for depth in range(len(path) + 1)] for path in number if path not in inner]
     longest = max(map(len, chains))

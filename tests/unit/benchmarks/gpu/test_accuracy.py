@@ -33,7 +33,8 @@ def test_the_reference_is_each_nodes_path_alone() -> None:
     prompt, draft = [5, 6, 7], [11, 12, 13, 14, 15, 16, 17]
     found = accuracy.expected_logits(model, prompt, draft, TREE)
     assert found.shape == (7, model.config.vocab_size)
-    number = {(): 0} | {path: at for at, path in enumerate(TREE.paths, 1)}
+    number: dict[tuple[int, ...], int] = {(): 0}
+    number |= {path: at for at, path in enumerate(TREE.paths, 1)}
     for path, node in number.items():
         text = [draft[number[path[:depth]]] for depth in range(len(path) + 1)]
         torch.testing.assert_close(found[node], plain_logits(model, [*prompt, *text])[-1])
@@ -50,7 +51,7 @@ def test_a_wrong_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     reference = torch.nn.Module.to(copy.deepcopy(model), torch.float64)
     backbone = build_backbone(model, "eager")
-    whole = TreeBatch.ancestors.func  # type: ignore[attr-defined]
+    whole = TreeBatch.ancestors.func
     monkeypatch.setattr(TreeBatch, "ancestors", property(lambda trees: torch.ones_like(whole(trees))))
     assert accuracy.max_error(backbone, reference, 1) > accuracy.BOUNDS[torch.bfloat16]
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import assignment
 from benchmarks.gpu.assignment import DRY, Assignment, Sheet
 from benchmarks.lib.record import Record, Table, read_record
 from entmtp.errors import EntMTPError
@@ -62,7 +61,7 @@ def test_a_cell_that_fails_leaves_the_others_and_is_reported(tmp_path: Path) -> 
 def test_cells_that_would_not_fit_the_time_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     its = sheet(tmp_path)
     clock = iter(range(0, 1000, 20))
-    monkeypatch.setattr(assignment.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     its.assignment = Assignment("tiny", tmp_path, 150.0, dry=True)
     its.fill({name: row(its, name) for name in ("one", "two", "three", "four", "five")})
     written = record_of(tmp_path)
