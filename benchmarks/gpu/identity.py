@@ -8,8 +8,9 @@ from functools import cache, partial
 from benchmarks import identity
 from benchmarks.gpu.assignment import Assignment, Sheet, print_table
 from benchmarks.gpu.bundled import bundled_unavailable_reason
-from benchmarks.identity import PLAIN, Case
+from benchmarks.identity import Case
 from benchmarks.lib.record import Table
+from benchmarks.undrafted import PLAIN
 from entmtp.decoding.engine import Engine
 
 CASE = Case("eager", "bfloat16")

@@ -51,7 +51,7 @@ def test_a_wrong_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     reference = torch.nn.Module.to(copy.deepcopy(model), torch.float64)
     backbone = build_backbone(model, "eager")
-    whole = TreeBatch.ancestors.func
+    whole = vars(TreeBatch)["ancestors"].func
     monkeypatch.setattr(TreeBatch, "ancestors", property(lambda trees: torch.ones_like(whole(trees))))
     assert accuracy.max_error(backbone, reference, 1) > accuracy.BOUNDS[torch.bfloat16]
 
