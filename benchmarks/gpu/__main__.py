@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What this library does on a machine with one NVIDIA GPU, in ten minutes, without a network.
+"""Measurement of a machine with one NVIDIA GPU, in ten minutes, without a network.
 
     python -m benchmarks.gpu
     python -m benchmarks.gpu --part steps --output results/steps

@@ -1,4 +1,4 @@
-"""What a part is given: sizes, device and time; and its record, which is written anew after every cell."""
+"""Sizes, device and time of a part, and its record, which is written anew after every cell."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ GRACE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Ending:
-    """How a part ended.
+    """The ending of a part.
 
     Attributes:
         code: of the process, negative where a signal ended it; None if it never ran.

@@ -71,7 +71,7 @@ class Subject:
         return next(iter(self.heads.values())).num_heads
 
     def policies(self) -> dict[Key, Policy]:
-        """What is timed: trees of each size, and what tells how drafting grows with the levels."""
+        """Policies that are timed: with trees of each size, and for the time of drafting by levels."""
         chosen: dict[Key, Policy] = {key: ladder_of(tree) for key, tree in grid_trees(self.levels, self.nodes).items()}
         return chosen | {("expanded", depth): FixedDepthPolicy(depth) for depth in range(1, self.levels + 1)}
 

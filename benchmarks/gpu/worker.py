@@ -6,6 +6,7 @@ python -m benchmarks.gpu.worker steps --shape vicuna-7b --output results/gpu --s
 from __future__ import annotations
 
 import time
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from typing import Annotated
 import typer
 
 from entmtp.cli_errors import plain_errors
+from entmtp.errors import EntMTPError
 
 BEGAN = time.monotonic()
 """When the process started: loading counts too."""
@@ -27,9 +29,15 @@ def main(
 ) -> None:
     """Measure one part."""
     with plain_errors(f"gpu {part}", "stopped by the clock; the record has what was measured"):
-        from benchmarks.gpu.assignment import Assignment
+        try:
+            from benchmarks.gpu.assignment import Assignment
 
-        import_module(f"benchmarks.gpu.{part}").measure(Assignment(shape, output, BEGAN + seconds, dry))
+            import_module(f"benchmarks.gpu.{part}").measure(Assignment(shape, output, BEGAN + seconds, dry))
+        except EntMTPError:
+            raise
+        except Exception as error:  # of any type: the last line says what it was, also where its text has many
+            traceback.print_exc()
+            raise EntMTPError(" ".join(f"{type(error).__name__}: {error}".split())) from error
 
 
 if __name__ == "__main__":

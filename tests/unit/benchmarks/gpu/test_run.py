@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import bundled, parts, processes
+from benchmarks.gpu import bundled, ceilings, parts, processes, worker
 from benchmarks.gpu.parts import PARTS, Part
 from entmtp.models.loading.bundled import FILE_NAME
 from tests.helpers.paths import ROOT
@@ -90,6 +90,18 @@ def test_without_the_bundled_model_a_part_says_where_to_put_it_and_no_test_waits
     (tmp_path / "models" / FILE_NAME).touch()
     assert bundled.bundled_unavailable_reason() is None
     assert "-k" not in PARTS[-1].command([], 60.0)
+
+
+def test_an_error_of_a_worker_ends_in_one_line_that_names_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(assignment: object) -> None:
+        raise ImportError("numpy 3 is required\nTry pip")
+
+    monkeypatch.setattr(ceilings, "measure", fail)
+    with pytest.raises(SystemExit):
+        worker.main("ceilings", "tiny", Path(), 60.0, dry=True)
+    assert capsys.readouterr().err.endswith("\nentmtp gpu ceilings: ImportError: numpy 3 is required Try pip\n")
 
 
 def test_parts_without_limits_of_their_own_would_not_take_much_longer_than_all() -> None:
