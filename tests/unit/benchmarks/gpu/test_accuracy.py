@@ -72,6 +72,7 @@ def test_numbers_that_are_none_fail() -> None:
     model = tiny_model("llama")
     reference = torch.nn.Module.to(copy.deepcopy(model), torch.float64)
     backbone = build_backbone(model, "eager")
-    backbone.output_layer.weight.data[0] = float("nan")
+    layer: Any = backbone.output_layer
+    layer.weight.data[0] = float("nan")
     found = accuracy.max_error(backbone, reference, 2)
     assert found != found
