@@ -3,6 +3,7 @@
 # make test        the same with more examples per property, and end-to-end and integration tests
 # make test-slow   what takes long: every point at which a fault may come, fuzzing, killing, large samples
 # make performance measure this machine again and render docs/performance.md (SET=cuda on a GPU)
+# make gpu         what this library does on a machine with one NVIDIA GPU, in ten minutes (ARGS="--dry" without one)
 # make study       the paper's experiment on this machine, and docs/study.md from it (hours on a small machine)
 # make serve       the bundled model behind an OpenAI-compatible API on http://127.0.0.1:8000 (ARGS="--port 9000")
 # make audit       known vulnerabilities of the tested set of dependencies
@@ -14,6 +15,8 @@ ARGS ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 BIN := $(VENV)/bin
+# Where nothing can be installed, the Python that has PyTorch runs the checkout as it is.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 
@@ -21,7 +24,7 @@ INSTALLED := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: benchmark check lint test test-slow performance study serve audit clean
+.PHONY: benchmark check lint test test-slow performance gpu study serve audit clean
 
 benchmark: $(INSTALLED)
 	$(BIN)/python jobs/local.py jobs/benchmark.py --profile $(PROFILE) $(ARGS)
@@ -43,6 +46,9 @@ test-slow: $(INSTALLED)
 
 performance: $(INSTALLED)
 	$(BIN)/python -m benchmarks.performance --run $(SET)
+
+gpu:
+	$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
 study: $(INSTALLED)
 	$(BIN)/python -m benchmarks.origin

@@ -111,14 +111,16 @@ def main(
         heads = load_heads(bundled_heads("hydra"), backbone)
         bank = load_bank(bundled_bank(MIXED, "hydra"))
         cost = machine_cost(backbone, heads, cache_folder(), console.print, max(loads))
-        prompts = _prompts(tokenizer)
+        prompts = suite_prompts(tokenizer)
         found: dict[int, dict[str, list[Round]]] = {}
         with Progress(console=console) as bar:
             task = bar.add_task("rounds", total=len(loads) * rounds)
             for load in loads:
                 context = max(map(len, prompts)) + max_new_tokens
                 settings = EngineSettings(slots=load, context=context, prefix_reuse=False)
-                engines = {name: _engine(name, backbone, heads, bank, cost, settings) for name in arms if name != PEER}
+                engines = {
+                    name: engine_of(name, backbone, heads, bank, cost, settings) for name in arms if name != PEER
+                }
                 found[load] = {name: [] for name in arms}
                 for number in range(-1, rounds):  # the first warms up
                     first = (number + 1) * load * requests
@@ -126,12 +128,12 @@ def main(
                     results = in_turns(engines, max_new_tokens, requested, random.Random(number))
                     if PEER in arms:
                         results[PEER] = _by_transformers(peer, load, context, max_new_tokens, requested)
-                    _check_same(results)
+                    check_same(results)
                     if number >= 0:
                         for name, result in results.items():
                             found[load][name].append(result)
                         bar.advance(task)
-        table = Table(title="tokens per second", columns=_columns(), rows=rows(found))
+        table = Table(title="tokens per second", columns=columns(), rows=rows(found))
         title = f"Throughput of the engine, {max_new_tokens} tokens per request, {requests} per user and round"
         if figure is not None:
             write_whole(figure, lambda unfinished: drawn(found).savefig(unfinished, format="svg", bbox_inches="tight"))
@@ -148,21 +150,23 @@ def _checked(arms: list[str]) -> list[str]:
     return arms
 
 
-def _prompts(tokenizer: Any) -> list[list[int]]:
+def suite_prompts(tokenizer: Any) -> list[list[int]]:
     """Scored prompts of all suites in turn, as many of each as the smallest has."""
     suites = [scored_prompts(name, 16) for name in PAPER_SUITES]
     return [encode_chat(tokenizer, prompt.text) for turn in zip(*suites, strict=False) for prompt in turn]
 
 
-def _engine(
+def engine_of(
     name: str, backbone: Backbone, heads: DraftHeads, bank: TreeBank, cost: BatchedCost, settings: EngineSettings
 ) -> Engine:
+    """An engine of its own for the method ``name``."""
     if name == PLAIN:
         return Engine(backbone, None, make_policy(PLAIN, PolicyInputs()), settings)
     return Engine(backbone, heads, policy_at_costs(name, heads, bank, cost, print), settings)
 
 
-def _check_same(results: Mapping[str, Round]) -> None:
+def check_same(results: Mapping[str, Round]) -> None:
+    """Raise EntMTPError if a method wrote other tokens than plain decoding."""
     for name, result in results.items():
         if [one.tokens for one in result.done] != [one.tokens for one in results[PLAIN].done]:
             raise EntMTPError(f"engine: {name} wrote other tokens than {PLAIN}; these numbers would mean nothing")
@@ -213,7 +217,8 @@ def _by_transformers(model: Any, load: int, context: int, max_new_tokens: int, p
     return Round(seconds, [Completion(tokens=outputs[id].generated_tokens) for id in ordered])
 
 
-def _columns() -> list[str]:
+def columns() -> list[str]:
+    """Columns of :func:`rows`."""
     return ["at once", "method", "tokens/s", "tau", "nodes/step", f"over {PLAIN}", f"over {PUBLISHED}"]
 
 

@@ -25,6 +25,9 @@ from entmtp.errors import EntMTPError
 from entmtp.files import write_text
 from entmtp.intervals import CONFIDENCE
 
+GPU = "gpu"
+"""The name of records of :mod:`benchmarks.gpu`, whose parts load PyTorch."""
+
 RECORDS = ROOT / "docs" / "performance"
 PAGE = ROOT / "docs" / "performance.md"
 
@@ -80,6 +83,16 @@ measures are counted as of {date}.
 """
 
 
+ON_A_GPU = """## On a GPU
+
+Not measured on a GPU yet by `make gpu`. On a machine with one NVIDIA GPU it measures for ten minutes, without a
+network: the card's ceilings, verification against float64, steps by kernels, nodes, requests and context, transformers'
+compiled `generate` on the same weights, the engine's throughput, and the tokens that trees change in bfloat16. Its
+records and a hardware profile are written to `results/gpu`; records that are copied to `docs/performance` are shown
+here.
+"""
+
+
 def main(
     run: Annotated[str | None, typer.Option(help=f"measure this set first: {', '.join(COMMANDS)}")] = None,
     uncommitted: UncommittedOption = False,
@@ -117,6 +130,8 @@ def render(records: Sequence[Record], date: str) -> str:
         for record in records:
             if record.machine == machine:
                 lines += record_section(record, RECORDS.name)
+    if not any(record.name == GPU for record in records):
+        lines.append(ON_A_GPU)
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -97,7 +97,7 @@ def main(
             # The bars are about a single request; more of them are another load.
             notes += [f"{where}: {sentence}" for sentence in _bars(backbone, plain, floors) if requests == 1]
             if save_profile is not None:
-                points.append(_point(requests, tokens, sizes, drafter.num_heads, times))
+                points.append(profile_point(requests, tokens, sizes, drafter.num_heads, times))
             if profiled:
                 tables += [operators(bench, size, trees["verify", size], repetitions) for size in sizes]
             if churned:
@@ -107,7 +107,7 @@ def main(
         what = f"{shape or model}, {drafter.kind} heads, {backbone.dtype}, {backbone.kernels} kernels"
         measured = make_record("step", f"One step: {what}", hardware_name(backbone.device), tables, notes)
         if save_profile is not None:
-            made = _profile(_origin(measured, backbone, drafter, shape or model), sizes, grid, points)
+            made = make_profile(profile_origin(measured, backbone, drafter, shape or model), sizes, grid, points)
             made.save(save_profile)
         deliver(measured, record, uncommitted)
 
@@ -200,7 +200,8 @@ def operators(bench: StepBench, size: int, tree: Topology, steps: int) -> Table:
     )
 
 
-def _point(batch: int, context: int, sizes: Sequence[int], heads: int, times: Times) -> ProfilePoint:
+def profile_point(batch: int, context: int, sizes: Sequence[int], heads: int, times: Times) -> ProfilePoint:
+    """One point of a hardware profile, from the times of its trees."""
     parts = {
         f"{part}_ms": [times["verify", size].parts[part] for size in sizes]
         for part in ("policy", "verify", "accept", "compact")
@@ -225,7 +226,8 @@ def expanded_draft_ms(expanded: StepTime, filled: StepTime) -> float:
     return expanded.parts["draft"] + max(0.0, more)
 
 
-def _origin(measured: Record, backbone: Backbone, heads: DraftHeads, model: str) -> ProfileProvenance:
+def profile_origin(measured: Record, backbone: Backbone, heads: DraftHeads, model: str) -> ProfileProvenance:
+    """The provenance of a hardware profile: that of the record of the same run."""
     return ProfileProvenance(
         hardware=measured.machine,
         date=measured.date,
@@ -239,9 +241,10 @@ def _origin(measured: Record, backbone: Backbone, heads: DraftHeads, model: str)
     )
 
 
-def _profile(
+def make_profile(
     origin: ProfileProvenance, sizes: Sequence[int], grid: Sequence[tuple[int, int]], points: Sequence[ProfilePoint]
 ) -> HardwareProfile:
+    """A hardware profile of a ``grid`` of batches and contexts, each with its point."""
     return HardwareProfile(
         measured=origin,
         nodes=list(sizes),

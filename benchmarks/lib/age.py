@@ -10,7 +10,7 @@ SINCE = "Since then: "
 """First words of the one line of a record's section that depends on when a page is rendered."""
 
 LIBRARY = ("entmtp",)
-_FOLDERS = ("peers", "study")
+_FOLDERS = ("gpu", "peers", "study")
 _SERVICE = ("entmtp", "deployments")
 _MEASURED: dict[str, tuple[str, ...]] = {
     "fanout": ("entmtp/evaluation", "jobs"),

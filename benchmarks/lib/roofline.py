@@ -15,7 +15,8 @@ from entmtp.models.kernels.block_weight import Weight, named_weights, weight_of
 from entmtp.trees.batch import TreeShape
 from entmtp.trees.topology import Topology
 
-_COPY_BYTES = 2**29
+_COPY_BYTES = {"cpu": 2**29, "cuda": 2**31}
+"""A launch must take little of the time of a copy."""
 _MATRIX_SIZE = {"cpu": 1536, "cuda": 8192}
 _SIZES = {"K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -102,14 +103,31 @@ def multiplied_weights(model: Any) -> list[Weight]:
 
 @torch.inference_mode()
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Measure copies and products of matrices that exceed every cache."""
-    source = torch.ones(_COPY_BYTES // dtype.itemsize, dtype=dtype, device=device)
+    """Measure copies and products of matrices that exceed every cache.
+
+    Matrices are random: a GPU multiplies equal numbers faster, as it takes less power.
+    """
+    size = _COPY_BYTES[device.type]
+    source = torch.ones(size // dtype.itemsize, dtype=dtype, device=device)
     target = torch.empty_like(source)
-    copy_ms = _best_ms(lambda: target.copy_(source), device)
-    size = _MATRIX_SIZE.get(device.type, 1536)
-    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    product_ms = _best_ms(lambda: left @ right, device)
-    return Machine(2 * _COPY_BYTES / copy_ms, size**3 / product_ms, cache_bytes(device))
+    copy_ms = best_ms(lambda: target.copy_(source), device)
+    return Machine(2 * size / copy_ms, multiply_adds_per_ms(device, dtype), cache_bytes(device))
+
+
+@torch.inference_mode()
+def multiply_adds_per_ms(device: torch.device, dtype: torch.dtype) -> float:
+    """Rate of a product of large random matrices."""
+    size = _MATRIX_SIZE[device.type]
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return size**3 / best_ms(lambda: left @ right, device)
+
+
+@torch.inference_mode()
+def read_bytes_per_ms(device: torch.device) -> float:
+    """Rate of a sum over numbers that exceed every cache, which reads and writes nothing."""
+    size = _COPY_BYTES[device.type]
+    source = torch.ones(size // torch.float32.itemsize, device=device)
+    return size / best_ms(source.sum, device)
 
 
 def cache_bytes(device: torch.device) -> int:
@@ -120,7 +138,9 @@ def cache_bytes(device: torch.device) -> int:
     return max((int(size[:-1]) * _SIZES[size[-1]] for size in sizes), default=0)
 
 
-def _best_ms(work: Callable[[], object], device: torch.device, repetitions: int = 10) -> float:
+def best_ms(work: Callable[[], object], device: torch.device, repetitions: int = 10) -> float:
+    """Milliseconds of the fastest of several runs."""
+
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)

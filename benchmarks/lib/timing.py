@@ -55,7 +55,12 @@ def ladder_of(topology: Topology) -> LadderPolicy:
 
 def timed_steps(bench: StepBench, policies: Mapping[K, Policy], repetitions: int) -> dict[K, StepTime]:
     """Time steps of all policies, alternating. The first steps warm up and are dropped."""
-    clocks = {key: Clock(partial(bench.step, policy)) for key, policy in policies.items()}
+    return timed({key: partial(bench.step, policy) for key, policy in policies.items()}, repetitions)
+
+
+def timed(steps: Mapping[K, Callable[[], StepRecord]], repetitions: int) -> dict[K, StepTime]:
+    """Time steps, which may be of several benches, alternating. The first ones warm up and are dropped."""
+    clocks = {key: Clock(step) for key, step in steps.items()}
     return {
         key: StepTime(parts, *clocks[key].medians(repetitions))
         for key, parts in interleaved(clocks, repetitions).items()

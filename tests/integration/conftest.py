@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import openai
 import pytest
-import yaml
 
 from entmtp.files import write_text
 from tests.helpers.bundled_backbone import loaded_once
-from tests.helpers.local_service import Service, started
 from tests.helpers.paths import ROOT
+
+# Packages of the service are imported where they are used: a machine that runs `test_on_a_gpu` need not have them.
+if TYPE_CHECKING:
+    import openai
+
+    from tests.helpers.local_service import Service
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,8 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Path:
     """Configuration of `make serve`, with that folder."""
+    import yaml
+
     given = yaml.safe_load((ROOT / "deployments" / "config.cpu.yaml").read_text())
     given["applications"][0]["args"]["log_folder"] = str(logs)
     return write_text(tmp_path_factory.mktemp("config") / "config.yaml", yaml.safe_dump(given))
@@ -39,6 +45,8 @@ def config(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Path:
 @pytest.fixture(scope="session")
 def service(config: Path, step_costs: None) -> Iterator[Service]:
     """The bundled model's service, which `test_stopping` ends."""
+    from tests.helpers.local_service import started
+
     with started(config) as made:
         made.wait_until_ready()
         yield made
@@ -51,4 +59,6 @@ def url(service: Service) -> str:
 
 @pytest.fixture(scope="session")
 def client(url: str) -> openai.OpenAI:
+    import openai
+
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)

@@ -56,10 +56,17 @@ def test_a_file_that_is_no_record_is_reported_in_one_line(tmp_path: Path) -> Non
 def test_each_machine_has_its_section_with_command_and_date() -> None:
     page = performance.render([sample_record("b", "Z"), sample_record("a", "A"), sample_record("c", "Z")], "2026-01-02")
     heads = [line for line in page.splitlines() if line.startswith("##")]
-    assert heads == ["## A", "### title of a", "## Z", "### title of b", "### title of c"]
+    assert heads == ["## A", "### title of a", "## Z", "### title of b", "### title of c", "## On a GPU"]
     assert page.count("python -m benchmarks.step\n") == page.count("2026-01-01T00:00:00+00:00, commit abc,") == 3
     assert "| 63 | 2 \\| 3 |" in page
     assert "- It is so.\n- It is good.\n" in page
+
+
+def test_the_page_says_that_no_gpu_was_measured_until_one_was() -> None:
+    assert "Not measured on a GPU yet by `make gpu`" in performance.render([sample_record()], "2026-01-02")
+    page = performance.render([sample_record(), sample_record("gpu", "a GPU")], "2026-01-02")
+    assert "Not measured on a GPU" not in page
+    assert "## a GPU\n\n### title of gpu" in page
 
 
 def test_a_section_says_what_its_code_was_and_how_old_it_is() -> None:
