@@ -15,6 +15,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -24,26 +25,23 @@ from rich.progress import Progress
 
 from benchmarks.lib.comparison import Bar, Comparison, TimedText, table_rows, to_table
 from benchmarks.lib.record import RecordOption, UncommittedOption, deliver, make_record
+from benchmarks.peers.arms import WARM_UP_TOKENS, scored_suites
 from entmtp.cli_errors import plain_errors
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.measure_cost import step_cost
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.summary import SAMPLE
 from entmtp.evaluation.run.arms import Toolbox, make_engine
 from entmtp.heads.checkpoint import BUNDLED_KINDS, bundled_heads, load_heads
 from entmtp.methods import AUTOREGRESSIVE, EAGLE3, HYDRA, of_family
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
-from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.models.loading.load import load_model
 from entmtp.persistent_paths import cache_folder
 from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import EngineSettings
-from entmtp.suites import PAPER_SUITES, load_suite, split
-from entmtp.suites.splits import draw
 from entmtp.trees.bank import bundled_bank, load_bank
 
 DYNAMIC, BEST = "entmtp-dynamic", "-best"
-WARM_UP_TOKENS = 8
 
 
 def over(method: str, kind: str) -> str:
@@ -78,16 +76,13 @@ def main(
         timed: list[TimedText] = []
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("warming up", total=None)
-            for name in PAPER_SUITES:
-                suite = load_suite(name)
-                ids = [encode_chat(tokenizer, each.text) for each in draw(split(suite.prompts)[1], prompts, seed=0)]
-                label = f"{name} ({SAMPLE})" if suite.source == SAMPLE else name
-                engines = dict(_engines(name, tools))
+            for scored in scored_suites(tokenizer, prompts):
+                engines = dict(_engines(scored.suite, tools))
 
-                def advance(arm: str, suite: str = label) -> None:
-                    progress.update(task, advance=1, description=f"{suite}, {arm}")
+                def advance(arm: str, label: str = scored.label) -> None:
+                    progress.update(task, advance=1, description=f"{label}, {arm}")
 
-                timed += measure(label, ids, engines, max_new_tokens, repetitions, advance)
+                timed += measure(scored.label, scored.prompts, engines, max_new_tokens, repetitions, advance)
         comparison = Comparison(timed)
         compared = [arm for arm in (COMPARED,) if arm in comparison.arms]
         bars = [bar for bar in BARS if {bar.arm, *bar.peers} <= set(comparison.arms)]
@@ -108,7 +103,7 @@ def _tools(kind: str, backbone: Backbone, console: Console) -> Toolbox:
 def _engines(suite: str, tools: Mapping[str, Toolbox]) -> Iterator[tuple[str, Engine]]:
     """An engine for each arm of a suite."""
     for kind, its in tools.items():
-        with_bank = Toolbox(its.backbone, its.heads, {kind: load_bank(bundled_bank(suite, kind))}, its.costs)
+        with_bank = replace(its, banks={kind: load_bank(bundled_bank(suite, kind))})
         if kind == next(iter(tools)):
             yield AUTOREGRESSIVE, make_engine(AUTOREGRESSIVE, with_bank, EngineSettings.for_one())
         published = [EAGLE3] if kind == EAGLE3 else []

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -39,25 +39,24 @@ from benchmarks.peers.arms import (
     measure,
     own_arm,
     rounded,
+    scored_suites,
 )
 from benchmarks.peers.llama_peer import HOW_TO_ADD, LLAMA, LlamaPeer, bundled_ggufs
 from entmtp.cli_errors import plain_errors
 from entmtp.decoding.measure_cost import step_cost
 from entmtp.errors import EntMTPError
-from entmtp.evaluation.analysis.summary import SAMPLE
 from entmtp.evaluation.run.arms import Toolbox, make_engine
 from entmtp.heads.checkpoint import bundled_heads, load_heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels.block_weight import dequantize_layers
 from entmtp.models.kernels.choices import CHOICES
-from entmtp.models.loading.load import encode_chat, load_model
+from entmtp.models.loading.load import load_model
 from entmtp.models.transformers_model import sharing_copy
 from entmtp.persistent_paths import cache_folder
 from entmtp.policies.step_cost import hardware_name
 from entmtp.settings import EngineSettings, Kernels
-from entmtp.suites import PAPER_SUITES, load_suite, split
-from entmtp.suites.splits import draw
+from entmtp.suites import PAPER_SUITES
 from entmtp.trees.bank import bundled_bank, load_bank
 
 OURS = (AUTOREGRESSIVE, ENTMTP, DYNAMIC)
@@ -100,7 +99,7 @@ def main(
             console.print(
                 f"the machine is busy (load {load:.1f}), which hurts methods unequally; better wait until it is quiet"
             )
-        suites = _scored(tokenizer, prompts)
+        suites = scored_suites(tokenizer, prompts)
         context = max(len(ids) for suite in suites for ids in suite.prompts) + max_new_tokens
         llamas = {name: stack.enter_context(peer) for name, peer in _llamas(llama_python, context)}
         # By its own code on float32 weights: unpacking blocks anew in each pass would take most of its time.
@@ -124,16 +123,6 @@ def main(
         notes += [f"{name} is {peer.version}." for name, peer in llamas.items()]
         title = "EntMTP and autoregressive decoding next to peers"
         deliver(make_record("peers", title, machine, [table], notes), record, uncommitted)
-
-
-def _scored(tokenizer: Any, count: int) -> list[ScoredSuite]:
-    """Prompts that no bank was calibrated on."""
-    found = []
-    for name in PAPER_SUITES:
-        suite = load_suite(name)
-        ids = [encode_chat(tokenizer, prompt.text) for prompt in draw(split(suite.prompts)[1], count, seed=0)]
-        found.append(ScoredSuite(name, f"{name} (sample)" if suite.source == SAMPLE else name, ids))
-    return found
 
 
 def _own(backbone: Backbone, console: Console) -> dict[str, dict[str, Arm]]:

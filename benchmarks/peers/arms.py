@@ -15,7 +15,11 @@ from benchmarks.peers.llama_peer import LlamaPeer
 from entmtp.decoding.engine import Engine
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.analysis.summarise import TIE_MARGIN
+from entmtp.evaluation.analysis.summary import SAMPLE
 from entmtp.evaluation.run.reference import first_difference
+from entmtp.models.loading.load import encode_chat
+from entmtp.suites import PAPER_SUITES, load_suite, split
+from entmtp.suites.splits import draw
 
 ENTMTP, DYNAMIC, AUTOREGRESSIVE = "entmtp", "entmtp-dynamic", "autoregressive"
 REFERENCE = "generate, dynamic cache"
@@ -45,6 +49,16 @@ class ScoredSuite:
     suite: str
     label: str
     prompts: Sequence[list[int]]
+
+
+def scored_suites(tokenizer: Any, count: int) -> list[ScoredSuite]:
+    """Prompts that no bank was calibrated on."""
+    found = []
+    for name in PAPER_SUITES:
+        suite = load_suite(name)
+        ids = [encode_chat(tokenizer, prompt.text) for prompt in draw(split(suite.prompts)[1], count, seed=0)]
+        found.append(ScoredSuite(name, f"{name} (sample)" if suite.source == SAMPLE else name, ids))
+    return found
 
 
 def rounded(arm: str) -> str:

@@ -12,6 +12,7 @@ from entmtp.heads.dflash.configuration import DFlashConfig
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels.block_weight import dequantized
+from tests.helpers.random_weights import attached_at_random
 
 _CONFIDENT = 4.0
 """Factor of the heads' logits: a tiny random model's own are almost even."""
@@ -19,13 +20,7 @@ _CONFIDENT = 4.0
 
 def dflash_heads(backbone: Backbone, seed: int = 0, **changes: Any) -> DFlashHeads:
     """Attached heads with random weights that can guess every token, by the model's own output layer."""
-    heads = DFlashHeads(dflash_config(backbone, **changes))
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in heads.parameters():
-        drawn = torch.randn(parameter.shape, generator=generator)
-        parameter.data = 1 + 0.2 * drawn if parameter.ndim == 1 else drawn / parameter.shape[-1] ** 0.5
-    heads.draft_vocab.copy_(torch.randperm(backbone.vocab_size, generator=generator))
-    return heads.attach(backbone)
+    return attached_at_random(DFlashHeads(dflash_config(backbone, **changes)), backbone, seed)
 
 
 def dflash_config(backbone: Backbone, **changes: Any) -> DFlashConfig:

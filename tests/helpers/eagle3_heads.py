@@ -12,6 +12,7 @@ from entmtp.heads.eagle3.configuration import Eagle3Config
 from entmtp.heads.eagle3.weights import Eagle3LayerWeights
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
+from tests.helpers.random_weights import attached_at_random
 
 _SHARP = 300.0
 """Attention score of a token to itself: rotary positions make that of all others lower by 60 or more."""
@@ -23,13 +24,7 @@ _CONFIDENT = 4.0
 
 def eagle3_heads(backbone: Backbone, seed: int = 0, **changes: Any) -> Eagle3Heads:
     """Attached heads with random weights that can guess every token, by the model's own output layer."""
-    heads = Eagle3Heads(eagle3_config(backbone, **changes))
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in heads.parameters():
-        drawn = torch.randn(parameter.shape, generator=generator)
-        parameter.data = 1 + 0.2 * drawn if parameter.ndim == 1 else drawn / parameter.shape[-1] ** 0.5
-    heads.draft_vocab.copy_(torch.randperm(backbone.vocab_size, generator=generator))
-    return heads.attach(backbone)
+    return attached_at_random(Eagle3Heads(eagle3_config(backbone, **changes)), backbone, seed)
 
 
 def eagle3_config(backbone: Backbone, **changes: Any) -> Eagle3Config:

@@ -67,7 +67,7 @@ def with_two_rungs(bank: TreeBank) -> TreeBank:
 
 @pytest.fixture(scope="module")
 def texts(bundled: Bundled, kind: str, tools_of: ToolsOf) -> Texts:
-    """Of each suite's scored prompts: the prompt, the model's own greedy text, the heads' trace and guesses."""
+    """Texts of each suite's scored prompts: the prompt, the model's own greedy text, the heads' trace and guesses."""
     model, tokenizer = bundled
 
     def read(prompt: Prompt, tools: Toolbox) -> Text:

@@ -110,7 +110,7 @@ def test_what_a_part_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def _is_gone(pid: int) -> bool:
-    """Whether a process ended, waiting for it; a zombie that nobody collected has ended too."""
+    """Whether a process has ended after a while; a zombie has."""
     status = Path(f"/proc/{pid}/stat")
     for _ in range(200):
         try:

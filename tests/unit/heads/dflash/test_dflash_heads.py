@@ -155,7 +155,7 @@ def test_the_estimates_of_acceptance_are_those_of_the_formula(
 
 
 def test_the_root_attends_to_the_mask_tokens_after_it(backbone: Backbone) -> None:
-    """What its state guesses changes with their number, and would not if attention were causal."""
+    """The guesses of its state change with their number, and would not if attention were causal."""
     guessed = []
     for block in (2, 6):
         heads = dflash_heads(backbone, root_guesses=True, block_size=block, num_heads=block)
