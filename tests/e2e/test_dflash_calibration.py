@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from entmtp import LLM, methods
-from entmtp.calibration.build import expansions_of, traces_of
-from entmtp.calibration.policy_replay import replay_steps
 from entmtp.calibration.replay import FLAT, cost_of, replay_file, replayable
 from entmtp.decoding.measure_cost import step_cost
 from entmtp.errors import EntMTPError
 from entmtp.evaluation.results.storage import open_store
-from entmtp.evaluation.run.arms import Toolbox, default_arms, make_engine, with_family
+from entmtp.evaluation.run.arms import Toolbox, default_arms, with_family
 from entmtp.evaluation.run.planning import make_plan
 from entmtp.evaluation.run.worker import Worker
 from entmtp.heads.checkpoint import load_heads
@@ -31,6 +28,7 @@ from entmtp.suites.splits import draw
 from entmtp.training.kinds import find_trainer
 from entmtp.trees.bank import MAX_NODES, TreeBank, load_bank
 from tests.helpers.dflash_heads import dflash_heads, sure_dspark
+from tests.helpers.replayed_runs import check_replay_is_real
 from tests.helpers.saved_project import VOCAB, calibrate_quietly, save_data, save_tokenizer
 from tests.helpers.tiny_models import greedy, tiny_model
 
@@ -91,20 +89,7 @@ def test_a_replay_takes_the_steps_of_a_real_run(arm: str, folder: Path, tools: T
     suite = load_suite("gsm8k", folder / "gsm8k.jsonl")
     prompts = [encode_chat(tokenizer, prompt.text) for prompt in draw(split(suite.prompts)[0], 4, seed=0)]
     text = folder / "banks" / "text" / "gsm8k"
-    seen = text, tools.backbone, tools.heads["dflash"]
-    engine = make_engine(arm, tools, EngineSettings.for_one())
-    depths, taus = set(), []
-    for prompt, trace, expansion_at in zip(prompts, traces_of(*seen), expansions_of(*seen), strict=True):
-        real = engine.generate(prompt, NEW_TOKENS)
-        with torch.inference_mode():
-            replayed = replay_steps(trace, engine.policy, expansion_at)
-        assert [step.topology for step in real.steps] == [step.topology for step in replayed]
-        assert [step.gained for step in real.steps[:-1]] == [step.gained for step in replayed[:-1]]
-        assert real.tau == len(trace) / len(replayed)
-        depths |= {step.topology.max_depth for step in real.steps}
-        taus.append(real.tau)
-    assert max(depths) > 4, "trees of four levels show nothing"
-    assert max(taus) > 2
+    check_replay_is_real(arm, "dflash", tools, text, prompts, NEW_TOKENS)
 
 
 def test_a_trace_file_is_replayed_with_the_authors_chain_too(folder: Path) -> None:
