@@ -194,7 +194,9 @@ class Attention {
     for (const Part& part : parts[request]) {
       float* here = mask.data() + token * width + part.column;
       std::fill_n(here, padded(part.end - part.row, PANEL), HIDDEN);
-      const int64_t oldest = std::max(part.row, position - pass.window + 2), text_end = std::min(part.end, prefix + 1);
+      const int64_t oldest = std::max(part.row, position - pass.window + 2);
+      // Where the text goes on after the tree's positions, the rows up to the tree's are of later parts.
+      const int64_t text_end = std::min({part.end, part.begin + PART + 1, prefix + 1});
       if (oldest < text_end) std::fill(here + oldest - part.row, here + text_end - part.row, 0.f);
       for (int64_t row = std::max(part.row, start + 1); row < part.end; row++) {
         const int64_t node = row - 1 - start;

@@ -140,3 +140,15 @@ def test_a_traced_text_guesses_as_the_drafter_does_along_the_same_path(
     for parents in ([0], [0, 2], [1, 5], [3]):
         for found, expected in zip(ours.next_level(parents, 3), theirs.next_level(parents, 3), strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
+
+
+@torch.inference_mode()
+def test_roots_on_both_sides_of_a_part_of_a_text_are_traced_as_each_alone(heads: Eagle3Heads) -> None:
+    """The compiled kernels read 128 positions at once (attention.hpp), and the text goes on after each root."""
+    tokens = torch.tensor(random_tokens(150))
+    text = heads.traced_text(torch.randn(len(tokens), heads.feature_size), tokens, begin=100)
+    at = torch.arange(22, 32)
+    windows = tokens[100:].unfold(0, heads.num_heads, 1)[at]
+    together = text.teacher_forced(at, windows)
+    alone = [text.teacher_forced(at[root : root + 1], windows[root : root + 1]) for root in range(len(at))]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=EXACT)
