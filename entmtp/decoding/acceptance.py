@@ -79,6 +79,12 @@ class Accepted(NamedTuple):
         report[:, 0] &= states.isfinite().flatten(1).all(-1)
         return self._replace(report=report)
 
+    def with_finite_check_fused(self, states: torch.Tensor) -> Accepted:
+        """As :meth:`with_finite_check` in one call of the fused kernels; states are in float32, on a CPU."""
+        report = self.report.clone()
+        fused_acceptance.check_states(report, states)
+        return self._replace(report=report)
+
 
 def accept_greedy(tokens: torch.Tensor, logits: torch.Tensor, trees: TreeBatch) -> Accepted:
     """Accept nodes that hold the model's likeliest token after their parent: exactly greedy decoding.

@@ -181,7 +181,8 @@ class DecodingState:
         if self.drafter is None or self.drafts_in_graphs:
             return accepted
         self.drafter.append(slots, _paths(tokens, features, accepted, padded=False))
-        return accepted.with_finite_check(self.drafter.states[self.cache.table.index(slots)])
+        states = self.drafter.states[self.cache.table.index(slots)]
+        return accepted.with_finite_check_fused(states) if self.is_fused else accepted.with_finite_check(states)
 
     @property
     def is_fused(self) -> bool:

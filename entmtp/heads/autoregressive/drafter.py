@@ -124,16 +124,16 @@ class AutoregressiveDrafter(Drafter):
 
     def guess_level(self, level: GuessedLevel, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         where = level.window, self._map_rows(level), self._layer_cache
-        outputs = torch.zeros_like(level.states)
         last = self.layers.count - 1
         # Layer k guesses at level k alone, the last layer at all deeper levels too. Layers from this level on are
         # run, since they need entries of this level's tokens.
         first = min(level.depth, last)
         inputs = level.states[:, :, first - 1 if level.depth <= last else last]
-        outputs[:, :, first], tokens, log_probs = self.heads.guess(first, level.tokens, inputs, *where, count)
+        states, tokens, log_probs = self.heads.guess(first, level.tokens, inputs, *where, count)
+        outputs = [torch.zeros_like(states)] * first + [states]
         for layer in range(first + 1, last + 1):
-            outputs[:, :, layer] = self.layers.run(layer, level.tokens, level.states[:, :, layer - 1], *where)
-        return outputs, tokens, log_probs
+            outputs.append(self.layers.run(layer, level.tokens, level.states[:, :, layer - 1], *where))
+        return torch.stack(outputs, dim=2), tokens, log_probs
 
     def _map_rows(self, level: GuessedLevel) -> KvRange:
         """Maps a level's tokens to cache rows; returns the range that they attend to."""

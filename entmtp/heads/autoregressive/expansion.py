@@ -92,8 +92,9 @@ class AutoregressiveExpansion:
     @torch.inference_mode()
     def next_level(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self._level == 0:
-            self._expanded = [self._expanded[parent] for parent in parents]
-            self._states = self._states[self._on_device(np.array(parents))]
+            if list(parents) != list(range(len(self._expanded))):
+                self._expanded = [self._expanded[parent] for parent in parents]
+                self._states = self._states[self._on_device(np.array(parents))]
             self._tokens, log_probs = self._runner.top_k(self._states[:, 0], count)
         else:
             log_probs = self._run(parents, count)
@@ -122,7 +123,6 @@ class AutoregressiveExpansion:
         for node, column, parent in zip(self._expanded, columns, parents, strict=True):
             source[node.batch_row, column] = parent
             tree_mask[node.batch_row, column, node.path] = True
-        guess = self._on_device(source)
         window = AttentionWindow(
             prefix_lengths=self._prefix_lengths[:, None],
             start=self._start,
@@ -131,14 +131,18 @@ class AutoregressiveExpansion:
             tree_positions=self._position[:, None] + self._on_device(np.array(self._depths)),
             real=self._on_device(np.any(tree_mask, axis=-1)),
         )
-        tokens, states = self._tokens.flatten()[guess], self._states[guess // guesses]
+        tokens = self._tokens.flatten()[self._on_device(source)]
+        states = self._states[self._on_device(source // guesses)]
         level = GuessedLevel(self._level, self._slots, tokens, states, window, self._start + first)
         found = self._runner.guess_level(level, count)
-        cells = self._on_device(
-            np.array([node.batch_row * width + column for node, column in zip(self._expanded, columns, strict=True)])
-        )
-        self._states, self._tokens, log_probs = (each.flatten(0, 1)[cells] for each in found)
+        cells = [node.batch_row * width + column for node, column in zip(self._expanded, columns, strict=True)]
+        self._states, self._tokens, log_probs = (self._cells(each, cells) for each in found)
         return log_probs
+
+    def _cells(self, found: torch.Tensor, cells: Sequence[int]) -> torch.Tensor:
+        """What was ``found [batch, n, ...]`` in these of its first two dimensions' cells."""
+        flat = found.flatten(0, 1)
+        return flat if cells == list(range(len(flat))) else flat[self._on_device(np.array(cells))]
 
     def _on_device(self, numbers: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(numbers).to(self._start.device)

@@ -27,6 +27,7 @@ import torch
 
 from entmtp.heads.autoregressive.heads import AutoregressiveHeads
 from entmtp.heads.eagle3.configuration import Eagle3Config, default_feature_layers
+from entmtp.heads.eagle3.drafter import Eagle3Drafter
 from entmtp.heads.eagle3.layers import Eagle3Layers, tree_layer_of
 from entmtp.heads.eagle3.weights import Eagle3Weights
 from entmtp.heads.linear_weights import LinearWeights
@@ -35,12 +36,13 @@ from entmtp.methods import EAGLE3
 from entmtp.models.kernels.block_weight import Weight, embed
 from entmtp.models.kernels.fused_draft import DraftLayer, FusedDraftDecoder
 from entmtp.models.kernels.fused_linear import DraftLinear
+from entmtp.models.kernels.fused_projection import FusedProjection
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
     from entmtp.models.backbone import Backbone
-    from entmtp.models.cache import KvRange
+    from entmtp.models.cache import KvRange, TreeCache
     from entmtp.models.masks import AttentionWindow
 
 
@@ -72,7 +74,7 @@ class Eagle3Heads(AutoregressiveHeads):
             self.config.feature_layers = default_feature_layers(backbone.config.num_hidden_layers)
         attached = super().attach(backbone)
         self.layers = Eagle3Layers(
-            self.config, self.weights, self.linear, self._embed, self._fused_decoder, backbone.device
+            self.config, self.weights, self.linear, self._embed, self.fused_decoder, backbone.device
         )
         return attached
 
@@ -88,7 +90,14 @@ class Eagle3Heads(AutoregressiveHeads):
         return super().output_layers if self.weights.output is None else [self.weights.output]
 
     def draft_logits(self, states: torch.Tensor, head: int | None = None) -> torch.Tensor:
+        if (decoder := self.fused_decoder()) is not None:
+            return decoder.logits(states, self._fused_output)
         return self.linear("output", self.output_states(states))
+
+    def top_k(self, states: torch.Tensor, count: int, head: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        if (decoder := self.fused_decoder()) is not None:
+            return decoder.top_k(states, self._fused_output, self.draft_vocab, count)
+        return super().top_k(states, count, head)
 
     def output_states(self, states: torch.Tensor) -> torch.Tensor:
         """Inputs of the output layer, of states ``[..., draft_hidden_size]``."""
@@ -104,19 +113,28 @@ class Eagle3Heads(AutoregressiveHeads):
         cache: Cache,
         count: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if (decoder := self._fused_decoder()) is None:
+        if (decoder := self.fused_decoder()) is None:
             return super().guess(layer, tokens, inputs, window, kv_range, cache, count)
+        layer_cache, output = tree_layer_of(cache), self._fused_output
+        return decoder.guess(tokens, inputs, window, layer_cache, output, self.draft_vocab, count)
+
+    def drafter(self, cache: TreeCache) -> Eagle3Drafter:
+        return Eagle3Drafter(self, self.layers, cache)
+
+    @property
+    def _fused_output(self) -> DraftLinear:
         output = self.inference_layer("output")
         assert isinstance(output, DraftLinear)
-        return decoder.guess(tokens, inputs, window, tree_layer_of(cache), output, self.draft_vocab, count)
+        return output
 
-    def _fused_decoder(self) -> FusedDraftDecoder | None:
+    def fused_decoder(self) -> FusedDraftDecoder | None:
         """The compiled kernels' decoder, which has its own copy of the weights; None where they don't draft."""
         if not self._is_fused or self.training or not torch.is_inference_mode_enabled():
             return None
         if self._decoder is None:
             own = self.weights.embeddings
             self._decoder = FusedDraftDecoder(
+                self._projection(),
                 [self._draft_layer(number) for number in range(self.config.num_layers)],
                 self.input_embeddings if own is None else own,
                 self.weights.layer(0).input_norm,
@@ -130,6 +148,10 @@ class Eagle3Heads(AutoregressiveHeads):
                 keeps_states=not self.config.norm_output,
             )
         return self._decoder
+
+    def _projection(self) -> FusedProjection:
+        norm, groups = self.weights.features_norm, self.config.num_features if self.config.fc_norm else 1
+        return FusedProjection(*self._weights("fc"), norm, groups, self.config.rms_norm_eps)
 
     def _draft_layer(self, number: int) -> DraftLayer:
         layer, inner = self.weights.layer(number), self.config.intermediate_size

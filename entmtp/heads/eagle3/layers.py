@@ -71,6 +71,8 @@ class Eagle3Layers:
 
     def inputs(self, features: torch.Tensor) -> torch.Tensor:
         """``fc`` of the model's states side by side, after their norm if they have one."""
+        if (decoder := self._fused()) is not None:
+            return decoder.projection.forward(features)
         config, norm = self._config, self._weights.features_norm
         if norm is not None:
             groups = config.num_features if config.fc_norm else 1

@@ -100,6 +100,12 @@ void accept_path(const Verified& trees, int64_t request, const int64_t* choice, 
   for (int64_t at = 0; at <= trees.depth; at++) report[5 + at] = tokens[nodes[at]];
 }
 
+// Adds to the reports [batch, columns] whether further states [batch, width] are finite.
+void check_states(int64_t* report, int64_t columns, const float* states, int64_t batch, int64_t width) {
+  for (int64_t request = 0; request < batch; request++)
+    report[request * columns] &= all_finite(states + request * width, width);
+}
+
 void accept_greedy(const Verified& trees, const Accepted& accepted) {
   const int64_t nodes = trees.batch * trees.width;
   std::vector<int64_t> choice(nodes);

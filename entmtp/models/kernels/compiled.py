@@ -40,8 +40,12 @@ _SIGNATURES = {
     "entmtp_linear": (None, [_POINTER] * 4 + [_INT] * 2 + [_INT32] * 2),
     "entmtp_decode": (None, [_POINTER] * 5),
     "entmtp_draft": (None, [_POINTER] * 6),
+    "entmtp_guess": (None, [_POINTER] * 2 + [_INT] + [_POINTER] * 4 + [_INT32]),
+    "entmtp_project": (None, [_POINTER] * 3 + [_INT, _INT32]),
+    "entmtp_append": (None, [_POINTER] * 4),
     "entmtp_move_rows": (None, [_POINTER]),
     "entmtp_accept": (None, [_POINTER] * 2),
+    "entmtp_check_states": (None, [_POINTER, _INT, _POINTER] + [_INT] * 2),
     "entmtp_top_k": (None, [_POINTER]),
 }
 FORMATS = ("FLOAT32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
@@ -88,6 +92,28 @@ class Pass(ctypes.Structure):
         *((name, _INT) for name in ("batch", "n", "tree_rows", "first", "last", "pool_slots", "capacity", "window")),
         ("feature_count", _INT),
         ("threads", _INT32),
+    ]
+
+
+class Projection(ctypes.Structure):
+    """Struct ``Projection`` of pass.hpp."""
+
+    _fields_ = [
+        ("weight", Matrix),
+        *((name, _POINTER) for name in ("bias", "norm")),
+        *((name, _INT) for name in ("width", "groups")),
+        ("eps", _FLOAT),
+        ("digits", _INT32),
+    ]
+
+
+class Paths(ctypes.Structure):
+    """Struct ``Paths`` of pass.hpp."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("features", "tokens", "nodes", "counts", "roots", "lengths")),
+        *((name, _POINTER) for name in ("inputs", "states")),
+        ("width", _INT),
     ]
 
 

@@ -7,6 +7,7 @@
 #endif
 
 #include "acceptance.hpp"
+#include "accepted_paths.hpp"
 #include "attention.hpp"
 #include "cache_rows.hpp"
 #include "gguf_blocks.hpp"
@@ -170,6 +171,34 @@ struct Decoder {
   }
 };
 
+// Makes the states that draft heads receive of tokens.
+class Projected {
+  const Projection& projection;
+  const int64_t rows;
+  std::vector<float> normalized = std::vector<float>(rows * projection.width);
+  Rounding rounding = Rounding(projection.digits, rows * projection.width);
+
+  void normalize_row(const float* features, int64_t row) {
+    const int64_t size = projection.width / projection.groups;
+    float* target = normalized.data() + row * projection.width;
+    if (!projection.norm) std::memcpy(target, features, projection.width * sizeof(float));
+    if (projection.norm)
+      for (int64_t i = 0; i < projection.width; i += size)
+        normalize(features + i, projection.norm + i, projection.eps, target + i, size);
+  }
+
+ public:
+  Projected(const Projection& projection, int64_t rows) : projection(projection), rows(rows) {}
+
+  // States [rows, hidden]; `features_of(row)` gives the features [width] of each row.
+  template <class Features>
+  void run(Worker& worker, Features features_of, float* states) {
+    const Linear linear{projection.weight, projection.bias, nullptr, projection.weight.out};
+    multiply(worker, normalized.data(), states, rows, projection.width, linear, rounding,
+             [&](int64_t row) { normalize_row(features_of(row), row); });
+  }
+};
+
 }  // namespace
 
 extern "C" {
@@ -235,11 +264,67 @@ void entmtp_draft(const Model* model, const Pass* pass, float* states, const Mat
   });
 }
 
+// Logits [rows, vocabulary] of states of draft heads, and their likeliest tokens where there are guesses.
+void entmtp_guess(const Model* model, const float* states, int64_t rows, const Matrix* output, const float* bias,
+                  float* logits, const Guesses* guesses, int threads) {
+  const int64_t hidden = model->hidden;
+  std::vector<float> normalized(model->keeps_states ? rows * hidden : 0);
+  Rounding rounding(model->digits, rows * hidden);
+  const Linear linear{*output, bias, nullptr, output->out};
+  run_team(threads, 3, [&](Worker& worker) {
+    if (model->keeps_states)
+      multiply(worker, normalized.data(), logits, rows, hidden, linear, rounding,
+               Norm{states, model->norm, model->eps, normalized.data(), hidden});
+    else
+      multiply(worker, states, logits, rows, hidden, linear, rounding);
+    if (guesses) worker.run(rows, [&](int64_t row) { guess(*guesses, row); });
+  });
+}
+
+// States [rows, hidden] that draft heads receive of tokens with these features [rows, width].
+void entmtp_project(const Projection* projection, const float* features, float* states, int64_t rows, int threads) {
+  Projected projected(*projection, rows);
+  run_team(threads, 2, [&](Worker& worker) {
+    projected.run(worker, [&](int64_t row) { return features + row * projection->width; }, states);
+  });
+}
+
+// Appends accepted paths to the cache of draft heads, in a pass whose tokens are those of the paths.
+void entmtp_append(const Model* model, const Projection* projection, const Pass* pass, const Paths* paths) {
+  const PathTokens tokens(*pass, *paths);
+  const int64_t rows = pass->batch * pass->n, hidden = model->hidden;
+  std::vector<float> states(rows * hidden);
+  Projected projected(*projection, rows);
+  Decoder decoder{*model, tokens.pass};
+  const auto features_of = [&](int64_t row) {
+    return paths->features + (row / pass->n * paths->width + tokens.node(row)) * projection->width;
+  };
+  const auto store = [&](int64_t row, float* target) {
+    std::memcpy(target, states.data() + row * hidden, hidden * sizeof(float));
+  };
+  run_team(pass->threads, 6 + model->count * Decoder::PHASES, [&](Worker& worker) {
+    projected.run(worker, features_of, states.data());
+    worker.run(rows, [&](int64_t row) {
+      const int64_t slot = pass->slots[row / pass->n];
+      if (tokens.is_real(row)) store(row, paths->inputs + (slot * pass->capacity + tokens.pass.positions[row]) * hidden);
+    });
+    decoder.run(worker, states.data(), nullptr, nullptr, nullptr);
+    worker.run(pass->batch, [&](int64_t request) {
+      store(request * pass->n + paths->counts[request] - 1, paths->states + pass->slots[request] * hidden);
+    });
+  });
+}
+
 // Moves the rows of accepted nodes together.
 void entmtp_move_rows(const Moves* moves) { move_rows(*moves); }
 
 // Accepts the longest path of each tree.
 void entmtp_accept(const Verified* trees, const Accepted* accepted) { accept_greedy(*trees, *accepted); }
+
+// Adds to the reports [batch, columns] of accepted paths whether further states [batch, width] are finite.
+void entmtp_check_states(int64_t* report, int64_t columns, const float* states, int64_t batch, int64_t width) {
+  check_states(report, columns, states, batch, width);
+}
 
 // Finds the likeliest tokens of rows of logits.
 void entmtp_top_k(const Guesses* guesses) { guess_rows(*guesses); }

@@ -40,3 +40,10 @@ def accept_greedy(
     with profiled("entmtp::accept"):
         library().entmtp_accept(byref(verified), byref(accepted))
     return nodes, counts, root, report
+
+
+def check_states(report: torch.Tensor, states: torch.Tensor) -> None:
+    """Add to the ``report [batch, columns]`` of accepted paths whether ``states [batch, ...]`` are finite."""
+    states = states.contiguous()
+    batch, columns = report.shape
+    library().entmtp_check_states(report.data_ptr(), columns, states.data_ptr(), batch, states.numel() // batch)

@@ -26,7 +26,7 @@ from entmtp.models.known_kinds import is_known
 from entmtp.models.masks import AttentionWindow
 from entmtp.models.states import States
 
-_NO_WINDOW = 2**62
+NO_WINDOW = 2**62
 """Sliding window of layers that have none, in positions."""
 
 
@@ -131,7 +131,7 @@ class FusedDecoder(nn.Module):
             states.hidden,
             output,
             logits,
-            window_size=_NO_WINDOW if sliding_window is None else sliding_window,
+            window_size=NO_WINDOW if sliding_window is None else sliding_window,
             feature_layers=addressof(layers),
             features=states.features.data_ptr(),
             feature_count=len(feature_layers),
@@ -152,7 +152,7 @@ def run_pass(
     guesses: TopK | None = None,
     *,
     first_row: int = 1,
-    window_size: int = _NO_WINDOW,
+    window_size: int = NO_WINDOW,
     **features: int,
 ) -> None:
     """Fill the ``states [batch, n, hidden_size]`` of ``tokens [batch, n]``, and ``logits`` with the ``output`` layer.

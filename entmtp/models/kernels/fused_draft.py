@@ -7,22 +7,26 @@ those of :mod:`entmtp.models.kernels.fused_decoder`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import addressof
+from ctypes import addressof, byref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from entmtp.models.cache import TreeLayer
+from entmtp.models.cache import KvRange, TreeLayer
 from entmtp.models.kernels.block_weight import BlockWeight, Weight
-from entmtp.models.kernels.compiled import FORMATS, Layer, Matrix, Model, library
+from entmtp.models.kernels.compiled import FORMATS, Layer, Matrix, Model, Pass, Paths, library, profiled
 from entmtp.models.kernels.draft_weight import draft_weight
-from entmtp.models.kernels.fused_decoder import run_pass
+from entmtp.models.kernels.fused_decoder import NO_WINDOW, run_pass
 from entmtp.models.kernels.fused_linear import DraftLinear
+from entmtp.models.kernels.fused_projection import FusedProjection
 from entmtp.models.kernels.fused_top_k import TopK
 from entmtp.models.kernels.packed_weight import PackedWeight, format_of, pack
 from entmtp.models.kernels.rotary_table import RotaryTable
 from entmtp.models.masks import AttentionWindow
+
+_FIRST_ROW = 2
+"""Token 0 of a text has no predecessor, so its row has no keys."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,43 @@ class DraftLayer:
         return {name: vector.detach().contiguous() for name, vector in found.items() if vector is not None}
 
 
+class Accepted(Protocol):
+    """Accepted paths of trees of ``width`` nodes, on a CPU; tokens are int64 and features float32.
+
+    Attributes:
+        tokens: ``[batch, width]``.
+        features: ``[batch, width, features]``.
+        nodes: ``[batch, n]`` the paths, the root first; any nodes from ``counts`` on.
+        counts: ``[batch]`` at least 1.
+        roots: ``[batch]`` tokens after the paths.
+    """
+
+    @property
+    def tokens(self) -> torch.Tensor: ...
+
+    @property
+    def features(self) -> torch.Tensor: ...
+
+    @property
+    def nodes(self) -> torch.Tensor: ...
+
+    @property
+    def counts(self) -> torch.Tensor: ...
+
+    @property
+    def roots(self) -> torch.Tensor: ...
+
+
 class FusedDraftDecoder:
-    """Draft heads' own decoder, for inference in float32 on a CPU."""
+    """Draft heads' own decoder, for inference in float32 on a CPU.
+
+    Attributes:
+        projection: what turns the model's features into states.
+    """
 
     def __init__(
         self,
+        projection: FusedProjection,
         layers: Sequence[DraftLayer],
         embeddings: Weight,
         embedding_norm: torch.Tensor,
@@ -77,12 +113,13 @@ class FusedDraftDecoder:
         adds_to_normalized: bool,
         keeps_states: bool,
     ) -> None:
-        """Pack the weights.
+        """Pack the layers' weights.
 
         ``output`` is the weight of the output layer that :meth:`guess` is called with. With ``adds_to_normalized`` the
         first layer's output is added to the normalized state. ``keeps_states`` hands out the states before the last
         ``norm``, otherwise those after it.
         """
+        self.projection = projection
         packed = [[pack(draft_weight(each)) for each in (layer.qkv, *layer.matrices.values())] for layer in layers]
         vectors = [layer.vectors for layer in layers]
         structures = [_structure(*each) for each in zip(layers, packed, vectors, strict=True)]
@@ -144,14 +181,94 @@ class FusedDraftDecoder:
         states = self._run(tokens, inputs, window, layer, output, logits, found)
         return states, found.tokens, found.log_probs
 
+    def logits(self, states: torch.Tensor, output: DraftLinear) -> torch.Tensor:
+        """Logits ``[..., vocab_size]`` of states ``[..., hidden_size]``, by the ``output`` layer."""
+        return self._guess(states, output, None, 0)[0]
+
+    def top_k(
+        self, states: torch.Tensor, output: DraftLinear, vocabulary: torch.Tensor, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ``count`` likeliest tokens after states ``[..., hidden_size]``, as in :meth:`guess`."""
+        _, found = self._guess(states, output, vocabulary, count)
+        assert found is not None
+        return found.tokens, found.log_probs
+
+    def append(
+        self,
+        accepted: Accepted,
+        slots: torch.Tensor,
+        kv_range: KvRange,
+        layer: TreeLayer,
+        inputs: torch.Tensor,
+        states: torch.Tensor,
+    ) -> None:
+        """Append accepted paths of ``slots [batch]``, which their cache's lengths include, and the roots after them.
+
+        ``kv_range`` covers them, and ``layer`` is as in :meth:`forward`. Row p of ``inputs [slots, capacity,
+        hidden_size]`` receives the state of the token at p - 1, and ``states [slots, hidden_size]`` those of the roots.
+        """
+        tokens, features, nodes, counts, roots = (
+            each.contiguous()
+            for each in (accepted.tokens, accepted.features, accepted.nodes, accepted.counts, accepted.roots)
+        )
+        table = self._rotary.fixed_rows(kv_range.last)
+        paths = Paths(
+            features=features.data_ptr(),
+            tokens=tokens.data_ptr(),
+            nodes=nodes.data_ptr(),
+            counts=counts.data_ptr(),
+            roots=roots.data_ptr(),
+            lengths=layer.table.device_lengths.data_ptr(),
+            inputs=inputs.data_ptr(),
+            states=states.data_ptr(),
+            width=tokens.shape[1],
+        )
+        run = Pass(
+            slots=slots.data_ptr(),
+            rotary=table.data_ptr(),
+            pool=layer.keys.data_ptr(),
+            batch=nodes.shape[0],
+            n=nodes.shape[1],
+            first=_FIRST_ROW,
+            last=kv_range.last,
+            pool_slots=layer.keys.shape[0],
+            capacity=layer.keys.shape[2],
+            window=NO_WINDOW,
+            threads=torch.get_num_threads(),
+        )
+        with profiled("entmtp::append"):
+            self._library.entmtp_append(byref(self._model), byref(self.projection.structure), byref(run), byref(paths))
+
+    @property
+    def appends(self) -> bool:
+        """Whether :meth:`append` is possible: positions must have the same angles in any text."""
+        return self._rotary.is_fixed
+
+    def _guess(
+        self, states: torch.Tensor, output: DraftLinear, vocabulary: torch.Tensor | None, count: int
+    ) -> tuple[torch.Tensor, TopK | None]:
+        states = states.contiguous()
+        logits = torch.empty(*states.shape[:-1], output.matrix.out)
+        found = None if vocabulary is None else TopK.of(logits, vocabulary, count)
+        with profiled("entmtp::guess"):
+            self._library.entmtp_guess(
+                byref(self._model),
+                states.data_ptr(),
+                states.numel() // states.shape[-1],
+                byref(output.matrix),
+                None if output.bias is None else output.bias.data_ptr(),
+                logits.data_ptr(),
+                None if found is None else byref(found.structure()),
+                torch.get_num_threads(),
+            )
+        return logits, found
+
     def _run(
         self, tokens: torch.Tensor, inputs: torch.Tensor, window: AttentionWindow, layer: TreeLayer, *guessing: Any
     ) -> torch.Tensor:
         states = inputs.clone(memory_format=torch.contiguous_format)
-        mapping, keys = layer.table.slot_mapping, layer.keys
-        run_pass(
-            self._library, self._model, tokens, window, mapping, keys, self._rotary, states, *guessing, first_row=2
-        )
+        pool = layer.table.slot_mapping, layer.keys, self._rotary
+        run_pass(self._library, self._model, tokens, window, *pool, states, *guessing, first_row=_FIRST_ROW)
         return states
 
 

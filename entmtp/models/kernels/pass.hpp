@@ -50,4 +50,25 @@ struct Pass {
   int threads;
 };
 
+// What turns a token's features into the state that draft heads receive of it: a norm of each of `groups` parts of the
+// features, where `norm` isn't null, and a product.
+struct Projection {
+  Matrix weight;             // [hidden, width]
+  const float *bias, *norm;  // [hidden], [width]
+  int64_t width, groups;
+  float eps;
+  int32_t digits;
+};
+
+// Accepted paths of a step's trees, for the cache of draft heads, and what is stored of them besides keys and values.
+struct Paths {
+  const float* features;                   // [batch, width, features] of the trees' nodes
+  const int64_t *tokens, *nodes, *counts;  // [batch, width], [batch, n], [batch], at least 1
+  const int64_t* roots;                    // [batch]: the tokens chosen after the paths
+  const int64_t* lengths;                  // [slots]: tokens of each slot, those of its path included
+  float* inputs;                           // [slots, capacity, hidden]: row p has the state of the token at p - 1
+  float* states;                           // [slots, hidden]: the heads' states of the roots
+  int64_t width;
+};
+
 }  // extern "C"

@@ -13,6 +13,7 @@ from entmtp.decoding.request import Request
 from entmtp.decoding.sequence import SequenceStatus
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
+from entmtp.models.kernels import compiled
 from entmtp.settings import SamplingParams
 from entmtp.trees.batch import TreeBatch
 from tests.helpers.faulty_engines import SLOTS, check, engine_of, run, serve
@@ -121,4 +122,8 @@ def test_a_pass_reports_states_that_are_not_numbers(backbone: Backbone, heads: D
     hidden[2, 0, 0] = torch.inf
     trees = TreeBatch.of([TREES["chain"]] * 3)
     accepted = accept_greedy(torch.zeros(3, 4, dtype=torch.int64), torch.zeros(3, 4, SMALL_VOCAB), trees)
-    assert [outcome.finite for outcome in accepted.with_finite_check(hidden).to_host()] == [True, False, False]
+    checks = [accepted.with_finite_check]
+    if compiled.unsupported_reason() is None:
+        checks.append(accepted.with_finite_check_fused)
+    for check in checks:
+        assert [outcome.finite for outcome in check(hidden).to_host()] == [True, False, False]
