@@ -20,7 +20,7 @@ HINDSIGHT = "hindsight"
 RANDOM = "random"
 
 HYDRA, NATIVE, MEDUSA, EAGLE3, DFLASH = "hydra", "native", "medusa", "eagle3", "dflash"
-FAMILIES = (HYDRA, EAGLE3, DFLASH, NATIVE, MEDUSA)
+FAMILIES = (EAGLE3, HYDRA, DFLASH, NATIVE, MEDUSA)
 """Families of draft heads, in the order of preference of methods that name none."""
 
 LADDER = "ladder"

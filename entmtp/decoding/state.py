@@ -67,8 +67,7 @@ class DecodingState:
 
         Cache rows that the step has written lie after the committed ones, and the next step overwrites them.
         """
-        for backup, each in zip(self._backup, self._step_inputs, strict=True):
-            backup.copy_(each)
+        self._back_up()
         try:
             yield
         except BaseException:
@@ -76,6 +75,10 @@ class DecodingState:
                 each.copy_(backup)
             self.cache.reset_device_lengths()
             raise
+
+    def _back_up(self) -> None:
+        for backup, each in zip(self._backup, self._step_inputs, strict=True):
+            backup.copy_(each)
 
     @torch.inference_mode()
     def swap(self, one: int, other: int) -> None:
@@ -127,13 +130,18 @@ class DecodingState:
         root = self.root[self.cache.table.index(slots)]
         if self.drafter is None or trees.max_depth == 0:
             return (root[:, None],)
-        return (self.drafter.draft(slots, root, trees).tokens,)
+        drafted = self.drafter.draft(slots, root, trees)
+        if not self.drafts_in_graphs:
+            self._back_up()  # it may have caught up with tokens of earlier steps, which it won't do again
+        return (drafted.tokens,)
 
     def expand(self, slots: Sequence[int], watch: Stopwatch) -> Expansion:
         """Start to draft after the slots' roots, level by level; the time between levels counts as the policy's."""
         assert self.drafter is not None
         root = self.root[self.cache.table.index(tuple(slots))]
-        return _TimedExpansion(self.drafter.expand(tuple(slots), root), watch)
+        expansion = self.drafter.expand(tuple(slots), root)
+        self._back_up()  # as in draft()
+        return _TimedExpansion(expansion, watch)
 
     def fill_trees(self, slots: tuple[int, ...], trees: TreeBatch, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """Tokens ``[batch, width]`` of trees that were drafted while they were expanded: roots first, 0 on padding."""

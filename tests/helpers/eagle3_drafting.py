@@ -128,8 +128,10 @@ class Drafting:
         self.drafter.states[:2] = self.drafter.states[[1, 0]]
         self.texts[:2] = reversed(self.texts[:2])
 
+    @torch.inference_mode()
     def entries(self, slot: int) -> list[torch.Tensor]:
         """Entries of the draft cache for a slot's text and root; token 0 has no keys and no state before it."""
+        self.drafter.expand((slot,), torch.tensor(self.texts[slot][-1:]))  # makes what may have been deferred
         end = len(self.texts[slot]) + 1
         rows = [buffer[slot, :, 2:end] for layer in self.cache.tree_layers for buffer in (layer.keys, layer.values)]
         return [*rows, self.cache.state_buffers[0][slot, :, 1 : end - 1]]

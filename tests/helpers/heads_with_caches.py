@@ -67,6 +67,9 @@ def draft_cache_entries(state: DecodingState, slot: int, length: int) -> list[to
         own = state.cache.tree_layers[-state.heads.config.num_layers :]
         return [buffer[slot, :, 1 : length + 1] for layer in own for buffer in (layer.keys, layer.values)]
     assert isinstance(state.heads, AutoregressiveHeads)
+    assert state.drafter is not None
+    with torch.inference_mode():
+        state.drafter.expand((slot,), state.root[slot : slot + 1])  # makes what may have been deferred
     count = state.heads.layers.count
     entries = []
     for layer, layer_cache in enumerate(state.cache.tree_layers[-count:]):

@@ -140,7 +140,7 @@ class AutoregressiveExpansion:
         return log_probs
 
     def _cells(self, found: torch.Tensor, cells: Sequence[int]) -> torch.Tensor:
-        """What was ``found [batch, n, ...]`` in these of its first two dimensions' cells."""
+        """Selects ``cells`` of the first two dimensions of what was ``found [batch, n, ...]``."""
         flat = found.flatten(0, 1)
         return flat if cells == list(range(len(flat))) else flat[self._on_device(np.array(cells))]
 

@@ -1,18 +1,29 @@
-"""Drafter of EAGLE-3 heads, which appends a step's accepted paths in one call where the compiled kernels draft."""
+"""Drafter of EAGLE-3 heads, which leaves work undone until it drafts, where the compiled kernels run.
+
+A step that drafts nothing appends one token to each text. Its keys and values are made with those of the following
+tokens, in one pass before the next draft. Until then its row of a state buffer has the token.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import torch
+
 from entmtp.heads.autoregressive.drafter import AutoregressiveDrafter
+from entmtp.heads.autoregressive.expansion import AutoregressiveExpansion
 from entmtp.heads.autoregressive.interface import GuessingHeads
 from entmtp.heads.autoregressive.layers import DraftLayers
 from entmtp.heads.interface import AcceptedPaths
-from entmtp.models.cache import TreeCache
-from entmtp.models.kernels.fused_draft import FusedDraftDecoder
+from entmtp.models.cache import BufferShape, TreeCache
+from entmtp.models.kernels.fused_draft import FusedDraftDecoder, StoredRows
+
+DEFERRED_TOKEN = BufferShape(1, 1, torch.int32)
+"""State buffer after that of the layers' inputs: 1 + a token whose keys and values are still to be made, else 0."""
 
 
-class FusedHeads(GuessingHeads, Protocol):
+class DeferringHeads(GuessingHeads, Protocol):
     """Heads that may have a compiled decoder."""
 
     def fused_decoder(self) -> FusedDraftDecoder | None:
@@ -20,17 +31,44 @@ class FusedHeads(GuessingHeads, Protocol):
 
 
 class Eagle3Drafter(AutoregressiveDrafter):
-    """Drafter whose layers all belong to one decoder."""
+    """Drafter whose layers all belong to one decoder; the cache's last state buffer is :data:`DEFERRED_TOKEN`."""
 
-    def __init__(self, heads: FusedHeads, layers: DraftLayers, cache: TreeCache) -> None:
+    def __init__(self, heads: DeferringHeads, layers: DraftLayers, cache: TreeCache) -> None:
         super().__init__(heads, layers, cache)
-        self._decoder = heads.fused_decoder
+        self._fused_decoder = heads.fused_decoder
+        layer = cache.tree_layers[-len(layers.shapes)]
+        self._rows = StoredRows(layer, cache.state_buffers[0], cache.state_buffers[1], self.states)
+
+    def prefill_states(self, slot: int, features: torch.Tensor, tokens: Sequence[int]) -> list[torch.Tensor]:
+        end = self.cache.lengths[slot]
+        begin = end - len(tokens)
+        self._settle((slot,), torch.tensor([begin]))
+        # The rows are those of another text's tokens, or their tokens are read now.
+        self._rows.deferred[slot, 0, begin : end + 1] = 0
+        return super().prefill_states(slot, features, tokens)
 
     def append(self, slots: tuple[int, ...], accepted: AcceptedPaths) -> None:
         decoder = self._decoder()
-        if decoder is None or not decoder.appends:
+        if decoder is None:
             super().append(slots, accepted)
             return
-        layer, inputs = self.cache.tree_layers[-len(self.layers.shapes)], self.cache.state_buffers[0]
-        kv_range = self.cache.kv_range(slots, accepted.nodes.shape[1] + 1, padded=True)
-        decoder.append(accepted, self.cache.table.index(slots), kv_range, layer, inputs, self.states)
+        index, width = self.cache.table.index(slots), accepted.nodes.shape[1]
+        kv_range = self.cache.kv_range(slots, width + 1, padded=True)
+        if width == 1:
+            decoder.defer(accepted, index, self._rows)
+        else:
+            decoder.append(accepted, index, self._rows, kv_range.last)
+
+    def expand(self, slots: tuple[int, ...], roots: torch.Tensor) -> AutoregressiveExpansion:
+        self._settle(slots, self.cache.table.device_lengths[self.cache.table.index(slots)] + 1)
+        return super().expand(slots, roots)
+
+    def _settle(self, slots: tuple[int, ...], ends: torch.Tensor) -> None:
+        """Appends what was deferred of the tokens before positions ``ends [batch]``."""
+        if (decoder := self._decoder()) is not None:
+            last = max(self.cache.lengths[slot] for slot in slots) + 2
+            decoder.settle(self.cache.table.index(slots), self._rows, ends, last)
+
+    def _decoder(self) -> FusedDraftDecoder | None:
+        decoder = self._fused_decoder()
+        return decoder if decoder is not None and decoder.appends else None

@@ -21,18 +21,20 @@ github.com/vllm-project/speculators.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from entmtp.heads.autoregressive.heads import AutoregressiveHeads
 from entmtp.heads.eagle3.configuration import Eagle3Config, default_feature_layers
-from entmtp.heads.eagle3.drafter import Eagle3Drafter
+from entmtp.heads.eagle3.drafter import DEFERRED_TOKEN, Eagle3Drafter
 from entmtp.heads.eagle3.layers import Eagle3Layers, tree_layer_of
 from entmtp.heads.eagle3.weights import Eagle3Weights
 from entmtp.heads.linear_weights import LinearWeights
 from entmtp.heads.registry import register_heads
 from entmtp.methods import EAGLE3
+from entmtp.models.cache import DraftCacheLayout
 from entmtp.models.kernels.block_weight import Weight, embed
 from entmtp.models.kernels.fused_draft import DraftLayer, FusedDraftDecoder
 from entmtp.models.kernels.fused_linear import DraftLinear
@@ -117,6 +119,11 @@ class Eagle3Heads(AutoregressiveHeads):
             return super().guess(layer, tokens, inputs, window, kv_range, cache, count)
         layer_cache, output = tree_layer_of(cache), self._fused_output
         return decoder.guess(tokens, inputs, window, layer_cache, output, self.draft_vocab, count)
+
+    @property
+    def cache_layout(self) -> DraftCacheLayout:
+        layout = super().cache_layout
+        return replace(layout, state_buffers=(*layout.state_buffers, DEFERRED_TOKEN))
 
     def drafter(self, cache: TreeCache) -> Eagle3Drafter:
         return Eagle3Drafter(self, self.layers, cache)

@@ -42,7 +42,9 @@ _SIGNATURES = {
     "entmtp_draft": (None, [_POINTER] * 6),
     "entmtp_guess": (None, [_POINTER] * 2 + [_INT] + [_POINTER] * 4 + [_INT32]),
     "entmtp_project": (None, [_POINTER] * 3 + [_INT, _INT32]),
-    "entmtp_append": (None, [_POINTER] * 4),
+    "entmtp_append": (None, [_POINTER] * 5),
+    "entmtp_defer": (None, [_POINTER] * 4),
+    "entmtp_settle": (None, [_POINTER] * 4),
     "entmtp_move_rows": (None, [_POINTER]),
     "entmtp_accept": (None, [_POINTER] * 2),
     "entmtp_check_states": (None, [_POINTER, _INT, _POINTER] + [_INT] * 2),
@@ -111,10 +113,15 @@ class Paths(ctypes.Structure):
     """Struct ``Paths`` of pass.hpp."""
 
     _fields_ = [
-        *((name, _POINTER) for name in ("features", "tokens", "nodes", "counts", "roots", "lengths")),
-        *((name, _POINTER) for name in ("inputs", "states")),
+        *((name, _POINTER) for name in ("features", "tokens", "nodes", "counts", "roots")),
         ("width", _INT),
     ]
+
+
+class DraftRows(ctypes.Structure):
+    """Struct ``DraftRows`` of pass.hpp."""
+
+    _fields_ = [(name, _POINTER) for name in ("inputs", "deferred", "states", "lengths")]
 
 
 class Moves(ctypes.Structure):

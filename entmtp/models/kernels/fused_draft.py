@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import torch
 
-from entmtp.models.cache import KvRange, TreeLayer
+from entmtp.models.cache import TreeLayer
 from entmtp.models.kernels.block_weight import BlockWeight, Weight
-from entmtp.models.kernels.compiled import FORMATS, Layer, Matrix, Model, Pass, Paths, library, profiled
+from entmtp.models.kernels.compiled import FORMATS, DraftRows, Layer, Matrix, Model, Pass, Paths, library, profiled
 from entmtp.models.kernels.draft_weight import draft_weight
 from entmtp.models.kernels.fused_decoder import NO_WINDOW, run_pass
 from entmtp.models.kernels.fused_linear import DraftLinear
@@ -88,6 +88,36 @@ class Accepted(Protocol):
 
     @property
     def roots(self) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """What draft heads store of the tokens in each slot, on a CPU.
+
+    Attributes:
+        layer: keys and values of the first layer.
+        inputs: ``[slots, 1, rows, hidden_size]`` float32; row p has the state of the token at p - 1.
+        deferred: ``[slots, 1, rows, 1]`` int32; one more than the token at p if its keys and values are still to be
+            made, else 0.
+        states: ``[slots, 1, hidden_size]`` float32, the layers' states of the roots.
+    """
+
+    layer: TreeLayer
+    inputs: torch.Tensor
+    deferred: torch.Tensor
+    states: torch.Tensor
+
+    def structure(self) -> DraftRows:
+        """Addresses, for the kernels."""
+        tensors = self.inputs, self.deferred, self.states, self.layer.table.device_lengths
+        return DraftRows(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _addresses(accepted: Accepted) -> tuple[Paths, list[torch.Tensor]]:
+    """Addresses of accepted paths, and the tensors that must stay alive with them."""
+    tensors = accepted.features, accepted.tokens, accepted.nodes, accepted.counts, accepted.roots
+    contiguous = [tensor.contiguous() for tensor in tensors]
+    return Paths(*(tensor.data_ptr() for tensor in contiguous), accepted.tokens.shape[1]), contiguous
 
 
 class FusedDraftDecoder:
@@ -193,56 +223,50 @@ class FusedDraftDecoder:
         assert found is not None
         return found.tokens, found.log_probs
 
-    def append(
-        self,
-        accepted: Accepted,
-        slots: torch.Tensor,
-        kv_range: KvRange,
-        layer: TreeLayer,
-        inputs: torch.Tensor,
-        states: torch.Tensor,
-    ) -> None:
-        """Append accepted paths of ``slots [batch]``, which their cache's lengths include, and the roots after them.
+    def append(self, accepted: Accepted, slots: torch.Tensor, rows: StoredRows, last: int) -> None:
+        """Append accepted paths of ``slots [batch]``, which the lengths include, and the roots after them.
 
-        ``kv_range`` covers them, and ``layer`` is as in :meth:`forward`. Row p of ``inputs [slots, capacity,
-        hidden_size]`` receives the state of the token at p - 1, and ``states [slots, hidden_size]`` those of the roots.
+        No row from ``last`` on is theirs.
         """
-        tokens, features, nodes, counts, roots = (
-            each.contiguous()
-            for each in (accepted.tokens, accepted.features, accepted.nodes, accepted.counts, accepted.roots)
-        )
-        table = self._rotary.fixed_rows(kv_range.last)
-        paths = Paths(
-            features=features.data_ptr(),
-            tokens=tokens.data_ptr(),
-            nodes=nodes.data_ptr(),
-            counts=counts.data_ptr(),
-            roots=roots.data_ptr(),
-            lengths=layer.table.device_lengths.data_ptr(),
-            inputs=inputs.data_ptr(),
-            states=states.data_ptr(),
-            width=tokens.shape[1],
-        )
-        run = Pass(
-            slots=slots.data_ptr(),
-            rotary=table.data_ptr(),
-            pool=layer.keys.data_ptr(),
-            batch=nodes.shape[0],
-            n=nodes.shape[1],
-            first=_FIRST_ROW,
-            last=kv_range.last,
-            pool_slots=layer.keys.shape[0],
-            capacity=layer.keys.shape[2],
-            window=NO_WINDOW,
-            threads=torch.get_num_threads(),
-        )
+        run = self._pass(slots, rows, accepted.nodes.shape[1], last)
+        paths, _alive = _addresses(accepted)
+        structures = self._model, self.projection.structure, run, paths, rows.structure()
         with profiled("entmtp::append"):
-            self._library.entmtp_append(byref(self._model), byref(self.projection.structure), byref(run), byref(paths))
+            self._library.entmtp_append(*map(byref, structures))
+
+    def defer(self, accepted: Accepted, slots: torch.Tensor, rows: StoredRows) -> None:
+        """As :meth:`append` for paths of one token. Keys, values and states are made by :meth:`settle`."""
+        run = self._pass(slots, rows, 1, 0)
+        paths, _alive = _addresses(accepted)
+        with profiled("entmtp::defer"):
+            self._library.entmtp_defer(*map(byref, (self.projection.structure, run, paths, rows.structure())))
+
+    def settle(self, slots: torch.Tensor, rows: StoredRows, ends: torch.Tensor, last: int) -> None:
+        """Append what was deferred of the tokens before positions ``ends [batch]``; ``last`` is as in append."""
+        run = self._pass(slots, rows, 1, last)
+        with profiled("entmtp::settle"):
+            self._library.entmtp_settle(byref(self._model), byref(run), byref(rows.structure()), ends.data_ptr())
 
     @property
     def appends(self) -> bool:
         """Whether :meth:`append` is possible: positions must have the same angles in any text."""
         return self._rotary.is_fixed
+
+    def _pass(self, slots: torch.Tensor, rows: StoredRows, n: int, last: int) -> Pass:
+        keys = rows.layer.keys
+        return Pass(
+            slots=slots.data_ptr(),
+            rotary=self._rotary.fixed_rows(last).data_ptr(),
+            pool=keys.data_ptr(),
+            batch=len(slots),
+            n=n,
+            first=_FIRST_ROW,
+            last=last,
+            pool_slots=keys.shape[0],
+            capacity=keys.shape[2],
+            window=NO_WINDOW,
+            threads=torch.get_num_threads(),
+        )
 
     def _guess(
         self, states: torch.Tensor, output: DraftLinear, vocabulary: torch.Tensor | None, count: int

@@ -60,15 +60,20 @@ struct Projection {
   int32_t digits;
 };
 
-// Accepted paths of a step's trees, for the cache of draft heads, and what is stored of them besides keys and values.
+// Accepted paths of a step's trees.
 struct Paths {
   const float* features;                   // [batch, width, features] of the trees' nodes
   const int64_t *tokens, *nodes, *counts;  // [batch, width], [batch, n], [batch], at least 1
   const int64_t* roots;                    // [batch]: the tokens chosen after the paths
-  const int64_t* lengths;                  // [slots]: tokens of each slot, those of its path included
-  float* inputs;                           // [slots, capacity, hidden]: row p has the state of the token at p - 1
-  float* states;                           // [slots, hidden]: the heads' states of the roots
   int64_t width;
+};
+
+// What draft heads store of the tokens in each slot besides keys and values.
+struct DraftRows {
+  float* inputs;           // [slots, capacity, hidden]: row p has the state of the token at p - 1
+  int32_t* deferred;       // [slots, capacity]: 1 + the token at p if its keys and values are still to be made, else 0
+  float* states;           // [slots, hidden]: the heads' states of the roots
+  const int64_t* lengths;  // [slots]: committed tokens, those of a path that is being appended included
 };
 
 }  // extern "C"

@@ -1,16 +1,31 @@
 """A tiny backbone and heads with random weights, none of which is zero by its initial value."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
+from entmtp.models.kernels import fused_draft, fused_linear, fused_projection
 from tests.helpers.tiny_models import STATELESS_KINDS, random_heads, tiny_model
 
 
 @pytest.fixture(scope="session")
 def backbone() -> Backbone:
     return build_backbone(tiny_model("llama"))
+
+
+@pytest.fixture(scope="module")
+def unrounded() -> Iterator[None]:
+    """Compiled drafting kernels that round neither weights nor states.
+
+    Rounding makes a small difference in a state, such as that of sums in another order, a large one in some result.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for module in fused_linear, fused_draft, fused_projection:
+            patch.setattr(module, "draft_weight", lambda weight: weight)
+        yield
 
 
 @pytest.fixture(params=sorted(STATELESS_KINDS))

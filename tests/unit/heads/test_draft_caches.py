@@ -31,7 +31,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def backbone(kind: str) -> Backbone:
+def backbone(kind: str, unrounded: None) -> Backbone:
     return build_backbone(draft_cache_model(kind))
 
 

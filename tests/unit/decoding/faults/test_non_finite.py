@@ -122,8 +122,8 @@ def test_a_pass_reports_states_that_are_not_numbers(backbone: Backbone, heads: D
     hidden[2, 0, 0] = torch.inf
     trees = TreeBatch.of([TREES["chain"]] * 3)
     accepted = accept_greedy(torch.zeros(3, 4, dtype=torch.int64), torch.zeros(3, 4, SMALL_VOCAB), trees)
-    checks = [accepted.with_finite_check]
+    finite_checks = [accepted.with_finite_check]
     if compiled.unsupported_reason() is None:
-        checks.append(accepted.with_finite_check_fused)
-    for check in checks:
-        assert [outcome.finite for outcome in check(hidden).to_host()] == [True, False, False]
+        finite_checks.append(accepted.with_finite_check_fused)
+    for with_check in finite_checks:
+        assert [outcome.finite for outcome in with_check(hidden).to_host()] == [True, False, False]

@@ -45,11 +45,10 @@ def checkpoint(request: pytest.FixtureRequest, backbone: Backbone) -> DFlashChec
         ),
     ],
 )
-def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+def kernels(request: pytest.FixtureRequest, unrounded: None) -> Kernels:
     """The kernels that draft: PyTorch's, or the compiled ones without rounding, for which no formula is exact."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused_linear, "draft_weight", lambda weight: weight)
-        yield request.param
+    found: Kernels = request.param
+    return found
 
 
 @pytest.fixture(scope="module")

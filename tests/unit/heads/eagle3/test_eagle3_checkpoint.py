@@ -92,7 +92,7 @@ def test_layers_that_the_model_lacks_are_refused(backbone: Backbone) -> None:
 def test_the_draft_cache_has_rows_for_a_wide_tree_at_every_depth(backbone: Backbone) -> None:
     layout = random_eagle3(num_layers=2).attach(backbone).cache_layout
     assert len(layout.layers) == 2
-    assert [(shape.heads, shape.head_dim) for shape in layout.state_buffers] == [(1, 32)]
+    assert [(shape.heads, shape.head_dim) for shape in layout.state_buffers] == [(1, 32), (1, 1)]
     assert layout.spare_rows == 64 * (DEPTH - 1)
 
 
