@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from entmtp.heads.autoregressive.expansion import AutoregressiveExpansion, GuessedLevel, draft_trees
+from entmtp.heads.autoregressive.expansion import AutoregressiveExpansion, GuessedLevel, Roots, draft_trees
 from entmtp.heads.autoregressive.interface import GuessingHeads
 from entmtp.heads.autoregressive.layers import DraftLayers
 from entmtp.heads.interface import AcceptedPaths, Drafter, Proposal
@@ -83,9 +83,7 @@ class AutoregressiveDrafter(Drafter):
     def expand(self, slots: tuple[int, ...], roots: torch.Tensor) -> AutoregressiveExpansion:
         index = self.cache.table.index(slots)
         lengths = self.cache.table.device_lengths[index]
-        return AutoregressiveExpansion(
-            self, slots, self.states[index], prefix_lengths=lengths + 1, start=lengths + 1, position=lengths
-        )
+        return AutoregressiveExpansion(self, Roots(slots, lengths + 1, lengths + 1, lengths), self.states[index])
 
     def top_k(self, states: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Top-k tokens ``[..., count]`` of layers' states ``[..., hidden_size]`` and their log-probabilities."""
@@ -117,13 +115,25 @@ class AutoregressiveDrafter(Drafter):
                 self.cache.state_buffers[layer + 1][index, 0, cache_rows] = states[-1]
         return torch.stack(states, dim=2)
 
-    def run_level(self, level: GuessedLevel) -> torch.Tensor:
-        """The last layer's states ``[batch, n, hidden_size]`` of a level that is deeper than the layers."""
-        where = level.window, self._map_rows(level), self._layer_cache
-        return self.layers.run(self.layers.count - 1, level.tokens, level.states[:, :, -1], *where)
+    def run_last_layer(
+        self,
+        slots: tuple[int, ...],
+        tokens: torch.Tensor,
+        states: torch.Tensor,
+        window: AttentionWindow,
+        start: torch.Tensor,
+    ) -> torch.Tensor:
+        """The last layer's states ``[batch, n, hidden_size]`` of ``tokens [batch, n]`` deeper than the layers.
+
+        ``states [batch, n, hidden_size]`` are its own of the tokens' parents. Keys and values go to the cache rows
+        after row ``start [batch]``.
+        """
+        kv_range = self._map_rows(slots, window, start)
+        return self.layers.run(self.layers.count - 1, tokens, states, window, kv_range, self._layer_cache)
 
     def guess_level(self, level: GuessedLevel, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        where = level.window, self._map_rows(level), self._layer_cache
+        window = level.window()
+        where = window, self._map_rows(level.roots.slots, window, level.start), self._layer_cache
         last = self.layers.count - 1
         # Layer k guesses at level k alone, the last layer at all deeper levels too. Layers from this level on are
         # run, since they need entries of this level's tokens.
@@ -135,8 +145,8 @@ class AutoregressiveDrafter(Drafter):
             outputs.append(self.layers.run(layer, level.tokens, level.states[:, :, layer - 1], *where))
         return torch.stack(outputs, dim=2), tokens, log_probs
 
-    def _map_rows(self, level: GuessedLevel) -> KvRange:
-        """Maps a level's tokens to cache rows; returns the range that they attend to."""
-        kv_range = self.cache.kv_range(level.slots, level.window.tree_mask.shape[2] + 1, padded=True)
-        self.cache.map_slots(kv_range, level.window.real, level.start)
+    def _map_rows(self, slots: tuple[int, ...], window: AttentionWindow, start: torch.Tensor) -> KvRange:
+        """Maps a level's tokens to the cache rows after ``start``; returns the range that they attend to."""
+        kv_range = self.cache.kv_range(slots, window.tree_mask.shape[2] + 1, padded=True)
+        self.cache.map_slots(kv_range, window.real, start)
         return kv_range

@@ -15,23 +15,67 @@ from entmtp.trees.batch import TreeBatch
 
 
 @dataclass(frozen=True)
+class Roots:
+    """Roots of a batch of requests, from which trees are drafted.
+
+    Attributes:
+        slots: the requests' slots.
+        prefix_lengths: ``[batch]`` tokens that every node attends to, from the start of the text; the root is among
+            them.
+        start: ``[batch]`` cache rows after which rows are free.
+        position: ``[batch]`` the roots' positions.
+    """
+
+    slots: tuple[int, ...]
+    prefix_lengths: torch.Tensor
+    start: torch.Tensor
+    position: torch.Tensor
+
+
+@dataclass(frozen=True)
 class GuessedLevel:
     """Guessed tokens of one depth, which the layers run on.
 
+    What does not depend on the guesses is in numpy, whose calls are quicker than a tensor's.
+
     Attributes:
+        roots: those of the trees.
         depth: heads before these tokens; the root's children have depth 1.
-        tokens: ``[batch, n]``, of the requests in ``slots``.
+        tokens: ``[batch, n]``, of the requests of the roots.
         states: ``[batch, n, layers, hidden_size]`` layers' states of the tokens' parents.
-        window: what each token attends to.
-        start: ``[batch]`` cache rows after which the tokens' keys and values go.
+        tree_mask: ``[batch, n, rows]`` which of the requests' draft rows a token attends to. The last ``n`` are the
+            level's own.
+        depths: ``[rows]`` int64, those of the draft rows, the same for every request.
     """
 
+    roots: Roots
     depth: int
-    slots: tuple[int, ...]
     tokens: torch.Tensor
     states: torch.Tensor
-    window: AttentionWindow
-    start: torch.Tensor
+    tree_mask: np.ndarray
+    depths: np.ndarray
+
+    @property
+    def first(self) -> int:
+        """Draft rows before the level's own."""
+        return len(self.depths) - self.tokens.shape[1]
+
+    @property
+    def start(self) -> torch.Tensor:
+        """``[batch]`` cache rows after which the tokens' keys and values go."""
+        return self.roots.start + self.first
+
+    def window(self) -> AttentionWindow:
+        """What each token attends to."""
+        roots, device = self.roots, self.tokens.device
+        return AttentionWindow(
+            prefix_lengths=roots.prefix_lengths[:, None],
+            start=roots.start,
+            tree_mask=torch.from_numpy(self.tree_mask).to(device),
+            positions=(roots.position + self.depth)[:, None].expand_as(self.tokens),
+            tree_positions=roots.position[:, None] + torch.from_numpy(self.depths).to(device),
+            real=torch.from_numpy(np.any(self.tree_mask, axis=-1)).to(device),
+        )
 
 
 class LevelRunner(Protocol):
@@ -65,26 +109,11 @@ class _ExpandedNode:
 class AutoregressiveExpansion:
     """Drafting after the roots of a batch of requests (:class:`entmtp.heads.interface.Expansion`)."""
 
-    def __init__(
-        self,
-        runner: LevelRunner,
-        slots: tuple[int, ...],
-        states: torch.Tensor,
-        *,
-        prefix_lengths: torch.Tensor,
-        start: torch.Tensor,
-        position: torch.Tensor,
-    ) -> None:
-        """Starts from the layers' states of the roots, ``states [batch, layers, hidden_size]``.
-
-        ``position [batch]`` are the roots' positions. Every node attends to the first ``prefix_lengths [batch]``
-        tokens, which include the root. Cache rows after row ``start [batch]`` are free.
-        """
+    def __init__(self, runner: LevelRunner, roots: Roots, states: torch.Tensor) -> None:
+        """Starts from the layers' states of the roots, ``states [batch, layers, hidden_size]``."""
         self.num_heads = runner.num_heads
-        self._runner, self._slots = runner, slots
-        self._prefix_lengths, self._start, self._position = prefix_lengths, start, position
-        self._states = states
-        self._expanded = [_ExpandedNode(batch_row, ()) for batch_row in range(len(slots))]
+        self._runner, self._roots, self._states = runner, roots, states
+        self._expanded = [_ExpandedNode(batch_row, ()) for batch_row in range(len(roots.slots))]
         self._depths: list[int] = []  # depth of each draft row in use, the same for every request
         self._tokens = torch.empty(0)
         self._level = 0
@@ -102,11 +131,8 @@ class AutoregressiveExpansion:
         return self._tokens, log_probs
 
     def _run(self, parents: Sequence[int], count: int) -> torch.Tensor:
-        """Runs the layers on the guesses ``parents``, one batch row per request, padded to the longest.
-
-        What does not depend on the guessed tokens is made in numpy, whose calls are quicker than a tensor's.
-        """
-        batch, guesses = len(self._slots), self._tokens.shape[1]
+        """Runs the layers on the guesses ``parents``, one batch row per request, padded to the longest."""
+        batch, guesses = len(self._roots.slots), self._tokens.shape[1]
         grandparents = [self._expanded[parent // guesses] for parent in parents]
         columns, used = [], [0] * batch
         for node in grandparents:
@@ -123,17 +149,9 @@ class AutoregressiveExpansion:
         for node, column, parent in zip(self._expanded, columns, parents, strict=True):
             source[node.batch_row, column] = parent
             tree_mask[node.batch_row, column, node.path] = True
-        window = AttentionWindow(
-            prefix_lengths=self._prefix_lengths[:, None],
-            start=self._start,
-            tree_mask=self._on_device(tree_mask),
-            positions=(self._position + self._level)[:, None].expand(-1, width),
-            tree_positions=self._position[:, None] + self._on_device(np.array(self._depths)),
-            real=self._on_device(np.any(tree_mask, axis=-1)),
-        )
         tokens = self._tokens.flatten()[self._on_device(source)]
         states = self._states[self._on_device(source // guesses)]
-        level = GuessedLevel(self._level, self._slots, tokens, states, window, self._start + first)
+        level = GuessedLevel(self._roots, self._level, tokens, states, tree_mask, np.array(self._depths))
         found = self._runner.guess_level(level, count)
         cells = [node.batch_row * width + column for node, column in zip(self._expanded, columns, strict=True)]
         self._states, self._tokens, log_probs = (self._cells(each, cells) for each in found)
@@ -145,7 +163,7 @@ class AutoregressiveExpansion:
         return flat if cells == list(range(len(flat))) else flat[self._on_device(np.array(cells))]
 
     def _on_device(self, numbers: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(numbers).to(self._start.device)
+        return torch.from_numpy(numbers).to(self._roots.start.device)
 
 
 def draft_trees(expansion: Expansion, drafting: Sequence[int], roots: torch.Tensor, trees: TreeBatch) -> Proposal:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from entmtp.heads.autoregressive.drafter import AutoregressiveDrafter
-from entmtp.heads.autoregressive.expansion import AutoregressiveExpansion, GuessedLevel
+from entmtp.heads.autoregressive.expansion import AutoregressiveExpansion, Roots
 from entmtp.heads.interface import TracedText
 from entmtp.models.masks import AttentionWindow
 
@@ -36,7 +36,7 @@ class AutoregressiveText(TracedText):
         layers, count = self._drafter.num_layers, len(at)
         # On its own level, a layer's state of a true token is its state of the text.
         forced = [self._states[self._inside(at + level), level] for level in range(layers)]
-        states = self._states[self._inside(at + layers - 1)][None]
+        states = self._states[self._inside(at + layers - 1), -1][None]
         prefix_lengths = (at + layers).clamp(max=self._length)[None]
         own_path = torch.eye(count, dtype=torch.bool, device=at.device)
         for level in range(layers, self._drafter.num_heads):
@@ -50,16 +50,14 @@ class AutoregressiveText(TracedText):
                 real=torch.ones(1, count, dtype=torch.bool, device=at.device),
             )
             start = self._end + (level - layers) * count
-            guessed = GuessedLevel(level, (0,), tokens[None, :, level], states, window, start)
-            states = self._drafter.run_level(guessed)[:, :, None]
-            forced.append(states[0, :, 0])
+            states = self._drafter.run_last_layer((0,), tokens[None, :, level], states, window, start)
+            forced.append(states[0])
         return torch.stack(forced, dim=1)
 
     def expand(self, at: int) -> AutoregressiveExpansion:
         position = torch.full_like(self._end, self._begin + at)
-        return AutoregressiveExpansion(
-            self._drafter, (0,), self._states[position], prefix_lengths=position + 1, start=self._end, position=position
-        )
+        roots = Roots((0,), prefix_lengths=position + 1, start=self._end, position=position)
+        return AutoregressiveExpansion(self._drafter, roots, self._states[position])
 
     def _inside(self, at: torch.Tensor) -> torch.Tensor:
         return at.clamp(max=self._length - 1)

@@ -12,12 +12,13 @@ from typing import Protocol
 import torch
 
 from entmtp.heads.autoregressive.drafter import AutoregressiveDrafter
-from entmtp.heads.autoregressive.expansion import AutoregressiveExpansion
+from entmtp.heads.autoregressive.expansion import AutoregressiveExpansion, GuessedLevel
 from entmtp.heads.autoregressive.interface import GuessingHeads
 from entmtp.heads.autoregressive.layers import DraftLayers
 from entmtp.heads.interface import AcceptedPaths
 from entmtp.models.cache import BufferShape, TreeCache
-from entmtp.models.kernels.fused_draft import FusedDraftDecoder, StoredRows
+from entmtp.models.kernels.fused_draft import DraftedLevel, FusedDraftDecoder, StoredRows
+from entmtp.models.kernels.fused_linear import DraftLinear
 
 DEFERRED_TOKEN = BufferShape(1, 1, torch.int32)
 """State buffer after that of the layers' inputs: 1 + a token whose keys and values are still to be made, else 0."""
@@ -29,13 +30,21 @@ class DeferringHeads(GuessingHeads, Protocol):
     def fused_decoder(self) -> FusedDraftDecoder | None:
         """The decoder; None where other kernels draft."""
 
+    @property
+    def fused_output(self) -> DraftLinear:
+        """Its output layer, over :attr:`draft_vocab`."""
+
+    @property
+    def draft_vocab(self) -> torch.Tensor:
+        """``[draft_vocab_size]`` int32."""
+
 
 class Eagle3Drafter(AutoregressiveDrafter):
     """Drafter whose layers all belong to one decoder; the cache's last state buffer is :data:`DEFERRED_TOKEN`."""
 
     def __init__(self, heads: DeferringHeads, layers: DraftLayers, cache: TreeCache) -> None:
         super().__init__(heads, layers, cache)
-        self._fused_decoder = heads.fused_decoder
+        self._fused = heads
         layer = cache.tree_layers[-len(layers.shapes)]
         self._rows = StoredRows(layer, cache.state_buffers[0], cache.state_buffers[1], self.states)
 
@@ -63,6 +72,27 @@ class Eagle3Drafter(AutoregressiveDrafter):
         self._settle(slots, self.cache.table.device_lengths[self.cache.table.index(slots)] + 1)
         return super().expand(slots, roots)
 
+    def guess_level(self, level: GuessedLevel, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if (decoder := self._decoder()) is None:
+            return super().guess_level(level, count)
+        roots, index = level.roots, self.cache.table.index(level.roots.slots)
+        last = self.cache.kv_range(roots.slots, len(level.depths) + 1, padded=True).last
+        drafted = DraftedLevel(
+            index,
+            roots.prefix_lengths,
+            roots.start,
+            roots.position,
+            level.tokens,
+            level.tree_mask,
+            level.depths,
+            level.depth,
+            last,
+        )
+        output, vocabulary = self._fused.fused_output, self._fused.draft_vocab
+        parents = level.states[:, :, -1]
+        states, tokens, log_probs = decoder.guess_level(drafted, parents, self._rows, output, vocabulary, count)
+        return states[:, :, None], tokens, log_probs
+
     def _settle(self, slots: tuple[int, ...], ends: torch.Tensor) -> None:
         """Appends what was deferred of the tokens before positions ``ends [batch]``."""
         if (decoder := self._decoder()) is not None:
@@ -70,5 +100,5 @@ class Eagle3Drafter(AutoregressiveDrafter):
             decoder.settle(self.cache.table.index(slots), self._rows, ends, last)
 
     def _decoder(self) -> FusedDraftDecoder | None:
-        decoder = self._fused_decoder()
+        decoder = self._fused.fused_decoder()
         return decoder if decoder is not None and decoder.appends else None

@@ -29,7 +29,7 @@ import torch
 from entmtp.heads.autoregressive.heads import AutoregressiveHeads
 from entmtp.heads.eagle3.configuration import Eagle3Config, default_feature_layers
 from entmtp.heads.eagle3.drafter import DEFERRED_TOKEN, Eagle3Drafter
-from entmtp.heads.eagle3.layers import Eagle3Layers, tree_layer_of
+from entmtp.heads.eagle3.layers import Eagle3Layers
 from entmtp.heads.eagle3.weights import Eagle3Weights
 from entmtp.heads.linear_weights import LinearWeights
 from entmtp.heads.registry import register_heads
@@ -41,11 +41,8 @@ from entmtp.models.kernels.fused_linear import DraftLinear
 from entmtp.models.kernels.fused_projection import FusedProjection
 
 if TYPE_CHECKING:
-    from transformers.cache_utils import Cache
-
     from entmtp.models.backbone import Backbone
-    from entmtp.models.cache import KvRange, TreeCache
-    from entmtp.models.masks import AttentionWindow
+    from entmtp.models.cache import TreeCache
 
 
 @register_heads
@@ -93,32 +90,17 @@ class Eagle3Heads(AutoregressiveHeads):
 
     def draft_logits(self, states: torch.Tensor, head: int | None = None) -> torch.Tensor:
         if (decoder := self.fused_decoder()) is not None:
-            return decoder.logits(states, self._fused_output)
+            return decoder.logits(states, self.fused_output)
         return self.linear("output", self.output_states(states))
 
     def top_k(self, states: torch.Tensor, count: int, head: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         if (decoder := self.fused_decoder()) is not None:
-            return decoder.top_k(states, self._fused_output, self.draft_vocab, count)
+            return decoder.top_k(states, self.fused_output, self.draft_vocab, count)
         return super().top_k(states, count, head)
 
     def output_states(self, states: torch.Tensor) -> torch.Tensor:
         """Inputs of the output layer, of states ``[..., draft_hidden_size]``."""
         return states if self.config.norm_output else self.layers.norm(states, self.weights.norm)
-
-    def guess(
-        self,
-        layer: int,
-        tokens: torch.Tensor,
-        inputs: torch.Tensor,
-        window: AttentionWindow,
-        kv_range: KvRange,
-        cache: Cache,
-        count: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if (decoder := self.fused_decoder()) is None:
-            return super().guess(layer, tokens, inputs, window, kv_range, cache, count)
-        layer_cache, output = tree_layer_of(cache), self._fused_output
-        return decoder.guess(tokens, inputs, window, layer_cache, output, self.draft_vocab, count)
 
     @property
     def cache_layout(self) -> DraftCacheLayout:
@@ -129,7 +111,8 @@ class Eagle3Heads(AutoregressiveHeads):
         return Eagle3Drafter(self, self.layers, cache)
 
     @property
-    def _fused_output(self) -> DraftLinear:
+    def fused_output(self) -> DraftLinear:
+        """The output layer where the compiled kernels draft."""
         output = self.inference_layer("output")
         assert isinstance(output, DraftLinear)
         return output

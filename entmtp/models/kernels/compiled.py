@@ -39,7 +39,7 @@ _SIGNATURES = {
     "entmtp_digits": (_INT32, []),
     "entmtp_linear": (None, [_POINTER] * 4 + [_INT] * 2 + [_INT32] * 2),
     "entmtp_decode": (None, [_POINTER] * 5),
-    "entmtp_draft": (None, [_POINTER] * 6),
+    "entmtp_draft": (None, [_POINTER] * 7),
     "entmtp_guess": (None, [_POINTER] * 2 + [_INT] + [_POINTER] * 4 + [_INT32]),
     "entmtp_project": (None, [_POINTER] * 3 + [_INT, _INT32]),
     "entmtp_append": (None, [_POINTER] * 5),
@@ -122,6 +122,15 @@ class DraftRows(ctypes.Structure):
     """Struct ``DraftRows`` of pass.hpp."""
 
     _fields_ = [(name, _POINTER) for name in ("inputs", "deferred", "states", "lengths")]
+
+
+class Level(ctypes.Structure):
+    """Struct ``Level`` of pass.hpp."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("tokens", "prefix", "start", "position", "depths", "tree")),
+        *((name, _INT) for name in ("rows", "depth")),
+    ]
 
 
 class Moves(ctypes.Structure):

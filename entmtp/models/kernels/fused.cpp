@@ -11,6 +11,7 @@
 #include "decoder.hpp"
 #include "draft_rows.hpp"
 #include "gguf_blocks.hpp"
+#include "level.hpp"
 #include "top_k.hpp"
 
 namespace {
@@ -72,10 +73,11 @@ void entmtp_decode(const Model* model, const Pass* pass, float* states, const Ma
            [&](Worker& worker) { decoder.run(worker, states, output, nullptr, logits); });
 }
 
-// The same for draft heads, and the likeliest tokens of the logits, whose memory is that of the guesses.
-void entmtp_draft(const Model* model, const Pass* pass, float* states, const Matrix* output, const float* bias,
-                  const Guesses* guesses) {
-  Decoder decoder{*model, *pass};
+// The same for a level of draft heads' trees, and the likeliest tokens of the logits, whose memory is that of the guesses.
+void entmtp_draft(const Model* model, const Pass* pass, const Level* level, float* states, const Matrix* output,
+                  const float* bias, const Guesses* guesses) {
+  const LevelPass nodes(*pass, *level);
+  Decoder decoder{*model, nodes.pass};
   run_team(pass->threads, 5 + model->count * Decoder::PHASES, [&](Worker& worker) {
     decoder.run(worker, states, output, bias, guesses->logits);
     worker.run(guesses->rows, [&](int64_t row) { guess(*guesses, row); });

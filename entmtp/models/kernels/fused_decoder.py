@@ -19,7 +19,6 @@ from entmtp.models.cache import SlotMapping, TreeCache
 from entmtp.models.kernels.block_weight import BlockEmbedding, BlockWeight, weight_of
 from entmtp.models.kernels.compiled import FORMATS, Layer, Matrix, Model, Pass, library, profiled
 from entmtp.models.kernels.fused_linear import CompiledLinear, FusedLinear
-from entmtp.models.kernels.fused_top_k import TopK
 from entmtp.models.kernels.packed_weight import PackedWeight, format_of, merged, pack
 from entmtp.models.kernels.rotary_table import RotaryTable
 from entmtp.models.known_kinds import is_known
@@ -149,7 +148,6 @@ def run_pass(
     states: torch.Tensor,
     output: CompiledLinear | None = None,
     logits: torch.Tensor | None = None,
-    guesses: TopK | None = None,
     *,
     first_row: int = 1,
     window_size: int = NO_WINDOW,
@@ -157,9 +155,8 @@ def run_pass(
 ) -> None:
     """Fill the ``states [batch, n, hidden_size]`` of ``tokens [batch, n]``, and ``logits`` with the ``output`` layer.
 
-    With ``guesses`` the pass is one of draft heads, and their likeliest tokens are found too. ``keys`` are those of the
-    first layer in the cache; values and other layers follow them in memory. Cache rows before ``first_row`` have no
-    keys. ``features`` are fields of a pass.
+    ``keys`` are those of the first layer in the cache; values and other layers follow them in memory. Cache rows before
+    ``first_row`` have no keys. ``features`` are fields of a pass.
     """
     batch, n = tokens.shape
     table, angles = rotary.rows(window.positions, mapping.kv_range.last)
@@ -190,18 +187,6 @@ def run_pass(
         threads=torch.get_num_threads(),
         **features,
     )
-    if guesses is not None:
-        assert output is not None
-        with profiled("entmtp::draft"):
-            kernels.entmtp_draft(
-                byref(model),
-                byref(run),
-                states.data_ptr(),
-                byref(output.matrix),
-                None if output.bias is None else output.bias.data_ptr(),
-                byref(guesses.structure()),
-            )
-        return
     with profiled("entmtp::decode"):
         kernels.entmtp_decode(
             byref(model),

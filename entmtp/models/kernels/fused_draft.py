@@ -11,11 +11,23 @@ from ctypes import addressof, byref
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from entmtp.models.cache import TreeLayer
 from entmtp.models.kernels.block_weight import BlockWeight, Weight
-from entmtp.models.kernels.compiled import FORMATS, DraftRows, Layer, Matrix, Model, Pass, Paths, library, profiled
+from entmtp.models.kernels.compiled import (
+    FORMATS,
+    DraftRows,
+    Layer,
+    Level,
+    Matrix,
+    Model,
+    Pass,
+    Paths,
+    library,
+    profiled,
+)
 from entmtp.models.kernels.draft_weight import draft_weight
 from entmtp.models.kernels.fused_decoder import NO_WINDOW, run_pass
 from entmtp.models.kernels.fused_linear import DraftLinear
@@ -113,6 +125,39 @@ class StoredRows:
         return DraftRows(*(tensor.data_ptr() for tensor in tensors))
 
 
+@dataclass(frozen=True)
+class DraftedLevel:
+    """Guessed tokens of one depth in trees, on a CPU.
+
+    Attributes:
+        slots: ``[batch]``.
+        prefix_lengths, start, position: ``[batch]`` tokens of the text that each node attends to, cache rows after
+            which the trees' nodes are stored, and positions of the roots.
+        tokens: ``[batch, n]``.
+        tree_mask: ``[batch, n, rows]`` bool, which nodes a token attends to; the last ``n`` are the level's own.
+        depths: ``[rows]`` int64, of the nodes.
+        depth: that of the tokens.
+        last: first cache row that no token attends to.
+    """
+
+    slots: torch.Tensor
+    prefix_lengths: torch.Tensor
+    start: torch.Tensor
+    position: torch.Tensor
+    tokens: torch.Tensor
+    tree_mask: np.ndarray
+    depths: np.ndarray
+    depth: int
+    last: int
+
+    def structure(self) -> tuple[Level, list[Any]]:
+        """Addresses, and what must stay alive with them."""
+        tensors = [each.contiguous() for each in (self.tokens, self.prefix_lengths, self.start, self.position)]
+        arrays = [np.ascontiguousarray(each) for each in (self.depths, self.tree_mask)]
+        addresses = *(each.data_ptr() for each in tensors), *(each.ctypes.data for each in arrays)
+        return Level(*addresses, len(self.depths), self.depth), [tensors, arrays]
+
+
 def _addresses(accepted: Accepted) -> tuple[Paths, list[torch.Tensor]]:
     """Addresses of accepted paths, and the tensors that must stay alive with them."""
     tensors = accepted.features, accepted.tokens, accepted.nodes, accepted.counts, accepted.roots
@@ -145,9 +190,9 @@ class FusedDraftDecoder:
     ) -> None:
         """Pack the layers' weights.
 
-        ``output`` is the weight of the output layer that :meth:`guess` is called with. With ``adds_to_normalized`` the
-        first layer's output is added to the normalized state. ``keeps_states`` hands out the states before the last
-        ``norm``, otherwise those after it.
+        ``output`` is the weight of the output layer that :meth:`guess_level` is called with. With
+        ``adds_to_normalized`` the first layer's output is added to the normalized state. ``keeps_states`` hands out the
+        states before the last ``norm``, otherwise those after it.
         """
         self.projection = projection
         packed = [[pack(draft_weight(each)) for each in (layer.qkv, *layer.matrices.values())] for layer in layers]
@@ -190,25 +235,39 @@ class FusedDraftDecoder:
         ``inputs [batch, n, hidden_size]`` are states of the tokens' predecessors. ``layer`` is the first layer's cache;
         token 0 of a text has no entry there.
         """
-        return self._run(tokens, inputs, window, layer)
+        states = inputs.clone(memory_format=torch.contiguous_format)
+        pool = layer.table.slot_mapping, layer.keys, self._rotary
+        run_pass(self._library, self._model, tokens, window, *pool, states, first_row=_FIRST_ROW)
+        return states
 
-    def guess(
+    def guess_level(
         self,
-        tokens: torch.Tensor,
+        level: DraftedLevel,
         inputs: torch.Tensor,
-        window: AttentionWindow,
-        layer: TreeLayer,
+        rows: StoredRows,
         output: DraftLinear,
         vocabulary: torch.Tensor,
         count: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """States as :meth:`forward`, and the ``count`` likeliest tokens after each with their log-probabilities.
+        """States ``[batch, n, hidden_size]`` of a level, and the ``count`` likeliest tokens after each of its tokens.
 
-        Both are ``[batch, n, count]``, by the ``output`` layer over a ``vocabulary`` of int32 tokens.
+        Those and their log-probabilities are ``[batch, n, count]``, by the ``output`` layer over a ``vocabulary`` of
+        int32 tokens. ``inputs [batch, n, hidden_size]`` are states of the tokens' parents.
         """
-        logits = torch.empty(*tokens.shape, output.matrix.out)
-        found = TopK.of(logits, vocabulary, count)
-        states = self._run(tokens, inputs, window, layer, output, logits, found)
+        states = inputs.clone(memory_format=torch.contiguous_format)
+        found = TopK.of(torch.empty(*level.tokens.shape, output.matrix.out), vocabulary, count)
+        structure, _alive = level.structure()
+        run = self._pass(level.slots, rows, level.tokens.shape[1], level.last)
+        with profiled("entmtp::draft"):
+            self._library.entmtp_draft(
+                byref(self._model),
+                byref(run),
+                byref(structure),
+                states.data_ptr(),
+                byref(output.matrix),
+                None if output.bias is None else output.bias.data_ptr(),
+                byref(found.structure()),
+            )
         return states, found.tokens, found.log_probs
 
     def logits(self, states: torch.Tensor, output: DraftLinear) -> torch.Tensor:
@@ -218,7 +277,7 @@ class FusedDraftDecoder:
     def top_k(
         self, states: torch.Tensor, output: DraftLinear, vocabulary: torch.Tensor, count: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The ``count`` likeliest tokens after states ``[..., hidden_size]``, as in :meth:`guess`."""
+        """The ``count`` likeliest tokens after states ``[..., hidden_size]``, as in :meth:`guess_level`."""
         _, found = self._guess(states, output, vocabulary, count)
         assert found is not None
         return found.tokens, found.log_probs
@@ -286,14 +345,6 @@ class FusedDraftDecoder:
                 torch.get_num_threads(),
             )
         return logits, found
-
-    def _run(
-        self, tokens: torch.Tensor, inputs: torch.Tensor, window: AttentionWindow, layer: TreeLayer, *guessing: Any
-    ) -> torch.Tensor:
-        states = inputs.clone(memory_format=torch.contiguous_format)
-        pool = layer.table.slot_mapping, layer.keys, self._rotary
-        run_pass(self._library, self._model, tokens, window, *pool, states, *guessing, first_row=_FIRST_ROW)
-        return states
 
 
 def _structure(layer: DraftLayer, packed: Sequence[PackedWeight], vectors: dict[str, torch.Tensor]) -> Layer:

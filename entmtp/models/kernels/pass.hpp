@@ -76,4 +76,13 @@ struct DraftRows {
   const int64_t* lengths;  // [slots]: committed tokens, those of a path that is being appended included
 };
 
+// Guessed tokens of one depth in the trees of a batch. Nodes of a tree take the rows after `start`, depth by depth.
+struct Level {
+  const int64_t* tokens;                     // [batch, n]
+  const int64_t *prefix, *start, *position;  // [batch]: tokens that all nodes see, and the root's position
+  const int64_t* depths;                     // [rows]: of the trees' nodes, those of this level the last n
+  const bool* tree;                          // [batch, n, rows]: whether a token attends to a node
+  int64_t rows, depth;
+};
+
 }  // extern "C"

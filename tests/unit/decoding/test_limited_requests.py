@@ -127,7 +127,7 @@ def test_native_layers_run_on_the_guesses_of_drafting_requests_alone(monkeypatch
     batches: list[int] = []
 
     def guess_level(drafter: AutoregressiveDrafter, level: GuessedLevel, count: int) -> Any:
-        batches.append(len(level.slots))
+        batches.append(len(level.roots.slots))
         return real(drafter, level, count)
 
     monkeypatch.setattr(AutoregressiveDrafter, "guess_level", guess_level)

@@ -1,6 +1,5 @@
 """DFlash and DSpark heads equal the published formula in every layout and variant, wherever they draft."""
 
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from entmtp.heads.dflash import DFlashHeads
 from entmtp.heads.dflash.expansion import DFlashExpansion
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
-from entmtp.models.kernels import compiled, fused_linear
+from entmtp.models.kernels import compiled
 from entmtp.settings import Kernels
 from entmtp.trees.topology import Topology
 from tests.helpers.dflash_checkpoints import DFLASH_VARIANTS, DFlashCheckpoint
