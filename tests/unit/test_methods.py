@@ -27,6 +27,6 @@ def test_the_short_benchmark_has_shipped_heads_alone() -> None:
 
 
 def test_methods_that_name_no_heads_prefer_those_that_are_loaded() -> None:
-    assert methods.heads_of("entmtp-dynamic") == "hydra"
-    assert methods.heads_of("entmtp-dynamic", ("medusa", "eagle3")) == "eagle3"
+    assert methods.heads_of("entmtp-dynamic") == "eagle3"
+    assert methods.heads_of("entmtp-dynamic", ("medusa", "hydra")) == "hydra"
     assert methods.heads_of("eagle3-best", ("hydra",)) == "eagle3"

@@ -29,10 +29,8 @@ class AutoregressiveDrafter(Drafter):
     """
 
     def __init__(self, heads: GuessingHeads, layers: DraftLayers, cache: TreeCache) -> None:
-        from entmtp.models.transformers_cache import transformers_cache
-
         self.heads, self.layers, self.cache = heads, layers, cache
-        self._layer_cache = transformers_cache(cache.tree_layers[-len(layers.shapes) :])
+        self._layer_cache = layers.cache_of(cache.tree_layers[-len(layers.shapes) :])
         shape = len(cache.lengths), layers.count, layers.hidden_size
         self.states = torch.zeros(shape, dtype=layers.dtype, device=cache.table.device)
 

@@ -66,7 +66,7 @@ class GuessedLevel:
         return self.roots.start + self.first
 
     def window(self) -> AttentionWindow:
-        """What each token attends to."""
+        """Build the window of the rows that each token attends to."""
         roots, device = self.roots, self.tokens.device
         return AttentionWindow(
             prefix_lengths=roots.prefix_lengths[:, None],

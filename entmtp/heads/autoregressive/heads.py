@@ -7,7 +7,7 @@ decoder states (:mod:`entmtp.heads.autoregressive.drafter`), as in SGLang's 'dra
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,8 +18,6 @@ from entmtp.models.cache import BufferShape, DraftCacheLayout, KvRange, TreeCach
 from entmtp.models.masks import AttentionWindow
 
 if TYPE_CHECKING:
-    from transformers.cache_utils import Cache
-
     from entmtp.heads.autoregressive.layers import DraftLayers
 
 EXPANDED = 64
@@ -49,7 +47,7 @@ class AutoregressiveHeads(DraftHeads):
         inputs: torch.Tensor,
         window: AttentionWindow,
         kv_range: KvRange,
-        cache: Cache,
+        cache: Any,
         count: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A layer's states, and the likeliest tokens after each, as in :class:`GuessingHeads`."""

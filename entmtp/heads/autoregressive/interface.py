@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from entmtp.models.cache import KvRange
 from entmtp.models.masks import AttentionWindow
-
-if TYPE_CHECKING:
-    from transformers.cache_utils import Cache
 
 
 class GuessingHeads(Protocol):
@@ -30,7 +27,7 @@ class GuessingHeads(Protocol):
         inputs: torch.Tensor,
         window: AttentionWindow,
         kv_range: KvRange,
-        cache: Cache,
+        cache: Any,
         count: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Runs a layer as :meth:`DraftLayers.run`; returns its states and the ``count`` likeliest tokens after each.

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import torch
 
-from entmtp.models.cache import KvRange, LayerShape
+from entmtp.models.cache import KvRange, LayerShape, TreeLayer
 from entmtp.models.masks import AttentionWindow
-
-if TYPE_CHECKING:
-    from transformers.cache_utils import Cache
 
 
 class DraftLayers(Protocol):
@@ -37,6 +34,9 @@ class DraftLayers(Protocol):
     def shapes(self) -> Sequence[LayerShape]:
         """Shapes of all cached keys and values of a token. One layer may have several."""
 
+    def cache_of(self, layers: Sequence[TreeLayer]) -> Any:
+        """Wrap a cache's ``layers`` of :attr:`shapes` as :meth:`run` receives them."""
+
     def inputs(self, features: torch.Tensor) -> torch.Tensor:
         """Layer 0's inputs ``[..., hidden_size]`` from the model's features ``[..., width]``."""
 
@@ -47,10 +47,10 @@ class DraftLayers(Protocol):
         inputs: torch.Tensor,
         window: AttentionWindow,
         kv_range: KvRange,
-        cache: Cache,
+        cache: Any,
     ) -> torch.Tensor:
         """Runs a layer on ``tokens [batch, n]``; returns its states ``[batch, n, hidden_size]``.
 
-        ``inputs [batch, n, hidden_size]`` are what it receives of each token's predecessor. ``cache`` has the layers'
-        own keys and values, and stores new ones in the rows of its slot mapping.
+        ``inputs [batch, n, hidden_size]`` are what it receives of each token's predecessor. ``cache`` is of
+        :meth:`cache_of`; new keys and values are stored in the rows of its slot mapping.
         """

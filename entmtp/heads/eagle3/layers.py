@@ -5,8 +5,8 @@ They are :class:`entmtp.heads.autoregressive.layers.DraftLayers`: one module, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.nn.functional import rms_norm, silu
@@ -19,16 +19,7 @@ from entmtp.models.grouped_attention import attend
 from entmtp.models.masks import AttentionWindow, additive_mask
 
 if TYPE_CHECKING:
-    from transformers.cache_utils import Cache
-
     from entmtp.models.kernels.fused_draft import FusedDraftDecoder
-
-
-def tree_layer_of(cache: Cache) -> TreeLayer:
-    """The first decoder layer's part of the draft cache, which transformers' interface of caches hides."""
-    layer_cache: Any = cache.layers[0]
-    tree_layer: TreeLayer = layer_cache.tree_layer
-    return tree_layer
 
 
 class KeyValueStore(Protocol):
@@ -36,6 +27,16 @@ class KeyValueStore(Protocol):
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, /) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores keys and values ``[batch, heads, n, head_dim]``; returns all that attention may read, in one order."""
+
+
+class DraftKeyValues(KeyValueStore):
+    """Those in a cache, each decoder layer's in one of ``layers``."""
+
+    def __init__(self, layers: Sequence[TreeLayer]) -> None:
+        self.layers = layers
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, /) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.layers[layer].update(keys, values)
 
 
 class Eagle3Layers:
@@ -69,6 +70,9 @@ class Eagle3Layers:
         self.shapes: tuple[LayerShape, ...] = ((keys, keys),) * config.num_layers
         self.rotary = rotary_embedding(config).to(device)
 
+    def cache_of(self, layers: Sequence[TreeLayer]) -> DraftKeyValues:
+        return DraftKeyValues(layers)
+
     def inputs(self, features: torch.Tensor) -> torch.Tensor:
         """``fc`` of the model's states side by side, after their norm if they have one."""
         if (decoder := self._fused()) is not None:
@@ -88,11 +92,11 @@ class Eagle3Layers:
         inputs: torch.Tensor,
         window: AttentionWindow,
         kv_range: KvRange,
-        cache: Cache,
+        cache: DraftKeyValues,
     ) -> torch.Tensor:
         """Runs all decoder layers; arguments as :meth:`DraftLayers.run`."""
         if (decoder := self._fused()) is not None:
-            return decoder.forward(tokens, inputs, window, tree_layer_of(cache))
+            return decoder.forward(tokens, inputs, window, cache.layers[0])
         visible = window.visible(kv_range, first_row=2)  # token 0 has no predecessor
         return self.forward(tokens, inputs, window.positions, visible, cache)
 

@@ -6,6 +6,7 @@ They are :class:`entmtp.heads.autoregressive.layers.DraftLayers`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
-from entmtp.models.cache import BufferShape, KvRange, LayerShape
+from entmtp.models.cache import BufferShape, KvRange, LayerShape, TreeLayer
 from entmtp.models.masks import AttentionWindow, additive_mask
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class NativeLayers:
         self.shapes = tuple(self._shape_of(layer) for layer in range(self.count))
         self._masks = _TreeMask()
         mtp.create_masks_for_mtp_layer = self._masks
+
+    def cache_of(self, layers: Sequence[TreeLayer]) -> Cache:
+        from entmtp.models.transformers_cache import transformers_cache
+
+        return transformers_cache(layers)
 
     def inputs(self, hidden: torch.Tensor) -> torch.Tensor:
         """The model's last decoder states themselves."""

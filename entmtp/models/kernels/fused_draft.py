@@ -104,7 +104,7 @@ class Accepted(Protocol):
 
 @dataclass(frozen=True)
 class StoredRows:
-    """What draft heads store of the tokens in each slot, on a CPU.
+    """Rows that draft heads store of the tokens in each slot, on a CPU.
 
     Attributes:
         layer: keys and values of the first layer.
