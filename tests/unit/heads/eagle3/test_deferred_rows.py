@@ -17,7 +17,7 @@ from entmtp.trees.topology import Topology
 from tests.helpers.eagle3_checkpoints import eagle3
 from tests.helpers.eagle3_drafting import Drafting, deep_model, imported_eagle3, seen_model
 from tests.helpers.heads_with_caches import BUSHY, CLOSE
-from tests.helpers.tiny_models import random_tokens
+from tests.helpers.tiny_models import TREES, random_tokens
 
 pytestmark = pytest.mark.skipif(compiled.unsupported_reason() is not None, reason="no C++ compiler")
 
@@ -87,12 +87,19 @@ def test_a_prompt_goes_on_after_deferred_tokens(drafting: Drafting, fresh: Draft
     check(drafting, fresh, 1)
 
 
-def test_what_was_deferred_of_an_earlier_text_is_forgotten(drafting: Drafting, fresh: Drafting) -> None:
+def test_a_path_covers_what_was_deferred_of_an_earlier_text(drafting: Drafting, fresh: Drafting) -> None:
     drafting.begin_again(1, 0, 3)
-    assert deferred(drafting, 0) > 0  # in free rows
-    path = BUSHY.nodes
-    drafting.accept([0], drafting.draft([0], [BUSHY]), [BUSHY], [path], [2])
+    assert deferred(drafting, 0) == 3  # in free rows
+    chain = TREES["chain"]
+    drafting.accept([0], drafting.draft([0], [chain]), [chain], [chain.nodes], [2])
+    drafting.accept([0], drafting.draft([0], [chain]), [chain], [chain.nodes], [2])
     drafting.accept([0], drafting.draft([0], [ROOT]), [ROOT], [0], [3])
+    check(drafting, fresh, 0)
+
+
+def test_a_prompt_covers_what_was_deferred_of_an_earlier_text(drafting: Drafting, fresh: Drafting) -> None:
+    drafting.cache.truncate(0)
+    drafting.prefill(0, random_tokens(9, seed=3), root=5)
     check(drafting, fresh, 0)
 
 
