@@ -9,6 +9,7 @@ depends on batch rows and width alone.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -21,6 +22,14 @@ from entmtp.trees.topology import Topology
 _NODE_FIELDS = 5
 _ROUNDED_RANKS = 16
 """Top-k sizes are rounded up to this: a larger k costs a GPU next to nothing up to here."""
+
+ROUNDED_WIDTHS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 64)
+"""Nodes of a captured step's batch rows, root included; wider trees are rounded up to a multiple of the last.
+
+Most of a step is reading weights, up to about 8 rows. From there on every row costs, so that the steps are of 8 rows.
+"""
+FILLED_SIZES = tuple(width - 1 for width in ROUNDED_WIDTHS)
+"""Nodes without the root of the trees that fill these widths: any other costs as much as the next larger of them."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +66,11 @@ class TreeShape:
         )
 
     def rounded(self, batch_rows: int) -> TreeShape:
-        """Rounded-up sizes for ``batch_rows`` rows; the width becomes a power of two.
+        """Rounded-up sizes for ``batch_rows`` rows; the width becomes one of :data:`ROUNDED_WIDTHS`.
 
         They depend on the number of batch rows, the rounded width, the depth, and on unusually high ranks.
         """
-        width, depth = _power_of_two(self.width), self.depth
+        width, depth = rounded_width(self.width), self.depth
         # From depth 1 on, at most (width - 1) / 2 nodes have children, because each has a child of its own.
         parents = [batch_rows * (width // 2 if level else 1) for level in range(depth)]
         ranks = _power_of_two(max((_ROUNDED_RANKS, *self.ranks)))
@@ -76,6 +85,19 @@ class TreeShape:
 def rounded_rows(requests: int) -> int:
     """Batch rows of a captured step for so many requests: a power of two up to 8, then a multiple of 8."""
     return _power_of_two(requests) if requests <= 8 else -(-requests // 8) * 8
+
+
+def rounded_width(width: int) -> int:
+    """Nodes of each batch row of a captured step whose widest tree has ``width`` nodes, including the root."""
+    widest = ROUNDED_WIDTHS[-1]
+    if width > widest:
+        return -(-width // widest) * widest
+    return ROUNDED_WIDTHS[bisect_left(ROUNDED_WIDTHS, width)]
+
+
+def filled_size(nodes: int) -> int:
+    """Nodes of the largest tree that a captured step takes no longer for than for one of ``nodes`` nodes."""
+    return rounded_width(1 + nodes) - 1
 
 
 def _power_of_two(number: int) -> int:

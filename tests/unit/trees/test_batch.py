@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entmtp.trees.batch import TreeBatch, TreeShape
+from entmtp.trees.batch import FILLED_SIZES, TreeBatch, TreeShape, filled_size, rounded_width
 from entmtp.trees.topology import Topology
 from tests.helpers.tiny_models import topologies
 
@@ -56,13 +56,24 @@ def test_the_smallest_shape_has_no_spare_nodes(trees: list[Topology]) -> None:
 @given(st.lists(topologies(), min_size=1, max_size=4))
 def test_rounded_shapes_are_few_and_fit_the_smallest(trees: list[Topology]) -> None:
     smallest, rounded = TreeShape.of(trees), TreeShape.of(trees).rounded(len(trees))
-    assert rounded.width in (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    assert rounded.width in (1, 2, 4, 8, 16, 24, 32, 40, 48, 64, 128, 192, 256)
     assert smallest.width <= rounded.width < 2 * smallest.width
     assert len(rounded.parents) == len(rounded.ranks) == smallest.depth
     for small, large in zip(smallest.parents + smallest.ranks, rounded.parents + rounded.ranks, strict=True):
         assert small <= large
     # Rounded shapes differ only in batch rows, rounded width, depth and unusually high ranks.
     assert rounded.ranks == (16,) * smallest.depth
+
+
+@given(st.integers(1, 300))
+def test_widths_are_rounded_up_to_the_next_of_few(width: int) -> None:
+    known = (1, 2, 4, 8, 16, 24, 32, 40, 48, 64, 128, 192, 256, 320)
+    assert rounded_width(width) == min(each for each in known if each >= width)
+
+
+def test_a_size_is_filled_up_to_its_width() -> None:
+    assert FILLED_SIZES == (0, 1, 3, 7, 15, 23, 31, 39, 47, 63)
+    assert [filled_size(nodes) for nodes in (0, 2, 8, 16, 32, 63, 64)] == [0, 3, 15, 23, 39, 63, 127]
 
 
 def test_the_same_trees_are_the_same_batch() -> None:
