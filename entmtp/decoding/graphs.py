@@ -8,7 +8,7 @@ run belongs in its key. On a CPU parts are plain calls.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -65,9 +65,13 @@ class Graphs:
         self.disabled_reason: str | None = None
 
     @classmethod
-    def on(cls, device: torch.device) -> Graphs:
-        """Graphs that are captured if the device is a CUDA device."""
-        return cls(GraphCapturer() if device.type == "cuda" else None)
+    def on(cls, devices: Sequence[torch.device]) -> Graphs:
+        """Graphs of a model on these devices, which are captured if they are one CUDA device.
+
+        A graph belongs to one device, so copies between devices can't be captured.
+        """
+        captured = len(devices) == 1 and devices[0].type == "cuda"
+        return cls(GraphCapturer() if captured else None)
 
     @property
     def active(self) -> bool:

@@ -52,8 +52,7 @@ class DecodingState:
         self.last_hidden = torch.zeros(slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
         self._step_inputs = [self.root, self.last_hidden, *([] if self.drafter is None else [self.drafter.states])]
         self._backup = [torch.empty_like(each) for each in self._step_inputs]
-        # A graph belongs to one device, so copies between devices can't be captured.
-        self.graphs = Graphs(None) if backbone.is_multi_device else Graphs.on(backbone.device)
+        self.graphs = Graphs.on(backbone.devices)
 
     def prefill(self, slot: int, prompt: Sequence[int]) -> tuple[int, float]:
         """Read a whole prompt into ``slot``; returns the likeliest first token and the entropy (nats)."""

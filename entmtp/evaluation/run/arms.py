@@ -156,7 +156,7 @@ def make_policy(arm: str, tools: Toolbox, foresight: Foresight | None = None) ->
     inputs = PolicyInputs(
         num_heads=tools.heads[kind].num_heads if kind in tools.heads else 0,
         bank=bank,
-        cost=FixedCost(tools.costs[kind].of_batch) if kind in tools.costs else None,
+        cost=FixedCost(tools.costs[kind].of_batch, tools.costs[kind].padded) if kind in tools.costs else None,
         trace=None if foresight is None else foresight.trace,
     )
     policy = methods.get_arm(arm).policy

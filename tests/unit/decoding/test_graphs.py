@@ -296,7 +296,7 @@ def test_a_captured_part_reads_the_trees_loaded_last_and_runs_no_python() -> Non
 
 
 def test_without_a_capturer_parts_are_plain_calls() -> None:
-    graphs = Graphs.on(torch.device("cpu"))
+    graphs = Graphs.on([torch.device("cpu")])
     trees = TreeBatch.of([TREES["wide"]])
     assert graphs.stage_inputs(trees) is trees
     for _ in range(2):
