@@ -20,6 +20,8 @@ import torch
 from entmtp.trees.topology import Topology
 
 _NODE_FIELDS = 5
+_WORD_BITS = 64
+_WORD_MASK = (1 << _WORD_BITS) - 1
 _ROUNDED_RANKS = 16
 """Top-k sizes are rounded up to this: a larger k costs a GPU next to nothing up to here."""
 
@@ -75,6 +77,11 @@ class TreeShape:
         parents = [batch_rows * (width // 2 if level else 1) for level in range(depth)]
         ranks = _power_of_two(max((_ROUNDED_RANKS, *self.ranks)))
         return TreeShape(batch_rows, width, tuple(parents), (ranks,) * depth, padded=True)
+
+    @property
+    def words(self) -> int:
+        """Words of 64 bits that hold a bit for each node of a batch row."""
+        return -(-self.width // _WORD_BITS)
 
     @property
     def depth(self) -> int:
@@ -184,10 +191,20 @@ class TreeBatch:
         return self._fields[4].bool()
 
     @cached_property
+    def ancestor_bits(self) -> torch.Tensor:
+        """``[batch, width, words]`` int64: bit j of node i's words is set where j is i or an ancestor of i.
+
+        Bit j is bit ``j % 64`` of word ``j // 64``, bit 63 the sign's. All are 0 on padding.
+        """
+        rows, width = self.shape.batch_rows, self.shape.width
+        return self.nodes[self._fields.numel() :].view(rows, width, self.shape.words)
+
+    @cached_property
     def ancestors(self) -> torch.Tensor:
         """``[batch, width, width]`` bool: ``[b, i, j]`` where j is i or an ancestor of i; False on padding."""
-        rows, width = self.shape.batch_rows, self.shape.width
-        return self.nodes[self._fields.numel() :].view(rows, width, width).bool()
+        bit = torch.arange(min(self.width, _WORD_BITS), device=self.nodes.device)
+        bits = self.ancestor_bits[..., None] >> bit & 1
+        return bits.flatten(2)[..., : self.width].bool()
 
     def internal_nodes(self, level: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Batch row and node number ``[shape.parents[level]]`` of each node with children at depth ``level``.
@@ -215,12 +232,12 @@ def _numbers(topologies: Sequence[Topology], shape: TreeShape) -> np.ndarray:
 
     Every step runs this, so it makes no tensor per tree.
     """
-    node_count, width = shape.batch_rows * shape.width, shape.width
-    mask_begin = _NODE_FIELDS * node_count
-    levels_begin = mask_begin + node_count * width
+    rows, width, words = shape.batch_rows, shape.width, shape.words
+    bits_begin = _NODE_FIELDS * rows * width
+    levels_begin = bits_begin + rows * width * words
     packed = np.zeros(levels_begin + 2 * sum(shape.parents), dtype=np.int64)
-    fields = packed[:mask_begin].reshape(_NODE_FIELDS, shape.batch_rows, width)
-    ancestor_entries: list[int] = []
+    fields = packed[:bits_begin].reshape(_NODE_FIELDS, rows, width)
+    bits = packed[bits_begin:levels_begin].view(np.uint64).reshape(rows, width, words)
     inner: list[list[tuple[int, int]]] = [[] for _ in range(shape.depth)]
     for row, topology in enumerate(topologies):
         # The internal nodes of the batch rows are concatenated: a row's begin where those of the rows before it end.
@@ -234,12 +251,11 @@ def _numbers(topologies: Sequence[Topology], shape: TreeShape) -> np.ndarray:
         fields[0, row, : topology.nodes + 1] = topology.parents
         fields[1:4, row, 1 : topology.nodes + 1] = depths, ranks, parent_index
         fields[4, row, : topology.nodes + 1] = 1
-        for node, lineage in enumerate(topology.lineages):
-            begin = mask_begin + (row * width + node) * width
-            ancestor_entries += [begin + ancestor for ancestor in lineage]
+        for word in range(words):
+            own = [number >> word * _WORD_BITS & _WORD_MASK for number in topology.ancestor_bits]
+            bits[row, : topology.nodes + 1, word] = np.array(own, dtype=np.uint64)
         for at, level in enumerate(topology.internal_nodes):
             inner[at] += [(row, node) for node in level]
-    packed[ancestor_entries] = 1
     padded = [level + level[-1:] * (count - len(level)) for level, count in zip(inner, shape.parents, strict=True)]
     packed[levels_begin:] = [number for level in padded for pair in zip(*level, strict=True) for number in pair]
     return packed

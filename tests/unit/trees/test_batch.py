@@ -27,6 +27,41 @@ def test_each_row_is_its_topology_and_padding_is_inert(trees: list[Topology], ro
         assert not batch.ancestors[row, :, size:].any()
 
 
+@st.composite
+def wide_topologies(draw: st.DrawFn) -> Topology:
+    """Trees of up to 200 nodes, so that their bits need up to four words."""
+    parents = draw(st.lists(st.integers(0, 2**30), max_size=200))
+    paths: list[tuple[int, ...]] = [()]
+    children: dict[tuple[int, ...], int] = {}
+    for number in parents:
+        parent = paths[number % len(paths)]
+        children[parent] = rank = children.get(parent, -1) + 1
+        paths.append((*parent, rank))
+    return Topology.of(paths[1:]) if paths[1:] else Topology.root_only()
+
+
+@given(st.lists(wide_topologies(), min_size=1, max_size=3), st.booleans(), st.integers(0, 2))
+def test_bits_of_a_node_are_its_row_of_the_matrix(trees: list[Topology], rounded: bool, idle: int) -> None:
+    batch = TreeBatch.of(trees, rounded=rounded, rows=len(trees) + idle)
+    words = batch.ancestor_bits
+    assert words.shape == (batch.shape.batch_rows, batch.width, -(-batch.width // 64))
+    for row, tree in enumerate(trees):
+        for node in range(tree.nodes + 1):
+            number = sum((word % 2**64) << 64 * at for at, word in enumerate(words[row, node].tolist()))
+            assert number == tree.ancestor_bits[node]
+            assert [at for at in range(batch.width) if number >> at & 1] == list(tree.lineages[node])
+        assert torch.equal(batch.ancestors[row, : tree.nodes + 1, : tree.nodes + 1], tree.ancestors)
+        assert batch.ancestors[row].sum() == tree.ancestors.sum()
+        assert not words[row, tree.nodes + 1 :].any()
+    assert not words[len(trees) :].any()
+
+
+def test_a_tree_of_64_nodes_sends_one_word_for_each() -> None:
+    batch = TreeBatch.of([Topology.of([(rank,) for rank in range(63)])], rounded=True)
+    assert batch.nodes.shape == (6 * 64,)
+    assert int(batch.ancestor_bits[0, 63, 0]) == -(2**63) + 1, "the last bit is the sign's"
+
+
 @given(st.lists(topologies(), min_size=1, max_size=4), st.booleans())
 def test_the_parent_of_every_child_is_an_internal_node_of_the_level_above(trees: list[Topology], rounded: bool) -> None:
     batch = TreeBatch.of(trees, rounded=rounded)
