@@ -83,7 +83,7 @@ class GoodputPolicy(BiasedPolicy):
         self._starts = np.searchsorted(self._shape_of[self._by_shape], np.arange(len(sizes)))
         nodes, depths = (sorted(set(each)) for each in zip(*sizes, strict=True))
         self._nodes = np.array([tree.nodes for tree in self.trees])
-        self._sizes = nodes
+        self._sizes, self.max_nodes = nodes, nodes[-1]
         self._grid = len(nodes), len(depths)
         self._cells = np.array([nodes.index(size) * len(depths) + depths.index(depth) for size, depth in sizes])
         self._max_gains = self._gains_within(nodes[-1])

@@ -21,7 +21,7 @@ class PolicyCost(ABC):
     """Step costs by batch size and context. By default steps don't correct them.
 
     Attributes:
-        padded: whether trees are padded, so that only a few sizes are worth their cost
+        padded: whether trees are padded, so that a few sizes cost no more than all smaller ones of their width
             (:class:`~entmtp.policies.step_cost.StepCost`).
     """
 
