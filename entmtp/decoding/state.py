@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -18,7 +19,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, TreeCache
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.policies.signals import entropy
-from entmtp.trees.batch import TreeBatch, rounded_rows
+from entmtp.trees.batch import ROUNDED_WIDTHS, TreeBatch, rounded_rows
 
 NewCache: TypeAlias = Callable[[int, int, DraftCacheLayout], TreeCache]
 """Makes a cache for so many slots with so many rows each, and this draft cache."""
@@ -148,10 +149,13 @@ class DecodingState:
         """Run the model over the trees' ``tokens [batch, width]``.
 
         Returns the nodes' logits, their decoder states, and the features that the heads read, each ``[batch, width,
-        ...]``. A captured graph returns all three, as its results stay where they are.
+        ...]``. Where parts are captured they are in memory that all steps share.
         """
         logits, states = self.backbone.verify(tokens, trees, kv_range, self.cache, self.feature_layers)
-        return logits, states.hidden, states.features
+        share = partial(self.graphs.to_shared_buffer, usual_rows=len(self.root) * ROUNDED_WIDTHS[-1])
+        hidden = share("hidden", states.hidden)
+        features = hidden if states.features is states.hidden else share("features", states.features)
+        return share("logits", logits), hidden, features
 
     def commit(
         self, slots: tuple[int, ...], tokens: torch.Tensor, features: torch.Tensor, accepted: Accepted

@@ -30,7 +30,8 @@ def test_each_row_is_its_topology_and_padding_is_inert(trees: list[Topology], ro
 @st.composite
 def wide_topologies(draw: st.DrawFn) -> Topology:
     """Trees of up to 200 nodes, so that their bits need up to four words."""
-    parents = draw(st.lists(st.integers(0, 2**30), max_size=200))
+    count, generator = draw(st.integers(0, 200)), draw(st.randoms(use_true_random=False))
+    parents = [generator.randrange(2**30) for _ in range(count)]
     paths: list[tuple[int, ...]] = [()]
     children: dict[tuple[int, ...], int] = {}
     for number in parents:

@@ -145,6 +145,7 @@ class TestMergedInPlace:
         merged = [layer for layer in backbone.model.modules() if isinstance(layer, MergedLinear)]
         assert len(merged) >= 3 * model.config.num_hidden_layers
         assert parameter_bytes(model) == parameter_bytes(backbone.model) == before
+        assert all(layer.weight.untyped_storage().nbytes() > layer.weight.nbytes for layer in merged)
         storages = {weight.untyped_storage().data_ptr() for weight in backbone.model.parameters()}
         assert storages == {weight.untyped_storage().data_ptr() for weight in model.parameters()}
         for name, weight in untouched.named_parameters():
