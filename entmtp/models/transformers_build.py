@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
+from torch import nn
 from transformers import PreTrainedModel
 
 from entmtp.errors import EntMTPError
@@ -31,17 +35,17 @@ def build_transformers_backbone(model: PreTrainedModel, kernels: Kernels) -> Tra
     with collect_siblings(backbone.model) as groups:
         expected, backbone.cache_shapes = sequential_reference(backbone)
     siblings = [[names[layer] for layer in group] for group in groups]
-    candidates = iter([name for name in supported if siblings or not CHOICES[name].merges])
-    if (chosen := next(candidates, None)) is None:
+    usable = [name for name in supported if siblings or not CHOICES[name].merges]
+    if not usable:
         raise EntMTPError(
             f"kernels: '{kernels}' finds no layers that read the same states in type '{backbone.config.model_type}';"
             " use 'eager'"
         )
     choose_attention(backbone, expected)
-    refusals = []
+    refusals, candidates = [], iter(usable)
+    chosen = next(candidates)
     while True:
-        layers = backbone.model.get_submodule
-        backbone.use_kernels(chosen, [[layers(name) for name in group] for group in siblings])
+        backbone.use_kernels(chosen, _layers(backbone.model, siblings))
         try:
             check_kernels(backbone, expected)
             break
@@ -56,6 +60,11 @@ def build_transformers_backbone(model: PreTrainedModel, kernels: Kernels) -> Tra
     described = describe_kernels(chosen, describe_weights(model, chosen, backbone.dtype))
     backbone.kernels_description = "; ".join([described, *placement, *refusals])
     return backbone
+
+
+def _layers(model: PreTrainedModel, groups: Sequence[Sequence[str]]) -> list[list[nn.Linear]]:
+    """The layers of these names in the model, which is another copy after each refusal."""
+    return [[cast("nn.Linear", model.get_submodule(name)) for name in group] for group in groups]
 
 
 def _multi_device_kernels(kernels: Kernels) -> Kernels:

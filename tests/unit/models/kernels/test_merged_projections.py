@@ -9,7 +9,7 @@ from entmtp.models import transformers_build
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import compiled, merged_projections
 from entmtp.models.kernels.block_formats import GGMLQuantizationType
-from entmtp.models.kernels.block_weight import BlockLinear, BlockWeight
+from entmtp.models.kernels.block_weight import BlockLinear, BlockWeight, Weight, dequantized
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.models.kernels.merged_projections import (
     MergedLinear,
@@ -145,7 +145,9 @@ class TestMergedInPlace:
         merged = [layer for layer in backbone.model.modules() if isinstance(layer, MergedLinear)]
         assert len(merged) >= 3 * model.config.num_hidden_layers
         assert parameter_bytes(model) == parameter_bytes(backbone.model) == before
-        assert all(layer.weight.untyped_storage().nbytes() > layer.weight.nbytes for layer in merged)
+        own = [layer.weight for layer in merged if layer.weight is not None]
+        assert len(own) == len(merged)
+        assert all(weight.untyped_storage().nbytes() > weight.nbytes for weight in own)
         storages = {weight.untyped_storage().data_ptr() for weight in backbone.model.parameters()}
         assert storages == {weight.untyped_storage().data_ptr() for weight in model.parameters()}
         for name, weight in untouched.named_parameters():
@@ -169,7 +171,7 @@ def test_biases_are_merged_in_place_too(biased: tuple[bool, bool]) -> None:
     model, states = Parallel(), torch.randn(2, 6)
     for layer, has_bias in zip((model.first, model.second), biased, strict=True):
         if not has_bias:
-            layer.bias = None
+            layer.register_parameter("bias", None)
     expected = model(states)
     merge_in_place(model, [[model.first, model.second]])
     torch.testing.assert_close(model(states), expected)
@@ -194,8 +196,8 @@ def test_a_merge_that_changes_the_logits_is_refused_and_auto_does_without(monkey
 
 
 def test_kernels_after_refused_ones_are_merged_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
-        return PackedLinear(weight * 1.1, bias)
+    def broken(weight: Weight, bias: torch.Tensor | None) -> PackedLinear:
+        return PackedLinear(dequantized(weight) * 1.1, bias)
 
     monkeypatch.setitem(CHOICES, "packed", replace(CHOICES["packed"], make_layer=broken))
     monkeypatch.setattr(transformers_build, "supported_kernels", lambda *args: ["packed", "merged"])
