@@ -30,6 +30,7 @@ from benchmarks.lib.roofline import Work, measure_machine, step_work
 from benchmarks.lib.shapes import SHAPES, random_heads, random_model, shape_of
 from benchmarks.lib.timing import StepTime, churn, ladder_of, timed_steps
 from entmtp.cli_errors import plain_errors
+from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.measure_cost import NODES, StepBench, grid_trees
 from entmtp.decoding.outputs import PARTS
 from entmtp.errors import EntMTPError
@@ -42,6 +43,7 @@ from entmtp.models.loading.load import load_model
 from entmtp.policies.base import Policy
 from entmtp.policies.hardware_profile import HardwareProfile, ProfilePoint, ProfileProvenance
 from entmtp.policies.step_cost import hardware_name
+from entmtp.trees.batch import FILLED_SIZES
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology
 
@@ -75,7 +77,8 @@ def main(
     """Print each part's median milliseconds by node budget, the two floors, and what the bars say."""
     with plain_errors("step"):
         loaded, backbone, drafter = subject(model, heads, shape, dtype, kernels)
-        sizes = sorted(set(nodes or (NODES if save_profile else SIZES)))
+        padded = Graphs.on(backbone.devices).active
+        sizes = sorted(set(nodes or ((FILLED_SIZES if padded else NODES) if save_profile else SIZES)))
         grid = list(itertools.product(sorted(set(batch or [1])), sorted(set(context or [CONTEXT]))))
         _check(backbone, grid, sizes, save_profile)
         trees = grid_trees(drafter.num_heads, sizes)
@@ -107,7 +110,9 @@ def main(
         what = f"{shape or model}, {drafter.kind} heads, {backbone.dtype}, {backbone.kernels} kernels"
         measured = make_record("step", f"One step: {what}", hardware_name(backbone.device), tables, notes)
         if save_profile is not None:
-            made = make_profile(profile_origin(measured, backbone, drafter, shape or model), sizes, grid, points)
+            made = make_profile(
+                profile_origin(measured, backbone, drafter, shape or model), sizes, grid, points, padded
+            )
             made.save(save_profile)
         deliver(measured, record, uncommitted)
 
@@ -242,15 +247,23 @@ def profile_origin(measured: Record, backbone: Backbone, heads: DraftHeads, mode
 
 
 def make_profile(
-    origin: ProfileProvenance, sizes: Sequence[int], grid: Sequence[tuple[int, int]], points: Sequence[ProfilePoint]
+    origin: ProfileProvenance,
+    sizes: Sequence[int],
+    grid: Sequence[tuple[int, int]],
+    points: Sequence[ProfilePoint],
+    padded: bool,
 ) -> HardwareProfile:
-    """A hardware profile of a ``grid`` of batches and contexts, each with its point."""
+    """A hardware profile of a ``grid`` of batches and contexts, each with its point.
+
+    Where trees were ``padded``, costs are a staircase only if its stairs were measured.
+    """
     return HardwareProfile(
         measured=origin,
         nodes=list(sizes),
         batches=sorted({batch for batch, _ in grid}),
         contexts=sorted({context for _, context in grid}),
         wide_nodes=len(published_order()),
+        padded=padded and set(sizes) <= set(FILLED_SIZES),
         points=list(points),
     )
 

@@ -10,7 +10,7 @@ from entmtp.errors import EntMTPError, validation_message
 
 S = TypeVar("S", bound="Settings")
 
-Kernels = Literal["auto", "fused", "fused-int16", "fused-int8", "packed", "eager"]
+Kernels = Literal["auto", "fused", "fused-int16", "fused-int8", "packed", "merged", "eager"]
 """Kernels of a model's linear layers (:mod:`entmtp.models.kernels.choices`).
 
 'auto': the fastest ones that keep the loaded model's text.
@@ -18,6 +18,7 @@ Kernels = Literal["auto", "fused", "fused-int16", "fused-int8", "packed", "eager
 'fused-int16', 'fused-int8': these, with the inputs of products with GGUF's blocks rounded to 16 or 8 bits. Faster, and
 lossy.
 'packed': on packed weights.
+'merged': PyTorch's own, with layers that read the same states as one product.
 'eager': PyTorch's own.
 """
 

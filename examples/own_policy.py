@@ -17,6 +17,7 @@ class SurePolicy(RequestPolicy):
     """A chain while the entropy of the model's last choice is below a threshold, in nats."""
 
     entropy_window = 8
+    max_nodes = 2
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold

@@ -21,6 +21,7 @@ from benchmarks.lib.roofline import Machine, measure_machine
 from benchmarks.lib.shapes import random_heads, random_model, shape_of
 from benchmarks.lib.timing import StepTime, ladder_of, timed
 from benchmarks.step import make_profile, profile_origin, profile_point, work_of
+from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.measure_cost import StepBench, grid_trees
 from entmtp.decoding.outputs import StepRecord
 from entmtp.errors import EntMTPError
@@ -33,7 +34,7 @@ from entmtp.policies.hardware_profile import ProfilePoint
 
 PROFILE = "hardware-profile.json"
 NODES = (0, 1, 7, 15, 31, 63)
-"""Budgets whose width with the root is a power of two: what lies between is padded to the next."""
+"""Budgets that fill widths of captured steps: what lies between is padded to the next."""
 GRID = ((1, 512), (4, 512), (16, 512), (1, 4096), (16, 4096), (4, 4096))
 """Requests and context of each cell, the most telling first."""
 DRY_NODES, DRY_GRID = (0, 1, 7), ((1, 64), (2, 64))
@@ -154,7 +155,9 @@ def save_profile(subject: Subject, sheet: Sheet, kernels: str) -> None:
     origin = profile_origin(
         sheet.record(), subject.backbones[kernels], subject.heads[kernels], subject.assignment.shape
     )
-    profile = make_profile(origin, subject.nodes, grid, [subject.points[pair] for pair in grid])
+    points = [subject.points[pair] for pair in grid]
+    padded = Graphs.on(subject.backbones[kernels].devices).active
+    profile = make_profile(origin, subject.nodes, grid, points, padded)
     profile.save(sheet.assignment.output / PROFILE)
 
 

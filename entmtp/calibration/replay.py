@@ -23,7 +23,7 @@ from entmtp.policies.base import Policy
 from entmtp.policies.hardware_profile import load_profile
 from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.registry import PolicyInputs, RegisteredPolicy, registered_policies
-from entmtp.policies.step_cost import TreeCost
+from entmtp.policies.step_cost import CostTable, StepCost, TreeCost
 from entmtp.trees.bank import TreeBank, load_bank
 from entmtp.trees.topology import Topology
 from entmtp.trees.trace import RankTrace, load_traces
@@ -86,8 +86,9 @@ def policies(
 
     A policy that runs the heads while it chooses uses the cost of ``expanded`` trees.
     """
-    inputs = PolicyInputs(num_heads, retune(bank, cost, say), FixedCost(lambda batch, context: cost))
-    drafting_inputs = replace(inputs, cost=FixedCost(lambda batch, context: expanded or cost))
+    padded = isinstance(cost, StepCost | CostTable) and cost.padded
+    inputs = PolicyInputs(num_heads, retune(bank, cost, say), FixedCost(lambda batch, context: cost, padded))
+    drafting_inputs = replace(inputs, cost=FixedCost(lambda batch, context: expanded or cost, padded))
     known = [one for one in registered_policies() if one.name in methods.policies()]
     return {one.name: _policy_of(one, drafting_inputs if one.drafts else inputs) for one in known}
 

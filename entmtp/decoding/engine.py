@@ -24,7 +24,11 @@ from entmtp.models.backbone import Backbone
 from entmtp.policies.base import Policy
 from entmtp.policies.signals import Ema
 from entmtp.settings import EngineSettings, SamplingParams
-from entmtp.trees.bank import MAX_NODES
+from entmtp.trees.batch import FILLED_SIZES, filled_size
+
+USUAL_NODES = FILLED_SIZES[-1]
+"""Nodes for which an engine always reserves cache rows, so that its policy can be changed: few banks have larger trees.
+"""
 
 _WINDOW = 64
 """Steps of the moving averages in the statistics."""
@@ -37,6 +41,7 @@ class Engine:
     longer than the model's is cut to it.
 
     Attributes:
+        max_nodes: nodes of the largest tree that its memory has room for.
         scheduler: decides what a step does.
         runner: does it on the device.
         detokenizer: None without a tokenizer; then answers have no text.
@@ -50,16 +55,18 @@ class Engine:
         settings: EngineSettings,
         tokenizer: Tokenizer | None = None,
         new_cache: NewCache | None = None,
+        max_nodes: int = USUAL_NODES,
     ) -> None:
-        """Allocate the memory.
+        """Allocate the memory, with room for trees of ``max_nodes`` nodes, or of more if ``policy`` has larger ones.
 
         ``new_cache`` may return a cache that another engine has too. Such engines take turns, and reuse no prefixes.
         """
         self.backbone = backbone
         self.heads = heads
         self.detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
+        self.max_nodes = filled_size(max(max_nodes, policy.max_nodes))
         # The last step of a text may overshoot by a whole tree.
-        cache_rows = min(settings.context, backbone.max_context) + MAX_NODES + 1
+        cache_rows = min(settings.context, backbone.max_context) + 1 + self.max_nodes
         state = DecodingState(backbone, heads, settings.slots, cache_rows, new_cache)
         self.runner = Runner(state, policy)
         self.scheduler = Scheduler(state, settings)
@@ -173,8 +180,13 @@ class Engine:
         Running requests keep their text; their signals and policy states are reset.
 
         Raises:
-            EntMTPError: if the settings would need other memory.
+            EntMTPError: if the settings or the policy's trees would need other memory.
         """
+        if policy.max_nodes > self.max_nodes:
+            raise EntMTPError(
+                f"policy: its largest tree has {policy.max_nodes} nodes, and cache rows are allocated for"
+                f" {self.max_nodes}; start the engine anew with this policy, or give it a bank of smaller trees"
+            )
         self.scheduler.set_limits(settings)
         self.policy.close()
         self.runner.policy = policy

@@ -8,7 +8,7 @@ run belongs in its key. On a CPU parts are plain calls.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -58,6 +58,7 @@ class Graphs:
         self._capturer = capturer
         self._captured: dict[Hashable, CapturedGraph] = {}
         self._static_buffers: dict[tuple[str, torch.Size], torch.Tensor] = {}
+        self._shared_buffers: dict[str, torch.Tensor] = {}
         self._warm: set[Hashable] = set()
         self._too_large: set[Hashable] = set()
         self.is_steady = True
@@ -65,9 +66,13 @@ class Graphs:
         self.disabled_reason: str | None = None
 
     @classmethod
-    def on(cls, device: torch.device) -> Graphs:
-        """Graphs that are captured if the device is a CUDA device."""
-        return cls(GraphCapturer() if device.type == "cuda" else None)
+    def on(cls, devices: Sequence[torch.device]) -> Graphs:
+        """Graphs of a model on these devices, which are captured if they are one CUDA device.
+
+        A graph belongs to one device, so copies between devices can't be captured.
+        """
+        captured = len(devices) == 1 and devices[0].type == "cuda"
+        return cls(GraphCapturer() if captured else None)
 
     @property
     def active(self) -> bool:
@@ -90,6 +95,23 @@ class Graphs:
             return tensor
         buffer = self._static_buffers.setdefault((name, tensor.shape), tensor)
         return buffer if buffer is tensor else buffer.copy_(tensor)
+
+    def to_shared_buffer(self, name: str, tensor: torch.Tensor, usual_rows: int) -> torch.Tensor:
+        """Copy a large result ``[..., n]`` of a part to memory that all results of this name share.
+
+        It is valid until the next of them. Parts call this themselves, so that a captured one writes there too. Its own
+        result then is in memory that graphs reuse, so that a further captured part takes no more. The buffer has room
+        for ``usual_rows`` of n numbers. It doubles for a larger result; parts that were captured before go on with the
+        smaller one.
+        """
+        if not self.active:
+            return tensor
+        size, buffer = tensor.numel(), self._shared_buffers.get(name)
+        if buffer is None or len(buffer) < size:
+            # Never while a part is captured: a part runs as a plain call first.
+            room = usual_rows * tensor.shape[-1] if buffer is None else 2 * len(buffer)
+            buffer = self._shared_buffers[name] = tensor.new_empty(max(size, room))
+        return buffer[:size].view(tensor.shape).copy_(tensor)
 
     def run(self, key: Hashable, part: Part[Outputs], trees: TreeBatch, reads: Hashable = None) -> Outputs:
         """Run a part on staged ``trees``; its outputs are valid until a part with this key runs again.

@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from filelock import FileLock
 
+from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.outputs import PARTS, StepRecord
 from entmtp.decoding.sequence import bare_sequence
 from entmtp.decoding.state import DecodingState
@@ -22,6 +23,7 @@ from entmtp.policies.base import Policy
 from entmtp.policies.cost_cache import CostCorrectionFile, correction_path, cost_path, read_cost, write_cost
 from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import BatchedCost, CostTable, StepCost, hardware_name
+from entmtp.trees.batch import FILLED_SIZES, ROUNDED_WIDTHS, rounded_width
 from entmtp.trees.published import published_order
 from entmtp.trees.topology import Topology
 
@@ -39,6 +41,12 @@ FEW_NODES = (0, 16, 63)
 BATCHED_NODES = (0, 1, 2, 4, 8, 16)
 """Sizes of trees that are measured for several requests. Costs of larger ones are extrapolated well."""
 
+PADDED_NODES, FEW_PADDED_NODES = FILLED_SIZES, (0, 1, 7, 31, 63)
+"""Sizes of trees that are measured where they are padded, for any number of requests: costs are a staircase there.
+
+The second are those of longer contexts. The first node alone may take as long as the next sixty, in attention.
+"""
+
 WIDE_SPREAD = 0.25
 """Spread above which a measurement counts as disturbed (:class:`~entmtp.policies.step_cost.CostTable`)."""
 
@@ -51,9 +59,9 @@ class StepBench:
 
     def __init__(self, backbone: Backbone, heads: DraftHeads, batch: int, context: int, max_nodes: int) -> None:
         self.batch, self.context = batch, context
-        # Capacity for the tree, its width rounded up to the next power of two, and little more: with a long context and
-        # a large batch the cache takes most of the memory.
-        capacity = -(-(context + 2 * (1 + max_nodes)) // ROUNDED_ROWS) * ROUNDED_ROWS
+        # Capacity for the tree, padding included, and little more: with a long context and a large batch the cache
+        # takes most of the memory.
+        capacity = -(-(context + rounded_width(1 + max_nodes)) // ROUNDED_ROWS) * ROUNDED_ROWS
         self.state = DecodingState(backbone, heads, batch, capacity)
         prompt = [1 + at % (backbone.vocab_size - 1) for at in range(min(context, CONTEXTS[0]))]
         self._roots = [self.state.prefill(slot, prompt)[0] for slot in range(batch)]
@@ -85,13 +93,15 @@ def interleaved(work: Mapping[K, Callable[[], StepRecord]], repetitions: int) ->
     return medians(run_interleaved(work, repetitions))
 
 
-def run_interleaved(work: Mapping[K, Callable[[], StepRecord]], repetitions: int) -> dict[K, list[StepRecord]]:
-    """Run all in turns; returns their steps without the warm-up ones."""
+def run_interleaved(
+    work: Mapping[K, Callable[[], StepRecord]], repetitions: int, warm_up: int = _WARM_UP
+) -> dict[K, list[StepRecord]]:
+    """Run all in turns; returns their steps without the first ``warm_up`` rounds."""
     records: dict[K, list[StepRecord]] = {key: [] for key in work}
-    for repetition in range(_WARM_UP + repetitions):
+    for repetition in range(warm_up + repetitions):
         for key, step in work.items():
             record = step()
-            if repetition >= _WARM_UP:
+            if repetition >= warm_up:
                 records[key].append(record)
     return records
 
@@ -163,9 +173,12 @@ def step_cost(
 
 
 def cost_key(backbone: Backbone, heads: DraftHeads) -> tuple[str, str, str, str]:
-    """Everything that a step's time depends on: hardware, model, heads and kernels."""
+    """Everything that a step's time depends on: hardware, model, heads, kernels, and widths of captured steps."""
     hardware = hardware_name(backbone.device, len(backbone.devices))
-    return hardware, backbone.fingerprint, heads.fingerprint, f"{backbone.kernels_description}, {backbone.dtype}"
+    kernels = f"{backbone.kernels_description}, {backbone.dtype}"
+    if Graphs.on(backbone.devices).active:
+        kernels += f", padded to {ROUNDED_WIDTHS}"
+    return hardware, backbone.fingerprint, heads.fingerprint, kernels
 
 
 def _contexts(longest: int, batch: int) -> list[int]:
@@ -191,8 +204,10 @@ def measure_cost(backbone: Backbone, heads: DraftHeads, contexts: Sequence[int],
 
     Drafting is measured at the first and the last level, as each level takes about as long as the one before it.
     """
-    nodes = NODES if batch == 1 else BATCHED_NODES
-    wide_nodes = len(published_order()) if batch == 1 else BATCHED_NODES[-1]
+    captures = Graphs.on(backbone.devices).active
+    nodes = PADDED_NODES if captures else NODES if batch == 1 else BATCHED_NODES
+    few_nodes = FEW_PADDED_NODES if captures else FEW_NODES
+    wide_nodes = min(len(published_order()), nodes[-1])
     bench = StepBench(backbone, heads, batch=batch, context=contexts[-1], max_nodes=wide_nodes)
 
     def one_step(tree: Topology, context: int) -> Callable[[], StepRecord]:
@@ -201,16 +216,21 @@ def measure_cost(backbone: Backbone, heads: DraftHeads, contexts: Sequence[int],
     trees = grid_trees(heads.num_heads, nodes, wide_nodes)
     verified = {key: tree for key, tree in trees.items() if key[0] == "verify"}
     drafted = {key: tree for key, tree in trees.items() if key[0] != "verify" and key[1] in (1, heads.num_heads)}
-    few = {key: tree for key, tree in verified.items() if key[1] in FEW_NODES}
+    few = {key: tree for key, tree in verified.items() if key[1] in few_nodes}
     if not bench.state.drafts_in_graphs:  # heads without a draft cache read no context
         few |= drafted
     work = {(contexts[0], *key): one_step(tree, contexts[0]) for key, tree in (verified | drafted).items()}
     work |= {(context, *key): one_step(tree, context) for context in contexts[1:] for key, tree in few.items()}
-    records = run_interleaved(work, _REPETITIONS)
+    # A captured step's first run is a plain call, and its second captures.
+    records = run_interleaved(work, _REPETITIONS, _WARM_UP + captures)
     ms = medians(records)
     return CostTable(
         contexts=list(contexts),
-        costs=_step_costs(ms, contexts, nodes, heads.num_heads, wide_nodes, cost_key(backbone, heads)[0]),
+        costs=[
+            # As the steps were at the end: a model whose steps can't be captured is found out while it is measured.
+            cost.model_copy(update={"padded": bench.state.graphs.active})
+            for cost in _step_costs(ms, contexts, nodes, heads.num_heads, wide_nodes, cost_key(backbone, heads)[0])
+        ],
         spread=spread(records),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -18,7 +19,7 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, TreeCache
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.policies.signals import entropy
-from entmtp.trees.batch import TreeBatch, rounded_rows
+from entmtp.trees.batch import ROUNDED_WIDTHS, TreeBatch, rounded_rows
 
 NewCache: TypeAlias = Callable[[int, int, DraftCacheLayout], TreeCache]
 """Makes a cache for so many slots with so many rows each, and this draft cache."""
@@ -52,8 +53,7 @@ class DecodingState:
         self.last_hidden = torch.zeros(slots, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
         self._step_inputs = [self.root, self.last_hidden, *([] if self.drafter is None else [self.drafter.states])]
         self._backup = [torch.empty_like(each) for each in self._step_inputs]
-        # A graph belongs to one device, so copies between devices can't be captured.
-        self.graphs = Graphs(None) if backbone.is_multi_device else Graphs.on(backbone.device)
+        self.graphs = Graphs.on(backbone.devices)
 
     def prefill(self, slot: int, prompt: Sequence[int]) -> tuple[int, float]:
         """Read a whole prompt into ``slot``; returns the likeliest first token and the entropy (nats)."""
@@ -157,10 +157,13 @@ class DecodingState:
         """Run the model over the trees' ``tokens [batch, width]``.
 
         Returns the nodes' logits, their decoder states, and the features that the heads read, each ``[batch, width,
-        ...]``. A captured graph returns all three, as its results stay where they are.
+        ...]``. Where parts are captured they are in memory that all steps share.
         """
         logits, states = self.backbone.verify(tokens, trees, kv_range, self.cache, self.feature_layers)
-        return logits, states.hidden, states.features
+        share = partial(self.graphs.to_shared_buffer, usual_rows=len(self.root) * ROUNDED_WIDTHS[-1])
+        hidden = share("hidden", states.hidden)
+        features = hidden if states.features is states.hidden else share("features", states.features)
+        return share("logits", logits), hidden, features
 
     def commit(
         self, slots: tuple[int, ...], tokens: torch.Tensor, features: torch.Tensor, accepted: Accepted

@@ -243,11 +243,13 @@ class DraftHeads(nn.Module, ABC):
 
         ``count`` is cut to the size of the draft vocabulary.
         """
-        logits, count = logits.float(), min(count, logits.shape[-1])
+        count = min(count, logits.shape[-1])
         if self._is_fused and torch.is_inference_mode_enabled():
             return fused_top_k.top_k(logits, self.draft_vocab, count)
-        top = logits.topk(count, dim=-1)
-        return self.draft_vocab.long()[top.indices], top.values - logits.logsumexp(-1, keepdim=True)
+        # Nothing of the vocabulary's size is converted first: a GPU widens 16-bit logits while it normalises them.
+        log_probs = logits.log_softmax(-1, dtype=torch.float32)
+        best = logits.topk(count, dim=-1).indices
+        return self.draft_vocab[best].long(), log_probs.gather(-1, best)
 
     def check_trees(self, topologies: Sequence[Topology]) -> None:
         """Raises EntMTPError if a tree is deeper than the heads or has child ranks beyond their draft vocabulary."""

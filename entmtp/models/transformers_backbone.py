@@ -23,6 +23,7 @@ from entmtp.models.kernels.block_weight import dequantize_layers
 from entmtp.models.kernels.choices import CHOICES
 from entmtp.models.kernels.fused_decoder import FusedDecoder, fused_decoder
 from entmtp.models.kernels.fused_linear import FusedLinear
+from entmtp.models.kernels.merged_projections import merge_in_place
 from entmtp.models.kernels.packed_linear import replace_linear_layers
 from entmtp.models.known_kinds import is_known
 from entmtp.models.masks import AttentionWindow, additive_mask
@@ -100,6 +101,8 @@ class TransformersBackbone(Backbone):
         self.kernels = kernels
         if self.make_layer is None:
             dequantize_layers(self.model)
+            if CHOICES[kernels].merges:
+                merge_in_place(self.model, siblings)
             self._set_model(self.model)
         else:
             fused = None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
+from torch import nn
 from transformers import PreTrainedModel
 
 from entmtp.errors import EntMTPError
-from entmtp.models.kernels.block_weight import formats_of
+from entmtp.models.kernels.block_weight import dequantize_layers, formats_of
 from entmtp.models.kernels.choices import CHOICES, describe_kernels, describe_weights, supported_kernels
 from entmtp.models.kernels.merged_projections import collect_siblings
 from entmtp.models.selftest import check_kernels
@@ -19,18 +23,29 @@ def build_transformers_backbone(model: PreTrainedModel, kernels: Kernels) -> Tra
     backbone = TransformersBackbone(model)
     check_supported(backbone)
     wanted = _multi_device_kernels(kernels) if backbone.is_multi_device else kernels
-    candidates = iter(supported_kernels(wanted, backbone.dtype, backbone.device))
-    chosen = next(candidates)
-    if CHOICES[chosen].digits and not formats_of(model):
+    supported = supported_kernels(wanted, backbone.dtype, backbone.device)
+    if CHOICES[supported[0]].digits and not formats_of(model):
         raise EntMTPError(
-            f"kernels: '{chosen}' needs weights in GGUF's blocks; give a GGUF file, or --weights q8, or use 'auto'"
+            f"kernels: '{supported[0]}' needs weights in GGUF's blocks; give a GGUF file, or --weights q8, or use"
+            " 'auto'"
         )
-    with collect_siblings(backbone.model) as siblings:
+    if CHOICES[supported[0]].merges:
+        dequantize_layers(backbone.model)  # as its kernels do: blocks can't be slices of a merged weight
+    names = {layer: name for name, layer in backbone.model.named_modules()}
+    with collect_siblings(backbone.model) as groups:
         expected, backbone.cache_shapes = sequential_reference(backbone)
+    siblings = [[names[layer] for layer in group] for group in groups]
+    usable = [name for name in supported if siblings or not CHOICES[name].merges]
+    if not usable:
+        raise EntMTPError(
+            f"kernels: '{kernels}' finds no layers that read the same states in type '{backbone.config.model_type}';"
+            " use 'eager'"
+        )
     choose_attention(backbone, expected)
-    refusals = []
+    refusals, candidates = [], iter(usable)
+    chosen = next(candidates)
     while True:
-        backbone.use_kernels(chosen, siblings)
+        backbone.use_kernels(chosen, _layers(backbone.model, siblings))
         try:
             check_kernels(backbone, expected)
             break
@@ -45,6 +60,11 @@ def build_transformers_backbone(model: PreTrainedModel, kernels: Kernels) -> Tra
     described = describe_kernels(chosen, describe_weights(model, chosen, backbone.dtype))
     backbone.kernels_description = "; ".join([described, *placement, *refusals])
     return backbone
+
+
+def _layers(model: PreTrainedModel, groups: Sequence[Sequence[str]]) -> list[list[nn.Linear]]:
+    """The layers of these names in the model, which is another copy after each refusal."""
+    return [[cast("nn.Linear", model.get_submodule(name)) for name in group] for group in groups]
 
 
 def _multi_device_kernels(kernels: Kernels) -> Kernels:

@@ -14,6 +14,7 @@ from entmtp.heads.interface import Expansion
 from entmtp.policies.policy_cost import PolicyCost
 from entmtp.policies.signals import Signals
 from entmtp.policies.step_cost import rounded_context
+from entmtp.trees.bank import MAX_NODES
 from entmtp.trees.topology import Topology
 
 
@@ -39,10 +40,13 @@ class Policy(ABC):
 
     Attributes:
         entropy_window: window of the entropy's moving average, in steps.
+        max_nodes: nodes of the largest tree that it may ever choose, whatever a request allows. An engine reserves
+            cache rows for so many.
         cost: step costs that the choice reads and the policy's own steps correct; None if its trees depend on none.
     """
 
     entropy_window: int
+    max_nodes: int = MAX_NODES
     cost: PolicyCost | None = None
 
     def start(self) -> Any:

@@ -86,7 +86,8 @@ class CostFilter:
 
     def observe(self, topology: Topology, context: int, verify_ms: float, draft_ms: float) -> None:
         """Update the factors with one step: the milliseconds of its drafting, and of everything else."""
-        measured, nodes = self._measured(context), topology.nodes
+        measured = self._measured(context)
+        nodes = measured.computed_nodes(topology.nodes)
         self._last = self._row(nodes)
         self._update(self._last, verify_ms / measured.without_draft(nodes))
         if nodes:
@@ -175,7 +176,8 @@ class CorrectedCost:
 
     def __call__(self, topology: Topology) -> float:
         """Milliseconds of a step with this tree."""
-        factor = self._costs.size_factor(topology.nodes, self._deviations)
+        nodes = self._measured.computed_nodes(topology.nodes)
+        factor = self._costs.size_factor(nodes, self._deviations)
         return factor * self._measured.without_draft(topology.nodes) + self.draft(topology)
 
     def draft(self, topology: Topology) -> float:

@@ -80,6 +80,8 @@ class _TokenPrices:
 class DynamicPolicy(BiasedPolicy):
     """Expands one tree per request and step."""
 
+    max_nodes = MAX_EXPANDED_NODES
+
     def __init__(
         self, predictor: Predictor, chances: ProbabilityCalibration, cost: PolicyCost, entropy_window: int
     ) -> None:

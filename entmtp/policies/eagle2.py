@@ -33,6 +33,8 @@ MAX_TREE_NODES = 59
 class Eagle2Policy(Policy):
     """Expands one tree per request and step; it has no state."""
 
+    max_nodes = MAX_TREE_NODES
+
     def __init__(self, entropy_window: int) -> None:
         self.entropy_window = entropy_window
 

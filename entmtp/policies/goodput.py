@@ -21,10 +21,12 @@ from entmtp.policies.registry import PolicyInputs, register_policy
 from entmtp.policies.signals import Signals
 from entmtp.policies.step_cost import TYPICAL_CONTEXT
 from entmtp.trees.bank import MAX_NODES
+from entmtp.trees.batch import FILLED_SIZES
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
 
 SIZES = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 63)
+"""Sizes of candidate trees. Where trees are padded, they are those that fill the padding instead."""
 
 
 def candidates(predictor: Predictor, sizes: Sequence[int] = SIZES) -> list[Topology]:
@@ -66,7 +68,7 @@ class GoodputPolicy(BiasedPolicy):
     def __init__(self, predictor: Predictor, cost: PolicyCost, entropy_window: int) -> None:
         super().__init__(cost, entropy_window)
         self.predictor = predictor
-        self.trees = candidates(predictor)
+        self.trees = candidates(predictor, FILLED_SIZES if cost.padded else SIZES)
         self._gains = predictor.gains(self.trees)
         sizes = sorted({(tree.nodes, tree.max_depth) for tree in self.trees})
         # Trees within each shape [shapes, trees]. The shape's cost is that of its largest tree.
@@ -81,7 +83,7 @@ class GoodputPolicy(BiasedPolicy):
         self._starts = np.searchsorted(self._shape_of[self._by_shape], np.arange(len(sizes)))
         nodes, depths = (sorted(set(each)) for each in zip(*sizes, strict=True))
         self._nodes = np.array([tree.nodes for tree in self.trees])
-        self._sizes = nodes
+        self._sizes, self.max_nodes = nodes, nodes[-1]
         self._grid = len(nodes), len(depths)
         self._cells = np.array([nodes.index(size) * len(depths) + depths.index(depth) for size, depth in sizes])
         self._max_gains = self._gains_within(nodes[-1])

@@ -82,7 +82,12 @@ class ProfilePoint(BaseModel):
 
 
 class HardwareProfile(BaseModel):
-    """One JSON file: a point for every pair of a batch size and a context length."""
+    """One JSON file: a point for every pair of a batch size and a context length.
+
+    Attributes:
+        padded: whether trees were padded (:class:`~entmtp.policies.step_cost.StepCost`). Files without the field are
+            read as measured: linear between their node budgets.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -92,6 +97,7 @@ class HardwareProfile(BaseModel):
     batches: list[Size] = Field(min_length=1)
     contexts: list[Size] = Field(min_length=1)
     wide_nodes: Size
+    padded: bool = False
     points: list[ProfilePoint]
 
     @model_validator(mode="after")
@@ -136,6 +142,7 @@ class HardwareProfile(BaseModel):
             wide_draft_ms=(weights @ [point.wide_draft_ms for point in self.points]).tolist(),
             wide_nodes=self.wide_nodes,
             hardware=self.measured.hardware,
+            padded=self.padded,
         )
 
     def expanded_cost(self, batch: int = 1, context: int | None = None) -> StepCost | None:

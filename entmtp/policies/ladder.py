@@ -85,6 +85,7 @@ class LadderPolicy(RequestPolicy):
     def __init__(self, ladder: Ladder, hysteresis: float) -> None:
         self.hysteresis = hysteresis
         self.entropy_window = ladder.entropy_window
+        self.max_nodes = ladder.nodes
         self._within: Callable[[int], Ladder] = cache(ladder.truncated)
 
     @property
@@ -112,6 +113,7 @@ class BankLadderPolicy(LadderPolicy):
     def __init__(self, bank: TreeBank, cost: PolicyCost, hysteresis: float) -> None:
         super().__init__(build_ladder(bank, cost), hysteresis)
         self.cost = cost
+        self.max_nodes = max(len(one.paths) for one in bank.bins)
         self._within = cached_at(cost, partial(build_ladder, bank, cost))
 
 

@@ -35,6 +35,7 @@ class OnlineStepCost(PolicyCost):
     def __init__(self, measured: BatchedCost, file: CostCorrectionFile | None = None) -> None:
         """``file`` stores the corrections: those of earlier runs are continued."""
         self._measured = measured
+        self.padded = measured.padded
         self._file = file
         self._earlier = file.read() if file else {}
         self._filters: dict[int, CostFilter] = {}

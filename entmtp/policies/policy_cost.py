@@ -18,7 +18,14 @@ Result = TypeVar("Result")
 
 
 class PolicyCost(ABC):
-    """Step costs by batch size and context. By default steps don't correct them."""
+    """Step costs by batch size and context. By default steps don't correct them.
+
+    Attributes:
+        padded: whether trees are padded, so that a few sizes cost no more than all smaller ones of their width
+            (:class:`~entmtp.policies.step_cost.StepCost`).
+    """
+
+    padded: bool = False
 
     @property
     def version(self) -> Hashable:
@@ -49,9 +56,10 @@ class PolicyCost(ABC):
 class FixedCost(PolicyCost):
     """Costs that no step corrects: those of a replay, or of a benchmark whose trees must not depend on its times."""
 
-    def __init__(self, of_batch: Callable[[int, int], TreeCost]) -> None:
-        """``of_batch`` is as in :meth:`PolicyCost.of_batch`."""
+    def __init__(self, of_batch: Callable[[int, int], TreeCost], padded: bool = False) -> None:
+        """``of_batch`` and ``padded`` are as in :class:`PolicyCost`."""
         self._of_batch = of_batch
+        self.padded = padded
 
     def of_batch(self, batch: int, context: int) -> TreeCost:
         return self._of_batch(batch, context)

@@ -20,6 +20,7 @@ class StaticPolicy(RequestPolicy):
 
     def __init__(self, topology: Topology, entropy_window: int) -> None:
         self.entropy_window = entropy_window
+        self.max_nodes = topology.nodes
         self._truncated = cache(topology.truncated)
 
     def choose_one(self, signals: Signals, state: None, limit: int) -> Topology:
@@ -32,6 +33,7 @@ class BestStaticPolicy(RequestPolicy):
     def __init__(self, bank: TreeBank, cost: PolicyCost, entropy_window: int) -> None:
         self.cost = cost
         self.entropy_window = entropy_window
+        self.max_nodes = max(len(one.paths) for one in bank.by_depth)
         self._best = cached_at(cost, partial(best_static, bank, cost))
 
     def choose_one(self, signals: Signals, state: None, limit: int) -> Topology:
@@ -59,6 +61,7 @@ class SequencePolicy(RequestPolicy):
     def __init__(self, sequence: Sequence[Topology], entropy_window: int) -> None:
         self.sequence = sequence
         self.entropy_window = entropy_window
+        self.max_nodes = max((tree.nodes for tree in sequence), default=0)
 
     def start(self) -> list[int]:
         return [0]

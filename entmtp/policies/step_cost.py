@@ -3,6 +3,9 @@
 A step's time is verify(nodes) + draft(depth, nodes): the first covers the forward pass, acceptance and compaction; the
 second the heads, whose time rises with the levels they run (Hydra) and, less, with the nodes they draft. Both rise
 linearly with the context, the tokens that attention reads.
+
+Where steps are captured as CUDA graphs, trees are padded to a few widths (:mod:`entmtp.trees.batch`). The cost is then
+a staircase: that of the largest tree of the same width.
 """
 
 from __future__ import annotations
@@ -13,13 +16,22 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from entmtp.errors import EntMTPError
+from entmtp.trees.batch import filled_size
 from entmtp.trees.topology import Topology
 
 TYPICAL_CONTEXT = 160
@@ -69,6 +81,8 @@ class StepCost(BaseModel):
     Attributes:
         nodes, verify_ms: the grid of node budgets (without the root), starting at 0, and the medians there.
         narrow_draft_ms, wide_draft_ms: drafting medians at depths 1, 2, ... for a chain and for ``wide_nodes`` nodes.
+        padded: whether trees are padded to the widths of captured steps. Files written without the field are of steps
+            that aren't.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -79,6 +93,15 @@ class StepCost(BaseModel):
     wide_draft_ms: list[float]
     wide_nodes: int
     hardware: str
+    padded: bool = False
+
+    @model_serializer(mode="wrap")
+    def _fields(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the field that costs without padding don't need, so that their files stay what they were."""
+        fields: dict[str, Any] = serialize(self)
+        if not self.padded:
+            del fields["padded"]
+        return fields
 
     @model_validator(mode="after")
     def _complete(self) -> StepCost:
@@ -103,11 +126,16 @@ class StepCost(BaseModel):
         """Predicted milliseconds of a step with this tree."""
         return self.without_draft(topology.nodes) + self.draft(topology)
 
+    def computed_nodes(self, nodes: int) -> int:
+        """Nodes that a step with a tree of ``nodes`` nodes computes, padding included."""
+        return filled_size(nodes) if self.padded else nodes
+
     def without_draft(self, nodes: int) -> float:
         """Predicted milliseconds of a step with a tree of ``nodes`` nodes, without drafting.
 
         Beyond the grid the last slope is extrapolated: a tree that was never measured must not look free.
         """
+        nodes = self.computed_nodes(nodes)
         beyond = max(0, nodes - self.nodes[-1])
         slope = (self.verify_ms[-1] - self.verify_ms[-2]) / (self.nodes[-1] - self.nodes[-2])
         return interpolated(nodes, self.nodes, self.verify_ms) + beyond * max(0.0, slope)
@@ -118,7 +146,8 @@ class StepCost(BaseModel):
         if depth == 0:
             return 0.0
         ends = [self.narrow_draft_ms[depth - 1], self.wide_draft_ms[depth - 1]]
-        return interpolated(topology.nodes, [depth, max(self.wide_nodes, depth + 1)], ends)
+        nodes = self.computed_nodes(topology.nodes)
+        return interpolated(nodes, [depth, max(self.wide_nodes, depth + 1)], ends)
 
 
 class CostTable(BaseModel):
@@ -159,6 +188,11 @@ class CostTable(BaseModel):
         begin, end = self.contexts[high - 1], self.contexts[high]
         return _between(self.costs[high - 1], self.costs[high], (context - begin) / (end - begin))
 
+    @property
+    def padded(self) -> bool:
+        """Whether trees are padded (:class:`StepCost`)."""
+        return self.costs[0].padded
+
     @cached_property
     def typical(self) -> StepCost:
         """Cost at :data:`TYPICAL_CONTEXT`."""
@@ -198,6 +232,11 @@ class BatchedCost(BaseModel):
         if 1 not in self.measured or min(self.measured) < 1:
             raise ValueError("steps of one request must be among those measured")
         return self
+
+    @property
+    def padded(self) -> bool:
+        """Whether trees are padded (:class:`StepCost`)."""
+        return self.measured[1].padded
 
     def table(self, batch: int) -> CostTable:
         """Cost for ``batch`` requests.
@@ -251,6 +290,7 @@ def _between(low: StepCost, high: StepCost, part: float) -> StepCost:
         wide_draft_ms=blended(low.wide_draft_ms, high.wide_draft_ms),
         wide_nodes=max(low.wide_nodes, high.wide_nodes),
         hardware=low.hardware,
+        padded=low.padded,
     )
 
 

@@ -9,6 +9,7 @@ depends on batch rows and width alone.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,8 +20,18 @@ import torch
 from entmtp.trees.topology import Topology
 
 _NODE_FIELDS = 5
+_WORD_BITS = 64
+_WORD_MASK = (1 << _WORD_BITS) - 1
 _ROUNDED_RANKS = 16
 """Top-k sizes are rounded up to this: a larger k costs a GPU next to nothing up to here."""
+
+ROUNDED_WIDTHS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 64)
+"""Nodes of a captured step's batch rows, root included; wider trees are rounded up to a multiple of the last.
+
+Most of a step is reading weights, up to about 8 rows. From there on every row costs, so that the steps are of 8 rows.
+"""
+FILLED_SIZES = tuple(width - 1 for width in ROUNDED_WIDTHS)
+"""Nodes without the root of the trees that fill these widths: any other costs as much as the next larger of them."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +68,20 @@ class TreeShape:
         )
 
     def rounded(self, batch_rows: int) -> TreeShape:
-        """Rounded-up sizes for ``batch_rows`` rows; the width becomes a power of two.
+        """Rounded-up sizes for ``batch_rows`` rows; the width becomes one of :data:`ROUNDED_WIDTHS`.
 
         They depend on the number of batch rows, the rounded width, the depth, and on unusually high ranks.
         """
-        width, depth = _power_of_two(self.width), self.depth
+        width, depth = rounded_width(self.width), self.depth
         # From depth 1 on, at most (width - 1) / 2 nodes have children, because each has a child of its own.
         parents = [batch_rows * (width // 2 if level else 1) for level in range(depth)]
         ranks = _power_of_two(max((_ROUNDED_RANKS, *self.ranks)))
         return TreeShape(batch_rows, width, tuple(parents), (ranks,) * depth, padded=True)
+
+    @property
+    def words(self) -> int:
+        """Words of 64 bits that hold a bit for each node of a batch row."""
+        return -(-self.width // _WORD_BITS)
 
     @property
     def depth(self) -> int:
@@ -76,6 +92,19 @@ class TreeShape:
 def rounded_rows(requests: int) -> int:
     """Batch rows of a captured step for so many requests: a power of two up to 8, then a multiple of 8."""
     return _power_of_two(requests) if requests <= 8 else -(-requests // 8) * 8
+
+
+def rounded_width(width: int) -> int:
+    """Nodes of each batch row of a captured step whose widest tree has ``width`` nodes, including the root."""
+    widest = ROUNDED_WIDTHS[-1]
+    if width > widest:
+        return -(-width // widest) * widest
+    return ROUNDED_WIDTHS[bisect_left(ROUNDED_WIDTHS, width)]
+
+
+def filled_size(nodes: int) -> int:
+    """Nodes of the largest tree that a captured step takes no longer for than for one of ``nodes`` nodes."""
+    return rounded_width(1 + nodes) - 1
 
 
 def _power_of_two(number: int) -> int:
@@ -162,10 +191,20 @@ class TreeBatch:
         return self._fields[4].bool()
 
     @cached_property
+    def ancestor_bits(self) -> torch.Tensor:
+        """``[batch, width, words]`` int64: bit j of node i's words is set where j is i or an ancestor of i.
+
+        Bit j is bit ``j % 64`` of word ``j // 64``, bit 63 the sign's. All are 0 on padding.
+        """
+        rows, width = self.shape.batch_rows, self.shape.width
+        return self.nodes[self._fields.numel() :].view(rows, width, self.shape.words)
+
+    @cached_property
     def ancestors(self) -> torch.Tensor:
         """``[batch, width, width]`` bool: ``[b, i, j]`` where j is i or an ancestor of i; False on padding."""
-        rows, width = self.shape.batch_rows, self.shape.width
-        return self.nodes[self._fields.numel() :].view(rows, width, width).bool()
+        bit = torch.arange(min(self.width, _WORD_BITS), device=self.nodes.device)
+        bits = self.ancestor_bits[..., None] >> bit & 1
+        return bits.flatten(2)[..., : self.width].bool()
 
     def internal_nodes(self, level: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Batch row and node number ``[shape.parents[level]]`` of each node with children at depth ``level``.
@@ -193,12 +232,12 @@ def _numbers(topologies: Sequence[Topology], shape: TreeShape) -> np.ndarray:
 
     Every step runs this, so it makes no tensor per tree.
     """
-    node_count, width = shape.batch_rows * shape.width, shape.width
-    mask_begin = _NODE_FIELDS * node_count
-    levels_begin = mask_begin + node_count * width
+    rows, width, words = shape.batch_rows, shape.width, shape.words
+    bits_begin = _NODE_FIELDS * rows * width
+    levels_begin = bits_begin + rows * width * words
     packed = np.zeros(levels_begin + 2 * sum(shape.parents), dtype=np.int64)
-    fields = packed[:mask_begin].reshape(_NODE_FIELDS, shape.batch_rows, width)
-    ancestor_entries: list[int] = []
+    fields = packed[:bits_begin].reshape(_NODE_FIELDS, rows, width)
+    bits = packed[bits_begin:levels_begin].view(np.uint64).reshape(rows, width, words)
     inner: list[list[tuple[int, int]]] = [[] for _ in range(shape.depth)]
     for row, topology in enumerate(topologies):
         # The internal nodes of the batch rows are concatenated: a row's begin where those of the rows before it end.
@@ -212,12 +251,11 @@ def _numbers(topologies: Sequence[Topology], shape: TreeShape) -> np.ndarray:
         fields[0, row, : topology.nodes + 1] = topology.parents
         fields[1:4, row, 1 : topology.nodes + 1] = depths, ranks, parent_index
         fields[4, row, : topology.nodes + 1] = 1
-        for node, lineage in enumerate(topology.lineages):
-            begin = mask_begin + (row * width + node) * width
-            ancestor_entries += [begin + ancestor for ancestor in lineage]
+        for word in range(words):
+            own = [number >> word * _WORD_BITS & _WORD_MASK for number in topology.ancestor_bits]
+            bits[row, : topology.nodes + 1, word] = np.array(own, dtype=np.uint64)
         for at, level in enumerate(topology.internal_nodes):
             inner[at] += [(row, node) for node in level]
-    packed[ancestor_entries] = 1
     padded = [level + level[-1:] * (count - len(level)) for level, count in zip(inner, shape.parents, strict=True)]
     packed[levels_begin:] = [number for level in padded for pair in zip(*level, strict=True) for number in pair]
     return packed

@@ -148,6 +148,14 @@ class Topology:
         return tuple(lineages)
 
     @cached_property
+    def ancestor_bits(self) -> tuple[int, ...]:
+        """Number per node ``[nodes + 1]`` whose bit j is set where j is the node or an ancestor of it."""
+        bits = [1]
+        for node in range(1, self.nodes + 1):
+            bits.append(bits[self.parents[node]] | 1 << node)
+        return tuple(bits)
+
+    @cached_property
     def internal_nodes(self) -> tuple[tuple[int, ...], ...]:
         """Nodes with children, per depth 0, 1, ...: the nodes that the heads expand."""
         levels: list[list[int]] = [[] for _ in range(self.max_depth)]

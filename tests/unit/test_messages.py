@@ -138,7 +138,7 @@ def check_params(prompt: list[int], **params: Any) -> None:
 REFUSALS: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda _: parse_kernels("fast"),
-        "kernels: 'fast' is unknown; choose one of auto, fused, fused-int16, fused-int8, packed, eager",
+        "kernels: 'fast' is unknown; choose one of auto, fused, fused-int16, fused-int8, packed, merged, eager",
     ),
     (
         lambda _: supported_kernels("packed", torch.float16, CPU),

@@ -54,7 +54,8 @@ class ArmEngines:
         """The engine of the arm's heads, with the arm's policy."""
         kind, policy = drafting_kind(arm, self._tools), self._policies[arm]
         if kind not in self._engines:
-            self._engines[kind] = engine_with(policy, kind, self._tools, self.settings, self._new_cache)
+            largest = max(each.max_nodes for each in self._policies.values())
+            self._engines[kind] = engine_with(policy, kind, self._tools, self.settings, self._new_cache, largest)
         engine = self._engines[kind]
         if engine.policy is not policy:
             engine.reconfigure(policy, self.settings)

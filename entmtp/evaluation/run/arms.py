@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from tokenizers import Tokenizer
 
 from entmtp import methods
-from entmtp.decoding.engine import Engine
+from entmtp.decoding.engine import USUAL_NODES, Engine
 from entmtp.decoding.outputs import Completion
 from entmtp.decoding.state import NewCache
 from entmtp.errors import EntMTPError
@@ -124,11 +124,16 @@ def make_engine(arm: str, tools: Toolbox, settings: EngineSettings, foresight: F
 
 
 def engine_with(
-    policy: Policy, kind: str | None, tools: Toolbox, settings: EngineSettings, new_cache: NewCache | None = None
+    policy: Policy,
+    kind: str | None,
+    tools: Toolbox,
+    settings: EngineSettings,
+    new_cache: NewCache | None = None,
+    max_nodes: int = USUAL_NODES,
 ) -> Engine:
-    """An engine with this policy and heads of this kind, or without heads; ``new_cache`` as in :class:`Engine`."""
+    """An engine with this policy and heads of this kind, or without heads; other arguments as in :class:`Engine`."""
     heads = None if kind is None else tools.heads[kind]
-    return Engine(tools.backbone, heads, policy, settings, tools.tokenizer, new_cache)
+    return Engine(tools.backbone, heads, policy, settings, tools.tokenizer, new_cache, max_nodes)
 
 
 def drafting_kind(arm: str, tools: Toolbox) -> str | None:
@@ -156,7 +161,7 @@ def make_policy(arm: str, tools: Toolbox, foresight: Foresight | None = None) ->
     inputs = PolicyInputs(
         num_heads=tools.heads[kind].num_heads if kind in tools.heads else 0,
         bank=bank,
-        cost=FixedCost(tools.costs[kind].of_batch) if kind in tools.costs else None,
+        cost=FixedCost(tools.costs[kind].of_batch, tools.costs[kind].padded) if kind in tools.costs else None,
         trace=None if foresight is None else foresight.trace,
     )
     policy = methods.get_arm(arm).policy

@@ -28,6 +28,7 @@ class KernelChoice:
         description: text for a user; ``{weights}`` stands for the type or the formats of the weights.
         unsupported_reason: gives the reason why weights of this type and device can't use the choice, or None.
         fuses: whether decoder layers of a known kind run as a few loops each.
+        merges: whether layers that read the same states become one product in the memory of their own weights.
         digits: digits of 8 bits to which the inputs of products are rounded, so that the text isn't the model's own;
             0 if they aren't. ``auto`` never takes a choice that rounds.
         tolerance: allowed difference from the unmodified model, in place of the type's own.
@@ -37,6 +38,7 @@ class KernelChoice:
     description: str
     unsupported_reason: Callable[[torch.dtype, torch.device], str | None]
     fuses: bool = False
+    merges: bool = False
     digits: int = 0
     tolerance: float | None = None
 
@@ -96,9 +98,14 @@ CHOICES: dict[Kernels, KernelChoice] = {
         tolerance=INT8_TOLERANCE,
     ),
     "packed": KernelChoice(PackedLinear, "packed {weights} (oneDNN)", _unpackable),
+    "merged": KernelChoice(None, "merged {weights} (PyTorch)", _none, merges=True),
     "eager": KernelChoice(None, "eager {weights} (PyTorch)", _none),
 }
-"""All choices; ``auto`` takes the first supported one that doesn't round."""
+"""All choices; ``auto`` takes the first supported one that doesn't round. On CPUs it takes no merging one.
+
+A GPU's products of few rows take as long as reading the weight, and longer where the weight is small. On a CPU other
+choices merge too, and weights that lie in a mapped file would be copied to memory.
+"""
 
 
 def parse_kernels(kernels: str) -> Kernels:
@@ -119,8 +126,13 @@ def supported_kernels(kernels: Kernels, dtype: torch.dtype, device: torch.device
         EntMTPError: if a choice that is requested by name is unsupported here.
     """
     if kernels == "auto":
-        lossless = [name for name, choice in CHOICES.items() if not choice.digits]
-        return [name for name in lossless if CHOICES[name].unsupported_reason(dtype, device) is None]
+        return [
+            name
+            for name, choice in CHOICES.items()
+            if not choice.digits
+            and (not choice.merges or device.type == "cuda")
+            and choice.unsupported_reason(dtype, device) is None
+        ]
     if reason := CHOICES[kernels].unsupported_reason(dtype, device):
         raise EntMTPError(f"kernels: '{kernels}' {reason}; use 'auto'")
     return [kernels]

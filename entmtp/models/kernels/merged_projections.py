@@ -6,23 +6,37 @@ Siblings are found by observing a pass instead of by name, so that this works fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import nn
 
-Product = Callable[[torch.Tensor, torch.Tensor | None], nn.Module]
+Multiply = Callable[[torch.Tensor], torch.Tensor]
+"""``[..., in] -> [..., out]``."""
+Product = Callable[[torch.Tensor, torch.Tensor | None], Multiply]
 """Factory of a layer from a weight ``[out, in]`` and a bias ``[out]`` or None."""
 
 
 class MergedProduct:
     """The product of several sibling layers: the first one that is called computes the outputs of all."""
 
-    def __init__(self, layers: Sequence[nn.Linear], product: Product) -> None:
+    def __init__(self, layers: Sequence[nn.Linear], product: Product, in_place: bool = False) -> None:
+        """Make the ``product``; with ``in_place``, the layers' weights and biases become slices of its own.
+
+        Then no memory is added, and whoever has the layers may still run them.
+        """
         self._sizes = [layer.out_features for layer in layers]
-        self._linear = product(torch.cat([layer.weight for layer in layers]), _merged_bias(layers))
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = _merged_bias(layers)
+        self._linear = product(weight, bias)
+        if in_place:
+            for layer, own in zip(layers, weight.split(self._sizes), strict=True):
+                layer.weight.data = own
+            for layer, own in zip(layers, () if bias is None else bias.split(self._sizes)):
+                if layer.bias is not None:
+                    layer.bias.data = own
         self._states: torch.Tensor | None = None
         self._outputs: dict[int, torch.Tensor] = {}
 
@@ -38,13 +52,17 @@ class MergedProduct:
 
 
 class MergedLinear(nn.Module):
-    """Replacement of one of the layers of a :class:`MergedProduct`, for inference only."""
+    """Replacement of one of the layers of a :class:`MergedProduct`, for inference only.
 
-    weight = None
+    Attributes:
+        weight, bias: of the ``layer`` that it replaces, where they are slices of the product's, else None.
+    """
 
-    def __init__(self, merged: MergedProduct, number: int) -> None:
+    def __init__(self, merged: MergedProduct, number: int, layer: nn.Linear | None = None) -> None:
         super().__init__()
         self._merged, self._number = merged, number
+        self.weight: nn.Parameter | None = None if layer is None else layer.weight
+        self.bias: torch.Tensor | None = None if layer is None else layer.bias
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """``[..., in] -> [..., out]``."""
@@ -98,6 +116,29 @@ def merge_linear_layers(model: nn.Module, groups: Sequence[Sequence[nn.Linear]],
     for group in groups:
         merged = MergedProduct(group, product)
         replacements |= {layer: MergedLinear(merged, number) for number, layer in enumerate(group)}
+    _replace(model, replacements)
+
+
+@torch.no_grad()
+def merge_in_place(model: nn.Module, groups: Sequence[Sequence[nn.Linear]]) -> None:
+    """Replace each of the ``groups`` of layers of ``model`` by one product of PyTorch's own.
+
+    Their weights and biases become slices of the product's. It is done group by group, so that the memory of one group
+    is all that it takes meanwhile. A weight that is more than a tensor, as some quantizations' are, stays as it is.
+    """
+    replacements: dict[nn.Module, MergedLinear] = {}
+    for group in groups:
+        if all(type(layer.weight.data) is torch.Tensor for layer in group):
+            merged = MergedProduct(group, _plain_product, in_place=True)
+            replacements |= {layer: MergedLinear(merged, number, layer) for number, layer in enumerate(group)}
+    _replace(model, replacements)
+
+
+def _plain_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
+    return partial(nn.functional.linear, weight=weight, bias=bias)
+
+
+def _replace(model: nn.Module, replacements: Mapping[nn.Module, MergedLinear]) -> None:
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if layer in replacements:

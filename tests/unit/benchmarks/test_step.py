@@ -27,7 +27,7 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.original_hydra import OriginalHydraConfig, OriginalHydraHeads
 from entmtp.heads.stateless import StatelessExpansion
 from entmtp.models.build import build_backbone
-from entmtp.policies.hardware_profile import load_profile
+from entmtp.policies.hardware_profile import ProfileProvenance, load_profile
 from entmtp.policies.signals import Signals
 from entmtp.settings import Kernels
 from entmtp.trees.topology import Topology
@@ -242,3 +242,17 @@ def test_one_command_prints_keeps_and_makes_a_profile(tmp_path: Path, monkeypatc
     assert expanded is not None
     assert expanded.narrow_draft_ms == expanded.wide_draft_ms == profile.points[1].expanded_draft_ms
     assert {path.name for path in tmp_path.iterdir()} == {"step.json", "here.json"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "captured", "padded"), [([0, 3], True, True), ([0, 3], False, False), ([0, 2], True, False)]
+)
+def test_a_profile_is_a_staircase_where_the_stairs_were_measured(
+    sizes: list[int], captured: bool, padded: bool
+) -> None:
+    origin = dict.fromkeys(("hardware", "date", "command", "commit", "model", "heads_kind", "dtype", "kernels"), "x")
+    keys = [*(("verify", size) for size in sizes), *((kind, 1) for kind in ("narrow", "wide", "expanded"))]
+    times = dict.fromkeys(keys, StepTime(dict.fromkeys(PARTS, 1.0), 0.0, 5.0))
+    point = step.profile_point(1, 20, sizes, 1, times)
+    measured = ProfileProvenance(**origin, versions={})
+    assert step.make_profile(measured, sizes, [(1, 20)], [point], captured).padded is padded

@@ -27,6 +27,7 @@ from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from tests.helpers.arrivals import come_and_go
 from tests.helpers.examples import examples
+from tests.helpers.heads_with_features import feature_heads
 from tests.helpers.hydra_plus_plus_heads import random_hydra_plus_plus_heads
 from tests.helpers.small_cases import (
     SMALL_VOCAB,
@@ -238,6 +239,50 @@ def test_a_growing_context_needs_a_capture_every_so_many_tokens(monkeypatch: pyt
     assert len(set(captures)) == 1 + 5
 
 
+@pytest.mark.parametrize("kind", ["hydra", "features"])
+def test_results_take_the_same_memory_however_many_parts_are_captured(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "ROUNDED_ROWS", 16)
+    backbone = taped_backbone()
+    heads = small_heads(kind, backbone) if kind == "hydra" else feature_heads(backbone, layers=(0, 1))
+    state = taped_state(backbone, heads, slots=2)
+    generator = random.Random(0)
+    policy = SequencePolicy([drawn_tree(generator) for _ in range(5)], 8)
+    prompts = [small_prompt(5), small_prompt(9)]
+    both = running(state, prompts)
+    for sequence in both:
+        sequence.policy_state = policy.start()
+    for requests in (both, both[:1]):
+        for _ in range(30):
+            decode_step(state, policy, requests)
+    for sequence, prompt in zip(both, prompts, strict=True):
+        assert sequence.tokens == greedy(backbone.model, prompt, len(sequence.tokens))
+    verified = [key for key in state.graphs._captured if isinstance(key, tuple) and key[0] == "verify"]
+    results = [output for key in verified for output in state.graphs._captured[key].outputs]
+    assert len(results) > 3 * 10
+    memory = {output.untyped_storage().data_ptr(): output.untyped_storage().nbytes() for output in results}
+    a_row = SMALL_VOCAB + backbone.hidden_size * (1 + len(heads.feature_layers))
+    assert sum(memory.values()) == 2 * 64 * a_row * 4
+    assert len(memory) == (3 if heads.feature_layers else 2)
+
+
+def test_memory_of_results_grows_with_a_larger_tree_and_earlier_graphs_go_on() -> None:
+    backbone = taped_backbone()
+    state = taped_state(backbone, small_heads("hydra", backbone), slots=1)
+    large = Topology.of([(first, *rest) for first in range(8) for rest in [(), *((second,) for second in range(8))]])
+    policy = SequencePolicy([*[TREES["bushy"]] * 3, *[large] * 3], 8)
+    (request,) = running(state, [small_prompt(5)])
+    request.policy_state = policy.start()
+    sizes = []
+    for _ in range(18):
+        decode_step(state, policy, [request])
+        sizes.append(len(state.graphs._shared_buffers["logits"]) // SMALL_VOCAB)
+    assert sizes == [64] * 3 + [128] * 15
+    assert request.tokens == greedy(backbone.model, small_prompt(5), len(request.tokens))
+    assert request.completion.steps[-4].is_steady, "the smaller tree's graph"
+
+
 def test_only_replayed_steps_tell_what_steps_cost() -> None:
     class Watching(SequencePolicy):
         observed = 0
@@ -296,7 +341,7 @@ def test_a_captured_part_reads_the_trees_loaded_last_and_runs_no_python() -> Non
 
 
 def test_without_a_capturer_parts_are_plain_calls() -> None:
-    graphs = Graphs.on(torch.device("cpu"))
+    graphs = Graphs.on([torch.device("cpu")])
     trees = TreeBatch.of([TREES["wide"]])
     assert graphs.stage_inputs(trees) is trees
     for _ in range(2):

@@ -1,13 +1,16 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from entmtp.decoding import measure_cost
+from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.outputs import StepRecord
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.policies.cost_cache import read_cost
+from entmtp.policies.online_cost import OnlineStepCost
 from entmtp.policies.signals import Signals
 from entmtp.policies.static import StaticPolicy
 from entmtp.policies.step_cost import CostTable
@@ -15,6 +18,7 @@ from entmtp.trees.published import published_tree
 from entmtp.trees.topology import Topology
 from tests.helpers.native_models import mtp_model, native_heads
 from tests.helpers.simulated_machine import step_cost
+from tests.helpers.taped_graphs import Taped
 from tests.helpers.tiny_models import VOCAB, random_heads, tiny_model
 
 
@@ -31,7 +35,6 @@ def heads(backbone: Backbone) -> DraftHeads:
 @pytest.fixture(autouse=True)
 def _few_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure_cost, "_REPETITIONS", 2)
-    monkeypatch.setattr(measure_cost, "_WARM_UP", 1)
 
 
 def test_it_is_measured_once_then_read_back(
@@ -148,6 +151,37 @@ def test_several_requests_are_measured_at_doubling_numbers_each_once(
     assert cost.table(1).typical.nodes == list(measure_cost.NODES)
     assert cost.table(3).typical.nodes == list(measure_cost.BATCHED_NODES)
     assert cost.table(3).typical.wide_nodes == measure_cost.BATCHED_NODES[-1]
+    assert not cost.padded
     assert "for 2 requests" in said[1]
     assert measure_cost.machine_cost(backbone, heads, tmp_path, said.append, slots=2).measured[2] == cost.measured[2]
     assert len(said) == 3
+
+
+def test_where_steps_are_captured_the_stairs_are_measured_for_every_number_of_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure_cost, "WIDE_SPREAD", 1e9)
+    model = tiny_model("llama", num_hidden_layers=1)
+    model.config.max_position_embeddings = 1024
+    eager = build_backbone(model, "eager")
+    heads = random_heads("hydra", eager, draft_vocab_size=VOCAB).attach(eager)
+    before = measure_cost.step_cost(eager, heads, tmp_path, print)
+    monkeypatch.setattr(Graphs, "on", classmethod(lambda cls, devices: cls(Taped())))
+    captured: list[int] = []
+
+    def counted(work: Any, repetitions: int, warm_up: int) -> Any:
+        records = run_interleaved(work, repetitions, warm_up)
+        captured.extend(step.captures for steps in records.values() for step in steps)
+        return records
+
+    run_interleaved = measure_cost.run_interleaved
+    monkeypatch.setattr(measure_cost, "run_interleaved", counted)
+    cost = measure_cost.machine_cost(eager, heads, tmp_path, print, slots=2)
+    assert cost.padded
+    assert not before.padded
+    for batch in (1, 2):
+        (near, far) = cost.table(batch).costs
+        assert near.nodes == far.nodes == [0, 1, 3, 7, 15, 23, 31, 39, 47, 63]
+        assert near.wide_nodes == 63
+    assert set(captured) == {0}, "a step that captures takes longer than any later one"
+    assert OnlineStepCost(cost).padded

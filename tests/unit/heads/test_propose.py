@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import silu
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from entmtp.errors import EntMTPError
 from entmtp.heads.stateless import StatelessHeads
@@ -162,3 +163,30 @@ def test_weights_that_training_changed_are_seen(heads: StatelessHeads) -> None:
     heads.train().eval()
     assert not torch.allclose(changed, before, atol=1e-3)
     assert torch.equal(heads.propose(hidden, root, trees).log_probs, before)
+
+
+class _Conversions(TorchDispatchMode):
+    """Collects the numbers of elements of integers whose type is converted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.integers: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name in ("aten::to", "aten::_to_copy") and not args[0].is_floating_point():
+            self.integers.append(args[0].numel())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_likeliest_tokens_are_found_without_converting_the_draft_vocabulary(dtype: torch.dtype) -> None:
+    heads = random_heads("hydra", build_backbone(tiny_model("llama", num_hidden_layers=1)))
+    logits = torch.randn(3, 2, DRAFT_VOCAB, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with torch.inference_mode(), _Conversions() as conversions:
+        tokens, log_probs = heads.likeliest(logits, 5)
+    expected = logits.double().log_softmax(-1).topk(5)
+    assert tokens.dtype == torch.int64
+    assert torch.equal(logits.gather(-1, expected.indices), logits.topk(5).values)
+    torch.testing.assert_close(log_probs, expected.values.float(), rtol=1e-6, atol=1e-6)
+    assert all(token in heads.draft_vocab for token in tokens.flatten())
+    assert conversions.integers == [tokens.numel()]

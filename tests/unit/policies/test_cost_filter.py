@@ -38,6 +38,16 @@ def test_sizes_that_were_measured_wrong_are_put_right() -> None:
         assert cost(wide(nodes)) - cost.draft(wide(nodes)) == pytest.approx(expected, rel=0.05)
 
 
+def test_padded_trees_share_what_steps_of_their_width_teach() -> None:
+    padded = COST.model_copy(update={"padded": True})
+    online = CostFilter(CostTable(contexts=[CONTEXT], costs=[padded]))
+    for _ in range(300):
+        online.observe(wide(4), CONTEXT, 3 * padded.without_draft(7), padded.draft(wide(7)))
+    cost = online.at(CONTEXT)
+    assert cost(wide(4)) == cost(wide(5)) == cost(wide(7))
+    assert online.size_factor(7) > 2.9
+
+
 def test_a_machine_that_slows_down_while_it_decodes_plainly_compares_trees_as_before() -> None:
     online = CostFilter(TABLE)
     cost = online.at(CONTEXT)

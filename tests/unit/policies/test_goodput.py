@@ -10,6 +10,7 @@ from entmtp.policies.goodput import GoodputPolicy, candidates
 from entmtp.policies.policy_cost import FixedCost
 from entmtp.policies.rate import best_choices
 from entmtp.policies.signals import Signals
+from entmtp.policies.step_cost import StepCost
 from entmtp.trees.predictor import Predictor
 from entmtp.trees.topology import Topology
 from tests.helpers.policy_costs import ChangingCost, LinearCost
@@ -54,6 +55,27 @@ def test_guesses_are_expected_to_gain_the_chances_of_their_paths_the_root_not_co
     (choice,) = policy.choose([EASY], biases, [63], lambda requests: pytest.fail("it drafted"))
     assert choice.topology.nodes == 4
     assert biases[0].expected == pytest.approx(0.9 + 0.8 + 0.7 + 0.05)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_where_trees_are_padded_they_fill_the_padding(batch: int) -> None:
+    paths = [(rank,) for rank in range(64)]
+    chances = [0.9 * 0.97**rank / 20 for rank in range(64)]
+    predictor = Predictor(**PREDICTOR.model_dump() | {"paths": paths, "probabilities": [chances, chances]})
+    cost = StepCost(
+        nodes=[0, 63],
+        verify_ms=[10.0, 14.0],
+        narrow_draft_ms=[0.1],
+        wide_draft_ms=[0.1],
+        wide_nodes=63,
+        hardware="",
+        padded=True,
+    )
+    policy = GoodputPolicy(predictor, FixedCost(lambda batch, context: cost, padded=True), 8)
+    assert {tree.nodes for tree in policy.trees} == {0, 1, 3, 7, 15, 23, 31, 39, 47, 63}
+    assert {tree.nodes for tree in chosen_by(policy, *[EASY] * batch)} <= {1, 3, 7, 15, 23, 31, 39, 47, 63}
+    limited = policy.best_trees([0.0] * batch, [22] * batch)
+    assert {policy.trees[at].nodes for at in limited} <= {1, 3, 7, 15}
 
 
 def test_plain_decoding_where_every_node_costs_a_step() -> None:

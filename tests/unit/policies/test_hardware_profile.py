@@ -48,6 +48,14 @@ def test_between_points_it_is_linear(batch: int, context: int, scale: float) -> 
     assert cost.wide_nodes == 63
 
 
+def test_a_profile_of_padded_trees_has_costs_of_padded_trees() -> None:
+    cost = HardwareProfile.model_validate(table(nodes=[0, 3], padded=True)).cost()
+    assert (cost.padded, cost.without_draft(2), cost.without_draft(3)) == (True, 10.0, 10.0)
+    plain = HardwareProfile.model_validate(table(nodes=[0, 3])).cost()
+    assert not plain.padded, "without the field"
+    assert plain.without_draft(2) == pytest.approx(5 + 10 / 3)
+
+
 def test_growing_costs_what_was_measured_for_it_whatever_the_trees_width() -> None:
     assert profile().expanded_cost() is None
     expanded = HardwareProfile.model_validate(table(points=[expanded_point(*one) for one in GRID])).expanded_cost(

@@ -120,8 +120,25 @@ def test_no_tree_has_more_nodes_than_its_request_may_have(
         signals = [Signals(at, nats, nats, 1.0, gained if at else 0) for _, nats in requests]
         for tree, limit in zip(chosen(policy, signals, states, limits, begin), limits, strict=True):
             assert tree.nodes <= limit
+            assert tree.nodes <= policy.max_nodes
             assert tree == Topology.root_only() or Topology.of(tree.paths).paths == tree.paths
     assert all(limits[request] for request in drafted), "a request that may have no tree was drafted for"
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "scheduled"])
+def test_every_policy_says_how_large_its_trees_get(name: str) -> None:
+    policy = POLICIES[name]()
+    free = chosen(policy, [Signals(0, 0.1, 0.1, 1.0)], [policy.start()], [MAX_NODES])
+    assert free[0].nodes <= policy.max_nodes < MAX_NODES
+
+
+def test_what_a_bank_policy_may_choose_does_not_depend_on_costs() -> None:
+    expensive = FixedCost(small_cost(50.0, 50.0).of_batch)
+    bank = small_bank()
+    ladder, static = BankLadderPolicy(bank, expensive, 0.05), BestStaticPolicy(bank, expensive, 8)
+    assert ladder.ladder.nodes == 0
+    assert ladder.max_nodes == max(len(one.paths) for one in bank.bins) > 0
+    assert static.max_nodes == max(len(one.paths) for one in bank.by_depth) > 0
 
 
 @pytest.mark.parametrize("name", list(POLICIES))

@@ -59,6 +59,25 @@ def test_more_depth_than_was_measured_costs_as_the_deepest() -> None:
     assert table().draft(deep) == pytest.approx(4 + 5 * 2 / 10)
 
 
+def test_where_trees_are_padded_all_of_a_width_cost_the_same() -> None:
+    fields = {"nodes": [0, 1, 3, 7, 15], "verify_ms": [10.0, 12.0, 13.0, 14.0, 20.0]}
+    plain, padded = table(**fields), table(**fields, padded=True)
+    assert [padded.without_draft(nodes) for nodes in range(9)] == [10, 12, 13, 13, 14, 14, 14, 14, 20]
+    assert padded.without_draft(16) == plain.without_draft(23), "beyond the grid too"
+    assert padded.draft(wide(4)) == padded.draft(wide(7)) == plain.draft(wide(7)) > plain.draft(wide(4))
+    assert padded.draft(Topology.root_only()) == 0
+    costs = BatchedCost(measured={1: at_any(padded), 3: at_any(padded)})
+    assert costs.padded
+    assert costs.table(2).costs[0].without_draft(2) == 13
+
+
+def test_a_file_says_that_trees_are_padded_and_one_that_does_not_is_as_it_was() -> None:
+    assert "padded" not in table().model_dump_json()
+    for cost in (table(), table(padded=True)):
+        assert StepCost.model_validate_json(cost.model_dump_json()) == cost
+        assert CostTable.model_validate_json(at_any(cost).model_dump_json()).padded is cost.padded
+
+
 @pytest.mark.parametrize(
     "changes",
     [

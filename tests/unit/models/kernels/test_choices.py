@@ -17,6 +17,7 @@ from tests.helpers.tiny_models import tiny_model
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LOSSLESS = [name for name, choice in CHOICES.items() if not choice.digits]
 HERE = [name for name in LOSSLESS if CHOICES[name].unsupported_reason(torch.float32, CPU) is None]
+"""Choices that a CPU supports; not every model does."""
 LAYERS = [
     (name, choice.make_layer) for name, choice in CHOICES.items() if name in HERE and choice.make_layer is not None
 ]
@@ -61,7 +62,7 @@ def test_a_row_does_not_depend_on_other_rows(name: str, make: MakeLayer, rows: i
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("name", [name for name in HERE if name != "merged"])
 def test_a_good_choice_is_accepted(model_type: str, name: Kernels) -> None:
     backbone = build_backbone(tiny_model(model_type, initializer_range=0.1), name)
     assert backbone.kernels == name
@@ -126,7 +127,10 @@ def test_auto_takes_the_fastest_first() -> None:
     assert supported_kernels("auto", torch.float32, CPU) == [
         name for name in ("fused", "packed", "eager") if name in HERE
     ]
-    assert supported_kernels("auto", torch.float32, CUDA) == ["eager"]
+    for dtype in (torch.float32, torch.bfloat16):
+        assert supported_kernels("auto", dtype, CUDA) == ["merged", "eager"]
+    assert "merged" not in supported_kernels("auto", torch.float16, CPU)
+    assert supported_kernels("merged", torch.float32, CPU) == ["merged"]
 
 
 def test_an_unknown_name_is_refused() -> None:
