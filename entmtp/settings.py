@@ -10,7 +10,7 @@ from entmtp.errors import EntMTPError, validation_message
 
 S = TypeVar("S", bound="Settings")
 
-Kernels = Literal["auto", "fused", "fused-int16", "fused-int8", "packed", "eager"]
+Kernels = Literal["auto", "triton", "fused", "fused-int16", "fused-int8", "packed", "eager"]
 """Kernels of a model's linear layers (:mod:`entmtp.models.kernels.choices`).
 
 'auto': the fastest ones that keep the loaded model's text.

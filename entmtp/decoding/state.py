@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import torch
 
-from entmtp.decoding.acceptance import Accepted
+from entmtp.decoding.acceptance import Accepted, accept_greedy, accept_greedy_triton
 from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.sampling import GREEDY, Sampler, choose_first_token
 from entmtp.decoding.timers import Stopwatch
@@ -17,6 +17,7 @@ from entmtp.heads.interface import AcceptedPaths, Expansion
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, TreeCache
 from entmtp.models.kernels.choices import CHOICES
+from entmtp.models.kernels.triton.ancestor_bits import MAX_NODES
 from entmtp.policies.signals import entropy
 from entmtp.trees.batch import TreeBatch, rounded_rows
 
@@ -153,6 +154,14 @@ class DecodingState:
         """
         logits, states = self.backbone.verify(tokens, trees, kv_range, self.cache, self.feature_layers)
         return logits, states.hidden, states.features
+
+    def accept_greedy(
+        self, tokens: torch.Tensor, logits: torch.Tensor, hidden: torch.Tensor, trees: TreeBatch
+    ) -> Accepted:
+        """Accept the longest greedy path of each tree; the report covers whether ``hidden`` is finite."""
+        if CHOICES[self.backbone.kernels].is_triton and trees.width <= MAX_NODES:
+            return accept_greedy_triton(tokens, logits, hidden, trees)
+        return accept_greedy(tokens, logits, trees).with_finite_check(hidden)
 
     def commit(
         self, slots: tuple[int, ...], tokens: torch.Tensor, features: torch.Tensor, accepted: Accepted

@@ -30,8 +30,8 @@ def build_transformers_backbone(model: PreTrainedModel, kernels: Kernels) -> Tra
     choose_attention(backbone, expected)
     refusals = []
     while True:
-        backbone.use_kernels(chosen, siblings)
         try:
+            backbone.use_kernels(chosen, siblings)
             check_kernels(backbone, expected)
             break
         except EntMTPError as refusal:

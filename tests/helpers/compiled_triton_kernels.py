@@ -75,9 +75,8 @@ class Variant:
 def variants(dtype: str, every: bool) -> Iterator[Variant]:
     """Kernels for weights of a type, in sizes from small models' to those of 70B."""
     sizes = "i32"
-    for width, has_update in product(
-        (576, 4096, 8192, 16384) if every else (8192,), (False, True) if every else (True,)
-    ):
+    optional = (False, True) if every else (True,)
+    for width, has_update in product((576, 4096, 8192, 16384) if every else (8192,), optional):
         block = triton.next_power_of_2(width)
         types, fixed = {"width": sizes, "eps": "fp32"}, {"has_update": has_update, "block": block}
         yield Variant(f"add_norm {width}", add_norm_kernel, dtype, types, fixed, {"num_warps": norm_warps(block)})

@@ -16,6 +16,7 @@ from entmtp.errors import EntMTPError
 from entmtp.models.kernels import compiled, fused_linear
 from entmtp.models.kernels.block_weight import formats_of
 from entmtp.models.kernels.packed_linear import PACKABLE, MakeLayer, PackedLinear, can_pack
+from entmtp.models.kernels.triton import support
 from entmtp.settings import Kernels
 
 
@@ -28,6 +29,8 @@ class KernelChoice:
         description: text for a user; ``{weights}`` stands for the type or the formats of the weights.
         unsupported_reason: gives the reason why weights of this type and device can't use the choice, or None.
         fuses: whether decoder layers of a known kind run as a few loops each.
+        is_triton: whether decoder layers, acceptance and moves of cache rows run in Triton's kernels; only a decoder of
+            a known kind can use the choice. ``auto`` takes it on GPUs alone, since elsewhere it is interpreted.
         digits: digits of 8 bits to which the inputs of products are rounded, so that the text isn't the model's own;
             0 if they aren't. ``auto`` never takes a choice that rounds.
         tolerance: allowed difference from the unmodified model, in place of the type's own.
@@ -37,6 +40,7 @@ class KernelChoice:
     description: str
     unsupported_reason: Callable[[torch.dtype, torch.device], str | None]
     fuses: bool = False
+    is_triton: bool = False
     digits: int = 0
     tolerance: float | None = None
 
@@ -78,6 +82,7 @@ They find errors. How many texts stay the same is counted by `benchmarks.identit
 """
 
 CHOICES: dict[Kernels, KernelChoice] = {
+    "triton": KernelChoice(None, "triton {weights} (for this GPU)", support.unsupported_reason, is_triton=True),
     "fused": KernelChoice(fused_linear.FusedLinear, "fused {weights} (C++ for this CPU)", _unfusable, fuses=True),
     "fused-int16": KernelChoice(
         fused_linear.Int16Linear,
@@ -119,7 +124,8 @@ def supported_kernels(kernels: Kernels, dtype: torch.dtype, device: torch.device
         EntMTPError: if a choice that is requested by name is unsupported here.
     """
     if kernels == "auto":
-        lossless = [name for name, choice in CHOICES.items() if not choice.digits]
+        on_gpu = device.type == "cuda"
+        lossless = [name for name, choice in CHOICES.items() if not choice.digits and (on_gpu or not choice.is_triton)]
         return [name for name in lossless if CHOICES[name].unsupported_reason(dtype, device) is None]
     if reason := CHOICES[kernels].unsupported_reason(dtype, device):
         raise EntMTPError(f"kernels: '{kernels}' {reason}; use 'auto'")
