@@ -77,7 +77,9 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="the same seed draws the same text")] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
-    kernels: Annotated[str, typer.Option(help="auto, fused, fused-int16 or -int8 (lossy), packed or eager")] = "auto",
+    kernels: Annotated[
+        str, typer.Option(help="auto, triton, fused, fused-int16 or -int8 (lossy), packed or eager")
+    ] = "auto",
     weights: Annotated[str, typer.Option(help="own, or q8 or q4: rounded at load, on a CPU")] = "own",
 ) -> None:
     """Answer a prompt, streaming; then one line of statistics."""

@@ -255,7 +255,7 @@ def _triton_decoder(decoder: torch.nn.Module) -> TritonDecoder:
     from entmtp.models.kernels.triton.decoder import TritonDecoder, unsupported_reason
 
     if reason := unsupported_reason(decoder):
-        raise EntMTPError(f"kernels: 'triton' {reason}; use 'auto'")
+        raise EntMTPError(f"kernels: 'triton' {reason}; use 'eager'")
     return TritonDecoder(decoder)
 
 

@@ -34,7 +34,14 @@ from entmtp.models.kernels.triton.row_statistics import (
     merge_statistics_kernel,
 )
 from entmtp.models.kernels.triton.silu_mul import silu_mul_kernel
-from entmtp.models.kernels.triton.tree_attention import MAX_SPLITS, attend_kernel, combine_kernel, tile_of
+from entmtp.models.kernels.triton.tree_attention import (
+    MAX_SPLITS,
+    REGISTERS,
+    STAGES,
+    attend_kernel,
+    combine_kernel,
+    tile_of,
+)
 
 TARGETS = (80, 90)
 """Compute capabilities."""
@@ -117,7 +124,7 @@ def _attention(dtype: str, every: bool) -> Iterator[Variant]:
         tile = tile_of(queries, dim_block, BYTES[dtype])
         fixed = {"groups": 4, "kv_heads": 8, "head_dim": head_dim, "splits": splits, "query_block": tile.queries}
         fixed |= {"rows_block": tile.cache_rows, "dim_block": dim_block}
-        options = {"num_warps": tile.warps, "num_stages": 2}
+        options = {"num_warps": tile.warps, "num_stages": STAGES, "maxnreg": REGISTERS}
         name = f"attend {head_dim}, {queries} queries, {splits} splits"
         yield Variant(name, attend_kernel, dtype, types, fixed, options)
         if splits > 1 and queries == 1:

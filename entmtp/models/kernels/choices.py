@@ -30,7 +30,7 @@ class KernelChoice:
         unsupported_reason: gives the reason why weights of this type and device can't use the choice, or None.
         fuses: whether decoder layers of a known kind run as a few loops each.
         is_triton: whether decoder layers, acceptance and moves of cache rows run in Triton's kernels; only a decoder of
-            a known kind can use the choice. ``auto`` takes it on GPUs alone, since elsewhere it is interpreted.
+            a known kind can use the choice.
         digits: digits of 8 bits to which the inputs of products are rounded, so that the text isn't the model's own;
             0 if they aren't. ``auto`` never takes a choice that rounds.
         tolerance: allowed difference from the unmodified model, in place of the type's own.
@@ -43,6 +43,10 @@ class KernelChoice:
     is_triton: bool = False
     digits: int = 0
     tolerance: float | None = None
+
+    def is_interpreted(self, device: torch.device) -> bool:
+        """Whether its kernels would be interpreted on this device, which takes far too long for all but tests."""
+        return self.is_triton and device.type != "cuda"
 
 
 def _none(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -124,8 +128,7 @@ def supported_kernels(kernels: Kernels, dtype: torch.dtype, device: torch.device
         EntMTPError: if a choice that is requested by name is unsupported here.
     """
     if kernels == "auto":
-        on_gpu = device.type == "cuda"
-        lossless = [name for name, choice in CHOICES.items() if not choice.digits and (on_gpu or not choice.is_triton)]
+        lossless = [name for name, choice in CHOICES.items() if not choice.digits and not choice.is_interpreted(device)]
         return [name for name in lossless if CHOICES[name].unsupported_reason(dtype, device) is None]
     if reason := CHOICES[kernels].unsupported_reason(dtype, device):
         raise EntMTPError(f"kernels: '{kernels}' {reason}; use 'auto'")

@@ -11,7 +11,7 @@ from entmtp.models.kernels.triton.row_statistics import row_statistics
 from entmtp.trees.batch import TreeBatch
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "depths"])  # one compilation for trees of about a size
 def accept_kernel(
     tokens, best, parent, depth, bits, entropy, finite, nodes, counts, root, report,
     width, depths, width_block: tl.constexpr,

@@ -2,7 +2,7 @@
 
 A layer is add and norm, a product for queries, keys and values, rotary embedding and cache write, tree attention, a
 product, add and norm, a product for gates and values, their gated product, and a product. Products are PyTorch's, with
-joint weights. Start, lengths and slots are read on the device, so that a captured pass serves every context. The
+merged weights. Start, lengths and slots are read on the device, so that a captured pass serves every context. The
 self-test compares the decoder with the model's own.
 """
 

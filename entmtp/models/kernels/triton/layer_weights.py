@@ -1,4 +1,4 @@
-"""A decoder layer's weights as few joint tensors, of which the model's own layers keep slices."""
+"""A decoder layer's weights as few merged tensors, of which the model's own layers keep slices."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class JointLinear:
-    """Linear layers that read the same states, as one: a weight ``[out, in]`` and a bias ``[out]`` or None."""
+class Product:
+    """A product with a weight ``[out, in]``, and a bias ``[out]`` or None, of one layer or of several."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -23,16 +23,16 @@ class JointLinear:
 
 
 @torch.no_grad()
-def join(layers: Sequence[nn.Linear]) -> JointLinear:
-    """Join the outputs of ``layers``, all with or all without a bias.
+def merge(layers: Sequence[nn.Linear]) -> Product:
+    """Merge ``layers`` that read the same states, all with or all without a bias.
 
-    Their own weights become slices of the joint one, so that they take no further memory.
+    Their own weights become slices of the merged one, so that they take no further memory.
     """
     weight = torch.cat([layer.weight.detach() for layer in layers])
     for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
         layer.weight.data = part
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
-    return JointLinear(weight, torch.cat(biases) if biases else None)
+    return Product(weight, torch.cat(biases) if biases else None)
 
 
 class LayerWeights:
@@ -47,10 +47,10 @@ class LayerWeights:
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = join([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.output = JointLinear(attention.o_proj.weight, attention.o_proj.bias)
-        self.gate_up = join([mlp.gate_proj, mlp.up_proj])
-        self.down = JointLinear(mlp.down_proj.weight, mlp.down_proj.bias)
+        self.qkv = merge([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.output = Product(attention.o_proj.weight, attention.o_proj.bias)
+        self.gate_up = merge([mlp.gate_proj, mlp.up_proj])
+        self.down = Product(mlp.down_proj.weight, mlp.down_proj.bias)
         self.input_norm: torch.Tensor = layer.input_layernorm.weight
         self.middle_norm: torch.Tensor = layer.post_attention_layernorm.weight
         self.eps: float = layer.input_layernorm.variance_epsilon

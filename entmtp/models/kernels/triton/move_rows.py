@@ -11,7 +11,7 @@ from entmtp.models.kernels.triton.operators import operator
 COLUMNS = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "count"])  # one compilation for paths of about a length
 def move_rows_kernel(
     pool, slots, start, nodes, heads, count, block_stride, slot_stride, head_stride, head_dim,
     count_block: tl.constexpr, columns: tl.constexpr,

@@ -15,7 +15,7 @@ from entmtp.models.kernels.triton.operators import operator
 HEADS_PER_PROGRAM = 8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens_per_request"])  # one compilation for all trees
 def rope_write_kernel(
     qkv,
     cosines,
@@ -77,7 +77,7 @@ def rope_write_kernel(
     row = tl.load(cache_rows + token)
     slot = tl.load(slots + token // tokens_per_request)
     kv_head = tl.where(is_value, head - heads - kv_heads, head - heads)
-    target = slot * slot_stride + kv_head * head_stride + row * head_dim + column
+    target = slot * slot_stride + kv_head.to(tl.int64) * head_stride + row * head_dim + column
     is_stored = inside & (row > 0)  # row 0 is padding's
     tl.store(keys + target, first, mask=is_stored & (head >= heads) & (head < heads + kv_heads))
     tl.store(keys + target + half, second, mask=is_stored & (head >= heads) & (head < heads + kv_heads))

@@ -33,7 +33,7 @@ class RowStatistics(NamedTuple):
     entropy: torch.Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def block_statistics_kernel(
     logits, values, indices, maxima, sums, moments, width, blocks, count: tl.constexpr, block: tl.constexpr
 ):
@@ -58,7 +58,7 @@ def block_statistics_kernel(
         free = tl.where(column == index, _NO_INDEX, free)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def merge_statistics_kernel(
     values, indices, maxima, sums, moments, tokens, top, log_sum_exp, entropy, width, blocks,
     count: tl.constexpr, blocks_block: tl.constexpr, candidates_block: tl.constexpr,

@@ -21,6 +21,10 @@ from entmtp.models.kernels.triton.operators import operator
 MAX_SPLITS = 16
 NO_WINDOW = 2**30
 """Sliding window of layers that have none, in positions."""
+STAGES = 2
+"""Tiles of keys and values in shared memory at a time."""
+REGISTERS = 255
+"""Registers of a thread: with a limit of its own choice the assembler spills a few for more programs at a time."""
 _LOG2_E = 1.4426950408889634
 
 
@@ -44,7 +48,7 @@ def _attend_rows(
     return highest, total * shrink + tl.sum(weights, axis=1), weighted * shrink[:, None] + update
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "window"])  # one compilation for all trees and layers
 def attend_kernel(
     qkv,
     keys,
@@ -204,7 +208,8 @@ def _attend(
         rows_block=tile.cache_rows,
         dim_block=dim_block,
         num_warps=tile.warps,
-        num_stages=2,
+        num_stages=STAGES,
+        maxnreg=REGISTERS,
     )
 
 
@@ -239,7 +244,7 @@ def tile_of(queries: int, dim_block: int, element_size: int) -> Tile:
     if element_size > 2:
         return Tile(16, 16, 4)
     rows = min(64, max(16, triton.next_power_of_2(queries)))
-    return Tile(rows, 64 if dim_block <= 128 else 32, 8 if rows == 64 else 4)
+    return Tile(rows, 64 if dim_block <= 128 else 32, 8 if rows >= 32 else 4)
 
 
 @cache

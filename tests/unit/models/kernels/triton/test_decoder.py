@@ -112,7 +112,7 @@ def test_positions_are_embedded_as_the_models_own_code_does(rope_type: str) -> N
     assert_same(on_device("llama", rope_parameters=rope, max_position_embeddings=48), STEPS[1:2])
 
 
-def test_the_models_own_layers_keep_slices_of_the_joint_weights() -> None:
+def test_the_models_own_layers_keep_slices_of_the_merged_weights() -> None:
     model = on_device("qwen2")
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     build_backbone(model, "triton")
@@ -160,5 +160,5 @@ def _hooked() -> Any:
     ],
 )
 def test_other_models_are_refused_by_name(make: Any, reason: str) -> None:
-    with pytest.raises(EntMTPError, match=f"^kernels: 'triton' {reason}; use 'auto'$"):
+    with pytest.raises(EntMTPError, match=f"^kernels: 'triton' {reason}; use 'eager'$"):
         build_backbone(make(), "triton")
