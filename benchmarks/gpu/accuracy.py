@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.gpu import kernel_errors
 from benchmarks.gpu.assignment import Assignment, Sheet, print_table
-from benchmarks.lib.record import Table
+from benchmarks.lib.record import Cell, Table
 from benchmarks.lib.timing import random_tree
 from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
@@ -114,7 +114,7 @@ def _alone(table: Table, dtype: torch.dtype, device: torch.device, sizes: kernel
     errors = kernel_errors.kernel_errors(dtype, device, sizes)
     wrong = [name for name, error in errors.items() if not error <= bound]
     for name, error in errors.items():
-        row = [name, _named(dtype), f"{error:.1e}", f"{bound:g}", "FAIL" if name in wrong else "ok"]
+        row: list[Cell] = [name, _named(dtype), f"{error:.1e}", f"{bound:g}", "FAIL" if name in wrong else "ok"]
         table.rows.append(row)
     if wrong:
         raise EntMTPError(f"Triton's kernels in {_named(dtype)}: {', '.join(wrong)} above the bound {bound:g}")

@@ -68,13 +68,15 @@ def check(
     qkv = randn(requests * n, (heads + 2 * kv_heads) * head_dim, seed=seed + 1)
     positions = start[:, None] + batch.depth
     bits = ancestor_bits(batch.ancestors)
-    found = tree_attention(qkv, *pool, slots, start, bits, positions, 0.3, window, splits)
+    keys, values = pool
+    found = tree_attention(qkv, keys, values, slots, start, bits, positions, 0.3, window, splits)
     query = qkv.view(requests, n, -1, head_dim)[:, :, :heads]
     for request, tree in enumerate(trees):
         own = 1 + tree.nodes
         expected = attended(
             query[request, :own],
-            *pool[:, slots[request]],
+            keys[slots[request]],
+            values[slots[request]],
             lengths[request],
             batch.ancestors[request, :own],
             batch.depth[request, :own],
