@@ -242,7 +242,7 @@ def tile_of(queries: int, dim_block: int, element_size: int) -> Tile:
     Matrix units need at least 16 rows. They have no float32, whose products take far more registers.
     """
     if element_size > 2:
-        return Tile(16, 16, 4)
+        return Tile(16, 16, 4 if dim_block <= 128 else 8)
     rows = min(64, max(16, triton.next_power_of_2(queries)))
     return Tile(rows, 64 if dim_block <= 128 else 32, 8 if rows >= 32 else 4)
 
