@@ -110,6 +110,11 @@ def test_nodes_attend_to_their_path_alone(
     check(list(trees), list(lengths), groups, kv_heads, head_dim, window, splits, seed)
 
 
+def test_a_window_hides_committed_rows_and_ancestors() -> None:
+    chain = Topology.of([(0,) * depth for depth in range(1, 6)])
+    check([chain, TREES["bushy"]], [20, 1], 2, 1, 8, 3, 2, seed=0)
+
+
 def test_a_tree_of_64_nodes_uses_every_bit() -> None:
     chains = [(rank, *(0,) * depth) for rank in range(7) for depth in range(9)]
     tree = Topology.of(chains)
