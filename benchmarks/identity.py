@@ -142,7 +142,7 @@ def available_cases(device: torch.device) -> Iterator[Case]:
     """Every choice of kernels with every type that it takes on this device."""
     for name, choice in CHOICES.items():
         for dtype, kind in TYPES.items():
-            if choice.unsupported_reason(kind, device) is None:
+            if not choice.is_interpreted(device) and choice.unsupported_reason(kind, device) is None:
                 yield Case(name, dtype)
 
 

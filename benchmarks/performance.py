@@ -85,11 +85,11 @@ measures are counted as of {date}.
 
 ON_A_GPU = """## On a GPU
 
-Not measured on a GPU yet by `make gpu`. On a machine with one NVIDIA GPU it measures for ten minutes, without a
-network: the card's ceilings, verification against float64, steps by kernels, nodes, requests and context, transformers'
-compiled `generate` on the same weights, the engine's throughput, and the tokens that trees change in bfloat16. Its
-records and a hardware profile are written to `results/gpu`; records that are copied to `docs/performance` are shown
-here.
+Not measured on a GPU yet by `make gpu`, and neither are the Triton kernels (`--kernels triton`). On a machine with one
+NVIDIA GPU it measures for ten minutes, without a network: the card's ceilings, verification against float64, steps by
+kernels, nodes, requests and context, transformers' compiled `generate` on the same weights, the engine's throughput,
+and the tokens that trees change in bfloat16. Its records and a hardware profile are written to `results/gpu`; records
+that are copied to `docs/performance` are shown here.
 """
 
 

@@ -78,7 +78,7 @@ def generate(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     kernels: Annotated[
-        str, typer.Option(help="auto, fused, fused-int16 or -int8 (lossy), packed, merged or eager")
+        str, typer.Option(help="auto, triton, fused, fused-int16 or -int8 (lossy), packed, merged or eager")
     ] = "auto",
     weights: Annotated[str, typer.Option(help="own, or q8 or q4: rounded at load, on a CPU")] = "own",
 ) -> None:

@@ -10,10 +10,11 @@ from entmtp.errors import EntMTPError, validation_message
 
 S = TypeVar("S", bound="Settings")
 
-Kernels = Literal["auto", "fused", "fused-int16", "fused-int8", "packed", "merged", "eager"]
+Kernels = Literal["auto", "triton", "fused", "fused-int16", "fused-int8", "packed", "merged", "eager"]
 """Kernels of a model's linear layers (:mod:`entmtp.models.kernels.choices`).
 
 'auto': the fastest ones that keep the loaded model's text.
+'triton': kernels for NVIDIA GPUs, of Llama-like models.
 'fused': kernels compiled for this CPU.
 'fused-int16', 'fused-int8': these, with the inputs of products with GGUF's blocks rounded to 16 or 8 bits. Faster, and
 lossy.

@@ -10,6 +10,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Commands and services take all cores, which another process uses too: threads that wait for each other must not spin.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
+# Without a GPU the kernels for one run in Triton's interpreter, which has to be chosen before Triton is imported.
+if not Path("/proc/driver/nvidia/version").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 

@@ -1,5 +1,6 @@
 """Verification of ragged batches of trees against float64: every choice of kernels that runs on the device.
 
+Triton's kernels are compared one by one too (:mod:`benchmarks.gpu.kernel_errors`), so that a wrong one has a name.
 Each request has a prompt and a tree of another size. The reference is transformers' model with the same weights in
 float64, run alone on each path from the root to a leaf: it knows neither trees nor their cache.
 """
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks.gpu import kernel_errors
 from benchmarks.gpu.assignment import Assignment, Sheet, print_table
-from benchmarks.lib.record import Table
+from benchmarks.lib.record import Cell, Table
 from benchmarks.lib.timing import random_tree
 from entmtp.errors import EntMTPError
 from entmtp.models.backbone import Backbone
@@ -53,6 +55,7 @@ PROMPTS = (7, 130, 40, 257)
 NODES = (63, 0, 5, 30)
 DEPTH = 5
 BATCHES = 3
+KERNEL_COLUMNS = ["kernel", "type", "max relative error", "bound", "result"]
 COLUMNS = ["model", "type", "kernels", "batches", "max relative error", "bound", "result"]
 NOTES = [
     f"Each batch has requests with prompts of {', '.join(map(str, PROMPTS))} tokens and random trees of"
@@ -64,27 +67,38 @@ NOTES = [
 def measure(assignment: Assignment) -> None:
     """Compare every choice of kernels with float64, in float32 and in bfloat16."""
     table = Table(title="verification against float64", columns=COLUMNS, rows=[])
-    sheet = Sheet(assignment, "accuracy", "Verification against float64", NOTES, [table])
+    alone = Table(title="Triton's kernels alone against float64", columns=KERNEL_COLUMNS, rows=[])
+    sheet = Sheet(assignment, "accuracy", "Verification against float64", NOTES, [table, alone])
     names = list(MODELS)[: assignment.pick(len(MODELS), 2)]
     batches = assignment.pick(BATCHES, 1)
     cells = {
-        f"{name} in {str(dtype).removeprefix('torch.')}": partial(_cell, table, name, dtype, assignment.device, batches)
+        f"{name} in {_named(dtype)}": partial(_cell, table, name, dtype, assignment.device, batches)
         for dtype in BOUNDS
         for name in names
     }
+    for dtype in kernel_errors.BOUNDS:
+        if "triton" in supported_kernels("auto", dtype, assignment.device):
+            sizes = assignment.pick(kernel_errors.Sizes(), kernel_errors.DRY)
+            cells[f"Triton's kernels in {_named(dtype)}"] = partial(_alone, alone, dtype, assignment.device, sizes)
     sheet.fill(cells)
-    print_table(table)
+    for each in sheet.tables:
+        print_table(each)
 
 
 def _cell(table: Table, name: str, dtype: torch.dtype, device: torch.device, batches: int) -> None:
-    """Raises EntMTPError if a choice exceeds the bound; its row is there all the same."""
+    """Raises EntMTPError if a choice exceeds the bound or is refused; its row is there all the same."""
     model = _model(name, dtype, device)
     reference = torch.nn.Module.to(copy.deepcopy(model), torch.float64)
     wrong = []
     for kernels in supported_kernels("auto", dtype, device):
-        found = max_error(_backbone(model, kernels), reference, batches)
+        kind = _named(dtype)
+        try:
+            found = max_error(_backbone(model, kernels), reference, batches)
+        except EntMTPError as refusal:
+            table.rows.append([name, kind, kernels, 0, "refused at load", f"{BOUNDS[dtype]:g}", "FAIL"])
+            wrong.append(str(refusal))
+            continue
         fits = found <= BOUNDS[dtype]  # false for NaN too
-        kind = str(dtype).removeprefix("torch.")
         table.rows.append(
             [name, kind, kernels, batches, f"{found:.1e}", f"{BOUNDS[dtype]:g}", "ok" if fits else "FAIL"]
         )
@@ -92,6 +106,22 @@ def _cell(table: Table, name: str, dtype: torch.dtype, device: torch.device, bat
             wrong.append(f"{kernels} is off by {found:.1e} of the largest logit (bound: {BOUNDS[dtype]:g})")
     if wrong:
         raise EntMTPError("; ".join(wrong))
+
+
+def _alone(table: Table, dtype: torch.dtype, device: torch.device, sizes: kernel_errors.Sizes) -> None:
+    """Raises EntMTPError if a kernel exceeds its bound; its row is there all the same."""
+    bound = kernel_errors.BOUNDS[dtype]
+    errors = kernel_errors.kernel_errors(dtype, device, sizes)
+    wrong = [name for name, error in errors.items() if not error <= bound]
+    for name, error in errors.items():
+        row: list[Cell] = [name, _named(dtype), f"{error:.1e}", f"{bound:g}", "FAIL" if name in wrong else "ok"]
+        table.rows.append(row)
+    if wrong:
+        raise EntMTPError(f"Triton's kernels in {_named(dtype)}: {', '.join(wrong)} above the bound {bound:g}")
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _model(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

@@ -62,7 +62,10 @@ PARTS = (
         30,
         240,
         "pytest",
-        ("-m", "pytest", "tests/integration/test_on_a_gpu.py", "-q", "-p", "no:cacheprovider", "--tb=short"),
+        (
+            *("-m", "pytest", "tests/unit/models/kernels/triton", "tests/unit/decoding/test_triton_steps.py"),
+            *("tests/integration/test_on_a_gpu.py", "-q", "-p", "no:cacheprovider", "--tb=short"),
+        ),
         ("-k", "not bundled"),
     ),
 )

@@ -103,6 +103,19 @@ def accept_greedy_fused(tokens: torch.Tensor, logits: torch.Tensor, hidden: torc
     return Accepted(*fused_acceptance.accept_greedy(tokens, logits, hidden, trees))
 
 
+def accept_greedy_triton(
+    tokens: torch.Tensor, logits: torch.Tensor, hidden: torch.Tensor, trees: TreeBatch
+) -> Accepted:
+    """As :func:`accept_greedy`, checked for states ``hidden`` that are not finite, in three kernels of Triton.
+
+    Trees have at most 64 nodes, the root included.
+    """
+    from entmtp.models.kernels.triton import accept
+    from entmtp.models.kernels.triton.ancestor_bits import ancestor_bits
+
+    return Accepted(*accept.accept_greedy(tokens, logits, hidden, ancestor_bits(trees.ancestors), trees))
+
+
 def accept_sampled(
     tokens: torch.Tensor, logits: torch.Tensor, trees: TreeBatch, samplers: Sequence[Sampler]
 ) -> Accepted:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import torch
 
-from entmtp.decoding.acceptance import Accepted
+from entmtp.decoding.acceptance import Accepted, accept_greedy, accept_greedy_triton
 from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.sampling import GREEDY, Sampler, choose_first_token
 from entmtp.decoding.timers import Stopwatch
@@ -18,6 +18,7 @@ from entmtp.heads.interface import AcceptedPaths, Expansion
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, TreeCache
 from entmtp.models.kernels.choices import CHOICES
+from entmtp.models.kernels.triton.ancestor_bits import MAX_NODES
 from entmtp.policies.signals import entropy
 from entmtp.trees.batch import ROUNDED_WIDTHS, TreeBatch, rounded_rows
 
@@ -164,6 +165,14 @@ class DecodingState:
         hidden = share("hidden", states.hidden)
         features = hidden if states.features is states.hidden else share("features", states.features)
         return share("logits", logits), hidden, features
+
+    def accept_greedy(
+        self, tokens: torch.Tensor, logits: torch.Tensor, hidden: torch.Tensor, trees: TreeBatch
+    ) -> Accepted:
+        """Accept the longest greedy path of each tree; the report covers whether ``hidden`` is finite."""
+        if CHOICES[self.backbone.kernels].is_triton and trees.width <= MAX_NODES:
+            return accept_greedy_triton(tokens, logits, hidden, trees)
+        return accept_greedy(tokens, logits, trees).with_finite_check(hidden)
 
     def commit(
         self, slots: tuple[int, ...], tokens: torch.Tensor, features: torch.Tensor, accepted: Accepted

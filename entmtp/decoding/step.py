@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from entmtp.decoding.acceptance import Accepted, Outcome, accept_greedy, accept_greedy_fused, accept_sampled
+from entmtp.decoding.acceptance import Accepted, Outcome, accept_greedy_fused, accept_sampled
 from entmtp.decoding.outputs import StepRecord, TokenLogprobs, logprobs_of
 from entmtp.decoding.sequence import Sequence
 from entmtp.decoding.state import DecodingState
@@ -88,7 +88,7 @@ def decode_step(state: DecodingState, policy: Policy, sequences: GenericSequence
         else:
             accepted = run(
                 ("accept", trees.shape, kv_range),
-                lambda trees: accept_greedy(tokens, logits, trees).with_finite_check(hidden),
+                lambda trees: state.accept_greedy(tokens, logits, hidden, trees),
                 trees,
                 key,
             )

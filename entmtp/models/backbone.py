@@ -117,8 +117,16 @@ class Backbone(ABC):
     def new_cache(self, slots: int, capacity: int, draft: DraftCacheLayout = NO_DRAFT_CACHE) -> TreeCache:
         """Make a cache for ``slots`` requests of up to ``capacity`` rows, with the ``draft`` cache of the heads."""
         layers = [*self.cache_shapes, *draft.layers]
+        rows = capacity + draft.spare_rows
+        if CHOICES[self.kernels].is_triton:
+            from entmtp.models.kernels.triton.ancestor_bits import MAX_NODES
+            from entmtp.models.kernels.triton.move_rows import move_rows as triton_move_rows
+
+            return TreeCache(
+                layers, slots, rows, self.device, draft.state_buffers, triton_move_rows, any_length_width=MAX_NODES
+            )
         move = fused_moves.move_rows if CHOICES[self.kernels].fuses else move_rows
-        return TreeCache(layers, slots, capacity + draft.spare_rows, self.device, draft.state_buffers, move)
+        return TreeCache(layers, slots, rows, self.device, draft.state_buffers, move)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

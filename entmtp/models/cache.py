@@ -183,13 +183,16 @@ class TreeCache:
         device: torch.device | str = "cpu",
         state_buffers: Sequence[BufferShape] = (),
         move: MoveRows = move_rows,
+        any_length_width: int = 0,
     ) -> None:
         """Allocate all buffers.
 
         ``state_buffers`` are ``[slots, heads, capacity + 1, head_dim]``, for what is neither keys nor values. ``move``
-        moves the rows of accepted paths.
+        moves the rows of accepted paths. Passes of up to ``any_length_width`` nodes read the lengths on the device, so
+        that their rounded KV range is always the whole slot.
         """
         self._move = move
+        self._any_length_width = any_length_width
         self.table = SlotTable(slots, capacity, torch.device(device))
         # One block of memory for all buffers of a shape, so that a path moves in all of them at once.
         shapes = [(keys.on(self.table.device), values.on(self.table.device)) for keys, values in shapes]
@@ -250,6 +253,8 @@ class TreeCache:
                 f"cache: {max(lengths)} tokens and a step of {width} nodes do not fit its {self.capacity} rows;"
                 " allow a longer context or ask for fewer tokens"
             )
+        if rounded and width <= self._any_length_width:
+            return KvRange((*slots, *idle), 0, self.capacity + 1)
         if rounded:
             unit = max(ROUNDED_ROWS, 1 << max(0, last.bit_length() - 3))
             return KvRange((*slots, *idle), 0, min(self.capacity + 1, -(-last // unit) * unit))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from entmtp.errors import EntMTPError
 from entmtp.models import attention
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import KvRange, TreeCache
@@ -33,6 +34,9 @@ from entmtp.models.transformers_cache import transformers_cache
 from entmtp.models.transformers_model import sharing_copy
 from entmtp.settings import Kernels
 
+if TYPE_CHECKING:
+    from entmtp.models.kernels.triton.decoder import TritonDecoder
+
 PREFILL_MULTIPLE = 16
 
 Output = Callable[[torch.Tensor], torch.Tensor]
@@ -50,6 +54,7 @@ class TransformersBackbone(Backbone):
         super().__init__(model, _text_config(model), "eager")
         self.cache_shapes = []  # the self-test finds them
         self._fused_decoder: FusedDecoder | None = None
+        self._triton_decoder: TritonDecoder | None = None
         self._caches: WeakKeyDictionary[TreeCache, Cache] = WeakKeyDictionary()
         self.use_model(model)
 
@@ -81,7 +86,7 @@ class TransformersBackbone(Backbone):
     @property
     def _prefill_multiple(self) -> int:
         # Kernels are built per shape (oneDNN's, CUDA graphs), and are few this way.
-        return PREFILL_MULTIPLE if self._fused_decoder is None else 1
+        return PREFILL_MULTIPLE if self._fused_decoder is None and self._triton_decoder is None else 1
 
     def check_feature_layers(self, layers: Sequence[int]) -> None:
         super().check_feature_layers(layers)
@@ -97,13 +102,19 @@ class TransformersBackbone(Backbone):
         self.config = _text_config(self._model)
 
     def use_kernels(self, kernels: Kernels, siblings: Sequence[Sequence[torch.nn.Linear]]) -> None:
-        """Run linear layers with this kernel choice; each group of ``siblings``, which share their input, is merged."""
+        """Run layers with this kernel choice; each group of ``siblings``, which share their input, is merged.
+
+        Raises:
+            EntMTPError: if the choice can't run this model.
+        """
         self.kernels = kernels
         if self.make_layer is None:
             dequantize_layers(self.model)
             if CHOICES[kernels].merges:
                 merge_in_place(self.model, siblings)
             self._set_model(self.model)
+            if CHOICES[kernels].is_triton:
+                self._triton_decoder = _triton_decoder(self.decoder)
         else:
             fused = None
             output_layer: Any = self._model.get_output_embeddings()
@@ -120,6 +131,7 @@ class TransformersBackbone(Backbone):
         self._output = _output_of(model)
         self._layers: torch.nn.ModuleList | None = None
         self._fused_decoder = None
+        self._triton_decoder = None
 
     def _decoder_layers(self) -> torch.nn.ModuleList:
         """The decoder's layers; raises EntMTPError where they can't be found."""
@@ -141,6 +153,8 @@ class TransformersBackbone(Backbone):
         if self._fused_decoder is not None:
             states: States = self._fused_decoder(tokens, window, self._shared_sliding_window(), cache, feature_layers)
             return states
+        if self._triton_decoder is not None and self._triton_decoder.takes(tokens):
+            return self._triton_decoder(tokens, window, self._layer_windows(), cache, feature_layers)
         if not feature_layers:
             return States.of_hidden(self._decode(tokens, window, kv_range, cache))
         features = FeatureBuffer(feature_layers, (*tokens.shape, self.hidden_size), self.dtype, self.device)
@@ -193,6 +207,11 @@ class TransformersBackbone(Backbone):
         layer_types: set[str | None] = set(getattr(self.config, "layer_types", None) or [None])
         return {kind: size if slides and kind in (None, "sliding_attention") else None for kind in layer_types}
 
+    def _layer_windows(self) -> list[int | None]:
+        """Size of the sliding window of each layer, or None."""
+        sizes = self._sliding_windows()
+        return [sizes[kind] for kind in getattr(self.config, "layer_types", None) or [None] * len(self.cache_shapes)]
+
     def _shared_sliding_window(self) -> int | None:
         """Size of the sliding window of all layers, which are of one type where a fused decoder runs; or None."""
         (size,) = self._sliding_windows().values()
@@ -232,6 +251,15 @@ class _Passthrough(torch.nn.Module):
 
     def forward(self, *args: object, inputs_embeds: torch.Tensor, **kwargs: object) -> _States:
         return _States(last_hidden_state=inputs_embeds)
+
+
+def _triton_decoder(decoder: torch.nn.Module) -> TritonDecoder:
+    """The decoder in Triton's kernels, with its layers' weights; raises EntMTPError if its kind is unknown."""
+    from entmtp.models.kernels.triton.decoder import TritonDecoder, unsupported_reason
+
+    if reason := unsupported_reason(decoder):
+        raise EntMTPError(f"kernels: 'triton' {reason}; use 'eager'")
+    return TritonDecoder(decoder)
 
 
 def _output_of(model: PreTrainedModel) -> Output:

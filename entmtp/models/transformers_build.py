@@ -45,8 +45,8 @@ def build_transformers_backbone(model: PreTrainedModel, kernels: Kernels) -> Tra
     refusals, candidates = [], iter(usable)
     chosen = next(candidates)
     while True:
-        backbone.use_kernels(chosen, _layers(backbone.model, siblings))
         try:
+            backbone.use_kernels(chosen, _layers(backbone.model, siblings))
             check_kernels(backbone, expected)
             break
         except EntMTPError as refusal:

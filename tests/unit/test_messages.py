@@ -138,7 +138,11 @@ def check_params(prompt: list[int], **params: Any) -> None:
 REFUSALS: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda _: parse_kernels("fast"),
-        "kernels: 'fast' is unknown; choose one of auto, fused, fused-int16, fused-int8, packed, merged, eager",
+        "kernels: 'fast' is unknown; choose one of auto, triton, fused, fused-int16, fused-int8, packed, merged, eager",
+    ),
+    (
+        lambda _: supported_kernels("triton", torch.bfloat16, CPU),
+        "kernels: 'triton' needs an NVIDIA GPU; the weights are torch.bfloat16 on cpu; use 'auto'",
     ),
     (
         lambda _: supported_kernels("packed", torch.float16, CPU),

@@ -16,6 +16,7 @@ from entmtp.errors import EntMTPError
 from entmtp.models.kernels import compiled, fused_linear
 from entmtp.models.kernels.block_weight import formats_of
 from entmtp.models.kernels.packed_linear import PACKABLE, MakeLayer, PackedLinear, can_pack
+from entmtp.models.kernels.triton import support
 from entmtp.settings import Kernels
 
 
@@ -29,6 +30,8 @@ class KernelChoice:
         unsupported_reason: gives the reason why weights of this type and device can't use the choice, or None.
         fuses: whether decoder layers of a known kind run as a few loops each.
         merges: whether layers that read the same states become one product in the memory of their own weights.
+        is_triton: whether decoder layers, acceptance and moves of cache rows run in Triton's kernels; only a decoder of
+            a known kind can use the choice.
         digits: digits of 8 bits to which the inputs of products are rounded, so that the text isn't the model's own;
             0 if they aren't. ``auto`` never takes a choice that rounds.
         tolerance: allowed difference from the unmodified model, in place of the type's own.
@@ -39,8 +42,13 @@ class KernelChoice:
     unsupported_reason: Callable[[torch.dtype, torch.device], str | None]
     fuses: bool = False
     merges: bool = False
+    is_triton: bool = False
     digits: int = 0
     tolerance: float | None = None
+
+    def is_interpreted(self, device: torch.device) -> bool:
+        """Whether its kernels would be interpreted on this device, which takes far too long for all but tests."""
+        return self.is_triton and device.type != "cuda"
 
 
 def _none(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -80,6 +88,7 @@ They find errors. How many texts stay the same is counted by `benchmarks.identit
 """
 
 CHOICES: dict[Kernels, KernelChoice] = {
+    "triton": KernelChoice(None, "triton {weights} (for this GPU)", support.unsupported_reason, is_triton=True),
     "fused": KernelChoice(fused_linear.FusedLinear, "fused {weights} (C++ for this CPU)", _unfusable, fuses=True),
     "fused-int16": KernelChoice(
         fused_linear.Int16Linear,
@@ -130,6 +139,7 @@ def supported_kernels(kernels: Kernels, dtype: torch.dtype, device: torch.device
             name
             for name, choice in CHOICES.items()
             if not choice.digits
+            and not choice.is_interpreted(device)
             and (not choice.merges or device.type == "cuda")
             and choice.unsupported_reason(dtype, device) is None
         ]

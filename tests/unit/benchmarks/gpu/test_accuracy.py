@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import accuracy
+from benchmarks.gpu import accuracy, kernel_errors
 from benchmarks.gpu.assignment import Assignment
-from benchmarks.lib.record import read_record
+from benchmarks.lib.record import Table, read_record
 from entmtp.errors import EntMTPError
 from entmtp.models.build import build_backbone
+from entmtp.settings import Kernels
 from entmtp.trees.batch import TreeBatch
 from entmtp.trees.topology import Topology
 from tests.helpers.tiny_models import plain_logits, tiny_model
@@ -66,6 +67,39 @@ def test_an_error_above_the_bound_fails_and_is_recorded(tmp_path: Path, monkeypa
     rows = read_record(tmp_path / "gpu-accuracy.json").tables[0].rows
     assert {row[-1] for row in rows} == {"FAIL"}
     assert "eager" in [row[2] for row in rows]
+
+
+def test_tritons_kernels_alone_agree_with_float64() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from tests.helpers.triton_kernels import DEVICE
+
+    errors = kernel_errors.kernel_errors(torch.float32, DEVICE, kernel_errors.DRY)
+    assert len(errors) == 6
+    assert all(error < kernel_errors.BOUNDS[torch.float32] for error in errors.values()), errors
+
+
+def test_a_kernel_that_is_off_fails_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {"gated product": 0.5, "add and norm": 1e-6}
+    monkeypatch.setattr(kernel_errors, "kernel_errors", lambda *_: errors)
+    table = Table(title="kernels", columns=accuracy.KERNEL_COLUMNS, rows=[])
+    with pytest.raises(EntMTPError, match=r"^Triton's kernels in bfloat16: gated product above the bound 0\.02$"):
+        accuracy._alone(table, torch.bfloat16, torch.device("cpu"), kernel_errors.DRY)
+    assert [row[-1] for row in table.rows] == ["FAIL", "ok"]
+
+
+def test_kernels_that_are_refused_leave_the_others_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "supported_kernels", lambda *_: ["triton", "eager"])
+
+    def refused(model: Any, kernels: Kernels) -> Any:
+        if kernels == "triton":
+            raise EntMTPError("kernels: 'triton' are refused")
+        return build_backbone(model, kernels)
+
+    monkeypatch.setattr(accuracy, "_backbone", refused)
+    table = Table(title="verification", columns=accuracy.COLUMNS, rows=[])
+    with pytest.raises(EntMTPError, match="'triton' are refused"):
+        accuracy._cell(table, "llama", torch.float32, torch.device("cpu"), 1)
+    assert [(row[2], row[-1]) for row in table.rows] == [("triton", "FAIL"), ("eager", "ok")]
 
 
 def test_numbers_that_are_none_fail() -> None:

@@ -6,17 +6,23 @@ import torch
 from torch import nn
 
 from entmtp.errors import EntMTPError
+from entmtp.models import transformers_build
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import choices as module
 from entmtp.models.kernels.block_weight import Weight, dequantized
 from entmtp.models.kernels.choices import CHOICES, describe_kernels, parse_kernels, supported_kernels
 from entmtp.models.kernels.packed_linear import MakeLayer, PackedLinear, can_pack
+from entmtp.models.kernels.triton import support
 from entmtp.settings import Kernels
 from tests.helpers.tiny_models import tiny_model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LOSSLESS = [name for name, choice in CHOICES.items() if not choice.digits]
-HERE = [name for name in LOSSLESS if CHOICES[name].unsupported_reason(torch.float32, CPU) is None]
+HERE = [
+    name
+    for name in LOSSLESS
+    if CHOICES[name].unsupported_reason(torch.float32, CPU) is None and not CHOICES[name].is_interpreted(CPU)
+]
 """Choices that a CPU supports; not every model does."""
 LAYERS = [
     (name, choice.make_layer) for name, choice in CHOICES.items() if name in HERE and choice.make_layer is not None
@@ -114,7 +120,12 @@ def test_a_choice_that_raises_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("kernels", "dtype", "device"),
-    [("packed", torch.float16, CPU), ("fused", torch.bfloat16, CPU), ("fused", torch.float32, CUDA)],
+    [
+        ("packed", torch.float16, CPU),
+        ("fused", torch.bfloat16, CPU),
+        ("fused", torch.float32, CUDA),
+        ("triton", torch.bfloat16, CPU),
+    ],
 )
 def test_an_unsupported_choice_is_refused_with_its_reason(
     kernels: Kernels, dtype: torch.dtype, device: torch.device
@@ -128,9 +139,69 @@ def test_auto_takes_the_fastest_first() -> None:
         name for name in ("fused", "packed", "eager") if name in HERE
     ]
     for dtype in (torch.float32, torch.bfloat16):
-        assert supported_kernels("auto", dtype, CUDA) == ["merged", "eager"]
+        assert supported_kernels("auto", dtype, CUDA)[-2:] == ["merged", "eager"]
     assert "merged" not in supported_kernels("auto", torch.float16, CPU)
     assert supported_kernels("merged", torch.float32, CPU) == ["merged"]
+
+
+class TestTriton:
+    """What a GPU and a package have to be for Triton's kernels, without either."""
+
+    @pytest.fixture(autouse=True)
+    def gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(support, "find_spec", lambda name: object())
+        monkeypatch.setattr(torch.version, "hip", None)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_on_a_gpu_they_are_tried_first(self, dtype: torch.dtype) -> None:
+        assert supported_kernels("auto", dtype, CUDA) == ["triton", "merged", "eager"]
+
+    def test_on_a_cpu_they_are_interpreted_only_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        assert supported_kernels("triton", torch.float32, CPU) == ["triton"]
+        assert "triton" not in supported_kernels("auto", torch.float32, CPU)
+
+    def test_on_a_cpu_they_need_the_interpreter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TRITON_INTERPRET", "0")
+        assert "needs an NVIDIA GPU; the weights are torch.float32 on cpu" in self.refusal(torch.float32, CPU)
+
+    def test_they_need_the_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(support, "find_spec", lambda name: None)
+        assert "needs the package triton, which comes with PyTorch's builds for CUDA" in self.refusal()
+
+    def test_they_need_matrix_units_for_bfloat16(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        assert "needs a GPU of compute capability 8.0; cuda has 7.5" in self.refusal()
+
+    def test_they_need_a_gpu_that_pytorch_sees(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert "needs an NVIDIA GPU; PyTorch sees none" in self.refusal()
+
+    def test_they_need_a_gpu_of_nvidia(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.version, "hip", "6.0")
+        assert "needs an NVIDIA GPU; cuda is another" in self.refusal()
+
+    def test_they_need_weights_of_a_type_that_they_read(self) -> None:
+        assert "needs weights in float32, bfloat16 or float16; these are torch.float64" in self.refusal(torch.float64)
+
+    @staticmethod
+    def refusal(dtype: torch.dtype = torch.bfloat16, device: torch.device = CUDA) -> str:
+        with pytest.raises(EntMTPError, match=r"^kernels: 'triton' needs .*; use 'auto'$") as refused:
+            supported_kernels("triton", dtype, device)
+        assert "triton" not in supported_kernels("auto", dtype, device)
+        return str(refused.value)
+
+
+def test_auto_does_without_kernels_that_cannot_run_the_model_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(transformers_build, "supported_kernels", lambda *_: ["triton", "eager"])
+    backbone = build_backbone(tiny_model("gpt2"))
+    assert backbone.kernels == "eager"
+    assert backbone.kernels_description == (
+        "eager float32 (PyTorch); kernels: 'triton' can't run a GPT2Model; use 'eager'"
+    )
 
 
 def test_an_unknown_name_is_refused() -> None:
