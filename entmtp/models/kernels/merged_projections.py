@@ -61,7 +61,7 @@ class MergedLinear(nn.Module):
     def __init__(self, merged: MergedProduct, number: int, layer: nn.Linear | None = None) -> None:
         super().__init__()
         self._merged, self._number = merged, number
-        self.weight: nn.Parameter | None = None if layer is None else layer.weight
+        self.weight: torch.Tensor | None = None if layer is None else layer.weight
         self.bias: torch.Tensor | None = None if layer is None else layer.bias
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
