@@ -60,8 +60,11 @@ async def answer_items(
     usage = partial(usage_of, call.engine, call.requests, answers)
     outputs = _run(client, body, call.engine, call.requests, answers, request)
     if not body.stream:
-        await _gather(outputs, answers, entry)
-        return JSONResponse(builder.full_response(usage()))
+        async with aclosing(outputs):
+            async for _, output in outputs:
+                entry.mark_token()
+                builder.events(output)
+        return JSONResponse(builder.result(usage()))
     first = await anext(outputs)
     return _streamed(_item_events(first, outputs, builder, entry, usage))
 

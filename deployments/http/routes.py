@@ -18,6 +18,7 @@ from deployments.http.auth import ApiKeys
 from deployments.http.body_limit import BodyLimit
 from deployments.http.cors import EXPOSED
 from deployments.http.http_methods import HeadAndOptions
+from deployments.http.item_routes import add_item_routes
 from deployments.http.openapi import (
     BEARER,
     CHAT_ANSWERS,
@@ -31,6 +32,7 @@ from deployments.http.openapi import (
     TokenIds,
     make_documented_app,
 )
+from deployments.protocol.anthropic_errors import AnthropicErrors
 from deployments.protocol.chat_turns import Chat
 from deployments.protocol.errors import add_error_handlers, invalid_value
 from deployments.protocol.responses import ChatResponseBuilder, CompletionResponseBuilder
@@ -61,7 +63,7 @@ def make_api(
 
     async def owner(request: Request, _: Annotated[object, Security(BEARER)]) -> str:
         entry: LogEntry = request.state.entry
-        entry.key = keys.owner(request.headers.get("authorization"))
+        entry.key = keys.owner(request.headers.get("authorization"), request.headers.get("x-api-key"))
         return entry.key
 
     Owner = Annotated[str, Depends(owner)]  # noqa: N806  a type
@@ -88,6 +90,8 @@ def make_api(
         id = f"cmpl-{uuid.uuid4().hex}"
         builder = CompletionResponseBuilder(id, body.model, client.detokenizer(engine), requests)
         return await answer(client, body, engine, builder, request)
+
+    add_item_routes(api, client, owner)
 
     @api.post("/tokenize", tags=["text"], responses=ERRORS)
     async def tokenize(body: TokenizeRequest, key: Owner) -> TokenIds:
@@ -151,6 +155,7 @@ def _add_middlewares(api: FastAPI, client: EngineClient, log: LogSink) -> None:
             expose_headers=EXPOSED,
         )
     api.add_middleware(AccessLog, log=log, tracing=client.tracing)
+    api.add_middleware(AnthropicErrors)  # after the log, which reads OpenAI's errors
 
 
 def _model(client: EngineClient, name: str) -> ModelCard:

@@ -52,10 +52,12 @@ class AnswerReader:
 
     Attributes:
         called: whether it has a call.
+        reasoning_tokens: tokens of the outputs that the reasoning is in, up to and with the one that ends it.
     """
 
     def __init__(self, answer_format: AnswerFormat, detokenizer: Detokenizer) -> None:
         self.called = False
+        self.reasoning_tokens = 0
         self._format = answer_format
         self._text = MarkerText(detokenizer, answer_format.markers) if answer_format.markers else None
         self._reasoning = ReasoningSplitter(answer_format.opens_reasoning) if answer_format.reasons else None
@@ -69,7 +71,9 @@ class AnswerReader:
         last = output.finish_reason is not None
         pieces: list[Piece] = [Content(text)] if text else []
         if self._reasoning is not None:
+            inside = self._reasoning.inside
             pieces = self._reasoning.push(text) + (self._reasoning.finish() if last else [])
+            self.reasoning_tokens += len(output.tokens) if inside or self._reasoning.inside else 0
         if self._tools is not None:
             pieces = self._with_calls(pieces, self._tools, last)
         return [one for one in pieces if self._counts(one)]

@@ -32,10 +32,11 @@ class ItemBuilder(ABC):
         self.answer = RequestOutput(request_id)
         self.reader = reader
         self._open: type[Reasoning] | type[Content] | None = None
+        self._is_empty = True
 
     @abstractmethod
-    def full_response(self, usage: CompletionUsage) -> dict[str, Any]:
-        """Complete response with the answer, which is all in :attr:`answer`."""
+    def result(self, usage: CompletionUsage) -> dict[str, Any]:
+        """Response with the items so far, after the last output."""
 
     @abstractmethod
     def begin(self, usage: CompletionUsage) -> list[Event]:
@@ -67,12 +68,16 @@ class ItemBuilder(ABC):
 
     def events(self, output: RequestOutput) -> list[Event]:
         """Events with what the next output adds; it is added to :attr:`answer`."""
-        pieces = self.reader.read(output)
         self.answer.add(output)
-        made = [event for piece in pieces for event in self._piece(piece)]
-        return made + (list(self._close()) if output.finish_reason is not None else [])
+        events = [event for piece in self.reader.read(output) for event in self._piece(piece)]
+        if output.finish_reason is not None:
+            if self._is_empty:
+                events += self._piece(Content(""))
+            events += self._close()
+        return events
 
     def _piece(self, piece: Piece) -> Iterator[Event]:
+        self._is_empty = False
         if isinstance(piece, ToolCall):
             yield from self._close()
             yield from self.call(piece)
@@ -81,23 +86,10 @@ class ItemBuilder(ABC):
             yield from self._close()
             self._open = type(piece)
             yield from self.open_text(type(piece))
-        yield from self.add_text(piece.text)
+        if piece.text:
+            yield from self.add_text(piece.text)
 
     def _close(self) -> Iterator[Event]:
         if self._open is not None:
             yield from self.close_text()
             self._open = None
-
-
-def items_of(pieces: list[Piece]) -> list[Piece]:
-    """Pieces of a complete answer, with adjacent text of one kind joined."""
-    items: list[Piece] = []
-    for piece in pieces:
-        last = items[-1] if items else None
-        if isinstance(piece, Content) and isinstance(last, Content):
-            items[-1] = Content(last.text + piece.text)
-        elif isinstance(piece, Reasoning) and isinstance(last, Reasoning):
-            items[-1] = Reasoning(last.text + piece.text)
-        else:
-            items.append(piece)
-    return items

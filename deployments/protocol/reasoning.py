@@ -32,6 +32,11 @@ class ReasoningSplitter:
         # Whether the next text begins a part, whose first white space is left out.
         self._begins = is_open
 
+    @property
+    def inside(self) -> bool:
+        """Whether the reasoning is not at its end."""
+        return self._stage == "reasoning"
+
     def push(self, text: str) -> list[Piece]:
         """Add text; returns what is decided now."""
         self._pending += text

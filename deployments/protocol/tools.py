@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
@@ -141,6 +142,26 @@ def parsed_arguments(arguments: str) -> dict[str, Any]:
 Tools = Annotated[list[Tool], Field(max_length=MOST_ITEMS, fail_fast=True)]
 
 
+def check_tool_names(names: Sequence[str]) -> None:
+    """Raise PydanticCustomError if two tools have the same name."""
+    if double := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise PydanticCustomError("double", "two tools have the name {name}; give each its own", {"name": double})
+
+
+def check_tool_choice(choice: Any, names: Sequence[str]) -> None:
+    """Raise PydanticCustomError if the choice is a tool's name that is not among ``names``, or there are no tools.
+
+    Args:
+        choice: a word, or a named choice.
+    """
+    if choice == "required" and not names:
+        raise PydanticCustomError("no_tool", "there are no tools to call; give 'tools'")
+    name = choice.function.name if isinstance(choice, NamedChoice) else getattr(choice, "name", None)
+    if name is not None and name not in names:
+        context = {"name": quoted(name)}
+        raise PydanticCustomError("no_tool", "no tool has the name {name}; choose one of 'tools'", context)
+
+
 class ToolFields(Body):
     """Fields of a chat that concern tools, and variables of its template."""
 
@@ -159,20 +180,13 @@ class ToolFields(Body):
     @field_validator("tools")
     @classmethod
     def _has_no_doubles(cls, tools: list[Tool] | None) -> list[Tool] | None:
-        names = [one.function.name for one in tools or ()]
-        if double := next((name for name, count in Counter(names).items() if count > 1), None):
-            raise PydanticCustomError("double", "two tools have the name {name}; give each its own", {"name": double})
+        check_tool_names([one.function.name for one in tools or ()])
         return tools
 
     @field_validator("tool_choice")
     @classmethod
     def _names_a_tool(cls, choice: Any, info: ValidationInfo) -> Any:
-        names = {one.function.name for one in info.data.get("tools") or ()}
-        if isinstance(choice, NamedChoice) and choice.function.name not in names:
-            context = {"name": quoted(choice.function.name)}
-            raise PydanticCustomError("no_tool", "no tool has the name {name}; choose one of 'tools'", context)
-        if choice == "required" and not names:
-            raise PydanticCustomError("no_tool", "there are no tools to call; give 'tools'")
+        check_tool_choice(choice, [one.function.name for one in info.data.get("tools") or ()])
         return choice
 
     @property

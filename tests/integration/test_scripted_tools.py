@@ -2,89 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import openai
 import pytest
-import uvicorn
 
-from deployments.engines.client import EngineClient
-from deployments.engines.replica import EngineReplica
-from deployments.http.access_log import LogSink
-from deployments.http.auth import ApiKeys, _digest
-from deployments.http.routes import make_api
-from deployments.settings import AppArgs
-from tests.helpers.http_api import SECRET
-from tests.helpers.in_process_replica import InProcessHandle
-from tests.helpers.scripted_model import save_scripted_model
+from tests.helpers.http_api import Lines
+from tests.helpers.scripted_service import ARGUMENTS, CALL, SCRIPTS, TOOL
 
-CALL = ["<tool_call>", '\n{"name": "wea', 'ther", "arguments": ', '{"city": "Par', 'is"}}', "\n</tool_call>"]
-SCRIPTS = {
-    "say hello": ["Hello", " there", "."],
-    "call once": ["I look", ".\n", *CALL],
-    "call twice": [*CALL, "\n", *CALL],
-    "call another": ["<tool_call>", '{"name": "other", "arguments": {}}', "</tool_call>"],
-    "break off": [*CALL[:-1], " what?"],
-    "think": ["<think>", "\nHm", "m.", "\n</think>", "\n\nYes", "."],
-    "think and call": ["<think>", "Hm.", "</think>", "\n", *CALL],
-    "</tool_response>": ["It", " rains", "."],
-}
-TOOL: Any = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather in a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-        "strict": True,
-    },
-}
-ARGUMENTS = '{"city":"Paris"}'
 TEXT = "".join(CALL)
 
 
 @pytest.fixture(scope="module")
-def lines() -> list[dict[str, Any]]:
-    """Lines of the access log."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory, lines: list[dict[str, Any]]) -> Iterator[str]:
-    """Address of the service."""
-    folder = save_scripted_model(tmp_path_factory.mktemp("scripted"), SCRIPTS)
-    engine = {"name": "e", "model_name": "m", "model": str(folder), "method": "autoregressive"}
-    more = {"engine": {"context": 1024, "slots": 2}, "reasoning_format": "think"}
-    args = AppArgs.parse(engines=[engine | more])
-    replica = EngineReplica(args.engines[0])
-
-    async def ready() -> dict[str, bool]:
-        return {"e": True}
-
-    async def metrics() -> str:
-        return ""
-
-    client = EngineClient(args, {"e": InProcessHandle(replica)}, None)
-    log = LogSink(lambda line: lines.append(dict(line)), b"secret")
-    keys = ApiKeys({"alice": _digest(SECRET)})
-    server = uvicorn.Server(
-        uvicorn.Config(cast(Any, make_api(client, keys, ready, metrics, log)), port=0, log_level="warning")
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    replica._engine.close()
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=SECRET, max_retries=0)
+def client(scripted_client: openai.OpenAI) -> openai.OpenAI:
+    return scripted_client
 
 
 def chat(client: openai.OpenAI, prompt: str, **more: Any) -> Any:
@@ -177,10 +108,11 @@ def test_reasoning_is_apart_from_the_content(client: openai.OpenAI) -> None:
     assert (hidden.content, hasattr(hidden, "reasoning_content")) == ("Yes.", False)
 
 
-def test_usage_and_log_count_calls_as_any_answer(client: openai.OpenAI, lines: list[dict[str, Any]]) -> None:
+def test_usage_and_log_count_calls_as_any_answer(client: openai.OpenAI, scripted_lines: Lines) -> None:
     usage = chat(client, "call once", tools=[TOOL]).usage
     assert usage.completion_tokens == len(SCRIPTS["call once"]) + 1
-    assert (lines[-1]["key"], lines[-1]["new_tokens"], lines[-1]["status"]) == ("alice", usage.completion_tokens, 200)
+    line = scripted_lines[-1]
+    assert (line["key"], line["new_tokens"], line["status"]) == ("alice", usage.completion_tokens, 200)
 
 
 @pytest.mark.parametrize(

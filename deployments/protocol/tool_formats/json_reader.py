@@ -7,6 +7,7 @@ as they are written, without the white space between them: decoding and encoding
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Generator, Mapping
 from typing import TypeVar
@@ -18,7 +19,7 @@ Reading = Generator[None, str, T]
 """Takes one character at a time and returns what they make together."""
 
 SPACE = " \t\r\n"
-_DEEPEST = 64
+_DEEPEST, _LONGEST_NUMBER = 64, 1000
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _IN_NUMBER = frozenset("-+.eE0123456789")
 _WORDS = {"t": "true", "f": "false", "n": "null"}
@@ -128,8 +129,10 @@ def _number(char: str, written: list[str]) -> Reading[str]:
     while char in _IN_NUMBER:
         digits.append(char)
         char = yield
-    expect(_NUMBER.fullmatch("".join(digits)) is not None)
-    written += digits
+    number = "".join(digits)
+    # Python reads no integers of more digits than 4300, and takes larger floats for infinite.
+    expect(len(number) < _LONGEST_NUMBER and _NUMBER.fullmatch(number) is not None and math.isfinite(float(number)))
+    written.append(number)
     return char
 
 
