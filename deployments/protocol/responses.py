@@ -114,7 +114,7 @@ class ChatResponseBuilder(ResponseBuilder):
         return self._chunk([], usage=usage, metrics=metrics)
 
     def _deltas(self, index: int, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
-        """What pieces of a choice add to its message; of a call first the name, then the arguments."""
+        """Additions of pieces to a choice's message; of a call first the name, then the arguments."""
         deltas: list[dict[str, Any]] = []
         for piece in pieces:
             if isinstance(piece, ToolCall):
