@@ -38,7 +38,7 @@ async def prepare_chat(client: EngineClient, id: str, key: str, body: ChatReques
         raise invalid_value(message, "tool_choice")
     chat = Chat.of(body)
     prompt = await client.encode_chat(engine, chat)
-    requests = await client.prepare(id, key, engine, body, [prompt.tokens], None)
+    requests = await client.prepare(id, key, engine, body, [prompt.tokens], body.default_tokens)
     answer_format = client.template(engine).answer_format(
         chat,
         prompt.text,

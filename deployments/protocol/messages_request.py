@@ -111,7 +111,8 @@ class MessageTurn(Body):
 
     def as_chat(self) -> Iterator[Message]:
         """The turn as messages of a chat: those of the results of calls, and the text."""
-        blocks = [TextBlock(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+        text = self.content
+        blocks: list[Block] = [TextBlock(type="text", text=text)] if isinstance(text, str) else text
         if self.role == "assistant":
             yield self._as_assistant(blocks)
             return
@@ -211,7 +212,17 @@ class MessageMetadata(Body):
 
 
 class MessagesChat(ChatRequest):
-    """A chat whose errors have the names of Messages."""
+    """A chat whose ``max_tokens`` is cut to the context.
+
+    Anthropic's API requires the field, so clients send large values that they do not mean.
+    """
+
+    @property
+    def default_tokens(self) -> int | None:
+        return self.max_tokens
+
+    def requested_tokens(self) -> None:
+        return None
 
 
 _IGNORED = frozenset(

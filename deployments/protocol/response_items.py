@@ -139,7 +139,7 @@ class ResponseItems(ItemBuilder):
 
 
 def _part(part_type: str, text: str) -> dict[str, Any]:
-    annotations = {"annotations": []} if part_type == "output_text" else {}
+    annotations: dict[str, Any] = {"annotations": []} if part_type == "output_text" else {}
     return {"type": part_type, "text": text, **annotations, **_logprobs(part_type)}
 
 

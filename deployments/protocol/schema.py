@@ -257,6 +257,11 @@ class ChatRequest(ToolFields, GenerationRequest):
         None, description="number of likeliest tokens reported with each token"
     )
 
+    @property
+    def default_tokens(self) -> int | None:
+        """New tokens, as far as the context has room, if none are requested; None: all that it has room for."""
+        return None
+
     def requested_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 

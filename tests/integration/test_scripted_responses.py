@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.scripted_service import ARGUMENTS, TOOL
 
-FUNCTION = {"type": "function", **TOOL["function"]}
+FUNCTION: Any = {"type": "function", **TOOL["function"]}
 
 
 def create(client: openai.OpenAI, prompt: Any, **more: Any) -> Any:

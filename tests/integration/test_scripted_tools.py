@@ -19,8 +19,9 @@ def client(scripted_client: openai.OpenAI) -> openai.OpenAI:
 
 
 def chat(client: openai.OpenAI, prompt: str, **more: Any) -> Any:
-    messages = [{"role": "user", "content": prompt}]
-    return client.chat.completions.create(**({"model": "m", "messages": messages, "temperature": 0} | more))
+    messages: Any = [{"role": "user", "content": prompt}]
+    fields: Any = {"model": "m", "messages": messages, "temperature": 0} | more
+    return client.chat.completions.create(**fields)
 
 
 def calls(message: Any) -> list[tuple[str, str]]:

@@ -69,15 +69,19 @@ def outputs() -> list[RequestOutput]:
     return [RequestOutput("r"), *made, RequestOutput("r", text=late[-1], finish_reason="stop", stats=STATS)]
 
 
+@pytest.fixture(scope="module")
+def made() -> tuple[TestClient, Answers]:
+    return api(engines=[ENGINE])
+
+
 @pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Service:
+def service(made: tuple[TestClient, Answers], monkeypatch: pytest.MonkeyPatch) -> Service:
     async def lost(_: BaseException) -> bool:
         return False
 
     monkeypatch.setattr(failover, "died_with_its_node", lost)
     monkeypatch.setattr(failover, "_PAUSE_SECONDS", 0.0)
-    client, answers = api(engines=[ENGINE])
-    return client, answers, monkeypatch
+    return *made, monkeypatch
 
 
 def payloads(text: str) -> list[Any]:

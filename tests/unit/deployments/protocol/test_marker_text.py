@@ -10,7 +10,7 @@ from deployments.protocol.marker_text import MarkerText
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.outputs import RequestOutput
 from entmtp.decoding.text import TextStream
-from tests.helpers.tokenizers import KINDS, made, random_tokens
+from tests.helpers.tokenizers import KINDS, ids, made, random_tokens
 
 NAME = "[MARKER]"
 
@@ -41,7 +41,7 @@ def test_text_is_unharmed_and_every_marker_is_in_it(kind: str, stop: list[str]) 
 
 def test_a_marker_is_where_the_model_wrote_it() -> None:
     tokenizer = made("byte level")
-    marker = tokenizer.token_to_id("<s>")
+    (marker,) = ids(tokenizer, "<s>")
     words = tokenizer.encode(" Paris", add_special_tokens=False).ids + tokenizer.encode("€").ids
     tokens = [*words, marker, *words, marker, marker]
     assert marked(Detokenizer(tokenizer), tokens, marker, []) == f" Paris€{NAME} Paris€{NAME}{NAME}"
