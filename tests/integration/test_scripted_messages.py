@@ -90,7 +90,7 @@ def test_the_end_of_a_message_has_its_reason(claude: anthropic.Anthropic) -> Non
     assert (blocks(stopped), stopped.stop_reason) == ([("text", "Hello")], "stop_sequence")
     assert stopped.stop_sequence == " there"
     assert create(claude, "say hello", stop_sequences=["nothing"]).stop_reason == "end_turn"
-    assert create(claude, "say hello", max_tokens=32_000).stop_reason == "end_turn"
+    assert create(claude, "say hello", max_tokens=16_000).stop_reason == "end_turn"
     one = create(claude, "call twice", tool_choice={"type": "auto", "disable_parallel_tool_use": True})
     assert blocks(one) == [("tool_use", ("weather", CITY))]
     none = create(claude, "call once", tool_choice={"type": "none"})
