@@ -18,6 +18,7 @@ from deployments.protocol.tools import (
     FunctionDefinition,
     FunctionName,
     FunctionReference,
+    JsonObject,
     MessageToolCall,
     NamedChoice,
     Tool,
@@ -57,7 +58,7 @@ class ToolUseBlock(Body):
     type: Literal["tool_use"]
     id: CallId
     name: FunctionName
-    input: dict[str, Any]
+    input: JsonObject
 
 
 def _text_or_blocks(content: Any) -> str:
@@ -247,7 +248,7 @@ class CountTokensRequest(Body):
     tool_choice: MessageToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="variables of the model's chat template")
+    chat_template_kwargs: JsonObject | None = Field(None, description="variables of the model's chat template")
 
     @field_validator("messages")
     @classmethod

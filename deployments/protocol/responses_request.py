@@ -20,6 +20,7 @@ from deployments.protocol.tools import (
     FunctionName,
     FunctionReference,
     FunctionType,
+    JsonObject,
     MessageToolCall,
     NamedChoice,
     Tool,
@@ -215,9 +216,9 @@ class ResponsesRequest(Body):
     text: TextOptions | None = None
     stream: bool | None = Field(None, description="answer in server-sent events, as the text is written")
     previous_response_id: str | None = Field(None, description="refused: nothing is stored")
-    metadata: dict[str, Any] | None = Field(None, description="comes back in the response")
+    metadata: JsonObject | None = Field(None, description="comes back in the response")
     user: Annotated[str, Field(max_length=512)] | None = Field(None, description="goes into the log, as a hash")
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="variables of the model's chat template")
+    chat_template_kwargs: JsonObject | None = Field(None, description="variables of the model's chat template")
     timeout_s: FiniteFloat | None = Field(None, gt=0, description="a deadline shorter than the service's own")
     speculation: Speculation | None = None
 

@@ -37,7 +37,7 @@ from deployments.protocol.compatibility import (
     ForeignFields,
 )
 from deployments.protocol.errors import invalid_value
-from deployments.protocol.tools import CallId, ToolCalls, ToolFields, Tools
+from deployments.protocol.tools import CallId, JsonObject, ToolCalls, ToolFields, Tools
 from entmtp.errors import EntMTPError
 from entmtp.settings import SamplingParams
 
@@ -327,7 +327,7 @@ class TokenizeRequest(Body):
     prompt: Text | None = None
     messages: list[Message] | None = Field(None, min_length=1, max_length=_ITEMS, fail_fast=True)
     tools: Tools | None = Field(None, description="functions that the chat template describes")
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="variables of the model's chat template")
+    chat_template_kwargs: JsonObject | None = Field(None, description="variables of the model's chat template")
 
     @classmethod
     def _foreign_fields_of(cls, body: Mapping[str, Any]) -> ForeignFields:

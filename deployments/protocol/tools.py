@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from deployments.protocol.body import MOST_ITEMS, Body, Text
 from entmtp.errors import quoted
 
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
+T = TypeVar("T")
+
 _DEEPEST = 64
 CallId = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -24,20 +26,32 @@ def _function_only(kind: Any) -> Any:
     return kind
 
 
+JsonObject = Annotated[dict[str, Any], AfterValidator(lambda given: check_depth(given))]
+"""An object that is not nested too deep."""
+
 FunctionType = Annotated[Literal["function"], BeforeValidator(_function_only)]
 
 
 def check_parameters(parameters: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Check that the schema of a function's arguments describes an object, and is not too deep.
+    """Check that the schema of a function's arguments describes an object, and :func:`check_depth`.
 
     Raises:
-        PydanticCustomError: it does not, or is.
+        PydanticCustomError: it describes something else, or is too deep.
     """
     if parameters and parameters.get("type", "object") != "object":
         raise PydanticCustomError("not_an_object", "arguments are an object; give a JSON schema of type 'object'")
-    if not _is_within(parameters, _DEEPEST):
+    return check_depth(parameters)
+
+
+def check_depth(value: T) -> T:
+    """Check that a value is not nested so deep that Python can't write it.
+
+    Raises:
+        PydanticCustomError: it is.
+    """
+    if not _is_within(value, _DEEPEST):
         raise PydanticCustomError("too_deep", "it is nested more than {most} deep; give less", {"most": _DEEPEST})
-    return parameters
+    return value
 
 
 def _is_within(value: Any, depth: int) -> bool:
@@ -126,7 +140,7 @@ def parsed_arguments(arguments: str) -> dict[str, Any]:
     """Arguments of a call as an object; no text stands for none.
 
     Raises:
-        PydanticCustomError: they are not a JSON object.
+        PydanticCustomError: they are not a JSON object, or too deep.
     """
     try:
         parsed = json.loads(arguments or "{}")
@@ -136,7 +150,7 @@ def parsed_arguments(arguments: str) -> dict[str, Any]:
         raise PydanticCustomError(
             "not_an_object", "a call's arguments must be a JSON object; send it as it was received"
         )
-    return parsed
+    return check_depth(parsed)
 
 
 Tools = Annotated[list[Tool], Field(max_length=MOST_ITEMS, fail_fast=True)]
@@ -170,7 +184,7 @@ class ToolFields(Body):
         None, description="'auto': the model decides, the default; 'none': no call; 'required' or a function: a call"
     )
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call in an answer")
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="variables of the model's chat template")
+    chat_template_kwargs: JsonObject | None = Field(None, description="variables of the model's chat template")
     reasoning_effort: Annotated[str, Field(max_length=64)] | None = Field(
         None, description="for chat templates that know it; where they only switch reasoning, 'none' turns it off"
     )

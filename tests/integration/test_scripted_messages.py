@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import anthropic
@@ -15,6 +16,8 @@ TOOLS: list[Any] = [
     {"name": "weather", "description": "The weather in a city.", "input_schema": TOOL["function"]["parameters"]}
 ]
 BODY: dict[str, Any] = {"model": "m", "max_tokens": 64, "messages": [{"role": "user", "content": "say hello"}]}
+USE = {"type": "tool_use", "id": "1", "name": "f"}
+DEEP = json.loads('{"a":' * 200 + "1" + "}" * 200)
 CASES: list[tuple[str, list[tuple[str, Any]], str]] = [
     ("say hello", [("text", "Hello there.")], "end_turn"),
     ("call once", [("text", "I look."), ("tool_use", ("weather", CITY))], "tool_use"),
@@ -110,6 +113,8 @@ def test_tokens_are_counted_as_they_are_read(claude: anthropic.Anthropic) -> Non
         ({"max_tokens": None}, "max_tokens: "),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages: "),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages.0.content.0: "),
+        ({"messages": [{"role": "assistant", "content": [USE | {"input": DEEP}]}]}, "messages.0.content.0.input: "),
+        ({"tools": [{"name": "f", "input_schema": DEEP}]}, "tools.0.input_schema: "),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools.0.type: "),
         ({"tools": TOOLS * 2}, "tools: "),
         ({"tool_choice": {"type": "tool", "name": "g"}}, "tool_choice: "),

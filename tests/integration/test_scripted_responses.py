@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import openai
@@ -9,6 +10,7 @@ import pytest
 
 from tests.helpers.scripted_service import ARGUMENTS, TOOL
 
+CALL = {"type": "function_call", "call_id": "1", "name": "f"}
 FUNCTION: Any = {"type": "function", **TOOL["function"]}
 
 
@@ -101,6 +103,9 @@ def test_an_answer_that_is_cut_off_says_so(scripted_client: openai.OpenAI) -> No
         ({"text": {"format": {"type": "json_object"}}}, "text.format.type", "'text'"),
         ({"max_output_tokens": 5000}, "max_output_tokens", "reduce max_output_tokens"),
         ({"temperature": -1}, "temperature", "greater"),
+        ({"metadata": {"a": json.loads("[" * 200 + "]" * 200)}}, "metadata", "64 deep"),
+        ({"input": [CALL | {"arguments": '{"a":' * 900 + "1" + "}" * 900}]}, "input.0.arguments", "64 deep"),
+        ({"input": [CALL | {"arguments": "[" * 99_999}]}, "input.0.arguments", "JSON object"),
         ({"background": True}, "background", "leave it out"),
         ({"unknown": True}, "unknown", "leave it out"),
     ],

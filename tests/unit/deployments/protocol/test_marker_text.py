@@ -39,9 +39,14 @@ def test_text_is_unharmed_and_every_marker_is_in_it(kind: str, stop: list[str]) 
         assert text.count(NAME) == tokens.count(marker)
 
 
-def test_a_marker_is_where_the_model_wrote_it() -> None:
-    tokenizer = made("byte level")
-    (marker,) = ids(tokenizer, "<s>")
-    words = tokenizer.encode(" Paris", add_special_tokens=False).ids + tokenizer.encode("€").ids
-    tokens = [*words, marker, *words, marker, marker]
-    assert marked(Detokenizer(tokenizer), tokens, marker, []) == f" Paris€{NAME} Paris€{NAME}{NAME}"
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("byte level", ["ĠParis", "Ã", "©", "Ġthe"]), ("byte fallback", ["▁the", "<0x41>", "<0x42>"])],
+)
+def test_a_marker_is_where_the_model_wrote_it(kind: str, names: list[str]) -> None:
+    tokenizer = made(kind)
+    detokenizer = Detokenizer(tokenizer)
+    words, (marker,) = ids(tokenizer, *names), ids(tokenizer, "<s>")
+    before, both = detokenizer.decode(words), detokenizer.decode(words * 2)
+    expected = f"{before}{NAME}{both[len(before) :]}{NAME}{NAME}"
+    assert marked(detokenizer, [*words, marker, *words, marker, marker], marker, []) == expected

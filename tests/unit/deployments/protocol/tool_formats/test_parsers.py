@@ -57,6 +57,8 @@ LOOKS_LIKE_A_CALL: list[tuple[ToolFormat, str]] = [
     (HERMES, '<tool_call>{"name": "f", "arguments": {"a": "\n"}}</tool_call>'),
     (HERMES, '<tool_call>{"name": "f", "arguments": {"a": "\\x"}}</tool_call>'),
     (HERMES, '<tool_call>{"name": "f", "arguments": {"a": nul}}</tool_call>'),
+    (HERMES, '<tool_call>{"name": "f", "arguments": {"a": 1e999}}</tool_call>'),
+    (HERMES, '<tool_call>{"name": "f", "arguments": {"a": ' + "1" * 5000 + "}}</tool_call>"),
     (HERMES, '<tool_call>{"name": "f", "arguments": {"a": ' + "[" * 100),
     (HERMES, "  <tool_call>\n\n "),
     (LLAMA, '{"name": "Alice", "parameters": {}}'),
