@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
 from deployments.log_file import FOLDER
+from deployments.protocol.tool_formats import TOOL_FORMATS
+from entmtp.errors import quoted
 from entmtp.method_spec import MethodSpec, check_heads_source, check_method
 from entmtp.methods import policy_of
 from entmtp.settings import DEFAULT_METHOD, EngineSettings, Kernels, Settings, Weights, default_method
@@ -62,6 +64,12 @@ class EngineArgs(Settings):
         None, gt=0, description="of a replica, for Ray, and its threads on a CPU; None: all of a node, or 1 with a GPU"
     )
     num_gpus: FiniteFloat = Field(0.0, ge=0, description="of a replica, for Ray")
+    tool_format: str = Field(
+        "auto", description="how the model writes tool calls; auto: as its chat template says, or else hermes"
+    )
+    reasoning_format: Literal["auto", "think", "none"] = Field(
+        "auto", description="think: reasoning between <think> and </think>; auto: if the chat template has these"
+    )
     engine: EngineSettings = Field(default_factory=EngineSettings)
     autoscaling: AutoscalingArgs = Field(default_factory=AutoscalingArgs)
 
@@ -74,6 +82,13 @@ class EngineArgs(Settings):
     @classmethod
     def _by_device(cls, given: Any, others: ValidationInfo) -> Any:
         return default_method(others.data.get("device", "cpu")) if given is None else given
+
+    @field_validator("tool_format")
+    @classmethod
+    def _is_a_format(cls, given: str) -> str:
+        if given != "auto" and given not in TOOL_FORMATS:
+            raise ValueError(f"{quoted(given)} is unknown; choose one of auto, {', '.join(TOOL_FORMATS)}")
+        return given
 
     @model_validator(mode="after")
     def _known(self) -> EngineArgs:

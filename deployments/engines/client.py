@@ -12,14 +12,16 @@ from typing import Any
 
 from deployments.engines.admission import Admission
 from deployments.engines.catalogue import Catalogue
+from deployments.engines.chat_template import ChatTemplate
 from deployments.engines.deaths import NO_RETRY, RETRIES
 from deployments.engines.failover import stream_with_failover
 from deployments.engines.merge_streams import merge_streams
-from deployments.engines.tokenizing import PromptEncoder, prompt_too_long
+from deployments.engines.tokenizing import EncodedChat, PromptEncoder, prompt_too_long
 from deployments.engines.tracing import Tracing
+from deployments.protocol.chat_turns import Chat
 from deployments.protocol.errors import ApiError, context_error, engine_full_error, invalid_value, rate_limit_error
 from deployments.protocol.messages import Failure, prompt_tokens
-from deployments.protocol.schema import CompletionRequest, GenerationRequest, Message
+from deployments.protocol.schema import CompletionRequest, GenerationRequest
 from deployments.settings import AppArgs, EngineArgs
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.outputs import RequestOutput
@@ -43,6 +45,11 @@ class EngineClient:
         sources = {one.model for one in args.engines}
         threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self._encoders = {source: PromptEncoder(load_tokenizer(source), threads) for source in sources}
+        self._templates = {
+            one.name: ChatTemplate(tokenizer, one)
+            for one in args.engines
+            if (tokenizer := self._encoders[one.model].tokenizer).chat_template is not None
+        }
         self._positions = {source: max_positions(source) for source in sources}
         self._turn_ends = {
             source: end_of_turn_ids(encoder.tokenizer, vocabulary_size(source))
@@ -75,16 +82,24 @@ class EngineClient:
         self._check_choices(body, len(prompts))
         return [await self.encode(engine, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
-    async def encode_chat(self, engine: EngineArgs, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a chat in the model's chat template.
+    def template(self, engine: EngineArgs) -> ChatTemplate:
+        """Chat template of the engine's model.
 
         Raises:
-            ApiError: the model has no template, it refuses the messages, or they can't fit into the context.
+            ApiError: the model has none.
         """
-        encoder = self._encoders[engine.model]
-        if encoder.tokenizer.chat_template is None:
+        if (template := self._templates.get(engine.name)) is None:
             raise invalid_value(f"model: '{engine.model_name}' has no chat template; use /v1/completions", "model")
-        return await encoder.encode_chat(messages, self.context(engine))
+        return template
+
+    async def encode_chat(self, engine: EngineArgs, chat: Chat) -> EncodedChat:
+        """A chat in the model's chat template.
+
+        Raises:
+            ApiError: the model has no template, it refuses the chat, or the chat can't fit into the context.
+        """
+        render = partial(self.template(engine).render, chat)
+        return await self._encoders[engine.model].encode_chat(render, self.context(engine), chat.field)
 
     async def prepare(
         self,

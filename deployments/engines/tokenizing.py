@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from deployments.protocol.errors import ApiError, context_error
-from deployments.protocol.schema import Message
 from entmtp.decoding.detokenizer import Detokenizer
 
 T = TypeVar("T")
@@ -22,6 +20,13 @@ _PROBES = (" ", "\n", "a", "e\u0301", "\U000f0000")
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]+")
 """Control characters. Byte vocabularies lack some of them, and tokenizers then drop them."""
+
+
+class EncodedChat(NamedTuple):
+    """A chat in a chat template, as text and as token ids."""
+
+    text: str
+    tokens: list[int]
 
 
 class PromptEncoder:
@@ -46,22 +51,19 @@ class PromptEncoder:
         self._refuse_too_long(prompt, context, "prompt")
         return await self._run(lambda: _ids(self.tokenizer(prompt)["input_ids"]))
 
-    async def encode_chat(self, messages: Sequence[Message], context: int) -> list[int]:
-        """Token ids of a chat in the model's chat template, which the tokenizer must have.
+    async def encode_chat(self, render: Callable[[], str], context: int, field: str) -> EncodedChat:
+        """Token ids of the chat that ``render`` writes in the model's chat template.
+
+        Args:
+            field: name of the request's field with the chat.
 
         Raises:
-            ApiError: the chat is longer than ``context`` tokens can be, or the template refuses the messages.
+            ApiError: the chat is longer than ``context`` tokens can be, or the template refuses it.
         """
-        turns: Any = [message.as_template() for message in messages]
-        try:
-            text = await self._run(
-                lambda: str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-            )
-        except TemplateError as error:
-            message = f"messages: the model's chat template refuses them: {error}"
-            raise ApiError(400, message, param="messages", code="invalid_value") from error
-        self._refuse_too_long(text, context, "messages")
-        return await self._run(lambda: _ids(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+        text = await self._run(render)
+        self._refuse_too_long(text, context, field)
+        tokens = await self._run(lambda: _ids(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+        return EncodedChat(text, tokens)
 
     def _refuse_too_long(self, text: str, context: int, field: str) -> None:
         if self._longest is None or len(text) <= context * self._longest:

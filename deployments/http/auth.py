@@ -35,15 +35,15 @@ class ApiKeys:
     def __bool__(self) -> bool:
         return bool(self._hashes)
 
-    def owner(self, authorization: str | None) -> str:
-        """Owner of the key in an Authorization header.
+    def owner(self, authorization: str | None, api_key: str | None = None) -> str:
+        """Owner of the key in an Authorization header, or without one in the header X-Api-Key, as Anthropic's is.
 
         Raises:
             ApiError: 401 if the key is missing or unknown.
         """
         if not self._hashes:
             return ANONYMOUS
-        scheme, _, key = (authorization or "").partition(" ")
+        scheme, _, key = (authorization or f"bearer {api_key or ''}").partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise _refusal("no API key is given; send the header 'Authorization: Bearer KEY'", "missing_api_key")
         digest = _digest(key.strip())

@@ -16,9 +16,9 @@ from entmtp import __version__
 
 _ABOUT = """Text from a large language model, faster, token for token the same.
 
-The paths under `/v1` are OpenAI's, and its clients work with them. Parameters that OpenAI doesn't have go by vLLM's
-names. `speculation` is an extension of this service, in requests and in `usage`; `metrics.speculative_decoding` of an
-answer has vLLM's names for the same."""
+The paths under `/v1` are OpenAI's, and its clients work with them; `/v1/messages` is Anthropic's. Parameters that
+OpenAI doesn't have go by vLLM's names. `speculation` is an extension of this service, in requests and in `usage`;
+`metrics.speculative_decoding` of an answer has vLLM's names for the same."""
 _METRICS = "how one answer's steps went; null for several answers, and where nothing was drafted"
 
 BEARER = HTTPBearer(
@@ -103,7 +103,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _answers(model: type[BaseModel], about: str) -> dict[int | str, dict[str, Any]]:
+def answers(model: type[BaseModel], about: str) -> dict[int | str, dict[str, Any]]:
+    """Responses of a route that answers with ``model``, or with a stream of events."""
     event: dict[str, Any] = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
     event["description"] = (
         "an event where `stream` is true; its data is a chunk in JSON, an error, or at the end [DONE]"
@@ -124,8 +125,8 @@ class CompletionAnswer(Completion):
     metrics: RequestMetrics | None = Field(None, description=_METRICS)
 
 
-CHAT_ANSWERS = _answers(ChatAnswer, "the answers, with their usage")
-COMPLETION_ANSWERS = _answers(CompletionAnswer, "the continuations, with their usage")
+CHAT_ANSWERS = answers(ChatAnswer, "the answers, with their usage")
+COMPLETION_ANSWERS = answers(CompletionAnswer, "the continuations, with their usage")
 
 
 def make_documented_app() -> FastAPI:

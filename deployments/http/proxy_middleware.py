@@ -34,12 +34,13 @@ from deployments.engines.deaths import GIVEN_UP, NO_RETRY, RETRIED_HEADER, RETRI
 from deployments.engines.metric_definition import refused_counter
 from deployments.http.cors import cors_headers
 from deployments.log_file import LOGGED_HEADER, LONGEST_PATH, ProxyLog
+from deployments.protocol.anthropic_errors import anthropic_body, speaks_anthropic
 from deployments.protocol.errors import FULL_HEADER, ApiError, engine_full_error
 from deployments.protocol.request_ids import ID_HEADER, request_id
 from deployments.proxy_settings import ProxySettingsReader
 from deployments.stop_file import stopping
 
-_PATHS = "/v1/chat/completions", "/v1/completions"
+_PATHS = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 """Paths of requests for text, after the application's prefix."""
 
 _SERVES_OWN = "/-/"
@@ -110,7 +111,7 @@ class ProxyMiddleware:
 
     async def _answer_and_log(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrived, id = time.perf_counter(), request_id(scope)
-        request, response = _ReplayableRequest(receive), _TrackedResponse(send, id, _is_for_text(scope))
+        request, response = _ReplayableRequest(receive), _TrackedResponse(send, id, str(scope["path"]))
         try:
             await self._answer(scope, request, response)
         finally:
@@ -268,14 +269,15 @@ class _TrackedResponse:
         error: error of a response that was made here.
         retry_after: seconds in the header Retry-After if the engine was full; 0 for any other response.
         unlogged: whether no ingress has logged the request.
-        unserved: whether this is Serve's own refusal of a request ``for_text``, which is not passed on.
+        unserved: whether this is Serve's own refusal of a request for text, which is not passed on.
     """
 
-    def __init__(self, send: Send, request_id: str, for_text: bool) -> None:
+    def __init__(self, send: Send, request_id: str, path: str) -> None:
         self.started = self.ended = self.unlogged = self.unserved = False
         self.status = self.retry_after = 0
         self.error: dict[str, Any] | None = None
-        self._send, self._request_id, self._for_text = send, request_id, for_text
+        self._send, self._request_id, self._for_text = send, request_id, path.endswith(_PATHS)
+        self._anthropic = speaks_anthropic(path)
         self._events = False
 
     async def __call__(self, message: Message) -> None:
@@ -298,7 +300,9 @@ class _TrackedResponse:
         """End an event stream with an error event; any other response is just cut off."""
         self._set_error(error)
         if self._events:
-            await self._send({"type": "http.response.body", "body": f"data: {json.dumps(error.body())}\n\n".encode()})
+            name = "event: error\n" if self._anthropic else ""
+            event = f"{name}data: {json.dumps(self._body(error))}\n\n"
+            await self._send({"type": "http.response.body", "body": event.encode()})
 
     async def refuse(self, error: ApiError, more_headers: Mapping[str, str]) -> None:
         """Send ``error`` as the complete response."""
@@ -306,7 +310,10 @@ class _TrackedResponse:
         given = {"Content-Type": "application/json", ID_HEADER: self._request_id, **error.headers, **more_headers}
         headers = [(name.lower().encode(), value.encode()) for name, value in given.items()]
         await self._send({"type": "http.response.start", "status": error.status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": json.dumps(error.body()).encode()})
+        await self._send({"type": "http.response.body", "body": json.dumps(self._body(error)).encode()})
+
+    def _body(self, error: ApiError) -> dict[str, Any]:
+        return anthropic_body(error.body(), self._request_id) if self._anthropic else error.body()
 
     def _set_error(self, error: ApiError) -> None:
         self.unlogged = True

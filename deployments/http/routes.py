@@ -2,28 +2,23 @@
 
 # FastAPI evaluates annotations. Those of the routes name locals of `make_api`, so they must not be strings.
 
-import asyncio
-import json
-import logging
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
-from functools import partial
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request, Security
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from openai.types import CompletionUsage
-from pydantic import BaseModel
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
+from deployments.engines.chat_call import prepare_chat
 from deployments.engines.client import EngineClient
-from deployments.engines.deaths import retries_left
 from deployments.http.access_log import AccessLog, LogEntry, LogSink
+from deployments.http.answering import answer
 from deployments.http.auth import ApiKeys
 from deployments.http.body_limit import BodyLimit
 from deployments.http.cors import EXPOSED
 from deployments.http.http_methods import HeadAndOptions
+from deployments.http.item_routes import add_item_routes
 from deployments.http.openapi import (
     BEARER,
     CHAT_ANSWERS,
@@ -37,25 +32,16 @@ from deployments.http.openapi import (
     TokenIds,
     make_documented_app,
 )
-from deployments.http.usage import usage_of, usage_so_far
-from deployments.protocol.errors import ApiError, add_error_handlers, invalid_value, unexpected_error
-from deployments.protocol.responses import ChatResponseBuilder, CompletionResponseBuilder, ResponseBuilder
+from deployments.protocol.anthropic_errors import AnthropicErrors
+from deployments.protocol.chat_turns import Chat
+from deployments.protocol.errors import add_error_handlers, invalid_value
+from deployments.protocol.responses import ChatResponseBuilder, CompletionResponseBuilder
 from deployments.protocol.schema import (
     COMPLETION_TOKENS,
     ChatRequest,
     CompletionRequest,
-    GenerationRequest,
-    StreamOptions,
     TokenizeRequest,
 )
-from deployments.protocol.speculative_metrics import metrics_of
-from deployments.settings import EngineArgs
-from entmtp.decoding.outputs import RequestOutput
-
-_log = logging.getLogger("ray.serve")
-
-Outputs = AsyncGenerator[tuple[int, RequestOutput]]
-"""Outputs of a body's requests to the engine as they arrive, each with the index of its choice."""
 
 
 def make_api(
@@ -77,7 +63,7 @@ def make_api(
 
     async def owner(request: Request, _: Annotated[object, Security(BEARER)]) -> str:
         entry: LogEntry = request.state.entry
-        entry.key = keys.owner(request.headers.get("authorization"))
+        entry.key = keys.owner(request.headers.get("authorization"), request.headers.get("x-api-key"))
         return entry.key
 
     Owner = Annotated[str, Depends(owner)]  # noqa: N806  a type
@@ -87,12 +73,11 @@ def make_api(
         """Answer the last message of a chat."""
         entry: LogEntry = request.state.entry
         entry.set_body(body, client.catalogue.models)
-        engine = client.catalogue.find(body.model, body.speculation)
-        prompt = await client.encode_chat(engine, body.messages)
-        requests = await client.prepare(entry.id, key, engine, body, [prompt], None)
+        call = await prepare_chat(client, entry.id, key, body)
         id = f"chatcmpl-{uuid.uuid4().hex}"
-        builder = ChatResponseBuilder(id, body.model, client.detokenizer(engine), requests)
-        return await _answer(client, body, engine, builder, request)
+        detokenizer = client.detokenizer(call.engine)
+        builder = ChatResponseBuilder(id, body.model, detokenizer, call.requests, call.answer_format)
+        return await answer(client, body, call.engine, builder, request)
 
     @api.post("/v1/completions", tags=["text"], responses=COMPLETION_ANSWERS)
     async def completions(body: CompletionRequest, request: Request, key: Owner) -> Response:
@@ -104,7 +89,9 @@ def make_api(
         requests = await client.prepare(entry.id, key, engine, body, prompts, COMPLETION_TOKENS)
         id = f"cmpl-{uuid.uuid4().hex}"
         builder = CompletionResponseBuilder(id, body.model, client.detokenizer(engine), requests)
-        return await _answer(client, body, engine, builder, request)
+        return await answer(client, body, engine, builder, request)
+
+    add_item_routes(api, client, owner)
 
     @api.post("/tokenize", tags=["text"], responses=ERRORS)
     async def tokenize(body: TokenizeRequest, key: Owner) -> TokenIds:
@@ -113,7 +100,7 @@ def make_api(
         if (body.prompt is None) == (body.messages is None):
             raise invalid_value("prompt: give either prompt or messages", "prompt")
         if body.messages is not None:
-            tokens = await client.encode_chat(engine, body.messages)
+            tokens = (await client.encode_chat(engine, Chat.to_tokenize(body))).tokens
         else:
             tokens = await client.encode(engine, body.prompt or "")
         return TokenIds(tokens=tokens, count=len(tokens), max_model_len=client.context(engine))
@@ -168,99 +155,7 @@ def _add_middlewares(api: FastAPI, client: EngineClient, log: LogSink) -> None:
             expose_headers=EXPOSED,
         )
     api.add_middleware(AccessLog, log=log, tracing=client.tracing)
-
-
-async def _answer(
-    client: EngineClient, body: GenerationRequest, engine: EngineArgs, builder: ResponseBuilder, request: Request
-) -> Response:
-    entry: LogEntry = request.state.entry
-    requests, answers = builder.requests, builder.answers
-    entry.set_answers(engine.name, requests, answers)
-    outputs = client.run(engine, requests, retries_left(request.scope))
-    outputs = _with_deadline(outputs, body.timeout_s, client.args.limits.request_seconds)
-    if not body.stream:
-        await _gather(outputs, answers, entry)
-        full_response = builder.full_response(usage_of(engine, requests, answers), metrics_of(answers))
-        return JSONResponse(full_response.model_dump(mode="json", exclude_unset=True))
-    # Wait for the first output before the response begins, so that a refusal can still set the status.
-    first = await anext(outputs)
-    events = _events(first, outputs, engine, builder, entry, body.stream_options or StreamOptions())
-    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-
-
-async def _gather(outputs: Outputs, answers: Sequence[RequestOutput], entry: LogEntry) -> None:
-    async with aclosing(outputs):
-        async for index, output in outputs:
-            entry.mark_token()
-            answers[index].add(output)
-
-
-async def _events(
-    first: tuple[int, RequestOutput],
-    rest: Outputs,
-    engine: EngineArgs,
-    builder: ResponseBuilder,
-    entry: LogEntry,
-    options: StreamOptions,
-) -> AsyncGenerator[str]:
-    continuous = options.include_usage and options.continuous_usage_stats
-    requests, answers = builder.requests, builder.answers
-    usage = partial(usage_so_far, requests, answers) if continuous else None
-    try:
-        async with aclosing(rest):
-            for index in range(len(answers)):
-                if (first_chunk := builder.first_chunk(index)) is not None:
-                    yield _event(first_chunk, usage)
-            async for index, output in _with_first(first, rest):
-                entry.mark_token()
-                chunk = builder.chunk(index, output)
-                answers[index].add(output)
-                yield _event(chunk, usage)
-        if options.include_usage:
-            yield _event(builder.usage_chunk(usage_of(engine, requests, answers), metrics_of(answers)))
-        yield "data: [DONE]\n\n"
-    except ApiError as error:
-        entry.set_error(error)
-        yield f"data: {json.dumps(error.body())}\n\n"
-    except Exception as error:  # report any error to the client, as the status is sent already
-        _log.exception("request %s: an unexpected error", entry.id)
-        reported = unexpected_error(error)
-        entry.set_error(reported)
-        yield f"data: {json.dumps(reported.body())}\n\n"
-
-
-async def _with_first(first: tuple[int, RequestOutput], rest: Outputs) -> Outputs:
-    yield first
-    async for item in rest:
-        yield item
-
-
-async def _with_deadline(outputs: Outputs, requested: float | None, limit: float) -> Outputs:
-    """Yield the outputs until the deadline: the client's ``requested`` seconds, or the service's ``limit``.
-
-    Raises:
-        ApiError: the deadline has passed.
-    """
-    seconds, field = (requested, "timeout_s") if requested is not None and requested < limit else (limit, "service")
-    loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
-    async with aclosing(outputs):
-        while True:
-            try:
-                async with asyncio.timeout_at(end):
-                    item = await anext(outputs)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                message = f"{field}: the answer was not finished within {seconds:g} s; ask for fewer tokens"
-                raise ApiError(504, message, code="deadline_exceeded") from None
-            yield item
-
-
-def _event(chunk: BaseModel, usage: Callable[[], CompletionUsage] | None = None) -> str:
-    if usage is not None:
-        chunk = chunk.model_copy(update={"usage": usage()})
-    return f"data: {chunk.model_dump_json(exclude_unset=True)}\n\n"
+    api.add_middleware(AnthropicErrors)  # after the log, which reads OpenAI's errors
 
 
 def _model(client: EngineClient, name: str) -> ModelCard:

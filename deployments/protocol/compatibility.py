@@ -18,8 +18,8 @@ UNSUPPORTED: Final = "unsupported_parameter"
 
 IGNORED = frozenset(
     {
-        *("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
-        *("safety_identifier", "service_tier", "store"),
+        *("metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier"),
+        *("service_tier", "store"),
     }
 )
 """OpenAI's fields whose values never change the text."""
@@ -65,28 +65,21 @@ _BOTH: dict[str, tuple[object, ...]] = {
     "vllm_xargs": ({},),
 }
 
-# Fields are checked in this order. Tools come before tool_choice, so that the error names the unsupported tools.
 _CHAT: dict[str, tuple[object, ...]] = {
     # OpenAI's
-    "tools": ([],),
     "functions": ([],),
-    "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto", {}),
     "audio": ({},),
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
-    "reasoning_effort": ("none",),
-    "verbosity": ("medium",),
     "web_search_options": (),
     # vLLM's
     "add_generation_prompt": (True,),
     "add_special_tokens": (False,),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
     "documents": ([],),
-    "include_reasoning": (True, False),  # there is none
     "media_io_kwargs": ({},),
     "mm_processor_kwargs": ({},),
     "return_assistant_tokens_mask": (False,),
@@ -116,14 +109,14 @@ class ForeignFields(NamedTuple):
 
 NOTHING = ForeignFields({})
 CHAT = ForeignFields(_CHAT | _BOTH, IGNORED)
-COMPLETION = ForeignFields(_BOTH | {"add_special_tokens": (True,), "prompt_embeds": ()}, IGNORED)
+COMPLETION = ForeignFields(
+    _BOTH | {"add_special_tokens": (True,), "prompt_embeds": ()}, IGNORED | {"parallel_tool_calls"}
+)
 TOKENIZE = ForeignFields(
     {
-        "tools": ([],),
         "add_generation_prompt": (True,),
         "add_special_tokens": (True,),
         "chat_template": (),
-        "chat_template_kwargs": ({},),
         "continue_final_message": (False,),
         "media_io_kwargs": ({},),
         "mm_processor_kwargs": ({},),
@@ -135,15 +128,11 @@ TOKENIZE_CHAT = ForeignFields({**TOKENIZE.no_effect, "add_special_tokens": (Fals
 
 MESSAGE = ForeignFields(
     {
-        "tool_calls": ([],),
         "function_call": ({},),
         "audio": ({},),
         "annotations": ([],),
         "refusal": ("",),
-        "reasoning": ("",),
-        "reasoning_content": ("",),
-    },
-    frozenset({"tool_call_id"}),  # of the role 'tool', which is refused anyway
+    }
 )
 """Fields of an answer's message, which clients send back with the next turn of the chat."""
 

@@ -7,47 +7,44 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     FiniteFloat,
     Tag,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from deployments.protocol.body import (
+    MOST_ITEMS,
+    Body,
+    Count,
+    Positive,
+    Text,
+    Texts,
+    TokenLists,
+    Tokens,
+)
 from deployments.protocol.compatibility import (
     CHAT,
     COMPLETION,
     MESSAGE,
-    NOTHING,
     PART,
     TOKENIZE,
     TOKENIZE_CHAT,
     ForeignFields,
 )
 from deployments.protocol.errors import invalid_value
+from deployments.protocol.tools import CallId, JsonObject, ToolCalls, ToolFields, Tools
 from entmtp.errors import EntMTPError
 from entmtp.settings import SamplingParams
 
 COMPLETION_TOKENS = 16
 """OpenAI's default of max_tokens for /v1/completions; a chat answer may fill the context."""
 
-_BIASES, _STOP_CHARACTERS, _ITEMS = 1024, 1024, 1024
-
-Count = Annotated[int, Field(ge=0, lt=2**31)]
-Positive = Annotated[int, Field(ge=1, lt=2**31)]
-Text = Annotated[str, Field(max_length=1_000_000)]
-Token = Annotated[int, Field(ge=0, lt=2**31)]
-"""A token id of any vocabulary. The engine checks it against the model's own."""
-
-Texts = Annotated[list[Text], Field(max_length=_ITEMS, fail_fast=True)]
-Tokens = Annotated[list[Token], Field(fail_fast=True)]
-TokenLists = Annotated[list[Tokens], Field(max_length=_ITEMS, fail_fast=True)]
+_BIASES, _STOP_CHARACTERS, _ITEMS = 1024, 1024, MOST_ITEMS
 
 
 def _as_list(value: Any) -> Any:
@@ -68,27 +65,6 @@ def _text_only(kind: Any) -> Any:
     if kind != "text":
         raise PydanticCustomError("part_type", "the model reads text alone; send parts of type 'text'")
     return kind
-
-
-class Body(BaseModel):
-    """A JSON body. The first unknown field is an error, and so is a number in quotes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    foreign: ClassVar[ForeignFields] = NOTHING
-
-    @model_validator(mode="before")
-    @classmethod
-    def _own_fields(cls, body: Any) -> Any:
-        if not isinstance(body, dict):
-            return body
-        own = cls._foreign_fields_of(body).strip_from(body)
-        # Pydantic would report every unknown field, of which a body can have very many.
-        unknown = next((name for name in own if name not in cls.model_fields), None)
-        return {name: value for name, value in own.items() if name in cls.model_fields or name == unknown}
-
-    @classmethod
-    def _foreign_fields_of(cls, body: Mapping[str, Any]) -> ForeignFields:
-        return cls.foreign
 
 
 class Speculation(Body):
@@ -138,9 +114,15 @@ class Message(Body):
 
     foreign: ClassVar[ForeignFields] = MESSAGE
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content | None = Field(description="null only of an assistant")
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content | None = Field(None, description="null only of an assistant", validate_default=True)
     name: Text | None = None
+    tool_calls: ToolCalls | None = Field(None, description="calls that an assistant made")
+    tool_call_id: CallId | None = Field(
+        None, description="the call whose result a tool's message is", validate_default=True
+    )
+    reasoning_content: Text | None = Field(None, description="reasoning before an assistant's content")
+    reasoning: Text | None = Field(None, description="vLLM's new name of reasoning_content")
 
     @field_validator("content")
     @classmethod
@@ -149,12 +131,25 @@ class Message(Body):
             raise PydanticCustomError("no_content", "only an assistant's content may be null; give some text")
         return content
 
-    def as_template(self) -> dict[str, str]:
-        """The message as input of a chat template."""
+    @field_validator("tool_calls")
+    @classmethod
+    def _is_an_assistants(cls, calls: Any, info: ValidationInfo) -> Any:
+        if calls and info.data.get("role", "assistant") != "assistant":
+            raise PydanticCustomError("no_assistant", "only an assistant makes calls; leave it out")
+        return calls
+
+    @field_validator("tool_call_id")
+    @classmethod
+    def _has_a_call(cls, id: str | None, info: ValidationInfo) -> str | None:
+        if id is None and info.data.get("role") == "tool":
+            raise PydanticCustomError("no_call", "a tool's message answers a call; give the call's id")
+        return id
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
         parts = self.content or ""
-        content = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": content} | ({"name": self.name} if self.name else {})
+        return parts if isinstance(parts, str) else "".join(part.text for part in parts)
 
 
 class GenerationRequest(Body, ABC):
@@ -248,7 +243,7 @@ class GenerationRequest(Body, ABC):
         """Number of alternatives to each token; None: no logprobs."""
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(ToolFields, GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
     foreign: ClassVar[ForeignFields] = CHAT
@@ -261,6 +256,11 @@ class ChatRequest(GenerationRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="number of likeliest tokens reported with each token"
     )
+
+    @property
+    def default_tokens(self) -> int | None:
+        """New tokens, as far as the context has room, if none are requested; None: all that it has room for."""
+        return None
 
     def requested_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
@@ -326,6 +326,8 @@ class TokenizeRequest(Body):
     model: Annotated[str, Field(max_length=256)]
     prompt: Text | None = None
     messages: list[Message] | None = Field(None, min_length=1, max_length=_ITEMS, fail_fast=True)
+    tools: Tools | None = Field(None, description="functions that the chat template describes")
+    chat_template_kwargs: JsonObject | None = Field(None, description="variables of the model's chat template")
 
     @classmethod
     def _foreign_fields_of(cls, body: Mapping[str, Any]) -> ForeignFields:

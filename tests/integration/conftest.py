@@ -16,6 +16,7 @@ from tests.helpers.paths import ROOT
 if TYPE_CHECKING:
     import openai
 
+    from tests.helpers.http_api import Lines
     from tests.helpers.local_service import Service
 
 
@@ -62,3 +63,27 @@ def client(url: str) -> openai.OpenAI:
     import openai
 
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="session")
+def scripted_lines() -> Lines:
+    """Access log of the scripted service."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def scripted_url(tmp_path_factory: pytest.TempPathFactory, scripted_lines: Lines) -> Iterator[str]:
+    """Address of a service whose model writes given texts."""
+    from tests.helpers.scripted_service import scripted_service
+
+    with scripted_service(tmp_path_factory.mktemp("scripted"), scripted_lines) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def scripted_client(scripted_url: str) -> openai.OpenAI:
+    import openai
+
+    from tests.helpers.http_api import SECRET
+
+    return openai.OpenAI(base_url=f"{scripted_url}/v1", api_key=SECRET, max_retries=0)

@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from deployments.engines.tokenizing import PromptEncoder, longest_token
+from deployments.engines.chat_template import ChatTemplate
+from deployments.engines.tokenizing import EncodedChat, PromptEncoder, longest_token
+from deployments.protocol.chat_turns import Chat
 from deployments.protocol.errors import ApiError
 from deployments.protocol.schema import Message
+from deployments.settings import EngineArgs
 from entmtp.models.loading.load import load_tokenizer
 from tests.helpers.examples import examples
 
@@ -81,9 +84,14 @@ def test_a_chat_is_what_the_template_writes(encoder: PromptEncoder, bundled: Pre
     messages = [Message(role="user", content="Hello"), Message(role="assistant", content=None)]
     turns: Any = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": ""}]
     expected = bundled.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert asyncio.run(encoder.encode_chat(messages, 256)) == list(expected)
+    template = ChatTemplate(bundled, EngineArgs.parse(name="e", model_name="m"))
+
+    def encoded(messages: list[Message]) -> EncodedChat:
+        return asyncio.run(encoder.encode_chat(lambda: template.render(Chat(messages)), 256, "messages"))
+
+    assert encoded(messages).tokens == list(expected)
     with pytest.raises(ApiError) as refusal:
-        asyncio.run(encoder.encode_chat([Message(role="user", content="x" * 100_000)], 256))
+        encoded([Message(role="user", content="x" * 100_000)])
     assert refusal.value.param == "messages"
 
 

@@ -29,10 +29,10 @@ def test_a_made_key_opens_and_nothing_else_does(tmp_path: Path, capsys: pytest.C
     path.write_text(line)
     keys = load_keys(path)
     assert keys
-    assert keys.owner(f"Bearer {key}") == "alice"
+    assert keys.owner(f"Bearer {key}") == keys.owner(None, key) == "alice"
     for header in (None, "", "Bearer", "Bearer ", key, f"Basic {key}", f"Bearer {key}x", "Bearer é"):
         with pytest.raises(ApiError) as refusal:
-            keys.owner(header)
+            keys.owner(header, "wrong" if header is None else None)
         assert refusal.value.status == 401
 
 

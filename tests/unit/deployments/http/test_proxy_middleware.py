@@ -49,6 +49,25 @@ def test_a_request_without_an_answer_goes_to_another_ingress() -> None:
     assert [retries_left({"headers": list(headers.items())}) for headers in app.headers] == [1, 0]
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/prefix/v1/messages"])
+def test_messages_have_errors_as_anthropic_has_them(path: str, logs: Path) -> None:
+    cut = Ingresses([start(headers=[*EVENTS, LOGGED]), part(b"event: ping\n\n", more=True)])
+    name, data = send_through(cut, body(b""), path=path)[-1]["body"].decode().strip().splitlines()
+    assert name == "event: error"
+    assert json.loads(data.removeprefix("data: "))["error"]["type"] == "overloaded_error"
+    sent = send_through(Ingresses([start(503), part(b"no application")]), body(b""), path=path)
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["type"]) == (503, "error")
+    assert [line["error"]["type"] for line in lines(logs, 2)] == ["unavailable_error"] * 2
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_a_full_engine_refuses_requests_of_every_kind(path: str, long_memory: None) -> None:
+    request = body(json.dumps({"model": "m"}).encode())
+    through = ProxyMiddleware(Ingresses(FULL, DONE))
+    assert send_through(through, request, path=path)[0]["status"] == 429
+    assert send_through(through, request, path=path)[0]["status"] == 429
+
+
 def test_a_stream_that_was_cut_ends_with_an_error_event(logs: Path) -> None:
     app = Ingresses([start(headers=[*EVENTS, LOGGED]), part(b"data: 1\n\n", more=True)])
     sent = send_through(app, body(b""))
