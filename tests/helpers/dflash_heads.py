@@ -13,9 +13,14 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels.block_weight import dequantized
 from tests.helpers.random_weights import attached_at_random
+from tests.helpers.tiny_models import tiny_model
 
 _CONFIDENT = 4.0
 """Factor of the heads' logits: a tiny random model's own are almost even."""
+
+KNOWING_VOCAB = 28
+KNOWN_ODDS = 4.0
+"""Log-odds that :func:`knowing_dspark` estimates after a token, positive where their guess is right."""
 
 
 def dflash_heads(backbone: Backbone, seed: int = 0, **changes: Any) -> DFlashHeads:
@@ -78,3 +83,26 @@ def sure_dspark(model: PreTrainedModel, noise: float = 0.0, **changes: Any) -> t
     weights.markov_tokens.data = _CONFIDENT * known
     weights.markov_output.data = model.get_output_embeddings().weight.data.clone()
     return backbone, heads.attach(backbone)
+
+
+@torch.no_grad()
+def knowing_dspark() -> tuple[Backbone, DFlashHeads]:
+    """Heads that are right after some tokens and wrong after others, and that estimate after which.
+
+    Each last token of a prompt has its own answer, and most answers have right and wrong guesses.
+    """
+    model = tiny_model("llama", vocab_size=KNOWING_VOCAB)
+    backbone, heads = sure_dspark(model, noise=1.0, has_confidence=True, confidence_reads_token=True)
+    weights = heads.weights
+    assert weights.markov_tokens is not None
+    assert weights.markov_output is not None
+    assert weights.confidence is not None
+    assert weights.confidence_bias is not None
+    right = model(torch.arange(KNOWING_VOCAB)[:, None]).logits[:, 0].argmax(-1)
+    guessed = (weights.markov_tokens @ weights.markov_output.T).argmax(-1)
+    odds = torch.where(guessed == right, KNOWN_ODDS, -KNOWN_ODDS)
+    # There are fewer tokens than entries of a vector, so that a product with it can have any value.
+    weights.confidence.zero_()
+    weights.confidence[0, backbone.hidden_size :] = torch.linalg.lstsq(weights.markov_tokens, odds).solution
+    weights.confidence_bias.zero_()
+    return backbone, heads

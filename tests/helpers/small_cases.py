@@ -12,6 +12,7 @@ from entmtp.calibration.rank_trace import rank_trace
 from entmtp.decoding.engine import Engine
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
+from entmtp.heads.interface import Expansion
 from entmtp.heads.trained import TrainedHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
@@ -99,7 +100,7 @@ def _read(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text: Se
     return backbone.prefill([*prompt, *text], 0, cache, heads.feature_layers)
 
 
-class Scripted:
+class Scripted(Expansion):
     """Heads with scripted probabilities of each request and level. They record the parents of each call."""
 
     num_heads = 3

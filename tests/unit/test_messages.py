@@ -121,7 +121,11 @@ def test_options_that_are_refused_before_anything_is_loaded(changes: dict[str, A
 
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-MARKS = {"model_fingerprint": "m" * 64, "heads_fingerprint": "h" * 64}
+MARKS: dict[str, Any] = {
+    "model_fingerprint": "m" * 64,
+    "heads_fingerprint": "h" * 64,
+    "estimates_acceptance": False,
+}
 ROOT_ONLY = Topology.root_only()
 
 

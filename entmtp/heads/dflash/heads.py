@@ -102,17 +102,20 @@ class DFlashHeads(DraftHeads):
         table = self.weights.markov_tokens
         return None if table is None else torch.nn.functional.embedding(tokens, table)
 
-    def confidence(self, states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor | None:
-        """Estimated chances ``[...]`` that a guess of ``h [..., hidden_size]`` after ``previous [...]`` is accepted.
+    def head_states(self, states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        vectors = self.token_vectors(previous)
+        return states if vectors is None else torch.cat([states, vectors], dim=-1)
 
-        None if the heads estimate none.
-        """
+    @property
+    def estimates_acceptance(self) -> bool:
+        return self.config.has_confidence
+
+    def estimated_odds(self, states: torch.Tensor) -> torch.Tensor | None:
         weight, bias = self.weights.confidence, self.weights.confidence_bias
         if weight is None:
             return None
-        vectors = self.token_vectors(previous) if self.config.confidence_reads_token else None
-        read = states if vectors is None else torch.cat([states, vectors], dim=-1)
-        return torch.nn.functional.linear(read, weight, bias)[..., 0].float().sigmoid()
+        read = states if self.config.confidence_reads_token else states[..., : self.config.hidden_size]
+        return torch.nn.functional.linear(read, weight, bias)[..., 0].float()
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         own = self.weights.embeddings

@@ -140,7 +140,12 @@ def test_texts_of_more_heads_than_there_are_are_refused() -> None:
         bank.check_depth(4)
 
 
-HEADS = {"kind": "hydra", "model_fingerprint": "m" * 64, "heads_fingerprint": "h" * 64}
+HEADS: dict[str, Any] = {
+    "kind": "hydra",
+    "model_fingerprint": "m" * 64,
+    "heads_fingerprint": "h" * 64,
+    "estimates_acceptance": False,
+}
 
 
 @pytest.mark.parametrize("field", ["heads_kind", "model_fingerprint", "heads_fingerprint"])
