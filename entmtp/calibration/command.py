@@ -145,8 +145,8 @@ def _report(path: Path, bank: TreeBank, console: Console) -> None:
         )
         if losses.estimated_odds is not None:
             console.print(
-                f"{path}: log-loss {losses.estimated_odds:.4f} nats with the heads' own estimates of acceptance too, which"
-                f" the bank {_uses(chances.reads_estimates)}"
+                f"{path}: log-loss {losses.estimated_odds:.4f} nats with the heads' own estimates of acceptance too,"
+                f" which the bank {_uses(chances.reads_estimates)}"
             )
 
 

@@ -103,7 +103,7 @@ class Expansion(Protocol):
         """
 
     def estimated_odds(self) -> torch.Tensor | None:
-        """Log-odds ``[parents]`` that a guess after each parent of the last level is accepted, as the heads estimate it.
+        """Log-odds ``[parents]`` that a guess after each parent of the last level is accepted, as the heads estimate.
 
         None if they estimate nothing. The work is done here, so levels cost no more where nobody calls it.
         """

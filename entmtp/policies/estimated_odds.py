@@ -9,7 +9,7 @@ from entmtp.trees.probability_calibration import ProbabilityCalibration
 
 
 def estimated_odds(expansion: Expansion, chances: ProbabilityCalibration, parents: int) -> Sequence[float | None]:
-    """Log-odds ``[parents]`` that a guess after each parent of the last level is accepted, as the heads estimate it.
+    """Log-odds ``[parents]`` that a guess after each parent of the last level is accepted, as the heads estimate.
 
     None for each parent if the calibration does not read estimates, which are then not computed, or there are none.
     """

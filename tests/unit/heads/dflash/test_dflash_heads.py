@@ -1,6 +1,5 @@
 """DFlash and DSpark heads equal the published formula in every layout and variant, wherever they draft."""
 
-
 import pytest
 import torch
 
