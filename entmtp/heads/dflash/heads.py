@@ -16,7 +16,8 @@ before it does, beginning with the root's own. A depth's guesses are the same un
 
 DSpark adds a bias by the previous token, ``logits = output(h) + markov_output(markov_tokens[previous])``, so that
 guesses differ between parents. Its estimate of the chance that a guess drawn from these logits is accepted, given that
-those before it are, is ``sigmoid(confidence([h, markov_tokens[previous]]))``, or that of ``h`` alone.
+those before it are, is ``sigmoid(confidence([h, markov_tokens[previous]]))``, or that of ``h`` alone. The calibration
+of chances may read its log-odds (:mod:`entmtp.trees.probability_calibration`).
 
 Sources: ``dflash/model.py`` in github.com/z-lab/dflash, ``deepspec/modeling/dspark`` in
 github.com/deepseek-ai/DeepSpec, ``src/speculators/models/{dflash,dspark}`` in github.com/vllm-project/speculators.
