@@ -3,8 +3,8 @@
 There are two candidates: Platt scaling per depth, and Platt scaling whose offset depends on the sharpness of each
 distribution. Heads that estimate their own acceptance add a third, whose offset depends on that estimate too.
 Cross-validation decides between them, as more coefficients always fit better the texts that they were fitted on. For
-that reason the slope depends on nothing: with the bundled heads, that predicted other texts worse. Whole texts are held
-out, since the guesses of one text resemble each other.
+that reason the slope depends on nothing: with the bundled heads, that predicted other texts worse.
+Whole texts are held out, since the guesses of one text resemble each other.
 """
 
 from __future__ import annotations
