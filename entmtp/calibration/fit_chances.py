@@ -118,9 +118,12 @@ def fit_scaling(tables: Sequence[GuessTable]) -> dict[Candidate, ProbabilityCali
         offset=[fits["plain"].offset for fits in heads],
         follow=[_mean_chances(table).round(5).tolist() for table in tables],
     )
-    others = [name for name in heads[0] if name != "plain"]
-    scalings = {name: _scaling([fits[name] for fits in heads]) for name in others}
-    return {"plain": plain} | {name: plain.model_copy(update={"sharpness": each}) for name, each in scalings.items()}
+    found: dict[Candidate, ProbabilityCalibration] = {"plain": plain}
+    for name in heads[0]:
+        if name != "plain":
+            scaling = _scaling([fits[name] for fits in heads])
+            found[name] = plain.model_copy(update={"sharpness": scaling})
+    return found
 
 
 def _scaling(fits: Sequence[_Fit]) -> SharpnessScaling:
@@ -177,7 +180,7 @@ class _Fit(NamedTuple):
 
 def _fit_head(table: GuessTable) -> dict[Candidate, _Fit]:
     """Fit all candidates for one head, the simplest first."""
-    fits = {"plain": _fit(table), "sharpness": _fit(table, table.sharpness)}
+    fits: dict[Candidate, _Fit] = {"plain": _fit(table), "sharpness": _fit(table, table.sharpness)}
     if table.estimated is not None:
         fits["estimated_odds"] = _fit(table, table.sharpness, table.estimated)
     return fits

@@ -96,7 +96,7 @@ def knowing_dspark() -> tuple[Backbone, DFlashHeads]:
     assert weights.confidence is not None
     assert weights.confidence_bias is not None
     signs = 1.0 - 2.0 * (torch.arange(KNOWING_VOCAB) % 2)
-    weights.markov_tokens *= signs[:, None]
+    weights.markov_tokens.mul_(signs[:, None])
     # There are fewer tokens than entries of a token's vector, so that a product with it can have any values.
     weights.confidence.zero_()
     weights.confidence[0, backbone.hidden_size :] = torch.linalg.lstsq(

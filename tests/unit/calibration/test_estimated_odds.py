@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ COST = StepCost(
     wide_nodes=63,
     hardware="test",
 )
-READS = {
+READS: dict[str, dict[str, Any]] = {
     "state and token": {},
     "state": {"confidence_reads_token": False},
     "state, without a bias": {"confidence_reads_token": False, "markov_rank": 0},
