@@ -233,7 +233,7 @@ class DraftHeads(nn.Module, ABC):
 
     @property
     def estimates_acceptance(self) -> bool:
-        """Whether the heads estimate their own acceptance; then :meth:`estimated_odds` and their expansions return it."""
+        """Whether :meth:`estimated_odds` and the heads' expansions return estimates of acceptance."""
         return False
 
     def estimated_odds(self, states: torch.Tensor) -> torch.Tensor | None:
