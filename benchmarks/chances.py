@@ -111,7 +111,7 @@ def compare(
             " of 'python -m benchmarks.step --save-profile FILE'"
         )
     known = guess_tables(fitted)
-    after, decided = fit_scaling(known), held_out_log_loss(known)
+    after, decided = fit_scaling(known)["sharpness"], held_out_log_loss(known)
     losses = [text_log_losses(chances, scored) for chances in (after.plain, after)]
     saved = mean_of_logs(losses[0] - losses[1]).log_estimate()
     speeds = [_replayed(chances, scored, expansions, bank, expanded) for chances in (after.plain, after)]
@@ -121,7 +121,7 @@ def compare(
     return [
         f"{losses[0].mean():.4f}",
         f"{saved.value:+.4f} {interval(saved, 4)}",
-        "–" if decided is None else "sharpness" if decided.sharpness < decided.plain else "plain",
+        "–" if decided is None else decided.best,
         *(f"{ratio(speed.speedup)} ({speed.tau:.2f})" for speed in speeds),
         percent(speeds[1].share_of(speeds[0])),
         *(percent(speed.share_of(yardstick)) for speed in speeds),

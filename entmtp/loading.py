@@ -153,7 +153,11 @@ def policy_of(
     bank = load_bank(_bank_path(method, kind))
     fingerprint = backbone.fingerprint
     bank.check_heads(
-        kind=heads.kind, num_heads=heads.num_heads, model_fingerprint=fingerprint, heads_fingerprint=heads.fingerprint
+        kind=heads.kind,
+        num_heads=heads.num_heads,
+        model_fingerprint=fingerprint,
+        heads_fingerprint=heads.fingerprint,
+        estimates_acceptance=heads.estimates_acceptance,
     )
     if not registered.by_cost:
         return registered.make(PolicyInputs(heads.num_heads, bank))

@@ -64,7 +64,7 @@ class FixedDepthPolicy(Policy):
         return self._dynamic.choose(signals, states, limits, lambda requests: _Scripted(begin(requests)))
 
 
-class _Scripted:
+class _Scripted(Expansion):
     """An expansion whose guesses have the probabilities of :data:`GUESSES`."""
 
     def __init__(self, expansion: Expansion) -> None:

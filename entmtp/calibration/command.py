@@ -110,6 +110,7 @@ def _calibrate_mixed(
                 num_heads=attached.num_heads,
                 model_fingerprint=backbone.fingerprint,
                 heads_fingerprint=attached.fingerprint,
+                estimates_acceptance=attached.estimates_acceptance,
             )
         traces = [trace for _, its in parts for trace in its]
         provenance = mixed_provenance([bank.provenance for bank, _ in parts])
@@ -133,15 +134,24 @@ def _load_calibration(output: Path, suite: str, kind: str) -> tuple[TreeBank, li
 
 
 def _report(path: Path, bank: TreeBank, console: Console) -> None:
-    """Print what the bank's trees gain, and how well both calibrations predict held-out texts."""
+    """Print what the bank's trees gain, and how well each calibration predicts held-out texts."""
     gain, chances = bank.overall.gain, bank.chances
     sizes = [size for size in _SHOWN if size < len(gain)]
     console.print(f"{path}: tau by nodes " + ", ".join(f"{size}: {gain[size]:.2f}" for size in sizes))
     if (losses := chances.held_out) is not None:
         console.print(
             f"{path}: log-loss of a guess on held-out texts {losses.plain:.4f} nats, and {losses.sharpness:.4f} with"
-            f" the sharpness of distributions, which the bank {'uses' if chances.sharpness else 'does not use'}"
+            f" the sharpness of distributions, which the bank {_uses(chances.sharpness is not None)}"
         )
+        if losses.estimated_odds is not None:
+            console.print(
+                f"{path}: log-loss {losses.estimated_odds:.4f} nats with the heads' own estimates of acceptance too,"
+                f" which the bank {_uses(chances.reads_estimates)}"
+            )
+
+
+def _uses(used: bool) -> str:
+    return "uses" if used else "does not use"
 
 
 def _sources(model: str, heads: Sequence[str]) -> dict[str, str]:

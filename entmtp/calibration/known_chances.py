@@ -27,6 +27,7 @@ import numpy as np
 
 from entmtp.heads.interface import Expansion
 from entmtp.policies.dynamic import MAX_EXPANDED_NODES
+from entmtp.policies.estimated_odds import estimated_odds
 from entmtp.policies.rate import Cost, best_choices
 from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Path, Topology
@@ -68,10 +69,10 @@ def outlook(expansion: Expansion, chances: ProbabilityCalibration, also: Topolog
     frontier: dict[Path, int] = {(): 0}  # nodes of the last level, with their numbers
     for depth in range(min(expansion.num_heads, len(chances.slope))):
         tokens, log_probs = expansion.next_level(list(frontier.values()), len(chances.follow[depth]))
-        count = tokens.shape[1]
+        estimated, count = estimated_odds(expansion, chances, len(frontier)), tokens.shape[1]
         numbers: dict[Path, int] = {}
-        for row, (path, values) in enumerate(zip(frontier, log_probs.tolist(), strict=True)):
-            each = chances.probabilities(depth, values)
+        for row, (path, values, odds) in enumerate(zip(frontier, log_probs.tolist(), estimated, strict=True)):
+            each = chances.probabilities(depth, values, estimated_odds=odds)
             part = known.get(path, 1.0) / max(1.0, sum(each))
             for rank, chance in enumerate(each):
                 known[*path, rank] = part * chance

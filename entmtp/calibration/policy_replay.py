@@ -54,7 +54,7 @@ def no_heads(position: int) -> Expansion:
     )
 
 
-class _CountedExpansion:
+class _CountedExpansion(Expansion):
     """Expansion at a position, started when its first level is needed; counts the levels."""
 
     def __init__(self, expansion_at: ExpansionAt, position: int) -> None:
@@ -69,6 +69,9 @@ class _CountedExpansion:
     def next_level(self, parents: Sequence[int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
         self.levels += 1
         return self._expansion.next_level(parents, count)
+
+    def estimated_odds(self) -> torch.Tensor | None:
+        return self._expansion.estimated_odds()
 
 
 def replay_steps(trace: RankedText, policy: Policy, expansion_at: ExpansionAt = no_heads) -> list[ReplayedStep]:

@@ -20,6 +20,7 @@ def rank_trace(heads: DraftHeads, tokens: torch.Tensor, text: TracedText, entrop
     index_of[heads.draft_vocab.long()] = torch.arange(len(heads.draft_vocab), device=tokens.device)
     ranks = torch.full((positions, depth), MISS, dtype=torch.int64, device=tokens.device)
     confidence = torch.zeros(positions, depth, TRACED_RANKS, device=tokens.device)
+    estimated: list[torch.Tensor] = []
     for begin in range(0, positions, LOGITS_CHUNK):
         chunk = slice(begin, begin + LOGITS_CHUNK)
         forced = text.teacher_forced(at[chunk, 0], windows[chunk, :-1])
@@ -29,4 +30,11 @@ def rank_trace(heads: DraftHeads, tokens: torch.Tensor, text: TracedText, entrop
         rank = (logits > true).sum(-1)
         ranks[chunk] = torch.where((label >= 0) & (at[chunk, 1:] < positions), rank, MISS)
         confidence[chunk] = logits.float().log_softmax(-1).topk(TRACED_RANKS).values
-    return RankTrace(ranks.to("cpu", torch.int32), entropy.float().cpu(), confidence.cpu())
+        if (odds := heads.estimated_odds(forced)) is not None:
+            estimated.append(odds.cpu())
+    return RankTrace(
+        ranks.to("cpu", torch.int32),
+        entropy.float().cpu(),
+        confidence.cpu(),
+        torch.cat(estimated) if estimated else None,
+    )

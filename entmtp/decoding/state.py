@@ -221,7 +221,7 @@ def _paths(tokens: torch.Tensor, features: torch.Tensor, accepted: Accepted, pad
     )
 
 
-class _TimedExpansion:
+class _TimedExpansion(Expansion):
     """An expansion whose levels are timed as drafting."""
 
     def __init__(self, expansion: Expansion, watch: Stopwatch) -> None:
@@ -233,3 +233,9 @@ class _TimedExpansion:
         guessed = self._expansion.next_level(parents, count)
         self._watch.mark("draft")
         return guessed
+
+    def estimated_odds(self) -> torch.Tensor | None:
+        self._watch.mark("policy")
+        odds = self._expansion.estimated_odds()
+        self._watch.mark("draft")
+        return odds

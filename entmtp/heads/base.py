@@ -231,6 +231,18 @@ class DraftHeads(nn.Module, ABC):
         """
         return self.linear("output", states)
 
+    @property
+    def estimates_acceptance(self) -> bool:
+        """Whether :meth:`estimated_odds` and the heads' expansions return estimates of acceptance."""
+        return False
+
+    def estimated_odds(self, states: torch.Tensor) -> torch.Tensor | None:
+        """Log-odds ``[...]`` that a guess of head states ``[..., hidden_size]`` is accepted, given those before it.
+
+        None if the heads estimate nothing. States are as for :meth:`draft_logits`.
+        """
+        return None
+
     def top_k(self, states: torch.Tensor, count: int, head: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Top-k tokens ``[..., count]`` of head states and their log-probabilities.
 

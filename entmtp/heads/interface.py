@@ -102,6 +102,13 @@ class Expansion(Protocol):
         vocabulary is smaller. The first level's parents are the roots, in the order of the requests.
         """
 
+    def estimated_odds(self) -> torch.Tensor | None:
+        """Log-odds ``[parents]`` that a guess after each parent of the last level is accepted, as the heads estimate.
+
+        None if they estimate nothing. The work is done here, so levels cost no more where nobody calls it.
+        """
+        return None
+
 
 class Drafter(ABC):
     """Drafting for the slots of one cache; runs under inference mode.

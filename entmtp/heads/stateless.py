@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.interface import AcceptedPaths, Drafter, Proposal, TracedText
+from entmtp.heads.interface import AcceptedPaths, Drafter, Expansion, Proposal, TracedText
 from entmtp.models.cache import TreeCache
 from entmtp.trees.batch import TreeBatch
 
@@ -98,7 +98,7 @@ class StatelessDrafter(Drafter):
         return StatelessExpansion(self._heads, self.states[self._table.index(slots)], roots)
 
 
-class StatelessExpansion:
+class StatelessExpansion(Expansion):
     """Drafting level by level; each level is one pass of the heads over its parents."""
 
     def __init__(self, heads: StatelessHeads, hidden: torch.Tensor, roots: torch.Tensor) -> None:

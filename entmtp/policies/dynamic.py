@@ -13,11 +13,11 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from entmtp.heads.interface import Expansion
 from entmtp.policies.acceptance_bias import BiasedPolicy, StepInputs
 from entmtp.policies.base import Choice
+from entmtp.policies.estimated_odds import estimated_odds
 from entmtp.policies.goodput import GoodputPolicy
 from entmtp.policies.policy_cost import PolicyCost, cached_at
 from entmtp.policies.registry import PolicyInputs, register_policy
@@ -136,7 +136,9 @@ class DynamicPolicy(BiasedPolicy):
             wanted = max(MIN_CHILDREN, sum(likeliest * chance > prices.node for chance in follow))
             allowed = max(limits[node.request] for node in parents)
             count = max(self.chances.fewest_guesses, min(wanted, allowed))
-            found += self._children(parents, depth, *expansion.next_level([node.number for node in parents], count))
+            tokens, log_probs = expansion.next_level([node.number for node in parents], count)
+            estimated = estimated_odds(expansion, self.chances, len(parents))
+            found += self._children(parents, depth, tokens.tolist(), log_probs.tolist(), estimated)
             found = _keep_likeliest(found, limits)
             nodes = [node for node in found if len(node.path) > depth]
         return found
@@ -160,10 +162,15 @@ class DynamicPolicy(BiasedPolicy):
         return gain
 
     def _children(
-        self, parents: Sequence[_Node], depth: int, tokens: torch.Tensor, log_probs: torch.Tensor
+        self,
+        parents: Sequence[_Node],
+        depth: int,
+        tokens: Sequence[Sequence[int]],
+        log_probs: Sequence[Sequence[float]],
+        estimated: Sequence[float | None],
     ) -> list[_Node]:
-        """Nodes of the guesses after ``parents``."""
-        probabilities, count = self.chances.probabilities, tokens.shape[1]
+        """Nodes of the guesses ``tokens [parents][count]`` after ``parents``; ``estimated [parents]`` are log-odds."""
+        probabilities, count = self.chances.probabilities, len(tokens[0])
         # Plain Python is faster: between two passes over all weights, numpy's own code and data leave the CPU's caches.
         return [
             _Node(
@@ -174,8 +181,10 @@ class DynamicPolicy(BiasedPolicy):
                 row * count + rank,
                 node.log_odds,
             )
-            for row, (node, its, values) in enumerate(zip(parents, tokens.tolist(), log_probs.tolist(), strict=True))
-            for rank, (token, chance) in enumerate(zip(its, probabilities(depth, values, node.log_odds), strict=True))
+            for row, (node, its, values, odds) in enumerate(zip(parents, tokens, log_probs, estimated, strict=True))
+            for rank, (token, chance) in enumerate(
+                zip(its, probabilities(depth, values, node.log_odds, odds), strict=True)
+            )
         ]
 
     def _select(self, guesses: Sequence[Sequence[_Node]], prices: _TokenPrices) -> list[list[_Node]]:

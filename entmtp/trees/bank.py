@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from entmtp.errors import EntMTPError
 from entmtp.files import write_text
 from entmtp.trees.predictor import Predictor
-from entmtp.trees.probability_calibration import ProbabilityCalibration
+from entmtp.trees.probability_calibration import ProbabilityCalibration, no_estimates
 from entmtp.trees.topology import Topology
 from entmtp.trees.tuning_texts import TuningTexts
 
@@ -141,8 +141,15 @@ class TreeBank(BaseModel):
         """Write the bank as a whole file, so that no reader sees half of it."""
         write_text(path, self.model_dump_json(indent=1) + "\n")
 
-    def check_heads(self, *, kind: str, num_heads: int, model_fingerprint: str, heads_fingerprint: str) -> None:
-        """Raise EntMTPError if the bank was made with other heads or another model, or has a tree too deep for them."""
+    def check_heads(
+        self, *, kind: str, num_heads: int, model_fingerprint: str, heads_fingerprint: str, estimates_acceptance: bool
+    ) -> None:
+        """Check that the bank fits the heads.
+
+        Raises:
+            EntMTPError: if it was made with other heads or another model, has a tree too deep for them, or reads
+                estimates that they don't make.
+        """
         for field, expected in (
             ("heads_kind", kind),
             ("model_fingerprint", model_fingerprint),
@@ -154,6 +161,8 @@ class TreeBank(BaseModel):
                     f" or make one with 'entmtp calibrate --task {self.provenance.task}'"
                 )
         self.check_depth(num_heads)
+        if self.chances.reads_estimates and not estimates_acceptance:
+            raise no_estimates()
 
     def check_depth(self, num_heads: int) -> None:
         """Raise EntMTPError if a tree is deeper than ``num_heads`` heads can draft.

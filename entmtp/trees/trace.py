@@ -28,6 +28,7 @@ The sharpness of a distribution is read from them too (:mod:`entmtp.trees.sharpn
 """
 
 _ROWWISE = "ranks", "entropy", "confidence"
+_ESTIMATED = "estimated_odds"  # absent if the heads estimate nothing, and in older files
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,18 @@ class RankTrace(RankedText):
     Attributes:
         confidence: ``[positions, heads, TRACED_RANKS]`` float32, log-probabilities of each head's top tokens, given the
             true tokens between. A step sees the first head's. It sees those of deeper heads on the true path.
+        estimated_odds: ``[positions, heads]`` float32, log-odds that a guess of each head is accepted, as the heads
+            estimate it, given the true tokens between; None if they estimate nothing, and in older files.
     """
 
     confidence: torch.Tensor
+    estimated_odds: torch.Tensor | None = None
+
+
+def estimated_odds_of(traces: Sequence[RankTrace]) -> torch.Tensor | None:
+    """The heads' own estimates ``[positions, heads]`` in all ``traces``; None if a trace has none."""
+    known = [trace.estimated_odds for trace in traces if trace.estimated_odds is not None]
+    return torch.cat(known) if len(known) == len(traces) else None
 
 
 def save_traces(path: Path, traces: Sequence[RankTrace], provenance: dict[str, str]) -> None:
@@ -67,6 +77,8 @@ def save_traces(path: Path, traces: Sequence[RankTrace], provenance: dict[str, s
         "confidence": torch.cat([trace.confidence for trace in traces]),
         "lengths": torch.tensor([len(trace) for trace in traces]),
     }
+    if (odds := estimated_odds_of(traces)) is not None:
+        tensors[_ESTIMATED] = odds
     marks = {"provenance": json.dumps(provenance)}
     write_whole(path, lambda unfinished: save_file(tensors, unfinished, metadata=marks))
 
@@ -79,10 +91,11 @@ def load_traces(path: Path) -> tuple[list[RankTrace], dict[str, str]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in (*_ROWWISE, "lengths")}
+            rowwise = [*_ROWWISE, *({_ESTIMATED} & set(file.keys()))]
+            tensors = {name: file.get_tensor(name) for name in (*rowwise, "lengths")}
             provenance = json.loads(file.metadata()["provenance"])
         lengths = tensors["lengths"].tolist()
-        parts = list(zip(*(tensors[name].split(lengths) for name in _ROWWISE), strict=True))
+        parts = list(zip(*(tensors[name].split(lengths) for name in rowwise), strict=True))
     except Exception as error:  # safetensors raises its own type, and a foreign file lacks any of the keys
         raise EntMTPError(f"trace: {path} is not a rank trace ({error}); make one with 'entmtp calibrate'") from error
     if not sum(lengths):

@@ -13,9 +13,14 @@ from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels.block_weight import dequantized
 from tests.helpers.random_weights import attached_at_random
+from tests.helpers.tiny_models import tiny_model
 
 _CONFIDENT = 4.0
 """Factor of the heads' logits: a tiny random model's own are almost even."""
+
+KNOWING_VOCAB = 28
+KNOWN_ODDS = 4.0
+"""Log-odds that :func:`knowing_dspark` estimates after a token, positive after even ones."""
 
 
 def dflash_heads(backbone: Backbone, seed: int = 0, **changes: Any) -> DFlashHeads:
@@ -78,3 +83,24 @@ def sure_dspark(model: PreTrainedModel, noise: float = 0.0, **changes: Any) -> t
     weights.markov_tokens.data = _CONFIDENT * known
     weights.markov_output.data = model.get_output_embeddings().weight.data.clone()
     return backbone, heads.attach(backbone)
+
+
+@torch.no_grad()
+def knowing_dspark() -> tuple[Backbone, DFlashHeads]:
+    """Heads that are right after even tokens and find the true token unlikely after odd ones, and estimate that."""
+    backbone, heads = sure_dspark(
+        tiny_model("llama", vocab_size=KNOWING_VOCAB), has_confidence=True, confidence_reads_token=True
+    )
+    weights = heads.weights
+    assert weights.markov_tokens is not None
+    assert weights.confidence is not None
+    assert weights.confidence_bias is not None
+    signs = 1.0 - 2.0 * (torch.arange(KNOWING_VOCAB) % 2)
+    weights.markov_tokens.mul_(signs[:, None])
+    # There are fewer tokens than entries of a token's vector, so that a product with it can have any values.
+    weights.confidence.zero_()
+    weights.confidence[0, backbone.hidden_size :] = torch.linalg.lstsq(
+        weights.markov_tokens, KNOWN_ODDS * signs
+    ).solution
+    weights.confidence_bias.zero_()
+    return backbone, heads

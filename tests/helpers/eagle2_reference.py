@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from entmtp.heads.interface import Expansion
 from entmtp.trees.topology import Path
 
 Table = Callable[[Path], Sequence[float]]
@@ -28,7 +29,7 @@ def eagle2_tree(table: Table, nodes: int, depth: int, top_k: int = 10) -> set[Pa
     return set(sorted(value, key=lambda path: (-value[path], len(path), path))[:nodes])
 
 
-class TabledHeads:
+class TabledHeads(Expansion):
     """Expansion over the tables of some requests. The token of a node tells its request and path."""
 
     def __init__(self, tables: Sequence[Table], num_heads: int) -> None:

@@ -12,6 +12,7 @@ from functools import cache, partial
 import numpy as np
 import torch
 
+from entmtp.heads.interface import Expansion
 from entmtp.policies.base import Policy
 from entmtp.policies.dynamic import DynamicPolicy
 from entmtp.policies.goodput import GoodputPolicy
@@ -99,7 +100,7 @@ def machine(*costs: StepCost, spread: float = 0.0) -> BatchedCost:
     return BatchedCost(measured=tables)
 
 
-class _Heads:
+class _Heads(Expansion):
     """Guesses of each request's next tokens, equally good at each level."""
 
     num_heads = LEVELS

@@ -12,6 +12,7 @@ from entmtp.calibration.rank_trace import rank_trace
 from entmtp.decoding.engine import Engine
 from entmtp.heads.base import DraftHeads
 from entmtp.heads.checkpoint import KINDS
+from entmtp.heads.interface import Expansion
 from entmtp.heads.trained import TrainedHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
@@ -99,7 +100,7 @@ def _read(backbone: Backbone, heads: DraftHeads, prompt: Sequence[int], text: Se
     return backbone.prefill([*prompt, *text], 0, cache, heads.feature_layers)
 
 
-class Scripted:
+class Scripted(Expansion):
     """Heads with scripted probabilities of each request and level. They record the parents of each call."""
 
     num_heads = 3
@@ -117,6 +118,17 @@ class Scripted:
         self._count = count = min(count, len(self.scripts[0][level]))
         tokens = 100 * level + torch.arange(len(parents) * count).reshape(len(parents), count)
         return tokens, torch.tensor([list(self.scripts[request][level])[:count] for request in self._requests]).log()
+
+
+class Estimating(Scripted):
+    """Scripted heads that estimate the log-odds of acceptance, of each request the same at every level."""
+
+    def __init__(self, odds: Sequence[float], *scripts: Sequence[Sequence[float]]) -> None:
+        super().__init__(*scripts)
+        self._odds = odds
+
+    def estimated_odds(self) -> torch.Tensor:
+        return torch.tensor([self._odds[request] for request in self._requests])
 
 
 def provenance(**changes: str) -> Provenance:
@@ -171,6 +183,14 @@ def small_sharp_chances() -> ProbabilityCalibration:
     """The same heads, which can be believed more where they are surer."""
     scaling = SharpnessScaling(slope=[0.5] * 4, offset=[-1.1] * 4, entropy=[0.2] * 4, margin=[0.3] * 4)
     return small_chances().model_copy(update={"sharpness": scaling})
+
+
+def small_estimating_chances() -> ProbabilityCalibration:
+    """The same heads, which can be believed more where they estimate so."""
+    chances = small_sharp_chances()
+    assert chances.sharpness is not None
+    scaling = chances.sharpness.model_copy(update={"estimated_odds": [0.4] * 4})
+    return chances.model_copy(update={"sharpness": scaling})
 
 
 def small_bank(**changes: str) -> TreeBank:

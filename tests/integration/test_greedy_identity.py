@@ -83,6 +83,7 @@ def test_shipped_banks_belong_to_the_shipped_heads(toolboxes: Toolboxes) -> None
                 num_heads=heads.num_heads,
                 model_fingerprint=tools.backbone.fingerprint,
                 heads_fingerprint=heads.fingerprint,
+                estimates_acceptance=heads.estimates_acceptance,
             )
 
 

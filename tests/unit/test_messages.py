@@ -35,7 +35,7 @@ from entmtp.suites import draw, suite_names
 from entmtp.trees.bank import load_bank
 from entmtp.trees.topology import Topology
 from tests.helpers.proxied_ingresses import Ingresses, body, part, send_through, start
-from tests.helpers.small_cases import small_bank, small_cost
+from tests.helpers.small_cases import small_bank, small_cost, small_estimating_chances
 
 CPUS = [Node("head", "head", 4.0, 0, "")]
 GPUS = [Node("one", "one", 16.0, 1.0, "T4"), Node("eight", "eight", 64.0, 8.0, "H100")]
@@ -121,7 +121,11 @@ def test_options_that_are_refused_before_anything_is_loaded(changes: dict[str, A
 
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-MARKS = {"model_fingerprint": "m" * 64, "heads_fingerprint": "h" * 64}
+MARKS: dict[str, Any] = {
+    "model_fingerprint": "m" * 64,
+    "heads_fingerprint": "h" * 64,
+    "estimates_acceptance": False,
+}
 ROOT_ONLY = Topology.root_only()
 
 
@@ -175,6 +179,11 @@ REFUSALS: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda _: small_bank().check_heads(kind="hydra", num_heads=2, **MARKS),
         "topology: path (0, 0, 0) has depth 3 but there are only 2 draft heads; shorten the path or use deeper heads",
+    ),
+    (
+        lambda _: small_estimating_chances().probabilities(0, [-0.1]),
+        "bank: chances.sharpness.estimated_odds is set but these heads don't estimate their own acceptance; use a bank"
+        " made with these heads, or make one with 'entmtp calibrate'",
     ),
     (lambda _: Ladder((0.5,), (ROOT_ONLY,), 8), "ladder: 1 thresholds need 2 rungs"),
     (lambda _: Ladder((0.5, 0.5), (ROOT_ONLY, ROOT_ONLY, ROOT_ONLY), 8), "ladder: thresholds (0.5, 0.5) must increase"),

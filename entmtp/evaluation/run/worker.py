@@ -205,6 +205,7 @@ class Worker:
                 num_heads=self.heads[kind].num_heads,
                 model_fingerprint=self.backbone.fingerprint,
                 heads_fingerprint=self.heads[kind].fingerprint,
+                estimates_acceptance=self.heads[kind].estimates_acceptance,
             )
         return banks
 

@@ -106,8 +106,8 @@ class _ExpandedNode:
     path: tuple[int, ...]
 
 
-class AutoregressiveExpansion:
-    """Drafting after the roots of a batch of requests (:class:`entmtp.heads.interface.Expansion`)."""
+class AutoregressiveExpansion(Expansion):
+    """Drafting after the roots of a batch of requests."""
 
     def __init__(self, runner: LevelRunner, roots: Roots, states: torch.Tensor) -> None:
         """Starts from the layers' states of the roots, ``states [batch, layers, hidden_size]``."""

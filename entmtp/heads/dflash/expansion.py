@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from entmtp.heads.dflash.interface import BlockHeads
+from entmtp.heads.interface import Expansion
 
 
-class DFlashExpansion:
-    """Drafting after the roots of a batch of requests (:class:`entmtp.heads.interface.Expansion`)."""
+class DFlashExpansion(Expansion):
+    """Drafting after the roots of a batch of requests."""
 
     @torch.inference_mode()
     def __init__(self, heads: BlockHeads, states: torch.Tensor, roots: torch.Tensor) -> None:
@@ -41,11 +42,7 @@ class DFlashExpansion:
             return tokens[self._requests], log_probs[self._requests]
         return self._heads.likeliest(logits[self._requests] + self._heads.linear("markov", previous), count)
 
-    @property
-    def confidence(self) -> torch.Tensor | None:
-        """The heads' own estimates ``[parents]`` that a guess after each parent of the last level is accepted.
-
-        None if the heads have none.
-        """
+    @torch.inference_mode()
+    def estimated_odds(self) -> torch.Tensor | None:
         states = self._states[self._requests, self._level - 1]
-        return self._heads.confidence(states, self._parent_tokens)
+        return self._heads.estimated_odds(self._heads.head_states(states, self._parent_tokens))

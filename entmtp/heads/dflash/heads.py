@@ -16,7 +16,8 @@ before it does, beginning with the root's own. A depth's guesses are the same un
 
 DSpark adds a bias by the previous token, ``logits = output(h) + markov_output(markov_tokens[previous])``, so that
 guesses differ between parents. Its estimate of the chance that a guess drawn from these logits is accepted, given that
-those before it are, is ``sigmoid(confidence([h, markov_tokens[previous]]))``, or that of ``h`` alone.
+those before it are, is ``sigmoid(confidence([h, markov_tokens[previous]]))``, or that of ``h`` alone. The calibration
+of chances may read its log-odds (:mod:`entmtp.trees.probability_calibration`).
 
 Sources: ``dflash/model.py`` in github.com/z-lab/dflash, ``deepspec/modeling/dspark`` in
 github.com/deepseek-ai/DeepSpec, ``src/speculators/models/{dflash,dspark}`` in github.com/vllm-project/speculators.
@@ -102,17 +103,20 @@ class DFlashHeads(DraftHeads):
         table = self.weights.markov_tokens
         return None if table is None else torch.nn.functional.embedding(tokens, table)
 
-    def confidence(self, states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor | None:
-        """Estimated chances ``[...]`` that a guess of ``h [..., hidden_size]`` after ``previous [...]`` is accepted.
+    def head_states(self, states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        vectors = self.token_vectors(previous)
+        return states if vectors is None else torch.cat([states, vectors], dim=-1)
 
-        None if the heads estimate none.
-        """
+    @property
+    def estimates_acceptance(self) -> bool:
+        return self.config.has_confidence
+
+    def estimated_odds(self, states: torch.Tensor) -> torch.Tensor | None:
         weight, bias = self.weights.confidence, self.weights.confidence_bias
         if weight is None:
             return None
-        vectors = self.token_vectors(previous) if self.config.confidence_reads_token else None
-        read = states if vectors is None else torch.cat([states, vectors], dim=-1)
-        return torch.nn.functional.linear(read, weight, bias)[..., 0].float().sigmoid()
+        read = states if self.config.confidence_reads_token else states[..., : self.config.hidden_size]
+        return torch.nn.functional.linear(read, weight, bias)[..., 0].float()
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         own = self.weights.embeddings

@@ -25,8 +25,8 @@ class BlockHeads(Protocol):
     def token_vectors(self, tokens: torch.Tensor) -> torch.Tensor | None:
         """Vectors ``[..., markov_rank]`` of ``tokens [...]``; None without DSpark's bias."""
 
-    def confidence(self, states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor | None:
-        """Estimated chances ``[...]`` that a guess of ``h [..., hidden_size]`` after ``previous [...]`` is accepted.
+    def head_states(self, states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        """Joins ``h [..., hidden_size]`` and, with DSpark's bias, the vectors of ``previous [...]``."""
 
-        None if the heads estimate none.
-        """
+    def estimated_odds(self, states: torch.Tensor) -> torch.Tensor | None:
+        """Log-odds ``[...]`` that a guess of :meth:`head_states` is accepted; None if the heads estimate nothing."""

@@ -30,8 +30,7 @@ class DFlashText(TracedText):
     def teacher_forced(self, at: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Head states, with the vectors of ``tokens`` after them if the heads have DSpark's bias."""
         states = torch.cat([self._block_states(part) for part in at.split(ROOTS_PER_PASS)])
-        previous = self._heads.token_vectors(tokens)
-        return states if previous is None else torch.cat([states, previous], dim=-1)
+        return self._heads.head_states(states, tokens)
 
     def expand(self, at: int) -> DFlashExpansion:
         position = torch.tensor([at], device=self._tokens.device)

@@ -1,6 +1,7 @@
 """The calibration of the heads' probabilities, on heads whose true chances are known."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from entmtp.calibration.fit_chances import (
     held_out_log_loss,
     total_log_loss,
 )
-from entmtp.trees.probability_calibration import ProbabilityCalibration
+from entmtp.trees.probability_calibration import Candidate, ProbabilityCalibration
 from entmtp.trees.trace import MISS, TRACED_RANKS, RankTrace
 from tests.helpers.small_cases import drawn_trace, trace_of
 
@@ -77,11 +78,56 @@ def test_where_sharpness_says_nothing_the_plain_calibration_stays() -> None:
     assert sum(chances.sharpness is None for chances in believed) >= 5
 
 
+def estimating(traces: Sequence[RankTrace], odds: Callable[[RankTrace], torch.Tensor]) -> list[RankTrace]:
+    return [replace(trace, estimated_odds=odds(trace).float()) for trace in traces]
+
+
+def test_heads_that_estimate_well_are_calibrated_by_their_estimate() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    texts = estimating(
+        texts_of([ALONE, TIED], seed=0),
+        lambda trace: torch.where(trace.ranks < 4, 3.0, -3.0) + torch.randn(trace.ranks.shape, generator=drawn),
+    )
+    chances = fit_chances(texts)
+    losses = chances.held_out
+    assert losses is not None
+    assert losses.estimated_odds is not None
+    assert losses.estimated_odds < min(losses.plain, losses.sharpness) - 0.03
+    assert losses.best == "estimated_odds"
+    assert chances.reads_estimates
+    good, bad = (chances.probabilities(0, np.log(ALONE).tolist(), estimated_odds=odds)[0] for odds in (3.0, -3.0))
+    assert good > 0.7
+    assert bad < 0.2
+    assert chances.plain == fit_chances(texts_of([ALONE, TIED], seed=0)).plain.model_copy(update={"held_out": losses})
+
+
+def test_estimates_that_say_nothing_do_not_count() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    chosen = []
+    for seed in range(8):
+        texts = estimating(texts_of([ALONE, TIED], seed), lambda trace: torch.randn(trace.ranks.shape, generator=drawn))
+        chances = fit_chances(texts)
+        assert chances.held_out is not None
+        assert chances.held_out.estimated_odds == pytest.approx(chances.held_out.plain, abs=0.005)
+        assert chances.reads_estimates == (chances.held_out.best == "estimated_odds")
+        chosen.append(chances.held_out.best)
+    assert chosen.count("estimated_odds") <= 3
+
+
+def test_estimates_count_if_all_texts_have_them() -> None:
+    texts = texts_of([ALONE, TIED], seed=0)
+    estimated = estimating(texts, lambda trace: torch.where(trace.ranks < 4, 9.0, -9.0))
+    assert "estimated_odds" in fit_scaling(guess_tables(estimated))
+    for traces in (texts, [*estimated[1:], texts[0]]):
+        assert list(fit_scaling(guess_tables(traces))) == ["plain", "sharpness"]
+    assert fit_chances([*texts[:1], *estimated[1:]]) == fit_chances(texts)
+
+
 def test_a_text_is_never_scored_by_a_fit_that_saw_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted: list[set[int]] = []
     scored: list[set[int]] = []
 
-    def fit(tables: Sequence[GuessTable]) -> ProbabilityCalibration:
+    def fit(tables: Sequence[GuessTable]) -> dict[Candidate, ProbabilityCalibration]:
         fitted.append({int(text) for table in tables for text in table.text})
         return fit_scaling(tables)
 

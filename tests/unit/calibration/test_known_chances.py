@@ -14,7 +14,7 @@ from entmtp.trees.probability_calibration import ProbabilityCalibration
 from entmtp.trees.topology import Path, Topology
 from entmtp.trees.trace_replay import accepted_length
 from tests.helpers.examples import examples
-from tests.helpers.small_cases import Scripted, small_chances, small_sharp_chances
+from tests.helpers.small_cases import Estimating, Scripted, small_chances, small_estimating_chances, small_sharp_chances
 
 PATHS: list[Path] = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)]
 SHARES = st.floats(0.0, 0.5)
@@ -119,6 +119,17 @@ def test_chances_are_those_that_the_dynamic_policy_reads_where_they_depend_on_sh
     seen = outlook(
         Scripted(levels), small_sharp_chances().model_copy(update={"slope": [0.5] * 2}), Topology.root_only()
     )
+    assert sum(first) < 1
+    assert sum(second) < 1
+    assert seen.paths[1,] == pytest.approx(first[1])
+    assert seen.paths[0, 2] == pytest.approx(first[0] * second[2])
+
+
+def test_chances_are_those_that_the_dynamic_policy_reads_where_they_depend_on_estimates() -> None:
+    levels = [[0.3, 0.2, 0.01, 0.01], [0.3, 0.1, 0.05, 0.05]]
+    chances = small_estimating_chances()
+    first, second = (chances.probabilities(at, np.log(level).tolist(), 0.0, -2.0) for at, level in enumerate(levels))
+    seen = outlook(Estimating([-2.0], levels), chances.model_copy(update={"slope": [0.5] * 2}), Topology.root_only())
     assert sum(first) < 1
     assert sum(second) < 1
     assert seen.paths[1,] == pytest.approx(first[1])

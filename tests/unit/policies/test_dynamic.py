@@ -22,13 +22,16 @@ from entmtp.trees.probability_calibration import ProbabilityCalibration, Sharpne
 from entmtp.trees.topology import Topology
 from tests.helpers.policy_costs import ChangingCost
 from tests.helpers.small_cases import (
+    Estimating,
     Scripted,
     single_engine,
     small_backbone,
     small_chances,
     small_cost,
+    small_estimating_chances,
     small_heads,
     small_prompt,
+    small_sharp_chances,
 )
 from tests.helpers.tiny_models import greedy
 
@@ -203,6 +206,49 @@ def test_equally_likely_guesses_of_surer_heads_have_other_chances() -> None:
     assert chance[1, (0,)] == pytest.approx(unsure)
     assert chance[0, (0, 0)] == pytest.approx(sure * unsure)
     assert chance[1, (0, 0)] == pytest.approx(sure * unsure)
+
+
+def test_trees_follow_what_the_heads_estimate_at_each_node() -> None:
+    scaling = SharpnessScaling(
+        slope=[1.0] * 3, offset=[0.0] * 3, entropy=[0.0] * 3, margin=[0.0] * 3, estimated_odds=[0.5] * 3
+    )
+    chances = UNCALIBRATED.model_copy(update={"sharpness": scaling})
+    policy = DynamicPolicy(PREDICTOR, chances, FixedCost(lambda batch, context: small_cost(0.2 * batch, 0.2)), 8)
+    level = [0.5, 0.1, 0.05, 0.05]
+    heads = Estimating([4.0, -4.0], [level] * 3, [level] * 3)
+    biases = AcceptanceBias(), AcceptanceBias()
+    nodes = policy._expand(
+        heads,
+        [_Node(request, (), 0, 1.0, request, biases[request].log_odds) for request in (0, 1)],
+        policy._token_prices((63, 63), 160),
+        [63, 63],
+    )
+    chance = {(node.request, node.path): node.chance for node in nodes}
+    likely, unlikely = (1 / (1 + np.exp(-odds)) for odds in (2.0, -2.0))
+    assert chance[0, (0,)] == pytest.approx(likely)
+    assert chance[0, (0, 0)] == pytest.approx(likely**2)
+    assert chance[1, (0,)] == pytest.approx(unlikely)
+    heads = Estimating([4.0, -4.0], [level] * 3, [level] * 3)
+    sure, unsure = policy.choose([EASY, EASY], biases, [63, 63], lambda requests: heads)
+    assert sure.topology.max_depth == 3
+    assert sure.topology.nodes > unsure.topology.nodes
+
+
+def test_estimates_that_nothing_reads_are_not_computed() -> None:
+    class Unread(Scripted):
+        def estimated_odds(self) -> torch.Tensor | None:
+            pytest.fail("computed")
+
+    level = [0.5, 0.1, 0.05, 0.05]
+    policy = DynamicPolicy(PREDICTOR, small_sharp_chances(), FixedCost(small_cost().of_batch), 8)
+    (found,) = policy.choose([EASY], [AcceptanceBias()], [63], lambda requests: Unread([level] * 3))
+    assert found.topology.nodes
+
+
+def test_chances_that_read_estimates_need_heads_that_make_some() -> None:
+    policy = DynamicPolicy(PREDICTOR, small_estimating_chances(), FixedCost(small_cost().of_batch), 8)
+    with pytest.raises(EntMTPError, match="these heads don't estimate their own acceptance"):
+        policy.choose([EASY], [AcceptanceBias()], [63], lambda requests: script([0.5, 0.1, 0.05, 0.05]))
 
 
 def test_each_level_is_one_pass_for_all_requests() -> None:

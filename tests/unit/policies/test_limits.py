@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from entmtp.heads.interface import Expansion
 from entmtp.policies.acceptance_bias import AcceptanceBias
 from entmtp.policies.base import BeginDraft, Policy
 from entmtp.policies.dynamic import DynamicPolicy
@@ -71,7 +72,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 }
 
 
-class Guesses:
+class Guesses(Expansion):
     """Heads that are sure of little, and count their passes."""
 
     num_heads = 4

@@ -9,7 +9,7 @@ from entmtp.errors import EntMTPError
 from entmtp.trees.bank import MAX_BANK_BYTES, bundled_bank, load_bank
 from entmtp.trees.probability_calibration import LogLosses
 from entmtp.trees.tuning_texts import TuningTexts
-from tests.helpers.small_cases import small_bank, small_sharp_chances, trace_of
+from tests.helpers.small_cases import small_bank, small_estimating_chances, small_sharp_chances, trace_of
 
 
 def write(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
@@ -34,9 +34,21 @@ def test_a_bank_without_sharpness_is_one_with_the_plain_calibration(tmp_path: Pa
     assert load_bank(write(tmp_path / "older.json", older)) == small_bank()
 
 
+def test_a_bank_of_before_estimates_counted_has_the_calibration_by_sharpness(tmp_path: Path) -> None:
+    chances = small_sharp_chances().model_copy(update={"held_out": LogLosses(texts=5, plain=0.31, sharpness=0.29)})
+
+    def older(content: dict[str, Any]) -> None:
+        content["chances"] = chances.model_dump(mode="json")
+        del content["chances"]["sharpness"]["estimated_odds"], content["chances"]["held_out"]["estimated_odds"]
+
+    found = load_bank(write(tmp_path / "older.json", older)).chances
+    assert found == chances
+    assert not found.reads_estimates
+
+
 def test_the_calibration_that_was_chosen_is_stored_with_what_decided(tmp_path: Path) -> None:
-    losses = LogLosses(texts=5, plain=0.31, sharpness=0.29)
-    chances = small_sharp_chances().model_copy(update={"held_out": losses})
+    losses = LogLosses(texts=5, plain=0.31, sharpness=0.29, estimated_odds=0.28)
+    chances = small_estimating_chances().model_copy(update={"held_out": losses})
     bank = small_bank().model_copy(update={"chances": chances})
     bank.save(tmp_path / "bank.json")
     assert load_bank(tmp_path / "bank.json").chances == chances
@@ -140,7 +152,12 @@ def test_texts_of_more_heads_than_there_are_are_refused() -> None:
         bank.check_depth(4)
 
 
-HEADS = {"kind": "hydra", "model_fingerprint": "m" * 64, "heads_fingerprint": "h" * 64}
+HEADS: dict[str, Any] = {
+    "kind": "hydra",
+    "model_fingerprint": "m" * 64,
+    "heads_fingerprint": "h" * 64,
+    "estimates_acceptance": False,
+}
 
 
 @pytest.mark.parametrize("field", ["heads_kind", "model_fingerprint", "heads_fingerprint"])
@@ -148,6 +165,13 @@ def test_a_bank_of_other_heads_or_another_model_is_refused(field: str) -> None:
     small_bank().check_heads(**HEADS, num_heads=4)
     with pytest.raises(EntMTPError, match=rf"^bank: its {field} is other, "):
         small_bank(**{field: "other"}).check_heads(**HEADS, num_heads=4)
+
+
+def test_a_bank_that_reads_estimates_is_refused_with_heads_that_make_none() -> None:
+    bank = small_bank().model_copy(update={"chances": small_estimating_chances()})
+    bank.check_heads(**HEADS | {"estimates_acceptance": True}, num_heads=4)
+    with pytest.raises(EntMTPError, match=r"^bank: chances\.sharpness\.estimated_odds is set but these heads don't"):
+        bank.check_heads(**HEADS, num_heads=4)
 
 
 def test_a_tree_deeper_than_the_heads_is_refused_even_if_it_would_never_be_chosen() -> None:

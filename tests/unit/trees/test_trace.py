@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,30 @@ def test_saved_traces_are_read_back_unchanged(tmp_path: Path) -> None:
         assert torch.equal(ours.ranks, theirs.ranks)
         assert torch.equal(ours.entropy, theirs.entropy)
     assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
+
+
+def test_estimates_are_saved_with_the_traces_that_have_them(tmp_path: Path) -> None:
+    plain = [trace_of([[0, 1], [2, MISS]]), trace_of([[3, 0]])]
+    estimated = [replace(trace, estimated_odds=torch.rand(len(trace), 2)) for trace in plain]
+    for name, traces in {"without": plain, "with": estimated, "one without": [estimated[0], plain[1]]}.items():
+        save_traces(tmp_path / name, traces, {})
+    assert [
+        trace.estimated_odds for name in ("without", "one without") for trace in load_traces(tmp_path / name)[0]
+    ] == [None] * 4
+    for ours, theirs in zip(estimated, load_traces(tmp_path / "with")[0], strict=True):
+        assert ours.estimated_odds is not None
+        assert theirs.estimated_odds is not None
+        assert torch.equal(ours.estimated_odds, theirs.estimated_odds)
+
+
+def test_a_file_of_before_heads_could_estimate_is_read(tmp_path: Path) -> None:
+    rows = {
+        "ranks": torch.zeros(3, 2, dtype=torch.int32),
+        "entropy": torch.zeros(3),
+        "confidence": torch.zeros(3, 2, 4),
+    }
+    save_file(rows | {"lengths": torch.tensor([2, 1])}, tmp_path / "t", metadata={"provenance": "{}"})
+    assert [(len(trace), trace.estimated_odds) for trace in load_traces(tmp_path / "t")[0]] == [(2, None), (1, None)]
 
 
 def test_a_file_that_is_no_trace_is_refused_by_name(tmp_path: Path) -> None:

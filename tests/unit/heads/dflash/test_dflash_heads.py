@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from entmtp.heads.dflash import DFlashHeads
-from entmtp.heads.dflash.expansion import DFlashExpansion
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
 from entmtp.models.kernels import compiled
@@ -134,17 +133,15 @@ def test_the_estimates_of_acceptance_are_those_of_the_formula(
     drafting = DFlashDrafting(heads, backbone.model, slots=1)
     drafting.prefill(0, PROMPTS[0], root=5)
     expansion = drafting.drafter.expand((0,), torch.tensor([5]))
-    assert isinstance(expansion, DFlashExpansion)
     first, _ = expansion.next_level([0], 3)
-    estimates = [expansion.confidence]
+    estimates = [expansion.estimated_odds()]
     expansion.next_level([2, 0], 3)
-    estimates.append(expansion.confidence)
-    if not heads.config.has_confidence:
+    estimates.append(expansion.estimated_odds())
+    assert heads.estimates_acceptance == heads.config.has_confidence
+    if not heads.estimates_acceptance:
         assert estimates == [None, None]
         return
-    roots, children = estimates
-    assert roots is not None
-    assert children is not None
+    roots, children = (odds.sigmoid() for odds in estimates if odds is not None)
     block = reference.block(drafting.features(0), 5)
     assert abs(reference.confidence(block, [5]) - float(roots)) < EXACT
     for parent, estimate in zip((2, 0), children.tolist(), strict=True):
