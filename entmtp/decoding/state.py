@@ -13,7 +13,7 @@ from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.sampling import GREEDY, Sampler, choose_first_token
 from entmtp.decoding.timers import Stopwatch
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.interface import AcceptedPaths, Expansion
+from entmtp.heads.interface import AcceptedPaths, EditableExpansion
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, TreeCache
 from entmtp.models.kernels.choices import CHOICES
@@ -129,7 +129,7 @@ class DecodingState:
             return (root[:, None],)
         return (self.drafter.draft(slots, root, trees).tokens,)
 
-    def expand(self, slots: Sequence[int], watch: Stopwatch) -> Expansion:
+    def expand(self, slots: Sequence[int], watch: Stopwatch) -> EditableExpansion:
         """Start to draft after the slots' roots, level by level; the time between levels counts as the policy's."""
         assert self.drafter is not None
         root = self.root[self.cache.table.index(tuple(slots))]
@@ -184,6 +184,11 @@ class DecodingState:
         return accepted.with_finite_check(self.drafter.states[self.cache.table.index(slots)])
 
     @property
+    def levels(self) -> int:
+        """Levels of nodes that the heads can draft."""
+        return 0 if self.heads is None else self.heads.num_heads
+
+    @property
     def is_fused(self) -> bool:
         """Whether fused kernels run, which graphs can't capture."""
         return CHOICES[self.backbone.kernels].fuses and not self.graphs.active
@@ -203,7 +208,7 @@ def _paths(tokens: torch.Tensor, features: torch.Tensor, accepted: Accepted, pad
 class _TimedExpansion:
     """An expansion whose levels are timed as drafting."""
 
-    def __init__(self, expansion: Expansion, watch: Stopwatch) -> None:
+    def __init__(self, expansion: EditableExpansion, watch: Stopwatch) -> None:
         self.num_heads = expansion.num_heads
         self._expansion, self._watch = expansion, watch
 
@@ -212,3 +217,6 @@ class _TimedExpansion:
         guessed = self._expansion.next_level(parents, count)
         self._watch.mark("draft")
         return guessed
+
+    def replace(self, tokens: torch.Tensor) -> None:
+        self._expansion.replace(tokens)

@@ -1,0 +1,130 @@
+"""Constraint of one answer: which tokens its grammar allows next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from llguidance import LLMatcher
+
+from entmtp.decoding.grammars.compiler import Grammar
+from entmtp.errors import EntMTPError
+
+
+class Constraint:
+    """State of a grammar after the tokens of one answer, the pending root included.
+
+    Attributes:
+        end: number of the answer's tokens with which its text is complete, so that nothing but its end may follow;
+            None before.
+        failure: error of a step, which ends this answer alone; None if there is none.
+    """
+
+    def __init__(
+        self, grammar: Grammar, field: str, stop_ids: frozenset[int], min_tokens: int, *, begins_text: bool
+    ) -> None:
+        """``stop_ids`` end the answer; they are allowed where a complete text may end, after ``min_tokens`` tokens.
+
+        ``field`` names the constraint in errors. ``begins_text`` if the answer is a text of its own, and does not go on
+        from the prompt's.
+        """
+        self.end: int | None = None
+        self.failure: Exception | None = None
+        self._vocabulary, self._field = grammar.vocabulary, field
+        self._matcher = grammar.start.deep_copy()
+        self._first = grammar.first.deep_copy() if begins_text and grammar.first is not None else None
+        self._stop_ids, self._min_tokens = sorted(stop_ids), min_tokens
+        self._written = 0
+        self._mask = np.zeros(-(-(self._vocabulary.size + 1) // 32), dtype=np.int32)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether a token may follow the answer and the consumed path."""
+        return self.end is None and not self._matcher.is_stopped()
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Take in the answer's next tokens, the new root among them; those after its end don't count.
+
+        Raises:
+            EntMTPError: if the grammar does not allow one.
+            Exception: the step's :attr:`failure`.
+        """
+        if self.failure is not None:
+            raise self.failure
+        for token in tokens:
+            if self.end is not None:
+                return
+            first = not self._written
+            self._written += 1
+            if token in self._stop_ids:
+                self.end = self._written
+                return
+            self._consume(token, first=first)
+            if self._matcher.is_stopped():
+                self.end = self._written
+
+    @contextmanager
+    def after(self, path: Sequence[int]) -> Iterator[Constraint]:
+        """The constraint after the tokens of a ``path``, which it allows; more may be consumed within it."""
+        before = self._written
+        try:
+            for token in path:
+                self.follow(token)
+            yield self
+        finally:
+            consumed, self._written = self._written - before, before
+            if consumed and not self._matcher.rollback(consumed):
+                raise self._error()
+
+    def follow(self, token: int) -> None:
+        """Consume one more token of a path."""
+        self._consume(token)
+        self._written += 1
+
+    def allows(self, token: int) -> bool:
+        """Whether a token may come next; False for tokens that end the answer."""
+        return token not in self._stop_ids and self._matcher.validate_tokens([token]) == 1
+
+    def forced(self, limit: int) -> list[int]:
+        """The next tokens as far as the grammar leaves one alone, at most ``limit``."""
+        tokens = self._matcher.compute_ff_tokens()[:limit]
+        self._check()
+        return tokens
+
+    def allowed(self, device: torch.device) -> torch.Tensor:
+        """Mask ``[vocab_size]`` of the tokens that may come next; True is allowed.
+
+        Raises:
+            EntMTPError: if there is none.
+        """
+        matcher = self._first if self._first is not None and not self._written else self._matcher
+        matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        if matcher.is_error():
+            raise self._error(matcher)
+        size = self._vocabulary.size
+        bits = np.unpackbits(self._mask.view(np.uint8), count=size + 1, bitorder="little").view(np.bool_)
+        may_end, mask = bool(bits[size]), bits[:size]
+        mask[self._stop_ids] = False
+        if may_end and (self._written >= self._min_tokens or not mask.any()):
+            mask[self._stop_ids] = True
+        if not mask.any():
+            raise EntMTPError(f"{self._field}: no token of the model goes on with this text; allow another one")
+        return torch.from_numpy(mask).to(device)
+
+    def _consume(self, token: int, *, first: bool = False) -> None:
+        if not first or self._first is None or token not in self._vocabulary.first_spellings:
+            self._matcher.consume_token(token)
+        else:  # other tokens spell what it adds as the first one
+            spelling = self._vocabulary.first_spellings[token]
+            self._matcher.consume_tokens(self._vocabulary.tokens.tokenize_bytes(spelling))
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise self._error()
+
+    def _error(self, matcher: LLMatcher | None = None) -> EntMTPError:
+        reason = ((matcher or self._matcher).get_error().splitlines() or ["it can't go on"])[0]
+        return EntMTPError(f"{self._field}: it became too complex for this text ({reason}); simplify it")
