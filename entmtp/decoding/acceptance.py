@@ -108,7 +108,8 @@ def accept_sampled(
     samplers = [*samplers, *[_IDLE] * (len(tokens) - len(samplers))]
     free = [sampler if sampler.constraint is None else _IDLE for sampler in samplers]
     processed = process_logits(logits, tokens, trees, free)
-    choice = choose_tokens(processed, trees, free)
+    all_constrained = all(sampler is _IDLE for sampler in free)
+    choice = torch.zeros_like(tokens) if all_constrained else choose_tokens(processed, trees, free)
     if any(sampler.constraint is not None for sampler in samplers):
         choice = choose_on_paths(choice, tokens, logits, trees, samplers)
     accepted = matches_choice(tokens, choice, trees)

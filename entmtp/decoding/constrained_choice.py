@@ -6,7 +6,6 @@ so the paths are walked level by level, all constrained requests together.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -89,7 +88,7 @@ class _Walk:
                 counts = torch.bincount(path, minlength=len(own)).float()
                 position = torch.tensor([self.position], device=own.device)
                 own = self.sampler.process_logits(own[None], counts[None], position)[0]
-            return own.masked_fill(~self.constraint.allowed(own.device), -math.inf)
+            return self.constraint.apply_mask(own)
         except Exception as error:  # of any type: it is caused by this request alone
             self._fail(error)
             return None

@@ -173,7 +173,7 @@ def choose_first_token(logits: torch.Tensor, sampler: Sampler) -> torch.Tensor:
     if sampler.modifies_logits:
         row = sampler.process_logits(row, torch.zeros_like(row), position)
     if sampler.constraint is not None:
-        row = row.masked_fill(~sampler.constraint.allowed(logits.device), -math.inf)
+        row = sampler.constraint.apply_mask(row)
     return choose_at(row[None], [sampler], [[0]], position[None])[0, 0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -93,12 +94,17 @@ class Constraint:
         self._check()
         return tokens
 
-    def allowed(self, device: torch.device) -> torch.Tensor:
-        """Mask ``[vocab_size]`` of the tokens that may come next; True is allowed.
+    def apply_mask(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits ``[..., vocab_size]`` with all tokens at minus infinity that may not come next.
 
         Raises:
             EntMTPError: if there is none.
         """
+        mask = torch.from_numpy(self._allowed()).to(logits.device)
+        return torch.where(mask, logits, -math.inf)
+
+    def _allowed(self) -> np.ndarray:
+        """Mask ``[vocab_size]`` of the tokens that may come next; True is allowed."""
         matcher = self._first if self._first is not None and not self._written else self._matcher
         matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         if matcher.is_error():
@@ -111,7 +117,7 @@ class Constraint:
             mask[self._stop_ids] = True
         if not mask.any():
             raise EntMTPError(f"{self._field}: no token of the model goes on with this text; allow another one")
-        return torch.from_numpy(mask).to(device)
+        return mask
 
     def _consume(self, token: int, *, first: bool = False) -> None:
         if not first or self._first is None or token not in self._vocabulary.first_spellings:
