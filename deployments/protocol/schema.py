@@ -7,30 +7,28 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     FiniteFloat,
     Tag,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from deployments.protocol.body import Body
 from deployments.protocol.compatibility import (
     CHAT,
     COMPLETION,
     MESSAGE,
-    NOTHING,
     PART,
     TOKENIZE,
     TOKENIZE_CHAT,
     ForeignFields,
 )
 from deployments.protocol.errors import invalid_value
+from deployments.protocol.structured_fields import StructuredFields
 from entmtp.errors import EntMTPError
 from entmtp.settings import SamplingParams
 
@@ -70,27 +68,6 @@ def _text_only(kind: Any) -> Any:
     return kind
 
 
-class Body(BaseModel):
-    """A JSON body. The first unknown field is an error, and so is a number in quotes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    foreign: ClassVar[ForeignFields] = NOTHING
-
-    @model_validator(mode="before")
-    @classmethod
-    def _own_fields(cls, body: Any) -> Any:
-        if not isinstance(body, dict):
-            return body
-        own = cls._foreign_fields_of(body).strip_from(body)
-        # Pydantic would report every unknown field, of which a body can have very many.
-        unknown = next((name for name in own if name not in cls.model_fields), None)
-        return {name: value for name, value in own.items() if name in cls.model_fields or name == unknown}
-
-    @classmethod
-    def _foreign_fields_of(cls, body: Mapping[str, Any]) -> ForeignFields:
-        return cls.foreign
-
-
 class Speculation(Body):
     """Choice among a model's engines, and a limit of the draft trees. An extension of this service."""
 
@@ -108,12 +85,6 @@ class StreamOptions(Body):
         None, description="every chunk has the usage so far, where include_usage is set too"
     )
     include_obfuscation: bool | None = Field(None, description="taken and ignored: chunks are never padded")
-
-
-class TextFormat(Body):
-    """The only supported response format."""
-
-    type: Literal["text"]
 
 
 class TextPart(Body):
@@ -157,7 +128,7 @@ class Message(Body):
         return {"role": role, "content": content} | ({"name": self.name} if self.name else {})
 
 
-class GenerationRequest(Body, ABC):
+class GenerationRequest(StructuredFields, ABC):
     """Fields common to chats and plain completions. Absent or null: the default of :class:`SamplingParams`.
 
     Attributes:
@@ -198,7 +169,6 @@ class GenerationRequest(Body, ABC):
     ignore_eos: bool | None = Field(None, description="the model's own end of text does not end it")
     acceptance: Literal["rejection", "typical"] | None = Field(None, description="'typical' changes the distribution")
     n: Positive | None = Field(None, description="answers to each prompt")
-    response_format: TextFormat | None = None
     stream: bool | None = Field(None, description="answer in server-sent events, as the text is written")
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=512)] | None = Field(None, description="goes into the log, as a hash")
@@ -227,6 +197,7 @@ class GenerationRequest(Body, ABC):
             given |= {"top_p": 1.0, "temperature": 0.0}
         if self.seed is not None:
             given["seed"] = None if self.seed == -1 else self.seed % 2**64
+        given["structured"] = self.requested_structure()
         if self.logit_bias is not None:
             given["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
         try:

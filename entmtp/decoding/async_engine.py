@@ -104,6 +104,7 @@ class AsyncEngine:
 
         Raises:
             EntMTPError: if the request can't be served; others are not affected.
+            InvalidRequestError: if that is the request's own fault.
             EngineFullError: if too many requests wait already.
             EngineDeadError: if the loop has ended.
         """
@@ -120,7 +121,8 @@ class AsyncEngine:
                 yield output
                 if output.finish_reason:
                     if output.finish_reason == "error":
-                        raise EntMTPError(output.error or "engine: the request failed")
+                        error = InvalidRequestError if output.invalid else EntMTPError
+                        raise error(output.error or "engine: the request failed")
                     return
         finally:
             self._mailboxes.pop(request.id, None)

@@ -11,7 +11,7 @@ import torch
 from llguidance import LLMatcher
 
 from entmtp.decoding.grammars.compiler import Grammar
-from entmtp.errors import EntMTPError
+from entmtp.decoding.request import InvalidRequestError
 
 
 class Constraint:
@@ -49,7 +49,7 @@ class Constraint:
         """Take in the answer's next tokens, the new root among them; those after its end don't count.
 
         Raises:
-            EntMTPError: if the grammar does not allow one.
+            InvalidRequestError: if the grammar does not allow one.
             Exception: the step's :attr:`failure`.
         """
         if self.failure is not None:
@@ -98,7 +98,7 @@ class Constraint:
         """Logits ``[..., vocab_size]`` with all tokens at minus infinity that may not come next.
 
         Raises:
-            EntMTPError: if there is none.
+            InvalidRequestError: if there is none.
         """
         mask = torch.from_numpy(self._allowed()).to(logits.device)
         return torch.where(mask, logits, -math.inf)
@@ -116,7 +116,7 @@ class Constraint:
         if may_end and (self._written >= self._min_tokens or not mask.any()):
             mask[self._stop_ids] = True
         if not mask.any():
-            raise EntMTPError(f"{self._field}: no token of the model goes on with this text; allow another one")
+            raise InvalidRequestError(f"{self._field}: no token of the model goes on with this text; allow another one")
         return mask
 
     def _consume(self, token: int, *, first: bool = False) -> None:
@@ -131,6 +131,6 @@ class Constraint:
         if self._matcher.is_error():
             raise self._error()
 
-    def _error(self, matcher: LLMatcher | None = None) -> EntMTPError:
+    def _error(self, matcher: LLMatcher | None = None) -> InvalidRequestError:
         reason = ((matcher or self._matcher).get_error().splitlines() or ["it can't go on"])[0]
-        return EntMTPError(f"{self._field}: it became too complex for this text ({reason}); simplify it")
+        return InvalidRequestError(f"{self._field}: it became too complex for this text ({reason}); simplify it")
