@@ -105,11 +105,17 @@ class ConstrainedDrafts(StepDrafts):
 
     def _kept(self, row: int, topology: Topology, tokens: Sequence[int]) -> list[tuple[Path, Tokens]]:
         """Nodes of a policy's tree that may be verified, by ranks and by tokens."""
+        allowed = None if self._constraints[row] is None else set(self._allowed.get(row, ()))
         paths: dict[Path, Tokens] = {(): ()}
-        allowed = None if self._constraints[row] is None else self._allowed.get(row, set())
         for path, token in zip(topology.paths, tokens, strict=True):
-            if path[:-1] in paths and (allowed is None or (*paths[path[:-1]], token) in allowed):
-                paths[path] = (*paths[path[:-1]], token)
+            if path[:-1] not in paths:
+                continue
+            named = (*paths[path[:-1]], token)
+            if allowed is None:
+                paths[path] = named
+            elif named in allowed:
+                allowed.remove(named)  # a guess that pads its level may have the same token
+                paths[path] = named
         del paths[()]
         return list(paths.items())
 

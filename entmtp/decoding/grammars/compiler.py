@@ -132,6 +132,6 @@ def _matcher(tokenizer: Any, text: str, limits: LLParserLimits, kind: str) -> LL
 
 
 def _refusal(kind: str, reason: str) -> str:
-    line = next((line.strip() for line in reason.splitlines() if line.strip()), "it can't be read")
+    line = " ".join(reason.split()) or "it can't be read"
     shown = line if len(line) <= _MAX_REASON else f"{line[: _MAX_REASON - 1]}…"
     return f"this {kind} is not accepted: {shown}; change or simplify it"

@@ -38,7 +38,6 @@ class Constraint:
         self._first = grammar.first.deep_copy() if begins_text and grammar.first is not None else None
         self._stop_ids, self._min_tokens = sorted(stop_ids), min_tokens
         self._written = 0
-        self._mask = np.zeros(-(-(self._vocabulary.size + 1) // 32), dtype=np.int32)
 
     @property
     def can_go_on(self) -> bool:
@@ -106,11 +105,11 @@ class Constraint:
     def _allowed(self) -> np.ndarray:
         """Mask ``[vocab_size]`` of the tokens that may come next; True is allowed."""
         matcher = self._first if self._first is not None and not self._written else self._matcher
-        matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        packed = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         if matcher.is_error():
             raise self._error(matcher)
         size = self._vocabulary.size
-        bits = np.unpackbits(self._mask.view(np.uint8), count=size + 1, bitorder="little").view(np.bool_)
+        bits = np.unpackbits(packed, count=size + 1, bitorder="little").view(np.bool_)
         may_end, mask = bool(bits[size]), bits[:size]
         mask[self._stop_ids] = False
         if may_end and (self._written >= self._min_tokens or not mask.any()):
@@ -123,8 +122,7 @@ class Constraint:
         if not first or self._first is None or token not in self._vocabulary.first_spellings:
             self._matcher.consume_token(token)
         else:  # other tokens spell what it adds as the first one
-            spelling = self._vocabulary.first_spellings[token]
-            self._matcher.consume_tokens(self._vocabulary.tokens.tokenize_bytes(spelling))
+            self._matcher.consume_tokens(self._vocabulary.first_spellings[token])
         self._check()
 
     def _check(self) -> None:

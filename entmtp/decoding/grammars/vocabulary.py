@@ -17,7 +17,8 @@ _SENTINEL = "\x02"
 class _TokenTable:
     """Tokens and tokenizer in the form in which :class:`LLTokenizer` takes them.
 
-    The last token, one beyond the model's, stands for the end of the text: a request decides which tokens end it.
+    A token beyond the model's stands for the end of the text: a request decides which tokens end it. More tokens may
+    follow, which only spell what no others do.
     """
 
     is_tokenizer_wrapper = True
@@ -39,10 +40,27 @@ class _TokenTable:
         data = text if isinstance(text, bytes) else text.encode()
         ids = self._tokenizer.encode(_SENTINEL + data.decode(errors="replace"), add_special_tokens=False).ids
         ids = ids[len(self._sentinel) :] if ids[: len(self._sentinel)] == self._sentinel else []
-        return ids if b"".join(self.tokens[token] for token in ids) == data else self._greedy(data)
+        return ids if self._spell(ids) == data else self._greedy(data)
+
+    def spelling_tokens(self, data: bytes) -> list[int]:
+        """Tokens that spell these bytes in the middle of a text; a new one if no others do."""
+        ids = self._greedy(data)
+        if self._spell(ids) != data:
+            ids = [len(self.tokens)]
+            self.tokens.append(data)
+        return ids
+
+    def make(self) -> LLTokenizer:
+        """Make llguidance's own table; no token can be added afterwards."""
+        # The stub wants llguidance's own class, the library only these attributes.
+        wrapper: object = self
+        return LLTokenizer(wrapper, n_vocab=len(self.tokens), eos_token=self.eos_token_id)  # type: ignore[arg-type]
+
+    def _spell(self, ids: Sequence[int]) -> bytes:
+        return b"".join(self.tokens[token] for token in ids)
 
     def _greedy(self, data: bytes) -> list[int]:
-        """The longest token at each place, up to bytes that no token spells."""
+        """The longest token at each position, up to bytes that no token spells."""
         ids: list[int] = []
         while data:
             lengths = range(min(self._longest, len(data)), 0, -1)
@@ -62,13 +80,13 @@ class GrammarVocabulary:
         size: number of the model's tokens; the token of this number stands for the end of the text.
         tokens: the tokens as they are spelt within a text.
         first_tokens: as the first token of a text, whose space many tokenizers leave out; None if that is the same.
-        first_spellings: spelling of the tokens that are spelt otherwise there.
+        first_spellings: for each token that is spelt otherwise there, the tokens that spell the same within a text.
     """
 
     size: int
     tokens: LLTokenizer
     first_tokens: LLTokenizer | None
-    first_spellings: dict[int, bytes]
+    first_spellings: dict[int, list[int]]
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, size: int) -> GrammarVocabulary:
@@ -79,12 +97,10 @@ class GrammarVocabulary:
         names = {token: detokenizer.name(token).encode() for token in special}
         spellings = [names.get(token) or detokenizer.spelling(token) for token in range(size)]
         firsts = [names.get(token) or detokenizer.spelling(token, first=True) for token in range(size)]
-        differing = {token: first for token, first in enumerate(firsts) if first != spellings[token]}
         named = [token for token in special if spellings[token]]
-
-        def table(texts: Sequence[bytes]) -> LLTokenizer:
-            # The stub wants llguidance's own class, the library only these attributes.
-            wrapper: object = _TokenTable(tokenizer, texts, named)
-            return LLTokenizer(wrapper, n_vocab=size + 1, eos_token=size)  # type: ignore[arg-type]
-
-        return cls(size, table(spellings), table(firsts) if differing else None, differing)
+        table = _TokenTable(tokenizer, spellings, named)
+        differing = {
+            token: table.spelling_tokens(first) for token, first in enumerate(firsts) if first != spellings[token]
+        }
+        first_tokens = _TokenTable(tokenizer, firsts, named).make() if differing else None
+        return cls(size, table.make(), first_tokens, differing)

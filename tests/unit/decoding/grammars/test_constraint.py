@@ -18,8 +18,8 @@ from entmtp.structured import Structured, framed_json
 from tests.helpers.constrained_texts import json_tokenizer
 from tests.helpers.tokenizers import KINDS, ids, made
 
-END = 1
 TOKENS = json_tokenizer()
+END = ids(TOKENS, "</s>")[0]
 SIZE = TOKENS.get_vocab_size()
 COMPILER = GrammarCompiler(lambda: GrammarVocabulary.of(TOKENS, SIZE))
 
@@ -36,14 +36,20 @@ def tokens_of(text: str) -> list[int]:
     return TOKENS.encode(text, add_special_tokens=False).ids
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("written in Python", "text replaced", "ctc")])
+# The others' decoders change a token's text by what comes later, or by the whole text.
+STEADY = [kind for kind in KINDS if kind not in ("written in Python", "text replaced", "ctc", "bpe", "wordpiece")]
+
+
+@pytest.mark.parametrize("kind", STEADY)
 @pytest.mark.parametrize("begins_text", [True, False])
 def test_texts_of_every_tokenizer_fit_their_expression(kind: str, begins_text: bool) -> None:
     tokenizer = made(kind)
     size = tokenizer.get_vocab_size() + 2
     grammar = GrammarCompiler(lambda: GrammarVocabulary.of(tokenizer, size)).compile(Structured(regex="[a-zé ]{2,9}"))
     detokenizer, rng = Detokenizer(tokenizer), random.Random(0)
-    prompt = [] if begins_text else [next(token for token in range(size) if detokenizer.spelling(token) == b"a")]
+    prompt = (
+        [] if begins_text else [next(token for token in range(size) if detokenizer.spelling(token).strip() == b"a")]
+    )
     before = len(detokenizer.decode(prompt))
     for _ in range(10):
         constraint = Constraint(grammar, "regex", frozenset({size - 1}), 0, begins_text=begins_text)
@@ -135,20 +141,19 @@ def test_the_mask_is_what_may_follow_one_by_one() -> None:
 
 def test_a_token_that_is_forbidden_is_an_error() -> None:
     constraint = constraint_of(Structured(regex="a"))
-    with pytest.raises(InvalidRequestError, match="^regex: "):
+    with pytest.raises(InvalidRequestError, match=r"^regex: "):
         constraint.advance(tokens_of("b"))
 
 
 def test_a_text_that_no_token_goes_on_with_is_an_error() -> None:
     tokenizer = made("words")
     compiler = GrammarCompiler(lambda: GrammarVocabulary.of(tokenizer, tokenizer.get_vocab_size()))
-    with pytest.raises(InvalidRequestError, match="^structured: this regex is not accepted: "):
+    with pytest.raises(InvalidRequestError, match=r"^structured: this regex is not accepted: "):
         compiler.compile(Structured(regex="Q+"))
-    constraint = Constraint(compiler.compile(Structured(regex="a(Q|b)Q")), "regex", frozenset(), 0, begins_text=True)
-    constraint.advance([*ids(tokenizer, "a")])
-    with pytest.raises(InvalidRequestError, match="^regex: "):
-        constraint.advance([*ids(tokenizer, "b")])
-        constraint.apply_mask(torch.zeros(tokenizer.get_vocab_size()))
+    constraint = Constraint(compiler.compile(Structured(regex="a(Q| b)Q")), "regex", frozenset(), 0, begins_text=True)
+    constraint.advance(ids(tokenizer, "a"))
+    with pytest.raises(InvalidRequestError, match=r"^regex: "):
+        constraint.advance(ids(tokenizer, "b"))
 
 
 def test_masks_are_applied_to_any_number_of_rows() -> None:
