@@ -79,16 +79,16 @@ class ConstrainedDrafts(StepDrafts):
         topologies, tokens = [choice.topology for choice in chosen], [choice.tokens for choice in chosen]
         if None in tokens:
             tokens = _fill(topologies, self.begin)
-        kept = [
-            self._kept(row, topology, own or [])
+        verified = [
+            self._verifiable(row, topology, own or [])
             for row, (topology, own) in enumerate(zip(topologies, tokens, strict=True))
         ]
         context = rounded_context([signal.context for signal in signals])
         cost = None if policy.cost is None else policy.cost.of_batch(len(chosen), context)
-        width = _forced_width(list(map(len, kept)), list(map(len, self._forced)), cost)
+        width = _forced_width(list(map(len, verified)), list(map(len, self._forced)), cost)
         return [
             _with_forced(paths, forced[:width], sequence.node_limit) if forced else _to_choice(paths)
-            for paths, forced, sequence in zip(kept, self._forced, self._sequences, strict=True)
+            for paths, forced, sequence in zip(verified, self._forced, self._sequences, strict=True)
         ]
 
     def _forced_after_root(self, at: int) -> list[int]:
@@ -103,7 +103,7 @@ class ConstrainedDrafts(StepDrafts):
             constraint.failure = error
             return []
 
-    def _kept(self, row: int, topology: Topology, tokens: Sequence[int]) -> list[tuple[Path, Tokens]]:
+    def _verifiable(self, row: int, topology: Topology, tokens: Sequence[int]) -> list[tuple[Path, Tokens]]:
         """Nodes of a policy's tree that may be verified, by ranks and by tokens."""
         allowed = None if self._constraints[row] is None else set(self._allowed.get(row, ()))
         paths: dict[Path, Tokens] = {(): ()}
@@ -160,7 +160,7 @@ def _fill(topologies: Sequence[Topology], begin: Callable[[Sequence[int]], Expan
 def _forced_width(nodes: Sequence[int], forced: Sequence[int], cost: TreeCost | None) -> int:
     """Length to which forced chains are verified, given the ``nodes`` of the policy's trees.
 
-    All trees of a step are padded to the largest. A longer chain is worth it while it gains more tokens per
+    All trees of a step are padded to the largest. A chain gets longer while that gains more tokens per
     millisecond. Without costs, a level of nodes is verified if half of the requests have a forced token there.
     """
     requests, longest, base = len(nodes), max(forced), max(nodes)
