@@ -98,7 +98,7 @@ class ConstrainedDrafts(StepDrafts):
         if constraint is None or not _goes_on(constraint) or limit < 1:
             return []
         try:
-            return constraint.forced(limit)
+            return constraint.chain(limit)
         except Exception as error:  # of any type: it is caused by this request alone
             constraint.failure = error
             return []

@@ -74,7 +74,7 @@ def _allowed_guesses(constraint: Constraint, guesses: list[tuple[int, float]], c
         return []
     if forced := constraint.forced(1):
         return [(forced[0], 0.0)]
-    found = []
+    found: list[tuple[int, float]] = []
     for token, log_prob in guesses:
         if len(found) == count:
             break

@@ -20,14 +20,14 @@ from entmtp.structured import JSON_LAYOUT, Structured, lark_literal
 CACHED_GRAMMARS = 128
 
 _MAX_REASON = 200
-_LIMITS = {
-    "initial_lexer_fuel": 500_000,
-    "step_lexer_fuel": 50_000,
-    "step_max_items": 20_000,
-    "max_lexer_states": 32_768,
-    "max_grammar_size": 100_000,
-    "verbose_errors": False,
-}
+_LIMITS = LLParserLimits(
+    initial_lexer_fuel=500_000,
+    step_lexer_fuel=50_000,
+    step_max_items=20_000,
+    max_lexer_states=32_768,
+    max_grammar_size=100_000,
+    verbose_errors=False,
+)
 """llguidance's limits, a half to a tenth of its own: a compilation takes tenths of a second at most, a token of the
 answer milliseconds, and a grammar some 50 MB."""
 
@@ -91,11 +91,11 @@ class GrammarCompiler:
             raise InvalidRequestError(f"{structured.field_name}: {error}") from error
 
     def _compile(self, structured: Structured) -> Grammar:
-        text, limits, vocabulary = _grammar_text(structured), LLParserLimits(**_LIMITS), self.prepare()
-        start = _matcher(vocabulary.tokens, text, limits, structured.kind)
+        text, vocabulary = _grammar_text(structured), self.prepare()
+        start = _matcher(vocabulary.tokens, text, structured.kind)
         first = None
         if vocabulary.first_tokens is not None:
-            first = _matcher(vocabulary.first_tokens, text, limits, structured.kind)
+            first = _matcher(vocabulary.first_tokens, text, structured.kind)
         return Grammar(vocabulary, start, first)
 
 
@@ -118,9 +118,9 @@ def _grammar_text(structured: Structured) -> str:
         raise _GrammarError(_refusal(kind, str(error))) from error
 
 
-def _matcher(tokenizer: Any, text: str, limits: LLParserLimits, kind: str) -> LLMatcher:
+def _matcher(tokenizer: Any, text: str, kind: str) -> LLMatcher:
     """Make a state of a grammar and take its first step, in which a hostile grammar shows."""
-    matcher = LLMatcher(tokenizer, text, limits=limits, log_level=0)
+    matcher = LLMatcher(tokenizer, text, limits=_LIMITS, log_level=0)
     if not (reason := matcher.get_error()):
         probe = matcher.deep_copy()
         probe.compute_ff_tokens()

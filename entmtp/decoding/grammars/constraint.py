@@ -93,6 +93,21 @@ class Constraint:
         self._check()
         return tokens
 
+    def chain(self, limit: int) -> list[int]:
+        """The :meth:`forced` tokens, and likely ones after them, at most ``limit`` together.
+
+        Where bytes are forced that several tokens could spell, those are likely that the tokenizer itself would take.
+        """
+        tokens = self.forced(limit)
+        with self.after(tokens):
+            if self.can_go_on and len(tokens) < limit:
+                for token in self._vocabulary.tokens.tokenize_bytes(self._matcher.compute_ff_bytes()):
+                    if len(tokens) == limit or not self.allows(token):
+                        break
+                    self.follow(token)
+                    tokens.append(token)
+        return tokens
+
     def apply_mask(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits ``[..., vocab_size]`` with all tokens at minus infinity that may not come next.
 

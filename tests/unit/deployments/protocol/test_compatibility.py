@@ -11,10 +11,10 @@ from openai.types.chat import ChatCompletionStreamOptionsParam as OpenAIStreamOp
 from openai.types.chat import completion_create_params as openai_chat
 from pydantic import ValidationError
 
+from deployments.protocol.body import Body
 from deployments.protocol.compatibility import CHAT, COMPLETION, MESSAGE, UNSUPPORTED, ForeignFields
 from deployments.protocol.errors import validation_error
 from deployments.protocol.schema import (
-    Body,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
