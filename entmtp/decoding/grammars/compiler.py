@@ -19,7 +19,13 @@ from entmtp.structured import JSON_LAYOUT, Structured, lark_literal
 
 CACHED_GRAMMARS = 128
 
+DEAD_END = "NoExtension"
+"""Beginning of llguidance's error for a text that no token goes on with."""
+
 _MAX_REASON = 200
+_HIDDEN = "<non-verbose/>"
+"""What llguidance writes in place of a state, which errors here must not show."""
+
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=500_000,
     step_lexer_fuel=50_000,
@@ -125,13 +131,15 @@ def _matcher(tokenizer: Any, text: str, kind: str) -> LLMatcher:
         probe = matcher.deep_copy()
         probe.compute_ff_tokens()
         probe.compute_bitmask()
-        reason = probe.get_error() or ("no text fits it" if probe.is_stopped() else "")
+        reason = probe.get_error() or (DEAD_END if probe.is_stopped() else "")
     if reason:
         raise _GrammarError(_refusal(kind, reason))
     return matcher
 
 
 def _refusal(kind: str, reason: str) -> str:
-    line = " ".join(reason.split()) or "it can't be read"
+    if reason.startswith(DEAD_END):
+        reason = "no text of the model's tokens fits it"
+    line = " ".join(reason.replace(_HIDDEN, "").split()) or "it can't be read"
     shown = line if len(line) <= _MAX_REASON else f"{line[: _MAX_REASON - 1]}…"
     return f"this {kind} is not accepted: {shown}; change or simplify it"

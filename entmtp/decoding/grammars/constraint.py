@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from llguidance import LLMatcher
 
-from entmtp.decoding.grammars.compiler import Grammar
+from entmtp.decoding.grammars.compiler import DEAD_END, Grammar
 from entmtp.decoding.request import InvalidRequestError
 
 
@@ -130,7 +130,7 @@ class Constraint:
         if may_end and (self._written >= self._min_tokens or not mask.any()):
             mask[self._stop_ids] = True
         if not mask.any():
-            raise InvalidRequestError(f"{self._field}: no token of the model goes on with this text; allow another one")
+            raise self._dead_end()
         return mask
 
     def _consume(self, token: int, *, first: bool = False) -> None:
@@ -146,4 +146,9 @@ class Constraint:
 
     def _error(self, matcher: LLMatcher | None = None) -> InvalidRequestError:
         reason = ((matcher or self._matcher).get_error().splitlines() or ["it can't go on"])[0]
+        if reason.startswith(DEAD_END):
+            return self._dead_end()
         return InvalidRequestError(f"{self._field}: it became too complex for this text ({reason}); simplify it")
+
+    def _dead_end(self) -> InvalidRequestError:
+        return InvalidRequestError(f"{self._field}: no token of the model goes on with this text; allow another one")

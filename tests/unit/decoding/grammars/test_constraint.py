@@ -148,12 +148,12 @@ def test_a_token_that_is_forbidden_is_an_error() -> None:
 def test_a_text_that_no_token_goes_on_with_is_an_error() -> None:
     tokenizer = made("words")
     compiler = GrammarCompiler(lambda: GrammarVocabulary.of(tokenizer, tokenizer.get_vocab_size()))
-    with pytest.raises(InvalidRequestError, match=r"^structured: this regex is not accepted: "):
+    with pytest.raises(InvalidRequestError, match=r"^structured: this regex is not accepted: no text"):
         compiler.compile(Structured(regex="Q+"))
     constraint = Constraint(compiler.compile(Structured(regex="a(Q| b)Q")), "regex", frozenset(), 0, begins_text=True)
-    constraint.advance(ids(tokenizer, "a"))
-    with pytest.raises(InvalidRequestError, match=r"^regex: "):
-        constraint.advance(ids(tokenizer, "b"))
+    constraint.advance(ids(tokenizer, "a", "b"))
+    with pytest.raises(InvalidRequestError, match=r"^regex: no token of the model goes on with this text"):
+        constraint.apply_mask(torch.zeros(tokenizer.get_vocab_size()))
 
 
 def test_masks_are_applied_to_any_number_of_rows() -> None:
