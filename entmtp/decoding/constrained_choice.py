@@ -37,6 +37,7 @@ def choose_on_paths(
             rollbacks.enter_context(walk.constraint.after(()))
         walking = walks
         while walking:
+            walking = [walk for walk in walking if walk.follow_forced()]
             ready = [(walk, own) for walk in walking if (own := walk.target_logits(logits)) is not None]
             walking = []
             if not ready:
@@ -78,6 +79,17 @@ class _Walk:
     def position(self) -> int:
         """Position in the answer of the token after the path."""
         return self.sampler.written + len(self._path)
+
+    def follow_forced(self) -> bool:
+        """Follow the tokens of which the grammar leaves no choice; returns whether one is to be chosen after them."""
+        try:
+            while forced := self.constraint.forced(1):
+                if not self.go_on(forced[0]):
+                    return False
+        except Exception as error:  # of any type: it is caused by this request alone
+            self._fail(error)
+            return False
+        return True
 
     def target_logits(self, logits: torch.Tensor) -> torch.Tensor | None:
         """Logits ``[vocab_size]`` after the path's last node as the request shapes them; None if it failed."""

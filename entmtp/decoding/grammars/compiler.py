@@ -118,7 +118,9 @@ def _grammar_text(structured: Structured) -> str:
         if kind == "regex":
             return LLMatcher.grammar_from_regex(source)
         if kind == "choice":
-            return LLMatcher.grammar_from_lark("start: " + " | ".join(map(lark_literal, json.loads(source))))
+            # One terminal: as a rule, so many alternatives would be more than a parser's row may have.
+            texts = " | ".join(map(lark_literal, json.loads(source)))
+            return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
         return LLMatcher.grammar_from_lark(any_to_lark(source))
     except Exception as error:  # of several types, RecursionError among them
         raise _GrammarError(_refusal(kind, str(error))) from error

@@ -38,6 +38,8 @@ class Constraint:
         self._first = grammar.first.deep_copy() if begins_text and grammar.first is not None else None
         self._stop_ids, self._min_tokens = sorted(stop_ids), min_tokens
         self._written = 0
+        # Tokens that are forced from the current position on, and how many of them are written; None if not known.
+        self._chain: tuple[list[int], int] | None = None
 
     @property
     def can_go_on(self) -> bool:
@@ -56,25 +58,25 @@ class Constraint:
         for token in tokens:
             if self.end is not None:
                 return
-            first = not self._written
-            self._written += 1
             if token in self._stop_ids:
+                self._written += 1
                 self.end = self._written
                 return
-            self._consume(token, first=first)
+            self.forced(1)  # known at every position, as it is while a path is walked
+            self.follow(token)
             if self._matcher.is_stopped():
                 self.end = self._written
 
     @contextmanager
     def after(self, path: Sequence[int]) -> Iterator[Constraint]:
         """The constraint after the tokens of a ``path``, which it allows; more may be consumed within it."""
-        before = self._written
+        before, chain = self._written, self._chain
         try:
             for token in path:
                 self.follow(token)
             yield self
         finally:
-            consumed, self._written = self._written - before, before
+            consumed, self._written, self._chain = self._written - before, before, chain
             if consumed and not self._matcher.rollback(consumed):
                 raise self._error()
 
@@ -82,16 +84,26 @@ class Constraint:
         """Consume one more token of a path."""
         self._consume(token)
         self._written += 1
+        if self._chain is not None:
+            tokens, written = self._chain
+            goes_on = written + 1 < len(tokens) and tokens[written] == token
+            self._chain = (tokens, written + 1) if goes_on else None
 
     def allows(self, token: int) -> bool:
         """Whether a token may come next; False for tokens that end the answer."""
         return token not in self._stop_ids and self._matcher.validate_tokens([token]) == 1
 
     def forced(self, limit: int) -> list[int]:
-        """The next tokens as far as the grammar leaves one alone, at most ``limit``."""
-        tokens = self._matcher.compute_ff_tokens()[:limit]
-        self._check()
-        return tokens
+        """The next tokens as far as the grammar leaves one alone, at most ``limit``.
+
+        They are found once for all of them, since that takes as long as their text. So they depend on the tokens so far
+        alone, whatever tree these were in.
+        """
+        if self._chain is None:
+            self._chain = self._matcher.compute_ff_tokens(), 0
+            self._check()
+        tokens, written = self._chain
+        return tokens[written : written + limit]
 
     def chain(self, limit: int) -> list[int]:
         """The :meth:`forced` tokens, and likely ones after them, at most ``limit`` together.
@@ -133,8 +145,8 @@ class Constraint:
             raise self._dead_end()
         return mask
 
-    def _consume(self, token: int, *, first: bool = False) -> None:
-        if not first or self._first is None or token not in self._vocabulary.first_spellings:
+    def _consume(self, token: int) -> None:
+        if self._written or self._first is None or token not in self._vocabulary.first_spellings:
             self._matcher.consume_token(token)
         else:  # other tokens spell what it adds as the first one
             self._matcher.consume_tokens(self._vocabulary.first_spellings[token])

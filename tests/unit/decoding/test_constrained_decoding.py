@@ -72,7 +72,7 @@ def test_answers_have_their_form_and_are_those_of_plain_decoding(policy: str, fo
     params = params_of(FORMS[form], temperature=temperature, max_tokens=120)
     (plain,) = written(ENGINES["none"], params, max_nodes=0)
     (done,) = written(ENGINES[policy], params)
-    assert plain.error is None
+    assert plain.finish_reason == "stop" or (plain.finish_reason == "length" and form in ("regex", "grammar"))
     assert done.tokens == plain.tokens
     assert (done.text, done.finish_reason) == (plain.text, plain.finish_reason)
     if done.finish_reason == "stop":
