@@ -61,8 +61,14 @@ KEYWORDS: list[dict[str, Any]] = [
     {"type": "array", "prefixItems": [{"const": "a"}, {"type": "null"}], "items": False, "minItems": 2},
     {"type": "array", "items": {"type": "array", "items": {"enum": [0, 1]}, "maxItems": 2}, "maxItems": 2},
     {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"], "additionalProperties": False},
-    {"type": "object", "properties": {"x": {"enum": [1]}, "y": {"enum": [2]}}, "additionalProperties": False},
-    {"type": "object", "properties": {"x": {"const": 1}}, "required": ["z", "x"], "additionalProperties": {"const": 3}},
+    {"patternProperties": {"^[x-z]$": {"enum": [1, 2]}}, "additionalProperties": False} | {"type": "object"},
+    {
+        "properties": {"x": {"const": 1}},
+        "required": ["z", "x"],
+        "additionalProperties": {"const": 3},
+        "maxProperties": 2,
+    }
+    | {"type": "object"},
     {"anyOf": [{"type": "null"}, {"type": "string", "maxLength": 5}]},
     {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 9}, {"type": "boolean"}]},
     {"oneOf": [{"type": "boolean"}, {"type": "null"}]},
