@@ -24,7 +24,7 @@ DEAD_END = "NoExtension"
 
 _MAX_REASON = 200
 _HIDDEN = "<non-verbose/>"
-"""What llguidance writes in place of a state, which errors here must not show."""
+"""Stand-in for a state in llguidance's errors, which users need not see."""
 
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=500_000,

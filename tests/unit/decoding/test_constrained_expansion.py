@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from entmtp.decoding.constrained_drafts import _forced_width
+from entmtp.decoding.constrained_drafts import _forced_width, _with_forced
 from entmtp.decoding.constrained_expansion import FORBIDDEN, ConstrainedExpansion
 from entmtp.decoding.grammars.compiler import GrammarCompiler
 from entmtp.decoding.grammars.constraint import Constraint
@@ -87,3 +87,17 @@ def test_chains_are_cut_where_they_cost_more_than_they_gain(
 @pytest.mark.parametrize(("forced", "width"), [([5], 5), ([5, 3], 5), ([5, 3, 1], 3), ([5, 0, 0], 0)])
 def test_without_costs_half_of_the_requests_decide(forced: list[int], width: int) -> None:
     assert _forced_width([0] * len(forced), forced, None) == width
+
+
+@pytest.mark.parametrize(
+    ("limit", "paths", "tokens"),
+    [
+        (1, [(0,)], [9]),
+        (3, [(0,), (1,), (0, 0)], [9, 5, 8]),
+        (9, [(0,), (1,), (0, 0), (0, 1), (1, 0)], [9, 5, 8, 4, 7]),
+    ],
+)
+def test_a_chain_comes_first_within_a_limit(limit: int, paths: list[tuple[int, ...]], tokens: list[int]) -> None:
+    others = [((0,), (5,)), ((2,), (9,)), ((0, 3), (5, 7)), ((2, 0), (9, 4))]
+    choice = _with_forced(others, [9, 8], limit)
+    assert (list(choice.topology.paths), choice.tokens) == (paths, tokens)
