@@ -89,8 +89,8 @@ class GrammarCompiler:
             except BaseException as error:
                 future.set_exception(error)
                 with self._lock:
-                    if self._compiled.get(key) is future:  # only successes stay
-                        del self._compiled[key]
+                    if not isinstance(error, _GrammarError):  # it may not come again
+                        self._compiled.pop(key, None)
         try:
             return future.result()
         except _GrammarError as error:

@@ -65,7 +65,7 @@ def test_a_forced_token_is_the_only_guess_and_certain() -> None:
     tokens, log_probs = expansion.next_level([0], 2)
     assert (tokens.tolist(), log_probs.tolist()) == ([[7, 0]], [[0.0, FORBIDDEN]])
     tokens, log_probs = expansion.next_level([0], 2)
-    assert (tokens[0, 0], log_probs[0, 0]) == (6, 0.0)
+    assert (tokens[0].tolist(), log_probs[0].tolist()) == ([6, 0], [0.0, FORBIDDEN])
 
 
 @pytest.mark.parametrize(

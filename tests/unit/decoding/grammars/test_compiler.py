@@ -63,11 +63,25 @@ def test_a_constraint_is_compiled_once(vocabulary: GrammarVocabulary, monkeypatc
     assert compiler.compile(Structured(regex="a")) is not first
 
 
-def test_a_refusal_is_not_stored(vocabulary: GrammarVocabulary) -> None:
+def test_a_refusal_names_the_field_of_each_request(vocabulary: GrammarVocabulary) -> None:
     compiler = GrammarCompiler(lambda: vocabulary)
     for field in ("one", "other"):
         with pytest.raises(InvalidRequestError, match=f"^{field}: "):
             compiler.compile(Structured(regex="(", field_name=field))
+
+
+def test_an_error_that_may_not_come_again_is_not_stored(vocabulary: GrammarVocabulary) -> None:
+    errors = [MemoryError()]
+
+    def make() -> GrammarVocabulary:
+        if errors:
+            raise errors.pop()
+        return vocabulary
+
+    compiler = GrammarCompiler(make)
+    with pytest.raises(MemoryError):
+        compiler.compile(Structured(regex="a"))
+    assert compiler.compile(Structured(regex="a"))
 
 
 def test_many_threads_wait_for_one_compilation(vocabulary: GrammarVocabulary) -> None:

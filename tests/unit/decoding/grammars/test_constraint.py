@@ -110,7 +110,8 @@ def test_paths_leave_no_trace() -> None:
     with constraint.after(tokens_of("name")):
         assert constraint.forced(8) == tokens_of('"')
         constraint.follow(tokens_of('"')[0])
-        assert not constraint.can_go_on
+        complete = not constraint.can_go_on
+        assert complete
     with pytest.raises(KeyError), constraint.after(tokens_of("ab")):
         nothing["an error within"]
     assert constraint.can_go_on
