@@ -14,7 +14,7 @@ from entmtp.decoding.grammars.compiler import GrammarCompiler
 from entmtp.decoding.grammars.constraint import Constraint
 from entmtp.decoding.grammars.vocabulary import GrammarVocabulary
 from entmtp.decoding.request import InvalidRequestError
-from entmtp.structured import Structured, framed_json
+from entmtp.structured import MAX_CHOICES, Structured, framed_json
 from tests.helpers.constrained_texts import json_tokenizer
 from tests.helpers.tokenizers import KINDS, ids, made
 
@@ -175,3 +175,9 @@ def test_framed_json_is_written_between_its_texts() -> None:
         text += Detokenizer(TOKENS).spelling(token)
         constraint.advance([token])
     assert text == b'<call>{"a": 1}</call>\n'
+
+
+def test_an_answer_may_be_one_of_thousands() -> None:
+    constraint = constraint_of(Structured(choice=[f"c{at}" for at in range(MAX_CHOICES)]))
+    constraint.advance(tokens_of("c4095"))
+    assert constraint.end is not None
