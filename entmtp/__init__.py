@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from entmtp.errors import EntMTPError
     from entmtp.llm import LLM
     from entmtp.settings import EngineSettings, SamplingParams
+    from entmtp.structured import Structured
 
 __version__ = "0.2.0"
 
 _LIES_IN = {
     "LLM": "entmtp.llm",
     "SamplingParams": "entmtp.settings",
+    "Structured": "entmtp.structured",
     "EngineSettings": "entmtp.settings",
     "Engine": "entmtp.decoding.engine",
     "Request": "entmtp.decoding.request",
@@ -40,6 +42,7 @@ __all__ = [
     "Request",
     "RequestOutput",
     "SamplingParams",
+    "Structured",
 ]
 
 

@@ -24,8 +24,9 @@ from entmtp.method_spec import MethodSpec
 from entmtp.models.loading.end_of_turn import end_of_turn_ids, with_end_of_turn
 from entmtp.models.loading.load import encode_chat
 from entmtp.settings import EngineSettings, SamplingParams, default_method
+from entmtp.structured import Structured
 
-__all__ = ["LLM", "Completion", "EngineSettings", "SamplingParams"]
+__all__ = ["LLM", "Completion", "EngineSettings", "SamplingParams", "Structured"]
 
 
 def _say(text: str) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, InstanceOf, ValidationError, model_validator
 
 from entmtp.errors import EntMTPError, validation_message
+from entmtp.structured import Structured
 
 S = TypeVar("S", bound="Settings")
 
@@ -140,6 +141,15 @@ class SamplingParams(Settings):
     acceptance: Acceptance = Field(
         "rejection", description="'rejection' keeps the distribution; 'typical' is Medusa's rule, which does not"
     )
+    structured: InstanceOf[Structured] | None = Field(None, description="the form that the answer's text must have")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> SamplingParams:
+        if self.structured is not None and self.acceptance == "typical":
+            raise ValueError(
+                "acceptance: 'typical' accepts tokens that a structured answer may not have; leave it at 'rejection'"
+            )
+        return self
 
 
 CPU_METHOD, GPU_METHOD = "entmtp-dynamic", "entmtp-goodput"

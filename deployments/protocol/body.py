@@ -36,8 +36,9 @@ class Body(BaseModel):
             return body
         own = cls._foreign_fields_of(body).strip_from(body)
         # Pydantic would report every unknown field, of which a body can have very many.
-        unknown = next((name for name in own if name not in cls.model_fields), None)
-        return {name: value for name, value in own.items() if name in cls.model_fields or name == unknown}
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = next((name for name in own if name not in known), None)
+        return {name: value for name, value in own.items() if name in known or name == unknown}
 
     @classmethod
     def _foreign_fields_of(cls, body: Mapping[str, Any]) -> ForeignFields:

@@ -37,11 +37,7 @@ _BOTH: dict[str, tuple[object, ...]] = {
     "bad_words": ([],),
     "cache_salt": (),
     "ec_transfer_params": (),
-    "guided_choice": (),
     "guided_decoding_backend": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "guided_whitespace_pattern": (),
     "include_stop_str_in_output": (False,),
     "kv_transfer_params": (),
@@ -57,7 +53,6 @@ _BOTH: dict[str, tuple[object, ...]] = {
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True, False),  # there are no special tokens in the text
     "structural_tag": (),
-    "structured_outputs": (),
     "thinking_token_budget": (-1,),
     "truncate_prompt_tokens": (),
     "truncation_side": ("left", "right"),  # nothing is truncated
@@ -135,6 +130,17 @@ MESSAGE = ForeignFields(
     }
 )
 """Fields of an answer's message, which clients send back with the next turn of the chat."""
+
+STRUCTURED_OUTPUTS = ForeignFields(
+    {
+        "disable_additional_properties": (False,),
+        "disable_any_whitespace": (True, False),  # the layout is fixed
+        "disable_fallback": (True, False),  # there is nothing to fall back to
+        "structural_tag": (),
+        "whitespace_pattern": (),
+    }
+)
+"""Fields of vLLM's ``structured_outputs``."""
 
 PART = ForeignFields({}, frozenset({"prompt_cache_breakpoint"}))
 

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from deployments.protocol.body import MOST_ITEMS, Body, Positive, Text
 from deployments.protocol.compatibility import ForeignFields
 from deployments.protocol.schema import ChatRequest, Message, Speculation
+from deployments.protocol.structured_fields import JsonSchema, ResponseFormat
 from deployments.protocol.tools import (
     CalledFunction,
     CallId,
@@ -198,11 +199,18 @@ class Thinking(Body):
     display: Literal["summarized", "omitted"] | None = None
 
 
+class MessageFormat(JsonSchema):
+    """Form of the answer."""
+
+    type: Literal["json_schema"]
+
+
 class OutputConfig(Body):
     """Options of the output."""
 
-    foreign: ClassVar[ForeignFields] = ForeignFields({"format": (), "task_budget": ()})
+    foreign: ClassVar[ForeignFields] = ForeignFields({"task_budget": ()})
 
+    format: MessageFormat | None = None
     effort: Annotated[str, Field(max_length=64)] | None = Field(None, description="for chat templates that know it")
 
 
@@ -221,6 +229,10 @@ class MessagesChat(ChatRequest):
     @property
     def default_tokens(self) -> int | None:
         return self.max_tokens
+
+    @property
+    def schema_field(self) -> str:
+        return "output_config.format.schema"
 
     def requested_tokens(self) -> None:
         return None
@@ -280,13 +292,15 @@ class CountTokensRequest(Body):
         messages += [message for turn in self.messages for message in turn.as_chat()]
         switch = {} if self.thinking is None else _switch(self.thinking)
         choice = self.tool_choice or MessageToolChoice(type="auto")
+        output = self.output_config or OutputConfig()
         fields = {
             "model": self.model,
             "messages": messages,
             "tools": [one.as_tool() for one in self.tools] if self.tools else None,
             "tool_choice": _as_choice(choice),
             "parallel_tool_calls": not choice.disable_parallel_tool_use,
-            "reasoning_effort": None if self.output_config is None else self.output_config.effort,
+            "reasoning_effort": output.effort,
+            "response_format": output.format and ResponseFormat(type="json_schema", json_schema=output.format),
             "chat_template_kwargs": switch | (self.chat_template_kwargs or {}),
             "include_reasoning": self.thinking is None or self.thinking.display != "omitted",
         }

@@ -44,7 +44,7 @@ class ResponseItems(ItemBuilder):
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": _text_format(body)},
             "tool_choice": "auto",
             "tools": [],
             "truncation": "disabled",
@@ -145,3 +145,10 @@ def _part(part_type: str, text: str) -> dict[str, Any]:
 
 def _logprobs(part_type: str) -> dict[str, Any]:
     return {"logprobs": []} if part_type == "output_text" else {}
+
+
+def _text_format(body: ResponsesRequest) -> dict[str, Any]:
+    requested = None if body.text is None else body.text.format
+    return (
+        {"type": "text"} if requested is None else requested.model_dump(mode="json", by_alias=True, exclude_none=True)
+    )

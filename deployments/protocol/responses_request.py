@@ -12,7 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from deployments.protocol.body import MOST_ITEMS, Body, Positive, Text
 from deployments.protocol.compatibility import ForeignFields
-from deployments.protocol.schema import ChatRequest, Message, Speculation, TextFormat
+from deployments.protocol.schema import ChatRequest, Message, Speculation
+from deployments.protocol.structured_fields import JsonSchema, ResponseFormat
 from deployments.protocol.tools import (
     CalledFunction,
     CallId,
@@ -154,10 +155,21 @@ class ReasoningOptions(Body):
     effort: Annotated[str, Field(max_length=64)] | None = Field(None, description="for chat templates that know it")
 
 
+class ResponseTextFormat(JsonSchema):
+    """Form of the answer. The fields of a schema are those of type json_schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+
+    def as_chats(self) -> ResponseFormat:
+        """The same form as a chat's ``response_format``."""
+        schema = self if self.type == "json_schema" else None
+        return ResponseFormat.model_construct(type=self.type, json_schema=schema)
+
+
 class TextOptions(Body):
     """Options of the text."""
 
-    format: TextFormat | None = None
+    format: ResponseTextFormat | None = None
     verbosity: Annotated[str, Field(max_length=64)] | None = Field(None, description="for chat templates that know it")
 
 
@@ -169,6 +181,14 @@ class ResponsesChat(ChatRequest):
     @property
     def tokens_field(self) -> str:
         return "max_output_tokens"
+
+    @property
+    def format_field(self) -> str:
+        return "text.format"
+
+    @property
+    def schema_field(self) -> str:
+        return "text.format.schema"
 
 
 class ResponsesRequest(Body):
@@ -258,6 +278,7 @@ class ResponsesRequest(Body):
             parallel_tool_calls=self.parallel_tool_calls,
             reasoning_effort=reasoning.effort,
             verbosity=text.verbosity,
+            response_format=None if text.format is None else text.format.as_chats(),
             chat_template_kwargs=self.chat_template_kwargs,
             stream=self.stream,
             user=self.user,

@@ -37,6 +37,7 @@ from deployments.protocol.compatibility import (
     ForeignFields,
 )
 from deployments.protocol.errors import invalid_value
+from deployments.protocol.structured_fields import StructuredFields
 from deployments.protocol.tools import CallId, JsonObject, ToolCalls, ToolFields, Tools
 from entmtp.errors import EntMTPError
 from entmtp.settings import SamplingParams
@@ -84,12 +85,6 @@ class StreamOptions(Body):
         None, description="every chunk has the usage so far, where include_usage is set too"
     )
     include_obfuscation: bool | None = Field(None, description="taken and ignored: chunks are never padded")
-
-
-class TextFormat(Body):
-    """The only supported response format."""
-
-    type: Literal["text"]
 
 
 class TextPart(Body):
@@ -152,7 +147,7 @@ class Message(Body):
         return parts if isinstance(parts, str) else "".join(part.text for part in parts)
 
 
-class GenerationRequest(Body, ABC):
+class GenerationRequest(StructuredFields, ABC):
     """Fields common to chats and plain completions. Absent or null: the default of :class:`SamplingParams`.
 
     Attributes:
@@ -193,7 +188,6 @@ class GenerationRequest(Body, ABC):
     ignore_eos: bool | None = Field(None, description="the model's own end of text does not end it")
     acceptance: Literal["rejection", "typical"] | None = Field(None, description="'typical' changes the distribution")
     n: Positive | None = Field(None, description="answers to each prompt")
-    response_format: TextFormat | None = None
     stream: bool | None = Field(None, description="answer in server-sent events, as the text is written")
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=512)] | None = Field(None, description="goes into the log, as a hash")
@@ -222,6 +216,7 @@ class GenerationRequest(Body, ABC):
             given |= {"top_p": 1.0, "temperature": 0.0}
         if self.seed is not None:
             given["seed"] = None if self.seed == -1 else self.seed % 2**64
+        given["structured"] = self.requested_structure()
         if self.logit_bias is not None:
             given["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
         try:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from entmtp.decoding.constrained_choice import choose_on_paths
 from entmtp.decoding.sampling import GREEDY, Sampler, choose_tokens, process_logits
 from entmtp.models.kernels import fused_acceptance
 from entmtp.policies.signals import entropy
@@ -121,11 +122,15 @@ def accept_sampled(
 ) -> Accepted:
     """Accept nodes that hold the token that their request's sampler chooses, or by Medusa's typical acceptance.
 
-    Arguments as :func:`accept_longest_path`.
+    A constrained request's tokens are chosen on its accepted path alone. Arguments as :func:`accept_longest_path`.
     """
     samplers = [*samplers, *[_IDLE] * (len(tokens) - len(samplers))]
-    processed = process_logits(logits, tokens, trees, samplers)
-    choice = choose_tokens(processed, trees, samplers)
+    free = [sampler if sampler.constraint is None else _IDLE for sampler in samplers]
+    processed = process_logits(logits, tokens, trees, free)
+    all_constrained = all(sampler is _IDLE for sampler in free)
+    choice = torch.zeros_like(tokens) if all_constrained else choose_tokens(processed, trees, free)
+    if any(sampler.constraint is not None for sampler in samplers):
+        choice = choose_on_paths(choice, tokens, logits, trees, samplers)
     accepted = matches_choice(tokens, choice, trees)
     if any(sampler.accepts_typical for sampler in samplers):
         temperature = [[sampler.params.temperature or 1.0] for sampler in samplers]

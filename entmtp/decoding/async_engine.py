@@ -5,20 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from entmtp.decoding.engine import Engine
 from entmtp.decoding.faults import description
+from entmtp.decoding.grammars.compiler import Grammar
 from entmtp.decoding.outputs import RequestOutput
-from entmtp.decoding.request import Request
+from entmtp.decoding.request import InvalidRequestError, Request
 from entmtp.errors import EntMTPError
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+COMPILE_SECONDS = 1.5
+"""Time after which the compilation of a constraint is given up."""
+
+_COMPILERS, _COMPILER_NICENESS = 2, 10
 
 
 class EngineDeadError(EntMTPError):
@@ -66,6 +74,7 @@ class AsyncEngine:
         self._wake = threading.Condition()
         self._closing = False
         self._error: BaseException | None = None
+        self._compilers = ThreadPoolExecutor(_COMPILERS, "entmtp-grammar", _yield_cpu)
         made: Future[None] = Future()
         self._thread = threading.Thread(target=self._thread_main, args=(make, made), name="entmtp-engine", daemon=True)
         self._thread.start()
@@ -88,28 +97,32 @@ class AsyncEngine:
             self._closing = True
             self._wake.notify()
         self._thread.join()
+        self._compilers.shutdown(wait=False, cancel_futures=True)
 
     async def generate(self, request: Request) -> AsyncGenerator[RequestOutput]:
         """Yield each step's output until the request has ended; a caller that stops iterating cancels it.
 
         Raises:
             EntMTPError: if the request can't be served; others are not affected.
+            InvalidRequestError: if that is the request's own fault.
             EngineFullError: if too many requests wait already.
             EngineDeadError: if the loop has ended.
         """
         self.engine.check(request)
+        grammar = await self._compile(request)
         mailbox = _Mailbox()
         if request.id in self._mailboxes:
             raise EntMTPError(f"id: '{request.id}' is taken by a request that still runs; give each its own")
         self._mailboxes[request.id] = mailbox
         try:
-            self._enqueue(lambda: self._submit(request, mailbox))
+            self._enqueue(lambda: self._submit(request, grammar, mailbox))
             while True:
                 output = await mailbox.get()
                 yield output
                 if output.finish_reason:
                     if output.finish_reason == "error":
-                        raise EntMTPError(output.error or "engine: the request failed")
+                        error = InvalidRequestError if output.invalid else EntMTPError
+                        raise error(output.error or "engine: the request failed")
                     return
         finally:
             self._mailboxes.pop(request.id, None)
@@ -147,9 +160,28 @@ class AsyncEngine:
             self._commands.append(command)
             self._wake.notify()
 
-    def _submit(self, request: Request, mailbox: _Mailbox) -> None:
+    async def _compile(self, request: Request) -> Grammar | None:
+        """Compile a request's constraint in a thread of its own, which steps don't wait for.
+
+        Raises:
+            InvalidRequestError: it can't be used, or takes too long.
+        """
+        structured, grammars = request.params.structured, self.engine.grammars
+        if structured is None or grammars is None:
+            return None
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._compilers, grammars.prepare)
+        compiling = loop.run_in_executor(self._compilers, self.engine.compile, request)
         try:
-            self.engine.submit(request)
+            return await asyncio.wait_for(asyncio.shield(compiling), COMPILE_SECONDS)
+        except TimeoutError:
+            compiling.add_done_callback(lambda late: late.cancelled() or late.exception())
+            message = f"{structured.field_name}: it is not compiled within {COMPILE_SECONDS} s; simplify it"
+            raise InvalidRequestError(message) from None
+
+    def _submit(self, request: Request, grammar: Grammar | None, mailbox: _Mailbox) -> None:
+        try:
+            self.engine.submit(request, grammar=grammar)
         except EntMTPError as error:
             mailbox.put(error)
         except Exception as error:  # of any type: it is caused by this request alone
@@ -201,3 +233,11 @@ class AsyncEngine:
         for command in commands:
             command()
         return True
+
+
+def _yield_cpu() -> None:
+    """Let the engine's threads go first. Only Linux has a niceness of single threads."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _COMPILER_NICENESS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as GenericSequence
 
 from tokenizers import Tokenizer
@@ -10,6 +10,9 @@ from tokenizers import Tokenizer
 from entmtp.decoding.batch import BatchResult
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.faults import is_out_of_memory
+from entmtp.decoding.grammars.compiler import Grammar, GrammarCompiler
+from entmtp.decoding.grammars.constraint import Constraint
+from entmtp.decoding.grammars.vocabulary import GrammarVocabulary
 from entmtp.decoding.outputs import Completion, EngineStatistics, RequestOutput
 from entmtp.decoding.request import InvalidRequestError, Request, check_request
 from entmtp.decoding.runner import Runner
@@ -45,6 +48,7 @@ class Engine:
         scheduler: decides what a step does.
         runner: does it on the device.
         detokenizer: None without a tokenizer; then answers have no text.
+        grammars: compiles constraints; None without a tokenizer.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Engine:
         self.heads = heads
         self.detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
         self.max_nodes = filled_size(max(max_nodes, policy.max_nodes))
+        self.grammars = None if tokenizer is None else GrammarCompiler(_vocabulary(tokenizer, backbone.vocab_size))
         # The last step of a text may overshoot by a whole tree.
         cache_rows = min(settings.context, backbone.max_context) + 1 + self.max_nodes
         state = DecodingState(backbone, heads, settings.slots, cache_rows, new_cache)
@@ -146,8 +151,12 @@ class Engine:
         if completion.error:
             raise EntMTPError(completion.error)
 
-    def submit(self, request: Request, completion: Completion | None = None) -> Completion:
+    def submit(
+        self, request: Request, completion: Completion | None = None, grammar: Grammar | None = None
+    ) -> Completion:
         """Queue a request; steps fill in the returned completion.
+
+        ``grammar`` is that of a constrained request, if :meth:`compile` has compiled it before.
 
         Raises:
             InvalidRequestError: if the prompt is empty, prompt and answer exceed the context, or a parameter does not
@@ -157,7 +166,9 @@ class Engine:
         self.check(request)
         params = request.params
         eos = frozenset() if params.ignore_eos else self.backbone.eos_token_ids
-        sampler = Sampler(params, eos | frozenset(params.stop_token_ids), request.answer_index, request.prompt_index)
+        stop_ids = eos | frozenset(params.stop_token_ids)
+        constraint = self._constraint(request, stop_ids, grammar)
+        sampler = Sampler(params, stop_ids, request.answer_index, request.prompt_index, constraint)
         sequence = Sequence(request, sampler, self._text_stream(request), completion or Completion())
         self.scheduler.add(sequence)
         return sequence.completion
@@ -167,6 +178,24 @@ class Engine:
         check_request(request, self.backbone.vocab_size, self.settings.context, self.backbone.max_context)
         if request.params.stop and self.detokenizer is None:
             raise InvalidRequestError("stop: this engine has no tokenizer to find texts with; use stop_token_ids")
+        if (structured := request.params.structured) is not None and self.grammars is None:
+            raise InvalidRequestError(f"{structured.field_name}: this engine has no tokenizer; leave it out")
+
+    def compile(self, request: Request) -> Grammar | None:
+        """Compile a request's constraint; None if it has none. May be called from any thread.
+
+        Raises:
+            InvalidRequestError: if the constraint can't be used.
+        """
+        structured = request.params.structured
+        return None if structured is None or self.grammars is None else self.grammars.compile(structured)
+
+    def _constraint(self, request: Request, stop_ids: frozenset[int], compiled: Grammar | None) -> Constraint | None:
+        grammar, params = compiled or self.compile(request), request.params
+        if grammar is None or params.structured is None:
+            return None
+        begins_text = not request.continues_text
+        return Constraint(grammar, params.structured.field_name, stop_ids, params.min_tokens, begins_text=begins_text)
 
     def _text_stream(self, request: Request) -> TextStream | None:
         if self.detokenizer is None:
@@ -249,3 +278,7 @@ class Engine:
         except Exception as broken:
             if not is_out_of_memory(broken):
                 raise error from broken
+
+
+def _vocabulary(tokenizer: Tokenizer, size: int) -> Callable[[], GrammarVocabulary]:
+    return lambda: GrammarVocabulary.of(tokenizer, size)

@@ -13,6 +13,9 @@ def make_output(sequence: Sequence) -> RequestOutput:
     done, params, stop_ids = sequence.completion, sequence.request.params, sequence.sampler.stop_ids
     begin = len(done.tokens)
     count, reason = check_stop(sequence.tokens[begin:], params.max_tokens - begin, stop_ids)
+    constraint = sequence.sampler.constraint
+    if constraint is not None and constraint.end is not None and constraint.end <= begin + count:
+        count, reason = constraint.end - begin, "stop"
     new = sequence.tokens[begin : begin + count]
     text = ""
     if (stream := sequence.text_stream) is not None:

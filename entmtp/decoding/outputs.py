@@ -213,6 +213,7 @@ class RequestOutput:
         logprobs: one entry per token, if requested.
         finish_reason: why the request ended; None while it runs.
         error: what went wrong, if the reason is 'error'.
+        invalid: whether the request itself was wrong, which only its text has shown.
         stats: statistics of the whole request, in its last output.
     """
 
@@ -223,6 +224,7 @@ class RequestOutput:
     finish_reason: FinishReason | None = None
     error: str | None = None
     stats: RequestStats | None = None
+    invalid: bool = False
 
     @property
     def is_empty(self) -> bool:

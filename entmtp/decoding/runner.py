@@ -64,6 +64,8 @@ class Runner:
         sequence.sampler.observe_prompt(request.prompt, backbone.vocab_size, backbone.device)
         logits = self.state.next_logits(sequence.slot)
         root, entropy = self.state.start(sequence.slot, logits, sequence.sampler)
+        if sequence.sampler.constraint is not None and not math.isnan(entropy):
+            sequence.sampler.constraint.advance([root])
         sequence.start_decoding(self.policy, root, entropy)
         if (count := request.params.logprobs) is not None:
             sequence.logprobs += logprobs_of(logits[None], [root], count)

@@ -20,6 +20,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from entmtp.decoding.grammars.constraint import Constraint
 from entmtp.decoding.warpers import Filters, target_probs
 from entmtp.settings import SamplingParams
 from entmtp.trees.batch import TreeBatch
@@ -36,6 +37,7 @@ class Sampler:
         stop_ids: tokens that end the text; they are forbidden in the first ``min_tokens`` tokens.
         answer_index: index of the answer among the ``n`` to one prompt; each draws from a random stream of its own.
         prompt_index: index of the prompt among several with one seed; each draws from a random stream of its own.
+        constraint: grammar of the answer; None if its text is free.
         written: new tokens so far.
     """
 
@@ -43,6 +45,7 @@ class Sampler:
     stop_ids: frozenset[int] = frozenset()
     answer_index: int = 0
     prompt_index: int = 0
+    constraint: Constraint | None = None
     written: int = 0
     _numbers: list[float] = field(default_factory=list)
     _seen: torch.Tensor | None = None
@@ -51,7 +54,7 @@ class Sampler:
     @property
     def is_plain_greedy(self) -> bool:
         """Whether it takes the likeliest token of unmodified logits."""
-        return not self.is_random and not self.accepts_typical and not self.modifies_logits
+        return not (self.is_random or self.accepts_typical or self.modifies_logits or self.constraint)
 
     @property
     def is_random(self) -> bool:
@@ -76,7 +79,8 @@ class Sampler:
 
     @property
     def _below_min_tokens(self) -> bool:
-        return bool(self.stop_ids) and self.written < self.params.min_tokens
+        # A constraint itself allows an end: not before either, unless nothing else may follow.
+        return bool(self.stop_ids) and self.written < self.params.min_tokens and self.constraint is None
 
     @cached_property
     def _stream(self) -> np.random.Generator:
@@ -159,7 +163,7 @@ def choose_tokens(logits: torch.Tensor, trees: TreeBatch, samplers: Sequence[Sam
     """Choose the token ``[batch, width]`` after each node, from processed logits."""
     depths = range(1, trees.max_depth + 2)
     positions = [[sampler.written + depth for depth in depths] for sampler in samplers]
-    return _choose_at(logits, samplers, positions, trees.depth)
+    return choose_at(logits, samplers, positions, trees.depth)
 
 
 def choose_first_token(logits: torch.Tensor, sampler: Sampler) -> torch.Tensor:
@@ -168,10 +172,12 @@ def choose_first_token(logits: torch.Tensor, sampler: Sampler) -> torch.Tensor:
     row = logits[None].float()
     if sampler.modifies_logits:
         row = sampler.process_logits(row, torch.zeros_like(row), position)
-    return _choose_at(row[None], [sampler], [[0]], position[None])[0, 0]
+    if sampler.constraint is not None:
+        row = sampler.constraint.apply_mask(row)
+    return choose_at(row[None], [sampler], [[0]], position[None])[0, 0]
 
 
-def _choose_at(
+def choose_at(
     logits: torch.Tensor, samplers: Sequence[Sampler], positions: Sequence[Sequence[int]], index: torch.Tensor
 ) -> torch.Tensor:
     """Choose tokens ``[batch, width]``: node ``w`` of answer ``b`` for position ``positions[b][index[b, w]]``."""

@@ -15,6 +15,7 @@ from entmtp.decoding.batch import Batch, BatchResult, PrefillChunk
 from entmtp.decoding.faults import description, is_out_of_memory
 from entmtp.decoding.output_processor import make_output
 from entmtp.decoding.outputs import FinishReason, RequestOutput
+from entmtp.decoding.request import InvalidRequestError
 from entmtp.decoding.sequence import Sequence, SequenceStatus
 from entmtp.decoding.slots import Slots
 from entmtp.decoding.state import DecodingState
@@ -182,7 +183,8 @@ class Scheduler:
         _log.error("request %s: %s failed", id, doing, exc_info=sequence.failure)
         error = description(sequence.failure, doing)
         self._finish(sequence, "error", error)
-        return RequestOutput(id, finish_reason="error", error=error, stats=sequence.completion.stats)
+        invalid = isinstance(sequence.failure, InvalidRequestError)
+        return RequestOutput(id, finish_reason="error", error=error, stats=sequence.completion.stats, invalid=invalid)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
         sequence.completion.finish_reason, sequence.completion.error = reason, error

@@ -14,7 +14,7 @@ from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.sampling import GREEDY, Sampler, choose_first_token
 from entmtp.decoding.timers import Stopwatch
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.interface import AcceptedPaths, Expansion
+from entmtp.heads.interface import AcceptedPaths, EditableExpansion, Expansion
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, TreeCache
 from entmtp.models.kernels.choices import CHOICES
@@ -136,7 +136,7 @@ class DecodingState:
             self._back_up()  # it may have caught up with tokens of earlier steps, which it won't do again
         return (drafted.tokens,)
 
-    def expand(self, slots: Sequence[int], watch: Stopwatch) -> Expansion:
+    def expand(self, slots: Sequence[int], watch: Stopwatch) -> EditableExpansion:
         """Start to draft after the slots' roots, level by level; the time between levels counts as the policy's."""
         assert self.drafter is not None
         root = self.root[self.cache.table.index(tuple(slots))]
@@ -205,6 +205,11 @@ class DecodingState:
         return accepted.with_finite_check_fused(states) if self.is_fused else accepted.with_finite_check(states)
 
     @property
+    def levels(self) -> int:
+        """Levels of nodes that the heads can draft."""
+        return 0 if self.heads is None else self.heads.num_heads
+
+    @property
     def is_fused(self) -> bool:
         """Whether fused kernels run, which graphs can't capture."""
         return CHOICES[self.backbone.kernels].fuses and not self.graphs.active
@@ -224,7 +229,7 @@ def _paths(tokens: torch.Tensor, features: torch.Tensor, accepted: Accepted, pad
 class _TimedExpansion(Expansion):
     """An expansion whose levels are timed as drafting."""
 
-    def __init__(self, expansion: Expansion, watch: Stopwatch) -> None:
+    def __init__(self, expansion: EditableExpansion, watch: Stopwatch) -> None:
         self.num_heads = expansion.num_heads
         self._expansion, self._watch = expansion, watch
 
@@ -239,3 +244,6 @@ class _TimedExpansion(Expansion):
         odds = self._expansion.estimated_odds()
         self._watch.mark("draft")
         return odds
+
+    def replace(self, tokens: torch.Tensor) -> None:
+        self._expansion.replace(tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence as GenericSequence
 from copy import copy
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from entmtp.decoding.acceptance import Accepted, Outcome, accept_greedy_fused, accept_sampled
+from entmtp.decoding.constrained_drafts import drafts_of
 from entmtp.decoding.outputs import StepRecord, TokenLogprobs, logprobs_of
 from entmtp.decoding.sequence import Sequence
 from entmtp.decoding.state import DecodingState
@@ -46,15 +48,12 @@ def decode_step(state: DecodingState, policy: Policy, sequences: GenericSequence
         slots = tuple(sequence.slot for sequence in sequences)
         batch_slots = state.batch_slots(slots)
         policy_states = [copy(sequence.policy_state) for sequence in sequences]
-        chosen = policy.choose(
-            signals,
-            policy_states,
-            [sequence.node_limit for sequence in sequences],
-            lambda drafting: state.expand([slots[at] for at in drafting], watch),
-        )
-        topologies = [choice.topology for choice in chosen]
+        drafts = drafts_of(sequences, lambda at: state.expand([slots[one] for one in at], watch), state.levels)
+        chosen = policy.choose(signals, policy_states, drafts.limits, drafts.begin)
         if state.heads is not None:
-            state.heads.check_trees(topologies)
+            state.heads.check_trees([choice.topology for choice in chosen])
+        chosen = drafts.complete(chosen, policy, signals)
+        topologies = [choice.topology for choice in chosen]
         trees = state.graphs.stage_inputs(
             TreeBatch.of(topologies, backbone.device, rounded=state.graphs.active, rows=len(batch_slots))
         )
@@ -106,7 +105,7 @@ def decode_step(state: DecodingState, policy: Policy, sequences: GenericSequence
         # 5. the host learns what came of it
         outcomes = accepted.to_host()[: len(sequences)]
         ms = watch.split()
-        if state.graphs.is_steady:  # skip warm-up and capture steps
+        if state.graphs.is_steady and not drafts.constrained:  # skip warm-up and capture steps, and others' trees
             policy.observe(topologies, ms)
     cache.sync_lengths(slots, [len(outcome.tokens) for outcome in outcomes])
 
@@ -142,6 +141,8 @@ def _record(
 def _advance(sequence: Sequence, outcome: Outcome, policy_state: Any, record: StepRecord) -> None:
     sequence.policy_state = policy_state
     sequence.sampler.observe_tokens(outcome.tokens)
+    if sequence.sampler.constraint is not None and not math.isnan(outcome.entropy):
+        sequence.sampler.constraint.advance([*outcome.tokens[1:], outcome.root])
     sequence.completion.steps.append(record)
     sequence.tokens += outcome.tokens
     sequence.root, sequence.entropy = outcome.root, outcome.entropy

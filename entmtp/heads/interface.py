@@ -110,6 +110,16 @@ class Expansion(Protocol):
         return None
 
 
+class EditableExpansion(Expansion, Protocol):
+    """Expansion whose guesses may be replaced before the next level goes on from them."""
+
+    def replace(self, tokens: torch.Tensor) -> None:
+        """Takes ``tokens [parents, n]`` in place of the last level's guesses.
+
+        They are tokens of the model, which need not be in the draft vocabulary.
+        """
+
+
 class Drafter(ABC):
     """Drafting for the slots of one cache; runs under inference mode.
 
@@ -142,7 +152,7 @@ class Drafter(ABC):
         """Drafts ``trees``, which were checked before, after ``roots [batch]``."""
 
     @abstractmethod
-    def expand(self, slots: tuple[int, ...], roots: torch.Tensor) -> Expansion:
+    def expand(self, slots: tuple[int, ...], roots: torch.Tensor) -> EditableExpansion:
         """Starts drafting level by level after ``roots [batch]``."""
 
 

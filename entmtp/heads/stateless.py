@@ -121,6 +121,9 @@ class StatelessExpansion(Expansion):
         self._level += 1
         return self._tokens, log_probs
 
+    def replace(self, tokens: torch.Tensor) -> None:
+        self._tokens = tokens
+
 
 class StatelessText(TracedText):
     """A text given by the decoder states from which its tokens were chosen."""

@@ -43,11 +43,13 @@ class Policy(ABC):
         max_nodes: nodes of the largest tree that it may ever choose, whatever a request allows. An engine reserves
             cache rows for so many.
         cost: step costs that the choice reads and the policy's own steps correct; None if its trees depend on none.
+        is_undrafted: whether no tree may have a node, whatever else can guess.
     """
 
     entropy_window: int
     max_nodes: int = MAX_NODES
     cost: PolicyCost | None = None
+    is_undrafted = False
 
     def start(self) -> Any:
         """Create the state of a new request; a shallow copy of it is independent. None if the policy has no state."""
@@ -98,6 +100,8 @@ class RequestPolicy(Policy):
 
 class UndraftedPolicy(Policy):
     """Wraps another policy in a step in which nothing may be drafted; that policy's states are still updated."""
+
+    is_undrafted = True
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy

@@ -130,6 +130,9 @@ class AutoregressiveExpansion(Expansion):
         self._level += 1
         return self._tokens, log_probs
 
+    def replace(self, tokens: torch.Tensor) -> None:
+        self._tokens = tokens
+
     def _run(self, parents: Sequence[int], count: int) -> torch.Tensor:
         """Runs the layers on the guesses ``parents``, one batch row per request, padded to the longest."""
         batch, guesses = len(self._roots.slots), self._tokens.shape[1]

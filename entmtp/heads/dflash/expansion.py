@@ -34,6 +34,9 @@ class DFlashExpansion(Expansion):
         self._level += 1
         return self._tokens, log_probs
 
+    def replace(self, tokens: torch.Tensor) -> None:
+        self._tokens = tokens
+
     def _guess(self, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The likeliest tokens after each parent, from a depth's ``logits [requests, draft_vocab_size]``."""
         previous = self._heads.token_vectors(self._parent_tokens)

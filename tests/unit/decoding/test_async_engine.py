@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from entmtp.decoding import async_engine
 from entmtp.decoding import scheduler as scheduler_module
 from entmtp.decoding.async_engine import AsyncEngine, EngineDeadError
 from entmtp.decoding.engine import Engine
-from entmtp.decoding.request import Request
+from entmtp.decoding.grammars.compiler import Grammar, GrammarCompiler
+from entmtp.decoding.grammars.constraint import Constraint
+from entmtp.decoding.request import InvalidRequestError, Request
 from entmtp.errors import EntMTPError
 from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
+from entmtp.structured import Structured
+from tests.helpers.constrained_texts import engine_of as constrained_engine
+from tests.helpers.constrained_texts import params_of
 from tests.helpers.small_cases import small_backbone, small_heads, small_prompt
 from tests.helpers.tiny_models import CONTEXT, TREES, greedy
 
@@ -122,11 +129,11 @@ def test_a_request_that_the_engine_stumbles_over_fails_alone(
 ) -> None:
     real = getattr(owner, name)
 
-    def stumbling(*arguments: Any) -> Any:
+    def stumbling(*arguments: Any, **named: Any) -> Any:
         request = arguments[-1] if isinstance(arguments[-1], Request) else arguments[-1].request
         if request.id == "bad":
             raise Exception("Invalid prefix encountered")
-        return real(*arguments)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(owner, name, stumbling)
 
@@ -220,3 +227,74 @@ def test_an_engine_is_made_where_it_runs() -> None:
     served = AsyncEngine(make)
     served.close()
     assert threads == ["entmtp-engine"]
+
+
+class SlowCompilation:
+    """Compilations of one constraint wait until they may end."""
+
+    constraint = Structured(regex="a{3}")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may_end = threading.Event()
+        own = GrammarCompiler.compile
+
+        def compile_slowly(compiler: GrammarCompiler, structured: Structured) -> Grammar:
+            if structured == self.constraint:
+                assert self.may_end.wait(600)
+            return own(compiler, structured)
+
+        monkeypatch.setattr(GrammarCompiler, "compile", compile_slowly)
+
+
+def test_a_slow_compilation_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowCompilation(monkeypatch)
+    monkeypatch.setattr(async_engine, "COMPILE_SECONDS", 600)
+
+    async def scene() -> None:
+        async with AsyncEngine(lambda: constrained_engine("static")) as served:
+            waiting = asyncio.create_task(tokens_of(served, Request("slow", [1, 2], params_of(slow.constraint))))
+            free = await tokens_of(served, Request("free", [1, 2], params_of(None, max_tokens=30)))
+            assert len(free) == 30
+            assert await tokens_of(served, Request("quick", [1, 2], params_of(Structured(regex="ab"))))
+            assert not waiting.done()
+            slow.may_end.set()
+            assert await waiting
+
+    asyncio.run(scene())
+
+
+def test_a_slow_compilation_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowCompilation(monkeypatch)
+    monkeypatch.setattr(async_engine, "COMPILE_SECONDS", 0.01)
+
+    async def scene() -> None:
+        async with AsyncEngine(lambda: constrained_engine("static")) as served:
+            with pytest.raises(InvalidRequestError, match=r"structured: it is not compiled within 0.01 s; simplify it"):
+                await tokens_of(served, Request("slow", [1, 2], params_of(slow.constraint)))
+            slow.may_end.set()
+
+    asyncio.run(scene())
+
+
+def test_a_malformed_constraint_is_refused_before_it_is_queued() -> None:
+    async def scene() -> None:
+        async with AsyncEngine(lambda: constrained_engine("static")) as served:
+            params = params_of(Structured(regex="(", field_name="guided_regex"))
+            with pytest.raises(InvalidRequestError, match=r"guided_regex: this regex is not accepted"):
+                await tokens_of(served, Request("a", [1, 2], params))
+            assert served.healthy
+
+    asyncio.run(scene())
+
+
+def test_a_constraint_that_fails_later_is_the_requests_own_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Constraint, tokens: Sequence[int]) -> None:
+        raise InvalidRequestError("guided_regex: it became too complex")
+
+    async def scene() -> None:
+        async with AsyncEngine(lambda: constrained_engine("static")) as served:
+            with pytest.raises(InvalidRequestError, match=r"guided_regex: it became too complex"):
+                await tokens_of(served, Request("a", [1, 2], params_of(Structured(regex="[ab]{9}"))))
+
+    monkeypatch.setattr(Constraint, "advance", broken)
+    asyncio.run(scene())

@@ -159,8 +159,8 @@ def test_values_that_request_nothing_are_taken(given: dict[str, Any]) -> None:
         ({"length_penalty": 1.1}, "length_penalty"),
         ({"skip_special_tokens": False}, "skip_special_tokens"),
         ({"add_generation_prompt": False}, "add_generation_prompt"),
-        ({"structured_outputs": {"regex": "a+"}}, "structured_outputs"),
-        ({"guided_json": {}}, "guided_json"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag"),
+        ({"guided_whitespace_pattern": " ?"}, "guided_whitespace_pattern"),
         ({"messages": [{"role": "assistant", "content": None, "refusal": "No."}]}, "messages.0.refusal"),
     ],
 )

@@ -101,7 +101,7 @@ def test_names_of_openai_and_vllm(client: TestClient, given: dict[str, Any], exp
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
         ({"speculation": {"max_nodes": -1}}, "speculation.max_nodes"),
         ({"speculation": {"nodes": 1}}, "speculation.nodes"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"response_format": {"type": "structural_tag"}}, "response_format.type"),
         ({"timeout_s": 0}, "timeout_s"),
         ({"acceptance": "lossy"}, "acceptance"),
     ],

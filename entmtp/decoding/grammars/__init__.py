@@ -1,0 +1,1 @@
+"""Constrained decoding: grammars over the tokens of a model, by llguidance."""
