@@ -49,7 +49,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, heads that are sure of some tokens only, so that trees differ, and their bank; and DFlash heads."""
     folder = tmp_path_factory.mktemp("dflash")
     model = tiny_model("llama", vocab_size=VOCAB, max_position_embeddings=512, tie_word_embeddings=True)
-    _, heads = sure_dspark(model, noise=0.4, block_size=DEPTH + 1, num_heads=DEPTH)
+    _, heads = sure_dspark(
+        model, noise=0.4, block_size=DEPTH + 1, num_heads=DEPTH, has_confidence=True, confidence_reads_token=True
+    )
     model.save_pretrained(folder / "model")
     save_tokenizer(folder / "model")
     save_data(folder)
@@ -81,6 +83,8 @@ def test_everything_in_a_bank_is_as_deep_as_the_heads(bank: TreeBank, tools: Too
     assert bank.tuning.heads == DEPTH
     cost = step_cost(tools.backbone, tools.heads["dflash"], cache_folder(), print)
     assert {len(each.narrow_draft_ms) for each in cost.costs} == {DEPTH}
+    assert bank.chances.held_out is not None
+    assert bank.chances.held_out.estimated_odds is not None, "the traces have the heads' own estimates"
 
 
 @pytest.mark.parametrize("arm", OFFERED)
