@@ -148,7 +148,6 @@ def _logprobs(part_type: str) -> dict[str, Any]:
 
 
 def _text_format(body: ResponsesRequest) -> dict[str, Any]:
-    requested = None if body.text is None else body.text.format
-    return (
-        {"type": "text"} if requested is None else requested.model_dump(mode="json", by_alias=True, exclude_none=True)
-    )
+    if body.text is None or body.text.format is None:
+        return {"type": "text"}
+    return body.text.format.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -90,10 +90,9 @@ def test_a_result_goes_back_and_the_model_goes_on(client: openai.OpenAI) -> None
     assert choice.message.content == "It rains."
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
-def test_a_forced_call_is_refused_in_words(client: openai.OpenAI, choice: Any) -> None:
-    with pytest.raises(openai.BadRequestError, match="send 'auto'") as refusal:
-        chat(client, "call once", tools=[TOOL], tool_choice=choice)
+def test_a_forced_call_of_a_chat_that_asks_for_a_form_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="response_format asks for a form") as refusal:
+        chat(client, "x", tools=[TOOL], tool_choice="required", response_format={"type": "json_object"})
     assert refusal.value.param == "tool_choice"
 
 
