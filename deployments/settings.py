@@ -99,6 +99,7 @@ class EngineChanges(Settings):
     bank: Path | None = None
     prefill_tokens: int | None = Field(None, ge=1)
     prefix_reuse: bool | None = None
+    max_wait_seconds: FiniteFloat | None = Field(None, ge=0)
     max_waiting: int | None = Field(None, ge=0)
 
 
@@ -127,7 +128,7 @@ class LimitArgs(Settings):
     queue_seconds: FiniteFloat = Field(
         0.25, ge=0, description="that a request waits for room while all replicas are full; then it gets 429"
     )
-    retry_after_s: int = Field(1, ge=1, description="what a 429 advises")
+    retry_after_s: int = Field(1, ge=1, description="the least that a 429 advises, where no longer time is predicted")
     attempts: int = Field(4, ge=1, description="replicas that may be lost under one request before it fails")
     requests_per_minute: int | None = Field(None, ge=1, description="of one key")
     tokens_per_minute: int | None = Field(None, ge=1, description="of one key, prompt and most new ones together")

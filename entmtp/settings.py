@@ -157,24 +157,39 @@ def default_method(device: str) -> str:
 
 
 DEFAULT_CONTEXT = 2048
-"""Tokens of prompt and answer together that an engine has room for by default."""
+"""Tokens of prompt and answer together that a GPU has room for by default: there all memory is taken at the start."""
+MAX_DEFAULT_CONTEXT = 131_072
+"""The same on a CPU, for models that take more tokens, or any number."""
 
 
 class EngineSettings(Settings):
     """Capacity and limits of an engine (:mod:`entmtp.decoding.engine`)."""
 
     slots: int = Field(8, ge=1, description="requests that run at once")
-    context: int = Field(DEFAULT_CONTEXT, ge=1, description="tokens of each request, prompt and answer together")
+    context: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of each request, prompt and answer together; None: as many as the model takes, on a GPU"
+        f" at most {DEFAULT_CONTEXT}",
+    )
     prefill_tokens: int = Field(256, ge=1, description="maximum number of prompt tokens read between two steps")
     prefix_reuse: bool = Field(
         default=True, description="reuse the cached prefix that a prompt shares with an earlier text"
     )
+    max_wait_seconds: FiniteFloat = Field(
+        300.0, ge=0, description="a request that is predicted to wait for longer for a slot is refused"
+    )
     max_waiting: int = Field(1024, ge=0, description="maximum number of requests that wait for a slot")
 
     @classmethod
-    def for_one(cls, context: int = DEFAULT_CONTEXT) -> EngineSettings:
+    def for_one(cls, context: int | None = DEFAULT_CONTEXT) -> EngineSettings:
         """Make settings for one request at a time that reuses nothing of earlier ones, as a measurement needs."""
         return cls(slots=1, context=context, prefix_reuse=False)
+
+    def context_of(self, positions: int, device: str) -> int:
+        """Tokens of each request, for a model that takes ``positions`` tokens on a type of ``device``."""
+        default = MAX_DEFAULT_CONTEXT if device == "cpu" else DEFAULT_CONTEXT
+        return min(self.context or default, positions)
 
 
 class BenchmarkSettings(Settings):

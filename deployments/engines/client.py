@@ -28,7 +28,7 @@ from entmtp.models.loading.end_of_turn import end_of_turn_ids, with_end_of_turn
 from entmtp.models.loading.load import load_tokenizer, max_positions, vocabulary_size
 
 _TOKENIZER_THREADS = 2
-_STATUS = {"invalid": 400, "full": 429, "failed": 500, "fatal": 500, "dead": 503}
+_STATUS = {"invalid": 400, "failed": 500, "fatal": 500, "dead": 503}
 
 
 class EngineClient:
@@ -55,7 +55,7 @@ class EngineClient:
 
     def context(self, engine: EngineArgs) -> int:
         """Maximum number of tokens of a prompt and its answer together."""
-        return min(engine.engine.context, self._positions[engine.model])
+        return engine.engine.context_of(self._positions[engine.model], engine.device)
 
     async def encode(self, engine: EngineArgs, prompt: str) -> list[int]:
         """Token ids of a text.
@@ -111,11 +111,22 @@ class EngineClient:
             if not body.continues_text:
                 params = with_end_of_turn(params, self._turn_ends[engine.model])
             max_nodes = None if body.speculation is None else body.speculation.max_nodes
+            deadline = min(body.timeout_s or math.inf, self.args.limits.request_seconds)
             # Two clients may have chosen the same request id.
             unique = f"{id}.{secrets.token_hex(4)}.{at}"
             salt = "" if self.args.shared_prefixes else key
             requests += [
-                Request(f"{unique}.{answer}", list(prompt), params, answer, max_nodes, at, salt, body.continues_text)
+                Request(
+                    f"{unique}.{answer}",
+                    list(prompt),
+                    params,
+                    answer,
+                    max_nodes,
+                    at,
+                    salt,
+                    body.continues_text,
+                    max_wait_seconds=deadline,
+                )
                 for answer in range(n)
             ]
         tokens = prompt_tokens(requests) + sum(one.params.max_tokens for one in requests)
@@ -178,8 +189,11 @@ class EngineClient:
             raise rate_limit_error("this key has reached its limit per minute", math.ceil(wait))
 
     def _error(self, failure: Failure) -> ApiError:
+        seconds = max(self.args.limits.retry_after_s, failure.retry_seconds or 0)
         if failure.kind == "full":
-            return engine_full_error(self.args.limits.retry_after_s)
+            return engine_full_error(seconds)
+        if failure.kind == "late":
+            return rate_limit_error(f"timeout_s: {failure.message}", seconds)
         if failure.kind == "invalid":
             return invalid_value(failure.message, failure.message.partition(":")[0])
         headers = NO_RETRY if failure.kind in {"failed", "fatal"} else None

@@ -94,7 +94,7 @@ class AsyncEngine:
 
         Raises:
             EntMTPError: if the request can't be served; others are not affected.
-            EngineFullError: if too many requests wait already.
+            EngineFullError: if it would wait for too long, or too many wait already.
             EngineDeadError: if the loop has ended.
         """
         self.engine.check(request)

@@ -39,10 +39,11 @@ class BatchResult:
         batch: the work that was done.
         new_tokens: tokens that each decoding sequence has gained.
         errors: errors that may mean that model or device are broken.
-        decode_seconds: time that decoding took.
+        prefill_seconds, decode_seconds: time that reading prompts and decoding took.
     """
 
     batch: Batch
     new_tokens: dict[Sequence, list[int]] = field(default_factory=dict)
     errors: list[Exception] = field(default_factory=list)
+    prefill_seconds: float = 0.0
     decode_seconds: float = 0.0

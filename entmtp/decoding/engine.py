@@ -22,21 +22,17 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.policies.base import Policy
-from entmtp.policies.signals import Ema
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.bank import MAX_NODES
-
-_WINDOW = 64
-"""Steps of the moving averages in the statistics."""
 
 
 class Engine:
     """Decodes requests with one method (heads and policy) on one device; not safe to call from several threads.
 
-    All memory for ``settings.slots`` requests of ``settings.context`` tokens is allocated at construction. A context
-    longer than the model's is cut to it.
+    The cache for ``settings.slots`` requests of ``context`` tokens is allocated at construction.
 
     Attributes:
+        context: tokens of each request, prompt and answer together.
         scheduler: decides what a step does.
         runner: does it on the device.
         detokenizer: None without a tokenizer; then answers have no text.
@@ -58,13 +54,13 @@ class Engine:
         self.backbone = backbone
         self.heads = heads
         self.detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
+        self.context = settings.context_of(backbone.max_context, backbone.device.type)
         # The last step of a text may overshoot by a whole tree.
-        cache_rows = min(settings.context, backbone.max_context) + MAX_NODES + 1
+        cache_rows = self.context + MAX_NODES + 1
         state = DecodingState(backbone, heads, settings.slots, cache_rows, new_cache)
         self.runner = Runner(state, policy)
         self.scheduler = Scheduler(state, settings)
         self._steps = self._tokens = 0
-        self._gained, self._busy = Ema(_WINDOW), Ema(_WINDOW)
 
     @property
     def policy(self) -> Policy:
@@ -94,16 +90,18 @@ class Engine:
     @property
     def statistics(self) -> EngineStatistics:
         """Current state of the engine."""
-        seconds, scheduler = self._busy.value, self.scheduler
+        scheduler = self.scheduler
+        sequences = [*scheduler.running, *scheduler.waiting]
         return EngineStatistics(
             running=self.running,
             waiting=self.waiting,
-            outstanding_tokens=sum(one.outstanding_tokens for one in [*scheduler.running, *scheduler.waiting]),
+            outstanding_tokens=sum(one.outstanding_tokens for one in sequences),
+            predicted_tokens=sum(map(scheduler.workload.predicted_tokens, sequences)),
             cache_tokens=scheduler.slots.tokens,
             cache_capacity=self.settings.slots * self.runner.state.capacity,
             steps=self._steps,
             tokens=self._tokens,
-            goodput=self._gained.value / seconds / 1e3 if seconds else 0.0,
+            goodput=scheduler.workload.goodput / 1e3,
             predicted_goodput=self.policy.predicted_goodput,
         )
 
@@ -145,7 +143,7 @@ class Engine:
         Raises:
             InvalidRequestError: if the prompt is empty, prompt and answer exceed the context, or a parameter does not
                 fit the model.
-            EngineFullError: if too many requests wait already.
+            EngineFullError: if it would wait for too long, or too many wait already.
         """
         self.check(request)
         params = request.params
@@ -157,7 +155,7 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Check a request; raises InvalidRequestError as :meth:`submit`. May be called from any thread."""
-        check_request(request, self.backbone.vocab_size, self.settings.context, self.backbone.max_context)
+        check_request(request, self.backbone.vocab_size, self.context, self.backbone.max_context)
         if request.params.stop and self.detokenizer is None:
             raise InvalidRequestError("stop: this engine has no tokenizer to find texts with; use stop_token_ids")
 
@@ -217,11 +215,8 @@ class Engine:
         """Add a step to the statistics, if any sequence decoded in it."""
         if not result.new_tokens:
             return
-        gained = sum(map(len, result.new_tokens.values()))
         self._steps += 1
-        self._tokens += gained
-        self._gained.update(gained)
-        self._busy.update(result.decode_seconds)
+        self._tokens += sum(map(len, result.new_tokens.values()))
 
     def _check_alive(self, errors: GenericSequence[Exception]) -> None:
         """Raise an error of a failed request if a trivial request fails after it, too.

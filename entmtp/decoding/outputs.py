@@ -244,6 +244,7 @@ class EngineStatistics:
     Attributes:
         running, waiting: requests.
         outstanding_tokens: upper bound of the prompt and answer tokens that these requests still need.
+        predicted_tokens: prediction of the same, from the lengths of the last answers.
         cache_tokens: tokens of running requests in the cache; ``cache_capacity`` is the number that fit.
         steps, tokens: since the start.
         goodput: measured tokens per millisecond of the last steps; 0 before the first.
@@ -253,6 +254,7 @@ class EngineStatistics:
     running: int
     waiting: int
     outstanding_tokens: int
+    predicted_tokens: float
     cache_tokens: int
     cache_capacity: int
     steps: int

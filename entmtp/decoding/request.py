@@ -29,6 +29,7 @@ class Request:
             timing.
         continues_text: whether the answer's text goes on from the prompt's, so that a space between the two belongs to
             it. Otherwise, as in a chat, it is a text of its own.
+        max_wait_seconds: predicted time for a slot beyond which it is refused, if that is shorter than the engine's.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Request:
     prompt_index: int = 0
     cache_salt: str = ""
     continues_text: bool = False
+    max_wait_seconds: float | None = None
 
 
 def check_request(request: Request, vocab_size: int, context: int, max_context: int) -> None:

@@ -26,8 +26,10 @@ class Runner:
     def run(self, batch: Batch) -> BatchResult:
         """Read the batch's parts of prompts, then decode one step of all sequences whose prompt has been read."""
         result = BatchResult(batch)
+        began = time.perf_counter()
         for chunk in batch.chunks:
             self._prefill(chunk, result)
+        result.prefill_seconds = time.perf_counter() - began
         # In the order of slots, so that the step reads consecutive cache rows without a copy.
         decoding = sorted((one for one in batch.sequences if _decodes(one)), key=lambda one: one.slot)
         tokens_before = {sequence: len(sequence.tokens) for sequence in decoding}

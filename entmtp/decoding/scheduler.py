@@ -6,6 +6,7 @@ It moves cache rows between slots (reused prefixes, compaction), but runs neithe
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from entmtp.decoding.outputs import FinishReason, RequestOutput
 from entmtp.decoding.sequence import Sequence, SequenceStatus
 from entmtp.decoding.slots import Slots
 from entmtp.decoding.state import DecodingState
+from entmtp.decoding.workload import Workload
 from entmtp.errors import EntMTPError
 from entmtp.settings import EngineSettings
 
@@ -25,7 +27,16 @@ _log = logging.getLogger(__name__)
 
 
 class EngineFullError(EntMTPError):
-    """Raised if the queue of waiting requests is full; the request can be tried again later."""
+    """Raised if a request would wait for too long, or too many wait already.
+
+    Attributes:
+        retry_seconds: predicted time after which the request would be taken.
+        own: whether only this request is refused, for its own limit is shorter than the engine's.
+    """
+
+    def __init__(self, message: str, retry_seconds: int, *, own: bool = False) -> None:
+        super().__init__(message)
+        self.retry_seconds, self.own = retry_seconds, own
 
 
 class Scheduler:
@@ -35,6 +46,7 @@ class Scheduler:
         waiting: sequences without a slot, in the order of arrival.
         running: sequences with a slot, in the order of arrival.
         slots: allocation of the cache's slots.
+        workload: predicts how long a request waits.
     """
 
     def __init__(self, state: DecodingState, settings: EngineSettings) -> None:
@@ -43,6 +55,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.slots = Slots(state.cache, settings.prefix_reuse)
+        self.workload = Workload()
 
     def set_limits(self, settings: EngineSettings) -> None:
         """Continue with other limits.
@@ -60,10 +73,20 @@ class Scheduler:
         """Queue a sequence.
 
         Raises:
-            EngineFullError: if too many wait already.
+            EngineFullError: if it would wait for longer than it or the engine allows, or too many wait already.
         """
+        wait = self.workload.wait(self.running, self.waiting, self.settings.slots)
+        own = sequence.request.max_wait_seconds
+        limit = self.settings.max_wait_seconds
         if len(self.waiting) >= self.settings.max_waiting + self.settings.slots - len(self.running):
-            raise EngineFullError(f"engine: {len(self.waiting)} requests wait already; try again later")
+            next_place = max(1, math.ceil(wait / (1 + len(self.waiting))))
+            raise EngineFullError(f"engine: {len(self.waiting)} requests wait already; try again later", next_place)
+        if wait > limit:
+            message = f"engine: a request would wait for {wait:.0f} s, longer than {limit:g} s; try again later"
+            raise EngineFullError(message, math.ceil(wait - limit))
+        if own is not None and wait > own:
+            message = f"it would wait for {wait:.0f} s, longer than its {own:g} s; try again later, or give it longer"
+            raise EngineFullError(message, math.ceil(wait - own), own=True)
         self.waiting.append(sequence)
 
     def cancel(self, id: str) -> None:
@@ -88,6 +111,7 @@ class Scheduler:
     def update(self, result: BatchResult) -> list[RequestOutput]:
         """Take in what came of a batch; returns the outputs of its sequences."""
         self._update_slots(result)
+        self.workload.observe(result)
         outputs = [self._end_failed(sequence) for sequence in result.batch.failed]
         for sequence in result.batch.sequences:
             if sequence.failure is not None:
@@ -186,6 +210,8 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
         sequence.completion.finish_reason, sequence.completion.error = reason, error
+        if reason in {"stop", "length"}:
+            self.workload.observe_answer(len(sequence.completion.tokens))
         if sequence in self.running:
             self.running.remove(sequence)
             self.slots.release(sequence.slot, dirty=error is not None or not self._is_finite(sequence))

@@ -41,6 +41,7 @@ def test_everything_but_probes_needs_the_key() -> None:
     [
         (Failure("invalid", "prompt: too long"), 400, "invalid_request_error"),
         (Failure("full", "later"), 429, "rate_limit_error"),
+        (Failure("late", "later"), 429, "rate_limit_error"),
         (Failure("failed", "model: nan"), 500, "server_error"),
         (Failure("fatal", "service: two"), 500, "server_error"),
         (Failure("unavailable", "loop"), 503, "unavailable_error"),
@@ -187,5 +188,24 @@ def test_a_request_whose_ingress_died_has_had_its_second_chance(headers: dict[st
 
 
 def test_the_refusal_of_a_full_engine_is_marked_for_the_proxy() -> None:
-    client, _ = api(Failure("full", "engine: full"))
-    assert client.post("/v1/chat/completions", json=CHAT).headers[FULL_HEADER.decode()]
+    client, _ = api(Failure("full", "engine: full", 17))
+    answer = client.post("/v1/chat/completions", json=CHAT)
+    assert answer.headers[FULL_HEADER.decode()]
+    assert answer.headers["retry-after"] == "17"
+    assert "try again in 17 s" in answer.json()["error"]["message"]
+
+
+def test_a_refusal_for_a_requests_own_deadline_concerns_no_other_request() -> None:
+    client, answers = api(Failure("late", "it would wait for 40 s, longer than its 5 s", 35))
+    answer = client.post("/v1/chat/completions", json=CHAT | {"timeout_s": 5})
+    assert answer.headers["retry-after"] == "35"
+    assert "timeout_s: it would wait for 40 s" in answer.json()["error"]["message"]
+    assert FULL_HEADER.decode() not in answer.headers
+    assert answers.calls[0].max_wait_seconds == 5
+
+
+def test_a_request_waits_no_longer_than_the_service_lets_it_run() -> None:
+    client, answers = api(limits={"request_seconds": 20})
+    client.post("/v1/chat/completions", json=CHAT)
+    client.post("/v1/chat/completions", json=CHAT | {"timeout_s": 90})
+    assert [call.max_wait_seconds for call in answers.calls] == [20, 20]

@@ -64,7 +64,7 @@ def test_every_gauge_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[str] = []
     for name, gauge in metrics._gauges.items():
         monkeypatch.setattr(gauge, "set", lambda _, name=name: reported.append(name))
-    metrics.set_gauges(EngineStatistics(1, 2, 3, 4, 5, 6, 7, 8.0, None))
+    metrics.set_gauges(EngineStatistics(1, 2, 3, 4.0, 5, 6, 7, 8, 9.0, None))
     assert sorted(reported) == sorted(one.name for one in ENGINE_METRICS if one.kind == "gauge")
 
 
@@ -73,7 +73,7 @@ def test_the_predicted_goodput_is_exported_under_its_old_name_too(monkeypatch: p
     values: dict[str, float] = {}
     for name, gauge in metrics._gauges.items():
         monkeypatch.setattr(gauge, "set", lambda value, name=name: values.update({name: value}))
-    metrics.set_gauges(EngineStatistics(1, 2, 3, 4, 5, 6, 7, 8.0, 0.25))
+    metrics.set_gauges(EngineStatistics(1, 2, 3, 4.0, 5, 6, 7, 8, 9.0, 0.25))
     assert values["predicted_goodput_tokens_per_second"] == 250
     assert values["goodput_foretold_tokens_per_second"] == 250
 
