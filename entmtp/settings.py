@@ -116,7 +116,7 @@ class SamplingParams(Settings):
     independent texts, and the same call gets the same texts again. The only prompt of a call is prompt 0.
     """
 
-    max_tokens: int = Field(256, ge=1, description="maximum number of new tokens")
+    max_tokens: int = Field(256, ge=0, description="maximum number of new tokens; 0 only reads the prompt")
     min_tokens: int = Field(0, ge=0, description="new tokens before an end of text or a stop string may end it")
     temperature: FiniteFloat = Field(1.0, ge=0, le=100, description="0 takes the likeliest token")
     top_k: int = Field(0, ge=0, description="only this many of the likeliest tokens; 0: all")
@@ -135,6 +135,9 @@ class SamplingParams(Settings):
     stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, description="tokens that end it")
     ignore_eos: bool = Field(default=False, description="the model's end-of-text token does not end the answer")
     logprobs: int | None = Field(None, ge=0, le=20, description="number of likeliest tokens to return for each token")
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=20, description="number of likeliest tokens to return for each prompt token after the first"
+    )
     acceptance: Acceptance = Field(
         "rejection", description="'rejection' keeps the distribution; 'typical' is Medusa's rule, which does not"
     )

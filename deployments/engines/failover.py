@@ -109,6 +109,7 @@ class _SentAnswer:
             tokens=output.tokens[len(known) :],
             text=self.attempt.text[len(self.sent.text) :],
             logprobs=output.logprobs[len(known) :],
+            prompt_logprobs=[] if self.sent.prompt_logprobs else output.prompt_logprobs,
         )
         self.sent.add(fresh)
         return fresh

@@ -22,6 +22,7 @@ def make_output(sequence: Sequence) -> RequestOutput:
                 new, reason = new[: at + 1], "stop"
                 break
         text += stream.finish() if reason else ""
+    prompt_logprobs = [] if begin else done.prompt_logprobs
     logprobs = sequence.logprobs[begin : begin + len(new)]
     done.tokens += new
     done.text += text
@@ -29,4 +30,4 @@ def make_output(sequence: Sequence) -> RequestOutput:
     done.seconds = time.perf_counter() - sequence.arrival
     done.first_token_seconds = done.first_token_seconds or done.seconds
     stats = done.stats if reason else None
-    return RequestOutput(sequence.request.id, new, text, logprobs, reason, stats=stats)
+    return RequestOutput(sequence.request.id, new, text, logprobs, prompt_logprobs, reason, stats=stats)

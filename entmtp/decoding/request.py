@@ -29,6 +29,8 @@ class Request:
             timing.
         continues_text: whether the answer's text goes on from the prompt's, so that a space between the two belongs to
             it. Otherwise, as in a chat, it is a text of its own.
+        scored_from: position of the first prompt token whose log-probability is reported, if ``params`` want these. A
+            cached prefix is reused before it only.
         max_wait_seconds: predicted time for a slot beyond which it is refused, if that is shorter than the engine's.
     """
 
@@ -40,7 +42,14 @@ class Request:
     prompt_index: int = 0
     cache_salt: str = ""
     continues_text: bool = False
+    scored_from: int = 1
     max_wait_seconds: float | None = None
+
+    @property
+    def reusable_tokens(self) -> int:
+        """Prompt tokens whose hidden states are not needed, so that a cached prefix may stand for them."""
+        needed = len(self.prompt) if self.params.prompt_logprobs is None else self.scored_from
+        return min(needed, len(self.prompt)) - 1
 
 
 def check_request(request: Request, vocab_size: int, context: int, max_context: int) -> None:

@@ -116,7 +116,7 @@ class Scheduler:
         for sequence in result.batch.sequences:
             if sequence.failure is not None:
                 outputs.append(self._end_failed(sequence))
-            elif sequence in result.new_tokens:
+            elif sequence in result.new_tokens or sequence in result.read:
                 outputs.append(self._process(sequence))
         return outputs
 
@@ -143,7 +143,9 @@ class Scheduler:
 
     def _assign_slot(self, sequence: Sequence) -> None:
         request, done = sequence.request, sequence.completion
-        sequence.slot, sequence.prefilled = self.slots.acquire(request.prompt, request.cache_salt)
+        sequence.slot, sequence.prefilled = self.slots.acquire(
+            request.prompt, request.cache_salt, request.reusable_tokens
+        )
         sequence.status = SequenceStatus.PREFILLING
         done.waiting_seconds = time.perf_counter() - sequence.arrival
         done.reused_tokens = sequence.prefilled
@@ -211,7 +213,7 @@ class Scheduler:
     def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
         sequence.completion.finish_reason, sequence.completion.error = reason, error
         if reason in {"stop", "length"}:
-            self.workload.observe_answer(len(sequence.completion.tokens))
+            self.workload.observe_answer(len(sequence.completion.tokens), complete=reason == "stop")
         if sequence in self.running:
             self.running.remove(sequence)
             self.slots.release(sequence.slot, dirty=error is not None or not self._is_finite(sequence))

@@ -37,9 +37,10 @@ class Workload:
             self._gained.update(sum(map(len, result.new_tokens.values())))
             self._busy.update(result.decode_seconds)
 
-    def observe_answer(self, tokens: int) -> None:
-        """Take in the length of an answer that has ended by itself or at its limit."""
-        self._answer.update(tokens)
+    def observe_answer(self, tokens: int, *, complete: bool) -> None:
+        """Take in the length of an answer. One that is not ``complete`` would have been longer than its limit."""
+        if complete or tokens > self._answer.value:
+            self._answer.update(tokens)
 
     @property
     def goodput(self) -> float:

@@ -38,7 +38,7 @@ def sequence(answer: int, prompt: int = 0, written: int = 0, **fields: Any) -> S
 def measured() -> Workload:
     """A workload that has seen a step; its answers have been as long as any limit in these tests."""
     made, one = Workload(), sequence(4, prompt=100)
-    result = BatchResult(Batch([one], [PrefillChunk(one, [1] * 100)], []), {one: [1, 2]})
+    result = BatchResult(Batch([one], [PrefillChunk(one, [1] * 100)], []), new_tokens={one: [1, 2]})
     result.prefill_seconds, result.decode_seconds = 100 * READ_SECONDS, 2 * WRITE_SECONDS
     made.observe(result)
     return made
@@ -76,7 +76,7 @@ def test_an_answer_is_predicted_to_be_as_long_as_the_last_ones() -> None:
     workload, long = measured(), sequence(8000, written=10)
     assert workload.predicted_tokens(long) == 256
     for _ in range(100):
-        workload.observe_answer(20)
+        workload.observe_answer(20, complete=True)
     assert workload.predicted_tokens(long) == pytest.approx(20, rel=0.1)
     assert workload.predicted_tokens(sequence(12, written=10)) == 2
 
@@ -94,7 +94,7 @@ def full_engine(backbone: Backbone, **limits: float) -> Engine:
     engine.step()
     engine.scheduler.workload = workload = Workload()
     one = sequence(4)
-    result = BatchResult(Batch([one], [], []), {one: [1]})
+    result = BatchResult(Batch([one], [], []), new_tokens={one: [1]})
     result.decode_seconds = 1.0
     workload.observe(result)
     return engine
