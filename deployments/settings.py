@@ -118,6 +118,11 @@ class LimitArgs(Settings):
     body_bytes: int = Field(2_000_000, ge=1024)
     body_seconds: FiniteFloat = Field(10.0, gt=0, description="until the whole body must have come")
     choices: int = Field(16, ge=1, description="n times prompts of one request")
+    cut_max_tokens: bool = Field(
+        default=True,
+        description="max_tokens beyond the context are cut to what the prompt leaves of it, unless ignore_eos or"
+        " min_tokens need them; false: refused",
+    )
     request_seconds: FiniteFloat = Field(600.0, gt=0, description="until a request ends with an error")
     queued_requests: int = Field(
         64,

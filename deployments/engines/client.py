@@ -21,7 +21,7 @@ from deployments.protocol.errors import ApiError, context_error, engine_full_err
 from deployments.protocol.messages import Failure, prompt_tokens
 from deployments.protocol.schema import CompletionRequest, GenerationRequest, Message
 from deployments.settings import AppArgs, EngineArgs
-from entmtp.decoding.detokenizer import Detokenizer
+from entmtp.decoding.detokenizer import REPLACEMENT, Detokenizer
 from entmtp.decoding.outputs import RequestOutput
 from entmtp.decoding.request import Request
 from entmtp.models.loading.end_of_turn import end_of_turn_ids, with_end_of_turn
@@ -64,6 +64,13 @@ class EngineClient:
             ApiError: the text can't fit into the context.
         """
         return await self._encoders[engine.model].encode_text(prompt, self.context(engine))
+
+    def echo(self, engine: EngineArgs, body: CompletionRequest) -> list[str]:
+        """Text of each prompt; of token ids without an unfinished character at their end."""
+        decode = self.detokenizer(engine).decode
+        return [
+            prompt if isinstance(prompt, str) else decode(prompt).rstrip(REPLACEMENT) for prompt in body.prompts()
+        ]
 
     async def encode_prompts(self, engine: EngineArgs, body: CompletionRequest) -> list[list[int]]:
         """Token ids of each prompt.
@@ -111,6 +118,8 @@ class EngineClient:
             if not body.continues_text:
                 params = with_end_of_turn(params, self._turn_ends[engine.model])
             max_nodes = None if body.speculation is None else body.speculation.max_nodes
+            if params.max_tokens == 1:  # nothing comes after its first token that could be drafted
+                max_nodes = 0
             deadline = min(body.timeout_s or math.inf, self.args.limits.request_seconds)
             # Two clients may have chosen the same request id.
             unique = f"{id}.{secrets.token_hex(4)}.{at}"
@@ -168,13 +177,14 @@ class EngineClient:
 
     def _free_context(self, engine: EngineArgs, prompt: Sequence[int], body: GenerationRequest) -> int:
         """Tokens of the context that the prompt leaves for the answer."""
-        context, requested, field = self.context(engine), body.requested_tokens() or 1, body.prompt_field
+        context, requested, field = self.context(engine), body.requested_tokens(), body.prompt_field
         if not prompt:
             raise invalid_value(f"{field}: it has no tokens; give some text", field)
         free = context - len(prompt)
-        if free < 1:
+        if free < (1 if requested is None else min(1, requested)):
             raise prompt_too_long(context, str(len(prompt)), field)
-        if requested > free:
+        cuts = self.args.limits.cut_max_tokens and not body.requires_exact_tokens(free)
+        if requested is not None and requested > free and not cuts:
             total = len(prompt) + requested
             needed = f"you requested {total} tokens ({len(prompt)} in the {field}, {requested} new ones)"
             fix = f"reduce {body.tokens_field} to {free}, or the length of the {field}"

@@ -91,7 +91,7 @@ def make_api(
         prompt = await client.encode_chat(engine, body.messages)
         requests = await client.prepare(entry.id, key, engine, body, [prompt], None)
         id = f"chatcmpl-{uuid.uuid4().hex}"
-        builder = ChatResponseBuilder(id, body.model, client.detokenizer(engine), requests)
+        builder = ChatResponseBuilder(id, body.model, client.detokenizer(engine), requests, body.prompt_logprobs)
         return await _answer(client, body, engine, builder, request)
 
     @api.post("/v1/completions", tags=["text"], responses=COMPLETION_ANSWERS)
@@ -103,7 +103,10 @@ def make_api(
         prompts = await client.encode_prompts(engine, body)
         requests = await client.prepare(entry.id, key, engine, body, prompts, COMPLETION_TOKENS)
         id = f"cmpl-{uuid.uuid4().hex}"
-        builder = CompletionResponseBuilder(id, body.model, client.detokenizer(engine), requests)
+        echo = client.echo(engine, body) if body.echo else None
+        builder = CompletionResponseBuilder(
+            id, body.model, client.detokenizer(engine), requests, body.prompt_logprobs, echo
+        )
         return await _answer(client, body, engine, builder, request)
 
     @api.post("/tokenize", tags=["text"], responses=ERRORS)

@@ -30,7 +30,6 @@ NoEffect = Mapping[str, tuple[object, ...]]
 _BOTH: dict[str, tuple[object, ...]] = {
     # OpenAI's
     "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
     # vLLM's
     "allowed_token_ids": (),
@@ -48,7 +47,6 @@ _BOTH: dict[str, tuple[object, ...]] = {
     "length_penalty": (1.0,),
     "logits_processors": ([],),
     "priority": (0,),
-    "prompt_logprobs": (),
     "repetition_detection": (),
     "request_id": (),
     "return_token_ids": (False,),
@@ -73,6 +71,7 @@ _CHAT: dict[str, tuple[object, ...]] = {
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto", {}),
     "audio": ({},),
+    "echo": (False,),
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),

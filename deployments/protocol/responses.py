@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from openai.types import Completion, CompletionUsage
@@ -12,8 +13,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletio
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from pydantic import BaseModel
 
+from deployments.protocol.prompt_logprobs import prompt_logprobs_of
 from entmtp.decoding.detokenizer import Detokenizer
-from entmtp.decoding.outputs import RequestOutput
+from entmtp.decoding.outputs import RequestOutput, TokenLogprobs
 from entmtp.decoding.request import Request
 from entmtp.decoding.token_texts import Position, TokenText, TokenTexts
 
@@ -26,8 +28,17 @@ class ResponseBuilder(ABC):
         answers: outputs of each so far, added up.
     """
 
-    def __init__(self, id: str, model: str, detokenizer: Detokenizer, requests: Sequence[Request]) -> None:
+    def __init__(
+        self,
+        id: str,
+        model: str,
+        detokenizer: Detokenizer,
+        requests: Sequence[Request],
+        prompt_logprobs: int | None = None,
+    ) -> None:
+        """``prompt_logprobs`` is the number of likeliest tokens of vLLM's field, None without the field."""
         self.requests = requests
+        self._detokenizer, self._prompt_logprobs = detokenizer, prompt_logprobs
         self.answers = [RequestOutput(one.id) for one in requests]
         self._token_texts = {
             index: TokenTexts(detokenizer, one.prompt if one.continues_text else ())
@@ -52,6 +63,13 @@ class ResponseBuilder(ABC):
     def usage_chunk(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> BaseModel:
         """Chunk without choices that has the usage and vLLM's metrics."""
 
+    def _scored_prompt(self, index: int) -> dict[str, Any]:
+        """vLLM's field with the log-probabilities of a choice's prompt, if they were requested."""
+        if self._prompt_logprobs is None:
+            return {}
+        prompt, scores = self.requests[index].prompt, self.answers[index].prompt_logprobs
+        return {"prompt_logprobs": prompt_logprobs_of(self._detokenizer, prompt, scores, self._prompt_logprobs)}
+
     def _positions(self, index: int, output: RequestOutput) -> list[Position]:
         """Texts and log-probabilities of the next tokens of a choice, if log-probabilities were requested."""
         if not output.logprobs:
@@ -74,6 +92,7 @@ class ChatResponseBuilder(ResponseBuilder):
         ]
         return ChatCompletion.model_validate(
             {**self._base, "object": "chat.completion", "choices": choices, "usage": usage, "metrics": metrics}
+            | self._scored_prompt(0)
         )
 
     def first_chunk(self, index: int) -> ChatCompletionChunk:
@@ -115,8 +134,26 @@ def _chat_token(one: TokenText) -> dict[str, Any]:
 class CompletionResponseBuilder(ResponseBuilder):
     """Builder for /v1/completions, whose chunks have the format of the complete response."""
 
+    def __init__(
+        self,
+        id: str,
+        model: str,
+        detokenizer: Detokenizer,
+        requests: Sequence[Request],
+        prompt_logprobs: int | None = None,
+        echo: Sequence[str] | None = None,
+    ) -> None:
+        """``echo`` has the text of each prompt, which then comes before its answers."""
+        super().__init__(id, model, detokenizer, requests, prompt_logprobs)
+        self._echo = echo
+        self._unechoed = set(range(len(requests))) if echo is not None else set()
+        if echo is not None:
+            self._token_texts = {index: TokenTexts(detokenizer) for index in self._token_texts}
+
     def full_response(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> Completion:
-        choices = [self._choice(index, answer) for index, answer in enumerate(self.answers)]
+        choices = [
+            self._choice(index, answer) | self._scored_prompt(index) for index, answer in enumerate(self.answers)
+        ]
         return self._completion(choices, usage=usage, metrics=metrics)
 
     def first_chunk(self, index: int) -> None:
@@ -134,8 +171,26 @@ class CompletionResponseBuilder(ResponseBuilder):
         return Completion.construct(**made)
 
     def _choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
-        logprobs = _completion_logprobs(self._positions(index, output))
-        return {"index": index, "text": output.text, "finish_reason": output.finish_reason, "logprobs": logprobs}
+        if self._echo is None or index not in self._unechoed:
+            text, logprobs = output.text, _completion_logprobs(self._positions(index, output))
+        else:
+            self._unechoed.remove(index)
+            text = self._echo[self.requests[index].prompt_index] + output.text
+            logprobs = self._echoed_logprobs(index, output)
+        return {"index": index, "text": text, "finish_reason": output.finish_reason, "logprobs": logprobs}
+
+    def _echoed_logprobs(self, index: int, output: RequestOutput) -> dict[str, Any] | None:
+        """Log-probabilities of a prompt and of the tokens after it; the first token has none, as nothing precedes it."""
+        prompt, count = self.requests[index].prompt, self.requests[index].params.logprobs
+        if count is None:
+            return None
+        scores = [TokenLogprobs(0.0, []), *(replace(one, top=one.top[:count]) for one in output.prompt_logprobs)]
+        ended = output.finish_reason is not None
+        positions = self._token_texts[index].take([*prompt, *output.tokens], [*scores, *output.logprobs], ended)
+        logprobs = _completion_logprobs(positions) or {}
+        for name in ("token_logprobs", "top_logprobs"):
+            logprobs[name][0] = None
+        return logprobs
 
 
 def _completion_logprobs(positions: Sequence[Position]) -> dict[str, Any] | None:

@@ -195,6 +195,9 @@ class GenerationRequest(Body, ABC):
         | None
     ) = Field(None, description="texts that end the answer; left out of it")
     stop_token_ids: Annotated[Tokens, Field(max_length=_ITEMS)] | None = Field(None, description="tokens that end it")
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        None, description="log-probabilities of the prompt's tokens, and of so many likeliest ones; not in a stream"
+    )
     ignore_eos: bool | None = Field(None, description="the model's own end of text does not end it")
     acceptance: Literal["rejection", "typical"] | None = Field(None, description="'typical' changes the distribution")
     n: Positive | None = Field(None, description="answers to each prompt")
@@ -215,14 +218,16 @@ class GenerationRequest(Body, ABC):
         Raises:
             ApiError: a parameter is not accepted.
         """
-        default = free_context if default_tokens is None else min(default_tokens, free_context)
-        max_tokens = self.requested_tokens() or max(1, default)
+        default = free_context if default_tokens is None else max(1, min(default_tokens, free_context))
+        requested = self.requested_tokens()
+        max_tokens = default if requested is None else min(requested, free_context)
         given = {
             name: value
             for name in SamplingParams.model_fields
             if name != "max_tokens" and (value := getattr(self, name, None)) is not None
         }
         given |= {"top_k": max(0, self.top_k or 0), "logprobs": self.requested_logprobs(), "max_tokens": max_tokens}
+        given["prompt_logprobs"] = self.requested_prompt_logprobs()
         if self.top_p == 0:
             given |= {"top_p": 1.0, "temperature": 0.0}
         if self.seed is not None:
@@ -242,6 +247,16 @@ class GenerationRequest(Body, ABC):
     def requested_tokens(self) -> int | None:
         """Maximum number of new tokens; None if the client does not limit them."""
         return self.max_tokens
+
+    def requires_exact_tokens(self, free_context: int) -> bool:
+        """Whether an answer that is cut to ``free_context`` tokens would not be what the client wants."""
+        return bool(self.ignore_eos) or (self.min_tokens or 0) > free_context
+
+    def requested_prompt_logprobs(self) -> int | None:
+        """Number of alternatives to each token of the prompt; None: no logprobs of the prompt."""
+        if self.prompt_logprobs is not None and self.stream:
+            raise invalid_value("prompt_logprobs: a stream does not have them; send stream false", "prompt_logprobs")
+        return self.prompt_logprobs
 
     @abstractmethod
     def requested_logprobs(self) -> int | None:
@@ -296,12 +311,19 @@ class CompletionRequest(GenerationRequest):
         | Annotated[TokenLists, Tag("[token lists]")],
         Discriminator(_prompt_tag),
     ] = Field(description="a text, several, or their token ids")
+    max_tokens: Count | None = Field(None, description="new tokens, at most; 0 writes nothing, for echo")
+    echo: bool | None = Field(None, description="the prompt comes before the answer, with its logprobs if requested")
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="log-probabilities of each token, and of so many likeliest ones"
     )
 
     def requested_logprobs(self) -> int | None:
         return self.logprobs
+
+    def requested_prompt_logprobs(self) -> int | None:
+        own = super().requested_prompt_logprobs()
+        counts = [count for count in (own, self.logprobs if self.echo else None) if count is not None]
+        return max(counts, default=None)
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, each a text or token ids.
