@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -21,6 +22,7 @@ from deployments.protocol.errors import ApiError, context_error, engine_full_err
 from deployments.protocol.messages import Failure, prompt_tokens
 from deployments.protocol.schema import CompletionRequest, GenerationRequest, Message
 from deployments.settings import AppArgs, EngineArgs
+from entmtp import __version__
 from entmtp.decoding.detokenizer import REPLACEMENT, Detokenizer
 from entmtp.decoding.outputs import RequestOutput
 from entmtp.decoding.request import Request
@@ -28,6 +30,9 @@ from entmtp.models.loading.end_of_turn import end_of_turn_ids, with_end_of_turn
 from entmtp.models.loading.load import load_tokenizer, max_positions, vocabulary_size
 
 _TOKENIZER_THREADS = 2
+_FINGERPRINTED = {"model", "heads", "bank", "method", "task", "device", "dtype", "kernels", "weights"}
+"""Settings of an engine on which the text of a seed may depend."""
+
 _STATUS = {"invalid": 400, "failed": 500, "fatal": 500, "dead": 503}
 
 
@@ -44,8 +49,9 @@ class EngineClient:
         threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self._encoders = {source: PromptEncoder(load_tokenizer(source), threads) for source in sources}
         self._positions = {source: max_positions(source) for source in sources}
+        self._vocabulary_sizes = {source: vocabulary_size(source) for source in sources}
         self._turn_ends = {
-            source: end_of_turn_ids(encoder.tokenizer, vocabulary_size(source))
+            source: end_of_turn_ids(encoder.tokenizer, self._vocabulary_sizes[source])
             for source, encoder in self._encoders.items()
         }
 
@@ -64,6 +70,22 @@ class EngineClient:
             ApiError: the text can't fit into the context.
         """
         return await self._encoders[engine.model].encode_text(prompt, self.context(engine))
+
+    async def decode(self, engine: EngineArgs, tokens: Sequence[int]) -> str:
+        """Text of token ids, special tokens included.
+
+        Raises:
+            ApiError: an id is not one of the model's.
+        """
+        size = self._vocabulary_sizes[engine.model]
+        if (wrong := next((token for token in tokens if token >= size), None)) is not None:
+            raise invalid_value(f"tokens: {wrong} is not one of the model's {size} tokens; give others", "tokens")
+        return await self._encoders[engine.model].decode(tokens)
+
+    def fingerprint(self, engine: EngineArgs) -> str:
+        """OpenAI's ``system_fingerprint``: equal for answers of the same release, model and method."""
+        parts = engine.model_dump_json(include=_FINGERPRINTED)
+        return f"fp_{hashlib.sha256(f'{__version__} {parts}'.encode()).hexdigest()[:12]}"
 
     def echo(self, engine: EngineArgs, body: CompletionRequest) -> list[str]:
         """Text of each prompt; of token ids without an unfinished character at their end."""
@@ -107,7 +129,7 @@ class EngineClient:
         Raises:
             ApiError: too many tokens or answers are requested, or the key's rate limit is reached.
         """
-        n = body.n or 1
+        n = body.answers
         self._check_choices(body, len(prompts))
         seed = secrets.randbelow(2**63)
         requests: list[Request] = []
@@ -166,14 +188,16 @@ class EngineClient:
                 yield number, item
 
     def _check_choices(self, body: GenerationRequest, prompts: int) -> None:
-        n, limit = body.n or 1, self.args.limits.choices
+        n, limit = body.answers, self.args.limits.choices
+        field = "n" if n == (body.n or 1) else "best_of"
         if prompts > limit:
             raise invalid_value(
                 f"prompt: {prompts} prompts are more than {limit}, the most of one request; send fewer", "prompt"
             )
         if n * prompts > limit:
             answers = "answers" if prompts == 1 else f"answers to each of {prompts} prompts"
-            raise invalid_value(f"n: {n} {answers} are more than {limit}, the most of one request; ask for fewer", "n")
+            message = f"{field}: {n} {answers} are more than {limit}, the most of one request; ask for fewer"
+            raise invalid_value(message, field)
 
     def _free_context(self, engine: EngineArgs, prompt: Sequence[int], body: GenerationRequest) -> int:
         """Tokens of the context that the prompt leaves for the answer."""

@@ -63,6 +63,10 @@ class PromptEncoder:
         self._refuse_too_long(text, context, "messages")
         return await self._run(lambda: _ids(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
+    async def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, special tokens included."""
+        return await self._run(lambda: str(self.tokenizer.decode(list(tokens))))
+
     def _refuse_too_long(self, text: str, context: int, field: str) -> None:
         if self._longest is None or len(text) <= context * self._longest:
             return

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from deployments.engines.client import EngineClient
 from deployments.engines.deaths import retries_left
+from deployments.engines.vllm_metrics import unfinished_requests
 from deployments.http.access_log import AccessLog, LogEntry, LogSink
 from deployments.http.auth import ApiKeys
 from deployments.http.body_limit import BodyLimit
@@ -29,27 +30,38 @@ from deployments.http.openapi import (
     CHAT_ANSWERS,
     COMPLETION_ANSWERS,
     ERRORS,
+    UNSERVED,
+    DetokenizedText,
     Health,
+    Load,
     ModelCard,
     ModelList,
     Readiness,
     ServedEngine,
     TokenIds,
+    Version,
     make_documented_app,
 )
 from deployments.http.usage import usage_of, usage_so_far
 from deployments.protocol.errors import ApiError, add_error_handlers, invalid_value, unexpected_error
-from deployments.protocol.responses import ChatResponseBuilder, CompletionResponseBuilder, ResponseBuilder
+from deployments.protocol.responses import (
+    ChatResponseBuilder,
+    CompletionOptions,
+    CompletionResponseBuilder,
+    ResponseBuilder,
+)
 from deployments.protocol.schema import (
     COMPLETION_TOKENS,
     ChatRequest,
     CompletionRequest,
+    DetokenizeRequest,
     GenerationRequest,
     StreamOptions,
     TokenizeRequest,
 )
 from deployments.protocol.speculative_metrics import metrics_of
 from deployments.settings import EngineArgs
+from entmtp import __version__
 from entmtp.decoding.outputs import RequestOutput
 
 _log = logging.getLogger("ray.serve")
@@ -64,6 +76,7 @@ def make_api(
     ready: Callable[[], Awaitable[dict[str, bool]]],
     metrics: Callable[[], Awaitable[str]],
     log: LogSink,
+    created: int = 0,
 ) -> FastAPI:
     """Make the FastAPI application.
 
@@ -71,6 +84,7 @@ def make_api(
         ready: returns, for each engine, whether a replica of it runs.
         metrics: returns the service's metrics in Prometheus' text format.
         log: destination of the access log.
+        created: time at which the service was deployed, in seconds since 1970.
     """
     api = make_documented_app()
     _add_middlewares(api, client, log)
@@ -91,7 +105,9 @@ def make_api(
         prompt = await client.encode_chat(engine, body.messages)
         requests = await client.prepare(entry.id, key, engine, body, [prompt], None)
         id = f"chatcmpl-{uuid.uuid4().hex}"
-        builder = ChatResponseBuilder(id, body.model, client.detokenizer(engine), requests, body.prompt_logprobs)
+        builder = ChatResponseBuilder(
+            id, body.model, client.detokenizer(engine), requests, client.fingerprint(engine), body.prompt_logprobs
+        )
         return await _answer(client, body, engine, builder, request)
 
     @api.post("/v1/completions", tags=["text"], responses=COMPLETION_ANSWERS)
@@ -103,9 +119,14 @@ def make_api(
         prompts = await client.encode_prompts(engine, body)
         requests = await client.prepare(entry.id, key, engine, body, prompts, COMPLETION_TOKENS)
         id = f"cmpl-{uuid.uuid4().hex}"
-        echo = client.echo(engine, body) if body.echo else None
+        options = CompletionOptions(
+            prompt_logprobs=body.prompt_logprobs,
+            echo=client.echo(engine, body) if body.echo else None,
+            best=(body.n or 1) if body.selects else None,
+            hides_logprobs=body.logprobs is None,
+        )
         builder = CompletionResponseBuilder(
-            id, body.model, client.detokenizer(engine), requests, body.prompt_logprobs, echo
+            id, body.model, client.detokenizer(engine), requests, client.fingerprint(engine), options
         )
         return await _answer(client, body, engine, builder, request)
 
@@ -121,16 +142,38 @@ def make_api(
             tokens = await client.encode(engine, body.prompt or "")
         return TokenIds(tokens=tokens, count=len(tokens), max_model_len=client.context(engine))
 
+    @api.post("/detokenize", tags=["text"], responses=ERRORS)
+    async def detokenize(body: DetokenizeRequest, key: Owner) -> DetokenizedText:
+        """Show the text of token ids, special tokens included."""
+        engine = client.catalogue.find(body.model, None)
+        return DetokenizedText(prompt=await client.decode(engine, body.tokens))
+
     @api.get("/v1/models", tags=["models"], responses=ERRORS)
     async def models(key: Owner) -> ModelList:
         """List the served models."""
-        return ModelList(data=[_model(client, name) for name in client.catalogue.models])
+        return ModelList(data=[_model(client, name, created) for name in client.catalogue.models])
 
     @api.get("/v1/models/{name:path}", tags=["models"], responses=ERRORS)
     async def model(name: str, key: Owner) -> ModelCard:
         """Describe one model."""
         client.catalogue.find(name, None)
-        return _model(client, name)
+        return _model(client, name, created)
+
+    @api.get("/version", tags=["operation"], responses=ERRORS)
+    async def version(key: Owner) -> Version:
+        """Say which release serves."""
+        return Version(version=__version__)
+
+    @api.get("/load", tags=["operation"], responses=ERRORS)
+    async def load(key: Owner) -> Load:
+        """Count the requests that run or wait, in all engines; the number is up to some seconds old."""
+        return Load(server_load=unfinished_requests(await metrics()))
+
+    @api.get("/ping", tags=["operation"])
+    @api.post("/ping", tags=["operation"], include_in_schema=False)
+    async def ping() -> Health:
+        """Say that this ingress answers, as SageMaker asks."""
+        return Health()
 
     @api.get("/health", tags=["operation"])
     async def health() -> Health:
@@ -153,7 +196,17 @@ def make_api(
         """Export the service's metrics for Prometheus."""
         return await metrics()
 
+    for path, reason in UNSERVED.items():
+        _add_unserved(api, path, reason)
     return api
+
+
+def _add_unserved(api: FastAPI, path: str, reason: str) -> None:
+    """Add a path of OpenAI's or vLLM's API that this service does not have, so that its error says why."""
+
+    @api.post(path, include_in_schema=False)
+    async def refuse() -> None:
+        raise ApiError(404, f"POST {path}: {reason}", code="unsupported_endpoint")
 
 
 def _add_middlewares(api: FastAPI, client: EngineClient, log: LogSink) -> None:
@@ -266,10 +319,11 @@ def _event(chunk: BaseModel, usage: Callable[[], CompletionUsage] | None = None)
     return f"data: {chunk.model_dump_json(exclude_unset=True)}\n\n"
 
 
-def _model(client: EngineClient, name: str) -> ModelCard:
+def _model(client: EngineClient, name: str, created: int) -> ModelCard:
     engines = client.catalogue.models[name]
     return ModelCard(
         id=name,
+        created=created,
         max_model_len=max(client.context(one) for one in engines),
         engines=[ServedEngine(method=one.method, policy=one.policy, task=one.task) for one in engines],
     )

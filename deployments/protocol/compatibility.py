@@ -24,12 +24,23 @@ IGNORED = frozenset(
 )
 """OpenAI's fields whose values never change the text."""
 
+_REASONS = {
+    "suffix": "text is written after a prompt, and not into a gap",
+    "use_beam_search": "it draws tokens, and has no beams; n and best_of give several answers",
+    "length_penalty": "it is for beam search, which is not offered",
+    "audio": "its models write text alone, and no audio",
+    "modalities": "its models write text alone",
+    "web_search_options": "it reads nothing but the request",
+    "documents": "it searches no documents; put their text into a message",
+    "prompt_embeds": "it reads text and token ids, and no embeddings",
+}
+"""Reasons why the service has no such field, where a client may wonder."""
+
 NoEffect = Mapping[str, tuple[object, ...]]
 """Values that request nothing, by field; null is always one of them."""
 
 _BOTH: dict[str, tuple[object, ...]] = {
     # OpenAI's
-    "best_of": (1,),
     "suffix": ("",),
     # vLLM's
     "allowed_token_ids": (),
@@ -71,6 +82,7 @@ _CHAT: dict[str, tuple[object, ...]] = {
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto", {}),
     "audio": ({},),
+    "best_of": (1,),
     "echo": (False,),
     "modalities": (["text"],),
     "moderation": (),
@@ -158,5 +170,6 @@ def _requests_nothing(given: Any, values: tuple[object, ...]) -> bool:
 
 def _unsupported(field: str, value: Any, values: tuple[object, ...]) -> PydanticCustomError:
     accepted = f", or send {' or '.join(quoted(one) for one in values)}" if values else ""
-    context = {"field": field, "value": quoted(value), "fix": f"leave it out{accepted}"}
-    return PydanticCustomError(UNSUPPORTED, "this service doesn't have it; {fix}", context)
+    reason = f": {_REASONS[field]}" if field in _REASONS else ""
+    context = {"field": field, "value": quoted(value), "reason": reason, "fix": f"leave it out{accepted}"}
+    return PydanticCustomError(UNSUPPORTED, "this service doesn't have it{reason}; {fix}", context)

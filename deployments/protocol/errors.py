@@ -155,7 +155,8 @@ def validation_error(errors: Sequence[Any]) -> ApiError:
     if first["type"] == UNSUPPORTED:
         context = first["ctx"]
         param = ".".join([*path, context["field"]])
-        message = f"{param}: {context['value']} requests what this service doesn't have; {context['fix']}"
+        request = f"{context['value']} requests what this service doesn't have{context['reason']}"
+        message = f"{param}: {request}; {context['fix']}"
         return ApiError(400, message, param=param, code=UNSUPPORTED)
     param = _shortened(".".join(path))
     if not param:

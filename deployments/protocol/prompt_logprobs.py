@@ -12,9 +12,9 @@ from entmtp.decoding.outputs import PromptLogprobs
 def prompt_logprobs_of(
     detokenizer: Detokenizer, prompt: Sequence[int], scores: Sequence[PromptLogprobs], count: int
 ) -> list[dict[str, Any] | None]:
-    """One entry per token of the ``prompt``: null for the first, which nothing comes before, then an object by token id.
+    """One entry per token of the ``prompt``: null for the first, which nothing comes before, then one by token id.
 
-    It has the token itself and the ``count`` likeliest tokens at its position, each with its rank.
+    An entry has the token itself and the ``count`` likeliest tokens at its position, each with its rank.
     """
     entries: list[dict[str, Any] | None] = [None]
     for token, score in zip(prompt[1:], scores, strict=True):

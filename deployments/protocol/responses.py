@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from openai.types import Completion, CompletionUsage
@@ -34,9 +34,15 @@ class ResponseBuilder(ABC):
         model: str,
         detokenizer: Detokenizer,
         requests: Sequence[Request],
+        fingerprint: str,
         prompt_logprobs: int | None = None,
     ) -> None:
-        """``prompt_logprobs`` is the number of likeliest tokens of vLLM's field, None without the field."""
+        """Begin a response.
+
+        Args:
+            fingerprint: OpenAI's ``system_fingerprint``.
+            prompt_logprobs: number of likeliest tokens of vLLM's field; None without the field.
+        """
         self.requests = requests
         self._detokenizer, self._prompt_logprobs = detokenizer, prompt_logprobs
         self.answers = [RequestOutput(one.id) for one in requests]
@@ -45,7 +51,8 @@ class ResponseBuilder(ABC):
             for index, one in enumerate(requests)
             if one.params.logprobs is not None
         }
-        self._base: dict[str, Any] = {"id": id, "model": model, "created": int(time.time())}
+        created = int(time.time())
+        self._base: dict[str, Any] = {"id": id, "model": model, "created": created, "system_fingerprint": fingerprint}
 
     @abstractmethod
     def full_response(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> BaseModel:
@@ -72,7 +79,7 @@ class ResponseBuilder(ABC):
 
     def _positions(self, index: int, output: RequestOutput) -> list[Position]:
         """Texts and log-probabilities of the next tokens of a choice, if log-probabilities were requested."""
-        if not output.logprobs:
+        if not output.logprobs or index not in self._token_texts:
             return []
         return self._token_texts[index].take(output.tokens, output.logprobs, output.finish_reason is not None)
 
@@ -131,6 +138,23 @@ def _chat_token(one: TokenText) -> dict[str, Any]:
     return {"token": one.text, "logprob": one.logprob, "bytes": list(one.bytes)}
 
 
+@dataclass(frozen=True)
+class CompletionOptions:
+    """What a response of /v1/completions has in addition to all answers.
+
+    Attributes:
+        prompt_logprobs: number of likeliest tokens of vLLM's field; None without the field.
+        echo: text of each prompt, which then comes before its answers.
+        best: number of answers to each prompt that are returned; None: all.
+        hides_logprobs: whether the log-probabilities are there for the choice of the best answers only.
+    """
+
+    prompt_logprobs: int | None
+    echo: Sequence[str] | None
+    best: int | None
+    hides_logprobs: bool
+
+
 class CompletionResponseBuilder(ResponseBuilder):
     """Builder for /v1/completions, whose chunks have the format of the complete response."""
 
@@ -140,21 +164,37 @@ class CompletionResponseBuilder(ResponseBuilder):
         model: str,
         detokenizer: Detokenizer,
         requests: Sequence[Request],
-        prompt_logprobs: int | None = None,
-        echo: Sequence[str] | None = None,
+        fingerprint: str,
+        options: CompletionOptions,
     ) -> None:
-        """``echo`` has the text of each prompt, which then comes before its answers."""
-        super().__init__(id, model, detokenizer, requests, prompt_logprobs)
-        self._echo = echo
-        self._unechoed = set(range(len(requests))) if echo is not None else set()
-        if echo is not None:
+        super().__init__(id, model, detokenizer, requests, fingerprint, options.prompt_logprobs)
+        self._options = options
+        self._unechoed = set() if options.echo is None else set(range(len(requests)))
+        if options.hides_logprobs:
+            self._token_texts = {}
+        elif options.echo is not None:
             self._token_texts = {index: TokenTexts(detokenizer) for index in self._token_texts}
 
     def full_response(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> Completion:
         choices = [
-            self._choice(index, answer) | self._scored_prompt(index) for index, answer in enumerate(self.answers)
+            self._choice(index, self.answers[index]) | self._scored_prompt(index) | {"index": place}
+            for place, index in enumerate(self._returned())
         ]
         return self._completion(choices, usage=usage, metrics=metrics)
+
+    def _returned(self) -> list[int]:
+        """Indices of the answers that are returned: all, or of each prompt the best, best first."""
+        if self._options.best is None:
+            return list(range(len(self.answers)))
+        by_prompt: dict[int, list[int]] = {}
+        for index, request in enumerate(self.requests):
+            by_prompt.setdefault(request.prompt_index, []).append(index)
+        ranked = [sorted(group, key=self._mean_logprob, reverse=True) for group in by_prompt.values()]
+        return [index for group in ranked for index in group[: self._options.best]]
+
+    def _mean_logprob(self, index: int) -> float:
+        logprobs = self.answers[index].logprobs
+        return sum(one.chosen for one in logprobs) / max(1, len(logprobs))
 
     def first_chunk(self, index: int) -> None:
         return None
@@ -171,18 +211,18 @@ class CompletionResponseBuilder(ResponseBuilder):
         return Completion.construct(**made)
 
     def _choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
-        if self._echo is None or index not in self._unechoed:
+        if self._options.echo is None or index not in self._unechoed:
             text, logprobs = output.text, _completion_logprobs(self._positions(index, output))
         else:
             self._unechoed.remove(index)
-            text = self._echo[self.requests[index].prompt_index] + output.text
+            text = self._options.echo[self.requests[index].prompt_index] + output.text
             logprobs = self._echoed_logprobs(index, output)
         return {"index": index, "text": text, "finish_reason": output.finish_reason, "logprobs": logprobs}
 
     def _echoed_logprobs(self, index: int, output: RequestOutput) -> dict[str, Any] | None:
-        """Log-probabilities of a prompt and of the tokens after it; the first token has none, as nothing precedes it."""
-        prompt, count = self.requests[index].prompt, self.requests[index].params.logprobs
-        if count is None:
+        """Log-probabilities of a prompt, whose first token has none, and of the tokens after it."""
+        prompt, count = self.requests[index].prompt, self.requests[index].params.logprobs or 0
+        if index not in self._token_texts:
             return None
         scores = [TokenLogprobs(0.0, []), *(replace(one, top=one.top[:count]) for one in output.prompt_logprobs)]
         ended = output.finish_reason is not None

@@ -64,9 +64,23 @@ def _token_ids(given: Any) -> Any:
     return given
 
 
+_OTHER_PARTS = {
+    "image_url": "images",
+    "input_image": "images",
+    "input_audio": "audio",
+    "audio_url": "audio",
+    "video_url": "videos",
+    "file": "files",
+    "input_file": "files",
+}
+"""What the types of parts of OpenAI's and vLLM's messages hold that no model here reads."""
+
+
 def _text_only(kind: Any) -> Any:
     if kind != "text":
-        raise PydanticCustomError("part_type", "the model reads text alone; send parts of type 'text'")
+        other = _OTHER_PARTS.get(kind) if isinstance(kind, str) else None
+        context = {"other": f", and no {other}" if other else ""}
+        raise PydanticCustomError("part_type", "the model reads text alone{other}; send parts of type 'text'", context)
     return kind
 
 
@@ -240,6 +254,11 @@ class GenerationRequest(Body, ABC):
             raise invalid_value(str(error), str(error).partition(":")[0]) from error
 
     @property
+    def answers(self) -> int:
+        """Number of answers to each prompt that are generated."""
+        return self.n or 1
+
+    @property
     def tokens_field(self) -> str:
         """Name of the field that :meth:`requested_tokens` returns."""
         return "max_tokens"
@@ -312,13 +331,33 @@ class CompletionRequest(GenerationRequest):
         Discriminator(_prompt_tag),
     ] = Field(description="a text, several, or their token ids")
     max_tokens: Count | None = Field(None, description="new tokens, at most; 0 writes nothing, for echo")
+    best_of: Positive | None = Field(
+        None, description="so many answers are written, and the n with the highest log-probability per token returned"
+    )
     echo: bool | None = Field(None, description="the prompt comes before the answer, with its logprobs if requested")
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="log-probabilities of each token, and of so many likeliest ones"
     )
 
+    @model_validator(mode="after")
+    def _enough_answers(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise PydanticCustomError("best_of", "best_of must be at least n; give more, or a smaller n")
+        return self
+
+    @property
+    def answers(self) -> int:
+        return self.best_of or self.n or 1
+
+    @property
+    def selects(self) -> bool:
+        """Whether more answers are written than are returned."""
+        return self.answers > (self.n or 1)
+
     def requested_logprobs(self) -> int | None:
-        return self.logprobs
+        if self.selects and self.stream:
+            raise invalid_value("best_of: a stream can't return the best answers; send stream false", "best_of")
+        return 0 if self.selects and self.logprobs is None else self.logprobs
 
     def requested_prompt_logprobs(self) -> int | None:
         own = super().requested_prompt_logprobs()
@@ -338,6 +377,13 @@ class CompletionRequest(GenerationRequest):
         if isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
+
+
+class DetokenizeRequest(Body):
+    """Body of POST /detokenize."""
+
+    model: Annotated[str, Field(max_length=256)]
+    tokens: Tokens
 
 
 class TokenizeRequest(Body):

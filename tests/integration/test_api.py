@@ -19,6 +19,9 @@ def test_everything_but_probes_needs_the_key() -> None:
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/completions"),
         ("POST", "/tokenize"),
+        ("POST", "/detokenize"),
+        ("GET", "/version"),
+        ("GET", "/load"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/m"),
         ("GET", "/metrics"),
@@ -29,6 +32,7 @@ def test_everything_but_probes_needs_the_key() -> None:
             assert answer.json()["error"]["type"] == "authentication_error"
             assert answer.headers["www-authenticate"] == "Bearer"
     assert client.get("/health").status_code == 200
+    assert client.get("/ping").status_code == client.post("/ping").status_code == 200
     assert client.get("/ready").status_code == 503
     assert not answers.calls
     headers = {"Authorization": f"Bearer {SECRET}"}
@@ -161,10 +165,28 @@ def test_a_key_that_asks_too_much_is_told_when_to_come_back() -> None:
     ],
 )
 def test_what_is_too_much_is_refused_before_an_engine_sees_it(given: dict[str, Any], param: str) -> None:
-    client, answers = api()
+    client, answers = api(limits={"cut_max_tokens": False})
     answer = client.post("/v1/chat/completions", json=CHAT | given)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
+    assert not answers.calls
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_more_tokens_than_the_context_has_left_are_as_many_as_it_has(field: str) -> None:
+    client, answers = api()
+    body = {name: value for name, value in CHAT.items() if name != "max_tokens"}
+    assert client.post("/v1/chat/completions", json=body | {field: 100_000}).status_code == 200
+    (call,) = answers.calls
+    assert call.params.max_tokens == 256 - len(call.prompt)
+
+
+@pytest.mark.parametrize("given", [{"ignore_eos": True}, {"min_tokens": 250}])
+def test_a_length_that_is_meant_is_not_cut(given: dict[str, Any]) -> None:
+    client, answers = api()
+    answer = client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 250} | given)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
     assert not answers.calls
 
 
