@@ -133,6 +133,11 @@ class SamplingParams(Settings):
         default_factory=list, max_length=16, description="texts that end the answer, which excludes them"
     )
     stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, description="tokens that end it")
+    include_stop_str_in_output: bool = Field(default=False, description="what ends the answer belongs to its text")
+    skip_special_tokens: bool = Field(default=True, description="special tokens have no text")
+    bad_words: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
+        default_factory=list, max_length=256, description="texts that the answer never contains"
+    )
     ignore_eos: bool = Field(default=False, description="the model's end-of-text token does not end the answer")
     logprobs: int | None = Field(None, ge=0, le=20, description="number of likeliest tokens to return for each token")
     prompt_logprobs: int | None = Field(

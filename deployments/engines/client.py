@@ -20,7 +20,7 @@ from deployments.engines.tokenizing import PromptEncoder, prompt_too_long
 from deployments.engines.tracing import Tracing
 from deployments.protocol.errors import ApiError, context_error, engine_full_error, invalid_value, rate_limit_error
 from deployments.protocol.messages import Failure, prompt_tokens
-from deployments.protocol.schema import CompletionRequest, GenerationRequest, Message
+from deployments.protocol.schema import ChatRequest, CompletionRequest, GenerationRequest, TokenizeRequest
 from deployments.settings import AppArgs, EngineArgs
 from entmtp import __version__
 from entmtp.decoding.detokenizer import REPLACEMENT, Detokenizer
@@ -55,9 +55,10 @@ class EngineClient:
             for source, encoder in self._encoders.items()
         }
 
-    def detokenizer(self, engine: EngineArgs) -> Detokenizer:
-        """Detokenizer of the engine's model."""
-        return self._encoders[engine.model].detokenizer
+    def detokenizer(self, engine: EngineArgs, body: GenerationRequest) -> Detokenizer:
+        """Detokenizer of the engine's model, with special tokens if the body wants their text."""
+        encoder = self._encoders[engine.model]
+        return encoder.special_detokenizer if body.skip_special_tokens is False else encoder.detokenizer
 
     def context(self, engine: EngineArgs) -> int:
         """Maximum number of tokens of a prompt and its answer together."""
@@ -87,11 +88,12 @@ class EngineClient:
         parts = engine.model_dump_json(include=_FINGERPRINTED)
         return f"fp_{hashlib.sha256(f'{__version__} {parts}'.encode()).hexdigest()[:12]}"
 
-    def echo(self, engine: EngineArgs, body: CompletionRequest) -> list[str]:
-        """Text of each prompt; of token ids without an unfinished character at their end."""
-        decode = self.detokenizer(engine).decode
+    def echo(self, engine: EngineArgs, body: CompletionRequest, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """Text of each prompt, as it was given or of its token ids, without an unfinished character at their end."""
+        decode = self.detokenizer(engine, body).decode
         return [
-            prompt if isinstance(prompt, str) else decode(prompt).rstrip(REPLACEMENT) for prompt in body.prompts()
+            given if isinstance(given, str) and body.truncate_prompt_tokens is None else decode(ids).rstrip(REPLACEMENT)
+            for given, ids in zip(body.prompts(), prompts, strict=True)
         ]
 
     async def encode_prompts(self, engine: EngineArgs, body: CompletionRequest) -> list[list[int]]:
@@ -102,9 +104,12 @@ class EngineClient:
         """
         prompts = body.prompts()
         self._check_choices(body, len(prompts))
-        return [await self.encode(engine, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        context = None if body.truncate_prompt_tokens is not None else self.context(engine)
+        encode = self._encoders[engine.model].encode_text
+        encoded = [await encode(prompt, context) if isinstance(prompt, str) else prompt for prompt in prompts]
+        return [self._truncated(engine, body, prompt) for prompt in encoded]
 
-    async def encode_chat(self, engine: EngineArgs, messages: Sequence[Message]) -> list[int]:
+    async def encode_chat(self, engine: EngineArgs, body: ChatRequest | TokenizeRequest) -> list[int]:
         """Token ids of a chat in the model's chat template.
 
         Raises:
@@ -113,7 +118,21 @@ class EngineClient:
         encoder = self._encoders[engine.model]
         if encoder.tokenizer.chat_template is None:
             raise invalid_value(f"model: '{engine.model_name}' has no chat template; use /v1/completions", "model")
-        return await encoder.encode_chat(messages, self.context(engine))
+        truncates = isinstance(body, ChatRequest) and body.truncate_prompt_tokens is not None
+        prompt = await encoder.encode_chat(
+            body.messages or [],
+            None if truncates else self.context(engine),
+            body.add_generation_prompt,
+            body.continue_final_message,
+        )
+        return self._truncated(engine, body, prompt) if isinstance(body, ChatRequest) else prompt
+
+    def _truncated(self, engine: EngineArgs, body: GenerationRequest, prompt: list[int]) -> list[int]:
+        """The end of a prompt that ``truncate_prompt_tokens`` leaves."""
+        count = body.truncate_prompt_tokens
+        if count == -1:
+            count = max(1, self.context(engine) - (body.requested_tokens() or 1))
+        return prompt if count is None else prompt[max(0, len(prompt) - count) :]
 
     async def prepare(
         self,
@@ -137,7 +156,7 @@ class EngineClient:
             params = body.sampling_params(self._free_context(engine, prompt, body), default_tokens)
             if params.seed is None:
                 params = params.model_copy(update={"seed": seed})
-            if not body.continues_text:
+            if isinstance(body, ChatRequest):
                 params = with_end_of_turn(params, self._turn_ends[engine.model])
             max_nodes = None if body.speculation is None else body.speculation.max_nodes
             if params.max_tokens == 1:  # nothing comes after its first token that could be drafted
@@ -156,6 +175,7 @@ class EngineClient:
                     at,
                     salt,
                     body.continues_text,
+                    priority=body.priority or 0,
                     max_wait_seconds=deadline,
                 )
                 for answer in range(n)

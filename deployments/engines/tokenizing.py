@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from jinja2 import TemplateError
@@ -37,7 +38,12 @@ class PromptEncoder:
         self._executor = executor
         self._longest = longest_token(tokenizer)
 
-    async def encode_text(self, prompt: str, context: int) -> list[int]:
+    @cached_property
+    def special_detokenizer(self) -> Detokenizer:
+        """Detokenizer that writes special tokens too."""
+        return Detokenizer(self.tokenizer.backend_tokenizer, skip_special=False)
+
+    async def encode_text(self, prompt: str, context: int | None) -> list[int]:
         """Token ids of a prompt.
 
         Raises:
@@ -46,18 +52,33 @@ class PromptEncoder:
         self._refuse_too_long(prompt, context, "prompt")
         return await self._run(lambda: _ids(self.tokenizer(prompt)["input_ids"]))
 
-    async def encode_chat(self, messages: Sequence[Message], context: int) -> list[int]:
+    async def encode_chat(
+        self,
+        messages: Sequence[Message],
+        context: int | None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = None,
+    ) -> list[int]:
         """Token ids of a chat in the model's chat template, which the tokenizer must have.
+
+        The header of an answer is added, unless the answer continues the last message.
 
         Raises:
             ApiError: the chat is longer than ``context`` tokens can be, or the template refuses the messages.
         """
         turns: Any = [message.as_template() for message in messages]
+        continues = bool(continue_final_message)
+        adds_header = not continues if add_generation_prompt is None else add_generation_prompt
+        template = partial(
+            self.tokenizer.apply_chat_template,
+            turns,
+            add_generation_prompt=adds_header,
+            continue_final_message=continues,
+            tokenize=False,
+        )
         try:
-            text = await self._run(
-                lambda: str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-            )
-        except TemplateError as error:
+            text = await self._run(lambda: str(template()))
+        except (TemplateError, ValueError) as error:  # a ValueError: the last message's text is not in the chat's
             message = f"messages: the model's chat template refuses them: {error}"
             raise ApiError(400, message, param="messages", code="invalid_value") from error
         self._refuse_too_long(text, context, "messages")
@@ -67,8 +88,8 @@ class PromptEncoder:
         """Text of token ids, special tokens included."""
         return await self._run(lambda: str(self.tokenizer.decode(list(tokens))))
 
-    def _refuse_too_long(self, text: str, context: int, field: str) -> None:
-        if self._longest is None or len(text) <= context * self._longest:
+    def _refuse_too_long(self, text: str, context: int | None, field: str) -> None:
+        if self._longest is None or context is None or len(text) <= context * self._longest:
             return
         tokens = -(-len(_CONTROLS.sub("", text)) // self._longest)
         if tokens > context:

@@ -102,11 +102,16 @@ def make_api(
         entry: LogEntry = request.state.entry
         entry.set_body(body, client.catalogue.models)
         engine = client.catalogue.find(body.model, body.speculation)
-        prompt = await client.encode_chat(engine, body.messages)
+        prompt = await client.encode_chat(engine, body)
         requests = await client.prepare(entry.id, key, engine, body, [prompt], None)
-        id = f"chatcmpl-{uuid.uuid4().hex}"
         builder = ChatResponseBuilder(
-            id, body.model, client.detokenizer(engine), requests, client.fingerprint(engine), body.prompt_logprobs
+            f"chatcmpl-{body.request_id or uuid.uuid4().hex}",
+            body.model,
+            client.detokenizer(engine, body),
+            requests,
+            client.fingerprint(engine),
+            body.prompt_logprobs,
+            bool(body.return_token_ids),
         )
         return await _answer(client, body, engine, builder, request)
 
@@ -118,15 +123,20 @@ def make_api(
         engine = client.catalogue.find(body.model, body.speculation)
         prompts = await client.encode_prompts(engine, body)
         requests = await client.prepare(entry.id, key, engine, body, prompts, COMPLETION_TOKENS)
-        id = f"cmpl-{uuid.uuid4().hex}"
         options = CompletionOptions(
             prompt_logprobs=body.prompt_logprobs,
-            echo=client.echo(engine, body) if body.echo else None,
+            return_token_ids=bool(body.return_token_ids),
+            echo=client.echo(engine, body, prompts) if body.echo else None,
             best=(body.n or 1) if body.selects else None,
             hides_logprobs=body.logprobs is None,
         )
         builder = CompletionResponseBuilder(
-            id, body.model, client.detokenizer(engine), requests, client.fingerprint(engine), options
+            f"cmpl-{body.request_id or uuid.uuid4().hex}",
+            body.model,
+            client.detokenizer(engine, body),
+            requests,
+            client.fingerprint(engine),
+            options,
         )
         return await _answer(client, body, engine, builder, request)
 
@@ -137,7 +147,7 @@ def make_api(
         if (body.prompt is None) == (body.messages is None):
             raise invalid_value("prompt: give either prompt or messages", "prompt")
         if body.messages is not None:
-            tokens = await client.encode_chat(engine, body.messages)
+            tokens = await client.encode_chat(engine, body)
         else:
             tokens = await client.encode(engine, body.prompt or "")
         return TokenIds(tokens=tokens, count=len(tokens), max_model_len=client.context(engine))

@@ -44,7 +44,6 @@ _BOTH: dict[str, tuple[object, ...]] = {
     "suffix": ("",),
     # vLLM's
     "allowed_token_ids": (),
-    "bad_words": ([],),
     "cache_salt": (),
     "ec_transfer_params": (),
     "guided_choice": (),
@@ -53,23 +52,17 @@ _BOTH: dict[str, tuple[object, ...]] = {
     "guided_json": (),
     "guided_regex": (),
     "guided_whitespace_pattern": (),
-    "include_stop_str_in_output": (False,),
     "kv_transfer_params": (),
     "length_penalty": (1.0,),
     "logits_processors": ([],),
-    "priority": (0,),
     "repetition_detection": (),
-    "request_id": (),
-    "return_token_ids": (False,),
     "return_token_offsets": (False,),
     "return_tokens_as_token_ids": (False,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True, False),  # there are no special tokens in the text
+    "spaces_between_special_tokens": (True, False),  # as in vLLM, the fast tokenizers' decoders decide
     "structural_tag": (),
     "structured_outputs": (),
     "thinking_token_budget": (-1,),
-    "truncate_prompt_tokens": (),
-    "truncation_side": ("left", "right"),  # nothing is truncated
+    "truncation_side": ("left",),
     "use_beam_search": (False,),
     "vllm_xargs": ({},),
 }
@@ -91,11 +84,9 @@ _CHAT: dict[str, tuple[object, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
     # vLLM's
-    "add_generation_prompt": (True,),
     "add_special_tokens": (False,),
     "chat_template": (),
     "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
     "documents": ([],),
     "include_reasoning": (True, False),  # there is none
     "media_io_kwargs": ({},),
@@ -131,11 +122,9 @@ COMPLETION = ForeignFields(_BOTH | {"add_special_tokens": (True,), "prompt_embed
 TOKENIZE = ForeignFields(
     {
         "tools": ([],),
-        "add_generation_prompt": (True,),
         "add_special_tokens": (True,),
         "chat_template": (),
         "chat_template_kwargs": ({},),
-        "continue_final_message": (False,),
         "media_io_kwargs": ({},),
         "mm_processor_kwargs": ({},),
         "return_token_strs": (False,),

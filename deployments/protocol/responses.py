@@ -35,16 +35,19 @@ class ResponseBuilder(ABC):
         detokenizer: Detokenizer,
         requests: Sequence[Request],
         fingerprint: str,
-        prompt_logprobs: int | None = None,
+        prompt_logprobs: int | None,
+        return_token_ids: bool,
     ) -> None:
         """Begin a response.
 
         Args:
             fingerprint: OpenAI's ``system_fingerprint``.
             prompt_logprobs: number of likeliest tokens of vLLM's field; None without the field.
+            return_token_ids: whether vLLM's fields have the token ids of prompt and answer.
         """
         self.requests = requests
         self._detokenizer, self._prompt_logprobs = detokenizer, prompt_logprobs
+        self._returns_token_ids = return_token_ids
         self.answers = [RequestOutput(one.id) for one in requests]
         self._token_texts = {
             index: TokenTexts(detokenizer, one.prompt if one.continues_text else ())
@@ -69,6 +72,14 @@ class ResponseBuilder(ABC):
     @abstractmethod
     def usage_chunk(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> BaseModel:
         """Chunk without choices that has the usage and vLLM's metrics."""
+
+    def _token_ids(self, tokens: Sequence[int]) -> dict[str, Any]:
+        """vLLM's field of a choice with the token ids of its answer, if they were requested."""
+        return {"token_ids": list(tokens)} if self._returns_token_ids else {}
+
+    def _prompt_token_ids(self, index: int) -> dict[str, Any]:
+        """vLLM's field with the token ids of a choice's prompt, if they were requested."""
+        return {"prompt_token_ids": list(self.requests[index].prompt)} if self._returns_token_ids else {}
 
     def _scored_prompt(self, index: int) -> dict[str, Any]:
         """vLLM's field with the log-probabilities of a choice's prompt, if they were requested."""
@@ -95,15 +106,18 @@ class ChatResponseBuilder(ResponseBuilder):
                 "message": {"role": "assistant", "content": answer.text},
                 "logprobs": _chat_logprobs(self._positions(index, answer)),
             }
+            | self._token_ids(answer.tokens)
             for index, answer in enumerate(self.answers)
         ]
         return ChatCompletion.model_validate(
             {**self._base, "object": "chat.completion", "choices": choices, "usage": usage, "metrics": metrics}
             | self._scored_prompt(0)
+            | self._prompt_token_ids(0)
         )
 
     def first_chunk(self, index: int) -> ChatCompletionChunk:
-        return self._chunk([{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
+        choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+        return self._chunk([choice], **self._prompt_token_ids(index))
 
     def chunk(self, index: int, output: RequestOutput) -> ChatCompletionChunk:
         choice = {
@@ -112,7 +126,7 @@ class ChatResponseBuilder(ResponseBuilder):
             "finish_reason": output.finish_reason,
             "logprobs": _chat_logprobs(self._positions(index, output)),
         }
-        return self._chunk([choice])
+        return self._chunk([choice | self._token_ids(output.tokens)])
 
     def usage_chunk(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> ChatCompletionChunk:
         return self._chunk([], usage=usage, metrics=metrics)
@@ -143,13 +157,14 @@ class CompletionOptions:
     """What a response of /v1/completions has in addition to all answers.
 
     Attributes:
-        prompt_logprobs: number of likeliest tokens of vLLM's field; None without the field.
+        prompt_logprobs, return_token_ids: as of :class:`ResponseBuilder`.
         echo: text of each prompt, which then comes before its answers.
         best: number of answers to each prompt that are returned; None: all.
         hides_logprobs: whether the log-probabilities are there for the choice of the best answers only.
     """
 
     prompt_logprobs: int | None
+    return_token_ids: bool
     echo: Sequence[str] | None
     best: int | None
     hides_logprobs: bool
@@ -167,9 +182,11 @@ class CompletionResponseBuilder(ResponseBuilder):
         fingerprint: str,
         options: CompletionOptions,
     ) -> None:
-        super().__init__(id, model, detokenizer, requests, fingerprint, options.prompt_logprobs)
+        super().__init__(
+            id, model, detokenizer, requests, fingerprint, options.prompt_logprobs, options.return_token_ids
+        )
         self._options = options
-        self._unechoed = set() if options.echo is None else set(range(len(requests)))
+        self._unbegun = set(range(len(requests)))
         if options.hides_logprobs:
             self._token_texts = {}
         elif options.echo is not None:
@@ -211,13 +228,21 @@ class CompletionResponseBuilder(ResponseBuilder):
         return Completion.construct(**made)
 
     def _choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
-        if self._options.echo is None or index not in self._unechoed:
+        begins = index in self._unbegun
+        self._unbegun.discard(index)
+        if self._options.echo is None or not begins:
             text, logprobs = output.text, _completion_logprobs(self._positions(index, output))
         else:
-            self._unechoed.remove(index)
             text = self._options.echo[self.requests[index].prompt_index] + output.text
             logprobs = self._echoed_logprobs(index, output)
-        return {"index": index, "text": text, "finish_reason": output.finish_reason, "logprobs": logprobs}
+        return {
+            "index": index,
+            "text": text,
+            "finish_reason": output.finish_reason,
+            "logprobs": logprobs,
+            **self._token_ids(output.tokens),
+            **(self._prompt_token_ids(index) if begins else {}),
+        }
 
     def _echoed_logprobs(self, index: int, output: RequestOutput) -> dict[str, Any] | None:
         """Log-probabilities of a prompt, whose first token has none, and of the tokens after it."""

@@ -76,6 +76,12 @@ _OTHER_PARTS = {
 """What the types of parts of OpenAI's and vLLM's messages hold that no model here reads."""
 
 
+def _not_before_others(priority: Any) -> Any:
+    if isinstance(priority, int) and priority < 0:
+        raise PydanticCustomError("priority", "no request may go before those of others; give 0, or more to wait longer")
+    return priority
+
+
 def _text_only(kind: Any) -> Any:
     if kind != "text":
         other = _OTHER_PARTS.get(kind) if isinstance(kind, str) else None
@@ -176,11 +182,9 @@ class GenerationRequest(Body, ABC):
 
     Attributes:
         prompt_field: name of the field with the prompt.
-        continues_text: whether an answer continues the prompt's text.
     """
 
     prompt_field: ClassVar[str]
-    continues_text: ClassVar[bool]
 
     model: Annotated[str, Field(max_length=256)] = Field(description="one of those that /v1/models lists")
     max_tokens: Positive | None = Field(None, description="new tokens, at most")
@@ -211,6 +215,21 @@ class GenerationRequest(Body, ABC):
     stop_token_ids: Annotated[Tokens, Field(max_length=_ITEMS)] | None = Field(None, description="tokens that end it")
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="log-probabilities of the prompt's tokens, and of so many likeliest ones; not in a stream"
+    )
+    include_stop_str_in_output: bool | None = Field(None, description="what ends the answer belongs to its text")
+    skip_special_tokens: bool | None = Field(None, description="false: special tokens have a text, their name")
+    bad_words: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=_STOP_CHARACTERS)]], Field(max_length=256)] | None
+    ) = Field(None, description="texts that the answer never contains")
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, lt=2**31)] | None = Field(
+        None, description="only so many tokens of the prompt's end are read; -1: as many as fit"
+    )
+    return_token_ids: bool | None = Field(None, description="the token ids of prompt and answer too")
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = Field(
+        None, description="becomes a part of the answer's id"
+    )
+    priority: Annotated[int, BeforeValidator(_not_before_others), Field(ge=0, lt=2**31)] | None = Field(
+        None, description="a larger one waits for a slot until no smaller one does"
     )
     ignore_eos: bool | None = Field(None, description="the model's own end of text does not end it")
     acceptance: Literal["rejection", "typical"] | None = Field(None, description="'typical' changes the distribution")
@@ -254,6 +273,11 @@ class GenerationRequest(Body, ABC):
             raise invalid_value(str(error), str(error).partition(":")[0]) from error
 
     @property
+    @abstractmethod
+    def continues_text(self) -> bool:
+        """Whether an answer continues the prompt's text."""
+
+    @property
     def answers(self) -> int:
         """Number of answers to each prompt that are generated."""
         return self.n or 1
@@ -282,19 +306,36 @@ class GenerationRequest(Body, ABC):
         """Number of alternatives to each token; None: no logprobs."""
 
 
+def _refuse_two_ends(add_generation_prompt: bool | None, continue_final_message: bool | None) -> None:
+    if add_generation_prompt and continue_final_message:
+        raise PydanticCustomError(
+            "two_ends", "continue_final_message goes on with a message, and add_generation_prompt ends it; give one"
+        )
+
+
 class ChatRequest(GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
     foreign: ClassVar[ForeignFields] = CHAT
     prompt_field: ClassVar[str] = "messages"
-    continues_text: ClassVar[bool] = False
 
     messages: list[Message] = Field(min_length=1, max_length=_ITEMS, fail_fast=True)
+    add_generation_prompt: bool | None = Field(None, description="false: no header of an answer after the messages")
+    continue_final_message: bool | None = Field(None, description="the answer goes on with the last message's text")
     max_completion_tokens: Positive | None = Field(None, description="new name of max_tokens")
     logprobs: bool | None = Field(None, description="the log-probability of each token")
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="number of likeliest tokens reported with each token"
     )
+
+    @model_validator(mode="after")
+    def _one_end(self) -> ChatRequest:
+        _refuse_two_ends(self.add_generation_prompt, self.continue_final_message)
+        return self
+
+    @property
+    def continues_text(self) -> bool:
+        return bool(self.continue_final_message)
 
     def requested_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
@@ -321,7 +362,6 @@ class CompletionRequest(GenerationRequest):
 
     foreign: ClassVar[ForeignFields] = COMPLETION
     prompt_field: ClassVar[str] = "prompt"
-    continues_text: ClassVar[bool] = True
 
     prompt: Annotated[
         Annotated[Text, Tag("[text]")]
@@ -344,6 +384,10 @@ class CompletionRequest(GenerationRequest):
         if self.best_of is not None and self.best_of < (self.n or 1):
             raise PydanticCustomError("best_of", "best_of must be at least n; give more, or a smaller n")
         return self
+
+    @property
+    def continues_text(self) -> bool:
+        return True
 
     @property
     def answers(self) -> int:
@@ -394,6 +438,13 @@ class TokenizeRequest(Body):
     model: Annotated[str, Field(max_length=256)]
     prompt: Text | None = None
     messages: list[Message] | None = Field(None, min_length=1, max_length=_ITEMS, fail_fast=True)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_end(self) -> TokenizeRequest:
+        _refuse_two_ends(self.add_generation_prompt, self.continue_final_message)
+        return self
 
     @classmethod
     def _foreign_fields_of(cls, body: Mapping[str, Any]) -> ForeignFields:

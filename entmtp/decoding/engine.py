@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as GenericSequence
+from functools import cached_property
 
 from tokenizers import Tokenizer
 
+from entmtp.decoding.bad_words import word_tokens
 from entmtp.decoding.batch import BatchResult
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.faults import is_out_of_memory
@@ -53,6 +55,7 @@ class Engine:
         """
         self.backbone = backbone
         self.heads = heads
+        self._tokenizer = tokenizer
         self.detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
         self.context = settings.context_of(backbone.max_context, backbone.device.type)
         # The last step of a text may overshoot by a whole tree.
@@ -148,7 +151,9 @@ class Engine:
         self.check(request)
         params = request.params
         eos = frozenset() if params.ignore_eos else self.backbone.eos_token_ids
-        sampler = Sampler(params, eos | frozenset(params.stop_token_ids), request.answer_index, request.prompt_index)
+        stop_ids = eos | frozenset(params.stop_token_ids)
+        bad_words = word_tokens(self._tokenizer, params.bad_words) if self._tokenizer is not None else []
+        sampler = Sampler(params, stop_ids, request.answer_index, request.prompt_index, bad_words)
         sequence = Sequence(request, sampler, self._text_stream(request), completion or Completion())
         self.scheduler.add(sequence)
         return sequence.completion
@@ -158,12 +163,26 @@ class Engine:
         check_request(request, self.backbone.vocab_size, self.context, self.backbone.max_context)
         if request.params.stop and self.detokenizer is None:
             raise InvalidRequestError("stop: this engine has no tokenizer to find texts with; use stop_token_ids")
+        if request.params.bad_words and self._tokenizer is None:
+            raise InvalidRequestError("bad_words: this engine has no tokenizer to read texts with; use logit_bias")
 
     def _text_stream(self, request: Request) -> TextStream | None:
         if self.detokenizer is None:
             return None
-        prompt = request.prompt if request.continues_text else ()
-        return TextStream(self.detokenizer, request.params.stop, request.params.min_tokens, prompt)
+        params = request.params
+        return TextStream(
+            self.detokenizer if params.skip_special_tokens else self._special_detokenizer,
+            params.stop,
+            params.min_tokens,
+            request.prompt if request.continues_text else (),
+            include_stop=params.include_stop_str_in_output,
+        )
+
+    @cached_property
+    def _special_detokenizer(self) -> Detokenizer:
+        """Detokenizer for requests that want the text of special tokens."""
+        assert self._tokenizer is not None
+        return Detokenizer(self._tokenizer, skip_special=False)
 
     def reconfigure(self, policy: Policy, settings: EngineSettings) -> None:
         """Continue with another policy and other limits.

@@ -17,7 +17,7 @@ def make_output(sequence: Sequence) -> RequestOutput:
     text = ""
     if (stream := sequence.text_stream) is not None:
         for at, token in enumerate(new):
-            text += "" if token in stop_ids else stream.push(token)
+            text += "" if token in stop_ids and not params.include_stop_str_in_output else stream.push(token)
             if stream.stopped:
                 new, reason = new[: at + 1], "stop"
                 break

@@ -29,6 +29,7 @@ class Request:
             timing.
         continues_text: whether the answer's text goes on from the prompt's, so that a space between the two belongs to
             it. Otherwise, as in a chat, it is a text of its own.
+        priority: requests with a smaller number get a slot first, and among equal ones those that arrived first.
         scored_from: position of the first prompt token whose log-probability is reported, if ``params`` want these. A
             cached prefix is reused before it only.
         max_wait_seconds: predicted time for a slot beyond which it is refused, if that is shorter than the engine's.
@@ -42,6 +43,7 @@ class Request:
     prompt_index: int = 0
     cache_salt: str = ""
     continues_text: bool = False
+    priority: int = 0
     scored_from: int = 1
     max_wait_seconds: float | None = None
 

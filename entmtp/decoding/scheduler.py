@@ -40,10 +40,10 @@ class EngineFullError(EntMTPError):
 
 
 class Scheduler:
-    """Queue of waiting sequences, and the slots of the others: first come, first served.
+    """Queue of waiting sequences, and the slots of the others: by priority, then first come, first served.
 
     Attributes:
-        waiting: sequences without a slot, in the order of arrival.
+        waiting: sequences without a slot, in the order in which they will get one.
         running: sequences with a slot, in the order of arrival.
         slots: allocation of the cache's slots.
         workload: predicts how long a request waits.
@@ -75,7 +75,8 @@ class Scheduler:
         Raises:
             EngineFullError: if it would wait for longer than it or the engine allows, or too many wait already.
         """
-        wait = self.workload.wait(self.running, self.waiting, self.settings.slots)
+        ahead = sum(one.request.priority <= sequence.request.priority for one in self.waiting)
+        wait = self.workload.wait(self.running, list(self.waiting)[:ahead], self.settings.slots)
         own = sequence.request.max_wait_seconds
         limit = self.settings.max_wait_seconds
         if len(self.waiting) >= self.settings.max_waiting + self.settings.slots - len(self.running):
@@ -87,7 +88,7 @@ class Scheduler:
         if own is not None and wait > own:
             message = f"it would wait for {wait:.0f} s, longer than its {own:g} s; try again later, or give it longer"
             raise EngineFullError(message, math.ceil(wait - own), own=True)
-        self.waiting.append(sequence)
+        self.waiting.insert(ahead, sequence)
 
     def cancel(self, id: str) -> None:
         """End the sequence of a request, if it waits or runs; its slot is free at once."""

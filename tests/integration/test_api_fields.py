@@ -111,7 +111,8 @@ def test_the_best_of_several_answers_are_returned() -> None:
 
     def answer(self: Any) -> Any:
         letter = "abcd"[self.calls[-1].answer_index]
-        return [RequestOutput("r", [504, 253], letter, logprobs(*likelihoods[letter]), finish_reason="stop", stats=STATS)]
+        scores = logprobs(*likelihoods[letter])
+        return [RequestOutput("r", [504, 253], letter, scores, finish_reason="stop", stats=STATS)]
 
     type(answers).items = property(answer, lambda self, value: None)  # type: ignore[assignment]
     try:
@@ -140,6 +141,107 @@ def test_best_of_is_refused_where_it_cannot_be_whole(given: dict[str, Any], word
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
     assert not answers.calls
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"priority": -1}, "priority"),
+        ({"priority": 0.5}, "priority"),
+        ({"request_id": "a b"}, "request_id"),
+        ({"request_id": "x" * 129}, "request_id"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 0}, "prompt"),
+        ({"truncation_side": "right"}, "truncation_side"),
+        ({"bad_words": [""]}, "bad_words.0"),
+        ({"bad_words": "no"}, "bad_words"),
+        ({"bad_words": ["x"] * 257}, "bad_words"),
+        ({"skip_special_tokens": "no"}, "skip_special_tokens"),
+        ({"include_stop_str_in_output": 1}, "include_stop_str_in_output"),
+        ({"return_token_ids": 1}, "return_token_ids"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_name(given: dict[str, Any], param: str) -> None:
+    client, answers = api()
+    answer = client.post("/v1/completions", json=TEXT | given)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert not answers.calls
+
+
+def test_the_fields_reach_the_engine() -> None:
+    client, answers = api()
+    given = {"skip_special_tokens": False, "include_stop_str_in_output": True, "bad_words": ["no"], "stop": ["x"]}
+    assert client.post("/v1/chat/completions", json=CHAT | given | {"priority": 7}).status_code == 200
+    (call,) = answers.calls
+    assert call.priority == 7
+    assert {name: getattr(call.params, name) for name in given} == given
+
+
+def test_an_answer_has_the_id_that_its_client_gave() -> None:
+    client, _ = api()
+    chat = client.post("/v1/chat/completions", json=CHAT | {"request_id": "mine-1"}).json()
+    text = client.post("/v1/completions", json=TEXT | {"request_id": "mine-2"}).json()
+    assert (chat["id"], text["id"]) == ("chatcmpl-mine-1", "cmpl-mine-2")
+
+
+def test_only_the_end_of_a_long_prompt_is_read() -> None:
+    client, answers = api()
+    words = "one two three four five " * 200  # longer than the context
+    body = TEXT | {"prompt": words, "truncate_prompt_tokens": 7, "echo": True}
+    echoed = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    client.post("/v1/completions", json=TEXT | {"prompt": words, "truncate_prompt_tokens": -1})
+    client.post("/v1/completions", json=TEXT | {"prompt": [[5, 6, 7], [8]], "truncate_prompt_tokens": 2})
+    chat = {"messages": [{"role": "user", "content": words}], "truncate_prompt_tokens": 9}
+    client.post("/v1/chat/completions", json=CHAT | chat)
+    lengths = [len(call.prompt) for call in answers.calls]
+    assert lengths == [7, 256 - 8, 2, 1, 9]
+    assert list(answers.calls[2].prompt) == [6, 7]
+    assert words.endswith(echoed.removesuffix(" a b c"))
+    assert client.post("/v1/completions", json=TEXT | {"prompt": words}).status_code == 400
+
+
+def test_token_ids_come_with_the_text() -> None:
+    client, answers = api()
+    wanted = {"return_token_ids": True}
+    chat = client.post("/v1/chat/completions", json=CHAT | wanted).json()
+    text = client.post("/v1/completions", json=TEXT | wanted).json()["choices"][0]
+    first, second = (list(call.prompt) for call in answers.calls)
+    assert (chat["prompt_token_ids"], chat["choices"][0]["token_ids"]) == (first, [504, 253, 28])
+    assert (text["prompt_token_ids"], text["token_ids"]) == (second, [504, 253, 28])
+    for path, body in (("chat/completions", CHAT), ("completions", TEXT)):
+        chunks = events(client.post(f"/v1/{path}", json=body | wanted | {"stream": True}).text)[:-1]
+        tokens = [token for chunk in chunks for token in chunk["choices"][0].get("token_ids", [])]
+        assert tokens == [504, 253, 28]
+        holders = [each for chunk in chunks for each in (chunk, chunk["choices"][0]) if "prompt_token_ids" in each]
+        assert [each["prompt_token_ids"] for each in holders] == [first if path != "completions" else second]
+    assert "token_ids" not in client.post("/v1/completions", json=TEXT).json()["choices"][0]
+
+
+def test_a_last_message_is_continued_or_left_without_an_answers_header() -> None:
+    client, answers = api()
+    begun = [{"role": "user", "content": "Capital of France?"}, {"role": "assistant", "content": "The capital is"}]
+    chat = {name: value for name, value in CHAT.items() if name != "messages"} | {"messages": begun}
+
+    def text_of(**given: bool) -> str:
+        answer = client.post("/v1/chat/completions", json=chat | given)
+        assert answer.status_code == 200, answer.text
+        tokens = list(answers.calls[-1].prompt)
+        assert client.post("/tokenize", json={"model": "m", "messages": begun} | given).json()["tokens"] == tokens
+        return str(client.post("/detokenize", json={"model": "m", "tokens": tokens}).json()["prompt"])
+
+    continued = text_of(continue_final_message=True)
+    assert continued.endswith("The capital is")
+    assert answers.calls[-1].continues_text
+    assert 2 in answers.calls[-1].params.stop_token_ids  # a chat's end of turn
+    assert text_of(continue_final_message=True, add_generation_prompt=False) == continued
+    assert text_of(add_generation_prompt=False).endswith("The capital is<|im_end|>\n")
+    assert text_of().endswith("<|im_start|>assistant\n")
+    for path in ("/v1/chat/completions", "/tokenize"):
+        body = {"model": "m", "messages": begun, "continue_final_message": True, "add_generation_prompt": True}
+        answer = client.post(path, json=body)
+        assert answer.status_code == 400
+        assert "give one" in answer.json()["error"]["message"]
 
 
 def test_best_of_as_many_as_are_returned_is_n() -> None:

@@ -135,3 +135,25 @@ def test_those_that_wait_begin_in_the_order_of_arrival(backbone: Backbone) -> No
     while not engine.idle:
         begun |= dict.fromkeys(output.id for output in engine.step())
     assert list(begun) == names
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=12))
+def test_a_smaller_priority_begins_first_and_equal_ones_in_order(backbone: Backbone, priorities: list[int]) -> None:
+    engine = Engine(backbone, None, StaticPolicy(TREES["root"], 8), EngineSettings(slots=1, context=CONTEXT))
+    params = SamplingParams(temperature=0.0, max_tokens=1)
+    engine.submit(Request("first", small_prompt(3), params))
+    engine.scheduler.schedule()  # it has its slot before the others come
+    for at, priority in enumerate(priorities):
+        engine.submit(Request(str(at), small_prompt(3), params, priority=priority))
+    ended = []
+    while not engine.idle:
+        ended += [output.id for output in engine.step() if output.finish_reason]
+    assert ended == ["first", *(str(at) for at, _ in sorted(enumerate(priorities), key=lambda each: each[1]))]
+
+
+def test_a_request_waits_for_those_before_it_alone(backbone: Backbone) -> None:
+    engine = full_engine(backbone, max_wait_seconds=30)
+    engine.cancel("b")
+    engine.submit(Request("patient", small_prompt(3), SamplingParams(max_tokens=21), priority=5))
+    engine.submit(Request("c", small_prompt(3), SamplingParams(max_tokens=5)))
+    assert refusal(engine, priority=5).retry_seconds == 16
