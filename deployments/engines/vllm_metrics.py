@@ -28,7 +28,7 @@ VLLM_NAMES: dict[str, tuple[str, ...]] = {
 }
 """vLLM's names of our metrics with the same meaning; both sides without prefix and without a counter's ``_total``."""
 
-_SAMPLE = re.compile(rf'(?:# (?:HELP|TYPE) )?ray_{PREFIX}(\w+?)(_total|_bucket|_sum|_count)?(?=[ {{]).*')
+_SAMPLE = re.compile(rf"(?:# (?:HELP|TYPE) )?ray_{PREFIX}(\w+?)(_total|_bucket|_sum|_count)?(?=[ {{]).*")
 _ENGINE = re.compile(r'\{(.*?)engine="([^"]*)"')
 
 

@@ -78,7 +78,9 @@ _OTHER_PARTS = {
 
 def _not_before_others(priority: Any) -> Any:
     if isinstance(priority, int) and priority < 0:
-        raise PydanticCustomError("priority", "no request may go before those of others; give 0, or more to wait longer")
+        raise PydanticCustomError(
+            "priority", "no request may go before those of others; give 0, or more to wait longer"
+        )
     return priority
 
 

@@ -160,4 +160,3 @@ def test_a_chat_is_not_echoed() -> None:
     refusing, _ = api()
     answer = refusing.post("/v1/chat/completions", json={"model": "m", "messages": [], "echo": True})
     assert answer.json()["error"]["param"] == "echo"
-

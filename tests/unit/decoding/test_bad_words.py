@@ -30,7 +30,7 @@ def plainly(backbone: Backbone, prompt: list[int], words: list[Word]) -> list[in
     """Greedy text of the model run alone that takes the likeliest token that completes no word."""
     tokens: list[int] = []
     while len(tokens) < LONGEST:
-        logits = plain_logits(backbone.model, [*prompt, *tokens])[-1]
+        logits = plain_logits(backbone.model, [*prompt, *tokens])[-1].clone()
         for word in words:
             if tuple(tokens[len(tokens) + 1 - len(word) :]) == word[:-1] and len(tokens) + 1 >= len(word):
                 logits[word[-1]] = -math.inf

@@ -133,5 +133,3 @@ def test_they_come_with_the_first_output(backbone: Backbone, heads: DraftHeads) 
     assert len(first.prompt_logprobs) == 8
     assert rest
     assert not any(output.prompt_logprobs for output in rest)
-
-
