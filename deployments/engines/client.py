@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -150,7 +151,7 @@ class EngineClient:
         """
         n = body.answers
         self._check_choices(body, len(prompts))
-        seed = secrets.randbelow(2**63)
+        seed, arrived = secrets.randbelow(2**63), time.time()
         requests: list[Request] = []
         for at, prompt in enumerate(prompts):
             params = body.sampling_params(self._free_context(engine, prompt, body), default_tokens)
@@ -176,6 +177,7 @@ class EngineClient:
                     salt,
                     body.continues_text,
                     priority=body.priority or 0,
+                    arrived=arrived,
                     max_wait_seconds=deadline,
                 )
                 for answer in range(n)

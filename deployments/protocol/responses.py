@@ -186,7 +186,7 @@ class CompletionResponseBuilder(ResponseBuilder):
             id, model, detokenizer, requests, fingerprint, options.prompt_logprobs, options.return_token_ids
         )
         self._options = options
-        self._unbegun = set(range(len(requests)))
+        self._unstarted = set(range(len(requests)))
         if options.hides_logprobs:
             self._token_texts = {}
         elif options.echo is not None:
@@ -194,8 +194,8 @@ class CompletionResponseBuilder(ResponseBuilder):
 
     def full_response(self, usage: CompletionUsage, metrics: dict[str, Any] | None) -> Completion:
         choices = [
-            self._choice(index, self.answers[index]) | self._scored_prompt(index) | {"index": place}
-            for place, index in enumerate(self._returned())
+            self._choice(index, self.answers[index]) | self._scored_prompt(index) | {"index": position}
+            for position, index in enumerate(self._returned())
         ]
         return self._completion(choices, usage=usage, metrics=metrics)
 
@@ -228,8 +228,8 @@ class CompletionResponseBuilder(ResponseBuilder):
         return Completion.construct(**made)
 
     def _choice(self, index: int, output: RequestOutput) -> dict[str, Any]:
-        begins = index in self._unbegun
-        self._unbegun.discard(index)
+        begins = index in self._unstarted
+        self._unstarted.discard(index)
         if self._options.echo is None or not begins:
             text, logprobs = output.text, _completion_logprobs(self._positions(index, output))
         else:

@@ -23,7 +23,7 @@ def forbid(logits: torch.Tensor, words: Sequence[Word], texts: Sequence[Sequence
     """Mask in ``logits [n, vocab_size]`` the tokens that complete a word after the answer so far, ``texts[row]``."""
     forbidden = torch.zeros_like(logits, dtype=torch.bool)
     for word in words:
-        begun, last = word[:-1], word[-1]
-        rows = [row for row, text in enumerate(texts) if not begun or tuple(text[-len(begun) :]) == begun]
+        prefix, last = word[:-1], word[-1]
+        rows = [row for row, text in enumerate(texts) if not prefix or tuple(text[-len(prefix) :]) == prefix]
         forbidden[rows, last] = True
     return logits.masked_fill(forbidden, -math.inf)

@@ -30,6 +30,8 @@ class Request:
         continues_text: whether the answer's text goes on from the prompt's, so that a space between the two belongs to
             it. Otherwise, as in a chat, it is a text of its own.
         priority: requests with a smaller number get a slot first, and among equal ones those that arrived first.
+        arrived: time at which a service received it, in seconds since 1970. Of two requests with the same time, as
+            without a service, the one that is submitted first has arrived first.
         scored_from: position of the first prompt token whose log-probability is reported, if ``params`` want these. A
             cached prefix is reused before it only.
         max_wait_seconds: predicted time for a slot beyond which it is refused, if that is shorter than the engine's.
@@ -44,8 +46,14 @@ class Request:
     cache_salt: str = ""
     continues_text: bool = False
     priority: int = 0
+    arrived: float = 0.0
     scored_from: int = 1
     max_wait_seconds: float | None = None
+
+    @property
+    def turn(self) -> tuple[int, float]:
+        """Sort key of its turn among those that wait for a slot."""
+        return self.priority, self.arrived
 
     @property
     def reusable_tokens(self) -> int:

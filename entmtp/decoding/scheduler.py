@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,13 +76,13 @@ class Scheduler:
         Raises:
             EngineFullError: if it would wait for longer than it or the engine allows, or too many wait already.
         """
-        ahead = sum(one.request.priority <= sequence.request.priority for one in self.waiting)
+        ahead = bisect_right(self.waiting, sequence.request.turn, key=lambda one: one.request.turn)
         wait = self.workload.wait(self.running, list(self.waiting)[:ahead], self.settings.slots)
         own = sequence.request.max_wait_seconds
         limit = self.settings.max_wait_seconds
         if len(self.waiting) >= self.settings.max_waiting + self.settings.slots - len(self.running):
-            next_place = max(1, math.ceil(wait / (1 + len(self.waiting))))
-            raise EngineFullError(f"engine: {len(self.waiting)} requests wait already; try again later", next_place)
+            next_seconds = max(1, math.ceil(wait / (1 + len(self.waiting))))
+            raise EngineFullError(f"engine: {len(self.waiting)} requests wait already; try again later", next_seconds)
         if wait > limit:
             message = f"engine: a request would wait for {wait:.0f} s, longer than {limit:g} s; try again later"
             raise EngineFullError(message, math.ceil(wait - limit))

@@ -151,6 +151,16 @@ def test_a_smaller_priority_begins_first_and_equal_ones_in_order(backbone: Backb
     assert ended == ["first", *(str(at) for at, _ in sorted(enumerate(priorities), key=lambda each: each[1]))]
 
 
+def test_requests_begin_in_the_order_in_which_a_service_received_them(backbone: Backbone) -> None:
+    engine = Engine(backbone, None, StaticPolicy(TREES["root"], 8), EngineSettings(slots=1, context=CONTEXT))
+    for name, arrived in (("third", 3.0), ("first", 1.0), ("second", 2.0), ("fourth", 3.0)):
+        engine.submit(Request(name, small_prompt(3), SamplingParams(max_tokens=1), arrived=arrived))
+    ended = []
+    while not engine.idle:
+        ended += [output.id for output in engine.step() if output.finish_reason]
+    assert ended == ["first", "second", "third", "fourth"]
+
+
 def test_a_request_waits_for_those_before_it_alone(backbone: Backbone) -> None:
     engine = full_engine(backbone, max_wait_seconds=30)
     engine.cancel("b")
