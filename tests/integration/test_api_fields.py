@@ -178,6 +178,13 @@ def test_the_fields_reach_the_engine() -> None:
     assert {name: getattr(call.params, name) for name in given} == given
 
 
+def test_nothing_is_drafted_for_a_single_token() -> None:
+    client, answers = api()
+    for tokens in (1, 2):
+        client.post("/v1/completions", json=TEXT | {"max_tokens": tokens, "speculation": {"max_nodes": 3}})
+    assert [call.max_nodes for call in answers.calls] == [0, 3]
+
+
 def test_an_answer_has_the_id_that_its_client_gave() -> None:
     client, _ = api()
     chat = client.post("/v1/chat/completions", json=CHAT | {"request_id": "mine-1"}).json()

@@ -79,6 +79,10 @@ def test_an_answer_is_predicted_to_be_as_long_as_the_last_ones() -> None:
         workload.observe_answer(20, complete=True)
     assert workload.predicted_tokens(long) == pytest.approx(20, rel=0.1)
     assert workload.predicted_tokens(sequence(12, written=10)) == 2
+    workload.observe_answer(1, complete=False)  # it might have been of any length
+    assert workload.predicted_tokens(long) == pytest.approx(20, rel=0.1)
+    workload.observe_answer(2000, complete=False)
+    assert workload.predicted_tokens(long) > 100
 
 
 def test_an_engine_that_has_not_run_yet_refuses_nobody() -> None:

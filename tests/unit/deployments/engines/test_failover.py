@@ -18,7 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from deployments.engines import failover
 from deployments.engines.failover import stream_with_failover
 from deployments.protocol.messages import CallStream, Failure
-from entmtp.decoding.outputs import RequestOutput
+from entmtp.decoding.outputs import PromptLogprobs, RequestOutput
 from entmtp.decoding.request import Request
 from entmtp.settings import SamplingParams
 
@@ -184,6 +184,16 @@ def test_a_call_waits_for_room_where_its_request_has_been_taken() -> None:
     assert isinstance(failure, Failure)
     assert failure.kind == "full"
     assert len(handle.calls) == 3
+
+
+def test_scores_of_the_prompt_come_once_however_often_it_is_read() -> None:
+    scores = [PromptLogprobs(-1.0, [], 1)]
+    first = RequestOutput("r", TOKENS[:1], "", prompt_logprobs=scores)
+    rest = RequestOutput("r", TOKENS[1:], "abcdefghijkl", finish_reason="length")
+    found = collected(Handle([first, dead()], [first, rest]))
+    outputs = [item for item in found if isinstance(item, RequestOutput)]
+    assert [item.prompt_logprobs for item in outputs] == [scores, []]
+    assert one_text(found)
 
 
 def test_a_refusal_tells_when_to_try_again() -> None:
