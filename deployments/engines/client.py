@@ -206,7 +206,7 @@ class EngineClient:
         async with aclosing(merge_streams(streams)) as stream:
             async for number, item in stream:
                 if isinstance(item, Failure):
-                    raise self._error(item)
+                    raise self._error(item, requests[number])
                 yield number, item
 
     def _check_choices(self, body: GenerationRequest, prompts: int) -> None:
@@ -244,12 +244,15 @@ class EngineClient:
         if wait:
             raise rate_limit_error("this key has reached its limit per minute", math.ceil(wait))
 
-    def _error(self, failure: Failure) -> ApiError:
-        seconds = max(self.args.limits.retry_after_s, failure.retry_seconds or 0)
-        if failure.kind == "full":
-            return engine_full_error(seconds)
-        if failure.kind == "late":
+    def _error(self, failure: Failure, call: Request) -> ApiError:
+        limits = self.args.limits
+        seconds = max(limits.retry_after_s, failure.retry_seconds or 0)
+        if failure.kind == "late" and call.priority:
+            return rate_limit_error(failure.message, seconds)
+        if failure.kind == "late" and (call.max_wait_seconds or 0.0) < limits.request_seconds:
             return rate_limit_error(f"timeout_s: {failure.message}", seconds)
+        if failure.kind in {"full", "late"}:  # the service's own deadline is that of every request
+            return engine_full_error(seconds)
         if failure.kind == "invalid":
             return invalid_value(failure.message, failure.message.partition(":")[0])
         headers = NO_RETRY if failure.kind in {"failed", "fatal"} else None

@@ -32,7 +32,7 @@ class EngineFullError(EntMTPError):
 
     Attributes:
         retry_seconds: predicted time after which the request would be taken.
-        own: whether only this request is refused, for its own limit is shorter than the engine's.
+        own: whether its own limit or priority is the reason, so that others may be taken.
     """
 
     def __init__(self, message: str, retry_seconds: int, *, own: bool = False) -> None:
@@ -85,7 +85,7 @@ class Scheduler:
             raise EngineFullError(f"engine: {len(self.waiting)} requests wait already; try again later", next_seconds)
         if wait > limit:
             message = f"engine: a request would wait for {wait:.0f} s, longer than {limit:g} s; try again later"
-            raise EngineFullError(message, math.ceil(wait - limit))
+            raise EngineFullError(message, math.ceil(wait - limit), own=sequence.request.priority > 0)
         if own is not None and wait > own:
             message = f"it would wait for {wait:.0f} s, longer than its {own:g} s; try again later, or give it longer"
             raise EngineFullError(message, math.ceil(wait - own), own=True)

@@ -226,6 +226,18 @@ def test_a_refusal_for_a_requests_own_deadline_concerns_no_other_request() -> No
     assert answers.calls[0].max_wait_seconds == 5
 
 
+def test_a_refusal_for_a_low_priority_concerns_no_other_request() -> None:
+    client, _ = api(Failure("late", "engine: a request would wait for 400 s, longer than 300 s", 100))
+    answer = client.post("/v1/chat/completions", json=CHAT | {"priority": 1})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "100")
+    assert FULL_HEADER.decode() not in answer.headers
+
+
+def test_a_refusal_for_the_services_own_deadline_concerns_all() -> None:
+    client, _ = api(Failure("late", "it would wait for 900 s, longer than its 600 s", 300))
+    assert client.post("/v1/chat/completions", json=CHAT).headers[FULL_HEADER.decode()]
+
+
 def test_a_request_waits_no_longer_than_the_service_lets_it_run() -> None:
     client, answers = api(limits={"request_seconds": 20})
     client.post("/v1/chat/completions", json=CHAT)
