@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from deployments.engines.metric_definition import PREFIX
 
@@ -41,19 +41,15 @@ def vllm_lines(text: str, models: Mapping[str, str]) -> str:
     renamed: dict[str, list[str]] = {}
     for line in text.splitlines():
         found = _SAMPLE.fullmatch(line)
-        for name in VLLM_NAMES.get(found[1], ()) if found else ():
-            renamed.setdefault(name, []).append(_renamed(line, found[1], name, models))
-    return "".join(f"{line}\n" for line in _flattened(renamed))
+        ours = found[1] if found else ""
+        for name in VLLM_NAMES.get(ours, ()):
+            renamed.setdefault(name, []).append(_renamed(line, ours, name, models))
+    return "".join(f"{line}\n" for lines in renamed.values() for line in lines)
 
 
 def _renamed(line: str, ours: str, theirs: str, models: Mapping[str, str]) -> str:
     line = line.replace(f"ray_{PREFIX}{ours}", f"vllm:{theirs}", 1)
     return _ENGINE.sub(lambda found: f'{{model_name="{models.get(found[2], "")}",{found[0][1:]}', line, count=1)
-
-
-def _flattened(lines: Mapping[str, list[str]]) -> Iterator[str]:
-    for each in lines.values():
-        yield from each
 
 
 def unfinished_requests(text: str) -> int:
