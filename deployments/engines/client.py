@@ -21,7 +21,8 @@ from deployments.engines.tokenizing import PromptEncoder, prompt_too_long
 from deployments.engines.tracing import Tracing
 from deployments.protocol.errors import ApiError, context_error, engine_full_error, invalid_value, rate_limit_error
 from deployments.protocol.messages import Failure, prompt_tokens
-from deployments.protocol.schema import ChatRequest, CompletionRequest, GenerationRequest, TokenizeRequest
+from deployments.protocol.schema import ChatRequest, CompletionRequest, GenerationRequest
+from deployments.protocol.tokenize_schema import TokenizeRequest
 from deployments.settings import AppArgs, EngineArgs
 from entmtp import __version__
 from entmtp.decoding.detokenizer import REPLACEMENT, Detokenizer

@@ -88,7 +88,7 @@ class Version(BaseModel):
 
 
 class Load(BaseModel):
-    """How much there is to do."""
+    """The amount of work."""
 
     server_load: int = Field(description="requests that run or wait, in all engines")
 

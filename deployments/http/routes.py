@@ -54,12 +54,11 @@ from deployments.protocol.schema import (
     COMPLETION_TOKENS,
     ChatRequest,
     CompletionRequest,
-    DetokenizeRequest,
     GenerationRequest,
     StreamOptions,
-    TokenizeRequest,
 )
 from deployments.protocol.speculative_metrics import metrics_of
+from deployments.protocol.tokenize_schema import DetokenizeRequest, TokenizeRequest
 from deployments.settings import EngineArgs
 from entmtp import __version__
 from entmtp.decoding.outputs import RequestOutput

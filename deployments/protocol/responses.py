@@ -154,7 +154,7 @@ def _chat_token(one: TokenText) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CompletionOptions:
-    """What a response of /v1/completions has in addition to all answers.
+    """Options of a response of /v1/completions.
 
     Attributes:
         prompt_logprobs, return_token_ids: as of :class:`ResponseBuilder`.

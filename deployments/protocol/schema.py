@@ -26,11 +26,10 @@ from deployments.protocol.compatibility import (
     MESSAGE,
     NOTHING,
     PART,
-    TOKENIZE,
-    TOKENIZE_CHAT,
     ForeignFields,
 )
 from deployments.protocol.errors import invalid_value
+from deployments.protocol.value_checks import not_before_others, text_only
 from entmtp.errors import EntMTPError
 from entmtp.settings import SamplingParams
 
@@ -62,34 +61,6 @@ def _token_ids(given: Any) -> Any:
         if not all(isinstance(name, str) and name.isascii() and name.isdigit() and len(name) <= 10 for name in given):
             raise PydanticCustomError("token_id", "its names must be token ids; give ids")
     return given
-
-
-_OTHER_PARTS = {
-    "image_url": "images",
-    "input_image": "images",
-    "input_audio": "audio",
-    "audio_url": "audio",
-    "video_url": "videos",
-    "file": "files",
-    "input_file": "files",
-}
-"""What the types of parts of OpenAI's and vLLM's messages hold that no model here reads."""
-
-
-def _not_before_others(priority: Any) -> Any:
-    if isinstance(priority, int) and priority < 0:
-        raise PydanticCustomError(
-            "priority", "no request may go before those of others; give 0, or more to wait longer"
-        )
-    return priority
-
-
-def _text_only(kind: Any) -> Any:
-    if kind != "text":
-        other = _OTHER_PARTS.get(kind) if isinstance(kind, str) else None
-        context = {"other": f", and no {other}" if other else ""}
-        raise PydanticCustomError("part_type", "the model reads text alone{other}; send parts of type 'text'", context)
-    return kind
 
 
 class Body(BaseModel):
@@ -143,7 +114,7 @@ class TextPart(Body):
 
     foreign: ClassVar[ForeignFields] = PART
 
-    type: Annotated[Literal["text"], BeforeValidator(_text_only)]
+    type: Annotated[Literal["text"], BeforeValidator(text_only)]
     text: Text
 
 
@@ -230,7 +201,7 @@ class GenerationRequest(Body, ABC):
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = Field(
         None, description="becomes a part of the answer's id"
     )
-    priority: Annotated[int, BeforeValidator(_not_before_others), Field(ge=0, lt=2**31)] | None = Field(
+    priority: Annotated[int, BeforeValidator(not_before_others), Field(ge=0, lt=2**31)] | None = Field(
         None, description="a larger one waits for a slot until no smaller one does"
     )
     ignore_eos: bool | None = Field(None, description="the model's own end of text does not end it")
@@ -308,7 +279,11 @@ class GenerationRequest(Body, ABC):
         """Number of alternatives to each token; None: no logprobs."""
 
 
-def _refuse_two_ends(add_generation_prompt: bool | None, continue_final_message: bool | None) -> None:
+Messages = Annotated[list[Message], Field(min_length=1, max_length=_ITEMS, fail_fast=True)]
+
+
+def refuse_two_ends(add_generation_prompt: bool | None, continue_final_message: bool | None) -> None:
+    """Raise unless a chat ends in one way."""
     if add_generation_prompt and continue_final_message:
         raise PydanticCustomError(
             "two_ends", "continue_final_message goes on with a message, and add_generation_prompt ends it; give one"
@@ -321,7 +296,7 @@ class ChatRequest(GenerationRequest):
     foreign: ClassVar[ForeignFields] = CHAT
     prompt_field: ClassVar[str] = "messages"
 
-    messages: list[Message] = Field(min_length=1, max_length=_ITEMS, fail_fast=True)
+    messages: Messages
     add_generation_prompt: bool | None = Field(None, description="false: no header of an answer after the messages")
     continue_final_message: bool | None = Field(None, description="the answer goes on with the last message's text")
     max_completion_tokens: Positive | None = Field(None, description="new name of max_tokens")
@@ -332,7 +307,7 @@ class ChatRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _one_end(self) -> ChatRequest:
-        _refuse_two_ends(self.add_generation_prompt, self.continue_final_message)
+        refuse_two_ends(self.add_generation_prompt, self.continue_final_message)
         return self
 
     @property
@@ -423,31 +398,3 @@ class CompletionRequest(GenerationRequest):
         if isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
-
-
-class DetokenizeRequest(Body):
-    """Body of POST /detokenize."""
-
-    model: Annotated[str, Field(max_length=256)]
-    tokens: Tokens
-
-
-class TokenizeRequest(Body):
-    """Body of POST /tokenize: a text, or a chat to which the chat template is applied."""
-
-    foreign: ClassVar[ForeignFields] = TOKENIZE
-
-    model: Annotated[str, Field(max_length=256)]
-    prompt: Text | None = None
-    messages: list[Message] | None = Field(None, min_length=1, max_length=_ITEMS, fail_fast=True)
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-
-    @model_validator(mode="after")
-    def _one_end(self) -> TokenizeRequest:
-        _refuse_two_ends(self.add_generation_prompt, self.continue_final_message)
-        return self
-
-    @classmethod
-    def _foreign_fields_of(cls, body: Mapping[str, Any]) -> ForeignFields:
-        return cls.foreign if body.get("messages") is None else TOKENIZE_CHAT

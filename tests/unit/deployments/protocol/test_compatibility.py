@@ -20,8 +20,8 @@ from deployments.protocol.schema import (
     GenerationRequest,
     Message,
     StreamOptions,
-    TokenizeRequest,
 )
+from deployments.protocol.tokenize_schema import TokenizeRequest
 
 CHAT_BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 TEXT_BODY: dict[str, Any] = {"model": "m", "prompt": "Hello"}
