@@ -10,7 +10,7 @@ from deployments.engines.vllm_metrics import unfinished_requests
 from deployments.http.openapi import UNSERVED
 from entmtp import __version__
 from entmtp.decoding.outputs import RequestOutput, TokenLogprobs
-from tests.helpers.http_api import CHAT, STATS, api, events
+from tests.helpers.http_api import CHAT, STATS, Answers, api, events
 
 TEXT = {"model": "m", "prompt": "a", "max_tokens": 8}
 
@@ -105,7 +105,7 @@ def logprobs(*values: float) -> list[TokenLogprobs]:
     return [TokenLogprobs(value, []) for value in values]
 
 
-def test_the_best_of_several_answers_are_returned() -> None:
+def test_the_best_of_several_answers_are_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     likelihoods = {"a": [-3.0, -1.0], "b": [-0.5, -0.7], "c": [-0.1, -9.0], "d": [-1.0, -0.5]}
     client, answers = api()
 
@@ -114,12 +114,9 @@ def test_the_best_of_several_answers_are_returned() -> None:
         scores = logprobs(*likelihoods[letter])
         return [RequestOutput("r", [504, 253], letter, scores, finish_reason="stop", stats=STATS)]
 
-    type(answers).items = property(answer, lambda self, value: None)  # type: ignore[assignment]
-    try:
-        body = client.post("/v1/completions", json=TEXT | {"best_of": 4, "n": 2}).json()
-        with_logprobs = client.post("/v1/completions", json=TEXT | {"best_of": 4, "n": 2, "logprobs": 0}).json()
-    finally:
-        del type(answers).items
+    monkeypatch.setattr(Answers, "items", property(answer), raising=False)
+    body = client.post("/v1/completions", json=TEXT | {"best_of": 4, "n": 2}).json()
+    with_logprobs = client.post("/v1/completions", json=TEXT | {"best_of": 4, "n": 2, "logprobs": 0}).json()
     assert [(one["index"], one["text"], one["logprobs"]) for one in body["choices"]] == [(0, "b", None), (1, "d", None)]
     assert body["usage"]["completion_tokens"] == 8  # all that were written
     assert [one["logprobs"]["token_logprobs"] for one in with_logprobs["choices"]] == [[-0.5, -0.7], [-1.0, -0.5]]

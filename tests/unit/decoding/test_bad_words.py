@@ -19,7 +19,7 @@ from entmtp.policies.static import StaticPolicy
 from entmtp.settings import EngineSettings, SamplingParams
 from tests.helpers.examples import examples
 from tests.helpers.small_cases import SMALL_VOCAB, small_prompt
-from tests.helpers.tiny_models import CONTEXT, TREES, plain_logits
+from tests.helpers.tiny_models import CONTEXT, TREES, greedy, plain_logits
 from tests.helpers.tokenizers import byte_level
 
 WORDS = st.lists(st.lists(st.integers(0, SMALL_VOCAB - 1), min_size=1, max_size=3).map(tuple), min_size=1, max_size=4)
@@ -56,6 +56,21 @@ def test_the_text_is_that_of_plain_decoding_without_them(
             engine.step()
     assert done.tokens == plainly(backbone, small_prompt(5, seed), words)
     assert len(free.tokens) == LONGEST
+
+
+@pytest.mark.parametrize("tree", ["root", "bushy"])
+def test_a_word_may_have_its_tokens_in_several_steps(
+    backbone: Backbone, heads: DraftHeads, tree: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = small_prompt(5)
+    words: list[Word] = [tuple(greedy(backbone.model, prompt, LONGEST)[at : at + 4]) for at in (2, 7)]
+    monkeypatch.setattr(engines, "word_tokens", lambda *_: words)
+    sizes = EngineSettings(slots=1, context=CONTEXT)
+    engine = Engine(backbone, heads, StaticPolicy(TREES[tree], 8), sizes, byte_level(()))
+    done = engine.submit(Request("r", prompt, SamplingParams(temperature=0.0, max_tokens=LONGEST, bad_words=["x"])))
+    while not engine.idle:
+        engine.step()
+    assert done.tokens == plainly(backbone, prompt, words) != greedy(backbone.model, prompt, LONGEST)
 
 
 def test_only_the_last_token_after_the_others_is_masked() -> None:

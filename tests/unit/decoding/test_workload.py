@@ -63,8 +63,8 @@ def test_the_wait_is_that_of_requests_that_share_the_speed(running: list[int], w
     slots = 3
     waiting = waiting if len(running) == slots else []
     wait = measured().wait(map(sequence, running), map(sequence, waiting), slots)
-    seconds = [[WRITE_SECONDS * tokens for tokens in each] for each in (running, waiting)]
-    assert wait == pytest.approx(simulated(*seconds, slots), abs=0.1)
+    active, queue = ([WRITE_SECONDS * tokens for tokens in each] for each in (running, waiting))
+    assert wait == pytest.approx(simulated(active, queue, slots), abs=0.1)
 
 
 def test_prompts_count_at_the_speed_of_reading() -> None:

@@ -189,8 +189,8 @@ def test_a_call_waits_for_room_where_its_request_has_been_taken() -> None:
 def test_scores_of_the_prompt_come_once_however_often_it_is_read() -> None:
     scores = [PromptLogprobs(-1.0, [], 1)]
     first = RequestOutput("r", TOKENS[:1], "", prompt_logprobs=scores)
-    rest = RequestOutput("r", TOKENS[1:], "abcdefghijkl", finish_reason="length")
-    found = collected(Handle([first, dead()], [first, rest]))
+    whole = RequestOutput("r", TOKENS, "abcdefghijkl", prompt_logprobs=scores, finish_reason="length")
+    found = collected(Handle([first, dead()], [whole]))
     outputs = [item for item in found if isinstance(item, RequestOutput)]
     assert [item.prompt_logprobs for item in outputs] == [scores, []]
     assert one_text(found)
