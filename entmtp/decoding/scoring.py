@@ -32,10 +32,10 @@ def score_prompt(
 
 def _score(logits: torch.Tensor, tokens: Sequence[int], count: int) -> Iterator[PromptLogprobs]:
     """Log-probabilities of ``tokens [n]`` after the positions of ``logits [n, vocab_size]``."""
-    total = logits.logsumexp(-1, keepdim=True)
-    own = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])
-    ranks = 1 + (logits > own).sum(-1)
-    top = logits.topk(count, dim=-1)
-    chosen, values = (own - total)[:, 0].tolist(), (top.values - total).tolist()
-    for one, ids, each, rank in zip(chosen, top.indices.tolist(), values, ranks.tolist(), strict=True):
-        yield PromptLogprobs(one, list(zip(ids, each, strict=True)), rank)
+    log_probs = logits.log_softmax(-1)
+    own = log_probs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])
+    ranks = 1 + (log_probs > own).sum(-1)
+    top = log_probs.topk(count, dim=-1)
+    each = zip(own[:, 0].tolist(), top.indices.tolist(), top.values.tolist(), ranks.tolist(), strict=True)
+    for chosen, ids, values, rank in each:
+        yield PromptLogprobs(chosen, list(zip(ids, values, strict=True)), rank)
